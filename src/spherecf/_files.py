@@ -1,0 +1,46 @@
+"""Small file helpers every room may use: hashes and writes that are whole or not there."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from spherecf.errors import StorageError
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
+    """Call ``write(stream)`` on a temporary neighbour, flush it to disk, then rename it over ``path``.
+
+    A reader sees the old file or the new one, never half of one, also after kill -9 or on a full disk.
+
+    Raises:
+        StorageError: the disk is full or not writable; ``path`` is as it was before.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: could not be written ({error.strerror or error}); the previous file, if any, is unchanged. "
+            "Free some space or choose another folder, then run the same command again."
+        ) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,64 @@
+"""One progress bar for all long work: description, bar, count, rate and time left, on stderr."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2f}/s")
+
+
+class Advance(Protocol):
+    """``advance(n, note)``: n more items are done; ``note`` replaces the text behind the bar."""
+
+    def __call__(self, count: int = 1, note: str | None = None) -> None: ...
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Show a bar while the block runs; ``done`` items were finished by an earlier, interrupted run."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+
+        def advance(count: int = 1, note: str | None = None) -> None:
+            if note is None:
+                bar.update(task, advance=count)
+            else:
+                bar.update(task, advance=count, note=note)
+
+        yield advance
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Iterate with a bar."""
+    with progress(description, total) as advance:
+        for item in items:
+            yield item
+            advance()

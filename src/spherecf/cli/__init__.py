@@ -1,0 +1,48 @@
+"""The command `spherecf`: one thin file per verb over the Python API.
+
+JSON on stdout, tables for people, messages and progress on stderr. Exit codes: 0 done, 1 failed, 2 usage.
+Every verb imports what it needs inside its function, so `spherecf --help` answers at once.
+"""
+
+import sys
+
+import typer
+
+from spherecf._progress import console
+from spherecf._version import __version__
+from spherecf.cli import data
+from spherecf.errors import SpherecfError
+
+app = typer.Typer(
+    name="spherecf",
+    help="Sphere Confidence Face: how sure is your face recogniser?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(data.app, name="data")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: turns this library's own errors into one line on stderr and exit code 1."""
+    try:
+        app()
+    except SpherecfError as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("interrupted: run the same command again to go on where it stopped", highlight=False)
+        sys.exit(130)

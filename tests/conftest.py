@@ -1,0 +1,16 @@
+"""Shared fixtures: the real faces and models beside the checkout, skipped with a reason where absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("SPHERECF_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with LFW, CFP and the 512-d model (see docs/data.md); tests that need it skip without it."""
+    if not (SHARED / "data" / "lfw.bin").exists():
+        pytest.skip(f"real faces not found: {SHARED} (set SPHERECF_SHARED to the folder that holds data/lfw.bin)")
+    return SHARED
