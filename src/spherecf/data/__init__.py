@@ -1,1 +1,38 @@
-"""Placeholder."""
+"""Images and pairs from every layout the field uses: one interface, checked input, no silent skips."""
+
+from spherecf.data._folder import IdentityFolder
+from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
+from spherecf.data._iterate import ImageBatch, Skipped, iter_images
+from spherecf.data._list import ListFile
+from spherecf.data._open import open_pairs, open_source
+from spherecf.data._orl import orl_faces
+from spherecf.data._pairbin import PairBin
+from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
+from spherecf.data._records import RecordFile
+from spherecf.data._source import ImageSource
+from spherecf.data._split import split_identities
+
+# Degradations and sharpness: exports go between these two lines.
+# End of degradations and sharpness.
+
+__all__ = [
+    "IdentityFolder",
+    "ImageBatch",
+    "ImageError",
+    "ImageSource",
+    "ListFile",
+    "PairBin",
+    "PairList",
+    "RecordFile",
+    "Skipped",
+    "decode_image",
+    "encode_image",
+    "image_suffix",
+    "iter_images",
+    "open_pairs",
+    "open_source",
+    "orl_faces",
+    "read_cfp_pairs",
+    "read_lfw_pairs",
+    "split_identities",
+]

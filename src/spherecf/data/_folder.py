@@ -1,0 +1,82 @@
+"""Identity folders: ``root/<identity>/**/picture.jpg``."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int64
+
+from spherecf.data._image import IMAGE_SUFFIXES, ImageError
+from spherecf.data._source import ImageSource
+from spherecf.errors import FileFormatError
+
+
+class IdentityFolder(ImageSource):
+    """One folder per identity, pictures in it or deeper; keys are paths relative to the root.
+
+    Identities and pictures come in alphabetical order. Pictures directly in the root have no identity
+    (label -1). Other files are listed in ``ignored``; names that start with a dot are left out.
+
+    Raises:
+        FileFormatError: no such folder, or no picture in it.
+    """
+
+    def __init__(self, root: str | Path, name: str = "") -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise FileFormatError(root, "expected a folder with one sub-folder per identity, found none.")
+        paths = sorted(path.relative_to(self.root).parts for path in _files(self.root, ()))
+        pictures = [parts for parts in paths if Path(parts[-1]).suffix.lower() in IMAGE_SUFFIXES]
+        if not pictures:
+            raise FileFormatError(
+                root,
+                f"expected pictures in sub-folders, found {len(paths)} files and none of them is one.",
+                f"Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}.",
+            )
+        identities = sorted({parts[0] for parts in pictures if len(parts) > 1})
+        index = {identity: row for row, identity in enumerate(identities)}
+        labels = [index[parts[0]] if len(parts) > 1 else -1 for parts in pictures]
+        super().__init__(name or self.root.resolve().name, np.array(labels, np.int64), identities)
+        self._keys = ["/".join(parts) for parts in pictures]
+        kept = set(pictures)
+        self.ignored = ["/".join(parts) for parts in paths if parts not in kept]
+
+    @property
+    def keys(self) -> list[str]:
+        return self._keys
+
+    def path(self, index: int) -> Path:
+        """The file of one image."""
+        return self.root / self._keys[index]
+
+    def read(self, index: int) -> bytes:
+        return read_image_file(self.path(index), self.where(index))
+
+    def sizes(self) -> Int64[np.ndarray, " n"]:
+        return file_sizes(self.root / key for key in self._keys)
+
+
+def read_image_file(path: Path, where: str) -> bytes:
+    """The bytes of a picture file; what the system refuses becomes an `ImageError`."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(where, f"cannot read {path} ({error.strerror}).") from error
+
+
+def file_sizes(paths: Iterator[Path]) -> Int64[np.ndarray, " n"]:
+    """Sizes in bytes, -1 for a file that is not there."""
+    return np.fromiter((path.stat().st_size if path.exists() else -1 for path in paths), np.int64)
+
+
+def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link to a folder above itself would never end
+        return
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files(path, (*above, real))
+        else:
+            yield path

@@ -1,0 +1,83 @@
+"""Find out what kind of data set or pair list a path is."""
+
+from pathlib import Path
+
+from spherecf.data._folder import IdentityFolder
+from spherecf.data._image import IMAGE_SUFFIXES
+from spherecf.data._list import ListFile, read_lines
+from spherecf.data._pairbin import PairBin
+from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
+from spherecf.data._records import RecordFile
+from spherecf.data._source import ImageSource
+from spherecf.errors import FileFormatError
+
+_LAYOUTS = (
+    "Looked for: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one sub-folder "
+    "of pictures per identity, a text file of lines `image_path label`."
+)
+
+
+def open_source(path: str | Path) -> ImageSource:
+    """Open a data set of any layout that this library reads.
+
+    Raises:
+        FileFormatError: it is none of them (the message lists what was looked for), or one that is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileFormatError(path, "no such file or folder.", _LAYOUTS)
+    if path.is_dir():
+        return RecordFile(path) if (path / "train.rec").exists() else _open_folder(path)
+    if path.suffix == ".rec":
+        return RecordFile(path)
+    if path.suffix in (".bin", ".pkl", ".pickle"):
+        return PairBin(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES or not _is_text(path):
+        raise FileFormatError(path, "not a data set.", _LAYOUTS)
+    if _pair_kind(path):
+        raise FileFormatError(
+            path, "this is a list of pairs, not of images.", "Give the images here and this as the pairs."
+        )
+    return ListFile(path)
+
+
+def open_pairs(path: str | Path) -> PairList:
+    """Open a pair list: LFW's ``pairs.txt``, a table ``fold left right mated`` (CFP), or the pairs of a
+    ``.bin``.
+
+    Raises:
+        FileFormatError: it is none of them, or one with a mistake (line-numbered).
+    """
+    path = Path(path)
+    if path.suffix in (".bin", ".pkl", ".pickle"):
+        return PairBin(path).pairs
+    kind = _pair_kind(path)
+    if not kind:
+        raise FileFormatError(
+            path,
+            "not a pair list.",
+            "Looked for: LFW's pairs.txt (line 1 `10<TAB>300`), a table with the header "
+            "`fold<TAB>left<TAB>right<TAB>mated`, a pair .bin.",
+        )
+    return read_lfw_pairs(path) if kind == "lfw" else read_cfp_pairs(path)
+
+
+def _open_folder(path: Path) -> IdentityFolder:
+    try:
+        return IdentityFolder(path)
+    except FileFormatError as error:
+        raise FileFormatError(path, error.problem, _LAYOUTS) from error
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return b"\0" not in stream.read(4096)
+
+
+def _pair_kind(path: Path) -> str:
+    """``lfw``, ``cfp``, or empty, by the first line."""
+    lines = read_lines(path)
+    fields = lines[0][1].split() if lines else []
+    if fields[:2] == ["fold", "left"]:
+        return "cfp"
+    return "lfw" if fields and len(fields) <= 2 and all(map(str.isdecimal, fields)) else ""

@@ -1,0 +1,97 @@
+"""Pair files (``lfw.bin``, ``cfp_fp.bin``, ...): a pickle of (encoded images, mated flags)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from spherecf.data._pairs import PairList
+from spherecf.data._source import ImageSource
+from spherecf.data._unpickle import load_plain_pickle, plain
+from spherecf.errors import FileFormatError
+
+_FOLDS = 10
+
+
+class PairBin(ImageSource):
+    """The images of a pair file, in memory; images 2i and 2i+1 are pair i. Identities are unknown.
+
+    The pickle is read by stand-ins only, so a hostile file can run nothing. Images may be bytes (Python 2 or
+    3), bytearrays or uint8 arrays, flags bool, 0/1, or NumPy's.
+
+    Attributes:
+        pairs: the `PairList`, ten folds in order (as even as the number of pairs allows).
+
+    Raises:
+        FileFormatError: not such a pickle; the message says what it holds instead.
+    """
+
+    def __init__(self, path: str | Path, name: str = "") -> None:
+        self.path = Path(path)
+        self._images, mated = _checked(self.path, load_plain_pickle(self.path))
+        name = name or self.path.stem
+        super().__init__(name, np.full(len(self._images), -1, np.int64), [])
+        self._keys = [f"{name}/{index:06d}" for index in range(len(self._images))]
+        self.pairs = PairList(name, self._keys[::2], self._keys[1::2], mated, fold_numbers(len(mated)))
+
+    def __reduce__(self) -> tuple[type["PairBin"], tuple[Path, str]]:
+        return type(self), (self.path, self.name)
+
+    @property
+    def keys(self) -> list[str]:
+        return self._keys
+
+    def read(self, index: int) -> bytes:
+        return self._images[index]
+
+    def sizes(self) -> Int64[np.ndarray, " n"]:
+        return np.fromiter(map(len, self._images), np.int64)
+
+
+def fold_numbers(pairs: int) -> Int64[np.ndarray, " pairs"]:
+    """Fold of each pair when ten folds follow each other, the first ones larger by one if need be.
+
+    Example:
+        >>> fold_numbers(12).tolist()
+        [0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+    sizes = np.full(_FOLDS, pairs // _FOLDS) + (np.arange(_FOLDS) < pairs % _FOLDS)
+    return np.repeat(np.arange(_FOLDS, dtype=np.int64), sizes)
+
+
+def _checked(path: Path, content: Any) -> tuple[list[bytes], np.ndarray]:
+    expected = "expected a pickle of (list of encoded images, list of bool)"
+    if not isinstance(content, tuple | list) or len(content) != 2:
+        raise FileFormatError(path, f"{expected}, got {type(content).__name__}.")
+    columns = [plain(column) for column in content]
+    if not all(isinstance(column, list | tuple | np.ndarray) for column in columns):
+        raise FileFormatError(
+            path, f"{expected}, got ({', '.join(type(column).__name__ for column in columns)})."
+        )
+    images = [_image(path, index, plain(item)) for index, item in enumerate(columns[0])]
+    flags = [_flag(path, index, plain(item)) for index, item in enumerate(columns[1])]
+    if len(images) != 2 * len(flags) or not flags:
+        raise FileFormatError(
+            path, f"expected two images for each flag, got {len(images)} images and {len(flags)} flags."
+        )
+    return images, np.array(flags, bool)
+
+
+def _image(path: Path, index: int, item: Any) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, bytearray) or (
+        isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.size == max(item.shape)
+    ):
+        return bytes(item)
+    if isinstance(item, str):  # a Python 2 string that went through latin-1 once more
+        return item.encode("latin-1", errors="replace")
+    kind = f"array {item.dtype}{list(item.shape)}" if isinstance(item, np.ndarray) else type(item).__name__
+    raise FileFormatError(path, f"image {index}: expected encoded bytes, got {kind}.")
+
+
+def _flag(path: Path, index: int, item: Any) -> bool:
+    if isinstance(item, bool | int | np.bool_ | np.integer) and int(item) in (0, 1):
+        return bool(item)
+    raise FileFormatError(path, f"flag {index}: expected True or False, got {str(item)[:40]!r}.")

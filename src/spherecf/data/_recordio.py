@@ -1,0 +1,127 @@
+"""RecordIO framing: bytes to records and back, as MXNet lays them out.
+
+A part is ``magic, word, payload, zero padding to 4 bytes``; the word's top 3 bits say whether the part is a
+whole record (0) or the first (1), a middle (2) or the last (3) part of one, its low 29 bits hold the
+payload's length. A record is split wherever its payload contains the magic word at a 4-byte boundary; the
+word itself is left out and comes back on joining, so that a reader can find the next record from anywhere.
+The payload of an image record starts with flag uint32, label float32, id uint64, id2 uint64; flag > 0 means
+that so many float32 labels follow.
+"""
+
+import struct
+from mmap import mmap
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from spherecf.errors import FileFormatError
+
+MAGIC = 0xCED7230A
+MAGIC_BYTES = struct.pack("<I", MAGIC)
+_FRAME = struct.Struct("<II")
+_HEADER = struct.Struct("<IfQQ")
+HEADER_BYTES = _FRAME.size + _HEADER.size
+_LENGTH = (1 << 29) - 1
+
+
+class Record(NamedTuple):
+    """One record: its labels (k,), its own number and its content."""
+
+    flag: int
+    labels: Float32[np.ndarray, " k"]
+    number: int
+    content: bytes
+
+
+def read_record(data: mmap | bytes, offset: int, path: Path) -> Record:
+    """The record that starts at byte ``offset``.
+
+    Raises:
+        FileFormatError: with the byte position, if the magic word, a length or a continuation flag is wrong.
+    """
+    payload = _read_payload(data, offset, path)
+    if len(payload) < _HEADER.size:
+        raise FileFormatError(
+            path, f"record at byte {offset}: {len(payload)} bytes, its header alone takes 24."
+        )
+    flag, label, number, _ = _HEADER.unpack_from(payload)
+    end = _HEADER.size + 4 * flag
+    if len(payload) < end:
+        raise FileFormatError(
+            path, f"record at byte {offset}: header promises {flag} labels, {len(payload)} bytes in all."
+        )
+    labels = np.frombuffer(payload, "<f4", flag, _HEADER.size) if flag else np.array([label], np.float32)
+    return Record(flag, labels, number, payload[end:])
+
+
+def _read_payload(data: mmap | bytes, offset: int, path: Path) -> bytes:
+    start, parts = offset, list[bytes]()
+    while True:
+        kind, part, offset = _read_part(data, offset, path)
+        expected = (0, 1) if not parts else (2, 3)
+        if kind not in expected:
+            raise FileFormatError(
+                path,
+                f"record at byte {start}: part with continuation flag {kind} where {expected} was expected.",
+            )
+        parts.append(part)
+        if kind in (0, 3):
+            return parts[0] if len(parts) == 1 else MAGIC_BYTES.join(parts)
+
+
+def _read_part(data: mmap | bytes, offset: int, path: Path) -> tuple[int, bytes, int]:
+    if not 0 <= offset <= len(data) - _FRAME.size:
+        raise FileFormatError(
+            path, f"no record at byte {offset}: the file has {len(data)} bytes.", "Is it complete?"
+        )
+    magic, word = _FRAME.unpack_from(data, offset)
+    if magic != MAGIC:
+        raise FileFormatError(
+            path,
+            f"byte {offset}: expected the record magic 0x{MAGIC:08x}, got 0x{magic:08x}.",
+            "Is the index of this file?",
+        )
+    length, begin = word & _LENGTH, offset + _FRAME.size
+    if begin + length > len(data):
+        raise FileFormatError(
+            path,
+            f"record at byte {offset} promises {length} bytes, only {len(data) - begin} follow.",
+            "The file is truncated; copy it again.",
+        )
+    return word >> 29, data[begin : begin + length], begin + length + -length % 4
+
+
+def pack_record(number: int, labels: tuple[float, ...], content: bytes = b"", several: bool = False) -> bytes:
+    """One record, framed and padded; ``several`` stores the labels as a list even if there is one.
+
+    Raises:
+        FileFormatError: a part is longer than the 29 bits of its length allow.
+
+    Example:
+        >>> read_record(pack_record(7, (3.0,), b"picture"), 0, Path("x.rec")).content
+        b'picture'
+    """
+    if several or len(labels) != 1:
+        header = _HEADER.pack(len(labels), 0.0, number, 0) + struct.pack(f"<{len(labels)}f", *labels)
+    else:
+        header = _HEADER.pack(0, labels[0], number, 0)
+    parts = _split_at_magic(header + content)
+    framed = []
+    for index, part in enumerate(parts):
+        if len(part) > _LENGTH:
+            raise FileFormatError(f"record {number}", f"{len(part)} bytes, the format allows {_LENGTH}.")
+        kind = 0 if len(parts) == 1 else 1 if index == 0 else 3 if index == len(parts) - 1 else 2
+        framed.append(_FRAME.pack(MAGIC, kind << 29 | len(part)) + part + bytes(-len(part) % 4))
+    return b"".join(framed)
+
+
+def _split_at_magic(payload: bytes) -> list[bytes]:
+    parts, begin, found = [], 0, payload.find(MAGIC_BYTES)
+    while found >= 0:
+        if found % 4 == 0:
+            parts.append(payload[begin:found])
+            begin = found + 4
+        found = payload.find(MAGIC_BYTES, found + (4 if found % 4 == 0 else 1))
+    return [*parts, payload[begin:]]
