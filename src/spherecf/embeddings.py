@@ -1,0 +1,294 @@
+"""The hinge: directions, concentrations and their keys in one memory-mapped safetensors file.
+
+Networks write this file; scoring and evaluation read nothing else, so embeddings from anywhere can be
+evaluated. The layout is plain safetensors (tensors ``mu``, ``log_kappa``, ``keys``, ``key_ends``, and where
+known ``labels`` and ``extra.*``; JSON in the metadata), so any safetensors reader opens it.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from spherecf._files import write_atomically
+from spherecf.errors import FileFormatError, InputError
+
+__all__ = ["Embeddings"]
+
+_FORMAT = "embeddings/1"
+_DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_UNIT_TOLERANCE = 1e-3
+_LOG_KAPPA_LIMIT = 60.0  # kappa between 1e-26 and 1e26: kappa squared stays finite in float32
+_BLOCK = 65536
+
+
+@dataclass(eq=False)
+class Embeddings:
+    """One von Mises-Fisher distribution per image, with its key.
+
+    Args:
+        mu: (n, dim) float32, unit mean directions.
+        log_kappa: (n,) float32, natural logarithm of the concentration, within -60 .. 60.
+        keys: n unique strings, e.g. paths relative to the data set.
+        labels: (n,) int64 index into ``identities``, or None where no identity is known.
+        identities: names of the labels.
+        extras: named (n,) float32 columns: ``norm``, ``detector_score``, ``sharpness``, ``severity``, ...
+        skipped: (key, reason) of every image that could not be embedded (failures to acquire).
+        provenance: JSON-able facts about how it was made: model hash, alignment, flip, degradation, ...
+
+    Raises:
+        InputError: shapes disagree, NaN or non-unit directions, log_kappa out of range, duplicate keys.
+
+    Example:
+        >>> import numpy as np
+        >>> e = Embeddings(mu=np.eye(2, dtype=np.float32), log_kappa=np.log([10.0, 100.0]), keys=["a", "b"])
+        >>> e.dim, e.rows(["b", "a"]).tolist(), e.kappa.round().tolist()
+        (2, [1, 0], [10.0, 100.0])
+    """
+
+    mu: NDArray[Any]  # any float type comes in; float32 is kept
+    log_kappa: NDArray[Any]
+    keys: Sequence[str]
+    labels: NDArray[Any] | None = None
+    identities: Sequence[str] = ()
+    extras: dict[str, NDArray[Any]] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mu = np.asarray(self.mu, np.float32)
+        self.log_kappa = np.asarray(self.log_kappa, np.float32)
+        self.keys = [str(key) for key in self.keys]
+        self.identities = [str(name) for name in self.identities]
+        if self.labels is not None:
+            self.labels = np.asarray(self.labels, np.int64)
+        self.extras = {name: np.asarray(column, np.float32) for name, column in self.extras.items()}
+        self.skipped = [(str(key), str(reason)) for key, reason in self.skipped]
+        _check(self)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of the directions."""
+        return int(self.mu.shape[1])
+
+    @property
+    def kappa(self) -> NDArray[Any]:
+        """Concentrations (n,), larger = surer."""
+        kappa: NDArray[Any] = np.exp(self.log_kappa)
+        return kappa
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {key: row for row, key in enumerate(self.keys)}
+
+    def rows(self, keys: Iterable[str]) -> NDArray[np.int64]:
+        """Row of every key, in the order asked.
+
+        Raises:
+            InputError: some keys are not here; the message counts them and says which were skipped, and why.
+        """
+        asked = list(keys)
+        found = [self._index.get(key, -1) for key in asked]
+        missing = [key for key, row in zip(asked, found) if row < 0]
+        if missing:
+            reasons = dict(self.skipped)
+            shown = [f"{key!r} ({reasons[key]})" if key in reasons else repr(key) for key in missing[:5]]
+            raise InputError(
+                f"{len(missing)} of {len(asked)} keys are not in these embeddings of {len(self)} images: "
+                f"{', '.join(shown)}{', ...' if len(missing) > 5 else ''}. Keys here look like "
+                f"{', '.join(map(repr, self.keys[:2])) or '(none)'}; embed the missing images "
+                "or use the matching list."
+            )
+        return np.asarray(found, np.int64)
+
+    def select(self, rows: NDArray[np.integer[Any]] | Sequence[int]) -> "Embeddings":
+        """The embeddings of these rows only, in this order (a copy)."""
+        chosen = np.asarray(rows, np.int64)
+        return Embeddings(
+            mu=self.mu[chosen],
+            log_kappa=self.log_kappa[chosen],
+            keys=[self.keys[row] for row in chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            identities=self.identities,
+            extras={name: column[chosen] for name, column in self.extras.items()},
+            skipped=list(self.skipped),
+            provenance=dict(self.provenance),
+        )
+
+    def subjects(self) -> NDArray[Any] | None:
+        """Identity name of every row, or None where the file carries no labels."""
+        if self.labels is None:
+            return None
+        names = self.identities or [str(label) for label in range(int(self.labels.max(initial=0)) + 1)]
+        subjects: NDArray[Any] = np.asarray(names)[self.labels]
+        return subjects
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of keys, directions and concentrations: equal content, equal hash."""
+        digest = hashlib.sha256(f"{_FORMAT} {self.mu.shape}".encode())
+        for key in self.keys:
+            digest.update(key.encode() + b"\0")
+        for start in range(0, len(self), _BLOCK):
+            digest.update(np.ascontiguousarray(self.mu[start : start + _BLOCK], "<f4").data)
+        digest.update(np.ascontiguousarray(self.log_kappa, "<f4").data)
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, whole or not at all; returns its path.
+
+        Raises:
+            StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
+        """
+        encoded = [key.encode() for key in self.keys]
+        tensors: dict[str, NDArray[Any]] = {  # widest types first: every view of the mapped file is aligned
+            "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
+            **({} if self.labels is None else {"labels": self.labels}),
+            "mu": self.mu,
+            "log_kappa": self.log_kappa,
+            **{f"extra.{name}": column for name, column in self.extras.items()},
+            "keys": np.frombuffer(b"".join(encoded), np.uint8),
+        }
+        metadata = {
+            "spherecf": _FORMAT,
+            "identities": json.dumps(list(self.identities)),
+            "skipped": json.dumps(self.skipped),
+            "provenance": json.dumps(self.provenance),
+        }
+        return write_atomically(path, lambda stream: _write(stream, tensors, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Embeddings":
+        """Open a file written by `save`; ``mu`` stays on disk, mapped into memory read-only.
+
+        Raises:
+            FileFormatError: truncated, not an embeddings file, or content that fails the checks.
+        """
+        tensors, metadata = _read(Path(path))
+        try:
+            blob, ends = tensors["keys"].tobytes(), tensors["key_ends"].tolist()
+            return cls(
+                mu=tensors["mu"],
+                log_kappa=np.array(tensors["log_kappa"]),
+                keys=[blob[start:end].decode() for start, end in zip([0, *ends[:-1]], ends)],
+                labels=np.array(tensors["labels"]) if "labels" in tensors else None,
+                identities=json.loads(metadata["identities"]),
+                extras={
+                    name.removeprefix("extra."): np.array(column)
+                    for name, column in tensors.items()
+                    if name.startswith("extra.")
+                },
+                skipped=[(key, reason) for key, reason in json.loads(metadata["skipped"])],
+                provenance=json.loads(metadata["provenance"]),
+            )
+        except (KeyError, UnicodeDecodeError, InputError, ValueError) as error:
+            reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise FileFormatError(path, f"not usable as embeddings: {reason}.", _AGAIN) from error
+
+
+_AGAIN = "Write it again with `spherecf embed`, or with Embeddings(...).save(path)."
+
+
+def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """The safetensors layout: header length, JSON header, raw tensors; streamed, so nothing is held twice."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + tensor.nbytes
+        dtype = _NAMES[tensor.dtype.newbyteorder("<")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)) + text)
+    for tensor in tensors.values():
+        for start in range(0, max(len(tensor), 1), _BLOCK):
+            stream.write(np.ascontiguousarray(tensor[start : start + _BLOCK]).tobytes())
+
+
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Views of a mapped file. safetensors itself checks the header, offsets and length first."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        if not path.exists():
+            raise FileFormatError(path, "no such file.", "Write it with `spherecf embed`.") from error
+        raise FileFormatError(path, f"truncated or not a safetensors file ({error}).", _AGAIN) from error
+    if metadata.get("spherecf") != _FORMAT:
+        got = metadata.get("spherecf", "no such mark")
+        raise FileFormatError(path, f"a safetensors file, but not {_FORMAT} (got {got}).", _AGAIN)
+    raw: NDArray[Any] = np.memmap(path, np.uint8, mode="r")
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8:start].tobytes())
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise FileFormatError(
+                path, f"tensor {name!r} has type {entry['dtype']}, not one of {[*_DTYPES]}.", _AGAIN
+            )
+        first, last = entry["data_offsets"]
+        dtype: Any = _DTYPES[entry["dtype"]]
+        tensors[name] = raw[start + first : start + last].view(dtype).reshape(entry["shape"])
+    return tensors, metadata
+
+
+def _check(e: Embeddings) -> None:
+    n = len(e.keys)
+    if e.mu.ndim != 2 or e.mu.shape[0] != n or e.mu.shape[1] < 2:
+        raise InputError(f"mu: expected (n, dim) with n = {n} keys and dim >= 2, got shape {e.mu.shape}")
+    columns: dict[str, NDArray[Any]] = {
+        "log_kappa": e.log_kappa,
+        **e.extras,
+        **({} if e.labels is None else {"labels": e.labels}),
+    }
+    for name, column in columns.items():
+        if column.shape != (n,):
+            raise InputError(f"{name}: expected shape ({n},) like the keys, got {column.shape}")
+        bad = np.flatnonzero(~np.isfinite(column))
+        if bad.size:
+            where = e.keys[bad[0]]
+            raise InputError(
+                f"{name}: {bad.size} of {n} values are NaN or infinite, first for {where!r} (row {bad[0]})"
+            )
+    bad = np.flatnonzero(np.abs(e.log_kappa) > _LOG_KAPPA_LIMIT)
+    if bad.size:
+        raise InputError(
+            f"log_kappa: {bad.size} of {n} values are outside -60 .. 60, first {e.log_kappa[bad[0]]} for "
+            f"{e.keys[bad[0]]!r}; expected the natural logarithm of kappa (was kappa itself given?)"
+        )
+    if len(set(e.keys)) != n:
+        seen: set[str] = set()
+        twice = next(key for key in e.keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise InputError(
+            f"keys: {n - len(set(e.keys))} duplicates, first {twice!r}; every image needs its own key"
+        )
+    if e.labels is not None and e.identities and n:
+        low, high = int(e.labels.min()), int(e.labels.max())
+        if low < 0 or high >= len(e.identities):
+            raise InputError(
+                f"labels: expected 0 .. {len(e.identities) - 1} (identities), got {low} .. {high}"
+            )
+    for start in range(0, n, _BLOCK):  # block by block, so that a mapped file larger than memory passes
+        block = e.mu[start : start + _BLOCK]
+        off = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
+        rows = np.flatnonzero(~(off <= _UNIT_TOLERANCE))
+        if rows.size:
+            raise InputError(
+                f"mu: {rows.size} of {len(block)} directions are NaN or not of unit length, first for "
+                f"{e.keys[start + rows[0]]!r} (row {start + rows[0]}); "
+                "normalise them (failures belong in skipped)"
+            )

@@ -1,0 +1,153 @@
+"""The embeddings file: round trip, mapping, and every way it can be wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from spherecf.embeddings import Embeddings
+from spherecf.errors import FileFormatError, InputError, StorageError
+
+
+def make(n: int = 7, dim: int = 5, seed: int = 0, **changes: object) -> Embeddings:
+    rng = np.random.default_rng(seed)
+    mu = rng.normal(size=(n, dim))
+    fields: dict[str, object] = {
+        "mu": (mu / np.linalg.norm(mu, axis=1, keepdims=True)).astype(np.float32),
+        "log_kappa": rng.normal(6, 1, n).astype(np.float32),
+        "keys": [f"{i:03d}/ünï.jpg" for i in range(n)],
+        "labels": np.arange(n) % 3,
+        "identities": ["ann", "bob", "çem"],
+        "extras": {"norm": rng.random(n).astype(np.float32)},
+        "skipped": [("bad.jpg", "not a JPEG")],
+        "provenance": {"model": "abc", "flip": "none"},
+    }
+    return Embeddings(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_round_trip_keeps_everything(tmp_path: Path) -> None:
+    before = make()
+    after = Embeddings.load(before.save(tmp_path / "e.safetensors"))
+    np.testing.assert_array_equal(after.mu, before.mu)
+    np.testing.assert_array_equal(after.log_kappa, before.log_kappa)
+    np.testing.assert_array_equal(after.labels, before.labels)
+    np.testing.assert_array_equal(after.extras["norm"], before.extras["norm"])
+    assert (after.keys, after.identities) == (before.keys, before.identities)
+    assert (after.skipped, after.provenance) == (before.skipped, before.provenance)
+    assert after.fingerprint() == before.fingerprint()
+    assert after.subjects().tolist() == [["ann", "bob", "çem"][i % 3] for i in range(7)]
+
+
+def test_any_safetensors_reader_opens_it(tmp_path: Path) -> None:
+    e = make()
+    with safe_open(e.save(tmp_path / "e.safetensors"), framework="numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("mu"), e.mu)
+        assert "extra.norm" in file.keys()  # noqa: SIM118 (not a dict)
+
+
+def test_mu_is_mapped_and_not_copied(tmp_path: Path) -> None:
+    mu = Embeddings.load(make().save(tmp_path / "e.safetensors")).mu
+    base: object = mu
+    while not isinstance(base, np.memmap):
+        base = base.base  # type: ignore[attr-defined]
+    assert not mu.flags.writeable and mu.flags.aligned
+
+
+def test_rows_and_select_follow_the_order_asked() -> None:
+    e = make()
+    rows = e.rows([e.keys[4], e.keys[1]])
+    chosen = e.select(rows)
+    assert rows.tolist() == [4, 1]
+    np.testing.assert_array_equal(chosen.mu, e.mu[[4, 1]])
+    assert chosen.keys == [e.keys[4], e.keys[1]] and chosen.extras["norm"].shape == (2,)
+
+
+def test_unknown_keys_are_counted_and_skips_explained() -> None:
+    with pytest.raises(InputError, match=r"2 of 3 keys .*'bad.jpg' \(not a JPEG\), 'nowhere'"):
+        make().rows([make().keys[0], "bad.jpg", "nowhere"])
+
+
+def test_fingerprint_follows_content() -> None:
+    e = make()
+    assert make(provenance={}).fingerprint() == e.fingerprint()
+    assert make(seed=1).fingerprint() != e.fingerprint()
+    assert e.select([1, 0]).fingerprint() != e.select([0, 1]).fingerprint()
+
+
+def test_empty_file_is_allowed(tmp_path: Path) -> None:
+    e = Embeddings(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), [], skipped=[("a", "dark")])
+    again = Embeddings.load(e.save(tmp_path / "e.safetensors"))
+    assert len(again) == 0 and again.dim == 4 and again.skipped == [("a", "dark")]
+
+
+def _nan(row: int) -> np.ndarray:
+    mu = np.array(make().mu)
+    mu[row, 0] = np.nan
+    return mu
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mu": _nan(3)}, r"1 of 7 directions are NaN .*003/.*row 3"),
+        ({"mu": 2 * make().mu}, "7 of 7 directions .*unit length"),
+        ({"mu": make().mu[:5]}, r"n = 7 keys .*\(5, 5\)"),
+        ({"mu": make().mu[0]}, "expected .n, dim."),
+        ({"log_kappa": np.full(7, np.inf)}, "log_kappa: 7 of 7 values are NaN or infinite"),
+        ({"log_kappa": np.log(np.full(7, -1.0, np.float32), where=False, out=np.full(7, np.nan))}, "NaN"),
+        ({"log_kappa": np.full(7, 400.0)}, "was kappa itself given"),
+        ({"log_kappa": np.zeros(6)}, r"log_kappa: expected shape \(7,\)"),
+        ({"keys": ["a"] * 7}, "6 duplicates, first 'a'"),
+        ({"labels": np.full(7, 3)}, r"expected 0 .. 2 .*got 3 .. 3"),
+        ({"extras": {"norm": np.full(7, np.nan)}}, "norm: 7 of 7"),
+    ],
+)
+def test_wrong_content_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make(**changes)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, 0.5, 0.999])
+def test_truncated_files_are_refused(tmp_path: Path, keep: float) -> None:
+    path = make().save(tmp_path / "e.safetensors")
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(keep * len(raw)) if isinstance(keep, float) else keep])
+    with pytest.raises(FileFormatError, match="truncated or not a safetensors file"):
+        Embeddings.load(path)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "other.safetensors"
+    save_file({"mu": np.eye(3, dtype=np.float32)}, path)
+    with pytest.raises(FileFormatError, match="not embeddings/1"):
+        Embeddings.load(path)
+    save_file({"mu": np.eye(3, dtype=np.float32)}, path, metadata={"spherecf": "embeddings/1"})
+    with pytest.raises(FileFormatError, match="lacks 'keys'"):
+        Embeddings.load(path)
+    with pytest.raises(FileFormatError, match="no such file"):
+        Embeddings.load(tmp_path / "absent")
+
+
+def test_content_is_checked_on_load_too(tmp_path: Path) -> None:
+    path = make().save(tmp_path / "e.safetensors")
+    raw = bytearray(path.read_bytes())
+    at = raw.find(make().mu.tobytes())
+    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(FileFormatError, match=r"1 of 7 directions are NaN"):
+        Embeddings.load(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make().save(tmp_path / "e.safetensors")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spherecf.embeddings._write", full)
+    with pytest.raises(StorageError, match="No space left"):
+        make(seed=1).save(path)
+    assert Embeddings.load(path).fingerprint() == make().fingerprint()
+    assert [p.name for p in tmp_path.iterdir()] == ["e.safetensors"]
