@@ -17,21 +17,26 @@ class IdentityFolder(ImageSource):
     Identities and pictures come in alphabetical order. Pictures directly in the root have no identity
     (label -1). Other files are listed in ``ignored``; names that start with a dot are left out.
 
+    Args:
+        root: the folder.
+        name: for messages and reports; the folder's own by default.
+        suffixes: endings of picture files, in lower case.
+
     Raises:
         FileFormatError: no such folder, or no picture in it.
     """
 
-    def __init__(self, root: str | Path, name: str = "") -> None:
+    def __init__(self, root: str | Path, name: str = "", suffixes: frozenset[str] = IMAGE_SUFFIXES) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise FileFormatError(root, "expected a folder with one sub-folder per identity, found none.")
         paths = sorted(path.relative_to(self.root).parts for path in _files(self.root, ()))
-        pictures = [parts for parts in paths if Path(parts[-1]).suffix.lower() in IMAGE_SUFFIXES]
+        pictures = [parts for parts in paths if Path(parts[-1]).suffix.lower() in suffixes]
         if not pictures:
             raise FileFormatError(
                 root,
                 f"expected pictures in sub-folders, found {len(paths)} files and none of them is one.",
-                f"Known endings: {' '.join(sorted(IMAGE_SUFFIXES))}.",
+                f"Known endings: {' '.join(sorted(suffixes))}.",
             )
         identities = sorted({parts[0] for parts in pictures if len(parts) > 1})
         index = {identity: row for row, identity in enumerate(identities)}

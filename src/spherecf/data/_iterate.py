@@ -22,8 +22,7 @@ class Skipped(NamedTuple):
 
 
 class ImageBatch(NamedTuple):
-    """Images of one size: ``rows`` (b,) in the source, ``images`` (b, h, w, 3) RGB, ``encoded`` (b,) as
-    stored."""
+    """``rows`` (b,) in the source, ``images`` (b, h, w, 3) RGB of one size, ``encoded`` (b,) as stored."""
 
     rows: Int64[np.ndarray, " b"]
     images: UInt8[np.ndarray, "b h w 3"]

@@ -12,8 +12,8 @@ from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError
 
 _LAYOUTS = (
-    "Looked for: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one sub-folder "
-    "of pictures per identity, a text file of lines `image_path label`."
+    "Looked for: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one "
+    "sub-folder of pictures per identity, a text file of lines `image_path label`."
 )
 
 

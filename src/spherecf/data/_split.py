@@ -10,8 +10,7 @@ from spherecf.errors import InputError
 def split_identities(
     source: ImageSource | Int64[np.ndarray, " n"], fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
-    """(rows to train on, rows held out): about ``fraction`` of the identities are held out with all their
-    images.
+    """(rows to train on, rows held out), where about ``fraction`` of the identities is held out entirely.
 
     At least one identity lands on each side. Rows without identity (label -1) are in neither: they could show
     anybody.

@@ -49,7 +49,9 @@ class _Dtype:
 
 class _Array:
     __slots__ = ("value",)
-    value: Any
+
+    def __init__(self) -> None:
+        self.value: Any = None
 
     def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, content = state
