@@ -1,10 +1,127 @@
 """`spherecf data`: look into data sets and convert between their layouts."""
 
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import typer
 
+from spherecf._progress import console
+from spherecf.errors import InputError
+
+if TYPE_CHECKING:
+    from spherecf.data import ImageSource, Skipped
+
 app = typer.Typer(help="Inspect and convert data sets.", no_args_is_help=True)
+
+_LISTED = 20  # broken images shown in the table; the JSON lists all
 
 
 @app.callback()
 def _root() -> None:
     pass
+
+
+@app.command(epilog="Example: spherecf data inspect faces/ --decode --json > faces.json")
+def inspect(
+    path: Path = typer.Argument(
+        help="Identity folder, list file, folder with train.rec, .rec, or pair .bin."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print the facts as JSON on stdout."),
+    decode: bool = typer.Option(False, "--decode", help="Decode every image and list the broken ones."),
+    root: Path | None = typer.Option(
+        None, help="Where the paths of a list file start (default: its folder)."
+    ),
+) -> None:
+    """Say what a data set holds: kind, images, identities, picture sizes, fingerprint, broken images.
+
+    Without --decode, 64 evenly spaced images stand for all.
+    """
+    from spherecf.data import describe, open_source
+
+    facts = {"path": str(path)} | describe(open_source(path, root), decode)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+    else:
+        _show(facts)
+
+
+@app.command(epilog="Example: spherecf data convert faces/ faces_rec/ --to rec")
+def convert(
+    source: Path = typer.Argument(help="What to read: any layout that `inspect` knows."),
+    target: Path = typer.Argument(help="New folder, or a .bin file together with --pairs."),
+    to: str = typer.Option(
+        "",
+        help="rec, folder or bin; default: bin for a .bin target, else folder from a "
+        "RecordIO set and rec from anything else.",
+    ),
+    pairs: Path | None = typer.Option(
+        None, help="Pair list for a .bin: LFW's pairs.txt, a CFP table, a .bin."
+    ),
+    root: Path | None = typer.Option(
+        None, help="Where the paths of a list file start (default: its folder)."
+    ),
+) -> None:
+    """Write a data set in another layout. Broken images are left out, counted and listed.
+
+    The report, as JSON on stdout: what was written, and every skipped image with the reason.
+    """  # fmt: skip
+    from spherecf.data import open_source
+
+    opened = open_source(source, root)
+    skipped: list[Skipped] = []
+    written = _write(opened, target, to, pairs, skipped)
+    report = {
+        "written": str(target),
+        "kind": type(written).__name__,
+        "images": len(written),
+        "identities": len(written.identities),
+        "fingerprint": written.fingerprint(),
+        "skipped": [item._asdict() for item in skipped],
+    }
+    typer.echo(json.dumps(report, indent=2))
+    if skipped:
+        console.print(f"[yellow]{len(skipped)} of {len(opened)} images were broken and left out:[/]")
+        _list_broken(report["skipped"])
+
+
+def _write(
+    source: "ImageSource", target: Path, to: str, pairs: Path | None, skipped: "list[Skipped]"
+) -> "ImageSource":
+    from spherecf.data import RecordFile, open_pairs, write_folder, write_pair_bin, write_records
+
+    to = to or ("bin" if target.suffix == ".bin" else "folder" if isinstance(source, RecordFile) else "rec")
+    if to not in ("rec", "folder", "bin"):
+        raise InputError(f"--to must be rec, folder or bin, got {to!r}")
+    if (to == "bin") != (pairs is not None):
+        raise InputError("a pair .bin needs --pairs FILE, and nothing else does")
+    if pairs is not None:
+        return write_pair_bin(source, open_pairs(pairs), target)
+    return (write_records if to == "rec" else write_folder)(source, target, skipped=skipped)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        if name == "images_per_identity" and value:
+            numbers = ", ".join(f"{key} {value[key]}" for key in ("least", "median", "mean", "most"))
+            bins = "  ".join(f"{key}: {count}" for key, count in value["histogram"].items() if count)
+            table.add_row("images per identity", numbers)
+            table.add_row("identities by images", bins)
+        elif isinstance(value, dict):
+            table.add_row(
+                name.replace("_", " "), ", ".join(f"{key}: {count}" for key, count in value.items())
+            )
+        else:
+            table.add_row(name.replace("_", " "), str(len(value) if isinstance(value, list) else value))
+    console.print(table, highlight=False, markup=False)
+    _list_broken(facts["broken"])
+
+
+def _list_broken(broken: Any) -> None:
+    for item in broken[:_LISTED]:
+        console.print(f"  {item['key']}: {item['reason']}", highlight=False, markup=False, soft_wrap=True)
+    if len(broken) > _LISTED:
+        console.print(f"  ... and {len(broken) - _LISTED} more (all of them are in the JSON)")

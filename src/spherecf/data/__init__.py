@@ -1,5 +1,6 @@
 """Images and pairs from every layout the field uses: one interface, checked input, no silent skips."""
 
+from spherecf.data._describe import describe
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
 from spherecf.data._iterate import ImageBatch, Skipped, iter_images
@@ -11,6 +12,7 @@ from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
 from spherecf.data._records import RecordFile
 from spherecf.data._source import ImageSource
 from spherecf.data._split import split_identities
+from spherecf.data._write import write_folder, write_pair_bin, write_records
 
 # Degradations and sharpness: exports go between these two lines.
 # End of degradations and sharpness.
@@ -26,6 +28,7 @@ __all__ = [
     "RecordFile",
     "Skipped",
     "decode_image",
+    "describe",
     "encode_image",
     "image_suffix",
     "iter_images",
@@ -35,4 +38,7 @@ __all__ = [
     "read_cfp_pairs",
     "read_lfw_pairs",
     "split_identities",
+    "write_folder",
+    "write_pair_bin",
+    "write_records",
 ]

@@ -122,8 +122,8 @@ def image_suffix(data: bytes) -> str:
 def _truncation(data: bytes) -> str:
     """What is missing at the end of a known format, or an empty string."""
     if data.startswith(_JPEG):
-        # Fast path: the end marker is last. Otherwise it must come after the last start of scan, which tells a
-        # trailer behind the picture from a picture that stops early (FF DA never occurs in entropy-coded data).
+        # Fast path: the end marker is last. Otherwise it must come after the last start of scan, which tells
+        # a trailer behind the picture from a picture that stops early (coded data never holds FF DA).
         if not data.endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9") < max(data.rfind(b"\xff\xda"), 0):
             return "the JPEG end marker FF D9 is missing"
     elif data.startswith(_PNG):

@@ -29,7 +29,9 @@ class ImageBatch(NamedTuple):
     encoded: list[bytes]
 
 
-class _Loaded(NamedTuple):
+class Loaded(NamedTuple):
+    """One image of a batch: ``image`` is None and ``error`` set where it could not be read or decoded."""
+
     row: int
     encoded: bytes
     image: np.ndarray | None
@@ -61,54 +63,67 @@ def iter_images(
         InputError: a parameter out of range.
 
     Example:
-        >>> len([batch for batch in iter_images(orl_faces(), range(100), batch=64)])  # doctest: +SKIP
-        2
+        >>> from spherecf.data import orl_faces
+        >>> [batch.images.shape for batch in iter_images(orl_faces(), range(100))]
+        [(64, 112, 92, 3), (36, 112, 92, 3)]
     """
     if on_error not in ("raise", "skip") or (on_error == "skip") != (skipped is not None):
         raise InputError(
             'on_error must be "raise", or "skip" together with a list that receives what is skipped'
         )
-    if batch < 1 or (workers is not None and workers < 1):
-        raise InputError(f"batch and workers must be at least 1, got {batch} and {workers}")
     rows = np.arange(len(source)) if indices is None else np.fromiter(indices, np.int64)
-    chunks = (rows[start : start + batch].tolist() for start in range(0, len(rows), batch))
-    return _batches(source, chunks, size, workers or os.cpu_count() or 1, skipped)
+    return _stacked(source, iter_loaded(source, rows, batch, workers), size, skipped)
 
 
-def _batches(
+def _stacked(
     source: ImageSource,
-    chunks: Iterator[list[int]],
+    chunks: Iterator[list[Loaded]],
     size: tuple[int, int] | None,
-    workers: int,
     skipped: list[Skipped] | None,
 ) -> Iterator[ImageBatch]:
-    for loaded in _ordered(source, chunks, workers):
+    for loaded in chunks:
         good = []
         for item in loaded:
             error = item.error
             if item.image is not None:
                 size = size or item.image.shape[:2]
-                if item.image.shape[:2] == tuple(size):
-                    good.append(item)
-                    continue
-                got, wanted = (f"{height}x{width}" for height, width in (item.image.shape[:2], size))
-                error = ImageError(
-                    source.where(item.row), f"expected a picture of {wanted}, got {got}.", "Align it first."
-                )
+                error = _other_size(source, item, size)
             if error is None:
-                continue
-            if skipped is None:
+                good.append(item)
+            elif skipped is None:
                 raise error
-            skipped.append(Skipped(source.keys[item.row], str(error)))
+            else:
+                skipped.append(Skipped(source.keys[item.row], str(error)))
         if good:
+            rows = np.array([item.row for item in good], np.int64)
             images = np.stack([item.image for item in good if item.image is not None])
-            yield ImageBatch(
-                np.array([item.row for item in good], np.int64), images, [item.encoded for item in good]
-            )
+            yield ImageBatch(rows, images, [item.encoded for item in good])
 
 
-def _ordered(source: ImageSource, chunks: Iterator[list[int]], workers: int) -> Iterator[list[_Loaded]]:
-    waiting: deque[Future[list[_Loaded]]] = deque()
+def _other_size(source: ImageSource, item: Loaded, size: tuple[int, int]) -> ImageError | None:
+    if item.image is None or item.image.shape[:2] == tuple(size):
+        return None
+    got, wanted = (f"{height}x{width}" for height, width in (item.image.shape[:2], size))
+    problem = f"expected a picture of {wanted} (height x width), got {got}."
+    return ImageError(source.where(item.row), problem, "Align it first.")
+
+
+def iter_loaded(
+    source: ImageSource, rows: Int64[np.ndarray, " n"], batch: int = 64, workers: int | None = None
+) -> Iterator[list[Loaded]]:
+    """The images at ``rows`` in order, good and bad, of any size, ``batch`` at a time.
+
+    Raises:
+        InputError: ``batch`` or ``workers`` is below 1.
+    """
+    if batch < 1 or (workers is not None and workers < 1):
+        raise InputError(f"batch and workers must be at least 1, got {batch} and {workers}")
+    chunks = (rows[start : start + batch].tolist() for start in range(0, len(rows), batch))
+    return _ordered(source, chunks, workers or os.cpu_count() or 1)
+
+
+def _ordered(source: ImageSource, chunks: Iterator[list[int]], workers: int) -> Iterator[list[Loaded]]:
+    waiting: deque[Future[list[Loaded]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for rows in chunks:
@@ -122,13 +137,13 @@ def _ordered(source: ImageSource, chunks: Iterator[list[int]], workers: int) -> 
                 future.cancel()
 
 
-def _load(source: ImageSource, rows: list[int]) -> list[_Loaded]:
+def _load(source: ImageSource, rows: list[int]) -> list[Loaded]:
     loaded = []
     for row in rows:
         encoded = b""
         try:
             encoded = source.read(row)
-            loaded.append(_Loaded(row, encoded, decode_image(encoded, source.where(row)), None))
+            loaded.append(Loaded(row, encoded, decode_image(encoded, source.where(row)), None))
         except FileFormatError as error:
-            loaded.append(_Loaded(row, encoded, None, error))
+            loaded.append(Loaded(row, encoded, None, error))
     return loaded

@@ -17,8 +17,12 @@ _LAYOUTS = (
 )
 
 
-def open_source(path: str | Path) -> ImageSource:
+def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource:
     """Open a data set of any layout that this library reads.
+
+    Args:
+        path: a folder or file.
+        root: where the paths of a list file start, by default its own folder; other layouts have no use for it.
 
     Raises:
         FileFormatError: it is none of them (the message lists what was looked for), or one that is damaged.
@@ -38,7 +42,7 @@ def open_source(path: str | Path) -> ImageSource:
         raise FileFormatError(
             path, "this is a list of pairs, not of images.", "Give the images here and this as the pairs."
         )
-    return ListFile(path)
+    return ListFile(path, root)
 
 
 def open_pairs(path: str | Path) -> PairList:

@@ -123,11 +123,16 @@ class RecordFile(ImageSource):
         return int(label)
 
     def _name_identities(self) -> None:
-        folders = [key.rsplit("/", 1)[0] if "/" in key else "" for key in self.keys]
-        named = sorted(set(zip(self.labels.tolist(), folders)))
-        if len({label for label, _ in named}) == len(named) == len({folder for _, folder in named}):
-            for label, folder in named:
-                self.identities[label] = folder or self.identities[label]
+        """Call identities by the first folder of their keys, or else the whole folder, if that is one to one."""
+        if not all("/" in key for key in self.keys):
+            return
+        for cut in (str.partition, str.rpartition):
+            folders = [cut(key, "/")[0] for key in self.keys]
+            named = set(zip(self.labels.tolist(), folders))
+            if len({label for label, _ in named}) == len(named) == len({folder for _, folder in named}):
+                for label, folder in named:
+                    self.identities[label] = folder
+                return
 
 
 def _map(path: Path) -> mmap:

@@ -1,0 +1,84 @@
+"""What is in a data set: counts, sizes, broken images."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from spherecf._progress import progress
+from spherecf.data._iterate import Skipped, iter_loaded
+from spherecf.data._pairbin import PairBin
+from spherecf.data._source import ImageSource
+
+_SAMPLE = 64
+_EDGES = (1, 2, 3, 5, 10, 20, 50, 100)
+
+
+def describe(source: ImageSource, decode: bool = False, workers: int | None = None) -> dict[str, Any]:
+    """Facts about a source, ready for JSON.
+
+    Args:
+        source: any source.
+        decode: decode every image; otherwise 64 evenly spaced ones stand for all.
+        workers: decoding threads.
+
+    Returns:
+        ``kind``, ``name``, ``images``, ``identities`` (those with images), ``without_identity``,
+        ``images_per_identity`` (least, median, mean, most, and a ``histogram`` of identities by number of
+        images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those), ``broken``
+        (key and reason of those), ``ignored`` (files that are no images), ``fingerprint``, and ``pairs`` of a
+        pair file.
+    """
+    count = len(source)
+    chosen = np.unique(np.linspace(0, count - 1, count if decode else min(count, _SAMPLE)).astype(int))
+    sizes, broken = _decode(source, chosen, workers)
+    known = source.labels[source.labels >= 0]
+    facts: dict[str, Any] = {
+        "kind": type(source).__name__,
+        "name": source.name,
+        "images": count,
+        "identities": len(np.unique(known)),
+        "without_identity": count - len(known),
+        "images_per_identity": _per_identity(np.bincount(known)) if len(known) else None,
+        "bytes": int(source.sizes().clip(0).sum()),
+        "decoded": len(chosen),
+        "picture_sizes": {f"{height}x{width}": number for (height, width), number in sizes.most_common()},
+        "broken": [item._asdict() for item in broken],
+        "ignored": source.ignored,
+        "fingerprint": source.fingerprint(),
+    }
+    if isinstance(source, PairBin):
+        pairs = source.pairs
+        facts["pairs"] = {"pairs": len(pairs), "mated": int(pairs.mated.sum()), "folds": pairs.folds}
+    return facts
+
+
+def _decode(
+    source: ImageSource, rows: np.ndarray, workers: int | None
+) -> tuple[Counter[tuple[int, ...]], list[Skipped]]:
+    sizes: Counter[tuple[int, ...]] = Counter()
+    broken: list[Skipped] = []
+    with progress("decoding", len(rows)) as advance:
+        for loaded in iter_loaded(source, rows, workers=workers):
+            for item in loaded:
+                if item.image is not None:
+                    sizes[item.image.shape[:2]] += 1
+                else:
+                    broken.append(Skipped(source.keys[item.row], str(item.error)))
+            advance(len(loaded), f"{len(broken)} broken" if broken else None)
+    return sizes, broken
+
+
+def _per_identity(counts: np.ndarray) -> dict[str, Any]:
+    counts = counts[counts > 0]
+    histogram = {}
+    for low, high in zip(_EDGES, (*_EDGES[1:], np.inf)):
+        name = f"{low}+" if high == np.inf else str(low) if high == low + 1 else f"{low}-{int(high) - 1}"
+        histogram[name] = int(((counts >= low) & (counts < high)).sum())
+    return {
+        "least": int(counts.min()),
+        "median": float(np.median(counts)),
+        "mean": round(float(counts.mean()), 3),
+        "most": int(counts.max()),
+        "histogram": histogram,
+    }

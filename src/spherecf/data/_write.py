@@ -1,0 +1,216 @@
+"""Write data sets in the layouts of the field: whole or not at all, every image decoded once as a check."""
+
+import os
+import pickle
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from spherecf._files import write_atomically
+from spherecf._progress import progress
+from spherecf.data._folder import IdentityFolder
+from spherecf.data._image import IMAGE_SUFFIXES, encode_image, image_suffix
+from spherecf.data._iterate import ImageBatch, Skipped, iter_images
+from spherecf.data._pairbin import PairBin, fold_numbers
+from spherecf.data._pairs import PairList
+from spherecf.data._recordio import pack_record
+from spherecf.data._records import RecordFile
+from spherecf.data._source import ImageSource
+from spherecf.errors import InputError, SpherecfError, StorageError
+
+_EXACT = 1 << 24  # record numbers are stored as float32, which counts exactly up to here
+
+
+def write_records(
+    source: ImageSource,
+    folder: str | Path,
+    *,
+    skipped: list[Skipped] | None = None,
+    workers: int | None = None,
+) -> RecordFile:
+    """Write ``train.rec``, ``train.idx``, ``property`` and ``names.txt`` (the keys) into a new folder.
+
+    Record 0 is the header, records 1..n the images ordered by identity, then one identity record per identity
+    with the range of its images. JPEG and PNG are stored as they are, other formats as PNG.
+
+    Args:
+        source: all images of one size, each with an identity.
+        folder: must not exist, or be empty.
+        skipped: receives broken images, which are left out; without it the first one stops the writing.
+        workers: decoding threads.
+
+    Raises:
+        InputError: images without identity, keys with tabs or line ends, too many, or ``folder`` has content.
+        ImageError: a broken image, or one of another size, when ``skipped`` is not given.
+        StorageError: the disk is full or not writable; nothing is left behind.
+    """
+    unknown = int((source.labels < 0).sum())
+    if unknown:
+        raise InputError(
+            f"{source.name}: {unknown} of {len(source)} images have no identity; RecordIO needs one for each."
+        )
+    if len(source) + len(source.identities) >= _EXACT:
+        raise InputError(
+            f"{source.name}: RecordIO counts up to {_EXACT} images and identities; write several files."
+        )
+    if any(mark in key for key in source.keys for mark in "\t\r\n"):
+        raise InputError(f"{source.name}: a key holds a tab or a line end, which names.txt cannot carry.")
+    with _new_folder(folder) as temporary:
+        _write_record_files(source, temporary, skipped, workers)
+    return RecordFile(folder)
+
+
+def _write_record_files(
+    source: ImageSource, folder: Path, skipped: list[Skipped] | None, workers: int | None
+) -> None:
+    order = np.argsort(source.labels, kind="stable")
+    counts = np.zeros(len(source.identities), np.int64)
+    offsets, names, size = [0], list[str](), (0, 0)
+    with (folder / "train.rec").open("wb") as stream:
+        end = stream.write(pack_record(0, (0.0, 0.0)))  # its place; the numbers are known at the end
+
+        def add(labels: tuple[float, ...], content: bytes = b"") -> None:
+            nonlocal end
+            offsets.append(end)
+            end += stream.write(pack_record(len(offsets) - 1, labels, content))
+
+        for batch in _batches(source, order, "writing records", skipped, workers):
+            size = batch.images.shape[1:3]
+            for row, image, encoded in zip(batch.rows.tolist(), batch.images, batch.encoded):
+                add((float(source.labels[row]),), encoded if image_suffix(encoded) else encode_image(image))
+                counts[source.labels[row]] += 1
+                names.append(source.keys[row])
+        if not names:
+            raise InputError(f"{source.name}: no image is left to write, all {len(source)} are broken.")
+        ends = np.cumsum(counts) + 1
+        for start, stop in zip((ends - counts).tolist(), ends.tolist()):
+            add((float(start), float(stop)))
+        stream.seek(0)
+        stream.write(pack_record(0, (len(names) + 1.0, float(len(offsets)))))
+    (folder / "train.idx").write_text("".join(f"{row}\t{offset}\n" for row, offset in enumerate(offsets)))
+    (folder / "property").write_text(f"{len(counts)},{size[0]},{size[1]}")
+    lines = (f"{number}\t{name}\n" for number, name in enumerate(names, start=1))
+    (folder / "names.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def write_folder(
+    source: ImageSource,
+    folder: str | Path,
+    *,
+    skipped: list[Skipped] | None = None,
+    workers: int | None = None,
+) -> IdentityFolder:
+    """Write ``folder/<identity>/<key>``; bytes stay as they are, a key without a known ending gets one.
+
+    A key that starts with its identity is not prefixed again, so a folder read and written keeps its keys.
+    Images without identity go into the folder itself, slashes in their keys becoming underscores.
+
+    Args:
+        source: images of one size.
+        folder: must not exist, or be empty.
+        skipped: receives broken images, which are left out; without it the first one stops the writing.
+        workers: decoding threads.
+
+    Raises:
+        InputError: a key leads out of the folder, two keys become one path, or ``folder`` has content.
+        ImageError: a broken image, or one of another size, when ``skipped`` is not given.
+        StorageError: the disk is full or not writable; nothing is left behind.
+    """
+    written: dict[str, str] = {}
+    with _new_folder(folder) as temporary:
+        for batch in _batches(source, np.arange(len(source)), "writing files", skipped, workers):
+            for row, image, encoded in zip(batch.rows.tolist(), batch.images, batch.encoded):
+                key, path = source.keys[row], _relative_path(source, row)
+                if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES:
+                    encoded = encoded if image_suffix(encoded) else encode_image(image)
+                    path += image_suffix(encoded)
+                if path in written:
+                    raise InputError(f"{source.name}: {key} and {written[path]} would both become {path}.")
+                written[path] = key
+                target = temporary / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(encoded)
+        if not written:
+            raise InputError(f"{source.name}: no image is left to write, all {len(source)} are broken.")
+    return IdentityFolder(folder)
+
+
+def _relative_path(source: ImageSource, row: int) -> str:
+    key, label = source.keys[row].lstrip("/"), int(source.labels[row])
+    identity = source.identities[label].replace("/", "_") if label >= 0 else ""
+    if not identity:
+        path = key.replace("/", "_")
+    else:
+        path = key if key.startswith(identity + "/") else f"{identity}/{key}"
+    # Keys may come from a downloaded names file: none may climb out, and none may hide from the reader.
+    if any(part.startswith(".") for part in path.split("/")) or "\0" in path or "\\" in path:
+        raise InputError(
+            f"{source.name}: key {key!r} makes no safe file name; a part starts with a dot or holds \\."
+        )
+    return path
+
+
+def write_pair_bin(source: ImageSource, pairs: PairList, path: str | Path) -> PairBin:
+    """Write a pair file: a pickle (protocol 4) of (encoded images, mated flags), pairs ordered by fold.
+
+    The file has no room for folds: readers cut it into ten of even size, so ``pairs`` must have just those.
+
+    Raises:
+        InputError: unknown keys, or folds that the file cannot express.
+        ImageError: a broken image, or one of another size.
+        StorageError: the disk is full or not writable; the previous file is intact.
+    """
+    left, right = pairs.rows(source.keys)
+    order = np.argsort(pairs.fold, kind="stable")
+    if not np.array_equal(pairs.fold[order], fold_numbers(len(pairs))):
+        raise InputError(
+            f"{pairs.name}: a pair file means ten folds of even size, the list has folds of "
+            f"{np.bincount(pairs.fold).tolist()} pairs."
+        )
+    encoded: dict[int, bytes] = {}
+    for batch in _batches(source, np.union1d(left, right), "reading pairs", None, None):
+        encoded.update(zip(batch.rows.tolist(), batch.encoded))
+    images = [encoded[row] for pair in order.tolist() for row in (int(left[pair]), int(right[pair]))]
+    content = (images, pairs.mated[order].tolist())
+    write_atomically(path, lambda stream: pickle.dump(content, stream, protocol=4))
+    return PairBin(path)
+
+
+def _batches(
+    source: ImageSource, rows: np.ndarray, what: str, skipped: list[Skipped] | None, workers: int | None
+) -> Iterator[ImageBatch]:
+    on_error: Literal["raise", "skip"] = "raise" if skipped is None else "skip"
+    before = len(skipped or ())
+    with progress(what, len(rows)) as advance:
+        for batch in iter_images(source, rows, workers=workers, on_error=on_error, skipped=skipped):
+            yield batch
+            gone, before = len(skipped or ()) - before, len(skipped or ())
+            advance(len(batch.rows) + gone, f"{before} skipped" if before else None)
+
+
+@contextmanager
+def _new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary neighbour that takes the name ``folder`` at the end, or vanishes."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError(
+            f"{folder}: exists and is not an empty folder; nothing is overwritten, choose another name."
+        )
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.part"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(folder)
+    except SpherecfError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: could not be written ({error.strerror or error}). "
+            "Free some space or choose another folder."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
