@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Inspect and convert data sets.", no_args_is_help=True)
 
+_ListRoot = Annotated[
+    Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
+]
+_TO_HELP = "rec, folder or bin; default: bin for a .bin target, folder from a RecordIO set, else rec."
 _LISTED = 20  # broken images shown in the table; the JSON lists all
 
 
@@ -24,14 +28,10 @@ def _root() -> None:
 
 @app.command(epilog="Example: spherecf data inspect faces/ --decode --json > faces.json")
 def inspect(
-    path: Path = typer.Argument(
-        help="Identity folder, list file, folder with train.rec, .rec, or pair .bin."
-    ),
-    as_json: bool = typer.Option(False, "--json", help="Print the facts as JSON on stdout."),
-    decode: bool = typer.Option(False, "--decode", help="Decode every image and list the broken ones."),
-    root: Path | None = typer.Option(
-        None, help="Where the paths of a list file start (default: its folder)."
-    ),
+    path: Annotated[Path, typer.Argument(help="Identity folder, list file, RecordIO set or pair .bin.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON on stdout.")] = False,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode all images, list broken ones.")] = False,
+    root: _ListRoot = None,
 ) -> None:
     """Say what a data set holds: kind, images, identities, picture sizes, fingerprint, broken images.
 
@@ -48,24 +48,16 @@ def inspect(
 
 @app.command(epilog="Example: spherecf data convert faces/ faces_rec/ --to rec")
 def convert(
-    source: Path = typer.Argument(help="What to read: any layout that `inspect` knows."),
-    target: Path = typer.Argument(help="New folder, or a .bin file together with --pairs."),
-    to: str = typer.Option(
-        "",
-        help="rec, folder or bin; default: bin for a .bin target, else folder from a "
-        "RecordIO set and rec from anything else.",
-    ),
-    pairs: Path | None = typer.Option(
-        None, help="Pair list for a .bin: LFW's pairs.txt, a CFP table, a .bin."
-    ),
-    root: Path | None = typer.Option(
-        None, help="Where the paths of a list file start (default: its folder)."
-    ),
+    source: Annotated[Path, typer.Argument(help="What to read: any layout that `inspect` knows.")],
+    target: Annotated[Path, typer.Argument(help="New folder, or a .bin file together with --pairs.")],
+    to: Annotated[str, typer.Option(help=_TO_HELP)] = "",
+    pairs: Annotated[Path | None, typer.Option(help="Pairs for a .bin: pairs.txt, CFP table, .bin.")] = None,
+    root: _ListRoot = None,
 ) -> None:
     """Write a data set in another layout. Broken images are left out, counted and listed.
 
     The report, as JSON on stdout: what was written, and every skipped image with the reason.
-    """  # fmt: skip
+    """
     from spherecf.data import open_source
 
     opened = open_source(source, root)
@@ -104,6 +96,8 @@ def _show(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in facts.items():
         if name == "images_per_identity" and value:
             numbers = ", ".join(f"{key} {value[key]}" for key in ("least", "median", "mean", "most"))

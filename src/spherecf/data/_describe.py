@@ -25,9 +25,9 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
     Returns:
         ``kind``, ``name``, ``images``, ``identities`` (those with images), ``without_identity``,
         ``images_per_identity`` (least, median, mean, most, and a ``histogram`` of identities by number of
-        images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those), ``broken``
-        (key and reason of those), ``ignored`` (files that are no images), ``fingerprint``, and ``pairs`` of a
-        pair file.
+        images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those),
+        ``broken`` (key and reason of those), ``ignored`` (files that are no images), ``fingerprint``, and
+        ``pairs`` of a pair file.
     """
     count = len(source)
     chosen = np.unique(np.linspace(0, count - 1, count if decode else min(count, _SAMPLE)).astype(int))

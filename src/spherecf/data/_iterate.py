@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
 def iter_images(
     source: ImageSource,
-    indices: Iterable[int] | None = None,
+    indices: Iterable[int] | Int64[np.ndarray, " n"] | None = None,
     *,
     batch: int = 64,
     size: tuple[int, int] | None = None,

@@ -22,7 +22,7 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
 
     Args:
         path: a folder or file.
-        root: where the paths of a list file start, by default its own folder; other layouts have no use for it.
+        root: where the paths of a list file start, by default its own folder; of no use to other layouts.
 
     Raises:
         FileFormatError: it is none of them (the message lists what was looked for), or one that is damaged.

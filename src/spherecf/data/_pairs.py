@@ -78,8 +78,8 @@ class PairList:
         unknown = list(dict.fromkeys(key for key in (*self.left, *self.right) if key not in index))
         if unknown:
             raise InputError(
-                f"{self.name}: {len(unknown)} images of the list are not among the {len(keys)} given keys, first "
-                f"{', '.join(unknown[:3])}. Those look like {', '.join(keys[:2])}; "
+                f"{self.name}: {len(unknown)} images of the list are not among the {len(keys)} given keys, "
+                f"first {', '.join(unknown[:3])}. Those look like {', '.join(keys[:2])}; "
                 "both must be spelt alike."
             )
         left, right = (

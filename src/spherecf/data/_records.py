@@ -123,7 +123,7 @@ class RecordFile(ImageSource):
         return int(label)
 
     def _name_identities(self) -> None:
-        """Call identities by the first folder of their keys, or else the whole folder, if that is one to one."""
+        """Call identities by the first folder of their keys, or else the whole, if that is one to one."""
         if not all("/" in key for key in self.keys):
             return
         for cut in (str.partition, str.rpartition):

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+from tests.conformance.sources import ImageSourceConformance
+
+from spherecf.data import IdentityFolder, ImageError
+from spherecf.errors import FileFormatError
+
+
+class TestIdentityFolder(ImageSourceConformance):
+    @pytest.fixture
+    def source(self, folder: Path) -> IdentityFolder:
+        return IdentityFolder(folder)
+
+
+def test_order_keys_and_labels(folder: Path) -> None:
+    source = IdentityFolder(folder)
+    assert source.name == "faces"
+    assert source.keys == ["ann/1.jpg", "ann/2.jpg", "ann/deep/3.jpg", "bob/1.jpg", "bob/2.jpg", "cleo/1.jpg"]
+    assert source.identities == ["ann", "bob", "cleo"]
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_pictures_in_the_root_have_no_identity_and_other_files_are_listed(folder: Path) -> None:
+    (folder / "loose.PNG").write_bytes(b"x")
+    (folder / "notes.txt").write_text("x")
+    (folder / "bob" / ".hidden.jpg").write_bytes(b"x")
+    source = IdentityFolder(folder)
+    assert dict(zip(source.keys, source.labels.tolist()))["loose.PNG"] == -1
+    assert source.ignored == ["notes.txt"] and len(source) == 7
+
+
+def test_a_link_to_itself_ends(folder: Path) -> None:
+    (folder / "ann" / "loop").symlink_to(folder / "ann")
+    assert len(IdentityFolder(folder)) == 6
+
+
+def test_no_folder_and_no_pictures(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="expected a folder"):
+        IdentityFolder(tmp_path / "none")
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(FileFormatError, match="1 files and none"):
+        IdentityFolder(tmp_path)
+
+
+def test_a_vanished_picture_is_an_image_error(folder: Path) -> None:
+    source = IdentityFolder(folder)
+    source.path(3).unlink()
+    with pytest.raises(ImageError, match=r"faces:bob/1\.jpg.*No such file"):
+        source.read(3)
+    assert source.sizes()[3] == -1
+
+
+def test_fingerprint_sees_content_of_equal_size(folder: Path) -> None:
+    before = IdentityFolder(folder).fingerprint()
+    data = bytearray((folder / "bob/1.jpg").read_bytes())
+    data[-5] ^= 1
+    (folder / "bob/1.jpg").write_bytes(data)
+    assert IdentityFolder(folder).fingerprint() != before
+
+
+@pytest.mark.slow
+def test_cfp(shared: Path) -> None:
+    source = IdentityFolder(shared / "data" / "cfp")
+    assert (len(source), len(source.identities)) == (7000, 500)
+    assert source.keys[0] == "001/frontal/01.jpg" and source.image(0).shape == (112, 112, 3)

@@ -1,0 +1,136 @@
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from spherecf.data import ImageError, decode_image, encode_image, image_suffix
+from spherecf.errors import FileFormatError, InputError
+
+GRADIENT = np.stack([np.tile(np.arange(0, 160, 10, np.uint8), (12, 1))] * 3, axis=-1) + np.array(
+    [0, 40, 80], np.uint8
+)
+
+
+def encoded(suffix: str, image: np.ndarray = GRADIENT) -> bytes:
+    return cv2.imencode(suffix, image[..., ::-1] if image.ndim == 3 else image)[1].tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".ppm", ".tiff"])
+def test_lossless_formats_come_back_as_rgb(suffix: str) -> None:
+    assert np.array_equal(decode_image(encoded(suffix)), GRADIENT)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_lossy_formats_come_back_close(suffix: str) -> None:
+    assert np.abs(decode_image(encoded(suffix)).astype(int) - GRADIENT).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pgm", ".jpg"])
+def test_grey_becomes_three_equal_channels(suffix: str) -> None:
+    image = decode_image(encoded(suffix, GRADIENT[..., 0]))
+    assert image.shape == (12, 16, 3)
+    assert (image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_sixteen_bits_become_the_high_eight(suffix: str) -> None:
+    deep = GRADIENT[..., 0].astype(np.uint16) * 256 + 17
+    assert np.array_equal(decode_image(encoded(suffix, deep))[..., 0], GRADIENT[..., 0])
+
+
+def test_alpha_is_dropped() -> None:
+    alpha = np.dstack([GRADIENT[..., ::-1], np.full((12, 16), 9, np.uint8)])
+    assert np.array_equal(decode_image(cv2.imencode(".png", alpha)[1].tobytes()), GRADIENT)
+
+
+def test_palette_and_cmyk_become_rgb() -> None:
+    pil = pytest.importorskip("PIL.Image")
+    import io
+
+    for mode, kind in (("P", "PNG"), ("CMYK", "JPEG")):
+        stream = io.BytesIO()
+        picture = pil.fromarray(GRADIENT).convert(mode)
+        picture.save(stream, kind)
+        expected = np.asarray(picture.convert("RGB")).astype(int)
+        assert np.abs(decode_image(stream.getvalue()).astype(int) - expected).mean() < 6, mode
+
+
+def test_exif_orientation_is_not_applied() -> None:
+    jpeg = encoded(".jpg")
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # one entry: orientation 6
+    segment = b"\xff\xe1" + (len(tiff) + 8).to_bytes(2, "big") + b"Exif\0\0" + tiff
+    turned = jpeg[:2] + segment + jpeg[2:]
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (16, 12)
+    assert decode_image(turned).shape[:2] == (12, 16)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp"])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
+def test_truncated_images_are_refused(suffix: str, part: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(suffix, noise)
+    with pytest.raises(ImageError, match=r"set:a.*truncated"):
+        decode_image(data[: int(len(data) * part)], "set:a")
+
+
+def test_jpeg_with_zeros_in_place_of_its_end_is_refused() -> None:
+    data = encoded(".jpg")
+    with pytest.raises(ImageError, match="end marker"):
+        decode_image(data[:-40] + bytes(40))
+
+
+def test_jpeg_with_a_trailer_is_accepted() -> None:
+    data = encoded(".jpg")
+    assert np.array_equal(decode_image(data + b"camera notes"), decode_image(data))
+
+
+def test_truncated_jpeg_with_a_whole_thumbnail_inside_is_refused() -> None:
+    jpeg, thumbnail = encoded(".jpg"), encoded(".jpg", GRADIENT[:8, :8])
+    segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
+    with_thumbnail = jpeg[:2] + segment + jpeg[2:]
+    assert decode_image(with_thumbnail).shape == (12, 16, 3)
+    with pytest.raises(ImageError, match="end marker"):
+        decode_image(with_thumbnail[:-20])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no bytes"),
+        (b"this is text named .jpg", "not an image.*this is text"),
+        (bytes(500), "not an image"),
+    ],
+)
+def test_what_is_no_image_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        decode_image(data, "set:a")
+
+
+def test_absurd_dimensions_are_refused() -> None:
+    with pytest.raises(ImageError, match="not a"):
+        decode_image(b"P5 4000000000 4000000000 255 " + bytes(64))
+
+
+def test_size_is_required_not_made() -> None:
+    assert decode_image(encoded(".png"), size=(12, 16)).shape == (12, 16, 3)
+    with pytest.raises(ImageError, match=r"expected a picture of 16x12.*got 12x16"):
+        decode_image(encoded(".png"), size=(16, 12))
+
+
+def test_errors_carry_their_place_and_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("set:a", "problem.", "Hint.")))
+    assert (
+        isinstance(error, FileFormatError)
+        and error.where == "set:a"
+        and str(error) == "set:a: problem. Hint."
+    )
+
+
+def test_encode_knows_its_formats() -> None:
+    assert image_suffix(encode_image(GRADIENT)) == ".png"
+    assert image_suffix(encode_image(GRADIENT, ".jpg")) == ".jpg"
+    assert image_suffix(encode_image(GRADIENT, ".bmp")) == ""
+    assert len(encode_image(GRADIENT, ".jpg", 20)) < len(encode_image(GRADIENT, ".jpg", 95))
+    with pytest.raises(InputError, match="xyz"):
+        encode_image(GRADIENT, ".xyz")

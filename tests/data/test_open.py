@@ -1,0 +1,40 @@
+import pickle
+from pathlib import Path
+
+import pytest
+
+from spherecf.data import IdentityFolder, ListFile, PairBin, RecordFile, open_source, write_records
+from spherecf.errors import FileFormatError
+
+
+def test_every_layout_is_recognised(folder: Path, tmp_path: Path, pictures: list[bytes]) -> None:
+    write_records(IdentityFolder(folder), tmp_path / "rec")
+    (tmp_path / "list.txt").write_text("faces/ann/1.jpg ann\n")
+    (tmp_path / "toy.bin").write_bytes(pickle.dumps((pictures, [True] * 3)))
+    for path, kind in [
+        (folder, IdentityFolder),
+        (tmp_path / "rec", RecordFile),
+        (tmp_path / "rec/train.rec", RecordFile),
+        (tmp_path / "list.txt", ListFile),
+        (tmp_path / "toy.bin", PairBin),
+    ]:
+        assert type(open_source(path)) is kind
+
+
+def test_a_list_may_start_elsewhere(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("ann/1.jpg ann\n")
+    assert len(open_source(tmp_path / "list.txt", root=folder)) == 1
+
+
+def test_what_is_nothing_known_gets_the_list_of_layouts(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.npz").write_bytes(bytes(50))
+    for path in (tmp_path / "none", tmp_path / "empty", tmp_path / "x.npz", folder / "ann/1.jpg"):
+        with pytest.raises(FileFormatError, match=r"Looked for: a folder with train\.rec"):
+            open_source(path)
+
+
+def test_a_pair_list_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("10\t300\n")
+    with pytest.raises(FileFormatError, match="list of pairs, not of images"):
+        open_source(tmp_path / "pairs.txt")

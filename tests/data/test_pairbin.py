@@ -1,0 +1,150 @@
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.conformance.sources import ImageSourceConformance
+
+from spherecf.data import PairBin
+from spherecf.errors import FileFormatError
+
+
+def write(folder: Path, content: Any, protocol: int = 4) -> Path:
+    path = folder / "toy.bin"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
+    return path
+
+
+class TestPairBin(ImageSourceConformance):
+    @pytest.fixture
+    def source(self, tmp_path: Path, pictures: list[bytes]) -> PairBin:
+        return PairBin(write(tmp_path, (pictures, [True, False, True])))
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "array", "object array"])
+def test_all_protocols_and_kinds_of_images(
+    tmp_path: Path, pictures: list[bytes], protocol: int, kind: str
+) -> None:
+    arrays = [np.frombuffer(data, np.uint8) for data in pictures]
+    images: Any = {
+        "bytes": pictures,
+        "bytearray": [bytearray(data) for data in pictures],
+        "array": arrays,
+        "object array": np.array([*arrays, None], object)[:-1],
+    }[kind]
+    source = PairBin(write(tmp_path, (images, [True, False, True]), protocol))
+    assert [source.read(row) for row in range(6)] == pictures
+    assert source.keys[:2] == ["toy/000000", "toy/000001"]
+    assert source.pairs.mated.tolist() == [True, False, True] and source.pairs.left[1] == "toy/000002"
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize(
+    "flags", [[1, 0, 1], np.array([True, False, True]), list(np.array([True, False, True]))]
+)
+def test_all_kinds_of_flags(tmp_path: Path, pictures: list[bytes], flags: Any, protocol: int) -> None:
+    assert PairBin(write(tmp_path, (pictures, flags), protocol)).pairs.mated.tolist() == [True, False, True]
+
+
+def test_python_2_strings(tmp_path: Path, pictures: list[bytes]) -> None:
+    """Python 2 writes str as BINSTRING (T) and SHORT_BINSTRING (U), which Python 3 never does."""
+    stream = io.BytesIO()
+    stream.write(b"\x80\x02]")
+    for data in pictures:
+        short = len(data) < 256
+        stream.write(b"U" + bytes([len(data)]) if short else b"T" + len(data).to_bytes(4, "little"))
+        stream.write(data + b"a")
+    stream.write(b"]" + b"\x88a\x89a\x88a" + b"\x86.")
+    source = PairBin(write(tmp_path, stream.getvalue()))
+    assert [source.read(row) for row in range(6)] == pictures
+
+
+def test_python_2_arrays(tmp_path: Path) -> None:
+    """What Python 2 and NumPy 1 write for ([array([1, 2], uint8)] * 2, [True])."""
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+        b"(K\x01K\x02\x85cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+        b"\x89U\x02\x01\x02tb"
+    )
+    source = PairBin(write(tmp_path, b"\x80\x02](" + array + array + b"e]\x88a\x86."))
+    assert [source.read(0), source.read(1)] == [b"\x01\x02"] * 2
+
+
+class _Call:
+    def __init__(self, function: Any, *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_a_hostile_pickle_runs_nothing_and_is_named(tmp_path: Path, protocol: int) -> None:
+    import os
+
+    victim = tmp_path / "victim"
+    path = write(tmp_path, _Call(os.system, f"touch {victim}"), protocol)
+    with pytest.raises(FileFormatError, match=r"(posix|nt|os)\.system.*Nothing in it was run"):
+        PairBin(path)
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        _Call(eval, "1"),
+        _Call(bytes, 10**12),
+        _Call(bytearray, 10**12),
+        _Call(np.zeros, 3),
+        _Call(np.dtype, "O,O"),
+        _Call(getattr, "x", "upper"),
+    ],
+    ids=["eval", "bytes(n)", "bytearray(n)", "zeros", "dtype", "getattr"],
+)
+def test_other_calls_are_refused(tmp_path: Path, call: _Call) -> None:
+    with pytest.raises(FileFormatError, match="refused as a pair file"):
+        PairBin(write(tmp_path, ([call, b"x"], [True])))
+
+
+def test_a_state_cannot_be_set_on_a_known_name(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="state is set on a function"):
+        PairBin(write(tmp_path, b"\x80\x02cnumpy\ndtype\n}U\x01xK\x01sb."))
+
+
+def test_wrong_structures(tmp_path: Path, pictures: list[bytes]) -> None:
+    for content, message in [
+        ({"a": 1}, "got dict"),
+        ((1, 2, 3), "got tuple"),
+        ((pictures, 5), r"got \(list, int\)"),
+        ((pictures, [True]), "got 6 images and 1 flags"),
+        (([], []), "got 0 images and 0 flags"),
+        (([1, 2], [True]), "image 0: expected encoded bytes, got int"),
+        (([np.zeros((4, 4, 3), np.uint8)] * 2, [True]), r"image 0: .* got array uint8\[4, 4, 3\]"),
+        ((pictures[:2], ["yes"]), "flag 0: expected True or False, got 'yes'"),
+        ((pictures[:2], [2]), "flag 0"),
+    ]:
+        with pytest.raises(FileFormatError, match=message):
+            PairBin(write(tmp_path, content))
+
+
+def test_damaged_and_missing_files(tmp_path: Path, pictures: list[bytes]) -> None:
+    whole = pickle.dumps((pictures, [True] * 3))
+    for data in (whole[:-100], whole[:10], b"", b"no pickle at all", bytes(100)):
+        with pytest.raises(FileFormatError, match="refused as a pair file near byte"):
+            PairBin(write(tmp_path, data))
+    with pytest.raises(FileFormatError, match="No such file"):
+        PairBin(tmp_path / "none.bin")
+
+
+def test_ten_folds_in_order(tmp_path: Path, pictures: list[bytes]) -> None:
+    pairs = PairBin(write(tmp_path, (pictures * 10, [True] * 30))).pairs
+    assert pairs.folds == 10 and pairs.fold.tolist() == [fold for fold in range(10) for _ in range(3)]
+
+
+def test_lfw(shared: Path) -> None:
+    source = PairBin(shared / "data" / "lfw.bin")
+    assert len(source) == 12000 and len(source.pairs) == 6000 and source.pairs.mated.sum() == 3000
+    assert np.bincount(source.pairs.fold).tolist() == [600] * 10

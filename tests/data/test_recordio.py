@@ -1,0 +1,70 @@
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spherecf.data._recordio import MAGIC_BYTES, pack_record, read_record
+from spherecf.errors import FileFormatError
+
+PATH = Path("x.rec")
+
+
+def test_layout_is_the_one_of_mxnet() -> None:
+    header = struct.pack("<IfQQ", 0, 3.0, 9, 0)
+    assert pack_record(9, (3.0,), b"abcde") == (
+        MAGIC_BYTES + struct.pack("<I", 29) + header + b"abcde" + bytes(3)
+    )
+    header = struct.pack("<IfQQ", 2, 0.0, 0, 0) + struct.pack("<2f", 5.0, 8.0)
+    assert pack_record(0, (5.0, 8.0)) == MAGIC_BYTES + struct.pack("<I", 32) + header
+
+
+@pytest.mark.parametrize("length", range(9))
+def test_every_length_comes_back(length: int) -> None:
+    content = bytes(range(1, length + 1))
+    packed = pack_record(4, (2.0,), content)
+    record = read_record(b"pad." + packed + pack_record(5, (0.0,)), 4, PATH)
+    assert len(packed) % 4 == 0
+    assert (record.number, record.labels.tolist(), record.content) == (4, [2.0], content)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (MAGIC_BYTES, 2),
+        (b"ab" + MAGIC_BYTES + b"cd", 1),  # not at a 4-byte boundary: stays as it is
+        (b"abcd" + MAGIC_BYTES + b"e", 2),
+        (MAGIC_BYTES * 3 + b"tail", 4),
+        (b"abcd" + MAGIC_BYTES + b"x" + MAGIC_BYTES + b"yyy" + MAGIC_BYTES, 3),
+    ],
+)
+def test_records_with_the_magic_word_inside_are_split_and_joined(content: bytes, parts: int) -> None:
+    packed = pack_record(1, (0.0,), content)
+    aligned = [at for at in range(0, len(packed), 4) if packed[at : at + 4] == MAGIC_BYTES]
+    assert len(aligned) == parts
+    flags = [struct.unpack_from("<I", packed, at + 4)[0] >> 29 for at in aligned]
+    assert flags == ([0] if parts == 1 else [1, *[2] * (parts - 2), 3])
+    assert read_record(packed, 0, PATH).content == content
+
+
+def test_label_lists() -> None:
+    record = read_record(pack_record(1, (1.5, 2.0, -3.0), b"xy"), 0, PATH)
+    assert np.array_equal(record.labels, [1.5, 2.0, -3.0]) and record.content == b"xy"
+
+
+@pytest.mark.parametrize(
+    ("data", "offset", "message"),
+    [
+        (b"abcdefgh" * 4, 8, "byte 8: expected the record magic 0xced7230a, got 0x64636261"),
+        (pack_record(1, (0.0,), b"abcd")[:-4], 0, "record at byte 0 promises 28 bytes, only 24 follow"),
+        (pack_record(1, (0.0,)), 32, "no record at byte 32"),
+        (MAGIC_BYTES + struct.pack("<I", 4) + b"abcd", 0, "4 bytes, its header alone takes 24"),
+        (MAGIC_BYTES + struct.pack("<IIfQQ", 24, 9, 0, 0, 0), 0, "promises 9 labels"),
+        (MAGIC_BYTES + struct.pack("<I", 3 << 29), 0, "continuation flag 3"),
+        (MAGIC_BYTES + struct.pack("<I", 1 << 29) + pack_record(1, (0.0,)), 0, "continuation flag 0"),
+        (MAGIC_BYTES + struct.pack("<I", 1 << 29), 0, "no record at byte 8"),
+    ],
+)
+def test_damage_is_named_by_its_byte(data: bytes, offset: int, message: str) -> None:
+    with pytest.raises(FileFormatError, match=message):
+        read_record(data, offset, PATH)

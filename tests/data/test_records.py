@@ -1,0 +1,211 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conformance.sources import ImageSourceConformance
+
+from spherecf.data import (
+    IdentityFolder,
+    ImageError,
+    RecordFile,
+    Skipped,
+    describe,
+    iter_images,
+    write_records,
+)
+from spherecf.data._recordio import pack_record
+from spherecf.errors import FileFormatError
+
+
+@pytest.fixture
+def records(folder: Path, tmp_path: Path) -> Path:
+    write_records(IdentityFolder(folder), tmp_path / "rec")
+    return tmp_path / "rec"
+
+
+def write_plain(folder: Path, records: list[bytes]) -> Path:
+    """A set from raw records, numbered in order, without header or property."""
+    folder.mkdir()
+    offsets = np.cumsum([0, *map(len, records)])[:-1]
+    (folder / "train.rec").write_bytes(b"".join(records))
+    (folder / "train.idx").write_text("".join(f"{row}\t{offset}\n" for row, offset in enumerate(offsets)))
+    return folder
+
+
+def patch(path: Path, offset: int, data: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset : offset + len(data)] = data
+    path.write_bytes(content)
+
+
+def offset_of(records: Path, number: int) -> int:
+    return int((records / "train.idx").read_text().splitlines()[number].split("\t")[1])
+
+
+class TestRecordFile(ImageSourceConformance):
+    @pytest.fixture
+    def source(self, records: Path) -> RecordFile:
+        return RecordFile(records)
+
+
+class TestWithoutHeader(ImageSourceConformance):
+    @pytest.fixture
+    def source(self, tmp_path: Path, pictures: list[bytes]) -> RecordFile:
+        packed = [pack_record(row, (float(row // 2),), data) for row, data in enumerate(pictures)]
+        return RecordFile(write_plain(tmp_path / "plain", packed))
+
+
+def test_names_give_keys_and_identities(records: Path) -> None:
+    source = RecordFile(records)
+    assert source.keys[:4] == ["ann/1.jpg", "ann/2.jpg", "ann/deep/3.jpg", "bob/1.jpg"]
+    assert source.identities == ["ann", "bob", "cleo"] and source.picture_size == (16, 16)
+
+
+def test_without_names_record_numbers_are_the_keys(records: Path) -> None:
+    (records / "names.txt").unlink()
+    source = RecordFile(records / "train.rec")
+    assert source.keys == ["1", "2", "3", "4", "5", "6"] and source.identities == ["0", "1", "2"]
+    assert source.labels.tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_without_header_every_record_is_an_image(tmp_path: Path, pictures: list[bytes]) -> None:
+    packed = [pack_record(row, (float(row % 2),), data) for row, data in enumerate(pictures)]
+    source = RecordFile(write_plain(tmp_path / "plain", packed))
+    assert source.name == "plain" and source.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert [source.read(row) for row in range(6)] == pictures
+
+
+def test_label_lists_count_by_their_first(tmp_path: Path, pictures: list[bytes]) -> None:
+    packed = [pack_record(0, (4.0, 9.0), pictures[0]), pack_record(1, (2.0,), pictures[1], several=True)]
+    assert RecordFile(write_plain(tmp_path / "plain", packed)).labels.tolist() == [4, 2]
+
+
+def test_labels_come_from_the_images_where_ranges_disagree(tmp_path: Path, pictures: list[bytes]) -> None:
+    images = [pack_record(row + 1, (float(row),), data) for row, data in enumerate(pictures[:4])]
+    ranges = [pack_record(5, (1.0, 3.0)), pack_record(6, (3.0, 5.0))]  # claims two people of two images
+    folder = write_plain(tmp_path / "odd", [pack_record(0, (5.0, 7.0)), *images, *ranges])
+    assert RecordFile(folder).labels.tolist() == [0, 1, 2, 3]
+
+
+def test_split_records_are_read(tmp_path: Path, pictures: list[bytes]) -> None:
+    content = b"\xff\xd8\xff\xe0" + bytes.fromhex("0a23d7ce") * 2 + b"tail"
+    source = RecordFile(write_plain(tmp_path / "plain", [pack_record(0, (0.0,), content)]))
+    assert source.read(0) == content
+
+
+def test_index_order_does_not_matter(records: Path) -> None:
+    before = RecordFile(records).fingerprint()
+    lines = (records / "train.idx").read_text().splitlines()
+    (records / "train.idx").write_text("\n".join(reversed(lines)))
+    assert RecordFile(records).fingerprint() == before
+
+
+def test_bad_magic_is_named_by_byte_and_can_be_skipped(records: Path) -> None:
+    at = offset_of(records, 2)
+    patch(records / "train.rec", at, b"XXXX")
+    source = RecordFile(records)
+    with pytest.raises(ImageError, match=rf"ann/2\.jpg.*byte {at}: expected the record magic"):
+        source.read(1)
+    skipped: list[Skipped] = []
+    rows = [
+        row for batch in iter_images(source, on_error="skip", skipped=skipped) for row in batch.rows.tolist()
+    ]
+    assert rows == [0, 2, 3, 4, 5] and [item.key for item in skipped] == ["ann/2.jpg"]
+    assert describe(source, decode=True)["broken"][0]["key"] == "ann/2.jpg"
+
+
+def test_a_short_file_is_refused_at_once(records: Path) -> None:
+    path = records / "train.rec"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(FileFormatError, match=r"record 7: offset .* truncated"):
+        RecordFile(records)
+
+
+def test_a_file_short_by_half_a_record_is_refused_at_its_last_record(records: Path) -> None:
+    path = records / "train.rec"
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(FileFormatError, match="promises 32 bytes, only 20 follow"):
+        RecordFile(records)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("\t0\n", "\t2\n", 1), "record 0: offset 2 is not a multiple of 4"),
+        (lambda text: text.replace("\t0\n", "\t400000000\n", 1), "record 0: offset 400000000"),
+        (lambda text: text + "3\t40\n", "record number 3 occurs more than once"),
+        (lambda text: text + "11\t40\n", "offset 40 occurs more than once"),
+        (lambda text: "zero\t0\n" + text, "line 1: expected `number<TAB>offset`"),
+        (lambda text: text + "11\n", "line 11: expected"),
+        (lambda text: "", "empty"),
+    ],
+)
+def test_a_wrong_index_is_refused(records: Path, change: Callable[[str], str], message: str) -> None:
+    path = records / "train.idx"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(FileFormatError, match=message):
+        RecordFile(records)
+
+
+def test_offsets_into_the_middle_of_a_record_are_noticed(records: Path) -> None:
+    path = records / "train.idx"
+    lines = path.read_text().splitlines()
+    lines[2] = f"2\t{offset_of(records, 2) + 4}"
+    path.write_text("\n".join(lines))
+    with pytest.raises(ImageError, match=r"expected the record magic.*Is the index of this file"):
+        RecordFile(records).read(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2,16,16", "promises 2 identities, but labels reach 2"),
+        ("3;16;16", "expected `identities,height,width`"),
+        ("", "got ''"),
+    ],
+)
+def test_a_wrong_property_is_refused(records: Path, text: str, message: str) -> None:
+    (records / "property").write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        RecordFile(records)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("bob/2.jpg", "bob/1.jpg"), "1 keys occur more than once: bob/1.jpg"),
+        (lambda text: text.replace("5\tbob/2.jpg\n", ""), "no name for 1 of 6 records"),
+        (lambda text: text.replace("\t", " "), "line 1: expected `record number<TAB>name`"),
+    ],
+)
+def test_wrong_names_are_refused(records: Path, change: Callable[[str], str], message: str) -> None:
+    path = records / "names.txt"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(FileFormatError, match=message):
+        RecordFile(records)
+
+
+@pytest.mark.parametrize("name", ["train.rec", "train.idx"])
+def test_missing_and_empty_files(records: Path, name: str) -> None:
+    (records / name).write_bytes(b"")
+    with pytest.raises(FileFormatError, match="empty"):
+        RecordFile(records)
+    (records / name).unlink()
+    with pytest.raises(FileFormatError, match=f"{name}.*No such file"):
+        RecordFile(records / "train.rec")
+
+
+@pytest.mark.parametrize("label", [float("nan"), 1.5, -2.0])
+def test_labels_that_are_no_class_are_refused(tmp_path: Path, pictures: list[bytes], label: float) -> None:
+    folder = write_plain(tmp_path / "plain", [pack_record(0, (label,), pictures[0])])
+    with pytest.raises(FileFormatError, match="expected a whole number as label"):
+        RecordFile(folder)
+
+
+def test_lfw(shared: Path) -> None:
+    source = RecordFile(shared / "data" / "lfw")
+    assert (len(source), len(source.identities), source.picture_size) == (13233, 5749, (112, 112))
+    assert source.keys[0] == "AJ_Cook/AJ_Cook_0001.jpg" and source.identities[0] == "AJ_Cook"
+    people = np.array([key.split("/")[0] for key in source.keys])
+    assert (people == np.array(source.identities)[source.labels]).all()
