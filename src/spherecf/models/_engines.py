@@ -1,0 +1,135 @@
+"""What runs a recogniser's graph: onnxruntime or torch, both from float32 pixels to (embedding, map)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from spherecf.errors import ModelError
+from spherecf.models._onnx_find import Found
+from spherecf.models._onnx_graph import OnnxGraph
+
+
+class Engine(Protocol):
+    """Maps a network's input (n, 3, h, w) to the raw embedding (n, dim) and the map (n, C, H, W), float32."""
+
+    name: str
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class OnnxRuntimeEngine:
+    """onnxruntime on the CPU; its answers are the reference for the others."""
+
+    name = "onnxruntime"
+
+    def __init__(self, graph: OnnxGraph, found: Found, threads: int | None = None) -> None:
+        self._dim, self._image = found.dim, graph.image
+        self._wanted = [found.embedding, found.features]
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        body = graph.model.graph
+        before = [(o.name, o.SerializeToString()) for o in body.output]
+        known = {name for name, _ in before}
+        try:
+            body.output.extend(type(body.output[0])(name=name) for name in self._wanted if name not in known)
+            self._session = onnxruntime.InferenceSession(
+                graph.serialized(), options, ["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime raises a dozen classes of its own without a common base
+            raise ModelError(f"{graph.name}: onnxruntime refuses the graph: {str(error).strip()}") from error
+        finally:
+            del body.output[len(before) :]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = np.ascontiguousarray(x.cpu().numpy())
+        embedding, features = self._session.run(self._wanted, {self._image: pixels})
+        return torch.from_numpy(embedding).reshape(len(x), self._dim), torch.from_numpy(features)
+
+
+class LoopedEngine:
+    """One image at a time, for graphs whose batch cannot be made dynamic."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self.name = engine, engine.name
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        embedding, features = zip(*(self._engine(image) for image in x.split(1)), strict=True)
+        return torch.cat(embedding), torch.cat(features)
+
+
+class ModuleEngine:
+    """A torch module in evaluation mode, channels last, without gradients."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        features: str | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
+        compiled: bool = False,
+    ) -> None:
+        if dtype not in ("float32", "bfloat16"):
+            raise ModelError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+        self.name = "compiled" if compiled else "torch"
+        self._dtype, self._device = getattr(torch, dtype), torch.device(device)
+        self._hooked: list[Tensor] = []
+        self._hooks = features is not None
+        if features is not None:
+            _submodule(module, features).register_forward_hook(self._keep)
+        module = module.eval().requires_grad_(False).to(self._device, self._dtype)
+        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module = torch.compile(module, dynamic=True) if compiled else module
+
+    def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self._hooked[:] = [output]
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode():
+            result = self._module(x)
+        if self._hooks:
+            result = result[0] if isinstance(result, tuple | list) else result, *self._hooked
+            self._hooked.clear()
+        if (
+            not isinstance(result, tuple | list)
+            or len(result) != 2
+            or not all(isinstance(t, Tensor) for t in result)
+        ):
+            raise ModelError(
+                f"{type(self._module).__name__}: expected a module that returns (embedding, map), got "
+                f"{type(result).__name__}; if it returns the embedding alone, pass features= with a submodule's name"
+            )
+        embedding, layer = result
+        return embedding.float(), layer.float().contiguous()
+
+
+def _submodule(module: nn.Module, name: str) -> nn.Module:
+    try:
+        return module.get_submodule(name)
+    except AttributeError as error:
+        names = [n for n, _ in module.named_children()]
+        raise ModelError(
+            f"{type(module).__name__} has no submodule {name!r}; its own are {', '.join(names)}"
+        ) from error
+
+
+def choose_engine(
+    graph: OnnxGraph,
+    found: Found,
+    engine: str,
+    size: tuple[int, int],
+    *,
+    threads: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Engine:
+    """The engine asked for, after a run on two images that checks it."""
+    return OnnxRuntimeEngine(graph, found, threads)

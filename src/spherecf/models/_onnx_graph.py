@@ -1,0 +1,253 @@
+"""Read an ONNX file and repair what runtimes stumble over, saying what was repaired."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
+
+from spherecf.errors import ModelError
+
+Model = Any  # onnx.ModelProto and onnx.NodeProto are generated classes without usable types
+Node = Any
+
+OLDEST_OPSET, SAFE_OPSET = 7, 13
+OLDEST_IR, NEWEST_IR = 4, 10
+
+
+@dataclass
+class OnnxGraph:
+    """A repaired recogniser graph.
+
+    Attributes:
+        model: the ONNX model, batch dimension dynamic.
+        name: the file's stem, or the graph's name.
+        sha256: of the file's bytes as they came.
+        image: name of the image input.
+        size: (height, width) the graph was built for, None where it takes any.
+        repairs: one sentence per repair.
+    """
+
+    model: Model
+    name: str
+    sha256: str
+    image: str = ""
+    size: tuple[int, int] | None = None
+    repairs: list[str] = field(default_factory=list)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Key-value pairs the file carries about itself."""
+        return {entry.key: entry.value for entry in self.model.metadata_props}
+
+    def hint(self) -> str:
+        """What the graph's first steps say about its preprocessing, for an error message."""
+        first = {node.op_type for node in self.model.graph.node[:6]} & {"Sub", "Mul", "Div"}
+        return (
+            f" The graph begins with {'/'.join(sorted(first))}: it may normalise itself ('raw')."
+            if first
+            else ""
+        )
+
+    def serialized(self) -> bytes:
+        """The repaired model, as runtimes read it."""
+        content: bytes = self.model.SerializeToString()
+        return content
+
+
+def load_graph(source: str | Path | Model) -> OnnxGraph:
+    """Read, repair and describe a model file (or an ``onnx.ModelProto``, which is left untouched).
+
+    Raises:
+        ModelError: not an ONNX file, truncated, without one image input, or beyond repair.
+    """
+    graph = _read(source)
+    for repair in REPAIRS:
+        message = repair(graph)
+        if message:
+            graph.repairs.append(message)
+    return graph
+
+
+def _read(source: str | Path | Model) -> OnnxGraph:
+    if isinstance(source, onnx.ModelProto):
+        model = onnx.ModelProto()
+        model.CopyFrom(source)
+        name, sha256 = source.graph.name or "model", hashlib.sha256(source.SerializeToString()).hexdigest()
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise ModelError(f"{path}: expected an ONNX file, found no such file")
+        content = path.read_bytes()
+        name, sha256 = path.stem, hashlib.sha256(content).hexdigest()
+        model = _parse(path, content)
+    if not model.graph.node:
+        raise ModelError(f"{source}: expected an ONNX recogniser, found a file without any graph node")
+    return OnnxGraph(model, name, sha256)
+
+
+def _parse(path: Path, content: bytes) -> Model:
+    try:
+        model = onnx.load_model_from_string(content)
+        onnx.load_external_data_for_model(model, str(path.parent))
+    except DecodeError as error:
+        start = content[:8].hex(" ") or "nothing"
+        raise ModelError(
+            f"{path}: not a readable ONNX file ({len(content)} bytes, beginning with {start}): it is truncated or of "
+            "another kind; download or export it again"
+        ) from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelError(
+            f"{path}: its weights are kept outside the file and cannot be read ({error})"
+        ) from error
+    return model
+
+
+def attributes(node: Node) -> dict[str, Any]:
+    """A node's attributes as Python values (strings decoded, tensors as arrays)."""
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+
+def image_tensors(graph: OnnxGraph) -> set[str]:
+    """Names of all tensors that depend on the image (the nodes of an ONNX graph are sorted)."""
+    alive = {graph.image}
+    for node in graph.model.graph.node:
+        if alive.intersection(node.input):
+            alive.update(name for name in node.output if name)
+    return alive
+
+
+def constants(graph: OnnxGraph) -> dict[str, np.ndarray[Any, Any]]:
+    """Initialisers and the values of Constant nodes, by tensor name."""
+    found = {t.name: t for t in graph.model.graph.initializer}
+    values = {name: numpy_helper.to_array(t) for name, t in found.items()}
+    for node in graph.model.graph.node:
+        if node.op_type == "Constant":
+            for key, value in attributes(node).items():
+                array = numpy_helper.to_array(value) if key == "value" else np.asarray(value)
+                values[node.output[0]] = array
+    return values
+
+
+def _modernise(graph: OnnxGraph) -> str:
+    model, messages = graph.model, []
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    if opset < OLDEST_OPSET:
+        try:
+            graph.model = model = onnx.version_converter.convert_version(model, SAFE_OPSET)
+        except Exception as error:
+            raise ModelError(
+                f"{graph.name}: opset {opset} is too old and could not be converted: {error}"
+            ) from error
+        messages.append(f"opset {opset} converted to {SAFE_OPSET}")
+    if not OLDEST_IR <= model.ir_version <= NEWEST_IR:
+        old, model.ir_version = model.ir_version, min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
+        messages.append(f"IR version {old} relabelled {model.ir_version}")
+    return "; ".join(messages)
+
+
+def _drop_false_inputs(graph: OnnxGraph) -> str:
+    """Keep the image as the only input: stored weights and tensors that no node reads are none."""
+    body = graph.model.graph
+    stored = {t.name for t in body.initializer} | {t.values.name for t in body.sparse_initializer}
+    used = {name for node in body.node for name in node.input}
+    orphans = [i.name for i in body.input if i.name not in stored and i.name not in used]
+    images = [i for i in body.input if i.name not in stored and i.name in used]
+    if len(images) != 1:
+        listing = ", ".join(f"{i.name} {_dims(i)}" for i in images) or "none"
+        raise ModelError(f"{graph.name}: expected one image input, found {len(images)}: {listing}")
+    _accept_image(graph, images[0])
+    del body.input[:]
+    body.input.append(images[0])
+    names = ", ".join(orphans[:3]) + (", ..." if len(orphans) > 3 else "")
+    return f"{len(orphans)} orphan graph inputs dropped, no node reads them ({names})" if orphans else ""
+
+
+def _accept_image(graph: OnnxGraph, image: Any) -> None:
+    dims = _dims(image)
+    kind = image.type.tensor_type.elem_type
+    if len(dims) != 4 or kind != onnx.TensorProto.FLOAT or dims[1] not in (3, None):
+        layout = " (channels last graphs are not supported)" if len(dims) == 4 and dims[3] == 3 else ""
+        raise ModelError(
+            f"{graph.name}: not a recogniser of colour images: expected a float32 input (n, 3, height, width), found "
+            f"{image.name} {dims} of type {onnx.TensorProto.DataType.Name(kind)}{layout}"
+        )
+    graph.image = image.name
+    graph.size = (dims[2], dims[3]) if dims[2] and dims[3] else None
+
+
+def _dims(value: Any) -> list[int | None]:
+    return [d.dim_value or None for d in value.type.tensor_type.shape.dim]
+
+
+def _infer_only(graph: OnnxGraph) -> str:
+    """Dropout and batch normalisation as at test time, whatever mode the file was saved in."""
+    values = constants(graph)
+    changed = 0
+    for node in graph.model.graph.node:
+        if node.op_type == "Dropout":
+            changed += bool(len(node.input) > 2 and np.any(values.get(node.input[2], False)))
+            del node.input[1:], node.output[1:]
+        elif node.op_type == "BatchNormalization":
+            changed += bool(attributes(node).get("training_mode", 0)) or len(node.output) > 1
+            stale = [a for a in node.attribute if a.name in ("training_mode", "spatial")]
+            for attribute in stale:
+                node.attribute.remove(attribute)
+            del node.output[1:]
+    return f"{changed} layers saved in training mode set to inference" if changed else ""
+
+
+def _shape_slopes(graph: OnnxGraph) -> str:
+    """PReLU slopes of shape (C,), as MXNet wrote them, mean one per channel: (C, 1, 1) in ONNX's broadcasting."""
+    slopes = {n.input[1] for n in graph.model.graph.node if n.op_type == "PRelu"}
+    fed_by_dense = {
+        o for n in graph.model.graph.node if n.op_type in ("Gemm", "MatMul", "Flatten") for o in n.output
+    }
+    flat = {n.input[1] for n in graph.model.graph.node if n.op_type == "PRelu" and n.input[0] in fed_by_dense}
+    changed = 0
+    for tensor in graph.model.graph.initializer:
+        if tensor.name in slopes - flat and len(tensor.dims) == 1 and tensor.dims[0] > 1:
+            tensor.dims.extend([1, 1])
+            changed += 1
+    return f"{changed} PReLU slopes reshaped from (C,) to (C, 1, 1)" if changed else ""
+
+
+def _free_batch(graph: OnnxGraph) -> str:
+    """Let the graph take any number of images: a named batch dimension, and reshapes that keep it."""
+    body = graph.model.graph
+    first = body.input[0].type.tensor_type.shape.dim[0]
+    fixed = first.dim_value
+    first.Clear()
+    first.dim_param = "batch"
+    del body.value_info[:]
+    for output in body.output:
+        output.type.tensor_type.ClearField("shape")
+    if not fixed:
+        return ""
+    values, alive, reshapes = constants(graph), image_tensors(graph), 0
+    for number, node in enumerate(body.node):
+        if node.op_type != "Reshape" or node.input[0] not in alive or node.input[1] not in values:
+            continue
+        shape = values[node.input[1]].copy()
+        if shape.size and shape[0] == fixed:
+            shape[0] = 0 if not attributes(node).get("allowzero", 0) else -1
+            name = f"{node.input[1]}_any_batch_{number}"
+            body.initializer.append(numpy_helper.from_array(shape, name))
+            node.input[1] = name
+            reshapes += 1
+    return f"fixed batch of {fixed} made dynamic ({reshapes} reshapes rewritten)"
+
+
+REPAIRS: tuple[Callable[[OnnxGraph], str], ...] = (
+    _modernise,
+    _drop_false_inputs,
+    _infer_only,
+    _shape_slopes,
+    _free_batch,
+)
