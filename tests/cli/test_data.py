@@ -1,5 +1,6 @@
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from spherecf import cli
+from spherecf.cli import data
 from spherecf.data import open_source
 from spherecf.errors import InputError
 
@@ -26,25 +27,25 @@ def faces(tmp_path: Path) -> Path:
 
 def test_inspect_prints_json(faces: Path) -> None:
     (faces / "p0/0.jpg").write_text("text")
-    result = runner.invoke(cli.app, ["data", "inspect", str(faces), "--json", "--decode"])
+    result = runner.invoke(data.app, ["inspect", str(faces), "--json", "--decode"])
     facts = json.loads(result.stdout)
     assert result.exit_code == 0 and facts["images"] == 20 and facts["broken"][0]["key"] == "p0/0.jpg"
 
 
-def test_inspect_shows_a_table_on_stderr(faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_shows_a_table_on_stderr(faces: Path) -> None:
     (faces / "p0/0.jpg").write_text("text")
-    assert main("data", "inspect", str(faces), "--decode") == 0
-    shown = capsys.readouterr()
-    assert shown.out == "" and "IdentityFolder" in shown.err and "p0/0.jpg" in shown.err
+    done = spherecf("data", "inspect", str(faces), "--decode")
+    assert done.returncode == 0 and done.stdout == ""
+    assert "IdentityFolder" in done.stderr and "p0/0.jpg" in done.stderr
 
 
 def test_convert_there_and_back(faces: Path, tmp_path: Path) -> None:
     (faces / "p1/4.jpg").write_text("text")
-    result = runner.invoke(cli.app, ["data", "convert", str(faces), str(tmp_path / "rec")])
+    result = runner.invoke(data.app, ["convert", str(faces), str(tmp_path / "rec")])
     report = json.loads(result.stdout)
     assert report["kind"] == "RecordFile" and report["images"] == 19
     assert [item["key"] for item in report["skipped"]] == ["p1/4.jpg"]
-    runner.invoke(cli.app, ["data", "convert", str(tmp_path / "rec"), str(tmp_path / "back")])
+    runner.invoke(data.app, ["convert", str(tmp_path / "rec"), str(tmp_path / "back")])
     assert open_source(tmp_path / "back").keys == open_source(tmp_path / "rec").keys
 
 
@@ -56,8 +57,8 @@ def test_convert_to_a_pair_file(faces: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "pairs.txt").write_text("\n".join(lines))
     result = runner.invoke(
-        cli.app,
-        ["data", "convert", str(faces), str(tmp_path / "toy.bin"), "--pairs", str(tmp_path / "pairs.txt")],
+        data.app,
+        ["convert", str(faces), str(tmp_path / "toy.bin"), "--pairs", str(tmp_path / "pairs.txt")],
     )
     assert json.loads(result.stdout)["kind"] == "PairBin"
     images, mated = pickle.loads((tmp_path / "toy.bin").read_bytes())
@@ -66,29 +67,23 @@ def test_convert_to_a_pair_file(faces: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [["--to", "zip"], ["--to", "bin"], ["--to", "rec", "--pairs", "x.txt"]])
 def test_convert_refuses_what_makes_no_sense(faces: Path, tmp_path: Path, options: list[str]) -> None:
-    result = runner.invoke(cli.app, ["data", "convert", str(faces), str(tmp_path / "out"), *options])
+    result = runner.invoke(data.app, ["convert", str(faces), str(tmp_path / "out"), *options])
     assert isinstance(result.exception, InputError) and not (tmp_path / "out").exists()
 
 
-def test_failure_is_one_message_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("data", "inspect", str(tmp_path / "none")) == 1
-    shown = capsys.readouterr()
-    assert shown.out == "" and "no such file or folder" in shown.err and "Traceback" not in shown.err
+def test_failure_is_one_message_and_exit_code_1(tmp_path: Path) -> None:
+    done = spherecf("data", "inspect", str(tmp_path / "none"))
+    assert done.returncode == 1 and done.stdout == ""
+    assert "no such file or folder" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["inspect", "convert"])
 def test_help_ends_with_an_example(verb: str) -> None:
-    help_text = runner.invoke(cli.app, ["data", verb, "--help"]).stdout.rstrip()
+    help_text = runner.invoke(data.app, [verb, "--help"]).stdout.rstrip()
     assert help_text.splitlines()[-1].strip().startswith(f"Example: spherecf data {verb}")
 
 
-def main(*arguments: str) -> int:
-    """Exit code of the command as installed."""
-    before, sys.argv = sys.argv, ["spherecf", *arguments]
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    finally:
-        sys.argv = before
-    return 0
+def spherecf(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as installed."""
+    command = [sys.executable, "-c", "from spherecf.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
