@@ -1,1 +1,23 @@
-"""Placeholder."""
+"""Von Mises-Fisher: special functions on tensors and the distribution on the sphere. Knows nothing of faces.
+
+`log_normalizer` (log C_d), `log_normalizer_scaled` (log C_d + kappa), `mean_resultant_length` (A_d) with its derivative,
+complement and inverse, `log_bessel_i`, and `VonMisesFisher` with `HypersphericalUniform`. See docs/numerics.md.
+"""
+
+from spherecf.vmf._functions import (
+    log_bessel_i,
+    log_normalizer,
+    log_normalizer_scaled,
+    mean_resultant_complement,
+    mean_resultant_length,
+    mean_resultant_length_derivative,
+)
+
+__all__ = [
+    "log_bessel_i",
+    "log_normalizer",
+    "log_normalizer_scaled",
+    "mean_resultant_complement",
+    "mean_resultant_length",
+    "mean_resultant_length_derivative",
+]

@@ -1,0 +1,168 @@
+"""The special functions of the von Mises-Fisher distribution, with gradients in closed form.
+
+All take tensors of any shape, elementwise; ``dim`` and ``order`` are plain numbers. float32 and float64 keep their
+type; float16 and bfloat16 are computed in float32 and *return* float32 (log C_d in bfloat16 would be useless), and
+their gradient comes back in the input's type. NaN and negative arguments give NaN. Everything is finite for every
+finite argument >= 0, gradients included, except log I itself, which is -inf at 0 for order > 0, as it must be.
+"""
+
+from math import isfinite, lgamma, log, pi
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherecf.errors import InputError
+from spherecf.vmf._kernels import Form, evaluate, ratio_slope
+
+
+def log_bessel_i(order: float, x: Float[Tensor, "*batch"], scaled: bool = False) -> Float[Tensor, "*batch"]:
+    """log I_order(x), the modified Bessel function of the first kind; ``scaled``: log(exp(-x) I_order(x)).
+
+    Uniform expansion for large orders (DLMF 10.41.3), smaller ones by backward recurrence (DLMF 10.29.1).
+
+    Args:
+        order: real number >= 0.
+        x: >= 0, any shape. At 0 the value is 0 for order 0 and -inf for larger orders.
+
+    Raises:
+        InputError: the order is negative or not finite, or x is not a floating-point tensor.
+
+    Example:
+        >>> log_bessel_i(0.5, torch.tensor([1.0], dtype=torch.float64))  # log(sqrt(2 / pi) sinh 1)
+        tensor([-0.0643...], dtype=torch.float64)
+    """
+    if not (isfinite(order) and order >= 0):
+        raise InputError(f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d.")
+    order, x = float(order), _computable(x, "x")
+    rest = -_LogRelative.apply(x, order, Form.SCALED if scaled else Form.PLAIN)
+    return rest if order == 0 else rest + (order * torch.log(0.5 * x) - lgamma(order + 1))
+
+
+def log_normalizer(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+    """log C_d(kappa), C_d(k) = k^(d/2-1) / ((2 pi)^(d/2) I_{d/2-1}(k)); derivative -A_d(kappa).
+
+    The density of the von Mises-Fisher distribution on the unit sphere is C_d(kappa) exp(kappa mu^T z) (Li et al.,
+    CVPR 2021, section 3). C_d(0) is one over the surface area of the sphere. With a gradient asked for, value and
+    A_d are computed together in one pass.
+
+    Args:
+        kappa: concentration >= 0, any shape.
+        dim: dimension d >= 2 of the space around the sphere.
+
+    Raises:
+        InputError: ``dim`` is not an integer >= 2, or kappa is not a floating-point tensor.
+
+    Example:
+        >>> log_normalizer(torch.tensor([0.0, 100.0]), dim=3)  # -log 4 pi at 0
+        tensor([ -2.5310, -97.2327])
+    """
+    order, kappa = _order_of(dim), _computable(kappa, "kappa")
+    return _LogRelative.apply(kappa, order, Form.PLAIN) + _log_at_zero(order)
+
+
+def log_normalizer_scaled(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+    """c(kappa) = log C_d(kappa) + kappa, the slowly varying part of log C_d; derivative 1 - A_d(kappa).
+
+    Computed as such, without the cancellation of the sum: its absolute error is a few roundings of c itself, which is
+    what the mutual likelihood score (Li et al., CVPR 2021, eq. 13) needs in float32. Grows like (d-1)/2 log kappa, up
+    to kappa 1e18 (float32) or 1e150 (float64), beyond which it stays constant.
+
+    Example:
+        >>> log_normalizer_scaled(torch.tensor([1e8]), dim=3)  # log(kappa / 2 pi) for d = 3
+        tensor([16.5828])
+    """
+    order, kappa = _order_of(dim), _computable(kappa, "kappa")
+    return _LogRelative.apply(kappa, order, Form.SCALED) + _log_at_zero(order)
+
+
+def mean_resultant_length(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+    """A_d(kappa) = I_{d/2}(kappa) / I_{d/2-1}(kappa) in [0, 1]: the expected cosine to the mean direction.
+
+    Example:
+        >>> mean_resultant_length(torch.tensor([0.0, 10.0]), dim=3)  # coth k - 1/k for d = 3
+        tensor([0.0000, 0.9000])
+    """
+    return -_Slope.apply(_computable(kappa, "kappa"), _order_of(dim), Form.PLAIN, None)
+
+
+def mean_resultant_complement(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+    """1 - A_d(kappa), accurate also where A_d rounds to 1: about (d-1) / (2 kappa) for large kappa.
+
+    Example:
+        >>> mean_resultant_complement(torch.tensor([1e8]), dim=3)
+        tensor([1.0000e-08])
+    """
+    return _Slope.apply(_computable(kappa, "kappa"), _order_of(dim), Form.SCALED, None)
+
+
+def mean_resultant_length_derivative(
+    kappa: Float[Tensor, "*batch"], dim: int
+) -> Float[Tensor, "*batch"]:
+    """A_d'(kappa) = 1 - A_d^2 - (d-1)/kappa A_d, the variance of the cosine to the mean direction.
+
+    That expression cancels at both ends; here the slope of the expansion itself is summed.
+
+    Example:
+        >>> mean_resultant_length_derivative(torch.tensor([0.0, 1e6]), dim=3)  # 1/d at 0, (d-1)/(2 k^2) far out
+        tensor([3.3333e-01, 1.0000e-12])
+    """
+    return ratio_slope(_computable(kappa, "kappa"), _order_of(dim))
+
+
+def log_normalizer_relative(kappa: Float[Tensor, "*batch"], dim: int, scaled: bool) -> Float[Tensor, "*batch"]:
+    """log C_d(kappa) - log C_d(0) (plus kappa if ``scaled``), with small values accurate near kappa = 0."""
+    form = Form.SCALED if scaled else Form.PLAIN
+    return _LogRelative.apply(_computable(kappa, "kappa"), _order_of(dim), form)
+
+
+class _LogRelative(torch.autograd.Function):
+    """log g or log g + x. The derivative comes out of the same pass and is kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: float, form: Form) -> Tensor:
+        value, slope = evaluate(x, order, form, with_slope=ctx.needs_input_grad[0])
+        ctx.save_for_backward(x, slope)
+        ctx.order, ctx.form = order, form
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, slope = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            slope = _Slope.apply(x, ctx.order, ctx.form, slope)
+        return grads[0] * slope, None, None
+
+
+class _Slope(torch.autograd.Function):
+    """-R or 1 - R (already ``known``, or computed here); both have derivative -R'."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: float, form: Form, known: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.order = order
+        return evaluate(x, order, form)[1] if known is None else known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return -grads[0] * ratio_slope(x, ctx.order), None, None, None
+
+
+def _log_at_zero(order: float) -> float:
+    """log C_d(0) = -log of the surface area of the unit sphere."""
+    return lgamma(order + 1) - (order + 1) * log(pi) - log(2)
+
+
+def _order_of(dim: int) -> float:
+    if not isinstance(dim, Integral) or dim < 2:
+        raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
+    return int(dim) / 2 - 1
+
+
+def _computable(x: Tensor, name: str) -> Tensor:
+    if not x.is_floating_point():
+        raise InputError(f"expected {name} as a floating-point tensor, got {x.dtype}. Convert it with .float().")
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
