@@ -138,6 +138,7 @@ def test_a_file_short_by_half_a_record_is_refused_at_its_last_record(records: Pa
         (lambda text: text + "11\t40\n", "offset 40 occurs more than once"),
         (lambda text: "zero\t0\n" + text, "line 1: expected `number<TAB>offset`"),
         (lambda text: text + "11\n", "line 11: expected"),
+        (lambda text: "99999999999999999999\t0\n" + text, "record"),
         (lambda text: "", "empty"),
     ],
 )
@@ -209,3 +210,17 @@ def test_lfw(shared: Path) -> None:
     assert source.keys[0] == "AJ_Cook/AJ_Cook_0001.jpg" and source.identities[0] == "AJ_Cook"
     people = np.array([key.split("/")[0] for key in source.keys])
     assert (people == np.array(source.identities)[source.labels]).all()
+
+
+def test_a_range_that_is_no_range_is_refused(tmp_path: Path, pictures: list[bytes]) -> None:
+    image = pack_record(1, (0.0,), pictures[0])
+    for labels in [(1.0, float("nan")), (1.0,), (0.5, 2.0)]:
+        records = [pack_record(0, (2.0, 3.0)), image, pack_record(2, labels, several=True)]
+        with pytest.raises(FileFormatError, match="identity record at byte .* expected a range"):
+            RecordFile(write_plain(tmp_path / str(labels), records))
+
+
+def test_a_header_that_is_none_is_refused(tmp_path: Path, pictures: list[bytes]) -> None:
+    records = [pack_record(0, (2.5, float("inf"))), pack_record(1, (0.0,), pictures[0])]
+    with pytest.raises(FileFormatError, match="header record 0: expected two record numbers"):
+        RecordFile(write_plain(tmp_path / "bad", records))

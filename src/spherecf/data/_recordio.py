@@ -13,24 +13,20 @@ from mmap import mmap
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import Float32
-
 from spherecf.errors import FileFormatError
 
 MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 _FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
-HEADER_BYTES = _FRAME.size + _HEADER.size
 _LENGTH = (1 << 29) - 1
 
 
 class Record(NamedTuple):
-    """One record: its labels (k,), its own number and its content."""
+    """One record: how many labels are listed (0: one, in the header), the labels, its number, its content."""
 
     flag: int
-    labels: Float32[np.ndarray, " k"]
+    labels: tuple[float, ...]
     number: int
     content: bytes
 
@@ -52,7 +48,7 @@ def read_record(data: mmap | bytes, offset: int, path: Path) -> Record:
         raise FileFormatError(
             path, f"record at byte {offset}: header promises {flag} labels, {len(payload)} bytes in all."
         )
-    labels = np.frombuffer(payload, "<f4", flag, _HEADER.size) if flag else np.array([label], np.float32)
+    labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size) if flag else (label,)
     return Record(flag, labels, number, payload[end:])
 
 

@@ -84,7 +84,7 @@ class RecordFile(ImageSource):
         images, identities = np.ones(len(numbers), bool), np.zeros(len(numbers), bool)
         header = self._record(int(offsets[0]))
         if header.flag > 0 and not header.content:
-            if header.flag != 2 or not np.array_equal(header.labels, np.floor(header.labels)):
+            if header.flag != 2 or not all(map(_is_count, header.labels)):
                 raise FileFormatError(
                     self.path,
                     f"header record {numbers[0]}: expected two record numbers, got {header.labels}.",
@@ -101,11 +101,11 @@ class RecordFile(ImageSource):
         labels = np.full(len(self._numbers), -1, np.int64)
         for offset in self._identity_offsets.tolist():
             record = self._record(offset)
-            if len(record.labels) != 2:
+            if len(record.labels) != 2 or not all(map(_is_count, record.labels)):
                 raise FileFormatError(
                     self.path, f"identity record at byte {offset}: expected a range, got {record.labels}."
                 )
-            start, end = np.searchsorted(self._numbers, record.labels.astype(np.int64)).tolist()
+            start, end = np.searchsorted(self._numbers, [int(value) for value in record.labels]).tolist()
             if start < end:
                 label = self._label(start)
                 labels[start:end] = label if label == self._label(end - 1) else -1
@@ -115,8 +115,8 @@ class RecordFile(ImageSource):
 
     def _label(self, index: int) -> int:
         offset = int(self._offsets[index])
-        label = float(self._record(offset).labels[0])
-        if not math.isfinite(label) or label != int(label) or label < 0:
+        label = self._record(offset).labels[0]
+        if not _is_count(label):
             raise FileFormatError(
                 self.path, f"record at byte {offset}: expected a whole number as label, got {label}."
             )
@@ -133,6 +133,10 @@ class RecordFile(ImageSource):
                 for label, folder in named:
                     self.identities[label] = folder
                 return
+
+
+def _is_count(value: float) -> bool:
+    return math.isfinite(value) and value >= 0 and value == int(value)
 
 
 def _map(path: Path) -> mmap:
@@ -156,7 +160,7 @@ def _read_index(path: Path, size: int) -> tuple[Int64[np.ndarray, " n"], Int64[n
     fields = text.split()
     try:
         table = np.array(fields, dtype=np.int64).reshape(-1, 2)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise _bad_index_line(path, text) from error
     if len(table) == 0:
         raise FileFormatError(path, "expected lines `number<TAB>offset`, the index is empty.")
@@ -182,6 +186,8 @@ def _bad_index_line(path: Path, text: bytes) -> FileFormatError:
         fields = line.split()
         if fields and (len(fields) != 2 or not all(field.isdigit() for field in fields)):
             return FileFormatError(path, f"line {number}: expected `number<TAB>offset`, got {line[:60]!r}.")
+        if any(int(field) >= 1 << 63 for field in fields):
+            return FileFormatError(path, f"line {number}: a number beyond all records, {line[:60]!r}.")
     return FileFormatError(path, "expected lines `number<TAB>offset`.")
 
 
@@ -190,8 +196,8 @@ def _read_property(path: Path) -> tuple[tuple[int, int] | None, int | None]:
     if not path.exists():
         return None, None
     text = path.read_bytes()[:200].decode("latin-1").strip()
-    fields = text.split(",")
-    if len(fields) != 3 or not all(field.strip().isdecimal() and int(field) > 0 for field in fields):
+    fields = [field.strip() for field in text.split(",")]
+    if len(fields) != 3 or not all(field.isdecimal() and int(field) > 0 for field in fields):
         raise FileFormatError(path, f"expected `identities,height,width`, got {text[:60]!r}.")
     classes, height, width = map(int, fields)
     return (height, width), classes
