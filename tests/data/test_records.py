@@ -216,7 +216,7 @@ def test_a_range_that_is_no_range_is_refused(tmp_path: Path, pictures: list[byte
     image = pack_record(1, (0.0,), pictures[0])
     for labels in [(1.0, float("nan")), (1.0,), (0.5, 2.0)]:
         records = [pack_record(0, (2.0, 3.0)), image, pack_record(2, labels, several=True)]
-        with pytest.raises(FileFormatError, match="identity record at byte .* expected a range"):
+        with pytest.raises(FileFormatError, match=r"identity record at byte .* expected a range"):
             RecordFile(write_plain(tmp_path / str(labels), records))
 
 

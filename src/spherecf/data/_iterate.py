@@ -2,8 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -77,27 +78,28 @@ def iter_images(
 
 def _stacked(
     source: ImageSource,
-    chunks: Iterator[list[Loaded]],
+    chunks: Generator[list[Loaded], None, None],
     size: tuple[int, int] | None,
     skipped: list[Skipped] | None,
 ) -> Iterator[ImageBatch]:
-    for loaded in chunks:
-        good = []
-        for item in loaded:
-            error = item.error
-            if item.image is not None:
-                size = size or item.image.shape[:2]
-                error = _other_size(source, item, size)
-            if error is None:
-                good.append(item)
-            elif skipped is None:
-                raise error
-            else:
-                skipped.append(Skipped(source.keys[item.row], str(error)))
-        if good:
-            rows = np.array([item.row for item in good], np.int64)
-            images = np.stack([item.image for item in good if item.image is not None])
-            yield ImageBatch(rows, images, [item.encoded for item in good])
+    with closing(chunks):  # stops the threads also when this raises or the consumer leaves early
+        for loaded in chunks:
+            good = []
+            for item in loaded:
+                error = item.error
+                if item.image is not None:
+                    size = size or item.image.shape[:2]
+                    error = _other_size(source, item, size)
+                if error is None:
+                    good.append(item)
+                elif skipped is None:
+                    raise error
+                else:
+                    skipped.append(Skipped(source.keys[item.row], str(error)))
+            if good:
+                rows = np.array([item.row for item in good], np.int64)
+                images = np.stack([item.image for item in good if item.image is not None])
+                yield ImageBatch(rows, images, [item.encoded for item in good])
 
 
 def _other_size(source: ImageSource, item: Loaded, size: tuple[int, int]) -> ImageError | None:
@@ -110,7 +112,7 @@ def _other_size(source: ImageSource, item: Loaded, size: tuple[int, int]) -> Ima
 
 def iter_loaded(
     source: ImageSource, rows: Int64[np.ndarray, " n"], batch: int = 64, workers: int | None = None
-) -> Iterator[list[Loaded]]:
+) -> Generator[list[Loaded], None, None]:
     """The images at ``rows`` in order, good and bad, of any size, ``batch`` at a time.
 
     Raises:
@@ -122,7 +124,9 @@ def iter_loaded(
     return _ordered(source, chunks, workers or os.cpu_count() or 1)
 
 
-def _ordered(source: ImageSource, chunks: Iterator[list[int]], workers: int) -> Iterator[list[Loaded]]:
+def _ordered(
+    source: ImageSource, chunks: Iterator[list[int]], workers: int
+) -> Generator[list[Loaded], None, None]:
     waiting: deque[Future[list[Loaded]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
