@@ -10,9 +10,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spherecf.errors import InputError, ModelError
-from spherecf.models._default import default_recogniser
-from spherecf.models._engines import Engine, LoopedEngine, ModuleEngine, OnnxRuntimeEngine, choose_engine
+from spherecf.errors import ModelError
+from spherecf.models._default import default_recogniser_path
+from spherecf.models._engines import Engine, ModuleEngine, choose_engine
 from spherecf.models._onnx_find import Found, find
 from spherecf.models._onnx_graph import Model, load_graph
 from spherecf.models._preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
@@ -89,7 +89,7 @@ class FrozenBackbone:
             MissingDependencyError: the wheel is not installed (it comes with the extra ``demo``).
             ModelError: the file in it is not the one SphereCF knows.
         """
-        return cls.from_onnx(default_recogniser(), engine=engine, threads=threads)
+        return cls.from_onnx(default_recogniser_path(), engine=engine, threads=threads)
 
     @classmethod
     def from_onnx(

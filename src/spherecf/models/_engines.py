@@ -1,8 +1,6 @@
 """What runs a recogniser's graph: onnxruntime or torch, both from float32 pixels to (embedding, map)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnxruntime
@@ -14,6 +12,7 @@ from spherecf.models._onnx_find import Found
 from spherecf.models._onnx_graph import OnnxGraph
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Maps a network's input (n, 3, h, w) to the raw embedding (n, dim) and the map (n, C, H, W), float32."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from spherecf.errors import ModelError
@@ -94,13 +94,14 @@ def _read(source: str | Path | Model) -> OnnxGraph:
 def _parse(path: Path, content: bytes) -> Model:
     try:
         model = onnx.load_model_from_string(content)
-        onnx.load_external_data_for_model(model, str(path.parent))
-    except DecodeError as error:
+    except Exception as error:  # protobuf's DecodeError, which has no public home in onnx
         start = content[:8].hex(" ") or "nothing"
         raise ModelError(
             f"{path}: not a readable ONNX file ({len(content)} bytes, beginning with {start}): it is truncated or of "
             "another kind; download or export it again"
         ) from error
+    try:
+        onnx.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
             f"{path}: its weights are kept outside the file and cannot be read ({error})"
@@ -123,7 +124,7 @@ def image_tensors(graph: OnnxGraph) -> set[str]:
     return alive
 
 
-def constants(graph: OnnxGraph) -> dict[str, np.ndarray[Any, Any]]:
+def constants(graph: OnnxGraph) -> dict[str, NDArray[Any]]:
     """Initialisers and the values of Constant nodes, by tensor name."""
     found = {t.name: t for t in graph.model.graph.initializer}
     values = {name: numpy_helper.to_array(t) for name, t in found.items()}

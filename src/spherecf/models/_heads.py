@@ -1,0 +1,201 @@
+"""Confidence heads: small networks that read the last convolutional map and emit log kappa."""
+
+import math
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from spherecf.errors import InputError, ModelError
+
+
+class ConfidenceHead(nn.Module):
+    """Base of all heads: ``log_kappa = forward(summarize(features, embedding))``.
+
+    `summarize` has no parameters, so its result can be cached once per image and the head trained on the cache.
+    A subclass sets ``kind``, ``summary_shape`` and ``final`` (its last linear layer) and defines `forward`, `config`
+    and, unless the summary is the map itself, `summarize`.
+
+    Attributes:
+        kind: its name in `HEADS` and in saved files.
+        feature_shape: (C, H, W) it was made for.
+        summary_shape: shape of one image's summary, (s,) or (C, H, W).
+        final: the layer whose single output is log kappa.
+    """
+
+    kind: ClassVar[str]
+    feature_shape: tuple[int, int, int]
+    summary_shape: tuple[int, ...]
+    final: nn.Linear
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        if min(channels, height, width) < 1:
+            raise InputError(
+                f"head: expected a feature map of positive size, got {(channels, height, width)}"
+            )
+        self.feature_shape = (channels, height, width)
+        self.summary_shape = self.feature_shape
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able: ``make_head(head.kind, **head.config())`` is its twin."""
+        channels, height, width = self.feature_shape
+        return {"channels": channels, "height": height, "width": width}
+
+    def summarize(
+        self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
+    ) -> Float[Tensor, "n ..."]:
+        """What the head needs of a backbone's output, without parameters: the map itself unless overridden."""
+        return self.check_features(features)
+
+    def forward(self, summary: Float[Tensor, "n ..."]) -> Float[Tensor, "n"]:
+        """Log kappa (n,) from summaries (n, *summary_shape)."""
+        raise NotImplementedError
+
+    def log_kappa(
+        self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
+    ) -> Float[Tensor, "n"]:
+        """Both steps: log kappa (n,) from a backbone's output.
+
+        Raises:
+            InputError: a map of another size, or values that are not finite.
+        """
+        result: Tensor = self(self.summarize(features, embedding))
+        return result
+
+    def check_features(self, features: Tensor) -> Tensor:
+        """The map, if it has this head's size and only finite values.
+
+        Raises:
+            InputError: otherwise; the images are counted and named.
+        """
+        if features.ndim != 4 or tuple(features.shape[1:]) != self.feature_shape:
+            raise InputError(
+                f"{self.kind} head: expected feature maps (n, {', '.join(map(str, self.feature_shape))}), "
+                f"got {tuple(features.shape)}; was the head made for another backbone?"
+            )
+        finite = torch.isfinite(features).flatten(1).all(1)
+        if not bool(finite.all()):
+            bad = torch.nonzero(~finite).flatten().tolist()
+            raise InputError(
+                f"{self.kind} head: the feature maps of {len(bad)} of {len(features)} images hold NaN or infinity "
+                f"(images {', '.join(map(str, bad[:10]))}); leave them out"
+            )
+        return features
+
+    def start_at(self, kappa: float) -> None:
+        """Make the head constant: log kappa = log(``kappa``) for every image, the start of training.
+
+        Example:
+            >>> head = LinearHead(4, 2, 2)
+            >>> head.start_at(300.0)
+            >>> head(torch.randn(2, 4, 2, 2)).exp().round().tolist()
+            [300.0, 300.0]
+        """
+        if not (math.isfinite(kappa) and kappa > 0):
+            raise InputError(f"start_at: expected a finite positive kappa, got {kappa}")
+        with torch.no_grad():
+            self.final.weight.zero_()
+            self.final.bias.fill_(math.log(kappa))
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of trainable values."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class LinearHead(ConfidenceHead):
+    """The paper's head: the flattened map of n values through dense layers n - n/2 - n/4 - 1.
+
+    25088-12544-6272-1 (393 M parameters) for the 512x7x7 map of an IResNet (S. Li et al., CVPR 2021).
+
+    Example:
+        >>> LinearHead(8, 4, 4).parameter_count
+        10369
+    """
+
+    kind = "linear"
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__(channels, height, width)
+        size = channels * height * width
+        half, quarter = max(1, size // 2), max(1, size // 4)
+        self.hidden = nn.Sequential(
+            nn.Flatten(), nn.Linear(size, half), nn.ReLU(), nn.Linear(half, quarter), nn.ReLU()
+        )
+        self.final = nn.Linear(quarter, 1)
+
+    def forward(self, summary: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n"]:
+        """Log kappa (n,) from maps (n, C, H, W)."""
+        return self.final(self.hidden(summary)).squeeze(1)  # type: ignore[no-any-return]
+
+
+class ConvHead(ConfidenceHead):
+    """TFace's shape: three 3x3 convolutions, then dense layers C - C/2 - C/4 - 1 (512-256-128-1, about 7 M).
+
+    Without padding three such convolutions turn a 7x7 map into one vector; larger maps are averaged at the end,
+    smaller ones padded.
+
+    Example:
+        >>> ConvHead(512, 7, 7).parameter_count
+        7244289
+    """
+
+    kind = "conv"
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__(channels, height, width)
+        padding = 0 if min(height, width) >= 7 else 1
+        first, second, third = (
+            nn.Conv2d(channels, channels, 3, padding=padding, bias=False) for _ in range(3)
+        )
+        half, quarter = max(1, channels // 2), max(1, channels // 4)
+        self.convolutions = nn.Sequential(
+            first, nn.ReLU(), second, nn.BatchNorm2d(channels), nn.ReLU(), third, nn.BatchNorm2d(channels),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.hidden = nn.Sequential(nn.Linear(channels, half), nn.ReLU(), nn.Linear(half, quarter), nn.ReLU())
+        self.final = nn.Linear(quarter, 1)
+
+    def forward(self, summary: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n"]:
+        """Log kappa (n,) from maps (n, C, H, W)."""
+        return self.final(self.hidden(self.convolutions(summary))).squeeze(1)  # type: ignore[no-any-return]
+
+
+HEADS: dict[str, str] = {
+    LinearHead.kind: f"{__name__}:LinearHead",
+    ConvHead.kind: f"{__name__}:ConvHead",
+    "light": "spherecf.models._light:LightHead",
+}
+"""Where each kind of head lives, as "module:class"; add your own to load files that hold it."""
+
+
+def head_class(kind: str) -> type[ConfidenceHead]:
+    """The class of a kind of head.
+
+    Raises:
+        ModelError: no head of that kind is registered.
+    """
+    if kind not in HEADS:
+        raise ModelError(f"unknown kind of head {kind!r}; there are {', '.join(sorted(HEADS))}")
+    module, name = HEADS[kind].split(":")
+    found: type[ConfidenceHead] = getattr(import_module(module), name)
+    return found
+
+
+def make_head(kind: str, **config: Any) -> ConfidenceHead:
+    """A new head by its kind and its constructor's arguments.
+
+    Raises:
+        ModelError: unknown kind, or arguments it does not take.
+
+    Example:
+        >>> make_head("conv", channels=16, height=7, width=7).kind
+        'conv'
+    """
+    try:
+        return head_class(kind)(**config)
+    except TypeError as error:
+        raise ModelError(f"{kind} head: arguments {config} do not fit: {error}") from error
