@@ -28,7 +28,7 @@ HEADER_KEY = "spherecf"
 
 @dataclass(frozen=True)
 class ConfidentOutput:
-    """What a `ConfidenceModel` says of n images: ``mu`` (n, dim) unit, ``log_kappa`` (n,), ``norm`` (n,) raw."""
+    """A `ConfidenceModel`'s word on n images: unit ``mu`` (n, dim), ``log_kappa`` (n,), raw ``norm`` (n,)."""
 
     mu: Float[Tensor, "n dim"]
     log_kappa: Float[Tensor, "n"]
@@ -58,8 +58,8 @@ class ConfidenceModel:
             raise InputError(f"radius: expected a positive number, got {self.radius}")
         if self.head.feature_shape != self.backbone.feature_shape:
             raise ModelError(
-                f"the head was made for feature maps {self.head.feature_shape}, the backbone {self.backbone.name} gives "
-                f"{self.backbone.feature_shape}"
+                f"the head was made for feature maps {self.head.feature_shape}, the backbone "
+                f"{self.backbone.name} gives {self.backbone.feature_shape}"
             )
 
     def outputs(self, images: NDArray[Any] | Tensor) -> ConfidentOutput:
@@ -67,7 +67,7 @@ class ConfidenceModel:
         return self.judge(self.backbone(images))
 
     def judge(self, output: BackboneOutput) -> ConfidentOutput:
-        """The same from a backbone's output that is at hand; the head runs in evaluation mode, without gradients."""
+        """The same from a backbone's output at hand; the head runs in evaluation mode, without gradients."""
         training = self.head.training
         self.head.eval()
         with torch.no_grad():
@@ -125,7 +125,7 @@ class ConfidenceModel:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file: the head's tensors, and a JSON header in its metadata. Whole or not at all.
+        """Write one safetensors file: the head's tensors, a JSON header in its metadata; whole or not at all.
 
         Raises:
             InputError: the record or calibration cannot be written as JSON.
@@ -147,12 +147,14 @@ def load(
 
     Args:
         path: a file `ConfidenceModel.save` wrote; nothing in it is executed.
-        backbone: the recogniser, or its ONNX file; by default the one from the wheel, if the hash is that one's.
+        backbone: the recogniser, or its ONNX file; by default the one from the wheel, if the hash is that
+            one's.
         engine: of a backbone that is loaded here.
 
     Raises:
         FileFormatError: not such a file, truncated, or of a newer format.
-        ModelError: unknown kind of head, or another backbone than the head was trained on (both hashes are named).
+        ModelError: unknown kind of head, or another backbone than the head was trained on (both hashes are
+            named).
     """
     path = Path(path)
     header, tensors = _read(path)
@@ -211,8 +213,8 @@ def _find_backbone(
     if given is None:
         if facts["sha256"] != SFACE_SHA256:
             raise ModelError(
-                f"{path}: its head belongs to the backbone {facts['name']} (sha256 {facts['sha256']}), which is not the "
-                "default one; pass backbone= with its file"
+                f"{path}: its head belongs to the backbone {facts['name']} (sha256 {facts['sha256']}), "
+                f"which is not the default one; pass backbone= with its file"
             )
         given = default_recogniser_path()
     if not isinstance(given, FrozenBackbone):
@@ -221,8 +223,8 @@ def _find_backbone(
         found = sha256_file(given)
         if found != facts["sha256"]:
             raise ModelError(
-                f"{path}: its head belongs to the backbone {facts['name']} with sha256 {facts['sha256']}, but {given} has "
-                f"sha256 {found}: a head means nothing on another backbone"
+                f"{path}: its head belongs to the backbone {facts['name']} with sha256 {facts['sha256']}, "
+                f"but {given} has sha256 {found}: a head means nothing on another backbone"
             )
         given = FrozenBackbone.from_onnx(
             given,

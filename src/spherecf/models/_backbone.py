@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spherecf.errors import ModelError
+from spherecf.models._choose import choose_engine
 from spherecf.models._default import default_recogniser_path
-from spherecf.models._engines import Engine, ModuleEngine, choose_engine
+from spherecf.models._engines import Engine, ModuleEngine
 from spherecf.models._onnx_find import Found, find
 from spherecf.models._onnx_graph import Model, load_graph
 from spherecf.models._preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
@@ -35,7 +36,8 @@ class BackboneOutput:
     @property
     def norm(self) -> Float[Tensor, "n"]:
         """Length of the raw embedding, the confidence of the poor."""
-        return torch.linalg.vector_norm(self.embedding, dim=1)
+        norm: Tensor = torch.linalg.vector_norm(self.embedding, dim=1)
+        return norm
 
 
 class FrozenBackbone:
@@ -108,8 +110,8 @@ class FrozenBackbone:
 
         Args:
             path: the file, or a loaded ``onnx.ModelProto``.
-            preprocessing: a `Preprocessing` or a preset's name; needed unless the file is known by its hash or
-                says it in its metadata.
+            preprocessing: a `Preprocessing` or a preset's name; needed unless the file is known by its hash
+                or says it in its metadata.
             embedding: name of the embedding tensor, where it is not found by itself.
             features: name of the map the confidence head looks at, likewise.
             engine: ``"auto"``, ``"onnxruntime"``, ``"torch"`` or ``"compiled"`` (docs/backbones.md).
@@ -127,7 +129,7 @@ class FrozenBackbone:
                 f"{graph.name}: the graph takes images of {graph.size}, preprocessing gives {pixels.size}"
             )
         found = find(graph, pixels.size, embedding, features)
-        chosen = choose_engine(graph, found, engine, pixels.size, threads=threads, dtype=dtype, device=device)
+        chosen = choose_engine(graph, found, pixels, engine, threads=threads, dtype=dtype, device=device)
         name = KNOWN_MODELS[graph.sha256].name if graph.sha256 in KNOWN_MODELS else graph.name
         return cls(chosen, found, pixels, name, graph.sha256, graph.repairs)
 
@@ -160,15 +162,15 @@ class FrozenBackbone:
         row, layer = engine(torch.zeros(2, 3, *pixels.size))
         if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:
             raise ModelError(
-                f"{type(module).__name__}: expected (embedding (n, dim), map (n, C, H, W)) for 2 images, got shapes "
-                f"{tuple(row.shape)} and {tuple(layer.shape)}"
+                f"{type(module).__name__}: expected (embedding (n, dim), map (n, C, H, W)) for 2 images, "
+                f"got shapes {tuple(row.shape)} and {tuple(layer.shape)}"
             )
         channels, height, width = layer.shape[1:]
         found = Found("embedding", features or "features", row.shape[1], (channels, height, width))
         return cls(engine, found, pixels, name or type(module).__name__, sha256, [])
 
     def __call__(self, images: NDArray[Any] | Tensor) -> BackboneOutput:
-        """Run the recogniser on aligned uint8 RGB faces (n, height, width, 3); results stay on the engine's device.
+        """Run the recogniser on aligned uint8 RGB faces (n, height, width, 3); results stay on its device.
 
         Raises:
             InputError: images of another type, shape or size.
@@ -179,7 +181,7 @@ class FrozenBackbone:
             empty = torch.empty(0, self.dim), torch.empty(0, *self.feature_shape)
             return BackboneOutput(*empty)
         with torch.inference_mode():
-            parts = [self._engine(self.preprocessing(chunk)) for chunk in images.split(CHUNK)]
+            parts = [self._engine(self.preprocessing(chunk)) for chunk in torch.split(images, CHUNK)]
         # Joined outside inference mode, so that a head can be trained on what comes out.
         embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
         output = BackboneOutput(embedding, features)
@@ -187,8 +189,9 @@ class FrozenBackbone:
         if not bool(good.all()):
             bad = torch.nonzero(~good).flatten().tolist()
             raise ModelError(
-                f"{self.name}: {len(bad)} of {len(images)} images have an embedding or map that is not finite or has zero "
-                f"norm (images {', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''}); leave them out"
+                f"{self.name}: {len(bad)} of {len(images)} images have an embedding or map that is not "
+                f"finite or has zero norm (images "
+                f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''}); leave them out"
             )
         return output
 
@@ -200,8 +203,9 @@ class FrozenBackbone:
         """
         if self.sha256 != sha256:
             raise ModelError(
-                f"this head belongs to the backbone {name or '?'} with sha256 {sha256}, got {self.name} with sha256 "
-                f"{self.sha256}: a head means nothing on another backbone; pass backbone= with the right file"
+                f"this head belongs to the backbone {name or '?'} with sha256 {sha256}, got {self.name} "
+                f"with sha256 {self.sha256}: a head means nothing on another backbone; pass backbone= with "
+                f"the right file"
             )
         return self
 

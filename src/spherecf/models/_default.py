@@ -24,7 +24,7 @@ def default_recogniser_path() -> Path:
 
 
 def default_detector_path() -> Path:
-    """Path of the YuNet face detector (ONNX, five landmarks) in the installed wheel, hash checked; errors likewise."""
+    """Path of the YuNet face detector (ONNX, five landmarks) in the installed wheel, likewise."""
     return _verified(YUNET_FILE, YUNET_SHA256)
 
 
@@ -35,7 +35,8 @@ def _verified(member: str, sha256: str) -> Path:
         path = Path(str(distribution(WHEEL).locate_file(member)))
     except PackageNotFoundError as error:
         raise MissingDependencyError(
-            f"the default networks (SFace, YuNet) come with the package {WHEEL}=={VERSION}, which is not installed: "
+            f"the default networks (SFace, YuNet) come with the package {WHEEL}=={VERSION}, which is not "
+            f"installed: "
             'pip install "spherecf[demo]", or bring your own (docs/backbones.md)'
         ) from error
     if not path.is_file():
@@ -43,6 +44,7 @@ def _verified(member: str, sha256: str) -> Path:
     found = sha256_file(path)
     if found != sha256:
         raise ModelError(
-            f"{path}: expected sha256 {sha256}, found {found}: not the file SphereCF was tested with; {reinstall}"
+            f"{path}: expected sha256 {sha256}, found {found}: not the file SphereCF was tested with; "
+            f"{reinstall}"
         )
     return path

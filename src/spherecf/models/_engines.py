@@ -1,6 +1,9 @@
 """What runs a recogniser's graph: onnxruntime or torch, both from float32 pixels to (embedding, map)."""
 
-from typing import Protocol, runtime_checkable
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnxruntime
@@ -59,12 +62,14 @@ class LoopedEngine:
         self._engine, self.name = engine, engine.name
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        embedding, features = zip(*(self._engine(image) for image in x.split(1)), strict=True)
+        embedding, features = zip(*(self._engine(image) for image in torch.split(x, 1)), strict=True)
         return torch.cat(embedding), torch.cat(features)
 
 
 class ModuleEngine:
     """A torch module in evaluation mode, channels last, without gradients."""
+
+    name = "torch"
 
     def __init__(
         self,
@@ -73,28 +78,33 @@ class ModuleEngine:
         features: str | None = None,
         dtype: str = "float32",
         device: str = "cpu",
-        compiled: bool = False,
+        threads: int | None = None,
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise ModelError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
-        self.name = "compiled" if compiled else "torch"
+        self._threads = threads
         self._dtype, self._device = getattr(torch, dtype), torch.device(device)
         self._hooked: list[Tensor] = []
-        self._hooks = features is not None
+        self._hooked_output = features is not None
         if features is not None:
             _submodule(module, features).register_forward_hook(self._keep)
+        if self._dtype != torch.float32:
+            module = copy.deepcopy(module)  # the caller's own stays as exact as it is
         module = module.eval().requires_grad_(False).to(self._device, self._dtype)
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._module = torch.compile(module, dynamic=True) if compiled else module
+        self._module: Any = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def compile(self) -> None:
+        """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
+        self._module, self.name = torch.compile(self._module, dynamic=True), "compiled"
 
     def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
         self._hooked[:] = [output]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(self._threads):
             result = self._module(x)
-        if self._hooks:
+        if self._hooked_output:
             result = result[0] if isinstance(result, tuple | list) else result, *self._hooked
             self._hooked.clear()
         if (
@@ -104,10 +114,23 @@ class ModuleEngine:
         ):
             raise ModelError(
                 f"{type(self._module).__name__}: expected a module that returns (embedding, map), got "
-                f"{type(result).__name__}; if it returns the embedding alone, pass features= with a submodule's name"
+                f"{type(result).__name__}; if it returns the embedding alone, pass features= with a "
+                f"submodule's name"
             )
         embedding, layer = result
         return embedding.float(), layer.float().contiguous()
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        if count:
+            torch.set_num_threads(before)
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:
@@ -118,17 +141,3 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
         raise ModelError(
             f"{type(module).__name__} has no submodule {name!r}; its own are {', '.join(names)}"
         ) from error
-
-
-def choose_engine(
-    graph: OnnxGraph,
-    found: Found,
-    engine: str,
-    size: tuple[int, int],
-    *,
-    threads: int | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-) -> Engine:
-    """The engine asked for, after a run on two images that checks it."""
-    return OnnxRuntimeEngine(graph, found, threads)

@@ -14,9 +14,9 @@ from spherecf.errors import InputError, ModelError
 class ConfidenceHead(nn.Module):
     """Base of all heads: ``log_kappa = forward(summarize(features, embedding))``.
 
-    `summarize` has no parameters, so its result can be cached once per image and the head trained on the cache.
-    A subclass sets ``kind``, ``summary_shape`` and ``final`` (its last linear layer) and defines `forward`, `config`
-    and, unless the summary is the map itself, `summarize`.
+    `summarize` has no parameters, so its result can be cached once per image and the head trained on the
+    cache. A subclass sets ``kind``, ``summary_shape`` and ``final`` (its last linear layer) and defines
+    `forward`, `config` and, unless the summary is the map itself, `summarize`.
 
     Attributes:
         kind: its name in `HEADS` and in saved files.
@@ -47,7 +47,7 @@ class ConfidenceHead(nn.Module):
     def summarize(
         self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n ..."]:
-        """What the head needs of a backbone's output, without parameters: the map itself unless overridden."""
+        """What the head needs of a backbone's output, without parameters: by default the map itself."""
         return self.check_features(features)
 
     def forward(self, summary: Float[Tensor, "n ..."]) -> Float[Tensor, "n"]:
@@ -80,8 +80,8 @@ class ConfidenceHead(nn.Module):
         if not bool(finite.all()):
             bad = torch.nonzero(~finite).flatten().tolist()
             raise InputError(
-                f"{self.kind} head: the feature maps of {len(bad)} of {len(features)} images hold NaN or infinity "
-                f"(images {', '.join(map(str, bad[:10]))}); leave them out"
+                f"{self.kind} head: the feature maps of {len(bad)} of {len(features)} images hold NaN or "
+                f"infinity (images {', '.join(map(str, bad[:10]))}); leave them out"
             )
         return features
 
@@ -135,8 +135,8 @@ class LinearHead(ConfidenceHead):
 class ConvHead(ConfidenceHead):
     """TFace's shape: three 3x3 convolutions, then dense layers C - C/2 - C/4 - 1 (512-256-128-1, about 7 M).
 
-    Without padding three such convolutions turn a 7x7 map into one vector; larger maps are averaged at the end,
-    smaller ones padded.
+    Without padding three such convolutions turn a 7x7 map into one vector; larger maps are averaged at the
+    end, smaller ones padded.
 
     Example:
         >>> ConvHead(512, 7, 7).parameter_count

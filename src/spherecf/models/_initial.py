@@ -35,7 +35,7 @@ def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
     mean = float(cosines.double().mean())
     if not 0 < mean < 1:
         raise InputError(
-            f"the mean cosine to the prototypes is {mean:.4f}, expected within (0, 1): do the prototypes belong to this "
-            "backbone, and the labels to these images?"
+            f"the mean cosine to the prototypes is {mean:.4f}, expected within (0, 1): do the prototypes "
+            f"belong to this backbone, and the labels to these images?"
         )
     return float(vmf.inverse_mean_resultant_length(torch.tensor(mean, dtype=torch.float64), dim))

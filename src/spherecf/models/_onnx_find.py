@@ -31,8 +31,8 @@ def find(
 ) -> Found:
     """The embedding output (n, dim) and the last map (n, C, H, W), H and W > 1, on the way to it.
 
-    Walking back from the embedding through flatten, dense, normalisation, pooling and global depthwise layers, all
-    of which see at most 1x1 maps, the first tensor that still has spatial extent is the last map.
+    Walking back from the embedding through flatten, dense, normalisation, pooling and global depthwise
+    layers, all of which see at most 1x1 maps, the first tensor that still has spatial extent is the last map.
 
     Args:
         graph: a repaired graph.
@@ -77,7 +77,7 @@ def _shapes(graph: OnnxGraph, size: tuple[int, int]) -> dict[str, Shape]:
 
 
 def _find_embedding(graph: OnnxGraph, shapes: dict[str, Shape], producers: dict[str, Node]) -> str:
-    outputs = [o.name for o in graph.model.graph.output]
+    outputs: list[str] = [o.name for o in graph.model.graph.output]
     listing = ", ".join(f"{name} {shapes.get(name, 'of unknown shape')}" for name in outputs)
     rows = [n for n in outputs if _is_row(shapes.get(n)) and producers[n].op_type not in CLASSIFIER_ENDS]
     if len(rows) > 1:
@@ -86,13 +86,14 @@ def _find_embedding(graph: OnnxGraph, shapes: dict[str, Shape], producers: dict[
         return rows[0]
     if rows:
         raise ModelError(
-            f"{graph.name}: several outputs could be the embedding ({', '.join(rows)}); pass embedding= with one's name"
+            f"{graph.name}: several outputs could be the embedding ({', '.join(rows)}); pass embedding= "
+            f"with one's name"
         )
     ends = sorted({producers[n].op_type for n in outputs if n in producers} & set(CLASSIFIER_ENDS))
     what = f" and it ends in {', '.join(ends)}, as a classifier or detector does" if ends else ""
     raise ModelError(
-        f"{graph.name}: not a recogniser: expected an output (n, dim) with dim >= {SMALLEST_DIM}, found {listing}{what}; "
-        "if the embedding is another tensor, pass embedding= with its name"
+        f"{graph.name}: not a recogniser: expected an output (n, dim) with dim >= {SMALLEST_DIM}, found "
+        f"{listing}{what}; if the embedding is another tensor, pass embedding= with its name"
     )
 
 
@@ -120,8 +121,8 @@ def _find_features(
             seen.update(node.input)
         layer = deeper
     raise ModelError(
-        f"{graph.name}: not a convolutional recogniser: no map (n, channels, height, width) that a convolution made was "
-        f"found on the way to {embedding}; if there is one, pass features= with its name"
+        f"{graph.name}: not a convolutional recogniser: no map (n, channels, height, width) that a "
+        f"convolution made was found on the way to {embedding}; if there is one, pass features= with its name"
     )
 
 

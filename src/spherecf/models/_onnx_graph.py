@@ -97,8 +97,8 @@ def _parse(path: Path, content: bytes) -> Model:
     except Exception as error:  # protobuf's DecodeError, which has no public home in onnx
         start = content[:8].hex(" ") or "nothing"
         raise ModelError(
-            f"{path}: not a readable ONNX file ({len(content)} bytes, beginning with {start}): it is truncated or of "
-            "another kind; download or export it again"
+            f"{path}: not a readable ONNX file ({len(content)} bytes, beginning with {start}): it is "
+            f"truncated or of another kind; download or export it again"
         ) from error
     try:
         onnx.load_external_data_for_model(model, str(path.parent))
@@ -176,8 +176,8 @@ def _accept_image(graph: OnnxGraph, image: Any) -> None:
     if len(dims) != 4 or kind != onnx.TensorProto.FLOAT or dims[1] not in (3, None):
         layout = " (channels last graphs are not supported)" if len(dims) == 4 and dims[3] == 3 else ""
         raise ModelError(
-            f"{graph.name}: not a recogniser of colour images: expected a float32 input (n, 3, height, width), found "
-            f"{image.name} {dims} of type {onnx.TensorProto.DataType.Name(kind)}{layout}"
+            f"{graph.name}: not a recogniser of colour images: expected a float32 input (n, 3, height, "
+            f"width), found {image.name} {dims} of type {onnx.TensorProto.DataType.Name(kind)}{layout}"
         )
     graph.image = image.name
     graph.size = (dims[2], dims[3]) if dims[2] and dims[3] else None
@@ -205,7 +205,7 @@ def _infer_only(graph: OnnxGraph) -> str:
 
 
 def _shape_slopes(graph: OnnxGraph) -> str:
-    """PReLU slopes of shape (C,), as MXNet wrote them, mean one per channel: (C, 1, 1) in ONNX's broadcasting."""
+    """MXNet's PReLU slopes (C,) mean one per channel, which is (C, 1, 1) in ONNX's broadcasting."""
     slopes = {n.input[1] for n in graph.model.graph.node if n.op_type == "PRelu"}
     fed_by_dense = {
         o for n in graph.model.graph.node if n.op_type in ("Gemm", "MatMul", "Flatten") for o in n.output

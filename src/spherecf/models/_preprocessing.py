@@ -20,7 +20,7 @@ METADATA_KEY = "spherecf.preprocessing"
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From aligned uint8 RGB faces to a network's input: x = (pixel - mean) / std, channels in ``color`` order.
+    """Aligned uint8 RGB faces to a network's input: x = (pixel - mean) / std, channels in ``color`` order.
 
     Args:
         color: ``"rgb"`` or ``"bgr"``, the order the network was trained with.
@@ -169,6 +169,6 @@ def resolve_preprocessing(
         except (ValueError, TypeError) as error:
             raise ModelError(f"the file's own metadata {METADATA_KEY!r} is unusable: {error}") from error
     raise ModelError(
-        f"the preprocessing of this recogniser is not known (sha256 {sha256[:12]}...); pass preprocessing= as a "
-        f"Preprocessing or one of the presets {describe_presets()}.{hint}"
+        f"the preprocessing of this recogniser is not known (sha256 {sha256[:12]}...); pass preprocessing= "
+        f"as a Preprocessing or one of the presets {describe_presets()}.{hint}"
     )

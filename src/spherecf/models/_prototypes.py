@@ -55,8 +55,8 @@ def leave_one_out_prototypes(
         labels: identity of each sample, any non-negative integers.
 
     Returns:
-        The prototypes (n, dim), zero where there are none, and a mask (n,) of usable samples: False for the only
-        image of an identity, ``(~usable).sum()`` counts them.
+        The prototypes (n, dim), zero where there are none, and a mask (n,) of usable samples: False for the
+        only image of an identity, ``(~usable).sum()`` counts them.
 
     Example:
         >>> mu = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
@@ -87,8 +87,8 @@ def _sums(mu: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def load_prototypes(path: str | Path, *, key: str | None = None) -> Float[Tensor, "identities dim"]:
     """A classifier's matrix as unit prototypes (identities, dim).
 
-    Reads ``.npy``, ``.safetensors`` and ``.pt``/``.pth`` (weights only, nothing in the file is executed); in nested
-    dictionaries the matrix is looked for under `KEYS`, or is the only matrix there.
+    Reads ``.npy``, ``.safetensors`` and ``.pt``/``.pth`` (weights only, nothing in the file is executed); in
+    nested dictionaries the matrix is looked for under `KEYS`, or is the only matrix there.
 
     Args:
         path: the file.
@@ -105,7 +105,8 @@ def load_prototypes(path: str | Path, *, key: str | None = None) -> Float[Tensor
     bad = int((~torch.isfinite(norms) | (norms == 0)).sum())
     if bad or not len(matrix):
         raise FileFormatError(path, f"{bad} of {len(matrix)} prototypes are not finite or zero.")
-    return matrix / norms[:, None]
+    prototypes: Tensor = matrix / norms[:, None]
+    return prototypes
 
 
 def _read(path: Path) -> Any:

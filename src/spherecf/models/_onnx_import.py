@@ -1,0 +1,199 @@
+"""A recogniser's ONNX graph as a torch module that can be trained, compiled and moved to a GPU."""
+
+import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from onnx import helper
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from spherecf.errors import ModelError
+from spherecf.models._onnx_find import Found, find
+from spherecf.models._onnx_graph import Model, Node, OnnxGraph, attributes, image_tensors, load_graph
+from spherecf.models._onnx_ops import OPERATIONS, Value
+
+
+class OnnxModule(nn.Module):
+    """An imported recogniser: pixels as the network wants them (n, 3, h, w) to (embedding, last map).
+
+    Attributes:
+        network: the graph as torch.fx sees it; ``print(module.network.code)`` shows it as Python.
+        found: names and shapes of the two results.
+    """
+
+    def __init__(self, network: fx.GraphModule, found: Found) -> None:
+        super().__init__()
+        self.network, self.found = network, found
+
+    def forward(
+        self, x: Float[Tensor, "n 3 h w"]
+    ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n c fh fw"]]:
+        """(embedding (n, dim), features (n, C, H, W))."""
+        embedding, features = self.network(x)
+        return embedding.flatten(1), features
+
+    def folded(self) -> "OnnxModule":
+        """A faster copy for inference: batch normalisations that follow a convolution are folded into it."""
+        network = copy.deepcopy(self.network)
+        modules = dict(network.named_modules())
+        for node in list(network.graph.nodes):
+            before = node.args[0] if node.args else None
+            if not isinstance(before, fx.Node) or node.op != "call_module" or before.op != "call_module":
+                continue
+            norm, convolution = modules[str(node.target)], modules[str(before.target)]
+            follows = isinstance(norm, nn.modules.batchnorm._BatchNorm) and isinstance(convolution, nn.Conv2d)
+            if follows and len(before.users) == 1:
+                fused = fuse_conv_bn_eval(convolution.eval(), norm.eval())
+                network.set_submodule(str(before.target), fused)
+                modules[str(before.target)] = fused
+                node.replace_all_uses_with(before)
+                network.graph.erase_node(node)
+        network.delete_all_unused_submodules()
+        network.recompile()
+        return OnnxModule(network, self.found).eval()
+
+
+def import_onnx(
+    source: str | Path | Model, *, embedding: str | None = None, features: str | None = None
+) -> OnnxModule:
+    """Read a recogniser's graph into torch; its weights become parameters named after the graph's nodes.
+
+    Args:
+        source: the ONNX file, or a loaded ``onnx.ModelProto``; repaired as in `FrozenBackbone.from_onnx`.
+        embedding, features: names of the two tensors, where they are not found by themselves.
+
+    Returns:
+        The module in evaluation mode, equal to onnxruntime within 1e-4; call ``train()`` to fine-tune it.
+
+    Raises:
+        ModelError: not a recogniser, or an operation SphereCF cannot import (operation and node are named).
+
+    Example:
+        >>> from spherecf.models import default_recogniser_path
+        >>> network = import_onnx(default_recogniser_path())
+        >>> embedding, features = network(torch.zeros(2, 3, 112, 112))
+        >>> tuple(embedding.shape), tuple(features.shape)
+        ((2, 128), (2, 1024, 7, 7))
+    """
+    graph = load_graph(source)
+    return build_module(graph, find(graph, graph.size or (112, 112), embedding, features))
+
+
+def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
+    """The part of a repaired graph that leads to the two results, as a module."""
+    needed = _needed(graph, {found.embedding, found.features})
+    alive = image_tensors(graph)
+    traced: fx.Graph = fx.Graph()
+    root = nn.Module()
+    values: dict[str, Value] = dict(_fold_constants(graph, needed, alive))
+    values[graph.image] = traced.placeholder("x")
+    for node in needed:
+        if alive.intersection(node.input):
+            if node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
+                raise ModelError(_refusal(graph, node, "this operation cannot be imported"))
+            result = OPERATIONS[node.op_type](_Operation(graph, node, values, traced, root))
+            values[node.output[0]] = result
+    traced.output((values[found.embedding], values[found.features]))
+    network = fx.GraphModule(root, traced, "OnnxNetwork")
+    return OnnxModule(network, found).eval()
+
+
+def _refusal(graph: OnnxGraph, node: Node, reason: str) -> str:
+    where = f"{node.op_type} (node {node.name or node.output[0]})"
+    return f"{graph.name}: {where}: {reason}; run the file with engine='onnxruntime' instead"
+
+
+def _needed(graph: OnnxGraph, wanted: set[str]) -> list[Node]:
+    wanted, kept = set(wanted), []
+    for node in reversed(graph.model.graph.node):
+        if wanted.intersection(node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    return kept[::-1]
+
+
+def _fold_constants(graph: OnnxGraph, needed: list[Node], alive: set[str]) -> dict[str, Tensor]:
+    """Everything that does not depend on the image, computed once: dequantised weights, shapes, constants."""
+    steps = [node for node in needed if not alive.intersection(node.input)]
+    read = {name for node in needed if alive.intersection(node.input) for name in node.input}
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.model.graph.initializer if t.name in read}
+    computed = sorted(read & {name for node in steps for name in node.output})
+    if computed:
+        outputs = [onnx.ValueInfoProto(name=name) for name in computed]
+        body = helper.make_graph(steps, "constants", [], outputs, list(graph.model.graph.initializer))
+        model = helper.make_model(
+            body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version
+        )
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        stored.update(zip(computed, session.run(computed, {}), strict=True))
+    return {name: _tensor(value) for name, value in stored.items()}
+
+
+def _tensor(value: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(np.array(value))
+
+
+class _Operation:
+    """One node while it is built, see `spherecf.models._onnx_ops.Operation`."""
+
+    def __init__(
+        self, graph: OnnxGraph, node: Node, values: dict[str, Value], traced: fx.Graph, root: nn.Module
+    ) -> None:
+        self._graph, self._node, self._traced, self._root = graph, node, traced, root
+        self.kind, self.attributes = str(node.op_type), attributes(node)
+        self.name = _readable(node.name or node.output[0])
+        self.inputs: list[Value] = [values[name] if name else None for name in node.input]
+
+    def constant(self, position: int, default: Any = None) -> Any:
+        """The constant tensor at this input, or ``default`` if it is left out or depends on the image."""
+        value = self.inputs[position] if position < len(self.inputs) else None
+        return value if isinstance(value, Tensor) else default
+
+    def module(self, module: nn.Module, *inputs: Value) -> fx.Node:
+        """Apply a new submodule named after the node."""
+        name = self._free(self.name)
+        self._root.add_module(name, module)
+        return self._traced.call_module(name, inputs)
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """Apply a function; constant tensors among its arguments are kept as parameters or buffers."""
+        return self._traced.call_function(function, tuple(self._stored(arg) for arg in args), kwargs)
+
+    def _stored(self, value: Any) -> Any:
+        if isinstance(value, list) and any(isinstance(item, Tensor | fx.Node) for item in value):
+            return [self._stored(item) for item in value]
+        if not isinstance(value, Tensor):
+            return value
+        name = self._free(f"{self.name}_constant")
+        if value.numel() > 1 and value.is_floating_point():
+            self._root.register_parameter(name, nn.Parameter(value))
+        else:
+            self._root.register_buffer(name, value)
+        return self._traced.get_attr(name)
+
+    def _free(self, name: str) -> str:
+        number, unique = 1, name
+        while hasattr(self._root, unique):
+            number, unique = number + 1, f"{name}_{number}"
+        return unique
+
+    def refuse(self, reason: str) -> ModelError:
+        """The error that says why this node cannot be imported."""
+        return ModelError(_refusal(self._graph, self._node, reason))
+
+
+def _readable(name: str) -> str:
+    """A Python identifier close to the node's name."""
+    plain = re.sub(r"\W+", "_", name).strip("_")
+    return f"n{plain}" if not plain or plain[0].isdigit() else plain

@@ -1,0 +1,296 @@
+"""ONNX operations as torch modules and functions, one small builder each.
+
+A builder gets the `Node` and the `Builder`, and returns the traced result. What the network learned (weights
+of convolutions, dense layers, normalisations, slopes, added vectors) becomes parameters; scalars become
+buffers.
+Semantics: the operator pages of ONNX, https://onnx.ai/onnx/operators/.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from spherecf.errors import ModelError
+
+Value = Any  # an fx.Node, or a Tensor for constants
+
+
+@runtime_checkable
+class Operation(Protocol):
+    """What a builder sees of a node: inputs are traced values, constant tensors, or None where left out."""
+
+    kind: str
+    name: str
+    inputs: list[Value]
+    attributes: dict[str, Any]
+
+    def constant(self, position: int, default: Any = None) -> Any: ...
+
+    def module(self, module: nn.Module, *inputs: Value) -> fx.Node: ...
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node: ...
+
+    def refuse(self, reason: str) -> ModelError: ...
+
+
+Builder = Callable[[Operation], Value]
+OPERATIONS: dict[str, Builder] = {}
+
+
+def operation(*kinds: str) -> Callable[[Builder], Builder]:
+    """Register a builder for these operator types."""
+
+    def register(builder: Builder) -> Builder:
+        OPERATIONS.update(dict.fromkeys(kinds, builder))
+        return builder
+
+    return register
+
+
+class BatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation of any rank: ONNX has one operator for rows and maps."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def _parameter(module: nn.Module, name: str, value: Tensor | None) -> None:
+    if value is not None:
+        setattr(module, name, nn.Parameter(value.clone(), requires_grad=value.is_floating_point()))
+
+
+def _padding(op: Operation, rank: int = 2) -> tuple[int, int] | list[int]:
+    """Symmetric padding as (height, width), otherwise torch's list for `pad` (last dimension first)."""
+    if op.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise op.refuse(f"auto_pad={op.attributes['auto_pad']} is not supported")
+    pads = list(op.attributes.get("pads", [0] * (2 * rank)))
+    if pads[:rank] == pads[rank:]:
+        return pads[0], pads[1]
+    return [pads[1], pads[3], pads[0], pads[2]]
+
+
+@operation("Conv")
+def _conv(op: Operation) -> Value:
+    weight, bias = op.constant(1), op.constant(2)
+    if weight is None or weight.ndim != 4:
+        raise op.refuse("expected constant weights (out, in, height, width)")
+    x, padding = op.inputs[0], _padding(op)
+    if isinstance(padding, list):
+        x, padding = op.call(functional.pad, x, padding), (0, 0)
+    groups = int(op.attributes.get("group", 1))
+    out, per_group, *kernel = weight.shape
+    layer = nn.Conv2d(
+        per_group * groups,
+        out,
+        (kernel[0], kernel[1]),
+        stride=tuple(op.attributes.get("strides", (1, 1))),
+        padding=padding,
+        dilation=tuple(op.attributes.get("dilations", (1, 1))),
+        groups=groups,
+        bias=bias is not None,
+    )
+    _parameter(layer, "weight", weight)
+    _parameter(layer, "bias", bias)
+    return op.module(layer, x)
+
+
+@operation("BatchNormalization")
+def _batch_norm(op: Operation) -> Value:
+    scale, shift, mean, variance = (op.constant(i) for i in range(1, 5))
+    if any(value is None for value in (scale, shift, mean, variance)):
+        raise op.refuse("expected constant scale, bias, mean and variance")
+    # ONNX's momentum is the share of the old value, torch's that of the new one.
+    layer = BatchNorm(len(mean), op.attributes.get("epsilon", 1e-5), 1 - op.attributes.get("momentum", 0.9))
+    _parameter(layer, "weight", scale)
+    _parameter(layer, "bias", shift)
+    layer.running_mean, layer.running_var = mean.clone(), variance.clone()
+    return op.module(layer, op.inputs[0])
+
+
+@operation("PRelu")
+def _prelu(op: Operation) -> Value:
+    slope = op.constant(1)
+    if slope is None or slope.numel() != max(slope.shape[:1] or [1]):
+        raise op.refuse("expected constant slopes, one or one per channel")
+    layer = nn.PReLU(slope.numel())
+    _parameter(layer, "weight", slope.flatten())
+    return op.module(layer, op.inputs[0])
+
+
+@operation("Gemm")
+def _gemm(op: Operation) -> Value:
+    weight, bias, get = op.constant(1), op.constant(2), op.attributes.get
+    if weight is None or get("transA", 0):
+        raise op.refuse("expected a constant matrix and transA=0")
+    weight = (weight if get("transB", 0) else weight.T) * get("alpha", 1.0)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    _parameter(layer, "weight", weight.contiguous())
+    if bias is not None:
+        _parameter(layer, "bias", (bias * get("beta", 1.0)).flatten().expand(weight.shape[0]))
+    return op.module(layer, op.inputs[0])
+
+
+@operation("MatMul")
+def _matmul(op: Operation) -> Value:
+    weight = op.constant(1)
+    if weight is None or weight.ndim != 2:
+        return op.call(torch.matmul, *op.inputs)
+    layer = nn.Linear(weight.shape[0], weight.shape[1], bias=False)
+    _parameter(layer, "weight", weight.T.contiguous())
+    return op.module(layer, op.inputs[0])
+
+
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow,
+    "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Sqrt": torch.sqrt, "Abs": torch.abs,
+    "Exp": torch.exp, "Neg": torch.neg, "Erf": torch.erf, "Softplus": functional.softplus,
+    "HardSwish": functional.hardswish,
+}  # fmt: skip
+
+
+@operation(*_ELEMENTWISE)
+def _elementwise(op: Operation) -> Value:
+    return op.call(_ELEMENTWISE[op.kind], *op.inputs)
+
+
+@operation("LeakyRelu")
+def _leaky(op: Operation) -> Value:
+    return op.call(functional.leaky_relu, op.inputs[0], op.attributes.get("alpha", 0.01))
+
+
+@operation("HardSigmoid")
+def _hard_sigmoid(op: Operation) -> Value:
+    scaled = op.call(torch.mul, op.inputs[0], op.attributes.get("alpha", 0.2))
+    return op.call(torch.clamp, op.call(torch.add, scaled, op.attributes.get("beta", 0.5)), 0.0, 1.0)
+
+
+@operation("Clip")
+def _clip(op: Operation) -> Value:
+    low, high = (op.constant(i, op.attributes.get(key)) for i, key in ((1, "min"), (2, "max")))
+    low, high = (None if bound is None else float(bound) for bound in (low, high))
+    return op.call(torch.clamp, op.inputs[0], low, high)
+
+
+@operation("Identity", "Dropout")
+def _identity(op: Operation) -> Value:
+    return op.inputs[0]
+
+
+@operation("Flatten")
+def _flatten(op: Operation) -> Value:
+    if op.attributes.get("axis", 1) != 1:
+        raise op.refuse("only axis=1 is supported")
+    return op.call(torch.flatten, op.inputs[0], 1)
+
+
+def reshape(x: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
+    """ONNX's reshape: 0 keeps a dimension, -1 is what is left."""
+    sizes = [int(v) for v in (shape.tolist() if isinstance(shape, Tensor) else shape)]
+    return x.reshape([x.shape[i] if v == 0 else v for i, v in enumerate(sizes)])
+
+
+@operation("Reshape")
+def _reshape(op: Operation) -> Value:
+    shape = op.constant(1)
+    return op.call(reshape, op.inputs[0], op.inputs[1] if shape is None else shape.tolist())
+
+
+@operation("Squeeze", "Unsqueeze")
+def _squeeze(op: Operation) -> Value:
+    axes = op.constant(1, op.attributes.get("axes"))
+    if axes is None:
+        raise op.refuse("expected constant axes")
+    axes = [int(a) for a in axes]
+    if op.kind == "Squeeze":
+        return op.call(torch.squeeze, op.inputs[0], axes)
+    result = op.inputs[0]
+    for axis in sorted(axes):
+        result = op.call(torch.unsqueeze, result, axis)
+    return result
+
+
+@operation("Transpose")
+def _transpose(op: Operation) -> Value:
+    if "perm" not in op.attributes:
+        raise op.refuse("expected perm")
+    return op.call(torch.permute, op.inputs[0], list(op.attributes["perm"]))
+
+
+@operation("Concat")
+def _concat(op: Operation) -> Value:
+    return op.call(torch.cat, op.inputs, op.attributes["axis"])
+
+
+@operation("Pad")
+def _pad(op: Operation) -> Value:
+    pads = op.constant(1, op.attributes.get("pads"))
+    value = op.constant(2, op.attributes.get("value", 0.0))
+    if pads is None or op.attributes.get("mode", "constant") != "constant" or len(op.inputs) > 3:
+        raise op.refuse("only constant padding with fixed sizes is supported")
+    pads, rank = [int(p) for p in pads], len(pads) // 2
+    order = [p for axis in reversed(range(rank)) for p in (pads[axis], pads[axis + rank])]
+    return op.call(functional.pad, op.inputs[0], order, value=float(value))
+
+
+@operation("GlobalAveragePool", "ReduceMean", "ReduceSum")
+def _reduce(op: Operation) -> Value:
+    axes = (2, 3) if op.kind == "GlobalAveragePool" else op.constant(1, op.attributes.get("axes"))
+    if axes is None:
+        raise op.refuse("expected constant axes")
+    function = torch.sum if op.kind == "ReduceSum" else torch.mean
+    keep = bool(op.attributes.get("keepdims", 1))
+    return op.call(function, op.inputs[0], dim=[int(a) for a in axes], keepdim=keep)
+
+
+@operation("ReduceL2")
+def _norm(op: Operation) -> Value:
+    axes = op.constant(1, op.attributes.get("axes"))
+    keep = bool(op.attributes.get("keepdims", 1))
+    dim = None if axes is None else [int(a) for a in axes]
+    return op.call(torch.linalg.vector_norm, op.inputs[0], dim=dim, keepdim=keep)
+
+
+@operation("LpNormalization")
+def _normalize(op: Operation) -> Value:
+    get = op.attributes.get
+    return op.call(functional.normalize, op.inputs[0], p=float(get("p", 2)), dim=get("axis", -1))
+
+
+@operation("MaxPool", "AveragePool")
+def _pool(op: Operation) -> Value:
+    if op.attributes.get("dilations", [1, 1]) != [1, 1]:
+        raise op.refuse("dilations are not supported")
+    padding, ceil = _padding(op), bool(op.attributes.get("ceil_mode", 0))
+    if isinstance(padding, list):
+        raise op.refuse("different padding on opposite sides is not supported")
+    kernel, stride = tuple(op.attributes["kernel_shape"]), tuple(op.attributes.get("strides", (1, 1)))
+    if op.kind == "MaxPool":
+        return op.module(nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil), op.inputs[0])
+    include = bool(op.attributes.get("count_include_pad", 0))
+    return op.module(nn.AvgPool2d(kernel, stride, padding, ceil, include), op.inputs[0])
+
+
+def shape_of(x: Tensor) -> Tensor:
+    """ONNX's Shape: sizes as a tensor."""
+    return torch.tensor(x.shape, dtype=torch.int64)
+
+
+@operation("Shape")
+def _shape(op: Operation) -> Value:
+    if op.attributes.keys() & {"start", "end"}:
+        raise op.refuse("start and end are not supported")
+    return op.call(shape_of, op.inputs[0])
+
+
+def take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """ONNX's Gather."""
+    chosen = x.index_select(axis, indices.flatten())
+    return chosen.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
+
+
+@operation("Gather")
+def _gather(op: Operation) -> Value:
+    return op.call(take, *op.inputs, op.attributes.get("axis", 0))
