@@ -1,0 +1,44 @@
+"""Recognisers for the tests of this room."""
+
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from spherecf.models import FrozenBackbone, Preprocessing
+from tests.models import graphs
+
+TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
+
+
+def noise(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.onnx"
+    onnx.save(graphs.iresnet(), path)
+    return path
+
+
+@pytest.fixture
+def tiny(tiny_file: Path) -> FrozenBackbone:
+    return FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY)
+
+
+@pytest.fixture(scope="session")
+def sface() -> FrozenBackbone:
+    return FrozenBackbone.default()
+
+
+@pytest.fixture(scope="session")
+def lfw_pairs(shared: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Twenty real pairs, ten mated and ten not: images (40, 112, 112, 3), flags (20,)."""
+    images, same = pickle.loads((shared / "data" / "lfw.bin").read_bytes(), encoding="bytes")
+    chosen = [*range(10), *range(300, 310)]
+    decoded = [cv2.imdecode(np.frombuffer(images[2 * p + k], np.uint8), 1)[..., ::-1] for p in chosen for k in (0, 1)]
+    return np.stack(decoded), np.array([bool(same[p]) for p in chosen])
