@@ -1,8 +1,8 @@
-"""Which engine runs a recogniser fastest here: images per CPU-second, and how far its answers are from onnxruntime's.
+"""Which engine runs a recogniser fastest here: images per CPU-second, and agreement with onnxruntime.
 
     python benchmarks/backbone_engines.py [MODEL.onnx ...] [--compiled] [--images N] [--faces PAIRS.bin]
 
-Without models: SFace from its wheel. CPU time, not wall time, so that other work on the machine matters little;
+Without models: SFace from its wheel. CPU time, not wall time, so that other work here matters little;
 threads as torch has them (OMP_NUM_THREADS). Each engine is warmed up, the best of five passes counts.
 """
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from spherecf.data import PairBin
-from spherecf.models import FrozenBackbone, Preprocessing, default_recogniser_path
+from spherecf.models import FrozenBackbone, default_recogniser_path
 
 ENGINES = (("onnxruntime", "float32"), ("torch", "float32"), ("torch", "bfloat16"))
 COMPILED = (("compiled", "float32"), ("compiled", "bfloat16"))
@@ -41,14 +41,18 @@ def best_rate(backbone: FrozenBackbone, images: NDArray[np.uint8], passes: int =
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--faces", type=Path, help="a pair .bin file to take real faces from")
     parser.add_argument("--compiled", action="store_true", help="torch.compile too: a minute per engine")
     options = parser.parse_args()
-    print(f"threads {torch.get_num_threads()}, {options.images} images, {'real faces' if options.faces else 'noise'}")
-    print("| model | engine | images per CPU-second | cosine to onnxruntime, mean / smallest |\n|---|---|---|---|")
+    kind = "real faces" if options.faces else "noise"
+    print(f"threads {torch.get_num_threads()}, {options.images} images, {kind}\n")
+    print("| model | engine | images per CPU-second | cosine to onnxruntime, mean / smallest |")
+    print("|---|---|---|---|")
     for path in options.models or [default_recogniser_path()]:
         reference = None
         for engine, dtype in ENGINES + (COMPILED if options.compiled else ()):

@@ -23,7 +23,9 @@ class BackboneConformance:
     def test_says_what_it_gives(self, backbone: FrozenBackbone, images: np.ndarray) -> None:
         output = backbone(images)
         assert output.embedding.shape == (5, backbone.dim) and output.embedding.dtype == torch.float32
-        assert output.features.shape == (5, *backbone.feature_shape) and output.features.dtype == torch.float32
+        assert (
+            output.features.shape == (5, *backbone.feature_shape) and output.features.dtype == torch.float32
+        )
         assert min(backbone.feature_shape[1:]) > 1
         torch.testing.assert_close(output.mu.norm(dim=1), torch.ones(5))
         torch.testing.assert_close(output.mu * output.norm[:, None], output.embedding)

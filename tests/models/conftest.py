@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from tests.models import graphs
 
 from spherecf.models import FrozenBackbone, Preprocessing
-from tests.models import graphs
 
 TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 
@@ -40,5 +40,7 @@ def lfw_pairs(shared: Path) -> tuple[np.ndarray, np.ndarray]:
     """Twenty real pairs, ten mated and ten not: images (40, 112, 112, 3), flags (20,)."""
     images, same = pickle.loads((shared / "data" / "lfw.bin").read_bytes(), encoding="bytes")
     chosen = [*range(10), *range(300, 310)]
-    decoded = [cv2.imdecode(np.frombuffer(images[2 * p + k], np.uint8), 1)[..., ::-1] for p in chosen for k in (0, 1)]
+    decoded = [
+        cv2.imdecode(np.frombuffer(images[2 * p + k], np.uint8), 1)[..., ::-1] for p in chosen for k in (0, 1)
+    ]
     return np.stack(decoded), np.array([bool(same[p]) for p in chosen])

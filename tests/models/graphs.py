@@ -27,7 +27,9 @@ class Maker:
         self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
-    def conv(self, x: str, name: str, c_in: int, c_out: int, kernel: int = 3, pad: int | None = None, **more: Any) -> str:
+    def conv(
+        self, x: str, name: str, c_in: int, c_out: int, kernel: int = 3, pad: int | None = None, **more: Any
+    ) -> str:
         group = more.get("group", 1)
         weight = self.weight(f"{name}_w", c_out, c_in // group, kernel, kernel)
         pad = kernel // 2 if pad is None else pad
@@ -47,7 +49,13 @@ class Maker:
         return self.node("Gemm", [x, *parts], name, transB=1)
 
     def model(
-        self, outputs: list[str], *, batch: int | str = "n", channels: int = 3, size: int = 16, opset: int = 13
+        self,
+        outputs: list[str],
+        *,
+        batch: int | str = "n",
+        channels: int = 3,
+        size: int = 16,
+        opset: int = 13,
     ) -> onnx.ModelProto:
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, channels, size, size])
         results = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs]
@@ -58,12 +66,16 @@ class Maker:
 def iresnet(*, batch: int | str = "n", spatial_slopes: bool = True) -> onnx.ModelProto:
     """insightface's layout in small, with squeeze and excitation: bn2 (8, 8, 8), fc, features; 48-d."""
     make = Maker()
-    x = make.prelu(make.norm(make.conv("image", "conv1", 3, 8), "bn1", 8), "prelu1", 8, spatial=spatial_slopes)
+    x = make.prelu(
+        make.norm(make.conv("image", "conv1", 3, 8), "bn1", 8), "prelu1", 8, spatial=spatial_slopes
+    )
     y = make.conv(make.norm(x, "b_bn1", 8), "b_conv1", 8, 8)
     y = make.prelu(make.norm(y, "b_bn2", 8), "b_prelu", 8, spatial=spatial_slopes)
     y = make.norm(make.conv(y, "b_conv2", 8, 8, strides=[2, 2]), "b_bn3", 8)
     gate = make.conv(make.node("GlobalAveragePool", [y], "se_pool"), "se_down", 8, 4, 1)
-    gate = make.node("Sigmoid", [make.conv(make.node("Relu", [gate], "se_relu"), "se_up", 4, 8, 1)], "se_gate")
+    gate = make.node(
+        "Sigmoid", [make.conv(make.node("Relu", [gate], "se_relu"), "se_up", 4, 8, 1)], "se_gate"
+    )
     y = make.node("Mul", [y, gate], "se")
     short = make.norm(make.conv(x, "short", 8, 8, 1, strides=[2, 2]), "short_bn", 8)
     x = make.norm(make.node("Add", [y, short], "b_add"), "bn2", 8)
@@ -73,7 +85,7 @@ def iresnet(*, batch: int | str = "n", spatial_slopes: bool = True) -> onnx.Mode
 
 
 def mobilefacenet(*, batch: int | str = 1) -> onnx.ModelProto:
-    """MobileFaceNet's ending: last map (16, 8, 8), global depthwise convolution, 1x1 convolution, constant reshape."""
+    """MobileFaceNet's ending: last map (16, 8, 8), global depthwise and 1x1 convolution, constant reshape."""
     make = Maker(1)
     x = make.prelu(make.conv("image", "stem", 3, 16, strides=[2, 2]), "last_map", 16)
     x = make.conv(make.conv(x, "global", 16, 16, 8, 0, group=16), "project", 16, 40, 1)

@@ -1,8 +1,8 @@
 import pytest
+from tests.conformance.heads import HeadConformance
 
 from spherecf.errors import InputError, ModelError
 from spherecf.models import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
-from tests.conformance.heads import HeadConformance
 
 
 class TestLinear(HeadConformance):

@@ -39,7 +39,9 @@ def test_dict_survives_json() -> None:
         assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
 
 
-@pytest.mark.parametrize("fields", [{"color": "hsv"}, {"std": 0.0}, {"mean": float("nan")}, {"size": (0, 112)}])
+@pytest.mark.parametrize(
+    "fields", [{"color": "hsv"}, {"std": 0.0}, {"mean": float("nan")}, {"size": (0, 112)}]
+)
 def test_nonsense_is_refused(fields: dict) -> None:
     with pytest.raises(InputError, match=f"Preprocessing.{next(iter(fields))}"):
         Preprocessing(**fields)

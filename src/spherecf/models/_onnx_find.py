@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 
 from spherecf.errors import ModelError
 from spherecf.models._onnx_graph import Node, OnnxGraph, image_tensors
@@ -73,7 +75,24 @@ def _shapes(graph: OnnxGraph, size: tuple[int, int]) -> dict[str, Shape]:
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
-    return shapes
+    unknown = sorted(image_tensors(graph) - set(shapes) - {graph.image})
+    return {**shapes, **_measured(graph, size, unknown)} if unknown else shapes
+
+
+def _measured(graph: OnnxGraph, size: tuple[int, int], names: list[str]) -> dict[str, Shape]:
+    """Shapes as onnxruntime finds them on a blank image, where a graph computes its own."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        results = session.run(names, {graph.image: np.zeros((1, 3, *size), np.float32)})
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ModelError(f"{graph.name}: onnxruntime refuses the graph: {str(error).strip()}") from error
+    return {name: result.shape for name, result in zip(names, results, strict=True)}
 
 
 def _find_embedding(graph: OnnxGraph, shapes: dict[str, Shape], producers: dict[str, Node]) -> str:

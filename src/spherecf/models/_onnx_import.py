@@ -1,6 +1,7 @@
 """A recogniser's ONNX graph as a torch module that can be trained, compiled and moved to a GPU."""
 
 import copy
+import keyword
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -196,4 +197,5 @@ class _Operation:
 def _readable(name: str) -> str:
     """A Python identifier close to the node's name."""
     plain = re.sub(r"\W+", "_", name).strip("_")
-    return f"n{plain}" if not plain or plain[0].isdigit() else plain
+    plain = f"n{plain}" if not plain or plain[0].isdigit() else plain
+    return f"{plain}_" if keyword.iskeyword(plain) else plain

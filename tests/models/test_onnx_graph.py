@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from tests.models import graphs
+
+from spherecf.errors import ModelError
+from spherecf.models._onnx_graph import attributes, load_graph
+
+
+def test_a_good_file_needs_no_repair(tiny_file: Path) -> None:
+    graph = load_graph(tiny_file)
+    assert (graph.repairs, graph.image, graph.size, graph.name) == ([], "image", (16, 16), "tiny")
+
+
+def test_fixed_batch_is_freed() -> None:
+    graph = load_graph(graphs.mobilefacenet(batch=1))
+    assert graph.repairs == ["fixed batch of 1 made dynamic (1 reshapes rewritten)"]
+    shapes = {t.name: numpy_helper.to_array(t) for t in graph.model.graph.initializer}
+    (reshape,) = (n for n in graph.model.graph.node if n.op_type == "Reshape")
+    assert shapes[reshape.input[1]].tolist() == [0, 40]
+
+
+def test_the_model_given_is_left_alone() -> None:
+    model = graphs.mobilefacenet()
+    before = model.SerializeToString()
+    load_graph(model)
+    assert model.SerializeToString() == before
+
+
+def test_orphan_inputs_are_dropped() -> None:
+    model = graphs.iresnet()
+    for name in ("old_weight", "conv1_w"):  # one that nobody reads, one that is stored: both were no images
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [8, 3, 3, 3]))
+    graph = load_graph(model)
+    assert [i.name for i in graph.model.graph.input] == ["image"]
+    assert graph.repairs == ["1 orphan graph inputs dropped, no node reads them (old_weight)"]
+
+
+def test_training_mode_is_undone() -> None:
+    model = graphs.iresnet()
+    (drop,) = (n for n in model.graph.node if n.op_type == "Dropout")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.4, np.float32), "ratio"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "training"))
+    drop.input.extend(["ratio", "training"])
+    norm = next(n for n in model.graph.node if n.op_type == "BatchNormalization")
+    norm.attribute.append(helper.make_attribute("training_mode", 1))
+    graph = load_graph(model)
+    assert graph.repairs == ["2 layers saved in training mode set to inference"]
+    for node in graph.model.graph.node:
+        assert "training_mode" not in attributes(node)
+        assert node.op_type != "Dropout" or len(node.input) == 1
+
+
+def test_mxnet_slopes_are_shaped() -> None:
+    graph = load_graph(graphs.iresnet(spatial_slopes=False))
+    assert graph.repairs == ["2 PReLU slopes reshaped from (C,) to (C, 1, 1)"]
+
+
+def test_old_opset_and_new_ir() -> None:
+    model = graphs.mobilefacenet(batch="n")
+    model.ir_version = 99
+    assert load_graph(model).repairs == ["IR version 99 relabelled 10"]
+    make = graphs.Maker()
+    make.node("Relu", ["image"], "relu")
+    old = make.model(["relu"], opset=6)
+    assert load_graph(old).repairs == ["opset 6 converted to 13"]
+
+
+def test_not_onnx(tmp_path: Path, tiny_file: Path) -> None:
+    (tmp_path / "face.onnx").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    (tmp_path / "short.onnx").write_bytes(tiny_file.read_bytes()[:2000])
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    for name, message in (
+        ("face.onnx", "not a readable ONNX file.*89 50 4e 47"),
+        ("short.onnx", "not a readable ONNX file.*2000 bytes.*truncated"),
+        ("empty.onnx", "without any graph node"),
+        ("absent.onnx", "no such file"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            load_graph(tmp_path / name)
+
+
+def test_missing_outside_weights(tmp_path: Path) -> None:
+    onnx.save(
+        graphs.iresnet(), tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=0
+    )
+    assert load_graph(tmp_path / "m.onnx").repairs == []
+    (tmp_path / "w").unlink()
+    with pytest.raises(ModelError, match="outside the file"):
+        load_graph(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(("channels", "found"), [(1, r"\[None, 1, 16, 16\]"), (16, r"\[None, 16, 16, 16\]")])
+def test_other_inputs_are_refused(channels: int, found: str) -> None:
+    make = graphs.Maker()
+    make.node("Relu", ["image"], "relu")
+    with pytest.raises(ModelError, match=f"not a recogniser of colour images.*{found}"):
+        load_graph(make.model(["relu"], channels=channels))
+
+
+def test_two_images_are_refused() -> None:
+    model = graphs.iresnet()
+    model.graph.input.append(helper.make_tensor_value_info("second", TensorProto.FLOAT, ["n", 3, 16, 16]))
+    model.graph.node.append(helper.make_node("Relu", ["second"], ["relu"]))
+    with pytest.raises(ModelError, match=r"expected one image input, found 2: image .*second"):
+        load_graph(model)

@@ -1,0 +1,171 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tests.models import graphs
+from tests.models.conftest import TINY
+
+from spherecf.errors import ModelError
+from spherecf.models import KNOWN_MODELS, FrozenBackbone, default_recogniser_path, import_onnx
+from spherecf.models._engines import OnnxRuntimeEngine
+from spherecf.models._onnx_find import find
+from spherecf.models._onnx_graph import load_graph
+
+
+@pytest.mark.parametrize(
+    "model",
+    [graphs.iresnet(), graphs.iresnet(spatial_slopes=False), graphs.mobilefacenet(), graphs.traced_view()],
+    ids=["iresnet", "mxnet slopes", "mobilefacenet", "view"],
+)
+def test_equals_onnxruntime(model: onnx.ModelProto) -> None:
+    graph = load_graph(model)
+    reference = OnnxRuntimeEngine(graph, find(graph, (16, 16)))
+    x = torch.randn(3, 3, 16, 16)
+    module = import_onnx(model)
+    for network in (module, module.folded()):
+        for got, expected in zip(network(x), reference(x), strict=True):
+            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("which", ["sface", "mobilefacenet-512"])
+def test_equals_onnxruntime_on_real_faces(
+    which: str, shared: Path, lfw_pairs: tuple[np.ndarray, np.ndarray]
+) -> None:
+    path = default_recogniser_path() if which == "sface" else shared / "models" / f"{which}.onnx"
+    reference = FrozenBackbone.from_onnx(path, engine="onnxruntime")
+    assert reference.name == which and reference.sha256 in KNOWN_MODELS
+    images = lfw_pairs[0][:4]
+    expected = reference(images)
+    with torch.no_grad():
+        embedding, features = import_onnx(path)(reference.preprocessing(images))
+    torch.testing.assert_close(embedding, expected.embedding, atol=1e-4, rtol=0)
+    torch.testing.assert_close(features, expected.features, atol=1e-4, rtol=0)
+
+
+def test_can_be_fine_tuned_with_readable_names() -> None:
+    module = import_onnx(graphs.iresnet()).train()
+    names = dict(module.named_parameters())
+    readable = ("conv1.weight", "bn1.bias", "prelu1.weight", "fc.weight")
+    assert {f"network.{name}" for name in readable} <= set(names)
+    x = torch.randn(4, 3, 16, 16)
+    target = torch.randn(4, 48)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    losses = []
+    for _ in range(10):
+        loss = (module(x)[0] - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in module.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_folding_leaves_the_original_trainable() -> None:
+    module = import_onnx(graphs.iresnet())
+    before = sum(p.numel() for p in module.parameters())
+    folded = module.folded()
+    norms = [m for m in folded.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 3  # before a convolution, after the addition, and of the embedding: not foldable
+    folded.requires_grad_(False)
+    assert all(p.requires_grad for p in module.parameters())
+    assert sum(p.numel() for p in module.parameters()) == before
+
+
+def test_names_what_it_cannot_import() -> None:
+    with pytest.raises(ModelError, match=r"Celu \(node celu\): .*engine='onnxruntime'"):
+        import_onnx(graphs.unimportable())
+
+
+def _operation(kind: str, *constants: np.ndarray, **attributes: object) -> onnx.ModelProto:
+    """conv - the operation - flatten - dense, with the operation's other inputs constant."""
+    make = graphs.Maker(9)
+    x = make.conv("image", "map", 3, 4)
+    inputs = [make.stored(f"c{i}", value) for i, value in enumerate(constants)]
+    x = make.node(kind, [x, *inputs], "result", **attributes)
+    x = make.node("Flatten", [make.node("GlobalAveragePool", [x], "pooled")], "flat", axis=1)
+    make.dense(x, "embedding", 4, 32)
+    return make.model(["embedding"])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _operation("Clip", np.float32(-0.1), np.float32(0.4)),
+        _operation("LeakyRelu", alpha=0.2),
+        _operation("HardSigmoid", alpha=0.3, beta=0.4),
+        _operation("Pad", np.array([0, 0, 1, 2, 0, 0, 3, 0]), np.float32(0.5)),
+        _operation("MaxPool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        _operation("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        _operation("AveragePool", kernel_shape=[2, 2], strides=[2, 2], count_include_pad=1),
+        _operation("Mul", np.full((4, 1, 1), 2.0, np.float32)),
+        _operation("Sub", np.float32(3.0)),
+        _operation("Transpose", perm=[0, 1, 3, 2]),
+        _operation("Identity"),
+        _operation("ReduceMean", axes=[2], keepdims=1),
+        _operation("PRelu", np.float32([0.3])),
+    ],
+    ids=lambda model: model.graph.node[1].op_type,
+)
+def test_each_operation_equals_onnxruntime(model: onnx.ModelProto) -> None:
+    graph = load_graph(model)
+    found = find(graph, (16, 16), features="map")
+    x = torch.randn(2, 3, 16, 16)
+    got, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, found)(x)
+    torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=1e-5)
+
+
+def test_uneven_padding_of_a_convolution() -> None:
+    make = graphs.Maker(10)
+    make.nodes.append(
+        onnx.helper.make_node(
+            "Conv", ["image", make.weight("w", 4, 3, 3, 3)], ["map"], pads=[0, 1, 2, 0], strides=[2, 2]
+        )
+    )
+    make.dense(make.node("Flatten", ["map"], "flat", axis=1), "embedding", 4 * 8 * 8, 32)
+    model = make.model(["embedding"])
+    graph = load_graph(model)
+    x = torch.randn(2, 3, 16, 16)
+    expected = OnnxRuntimeEngine(graph, find(graph, (16, 16)))(x)
+    torch.testing.assert_close(import_onnx(model)(x), expected, atol=1e-5, rtol=1e-5)
+
+
+class Block(torch.nn.Module):
+    """IResNet's stem, one block and ending, written as insightface does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3, 1, 1), torch.nn.BatchNorm2d(8), torch.nn.PReLU(8)
+        )
+        self.block = torch.nn.Sequential(
+            torch.nn.BatchNorm2d(8),
+            torch.nn.Conv2d(8, 8, 3, 1, 1),
+            torch.nn.PReLU(8),
+            torch.nn.Conv2d(8, 8, 3, 2, 1),
+        )
+        self.short = torch.nn.Conv2d(8, 8, 1, 2)
+        self.bn2, self.drop = torch.nn.BatchNorm2d(8), torch.nn.Dropout(0.4)
+        self.fc, self.features = torch.nn.Linear(8 * 8 * 8, 32), torch.nn.BatchNorm1d(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        x = self.bn2(self.block(x) + self.short(x))
+        return self.features(self.fc(self.drop(x).view(x.size(0), -1)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_torch_export_comes_back_the_same(tmp_path: Path, dynamic: bool) -> None:
+    module, path = Block().eval(), tmp_path / "exported.onnx"
+    axes = {"image": {0: "n"}} if dynamic else None
+    x = torch.randn(3, 3, 16, 16)
+    torch.onnx.export(module, (x[:1],), str(path), dynamo=False, dynamic_axes=axes, input_names=["image"])
+    embedding, features = import_onnx(path)(x)
+    torch.testing.assert_close(embedding, module(x), atol=1e-5, rtol=1e-5)
+    assert features.shape == (3, 8, 8, 8)
+    backbone = FrozenBackbone.from_onnx(path, preprocessing=TINY)
+    assert backbone.engine == "torch" and not any("one by one" in message for message in backbone.repairs)
