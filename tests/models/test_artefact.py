@@ -72,7 +72,7 @@ def test_another_backbone_is_refused(
     other = tmp_path / "other.onnx"
     other.write_bytes(b"something else")
     own = model.backbone.sha256
-    with pytest.raises(ModelError, match=f"{own}.*given|{own}.*got sface.*{sface.sha256}"):
+    with pytest.raises(ModelError, match=f"{own}.*got sface.*{sface.sha256}"):
         load(saved, backbone=sface)
     with pytest.raises(ModelError, match=f"{own}.*has sha256 "):
         load(saved, backbone=other)
