@@ -1,1 +1,33 @@
-"""Placeholder."""
+"""Metrics, protocols and reports, computed from embeddings files and pair lists alone.
+
+Rates are exact (from sorted scores, ties handled), never from a grid of thresholds; metrics never transform
+scores; every result carries its signature, its counts and intervals over subjects.
+"""
+
+from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation._curve import Curve, roc
+from spherecf.evaluation._discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
+from spherecf.evaluation._rates import TmrAtFmr, auc, det_curve, eer, tmr_at_fmr
+from spherecf.evaluation._signature import signature
+from spherecf.evaluation._tenfold import TenFold, tenfold
+
+__all__ = [
+    "Curve",
+    "Edc",
+    "Interval",
+    "RejectionCurve",
+    "TenFold",
+    "TmrAtFmr",
+    "auc",
+    "bootstrap_subjects",
+    "det_curve",
+    "edc",
+    "eer",
+    "interval",
+    "pair_quality",
+    "rejection_curve",
+    "roc",
+    "signature",
+    "tenfold",
+    "tmr_at_fmr",
+]

@@ -1,0 +1,144 @@
+"""TMR at FMR, EER, AUC and DET points, exact from the counts of a `Curve`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spherecf.errors import InputError
+from spherecf.evaluation._curve import Curve, roc
+
+Targets = float | Sequence[float] | NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TmrAtFmr:
+    """The largest TMR whose FMR does not exceed ``target``, with the counts behind it."""
+
+    target: float
+    tmr: float | None
+    fmr: float | None
+    threshold: float | None
+    true_matches: int | None
+    false_matches: int | None
+    mated: int
+    non_mated: int
+    unresolved: str | None = None
+    """Why there is no number: the target asks for less than one false match among all non-mated pairs."""
+
+
+def tmr_at_fmr(scores: ArrayLike, mated: ArrayLike, targets: Targets) -> list[TmrAtFmr]:
+    """Largest TMR over thresholds with FMR <= target, acceptance score >= threshold.
+
+    A target below 1/N, N the number of non-mated pairs, cannot be resolved: the entry then has no rates and
+    says why. (The habit of taking the ROC point nearest to the target exceeds it most of the time.)
+
+    Raises:
+        InputError: a target outside 0 .. 1, NaN scores, or only one kind of pair.
+
+    Example:
+        >>> entries = tmr_at_fmr([0.9, 0.8, 0.8, 0.1], [True, True, False, False], [0.5, 0.1])
+        >>> entries[0].tmr, entries[0].false_matches, entries[0].threshold, entries[1].tmr
+        (1.0, 1, 0.8, None)
+    """
+    return tmr_of_curve(roc(scores, mated), targets)
+
+
+def tmr_of_curve(curve: Curve, targets: Targets) -> list[TmrAtFmr]:
+    """`tmr_at_fmr` for counts at hand."""
+    results = []
+    mated, non_mated = int(curve.mated), int(curve.non_mated)
+    for target in np.atleast_1d(np.asarray(targets, np.float64)).tolist():
+        allowed = allowed_false(target, non_mated)
+        if allowed < 1:
+            needed = int(np.ceil(1 / target))
+            why = f"FMR {target:g} needs at least {needed} non-mated pairs, there are {non_mated}"
+            results.append(TmrAtFmr(target, None, None, None, None, None, mated, non_mated, why))
+            continue
+        at = int(np.searchsorted(curve.false, allowed, side="right")) - 1
+        true, false = int(curve.true[at]), int(curve.false[at])
+        threshold = float(curve.thresholds[at])
+        results.append(
+            TmrAtFmr(target, true / mated, false / non_mated, threshold, true, false, mated, non_mated)
+        )
+    return results
+
+
+def allowed_false(target: float, non_mated: int) -> float:
+    """How many false matches a target allows (tolerance for the rounding of target * N, less than a pair)."""
+    if not 0 < target <= 1:
+        raise InputError(f"FMR target: expected 0 < target <= 1, got {target}")
+    return float(np.floor(target * non_mated * (1 + 1e-12)))
+
+
+def tmr_rates(curve: Curve, target: float) -> NDArray[Any]:
+    """TMR at FMR <= target for every row of a batched curve, (...); the counts may be weights."""
+    limit = target * curve.non_mated * (1 + 1e-12)
+    at = np.asarray((curve.false <= limit[..., None]).sum(-1) - 1)
+    return np.asarray(np.take_along_axis(curve.true, at[..., None], -1)[..., 0] / curve.mated)
+
+
+def eer_rates(curve: Curve) -> NDArray[Any]:
+    """Equal error rate of every row of a batched curve, (...); see `eer`."""
+    fmr, fnmr = curve.fmr, curve.fnmr
+    after = np.argmax(fmr >= fnmr, axis=-1)[..., None]  # the first point past the crossing; never point 0
+    before = after - 1
+    f0, f1 = np.take_along_axis(fmr, before, -1), np.take_along_axis(fmr, after, -1)
+    n0, n1 = np.take_along_axis(fnmr, before, -1), np.take_along_axis(fnmr, after, -1)
+    share = (n0 - f0) / ((n0 - f0) + (f1 - n1))
+    return np.asarray((f0 + share * (f1 - f0))[..., 0])
+
+
+def auc_rates(curve: Curve) -> NDArray[Any]:
+    """Area under the ROC of every row of a batched curve, (...); see `auc`."""
+    area = (np.diff(curve.false) * (curve.true[..., 1:] + curve.true[..., :-1])).sum(-1) / 2
+    return np.asarray(area / (curve.mated * curve.non_mated))
+
+
+def eer(scores: ArrayLike, mated: ArrayLike) -> float:
+    """Equal error rate: where FMR and FNMR cross, on the straight line between the two points around it.
+
+    Raises:
+        InputError: NaN scores or only one kind of pair.
+
+    Example:
+        >>> eer([0.9, 0.7, 0.8, 0.1], [True, True, False, False])
+        0.5
+    """
+    return float(eer_rates(roc(scores, mated)))
+
+
+def auc(scores: ArrayLike, mated: ArrayLike) -> float:
+    """Chance that a mated pair scores above a non-mated one, ties counted half (area under the ROC).
+
+    Raises:
+        InputError: NaN scores or only one kind of pair.
+
+    Example:
+        >>> auc([0.9, 0.7, 0.8, 0.1], [True, True, False, False])
+        0.75
+    """
+    return float(auc_rates(roc(scores, mated)))
+
+
+def det_curve(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """(fmr, fnmr, thresholds) at every corner of the staircase, thresholds descending.
+
+    Points inside a straight run of the staircase are left out; no information is lost.
+
+    Raises:
+        InputError: NaN scores or only one kind of pair.
+
+    Example:
+        >>> fmr, fnmr, thresholds = det_curve([0.9, 0.8, 0.7, 0.1], [True, True, False, False])
+        >>> fmr.tolist(), fnmr.tolist()
+        ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
+    """
+    curve = roc(scores, mated)
+    step = np.stack([np.diff(curve.false), np.diff(curve.true)])
+    corner = np.ones(curve.thresholds.size, bool)
+    flat = (step == 0).astype(int)
+    corner[1:-1] = ~((flat[:, 1:] & flat[:, :-1]).any(0))
+    return curve.fmr[corner], curve.fnmr[corner], curve.thresholds[corner]

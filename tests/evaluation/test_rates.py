@@ -1,0 +1,123 @@
+"""ROC, TMR at FMR, EER, AUC and DET against scikit-learn, brute force and each other."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.interpolate import interp1d
+from scipy.optimize import brentq
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from spherecf.errors import InputError
+from spherecf.evaluation import auc, det_curve, eer, roc, tmr_at_fmr
+
+
+def draw(n: int = 500, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    mated = rng.random(n) < 0.4
+    scores = rng.normal(mated * 1.5, 1)
+    return (np.round(scores, 1) if ties else scores), mated
+
+
+pairs = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=60).filter(
+    lambda items: len({m for _, m in items}) == 2
+)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_equal_to_scikit_learn(seed: int, ties: bool) -> None:
+    scores, mated = draw(seed=seed, ties=ties)
+    fpr, tpr, thresholds = roc_curve(mated, scores, drop_intermediate=False)
+    curve = roc(scores, mated)
+    np.testing.assert_array_equal(curve.thresholds, thresholds)
+    np.testing.assert_allclose(curve.fmr, fpr, atol=1e-15)
+    np.testing.assert_allclose(curve.tmr, tpr, atol=1e-15)
+    assert auc(scores, mated) == pytest.approx(roc_auc_score(mated, scores), abs=1e-14)
+    crossing = brentq(lambda x: 1 - x - interp1d(fpr, tpr)(x), 0, 1, xtol=1e-14)
+    assert eer(scores, mated) == pytest.approx(crossing, abs=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(items=pairs, target=st.floats(0.01, 1.0))
+def test_tmr_at_fmr_is_the_best_allowed_threshold(items: list[tuple[int, bool]], target: float) -> None:
+    scores, mated = np.array([float(s) for s, _ in items]), np.array([m for _, m in items])
+    result = tmr_at_fmr(scores, mated, target)[0]
+    count = int((~mated).sum())
+    if target < 1 / count:
+        assert result.tmr is None and f"there are {count}" in str(result.unresolved)
+        return
+    rates = []
+    for threshold in [np.inf, *scores]:
+        accepted = scores >= threshold
+        if (accepted & ~mated).sum() / count <= target * (1 + 1e-12):
+            rates.append((accepted & mated).sum() / mated.sum())
+    assert result.tmr == max(rates)
+    accepted = scores >= result.threshold
+    assert (accepted & mated).sum() == result.true_matches
+    assert (accepted & ~mated).sum() == result.false_matches <= target * count + 1e-9
+
+
+def test_targets_that_are_whole_counts_are_reached() -> None:
+    mated = np.array([False] * 1000 + [True])
+    scores = np.arange(1001.0)[::-1]  # the mated pair scores lowest: each allowed false match is used
+    for target in (1e-1, 3e-1, 1e-2, 7e-3, 1e-3):
+        assert tmr_at_fmr(scores, mated, target)[0].false_matches == round(target * 1000)
+
+
+def test_beyond_resolution_is_said_and_not_guessed() -> None:
+    scores, mated = draw()
+    fine, beyond = tmr_at_fmr(scores, mated, [1e-2, 1e-6])
+    assert fine.tmr is not None and fine.unresolved is None
+    assert beyond.tmr is None and beyond.threshold is None
+    assert (
+        beyond.unresolved == f"FMR 1e-06 needs at least 1000000 non-mated pairs, there are {(~mated).sum()}"
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(items=pairs)
+def test_increasing_transforms_change_nothing(items: list[tuple[int, bool]]) -> None:
+    scores, mated = np.array([float(s) for s, _ in items]), np.array([m for _, m in items])
+    bent = np.exp(scores) + 3
+    assert eer(scores, mated) == eer(bent, mated)
+    assert auc(scores, mated) == auc(bent, mated)
+    assert tmr_at_fmr(scores, mated, 0.5)[0].tmr == tmr_at_fmr(bent, mated, 0.5)[0].tmr
+
+
+def test_perfect_and_hopeless_scores() -> None:
+    mated = np.array([True, True, False, False])
+    assert (eer([4, 3, 2, 1], mated), auc([4, 3, 2, 1], mated)) == (0.0, 1.0)
+    assert (eer([1, 2, 3, 4], mated), auc([1, 2, 3, 4], mated)) == (1.0, 0.0)
+    assert (eer([1, 1, 1, 1], mated), auc([1, 1, 1, 1], mated)) == (0.5, 0.5)
+
+
+def test_det_corners_hold_the_whole_curve() -> None:
+    scores, mated = draw(ties=True)
+    fmr, fnmr, thresholds = det_curve(scores, mated)
+    curve = roc(scores, mated)
+    assert thresholds.size <= curve.thresholds.size
+    np.testing.assert_allclose(np.interp(curve.fmr + curve.tmr, fmr + 1 - fnmr, fmr), curve.fmr, atol=1e-12)
+    assert (fmr[0], fnmr[0], fmr[-1], fnmr[-1]) == (0, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "mated", "message"),
+    [
+        ([1.0, float("nan")], [True, False], "1 of 2 are NaN, first pair 1"),
+        ([1.0, 2.0], [True, True], "2 mated and 0 non-mated"),
+        ([1.0, 2.0], [False, False], "0 mated and 2 non-mated"),
+        ([], [], "0 mated and 0 non-mated"),
+        ([1.0, 2.0], [True], r"\(2,\) and \(1,\)"),
+        ([1.0, 2.0], [2, 0], "expected booleans or 0 and 1"),
+    ],
+)
+def test_bad_input(scores: list[float], mated: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        roc(np.array(scores), np.array(mated))
+
+
+@pytest.mark.parametrize("target", [0.0, -0.1, 1.5, float("nan")])
+def test_bad_targets(target: float) -> None:
+    with pytest.raises(InputError, match="FMR target"):
+        tmr_at_fmr([1.0, 0.0], [True, False], target)
