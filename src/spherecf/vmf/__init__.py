@@ -4,6 +4,7 @@
 complement and inverse, `log_bessel_i`, and `VonMisesFisher` with `HypersphericalUniform`. See docs/numerics.md.
 """
 
+from spherecf.vmf._distribution import VonMisesFisher
 from spherecf.vmf._functions import (
     log_bessel_i,
     log_normalizer,
@@ -12,8 +13,13 @@ from spherecf.vmf._functions import (
     mean_resultant_length,
     mean_resultant_length_derivative,
 )
+from spherecf.vmf._inverse import inverse_mean_resultant_length
+from spherecf.vmf._uniform import HypersphericalUniform
 
 __all__ = [
+    "HypersphericalUniform",
+    "VonMisesFisher",
+    "inverse_mean_resultant_length",
     "log_bessel_i",
     "log_normalizer",
     "log_normalizer_scaled",

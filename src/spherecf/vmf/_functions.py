@@ -36,7 +36,7 @@ def log_bessel_i(order: float, x: Float[Tensor, "*batch"], scaled: bool = False)
     """
     if not (isfinite(order) and order >= 0):
         raise InputError(f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d.")
-    order, x = float(order), _computable(x, "x")
+    order, x = float(order), computable(x, "x")
     rest = -_LogRelative.apply(x, order, Form.SCALED if scaled else Form.PLAIN)
     return rest if order == 0 else rest + (order * torch.log(0.5 * x) - lgamma(order + 1))
 
@@ -59,8 +59,8 @@ def log_normalizer(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*
         >>> log_normalizer(torch.tensor([0.0, 100.0]), dim=3)  # -log 4 pi at 0
         tensor([ -2.5310, -97.2327])
     """
-    order, kappa = _order_of(dim), _computable(kappa, "kappa")
-    return _LogRelative.apply(kappa, order, Form.PLAIN) + _log_at_zero(order)
+    order, kappa = order_of(dim), computable(kappa, "kappa")
+    return _LogRelative.apply(kappa, order, Form.PLAIN) + log_at_zero(order)
 
 
 def log_normalizer_scaled(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
@@ -74,8 +74,8 @@ def log_normalizer_scaled(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Ten
         >>> log_normalizer_scaled(torch.tensor([1e8]), dim=3)  # log(kappa / 2 pi) for d = 3
         tensor([16.5828])
     """
-    order, kappa = _order_of(dim), _computable(kappa, "kappa")
-    return _LogRelative.apply(kappa, order, Form.SCALED) + _log_at_zero(order)
+    order, kappa = order_of(dim), computable(kappa, "kappa")
+    return _LogRelative.apply(kappa, order, Form.SCALED) + log_at_zero(order)
 
 
 def mean_resultant_length(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
@@ -85,7 +85,7 @@ def mean_resultant_length(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Ten
         >>> mean_resultant_length(torch.tensor([0.0, 10.0]), dim=3)  # coth k - 1/k for d = 3
         tensor([0.0000, 0.9000])
     """
-    return -_Slope.apply(_computable(kappa, "kappa"), _order_of(dim), Form.PLAIN, None)
+    return -_Slope.apply(computable(kappa, "kappa"), order_of(dim), Form.PLAIN, None)
 
 
 def mean_resultant_complement(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
@@ -95,7 +95,7 @@ def mean_resultant_complement(kappa: Float[Tensor, "*batch"], dim: int) -> Float
         >>> mean_resultant_complement(torch.tensor([1e8]), dim=3)
         tensor([1.0000e-08])
     """
-    return _Slope.apply(_computable(kappa, "kappa"), _order_of(dim), Form.SCALED, None)
+    return _Slope.apply(computable(kappa, "kappa"), order_of(dim), Form.SCALED, None)
 
 
 def mean_resultant_length_derivative(
@@ -109,13 +109,13 @@ def mean_resultant_length_derivative(
         >>> mean_resultant_length_derivative(torch.tensor([0.0, 1e6]), dim=3)  # 1/d at 0, (d-1)/(2 k^2) far out
         tensor([3.3333e-01, 1.0000e-12])
     """
-    return ratio_slope(_computable(kappa, "kappa"), _order_of(dim))
+    return ratio_slope(computable(kappa, "kappa"), order_of(dim))
 
 
 def log_normalizer_relative(kappa: Float[Tensor, "*batch"], dim: int, scaled: bool) -> Float[Tensor, "*batch"]:
     """log C_d(kappa) - log C_d(0) (plus kappa if ``scaled``), with small values accurate near kappa = 0."""
     form = Form.SCALED if scaled else Form.PLAIN
-    return _LogRelative.apply(_computable(kappa, "kappa"), _order_of(dim), form)
+    return _LogRelative.apply(computable(kappa, "kappa"), order_of(dim), form)
 
 
 class _LogRelative(torch.autograd.Function):
@@ -151,18 +151,18 @@ class _Slope(torch.autograd.Function):
         return -grads[0] * ratio_slope(x, ctx.order), None, None, None
 
 
-def _log_at_zero(order: float) -> float:
+def log_at_zero(order: float) -> float:
     """log C_d(0) = -log of the surface area of the unit sphere."""
     return lgamma(order + 1) - (order + 1) * log(pi) - log(2)
 
 
-def _order_of(dim: int) -> float:
+def order_of(dim: int) -> float:
     if not isinstance(dim, Integral) or dim < 2:
         raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
     return int(dim) / 2 - 1
 
 
-def _computable(x: Tensor, name: str) -> Tensor:
+def computable(x: Tensor, name: str) -> Tensor:
     if not x.is_floating_point():
         raise InputError(f"expected {name} as a floating-point tensor, got {x.dtype}. Convert it with .float().")
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

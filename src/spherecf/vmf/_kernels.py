@@ -121,8 +121,10 @@ def _downwards(plan: Plan) -> list[float]:
 
 
 def horner(t: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """Value of a polynomial of degree at least one, lowest power first."""
+    """A polynomial's value; coefficients lowest power first."""
     *rest, highest = coefficients
+    if not rest:
+        return torch.full_like(t, highest)
     total = t * highest
     for c in reversed(rest[1:]):
         total = (total + c) * t

@@ -1,0 +1,220 @@
+"""The von Mises-Fisher distribution as a torch Distribution."""
+
+from math import log
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution, constraints, register_kl
+
+from spherecf.errors import InputError
+from spherecf.vmf._angles import draw_angles
+from spherecf.vmf._functions import (
+    computable,
+    log_normalizer_relative,
+    log_normalizer_scaled,
+    mean_resultant_complement,
+    mean_resultant_length,
+)
+from spherecf.vmf._inverse import inverse_mean_resultant_length
+from spherecf.vmf._uniform import HypersphericalUniform, Sphere, checked_radius
+
+
+class VonMisesFisher(Distribution):
+    """p(z) = C_d(kappa) / r^d exp((kappa / r) mu^T z) for |z| = r (Li et al., CVPR 2021, section 3).
+
+    The 1 / r^d is the paper's constant: log_prob and entropy follow it. (With respect to the surface measure of the
+    sphere it would be 1 / r^(d-1); the two agree for r = 1.) Gradients and KL divergences do not depend on r.
+
+    Args:
+        mean_direction: mu, unit vectors, shape (*batch, dim), dim >= 2.
+        concentration: kappa >= 0, finite, any shape that broadcasts with (*batch). 0 is the uniform distribution.
+        radius: r > 0, one number.
+        validate_args: check values (on by default as in torch; not done while compiling).
+
+    float16 and bfloat16 parameters are taken as float32.
+
+    Raises:
+        InputError: mu is not of unit length (within 1e-3), kappa is negative, infinite or NaN, or shapes do not fit.
+
+    Example:
+        >>> face = VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(10.0))
+        >>> face.mean, face.log_prob(face.mode)
+        (tensor([0.0000, 0.0000, 0.9000]), tensor(0.4647))
+    """
+
+    arg_constraints = {"mean_direction": constraints.real_vector, "concentration": constraints.nonnegative}  # noqa: RUF012
+    has_rsample = True
+
+    def __init__(
+        self,
+        mean_direction: Float[Tensor, "*shape dim"],
+        concentration: Float[Tensor, "*batch"],
+        radius: float = 1.0,
+        validate_args: bool | None = None,
+    ) -> None:
+        mu, kappa = computable(mean_direction, "mean_direction"), computable(concentration, "concentration")
+        if mu.ndim < 1 or mu.shape[-1] < 2:
+            raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
+        try:
+            batch_shape = torch.broadcast_shapes(mu.shape[:-1], kappa.shape)
+        except RuntimeError as error:
+            raise InputError(
+                f"concentration {tuple(kappa.shape)} does not broadcast with mean_direction {tuple(mu.shape)}: expected "
+                "one kappa per direction, the shape of mean_direction without its last axis."
+            ) from error
+        check = self.__class__._validate_args if validate_args is None else validate_args
+        if check and not torch.compiler.is_compiling():
+            _check_values(mu, kappa)
+        self.dim, self.radius = mu.shape[-1], checked_radius(radius)
+        self.mean_direction, self.concentration = mu.expand(*batch_shape, self.dim), kappa.expand(batch_shape)
+        super().__init__(batch_shape, mu.shape[-1:], validate_args=False)
+        self._validate_args = check
+
+    @property
+    def support(self) -> Sphere:
+        """The sphere of this radius."""
+        return Sphere(self.radius)
+
+    @property
+    def mode(self) -> Tensor:
+        """r mu."""
+        return self.radius * self.mean_direction
+
+    @property
+    def mean(self) -> Tensor:
+        """r A_d(kappa) mu: inside the sphere."""
+        return self.mode * mean_resultant_length(self.concentration, self.dim).unsqueeze(-1)
+
+    def log_prob(self, value: Float[Tensor, "*value dim"]) -> Float[Tensor, "*out"]:
+        """log C_d(kappa) + kappa mu^T z / r - d log r."""
+        if self._validate_args and not torch.compiler.is_compiling():
+            self._validate_sample(value)
+        cosine = (self.mean_direction * value).sum(-1) / self.radius
+        return self._log_peak() - self.concentration * (1 - cosine)
+
+    def entropy(self) -> Float[Tensor, "*batch"]:
+        """-E[log_prob] = -log C_d(kappa) - kappa A_d(kappa) + d log r."""
+        return self.concentration * mean_resultant_complement(self.concentration, self.dim) - self._log_peak()
+
+    def _log_peak(self) -> Tensor:
+        return log_normalizer_scaled(self.concentration, self.dim) - self.dim * log(self.radius)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "*out dim"]:  # noqa: B008
+        """Draws, differentiable (once) in mu and kappa; see `spherecf.vmf._angles` for how."""
+        angle = draw_angles(self.concentration, self.dim, torch.Size(sample_shape)).unsqueeze(-1)
+        mu = self.mean_direction
+        along, across = angle.cos().to(mu.dtype), angle.sin().to(mu.dtype)
+        return self.radius * (along * mu + across * self._draw_tangent(torch.Size(sample_shape)))
+
+    def _draw_tangent(self, sample_shape: torch.Size) -> Tensor:
+        """Unit vectors orthogonal to mu, uniformly distributed."""
+        mu = self.mean_direction
+        normal = torch.randn(sample_shape + mu.shape, dtype=mu.dtype, device=mu.device)
+        if self.dim == 2:  # two choices only: a sign that does not depend on mu keeps the draw smooth in mu
+            sign = torch.where(normal[..., :1] < 0, -1.0, 1.0).to(mu.dtype)
+            return sign * torch.stack((-mu[..., 1], mu[..., 0]), -1)
+        return torch.nn.functional.normalize(normal - (normal * mu).sum(-1, keepdim=True) * mu, dim=-1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+        """The same distribution with a larger batch shape."""
+        shape = torch.Size(batch_shape)
+        mu, kappa = self.mean_direction.expand(*shape, self.dim), self.concentration.expand(shape)
+        expanded = type(self)(mu, kappa, self.radius, validate_args=False)
+        expanded._validate_args = self._validate_args
+        return expanded
+
+    @classmethod
+    def fit(
+        cls,
+        value: Float[Tensor, "*batch n dim"],
+        weights: Float[Tensor, "*batch n"] | None = None,
+        radius: float = 1.0,
+    ) -> Self:
+        """Maximum likelihood from (weighted) draws: mu = direction of the mean, A_d(kappa) = its length / r.
+
+        Args:
+            value: vectors of length ``radius``, shape (*batch, n, dim), n >= 1.
+            weights: >= 0, not all 0, shape (*batch, n); all 1 by default.
+
+        Where all draws coincide kappa would be infinite: it stays at what the largest number below 1 gives. Where they
+        cancel exactly (kappa = 0) the direction is the first axis.
+
+        Raises:
+            InputError: shapes do not fit, or weights are negative, NaN or sum to 0.
+        """
+        value = computable(value, "value") / checked_radius(radius)
+        weights = value.new_ones(value.shape[:-1]) if weights is None else weights.to(value.dtype)
+        if value.ndim < 2 or value.shape[-2] < 1 or weights.shape != value.shape[:-1]:
+            raise InputError(
+                f"fit: expected value (*batch, n, dim) with n >= 1 and weights (*batch, n), got {tuple(value.shape)} "
+                f"and {tuple(weights.shape)}."
+            )
+        if not bool(((weights >= 0).all(-1) & (weights.sum(-1) > 0)).all()):
+            raise InputError("fit: weights must be >= 0, not NaN, and not all 0.")
+        mean = (value * (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1)).sum(-2)
+        rho = mean.norm(dim=-1)
+        first_axis = torch.eye(1, value.shape[-1], dtype=value.dtype, device=value.device)[0]
+        mu = torch.where(rho.unsqueeze(-1) > 0, torch.nn.functional.normalize(mean, dim=-1, eps=0), first_axis)
+        largest = 1 - torch.finfo(value.dtype).eps / 2
+        return cls(mu, inverse_mean_resultant_length(rho.clamp(max=largest), value.shape[-1]), radius)
+
+
+def _check_values(mu: Tensor, kappa: Tensor) -> None:
+    lengths = mu.detach().norm(dim=-1)
+    off = ~((lengths - 1).abs() <= 1e-3)
+    if bool(off.any()):
+        raise InputError(
+            f"mean_direction: expected unit vectors, but {int(off.sum())} of {off.numel()} are not (first length "
+            f"{lengths[off][0].item():.6g}). Normalise them, e.g. with torch.nn.functional.normalize(mu, dim=-1)."
+        )
+    bad = ~((kappa >= 0) & (kappa < torch.inf))
+    if bool(bad.any()):
+        raise InputError(
+            f"concentration: expected finite values >= 0, but {int(bad.sum())} of {bad.numel()} are not (first: "
+            f"{kappa[bad][0].item()}). A head that emits log_kappa needs .exp()."
+        )
+
+
+@register_kl(VonMisesFisher, VonMisesFisher)
+def _kl_vmf_vmf(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
+    _check_same_sphere(p, q)
+    complement = mean_resultant_complement(p.concentration, p.dim)
+    apart = 0.5 * (p.mean_direction - q.mean_direction).square().sum(-1)  # 1 - cos, without cancellation
+    peaks = [log_normalizer_relative(v.concentration, v.dim, scaled=True) for v in (p, q)]
+    missed = complement + apart - complement * apart  # 1 - A_d(kappa_p) cos
+    return peaks[0] - peaks[1] + q.concentration * missed - p.concentration * complement
+
+
+@register_kl(VonMisesFisher, HypersphericalUniform)
+def _kl_vmf_uniform(p: VonMisesFisher, q: HypersphericalUniform) -> Tensor:
+    _check_same_sphere(p, q)
+    kappa, dim = p.concentration, p.dim
+    near = log_normalizer_relative(kappa, dim, False) + kappa * mean_resultant_length(kappa, dim)
+    far = log_normalizer_relative(kappa, dim, True) - kappa * mean_resultant_complement(kappa, dim)
+    return torch.where(kappa < dim, near, far)  # equal; each loses digits at the other's end
+
+
+@register_kl(HypersphericalUniform, VonMisesFisher)
+def _kl_uniform_vmf(p: HypersphericalUniform, q: VonMisesFisher) -> Tensor:
+    _check_same_sphere(p, q)
+    return -log_normalizer_relative(q.concentration, q.dim, scaled=False).expand(
+        torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    )
+
+
+@register_kl(HypersphericalUniform, HypersphericalUniform)
+def _kl_uniform_uniform(p: HypersphericalUniform, q: HypersphericalUniform) -> Tensor:
+    _check_same_sphere(p, q)
+    return torch.zeros(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+
+
+def _check_same_sphere(
+    p: VonMisesFisher | HypersphericalUniform, q: VonMisesFisher | HypersphericalUniform
+) -> None:
+    if (p.dim, p.radius) != (q.dim, q.radius):
+        raise InputError(
+            f"kl_divergence: expected two distributions on one sphere, got dim {p.dim}, radius {p.radius} and dim "
+            f"{q.dim}, radius {q.radius}."
+        )
