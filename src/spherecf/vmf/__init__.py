@@ -1,7 +1,8 @@
 """Von Mises-Fisher: special functions on tensors and the distribution on the sphere. Knows nothing of faces.
 
-`log_normalizer` (log C_d), `log_normalizer_scaled` (log C_d + kappa), `mean_resultant_length` (A_d) with its derivative,
-complement and inverse, `log_bessel_i`, and `VonMisesFisher` with `HypersphericalUniform`. See docs/numerics.md.
+`log_normalizer` (log C_d), `log_normalizer_scaled` (log C_d + kappa), `mean_resultant_length` (A_d) with its
+derivative, complement and inverse, `log_bessel_i`, and `VonMisesFisher` with `HypersphericalUniform`. See
+docs/numerics.md.
 """
 
 from spherecf.vmf._distribution import VonMisesFisher

@@ -1,10 +1,12 @@
 """Angles to the mean direction, drawn by inverting their distribution function.
 
-Density of the angle on [0, pi]: proportional to exp(kappa cos a) sin(a)^(d-2). Inversion rather than rejection: every
-draw costs the same few vectorised operations, nothing is redrawn (so no loop that waits for the data), and the draw is a
-smooth function of kappa whose derivative -dF/dkappa / density comes from the same quadrature.
+Density of the angle on [0, pi]: proportional to exp(kappa cos a) sin(a)^(d-2). Inversion rather than
+rejection: every draw costs the same few vectorised operations, nothing is redrawn (so no loop that waits for
+the data), and the draw is a smooth function of kappa whose derivative -dF/dkappa / density comes from the
+same quadrature.
 """
 
+from collections.abc import Callable
 from math import pi, prod
 from typing import Any
 
@@ -25,7 +27,7 @@ def draw_angles(kappa: Tensor, dim: int, sample_shape: torch.Size) -> Tensor:
     """Angles in float64, shape ``sample_shape + kappa.shape``; differentiable once in kappa."""
     count = prod(sample_shape)
     uniform = torch.rand(kappa.numel(), count, dtype=torch.float64, device=kappa.device)
-    angles: Tensor = _InverseDistribution.apply(kappa.double().reshape(-1), uniform, dim)
+    angles: Tensor = _invert_distribution(kappa.double().reshape(-1), uniform, dim)
     return angles.T.reshape(sample_shape + kappa.shape)
 
 
@@ -33,8 +35,9 @@ class _InverseDistribution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kappa: Tensor, uniform: Tensor, dim: int) -> Tensor:
         rows = max(1, _BLOCK // (len(_NODES) * max(_CELLS, uniform.shape[1])))
-        blocks = [_invert(k, u, dim) for k, u in zip(kappa.split(rows), uniform.split(rows), strict=True)]
-        angles, slopes = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+        parts = zip(torch.split(kappa, rows), torch.split(uniform, rows), strict=True)
+        blocks = [_invert(k, u, dim) for k, u in parts]
+        angles, slopes = (torch.cat(block) for block in zip(*blocks, strict=True))
         ctx.save_for_backward(slopes)
         return angles
 
@@ -43,6 +46,9 @@ class _InverseDistribution(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         return (grads[0] * slopes).sum(1), None, None
+
+
+_invert_distribution: Callable[..., Tensor] = _InverseDistribution.apply
 
 
 class _Density:
@@ -74,7 +80,7 @@ class _Density:
 
 
 def _invert(kappa: Tensor, uniform: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Angles (rows, count) at which the distribution function is ``uniform``, and their derivatives in kappa."""
+    """Angles (rows, count) where the distribution function is ``uniform``, and their slopes in kappa."""
     density = _Density(kappa, dim)
     low = (density.mode - density.width).clamp(min=0)
     high = (density.mode + density.width).clamp(max=pi)
@@ -93,7 +99,8 @@ def _invert(kappa: Tensor, uniform: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         slope = density(start + step)[0].clamp(min=1e-300)
         step = torch.minimum((step - miss / slope).clamp(min=0), cell)
     part, part_moment = density.integrate(start, step)
-    # d/dkappa of the distribution function, times `total`: the integral of (cos a - mean cosine) up to the angle.
+    # d/dkappa of the distribution function, times `total`: the integral of (cos a - mean cosine) up to the
+    # angle.
     change = (moment_below.gather(1, index) + part_moment) - mean * (below.gather(1, index) + part)
     angle = start + step
     return angle, -change / density(angle)[0].clamp(min=1e-300)

@@ -1,7 +1,8 @@
 """The von Mises-Fisher distribution as a torch Distribution."""
 
+from collections.abc import Callable
 from math import log
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -18,25 +19,31 @@ from spherecf.vmf._functions import (
     mean_resultant_length,
 )
 from spherecf.vmf._inverse import inverse_mean_resultant_length
-from spherecf.vmf._uniform import HypersphericalUniform, Sphere, checked_radius
+from spherecf.vmf._uniform import HypersphericalUniform, Sphere, broadcast_shapes, checked_radius
+
+_Divergence = TypeVar("_Divergence", bound=Callable[..., Tensor])
+_register: Callable[[type, type], Callable[[_Divergence], _Divergence]] = register_kl
 
 
 class VonMisesFisher(Distribution):
     """p(z) = C_d(kappa) / r^d exp((kappa / r) mu^T z) for |z| = r (Li et al., CVPR 2021, section 3).
 
-    The 1 / r^d is the paper's constant: log_prob and entropy follow it. (With respect to the surface measure of the
-    sphere it would be 1 / r^(d-1); the two agree for r = 1.) Gradients and KL divergences do not depend on r.
+    The 1 / r^d is the paper's constant: log_prob and entropy follow it. (With respect to the surface measure
+    of the sphere it would be 1 / r^(d-1); the two agree for r = 1.) Gradients and KL divergences do not
+    depend on r.
 
     Args:
         mean_direction: mu, unit vectors, shape (*batch, dim), dim >= 2.
-        concentration: kappa >= 0, finite, any shape that broadcasts with (*batch). 0 is the uniform distribution.
+        concentration: kappa >= 0, finite, any shape that broadcasts with (*batch). 0 is the uniform
+            distribution.
         radius: r > 0, one number.
         validate_args: check values (on by default as in torch; not done while compiling).
 
     float16 and bfloat16 parameters are taken as float32.
 
     Raises:
-        InputError: mu is not of unit length (within 1e-3), kappa is negative, infinite or NaN, or shapes do not fit.
+        InputError: mu is not of unit length (within 1e-3), kappa is negative, infinite or NaN, or shapes do
+            not fit.
 
     Example:
         >>> face = VonMisesFisher(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(10.0))
@@ -51,18 +58,18 @@ class VonMisesFisher(Distribution):
         self,
         mean_direction: Float[Tensor, "*shape dim"],
         concentration: Float[Tensor, "*batch"],
-        radius: float = 1.0,
+        radius: float | int = 1.0,
         validate_args: bool | None = None,
     ) -> None:
         mu, kappa = computable(mean_direction, "mean_direction"), computable(concentration, "concentration")
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
         try:
-            batch_shape = torch.broadcast_shapes(mu.shape[:-1], kappa.shape)
+            batch_shape = broadcast_shapes(mu.shape[:-1], kappa.shape)
         except RuntimeError as error:
             raise InputError(
-                f"concentration {tuple(kappa.shape)} does not broadcast with mean_direction {tuple(mu.shape)}: expected "
-                "one kappa per direction, the shape of mean_direction without its last axis."
+                f"concentration {tuple(kappa.shape)} does not broadcast with mean_direction "
+                f"{tuple(mu.shape)}: expected one kappa per direction."
             ) from error
         check = self.__class__._validate_args if validate_args is None else validate_args
         if check and not torch.compiler.is_compiling():
@@ -117,7 +124,7 @@ class VonMisesFisher(Distribution):
             return sign * torch.stack((-mu[..., 1], mu[..., 0]), -1)
         return torch.nn.functional.normalize(normal - (normal * mu).sum(-1, keepdim=True) * mu, dim=-1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "VonMisesFisher":
         """The same distribution with a larger batch shape."""
         shape = torch.Size(batch_shape)
         mu, kappa = self.mean_direction.expand(*shape, self.dim), self.concentration.expand(shape)
@@ -130,15 +137,16 @@ class VonMisesFisher(Distribution):
         cls,
         value: Float[Tensor, "*batch n dim"],
         weights: Float[Tensor, "*batch n"] | None = None,
-        radius: float = 1.0,
-    ) -> Self:
+        radius: float | int = 1.0,
+    ) -> "VonMisesFisher":
         """Maximum likelihood from (weighted) draws: mu = direction of the mean, A_d(kappa) = its length / r.
 
         Args:
             value: vectors of length ``radius``, shape (*batch, n, dim), n >= 1.
             weights: >= 0, not all 0, shape (*batch, n); all 1 by default.
 
-        Where all draws coincide kappa would be infinite: it stays at what the largest number below 1 gives. Where they
+        Where all draws coincide kappa would be infinite: it stays at what the largest number below 1 gives.
+            Where they
         cancel exactly (kappa = 0) the direction is the first axis.
 
         Raises:
@@ -148,15 +156,17 @@ class VonMisesFisher(Distribution):
         weights = value.new_ones(value.shape[:-1]) if weights is None else weights.to(value.dtype)
         if value.ndim < 2 or value.shape[-2] < 1 or weights.shape != value.shape[:-1]:
             raise InputError(
-                f"fit: expected value (*batch, n, dim) with n >= 1 and weights (*batch, n), got {tuple(value.shape)} "
-                f"and {tuple(weights.shape)}."
+                f"fit: expected value (*batch, n, dim) with n >= 1 and weights (*batch, n), got "
+                f"{tuple(value.shape)} and {tuple(weights.shape)}."
             )
         if not bool(((weights >= 0).all(-1) & (weights.sum(-1) > 0)).all()):
             raise InputError("fit: weights must be >= 0, not NaN, and not all 0.")
         mean = (value * (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1)).sum(-2)
         rho = mean.norm(dim=-1)
         first_axis = torch.eye(1, value.shape[-1], dtype=value.dtype, device=value.device)[0]
-        mu = torch.where(rho.unsqueeze(-1) > 0, torch.nn.functional.normalize(mean, dim=-1, eps=0), first_axis)
+        mu = torch.where(
+            rho.unsqueeze(-1) > 0, torch.nn.functional.normalize(mean, dim=-1, eps=0), first_axis
+        )
         largest = 1 - torch.finfo(value.dtype).eps / 2
         return cls(mu, inverse_mean_resultant_length(rho.clamp(max=largest), value.shape[-1]), radius)
 
@@ -166,18 +176,19 @@ def _check_values(mu: Tensor, kappa: Tensor) -> None:
     off = ~((lengths - 1).abs() <= 1e-3)
     if bool(off.any()):
         raise InputError(
-            f"mean_direction: expected unit vectors, but {int(off.sum())} of {off.numel()} are not (first length "
-            f"{lengths[off][0].item():.6g}). Normalise them, e.g. with torch.nn.functional.normalize(mu, dim=-1)."
+            f"mean_direction: expected unit vectors, but {int(off.sum())} of {off.numel()} are not "
+            f"(first length {lengths[off][0].item():.6g}). Normalise them, e.g. with "
+            "torch.nn.functional.normalize(mu, dim=-1)."
         )
     bad = ~((kappa >= 0) & (kappa < torch.inf))
     if bool(bad.any()):
         raise InputError(
-            f"concentration: expected finite values >= 0, but {int(bad.sum())} of {bad.numel()} are not (first: "
-            f"{kappa[bad][0].item()}). A head that emits log_kappa needs .exp()."
+            f"concentration: expected finite values >= 0, but {int(bad.sum())} of {bad.numel()} are not "
+            f"(first: {kappa[bad][0].item()}). A head that emits log_kappa needs .exp()."
         )
 
 
-@register_kl(VonMisesFisher, VonMisesFisher)
+@_register(VonMisesFisher, VonMisesFisher)
 def _kl_vmf_vmf(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
     _check_same_sphere(p, q)
     complement = mean_resultant_complement(p.concentration, p.dim)
@@ -187,7 +198,7 @@ def _kl_vmf_vmf(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
     return peaks[0] - peaks[1] + q.concentration * missed - p.concentration * complement
 
 
-@register_kl(VonMisesFisher, HypersphericalUniform)
+@_register(VonMisesFisher, HypersphericalUniform)
 def _kl_vmf_uniform(p: VonMisesFisher, q: HypersphericalUniform) -> Tensor:
     _check_same_sphere(p, q)
     kappa, dim = p.concentration, p.dim
@@ -196,18 +207,18 @@ def _kl_vmf_uniform(p: VonMisesFisher, q: HypersphericalUniform) -> Tensor:
     return torch.where(kappa < dim, near, far)  # equal; each loses digits at the other's end
 
 
-@register_kl(HypersphericalUniform, VonMisesFisher)
+@_register(HypersphericalUniform, VonMisesFisher)
 def _kl_uniform_vmf(p: HypersphericalUniform, q: VonMisesFisher) -> Tensor:
     _check_same_sphere(p, q)
     return -log_normalizer_relative(q.concentration, q.dim, scaled=False).expand(
-        torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+        broadcast_shapes(p.batch_shape, q.batch_shape)
     )
 
 
-@register_kl(HypersphericalUniform, HypersphericalUniform)
+@_register(HypersphericalUniform, HypersphericalUniform)
 def _kl_uniform_uniform(p: HypersphericalUniform, q: HypersphericalUniform) -> Tensor:
     _check_same_sphere(p, q)
-    return torch.zeros(torch.broadcast_shapes(p.batch_shape, q.batch_shape))
+    return torch.zeros(broadcast_shapes(p.batch_shape, q.batch_shape))
 
 
 def _check_same_sphere(
@@ -215,6 +226,6 @@ def _check_same_sphere(
 ) -> None:
     if (p.dim, p.radius) != (q.dim, q.radius):
         raise InputError(
-            f"kl_divergence: expected two distributions on one sphere, got dim {p.dim}, radius {p.radius} and dim "
-            f"{q.dim}, radius {q.radius}."
+            f"kl_divergence: expected two distributions on one sphere, got dim {p.dim}, radius {p.radius} "
+            f"and dim {q.dim}, radius {q.radius}."
         )

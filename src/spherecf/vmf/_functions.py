@@ -1,13 +1,14 @@
 """The special functions of the von Mises-Fisher distribution, with gradients in closed form.
 
-All take tensors of any shape, elementwise; ``dim`` and ``order`` are plain numbers. float32 and float64 keep their
-type; float16 and bfloat16 are computed in float32 and *return* float32 (log C_d in bfloat16 would be useless), and
-their gradient comes back in the input's type. NaN and negative arguments give NaN. Everything is finite for every
-finite argument >= 0, gradients included, except log I itself, which is -inf at 0 for order > 0, as it must be.
+All take tensors of any shape, elementwise; ``dim`` and ``order`` are plain numbers. float32 and float64 keep
+their type; float16 and bfloat16 are computed in float32 and *return* float32 (log C_d in bfloat16 would be
+useless), and their gradient comes back in the input's type. NaN and negative arguments give NaN. Everything
+is finite for every finite argument >= 0, gradients included, except log I itself, which is -inf at 0 for
+order > 0, as it must be.
 """
 
+from collections.abc import Callable
 from math import isfinite, lgamma, log, pi
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from spherecf.errors import InputError
 from spherecf.vmf._kernels import Form, evaluate, ratio_slope
 
 
-def log_bessel_i(order: float, x: Float[Tensor, "*batch"], scaled: bool = False) -> Float[Tensor, "*batch"]:
+def log_bessel_i(
+    order: float | int, x: Float[Tensor, "*batch"], scaled: bool = False
+) -> Float[Tensor, "*batch"]:
     """log I_order(x), the modified Bessel function of the first kind; ``scaled``: log(exp(-x) I_order(x)).
 
     Uniform expansion for large orders (DLMF 10.41.3), smaller ones by backward recurrence (DLMF 10.29.1).
@@ -32,21 +35,23 @@ def log_bessel_i(order: float, x: Float[Tensor, "*batch"], scaled: bool = False)
 
     Example:
         >>> log_bessel_i(0.5, torch.tensor([1.0], dtype=torch.float64))  # log(sqrt(2 / pi) sinh 1)
-        tensor([-0.0643...], dtype=torch.float64)
+        tensor([-0.0644], dtype=torch.float64)
     """
     if not (isfinite(order) and order >= 0):
-        raise InputError(f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d.")
+        raise InputError(
+            f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d."
+        )
     order, x = float(order), computable(x, "x")
-    rest = -_LogRelative.apply(x, order, Form.SCALED if scaled else Form.PLAIN)
+    rest = -_log_relative(x, order, Form.SCALED if scaled else Form.PLAIN)
     return rest if order == 0 else rest + (order * torch.log(0.5 * x) - lgamma(order + 1))
 
 
 def log_normalizer(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
     """log C_d(kappa), C_d(k) = k^(d/2-1) / ((2 pi)^(d/2) I_{d/2-1}(k)); derivative -A_d(kappa).
 
-    The density of the von Mises-Fisher distribution on the unit sphere is C_d(kappa) exp(kappa mu^T z) (Li et al.,
-    CVPR 2021, section 3). C_d(0) is one over the surface area of the sphere. With a gradient asked for, value and
-    A_d are computed together in one pass.
+    The density of the von Mises-Fisher distribution on the unit sphere is C_d(kappa) exp(kappa mu^T z) (Li et
+    al., CVPR 2021, section 3). C_d(0) is one over the surface area of the sphere. With a gradient asked for,
+    value and A_d are computed together in one pass.
 
     Args:
         kappa: concentration >= 0, any shape.
@@ -60,22 +65,23 @@ def log_normalizer(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*
         tensor([ -2.5310, -97.2327])
     """
     order, kappa = order_of(dim), computable(kappa, "kappa")
-    return _LogRelative.apply(kappa, order, Form.PLAIN) + log_at_zero(order)
+    return _log_relative(kappa, order, Form.PLAIN) + log_at_zero(order)
 
 
 def log_normalizer_scaled(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
     """c(kappa) = log C_d(kappa) + kappa, the slowly varying part of log C_d; derivative 1 - A_d(kappa).
 
-    Computed as such, without the cancellation of the sum: its absolute error is a few roundings of c itself, which is
-    what the mutual likelihood score (Li et al., CVPR 2021, eq. 13) needs in float32. Grows like (d-1)/2 log kappa, up
-    to kappa 1e18 (float32) or 1e150 (float64), beyond which it stays constant.
+    Computed as such, without the cancellation of the sum: its absolute error is a few roundings of c itself,
+        which is
+    what the mutual likelihood score (Li et al., CVPR 2021, eq. 13) needs in float32. Grows like (d-1)/2 log
+    kappa, up to kappa 1e18 (float32) or 1e150 (float64), beyond which it stays constant.
 
     Example:
         >>> log_normalizer_scaled(torch.tensor([1e8]), dim=3)  # log(kappa / 2 pi) for d = 3
         tensor([16.5828])
     """
     order, kappa = order_of(dim), computable(kappa, "kappa")
-    return _LogRelative.apply(kappa, order, Form.SCALED) + log_at_zero(order)
+    return _log_relative(kappa, order, Form.SCALED) + log_at_zero(order)
 
 
 def mean_resultant_length(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
@@ -85,7 +91,7 @@ def mean_resultant_length(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Ten
         >>> mean_resultant_length(torch.tensor([0.0, 10.0]), dim=3)  # coth k - 1/k for d = 3
         tensor([0.0000, 0.9000])
     """
-    return -_Slope.apply(computable(kappa, "kappa"), order_of(dim), Form.PLAIN, None)
+    return -_slope(computable(kappa, "kappa"), order_of(dim), Form.PLAIN, None)
 
 
 def mean_resultant_complement(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
@@ -95,27 +101,29 @@ def mean_resultant_complement(kappa: Float[Tensor, "*batch"], dim: int) -> Float
         >>> mean_resultant_complement(torch.tensor([1e8]), dim=3)
         tensor([1.0000e-08])
     """
-    return _Slope.apply(computable(kappa, "kappa"), order_of(dim), Form.SCALED, None)
+    return _slope(computable(kappa, "kappa"), order_of(dim), Form.SCALED, None)
 
 
-def mean_resultant_length_derivative(
-    kappa: Float[Tensor, "*batch"], dim: int
-) -> Float[Tensor, "*batch"]:
+def mean_resultant_length_derivative(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
     """A_d'(kappa) = 1 - A_d^2 - (d-1)/kappa A_d, the variance of the cosine to the mean direction.
 
     That expression cancels at both ends; here the slope of the expansion itself is summed.
 
     Example:
-        >>> mean_resultant_length_derivative(torch.tensor([0.0, 1e6]), dim=3)  # 1/d at 0, (d-1)/(2 k^2) far out
+        >>> mean_resultant_length_derivative(
+        ...     torch.tensor([0.0, 1e6]), dim=3
+        ... )  # 1/d at 0, (d-1)/(2 k^2) far out
         tensor([3.3333e-01, 1.0000e-12])
     """
     return ratio_slope(computable(kappa, "kappa"), order_of(dim))
 
 
-def log_normalizer_relative(kappa: Float[Tensor, "*batch"], dim: int, scaled: bool) -> Float[Tensor, "*batch"]:
+def log_normalizer_relative(
+    kappa: Float[Tensor, "*batch"], dim: int, scaled: bool
+) -> Float[Tensor, "*batch"]:
     """log C_d(kappa) - log C_d(0) (plus kappa if ``scaled``), with small values accurate near kappa = 0."""
     form = Form.SCALED if scaled else Form.PLAIN
-    return _LogRelative.apply(computable(kappa, "kappa"), order_of(dim), form)
+    return _log_relative(computable(kappa, "kappa"), order_of(dim), form)
 
 
 class _LogRelative(torch.autograd.Function):
@@ -132,7 +140,7 @@ class _LogRelative(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, slope = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            slope = _Slope.apply(x, ctx.order, ctx.form, slope)
+            slope = _slope(x, ctx.order, ctx.form, slope)
         return grads[0] * slope, None, None
 
 
@@ -151,18 +159,24 @@ class _Slope(torch.autograd.Function):
         return -grads[0] * ratio_slope(x, ctx.order), None, None, None
 
 
+_log_relative: Callable[..., Tensor] = _LogRelative.apply
+_slope: Callable[..., Tensor] = _Slope.apply
+
+
 def log_at_zero(order: float) -> float:
     """log C_d(0) = -log of the surface area of the unit sphere."""
     return lgamma(order + 1) - (order + 1) * log(pi) - log(2)
 
 
 def order_of(dim: int) -> float:
-    if not isinstance(dim, Integral) or dim < 2:
+    if isinstance(dim, bool) or int(dim) != dim or dim < 2:
         raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
     return int(dim) / 2 - 1
 
 
 def computable(x: Tensor, name: str) -> Tensor:
     if not x.is_floating_point():
-        raise InputError(f"expected {name} as a floating-point tensor, got {x.dtype}. Convert it with .float().")
+        raise InputError(
+            f"expected {name} as a floating-point tensor, got {x.dtype}. Convert it with .float()."
+        )
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

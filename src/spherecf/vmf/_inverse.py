@@ -1,5 +1,6 @@
 """The concentration that belongs to a mean resultant length: the maximum-likelihood estimate of kappa."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ _NEWTON_STEPS = 5
 def inverse_mean_resultant_length(rho: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
     """kappa with A_d(kappa) = rho, for rho in [0, 1]; derivative 1 / A_d'(kappa).
 
-    Amos' bounds x / (a + sqrt(x^2 + b^2)) of A_d (1974), inverted with a = (d-1)/2 and b = (d+1)/2, are right at both
-    ends; a fixed number of Newton steps on 1 - A_d, which stays accurate near 1, makes it exact to rounding.
+    Amos' bounds x / (a + sqrt(x^2 + b^2)) of A_d (1974), inverted with a = (d-1)/2 and b = (d+1)/2, are right
+    at both ends; a fixed number of Newton steps on 1 - A_d, which stays accurate near 1, makes it exact to
+    rounding.
 
     Args:
         rho: any shape. 1 gives inf, values outside [0, 1] and NaN give NaN.
@@ -24,10 +26,10 @@ def inverse_mean_resultant_length(rho: Float[Tensor, "*batch"], dim: int) -> Flo
 
     Example:
         >>> inverse_mean_resultant_length(torch.tensor([0.0, 0.5, 0.9]), dim=512)
-        tensor([   0.0000,  340.9..., 2421.2...])
+        tensor([   0.0000,  341.0670, 2421.0229])
     """
     order, rho = order_of(dim), computable(rho, "rho")
-    return _Inverse.apply(rho.double(), order).to(rho.dtype)  # ill-conditioned near 1, and never in a hot loop
+    return _inverse(rho.double(), order).to(rho.dtype)  # ill-conditioned near 1, and never in a hot loop
 
 
 class _Inverse(torch.autograd.Function):
@@ -52,6 +54,9 @@ class _Inverse(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (kappa,) = ctx.saved_tensors
         return grads[0] / ratio_slope(kappa, ctx.order), None
+
+
+_inverse: Callable[..., Tensor] = _Inverse.apply
 
 
 def _first_guess(rho: Tensor, rest: Tensor, order: float) -> Tensor:

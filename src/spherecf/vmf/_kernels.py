@@ -1,9 +1,11 @@
 """Elementwise evaluation of log I, its ratio and the ratio's slope: one expression for all arguments.
 
-Notation: R_k = I_{k+1} / I_k at order k, and its complement 1 - R_k, which is what keeps accuracy for large x. A
-small order is reached from mu = order + steps by the backward recurrence (DLMF 10.29.1; stable in this direction)
+Notation: R_k = I_{k+1} / I_k at order k, and its complement 1 - R_k, which is what keeps accuracy for large
+x. A small order is reached from mu = order + steps by the backward recurrence (DLMF 10.29.1; stable in this
+direction)
 
-    R_{k-1} = x / b,   1 - R_{k-1} = (2k - x (1 - R_k)) / b,   R_{k-1}' = (2k - x^2 R_k') / b^2,   b = 2k + x R_k.
+    R_{k-1} = x / b,   1 - R_{k-1} = (2k - x (1 - R_k)) / b,   R_{k-1}' = (2k - x^2 R_k') / b^2,   b = 2k + x
+    R_k.
 
 Nothing large cancels: s - mu is written as x^2 / (s + mu), and values are relative to those at x = 0.
 """
@@ -16,7 +18,10 @@ from torch import Tensor
 from spherecf.vmf._series import Plan, make_plan
 
 _CHUNK = 16384  # elements per pass in eager mode on the CPU: the intermediates then stay in the cache
-_LARGEST = {torch.float32: 1e18, torch.float64: 1e150}  # beyond it s would overflow; everything is flat by then
+_LARGEST = {
+    torch.float32: 1e18,
+    torch.float64: 1e150,
+}  # beyond it s would overflow; everything is flat by then
 
 
 class Form(Enum):
@@ -29,15 +34,20 @@ class Form(Enum):
 def evaluate(x: Tensor, order: float, form: Form, with_slope: bool = True) -> tuple[Tensor, Tensor]:
     """log(C(x) / C(0)) and its derivative, plain or scaled, in one pass, for x of float32 or float64.
 
-    C(x) = x^order / ((2 pi)^(order + 1) I_order(x)). Negative x and NaN give NaN. The second tensor is filled only
-    if ``with_slope``.
+    C(x) = x^order / ((2 pi)^(order + 1) I_order(x)). Negative x and NaN give NaN. The second tensor is filled
+    only if ``with_slope``.
     """
     plan = make_plan(order, x.dtype)
+    if form is Form.SCALED and plan.steps and x.dtype == torch.float32:
+        value, slope = evaluate(x.double(), order, form, with_slope)  # as in ratio_slope
+        return value.float(), slope.float()
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return _evaluate(*_domain(x), plan, form, with_slope)
     x = x.contiguous()
     value, slope = torch.empty_like(x), torch.empty_like(x)
-    for source, to_value, to_slope in zip(*(v.view(-1).split(_CHUNK) for v in (x, value, slope)), strict=True):
+    for source, to_value, to_slope in zip(
+        *(torch.split(v.view(-1), _CHUNK) for v in (x, value, slope)), strict=True
+    ):
         z, excess = _domain(source)
         piece = _evaluate(z, excess, plan, form, with_slope)
         to_value.copy_(piece[0])
@@ -97,7 +107,7 @@ def _evaluate(
 
 
 def ratio_slope(x: Tensor, order: float) -> Tensor:
-    """R' of the ratio R = I_{order+1} / I_order: smooth tensor operations, differentiable any number of times."""
+    """R' of the ratio R = I_{order+1} / I_order: smooth tensor operations, differentiable at will."""
     if x.dtype == torch.float32 and make_plan(order, x.dtype).steps:
         # Each step of this recurrence amplifies rounding a little: too much for float32 where there are ten.
         return ratio_slope(x.double(), order).float()
@@ -106,7 +116,7 @@ def ratio_slope(x: Tensor, order: float) -> Tensor:
     s = (z * z + plan.mu**2).sqrt()
     t = plan.mu / s
     total = s + plan.mu
-    slope = (plan.mu / (1 + t) + horner(t, plan.slope_series)) / s / s
+    slope: Tensor = (plan.mu / (1 + t) + horner(t, plan.slope_series)) / s / s
     if plan.steps:
         ratio = z / total - (z / s) / s * horner(t, plan.mean_series)
         for k in _downwards(plan):

@@ -16,8 +16,8 @@ import torch
 
 _Polynomial = dict[int, Fraction]  # power of t -> coefficient
 
-# Orders below the first number are shifted up to it and brought back by recurrence; terms that cannot exceed the
-# second number are left out. Chosen so that the terms are still falling where the tolerance is met.
+# Orders below the first number are shifted up to it and brought back by recurrence; terms that cannot exceed
+# the second number are left out. Chosen so that the terms are still falling where the tolerance is met.
 _LIMITS = {torch.float32: (10, 3e-8), torch.float64: (24, 6e-17)}
 _MOST_TERMS = 16
 
@@ -47,7 +47,7 @@ def _make_plan(order: float, dtype: torch.dtype) -> Plan:
     terms = [_scale(d, mu**-k) for k, d in enumerate(_debye_terms(_MOST_TERMS), 1)]
     # Larger orders come with larger values of log C; and t F' enters the mean with weight t / mu.
     log_series = _add(*_leading(terms, tolerance * float(mu) / smallest))
-    log_series = _add(log_series, {0: -sum(log_series.values())})
+    log_series = _add(log_series, {0: -sum(log_series.values(), Fraction(0))})
     mean = _add({0: Fraction(1, 2)}, *_leading([_times_slope(d) for d in terms], tolerance * float(mu)))
     doubled = _add(_scale(mean, Fraction(2)), _times_slope(mean))
     slope = _add(_scale(mean, Fraction(-1)), _multiply({0: Fraction(1), 2: Fraction(-1)}, doubled))

@@ -1,7 +1,8 @@
 """The uniform distribution on a sphere: what a von Mises-Fisher distribution with concentration 0 is."""
 
+from collections.abc import Callable
 from math import log
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,19 +12,22 @@ from torch.distributions import Distribution, constraints
 from spherecf.errors import InputError
 from spherecf.vmf._functions import log_at_zero, order_of
 
+broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # untyped in torch
+
 
 class Sphere(constraints.Constraint):
     """Vectors of length ``radius``, within a relative 1e-3."""
 
     event_dim = 1
 
-    def __init__(self, radius: float) -> None:
+    def __init__(self, radius: float | int) -> None:
         self.radius = radius
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
         """Which vectors lie on the sphere."""
-        return (value.norm(dim=-1) / self.radius - 1).abs() <= 1e-3
+        length: Tensor = value.norm(dim=-1)
+        return (length / self.radius - 1).abs() <= 1e-3
 
 
 class HypersphericalUniform(Distribution):
@@ -40,7 +44,7 @@ class HypersphericalUniform(Distribution):
     def __init__(
         self,
         dim: int,
-        radius: float = 1.0,
+        radius: float | int = 1.0,
         batch_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
         validate_args: bool | None = None,
     ) -> None:
@@ -62,7 +66,7 @@ class HypersphericalUniform(Distribution):
         """log C_d(0) - d log r, everywhere."""
         if self._validate_args:
             self._validate_sample(value)
-        shape = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
         return torch.full(shape, -self._entropy, dtype=value.dtype, device=value.device)
 
     def entropy(self) -> Float[Tensor, "*shape"]:
@@ -78,12 +82,12 @@ class HypersphericalUniform(Distribution):
         normal = torch.randn(self._extended_shape(sample_shape))
         return self.radius * torch.nn.functional.normalize(normal, dim=-1)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "HypersphericalUniform":
         """The same distribution with another batch shape."""
         return type(self)(self.dim, self.radius, torch.Size(batch_shape), self._validate_args)
 
 
-def checked_radius(radius: float) -> float:
+def checked_radius(radius: float | int) -> float:
     """The radius as a float, or InputError."""
     if not 0 < radius < float("inf"):
         raise InputError(f"expected a finite radius > 0, got {radius}.")

@@ -1,0 +1,275 @@
+"""Special functions against 50-digit truth, their gradients, and what they do at the edges."""
+
+import math
+import subprocess
+import sys
+import textwrap
+from fractions import Fraction
+
+import mpmath as mp
+import pytest
+import torch
+
+from spherecf.errors import InputError
+from spherecf.vmf import (
+    log_bessel_i,
+    log_normalizer,
+    log_normalizer_scaled,
+    mean_resultant_complement,
+    mean_resultant_length,
+    mean_resultant_length_derivative,
+)
+
+DIMS = (2, 3, 8, 64, 128, 256, 512, 1024, 4096, 8192)
+BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+ALL = pytest.mark.parametrize(
+    "function",
+    [
+        log_normalizer,
+        log_normalizer_scaled,
+        mean_resultant_length,
+        mean_resultant_complement,
+        mean_resultant_length_derivative,
+    ],
+)
+
+
+def errors(got, truth):
+    """Absolute errors without a rounding of their own."""
+    return [
+        float(abs(Fraction(value) - Fraction(true))) for value, true in zip(got.tolist(), truth, strict=True)
+    ]
+
+
+def columns(truth_table, dim, dtype):
+    rows = truth_table[str(dim)]
+    return torch.tensor([row["kappa"] for row in rows], dtype=dtype), {
+        name: [row[name] for row in rows] for name in rows[0]
+    }
+
+
+@BOTH
+@pytest.mark.parametrize("dim", DIMS)
+def test_log_normalizer_is_exact(truth_table, dim, dtype):
+    kappa, truth = columns(truth_table, dim, dtype)
+    limit = 1e-14 if dtype == torch.float64 else 1e-6
+    at_zero = abs(float(truth["log_c"][0]))
+    for k, true, error in zip(
+        kappa.tolist(), truth["log_c"], errors(log_normalizer(kappa, dim), truth["log_c"]), strict=True
+    ):
+        assert error <= limit * max(1, k, abs(float(true)), at_zero), k
+
+
+@BOTH
+@pytest.mark.parametrize("dim", DIMS)
+def test_scaled_log_normalizer_is_exact_on_its_own(truth_table, dim, dtype):
+    kappa, truth = columns(truth_table, dim, dtype)
+    eps = torch.finfo(dtype).eps
+    at_zero = abs(float(truth["c"][0]))
+    for k, true, error in zip(
+        kappa.tolist(), truth["c"], errors(log_normalizer_scaled(kappa, dim), truth["c"]), strict=True
+    ):
+        assert error <= 8 * eps * max(4, abs(float(true)), at_zero, min(k, dim)), k
+
+
+def test_scaled_log_normalizer_leaves_room_for_the_mutual_likelihood_score(truth_table):
+    kappa, truth = columns(truth_table, 512, torch.float32)
+    error = errors(log_normalizer_scaled(kappa, 512), truth["c"])
+    assert max(e for e, k in zip(error, kappa.tolist()) if k <= 1e5) < 5e-4
+
+
+@BOTH
+@pytest.mark.parametrize("dim", DIMS)
+def test_mean_resultant_length_is_exact(truth_table, dim, dtype):
+    kappa, truth = columns(truth_table, dim, dtype)
+    limit = 1e-14 if dtype == torch.float64 else 5e-7
+    for true, error in zip(
+        truth["mean"], errors(mean_resultant_length(kappa, dim), truth["mean"]), strict=True
+    ):
+        assert error <= limit * float(true)
+
+
+@BOTH
+@pytest.mark.parametrize("dim", DIMS)
+def test_complement_and_derivative_are_exact(truth_table, dim, dtype):
+    kappa, truth = columns(truth_table, dim, dtype)
+    limit = 1e-12 if dtype == torch.float64 else 1e-5
+    for name, function in (
+        ("complement", mean_resultant_complement),
+        ("slope", mean_resultant_length_derivative),
+    ):
+        for true, error in zip(truth[name], errors(function(kappa, dim), truth[name]), strict=True):
+            assert error <= limit * float(true), name
+
+
+@BOTH
+@pytest.mark.parametrize("dim", [2, 3, 512])
+def test_gradients_are_the_exact_functions(truth_table, dim, dtype):
+    kappa, truth = columns(truth_table, dim, dtype)
+    kappa.requires_grad_()
+    limit = 1e-14 if dtype == torch.float64 else 5e-7
+    (first,) = torch.autograd.grad(log_normalizer(kappa, dim).sum(), kappa, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), kappa)
+    assert torch.equal(-first, mean_resultant_length(kappa, dim))
+    assert torch.equal(-second, mean_resultant_length_derivative(kappa, dim))
+    (scaled,) = torch.autograd.grad(log_normalizer_scaled(kappa, dim).sum(), kappa)
+    assert torch.equal(scaled, mean_resultant_complement(kappa, dim))
+    assert max(errors(-first, truth["mean"])) <= limit
+
+
+@pytest.mark.slow
+def test_table_is_the_truth(oracle, truth_table):
+    with mp.workdps(60):
+        for dim, index in ((2, 20), (3, 40), (64, 10), (512, 33), (1024, 25), (8192, 36)):
+            row = truth_table[str(dim)][index]
+            for name, value in oracle["truth"](dim, row["kappa"]).items():
+                assert abs(mp.mpf(row[name]) / value - 1) < 1e-28
+        for order, x in ((255, 30000), (4095, 30000), (0, 500)):  # both methods of the oracle
+            below, beyond = (oracle["log_scaled_bessel"](mp.mpf(order), x, switch) for switch in (1e9, 0))
+            assert abs(below / beyond - 1) < 1e-45
+
+
+@pytest.mark.parametrize("dim", [2, 3, 4, 8, 21, 22, 50, 51, 64, 512])
+@ALL
+def test_gradcheck(function, dim):
+    kappa = torch.tensor([1e-3, 0.3, 2.0, 9.0, 60.0, 800.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda k: function(k, dim), kappa)
+    assert torch.autograd.gradgradcheck(lambda k: function(k, dim), kappa)
+
+
+@ALL
+def test_gradients_at_zero_are_finite_to_second_order(function):
+    for dim in (2, 3, 512):
+        kappa = torch.zeros(3, requires_grad=True)
+        (first,) = torch.autograd.grad(function(kappa, dim).sum(), kappa, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), kappa)
+        assert first.isfinite().all() and second.isfinite().all()
+
+
+@ALL
+@BOTH
+def test_nothing_is_not_finite(function, dtype):
+    tiny, huge = torch.finfo(dtype).tiny, torch.finfo(dtype).max
+    for dim in (2, 3, 20, 512, 8192):
+        kappa = torch.tensor(
+            [0, 5e-324, tiny, 1e-30, 1.0, 1e17, 1e18, 1e30, huge], dtype=dtype, requires_grad=True
+        )
+        value = function(kappa, dim)
+        value.sum().backward()
+        assert value.isfinite().all() and kappa.grad.isfinite().all(), dim
+
+
+@ALL
+def test_nan_and_negative_give_nan_and_only_there(function):
+    kappa = torch.tensor([1.0, math.nan, -1.0, 2.0, -1e-30])
+    assert function(kappa, 512).isnan().tolist() == [False, True, True, False, True]
+
+
+@ALL
+@BOTH
+def test_no_seam_where_recurrence_begins_and_no_dependence_on_blocks(function, dtype):
+    """Neighbouring dims on both sides of the shift, and a tensor of several blocks against single elements."""
+    kappa = torch.linspace(0, 500, 40001, dtype=dtype)
+    whole = function(kappa, 50)
+    assert torch.equal(whole[::4000], torch.stack([function(k, 50) for k in kappa[::4000]]))
+    assert torch.equal(whole[::2], function(kappa[::2], 50))  # not contiguous
+    values = torch.stack(
+        [function(kappa[1::1000], dim).double() for dim in range(18, 25)]
+    )  # shift ends at 22 (f32)
+    curvature = values.diff(n=3, dim=0).abs() / values.abs().amax(0).clamp(min=1e-12)
+    assert curvature.max() < 5e-3
+
+
+@pytest.mark.parametrize("dim", [2, 8, 48, 49, 50, 51, 52, 512])
+def test_smooth_in_kappa(dim):
+    """No regime, so no jump: third differences on a fine grid stay at the level of rounding."""
+    kappa = torch.linspace(0.5, 300, 60000, dtype=torch.float64)
+    for function in (log_normalizer_scaled, mean_resultant_length, mean_resultant_length_derivative):
+        value = function(kappa, dim)
+        smooth = value.diff(n=3).abs().max() / value.abs().max()
+        assert smooth < 1e-6
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@ALL
+def test_half_precision_is_computed_and_returned_in_float32(function, half):
+    kappa = torch.tensor([0.0, 0.5, 300.0, 6e4], dtype=half, requires_grad=True)
+    value = function(kappa, 512)
+    assert value.dtype == torch.float32 and torch.equal(value, function(kappa.detach().float(), 512))
+    value.sum().backward()
+    assert kappa.grad.dtype == half and kappa.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("order", [0, 0.5, 1, 2.25, 31, 255, 4095])
+def test_log_bessel_against_mpmath(oracle, order):
+    x = torch.tensor([1e-6, 0.1, 1.0, 7.0, 30.0, 400.0, 9000.0, 1e6], dtype=torch.float64)
+    for value, plain, scaled in zip(
+        x, log_bessel_i(order, x), log_bessel_i(order, x, scaled=True), strict=True
+    ):
+        true = oracle["log_scaled_bessel"](mp.mpf(order), mp.mpf(value.item()))
+        scale = max(1, abs(float(true)), order)
+        assert abs(mp.mpf(scaled.item()) - true) < 3e-15 * scale
+        assert abs(mp.mpf(plain.item()) - true - value.item()) < 3e-15 * max(scale, value.item())
+
+
+def test_log_bessel_edges():
+    zero = torch.zeros(2, requires_grad=True)
+    assert log_bessel_i(0, zero).tolist() == [0, 0] and log_bessel_i(2, zero).tolist() == [-math.inf] * 2
+    log_bessel_i(0, zero).sum().backward()
+    assert zero.grad.tolist() == [0, 0]
+    assert log_bessel_i(1, torch.tensor([-1.0, math.nan])).isnan().all()
+    x = torch.tensor([0.2, 5.0, 90.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda v: log_bessel_i(2.5, v), x)
+    assert torch.autograd.gradgradcheck(lambda v: log_bessel_i(2.5, v, scaled=True), x)
+    for order in (-1, math.nan, math.inf):
+        with pytest.raises(InputError, match="finite order"):
+            log_bessel_i(order, zero)
+
+
+@ALL
+def test_bad_arguments(function):
+    for dim in (1, 0, 2.5, True):
+        with pytest.raises((InputError, TypeError), match="dim|type"):
+            function(torch.ones(2), dim)
+    with pytest.raises((InputError, TypeError), match="floating-point|type"):
+        function(torch.ones(2, dtype=torch.int64), 512)
+
+
+def test_shapes_and_empty():
+    assert log_normalizer(torch.tensor(1.0), 3).shape == ()
+    assert mean_resultant_length(torch.ones(2, 0, 3), 3).shape == (2, 0, 3)
+
+
+@pytest.mark.slow
+def test_compiles_without_graph_breaks():
+    """In a process of its own: the run-time type checks of the test suite are not traceable."""
+    program = """
+        import torch
+        from spherecf.losses import sphere_confidence_loss
+        from spherecf.vmf import *
+
+        def everything(mu, kappa, prototypes):
+            rho = mean_resultant_length(kappa, 512)
+            extra = log_bessel_i(33.5, kappa, scaled=True) + log_normalizer(kappa, 3)
+            extra = extra + inverse_mean_resultant_length(rho, 512) / kappa + mean_resultant_length_derivative(kappa, 64)
+            density = VonMisesFisher(mu, kappa).log_prob(prototypes) + VonMisesFisher(mu, kappa).entropy()
+            losses = [sphere_confidence_loss(mu, kappa, prototypes, variant=v) for v in ("exact", "released")]
+            return sum(losses) + (extra + density).sum()
+
+        torch.manual_seed(0)
+        mu, w = (torch.nn.functional.normalize(torch.randn(6, 512), dim=-1) for _ in range(2))
+        kappa = torch.tensor([0.5, 1.0, 30.0, 600.0, 3e3, 5e4])
+        results = []
+        for function in (everything, torch.compile(everything, fullgraph=True)):
+            k = kappa.clone().requires_grad_()
+            value = function(mu, k, w)
+            value.backward()
+            results.append((value, k.grad))
+        (v0, g0), (v1, g1) = results
+        torch.testing.assert_close(v0, v1, rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(g0, g1, rtol=1e-4, atol=1e-6)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
