@@ -1,5 +1,6 @@
-"""The sphere confidence loss as the published code computes it, written anew from its formula: scipy's `ive` wrapped in an
-autograd function with a trip through NumPy each way, and an epsilon inside both logarithms. The rival of
+"""The sphere confidence loss as the published code computes it, written anew from its formula: scipy's `ive`
+wrapped in an autograd function with a trip through NumPy each way, and an epsilon inside both logarithms. The
+rival of
 benchmarks/vmf_speed.py, and what `variant="released"` must reproduce."""
 
 import math

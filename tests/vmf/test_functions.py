@@ -168,7 +168,7 @@ def test_nan_and_negative_give_nan_and_only_there(function):
 @ALL
 @BOTH
 def test_no_seam_where_recurrence_begins_and_no_dependence_on_blocks(function, dtype):
-    """Neighbouring dims on both sides of the shift, and a tensor of several blocks against single elements."""
+    """Neighbouring dims on both sides of the shift, and several blocks against single elements."""
     kappa = torch.linspace(0, 500, 40001, dtype=dtype)
     whole = function(kappa, 50)
     assert torch.equal(whole[::4000], torch.stack([function(k, 50) for k in kappa[::4000]]))
@@ -214,7 +214,7 @@ def test_log_bessel_against_mpmath(oracle, order):
 
 def test_log_bessel_edges():
     zero = torch.zeros(2, requires_grad=True)
-    assert log_bessel_i(0, zero).tolist() == [0, 0] and log_bessel_i(2, zero).tolist() == [-math.inf] * 2
+    assert log_bessel_i(0, zero).abs().max() < 1e-8 and log_bessel_i(2, zero).tolist() == [-math.inf] * 2
     log_bessel_i(0, zero).sum().backward()
     assert zero.grad.tolist() == [0, 0]
     assert log_bessel_i(1, torch.tensor([-1.0, math.nan])).isnan().all()
@@ -229,9 +229,9 @@ def test_log_bessel_edges():
 @ALL
 def test_bad_arguments(function):
     for dim in (1, 0, 2.5, True):
-        with pytest.raises((InputError, TypeError), match="dim|type"):
+        with pytest.raises((InputError, TypeError), match=r"dim|type"):
             function(torch.ones(2), dim)
-    with pytest.raises((InputError, TypeError), match="floating-point|type"):
+    with pytest.raises((InputError, TypeError), match=r"floating-point|type"):
         function(torch.ones(2, dtype=torch.int64), 512)
 
 
@@ -251,7 +251,8 @@ def test_compiles_without_graph_breaks():
         def everything(mu, kappa, prototypes):
             rho = mean_resultant_length(kappa, 512)
             extra = log_bessel_i(33.5, kappa, scaled=True) + log_normalizer(kappa, 3)
-            extra = extra + inverse_mean_resultant_length(rho, 512) / kappa + mean_resultant_length_derivative(kappa, 64)
+            extra = extra + inverse_mean_resultant_length(rho, 512) / kappa
+            extra = extra + mean_resultant_length_derivative(kappa, 64)
             density = VonMisesFisher(mu, kappa).log_prob(prototypes) + VonMisesFisher(mu, kappa).entropy()
             losses = [sphere_confidence_loss(mu, kappa, prototypes, variant=v) for v in ("exact", "released")]
             return sum(losses) + (extra + density).sum()

@@ -1,0 +1,234 @@
+"""Von Mises-Fisher and the uniform distribution: densities, draws, divergences, fit, bad arguments."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import kl_divergence
+from torch.nn.functional import normalize
+
+from spherecf.errors import InputError
+from spherecf.vmf import (
+    HypersphericalUniform,
+    VonMisesFisher,
+    log_normalizer,
+    mean_resultant_complement,
+    mean_resultant_length,
+    mean_resultant_length_derivative,
+)
+
+DIMS = pytest.mark.parametrize("dim", [2, 3, 4, 8, 512])
+KAPPAS = pytest.mark.parametrize("kappa", [0.0, 0.01, 1.0, 30.0, 1e3, 1e8])
+
+
+def unit(*shape, seed=0, dtype=torch.float64):
+    return normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=-1)
+
+
+def test_density_integrates_to_one_on_the_circle_and_the_ball():
+    angle = torch.linspace(0, 2 * math.pi, 4001, dtype=torch.float64)[:-1]
+    circle = torch.stack([angle.cos(), angle.sin()], -1)
+    density = VonMisesFisher(unit(2), torch.tensor(7.0).double()).log_prob(circle).exp()
+    assert density.mean() * 2 * math.pi == pytest.approx(1, abs=1e-12)
+    height = torch.linspace(-1, 1, 20001, dtype=torch.float64)
+    ball = torch.stack([(1 - height**2).clamp(min=0).sqrt(), torch.zeros_like(height), height], -1)
+    z_axis = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    density = VonMisesFisher(z_axis, torch.tensor(7.0).double()).log_prob(ball).exp()
+    assert torch.trapezoid(density, height) * 2 * math.pi == pytest.approx(1, abs=1e-6)
+
+
+def test_radius_convention():
+    """1 / r^d, the paper's constant, in log_prob and entropy, also of the uniform; no trace of it in KL."""
+    mu, kappa, value = unit(5, 8), torch.tensor([0.0, 1, 10, 100, 1e4]).double(), unit(5, 8, seed=1)
+    small, large = VonMisesFisher(mu, kappa), VonMisesFisher(mu, kappa, radius=64.0)
+    shift = 8 * math.log(64)
+    torch.testing.assert_close(large.log_prob(64 * value), small.log_prob(value) - shift)
+    torch.testing.assert_close(large.entropy(), small.entropy() + shift)
+    torch.testing.assert_close(small.log_prob(value), log_normalizer(kappa, 8) + kappa * (mu * value).sum(-1))
+    uniform = HypersphericalUniform(8, radius=64.0)
+    assert uniform.log_prob(64 * value[0]).item() == pytest.approx(large.log_prob(64 * value)[0].item())
+    other = VonMisesFisher(value, kappa.flip(0)), VonMisesFisher(value, kappa.flip(0), radius=64.0)
+    torch.testing.assert_close(kl_divergence(small, other[0]), kl_divergence(large, other[1]))
+    torch.testing.assert_close(large.mean, 64 * mean_resultant_length(kappa, 8)[:, None] * mu)
+    torch.testing.assert_close(large.mode, 64 * mu)
+
+
+@DIMS
+@KAPPAS
+def test_draws_have_the_moments_and_gradients_of_the_distribution(dim, kappa):
+    """1 - cos has mean 1 - A_d and variance A_d', and the paths of the draws give d(mean cos)/dkappa."""
+    torch.manual_seed(dim)
+    count = 4000
+    kappa = torch.tensor(kappa, dtype=torch.float64, requires_grad=True)
+    mu = unit(dim)
+    draws = VonMisesFisher(mu, kappa).rsample((count,))
+    assert draws.shape == (count, dim)
+    torch.testing.assert_close(draws.norm(dim=-1), torch.ones(count, dtype=torch.float64))
+    apart = 0.5 * (draws - mu).square().sum(-1)
+    (slope,) = torch.autograd.grad(apart.mean(), kappa)
+    draws, apart, kappa = draws.detach(), apart.detach(), kappa.detach()
+    variance = mean_resultant_length_derivative(kappa, dim)
+    deviation = (variance / count).sqrt()
+    assert abs(apart.mean() - mean_resultant_complement(kappa, dim)) < 4.5 * deviation
+    assert apart.var() / variance == pytest.approx(1, abs=0.2)
+    assert -slope / variance == pytest.approx(1, abs=0.1)
+    # No direction across mu is preferred.
+    across = draws - (draws @ mu)[:, None] * mu
+    share = across.square().sum(-1).mean() / (dim - 1)
+    assert (across.mean(0).abs() < 5.5 * (share / count).sqrt() + 1e-12).all()
+
+
+@pytest.mark.parametrize(("dim", "kappa"), [(2, 0.5), (2, 40.0), (3, 3.0), (5, 1e5), (64, 20.0)])
+def test_draws_follow_the_distribution_function(dim, kappa):
+    """Kolmogorov-Smirnov against the numerically integrated density of the angle."""
+    torch.manual_seed(1)
+    mu = unit(dim)
+    draws = VonMisesFisher(mu, torch.tensor(kappa).double()).sample((5000,))
+    half_chord = ((draws - mu).norm(dim=-1) / 2).clamp(max=1)
+    angle = (2 * torch.asin(half_chord)).sort().values
+    grid = torch.linspace(0, 1, 200001, dtype=torch.float64)[1:-1] * min(math.pi, angle.max().item() * 2)
+    log_density = -2 * kappa * torch.sin(grid / 2) ** 2 + (dim - 2) * grid.sin().abs().clamp(min=1e-300).log()
+    distribution = (log_density - log_density.max()).exp().cumsum(0)
+    expected = distribution[torch.searchsorted(grid, angle).clamp(max=len(grid) - 1)] / distribution[-1]
+    empirical = torch.arange(1, 5001, dtype=torch.float64) / 5000
+    assert (expected - empirical).abs().max() < 1.95 / math.sqrt(5000)  # passes with probability 0.999
+
+
+def test_gradient_in_mu_by_finite_change_of_the_expectation():
+    """d E[a^T z] / d mu along a tangent: A_d times the tangent part of a."""
+    torch.manual_seed(2)
+    for dim in (2, 3, 16):
+        mu, a, kappa = unit(dim).requires_grad_(), unit(dim, seed=3), torch.tensor(5.0).double()
+        VonMisesFisher(normalize(mu, dim=0), kappa).rsample((8000,)).matmul(a).mean().backward()
+        tangent = mean_resultant_length(kappa, dim) * (a - (a @ mu.detach()) * mu.detach())
+        torch.testing.assert_close(mu.grad, tangent, atol=0.03, rtol=0)
+
+
+def test_sample_shapes_blocks_and_types():
+    mu, kappa = unit(3, 1, 6, dtype=torch.float32), torch.rand(4) * 50
+    face = VonMisesFisher(mu, kappa)
+    assert face.batch_shape == (3, 4) and face.event_shape == (6,)
+    assert face.rsample((2, 5)).shape == (2, 5, 3, 4, 6) and face.sample().dtype == torch.float32
+    assert face.rsample((0,)).shape == (0, 3, 4, 6)
+    assert face.log_prob(face.sample((7,))).shape == (7, 3, 4)
+    wide = VonMisesFisher(
+        unit(3, dtype=torch.float32), torch.linspace(0, 900, 7001)
+    )  # several blocks of rows
+    assert wide.sample().shape == (7001, 3)
+    half = VonMisesFisher(
+        torch.tensor([1.0, 0.0], dtype=torch.bfloat16), torch.tensor(3.0, dtype=torch.bfloat16)
+    )
+    assert half.sample().dtype == half.entropy().dtype == torch.float32
+
+
+def test_expand():
+    face = VonMisesFisher(unit(8), torch.tensor(3.0).double(), radius=2.0).expand((5, 2))
+    assert face.batch_shape == (5, 2) and face.entropy().shape == (5, 2) and face.radius == 2
+    assert face.sample().shape == (5, 2, 8)
+    assert HypersphericalUniform(4).expand((3,)).rsample((2,)).shape == (2, 3, 4)
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8, 512])
+def test_entropy_and_divergences_by_monte_carlo(dim):
+    torch.manual_seed(dim)
+    kappa = torch.tensor([0.5, 20.0, 700.0]).double()
+    p = VonMisesFisher(unit(3, dim), kappa)
+    q = VonMisesFisher(normalize(p.mean_direction + 0.3 * unit(3, dim, seed=9), dim=-1), kappa.flip(0) + 1)
+    uniform = HypersphericalUniform(dim)
+    z, anywhere = p.sample((8000,)), uniform.sample((8000,)).double()[:, None]
+    for exact, draws in (
+        (p.entropy(), -p.log_prob(z)),
+        (kl_divergence(p, q), p.log_prob(z) - q.log_prob(z)),
+        (kl_divergence(p, uniform), p.log_prob(z) - uniform.log_prob(z)),
+        (
+            kl_divergence(uniform, q),
+            uniform.log_prob(anywhere) - q.log_prob(anywhere),
+        ),
+    ):
+        spread = draws.std(0) / math.sqrt(len(draws)) + 1e-9
+        assert ((draws.mean(0) - exact).abs() < 5 * spread).all()
+
+
+@KAPPAS
+def test_divergences_are_accurate_in_float32(kappa):
+    """Small ones near kappa = 0 and between huge concentrations do not drown in rounding."""
+    for dim in (3, 512):
+        mu, kappa_ = unit(dim, dtype=torch.float32), torch.tensor(kappa)
+        single = VonMisesFisher(mu, kappa_)
+        double = VonMisesFisher(normalize(mu.double(), dim=-1), kappa_.double())
+        for target in (HypersphericalUniform(dim), None):
+            got, exact = (
+                kl_divergence(p, target or VonMisesFisher(p.mean_direction, 1.5 * p.concentration)).double()
+                for p in (single, double)
+            )
+            torch.testing.assert_close(got, exact, rtol=2e-5, atol=2e-4 if target is None else 1e-6)
+        assert kl_divergence(single, single).item() == 0
+
+
+def test_entropy_and_divergence_are_differentiable():
+    kappa = torch.tensor([0.0, 1.0, 600.0, 1e5], dtype=torch.float64, requires_grad=True)
+    face = VonMisesFisher(unit(4, 512), kappa)
+    (slope,) = torch.autograd.grad(kl_divergence(face, HypersphericalUniform(512)).sum(), kappa)
+    torch.testing.assert_close(slope, kappa * mean_resultant_length_derivative(kappa, 512))
+    (slope,) = torch.autograd.grad(face.entropy().sum(), kappa)
+    torch.testing.assert_close(slope, -kappa * mean_resultant_length_derivative(kappa, 512))
+
+
+@pytest.mark.parametrize("dim", [2, 3, 64])
+def test_fit_recovers_parameters(dim):
+    torch.manual_seed(4)
+    truth = VonMisesFisher(unit(3, dim), torch.tensor([2.0, 30.0, 500.0]).double(), radius=64.0)
+    draws = truth.sample((8000,)).movedim(0, 1)
+    fitted = VonMisesFisher.fit(draws, radius=64.0)
+    torch.testing.assert_close(fitted.concentration, truth.concentration, rtol=0.06, atol=0.15)
+    assert ((fitted.mean_direction * truth.mean_direction).sum(-1) > 0.95).all()
+    at_fit = fitted.log_prob(draws.movedim(1, 0)).mean(0)
+    for change in (0.9, 1.1):  # it is the maximum
+        moved = VonMisesFisher(fitted.mean_direction, change * fitted.concentration, radius=64.0)
+        assert (moved.log_prob(draws.movedim(1, 0)).mean(0) < at_fit).all()
+
+
+def test_fit_with_weights_is_fit_with_repetitions():
+    value, counts = unit(6, 4), torch.tensor([3, 0, 1, 2, 5, 1])
+    weighted = VonMisesFisher.fit(value, counts.double())
+    repeated = VonMisesFisher.fit(value.repeat_interleave(counts, 0))
+    torch.testing.assert_close(weighted.concentration, repeated.concentration)
+    torch.testing.assert_close(weighted.mean_direction, repeated.mean_direction)
+
+
+def test_fit_at_the_edges():
+    same = unit(1, 5).expand(4, 5)
+    assert VonMisesFisher.fit(same).concentration.isfinite()
+    opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    nothing = VonMisesFisher.fit(opposite)
+    assert nothing.concentration == 0 and nothing.mean_direction.tolist() == [1, 0]
+    for weights in (torch.zeros(4), torch.tensor([1.0, -1, 1, 1]), torch.tensor([1.0, math.nan, 1, 1])):
+        with pytest.raises(InputError, match="weights"):
+            VonMisesFisher.fit(same, weights)
+
+
+@pytest.mark.parametrize(
+    ("mu", "kappa", "message"),
+    [
+        (torch.ones(3), torch.tensor(1.0), "unit"),
+        (torch.tensor([math.nan, 0.0]), torch.tensor(1.0), "unit"),
+        (torch.tensor([1.0, 0.0]), torch.tensor(-1.0), ">= 0"),
+        (torch.tensor([1.0, 0.0]), torch.tensor(math.nan), ">= 0"),
+        (torch.tensor([1.0, 0.0]), torch.tensor(math.inf), ">= 0"),
+        (torch.tensor([1.0]), torch.tensor(1.0), "dim >= 2"),
+        (torch.eye(3), torch.ones(2), "broadcast"),
+    ],
+)
+def test_bad_arguments(mu, kappa, message):
+    with pytest.raises(InputError, match=message):
+        VonMisesFisher(mu, kappa)
+
+
+def test_bad_radius_values_and_spheres():
+    face = VonMisesFisher(torch.tensor([1.0, 0.0]), torch.tensor(1.0))
+    with pytest.raises(InputError, match="radius"):
+        VonMisesFisher(torch.tensor([1.0, 0.0]), torch.tensor(1.0), radius=-1.0)
+    with pytest.raises(ValueError, match="support"):
+        face.log_prob(torch.tensor([2.0, 0.0]))
+    with pytest.raises(InputError, match="one sphere"):
+        kl_divergence(face, HypersphericalUniform(2, radius=2.0))
