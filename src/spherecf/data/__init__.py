@@ -1,5 +1,6 @@
 """Images and pairs from every layout the field uses: one interface, checked input, no silent skips."""
 
+from spherecf.data._degradations import KINDS, RECIPES, Degradation, Degraded, Recipe
 from spherecf.data._describe import describe
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
@@ -10,14 +11,17 @@ from spherecf.data._orl import orl_faces
 from spherecf.data._pairbin import PairBin
 from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
 from spherecf.data._records import RecordFile
+from spherecf.data._sharpness import sharpness
 from spherecf.data._source import ImageSource
 from spherecf.data._split import split_identities
+from spherecf.data._views import View, training_views
 from spherecf.data._write import write_folder, write_pair_bin, write_records
 
-# Degradations and sharpness: exports go between these two lines.
-# End of degradations and sharpness.
-
 __all__ = [
+    "KINDS",
+    "RECIPES",
+    "Degradation",
+    "Degraded",
     "IdentityFolder",
     "ImageBatch",
     "ImageError",
@@ -25,8 +29,10 @@ __all__ = [
     "ListFile",
     "PairBin",
     "PairList",
+    "Recipe",
     "RecordFile",
     "Skipped",
+    "View",
     "decode_image",
     "describe",
     "encode_image",
@@ -37,7 +43,9 @@ __all__ = [
     "orl_faces",
     "read_cfp_pairs",
     "read_lfw_pairs",
+    "sharpness",
     "split_identities",
+    "training_views",
     "write_folder",
     "write_pair_bin",
     "write_records",
