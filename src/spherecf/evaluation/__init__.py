@@ -8,13 +8,16 @@ from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interva
 from spherecf.evaluation._curve import Curve, roc
 from spherecf.evaluation._discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
 from spherecf.evaluation._rates import TmrAtFmr, auc, det_curve, eer, tmr_at_fmr
+from spherecf.evaluation._result import PairReport
 from spherecf.evaluation._signature import signature
 from spherecf.evaluation._tenfold import TenFold, tenfold
+from spherecf.evaluation._verification import evaluate_pairs
 
 __all__ = [
     "Curve",
     "Edc",
     "Interval",
+    "PairReport",
     "RejectionCurve",
     "TenFold",
     "TmrAtFmr",
@@ -23,6 +26,7 @@ __all__ = [
     "det_curve",
     "edc",
     "eer",
+    "evaluate_pairs",
     "interval",
     "pair_quality",
     "rejection_curve",

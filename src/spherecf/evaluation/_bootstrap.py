@@ -18,7 +18,7 @@ from spherecf.errors import InputError
 
 Statistic = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
-_BLOCK_WEIGHTS = 1 << 22  # weights held at once: 32 MB
+_BLOCK_WEIGHTS = 1 << 18  # weights held at once: 2 MB, so that all passes over a block stay in the cache
 
 
 @dataclass(frozen=True)

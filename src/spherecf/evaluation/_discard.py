@@ -132,10 +132,13 @@ def rejection_curve(
     ones).
 
     Args:
-        scores: (n,) larger = more alike. mated: (n,) true where both images show one person. quality: (n,)
-        of pairs; with ``images``, (images,) of images. target: FMR. images: (left, right) index of each
-        pair's images into ``quality``; a pair stays if both its images do. fractions: rejected fractions, 0
-        .. below 1.
+        scores: (n,) larger = more alike.
+        mated: (n,) true where both images show one person.
+        quality: (n,) of pairs, larger = better; with ``images``, (images,) of images.
+        target: FMR.
+        images: (left, right) index of the images of each pair into ``quality``; a pair stays
+            if both its images do.
+        fractions: rejected fractions, 0 .. below 1.
 
     Raises:
         InputError: NaN, shapes that do not fit, or only one kind of pair at the start.
