@@ -1,6 +1,7 @@
 """Shared fixtures: the real faces and models beside the checkout, skipped with a reason where absent."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,5 +13,11 @@ SHARED = Path(os.environ.get("SPHERECF_SHARED", Path(__file__).resolve().parents
 def shared() -> Path:
     """The folder with LFW, CFP and the 512-d model (see docs/data.md); tests that need it skip without it."""
     if not (SHARED / "data" / "lfw.bin").exists():
-        pytest.skip(f"real faces not found: {SHARED} (set SPHERECF_SHARED to the folder that holds data/lfw.bin)")
+        pytest.skip(f"no real faces in {SHARED} (set SPHERECF_SHARED to the folder that holds data/lfw.bin)")
     return SHARED
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `compiler` where torch.compile cannot work."""
+    if item.get_closest_marker("compiler") and not shutil.which(os.environ.get("CXX", "g++")):
+        pytest.skip("torch.compile on the CPU needs a C++ compiler: install g++, or name yours in CXX")

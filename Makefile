@@ -1,0 +1,33 @@
+# The one task runner. PYTHON is the environment that `pip install -e ".[dev]"` went into.
+PYTHON ?= python
+
+.PHONY: help check unit test lint format docs bench
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+check:  ## everything CI runs, in this environment
+	bash .ci/run $(PYTHON)
+
+unit:  ## the tests without the slow ones: no real faces, no long runs
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -m "not slow"
+
+test:  ## all tests, as the README runs them
+	$(PYTHON) -m pytest
+
+lint:  ## style, types and the import contract
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command as run; run()"
+
+format:  ## rewrite what ruff can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+docs:  ## links, commands, code and paths of the pages
+	$(PYTHON) docs/check.py
+
+bench:  ## the benchmarks that need no data; their options are in their first lines
+	for script in benchmarks/vmf_accuracy.py benchmarks/vmf_speed.py benchmarks/tenfold.py \
+	    benchmarks/score_matrix.py benchmarks/backbone_engines.py; do \
+	    echo "== $$script"; $(PYTHON) $$script || exit 1; done
