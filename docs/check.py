@@ -3,7 +3,7 @@
     python docs/check.py [PAGE.md ...]
 
 - relative links and their anchors resolve, and docs/index.md leads to every page beside it;
-- each `spherecf ...` names an existing verb and only options it has; scripts and options behind `python`, make targets exist;
+- each `spherecf ...` names an existing verb and only options it has; so do make, and scripts behind `python`;
 - Python blocks compile, the names they take from spherecf exist, and blocks with `>>>` run as doctests;
 - files named as `src/...`, `docs/...`, `benchmarks/...` and the like exist;
 - no path of somebody's machine and no address of a package registry stands in pages, code or recipes.
@@ -100,13 +100,11 @@ def check_links(page: Path, prose: list[tuple[int, str]]) -> Iterator[Problem]:
             if not file.exists():
                 yield Problem(page, number, f"link to {target}: there is no file {path}")
             elif anchor and file.suffix == ".md" and anchor not in anchors(file.read_text()):
-                yield Problem(
-                    page, number, f"link to {target}: no heading of {file.name} has the anchor #{anchor}"
-                )
+                yield Problem(page, number, f"link to {target}: {file.name} has no anchor #{anchor}")
 
 
 def check_named_files(page: Path, prose: list[tuple[int, str]]) -> Iterator[Problem]:
-    """Files and folders named in backticks, or as a word of a code block; patterns with * must match something."""
+    """Files and folders of the repository that are named anywhere; a pattern must match something."""
     for number, line in prose:
         for name in re.findall(rf"(?<![\w/.-]){ROOMS}/[\w./*-]*", line):
             name = name.rstrip(".")
@@ -197,7 +195,10 @@ def check_python(page: Path, block: Block, names: dict[str, Any]) -> Iterator[Pr
             page, block.line + (error.lineno or 1) - 1, f"this Python does not compile: {error.msg}"
         )
         return
+    inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
+        if id(node) in inner:
+            continue  # a part of a longer dotted name, which is looked at as a whole
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "spherecf":
             wanted = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):

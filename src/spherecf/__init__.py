@@ -6,8 +6,8 @@ A face becomes a von Mises-Fisher distribution (mu, kappa): a direction and how 
     model = scf.load("head.safetensors")          # any frozen recogniser plus its confidence head
     mu, log_kappa = model.embed(images)           # images: (n, 112, 112, 3) uint8 RGB, aligned
 
-Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `training`, `embeddings`,
-`scoring`, `evaluation`, `experiments`.
+Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, `extract`, `training`,
+`embeddings`, `scoring`, `evaluation`, `experiments`, `errors`.
 """
 
 from importlib import import_module
@@ -18,19 +18,18 @@ from spherecf._version import __version__
 if TYPE_CHECKING:
     from spherecf.models import load
 
-_ROOMS = (
-    "vmf", "losses", "models", "data", "training", "embeddings", "extract", "scoring", "evaluation", "experiments",
-    "errors",
-)  # fmt: skip
-
-__all__ = ["__version__", "load", *_ROOMS]
+__all__ = [
+    "__version__", "load",
+    "data", "embeddings", "errors", "evaluation", "experiments", "extract", "faces", "losses", "models",
+    "scoring", "training", "vmf",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import spherecf` and `spherecf --help` do not pay for torch and onnxruntime.
     if name == "load":
         return import_module("spherecf.models").load
-    if name in _ROOMS:
+    if name in __all__:
         return import_module(f"spherecf.{name}")
     raise AttributeError(f"module 'spherecf' has no attribute {name!r}")
 

@@ -37,8 +37,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         temporary.replace(path)
     except OSError as error:
         raise StorageError(
-            f"{path}: could not be written ({error.strerror or error}); the previous file, if any, is unchanged. "
-            "Free some space or choose another folder, then run the same command again."
+            f"{path}: could not be written ({error.strerror or error}); the previous file, if any, is "
+            "unchanged. Free some space or choose another folder, then run the same command again."
         ) from error
     finally:
         if temporary is not None:

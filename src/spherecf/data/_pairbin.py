@@ -25,6 +25,16 @@ class PairBin(ImageSource):
 
     Raises:
         FileFormatError: not such a pickle; the message says what it holds instead.
+
+    Example:
+        >>> import pickle, tempfile
+        >>> from spherecf.data import orl_faces
+        >>> images = [orl_faces().read(index) for index in range(20)]
+        >>> path = Path(tempfile.mkdtemp()) / "orl.bin"
+        >>> _ = path.write_bytes(pickle.dumps((images, [True] * 10)))
+        >>> source = PairBin(path)
+        >>> len(source), source.keys[-1], len(source.pairs), source.pairs.folds
+        (20, 'orl/000019', 10, 10)
     """
 
     def __init__(self, path: str | Path, name: str = "") -> None:

@@ -97,6 +97,14 @@ def read_lfw_pairs(path: str | Path) -> PairList:
 
     Raises:
         FileFormatError: with the line number.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
+        >>> _ = path.write_text("1\\t1\\nAnn_Lee\\t1\\t2\\nAnn_Lee\\t1\\tBo_Ray\\t3\\n")
+        >>> pairs = read_lfw_pairs(path)
+        >>> pairs.right, pairs.mated.tolist()
+        (['Ann_Lee/Ann_Lee_0002.jpg', 'Bo_Ray/Bo_Ray_0003.jpg'], [True, False])
     """
     path = Path(path)
     lines = read_lines(path)
@@ -138,6 +146,14 @@ def read_cfp_pairs(path: str | Path) -> PairList:
 
     Raises:
         FileFormatError: with the line number; also if folds are of unequal size.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
+        >>> _ = path.write_text("fold\\tleft\\tright\\tmated\\n1\\t1/front/1.jpg\\t1/side/2.jpg\\t1\\n")
+        >>> pairs = read_cfp_pairs(path)
+        >>> pairs.subjects_left, pairs.mated.tolist(), pairs.fold.tolist()
+        (['1'], [True], [0])
     """
     path = Path(path)
     lines = read_lines(path)

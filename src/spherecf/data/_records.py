@@ -31,6 +31,14 @@ class RecordFile(ImageSource):
     Raises:
         FileFormatError: with the line or byte position, if index, records, property or names contradict each
             other.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces, write_records
+        >>> folder = write_records(orl_faces().subset(range(20)), f"{tempfile.mkdtemp()}/orl").path.parent
+        >>> source = RecordFile(folder)
+        >>> len(source), source.picture_size, source.keys[-1]
+        (20, (112, 92), 's10/9.pgm')
     """
 
     def __init__(self, path: str | Path, names: str | Path | None = None, name: str = "") -> None:

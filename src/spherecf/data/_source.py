@@ -24,6 +24,12 @@ class ImageSource(ABC):
         labels: (n,) index into ``identities``, -1 where the identity is unknown.
         identities: the names of the identities; some may have no image here (in a subset, for one).
         ignored: files that the reader saw and left out because they are not images.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> source = orl_faces().subset(range(8, 12))
+        >>> len(source), source.labels.tolist(), source.image(0).shape
+        (4, [0, 0, 1, 1], (112, 92, 3))
     """
 
     name: str

@@ -47,6 +47,13 @@ def write_records(
         InputError: images without identity, keys with tabs or line ends, too many, or ``folder`` has content.
         ImageError: a broken image, or one of another size, when ``skipped`` is not given.
         StorageError: the disk is full or not writable; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces
+        >>> written = write_records(orl_faces().subset(range(20)), f"{tempfile.mkdtemp()}/orl")
+        >>> len(written), written.keys[0], written.image(0).shape
+        (20, 's1/1.pgm', (112, 92, 3))
     """
     unknown = int((source.labels < 0).sum())
     if unknown:
@@ -119,6 +126,12 @@ def write_folder(
         InputError: a key leads out of the folder, two keys become one path, or ``folder`` has content.
         ImageError: a broken image, or one of another size, when ``skipped`` is not given.
         StorageError: the disk is full or not writable; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces
+        >>> write_folder(orl_faces().subset(range(20)), f"{tempfile.mkdtemp()}/few")
+        IdentityFolder('few', images=20, identities=2)
     """
     written: dict[str, str] = {}
     with _new_folder(folder) as temporary:
@@ -163,6 +176,14 @@ def write_pair_bin(source: ImageSource, pairs: PairList, path: str | Path) -> Pa
         InputError: unknown keys, or folds that the file cannot express.
         ImageError: a broken image, or one of another size.
         StorageError: the disk is full or not writable; the previous file is intact.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces
+        >>> left, right = orl_faces().keys[:10], orl_faces().keys[10:20]
+        >>> pairs = PairList("few", left, right, np.zeros(10, bool), np.arange(10))
+        >>> write_pair_bin(orl_faces(), pairs, f"{tempfile.mkdtemp()}/few.bin")
+        PairBin('few', images=20, identities=0)
     """
     left, right = pairs.rows(source.keys)
     order = np.argsort(pairs.fold, kind="stable")

@@ -45,6 +45,17 @@ class ConfidenceModel:
         radius: r of the sphere used in training.
         record: how it was trained; any JSON-able facts. Versions are added when it is saved.
         calibration: what turns kappa and scores into probabilities; empty until calibrated.
+
+    Example:
+        >>> from spherecf.models import make_head
+        >>> backbone = FrozenBackbone.default()
+        >>> channels, height, width = backbone.feature_shape
+        >>> head = make_head("light", channels=channels, height=height, width=width)
+        >>> head.start_at(300.0)  # untrained: every face is equally sure
+        >>> model = ConfidenceModel(backbone, head)
+        >>> mu, log_kappa = model.embed(torch.zeros(2, 112, 112, 3, dtype=torch.uint8))
+        >>> tuple(mu.shape), log_kappa.exp().round().tolist()
+        ((2, 128), [300.0, 300.0])
     """
 
     backbone: FrozenBackbone
@@ -155,6 +166,15 @@ def load(
         FileFormatError: not such a file, truncated, or of a newer format.
         ModelError: unknown kind of head, or another backbone than the head was trained on (both hashes are
             named).
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.models import make_head
+        >>> head = make_head("light", channels=1024, height=7, width=7)
+        >>> model = ConfidenceModel(FrozenBackbone.default(), head)
+        >>> path = model.save(Path(tempfile.mkdtemp()) / "head.safetensors")
+        >>> load(path).fingerprint() == model.fingerprint()
+        True
     """
     path = Path(path)
     header, tensors = _read(path)
@@ -164,7 +184,17 @@ def load(
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of a saved model, without its tensors or its backbone; errors as in `load`."""
+    """The JSON header of a saved model, without its tensors or its backbone; errors as in `load`.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.models import make_head
+        >>> head = make_head("light", channels=1024, height=7, width=7)
+        >>> model = ConfidenceModel(FrozenBackbone.default(), head)
+        >>> header = read_header(model.save(Path(tempfile.mkdtemp()) / "head.safetensors"))
+        >>> header["backbone"]["name"], header["head"]["kind"], header["radius"]
+        ('sface', 'light', 64.0)
+    """
     return _read(Path(path), tensors=False)[0]
 
 

@@ -19,12 +19,21 @@ def default_recogniser_path() -> Path:
     Raises:
         MissingDependencyError: the wheel is not installed.
         ModelError: the file is missing from it or has another hash.
+
+    Example:
+        >>> default_recogniser_path().name
+        'face_recognition_sface_2021dec_int8bq.onnx'
     """
     return _verified(SFACE_FILE, SFACE_SHA256)
 
 
 def default_detector_path() -> Path:
-    """Path of the YuNet face detector (ONNX, five landmarks) in the installed wheel, likewise."""
+    """Path of the YuNet face detector (ONNX, five landmarks) in the installed wheel, likewise.
+
+    Example:
+        >>> default_detector_path().name
+        'face_detection_yunet_2023mar_int8bq.onnx'
+    """
     return _verified(YUNET_FILE, YUNET_SHA256)
 
 

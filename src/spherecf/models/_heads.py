@@ -20,12 +20,30 @@ class ConfidenceHead(nn.Module):
 
     Attributes:
         kind: its name in `HEADS` and in saved files.
+        summary_kind: names what `summarize` computes: heads with the same name and shape share a cache.
         feature_shape: (C, H, W) it was made for.
         summary_shape: shape of one image's summary, (s,) or (C, H, W).
         final: the layer whose single output is log kappa.
+
+    Example:
+        >>> class MeanHead(ConfidenceHead):  # register it: HEADS["mean"] = "my_package.heads:MeanHead"
+        ...     kind = "mean"
+        ...
+        ...     def __init__(self, channels: int, height: int, width: int) -> None:
+        ...         super().__init__(channels, height, width)
+        ...         self.summary_shape, self.final = (channels,), nn.Linear(channels, 1)
+        ...
+        ...     def summarize(self, features: Tensor, embedding: Tensor) -> Tensor:
+        ...         return self.check_features(features).mean((2, 3))
+        ...
+        ...     def forward(self, summary: Tensor) -> Tensor:
+        ...         return self.final(summary).squeeze(1)
+        >>> tuple(MeanHead(8, 7, 7).log_kappa(torch.rand(5, 8, 7, 7), torch.rand(5, 4)).shape)
+        (5,)
     """
 
     kind: ClassVar[str]
+    summary_kind: ClassVar[str] = "map"
     feature_shape: tuple[int, int, int]
     summary_shape: tuple[int, ...]
     final: nn.Linear
@@ -64,6 +82,9 @@ class ConfidenceHead(nn.Module):
         """
         result: Tensor = self(self.summarize(features, embedding))
         return result
+
+    def adapt(self, summaries: Float[Tensor, "n ..."]) -> None:
+        """Take a normalisation from the training summaries before the first step; here there is none."""
 
     def check_features(self, features: Tensor) -> Tensor:
         """The map, if it has this head's size and only finite values.

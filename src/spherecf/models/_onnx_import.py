@@ -29,6 +29,12 @@ class OnnxModule(nn.Module):
     Attributes:
         network: the graph as torch.fx sees it; ``print(module.network.code)`` shows it as Python.
         found: names and shapes of the two results.
+
+    Example:
+        >>> from spherecf.models import default_recogniser_path
+        >>> module = import_onnx(default_recogniser_path())
+        >>> module.found.embedding, module.found.features, module.found.feature_shape
+        ('fc1', 'bn1', (1024, 7, 7))
     """
 
     def __init__(self, network: fx.GraphModule, found: Found) -> None:

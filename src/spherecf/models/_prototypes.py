@@ -96,6 +96,13 @@ def load_prototypes(path: str | Path, *, key: str | None = None) -> Float[Tensor
 
     Raises:
         FileFormatError: unreadable, no matrix or several, NaN or zero rows.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "classifier.npy"
+        >>> np.save(path, np.array([[3.0, 4.0], [0.0, 2.0]]))
+        >>> load_prototypes(path).tolist()
+        [[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]
     """
     path = Path(path)
     content = _read(path)

@@ -1,0 +1,131 @@
+"""The house itself: light imports, rooms that keep to themselves, public names that explain themselves."""
+
+import ast
+import dataclasses
+import enum
+import importlib
+import inspect
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+import spherecf
+
+SOURCE = Path(spherecf.__file__).parent
+ROOMS = sorted(
+    {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    | {path.stem for path in SOURCE.glob("[a-z]*.py")}
+)
+HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "scipy", "matplotlib", "tensorboard")
+
+# Whole runs: their example is a command (docs/index.md), not three lines in a docstring.
+RUNS = ("experiments", "extract", "training")
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def public(room: str) -> list[tuple[str, Any]]:
+    module = importlib.import_module(f"spherecf.{room}")
+    return [(name, getattr(module, name)) for name in getattr(module, "__all__", [])]
+
+
+def needs_example(thing: Any) -> bool:
+    """Functions and classes do; errors, protocols and records that functions return explain themselves."""
+    if inspect.isclass(thing):
+        record = dataclasses.is_dataclass(thing) or issubclass(thing, (tuple, enum.Enum))
+        return not (record or issubclass(thing, Exception) or Protocol in thing.__mro__)
+    return inspect.isfunction(thing)
+
+
+@pytest.mark.parametrize(
+    "start", ["import spherecf", "from typer.testing import CliRunner; from spherecf.cli import app; "
+              "assert CliRunner().invoke(app, ['--help']).exit_code == 0"]
+)  # fmt: skip
+def test_import_and_help_stay_light(start: str) -> None:
+    loaded = python(f"import sys; {start}; print([name for name in {HEAVY} if name in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_rooms_come_on_first_use() -> None:
+    assert set(spherecf.__all__) == set(ROOMS) - {"cli"} | {"__version__", "load"} == set(dir(spherecf))
+    assert python("import spherecf as scf; print(scf.errors.InputError.__name__)").strip() == "InputError"
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        spherecf.lod  # noqa: B018
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_exists_and_has_a_docstring(room: str) -> None:
+    assert (importlib.import_module(f"spherecf.{room}").__doc__ or "").strip()
+    for name, thing in public(room):
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            own = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
+            generated = dataclasses.is_dataclass(thing) and (own or "").startswith(f"{name}(")
+            assert own and not generated, f"spherecf.{room}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room not in RUNS])
+def test_functions_and_classes_show_an_example(room: str) -> None:
+    public_names = [(name, thing) for name, thing in public(room) if needs_example(thing)]
+    missing = [f"{room}.{name}" for name, thing in public_names if ">>> " not in (thing.__doc__ or "")]
+    assert not missing, f"no example in the docstring of {', '.join(missing)}"
+
+
+def test_private_modules_are_imported_by_their_room_only() -> None:
+    breaches = []
+    for path in SOURCE.rglob("*.py"):
+        room = path.relative_to(SOURCE).parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                parts = name.split(".")
+                if parts[0] == "spherecf" and len(parts) > 2 and parts[2][0] == "_" and parts[1] != room:
+                    breaches.append(f"{path.relative_to(SOURCE)}:{node.lineno} imports {name}")
+    assert not breaches
+
+
+def test_contract_covers_every_room() -> None:
+    """Every module at the top of the package stands in the layers, so that none escapes the contract."""
+    config = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layered = {
+        name for layer in config["contracts"][0]["layers"] for name in layer.replace("|", ":").split(":")
+    }
+    modules = {f"spherecf.{path.stem}" for path in SOURCE.glob("*.py") if path.stem != "__init__"}
+    modules |= {f"spherecf.{path.parent.name}" for path in SOURCE.glob("*/__init__.py")}
+    assert {name.strip() for name in layered} == modules
+
+
+@pytest.mark.parametrize(
+    "file, line",
+    [
+        ("evaluation/_tenfold.py", "import spherecf.models"),
+        ("scoring/_pairs.py", "def f():\n    from spherecf.data import open_source"),
+        ("models/_heads.py", "from spherecf.training import *"),
+        ("vmf/_functions.py", "from spherecf._files import sha256_file"),
+    ],
+)
+def test_contract_fails_on_an_arrow_that_goes_the_wrong_way(tmp_path: Path, file: str, line: str) -> None:
+    root = SOURCE.parents[1]
+    shutil.copytree(SOURCE, tmp_path / "spherecf", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    broken = tmp_path / "spherecf" / file
+    broken.write_text(f"{broken.read_text()}\n\n{line}\n")
+    code = (
+        "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; "
+        "sys.exit(lint_imports(no_cache=True))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and " BROKEN" in done.stdout, done.stdout + done.stderr
+    assert f"spherecf.{file.split('/')[0]}" in done.stdout
