@@ -1,8 +1,8 @@
 """Error versus discard and rejection curves against slow counting."""
 
-import edc_slow
 import numpy as np
 import pytest
+from tests.reference import edc_slow
 
 from spherecf.errors import InputError
 from spherecf.evaluation import edc, pair_quality, rejection_curve, tmr_at_fmr

@@ -7,18 +7,27 @@ scores; every result carries its signature, its counts and intervals over subjec
 from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
 from spherecf.evaluation._curve import Curve, roc
 from spherecf.evaluation._discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
+from spherecf.evaluation._parts import Strip, Table, strip_by_kappa
+from spherecf.evaluation._plots import require_matplotlib
 from spherecf.evaluation._rates import TmrAtFmr, auc, det_curve, eer, tmr_at_fmr
-from spherecf.evaluation._result import PairReport
+from spherecf.evaluation._report import ReportFiles, write_report
+from spherecf.evaluation._result import Measure, PairReport, ScoreResult
 from spherecf.evaluation._signature import signature
 from spherecf.evaluation._tenfold import TenFold, tenfold
+from spherecf.evaluation._terminal import terminal_table
 from spherecf.evaluation._verification import evaluate_pairs
 
 __all__ = [
     "Curve",
     "Edc",
     "Interval",
+    "Measure",
     "PairReport",
     "RejectionCurve",
+    "ReportFiles",
+    "ScoreResult",
+    "Strip",
+    "Table",
     "TenFold",
     "TmrAtFmr",
     "auc",
@@ -30,8 +39,12 @@ __all__ = [
     "interval",
     "pair_quality",
     "rejection_curve",
+    "require_matplotlib",
     "roc",
     "signature",
+    "strip_by_kappa",
     "tenfold",
+    "terminal_table",
     "tmr_at_fmr",
+    "write_report",
 ]

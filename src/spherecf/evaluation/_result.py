@@ -2,8 +2,10 @@
 
 import math
 from bisect import bisect_right
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+from numpy.typing import NDArray
 
 from spherecf.evaluation._bootstrap import Interval
 from spherecf.evaluation._discard import Edc, RejectionCurve
@@ -89,8 +91,6 @@ class PairReport:
 
     name: str
     condition: str
-    label: str
-    """What tells this run from others of the same list and condition, e.g. "seed 1"; may be empty."""
     counts: dict[str, int]
     """``images``, ``pairs``, ``mated``, ``non_mated``, ``subjects``, ``failed_images``, ``failed_pairs``"""
     failures: list[tuple[str, str]]
@@ -105,6 +105,10 @@ class PairReport:
     kappa_histograms: list[KappaHistogram] = field(default_factory=list)
     absent_confidences: list[str] = field(default_factory=list)
     """Asked for, but not among the extras of the embeddings."""
+    label: str = ""
+    """What tells this run from others of the same list and condition, e.g. "seed 1"."""
+    resampled: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
+    """Bootstrap draws by "mls:accuracy" and so on, for statistics over several reports; not in the JSON."""
 
     def log_lines(self) -> list[str]:
         """One line per score, in the form the field greps for."""
@@ -116,16 +120,17 @@ class PairReport:
         EDC steps are read at every 0.5 % discarded, exact there; the areas are of all steps. Without
         ``curves`` the points of DET, EDC, rejection and histograms are left out.
         """
-        plain: dict[str, Any] = _plain(asdict(self))
-        for entry in plain["edc"]:
+        found: dict[str, Any] = plain(asdict(replace(self, resampled={})))
+        del found["resampled"]
+        for entry in found["edc"]:
             entry["edc"] |= _thin_steps(entry["edc"])
         if not curves:
-            for result in plain["scores"].values():
+            for result in found["scores"].values():
                 del result["det"]
-            for entry in plain["edc"]:
+            for entry in found["edc"]:
                 del entry["edc"]["discard_fraction"], entry["edc"]["fnmr"]
-            del plain["rejection"], plain["kappa_histograms"]
-        return plain
+            del found["rejection"], found["kappa_histograms"]
+        return found
 
 
 def _thin_steps(edc: dict[str, Any]) -> dict[str, list[float]]:
@@ -137,11 +142,12 @@ def _thin_steps(edc: dict[str, Any]) -> dict[str, list[float]]:
     return {"discard_fraction": at, "fnmr": [fnmr[i] for i in held]}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Dicts, lists and numbers that JSON knows: NaN becomes None, an infinity "inf" or "-inf"."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
     return value

@@ -101,6 +101,8 @@ def evaluate_pairs(
     values = _score(left, right, pairs, scores, radius) | _extra(extra_scores or {}, pairs, scores)
     if not values:
         raise InputError("scores: none asked for; name at least one of cosine, mls or an extra score")
+    if draws < 0:
+        raise InputError(f"draws: expected 0 (no intervals) or more, got {draws}")
     resampling = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
     sorted_pairs = {score: sort_pairs(column, pairs.mated) for score, column in values.items()}
     resampled = resample(sorted_pairs, pairs, targets, draws, seed) if draws else {}
@@ -128,6 +130,7 @@ def evaluate_pairs(
         edc=discard_everything(values, pairs.mated, images, EDC_STARTS),
         rejection=reject_everything(values, pairs.mated, images, [t for t in targets if t < 0.1]),
         kappa_histograms=kappa_histograms(images),
+        resampled=resampled,
         absent_confidences=images.absent,
     )
 
@@ -164,17 +167,20 @@ def _extra(given: Mapping[str, ArrayLike], pairs: ResolvedPairs, taken: Sequence
 def _score(
     left: Embeddings, right: Embeddings, pairs: ResolvedPairs, names: Sequence[str], radius: float
 ) -> dict[str, Array]:
-    mu_a, mu_b = torch.from_numpy(left.mu[pairs.left]), torch.from_numpy(right.mu[pairs.right])
-    kappa_a = torch.from_numpy(left.kappa[pairs.left])
-    kappa_b = torch.from_numpy(right.kappa[pairs.right])
+    """In float64, so that no two pairs tie by rounding."""
+    mu_a, kappa_a, mu_b, kappa_b = (
+        torch.from_numpy(np.asarray(column[rows], np.float64))
+        for side, rows in ((left, pairs.left), (right, pairs.right))
+        for column in (side.mu, side.kappa)
+    )
     known: dict[str, Callable[[], torch.Tensor]] = {
         "cosine": lambda: cosine_score(mu_a, mu_b),
-        "mls": lambda: mutual_likelihood_score(mu_a, kappa_a.double(), mu_b, kappa_b.double(), radius),
+        "mls": lambda: mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius),
     }
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InputError(f"scores: {unknown} unknown, expected some of {sorted(known)}")
-    return {name: known[name]().double().numpy() for name in names}
+    return {name: known[name]().numpy() for name in names}
 
 
 def _counts(pairs: ResolvedPairs, images: Images) -> dict[str, int]:

@@ -1,0 +1,156 @@
+"""Results on the page: the table of a pair list, and what is said about one condition."""
+
+from collections.abc import Sequence
+from html import escape
+
+from spherecf.evaluation._html_pieces import figure, plain_table
+from spherecf.evaluation._plots import (
+    Plot,
+    det_plot,
+    edc_plot,
+    kappa_plot,
+    main_scores,
+    rejection_plot,
+    score_colour,
+)
+from spherecf.evaluation._result import PairReport, ScoreResult
+from spherecf.evaluation._tables import (
+    counts_text,
+    heading,
+    interval_text,
+    metric_names,
+    run_names,
+    unresolved_text,
+    value_text,
+    verdict,
+)
+
+_LISTED = 50  # failures shown on the page; the JSON has all
+
+
+def score_rows_table(conditions: dict[str, list[PairReport]]) -> str:
+    """Every score of every condition and run, each with its signature and counts."""
+    members = [run for runs in conditions.values() for run in runs]
+    metrics = metric_names(members)
+    head = "".join(f'<th scope="col">{escape(heading(metric))}</th>' for metric in metrics)
+    rows = []
+    for condition, runs in conditions.items():
+        for run, label in zip(runs, run_names(runs)):
+            named = f"{condition}, {label}" if label else condition
+            counts = (
+                f'<span class="counts">{escape(counts_text(run))}; intervals: {escape(run.resampling)}</span>'
+            )
+            rows.append(
+                f'<tr class="group"><th colspan="{len(metrics) + 1}" scope="colgroup">'
+                f"{escape(named)}{counts}</th></tr>"
+            )
+            rows += [_score_row(run, result, metrics) for result in run.scores.values()]
+    reasons = "".join(f'<p class="note">Unresolved: {escape(why)}.</p>' for why in unresolved_text(members))
+    return (
+        f'<div class="scroll"><table><thead><tr><th scope="col">Score</th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>{reasons}"
+    )
+
+
+def _score_row(run: PairReport, result: ScoreResult, metrics: Sequence[str]) -> str:
+    swatch = f'<span class="swatch" style="background:{score_colour(result.score, run)}"></span>'
+    signature = f"<details><summary>signature</summary><code>{escape(result.signature)}</code></details>"
+    cells = [_cell(*value_text(result, metric)) for metric in metrics]
+    return f'<tr><th scope="row">{swatch}{escape(result.score)}{signature}</th>{"".join(cells)}</tr>'
+
+
+def _cell(value: str, interval: str, kind: str = "") -> str:
+    kind = kind or ("missing" if value in ("unresolved", "–") else "")
+    below = f'<span class="ci">{escape(interval)}</span>' if interval else ""
+    mark = f' class="{kind}"' if kind else ""
+    return f'<td{mark}><span class="value">{escape(value)}</span>{below}</td>'
+
+
+def condition_section(runs: Sequence[PairReport], where: str) -> str:
+    """Differences to the cosine, plots, areas under EDC, and failures of one condition."""
+    parts = [_differences(runs), _plots(runs, where), _areas(runs)]
+    absent = dict.fromkeys(name for run in runs for name in run.absent_confidences)
+    if absent:
+        parts.append(f'<p class="note">Not in these embeddings: {escape(", ".join(absent))}.</p>')
+    parts.append(_failures(runs[0]))
+    return "".join(parts)
+
+
+def _differences(runs: Sequence[PairReport]) -> str:
+    metrics = [
+        m for m in metric_names(runs) if any(k.endswith(f":{m}") for run in runs for k in run.differences)
+    ]
+    rows = []
+    for run, label in zip(runs, run_names(runs)):
+        for score in run.scores:
+            found = [run.differences.get(f"{score}-cosine:{metric}") for metric in metrics]
+            if not any(found):
+                continue
+            named = f"{score}, {label}" if label else score
+            cells = [
+                _cell("–", "")
+                if one is None
+                else _cell(
+                    f"{one.value:+.4f}", interval_text(one.interval, signed=True), verdict(metric, one)
+                )
+                for metric, one in zip(metrics, found)
+            ]
+            rows.append(f'<tr><th scope="row">{escape(named)}</th>{"".join(cells)}</tr>')
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(heading(metric))}</th>' for metric in metrics)
+    return (
+        '<h4>Minus cosine</h4><div class="scroll"><table><thead><tr><th scope="col">Score</th>'
+        f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _plots(runs: Sequence[PairReport], where: str) -> str:
+    plots: list[Plot | None] = [det_plot(runs, f"{where}-det")]
+    for place, score in enumerate(main_scores(runs[0])):
+        plots.append(rejection_plot(runs, score, f"{where}-rejection-{place}"))
+    for place, score in enumerate(main_scores(runs[0])):
+        plots.append(edc_plot(runs, score, f"{where}-edc-{place}"))
+    plots.append(kappa_plot(runs[0].kappa_histograms, f"{where}-kappa"))
+    thin = ""
+    if len(runs) > 1:
+        bold = escape(run_names(runs)[0])
+        thin = f'<p class="note">Bold: {bold}. Thin: the other runs. κ is that of the first.</p>'
+    return f'<div class="plots">{"".join(figure(plot) for plot in plots if plot)}</div>{thin}'
+
+
+def _areas(runs: Sequence[PairReport]) -> str:
+    """Areas under EDC: a row per score and start, a column per confidence."""
+    confidences = list(dict.fromkeys(item.confidence for run in runs for item in run.edc))
+    rows, reasons = [], []
+    for run, label in zip(runs, run_names(runs)):
+        found = {(item.score, item.start, item.confidence): item.edc for item in run.edc}
+        for score, start in dict.fromkeys((item.score, item.start) for item in run.edc):
+            ones = [found.get((score, start, confidence)) for confidence in confidences]
+            first = next(one for one in ones if one is not None)
+            named = f"{score}, {label}" if label else score
+            where = start.replace("<=", " ≤ ").upper()
+            begin = "unresolved" if first.start is None else f"{first.start:.4f}"
+            areas = [one.pauc_normalised.get("0.2") if one else None for one in ones]
+            rows.append([named, where, begin, *("–" if area is None else f"{area:.3f}" for area in areas)])
+            if first.unresolved:
+                reasons.append(f"{where}: {first.unresolved}.")
+    if not rows:
+        return ""
+    said = "".join(f'<p class="note">{escape(why)}</p>' for why in dict.fromkeys(reasons))
+    table = plain_table(["Score", "Threshold at", "FNMR at the start", *confidences], rows)
+    return (
+        "<details><summary>Areas under error versus discard, up to 20 % discarded (1 tells nothing, smaller "
+        f"is better)</summary>{table}{said}</details>"
+    )
+
+
+def _failures(run: PairReport) -> str:
+    if not run.failures:
+        return ""
+    lines = "".join(f"<li>{escape(key)}: {escape(reason)}</li>" for key, reason in run.failures[:_LISTED])
+    more = f"<li>… and {len(run.failures) - _LISTED} more in report.json</li>" * (len(run.failures) > _LISTED)
+    return (
+        f"<details><summary>{len(run.failures)} images could not be embedded (failures to acquire, never "
+        f"scored)</summary><ul>{lines}{more}</ul></details>"
+    )

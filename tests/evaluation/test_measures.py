@@ -1,0 +1,51 @@
+"""Intervals over people equal those of lists really drawn; DET points are thinned where it hurts least."""
+
+import numpy as np
+import pytest
+from tests.evaluation.conftest import Toy
+from tests.reference import tenfold_slow_bootstrap as slow
+
+from spherecf.evaluation import evaluate_pairs, interval
+from spherecf.evaluation._measures import _spread
+
+
+def test_intervals_equal_the_slow_reference(toy: Toy) -> None:
+    n, draws = 120, 25
+    left, right = toy.left[:n], toy.right[:n]
+    rng = np.random.default_rng(0)
+    scores = {name: np.round(rng.normal(toy.mated[:n] * 2.0), 1) for name in ("cosine", "other")}
+    report = evaluate_pairs(
+        toy.clean, toy.clean, left, right, toy.mated[:n], toy.folds[:n], name="toy", draws=draws, seed=4,
+        scores=[], extra_scores=scores, targets=[0.1],
+    )  # fmt: skip
+    people = [[key.split("/")[0] for key in side] for side in (left, right)]
+    drawn = [
+        slow.copies(*people, people_drawn)
+        for people_drawn in slow.draw_people(people[0] + people[1], draws, 4)
+    ]
+    mated, folds = toy.mated[:n].tolist(), toy.folds[:n].tolist()
+    accuracy = {
+        s: np.array([slow.accuracy(v.tolist(), mated, folds, d) for d in drawn]) for s, v in scores.items()
+    }
+    tmr = {s: np.array([slow.tmr(v.tolist(), mated, 0.1, d) for d in drawn]) for s, v in scores.items()}
+    for score in scores:
+        same(report.scores[score].accuracy.interval, interval(accuracy[score]))
+        same(report.scores[score].tmr_intervals["0.1"], interval(tmr[score]))
+    same(
+        report.differences["other-cosine:accuracy"].interval, interval(accuracy["other"] - accuracy["cosine"])
+    )
+    same(report.differences["other-cosine:tmr@0.1"].interval, interval(tmr["other"] - tmr["cosine"]))
+
+
+def same(found, expected) -> None:
+    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert found.below_zero == expected.below_zero and found.undefined == expected.undefined == 0
+
+
+def test_thinned_det_keeps_the_ends_and_the_rare_errors() -> None:
+    fmr = np.arange(5001) / 5000
+    fnmr = 1 - np.sqrt(fmr)
+    kept = _spread(fmr, fnmr)
+    assert kept.size <= 402 and kept[0] == 0 and kept[-1] == 5000
+    assert {1, 2, 3, 4, 5} <= set(kept.tolist())
+    assert _spread(fmr[:300], fnmr[:300]).size == 300

@@ -1,0 +1,62 @@
+"""Keys to rows: what is unknown is an error, what was skipped is a failure to acquire."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
+from spherecf.evaluation._resolve import resolve_pairs
+
+LEFT, RIGHT, MATED, FOLDS = ["a", "b", "a", "x"], ["b", "c", "d", "a"], [1, 0, 0, 1], [0, 0, 1, 1]
+
+
+@pytest.fixture
+def four() -> Embeddings:
+    labels, names = np.array([0, 0, 1, 2]), ["Ann", "Bob", "Cid"]
+    return Embeddings(
+        np.eye(4), np.ones(4), list("abcd"), labels, names, skipped=[("x", "gone"), ("y", "unused")]
+    )
+
+
+def test_rows_people_and_failures(four: Embeddings) -> None:
+    pairs = resolve_pairs(four, four, LEFT, RIGHT, MATED, FOLDS, None)
+    assert pairs.left.tolist() == [0, 1, 0] and pairs.right.tolist() == [1, 2, 3]
+    assert pairs.kept.tolist() == [True, True, True, False] and pairs.failed_pairs == 1
+    assert pairs.failures == [("x", "gone")]  # not y: no pair needs it
+    assert pairs.unit == "subject" and pairs.subjects[1].tolist() == ["Ann", "Bob", "Cid"]
+    assert pairs.mated.dtype == bool and pairs.folds.tolist() == [0, 0, 1]
+
+
+def test_one_unknown_person_among_the_pairs_means_images_are_drawn(four: Embeddings) -> None:
+    labels = np.array([0, 0, -1, 2])
+    some = dataclasses.replace(four, labels=labels, identities=())
+    assert resolve_pairs(some, some, LEFT, RIGHT, MATED, FOLDS, None).unit == "image"
+    assert resolve_pairs(some, some, ["a", "a"], ["b", "d"], [1, 0], [0, 1], None).unit == "subject"
+
+
+def test_unknown_keys_are_an_error_with_their_number(four: Embeddings) -> None:
+    with pytest.raises(InputError, match=r"2 of 4 keys are not in these embeddings of 4 images: 'e', 'f'"):
+        resolve_pairs(four, four, list("aefb"), list("bcda"), MATED, FOLDS, None)
+
+
+def test_one_kind_left_after_failures_says_so(four: Embeddings) -> None:
+    with pytest.raises(
+        InputError, match=r"1 of 2 have an image that could not be embedded; the rest are 0 mated and 1"
+    ):
+        resolve_pairs(four, four, ["x", "b"], ["a", "c"], [1, 0], [0, 1], None)
+
+
+@pytest.mark.parametrize(
+    ("mated", "folds", "message"),
+    [
+        ([1, 0, 0], FOLDS, "4 left keys, 4 right keys, 3 mated flags and 4 folds"),
+        (MATED, [0, 1], "2 folds"),
+        ([1, 0, 2, 1], FOLDS, "booleans or 0 and 1"),
+        ([1, 0, np.nan, 1], FOLDS, "booleans or 0 and 1"),
+    ],
+)
+def test_misfitting_columns(four: Embeddings, mated: list, folds: list, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_pairs(four, four, LEFT, RIGHT, mated, folds, None)

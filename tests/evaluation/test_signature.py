@@ -1,0 +1,20 @@
+from spherecf.evaluation import signature
+from spherecf.evaluation._signature import input_facts
+
+
+def test_values_cannot_break_the_line() -> None:
+    line = signature("x/tenfold", view="a|b\nc", gone=None)
+    assert line.startswith("x/tenfold|view:a/b c|spherecf:") and "gone" not in line
+
+
+def test_sides_that_differ_or_say_nothing() -> None:
+    left, right = (
+        {"view": "clean", "data": "a" * 64, "flip": "sum"},
+        {"view": "clean", "data": "sha256:" + "c" * 64},
+    )
+    facts = input_facts(left, right, "e" * 64, "e" * 64, "f" * 64)
+    assert facts["view"] == "clean" and facts["data"] == "sha256:aaaaaaaaaaaa+sha256:cccccccccccc"
+    assert (
+        facts["flip"] == "sum+?" and facts["align"] is None and facts["embeddings"] == "sha256:eeeeeeeeeeee"
+    )
+    assert facts["pairs"] == "sha256:ffffffffffff"
