@@ -1,15 +1,15 @@
 """Decoded images in order, from a pool of threads, with bounded memory and nothing lost silently."""
 
 import os
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from spherecf._threads import in_order
 from spherecf.data._image import ImageError, decode_image
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError, InputError
@@ -121,24 +121,7 @@ def iter_loaded(
     if batch < 1 or (workers is not None and workers < 1):
         raise InputError(f"batch and workers must be at least 1, got {batch} and {workers}")
     chunks = (rows[start : start + batch].tolist() for start in range(0, len(rows), batch))
-    return _ordered(source, chunks, workers or os.cpu_count() or 1)
-
-
-def _ordered(
-    source: ImageSource, chunks: Iterator[list[int]], workers: int
-) -> Generator[list[Loaded], None, None]:
-    waiting: deque[Future[list[Loaded]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        try:
-            for rows in chunks:
-                waiting.append(pool.submit(_load, source, rows))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # the consumer stopped early: do not decode what nobody will see
-            for future in waiting:
-                future.cancel()
+    return in_order(partial(_load, source), chunks, workers or os.cpu_count() or 1, "decode")
 
 
 def _load(source: ImageSource, rows: list[int]) -> list[Loaded]:

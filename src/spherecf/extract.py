@@ -1,0 +1,283 @@
+"""From images to numbers: a resumable pass of a backbone over images, and `embed`, which keeps (mu, kappa).
+
+Images are decoded once, shown in every view, and embedded once per view; decoding and degrading run in
+threads while the backbone works. What a pass keeps is decided by a `Recorder`, so the training cache (head
+summaries) and the embeddings file (mu, log_kappa) share everything else.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf._batches import Batch, iter_batches
+from spherecf._progress import progress
+from spherecf._rowstore import Column, RowStore
+from spherecf._version import environment
+from spherecf.data import ImageSource, View
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError, ModelError
+from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
+
+
+@runtime_checkable
+@runtime_checkable
+class Recorder(Protocol):
+    """What a pass keeps of a backbone's output, per row.
+
+    Attributes:
+        columns: shape of one row and dtype of each array it returns.
+        identity: JSON-able facts that its result depends on.
+    """
+
+    columns: dict[str, Column]
+    identity: dict[str, Any]
+
+    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
+        """The columns for these images.
+
+        Raises:
+            ModelError: for some of them there is nothing worth keeping; they are then tried one by one.
+        """
+        ...
+
+
+FACTS: dict[str, Column] = {"valid": ((), "bool"), "severity": ((), "float32"), "sharpness": ((), "float32")}
+"""Columns every pass keeps beside the recorder's."""
+
+
+def run_backbone(
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    views: Sequence[View],
+    recorder: Recorder,
+    folder: str | Path,
+    *,
+    batch_size: int = 32,
+    description: str = "embedding",
+) -> RowStore:
+    """Pass every view of every image through the backbone once and keep what ``recorder`` wants, on disk.
+
+    Rows are image-major: row ``i * len(views) + v`` is view v of image i. Interrupted, by Ctrl-C or kill -9,
+    the same call goes on behind the last batch on disk, in batches of the first call's size, so that the
+    result is the same to the bit; a finished store is returned as it is. Images that cannot be read, have
+    another size than the backbone's input, or get an embedding that is not finite, have ``valid`` False in
+    all views; their keys and reasons are in ``store.notes["skipped"]``.
+
+    Args:
+        folder: where the rows live (`RowStore`); rows of other images, views, backbone or recorder are
+            replaced.
+        batch_size: rows per backbone call, rounded down to whole images, at least one image.
+
+    Raises:
+        StorageError: not enough disk space; said before the first image.
+        InputError: no images, no views, or no image that could be used.
+    """
+    if not len(source) or not views:
+        raise InputError(f"{source.name}: nothing to embed ({len(source)} images, {len(views)} views)")
+    if batch_size < 1:
+        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+    identity = {
+        "source": source.fingerprint(),
+        "views": [view.signature for view in views],
+        "backbone": _identity(backbone),
+        **recorder.identity,
+    }
+    store = RowStore(folder, len(source) * len(views), {**FACTS, **recorder.columns}, identity)
+    if not store.complete:
+        per_batch = store.notes.setdefault("images_per_batch", max(1, batch_size // len(views)))
+        done, size = store.done // len(views), backbone.preprocessing.size
+        with closing(iter_batches(source, views, size, per_batch, done)) as batches:
+            _fill(store, backbone, recorder, batches, description)
+    skipped = store.notes.get("skipped", {})
+    if len(skipped) == len(source):
+        store.remove()
+        key, reason = next(iter(skipped.items()))
+        raise InputError(
+            f"{source.name}: none of its {len(source)} images could be used. The first, {key}: {reason}"
+        )
+    return store
+
+
+def _fill(
+    store: RowStore, backbone: FrozenBackbone, recorder: Recorder, batches: Iterable[Batch], description: str
+) -> None:
+    skipped = store.notes.setdefault("skipped", {})
+    seconds, start = store.notes.setdefault("seconds", 0.0), time.monotonic()
+    with progress(description, store.rows, store.done) as advance:
+        try:
+            for batch in batches:
+                kept = _record(backbone, recorder, batch)
+                skipped.update(batch.skipped)
+                store.notes["seconds"] = seconds + time.monotonic() - start
+                store.append(
+                    {"valid": batch.valid, "severity": batch.severity, "sharpness": batch.sharpness, **kept}
+                )
+                advance(len(batch.valid), f"{len(skipped)} skipped" if skipped else "")
+        finally:
+            store.commit()  # also on Ctrl-C: what is computed is kept
+
+
+def _record(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> dict[str, NDArray[Any]]:
+    """The recorder's columns, zeros where not valid; images the backbone cannot take are skipped."""
+    rows = len(batch.valid)
+    kept = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
+
+    def record(wanted: NDArray[np.intp]) -> None:
+        if len(wanted):
+            for name, column in recorder(backbone(batch.images[wanted])).items():
+                kept[name][wanted] = column
+
+    everything = np.arange(rows)
+    try:
+        record(everything[batch.valid])
+    except ModelError:  # one bad image must not cost its neighbours: find it
+        for place in range(len(batch.keys)):
+            own = batch.rows(place)
+            try:
+                record(everything[own][batch.valid[own]])
+            except ModelError as error:
+                batch.skip(place, str(error))
+    return kept
+
+
+def _identity(backbone: FrozenBackbone) -> dict[str, Any]:
+    """Everything about a backbone that its output depends on."""
+    return {
+        "sha256": backbone.sha256,
+        "engine": backbone.engine,
+        "embedding": backbone.embedding_name,
+        "features": backbone.feature_name,
+        "preprocessing": backbone.preprocessing.to_dict(),
+    }
+
+
+class _KeepConfidence:
+    """Recorder of an embeddings file."""
+
+    def __init__(self, model: ConfidenceModel) -> None:
+        self._model = model
+        self.columns: dict[str, Column] = {
+            "mu": ((model.backbone.dim,), "float32"), "norm": ((), "float32"), "log_kappa": ((), "float32"),
+        }  # fmt: skip
+        self.identity = {"head": model.fingerprint()}
+
+    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
+        result = self._model.judge(output)
+        if not bool(result.log_kappa.isfinite().all()):
+            raise ModelError(
+                "the confidence head gives a log kappa that is not finite; was its training sound?"
+            )
+        return {name: getattr(result, name).cpu().numpy() for name in self.columns}
+
+
+def to_embeddings(
+    store: RowStore,
+    source: ImageSource,
+    view: int,
+    views: Sequence[View],
+    log_kappa: NDArray[Any],
+    provenance: dict[str, Any],
+    *,
+    mirrored: int | None = None,
+) -> Embeddings:
+    """One view of a finished pass as `Embeddings`; images that were skipped are left out and listed.
+
+    Args:
+        store: with the columns ``mu`` and ``norm`` beside `FACTS`.
+        log_kappa: (rows,) of all rows of the store.
+        provenance: facts to add.
+        mirrored: the view that shows ``views[view]`` mirrored, for test-time flip: the raw embeddings
+            ``norm * mu`` of both are added and then normalised, ``norm`` is half the length of the sum, and
+            log kappa the mean of both.
+    """
+    rows = np.flatnonzero(store.arrays["valid"][view :: len(views)])
+
+    def column(array: NDArray[Any], which: int) -> NDArray[Any]:
+        part = array[which :: len(views)]
+        return part if len(rows) == len(part) else part[rows]  # no copy of a mapped file unless needed
+
+    columns = (store.arrays["mu"], store.arrays["norm"], log_kappa)
+    mu, norm, kappa = (column(array, view) for array in columns)
+    if mirrored is not None:
+        other_mu, other_norm, other_kappa = (column(array, mirrored) for array in columns)
+        total = mu * norm[:, None] + other_mu * other_norm[:, None]
+        length = np.linalg.norm(total, axis=1)
+        mu, norm, kappa = total / length[:, None], length / 2, (kappa + other_kappa) / 2
+    shown = views[view]
+    return Embeddings(
+        mu=mu,
+        log_kappa=kappa,
+        keys=[source.keys[row] for row in rows],
+        labels=source.labels[rows],
+        identities=list(source.identities),
+        extras={
+            "norm": norm,
+            **{name: column(store.arrays[name], view) for name in ("severity", "sharpness")},
+        },
+        skipped=list(store.notes["skipped"].items()),
+        provenance={
+            "source": source.name,
+            "data": source.fingerprint(),
+            "alignment": getattr(source, "alignment", "as-given"),
+            "view": shown.signature,
+            "degradation": shown.degradation.signature if shown.degradation else None,
+            "flip": "none" if mirrored is None else "sum",
+            "environment": environment(),
+            **provenance,
+        },
+    )
+
+
+def embed(
+    model: ConfidenceModel,
+    source: ImageSource,
+    out: str | Path,
+    *,
+    view: View | None = None,
+    flip: bool = False,
+    batch_size: int = 32,
+) -> Embeddings:
+    """Embed every image of a source as (mu, log_kappa) and write the embeddings file.
+
+    Args:
+        model: from `spherecf.load` or training.
+        source: aligned crops of the backbone's input size, or photos as `spherecf.faces.AlignedFaces`.
+        out: the file to write; while it grows, rows are kept in the folder ``OUT.partial`` beside it, and the
+            same call resumes from there.
+        view: degradation or mirroring applied to each image; None is the clean image.
+        flip: test-time flip: embed each image mirrored as well, add the two raw embeddings, then normalise;
+            log kappa is the mean of the two.
+        batch_size: images per backbone call.
+
+    Returns:
+        The embeddings, memory-mapped from ``out``. Images that could not be used are in ``skipped``.
+
+    Raises:
+        StorageError: not enough disk space for the rows, said before the first image, or for the file, with
+            the rows kept.
+        InputError: no images, or none that could be used; ``out`` is a folder.
+    """
+    if Path(out).is_dir():
+        raise InputError(f"{out}: expected a file to write, this is a folder")
+    shown = view or View()
+    views = [shown, View(shown.degradation, not shown.flip)] if flip else [shown]
+    store = run_backbone(
+        model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size=batch_size
+    )
+    provenance = {
+        "model": model.fingerprint(),
+        "backbone": model.backbone.sha256,
+        "radius": model.radius,
+        "seconds": round(store.notes["seconds"], 1),
+    }
+    log_kappa = store.arrays["log_kappa"]
+    result = to_embeddings(store, source, 0, views, log_kappa, provenance, mirrored=1 if flip else None)
+    result.save(out)
+    del result, log_kappa
+    store.remove()
+    return Embeddings.load(out)

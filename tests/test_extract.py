@@ -1,0 +1,376 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tests.tiny import TINY, spoil, tiny_file, tiny_model, write_people
+
+from spherecf._rowstore import RowStore
+from spherecf.data import Degradation, IdentityFolder, View, sharpness, training_views
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError, StorageError
+from spherecf.extract import embed, run_backbone
+from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone, Preprocessing
+
+VIEWS = training_views(2)
+
+
+class Keep:
+    """A recorder of directions."""
+
+    def __init__(self, version: int = 1) -> None:
+        self.columns = {"mu": ((48,), "float32"), "norm": ((), "float32")}
+        self.identity: dict[str, Any] = {"version": version}
+
+    def __call__(self, output: BackboneOutput) -> dict[str, np.ndarray]:
+        return {"mu": output.mu.numpy(), "norm": output.norm.numpy()}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> ConfidenceModel:
+    return tiny_model(tmp_path)
+
+
+@pytest.fixture
+def backbone(model: ConfidenceModel) -> FrozenBackbone:
+    return model.backbone
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    return write_people(tmp_path)
+
+
+class Calls(list[int]):
+    """Rows of every call of a backbone; the call after ``limit`` of them raises ``error``."""
+
+    limit = sys.maxsize
+    error: BaseException = KeyboardInterrupt()
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    seen, genuine = Calls(), FrozenBackbone.__call__
+
+    def call(self: FrozenBackbone, images: Any) -> BackboneOutput:
+        if len(seen) >= seen.limit:
+            raise seen.error
+        seen.append(len(images))
+        return genuine(self, images)
+
+    monkeypatch.setattr(FrozenBackbone, "__call__", call)
+    return seen
+
+
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    yield
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def contents(store: RowStore) -> dict[str, np.ndarray]:
+    return {name: np.array(array) for name, array in store.arrays.items()}
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_rows_are_the_views_of_each_image(backbone: FrozenBackbone, people: Path, tmp_path: Path) -> None:
+    source = IdentityFolder(people)
+    rows = contents(run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "rows"))
+    assert rows["valid"].all() and len(rows["valid"]) == 36
+    for index, key in enumerate(source.keys):
+        for number, view in enumerate(VIEWS):
+            shown, row = view(source.image(index), key), 3 * index + number
+            output = backbone(shown.image[None])
+            assert np.allclose(rows["mu"][row], output.mu[0], atol=1e-6)
+            assert rows["norm"][row] == pytest.approx(float(output.norm[0]), rel=1e-5)
+            assert rows["severity"][row] == np.float32(shown.severity)
+            assert rows["sharpness"][row] == np.float32(sharpness(shown.image))
+
+
+def test_what_cannot_be_used_is_counted_listed_and_empty(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path, calls: Calls
+) -> None:
+    whole = contents(run_backbone(backbone, IdentityFolder(people), VIEWS, Keep(), tmp_path / "whole"))
+    reasons = spoil(people)
+    calls.clear()
+    source = IdentityFolder(people)
+    store = run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "rows", batch_size=12)
+    rows, skipped = contents(store), store.notes["skipped"]
+    assert skipped.keys() == reasons.keys() and all(reasons[key] in skipped[key] for key in reasons)
+    assert sum(calls) == 27  # no time is spent on black pictures
+    bad = np.repeat([key in reasons for key in source.keys], 3)
+    assert np.array_equal(rows["valid"], ~bad)
+    for name, column in rows.items():
+        assert not column[bad].any() and np.allclose(column[~bad], whole[name][~bad], atol=1e-5)
+
+
+def test_a_batch_of_nothing_but_bad_images(backbone: FrozenBackbone, people: Path, tmp_path: Path) -> None:
+    for path in (people / "p0").iterdir():
+        path.write_text("this is text")
+    store = run_backbone(backbone, IdentityFolder(people), [View()], Keep(), tmp_path / "rows", batch_size=3)
+    assert store.arrays["valid"].tolist() == [False] * 3 + [True] * 9
+
+
+def test_nothing_usable_is_an_error_and_leaves_nothing(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path
+) -> None:
+    for path in people.glob("*/*.png"):
+        path.write_bytes(cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes())
+    with pytest.raises(InputError, match=r"none of its 12 .* p0/0\.png: expected a picture of 16x16.*Align"):
+        run_backbone(backbone, IdentityFolder(people), VIEWS, Keep(), tmp_path / "rows")
+    assert not (tmp_path / "rows").exists()
+
+
+def test_an_image_the_backbone_cannot_take_does_not_cost_its_neighbours(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    white = cv2.imencode(".png", np.full((16, 16, 3), 255, np.uint8))[1].tobytes()
+    source = IdentityFolder(people)
+    whole = contents(run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "whole"))
+    (people / "p1" / "1.png").write_bytes(white)
+    engine = backbone._engine
+
+    class Overflowing:
+        name = engine.name
+
+        def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            embedding, features = engine(x)
+            embedding[(x > 0.99).flatten(1).all(1)] = float("nan")
+            return embedding, features
+
+    monkeypatch.setattr(backbone, "_engine", Overflowing())
+    store = run_backbone(backbone, IdentityFolder(people), VIEWS, Keep(), tmp_path / "rows")
+    assert list(store.notes["skipped"]) == ["p1/1.png"] and "not finite" in store.notes["skipped"]["p1/1.png"]
+    bad = np.repeat([key == "p1/1.png" for key in source.keys], 3)
+    assert np.array_equal(store.arrays["valid"], ~bad) and not store.arrays["mu"][bad].any()
+    assert np.allclose(store.arrays["mu"][~bad], whole["mu"][~bad], atol=1e-5)
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 5])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("a bug")])
+def test_interrupted_and_resumed_is_the_same_to_the_bit(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path, calls: Calls, after: int, error: BaseException
+) -> None:
+    spoil(people)
+    source = IdentityFolder(people)
+    expected = run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "whole", batch_size=6)
+    needed = list(calls)
+    assert len(needed) == 6
+    calls.clear()
+    calls.limit, calls.error = after, error
+    with pytest.raises(type(error)):
+        run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "rows", batch_size=6)
+    calls.limit = sys.maxsize
+    # Another batch size now: the pass goes on in the old one, or the bits could differ.
+    store = run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "rows", batch_size=30)
+    assert same(contents(store), contents(expected)) and calls == needed  # nothing done twice
+    assert store.notes["skipped"] == expected.notes["skipped"]
+    calls.clear()
+    again = run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "rows")
+    assert same(contents(again), contents(expected)) and calls == []
+
+
+def test_interrupted_again_and_again(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path, calls: Calls
+) -> None:
+    source = IdentityFolder(people)
+    expected = run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "whole", batch_size=6)
+    calls.clear()
+    for count in range(1, 6):
+        calls.limit = count
+        with pytest.raises(KeyboardInterrupt):
+            run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "rows", batch_size=6)
+    calls.limit = sys.maxsize
+    store = run_backbone(backbone, source, VIEWS, Keep(), tmp_path / "rows", batch_size=6)
+    assert same(contents(store), contents(expected)) and len(calls) == 6
+
+
+def test_kill_9_costs_nothing_but_time(model: ConfidenceModel, people: Path, tmp_path: Path) -> None:
+    spoil(people)
+    expected = embed(model, IdentityFolder(people), tmp_path / "whole.safetensors", batch_size=2)
+    saved, out = model.save(tmp_path / "model.safetensors"), tmp_path / "out.safetensors"
+    script = textwrap.dedent(f"""
+        import os, signal
+        import spherecf
+        from spherecf import _rowstore
+        from spherecf.data import IdentityFolder
+        from spherecf.extract import embed
+        from spherecf.models import FrozenBackbone, Preprocessing
+        _rowstore._COMMIT_SECONDS = 0.0
+        calls, genuine = [], FrozenBackbone.__call__
+        def call(self, images):
+            calls.append(images)
+            if len(calls) == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return genuine(self, images)
+        FrozenBackbone.__call__ = call
+        pixels = Preprocessing("rgb", 127.5, 127.5, (16, 16))
+        backbone = FrozenBackbone.from_onnx({str(tmp_path / "tiny.onnx")!r}, preprocessing=pixels)
+        model = spherecf.load({str(saved)!r}, backbone)
+        embed(model, IdentityFolder({str(people)!r}), {str(out)!r}, batch_size=2)
+    """)
+    child = subprocess.run([sys.executable, "-c", script], timeout=600, check=False)
+    assert child.returncode == -signal.SIGKILL and not out.exists()
+    done = RowStore(*_as_left(tmp_path / "out.safetensors.partial")).done
+    assert done == 6  # three batches
+    resumed = embed(model, IdentityFolder(people), out, batch_size=2)
+    assert resumed.fingerprint() == expected.fingerprint() and resumed.skipped == expected.skipped
+    for name, column in expected.extras.items():
+        assert np.array_equal(resumed.extras[name], column)
+
+
+def _as_left(folder: Path) -> tuple[Path, int, dict[str, Any], dict[str, Any]]:
+    """Arguments that open a store as it lies there."""
+    identity = json.loads((folder / "state.json").read_text())["identity"]
+    columns = {name: (tuple(shape), dtype) for name, (shape, dtype) in identity.pop("columns").items()}
+    return folder, identity.pop("rows"), columns, identity
+
+
+def test_batch_size_does_not_matter(backbone: FrozenBackbone, people: Path, tmp_path: Path) -> None:
+    spoil(people)
+    source = IdentityFolder(people)
+    one, many, all_at_once = (
+        run_backbone(backbone, source, VIEWS, Keep(), tmp_path / str(size), batch_size=size)
+        for size in (1, 7, 500)
+    )
+    for other in (many, all_at_once):
+        assert one.notes["skipped"] == other.notes["skipped"]
+        for name, column in one.arrays.items():
+            assert np.allclose(column, other.arrays[name], rtol=1e-5, atol=1e-6)
+
+
+def test_other_images_views_backbone_or_recorder_start_afresh(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path, calls: Calls
+) -> None:
+    source, folder = IdentityFolder(people), tmp_path / "rows"
+    pixels = Preprocessing("bgr", 127.5, 127.5, (16, 16))
+    bgr = FrozenBackbone.from_onnx(tiny_file(tmp_path), preprocessing=pixels)
+    other_map = FrozenBackbone.from_onnx(tiny_file(tmp_path), preprocessing=TINY, features="b_conv2")
+    for changed in (
+        (backbone, source, VIEWS, Keep()),
+        (backbone, source.subset(range(11)), VIEWS, Keep()),
+        (backbone, source, VIEWS[:2], Keep()),
+        (backbone, source, VIEWS, Keep(2)),
+        (bgr, source, VIEWS, Keep()),
+        (other_map, source, VIEWS, Keep()),
+    ):
+        calls.clear()
+        first = contents(run_backbone(*changed, folder))
+        assert sum(calls) == len(changed[1]) * len(changed[2])
+        assert same(contents(run_backbone(*changed, folder)), first)
+        assert sum(calls) == len(changed[1]) * len(changed[2])  # the second time nothing was left to do
+
+
+@pytest.mark.parametrize(("rows", "views", "batch"), [([], VIEWS, 8), ([0, 1], [], 8), ([0, 1], VIEWS, 0)])
+def test_nothing_to_do_is_refused(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path, rows: list[int], views: list[View], batch: int
+) -> None:
+    with pytest.raises(InputError, match=r"nothing to embed|batch_size"):
+        run_backbone(
+            backbone, IdentityFolder(people).subset(rows), views, Keep(), tmp_path / "rows", batch_size=batch
+        )
+    assert not (tmp_path / "rows").exists()
+
+
+def test_a_full_disk_is_said_before_the_first_image(
+    model: ConfidenceModel, people: Path, tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fallocate(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", fallocate, raising=False)
+    with pytest.raises(StorageError, match="No space left on device"):
+        embed(model, IdentityFolder(people), tmp_path / "new" / "out.safetensors")
+    assert calls == [] and not (tmp_path / "new").exists()
+
+
+def test_a_disk_full_at_the_end_keeps_the_rows(
+    model: ConfidenceModel, people: Path, tmp_path: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.safetensors"
+
+    def full(self: Embeddings, path: Any) -> Path:
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embeddings, "save", full)
+        with pytest.raises(StorageError):
+            embed(model, IdentityFolder(people), out)
+    count = len(calls)
+    assert len(embed(model, IdentityFolder(people), out)) == 12 and len(calls) == count
+
+
+def test_embed_writes_what_the_model_says(model: ConfidenceModel, people: Path, tmp_path: Path) -> None:
+    reasons = spoil(people)
+    source = IdentityFolder(people)
+    result = embed(model, source, tmp_path / "out.safetensors")
+    good = [row for row, key in enumerate(source.keys) if key not in reasons]
+    said = model.outputs(np.stack([source.image(row) for row in good]))
+    assert result.keys == [source.keys[row] for row in good]
+    assert np.allclose(result.mu, said.mu, atol=1e-6)
+    assert np.allclose(result.log_kappa, said.log_kappa, atol=1e-5)
+    assert np.allclose(result.extras["norm"], said.norm, rtol=1e-5)
+    assert np.ptp(result.log_kappa) > 1e-3  # the head tells images apart, or this would show little
+    assert result.subjects().tolist() == [key.split("/")[0] for key in result.keys]
+    assert [key for key, _ in result.skipped] == list(reasons)
+    assert result.provenance["data"] == source.fingerprint()
+    assert result.provenance["model"] == model.fingerprint()
+    assert result.provenance["degradation"] is None and result.provenance["flip"] == "none"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.safetensors", "people", "tiny.onnx"]
+
+
+def test_embed_a_degraded_view(model: ConfidenceModel, people: Path, tmp_path: Path) -> None:
+    source, view = IdentityFolder(people), View(Degradation("cross", 5))
+    result = embed(model, source, tmp_path / "out.safetensors", view=view)
+    shown = [view(source.image(row), source.keys[row]) for row in range(len(source))]
+    assert np.allclose(result.mu, model.outputs(np.stack([s.image for s in shown])).mu, atol=1e-6)
+    assert np.allclose(result.extras["severity"], [s.severity for s in shown])
+    assert result.provenance["view"] == result.provenance["degradation"] == "cross-v1/5"
+
+
+@pytest.mark.parametrize("view", [None, View(flip=True), View(Degradation("cross", 1))])
+def test_flip_adds_the_mirrored_embedding(
+    model: ConfidenceModel, people: Path, tmp_path: Path, view: View | None
+) -> None:
+    spoil(people)
+    source = IdentityFolder(people)
+    result = embed(model, source, tmp_path / "out.safetensors", view=view, flip=True)
+    for row, key in enumerate(result.keys):
+        image = (view or View())(source.image(source.keys.index(key)), key).image
+        one, other = (model.outputs(np.ascontiguousarray(i)[None]) for i in (image, image[:, ::-1]))
+        total = (one.mu * one.norm + other.mu * other.norm)[0]
+        assert np.allclose(result.mu[row], total / total.norm(), atol=1e-5)
+        assert result.extras["norm"][row] == pytest.approx(float(total.norm()) / 2, rel=1e-4)
+        mean = float(one.log_kappa + other.log_kappa) / 2
+        assert result.log_kappa[row] == pytest.approx(mean, abs=1e-4)
+    assert result.provenance["flip"] == "sum" and len(result) == 9
+
+
+def test_a_head_gone_wrong_is_an_error(model: ConfidenceModel, people: Path, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.head.final.bias.fill_(float("nan"))
+    with pytest.raises(InputError, match=r"none of its 12 images .*log kappa that is not finite"):
+        embed(model, IdentityFolder(people), tmp_path / "out.safetensors")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_in_the_way_is_refused_first(
+    model: ConfidenceModel, people: Path, tmp_path: Path, calls: Calls
+) -> None:
+    with pytest.raises(InputError, match="this is a folder"):
+        embed(model, IdentityFolder(people), people)
+    assert calls == []
