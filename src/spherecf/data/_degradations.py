@@ -1,14 +1,15 @@
 """Graded image degradations: for training a confidence and for the cross-quality test sets.
 
-A degradation is drawn from a named, versioned `Recipe`, a seed and the image's key alone, so the same key always
-gets the same degradation, on any machine, in any order, and the signature ``name-vN/seed`` says which set it was.
-Training and test recipes draw from different seeds, ranges, orders and interpolations; the ``unseen`` recipe uses
+A degradation is drawn from a named, versioned `Recipe`, a seed and the image's key alone, so the same key
+always gets the same degradation, on any machine, in any order, and the signature ``name-vN/seed`` says which
+set it was. Training and test recipes draw from different random streams and ranges; the ``unseen`` recipe has
 only kinds that no training recipe contains.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,10 +53,15 @@ class Degraded:
     kinds: tuple[str, ...]
 
 
+def _pixels(image: Any) -> Image:
+    """What OpenCV returns, under the type that it is."""
+    return np.asarray(image, np.uint8)
+
+
 def _resize_down_up(image: Image, width: float, down: int, up: int) -> Image:
     size = max(2, round(width))
     small = cv2.resize(image, (size, size), interpolation=down)
-    return cv2.resize(small, image.shape[1::-1], interpolation=up)
+    return _pixels(cv2.resize(small, image.shape[1::-1], interpolation=up))
 
 
 def _resolution(image: Image, strength: float, rng: np.random.Generator) -> Image:
@@ -65,7 +71,7 @@ def _resolution(image: Image, strength: float, rng: np.random.Generator) -> Imag
 
 
 def _gaussian_blur(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    return cv2.GaussianBlur(image, (0, 0), 0.6 + 5.0 * strength, borderType=cv2.BORDER_REFLECT)
+    return _pixels(cv2.GaussianBlur(image, (0, 0), 0.6 + 5.0 * strength, borderType=cv2.BORDER_REFLECT))
 
 
 def _motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Image:
@@ -77,7 +83,7 @@ def _motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Ima
     centre = np.array([size // 2, size // 2])
     start, end = (np.round((centre + sign * step) * 16).astype(int) for sign in (-1, 1))
     cv2.line(kernel, start.tolist(), end.tolist(), 1.0, 1, cv2.LINE_AA, 4)
-    return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
+    return _pixels(cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT))
 
 
 def _noise(image: Image, strength: float, rng: np.random.Generator) -> Image:
@@ -91,7 +97,7 @@ def _noise(image: Image, strength: float, rng: np.random.Generator) -> Image:
 def _jpeg(image: Image, strength: float, rng: np.random.Generator) -> Image:
     quality = round(40 * (4 / 40) ** strength)
     encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
+    return _pixels(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
 
 
 def _occlusion(image: Image, strength: float, rng: np.random.Generator) -> Image:
@@ -115,7 +121,7 @@ def _occlusion(image: Image, strength: float, rng: np.random.Generator) -> Image
 
 
 def _lookup(image: Image, curve: NDArray[np.float64]) -> Image:
-    return cv2.LUT(image, np.clip(255 * curve, 0, 255).astype(np.uint8))
+    return _pixels(cv2.LUT(image, np.clip(255 * curve, 0, 255).astype(np.uint8)))
 
 
 _RAMP = np.arange(256) / 255
@@ -140,7 +146,7 @@ def _defocus(image: Image, strength: float, rng: np.random.Generator) -> Image:
     """Disc-shaped point spread, unlike the Gaussian's."""
     radius = round(2 + 9 * strength)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)).astype(np.float32)
-    return cv2.filter2D(image, -1, disc / disc.sum(), borderType=cv2.BORDER_REFLECT)
+    return _pixels(cv2.filter2D(image, -1, disc / disc.sum(), borderType=cv2.BORDER_REFLECT))
 
 
 def _salt_pepper(image: Image, strength: float, rng: np.random.Generator) -> Image:
@@ -161,7 +167,7 @@ def _shift(image: Image, strength: float, rng: np.random.Generator) -> Image:
     angle, scale = 35 * strength * rng.choice([-1, 1]), 1 + 0.3 * strength * rng.uniform(-1, 1)
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(angle), float(scale))
     matrix[:, 2] += 0.2 * strength * width * rng.uniform(-1, 1, 2)
-    return cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    return _pixels(cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE))
 
 
 KINDS: dict[str, Operation] = {
@@ -182,17 +188,17 @@ KINDS: dict[str, Operation] = {
 """Every kind, as ``operation(image, strength in [0, 1], rng)``; the effect grows with strength."""
 
 _COMMON = ("resolution", "gaussian_blur", "motion_blur", "noise", "jpeg", "occlusion", "exposure", "gamma")
+_UNSEEN = ("pixelate", "defocus", "salt_pepper", "haze", "shift")
 
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("train", 1, dict.fromkeys(_COMMON, 1.0), (1, 3), (0.0, 1.0), "training"),
         Recipe("cross", 1, dict.fromkeys(_COMMON, 1.0) | {"resolution": 2.0}, (1, 2), (0.2, 1.0), "test"),
-        Recipe("unseen", 1, dict.fromkeys(("pixelate", "defocus", "salt_pepper", "haze", "shift"), 1.0), (1, 2),
-               (0.2, 1.0), "test"),
+        Recipe("unseen", 1, dict.fromkeys(_UNSEEN, 1.0), (1, 2), (0.2, 1.0), "test"),
     )
-}  # fmt: skip
-"""``train`` for fitting a head, ``cross`` for the cross-quality sets, ``unseen`` for kinds never trained on."""
+}
+"""``train`` for fitting a head, ``cross`` for the cross-quality sets, ``unseen`` for kinds never trained."""
 
 
 class Degradation:
@@ -236,7 +242,7 @@ class Degradation:
         """``name-vVERSION/seed``, for the signature of results."""
         return f"{self.recipe.name}-v{self.recipe.version}/{self.seed}"
 
-    def __call__(self, image: Image, key: str) -> Degraded:
+    def __call__(self, image: NDArray[Any], key: str) -> Degraded:
         """Degrade one uint8 RGB image (height, width, 3); the input is left as it is."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"{key}: expected uint8 (height, width, 3), got {image.dtype} {image.shape}")
