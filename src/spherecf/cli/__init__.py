@@ -10,7 +10,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf._version import __version__
-from spherecf.cli import data
+from spherecf.cli import data, embed, train
 from spherecf.errors import SpherecfError
 
 app = typer.Typer(
@@ -21,9 +21,11 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+app.command(epilog=embed.EXAMPLE)(embed.embed)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool | None) -> None:
     if asked:
         typer.echo(__version__)
         raise typer.Exit
@@ -31,7 +33,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool | None = typer.Option(
+        None, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 

@@ -1,0 +1,55 @@
+"""What a run writes down while it goes: one JSON line per epoch, and TensorBoard events if asked for."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from spherecf.errors import InputError, MissingDependencyError
+
+LOG_FILE = "history.jsonl"
+
+
+class RunLog:
+    """Appends to ``folder/history.jsonl``; a resumed run first drops lines of epochs it will do again."""
+
+    def __init__(self, folder: Path | None, tensorboard: bool, done: int) -> None:
+        self._path = None if folder is None else folder / LOG_FILE
+        self._writer: Any = None
+        if tensorboard:
+            if folder is None:
+                raise InputError("TensorBoard events need a folder to go to")
+            self._writer = _event_writer(folder / "tensorboard", done)
+        if self._path is not None:
+            lines = self._path.read_text().splitlines() if self._path.exists() and done else []
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("".join(f"{line}\n" for line in lines[:done]))
+
+    def epoch(self, number: int, facts: Mapping[str, float]) -> None:
+        """Write down one epoch."""
+        if self._path is not None:
+            with self._path.open("a") as stream:
+                stream.write(json.dumps({"epoch": number, **facts}) + "\n")
+        if self._writer is not None:
+            for name, value in facts.items():
+                self._writer.add_scalar(f"confidence/{name}", value, number)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _event_writer(folder: Path, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingDependencyError(
+            "TensorBoard is not installed: pip install 'spherecf[train]', or leave --tensorboard out"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)

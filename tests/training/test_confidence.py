@@ -1,0 +1,128 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from spherecf import load
+from spherecf.data import IdentityFolder, open_source
+from spherecf.errors import InputError, StorageError
+from spherecf.models import FrozenBackbone
+from spherecf.training import MODEL_FILE, ConfidenceConfig, train_confidence
+
+CONFIG = ConfidenceConfig.from_dict(
+    {"views": {"degraded": 2}, "fit": {"epochs": 4, "batch_size": 16, "held_out": 0.3}}
+)
+
+SCRIPT = """
+import sys
+from spherecf.data import open_source
+from spherecf.models import FrozenBackbone, Preprocessing
+from spherecf.training import ConfidenceConfig, train_confidence
+recogniser, people, folder, config = sys.argv[1:]
+backbone = FrozenBackbone.from_onnx(recogniser, preprocessing=Preprocessing("rgb", 127.5, 127.5, (16, 16)))
+train_confidence(backbone, open_source(people), folder, ConfidenceConfig.load(config), batch_size=6)
+"""
+
+
+def test_from_photos_to_a_saved_model(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
+    source = open_source(people)
+    model = train_confidence(recogniser, source, tmp_path / "run", CONFIG)
+    record = model.record
+    assert record["data"]["images"] == 33 and record["data"]["used"] == 31
+    assert record["data"]["only_one_of_identity"] == 1
+    assert list(record["data"]["skipped"]) == ["p0/3.jpg"]
+    assert record["counts"]["train_rows"] + record["counts"]["held_out_rows"] == 31 * 3
+    assert record["config"] == CONFIG.to_dict() and "spherecf" in record["versions"]
+    again = load(tmp_path / "run" / MODEL_FILE, recogniser)
+    images = np.stack([source.image(row) for row in (1, 2)])
+    torch.testing.assert_close(again.embed(images)[1], model.embed(images)[1])
+    assert again.fingerprint() == model.fingerprint()
+
+
+def test_the_linear_head_trains_on_maps(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
+    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "head": {"kind": "linear"}})
+    model = train_confidence(recogniser, open_source(people), tmp_path / "run", config)
+    assert model.head.kind == "linear" and len(model.record["history"]) == 4
+
+
+def test_prototypes_from_a_classifier(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
+    source = open_source(people)
+    rows = np.stack([source.image(row) for row in range(len(source)) if source.keys[row] != "p0/3.jpg"])
+    mean = recogniser(rows).mu.mean(0)
+    np.save(tmp_path / "classifier.npy", mean.repeat(len(source.identities), 1).numpy())
+    settings = {"prototypes": {"file": str(tmp_path / "classifier.npy")}}
+    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), **settings})
+    record = train_confidence(recogniser, source, tmp_path / "run", config).record
+    assert record["data"]["used"] == 32, "with a classifier, a person with one image counts too"
+
+
+def test_people_with_one_image_each(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
+    source = IdentityFolder(people)
+    first = [source.keys.index(f"p{person}/0.jpg") for person in range(8)]
+    with pytest.raises(InputError, match="of 8 images 0 have no identity and 8 are the only one of theirs"):
+        train_confidence(recogniser, source.subset(first), tmp_path / "run", CONFIG)
+
+
+def test_a_full_disk_is_said_before_the_first_image(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(FrozenBackbone, "__call__", None)
+    with pytest.raises(StorageError, match=r"cannot reserve .*No space left"):
+        train_confidence(recogniser, open_source(people), tmp_path / "run", CONFIG)
+
+
+def test_a_shared_cache_is_not_made_twice(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(people)
+    train_confidence(recogniser, source, tmp_path / "one", CONFIG, cache=tmp_path / "cache")
+    monkeypatch.setattr(FrozenBackbone, "__call__", None)
+    train_confidence(recogniser, source, tmp_path / "two", CONFIG.with_seed(1), cache=tmp_path / "cache")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds_after_start", [0.0, 0.15])
+def test_kill_minus_nine_loses_nothing(
+    tmp_path: Path,
+    recogniser: FrozenBackbone,
+    recogniser_file: Path,
+    people: Path,
+    seconds_after_start: float,
+) -> None:
+    config = ConfidenceConfig.from_dict(
+        {**CONFIG.to_dict(), "fit": {**CONFIG.to_dict()["fit"], "epochs": 40}}
+    )
+    whole = train_confidence(recogniser, open_source(people), tmp_path / "whole", config, batch_size=6)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[views]\ndegraded = 2\n[fit]\nepochs = 40\nbatch_size = 16\nheld_out = 0.3\n")
+    folder = tmp_path / "killed"
+    arguments = [str(recogniser_file), str(people), str(folder), str(recipe)]
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stderr=subprocess.DEVNULL)
+    history = folder / "history.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if history.exists() and history.read_text():
+            break
+        time.sleep(0.002)
+    time.sleep(seconds_after_start)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = not (folder / MODEL_FILE).exists()
+    subprocess.run([sys.executable, "-c", SCRIPT, *arguments], check=True, stderr=subprocess.DEVNULL)
+    resumed = load(folder / MODEL_FILE, recogniser)
+    expected = whole.head.state_dict()
+    assert all(torch.equal(expected[k], v) for k, v in resumed.head.state_dict().items())
+    assert len([json.loads(line) for line in history.read_text().splitlines()]) == 40
+    if not killed:
+        pytest.skip("the machine was faster than the kill; the result is right all the same")

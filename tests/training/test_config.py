@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from spherecf.errors import FileFormatError, InputError
+from spherecf.training import ConfidenceConfig
+
+RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "confidence.toml"
+
+
+def test_the_documented_recipe_is_the_default() -> None:
+    assert ConfidenceConfig.load(RECIPE) == ConfidenceConfig()
+
+
+def test_every_setting_is_in_the_documented_recipe() -> None:
+    import tomllib
+
+    given = tomllib.loads(RECIPE.read_text())
+    assert {k: set(v) if isinstance(v, dict) else None for k, v in given.items()} == {
+        k: set(v) if isinstance(v, dict) else None for k, v in ConfidenceConfig().to_dict().items()
+    }
+
+
+def test_a_dictionary_and_back() -> None:
+    config = ConfidenceConfig.from_dict({"seed": 3, "fit": {"lr": 1}, "loss": {"variant": "released"}})
+    assert ConfidenceConfig.from_dict(config.to_dict()) == config
+    assert config.fit.lr == 1.0 and isinstance(config.fit.lr, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[fit]\nepoch = 3", r"unknown setting fit\.epoch; known: epochs"),
+        ("[optimizer]\nlr = 1", "unknown setting optimizer"),
+        ("[fit]\nepochs = 2.5", r"fit\.epochs: expected int, got 2\.5"),
+        ("[fit]\nepochs = true", r"fit\.epochs: expected int, got True"),
+        ("fit = 3", "fit: expected a table, got 3"),
+        ("[fit]\nepochs = 0\nlr = -1.0", "fit.epochs must be at least 1, got 0; fit.lr must be positive"),
+        ("[fit]\nheld_out = 0.0", "fit.held_out must lie between 0 and 1"),
+        ("[loss]\nvariant = 'better'", "exact or released, got 'better'"),
+        ("[fit", r"Expected .* at the end of a table"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        ConfidenceConfig.load(path)
+
+
+def test_no_such_recipe(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="no such recipe"):
+        ConfidenceConfig.load(tmp_path / "none.toml")
+
+
+def test_wrong_values_from_python() -> None:
+    with pytest.raises(InputError, match=r"loss\.radius must be positive"):
+        ConfidenceConfig.from_dict({"loss": {"radius": 0.0}})

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.training.conftest import make_cache
+
+from spherecf.errors import InputError
+from spherecf.training import FeatureCache, prototype_targets
+
+LABELS = np.array([0, 0, 0, 1, 1, 2, -1])
+VIEWS = 2
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    rng = np.random.default_rng(0)
+    mu = rng.normal(size=(len(LABELS) * VIEWS, 8)).astype(np.float32)
+    mu /= np.linalg.norm(mu, axis=1, keepdims=True)
+    return make_cache(tmp_path / "cache", LABELS, mu, np.zeros((len(mu), 3), np.float32), views=VIEWS)
+
+
+def slow_targets(cache: FeatureCache, leave_one_out: bool) -> dict[int, float]:
+    """Loops over images and views, as one would explain it."""
+    clean = {image: cache.mu[image * VIEWS] for image in range(len(LABELS)) if cache.valid[image * VIEWS]}
+    found = {}
+    for row in range(len(cache)):
+        image = row // VIEWS
+        label = LABELS[image]
+        others = [mu for other, mu in clean.items() if LABELS[other] == label and other != image]
+        if label < 0 or not others or not cache.valid[row]:
+            continue
+        mean = np.sum(others if leave_one_out else [*others, clean[image]], 0)
+        found[row] = float(cache.mu[row] @ mean / np.linalg.norm(mean))
+    return found
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_equals_the_slow_way(cache: FeatureCache, leave_one_out: bool) -> None:
+    targets = prototype_targets(cache, leave_one_out=leave_one_out)
+    expected = slow_targets(cache, leave_one_out)
+    assert targets.rows.tolist() == list(expected)
+    np.testing.assert_allclose(targets.cosine, list(expected.values()), atol=1e-6)
+    assert targets.alone == ["2/5.jpg"]
+    assert targets.identities.tolist() == [0] * 6 + [1] * 4
+
+
+def test_the_sample_in_its_own_prototype_inflates(cache: FeatureCache) -> None:
+    without, within = (prototype_targets(cache, leave_one_out=flag) for flag in (True, False))
+    clean = without.rows % VIEWS == 0
+    assert within.cosine[clean].mean() > without.cosine[clean].mean() + 0.1
+
+
+def test_an_unreadable_image_leaves_its_only_companion_alone(tmp_path: Path) -> None:
+    mu = np.eye(6, 8, dtype=np.float32)
+    valid = np.array([1, 1, 0, 1, 1, 1], bool)
+    labels = np.array([0, 0, 1, 1, 2, 2])
+    targets = prototype_targets(make_cache(tmp_path / "c", labels, mu, np.zeros((6, 2)), valid))
+    assert targets.alone == ["1/3.jpg"] and targets.rows.tolist() == [0, 1, 4, 5]
+
+
+def test_given_prototypes(cache: FeatureCache) -> None:
+    prototypes = torch.eye(3, 8)
+    targets = prototype_targets(cache, prototypes)
+    known = np.flatnonzero(cache.labels >= 0)
+    assert targets.rows.tolist() == known.tolist()
+    np.testing.assert_allclose(targets.cosine, cache.mu[known, cache.labels[known]], atol=1e-6)
+
+
+def test_prototypes_of_another_data_set(cache: FeatureCache) -> None:
+    with pytest.raises(InputError, match="labels reach 2, but there are 2 prototypes"):
+        prototype_targets(cache, torch.eye(2, 8))
+    with pytest.raises(InputError, match="prototypes have dimension 9, the backbone 8"):
+        prototype_targets(cache, torch.eye(3, 9))
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "c", np.array([0, 1]), np.eye(2, 4, dtype=np.float32), np.zeros((2, 2)))
+    with pytest.raises(InputError, match="2 images, 0 unreadable, 2 the only one of their identity"):
+        prototype_targets(cache)
