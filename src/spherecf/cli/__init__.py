@@ -10,7 +10,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf._version import __version__
-from spherecf.cli import data, embed, train
+from spherecf.cli import data, demo, embed, evaluate, experiment, train
 from spherecf.errors import SpherecfError
 
 app = typer.Typer(
@@ -20,9 +20,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.command(epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command(epilog=embed.EXAMPLE)(embed.embed)
+app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(experiment.app, name="experiment")
 
 
 def _version(asked: bool | None) -> None:

@@ -2,6 +2,7 @@
 
 from spherecf.data._degradations import KINDS, RECIPES, Degradation, Degraded, Recipe
 from spherecf.data._describe import describe
+from spherecf.data._draw import draw_pairs
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
 from spherecf.data._iterate import ImageBatch, Skipped, iter_images
@@ -35,6 +36,7 @@ __all__ = [
     "View",
     "decode_image",
     "describe",
+    "draw_pairs",
     "encode_image",
     "image_suffix",
     "iter_images",

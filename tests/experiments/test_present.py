@@ -1,0 +1,54 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from spherecf.evaluation import interval
+from spherecf.experiments import CrossQuality, kappa_strips, present, show, summarize, tables
+
+
+def test_cells_are_means_over_seeds(finished: CrossQuality) -> None:
+    cells = {(c.condition, c.score, c.metric): c for c in summarize(finished.reports)}
+    cell = cells["clean/cross", "mls", "accuracy"]
+    reports = [r for r in finished.reports if r.condition == "clean/cross"]
+    values = [r.scores["mls"].tenfold.mean for r in reports]
+    cosines = [r.scores["cosine"].tenfold.mean for r in reports]
+    assert cell.mean == np.mean(values) and cell.spread == np.std(values)
+    assert cell.gain == np.mean(values) - np.mean(cosines)
+    draws = [r.resampled["mls:accuracy"] - r.resampled["cosine:accuracy"] for r in reports]
+    assert cell.interval == interval((draws[0] + draws[1]) / 2)
+    assert cells["clean/cross", "cosine", "accuracy"].interval is None
+
+
+def test_a_target_the_pairs_cannot_resolve_has_no_number(finished: CrossQuality) -> None:
+    cells = {(c.condition, c.score, c.metric): c for c in summarize(finished.reports)}
+    assert cells["clean/clean", "mls", "tmr@0.001"].mean is None
+    scores = tables(finished)[0]
+    assert all(entry.endswith("/ – / –") for row in scores.rows for entry in row[2:])
+
+
+def test_faces_from_the_least_to_the_most_sure(finished: CrossQuality) -> None:
+    strips = kappa_strips(finished, count=4)
+    assert [strip.title for strip in strips] == ["clean", "cross-v1/0", "unseen-v1/0"]
+    for strip in strips:
+        kappas = [float(caption.removeprefix("κ ").replace(",", "")) for caption in strip.captions]
+        assert len(kappas) == 4 and kappas == sorted(kappas)
+
+
+def test_the_report_holds_the_tables(finished: CrossQuality, tmp_path: Path) -> None:
+    files = present(finished, tmp_path, title="tiny", notes=["a note"], provenance={"made": "here"})
+    content = json.loads(files.json.read_text())
+    assert [table["title"] for table in content["tables"]][:1] == ["Scores"]
+    assert "mls-seed0" in content["provenance"]["models"] and content["provenance"]["made"] == "here"
+    assert any("p0/0.jpg" in note for note in content["notes"])
+    assert "a note" in files.html.read_text()
+
+
+def test_the_terminal_shows_every_table(finished: CrossQuality) -> None:
+    console = Console(record=True, width=200, file=io.StringIO())
+    show(finished, console)
+    text = " ".join(console.export_text().split())  # a title may be broken over lines
+    assert all(table.title in text for table in tables(finished))
+    assert all(row[0] in text and row[-1] in text for table in tables(finished) for row in table.rows)
