@@ -1,9 +1,13 @@
 """Which engine runs a recogniser fastest here: images per CPU-second, and agreement with onnxruntime.
 
     python benchmarks/backbone_engines.py [MODEL.onnx ...] [--compiled] [--images N] [--faces PAIRS.bin]
+    python benchmarks/backbone_engines.py [MODEL.onnx ...] --faces PAIRS.bin --accuracy PAIRS
 
 Without models: SFace from its wheel. CPU time, not wall time, so that other work here matters little;
 threads as torch has them (OMP_NUM_THREADS). Each engine is warmed up, the best of five passes counts.
+
+The second form says what bfloat16 loses: angles between its embeddings and those of float32, the largest
+change of a pair's cosine, and the ten-fold accuracy of both on that many pairs, evenly spaced over the file.
 """
 
 import argparse
@@ -15,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from spherecf.data import PairBin
+from spherecf.evaluation import tenfold
 from spherecf.models import FrozenBackbone, default_recogniser_path
 
 ENGINES = (("onnxruntime", "float32"), ("torch", "float32"), ("torch", "bfloat16"))
@@ -40,6 +45,42 @@ def best_rate(backbone: FrozenBackbone, images: NDArray[np.uint8], passes: int =
     return len(images) / min(seconds)
 
 
+def angles(mu: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Degrees between rows of unit vectors, from the chord: an arc cosine cannot tell small angles."""
+    chord = torch.linalg.vector_norm(mu.double() - other.double(), dim=1)
+    return torch.rad2deg(2 * torch.arcsin(chord / 2))
+
+
+def accuracy_lost(models: list[Path], faces_file: Path, count: int) -> None:
+    """The table of what bfloat16 loses."""
+    source = PairBin(faces_file)
+    chosen = np.unique(np.linspace(0, len(source.pairs) - 1, count).astype(int))
+    images = np.stack([source.image(2 * i + side) for i in chosen for side in (0, 1)])
+    mated, folds = source.pairs.mated[chosen], source.pairs.fold[chosen]
+    print(f"{len(chosen)} pairs of {faces_file.name}, torch engine\n")
+    print(
+        "| model | type | ten-fold accuracy | angle to float32, mean / largest | largest change of a cosine |"
+    )
+    print("|---|---|---|---|---|")
+    for path in models:
+        exact = cosine_exact = None
+        for dtype in ("float32", "bfloat16"):
+            backbone = FrozenBackbone.from_onnx(path, engine="torch", dtype=dtype)
+            mu = backbone(images).mu
+            cosine = (mu[::2] * mu[1::2]).sum(1).numpy()
+            result = tenfold(cosine, mated, folds)
+            if exact is None or cosine_exact is None:
+                exact, cosine_exact, lost = mu, cosine, "- | -"
+            else:
+                angle = angles(mu, exact)
+                change = float(np.abs(cosine - cosine_exact).max())
+                lost = f"{float(angle.mean()):.2f}° / {float(angle.max()):.2f}° | {change:.4f}"
+            print(
+                f"| {backbone.name} | {dtype} | {result.mean:.4f} +- {result.std:.4f} | {lost} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -48,12 +89,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--faces", type=Path, help="a pair .bin file to take real faces from")
     parser.add_argument("--compiled", action="store_true", help="torch.compile too: a minute per engine")
+    parser.add_argument("--accuracy", type=int, help="what bfloat16 loses, on that many pairs of --faces")
     options = parser.parse_args()
+    models = options.models or [default_recogniser_path()]
+    if options.accuracy:
+        if options.faces is None:
+            parser.error("--accuracy needs the pairs of --faces")
+        accuracy_lost(models, options.faces, options.accuracy)
+        return
     kind = "real faces" if options.faces else "noise"
     print(f"threads {torch.get_num_threads()}, {options.images} images, {kind}\n")
     print("| model | engine | images per CPU-second | cosine to onnxruntime, mean / smallest |")
     print("|---|---|---|---|")
-    for path in options.models or [default_recogniser_path()]:
+    for path in models:
         reference = None
         for engine, dtype in ENGINES + (COMPILED if options.compiled else ()):
             backbone = FrozenBackbone.from_onnx(path, engine=engine, dtype=dtype)

@@ -67,9 +67,10 @@ class TestHookedModule(BackboneConformance):
         return FrozenBackbone.from_module(Small(both=False), TINY, features="body", name="small")
 
 
-def test_hook_and_tuple_agree() -> None:
-    both = FrozenBackbone.from_module(Small(both=True), TINY)
-    hooked = FrozenBackbone.from_module(Small(both=False), TINY, features="body")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_hook_and_tuple_agree(dtype: str) -> None:
+    both = FrozenBackbone.from_module(Small(both=True), TINY, dtype=dtype)
+    hooked = FrozenBackbone.from_module(Small(both=False), TINY, features="body", dtype=dtype)
     assert torch.equal(both(noise(3)).features, hooked(noise(3)).features)
     assert both.sha256 == hooked.sha256 and not both.sha256.startswith("0" * 8)
 

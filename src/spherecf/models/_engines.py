@@ -86,10 +86,10 @@ class ModuleEngine:
         self._dtype, self._device = getattr(torch, dtype), torch.device(device)
         self._hooked: list[Tensor] = []
         self._hooked_output = features is not None
-        if features is not None:
-            _submodule(module, features).register_forward_hook(self._keep)
         if self._dtype != torch.float32:
             module = copy.deepcopy(module)  # the caller's own stays as exact as it is
+        if features is not None:  # after copying: a copied hook would report to a copy of this engine
+            _submodule(module, features).register_forward_hook(self._keep)
         module = module.eval().requires_grad_(False).to(self._device, self._dtype)
         self._module: Any = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
