@@ -56,7 +56,8 @@ def _score_row(run: PairReport, result: ScoreResult, metrics: Sequence[str]) -> 
     swatch = f'<span class="swatch" style="background:{score_colour(result.score, run)}"></span>'
     signature = f"<details><summary>signature</summary><code>{escape(result.signature)}</code></details>"
     cells = [_cell(*value_text(result, metric)) for metric in metrics]
-    return f'<tr><th scope="row">{swatch}{escape(result.score)}{signature}</th>{"".join(cells)}</tr>'
+    name = f'<span class="name">{swatch}{escape(result.score)}</span>'
+    return f'<tr><th scope="row">{name}{signature}</th>{"".join(cells)}</tr>'
 
 
 def _cell(value: str, interval: str, kind: str = "") -> str:
@@ -71,7 +72,9 @@ def condition_section(runs: Sequence[PairReport], where: str) -> str:
     parts = [_differences(runs), _plots(runs, where), _areas(runs)]
     absent = dict.fromkeys(name for run in runs for name in run.absent_confidences)
     if absent:
-        parts.append(f'<p class="note">Not in these embeddings: {escape(", ".join(absent))}.</p>')
+        parts.append(
+            f'<p class="note">Confidences that these embeddings lack: {escape(", ".join(absent))}.</p>'
+        )
     parts.append(_failures(runs[0]))
     return "".join(parts)
 

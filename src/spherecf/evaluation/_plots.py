@@ -24,7 +24,7 @@ _CONFIDENCES = {
 }
 _FURTHER = ("#d64545", "#b08900", "#5b6ee1")
 _GREY = "#8a8f98"
-_SEVERITY = ("#0b84d8", "#2a9d5c", "#c9a400", "#e07b00", "#d64545", "#9b59d0", "#8a8f98")
+_SEVERITY = ("#2a9d5c", "#c9a400", "#e07b00", "#d64545", "#9b59d0", "#8a8f98")
 _TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5)
 _EDC_SHOWN = 0.5
 _PREFERRED_STARTS = ("fmr<=0.001", "fnmr<=0.05", "fmr<=0.0001")
@@ -97,7 +97,8 @@ def edc_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | None:
         best = [max(0.0, at - x) / (1 - x) for x in ideal]
         axes.plot(ideal, best, color=_INK, linestyle=":", linewidth=1, label="errors first")
         axes.set(xlabel="share of mated pairs discarded", ylabel="FNMR of the rest", xlim=(0, _EDC_SHOWN))
-        axes.set_ylim(bottom=0)
+        shown = [y for found in chosen for d in found for x, y in zip(*_steps(d.edc)) if x <= _EDC_SHOWN]
+        axes.set_ylim(0, 1.08 * max(shown))
     return Plot(
         drawn.svg, f"EDC, {score}, threshold at {start.replace('<=', ' ≤ ').upper()}. Lower is better.", alt
     )
@@ -118,6 +119,8 @@ def rejection_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | 
                 y = [math.nan if tmr is None else tmr for tmr in item.curve.tmr]
                 axes.plot(item.curve.fractions, y, label=item.confidence if first else None, **style)
         axes.set(xlabel="share of images rejected", ylabel=f"TMR (TAR) at FMR ≤ {target:g}", xlim=(0, 0.95))
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, 0.98), min(high, 1.002))
     caption = f"Rejection, {score}: TMR of what remains. Higher is better; a line ends where unresolved."
     return Plot(drawn.svg, caption, alt)
 
@@ -126,11 +129,16 @@ def kappa_plot(histograms: Sequence[KappaHistogram], name: str) -> Plot:
     """Distribution of kappa, one line per severity."""
     alt = "Median κ: " + ", ".join(f"{h.label} {h.quartiles[1]:.4g}" for h in histograms)
     with _axes(name, f"Histograms of kappa by severity. {alt}") as (axes, drawn):
-        for colour, histogram in zip(_SEVERITY, histograms):
+        colours = iter(_SEVERITY)
+        for histogram in histograms:
+            colour = next(colours) if histogram.label.startswith("severity") else _SCORES[0]
             share = [count / histogram.images for count in histogram.counts]
             edges = [10**edge for edge in histogram.edges]
             axes.stairs(share, edges, color=colour, linewidth=1.6, label=histogram.label)
         axes.set_xscale("log")
+        places = _log_ticks(10 ** histograms[0].edges[0], 10 ** histograms[0].edges[-1])
+        axes.set_xticks(places, [f"{place:,g}" for place in places])
+        axes.set_xticks([], minor=True)
         axes.set(xlabel="κ (larger = surer)", ylabel="share of images")
     return Plot(drawn.svg, "κ by severity of degradation. Poorer pictures should lie further left.", alt)
 
@@ -173,7 +181,9 @@ def _axes(name: str, alt: str) -> Iterator[tuple[Any, _Drawn]]:
         axes.spines[["top", "right"]].set_visible(False)
         drawn = _Drawn()
         yield axes, drawn
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8, handlelength=1.6)
+        labels = [len(str(line.get_label())) for line in (*axes.lines, *axes.patches)]
+        columns = 3 if max(labels) < 16 else 2
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8, handlelength=1.6)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True)
     drawn.svg = _inline(stream.getvalue(), alt)
@@ -210,6 +220,17 @@ def _confidence_style(name: str, among: Sequence[str]) -> dict[str, Any]:
 
 def _deviate(rate: float, low: float) -> float:
     return NormalDist().inv_cdf(min(max(rate, low), 1 - low))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """At most eight round numbers within the range: 1, 2, 5, 10, ..., or whole decades of a wide one."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        found = [digit * 10.0**decade for decade in decades for digit in digits]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) <= 8:
+            return found
+    return found[:: math.ceil(len(found) / 8)]
 
 
 def _percent(rate: float) -> str:

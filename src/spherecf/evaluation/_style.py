@@ -34,6 +34,7 @@ th,td{padding:.42rem .7rem;text-align:right;vertical-align:top;border-top:1px so
 thead th{border-top:0;color:var(--dim);font-weight:600;font-size:.8rem;vertical-align:bottom;min-width:6.2em}
 th:first-child,td:first-child{text-align:left;min-width:7.5em}
 tbody th{font-weight:600}
+th .name{white-space:nowrap}
 tr.group th{background:var(--card);text-align:left;font-weight:600}
 tr.group .counts{font-weight:400;color:var(--dim);display:block}
 td .ci{display:block;color:var(--dim);font-size:.8rem;white-space:nowrap}

@@ -64,7 +64,7 @@ def interval_text(interval: Interval | None, signed: bool = False) -> str:
 
 def verdict(metric: str, difference: Measure) -> str:
     """ "better" or "worse" where the interval leaves no room for the opposite, else empty."""
-    if difference.interval is None:
+    if difference.interval is None or abs(difference.value) < 5e-5:  # shown as zero
         return ""
     sign = -1 if metric in LOWER_IS_BETTER else 1
     ends = sorted((sign * difference.interval.low, sign * difference.interval.high))

@@ -1,0 +1,191 @@
+"""`spherecf evaluate tenfold`, from files to report."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from spherecf.cli import evaluate
+from spherecf.cli.evaluate import _list_name, _view
+from spherecf.data import Degradation, PairList, View
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError, MissingDependencyError
+
+runner = CliRunner()
+PEOPLE, EACH = 12, 4
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Faces, a CFP-like pair list, clean and degraded embeddings."""
+    rng = np.random.default_rng(0)
+    keys = [f"{p:03d}/{i}.png" for p in range(PEOPLE) for i in range(EACH)]
+    for key in keys:
+        path = tmp_path / "faces" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", rng.integers(0, 256, (112, 112, 3), np.uint8))[1].tobytes())
+    labels = np.repeat(np.arange(PEOPLE), EACH)
+    centres = rng.normal(size=(PEOPLE, 8))
+    for name, noise, view in (("clean", 0.4, "clean"), ("degraded", 1.0, "cross-v1/0")):
+        mu = centres[labels] + noise * rng.normal(size=(len(keys), 8))
+        Embeddings(
+            mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(rng.uniform(5, 500, len(keys))), keys, labels,
+            [f"{p:03d}" for p in range(PEOPLE)],
+            provenance={"view": view, "backbone": "b" * 64, "data": "d" * 64, "radius": 32.0},
+        ).save(tmp_path / f"{name}.safetensors")  # fmt: skip
+    lines = ["fold\tleft\tright\tmated"]
+    for row in range(80):
+        a, b = rng.choice(PEOPLE, 2, replace=False)
+        b = a if row % 2 else b
+        i, j = rng.choice(EACH, 2, replace=False)
+        lines.append(f"{row // 8 + 1}\t{a:03d}/{i}.png\t{b:03d}/{j}.png\t{row % 2}")
+    (tmp_path / "cfp").mkdir()
+    (tmp_path / "cfp/pairs_FP.txt").write_text("\n".join(lines))
+    return tmp_path
+
+
+def tenfold(folder: Path, *options: str):
+    command = [
+        "tenfold",
+        str(folder / "clean.safetensors"),
+        "--pairs",
+        str(folder / "cfp/pairs_FP.txt"),
+        *options,
+    ]
+    return runner.invoke(evaluate.app, command)
+
+
+def test_prints_the_lines_that_people_grep_for(folder: Path) -> None:
+    result = tenfold(folder, "--draws", "10")
+    assert result.exit_code == 0, result.exception
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("[cfp_fp][0]Accuracy-Flip: 0.") and lines[1].startswith(
+        "[cfp_fp:mls][0]Accuracy-Flip: "
+    )
+    assert "80 pairs (40 mated, 40 non-mated)" in result.stderr and "no report written" in result.stderr
+
+
+def test_json_and_the_cross_quality_report_with_faces(folder: Path) -> None:
+    result = tenfold(
+        folder, "--right", str(folder / "degraded.safetensors"), "--faces", str(folder / "faces"),
+        "--out", str(folder / "report"), "--json", "--draws", "10", "--seed", "3", "--name", "mine",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.exception
+    facts = json.loads(result.stdout)
+    assert (
+        facts["name"] == "mine"
+        and facts["condition"] == "clean/degraded"
+        and facts["resampling"] == "subject-10/3"
+    )
+    assert "|view:clean+cross-v1/0|" in facts["scores"]["mls"]["signature"]
+    assert "|r:32|" in facts["scores"]["mls"]["signature"]
+    page = Path(facts["report"]).read_text("utf-8")
+    assert page.count("data:image/png;base64,") == 28 and "right (cross-v1/0): least to most sure" in page
+    content = json.loads((folder / "report/report.json").read_text("utf-8"))
+    assert content["reports"][0]["scores"]["mls"]["accuracy"] == facts["scores"]["mls"]["accuracy"]
+    assert content["provenance"]["right"]["view"] == "cross-v1/0"
+
+
+def test_the_same_file_twice_is_one_file(folder: Path) -> None:
+    one = str(folder / "clean.safetensors")
+    result = tenfold(folder, "--right", one, "--draws", "0", "--json", "--radius", "8")
+    facts = json.loads(result.stdout)
+    assert facts["condition"] == "clean/clean" and facts["counts"]["images"] <= PEOPLE * EACH
+    assert (
+        "|r:8|" in facts["scores"]["mls"]["signature"] and "|ci:none|" in facts["scores"]["mls"]["signature"]
+    )
+
+
+def test_failures_to_acquire_are_counted(folder: Path) -> None:
+    path = folder / "clean.safetensors"
+    e = Embeddings.load(path)
+    part = dataclasses.replace(e.select(np.arange(1, len(e))), skipped=[(e.keys[0], "truncated")])
+    path.unlink()
+    part.save(path)
+    facts = json.loads(tenfold(folder, "--draws", "0", "--json").stdout)
+    assert facts["failures"] == [[e.keys[0], "truncated"]] and facts["counts"]["failed_pairs"] > 0
+    assert facts["counts"]["pairs"] + facts["counts"]["failed_pairs"] == 80
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--faces", "FOLDER/faces"], "needs --out"),
+        (["--right", "FOLDER/none.safetensors"], "no such file"),
+        (["--faces", "FOLDER/other", "--out", "FOLDER/report"], "none of the .* images of the pairs is in"),
+        (["--draws", "-1"], "draws: expected 0"),
+        (["--radius", "0"], "radius"),
+    ],
+)
+def test_bad_options(folder: Path, options: list[str], message: str) -> None:
+    (folder / "other/x").mkdir(parents=True)
+    (folder / "other/x/1.png").write_bytes((folder / "faces/000/0.png").read_bytes())
+    result = tenfold(folder, *(option.replace("FOLDER", str(folder)) for option in options))
+    assert result.exit_code == 1 and not (folder / "report").exists()
+    with pytest.raises(ValueError, match=message):
+        raise result.exception
+
+
+def test_missing_matplotlib_is_said_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    result = runner.invoke(
+        evaluate.app, ["tenfold", "none.safetensors", "--pairs", "none.txt", "--out", str(folder / "report")]
+    )
+    assert isinstance(result.exception, MissingDependencyError)
+    assert tenfold(folder, "--draws", "0").exit_code == 0  # numbers need no plots
+
+
+def test_views_are_made_again_from_their_signature() -> None:
+    for view in (View(), View(flip=True), View(Degradation("cross", 3), flip=True)):
+        assert _view(view.signature).signature == view.signature
+    for unknown in ("cross-v999/0", "own-v1/0", "cross-v1-12ab/0", "film"):
+        with pytest.raises(InputError, match="cannot be made again"):
+            _view(unknown)
+
+
+@pytest.mark.parametrize(
+    ("stem", "path", "name"),
+    [
+        ("pairs", "lfw/pairs.txt", "lfw"),
+        ("pairs_FP", "CFP/pairs_FP.txt", "cfp_fp"),
+        ("lfw", "x/lfw.bin", "lfw"),
+    ],
+)
+def test_names_of_lists(tmp_path: Path, stem: str, path: str, name: str) -> None:
+    listed = PairList(stem, ["a"], ["b"], np.array([True]), np.array([0]))
+    assert _list_name(listed, tmp_path / path) == name
+
+
+def test_help_ends_with_an_example() -> None:
+    help_text = runner.invoke(evaluate.app, ["tenfold", "--help"]).stdout.rstrip()
+    assert "Example: spherecf evaluate tenfold" in " ".join(help_text.splitlines()[-3:])
+
+
+@pytest.mark.slow
+def test_lfw_pairs_with_made_up_embeddings(shared: Path, tmp_path: Path) -> None:
+    from spherecf.data import open_pairs
+
+    pairs = open_pairs(shared / "data/lfw/pairs.txt")
+    keys = sorted({*pairs.left, *pairs.right})
+    rng = np.random.default_rng(0)
+    mu = rng.normal(size=(len(keys), 16))
+    e = Embeddings(mu / np.linalg.norm(mu, axis=1, keepdims=True), rng.normal(5, 1, len(keys)), keys)
+    e.save(tmp_path / "e.safetensors")
+    options = [
+        "--pairs",
+        str(shared / "data/lfw/pairs.txt"),
+        "--faces",
+        str(shared / "data/lfw"),
+        "--out",
+        str(tmp_path),
+    ]
+    result = runner.invoke(
+        evaluate.app, ["tenfold", str(tmp_path / "e.safetensors"), *options, "--draws", "50"]
+    )
+    assert result.exit_code == 0 and result.stdout.startswith("[lfw][0]Accuracy-Flip: 0.")
+    assert "6,000 pairs (3,000 mated, 3,000 non-mated)" in (tmp_path / "report.html").read_text("utf-8")

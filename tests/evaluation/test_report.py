@@ -1,0 +1,172 @@
+"""The page stands alone, has every section, and no name from outside becomes markup; the JSON holds it all."""
+
+import dataclasses
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from tests.evaluation.conftest import Toy
+
+from spherecf.errors import InputError, MissingDependencyError, StorageError
+from spherecf.evaluation import PairReport, Strip, Table, write_report
+
+pytest.importorskip("matplotlib")
+HOSTILE = '<script>alert("1")</script> & $x_1^{$'
+
+
+class Page(HTMLParser):
+    """Collects what the browser would see."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.images: list[dict[str, str | None]] = []
+        self.labels: list[str] = []
+        self.open: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [found["id"]] if found.get("id") else []
+        self.links += [str(found[name]) for name in ("href", "src", "xlink:href", "action") if name in found]
+        if tag == "img":
+            self.images.append(found)
+        if tag == "svg":
+            self.labels.append(str(found.get("aria-label", "")))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def reports(toy: Toy) -> list[PairReport]:
+    first = toy.report(draws=30, label="seed 0", targets=(0.1, 0.01, 0.001))
+    crossed = toy.report(right=toy.degraded, condition="clean/degraded", draws=30)
+    hostile = dataclasses.replace(
+        crossed, name=HOSTILE, condition=HOSTILE, failures=[(HOSTILE, HOSTILE)], absent_confidences=[HOSTILE],
+        edc=[dataclasses.replace(item, confidence=HOSTILE) for item in crossed.edc[:3]],
+        scores={HOSTILE: dataclasses.replace(crossed.scores["mls"], score=HOSTILE, signature=HOSTILE)},
+        differences={f"{HOSTILE}-cosine:eer": crossed.differences["mls-cosine:eer"]}, rejection=[],
+    )  # fmt: skip
+    return [first, dataclasses.replace(first, label="seed 1"), crossed, hostile]
+
+
+@pytest.fixture(scope="module")
+def written(reports: list[PairReport], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+    picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    files = write_report(
+        tmp_path_factory.mktemp("report"), reports, title=HOSTILE, notes=[HOSTILE],
+        strips=[Strip(HOSTILE, [picture, picture], ["κ 10", HOSTILE])],
+        tables=[Table(HOSTILE, ["a", HOSTILE], [[HOSTILE, "1"]], HOSTILE)],
+        provenance={"key": HOSTILE, "nan": float("nan"), "path": Path("x")},
+    )  # fmt: skip
+    return files.html.read_text("utf-8"), json.loads(files.json.read_text("utf-8"))
+
+
+def test_the_page_needs_nothing_else(written: tuple[str, dict]) -> None:
+    page = Page(written[0])
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
+    assert "http" not in written[0] and "@import" not in written[0]
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", written[0]))
+
+
+def test_every_section_and_every_link_is_there(written: tuple[str, dict]) -> None:
+    page = Page(written[0])
+    assert page.open == [] and len(page.ids) == len(set(page.ids))
+    expected = {
+        "summary",
+        "list-0",
+        "list-0-0",
+        "list-0-1",
+        "list-1",
+        "list-1-0",
+        "faces",
+        "reading",
+        "provenance",
+    }
+    assert expected <= set(page.ids)
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    assert expected <= {link[1:] for link in page.links}
+    for words in (
+        "clean/degraded",
+        "Minus cosine",
+        "signature",
+        "200 mated",
+        "unresolved",
+        "How these numbers",
+    ):
+        assert words in page.words
+    assert "FMR 0.001 needs at least 1000 non-mated pairs, there are 200" in page.words
+
+
+def test_every_picture_has_words(written: tuple[str, dict]) -> None:
+    page = Page(written[0])
+    assert len(page.images) == 2 and all(image["alt"] for image in page.images)
+    kinds = ("DET curves", "Rejection curves", "Error versus discard", "Histograms of kappa")
+    assert len(page.labels) >= 12 and all(label.startswith(kinds) for label in page.labels)
+    for kind in kinds:
+        assert any(label.startswith(kind) for label in page.labels)
+
+
+def test_names_from_outside_stay_words(written: tuple[str, dict]) -> None:
+    assert "<script" not in written[0].lower()
+    assert Page(written[0]).words.count(HOSTILE) >= 10
+
+
+def test_signatures_and_counts_stand_beside_every_row(
+    written: tuple[str, dict], reports: list[PairReport]
+) -> None:
+    words = Page(written[0]).words
+    for report in reports:
+        for result in report.scores.values():
+            assert result.signature in words
+            assert f"{result.accuracy.value:.4f} ± {result.tenfold.std:.4f}" in words
+
+
+def test_the_json_holds_everything(written: tuple[str, dict], reports: list[PairReport]) -> None:
+    content = written[1]
+    assert content["reports"] == [report.to_dict() for report in reports]
+    assert content["title"] == HOSTILE and content["provenance"] == {"key": HOSTILE, "nan": None, "path": "x"}
+    assert content["tables"][0]["rows"] == [[HOSTILE, "1"]] and content["strips"][0]["captions"][0] == "κ 10"
+
+
+def test_the_same_input_gives_the_same_bytes(reports: list[PairReport], tmp_path: Path) -> None:
+    files = [write_report(tmp_path / name, reports[2:3], title="t") for name in "ab"]
+    assert files[0].html.read_bytes() == files[1].html.read_bytes()
+    assert files[0].json.read_bytes() == files[1].json.read_bytes()
+
+
+def test_bad_input(reports: list[PairReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="at least one report"):
+        write_report(tmp_path / "a", [], title="t")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        write_report(tmp_path / "file" / "b", reports[2:3], title="t")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'spherecf\[report\]'"):
+        write_report(tmp_path / "a", reports, title="t")
+    assert not (tmp_path / "a").exists()

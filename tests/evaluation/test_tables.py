@@ -1,0 +1,69 @@
+"""Numbers as text: never more than is known."""
+
+import dataclasses
+
+import pytest
+from tests.evaluation.conftest import Toy
+
+from spherecf.evaluation import Interval
+from spherecf.evaluation._result import Measure
+from spherecf.evaluation._tables import (
+    counts_text,
+    grouped,
+    interval_text,
+    metric_names,
+    run_names,
+    unresolved_text,
+    value_text,
+    verdict,
+)
+
+
+def test_grouping_keeps_the_order_given(toy: Toy) -> None:
+    a, b = toy.report(name="b", condition="x/y"), toy.report(name="a")
+    again = dataclasses.replace(a, label="seed 1")
+    assert {n: {c: len(r) for c, r in g.items()} for n, g in grouped([a, b, again]).items()} == {
+        "b": {"x/y": 2}, "a": {"clean/clean": 1},
+    }  # fmt: skip
+    assert list(grouped([a, b])) == ["b", "a"]
+    assert run_names([a]) == [""] and run_names([a, again]) == ["run 1", "seed 1"]
+
+
+def test_unresolved_targets_say_so(toy: Toy) -> None:
+    report = toy.report(targets=(0.1, 0.001))
+    assert metric_names([report]) == ["accuracy", "tmr@0.1", "tmr@0.001", "eer", "auc"]
+    assert value_text(report.scores["mls"], "tmr@0.001") == ("unresolved", "too few pairs")
+    assert value_text(report.scores["mls"], "tmr@0.5") == ("–", "")
+    assert unresolved_text([report]) == ["FMR 0.001 needs at least 1000 non-mated pairs, there are 200"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "low", "high", "said"),
+    [
+        ("accuracy", 0.02, 0.01, 0.03, "better"),
+        ("accuracy", -0.02, -0.03, -0.01, "worse"),
+        ("accuracy", 0.02, -0.01, 0.03, ""),
+        ("eer", -0.02, -0.03, -0.01, "better"),
+        ("eer", 0.02, 0.01, 0.03, "worse"),
+        ("auc", 0.00004, 0.00001, 0.00007, ""),
+        ("accuracy", 0.02, float("nan"), float("nan"), ""),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(
+    metric: str, value: float, low: float, high: float, said: str
+) -> None:
+    assert verdict(metric, Measure(value, Interval(low, high, 0.0))) == said
+    assert verdict(metric, Measure(value, None)) == ""
+
+
+def test_no_interval_is_no_text() -> None:
+    assert interval_text(None) == "" == interval_text(Interval(float("nan"), float("nan"), 0.0, 5))
+
+
+def test_counts_name_failures(toy: Toy) -> None:
+    report = toy.report()
+    assert "400 pairs (200 mated, 200 non-mated)" in counts_text(report) and "none failed" in counts_text(
+        report
+    )
+    failed = dataclasses.replace(report, counts={**report.counts, "failed_images": 2, "failed_pairs": 7})
+    assert "2 images could not be embedded, 7 pairs left out" in counts_text(failed)

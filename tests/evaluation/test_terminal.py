@@ -1,0 +1,29 @@
+import dataclasses
+import io
+
+from rich.console import Console
+from tests.evaluation.conftest import Toy
+
+from spherecf.evaluation import terminal_table
+
+
+def shown(*reports: object, width: int = 100) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(terminal_table(list(reports)))
+    return stream.getvalue()
+
+
+def test_rows_counts_and_what_is_unresolved(toy: Toy) -> None:
+    report = toy.report(draws=20)
+    text = shown(report)
+    for result in report.scores.values():
+        assert result.score in text and f"{result.accuracy.value:.4f}" in text
+    assert "200 mated" in text and "unresolved: FMR 0.001 needs at least 1000" in text.replace("\n", " ")
+    assert "subject-20/0" in text and "detector_score" in text
+
+
+def test_names_are_not_markup_and_eighty_columns_are_enough(toy: Toy) -> None:
+    report = dataclasses.replace(toy.report(draws=20), name="[bold]x[/oops]", condition="[red]", label="[/]")
+    text = shown(report, width=80)
+    assert "[bold]x[/oops]" in text and "[red]" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
