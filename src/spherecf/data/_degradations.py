@@ -194,8 +194,8 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("train", 1, dict.fromkeys(_COMMON, 1.0), (1, 3), (0.0, 1.0), "training"),
-        Recipe("cross", 1, dict.fromkeys(_COMMON, 1.0) | {"resolution": 2.0}, (1, 2), (0.2, 1.0), "test"),
-        Recipe("unseen", 1, dict.fromkeys(_UNSEEN, 1.0), (1, 2), (0.2, 1.0), "test"),
+        Recipe("cross", 1, dict.fromkeys(_COMMON, 1.0) | {"resolution": 2.0}, (1, 2), (0.1, 0.8), "test"),
+        Recipe("unseen", 1, dict.fromkeys(_UNSEEN, 1.0), (1, 2), (0.1, 0.8), "test"),
     )
 }
 """``train`` for fitting a head, ``cross`` for the cross-quality sets, ``unseen`` for kinds never trained."""
@@ -229,18 +229,23 @@ class Degradation:
             recipe = RECIPES[recipe]
         if unknown := set(recipe.kinds) - set(KINDS):
             raise InputError(f"unknown degradation kinds {sorted(unknown)}; known: {', '.join(KINDS)}")
-        if not 1 <= recipe.count[0] <= recipe.count[1] <= len(recipe.kinds):
+        weights = np.array(list(recipe.kinds.values()), float)
+        if not 1 <= recipe.count[0] <= recipe.count[1] <= len(weights):
+            raise InputError(f"recipe {recipe.name}: count {recipe.count} must lie within 1..{len(weights)}")
+        if not 0 <= recipe.strength[0] <= recipe.strength[1] <= 1:
+            raise InputError(f"recipe {recipe.name}: strength {recipe.strength} must lie within 0..1")
+        if not (weights >= 0).all() or np.count_nonzero(weights) < recipe.count[1]:
             raise InputError(
-                f"recipe {recipe.name}: count {recipe.count} must lie within 1..{len(recipe.kinds)}"
+                f"recipe {recipe.name}: weights must be 0 or more, {recipe.count[1]} of them above 0"
             )
         self.recipe, self.seed = recipe, seed
-        weights = np.array(list(recipe.kinds.values()))
         self._names, self._weights = list(recipe.kinds), weights / weights.sum()
 
     @property
     def signature(self) -> str:
-        """``name-vVERSION/seed``, for the signature of results."""
-        return f"{self.recipe.name}-v{self.recipe.version}/{self.seed}"
+        """``name-vVERSION/seed``, for the signature of results; one's own recipe adds its hash."""
+        own = "" if self.recipe == RECIPES.get(self.recipe.name) else f"-{_short_hash(self.recipe)}"
+        return f"{self.recipe.name}-v{self.recipe.version}{own}/{self.seed}"
 
     def __call__(self, image: NDArray[Any], key: str) -> Degraded:
         """Degrade one uint8 RGB image (height, width, 3); the input is left as it is."""
@@ -258,3 +263,7 @@ class Degradation:
             kinds.append(self._names[index])
             kept *= 1 - strength
         return Degraded(image, 1 - kept, tuple(kinds))
+
+
+def _short_hash(recipe: Recipe) -> str:
+    return hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+
+from spherecf.data import Degradation, View, training_views
+from spherecf.errors import InputError
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (24, 20, 3), np.uint8)
+
+
+def test_clean_is_the_image_itself(image: np.ndarray) -> None:
+    shown = View()(image, "key")
+    assert np.array_equal(shown.image, image) and (shown.severity, shown.kinds) == (0.0, ())
+
+
+def test_flip_mirrors_left_and_right_after_degrading(image: np.ndarray) -> None:
+    assert np.array_equal(View(flip=True)(image, "key").image, image[:, ::-1])
+    degraded = Degradation("cross", 4)
+    shown, mirrored = View(degraded)(image, "key"), View(degraded, flip=True)(image, "key")
+    assert np.array_equal(mirrored.image, shown.image[:, ::-1])
+    assert (mirrored.severity, mirrored.kinds) == (shown.severity, shown.kinds) and shown.severity > 0
+
+
+def test_training_views_are_the_clean_one_and_independent_draws(image: np.ndarray) -> None:
+    views = training_views(3, seed=2)
+    assert [view.signature for view in views] == ["clean", "train-v1/2000", "train-v1/2001", "train-v1/2002"]
+    shown = [view(image, "key").image for view in views]
+    assert all(not np.array_equal(shown[i], shown[j]) for i in range(4) for j in range(i))
+    flipped = training_views(1, recipe="cross", flip=True)
+    assert [view.signature for view in flipped] == ["clean", "cross-v1/0", "clean+flip", "cross-v1/0+flip"]
+    assert [view.signature for view in training_views(0)] == ["clean"]
+
+
+def test_seeds_do_not_overlap() -> None:
+    signatures = [view.signature for seed in range(3) for view in training_views(5, seed=seed)[1:]]
+    assert len(set(signatures)) == 15
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(InputError, match="0 or more, got -1"):
+        training_views(-1)
+    with pytest.raises(InputError, match="unknown degradation recipe"):
+        training_views(1, recipe="nonsense")
