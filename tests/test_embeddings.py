@@ -100,7 +100,7 @@ def _nan(row: int) -> np.ndarray:
         ({"log_kappa": np.full(7, 400.0)}, "was kappa itself given"),
         ({"log_kappa": np.zeros(6)}, r"log_kappa: expected shape \(7,\)"),
         ({"keys": ["a"] * 7}, "6 duplicates, first 'a'"),
-        ({"labels": np.full(7, 3)}, r"expected 0 .. 2 .*got 3 .. 3"),
+        ({"labels": np.full(7, 3)}, r"expected -1 .unknown. .. 2 .*got 3 .. 3"),
         ({"extras": {"norm": np.full(7, np.nan)}}, "norm: 7 of 7"),
     ],
 )
@@ -151,3 +151,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         make(seed=1).save(path)
     assert Embeddings.load(path).fingerprint() == make().fingerprint()
     assert [p.name for p in tmp_path.iterdir()] == ["e.safetensors"]
+
+
+def test_some_identities_may_be_unknown(tmp_path: Path) -> None:
+    mu = np.eye(3, 4, dtype=np.float32)
+    e = Embeddings(mu, np.zeros(3), ["a", "b", "c"], labels=np.array([1, -1, 0]), identities=["ann", "bob"])
+    again = Embeddings.load(e.save(tmp_path / "e.safetensors"))
+    assert again.subjects().tolist() == ["bob", "", "ann"]
+    with pytest.raises(InputError, match=r"expected -1 \(unknown\) \.\. 1"):
+        Embeddings(mu, np.zeros(3), ["a", "b", "c"], labels=np.array([1, -2, 0]), identities=["ann", "bob"])

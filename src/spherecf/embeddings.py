@@ -39,7 +39,7 @@ class Embeddings:
         mu: (n, dim) float32, unit mean directions.
         log_kappa: (n,) float32, natural logarithm of the concentration, within -60 .. 60.
         keys: n unique strings, e.g. paths relative to the data set.
-        labels: (n,) int64 index into ``identities``, or None where no identity is known.
+        labels: (n,) int64 index into ``identities``, -1 where unknown; None where no identity is known.
         identities: names of the labels.
         extras: named (n,) float32 columns: ``norm``, ``detector_score``, ``sharpness``, ``severity``, ...
         skipped: (key, reason) of every image that could not be embedded (failures to acquire).
@@ -128,11 +128,11 @@ class Embeddings:
         )
 
     def subjects(self) -> NDArray[Any] | None:
-        """Identity name of every row, or None where the file carries no labels."""
+        """Identity name of every row, "" where it is unknown; None where the file carries no labels."""
         if self.labels is None:
             return None
         names = self.identities or [str(label) for label in range(int(self.labels.max(initial=0)) + 1)]
-        subjects: NDArray[Any] = np.asarray(names)[self.labels]
+        subjects: NDArray[Any] = np.asarray([*names, ""])[self.labels]  # -1 finds the last one
         return subjects
 
     def fingerprint(self) -> str:
@@ -278,9 +278,9 @@ def _check(e: Embeddings) -> None:
         )
     if e.labels is not None and e.identities and n:
         low, high = int(e.labels.min()), int(e.labels.max())
-        if low < 0 or high >= len(e.identities):
+        if low < -1 or high >= len(e.identities):
             raise InputError(
-                f"labels: expected 0 .. {len(e.identities) - 1} (identities), got {low} .. {high}"
+                f"labels: expected -1 (unknown) .. {len(e.identities) - 1} (identities), got {low} .. {high}"
             )
     for start in range(0, n, _BLOCK):  # block by block, so that a mapped file larger than memory passes
         block = e.mu[start : start + _BLOCK]
