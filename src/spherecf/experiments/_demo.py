@@ -36,7 +36,7 @@ def demo(
     *,
     seed: int = 0,
     draws: int = 1000,
-    config: ConfidenceConfig = CONFIG,
+    config: ConfidenceConfig | None = None,
     backbone: FrozenBackbone | None = None,
 ) -> Demo:
     """Half of the people train a confidence head, the other half test it, clean and degraded.
@@ -48,14 +48,14 @@ def demo(
             are counted and listed.
         seed: of the split, pairs, degradations and head.
         draws: of the bootstrap.
-        config: settings of the head.
+        config: settings of the head, by default `CONFIG`.
         backbone: another recogniser than SFace.
 
     Raises:
         InputError: fewer than four people with two or more images.
         MissingDependencyError: the wheels of the extra ``demo`` are not installed.
     """
-    backbone = backbone or FrozenBackbone.default()
+    config, backbone = config or CONFIG, backbone or FrozenBackbone.default()
     source = orl_faces() if data is None else open_source(data)
     crops = _aligned(source, backbone.preprocessing.size)
     counts = np.bincount(crops.labels[crops.labels >= 0], minlength=1)

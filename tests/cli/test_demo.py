@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+from tests.experiments.conftest import CONFIG, make_people
+from typer.testing import CliRunner
+
+from spherecf.cli import app
+from spherecf.experiments import _demo
+from spherecf.models import FrozenBackbone
+
+
+@pytest.fixture
+def quick(tiny: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command as it is, on a recogniser that takes a millisecond."""
+    monkeypatch.setattr(FrozenBackbone, "default", classmethod(lambda cls: tiny))
+    monkeypatch.setattr(_demo, "CONFIG", CONFIG)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> FrozenBackbone:
+    import onnx
+    from tests.models import graphs
+    from tests.training.conftest import TINY
+
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    onnx.save(graphs.iresnet(), path)
+    return FrozenBackbone.from_onnx(path, preprocessing=TINY)
+
+
+def test_own_photos(quick: None, tmp_path: Path) -> None:
+    data = make_people(tmp_path / "mine", 8, 3, 0)
+    options = ["demo", "--data", str(data), "--out", str(tmp_path / "out"), "--draws", "5"]
+    done = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert done.exit_code == 0 and done.stdout == f"report: {tmp_path / 'out' / 'report' / 'report.html'}\n"
+    assert "small data set" in done.stderr
+    tables = json.loads(CliRunner().invoke(app, [*options, "--json"], catch_exceptions=False).stdout)
+    assert {row[1] for row in tables[0]["rows"]} == {"clean/clean", "clean/cross", "cross/cross"}

@@ -1,0 +1,65 @@
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+from tests.experiments.conftest import make_people
+from tests.models import graphs
+from tests.training.conftest import TINY
+from typer.testing import CliRunner
+
+from spherecf.cli import app
+from spherecf.data import open_source
+from spherecf.errors import InputError
+from spherecf.models._preprocessing import METADATA_KEY
+
+RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 1\nbatch_size = 8\nheld_out = 0.3\n"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Path:
+    model = graphs.iresnet()
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(TINY.to_dict())})
+    onnx.save(model, tmp_path / "tiny.onnx")
+    make_people(tmp_path / "train", 5, 3, 0)
+    test = open_source(make_people(tmp_path / "test", 4, 3, 7000))
+    lines = ["fold\tleft\tright\tmated"]
+    for fold in (1, 2):
+        for person in ("p0", "p1"):
+            lines.append(f"{fold}\t{person}/0.jpg\t{person}/{fold}.jpg\t1")
+            lines.append(f"{fold}\t{person}/0.jpg\tp{fold + 1}/1.jpg\t0")
+    (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    assert len(test) == 12
+    return tmp_path
+
+
+def arguments(world: Path, *more: str) -> list[str]:
+    return [
+        "experiment", "cross-quality", str(world / "train"), str(world / "test"),
+        "--pairs", str(world / "pairs.txt"), "--out", str(world / "out"),
+        "--recipe", str(world / "recipe.toml"), "--backbone", str(world / "tiny.onnx"), "--seeds", "1", "--draws", "5", *more,
+    ]  # fmt: skip
+
+
+def test_tables_as_json_and_a_report(world: Path) -> None:
+    done = CliRunner().invoke(app, arguments(world, "--json"), catch_exceptions=False)
+    assert done.exit_code == 0
+    tables = json.loads(done.stdout)
+    assert [table["title"] for table in tables][:2] == [
+        "Scores", "Mutual likelihood score against the cosine"
+    ]  # fmt: skip
+    assert len(tables[0]["rows"]) == 5
+    assert (world / "out" / "report" / "report.html").exists()
+
+
+def test_the_path_of_the_report(world: Path) -> None:
+    done = CliRunner().invoke(app, arguments(world), catch_exceptions=False)
+    assert done.stdout.strip() == f"report: {world / 'out' / 'report' / 'report.html'}"
+
+
+def test_pairs_of_other_images(world: Path) -> None:
+    text = (world / "pairs.txt").read_text().replace("p1/0.jpg", "p1/77.jpg")
+    (world / "pairs.txt").write_text(text)
+    with pytest.raises(InputError, match="1 images of the list are not among the 12 given keys"):
+        CliRunner().invoke(app, arguments(world), catch_exceptions=False)
