@@ -42,7 +42,7 @@ def score_rows_table(conditions: dict[str, list[PairReport]]) -> str:
             )
             rows.append(
                 f'<tr class="group"><th colspan="{len(metrics) + 1}" scope="colgroup">'
-                f"{escape(named)}{counts}</th></tr>"
+                f"<span>{escape(named)}</span>{counts}</th></tr>"
             )
             rows += [_score_row(run, result, metrics) for result in run.scores.values()]
     reasons = "".join(f'<p class="note">Unresolved: {escape(why)}.</p>' for why in unresolved_text(members))
@@ -153,7 +153,8 @@ def _failures(run: PairReport) -> str:
         return ""
     lines = "".join(f"<li>{escape(key)}: {escape(reason)}</li>" for key, reason in run.failures[:_LISTED])
     more = f"<li>… and {len(run.failures) - _LISTED} more in report.json</li>" * (len(run.failures) > _LISTED)
+    count = len(run.failures)
     return (
-        f"<details><summary>{len(run.failures)} images could not be embedded (failures to acquire, never "
-        f"scored)</summary><ul>{lines}{more}</ul></details>"
+        f"<details><summary>{count} image{'s' * (count > 1)} could not be embedded (failures to acquire, "
+        f"never scored)</summary><ul>{lines}{more}</ul></details>"
     )

@@ -34,9 +34,13 @@ th,td{padding:.42rem .7rem;text-align:right;vertical-align:top;border-top:1px so
 thead th{border-top:0;color:var(--dim);font-weight:600;font-size:.8rem;vertical-align:bottom;min-width:6.2em}
 th:first-child,td:first-child{text-align:left;min-width:7.5em}
 tbody th{font-weight:600}
-th .name{white-space:nowrap}
+th .name,td{white-space:nowrap}
+.scroll tr:not(.group) th:first-child,.scroll tr:not(.group) td:first-child{position:sticky;left:0;
+background:var(--back)}
 tr.group th{background:var(--card);text-align:left;font-weight:600}
-tr.group .counts{font-weight:400;color:var(--dim);display:block}
+tr.group span{display:block;position:sticky;left:.7rem;width:fit-content;
+max-width:min(100%,calc(100vw - 3.4rem));white-space:normal}
+tr.group .counts{font-weight:400;color:var(--dim)}
 td .ci{display:block;color:var(--dim);font-size:.8rem;white-space:nowrap}
 td .value{white-space:nowrap}
 td.better .value{color:var(--good);font-weight:650}
@@ -47,7 +51,7 @@ details{margin:.15rem 0}
 summary{cursor:pointer;color:var(--accent);font-size:.85rem}
 details code,pre{font:12px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere;
 white-space:pre-wrap}
-td details code{display:block;max-width:34em;min-width:16em;text-align:left}
+th details code{display:block;max-width:min(34em,60vw);font-weight:400;text-align:left}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.8rem;overflow:auto}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,335px),1fr));gap:1rem;
 margin:.8rem 0}

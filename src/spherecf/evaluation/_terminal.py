@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -19,29 +20,17 @@ from spherecf.evaluation._tables import (
 
 
 def terminal_table(reports: Sequence[PairReport]) -> Group:
-    """One table per pair list: a row per condition, run and score; print it with any rich console.
+    """One table per pair list, condition and run, a row per score; print it with any rich console.
 
     Each value has its interval below it; the last column is the accuracy minus that of the cosine.
     """
     parts: list[RichTable | Text] = []
     for name, conditions in grouped(reports).items():
         members = [run for runs in conditions.values() for run in runs]
-        metrics = [metric for metric in metric_names(members) if metric != "auc"]  # the page has it
-        table = RichTable(title=Text(name, style="bold"), title_justify="left", show_lines=False)
-        table.add_column("score", overflow="fold")
-        for metric in metrics:
-            table.add_column(_short(metric), justify="right", no_wrap=True)
-        table.add_column("accuracy\n- cosine", justify="right", no_wrap=True)
         for condition, runs in conditions.items():
             for run, label in zip(runs, run_names(runs)):
-                table.add_section()
-                table.add_row(Text(", ".join(filter(None, [condition, label])), "bold"))
-                for result in run.scores.values():
-                    cells = [_cell(result, metric) for metric in metrics]
-                    table.add_row(Text(result.score), *cells, _gain(run, result.score))
-        parts.append(table)
-        for condition, runs in conditions.items():
-            parts.append(Text(f"{condition}: {counts_text(runs[0])}; intervals: {runs[0].resampling}", "dim"))
+                parts.append(_table(run, ", ".join(filter(None, [f"{name}: {condition}", label]))))
+                parts.append(Text(f"{counts_text(run)}; intervals: {run.resampling}", "dim"))
         parts += [Text(f"unresolved: {reason}", "yellow") for reason in unresolved_text(members)]
         absent = dict.fromkeys(name for run in members for name in run.absent_confidences)
         if absent:
@@ -49,20 +38,35 @@ def terminal_table(reports: Sequence[PairReport]) -> Group:
     return Group(*parts)
 
 
+def _table(run: PairReport, title: str) -> RichTable:
+    metrics = [metric for metric in metric_names([run]) if metric != "auc"]  # the page has it
+    table = RichTable(
+        title=Text(title, "bold"), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
+    )
+    table.add_column("score", overflow="fold", min_width=8)
+    for metric in metrics:
+        table.add_column(_short(metric), justify="right", no_wrap=True)
+    table.add_column("accuracy\n- cosine", justify="right", no_wrap=True)
+    for result in run.scores.values():
+        cells = [_cell(result, metric) for metric in metrics]
+        table.add_row(Text(result.score), *cells, _gain(run, result.score))
+    return table
+
+
 def _short(metric: str) -> str:
-    return f"TMR @\nFMR≤{metric.removeprefix('tmr@')}" if metric.startswith("tmr@") else metric
+    return f"TMR @\n≤{metric.removeprefix('tmr@')}" if metric.startswith("tmr@") else metric
 
 
 def _cell(result: ScoreResult, metric: str) -> Text:
     value, interval = value_text(result, metric)
     if value == "unresolved":
-        return Text(value, "dim")
+        return Text("–", "dim")  # the reason stands below the table
     return Text(value.split(" ")[0] + ("\n" + _narrow(interval) if interval else ""))
 
 
 def _narrow(interval: str) -> str:
-    """``[0.957, 0.971]`` as ``.957-.971``: eighty columns are few."""
-    return interval.strip("[]").replace("0.", ".").replace(", ", "-")
+    """``[0.957, 1.000]`` as ``.957-1``: eighty columns are few."""
+    return interval.strip("[]").replace("0.", ".").replace("1.000", "1").replace(", ", "-")
 
 
 def _gain(run: PairReport, score: str) -> Text:
