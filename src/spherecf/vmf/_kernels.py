@@ -2,26 +2,26 @@
 
 Notation: R_k = I_{k+1} / I_k at order k, and its complement 1 - R_k, which is what keeps accuracy for large
 x. A small order is reached from mu = order + steps by the backward recurrence (DLMF 10.29.1; stable in this
-direction)
+direction), with b = 2k + x R_k,
 
-    R_{k-1} = x / b,   1 - R_{k-1} = (2k - x (1 - R_k)) / b,   R_{k-1}' = (2k - x^2 R_k') / b^2,   b = 2k + x
-    R_k.
+    R_{k-1} = x / b,   1 - R_{k-1} = (2k - x (1 - R_k)) / b,   R_{k-1}' = (2k - x^2 R_k') / b^2.
 
-Nothing large cancels: s - mu is written as x^2 / (s + mu), and values are relative to those at x = 0.
+Nothing large cancels: values are relative to those at x = 0, and with u = x / mu = tan phi, so t = cos phi,
+
+    r = x / (s + mu) = tan(phi / 2) = sin phi / (1 + t),   s - mu = mu u r,   1 - t = r sin phi,
+    1 - r = t / (1 + t) (1 + t / (1 + sin phi)).
 """
 
 from enum import Enum
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from spherecf.vmf._series import Plan, make_plan
 
-_CHUNK = 16384  # elements per pass in eager mode on the CPU: the intermediates then stay in the cache
-_LARGEST = {
-    torch.float32: 1e18,
-    torch.float64: 1e150,
-}  # beyond it s would overflow; everything is flat by then
+_CHUNK = 32768  # elements per pass in eager mode on the CPU: the intermediates then stay in the cache
+_LARGEST = {torch.float32: 1e18, torch.float64: 1e150}  # beyond it u^2 would overflow; all is flat by then
 
 
 class Form(Enum):
@@ -71,30 +71,28 @@ def _evaluate(
     z: Tensor, excess: Tensor | None, plan: Plan, form: Form, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
     scaled = form is Form.SCALED
-    s = (z * z + plan.mu**2).sqrt()
-    inverse = s.reciprocal()
-    t = inverse * plan.mu
-    total = s + plan.mu
-    r = z / total
-    shrink = z * r  # s - mu
-    rest = horner(t, plan.log_series).add_(t.log(), alpha=0.5).neg_()
-    if plan.order:
-        rest.add_(torch.log1p(shrink * (0.5 / plan.mu)), alpha=plan.order)
+    u = z * (1 / plan.mu)
+    t = (u * u).add_(1).rsqrt_()
+    sine = u * t
+    half = (t + 1).reciprocal_()
+    r = sine * half
+    growth = u * r  # (s - mu) / mu
+    rest = torch.log1p(growth * 0.5).mul_(plan.order + 0.5).sub_(horner(sine * r, plan.log_series))
 
-    ratio = complement = drop = r
-    if with_slope or plan.steps:
-        drop = horner(t, plan.mean_series).mul_(z).mul_(inverse).mul_(inverse)
-        ratio = r - drop
+    slope = r
+    drop = horner(t, plan.mean_series).mul_(t) if with_slope or plan.steps else r  # mu (half - R / sine)
     if scaled:
-        complement = (plan.mu / total) * (1 + plan.mu / (s + z))
-        rest.addcmul_(z, complement)
-        complement = complement + drop
+        slope = (half * t) * (1 + t / (1 + sine))
+        rest.addcmul_(z, slope)
+        slope = slope.addcmul(sine, drop, value=1 / plan.mu)
     else:
-        rest.sub_(shrink)
+        rest.sub_(growth, alpha=plan.mu)
         if excess is not None:
             rest.sub_(excess)
+        slope = torch.sub(drop * (1 / plan.mu), half).mul_(sine)
     if plan.steps:
-        share = plan.mu / total
+        ratio, complement = 1 - slope if scaled else -slope, slope
+        share = half * t
         product = torch.ones_like(z)
         for k in _downwards(plan):
             b = z * ratio + 2 * k
@@ -103,7 +101,8 @@ def _evaluate(
             if scaled:
                 complement = (2 * k - z * complement) / b
         rest.sub_(product.log())
-    return rest, complement if scaled else ratio.neg()
+        slope = complement if scaled else ratio.neg()
+    return rest, slope
 
 
 def ratio_slope(x: Tensor, order: float) -> Tensor:
@@ -131,11 +130,19 @@ def _downwards(plan: Plan) -> list[float]:
 
 
 def horner(t: Tensor, coefficients: tuple[float, ...]) -> Tensor:
-    """A polynomial's value; coefficients lowest power first."""
-    *rest, highest = coefficients
-    if not rest:
-        return torch.full_like(t, highest)
-    total = t * highest
-    for c in reversed(rest[1:]):
-        total = (total + c) * t
-    return total + rest[0]
+    """A polynomial's value in a new tensor; coefficients lowest power first."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or t.device.type != "cpu":
+        total = torch.full_like(t, coefficients[-1])
+        for c in reversed(coefficients[:-1]):
+            total = total * t + c
+        return total
+    constants = _constants(coefficients, t.dtype)
+    total = constants[-1].expand_as(t).clone()
+    for constant in reversed(constants[:-1]):
+        torch.addcmul(constant, total, t, out=total)  # one pass over memory and no new tensor
+    return total
+
+
+@cache
+def _constants(coefficients: tuple[float, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(c, dtype=dtype) for c in coefficients)
