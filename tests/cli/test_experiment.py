@@ -38,7 +38,8 @@ def arguments(world: Path, *more: str) -> list[str]:
     return [
         "experiment", "cross-quality", str(world / "train"), str(world / "test"),
         "--pairs", str(world / "pairs.txt"), "--out", str(world / "out"),
-        "--recipe", str(world / "recipe.toml"), "--backbone", str(world / "tiny.onnx"), "--seeds", "1", "--draws", "5", *more,
+        "--recipe", str(world / "recipe.toml"), "--backbone", str(world / "tiny.onnx"),
+        "--seeds", "1", "--draws", "5", *more,
     ]  # fmt: skip
 
 

@@ -42,7 +42,10 @@ def present(
 def tables(result: CrossQuality) -> list[Table]:
     """What the experiment found, over all seeds: scores, gains over the cosine, EDC of every confidence."""
     cells = summarize(result.reports)
-    return [score_table(cells, len(result.seeds)), gain_table(cells), edc_table(result)]
+    discards = [edc_table(result, start) for start in ("fmr<=0.001", "fnmr<=0.05")]
+    # Few non-mated pairs cannot resolve the first start: that table would be empty.
+    shown = [table for table in discards if table.rows]
+    return [score_table(cells, len(result.seeds)), gain_table(cells), *shown]
 
 
 def show(result: CrossQuality, console: Console) -> None:
@@ -101,7 +104,7 @@ def gain_table(cells: Sequence[Cell], score: str = "mls") -> Table:
     )
 
 
-def edc_table(result: CrossQuality, start: str = "fnmr<=0.05", score: str = "cosine") -> Table:
+def edc_table(result: CrossQuality, start: str, score: str = "cosine") -> Table:
     """Normalised partial area (to 20 % discarded) under the EDC of every confidence, mean over seeds."""
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
     for report in result.reports:
