@@ -1,0 +1,82 @@
+"""The main job on real faces, by the commands a user types: train, embed, evaluate. Needs `shared`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from spherecf.cli import app
+from spherecf.data import open_pairs, open_source, write_records
+from spherecf.embeddings import Embeddings
+
+pytestmark = pytest.mark.slow
+
+RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 8\nbatch_size = 64\nheld_out = 0.2\n"
+FOLDS = 2  # of LFW's ten: 1,200 pairs
+
+
+def spherecf(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def files(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """LFW as .rec: the images of two folds of pairs, and some people who are in none of them."""
+    folder = tmp_path_factory.mktemp("lfw")
+    lfw, pairs = open_source(shared / "data" / "lfw"), open_pairs(shared / "data" / "lfw" / "pairs.txt")
+    first = pairs.fold < FOLDS
+    left, right = pairs.rows(lfw.keys)
+    rows = np.unique(np.concatenate([left[first], right[first]]))
+    busy = np.unique(lfw.labels[rows])
+    counts = np.bincount(lfw.labels)
+    free = [label for label in np.flatnonzero((counts >= 2) & (counts <= 6)) if label not in busy][:90]
+    lines = (shared / "data" / "lfw" / "pairs.txt").read_text().splitlines()
+    half = int(lines[0].split()[1])
+    (folder / "pairs.txt").write_text(
+        "\n".join([f"{FOLDS}\t{half}", *lines[1 : 1 + 2 * FOLDS * half]]) + "\n"
+    )
+    write_records(lfw.subset(np.flatnonzero(np.isin(lfw.labels, free))), folder / "train")
+    write_records(lfw.subset(rows), folder / "test")
+    (folder / "recipe.toml").write_text(RECIPE)
+    return {name: folder / name for name in ("train", "test", "pairs.txt", "recipe.toml", "run")}
+
+
+@pytest.fixture(scope="module")
+def model(files: dict[str, Path]) -> Path:
+    report = json.loads(
+        spherecf("train", "confidence", files["recipe.toml"], "--data", files["train"], "--out", files["run"])
+    )
+    assert report["data"]["used"] >= 180 and not report["data"]["skipped"]
+    return Path(report["model"])
+
+
+@pytest.fixture(scope="module")
+def clean(model: Path, files: dict[str, Path]) -> Path:
+    out = files["run"] / "clean.safetensors"
+    spherecf("embed", model, files["test"], out)
+    return out
+
+
+def test_sface_on_lfw(clean: Path, files: dict[str, Path]) -> None:
+    options = (clean, "--pairs", files["pairs.txt"])
+    report = json.loads(spherecf("evaluate", "tenfold", *options, "--json", "--draws", 20))
+    assert report["counts"]["pairs"] == 600 * FOLDS and report["counts"]["failed_images"] == 0
+    accuracy = {score: result["accuracy"]["value"] for score, result in report["scores"].items()}
+    assert accuracy["cosine"] > 0.99 and accuracy["mls"] > 0.985
+    line = spherecf("evaluate", "tenfold", *options, "--draws", 0).splitlines()[0]
+    assert "Accuracy-Flip: 0.99" in line
+
+
+def test_kappa_sees_the_damage(model: Path, clean: Path, files: dict[str, Path]) -> None:
+    out = files["run"] / "cross.safetensors"
+    spherecf("embed", model, files["test"], out, "--degrade", "cross", "--seed", 5)
+    before, after = Embeddings.load(clean), Embeddings.load(out)
+    assert before.keys == after.keys
+    assert (after.log_kappa < before.log_kappa).mean() > 0.9
+    severity = after.extras["severity"]
+    worst, mild = severity > np.quantile(severity, 0.8), severity < np.quantile(severity, 0.2)
+    assert np.median(after.log_kappa[worst]) < np.median(after.log_kappa[mild]) - 0.5
