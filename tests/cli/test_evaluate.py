@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from spherecf.cli import evaluate
 from spherecf.cli.evaluate import _list_name, _view
-from spherecf.data import Degradation, PairList, View
+from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError, MissingDependencyError
 
@@ -33,8 +33,8 @@ def folder(tmp_path: Path) -> Path:
     for name, noise, view in (("clean", 0.4, "clean"), ("degraded", 1.0, "cross-v1/0")):
         mu = centres[labels] + noise * rng.normal(size=(len(keys), 8))
         Embeddings(
-            mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(rng.uniform(5, 500, len(keys))), keys, labels,
-            [f"{p:03d}" for p in range(PEOPLE)],
+            mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(rng.uniform(5, 500, len(keys))), keys,
+            labels, [f"{p:03d}" for p in range(PEOPLE)],
             provenance={"view": view, "backbone": "b" * 64, "data": "d" * 64, "radius": 32.0},
         ).save(tmp_path / f"{name}.safetensors")  # fmt: skip
     lines = ["fold\tleft\tright\tmated"]
@@ -89,6 +89,23 @@ def test_json_and_the_cross_quality_report_with_faces(folder: Path) -> None:
     content = json.loads((folder / "report/report.json").read_text("utf-8"))
     assert content["reports"][0]["scores"]["mls"]["accuracy"] == facts["scores"]["mls"]["accuracy"]
     assert content["provenance"]["right"]["view"] == "cross-v1/0"
+
+
+def test_photos_are_aligned_again_for_the_strips(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def aligned(source: ImageSource) -> ImageSource:
+        seen.append(source.name)
+        return source
+
+    monkeypatch.setattr("spherecf.faces.AlignedFaces", aligned)
+    e = Embeddings.load(folder / "clean.safetensors")
+    e = dataclasses.replace(e, mu=np.array(e.mu), provenance={**e.provenance, "alignment": "yunet"})
+    (folder / "clean.safetensors").unlink()
+    e.save(folder / "clean.safetensors")
+    options = ["--faces", str(folder / "faces"), "--out", str(folder / "report"), "--draws", "0"]
+    assert tenfold(folder, *options).exit_code == 0 and seen == ["faces"]
+    assert tenfold(folder, "--draws", "0", "--json").stdout.count("align:yunet") == 2
 
 
 def test_the_same_file_twice_is_one_file(folder: Path) -> None:

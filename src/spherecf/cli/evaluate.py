@@ -121,10 +121,14 @@ def _write(
 
 
 def _strip(which: str, side: "Embeddings", keys: list[str], source: "ImageSource") -> "Strip":
-    """Faces of one file as the recogniser saw them: the view it was made with is applied again."""
+    """Faces of one file as the recogniser saw them: aligned and degraded again as it was made."""
     from spherecf.data import encode_image
     from spherecf.evaluation import strip_by_kappa
 
+    if side.provenance.get("alignment", "as-given") != "as-given":
+        from spherecf.faces import AlignedFaces
+
+        source = AlignedFaces(source)
     signature = str(side.provenance.get("view", "clean"))
     view, index = _view(signature), {key: row for row, key in enumerate(source.keys)}
     if not set(keys) & set(index):
