@@ -106,7 +106,7 @@ def check_links(page: Path, prose: list[tuple[int, str]]) -> Iterator[Problem]:
 def check_named_files(page: Path, prose: list[tuple[int, str]]) -> Iterator[Problem]:
     """Files and folders of the repository that are named anywhere; a pattern must match something."""
     for number, line in prose:
-        for name in re.findall(rf"(?<![\w/.-]){ROOMS}/[\w./*-]*", line):
+        for name in dict.fromkeys(re.findall(rf"(?<![\w/.-])(?<!\]\(){ROOMS}/[\w./*-]*", line)):
             name = name.rstrip(".")
             if not (any(ROOT.glob(name)) if "*" in name else (ROOT / name).exists()):
                 yield Problem(page, number, f"there is no {name} in the repository")
