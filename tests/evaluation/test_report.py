@@ -1,4 +1,4 @@
-"""The page stands alone, has every section, and no name from outside becomes markup; the JSON holds it all."""
+"""The page stands alone, has every section, and no name becomes markup; the JSON holds it all."""
 
 import dataclasses
 import json
