@@ -37,3 +37,9 @@ def test_a_folder_in_the_way_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StorageError, match="could not be written"):
         write_atomically(tmp_path / "taken" / "file.bin", lambda stream: stream.write(b"x"))
+
+
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    path = write_atomically(tmp_path / "file", lambda stream: stream.write(b"content"))
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode

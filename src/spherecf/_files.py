@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
+from uuid import uuid4
 
 from spherecf.errors import StorageError
 
@@ -25,12 +25,10 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         StorageError: the disk is full or not writable; ``path`` is as it was before.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as stream:
+        with temporary.open("xb") as stream:
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -41,6 +39,5 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
             "unchanged. Free some space or choose another folder, then run the same command again."
         ) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return path
