@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
@@ -39,5 +40,6 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
             "unchanged. Free some space or choose another folder, then run the same command again."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or never came to be
+            temporary.unlink()
     return path
