@@ -33,7 +33,12 @@ class Edc:
 
 
 def pair_quality(left: ArrayLike, right: ArrayLike) -> NDArray[Any]:
-    """Quality of a pair: the smaller of its two images'."""
+    """Quality of a pair: the smaller of its two images'.
+
+    Example:
+        >>> pair_quality([1.0, 5.0], [3.0, 2.0]).tolist()
+        [1.0, 2.0]
+    """
     return np.minimum(np.asarray(left, np.float64), np.asarray(right, np.float64))
 
 

@@ -44,6 +44,9 @@ def require_matplotlib() -> None:
 
     Raises:
         MissingDependencyError: with the command that installs it.
+
+    Example:
+        >>> require_matplotlib()
     """
     try:
         import matplotlib  # noqa: F401

@@ -55,6 +55,18 @@ def write_report(
         InputError: no reports.
         MissingDependencyError: matplotlib is not installed.
         StorageError: the folder is not writable or the disk is full.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> import numpy as np
+        >>> from spherecf.embeddings import Embeddings
+        >>> from spherecf.evaluation import evaluate_pairs
+        >>> e = Embeddings(np.eye(8, 9), np.full(8, 5.0), list("abcdefgh"))
+        >>> report = evaluate_pairs(
+        ...     e, e, list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1], name="toy", draws=0
+        ... )
+        >>> write_report(mkdtemp(), [report], title="Toy").html.name
+        'report.html'
     """
     require_matplotlib()
     if not reports:

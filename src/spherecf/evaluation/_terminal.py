@@ -23,6 +23,16 @@ def terminal_table(reports: Sequence[PairReport]) -> Group:
     """One table per pair list, condition and run, a row per score; print it with any rich console.
 
     Each value has its interval below it; the last column is the accuracy minus that of the cosine.
+
+    Example:
+        >>> import numpy as np
+        >>> from spherecf.embeddings import Embeddings
+        >>> from spherecf.evaluation import evaluate_pairs
+        >>> e = Embeddings(np.eye(8, 9), np.full(8, 5.0), list("abcdefgh"))
+        >>> report = evaluate_pairs(
+        ...     e, e, list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1], name="toy", draws=0
+        ... )
+        >>> table = terminal_table([report])  # print it by rich.console.Console().print(table)
     """
     parts: list[RichTable | Text] = []
     for name, conditions in grouped(reports).items():
