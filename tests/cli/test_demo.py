@@ -21,7 +21,7 @@ def quick(tiny: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> FrozenBackbone:
     import onnx
     from tests.models import graphs
-    from tests.training.conftest import TINY
+    from tests.models.conftest import TINY
 
     path = tmp_path_factory.mktemp("model") / "tiny.onnx"
     onnx.save(graphs.iresnet(), path)

@@ -5,7 +5,7 @@ import onnx
 import pytest
 from tests.experiments.conftest import make_people
 from tests.models import graphs
-from tests.training.conftest import TINY
+from tests.models.conftest import TINY
 from typer.testing import CliRunner
 
 from spherecf.cli import app

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from tests.data.conftest import picture
 from tests.models import graphs
-from tests.training.conftest import TINY
+from tests.models.conftest import TINY
 from typer.testing import CliRunner
 
 from spherecf import load

@@ -7,13 +7,12 @@ import onnx
 import pytest
 from tests.data.conftest import picture
 from tests.models import graphs
+from tests.models.conftest import TINY
 
 from spherecf._rowstore import RowStore
 from spherecf.data import ImageSource, View
-from spherecf.models import FrozenBackbone, Preprocessing
+from spherecf.models import FrozenBackbone
 from spherecf.training import FeatureCache
-
-TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 
 
 class NamedRows(ImageSource):

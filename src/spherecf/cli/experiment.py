@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._backbone import BackboneFile, PresetName, open_backbone
 
 app = typer.Typer(help="Reproduce the experiments of the documentation.", no_args_is_help=True)
 
@@ -26,12 +27,8 @@ def cross_quality(
     pairs: Annotated[list[Path], typer.Option(help="Pair list of the test images; may be repeated.")],
     out: Annotated[Path, typer.Option(help="Folder for the report, heads and caches.")],
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
-    backbone: Annotated[
-        Path | None, typer.Option(help="ONNX recogniser (default: SFace from its wheel).")
-    ] = None,
-    preprocessing: Annotated[
-        str, typer.Option(help="Of an unknown recogniser: insightface, scf, adaface, magface or raw.")
-    ] = "",
+    backbone: BackboneFile = None,
+    preprocessing: PresetName = "",
     seeds: Annotated[int, typer.Option(help="Repetitions, each with its own heads and degradations.")] = 3,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of the intervals.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
@@ -45,14 +42,10 @@ def cross_quality(
     from spherecf.data import open_pairs, open_source
     from spherecf.experiments import cross_quality as run
     from spherecf.experiments import present, show, tables
-    from spherecf.models import FrozenBackbone
     from spherecf.training import ConfidenceConfig
 
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
-    if backbone is None:
-        recogniser = FrozenBackbone.default()
-    else:
-        recogniser = FrozenBackbone.from_onnx(backbone, preprocessing=preprocessing or None)
+    recogniser = open_backbone(backbone, preprocessing)
     result = run(
         recogniser,
         open_source(train),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
 
 app = typer.Typer(help="Train a confidence head for a recogniser.", no_args_is_help=True)
 
@@ -23,18 +24,14 @@ def confidence(
     recipe: Annotated[Path, typer.Argument(help="TOML with the settings, e.g. recipes/confidence.toml.")],
     data: Annotated[Path, typer.Option(help="Aligned crops of known people, any layout that `data` knows.")],
     out: Annotated[Path, typer.Option(help="Folder for the model, its history and the feature cache.")],
-    backbone: Annotated[
-        Path | None, typer.Option(help="ONNX recogniser (default: SFace from its wheel).")
-    ] = None,
-    preprocessing: Annotated[
-        str, typer.Option(help="Of an unknown recogniser: insightface, scf, adaface, magface or raw.")
-    ] = "",
+    backbone: BackboneFile = None,
+    preprocessing: PresetName = "",
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Feature cache to share between runs.")] = None,
     root: Annotated[
         Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
     ] = None,
-    engine: Annotated[str, typer.Option(help="auto, onnxruntime, torch or compiled.")] = "auto",
+    engine: EngineName = "auto",
     batch_size: Annotated[int, typer.Option(help="Images per call of the recogniser.")] = 32,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write event files.")] = False,
 ) -> None:
@@ -45,20 +42,13 @@ def confidence(
     stdout: the model's path, what was used, what was left out and why, and the losses.
     """
     from spherecf.data import open_source
-    from spherecf.models import FrozenBackbone
     from spherecf.training import MODEL_FILE, ConfidenceConfig, train_confidence
 
     config = ConfidenceConfig.load(recipe)
     if seed is not None:
         config = config.with_seed(seed)
-    if backbone is None:
-        recogniser = FrozenBackbone.default(engine=engine)
-    else:
-        recogniser = FrozenBackbone.from_onnx(backbone, preprocessing=preprocessing or None, engine=engine)
-    for repair in recogniser.repairs:
-        console.print(f"{recogniser.name}: {repair}", highlight=False, markup=False)
     model = train_confidence(
-        recogniser,
+        open_backbone(backbone, preprocessing, engine),
         open_source(data, root),
         out,
         config,
