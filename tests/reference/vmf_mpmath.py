@@ -17,8 +17,8 @@ import numpy as np
 TABLE = Path(__file__).with_name("vmf_table.json")
 DIMS = (2, 3, 8, 64, 128, 256, 512, 1024, 4096, 8192)
 _NOMINAL = (
-    0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 14, 20, 30, 50, 70, 100, 150, 200, 300,
-    500, 700, 1e3, 1500, 2e3, 3e3, 5e3, 7e3, 1e4, 2e4, 5e4, 1e5, 3e5, 1e6, 1e7, 1e8,
+    0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 14, 20, 30, 50,
+    70, 100, 150, 200, 300, 500, 700, 1e3, 1500, 2e3, 3e3, 5e3, 7e3, 1e4, 2e4, 5e4, 1e5, 3e5, 1e6, 1e7, 1e8,
 )  # fmt: skip
 KAPPAS = tuple(float(np.float32(kappa)) for kappa in _NOMINAL)  # exact in both precisions
 _DIGITS = 50
