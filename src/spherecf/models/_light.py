@@ -15,8 +15,8 @@ class LightHead(ConfidenceHead):
     """Mean, standard deviation and maximum of every channel, normalised, then layers 3 C - 64 - 32 - 1.
 
     A poor face shows in how strong and how varied the channels are. On held-out people a 3x3 grid of means,
-    wider layers, and the embedding beside the statistics gained next to nothing (docs/LOG.md). A feature cache
-    of 3 C numbers is 16 times smaller than one of 7x7 maps.
+    wider layers, and the embedding beside the statistics gained next to nothing (docs/LOG.md). A cache
+    of these 3 C numbers is 16 times smaller than one of 7x7 maps.
 
     Example:
         >>> LightHead(512, 7, 7).parameter_count, LightHead(1024, 7, 7).parameter_count
