@@ -89,7 +89,7 @@ def fit_head(
     done = len(result.history)
     with (
         progress("fitting the head", config.fit.epochs, done) as advance,
-        RunLog(place, tensorboard, done) as log,
+        RunLog(place, tensorboard, result.history) as log,
     ):
         for epoch in range(done, config.fit.epochs):
             facts = plan.epoch(head, optimizer, epoch)
@@ -100,7 +100,7 @@ def fit_head(
             if place is not None:
                 state = {"head": head.state_dict(), "optimizer": optimizer.state_dict()}
                 save_state(place, mark, {**state, "best": best, "history": result.history})
-            log.epoch(epoch + 1, facts)
+            log.epoch(facts)
             advance(note=f"held-out loss {facts['held_out_loss']:.3f}")
     head.load_state_dict(best["head"])
     head.eval()

@@ -1,7 +1,7 @@
 """What a run writes down while it goes: one JSON line per epoch, and TensorBoard events if asked for."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,28 +12,36 @@ LOG_FILE = "history.jsonl"
 
 
 class RunLog:
-    """Appends to ``folder/history.jsonl``; a resumed run first drops lines of epochs it will do again."""
+    """Appends to ``folder/history.jsonl``, which a resumed run first brings to what its state knows."""
 
-    def __init__(self, folder: Path | None, tensorboard: bool, done: int) -> None:
+    def __init__(
+        self, folder: Path | None, tensorboard: bool, history: Sequence[Mapping[str, float]]
+    ) -> None:
+        self._done = 0
         self._path = None if folder is None else folder / LOG_FILE
         self._writer: Any = None
         if tensorboard:
             if folder is None:
                 raise InputError("TensorBoard events need a folder to go to")
-            self._writer = _event_writer(folder / "tensorboard", done)
+            self._writer = _event_writer(folder / "tensorboard", len(history))
         if self._path is not None:
-            lines = self._path.read_text().splitlines() if self._path.exists() and done else []
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("".join(f"{line}\n" for line in lines[:done]))
+            self._path.write_text("")
+        for facts in history:
+            self._line(facts)
 
-    def epoch(self, number: int, facts: Mapping[str, float]) -> None:
-        """Write down one epoch."""
-        if self._path is not None:
-            with self._path.open("a") as stream:
-                stream.write(json.dumps({"epoch": number, **facts}) + "\n")
+    def epoch(self, facts: Mapping[str, float]) -> None:
+        """Write down the next epoch."""
+        self._line(facts)
         if self._writer is not None:
             for name, value in facts.items():
-                self._writer.add_scalar(f"confidence/{name}", value, number)
+                self._writer.add_scalar(f"confidence/{name}", value, self._done)
+
+    def _line(self, facts: Mapping[str, float]) -> None:
+        self._done += 1
+        if self._path is not None:
+            with self._path.open("a") as stream:
+                stream.write(json.dumps({"epoch": self._done, **facts}) + "\n")
 
     def __enter__(self) -> "RunLog":
         return self
