@@ -89,12 +89,16 @@ def _face(row: NDArray[np.float32]) -> Face:
     return Face((x, y, width, height), row[4:14].reshape(5, 2).astype(np.float64), float(row[14]))
 
 
+_LEVEL = threading.Lock()  # the log level is the process's: one thread at a time may change it
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """OpenCV 5 warns of a target that it then does not need."""
-    before = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-    try:
-        yield
-    finally:
-        cv2.utils.logging.setLogLevel(before)
+    with _LEVEL:
+        before = cv2.utils.logging.getLogLevel()
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+        try:
+            yield
+        finally:
+            cv2.utils.logging.setLogLevel(before)
