@@ -59,6 +59,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.compiler
 def test_compiled_equals_eager() -> None:
     inputs = sets(70, 130, 512)
     eager = mutual_likelihood_matrix(*inputs, compiled=False)

@@ -174,6 +174,29 @@ def test_entropy_and_divergence_are_differentiable():
     torch.testing.assert_close(slope, -kappa * mean_resultant_length_derivative(kappa, 512))
 
 
+def test_log_density_is_differentiable_twice_in_both_parameters_and_the_value():
+    mu, value = unit(2, 6).requires_grad_(), unit(3, 1, 6, seed=1).requires_grad_()
+    kappa = torch.tensor([2.0, 300.0], dtype=torch.float64, requires_grad=True)
+
+    def density(mu, kappa, value):
+        return VonMisesFisher(mu, kappa, validate_args=False).log_prob(value)
+
+    assert density(mu, kappa, value).shape == (3, 2)
+    assert torch.autograd.gradcheck(density, (mu, kappa, value))
+    assert torch.autograd.gradgradcheck(density, (mu, kappa, value))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_parameters_give_float32_and_gradients_of_their_own_type(half):
+    kappa = torch.tensor([0.5, 300.0], dtype=half, requires_grad=True)
+    mu = unit(2, 512, dtype=torch.float32)
+    density = VonMisesFisher(mu, kappa).log_prob(mu)
+    assert density.dtype == torch.float32
+    torch.testing.assert_close(density, VonMisesFisher(mu, kappa.detach().float()).log_prob(mu))
+    density.sum().backward()
+    assert kappa.grad.dtype == half and kappa.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("dim", [2, 3, 64])
 def test_fit_recovers_parameters(dim):
     torch.manual_seed(4)
