@@ -18,7 +18,7 @@ def main() -> None:
         subprocess.run([*command, folder], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # kilobytes on Linux
-    print(f"spherecf demo, {os.cpu_count()} cores: {seconds:.0f} s, {peak / 1e9:.2f} GB at most")
+    print(f"demo, {os.cpu_count()} cores: {seconds:.0f} s, {peak / 1e9:.2f} GB at most")
 
 
 if __name__ == "__main__":
