@@ -206,3 +206,12 @@ def test_mated_faces_are_nearer(
     mu = backbone(images).mu
     cosine = (mu[::2] * mu[1::2]).sum(1).numpy()
     assert cosine[mated].min() > cosine[~mated].max()
+
+
+def test_the_name_of_the_engine_tells_its_type(tiny_file: Path) -> None:
+    """Caches are told apart by it: two types give two results."""
+    names = [
+        FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="torch", dtype=dtype).engine
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert names == ["torch", "torch-bfloat16"]

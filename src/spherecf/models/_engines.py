@@ -69,8 +69,6 @@ class LoopedEngine:
 class ModuleEngine:
     """A torch module in evaluation mode, channels last, without gradients."""
 
-    name = "torch"
-
     def __init__(
         self,
         module: nn.Module,
@@ -82,6 +80,9 @@ class ModuleEngine:
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise ModelError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+        # Two types give two results: caches and records tell them apart by the name.
+        self._suffix = "" if dtype == "float32" else f"-{dtype}"
+        self.name = f"torch{self._suffix}"
         self._threads = threads
         self._dtype, self._device = getattr(torch, dtype), torch.device(device)
         self._hooked: list[Tensor] = []
@@ -95,7 +96,7 @@ class ModuleEngine:
 
     def compile(self) -> None:
         """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
-        self._module, self.name = torch.compile(self._module, dynamic=True), "compiled"
+        self._module, self.name = torch.compile(self._module, dynamic=True), f"compiled{self._suffix}"
 
     def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
         self._hooked[:] = [output]
