@@ -52,7 +52,7 @@ class FrozenBackbone:
         feature_shape: (C, H, W) of the last convolutional map.
         embedding_name, feature_name: the tensors they are.
         preprocessing: what is done to the pixels.
-        engine: what runs it, ``"onnxruntime"``, ``"torch"`` or ``"compiled"``, or one with ``-bfloat16`` behind it.
+        engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` in that type.
         repairs: one sentence per repair of the file, empty where it was fine.
 
     Example:
