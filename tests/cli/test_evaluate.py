@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import evaluate
-from spherecf.cli.evaluate import _list_name, _view
-from spherecf.data import Degradation, ImageSource, PairList, View
+from spherecf.cli.evaluate import _list_name
+from spherecf.data import ImageSource, PairList
 from spherecf.embeddings import Embeddings
-from spherecf.errors import InputError, MissingDependencyError
+from spherecf.errors import MissingDependencyError
 
 runner = CliRunner()
 PEOPLE, EACH = 12, 4
@@ -155,14 +155,6 @@ def test_missing_matplotlib_is_said_before_the_work(folder: Path, monkeypatch: p
     )
     assert isinstance(result.exception, MissingDependencyError)
     assert tenfold(folder, "--draws", "0").exit_code == 0  # numbers need no plots
-
-
-def test_views_are_made_again_from_their_signature() -> None:
-    for view in (View(), View(flip=True), View(Degradation("cross", 3), flip=True)):
-        assert _view(view.signature).signature == view.signature
-    for unknown in ("cross-v999/0", "own-v1/0", "cross-v1-12ab/0", "film"):
-        with pytest.raises(InputError, match="cannot be made again"):
-            _view(unknown)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """`spherecf evaluate`: protocols over embeddings files."""
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,7 @@ from spherecf._progress import console
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
-    from spherecf.data import ImageSource, PairList, View
+    from spherecf.data import ImageSource, PairList
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import PairReport, Strip
 
@@ -59,12 +58,10 @@ def tenfold(
     left_file = Embeddings.load(embeddings)
     same = right is None or right.resolve() == embeddings.resolve()
     right_file = left_file if right is None or same else Embeddings.load(right)
-    subjects = None
-    if listed.subjects_left is not None and listed.subjects_right is not None:
-        subjects = (listed.subjects_left, listed.subjects_right)
     report = evaluate_pairs(
         left_file, right_file, listed.left, listed.right, listed.mated, listed.fold,
-        name=name or _list_name(listed, pairs), subjects=subjects, radius=radius, seed=seed, draws=draws,
+        name=name or _list_name(listed, pairs), subjects=listed.subjects, radius=radius,
+        seed=seed, draws=draws,
         condition=f"{_quality(left_file)}/{_quality(right_file)}", pairs_hash=listed.fingerprint(),
     )  # fmt: skip
     console.print(terminal_table([report]))
@@ -122,7 +119,7 @@ def _write(
 
 def _strip(which: str, side: "Embeddings", keys: list[str], source: "ImageSource") -> "Strip":
     """Faces of one file as the recogniser saw them: aligned and degraded again as it was made."""
-    from spherecf.data import encode_image
+    from spherecf.data import View, encode_image
     from spherecf.evaluation import strip_by_kappa
 
     if side.provenance.get("alignment", "as-given") != "as-given":
@@ -130,7 +127,11 @@ def _strip(which: str, side: "Embeddings", keys: list[str], source: "ImageSource
 
         source = AlignedFaces(source)
     signature = str(side.provenance.get("view", "clean"))
-    view, index = _view(signature), {key: row for row, key in enumerate(source.keys)}
+    try:
+        view = View.from_signature(signature)
+    except InputError as error:
+        raise InputError(f"{error}; leave out --faces") from error
+    index = {key: row for row, key in enumerate(source.keys)}
     if not set(keys) & set(index):
         raise InputError(
             f"--faces: none of the {len(set(keys))} images of the pairs is in {source.name}, whose keys look "
@@ -144,18 +145,3 @@ def _strip(which: str, side: "Embeddings", keys: list[str], source: "ImageSource
     return strip_by_kappa(
         f"{which} ({signature}): least to most sure", side, picture, keys=shown, count=_FACES
     )
-
-
-def _view(signature: str) -> "View":
-    """The view that a signature such as ``cross-v1/0+flip`` names."""
-    from spherecf.data import RECIPES, Degradation, View
-
-    name, flip = signature.removesuffix("+flip"), signature.endswith("+flip")
-    if name == "clean":
-        return View(flip=flip)
-    found = re.fullmatch(r"(\w+)-v(\d+)/(\d+)", name)
-    if found and found[1] in RECIPES:
-        view = View(Degradation(found[1], int(found[3])), flip)
-        if view.signature == signature:
-            return view
-    raise InputError(f"view {signature!r} cannot be made again by this version: leave out --faces")

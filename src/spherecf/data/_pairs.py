@@ -60,6 +60,13 @@ class PairList:
         """Number of folds."""
         return int(self.fold.max()) + 1
 
+    @property
+    def subjects(self) -> tuple[list[str], list[str]] | None:
+        """The persons left and right, or None where the list does not tell both."""
+        if self.subjects_left is None or self.subjects_right is None:
+            return None
+        return self.subjects_left, self.subjects_right
+
     def fingerprint(self) -> str:
         """Hex SHA-256 over keys, mated flags and folds, in order."""
         digest = hashlib.sha256(b"spherecf.pairs/1\0")

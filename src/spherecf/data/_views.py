@@ -1,11 +1,12 @@
 """Views: the ways in which one image is shown to a backbone (clean, flipped, degraded)."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.data._degradations import Degradation, Degraded
+from spherecf.data._degradations import RECIPES, Degradation, Degraded
 from spherecf.errors import InputError
 
 
@@ -25,6 +26,27 @@ class View:
     def signature(self) -> str:
         """What was done, for the signature of results."""
         return ("clean" if self.degradation is None else self.degradation.signature) + "+flip" * self.flip
+
+    @classmethod
+    def from_signature(cls, signature: str) -> "View":
+        """The view that a signature names.
+
+        Raises:
+            InputError: this version cannot make it: a recipe of one's own, another version, or no signature.
+
+        Example:
+            >>> View.from_signature("cross-v1/3+flip").signature
+            'cross-v1/3+flip'
+        """
+        name, flip = signature.removesuffix("+flip"), signature.endswith("+flip")
+        if name == "clean":
+            return cls(flip=flip)
+        found = re.fullmatch(r"(\w+)-v(\d+)/(\d+)", name)
+        if found and found[1] in RECIPES:
+            view = cls(Degradation(found[1], int(found[3])), flip)
+            if view.signature == signature:
+                return view
+        raise InputError(f"view {signature!r} cannot be made again by this version")
 
     def __call__(self, image: NDArray[np.uint8], key: str) -> Degraded:
         """Apply the view to a uint8 RGB image; a clean view has severity 0."""
