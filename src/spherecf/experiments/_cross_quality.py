@@ -88,22 +88,26 @@ def cross_quality(
         config: settings of the heads; loss variant, leave-one-out and seed are set here.
         seeds: one repetition each.
         recipes: degradations of the test images; "unseen" has kinds no training view contains.
-        variants: heads to compare; the first one gives the kappa of EDC and rejection curves.
+        variants: heads to compare; "mls", which must be among them, gives the kappa of EDC and rejection.
         draws: of the bootstrap over subjects.
         batch_size: views per call of the backbone.
 
     Raises:
-        InputError: no seeds or pair lists, or pairs of images that are not in ``test``.
+        InputError: no seeds or pair lists, no variant "mls", or pairs of images that are not in ``test``.
     """
     if not seeds or not pair_lists:
         raise InputError(
             f"expected at least one seed and one pair list, got {len(seeds)} and {len(pair_lists)}"
         )
+    if "mls" not in (names := [variant.score for variant in variants]):
+        raise InputError(
+            f"variants: expected one with the score mls, which the reports are about, got {names}"
+        )
     config, folder = config or ConfidenceConfig(), Path(folder)
     data = prepare(backbone, train, config, folder / "train-cache", batch_size=batch_size)
     models = fit_variants(backbone, data, config, folder, seeds, variants)
     views = [View(), *(View(Degradation(recipe, seed)) for seed in seeds for recipe in recipes)]
-    first = models[seeds[0], variants[0].score]
+    first = models[seeds[0], "mls"]
     used = _only_named(test, pair_lists)
     cache = build_cache(backbone, first.head, used, views, folder / "test-cache", batch_size=batch_size)
     result = CrossQuality([], tuple(seeds), models, cache, log_kappas(models, cache), data.facts)
@@ -139,29 +143,22 @@ def _evaluate(
     radius: float,
     draws: int,
 ) -> PairReport:
-    sides = {
-        variant.score: (
-            _side(result, condition.left, condition.seed, variant.score),
-            _side(result, condition.right, condition.seed, variant.score),
-        )
-        for variant in variants
-    }
-    left, right = sides[variants[0].score]
-    same = condition.left == condition.right
-    subjects = None
-    if pairs.subjects_left is not None and pairs.subjects_right is not None:
-        subjects = (np.asarray(pairs.subjects_left), np.asarray(pairs.subjects_right))
+    left, right = (_side(result, view, condition.seed) for view in (condition.left, condition.right))
     return evaluate_pairs(
         left,
-        left if same else right,
+        left if condition.left == condition.right else right,
         pairs.left,
         pairs.right,
         pairs.mated,
         pairs.fold,
         name=pairs.name,
-        subjects=subjects,
+        subjects=pairs.subjects,
         radius=radius,
-        extra_scores={name: _scores(pairs, *sides[name], radius) for name in sides if name != "mls"},
+        extra_scores={
+            variant.score: _scores(result, pairs, condition, variant.score, radius)
+            for variant in variants
+            if variant.score != "mls"
+        },
         confidences=CONFIDENCES,
         draws=draws,
         condition=condition.name,
@@ -171,25 +168,20 @@ def _evaluate(
     )
 
 
-def _side(result: CrossQuality, view: int, seed: int, score: str) -> Embeddings:
-    model = result.models[seed, score]
+def _side(result: CrossQuality, view: int, seed: int) -> Embeddings:
+    model = result.models[seed, "mls"]
     facts = {"model": model.fingerprint(), "backbone": model.backbone.sha256, "radius": model.radius}
-    return result.test.embeddings(view, result.log_kappa[seed, score], facts)
+    return result.test.embeddings(view, result.log_kappa[seed, "mls"], facts)
 
 
-def _scores(pairs: PairList, left: Embeddings, right: Embeddings, radius: float) -> NDArray[np.float64]:
-    """Scores of all listed pairs, NaN where an image could not be used."""
-    at = [_rows(e, keys) for e, keys in ((left, pairs.left), (right, pairs.right))]
-    good = (at[0] >= 0) & (at[1] >= 0)
-    scores = np.full(len(pairs), np.nan)
-    a, b = (
-        (torch.from_numpy(e.mu[rows[good]]), torch.from_numpy(e.kappa[rows[good]]).double())
-        for e, rows in zip((left, right), at)
+def _scores(
+    result: CrossQuality, pairs: PairList, condition: Condition, score: str, radius: float
+) -> NDArray[np.float64]:
+    """Mutual likelihood of all listed pairs by one head; meaningless where an image could not be used."""
+    cache, log_kappa = result.test, result.log_kappa[condition.seed, score]
+    left, right = pairs.rows(cache.source.keys)
+    (mu_a, kappa_a), (mu_b, kappa_b) = (
+        (torch.from_numpy(cache.mu[rows]), torch.from_numpy(np.exp(log_kappa[rows])).double())
+        for rows in (left * len(cache.views) + condition.left, right * len(cache.views) + condition.right)
     )
-    scores[good] = mutual_likelihood_score(*a, *b, radius).double().numpy()
-    return scores
-
-
-def _rows(embeddings: Embeddings, keys: Sequence[str]) -> NDArray[np.int64]:
-    index = {key: row for row, key in enumerate(embeddings.keys)}
-    return np.array([index.get(key, -1) for key in keys], np.int64)
+    return mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius).numpy()
