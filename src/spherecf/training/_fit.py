@@ -1,5 +1,6 @@
 """The second stage on a cache: only the head learns, towards the cosine to the prototype."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -148,7 +149,7 @@ class _Plan:
         }
 
     def digest(self) -> str:
-        return identity_of({"rows": self.rows.tolist(), "cosine": self.cosine.double().sum().item()})
+        return hashlib.sha256(self.rows.tobytes() + self.cosine.numpy().tobytes()).hexdigest()
 
     def sample(self) -> Tensor:
         """Up to 8,192 training summaries, evenly spread, for heads that normalise their input."""
