@@ -1,26 +1,21 @@
 import json
 from pathlib import Path
 
-import onnx
 import pytest
 from tests.experiments.conftest import make_people
-from tests.models import graphs
-from tests.models.conftest import TINY
+from tests.models.conftest import save_described
 from typer.testing import CliRunner
 
 from spherecf.cli import app
 from spherecf.data import open_source
 from spherecf.errors import InputError
-from spherecf.models._preprocessing import METADATA_KEY
 
 RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 1\nbatch_size = 8\nheld_out = 0.3\n"
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    model = graphs.iresnet()
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(TINY.to_dict())})
-    onnx.save(model, tmp_path / "tiny.onnx")
+    save_described(tmp_path / "tiny.onnx")
     make_people(tmp_path / "train", 5, 3, 0)
     test = open_source(make_people(tmp_path / "test", 4, 3, 7000))
     lines = ["fold\tleft\tright\tmated"]

@@ -2,26 +2,21 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 from tests.data.conftest import picture
-from tests.models import graphs
-from tests.models.conftest import TINY
+from tests.models.conftest import save_described
 from typer.testing import CliRunner
 
 from spherecf import load
 from spherecf.cli import app
 from spherecf.errors import FileFormatError
-from spherecf.models._preprocessing import METADATA_KEY
 
 RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 2\nbatch_size = 8\nheld_out = 0.3\n"
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Path:
-    model = graphs.iresnet()
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(TINY.to_dict())})
-    onnx.save(model, tmp_path / "tiny.onnx")
+    save_described(tmp_path / "tiny.onnx")
     for person in range(5):
         for number in range(3):
             path = tmp_path / "people" / f"p{person}" / f"{number}.jpg"

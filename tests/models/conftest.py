@@ -1,5 +1,6 @@
 """Recognisers for the tests of this room."""
 
+import json
 import pickle
 from pathlib import Path
 
@@ -10,8 +11,17 @@ import pytest
 from tests.models import graphs
 
 from spherecf.models import FrozenBackbone, Preprocessing
+from spherecf.models._preprocessing import METADATA_KEY
 
 TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
+
+
+def save_described(path: Path) -> Path:
+    """The tiny recogniser as a file that states its own preprocessing, as the command line needs it."""
+    model = graphs.iresnet()
+    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(TINY.to_dict())})
+    onnx.save(model, path)
+    return path
 
 
 def noise(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
