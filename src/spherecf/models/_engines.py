@@ -92,11 +92,12 @@ class ModuleEngine:
         if features is not None:  # after copying: a copied hook would report to a copy of this engine
             _submodule(module, features).register_forward_hook(self._keep)
         module = module.eval().requires_grad_(False).to(self._device, self._dtype)
-        self._module: Any = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._run: Any = self.module
 
     def compile(self) -> None:
         """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
-        self._module, self.name = torch.compile(self._module, dynamic=True), f"compiled{self._suffix}"
+        self._run, self.name = torch.compile(self.module, dynamic=True), f"compiled{self._suffix}"
 
     def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
         self._hooked[:] = [output]
@@ -104,7 +105,7 @@ class ModuleEngine:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), _threads(self._threads):
-            result = self._module(x)
+            result = self._run(x)
         if self._hooked_output:
             result = result[0] if isinstance(result, tuple | list) else result, *self._hooked
             self._hooked.clear()
@@ -114,7 +115,7 @@ class ModuleEngine:
             or not all(isinstance(t, Tensor) for t in result)
         ):
             raise ModelError(
-                f"{type(self._module).__name__}: expected a module that returns (embedding, map), got "
+                f"{type(self.module).__name__}: expected a module that returns (embedding, map), got "
                 f"{type(result).__name__}; if it returns the embedding alone, pass features= with a "
                 f"submodule's name"
             )

@@ -23,7 +23,8 @@ class ConfidenceHead(nn.Module):
         summary_kind: names what `summarize` computes: heads with the same name and shape share a cache.
         feature_shape: (C, H, W) it was made for.
         summary_shape: shape of one image's summary, (s,) or (C, H, W).
-        final: the layer whose single output is log kappa.
+        outputs: numbers per image: 1, log kappa, or more, log precisions, of which the mean stands for kappa.
+        final: the layer they come from.
 
     Example:
         >>> class MeanHead(ConfidenceHead):  # register it: HEADS["mean"] = "my_package.heads:MeanHead"
@@ -48,19 +49,23 @@ class ConfidenceHead(nn.Module):
     summary_shape: tuple[int, ...]
     final: nn.Linear
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
+    def __init__(self, channels: int, height: int, width: int, outputs: int = 1) -> None:
         super().__init__()
         if min(channels, height, width) < 1:
             raise InputError(
                 f"head: expected a feature map of positive size, got {(channels, height, width)}"
             )
+        if outputs < 1:
+            raise InputError(f"head: expected one output or more, got {outputs}")
+        self.outputs = outputs
         self.feature_shape = (channels, height, width)
         self.summary_shape = self.feature_shape
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able: ``make_head(head.kind, **head.config())`` is its twin."""
         channels, height, width = self.feature_shape
-        return {"channels": channels, "height": height, "width": width}
+        config: dict[str, Any] = {"channels": channels, "height": height, "width": width}
+        return config | ({"outputs": self.outputs} if self.outputs > 1 else {})
 
     def summarize(
         self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
@@ -68,9 +73,19 @@ class ConfidenceHead(nn.Module):
         """What the head needs of a backbone's output, without parameters: by default the map itself."""
         return self.check_features(features)
 
-    def forward(self, summary: Float[Tensor, "n ..."]) -> Float[Tensor, "n"]:
-        """Log kappa (n,) from summaries (n, *summary_shape)."""
+    def forward(self, summary: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """Log kappa (n,), or log precisions (n, outputs), from summaries (n, *summary_shape)."""
         raise NotImplementedError
+
+    def read_out(self, hidden: Float[Tensor, "n h"]) -> Float[Tensor, "n ..."]:
+        """The last layer: (n,) for one output, (n, outputs) for several."""
+        with torch.autocast(hidden.device.type, enabled=False):  # sixteen bits are too few for log kappa
+            output: Tensor = self.final(hidden.to(self.final.weight.dtype))
+        return output.squeeze(1) if self.outputs == 1 else output
+
+    def to_log_kappa(self, output: Float[Tensor, "n ..."]) -> Float[Tensor, "n"]:
+        """One number per image from what `forward` gives: itself, or the log of the mean precision."""
+        return output if output.ndim == 1 else torch.logsumexp(output, 1) - math.log(output.shape[1])
 
     def log_kappa(
         self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
@@ -80,8 +95,7 @@ class ConfidenceHead(nn.Module):
         Raises:
             InputError: a map of another size, or values that are not finite.
         """
-        result: Tensor = self(self.summarize(features, embedding))
-        return result
+        return self.to_log_kappa(self(self.summarize(features, embedding)))
 
     def adapt(self, summaries: Float[Tensor, "n ..."]) -> None:
         """Take a normalisation from the training summaries before the first step; here there is none."""
@@ -139,18 +153,18 @@ class LinearHead(ConfidenceHead):
 
     kind = "linear"
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
-        super().__init__(channels, height, width)
+    def __init__(self, channels: int, height: int, width: int, outputs: int = 1) -> None:
+        super().__init__(channels, height, width, outputs)
         size = channels * height * width
         half, quarter = max(1, size // 2), max(1, size // 4)
         self.hidden = nn.Sequential(
             nn.Flatten(), nn.Linear(size, half), nn.ReLU(), nn.Linear(half, quarter), nn.ReLU()
         )
-        self.final = nn.Linear(quarter, 1)
+        self.final = nn.Linear(quarter, outputs)
 
-    def forward(self, summary: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n"]:
+    def forward(self, summary: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n ..."]:
         """Log kappa (n,) from maps (n, C, H, W)."""
-        return self.final(self.hidden(summary)).squeeze(1)  # type: ignore[no-any-return]
+        return self.read_out(self.hidden(summary))
 
 
 class ConvHead(ConfidenceHead):
@@ -166,8 +180,8 @@ class ConvHead(ConfidenceHead):
 
     kind = "conv"
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
-        super().__init__(channels, height, width)
+    def __init__(self, channels: int, height: int, width: int, outputs: int = 1) -> None:
+        super().__init__(channels, height, width, outputs)
         padding = 0 if min(height, width) >= 7 else 1
         first, second, third = (
             nn.Conv2d(channels, channels, 3, padding=padding, bias=False) for _ in range(3)
@@ -178,11 +192,11 @@ class ConvHead(ConfidenceHead):
             nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
         self.hidden = nn.Sequential(nn.Linear(channels, half), nn.ReLU(), nn.Linear(half, quarter), nn.ReLU())
-        self.final = nn.Linear(quarter, 1)
+        self.final = nn.Linear(quarter, outputs)
 
-    def forward(self, summary: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n"]:
+    def forward(self, summary: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n ..."]:
         """Log kappa (n,) from maps (n, C, H, W)."""
-        return self.final(self.hidden(self.convolutions(summary))).squeeze(1)  # type: ignore[no-any-return]
+        return self.read_out(self.hidden(self.convolutions(summary)))
 
 
 HEADS: dict[str, str] = {

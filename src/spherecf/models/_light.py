@@ -28,8 +28,8 @@ class LightHead(ConfidenceHead):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, channels: int, height: int, width: int) -> None:
-        super().__init__(channels, height, width)
+    def __init__(self, channels: int, height: int, width: int, outputs: int = 1) -> None:
+        super().__init__(channels, height, width, outputs)
         size = _STATISTICS * channels
         self.summary_shape = (size,)
         first, second = _HIDDEN
@@ -38,7 +38,7 @@ class LightHead(ConfidenceHead):
         self.hidden = nn.Sequential(
             nn.Linear(size, first), nn.ReLU(), nn.Dropout(_DROPOUT), nn.Linear(first, second), nn.ReLU()
         )
-        self.final = nn.Linear(second, 1)
+        self.final = nn.Linear(second, outputs)
 
     def summarize(
         self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
@@ -52,7 +52,6 @@ class LightHead(ConfidenceHead):
         self.shift.copy_(summaries.mean(0))
         self.scale.copy_(1 / summaries.std(0, correction=0).clamp_min(1e-6))
 
-    def forward(self, summary: Float[Tensor, "n s"]) -> Float[Tensor, "n"]:
+    def forward(self, summary: Float[Tensor, "n s"]) -> Float[Tensor, "n ..."]:
         """Log kappa (n,) from summaries (n, 3 C)."""
-        log_kappa: Tensor = self.final(self.hidden((summary - self.shift) * self.scale))
-        return log_kappa.squeeze(1)
+        return self.read_out(self.hidden((summary - self.shift) * self.scale))

@@ -1,20 +1,11 @@
-"""One direction per identity: from a classifier's weights, or from the training images themselves."""
+"""One direction per identity, from the training images themselves."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spherecf.errors import FileFormatError, InputError
-
-KEYS = ("weight", "arc_face_state_dict.weight", "kernel", "prototypes")  # where classifiers keep their matrix
+from spherecf.errors import InputError
 
 
 def class_mean_prototypes(
@@ -82,75 +73,3 @@ def _sums(mu: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     sums = torch.zeros(int(labels.max()) + 1, mu.shape[1], dtype=torch.float64, device=mu.device)
     sums.index_add_(0, labels, mu.double())
     return sums, torch.bincount(labels, minlength=len(sums))
-
-
-def load_prototypes(path: str | Path, *, key: str | None = None) -> Float[Tensor, "identities dim"]:
-    """A classifier's matrix as unit prototypes (identities, dim).
-
-    Reads ``.npy``, ``.safetensors`` and ``.pt``/``.pth`` (weights only, nothing in the file is executed); in
-    nested dictionaries the matrix is looked for under `KEYS`, or is the only matrix there.
-
-    Args:
-        path: the file.
-        key: dotted name of the matrix, where it is not found by itself.
-
-    Raises:
-        FileFormatError: unreadable, no matrix or several, NaN or zero rows.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "classifier.npy"
-        >>> np.save(path, np.array([[3.0, 4.0], [0.0, 2.0]]))
-        >>> load_prototypes(path).tolist()
-        [[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]
-    """
-    path = Path(path)
-    content = _read(path)
-    tables = {name: t for name, t in _flatten(content) if t.ndim == 2}
-    matrix = _pick(path, tables, key).float()
-    norms = torch.linalg.vector_norm(matrix, dim=1)
-    bad = int((~torch.isfinite(norms) | (norms == 0)).sum())
-    if bad or not len(matrix):
-        raise FileFormatError(path, f"{bad} of {len(matrix)} prototypes are not finite or zero.")
-    prototypes: Tensor = matrix / norms[:, None]
-    return prototypes
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileFormatError(path, "no such file.")
-    try:
-        if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False))
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        if path.suffix in (".pt", ".pth", ".bin"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except (ValueError, TypeError, EOFError, OSError, SafetensorError) as error:
-        raise FileFormatError(path, f"unreadable: {error}") from error
-    except Exception as error:  # torch.load: pickle and zip errors of many classes
-        raise FileFormatError(
-            path, f"not a checkpoint of plain tensors: {str(error).splitlines()[0]}"
-        ) from error
-    raise FileFormatError(
-        path, f"expected .npy, .safetensors, .pt or .pth, got {path.suffix or 'no suffix'}."
-    )
-
-
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix, content
-    elif isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
-
-
-def _pick(path: Path, tables: dict[str, Tensor], key: str | None) -> Tensor:
-    names = [key] if key else [*KEYS, *(n for n in tables if len(tables) == 1)]
-    for name in names:
-        if name in tables:
-            return tables[name]
-    listing = ", ".join(f"{n or '(the array)'} {tuple(t.shape)}" for n, t in tables.items()) or "none"
-    raise FileFormatError(
-        path, f"expected one matrix (identities, dim), found {listing};", "pass key= with its name."
-    )

@@ -1,0 +1,193 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.conformance.backbones import BackboneConformance
+from tests.models.conftest import noise
+from tests.reference.original_networks import original
+from torch import Tensor, nn
+
+from spherecf.errors import InputError, ModelError
+from spherecf.models import (
+    NETWORKS,
+    PRESETS,
+    FrozenBackbone,
+    Preprocessing,
+    load_backbone,
+    make_backbone,
+    save_backbone,
+)
+
+Table = dict[str, Tensor]
+
+
+def small(name: str, dim: int = 32) -> tuple[Table, object]:
+    torch.manual_seed(0)
+    return original(name, width=0.125, dim=dim, side=2)
+
+
+def under(prefix: str, table: Table) -> Table:
+    return {f"{prefix}{key}": tensor for key, tensor in table.items()}
+
+
+def lightning(table: Table) -> dict[str, object]:
+    state = {**under("model.", table), "head.kernel": torch.randn(32, 5), "head.t": torch.zeros(1)}
+    return {"epoch": 1, "state_dict": state}
+
+
+# How each maker wraps a state dictionary, with a network of it, and the preprocessing that this tells.
+LAYOUTS = {
+    "SCF reference": ("ir-50", lambda t: t, "scf"),
+    "SCF reference, fine-tuned": (
+        "ir-18",
+        lambda t: {
+            "backbone_state_dict": t,
+            "uncer_net_state_dict": {"_log_kappa.0.weight": torch.ones(2, 2)},
+        },
+        "scf",
+    ),
+    "arcface_torch": ("r18", lambda t: t, "insightface"),
+    "arcface_torch, all states": (
+        "r18",
+        lambda t: {"state_dict_backbone": t, "state_dict_softmax_fc": {"weight": torch.ones(5, 32)}},
+        "insightface",
+    ),
+    "arcface_torch, mbf": ("mbf", lambda t: t, "insightface"),
+    "MagFace": ("r18", lambda t: {"state_dict": under("features.module.", t)}, "magface"),
+    "AdaFace": ("tface-ir-18", lightning, "adaface"),
+    "CVLface": ("tface-ir-18", lambda t: under("net.", t), None),
+    "TFace": ("tface-ir-18", lambda t: t, None),
+    "DataParallel": ("tface-ir-se-50", lambda t: under("module.", t), None),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_originals_outputs(tmp_path: Path, layout: str) -> None:
+    name, wrap, preset = LAYOUTS[layout]
+    table, forward = small(name)
+    torch.save(wrap(table), tmp_path / "last.ckpt")
+    network = load_backbone(tmp_path / "last.ckpt")
+    assert (network.name, network.dim, network.size, network.training) == (name, 32, 32, False)
+    known = network.preprocessing
+    assert (
+        (known is None)
+        if preset is None
+        else known.to_dict() == {**PRESETS[preset].to_dict(), "size": [32, 32]}
+    )
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for got, wanted in zip(network(images), forward(images)):
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_recognises_every_network(tmp_path: Path, name: str) -> None:
+    table = make_backbone(name, dim=24, size=48, width=0.125).state_dict()
+    save_file({key: tensor.contiguous() for key, tensor in table.items()}, tmp_path / "b.safetensors")
+    network = load_backbone(tmp_path / "b.safetensors")
+    assert network.name == name
+    assert (network.dim, network.size, network.width) == (24, 48, 0.125)
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, table[key])
+
+
+def test_adafaces_direction_and_norm_are_the_raw_embedding(tmp_path: Path) -> None:
+    table, forward = small("tface-ir-18")
+    torch.save(lightning(table), tmp_path / "adaface.ckpt")
+    backbone = FrozenBackbone.from_checkpoint(tmp_path / "adaface.ckpt")
+    images = noise(3, 32)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).flip(1).float() - 127.5) / 127.5
+    raw = forward(pixels)[0]
+    norm = torch.norm(raw, 2, 1, True)
+    output = backbone(images)
+    torch.testing.assert_close(output.mu, raw / norm, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(output.norm, norm[:, 0], rtol=1e-3, atol=1e-3)
+
+
+def test_old_and_half_files(tmp_path: Path) -> None:
+    """Before torch 0.4.1 nobody counted batches; some save in sixteen bits."""
+    table, _ = small("r18")
+    old = {k: t for k, t in table.items() if not k.endswith("num_batches_tracked")}
+    torch.save({k: t.half() for k, t in old.items()}, tmp_path / "half.pth")
+    network = load_backbone(tmp_path / "half.pth")
+    assert {t.dtype for t in network.parameters()} == {torch.float32}
+    assert torch.equal(network.fc.weight, table["fc.weight"].half().float())
+    assert network.train()(torch.randn(2, 3, 32, 32))[0].shape == (2, 32)  # can be trained on
+
+
+def test_what_is_another_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "b.pth"
+    table, _ = small("r18")
+
+    def refused(content: dict[str, object], match: str, network: str = "") -> None:
+        torch.save(content, path)
+        with pytest.raises(ModelError, match=match):
+            load_backbone(path, network)
+
+    spoiled = {k: t for k, t in table.items() if not k.startswith("layer2.1.bn2")}
+    refused(spoiled, r"not the network r18 .*4 keys missing \(layer2.1.bn2.weight, .*\.\.\.\)$")
+    refused({**table, "layer5.x": torch.ones(1)}, r"1 keys unexpected \(layer5.x\)$")
+    reshaped = {**table, "layer1.0.conv2.weight": torch.ones(8, 8, 1, 1)}
+    refused(
+        reshaped, r"1 keys of another shape \(layer1.0.conv2.weight \(8, 8, 1, 1\) and not \(8, 8, 3, 3\)\)"
+    )
+    refused(table, r"not the network r34 .*keys missing \(layer1.2.bn1.weight", "r34")
+    refused({k: t for k, t in table.items() if "fc." not in k}, "nearest is r18: .*keys missing .*fc.weight")
+    extra = {k.replace("layer1.1.", "layer1.2."): t for k, t in table.items() if k.startswith("layer1.1.")}
+    refused({**table, **extra}, r"IResNet with depths=\(3, 2, 2, 2\), se=False, which is none of r18")
+    refused({"a": table, "b": table}, "holds 2 networks, under a., b.; save the one you mean alone")
+    refused({"epoch": 3}, "no tensors in it")
+    vision = nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)]).state_dict()
+    refused(dict(vision), r"no network SphereCF knows: \d+ tensors \(0.self_attn.* known are r18")
+    resnet = {k.replace("prelu", "relu"): t for k, t in table.items()}
+    refused(
+        {"state_dict": under("module.", resnet)},
+        r"nearest is r18: .*missing \(prelu.weight, .*unexpected .*relu",
+    )
+
+
+def test_our_own_files(tmp_path: Path) -> None:
+    trained = make_backbone("mbf", dim=16, size=32, width=0.125).eval()
+    pixels = Preprocessing("bgr", 100.0, 50.0, (32, 32))
+    path = save_backbone(tmp_path / "b.safetensors", trained, pixels)
+    network = load_backbone(path)
+    assert network.name == "mbf" and network.preprocessing == pixels
+    backbone = FrozenBackbone.from_checkpoint(path)
+    assert torch.equal(backbone(noise(2, 32)).embedding, trained(pixels(noise(2, 32)))[0])
+    with pytest.raises(ModelError, match="expected a network r18, it holds a mbf"):
+        load_backbone(path, "r18")
+
+
+@pytest.fixture
+def tface_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tface.pth"
+    torch.save(small("tface-ir-18")[0], path)
+    return path
+
+
+class TestCheckpoint(BackboneConformance):
+    @pytest.fixture
+    def backbone(self, tface_file: Path) -> FrozenBackbone:
+        backbone = FrozenBackbone.from_checkpoint(tface_file, "insightface")
+        assert (backbone.name, backbone.engine, backbone.dim) == ("tface-ir-18", "torch", 32)
+        return backbone
+
+
+def test_nothing_is_guessed(tface_file: Path) -> None:
+    with pytest.raises(
+        ModelError, match=r"pass preprocessing= .*adaface .*Its keys say tface-ir-18, which several"
+    ):
+        FrozenBackbone.from_checkpoint(tface_file)
+    with pytest.raises(ModelError, match=r"takes images of \(32, 32\), preprocessing gives \(112, 112\)"):
+        FrozenBackbone.from_checkpoint(tface_file, PRESETS["scf"])
+    with pytest.raises(InputError, match="engine 'torch' or 'compiled', got 'onnxruntime'"):
+        FrozenBackbone.from_checkpoint(tface_file, "scf", engine="onnxruntime")
+
+
+def test_its_identity_is_the_files(tface_file: Path) -> None:
+    import hashlib
+
+    backbone = FrozenBackbone.from_checkpoint(tface_file, "adaface", dtype="bfloat16")
+    assert backbone.sha256 == hashlib.sha256(tface_file.read_bytes()).hexdigest()
+    assert backbone.engine == "torch-bfloat16"

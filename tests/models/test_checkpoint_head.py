@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tests.reference.original_heads import conv_table, linear_table, log_kappa
+
+from spherecf.errors import FileFormatError, InputError, ModelError
+from spherecf.models import (
+    ConfidenceModel,
+    ConvHead,
+    FrozenBackbone,
+    LinearHead,
+    load_confidence_head,
+    make_head,
+    original_head_state,
+)
+
+SHAPE = (512, 2, 2)
+
+
+@pytest.fixture
+def linear() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return linear_table(512 * 4)
+
+
+@pytest.mark.parametrize("container", ["uncer_net_state_dict", "state_dict", None])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_references_head(
+    tmp_path: Path, linear: dict[str, torch.Tensor], container: str | None, prefix: str
+) -> None:
+    state = {f"{prefix}{key}": tensor for key, tensor in linear.items()}
+    torch.save({"epoch": 1, container: state} if container else state, tmp_path / "ckpt_e30.pt")
+    head = load_confidence_head(tmp_path / "ckpt_e30.pt")
+    assert isinstance(head, LinearHead) and head.feature_shape == SHAPE and not head.training
+    features = torch.randn(5, *SHAPE)
+    torch.testing.assert_close(head.log_kappa(features, torch.randn(5, 8)), log_kappa(linear, features))
+
+
+def test_tfaces_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    table = conv_table(32)
+    torch.save({"state_dict": table}, tmp_path / "head.pth")
+    head = load_confidence_head(tmp_path / "head.pth")
+    assert isinstance(head, ConvHead) and head.feature_shape == (32, 7, 7)
+    features = torch.randn(5, 32, 7, 7)
+    torch.testing.assert_close(head.log_kappa(features, torch.randn(5, 8)), log_kappa(table, features))
+    larger = load_confidence_head(tmp_path / "head.pth", feature_shape=(32, 14, 14))
+    features = torch.randn(5, 32, 14, 14)
+    torch.testing.assert_close(larger.log_kappa(features, torch.randn(5, 8)), log_kappa(table, features))
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_our_head_by_the_originals_names(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    head = make_head(kind, channels=16, height=7, width=7).eval()
+    state = original_head_state(head)
+    assert set(state) == set(linear_table(16 * 49) if kind == "linear" else conv_table(16))
+    features = torch.randn(4, 16, 7, 7)
+    torch.testing.assert_close(head(features), log_kappa(state, features))
+    torch.save({"uncer_net_state_dict": state}, tmp_path / "ours.pt")
+    again = load_confidence_head(tmp_path / "ours.pt", feature_shape=(16, 7, 7))
+    assert torch.equal(again(features), head(features))
+
+
+def test_our_own_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
+    head = make_head("light", **dict(zip(("channels", "height", "width"), tiny.feature_shape))).eval()
+    path = ConfidenceModel(tiny, head).save(tmp_path / "model.safetensors")
+    loaded = load_confidence_head(path)
+    summary = torch.randn(3, *head.summary_shape)
+    assert loaded.kind == "light" and torch.equal(loaded(summary), head(summary))
+    with pytest.raises(InputError, match=r"a head for maps .* asked for \(9, 9, 9\)"):
+        load_confidence_head(path, feature_shape=(9, 9, 9))
+
+
+def test_what_is_no_head(tmp_path: Path, linear: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "head.pt"
+    torch.save({"fc.weight": torch.ones(2, 2)}, path)
+    with pytest.raises(FileFormatError, match=r"found 0; its first keys are fc.weight"):
+        load_confidence_head(path)
+    torch.save(linear, path)
+    with pytest.raises(InputError, match=r"maps of 2048 values, which \(512, 7, 7\) are not"):
+        load_confidence_head(path, feature_shape=(512, 7, 7))
+    torch.save({k: t for k, t in linear.items() if "4.bias" not in k}, path)
+    with pytest.raises(ModelError, match=r"do not fit a linear head: .*final.bias"):
+        load_confidence_head(path)
+    with pytest.raises(ModelError, match="a light head has no original form"):
+        original_head_state(make_head("light", channels=4, height=2, width=2))

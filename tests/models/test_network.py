@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spherecf.models import Network, make_backbone
+
+NAMES = ["r18-se", "ir-18", "tface-ir-18", "mbf"]
+
+
+def tiny(name: str, **options: object) -> Network:
+    torch.manual_seed(1)
+    return make_backbone(name, dim=16, size=32, width=0.125, **options)
+
+
+def step(network: Network, images: Tensor) -> list[Tensor]:
+    """Everything one training step makes: results, gradients, and buffers after it."""
+    torch.manual_seed(2)
+    embedding, features = network(images)
+    (embedding.square().sum() + features.mean()).backward()
+    gradients = [p.grad for p in network.parameters() if p.requires_grad]
+    assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
+    return [embedding, features, *gradients, *network.buffers()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_changes_nothing(name: str) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    plain = tiny(name, dropout=0.4)
+    frugal = tiny(name, dropout=0.4, checkpointing=True)
+    for _ in range(2):
+        for expected, got in zip(step(plain, images), step(frugal, images), strict=True):
+            assert torch.equal(got, expected)
+    assert {int(b) for n, b in frugal.named_buffers() if n.endswith("num_batches_tracked")} == {2}
+    assert {m.momentum for m in frugal.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+
+
+def test_checkpointing_recomputes_the_blocks() -> None:
+    """Each block runs twice, once in each direction: else it saves nothing."""
+    network = tiny("ir-18", checkpointing=True)
+    calls: list[nn.Module] = []
+    network.body[3].register_forward_pre_hook(lambda module, args: calls.append(module))
+    step(network, torch.randn(2, 3, 32, 32))
+    assert len(calls) == 2
+    network.eval()(torch.randn(2, 3, 32, 32))[0].sum().backward()
+    with torch.no_grad():
+        network(torch.randn(2, 3, 32, 32))
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_embedding_stays_exact_under_autocast(name: str) -> None:
+    network = tiny(name).eval()
+    images = torch.randn(3, 3, 32, 32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        embedding, features = network(images)
+    assert embedding.dtype == torch.float32
+    assert torch.equal(embedding, network.embed(features.float()))
+    with torch.no_grad():
+        expected = network(images)[0]
+    assert float(torch.cosine_similarity(embedding, expected).min()) > 0.99
+    assert not torch.equal(embedding, expected)  # the convolutions did run in bfloat16
+    half = network.to(torch.bfloat16)(images.bfloat16())[0]
+    assert half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_order_changes_nothing(name: str) -> None:
+    network = tiny(name).eval()
+    images = torch.randn(3, 3, 32, 32)
+    expected = network(images)
+    got = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    for one, other in zip(got, expected):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_dropout_is_there_when_asked() -> None:
+    images = torch.randn(4, 3, 32, 32)
+    network = tiny("r18", dropout=0.5)
+    assert not torch.equal(network(images)[0], network(images)[0])
+    sure = tiny("r18")
+    assert torch.equal(sure(images)[0], sure(images)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiles(checkpointing: bool) -> None:
+    images = torch.randn(4, 3, 32, 32)
+    expected = step(tiny("r18", checkpointing=checkpointing), images)
+    network = tiny("r18", checkpointing=checkpointing)
+    compiled = torch.compile(network)
+    torch.manual_seed(2)
+    embedding, features = compiled(images)
+    (embedding.square().sum() + features.mean()).backward()
+    gradients = [p.grad for p in network.parameters() if p.requires_grad]
+    for got, wanted in zip([embedding, features, *gradients, *network.buffers()], expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,41 @@
+import json
+
+import pytest
+import torch
+
+from spherecf.errors import InputError, ModelError
+from spherecf.models import make_backbone
+
+# Millions of parameters as published: insightface's and AdaFace's model tables, the SCF reference's 65.1 M.
+PUBLISHED = {
+    "r18": 24.0, "r34": 34.1, "r50": 43.6, "r100": 65.2, "mbf": 2.06, "ir-100": 65.1, "tface-ir-18": 24.0,
+    "tface-ir-50": 43.6, "tface-ir-101": 65.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_counts_are_the_published(name: str) -> None:
+    with torch.device("meta"):
+        count = sum(p.numel() for p in make_backbone(name).parameters()) / 1e6
+    assert count == pytest.approx(PUBLISHED[name], abs=0.05 if PUBLISHED[name] > 10 else 0.005)
+
+
+@pytest.mark.parametrize("name", ["r18-se", "tface-ir-18", "mbf"])
+def test_config_makes_its_twin(name: str) -> None:
+    first = make_backbone(name, dim=24, size=48, width=0.125, dropout=0.3, checkpointing=True)
+    twin = make_backbone(first.name, **json.loads(json.dumps(first.config())))
+    assert twin.config() == first.config() and twin.name == name
+    twin.load_state_dict(first.state_dict())
+    images = torch.randn(2, 3, 48, 48)
+    for ours, theirs in zip(first.eval()(images), twin.eval()(images)):
+        assert torch.equal(ours, theirs)
+
+
+def test_what_it_does_not_make() -> None:
+    with pytest.raises(ModelError, match=r"unknown network 'ir_101'; did you mean tface-ir-101. All are r18"):
+        make_backbone("ir_101")
+    with pytest.raises(ModelError, match=r"options \{'depth': 3\} do not fit"):
+        make_backbone("r18", depth=3)
+    for options in ({"dim": 0}, {"dropout": 1.0}, {"size": 0}, {"width": 0.0}):
+        with pytest.raises(InputError, match="expected dim, size and width above 0"):
+            make_backbone("r18", **options)
