@@ -19,6 +19,13 @@ from rich.text import Text
 T = TypeVar("T")
 
 console = Console(stderr=True)
+_shown = True
+
+
+def hide_bars() -> None:
+    """No bars from this process any more: of several that do one job, one shows them."""
+    global _shown
+    _shown = False
 
 
 class _Rate(ProgressColumn):
@@ -45,7 +52,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=not console.is_terminal, disable=not _shown) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(count: int = 1, note: str | None = None) -> None:

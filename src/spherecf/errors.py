@@ -39,3 +39,7 @@ class MissingDependencyError(SpherecfError, ImportError):
 
 class StorageError(SpherecfError, OSError):
     """Writing failed (full disk, no permission). What was already complete is intact."""
+
+
+class RankError(SpherecfError, RuntimeError):
+    """Another process of a distributed training is gone, or does not answer; the last checkpoint is whole."""

@@ -81,13 +81,7 @@ def run_backbone(
         raise InputError(f"{source.name}: nothing to embed ({len(source)} images, {len(views)} views)")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    identity = {
-        "source": source.fingerprint(),
-        "views": [view.signature for view in views],
-        "backbone": _identity(backbone),
-        **recorder.identity,
-    }
-    store = RowStore(folder, len(source) * len(views), {**FACTS, **recorder.columns}, identity)
+    store = open_store(backbone, source, views, recorder, folder)
     if not store.complete:
         per_batch = store.notes.setdefault("images_per_batch", max(1, batch_size // len(views)))
         done, size = store.done // len(views), backbone.preprocessing.size
@@ -101,6 +95,23 @@ def run_backbone(
             f"{source.name}: none of its {len(source)} images could be used. The first, {key}: {reason}"
         )
     return store
+
+
+def open_store(
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    views: Sequence[View],
+    recorder: Recorder,
+    folder: str | Path,
+) -> RowStore:
+    """The rows of a pass, finished or not; rows of another pass in this folder are replaced."""
+    identity = {
+        "source": source.fingerprint(),
+        "views": [view.signature for view in views],
+        "backbone": _identity(backbone),
+        **recorder.identity,
+    }
+    return RowStore(folder, len(source) * len(views), {**FACTS, **recorder.columns}, identity)
 
 
 def _fill(
@@ -212,7 +223,7 @@ def to_embeddings(
     return Embeddings(
         mu=mu,
         log_kappa=kappa,
-        keys=[source.keys[row] for row in rows],
+        keys=[source.keys[row] for row in rows.tolist()],
         labels=source.labels[rows],
         identities=list(source.identities),
         extras={

@@ -22,21 +22,21 @@ def test_every_setting_is_in_the_documented_recipe() -> None:
 
 
 def test_a_dictionary_and_back() -> None:
-    config = ConfidenceConfig.from_dict({"seed": 3, "fit": {"lr": 1}, "loss": {"variant": "released"}})
+    config = ConfidenceConfig.from_dict({"seed": 3, "optimizer": {"lr": 1}, "loss": {"variant": "released"}})
     assert ConfidenceConfig.from_dict(config.to_dict()) == config
-    assert config.fit.lr == 1.0 and isinstance(config.fit.lr, float)
+    assert config.optimizer.lr == 1.0 and isinstance(config.optimizer.lr, float)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[fit]\nepoch = 3", r"unknown setting fit\.epoch; known: epochs"),
-        ("[optimizer]\nlr = 1", "unknown setting optimizer"),
+        ("[optimiser]\nlr = 1", "unknown setting optimiser"),
         ("[fit]\nepochs = 2.5", r"fit\.epochs: expected int, got 2\.5"),
         ("[fit]\nepochs = true", r"fit\.epochs: expected int, got True"),
         ("fit = 3", "fit: expected a table, got 3"),
-        ("[fit]\nepochs = 0\nlr = -1.0", "fit.epochs must be at least 1, got 0; fit.lr must be positive"),
-        ("[fit]\nheld_out = 0.0", "fit.held_out must lie between 0 and 1"),
+        ("[fit]\nepochs = 0\n[optimizer]\nlr = -1.0", "fit.epochs must be at least 1, got 0; optimizer.lr must be positive"),
+        ("[fit]\nheld_out = 1.0", r"fit.held_out must lie in \[0, 1\)"),
         ("[loss]\nvariant = 'better'", "exact or released, got 'better'"),
         ("[fit", r"Expected .* at the end of a table"),
     ],

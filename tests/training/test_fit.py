@@ -10,17 +10,19 @@ from torch import Tensor
 from spherecf import vmf
 from spherecf.errors import FileFormatError, InputError, SpherecfError
 from spherecf.models import ConfidenceHead, make_head
-from spherecf.training import ConfidenceConfig, FeatureCache, Targets, fit_head
-from spherecf.training._fit import _Plan
-from spherecf.training._state import STATE_FILE
+from spherecf.training import CachedFeatures, ConfidenceConfig, Targets, fit_head
+from spherecf.training._confidence_task import ConfidenceTask
 
 DIM, ROWS = 64, 3000
 CONFIG = ConfidenceConfig.from_dict(
-    {"fit": {"epochs": 6, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.0, "held_out": 0.2}}
+    {
+        "fit": {"epochs": 6, "batch_size": 64, "held_out": 0.2},
+        "optimizer": {"lr": 3e-3, "weight_decay": 0.0},
+    }
 )
 
 
-def problem(folder: Path) -> tuple[FeatureCache, Targets, np.ndarray]:
+def problem(folder: Path) -> tuple[CachedFeatures, np.ndarray]:
     """Summaries that tell the true kappa; cosines drawn around A_d(kappa)."""
     rng = np.random.default_rng(0)
     log_kappa = rng.uniform(3, 6, ROWS)
@@ -33,7 +35,7 @@ def problem(folder: Path) -> tuple[FeatureCache, Targets, np.ndarray]:
     labels = np.arange(ROWS) // 10
     mu = np.eye(1, DIM, dtype=np.float32).repeat(ROWS, 0)
     cache = make_cache(folder / "cache", labels, mu, summary)
-    return cache, Targets(np.arange(ROWS), cosine, labels, []), log_kappa
+    return CachedFeatures(cache, Targets(np.arange(ROWS), cosine, labels, [])), log_kappa
 
 
 def light(seed: int = 0) -> ConfidenceHead:
@@ -42,12 +44,12 @@ def light(seed: int = 0) -> ConfidenceHead:
 
 
 def test_finds_the_true_kappa(tmp_path: Path) -> None:
-    cache, targets, truth = problem(tmp_path)
+    features, truth = problem(tmp_path)
     config = ConfidenceConfig.from_dict(
         {**CONFIG.to_dict(), "fit": {**CONFIG.to_dict()["fit"], "epochs": 25}}
     )
-    result = fit_head(light(), cache, targets, config)
-    found = cache.log_kappa(result.head)
+    result = fit_head(light(), features, config)
+    found = features.cache.log_kappa(result.head)
     assert np.corrcoef(found, truth)[0, 1] > 0.98
     assert np.abs(found - truth).mean() < 0.15
     assert result.history[-1]["held_out_loss"] < result.history[0]["held_out_loss"]
@@ -56,21 +58,21 @@ def test_finds_the_true_kappa(tmp_path: Path) -> None:
 
 
 def test_the_released_loss_is_too_sure_of_poor_faces(tmp_path: Path) -> None:
-    cache, targets, truth = problem(tmp_path)
+    features, truth = problem(tmp_path)
     # At d = 64 the released epsilon distorts small kappas; at larger d it distorts nearly all.
     kappas = {}
     for variant in ("exact", "released"):
         fit = {**CONFIG.to_dict()["fit"], "epochs": 15}
         config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "fit": fit, "loss": {"variant": variant}})
-        kappas[variant] = np.exp(cache.log_kappa(fit_head(light(), cache, targets, config).head))
+        kappas[variant] = np.exp(features.cache.log_kappa(fit_head(light(), features, config).head))
     poor = truth < 3.7
     assert np.median(kappas["released"][poor]) > 1.05 * np.median(kappas["exact"][poor])
 
 
 def test_same_seed_same_bits_other_seed_others(tmp_path: Path) -> None:
-    cache, targets, _ = problem(tmp_path)
-    one, two = (fit_head(light(), cache, targets, CONFIG).head.state_dict() for _ in range(2))
-    other = fit_head(light(), cache, targets, CONFIG.with_seed(1)).head.state_dict()
+    features, _ = problem(tmp_path)
+    one, two = (fit_head(light(), features, CONFIG).head.state_dict() for _ in range(2))
+    other = fit_head(light(), features, CONFIG.with_seed(1)).head.state_dict()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
@@ -79,20 +81,20 @@ def test_same_seed_same_bits_other_seed_others(tmp_path: Path) -> None:
 def test_resumes_to_the_identical_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
 ) -> None:
-    cache, targets, _ = problem(tmp_path)
-    whole = fit_head(light(), cache, targets, CONFIG, tmp_path / "whole")
-    real, calls = _Plan.epoch, []
+    features, _ = problem(tmp_path)
+    whole = fit_head(light(), features, CONFIG, tmp_path / "whole")
+    real, calls = ConfidenceTask.load, []
 
-    def interrupted(plan: Any, head: ConfidenceHead, optimizer: Any, epoch: int) -> dict[str, float]:
+    def interrupted(task: ConfidenceTask, epoch: int, parts: Any) -> Any:
         if len(calls) == stopped_after:
             raise KeyboardInterrupt
         calls.append(epoch)
-        return real(plan, head, optimizer, epoch)
+        return real(task, epoch, parts)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(_Plan, "epoch", interrupted)
-        fit_head(light(), cache, targets, CONFIG, tmp_path / "cut")
-    resumed = fit_head(light(seed=9), cache, targets, CONFIG, tmp_path / "cut")
+        patch.setattr(ConfidenceTask, "load", interrupted)
+        fit_head(light(), features, CONFIG, tmp_path / "cut")
+    resumed = fit_head(light(seed=9), features, CONFIG, tmp_path / "cut")
     assert resumed.history == whole.history and resumed.best_epoch == whole.best_epoch
     a, b = whole.head.state_dict(), resumed.head.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -103,59 +105,61 @@ def test_resumes_to_the_identical_result(
 def test_a_finished_fit_is_not_repeated_and_other_settings_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, targets, _ = problem(tmp_path)
-    fit_head(light(), cache, targets, CONFIG, tmp_path / "run")
-    monkeypatch.setattr(_Plan, "epoch", None)
-    assert len(fit_head(light(), cache, targets, CONFIG, tmp_path / "run").history) == CONFIG.fit.epochs
-    with pytest.raises(TypeError):  # epoch is called again
-        fit_head(light(), cache, targets, CONFIG.with_seed(5), tmp_path / "run")
+    features, _ = problem(tmp_path)
+    fit_head(light(), features, CONFIG, tmp_path / "run")
+    monkeypatch.setattr(ConfidenceTask, "load", lambda *_: 1 / 0)
+    assert len(fit_head(light(), features, CONFIG, tmp_path / "run").history) == CONFIG.fit.epochs
+    with pytest.raises(ZeroDivisionError):  # an epoch is begun again
+        fit_head(light(), features, CONFIG.with_seed(5), tmp_path / "run")
 
 
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
-    cache, targets, _ = problem(tmp_path)
-    fit_head(light(), cache, targets, CONFIG, tmp_path / "run")
-    (tmp_path / "run" / STATE_FILE).write_bytes(b"half a file")
-    with pytest.raises(FileFormatError, match=r"fit-state\.pt: damaged.*Delete it"):
-        fit_head(light(), cache, targets, CONFIG, tmp_path / "run")
+    features, _ = problem(tmp_path)
+    fit_head(light(), features, CONFIG, tmp_path / "run")
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    (newest / "common.pt").write_bytes(b"half a file")
+    with pytest.raises(FileFormatError, match=r"common\.pt: damaged.*Delete .* checkpoint before"):
+        fit_head(light(), features, CONFIG, tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_names_the_batch(tmp_path: Path) -> None:
-    cache, targets, _ = problem(tmp_path)
+    features, _ = problem(tmp_path)
 
     class Broken(type(light())):  # type: ignore[misc]
         def forward(self, summary: Tensor) -> Tensor:
             return super().forward(summary) + torch.nan
 
-    with pytest.raises(SpherecfError, match=r"epoch 1: the loss is not finite.*\.jpg"):
-        fit_head(Broken(2, 1, 1), cache, targets, CONFIG)
+    with pytest.raises(SpherecfError, match=r"epoch 1, batch 1: the loss is nan.*\.jpg"):
+        fit_head(Broken(2, 1, 1), features, CONFIG)
 
 
 def test_a_cache_of_another_head(tmp_path: Path) -> None:
-    cache, targets, _ = problem(tmp_path)
+    features, _ = problem(tmp_path)
     with pytest.raises(
         InputError, match=r"linear head: expected summaries \(2, 1, 1\), the cache holds \(6,\)"
     ):
-        fit_head(make_head("linear", channels=2, height=1, width=1), cache, targets, CONFIG)
+        fit_head(make_head("linear", channels=2, height=1, width=1), features, CONFIG)
 
 
 def test_one_identity_cannot_be_split(tmp_path: Path) -> None:
-    cache, targets, _ = problem(tmp_path)
-    same = Targets(targets.rows, targets.cosine, np.zeros(ROWS, np.int64), [])
+    features, _ = problem(tmp_path)
+    cosine = np.full(ROWS, 0.5, np.float32)
+    same = Targets(np.arange(ROWS), cosine, np.zeros(ROWS, np.int64), [])
     with pytest.raises(InputError, match="at least 2 identities to split, got 1"):
-        fit_head(light(), cache, same, CONFIG)
+        fit_head(light(), CachedFeatures(features.cache, same), CONFIG)
 
 
 def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    cache, targets, _ = problem(tmp_path)
-    result = fit_head(light(), cache, targets, CONFIG, tmp_path / "run", tensorboard=True)
-    events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    features, _ = problem(tmp_path)
+    result = fit_head(light(), features, CONFIG, tmp_path / "run", tensorboard=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "run" / "runs"))
     events.Reload()
-    values = [event.value for event in events.Scalars("confidence/held_out_loss")]
+    values = [event.value for event in events.Scalars("epoch/held_out_loss")]
     np.testing.assert_allclose(values, [epoch["held_out_loss"] for epoch in result.history], rtol=1e-6)
 
 
 def test_tensorboard_needs_a_folder(tmp_path: Path) -> None:
-    cache, targets, _ = problem(tmp_path)
+    features, _ = problem(tmp_path)
     with pytest.raises(InputError, match="need a folder"):
-        fit_head(light(), cache, targets, CONFIG, tensorboard=True)
+        fit_head(light(), features, CONFIG, tensorboard=True)

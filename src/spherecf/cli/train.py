@@ -1,15 +1,24 @@
 """`spherecf train`: train on images of known people."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from spherecf._progress import console
 from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
 
-app = typer.Typer(help="Train a confidence head for a recogniser.", no_args_is_help=True)
+app = typer.Typer(help="Train a recogniser, or a confidence head for one.", no_args_is_help=True)
+
+Data = Annotated[str, typer.Option(help="Aligned crops of known people, any layout that `data` knows.")]
+Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's.")]
+ListRoot = Annotated[
+    Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Events = Annotated[bool, typer.Option("--tensorboard", help="Also write event files.")]
 
 
 @app.callback()
@@ -18,55 +27,112 @@ def _root() -> None:
 
 
 @app.command(
+    epilog="Example: spherecf train backbone recipes/backbone.toml --data faces/ --out runs/backbone"
+)
+def backbone(
+    recipe: Annotated[Path, typer.Argument(help="TOML with the settings, e.g. recipes/backbone.toml.")],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the network, prototypes, history, checkpoints.")],
+    validate: Annotated[
+        list[Path] | None, typer.Option(help="Pair .bin to verify on after each epoch; may be repeated.")
+    ] = None,
+    seed: Seed = None,
+    root: ListRoot = None,
+    device: Device = "auto",
+    tensorboard: Events = False,
+) -> None:
+    """Stage 1: train a recogniser by margin softmax.
+
+    Several processes train one network: `torchrun --nproc-per-node 8 -m spherecf train backbone ...`.
+    Interrupted, the same command, with any number of processes, goes on inside the epoch where it stopped.
+    The report, as JSON on stdout: the files, what was used, what was left out and why, and the last epoch.
+    """
+    from spherecf.data import open_source
+    from spherecf.experiments import verification
+    from spherecf.training import BackboneConfig, join_ranks, train_backbone
+
+    config = BackboneConfig.load(recipe)
+    config = config if seed is None else config.with_seed(seed)
+    check = verification(validate) if validate else None
+    with join_ranks(device) as ranks:
+        source = open_source(data, root)
+        result = train_backbone(source, out, config, ranks=ranks, validate=check, tensorboard=tensorboard)
+        if ranks.leads:
+            report = {
+                "backbone": str(result.path),
+                "prototypes": str(result.prototypes),
+                "last": result.history[-1],
+                "data": result.record["data"],
+            }
+            _report(report)
+
+
+@app.command(
     epilog="Example: spherecf train confidence recipes/confidence.toml --data faces/ --out runs/faces"
 )
 def confidence(
     recipe: Annotated[Path, typer.Argument(help="TOML with the settings, e.g. recipes/confidence.toml.")],
-    data: Annotated[Path, typer.Option(help="Aligned crops of known people, any layout that `data` knows.")],
+    data: Data,
     out: Annotated[Path, typer.Option(help="Folder for the model, its history and the feature cache.")],
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Feature cache to share between runs.")] = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
+    prototypes: Annotated[
+        Path | None, typer.Option(help="The classifier's weights (default: the recipe's, or class means).")
     ] = None,
+    finetune_backbone: Annotated[
+        bool, typer.Option("--finetune-backbone", help="Train the recogniser as well (a torch checkpoint).")
+    ] = False,
+    seed: Seed = None,
+    cache: Annotated[Path | None, typer.Option(help="Feature cache to share between runs.")] = None,
+    root: ListRoot = None,
     engine: EngineName = "auto",
+    device: Device = "cpu",
     batch_size: Annotated[int, typer.Option(help="Images per call of the recogniser.")] = 32,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write event files.")] = False,
+    tensorboard: Events = False,
 ) -> None:
     """Stage 2: freeze a recogniser and train the head that says how sure it is.
 
-    Every image is embedded once per view into a cache on disk, then the head learns from the cache.
-    Interrupted, the same command goes on where it stopped, to the identical result. The report, as JSON on
-    stdout: the model's path, what was used, what was left out and why, and the losses.
+    Every image is embedded once per view into a cache on disk, then the head learns from the cache; data that
+    would not fit is streamed. Interrupted, the same command goes on where it stopped, to the identical
+    result. The report, as JSON on stdout: the model's path, what was used, what was left out and why, and the
+    losses.
     """
     from spherecf.data import open_source
-    from spherecf.training import MODEL_FILE, ConfidenceConfig, train_confidence
+    from spherecf.training import MODEL_FILE, ConfidenceConfig, join_ranks, train_confidence
 
     config = ConfidenceConfig.load(recipe)
-    if seed is not None:
-        config = config.with_seed(seed)
-    model = train_confidence(
-        open_backbone(backbone, preprocessing, engine),
-        open_source(data, root),
-        out,
-        config,
-        cache=cache,
-        batch_size=batch_size,
-        tensorboard=tensorboard,
-    )
-    record = model.record
-    report = {
-        "model": str(out / MODEL_FILE),
-        "fingerprint": model.fingerprint(),
-        "initial_kappa": record["initial_kappa"],
-        "best_epoch": record["best_epoch"],
-        "last": record["history"][-1],
-        "counts": record["counts"],
-        "data": record["data"],
-    }
+    config = config if seed is None else config.with_seed(seed)
+    if prototypes is not None:
+        config = replace(config, prototypes=replace(config.prototypes, file=str(prototypes)))
+    if finetune_backbone:
+        config = replace(config, features=replace(config.features, finetune=True))
+    with join_ranks(device) as ranks:
+        model = train_confidence(
+            open_backbone(backbone, preprocessing, engine, str(ranks.device)),
+            open_source(data, root),
+            out,
+            config,
+            cache=cache,
+            batch_size=batch_size,
+            ranks=ranks,
+            tensorboard=tensorboard,
+        )
+        record = model.record
+        if ranks.leads:
+            report = {
+                "model": str(out / MODEL_FILE),
+                "fingerprint": model.fingerprint(),
+                "initial_kappa": record["initial_kappa"],
+                "best_epoch": record["best_epoch"],
+                "last": record["history"][-1],
+                "counts": record["counts"],
+                "data": record["data"],
+            }
+            _report(report)
+
+
+def _report(report: dict[str, Any]) -> None:
     typer.echo(json.dumps(report, indent=2))
-    left_out = record["data"]["skipped"]
+    left_out = report["data"]["skipped"]
     if left_out:
         console.print(f"[yellow]{len(left_out)} images could not be used; the report lists them[/]")

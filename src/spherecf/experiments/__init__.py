@@ -12,6 +12,7 @@ from spherecf.experiments._present import (
     tables,
 )
 from spherecf.experiments._summary import Cell, summarize
+from spherecf.experiments._validate import verification
 from spherecf.experiments._variants import VARIANTS, HeadVariant, fit_variants
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "show",
     "summarize",
     "tables",
+    "verification",
 ]

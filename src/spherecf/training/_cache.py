@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from spherecf._rowstore import Column, RowStore
 from spherecf.data import ImageSource, View
 from spherecf.embeddings import Embeddings
-from spherecf.errors import ModelError
-from spherecf.extract import run_backbone, to_embeddings
+from spherecf.errors import ModelError, SpherecfError
+from spherecf.extract import FACTS, open_store, run_backbone, to_embeddings
 from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone
+from spherecf.training._ranks import Ranks
 
 _CHUNK = 4096
 
@@ -37,9 +40,15 @@ class FeatureCache:
         return self.store.rows
 
     @property
-    def summary(self) -> NDArray[np.float16]:
-        """(rows, *head.summary_shape), memory-mapped."""
-        return self.store.arrays["summary"]
+    def summary_shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        return tuple(self.store.arrays["summary"].shape[1:])
+
+    def summaries(self, rows: NDArray[np.int64]) -> Float[Tensor, "n ..."]:
+        """What the head needs of these rows (n, *head.summary_shape), float32."""
+        stored = torch.from_numpy(self.store.arrays["summary"][rows])
+        # NumPy has no bfloat16: the numbers are kept as integers of the same bits.
+        return (stored.view(torch.bfloat16) if stored.dtype == torch.int16 else stored).float()
 
     @property
     def mu(self) -> NDArray[np.float32]:
@@ -72,7 +81,7 @@ class FeatureCache:
         head.eval()
         rows = np.flatnonzero(self.valid)
         for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
-            found[part] = head(torch.from_numpy(self.summary[part]).float()).numpy()
+            found[part] = head.to_log_kappa(head(self.summaries(part))).numpy()
         return found
 
     def embeddings(self, view: int, log_kappa: NDArray[np.float32], provenance: dict[str, Any]) -> Embeddings:
@@ -81,25 +90,33 @@ class FeatureCache:
 
 
 class _KeepSummary:
-    """Recorder: the head's parameter-free summary in half precision, and the direction."""
+    """Recorder: the head's parameter-free summary in a smaller type, and the direction."""
 
-    def __init__(self, head: ConfidenceHead, dim: int) -> None:
-        self._head = head
-        self.columns: dict[str, Column] = {
-            "summary": (head.summary_shape, "float16"),
-            "mu": ((dim,), "float32"),
-            "norm": ((), "float32"),
-        }
+    def __init__(self, head: ConfidenceHead, dim: int, dtype: str) -> None:
+        self._head, self._dtype = head, getattr(torch, dtype)
+        self.columns = cache_columns(head, dim, dtype)
         self.identity = {"summary": [head.summary_kind, list(head.summary_shape)]}
 
     def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        summary = self._head.summarize(output.features, output.embedding).half().numpy()
-        if not np.isfinite(summary).all():
+        summary = self._head.summarize(output.features, output.embedding).to(self._dtype).cpu()
+        if not bool(torch.isfinite(summary).all()):
             raise ModelError(
-                f"{self._head.kind} head: summaries reach beyond 65504, the largest half-precision number; "
-                "this backbone's last map needs a normalisation"
+                f"{self._head.kind} head: summaries reach beyond {torch.finfo(self._dtype).max:g}, the "
+                f"largest {str(self._dtype).removeprefix('torch.')}; set features.dtype to bfloat16"
             )
-        return {"summary": summary, "mu": output.mu.numpy(), "norm": output.norm.numpy()}
+        stored = summary.view(torch.int16) if self._dtype == torch.bfloat16 else summary
+        return {"summary": stored.numpy(), "mu": output.mu.cpu().numpy(), "norm": output.norm.cpu().numpy()}
+
+
+def cache_columns(head: ConfidenceHead, dim: int, dtype: str = "float16") -> dict[str, Column]:
+    """What a cache keeps of each row."""
+    stored = "int16" if dtype == "bfloat16" else dtype
+    return {"summary": (head.summary_shape, stored), "mu": ((dim,), "float32"), "norm": ((), "float32")}
+
+
+def cache_bytes(head: ConfidenceHead, dim: int, rows: int, dtype: str = "float16") -> int:
+    """Size on disk of a cache of so many rows: of a linear head's maps most of all."""
+    return RowStore.bytes_needed(rows, {**FACTS, **cache_columns(head, dim, dtype)})
 
 
 def build_cache(
@@ -110,6 +127,8 @@ def build_cache(
     folder: str | Path,
     *,
     batch_size: int = 32,
+    dtype: str = "float16",
+    ranks: Ranks | None = None,
 ) -> FeatureCache:
     """One resumable pass of the backbone over every view; a finished cache of the same content is reused.
 
@@ -120,13 +139,51 @@ def build_cache(
         views: the first one clean, as from `spherecf.data.training_views`.
         folder: where it lives; its size is reserved before the first image.
         batch_size: views per call of the backbone.
+        dtype: of the summaries on disk: "float16", "bfloat16" or "float32".
+        ranks: each passes its part of the images, then rank 0 joins the parts; all must see ``folder``.
 
     Raises:
         StorageError: not enough disk space.
         InputError: no images.
     """
-    recorder = _KeepSummary(head, backbone.dim)
+    ranks, folder = ranks or Ranks(), Path(folder)
+    recorder = _KeepSummary(head, backbone.dim, dtype)
+    if ranks.size > 1 and not ranks.tell(
+        ranks.leads and open_store(backbone, source, views, recorder, folder).complete
+    ):
+        _fill_together(ranks, backbone, source, views, recorder, folder, batch_size)
     store = run_backbone(
         backbone, source, views, recorder, folder, batch_size=batch_size, description="features"
     )
     return FeatureCache(store, source, views)
+
+
+def _fill_together(
+    ranks: Ranks,
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    views: Sequence[View],
+    recorder: _KeepSummary,
+    folder: Path,
+    batch_size: int,
+) -> None:
+    """Each rank passes its part of the images; rank 0 puts the parts behind each other."""
+    places = [folder.parent / f"{folder.name}.part-{rank}-of-{ranks.size}" for rank in range(ranks.size)]
+    parts = [source.subset(range(len(source))[ranks.share(len(source), rank)]) for rank in range(ranks.size)]
+    error: SpherecfError | None = None
+    try:
+        part, place = parts[ranks.rank], places[ranks.rank]
+        run_backbone(backbone, part, views, recorder, place, batch_size=batch_size, description="features")
+    except SpherecfError as problem:
+        error = problem
+    ranks.agree(error, "making the feature cache")
+    if ranks.leads:
+        store = open_store(backbone, source, views, recorder, folder)
+        for part, place in zip(parts, places):
+            own = open_store(backbone, part, views, recorder, place)
+            for start in range(0, own.rows, _CHUNK):
+                store.append({name: array[start : start + _CHUNK] for name, array in own.arrays.items()})
+            store.notes.setdefault("skipped", {}).update(own.notes.get("skipped", {}))
+            store.commit()
+            own.remove()
+    ranks.barrier()

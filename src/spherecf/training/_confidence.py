@@ -1,5 +1,7 @@
-"""`train_confidence`: a frozen recogniser and images of known people in, a confidence model out."""
+"""`train_confidence`: a frozen recogniser and images of known people in, a confidence model out. Stage 2."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherecf._progress import console
 from spherecf._version import environment
-from spherecf.data import ImageSource, training_views
+from spherecf.data import ImageSource, View, training_views
 from spherecf.errors import InputError
-from spherecf.models import ConfidenceHead, ConfidenceModel, FrozenBackbone, load_prototypes, make_head
-from spherecf.training._cache import FeatureCache, build_cache
+from spherecf.models import (
+    ConfidenceHead,
+    ConfidenceModel,
+    FrozenBackbone,
+    make_head,
+    save_backbone,
+)
+from spherecf.training._backbone import BACKBONE_FILE
+from spherecf.training._cache import FeatureCache, build_cache, cache_bytes
 from spherecf.training._config import ConfidenceConfig
-from spherecf.training._fit import FitResult, fit_head
-from spherecf.training._targets import Targets, prototype_targets
+from spherecf.training._directions import mean_prototypes
+from spherecf.training._features import CachedFeatures, Features, StreamedFeatures
+from spherecf.training._fit import EachEpoch, FitResult, fit_head
+from spherecf.training._objective import make_objective
+from spherecf.training._ranks import Ranks
+from spherecf.training._targets import (
+    GivenPrototypes,
+    Prototypes,
+    prototype_targets,
+    prototypes_for,
+)
 
 MODEL_FILE = "confidence.safetensors"
 
@@ -34,12 +53,55 @@ class TrainingData:
     facts: dict[str, Any]
 
 
-def new_head(backbone: FrozenBackbone, kind: str, seed: int) -> ConfidenceHead:
-    """A head of a kind for this backbone's map, the same for the same seed."""
+def new_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
+    """A head for this backbone's map and the recipe's objective, the same for the same seed."""
     channels, height, width = backbone.feature_shape
+    outputs = make_objective(config.loss, backbone.dim).outputs(backbone.dim)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make_head(kind, channels=channels, height=height, width=width)
+        torch.manual_seed(config.seed)
+        options = {"outputs": outputs} if outputs > 1 else {}
+        return make_head(config.head.kind, channels=channels, height=height, width=width, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Which images can be learnt from, in which views, and the facts for the record."""
+
+    source: ImageSource
+    views: Sequence[View]
+    facts: dict[str, Any]
+
+    @classmethod
+    def of(cls, source: ImageSource, config: ConfidenceConfig) -> "_Chosen":
+        kept = np.flatnonzero(source.labels >= 0)
+        unknown = len(source) - len(kept)
+        alone: list[str] = []
+        if not config.prototypes.file:
+            counts = np.bincount(source.labels[kept], minlength=1)
+            single = counts[source.labels[kept]] < 2
+            alone = [source.keys[row] for row in kept[single].tolist()]
+            kept = kept[~single]
+        if not len(kept):
+            raise InputError(
+                f"{source.name}: nothing to learn from: of {len(source)} images {unknown} have no identity "
+                f"and {len(alone)} are the only one of theirs; class means need two or more images of a "
+                "person, or give the classifier's weights as prototypes.file"
+            )
+        settings = config.views
+        views = training_views(
+            settings.degraded, recipe=settings.recipe, seed=settings.seed, flip=settings.flip
+        )
+        facts = {
+            "source": source.name,
+            "data": source.fingerprint(),
+            "images": len(source),
+            "used": len(kept),
+            "without_identity": unknown,
+            "only_one_of_identity": alone,
+            "skipped": {},
+            "views": [view.signature for view in views],
+        }
+        return cls(source if len(kept) == len(source) else source.subset(kept), views, facts)
 
 
 def prepare(
@@ -49,6 +111,7 @@ def prepare(
     cache: str | Path,
     *,
     batch_size: int = 32,
+    ranks: Ranks | None = None,
 ) -> TrainingData:
     """The backbone's one pass: every view of every image that can be learnt from, into a cache on disk.
 
@@ -59,36 +122,13 @@ def prepare(
         InputError: nobody has two images, or no identities are known.
         StorageError: not enough disk space for the cache.
     """
-    kept = np.flatnonzero(source.labels >= 0)
-    unknown = len(source) - len(kept)
-    alone: list[str] = []
-    if not config.prototypes.file:
-        counts = np.bincount(source.labels[kept], minlength=1)
-        single = counts[source.labels[kept]] < 2
-        alone = [source.keys[row] for row in kept[single]]
-        kept = kept[~single]
-    if not len(kept):
-        raise InputError(
-            f"{source.name}: nothing to learn from: of {len(source)} images {unknown} have no identity and "
-            f"{len(alone)} are the only one of theirs; class means need two or more images of a person, or "
-            "give the classifier's weights as prototypes.file"
-        )
-    settings = config.views
-    views = training_views(settings.degraded, recipe=settings.recipe, seed=settings.seed, flip=settings.flip)
-    chosen = source if len(kept) == len(source) else source.subset(kept)
-    head = new_head(backbone, config.head.kind, config.seed)
-    features = build_cache(backbone, head, chosen, views, cache, batch_size=batch_size)
-    facts = {
-        "source": source.name,
-        "data": source.fingerprint(),
-        "images": len(source),
-        "used": len(kept) - len(features.skipped),
-        "without_identity": unknown,
-        "only_one_of_identity": alone,
-        "skipped": features.skipped,
-        "views": [view.signature for view in views],
-    }
-    return TrainingData(features, facts)
+    chosen = _Chosen.of(source, config)
+    features = build_cache(
+        backbone, new_head(backbone, config), chosen.source, chosen.views, cache,
+        batch_size=batch_size, dtype=config.features.dtype, ranks=ranks,
+    )  # fmt: skip
+    used = chosen.facts["used"] - len(features.skipped)
+    return TrainingData(features, {**chosen.facts, "used": used, "skipped": features.skipped})
 
 
 def fit_confidence(
@@ -98,7 +138,9 @@ def fit_confidence(
     folder: str | Path | None = None,
     *,
     prototypes: Float[Tensor, "identities dim"] | None = None,
+    ranks: Ranks | None = None,
     tensorboard: bool = False,
+    each_epoch: EachEpoch | None = None,
 ) -> ConfidenceModel:
     """Fit a head on prepared data: initialisation, epochs, the best on held-out identities, the record.
 
@@ -106,14 +148,19 @@ def fit_confidence(
         InputError: prototypes or identities that do not fit the data.
         SpherecfError: the loss diverged.
     """
+    ranks = ranks or Ranks()
     if prototypes is None and config.prototypes.file:
-        prototypes = load_prototypes(config.prototypes.file)
+        prototypes = prototypes_for(data.cache.source, config.prototypes.file)
     targets = prototype_targets(data.cache, prototypes, config.prototypes.leave_one_out)
-    head = new_head(backbone, config.head.kind, config.seed)
-    identity = {"backbone": backbone.sha256, "data": data.facts["data"], "views": data.facts["views"]}
-    result = fit_head(head, data.cache, targets, config, folder, identity=identity, tensorboard=tensorboard)
-    record = _record(config, data, targets, result)
-    return ConfidenceModel(backbone, result.head, config.loss.radius, record)
+    features = CachedFeatures(data.cache, targets, ranks.device)
+    head = new_head(backbone, config)
+    identity = _identity(backbone, data.facts)
+    result = fit_head(
+        head, features, config, folder, ranks=ranks, identity=identity, tensorboard=tensorboard,
+        each_epoch=each_epoch,
+    )  # fmt: skip
+    facts = {**data.facts, "lost_their_company": targets.alone}
+    return ConfidenceModel(backbone, result.head, config.loss.radius, _record(config, facts, result, ranks))
 
 
 def train_confidence(
@@ -124,22 +171,27 @@ def train_confidence(
     *,
     cache: str | Path | None = None,
     batch_size: int = 32,
+    ranks: Ranks | None = None,
     tensorboard: bool = False,
+    each_epoch: EachEpoch | None = None,
 ) -> ConfidenceModel:
-    """Train a confidence head for a frozen recogniser: stage 2 of the sphere confidence face.
+    """Train a confidence head for a recogniser: stage 2 of the sphere confidence face.
 
-    The backbone sees every view once, into a cache on disk; then the head alone learns, in epochs over the
-    cache, by ``dL/dkappa = A_d(kappa) - cos(mu, prototype)`` (S. Li et al., CVPR 2021, section 3). The same
-    call after an interruption goes on where it stopped and ends with the identical model.
+    With a cache the backbone sees every view once, then the head alone learns, in epochs over the cache, by
+    ``dL/dkappa = A_d(kappa) - cos(mu, prototype)`` (S. Li et al., CVPR 2021, section 3). Streaming, the
+    backbone runs in every epoch, which needs no space, and may learn as well (``features.finetune``). The
+    same call after an interruption goes on where it stopped and ends with the identical model.
 
     Args:
-        backbone: from `FrozenBackbone.default`, `from_onnx` or `from_module`.
+        backbone: from `FrozenBackbone.default`, `from_onnx`, `from_checkpoint` or `from_module`.
         source: aligned crops of known people.
-        folder: gets ``confidence.safetensors``, ``history.jsonl`` and the state of the fit.
+        folder: gets ``confidence.safetensors``, ``history.jsonl`` and the checkpoints of the fit.
         config: settings, by default those of `ConfidenceConfig`.
         cache: where the features live, by default ``folder/cache``; several runs may share one.
-        batch_size: views per call of the backbone.
+        batch_size: views per call of the backbone that makes the cache.
+        ranks: from `join_ranks`, who train together; alone by default. All must see ``folder``.
         tensorboard: also write event files.
+        each_epoch: as in `fit_head`.
 
     Returns:
         The model, as `spherecf.load` gives it back from the file.
@@ -149,24 +201,103 @@ def train_confidence(
         StorageError: not enough disk space; nothing computed is lost.
         SpherecfError: the loss diverged.
     """
-    config = config or ConfidenceConfig()
-    folder = Path(folder)
-    data = prepare(backbone, source, config, cache or folder / "cache", batch_size=batch_size)
-    model = fit_confidence(backbone, data, config, folder, tensorboard=tensorboard)
-    model.save(folder / MODEL_FILE)
+    config, ranks, folder = config or ConfidenceConfig(), ranks or Ranks(), Path(folder)
+    place = Path(cache or folder / "cache")
+    if ranks.tell(ranks.leads and _streams(backbone, source, config, place)):
+        model = _train_streaming(backbone, source, folder, config, place, ranks, tensorboard, each_epoch)
+    else:
+        data = prepare(backbone, source, config, place, batch_size=batch_size, ranks=ranks)
+        model = fit_confidence(
+            backbone, data, config, folder, ranks=ranks, tensorboard=tensorboard, each_epoch=each_epoch
+        )
+    if ranks.leads:
+        model.save(folder / MODEL_FILE)
+    ranks.barrier()
     return model
 
 
+def _streams(backbone: FrozenBackbone, source: ImageSource, config: ConfidenceConfig, place: Path) -> bool:
+    """Whether the backbone runs along; the size of the cache is said before it is made."""
+    settings = config.features
+    if settings.finetune or settings.source == "stream":
+        return True
+    views = (1 + config.views.degraded) * (1 + config.views.flip)
+    needed = cache_bytes(
+        new_head_on_paper(backbone, config), backbone.dim, len(source) * views, settings.dtype
+    )
+    above = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(above).free
+    fits = (place / "state.json").exists() or needed < 0.9 * free
+    streams = settings.source == "auto" and not fits
+    console.print(
+        f"features: at most {len(source)} images x {views} views, {needed / 2**30:.2f} GiB as a cache in "
+        f"{place}, {free / 2**30:.1f} GiB are free" + ("; streaming instead" if streams else ""),
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    return streams
+
+
+def new_head_on_paper(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
+    """A head without memory, for its shapes."""
+    with torch.device("meta"):
+        return new_head(backbone, config)
+
+
+def _train_streaming(
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    folder: Path,
+    config: ConfidenceConfig,
+    cache: Path,
+    ranks: Ranks,
+    tensorboard: bool,
+    each_epoch: EachEpoch | None,
+) -> ConfidenceModel:
+    chosen = _Chosen.of(source, config)
+    head = new_head(backbone, config)
+    given: Prototypes
+    if config.prototypes.file:
+        matrix = prototypes_for(chosen.source, config.prototypes.file)
+        given = GivenPrototypes(chosen.source, matrix, backbone.dim)
+    else:
+        leave = config.prototypes.leave_one_out
+        given = mean_prototypes(backbone, chosen.source, cache, leave, ranks)
+    tuning = config.features.finetune
+    features: Features = StreamedFeatures(
+        backbone, head, chosen.source, chosen.views, given, tuning=tuning, workers=config.engine.workers
+    )
+    network = backbone.trainable() if tuning else None
+    result = fit_head(
+        head, features, config, folder, ranks=ranks, identity=_identity(backbone, chosen.facts),
+        tuned=None if network is None else (network, backbone.preprocessing), tensorboard=tensorboard,
+        each_epoch=each_epoch,
+    )  # fmt: skip
+    skipped = result.skipped
+    facts = {**chosen.facts, "used": chosen.facts["used"] - len(skipped), "skipped": skipped}
+    record = _record(config, {**facts, "lost_their_company": []}, result, ranks)
+    if network is not None:
+        path = folder / BACKBONE_FILE
+        if ranks.leads:
+            save_backbone(path, network, backbone.preprocessing, record)
+        ranks.barrier()
+        backbone = FrozenBackbone.from_checkpoint(path, device=str(ranks.device))
+    return ConfidenceModel(backbone, result.head, config.loss.radius, record)
+
+
+def _identity(backbone: FrozenBackbone, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"backbone": backbone.sha256, "data": facts["data"], "views": facts["views"]}
+
+
 def _record(
-    config: ConfidenceConfig, data: TrainingData, targets: Targets, result: FitResult
+    config: ConfidenceConfig, facts: dict[str, Any], result: FitResult, ranks: Ranks
 ) -> dict[str, Any]:
-    listed = {**data.facts, "only_one_of_identity": len(data.facts["only_one_of_identity"])}
     return {
         "config": config.to_dict(),
-        "data": {**listed, "lost_their_company": targets.alone},
+        "data": {**facts, "only_one_of_identity": len(facts["only_one_of_identity"])},
         "counts": result.counts,
         "initial_kappa": result.initial_kappa,
         "best_epoch": result.best_epoch,
         "history": result.history,
+        "ranks": ranks.size,
         "versions": environment(),
     }

@@ -1,13 +1,20 @@
-"""What a training run is asked to do: a few groups of settings, read from a TOML recipe."""
+"""What a training of a confidence head is asked to do: a few groups of settings, read from a TOML recipe."""
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, get_type_hints
+from dataclasses import dataclass, field, replace
 
-from spherecf.errors import FileFormatError, InputError
 from spherecf.losses import Variant
+from spherecf.training._settings import (
+    EngineSettings,
+    OptimizerSettings,
+    Recipe,
+    ScheduleSettings,
+    told,
+)
+
+OBJECTIVES = ("scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian")
+FEATURES = ("auto", "cache", "stream")
+DTYPES = ("float16", "bfloat16", "float32")
+SHOWN = ("all", "one")
 
 
 @dataclass(frozen=True)
@@ -19,12 +26,30 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """Each image is shown clean and ``degraded`` times degraded by ``recipe``; ``flip``: also mirrored."""
+    """Each image is shown clean and ``degraded`` times degraded by ``recipe``; ``flip``: also mirrored.
+
+    ``per_epoch``: "all" views of each image in every epoch, or "one" drawn at random.
+    """
 
     degraded: int = 3
     recipe: str = "train"
     seed: int = 0
     flip: bool = False
+    per_epoch: str = "all"
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Where the backbone's features come from.
+
+    ``source``: "cache" (one pass, kept on disk), "stream" (the backbone runs in every epoch), or "auto": a
+    cache if it fits. ``dtype``: of the numbers in a cache. ``finetune``: train the backbone as well, its
+    batch statistics frozen; streams.
+    """
+
+    source: str = "auto"
+    dtype: str = "float16"
+    finetune: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,25 +62,32 @@ class PrototypeSettings:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """``variant`` "exact" or "released"; ``radius`` r of the sphere, which shifts the loss and the scores."""
+    """``objective`` "scf", or a rival: "scf-gaussian", "pfe-vmf", "pfe-gaussian".
 
+    ``variant`` of "scf": "exact" or "released". ``radius`` r of the sphere shifts the loss and the scores.
+    """
+
+    objective: str = "scf"
     variant: str = "exact"
     radius: float = 64.0
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """AdamW: ``lr`` falls to 0 along a half cosine; a ``held_out`` share of the identities validates."""
+    """``batch_size`` rows of all ranks together; a ``held_out`` share of the identities validates.
+
+    ``held_out`` 0: learn from all, keep the last epoch. ``per_identity``: rows of one identity side by side
+    in a batch, for pairwise objectives.
+    """
 
     epochs: int = 6
     batch_size: int = 512
-    lr: float = 5e-4
-    weight_decay: float = 0.05
     held_out: float = 0.1
+    per_identity: int = 4
 
 
 @dataclass(frozen=True)
-class ConfidenceConfig:
+class ConfidenceConfig(Recipe):
     """Settings of `train_confidence`; the TOML recipe has one table per attribute.
 
     Example:
@@ -67,81 +99,55 @@ class ConfidenceConfig:
     seed: int = 0
     head: HeadSettings = field(default_factory=HeadSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
+    features: FeatureSettings = field(default_factory=FeatureSettings)
     prototypes: PrototypeSettings = field(default_factory=PrototypeSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     fit: FitSettings = field(default_factory=FitSettings)
+    # clip_norm: of dL / d log kappa = kappa (A_d - cos), which a few sure and wrong faces dominate
+    optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(clip_norm=100.0))
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)
 
-    def __post_init__(self) -> None:
-        fit = self.fit
-        wrong = [
-            text
-            for bad, text in (
+    def problems(self) -> list[str]:
+        """What is out of range."""
+        fit, loss, views, features = self.fit, self.loss, self.views, self.features
+        variants = Variant.__args__  # type: ignore[attr-defined]
+        return [
+            *told(
                 (fit.epochs < 1, f"fit.epochs must be at least 1, got {fit.epochs}"),
                 (fit.batch_size < 2, f"fit.batch_size must be at least 2, got {fit.batch_size}"),
-                (not fit.lr > 0, f"fit.lr must be positive, got {fit.lr}"),
-                (fit.weight_decay < 0, f"fit.weight_decay must not be negative, got {fit.weight_decay}"),
-                (not 0 < fit.held_out < 1, f"fit.held_out must lie between 0 and 1, got {fit.held_out}"),
-                (not self.loss.radius > 0, f"loss.radius must be positive, got {self.loss.radius}"),
+                (fit.per_identity < 2, f"fit.per_identity must be at least 2, got {fit.per_identity}"),
+                (not 0 <= fit.held_out < 1, f"fit.held_out must lie in [0, 1), got {fit.held_out}"),
+                (not loss.radius > 0, f"loss.radius must be positive, got {loss.radius}"),
                 (
-                    self.loss.variant not in Variant.__args__,  # type: ignore[attr-defined]
-                    f"loss.variant must be exact or released, got {self.loss.variant!r}",
+                    loss.variant not in variants,
+                    f"loss.variant must be exact or released, got {loss.variant!r}",
                 ),
-            )
-            if bad
+                (
+                    loss.objective not in OBJECTIVES,
+                    f"loss.objective must be one of {OBJECTIVES}, got {loss.objective!r}",
+                ),
+                (views.degraded < 0, f"views.degraded must not be negative, got {views.degraded}"),
+                (
+                    views.per_epoch not in SHOWN,
+                    f"views.per_epoch must be all or one, got {views.per_epoch!r}",
+                ),
+                (
+                    features.source not in FEATURES,
+                    f"features.source must be one of {FEATURES}, got {features.source!r}",
+                ),
+                (
+                    features.dtype not in DTYPES,
+                    f"features.dtype must be one of {DTYPES}, got {features.dtype!r}",
+                ),
+                (
+                    features.finetune and features.source == "cache",
+                    "features.finetune needs features.source stream: a cache shows an old backbone",
+                ),
+            ),
+            *super().problems(),
         ]
-        if wrong:
-            raise InputError("settings: " + "; ".join(wrong))
-
-    @classmethod
-    def load(cls, path: str | Path) -> "ConfidenceConfig":
-        """Read a TOML recipe.
-
-        Raises:
-            FileFormatError: not TOML, an unknown table or key, or a value of another type or out of range.
-        """
-        try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-            return cls.from_dict(content)
-        except FileNotFoundError as error:
-            raise FileFormatError(path, "no such recipe.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, InputError) as error:
-            raise FileFormatError(path, f"{error}.", "See recipes/README.md for the settings.") from error
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "ConfidenceConfig":
-        """From nested mappings, as `to_dict` gives them; what is absent has its default.
-
-        Raises:
-            InputError: unknown names, wrong types, values out of range.
-        """
-        config: ConfidenceConfig = _build(cls, content, "")
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values."""
-        return asdict(self)
 
     def with_seed(self, seed: int) -> "ConfidenceConfig":
         """The same with another seed of initialisation, shuffling and validation split."""
         return replace(self, seed=seed)
-
-
-def _build(kind: type[Any], content: Mapping[str, Any], where: str) -> Any:
-    types = get_type_hints(kind)
-    known = {item.name: types[item.name] for item in fields(kind)}
-    if unknown := sorted(set(content) - set(known)):
-        raise InputError(f"unknown setting {where}{unknown[0]}; known: {', '.join(known)}")
-    values = {}
-    for name, value in content.items():
-        wanted = known[name]
-        if hasattr(wanted, "__dataclass_fields__"):
-            if not isinstance(value, Mapping):
-                raise InputError(f"{where}{name}: expected a table, got {value!r}")
-            values[name] = _build(wanted, value, f"{where}{name}.")
-            continue
-        if wanted is float and type(value) is int:
-            value = float(value)
-        if type(value) is not wanted:
-            raise InputError(f"{where}{name}: expected {wanted.__name__}, got {value!r}")
-        values[name] = value
-    return kind(**values)

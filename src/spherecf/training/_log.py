@@ -23,19 +23,27 @@ class RunLog:
         if tensorboard:
             if folder is None:
                 raise InputError("TensorBoard events need a folder to go to")
-            self._writer = _event_writer(folder / "tensorboard", len(history))
+            self._writer = _event_writer(folder / "runs", len(history))
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("")
         for facts in history:
             self._line(facts)
 
-    def epoch(self, facts: Mapping[str, float]) -> None:
-        """Write down the next epoch."""
+    def step(self, step: int, facts: Mapping[str, float]) -> None:
+        """The facts of one step: events only, every tenth."""
+        if self._writer is not None and step % 10 == 0:
+            self._scalars("step", facts, step)
+
+    def epoch(self, facts: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """Write down the next epoch; how fast it was is an event, not history: it differs from run to run."""
         self._line(facts)
         if self._writer is not None:
-            for name, value in facts.items():
-                self._writer.add_scalar(f"confidence/{name}", value, self._done)
+            self._scalars("epoch", {**facts, **speed}, self._done)
+
+    def _scalars(self, kind: str, facts: Mapping[str, float], at: int) -> None:
+        for name, value in facts.items():
+            self._writer.add_scalar(f"{kind}/{name}", value, at)
 
     def _line(self, facts: Mapping[str, float]) -> None:
         self._done += 1

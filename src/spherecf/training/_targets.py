@@ -1,15 +1,25 @@
 """What the head is trained towards: the cosine of each view to the prototype of its identity."""
 
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from spherecf.data import ImageSource
 from spherecf.errors import InputError
-from spherecf.models import class_mean_prototypes, leave_one_out_prototypes
+from spherecf.models import (
+    class_mean_prototypes,
+    leave_one_out_prototypes,
+    load_prototypes,
+    prototype_identities,
+)
 from spherecf.training._cache import FeatureCache
 
 
@@ -52,7 +62,7 @@ def prototype_targets(
     mu, labels = torch.from_numpy(cache.mu[rows]), torch.from_numpy(cache.labels[rows])
     alone: list[str] = []
     if prototypes is not None:
-        _check_fit(prototypes, cache)
+        check_fit(prototypes, cache.mu.shape[1], cache.labels)
         cosine = (mu * prototypes[labels]).sum(1)
     else:
         image = rows // len(cache.views)
@@ -79,12 +89,109 @@ def prototype_targets(
     return Targets(rows, cosine.clamp(-1, 1).numpy(), cache.labels[rows], alone)
 
 
-def _check_fit(prototypes: Tensor, cache: FeatureCache) -> None:
-    identities, dim = prototypes.shape
-    if dim != cache.mu.shape[1]:
-        raise InputError(f"prototypes have dimension {dim}, the backbone {cache.mu.shape[1]}")
-    largest = int(cache.labels.max(initial=-1))
-    if largest >= identities:
+def check_fit(prototypes: Tensor, dim: int, labels: NDArray[np.int64]) -> None:
+    """Whether prototypes belong to a backbone of this dimension, and to these labels.
+
+    Raises:
+        InputError: another dimension, or labels beyond them.
+    """
+    if dim != prototypes.shape[1]:
+        raise InputError(f"prototypes have dimension {prototypes.shape[1]}, the backbone {dim}")
+    largest = int(labels.max(initial=-1))
+    if largest >= len(prototypes):
         raise InputError(
-            f"labels reach {largest}, but there are {identities} prototypes: not this data set's classifier"
+            f"labels reach {largest}, but there are {len(prototypes)} prototypes: not this data set's "
+            "classifier"
         )
+
+
+def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "identities dim"]:
+    """A classifier's prototypes by this source's labels.
+
+    A file of our own stage 1 names its rows: they are matched by name. Any other is taken as it is, row by
+    label.
+
+    Raises:
+        InputError: identities with images but without a prototype; they are counted and named.
+        FileFormatError: unreadable.
+    """
+    prototypes = load_prototypes(path)
+    names = prototype_identities(path)
+    if names is None:
+        return prototypes
+    row = {name: index for index, name in enumerate(names)}
+    present = np.unique(source.labels[source.labels >= 0])
+    missing = [source.identities[label] for label in present if source.identities[label] not in row]
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} of {len(present)} identities of {source.name} have no prototype there "
+            f"({', '.join(missing[:5])}, ...): not this data set's classifier, or fit.least left them out"
+        )
+    matched = torch.zeros(len(source.identities), prototypes.shape[1])
+    matched[present] = prototypes[[row[source.identities[label]] for label in present]]
+    return matched
+
+
+@runtime_checkable
+class Prototypes(Protocol):
+    """One prototype for each image of a source; ``usable`` (images,): False where there is none."""
+
+    usable: NDArray[np.bool_]
+
+    def of(self, images: NDArray[np.int64]) -> Tensor:
+        """(n, dim), unit."""
+        ...
+
+    def digest(self) -> str:
+        """Hash."""
+        ...
+
+
+class GivenPrototypes:
+    """A classifier's, one per identity."""
+
+    def __init__(self, source: ImageSource, prototypes: Float[Tensor, "identities dim"], dim: int) -> None:
+        check_fit(prototypes, dim, source.labels)
+        self._labels, self._prototypes = source.labels, prototypes
+        self.usable = source.labels >= 0
+
+    def of(self, images: NDArray[np.int64]) -> Tensor:
+        return self._prototypes[torch.from_numpy(self._labels[images])]
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._prototypes.numpy().tobytes()).hexdigest()
+
+
+class MeanPrototypes:
+    """Class means of clean directions, by ``leave_one_out`` without the image itself.
+
+    Keeps one sum per identity; an image's own direction is taken off when its prototype is asked for.
+
+    Args:
+        mu: (images, dim) directions of the clean images; may be memory-mapped.
+        valid: (images,) False where there is none.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        mu: NDArray[np.float32],
+        valid: NDArray[np.bool_],
+        leave_one_out: bool,
+    ) -> None:
+        good = valid & (labels >= 0)
+        counts = np.bincount(labels[good], minlength=int(labels.max(initial=0)) + 1)
+        self.usable = good & (counts[labels] > 1)
+        self._mu, self._labels, self._leave = mu, labels, leave_one_out
+        self._sums = torch.zeros(len(counts), mu.shape[1], dtype=torch.float64)
+        for rows in np.array_split(np.flatnonzero(good), max(1, len(mu) // 65536)):
+            self._sums.index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(mu[rows]).double())
+
+    def of(self, images: NDArray[np.int64]) -> Tensor:
+        sums = self._sums[torch.from_numpy(self._labels[images])]
+        if self._leave:
+            sums = sums - torch.from_numpy(self._mu[images]).double()
+        return normalize(sums, dim=1).float()
+
+    def digest(self) -> str:
+        return hashlib.sha256(self._sums.numpy().tobytes()).hexdigest()

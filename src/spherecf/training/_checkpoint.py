@@ -1,0 +1,164 @@
+"""Checkpoints: a folder per saved step, written by all ranks, that is complete or not there."""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spherecf._files import write_atomically
+from spherecf.errors import FileFormatError, SpherecfError, StorageError
+from spherecf.training._ranks import Ranks
+
+FOLDER = "checkpoints"
+_COMMON = "common.pt"
+
+
+def identity_of(facts: Mapping[str, Any]) -> str:
+    """Hash of the settings and data that a state belongs to."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load_checkpoint` found.
+
+    Attributes:
+        step: global step it was saved after.
+        common: what all ranks have the same of.
+        own: this rank's private state, None where the number of ranks has changed.
+        shard: rows of this rank's part, by name, put together from the parts as they were saved.
+    """
+
+    step: int
+    common: dict[str, Any]
+    own: dict[str, Any] | None
+    shard: dict[str, Tensor]
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    identity: str,
+    ranks: Ranks,
+    *,
+    common: Callable[[], Mapping[str, Any]],
+    own: Mapping[str, Any],
+    shard: Mapping[str, Tensor],
+    keep: int = 2,
+) -> None:
+    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep``.
+
+    Args:
+        folder: of the run, seen by all ranks.
+        common: called on rank 0 alone.
+        own: each rank's.
+        shard: this rank's rows of what is divided, by name, and scalars.
+
+    Raises:
+        StorageError: the disk is full; the checkpoint before is intact.
+        RankError: another rank could not write.
+    """
+    place = folder / FOLDER / f"{step:09d}"
+    part = place.with_name(f".{place.name}.part")
+    error: SpherecfError | None = None
+    try:
+        if ranks.leads:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+    except OSError as problem:
+        error = StorageError(f"{part}: cannot be made ({problem.strerror}); choose another folder")
+    ranks.agree(error, "saving a checkpoint")
+    try:
+        _write(part / _name(ranks.rank, ranks.size), {"own": dict(own), "shard": dict(shard)})
+        if ranks.leads:
+            _write(part / _COMMON, {"identity": identity, "step": step, **common()})
+    except StorageError as problem:
+        error = problem
+    try:
+        ranks.agree(error, "saving a checkpoint")
+    finally:
+        if ranks.leads and error is not None:
+            shutil.rmtree(part, ignore_errors=True)
+    if ranks.leads:
+        shutil.rmtree(place, ignore_errors=True)
+        part.rename(place)
+        for old in _saved(folder)[keep:]:
+            shutil.rmtree(old, ignore_errors=True)
+    ranks.barrier()
+
+
+def load_checkpoint(
+    folder: Path, identity: str, ranks: Ranks, part: slice | None = None
+) -> Checkpoint | None:
+    """The newest checkpoint of this very run, or None where there is none or it is another run's.
+
+    Args:
+        part: this rank's rows of what is divided.
+
+    Raises:
+        FileFormatError: a file is damaged.
+    """
+    for place in _saved(folder):
+        common = _read(place / _COMMON)
+        if common.pop("identity", None) != identity:
+            continue
+        files = sorted(place.glob("rank-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
+        same = len(files) == ranks.size
+        own = _read(place / _name(ranks.rank, ranks.size))["own"] if same else None
+        return Checkpoint(common.pop("step"), common, own, _join(files, part))
+    return None
+
+
+def _saved(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    places = (folder / FOLDER).glob("[0-9]*") if (folder / FOLDER).is_dir() else ()
+    return sorted(places, reverse=True)
+
+
+def _name(rank: int, size: int) -> str:
+    return f"rank-{rank}-of-{size}.pt"
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(dict(content), buffer)
+    write_atomically(path, lambda stream: stream.write(buffer.getbuffer()))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load: pickle and zip errors of many classes
+        raise FileFormatError(
+            path,
+            f"damaged: {str(error).splitlines()[0]}.",
+            f"Delete {path.parent} to go on from the checkpoint before, or afresh.",
+        ) from error
+    return content
+
+
+def _join(files: Sequence[Path], part: slice | None) -> dict[str, Tensor]:
+    """Rows ``part`` of the divided tensors; scalars are the same everywhere."""
+    if part is None:
+        return {}
+    pieces: dict[str, list[Tensor]] = {}
+    begin = 0
+    for path in files:
+        shard = _read(path)["shard"]
+        rows = len(shard["weight"])
+        for name, value in shard.items():
+            if value.ndim:
+                value = value[max(part.start - begin, 0) : max(part.stop - begin, 0)]
+            pieces.setdefault(name, []).append(value)
+        begin += rows
+    return {
+        name: values[0].clone() if not values[0].ndim else torch.cat(values)
+        for name, values in pieces.items()
+    }

@@ -1,0 +1,48 @@
+"""Class-mean prototypes for data whose features are not kept: one pass that keeps directions alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf._rowstore import Column
+from spherecf.data import ImageSource, View
+from spherecf.extract import run_backbone
+from spherecf.models import BackboneOutput, FrozenBackbone
+from spherecf.training._ranks import Ranks
+from spherecf.training._targets import MeanPrototypes
+
+
+class _KeepDirection:
+    """Recorder of mu."""
+
+    def __init__(self, dim: int) -> None:
+        self.columns: dict[str, Column] = {"mu": ((dim,), "float32")}
+        self.identity: dict[str, Any] = {"keeps": "mu"}
+
+    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
+        return {"mu": output.mu.cpu().numpy()}
+
+
+def mean_prototypes(
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    folder: str | Path,
+    leave_one_out: bool = True,
+    ranks: Ranks | None = None,
+) -> MeanPrototypes:
+    """One resumable pass over the clean images, which keeps dim numbers of each, and the means of identities.
+
+    Raises:
+        StorageError: not enough disk space for the directions.
+    """
+    ranks = ranks or Ranks()
+    place = Path(folder) / "directions"
+    recorder = _KeepDirection(backbone.dim)
+    if ranks.leads:
+        run_backbone(backbone, source, [View()], recorder, place, description="directions")
+    ranks.barrier()
+    store = run_backbone(backbone, source, [View()], recorder, place, description="directions")
+    mu: NDArray[np.float32] = store.arrays["mu"]
+    return MeanPrototypes(source.labels, mu, store.arrays["valid"], leave_one_out)

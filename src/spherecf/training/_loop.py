@@ -1,0 +1,363 @@
+"""One training loop for both stages: steps over all ranks, mixed precision, checkpoints, resuming.
+
+What is learnt is a `Task`; the loop knows only its network, its optimizers and this rank's part of the loss.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from spherecf._files import write_atomically
+from spherecf._progress import progress
+from spherecf.errors import SpherecfError
+from spherecf.training._checkpoint import load_checkpoint, save_checkpoint
+from spherecf.training._log import RunLog
+from spherecf.training._optimizer import bound_gradients, set_lr
+from spherecf.training._ranks import Ranks
+from spherecf.training._schedule import lr_factor
+from spherecf.training._settings import OptimizerSettings
+from spherecf.training._sync_norm import synchronize_batch_norm
+from spherecf.training._task import Outcome, Part, Rows, Run, Task
+
+
+@dataclass
+class _Place:
+    """How far the training is: ``step`` of all epochs, ``batch`` of this one, and this one's sums so far."""
+
+    step: int = 0
+    batch: int = 0
+    total: float = 0.0
+    counted: int = 0
+    seen: int = 0
+    nan: int = 0
+    overflows: int = 0
+
+
+def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
+    """Train, from the newest checkpoint of the same identity if there is one.
+
+    Raises:
+        SpherecfError: the loss is not finite; the keys of the batch are saved.
+        StorageError: a checkpoint could not be written; the one before is whole.
+        RankError: another rank is gone.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written; a second one does not wait.
+    """
+    with torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []):
+        return _Loop(task, run, ranks).go()
+
+
+class _Loop:
+    def __init__(self, task: Task, run: Run, ranks: Ranks) -> None:
+        self.task, self.run, self.ranks = task, run, ranks
+        self.place, self.outcome = _Place(), Outcome()
+        engine = run.engine
+        network = task.network
+        if engine.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if engine.sync_batch_norm:
+            synchronize_batch_norm(network, ranks)
+        self.network = self._distribute(torch.compile(network) if engine.compile else network)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=engine.precision == "float16")
+        self._saved = time.monotonic()
+        self._resumed_rng = False
+
+    def _distribute(self, network: Any) -> nn.Module:
+        if self.ranks.size == 1:
+            return network  # type: ignore[no-any-return]
+        device = self.ranks.device
+        # Statistics are the same on all ranks already, or meant to differ; torch has renamed the option.
+        known = signature(DistributedDataParallel.__init__).parameters
+        once = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        wrapped = DistributedDataParallel(
+            network,
+            [device] if device.type == "cuda" else None,
+            **{once: False},  # type: ignore[arg-type]
+        )
+        wrapped.register_comm_hook(None, _sum_bucket)
+        return wrapped
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        classifier = self.task.classifier
+        return [self.task.optimizer, *(classifier.optimizers if classifier else [])]
+
+    def go(self) -> Outcome:
+        run, ranks = self.run, self.ranks
+        self._resume()
+        history = self.outcome.history
+        first = len(history)
+        with (
+            self._bar(first) as advance,
+            RunLog(run.folder if ranks.leads else None, run.tensorboard and ranks.leads, history) as log,
+            _stop_asked() as stop,
+        ):
+            for epoch in range(first, run.epochs):
+                started, before = time.monotonic(), self.place.seen
+                self._epoch(epoch, log, stop, advance)
+                rate = (self.place.seen - before) / (time.monotonic() - started)
+                facts = self._facts(epoch)
+                history.append(facts)
+                self._collect_skipped()
+                if run.each_epoch is not None and ranks.leads:
+                    run.each_epoch(epoch, self.place.step)
+                self.place = _Place(step=self.place.step)
+                self._save()
+                log.epoch(facts, {"images_per_second": rate})
+                loss = facts.get("held_out_loss", facts["train_loss"])
+                advance(0, f"epoch {epoch + 1}/{run.epochs}, loss {loss:.4g}")
+        return self.outcome
+
+    @contextmanager
+    def _bar(self, epoch: int) -> Iterator[Callable[..., None]]:
+        if not self.ranks.leads:
+            yield lambda count=1, note=None: None
+            return
+        per_epoch = sum(map(len, self.task.batches(epoch))) if epoch < self.run.epochs else 0
+        done = per_epoch * epoch + self.place.seen
+        with progress(self.run.name, per_epoch * self.run.epochs, done) as advance:
+            yield advance
+
+    def _epoch(self, epoch: int, log: RunLog, stop: threading.Event, advance: Callable[..., None]) -> None:
+        task, ranks, place = self.task, self.ranks, self.place
+        batches = task.batches(epoch)
+        cuts = self.run.engine.accumulate
+        micro = [np.array_split(batch, cuts) for batch in batches[place.batch :]]
+        mine = (part[ranks.share(len(part))] for batch in micro for part in batch)
+        if not self._resumed_rng:
+            torch.manual_seed(self.run.seed * 1_000_003 + epoch + place.batch * 7919 + ranks.rank * 104_729)
+        self._resumed_rng = False
+        self.network.train()
+        with closing(task.load(epoch, mine)) as parts:
+            for batch, pieces in zip(batches[place.batch :], micro):
+                share = epoch + place.batch / len(batches)
+                task.begin(batch, place.step)
+                factor = lr_factor(self.run.schedule, self.run.epochs, share, self.outcome.history)
+                lr = set_lr(self.optimizers, factor)
+                value = self._step(epoch, batch, [(next(parts), len(piece)) for piece in pieces])
+                place.step, place.batch = place.step + 1, place.batch + 1
+                place.seen += len(batch)
+                if math.isfinite(value):
+                    place.total += value * len(batch)
+                    place.counted += len(batch)
+                log.step(place.step, {"loss": value, "lr": lr})
+                advance(len(batch), f"epoch {epoch + 1}/{self.run.epochs}, loss {value:.4g}")
+                self._pause(stop, place.batch < len(batches))
+
+    def _step(self, epoch: int, batch: Rows, parts: Sequence[tuple[Part, int]]) -> float:
+        """One step of the optimizers; the loss of the batch, NaN where it was skipped."""
+        task, value = self.task, 0.0
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        for number, (part, rows) in enumerate(parts):
+            self.outcome.skipped.update(part.skipped)
+            weight = rows / len(batch)
+            with self._gradients_meet(number == len(parts) - 1):
+                loss = task.loss(self._forward, part)
+                found = float(loss.value)
+                if not math.isfinite(found):
+                    return self._not_finite(epoch, batch, f"the loss is {found}")
+                self._backward(self.scaler.scale(loss.backward * weight))
+            value += weight * found
+        if task.classifier:
+            task.classifier.reduce_gradients()
+        if not self._move():
+            return self._not_finite(epoch, batch, "the gradient is not finite")
+        if task.classifier:
+            task.classifier.end()
+        return value
+
+    def _backward(self, loss: Tensor) -> None:
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            if self.ranks.size > 1 and not isinstance(error, torch.cuda.OutOfMemoryError):
+                raise self.ranks.lost(error) from error
+            raise
+
+    def _forward(self, *arguments: Any) -> Any:
+        precision = self.run.engine.precision
+        if precision == "float32":
+            return self.network(*arguments)
+        with torch.autocast(self.ranks.device.type, getattr(torch, precision)):
+            return self.network(*arguments)
+
+    @contextmanager
+    def _gradients_meet(self, last: bool) -> Iterator[None]:
+        """Ranks exchange gradients in the last micro-batch of a step only."""
+        if isinstance(self.network, DistributedDataParallel) and not last:
+            with self.network.no_sync():
+                yield
+        else:
+            yield
+
+    def _move(self) -> bool:
+        """Clip and step; False where a gradient is not finite, except in half precision, which expects it."""
+        replicated = list(self.task.network.parameters())
+        sharded = [self.task.classifier.rows.active] if self.task.classifier else []
+        if self.scaler.is_enabled():
+            self._agree_on_overflow(replicated, sharded)
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+        norm = bound_gradients(replicated, sharded, self.run.optimizer, self.ranks)
+        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
+            return False
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        return True
+
+    def _agree_on_overflow(self, replicated: Sequence[nn.Parameter], sharded: Sequence[nn.Parameter]) -> None:
+        """All ranks skip a step that overflowed on one of them: the scaler looks at a rank's own alone."""
+        nothing = OptimizerSettings(clip_norm=0.0, clip_value=0.0)
+        if bool(torch.isfinite(bound_gradients(replicated, sharded, nothing, self.ranks))):
+            return
+        self.place.overflows += 1
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.fill_(torch.inf)
+
+    def _not_finite(self, epoch: int, batch: Rows, problem: str) -> float:
+        place, keys = self.place, self.task.keys(batch)
+        if self.run.engine.on_nan == "skip":
+            place.nan += 1
+        where = ""
+        if self.run.folder is not None and self.ranks.leads:
+            path = self.run.folder / f"not-finite-{place.step:09d}.json"
+            facts = {"epoch": epoch + 1, "batch": place.batch + 1, "problem": problem, "keys": keys}
+            write_atomically(path, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
+            where = f" (all {len(keys)} keys are in {path})"
+        if self.run.engine.on_nan == "skip":
+            return math.nan
+        raise SpherecfError(
+            f"epoch {epoch + 1}, batch {place.batch + 1}: {problem}, in a batch of {len(keys)} with "
+            f"{', '.join(keys[:5])}, ...{where}; the last checkpoint is kept. Lower optimizer.lr, look at "
+            'these images, or set engine.on_nan = "skip".'
+        )
+
+    def _facts(self, epoch: int) -> dict[str, float]:
+        place = self.place
+        lr = float(self.task.optimizer.param_groups[0]["lr"])
+        facts: dict[str, float] = {"train_loss": place.total / max(1, place.counted), "lr": lr}
+        counts = {"not_finite": place.nan, "overflows": place.overflows}
+        facts |= {name: float(count) for name, count in counts.items() if count}
+        self.network.eval()
+        return facts | self.task.end_epoch(epoch)
+
+    def _pause(self, stop: threading.Event, inside: bool) -> None:
+        """Between two steps: save if it is time, and stop if asked; all ranks alike."""
+        due = inside and time.monotonic() - self._saved > 60 * self.run.engine.save_minutes
+        wishes = torch.tensor([float(due and self.ranks.leads), float(stop.is_set())])
+        if self.ranks.size > 1:
+            wishes = self.ranks.max_(wishes.to(self.ranks.device))
+        due, stopping = (bool(wish) for wish in wishes.tolist())
+        if due or stopping:
+            self._save()
+        if stopping:
+            raise KeyboardInterrupt
+
+    def _save(self) -> None:
+        self._saved = time.monotonic()
+        run, task, ranks = self.run, self.task, self.ranks
+        if run.folder is None:
+            return
+        self._collect_skipped()
+        rng = {"cpu": torch.get_rng_state()}
+        if ranks.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(ranks.device)
+        shard = {} if task.classifier is None else task.classifier.rows.state()
+        save_checkpoint(
+            run.folder, self.place.step, run.identity, ranks,
+            common=self._common, own={"rng": rng}, shard=shard, keep=run.engine.keep,
+        )  # fmt: skip
+
+    def _common(self) -> Mapping[str, Any]:
+        task = self.task
+        return {
+            "network": task.network.state_dict(),
+            "optimizer": task.optimizer.state_dict(),
+            "classifier": None if task.classifier is None else task.classifier.state(),
+            "scaler": self.scaler.state_dict(),
+            "task": task.state(),
+            "place": vars(self.place),
+            "history": self.outcome.history,
+            "skipped": self.outcome.skipped,
+        }
+
+    def _resume(self) -> None:
+        run, task, ranks = self.run, self.task, self.ranks
+        if run.folder is None:
+            return
+        classifier = task.classifier
+        part = None if classifier is None else slice(classifier.first, classifier.last)
+        saved = load_checkpoint(run.folder, run.identity, ranks, part)
+        if saved is None:
+            return
+        common = saved.common
+        task.network.load_state_dict(common["network"])
+        task.optimizer.load_state_dict(common["optimizer"])
+        if classifier is not None:
+            classifier.load_state(common["classifier"])
+            classifier.rows.load({name: value.to(ranks.device) for name, value in saved.shard.items()})
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(common["scaler"])
+        task.load_state(common["task"])
+        self.place = _Place(**common["place"])
+        self.outcome = Outcome(common["history"], common["skipped"])
+        if saved.own is not None and self.place.batch:
+            torch.set_rng_state(saved.own["rng"]["cpu"])
+            if "cuda" in saved.own["rng"]:
+                torch.cuda.set_rng_state(saved.own["rng"]["cuda"], ranks.device)
+            self._resumed_rng = True
+
+    def _collect_skipped(self) -> None:
+        """What each rank could not use, known to all."""
+        for skipped in self.ranks.collect(self.outcome.skipped):
+            self.outcome.skipped.update(skipped)
+
+
+def _sum_bucket(  # torch looks at these annotations
+    state: object,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
+    """Gradients of ranks add up: each rank's loss is its part of the batch's, not a mean of its own."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
+    return summed
+
+
+@contextmanager
+def _stop_asked() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set; the second Ctrl-C interrupts at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            with contextlib.suppress(ValueError, TypeError):
+                signal.signal(number, handler)

@@ -1,0 +1,199 @@
+"""The processes that train together: who this one is, what all add up, what happens when one dies."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from spherecf._progress import hide_bars
+from spherecf.errors import InputError, RankError
+
+Thing = TypeVar("Thing")
+
+_TIMEOUT = timedelta(minutes=30)  # a slow disk under a checkpoint is no dead rank
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One of ``size`` processes, each with one device; alone by default, where every collective is free.
+
+    Attributes:
+        rank: 0 .. size - 1; rank 0 reports and writes.
+        size: number of processes.
+        device: where this one computes.
+
+    Example:
+        >>> ranks = Ranks()
+        >>> ranks.leads, ranks.share(10), ranks.sum_(torch.ones(2)).tolist()
+        (True, slice(0, 10, None), [1.0, 1.0])
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leads(self) -> bool:
+        """This process speaks for all."""
+        return self.rank == 0
+
+    def share(self, count: int, of: int | None = None) -> slice:
+        """The part of ``count`` things that this rank, or rank ``of``, takes: contiguous, nearly equal.
+
+        Example:
+            >>> [Ranks(rank, 3).share(8) for rank in range(3)]
+            [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
+        """
+        rank = self.rank if of is None else of
+        least, more = divmod(count, self.size)
+        start = rank * least + min(rank, more)
+        return slice(start, start + least + (rank < more))
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            with self._guard():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def max_(self, tensor: Tensor) -> Tensor:
+        """Largest over ranks, in place."""
+        if self.size > 1:
+            with self._guard():
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def counts(self, count: int) -> list[int]:
+        """What every rank says."""
+        if self.size == 1:
+            return [count]
+        every = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        every[self.rank] = count
+        counts: list[int] = self.sum_(every).tolist()
+        return counts
+
+    def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
+        """The rows (n_r, ...) of all ranks, in rank order; ranks may bring different numbers. No gradient."""
+        if self.size == 1:
+            return rows
+        counts = counts or self.counts(len(rows))
+        most = max(counts)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows.detach()
+        every = [torch.empty_like(padded) for _ in counts]
+        with self._guard():
+            dist.all_gather(every, padded)
+        return torch.cat([part[:count] for part, count in zip(every, counts)])
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.sum_(torch.zeros(1, device=self.device))
+
+    def tell(self, thing: Thing) -> Thing:
+        """What rank 0 holds, for all: any plain Python object."""
+        if self.size == 1:
+            return thing
+        box: list[Any] = [thing]
+        with self._guard():
+            dist.broadcast_object_list(box, src=0, device=self.device)
+        told: Thing = box[0]
+        return told
+
+    def collect(self, thing: Thing) -> list[Thing]:
+        """What every rank holds: plain Python objects, in rank order."""
+        if self.size == 1:
+            return [thing]
+        every: list[Any] = [None] * self.size
+        with self._guard():
+            dist.all_gather_object(every, thing)
+        return every
+
+    def agree(self, error: Exception | None, what: str) -> None:
+        """Raise on every rank if one could not do its part: its own error there, `RankError` elsewhere.
+
+        Raises:
+            RankError: another rank failed.
+        """
+        failed = [rank for rank, bad in enumerate(self.counts(int(error is not None))) if bad]
+        if error is not None:
+            raise error
+        if failed:
+            raise RankError(f"{what}: rank {failed[0]} of {self.size} failed; its own message says why")
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # every backend has its own class for a peer that is gone
+            raise self.lost(error) from error
+
+    def lost(self, error: Exception) -> RankError:
+        """The error of a collective in words a person can act on."""
+        return RankError(
+            f"rank {self.rank} of {self.size}: another rank is gone or did not answer "
+            f"({str(error).strip().splitlines()[0][:200]}). Look at its message. The last checkpoint is "
+            "whole: run the same command again, with any number of ranks, to go on from it."
+        )
+
+
+@contextmanager
+def join_ranks(device: str = "auto") -> Iterator[Ranks]:
+    """Join the ranks that ``torchrun`` started, by its environment variables; without them, be alone.
+
+    Gloo between CPUs, NCCL between GPUs; rank r of a machine takes its GPU number r.
+
+    Args:
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+
+    Raises:
+        InputError: no such device.
+        RankError: the others did not come.
+
+    Example:
+        >>> with join_ranks("cpu") as ranks:
+        ...     ranks.size
+        1
+    """
+    local, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    place = _device(device, local)
+    if size == 1:
+        yield Ranks(device=place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    ranks = Ranks(int(os.environ["RANK"]), size, place)
+    if not ranks.leads:
+        hide_bars()
+    try:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise RankError(f"rank {ranks.rank} of {size} cannot join the others: {error}") from error
+    try:
+        yield ranks
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda" or not torch.cuda.is_available():
+        raise InputError(f"device {name!r} is not there; this machine has the CPU only, or torch no CUDA")
+    index = local if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise InputError(
+            f"GPU {index} is not there: this machine has {torch.cuda.device_count()}; start fewer ranks on it"
+        )
+    return torch.device("cuda", index)
