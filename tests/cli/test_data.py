@@ -77,7 +77,40 @@ def test_failure_is_one_message_and_exit_code_1(tmp_path: Path) -> None:
     assert "no such file or folder" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["inspect", "convert"])
+def test_convert_to_a_list(faces: Path, tmp_path: Path) -> None:
+    result = runner.invoke(data.app, ["convert", str(faces), str(tmp_path / "out"), "--to", "list"])
+    assert json.loads(result.stdout)["kind"] == "ListFile"
+    written, source = open_source(tmp_path / "out/list.txt"), open_source(faces)
+    assert (
+        written.keys == [f"images/{key}" for key in source.keys] and written.identities == source.identities
+    )
+    assert written.read(7) == source.read(7)
+
+
+def test_check_reports_as_json_and_to_a_file(faces: Path, tmp_path: Path) -> None:
+    (faces / "p0/0.jpg").write_text("text")
+    (faces / "p1/again.jpg").write_bytes((faces / "p2/8.jpg").read_bytes())
+    command = ["check", str(faces), "--pixels-only", "--json", "--out", str(tmp_path / "report.json")]
+    report = json.loads(runner.invoke(data.app, command).stdout)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert [item["key"] for item in report["corrupt"]] == ["p0/0.jpg"]
+    assert [group["identities"] for group in report["duplicates"]] == [["p1", "p2"]]
+
+
+def test_check_shows_a_summary_on_stderr(faces: Path, tmp_path: Path) -> None:
+    (faces / "p1/again.jpg").write_bytes((faces / "p2/8.jpg").read_bytes())
+    done = spherecf("data", "check", str(faces), "--pixels-only", "--against", str(faces))
+    assert done.returncode == 0 and done.stdout == ""
+    assert "several identities: 1" in done.stderr and "p1/again.jpg, p2/8.jpg" in done.stderr
+    assert "names shared by both sets: 5" in done.stderr
+
+
+def test_a_synthetic_set_is_a_source_too() -> None:
+    result = runner.invoke(data.app, ["inspect", "synthetic:images=9,identities=2,size=8", "--json"])
+    assert json.loads(result.stdout)["identities"] == 2
+
+
+@pytest.mark.parametrize("verb", ["inspect", "convert", "check"])
 def test_help_ends_with_an_example(verb: str) -> None:
     help_text = runner.invoke(data.app, [verb, "--help"]).stdout.rstrip()
     assert help_text.splitlines()[-1].strip().startswith(f"Example: spherecf data {verb}")

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from tests.data.conftest import picture
 
-from spherecf.data import IdentityFolder, ImageError, Skipped, iter_images
+from spherecf.data import IdentityFolder, ImageError, Skipped, iter_images, load_batches
 from spherecf.errors import InputError
 
 
 def test_batches_come_in_the_order_asked_for(folder: Path) -> None:
     source = IdentityFolder(folder)
-    batches = list(iter_images(source, [5, 0, 3, 3, 1], batch=2, workers=3))
+    batches = list(iter_images(source, [5, 0, 3, 3, 1], batch=2, workers=3, encoded=True))
     assert [batch.rows.tolist() for batch in batches] == [[5, 0], [3, 3], [1]]
     for batch in batches:
         for row, image, encoded in zip(batch.rows, batch.images, batch.encoded):
@@ -58,3 +58,33 @@ def test_memory_is_bounded_and_an_early_stop_leaves_no_thread(folder: Path) -> N
     batches.close()
     assert Counting.reads <= 4
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_given_batches_come_one_for_one_also_when_broken(folder: Path) -> None:
+    (folder / "ann/2.jpg").write_text("this is text")
+    (folder / "cleo/1.jpg").write_bytes(picture(1, height=20))
+    source = IdentityFolder(folder)
+    wanted = [np.array([0, 1, 2]), np.array([1, 5]), np.array([], np.int64), [4]]
+    found = list(load_batches(source, iter(wanted), size=(16, 16), workers=2))
+    assert [batch.rows.tolist() for batch in found] == [[0, 2], [], [], [4]]
+    assert [batch.images.shape for batch in found] == [(count, 16, 16, 3) for count in (2, 0, 0, 1)]
+    assert [[item.key for item in batch.skipped] for batch in found] == [
+        ["ann/2.jpg"], ["ann/2.jpg", "cleo/1.jpg"], [], [],
+    ]  # fmt: skip
+    assert np.array_equal(found[0].images[1], source.image(2)) and found[0].encoded == []
+    with pytest.raises(ImageError, match=r"ann/2\.jpg"):
+        list(load_batches(source, wanted, size=(16, 16), on_error="raise"))
+
+
+def test_given_batches_may_never_end(folder: Path) -> None:
+    batches = load_batches(IdentityFolder(folder), ([row % 6] for row in range(10**12)), size=(16, 16))
+    assert [next(batches).rows.tolist() for _ in range(3)] == [[0], [1], [2]]
+    batches.close()
+
+
+@pytest.mark.parametrize("row", [-1, 6])
+def test_a_row_that_is_not_there_is_refused(folder: Path, row: int) -> None:
+    with pytest.raises(InputError, match=r"rows must lie in 0\.\.5"):
+        next(load_batches(IdentityFolder(folder), [[0, row]], size=(16, 16)))
+    with pytest.raises(InputError, match=r"rows must lie in 0\.\.5"):
+        iter_images(IdentityFolder(folder), [row])

@@ -17,6 +17,7 @@ from spherecf.data import (
     _write,
     open_pairs,
     write_folder,
+    write_list,
     write_pair_bin,
     write_records,
 )
@@ -160,3 +161,28 @@ def test_lfw_goes_round(shared: Path, tmp_path: Path) -> None:
     packed = write_pair_bin(again, open_pairs(shared / "data/lfw/pairs.txt"), tmp_path / "lfw.bin")
     original = PairBin(shared / "data/lfw.bin")
     assert all(packed.read(row) == original.read(row) for row in range(len(original)))
+
+
+def test_a_list_keeps_names_labels_and_unknowns(folder: Path, tmp_path: Path) -> None:
+    (folder / "loose.jpg").write_bytes((folder / "bob/1.jpg").read_bytes())
+    source = IdentityFolder(folder)
+    written = write_list(source, tmp_path / "new")
+    assert written.name == "new" and written.identities == ["ann", "bob", "cleo"]
+    assert written.keys == [f"images/{key}" for key in source.keys]
+    assert written.labels.tolist() == source.labels.tolist() and -1 in written.labels
+    assert all(written.read(row) == source.read(row) for row in range(len(source)))
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["images", "list.txt"]
+
+
+def test_a_name_that_no_list_can_carry_is_refused(folder: Path, tmp_path: Path) -> None:
+    (folder / "ann").rename(folder / "-1")
+    with pytest.raises(InputError, match="1 identities cannot stand in a list, first '-1'"):
+        write_list(IdentityFolder(folder), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_list_leaves_broken_images_out(folder: Path, tmp_path: Path) -> None:
+    (folder / "ann/2.jpg").write_text("text")
+    skipped: list[Skipped] = []
+    written = write_list(IdentityFolder(folder), tmp_path / "new", skipped=skipped)
+    assert len(written) == 5 and [item.key for item in skipped] == ["ann/2.jpg"]

@@ -1,4 +1,4 @@
-"""`spherecf data`: look into data sets and convert between their layouts."""
+"""`spherecf data`: look into data sets, convert between their layouts, and check them."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._audit import show_report
+from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
     from spherecf.data import ImageSource, Skipped
 
-app = typer.Typer(help="Inspect and convert data sets.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, convert and check data sets.", no_args_is_help=True)
 
 _ListRoot = Annotated[
     Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
 ]
-_TO_HELP = "rec, folder or bin; default: bin for a .bin target, folder from a RecordIO set, else rec."
+_TO_HELP = "rec, folder, list or bin; default: bin for a .bin target, folder from a RecordIO set, else rec."
 _LISTED = 20  # broken images shown in the table; the JSON lists all
 
 
@@ -77,19 +79,59 @@ def convert(
         _list_broken(report["skipped"])
 
 
+@app.command(epilog="Example: spherecf data check train/ --against lfw/ --cache checks")
+def check(
+    path: Annotated[Path, typer.Argument(help="What to check: any layout that `inspect` knows.")],
+    against: Annotated[Path | None, typer.Option(help="Another set: what of it is in PATH too?")] = None,
+    backbone: BackboneFile = None,
+    preprocessing: PresetName = "",
+    engine: EngineName = "auto",
+    pixels_only: Annotated[
+        bool, typer.Option("--pixels-only", help="No recogniser: no suspects and no likeness.")
+    ] = False,
+    fmr: Annotated[float, typer.Option(help="Of one comparison: how few strangers look more alike.")] = 1e-3,
+    fpir: Annotated[float, typer.Option(help="Of a search: how few have a stranger so near.")] = 1e-2,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder that keeps the passes, so that the command can go on.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON into this file.")] = None,
+    root: _ListRoot = None,
+) -> None:
+    """Find corrupt and double images, images with a wrong label, and people who are in two sets.
+
+    With --cache FOLDER an interrupted run goes on where it stopped.
+    """
+    from spherecf._files import write_atomically
+    from spherecf.audit import check as check_source
+    from spherecf.data import open_source
+
+    source, other = open_source(path, root), open_source(against) if against else None
+    model = None if pixels_only else open_backbone(backbone, preprocessing, engine)
+    report = check_source(source, other, model, cache, fmr=fmr, fpir=fpir)
+    text = json.dumps(report, indent=2)
+    if out is not None:
+        write_atomically(out, lambda stream: stream.write(text.encode()))
+    if as_json:
+        typer.echo(text)
+    else:
+        show_report(report)
+
+
 def _write(
     source: "ImageSource", target: Path, to: str, pairs: Path | None, skipped: "list[Skipped]"
 ) -> "ImageSource":
-    from spherecf.data import RecordFile, open_pairs, write_folder, write_pair_bin, write_records
+    from spherecf.data import RecordFile, open_pairs, write_folder, write_list, write_pair_bin, write_records
 
     to = to or ("bin" if target.suffix == ".bin" else "folder" if isinstance(source, RecordFile) else "rec")
-    if to not in ("rec", "folder", "bin"):
-        raise InputError(f"--to must be rec, folder or bin, got {to!r}")
+    writers = {"rec": write_records, "folder": write_folder, "list": write_list}
+    if to not in (*writers, "bin"):
+        raise InputError(f"--to must be rec, folder, list or bin, got {to!r}")
     if (to == "bin") != (pairs is not None):
         raise InputError("a pair .bin needs --pairs FILE, and nothing else does")
     if pairs is not None:
         return write_pair_bin(source, open_pairs(pairs), target)
-    return (write_records if to == "rec" else write_folder)(source, target, skipped=skipped)
+    return writers[to](source, target, skipped=skipped)
 
 
 def _show(facts: dict[str, Any]) -> None:

@@ -5,7 +5,8 @@ from spherecf.data._describe import describe
 from spherecf.data._draw import draw_pairs
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
-from spherecf.data._iterate import ImageBatch, Skipped, iter_images
+from spherecf.data._iterate import ImageBatch, Skipped, iter_images, load_batches
+from spherecf.data._keys import Keys
 from spherecf.data._list import ListFile
 from spherecf.data._open import open_pairs, open_source
 from spherecf.data._orl import orl_faces
@@ -13,10 +14,11 @@ from spherecf.data._pairbin import PairBin
 from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
 from spherecf.data._records import RecordFile
 from spherecf.data._sharpness import sharpness
-from spherecf.data._source import ImageSource
+from spherecf.data._source import ImageSource, Subset
 from spherecf.data._split import split_identities
+from spherecf.data._synthetic import SyntheticImages
 from spherecf.data._views import View, training_views
-from spherecf.data._write import write_folder, write_pair_bin, write_records
+from spherecf.data._write import write_folder, write_list, write_pair_bin, write_records
 
 __all__ = [
     "KINDS",
@@ -27,12 +29,15 @@ __all__ = [
     "ImageBatch",
     "ImageError",
     "ImageSource",
+    "Keys",
     "ListFile",
     "PairBin",
     "PairList",
     "Recipe",
     "RecordFile",
     "Skipped",
+    "Subset",
+    "SyntheticImages",
     "View",
     "decode_image",
     "describe",
@@ -40,6 +45,7 @@ __all__ = [
     "encode_image",
     "image_suffix",
     "iter_images",
+    "load_batches",
     "open_pairs",
     "open_source",
     "orl_faces",
@@ -49,6 +55,7 @@ __all__ = [
     "split_identities",
     "training_views",
     "write_folder",
+    "write_list",
     "write_pair_bin",
     "write_records",
 ]

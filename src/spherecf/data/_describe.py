@@ -1,16 +1,21 @@
 """What is in a data set: counts, sizes, broken images."""
 
+import os
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from spherecf._progress import progress
-from spherecf.data._iterate import Skipped, iter_loaded
+from spherecf._threads import in_order
+from spherecf.data._iterate import Skipped
 from spherecf.data._pairbin import PairBin
 from spherecf.data._source import ImageSource
+from spherecf.errors import FileFormatError
 
 _SAMPLE = 64
+_CHUNK = 64  # images decoded by a thread at once
 _EDGES = (1, 2, 3, 5, 10, 20, 50, 100)
 
 
@@ -64,14 +69,23 @@ def _decode(
 ) -> tuple[Counter[tuple[int, ...]], list[Skipped]]:
     sizes: Counter[tuple[int, ...]] = Counter()
     broken: list[Skipped] = []
-    with progress("decoding", len(rows)) as advance:
-        for loaded in iter_loaded(source, rows, workers=workers):
-            for item in loaded:
-                if item.image is not None:
-                    sizes[item.image.shape[:2]] += 1
-                else:
-                    broken.append(Skipped(source.keys[item.row], str(item.error)))
-            advance(len(loaded), f"{len(broken)} broken" if broken else None)
+
+    def look(chunk: list[int]) -> list[tuple[int, ...] | Skipped]:
+        found: list[tuple[int, ...] | Skipped] = []
+        for row in chunk:
+            try:
+                found.append(source.image(row).shape[:2])
+            except FileFormatError as error:
+                found.append(Skipped(source.keys[row], str(error)))
+        return found
+
+    chunks = (rows[start : start + _CHUNK].tolist() for start in range(0, len(rows), _CHUNK))
+    results = in_order(look, chunks, workers or os.cpu_count() or 1, "decode")
+    with progress("decoding", len(rows)) as advance, closing(results):
+        for found in results:
+            broken += [item for item in found if isinstance(item, Skipped)]
+            sizes.update(item for item in found if not isinstance(item, Skipped))
+            advance(len(found), f"{len(broken)} broken" if broken else None)
     return sizes, broken
 
 

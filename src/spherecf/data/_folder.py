@@ -1,6 +1,7 @@
 """Identity folders: ``root/<identity>/**/picture.jpg``."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from jaxtyping import Int64
 from spherecf.data._image import IMAGE_SUFFIXES, ImageError
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError
+
+_READ = 1 << 18  # bytes asked for at once: a crop, and most photos
 
 
 class IdentityFolder(ImageSource):
@@ -61,18 +64,29 @@ class IdentityFolder(ImageSource):
         return self.root / self._keys[index]
 
     def read(self, index: int) -> bytes:
-        return read_image_file(self.path(index), self.where(index))
+        return read_image_file(self.root, self._keys[index], self.where, index)
 
     def sizes(self) -> Int64[np.ndarray, " n"]:
         return file_sizes(self.root / key for key in self._keys)
 
 
-def read_image_file(path: Path, where: str) -> bytes:
-    """The bytes of a picture file; what the system refuses becomes an `ImageError`."""
+def read_image_file(root: Path, key: str, where: Callable[[int], str], index: int) -> bytes:
+    """The bytes of a picture file; what the system refuses becomes an `ImageError` at ``where(index)``.
+
+    Bare system calls: `pathlib` and buffered files cost three times as much, a fifth of a crop's decoding.
+    """
+    path = os.path.join(root, key)  # noqa: PTH118
     try:
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            parts = [os.read(descriptor, _READ)]
+            while len(parts[-1]) == _READ:  # only the end of the file gives less
+                parts.append(os.read(descriptor, _READ))
+            return b"".join(parts)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        raise ImageError(where, f"cannot read {path} ({error.strerror}).") from error
+        raise ImageError(where(index), f"cannot read {path} ({error.strerror}).") from error
 
 
 def file_sizes(paths: Iterator[Path]) -> Int64[np.ndarray, " n"]:

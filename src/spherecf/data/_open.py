@@ -9,11 +9,13 @@ from spherecf.data._pairbin import PairBin
 from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
 from spherecf.data._records import RecordFile
 from spherecf.data._source import ImageSource
+from spherecf.data._synthetic import SYNTHETIC, SyntheticImages
 from spherecf.errors import FileFormatError
 
 _LAYOUTS = (
     "Looked for: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one "
-    "sub-folder of pictures per identity, a text file of lines `image_path label`."
+    "sub-folder of pictures per identity, a text file of lines `image_path label`, "
+    "synthetic:images=N,identities=M."
 )
 
 
@@ -21,7 +23,7 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
     """Open a data set of any layout that this library reads.
 
     Args:
-        path: a folder or file.
+        path: a folder or file, or ``synthetic:images=N,identities=M`` for `SyntheticImages`.
         root: where the paths of a list file start, by default its own folder; of no use to other layouts.
 
     Raises:
@@ -32,6 +34,8 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
         >>> open_source(orl_faces().root)
         IdentityFolder('ORL_faces', images=401, identities=40)
     """
+    if str(path).startswith(SYNTHETIC):
+        return SyntheticImages.parse(str(path))
     path = Path(path)
     if not path.exists():
         raise FileFormatError(path, "no such file or folder.", _LAYOUTS)

@@ -81,7 +81,8 @@ class PairList:
         Raises:
             InputError: keys of the list that are not among ``keys``: the first few and their number.
         """
-        index = {key: row for row, key in enumerate(keys)}
+        wanted = {*self.left, *self.right}
+        index = {key: row for row, key in enumerate(keys) if key in wanted}
         unknown = list(dict.fromkeys(key for key in (*self.left, *self.right) if key not in index))
         if unknown:
             raise InputError(

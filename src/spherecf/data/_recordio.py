@@ -19,6 +19,7 @@ MAGIC = 0xCED7230A
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 _FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
+_START = struct.Struct("<III")  # frame, and the header's flag
 _LENGTH = (1 << 29) - 1
 
 
@@ -50,6 +51,21 @@ def read_record(data: mmap | bytes, offset: int, path: Path) -> Record:
         )
     labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size) if flag else (label,)
     return Record(flag, labels, number, payload[end:])
+
+
+def read_content(data: mmap | bytes, offset: int, path: Path) -> bytes:
+    """``read_record(...).content``, at once where the record is whole and has one label, as nearly all are.
+
+    Raises:
+        FileFormatError: as `read_record`.
+    """
+    begin = offset + _FRAME.size + _HEADER.size
+    if offset >= 0 and begin <= len(data):
+        magic, length, flag = _START.unpack_from(data, offset)
+        end = offset + _FRAME.size + length
+        if magic == MAGIC and flag == 0 and length <= _LENGTH and begin <= end <= len(data):
+            return data[begin:end]
+    return read_record(data, offset, path).content
 
 
 def _read_payload(data: mmap | bytes, offset: int, path: Path) -> bytes:

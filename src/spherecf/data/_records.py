@@ -1,6 +1,6 @@
 """RecordIO training sets: ``train.rec``, ``train.idx`` and ``property``, memory-mapped, without MXNet."""
 
-import math
+from collections.abc import Sequence
 from functools import cached_property
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
+from spherecf.data._headers import is_count, read_labels, read_ranges
 from spherecf.data._image import ImageError
-from spherecf.data._list import read_lines
-from spherecf.data._recordio import Record, read_record
-from spherecf.data._source import ImageSource, refuse_duplicates
+from spherecf.data._index import read_index, read_names, read_property
+from spherecf.data._keys import NumberKeys
+from spherecf.data._recordio import read_content, read_record
+from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError
 
 
 class RecordFile(ImageSource):
-    """A RecordIO set; only the pages of records that are read enter memory.
+    """A RecordIO set; only the pages of records that are read enter memory, and 24 bytes per record.
 
     Labels are those in the images' own headers. Where record 0 announces identity records, their ranges give
     the labels without touching every image: the first and last image of each range are asked, and if they do
@@ -47,12 +49,11 @@ class RecordFile(ImageSource):
         beside = folder / "names.txt"
         self.names = Path(names) if names is not None else beside if beside.exists() else None
         self._data = _map(self.path)
-        numbers, offsets = _read_index(self.path.with_suffix(".idx"), len(self._data))
-        self._order = np.argsort(numbers)
-        self._all_numbers, self._all_offsets = numbers[self._order], offsets[self._order]
-        self._choose_images()
+        self._numbers, self._offsets = read_index(self.path.with_suffix(".idx"), len(self._data))
+        self._starts = self._offsets  # of all records, of which images are one range
+        self._identity_offsets = self._choose_images()
         labels = self._labels()
-        self.picture_size, classes = _read_property(folder / "property")
+        self.picture_size, classes = read_property(folder / "property")
         if classes is not None and labels.max() >= classes:
             raise FileFormatError(
                 folder / "property",
@@ -68,83 +69,59 @@ class RecordFile(ImageSource):
         return type(self), (self.path, self.names, self.name)
 
     @cached_property
-    def keys(self) -> list[str]:
-        numbers = self._numbers.tolist()
-        return list(map(str, numbers)) if self.names is None else _read_names(self.names, numbers)
+    def keys(self) -> Sequence[str]:
+        return NumberKeys(self._numbers) if self.names is None else read_names(self.names, self._numbers)
 
     def read(self, index: int) -> bytes:
         try:
-            return self._record(int(self._offsets[index])).content
+            return read_content(self._data, int(self._offsets[index]), self.path)
         except FileFormatError as error:
             raise ImageError(self.where(index), f"damaged record in {error}") from error
 
     def sizes(self) -> Int64[np.ndarray, " n"]:
-        starts = np.sort(self._all_offsets)
-        ends = np.append(starts[1:], len(self._data))
-        return np.asarray(ends[np.searchsorted(starts, self._offsets)] - self._offsets)
+        starts = np.append(np.sort(self._starts), len(self._data))
+        return np.asarray(starts[np.searchsorted(starts, self._offsets) + 1] - self._offsets)
 
-    def _record(self, offset: int) -> Record:
-        return read_record(self._data, offset, self.path)
-
-    def _choose_images(self) -> None:
-        """Split the records into images and, if there is a header record 0, identity records."""
-        numbers, offsets = self._all_numbers, self._all_offsets
-        images, identities = np.ones(len(numbers), bool), np.zeros(len(numbers), bool)
-        header = self._record(int(offsets[0]))
+    def _choose_images(self) -> Int64[np.ndarray, " m"]:
+        """Keep the images among the records; the offsets of the identity records, where record 0 tells."""
+        numbers, offsets = self._numbers, self._offsets
+        header = read_record(self._data, int(offsets[0]), self.path)
+        chosen, identities = slice(0, len(numbers)), slice(0, 0)
         if header.flag > 0 and not header.content:
-            if header.flag != 2 or not all(map(_is_count, header.labels)):
+            if header.flag != 2 or not all(map(is_count, header.labels)):
                 raise FileFormatError(
                     self.path,
                     f"header record {numbers[0]}: expected two record numbers, got {header.labels}.",
                 )
-            first, end = (int(value) for value in header.labels)
-            images = (numbers > numbers[0]) & (numbers < first)
-            identities = (numbers >= first) & (numbers < end)
-        if not images.any():
+            first, end = np.searchsorted(numbers, [int(value) for value in header.labels]).tolist()
+            chosen, identities = slice(1, first), slice(first, max(first, end))
+        self._numbers, self._offsets = numbers[chosen], offsets[chosen]
+        if not len(self._numbers):
             raise FileFormatError(self.path, "expected images, the index lists none.")
-        self._numbers, self._offsets = numbers[images], offsets[images]
-        self._identity_offsets = offsets[identities]
+        return offsets[identities]
 
     def _labels(self) -> Int64[np.ndarray, " n"]:
         labels = np.full(len(self._numbers), -1, np.int64)
-        for offset in self._identity_offsets.tolist():
-            record = self._record(offset)
-            if len(record.labels) != 2 or not all(map(_is_count, record.labels)):
-                raise FileFormatError(
-                    self.path, f"identity record at byte {offset}: expected a range, got {record.labels}."
-                )
-            start, end = np.searchsorted(self._numbers, [int(value) for value in record.labels]).tolist()
-            if start < end:
-                label = self._label(start)
-                labels[start:end] = label if label == self._label(end - 1) else -1
-        for index in np.flatnonzero(labels < 0).tolist():
-            labels[index] = self._label(index)
+        ranges = read_ranges(self._data, self._identity_offsets, self.path)
+        starts, ends = np.searchsorted(self._numbers, ranges).T
+        starts, ends = starts[starts < ends], ends[starts < ends]
+        first, last = (read_labels(self._data, self._offsets[rows], self.path) for rows in (starts, ends - 1))
+        for start, end, label in zip(starts.tolist(), ends.tolist(), np.where(first == last, first, -1)):
+            labels[start:end] = label
+        unknown = np.flatnonzero(labels < 0)
+        labels[unknown] = read_labels(self._data, self._offsets[unknown], self.path)
         return labels
-
-    def _label(self, index: int) -> int:
-        offset = int(self._offsets[index])
-        label = self._record(offset).labels[0]
-        if not _is_count(label):
-            raise FileFormatError(
-                self.path, f"record at byte {offset}: expected a whole number as label, got {label}."
-            )
-        return int(label)
 
     def _name_identities(self) -> None:
         """Call identities by the first folder of their keys, or else the whole, if that is one to one."""
         if not all("/" in key for key in self.keys):
             return
         for cut in (str.partition, str.rpartition):
-            folders = [cut(key, "/")[0] for key in self.keys]
-            named = set(zip(self.labels.tolist(), folders))
+            named = {(int(label), cut(key, "/")[0]) for label, key in zip(self.labels, self.keys)}
             if len({label for label, _ in named}) == len(named) == len({folder for _, folder in named}):
                 for label, folder in named:
                     self.identities[label] = folder
                 return
-
-
-def _is_count(value: float) -> bool:
-    return math.isfinite(value) and value >= 0 and value == int(value)
 
 
 def _map(path: Path) -> mmap:
@@ -155,76 +132,3 @@ def _map(path: Path) -> mmap:
         raise FileFormatError(path, f"cannot read the file ({error.strerror}).") from error
     except ValueError as error:  # what mmap says of a file without bytes
         raise FileFormatError(path, "expected records, the file is empty.") from error
-
-
-def _read_index(path: Path, size: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """(record numbers, byte offsets) as listed, each offset inside a file of ``size`` bytes."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise FileFormatError(
-            path, f"cannot read the index ({error.strerror}).", "It belongs beside the .rec."
-        ) from error
-    fields = text.split()
-    try:
-        table = np.array(fields, dtype=np.int64).reshape(-1, 2)
-    except (ValueError, OverflowError) as error:
-        raise _bad_index_line(path, text) from error
-    if len(table) == 0:
-        raise FileFormatError(path, "expected lines `number<TAB>offset`, the index is empty.")
-    numbers, offsets = table.T
-    outside = np.flatnonzero((offsets < 0) | (offsets > size - 8) | (offsets % 4 != 0))
-    if len(outside):
-        row = outside[0]
-        raise FileFormatError(
-            path,
-            f"record {numbers[row]}: offset {offsets[row]} is not a multiple of 4 within the {size} bytes of "
-            f"{path.with_suffix('.rec').name} ({len(outside)} such records).",
-            "The .rec is truncated or the index belongs to another file.",
-        )
-    for column, what in ((numbers, "record number"), (offsets, "offset")):
-        values, counts = np.unique(column, return_counts=True)
-        if len(values) < len(column):
-            raise FileFormatError(path, f"{what} {values[counts > 1][0]} occurs more than once.")
-    return numbers, offsets
-
-
-def _bad_index_line(path: Path, text: bytes) -> FileFormatError:
-    for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split()
-        if fields and (len(fields) != 2 or not all(field.isdigit() for field in fields)):
-            return FileFormatError(path, f"line {number}: expected `number<TAB>offset`, got {line[:60]!r}.")
-        if any(int(field) >= 1 << 63 for field in fields):
-            return FileFormatError(path, f"line {number}: a number beyond all records, {line[:60]!r}.")
-    return FileFormatError(path, "expected lines `number<TAB>offset`.")
-
-
-def _read_property(path: Path) -> tuple[tuple[int, int] | None, int | None]:
-    """((height, width), identities) of the ``property`` file, (None, None) without one."""
-    if not path.exists():
-        return None, None
-    text = path.read_bytes()[:200].decode("latin-1").strip()
-    fields = [field.strip() for field in text.split(",")]
-    if len(fields) != 3 or not all(field.isdecimal() and int(field) > 0 for field in fields):
-        raise FileFormatError(path, f"expected `identities,height,width`, got {text[:60]!r}.")
-    classes, height, width = map(int, fields)
-    return (height, width), classes
-
-
-def _read_names(path: Path, numbers: list[int]) -> list[str]:
-    names: dict[str, str] = {}
-    for line_number, line in read_lines(path):
-        number, tab, name = line.partition("\t")
-        if not tab or not name:
-            raise FileFormatError(
-                path, f"line {line_number}: expected `record number<TAB>name`, got {line[:60]!r}."
-            )
-        names[number] = name
-    missing = [number for number in numbers if str(number) not in names]
-    if missing:
-        raise FileFormatError(
-            path, f"no name for {len(missing)} of {len(numbers)} records, among them {missing[:3]}."
-        )
-    keys = [names[str(number)] for number in numbers]
-    refuse_duplicates(keys, str(path))
-    return keys

@@ -3,16 +3,17 @@
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from spherecf.data._image import decode_image
+from spherecf.data._image import ImageError, decode_image
+from spherecf.data._keys import PickedKeys
 from spherecf.errors import FileFormatError, InputError
 
 _SAMPLED = 1024  # images whose content goes into a fingerprint
+_BLOCK = 65536  # keys hashed at once
 
 
 class ImageSource(ABC):
@@ -20,7 +21,8 @@ class ImageSource(ABC):
 
     Attributes:
         name: a short name for messages and reports.
-        keys: (n,) one unique, stable name per image, in POSIX style (``person/picture.jpg``).
+        keys: (n,) one unique, stable name per image, in POSIX style (``person/picture.jpg``): a list, or
+            lazy `Keys` that are made when asked for.
         labels: (n,) index into ``identities``, -1 where the identity is unknown.
         identities: the names of the identities; some may have no image here (in a subset, for one).
         ignored: files that the reader saw and left out because they are not images.
@@ -47,7 +49,7 @@ class ImageSource(ABC):
 
     @property
     @abstractmethod
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         """One unique name per image."""
 
     @abstractmethod
@@ -74,7 +76,11 @@ class ImageSource(ABC):
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
         """The decoded image, RGB; see `decode_image` for what is refused."""
-        return decode_image(self.read(index), self.where(index), size)
+        data = self.read(index)
+        try:
+            return decode_image(data, size=size)
+        except ImageError as error:  # named only now: a name for every image would cost 3 % of its decoding
+            raise ImageError(self.where(index), error.problem, error.hint) from error
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over all keys, labels and stored sizes, and over the content of 1,024 evenly spaced
@@ -85,9 +91,11 @@ class ImageSource(ABC):
         """
         if not self._fingerprint:
             digest = hashlib.sha256(b"spherecf.data/1\0")
-            digest.update(b"\0".join(map(os.fsencode, self.keys)))
-            digest.update(self.labels.astype("<i8").tobytes())
-            digest.update(self.sizes().astype("<i8").tobytes())
+            for start in range(0, len(self), _BLOCK):
+                keys = b"\0".join(map(os.fsencode, self.keys[start : start + _BLOCK]))
+                digest.update(b"\0" + keys if start else keys)
+            for column in (self.labels, self.sizes()):
+                digest.update(np.ascontiguousarray(column, "<i8").data)
             for index in np.unique(np.linspace(0, len(self) - 1, min(len(self), _SAMPLED)).astype(int)):
                 digest.update(hashlib.sha256(self._content(int(index))).digest())
             self._fingerprint = digest.hexdigest()
@@ -109,7 +117,13 @@ class ImageSource(ABC):
 
 
 class Subset(ImageSource):
-    """Some images of another source."""
+    """Some images of another source, its ``parent``; made by `ImageSource.subset`.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> Subset(orl_faces(), np.array([3, 5])).keys[0]
+        's1/4.pgm'
+    """
 
     def __init__(self, parent: ImageSource, indices: Int64[np.ndarray, " m"]) -> None:
         outside = indices[(indices < 0) | (indices >= len(parent))]
@@ -119,26 +133,20 @@ class Subset(ImageSource):
             raise InputError(f"{parent.name}: an index occurs twice in the subset; keys must stay unique")
         super().__init__(f"{parent.name}[{len(indices)}]", parent.labels[indices], parent.identities)
         self.parent, self.indices = parent, indices
-        self._keys = [parent.keys[index] for index in indices.tolist()]
+        self._keys = PickedKeys(parent.keys, indices)
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         return self._keys
 
     def read(self, index: int) -> bytes:
         return self.parent.read(int(self.indices[index]))
 
+    def where(self, index: int) -> str:
+        return self.parent.where(int(self.indices[index]))
+
+    def image(self, index: int, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
+        return self.parent.image(int(self.indices[index]), size)
+
     def sizes(self) -> Int64[np.ndarray, " n"]:
         return np.asarray(self.parent.sizes()[self.indices])
-
-
-def refuse_duplicates(keys: Sequence[str], where: str) -> None:
-    """Raise `FileFormatError` naming the first keys that occur more than once."""
-    if len(set(keys)) == len(keys):
-        return
-    twice = [key for key, count in Counter(keys).items() if count > 1]
-    raise FileFormatError(
-        where,
-        f"{len(twice)} keys occur more than once: {', '.join(twice[:3])}.",
-        "Keys must be unique; remove the copies.",
-    )

@@ -15,6 +15,7 @@ from spherecf._progress import progress
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import IMAGE_SUFFIXES, encode_image, image_suffix
 from spherecf.data._iterate import ImageBatch, Skipped, iter_images
+from spherecf.data._list import ListFile
 from spherecf.data._pairbin import PairBin, fold_numbers
 from spherecf.data._pairs import PairList
 from spherecf.data._recordio import pack_record
@@ -76,32 +77,35 @@ def _write_record_files(
 ) -> None:
     order = np.argsort(source.labels, kind="stable")
     counts = np.zeros(len(source.identities), np.int64)
-    offsets, names, size = [0], list[str](), (0, 0)
-    with (folder / "train.rec").open("wb") as stream:
-        end = stream.write(pack_record(0, (0.0, 0.0)))  # its place; the numbers are known at the end
+    number, size = 0, (0, 0)
+    with (
+        (folder / "train.rec").open("wb") as records,
+        (folder / "train.idx").open("w") as index,
+        (folder / "names.txt").open("w", encoding="utf-8") as names,
+    ):
 
         def add(labels: tuple[float, ...], content: bytes = b"") -> None:
-            nonlocal end
-            offsets.append(end)
-            end += stream.write(pack_record(len(offsets) - 1, labels, content))
+            nonlocal number
+            index.write(f"{number}\t{records.tell()}\n")
+            records.write(pack_record(number, labels, content))
+            number += 1
 
+        add((0.0, 0.0))  # the header's place; its numbers are known at the end
         for batch in _batches(source, order, "writing records", skipped, workers):
             size = batch.images.shape[1:3]
             for row, image, encoded in zip(batch.rows.tolist(), batch.images, batch.encoded):
+                names.write(f"{number}\t{source.keys[row]}\n")
                 add((float(source.labels[row]),), encoded if image_suffix(encoded) else encode_image(image))
                 counts[source.labels[row]] += 1
-                names.append(source.keys[row])
-        if not names:
+        images = number - 1
+        if not images:
             raise InputError(f"{source.name}: no image is left to write, all {len(source)} are broken.")
         ends = np.cumsum(counts) + 1
         for start, stop in zip((ends - counts).tolist(), ends.tolist()):
             add((float(start), float(stop)))
-        stream.seek(0)
-        stream.write(pack_record(0, (len(names) + 1.0, float(len(offsets)))))
-    (folder / "train.idx").write_text("".join(f"{row}\t{offset}\n" for row, offset in enumerate(offsets)))
+        records.seek(0)
+        records.write(pack_record(0, (images + 1.0, float(number))))
     (folder / "property").write_text(f"{len(counts)},{size[0]},{size[1]}")
-    lines = (f"{number}\t{name}\n" for number, name in enumerate(names, start=1))
-    (folder / "names.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def write_folder(
@@ -133,23 +137,72 @@ def write_folder(
         >>> write_folder(orl_faces().subset(range(20)), f"{tempfile.mkdtemp()}/few")
         IdentityFolder('few', images=20, identities=2)
     """
-    written: dict[str, str] = {}
     with _new_folder(folder) as temporary:
-        for batch in _batches(source, np.arange(len(source)), "writing files", skipped, workers):
-            for row, image, encoded in zip(batch.rows.tolist(), batch.images, batch.encoded):
-                key, path = source.keys[row], _relative_path(source, row)
-                if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES:
-                    encoded = encoded if image_suffix(encoded) else encode_image(image)
-                    path += image_suffix(encoded)
-                if path in written:
-                    raise InputError(f"{source.name}: {key} and {written[path]} would both become {path}.")
-                written[path] = key
-                target = temporary / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(encoded)
-        if not written:
-            raise InputError(f"{source.name}: no image is left to write, all {len(source)} are broken.")
+        for _ in _write_files(source, temporary, skipped, workers):
+            pass
     return IdentityFolder(folder)
+
+
+def write_list(
+    source: ImageSource,
+    folder: str | Path,
+    *,
+    skipped: list[Skipped] | None = None,
+    workers: int | None = None,
+) -> ListFile:
+    """Write ``folder/images/<identity>/<key>`` and ``folder/list.txt``, lines of path, tab and identity.
+
+    Files are named as by `write_folder`. In the list, images without identity have -1; all others have the
+    identity's name, so that numbers stay numbers and people stay people.
+
+    Args:
+        source: images of one size.
+        folder: must not exist, or be empty.
+        skipped: receives broken images, which are left out; without it the first one stops the writing.
+        workers: decoding threads.
+
+    Raises:
+        InputError: an identity's name holds a tab or a line end, or is -1; and as `write_folder`.
+        ImageError: a broken image, or one of another size, when ``skipped`` is not given.
+        StorageError: the disk is full or not writable; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces
+        >>> written = write_list(orl_faces().subset(range(20)), f"{tempfile.mkdtemp()}/few")
+        >>> written.path.name, written.keys[0], written.identities
+        ('list.txt', 'images/s1/1.pgm', ['s1', 's10'])
+    """
+    bad = [name for name in source.identities if name.strip() in ("", "-1") or set(name) & set("\t\r\n")]
+    if bad:
+        raise InputError(f"{source.name}: {len(bad)} identities cannot stand in a list, first {bad[0]!r}.")
+    with _new_folder(folder) as temporary, (temporary / "list.txt").open("w", encoding="utf-8") as stream:
+        for row, path in _write_files(source, temporary / "images", skipped, workers):
+            label = int(source.labels[row])
+            stream.write(f"images/{path}\t{source.identities[label] if label >= 0 else -1}\n")
+    return ListFile(Path(folder) / "list.txt", name=Path(folder).resolve().name)
+
+
+def _write_files(
+    source: ImageSource, folder: Path, skipped: list[Skipped] | None, workers: int | None
+) -> Iterator[tuple[int, str]]:
+    """Write the pictures; (row, path within ``folder``) of each."""
+    written: dict[str, int] = {}
+    for batch in _batches(source, np.arange(len(source)), "writing files", skipped, workers):
+        for row, image, encoded in zip(batch.rows.tolist(), batch.images, batch.encoded):
+            path = _relative_path(source, row)
+            if PurePosixPath(path).suffix.lower() not in IMAGE_SUFFIXES:
+                encoded = encoded if image_suffix(encoded) else encode_image(image)
+                path += image_suffix(encoded)
+            if written.setdefault(path, row) != row:
+                one, two = source.keys[row], source.keys[written[path]]
+                raise InputError(f"{source.name}: {one} and {two} would both become {path}.")
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(encoded)
+            yield row, path
+    if not written:
+        raise InputError(f"{source.name}: no image is left to write, all {len(source)} are broken.")
 
 
 def _relative_path(source: ImageSource, row: int) -> str:
@@ -207,7 +260,9 @@ def _batches(
     on_error: Literal["raise", "skip"] = "raise" if skipped is None else "skip"
     before = len(skipped or ())
     with progress(what, len(rows)) as advance:
-        for batch in iter_images(source, rows, workers=workers, on_error=on_error, skipped=skipped):
+        for batch in iter_images(
+            source, rows, workers=workers, on_error=on_error, skipped=skipped, encoded=True
+        ):
             yield batch
             gone, before = len(skipped or ()) - before, len(skipped or ())
             advance(len(batch.rows) + gone, f"{before} skipped" if before else None)

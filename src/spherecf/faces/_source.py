@@ -1,7 +1,7 @@
 """Photos as aligned crops: every image of another source is detected and aligned when it is asked for."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -48,7 +48,7 @@ class AlignedFaces(ImageSource):
         self.ignored = source.ignored
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> Sequence[str]:
         return self.parent.keys
 
     @property

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spherecf.data import _index
+from spherecf.data._index import read_index, read_names
+from spherecf.errors import FileFormatError
+
+
+def test_blocks_end_at_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_index, "_BLOCK", 10)
+    rng = np.random.default_rng(0)
+    numbers = rng.permutation(1000)
+    (tmp_path / "x.idx").write_text("".join(f"{number}\t{4 * number}\r\n\n" for number in numbers))
+    found, offsets = read_index(tmp_path / "x.idx", 4008)
+    assert found.tolist() == list(range(1000)) and offsets.tolist() == list(range(0, 4000, 4))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("7\t-4", "expected"), ("+7\t4", "expected"), ("7\t4\t8", "expected"), ("7", "expected"),
+     ("9223372036854775808\t4", "a number beyond all records"), ("0x7 4", "expected")],
+)  # fmt: skip
+def test_mistakes_are_named_by_their_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    monkeypatch.setattr(_index, "_BLOCK", 10)
+    lines = [f"{number}\t{8 * number}" for number in range(50)]
+    (tmp_path / "x.idx").write_text("\n".join([*lines[:30], line, *lines[30:]]))
+    with pytest.raises(FileFormatError, match=f"line 31: {message}"):
+        read_index(tmp_path / "x.idx", 1000)
+
+
+def test_names_in_any_order_and_more_than_needed(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("9\tnine\n2\ttwo\n5\told\n1\tone\n5\tfive\n")
+    names = read_names(tmp_path / "names.txt", np.array([1, 2, 5]))
+    assert names == ["one", "two", "five"]
+    with pytest.raises(FileFormatError, match=r"no name for 1 of 2 records, among them \[3\]"):
+        read_names(tmp_path / "names.txt", np.array([2, 3]))
+    (tmp_path / "names.txt").write_text("")
+    with pytest.raises(FileFormatError, match="no name for 2 of 2"):
+        read_names(tmp_path / "names.txt", np.array([2, 3]))

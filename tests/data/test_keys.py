@@ -1,0 +1,45 @@
+import pickle
+
+import numpy as np
+import pytest
+
+from spherecf.data import Keys
+from spherecf.data._keys import NumberKeys, PackedKeys, PickedKeys, repeats
+
+NAMES = ["ann/1.jpg", "", "Zoë/ü.jpg", "bad\udcff.jpg", "last"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (NumberKeys(np.array([3, 10, 2**40])), ["3", "10", str(2**40)]),
+        (PackedKeys(NAMES), NAMES),
+        (PickedKeys(PackedKeys(NAMES), np.array([4, 0, 2])), [NAMES[4], NAMES[0], NAMES[2]]),
+        (PickedKeys(NAMES, np.array([], np.int64)), []),
+    ],
+)
+def test_lazy_keys_behave_as_the_list(keys: Keys, expected: list[str]) -> None:
+    assert len(keys) == len(expected) and list(keys) == expected
+    assert keys == expected and expected == keys and keys == tuple(expected)
+    assert keys != [*expected, "more"] and keys != [name + "x" for name in expected] + [""] * (not expected)
+    for cut in (slice(None), slice(1, None), slice(None, None, -1), slice(-2, None), slice(5, 9)):
+        assert keys[cut] == expected[cut]
+    for row in range(-len(expected), len(expected)):
+        assert keys[row] == keys[np.int64(row)] == expected[row]
+    for row in (len(expected), -len(expected) - 1):
+        with pytest.raises(IndexError):
+            keys[row]
+    assert pickle.loads(pickle.dumps(keys)) == keys
+
+
+def test_keys_are_no_string_and_have_no_hash() -> None:
+    assert NumberKeys(np.array([1, 2])) != "12"
+    with pytest.raises(TypeError):
+        hash(PackedKeys(["a"]))
+
+
+def test_repeats_are_found_also_where_hashes_collide(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["a", "b", "a", "c", "b", "a"]
+    assert repeats(keys) == [(2, 0), (4, 1), (5, 0)] and repeats(["a", "b"]) == []
+    monkeypatch.setattr("spherecf.data._keys.hash", lambda key: 7, raising=False)
+    assert repeats(keys) == [(2, 0), (4, 1), (5, 0)] and repeats(["a", "b"]) == []
