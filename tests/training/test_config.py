@@ -35,7 +35,10 @@ def test_a_dictionary_and_back() -> None:
         ("[fit]\nepochs = 2.5", r"fit\.epochs: expected int, got 2\.5"),
         ("[fit]\nepochs = true", r"fit\.epochs: expected int, got True"),
         ("fit = 3", "fit: expected a table, got 3"),
-        ("[fit]\nepochs = 0\n[optimizer]\nlr = -1.0", "fit.epochs must be at least 1, got 0; optimizer.lr must be positive"),
+        (
+            "[fit]\nepochs = 0\n[optimizer]\nlr = -1.0",
+            "fit.epochs must be at least 1, got 0; optimizer.lr must be positive",
+        ),
         ("[fit]\nheld_out = 1.0", r"fit.held_out must lie in \[0, 1\)"),
         ("[loss]\nvariant = 'better'", "exact or released, got 'better'"),
         ("[fit", r"Expected .* at the end of a table"),

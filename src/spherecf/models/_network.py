@@ -27,7 +27,8 @@ class Network(nn.Module):
     Args:
         dim: length of the embedding.
         size: side of the square images in pixels.
-        width: factor on all numbers of channels; 1 in the originals, less for small experiments.
+        width: factor on all numbers of channels; 1 in the originals, less for small experiments. Below 0.25
+            layers have fewer than 16 channels, where torch 2.13 corrupts memory on some CPUs (docs/LOG.md).
         dropout: probability before the last linear layer.
         checkpointing: recompute the residual blocks in the backward pass: less memory, the same numbers.
 
@@ -40,6 +41,12 @@ class Network(nn.Module):
 
     Raises:
         InputError: an option out of range.
+
+    Example:
+        >>> from spherecf.models import make_backbone
+        >>> network = make_backbone("mbf", dim=128)  # makes a Network
+        >>> network.feature_shape, network.config()["dim"]
+        ((512, 7, 7), 128)
     """
 
     anchor: ClassVar[str]

@@ -52,6 +52,13 @@ def load_trained(path: str | Path) -> tuple[Network, Preprocessing, dict[str, An
 
     Raises:
         FileFormatError: not such a file, or damaged.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "backbone.safetensors"
+        >>> network = make_backbone("mbf", dim=64, size=32, width=0.25)
+        >>> load_trained(save_backbone(path, network, Preprocessing(size=(32, 32))))[0].dim
+        64
     """
     header, tensors = read_tagged(path, BACKBONE)
     try:
@@ -64,13 +71,28 @@ def load_trained(path: str | Path) -> tuple[Network, Preprocessing, dict[str, An
 
 
 def save_prototypes(path: str | Path, prototypes: Tensor, identities: Sequence[str]) -> Path:
-    """Write one row per identity, with the identities' names, by which other data sets find theirs."""
+    """Write one row per identity, with the identities' names, by which other data sets find theirs.
+
+    Raises:
+        StorageError: the disk is full or not writable; an older file is intact.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> path = Path(tempfile.mkdtemp()) / "prototypes.safetensors"
+        >>> prototype_identities(save_prototypes(path, torch.eye(2), ["Ann", "Bo"]))
+        ['Ann', 'Bo']
+    """
     header = {"format": PROTOTYPES, "version": VERSION, "identities": list(identities)}
     return _write(path, {"prototypes": prototypes}, header)
 
 
 def prototype_identities(path: str | Path) -> list[str] | None:
-    """The names of the rows of a prototype file, None where the file does not say."""
+    """The names of the rows of a prototype file, None where the file does not say.
+
+    Example:
+        >>> prototype_identities("classifier.npy")
+    """
     path = Path(path)
     if path.suffix != ".safetensors":
         return None

@@ -1,5 +1,6 @@
 """`train_backbone`: images of known people in, a recogniser and its prototypes out. Stage 1."""
 
+import math
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from copy import deepcopy
@@ -234,7 +235,8 @@ class _BackboneTask:
             images = torch.zeros(2, *self.preprocessing.size, 3, dtype=torch.uint8, device=device)
         embedding = forward(self.preprocessing(images))[0][: len(labels)]
         loss = self.classifier.loss(embedding, labels, self._chosen)
-        self._cosine = [self._cosine[0] + float(loss.cosine), self._cosine[1] + 1]
+        if math.isfinite(cosine := float(loss.cosine)):
+            self._cosine = [self._cosine[0] + cosine, self._cosine[1] + 1]
         return Loss(loss.backward, loss.value)
 
     def keys(self, rows: Rows) -> list[str]:

@@ -33,6 +33,7 @@ from spherecf.training._ranks import Ranks
 from spherecf.training._targets import (
     GivenPrototypes,
     Prototypes,
+    check_fit,
     prototype_targets,
     prototypes_for,
 )
@@ -203,13 +204,20 @@ def train_confidence(
     """
     config, ranks, folder = config or ConfidenceConfig(), ranks or Ranks(), Path(folder)
     place = Path(cache or folder / "cache")
+    prototypes = None
+    if config.prototypes.file:  # before the pass, not after it
+        prototypes = prototypes_for(source, config.prototypes.file)
+        check_fit(prototypes, backbone.dim, source.labels)
     if ranks.tell(ranks.leads and _streams(backbone, source, config, place)):
-        model = _train_streaming(backbone, source, folder, config, place, ranks, tensorboard, each_epoch)
+        model = _train_streaming(
+            backbone, source, prototypes, folder, config, place, ranks, tensorboard, each_epoch
+        )
     else:
         data = prepare(backbone, source, config, place, batch_size=batch_size, ranks=ranks)
         model = fit_confidence(
-            backbone, data, config, folder, ranks=ranks, tensorboard=tensorboard, each_epoch=each_epoch
-        )
+            backbone, data, config, folder, prototypes=prototypes, ranks=ranks, tensorboard=tensorboard,
+            each_epoch=each_epoch,
+        )  # fmt: skip
     if ranks.leads:
         model.save(folder / MODEL_FILE)
     ranks.barrier()
@@ -246,6 +254,7 @@ def new_head_on_paper(backbone: FrozenBackbone, config: ConfidenceConfig) -> Con
 def _train_streaming(
     backbone: FrozenBackbone,
     source: ImageSource,
+    prototypes: Tensor | None,
     folder: Path,
     config: ConfidenceConfig,
     cache: Path,
@@ -256,9 +265,8 @@ def _train_streaming(
     chosen = _Chosen.of(source, config)
     head = new_head(backbone, config)
     given: Prototypes
-    if config.prototypes.file:
-        matrix = prototypes_for(chosen.source, config.prototypes.file)
-        given = GivenPrototypes(chosen.source, matrix, backbone.dim)
+    if prototypes is not None:
+        given = GivenPrototypes(chosen.source, prototypes, backbone.dim)
     else:
         leave = config.prototypes.leave_one_out
         given = mean_prototypes(backbone, chosen.source, cache, leave, ranks)

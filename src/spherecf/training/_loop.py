@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spherecf._files import write_atomically
 from spherecf._progress import progress
-from spherecf.errors import SpherecfError
+from spherecf.errors import InputError, SpherecfError
 from spherecf.training._checkpoint import load_checkpoint, save_checkpoint
 from spherecf.training._log import RunLog
 from spherecf.training._optimizer import bound_gradients, set_lr
@@ -32,6 +32,8 @@ from spherecf.training._schedule import lr_factor
 from spherecf.training._settings import OptimizerSettings
 from spherecf.training._sync_norm import synchronize_batch_norm
 from spherecf.training._task import Outcome, Part, Rows, Run, Task
+
+_SAME_WISH = 3.0  # seconds within which a second signal says nothing new
 
 
 @dataclass
@@ -158,14 +160,18 @@ class _Loop:
                 self._pause(stop, place.batch < len(batches))
 
     def _step(self, epoch: int, batch: Rows, parts: Sequence[tuple[Part, int]]) -> float:
-        """One step of the optimizers; the loss of the batch, NaN where it was skipped."""
+        """One step of the optimizers; the loss of the batch, NaN where there was no step."""
         task, value = self.task, 0.0
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        for number, (part, rows) in enumerate(parts):
+        for part, _ in parts:
             self.outcome.skipped.update(part.skipped)
-            weight = rows / len(batch)
-            with self._gradients_meet(number == len(parts) - 1):
+        usable = [(part, rows) for part, rows in parts if sum(self.ranks.counts(len(part.rows)))]
+        if not usable:  # all of its images are broken: listed, and nothing to learn
+            return math.nan
+        for number, (part, rows) in enumerate(usable):
+            weight = rows / sum(rows for _, rows in usable)
+            with self._gradients_meet(number == len(usable) - 1):
                 loss = task.loss(self._forward, part)
                 found = float(loss.value)
                 if not math.isfinite(found):
@@ -252,6 +258,12 @@ class _Loop:
 
     def _facts(self, epoch: int) -> dict[str, float]:
         place = self.place
+        if not place.counted and not place.nan:
+            key, reason = next(iter(self.outcome.skipped.items()))
+            raise InputError(
+                f"epoch {epoch + 1}: none of its {place.seen} images could be used. The first, {key}: "
+                f"{reason}"
+            )
         lr = float(self.task.optimizer.param_groups[0]["lr"])
         facts: dict[str, float] = {"train_loss": place.total / max(1, place.counted), "lr": lr}
         counts = {"not_finite": place.nan, "overflows": place.overflows}
@@ -343,15 +355,18 @@ def _sum_bucket(  # torch looks at these annotations
 
 @contextmanager
 def _stop_asked() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; the second Ctrl-C interrupts at once."""
-    stop = threading.Event()
+    """An event that Ctrl-C and SIGTERM set; a second one, some seconds later, interrupts at once."""
+    stop, asked = threading.Event(), [0.0]
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def ask(number: int, frame: object) -> None:
-        if stop.is_set():
+        # A launcher passes on the Ctrl-C that the terminal has sent to all its processes already.
+        if stop.is_set() and time.monotonic() - asked[0] > _SAME_WISH:
             raise KeyboardInterrupt
+        if not stop.is_set():
+            asked[0] = time.monotonic()
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spherecf.data import ImageSource
+from spherecf.data import ImageSource, ListFile, Subset
 from spherecf.errors import InputError
 from spherecf.models import (
     class_mean_prototypes,
@@ -108,8 +108,8 @@ def check_fit(prototypes: Tensor, dim: int, labels: NDArray[np.int64]) -> None:
 def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "identities dim"]:
     """A classifier's prototypes by this source's labels.
 
-    A file of our own stage 1 names its rows: they are matched by name. Any other is taken as it is, row by
-    label.
+    A file of our own stage 1 names its rows: they are matched by name. Any other goes row by label; the
+    numbers of a list file are rows also where some are missing.
 
     Raises:
         InputError: identities with images but without a prototype; they are counted and named.
@@ -117,6 +117,8 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
     """
     prototypes = load_prototypes(path)
     names = prototype_identities(path)
+    if names is None and _numbered(source):
+        names = [str(row) for row in range(len(prototypes))]
     if names is None:
         return prototypes
     row = {name: index for index, name in enumerate(names)}
@@ -130,6 +132,13 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
     matched = torch.zeros(len(source.identities), prototypes.shape[1])
     matched[present] = prototypes[[row[source.identities[label]] for label in present]]
     return matched
+
+
+def _numbered(source: ImageSource) -> bool:
+    """A list file whose labels are whole numbers, which say more than their order."""
+    while isinstance(source, Subset):
+        source = source.parent
+    return isinstance(source, ListFile) and all(name.isdecimal() for name in source.identities)
 
 
 @runtime_checkable

@@ -1,0 +1,172 @@
+"""What a rank of a small training does: ``python -m tests.training.rank_jobs JOB FOLDER``, one process."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+from spherecf.data import SyntheticImages
+from spherecf.losses import make_margin
+from spherecf.models import FrozenBackbone
+from spherecf.training import (
+    BackboneConfig,
+    ConfidenceConfig,
+    Ranks,
+    ShardedClassifier,
+    join_ranks,
+    train_backbone,
+    train_confidence,
+)
+from spherecf.training._backbone import _BackboneTask
+from spherecf.training._settings import OptimizerSettings
+from spherecf.training._sync_norm import synchronize_batch_norm
+
+ROOT = Path(__file__).resolve().parents[2]
+
+IDENTITIES, DIM, BATCH = 11, 6, 10
+MARGINS = ("softmax", "arcface", "cosface", "combined", "adaface", "magface", "curricularface", "sphereface2")
+
+CONFIG = {
+    "network": {"name": "r18", "dim": 16, "options": {"size": 32, "width": 0.25}},
+    "fit": {"epochs": 2, "batch_size": 12},
+    "optimizer": {"lr": 0.01},
+}
+
+
+def images() -> SyntheticImages:
+    return SyntheticImages(48, 6, size=(32, 32))
+
+
+def config(**changes: dict[str, Any]) -> BackboneConfig:
+    tables = {name: {**CONFIG.get(name, {}), **changes.get(name, {})} for name in {*CONFIG, *changes}}
+    return BackboneConfig.from_dict(tables)
+
+
+def classifier_case(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and labels of a whole batch."""
+    generator = torch.Generator().manual_seed(len(kind))
+    embedding = 20 * normalize(torch.randn(BATCH, DIM, generator=generator))
+    return embedding, torch.randint(IDENTITIES, (BATCH,), generator=generator)
+
+
+def classifier_job(ranks: Ranks, folder: Path) -> None:
+    """One step of a sharded classifier for every margin, all prototypes and half of them."""
+    found = {}
+    settings = OptimizerSettings(name="sgd", lr=0.1, weight_decay=0.01, decay_vectors=True)
+    for kind in MARGINS:
+        for rate in (1.0, 0.5):
+            classifier = ShardedClassifier(IDENTITIES, DIM, make_margin(kind), ranks, settings, rate, seed=3)
+            embedding, labels = classifier_case(kind)
+            part = ranks.share(BATCH)
+            own = embedding[part].clone().requires_grad_()
+            rows = classifier.begin(labels, step=5)
+            loss = classifier.loss(own, labels[part], rows)
+            loss.backward.backward()
+            classifier.reduce_gradients()
+            for optimizer in classifier.optimizers:
+                optimizer.step()
+            classifier.end()
+            found[kind, rate] = {
+                "value": loss.value,
+                "grad": ranks.gather(own.grad),
+                "weight": ranks.gather(classifier.rows.weight),
+            }
+    if ranks.leads:
+        torch.save(found, folder / "found.pt")
+
+
+def norm_job(ranks: Ranks, folder: Path) -> None:
+    """Batch normalisation over ranks, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    x, upstream = torch.randn(2, 7, 3, 4, 4, generator=generator)
+    norm = synchronize_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), ranks)
+    own = x[ranks.share(7)].clone().requires_grad_()
+    y = norm(own)
+    y.backward(upstream[ranks.share(7)])
+    weight = norm[0].weight.grad
+    found = {
+        "y": ranks.gather(y),
+        "grad": ranks.gather(own.grad),
+        "weight": ranks.sum_(weight.clone()),
+        "state": norm.state_dict(),
+    }
+    if ranks.leads:
+        torch.save(found, folder / "found.pt")
+
+
+def backbone_job(ranks: Ranks, folder: Path) -> None:
+    """A whole small training; settings in ``folder/config.json``, if any."""
+    path = folder / "config.json"
+    changes = json.loads(path.read_text()) if path.exists() else {}
+    train_backbone(images(), folder, config(**changes), ranks=ranks)
+
+
+def confidence_job(ranks: Ranks, folder: Path) -> None:
+    """Stage 2 on synthetic people; recogniser and settings in ``folder/config.json``."""
+    content = json.loads((folder / "config.json").read_text())
+    backbone = FrozenBackbone.from_checkpoint(content.pop("recogniser"))
+    source = SyntheticImages(64, 8, size=(32, 32))
+    train_confidence(backbone, source, folder, ConfidenceConfig.from_dict(content), ranks=ranks)
+
+
+def dying_job(ranks: Ranks, folder: Path) -> None:
+    """The same, but the last rank is gone in the second epoch."""
+    begin = _BackboneTask.begin
+
+    def die(task: _BackboneTask, rows: Any, step: int) -> None:
+        if ranks.rank == ranks.size - 1 and step == 5:
+            os._exit(9)
+        begin(task, rows, step)
+
+    _BackboneTask.begin = die  # type: ignore[method-assign]
+    backbone_job(ranks, folder)
+
+
+JOBS: dict[str, Callable[[Ranks, Path], None]] = {
+    "classifier": classifier_job,
+    "norm": norm_job,
+    "backbone": backbone_job,
+    "confidence": confidence_job,
+    "dying": dying_job,
+}
+
+
+def start(job: str, folder: Path, size: int) -> list[tuple[int, str]]:
+    """Run a job on ``size`` gloo ranks; exit code and stderr of each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in place.items()}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.training.rank_jobs", job, str(folder)]
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    results = []
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        results.append((process.returncode, errors))
+    return results
+
+
+def run(job: str, folder: Path, size: int) -> None:
+    """Run a job to its good end."""
+    for code, errors in start(job, folder, size):
+        assert code == 0, errors
+
+
+if __name__ == "__main__":
+    with join_ranks("cpu") as joined:
+        JOBS[sys.argv[1]](joined, Path(sys.argv[2]))

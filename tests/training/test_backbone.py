@@ -1,0 +1,302 @@
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.training.rank_jobs import CONFIG, ROOT, config, images, run, start
+
+from spherecf.data import ImageError, ImageSource, SyntheticImages
+from spherecf.errors import FileFormatError, InputError, SpherecfError, StorageError
+from spherecf.models import FrozenBackbone, load_prototypes, prototype_identities
+from spherecf.training import TrainedBackbone, train_backbone
+from spherecf.training import _checkpoint as checkpoint
+from spherecf.training._backbone import _BackboneTask
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    a, b = (torch.load(sorted(p.glob("checkpoints/*/common.pt"))[-1])["network"] for p in (one, two))
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainedBackbone]:
+    """An uninterrupted training in one process: 2 epochs of 4 steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, train_backbone(images(), folder, config())
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
+    begin = _BackboneTask.begin
+
+    def interrupted(task: _BackboneTask, rows: Any, step: int) -> None:
+        if step == wanted:
+            signal.raise_signal(signal.SIGINT)
+        begin(task, rows, step)
+
+    monkeypatch.setattr(_BackboneTask, "begin", interrupted)
+
+
+def test_learns_and_writes_what_the_next_stage_needs(whole: tuple[Path, TrainedBackbone]) -> None:
+    folder, result = whole
+    first, last = result.history
+    assert last["train_loss"] < 0.8 * first["train_loss"] and last["train_cosine"] > first["train_cosine"]
+    assert [line["train_loss"] for line in history(folder)] == [h["train_loss"] for h in result.history]
+    backbone = FrozenBackbone.from_checkpoint(result.path)
+    assert backbone.dim == 16 and backbone.preprocessing.size == (32, 32)
+    assert load_prototypes(result.prototypes).shape == (6, 16)
+    assert prototype_identities(result.prototypes) == images().identities
+    assert result.record["data"]["used"] == 48 and result.record["config"] == config().to_dict()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_give_the_loss_curve_of_one(
+    tmp_path: Path, whole: tuple[Path, TrainedBackbone], size: int
+) -> None:
+    run("backbone", tmp_path, size)
+    found = history(tmp_path)
+    for one, other in zip(whole[1].history, found, strict=True):
+        for name in ("train_loss", "train_cosine"):
+            np.testing.assert_allclose(other[name], one[name], rtol=2e-3)
+    torch.testing.assert_close(
+        load_prototypes(tmp_path / "prototypes.safetensors"), load_prototypes(whole[1].prototypes),
+        rtol=0.02, atol=0.01,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_ctrl_c_inside_an_epoch_costs_nothing(
+    tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, step)
+        train_backbone(images(), tmp_path, config())
+    saved = sorted((tmp_path / "checkpoints").iterdir())
+    assert int(saved[-1].name) == step + 1, "the step that was under way is finished, then saved"
+    result = train_backbone(images(), tmp_path, config())
+    assert result.history == whole[1].history and same_weights(tmp_path, whole[0])
+    assert torch.equal(load_prototypes(result.prototypes), load_prototypes(whole[1].prototypes))
+
+
+def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
+    script = (
+        "import os, signal, sys, pathlib; from tests.training import rank_jobs as jobs\n"
+        "from spherecf.training import Ranks; from spherecf.training._backbone import _BackboneTask as Task\n"
+        "begin = Task.begin\n"
+        "def kill(task, rows, step):\n"
+        "    if step == 6: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    begin(task, rows, step)\n"
+        "Task.begin = kill\n"
+        "jobs.backbone_job(Ranks(), pathlib.Path(sys.argv[1]))"
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"engine": {"save_minutes": 1e-9}}))
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert [int(p.name) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))] == [5, 6]
+    result = train_backbone(
+        images(), tmp_path, config()
+    )  # how often it is saved is not a setting of the result
+    assert result.history == whole[1].history and same_weights(tmp_path, whole[0])
+
+
+def test_goes_on_with_another_number_of_ranks(
+    tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 2)
+        train_backbone(images(), tmp_path, config())
+    run("backbone", tmp_path, 2)
+    for one, other in zip(whole[1].history, history(tmp_path), strict=True):
+        np.testing.assert_allclose(other["train_loss"], one["train_loss"], rtol=2e-3)
+
+
+def test_a_rank_that_dies_is_told_by_the_others_and_nothing_is_lost(
+    tmp_path: Path, whole: tuple[Path, TrainedBackbone]
+) -> None:
+    (code, errors), (dead, _) = start("dying", tmp_path, 2)
+    assert dead == 9 and code != 0
+    assert "RankError: rank 0 of 2: another rank is gone" in errors
+    assert "run the same command again, with any number of ranks" in errors
+    result = train_backbone(images(), tmp_path, config())
+    for one, other in zip(whole[1].history, result.history, strict=True):
+        np.testing.assert_allclose(other["train_loss"], one["train_loss"], rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"precision": "bfloat16"},
+        {"precision": "float16"},
+        {"accumulate": 2},
+        {"channels_last": False},
+        {"checkpointing": True},
+    ],
+)
+def test_engines_learn_the_same(
+    tmp_path: Path, whole: tuple[Path, TrainedBackbone], engine: dict[str, Any]
+) -> None:
+    # Half precision starts with steps that overflow, so it needs more of them.
+    epochs = 4 if engine.get("precision") == "float16" else 2
+    result = train_backbone(images(), tmp_path, config(engine=engine, fit={"epochs": epochs}))
+    first, last = result.history[0]["train_loss"], result.history[-1]["train_loss"]
+    if engine.get("checkpointing"):
+        assert result.history == whole[1].history
+    elif "channels_last" in engine:
+        np.testing.assert_allclose(last, whole[1].history[-1]["train_loss"], rtol=1e-2)
+    elif engine.get("precision") == "bfloat16":
+        np.testing.assert_allclose(last, whole[1].history[-1]["train_loss"], rtol=0.1)
+    else:  # statistics of half batches, steps that overflowed: another curve, but it falls
+        assert last < 0.9 * first
+    assert ("overflows" in result.history[0]) == (engine.get("precision") == "float16")
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+def test_compiled_learns_the_same(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
+    result = train_backbone(images(), tmp_path, config(engine={"compile": True}))
+    np.testing.assert_allclose(
+        result.history[-1]["train_loss"], whole[1].history[-1]["train_loss"], rtol=1e-2
+    )
+
+
+class Spoilt(SyntheticImages):
+    """Every tenth image cannot be read, and the second batch of some runs is poison."""
+
+    def image(self, index: int, size: tuple[int, int] | None = None) -> Any:
+        if index % 10 == 3:
+            raise ImageError(self.where(index), "truncated image.")
+        return super().image(index, size)
+
+
+def test_broken_images_are_counted_listed_and_passed_over(tmp_path: Path) -> None:
+    source = Spoilt(48, 6, size=(32, 32))
+    result = train_backbone(source, tmp_path, config())
+    expected = {source.keys[index] for index in range(3, 48, 10)}
+    assert set(result.record["data"]["skipped"]) == expected
+    assert all("truncated" in reason for reason in result.record["data"]["skipped"].values())
+    assert result.record["data"]["used"] == 48 - len(expected)
+    assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """The network's output is NaN in one step."""
+    real, calls = _BackboneTask.loss, []
+
+    def poisoned(task: _BackboneTask, forward: Any, part: Any) -> Any:
+        calls.append(part)
+        if len(calls) == at:
+            return real(task, lambda x: (forward(x)[0] * torch.nan, None), part)
+        return real(task, forward, part)
+
+    monkeypatch.setattr(_BackboneTask, "loss", poisoned)
+
+
+def test_a_loss_that_is_nan_stops_with_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, at=2)
+    with pytest.raises(
+        SpherecfError, match=r"epoch 1, batch 2: the loss is nan, in a batch of 12 with .*not-finite"
+    ):
+        train_backbone(images(), tmp_path, config())
+    (path,) = tmp_path.glob("not-finite-*.json")
+    facts = json.loads(path.read_text())
+    assert len(facts["keys"]) == 12 and set(facts["keys"]) <= set(images().keys) and facts["batch"] == 2
+
+
+def test_or_it_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, at=2)
+    result = train_backbone(images(), tmp_path, config(engine={"on_nan": "skip"}))
+    assert result.history[0]["not_finite"] == 1 and "not_finite" not in result.history[1]
+    assert all(np.isfinite(value) for facts in result.history for value in facts.values())
+    assert len(list(tmp_path.glob("not-finite-*.json"))) == 1
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = checkpoint.write_atomically, []
+
+    def full(path: Path, write: Any) -> Path:
+        calls.append(path)
+        if len(calls) > 3:  # two files of the first epoch's, one of the second's
+            raise StorageError(f"{path}: could not be written (No space left on device)")
+        return real(path, write)
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left"):
+        patch.setattr(checkpoint, "write_atomically", full)
+        train_backbone(images(), tmp_path, config())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000004"]
+    assert train_backbone(images(), tmp_path, config()).history == whole[1].history
+
+
+def test_checkpoints_of_other_settings_are_not_resumed(
+    tmp_path: Path, whole: tuple[Path, TrainedBackbone]
+) -> None:
+    train_backbone(images(), tmp_path, config(optimizer={"lr": 0.02}))
+    assert train_backbone(images(), tmp_path, config()).history == whole[1].history
+
+
+def test_validation_goes_into_the_history(tmp_path: Path) -> None:
+    seen = []
+
+    def validate(backbone: FrozenBackbone) -> dict[str, float]:
+        seen.append(backbone(np.zeros((1, 32, 32, 3), np.uint8)).mu)
+        return {"lfw_accuracy": 0.5 + len(seen) / 10}
+
+    result = train_backbone(images(), tmp_path, config(), validate=validate)
+    assert [facts["lfw_accuracy"] for facts in result.history] == [0.6, 0.7]
+    assert not torch.equal(seen[0], seen[1])
+
+
+class Few(ImageSource):
+    """Labels only."""
+
+    def __init__(self, labels: list[int], identities: int) -> None:
+        super().__init__("few", np.array(labels), [f"p{i}" for i in range(identities)])
+
+    keys = property(lambda self: [f"{i}.jpg" for i in range(len(self))])
+
+    def read(self, index: int) -> bytes:
+        return b""
+
+    def sizes(self) -> np.ndarray:
+        return np.zeros(len(self), np.int64)
+
+
+def test_nobody_to_tell_apart(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at least two identities with 2 or more images, got 1 \(of 3"):
+        train_backbone(Few([0, 0, 1, -1], 3), tmp_path, config(fit={"least": 2}))
+
+
+def test_identities_without_images_have_no_prototype(tmp_path: Path) -> None:
+    class Gaps(SyntheticImages):
+        pass
+
+    source = Gaps(48, 6, size=(32, 32))
+    source.labels = source.labels * 2  # only even labels have images
+    source.identities = [f"p{i}" for i in range(12)]
+    result = train_backbone(source, tmp_path, config())
+    assert result.record["data"]["left_out"]["identities_without_images"] == 6
+    assert prototype_identities(result.prototypes) == [f"p{i}" for i in range(0, 12, 2)]
+
+
+def test_images_of_another_size(tmp_path: Path) -> None:
+    source = SyntheticImages(48, 6, size=(40, 40))
+    with pytest.raises(InputError, match=r"none of its 48 images could be used.*expected a picture"):
+        train_backbone(source, tmp_path, config())
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    train_backbone(images(), tmp_path, config(fit={"epochs": 1}))
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    (newest / "common.pt").write_bytes(b"half")
+    with pytest.raises(FileFormatError, match=r"common\.pt: damaged"):
+        train_backbone(images(), tmp_path, config(fit={"epochs": 1}))
+    assert CONFIG["fit"]["epochs"] == 2

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from tests.training.rank_jobs import (
+    BATCH,
+    DIM,
+    IDENTITIES,
+    MARGINS,
+    classifier_case,
+    run,
+)
+
+from spherecf.errors import InputError
+from spherecf.losses import make_margin, margin_softmax_loss
+from spherecf.training import OptimizerSettings, Ranks, ShardedClassifier
+from spherecf.training._classifier import initial_prototypes
+
+SETTINGS = OptimizerSettings(name="sgd", lr=0.1, weight_decay=0.01, decay_vectors=True)
+
+
+def drawn(seed: int, step: int, labels: torch.Tensor) -> torch.Tensor:
+    """The rows a step with sample rate one half looks at."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    chosen = torch.rand(IDENTITIES, generator=generator) < 0.5
+    chosen[labels] = True
+    return torch.nonzero(chosen).flatten()
+
+
+def plain_step(kind: str, rate: float) -> dict[str, torch.Tensor]:
+    """One process, the whole matrix, autograd through `margin_softmax_loss`."""
+    embedding, labels = classifier_case(kind)
+    embedding.requires_grad_()
+    weight = initial_prototypes(IDENTITIES, DIM, seed=3)
+    rows = torch.arange(IDENTITIES) if rate == 1 else drawn(3, 5, labels)
+    part = weight[rows].requires_grad_()
+    loss = margin_softmax_loss(embedding, part, torch.searchsorted(rows, labels), make_margin(kind))
+    loss.backward()
+    moved = weight.clone()
+    moved[rows] = (part - 0.1 * (part.grad + 0.01 * part)).detach()
+    return {"value": loss.detach(), "grad": embedding.grad, "weight": moved}
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp(f"ranks{request.param}")
+    run("classifier", folder, request.param)
+    return torch.load(folder / "found.pt")
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+@pytest.mark.parametrize("kind", MARGINS)
+def test_any_number_of_ranks_is_one_softmax(found: dict, kind: str, rate: float) -> None:
+    expected = plain_step(kind, rate)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[kind, rate][name], value, rtol=2e-4, atol=2e-6)
+
+
+def test_prototypes_do_not_depend_on_how_they_are_divided() -> None:
+    whole = initial_prototypes(3000, 4, seed=1)
+    parts = [initial_prototypes(3000, 4, seed=1, part=Ranks(rank, 3).share(3000)) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), whole) and 0.0099 < float(whole.std()) < 0.0101
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_rows_that_are_not_looked_at_stay(name: str) -> None:
+    """Neither they nor their momentum move, and looking at all of them is the ordinary optimizer."""
+    settings = OptimizerSettings(name=name, lr=0.1, weight_decay=0.01)
+    classifier = ShardedClassifier(IDENTITIES, DIM, make_margin("softmax"), Ranks(), settings, 0.5, seed=3)
+    before = classifier.rows.weight.clone()
+    for step in range(3):
+        embedding, labels = classifier_case("x" * step)
+        rows = classifier.begin(labels, step)
+        start = classifier.rows.weight.clone()
+        classifier.loss(embedding, labels, rows).backward.backward()
+        classifier.rows.optimizer.step()
+        classifier.end()
+        rest = torch.ones(IDENTITIES, dtype=torch.bool)
+        rest[rows] = False
+        assert torch.equal(classifier.rows.weight[rest], start[rest]) and bool(rest.any())
+        assert not torch.equal(classifier.rows.weight[rows], start[rows])
+    assert not torch.equal(before, classifier.rows.weight)
+
+
+def test_sampling_all_is_the_ordinary_optimizer() -> None:
+    settings = OptimizerSettings(name="adamw", lr=0.1, weight_decay=0.01)
+    sampled, whole = (
+        ShardedClassifier(IDENTITIES, DIM, make_margin("arcface"), Ranks(), settings, rate, seed=3)
+        for rate in (1 - 1e-9, 1.0)
+    )
+    for step in range(3):
+        for classifier in (sampled, whole):
+            classifier.rows.optimizer.zero_grad()
+            embedding, labels = classifier_case("x" * step)
+            rows = classifier.begin(labels, step)
+            classifier.loss(embedding, labels, rows).backward.backward()
+            classifier.rows.optimizer.step()
+            classifier.end()
+    torch.testing.assert_close(sampled.rows.weight, whole.rows.weight)
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(InputError, match=r"sample_rate must lie in \(0, 1\], got 0"):
+        ShardedClassifier(IDENTITIES, DIM, make_margin("softmax"), Ranks(), SETTINGS, 0.0)
+    with pytest.raises(InputError, match="needs 2 identities or more, got 1"):
+        ShardedClassifier(1, DIM, make_margin("softmax"), Ranks(), SETTINGS)
+    assert BATCH > 3  # three ranks get unequal parts

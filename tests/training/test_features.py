@@ -1,0 +1,237 @@
+"""Stage 2 on cached, streamed and tuned features: one result, whatever the way."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.training.rank_jobs import run
+
+from spherecf import load
+from spherecf.data import SyntheticImages, View, training_views
+from spherecf.errors import InputError
+from spherecf.models import (
+    FrozenBackbone,
+    Preprocessing,
+    class_mean_prototypes,
+    load_prototypes,
+    make_backbone,
+    make_head,
+    save_backbone,
+    save_prototypes,
+)
+from spherecf.training import (
+    MODEL_FILE,
+    ConfidenceConfig,
+    StreamedFeatures,
+    cache_bytes,
+    prototypes_for,
+    train_confidence,
+)
+from spherecf.training._directions import mean_prototypes
+
+BASE: dict[str, Any] = {
+    "views": {"degraded": 0, "flip": True, "per_epoch": "one"},
+    "fit": {"epochs": 3, "batch_size": 16, "held_out": 0.25},
+}
+SIZE = (32, 32)
+
+
+def images() -> SyntheticImages:
+    return SyntheticImages(64, 8, size=SIZE)
+
+
+def settings(**changes: dict[str, Any]) -> ConfidenceConfig:
+    return ConfidenceConfig.from_dict(
+        {name: {**BASE.get(name, {}), **changes.get(name, {})} for name in {*BASE, *changes}}
+    )
+
+
+@pytest.fixture(scope="module")
+def recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network whose embeddings of one synthetic person resemble each other all the same."""
+    torch.manual_seed(0)
+    network = make_backbone("r18", 32, size=32, width=0.25)
+    pixels = Preprocessing(size=SIZE)
+    source = images()
+    network.train()
+    with torch.no_grad():  # statistics of these images
+        for _ in range(20):
+            network(pixels(np.stack([source.image(row) for row in range(32)])))
+    return save_backbone(tmp_path_factory.mktemp("recogniser") / "backbone.safetensors", network, pixels)
+
+
+def curve(model: Any) -> np.ndarray:
+    return np.array([[e["train_loss"], e["held_out_loss"]] for e in model.record["history"]])
+
+
+@pytest.mark.parametrize("leave_one_out", [True, False])
+def test_streaming_equals_the_cache_of_both_flips(
+    tmp_path: Path, recogniser: Path, leave_one_out: bool
+) -> None:
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    curves = {}
+    for way in ("cache", "stream"):
+        changes = {
+            "features": {"source": way, "dtype": "float32"},
+            "prototypes": {"leave_one_out": leave_one_out},
+        }
+        curves[way] = curve(train_confidence(backbone, images(), tmp_path / way, settings(**changes)))
+    np.testing.assert_allclose(curves["stream"], curves["cache"], rtol=2e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_caches_are_close(tmp_path: Path, recogniser: Path, dtype: str) -> None:
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    curves = [
+        curve(train_confidence(backbone, images(), tmp_path / kind, settings(features={"dtype": kind})))
+        for kind in ("float32", dtype)
+    ]
+    np.testing.assert_allclose(curves[1], curves[0], rtol=5e-3)
+    summary = tmp_path / dtype / "cache" / "summary.bin"
+    assert summary.stat().st_size * 2 == (tmp_path / "float32" / "cache" / "summary.bin").stat().st_size
+
+
+def test_the_size_said_is_the_size_taken(tmp_path: Path, recogniser: Path, capsys: Any) -> None:
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    train_confidence(backbone, images(), tmp_path, settings())
+    taken = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.bin"))
+    head = make_head("light", **dict(zip(("channels", "height", "width"), backbone.feature_shape)))
+    assert cache_bytes(head, backbone.dim, 128) == taken
+    assert "64 images x 2 views, 0.00 GiB as a cache" in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_that_would_not_fit_is_streamed(
+    tmp_path: Path, recogniser: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    changes = {"prototypes": {"file": str(classifier(tmp_path, recogniser))}}
+    train_confidence(backbone, images(), tmp_path / "run", settings(**changes))
+    assert "streaming instead" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def classifier(folder: Path, recogniser: Path, names: list[str] | None = None) -> Path:
+    """A file of prototypes that belong to the images: their class means."""
+    source = images()
+    mu = FrozenBackbone.from_checkpoint(recogniser)(np.stack([source.image(row) for row in range(64)])).mu
+    prototypes = class_mean_prototypes(mu, torch.from_numpy(source.labels))
+    return save_prototypes(folder / "prototypes.safetensors", prototypes, names or source.identities)
+
+
+@pytest.mark.parametrize("objective", ["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian"])
+@pytest.mark.parametrize("head", ["light", "conv"])
+def test_every_objective_learns_in_the_same_path(
+    tmp_path: Path, recogniser: Path, objective: str, head: str
+) -> None:
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    changes = {
+        "loss": {"objective": objective},
+        "head": {"kind": head},
+        "views": {"per_epoch": "all", "degraded": 1},
+        "fit": {"epochs": 4},
+        "optimizer": {"lr": 2e-3},
+    }
+    model = train_confidence(backbone, images(), tmp_path, settings(**changes))
+    losses = curve(model)
+    assert np.isfinite(losses).all() and losses[-1, 0] < losses[0, 0]
+    assert model.head.outputs == (32 if objective == "pfe-gaussian" else 1)
+    again = load(tmp_path / MODEL_FILE, recogniser)
+    pictures = np.stack([images().image(row) for row in range(4)])
+    log_kappa = again.embed(pictures)[1]
+    torch.testing.assert_close(log_kappa, model.embed(pictures)[1])
+    assert tuple(log_kappa.shape) == (4,)
+
+
+def test_tuning_moves_the_backbone_and_keeps_its_statistics(tmp_path: Path, recogniser: Path) -> None:
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    changes = {
+        "features": {"finetune": True},
+        "optimizer": {"lr": 1e-3},
+        "prototypes": {"file": str(classifier(tmp_path, recogniser))},
+    }
+    model = train_confidence(backbone, images(), tmp_path, settings(**changes))
+    files = recogniser, tmp_path / "backbone.safetensors"
+    before, after = (FrozenBackbone.from_checkpoint(path).trainable().state_dict() for path in files)
+    assert not torch.equal(before["conv1.weight"], after["conv1.weight"])
+    assert torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
+    assert torch.equal(before["features.weight"], after["features.weight"])
+    assert load(tmp_path / MODEL_FILE, tmp_path / "backbone.safetensors").fingerprint() == model.fingerprint()
+    # The cosines themselves grow: that is what a frozen backbone cannot do.
+    assert curve(model)[-1, 0] < curve(model)[0, 0]
+    with pytest.raises(Exception, match="a head means nothing on another backbone"):
+        load(tmp_path / MODEL_FILE, recogniser)
+
+
+def test_only_checkpoints_can_be_tuned(tmp_path: Path) -> None:
+    backbone = FrozenBackbone.default()
+    source = SyntheticImages(16, 4)
+    with pytest.raises(Exception, match="cannot be fine-tuned"):
+        train_confidence(backbone, source, tmp_path, settings(features={"finetune": True}))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("way", ["cache", "stream", "pairs"])
+def test_ranks_give_the_loss_curve_of_one(tmp_path: Path, recogniser: Path, size: int, way: str) -> None:
+    changes: dict[str, Any] = {"features": {"source": "stream" if way == "stream" else "cache"}}
+    if way == "pairs":
+        changes |= {"loss": {"objective": "pfe-vmf"}, "views": {"per_epoch": "all"}}
+    one = train_confidence(
+        FrozenBackbone.from_checkpoint(recogniser), images(), tmp_path / "one", settings(**changes)
+    )
+    folder = tmp_path / "many"
+    folder.mkdir()
+    content = {"recogniser": str(recogniser), **settings(**changes).to_dict()}
+    (folder / "config.json").write_text(json.dumps(content))
+    run("confidence", folder, size)
+    many = load(folder / MODEL_FILE, recogniser)
+    assert many.record["ranks"] == size
+    # Dropout draws other numbers on other ranks; the head has it, so the curves agree but for that.
+    np.testing.assert_allclose(curve(many), curve(one), rtol=2e-3)
+    assert not list(folder.glob("cache.part*"))
+
+
+def test_prototypes_are_matched_by_name(tmp_path: Path, recogniser: Path) -> None:
+    source = images()
+    names = source.identities[::-1]
+    path = classifier(tmp_path, recogniser, names)
+    matched = prototypes_for(source, path)
+    torch.testing.assert_close(matched, load_prototypes(path).flip(0))
+    with pytest.raises(InputError, match=r"2 of 8 identities of .* have no prototype there \("):
+        prototypes_for(source, classifier(tmp_path, recogniser, ["x", "y", *names[2:]]))
+
+
+def test_a_classifier_of_another_data_set_is_refused_before_the_pass(
+    tmp_path: Path, recogniser: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "few.npy", np.ones((5, 32), np.float32))
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    monkeypatch.setattr(FrozenBackbone, "__call__", None)
+    config = settings(prototypes={"file": str(tmp_path / "few.npy")})
+    with pytest.raises(InputError, match="labels reach 7, but there are 5 prototypes"):
+        train_confidence(backbone, images(), tmp_path / "run", config)
+
+
+def test_streamed_features_are_those_of_the_backbone(tmp_path: Path, recogniser: Path) -> None:
+    backbone, source = FrozenBackbone.from_checkpoint(recogniser), images()
+    head = make_head("light", **dict(zip(("channels", "height", "width"), backbone.feature_shape)))
+    prototypes = mean_prototypes(backbone, source, tmp_path)
+    features = StreamedFeatures(backbone, head, source, training_views(0, flip=True), prototypes)
+    entries = np.array([5, 0, 127])
+    (part,) = features.load([entries])
+    mu = backbone(np.stack([source.image(row) for row in range(64)])).mu.double()
+    for place, entry in enumerate(entries.tolist()):
+        row, mirrored = divmod(entry, 2)
+        shown = View(flip=bool(mirrored))(source.image(row), "").image
+        output = backbone(shown[None])
+        torch.testing.assert_close(part.data.mu[place], output.mu[0], rtol=1e-4, atol=1e-5)
+        others = [i for i in range(64) if source.labels[i] == source.labels[row] and i != row]
+        prototype = mu[others].sum(0) / mu[others].sum(0).norm()
+        expected = float(prototype @ output.mu[0].double())
+        np.testing.assert_allclose(float(part.data.cosine[place]), expected, rtol=1e-4)
+    assert features.keys(entries) == [source.keys[2], source.keys[0], source.keys[63]]
