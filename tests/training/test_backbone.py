@@ -86,6 +86,27 @@ def test_ctrl_c_inside_an_epoch_costs_nothing(
     assert torch.equal(load_prototypes(result.prototypes), load_prototypes(whole[1].prototypes))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"margin": {"sample_rate": 0.5}, "optimizer": {"name": "adamw", "lr": 1e-3}},
+        {"margin": {"kind": "sphereface2"}, "network": {"options": {"size": 32, "width": 0.25, "dropout": 0.4}}},
+        {"margin": {"kind": "adaface"}, "engine": {"precision": "float16"}},
+    ],
+)
+def test_every_state_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """Sampled rows with Adam's moments, what a margin learns, dropout, statistics of norms, the loss scale."""
+    whole = train_backbone(images(), tmp_path / "whole", config(**changes))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 5)
+        train_backbone(images(), tmp_path / "cut", config(**changes))
+    cut = train_backbone(images(), tmp_path / "cut", config(**changes))
+    assert cut.history == whole.history and same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert torch.equal(load_prototypes(cut.prototypes), load_prototypes(whole.prototypes))
+
+
 def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
     script = (
         "import os, signal, sys, pathlib; from tests.training import rank_jobs as jobs\n"

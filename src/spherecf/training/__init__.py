@@ -10,14 +10,8 @@ from spherecf.training._backbone_config import (
 )
 from spherecf.training._cache import FeatureCache, build_cache, cache_bytes
 from spherecf.training._classifier import ShardedClassifier
-from spherecf.training._confidence import (
-    MODEL_FILE,
-    TrainingData,
-    fit_confidence,
-    new_head,
-    prepare,
-    train_confidence,
-)
+from spherecf.training._confidence import MODEL_FILE, fit_confidence, train_confidence
+from spherecf.training._confidence_data import TrainingData, new_head, prepare
 from spherecf.training._config import (
     ConfidenceConfig,
     FeatureSettings,

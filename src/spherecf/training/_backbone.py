@@ -14,7 +14,6 @@ from torch import Tensor
 
 from spherecf._version import environment
 from spherecf.data import Degradation, ImageSource, View, load_batches
-from spherecf.errors import InputError
 from spherecf.losses import Margin, make_margin, sphereface2_bias
 from spherecf.models import (
     FrozenBackbone,
@@ -25,11 +24,12 @@ from spherecf.models import (
     save_prototypes,
 )
 from spherecf.training._backbone_config import BackboneConfig, MarginSettings
-from spherecf.training._checkpoint import identity_of
+from spherecf.training._checkpoint import identity_of, load_checkpoint
 from spherecf.training._classifier import ShardedClassifier
 from spherecf.training._loop import run_training
 from spherecf.training._optimizer import make_optimizer
 from spherecf.training._order import shuffled_batches
+from spherecf.training._people import People
 from spherecf.training._ranks import Ranks
 from spherecf.training._shown import Shown
 from spherecf.training._task import Forward, Loss, Part, Rows, Run
@@ -92,7 +92,7 @@ def train_backbone(
         SpherecfError: the loss is not finite; the keys of the batch are saved.
     """
     config, ranks, folder = config or BackboneConfig(), ranks or Ranks(), Path(folder)
-    people = _People.of(source, config.fit.least)
+    people = People.of(source, config.fit.least)
     task = _BackboneTask(source, people, config, ranks, validate)
     facts = {
         "data": source.fingerprint(),
@@ -127,47 +127,18 @@ def train_backbone(
         folder / BACKBONE_FILE,
         folder / PROTOTYPE_FILE,
     )
-    prototypes = ranks.gather(task.classifier.rows.weight)
     error: Exception | None = None
     try:
         if ranks.leads:
             save_backbone(result.path, task.network, task.preprocessing, record)
-            save_prototypes(result.prototypes, prototypes, people.names)
+            # The ranks' parts lie in the last checkpoint: no GPU need hold them all.
+            saved = load_checkpoint(folder, run.identity, Ranks(), slice(0, len(people.names)))
+            if saved is not None:
+                save_prototypes(result.prototypes, saved.shard["weight"], people.names)
     except Exception as problem:
         error = problem
     ranks.agree(error, "saving the backbone")
     return result
-
-
-@dataclass(frozen=True, eq=False)
-class _People:
-    """Whom to learn: images (rows of the source), their classes 0 .. n - 1, and the classes' names."""
-
-    rows: Rows
-    classes: Rows  # by row of the source, -1 for those left out
-    names: list[str]
-    left_out: dict[str, int]
-
-    @classmethod
-    def of(cls, source: ImageSource, least: int) -> "_People":
-        labels = source.labels
-        counts = np.bincount(labels[labels >= 0], minlength=len(source.identities))
-        kept = np.flatnonzero(counts >= least)
-        if len(kept) < 2:
-            raise InputError(
-                f"{source.name}: expected at least two identities with {least} or more images, got "
-                f"{len(kept)} (of {len(source.identities)} identities, {len(source)} images)"
-            )
-        number = np.full(len(counts) + 1, -1)  # the last stands for label -1
-        number[kept] = np.arange(len(kept))
-        classes = number[labels]
-        left_out = {
-            "images_without_identity": int((labels < 0).sum()),
-            "identities_without_images": int((counts == 0).sum()),
-            "identities_with_too_few_images": int(((counts > 0) & (counts < least)).sum()),
-            "their_images": int(counts[(counts > 0) & (counts < least)].sum()),
-        }
-        return cls(np.flatnonzero(classes >= 0), classes, [source.identities[i] for i in kept], left_out)
 
 
 class _BackboneTask:
@@ -176,7 +147,7 @@ class _BackboneTask:
     def __init__(
         self,
         source: ImageSource,
-        people: _People,
+        people: People,
         config: BackboneConfig,
         ranks: Ranks,
         validate: Validate | None,

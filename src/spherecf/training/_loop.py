@@ -3,10 +3,8 @@
 What is learnt is a `Task`; the loop knows only its network, its optimizers and this rank's part of the loss.
 """
 
-import contextlib
 import json
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,10 +28,9 @@ from spherecf.training._optimizer import bound_gradients, set_lr
 from spherecf.training._ranks import Ranks
 from spherecf.training._schedule import lr_factor
 from spherecf.training._settings import OptimizerSettings
+from spherecf.training._stop import stop_asked
 from spherecf.training._sync_norm import synchronize_batch_norm
 from spherecf.training._task import Outcome, Part, Rows, Run, Task
-
-_SAME_WISH = 3.0  # seconds within which a second signal says nothing new
 
 
 @dataclass
@@ -105,7 +102,7 @@ class _Loop:
         with (
             self._bar(first) as advance,
             RunLog(run.folder if ranks.leads else None, run.tensorboard and ranks.leads, history) as log,
-            _stop_asked() as stop,
+            stop_asked() as stop,
         ):
             for epoch in range(first, run.epochs):
                 started, before = time.monotonic(), self.place.seen
@@ -351,28 +348,3 @@ def _sum_bucket(  # torch looks at these annotations
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
     return summed
-
-
-@contextmanager
-def _stop_asked() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second one, some seconds later, interrupts at once."""
-    stop, asked = threading.Event(), [0.0]
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: object) -> None:
-        # A launcher passes on the Ctrl-C that the terminal has sent to all its processes already.
-        if stop.is_set() and time.monotonic() - asked[0] > _SAME_WISH:
-            raise KeyboardInterrupt
-        if not stop.is_set():
-            asked[0] = time.monotonic()
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            with contextlib.suppress(ValueError, TypeError):
-                signal.signal(number, handler)
