@@ -15,7 +15,7 @@ import torch
 from spherecf._rowstore import RowStore
 from spherecf.data import ImageSource, training_views
 from spherecf.models import make_head
-from spherecf.training import ConfidenceConfig, FeatureCache, fit_head, prototype_targets
+from spherecf.training import CachedFeatures, ConfidenceConfig, FeatureCache, fit_head, prototype_targets
 
 IMAGES, VIEWS, PEOPLE, DIM, CHANNELS = 9164, 4, 1680, 128, 1024
 
@@ -66,9 +66,9 @@ def main() -> None:
         head = make_head("light", channels=CHANNELS, height=7, width=7)
         cache = make_cache(folder, head.summary_shape[0])
         start = time.perf_counter()
-        result = fit_head(head, cache, prototype_targets(cache), config)
+        result = fit_head(head, CachedFeatures(cache, prototype_targets(cache)), config)
         seconds = time.perf_counter() - start
-    size = cache.summary.nbytes / 1e6
+    size = cache.store.arrays["summary"].nbytes / 1e6
     print(f"{IMAGES * VIEWS:,} rows, {size:.0f} MB of features, {torch.get_num_threads()} threads")
     print(f"{head.parameter_count:,} parameters, {len(result.history)} epochs: {seconds:.1f} s in all")
 

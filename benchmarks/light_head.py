@@ -21,6 +21,7 @@ from spherecf.data import open_source, split_identities, training_views
 from spherecf.losses import sphere_confidence_loss_from_cosine
 from spherecf.models import ConfidenceHead, FrozenBackbone, initial_kappa
 from spherecf.training import (
+    CachedFeatures,
     ConfidenceConfig,
     FeatureCache,
     Targets,
@@ -100,6 +101,7 @@ def bounds(targets: Targets, config: ConfidenceConfig, dim: int) -> tuple[float,
 def study(cache: FeatureCache, backbone: FrozenBackbone, config: ConfidenceConfig, seeds: int) -> None:
     """Print the table."""
     targets = prototype_targets(cache)
+    features = CachedFeatures(cache, targets)
     runs = [replace(config, seed=seed) for seed in range(seeds)]
     limits = [bounds(targets, run, backbone.dim) for run in runs]
     print("| head | parameters | held-out loss | part of the possible gain |\n|---|---|---|---|")
@@ -110,7 +112,7 @@ def study(cache: FeatureCache, backbone: FrozenBackbone, config: ConfidenceConfi
         for run, (start, bound) in zip(runs, limits, strict=True):
             torch.manual_seed(run.seed)
             head = StudyHead(backbone.feature_shape, backbone.dim, parts, widths)
-            loss = min(epoch["held_out_loss"] for epoch in fit_head(head, cache, targets, run).history)
+            loss = min(epoch["held_out_loss"] for epoch in fit_head(head, features, run).history)
             found.append((loss, (start - loss) / (start - bound)))
         loss, part = np.mean(found, 0)
         print(f"| {name} | {head.parameter_count:,} | {loss:.3f} | {100 * part:.1f} % |", flush=True)

@@ -90,14 +90,17 @@ def test_ctrl_c_inside_an_epoch_costs_nothing(
     "changes",
     [
         {"margin": {"sample_rate": 0.5}, "optimizer": {"name": "adamw", "lr": 1e-3}},
-        {"margin": {"kind": "sphereface2"}, "network": {"options": {"size": 32, "width": 0.25, "dropout": 0.4}}},
+        {
+            "margin": {"kind": "sphereface2"},
+            "network": {"options": {"size": 32, "width": 0.25, "dropout": 0.4}},
+        },
         {"margin": {"kind": "adaface"}, "engine": {"precision": "float16"}},
     ],
 )
 def test_every_state_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """Sampled rows with Adam's moments, what a margin learns, dropout, statistics of norms, the loss scale."""
+    """Sampled rows with Adam's moments, what a margin learns, dropout, its statistics, the loss scale."""
     whole = train_backbone(images(), tmp_path / "whole", config(**changes))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, 5)
@@ -214,7 +217,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     def poisoned(task: _BackboneTask, forward: Any, part: Any) -> Any:
         calls.append(part)
         if len(calls) == at:
-            return real(task, lambda x: (forward(x)[0] * torch.nan, None), part)
+            return real(task, lambda x: (forward(x * torch.nan)[0], None), part)
         return real(task, forward, part)
 
     monkeypatch.setattr(_BackboneTask, "loss", poisoned)
@@ -236,6 +239,7 @@ def test_or_it_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     result = train_backbone(images(), tmp_path, config(engine={"on_nan": "skip"}))
     assert result.history[0]["not_finite"] == 1 and "not_finite" not in result.history[1]
     assert all(np.isfinite(value) for facts in result.history for value in facts.values())
+    assert all(bool(torch.isfinite(value).all()) for value in result.network.state_dict().values())
     assert len(list(tmp_path.glob("not-finite-*.json"))) == 1
 
 
@@ -294,6 +298,17 @@ class Few(ImageSource):
 def test_nobody_to_tell_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least two identities with 2 or more images, got 1 \(of 3"):
         train_backbone(Few([0, 0, 1, -1], 3), tmp_path, config(fit={"least": 2}))
+
+
+def test_begins_with_a_checkpoint(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
+    start = str(whole[1].path)
+    result = train_backbone(
+        images(), tmp_path / "more", config(network={**CONFIG["network"], "start": start})
+    )
+    assert result.history[0]["train_loss"] < whole[1].history[0]["train_loss"]
+    other = {**CONFIG["network"], "dim": 8, "start": start}
+    with pytest.raises(InputError, match=r"network\.start: .* holds r18 of dim 16.*the recipe asks for 8"):
+        train_backbone(images(), tmp_path / "other", config(network=other))
 
 
 def test_identities_without_images_have_no_prototype(tmp_path: Path) -> None:

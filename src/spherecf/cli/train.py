@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spherecf._progress import console
-from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
+from spherecf.cli._backbone import BackboneFile, DtypeName, EngineName, PresetName, open_backbone
 
 app = typer.Typer(help="Train a recogniser, or a confidence head for one.", no_args_is_help=True)
 
@@ -86,6 +86,7 @@ def confidence(
     cache: Annotated[Path | None, typer.Option(help="Feature cache to share between runs.")] = None,
     root: ListRoot = None,
     engine: EngineName = "auto",
+    dtype: DtypeName = "float32",
     device: Device = "cpu",
     batch_size: Annotated[int, typer.Option(help="Images per call of the recogniser.")] = 32,
     tensorboard: Events = False,
@@ -108,7 +109,7 @@ def confidence(
         config = replace(config, features=replace(config.features, finetune=True))
     with join_ranks(device) as ranks:
         model = train_confidence(
-            open_backbone(backbone, preprocessing, engine, str(ranks.device)),
+            open_backbone(backbone, preprocessing, engine, str(ranks.device), dtype),
             open_source(data, root),
             out,
             config,

