@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from typer.testing import CliRunner
 
 from spherecf import load
 from spherecf.cli import app
+from spherecf.data import PairList, open_source, write_pair_bin
 from spherecf.errors import FileFormatError
 
 RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 2\nbatch_size = 8\nheld_out = 0.3\n"
@@ -40,6 +43,72 @@ def test_trains_and_reports(world: Path) -> None:
     model = load(report["model"], world / "tiny.onnx")
     assert model.record["config"]["seed"] == 3 and report["fingerprint"] == model.fingerprint()
     assert report["data"]["used"] == 15 and np.isfinite(report["last"]["held_out_loss"])
+
+
+BACKBONE = """
+[network]
+name = "r18"
+dim = 16
+options = {size = 32, width = 0.25}
+[fit]
+epochs = 2
+batch_size = 12
+[optimizer]
+lr = 0.01
+"""
+SYNTHETIC = "synthetic:images=48,identities=6,size=32"
+
+
+def backbone_arguments(folder: Path, out: str = "backbone") -> list[str]:
+    (folder / "backbone.toml").write_text(BACKBONE)
+    return [
+        "train",
+        "backbone",
+        str(folder / "backbone.toml"),
+        "--data",
+        SYNTHETIC,
+        "--out",
+        str(folder / out),
+    ]
+
+
+def test_both_stages_from_nothing(tmp_path: Path) -> None:
+    """A recogniser verified after each epoch, then a head on it with its own prototypes."""
+    source = open_source(SYNTHETIC)
+    rng = np.random.default_rng(0)
+    left, right = rng.permutation(48)[:40].reshape(2, 20)
+    keys = list(source.keys)
+    pairs = PairList(
+        "few", [keys[i] for i in left], [keys[i] for i in right],
+        source.labels[left] == source.labels[right], np.arange(20) // 2,
+    )  # fmt: skip
+    write_pair_bin(source, pairs, tmp_path / "few.bin")
+    words = [*backbone_arguments(tmp_path), "--validate", str(tmp_path / "few.bin"), "--device", "cpu"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    first = json.loads(done.stdout)
+    assert done.exit_code == 0 and 0 <= first["last"]["few_accuracy"] <= 1
+    assert first["data"]["used"] == 48 and first["data"]["identities"] == 6
+    (tmp_path / "head.toml").write_text("[views]\ndegraded = 1\n[fit]\nepochs = 2\nheld_out = 0.3\n")
+    words = [
+        "train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC, "--out", str(tmp_path / "head"),
+        "--backbone", first["backbone"], "--prototypes", first["prototypes"],
+    ]  # fmt: skip
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    second = json.loads(done.stdout)
+    assert done.exit_code == 0
+    model = load(second["model"], first["backbone"])
+    assert model.record["config"]["prototypes"]["file"] == first["prototypes"]
+
+
+@pytest.mark.slow
+def test_torchrun_trains_one_network(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    words = [*run, "spherecf", *backbone_arguments(tmp_path, "two"), "--device", "cpu"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout)["last"]["train_loss"]
+    one = CliRunner().invoke(app, [*backbone_arguments(tmp_path, "one"), "--device", "cpu"])
+    assert json.loads(one.stdout)["last"]["train_loss"] == pytest.approx(two, rel=5e-3)
 
 
 def test_a_mistake_in_the_recipe(world: Path) -> None:

@@ -20,6 +20,7 @@ class Engine(Protocol):
     """Maps a network's input (n, 3, h, w) to the raw embedding (n, dim) and the map (n, C, H, W), float32."""
 
     name: str
+    device: torch.device
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -28,6 +29,7 @@ class OnnxRuntimeEngine:
     """onnxruntime on the CPU; its answers are the reference for the others."""
 
     name = "onnxruntime"
+    device = torch.device("cpu")
 
     def __init__(self, graph: OnnxGraph, found: Found, threads: int | None = None) -> None:
         self._dim, self._image = found.dim, graph.image
@@ -59,7 +61,7 @@ class LoopedEngine:
     """One image at a time, for graphs whose batch cannot be made dynamic."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.name = engine, engine.name
+        self._engine, self.name, self.device = engine, engine.name, engine.device
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         embedding, features = zip(*(self._engine(image) for image in torch.split(x, 1)), strict=True)
@@ -84,14 +86,14 @@ class ModuleEngine:
         self._suffix = "" if dtype == "float32" else f"-{dtype}"
         self.name = f"torch{self._suffix}"
         self._threads = threads
-        self._dtype, self._device = getattr(torch, dtype), torch.device(device)
+        self._dtype, self.device = getattr(torch, dtype), torch.device(device)
         self._hooked: list[Tensor] = []
         self._hooked_output = features is not None
         if self._dtype != torch.float32:
             module = copy.deepcopy(module)  # the caller's own stays as exact as it is
         if features is not None:  # after copying: a copied hook would report to a copy of this engine
             _submodule(module, features).register_forward_hook(self._keep)
-        module = module.eval().requires_grad_(False).to(self._device, self._dtype)
+        module = module.eval().requires_grad_(False).to(self.device, self._dtype)
         self.module: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._run: Any = self.module
 
@@ -103,7 +105,7 @@ class ModuleEngine:
         self._hooked[:] = [output]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.to(self._device, self._dtype).contiguous(memory_format=torch.channels_last)
+        x = x.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), _threads(self._threads):
             result = self._run(x)
         if self._hooked_output:

@@ -14,10 +14,11 @@ from torch import Tensor
 from spherecf._rowstore import Column, RowStore
 from spherecf.data import ImageSource, View
 from spherecf.embeddings import Embeddings
-from spherecf.errors import ModelError, SpherecfError
-from spherecf.extract import FACTS, open_store, run_backbone, to_embeddings
+from spherecf.errors import ModelError
+from spherecf.extract import FACTS, to_embeddings
 from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone
 from spherecf.training._ranks import Ranks
+from spherecf.training._together import run_together
 
 _CHUNK = 4096
 
@@ -140,50 +141,15 @@ def build_cache(
         folder: where it lives; its size is reserved before the first image.
         batch_size: views per call of the backbone.
         dtype: of the summaries on disk: "float16", "bfloat16" or "float32".
-        ranks: each passes its part of the images, then rank 0 joins the parts; all must see ``folder``.
+        ranks: who share the work; all must see ``folder``.
 
     Raises:
         StorageError: not enough disk space.
         InputError: no images.
     """
-    ranks, folder = ranks or Ranks(), Path(folder)
     recorder = _KeepSummary(head, backbone.dim, dtype)
-    if ranks.size > 1 and not ranks.tell(
-        ranks.leads and open_store(backbone, source, views, recorder, folder).complete
-    ):
-        _fill_together(ranks, backbone, source, views, recorder, folder, batch_size)
-    store = run_backbone(
-        backbone, source, views, recorder, folder, batch_size=batch_size, description="features"
-    )
+    store = run_together(
+        ranks or Ranks(), backbone, source, views, recorder, Path(folder),
+        batch_size=batch_size, description="features",
+    )  # fmt: skip
     return FeatureCache(store, source, views)
-
-
-def _fill_together(
-    ranks: Ranks,
-    backbone: FrozenBackbone,
-    source: ImageSource,
-    views: Sequence[View],
-    recorder: _KeepSummary,
-    folder: Path,
-    batch_size: int,
-) -> None:
-    """Each rank passes its part of the images; rank 0 puts the parts behind each other."""
-    places = [folder.parent / f"{folder.name}.part-{rank}-of-{ranks.size}" for rank in range(ranks.size)]
-    parts = [source.subset(range(len(source))[ranks.share(len(source), rank)]) for rank in range(ranks.size)]
-    error: SpherecfError | None = None
-    try:
-        part, place = parts[ranks.rank], places[ranks.rank]
-        run_backbone(backbone, part, views, recorder, place, batch_size=batch_size, description="features")
-    except SpherecfError as problem:
-        error = problem
-    ranks.agree(error, "making the feature cache")
-    if ranks.leads:
-        store = open_store(backbone, source, views, recorder, folder)
-        for part, place in zip(parts, places):
-            own = open_store(backbone, part, views, recorder, place)
-            for start in range(0, own.rows, _CHUNK):
-                store.append({name: array[start : start + _CHUNK] for name, array in own.arrays.items()})
-            store.notes.setdefault("skipped", {}).update(own.notes.get("skipped", {}))
-            store.commit()
-            own.remove()
-    ranks.barrier()

@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from spherecf._rowstore import Column
 from spherecf.data import ImageSource, View
-from spherecf.extract import run_backbone
 from spherecf.models import BackboneOutput, FrozenBackbone
 from spherecf.training._ranks import Ranks
 from spherecf.training._targets import MeanPrototypes
+from spherecf.training._together import run_together
 
 
 class _KeepDirection:
@@ -37,12 +37,9 @@ def mean_prototypes(
     Raises:
         StorageError: not enough disk space for the directions.
     """
-    ranks = ranks or Ranks()
-    place = Path(folder) / "directions"
-    recorder = _KeepDirection(backbone.dim)
-    if ranks.leads:
-        run_backbone(backbone, source, [View()], recorder, place, description="directions")
-    ranks.barrier()
-    store = run_backbone(backbone, source, [View()], recorder, place, description="directions")
+    recorder, place = _KeepDirection(backbone.dim), Path(folder) / "directions"
+    store = run_together(
+        ranks or Ranks(), backbone, source, [View()], recorder, place, description="directions"
+    )
     mu: NDArray[np.float32] = store.arrays["mu"]
     return MeanPrototypes(source.labels, mu, store.arrays["valid"], leave_one_out)

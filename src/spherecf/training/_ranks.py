@@ -16,7 +16,7 @@ from spherecf.errors import InputError, RankError
 
 Thing = TypeVar("Thing")
 
-_TIMEOUT = timedelta(minutes=30)  # a slow disk under a checkpoint is no dead rank
+_TIMEOUT = timedelta(hours=3)  # a rank that is slow to read, or verifies after an epoch, is not dead
 
 
 @dataclass(frozen=True)
