@@ -125,22 +125,52 @@ class RowStore:
         self.done, self._pending, self._committed = self.done + self._pending, 0, time.monotonic()
         self._save_state()
 
+    def part(self, start: int, stop: int) -> "RowStore":
+        """Rows ``start`` to ``stop`` - 1 as a store of their own in the same files: several can fill at once.
+
+        Example:
+            >>> import tempfile
+            >>> whole = RowStore(tempfile.mkdtemp(), 3, {"x": ((), "float32")}, {})
+            >>> parts = [whole.part(0, 2), whole.part(2, 3)]
+            >>> for number, part in enumerate(parts):
+            ...     part.append({"x": np.full(part.rows, number, np.float32)})
+            >>> whole.join(parts)
+            >>> whole.complete, whole.arrays["x"].tolist()
+            (True, [0.0, 0.0, 1.0])
+        """
+        return _RowPart(self, start, stop)
+
+    def join(self, parts: Iterable["RowStore"]) -> None:
+        """Take over finished parts that cover all rows, and the reasons for what they skipped."""
+        parts = list(parts)
+        for part in parts:
+            self.notes.setdefault("skipped", {}).update(part.notes.get("skipped", {}))
+        self.done = self.rows
+        self._save_state()
+        for part in parts:
+            part.state_file.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Delete the arrays and, if nothing else lies in it, the folder."""
         self.arrays.clear()
         self._clear(self.columns)
+
+    @property
+    def state_file(self) -> Path:
+        """What says which rows are done."""
+        return self.folder / "state.json"
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
 
     def _save_state(self) -> None:
         state = {"identity": self.identity, "done": self.done, "notes": self.notes}
-        write_atomically(self.folder / "state.json", lambda stream: stream.write(json.dumps(state).encode()))
+        write_atomically(self.state_file, lambda stream: stream.write(json.dumps(state).encode()))
 
     def _resume(self) -> bool:
         """Take over what an earlier run left, if it is of the same identity and whole."""
         try:
-            state = json.loads((self.folder / "state.json").read_text())
+            state = json.loads(self.state_file.read_text())
             done, notes, identity = state["done"], state["notes"], state["identity"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
@@ -157,7 +187,8 @@ class RowStore:
 
     def _clear(self, columns: Iterable[str]) -> None:
         """Delete this class's own files; anything else in the folder is not ours."""
-        for path in (self.folder / "state.json", *map(self._path, columns)):
+        parts = self.folder.glob("rows-*-*.json")
+        for path in (self.folder / "state.json", *parts, *map(self._path, columns)):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
@@ -182,3 +213,22 @@ class RowStore:
                 f"{self.folder}: cannot reserve {needed / 2**20:,.1f} MiB ({error.strerror or error}). "
                 "Nothing was written; free some space, choose another folder, or use fewer images or views."
             ) from error
+
+
+class _RowPart(RowStore):
+    """Some rows of another store: its files, a state of its own."""
+
+    def __init__(self, whole: RowStore, start: int, stop: int) -> None:
+        self.folder, self.rows, self.columns = whole.folder, stop - start, whole.columns
+        self.identity = {**whole.identity, "part": [start, stop]}
+        self.arrays = {name: array[start:stop] for name, array in whole.arrays.items()}
+        self.done, self.notes, self._range = 0, {}, (start, stop)
+        self._pending, self._committed = 0, time.monotonic()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads(self.state_file.read_text())
+            if state["identity"] == self.identity and 0 <= state["done"] <= self.rows:
+                self.done, self.notes = state["done"], state["notes"]
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / f"rows-{self._range[0]}-{self._range[1]}.json"

@@ -6,7 +6,7 @@ summaries) and the embeddings file (mu, log_kappa) share everything else.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf._batches import Batch, iter_batches
-from spherecf._progress import progress
+from spherecf._progress import Advance, progress
 from spherecf._rowstore import Column, RowStore
 from spherecf._version import environment
 from spherecf.data import ImageSource, View
@@ -24,7 +24,6 @@ from spherecf.errors import InputError, ModelError
 from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
 
 
-@runtime_checkable
 @runtime_checkable
 class Recorder(Protocol):
     """What a pass keeps of a backbone's output, per row.
@@ -83,10 +82,18 @@ def run_backbone(
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
     store = open_store(backbone, source, views, recorder, folder)
     if not store.complete:
-        per_batch = store.notes.setdefault("images_per_batch", max(1, batch_size // len(views)))
-        done, size = store.done // len(views), backbone.preprocessing.size
-        with closing(iter_batches(source, views, size, per_batch, done)) as batches:
-            _fill(store, backbone, recorder, batches, description)
+        with progress(description, store.rows, store.done) as advance:
+            fill_store(store, backbone, source, views, recorder, batch_size, advance)
+    check_usable(store, source)
+    return store
+
+
+def check_usable(store: RowStore, source: ImageSource) -> None:
+    """Refuse a finished pass that could use no image at all; its rows are deleted.
+
+    Raises:
+        InputError: the first reason is told.
+    """
     skipped = store.notes.get("skipped", {})
     if len(skipped) == len(source):
         store.remove()
@@ -94,7 +101,6 @@ def run_backbone(
         raise InputError(
             f"{source.name}: none of its {len(source)} images could be used. The first, {key}: {reason}"
         )
-    return store
 
 
 def open_store(
@@ -108,18 +114,27 @@ def open_store(
     identity = {
         "source": source.fingerprint(),
         "views": [view.signature for view in views],
-        "backbone": _identity(backbone),
+        "backbone": backbone_identity(backbone),
         **recorder.identity,
     }
     return RowStore(folder, len(source) * len(views), {**FACTS, **recorder.columns}, identity)
 
 
-def _fill(
-    store: RowStore, backbone: FrozenBackbone, recorder: Recorder, batches: Iterable[Batch], description: str
+def fill_store(
+    store: RowStore,
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    views: Sequence[View],
+    recorder: Recorder,
+    batch_size: int,
+    advance: Advance,
 ) -> None:
+    """Go on where the rows of ``store``, a pass or a part of one, end; ``source`` holds just its images."""
+    per_batch = store.notes.setdefault("images_per_batch", max(1, batch_size // len(views)))
+    done, size = store.done // len(views), backbone.preprocessing.size
     skipped = store.notes.setdefault("skipped", {})
     seconds, start = store.notes.setdefault("seconds", 0.0), time.monotonic()
-    with progress(description, store.rows, store.done) as advance:
+    with closing(iter_batches(source, views, size, per_batch, done)) as batches:
         try:
             for batch in batches:
                 kept = _record(backbone, recorder, batch)
@@ -156,7 +171,7 @@ def _record(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> dict[
     return kept
 
 
-def _identity(backbone: FrozenBackbone) -> dict[str, Any]:
+def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:
     """Everything about a backbone that its output depends on."""
     return {
         "sha256": backbone.sha256,

@@ -89,10 +89,9 @@ def test_both_stages_from_nothing(tmp_path: Path) -> None:
     assert done.exit_code == 0 and 0 <= first["last"]["few_accuracy"] <= 1
     assert first["data"]["used"] == 48 and first["data"]["identities"] == 6
     (tmp_path / "head.toml").write_text("[views]\ndegraded = 1\n[fit]\nepochs = 2\nheld_out = 0.3\n")
-    words = [
-        "train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC, "--out", str(tmp_path / "head"),
-        "--backbone", first["backbone"], "--prototypes", first["prototypes"],
-    ]  # fmt: skip
+    words = ["train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC]
+    words += ["--out", str(tmp_path / "head"), "--backbone", first["backbone"]]
+    words += ["--prototypes", first["prototypes"], "--device", "cpu"]
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     second = json.loads(done.stdout)
     assert done.exit_code == 0

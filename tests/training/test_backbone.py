@@ -80,7 +80,9 @@ def test_ctrl_c_inside_an_epoch_costs_nothing(
         interrupt_at(patch, step)
         train_backbone(images(), tmp_path, config())
     saved = sorted((tmp_path / "checkpoints").iterdir())
-    assert int(saved[-1].name) == step + 1, "the step that was under way is finished, then saved"
+    assert int(saved[-1].name.split("-")[0]) == step + 1, (
+        "the step that was under way is finished, then saved"
+    )
     result = train_backbone(images(), tmp_path, config())
     assert result.history == whole[1].history and same_weights(tmp_path, whole[0])
     assert torch.equal(load_prototypes(result.prototypes), load_prototypes(whole[1].prototypes))
@@ -124,7 +126,7 @@ def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, Trai
     (tmp_path / "config.json").write_text(json.dumps({"engine": {"save_minutes": 1e-9}}))
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    assert [int(p.name) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))] == [5, 6]
+    assert [int(p.name[:9]) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))] == [5, 6]
     result = train_backbone(
         images(), tmp_path, config()
     )  # how often it is saved is not a setting of the result
@@ -243,6 +245,25 @@ def test_or_it_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list(tmp_path.glob("not-finite-*.json"))) == 1
 
 
+def test_a_run_of_nothing_but_bad_batches_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _BackboneTask.loss
+    monkeypatch.setattr(
+        _BackboneTask,
+        "loss",
+        lambda task, forward, part: real(task, lambda x: (forward(x)[0] * torch.nan,), part),
+    )
+    with pytest.raises(SpherecfError, match="all of its 4 batches were skipped"):
+        train_backbone(images(), tmp_path, config(engine={"on_nan": "skip"}))
+
+
+def test_goes_on_in_another_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 2)
+        train_backbone(images(), tmp_path, config())
+    result = train_backbone(images(), tmp_path, config(engine={"precision": "float16"}))
+    assert len(result.history) == 2
+
+
 def test_a_full_disk_leaves_the_last_checkpoint(
     tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,15 +278,18 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left"):
         patch.setattr(checkpoint, "write_atomically", full)
         train_backbone(images(), tmp_path, config())
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000004"]
+    assert [p.name[:9] for p in (tmp_path / "checkpoints").iterdir()] == ["000000004"]
     assert train_backbone(images(), tmp_path, config()).history == whole[1].history
 
 
 def test_checkpoints_of_other_settings_are_not_resumed(
     tmp_path: Path, whole: tuple[Path, TrainedBackbone]
 ) -> None:
-    train_backbone(images(), tmp_path, config(optimizer={"lr": 0.02}))
+    longer = config(optimizer={"lr": 0.02}, fit={"epochs": 3})
+    first = train_backbone(images(), tmp_path, longer)
     assert train_backbone(images(), tmp_path, config()).history == whole[1].history
+    # Nor deleted: each run has its own, also where the other has come further.
+    assert train_backbone(images(), tmp_path, longer).history == first.history
 
 
 def test_validation_goes_into_the_history(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from tests.training.rank_jobs import run
 
 from spherecf import load
-from spherecf.data import SyntheticImages, View, training_views
-from spherecf.errors import InputError
+from spherecf.data import ImageError, SyntheticImages, View, training_views
+from spherecf.errors import InputError, ModelError
+from spherecf.extract import open_store
 from spherecf.models import (
     FrozenBackbone,
     Preprocessing,
@@ -26,12 +27,14 @@ from spherecf.models import (
 from spherecf.training import (
     MODEL_FILE,
     ConfidenceConfig,
+    Ranks,
     StreamedFeatures,
     cache_bytes,
     prototypes_for,
     train_confidence,
 )
-from spherecf.training._directions import mean_prototypes
+from spherecf.training._directions import _KeepDirection, mean_prototypes
+from spherecf.training._together import run_together
 
 BASE: dict[str, Any] = {
     "views": {"degraded": 0, "flip": True, "per_epoch": "one"},
@@ -193,7 +196,86 @@ def test_ranks_give_the_loss_curve_of_one(tmp_path: Path, recogniser: Path, size
     assert many.record["ranks"] == size
     # Dropout draws other numbers on other ranks; the head has it, so the curves agree but for that.
     np.testing.assert_allclose(curve(many), curve(one), rtol=2e-3)
-    assert not list(folder.glob("cache.part*"))
+    assert not list(folder.glob("cache/rows-*"))
+
+
+def test_pairs_stay_together_when_a_batch_is_cut(tmp_path: Path, recogniser: Path) -> None:
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    changes = {"loss": {"objective": "pfe-vmf"}, "views": {"per_epoch": "all"}, "engine": {"accumulate": 3}}
+    model = train_confidence(backbone, images(), tmp_path, settings(**changes))
+    assert np.isfinite(curve(model)).all()
+    few = settings(**{**changes, "fit": {"per_identity": 20}})
+    with pytest.raises(InputError, match=r"nobody has fit\.per_identity = 20 rows"):
+        train_confidence(backbone, images(), tmp_path / "few", few)
+
+
+class Spoilt(SyntheticImages):
+    """Three images that cannot be read; of the last person none but one is left."""
+
+    def image(self, index: int, size: tuple[int, int] | None = None) -> Any:
+        if index in (0, 9) or (self.labels[index] == 7 and index > 7):
+            raise ImageError(self.where(index), "truncated image.")
+        return super().image(index, size)
+
+
+@pytest.mark.parametrize("way", ["cache", "stream"])
+def test_what_cannot_be_used_is_listed_either_way(tmp_path: Path, recogniser: Path, way: str) -> None:
+    source = Spoilt(64, 8, size=SIZE)
+    backbone = FrozenBackbone.from_checkpoint(recogniser)
+    data = train_confidence(backbone, source, tmp_path, settings(features={"source": way})).record["data"]
+    expected = {0, 9, *(row for row in range(8, 64) if source.labels[row] == 7)}
+    assert set(data["skipped"]) == {source.keys[row] for row in expected}
+    assert data["lost_their_company"] == [source.keys[7]]
+
+
+def test_one_bad_embedding_does_not_end_a_stream(
+    tmp_path: Path, recogniser: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, real = FrozenBackbone.from_checkpoint(recogniser), FrozenBackbone.__call__
+    bad = images().image(5)
+
+    def spoil(self: FrozenBackbone, shown: Any) -> Any:
+        if any(np.array_equal(np.asarray(image), bad) for image in shown):
+            raise ModelError("an embedding is not finite")
+        return real(self, shown)
+
+    changes = {"features": {"source": "stream"}, "views": {"flip": False, "per_epoch": "all"}}
+    config = settings(**changes, prototypes={"file": str(classifier(tmp_path, recogniser))})
+    monkeypatch.setattr(FrozenBackbone, "__call__", spoil)
+    model = train_confidence(backbone, images(), tmp_path / "run", config)
+    assert list(model.record["data"]["skipped"]) == [images().keys[5]]
+
+
+def test_another_backbone_type_is_another_run(tmp_path: Path, recogniser: Path) -> None:
+    config = settings(
+        features={"source": "stream"}, prototypes={"file": str(classifier(tmp_path, recogniser))}
+    )
+    curves = [
+        curve(
+            train_confidence(
+                FrozenBackbone.from_checkpoint(recogniser, dtype=dtype), images(), tmp_path, config
+            )
+        )
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert not np.array_equal(curves[0], curves[1]), "the fit of the other type was taken for this one"
+
+
+def test_a_shared_pass_goes_on_with_another_number_of_ranks(tmp_path: Path, recogniser: Path) -> None:
+    """Pieces that are done stay done, in the same files, and the rows are those of one process."""
+    backbone, source = FrozenBackbone.from_checkpoint(recogniser), images()
+    recorder = _KeepDirection(32)
+    whole = open_store(backbone, source, [View()], recorder, tmp_path)
+    piece = whole.part(0, 1)
+    piece.append(
+        {**{n: np.zeros((1, *s), d) for n, (s, d) in whole.columns.items()}, "mu": np.full((1, 32), 7.0)}
+    )
+    assert piece.complete
+    store = run_together(Ranks(), backbone, source, [View()], recorder, tmp_path)
+    expected = backbone(np.stack([source.image(row) for row in range(64)])).mu
+    torch.testing.assert_close(torch.from_numpy(store.arrays["mu"][1:]), expected[1:], rtol=1e-4, atol=1e-5)
+    assert (store.arrays["mu"][0] == 7).all() and store.complete
+    assert not list(tmp_path.glob("rows-*"))
 
 
 def test_prototypes_are_matched_by_name(tmp_path: Path, recogniser: Path) -> None:

@@ -83,7 +83,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     options = parse(words)
     count = len(options.gpu_ids.split(","))
-    if options.cuda:
+    if options.cuda and "WORLD_SIZE" not in os.environ:  # a launcher has said already who takes which
         os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu_ids
     if count > 1 and "WORLD_SIZE" not in os.environ:
         return _start(count, words)

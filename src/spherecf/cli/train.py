@@ -87,7 +87,7 @@ def confidence(
     root: ListRoot = None,
     engine: EngineName = "auto",
     dtype: DtypeName = "float32",
-    device: Device = "cpu",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(help="Images per call of the recogniser.")] = 32,
     tensorboard: Events = False,
 ) -> None:

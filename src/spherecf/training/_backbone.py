@@ -27,7 +27,7 @@ from spherecf.models import (
     save_prototypes,
 )
 from spherecf.training._backbone_config import BackboneConfig, MarginSettings
-from spherecf.training._checkpoint import identity_of, load_checkpoint
+from spherecf.training._checkpoint import identity_of, load_divided
 from spherecf.training._classifier import ShardedClassifier
 from spherecf.training._loop import run_training
 from spherecf.training._optimizer import make_optimizer
@@ -87,7 +87,7 @@ def train_backbone(
         tensorboard: also write event files.
 
     Returns:
-        The network after the last epoch, and the prototypes in the order of ``record["identities"]``.
+        The network after the last epoch; the prototypes lie in their file, with the identities' names.
 
     Raises:
         InputError: no identities to tell apart.
@@ -131,17 +131,14 @@ def train_backbone(
         folder / BACKBONE_FILE,
         folder / PROTOTYPE_FILE,
     )
-    error: Exception | None = None
-    try:
-        if ranks.leads:
-            save_backbone(result.path, task.network, task.preprocessing, record)
-            # The ranks' parts lie in the last checkpoint: no GPU need hold them all.
-            saved = load_checkpoint(folder, run.identity, Ranks(), slice(0, len(people.names)))
-            if saved is not None:
-                save_prototypes(result.prototypes, saved.shard["weight"], people.names)
-    except Exception as problem:
-        error = problem
-    ranks.agree(error, "saving the backbone")
+
+    def save() -> None:
+        save_backbone(result.path, task.network, task.preprocessing, record)
+        # The ranks' parts lie in the last checkpoint: no GPU need hold them all.
+        prototypes = load_divided(folder, run.identity, "weight")
+        save_prototypes(result.prototypes, prototypes, people.names)
+
+    ranks.lead(save, "saving the backbone")
     return result
 
 
@@ -181,6 +178,9 @@ class _BackboneTask:
     def batches(self, epoch: int) -> list[Rows]:
         fit = self._config.fit
         return shuffled_batches(self._people.rows, fit.batch_size, self._config.seed, epoch, drop_last=True)
+
+    def cut(self, batch: Rows, parts: int) -> list[Rows]:
+        return np.array_split(batch, parts)
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
         shown = Shown(self._source, len(self._source), self._views(epoch))
@@ -226,7 +226,7 @@ class _BackboneTask:
         if self._validate is not None:
             found: dict[str, float] = {}
             if self._ranks.leads:
-                found = dict(self._validate(self._frozen()))
+                found = {name: float(value) for name, value in self._validate(self._frozen()).items()}
             facts |= self._ranks.tell(found)
         return facts
 

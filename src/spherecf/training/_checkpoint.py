@@ -1,7 +1,6 @@
 """Checkpoints: a folder per saved step, written by all ranks, that is complete or not there."""
 
 import hashlib
-import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +52,7 @@ def save_checkpoint(
     shard: Mapping[str, Tensor],
     keep: int = 2,
 ) -> None:
-    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep``.
+    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep`` of this run.
 
     Args:
         folder: of the run, seen by all ranks.
@@ -65,16 +64,10 @@ def save_checkpoint(
         StorageError: the disk is full; the checkpoint before is intact.
         RankError: another rank could not write.
     """
-    place = folder / FOLDER / f"{step:09d}"
+    place = folder / FOLDER / f"{step:09d}-{identity[:8]}"
     part = place.with_name(f".{place.name}.part")
+    ranks.lead(lambda: _new(part), "saving a checkpoint")
     error: SpherecfError | None = None
-    try:
-        if ranks.leads:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-    except OSError as problem:
-        error = StorageError(f"{part}: cannot be made ({problem.strerror}); choose another folder")
-    ranks.agree(error, "saving a checkpoint")
     try:
         _write(part / _name(ranks.rank, ranks.size), {"own": dict(own), "shard": dict(shard)})
         if ranks.leads:
@@ -86,12 +79,14 @@ def save_checkpoint(
     finally:
         if ranks.leads and error is not None:
             shutil.rmtree(part, ignore_errors=True)
-    if ranks.leads:
+
+    def finish() -> None:
         shutil.rmtree(place, ignore_errors=True)
         part.rename(place)
-        for old in _saved(folder)[keep:]:
+        for old in _saved(folder, identity)[keep:]:
             shutil.rmtree(old, ignore_errors=True)
-    ranks.barrier()
+
+    ranks.lead(finish, "saving a checkpoint")
 
 
 def load_checkpoint(
@@ -105,21 +100,66 @@ def load_checkpoint(
     Raises:
         FileFormatError: a file is damaged.
     """
-    for place in _saved(folder):
-        common = _read(place / _COMMON)
-        if common.pop("identity", None) != identity:
-            continue
-        files = sorted(place.glob("rank-*.pt"), key=lambda path: int(path.stem.split("-")[1]))
-        same = len(files) == ranks.size
-        own = _read(place / _name(ranks.rank, ranks.size))["own"] if same else None
-        return Checkpoint(common.pop("step"), common, own, _join(files, part))
-    return None
+    newest = next(iter(_saved(folder, identity)), None)
+    place = ranks.tell(newest)  # one rank looks, so that all go on from the same step
+    if place is None:
+        return None
+    error: SpherecfError | None = None
+    found: Checkpoint | None = None
+    try:
+        found = _load(place, identity, ranks, part)
+    except SpherecfError as problem:
+        error = problem
+    ranks.agree(error, f"reading {place}")
+    return found
 
 
-def _saved(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
-    places = (folder / FOLDER).glob("[0-9]*") if (folder / FOLDER).is_dir() else ()
-    return sorted(places, reverse=True)
+def load_divided(folder: Path, identity: str, name: str) -> Tensor:
+    """All rows of one divided tensor, as the newest checkpoint of a run has them.
+
+    Raises:
+        FileFormatError: there is no such checkpoint, or it is damaged.
+    """
+    places = _saved(folder, identity)
+    if not places:
+        raise FileFormatError(folder / FOLDER, "expected a checkpoint of this run, found none.")
+    return torch.cat([_read(path)["shard"][name] for path in _parts(places[0])])
+
+
+def _load(place: Path, identity: str, ranks: Ranks, part: slice | None) -> Checkpoint | None:
+    common = _read(place / _COMMON)
+    if common.pop("identity", None) != identity:
+        return None
+    files = _parts(place)
+    own = _read(files[ranks.rank])["own"] if len(files) == ranks.size else None
+    return Checkpoint(common.pop("step"), common, own, _join(files, part))
+
+
+def _parts(place: Path) -> list[Path]:
+    """The files of all ranks that wrote a checkpoint, in rank order."""
+    found = list(place.glob("rank-*-of-*.pt"))
+    size = int(found[0].stem.split("-")[-1]) if found else 1
+    files = [place / _name(rank, size) for rank in range(size)]
+    if missing := [path.name for path in files if path not in found]:
+        raise FileFormatError(
+            place,
+            f"incomplete: {', '.join(missing)} is missing.",
+            "Do all ranks see this folder? Or delete it.",
+        )
+    return files
+
+
+def _new(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+
+
+def _saved(folder: Path, identity: str) -> list[Path]:
+    """Complete checkpoints of a run, newest first."""
+    return sorted((folder / FOLDER).glob(f"[0-9]*-{identity[:8]}"), reverse=True)
 
 
 def _name(rank: int, size: int) -> str:
@@ -127,14 +167,13 @@ def _name(rank: int, size: int) -> str:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(dict(content), buffer)
-    write_atomically(path, lambda stream: stream.write(buffer.getbuffer()))
+    write_atomically(path, lambda stream: torch.save(dict(content), stream))
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Not mapped: the file may be deleted while what was read is still in use.
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load: pickle and zip errors of many classes
         raise FileFormatError(
             path,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from spherecf._version import environment
 from spherecf.data import ImageSource
+from spherecf.extract import backbone_identity
 from spherecf.models import ConfidenceModel, FrozenBackbone, save_backbone
 from spherecf.training._backbone import BACKBONE_FILE
 from spherecf.training._confidence_data import Chosen, TrainingData, new_head, prepare, streams
@@ -113,9 +114,7 @@ def train_confidence(
             backbone, data, config, folder, prototypes=prototypes, ranks=ranks, tensorboard=tensorboard,
             each_epoch=each_epoch,
         )  # fmt: skip
-    if ranks.leads:
-        model.save(folder / MODEL_FILE)
-    ranks.barrier()
+    ranks.lead(lambda: model.save(folder / MODEL_FILE), "saving the model")
     return model
 
 
@@ -133,35 +132,39 @@ def _train_streaming(
     chosen = Chosen.of(source, config)
     head = new_head(backbone, config)
     given: Prototypes
+    unusable: dict[str, str] = {}
+    alone: list[str] = []
     if prototypes is not None:
         given = GivenPrototypes(chosen.source, prototypes, backbone.dim)
     else:
         leave = config.prototypes.leave_one_out
-        given = mean_prototypes(backbone, chosen.source, cache, leave, ranks)
+        means = mean_prototypes(backbone, chosen.source, cache, leave, ranks)
+        given, unusable, alone = means, means.skipped, means.alone(chosen.source)
     tuning = config.features.finetune
     features: Features = StreamedFeatures(
-        backbone, head, chosen.source, chosen.views, given, tuning=tuning, workers=config.engine.workers
-    )
+        backbone, head, chosen.source, chosen.views, given,
+        tuning=tuning, workers=config.engine.workers, device=ranks.device,
+    )  # fmt: skip
     network = backbone.trainable() if tuning else None
     result = fit_head(
         head, features, config, folder, ranks=ranks, identity=_identity(backbone, chosen.facts),
         tuned=None if network is None else (network, backbone.preprocessing), tensorboard=tensorboard,
         each_epoch=each_epoch,
     )  # fmt: skip
-    skipped = result.skipped
-    facts = {**chosen.facts, "used": chosen.facts["used"] - len(skipped), "skipped": skipped}
-    record = _record(config, {**facts, "lost_their_company": []}, result, ranks)
+    skipped = {**unusable, **result.skipped}
+    used = chosen.facts["used"] - len(skipped) - len(alone)
+    facts = {**chosen.facts, "used": used, "skipped": skipped, "lost_their_company": alone}
+    record = _record(config, facts, result, ranks)
     if network is not None:
         path = folder / BACKBONE_FILE
-        if ranks.leads:
-            save_backbone(path, network, backbone.preprocessing, record)
-        ranks.barrier()
+        tuned = network
+        ranks.lead(lambda: save_backbone(path, tuned, backbone.preprocessing, record), "saving the backbone")
         backbone = FrozenBackbone.from_checkpoint(path, device=str(ranks.device))
     return ConfidenceModel(backbone, result.head, config.loss.radius, record)
 
 
 def _identity(backbone: FrozenBackbone, facts: dict[str, Any]) -> dict[str, Any]:
-    return {"backbone": backbone.sha256, "data": facts["data"], "views": facts["views"]}
+    return {"backbone": backbone_identity(backbone), "data": facts["data"], "views": facts["views"]}
 
 
 def _record(

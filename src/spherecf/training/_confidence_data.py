@@ -103,7 +103,7 @@ def prepare(
     """
     chosen = Chosen.of(source, config)
     features = build_cache(
-        backbone, new_head(backbone, config), chosen.source, chosen.views, cache,
+        backbone, _head_on_paper(backbone, config), chosen.source, chosen.views, cache,
         batch_size=batch_size, dtype=config.features.dtype, ranks=ranks,
     )  # fmt: skip
     used = chosen.facts["used"] - len(features.skipped)

@@ -66,6 +66,10 @@ class ConfidenceTask:
         self.head, self.features, self._config, self._ranks = head, features, config, ranks
         self.objective: Objective = make_objective(config.loss, features.dim)
         self._split()
+        if self.objective.pairwise:  # both sides must have pairs, and it is better to know now
+            self.batches(0)
+            if len(self.held_out):
+                self._grouped(self.held_out, 0)
         self.start = self._start()
         head.to(ranks.device)
         self._preprocessing = None if tuned is None else tuned[1]
@@ -156,8 +160,14 @@ class ConfidenceTask:
         draw = np.random.default_rng([self._config.seed, epoch, 2]).random(len(first))
         return rows[first + (draw * count).astype(np.int64)]
 
+    def cut(self, batch: Rows, parts: int) -> list[Rows]:
+        if not self.objective.pairwise:
+            return np.array_split(batch, parts)
+        groups = batch.reshape(-1, self._config.fit.per_identity)  # pairs stay together
+        return [part.reshape(-1) for part in np.array_split(groups, parts)]
+
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        return self.features.load(parts)
+        return self.features.load(parts, self.objective.pairwise)
 
     def begin(self, rows: Rows, step: int) -> None:
         pass
@@ -169,7 +179,11 @@ class ConfidenceTask:
         if self.objective.pairwise:
             # Every rank computes the loss of all pairs, which may lie on two ranks, from rows of d numbers.
             output, mu = (gather_rows(rows, ranks, replicated=True) for rows in (output, sample.mu))
-            loss = self.objective.loss(output, sample.cosine, mu, ranks.gather(labels)).mean()
+            labels = ranks.gather(labels)
+            if len(set(labels.tolist())) == len(labels):  # broken images have left nobody a partner
+                nothing = output.sum() * 0
+                return Loss(nothing, nothing.detach())
+            loss = self.objective.loss(output, sample.cosine, mu, labels).mean()
             return Loss(loss, loss.detach())
         losses = self.objective.loss(output, sample.cosine, sample.mu, labels)
         total = sum(ranks.counts(len(losses)))
@@ -185,7 +199,7 @@ class ConfidenceTask:
         output, mu = forward(pixels)
         prototypes = self.features.prototypes_of(part.rows).to(mu.device)
         cosine = (mu * prototypes).sum(1).clamp(-1, 1)
-        return output.float(), Sample(pixels[:, 0, 0], mu, cosine)
+        return output.float(), Sample(output.detach(), mu, cosine)
 
     def keys(self, rows: Rows) -> list[str]:
         return self.features.keys(rows)
@@ -207,7 +221,7 @@ class ConfidenceTask:
             parts = np.array_split(self.held_out, max(1, math.ceil(len(self.held_out) / self._chunk())))
         mine = [part[ranks.share(len(part))] for part in parts]
         losses, kappas = [], []
-        with closing(self.features.load(mine)) as loaded:
+        with closing(self.features.load(mine, self.objective.pairwise)) as loaded:
             for part in loaded:
                 output, sample = self._outputs(self.network, part)
                 labels = torch.from_numpy(self.features.identities[part.rows])

@@ -42,4 +42,5 @@ def mean_prototypes(
         ranks or Ranks(), backbone, source, [View()], recorder, place, description="directions"
     )
     mu: NDArray[np.float32] = store.arrays["mu"]
-    return MeanPrototypes(source.labels, mu, store.arrays["valid"], leave_one_out)
+    skipped = dict(store.notes["skipped"])
+    return MeanPrototypes(source.labels, mu, store.arrays["valid"], leave_one_out, skipped)

@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spherecf._threads import in_order
 from spherecf.data import ImageSource, View, load_batches
-from spherecf.models import ConfidenceHead, FrozenBackbone
+from spherecf.errors import ModelError
+from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone
 from spherecf.training._cache import FeatureCache
 from spherecf.training._shown import Shown
 from spherecf.training._targets import Prototypes, Targets
@@ -56,8 +58,11 @@ class Features(Protocol):
         """Of one entry."""
         ...
 
-    def load(self, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        """The entries of each part, in order; ``Part.data`` is a `Sample`, or images if it is for tuning."""
+    def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
+        """The entries of each part, in order; ``Part.data`` is a `Sample`, or images if it is for tuning.
+
+        Without ``directions`` the samples' ``mu`` may be empty.
+        """
         ...
 
     def keys(self, entries: Rows) -> list[str]:
@@ -79,15 +84,17 @@ class CachedFeatures:
         self.dim, self.summary_shape = cache.mu.shape[1], cache.summary_shape
         self._device = device or torch.device("cpu")
 
-    def load(self, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        for entries in parts:
+    def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
+        def read(entries: Rows) -> Part:
             rows = self._targets.rows[entries]
             sample = Sample(
-                self.cache.summaries(rows).to(self._device),
-                torch.from_numpy(self.cache.mu[rows]).to(self._device),
-                torch.from_numpy(self._targets.cosine[entries]).to(self._device),
+                self.cache.summaries(rows),
+                torch.from_numpy(self.cache.mu[rows if directions else rows[:0]]),
+                torch.from_numpy(self._targets.cosine[entries]),
             )
-            yield Part(entries, sample, {})
+            return Part(entries, _on(self._device, sample), {})
+
+        return in_order(read, parts, workers=1, name="features")  # the disk works while the head does
 
     def keys(self, entries: Rows) -> list[str]:
         return self.cache.keys(self._targets.rows[entries])
@@ -107,6 +114,7 @@ class StreamedFeatures:
         prototypes: of each image.
         tuning: give images instead of features.
         workers: decoding threads, 0 for one per processor.
+        device: where the head wants its samples.
     """
 
     def __init__(
@@ -119,9 +127,11 @@ class StreamedFeatures:
         *,
         tuning: bool = False,
         workers: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
         self._prototypes, self._tuning, self._workers = prototypes, tuning, workers or None
+        self._device = device or torch.device("cpu")
         usable = np.flatnonzero((source.labels >= 0) & prototypes.usable)
         self.images = np.repeat(usable, len(views))
         self._view = np.tile(np.arange(len(views)), len(usable))
@@ -135,27 +145,47 @@ class StreamedFeatures:
         twin._tuning = False
         return twin
 
-    def load(self, parts: Iterable[Rows]) -> Generator[Part, None, None]:
+    def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
         shown = Shown(self._source, len(self.images), self._choose)
         size = self._backbone.preprocessing.size
         with closing(load_batches(shown, parts, size=size, workers=self._workers)) as loaded:
             for batch in loaded:
-                images = torch.from_numpy(batch.images)
-                data = images if self._tuning else self._look(images, batch.rows)
-                yield Part(batch.rows, data, {item.key: item.reason for item in batch.skipped})
+                skipped = {item.key: item.reason for item in batch.skipped}
+                images, rows = torch.from_numpy(batch.images), batch.rows
+                if self._tuning:
+                    yield Part(rows, images, skipped)
+                    continue
+                output, good = self._outputs(images, rows, skipped)
+                yield Part(rows[good], self._look(output, rows[good]), skipped)
 
     def _choose(self, entry: int) -> tuple[int, View]:
         return int(self.images[entry]), self._views[self._view[entry]]
 
-    def _look(self, images: Tensor, entries: Rows) -> Sample:
+    def _outputs(
+        self, images: Tensor, entries: Rows, skipped: dict[str, str]
+    ) -> tuple[BackboneOutput, NDArray[np.bool_]]:
+        """What the backbone says, and which images it could take; the others are noted."""
+        good = np.ones(len(entries), bool)
+        try:
+            return self._backbone(images), good
+        except ModelError:  # one bad image must not cost its neighbours: find it
+            for place in range(len(entries)):
+                try:
+                    self._backbone(images[place : place + 1])
+                except ModelError as error:
+                    good[place] = False
+                    skipped[self.keys(entries[place : place + 1])[0]] = str(error)
+            return self._backbone(images[torch.from_numpy(good)]), good
+
+    def _look(self, output: BackboneOutput, entries: Rows) -> Sample:
         if not len(entries):
-            return Sample(torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0))
-        output = self._backbone(images)
+            nothing = torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0)
+            return _on(self._device, Sample(*nothing))
         with torch.no_grad():
             summary = self._head.summarize(output.features, output.embedding)
             prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)
             cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)
-        return Sample(summary, output.mu, cosine)
+        return _on(self._device, Sample(summary, output.mu, cosine))
 
     def prototypes_of(self, entries: Rows) -> Tensor:
         """(n, dim) for a loss that computes its own cosines."""
@@ -166,3 +196,7 @@ class StreamedFeatures:
 
     def digest(self) -> str:
         return hashlib.sha256(self.images.tobytes() + self._prototypes.digest().encode()).hexdigest()
+
+
+def _on(device: torch.device, sample: Sample) -> Sample:
+    return Sample(*(column.to(device) for column in sample))

@@ -15,7 +15,7 @@ class RunLog:
     """Appends to ``folder/history.jsonl``, which a resumed run first brings to what its state knows."""
 
     def __init__(
-        self, folder: Path | None, tensorboard: bool, history: Sequence[Mapping[str, float]]
+        self, folder: Path | None, tensorboard: bool, history: Sequence[Mapping[str, float]], step: int = 0
     ) -> None:
         self._done = 0
         self._path = None if folder is None else folder / LOG_FILE
@@ -23,7 +23,7 @@ class RunLog:
         if tensorboard:
             if folder is None:
                 raise InputError("TensorBoard events need a folder to go to")
-            self._writer = _event_writer(folder / "runs", len(history))
+            self._writer = _event_writer(folder / "runs", step)
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text("")
@@ -35,11 +35,11 @@ class RunLog:
         if self._writer is not None and step % 10 == 0:
             self._scalars("step", facts, step)
 
-    def epoch(self, facts: Mapping[str, float], speed: Mapping[str, float]) -> None:
+    def epoch(self, facts: Mapping[str, float], speed: Mapping[str, float], step: int) -> None:
         """Write down the next epoch; how fast it was is an event, not history: it differs from run to run."""
         self._line(facts)
         if self._writer is not None:
-            self._scalars("epoch", {**facts, **speed}, self._done)
+            self._scalars("epoch", {**facts, **speed}, step)
 
     def _scalars(self, kind: str, facts: Mapping[str, float], at: int) -> None:
         for name, value in facts.items():

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class _Loop:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=engine.precision == "float16")
         self._saved = time.monotonic()
         self._resumed_rng = False
-        self._buffers: list[Tensor] = []
+        self._before: list[Tensor] = []
 
     def _distribute(self, network: Any) -> nn.Module:
         if self.ranks.size == 1:
@@ -102,21 +102,23 @@ class _Loop:
         first = len(history)
         with (
             self._bar(first) as advance,
-            RunLog(run.folder if ranks.leads else None, run.tensorboard and ranks.leads, history) as log,
+            RunLog(
+                run.folder if ranks.leads else None, run.tensorboard and ranks.leads, history, self.place.step
+            ) as log,
             stop_asked() as stop,
         ):
             for epoch in range(first, run.epochs):
                 started, before = time.monotonic(), self.place.seen
                 self._epoch(epoch, log, stop, advance)
                 rate = (self.place.seen - before) / (time.monotonic() - started)
+                self._collect_skipped()
                 facts = self._facts(epoch)
                 history.append(facts)
-                self._collect_skipped()
-                if run.each_epoch is not None and ranks.leads:
-                    run.each_epoch(epoch, self.place.step)
+                if run.each_epoch is not None:
+                    ranks.lead(partial(run.each_epoch, epoch, self.place.step), "the end of an epoch")
                 self.place = _Place(step=self.place.step)
                 self._save()
-                log.epoch(facts, {"images_per_second": rate})
+                log.epoch(facts, {"images_per_second": rate}, self.place.step)
                 loss = facts.get("held_out_loss", facts["train_loss"])
                 advance(0, f"epoch {epoch + 1}/{run.epochs}, loss {loss:.4g}")
         return self.outcome
@@ -135,7 +137,7 @@ class _Loop:
         task, ranks, place = self.task, self.ranks, self.place
         batches = task.batches(epoch)
         cuts = self.run.engine.accumulate
-        micro = [np.array_split(batch, cuts) for batch in batches[place.batch :]]
+        micro = [task.cut(batch, cuts) for batch in batches[place.batch :]]
         mine = (part[ranks.share(len(part))] for batch in micro for part in batch)
         if not self._resumed_rng:
             torch.manual_seed(self.run.seed * 1_000_003 + epoch + place.batch * 7919 + ranks.rank * 104_729)
@@ -189,7 +191,7 @@ class _Loop:
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         except RuntimeError as error:
-            if self.ranks.size > 1 and not isinstance(error, torch.cuda.OutOfMemoryError):
+            if self.ranks.is_lost(error):
                 raise self.ranks.lost(error) from error
             raise
 
@@ -248,7 +250,7 @@ class _Loop:
             write_atomically(path, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
             where = f" (all {len(keys)} keys are in {path})"
         if self.run.engine.on_nan == "skip":
-            for buffer, before in zip(self.task.network.buffers(), self._buffers):
+            for buffer, before in zip(self._buffers(), self._before):
                 buffer.copy_(before)
             return math.nan
         raise SpherecfError(
@@ -260,11 +262,20 @@ class _Loop:
     def _remember_buffers(self) -> None:
         """Batch statistics follow also a batch that turns out to be skipped: keep what they were."""
         if self.run.engine.on_nan == "skip":
-            self._buffers = [buffer.clone() for buffer in self.task.network.buffers()]
+            self._before = [buffer.clone() for buffer in self._buffers()]
+
+    def _buffers(self) -> list[Tensor]:
+        classifier = self.task.classifier
+        return [*self.task.network.buffers(), *(classifier.margin.buffers() if classifier else ())]
 
     def _facts(self, epoch: int) -> dict[str, float]:
         place = self.place
-        if not place.counted and not place.nan:
+        if not place.counted and place.nan:
+            raise SpherecfError(
+                f"epoch {epoch + 1}: all of its {place.nan} batches were skipped, "
+                "as loss or gradient was not finite; the last checkpoint is kept. Lower optimizer.lr."
+            )
+        if not place.counted:
             key, reason = next(iter(self.outcome.skipped.items()))
             raise InputError(
                 f"epoch {epoch + 1}: none of its {place.seen} images could be used. The first, {key}: "
@@ -332,7 +343,7 @@ class _Loop:
         if classifier is not None:
             classifier.load_state(common["classifier"])
             classifier.rows.load({name: value.to(ranks.device) for name, value in saved.shard.items()})
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled() and common["scaler"]:  # a run may go on in another precision
             self.scaler.load_state_dict(common["scaler"])
         task.load_state(common["task"])
         self.place = _Place(**common["place"])

@@ -1,7 +1,7 @@
 """The processes that train together: who this one is, what all add up, what happens when one dies."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -126,12 +126,31 @@ class Ranks:
         if failed:
             raise RankError(f"{what}: rank {failed[0]} of {self.size} failed; its own message says why")
 
+    def lead(self, work: Callable[[], object], what: str) -> None:
+        """Let rank 0 do something while the others wait, and all know if it failed.
+
+        Raises:
+            RankError: on the others, if rank 0 could not; rank 0 raises its own error.
+        """
+        error: Exception | None = None
+        if self.leads:
+            try:
+                work()
+            except Exception as problem:
+                error = problem
+        self.agree(error, what)
+
     @contextmanager
     def _guard(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:  # every backend has its own class for a peer that is gone
             raise self.lost(error) from error
+
+    def is_lost(self, error: Exception) -> bool:
+        """Whether an error inside autograd came from a collective, and not from arithmetic."""
+        by_name = any(name in str(error) for name in ("gloo", "NCCL", "Connection closed"))
+        return self.size > 1 and (by_name or isinstance(error, dist.DistError))
 
     def lost(self, error: Exception) -> RankError:
         """The error of a collective in words a person can act on."""

@@ -118,7 +118,11 @@ class Recipe:
     def problems(self) -> list[str]:
         """What is out of range, of all tables that can tell."""
         tables = (getattr(self, item.name) for item in fields(self))  # type: ignore[arg-type]
-        return [text for table in tables if hasattr(table, "problems") for text in table.problems()]
+        seed = getattr(self, "seed", 0)
+        return [
+            *told((seed < 0, f"seed must not be negative, got {seed}")),
+            *(text for table in tables if hasattr(table, "problems") for text in table.problems()),
+        ]
 
     def __post_init__(self) -> None:
         if wrong := self.problems():

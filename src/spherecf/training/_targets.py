@@ -14,13 +14,10 @@ from torch.nn.functional import normalize
 
 from spherecf.data import ImageSource, ListFile, Subset
 from spherecf.errors import InputError
-from spherecf.models import (
-    class_mean_prototypes,
-    leave_one_out_prototypes,
-    load_prototypes,
-    prototype_identities,
-)
+from spherecf.models import load_prototypes, prototype_identities
 from spherecf.training._cache import FeatureCache
+
+_BLOCK = 65536
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,36 +54,28 @@ def prototype_targets(
     Raises:
         InputError: labels beyond the prototypes, another dimension, or nothing to learn from.
     """
-    usable = cache.valid & (cache.labels >= 0)
-    rows = np.flatnonzero(usable)
-    mu, labels = torch.from_numpy(cache.mu[rows]), torch.from_numpy(cache.labels[rows])
-    alone: list[str] = []
+    views = len(cache.views)
+    if bool((cache.valid.reshape(-1, views) & ~cache.valid[::views, None]).any()):
+        raise InputError("the cache lacks the clean view of some images; view 0 must be the clean one")
+    source, dim, alone = cache.source, cache.mu.shape[1], list[str]()
+    given: Prototypes
     if prototypes is not None:
-        check_fit(prototypes, cache.mu.shape[1], cache.labels)
-        cosine = (mu * prototypes[labels]).sum(1)
+        given = GivenPrototypes(source, prototypes, dim)
     else:
-        image = rows // len(cache.views)
-        clean = rows % len(cache.views) == 0
-        one_each, place = np.unique(image, return_inverse=True)
-        clean_mu, clean_labels = mu[clean], labels[clean]
-        if len(clean_labels) != len(one_each):
-            raise InputError("the cache lacks the clean view of some images; view 0 must be the clean one")
-        if leave_one_out:
-            of_image, fine = leave_one_out_prototypes(clean_mu, clean_labels)
-        else:
-            names, dense = torch.unique(clean_labels, return_inverse=True)
-            of_image = class_mean_prototypes(clean_mu, dense)[dense]
-            fine = torch.bincount(dense, minlength=len(names))[dense] > 1
-        alone = [cache.source.keys[one_each[i]] for i in torch.nonzero(~fine).flatten().tolist()]
-        kept = fine.numpy()[place]
-        rows, mu, place = rows[kept], mu[torch.from_numpy(kept)], place[kept]
-        cosine = (mu * of_image[torch.from_numpy(place)]).sum(1)
+        means = MeanPrototypes(source.labels, cache.mu[::views], cache.valid[::views], leave_one_out)
+        given, alone = means, means.alone(source)
+    rows = np.flatnonzero(cache.valid & np.repeat(given.usable, views))
     if not len(rows):
         raise InputError(
             f"nothing to learn from: {len(cache.source)} images, {len(cache.skipped)} unreadable, "
             f"{len(alone)} the only one of their identity; class means need two or more images of each"
         )
-    return Targets(rows, cosine.clamp(-1, 1).numpy(), cache.labels[rows], alone)
+    cosine = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), _BLOCK):  # never all directions at once: they may be larger than memory
+        part = rows[start : start + _BLOCK]
+        mu = torch.from_numpy(cache.mu[part])
+        cosine[start : start + _BLOCK] = (mu * given.of(part // views)).sum(1).clamp(-1, 1).numpy()
+    return Targets(rows, cosine, source.labels[rows // views], alone)
 
 
 def check_fit(prototypes: Tensor, dim: int, labels: NDArray[np.int64]) -> None:
@@ -168,7 +157,7 @@ class GivenPrototypes:
         return self._prototypes[torch.from_numpy(self._labels[images])]
 
     def digest(self) -> str:
-        return hashlib.sha256(self._prototypes.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self._prototypes.contiguous().numpy().data).hexdigest()
 
 
 class MeanPrototypes:
@@ -179,6 +168,7 @@ class MeanPrototypes:
     Args:
         mu: (images, dim) directions of the clean images; may be memory-mapped.
         valid: (images,) False where there is none.
+        skipped: key and reason of those.
     """
 
     def __init__(
@@ -187,13 +177,16 @@ class MeanPrototypes:
         mu: NDArray[np.float32],
         valid: NDArray[np.bool_],
         leave_one_out: bool,
+        skipped: dict[str, str] | None = None,
     ) -> None:
         good = valid & (labels >= 0)
         counts = np.bincount(labels[good], minlength=int(labels.max(initial=0)) + 1)
         self.usable = good & (counts[labels] > 1)
+        self.skipped = skipped or {}
+        self._alone = np.flatnonzero(good & (counts[labels] < 2))
         self._mu, self._labels, self._leave = mu, labels, leave_one_out
         self._sums = torch.zeros(len(counts), mu.shape[1], dtype=torch.float64)
-        for rows in np.array_split(np.flatnonzero(good), max(1, len(mu) // 65536)):
+        for rows in np.array_split(np.flatnonzero(good), max(1, len(mu) // _BLOCK)):
             self._sums.index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(mu[rows]).double())
 
     def of(self, images: NDArray[np.int64]) -> Tensor:
@@ -202,5 +195,9 @@ class MeanPrototypes:
             sums = sums - torch.from_numpy(self._mu[images]).double()
         return normalize(sums, dim=1).float()
 
+    def alone(self, source: ImageSource) -> list[str]:
+        """Keys of images whose identity has no other usable one."""
+        return [source.keys[image] for image in self._alone.tolist()]
+
     def digest(self) -> str:
-        return hashlib.sha256(self._sums.numpy().tobytes()).hexdigest()
+        return hashlib.sha256(self._sums.numpy().data).hexdigest()

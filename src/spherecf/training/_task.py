@@ -61,6 +61,10 @@ class Task(Protocol):
         """The global batches of an epoch, the same on every rank."""
         ...
 
+    def cut(self, batch: Rows, parts: int) -> list[Rows]:
+        """A batch in parts to be taken one after the other."""
+        ...
+
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
         """Read ahead this rank's parts."""
         ...

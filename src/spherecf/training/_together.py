@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from spherecf._progress import progress
 from spherecf._rowstore import RowStore
 from spherecf.data import ImageSource, View
 from spherecf.errors import SpherecfError
-from spherecf.extract import Recorder, open_store, run_backbone
+from spherecf.extract import Recorder, check_usable, fill_store, open_store, run_backbone
 from spherecf.models import FrozenBackbone
 from spherecf.training._ranks import Ranks
 
-_CHUNK = 4096
+_CHUNKS = 256  # pieces a rank takes in turn: what one did stays done when another number of ranks goes on
 
 
 def run_together(
@@ -24,45 +25,58 @@ def run_together(
     batch_size: int = 32,
     description: str = "features",
 ) -> RowStore:
-    """`spherecf.extract.run_backbone`, each rank over its part of the images, with the rows of one process.
+    """`spherecf.extract.run_backbone` by several ranks, which write their rows into the same files.
 
-    Each part is a resumable pass of its own, beside ``folder``; at the end rank 0 puts the parts behind each
-    other, which takes their size once more on disk, part by part.
+    Resumable like it, also with another number of ranks.
 
     Raises:
         StorageError: not enough disk space.
         RankError: another rank failed.
+        InputError: no images, or none that could be used.
     """
-    if ranks.size > 1 and not ranks.tell(
-        ranks.leads and open_store(backbone, source, views, recorder, folder).complete
-    ):
-        count = len(source)
-        parts = [source.subset(range(count)[ranks.share(count, rank)]) for rank in range(ranks.size)]
-        places = [
-            folder.with_name(f"{folder.name}.part-{rank}-of-{ranks.size}") for rank in range(ranks.size)
-        ]
+    if ranks.size == 1 and not any(folder.glob("rows-*-*.json")):
+        return run_backbone(
+            backbone, source, views, recorder, folder, batch_size=batch_size, description=description
+        )
+    ranks.lead(lambda: open_store(backbone, source, views, recorder, folder), description)
+    whole = open_store(backbone, source, views, recorder, folder)
+    if not whole.complete:
         error: SpherecfError | None = None
         try:
-            run_backbone(
-                backbone, parts[ranks.rank], views, recorder, places[ranks.rank],
-                batch_size=batch_size, description=description,
-            )  # fmt: skip
+            _fill(ranks, whole, backbone, source, views, recorder, batch_size, description)
         except SpherecfError as problem:
             error = problem
         ranks.agree(error, description)
-        if ranks.leads:
-            whole = open_store(backbone, source, views, recorder, folder)
-            for part, place in zip(parts, places):
-                _move(open_store(backbone, part, views, recorder, place), whole)
-        ranks.barrier()
-    return run_backbone(
-        backbone, source, views, recorder, folder, batch_size=batch_size, description=description
-    )
+        parts = [whole.part(start, stop) for start, stop in _pieces(whole.rows, len(views))]
+        ranks.lead(lambda: whole.join(parts), description)
+        whole = open_store(backbone, source, views, recorder, folder)
+    ranks.lead(lambda: check_usable(whole, source), description)
+    return whole
 
 
-def _move(part: RowStore, whole: RowStore) -> None:
-    for start in range(0, part.rows, _CHUNK):
-        whole.append({name: array[start : start + _CHUNK] for name, array in part.arrays.items()})
-    whole.notes.setdefault("skipped", {}).update(part.notes.get("skipped", {}))
-    whole.commit()
-    part.remove()
+def _fill(
+    ranks: Ranks,
+    whole: RowStore,
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    views: Sequence[View],
+    recorder: Recorder,
+    batch_size: int,
+    description: str,
+) -> None:
+    mine = _pieces(whole.rows, len(views))[ranks.rank :: ranks.size]
+    views_each = len(views)
+    parts = [(whole.part(a, b), range(a // views_each, b // views_each)) for a, b in mine]
+    done = sum(part.done for part, _ in parts)
+    with progress(description, sum(part.rows for part, _ in parts), done) as advance:
+        for part, images in parts:
+            if not part.complete:
+                chunk = source.subset(images)
+                fill_store(part, backbone, chunk, views, recorder, batch_size, advance)
+
+
+def _pieces(rows: int, views: int) -> list[tuple[int, int]]:
+    """Ranges of rows of whole images, the same for any number of ranks."""
+    images = rows // views
+    step = max(1, -(-images // _CHUNKS)) * views
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
