@@ -145,7 +145,7 @@ def test_an_image_the_backbone_cannot_take_does_not_cost_its_neighbours(
     engine = backbone._engine
 
     class Overflowing:
-        name = engine.name
+        name, device = engine.name, engine.device
 
         def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             embedding, features = engine(x)

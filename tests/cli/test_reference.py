@@ -215,7 +215,7 @@ def test_numbers_that_do_not_fit(
 def test_too_few_prototypes_are_told_before_the_pass(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"arc_face_state_dict": {"weight": torch.ones(2, 16)}}, world / "fc.pt")
     assert main(command(world)) == 1
-    assert "labels reach 3, but there are 2 prototypes" in last_error(capsys)
+    assert "2 of 4 identities of ms1m have no prototype there (2, 3" in last_error(capsys)
     assert not (world / "out" / "cache").exists()
 
 
