@@ -121,8 +121,9 @@ class Subset(ImageSource):
 
     Example:
         >>> from spherecf.data import orl_faces
-        >>> Subset(orl_faces(), np.array([3, 5])).keys[0]
-        's1/4.pgm'
+        >>> few = orl_faces().subset([3, 5])
+        >>> few.keys[0], few.parent.name, few.indices.tolist()
+        ('s1/3.pgm', 'orl', [3, 5])
     """
 
     def __init__(self, parent: ImageSource, indices: Int64[np.ndarray, " m"]) -> None:
