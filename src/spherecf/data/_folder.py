@@ -11,7 +11,7 @@ from spherecf.data._image import IMAGE_SUFFIXES, ImageError
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError
 
-_READ = 1 << 18  # bytes asked for at once: a crop, and most photos
+_READ = 1 << 16  # more than a crop takes; a larger buffer costs more to make than to fill
 
 
 class IdentityFolder(ImageSource):
