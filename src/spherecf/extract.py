@@ -182,6 +182,17 @@ def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:
     }
 
 
+class KeepDirection:
+    """Recorder of directions without a confidence: mu and norm."""
+
+    def __init__(self, dim: int) -> None:
+        self.columns: dict[str, Column] = {"mu": ((dim,), "float32"), "norm": ((), "float32")}
+        self.identity: dict[str, Any] = {"kept": "direction"}
+
+    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
+        return {"mu": output.mu.cpu().numpy(), "norm": output.norm.cpu().numpy()}
+
+
 class _KeepConfidence:
     """Recorder of an embeddings file."""
 

@@ -13,7 +13,7 @@ from tests.training.rank_jobs import run
 from spherecf import load
 from spherecf.data import ImageError, SyntheticImages, View, training_views
 from spherecf.errors import InputError, ModelError
-from spherecf.extract import open_store
+from spherecf.extract import KeepDirection, open_store
 from spherecf.models import (
     FrozenBackbone,
     Preprocessing,
@@ -33,7 +33,7 @@ from spherecf.training import (
     prototypes_for,
     train_confidence,
 )
-from spherecf.training._directions import _KeepDirection, mean_prototypes
+from spherecf.training._directions import mean_prototypes
 from spherecf.training._together import run_together
 
 BASE: dict[str, Any] = {
@@ -264,7 +264,7 @@ def test_another_backbone_type_is_another_run(tmp_path: Path, recogniser: Path) 
 def test_a_shared_pass_goes_on_with_another_number_of_ranks(tmp_path: Path, recogniser: Path) -> None:
     """Pieces that are done stay done, in the same files, and the rows are those of one process."""
     backbone, source = FrozenBackbone.from_checkpoint(recogniser), images()
-    recorder = _KeepDirection(32)
+    recorder = KeepDirection(32)
     whole = open_store(backbone, source, [View()], recorder, tmp_path)
     piece = whole.part(0, 1)
     piece.append(

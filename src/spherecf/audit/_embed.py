@@ -2,27 +2,13 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spherecf._rowstore import Column
 from spherecf.data import ImageSource, View
 from spherecf.embeddings import Embeddings
-from spherecf.extract import run_backbone, to_embeddings
-from spherecf.models import BackboneOutput, FrozenBackbone
-
-
-class _KeepDirection:
-    """Recorder of mu and norm."""
-
-    def __init__(self, dim: int) -> None:
-        self.columns: dict[str, Column] = {"mu": ((dim,), "float32"), "norm": ((), "float32")}
-        self.identity: dict[str, Any] = {"kept": "direction"}
-
-    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        return {"mu": output.mu.cpu().numpy(), "norm": output.norm.cpu().numpy()}
+from spherecf.extract import KeepDirection, run_backbone, to_embeddings
+from spherecf.models import FrozenBackbone
 
 
 def embed_directions(
@@ -47,7 +33,7 @@ def embed_directions(
         with tempfile.TemporaryDirectory() as place:
             found = embed_directions(backbone, source, place, batch_size=batch_size)
             return found.select(range(len(found)))  # a copy, as the files go
-    recorder, views = _KeepDirection(backbone.dim), [View()]
+    recorder, views = KeepDirection(backbone.dim), [View()]
     store = run_backbone(backbone, source, views, recorder, folder, batch_size=batch_size)
     log_kappa = np.zeros(store.rows, np.float32)
     return to_embeddings(store, source, 0, views, log_kappa, {"backbone": backbone.sha256, "head": None})

@@ -1,28 +1,16 @@
 """Class-mean prototypes for data whose features are not kept: one pass that keeps directions alone."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._rowstore import Column
 from spherecf.data import ImageSource, View
-from spherecf.models import BackboneOutput, FrozenBackbone
+from spherecf.extract import KeepDirection
+from spherecf.models import FrozenBackbone
 from spherecf.training._ranks import Ranks
 from spherecf.training._targets import MeanPrototypes
 from spherecf.training._together import run_together
-
-
-class _KeepDirection:
-    """Recorder of mu."""
-
-    def __init__(self, dim: int) -> None:
-        self.columns: dict[str, Column] = {"mu": ((dim,), "float32")}
-        self.identity: dict[str, Any] = {"keeps": "mu"}
-
-    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        return {"mu": output.mu.cpu().numpy()}
 
 
 def mean_prototypes(
@@ -37,7 +25,7 @@ def mean_prototypes(
     Raises:
         StorageError: not enough disk space for the directions.
     """
-    recorder, place = _KeepDirection(backbone.dim), Path(folder) / "directions"
+    recorder, place = KeepDirection(backbone.dim), Path(folder) / "directions"
     store = run_together(
         ranks or Ranks(), backbone, source, [View()], recorder, place, description="directions"
     )
