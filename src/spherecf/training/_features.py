@@ -94,7 +94,10 @@ class CachedFeatures:
             )
             return Part(entries, _on(self._device, sample), {})
 
-        return in_order(read, parts, workers=1, name="features")  # the disk works while the head does
+        if self._device.type == "cpu":  # the head keeps the processors busy itself
+            yield from map(read, parts)
+        else:
+            yield from in_order(read, parts, workers=1, name="features")
 
     def keys(self, entries: Rows) -> list[str]:
         return self.cache.keys(self._targets.rows[entries])
