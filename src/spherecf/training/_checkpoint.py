@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spherecf._files import write_atomically
-from spherecf.errors import FileFormatError, SpherecfError, StorageError
+from spherecf.errors import FileFormatError, StorageError
 from spherecf.training._ranks import Ranks
 
 FOLDER = "checkpoints"
@@ -67,18 +67,18 @@ def save_checkpoint(
     place = folder / FOLDER / f"{step:09d}-{identity[:8]}"
     part = place.with_name(f".{place.name}.part")
     ranks.lead(lambda: _new(part), "saving a checkpoint")
-    error: SpherecfError | None = None
-    try:
+
+    def write() -> None:
         _write(part / _name(ranks.rank, ranks.size), {"own": dict(own), "shard": dict(shard)})
         if ranks.leads:
             _write(part / _COMMON, {"identity": identity, "step": step, **common()})
-    except StorageError as problem:
-        error = problem
+
     try:
-        ranks.agree(error, "saving a checkpoint")
-    finally:
-        if ranks.leads and error is not None:
+        ranks.together(write, "saving a checkpoint")
+    except StorageError:
+        if ranks.leads:
             shutil.rmtree(part, ignore_errors=True)
+        raise
 
     def finish() -> None:
         shutil.rmtree(place, ignore_errors=True)
@@ -104,14 +104,7 @@ def load_checkpoint(
     place = ranks.tell(newest)  # one rank looks, so that all go on from the same step
     if place is None:
         return None
-    error: SpherecfError | None = None
-    found: Checkpoint | None = None
-    try:
-        found = _load(place, identity, ranks, part)
-    except SpherecfError as problem:
-        error = problem
-    ranks.agree(error, f"reading {place}")
-    return found
+    return ranks.together(lambda: _load(place, identity, ranks, part), f"reading {place}")
 
 
 def load_divided(folder: Path, identity: str, name: str) -> Tensor:

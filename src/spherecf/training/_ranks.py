@@ -91,10 +91,6 @@ class Ranks:
             dist.all_gather(every, padded)
         return torch.cat([part[:count] for part, count in zip(every, counts)])
 
-    def barrier(self) -> None:
-        """Wait for all."""
-        self.sum_(torch.zeros(1, device=self.device))
-
     def tell(self, thing: Thing) -> Thing:
         """What rank 0 holds, for all: any plain Python object."""
         if self.size == 1:
@@ -114,31 +110,27 @@ class Ranks:
             dist.all_gather_object(every, thing)
         return every
 
-    def agree(self, error: Exception | None, what: str) -> None:
-        """Raise on every rank if one could not do its part: its own error there, `RankError` elsewhere.
+    def together(self, work: Callable[[], Thing], what: str) -> Thing:
+        """Do something on every rank, and know whether all of them could.
 
         Raises:
-            RankError: another rank failed.
+            RankError: another rank failed; a rank's own error is raised on that rank itself.
         """
+        error: Exception | None = None
+        try:
+            done = work()
+        except Exception as problem:
+            error = problem
         failed = [rank for rank, bad in enumerate(self.counts(int(error is not None))) if bad]
         if error is not None:
             raise error
         if failed:
             raise RankError(f"{what}: rank {failed[0]} of {self.size} failed; its own message says why")
+        return done
 
     def lead(self, work: Callable[[], object], what: str) -> None:
-        """Let rank 0 do something while the others wait, and all know if it failed.
-
-        Raises:
-            RankError: on the others, if rank 0 could not; rank 0 raises its own error.
-        """
-        error: Exception | None = None
-        if self.leads:
-            try:
-                work()
-            except Exception as problem:
-                error = problem
-        self.agree(error, what)
+        """`together`, but the work is rank 0's alone: the others wait."""
+        self.together(work if self.leads else lambda: None, what)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:

@@ -1,12 +1,12 @@
 """A pass of a backbone over many images, shared by ranks."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from spherecf._progress import progress
 from spherecf._rowstore import RowStore
 from spherecf.data import ImageSource, View
-from spherecf.errors import SpherecfError
 from spherecf.extract import Recorder, check_usable, fill_store, open_store, run_backbone
 from spherecf.models import FrozenBackbone
 from spherecf.training._ranks import Ranks
@@ -41,12 +41,8 @@ def run_together(
     ranks.lead(lambda: open_store(backbone, source, views, recorder, folder), description)
     whole = open_store(backbone, source, views, recorder, folder)
     if not whole.complete:
-        error: SpherecfError | None = None
-        try:
-            _fill(ranks, whole, backbone, source, views, recorder, batch_size, description)
-        except SpherecfError as problem:
-            error = problem
-        ranks.agree(error, description)
+        fill = partial(_fill, ranks, whole, backbone, source, views, recorder, batch_size, description)
+        ranks.together(fill, description)
         parts = [whole.part(start, stop) for start, stop in _pieces(whole.rows, len(views))]
         ranks.lead(lambda: whole.join(parts), description)
         whole = open_store(backbone, source, views, recorder, folder)
