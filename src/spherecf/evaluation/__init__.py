@@ -7,7 +7,8 @@ scores; every result carries its signature, its counts and intervals over subjec
 from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
 from spherecf.evaluation._curve import Curve, roc
 from spherecf.evaluation._discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
-from spherecf.evaluation._parts import Strip, Table, strip_by_kappa
+from spherecf.evaluation._line_plot import Series, line_plot
+from spherecf.evaluation._parts import Plot, Section, Strip, Table, strip_by_kappa
 from spherecf.evaluation._plots import require_matplotlib
 from spherecf.evaluation._rates import TmrAtFmr, auc, det_curve, eer, tmr_at_fmr
 from spherecf.evaluation._report import ReportFiles, write_report
@@ -23,9 +24,12 @@ __all__ = [
     "Interval",
     "Measure",
     "PairReport",
+    "Plot",
     "RejectionCurve",
     "ReportFiles",
     "ScoreResult",
+    "Section",
+    "Series",
     "Strip",
     "Table",
     "TenFold",
@@ -37,6 +41,7 @@ __all__ = [
     "eer",
     "evaluate_pairs",
     "interval",
+    "line_plot",
     "pair_quality",
     "rejection_curve",
     "require_matplotlib",

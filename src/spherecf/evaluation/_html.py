@@ -6,9 +6,9 @@ from html import escape
 from typing import Any
 
 from spherecf._version import __version__
-from spherecf.evaluation._html_pieces import anchor, strip_section, summary_table
+from spherecf.evaluation._html_pieces import anchor, figure, strip_section, summary_table
 from spherecf.evaluation._html_results import condition_section, score_rows_table
-from spherecf.evaluation._parts import Strip, Table
+from spherecf.evaluation._parts import Section, Strip, Table
 from spherecf.evaluation._result import PairReport
 from spherecf.evaluation._style import CSS
 from spherecf.evaluation._tables import grouped
@@ -45,6 +45,7 @@ in what you do not mean to compare.</li>
 def page(
     title: str,
     reports: Sequence[PairReport],
+    sections: Sequence[Section],
     notes: Sequence[str],
     strips: Sequence[Strip],
     tables: Sequence[Table],
@@ -63,6 +64,7 @@ def page(
             body.append(condition_section(runs, where))
             body.append("</section>")
         body.append("</section>")
+    body += [_section(section, anchor("section", place)) for place, section in enumerate(sections)]
     if strips:
         body.append('<section id="faces"><h2>Faces by confidence</h2>')
         body += [strip_section(strip) for strip in strips]
@@ -82,6 +84,17 @@ def page(
         + "\n".join(body)
         + "\n</body></html>\n"
     )
+
+
+def _section(section: Section, where: str) -> str:
+    parts = [f'<section id="{where}"><h2>{escape(section.title)}</h2>']
+    if section.notes:
+        parts.append('<ul class="notes">' + "".join(f"<li>{escape(n)}</li>" for n in section.notes) + "</ul>")
+    parts += [summary_table(table) for table in section.tables]
+    if section.plots:
+        parts.append(f'<div class="plots">{"".join(figure(plot) for plot in section.plots)}</div>')
+    parts += [strip_section(strip) for strip in section.strips]
+    return "".join([*parts, "</section>"])
 
 
 def _header(title: str, reports: Sequence[PairReport], lists: int) -> str:

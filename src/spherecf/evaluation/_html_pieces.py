@@ -4,8 +4,7 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
-from spherecf.evaluation._parts import Strip, Table, media_type
-from spherecf.evaluation._plots import Plot
+from spherecf.evaluation._parts import Plot, Strip, Table, media_type
 
 
 def anchor(*parts: object) -> str:

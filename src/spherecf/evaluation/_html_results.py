@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from html import escape
 
 from spherecf.evaluation._html_pieces import figure, plain_table
+from spherecf.evaluation._parts import Plot
 from spherecf.evaluation._plots import (
-    Plot,
     det_plot,
     edc_plot,
     kappa_plot,

@@ -1,4 +1,4 @@
-"""What a caller may add to a report: strips of pictures and summary tables."""
+"""What a report is made of beside pair lists: tables, plots, strips of pictures, and sections of these."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -45,17 +45,23 @@ class Table:
         header: names of the columns.
         rows: of as many entries as the header; numbers as text.
         note: a sentence below it, how to read it.
+        signatures: one per row, where rows are results: everything their numbers depend on.
 
     Raises:
-        InputError: a row is longer or shorter than the header.
+        InputError: a row is longer or shorter than the header, or signatures are fewer or more than rows.
     """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    signatures: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if self.signatures and len(self.signatures) != len(self.rows):
+            raise InputError(
+                f"table {self.title!r}: {len(self.rows)} rows, {len(self.signatures)} signatures"
+            )
         for place, row in enumerate(self.rows):
             if len(row) != len(self.header):
                 raise InputError(
@@ -65,6 +71,34 @@ class Table:
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawing as inline SVG, its caption, and what it shows in words for those who do not see it."""
+
+    svg: str
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: what one protocol found.
+
+    Args:
+        title: of the section.
+        notes: sentences at its top.
+        tables: of results.
+        plots: from `line_plot`.
+        strips: rows of pictures.
+    """
+
+    title: str
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    strips: Sequence[Strip] = ()
 
 
 def media_type(image: bytes, where: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from spherecf.errors import MissingDependencyError
 from spherecf.evaluation._discard import Edc, RejectionCurve
+from spherecf.evaluation._parts import Plot
 from spherecf.evaluation._result import KappaHistogram, PairReport
 
 _INK = "#010203"  # stands for the colour of the page's text
@@ -28,15 +29,6 @@ _SEVERITY = ("#2a9d5c", "#c9a400", "#e07b00", "#d64545", "#9b59d0", "#8a8f98")
 _TICKS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5)
 _EDC_SHOWN = 0.5
 _PREFERRED_STARTS = ("fmr<=0.001", "fnmr<=0.05", "fmr<=0.0001")
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A drawing, its caption, and what it shows in words for those who do not see it."""
-
-    svg: str
-    caption: str
-    alt: str
 
 
 def require_matplotlib() -> None:
@@ -61,7 +53,7 @@ def det_plot(runs: Sequence[PairReport], name: str) -> Plot:
     alt = "; ".join(
         f"{score}: EER {result.eer.value:.4f}" for score, result in runs[0].scores.items()
     )  # fmt: skip
-    with _axes(name, f"DET curves. {alt}") as (axes, drawn):
+    with drawing(name, f"DET curves. {alt}") as (axes, drawn):
         low = min(0.5 / run.counts[kind] for run in runs for kind in ("mated", "non_mated"))
         for first, run in _first(runs):
             for score, result in run.scores.items():
@@ -89,7 +81,7 @@ def edc_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | None:
     chosen = [[d for d in run.edc if d.score == score and d.start == start] for run in runs]
     areas = [f"{d.confidence} {d.edc.pauc_normalised.get('0.2', math.nan):.3f}" for d in chosen[0]]
     alt = f"Area up to 20 % discarded, 1 = tells nothing: {', '.join(areas)}"
-    with _axes(name, f"Error versus discard for {score}. {alt}") as (axes, drawn):
+    with drawing(name, f"Error versus discard for {score}. {alt}") as (axes, drawn):
         for first, found in _first(chosen):
             for item in found:
                 x, y = _steps(item.edc)
@@ -115,7 +107,7 @@ def rejection_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | 
     chosen = [[r for r in run.rejection if r.score == score and r.curve.target == target] for run in runs]
     gains = [f"{r.confidence} {_at(r.curve, 0.2)}" for r in chosen[0]]
     alt = f"TMR with 20 % rejected: {', '.join(gains)}"
-    with _axes(name, f"Rejection curves for {score}. {alt}") as (axes, drawn):
+    with drawing(name, f"Rejection curves for {score}. {alt}") as (axes, drawn):
         for first, found in _first(chosen):
             for item in found:
                 style = _confidence_style(item.confidence, [one.confidence for one in found]) | _weight(first)
@@ -131,7 +123,7 @@ def rejection_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | 
 def kappa_plot(histograms: Sequence[KappaHistogram], name: str) -> Plot:
     """Distribution of kappa, one line per severity."""
     alt = "Median κ: " + ", ".join(f"{h.label} {h.quartiles[1]:.4g}" for h in histograms)
-    with _axes(name, f"Histograms of kappa by severity. {alt}") as (axes, drawn):
+    with drawing(name, f"Histograms of kappa by severity. {alt}") as (axes, drawn):
         colours = iter(_SEVERITY)
         for histogram in histograms:
             colour = next(colours) if histogram.label.startswith("severity") else _SCORES[0]
@@ -164,8 +156,15 @@ class _Drawn:
     svg: str = ""
 
 
+def series_style(label: str, place: int) -> dict[str, Any]:
+    """Colour and dash of a line: by its name where that is a known confidence or the cosine, else by place."""
+    if label in ("random", "cosine"):
+        return {"color": _GREY, "linestyle": "--" if label == "random" else "-"}
+    return {"color": _CONFIDENCES.get(label) or _SCORES[place % len(_SCORES)]}
+
+
 @contextmanager
-def _axes(name: str, alt: str) -> Iterator[tuple[Any, _Drawn]]:
+def drawing(name: str, alt: str) -> Iterator[tuple[Any, _Drawn]]:
     """A small figure to draw into; its SVG is there when the block ends. ``name`` makes ids unique."""
     require_matplotlib()
     from matplotlib import rc_context

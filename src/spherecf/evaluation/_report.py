@@ -10,7 +10,7 @@ from spherecf._files import write_atomically
 from spherecf._version import __version__
 from spherecf.errors import InputError
 from spherecf.evaluation._html import page
-from spherecf.evaluation._parts import Strip, Table
+from spherecf.evaluation._parts import Section, Strip, Table
 from spherecf.evaluation._plots import require_matplotlib
 from spherecf.evaluation._result import PairReport, plain
 
@@ -25,9 +25,11 @@ class ReportFiles:
 
 def write_report(
     folder: str | Path,
-    reports: Sequence[PairReport],
+    reports: Sequence[PairReport] = (),
     *,
     title: str,
+    sections: Sequence[Section] = (),
+    results: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     strips: Sequence[Strip] = (),
     provenance: Mapping[str, Any] | None = None,
@@ -43,6 +45,8 @@ def write_report(
         folder: made if it is not there.
         reports: from `evaluate_pairs`, in the order to show them.
         title: of the page.
+        sections: what other protocols found, shown after the pair lists.
+        results: JSON-able numbers behind the sections, kept in ``report.json``.
         notes: sentences for the top: what the data can and cannot show.
         strips: rows of pictures, e.g. sorted by kappa; see `strip_by_kappa`.
         provenance: JSON-able facts about how it was made, shown at the end.
@@ -52,7 +56,7 @@ def write_report(
         Paths of both files.
 
     Raises:
-        InputError: no reports.
+        InputError: neither reports nor sections.
         MissingDependencyError: matplotlib is not installed.
         StorageError: the folder is not writable or the disk is full.
 
@@ -69,8 +73,8 @@ def write_report(
         'report.html'
     """
     require_matplotlib()
-    if not reports:
-        raise InputError("write_report: expected at least one report, got none")
+    if not reports and not sections:
+        raise InputError("write_report: expected at least one report or section, got none")
     folder = Path(folder)
     facts = plain(dict(provenance or {}))
     content = {
@@ -79,11 +83,12 @@ def write_report(
         "notes": list(notes),
         "tables": [table.to_dict() for table in tables],
         "reports": [report.to_dict() for report in reports],
+        "results": plain(dict(results or {})),
         "strips": [{"title": strip.title, "captions": list(strip.captions)} for strip in strips],
         "provenance": facts,
     }
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    html = page(title, reports, notes, strips, tables, json.loads(json.dumps(facts, default=str)))
+    html = page(title, reports, sections, notes, strips, tables, json.loads(json.dumps(facts, default=str)))
     return ReportFiles(
         html=write_atomically(folder / "report.html", lambda stream: stream.write(html.encode())),
         json=write_atomically(folder / "report.json", lambda stream: stream.write(text.encode())),

@@ -1,4 +1,4 @@
-"""`spherecf evaluate`: protocols over embeddings files."""
+"""`spherecf evaluate tenfold`: pair lists in folds."""
 
 import json
 from pathlib import Path
@@ -14,19 +14,10 @@ if TYPE_CHECKING:
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import PairReport, Strip
 
-app = typer.Typer(help="Evaluate embeddings by the protocols of the field.", no_args_is_help=True)
-
+EXAMPLE = "Example: spherecf evaluate tenfold lfw.safetensors --pairs pairs.txt --faces lfw/ --out report/"
 _FACES = 14
 
 
-@app.callback()
-def _root() -> None:
-    pass
-
-
-@app.command(
-    epilog="Example: spherecf evaluate tenfold lfw.safetensors --pairs pairs.txt --faces lfw/ --out report/"
-)
 def tenfold(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed`: the left (or both) images.")],
     pairs: Annotated[Path, typer.Option(help="LFW's pairs.txt, a table `fold left right mated`, or a .bin.")],
