@@ -157,7 +157,7 @@ class _Drawn:
 
 
 def series_style(label: str, place: int) -> dict[str, Any]:
-    """Colour and dash of a line: by its name where that is a known confidence or the cosine, else by place."""
+    """Colour and dash of a line: by its name where that is a known one, else by place."""
     if label in ("random", "cosine"):
         return {"color": _GREY, "linestyle": "--" if label == "random" else "-"}
     return {"color": _CONFIDENCES.get(label) or _SCORES[place % len(_SCORES)]}
