@@ -40,6 +40,17 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     assert after.subjects().tolist() == [["ann", "bob", "çem"][i % 3] for i in range(7)]
 
 
+def test_precisions_per_coordinate_travel_along(tmp_path: Path) -> None:
+    precise = np.random.default_rng(1).normal(size=(7, 5)).astype(np.float32)
+    before = make(log_precision=precise)
+    after = Embeddings.load(before.save(tmp_path / "e.safetensors"))
+    assert isinstance(after.log_precision, np.memmap) or isinstance(after.log_precision.base, np.memmap)
+    np.testing.assert_array_equal(after.log_precision, precise)
+    np.testing.assert_array_equal(after.select([4, 1]).log_precision, precise[[4, 1]])
+    assert after.fingerprint() == before.fingerprint() != make().fingerprint()
+    assert make(log_precision=precise + 1).fingerprint() != before.fingerprint()
+
+
 def test_any_safetensors_reader_opens_it(tmp_path: Path) -> None:
     e = make()
     with safe_open(e.save(tmp_path / "e.safetensors"), framework="numpy") as file:
@@ -102,6 +113,8 @@ def _nan(row: int) -> np.ndarray:
         ({"keys": ["a"] * 7}, "6 duplicates, first 'a'"),
         ({"labels": np.full(7, 3)}, r"expected -1 .unknown. .. 2 .*got 3 .. 3"),
         ({"extras": {"norm": np.full(7, np.nan)}}, "norm: 7 of 7"),
+        ({"log_precision": np.zeros((7, 4))}, r"one per coordinate, shape \(7, 5\), got \(7, 4\)"),
+        ({"log_precision": np.full((7, 5), np.inf)}, "7 of 7 rows hold NaN or infinity, .*000/"),
     ],
 )
 def test_wrong_content_is_refused(changes: dict[str, object], message: str) -> None:

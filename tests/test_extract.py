@@ -17,11 +17,12 @@ import torch
 from tests.tiny import TINY, spoil, tiny_file, tiny_model, write_people
 
 from spherecf._rowstore import RowStore
+from spherecf.calibration import Calibration
 from spherecf.data import Degradation, IdentityFolder, View, sharpness, training_views
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError, StorageError
 from spherecf.extract import embed, run_backbone
-from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone, Preprocessing
+from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone, Preprocessing, make_head
 
 VIEWS = training_views(2)
 
@@ -333,6 +334,14 @@ def test_embed_writes_what_the_model_says(model: ConfidenceModel, people: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.safetensors", "people", "tiny.onnx"]
 
 
+def test_embed_passes_the_calibration_on(model: ConfidenceModel, people: Path, tmp_path: Path) -> None:
+    calibration = Calibration(model.fingerprint(), "d" * 64)
+    calibrated = model.with_calibration(calibration)
+    result = embed(calibrated, IdentityFolder(people), tmp_path / "out.safetensors")
+    kept, fingerprint = result.provenance["calibration"], result.provenance["model"]
+    assert Calibration.from_dict(kept, model=fingerprint) == calibration
+
+
 def test_embed_a_degraded_view(model: ConfidenceModel, people: Path, tmp_path: Path) -> None:
     source, view = IdentityFolder(people), View(Degradation("cross", 5))
     result = embed(model, source, tmp_path / "out.safetensors", view=view)
@@ -358,6 +367,23 @@ def test_flip_adds_the_mirrored_embedding(
         mean = float(one.log_kappa + other.log_kappa) / 2
         assert result.log_kappa[row] == pytest.approx(mean, abs=1e-4)
     assert result.provenance["flip"] == "sum" and len(result) == 9
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_head_of_many_outputs_leaves_its_precisions(
+    backbone: FrozenBackbone, people: Path, tmp_path: Path, flip: bool
+) -> None:
+    channels, height, width = backbone.feature_shape
+    head = make_head("light", channels=channels, height=height, width=width, outputs=backbone.dim)
+    model, source = ConfidenceModel(backbone, head), IdentityFolder(people)
+    result = embed(model, source, tmp_path / "out.safetensors", flip=flip)
+    images = np.stack([source.image(row) for row in range(len(source))])
+    said = [model.outputs(images[:, :, :: 1 - 2 * mirrored].copy()) for mirrored in range(1 + flip)]
+    assert result.log_precision is not None and result.log_precision.shape == result.mu.shape
+    mean = sum(one.log_precision for one in said) / len(said)
+    assert np.allclose(result.log_precision, mean, atol=1e-4)
+    means = sum(one.log_precision.double().exp().mean(1).log() for one in said) / len(said)
+    assert np.allclose(result.log_kappa, means, atol=1e-4)
 
 
 def test_a_head_gone_wrong_is_an_error(model: ConfidenceModel, people: Path, tmp_path: Path) -> None:

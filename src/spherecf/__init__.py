@@ -7,7 +7,7 @@ A face becomes a von Mises-Fisher distribution (mu, kappa): a direction and how 
     mu, log_kappa = model.embed(images)           # images: (n, 112, 112, 3) uint8 RGB, aligned
 
 Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, `extract`, `training`,
-`audit`, `embeddings`, `scoring`, `evaluation`, `experiments`, `errors`.
+`audit`, `embeddings`, `calibration`, `scoring`, `evaluation`, `experiments`, `errors`.
 """
 
 from importlib import import_module
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__", "load",
-    "audit", "data", "embeddings", "errors", "evaluation", "experiments", "extract", "faces", "losses",
-    "models", "scoring", "training", "vmf",
+    "audit", "calibration", "data", "embeddings", "errors", "evaluation", "experiments", "extract", "faces",
+    "losses", "models", "scoring", "training", "vmf",
 ]  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 Networks write this file; scoring and evaluation read nothing else, so embeddings from anywhere can be
 evaluated. The layout is plain safetensors (tensors ``mu``, ``log_kappa``, ``keys``, ``key_ends``, and where
-known ``labels`` and ``extra.*``; JSON in the metadata), so any safetensors reader opens it.
+known ``labels``, ``log_precision``, ``extra.*``; JSON in the metadata), so any safetensors reader opens it.
 """
 
 import hashlib
@@ -44,6 +44,7 @@ class Embeddings:
         extras: named (n,) float32 columns: ``norm``, ``detector_score``, ``sharpness``, ``severity``, ...
         skipped: (key, reason) of every image that could not be embedded (failures to acquire).
         provenance: JSON-able facts about how it was made: model hash, alignment, flip, degradation, ...
+        log_precision: (n, dim) float32, one log precision per coordinate, of heads that give as many (PFE-G).
 
     Raises:
         InputError: shapes disagree, NaN or non-unit directions, log_kappa out of range, duplicate keys.
@@ -63,6 +64,7 @@ class Embeddings:
     extras: dict[str, NDArray[Any]] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    log_precision: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         self.mu = np.asarray(self.mu, np.float32)
@@ -71,6 +73,8 @@ class Embeddings:
         self.identities = [str(name) for name in self.identities]
         if self.labels is not None:
             self.labels = np.asarray(self.labels, np.int64)
+        if self.log_precision is not None:
+            self.log_precision = np.asarray(self.log_precision, np.float32)
         self.extras = {name: np.asarray(column, np.float32) for name, column in self.extras.items()}
         self.skipped = [(str(key), str(reason)) for key, reason in self.skipped]
         _check(self)
@@ -125,6 +129,7 @@ class Embeddings:
             extras={name: column[chosen] for name, column in self.extras.items()},
             skipped=list(self.skipped),
             provenance=dict(self.provenance),
+            log_precision=None if self.log_precision is None else self.log_precision[chosen],
         )
 
     def subjects(self) -> NDArray[Any] | None:
@@ -143,6 +148,9 @@ class Embeddings:
         for start in range(0, len(self), _BLOCK):
             digest.update(np.ascontiguousarray(self.mu[start : start + _BLOCK], "<f4").data)
         digest.update(np.ascontiguousarray(self.log_kappa, "<f4").data)
+        if self.log_precision is not None:
+            for start in range(0, len(self), _BLOCK):
+                digest.update(np.ascontiguousarray(self.log_precision[start : start + _BLOCK], "<f4").data)
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
@@ -157,6 +165,7 @@ class Embeddings:
             **({} if self.labels is None else {"labels": self.labels}),
             "mu": self.mu,
             "log_kappa": self.log_kappa,
+            **({} if self.log_precision is None else {"log_precision": self.log_precision}),
             **{f"extra.{name}": column for name, column in self.extras.items()},
             "keys": np.frombuffer(b"".join(encoded), np.uint8),
         }
@@ -170,7 +179,7 @@ class Embeddings:
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":
-        """Open a file written by `save`; ``mu`` stays on disk, mapped into memory read-only.
+        """Open a file written by `save`; ``mu`` and ``log_precision`` stay on disk, mapped read-only.
 
         Raises:
             FileFormatError: truncated, not an embeddings file, or content that fails the checks.
@@ -191,6 +200,7 @@ class Embeddings:
                 },
                 skipped=[(key, reason) for key, reason in json.loads(metadata["skipped"])],
                 provenance=json.loads(metadata["provenance"]),
+                log_precision=tensors.get("log_precision"),
             )
         except (KeyError, UnicodeDecodeError, InputError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -282,7 +292,19 @@ def _check(e: Embeddings) -> None:
             raise InputError(
                 f"labels: expected -1 (unknown) .. {len(e.identities) - 1} (identities), got {low} .. {high}"
             )
+    if e.log_precision is not None and e.log_precision.shape != e.mu.shape:
+        raise InputError(
+            f"log_precision: expected one per coordinate, shape {e.mu.shape}, got {e.log_precision.shape}"
+        )
     for start in range(0, n, _BLOCK):  # block by block, so that a mapped file larger than memory passes
+        if e.log_precision is not None:
+            precise = np.isfinite(e.log_precision[start : start + _BLOCK]).all(1)
+            if not precise.all():
+                where = e.keys[start + int(precise.argmin())]
+                raise InputError(
+                    f"log_precision: {int((~precise).sum())} of {len(precise)} rows hold NaN or infinity, "
+                    f"first for {where!r}"
+                )
         block = e.mu[start : start + _BLOCK]
         off = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
         rows = np.flatnonzero(~(off <= _UNIT_TOLERANCE))

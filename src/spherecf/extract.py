@@ -201,11 +201,14 @@ class _KeepConfidence:
         self.columns: dict[str, Column] = {
             "mu": ((model.backbone.dim,), "float32"), "norm": ((), "float32"), "log_kappa": ((), "float32"),
         }  # fmt: skip
+        if model.head.outputs > 1:
+            self.columns["log_precision"] = ((model.head.outputs,), "float32")
         self.identity = {"head": model.fingerprint()}
 
     def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
         result = self._model.judge(output)
-        if not bool(result.log_kappa.isfinite().all()):
+        precision = result.log_precision
+        if not bool(result.log_kappa.isfinite().all() and (precision is None or precision.isfinite().all())):
             raise ModelError(
                 "the confidence head gives a log kappa that is not finite; was its training sound?"
             )
@@ -221,6 +224,7 @@ def to_embeddings(
     provenance: dict[str, Any],
     *,
     mirrored: int | None = None,
+    log_precision: NDArray[Any] | None = None,
 ) -> Embeddings:
     """One view of a finished pass as `Embeddings`; images that were skipped are left out and listed.
 
@@ -230,7 +234,8 @@ def to_embeddings(
         provenance: facts to add.
         mirrored: the view that shows ``views[view]`` mirrored, for test-time flip: the raw embeddings
             ``norm * mu`` of both are added and then normalised, ``norm`` is half the length of the sum, and
-            log kappa the mean of both.
+            log kappa and log precision the means of both.
+        log_precision: (rows, dim) of all rows, of a head that gives one per coordinate.
     """
     rows = np.flatnonzero(store.arrays["valid"][view :: len(views)])
 
@@ -240,11 +245,14 @@ def to_embeddings(
 
     columns = (store.arrays["mu"], store.arrays["norm"], log_kappa)
     mu, norm, kappa = (column(array, view) for array in columns)
+    precision = None if log_precision is None else column(log_precision, view)
     if mirrored is not None:
         other_mu, other_norm, other_kappa = (column(array, mirrored) for array in columns)
         total = mu * norm[:, None] + other_mu * other_norm[:, None]
         length = np.linalg.norm(total, axis=1)
         mu, norm, kappa = total / length[:, None], length / 2, (kappa + other_kappa) / 2
+        if precision is not None and log_precision is not None:
+            precision = (precision + column(log_precision, mirrored)) / 2
     shown = views[view]
     return Embeddings(
         mu=mu,
@@ -267,6 +275,7 @@ def to_embeddings(
             "environment": environment(),
             **provenance,
         },
+        log_precision=precision,
     )
 
 
@@ -310,11 +319,14 @@ def embed(
         "model": model.fingerprint(),
         "backbone": model.backbone.sha256,
         "radius": model.radius,
+        **({} if model.calibration is None else {"calibration": model.calibration.to_dict()}),
         "seconds": round(store.notes["seconds"], 1),
     }
-    log_kappa = store.arrays["log_kappa"]
-    result = to_embeddings(store, source, 0, views, log_kappa, provenance, mirrored=1 if flip else None)
+    result = to_embeddings(
+        store, source, 0, views, store.arrays["log_kappa"], provenance,
+        mirrored=1 if flip else None, log_precision=store.arrays.get("log_precision"),
+    )  # fmt: skip
     result.save(out)
-    del result, log_kappa
+    del result
     store.remove()
     return Embeddings.load(out)

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from tests.models.conftest import TINY, noise
 
 import spherecf
+from spherecf.calibration import Calibration, KappaScale
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.models import ConfidenceModel, ConvHead, FrozenBackbone, LinearHead, load, read_header
 
@@ -15,9 +16,7 @@ from spherecf.models import ConfidenceModel, ConvHead, FrozenBackbone, LinearHea
 @pytest.fixture
 def model(tiny: FrozenBackbone) -> ConfidenceModel:
     torch.manual_seed(0)
-    return ConfidenceModel(
-        tiny, ConvHead(8, 8, 8), 32.0, {"epochs": 3, "loss": [1.5, 1.0]}, {"kappa": [1, 2]}
-    )
+    return ConfidenceModel(tiny, ConvHead(8, 8, 8), 32.0, {"epochs": 3, "loss": [1.5, 1.0]})
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def test_saved_and_loaded_is_the_same(model: ConfidenceModel, saved: Path, tiny_
     assert torch.equal(mu, expected.mu) and torch.equal(log_kappa, expected.log_kappa)
     assert torch.equal(expected.norm, model.backbone(noise(3)).norm)
     assert again.fingerprint() == model.fingerprint()
-    assert (again.radius, again.calibration) == (32.0, {"kappa": [1, 2]})
+    assert (again.radius, again.calibration) == (32.0, None)
     assert again.record["epochs"] == 3 and again.record["versions"]["spherecf"] == spherecf.__version__
     assert spherecf.load(saved, backbone=model.backbone).fingerprint() == model.fingerprint()
 
@@ -157,3 +156,39 @@ def test_full_disk_keeps_the_old_file(
     with pytest.raises(StorageError, match="No space left"):
         model.save(saved)
     assert saved.read_bytes() == before
+
+
+def calibration(model: ConfidenceModel) -> Calibration:
+    scale = KappaScale.fit([10.0, 20.0, 30.0], dim=48, population="three")
+    return Calibration(model.fingerprint(), "d" * 64, scale, record={"flip": "none"})
+
+
+def test_calibration_is_saved_with_its_model(model: ConfidenceModel, tmp_path: Path, tiny_file: Path) -> None:
+    calibrated = model.with_calibration(calibration(model))
+    assert model.calibration is None and calibrated.fingerprint() == model.fingerprint()
+    path = calibrated.save(tmp_path / "h.safetensors")
+    assert load(path, tiny_file).calibration == calibrated.calibration
+    assert read_header(path)["calibration"]["format"] == "spherecf.calibration"
+
+
+def test_calibration_of_another_model_is_refused(
+    model: ConfidenceModel, tmp_path: Path, tiny_file: Path
+) -> None:
+    calibrated = model.with_calibration(calibration(model))
+    path = calibrated.save(tmp_path / "h.safetensors")
+    before = model.fingerprint()
+    with torch.no_grad():
+        model.head.final.bias += 1
+    with pytest.raises(ModelError, match=f"{before}, this is the model {model.fingerprint()}"):
+        calibrated.save(tmp_path / "changed.safetensors")  # its head has been trained on
+    with pytest.raises(ModelError, match="calibrate it with"):
+        model.with_calibration(calibrated.calibration)
+    with safe_open(path, "pt") as stored:
+        header, tensors = json.loads(stored.metadata()["spherecf"]), model.head.state_dict()
+    save_file(tensors, path, {"spherecf": json.dumps(header)})
+    with pytest.raises(ModelError, match="the calibration was made for"):
+        load(path, tiny_file)
+    header["calibration"]["version"] = 9
+    save_file(tensors, path, {"spherecf": json.dumps(header)})
+    with pytest.raises(FileFormatError, match="version 9, this spherecf reads 1"):
+        load(path, tiny_file)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from spherecf._files import sha256_file, write_atomically
 from spherecf._version import environment
+from spherecf.calibration import Calibration
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models._backbone import BackboneOutput, FrozenBackbone
 from spherecf.models._checkpoint import SUFFIXES
@@ -29,11 +30,16 @@ HEADER_KEY = "spherecf"
 
 @dataclass(frozen=True)
 class ConfidentOutput:
-    """A `ConfidenceModel`'s word on n images: unit ``mu`` (n, dim), ``log_kappa`` (n,), raw ``norm`` (n,)."""
+    """A `ConfidenceModel`'s word on n images: unit ``mu`` (n, dim), ``log_kappa`` (n,), raw ``norm`` (n,).
+
+    ``log_precision`` (n, dim) where the head gives one per coordinate (PFE-G); log kappa is then the log of
+    their mean.
+    """
 
     mu: Float[Tensor, "n dim"]
     log_kappa: Float[Tensor, "n"]
     norm: Float[Tensor, "n"]
+    log_precision: Float[Tensor, "n dim"] | None = None
 
 
 @dataclass
@@ -45,7 +51,8 @@ class ConfidenceModel:
         head: gives log kappa from the map.
         radius: r of the sphere used in training.
         record: how it was trained; any JSON-able facts. Versions are added when it is saved.
-        calibration: what turns kappa and scores into probabilities; empty until calibrated.
+        calibration: what turns kappa into percent and scores into likelihood ratios and decisions; None until
+            calibrated.
 
     Example:
         >>> from spherecf.models import make_head
@@ -63,7 +70,7 @@ class ConfidenceModel:
     head: ConfidenceHead
     radius: float = 64.0
     record: dict[str, Any] = field(default_factory=dict)
-    calibration: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if not self.radius > 0:
@@ -74,6 +81,14 @@ class ConfidenceModel:
                 f"{self.backbone.name} gives {self.backbone.feature_shape}"
             )
 
+    def with_calibration(self, calibration: Calibration) -> "ConfidenceModel":
+        """The same model with this calibration, to be saved with it.
+
+        Raises:
+            ModelError: the calibration was made for another model; both fingerprints are named.
+        """
+        return replace(self, calibration=calibration.require(self.fingerprint()))
+
     def outputs(self, images: NDArray[Any] | Tensor) -> ConfidentOutput:
         """Directions, log kappas and raw norms of aligned uint8 RGB faces (n, height, width, 3)."""
         return self.judge(self.backbone(images))
@@ -83,9 +98,10 @@ class ConfidenceModel:
         training = self.head.training
         self.head.eval()
         with torch.no_grad():
-            log_kappa = self.head.log_kappa(output.features, output.embedding)
+            said = self.head(self.head.summarize(output.features, output.embedding))
         self.head.train(training)
-        return ConfidentOutput(output.mu, log_kappa, output.norm)
+        log_precision = said if said.ndim == 2 else None
+        return ConfidentOutput(output.mu, self.head.to_log_kappa(said), output.norm, log_precision)
 
     def embed(self, images: NDArray[Any] | Tensor) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n"]]:
         """(mu (n, dim), log_kappa (n,)) of aligned uint8 RGB faces (n, height, width, 3).
@@ -133,7 +149,7 @@ class ConfidenceModel:
             "dim": self.backbone.dim,
             "radius": float(self.radius),
             "record": {**self.record, "versions": self.record.get("versions") or environment()},
-            "calibration": self.calibration,
+            "calibration": {} if self.calibration is None else self.calibration.to_dict(),
         }
 
     def save(self, path: str | Path) -> Path:
@@ -141,8 +157,11 @@ class ConfidenceModel:
 
         Raises:
             InputError: the record or calibration cannot be written as JSON.
+            ModelError: the head has changed since it was calibrated.
             StorageError: the disk is full or not writable; an older file is intact.
         """
+        if self.calibration is not None:
+            self.calibration.require(self.fingerprint())
         try:
             header = json.dumps(self.header(), allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -165,8 +184,8 @@ def load(
 
     Raises:
         FileFormatError: not such a file, truncated, or of a newer format.
-        ModelError: unknown kind of head, or another backbone than the head was trained on (both hashes are
-            named).
+        ModelError: unknown kind of head, or another backbone than the head was trained on, or another model
+            than the calibration was made for (both hashes are named).
 
     Example:
         >>> import tempfile
@@ -181,7 +200,8 @@ def load(
     header, tensors = _read(path)
     head = _head(path, header, tensors)
     found = _find_backbone(path, header["backbone"], backbone, engine)
-    return ConfidenceModel(found, head, header["radius"], header["record"], header["calibration"])
+    model = ConfidenceModel(found, head, header["radius"], header["record"])
+    return _calibrated(path, model, header["calibration"])
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -227,6 +247,15 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, T
     if missing:
         raise FileFormatError(path, f"its header lacks {', '.join(sorted(missing))}.")
     return header, values
+
+
+def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) -> ConfidenceModel:
+    if not facts:
+        return model
+    try:
+        return model.with_calibration(Calibration.from_dict(facts))
+    except InputError as error:
+        raise FileFormatError(path, f"its calibration cannot be used: {error}.") from error
 
 
 def _head(path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> ConfidenceHead:

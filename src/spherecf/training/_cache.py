@@ -75,14 +75,20 @@ class FeatureCache:
         """The images these rows show."""
         return [self.source.keys[row // len(self.views)] for row in rows]
 
-    @torch.no_grad()
     def log_kappa(self, head: ConfidenceHead) -> NDArray[np.float32]:
-        """(rows,) what a head says of every row; 0 where the image could not be used."""
-        found = np.zeros(len(self), np.float32)
+        """(rows,) one number per row, as `ConfidenceHead.to_log_kappa` makes it of the outputs."""
+        said: NDArray[np.float32] = head.to_log_kappa(torch.from_numpy(self.outputs(head))).numpy()
+        return said
+
+    @torch.no_grad()
+    def outputs(self, head: ConfidenceHead) -> NDArray[np.float32]:
+        """What a head says of every row, (rows,) or (rows, outputs); 0 where the image could not be used."""
+        shape = (len(self),) if head.outputs == 1 else (len(self), head.outputs)
+        found = np.zeros(shape, np.float32)
         head.eval()
         rows = np.flatnonzero(self.valid)
         for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
-            found[part] = head.to_log_kappa(head(self.summaries(part))).numpy()
+            found[part] = head(self.summaries(part)).numpy()
         return found
 
     def embeddings(self, view: int, log_kappa: NDArray[np.float32], provenance: dict[str, Any]) -> Embeddings:

@@ -1,0 +1,179 @@
+"""Everything that turns a model's numbers into words, saved with the model and bound to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from spherecf.calibration._decision import DecisionRule
+from spherecf.calibration._isotonic import IsotonicCalibrator
+from spherecf.calibration._kappa import KappaScale
+from spherecf.calibration._labelled import Numbers
+from spherecf.calibration._logistic import LogisticCalibrator
+from spherecf.calibration._thresholds import ThresholdEntry, ThresholdTable
+from spherecf.errors import InputError, ModelError
+
+FORMAT, VERSION = "spherecf.calibration", 1
+
+Calibrator = LogisticCalibrator | IsotonicCalibrator
+
+CALIBRATORS: dict[str, type[LogisticCalibrator] | type[IsotonicCalibrator]] = {
+    "logistic": LogisticCalibrator,
+    "isotonic": IsotonicCalibrator,
+}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scale of kappa, likelihood ratios, thresholds and decision rules of one model.
+
+    Args:
+        model: fingerprint of the model (`spherecf.models.ConfidenceModel.fingerprint`) whose kappa and scores
+            it reads; a calibration means nothing for another.
+        data: hash of what it was fitted on.
+        kappa: kappa to percentile and ISO integer.
+        likelihood: score name to its calibrator.
+        thresholds: score name to its table.
+        decisions: rules, in the order of preference.
+        record: JSON-able facts about how it was made: pairs, alignment, flip, view, counts, versions.
+
+    Example:
+        >>> scores, mated = [0.1, 0.2, 0.5, 0.4, 0.7, 0.9], [0, 0, 0, 1, 1, 1]
+        >>> from spherecf.calibration import fit_calibration
+        >>> c = fit_calibration(
+        ...     model="f" * 64,
+        ...     data="d" * 64,
+        ...     mated=mated,
+        ...     scores={"cosine": scores},
+        ...     kappa=[20.0, 30.0, 60.0],
+        ...     dim=128,
+        ...     population="three faces",
+        ...     targets=[0.4],
+        ... )
+        >>> c.llr("cosine", [0.1, 0.9]).round(2).tolist(), c.threshold("cosine", 0.4).threshold
+        ([-1.39, 1.39], 0.4)
+        >>> Calibration.from_dict(c.to_dict(), model="f" * 64) == c
+        True
+    """
+
+    model: str
+    data: str
+    kappa: KappaScale | None = None
+    likelihood: Mapping[str, Calibrator] = field(default_factory=dict)
+    thresholds: Mapping[str, ThresholdTable] = field(default_factory=dict)
+    decisions: tuple[DecisionRule, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def llr(self, score: str, values: Numbers, radius: float | None = None) -> NDArray[Any]:
+        """Natural-log likelihood ratio of scores by name.
+
+        Args:
+            score: "cosine", "mls", ...
+            values: the scores.
+            radius: r they were computed with, if the score has one; refused if it is another than at the fit.
+
+        Raises:
+            InputError: no calibrator for this score, or another radius.
+        """
+        calibrator: Calibrator = _named(self.likelihood, score, "likelihood ratio")
+        _check_radius(score, calibrator.radius, radius)
+        return calibrator(values)
+
+    def threshold(self, score: str, target: float) -> ThresholdEntry:
+        """The `ThresholdEntry` of a score at an FMR target.
+
+        Raises:
+            InputError: no such table or target.
+        """
+        table: ThresholdTable = _named(self.thresholds, score, "threshold table")
+        return table.at(target)
+
+    def decision(self, score: str, *, error: str | None = None, alpha: float | None = None) -> DecisionRule:
+        """The first rule for a score, of this error and bound where they are named.
+
+        Raises:
+            InputError: there is none; the message lists those there are.
+        """
+        for rule in self.decisions:
+            if rule.score == score and error in (None, rule.error) and alpha in (None, rule.alpha):
+                return rule
+        known = ", ".join(f"{rule.score} {rule.error} <= {rule.alpha:g}" for rule in self.decisions)
+        raise InputError(
+            f"no decision rule for {score}, {error or 'any error'}; there are: {known or 'none'}"
+        )
+
+    def require(self, model: str) -> "Calibration":
+        """Itself, if it was made for this model.
+
+        Raises:
+            ModelError: it was made for another; both fingerprints are named.
+        """
+        if model != self.model:
+            raise ModelError(
+                f"the calibration was made for the model {self.model}, this is the model {model}: its kappa "
+                "and scores mean something else; calibrate it with `spherecf evaluate calibration --save`"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, with format and version."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "data": self.data,
+            "kappa": None if self.kappa is None else self.kappa.to_dict(),
+            "likelihood": {name: one.to_dict() for name, one in self.likelihood.items()},
+            "thresholds": {name: one.to_dict() for name, one in self.thresholds.items()},
+            "decisions": [rule.to_dict() for rule in self.decisions],
+            "record": dict(self.record),
+        }
+
+    @classmethod
+    def from_dict(cls, facts: Mapping[str, Any], *, model: str | None = None) -> "Calibration":
+        """The inverse of `to_dict`.
+
+        Args:
+            facts: from `to_dict`, through JSON or not.
+            model: fingerprint of the model at hand; one that differs is refused.
+
+        Raises:
+            InputError: not a calibration, of an unknown version, or damaged.
+            ModelError: it was made for another model.
+        """
+        if facts.get("format") != FORMAT:
+            raise InputError(f"expected a calibration ({FORMAT}), got the format {facts.get('format')!r}")
+        if facts.get("version") != VERSION:
+            raise InputError(
+                f"calibration of version {facts.get('version')}, this spherecf reads {VERSION}; update "
+                "spherecf, or calibrate again with `spherecf evaluate calibration --save`"
+            )
+        try:
+            found = cls(
+                model=facts["model"],
+                data=facts["data"],
+                kappa=None if facts["kappa"] is None else KappaScale.from_dict(facts["kappa"]),
+                likelihood={
+                    name: CALIBRATORS[one["kind"]].from_dict(one) for name, one in facts["likelihood"].items()
+                },
+                thresholds={name: ThresholdTable.from_dict(one) for name, one in facts["thresholds"].items()},
+                decisions=tuple(map(DecisionRule.from_dict, facts["decisions"])),
+                record=facts["record"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"the calibration is damaged ({error!r}); calibrate again") from error
+        return found if model is None else found.require(model)
+
+
+def _named(found: Mapping[str, Any], score: str, what: str) -> Any:
+    if score not in found:
+        raise InputError(f"no {what} for the score {score!r}; there is one for {', '.join(found) or 'none'}")
+    return found[score]
+
+
+def _check_radius(score: str, fitted: float | None, given: float | None) -> None:
+    if fitted is not None and given is not None and fitted != given:
+        raise InputError(
+            f"{score}: calibrated for radius {fitted:g}, these scores have radius {given:g}; use the same r"
+        )

@@ -1,0 +1,71 @@
+"""The container: bound to its model, versioned, through JSON unharmed."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spherecf.calibration import Calibration, DecisionRule, fit_calibration
+from spherecf.errors import InputError, ModelError
+
+RULES = [
+    DecisionRule("mls", 64.0, "kappa", 2.0, 1.0, 30.0, "both", 0.01, 0.05),
+    DecisionRule("mls", 64.0, "kappa", 2.0, 2.0, 30.0, "fmr", 0.001, 0.05),
+]
+
+
+@pytest.fixture(params=["logistic", "isotonic"])
+def fitted(request: pytest.FixtureRequest) -> Calibration:
+    rng = np.random.default_rng(0)
+    mated = rng.random(300) < 0.5
+    return fit_calibration(
+        model="m" * 64, data="d" * 64, mated=mated, radius=64.0, kappa=rng.gamma(2, 50, 90), dim=128,
+        scores={"cosine": rng.normal(mated, 0.7), "mls": rng.normal(5 * mated, 5) - 300},
+        population="90 images", method=request.param, targets=(0.1, 0.001), decisions=RULES,
+        record={"flip": "none"},
+    )  # fmt: skip
+
+
+def test_everything_by_name(fitted: Calibration) -> None:
+    assert fitted.llr("cosine", [9.0])[0] > 0 > fitted.llr("mls", [-400.0], radius=64.0)[0]
+    assert fitted.threshold("mls", 0.1).false_matches > 0 and fitted.threshold("mls", 0.001).threshold is None
+    assert fitted.decision("mls") == RULES[0] and fitted.decision("mls", error="fmr") == RULES[1]
+    assert fitted.decision("mls", alpha=0.001) == RULES[1]
+    assert fitted.kappa is not None and fitted.kappa.images == 90
+    assert (fitted.likelihood["cosine"].radius, fitted.likelihood["mls"].radius) == (None, 64.0)
+
+
+def test_through_json(fitted: Calibration) -> None:
+    text = json.dumps(fitted.to_dict(), allow_nan=False)
+    assert Calibration.from_dict(json.loads(text), model="m" * 64) == fitted
+    assert len(text) < 20_000
+
+
+def test_another_model_is_refused(fitted: Calibration) -> None:
+    with pytest.raises(ModelError, match=f"{'m' * 64}, this is the model {'x' * 64}"):
+        Calibration.from_dict(fitted.to_dict(), model="x" * 64)
+
+
+def test_unknown_or_damaged_files_are_refused(fitted: Calibration) -> None:
+    facts = fitted.to_dict()
+    with pytest.raises(InputError, match="version 2, this spherecf reads 1"):
+        Calibration.from_dict(facts | {"version": 2})
+    with pytest.raises(InputError, match="got the format None"):
+        Calibration.from_dict({})
+    for damaged in ({"likelihood": {"mls": {"kind": "magic"}}}, {"kappa": {}}, {"decisions": [{}]}):
+        with pytest.raises(InputError, match="damaged"):
+            Calibration.from_dict(facts | damaged)
+    del facts["thresholds"]
+    with pytest.raises(InputError, match=r"damaged.*thresholds"):
+        Calibration.from_dict(facts)
+
+
+def test_what_is_not_there_is_said(fitted: Calibration) -> None:
+    with pytest.raises(InputError, match="'pfe'; there is one for cosine, mls"):
+        fitted.llr("pfe", [1.0])
+    with pytest.raises(InputError, match="radius 64, these scores have radius 32"):
+        fitted.llr("mls", [1.0], radius=32.0)
+    with pytest.raises(InputError, match=r"no decision rule for cosine.* are: mls both <= 0\.01"):
+        fitted.decision("cosine")
+    with pytest.raises(InputError, match="at least one score"):
+        fit_calibration(model="m", data="d", scores={}, mated=[])

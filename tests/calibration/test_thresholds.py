@@ -1,0 +1,49 @@
+"""Threshold tables count as the metrics do."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spherecf.calibration import ThresholdTable, clopper_pearson
+from spherecf.errors import InputError
+from spherecf.evaluation import tmr_at_fmr
+
+
+@pytest.mark.parametrize("levels", [None, 20, 2])
+def test_counts_are_those_of_tmr_at_fmr(levels: int | None) -> None:
+    rng = np.random.default_rng(0)
+    mated = rng.random(600) < 0.4
+    scores = rng.normal(2.0 * mated, 1)
+    scores = scores if levels is None else np.round(scores * levels / 8)
+    targets = [1.0, 0.3, 0.1, 0.01, 0.003, 0.001]
+    table = ThresholdTable.fit(scores, mated, targets, score="s")
+    assert [entry.target for entry in table.entries] == targets
+    for entry, expected in zip(table.entries, tmr_at_fmr(scores, mated, targets)):
+        assert (entry.threshold, entry.fmr, entry.tmr) == (expected.threshold, expected.fmr, expected.tmr)
+        assert (entry.false_matches, entry.true_matches) == (expected.false_matches, expected.true_matches)
+        assert (entry.unresolved is None) == (expected.unresolved is None)
+    entry = table.at(0.1)
+    assert entry.fmr_exact == pytest.approx(
+        [float(x) for x in clopper_pearson(entry.false_matches, entry.non_mated)]
+    )
+
+
+def test_intervals_from_outside_and_through_json() -> None:
+    table = ThresholdTable.fit([3.0, 3.0, 1.0], [0, 0, 1], [0.5, 0.1], score="mls", radius=64.0)
+    table = table.with_subject_intervals({0.5: (0.1, 0.9)}, {0.5: (0.0, 1.0)})
+    assert table.at(0.5).fmr_subjects == (0.1, 0.9) and table.at(0.1).fmr_subjects is None
+    assert (
+        table.at(0.5).threshold == float("inf") and table.at(0.5).false_matches == 0
+    )  # ties stay out together
+    again = json.loads(json.dumps(table.to_dict(), allow_nan=False))
+    assert ThresholdTable.from_dict(again) == table
+
+
+def test_bad_input_is_refused() -> None:
+    with pytest.raises(InputError, match="FMR targets"):
+        ThresholdTable.fit([1.0, 2.0], [0, 1], [], score="s")
+    with pytest.raises(InputError, match="FMR targets"):
+        ThresholdTable.fit([1.0, 2.0], [0, 1], [0.0], score="s")
+    with pytest.raises(InputError, match=r"no threshold for FMR 0\.2; the table has 0\.5"):
+        ThresholdTable.fit([1.0, 2.0], [0, 1], [0.5], score="s").at(0.2)
