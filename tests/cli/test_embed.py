@@ -128,3 +128,14 @@ def test_view_is_what_the_options_say() -> None:
 
     assert _view("", 0) is None
     assert isinstance(shown := _view("cross", 2), View) and shown.signature == "cross-v1/2"
+
+
+def test_loose_crops_of_ijb_are_aligned_by_the_meta_files(folder: Path) -> None:
+    names = [f"people/p{person}/{image}.png" for person, image in ((0, 0), (1, 1), (1, 1), (2, 0))]
+    lines = [f"{name} {row // 2 + 1} {row}" for row, name in enumerate(names)]
+    (folder / "ijbb_face_tid_mid.txt").write_text("\n".join([*lines[:2], lines[3]]))
+    eyes = "5 5 11 5 8 8 5 11 11 11 0.9"
+    (folder / "ijbb_name_5pts_score.txt").write_text("".join(f"{name} {eyes}\n" for name in {*names}))
+    report = json.loads(call(folder, "--meta", str(folder), "--set", "ijbb", source=".").stdout)
+    assert report["images"] == 3 and report["alignment"] == "arcface16+given-points"
+    assert call(folder, "--meta", str(folder), "--align").exit_code == 1

@@ -43,6 +43,35 @@ def test_curves_are_those_of_the_metrics() -> None:
     assert curves[0].curve == expected
 
 
+def test_mean_resultant_precision_and_oracle() -> None:
+    rng = np.random.default_rng(0)
+    e = Embeddings(np.eye(40), rng.normal(2, 1, 40), [str(i) for i in range(40)],
+                   log_precision=rng.normal(size=(40, 40)))  # fmt: skip
+    left, right, mated = rng.integers(0, 40, 300), rng.integers(0, 40, 300), rng.random(300) < 0.5
+    scores = rng.normal(mated)
+    images = Images.of(e, e, left, right, ["kappa", "mean_resultant", "precision", "oracle"], 3)
+    assert images.oracle and images.absent == []
+    assert images.confidences["precision"] == pytest.approx(e.log_precision.mean(1))
+    order = np.argsort(images.confidences["kappa"])
+    assert (np.diff(images.confidences["mean_resultant"][order]) > 0).all()
+    found = {d.confidence: d.edc for d in discard_everything({"s": scores}, mated, images, [("fnmr", 0.1)])}
+    assert list(found) == ["kappa", "mean_resultant", "precision", "oracle"]
+    assert found["mean_resultant"] == found["kappa"] != found["precision"]
+    failing = int((scores[mated] < found["oracle"].threshold).sum())
+    expected = [max(failing - k, 0) / (mated.sum() - k) for k in range(mated.sum())]
+    assert found["oracle"].fnmr == pytest.approx(expected)  # one error less with every pair discarded
+    curves = {r.confidence: r.curve.tmr for r in reject_everything({"s": scores}, mated, images, [0.1, 1e-4])}
+    assert set(curves["oracle"]) == {None}  # the last target cannot be resolved
+    curves = {r.confidence: r.curve.tmr for r in reject_everything({"s": scores}, mated, images, [0.1])}
+    assert curves["oracle"][0] == curves["kappa"][0] and curves["oracle"][4] > curves["kappa"][4]
+
+
+def test_a_file_without_precision_says_so() -> None:
+    e = file([1, 2, 3])
+    assert Images.of(e, e, np.array([0]), np.array([1]), ["precision"], 0).absent == ["precision"]
+    assert not Images.of(e, e, np.array([0]), np.array([1]), ["kappa"], 0).oracle
+
+
 @pytest.mark.parametrize(
     ("severity", "labels"),
     [

@@ -6,7 +6,7 @@ from tests.evaluation.conftest import Toy
 from tests.reference import tenfold_slow_bootstrap as slow
 
 from spherecf.evaluation import evaluate_pairs, interval
-from spherecf.evaluation._measures import _spread
+from spherecf.evaluation._measures import spread
 
 
 def test_intervals_equal_the_slow_reference(toy: Toy) -> None:
@@ -45,7 +45,7 @@ def same(found, expected) -> None:
 def test_thinned_det_keeps_the_ends_and_the_rare_errors() -> None:
     fmr = np.arange(5001) / 5000
     fnmr = 1 - np.sqrt(fmr)
-    kept = _spread(fmr, fnmr)
+    kept = spread(fmr, fnmr)
     assert kept.size <= 402 and kept[0] == 0 and kept[-1] == 5000
     assert {1, 2, 3, 4, 5} <= set(kept.tolist())
-    assert _spread(fmr[:300], fnmr[:300]).size == 300
+    assert spread(fmr[:300], fnmr[:300]).size == 300

@@ -13,7 +13,7 @@ import pytest
 from tests.evaluation.conftest import Toy
 
 from spherecf.errors import InputError, MissingDependencyError, StorageError
-from spherecf.evaluation import PairReport, Strip, Table, write_report
+from spherecf.evaluation import PairReport, Plot, Section, Strip, Table, write_report
 
 pytest.importorskip("matplotlib")
 HOSTILE = '<script>alert("1")</script> & $x_1^{$'
@@ -75,18 +75,26 @@ def reports(toy: Toy) -> list[PairReport]:
 
 
 @pytest.fixture(scope="module")
-def written(reports: list[PairReport], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict]:
+def written(reports: list[PairReport], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict, str]:
     picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+    section = Section(
+        HOSTILE, [HOSTILE],
+        [Table(HOSTILE, ["score", "rank 1"], [["a", "1"], ["b", HOSTILE]], "", ["s1", HOSTILE])],
+        [Plot("<svg aria-label='DET curves'></svg>", HOSTILE, HOSTILE)],
+        [Strip(HOSTILE, [picture], [f"{HOSTILE}\nsecond"], [picture])],
+    )  # fmt: skip
     files = write_report(
         tmp_path_factory.mktemp("report"), reports, title=HOSTILE, notes=[HOSTILE],
         strips=[Strip(HOSTILE, [picture, picture], ["κ 10", HOSTILE])],
         tables=[Table(HOSTILE, ["a", HOSTILE], [[HOSTILE, "1"]], HOSTILE)],
+        sections=[section], results={"rank": np.int64(1), "rates": np.array([0.5, np.nan])},
         provenance={"key": HOSTILE, "nan": float("nan"), "path": Path("x")},
     )  # fmt: skip
-    return files.html.read_text("utf-8"), json.loads(files.json.read_text("utf-8"))
+    texts = [path.read_text("utf-8") for path in (files.html, files.json, files.markdown)]
+    return texts[0], json.loads(texts[1]), texts[2]
 
 
-def test_the_page_needs_nothing_else(written: tuple[str, dict]) -> None:
+def test_the_page_needs_nothing_else(written: tuple[str, dict, str]) -> None:
     page = Page(written[0])
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     assert all(link.startswith(("#", "data:image/")) for link in page.links)
@@ -94,7 +102,7 @@ def test_the_page_needs_nothing_else(written: tuple[str, dict]) -> None:
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", written[0]))
 
 
-def test_every_section_and_every_link_is_there(written: tuple[str, dict]) -> None:
+def test_every_section_and_every_link_is_there(written: tuple[str, dict, str]) -> None:
     page = Page(written[0])
     assert page.open == [] and len(page.ids) == len(set(page.ids))
     expected = {
@@ -104,6 +112,7 @@ def test_every_section_and_every_link_is_there(written: tuple[str, dict]) -> Non
         "list-0-1",
         "list-1",
         "list-1-0",
+        "section-0",
         "faces",
         "reading",
         "provenance",
@@ -123,22 +132,22 @@ def test_every_section_and_every_link_is_there(written: tuple[str, dict]) -> Non
     assert "FMR 0.001 needs at least 1000 non-mated pairs, there are 200" in page.words
 
 
-def test_every_picture_has_words(written: tuple[str, dict]) -> None:
+def test_every_picture_has_words(written: tuple[str, dict, str]) -> None:
     page = Page(written[0])
-    assert len(page.images) == 2 and all(image["alt"] for image in page.images)
+    assert len(page.images) == 4 and all(image["alt"] for image in page.images)
     kinds = ("DET curves", "Rejection curves", "Error versus discard", "Histograms of kappa")
     assert len(page.labels) >= 12 and all(label.startswith(kinds) for label in page.labels)
     for kind in kinds:
         assert any(label.startswith(kind) for label in page.labels)
 
 
-def test_names_from_outside_stay_words(written: tuple[str, dict]) -> None:
+def test_names_from_outside_stay_words(written: tuple[str, dict, str]) -> None:
     assert "<script" not in written[0].lower()
     assert Page(written[0]).words.count(HOSTILE) >= 10
 
 
 def test_signatures_and_counts_stand_beside_every_row(
-    written: tuple[str, dict], reports: list[PairReport]
+    written: tuple[str, dict, str], reports: list[PairReport]
 ) -> None:
     words = Page(written[0]).words
     for report in reports:
@@ -147,17 +156,55 @@ def test_signatures_and_counts_stand_beside_every_row(
             assert f"{result.accuracy.value:.4f} ± {result.tenfold.std:.4f}" in words
 
 
-def test_the_json_holds_everything(written: tuple[str, dict], reports: list[PairReport]) -> None:
+def test_the_json_holds_everything(written: tuple[str, dict, str], reports: list[PairReport]) -> None:
     content = written[1]
     assert content["reports"] == [report.to_dict() for report in reports]
     assert content["title"] == HOSTILE and content["provenance"] == {"key": HOSTILE, "nan": None, "path": "x"}
     assert content["tables"][0]["rows"] == [[HOSTILE, "1"]] and content["strips"][0]["captions"][0] == "κ 10"
+    assert content["results"] == {"rank": 1, "rates": [0.5, None]}
+    section = content["sections"][0]
+    assert section["tables"][0]["signatures"] == ["s1", HOSTILE] and section["plots"][0]["alt"] == HOSTILE
+
+
+def test_rows_of_tables_carry_their_signatures(written: tuple[str, dict, str]) -> None:
+    page = written[0]
+    section = page[page.index('<section id="section-0">') : page.index('<section id="faces">')]
+    assert section.count("<summary>signature</summary>") == 2 and "<code>s1</code>" in section
+    assert re.search(r'<th scope="row"><span class="name">a</span>.*?</th><td>1</td>', section)
+    assert section.count("<img") == 2 and 'class="strip pairs"' in section
+
+
+def test_markdown_says_the_same_in_words(written: tuple[str, dict, str], reports: list[PairReport]) -> None:
+    text = written[2]
+    for line in text.split("## Provenance")[0].splitlines():
+        assert "<" not in re.sub(r"`[^`]*`", "", line), line  # no markup from outside
+    for report in reports[:3]:
+        for result in report.scores.values():
+            assert f"`{result.signature}`" in text and f"{result.accuracy.value:.4f} ±" in text
+    assert "- row 1: `s1`" in text and "- Plot. DET: what each score misses" in text
+    assert "second" in text and "| mls" in text and "Minus cosine" in text and "FMR 0.001 needs" in text
+    tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
+    for table in tables:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table}
+        assert len(widths) == 1 and len(table) >= 3, table[0]
+    assert len(tables) >= 7
+
+
+def test_sections_alone_are_a_report(tmp_path: Path) -> None:
+    files = write_report(tmp_path, title="t", sections=[Section("CMC of something", ["one note"])])
+    page = files.html.read_text("utf-8")
+    assert "1 section<" in page and '<a href="#section-0">CMC of something</a>' in page
+    assert (
+        "<b>CMC, rank-k</b>" in page and "<b>Accuracy</b>" not in page
+    )  # only what the page shows is explained
+    assert files.markdown.read_text("utf-8").startswith("# t\n\nspherecf ")
 
 
 def test_the_same_input_gives_the_same_bytes(reports: list[PairReport], tmp_path: Path) -> None:
     files = [write_report(tmp_path / name, reports[2:3], title="t") for name in "ab"]
     assert files[0].html.read_bytes() == files[1].html.read_bytes()
     assert files[0].json.read_bytes() == files[1].json.read_bytes()
+    assert files[0].markdown.read_bytes() == files[1].markdown.read_bytes()
 
 
 def test_bad_input(reports: list[PairReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spherecf._progress import console
+from spherecf.cli import _import
 from spherecf.cli._audit import show_report
 from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
 from spherecf.errors import InputError
@@ -116,6 +117,9 @@ def check(
         typer.echo(text)
     else:
         show_report(report)
+
+
+app.command("import", epilog=_import.EXAMPLE)(_import.import_features)
 
 
 def _write(

@@ -38,6 +38,10 @@ def embed(
     root: Annotated[
         Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
     ] = None,
+    meta: Annotated[
+        Path | None, typer.Option(help="SOURCE holds IJB's loose crops, and this its meta files.")
+    ] = None,
+    set_: Annotated[str, typer.Option("--set", help="With --meta: ijbb or ijbc.")] = "ijbc",
 ) -> None:
     """Embed every image as a direction mu and a confidence log kappa.
 
@@ -51,12 +55,15 @@ def embed(
 
     if seed and not degrade:
         raise InputError("--seed chooses the draw of --degrade RECIPE, which is missing")
+    if meta is not None and (align or root):
+        raise InputError("--meta aligns by the landmarks of the meta files; leave out --align and --root")
     view = _view(degrade, seed)
-    opened = open_source(source, root)
     loaded = load(model, backbone, engine=engine)
+    size = loaded.backbone.preprocessing.size
+    opened = _ijb(source, meta, set_, size) if meta else open_source(source, root)
     for repair in loaded.backbone.repairs:
         console.print(f"{loaded.backbone.name}: {repair}", highlight=False, markup=False)
-    photos = _aligned(opened, loaded.backbone.preprocessing.size) if align else opened
+    photos = _aligned(opened, size) if align else opened
     result = embed_images(loaded, photos, out, view=view, flip=flip, batch_size=batch_size)
     seconds = result.provenance["seconds"]  # of all runs that it took; this one may have been the last bit
     report = {
@@ -80,6 +87,15 @@ def _view(recipe: str, seed: int) -> "View | None":
     from spherecf.data import Degradation, View
 
     return View(Degradation(recipe, seed)) if recipe else None
+
+
+def _ijb(folder: Path, meta: Path, name: str, size: tuple[int, int]) -> "ImageSource":
+    from spherecf.data import read_ijb
+    from spherecf.faces import IjbFaces
+
+    if size[0] != size[1]:
+        raise InputError(f"--meta makes square crops, this recogniser takes {size[0]}x{size[1]}")
+    return IjbFaces(folder, read_ijb(meta, name), size=size[0])
 
 
 def _aligned(source: "ImageSource", size: tuple[int, int]) -> "ImageSource":

@@ -3,7 +3,11 @@
 from spherecf.data._degradations import KINDS, RECIPES, Degradation, Degraded, Recipe
 from spherecf.data._describe import describe
 from spherecf.data._draw import draw_pairs
+from spherecf.data._dumps import read_features
 from spherecf.data._folder import IdentityFolder
+from spherecf.data._groups import Groups, read_groups
+from spherecf.data._ijb import Enrolled, IjbMeta, TemplatePairs
+from spherecf.data._ijb_files import read_ijb, write_ijb
 from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
 from spherecf.data._iterate import ImageBatch, Skipped, iter_images, load_batches
 from spherecf.data._keys import Keys
@@ -25,7 +29,10 @@ __all__ = [
     "RECIPES",
     "Degradation",
     "Degraded",
+    "Enrolled",
+    "Groups",
     "IdentityFolder",
+    "IjbMeta",
     "ImageBatch",
     "ImageError",
     "ImageSource",
@@ -38,6 +45,7 @@ __all__ = [
     "Skipped",
     "Subset",
     "SyntheticImages",
+    "TemplatePairs",
     "View",
     "decode_image",
     "describe",
@@ -50,11 +58,15 @@ __all__ = [
     "open_source",
     "orl_faces",
     "read_cfp_pairs",
+    "read_features",
+    "read_groups",
+    "read_ijb",
     "read_lfw_pairs",
     "sharpness",
     "split_identities",
     "training_views",
     "write_folder",
+    "write_ijb",
     "write_list",
     "write_pair_bin",
     "write_records",

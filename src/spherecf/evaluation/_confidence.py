@@ -1,15 +1,23 @@
-"""The images of a pair list and their confidences: EDC, rejection curves and kappa histograms from them."""
+"""The images of a pair list and their confidences: EDC, rejection curves and kappa histograms from them.
+
+Beside the columns of the embeddings file these names are known: "kappa"; "mean_resultant", A_d(kappa), which
+increases with kappa and so gives exactly the curves of kappa; "precision", the mean log precision of
+probabilistic embeddings (PFE, Shi and Jain, ICCV 2019); "random"; and "oracle", which sees the errors.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from spherecf.embeddings import Embeddings
 from spherecf.evaluation._discard import edc, pair_quality, rejection_curve
+from spherecf.evaluation._rates import tmr_at_fmr
 from spherecf.evaluation._result import Discarding, KappaHistogram, Rejection
+from spherecf.vmf import mean_resultant_length
 
 Array = NDArray[Any]
 
@@ -29,6 +37,8 @@ class Images:
     confidences: dict[str, Array]
     severity: Array | None
     absent: list[str]
+    oracle: bool = False
+    """Asked for; it is made from the scores."""
 
     @classmethod
     def of(
@@ -52,8 +62,15 @@ class Images:
         confidences: dict[str, Array] = {}
         absent = []
         for name in names:
+            if name == "oracle":
+                continue
             if name == "kappa":
                 confidences[name] = kappa
+            elif name == "mean_resultant":
+                confidences[name] = mean_resultant_length(torch.from_numpy(kappa), left.dim).numpy()
+            elif name == "precision" and left.log_precision is not None and right.log_precision is not None:
+                of, other = ({name: values.mean(1)} for values in (left.log_precision, right.log_precision))
+                confidences[name] = column(of, other, name)
             elif name == "random":
                 confidences[name] = np.random.default_rng(seed).random(rows.size)
             elif name in left.extras and name in right.extras:
@@ -64,21 +81,29 @@ class Images:
         if "severity" in left.extras or "severity" in right.extras:  # a file without it is undegraded
             graded = [{"severity": np.zeros(len(side)), **side.extras} for side in (left, right)]
             severity = column(graded[0], graded[1], "severity")
-        return cls(index[: rows_left.size], index[rows_left.size :], kappa, confidences, severity, absent)
+        return cls(
+            index[: rows_left.size], index[rows_left.size :], kappa, confidences, severity, absent,
+            "oracle" in names,
+        )  # fmt: skip
 
 
 def discard_everything(
     scores: Mapping[str, Array], mated: Array, images: Images, starts: Sequence[tuple[str, float]]
 ) -> list[Discarding]:
-    """EDC of every score, confidence and starting point."""
+    """EDC of every score, confidence and starting point; the oracle discards failing pairs first."""
     found = []
     for score, values in scores.items():
-        for confidence, quality in images.confidences.items():
-            of_pairs = pair_quality(quality[images.left], quality[images.right])
+        of_pairs = {
+            confidence: pair_quality(quality[images.left], quality[images.right])
+            for confidence, quality in images.confidences.items()
+        }
+        if images.oracle:
+            of_pairs["oracle"] = values
+        for confidence, quality in of_pairs.items():
             for kind, at in starts:
                 start: Any = {"start_fnmr": at} if kind == "fnmr" else {"fmr": at}
                 found.append(
-                    Discarding(score, confidence, f"{kind}<={at:g}", edc(values, mated, of_pairs, **start))
+                    Discarding(score, confidence, f"{kind}<={at:g}", edc(values, mated, quality, **start))
                 )
     return found
 
@@ -87,16 +112,33 @@ def reject_everything(
     scores: Mapping[str, Array], mated: Array, images: Images, targets: Sequence[float]
 ) -> list[Rejection]:
     """Rejection curve, by images, of every score, confidence and target."""
-    return [
-        Rejection(
-            score,
-            confidence,
-            rejection_curve(values, mated, quality, target, images=(images.left, images.right)),
-        )
-        for score, values in scores.items()
-        for confidence, quality in images.confidences.items()
-        for target in targets
-    ]
+    found = []
+    for score, values in scores.items():
+        for confidence in [*images.confidences, *(["oracle"] if images.oracle else [])]:
+            for target in targets:
+                quality = images.confidences.get(confidence)
+                if quality is None:
+                    quality = _oracle_of_images(values, mated, images, target)
+                curve = rejection_curve(values, mated, quality, target, images=(images.left, images.right))
+                found.append(Rejection(score, confidence, curve))
+    return found
+
+
+def _oracle_of_images(scores: Array, mated: Array, images: Images, target: float) -> Array:
+    """Rank of each image: most wrong per pair first, then by the worst margin of its pairs.
+
+    Wrong is by the threshold of all pairs, as much as the score misses it. It sees the errors, but to find
+    the best images to reject is a harder problem, which it does not solve.
+    """
+    threshold = tmr_at_fmr(scores, mated, target)[0].threshold or 0.0  # unresolved: no curve in any case
+    margin = np.tile(np.where(mated, scores - threshold, threshold - scores), 2)
+    image = np.concatenate([images.left, images.right])
+    missed = np.bincount(image, np.maximum(-margin, 0)) / np.bincount(image)
+    worst = np.full(images.kappa.size, np.inf)
+    np.minimum.at(worst, image, margin)
+    rank = np.empty(images.kappa.size)
+    rank[np.lexsort((worst, -missed))] = np.arange(rank.size)
+    return rank
 
 
 def kappa_histograms(images: Images) -> list[KappaHistogram]:

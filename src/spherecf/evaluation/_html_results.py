@@ -3,21 +3,16 @@
 from collections.abc import Sequence
 from html import escape
 
-from spherecf.evaluation._html_pieces import figure, plain_table
+from spherecf.evaluation._html_pieces import figures, folded, rows_and_note
 from spherecf.evaluation._parts import Plot
-from spherecf.evaluation._plots import (
-    det_plot,
-    edc_plot,
-    kappa_plot,
-    main_scores,
-    rejection_plot,
-    score_colour,
-)
+from spherecf.evaluation._plots import score_colour
 from spherecf.evaluation._result import PairReport, ScoreResult
 from spherecf.evaluation._tables import (
+    areas_table,
+    compared_metrics,
     counts_text,
+    difference_text,
     heading,
-    interval_text,
     metric_names,
     run_names,
     unresolved_text,
@@ -54,10 +49,9 @@ def score_rows_table(conditions: dict[str, list[PairReport]]) -> str:
 
 def _score_row(run: PairReport, result: ScoreResult, metrics: Sequence[str]) -> str:
     swatch = f'<span class="swatch" style="background:{score_colour(result.score, run)}"></span>'
-    signature = f"<details><summary>signature</summary><code>{escape(result.signature)}</code></details>"
     cells = [_cell(*value_text(result, metric)) for metric in metrics]
     name = f'<span class="name">{swatch}{escape(result.score)}</span>'
-    return f'<tr><th scope="row">{name}{signature}</th>{"".join(cells)}</tr>'
+    return f'<tr><th scope="row">{name}{folded(result.signature)}</th>{"".join(cells)}</tr>'
 
 
 def _cell(value: str, interval: str, kind: str = "") -> str:
@@ -67,9 +61,9 @@ def _cell(value: str, interval: str, kind: str = "") -> str:
     return f'<td{mark}><span class="value">{escape(value)}</span>{below}</td>'
 
 
-def condition_section(runs: Sequence[PairReport], where: str) -> str:
+def condition_section(runs: Sequence[PairReport], plots: Sequence[Plot]) -> str:
     """Differences to the cosine, plots, areas under EDC, and failures of one condition."""
-    parts = [_differences(runs), _plots(runs, where), _areas(runs)]
+    parts = [_differences(runs), _plots(runs, plots), _areas(runs)]
     absent = dict.fromkeys(name for run in runs for name in run.absent_confidences)
     if absent:
         parts.append(
@@ -80,9 +74,7 @@ def condition_section(runs: Sequence[PairReport], where: str) -> str:
 
 
 def _differences(runs: Sequence[PairReport]) -> str:
-    metrics = [
-        m for m in metric_names(runs) if any(k.endswith(f":{m}") for run in runs for k in run.differences)
-    ]
+    metrics = compared_metrics(runs)
     rows = []
     for run, label in zip(runs, run_names(runs)):
         for score in run.scores:
@@ -91,11 +83,7 @@ def _differences(runs: Sequence[PairReport]) -> str:
                 continue
             named = f"{score}, {label}" if label else score
             cells = [
-                _cell("–", "")
-                if one is None
-                else _cell(
-                    f"{one.value:+.4f}", interval_text(one.interval, signed=True), verdict(metric, one)
-                )
+                _cell("–", "") if one is None else _cell(*difference_text(one), verdict(metric, one))
                 for metric, one in zip(metrics, found)
             ]
             rows.append(f'<tr><th scope="row">{escape(named)}</th>{"".join(cells)}</tr>')
@@ -108,44 +96,19 @@ def _differences(runs: Sequence[PairReport]) -> str:
     )
 
 
-def _plots(runs: Sequence[PairReport], where: str) -> str:
-    plots: list[Plot | None] = [det_plot(runs, f"{where}-det")]
-    for place, score in enumerate(main_scores(runs[0])):
-        plots.append(rejection_plot(runs, score, f"{where}-rejection-{place}"))
-    for place, score in enumerate(main_scores(runs[0])):
-        plots.append(edc_plot(runs, score, f"{where}-edc-{place}"))
-    plots.append(kappa_plot(runs[0].kappa_histograms, f"{where}-kappa"))
+def _plots(runs: Sequence[PairReport], plots: Sequence[Plot]) -> str:
     thin = ""
     if len(runs) > 1:
         bold = escape(run_names(runs)[0])
         thin = f'<p class="note">Bold: {bold}. Thin: the other runs. κ is that of the first.</p>'
-    return f'<div class="plots">{"".join(figure(plot) for plot in plots if plot)}</div>{thin}'
+    return figures(plots) + thin
 
 
 def _areas(runs: Sequence[PairReport]) -> str:
-    """Areas under EDC: a row per score and start, a column per confidence."""
-    confidences = list(dict.fromkeys(item.confidence for run in runs for item in run.edc))
-    rows, reasons = [], []
-    for run, label in zip(runs, run_names(runs)):
-        found = {(item.score, item.start, item.confidence): item.edc for item in run.edc}
-        for score, start in dict.fromkeys((item.score, item.start) for item in run.edc):
-            ones = [found.get((score, start, confidence)) for confidence in confidences]
-            first = next(one for one in ones if one is not None)
-            named = f"{score}, {label}" if label else score
-            where = start.replace("<=", " ≤ ").upper()
-            begin = "unresolved" if first.start is None else f"{first.start:.4f}"
-            areas = [one.pauc_normalised.get("0.2") if one else None for one in ones]
-            rows.append([named, where, begin, *("–" if area is None else f"{area:.3f}" for area in areas)])
-            if first.unresolved:
-                reasons.append(f"{where}: {first.unresolved}.")
-    if not rows:
+    table = areas_table(runs)
+    if table is None:
         return ""
-    said = "".join(f'<p class="note">{escape(why)}</p>' for why in dict.fromkeys(reasons))
-    table = plain_table(["Score", "Threshold at", "FNMR at the start", *confidences], rows)
-    return (
-        "<details><summary>Areas under error versus discard, up to 20 % discarded (1 tells nothing, smaller "
-        f"is better)</summary>{table}{said}</details>"
-    )
+    return f"<details><summary>{escape(table.title)}</summary>{rows_and_note(table)}</details>"
 
 
 def _failures(run: PairReport) -> str:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
 from spherecf.evaluation._curve import SortedPairs
+from spherecf.evaluation._nearest import nearest_of_curve
 from spherecf.evaluation._rates import allowed_false, auc_rates, det_curve, eer_rates, tmr_of_curve, tmr_rates
 from spherecf.evaluation._resolve import ResolvedPairs
 from spherecf.evaluation._result import Measure, ScoreResult
@@ -56,13 +57,14 @@ def measure(
     targets: Sequence[float],
     resampled: Mapping[str, Array],
     facts: Mapping[str, object],
+    nearest: bool,
 ) -> ScoreResult:
     """Everything about one score; ``facts`` go into its signature."""
     curve = sp.curve()
     accuracy = tenfold(sp.scores, sp.mated, pairs.folds[sp.order])
     tmr = tmr_of_curve(curve, targets)
     fmr, fnmr, _ = det_curve(sp.scores, sp.mated)
-    thin = _spread(fmr, fnmr)
+    thin = spread(fmr, fnmr)
 
     def around(metric: str) -> Interval | None:
         found = resampled.get(f"{score}:{metric}")
@@ -80,10 +82,11 @@ def measure(
         eer=Measure(float(eer_rates(curve)), around("eer")),
         auc=Measure(float(auc_rates(curve)), around("auc")),
         det={"fmr": fmr[thin].tolist(), "fnmr": fnmr[thin].tolist()},
+        nearest=nearest_of_curve(curve, targets) if nearest else [],
     )
 
 
-def _spread(fmr: Array, fnmr: Array) -> Array:
+def spread(fmr: Array, fnmr: Array) -> Array:
     """At most 400 corners of the DET curve, evenly over the decades of both rates, as it is plotted."""
     if fmr.size <= 2 * _DET_POINTS:
         return np.arange(fmr.size)

@@ -1,12 +1,9 @@
 """What a report is made of beside pair lists: tables, plots, strips of pictures, and sections of these."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
-from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 
 
@@ -18,6 +15,7 @@ class Strip:
         title: what they are and how they are sorted.
         images: encoded PNG or JPEG, as bytes.
         captions: one per image, e.g. "κ 512".
+        beside: of pairs, the second picture of each, shown to the right of the first.
 
     Raises:
         InputError: numbers differ, or an image is neither PNG nor JPEG.
@@ -26,14 +24,20 @@ class Strip:
     title: str
     images: Sequence[bytes]
     captions: Sequence[str]
+    beside: Sequence[bytes] = ()
 
     def __post_init__(self) -> None:
-        if len(self.images) != len(self.captions):
+        if len(self.images) != len(self.captions) or len(self.beside) not in (0, len(self.images)):
             raise InputError(
-                f"strip {self.title!r}: {len(self.images)} images, {len(self.captions)} captions"
+                f"strip {self.title!r}: {len(self.images)} images, {len(self.captions)} captions, "
+                f"{len(self.beside)} images beside"
             )
-        for place, image in enumerate(self.images):
+        for place, image in enumerate([*self.images, *self.beside]):
             media_type(image, f"strip {self.title!r}, image {place}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Title and captions; pictures stay in the page."""
+        return {"title": self.title, "captions": list(self.captions)}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ class Section:
         title: of the section.
         notes: sentences at its top.
         tables: of results.
-        plots: from `line_plot`.
+        plots: from `line_plot`, `det_lines` or `histogram_plot`.
         strips: rows of pictures.
     """
 
@@ -100,6 +104,16 @@ class Section:
     plots: Sequence[Plot] = ()
     strips: Sequence[Strip] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists: plots as their words, strips as their captions."""
+        return {
+            "title": self.title,
+            "notes": list(self.notes),
+            "tables": [table.to_dict() for table in self.tables],
+            "plots": [{"caption": plot.caption, "alt": plot.alt} for plot in self.plots],
+            "strips": [strip.to_dict() for strip in self.strips],
+        }
+
 
 def media_type(image: bytes, where: str) -> str:
     """Of an encoded picture, by its first bytes."""
@@ -108,42 +122,3 @@ def media_type(image: bytes, where: str) -> str:
     if image[:3] == b"\xff\xd8\xff":
         return "image/jpeg"
     raise InputError(f"{where}: expected an encoded PNG or JPEG, got bytes starting {bytes(image[:8])!r}")
-
-
-def strip_by_kappa(
-    title: str,
-    embeddings: Embeddings,
-    picture: Callable[[str], bytes],
-    *,
-    keys: Sequence[str] | None = None,
-    count: int = 14,
-) -> Strip:
-    """Faces from the least to the most sure, evenly spaced by rank, with kappa under each.
-
-    Args:
-        title: of the strip.
-        embeddings: gives kappa.
-        picture: the encoded PNG or JPEG of a key.
-        keys: those to choose from; default: all. Keys without an embedding are passed over.
-        count: number of faces.
-
-    Raises:
-        InputError: nothing to show, or pictures that are neither PNG nor JPEG.
-
-    Example:
-        >>> e = Embeddings(np.eye(3), np.log([30.0, 10.0, 20.0]), ["a", "b", "c"])
-        >>> strip_by_kappa("faces", e, lambda key: b"\\xff\\xd8\\xff", count=2).captions
-        ['κ 10', 'κ 30']
-    """
-    known = set(embeddings.keys)
-    chosen = embeddings.keys if keys is None else [key for key in dict.fromkeys(keys) if key in known]
-    if not chosen or count < 1:
-        raise InputError(f"strip {title!r}: nothing to show ({len(chosen)} embedded images, {count} wanted)")
-    rows = embeddings.rows(chosen)
-    rows = rows[np.argsort(embeddings.log_kappa[rows], kind="stable")]
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int))]
-    return Strip(
-        title,
-        [picture(embeddings.keys[row]) for row in rows],
-        [f"κ {kappa:.3g}" if kappa < 100 else f"κ {kappa:,.0f}" for kappa in embeddings.kappa[rows].tolist()],
-    )

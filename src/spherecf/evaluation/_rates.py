@@ -53,9 +53,7 @@ def tmr_of_curve(curve: Curve, targets: Targets) -> list[TmrAtFmr]:
     for target in np.atleast_1d(np.asarray(targets, np.float64)).tolist():
         allowed = allowed_false(target, non_mated)
         if allowed < 1:
-            needed = int(np.ceil(1 / target))
-            why = f"FMR {target:g} needs at least {needed} non-mated pairs, there are {non_mated}"
-            results.append(TmrAtFmr(target, None, None, None, None, None, mated, non_mated, why))
+            results.append(unresolved(target, mated, non_mated))
             continue
         at = int(np.searchsorted(curve.false, allowed, side="right")) - 1
         true, false = int(curve.true[at]), int(curve.false[at])
@@ -64,6 +62,13 @@ def tmr_of_curve(curve: Curve, targets: Targets) -> list[TmrAtFmr]:
             TmrAtFmr(target, true / mated, false / non_mated, threshold, true, false, mated, non_mated)
         )
     return results
+
+
+def unresolved(target: float, mated: int, non_mated: int) -> TmrAtFmr:
+    """The entry of a target that asks for less than one false match."""
+    needed = int(np.ceil(1 / target))
+    why = f"FMR {target:g} needs at least {needed} non-mated pairs, there are {non_mated}"
+    return TmrAtFmr(target, None, None, None, None, None, mated, non_mated, why)
 
 
 def allowed_false(target: float, non_mated: int) -> float:

@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing else, and one JSON file with every number."""
+"""The report: one HTML page that needs nothing else, the same in Markdown, and every number as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,12 @@ from typing import Any
 from spherecf._files import write_atomically
 from spherecf._version import __version__
 from spherecf.errors import InputError
+from spherecf.evaluation._canvas import require_matplotlib
+from spherecf.evaluation._content import Content
 from spherecf.evaluation._html import page
+from spherecf.evaluation._markdown import markdown
 from spherecf.evaluation._parts import Section, Strip, Table
-from spherecf.evaluation._plots import require_matplotlib
-from spherecf.evaluation._result import PairReport, plain
+from spherecf.evaluation._result import PairReport
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class ReportFiles:
 
     html: Path
     json: Path
+    markdown: Path
 
 
 def write_report(
@@ -35,11 +38,12 @@ def write_report(
     provenance: Mapping[str, Any] | None = None,
     tables: Sequence[Table] = (),
 ) -> ReportFiles:
-    """Write ``report.html`` and ``report.json``; files of an earlier report in the folder are replaced.
+    """Write ``report.html``, ``report.md`` and ``report.json``; an earlier report in the folder is replaced.
 
     The page is self-contained (inline SVG, pictures as data), follows the reader's light or dark setting and
     fits a phone. It has a section per pair list and in it one per condition; several reports of the same list
-    and condition (seeds) share tables and plots. ``docs/evaluation.md`` explains how to read it.
+    and condition (seeds) share tables and plots. The Markdown says the same without pictures: plots and
+    strips in words, signatures below their tables. ``docs/evaluation.md`` explains how to read it.
 
     Args:
         folder: made if it is not there.
@@ -53,7 +57,7 @@ def write_report(
         tables: summary tables for the top.
 
     Returns:
-        Paths of both files.
+        Paths of the files.
 
     Raises:
         InputError: neither reports nor sections.
@@ -75,21 +79,17 @@ def write_report(
     require_matplotlib()
     if not reports and not sections:
         raise InputError("write_report: expected at least one report or section, got none")
-    folder = Path(folder)
-    facts = plain(dict(provenance or {}))
-    content = {
-        "title": title,
-        "spherecf": __version__,
-        "notes": list(notes),
-        "tables": [table.to_dict() for table in tables],
-        "reports": [report.to_dict() for report in reports],
-        "results": plain(dict(results or {})),
-        "strips": [{"title": strip.title, "captions": list(strip.captions)} for strip in strips],
-        "provenance": facts,
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    html = page(title, reports, sections, notes, strips, tables, json.loads(json.dumps(facts, default=str)))
-    return ReportFiles(
-        html=write_atomically(folder / "report.html", lambda stream: stream.write(html.encode())),
-        json=write_atomically(folder / "report.json", lambda stream: stream.write(text.encode())),
+    content = Content(title, reports, sections, notes, strips, tables, results or {}, provenance or {})
+    text = json.dumps(
+        content.to_dict(__version__), indent=1, ensure_ascii=False, allow_nan=False, default=str
     )
+    folder = Path(folder)
+    return ReportFiles(
+        html=_write(folder / "report.html", page(content)),
+        json=_write(folder / "report.json", text),
+        markdown=_write(folder / "report.md", markdown(content)),
+    )
+
+
+def _write(path: Path, text: str) -> Path:
+    return write_atomically(path, lambda stream: stream.write(text.encode()))

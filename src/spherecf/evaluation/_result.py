@@ -5,10 +5,13 @@ from bisect import bisect_right
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.evaluation._bootstrap import Interval
 from spherecf.evaluation._discard import Edc, RejectionCurve
+from spherecf.evaluation._mistakes import Mistake
+from spherecf.evaluation._nearest import NearestPoint
 from spherecf.evaluation._rates import TmrAtFmr
 from spherecf.evaluation._tenfold import TenFold
 
@@ -39,6 +42,8 @@ class ScoreResult:
     auc: Measure
     det: dict[str, list[float]]
     """``fmr`` and ``fnmr`` of the DET curve, thinned for plotting."""
+    nearest: list[NearestPoint] = field(default_factory=list)
+    """The targets at the nearest points of the ROC, if asked for."""
 
     def measure(self, name: str) -> Measure | None:
         """By the name used in tables: "accuracy", "eer", "auc", "tmr@0.001"; None where unresolved."""
@@ -105,6 +110,8 @@ class PairReport:
     kappa_histograms: list[KappaHistogram] = field(default_factory=list)
     absent_confidences: list[str] = field(default_factory=list)
     """Asked for, but not among the extras of the embeddings."""
+    mistakes: list[Mistake] = field(default_factory=list)
+    """The worst of every score, see `worst_mistakes`."""
     label: str = ""
     """What tells this run from others of the same list and condition, e.g. "seed 1"."""
     resampled: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
@@ -143,7 +150,13 @@ def _thin_steps(edc: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def plain(value: Any) -> Any:
-    """Dicts, lists and numbers that JSON knows: NaN becomes None, an infinity "inf" or "-inf"."""
+    """Dicts, lists and numbers that JSON knows: NaN becomes None, an infinity "inf" or "-inf".
+
+    >>> plain({"rank": np.int64(1), "rates": np.array([0.5, np.inf, np.nan])})
+    {'rank': 1, 'rates': [0.5, 'inf', None]}
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

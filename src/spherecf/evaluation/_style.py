@@ -29,14 +29,14 @@ nav .sub a{font-size:.82rem;background:none}
 .notes{background:var(--card);border-left:4px solid var(--accent);border-radius:0 .4rem .4rem 0;
 padding:.7rem 1rem .7rem 2rem;margin:1.2rem 0}
 .scroll{overflow-x:auto;margin:.7rem 0;border:1px solid var(--line);border-radius:.5rem}
-table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem .7rem;text-align:right;vertical-align:top;border-top:1px solid var(--line)}
 thead th{border-top:0;color:var(--dim);font-weight:600;font-size:.8rem;vertical-align:bottom;min-width:6.2em}
 th:first-child,td:first-child{text-align:left;min-width:7.5em}
 tbody th{font-weight:600}
 th .name,td{white-space:nowrap}
 .scroll tr:not(.group) th:first-child,.scroll tr:not(.group) td:first-child{position:sticky;left:0;
-background:var(--back)}
+background:var(--back);background-clip:padding-box}
 tr.group th{background:var(--card);text-align:left;font-weight:600}
 tr.group span{display:block;position:sticky;left:.7rem;width:fit-content;
 max-width:min(100%,calc(100vw - 3.4rem));white-space:normal}
@@ -49,6 +49,7 @@ td.missing{color:var(--dim);font-style:italic}
 .swatch{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.45em}
 details{margin:.15rem 0}
 summary{cursor:pointer;color:var(--accent);font-size:.85rem}
+th summary{white-space:nowrap}
 details code,pre{font:12px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere;
 white-space:pre-wrap}
 th details code{display:block;max-width:min(34em,60vw);font-weight:400;text-align:left}
@@ -61,6 +62,7 @@ figure svg text{font-family:inherit!important}
 figcaption{margin-top:.35rem}
 .strip{display:flex;overflow-x:auto;gap:.5rem;padding:.3rem 0 .6rem}
 .strip figure{padding:.3rem;flex:0 0 auto;text-align:center}
+.strip div{display:flex;gap:.2rem;justify-content:center}
 .strip img{display:block;width:84px;height:84px;object-fit:cover;border-radius:.35rem}
 .strip figcaption{font-variant-numeric:tabular-nums;white-space:pre-line;margin:.25rem 0 0}
 footer{margin:3rem 0 2rem}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from spherecf.evaluation._bootstrap import Interval
+from spherecf.evaluation._parts import Table
 from spherecf.evaluation._result import Measure, PairReport, ScoreResult
 
 Grouped = dict[str, dict[str, list[PairReport]]]
@@ -87,3 +88,69 @@ def unresolved_text(reports: Sequence[PairReport]) -> list[str]:
     """Why some numbers are missing, each reason once."""
     reasons = [e.unresolved for r in reports for s in r.scores.values() for e in s.tmr if e.unresolved]
     return list(dict.fromkeys(reasons))
+
+
+def areas_table(runs: Sequence[PairReport]) -> Table | None:
+    """Areas under EDC: a row per score and start, a column per confidence; None without EDC."""
+    confidences = list(dict.fromkeys(item.confidence for run in runs for item in run.edc))
+    rows, reasons = [], []
+    for run, label in zip(runs, run_names(runs)):
+        found = {(item.score, item.start, item.confidence): item.edc for item in run.edc}
+        for score, start in dict.fromkeys((item.score, item.start) for item in run.edc):
+            ones = [found.get((score, start, confidence)) for confidence in confidences]
+            first = next(one for one in ones if one is not None)
+            named = f"{score}, {label}" if label else score
+            where = start.replace("<=", " ≤ ").upper()
+            begin = "unresolved" if first.start is None else f"{first.start:.4f}"
+            areas = [one.pauc_normalised.get("0.2") if one else None for one in ones]
+            rows.append([named, where, begin, *("–" if area is None else f"{area:.3f}" for area in areas)])
+            if first.unresolved:
+                reasons.append(f"{where}: {first.unresolved}.")
+    if not rows:
+        return None
+    return Table(
+        "Areas under error versus discard, up to 20 % discarded (1 tells nothing, smaller is better)",
+        ["Score", "Threshold at", "FNMR at the start", *confidences],
+        rows,
+        " ".join(dict.fromkeys(reasons)),
+    )
+
+
+def score_table(conditions: dict[str, list[PairReport]]) -> Table:
+    """Every score of every condition and run, with its signature; a value and its interval share a cell."""
+    members = [run for runs in conditions.values() for run in runs]
+    metrics = metric_names(members)
+    rows, signatures = [], []
+    for condition, runs in conditions.items():
+        for run, label in zip(runs, run_names(runs)):
+            for result in run.scores.values():
+                found = [value_text(result, metric) for metric in metrics]
+                cells = [f"{value} {between}" if between[:1] == "[" else value for value, between in found]
+                rows.append([f"{condition}, {label}" if label else condition, result.score, *cells])
+                signatures.append(result.signature)
+    return Table("", ["Left/right", "Score", *map(heading, metrics)], rows, signatures=signatures)
+
+
+def difference_table(runs: Sequence[PairReport]) -> Table | None:
+    """Each score minus the cosine; None where there is nothing to compare."""
+    metrics = compared_metrics(runs)
+    rows = []
+    for run, label in zip(runs, run_names(runs)):
+        for score in run.scores:
+            found = [run.differences.get(f"{score}-cosine:{metric}") for metric in metrics]
+            if any(found):
+                texts = [("–",) if one is None else difference_text(one) for one in found]
+                cells = [" ".join(filter(None, text)) for text in texts]
+                rows.append([f"{score}, {label}" if label else score, *cells])
+    return Table("Minus cosine", ["Score", *map(heading, metrics)], rows) if rows else None
+
+
+def compared_metrics(runs: Sequence[PairReport]) -> list[str]:
+    """Those of which some run has a difference to the cosine."""
+    known = {name.split(":", 1)[1] for run in runs for name in run.differences}
+    return [metric for metric in metric_names(runs) if metric in known]
+
+
+def difference_text(difference: Measure) -> tuple[str, str]:
+    """(value, interval) as text, both with their sign."""
+    return f"{difference.value:+.4f}", interval_text(difference.interval, signed=True)

@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from spherecf.evaluation._parts import Table
 from spherecf.evaluation._result import PairReport, ScoreResult
 from spherecf.evaluation._tables import (
     counts_text,
@@ -46,6 +47,24 @@ def terminal_table(reports: Sequence[PairReport]) -> Group:
         if absent:
             parts.append(Text(f"confidences that these embeddings lack: {', '.join(absent)}", "dim"))
     return Group(*parts)
+
+
+def rich_table(table: Table) -> RichTable:
+    """A `Table` for the terminal, its signatures left out.
+
+    Example:
+        >>> rich_table(Table("Gains", ["score", "gain"], [["mls", "+0.01"]])).row_count
+        1
+    """
+    shown = RichTable(
+        title=Text(table.title, "bold") if table.title else None, title_justify="left", box=SIMPLE_HEAD,
+        show_edge=False, caption=Text(table.note, "dim") if table.note else None, caption_justify="left",
+    )  # fmt: skip
+    for place, name in enumerate(table.header):
+        shown.add_column(Text(name), justify="right" if place else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*map(Text, row))
+    return shown
 
 
 def _table(run: PairReport, title: str) -> RichTable:

@@ -18,6 +18,7 @@ from spherecf.evaluation._confidence import (
 )
 from spherecf.evaluation._curve import sort_pairs
 from spherecf.evaluation._measures import differences_to_cosine, measure, resample
+from spherecf.evaluation._mistakes import Mistake, worst_mistakes
 from spherecf.evaluation._resolve import ResolvedPairs, resolve_pairs
 from spherecf.evaluation._result import PairReport
 from spherecf.evaluation._signature import input_facts, short_hash
@@ -51,6 +52,7 @@ def evaluate_pairs(
     label: str = "",
     pairs_hash: str | None = None,
     step: int | str = 0,
+    nearest: bool = False,
 ) -> PairReport:
     """Evaluate a pair list: accuracy, error rates, intervals, and what each confidence buys.
 
@@ -79,6 +81,7 @@ def evaluate_pairs(
         label: what tells this run from others of the same list and condition, e.g. "seed 1".
         pairs_hash: of the pair list, for the signature.
         step: for the log line.
+        nearest: count as old papers do as well, see `tmr_at_nearest_fmr`.
 
     Raises:
         InputError: unknown keys, one kind of pair only, left and right from different recognisers, NaN or
@@ -94,11 +97,11 @@ def evaluate_pairs(
         >>> sorted(report.scores), report.counts["pairs"]
         (['cosine', 'mls'], 4)
     """
-    _check_same_recogniser(left, right)
+    check_same_recogniser(left, right)
     if radius is None:
         radius = float(left.provenance.get("radius", DEFAULT_RADIUS))
     pairs = resolve_pairs(left, right, left_keys, right_keys, mated, folds, subjects)
-    values = _score(left, right, pairs, scores, radius) | _extra(extra_scores or {}, pairs, scores)
+    values = score_listed(left, right, pairs, scores, radius) | _extra(extra_scores or {}, pairs, scores)
     if not values:
         raise InputError("scores: none asked for; name at least one of cosine, mls or an extra score")
     if draws < 0:
@@ -115,6 +118,7 @@ def evaluate_pairs(
             score, name, step, sorted_pairs[score], pairs, targets, resampled,
             {"condition": condition, **facts, "score": score,
              "r": f"{radius:g}" if score == "mls" else None, "fmr": "at-most", "ci": resampling},
+            nearest,
         )
         for score in values
     }  # fmt: skip
@@ -130,12 +134,14 @@ def evaluate_pairs(
         edc=discard_everything(values, pairs.mated, images, EDC_STARTS),
         rejection=reject_everything(values, pairs.mated, images, [t for t in targets if t < 0.1]),
         kappa_histograms=kappa_histograms(images),
+        mistakes=_mistakes(left, right, pairs, values),
         resampled=resampled,
         absent_confidences=images.absent,
     )
 
 
-def _check_same_recogniser(left: Embeddings, right: Embeddings) -> None:
+def check_same_recogniser(left: Embeddings, right: Embeddings) -> None:
+    """Refuse two sides whose scores mean nothing."""
     if left.dim != right.dim:
         raise InputError(
             f"left embeddings have dimension {left.dim}, right {right.dim}: not the same recogniser"
@@ -164,10 +170,10 @@ def _extra(given: Mapping[str, ArrayLike], pairs: ResolvedPairs, taken: Sequence
     return found
 
 
-def _score(
+def score_listed(
     left: Embeddings, right: Embeddings, pairs: ResolvedPairs, names: Sequence[str], radius: float
 ) -> dict[str, Array]:
-    """In float64, so that no two pairs tie by rounding."""
+    """Scores of the pairs by name, in float64, so that no two pairs tie by rounding."""
     mu_a, kappa_a, mu_b, kappa_b = (
         torch.from_numpy(np.asarray(column[rows], np.float64))
         for side, rows in ((left, pairs.left), (right, pairs.right))
@@ -181,6 +187,19 @@ def _score(
     if unknown:
         raise InputError(f"scores: {unknown} unknown, expected some of {sorted(known)}")
     return {name: known[name]().numpy() for name in names}
+
+
+def _mistakes(
+    left: Embeddings, right: Embeddings, pairs: ResolvedPairs, values: Mapping[str, Array]
+) -> list[Mistake]:
+    keys = [left.keys[row] for row in pairs.left], [right.keys[row] for row in pairs.right]
+    kappa = left.kappa[pairs.left], right.kappa[pairs.right]
+    people = pairs.subjects if pairs.unit == "subject" else None
+    return [
+        mistake
+        for score, column in values.items()
+        for mistake in worst_mistakes(score, column, pairs.mated, keys, kappa, people)
+    ]
 
 
 def _counts(pairs: ResolvedPairs, images: Images) -> dict[str, int]:

@@ -20,7 +20,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
 _EAGER_ELEMENTS_PER_THREAD = 65536
 
 
-def _kernel(form: NormalizerForm) -> Kernel:
+def elementwise_kernel(form: NormalizerForm) -> Kernel:
+    """The pass itself, on tensors that broadcast; its temporaries are of their size."""
     m, half, scale, square = form.m, form.half, 0.5 / form.m, form.m * form.m
     highest, *others = reversed(form.coefficients)
 
@@ -43,7 +44,7 @@ def _kernel(form: NormalizerForm) -> Kernel:
 @lru_cache(maxsize=32)
 def eager_kernel(dim: int) -> Kernel:
     """Chunk by chunk, without a compiler."""
-    kernel = _kernel(normalizer_form(dim))
+    kernel = elementwise_kernel(normalizer_form(dim))
 
     def chunked(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
         elements = _EAGER_ELEMENTS_PER_THREAD * torch.get_num_threads()
@@ -67,7 +68,7 @@ def eager_kernel(dim: int) -> Kernel:
 @lru_cache(maxsize=32)
 def compiled_kernel(dim: int, device: str) -> Kernel:
     """Fused by torch.compile; where that is impossible (no C++ compiler) the eager one, and a message."""
-    compiled = torch.compile(_kernel(normalizer_form(dim)), dynamic=True)
+    compiled = torch.compile(elementwise_kernel(normalizer_form(dim)), dynamic=True)
     try:
         wide, tall = torch.ones(1, 96, device=device), torch.ones(64, 1, device=device)
         compiled(torch.zeros(64, 96, device=device), tall, wide, tall, wide)

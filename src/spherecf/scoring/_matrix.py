@@ -87,8 +87,8 @@ def mutual_likelihood_matrix(
     if out.numel() == 0:
         return out
     dim = mu_a.shape[1]
-    tall, tall_offset = (column[:, None] for column in _side(kappa_a, dim, radius, out.dtype))
-    wide, wide_offset = (column[None, :] for column in _side(kappa_b, dim, radius, out.dtype))
+    tall, tall_offset = (column[:, None] for column in side_terms(kappa_a, dim, radius, out.dtype))
+    wide, wide_offset = (column[None, :] for column in side_terms(kappa_b, dim, radius, out.dtype))
     if compiled is None:
         compiled = out.numel() >= _WORTH_COMPILING
     kernel = compiled_kernel(dim, out.device.type) if compiled else eager_kernel(dim)
@@ -100,7 +100,7 @@ def mutual_likelihood_matrix(
     return out
 
 
-def _side(kappa: Tensor, dim: int, radius: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def side_terms(kappa: Tensor, dim: int, radius: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Per-image part of the score, half of every constant taken off so that float32 holds small numbers."""
     exact = kappa.double().clamp_min(_SMALLEST_KAPPA)
     shift = (normalizer_form(dim).constant + dim * math.log(radius)) / 2

@@ -81,20 +81,23 @@ def mutual_likelihood_score(
     for mu, kappa, side in ((mu_a, kappa_a, "a"), (mu_b, kappa_b, "b")):
         check_directions(mu, f"mu_{side}")
         check_kappa(kappa, f"kappa_{side}")
-    dim = mu_a.shape[-1]
-    cos = _cosine(mu_a, mu_b)
+    score = score_at_cosine(_cosine(mu_a, mu_b), kappa_a, kappa_b, mu_a.shape[-1], radius)
+    return score.to(_result_type(mu_a, kappa_a, mu_b, kappa_b))
+
+
+def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, radius: float) -> Tensor:
+    """`mutual_likelihood_score` in float64, for float64 cosines at hand."""
     a, b = kappa_a.double(), kappa_b.double()
     product = 2 * a * b
     p = ((a - b).square() + product * (1 + cos)).clamp_min(_TINY).sqrt()
     apart = product * (1 - cos) / (a + b + p)
-    score = (
+    return (
         log_normalizer_scaled(a, dim)
         + log_normalizer_scaled(b, dim)
         - log_normalizer_scaled(p, dim)
         - apart
         - dim * math.log(radius)
     )
-    return score.to(_result_type(mu_a, kappa_a, mu_b, kappa_b))
 
 
 def _cosine(mu_a: Tensor, mu_b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from spherecf.cli import evaluate
 from spherecf.cli.evaluate._tenfold import _list_name
 from spherecf.data import ImageSource, PairList
 from spherecf.embeddings import Embeddings
-from spherecf.errors import MissingDependencyError
+from spherecf.errors import InputError, MissingDependencyError
 
 runner = CliRunner()
 PEOPLE, EACH = 12, 4
@@ -85,10 +85,32 @@ def test_json_and_the_cross_quality_report_with_faces(folder: Path) -> None:
     assert "|view:clean+cross-v1/0|" in facts["scores"]["mls"]["signature"]
     assert "|r:32|" in facts["scores"]["mls"]["signature"]
     page = Path(facts["report"]).read_text("utf-8")
-    assert page.count("data:image/png;base64,") == 28 and "right (cross-v1/0): least to most sure" in page
+    assert page.count("data:image/png;base64,") == 28 + 32
+    assert "right (cross-v1/0): least to most sure" in page
+    assert "mls: the non-mated pairs with the highest scores" in page and "cosine: the mated" not in page
     content = json.loads((folder / "report/report.json").read_text("utf-8"))
     assert content["reports"][0]["scores"]["mls"]["accuracy"] == facts["scores"]["mls"]["accuracy"]
     assert content["provenance"]["right"]["view"] == "cross-v1/0"
+
+
+def test_nearest_counts_as_old_papers_do(folder: Path) -> None:
+    options = ["--draws", "0", "--json", "--out", str(folder / "report")]
+    result = tenfold(folder, *options, "--nearest")
+    facts = json.loads(result.stdout)
+    points = facts["scores"]["cosine"]["nearest"]
+    assert [point["target"] for point in points] == [0.1, 0.01, 0.001] and "nearest" in result.stderr
+    assert all(point["excess"] == point["fmr"] - point["target"] for point in points)
+    page = (folder / "report/report.html").read_text("utf-8")
+    assert "Comparing with old papers" in page and "|fmr:nearest|" in page
+    plain = tenfold(folder, *options)
+    assert json.loads(plain.stdout)["scores"]["cosine"]["nearest"] == []
+    assert "Comparing" not in (folder / "report/report.md").read_text("utf-8")
+
+
+def test_pairs_whose_pictures_are_gone_are_passed_over(folder: Path) -> None:
+    (folder / "faces/003/0.png").unlink()
+    options = ["--faces", str(folder / "faces"), "--out", str(folder / "report"), "--draws", "0"]
+    assert tenfold(folder, *options).exit_code == 0
 
 
 def test_photos_are_aligned_again_for_the_strips(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +140,27 @@ def test_the_same_file_twice_is_one_file(folder: Path) -> None:
     )
 
 
+def test_rates_by_group(folder: Path) -> None:
+    lines = [f"{person:03d},{'AB'[person % 2]}" for person in range(PEOPLE)]
+    (folder / "groups.csv").write_text("\n".join(["subject,group", *lines]))
+    options = ["--groups", str(folder / "groups.csv"), "--draws", "0", "--json", "--out", str(folder)]
+    result = tenfold(folder, *options)
+    assert result.exit_code == 0, result.exception
+    found = json.loads(result.stdout)["groups"]["mls"]
+    assert [group["group"] for group in found["groups"]] == ["A", "B", "(between groups)"]
+    assert "By group: cosine" in (folder / "report.html").read_text("utf-8")
+    assert "By group: mls" in result.stderr
+
+
+def test_a_column_of_one_file_is_no_group_of_two(folder: Path) -> None:
+    result = tenfold(
+        folder, "--right", str(folder / "degraded.safetensors"), "--groups", "extras:age", "--draws", "0"
+    )
+    assert result.exit_code == 1
+    with pytest.raises(InputError, match="extras:age is of one file; with --right give a CSV"):
+        raise result.exception
+
+
 def test_failures_to_acquire_are_counted(folder: Path) -> None:
     path = folder / "clean.safetensors"
     e = Embeddings.load(path)
@@ -134,7 +177,7 @@ def test_failures_to_acquire_are_counted(folder: Path) -> None:
     [
         (["--faces", "FOLDER/faces"], "needs --out"),
         (["--right", "FOLDER/none.safetensors"], "no such file"),
-        (["--faces", "FOLDER/other", "--out", "FOLDER/report"], "none of the .* images of the pairs is in"),
+        (["--faces", "FOLDER/other", "--out", "FOLDER/report"], "none of the .* images to show is in"),
         (["--draws", "-1"], "draws: expected 0"),
         (["--radius", "0"], "radius"),
     ],

@@ -2,7 +2,7 @@
 
 import typer
 
-from spherecf.cli.evaluate import _tenfold
+from spherecf.cli.evaluate import _calibration, _identification, _ijb, _rejection, _tenfold
 
 app = typer.Typer(help="Evaluate embeddings by the protocols of the field.", no_args_is_help=True)
 
@@ -13,3 +13,7 @@ def _root() -> None:
 
 
 app.command("tenfold", epilog=_tenfold.EXAMPLE)(_tenfold.tenfold)
+app.command("rejection", epilog=_rejection.EXAMPLE)(_rejection.rejection)
+app.command("calibration", epilog=_calibration.EXAMPLE)(_calibration.calibration)
+app.command("ijb", epilog=_ijb.EXAMPLE)(_ijb.ijb)
+app.command("identification", epilog=_identification.EXAMPLE)(_identification.identification)

@@ -1,0 +1,118 @@
+"""`spherecf evaluate ijb`: 1:1 verification of templates."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spherecf._progress import console
+from spherecf.cli.evaluate._groups import GroupsOption, open_groups
+
+if TYPE_CHECKING:
+    from spherecf.embeddings import Embeddings
+    from spherecf.evaluation import Table, TemplateReport
+
+EXAMPLE = "Example: spherecf evaluate ijb ijbc.safetensors --meta IJBC/ --set ijbc --out report/"
+
+MetaOption = Annotated[Path, typer.Option(help="Folder of the meta files, or the one above it.")]
+SetOption = Annotated[str, typer.Option("--set", help="ijbb or ijbc: how the files' names start.")]
+ModeOption = Annotated[
+    list[str] | None,
+    typer.Option(help="N0D0F1K1 and the like, or precision; may be repeated (default: all side by side)."),
+]
+ScoreOption = Annotated[
+    list[str] | None, typer.Option(help="cosine, mls or pfe; may be repeated (default: those of the mode).")
+]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
+DrawsOption = Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="Of the scoring; changes no number.")]
+RadiusOption = Annotated[float | None, typer.Option(help="r of the score (default: the file's, or 64).")]
+
+
+def ijb(
+    embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
+    meta: MetaOption,
+    set_: SetOption = "ijbc",
+    mode: ModeOption = None,
+    score: ScoreOption = None,
+    fmr: Annotated[
+        list[float] | None, typer.Option(help="FMR target; may be repeated (default: 1e-1 .. 1e-6).")
+    ] = None,
+    groups: GroupsOption = "",
+    out: OutOption = None,
+    as_json: JsonOption = False,
+    draws: DrawsOption = 1000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    radius: RadiusOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Verify the template pairs of IJB-B or IJB-C: TMR at FMR, EER and DET, for every way to pool and score.
+
+    Prints one line per row and target, `[ijbc][N0D0F1K1:mls]TAR@FAR<=0.0001: 0.96220`, or JSON. Images that
+    could not be embedded are counted, and pairs of a template without any image are left out.
+    """
+    from spherecf.data import read_ijb
+    from spherecf.embeddings import Embeddings
+    from spherecf.evaluation import evaluate_ijb, ijb_notes, ijb_tables, require_matplotlib
+
+    if out is not None:
+        require_matplotlib()  # before the work, not after
+    source, templates = Embeddings.load(embeddings), read_ijb(meta, set_)
+    named = None
+    if groups:
+        from spherecf.evaluation import template_groups
+
+        named = template_groups(templates, *open_groups(groups, source))
+    report = evaluate_ijb(
+        source, templates, modes=mode or (), scores=score or (), draws=draws, seed=seed, radius=radius,
+        threads=threads, groups=named, **({"targets": fmr} if fmr else {}),
+    )  # fmt: skip
+    show(ijb_tables(report), ijb_notes(report))
+    written = None if out is None else _write(out, report, source, templates.fingerprint())
+    if as_json:
+        files = {} if written is None else {"report": str(written)}
+        typer.echo(json.dumps(report.to_dict(curves=False) | files, indent=2))
+    else:
+        for line in log_lines(report):
+            typer.echo(line)
+    say_written(written)
+
+
+def log_lines(report: "TemplateReport") -> list[str]:
+    """One line per row and resolved target."""
+    return [
+        f"[{report.name}][{result.mode}:{result.score}]TAR@FAR<={entry.target:g}: {entry.tmr:.5f}"
+        for result in report.results
+        for entry in result.tmr
+        if entry.tmr is not None
+    ]
+
+
+def show(tables: "Sequence[Table]", notes: Sequence[str]) -> None:
+    """Tables and what is to be said about them, for people."""
+    from spherecf.evaluation import rich_table
+
+    console.print(*map(rich_table, tables))
+    for note in notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def say_written(written: Path | None) -> None:
+    """Where the report is, for people."""
+    console.print(
+        f"report: {written}" if written else "no report written; --out FOLDER writes one", markup=False
+    )
+
+
+def _write(out: Path, report: "TemplateReport", source: "Embeddings", meta: str) -> Path:
+    from spherecf._version import environment
+    from spherecf.evaluation import ijb_section, write_report
+
+    return write_report(
+        out, title=f"{report.name}: 1:1 verification of templates", sections=[ijb_section(report)],
+        results={"ijb": report.to_dict()},
+        provenance={"embeddings": source.provenance, "meta": meta, "environment": environment()},
+    ).html  # fmt: skip

@@ -1,0 +1,249 @@
+"""Features that others dump, as embeddings: .npy and .npz of any of the usual names and shapes."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from spherecf._files import sha256_file
+from spherecf.embeddings import Embeddings
+from spherecf.errors import FileFormatError, InputError
+
+_NAMES = {
+    "features": ("embeddings", "embedding", "features", "feature", "feats", "img_feats", "mu"),
+    "keys": ("keys", "names", "paths", "image_names", "image_paths", "filenames", "files"),
+    "labels": ("labels", "targets", "ids"),
+    "norm": ("norm", "norms", "feature_norm"),
+    "detector_score": ("detector_score", "detector_scores", "faceness_scores", "det_score"),
+    "log_kappa": ("log_kappa", "log_kappas"),
+    "kappa": ("kappa", "kappas", "concentration"),
+    "sigma": ("sigma", "sigmas", "std"),
+    "sigma_sq": ("sigma_sq", "variance", "variances", "var"),
+    "log_sigma_sq": ("log_sigma_sq", "log_variance", "log_var"),
+}
+_CONCENTRATIONS = ("log_kappa", "kappa", "sigma", "sigma_sq", "log_sigma_sq")
+_BLOCK = 1 << 16
+
+
+def read_features(
+    path: str | Path,
+    keys: Sequence[str] | None = None,
+    *,
+    halves: bool = False,
+    flip: str | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Embeddings:
+    """Read raw features dumped by other tools, and whatever they dump beside them.
+
+    A ``.npy`` holds the features, (n, d) of any float type. A ``.npz`` holds them as one of ``embeddings``,
+    ``features``, ``feats``, ``img_feats``, ..., and, where there are any, ``keys`` (or ``names``, ``paths``,
+    ``image_names``, ...), ``labels``, ``norm``, ``detector_score`` (or ``faceness_scores``) and one
+    concentration: ``log_kappa``, ``kappa``, or the Gaussian's ``sigma``, ``sigma_sq`` or ``log_sigma_sq``,
+    where (n,) becomes kappa = 1 / sigma^2 and (n, d) the ``log_precision`` of probabilistic face embeddings.
+    Without a concentration ``log_kappa`` is 0 for all and the provenance says ``"log_kappa": "constant"``.
+    Labels are whole numbers or names; -1 and "" are nobody known.
+
+    The length of a feature is kept as the extra ``norm`` unless the file gives norms. Rows that hold NaN or
+    infinity, or nothing but zeros, become ``skipped``: failures to acquire.
+
+    Args:
+        path: the dump; nothing in it is unpickled.
+        keys: (n,) key of each row; default: those in the file.
+        halves: each row is (2 d,): the original's features, then the mirrored image's.
+        flip: with ``halves``: "sum" adds both (and ``norm`` is half the length of the sum), "none" takes the
+            original alone. Without: what was done before the dump, for the provenance; None says nothing.
+        provenance: facts to add, e.g. ``{"alignment": "arcface112"}``.
+
+    Raises:
+        FileFormatError: damaged or truncated, pickled, without features or keys, of several lengths, keys or
+            labels that are neither names nor whole numbers.
+        InputError: an odd number of columns with ``halves``, keys of another number or twice, a kappa that is
+            not positive and finite.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "dump.npz"
+        >>> np.savez(path, img_feats=np.array([[3.0, 4.0, 3.0, 0.0], [0.0] * 4]), names=["a.jpg", "b.jpg"])
+        >>> e = read_features(path, halves=True, flip="none")
+        >>> e.mu.tolist(), e.extras["norm"].tolist(), e.skipped, e.provenance["log_kappa"]
+        ([[0.6..., 0.8...]], [5.0], [('b.jpg', 'all features are 0')], 'constant')
+    """
+    if flip not in (None, "none", "sum"):
+        raise InputError(f"flip: expected 'none' or 'sum', got {flip!r}")
+    path = Path(path)
+    arrays = _load(path)
+    if halves and flip is None:
+        raise InputError("halves: say what to do with them, flip='sum' or flip='none'")
+    features = arrays["features"]
+    if halves and features.shape[1] % 2:
+        raise InputError(f"{path}: rows of {features.shape[1]} features are no two halves")
+    names = _keys(path, keys, arrays, len(features))
+    mu, norm, reasons = _directions(features, flip if halves else None)
+    good = np.flatnonzero([not reason for reason in reasons])
+    labels, identities = _labels(path, arrays, good)
+    extras = {"norm": norm[good]}
+    for name in ("norm", "detector_score"):
+        if name in arrays:
+            extras[name] = _column(path, arrays, name, len(features))[good]
+    log_kappa, log_precision, source = _confidence(
+        path, arrays, good, features.shape[1] // (2 if halves else 1)
+    )
+    return Embeddings(
+        mu[good],
+        log_kappa,
+        [names[row] for row in good.tolist()],
+        labels,
+        identities,
+        extras,
+        [(names[row], reason) for row, reason in enumerate(reasons) if reason],
+        {
+            "features": sha256_file(path),
+            "log_kappa": source,
+            **({} if flip is None else {"flip": flip}),
+            **(provenance or {}),
+        },
+        log_precision,
+    )
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays by our names; ``features`` is there and (n, d)."""
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {"features": loaded}
+        else:
+            with loaded:
+                arrays = {ours: loaded[name] for ours, name in _found(path, loaded.files).items()}
+    except FileNotFoundError as error:
+        raise FileFormatError(path, "no such file.") from error
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+        reason, hint = f"not a readable .npy or .npz ({error}).", "Write it again, with numpy.savez."
+        if any(mark in str(error) for mark in ("pickle", "Object arrays", "Python objects")):
+            reason = (
+                "an array in it is pickled (dtype object), or the file is a pickle; pickles are not opened."
+            )
+            hint = "Save names as strings: numpy.savez(..., names=numpy.array(names, dtype=str))."
+        raise FileFormatError(path, reason, hint) from error
+    features = arrays["features"]
+    if features.ndim != 2 or not len(features) or features.shape[1] < 2 or features.dtype.kind != "f":
+        got = f"{features.dtype} of shape {features.shape}"
+        raise FileFormatError(path, f"expected features (n, d) of a float type, got {got}.")
+    return arrays
+
+
+def _found(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Our name to the file's name; of several that mean the same it is unclear which one is meant."""
+    found: dict[str, str] = {}
+    for ours, theirs in _NAMES.items():
+        known = [name for name in names if name.lower() in theirs]
+        if len(known) > 1:
+            raise FileFormatError(path, f"{known} could all be the {ours}.", "Keep one of them.")
+        if known:
+            found[ours] = known[0]
+    if "features" not in found:
+        expected = ", ".join(_NAMES["features"])
+        raise FileFormatError(path, f"expected an array called {expected}; it holds {sorted(names)}.")
+    given = [found[name] for name in _CONCENTRATIONS if name in found]
+    if len(given) > 1:
+        raise FileFormatError(path, f"{given} are several concentrations.", "Keep one of them.")
+    return found
+
+
+def _keys(path: Path, keys: Sequence[str] | None, arrays: Mapping[str, NDArray[Any]], n: int) -> list[str]:
+    if keys is None and "keys" not in arrays:
+        raise FileFormatError(
+            path,
+            f"{n} rows without keys.",
+            "Give the keys (a file with one per line), in the order of the rows.",
+        )
+    names = _words(path, arrays, "keys", n) if keys is None else list(keys)
+    if len(names) != n:
+        raise InputError(f"{path}: {n} rows of features, {len(names)} keys; expected one key per row")
+    return names
+
+
+def _directions(
+    features: NDArray[Any], flip: str | None
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"], list[str]]:
+    """(unit directions, lengths, reasons why a row has none), block by block."""
+    n, width = features.shape
+    dim = width if flip is None else width // 2
+    mu, norm = np.zeros((n, dim), np.float32), np.zeros(n, np.float32)
+    reasons: list[str] = []
+    for start in range(0, n, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        block = np.asarray(features[rows], np.float64)
+        total = block[:, :dim] + block[:, dim:] if flip == "sum" else block[:, :dim]
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            length = np.linalg.norm(total, axis=1)
+            mu[rows] = total / length[:, None]
+        norm[rows] = length / 2 if flip == "sum" else length
+        zero = "both halves cancel" if flip == "sum" else "all features are 0"
+        for size in length.tolist():
+            reasons.append("" if 0 < size < np.inf else zero if size == 0 else "NaN or infinite features")
+    return mu, norm, reasons
+
+
+def _labels(
+    path: Path, arrays: Mapping[str, NDArray[Any]], good: NDArray[Any]
+) -> tuple[NDArray[Any] | None, list[str]]:
+    if "labels" not in arrays:
+        return None, []
+    words = _words(path, arrays, "labels", len(arrays["features"]))
+    known = [words[row] for row in good.tolist()]
+    identities = sorted({*known} - {"-1", ""})
+    index = {name: label for label, name in enumerate(identities)}
+    return np.array([index.get(name, -1) for name in known], np.int64), identities
+
+
+def _confidence(
+    path: Path, arrays: Mapping[str, NDArray[Any]], good: NDArray[Any], dim: int
+) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
+    """(log_kappa, log_precision or None, where it comes from)."""
+    n = len(arrays["features"])
+    for name in _CONCENTRATIONS:
+        if name not in arrays:
+            continue
+        wide = name not in ("log_kappa", "kappa") and arrays[name].shape == (n, dim)
+        column = np.asarray(arrays[name] if wide else _column(path, arrays, name, n), np.float64)[good]
+        if not name.startswith("log_"):
+            bad = np.flatnonzero(~((column > 0) & np.isfinite(column)).reshape(len(column), -1).all(1))
+            if bad.size:
+                raise InputError(
+                    f"{path}: {name}: {bad.size} of {len(column)} values are not positive and finite, first "
+                    f"in row {good[bad[0]]} (is this the logarithm of {name}? Then name it so)"
+                )
+            column = np.log(column)
+        column *= {"log_kappa": 1, "kappa": 1, "sigma": -2, "sigma_sq": -1, "log_sigma_sq": -1}[name]
+        if wide:
+            return np.log(np.exp(column).mean(1)), column, f"mean of 1 / variance, from {name}"
+        return column, None, f"{'' if 'kappa' in name else '1 / variance, '}from {name}"
+    return np.zeros(len(good)), None, "constant"
+
+
+def _words(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> list[str]:
+    column = arrays[name]
+    if column.shape not in ((n,), (n, 1)) or column.dtype.kind not in "iuUS":
+        got = f"{column.dtype} of shape {column.shape}"
+        raise FileFormatError(
+            path, f"{name}: expected {n} names or whole numbers, one per row of features, got {got}."
+        )
+    try:
+        decoded = np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
+    except UnicodeDecodeError as error:
+        raise FileFormatError(path, f"{name}: expected UTF-8 text ({error}).") from error
+    return [str(word) for word in decoded.reshape(n).tolist()]
+
+
+def _column(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> NDArray[Any]:
+    column = arrays[name]
+    if column.shape not in ((n,), (n, 1)) or column.dtype.kind not in "fiu":
+        got = f"{column.dtype} of shape {column.shape}"
+        raise FileFormatError(path, f"{name}: expected {n} numbers, one per row of features, got {got}.")
+    return column.reshape(n)

@@ -1,0 +1,243 @@
+"""One threshold for all, and what it does to each group: error rates by any grouping of people or images.
+
+In the manner of M. Wang, W. Deng, J. Hu, X. Tao, Y. Huang, "Racial Faces in the Wild", ICCV 2019 (accuracy
+per group) and of P. Grother, M. Ngan, K. Hanaoka, "Face Recognition Vendor Test Part 3: Demographic Effects",
+NISTIR 8280 (FMR of each group at a threshold set on everybody).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from spherecf.errors import InputError
+from spherecf.evaluation._curve import sort_pairs
+from spherecf.evaluation._large import ScoreSplit
+from spherecf.evaluation._parts import Table
+from spherecf.evaluation._rates import Targets, TmrAtFmr
+from spherecf.evaluation._result import plain
+from spherecf.evaluation._tenfold import tenfold
+
+Array = NDArray[Any]
+
+BETWEEN = "(between groups)"
+_RATIO = "largest / smallest"
+
+
+@dataclass(frozen=True)
+class AtThreshold:
+    """One group at the threshold that gives everybody an FMR of at most ``target``."""
+
+    target: float
+    threshold: float
+    fmr: float | None
+    """None without non-mated pairs."""
+    tmr: float | None
+    false_matches: int
+    true_matches: int
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """The pairs of which both sides are of one group."""
+
+    group: str
+    mated: int
+    non_mated: int
+    accuracy: float
+    """At the threshold that is most accurate on the pairs of all groups."""
+    own_accuracy: float | None
+    """At its own: over folds where there are folds, else at the most accurate threshold of this group."""
+    at: list[AtThreshold]
+    own: list[TmrAtFmr]
+    """TMR at FMR with the group's own thresholds; empty if one kind of pair is missing."""
+
+
+@dataclass(frozen=True)
+class GroupReport:
+    """Every group, and how far they are apart."""
+
+    overall: list[TmrAtFmr]
+    """The thresholds: of all pairs of which both sides are of a known group."""
+    accuracy_threshold: float
+    groups: list[GroupResult]
+    """In the order of their names; the pairs between two groups come last, as a group of their own."""
+    spread: dict[str, float | None]
+    """"fmr@0.001", "fnmr@0.001", "error": largest over smallest of the groups (not of the pairs between);
+    infinite where the smallest is 0, None where a group has no such number."""
+    ungrouped: int
+    """Pairs of which a side is of no known group; they take no part."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        found: dict[str, Any] = plain(asdict(self))
+        return found
+
+
+def by_group(
+    scores: ArrayLike,
+    mated: ArrayLike,
+    left: Sequence[str] | Array,
+    right: Sequence[str] | Array,
+    targets: Targets,
+    *,
+    folds: ArrayLike | None = None,
+) -> GroupReport:
+    """Error rates of each group at thresholds that are set on everybody, and at its own.
+
+    Args:
+        scores: (n,) larger = more alike.
+        mated: (n,) true where both show one person.
+        left: (n,) group of the left side, "" where unknown.
+        right: (n,) of the right side.
+        targets: FMR targets; those that all pairs together cannot resolve have a reason in ``overall``.
+        folds: (n,) for the groups' own accuracy.
+
+    Raises:
+        InputError: shapes differ, NaN scores, one kind of pair only, or fewer than two groups.
+
+    Example:
+        >>> report = by_group(
+        ...     [0.9, 0.1, 0.8, 0.7, 0.2],
+        ...     [1, 0, 1, 0, 0],
+        ...     ["A", "A", "B", "B", "A"],
+        ...     ["A", "A", "B", "B", "B"],
+        ...     0.4,
+        ... )
+        >>> [(g.group, g.accuracy, g.at[0].fmr) for g in report.groups]
+        [('A', 1.0, 0.0), ('B', 1.0, 1.0), ('(between groups)', 1.0, 0.0)]
+    """
+    a, b, s, m = np.asarray(left, str), np.asarray(right, str), np.asarray(scores), np.asarray(mated)
+    if not a.shape == b.shape == s.shape == m.shape:
+        raise InputError(f"groups: expected one per side of {s.shape} pairs, got {a.shape} and {b.shape}")
+    known = (a != "") & (b != "")
+    s, m, a, b = s[known], m[known].astype(bool), a[known], b[known]
+    fold = None if folds is None else np.asarray(folds)[known]
+    names = np.unique(np.concatenate([a, b])).tolist()
+    if len(names) < 2:
+        raise InputError(f"groups: expected at least two, the pairs are of {names}")
+    overall = ScoreSplit.of(s, m).tmr_at_fmr(targets)
+    best = _most_accurate(s, m)
+    members = {name: (a == name) & (b == name) for name in names} | {BETWEEN: a != b}
+    groups = [
+        _measure(name, s[rows], m[rows], None if fold is None else fold[rows], overall, best, targets)
+        for name, rows in members.items()
+        if rows.any()
+    ]
+    inside = [group for group in groups if group.group != BETWEEN]
+    return GroupReport(overall, best, groups, _spread(inside, overall), int((~known).sum()))
+
+
+def group_table(report: GroupReport, title: str, signature: str = "") -> Table:
+    """A block of rows per threshold, a row per group in it, the spread below them; all of one signature.
+
+    Example:
+        >>> report = by_group([3, 1, 2, 0], [1, 0, 1, 0], list("AABB"), list("AABB"), 0.5)
+        >>> [row[:2] for row in group_table(report, "toy").rows][:3]
+        [['most accurate', 'A'], ['most accurate', 'B'], ['most accurate', 'largest / smallest']]
+    """
+    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "With its own threshold"]
+    rows = []
+    for group in report.groups:
+        counts = [group.group, f"{group.mated:,}", f"{group.non_mated:,}"]
+        own = "–" if group.own_accuracy is None else f"accuracy {group.own_accuracy:.4f}"
+        rows.append(["most accurate", *counts, "–", "–", f"{group.accuracy:.4f}", own])
+    rows.append(["most accurate", _RATIO, "", "", "", "", f"{_ratio(report.spread['error'])} (error)", ""])
+    for entry in report.overall:
+        if entry.tmr is not None:
+            rows += _block(report, entry.target)
+    note = "One threshold for everybody, set on all pairs."
+    note += "".join(f" Unresolved: {entry.unresolved}." for entry in report.overall if entry.unresolved)
+    if report.ungrouped:
+        note += f" {report.ungrouped:,} pairs with a side of no known group take no part."
+    return Table(title, header, rows, note, [signature] * len(rows) if signature else ())
+
+
+def _block(report: GroupReport, target: float) -> list[list[str]]:
+    named, rows = f"FMR ≤ {target:g}", []
+    for group in report.groups:
+        here = next(one for one in group.at if one.target == target)
+        own = next((one.tmr for one in group.own if one.target == target), None)
+        fmr = "–" if here.fmr is None else f"{here.fmr:.3g}"
+        tmr = "–" if here.tmr is None else f"{here.tmr:.4f}"
+        counts = [group.group, f"{group.mated:,}", f"{group.non_mated:,}"]
+        rows.append([named, *counts, fmr, tmr, "–", "–" if own is None else f"TMR {own:.4f}"])
+    fnmr = f"{_ratio(report.spread[f'fnmr@{target:g}'])} (FNMR)"
+    return [*rows, [named, _RATIO, "", "", _ratio(report.spread[f"fmr@{target:g}"]), fnmr, "", ""]]
+
+
+def _measure(
+    name: str,
+    scores: Array,
+    mated: Array,
+    folds: Array | None,
+    overall: Sequence[TmrAtFmr],
+    best: float,
+    targets: Targets,
+) -> GroupResult:
+    true, false = int(mated.sum()), int((~mated).sum())
+    at = []
+    for entry in overall:
+        if entry.threshold is None:
+            continue
+        accepted = scores >= entry.threshold
+        hits, errors = int((accepted & mated).sum()), int((accepted & ~mated).sum())
+        rates = errors / false if false else None, hits / true if true else None
+        at.append(AtThreshold(entry.target, entry.threshold, *rates, errors, hits))
+    both = bool(true and false)
+    own: float | None = None
+    if both and folds is not None and np.unique(folds).size > 1:
+        own = tenfold(scores, mated, folds).mean
+    elif both and folds is None:
+        own = float(((scores >= _most_accurate(scores, mated)) == mated).mean())
+    own_tmr = ScoreSplit.of(scores, mated).tmr_at_fmr(targets) if both else []
+    return GroupResult(name, true, false, float(((scores >= best) == mated).mean()), own, at, own_tmr)
+
+
+def _most_accurate(scores: Array, mated: Array) -> float:
+    """The largest of the thresholds with the highest accuracy."""
+    curve = sort_pairs(scores, mated).curve()
+    return float(curve.thresholds[int((curve.true - curve.false).argmax())])
+
+
+def _spread(groups: Sequence[GroupResult], overall: Sequence[TmrAtFmr]) -> dict[str, float | None]:
+    found: dict[str, float | None] = {"error": _over([1 - group.accuracy for group in groups])}
+    for place, entry in enumerate(one for one in overall if one.threshold is not None):
+        ones = [group.at[place] for group in groups]
+        found[f"fmr@{entry.target:g}"] = _over([one.fmr for one in ones])
+        found[f"fnmr@{entry.target:g}"] = _over([None if one.tmr is None else 1 - one.tmr for one in ones])
+    return found
+
+
+def _over(rates: Sequence[float | None]) -> float | None:
+    known = [rate for rate in rates if rate is not None]
+    if len(known) < len(rates) or len(known) < 2:
+        return None
+    low, high = min(known), max(known)
+    return high / low if low > 0 else float("inf") if high > 0 else 1.0
+
+
+def _ratio(ratio: float | None) -> str:
+    return "–" if ratio is None else "∞" if ratio == float("inf") else f"{ratio:.2f}"
+
+
+def named_groups(names: Sequence[str], groups: Mapping[str, str], what: str) -> list[str]:
+    """Group of each name, "" where it has none.
+
+    Raises:
+        InputError: none of the names has a group: they are spelt differently.
+
+    Example:
+        >>> named_groups(["a", "b"], {"a": "A"}, "image")
+        ['A', '']
+    """
+    found = [groups.get(name, "") for name in names]
+    if not any(found):
+        shown, given = ", ".join(map(repr, names[:2])), ", ".join(map(repr, list(groups)[:2]))
+        raise InputError(
+            f"groups: no {what} has a group; they look like {shown} here and {given} in the groups; both "
+            "must be spelt alike"
+        )
+    return found

@@ -1,0 +1,295 @@
+"""1:N: who is it (closed set), and is it anybody we know (open set), per gallery and on average.
+
+Rates as in NIST's evaluations (P. Grother, M. Ngan, K. Hanaoka, "Face Recognition Vendor Test Part 2:
+Identification", NISTIR 8271): FPIR is the share of probes without a mate in the gallery that get any
+candidate at the threshold; FNIR the share of probes with a mate that do not get it, at rank and threshold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
+from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation._curve import SortedPairs, sort_pairs
+from spherecf.evaluation._identification_result import (
+    GalleryResult,
+    IdentificationReport,
+    IdentificationResult,
+    TpirAtFpir,
+)
+from spherecf.evaluation._large import ScoreSplit
+from spherecf.evaluation._modes import conditions
+from spherecf.evaluation._rates import allowed_false, tmr_of_curve, tmr_rates
+from spherecf.evaluation._result import Measure
+from spherecf.evaluation._search import Found, search
+from spherecf.evaluation._signature import signature
+from spherecf.evaluation._template_set import (
+    TemplateImages,
+    TemplateSet,
+    check_apart,
+    find_images,
+    missing_file,
+    set_facts,
+)
+from spherecf.evaluation._verification import DEFAULT_RADIUS
+from spherecf.scoring import Templates
+
+Array = NDArray[Any]
+
+FPIR_TARGETS = (1e-1, 1e-2, 1e-3)
+RANKS = (1, 5, 10)
+_CMC_RANKS = 100
+_DET_POINTS = 400
+
+
+def evaluate_identification(
+    embeddings: Embeddings,
+    templates: TemplateSet,
+    *,
+    modes: Sequence[str] = (),
+    scores: Sequence[str] = (),
+    targets: Sequence[float] = FPIR_TARGETS,
+    max_rank: int = 1,
+    radius: float | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    threads: int | None = None,
+) -> IdentificationReport:
+    """Search every probe in every gallery: rank-k and CMC, TPIR at FPIR and DET, for every mode and score.
+
+    The threshold for an FPIR comes from the probes searched against the gallery that lacks them: the smallest
+    at which at most that share gets any candidate (score >= threshold, ties together). Ties in rank count
+    against the mate. Probes without an embedded image are failures to acquire: counted, never searched.
+    Where an enrolment failed, its subject's probes have neither a mate nor none: they are left out there.
+
+    Args:
+        embeddings: of the set's images, keys spelt as its file names.
+        templates: from `spherecf.data.read_ijb`, with galleries and probes.
+        modes: as for `evaluate_ijb`.
+        scores: as for `evaluate_ijb`.
+        targets: FPIR targets.
+        max_rank: a mate counts as identified in the open set if its rank is at most this.
+        radius: r of the mutual likelihood score; default: the one in the provenance, else 64.
+        draws: bootstrap draws of the probes' people; 0 for no intervals.
+        seed: of the bootstrap.
+        threads: of the search.
+
+    Raises:
+        InputError: no galleries or probes, no image found, no probe with a mate, a mode that the embeddings
+            lack.
+
+    Example:
+        >>> from spherecf.data import Enrolled, IjbMeta
+        >>> ids = np.array([1, 2, 3, 4])
+        >>> meta = IjbMeta(
+        ...     "toy",
+        ...     list("abcd"),
+        ...     ids,
+        ...     ids,
+        ...     galleries={"G1": Enrolled(ids[:2], ids[:2])},
+        ...     probes=Enrolled(ids[2:], np.array([1, 9])),
+        ... )
+        >>> e = Embeddings(np.array([[1, 0], [0, 1], [0.8, 0.6], [-1, 0]]), np.zeros(4), list("abcd"))
+        >>> report = evaluate_identification(e, meta, modes=["N0"], targets=[1.0], draws=0)
+        >>> gallery = report.results[0].galleries[0]
+        >>> gallery.ranks["1"].value, gallery.tpir[0].tpir, gallery.non_mated
+        (1.0, 1.0, 1)
+    """
+    _check(templates, max_rank, draws)
+    images = find_images(embeddings, templates)
+    chosen, notes = conditions(modes, scores, embeddings, images)
+    tasks, people, counts = _tasks(templates, images)
+    r = float(embeddings.provenance.get("radius", DEFAULT_RADIUS)) if radius is None else radius
+    ci = f"probe-subject-{draws}/{seed}" if draws else "none"
+    facts = set_facts(embeddings, templates)
+    results: list[IdentificationResult] = []
+    resampled: dict[str, Array] = {}
+    for mode in dict.fromkeys(mode for mode, _ in chosen):
+        pooled = mode.pool(embeddings, images)
+        for score in (score for one, score in chosen if one == mode):
+            found = {task.name: task.search(pooled, score, r, threads) for task in tasks}
+            drawn = _resample(tasks, found, people, targets, max_rank, draws, seed) if draws else {}
+            galleries = [_measure(task, found[task.name], targets, max_rank, drawn) for task in tasks]
+            stated = {**facts, "mode": mode, "pool": f"media-mean+{mode.pooling}", "score": score,
+                      "r": f"{r:g}" if score == "mls" else None, "fpir": "at-most", "rank": f"<={max_rank}",
+                      "ties": "against", "ci": ci}  # fmt: skip
+            line = signature(f"{templates.name}/1:N", **stated)
+            mean = _mean(galleries, drawn)
+            results.append(IdentificationResult(str(mode), mode.pooling, score, line, galleries, mean))
+            names = mean if draws else ()
+            resampled |= {f"{results[-1].name}:{name}": _mean_draws(tasks, drawn, name) for name in names}
+    return IdentificationReport(
+        templates.name, max_rank, {"images": images.images, **counts}, images.failures, images.lost.tolist(),
+        ci, results, notes, resampled,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Search of one gallery."""
+
+    name: str
+    enrolled: Array
+    """(g,) template ids."""
+    probes: Array
+    """(p,) template ids."""
+    places: Array
+    """(p,) which of all probes these are."""
+    mate: Array
+    """(p,) position among the enrolled, -1 where there is none."""
+
+    def search(self, pooled: Templates, score: str, radius: float, threads: int | None) -> Found:
+        gallery, probes = (pooled.select(pooled.positions(ids)) for ids in (self.enrolled, self.probes))
+        return search(probes, gallery, self.mate, score, radius, threads)
+
+
+def _check(templates: TemplateSet, max_rank: int, draws: int) -> None:
+    if not templates.galleries or templates.probes is None:
+        raise missing_file(templates, "galleries and probes are", "1N_")
+    if draws < 0 or max_rank < 1:
+        raise InputError(f"expected draws >= 0 and max_rank >= 1, got {draws} and {max_rank}")
+
+
+def _tasks(templates: TemplateSet, images: TemplateImages) -> tuple[list[_Task], Array, dict[str, int]]:
+    """(searches, subject of every probe, counts)."""
+    if templates.probes is None:
+        raise missing_file(templates, "probes are", "1N_probe")
+    probes, people, lost = images.split(templates.probes)
+    tasks, failed = [], 0
+    for name, listed in templates.galleries.items():
+        enrolled, subjects, gone = images.split(listed)
+        check_apart(f"{templates.name}: gallery {name}", enrolled, probes)
+        failed += gone.size
+        place = {s: i for i, s in enumerate(subjects.tolist())} | dict.fromkeys(gone.tolist(), -2)
+        mate = np.array([place.get(subject, -1) for subject in people.tolist()], np.int64)
+        kept = np.flatnonzero(mate != -2)
+        if not (mate >= 0).any():
+            raise InputError(
+                f"{templates.name}: gallery {name}: no probe has its mate there; are the lists of one set?"
+            )
+        tasks.append(_Task(name, enrolled, probes[kept], kept, mate[kept]))
+    counts = {
+        "probes": int(probes.size),
+        "gallery_templates": sum(task.enrolled.size for task in tasks),
+        "people": int(np.unique(people).size),
+        "failed_images": len(images.failures),
+        "failed_probes": int(lost.size),
+        "failed_gallery_templates": failed,
+    }
+    return tasks, people, counts
+
+
+def _measure(
+    task: _Task, found: Found, targets: Sequence[float], max_rank: int, drawn: Mapping[str, Array]
+) -> GalleryResult:
+    mated, alone = int(found.mated.sum()), int((~found.mated).sum())
+    ranks = found.rank[found.mated]
+    cmc = np.cumsum(np.bincount(np.minimum(ranks, _CMC_RANKS + 1), minlength=_CMC_RANKS + 2))[1:-1] / mated
+
+    def around(name: str) -> Interval | None:
+        values = drawn.get(f"{task.name}:{name}")
+        return None if values is None else interval(values)
+
+    tpir = _tpir(found, targets, max_rank)
+    between = {f"{entry.target:g}": around(f"tpir@{entry.target:g}") for entry in tpir}
+    det: dict[str, list[float]] = {"fpir": [], "fnir": []}
+    if alone:
+        scores, kind = _open_set(found, max_rank)
+        fpir, fnir, thresholds = ScoreSplit.of(scores, kind).det(_DET_POINTS)
+        real = thresholds > -np.inf
+        det = {"fpir": fpir[real].tolist(), "fnir": fnir[real].tolist()}
+    return GalleryResult(
+        task.name, int(task.enrolled.size), mated, alone,
+        {str(rank): Measure(float((ranks <= rank).mean()), around(f"rank-{rank}")) for rank in RANKS},
+        cmc[: task.enrolled.size].tolist(), tpir,
+        {target: one for target, one in between.items() if one is not None}, det,
+    )  # fmt: skip
+
+
+def _open_set(found: Found, max_rank: int) -> tuple[Array, Array]:
+    """(scores, mated) whose "TMR at FMR" is TPIR at FPIR: mates' scores, and best ones of those alone."""
+    scores = np.concatenate([found.identified(max_rank), found.best[~found.mated]])
+    return scores, np.arange(scores.size) < int(found.mated.sum())
+
+
+def _tpir(found: Found, targets: Sequence[float], max_rank: int) -> list[TpirAtFpir]:
+    mated, alone = int(found.mated.sum()), int((~found.mated).sum())
+    if not alone:
+        why = "every probe has a mate in this gallery: a closed set"
+        return [TpirAtFpir(t, None, None, None, None, None, None, mated, 0, why) for t in targets]
+    scores, kind = _open_set(found, max_rank)
+    entries = []
+    for one in tmr_of_curve(sort_pairs(scores, kind).curve(), targets):
+        if one.tmr is None or one.true_matches is None:
+            why = f"FPIR {one.target:g} needs at least {int(np.ceil(1 / one.target))} probes without a mate, "
+            entries.append(TpirAtFpir(one.target, *(None,) * 6, mated, alone, f"{why}there are {alone}"))
+            continue
+        hits = one.true_matches
+        if one.threshold == -np.inf:  # every probe alone is accepted, and then only rank decides
+            hits = int((found.identified(max_rank) > -np.inf).sum())
+        rates = hits / mated, 1 - hits / mated, one.fmr
+        entries.append(TpirAtFpir(one.target, *rates, one.threshold, hits, one.false_matches, mated, alone))
+    return entries
+
+
+def _resample(
+    tasks: Sequence[_Task],
+    found: Mapping[str, Found],
+    people: Array,
+    targets: Sequence[float],
+    max_rank: int,
+    draws: int,
+    seed: int,
+) -> dict[str, Array]:
+    """ "G1:rank-1", "G1:tpir@0.01", ... -> (draws,): the probes' people are drawn, the galleries stay."""
+    prepared: list[tuple[_Task, Found, SortedPairs | None]] = []
+    for task in tasks:
+        one = found[task.name]
+        prepared.append((task, one, None if one.mated.all() else sort_pairs(*_open_set(one, max_rank))))
+
+    def statistic(weights: Array) -> dict[str, Array]:
+        values = {}
+        for task, one, pairs in prepared:
+            own = weights[:, task.places]
+            mated, alone = own[:, one.mated], own[:, ~one.mated]
+            for rank in RANKS:
+                values[f"{task.name}:rank-{rank}"] = mated @ (one.rank[one.mated] <= rank) / mated.sum(1)
+            if pairs is None:
+                continue
+            most = mated @ (one.rank[one.mated] <= max_rank) / mated.sum(1)  # at FPIR 1 rank alone decides
+            curve = pairs.curve(np.concatenate([mated, alone], 1))
+            for target in targets:
+                if allowed_false(target, int((~one.mated).sum())) >= 1:
+                    values[f"{task.name}:tpir@{target:g}"] = np.minimum(tmr_rates(curve, target), most)
+        return values
+
+    return bootstrap_subjects(statistic, people, people, draws=draws, seed=seed)
+
+
+def _mean(galleries: Sequence[GalleryResult], drawn: Mapping[str, Array]) -> dict[str, Measure]:
+    """Over galleries, of what all of them have."""
+    values: dict[str, list[float]] = {}
+    for gallery in galleries:
+        for rank, measure in gallery.ranks.items():
+            values.setdefault(f"rank-{rank}", []).append(measure.value)
+        for entry in gallery.tpir:
+            if entry.tpir is not None:
+                values.setdefault(f"tpir@{entry.target:g}", []).append(entry.tpir)
+    return {
+        name: Measure(
+            float(np.mean(column)),
+            interval(np.mean([drawn[f"{g.gallery}:{name}"] for g in galleries], 0)) if drawn else None,
+        )
+        for name, column in values.items()
+        if len(column) == len(galleries)
+    }
+
+
+def _mean_draws(tasks: Sequence[_Task], drawn: Mapping[str, Array], name: str) -> Array:
+    mean: Array = np.mean([drawn[f"{task.name}:{name}"] for task in tasks], axis=0)
+    return mean

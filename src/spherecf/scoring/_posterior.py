@@ -1,0 +1,295 @@
+"""Who is it, or nobody we know: the posterior of open-set identification, one pass over the gallery.
+
+Identity i of K has the density ``vMF(mu_i, kappa_g)`` and the prior ``(1 - beta) / K``, "unknown" the uniform
+density and the prior ``beta``. At the mean direction mu of a probe
+
+    P_i ~ (1 - beta) / K * C_d(kappa_g) exp(kappa_g mu_i^T mu),    P_0 ~ beta * C_d(0)
+
+(Erlygin and Zaytsev, "Holistic uncertainty estimation for open-set recognition", arXiv 2408.14229). With
+``probe_kappa`` the probe is its distribution instead of its mode, and the density is replaced by the evidence
+``C_d(k) C_d(kappa_g) / C_d(|k mu + kappa_g mu_i|)``, the mutual likelihood (Li et al., CVPR 2021, eq. 13);
+both agree as k grows. All is kept as logarithms: at d = 512 a posterior of 1e-40 is an everyday number, and
+the order of such numbers is what rejection looks at.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy import ndarray
+from numpy.typing import NDArray
+
+from spherecf.errors import InputError
+from spherecf.scoring._kernel import eager_kernel
+from spherecf.scoring._normalizer import normalizer_form
+from spherecf.scoring._tiles import cosine_tiles
+from spherecf.vmf import inverse_mean_resultant_length, log_normalizer, log_normalizer_scaled
+
+Array = NDArray[Any]
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+_STEPS = 16  # of the golden section: 8 * 8 * 0.618^16 leaves 0.2 % of kappa
+_FACTOR = 8.0  # the likelihood is searched this far on both sides of the first guess
+
+
+@dataclass(frozen=True, eq=False)
+class OpenSetPosterior:
+    """What every probe's posterior has to say, (probes,) each; logarithms are natural."""
+
+    best: Array
+    """Row of the most similar gallery entry."""
+    best_cosine: Array
+    second_cosine: Array
+    """-inf where the gallery has one entry."""
+    log_unknown: Array
+    """log P_0."""
+    log_known: Array
+    """log(1 - P_0)."""
+    log_best: Array
+    """log P_best, the largest of the P_i."""
+    log_others: Array
+    """log of the sum of the P_i other than the best; -inf where there are none."""
+    entropy: Array
+    """-sum P log P over the identities and unknown, in nats."""
+    gallery_divergence: Array
+    """sum over i of P_i log(P_i / prior): the gallery's part of KL(posterior, prior)."""
+    log_evidence: Array
+    """log density of the mean direction under the whole mixture (with ``probe_kappa``: of the probe)."""
+
+
+def open_set_posterior(
+    probes: Float[ndarray, "n d"],
+    gallery: Float[ndarray, "k d"],
+    kappa_gallery: float,
+    beta: float = 0.5,
+    *,
+    probe_kappa: Float[ndarray, " n"] | None = None,
+    threads: int | None = None,
+) -> OpenSetPosterior:
+    """Posterior of every probe over the gallery's identities and "unknown".
+
+    The matrix of similarities is made tile by tile and never held; sums are float64.
+
+    Args:
+        probes: (n, dim) unit mean directions.
+        gallery: (k, dim) unit directions, one per identity.
+        kappa_gallery: concentration of an identity around its gallery direction, > 0; see
+            `fit_gallery_kappa`.
+        beta: prior probability that a probe is of nobody in the gallery.
+        probe_kappa: (n,) the probes' concentrations; default: infinite, the probe is its mean direction.
+        threads: of the matrix products; changes no result.
+
+    Raises:
+        InputError: NaN directions or concentrations, an empty gallery, dimensions that differ, or kappa or
+            beta out of range.
+
+    Example:
+        >>> gallery = np.eye(3)
+        >>> probes = np.array([[1.0, 0.0, 0.0], [0.577, 0.577, 0.577]])
+        >>> posterior = open_set_posterior(probes, gallery, 20.0)
+        >>> posterior.best.tolist(), np.exp(posterior.log_unknown).round(3).tolist()
+        ([0, 0], [0.07..., 0.99...])
+    """
+    _check(probes, gallery, kappa_gallery, beta, probe_kappa)
+    prior = math.log1p(-beta) - math.log(len(gallery))
+    scores = _Scores(probes.shape[1], kappa_gallery, probe_kappa)
+    found = {field.name: np.empty(len(probes)) for field in fields(OpenSetPosterior)}
+    for rows, cosines in cosine_tiles(probes, gallery, threads=threads):
+        for name, values in _reduce(cosines, scores(rows, cosines) + prior, math.log(beta), prior).items():
+            found[name][rows] = values
+    found["log_evidence"] += scores.log_uniform
+    return OpenSetPosterior(**{**found, "best": found["best"].astype(np.int64)})
+
+
+class _Scores:
+    """log of (density under identity i over uniform density) of every pair of a tile, float64."""
+
+    def __init__(self, dim: int, kappa: float, probe_kappa: Array | None) -> None:
+        self.dim = dim
+        self.kappa = torch.tensor([kappa, 0.0], dtype=torch.float64)
+        log_c, self.log_uniform = log_normalizer(self.kappa, dim).tolist()
+        self.offset = log_c - self.log_uniform
+        self.probes: tuple[torch.Tensor, torch.Tensor] | None = None
+        if probe_kappa is not None:
+            k = torch.from_numpy(np.asarray(probe_kappa, np.float64))
+            self.probes = k, log_normalizer_scaled(k, dim) - normalizer_form(dim).constant - self.log_uniform
+
+    def __call__(self, rows: slice, cosines: Array) -> Array:
+        scores = cosines.astype(np.float64)
+        if self.probes is None:
+            scores *= float(self.kappa[0])
+            scores += self.offset
+        else:
+            tall, tall_offset = (column[rows, None] for column in self.probes)
+            wide = self.kappa[:1].expand(1, scores.shape[1])
+            eager_kernel(self.dim)(
+                torch.from_numpy(scores), tall, wide, tall_offset, log_normalizer_scaled(wide, self.dim)
+            )
+        return scores
+
+
+def _reduce(cosines: Array, logits: Array, unknown: float, prior: float) -> dict[str, Array]:
+    """Everything of `OpenSetPosterior` from one tile of log(prior * density) relative to the uniform one."""
+    each = np.arange(len(logits))
+    best = cosines.argmax(1)
+    top, best_cosine = logits[each, best], cosines[each, best]
+    second_cosine, others, spread = _without(cosines, logits, each, best)
+    known = np.logaddexp(top, others)
+    rest = np.logaddexp(others, unknown)
+    total = np.logaddexp(known, unknown)
+    log_best, log_unknown = -np.logaddexp(0, rest - top), -np.logaddexp(0, known - unknown)
+    p_best, p_unknown, p_others = np.exp(log_best), np.exp(log_unknown), np.exp(others - total)
+    inner = p_others * (np.where(p_others > 0, others, 0) - total - spread)  # sum of P_j log P_j, j not best
+    return {
+        "best": best,
+        "best_cosine": best_cosine,
+        "second_cosine": second_cosine,
+        "log_unknown": log_unknown,
+        "log_known": -np.logaddexp(0, unknown - known),
+        "log_best": log_best,
+        "log_others": others - total,
+        "entropy": -(inner + p_best * log_best + p_unknown * log_unknown),
+        "gallery_divergence": inner + p_best * log_best - (p_best + p_others) * prior,
+        "log_evidence": total,
+    }
+
+
+def _without(cosines: Array, logits: Array, each: Array, best: Array) -> tuple[Array, Array, Array]:
+    """Second cosine, log of the summed others, and the entropy among them; ``logits`` are overwritten."""
+    if logits.shape[1] == 1:
+        none = np.full(len(logits), -np.inf)
+        return none, none, np.zeros(len(logits))
+    cosines = cosines.copy()
+    cosines[each, best] = -np.inf
+    second = cosines.argmax(1)
+    peak = logits[each, second]
+    logits -= peak[:, None]
+    logits[each, best] = 0.0
+    weights = np.exp(logits)
+    weights[each, best] = 0.0
+    total = weights.sum(1)
+    spread = np.log(total) - np.einsum("nk,nk->n", weights, logits) / total
+    return cosines[each, second], peak + np.log(total), spread
+
+
+def fit_gallery_kappa(
+    probes: Float[ndarray, "n d"],
+    gallery: Float[ndarray, "k d"],
+    truth: Int64[ndarray, " n"],
+    beta: float = 0.5,
+    *,
+    probe_kappa: Float[ndarray, " n"] | None = None,
+    threads: int | None = None,
+) -> float:
+    """kappa_g that makes the true answers likeliest: the maximum of the mean log P_truth.
+
+    A golden section around `mean_cosine_kappa`, over a factor of 8 on both sides.
+
+    Args:
+        probes: (n, dim) unit mean directions.
+        gallery: (k, dim) unit directions.
+        truth: (n,) gallery row of each probe's identity, -1 for unknown.
+        beta: prior of unknown.
+        probe_kappa: as in `open_set_posterior`.
+        threads: of the matrix products.
+
+    Raises:
+        InputError: as in `open_set_posterior` and `mean_cosine_kappa`.
+
+    Example:
+        >>> gallery = np.eye(4)
+        >>> probes = np.array([[0.9, 0.436, 0.0, 0.0], [0.436, 0.0, 0.0, 0.9], [0.5, 0.5, 0.5, -0.5]])
+        >>> 1 < fit_gallery_kappa(probes, gallery, np.array([0, 3, -1])) < 100
+        True
+    """
+    middle = math.log(mean_cosine_kappa(probes, gallery, truth))
+
+    def miss(log_kappa: float) -> float:
+        kappa = math.exp(log_kappa)
+        return -_log_truth(probes, gallery, truth, kappa, beta, probe_kappa, threads)
+
+    low, high = middle - math.log(_FACTOR), middle + math.log(_FACTOR)
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = miss(left), miss(right)
+    for _ in range(_STEPS):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = miss(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = miss(right)
+    return math.exp((low + high) / 2)
+
+
+def mean_cosine_kappa(
+    probes: Float[ndarray, "n d"], gallery: Float[ndarray, "k d"], truth: Int64[ndarray, " n"]
+) -> float:
+    """kappa_g with A_d(kappa_g) = mean cosine of the mated probes to their gallery entries.
+
+    Raises:
+        InputError: no mated probe, or their mean cosine is not in (0, 1).
+
+    Example:
+        >>> round(mean_cosine_kappa(np.array([[0.9, 0.4359, 0.0]]), np.eye(3), np.array([0])), 2)
+        10.0
+    """
+    mated = np.flatnonzero(truth >= 0)
+    cosines = np.einsum("nd,nd->n", probes[mated], gallery[truth[mated]], dtype=np.float64)
+    if not mated.size or not 0 < cosines.mean() < 1:
+        raise InputError(
+            f"gallery kappa: expected mated probes with a mean cosine between 0 and 1, got {mated.size} with "
+            f"{cosines.mean() if mated.size else float('nan'):.3g}; give kappa_gallery as a number"
+        )
+    rho = torch.tensor(cosines.mean(), dtype=torch.float64)
+    return float(inverse_mean_resultant_length(rho, probes.shape[1]))
+
+
+def _log_truth(
+    probes: Array, gallery: Array, truth: Array, kappa: float, beta: float,
+    probe_kappa: Array | None, threads: int | None,
+) -> float:  # fmt: skip
+    """Mean log P of the true answers."""
+    _check(probes, gallery, kappa, beta, probe_kappa)
+    prior = math.log1p(-beta) - math.log(len(gallery))
+    scores = _Scores(probes.shape[1], kappa, probe_kappa)
+    total = 0.0
+    for rows, cosines in cosine_tiles(probes, gallery, threads=threads):
+        logits, right = scores(rows, cosines) + prior, truth[rows]
+        answer = np.where(right < 0, math.log(beta), logits[np.arange(len(logits)), right])
+        peak = logits.max(1)
+        known = peak + np.log(np.exp(logits - peak[:, None]).sum(1))
+        total += float((answer - np.logaddexp(known, math.log(beta))).sum())
+    return total / len(probes)
+
+
+def _check(probes: Array, gallery: Array, kappa: float, beta: float, probe_kappa: Array | None) -> None:
+    if not len(gallery) or not len(probes):
+        raise InputError(
+            f"posterior: expected probes and gallery entries, got {len(probes)} and {len(gallery)}"
+        )
+    if probes.shape[1] != gallery.shape[1]:
+        raise InputError(
+            f"probes have dimension {probes.shape[1]}, the gallery {gallery.shape[1]}: not one recogniser"
+        )
+    if not (0 < kappa < math.inf and 0 < beta < 1):
+        raise InputError(
+            f"posterior: expected 0 < kappa_gallery < inf and 0 < beta < 1, got {kappa} and {beta}"
+        )
+    for name, values in (("probes", probes), ("gallery", gallery)):
+        bad = np.flatnonzero(~np.isfinite(values.sum(1)))
+        if bad.size:
+            raise InputError(
+                f"{name}: {bad.size} of {len(values)} directions are NaN or infinite, first row {bad[0]}"
+            )
+    if probe_kappa is not None:
+        bad = np.flatnonzero(~(np.isfinite(probe_kappa) & (probe_kappa >= 0)))
+        if bad.size:
+            raise InputError(
+                f"probe_kappa: {bad.size} of {len(probe_kappa)} are NaN, negative or infinite, first "
+                f"{probe_kappa[bad[0]]} at {bad[0]}; expected kappa >= 0 (was log_kappa given?)"
+            )

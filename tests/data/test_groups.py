@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from spherecf.data import read_groups
+from spherecf.errors import FileFormatError
+
+
+@pytest.mark.parametrize("head", ["key", "image"])
+def test_names_may_hold_commas(tmp_path: Path, head: str) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(f"{head},group\n\na, b.jpg , A\nc.jpg,B\nc.jpg,B\n")
+    assert read_groups(path) == ("image", {"a, b.jpg": "A", "c.jpg": "B"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the file has none"),
+        ("subject,group\n", "the file has none"),
+        ("a.jpg,A\n", "line 1: expected the header"),
+        ("subject,race\n", "line 1: expected the header"),
+        ("subject,group\n1,A\n2\n", "line 3: expected `subject,group`, got '2'"),
+        ("template,group\n1,A\n\n1,B\n", "line 4: template '1' is in group 'B' here and in 'A' above"),
+    ],
+)
+def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        read_groups(path)

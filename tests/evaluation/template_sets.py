@@ -1,0 +1,66 @@
+"""Small template sets with everything in them: videos, two galleries, an image in two templates."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spherecf.data import Enrolled, IjbMeta, TemplatePairs
+from spherecf.embeddings import Embeddings
+
+PEOPLE, DIM = 24, 12
+
+
+@dataclass(frozen=True)
+class TemplateToy:
+    """A set and the embeddings of its images."""
+
+    meta: IjbMeta
+    embeddings: Embeddings
+
+
+def template_toy(seed: int = 0, pairs: int = 400, **provenance: Any) -> TemplateToy:
+    """Three templates per person: one in a gallery, two probes; ids are far from 0 and out of order."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(PEOPLE, DIM))
+    files, templates, media, owners = [], [], [], []
+    subject = 1000 + rng.permutation(3 * PEOPLE) // 3
+    ids = 50 + rng.permutation(3 * PEOPLE)
+    for place, template in enumerate(ids.tolist()):
+        for medium in range(rng.integers(1, 4)):
+            for frame in range(rng.integers(1, 4)):
+                files.append(f"{place}/{medium}_{frame}.jpg")
+                templates.append(template)
+                media.append(100 * place + medium)
+                owners.append(subject[place] - 1000)
+    noise = rng.uniform(0.3, 2.0, len(files))
+    mu = centres[owners] + noise[:, None] * rng.normal(size=(len(files), DIM))
+    e = Embeddings(
+        mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(60 / noise**2), files,
+        extras={"norm": 10 / noise + rng.normal(size=noise.size) ** 2},
+        provenance={"backbone": "b" * 64, "radius": 64.0, "flip": "sum", **provenance},
+        log_precision=rng.normal(4, 1, (len(files), DIM)),
+    )  # fmt: skip
+    files.append(files[0])  # the same image once more, in another template
+    templates.append(int(ids[-1]))
+    media.append(7)
+    first = {int(s): int(t) for t, s in zip(ids, subject)}  # the last one of each person is enrolled
+    probe = np.sort([t for t, s in zip(ids.tolist(), subject.tolist()) if first[s] != t])
+    person = dict(zip(ids.tolist(), subject.tolist()))
+    names = sorted(first)
+    half = {"G1": names[: PEOPLE // 2 + 2], "G2": names[PEOPLE // 2 + 2 : PEOPLE - 3]}  # three are in none
+    galleries = {}
+    for gallery, people in half.items():
+        enrolled = np.sort([first[name] for name in people])
+        galleries[gallery] = Enrolled(enrolled, np.array([person[t] for t in enrolled.tolist()]))
+    left = rng.choice([t for g in galleries.values() for t in g.templates.tolist()], pairs)
+    right = rng.choice(probe, pairs)
+    _, once = np.unique(left * 10000 + right, return_index=True)
+    left, right = left[np.sort(once)], right[np.sort(once)]
+    mated = np.array([person[a] == person[b] for a, b in zip(left.tolist(), right.tolist())])
+    meta = IjbMeta(
+        "toy", files, np.array(templates), np.array(media), TemplatePairs(left, right, mated),
+        rng.uniform(0.5, 1, len(files)).astype(np.float32), None, galleries,
+        Enrolled(probe, np.array([person[t] for t in probe.tolist()])),
+    )  # fmt: skip
+    return TemplateToy(meta, e)

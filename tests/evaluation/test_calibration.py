@@ -1,0 +1,192 @@
+"""The calibration protocol: fitted on some people, measured on others, every number counted again."""
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spherecf.calibration import Calibration
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
+from spherecf.evaluation import (
+    CalibrationReport,
+    JudgedPairs,
+    calibration_section,
+    calibration_tables,
+    check_rule,
+    cllr,
+    evaluate_calibration,
+    min_cllr,
+    split_subjects,
+)
+
+GROUPS, EACH, PHOTOS, PAIRS = 16, 10, 4, 4000
+
+
+def people(noise: float, seed: int, **provenance: str) -> Embeddings:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(GROUPS * EACH), PHOTOS)
+    centres = np.random.default_rng(0).normal(size=(GROUPS * EACH, 12))
+    spread = noise * rng.uniform(0.2, 1.2, labels.size)
+    mu = centres[labels] + spread[:, None] * rng.normal(size=(labels.size, 12))
+    facts = {"model": "m" * 64, "backbone": "b" * 64, "view": "clean", "radius": 32.0} | provenance
+    return Embeddings(
+        mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(20 / spread**2),
+        [f"p{label:03d}/{i % PHOTOS}" for i, label in enumerate(labels)], labels,
+        [f"p{i:03d}" for i in range(GROUPS * EACH)], {"norm": 1 / spread}, provenance=facts,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs() -> tuple[list[str], list[str], np.ndarray]:
+    """Half mated, the others within groups of ten people, as in the folds of a list."""
+    rng = np.random.default_rng(1)
+    mated = np.arange(PAIRS) % 2 == 0
+    a = rng.integers(GROUPS * EACH, size=PAIRS)
+    b = np.where(mated, a, a // EACH * EACH + (a + rng.integers(1, EACH, PAIRS)) % EACH)
+    photos = rng.integers(PHOTOS, size=PAIRS)
+    left = [f"p{p:03d}/{i}" for p, i in zip(a, photos)]
+    right = [f"p{p:03d}/{i}" for p, i in zip(b, (photos + rng.integers(1, PHOTOS, PAIRS)) % PHOTOS)]
+    return left, right, mated
+
+
+def run(
+    pairs: Any, left: Embeddings | None = None, right: Embeddings | None = None, **options: Any
+) -> CalibrationReport:
+    one = left or people(1.0, 2)
+    options = {"name": "toy", "draws": 0, "alpha": 0.1} | options
+    return evaluate_calibration(one, right or one, *pairs, **options)
+
+
+@pytest.fixture(scope="module")
+def report(pairs: Any) -> CalibrationReport:
+    return run(pairs, draws=30, targets=(0.1, 0.01, 1e-5))
+
+
+def test_measured_on_people_who_had_no_part_in_the_fit(report: CalibrationReport, pairs: Any) -> None:
+    left, right, mated = pairs
+    part, drawn = split_subjects([k[:4] for k in left], [k[:4] for k in right], [1, 1, 2])
+    assert report.split == drawn == "groups" and report.counts["left_out_mated"] == 0
+    e, new = people(1.0, 2), part == 2
+    cosine = np.einsum("nd,nd->n", e.mu[e.rows(left)].astype(float), e.mu[e.rows(right)])
+    found = report.scores["cosine"]
+    llr = report.calibration.llr("cosine", cosine[new])
+    assert found.costs[0].cllr == pytest.approx(cllr(llr, mated[new]))
+    assert found.min_cllr == pytest.approx(min_cllr(cosine[new], mated[new]))
+    assert found.costs[0].loss == pytest.approx(found.costs[0].cllr - found.min_cllr)
+    assert [cost.method for cost in found.costs] == ["logistic", "isotonic"]
+    threshold = report.calibration.threshold("cosine", 0.1)
+    fitting = (part == 0) | (part == 1)
+    accepted = cosine >= threshold.threshold - 1e-9
+    assert threshold.false_matches == (accepted & ~mated & fitting).sum() <= 0.1 * (~mated & fitting).sum()
+    check = found.thresholds[0].checked
+    assert (check.false_matches, check.true_matches) == tuple(
+        (accepted & k & new).sum() for k in (~mated, mated)
+    )
+    kappa = np.minimum(e.kappa[e.rows(left)], e.kappa[e.rows(right)])
+    rule = found.decisions[0]
+    assert rule == check_rule(rule.rule, JudgedPairs(cosine[new], kappa[new], mated[new]))
+
+
+def test_what_is_kept_is_what_was_measured(report: CalibrationReport, pairs: Any) -> None:
+    kept = report.calibration
+    assert kept.model == "m" * 64 and kept.record["view"] == "clean" and kept.record["split"] == "groups"
+    assert [r.score for r in kept.decisions] == ["cosine"] * 4 + ["mls"] * 4
+    assert kept.decisions[0] == report.scores["cosine"].decisions[0].rule
+    assert kept.likelihood["mls"].radius == 32.0 and kept.likelihood["cosine"].radius is None
+    assert kept.kappa is not None and kept.kappa.images == report.counts["reference_images"]
+    fitting = np.isin(
+        split_subjects([k[:4] for k in pairs[0]], [k[:4] for k in pairs[1]], [1, 1, 2])[0], (0, 1)
+    )
+    assert kept.kappa.images == len({*np.array(pairs[0])[fitting], *np.array(pairs[1])[fitting]})
+    entry = kept.threshold("mls", 0.01)
+    assert entry.fmr_subjects[0] <= entry.fmr <= entry.fmr_subjects[1]
+    assert kept.threshold("mls", 1e-5).unresolved
+    level = report.kappa[4]
+    assert level.percent == 50 and level.iso == 50 and 0 < level.cosine < 1
+    assert Calibration.from_dict(json.loads(json.dumps(kept.to_dict())), model="m" * 64) == kept
+
+
+def test_intervals_enclose(report: CalibrationReport) -> None:
+    for score in report.scores.values():
+        for cost in score.costs:
+            assert cost.interval.low <= cost.cllr <= cost.interval.high
+        check = score.thresholds[0].checked
+        assert check.tmr_subjects[0] <= check.tmr <= check.tmr_subjects[1]
+    assert report.resampling == "subject-30/0"
+
+
+def test_coverage_grows_with_the_bound_and_rules_keep_it(report: CalibrationReport) -> None:
+    for score in report.scores.values():
+        assert score.decisions[0].rule.decides and score.decisions[0].coverage > 0.3
+        for check in score.decisions:
+            assert all(count.upper <= 0.1 for count in check.rule.counts)
+        for curve in score.curves:
+            assert curve.coverage[-1] >= curve.coverage[0]
+
+
+def test_json_and_page(report: CalibrationReport) -> None:
+    whole = json.dumps(report.to_dict(), allow_nan=False)
+    assert "tippett" in whole and '"calibration": {"format"' in whole
+    short = report.to_dict(curves=False)
+    assert "calibration" not in short and "tippett" not in short["scores"]["mls"]
+    section = calibration_section(report)
+    assert section.tables[0].title.startswith("Log-likelihood") and len(section.tables) == 4
+    assert len(section.plots) == 1 + 2 + 2
+    assert "160 people in parts with nobody in common" in section.notes[0]
+    cells = [cell for table in section.tables[:3] for row in table.rows for cell in row]
+    assert "unresolved" in cells
+    assert all(len(table.signatures) == len(table.rows) for table in section.tables[:3])
+    assert (
+        "|split:groups-1+1+2/0|" in section.tables[0].signatures[0]
+        and "|r:32|" in section.tables[0].signatures[-1]
+    )
+
+
+def test_impossible_promises_leave_all_undecided(pairs: Any) -> None:
+    report = run(pairs, alpha=1e-6, scores=("cosine",))
+    assert [check.coverage for check in report.scores["cosine"].decisions] == [0] * 4
+    assert "none keeps it: all undecided" in [row[2] for row in calibration_tables(report)[2].rows]
+
+
+def test_disjoint_tests_use_fewer_pairs(pairs: Any) -> None:
+    one = run(pairs, scores=("cosine",), alpha=0.3, disjoint=True)
+    rule = one.scores["cosine"].decisions[1].rule
+    assert rule.tested_on == "disjoint pairs" and "|tested:disjoint|" in one.scores["cosine"].signature
+    assert not rule.decides or rule.counts[0].trials <= 40
+
+
+def test_another_confidence_and_method(pairs: Any) -> None:
+    report = run(pairs, scores=("mls",), confidence="norm", method="isotonic", radius=8.0)
+    assert report.calibration.likelihood["mls"].kind == "isotonic"
+    assert report.calibration.likelihood["mls"].radius == 8.0
+    assert report.calibration.decisions[0].confidence == "norm"
+    assert [cost.method for cost in report.scores["mls"].costs] == ["isotonic", "logistic"]
+
+
+def test_two_files(pairs: Any) -> None:
+    report = run(pairs, people(1.0, 2), people(1.5, 3, view="cross-v1/0"), scores=("cosine",))
+    assert report.calibration.record["view"] == "clean+cross-v1/0"
+    assert report.counts["reference_images"] == pytest.approx(GROUPS * EACH * PHOTOS, rel=0.15)
+
+
+def test_unknown_people_are_said_to_break_the_promise(pairs: Any) -> None:
+    e = dataclasses.replace(people(1.0, 2), labels=None, identities=())
+    report = run(pairs, e, scores=("cosine",))
+    assert (
+        report.unit == "image" and "promises of decisions do not hold" in calibration_section(report).notes[1]
+    )
+
+
+def test_bad_input_is_refused(pairs: Any) -> None:
+    left, right, mated = pairs
+    with pytest.raises(InputError, match="of the model mmm"):
+        run(pairs, people(1.0, 2), people(1.0, 2, model="x" * 64))
+    with pytest.raises(InputError, match="confidence 'sharpness': not among kappa, norm"):
+        run(pairs, confidence="sharpness")
+    with pytest.raises(InputError, match="people cannot make 3 parts"):
+        run((left[:1], right[:1], mated[:1]))
+    with pytest.raises(InputError, match="both kinds are needed in each part"):
+        run((left[::2], right[::2], mated[::2]))

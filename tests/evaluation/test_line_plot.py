@@ -1,0 +1,76 @@
+"""Lines, DET and histograms of any protocol show what they are given and refuse what they cannot show."""
+
+import re
+
+import numpy as np
+import pytest
+
+from spherecf.errors import InputError
+from spherecf.evaluation import Histogram, Plot, Series, det_lines, histogram_plot, line_plot
+from spherecf.evaluation._canvas import GREY, NAMED, PALETTE, line_style
+
+pytest.importorskip("matplotlib")
+
+
+def plot(*series: Series, **options: object) -> Plot:
+    return line_plot("p", series, xlabel="x", ylabel="y", caption="c", alt="a", **options)  # type: ignore[arg-type]
+
+
+def test_lists_arrays_and_gaps_are_drawn() -> None:
+    found = plot(
+        Series("one", [1, 2, 3], np.array([0.1, np.nan, 0.3])),
+        Series("two", range(1, 4), [3, 2, 1], steps=True),
+        log_x=True, log_y=True, markers=True, xlim=(1, 3),
+    )  # fmt: skip
+    assert (found.caption, found.alt) == ("c", "a") and 'aria-label="c a"' in found.svg
+    assert ">one<" in found.svg and ">two<" in found.svg and found.svg.count("clip-path") >= 2
+
+
+def test_names_keep_their_colours() -> None:
+    among = ["kappa", "galue", "random", "margin", "cosine"]
+    styles = {name: line_style(name, among) for name in among}
+    assert styles["kappa"]["color"] == NAMED["kappa"] and styles["cosine"] == {
+        "color": GREY,
+        "linestyle": "-",
+    }
+    assert styles["random"]["linestyle"] == "--"
+    assert len({style["color"] for style in styles.values()}) == 4  # random and cosine share the grey
+    many = [f"c{i}" for i in range(14)]
+    looks = [line_style(name, many) for name in many]
+    assert len({tuple(look.items()) for look in looks}) == 14 and looks[0]["color"] == PALETTE[0]
+    dashed = plot(Series("one", [0, 1], [0, 1], dashed=True)).svg
+    assert "stroke-dasharray" in dashed and "stroke-dasharray" not in plot(Series("one", [0, 1], [0, 1])).svg
+
+
+def test_det_axes_are_normal_deviates() -> None:
+    """Equal steps of the normal deviate are equal steps on the page."""
+    rates = [0.158655, 0.5, 1e-4]  # z = -1, 0, and beyond the end at z(0.0228) = -2
+    found = det_lines("d", [Series("s", rates, rates)], caption="c", alt="a", low=0.02275)
+    line = max(re.findall(r'd="(M [^"]*)"', found.svg), key=lambda path: path.count("L") == 2)
+    x = [float(value) for value in re.findall(r"([\d.]+) [\d.]+", line)]
+    assert x[1] - x[0] == pytest.approx(x[0] - x[2], rel=1e-3)
+    assert "5 %" in found.svg and ">1 %<" not in found.svg
+
+
+def test_histograms_are_shares() -> None:
+    one = Histogram("one", [1, 3], [0.0, 1.0, 2.0])
+    much = Histogram("one", [100, 300], [0.0, 1.0, 2.0])
+    drawn = [histogram_plot("h", [h], xlabel="x", caption="c", alt="a").svg for h in (one, much)]
+    assert drawn[0] == drawn[1] and ">one<" in drawn[0]
+    empty = Histogram("none", [0, 0], [1, 10, 100])
+    assert histogram_plot("h", [empty], xlabel="x", caption="c", alt="a", log_x=True).svg
+
+
+def test_bad_input() -> None:
+    with pytest.raises(InputError, match="'p': nothing to draw"):
+        plot()
+    with pytest.raises(InputError, match="'one': expected as many x as y and at least one, got 2 and 1"):
+        Series("one", [1, 2], [1])
+    with pytest.raises(InputError, match="got 0 and 0"):
+        Series("one", [], [])
+    with pytest.raises(InputError, match="2 counts need 3 edges, got 2"):
+        Histogram("one", [1, 2], [0, 1])
+    with pytest.raises(InputError, match=r"'s': expected rates within 0 .. 1"):
+        det_lines("d", [Series("s", [0.1], [float("nan")])], caption="c", alt="a", low=0.1)
+    with pytest.raises(InputError, match=r"low: expected 0 < low < 0\.5, got 0"):
+        det_lines("d", [Series("s", [0.1], [0.1])], caption="c", alt="a", low=0.0)

@@ -1,0 +1,54 @@
+"""Tables and plots of risk-controlled recognition say what the report says."""
+
+import pytest
+from tests.reference.open_world import open_world
+
+from spherecf.evaluation import (
+    RejectionReport,
+    evaluate_rejection,
+    mean_prr_table,
+    rejection_section,
+    write_report,
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> RejectionReport:
+    return evaluate_rejection(
+        *open_world(enrolled=40, strangers=14, each=4), name="toy/G1", draws=8, trials=8, fpirs=[0.01, 0.2]
+    )
+
+
+def test_rows_carry_their_values_and_signatures(report: RejectionReport) -> None:
+    section = rejection_section(report)
+    points, prr = section.tables
+    assert points.rows[0][:2] == ["0.01", "unresolved"] and points.rows[1][4] == str(
+        report.points[1].counts["identified"]
+    )
+    assert any("FPIR 0.01 needs at least 100 non-mated probes" in note for note in section.notes)
+    assert any("lack the confidences norm, precision" in note for note in section.notes)
+    assert [row[0] for row in prr.rows] == [entry.confidence for entry in report.prr]
+    row = prr.rows[[entry.confidence for entry in report.prr].index("mprisk")]
+    entry = report.at("mprisk", 0.2)
+    assert row[1] == f"{entry.prr.value:.3f}" and row[3] == f"{entry.minus_kappa.value:+.3f}"
+    assert row[5] == f"{entry.f1[10]:.4f}" and report.shares[10] == 0.1
+    assert list(prr.signatures) == [entry.signature for entry in report.prr]
+
+
+def test_one_plot_per_resolved_point_with_a_line_per_confidence(report: RejectionReport) -> None:
+    (plot,) = rejection_section(report).plots
+    assert "mprisk" in plot.svg and "oracle" in plot.svg and "mean_resultant" not in plot.svg
+    assert f"F1 is {report.points[1].f1:.3f} with nothing rejected" in plot.alt
+
+
+def test_means_are_over_galleries_and_blank_where_one_is_unresolved(report: RejectionReport) -> None:
+    table = mean_prr_table([report, report])
+    kappa = next(row for row in table.rows if row[0] == "kappa")
+    assert kappa == ["kappa", "", f"{report.at('kappa', 0.2).prr.value:.3f}"]
+    assert table.title == "PRR, mean of toy/G1, toy/G1"
+
+
+def test_a_page_of_it(report: RejectionReport, tmp_path) -> None:
+    files = write_report(tmp_path, title="R", sections=[rejection_section(report)], results=report.to_dict())
+    page = files.html.read_text("utf-8")
+    assert "toy/G1: PRR at FPIR ≤ 0.2" in page and "|confidence:mprisk|" in page

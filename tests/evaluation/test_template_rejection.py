@@ -1,0 +1,116 @@
+"""A template benchmark's galleries: pooled, searched, failures counted."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from spherecf.data import Enrolled, IjbMeta
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
+from spherecf.evaluation import evaluate_rejection, evaluate_template_rejection
+from spherecf.evaluation._template_rejection import _columns
+from spherecf.evaluation._template_set import find_images
+from spherecf.scoring import pool_templates
+
+PEOPLE, EACH, DIM = 40, 4, 12
+OPTIONS = {"fpirs": [0.2], "draws": 0, "trials": 6}
+
+
+@pytest.fixture
+def benchmark() -> tuple[Embeddings, IjbMeta]:
+    """Template t of person p has two images in one medium and one in another; two galleries of 20 people."""
+    rng = np.random.default_rng(0)
+    who = np.repeat(np.arange(PEOPLE), EACH)
+    templates = np.repeat(np.arange(PEOPLE * EACH) * 3 + 5, 3)
+    media = np.tile([1, 1, 2], PEOPLE * EACH)
+    noise = rng.uniform(0.2, 1.2, templates.size)
+    mu = rng.normal(size=(PEOPLE, DIM))[np.repeat(who, 3)] + noise[:, None] * rng.normal(
+        size=(templates.size, DIM)
+    )
+    names = [f"{i}.jpg" for i in range(templates.size)]
+    e = Embeddings(
+        mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(40 / noise**2), names,
+        extras={"norm": rng.uniform(5, 20, templates.size)},
+    )  # fmt: skip
+    ids = np.unique(templates)
+    first, rest = ids[::EACH], np.arange(ids.size) % EACH > 0
+    galleries = {
+        name: Enrolled(first[part], np.arange(PEOPLE)[part])
+        for name, part in (("G1", slice(0, 20)), ("G2", slice(20, 40)))
+    }
+    shuffle = rng.permutation(int(rest.sum()))
+    probes = Enrolled(ids[rest][shuffle], who[rest][shuffle])
+    return e, IjbMeta("toy", names, templates, media, galleries=galleries, probes=probes)
+
+
+def test_it_is_evaluate_rejection_of_the_pooled_templates(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+    e, meta = benchmark
+    found = evaluate_template_rejection(e, meta, **OPTIONS)
+    assert list(found) == ["G1", "G2"] and found["G1"].name == "toy/G1"
+    assert found["G1"].counts["mated"] == found["G1"].counts["non_mated"] == 30
+    pooled = pool_templates(e.mu, e.kappa, meta.templates, meta.media)
+    gallery = pooled.select(np.arange(0, 80, EACH))
+    rest = np.flatnonzero(np.arange(160) % EACH > 0)
+    expected = evaluate_rejection(
+        gallery, np.arange(20), pooled.select(rest), np.repeat(np.arange(PEOPLE), EACH)[rest],
+        name="toy/G1", **OPTIONS,
+    )  # fmt: skip
+    for entry in expected.prr:
+        assert found["G1"].at(entry.confidence, 0.2).prr == pytest.approx(entry.prr) or entry.prr == (
+            found["G1"].at(entry.confidence, 0.2).prr
+        )
+    line = found["G1"].at("norm", 0.2).signature
+    assert (
+        "toy/G1/open-set|meta:sha256:" in line
+        and "|pool:media-mean+kappa|" in line
+        and "|mode:N0D0F?K1|" in line
+    )
+
+
+def test_confidences_are_means_over_media(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+    e, meta = benchmark
+    norm = _columns(e, find_images(e, meta))["norm"]
+    one = e.extras["norm"][:3]
+    assert norm[0] == pytest.approx(((one[0] + one[1]) / 2 + one[2]) / 2) and norm.shape == (160,)
+    scored = dataclasses.replace(meta, detector_score=np.arange(480, dtype=np.float32))
+    assert _columns(e, find_images(e, scored))["detector_score"][1] == pytest.approx((3.5 + 5) / 2)
+
+
+def test_failures_to_acquire_are_counted_and_never_searched(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+    e, meta = benchmark
+    gone = [*range(3), *range(15, 18)]  # gallery template of person 0, first probe of person 1
+    part = e.select([row for row in range(480) if row not in gone])
+    counts = evaluate_template_rejection(part, meta, galleries=["G1"], **OPTIONS)["G1"].counts
+    assert counts["failed_gallery"] == 1
+    assert counts["failed_probes"] == 3 + 1  # all probes of person 0, who cannot be found, and the lost one
+    total = counts["probes"] + counts["validation_probes"]
+    assert total + counts["failed_probes"] == 120
+
+
+def test_a_probe_in_the_gallery_is_refused(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+    e, meta = benchmark
+    with pytest.raises(InputError, match=r"toy: gallery G2: 20 templates are in the gallery and among the"):
+        evaluate_template_rejection(
+            e, dataclasses.replace(meta, probes=meta.galleries["G2"]), galleries=["G2"], **OPTIONS
+        )
+
+
+def test_the_precision_of_the_images_is_a_confidence_too(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+    e, meta = benchmark
+    log_precision = np.repeat(np.arange(480.0)[:, None], DIM, 1) / 100
+    e = dataclasses.replace(e, log_precision=log_precision)
+    column = _columns(e, find_images(e, meta))["precision"]
+    assert column[1] == pytest.approx(((0.03 + 0.04) / 2 + 0.05) / 2)
+    report = evaluate_template_rejection(e, meta, galleries=["G1"], **OPTIONS)["G1"]
+    assert "precision" not in report.absent_confidences and report.at("precision", 0.2) is not None
+
+
+def test_what_is_missing_is_said(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+    e, meta = benchmark
+    with pytest.raises(InputError, match=r"galleries and probes are needed, .*1N_probe.csv"):
+        evaluate_template_rejection(
+            e, dataclasses.replace(meta, probes=None, absent={"1N_probe.csv": "no such file"})
+        )
+    with pytest.raises(InputError, match="D1 needs detector scores"):
+        evaluate_template_rejection(e, meta, mode="D1")

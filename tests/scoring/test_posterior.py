@@ -1,0 +1,149 @@
+"""The open-set posterior against 40-digit arithmetic, and what it must be invariant to."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from openset_slow import DIGITS, mp, pieces, posterior
+
+from spherecf.errors import InputError
+from spherecf.scoring import _posterior, fit_gallery_kappa, mean_cosine_kappa, open_set_posterior
+from spherecf.vmf import VonMisesFisher, mean_resultant_length
+
+
+def unit(values: np.ndarray) -> np.ndarray:
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def world(dim: int, people: int, probes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gallery, probes at all distances from it, their kappas."""
+    rng = np.random.default_rng(seed)
+    gallery = unit(rng.normal(size=(people, dim)))
+    noise = rng.uniform(0, 3, (probes, 1)) / dim**0.5
+    near = unit(gallery[rng.integers(people, size=probes)] + noise * rng.normal(size=(probes, dim)))
+    return gallery, near, np.exp(rng.uniform(-2, 7, probes))
+
+
+@pytest.mark.parametrize(("dim", "kappa"), [(3, 0.5), (3, 40.0), (16, 60.0), (64, 300.0), (512, 700.0)])
+@pytest.mark.parametrize("mutual", [False, True])
+def test_against_arithmetic_with_many_digits(dim: int, kappa: float, mutual: bool) -> None:
+    gallery, probes, own = world(dim, 5, 8)
+    own[:2] = 0.0, 1e6
+    found = open_set_posterior(probes, gallery, kappa, 0.3, probe_kappa=own if mutual else None)
+    cosines = (probes @ gallery.T).astype(np.float64)
+    with mp.workdps(DIGITS):
+        for row in range(len(probes)):
+            p, total = posterior(cosines[row], dim, kappa, 0.3, own[row] if mutual else None)
+            for name, truth in pieces(p, total, 0.3).items():
+                if name == "best" and max(p[1:]) == sorted(p[1:])[-2]:
+                    continue  # all the same for a probe of kappa 0
+                got = getattr(found, name)[row]
+                tolerance = 1e-4 if mutual else 1e-8
+                assert got == pytest.approx(float(truth), rel=tolerance, abs=tolerance), (name, row)
+
+
+def test_tiny_probabilities_keep_their_order() -> None:
+    gallery = np.eye(512, dtype=np.float32)[:3]
+    angles = np.array([0.1, 0.2, 0.3])
+    probes = np.zeros((3, 512), np.float32)
+    probes[:, 0], probes[:, 9] = np.cos(angles), np.sin(angles)
+    found = open_set_posterior(probes, gallery, 1500.0)
+    assert (np.exp(found.log_best) == 1).all()
+    assert (np.diff(found.log_unknown) > 1).all() and (found.log_unknown < -100).all()
+    assert (found.entropy > 0).all() and (np.diff(found.entropy) > 0).all()
+
+
+def test_two_roads_to_the_same_probabilities() -> None:
+    gallery, probes, own = world(32, 50, 200)
+    for kappa in (None, own):
+        p = open_set_posterior(probes, gallery, 80.0, probe_kappa=kappa)
+        assert np.exp(p.log_known) + np.exp(p.log_unknown) == pytest.approx(np.ones(200))
+        assert np.logaddexp(p.log_best, p.log_others) == pytest.approx(p.log_known, abs=1e-9)
+    sharp = open_set_posterior(probes, gallery, 80.0, probe_kappa=np.full(200, 1e9))
+    mode = open_set_posterior(probes, gallery, 80.0)
+    assert sharp.log_unknown == pytest.approx(mode.log_unknown, abs=1e-4)
+    blind = open_set_posterior(probes, gallery, 80.0, 0.3, probe_kappa=np.zeros(200))
+    assert np.exp(blind.log_unknown) == pytest.approx(np.full(200, 0.3))  # a probe of kappa 0 says nothing
+
+
+def test_a_gallery_of_one() -> None:
+    found = open_set_posterior(np.eye(3, dtype=np.float32)[:2], np.eye(3, dtype=np.float32)[:1], 5.0)
+    assert (found.log_others == -np.inf).all() and (found.second_cosine == -np.inf).all()
+    assert found.log_best == pytest.approx(found.log_known) and np.isfinite(found.entropy).all()
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    gallery, probes, own = world(24, 40, 130)
+    cosines = (probes @ gallery.T).astype(np.float32)
+
+    def in_blocks(height: int) -> list[_posterior.OpenSetPosterior]:
+        def tiles(a: np.ndarray, b: np.ndarray, *, threads: int | None = None):
+            for start in range(0, len(a), height):
+                rows = slice(start, min(start + height, len(a)))
+                yield rows, cosines[rows]
+
+        monkeypatch.setattr(_posterior, "cosine_tiles", tiles)
+        return [open_set_posterior(probes, gallery, 50.0, probe_kappa=k) for k in (None, own)]
+
+    for one, other in zip(in_blocks(130), in_blocks(7)):
+        for field in dataclasses.fields(one):
+            assert getattr(one, field.name) == pytest.approx(getattr(other, field.name), rel=1e-12, abs=1e-12)
+
+
+def test_threads_change_nothing() -> None:
+    gallery, probes, _ = world(24, 40, 130)
+    one, two = (open_set_posterior(probes, gallery, 50.0, threads=n) for n in (1, 2))
+    assert np.array_equal(one.log_unknown, two.log_unknown) and np.array_equal(one.best, two.best)
+
+
+def test_the_concentration_that_made_the_data_is_found() -> None:
+    torch.manual_seed(0)
+    dim, people, each, kappa = 24, 60, 12, 50.0
+    rng = np.random.default_rng(1)
+    gallery = unit(rng.normal(size=(people, dim)))
+    who = np.repeat(np.arange(people), each)
+    truth = VonMisesFisher(torch.tensor(gallery[who]), torch.full((who.size,), kappa)).sample()
+    strange = unit(rng.normal(size=(500, dim)))
+    own = np.exp(rng.uniform(3, 6, who.size + 500))
+    seen = VonMisesFisher(torch.cat([truth, torch.tensor(strange)]), torch.tensor(own)).sample().numpy()
+    answer = np.concatenate([who, np.full(500, -1)])
+    seen = unit(seen)
+    mutual = fit_gallery_kappa(seen, gallery, answer, probe_kappa=own)
+    assert mutual == pytest.approx(kappa, rel=0.1)
+    assert fit_gallery_kappa(seen, gallery, answer) < 0.8 * mutual  # noise of the probes looks like spread
+    exact = np.concatenate([truth.numpy(), strange]).astype(np.float32)
+    assert fit_gallery_kappa(exact, gallery, answer) == pytest.approx(kappa, rel=0.1)
+    from_cosine = mean_cosine_kappa(exact, gallery, answer)
+    cosine = float((exact[: who.size] * gallery[who]).sum(1).mean())
+    length = mean_resultant_length(torch.tensor(from_cosine, dtype=torch.float64), dim)
+    assert float(length) == pytest.approx(cosine, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kappa_gallery": 0.0}, "0 < kappa_gallery"),
+        ({"kappa_gallery": float("nan")}, "0 < kappa_gallery"),
+        ({"beta": 1.0}, "0 < beta < 1"),
+        ({"gallery": np.zeros((0, 3))}, "expected probes and gallery entries"),
+        ({"gallery": np.eye(4)}, "dimension 3, the gallery 4"),
+        ({"probes": np.full((2, 3), np.nan)}, "probes: 2 of 2 directions are NaN"),
+        ({"probe_kappa": np.array([1.0, -1.0, np.inf])}, "probe_kappa: 2 of 3 are NaN, negative or infinite"),
+    ],
+)
+def test_bad_input(change: dict, message: str) -> None:
+    given = {"probes": np.eye(3), "gallery": np.eye(3), "kappa_gallery": 5.0} | change
+    if "gallery" in change and change["gallery"].shape[1] == 4:
+        with pytest.raises((InputError, TypeError)):  # the shape check of the tests is quicker
+            open_set_posterior(**given)
+        return
+    with pytest.raises(InputError, match=message):
+        open_set_posterior(**given)
+
+
+def test_no_cosine_to_start_from() -> None:
+    with pytest.raises(InputError, match="got 0 with nan; give kappa_gallery as a number"):
+        mean_cosine_kappa(np.eye(3), np.eye(3), np.array([-1, -1, -1]))
+    with pytest.raises(InputError, match="got 1 with -1"):
+        fit_gallery_kappa(-np.eye(3)[:1], np.eye(3), np.array([0]))
