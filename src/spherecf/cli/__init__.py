@@ -10,7 +10,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf._version import __version__
-from spherecf.cli import data, demo, embed, evaluate, experiment, train
+from spherecf.cli import data, demo, embed, evaluate, experiment, reproduce, train
 from spherecf.errors import SpherecfError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(train.app, name="train")
 app.command(epilog=embed.EXAMPLE)(embed.embed)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(experiment.app, name="experiment")
+app.command(epilog=reproduce.EXAMPLE)(reproduce.reproduce)
 
 
 def _version(asked: bool | None) -> None:

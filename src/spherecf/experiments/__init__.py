@@ -9,18 +9,25 @@ from spherecf.experiments._present import (
     present,
     score_table,
     show,
+    show_tables,
     tables,
 )
+from spherecf.experiments._reproduce import Reproduction, reproduce
+from spherecf.experiments._reproduce_report import present_reproduction, reproduction_tables
 from spherecf.experiments._summary import Cell, summarize
+from spherecf.experiments._template_sets import TemplatePlan
 from spherecf.experiments._validate import verification
-from spherecf.experiments._variants import VARIANTS, HeadVariant, fit_variants
+from spherecf.experiments._variants import BASELINES, VARIANTS, HeadVariant, fit_variants
 
 __all__ = [
+    "BASELINES",
     "VARIANTS",
     "Cell",
     "CrossQuality",
     "Demo",
     "HeadVariant",
+    "Reproduction",
+    "TemplatePlan",
     "cross_quality",
     "demo",
     "edc_table",
@@ -28,8 +35,12 @@ __all__ = [
     "gain_table",
     "kappa_strips",
     "present",
+    "present_reproduction",
+    "reproduce",
+    "reproduction_tables",
     "score_table",
     "show",
+    "show_tables",
     "summarize",
     "tables",
     "verification",

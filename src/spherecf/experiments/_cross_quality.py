@@ -108,7 +108,7 @@ def cross_quality(
     models = fit_variants(backbone, data, config, folder, seeds, variants)
     views = [View(), *(View(Degradation(recipe, seed)) for seed in seeds for recipe in recipes)]
     first = models[seeds[0], "mls"]
-    used = _only_named(test, pair_lists)
+    used = named_images(test, pair_lists)
     cache = build_cache(backbone, first.head, used, views, folder / "test-cache", batch_size=batch_size)
     result = CrossQuality([], tuple(seeds), models, cache, log_kappas(models, cache), data.facts)
     cells = [(pairs, condition) for pairs in pair_lists for condition in _conditions(result, recipes)]
@@ -130,7 +130,8 @@ def _conditions(result: CrossQuality, recipes: Sequence[str]) -> list[Condition]
     return found
 
 
-def _only_named(test: ImageSource, pair_lists: Sequence[PairList]) -> ImageSource:
+def named_images(test: ImageSource, pair_lists: Sequence[PairList]) -> ImageSource:
+    """The images that pair lists name, in the order of the source."""
     named = np.unique(np.concatenate([np.concatenate(pairs.rows(test.keys)) for pairs in pair_lists]))
     return test if len(named) == len(test) else test.subset(named)
 

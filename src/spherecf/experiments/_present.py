@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from spherecf._version import environment
 from spherecf.data import View, encode_image
-from spherecf.evaluation import ReportFiles, Strip, Table, strip_by_kappa, write_report
+from spherecf.evaluation import ReportFiles, Strip, Table, rich_table, strip_by_kappa, write_report
 from spherecf.experiments._cross_quality import CrossQuality
 from spherecf.experiments._summary import Cell, summarize
 
@@ -20,7 +19,7 @@ _FACES = 14
 def present(
     result: CrossQuality, folder: str | Path, *, title: str, notes: Sequence[str], provenance: dict[str, Any]
 ) -> ReportFiles:
-    """Write ``report.html`` and ``report.json`` into the folder."""
+    """Write ``report.html``, ``report.md`` and ``report.json`` into the folder."""
     facts = {
         "training": result.facts,
         "seeds": list(result.seeds),
@@ -50,13 +49,13 @@ def tables(result: CrossQuality) -> list[Table]:
 
 def show(result: CrossQuality, console: Console) -> None:
     """Print the tables."""
-    for table in tables(result):
-        shown = RichTable(title=table.title, caption=table.note)
-        for name in table.header:
-            shown.add_column(name, overflow="fold")
-        for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+    show_tables(tables(result), console)
+
+
+def show_tables(found: Sequence[Table], console: Console) -> None:
+    """Print tables for people."""
+    for table in found:
+        console.print(rich_table(table))
 
 
 def score_table(cells: Sequence[Cell], seeds: int) -> Table:

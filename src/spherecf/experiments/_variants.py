@@ -1,4 +1,4 @@
-"""The heads that are compared: exact and released loss, with and without the sample in its prototype."""
+"""The heads that are compared: ours, the released loss, and the rivals of the paper, in one code path."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,18 +13,31 @@ from spherecf.training import ConfidenceConfig, FeatureCache, TrainingData, fit_
 
 @dataclass(frozen=True)
 class HeadVariant:
-    """One way to train a head. ``score`` names its mutual likelihood score in reports."""
+    """One way to train a head.
+
+    Attributes:
+        score: names its score in reports.
+        loss: variant of the sphere confidence loss.
+        leave_one_out: the sample is not in its own prototype.
+        objective: the sphere confidence loss or a rival, as in a recipe.
+    """
 
     score: str
-    loss: str
-    leave_one_out: bool
+    loss: str = "exact"
+    leave_one_out: bool = True
+    objective: str = "scf"
+
+    @property
+    def gaussian(self) -> bool:
+        """Its embeddings are Gaussians: scored and pooled by precision."""
+        return self.objective in ("scf-gaussian", "pfe-gaussian")
 
     def config(self, base: ConfidenceConfig, seed: int) -> ConfidenceConfig:
         """The settings of this variant."""
         return replace(
             base,
             seed=seed,
-            loss=replace(base.loss, variant=self.loss),
+            loss=replace(base.loss, variant=self.loss, objective=self.objective),
             prototypes=replace(base.prototypes, leave_one_out=self.leave_one_out),
         )
 
@@ -35,7 +48,16 @@ VARIANTS = (
     HeadVariant("mls_released", "released", True),
     HeadVariant("mls_released_with_sample", "released", False),
 )
-"""The first is the product's own."""
+"""Exact and released loss, with and without the sample in its prototype; the first is the product's own."""
+
+BASELINES = (
+    HeadVariant("mls"),
+    HeadVariant("mls_released", loss="released"),
+    HeadVariant("scf_g", objective="scf-gaussian"),
+    HeadVariant("pfe_v", objective="pfe-vmf"),
+    HeadVariant("pfe_g", objective="pfe-gaussian"),
+)
+"""The family of the paper: SCF exact, SCF as released, SCF-G, PFE-v and PFE-G."""
 
 
 def fit_variants(

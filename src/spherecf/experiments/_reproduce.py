@@ -1,0 +1,237 @@
+"""The paper's tables in conditions one can have at home: every baseline, several seeds, real faces."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf._progress import progress
+from spherecf.data import Degradation, ImageSource, PairList, View
+from spherecf.errors import InputError
+from spherecf.evaluation import PairReport
+from spherecf.experiments._cross_quality import named_images
+from spherecf.experiments._detector import detector_scores
+from spherecf.experiments._division import Division, divide
+from spherecf.experiments._pair_trial import conditions, evaluate_condition, view_of
+from spherecf.experiments._template_sets import TemplatePlan, draw_templates
+from spherecf.experiments._template_trial import Faces, TemplateTrial, run_trial
+from spherecf.experiments._variants import BASELINES, HeadVariant, fit_variants
+from spherecf.models import ConfidenceModel, FrozenBackbone
+from spherecf.training import ConfidenceConfig, FeatureCache, TrainingData, build_cache, new_head, prepare
+
+RECIPES = ("cross", "unseen")
+MIXED = "cross"
+"""What degrades the images of templates."""
+TEST_PLANS = (
+    TemplatePlan("3 images, clean", 3, 0.0, 4),
+    TemplatePlan("3 images, half degraded", 3, 0.5, 4),
+    TemplatePlan("5 images, 80 % degraded", 5, 0.8, 2),
+)
+"""For the test set. The first two are the sizes of the prototype in the project's specification."""
+HELD_OUT_PLANS = (
+    TemplatePlan("3 images, half degraded", 3, 0.5, 6),
+    TemplatePlan("2 images, 80 % degraded", 2, 0.8, 6),
+)
+"""For the held-out people of the training set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduction:
+    """Everything that was found.
+
+    Attributes:
+        reports: pair lists, one per backbone, seed, list and condition.
+        templates: one per backbone, plan and seed.
+        models: by (backbone, seed, score).
+        divisions: who trained; that of the first backbone holds for all.
+        facts: of data, backbones and fits, JSON-able.
+    """
+
+    reports: list[PairReport] = field(default_factory=list)
+    templates: list[TemplateTrial] = field(default_factory=list)
+    models: dict[tuple[str, int, str], ConfidenceModel] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def reproduce(
+    backbones: Sequence[FrozenBackbone],
+    train: ImageSource,
+    test: ImageSource,
+    pair_lists: Sequence[PairList],
+    folder: str | Path,
+    config: ConfidenceConfig | None = None,
+    *,
+    seeds: Sequence[int] = range(6),
+    degradations: int = 3,
+    variants: Sequence[HeadVariant] = BASELINES,
+    test_plans: Sequence[TemplatePlan] = TEST_PLANS,
+    held_out_plans: Sequence[TemplatePlan] = HELD_OUT_PLANS,
+    draws: int = 1000,
+    batch_size: int = 32,
+) -> Reproduction:
+    """Train every baseline with several seeds; compare pairs, templates and searches, clean and degraded.
+
+    People of ``train`` who look like somebody of ``test`` are not learnt from, but tested in templates, with
+    a share of the others (`divide`). Every pass and fit resumes where an interrupted run stopped.
+
+    Args:
+        backbones: frozen recognisers; the first says who is in both sets.
+        train: aligned crops of known people.
+        test: aligned crops of other people, which the pair lists name.
+        pair_lists: who is compared with whom.
+        folder: gets caches, heads and their histories, by backbone.
+        config: settings of the heads; objective, loss variant and seed are set here.
+        seeds: one repetition each, with its own heads and templates.
+        degradations: draws of the test degradations; seed s sees draw s modulo this.
+        variants: heads to compare; "mls" must be among them.
+        test_plans: template settings on ``test``.
+        held_out_plans: on the held-out people of ``train``.
+        draws: of the bootstrap over subjects.
+        batch_size: views per call of a backbone.
+
+    Raises:
+        InputError: no backbones, seeds or pair lists, or no head called "mls".
+    """
+    heads = [variant.score for variant in variants]
+    if not backbones or not seeds or not pair_lists or "mls" not in heads:
+        raise InputError(
+            "expected at least one backbone, seed and pair list and a head called mls, got "
+            f"{len(backbones)}, {len(seeds)}, {len(pair_lists)} and {heads}"
+        )
+    config, result = config or ConfidenceConfig(), Reproduction()
+    seen = [View(), *(View(Degradation(recipe, s)) for s in range(degradations) for recipe in RECIPES)]
+    mixed = [View(), *(View(Degradation(MIXED, s)) for s in range(degradations))]
+    shown = named_images(test, pair_lists)
+    division: Division | None = None
+    for backbone in backbones:
+        place = Path(folder) / backbone.name
+        data = prepare(backbone, train, config, place / "train-cache", batch_size=batch_size)
+        summaries = new_head(backbone, config)
+        cache = build_cache(
+            backbone, summaries, shown, seen, _own(place, "test", shown), batch_size=batch_size
+        )
+        division = division or divide(data.cache, cache)
+        out = division.tested(data.cache.source)
+        held_out = build_cache(
+            backbone, summaries, out, mixed, _own(place, "held-out", out), batch_size=batch_size
+        )
+        lab = _Lab(
+            backbone, config, variants, seeds, degradations, draws, place, result,
+            _fit(backbone, division.training(data), config, place, seeds, variants, result),
+        )  # fmt: skip
+        lab.compare_pairs(cache, pair_lists)
+        lab.compare_templates(f"{test.name}", cache, test_plans)
+        lab.compare_templates(f"{train.name}", held_out, held_out_plans)
+        result.facts[backbone.name] = {
+            "sha256": backbone.sha256, **division.facts, "train": train.fingerprint(),
+            "test": test.fingerprint(),
+            "skipped": {**data.cache.skipped, **cache.skipped, **held_out.skipped},
+        }  # fmt: skip
+    return result
+
+
+def _own(place: Path, name: str, source: ImageSource) -> Path:
+    """A folder for these images alone: a run on other images or pair lists does not replace it."""
+    return place / f"{name}-{source.fingerprint()[:8]}-cache"
+
+
+def _fit(
+    backbone: FrozenBackbone,
+    data: TrainingData,
+    config: ConfidenceConfig,
+    place: Path,
+    seeds: Sequence[int],
+    variants: Sequence[HeadVariant],
+    result: Reproduction,
+) -> dict[tuple[int, str], ConfidenceModel]:
+    models = fit_variants(backbone, data, config, place, seeds, variants)
+    result.models.update({(backbone.name, seed, score): model for (seed, score), model in models.items()})
+    return models
+
+
+@dataclass(frozen=True, eq=False)
+class _Lab:
+    """One backbone's heads and settings, on the bench."""
+
+    backbone: FrozenBackbone
+    config: ConfidenceConfig
+    variants: Sequence[HeadVariant]
+    seeds: Sequence[int]
+    degradations: int
+    draws: int
+    place: Path
+    result: Reproduction
+    models: Mapping[tuple[int, str], ConfidenceModel]
+
+    def compare_pairs(self, cache: FeatureCache, pair_lists: Sequence[PairList]) -> None:
+        """Every pair list, condition and seed."""
+        with progress(f"{self.backbone.name}: pairs", len(self.seeds) * len(pair_lists)) as advance:
+            for seed in self.seeds:
+                said = self._said(cache, seed)
+                own = {variant.score: self.models[seed, variant.score] for variant in self.variants}
+                for pairs in pair_lists:
+                    for condition in conditions(cache, RECIPES, seed % self.degradations):
+                        self.result.reports.append(
+                            evaluate_condition(
+                                cache, own, said, self.variants, pairs, condition, seed, self.draws
+                            )
+                        )
+                    advance()
+
+    def compare_templates(self, name: str, cache: FeatureCache, plans: Sequence[TemplatePlan]) -> None:
+        """Every plan and seed."""
+        shown = [cache.views[0], *(cache.views[view_of(cache, MIXED, s)] for s in range(self.degradations))]
+        size = self.backbone.preprocessing.size
+        place = self.place.parent / f"{name}-{size[0]}x{size[1]}-detector"  # for all backbones of this size
+        detected = detector_scores(cache.source, shown, place, size)
+        with progress(f"{self.backbone.name}: templates", len(self.seeds) * len(plans)) as advance:
+            for seed in self.seeds:
+                said = self._said(cache, seed)
+                for plan in plans:
+                    self.result.templates.append(self._trial(name, cache, plan, seed, said, detected))
+                    advance()
+
+    def _trial(
+        self,
+        name: str,
+        cache: FeatureCache,
+        plan: TemplatePlan,
+        seed: int,
+        said: Mapping[str, NDArray[np.float32]],
+        detected: NDArray[np.float32],
+    ) -> TemplateTrial:
+        views, draw = len(cache.views), seed % self.degradations
+        drawn = draw_templates(
+            cache.source.labels, np.asarray(cache.valid.reshape(-1, views).all(1)), plan, seed
+        )
+        rows = np.arange(len(cache.source)) * views
+        rows[drawn.image[drawn.degraded]] += view_of(cache, MIXED, draw)
+        trial = TemplateTrial(self.backbone.name, f"{name}, {plan.name}", seed)
+        scores = detected[drawn.image, np.where(drawn.degraded, 1 + draw, 0)]
+        least = np.float32(1e-6)  # a template none of whose faces the detector finds is pooled evenly
+        protocol = drawn.protocol(trial.plan, list(cache.source.keys), np.maximum(scores, least))
+        run_trial(
+            trial, self._faces(cache, rows, said), protocol, self.variants,
+            radius=self.config.loss.radius, draws=self.draws,
+        )  # fmt: skip
+        return trial
+
+    def _faces(
+        self, cache: FeatureCache, rows: NDArray[np.int64], said: Mapping[str, NDArray[np.float32]]
+    ) -> Faces:
+        """One row of the cache per image; images that cannot be used are in no template."""
+        good = rows[cache.valid[rows]]
+        return Faces(
+            cache.mu[good],
+            cache.keys(good),
+            {name: cache.store.arrays[name][good] for name in ("norm", "sharpness", "severity")},
+            {score: column[good] for score, column in said.items()},
+            {"backbone": self.backbone.sha256, "data": cache.source.fingerprint(), "alignment": "as-given",
+             "flip": "none"},
+        )  # fmt: skip
+
+    def _said(self, cache: FeatureCache, seed: int) -> dict[str, NDArray[np.float32]]:
+        return {v.score: cache.outputs(self.models[seed, v.score].head) for v in self.variants}

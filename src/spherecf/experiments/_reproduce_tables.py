@@ -1,0 +1,232 @@
+"""The tables of a reproduction: means over seeds, gains with paired intervals, significance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf.evaluation import Interval, PairReport, Table, interval
+from spherecf.experiments._template_trial import TemplateTrial
+
+T = TypeVar("T")
+
+PAIR_METRICS = ("accuracy", "tmr@0.01", "tmr@0.001")
+NAMES = {
+    "": "no head", "cosine": "cosine", "mls": "SCF", "mls_released": "SCF as released", "scf_g": "SCF-G",
+    "pfe_v": "PFE-v", "pfe_g": "PFE-G",
+}  # fmt: skip
+"""Scores and heads as the paper calls the methods."""
+
+_STAR = "95 % intervals over subjects, each draw averaged over the seeds; a star: zero is outside."
+_SEEDS = f"Mean ± deviation over seeds; differences with {_STAR} A dash: too few non-mated pairs."
+_SEARCH = f"The mate is first and its score reaches the threshold. {_SEEDS}"
+_PRR = "Mean ± deviation over seeds and both galleries. 1: errors are rejected first; 0: tells nothing."
+
+
+@dataclass(frozen=True)
+class Run:
+    """One metric of one row in one seed: its value and the draws of its bootstrap."""
+
+    value: float | None
+    drawn: NDArray[Any] | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A mean over seeds, and its difference to another row's on the same seeds and draws of subjects."""
+
+    mean: float
+    deviation: float
+    difference: float
+    interval: Interval | None
+
+    @property
+    def level(self) -> str:
+        """``0.912 ± 0.003``."""
+        return f"{self.mean:.3f} ± {self.deviation:.3f}"
+
+    @property
+    def text(self) -> str:
+        """``+0.012 [+0.003, +0.020] *``; the star: the 95 % interval leaves zero out."""
+        if self.interval is None:
+            return f"{self.difference:+.3f}"
+        star = " *" if self.interval.low > 0 or self.interval.high < 0 else ""
+        return f"{self.difference:+.3f} [{self.interval.low:+.3f}, {self.interval.high:+.3f}]{star}"
+
+
+def gain(runs: Sequence[Run], base: Sequence[Run]) -> Gain | None:
+    """Seed by seed; None where a seed has no number.
+
+    Example:
+        >>> gain([Run(0.9, None), Run(0.8, None)], [Run(0.7, None), Run(0.7, None)]).text
+        '+0.150'
+    """
+    values, others = ([run.value for run in side if run.value is not None] for side in (runs, base))
+    if not values or len(values) < len(runs) or len(others) < len(base):
+        return None
+    draws = [one.drawn - two.drawn for one, two in zip(runs, base)
+             if one.drawn is not None and two.drawn is not None]  # fmt: skip
+    between = interval(np.mean(draws, 0)) if len(draws) == len(values) else None
+    return Gain(
+        float(np.mean(values)), float(np.std(values)), float(np.mean(np.subtract(values, others))), between
+    )
+
+
+def pair_tables(reports: Sequence[PairReport]) -> list[Table]:
+    """A table per pair list; rows are conditions and methods."""
+    found = []
+    for name, conditions in _grouped(reports, lambda r: r.name, lambda r: r.condition).items():
+        rows = []
+        for condition, runs in conditions.items():
+            metrics = {score: _pair_runs(runs, score) for score in runs[0].scores}
+            rows += _rows(condition, metrics, "cosine", PAIR_METRICS)
+        found.append(
+            Table(f"Pairs: {name}", _header("left/right", "method", PAIR_METRICS, "cosine"), rows, _SEEDS)
+        )
+    return found
+
+
+def template_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
+    """A table per backbone; rows are settings, poolings and scores."""
+    return _protocol_tables(trials, "Templates 1:1", _template_runs, "no head: mean, cosine", _SEEDS)
+
+
+def search_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
+    """Likewise: rank 1 and TPIR at FPIR, means of both galleries."""
+    return _protocol_tables(trials, "Search 1:N", _search_runs, "no head: mean, cosine", _SEARCH)
+
+
+def rejection_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
+    """A table per backbone: PRR of every confidence in open-set search."""
+    found = []
+    for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
+        rows, fpirs = [], list[float]()
+        for plan, runs in plans.items():
+            reports = [report for run in runs for report in run.rejection.values()]
+            fpirs = [point.fpir_target for point in reports[0].points]
+            for confidence in dict.fromkeys(entry.confidence for r in reports for entry in r.prr):
+                cells = []
+                for fpir in fpirs:
+                    entries = [report.at(confidence, fpir) for report in reports]
+                    values = [entry.prr.value for entry in entries if entry is not None]
+                    cells.append(f"{np.mean(values):.2f} ± {np.std(values):.2f}" if values else "–")
+                rows.append([plan, confidence, *cells])
+        header = ["templates", "confidence", *(f"PRR at FPIR {fpir:g}" for fpir in fpirs)]
+        found.append(Table(f"Rejection in open-set search: {backbone}", header, rows, _PRR))
+    return found
+
+
+def released_table(reports: Sequence[PairReport], trials: Sequence[TemplateTrial]) -> Table:
+    """What the released loss costs: exact minus released, each by its own score."""
+    rows = []
+    for name, conditions in _grouped(reports, lambda r: r.name, lambda r: r.condition).items():
+        for condition, runs in conditions.items():
+            own, other = _pair_runs(runs, "mls"), _pair_runs(runs, "mls_released")
+            cells = [f"{metric}: {_gain_text(own, other, metric)}" for metric in PAIR_METRICS]
+            rows.append([f"{name}, {condition}", *cells])
+    for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
+        for plan, trial in plans.items():
+            found = _template_runs(trial)
+            own, other = found["SCF: kappa, mls"], found["SCF as released: kappa, mls"]
+            cells = [f"{metric}: {_gain_text(own, other, metric)}" for metric in own]
+            rows.append([f"{backbone}, {plan}", *cells])
+    return Table(
+        "SCF exact minus SCF as released", ["setting", "", "", ""], rows, f"Differences with {_STAR}"
+    )
+
+
+Metrics = Mapping[str, list[Run]]
+
+
+def _pair_runs(runs: Sequence[PairReport], score: str) -> Metrics:
+    found: dict[str, list[Run]] = {}
+    for metric in PAIR_METRICS:
+        measures = [run.scores[score].measure(metric) if score in run.scores else None for run in runs]
+        found[metric] = [
+            Run(None if measure is None else measure.value, run.resampled.get(f"{score}:{metric}"))
+            for run, measure in zip(runs, measures)
+        ]
+    return found
+
+
+def _template_runs(trials: Sequence[TemplateTrial]) -> dict[str, Metrics]:
+    found: dict[str, dict[str, list[Run]]] = {}
+    for trial in trials:
+        for head, report in trial.pairs.items():
+            for result in report.results:
+                row = found.setdefault(f"{NAMES.get(head, head)}: {result.name}", {})
+                for entry in result.tmr:
+                    metric = f"tmr@{entry.target:g}"
+                    drawn = report.resampled.get(f"{result.name}:{metric}")
+                    row.setdefault(metric, []).append(Run(entry.tmr, drawn))
+    return dict(found)
+
+
+def _search_runs(trials: Sequence[TemplateTrial]) -> dict[str, Metrics]:
+    found: dict[str, dict[str, list[Run]]] = {}
+    for trial in trials:
+        for head, report in trial.searches.items():
+            for result in report.results:
+                row = found.setdefault(f"{NAMES.get(head, head)}: {result.name}", {})
+                for metric in ("rank-1", "tpir@0.1", "tpir@0.01"):
+                    measure = result.mean.get(metric)
+                    drawn = report.resampled.get(f"{result.name}:{metric}")
+                    row.setdefault(metric, []).append(Run(None if measure is None else measure.value, drawn))
+    return dict(found)
+
+
+def _protocol_tables(
+    trials: Sequence[TemplateTrial],
+    title: str,
+    collect: Callable[[Sequence[TemplateTrial]], dict[str, Metrics]],
+    base: str,
+    note: str,
+) -> list[Table]:
+    found = []
+    for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
+        rows, metrics = [], list[str]()
+        for plan, runs in plans.items():
+            collected = collect(runs)
+            metrics = list(collected[base])
+            rows += _rows(plan, collected, base, metrics)
+        header = _header("templates", "pooling, score", metrics, "mean, cosine")
+        found.append(Table(f"{title}: {backbone}", header, rows, note))
+    return found
+
+
+def _rows(where: str, found: Mapping[str, Metrics], base: str, metrics: Sequence[str]) -> list[list[str]]:
+    rows = []
+    for name, runs in found.items():
+        cells = [gain(runs[metric], found[base][metric]) for metric in metrics]
+        levels = ["–" if cell is None else cell.level for cell in cells]
+        against = ["" if name == base else "–" if cell is None else cell.text for cell in cells]
+        rows.append([where, NAMES.get(name, name), *levels, *against])
+    return rows
+
+
+def _header(where: str, what: str, metrics: Sequence[str], base: str) -> list[str]:
+    named = [_heading(metric) for metric in metrics]
+    return [where, what, *named, *(f"{name} minus {base}" for name in named)]
+
+
+def _heading(metric: str) -> str:
+    for prefix, text in (("tmr@", "TMR at FMR ≤ "), ("tpir@", "TPIR at FPIR ≤ ")):
+        if metric.startswith(prefix):
+            return text + metric.removeprefix(prefix)
+    return metric
+
+
+def _gain_text(own: Metrics, other: Metrics, metric: str) -> str:
+    found = gain(own[metric], other[metric])
+    return "–" if found is None else found.text
+
+
+def _grouped(
+    items: Sequence[T], outer: Callable[[T], str], inner: Callable[[T], str]
+) -> dict[str, dict[str, list[T]]]:
+    found: dict[str, dict[str, list[T]]] = {}
+    for item in items:
+        found.setdefault(outer(item), {}).setdefault(inner(item), []).append(item)
+    return found

@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+
+from spherecf.errors import InputError
+from spherecf.experiments import TemplatePlan
+from spherecf.experiments._template_sets import draw_templates
+
+PLAN = TemplatePlan("3 images, half degraded", 3, 0.5, 2)
+
+
+def labels() -> np.ndarray:
+    return np.repeat(np.arange(6), [9, 6, 7, 6, 2, 6])
+
+
+def test_templates_are_of_one_person_and_share_no_image() -> None:
+    who, usable = labels(), np.ones(36, bool)
+    drawn = draw_templates(who, usable, PLAN, seed=1)
+    assert np.bincount(drawn.subject).tolist() == [2, 2, 2, 2, 0, 2]  # nobody has more, one too few images
+    assert len(np.unique(drawn.image)) == len(drawn.image) == 30
+    assert np.array_equal(who[drawn.image], drawn.subject[drawn.template])
+    assert np.bincount(drawn.template).tolist() == [3] * 10
+    assert drawn.degraded.sum() == 15
+    assert drawn.place.tolist() == [0, 1] * 5
+
+
+def test_the_seed_decides_and_broken_images_stay_out() -> None:
+    usable = np.ones(36, bool)
+    usable[[0, 20]] = False
+    one, same, other = (draw_templates(labels(), usable, PLAN, seed) for seed in (1, 1, 2))
+    assert np.array_equal(one.image, same.image) and np.array_equal(one.degraded, same.degraded)
+    assert not np.array_equal(one.image, other.image)
+    assert not np.isin([0, 20], one.image).any()
+
+
+def test_the_protocol_compares_everything_once_and_enrols_everybody_somewhere() -> None:
+    drawn = draw_templates(labels(), np.ones(36, bool), PLAN, seed=1)
+    scores = np.linspace(0.1, 1, 30, dtype=np.float32)
+    meta = drawn.protocol("toy", [f"{i}.jpg" for i in range(36)], scores)
+    assert meta.pairs is not None and meta.probes is not None
+    assert len(meta.pairs.left) == 45 and meta.pairs.mated.sum() == 5
+    enrolled = [set(gallery.subjects.tolist()) for gallery in meta.galleries.values()]
+    assert enrolled[0] | enrolled[1] == {0, 1, 2, 3, 5} and not enrolled[0] & enrolled[1]
+    assert meta.probes.subjects.tolist() == [0, 1, 2, 3, 5]
+    assert [meta.files[row] for row in (0, 29)] == [f"{drawn.image[row]}.jpg" for row in (0, 29)]
+
+
+def test_too_few_people_are_refused() -> None:
+    with pytest.raises(InputError, match="at least 4 people with images for two of them, got 3"):
+        draw_templates(labels()[:22], np.ones(22, bool), PLAN, seed=0)
