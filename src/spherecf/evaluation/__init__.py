@@ -2,6 +2,15 @@
 
 Rates are exact (from sorted scores, ties handled), never from a grid of thresholds; metrics never transform
 scores; every result carries its signature, its counts and intervals over subjects.
+
+A protocol is up to three files: itself, ``_x_result`` (plain data) and ``_x_section`` (its page).
+
+- metrics: ``_curve``, ``_rates``, ``_tenfold``, ``_discard``, ``_prr``, ``_llr``, ``_nearest``; of millions
+  of pairs ``_large``; intervals in ``_bootstrap`` and ``_large_bootstrap``;
+- protocols on images: ``_verification``, ``_calibration``, ``_selective``, ``_distractors``, ``_groups``;
+- protocols on templates (``_template_set``, ``_modes``): ``_ijb``, ``_identification``, ``_risk``,
+  ``_template_rejection``;
+- reports: ``_report`` on ``_content``, written by ``_html`` and ``_markdown`` from the pieces in ``_parts``.
 """
 
 from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval

@@ -48,7 +48,8 @@ class Draws:
                     torch.from_numpy(right[starts[0] : end]), self.rows,
                     torch.from_numpy((starts - starts[0]).astype(right.dtype)), mode="sum",
                 )  # fmt: skip
-                total += met.mul_(self.rows[torch.from_numpy(left[starts])]).sum(0).double().numpy()
+                own = self.rows.index_select(0, torch.from_numpy(left[starts]))
+                total += met.mul_(own).sum(0).double().numpy()
         return total
 
     def weigh_table(self, table: torch.Tensor) -> NDArray[np.float64]:

@@ -8,9 +8,9 @@ import numpy as np
 from rich.console import Console
 
 from spherecf._version import environment
-from spherecf.data import View, encode_image
 from spherecf.evaluation import ReportFiles, Strip, Table, rich_table, strip_by_kappa, write_report
 from spherecf.experiments._cross_quality import CrossQuality
+from spherecf.experiments._pictures import pictures
 from spherecf.experiments._summary import Cell, summarize
 
 _FACES = 14
@@ -127,18 +127,11 @@ def edc_table(result: CrossQuality, start: str, score: str = "cosine") -> Table:
 
 def kappa_strips(result: CrossQuality, count: int = _FACES) -> list[Strip]:
     """Test faces from the least to the most sure, in every view of the first seed."""
-    cache = result.test
-    source, seed = cache.source, result.seeds[0]
-    index = {key: row for row, key in enumerate(source.keys)}
+    cache, seed = result.test, result.seeds[0]
     strips = []
     for place in result.views_of(seed):
-        view = cache.views[place]
-
-        def picture(key: str, view: View = view) -> bytes:
-            return encode_image(view(source.image(index[key]), key).image)
-
-        shown = cache.embeddings(place, result.log_kappa[seed, "mls"], {})
-        strips.append(strip_by_kappa(view.signature, shown, picture, count=count))
+        shown, view = cache.embeddings(place, result.log_kappa[seed, "mls"], {}), cache.views[place]
+        strips.append(strip_by_kappa(view.signature, shown, pictures(cache.source, view), count=count))
     return strips
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from spherecf._progress import progress
 from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.errors import InputError
-from spherecf.evaluation import PairReport
+from spherecf.evaluation import PairReport, Strip, strip_by_kappa, strips_of_mistakes
 from spherecf.experiments._cross_quality import named_images
 from spherecf.experiments._detector import detector_scores
 from spherecf.experiments._division import Division, divide
 from spherecf.experiments._pair_trial import conditions, evaluate_condition, view_of
+from spherecf.experiments._pictures import pictures
 from spherecf.experiments._template_sets import TemplatePlan, draw_templates
 from spherecf.experiments._template_trial import Faces, TemplateTrial, run_trial
 from spherecf.experiments._variants import BASELINES, HeadVariant, fit_variants
@@ -44,15 +45,16 @@ class Reproduction:
 
     Attributes:
         reports: pair lists, one per backbone, seed, list and condition.
+        strips: of the first seed: faces from the least to the most sure, and the worst mistakes.
         templates: one per backbone, plan and seed.
         models: by (backbone, seed, score).
-        divisions: who trained; that of the first backbone holds for all.
         facts: of data, backbones and fits, JSON-able.
     """
 
     reports: list[PairReport] = field(default_factory=list)
     templates: list[TemplateTrial] = field(default_factory=list)
     models: dict[tuple[str, int, str], ConfidenceModel] = field(default_factory=dict)
+    strips: list[Strip] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,7 +97,9 @@ def reproduce(
     Raises:
         InputError: no backbones, seeds or pair lists, or no head called "mls".
     """
-    heads = [variant.score for variant in variants]
+    heads, names = [variant.score for variant in variants], [backbone.name for backbone in backbones]
+    if len(set(names)) < len(names):
+        raise InputError(f"backbones: expected different names, got {', '.join(names)}; rename a file")
     if not backbones or not seeds or not pair_lists or "mls" not in heads:
         raise InputError(
             "expected at least one backbone, seed and pair list and a head called mls, got "
@@ -123,6 +127,7 @@ def reproduce(
             _fit(backbone, division.training(data), config, place, seeds, variants, result),
         )  # fmt: skip
         lab.compare_pairs(cache, pair_lists)
+        lab.show_faces(cache)
         lab.compare_templates(f"{test.name}", cache, test_plans)
         lab.compare_templates(f"{train.name}", held_out, held_out_plans)
         result.facts[backbone.name] = {
@@ -180,6 +185,22 @@ class _Lab:
                             )
                         )
                     advance()
+
+    def show_faces(self, cache: FeatureCache) -> None:
+        """Clean and degraded faces by kappa, and the worst mistakes between them, of the first seed."""
+        seed = self.seeds[0]
+        log_kappa = cache.log_kappa(self.models[seed, "mls"].head)
+        views = [0, view_of(cache, MIXED, seed % self.degradations)]
+        clean, degraded = (pictures(cache.source, cache.views[view]) for view in views)
+        for view, picture in zip(views, (clean, degraded)):
+            title = f"{self.backbone.name}, {cache.views[view].signature}: least to most sure"
+            shown = cache.embeddings(view, log_kappa, {})
+            self.result.strips.append(strip_by_kappa(title, shown, picture))
+        own = [report for report in self.result.reports if report.condition == f"clean/{MIXED}"]
+        first = next(report for report in own if report.name.startswith(f"{self.backbone.name} "))
+        mistakes = [mistake for mistake in first.mistakes if mistake.score == "mls"]
+        title = f"{first.name}, {first.condition}"
+        self.result.strips.extend(strips_of_mistakes(mistakes, clean, degraded, title=title))
 
     def compare_templates(self, name: str, cache: FeatureCache, plans: Sequence[TemplatePlan]) -> None:
         """Every plan and seed."""

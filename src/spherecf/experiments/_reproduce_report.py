@@ -48,6 +48,7 @@ def present_reproduction(result: Reproduction, folder: str | Path, provenance: d
         results={"templates": [_plain(run) for run in result.templates], "facts": result.facts},
         notes=[*NOTES, *(_who(name, facts) for name, facts in result.facts.items())],
         tables=reproduction_tables(result),
+        strips=result.strips,
         provenance={
             "environment": environment(),
             "models": {
