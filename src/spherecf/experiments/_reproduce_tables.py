@@ -19,6 +19,7 @@ NAMES = {
 }  # fmt: skip
 """Scores and heads as the paper calls the methods."""
 
+_BASE = "no head: mean, cosine"
 _STAR = "95 % intervals over subjects, each draw averaged over the seeds; a star: zero is outside."
 _SEEDS = f"Mean ± deviation over seeds; differences with {_STAR} A dash: too few non-mated pairs."
 _SEARCH = f"The mate is first and its score reaches the threshold. {_SEEDS}"
@@ -78,43 +79,44 @@ def pair_tables(reports: Sequence[PairReport]) -> list[Table]:
     """A table per pair list; rows are conditions and methods."""
     found = []
     for name, conditions in _grouped(reports, lambda r: r.name, lambda r: r.condition).items():
-        rows = []
+        rows, lines = list[list[str]](), list[str]()
         for condition, runs in conditions.items():
             metrics = {score: _pair_runs(runs, score) for score in runs[0].scores}
             rows += _rows(condition, metrics, "cosine", PAIR_METRICS)
-        found.append(
-            Table(f"Pairs: {name}", _header("left/right", "method", PAIR_METRICS, "cosine"), rows, _SEEDS)
-        )
+            lines += [_signed(result.signature, runs) for result in runs[0].scores.values()]
+        header = _header("left/right", "method", PAIR_METRICS, "cosine")
+        found.append(Table(f"Pairs: {name}", header, rows, _SEEDS, lines))
     return found
 
 
 def template_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
     """A table per backbone; rows are settings, poolings and scores."""
-    return _protocol_tables(trials, "Templates 1:1", _template_runs, "no head: mean, cosine", _SEEDS)
+    return _protocol_tables(trials, "Templates 1:1", lambda trial: trial.pairs, _template_runs, _SEEDS)
 
 
 def search_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
     """Likewise: rank 1 and TPIR at FPIR, means of both galleries."""
-    return _protocol_tables(trials, "Search 1:N", _search_runs, "no head: mean, cosine", _SEARCH)
+    return _protocol_tables(trials, "Search 1:N", lambda trial: trial.searches, _search_runs, _SEARCH)
 
 
 def rejection_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
     """A table per backbone: PRR of every confidence in open-set search."""
     found = []
     for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
-        rows, fpirs = [], list[float]()
+        rows, lines, fpirs = [], list[str](), list[float]()
         for plan, runs in plans.items():
             reports = [report for run in runs for report in run.rejection.values()]
             fpirs = [point.fpir_target for point in reports[0].points]
             for confidence in dict.fromkeys(entry.confidence for r in reports for entry in r.prr):
                 cells = []
+                entries = [one for r in reports for one in r.prr if one.confidence == confidence]
                 for fpir in fpirs:
-                    entries = [report.at(confidence, fpir) for report in reports]
-                    values = [entry.prr.value for entry in entries if entry is not None]
+                    values = [entry.prr.value for entry in entries if entry.fpir_target == fpir]
                     cells.append(f"{np.mean(values):.2f} ± {np.std(values):.2f}" if values else "–")
                 rows.append([plan, confidence, *cells])
+                lines.append(_signed(entries[0].signature, runs))
         header = ["templates", "confidence", *(f"PRR at FPIR {fpir:g}" for fpir in fpirs)]
-        found.append(Table(f"Rejection in open-set search: {backbone}", header, rows, _PRR))
+        found.append(Table(f"Rejection in open-set search: {backbone}", header, rows, _PRR, lines))
     return found
 
 
@@ -123,18 +125,19 @@ def released_table(reports: Sequence[PairReport], trials: Sequence[TemplateTrial
     rows = []
     for name, conditions in _grouped(reports, lambda r: r.name, lambda r: r.condition).items():
         for condition, runs in conditions.items():
-            own, other = _pair_runs(runs, "mls"), _pair_runs(runs, "mls_released")
-            cells = [f"{metric}: {_gain_text(own, other, metric)}" for metric in PAIR_METRICS]
-            rows.append([f"{name}, {condition}", *cells])
+            if "mls_released" in runs[0].scores:
+                own, other = _pair_runs(runs, "mls"), _pair_runs(runs, "mls_released")
+                rows += [
+                    [f"{name}, {condition}", _heading(m), _gain_text(own, other, m)] for m in PAIR_METRICS
+                ]
     for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
         for plan, trial in plans.items():
             found = _template_runs(trial)
-            own, other = found["SCF: kappa, mls"], found["SCF as released: kappa, mls"]
-            cells = [f"{metric}: {_gain_text(own, other, metric)}" for metric in own]
-            rows.append([f"{backbone}, {plan}", *cells])
-    return Table(
-        "SCF exact minus SCF as released", ["setting", "", "", ""], rows, f"Differences with {_STAR}"
-    )
+            own, released = found["SCF: kappa, mls"], found.get("SCF as released: kappa, mls")
+            if released is not None:
+                rows += [[f"{backbone}, {plan}", _heading(m), _gain_text(own, released, m)] for m in own]
+    title, header = "SCF exact minus SCF as released", ["setting", "metric", "difference"]
+    return Table(title, header, rows, f"Means over seeds with {_STAR}")
 
 
 Metrics = Mapping[str, list[Run]]
@@ -180,20 +183,27 @@ def _search_runs(trials: Sequence[TemplateTrial]) -> dict[str, Metrics]:
 def _protocol_tables(
     trials: Sequence[TemplateTrial],
     title: str,
+    reports: Callable[[TemplateTrial], Mapping[str, Any]],
     collect: Callable[[Sequence[TemplateTrial]], dict[str, Metrics]],
-    base: str,
     note: str,
 ) -> list[Table]:
     found = []
     for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
-        rows, metrics = [], list[str]()
+        rows, lines, metrics = list[list[str]](), list[str](), list[str]()
         for plan, runs in plans.items():
             collected = collect(runs)
-            metrics = list(collected[base])
-            rows += _rows(plan, collected, base, metrics)
+            metrics = list(collected[_BASE])
+            rows += _rows(plan, collected, _BASE, metrics)
+            first = [result for report in reports(runs[0]).values() for result in report.results]
+            lines += [_signed(result.signature, runs) for result in first]
         header = _header("templates", "pooling, score", metrics, "mean, cosine")
-        found.append(Table(f"{title}: {backbone}", header, rows, note))
+        found.append(Table(f"{title}: {backbone}", header, rows, note, lines))
     return found
+
+
+def _signed(line: str, runs: Sequence[object]) -> str:
+    """The signature of the first seed stands for all: only heads, templates and embeddings differ."""
+    return f"{line}|seeds:{len(runs)}"
 
 
 def _rows(where: str, found: Mapping[str, Metrics], base: str, metrics: Sequence[str]) -> list[list[str]]:
