@@ -4,7 +4,7 @@ import io
 from rich.console import Console
 from tests.evaluation.conftest import Toy
 
-from spherecf.evaluation import terminal_table
+from spherecf.evaluation import Table, rich_table, terminal_table
 
 
 def shown(*reports: object, width: int = 100) -> str:
@@ -26,4 +26,15 @@ def test_names_are_not_markup_and_eighty_columns_are_enough(toy: Toy) -> None:
     report = dataclasses.replace(toy.report(draws=20), name="[bold]x[/oops]", condition="[red]", label="[/]")
     text = shown(report, width=80)
     assert "[bold]x[/oops]" in text and "[red]" in text and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_intervals_stand_below_their_values_and_fit_eighty_columns() -> None:
+    cells = ["0.8500 [0.820, 0.874]", "+0.012 [-0.003, +0.020] *", "1.0000 [0.999, 1.000]"]
+    table = Table("T", ["row", *(f"≤ 1e-{i}" for i in range(6))], [["kappa [mls]", *cells, *cells]])
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(rich_table(table))
+    text = stream.getvalue()
+    assert "kappa [mls]" in text  # no interval, and no markup
+    assert ".820 .874" in text and "-.003 +.020 *" in text and ".999 1" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -1,5 +1,6 @@
 """The report for people at a terminal."""
 
+import re
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -18,6 +19,8 @@ from spherecf.evaluation._tables import (
     unresolved_text,
     value_text,
 )
+
+_INTERVAL = re.compile(r" ?\[([+-]?\d\.\d+), ([+-]?\d\.\d+)\]")
 
 
 def terminal_table(reports: Sequence[PairReport]) -> Group:
@@ -59,12 +62,18 @@ def rich_table(table: Table) -> RichTable:
     shown = RichTable(
         title=Text(table.title, "bold") if table.title else None, title_justify="left", box=SIMPLE_HEAD,
         show_edge=False, caption=Text(table.note, "dim") if table.note else None, caption_justify="left",
+        padding=(0, 1, 0, 0),
     )  # fmt: skip
     for place, name in enumerate(table.header):
         shown.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*map(Text, row))
+        shown.add_row(*(Text(_INTERVAL.sub(_below, cell)) for cell in row))
     return shown
+
+
+def _below(interval: re.Match[str]) -> str:
+    """An interval below its value, in few characters; it may break between its ends."""
+    return "\n" + " ".join(end.replace("0.", ".").replace("1.000", "1") for end in interval.groups())
 
 
 def _table(run: PairReport, title: str) -> RichTable:
