@@ -6,31 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from spherecf._progress import track
 from spherecf.data import Degradation, ImageSource, PairList, View
-from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import PairReport, evaluate_pairs
+from spherecf.evaluation import PairReport
+from spherecf.experiments._pair_trial import conditions, evaluate_condition
 from spherecf.experiments._variants import VARIANTS, HeadVariant, fit_variants, log_kappas
 from spherecf.models import ConfidenceModel, FrozenBackbone
-from spherecf.scoring import mutual_likelihood_score
 from spherecf.training import ConfidenceConfig, FeatureCache, build_cache, prepare
 
-CONFIDENCES = ("kappa", "norm", "sharpness", "random")
 RECIPES = ("cross", "unseen")
-
-
-@dataclass(frozen=True)
-class Condition:
-    """Which view stands left and right in every pair."""
-
-    name: str
-    left: int
-    right: int
-    seed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,78 +98,22 @@ def cross_quality(
     used = named_images(test, pair_lists)
     cache = build_cache(backbone, first.head, used, views, folder / "test-cache", batch_size=batch_size)
     result = CrossQuality([], tuple(seeds), models, cache, log_kappas(models, cache), data.facts)
-    cells = [(pairs, condition) for pairs in pair_lists for condition in _conditions(result, recipes)]
-    for pairs, condition in track(cells, "comparing", len(cells)):
-        result.reports.append(_evaluate(result, pairs, condition, variants, config.loss.radius, draws))
+    cells = [
+        (pairs, seed, condition)
+        for pairs in pair_lists
+        for seed in seeds
+        for condition in conditions(cache, recipes, seed)
+    ]
+    for pairs, seed, condition in track(cells, "comparing", len(cells)):
+        own = {variant.score: models[seed, variant.score] for variant in variants}
+        said = {variant.score: result.log_kappa[seed, variant.score] for variant in variants}
+        result.reports.append(
+            evaluate_condition(cache, own, said, variants, pairs, condition, pairs.name, seed, draws)
+        )
     return result
-
-
-def _conditions(result: CrossQuality, recipes: Sequence[str]) -> list[Condition]:
-    found = []
-    for seed in result.seeds:
-        clean, *degraded = result.views_of(seed)
-        found.append(Condition("clean/clean", clean, clean, seed))
-        for recipe, view in zip(recipes, degraded):
-            found += [
-                Condition(f"clean/{recipe}", clean, view, seed),
-                Condition(f"{recipe}/{recipe}", view, view, seed),
-            ]
-    return found
 
 
 def named_images(test: ImageSource, pair_lists: Sequence[PairList]) -> ImageSource:
     """The images that pair lists name, in the order of the source."""
     named = np.unique(np.concatenate([np.concatenate(pairs.rows(test.keys)) for pairs in pair_lists]))
     return test if len(named) == len(test) else test.subset(named)
-
-
-def _evaluate(
-    result: CrossQuality,
-    pairs: PairList,
-    condition: Condition,
-    variants: Sequence[HeadVariant],
-    radius: float,
-    draws: int,
-) -> PairReport:
-    left, right = (_side(result, view, condition.seed) for view in (condition.left, condition.right))
-    return evaluate_pairs(
-        left,
-        left if condition.left == condition.right else right,
-        pairs.left,
-        pairs.right,
-        pairs.mated,
-        pairs.fold,
-        name=pairs.name,
-        subjects=pairs.subjects,
-        radius=radius,
-        extra_scores={
-            variant.score: _scores(result, pairs, condition, variant.score, radius)
-            for variant in variants
-            if variant.score != "mls"
-        },
-        confidences=CONFIDENCES,
-        draws=draws,
-        condition=condition.name,
-        pairs_hash=pairs.fingerprint(),
-        step=condition.seed,
-        label=f"seed {condition.seed}",
-    )
-
-
-def _side(result: CrossQuality, view: int, seed: int) -> Embeddings:
-    model = result.models[seed, "mls"]
-    facts = {"model": model.fingerprint(), "backbone": model.backbone.sha256, "radius": model.radius}
-    return result.test.embeddings(view, result.log_kappa[seed, "mls"], facts)
-
-
-def _scores(
-    result: CrossQuality, pairs: PairList, condition: Condition, score: str, radius: float
-) -> NDArray[np.float64]:
-    """Mutual likelihood of all listed pairs by one head; meaningless where an image could not be used."""
-    cache, log_kappa = result.test, result.log_kappa[condition.seed, score]
-    left, right = pairs.rows(cache.source.keys)
-    (mu_a, kappa_a), (mu_b, kappa_b) = (
-        (torch.from_numpy(cache.mu[rows]), torch.from_numpy(np.exp(log_kappa[rows])).double())
-        for rows in (left * len(cache.views) + condition.left, right * len(cache.views) + condition.right)
-    )
-    return mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius).numpy()

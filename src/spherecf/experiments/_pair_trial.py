@@ -50,6 +50,7 @@ def evaluate_condition(
     variants: Sequence[HeadVariant],
     pairs: PairList,
     condition: Condition,
+    name: str,
     seed: int,
     draws: int,
 ) -> PairReport:
@@ -62,6 +63,7 @@ def evaluate_condition(
         variants: the heads.
         pairs: who is compared with whom.
         condition: which views.
+        name: of the pairs in the report.
         seed: of the heads, for the label.
         draws: of the bootstrap.
     """
@@ -78,7 +80,7 @@ def evaluate_condition(
     return evaluate_pairs(
         left, left if condition.left == condition.right else right, pairs.left, pairs.right,
         pairs.mated, pairs.fold,
-        name=f"{model.backbone.name} {pairs.name}", subjects=pairs.subjects, radius=model.radius,
+        name=name, subjects=pairs.subjects, radius=model.radius,
         extra_scores=extra, confidences=CONFIDENCES, draws=draws, condition=condition.name,
         pairs_hash=pairs.fingerprint(), step=seed, label=f"seed {seed}",
     )  # fmt: skip
@@ -97,10 +99,9 @@ def score_pairs(
     rows = pairs.rows(cache.source.keys)
     a, b = (row * views + view for row, view in zip(rows, (condition.left, condition.right)))
     mu_a, mu_b = torch.from_numpy(cache.mu[a]), torch.from_numpy(cache.mu[b])
-    word_a, word_b = torch.from_numpy(said[a]).double(), torch.from_numpy(said[b]).double()
     if variant.gaussian:
-        shape = (len(a), -1)
-        return gaussian_score(
-            mu_a.double(), word_a.reshape(shape), mu_b.double(), word_b.reshape(shape)
-        ).numpy()
-    return mutual_likelihood_score(mu_a, word_a.exp(), mu_b, word_b.exp(), radius).double().numpy()
+        one, two = (torch.from_numpy(said[side].reshape(len(a), -1)).double() for side in (a, b))
+        return gaussian_score(mu_a.double(), one, mu_b.double(), two).numpy()
+    # The exponential in float32, as that of an embeddings file.
+    kappa_a, kappa_b = (torch.from_numpy(np.exp(said[side])).double() for side in (a, b))
+    return mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius).numpy()

@@ -178,12 +178,13 @@ class _Lab:
                 said = self._said(cache, seed)
                 own = {variant.score: self.models[seed, variant.score] for variant in self.variants}
                 for pairs in pair_lists:
-                    for condition in conditions(cache, RECIPES, seed % self.degradations):
-                        self.result.reports.append(
-                            evaluate_condition(
-                                cache, own, said, self.variants, pairs, condition, seed, self.draws
-                            )
+                    name = f"{self.backbone.name} {pairs.name}"
+                    self.result.reports.extend(
+                        evaluate_condition(
+                            cache, own, said, self.variants, pairs, condition, name, seed, self.draws
                         )
+                        for condition in conditions(cache, RECIPES, seed % self.degradations)
+                    )
                     advance()
 
     def show_faces(self, cache: FeatureCache) -> None:
