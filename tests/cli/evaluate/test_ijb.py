@@ -147,8 +147,9 @@ def test_identification_among_distractors(folder: Path, tmp_path: Path) -> None:
             ["--distractors", "x", "--mode", "K1"],
             False,
             InputError,
-            "--mode and --fpir go with --meta",
+            "--mode goes with --meta, and would have no effect here",
         ),
+        ("identification", ["--fmr", "0.1"], True, InputError, "--fmr goes with --distractors"),
         ("identification", ["--max-rank", "0"], True, InputError, "max_rank >= 1"),
     ],
 )

@@ -101,8 +101,9 @@ def test_pair_lists(folder: Path, tmp_path: Path) -> None:
         (["--meta", "FOLDER/none"], "ijbc_face_tid_mid.txt"),
         (["--meta", "FOLDER/meta", "--kappa-gallery", "mean"], "expected a number or one of"),
         (["--meta", "FOLDER/meta", "--gallery", "G9"], "gallery 'G9' unknown, expected some of G1, G2"),
+        (["--pairs", "FOLDER/pairs.txt", "--beta", "0.1", "--trials", "9"], "--beta and --trials go with"),
         (["--pairs", "FOLDER/none.txt"], "none.txt"),
-        (["--pairs", "FOLDER/pairs.txt", "--fpir", "0.1"], "--gallery and --fpir go with --meta"),
+        (["--pairs", "FOLDER/pairs.txt", "--fpir", "0.1"], "--fpir goes with --meta"),
     ],
 )
 def test_bad_options(folder: Path, options: list[str], message: str) -> None:

@@ -15,6 +15,7 @@ from spherecf.cli.evaluate._ijb import (
     ScoreOption,
     SetOption,
     ThreadsOption,
+    refuse_given,
     say_written,
     show,
 )
@@ -39,8 +40,10 @@ def identification(
     fpir: Annotated[
         list[float] | None, typer.Option(help="FPIR target; may be repeated (default: 1e-1, 1e-2, 1e-3).")
     ] = None,
-    max_rank: Annotated[int, typer.Option(help="Open set: ranks at which a mate counts as found.")] = 1,
-    fmr: Annotated[float, typer.Option(help="With --distractors: FMR target.")] = 1e-6,
+    max_rank: Annotated[
+        int | None, typer.Option(help="Open set: ranks at which a mate counts as found (1).")
+    ] = None,
+    fmr: Annotated[float | None, typer.Option(help="With --distractors: FMR target (1e-6).")] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     draws: DrawsOption = 1000,
@@ -63,14 +66,16 @@ def identification(
         require_matplotlib()  # before the work, not after
     source = Embeddings.load(embeddings)
     if distractors is not None:
-        if mode or fpir:
-            raise InputError("identification: --mode and --fpir go with --meta, not with --distractors")
-        found = _among(source, distractors, score or (), fmr, radius, seed, threads, out is not None)
+        given = {"mode": mode or None, "fpir": fpir or None, "max_rank": max_rank}
+        refuse_given({n: v for n, v in given.items() if v is not None}, "identification", "--meta")
+        target = 1e-6 if fmr is None else fmr
+        found = _among(source, distractors, score or (), target, radius, seed, threads, out is not None)
     else:
+        refuse_given({} if fmr is None else {"fmr": fmr}, "identification", "--distractors")
         found = _in_galleries(
             source, meta or Path(), set_, out is not None, modes=mode or (), scores=score or (),
-            max_rank=max_rank, radius=radius, draws=draws, seed=seed, threads=threads,
-            **({"targets": fpir} if fpir else {}),
+            radius=radius, draws=draws, seed=seed, threads=threads,
+            **({"targets": fpir} if fpir else {}), **({} if max_rank is None else {"max_rank": max_rank}),
         )  # fmt: skip
     title, short, results, sections = found
     written = None if out is None else _write(out, title, results, sections, source)

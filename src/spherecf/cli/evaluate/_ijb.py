@@ -1,7 +1,7 @@
 """`spherecf evaluate ijb`: 1:1 verification of templates."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +9,14 @@ import typer
 
 from spherecf._progress import console
 from spherecf.cli.evaluate._groups import GroupsOption, open_groups
+from spherecf.errors import InputError
 
 if TYPE_CHECKING:
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import Table, TemplateReport
 
 EXAMPLE = "Example: spherecf evaluate ijb ijbc.safetensors --meta IJBC/ --set ijbc --out report/"
+_SINGULAR = {"galleries": "gallery", "fpirs": "fpir"}
 
 MetaOption = Annotated[Path, typer.Option(help="Folder of the meta files, or the one above it.")]
 SetOption = Annotated[str, typer.Option("--set", help="ijbb or ijbc: how the files' names start.")]
@@ -98,6 +100,14 @@ def show(tables: "Sequence[Table]", notes: Sequence[str]) -> None:
     console.print(*map(rich_table, tables))
     for note in notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def refuse_given(given: Iterable[str], verb: str, other: str) -> None:
+    """Options without effect in this kind of run are a mistake of the user's, and told."""
+    flags = [f"--{_SINGULAR.get(name, name).replace('_', '-')}" for name in given]
+    if flags:
+        verbs = "goes" if len(flags) == 1 else "go"
+        raise InputError(f"{verb}: {' and '.join(flags)} {verbs} with {other}, and would have no effect here")
 
 
 def say_written(written: Path | None) -> None:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf.cli.evaluate._ijb import DrawsOption, JsonOption, OutOption, SetOption, say_written, show
+from spherecf.cli.evaluate._ijb import (
+    DrawsOption,
+    JsonOption,
+    OutOption,
+    SetOption,
+    refuse_given,
+    say_written,
+    show,
+)
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,13 +33,17 @@ def rejection(
     set_: SetOption = "ijbc",
     pairs: Annotated[Path | None, typer.Option(help="Pair list instead: TMR and EDC.")] = None,
     right: Annotated[Path | None, typer.Option(help="With --pairs: embeddings of the right images.")] = None,
-    mode: Annotated[str, typer.Option(help="How images become templates; see docs/ijb.md.")] = "K1",
+    mode: Annotated[str | None, typer.Option(help="How images become templates (K1); docs/ijb.md.")] = None,
     gallery: Annotated[list[str] | None, typer.Option(help="Name of a gallery (default: all).")] = None,
     fpir: Annotated[list[float] | None, typer.Option(help="Operating points (0.05, 0.1, 0.2).")] = None,
-    kappa_gallery: Annotated[str, typer.Option(help="likelihood, cosine, or a number.")] = "likelihood",
-    beta: Annotated[float, typer.Option(help="Prior chance that a probe is of nobody enrolled.")] = 0.5,
-    limit: Annotated[float, typer.Option(help="Largest rejected share of the PRR.")] = 0.5,
-    trials: Annotated[int, typer.Option(help="Weights tried for MPRisk.")] = 512,
+    kappa_gallery: Annotated[
+        str | None, typer.Option(help="likelihood, cosine, or a number (likelihood).")
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="Prior chance that a probe is of nobody enrolled (0.5).")
+    ] = None,
+    limit: Annotated[float | None, typer.Option(help="Largest rejected share of the PRR (0.5).")] = None,
+    trials: Annotated[int | None, typer.Option(help="Weights tried for MPRisk (512).")] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     draws: DrawsOption = 1000,
@@ -49,9 +61,13 @@ def rejection(
         raise InputError("rejection: give exactly one of --meta FOLDER and --pairs FILE")
     if out is not None:
         require_matplotlib()  # before the work, not after
+    options: dict[str, Any] = {
+        "mode": mode, "galleries": gallery, "fpirs": fpir, "beta": beta, "limit": limit, "trials": trials,
+        "kappa_gallery": None if kappa_gallery is None else _number(kappa_gallery),
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None and value != []}
     if pairs is not None:
-        if gallery or fpir:
-            raise InputError("rejection: --gallery and --fpir go with --meta")
+        refuse_given(given, "rejection", "--meta")
         notes: list[str] = []
         tables, results, written = _of_pairs(embeddings, right, pairs, out, draws, seed)
     else:
@@ -63,10 +79,8 @@ def rejection(
             raise InputError("rejection: --right goes with --pairs")
         source = Embeddings.load(embeddings)
         reports = evaluate_template_rejection(
-            source, read_ijb(meta or Path(), set_), mode=mode, galleries=gallery or (),
-            fpirs=fpir or (0.05, 0.1, 0.2), kappa_gallery=_number(kappa_gallery), beta=beta, limit=limit,
-            trials=trials, draws=draws, seed=seed,
-        )  # fmt: skip
+            source, read_ijb(meta or Path(), set_), draws=draws, seed=seed, **given
+        )
         notes = [f"{report.name}: {note}" for report in reports.values() for note in rejection_notes(report)]
         tables, results, written = _of_galleries(reports, set_, out, source.provenance)
     show(tables, notes)
