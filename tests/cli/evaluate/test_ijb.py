@@ -184,3 +184,17 @@ def test_missing_matplotlib_is_said_before_the_work(folder: Path, monkeypatch: p
 def test_help_ends_with_an_example(verb: str) -> None:
     help_text = runner.invoke(evaluate.app, [verb, "--help"]).stdout.rstrip()
     assert f"Example: spherecf evaluate {verb}" in " ".join(help_text.splitlines()[-3:])
+
+
+@pytest.mark.parametrize("verb", ["ijb", "identification"])
+def test_json_goes_into_a_file(folder: Path, verb: str) -> None:
+    file = folder / "numbers" / f"{verb}.json"
+    printed = run(folder, verb, "--draws", "0", "--json")
+    kept = run(folder, verb, "--draws", "0", "--json", str(file))
+    assert kept.stdout == "" and json.loads(file.read_text()) == json.loads(printed.stdout)
+
+
+def test_a_file_without_json_is_asked_about(folder: Path) -> None:
+    result = run(folder, "ijb", "numbers.json")
+    assert result.exit_code == 1
+    assert "`--json numbers.json` writes the numbers there" in str(result.exception)

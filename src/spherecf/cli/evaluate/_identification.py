@@ -1,6 +1,5 @@
 """`spherecf evaluate identification`: 1:N search, closed and open set, and among distractors."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,6 +7,7 @@ import typer
 
 from spherecf.cli.evaluate._ijb import (
     DrawsOption,
+    JsonFile,
     JsonOption,
     ModeOption,
     OutOption,
@@ -15,7 +15,9 @@ from spherecf.cli.evaluate._ijb import (
     ScoreOption,
     SetOption,
     ThreadsOption,
+    check_json,
     refuse_given,
+    say_json,
     say_written,
     show,
 )
@@ -30,6 +32,7 @@ EXAMPLE = "Example: spherecf evaluate identification ijbc.safetensors --meta IJB
 
 def identification(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
+    json_file: JsonFile = None,
     meta: Annotated[Path | None, typer.Option(help="Folder of IJB's meta files.")] = None,
     set_: SetOption = "ijbc",
     distractors: Annotated[
@@ -60,6 +63,7 @@ def identification(
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import require_matplotlib
 
+    check_json(as_json, json_file)
     if (meta is None) == (distractors is None):
         raise InputError("identification: give exactly one of --meta FOLDER and --distractors FILE")
     if out is not None:
@@ -80,8 +84,7 @@ def identification(
     title, short, results, sections = found
     written = None if out is None else _write(out, title, results, sections, source)
     if as_json:
-        files = {} if written is None else {"report": str(written)}
-        typer.echo(json.dumps(short | files, indent=2))
+        say_json(short, written, json_file)
     say_written(written)
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +28,10 @@ ScoreOption = Annotated[
     list[str] | None, typer.Option(help="cosine, mls or pfe; may be repeated (default: those of the mode).")
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The numbers as JSON, on stdout or in a file.")]
+JsonFile = Annotated[
+    Path | None, typer.Argument(metavar="JSON_FILE", help="Behind --json: the file to write.")
+]
 DrawsOption = Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="Of the scoring; changes no number.")]
 RadiusOption = Annotated[float | None, typer.Option(help="r of the score (default: the file's, or 64).")]
@@ -37,6 +40,7 @@ RadiusOption = Annotated[float | None, typer.Option(help="r of the score (defaul
 def ijb(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
     meta: MetaOption,
+    json_file: JsonFile = None,
     set_: SetOption = "ijbc",
     mode: ModeOption = None,
     score: ScoreOption = None,
@@ -60,6 +64,7 @@ def ijb(
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import evaluate_ijb, ijb_notes, ijb_tables, require_matplotlib
 
+    check_json(as_json, json_file)
     if out is not None:
         require_matplotlib()  # before the work, not after
     source, templates = Embeddings.load(embeddings), read_ijb(meta, set_)
@@ -75,8 +80,7 @@ def ijb(
     show(ijb_tables(report), ijb_notes(report))
     written = None if out is None else _write(out, report, source, templates.fingerprint())
     if as_json:
-        files = {} if written is None else {"report": str(written)}
-        typer.echo(json.dumps(report.to_dict(curves=False) | files, indent=2))
+        say_json(report.to_dict(curves=False), written, json_file)
     else:
         for line in log_lines(report):
             typer.echo(line)
@@ -108,6 +112,23 @@ def refuse_given(given: Iterable[str], verb: str, other: str) -> None:
     if flags:
         verbs = "goes" if len(flags) == 1 else "go"
         raise InputError(f"{verb}: {' and '.join(flags)} {verbs} with {other}, and would have no effect here")
+
+
+def check_json(as_json: bool, json_file: Path | None) -> None:
+    """A file name without --json is a mistake, told before the work."""
+    if json_file is not None and not as_json:
+        raise InputError(f"what is {json_file} for? `--json {json_file}` writes the numbers there")
+
+
+def say_json(numbers: dict[str, Any], written: Path | None, json_file: Path | None) -> None:
+    """JSON on stdout, or in a file, whole or not at all."""
+    from spherecf._files import write_atomically
+
+    text = json.dumps(numbers | ({} if written is None else {"report": str(written)}), indent=2)
+    if json_file is None:
+        typer.echo(text)
+    else:
+        write_atomically(json_file, lambda stream: stream.write(f"{text}\n".encode()))
 
 
 def say_written(written: Path | None) -> None:

@@ -1,6 +1,5 @@
 """`spherecf evaluate rejection`: which confidence removes the errors."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,10 +8,13 @@ import typer
 
 from spherecf.cli.evaluate._ijb import (
     DrawsOption,
+    JsonFile,
     JsonOption,
     OutOption,
     SetOption,
+    check_json,
     refuse_given,
+    say_json,
     say_written,
     show,
 )
@@ -29,6 +31,7 @@ _PAIR_CONFIDENCES = (
 
 def rejection(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
+    json_file: JsonFile = None,
     meta: Annotated[Path | None, typer.Option(help="Folder of IJB's meta files: open-set search.")] = None,
     set_: SetOption = "ijbc",
     pairs: Annotated[Path | None, typer.Option(help="Pair list instead: TMR and EDC.")] = None,
@@ -57,6 +60,7 @@ def rejection(
     """
     from spherecf.evaluation import require_matplotlib
 
+    check_json(as_json, json_file)
     if (meta is None) == (pairs is None):
         raise InputError("rejection: give exactly one of --meta FOLDER and --pairs FILE")
     if out is not None:
@@ -85,7 +89,7 @@ def rejection(
         tables, results, written = _of_galleries(reports, set_, out, source.provenance)
     show(tables, notes)
     if as_json:
-        typer.echo(json.dumps(results | ({} if written is None else {"report": str(written)}), indent=2))
+        say_json(results, written, json_file)
     say_written(written)
 
 
