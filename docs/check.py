@@ -6,6 +6,7 @@
 - each `spherecf ...` names an existing verb and only options it has; so do make, and scripts behind `python`;
 - Python blocks compile, the names they take from spherecf exist, and blocks with `>>>` run as doctests;
 - files named as `src/...`, `docs/...`, `benchmarks/...` and the like exist;
+- docs/commands.md is what `python docs/commands.py` writes, and every command has an example;
 - no path of somebody's machine and no address of a package registry stands in pages, code or recipes.
 """
 
@@ -14,6 +15,7 @@ import doctest
 import importlib
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -268,6 +270,15 @@ def check_index(folder: Path) -> list[Problem]:
     ]
 
 
+def check_commands() -> Iterator[Problem]:
+    """The reference of the commands is the one that they give now."""
+    script = ROOT / "docs" / "commands.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it differs from what --help says"])[-1]
+        yield Problem(ROOT / "docs" / "commands.md", 1, f"{last}: run python docs/commands.py")
+
+
 def main(arguments: list[str]) -> int:
     """Print every problem as `file:line: what`; 1 if there is one."""
     import typer.main
@@ -282,7 +293,7 @@ def main(arguments: list[str]) -> int:
     problems = [problem for page in sorted(pages) for problem in check_page(page, root)]
     files = list(pages)
     if not arguments:
-        problems += check_index(ROOT / "docs")
+        problems += [*check_index(ROOT / "docs"), *check_commands()]
         folders = ("src", "tests", "benchmarks", "recipes", "docs")
         files += [
             file for folder in folders for end in ("py", "toml") for file in ROOT.glob(f"{folder}/**/*.{end}")

