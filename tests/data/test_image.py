@@ -85,6 +85,25 @@ def test_jpeg_with_a_trailer_is_accepted() -> None:
     assert np.array_equal(decode_image(data + b"camera notes"), decode_image(data))
 
 
+def test_jpeg_with_a_film_behind_it_is_accepted() -> None:
+    """Phones do it; the film's bytes may look like a start of scan, which tells nothing."""
+    data = encoded(".jpg")
+    assert np.array_equal(decode_image(data + b"film \xff\xd9 \xff\xda more"), decode_image(data))
+
+
+def test_upright_and_reduced_only_where_asked() -> None:
+    data = encoded(".jpg", np.repeat(np.repeat(GRADIENT, 4, 0), 4, 1))
+    assert [decode_image(data, reduce=by).shape[:2] for by in (1, 2, 4, 8)] == [
+        (48, 64),
+        (24, 32),
+        (12, 16),
+        (6, 8),
+    ]
+    for by in (2, 4, 8):
+        colour = decode_image(data, reduce=by).mean((0, 1)) - decode_image(data).mean((0, 1))
+        assert np.abs(colour).max() < 3  # RGB, not BGR
+
+
 def test_truncated_jpeg_with_a_whole_thumbnail_inside_is_refused() -> None:
     jpeg, thumbnail = encoded(".jpg"), encoded(".jpg", GRADIENT[:8, :8])
     segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail

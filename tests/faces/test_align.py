@@ -71,3 +71,12 @@ def test_a_large_photo_does_not_alias() -> None:
 def test_bad_landmarks_are_refused(landmarks: np.ndarray) -> None:
     with pytest.raises(InputError, match="five distinct finite landmarks"):
         align(np.zeros((112, 112, 3), np.uint8), landmarks)
+
+
+def test_only_what_lies_around_the_face_is_shrunk_and_the_crop_is_the_same() -> None:
+    photo = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (900, 1400, 3), np.uint8), (0, 0), 4)
+    points = moved(ARCFACE_POINTS, turned(0.2, 5.0, (400.3, 120.7)))
+    middle = np.zeros((2700, 4200, 3), np.uint8)
+    middle[900:1800, 1400:2800] = photo
+    near, far = align(photo, points), align(middle, points + np.array([1400, 900]))
+    assert np.abs(near.astype(int) - far).mean() < 0.5

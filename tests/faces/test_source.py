@@ -9,13 +9,18 @@ from tests.conformance.sources import ImageSourceConformance
 from spherecf.data import IdentityFolder, ImageError, ImageSource, iter_images, open_source, orl_faces
 from spherecf.errors import InputError
 from spherecf.faces import ARCFACE_POINTS, AlignedFaces, FaceDetector
-from spherecf.faces._source import find_face
+from spherecf.faces._detect import Face
+from spherecf.faces._find import find_faces
 
 
 class TestAlignedFaces(ImageSourceConformance):
     @pytest.fixture
     def source(self) -> ImageSource:
         return AlignedFaces(orl_faces().subset([0, 14, 25, 399]))
+
+
+def find_face(photo: np.ndarray, detector: FaceDetector) -> Face | None:
+    return next(iter(find_faces(photo, detector)), None)
 
 
 def orl(index: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """One encoded image to one array: always RGB, always uint8, never a half-grey picture."""
 
+import re
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
@@ -7,8 +9,17 @@ from jaxtyping import UInt8
 from spherecf.errors import FileFormatError, InputError
 
 # IGNORE_ORIENTATION: an aligned crop is already upright; turning it by a left-over Exif tag would spoil it.
-_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}  # with IMREAD_COLOR_RGB they are not grey, and unlike IMREAD_REDUCED_COLOR_* not BGR either
 
+_JPEG_MARKER = re.compile(
+    rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL
+)  # those that a length follows, and FF D9
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 
 IMAGE_SUFFIXES = frozenset(
@@ -46,19 +57,25 @@ class ImageError(FileFormatError):
 
 
 def decode_image(
-    data: bytes, where: str = "image", size: tuple[int, int] | None = None
+    data: bytes,
+    where: str = "image",
+    size: tuple[int, int] | None = None,
+    *,
+    upright: bool = False,
+    reduce: int = 1,
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decode JPEG, PNG, BMP, PGM/PPM, WebP, TIFF and what else OpenCV reads into RGB uint8.
 
     Grey becomes three equal channels, CMYK and palettes become RGB, 16 bits become the high 8, alpha is
-    dropped. Exif orientation is not applied. A truncated file is refused: decoders may fill the missing part
-    with grey, and a half-grey face is worse than none. Damage in the middle of a JPEG of full length cannot
-    be seen.
+    dropped. A truncated file is refused: decoders may fill the missing part with grey, and a half-grey face
+    is worse than none. Damage in the middle of a JPEG of full length cannot be seen.
 
     Args:
         data: the encoded file.
         where: what to call it in an error, say ``"lfw:AJ_Cook/AJ_Cook_0001.jpg"``.
-        size: (height, width) that the picture must have; None accepts any. Nothing is ever resized.
+        size: (height, width) that the picture must have; None accepts any.
+        upright: turn it by its Exif tag, which photos need and crops must not have.
+        reduce: decode at 1/2, 1/4 or 1/8 of the size.
 
     Raises:
         ImageError: empty, truncated, not an image, or of another size.
@@ -73,7 +90,8 @@ def decode_image(
     if problem:
         raise ImageError(where, f"truncated image ({len(data)} bytes): {problem}.", "Copy the file again.")
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+        flags = cv2.IMREAD_COLOR_RGB | _REDUCED[reduce] | (0 if upright else _AS_STORED)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # damaged headers, absurd dimensions
         raise ImageError(where, f"not a decodable image ({len(data)} bytes): {error.err}.") from error
     if image is None or image.size == 0:
@@ -101,9 +119,13 @@ def encode_image(
     """
     settings = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality], ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality]}
     try:
-        _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings.get(suffix, []))
+        done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings.get(suffix, []))
     except cv2.error as error:
         raise InputError(f"cannot encode as {suffix!r} ({error.err}); use .png or .jpg") from error
+    if not done:  # say JPEG 2000 of a very small picture
+        raise InputError(
+            f"cannot encode {image.shape[1]}x{image.shape[0]} px as {suffix!r}; use .png or .jpg"
+        )
     return data.tobytes()
 
 
@@ -122,9 +144,7 @@ def image_suffix(data: bytes) -> str:
 def _truncation(data: bytes) -> str:
     """What is missing at the end of a known format, or an empty string."""
     if data.startswith(_JPEG):
-        # Fast path: the end marker is last. Otherwise it must come after the last start of scan, which tells
-        # a trailer behind the picture from a picture that stops early (coded data never holds FF DA).
-        if not data.endswith(b"\xff\xd9") and data.rfind(b"\xff\xd9") < max(data.rfind(b"\xff\xda"), 0):
+        if not data.endswith(b"\xff\xd9") and not _jpeg_ends(data):
             return "the JPEG end marker FF D9 is missing"
     elif data.startswith(_PNG):
         if data.rfind(b"IEND") < 0:
@@ -138,3 +158,13 @@ def _truncation(data: bytes) -> str:
         if len(data) < expected:
             return f"the BMP header promises {expected} bytes"
     return ""
+
+
+def _jpeg_ends(data: bytes) -> bool:
+    """Whether the first picture of a JPEG has its end marker: phones append films and depth maps to it."""
+    at = 2
+    while match := _JPEG_MARKER.search(data, at):
+        if match[0] == b"\xff\xd9":
+            return True
+        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+    return False

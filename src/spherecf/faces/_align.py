@@ -57,8 +57,23 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int =
     matrix = similarity_transform(points, target)
     shrink = 2 * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if shrink < 1:
+        image, corner = _around(image, matrix, size)
+        points = points - corner
         image = np.asarray(
             cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8
         )
         matrix = similarity_transform((points + 0.5) * shrink - 0.5, target)  # pixel centres, not corners
     return np.asarray(cv2.warpAffine(image, matrix, (size, size)), np.uint8)
+
+
+def _around(
+    image: NDArray[np.uint8], matrix: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The part of a photo that a crop is made of, and its corner (x, y); the rest need not be shrunk."""
+    corners = np.array([[0, 0], [size, 0], [0, size], [size, size]])
+    there = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    extent = np.ptp(there, axis=0)
+    limits = np.array([image.shape[1], image.shape[0]])
+    low = np.clip(np.floor(there.min(0) - 0.1 * extent), 0, limits - 1).astype(np.int64)
+    high = np.clip(np.ceil(there.max(0) + 0.1 * extent), low + 1, limits).astype(np.int64)
+    return image[low[1] : high[1], low[0] : high[0]], low

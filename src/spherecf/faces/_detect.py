@@ -1,8 +1,6 @@
 """Detection: YuNet through OpenCV, faces with five landmarks."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from numpy.typing import NDArray
 
 from spherecf._files import sha256_file
 from spherecf.errors import InputError, ModelError
+from spherecf.faces._quiet import quiet
 from spherecf.models import default_detector_path
 
 
@@ -74,7 +73,7 @@ class FaceDetector:
 
     def _net(self) -> cv2.FaceDetectorYN:
         if not hasattr(self._own, "net"):
-            with _quiet():
+            with quiet():  # OpenCV 5 warns of a target that it then does not need
                 self._own.net = cv2.FaceDetectorYN.create(str(self.path), "", (320, 320), self.min_score)
         net: cv2.FaceDetectorYN = self._own.net
         return net
@@ -87,18 +86,3 @@ def _remake(path: Path, min_score: float) -> FaceDetector:
 def _face(row: NDArray[np.float32]) -> Face:
     x, y, width, height = map(float, row[:4])
     return Face((x, y, width, height), row[4:14].reshape(5, 2).astype(np.float64), float(row[14]))
-
-
-_LEVEL = threading.Lock()  # the log level is the process's: one thread at a time may change it
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """OpenCV 5 warns of a target that it then does not need."""
-    with _LEVEL:
-        before = cv2.utils.logging.getLogLevel()
-        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-        try:
-            yield
-        finally:
-            cv2.utils.logging.setLogLevel(before)
