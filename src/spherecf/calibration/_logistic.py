@@ -100,7 +100,8 @@ class LogisticCalibrator:
         Raises:
             InputError: NaN.
         """
-        return np.clip(self.slope * finite(scores) + self.offset, *llr_limits(self.mated, self.non_mated))
+        llr = self.slope * finite(scores) + self.offset
+        return np.asarray(np.clip(llr, *llr_limits(self.mated, self.non_mated)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -1,0 +1,144 @@
+"""How many photos a second, which stage takes how long, and what kappa costs.
+
+    python benchmarks/photo_pipeline.py [--photos 60] [--size 1280x960] [--repeats 7] [--data FOLDER]
+
+Without --data, ORL's faces are pasted into JPEGs of --size in a temporary folder. One thread. The same photos
+go through the same stages with and without the confidence head, batch by batch in turn. The ratio is that of
+the CPU time of the whole pipelines, from the file to mu, or to mu and kappa with its percentile. The target
+is at most 1.02.
+"""
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from spherecf.data import encode_image, orl_faces
+from spherecf.faces import FaceDetector, acquire, align, capture_facts, find_faces, read_photo
+from spherecf.models import ConfidenceModel, load
+from spherecf.photos import find_photos
+
+BATCH = 32
+
+
+def make_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
+    """A face of ORL, a third of the picture high, before a blurred wall of noise."""
+    source, rng = orl_faces(), np.random.default_rng(0)
+    width, height = size
+    for row in range(count):
+        wall = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3)).astype(np.uint8), (0, 0), 9)
+        side = height // 3
+        face = cv2.resize(source.image(row), (side * 92 // 112, side))
+        top, left = (height - side) // 2, int(rng.integers(0, width - face.shape[1]))
+        wall[top : top + side, left : left + face.shape[1]] = face
+        (folder / f"{row:04}.jpg").write_bytes(encode_image(np.asarray(wall, np.uint8), ".jpg", 90))
+
+
+class Stages:
+    """Seconds of CPU time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        start = time.process_time()
+        yield
+        self.seconds[name] += time.process_time() - start
+
+
+def share_of_stages(paths: list[Path], detector: FaceDetector, model: ConfidenceModel) -> Stages:
+    """Each stage alone."""
+    stages = Stages()
+    crops = []
+    for path in paths:
+        with stages.time("read and decode"):
+            photo = read_photo(path)
+        with stages.time("find faces"):
+            faces = find_faces(photo.pixels, detector)
+        with stages.time("align and facts"):
+            crops.append(align(photo.pixels, faces[0].landmarks))
+            capture_facts(faces[0], crops[-1], photo.size, scale=photo.scale)
+    for at in range(0, len(crops), BATCH):
+        batch = np.stack(crops[at : at + BATCH])
+        with stages.time("recogniser"):
+            output = model.backbone(batch)
+            output.mu  # noqa: B018
+        with stages.time("kappa: head and percentile"):
+            said = model.judge(output)
+            percentile(model, said.log_kappa)
+    return stages
+
+
+def percentile(model: ConfidenceModel, log_kappa: torch.Tensor) -> object:
+    scale = None if model.calibration is None else model.calibration.kappa
+    return None if scale is None else scale.percentile(log_kappa.exp().numpy())
+
+
+def seconds_of(batch: list[Path], detector: FaceDetector, model: ConfidenceModel, kappa: bool) -> float:
+    """CPU time of one batch through the whole pipeline."""
+    start = time.process_time()
+    found = [acquire(path, detector) for path in batch]
+    output = model.backbone(np.stack([one.faces[0].crop for one in found if one.faces]))
+    if kappa:
+        percentile(model, model.judge(output).log_kappa)
+    else:
+        output.mu  # noqa: B018
+    return time.process_time() - start
+
+
+def compare(
+    paths: list[Path], detector: FaceDetector, model: ConfidenceModel, repeats: int
+) -> list[tuple[float, float]]:
+    """(with, without) of each round: every batch both ways, in changing order."""
+    rounds = []
+    for repeat in range(repeats):
+        total = {True: 0.0, False: 0.0}
+        for number, at in enumerate(range(0, len(paths), BATCH)):
+            for kappa in (True, False) if (repeat + number) % 2 else (False, True):
+                total[kappa] += seconds_of(paths[at : at + BATCH], detector, model, kappa)
+        rounds.append((total[True], total[False]))
+    return rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=int, default=60)
+    parser.add_argument("--size", default="1280x960")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--data", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    width, height = map(int, options.size.split("x"))
+    with tempfile.TemporaryDirectory() as folder:
+        if options.data is None:
+            make_photos(Path(folder), options.photos, (width, height))
+        found = find_photos([options.data or folder]).photos[: options.photos]
+        paths = [photo.path for photo in found]
+        detector, model = FaceDetector(), load()
+        seconds_of(paths[:BATCH], detector, model, True)  # the first call prepares the networks
+        stages = share_of_stages(paths, detector, model)
+        rounds = compare(paths, detector, model, options.repeats)
+    total = sum(stages.seconds.values())
+    what = "own" if options.data else options.size
+    print(f"{len(paths)} photos ({what}), {model.backbone.name} by {model.backbone.engine}, one thread\n")
+    print("| stage | ms per photo | share |\n|---|---|---|")
+    for name, seconds in stages.seconds.items():
+        print(f"| {name} | {1e3 * seconds / len(paths):.2f} | {seconds / total:.1%} |")
+    best = [len(paths) / min(column) for column in zip(*rounds)]
+    ratios = sorted(one / other for one, other in rounds)
+    print(f"\nphotos per second of CPU time, best round: {best[0]:.1f} with kappa, {best[1]:.1f} without")
+    spread = f"{ratios[0]:.3f} to {ratios[-1]:.3f} in {len(ratios)} rounds"
+    print(f"with over without kappa: {np.median(ratios):.3f} (median; {spread})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""ORL's photos, assessed once, and made-up faces with the direction and kappa that a test wants."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from spherecf.calibration import Calibration, DecisionRule, KappaScale, LogisticCalibrator, ThresholdTable
+from spherecf.data import orl_faces
+from spherecf.faces import Acquisition, CapturedFace, CaptureFacts, Failure
+from spherecf.photos import AssessedFace, AssessedPhoto, FaceAssessor
+from spherecf.scoring import mutual_likelihood_score
+
+RADIUS = 64.0
+DIM = 16
+MakePhoto = Callable[..., AssessedPhoto]
+
+
+@pytest.fixture(scope="session")
+def assessor() -> FaceAssessor:
+    return FaceAssessor()
+
+
+@pytest.fixture(scope="session")
+def photos(assessor: FaceAssessor) -> dict[str, AssessedPhoto]:
+    """Two people, five photos each, by ORL's names."""
+    source = orl_faces()
+    wanted = [name for name in source.keys if name.split("/")[0] in ("s1", "s2") and int(name[3]) < 6]
+    rows = [source.keys.index(name) for name in wanted if name[4] == "."]
+    return {source.keys[row]: assessor(source.image(row), source.keys[row]) for row in rows}
+
+
+def face(mu: np.ndarray, kappa: float, crop: int = 0) -> AssessedFace:
+    """One with this direction and confidence; ``crop`` numbers its picture."""
+    facts = CaptureFacts(40.0, 0.0, 0.0, 0.0, 300.0, 120.0, 50.0, 1.0, (60, 80))
+    picture = np.full((4, 4, 3), crop, np.uint8)
+    captured = CapturedFace(picture, (0.0, 0.0, 60.0, 80.0), np.zeros((5, 2)), 0.9, facts)
+    unit = (mu / np.linalg.norm(mu)).astype(np.float32)
+    return AssessedFace(captured, unit, kappa, 50.0, 50, 0.5, ())
+
+
+def photo(name: str, *faces: AssessedFace) -> AssessedPhoto:
+    if faces:
+        return AssessedPhoto(name, Acquisition(name, (100, 100), ()), faces)
+    return AssessedPhoto(name, Acquisition(name, (100, 100), (), Failure.NO_FACE, "no face found."), ())
+
+
+def score(a: AssessedFace, b: AssessedFace) -> float:
+    import torch
+
+    mu = torch.from_numpy(np.stack([a.mu, b.mu])).double()
+    kappa = torch.tensor([a.kappa, b.kappa], dtype=torch.float64)
+    return float(mutual_likelihood_score(mu[:1], kappa[:1], mu[1:], kappa[1:], radius=RADIUS))
+
+
+@pytest.fixture
+def calibration() -> Calibration:
+    """Accepts what equal directions with kappa 100 reach, rejects what right angles reach."""
+    e = np.eye(DIM)
+    near, far = score(face(e[0], 100.0), face(e[0], 100.0)), score(face(e[0], 100.0), face(e[1], 100.0))
+    middle, half = (near + far) / 2, (near - far) / 4
+    rules = [
+        DecisionRule("mls", RADIUS, "kappa", middle + half, middle - half, 20.0, "fmr", alpha, 0.05)
+        for alpha in (1e-2, 1e-4)
+    ]
+    scores = np.array([near, near - 1, far, far + 1])
+    table = ThresholdTable.fit(scores, [1, 1, 0, 0], [0.5, 1e-4], score="mls", radius=RADIUS)
+    overlapping = [*scores, middle - 1, middle + 1]
+    line = LogisticCalibrator.fit(overlapping, [1, 1, 0, 0, 1, 0], score="mls", radius=RADIUS)
+    scale = KappaScale.fit([10.0, 100.0], dim=DIM, population="two")
+    return Calibration("m" * 64, "d" * 64, scale, {"mls": line}, {"mls": table}, tuple(rules))

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+
+from spherecf.errors import FileFormatError, StorageError
+from spherecf.photos import Journal, PhotoFile
+
+PHOTO = PhotoFile("a.jpg", Path("a.jpg"), Path("a.jpg"))
+
+
+def keys(path: Path, maker: str = "m") -> list[int]:
+    journal = Journal(path, maker)
+    return [size for size in range(10) if journal.find(("a.jpg", size, 1))]
+
+
+def add(path: Path, *sizes: int, maker: str = "m") -> None:
+    with Journal(path, maker) as journal:
+        for size in sizes:
+            journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", size, 1))
+
+
+def test_grows_over_runs_and_knows_its_maker(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "done.jsonl"
+    add(path, 1, 2)
+    add(path, 3)
+    add(path, 4, maker="other")
+    assert keys(path) == [1, 2, 3] and keys(path, "other") == [4]
+    assert Journal(path, "m").find(("a.jpg", 1, 1)) == {"photo": "ä"}
+
+
+def test_every_line_is_on_disk_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "done.jsonl"
+    journal = Journal(path, "m")
+    journal.add(PHOTO, {}, ("a.jpg", 1, 1))
+    journal.add(PHOTO, {"photo": "a.jpg"}, ("a.jpg", 2, 1))
+    assert path.read_text().count("\n") == 2  # not closed yet
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "done.jsonl"
+    add(path, 1, 2)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert keys(path) == [1]
+    add(path, 3)
+    assert keys(path) == [1, 3]
+
+
+def test_another_file_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "diary.txt"
+    for text in ("Dear diary,\n", '{"a": 1}\n', "[]\n"):
+        path.write_text(text)
+        with pytest.raises(FileFormatError, match="line 1 is no record"):
+            Journal(path, "m")
+        assert path.read_text() == text
+
+
+def test_a_text_without_an_end_of_line_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "diary.txt"
+    path.write_text("Dear diary")
+    with pytest.raises(FileFormatError, match="line 1 is no record"):
+        Journal(path, "m")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "done.jsonl"
+    journal = Journal(path, "m")
+    journal._stream = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+    with pytest.raises(StorageError, match=r"a\.jpg; what was assessed before is kept"):
+        journal.add(PHOTO, {}, ("a.jpg", 1, 1))
+    assert journal.find(("a.jpg", 1, 1)) is None

@@ -1,0 +1,107 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from spherecf import _files
+from spherecf.errors import InputError, StorageError
+from spherecf.photos import PhotoFile, copy_photos, split_by_quality, write_csv, write_list, write_scores
+
+
+def row(photo: str, face: int | None, quality: int, **more: object) -> dict:
+    start = {"rank": 1, "photo": photo, "face": face, "quality": quality, "failure": None, "reason": ""}
+    kappa = None if face is None else quality * 10.0
+    return {**start, "kappa": kappa, "percentile": None if face is None else quality + 0.4, **more}
+
+
+ROWS = [
+    row("b c.jpg", 0, 80, reasons=["blurred", "dark"], facts={"eye_distance_px": 14.0}),
+    row("a.jpg", 0, 20),
+    row("a.jpg", 1, 90),
+    row("wall, north.jpg", None, -1, failure="no_face", reason='no "face" found'),
+]
+
+
+def test_csv_has_every_face_and_failure(tmp_path: Path) -> None:
+    with write_csv(tmp_path / "new" / "t.csv", ROWS).open(newline="") as stream:
+        read = list(csv.DictReader(stream))
+    assert [line["photo"] for line in read] == [each["photo"] for each in ROWS]
+    assert (read[0]["reasons"], read[0]["eye_distance_px"], read[0]["kappa"]) == (
+        "blurred; dark",
+        "14.0",
+        "800.0",
+    )
+    assert (read[3]["kappa"], read[3]["quality"], read[3]["reason"]) == ("", "-1", 'no "face" found')
+
+
+@pytest.mark.parametrize(
+    ("of", "values"), [("kappa", "200.0 800.0"), ("percentile", "20.4 80.4"), ("quality", "20 80")]
+)
+def test_score_lines_of_main_faces(tmp_path: Path, of: str, values: str) -> None:
+    one, other = values.split()
+    text = write_scores(tmp_path / "s.txt", ROWS, of).read_text()  # type: ignore[arg-type]
+    assert text == f"a.jpg {one}\nb c.jpg {other}\nwall, north.jpg -1\n"
+
+
+def test_no_percentile_without_calibration(tmp_path: Path) -> None:
+    rows = [row("a.jpg", 0, -1, percentile=None)]
+    assert write_scores(tmp_path / "s.txt", rows).read_text() == "a.jpg -10.0\n"
+    with pytest.raises(InputError, match="not calibrated"):
+        write_scores(tmp_path / "s.txt", rows, "percentile")
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_csv(tmp_path / "t.csv", ROWS)
+    before = (tmp_path / "t.csv").read_text()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_files.os, "fsync", full)
+    for write in (write_csv, write_scores):
+        with pytest.raises(StorageError, match="No space left"):
+            write(tmp_path / "t.csv", [])
+    assert (tmp_path / "t.csv").read_text() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_failures_are_neither_kept_nor_rejected(tmp_path: Path) -> None:
+    assert split_by_quality(ROWS, 50) == (["b c.jpg"], ["a.jpg"])
+    assert split_by_quality(ROWS, 0) == (["b c.jpg", "a.jpg"], [])
+    assert write_list(tmp_path / "l.txt", ["a", "b"]).read_text() == "a\nb\n"
+
+
+def photo(root: Path, below: str, content: str) -> PhotoFile:
+    path = root / below
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return PhotoFile(str(path), path, Path("in") / below)
+
+
+def test_copies_are_whole_and_made_once(tmp_path: Path) -> None:
+    photos = [photo(tmp_path / "in", name, name) for name in ("a.jpg", "deep/b.jpg")]
+    out = tmp_path / "out"
+    assert (
+        copy_photos(photos[:1], out) == 1 and copy_photos(photos, out) == 1 and copy_photos(photos, out) == 0
+    )
+    assert (out / "in/deep/b.jpg").read_text() == "deep/b.jpg"
+    assert (out / "in/a.jpg").stat().st_mtime_ns == photos[0].path.stat().st_mtime_ns
+    (out / "in/a.jpg").write_text("another")
+    with pytest.raises(InputError, match="another file already"):
+        copy_photos(photos, out)
+    assert (out / "in/a.jpg").read_text() == "another"
+
+
+def test_copies_that_would_collide_are_refused_before_the_first(tmp_path: Path) -> None:
+    one, other = (photo(tmp_path / name, "a.jpg", name) for name in ("x", "y"))
+    with pytest.raises(InputError, match="would both be copied"):
+        copy_photos([one, other], tmp_path / "out")
+    with pytest.raises(InputError, match=r"lies in .* already"):
+        copy_photos([one], tmp_path / "x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_photo_that_has_gone_is_said(tmp_path: Path) -> None:
+    one = photo(tmp_path / "in", "a.jpg", "a")
+    one.path.unlink()
+    with pytest.raises(StorageError, match="could not be copied"):
+        copy_photos([one], tmp_path / "out")

@@ -1,0 +1,85 @@
+import os
+from pathlib import Path
+
+import pytest
+from tests.faces.pictures import jpeg, portrait
+
+from spherecf.faces import FaceDetector
+from spherecf.photos import FaceAssessor, assess_files, find_photos, rank_photos, ranked_faces
+
+
+@pytest.fixture(scope="module")
+def assessor() -> FaceAssessor:
+    return FaceAssessor()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(5):
+        (photos / f"{index}.jpg").write_bytes(jpeg(portrait(index * 11)))
+    (photos / "bad.jpg").write_bytes(b"text")
+    return photos
+
+
+def record(name: str, *kappas: float | None) -> dict:
+    faces = [{"kappa": kappa, "quality": -1 if kappa is None else 5} for kappa in kappas]
+    return {"photo": name, "size_px": None, "notes": [], "failure": None, "reason": "why", "faces": faces}
+
+
+def test_faces_by_kappa_and_failures_last() -> None:
+    rows = ranked_faces([record("b", 5.0, 9.0), record("none"), record("a", 9.0), record("nan", None)])
+    assert [(row["photo"], row["face"], row["rank"]) for row in rows] == [
+        ("a", 0, 1), ("b", 1, 2), ("b", 0, 3), ("nan", 0, None), ("none", None, None),
+    ]  # fmt: skip
+    assert rows[-1]["quality"] == -1 and rows[-1]["reason"] == "why" and rows[0]["reason"] == ""
+
+
+def test_ranks_what_the_assessor_says(folder: Path, assessor: FaceAssessor) -> None:
+    rows = rank_photos([folder], assessor)
+    assert len(rows) == 6 and [row["rank"] for row in rows] == [1, 2, 3, 4, 5, None]
+    for row in rows[:5]:
+        face = assessor(row["photo"]).main
+        assert face is not None and row["kappa"] == pytest.approx(face.kappa, rel=1e-3)
+    assert rows[5]["failure"] == "not_an_image"
+
+
+def test_an_interrupted_pass_goes_on(folder: Path, assessor: FaceAssessor, tmp_path: Path) -> None:
+    expected = list(assess_files(find_photos([folder]).photos, assessor))
+    asked: list[str] = []
+
+    def watched(pixels: object) -> object:
+        asked.append("photo")
+        return assessor.detector(pixels)  # type: ignore[arg-type]
+
+    counted = FaceAssessor(assessor.model, watched)  # type: ignore[arg-type]
+    monkey = tmp_path / "done.jsonl"
+    photos = find_photos([folder]).photos
+    first = list(assess_files(photos[1:3], counted, resume=monkey))
+    assert first == expected[1:3] and len(asked) == 2
+    assert list(assess_files(photos, counted, resume=monkey)) == expected and len(asked) == 5
+    assert list(assess_files(photos, counted, resume=monkey)) == expected and len(asked) == 5
+    assert list(assess_files(photos[::-1], counted, resume=monkey)) == expected[::-1] and len(asked) == 5
+
+
+def test_a_changed_photo_or_another_detector_is_assessed_anew(
+    folder: Path, assessor: FaceAssessor, tmp_path: Path
+) -> None:
+    done, photos = tmp_path / "done.jsonl", find_photos([folder]).photos[:2]
+    before = list(assess_files(photos, assessor, resume=done))
+    photos[0].path.write_bytes(jpeg(portrait(200)))
+    os.utime(photos[0].path, ns=(1, 1))
+    after = list(assess_files(photos, assessor, resume=done))
+    assert after[0] != before[0] and after[1] == before[1]
+    lines = len(done.read_text().splitlines())
+    strict = FaceAssessor(assessor.model, FaceDetector(min_score=0.99))
+    assert all(photo["failure"] == "no_face" for photo in assess_files(photos, strict, resume=done))
+    assert len(done.read_text().splitlines()) == lines + 2
+
+
+def test_what_may_pass_is_asked_again(assessor: FaceAssessor, tmp_path: Path) -> None:
+    done, photos = tmp_path / "done.jsonl", find_photos([tmp_path / "later.jpg"]).photos
+    assert next(assess_files(photos, assessor, resume=done))["failure"] == "unreadable"
+    (tmp_path / "later.jpg").write_bytes(jpeg(portrait()))
+    assert next(assess_files(photos, assessor, resume=done))["failure"] is None

@@ -1,0 +1,40 @@
+from dataclasses import replace
+
+import pytest
+
+from spherecf.faces import CaptureFacts
+from spherecf.photos import explain
+
+GOOD = CaptureFacts(60.0, 5.0, -4.0, 2.0, 300.0, 120.0, 45.0, 1.0, (90, 120))
+
+
+def test_a_good_face_needs_no_explanation() -> None:
+    assert explain(GOOD) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"eye_distance_px": 14.2}, "eyes 14 px apart"),
+        ({"yaw_degrees": -52.3}, "turned 52 degrees"),
+        ({"pitch_degrees": 40.0}, "looking down"),
+        ({"pitch_degrees": -40.0}, "looking up"),
+        ({"sharpness": 9.0}, "blurred"),
+        ({"brightness": 20.0}, "dark"),
+        ({"brightness": 240.0}, "overexposed"),
+        ({"contrast": 5.0}, "little contrast"),
+        ({"inside": 0.6}, "cut off by the picture's edge"),
+    ],
+)
+def test_each_fact_has_its_words(change: dict[str, float], reason: str) -> None:
+    assert explain(replace(GOOD, **change)) == (reason,)
+
+
+def test_turned_eyes_are_near_each_other_and_not_small() -> None:
+    assert explain(replace(GOOD, eye_distance_px=18.0, yaw_degrees=60.0)) == ("turned 60 degrees",)
+    assert explain(replace(GOOD, eye_distance_px=9.0, yaw_degrees=60.0))[0] == "eyes 9 px apart"
+
+
+def test_an_unknown_pose_is_no_reason() -> None:
+    nan = float("nan")
+    assert explain(replace(GOOD, yaw_degrees=nan, pitch_degrees=nan, roll_degrees=nan)) == ()

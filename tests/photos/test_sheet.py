@@ -1,0 +1,79 @@
+import base64
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.faces.pictures import jpeg, portrait
+
+from spherecf.data import decode_image
+from spherecf.errors import InputError
+from spherecf.faces import FaceDetector, acquire
+from spherecf.photos import _sheet, write_sheet
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], dict[str, Path]]:
+    folder, detector = tmp_path_factory.mktemp("photos"), FaceDetector()
+    rows, files = [], {}
+    for rank, name in enumerate(("best<b>.jpg", "worst.jpg"), 1):
+        files[name] = folder / f"{rank}.jpg"
+        files[name].write_bytes(jpeg(portrait(rank * 20)))
+        (face,) = acquire(files[name], detector).faces
+        facts = {
+            "quality": 90 // rank,
+            "percentile": 90.0 / rank,
+            "kappa": 100.0,
+            "reasons": ["blurred"] * (rank - 1),
+        }
+        rows.append({"rank": rank, "photo": name, "face": 0, "landmarks": face.landmarks.tolist(), **facts})
+    rows.append({"rank": None, "photo": "wall.jpg", "face": None, "reason": "no face found in <1x1> px."})
+    return rows, files
+
+
+def test_the_page_holds_everything(rows: tuple[list[dict], dict[str, Path]], tmp_path: Path) -> None:
+    page = write_sheet(tmp_path / "s.html", *rows).read_text()
+    assert page.index("best&lt;b&gt;.jpg") < page.index("worst.jpg") < page.index("wall.jpg")
+    assert "90 %" in page and "45 %" in page and "blurred" in page and "in &lt;1x1&gt; px" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page) and "<script" not in page
+    crops = [decode_image(base64.b64decode(data)) for data in re.findall(r"base64,([^\"]+)", page)]
+    assert len(crops) == 2 and all(crop.shape == (112, 112, 3) for crop in crops)
+    expected = acquire(rows[1]["worst.jpg"], FaceDetector()).faces[0].crop
+    assert np.abs(crops[1].astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_the_picture_shows_the_same(
+    rows: tuple[list[dict], dict[str, Path]], tmp_path: Path, suffix: str
+) -> None:
+    sheet = decode_image(write_sheet(tmp_path / f"s{suffix}", *rows).read_bytes())
+    expected = acquire(rows[1]["best<b>.jpg"], FaceDetector()).faces[0].crop
+    assert np.abs(sheet[8:120, 8:120].astype(int) - expected).mean() < 4
+    assert sheet[:, 400:].min() > 200 or sheet.shape[1] > 400
+    assert (sheet[-30:] < 100).any()  # the failure is written below
+
+
+def test_a_photo_that_has_gone_is_grey(rows: tuple[list[dict], dict[str, Path]], tmp_path: Path) -> None:
+    sheet = decode_image(write_sheet(tmp_path / "s.png", rows[0], {}).read_bytes())
+    assert (sheet[8:120, 8:120] == 128).all()
+
+
+def test_of_too_many_faces_both_ends(
+    rows: tuple[list[dict], dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sheet, "MOST_FACES", 4)
+    many = [{**rows[0][0], "rank": rank, "photo": f"p{rank}"} for rank in range(1, 10)]
+    page = write_sheet(tmp_path / "s.html", many, {}).read_text()
+    assert (
+        re.findall(r"<b>(\d) ·", page) == ["1", "2", "8", "9"]
+        and "the first and the last 2 are shown" in page
+    )
+
+
+def test_nothing_but_failures_and_wrong_endings(
+    rows: tuple[list[dict], dict[str, Path]], tmp_path: Path
+) -> None:
+    for suffix in ("html", "png"):
+        assert write_sheet(tmp_path / f"s.{suffix}", rows[0][2:], {}).stat().st_size > 300
+    with pytest.raises(InputError, match=r"\.html, \.png or \.jpg"):
+        write_sheet(tmp_path / "s.pdf", *rows)
