@@ -51,6 +51,8 @@ class DecisionRule:
         delta: chance of having been unlucky.
         tested_on: "pairs", or "disjoint pairs", no two of which share a person.
         counts: what the test saw.
+        fnmr: bound on the share of mated pairs that are called non-match, where that is promised too; error
+            "fmr" then is a share of all non-mated pairs, the undecided among them.
 
     Raises:
         InputError: thresholds that are NaN or in the wrong order.
@@ -72,6 +74,7 @@ class DecisionRule:
     delta: float
     tested_on: str = "pairs"
     counts: tuple[ErrorCount, ...] = ()
+    fnmr: float | None = None
 
     def __post_init__(self) -> None:
         if (self.accept is None) != (self.reject is None) or math.isnan(self.least_confidence):

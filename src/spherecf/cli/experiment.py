@@ -68,3 +68,40 @@ def cross_quality(
         typer.echo(json.dumps([table.to_dict() for table in tables(result)], indent=2))
     else:
         typer.echo(f"report: {files.html}")
+
+
+@app.command("shipped", epilog="Example: spherecf experiment shipped lfw/ cfp/ --out runs/shipped")
+def shipped(
+    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
+    test: Annotated[Path, typer.Argument(help="Aligned crops of other people, to calibrate and to check.")],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, report, head and caches.")],
+    recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the head.")] = None,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+) -> None:
+    """Make the model that ships with this package: train SFace's head, calibrate it, check it on others.
+
+    Trains on TRAIN without the people who look like somebody of TEST, calibrates on half of the people of
+    TEST, and counts on the other half what its decisions do as pictures get worse, beside a cosine threshold.
+    Interrupted, the same command goes on where it stopped. docs/model-card.md has the results.
+    """
+    from spherecf.data import open_source, orl_faces
+    from spherecf.evaluation import require_matplotlib
+    from spherecf.experiments import MODEL_FILE, present_shipped, ship, shipped_tables, show_tables
+    from spherecf.faces import AlignedFaces
+    from spherecf.models import FrozenBackbone
+    from spherecf.training import ConfidenceConfig
+
+    require_matplotlib()  # before the work, not after
+    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    result = ship(
+        FrozenBackbone.default(), open_source(train), open_source(test), out, config,
+        foreign={"orl": AlignedFaces(orl_faces())}, realign=AlignedFaces, draws=draws,
+    )  # fmt: skip
+    files = present_shipped(result, out / "report", {"config": config.to_dict()})
+    found = shipped_tables(result)
+    show_tables(found, console)
+    if as_json:
+        typer.echo(json.dumps([table.to_dict() for table in found], indent=2))
+    else:
+        typer.echo(f"model: {out / MODEL_FILE}\nreport: {files.html}")

@@ -6,14 +6,16 @@ scores; every result carries its signature, its counts and intervals over subjec
 A protocol is up to three files: itself, ``_x_result`` (plain data) and ``_x_section`` (its page).
 
 - metrics: ``_curve``, ``_rates``, ``_tenfold``, ``_discard``, ``_prr``, ``_llr``, ``_nearest``; of millions
-  of pairs ``_large``; intervals in ``_bootstrap`` and ``_large_bootstrap``;
-- protocols on images: ``_verification``, ``_calibration``, ``_selective``, ``_distractors``, ``_groups``;
+  of pairs ``_large`` and ``_subject_rates``; intervals in ``_bootstrap`` and ``_large_bootstrap``;
+- protocols on images: ``_verification``, ``_calibration``, ``_selective``, ``_bounded_rule``,
+  ``_distractors``, ``_groups``;
 - protocols on templates (``_template_set``, ``_modes``): ``_ijb``, ``_identification``, ``_risk``,
   ``_template_rejection``;
 - reports: ``_report`` on ``_content``, written by ``_html`` and ``_markdown`` from the pieces in ``_parts``.
 """
 
 from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation._bounded_rule import bounded_rule
 from spherecf.evaluation._calibration import evaluate_calibration
 from spherecf.evaluation._calibration_result import CalibrationReport, ScoreCalibration
 from spherecf.evaluation._calibration_score import check_rule
@@ -75,6 +77,7 @@ from spherecf.evaluation._selective import JudgedPairs, choose_decision
 from spherecf.evaluation._signature import signature
 from spherecf.evaluation._split_subjects import disjoint_pairs, split_subjects
 from spherecf.evaluation._strips import strip_by_kappa, strips_of_mistakes
+from spherecf.evaluation._subject_rates import SubjectRates
 from spherecf.evaluation._synthetic import SyntheticTemplates, synthetic_templates
 from spherecf.evaluation._template_rejection import evaluate_template_rejection
 from spherecf.evaluation._template_set import TemplateSet
@@ -117,6 +120,7 @@ __all__ = [
     "Section",
     "Series",
     "Strip",
+    "SubjectRates",
     "SyntheticTemplates",
     "Table",
     "TemplateReport",
@@ -128,6 +132,7 @@ __all__ = [
     "auc",
     "bootstrap_subjects",
     "bootstrap_tmr",
+    "bounded_rule",
     "calibration_section",
     "calibration_tables",
     "check_rule",

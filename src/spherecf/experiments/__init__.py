@@ -14,6 +14,8 @@ from spherecf.experiments._present import (
 )
 from spherecf.experiments._reproduce import Reproduction, reproduce
 from spherecf.experiments._reproduce_report import present_reproduction, reproduction_tables
+from spherecf.experiments._shipped import MODEL_FILE, Shipped, ship
+from spherecf.experiments._shipped_report import present_shipped, shipped_tables
 from spherecf.experiments._summary import Cell, summarize
 from spherecf.experiments._template_sets import TemplatePlan
 from spherecf.experiments._validate import verification
@@ -21,12 +23,14 @@ from spherecf.experiments._variants import BASELINES, VARIANTS, HeadVariant, fit
 
 __all__ = [
     "BASELINES",
+    "MODEL_FILE",
     "VARIANTS",
     "Cell",
     "CrossQuality",
     "Demo",
     "HeadVariant",
     "Reproduction",
+    "Shipped",
     "TemplatePlan",
     "cross_quality",
     "demo",
@@ -36,9 +40,12 @@ __all__ = [
     "kappa_strips",
     "present",
     "present_reproduction",
+    "present_shipped",
     "reproduce",
     "reproduction_tables",
     "score_table",
+    "ship",
+    "shipped_tables",
     "show",
     "show_tables",
     "summarize",

@@ -1,0 +1,153 @@
+"""Faces of known people in every grade, and all the pairs among them, in millions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spherecf.evaluation import SubjectRates
+from spherecf.experiments._grades import Condition
+from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
+
+Array = NDArray[Any]
+
+TEMPLATE_SIZES = (2, 3, 4, 5)
+_NEUTRAL = 1e-6
+"""A concentration that says nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPairs:
+    """All pairs under one condition.
+
+    Attributes:
+        scores: by name, (n,).
+        confidence: (n,) the smaller kappa of each pair.
+        mated: (n,).
+        left: (n,) person of the left image.
+        right: (n,) of the right one.
+    """
+
+    scores: dict[str, NDArray[np.float32]]
+    confidence: NDArray[np.float32]
+    mated: NDArray[np.bool_]
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+
+    def reach(self, values: Array, mated: bool, thresholds: Array, draws: int, seed: int = 0) -> SubjectRates:
+        """How many pairs of one kind reach the thresholds."""
+        own = self.mated if mated else ~self.mated
+        return SubjectRates.of(
+            values[own], self.left[own], self.right[own], thresholds, draws=draws, seed=seed
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class GradedFaces:
+    """Every image of some people as every grade shows it.
+
+    Attributes:
+        grades: names.
+        mu: (images, grades, dim).
+        kappa: (images, grades).
+        person: (images,).
+        keys: images.
+        radius: r of the mutual likelihood score.
+    """
+
+    grades: Sequence[str]
+    mu: NDArray[np.float32]
+    kappa: NDArray[np.float32]
+    person: NDArray[np.int64]
+    keys: Sequence[str]
+    radius: float
+
+    def only(self, images: Array) -> "GradedFaces":
+        """Some of the images."""
+        rows = np.flatnonzero(images) if images.dtype == np.bool_ else images
+        keys = [self.keys[row] for row in rows.tolist()]
+        return GradedFaces(self.grades, self.mu[rows], self.kappa[rows], self.person[rows], keys, self.radius)
+
+    def of(self, grade: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(mu, kappa) in this grade."""
+        at = list(self.grades).index(grade)
+        return np.ascontiguousarray(self.mu[:, at]), np.ascontiguousarray(self.kappa[:, at])
+
+    def groups(self) -> NDArray[Any]:
+        """(images,) "frontal" of "001/frontal/01.jpg"; "" of keys without a folder inside the person's."""
+        return np.array([key.split("/")[-2] if key.count("/") > 1 else "" for key in self.keys])
+
+    def neutral(self) -> float:
+        """The mutual likelihood score of two faces that say nothing: for and against weigh the same."""
+        nothing = torch.full((1,), _NEUTRAL)
+        mu = torch.from_numpy(self.mu[:1, 0])
+        return float(mutual_likelihood_matrix(mu, nothing, mu, nothing, self.radius))
+
+    def pairs(self, condition: Condition) -> ScoredPairs:
+        """Every image with every later one."""
+        left, right = np.triu_indices(len(self.person), 1)
+        return self._score(self.of(condition.left), self.of(condition.right), left, right, self.person)
+
+    def template_pairs(self, condition: Condition, seed: int = 0) -> ScoredPairs:
+        """Templates of 2 to 5 images, one of each size per person, against images that are in none of them.
+
+        Pooled by natural parameters. The condition's left grade is that of the template, the right one that
+        of the single image. Twice, with other images drawn.
+        """
+        both = [self._drawn_templates(condition, np.random.default_rng([seed, i])) for i in range(2)]
+        names = both[0].scores
+        return ScoredPairs(
+            {name: np.concatenate([one.scores[name] for one in both]) for name in names},
+            *(
+                np.concatenate([getattr(one, name) for one in both])
+                for name in ("confidence", "mated", "left", "right")
+            ),
+        )
+
+    def _drawn_templates(self, condition: Condition, rng: np.random.Generator) -> ScoredPairs:
+        mu, kappa = self.of(condition.left)
+        pooled, people, probes = [], [], []
+        for person in np.unique(self.person).tolist():
+            own = rng.permutation(np.flatnonzero(self.person == person))
+            sizes = [size for size in TEMPLATE_SIZES if size < len(own)]
+            for size in sizes:
+                part = own[:size]
+                pooled.append((kappa[part, None] * mu[part]).sum(0))
+                people.append(person)
+            probes.append(own[max(sizes, default=0) :])
+        sums, probe = np.stack(pooled), np.concatenate(probes)
+        length = np.linalg.norm(sums, axis=1)
+        single_mu, single_kappa = self.of(condition.right)
+        left, right = (part.reshape(-1) for part in np.indices((len(sums), len(probe))))
+        return self._score(
+            ((sums / length[:, None]).astype(np.float32), length.astype(np.float32)),
+            (single_mu[probe], single_kappa[probe]),
+            left, right, np.array(people), self.person[probe],
+        )  # fmt: skip
+
+    def _score(
+        self,
+        one: tuple[Array, Array],
+        two: tuple[Array, Array],
+        left: Array,
+        right: Array,
+        people: Array,
+        others: Array | None = None,
+    ) -> ScoredPairs:
+        (mu, kappa), (other_mu, other_kappa) = (map(torch.from_numpy, side) for side in (one, two))
+        own, their = people[left], (people if others is None else others)[right]
+        return ScoredPairs(
+            {
+                "mls": mutual_likelihood_matrix(mu, kappa, other_mu, other_kappa, self.radius).numpy()[
+                    left, right
+                ],
+                "cosine": cosine_matrix(mu, other_mu).numpy()[left, right],
+            },
+            np.minimum(one[1][left], two[1][right]),
+            own == their,
+            own,
+            their,
+        )

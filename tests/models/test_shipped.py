@@ -1,0 +1,78 @@
+"""The model in the package: what it must carry, and that it reads real faces the right way round."""
+
+import cv2
+import numpy as np
+import pytest
+
+import spherecf as scf
+from spherecf.data import orl_faces
+from spherecf.errors import ModelError
+from spherecf.faces import AlignedFaces
+from spherecf.models import ConfidenceModel, FrozenBackbone, default_model_path
+from spherecf.models._artefact import read_header
+
+
+@pytest.fixture(scope="module")
+def model() -> ConfidenceModel:
+    return scf.load()
+
+
+def test_it_is_small_and_says_what_it_is() -> None:
+    assert default_model_path().stat().st_size <= 4 * 2**20
+    header = read_header(default_model_path())
+    card = header["record"]["card"]
+    assert "research use" in card["licence"] and card["command"].startswith("spherecf experiment shipped")
+    assert card["page"] == "docs/model-card.md" and header["record"]["versions"]["spherecf"]
+    assert header["backbone"]["name"] == "sface" and header["head"]["kind"] == "light"
+
+
+def test_the_calibration_has_every_part(model: ConfidenceModel) -> None:
+    found = model.calibration
+    assert found is not None and found.kappa is not None and found.model == model.fingerprint()
+    assert found.kappa.population and found.kappa.dim == 128
+    for score in ("mls", "cosine", "mls-template"):
+        resolved = [e for e in found.thresholds[score].entries if e.threshold is not None]
+        assert {entry.target for entry in resolved} >= {1e-1, 1e-2, 1e-3, 1e-4, 1e-5}
+        for entry in resolved:
+            assert entry.fmr is not None and entry.fmr <= entry.target
+            assert entry.fmr_subjects is not None and entry.fmr_subjects[0] <= entry.fmr
+        thresholds = [entry.threshold for entry in resolved if entry.threshold is not None]
+        assert thresholds == sorted(thresholds)
+        assert found.llr(score, thresholds[-1]) > found.llr(score, thresholds[0])
+
+
+@pytest.mark.parametrize("score", ["mls", "mls-template"])
+def test_rules_get_stricter_and_stay_within_their_test(model: ConfidenceModel, score: str) -> None:
+    assert model.calibration is not None
+    rules = [model.calibration.decision(score, error="fmr", alpha=alpha) for alpha in (1e-2, 1e-3, 1e-4)]
+    accepts = [rule.accept for rule in rules if rule.accept is not None]
+    assert len(accepts) == 3 and accepts == sorted(accepts)
+    for rule in rules:
+        assert rule.radius == model.radius and rule.fnmr == 0.01
+        assert rule.counts[0].upper <= rule.alpha and rule.counts[1].upper <= 0.01
+        assert rule.reject is not None and rule.reject < model.calibration.record["neutral"] < accepts[0]
+        assert 0 < rule.least_confidence < 100
+
+
+def test_percentiles_rise(model: ConfidenceModel) -> None:
+    assert model.calibration is not None and model.calibration.kappa is not None
+    scale = model.calibration.kappa
+    percent = scale.percentile(np.geomspace(1, 2000, 200))
+    assert (np.diff(percent) >= 0).all() and percent[0] == 0 and percent[-1] == 100
+    assert scale.iso(float(scale.kappa_at(50))) == 50
+
+
+def test_a_blurred_face_is_less_sure(model: ConfidenceModel) -> None:
+    faces = AlignedFaces(orl_faces())
+    images = np.stack([faces.image(row) for row in range(0, 400, 50)])
+    blurred = np.stack([cv2.GaussianBlur(image, (0, 0), 4) for image in images])
+    sharp, soft = (model.embed(shown)[1].exp().numpy() for shown in (images, blurred))
+    assert (soft < sharp).all() and np.median(soft / sharp) < 0.7
+
+
+def test_its_calibration_is_bound_to_it(model: ConfidenceModel) -> None:
+    assert model.calibration is not None
+    other = ConfidenceModel(model.backbone, model.head, radius=32.0)
+    with pytest.raises(ModelError, match=model.fingerprint()):
+        other.with_calibration(model.calibration)
+    assert model.backbone.sha256 == FrozenBackbone.default().sha256
