@@ -1,0 +1,170 @@
+"""What a served photo costs: latency, requests per second, memory, and the same work without a service.
+
+    python benchmarks/serve_load.py [--clients 1 8] [--requests 400] [--photo FILE]
+    python benchmarks/serve_load.py --address http://127.0.0.1:8080 --token TOKEN
+
+The first form starts a service (one process, its limits out of the way). N clients in this process each wait
+for an answer before they ask again; every answer must hold a face. Then this process calls `FaceAssessor`
+itself on the same photo, one by one and as a stream. Without --photo: an ORL face, four times larger, as
+JPEG. Threads as OMP_NUM_THREADS says, on both sides. Where other work disturbs the clock, compare CPU time.
+"""
+
+import argparse
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import httpx
+import numpy as np
+
+from spherecf.data import orl_faces
+from spherecf.photos import FaceAssessor
+
+TOKEN = "only-for-this-load-test"
+
+
+def photo_bytes(path: Path | None) -> bytes:
+    """The photo that everybody sends."""
+    if path is not None:
+        return path.read_bytes()
+    larger = cv2.resize(orl_faces().image(0)[..., ::-1], None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(".jpg", larger)[1].tobytes()
+
+
+@contextmanager
+def service(pending: int) -> Iterator[tuple[str, int]]:
+    """(address, process id) of a service of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = (
+        "from spherecf.photos import FaceAssessor; from spherecf.serve import Limits, create_app, run;"
+        f"limits = Limits(requests_per_minute=1e9, burst=10**9, max_pending={pending});"
+        f"run(create_app(FaceAssessor(), token={TOKEN!r}, limits=limits), '127.0.0.1', {port})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            try:
+                httpx.get(f"{address}/api/health", trust_env=False)
+                break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def load(
+    address: str, token: str, photo: bytes, clients: int, requests: int
+) -> tuple[list[float], int, float]:
+    """(seconds of each good answer, errors, seconds in all)."""
+    seconds: list[float] = []
+    errors = 0
+    left = iter(range(requests))
+
+    async def one_client(client: httpx.AsyncClient) -> None:
+        nonlocal errors
+        for _ in left:
+            start = time.perf_counter()
+            try:
+                answer = await client.post("/api/quality", files={"photo": ("photo.jpg", photo)})
+                good = answer.status_code == 200 and bool(answer.json()["faces"])
+            except httpx.TransportError:
+                good = False
+            if good:
+                seconds.append(time.perf_counter() - start)
+            errors += not good
+
+    options = {"base_url": address, "headers": {"Authorization": f"Bearer {token}"}, "timeout": 120.0}
+    async with httpx.AsyncClient(trust_env=False, **options) as client:
+        await client.post("/api/quality", files={"photo": ("photo.jpg", photo)})
+        start = time.perf_counter()
+        await asyncio.gather(*(one_client(client) for _ in range(clients)))
+        return seconds, errors, time.perf_counter() - start
+
+
+def memory(pid: int, what: str) -> float:
+    """MB of a process: VmRSS now, VmHWM at most; 0 where the system does not say."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(rf"{what}:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) / 1e3 if found else 0.0
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used, all threads together; 0 where the system does not say."""
+    stat = Path(f"/proc/{pid}/stat")
+    if not pid or not stat.exists():
+        return 0.0
+    ticks = stat.read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def direct(photo: bytes, count: int) -> None:
+    """Print what this process needs without a service: one call after the other, and as a stream."""
+    assess = FaceAssessor()
+    list(assess.stream([("", photo)] * 4))
+    ways = {
+        "one by one": lambda: [assess(photo) for _ in range(count)],
+        "as a stream": lambda: list(assess.stream(("", photo) for _ in range(count))),
+    }
+    for way, work in ways.items():
+        start, used = time.perf_counter(), time.process_time()
+        good = sum(bool(one.faces) for one in work())
+        wall, used = time.perf_counter() - start, time.process_time() - used
+        print(f"| no service, {way} | {good / wall:.1f} | | | | {1e3 * used / good:.0f} | {count - good} |")
+
+
+def row(clients: int, seconds: list[float], errors: int, wall: float, cpu: float) -> str:
+    """One line of the table."""
+    p50, p95, p99 = 1e3 * np.percentile(seconds, [50, 95, 99]) if seconds else (0, 0, 0)
+    speed, cost = len(seconds) / wall, 1e3 * cpu / max(len(seconds), 1)
+    return f"| {clients} clients | {speed:.1f} | {p50:.0f} | {p95:.0f} | {p99:.0f} | {cost:.0f} | {errors} |"
+
+
+def main() -> None:
+    """Run it and print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--photo", type=Path)
+    parser.add_argument("--address", default="")
+    parser.add_argument("--token", default=TOKEN)
+    options = parser.parse_args()
+    photo = photo_bytes(options.photo)
+    print(f"{options.requests} requests of a photo of {len(photo) / 1e3:.0f} kB; {os.cpu_count()} cores\n")
+    print(
+        "| | photos/s | p50 ms | p95 ms | p99 ms | CPU ms a photo | errors |\n|---|---|---|---|---|---|---|"
+    )
+
+    def measure(address: str, pid: int = 0) -> None:
+        for clients in options.clients:
+            used = cpu_seconds(pid)
+            asked = load(address, options.token, photo, clients, options.requests)
+            seconds, errors, wall = asyncio.run(asked)
+            print(row(clients, seconds, errors, wall, cpu_seconds(pid) - used), flush=True)
+
+    if options.address:
+        measure(options.address)
+        direct(photo, options.requests)
+    else:
+        with service(max(options.clients)) as (address, pid):
+            before = memory(pid, "VmRSS")
+            measure(address, pid)
+            direct(photo, options.requests)
+            print(f"\nmemory of the service: {before:.0f} MB at first, at most {memory(pid, 'VmHWM'):.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

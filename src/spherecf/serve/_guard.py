@@ -1,0 +1,102 @@
+"""What every request passes before any code of the service sees it."""
+
+import math
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from spherecf.serve._access import Access
+from spherecf.serve._buckets import Buckets
+from spherecf.serve._limits import Limits
+from spherecf.serve._problems import problem, unexpected
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+    "Cache-Control": "no-store",
+}
+
+
+class Guard:
+    """Names, origins, rate, token and number of requests at once, in this order; headers on every answer.
+
+    Args:
+        app: what is guarded.
+        open_paths: what needs no token: the page and its files. Everything else does, known or not.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, limits: Limits, open_paths: frozenset[str]) -> None:
+        self._app, self._access, self._limits, self._open = app, access, limits, open_paths
+        self._buckets = Buckets(limits.requests_per_minute / 60, limits.burst)
+        self._pending = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:  # there are no web sockets here
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def with_headers(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        refused = self._refuse(scope)
+        if refused is not None:
+            await refused(scope, receive, with_headers)
+            return
+        counted = scope["method"] == "POST"
+        if counted and self._pending >= self._limits.max_pending:
+            busy = "The service is busy with other photos. Try again in a moment."
+            await problem(503, busy, retry_after=2.0)(scope, receive, with_headers)
+            return
+        self._pending += counted
+        try:
+            await self._app(scope, receive, with_headers)
+        except Exception as error:
+            answer = unexpected(scope["path"], error)
+            if not begun:
+                await answer(scope, receive, with_headers)
+        finally:
+            self._pending -= counted
+
+    def _refuse(self, scope: Scope) -> JSONResponse | None:
+        headers = Headers(scope=scope)
+        if len(headers.getlist("host")) != 1 or not self._access.knows_host(headers["host"]):
+            return problem(
+                421,
+                "This service does not answer under that host name; start it with --allow-host to add one.",
+            )
+        if scope["path"] in self._open:
+            return None
+        if not self._access.same_origin(headers):
+            return problem(403, "Requests from pages of other sites are refused.")
+        wait = self._buckets.wait((scope.get("client") or ("unknown", 0))[0])
+        if wait:
+            return problem(429, f"Too many requests. Try again in {math.ceil(wait)} s.", retry_after=wait)
+        if not self._access.knows_token(headers):
+            return problem(
+                401,
+                "The access token is missing or wrong. Send it as the header Authorization: Bearer TOKEN; it "
+                "was printed when the service started.",
+            )
+        return None

@@ -1,0 +1,77 @@
+"""Who may call the service."""
+
+import pytest
+
+from spherecf.errors import InputError
+from spherecf.serve import choose_token, hosts_of
+from spherecf.serve._access import Access
+
+TOKEN = "t" * 20
+
+
+def test_a_token_is_made_unless_loopback_goes_without() -> None:
+    assert choose_token("127.0.0.1", "", without=True) == ""
+    assert choose_token("0.0.0.0", TOKEN, without=False) == TOKEN
+    first, second = (choose_token("::1", "", without=False) for _ in range(2))
+    assert first != second and len(first) >= 43
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "faces.example", ""])
+def test_nobody_beyond_this_machine_gets_in_without_token(host: str) -> None:
+    with pytest.raises(InputError, match="loopback"):
+        choose_token(host, "", without=True)
+    with pytest.raises(InputError, match="exclude"):
+        choose_token("127.0.0.1", TOKEN, without=True)
+
+
+@pytest.mark.parametrize("token", ["short", "with blank" * 3, "ümlaut" * 4, "line\n" * 5])
+def test_weak_tokens_are_refused(token: str) -> None:
+    with pytest.raises(InputError, match="16 ASCII"):
+        Access(token, ("localhost",))
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        (f"Bearer {TOKEN}", True), (f"bearer {TOKEN}", True), (f"Bearer {TOKEN}x", False), ("Bearer ", False),
+        (f"Basic {TOKEN}", False), (TOKEN, False), ("", False), ("Bearer ü", False),
+    ],
+)  # fmt: skip
+def test_the_token(given: str, fits: bool) -> None:
+    assert Access(TOKEN, ()).knows_token({"authorization": given}) is fits
+    assert Access("", ()).knows_token({"authorization": given})
+
+
+@pytest.mark.parametrize(
+    ("host", "known"),
+    [
+        ("localhost:8080", True), ("LOCALHOST", True), ("127.0.0.1:1", True),
+        ("[::1]:8080", True), ("[::1]", True),
+        ("evil.example", False), ("localhost.evil.example", False), ("192.0.2.1:8080", False), ("", False),
+        ("localhost:evil", False), ("evil.example:8080", False), ("127.0.0.1.nip.example", False),
+    ],
+)  # fmt: skip
+def test_names_of_a_service_on_loopback(host: str, known: bool) -> None:
+    assert Access("", hosts_of("127.0.0.1")).knows_host(host) is known
+
+
+def test_names_of_a_service_for_others() -> None:
+    everywhere = Access(TOKEN, hosts_of("0.0.0.0", ("Faces.example",)))
+    assert all(map(everywhere.knows_host, ["192.0.2.1:80", "[2001:db8::1]:80", "faces.example", "localhost"]))
+    assert not everywhere.knows_host("evil.example")
+    one = Access(TOKEN, hosts_of("2001:db8::7"))
+    assert one.knows_host("[2001:db8::7]:8080") and not one.knows_host("localhost")
+
+
+@pytest.mark.parametrize(
+    ("headers", "same"),
+    [
+        ({}, True), ({"origin": "http://localhost:8080"}, True), ({"origin": "https://localhost:8080"}, True),
+        ({"origin": "http://localhost:9999"}, False), ({"origin": "http://evil.example"}, False),
+        ({"origin": "null"}, False),
+        ({"sec-fetch-site": "same-origin"}, True), ({"sec-fetch-site": "none"}, True),
+        ({"sec-fetch-site": "same-site"}, False), ({"sec-fetch-site": "cross-site"}, False),
+    ],
+)  # fmt: skip
+def test_pages_of_other_origins(headers: dict[str, str], same: bool) -> None:
+    assert Access("", ()).same_origin({"host": "localhost:8080", **headers}) is same

@@ -1,0 +1,237 @@
+"""The page in a real browser: mouse, keyboard and phone, with real faces."""
+
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.serve.conftest import TOKEN, png
+
+from spherecf.data import IdentityFolder
+from spherecf.gallery import Gallery
+from spherecf.photos import FaceAssessor
+from spherecf.serve import create_app
+
+pytest.importorskip("milvus_lite", reason='no gallery: pip install "spherecf[gallery]"')
+sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
+]
+FLAGS = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+expect = sync_api.expect
+
+# Everything written, with its contrast to what lies behind it; the same sum as in the report's test.
+FAINT = """() => {
+const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+  .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b; };
+const behind = node => { for (; node; node = node.parentElement) {
+  const colour = getComputedStyle(node).backgroundColor;
+  if (!/^rgba\\(.*, 0\\)$|transparent/.test(colour)) return colour; } return "rgb(255, 255, 255)"; };
+return [...document.querySelectorAll("body *")].filter(node => node.checkVisibility()
+  && !node.closest("svg, noscript, option")
+  && [...node.childNodes].some(one => one.nodeType === 3 && one.data.trim()))
+  .map(node => { const ink = light(getComputedStyle(node).color), paper = light(behind(node));
+    return [(Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05), node.outerHTML.slice(0, 90)]; })
+  .filter(([value]) => value < 4.5); }"""
+WIDER = """() => [...document.querySelectorAll("body *")].filter(node => node.checkVisibility()
+  && node.getBoundingClientRect().right > innerWidth + 1 && !node.closest("svg"))
+  .map(node => node.outerHTML.slice(0, 90))"""
+ORIGIN = re.compile(r"^(?:blob:)?(\w+://[^/]+).*")
+FOCUSED = "(({ id, textContent, ariaLabel }) => ariaLabel || id || textContent)(document.activeElement)"
+
+
+@pytest.fixture(scope="module")
+def address(assessor: FaceAssessor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One service with a gallery for this file, at a free port."""
+    import uvicorn
+
+    model = assessor.model
+    facts = {"model": model.fingerprint(), "dim": model.backbone.dim, "radius": model.radius}
+    people = Gallery.open(tmp_path_factory.mktemp("gallery"), calibration=model.calibration, **facts)
+    app = create_app(assessor, people, token=TOKEN)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(10)
+        people.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def photos(people: IdentityFolder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two people that a browser can show, and a file that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in (0, 3, 10, 11, 12, 13, 14):
+        (folder / f"{index}.png").write_bytes(png(people.image(index), 3.0))
+    (folder / "none.png").write_bytes(b"not a picture")
+    return folder
+
+
+class Visit:
+    """A page that writes down what went wrong and where it asked."""
+
+    def __init__(self, browser: Any, address: str, width: int = 1200, **options: Any) -> None:
+        self.context = browser.new_context(viewport={"width": width, "height": 800}, **options)
+        self.page = self.context.new_page()
+        self.wrong: list[str] = []
+        self.asked: set[str] = set()
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type != "log" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", lambda asked: self.asked.add(ORIGIN.sub(r"\1", asked.url)))
+        self.page.goto(f"{address}/#token={TOKEN}")
+        expect(self.page).to_have_url(f"{address}/")  # the token is out of sight
+        expect(self.page.locator("#quality:not([inert])")).to_be_visible()
+
+    def says(self, view: str, text: str) -> None:
+        expect(self.page.locator(f"#{view} .status").first).to_contain_text(text, timeout=20_000)
+
+    def close(self, address: str) -> None:
+        assert self.wrong == [] and self.asked == {address}
+        assert self.page.evaluate(FAINT) == []
+        self.context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (360, "dark")])
+def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width: int, scheme: str) -> None:
+    visit = Visit(browser, address, width, color_scheme=scheme, reduced_motion="reduce")
+    page, name = visit.page, f"Ada {scheme}"
+    page.set_input_files("#quality-photos", [photos / "0.png", photos / "none.png"])
+    visit.says("quality", "2 photos looked at, 1 face found")
+    expect(page.locator("#quality .picture svg rect.outline")).to_have_count(1)
+    shown = page.locator("#quality .picture").last
+    outline, picture = shown.locator("rect.outline").bounding_box(), shown.locator("img").bounding_box()
+    assert outline["width"] > 0.4 * picture["width"] and outline["x"] >= picture["x"] - 2
+    expect(page.locator("#quality .results")).to_contain_text("Not an image")
+    expect(page.locator("#quality .results")).to_contain_text("Confidence")
+    assert page.evaluate(WIDER) == []
+
+    page.get_by_role("tab", name="Compare").click()
+    page.set_input_files("#compare-left", photos / "0.png")
+    page.set_input_files("#compare-right", photos / "3.png")
+    expect(page.locator("#compare .verdict h2")).to_have_text(re.compile("^(Match|Undecided)$"))
+    page.set_input_files("#compare-right", photos / "none.png")
+    expect(page.locator("#compare .verdict h2")).to_have_text("Undecided")
+    expect(page.locator("#compare .verdict")).to_contain_text("not an image")
+    assert page.evaluate(WIDER) == []
+
+    page.get_by_role("tab", name="Template").click()
+    grown = []
+    for count, index in enumerate((10, 11, 12), 1):
+        page.set_input_files("#template-photos", photos / f"{index}.png")
+        visit.says("template", f"with {count} photo")
+        grown.append(float(page.locator("#template .card b").inner_text().replace(",", "")))
+    assert grown == sorted(grown) and grown[2] > 1.5 * grown[0]
+    expect(page.locator("#template .growth circle")).to_have_count(3)
+    page.set_input_files("#template-photos", photos / "0.png")
+    expect(page.locator("#template .members")).to_contain_text("Looks like another person")
+    page.get_by_label("Leave out 0.png").click()
+    expect(page.locator("#template .members li")).to_have_count(3)
+
+    page.get_by_label("Name", exact=True).fill(name)
+    page.get_by_role("button", name="Enrol").click()  # the browser asks for the consent first
+    assert page.locator("#enrol-consent").evaluate("node => node.validity.valueMissing")
+    page.get_by_label("has agreed").check()
+    page.get_by_role("button", name="Enrol").click()
+    expect(page.locator("#enrol .status")).to_contain_text(f"{name} is enrolled from 3 photos")
+    assert page.evaluate(WIDER) == []
+
+    page.get_by_role("tab", name="Gallery").click()
+    page.set_input_files("#gallery-photo", photos / "14.png")
+    expect(page.locator("#gallery .verdict h2")).to_have_text(name)
+    page.set_input_files("#gallery-photo", photos / "0.png")
+    expect(page.locator("#gallery .verdict h2")).to_have_text(re.compile("Nobody enrolled fits|Undecided"))
+    assert page.evaluate(WIDER) == []
+    page.get_by_label(f"Remove {name}").click()
+    page.get_by_label(f"Remove {name}").click()
+    visit.says("gallery", f"{name} is removed")
+    expect(page.locator("#people")).to_have_text("Nobody yet.")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    visit.close(address)
+
+
+def test_by_keyboard_alone(browser: Any, address: str, photos: Path) -> None:
+    visit = Visit(browser, address)
+    page = visit.page
+    expect(page.get_by_role("tabpanel", name="Quality")).to_be_visible()
+
+    def press(key: str) -> str:
+        page.keyboard.press(key)
+        return str(page.evaluate(FOCUSED))
+
+    assert [press("Tab"), press("Tab")] == ["Skip to the content", "tab-quality"]
+    walk = {"ArrowRight": "compare", "End": "gallery", "ArrowLeft": "template", "Home": "quality"}
+    for key, view in walk.items():
+        assert press(key) == f"tab-{view}"
+        expect(page.locator(f"#{view}")).to_be_visible()
+        assert page.get_by_role("tabpanel").count() == 1
+    assert press("Tab") == "quality-photos"
+    zone = page.locator("#quality .drop")
+    assert zone.evaluate("node => getComputedStyle(node).outlineStyle") == "solid"  # the focus can be seen
+    page.on("filechooser", lambda chooser: chooser.set_files(photos / "0.png"))
+    expect(page.locator("#quality-photos")).to_be_focused()
+    page.keyboard.press("Enter")
+    visit.says("quality", "1 face found")
+
+    page.locator("#tab-template").focus()
+    page.keyboard.press("Enter")
+    page.set_input_files("#template-photos", [photos / "10.png", photos / "11.png"])
+    visit.says("template", "with 2 photos")
+    order = [press("Tab") for _ in range(6)]
+    leave = ["Leave out 10.png", "Leave out 11.png"]
+    assert order == ["template-photos", *leave, "enrol-name", "enrol-consent", "Enrol"]
+    page.get_by_label("Leave out 11.png").focus()
+    page.keyboard.press("Space")
+    visit.says("template", "with 1 photo")
+    expect(page.locator("#template-photos")).to_be_focused()  # not lost with the button
+    visit.close(address)
+
+
+def test_names_and_roles(browser: Any, address: str) -> None:
+    """Every control says what it is, and every result is announced."""
+    visit = Visit(browser, address)
+    page = visit.page
+    nameless = """() => [...document.querySelectorAll("input, select, button, img, [role=tabpanel]")]
+      .filter(node => !(node.labels?.length || node.textContent.trim() || node.hasAttribute("alt")
+        || node.hasAttribute("aria-labelledby"))).map(node => node.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    for view in ("quality", "compare", "template", "gallery"):
+        assert page.locator(f"#{view} .status[role=status][aria-live=polite]").count() >= 1
+        assert page.locator(f"#{view} h1").count() == 1
+    assert page.locator("html").get_attribute("lang") == "en"
+    visit.close(address)
+
+
+def test_without_the_token(browser: Any, address: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(address)
+    expect(page.get_by_label("Token")).to_be_focused()
+    page.keyboard.type("wrong-token-of-some-length")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_have_text("This token does not fit.")
+    page.get_by_label("Token").fill(TOKEN)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("tabpanel", name="Quality")).to_be_visible()
+    assert TOKEN not in page.url and context.cookies() == []
+    context.close()

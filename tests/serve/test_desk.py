@@ -1,0 +1,118 @@
+"""Work on two threads: batches, failures, people who gave up."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+from fastapi import HTTPException
+
+from spherecf.serve import Limits
+from spherecf.serve._desk import Desk
+from spherecf.serve._upload import Upload
+
+
+class Echo:
+    """Says the name of every photo; remembers the batches; waits or fails where the name asks for it."""
+
+    model: Any = None
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.threads: set[int] = set()
+        self.go = threading.Event()
+
+    def stream(self, photos: Iterable[Any]) -> Iterator[Any]:
+        names = [name for name, _ in photos]
+        self.batches.append(names)
+        self.threads.add(threading.get_ident())
+        for name in names:
+            if name == "wait":
+                self.go.wait(10)
+            if name == "bad":
+                raise ValueError("bad photo")
+            yield name
+
+
+def uploads(*names: str) -> list[Upload]:
+    return [Upload(name, b"") for name in names]
+
+
+def run(work: Any, limits: Limits | None = None, gallery: Any = None) -> tuple[Any, Echo]:
+    echo = Echo()
+
+    async def main() -> Any:
+        desk = Desk(echo, gallery, limits or Limits())
+        desk.start()
+        try:
+            return await work(desk, echo)
+        finally:
+            echo.go.set()
+            await asyncio.to_thread(desk.stop)
+
+    return asyncio.run(main()), echo
+
+
+def test_those_who_wait_are_one_batch() -> None:
+    async def work(desk: Desk, echo: Echo) -> Any:
+        first = asyncio.create_task(desk.assess(uploads("wait")))
+        while not echo.batches:
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(desk.assess(uploads(f"{i}a", f"{i}b"))) for i in range(20)]
+        await asyncio.sleep(0.01)
+        echo.go.set()
+        return await asyncio.gather(first, *others)
+
+    found, echo = run(work)
+    assert found == [["wait"], *([f"{i}a", f"{i}b"] for i in range(20))]
+    assert [len(batch) for batch in echo.batches] == [1, 32, 8]
+    assert len(echo.threads) == 1 and threading.get_ident() not in echo.threads
+
+
+def test_one_bad_request_fails_alone() -> None:
+    async def work(desk: Desk, echo: Echo) -> Any:
+        tasks = [asyncio.create_task(desk.assess(uploads(name))) for name in ("wait", "x", "bad", "y")]
+        await asyncio.sleep(0.01)
+        echo.go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    (first, x, bad, y), _ = run(work)
+    assert (first, x, y) == (["wait"], ["x"], ["y"]) and isinstance(bad, ValueError)
+
+
+def test_too_slow_and_given_up() -> None:
+    async def work(desk: Desk, echo: Echo) -> Any:
+        with pytest.raises(HTTPException) as caught:
+            await desk.assess(uploads("wait"))
+        assert caught.value.status_code == 503 and caught.value.headers == {"Retry-After": "10"}
+        with pytest.raises(HTTPException):
+            await desk.assess(uploads("given up"))
+        echo.go.set()
+        return await desk.assess(uploads("next"))
+
+    found, echo = run(work, Limits(work_seconds=0.05))
+    assert found == ["next"] and ["given up"] not in echo.batches
+
+
+def test_the_loop_runs_on_while_the_gallery_works() -> None:
+    running: list[int] = []
+
+    def slow(value: int) -> int:
+        running.append(value)
+        assert len(running) == 1  # one question at a time
+        time.sleep(0.02)
+        running.remove(value)
+        return value * 2
+
+    async def work(desk: Desk, echo: Echo) -> Any:
+        asked = [asyncio.create_task(desk.ask(slow, i)) for i in range(4)]
+        ticks = 0
+        while not all(task.done() for task in asked):
+            ticks += 1
+            await asyncio.sleep(0.001)
+        return [task.result() for task in asked], ticks
+
+    (answers, ticks), _ = run(work)
+    assert answers == [0, 2, 4, 6] and ticks > 10
