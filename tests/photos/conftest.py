@@ -5,13 +5,21 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from spherecf.calibration import Calibration, DecisionRule, KappaScale, LogisticCalibrator, ThresholdTable
+from spherecf.calibration import (
+    Calibration,
+    DecisionRule,
+    ErrorCount,
+    KappaScale,
+    LogisticCalibrator,
+    ThresholdTable,
+)
 from spherecf.data import orl_faces
 from spherecf.faces import Acquisition, CapturedFace, CaptureFacts, Failure
 from spherecf.photos import AssessedFace, AssessedPhoto, FaceAssessor
 from spherecf.scoring import mutual_likelihood_score
 
 RADIUS = 64.0
+SEEN = ErrorCount("false matches of non-mated pairs", 1, 1000, 0.009)
 DIM = 16
 MakePhoto = Callable[..., AssessedPhoto]
 
@@ -60,7 +68,9 @@ def calibration() -> Calibration:
     near, far = score(face(e[0], 100.0), face(e[0], 100.0)), score(face(e[0], 100.0), face(e[1], 100.0))
     middle, half = (near + far) / 2, (near - far) / 4
     rules = [
-        DecisionRule("mls", RADIUS, "kappa", middle + half, middle - half, 20.0, "fmr", alpha, 0.05)
+        DecisionRule(
+            "mls", RADIUS, "kappa", middle + half, middle - half, 20.0, "fmr", alpha, 0.05, counts=(SEEN,)
+        )
         for alpha in (1e-2, 1e-4)
     ]
     scores = np.array([near, near - 1, far, far + 1])

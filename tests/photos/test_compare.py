@@ -67,6 +67,7 @@ def test_the_json_has_the_grounds(calibration: Calibration) -> None:
     left, right = photo("a", face(E[0], 100.0)), photo("wall")
     facts = compare(left, right, calibration, radius=RADIUS, max_fmr=1e-2).to_dict()
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert facts["fmr_seen"] == 1e-3 and facts["fmr_upper"] == 0.009
     assert facts["decision"] == "undecided" and facts["max_fmr"] == 1e-2 and facts["least_kappa"] == 20.0
     assert facts["photos"][0]["face"]["quality"] == 50 and facts["photos"][1]["face"] is None
 
@@ -82,4 +83,4 @@ def test_real_faces(assessor: FaceAssessor, photos: dict[str, AssessedPhoto]) ->
             assert found.decision is not (Decision.NON_MATCH if same else Decision.MATCH)
             matches += same and found.decision is Decision.MATCH
             strangers += not same and found.decision is Decision.NON_MATCH
-    assert matches >= 15 and strangers >= 15  # of 20 and 25
+    assert matches >= 15 and strangers >= 5  # of 20 and 25; the others are undecided

@@ -107,11 +107,9 @@ def _facts(found: "Comparison") -> Table:
         table.add_row("score", f"{found.score:.2f}; a match from {limit} on (cosine {found.cosine:.3f})")
     if found.llr is not None:
         table.add_row("likelihood ratio", f"10 to the {found.llr / 2.302585:+.1f} for one person")
-    if found.threshold is not None and found.threshold.fmr is not None:
-        ends = found.threshold.fmr_subjects or found.threshold.fmr_exact
-        seen = "" if ends is None else f", 95 % interval {ends[0]:.1e} to {ends[1]:.1e}"
-        table.add_row("false matches", f"promised at most {found.max_fmr:g}; at calibration "
-                      f"{found.threshold.false_matches} of {found.threshold.non_mated:,}{seen}")  # fmt: skip
+    if (seen := found.false_matches) is not None:
+        told = f"the rule's test saw {seen.errors:,} in {seen.trials:,} pairs of strangers"
+        table.add_row("false matches", f"at most {found.max_fmr:g} promised; {told}")
     for note in found.notes:
         table.add_row("note", escape(note))
     return table

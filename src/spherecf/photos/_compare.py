@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spherecf.calibration import Calibration, Decision, DecisionRule, ThresholdEntry
+from spherecf.calibration import Calibration, Decision, DecisionRule, ErrorCount
 from spherecf.errors import InputError, ModelError
 from spherecf.photos._assess import AssessedFace, AssessedPhoto
 from spherecf.scoring import mutual_likelihood_score
@@ -26,9 +26,7 @@ class Comparison:
         cosine: of the two directions; likewise.
         llr: natural-log likelihood ratio; above 0 it speaks for one person. None if not calibrated for it.
         max_fmr: what was promised: at most this share of pairs of strangers is called a match.
-        threshold: the entry of the calibration's table at ``max_fmr``, with counts and intervals; None where
-            the table has none.
-        rule: what decided.
+        rule: what decided, with its thresholds.
         left, right: the photos.
         faces: which face of each was taken, 0 the main one.
         notes: what else should be known, e.g. that a photo has several faces.
@@ -40,16 +38,20 @@ class Comparison:
     cosine: float | None
     llr: float | None
     max_fmr: float
-    threshold: ThresholdEntry | None
     rule: DecisionRule
     left: AssessedPhoto
     right: AssessedPhoto
     faces: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
 
+    @property
+    def false_matches(self) -> ErrorCount | None:
+        """What the rule's test saw: false matches among pairs of strangers, and the bound on their rate."""
+        return next((count for count in self.rule.counts if count.error.startswith("false matches")), None)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; the two photos with the face that was taken."""
-        entry = self.threshold
+        seen = self.false_matches
         return {
             "decision": str(self.decision),
             "why": self.why,
@@ -60,8 +62,8 @@ class Comparison:
             "accept": self.rule.accept,
             "reject": self.rule.reject,
             "least_kappa": self.rule.to_dict()["least_confidence"],
-            "fmr_seen": None if entry is None else entry.fmr,
-            "fmr_interval": None if entry is None else _interval(entry),
+            "fmr_seen": None if seen is None or not seen.trials else seen.errors / seen.trials,
+            "fmr_upper": None if seen is None else seen.upper,
             "photos": [_side(self.left, self.faces[0]), _side(self.right, self.faces[1])],
             "notes": list(self.notes),
         }
@@ -105,9 +107,7 @@ def compare(
     """
     known = calibrated(calibration)
     rule = _rule(known, max_fmr, radius)
-    said = partial(
-        Comparison, max_fmr=max_fmr, threshold=_entry(known, max_fmr), rule=rule, left=left, right=right
-    )
+    said = partial(Comparison, max_fmr=max_fmr, rule=rule, left=left, right=right)
     if faceless := [photo for photo in (left, right) if photo.main is None]:
         why = "; ".join(f"{photo.name}: {photo.reason}" for photo in faceless)
         return said(Decision.UNDECIDED, why, None, None, None)
@@ -151,17 +151,6 @@ def _rule(calibration: Calibration, max_fmr: float, radius: float) -> DecisionRu
     if rule.radius is not None and rule.radius != radius:
         raise InputError(f"the rule was made for radius {rule.radius:g}, the model has {radius:g}")
     return rule
-
-
-def _entry(calibration: Calibration, max_fmr: float) -> ThresholdEntry | None:
-    table = calibration.thresholds.get(SCORE)
-    entries = () if table is None else table.entries
-    return next((entry for entry in entries if np.isclose(entry.target, max_fmr, rtol=1e-9, atol=0)), None)
-
-
-def _interval(entry: ThresholdEntry) -> list[float] | None:
-    ends = entry.fmr_subjects or entry.fmr_exact
-    return None if ends is None else list(ends)
 
 
 def _face(photo: AssessedPhoto, which: int) -> AssessedFace:
