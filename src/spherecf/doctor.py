@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ EXTRAS = {
 }
 """Optional parts, and what each must be able to import."""
 
-_PACKAGES = ("torch", "numpy", "onnxruntime", "opencv-python-headless", "safetensors")
+_PACKAGES = ("torch", "numpy", "onnxruntime", "cv2", "safetensors")
 _LEAST_FREE = 1 << 30  # bytes
 _LEAST_PYTHON = (3, 11)
 
@@ -69,13 +69,13 @@ def diagnose(folder: str | Path = ".") -> list[Finding]:
     return [
         _python(),
         Finding("spherecf", True, True, __version__),
-        *map(_package, _PACKAGES),
+        *(_tried(name, partial(_package, name)) for name in _PACKAGES),
         _tried("recogniser", _recogniser),
         _tried("detector", _detector),
         _tried("model", _model),
         _tried("self test", _self_test),
         *(_extra(name, modules) for name, modules in EXTRAS.items()),
-        _threads(),
+        _tried("threads", _threads),
         *_surroundings(Path(folder)),
     ]
 
@@ -85,18 +85,17 @@ def _python() -> Finding:
     return Finding("python", fine, True, platform.python_version(), "" if fine else "install a newer Python")
 
 
-def _package(name: str) -> Finding:
-    try:
-        return Finding(name, True, True, version(name))
-    except PackageNotFoundError:
-        return Finding(name, False, True, "not installed", f"pip install {name}")
+def _package(name: str) -> str:
+    return str(importlib.import_module(name).__version__)
 
 
 def _tried(name: str, look: Callable[[], str]) -> Finding:
+    """Whatever goes wrong becomes a finding: libraries that do not load raise what they like."""
     try:
         return Finding(name, True, True, look())
-    except (SpherecfError, ImportError, OSError, RuntimeError) as error:
-        return Finding(name, False, True, str(error), "see the message; or install spherecf again")
+    except Exception as error:
+        told = str(error) if isinstance(error, SpherecfError) else f"{type(error).__name__}: {error}"
+        return Finding(name, False, True, told, "see the message; or install spherecf again")
 
 
 def _recogniser() -> str:
@@ -147,19 +146,17 @@ def _extra(name: str, modules: tuple[str, ...]) -> Finding:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except Exception as error:  # as in `_tried`
             missing.append(f"{module} ({error})")
     if missing:
         return Finding(f"extra {name}", False, False, ", ".join(missing), f'pip install "spherecf[{name}]"')
     return Finding(f"extra {name}", True, False, ", ".join(modules))
 
 
-def _threads() -> Finding:
+def _threads() -> str:
     import torch
 
-    return Finding(
-        "threads", True, False, f"{torch.get_num_threads()} of {os.cpu_count()} cores used by torch"
-    )
+    return f"{torch.get_num_threads()} of {os.cpu_count()} cores used by torch"
 
 
 def _surroundings(folder: Path) -> Iterator[Finding]:

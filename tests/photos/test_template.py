@@ -53,6 +53,14 @@ def test_two_people_half_and_half_are_said(calibration: Calibration) -> None:
     assert built.groups == 2 and any("groups of 2, 2" in warning for warning in built.warnings)
 
 
+def test_copies_do_not_hide_a_second_person(calibration: Calibration) -> None:
+    anna = [photo(f"copy{row}", face(near(0, 5), 100.0, 0)) for row in range(4)]
+    bob = [photo(f"b{row}", face(near(1, 6 + row), 100.0, 1 + row)) for row in range(2)]
+    built = build_template([*anna, *bob], calibration, radius=RADIUS)
+    assert [one.group for one in built.photos] == [1, 1, 1, 1, 0, 0]
+    assert any("groups of 2, 1" in warning for warning in built.warnings)
+
+
 def test_a_poor_photo_is_no_stranger_and_helps_little(calibration: Calibration) -> None:
     photos = [photo(f"p{row}", face(near(0, 5 + row), 100.0, row)) for row in range(3)]
     built = build_template([*photos, photo("poor", face(E[4], 5.0, 9))], calibration, radius=RADIUS)
@@ -66,7 +74,7 @@ def test_the_same_picture_twice_counts_once(calibration: Calibration) -> None:
     assert built.kappa == pytest.approx(build_template([one, other], calibration, radius=RADIUS).kappa)
     assert built.photos[2].same_as == "a" and not built.photos[2].helps and built.photos[2].gain == 0
     assert built.grown[2] == pytest.approx(built.grown[1])
-    assert any("there already" in warning for warning in built.warnings)
+    assert any("there already, and add nothing: 1" in warning for warning in built.warnings)
 
 
 def test_photos_without_a_face_are_listed(calibration: Calibration) -> None:

@@ -74,14 +74,16 @@ def _compare(
 ) -> "list[Comparison]":
     """Every photo is assessed once, however many pairs it is in."""
     from spherecf.photos import compare as compare_photos
+    from spherecf.photos import rule_for
 
+    model = assessor.model
+    rule_for(model.calibration, max_fmr, radius=model.radius)  # refused before the work, not after
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     photos: dict[str, AssessedPhoto] = {}
     with progress("photos", len(names)) as advance:
         for photo in assessor.stream((name, Path(name)) for name in names):
             photos[photo.name] = photo
             advance()
-    model = assessor.model
     return [
         compare_photos(
             photos[left], photos[right], model.calibration, radius=model.radius, max_fmr=max_fmr, faces=faces

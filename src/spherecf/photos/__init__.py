@@ -1,7 +1,7 @@
 """From photos to decisions: how sure, the same person or not, which pictures to keep."""
 
 from spherecf.photos._assess import AssessedFace, AssessedPhoto, FaceAssessor, PhotoSource
-from spherecf.photos._compare import Comparison, compare
+from spherecf.photos._compare import Comparison, compare, rule_for
 from spherecf.photos._files import PHOTO_SUFFIXES, PhotoFile, PhotoFiles, find_photos
 from spherecf.photos._journal import Journal
 from spherecf.photos._outputs import copy_photos, split_by_quality, write_csv, write_list, write_scores
@@ -29,6 +29,7 @@ __all__ = [
     "explain",
     "find_photos",
     "rank_photos",
+    "rule_for",
     "ranked_faces",
     "split_by_quality",
     "write_csv",

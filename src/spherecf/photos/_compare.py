@@ -105,8 +105,7 @@ def compare(
         >>> found.decision.value, found.why
         ('undecided', 'a wall: no face found in 80x80 px.')
     """
-    known = calibrated(calibration)
-    rule = _rule(known, max_fmr, radius)
+    known, rule = calibrated(calibration), rule_for(calibration, max_fmr, radius=radius)
     said = partial(Comparison, max_fmr=max_fmr, rule=rule, left=left, right=right)
     if faceless := [photo for photo in (left, right) if photo.main is None]:
         why = "; ".join(f"{photo.name}: {photo.reason}" for photo in faceless)
@@ -146,8 +145,20 @@ def calibrated(calibration: Calibration | None) -> Calibration:
     return calibration
 
 
-def _rule(calibration: Calibration, max_fmr: float, radius: float) -> DecisionRule:
-    rule = calibration.decision(SCORE, error="fmr", alpha=max_fmr)
+def rule_for(calibration: Calibration | None, max_fmr: float, *, radius: float) -> DecisionRule:
+    """The rule that `compare` decides by; long work asks for it first.
+
+    Raises:
+        ModelError: the model is not calibrated.
+        InputError: no rule for ``max_fmr``; those there are are listed.
+
+    Example:
+        >>> import spherecf
+        >>> model = spherecf.load()
+        >>> rule_for(model.calibration, 1e-4, radius=model.radius).alpha
+        0.0001
+    """
+    rule = calibrated(calibration).decision(SCORE, error="fmr", alpha=max_fmr)
     if rule.radius is not None and rule.radius != radius:
         raise InputError(f"the rule was made for radius {rule.radius:g}, the model has {radius:g}")
     return rule

@@ -157,7 +157,7 @@ def build_template(
     return PhotoTemplate(
         direction.astype(np.float32), total, tuple(rows), faces.grown(kept), len(groups),
         tuple(photos[faces.places[row]].name for row in np.flatnonzero(kept)),
-        _warnings(rows, groups, exclude_strangers),
+        _warnings(rows, [len(np.unique(faces.media[group])) for group in groups], exclude_strangers),
     )  # fmt: skip
 
 
@@ -165,20 +165,17 @@ def _faceless(photo: AssessedPhoto) -> str:
     return photo.reason or "the recogniser gives no direction for this face"
 
 
-def _warnings(
-    rows: Sequence[TemplatePhoto], groups: Sequence[Sequence[int]], excluded: bool
-) -> tuple[str, ...]:
+def _warnings(rows: Sequence[TemplatePhoto], sizes: Sequence[int], excluded: bool) -> tuple[str, ...]:
+    """``sizes``: distinct pictures of each group."""
     found = []
     if count := sum(row.stranger for row in rows):
         what = "left out" if excluded else "pooled nevertheless: leave them out if they are strangers"
         found.append(f"{count} of {len(rows)} photos look like another person; {what}")
-    if len(groups) > 1 and 2 * len(groups[1]) >= len(groups[0]):
-        found.append(
-            f"the photos look like two people or more: groups of {', '.join(str(len(g)) for g in groups)} "
-            "photos; which one is meant?"
-        )
+    if len(sizes) > 1 and 2 * sizes[1] >= sizes[0]:
+        listing = ", ".join(map(str, sizes))
+        found.append(f"the photos look like two people or more: groups of {listing}; which one is meant?")
     if count := sum(row.kappa is None for row in rows):
         found.append(f"{count} of {len(rows)} photos have no usable face")
     if count := sum(row.same_as is not None for row in rows):
-        found.append(f"{count} photos show a picture that is there already, and add nothing")
+        found.append(f"pictures that are there already, and add nothing: {count}")
     return tuple(found)
