@@ -51,6 +51,23 @@ def test_the_default_backbone_is_found_by_hash(sface: FrozenBackbone, tmp_path: 
     assert load(path).backbone.sha256 == sface.sha256
 
 
+def test_sixteen_bits_on_request(saved: Path, tiny_file: Path, model: ConfidenceModel) -> None:
+    half = load(saved, backbone=tiny_file, dtype="bfloat16")
+    assert half.backbone.engine == "torch-bfloat16" and half.fingerprint() == model.fingerprint()
+    assert {p.dtype for p in half.head.parameters()} == {torch.float32}
+    mu, log_kappa = half.embed(noise(6))
+    expected = model.outputs(noise(6))
+    assert mu.dtype == log_kappa.dtype == torch.float32
+    assert not torch.equal(mu, expected.mu) and not torch.equal(log_kappa, expected.log_kappa)
+    assert (mu * expected.mu).sum(1).min() > 0.99
+    assert (log_kappa - expected.log_kappa).abs().max() < 0.1
+
+
+def test_a_device_that_is_not_there(saved: Path, tiny_file: Path) -> None:
+    with pytest.raises(InputError, match=r"device 'cuda:99' cannot be used here.*'cpu'"):
+        load(saved, backbone=tiny_file, engine="torch", device="cuda:99")
+
+
 def test_fingerprint_sees_every_change(model: ConfidenceModel) -> None:
     before = model.fingerprint()
     assert ConfidenceModel(model.backbone, model.head, 64.0).fingerprint() != before

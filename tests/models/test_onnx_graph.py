@@ -7,7 +7,29 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.models import graphs
 
 from spherecf.errors import ModelError
-from spherecf.models._onnx_graph import attributes, load_graph
+from spherecf.models._onnx_graph import INPUT_KEY, attributes, load_graph
+
+
+def test_a_file_with_preprocessing_inside_starts_at_its_network() -> None:
+    """The chain before the named tensor goes, with what only it reads; the rest stays."""
+    model = graphs.iresnet()
+    before = [node.name for node in model.graph.node]
+    chain = [
+        helper.make_node("Cast", ["bytes"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["planes", "planes_std"], ["image"]),
+    ]
+    nodes = [*chain, *model.graph.node]
+    del model.graph.node[:], model.graph.input[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(2.0), "planes_std"))
+    model.graph.input.append(helper.make_tensor_value_info("bytes", TensorProto.UINT8, ["n", 16, 16, 3]))
+    with pytest.raises(ModelError, match="of type UINT8"):
+        load_graph(model)
+    helper.set_model_props(model, {INPUT_KEY: "image"})
+    graph = load_graph(model)
+    assert (graph.image, graph.repairs) == ("image", [])
+    assert [node.name for node in graph.model.graph.node] == before
 
 
 def test_a_good_file_needs_no_repair(tiny_file: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._backbone import DtypeName, EngineName
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def embed(
         bool, typer.Option("--align", help="The images are photos: find the main face and align it.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Images per call of the recogniser.")] = 32,
-    engine: Annotated[str, typer.Option(help="auto, onnxruntime, torch or compiled.")] = "auto",
+    engine: EngineName = "auto",
+    dtype: DtypeName = "float32",
+    device: Annotated[str, typer.Option(help="Where torch runs the recogniser: cpu, cuda, cuda:1.")] = "cpu",
     root: Annotated[
         Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
     ] = None,
@@ -58,7 +61,7 @@ def embed(
     if meta is not None and (align or root):
         raise InputError("--meta aligns by the landmarks of the meta files; leave out --align and --root")
     view = _view(degrade, seed)
-    loaded = load(model, backbone, engine=engine)
+    loaded = load(model, backbone, engine=engine, dtype=dtype, device=device)
     size = loaded.backbone.preprocessing.size
     opened = _ijb(source, meta, set_, size) if meta else open_source(source, root)
     for repair in loaded.backbone.repairs:

@@ -12,8 +12,12 @@ from spherecf.models._heads import HEADS, ConfidenceHead, ConvHead, LinearHead, 
 from spherecf.models._initial import initial_kappa
 from spherecf.models._network import Network
 from spherecf.models._networks import NETWORKS, make_backbone
+from spherecf.models._onnx_graph import INPUT_KEY as ONNX_INPUT_KEY
+from spherecf.models._onnx_graph import opset_of
 from spherecf.models._onnx_import import OnnxModule, import_onnx
+from spherecf.models._onnx_trace import trace_onnx
 from spherecf.models._preprocessing import KNOWN_MODELS, PRESETS, KnownModel, Preprocessing
+from spherecf.models._preprocessing import METADATA_KEY as PREPROCESSING_KEY
 from spherecf.models._prototypes import class_mean_prototypes, leave_one_out_prototypes
 from spherecf.models._trained import load_trained, prototype_identities, save_backbone, save_prototypes
 
@@ -22,6 +26,8 @@ __all__ = [
     "HEADS",
     "KNOWN_MODELS",
     "NETWORKS",
+    "ONNX_INPUT_KEY",
+    "PREPROCESSING_KEY",
     "PRESETS",
     "BackboneOutput",
     "ConfidenceHead",
@@ -48,10 +54,12 @@ __all__ = [
     "load_trained",
     "make_backbone",
     "make_head",
+    "opset_of",
     "original_head_state",
     "read_checkpoint",
     "prototype_identities",
     "read_header",
     "save_backbone",
     "save_prototypes",
+    "trace_onnx",
 ]

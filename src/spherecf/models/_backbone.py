@@ -20,6 +20,7 @@ from spherecf.models._network import Network
 from spherecf.models._networks import make_backbone
 from spherecf.models._onnx_find import Found, find
 from spherecf.models._onnx_graph import Model, load_graph
+from spherecf.models._onnx_trace import cut_graph, trace_onnx
 from spherecf.models._preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
 
 CHUNK = 64  # images given to an engine at once: bounds memory, and is past where larger batches get faster
@@ -81,11 +82,17 @@ class FrozenBackbone:
         self.preprocessing, self.name, self.sha256, self.repairs = preprocessing, name, sha256, repairs
         self.dim, self.feature_shape = found.dim, found.feature_shape
         self.embedding_name, self.feature_name = found.embedding, found.features
+        self._source: str | Path | Model | None = None  # of ONNX: where its graph comes from
 
     @property
     def engine(self) -> str:
         """Name of what runs the network."""
         return self._engine.name
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs and its results are."""
+        return self._engine.device
 
     @classmethod
     def default(
@@ -143,7 +150,9 @@ class FrozenBackbone:
         found = find(graph, pixels.size, embedding, features)
         chosen = choose_engine(graph, found, pixels, engine, threads=threads, dtype=dtype, device=device)
         name = KNOWN_MODELS[graph.sha256].name if graph.sha256 in KNOWN_MODELS else graph.name
-        return cls(chosen, found, pixels, name, graph.sha256, graph.repairs)
+        backbone = cls(chosen, found, pixels, name, graph.sha256, graph.repairs)
+        backbone._source = path
+        return backbone
 
     @classmethod
     def from_module(
@@ -262,6 +271,33 @@ class FrozenBackbone:
                 f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''}); leave them out"
             )
         return output
+
+    def to_onnx(self) -> Model:
+        """Its network as an ``onnx.ModelProto``: preprocessed pixels in, (embedding, map) out.
+
+        Of an ONNX file the repaired graph, cut to what leads to the two; a torch network is traced.
+
+        Raises:
+            ModelError: it runs in bfloat16; its file has changed or is gone; torch cannot write it.
+
+        Example:
+            >>> graph = FrozenBackbone.default().to_onnx().graph
+            >>> [i.name for i in graph.input], [o.name for o in graph.output]
+            (['data'], ['fc1', 'bn1'])
+        """
+        if self.engine.endswith("bfloat16"):
+            raise ModelError(f"{self.name}: runs in bfloat16; load it in float32 to write it as ONNX")
+        if self._source is not None:
+            graph = load_graph(self._source)
+            if graph.sha256 != self.sha256:
+                raise ModelError(
+                    f"{self._source}: changed since it was loaded: sha256 {graph.sha256}, not {self.sha256}"
+                )
+            return cut_graph(graph, (self.embedding_name, self.feature_name))
+        if not isinstance(self._engine, ModuleEngine):
+            raise ModelError(f"{self.name}: its engine {self.engine} has no graph that could be written")
+        pixels = torch.zeros(2, 3, *self.preprocessing.size, device=self._engine.device)
+        return trace_onnx(self._engine.plain(), {"pixels": pixels}, ("embedding", "features"))
 
     def trainable(self) -> Network:
         """A copy of its network with gradients, for fine-tuning; only checkpoints of `NETWORKS` have one.

@@ -10,7 +10,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from spherecf.errors import ModelError
+from spherecf.errors import InputError, ModelError
 from spherecf.models._onnx_find import Found
 from spherecf.models._onnx_graph import OnnxGraph
 
@@ -86,7 +86,7 @@ class ModuleEngine:
         self._suffix = "" if dtype == "float32" else f"-{dtype}"
         self.name = f"torch{self._suffix}"
         self._threads = threads
-        self._dtype, self.device = getattr(torch, dtype), torch.device(device)
+        self._dtype, self.device = getattr(torch, dtype), _usable(device)
         self._hooked: list[Tensor] = []
         self._hooked_output = features is not None
         if self._dtype != torch.float32:
@@ -107,7 +107,13 @@ class ModuleEngine:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode(), _threads(self._threads):
-            result = self._run(x)
+            return self._results(self._run(x))
+
+    def plain(self) -> nn.Module:
+        """The network as a module that returns (embedding, map) and can be traced."""
+        return _Plain(self)
+
+    def _results(self, result: Any) -> tuple[Tensor, Tensor]:
         if self._hooked_output:
             result = result[0] if isinstance(result, tuple | list) else result, *self._hooked
             self._hooked.clear()
@@ -123,6 +129,23 @@ class ModuleEngine:
             )
         embedding, layer = result
         return embedding.float(), layer.float().contiguous()
+
+
+def _usable(device: str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises the latter
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {device!r} cannot be used here: {reason}; the CPU is 'cpu'") from error
+
+
+class _Plain(nn.Module):
+    def __init__(self, engine: ModuleEngine) -> None:
+        super().__init__()
+        self.network, self._engine = engine.module, engine
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._engine._results(self.network(x))
 
 
 @contextmanager

@@ -19,6 +19,8 @@ Node = Any
 OLDEST_OPSET, SAFE_OPSET = 7, 13
 OLDEST_IR, NEWEST_IR = 4, 10
 
+INPUT_KEY = "spherecf.input"  # of a file with preprocessing inside: the tensor that the network itself reads
+
 
 @dataclass
 class OnnxGraph:
@@ -136,17 +138,46 @@ def constants(graph: OnnxGraph) -> dict[str, NDArray[Any]]:
     return values
 
 
+def opset_of(model: Model) -> int:
+    """Version of ONNX's own operators in an ``onnx.ModelProto``.
+
+    Example:
+        >>> empty = helper.make_graph([], "empty", [], [])
+        >>> opset_of(helper.make_model(empty, opset_imports=[helper.make_opsetid("", 17)]))
+        17
+    """
+    return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def _start_at_network(graph: OnnxGraph) -> str:
+    """Take the preprocessing that `spherecf export onnx` put inside out again: it is applied here."""
+    body, start = graph.model.graph, graph.metadata.get(INPUT_KEY, "")
+    producers = {name: node for node in body.node for name in node.output}
+    if start not in producers:
+        return ""
+    pending, before = [start], set[str]()
+    while pending:
+        name = pending.pop()
+        before.add(name)
+        pending += [i for i in producers[name].input if i in producers and i not in before]
+    kept = [node for node in body.node if not before.intersection(node.output)]
+    del body.node[:], body.input[:]
+    body.node.extend(kept)
+    body.input.append(helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, ["batch", 3, "h", "w"]))
+    return ""
+
+
 def _modernise(graph: OnnxGraph) -> str:
     model, messages = graph.model, []
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    if opset < OLDEST_OPSET:
+    old = opset_of(model)
+    if old < OLDEST_OPSET:
         try:
             graph.model = model = onnx.version_converter.convert_version(model, SAFE_OPSET)
         except Exception as error:
             raise ModelError(
-                f"{graph.name}: opset {opset} is too old and could not be converted: {error}"
+                f"{graph.name}: opset {old} is too old and could not be converted: {error}"
             ) from error
-        messages.append(f"opset {opset} converted to {SAFE_OPSET}")
+        messages.append(f"opset {old} converted to {SAFE_OPSET}")
     if not OLDEST_IR <= model.ir_version <= NEWEST_IR:
         old, model.ir_version = model.ir_version, min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
         messages.append(f"IR version {old} relabelled {model.ir_version}")
@@ -246,6 +277,7 @@ def _free_batch(graph: OnnxGraph) -> str:
 
 
 REPAIRS: tuple[Callable[[OnnxGraph], str], ...] = (
+    _start_at_network,
     _modernise,
     _drop_false_inputs,
     _infer_only,

@@ -97,7 +97,7 @@ def import_onnx(
 
 def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
     """The part of a repaired graph that leads to the two results, as a module."""
-    needed = _needed(graph, {found.embedding, found.features})
+    needed = needed_nodes(graph, {found.embedding, found.features})
     alive = image_tensors(graph)
     traced: fx.Graph = fx.Graph()
     root = nn.Module()
@@ -119,7 +119,8 @@ def _refusal(graph: OnnxGraph, node: Node, reason: str) -> str:
     return f"{graph.name}: {where}: {reason}; run the file with engine='onnxruntime' instead"
 
 
-def _needed(graph: OnnxGraph, wanted: set[str]) -> list[Node]:
+def needed_nodes(graph: OnnxGraph, wanted: set[str]) -> list[Node]:
+    """The nodes that lead to these tensors, in order."""
     wanted, kept = set(wanted), []
     for node in reversed(graph.model.graph.node):
         if wanted.intersection(node.output):

@@ -1,0 +1,86 @@
+"""One model, every way to run it, on real faces: the same mu and log kappa within stated tolerances."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from spherecf.data import orl_faces
+from spherecf.export import TOLERANCE, export_onnx
+from spherecf.faces import AlignedFaces
+from spherecf.models import ConfidenceModel, FrozenBackbone, load, make_head
+
+BFLOAT16 = 0.05, 0.15  # length of mu - mu' (3 degrees), difference of log kappa: less exact, and said to be
+
+Said = tuple[torch.Tensor, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def faces() -> NDArray[np.uint8]:
+    """Eight people, found and aligned."""
+    source = AlignedFaces(orl_faces())
+    return np.stack([source.image(index) for index in range(0, 400, 50)])
+
+
+@pytest.fixture(scope="module")
+def reference(faces: NDArray[np.uint8]) -> Said:
+    return load(engine="onnxruntime").embed(faces)
+
+
+def assert_agree(got: Said, expected: Said, mu: float = TOLERANCE.mu, log_kappa: float = 2e-4) -> None:
+    assert torch.linalg.vector_norm(got[0] - expected[0], dim=1).max() <= mu
+    assert (got[1] - expected[1]).abs().max() <= log_kappa
+
+
+def run(path: Path, images: NDArray[np.generic]) -> Said:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    mu, log_kappa = session.run(["embedding", "log_kappa"], {"image": images})
+    return torch.from_numpy(mu), torch.from_numpy(log_kappa)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_engines_and_batch_sizes(engine: str, size: int, faces: NDArray[np.uint8], reference: Said) -> None:
+    model = load(engine=engine)
+    parts = [model.embed(faces[start : start + size]) for start in range(0, len(faces), size)]
+    assert_agree((torch.cat([mu for mu, _ in parts]), torch.cat([k for _, k in parts])), reference)
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_the_exported_file(place: str, faces: NDArray[np.uint8], reference: Said, tmp_path: Path) -> None:
+    model = load()
+    path = export_onnx(model, tmp_path / "sface.onnx", preprocessing=place).path
+    images = faces if place == "inside" else model.backbone.preprocessing(faces).contiguous().numpy()
+    assert_agree(run(path, images), reference)
+    again = FrozenBackbone.from_onnx(path)
+    assert_agree((again(faces).mu, reference[1]), reference)
+
+
+def test_sixteen_bits(faces: NDArray[np.uint8], reference: Said) -> None:
+    assert_agree(load(engine="torch", dtype="bfloat16").embed(faces), reference, *BFLOAT16)
+
+
+@pytest.mark.slow
+@pytest.mark.compiler
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled(dtype: str, faces: NDArray[np.uint8], reference: Said) -> None:
+    tolerance = (TOLERANCE.mu, 2e-4) if dtype == "float32" else BFLOAT16
+    assert_agree(load(engine="compiled", dtype=dtype).embed(faces), reference, *tolerance)
+
+
+@pytest.mark.slow
+def test_a_recogniser_made_for_one_image(shared: Path, faces: NDArray[np.uint8], tmp_path: Path) -> None:
+    """MobileFaceNet as others published it: opset 9, a fixed batch of one."""
+    backbone = FrozenBackbone.from_onnx(shared / "models" / "mobilefacenet-512.onnx")
+    channels, height, width = backbone.feature_shape
+    torch.manual_seed(0)
+    head = make_head("conv", channels=channels, height=height, width=width)
+    model = ConfidenceModel(backbone, head)
+    path = export_onnx(model, tmp_path / "mobilefacenet.onnx").path
+    assert_agree(run(path, faces), model.embed(faces))
+    assert_agree(
+        (FrozenBackbone.from_onnx(path)(faces).mu, torch.zeros(1)), (backbone(faces).mu, torch.zeros(1))
+    )
