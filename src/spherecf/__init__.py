@@ -8,7 +8,7 @@ A face becomes a von Mises-Fisher distribution (mu, kappa): a direction and how 
 
 Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, `extract`, `training`,
 `audit`, `embeddings`, `calibration`, `scoring`, `evaluation`, `photos`, `gallery`, `export`, `serve`,
-`experiments`, `errors`.
+`experiments`, `doctor`, `errors`.
 """
 
 from importlib import import_module
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "__version__", "load",
-    "audit", "calibration", "data", "embeddings", "errors", "evaluation", "experiments", "export", "extract",
-    "faces", "gallery", "losses", "models", "photos", "scoring", "serve", "training", "vmf",
+    "audit", "calibration", "data", "doctor", "embeddings", "errors", "evaluation", "experiments", "export",
+    "extract", "faces", "gallery", "losses", "models", "photos", "scoring", "serve", "training", "vmf",
 ]  # fmt: skip
 
 

@@ -183,7 +183,7 @@ def test_the_wheels_code_is_not_imported(sface: FrozenBackbone) -> None:
 
 def test_wheel_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_default, "WHEEL", "surely-no-such-package")
-    with pytest.raises(MissingDependencyError, match="pip install surely-no-such-package==1.1.1"):
+    with pytest.raises(MissingDependencyError, match=r"pip install surely-no-such-package==1.1.1"):
         FrozenBackbone.default()
 
 

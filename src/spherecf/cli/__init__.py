@@ -10,7 +10,22 @@ import typer
 
 from spherecf._progress import console
 from spherecf._version import __version__
-from spherecf.cli import data, demo, embed, evaluate, experiment, reproduce, train
+from spherecf.cli import (
+    compare,
+    data,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    experiment,
+    export,
+    gallery,
+    quality,
+    reproduce,
+    serve,
+    template,
+    train,
+)
 from spherecf.errors import SpherecfError
 
 app = typer.Typer(
@@ -23,10 +38,17 @@ app = typer.Typer(
 app.command(epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.command(epilog=quality.EXAMPLE)(quality.quality)
+app.command(epilog=compare.EXAMPLE)(compare.compare)
+app.command(epilog=template.EXAMPLE)(template.template)
+app.add_typer(gallery.app, name="gallery")
 app.command(epilog=embed.EXAMPLE)(embed.embed)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(experiment.app, name="experiment")
+app.add_typer(export.app, name="export")
 app.command(epilog=reproduce.EXAMPLE)(reproduce.reproduce)
+app.command(epilog=serve.EXAMPLE)(serve.serve)
+app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 def _version(asked: bool | None) -> None:

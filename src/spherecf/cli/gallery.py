@@ -1,0 +1,305 @@
+"""`spherecf gallery`: enrol people, ask who somebody is, remove them."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from spherecf._progress import console, progress
+from spherecf.cli._output import AsLines, lines_wanted, print_lines
+from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.errors import InputError
+
+if TYPE_CHECKING:
+    from spherecf.gallery import Gallery
+    from spherecf.models import ConfidenceModel
+    from spherecf.photos import AssessedPhoto, FaceAssessor
+
+app = typer.Typer(help="Enrol people from photos and ask who somebody is.", no_args_is_help=True)
+
+Place = Annotated[
+    str, typer.Argument(metavar="GALLERY", help="Folder of the gallery, or the URI of a Milvus server.")
+]
+Token = Annotated[
+    str, typer.Option(envvar="SPHERECF_GALLERY_TOKEN", show_envvar=True, help="For a Milvus server.")
+]
+_SHOWN = 50  # people or photos in a table; JSON lists all
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+@app.command(epilog="Example: spherecf gallery enrol people.gallery Anna anna/*.jpg")
+def enrol(
+    gallery: Place,
+    name: Annotated[str, typer.Argument(help="Whom the photos show.")] = "",
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, and folders of them.")] = None,
+    folders: Annotated[
+        Path | None,
+        typer.Option(help="Instead: a folder with a folder of photos for each person, named after them."),
+    ] = None,
+    add: Annotated[bool, typer.Option("--add", help="To the photos of somebody enrolled.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="The photos of somebody enrolled.")] = False,
+    as_lines: AsLines = False,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
+    detector: DetectorFile = None,
+    token: Token = "",
+) -> None:
+    """Enrol a person, or a folder of people; only with their consent.
+
+    The gallery keeps name, directions, kappas and file names, not the photos. Photos without a face are
+    listed and left out. People of --folders who are enrolled already are passed by, so the same command goes
+    on after an interruption. One JSON line per person, with warnings about what should be looked at.
+    """
+    if (folders is None) == (not name or not photos) or (add and replace):
+        raise typer.BadParameter("expected NAME and PHOTOS, or --folders; and --add or --replace, not both")
+    people = [(name, list(photos or []))] if folders is None else _people(folders)
+    assessor = open_assessor(model, backbone, detector, faces="main")
+    lines = []
+    with _opened(gallery, assessor.model, token) as opened, progress("people", len(people)) as advance:
+        for who, paths in people:
+            if folders is not None and not (add or replace) and who in opened:
+                lines.append({"identity": who, "status": "already enrolled"})
+            else:
+                lines.append(_enrol(opened, assessor, who, paths, add, replace))
+            advance()
+    if lines_wanted(as_lines):
+        print_lines(lines)
+    for line in lines[:_SHOWN]:
+        _tell(line)
+    if folders is None and lines[0]["status"] == "no face":
+        raise InputError(f"{name}: none of the photos shows a usable face; nothing was enrolled")
+
+
+@app.command(epilog="Example: spherecf gallery identify people.gallery door.jpg --max-fpir 0.001")
+def identify(
+    gallery: Place,
+    photos: Annotated[list[Path], typer.Argument(help="Photos, and folders of them.")],
+    max_fpir: Annotated[
+        float, typer.Option(help="At most this share of strangers is taken for somebody of the gallery.")
+    ] = 0.01,
+    threshold: Annotated[
+        float | None, typer.Option(help="Of the mutual likelihood score, instead of the calibration's.")
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Candidates to name.")] = 5,
+    every_face: Annotated[bool, typer.Option("--every-face", help="Not only the main one.")] = False,
+    approximate: Annotated[
+        bool, typer.Option("--approximate", help="Faster in large galleries; may miss somebody.")
+    ] = False,
+    as_lines: AsLines = False,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
+    detector: DetectorFile = None,
+    token: Token = "",
+) -> None:
+    """Say who is on a photo: somebody of the gallery, nobody of it ("unknown"), or undecided, and why.
+
+    One JSON line per face: answer, identity, why, candidates with score, cosine, kappa, likelihood ratio and
+    thresholds. A photo without a face is undecided.
+    """
+    from spherecf.photos import find_photos
+
+    found = find_photos(photos)
+    assessor = open_assessor(model, backbone, detector, faces="all" if every_face else "main")
+    lines: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"top": top, "max_fpir": max_fpir, "threshold": threshold}
+    with (
+        _opened(gallery, assessor.model, token, create=False) as opened,
+        progress("photos", len(found.photos)) as advance,
+    ):
+        for photo in assessor.stream((one.name, one.path) for one in found.photos):
+            lines.extend(_identified(opened, photo, options | {"exact": not approximate}))
+            advance()
+    if lines_wanted(as_lines):
+        print_lines(lines)
+    console.print(_answers(lines))
+
+
+@app.command(epilog="Example: spherecf gallery remove people.gallery Anna")
+def remove(
+    gallery: Place,
+    names: Annotated[list[str], typer.Argument(help="Who is to be forgotten.")],
+    later: Annotated[
+        bool, typer.Option("--later", help="Erase from the files at the next `compact`, not now.")
+    ] = False,
+    as_lines: AsLines = False,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
+    token: Token = "",
+) -> None:
+    """Forget people: templates, images and names, in the files too."""
+    lines = []
+    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+        if unknown := [name for name in names if name not in opened]:
+            raise InputError(f"{gallery}: nobody is enrolled as {', '.join(unknown)}; nothing was removed")
+        for name in names:
+            lines.append({"identity": name, "removed": opened.remove(name, erase=False)})
+        if not later:
+            opened.compact()
+    if lines_wanted(as_lines):
+        print_lines(lines)
+    console.print(f"removed: {', '.join(names)}", highlight=False, markup=False)
+
+
+@app.command("list", epilog="Example: spherecf gallery list people.gallery")
+def list_people(
+    gallery: Place,
+    as_lines: AsLines = False,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
+    token: Token = "",
+) -> None:
+    """List who is enrolled, with kappa, number of photos and warnings; one JSON line per person."""
+    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+        lines = [one.to_dict() for one in opened.list()]
+    if lines_wanted(as_lines):
+        print_lines(lines)
+    table = Table(title=f"{len(lines)} people")
+    for column in ("name", "kappa", "photos", "media", "to look at"):
+        table.add_column(column, overflow="fold")
+    for line in lines[:_SHOWN]:
+        counts = f"{line['kappa']:.0f}", str(line["images"]), str(line["media"])
+        table.add_row(escape(line["identity"]), *counts, escape("; ".join(line["warnings"])))
+    console.print(table)
+
+
+@app.command(epilog="Example: spherecf gallery info people.gallery")
+def info(
+    gallery: Place,
+    as_lines: AsLines = False,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
+    token: Token = "",
+) -> None:
+    """Say how large a gallery is and which model made it."""
+    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+        facts = opened.info()
+    if lines_wanted(as_lines):
+        print_lines([facts])
+    table = Table(title=escape(gallery), show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, escape(str(value)))
+    console.print(table)
+
+
+@app.command(epilog="Example: spherecf gallery compact people.gallery")
+def compact(
+    gallery: Place,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
+    token: Token = "",
+) -> None:
+    """Erase from the files what was removed with --later or replaced."""
+    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+        opened.compact()
+    console.print("compacted", highlight=False)
+
+
+def _model(model: Path | None, backbone: Path | None) -> "ConfidenceModel":
+    from spherecf.models import load
+
+    return load(model, backbone)
+
+
+@contextmanager
+def _opened(uri: str, model: "ConfidenceModel", token: str, *, create: bool = True) -> "Iterator[Gallery]":
+    from spherecf.gallery import Gallery
+
+    with Gallery.open(
+        uri,
+        model=model.fingerprint(),
+        backbone=model.backbone.sha256,
+        dim=model.backbone.dim,
+        radius=model.radius,
+        calibration=model.calibration,
+        create=create,
+        token=token,
+    ) as gallery:
+        yield gallery
+
+
+def _people(folder: Path) -> list[tuple[str, list[Path]]]:
+    try:
+        found = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
+    if not found:
+        raise InputError(f"{folder}: expected a folder of photos for each person, there is none")
+    return [(one.name, [one]) for one in found]
+
+
+def _enrol(
+    gallery: "Gallery", assessor: "FaceAssessor", name: str, paths: list[Path], add: bool, replace: bool
+) -> dict[str, Any]:
+    from spherecf.photos import find_photos
+
+    found = find_photos(paths).photos
+    files = {one.name: one.path for one in found}
+    assessed = list(assessor.stream(files.items()))
+    used = [(photo, photo.main) for photo in assessed if photo.main is not None and _usable(photo)]
+    left_out = [{"photo": one.name, "reason": _reason(one)} for one in assessed if not _usable(one)]
+    if not used:
+        return {"identity": name, "status": "no face", "left_out": left_out}
+    done = gallery.enrol(
+        name,
+        np.stack([face.mu for _, face in used]),
+        np.array([face.kappa for _, face in used]),
+        media=[hashlib.sha256(files[photo.name].read_bytes()).hexdigest()[:16] for photo, _ in used],
+        sources=[photo.name for photo, _ in used],
+        add=add,
+        replace=replace,
+    )
+    return {"status": "enrolled", **done.to_dict(), "left_out": left_out}
+
+
+def _usable(photo: "AssessedPhoto") -> bool:
+    return photo.main is not None and bool(np.isfinite(photo.main.kappa))
+
+
+def _reason(photo: "AssessedPhoto") -> str:
+    return photo.reason or "the recogniser gives no direction for this face"
+
+
+def _identified(
+    gallery: "Gallery", photo: "AssessedPhoto", options: dict[str, Any]
+) -> Iterable[dict[str, Any]]:
+    if not _usable(photo):
+        why = _reason(photo)
+        yield {"photo": photo.name, "face": None, "answer": "undecided", "identity": None, "why": why,
+               "candidates": []}  # fmt: skip
+        return
+    for number, face in enumerate(photo.faces):
+        facts = {"photo": photo.name, "face": number, "kappa": face.kappa, "quality": face.quality}
+        yield facts | gallery.identify(face.mu, face.kappa, **options).to_dict()
+
+
+def _tell(line: dict[str, Any]) -> None:
+    told = line["status"]
+    if told == "enrolled":
+        told = f"enrolled from {line['images']} photos, kappa {line['kappa']:.0f}"
+    console.print(f"{line['identity']}: {told}", highlight=False, markup=False)
+    for warning in line.get("warnings", []):
+        console.print(f"  {warning}", style="yellow", highlight=False, markup=False)
+    for photo in line.get("left_out", []):
+        console.print(f"  left out {photo['photo']}: {photo['reason']}", highlight=False, markup=False)
+
+
+def _answers(lines: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"{len(lines)} faces")
+    for column in ("photo", "answer", "score", "why"):
+        table.add_column(column, overflow="fold")
+    for line in lines[:_SHOWN]:
+        score = f"{line['candidates'][0]['score']:.1f}" if line["candidates"] else ""
+        table.add_row(
+            escape(line["photo"]), escape(line["identity"] or line["answer"]), score, escape(line["why"])
+        )
+    return table

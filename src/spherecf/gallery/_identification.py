@@ -1,0 +1,143 @@
+"""Identified, unknown or undecided: what a search means, with the reason."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from spherecf.gallery._limits import Limit
+
+Answer = Literal["identified", "unknown", "undecided"]
+Decided = tuple[Answer, str | None, str]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Somebody who scored high.
+
+    Attributes:
+        identity: the name.
+        template: key of the template.
+        score: mutual likelihood score.
+        cosine: of the directions.
+        kappa: of the template.
+        llr: natural-log likelihood ratio of the score; None if not calibrated.
+        accept, reject: match from the one on, no match below the other; None if not calibrated.
+    """
+
+    identity: str
+    template: str
+    score: float
+    cosine: float
+    kappa: float
+    llr: float | None = None
+    accept: float | None = None
+    reject: float | None = None
+
+
+@dataclass(frozen=True)
+class Identification:
+    """What is said about one probe.
+
+    Attributes:
+        answer: "identified", "unknown" (nobody of the gallery) or "undecided".
+        identity: who it is, if identified.
+        why: the grounds, as a sentence.
+        candidates: highest score first.
+        max_fpir: what was promised: at most this share of strangers is taken for somebody of the gallery.
+        gallery: number of identities searched.
+        fmr: what one comparison may cost, ``max_fpir`` over ``gallery``.
+        fmr_used: the rate of the threshold that was used; None without calibration or with one given.
+        least_kappa: below it a photo is too poor; None if nothing is asked.
+        exact: whether every template was searched.
+        scored: how many were scored; the rest was shown, or in an approximate search taken, to score lower.
+    """
+
+    answer: Answer
+    identity: str | None
+    why: str
+    candidates: tuple[Candidate, ...]
+    max_fpir: float
+    gallery: int
+    fmr: float | None = None
+    fmr_used: float | None = None
+    least_kappa: float | None = None
+    exact: bool = True
+    scored: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self) | {"candidates": [asdict(one) for one in self.candidates]}
+
+
+def decide(
+    candidates: Sequence[Candidate], limits: Sequence[Limit] | None, kappa: float, max_fpir: float
+) -> Decided:
+    """The answer, who it is if identified, and why.
+
+    Args:
+        candidates: highest score first.
+        limits: of each candidate; None without calibration.
+        kappa: of the probe.
+        max_fpir: the promise.
+    """
+    if not candidates:
+        return "unknown", None, "nobody is enrolled"
+    if limits is None:
+        return _undecided("the model is not calibrated, so no score means a match; give a threshold")
+    needed = min(limit.least for limit in limits)
+    if kappa < needed:
+        return _undecided(f"the photo is too poor: kappa {kappa:.1f}, at least {needed:.1f} is needed")
+    pairs = list(zip(candidates, limits))
+    above = [
+        (one, limit)
+        for one, limit in pairs
+        if min(one.kappa, kappa) >= limit.least and one.score >= limit.accept
+    ]
+    if above:
+        return _above(above, max_fpir)
+    near = next(((one, limit) for one, limit in pairs if one.score >= limit.reject), None)
+    if near is None:
+        return "unknown", None, "nobody in the gallery is alike enough to be this person"
+    who, limit = near
+    if who.score >= limit.accept:
+        return _undecided(
+            f"the enrolment of {who.identity} is too poor to say that it is them: kappa {who.kappa:.1f}, at "
+            f"least {limit.least:.1f} is needed"
+        )
+    return _undecided(f"like {who.identity}, but not enough to rule out a stranger")
+
+
+def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decided:
+    """At least one reaches its threshold."""
+    ordered = sorted(above, key=lambda pair: (_evidence(pair[0]), pair[0].score), reverse=True)
+    best, limit = ordered[0]
+    if not limit.enough:
+        return _undecided(
+            f"{best.identity} is above the strictest threshold there is, which stands for FMR {limit.fmr:g}; "
+            f"a gallery of this size needs a smaller one to keep FPIR {max_fpir:g}. Allow more errors, or "
+            "give a threshold"
+        )
+    if len(ordered) > 1:
+        rival = ordered[1][0]
+        apart = _evidence(best) - _evidence(rival)
+        if not apart >= math.log((1 - max_fpir) / max_fpir):
+            return _undecided(
+                f"{best.identity} and {rival.identity} both reach the threshold and neither stands out; look "
+                "at both, and whether one person is enrolled under two names"
+            )
+        times = math.exp(min(apart, 700))
+        why = f"{rival.identity} reaches the threshold too, but is {times:,.0f} times less likely"
+    elif math.isnan(limit.fmr):
+        why = "above the given threshold"
+    else:
+        why = f"of strangers at most {100 * max_fpir:g} % score as high with anybody of the gallery"
+    return "identified", best.identity, why
+
+
+def _undecided(why: str) -> Decided:
+    return "undecided", None, why
+
+
+def _evidence(candidate: Candidate) -> float:
+    return -math.inf if candidate.llr is None else candidate.llr

@@ -1,0 +1,74 @@
+"""The gallery verbs on real faces."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from spherecf.cli import app
+from spherecf.data import orl_faces
+from spherecf.errors import InputError
+
+pytest.importorskip("milvus_lite", reason='no Milvus: pip install "spherecf[gallery]"')
+
+RUNNER = CliRunner()
+PEOPLE = orl_faces().root
+
+
+def run(*words: str | Path) -> tuple[list[dict[str, Any]], str]:
+    done = RUNNER.invoke(app, ["gallery", *map(str, words)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """Three people of three photos, one of them with a file that shows nobody."""
+    for person in ("s1", "s2", "s3"):
+        (tmp_path / "people" / person).mkdir(parents=True)
+        for number in (1, 2, 3):
+            shutil.copy(PEOPLE / person / f"{number}.pgm", tmp_path / "people" / person)
+    (tmp_path / "people" / "s3" / "wall.png").write_bytes(b"nothing")
+    return tmp_path / "people"
+
+
+def test_enrol_identify_list_and_remove(people: Path, tmp_path: Path) -> None:
+    place = tmp_path / "gallery"
+    lines, said = run("enrol", place, "--folders", people)
+    assert [(line["identity"], line["status"], line["images"]) for line in lines] == [
+        (name, "enrolled", 3) for name in ("s1", "s2", "s3")
+    ]
+    assert lines[2]["left_out"][0]["photo"].endswith("wall.png") and "left out" in said
+    again, _ = run("enrol", place, "--folders", people)
+    assert {line["status"] for line in again} == {"already enrolled"}
+    wall = people / "s3" / "wall.png"
+    found, said = run("identify", place, PEOPLE / "s2" / "9.pgm", PEOPLE / "s9" / "1.pgm", wall, "--top", "2")
+    assert [line["candidates"][0]["identity"] for line in found[:1]] == ["s2"]
+    assert found[0]["answer"] == "identified" and found[0]["identity"] == "s2"
+    assert found[1]["identity"] is None and len(found[1]["candidates"]) == 2
+    assert found[2]["answer"] == "undecided" and found[2]["candidates"] == [] and "s2" in said
+    more, _ = run("enrol", place, "s2", PEOPLE / "s2", "--add")
+    assert more[0]["images"] == 10
+    assert run("remove", place, "s1")[0] == [{"identity": "s1", "removed": 1}]
+    listed, _ = run("list", place)
+    assert [(line["identity"], line["images"]) for line in listed] == [("s2", 10), ("s3", 3)]
+    facts, _ = run("info", place)
+    assert facts[0]["identities"] == 2 and facts[0]["images"] == 13
+    run("compact", place)
+
+
+def test_wrong_use(people: Path, tmp_path: Path) -> None:
+    place = str(tmp_path / "gallery")
+    for words in (["enrol", place], ["enrol", place, "Anna"], ["enrol", place, "A", "b", "--folders", "c"]):
+        assert RUNNER.invoke(app, ["gallery", *words]).exit_code == 2
+    with pytest.raises(InputError, match="no gallery"):
+        run("identify", place, PEOPLE / "s1" / "1.pgm")
+    with pytest.raises(InputError, match="nothing was enrolled"):
+        run("enrol", place, "Anna", people / "s3" / "wall.png")
+    with pytest.raises(InputError, match="nobody is enrolled as Bob"):
+        run("remove", place, "Bob")
+    with pytest.raises(InputError, match="a folder of photos for each person"):
+        run("enrol", place, "--folders", people / "s1")

@@ -1,0 +1,110 @@
+"""Killed, out of space, half written: what was acknowledged is there, what was not is not seen in part."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS
+
+from spherecf.errors import StorageError
+from spherecf.gallery import Gallery
+from spherecf.gallery._store import Store
+
+START = f"""
+import os, resource, signal, sys
+import numpy as np
+from spherecf.errors import StorageError
+from spherecf.gallery import Gallery
+from tests.gallery.conftest import near
+people = np.eye({DIM}, dtype=np.float32)
+gallery = Gallery.open(sys.argv[1], model="{MODEL}", backbone="{BACKBONE}", dim={DIM}, radius={RADIUS})
+def enrol(i, n=3):
+    mu = np.concatenate([near(people[i : i + 1], seed) for seed in range(n)])
+    gallery.enrol(f"person {{i}}", mu, np.full(n, 300.0), media=[str(j) for j in range(n)], sources=[""] * n)
+"""
+
+
+def run(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", START + script, str(folder)], capture_output=True, text=True, timeout=60
+    )
+
+
+def reopened(folder: Path) -> Gallery:
+    return Gallery.open(folder, model=MODEL, backbone=BACKBONE, dim=DIM, radius=RADIUS, create=False)
+
+
+def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    done = run(
+        "for i in range(6):\n    enrol(i)\n    print(i, flush=True)\nos.kill(os.getpid(), 9)", tmp_path / "g"
+    )
+    assert done.returncode == -9 and done.stdout.split() == list("012345")
+    with reopened(tmp_path / "g") as gallery:
+        assert [one.identity for one in gallery.list()] == [f"person {i}" for i in range(6)]
+        assert {one.images for one in gallery.list()} == {3}
+        whole = gallery.enrol("person 0", np.eye(DIM)[:1], [300.0], media=["x"], sources=["x"], add=True)
+        assert whole.images == 4
+
+
+def test_an_enrolment_cut_short_on_the_disk_is_not_seen_at_all(tmp_path: Path) -> None:
+    run("enrol(0)\nenrol(1, 8)\nos.kill(os.getpid(), 9)", tmp_path / "g")
+    (log,) = (tmp_path / "g").rglob("wal_data_*.arrow")
+    content = log.read_bytes()
+    log.write_bytes(content[: len(content) - 900])
+    with reopened(tmp_path / "g") as gallery:
+        assert [one.identity for one in gallery.list()] == ["person 0"]
+
+
+def test_killed_while_compacting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(
+        "enrol(0)\nenrol(1)\nmake = gallery._store._make\n"
+        "def stop(name):\n    make(name)\n    os.kill(os.getpid(), 9)\n"
+        "gallery._store._make = stop\ngallery.remove('person 1')",
+        tmp_path / "g",
+    )
+    assert done.returncode == -9, done.stderr
+    with reopened(tmp_path / "g") as gallery:
+        assert [one.identity for one in gallery.list()] == ["person 0"]
+        gallery.compact()
+    assert len(list((tmp_path / "g" / "collections").iterdir())) == 1
+    assert not any(b"person 1" in file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_no_space_left(tmp_path: Path) -> None:
+    done = run(
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "enrol(0)\n"
+        "limit = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))\n"
+        "try:\n    enrol(1, 20)\nexcept StorageError as error:\n    print('refused:', error)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, limit)\n"
+        "try:\n    enrol(2)\nexcept StorageError as error:\n    print('refused:', error)\n"
+        "gallery.close()",
+        tmp_path / "g",
+    )
+    first, second = done.stdout.splitlines()
+    assert "refused" in first and "large" in first.lower(), done.stderr
+    assert "open the gallery again" in second and "Traceback" not in done.stderr
+    with reopened(tmp_path / "g") as gallery:
+        assert [one.identity for one in gallery.list()] == ["person 0"]
+
+
+def test_nothing_but_the_answer_is_printed(tmp_path: Path) -> None:
+    done = run("enrol(0)\ngallery.remove('person 0')\ngallery.close()", tmp_path / "g")
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_header_that_was_never_written(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "g"), DIM)
+    store._make("spherecf_0")
+    store.close()
+    with Gallery.open(tmp_path / "g", model=MODEL, dim=DIM, radius=RADIUS) as gallery:
+        assert len(gallery) == 0
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "g").write_text("")
+    with pytest.raises(StorageError, match="cannot be made"):
+        Store(str(tmp_path / "g" / "inside"), DIM)

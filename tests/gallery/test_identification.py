@@ -1,0 +1,54 @@
+import json
+import math
+
+from spherecf.gallery._identification import Candidate, Identification, decide
+from spherecf.gallery._limits import Limit
+
+LIMIT = Limit("mls", 1e-4, accept=10.0, reject=-20.0, least=50.0, enough=True)
+
+
+def candidate(name: str, score: float, kappa: float = 300.0, llr: float | None = None) -> Candidate:
+    return Candidate(name, name.lower(), score, 0.5, kappa, llr)
+
+
+def answer(*candidates: Candidate, limit: Limit = LIMIT, kappa: float = 300.0) -> tuple[str, str | None, str]:
+    return decide(candidates, [limit] * len(candidates), kappa, 0.01)
+
+
+def test_one_above_nobody_near_and_between() -> None:
+    assert answer(candidate("Ann", 12.0), candidate("Bob", 5.0))[:2] == ("identified", "Ann")
+    assert answer(candidate("Ann", -21.0))[:2] == ("unknown", None)
+    found = answer(candidate("Ann", 9.0))
+    assert found[:2] == ("undecided", None) and "like Ann" in found[2]
+    assert decide([], [], 300.0, 0.01)[0] == "unknown"
+    assert decide([candidate("Ann", 99.0)], None, 300.0, 0.01)[0] == "undecided"
+
+
+def test_poor_photos_and_poor_enrolments() -> None:
+    found = answer(candidate("Ann", 99.0), kappa=49.0)
+    assert found[0] == "undecided" and "photo is too poor" in found[2]
+    found = answer(candidate("Ann", 99.0, kappa=20.0), candidate("Bob", -30.0))
+    assert found[0] == "undecided" and "enrolment of Ann is too poor" in found[2]
+    assert answer(candidate("Ann", -99.0, kappa=20.0))[0] == "unknown"
+    assert answer(candidate("Poor", 20.0, kappa=20.0), candidate("Ann", 12.0))[1] == "Ann"
+
+
+def test_two_above() -> None:
+    close = answer(candidate("Ann", 30.0, llr=9.0), candidate("Bob", 29.0, llr=8.0))
+    assert close[0] == "undecided" and "Ann and Bob both" in close[2]
+    clear = answer(candidate("Ann", 30.0, llr=9.0), candidate("Bob", 12.0, llr=9.0 - math.log(100)))
+    assert clear[:2] == ("identified", "Ann") and "100 times" in clear[2]
+    assert answer(candidate("Ann", 30.0), candidate("Bob", 12.0))[0] == "undecided"
+
+
+def test_a_gallery_too_large_for_its_calibration() -> None:
+    short = Limit("mls", 1e-4, 10.0, -20.0, 50.0, enough=False)
+    found = answer(candidate("Ann", 99.0), limit=short)
+    assert found[0] == "undecided" and "FMR 0.0001" in found[2]
+    assert answer(candidate("Ann", -99.0), limit=short)[0] == "unknown"
+
+
+def test_it_is_json() -> None:
+    found = Identification("unknown", None, "nobody", (candidate("Ann", 1.0),), 0.01, 1)
+    facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert facts["candidates"][0]["identity"] == "Ann" and facts["identity"] is None

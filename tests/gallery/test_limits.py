@@ -1,0 +1,59 @@
+import math
+from dataclasses import replace
+
+import pytest
+from tests.gallery.conftest import MODEL, RADIUS, calibration
+
+from spherecf.calibration import Calibration, ThresholdTable
+from spherecf.gallery._limits import limit_for, limits_for
+
+
+def table(score: str = "mls", radius: float = RADIUS) -> ThresholdTable:
+    scores = [float(i) for i in range(1000)] + [2000.0] * 10
+    return ThresholdTable.fit(scores, [0] * 1000 + [1] * 10, [1e-1, 1e-3], score=score, radius=radius)
+
+
+def test_the_least_strict_rule_that_keeps_the_rate() -> None:
+    known = calibration()
+    found = limit_for(known, "mls", 5e-3)
+    assert found is not None and (found.fmr, found.accept, found.reject) == (1e-4, 10.0, -20.0)
+    assert found.enough and found.least == 50.0
+    loose = limit_for(known, "mls", 0.5)
+    assert loose is not None and loose.accept == 0.0
+    strictest = limit_for(known, "mls", 1e-9)
+    assert strictest is not None and strictest.accept == 15.0 and not strictest.enough
+    assert limit_for(known, "cosine", 0.5) is None
+
+
+def test_tables_go_on_where_rules_end_and_never_fall() -> None:
+    rules = calibration().decisions
+    loose = replace(rules[0], alpha=0.05, accept=5000.0)
+    known = Calibration(MODEL, "d" * 64, decisions=(loose,), thresholds={"mls": table()})
+    found = limit_for(known, "mls", 1e-3)
+    assert found is not None and (found.fmr, found.accept, found.least) == (1e-3, 5000.0, 50.0)
+    bare = Calibration(MODEL, "d" * 64, thresholds={"mls": table()})
+    found = limit_for(bare, "mls", 1e-3)
+    assert found is not None and (found.accept, found.reject, found.least) == (999.0, 999.0, -math.inf)
+
+
+def test_templates_have_limits_of_their_own_where_there_are_some() -> None:
+    known = calibration()
+    assert limits_for(known, 1e-2, None, RADIUS) == (limit_for(known, "mls", 1e-2),) * 2
+    both = replace(known, thresholds={"mls-template": table("mls-template")})
+    limits = limits_for(both, 1e-2, None, RADIUS)
+    assert limits is not None and limits[0].accept == 0.0 and limits[1].accept == 999.0
+
+
+def test_a_given_threshold_keeps_the_least_kappa_and_another_radius_says_nothing() -> None:
+    limits = limits_for(calibration(), 1e-2, 7.0, RADIUS)
+    assert limits is not None and {limit.accept for limit in limits} == {7.0} and limits[0].least == 50.0
+    assert limits_for(calibration(), 1e-2, None, 64.0) is None
+    assert limits_for(None, 1e-2, None, RADIUS) is None
+    free = limits_for(None, 1e-2, 7.0, RADIUS)
+    assert free is not None and free[0].least == -math.inf
+
+
+@pytest.mark.parametrize("fmr", [1e-2, 1e-4])
+def test_a_rate_of_the_calibration_is_met_by_itself(fmr: float) -> None:
+    found = limit_for(calibration(), "mls", fmr)
+    assert found is not None and found.fmr == fmr and found.enough

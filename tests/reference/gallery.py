@@ -1,0 +1,37 @@
+"""Search of a gallery by scoring every template, and sorting."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from spherecf.scoring import mutual_likelihood_score
+
+
+def brute_force(
+    mirror: Any, mu: np.ndarray, kappa: float, top: int, radius: float
+) -> tuple[list[str], np.ndarray]:
+    """(keys, scores) of the best: higher scores first, then smaller keys."""
+    rows = np.flatnonzero(mirror.alive)
+    scores = mutual_likelihood_score(
+        torch.from_numpy(mu).double()[None],
+        torch.tensor([kappa], dtype=torch.float64),
+        torch.from_numpy(mirror.mu[rows]).double(),
+        torch.from_numpy(mirror.kappa[rows]).double(),
+        radius=radius,
+    ).numpy()
+    found = sorted(zip((-scores).tolist(), mirror.keys[rows].tolist()))[:top]
+    return [key for _, key in found], -np.array([score for score, _ in found])
+
+
+def score_at(cosine: np.ndarray, own: float, kappa: np.ndarray, dim: int, radius: float) -> np.ndarray:
+    """Mutual likelihood scores at cosines, from directions that have them."""
+    cosine, kappa = np.broadcast_arrays(cosine, kappa)
+    mu = np.zeros((*cosine.shape, dim))
+    mu[..., 0], mu[..., 1] = cosine, np.sqrt(1 - cosine**2)
+    ours = np.zeros(dim)
+    ours[0] = 1
+    return mutual_likelihood_score(
+        torch.from_numpy(ours), torch.tensor(own, dtype=torch.float64), torch.from_numpy(mu),
+        torch.from_numpy(kappa.copy()), radius=radius,
+    ).numpy()  # fmt: skip
