@@ -12,6 +12,8 @@ from spherecf.errors import StorageError
 from spherecf.gallery import Gallery
 from spherecf.gallery._store import Store
 
+pytestmark = pytest.mark.slow  # every case is a process of its own
+
 START = f"""
 import os, resource, signal, sys
 import numpy as np
