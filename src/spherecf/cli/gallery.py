@@ -1,8 +1,7 @@
 """`spherecf gallery`: enrol people, ask who somebody is, remove them."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from spherecf._progress import console, progress
 from spherecf.cli._output import AsLines, lines_wanted, print_lines
-from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor, open_gallery
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def enrol(
     people = [(name, list(photos or []))] if folders is None else _people(folders)
     assessor = open_assessor(model, backbone, detector, faces="main")
     lines = []
-    with _opened(gallery, assessor.model, token) as opened, progress("people", len(people)) as advance:
+    with open_gallery(gallery, assessor.model, token) as opened, progress("people", len(people)) as advance:
         for who, paths in people:
             if folders is not None and not (add or replace) and who in opened:
                 lines.append({"identity": who, "status": "already enrolled"})
@@ -113,7 +112,7 @@ def identify(
     lines: list[dict[str, Any]] = []
     options: dict[str, Any] = {"top": top, "max_fpir": max_fpir, "threshold": threshold}
     with (
-        _opened(gallery, assessor.model, token, create=False) as opened,
+        open_gallery(gallery, assessor.model, token, create=False) as opened,
         progress("photos", len(found.photos)) as advance,
     ):
         for photo in assessor.stream((one.name, one.path) for one in found.photos):
@@ -138,7 +137,7 @@ def remove(
 ) -> None:
     """Forget people: templates, images and names, in the files too."""
     lines = []
-    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
         if unknown := [name for name in names if name not in opened]:
             raise InputError(f"{gallery}: nobody is enrolled as {', '.join(unknown)}; nothing was removed")
         for name in names:
@@ -159,7 +158,7 @@ def list_people(
     token: Token = "",
 ) -> None:
     """List who is enrolled, with kappa, number of photos and warnings; one JSON line per person."""
-    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
         lines = [one.to_dict() for one in opened.list()]
     if lines_wanted(as_lines):
         print_lines(lines)
@@ -181,7 +180,7 @@ def info(
     token: Token = "",
 ) -> None:
     """Say how large a gallery is and which model made it."""
-    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
         facts = opened.info()
     if lines_wanted(as_lines):
         print_lines([facts])
@@ -199,7 +198,7 @@ def compact(
     token: Token = "",
 ) -> None:
     """Erase from the files what was removed with --later or replaced."""
-    with _opened(gallery, _model(model, backbone), token, create=False) as opened:
+    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
         opened.compact()
     console.print("compacted", highlight=False)
 
@@ -208,23 +207,6 @@ def _model(model: Path | None, backbone: Path | None) -> "ConfidenceModel":
     from spherecf.models import load
 
     return load(model, backbone)
-
-
-@contextmanager
-def _opened(uri: str, model: "ConfidenceModel", token: str, *, create: bool = True) -> "Iterator[Gallery]":
-    from spherecf.gallery import Gallery
-
-    with Gallery.open(
-        uri,
-        model=model.fingerprint(),
-        backbone=model.backbone.sha256,
-        dim=model.backbone.dim,
-        radius=model.radius,
-        calibration=model.calibration,
-        create=create,
-        token=token,
-    ) as gallery:
-        yield gallery
 
 
 def _people(folder: Path) -> list[tuple[str, list[Path]]]:

@@ -68,8 +68,9 @@ def quality(
     if not found.photos:
         _tell_left_out(found)
         raise InputError(f"no photos in {', '.join(map(str, paths))}")
-    assessor = open_assessor(model, backbone, detector, faces=faces, engine=engine)
-    assessor.max_pixels = round(max_megapixels * 1e6)
+    assessor = open_assessor(
+        model, backbone, detector, faces=faces, engine=engine, max_pixels=round(max_megapixels * 1e6)
+    )
     calibration = assessor.model.calibration
     if min_quality is not None and (calibration is None or calibration.kappa is None):
         raise InputError("--min-quality needs a calibrated model: this one has no scale of quality")

@@ -1,14 +1,11 @@
 """`spherecf serve`: the photo verbs as a service, with one web page on it."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from spherecf._progress import console
-
-if TYPE_CHECKING:
-    from spherecf.models import ConfidenceModel
+from spherecf.cli._photos import BackboneOfModel, ModelFile, open_assessor, open_gallery
 
 EXAMPLE = "Example: spherecf serve --gallery people"
 
@@ -21,9 +18,8 @@ def serve(
     gallery: Annotated[
         str, typer.Option(help="Gallery to search and enrol in: a folder, or a Milvus server's URI.")
     ] = "",
-    model: Annotated[
-        Path | None, typer.Option(help="A calibrated model (default: the one that ships).")
-    ] = None,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
     token: Annotated[
         str,
         typer.Option(
@@ -48,14 +44,11 @@ def serve(
     The address with the access token is printed on stderr; open it in a browser. Photos are looked at in
     memory and forgotten; of an enrolled person the gallery keeps the template, not the photos.
     """
-    from spherecf.models import load
-    from spherecf.photos import FaceAssessor
     from spherecf.serve import Limits, choose_token, create_app, hosts_of, run
 
     secret = choose_token(host, token, no_token)
-    loaded = load(model)
-    assessor = FaceAssessor(loaded, max_pixels=int(max_megapixels * 1e6))
-    people = _open(gallery, loaded, gallery_token) if gallery else None
+    assessor = open_assessor(model, backbone, max_pixels=round(max_megapixels * 1e6))
+    people = open_gallery(gallery, assessor.model, gallery_token) if gallery else None
     try:
         limits = Limits(requests_per_minute=per_minute)
         hosts = hosts_of(host, tuple(allow_host or ()))
@@ -65,20 +58,6 @@ def serve(
     finally:
         if people is not None:
             people.close()
-
-
-def _open(uri: str, model: "ConfidenceModel", token: str) -> Any:
-    from spherecf.gallery import Gallery
-
-    return Gallery.open(
-        uri,
-        model=model.fingerprint(),
-        backbone=model.backbone.sha256,
-        dim=model.backbone.dim,
-        radius=model.radius,
-        calibration=model.calibration,
-        token=token,
-    )
 
 
 def _welcome(host: str, port: int, token: str, gallery: str) -> str:
