@@ -30,7 +30,9 @@ def test_poor_photos_and_poor_enrolments() -> None:
     found = answer(candidate("Ann", 99.0, kappa=20.0), candidate("Bob", -30.0))
     assert found[0] == "undecided" and "enrolment of Ann is too poor" in found[2]
     assert answer(candidate("Ann", -99.0, kappa=20.0))[0] == "unknown"
-    assert answer(candidate("Poor", 20.0, kappa=20.0), candidate("Ann", 12.0))[1] == "Ann"
+    found = answer(candidate("Poor", 20.0, kappa=20.0), candidate("Ann", 12.0))
+    assert found[:2] == ("undecided", None) and "like Ann, but no less like Poor" in found[2]
+    assert answer(candidate("Ann", 12.0), candidate("Poor", 11.0, kappa=20.0))[1] == "Ann"
 
 
 def test_two_above() -> None:

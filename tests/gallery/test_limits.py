@@ -25,15 +25,23 @@ def test_the_least_strict_rule_that_keeps_the_rate() -> None:
     assert limit_for(known, "cosine", 0.5) is None
 
 
-def test_tables_go_on_where_rules_end_and_never_fall() -> None:
+def test_the_table_serves_only_where_there_is_no_rule() -> None:
     rules = calibration().decisions
-    loose = replace(rules[0], alpha=0.05, accept=5000.0)
-    known = Calibration(MODEL, "d" * 64, decisions=(loose,), thresholds={"mls": table()})
-    found = limit_for(known, "mls", 1e-3)
-    assert found is not None and (found.fmr, found.accept, found.least) == (1e-3, 5000.0, 50.0)
+    known = Calibration(MODEL, "d" * 64, decisions=rules, thresholds={"mls": table()})
+    finest = min(rule.alpha for rule in rules if rule.score == "mls")
+    found = limit_for(known, "mls", finest / 10)  # what holds for good pictures is no promise for others
+    assert found is not None and (found.fmr, found.enough) == (finest, False)
     bare = Calibration(MODEL, "d" * 64, thresholds={"mls": table()})
     found = limit_for(bare, "mls", 1e-3)
     assert found is not None and (found.accept, found.reject, found.least) == (999.0, 999.0, -math.inf)
+    assert found.enough
+
+
+def test_a_rarer_error_never_gets_a_lower_threshold() -> None:
+    first = calibration().decisions[0]
+    rules = (replace(first, alpha=1e-2, accept=5000.0), replace(first, alpha=1e-3, accept=10.0))
+    found = limit_for(Calibration(MODEL, "d" * 64, decisions=rules), "mls", 1e-3)
+    assert found is not None and (found.fmr, found.accept) == (1e-3, 5000.0)
 
 
 def test_templates_have_limits_of_their_own_where_there_are_some() -> None:

@@ -268,6 +268,8 @@ class Gallery:
         candidates = self._finder.candidates(hits, limits)
         each = None if limits is None else self._finder.limits_of(hits, limits)
         answer, identity, why = decide(candidates, each, own, max_fpir)
+        if not exact and answer != "identified":
+            why += " (approximate search: somebody may have been missed)"
         first = None if not each else each[0]
         return Identification(
             answer, identity, why, candidates[:top], max_fpir, count, fmr,

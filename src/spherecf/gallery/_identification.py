@@ -95,7 +95,11 @@ def decide(
         if min(one.kappa, kappa) >= limit.least and one.score >= limit.accept
     ]
     if above:
-        return _above(above, max_fpir)
+        best = max(one.score for one, _ in above)
+        poor = [
+            one for one, limit in pairs if one.kappa < limit.least and one.score >= max(best, limit.accept)
+        ]
+        return _too_poor(poor[0], above[0][0]) if poor else _above(above, max_fpir)
     near = next(((one, limit) for one, limit in pairs if one.score >= limit.reject), None)
     if near is None:
         return "unknown", None, "nobody in the gallery is alike enough to be this person"
@@ -106,6 +110,13 @@ def decide(
             f"least {limit.least:.1f} is needed"
         )
     return _undecided(f"like {who.identity}, but not enough to rule out a stranger")
+
+
+def _too_poor(poor: Candidate, best: Candidate) -> Decided:
+    return _undecided(
+        f"like {best.identity}, but no less like {poor.identity}, whose enrolment is too poor to decide by: "
+        f"kappa {poor.kappa:.1f}"
+    )
 
 
 def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decided:
@@ -123,8 +134,8 @@ def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decided
         apart = _evidence(best) - _evidence(rival)
         if not apart >= math.log((1 - max_fpir) / max_fpir):
             return _undecided(
-                f"{best.identity} and {rival.identity} both reach the threshold and neither stands out; look "
-                "at both, and whether one person is enrolled under two names"
+                f"{best.identity} and {rival.identity} both reach the threshold, and the calibration cannot "
+                "tell which is likelier; look at both, and whether one person is enrolled under two names"
             )
         times = math.exp(min(apart, 700))
         why = f"{rival.identity} reaches the threshold too, but is {times:,.0f} times less likely"

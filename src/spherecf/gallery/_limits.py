@@ -7,12 +7,7 @@ import numpy as np
 
 from spherecf.calibration import Calibration, DecisionRule
 
-ONE, SEVERAL = (
-    "mls",
-    "mls-template",
-)  # scores of a calibration: against one image, against several pooled
-
-_Step = tuple[float, float, DecisionRule | None]
+ONE, SEVERAL = "mls", "mls-template"  # scores of a calibration: against one image, against several pooled
 
 
 @dataclass(frozen=True)
@@ -39,8 +34,9 @@ class Limit:
 def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
     """The least strict limit that keeps ``fmr``; the strictest there is where none does; None without any.
 
-    Thresholds come from the decision rules, which hold for degraded pictures too, and below their smallest
-    rate from the threshold table. A rarer error never gets a lower threshold than a more frequent one.
+    Thresholds come from the decision rules alone where there are some, since those of the table need not hold
+    for pictures that are worse than its own; else from the table. A rarer error never gets a lower threshold
+    than a more frequent one.
 
     Example:
         >>> from spherecf.calibration import DecisionRule
@@ -53,14 +49,11 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
         (20.0, False)
     """
     rules = [r for r in calibration.decisions if r.score == score and r.error == "fmr" and r.decides]
-    rules.sort(key=lambda rule: -rule.alpha)
-    finest = rules[-1].alpha if rules else math.inf
     table = calibration.thresholds.get(score)
-    steps: list[_Step] = [(rule.alpha, float(rule.accept or 0.0), rule) for rule in rules]
-    steps += [
-        (entry.target, entry.threshold, rules[-1] if rules else None)
-        for entry in (() if table is None else table.entries)
-        if entry.threshold is not None and entry.target < finest * (1 - 1e-9)
+    entries = () if rules or table is None else table.entries
+    steps: list[tuple[float, float, DecisionRule | None]] = [
+        *((rule.alpha, float(rule.accept or 0.0), rule) for rule in rules),
+        *((one.target, one.threshold, None) for one in entries if one.threshold is not None),
     ]
     if not steps:
         return None
