@@ -1,4 +1,6 @@
+import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,25 @@ def test_refuses_with_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no decision rule for mls.*there are: "):
         run(ANNA, BOB, "--max-fmr", "0.5")
     table = tmp_path / "pairs.csv"
-    for text, problem in (("a,b,c\n", "row 1: expected two photos, got 3"), ("", "no pairs in it")):
+    for text, problem in (
+        ("a,b,c\n", "row 1: expected two photos, got 3"),
+        ("a,\n", "row 1.*empty"),
+        ("", "no pairs"),
+    ):
         table.write_text(text)
         with pytest.raises((FileFormatError, InputError), match=problem):
             run("--pairs", str(table))
     with pytest.raises(FileFormatError, match="expected a CSV of two columns"):
         run("--pairs", str(tmp_path / "gone.csv"))
+
+
+def test_any_name_is_one_line(tmp_path: Path) -> None:
+    table, odd = tmp_path / "pairs.csv", tmp_path / os.fsdecode(b"two\nlines \xff \xe2\x80\xa8.pgm")
+    odd.write_bytes(b"P5 90 90 255 " + bytes(8100))
+    with table.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        csv.writer(stream).writerow([str(tmp_path / "two\nlines.pgm"), ANNA])
+    (tmp_path / "two\nlines.pgm").write_bytes(odd.read_bytes())
+    for words in (["--pairs", str(table)], [str(odd), ANNA]):
+        (line,), _ = run(*words)
+        name = line["photos"][0]["photo"]
+        assert line["photos"][0]["failure"] == "no_face" and name.isprintable() and r"two\nlines" in name

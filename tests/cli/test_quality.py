@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -6,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tests.faces.pictures import jpeg, portrait
 from typer.testing import CliRunner, Result
 
 from spherecf import photos as rooms
-from spherecf.cli import app
+from spherecf.cli import app, quality
 from spherecf.data import encode_image
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.photos import FaceAssessor, rank_photos
@@ -168,3 +170,11 @@ def test_the_command_itself(folder: Path) -> None:
         check=True,
     )
     assert json.loads(done.stdout)["failure"] == "no_face" and "OpenCV" not in done.stderr
+
+
+def test_a_name_is_no_markup() -> None:
+    row = {"photo": "a\\[/x].jpg", "face": 0, "kappa": 9.0, "quality": 5, "rank": 1, "reasons": []}
+    table = quality._table([row])
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    assert row["photo"] in console.file.getvalue()  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from spherecf.data import open_source, sharpness
-from spherecf.faces import ARCFACE_POINTS, Face, FaceDetector, acquire, head_pose
+from spherecf.faces import ARCFACE_POINTS, CaptureFacts, Face, FaceDetector, acquire, head_pose
 from spherecf.faces._capture import _HEAD, capture_facts
 
 
@@ -69,3 +69,9 @@ def test_profiles_are_seen_to_be_turned(shared) -> None:  # type: ignore[no-unty
         return float(np.median([abs(face.facts.yaw_degrees) for face in faces]))
 
     assert median_turn("frontal") < 10 and median_turn("profile") > 40
+
+
+def test_an_angle_that_is_not_known_is_none() -> None:
+    nan = float("nan")
+    facts = CaptureFacts(30.0, nan, nan, nan, 100.0, 100.0, 50.0, 1.0, (60, 80)).to_dict()
+    assert [facts[f"{angle}_degrees"] for angle in ("yaw", "pitch", "roll")] == [None] * 3

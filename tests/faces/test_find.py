@@ -1,5 +1,6 @@
 import cv2
 import numpy as np
+import pytest
 from tests.faces.pictures import portrait
 
 from spherecf.faces import Face, FaceDetector, find_faces
@@ -38,3 +39,8 @@ def test_any_source_of_five_points_will_do() -> None:
     (face,) = find_faces(np.zeros((960, 1280, 3), np.uint8), centre)
     assert shapes == [(720, 880)]  # half the size, framed by a quarter of the shorter side
     assert np.allclose(face.box, (600, 440, 80, 80)) and np.allclose(face.landmarks[2], (639.5, 479.5))
+
+
+@pytest.mark.parametrize("shape", [(1, 10_000, 3), (10_000, 1, 3), (2, 3000, 3), (1, 1, 3)])
+def test_none_in_a_line_of_pixels(shape: tuple[int, int, int]) -> None:
+    assert find_faces(np.zeros(shape, np.uint8), FaceDetector()) == []

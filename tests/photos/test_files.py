@@ -66,3 +66,22 @@ def test_names_that_are_no_text_can_be_written(tmp_path: Path) -> None:
     names = [photo.name for photo in find_photos([tmp_path]).photos]
     assert [Path(name).name for name in names] == ["caf\\xe9.jpg", "été 面.jpg"]
     "".join(names).encode()
+
+
+def test_a_link_that_leads_nowhere_hides_no_photos(tmp_path: Path) -> None:
+    made(tmp_path, "in/a.jpg")
+    (tmp_path / "in" / "loop").symlink_to("loop")
+    found = find_photos([tmp_path / "in"])
+    assert [photo.path.name for photo in found.photos] == ["a.jpg"] and found.unreadable == []
+    assert found.ignored == [str(tmp_path / "in" / "loop")]
+
+
+def test_a_name_that_no_system_takes_is_kept() -> None:
+    (photo,) = find_photos(["a" * 300 + ".jpg"]).photos
+    assert photo.name.startswith("aaa")
+
+
+def test_a_name_is_one_line_without_controls(tmp_path: Path) -> None:
+    made(tmp_path, "in/two\nlines \x1b[31m\u2028.jpg")
+    (photo,) = find_photos([tmp_path / "in"]).photos
+    assert photo.name.endswith(r"two\nlines \x1b[31m\u2028.jpg") and photo.path.is_file()

@@ -1,4 +1,5 @@
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,24 @@ def test_a_photo_that_has_gone_is_said(tmp_path: Path) -> None:
     one.path.unlink()
     with pytest.raises(StorageError, match="could not be copied"):
         copy_photos([one], tmp_path / "out")
+
+
+def test_no_name_is_a_formula(tmp_path: Path) -> None:
+    names = ["=HYPERLINK(1).jpg", "@a.jpg", "-b.jpg", "+c.jpg", "d=.jpg"]
+    text = write_csv(tmp_path / "t.csv", [row(name, 0, 5) for name in names]).read_text()
+    read = [line["photo"] for line in csv.DictReader(text.splitlines())]
+    assert read == [f"./{name}" for name in names[:4]] + names[4:]
+
+
+def test_a_copy_replaces_nothing_and_knows_its_own(tmp_path: Path) -> None:
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"picture")
+    photos = [PhotoFile("a.jpg", photo, Path("a.jpg"))]
+    assert copy_photos(photos, tmp_path / "out") == 1
+    os.utime(tmp_path / "out" / "a.jpg", (1, 1))  # killed before the time was set
+    assert copy_photos(photos, tmp_path / "out") == 0
+    (tmp_path / "out" / "a.jpg").unlink()
+    (tmp_path / "out" / "a.jpg").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="another file already"):
+        copy_photos(photos, tmp_path / "out")
+    assert (tmp_path / "out" / "a.jpg").is_symlink()

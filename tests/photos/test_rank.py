@@ -5,7 +5,7 @@ import pytest
 from tests.faces.pictures import jpeg, portrait
 
 from spherecf.faces import FaceDetector
-from spherecf.photos import FaceAssessor, assess_files, find_photos, rank_photos, ranked_faces
+from spherecf.photos import FaceAssessor, PhotoFile, assess_files, find_photos, rank_photos, ranked_faces
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,10 @@ def test_what_may_pass_is_asked_again(assessor: FaceAssessor, tmp_path: Path) ->
     assert next(assess_files(photos, assessor, resume=done))["failure"] == "unreadable"
     (tmp_path / "later.jpg").write_bytes(jpeg(portrait()))
     assert next(assess_files(photos, assessor, resume=done))["failure"] is None
+
+
+def test_names_that_read_alike_are_not_mixed(folder: Path, assessor: FaceAssessor, tmp_path: Path) -> None:
+    twins = [PhotoFile("same", folder / f"{place}.jpg", Path("same")) for place in (0, 1)]
+    first = list(assess_files(twins, assessor, resume=tmp_path / "done.jsonl"))
+    assert first[0]["faces"] != first[1]["faces"]
+    assert list(assess_files(twins, assessor, resume=tmp_path / "done.jsonl")) == first

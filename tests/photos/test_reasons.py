@@ -38,3 +38,8 @@ def test_turned_eyes_are_near_each_other_and_not_small() -> None:
 def test_an_unknown_pose_is_no_reason() -> None:
     nan = float("nan")
     assert explain(replace(GOOD, yaw_degrees=nan, pitch_degrees=nan, roll_degrees=nan)) == ()
+
+
+def test_small_eyes_are_small_whatever_the_pose() -> None:
+    nan = float("nan")
+    assert explain(CaptureFacts(5.0, nan, nan, nan, 100.0, 100.0, 50.0, 1.0, (9, 9))) == ("eyes 5 px apart",)

@@ -83,6 +83,9 @@ def test_photos_without_a_face_are_listed(calibration: Calibration) -> None:
     assert built.photos[0].quality == -1 and built.pooled == ("a",) and built.kappa == pytest.approx(50)
     with pytest.raises(InputError, match=r"none of the 1 photos has a usable face. The first, wall: no face"):
         build_template([photo("wall")], calibration, radius=RADIUS)
+    lost = photo("haze", face(E[0], float("nan")))
+    with pytest.raises(InputError, match="The first, haze: the recogniser gives no direction"):
+        build_template([lost], calibration, radius=RADIUS)
     with pytest.raises(InputError, match="none of the 0 photos"):
         build_template([], calibration, radius=RADIUS)
     with pytest.raises(ModelError, match="not calibrated"):

@@ -56,7 +56,7 @@ def test_names_of_a_service_on_loopback(host: str, known: bool) -> None:
 
 
 def test_names_of_a_service_for_others() -> None:
-    everywhere = Access(TOKEN, hosts_of("0.0.0.0", ("Faces.example",)))
+    everywhere = Access(TOKEN, hosts_of("0.0.0.0", ("Faces.example:8443",)))
     assert all(map(everywhere.knows_host, ["192.0.2.1:80", "[2001:db8::1]:80", "faces.example", "localhost"]))
     assert not everywhere.knows_host("evil.example")
     one = Access(TOKEN, hosts_of("2001:db8::7"))

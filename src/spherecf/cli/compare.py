@@ -58,12 +58,15 @@ def compare(
 def _read_pairs(path: Path) -> list[tuple[str, str]]:
     """Photos are named as seen from the folder that the command runs in."""
     try:
-        rows = [row for row in csv.reader(path.read_text("utf-8-sig").splitlines()) if row]
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = [row for row in csv.reader(lines) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileFormatError(path, f"expected a CSV of two columns ({error}).") from error
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
             raise FileFormatError(path, f"row {number}: expected two photos, got {len(row)} columns.")
+        if not all(map(str.strip, row)):
+            raise FileFormatError(path, f"row {number}: expected two photos, one is empty.")
     if not rows:
         raise InputError(f"{path}: no pairs in it")
     return [(left.strip(), right.strip()) for left, right in rows]
@@ -74,15 +77,16 @@ def _compare(
 ) -> "list[Comparison]":
     """Every photo is assessed once, however many pairs it is in."""
     from spherecf.photos import compare as compare_photos
-    from spherecf.photos import rule_for
+    from spherecf.photos import printable, rule_for
 
     model = assessor.model
     rule_for(model.calibration, max_fmr, radius=model.radius)  # refused before the work, not after
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     photos: dict[str, AssessedPhoto] = {}
     with progress("photos", len(names)) as advance:
-        for photo in assessor.stream((name, Path(name)) for name in names):
-            photos[photo.name] = photo
+        stream = assessor.stream((printable(Path(name)), Path(name)) for name in names)
+        for name, photo in zip(names, stream):
+            photos[name] = photo
             advance()
     return [
         compare_photos(

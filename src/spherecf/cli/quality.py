@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from spherecf._progress import console, progress
 from spherecf.cli._backbone import EngineName
@@ -168,9 +169,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             kappa = "" if row["kappa"] is None else f"{row['kappa']:.0f}"
             number = "" if row["quality"] < 0 else str(row["quality"])
             rank, which = str(row["rank"] or ""), str(row["face"] + 1)
-            table.add_row(
-                rank, row["photo"].replace("[", r"\["), which, number, kappa, ", ".join(row["reasons"])
-            )
+            table.add_row(rank, Text(row["photo"]), which, number, kappa, ", ".join(row["reasons"]))
     return table
 
 

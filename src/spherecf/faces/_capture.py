@@ -46,18 +46,22 @@ class CaptureFacts:
     face_px: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, rounded to what the numbers can bear."""
+        """JSON-able, rounded to what the numbers can bear; None for an angle that is not known."""
         return {
             "eye_distance_px": round(self.eye_distance_px, 1),
-            "yaw_degrees": round(self.yaw_degrees),
-            "pitch_degrees": round(self.pitch_degrees),
-            "roll_degrees": round(self.roll_degrees),
+            "yaw_degrees": _whole(self.yaw_degrees),
+            "pitch_degrees": _whole(self.pitch_degrees),
+            "roll_degrees": _whole(self.roll_degrees),
             "sharpness": round(self.sharpness, 1),
             "brightness": round(self.brightness, 1),
             "contrast": round(self.contrast, 1),
             "inside": round(self.inside, 3),
             "face_px": list(self.face_px),
         }
+
+
+def _whole(degrees: float) -> int | None:
+    return None if np.isnan(degrees) else round(degrees)
 
 
 def capture_facts(

@@ -32,6 +32,8 @@ def find_faces(photo: NDArray[np.uint8], detector: FacePoints) -> list[Face]:
     """
     for longest, border in ATTEMPTS:
         scale = _scale(photo.shape[0], photo.shape[1], longest)
+        if scale * min(photo.shape[:2]) < 1:  # a line of pixels, of which nothing would be left
+            continue
         shown = photo if scale == 1 else _resize(photo, scale)
         frame = round(border * min(shown.shape[:2]))
         framed = cv2.copyMakeBorder(shown, *(frame,) * 4, cv2.BORDER_CONSTANT, value=(127, 127, 127))

@@ -2,7 +2,7 @@
 
 from spherecf.photos._assess import AssessedFace, AssessedPhoto, FaceAssessor, PhotoSource
 from spherecf.photos._compare import Comparison, compare, rule_for
-from spherecf.photos._files import PHOTO_SUFFIXES, PhotoFile, PhotoFiles, find_photos
+from spherecf.photos._files import PHOTO_SUFFIXES, PhotoFile, PhotoFiles, find_photos, printable
 from spherecf.photos._journal import Journal
 from spherecf.photos._outputs import copy_photos, split_by_quality, write_csv, write_list, write_scores
 from spherecf.photos._rank import assess_files, rank_photos, ranked_faces
@@ -28,9 +28,10 @@ __all__ = [
     "copy_photos",
     "explain",
     "find_photos",
+    "printable",
     "rank_photos",
-    "rule_for",
     "ranked_faces",
+    "rule_for",
     "split_by_quality",
     "write_csv",
     "write_list",

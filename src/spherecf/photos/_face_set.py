@@ -22,6 +22,8 @@ TEMPLATE_SCORE = "mls-template"
 
 STRANGER_FMR = 1e-2  # the rule that says whether a photo is a clear non-match to the rest
 
+NO_DIRECTION = "the recogniser gives no direction for this face"
+
 Array = NDArray[Any]
 
 
@@ -56,7 +58,7 @@ class FaceSet:
             if photo.main is not None and math.isfinite(photo.main.kappa)
         ]
         if not usable:
-            first = f" The first, {photos[0].name}: {photos[0].reason}" if photos else ""
+            first = f" The first, {photos[0].name}: {photos[0].reason or NO_DIRECTION}" if photos else ""
             raise InputError(f"none of the {len(photos)} photos has a usable face.{first}")
         faces = [face for _, face in usable]
         digests = [hashlib.sha256(face.captured.crop.tobytes()).hexdigest() for face in faces]

@@ -1,6 +1,7 @@
 """Which files are photos: paths and folders to names and files, and what was left out."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ PHOTO_SUFFIXES = frozenset(
     )
 )
 """Endings that make a file in a folder a photo; a file that is named itself is taken whatever its ending."""
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ def find_photos(paths: Sequence[str | Path]) -> PhotoFiles:
     """
     found, seen = PhotoFiles(), set()
     for given in map(Path, paths):
-        files = _walk(given, found, ()) if given.is_dir() else [given]
-        above = given.resolve().parent if given.is_dir() else None
+        is_folder = os.path.isdir(given)  # noqa: PTH112, pathlib's raises for a name that is too long
+        files = _walk(given, found, ()) if is_folder else [given]
+        above = given.resolve().parent if is_folder else None
         for path in files:
             key = os.path.normpath(path.absolute())
             if path is not given and path.suffix.lower() not in PHOTO_SUFFIXES:
@@ -73,13 +77,18 @@ def find_photos(paths: Sequence[str | Path]) -> PhotoFiles:
 
 
 def printable(path: Path) -> str:
-    r"""The path as text that can be written anywhere: bytes that are no UTF-8 become ``\\xff``.
+    r"""The path as one line of text that can be written anywhere.
+
+    Bytes that are no UTF-8 become ``\\xff``, and so do signs that break a line or steer a terminal.
 
     Example:
         >>> printable(Path(os.fsdecode(b"caf\\xe9.jpg")))
         'caf\\xe9.jpg'
+        >>> printable(Path("two" + chr(10) + "lines.jpg"))
+        'two\\nlines.jpg'
     """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return _CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
 
 
 def _walk(folder: Path, found: PhotoFiles, above: tuple[Path, ...]) -> Iterator[Path]:
@@ -87,7 +96,7 @@ def _walk(folder: Path, found: PhotoFiles, above: tuple[Path, ...]) -> Iterator[
         real = folder.resolve()
         if real in above:  # a link to a folder above itself would never end
             return
-        entries = sorted((entry.name, entry.is_dir()) for entry in os.scandir(folder))
+        entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
     except OSError as error:
         found.unreadable.append((printable(folder), error.strerror or str(error)))
         return
@@ -98,3 +107,10 @@ def _walk(folder: Path, found: PhotoFiles, above: tuple[Path, ...]) -> Iterator[
             yield from _walk(folder / name, found, (*above, real))
         else:
             yield folder / name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look: this entry only, not the folder it is in
+        return False

@@ -1,6 +1,7 @@
 """Ranked faces as files: CSV, the field's score lines, lists, and copies of the photos to keep."""
 
 import csv
+import filecmp
 import io
 import os
 import shutil
@@ -25,6 +26,8 @@ _COLUMNS = ("rank", "photo", "face", "quality", "percentile", "kappa", "expected
 def write_csv(path: str | Path, rows: Iterable[Record]) -> Path:
     """One line per face, and per photo without one, with a heading; reasons joined by "; ".
 
+    A name that a spreadsheet would take for a formula gets "./" in front, which names the same file.
+
     Args:
         path: the file, whole or not written.
         rows: from `spherecf.photos.rank_photos`.
@@ -43,7 +46,8 @@ def write_csv(path: str | Path, rows: Iterable[Record]) -> Path:
     out.writerow([*_COLUMNS, *_FACTS, "reasons", "failure", "reason"])
     for row in rows:
         facts = row.get("facts", {})
-        values = [*(row.get(name) for name in _COLUMNS), *(facts.get(name) for name in _FACTS)]
+        shown = {**row, "photo": _no_formula(row["photo"])}
+        values = [*(shown.get(name) for name in _COLUMNS), *(facts.get(name) for name in _FACTS)]
         out.writerow([*values, "; ".join(row.get("reasons", ())), row["failure"], row["reason"]])
     return _write(path, text.getvalue())
 
@@ -113,7 +117,8 @@ def split_by_quality(rows: Iterable[Record], least: int) -> tuple[list[str], lis
 def copy_photos(photos: Sequence[PhotoFile], folder: str | Path) -> int:
     """Copy photos below ``folder``, as they lay below the folders that were named; how many were copied.
 
-    A copy with the size and time of the original is left alone, so the same call goes on where it stopped.
+    A copy with the size and time of the original, or with its bytes, is left alone, so the same call goes on
+    where it stopped.
 
     Raises:
         InputError: two photos would become the same file, or a photo lies in ``folder`` already.
@@ -147,11 +152,14 @@ def copy_photos(photos: Sequence[PhotoFile], folder: str | Path) -> int:
     return copied
 
 
+def _no_formula(name: str) -> str:
+    return f"./{name}" if name.startswith(("=", "+", "-", "@")) else name
+
+
 def _copy(source: Path, target: Path) -> bool:
     facts = source.stat()
-    if target.is_file():
-        there = target.stat()
-        if (there.st_size, there.st_mtime_ns) == (facts.st_size, facts.st_mtime_ns):
+    if os.path.lexists(target):  # also a link to nowhere
+        if target.is_file() and filecmp.cmp(source, target):
             return False
         raise InputError(f"{target} is another file already; it is not replaced")
     with source.open("rb") as stream:

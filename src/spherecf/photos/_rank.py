@@ -65,29 +65,28 @@ def assess_files(
         [1]
     """
     with nullcontext() if resume is None else Journal(resume, maker(assessor)) as journal:
-        keys: dict[str, Key] = {}
-        waiting: list[PhotoFile] = []  # in order, assessed and not: an answer from the journal waits its turn
+        waiting: list[tuple[PhotoFile, Key]] = []  # in order: an answer from the journal waits its turn
 
         def fresh() -> Iterator[tuple[str, Path]]:
             for photo in photos:
-                waiting.append(photo)
-                keys[photo.name] = key = _key(photo.path)
+                key = _key(photo.path)
+                waiting.append((photo, key))
                 if journal is None or journal.find(key) is None:
                     yield photo.name, photo.path
 
         def known() -> Iterator[Record]:
             while journal is not None and waiting:
-                found = journal.find(keys[waiting[0].name])
+                found = journal.find(waiting[0][1])
                 if found is None:
                     return
-                yield {**found, "photo": waiting.pop(0).name}
+                yield {**found, "photo": waiting.pop(0)[0].name}
 
         with closing(assessor.stream(fresh())) as stream:
             for assessed in stream:
                 yield from known()
-                photo, record = waiting.pop(0), assessed.to_dict()
+                (photo, key), record = waiting.pop(0), assessed.to_dict()
                 if journal is not None and assessed.failure not in _MAY_PASS:
-                    journal.add(photo, record, keys[photo.name])
+                    journal.add(photo, record, key)
                 yield record
         yield from known()
 

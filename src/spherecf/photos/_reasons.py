@@ -28,7 +28,7 @@ def explain(facts: CaptureFacts) -> tuple[str, ...]:
         >>> explain(CaptureFacts(12.8, 52.0, 3.0, 1.0, 400.0, 120.0, 45.0, 1.0, (30, 40)))
         ('eyes 13 px apart', 'turned 52 degrees')
     """
-    foreshortened = max(math.cos(math.radians(facts.yaw_degrees)), 0.4)  # turned eyes are near, not small
+    foreshortened = max(0.4, math.cos(math.radians(facts.yaw_degrees)))  # near, not small; 0.4 of NaN
     found = {
         f"eyes {facts.eye_distance_px:.0f} px apart": facts.eye_distance_px < SMALL_EYES_PX * foreshortened,
         f"turned {abs(facts.yaw_degrees):.0f} degrees": abs(facts.yaw_degrees) > TURNED_DEGREES,

@@ -13,7 +13,7 @@ from spherecf.calibration import Calibration
 from spherecf.embeddings import Embeddings
 from spherecf.photos._assess import AssessedPhoto
 from spherecf.photos._compare import calibrated
-from spherecf.photos._face_set import FaceSet
+from spherecf.photos._face_set import NO_DIRECTION, FaceSet
 
 _LEAST_SHARE = 0.25  # of what an average photo of the set adds: a photo that adds less hardly helps
 
@@ -162,7 +162,7 @@ def build_template(
 
 
 def _faceless(photo: AssessedPhoto) -> str:
-    return photo.reason or "the recogniser gives no direction for this face"
+    return photo.reason or NO_DIRECTION
 
 
 def _warnings(rows: Sequence[TemplatePhoto], sizes: Sequence[int], excluded: bool) -> tuple[str, ...]:
@@ -170,7 +170,7 @@ def _warnings(rows: Sequence[TemplatePhoto], sizes: Sequence[int], excluded: boo
     found = []
     if count := sum(row.stranger for row in rows):
         what = "left out" if excluded else "pooled nevertheless: leave them out if they are strangers"
-        found.append(f"{count} of {len(rows)} photos look like another person; {what}")
+        found.append(f"like another person look {count} of {len(rows)} photos; {what}")
     if len(sizes) > 1 and 2 * sizes[1] >= sizes[0]:
         listing = ", ".join(map(str, sizes))
         found.append(f"the photos look like two people or more: groups of {listing}; which one is meant?")

@@ -90,11 +90,11 @@ def hosts_of(host: str, more: tuple[str, ...] = ()) -> tuple[str, ...]:
     """The Host names to accept when listening at ``host``, with more of them from a reverse proxy.
 
     Example:
-        >>> hosts_of("127.0.0.1", ("Faces.example",))
+        >>> hosts_of("127.0.0.1", ("Faces.example:8443",))
         ('localhost', '127.0.0.1', '[::1]', 'faces.example')
     """
     own = LOOPBACK if is_loopback(host) else (*LOOPBACK, "*") if host in ("0.0.0.0", "::") else (host,)
-    bare = tuple(name.lower() for name in more)
+    bare = tuple(map(_without_port, more))
     return tuple(dict.fromkeys((*own, *bare, f"[{host}]" if ":" in host and host != "::" else host.lower())))
 
 

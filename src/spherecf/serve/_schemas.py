@@ -48,9 +48,11 @@ class Facts(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     eye_distance_px: float
-    yaw_degrees: float = Field(description="Turned to the image's right (+) or left (-); a rough estimate.")
-    pitch_degrees: float = Field(description="Looking down (+) or up (-); a rough estimate.")
-    roll_degrees: float = Field(description="Leaning clockwise (+) or anticlockwise (-) in the image.")
+    yaw_degrees: float | None = Field(
+        description="Turned to the image's right (+) or left (-); a rough estimate."
+    )
+    pitch_degrees: float | None = Field(description="Looking down (+) or up (-); a rough estimate.")
+    roll_degrees: float | None = Field(description="Leaning clockwise (+) or anticlockwise (-).")
     sharpness: float
     brightness: float = Field(description="Mean grey level, 0..255.")
     contrast: float = Field(description="Standard deviation of the grey levels.")

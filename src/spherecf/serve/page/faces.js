@@ -97,7 +97,7 @@ export function confidence(face) {
     known ? meter(face.percentile) : null,
     make("p", { class: "note" }, [
       known ? `Surer than ${percent} % of the faces it was calibrated on. Kappa ${round(face.kappa)}.` : "",
-      face.facts ? `Eyes ${round(face.facts.eye_distance_px)} px apart, turned ${Math.abs(round(face.facts.yaw_degrees))}°.` : "",
+      face.facts ? `Eyes ${round(face.facts.eye_distance_px)} px apart, turned ${face.facts.yaw_degrees === null ? "–" : Math.abs(round(face.facts.yaw_degrees))}°.` : "",
     ].join(" ")),
   ];
 }
