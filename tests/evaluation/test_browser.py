@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html import unescape
@@ -12,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from tests.chromium import CHROMIUM, CONTRAST, MARKS
 from tests.evaluation.conftest import Toy
 
 from spherecf.evaluation import (
@@ -29,11 +29,7 @@ from spherecf.evaluation import (
 )
 
 pytest.importorskip("matplotlib")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = MARKS
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
     *("--disable-background-networking", "--disable-component-update", "--hide-scrollbars"),
@@ -52,15 +48,9 @@ console.error = console.warn = text => noted.push("console: " + text);
 MEASURE = """<script>addEventListener("load", () => {
 const all = query => [...document.querySelectorAll(query)];
 const size = node => { const box = node.getBoundingClientRect(); return [box.width, box.height]; };
-const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
-  .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
-  return .2126 * r + .7152 * g + .0722 * b; };
-const behind = node => { for (; node; node = node.parentElement) {
-  const colour = getComputedStyle(node).backgroundColor;
-  if (!/^rgba\\(.*, 0\\)$|transparent/.test(colour)) return colour; } return "rgb(255, 255, 255)"; };
-const contrast = node => { const style = getComputedStyle(node);
-  const ink = light(node.closest("svg") ? style.fill : style.color), paper = light(behind(node));
-  return (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05); };
+"""
+MEASURE += CONTRAST
+MEASURE += """
 const written = all("body *").filter(node => !node.matches("script, style, .swatch") && node.checkVisibility()
   && [...node.childNodes].some(child => child.nodeType === 3 && child.data.trim()));
 const measured = {

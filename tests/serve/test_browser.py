@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import socket
 import threading
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.chromium import CHROMIUM, CONTRAST, MARKS
 from tests.serve.conftest import TOKEN, png
 
 from spherecf.data import IdentityFolder
@@ -20,28 +20,19 @@ from spherecf.serve import create_app
 
 pytest.importorskip("milvus_lite", reason='no gallery: pip install "spherecf[gallery]"')
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt-get install chromium"),
-]
+pytestmark = MARKS
 FLAGS = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
 expect = sync_api.expect
 
-# Everything written, with its contrast to what lies behind it; the same sum as in the report's test.
-FAINT = """() => {
-const light = text => { const [r, g, b] = text.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
-  .map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
-  return .2126 * r + .7152 * g + .0722 * b; };
-const behind = node => { for (; node; node = node.parentElement) {
-  const colour = getComputedStyle(node).backgroundColor;
-  if (!/^rgba\\(.*, 0\\)$|transparent/.test(colour)) return colour; } return "rgb(255, 255, 255)"; };
-return [...document.querySelectorAll("body *")].filter(node => node.checkVisibility()
+# Everything written that has too little contrast to what lies behind it.
+FAINT = (
+    "() => {"
+    + CONTRAST
+    + """return [...document.querySelectorAll("body *")].filter(node => node.checkVisibility()
   && !node.closest("svg, noscript, option")
   && [...node.childNodes].some(one => one.nodeType === 3 && one.data.trim()))
-  .map(node => { const ink = light(getComputedStyle(node).color), paper = light(behind(node));
-    return [(Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05), node.outerHTML.slice(0, 90)]; })
-  .filter(([value]) => value < 4.5); }"""
+  .map(node => [contrast(node), node.outerHTML.slice(0, 90)]).filter(([value]) => value < 4.5); }"""
+)
 WIDER = """() => [...document.querySelectorAll("body *")].filter(node => node.checkVisibility()
   && node.getBoundingClientRect().right > innerWidth + 1 && !node.closest("svg"))
   .map(node => node.outerHTML.slice(0, 90))"""

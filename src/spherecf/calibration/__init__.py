@@ -4,7 +4,7 @@ NumPy only. The numbers are fitted here; how good they are is measured in `spher
 """
 
 from spherecf.calibration._binomial import binomial_cdf, binomial_upper, clopper_pearson, wilson
-from spherecf.calibration._calibration import Calibration, Calibrator
+from spherecf.calibration._calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, Calibrator
 from spherecf.calibration._decision import Decision, DecisionRule, ErrorCount
 from spherecf.calibration._fit import fit_calibration
 from spherecf.calibration._isotonic import IsotonicCalibrator
@@ -15,6 +15,8 @@ from spherecf.calibration._pav import pool_adjacent_violators
 from spherecf.calibration._thresholds import ThresholdEntry, ThresholdTable
 
 __all__ = [
+    "PAIR_SCORE",
+    "TEMPLATE_SCORE",
     "Calibration",
     "Calibrator",
     "Decision",

@@ -16,6 +16,10 @@ from spherecf.errors import InputError, ModelError
 
 FORMAT, VERSION = "spherecf.calibration", 1
 
+PAIR_SCORE, TEMPLATE_SCORE = "mls", "mls-template"
+"""Names of the mutual likelihood score of two images, and of several images pooled against one, of which a
+calibration may know only the first."""
+
 Calibrator = LogisticCalibrator | IsotonicCalibrator
 
 CALIBRATORS: dict[str, type[LogisticCalibrator] | type[IsotonicCalibrator]] = {

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.calibration import (
+    PAIR_SCORE,
+    TEMPLATE_SCORE,
     Calibration,
     DecisionRule,
     KappaScale,
@@ -24,7 +26,6 @@ Array = NDArray[Any]
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ALPHAS = (1e-2, 1e-3, 1e-4, 1e-5)
 FNMR, DELTA = 0.01, 0.001
-TEMPLATE = "mls-template"
 _FREE = 0.01  # share of the true matches that the floor on kappa may cost
 _ABOVE, _BELOW, _NAT = 60.0, 60.0, 0.05  # grid of thresholds around the neutral score, in nats
 _COSINES = np.round(np.arange(-0.3, 1.0, 0.0025), 4)
@@ -140,9 +141,9 @@ def calibrate(
         InputError: too few people or pairs for any rule.
     """
     neutral, radius = faces.neutral(), faces.radius
-    single = gather("mls", faces.pairs, neutral, draws)
+    single = gather(PAIR_SCORE, faces.pairs, neutral, draws)
     cosine = gather("cosine", faces.pairs, None, draws)
-    template = gather(TEMPLATE, faces.template_pairs, neutral, draws)
+    template = gather(TEMPLATE_SCORE, faces.template_pairs, neutral, draws)
     rules = single.rules(radius)
     if not rules:
         raise InputError(
@@ -157,14 +158,14 @@ def calibrate(
         data,
         KappaScale.fit(np.concatenate(shown), dim=faces.mu.shape[2], population=population),
         {
-            "mls": single.likelihood(radius),
+            PAIR_SCORE: single.likelihood(radius),
             "cosine": cosine.likelihood(None),
-            TEMPLATE: template.likelihood(radius),
+            TEMPLATE_SCORE: template.likelihood(radius),
         },
         {
-            "mls": replace(single.tables[0], radius=radius),
+            PAIR_SCORE: replace(single.tables[0], radius=radius),
             "cosine": cosine.tables[0],
-            TEMPLATE: replace(strictest(template.tables), radius=radius),
+            TEMPLATE_SCORE: replace(strictest(template.tables), radius=radius),
         },
         tuple(rules),
         {**record, "neutral": neutral, "grades": list(CALIBRATED)},

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.calibration import Calibration, DecisionRule
+from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, DecisionRule
 from spherecf.evaluation import cllr
 from spherecf.experiments._graded_faces import GradedFaces, ScoredPairs
 from spherecf.experiments._grades import Condition, conditions
-from spherecf.experiments._shipped_calibration import ALPHAS, TEMPLATE
+from spherecf.experiments._shipped_calibration import ALPHAS
 
 Array = NDArray[Any]
 
@@ -95,7 +95,7 @@ def check_decisions(
     counts: list[DecisionCount] = []
     costs: list[Cost] = []
     kinds: list[tuple[str, str, Callable[[Condition], ScoredPairs]]] = [
-        ("image", "mls", faces.pairs), ("template", TEMPLATE, faces.template_pairs)
+        ("image", PAIR_SCORE, faces.pairs), ("template", TEMPLATE_SCORE, faces.template_pairs)
     ]  # fmt: skip
     for kind, score, pairs in kinds:
         for condition in conditions(list(faces.grades)):

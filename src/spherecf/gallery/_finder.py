@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.calibration import Calibration
+from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration
 from spherecf.gallery._approximate import LEAST, Approximate
 from spherecf.gallery._identification import Candidate
-from spherecf.gallery._limits import ONE, SEVERAL, Limit
+from spherecf.gallery._limits import Limit
 from spherecf.gallery._mirror import Mirror
 from spherecf.gallery._search import Hits, rank, search
 
@@ -82,5 +82,5 @@ class Finder:
         if self._calibration is None:
             return None
         known = self._calibration.likelihood
-        name = SEVERAL if several and SEVERAL in known else ONE
+        name = TEMPLATE_SCORE if several and TEMPLATE_SCORE in known else PAIR_SCORE
         return float(self._calibration.llr(name, [score], self._radius)[0]) if name in known else None

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spherecf.calibration import Calibration, DecisionRule
-
-ONE, SEVERAL = "mls", "mls-template"  # scores of a calibration: against one image, against several pooled
+from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, DecisionRule
 
 
 @dataclass(frozen=True)
@@ -80,18 +78,19 @@ def limits_for(
     """
     one = several = None
     if calibration is not None and _fits(calibration, radius):
-        one = limit_for(calibration, ONE, fmr)
-        several = limit_for(calibration, SEVERAL, fmr) or one
+        one = limit_for(calibration, PAIR_SCORE, fmr)
+        several = limit_for(calibration, TEMPLATE_SCORE, fmr) or one
     if threshold is not None:
         least = (one.least if one else -math.inf, several.least if several else -math.inf)
         return (
-            Limit(ONE, math.nan, threshold, threshold, least[0], True),
-            Limit(SEVERAL, math.nan, threshold, threshold, least[1], True),
+            Limit(PAIR_SCORE, math.nan, threshold, threshold, least[0], True),
+            Limit(TEMPLATE_SCORE, math.nan, threshold, threshold, least[1], True),
         )
     return None if one is None or several is None else (one, several)
 
 
 def _fits(calibration: Calibration, radius: float) -> bool:
-    made = [rule.radius for rule in calibration.decisions if rule.score in (ONE, SEVERAL)]
-    made += [table.radius for name, table in calibration.thresholds.items() if name in (ONE, SEVERAL)]
+    known = (PAIR_SCORE, TEMPLATE_SCORE)
+    made = [rule.radius for rule in calibration.decisions if rule.score in known]
+    made += [table.radius for name, table in calibration.thresholds.items() if name in known]
     return all(one is None or bool(np.isclose(one, radius)) for one in made)

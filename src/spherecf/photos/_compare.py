@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from spherecf.calibration import Calibration, Decision, DecisionRule, ErrorCount
+from spherecf.calibration import PAIR_SCORE, Calibration, Decision, DecisionRule, ErrorCount
 from spherecf.errors import InputError, ModelError
 from spherecf.photos._assess import AssessedFace, AssessedPhoto
 from spherecf.scoring import mutual_likelihood_score
-
-SCORE = "mls"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +116,7 @@ def compare(
     least = min(a.kappa, b.kappa)
     decision = Decision(str(rule.decide(score, least)))
     why = _why(decision, rule, least, left.name if a.kappa <= b.kappa else right.name)
-    llr = float(known.llr(SCORE, score, radius)) if SCORE in known.likelihood else None
+    llr = float(known.llr(PAIR_SCORE, score, radius)) if PAIR_SCORE in known.likelihood else None
     notes = _notes(left, right, a, b, faces)
     return said(decision, why, score, cosine, llr, faces=faces, notes=notes)
 
@@ -158,7 +156,7 @@ def rule_for(calibration: Calibration | None, max_fmr: float, *, radius: float) 
         >>> rule_for(model.calibration, 1e-4, radius=model.radius).alpha
         0.0001
     """
-    rule = calibrated(calibration).decision(SCORE, error="fmr", alpha=max_fmr)
+    rule = calibrated(calibration).decision(PAIR_SCORE, error="fmr", alpha=max_fmr)
     if rule.radius is not None and rule.radius != radius:
         raise InputError(f"the rule was made for radius {rule.radius:g}, the model has {radius:g}")
     return rule

@@ -10,15 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf.calibration import Calibration, Decision, DecisionRule
+from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, Decision, DecisionRule
 from spherecf.errors import InputError
 from spherecf.photos._assess import AssessedFace, AssessedPhoto
-from spherecf.photos._compare import SCORE
 from spherecf.photos._groups import group_by_likelihood
 from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, pool
-
-TEMPLATE_SCORE = "mls-template"
-"""Of a pooled template against one image, where the calibration tells it apart from two images."""
 
 STRANGER_FMR = 1e-2  # the rule that says whether a photo is a clear non-match to the rest
 
@@ -80,7 +76,7 @@ class FaceSet:
         """Faces that look like one person; the group with the most distinct pictures first."""
         mu, kappa = torch.from_numpy(self.mu), torch.from_numpy(self.kappa)
         score = mutual_likelihood_matrix(mu, kappa, mu, kappa, radius=radius).double().numpy()
-        found = group_by_likelihood(calibration.llr(SCORE, score, radius))
+        found = group_by_likelihood(calibration.llr(PAIR_SCORE, score, radius))
         return sorted(found, key=lambda rows: -len(np.unique(self.media[rows])))
 
     def strangers(
@@ -134,5 +130,5 @@ def stranger_rule(calibration: Calibration, *, pooled: bool) -> DecisionRule:
         InputError: the calibration has no rule for `STRANGER_FMR`.
     """
     known = {rule.score for rule in calibration.decisions}
-    score = TEMPLATE_SCORE if pooled and TEMPLATE_SCORE in known else SCORE
+    score = TEMPLATE_SCORE if pooled and TEMPLATE_SCORE in known else PAIR_SCORE
     return calibration.decision(score, error="fmr", alpha=STRANGER_FMR)
