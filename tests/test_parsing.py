@@ -1,0 +1,51 @@
+"""The door for files from outside."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from spherecf._parsing import checked, parse_json, reading
+from spherecf.errors import FileFormatError, InputError
+
+
+@dataclass(frozen=True)
+class Lamp:
+    watts: float
+    colours: tuple[str, ...]
+    on: bool = False
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("odd"), RecursionError("deep"), KeyError("x"), OSError(5, "io"), MemoryError()]
+)
+def test_surprises_become_one_error(error: Exception) -> None:
+    with pytest.raises(FileFormatError, match=r"^a\.npy: "), reading("a.npy", "an array"):
+        raise error
+
+
+def test_our_own_errors_and_interrupts_pass() -> None:
+    with pytest.raises(InputError, match=r"^mine$"), reading("a.npy", "an array"):
+        raise InputError("mine")
+    with pytest.raises(KeyboardInterrupt), reading("a.npy", "an array"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[" * 100_000, '{"a":' * 5000, "NaN", '{"a": [1, -Infinity]}', "[1e999]", b"\xff\xfe"]
+)
+def test_json_that_could_not_be_written_again_is_refused(text: str | bytes) -> None:
+    with pytest.raises(FileFormatError):
+        parse_json(text, "x.json", "a header")
+
+
+def test_json_that_is_read_can_be_written_again() -> None:
+    value = parse_json("[" * 150 + '{"a": [1, 2.5, null, true, "é"]}' + "]" * 150, "x.json", "a header")
+    assert parse_json(json.dumps(value, allow_nan=False), "x.json", "a header") == value
+
+
+def test_fields_have_their_declared_types() -> None:
+    assert checked(Lamp, {"watts": 5, "colours": ["red"]}, "lamp") == Lamp(5.0, ("red",))
+    for wrong in ({"watts": True, "colours": []}, {"watts": "5", "colours": []}, {"watts": 5}, [], None, 3):
+        with pytest.raises(InputError, match=r"^lamp: "):
+            checked(Lamp, wrong, "lamp")
