@@ -119,6 +119,20 @@ def check(
         show_report(report)
 
 
+@app.command(epilog="Example: spherecf data index faces/train.rec")
+def index(
+    path: Annotated[Path, typer.Argument(help="A .rec file, or the folder of train.rec.")],
+) -> None:
+    """Write the .idx of a RecordIO set anew, from the records themselves.
+
+    For a .rec whose index is missing, short or of another set. An index that is there is not overwritten: move
+    it away first.
+    """
+    from spherecf.data import write_index
+
+    typer.echo(write_index(path))
+
+
 app.command("import", epilog=_import.EXAMPLE)(_import.import_features)
 
 

@@ -29,6 +29,7 @@ _REINDEX = (
     "If the index is short or of another set, move it away and make it anew: `spherecf data index {}`. If that "
     "is as short, copy the .rec again."
 )
+_AS_IT_IS = "If the set is right as it is, keep only the lines of images in the index; their own labels count."
 
 
 class Layout(NamedTuple):
@@ -126,7 +127,7 @@ def image_labels(
             path,
             f"the identity record at byte {identities[missing[0]]} promises images {start} to {end - 1}; the "
             f"index lists {high - low} of them ({len(missing)} such identities).",
-            _REINDEX.format(path),
+            f"{_REINDEX.format(path)} {_AS_IT_IS}",
         )
     if rounding.any():
         rows = np.searchsorted(numbers, ranges + rounding * (1, -1))
@@ -183,8 +184,7 @@ def _check_promise(head: Record, numbers: Int64[np.ndarray, " n"], layout: Layou
             f"record {numbers[0]} promises images up to record {head.labels[0] - 1:.0f}; the index lists "
             f"{len(images)}, from {images[0]} to {images[-1]}, and {len(numbers) - layout.images.stop} "
             "identity records.",
-            f"{_REINDEX.format(path)} If the set is right as it is, take the line of record {numbers[0]} out of "
-            "the index: then images are told by their flags.",
+            f"{_REINDEX.format(path)} {_AS_IT_IS}",
         )
 
 
@@ -202,14 +202,21 @@ def _check_ends(data: mmap, offsets: Int64[np.ndarray, " n"], layout: Layout, pa
         )  # fmt: skip
     if ends_at(data, end):
         return
-    if len(offsets) == layout.images.stop - layout.images.start and _is_bare(data, end, path):
-        return  # images only, on purpose or not: all of them are there
-    raise FileFormatError(
-        path,
-        f"the index lists {len(offsets)} records, the last of which ends at byte {end}; {len(data) - end} bytes "
-        "follow.",
-        _REINDEX.format(path),
-    )
+    listed = f"the index lists {len(offsets)} records, the last of which ends at byte {end}"
+    try:
+        bare = _is_bare(data, end, path)
+    except FileFormatError as error:
+        raise FileFormatError(
+            path,
+            f"{listed}; the {len(data) - end} bytes behind it are no record.",
+            f"Copy the file again. If it is cut off in the middle of a record, nothing of it counts: "
+            f"`truncate -s {end} {path}`.",
+        ) from error
+    only_images = len(offsets) == layout.images.stop - layout.images.start
+    if not (only_images and bare):  # the identity records may be left out: images have labels of their own
+        raise FileFormatError(
+            path, f"{listed}; another one follows ({len(data) - end} bytes).", _REINDEX.format(path)
+        )
 
 
 def _is_count(value: float) -> bool:
