@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
+from spherecf._files import describe_content
 from spherecf.data._pairs import PairList
 from spherecf.data._source import ImageSource
-from spherecf.data._unpickle import load_plain_pickle, plain
+from spherecf.data._unpickle import PlainArray, load_plain_pickle
 from spherecf.errors import FileFormatError
 
 _FOLDS = 10
@@ -70,38 +71,44 @@ def fold_numbers(pairs: int) -> Int64[np.ndarray, " pairs"]:
     return np.repeat(np.arange(_FOLDS, dtype=np.int64), sizes)
 
 
-def _checked(path: Path, content: Any) -> tuple[list[bytes], np.ndarray]:
+def _checked(path: Path, content: Any) -> tuple[list[bytes], Bool[np.ndarray, " pairs"]]:
     expected = "expected a pickle of (list of encoded images, list of bool)"
     if not isinstance(content, tuple | list) or len(content) != 2:
-        raise FileFormatError(path, f"{expected}, got {type(content).__name__}.")
-    columns = [plain(column) for column in content]
-    if not all(isinstance(column, list | tuple | np.ndarray) for column in columns):
+        got = f"{type(content).__name__}{f' of {len(content)}' if isinstance(content, tuple | list) else ''}"
+        raise FileFormatError(path, f"{expected}, got {got}. The file is {describe_content(path)}.")
+    columns = [column.items() if isinstance(column, PlainArray) else column for column in content]
+    if not all(isinstance(column, list | tuple) for column in columns):
         raise FileFormatError(
             path, f"{expected}, got ({', '.join(type(column).__name__ for column in columns)})."
         )
-    images = [_image(path, index, plain(item)) for index, item in enumerate(columns[0])]
-    flags = [_flag(path, index, plain(item)) for index, item in enumerate(columns[1])]
-    if len(images) != 2 * len(flags) or not flags:
+    if len(columns[0]) != 2 * len(columns[1]) or not columns[1]:
         raise FileFormatError(
-            path, f"expected two images for each flag, got {len(images)} images and {len(flags)} flags."
+            path,
+            f"expected two images for each flag, got {len(columns[0])} images and {len(columns[1])} flags.",
         )
-    return images, np.array(flags, bool)
+    encoded: dict[int, bytes] = {}  # by identity: an image that is listed again takes no memory again
+    for index, item in enumerate(columns[0]):
+        if id(item) not in encoded:
+            encoded[id(item)] = _image(path, index, item)
+    flags = [_flag(path, index, item) for index, item in enumerate(columns[1])]
+    return [encoded[id(item)] for item in columns[0]], np.array(flags, bool)
 
 
 def _image(path: Path, index: int, item: Any) -> bytes:
-    if isinstance(item, bytes):
-        return item
-    if isinstance(item, bytearray) or (
-        isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.size == max(item.shape)
-    ):
-        return bytes(item)
-    if isinstance(item, str):  # a Python 2 string that went through latin-1 once more
-        return item.encode("latin-1", errors="replace")
-    kind = f"array {item.dtype}{list(item.shape)}" if isinstance(item, np.ndarray) else type(item).__name__
-    raise FileFormatError(path, f"image {index}: expected encoded bytes, got {kind}.")
+    if isinstance(item, PlainArray) and item.dtype is np.uint8 and item.flat:
+        item = item.content
+    elif isinstance(item, str) and max(item, default="") <= "\xff":  # of Python 2, read and written as latin-1
+        item = item.encode("latin-1")
+    if not isinstance(item, bytes):
+        kind = str(item) if isinstance(item, PlainArray) else type(item).__name__
+        raise FileFormatError(path, f"image {index}: expected encoded bytes, got {kind}.")
+    return item
 
 
 def _flag(path: Path, index: int, item: Any) -> bool:
-    if isinstance(item, bool | int | np.bool_ | np.integer) and int(item) in (0, 1):
+    if isinstance(item, int | float) and item in (0, 1):
         return bool(item)
-    raise FileFormatError(path, f"flag {index}: expected True or False, got {str(item)[:40]!r}.")
+    shown = repr(item[:40]) if isinstance(item, str) else type(item).__name__
+    if isinstance(item, int | float) and abs(item) < 2**63:
+        shown = str(item)
+    raise FileFormatError(path, f"flag {index}: expected True or False, got {shown}.")
