@@ -86,23 +86,27 @@ def _checked(path: Path, content: Any) -> tuple[list[bytes], Bool[np.ndarray, " 
             path,
             f"expected two images for each flag, got {len(columns[0])} images and {len(columns[1])} flags.",
         )
-    encoded: dict[int, bytes] = {}  # by identity: an image that is listed again takes no memory again
-    for index, item in enumerate(columns[0]):
-        if id(item) not in encoded:
-            encoded[id(item)] = _image(path, index, item)
+    texts: dict[int, bytes] = {}  # by identity: a text that is listed again takes no memory again
+    images = [
+        item if isinstance(item, bytes) else _image(path, index, item, texts)
+        for index, item in enumerate(columns[0])
+    ]
     flags = [_flag(path, index, item) for index, item in enumerate(columns[1])]
-    return [encoded[id(item)] for item in columns[0]], np.array(flags, bool)
+    return images, np.array(flags, bool)
 
 
-def _image(path: Path, index: int, item: Any) -> bytes:
+def _image(path: Path, index: int, item: Any, texts: dict[int, bytes]) -> bytes:
     if isinstance(item, PlainArray) and item.dtype is np.uint8 and item.flat:
-        item = item.content
-    elif isinstance(item, str) and max(item, default="") <= "\xff":  # of Python 2, read and written as latin-1
-        item = item.encode("latin-1")
-    if not isinstance(item, bytes):
-        kind = str(item) if isinstance(item, PlainArray) else type(item).__name__
-        raise FileFormatError(path, f"image {index}: expected encoded bytes, got {kind}.")
-    return item
+        return bytes(item.content)
+    if isinstance(item, str) and id(item) not in texts:  # bytes of Python 2, taken for latin-1
+        try:
+            texts[id(item)] = item.encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise FileFormatError(path, f"image {index}: expected encoded bytes, got text.") from error
+    if id(item) in texts:
+        return texts[id(item)]
+    kind = str(item) if isinstance(item, PlainArray) else type(item).__name__
+    raise FileFormatError(path, f"image {index}: expected encoded bytes, got {kind}.")
 
 
 def _flag(path: Path, index: int, item: Any) -> bool:

@@ -22,7 +22,7 @@ import numpy as np
 from spherecf._files import describe_content
 from spherecf.errors import FileFormatError
 
-_STEPS, _BYTES = 1 << 20, 16  # opcodes of any file, and bytes behind each further one
+_STEPS, _BYTES = 1 << 13, 8  # opcodes of any file, and bytes behind each further one
 _CODES: dict[str, type[np.generic]] = {
     "u1": np.uint8, "B": np.uint8, "b1": np.bool_, "?": np.bool_, "i1": np.int8, "i2": np.int16, "i4": np.int32,
     "i8": np.int64, "f4": np.float32, "f8": np.float64,
@@ -84,23 +84,27 @@ class _Name(NamedTuple):
 class _Reader:
     def __init__(self, data: mmap | bytes) -> None:
         self.data, self.at = data, 0
+        self.size, self.copied = len(data), 0
         self.stack, self.marks, self.memo = list[Any](), list[int](), dict[int, Any]()
-        self.copied = 0
+        self.push = self.stack.append
 
     def load(self) -> Any:
-        for _ in range(_STEPS + len(self.data) // _BYTES):
-            code = self.take(1)
-            if code == b".":
+        for _ in range(_STEPS + self.size // _BYTES):
+            if self.at == self.size:
+                raise ValueError("the pickle has no end")
+            code = self.data[self.at]
+            self.at += 1
+            if code == _STOP:
                 return self.pop()
-            if code not in _OPCODES:
-                raise ValueError(f"opcode {code!r}, which pair files have no use for")
-            _OPCODES[code](self)
+            if code not in _BY_NUMBER:
+                raise ValueError(f"opcode {bytes([code])!r}, which pair files have no use for")
+            _BY_NUMBER[code](self)
         raise ValueError("more opcodes than a pair file of this size has")
 
     def take(self, count: int) -> bytes:
         begin, end = self.at, self.at + count
-        if not begin <= end <= len(self.data):
-            raise ValueError(f"{count} bytes are promised, {len(self.data) - begin} follow")
+        if not begin <= end <= self.size:
+            raise ValueError(f"{count} bytes are promised, {self.size - begin} follow")
         self.at = end
         return self.data[begin:end]
 
@@ -112,9 +116,6 @@ class _Reader:
         if end < 0:
             raise ValueError("a line without an end")
         return self.take(end + 1 - self.at)[:-1]
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
 
     def pop(self) -> Any:
         self.top()
@@ -139,6 +140,9 @@ class _Reader:
     def pop_tuple(self, count: int) -> None:
         values = [self.pop() for _ in range(count)]
         self.push(tuple(values[::-1]))
+
+    def memoize(self, key: int) -> None:
+        self.memo[key] = self.top()
 
     def recall(self, key: int) -> None:
         if key not in self.memo:
@@ -182,7 +186,7 @@ class _Reader:
     def encode(self, text: str) -> bytes:
         """Copies of one text may be asked for again and again: all together stay within the file's size."""
         self.copied += len(text)
-        if self.copied > len(self.data):
+        if self.copied > self.size:
             raise ValueError("more text is encoded than the file holds")
         return text.encode("latin-1")
 
@@ -294,10 +298,10 @@ _OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"s": lambda r: r.drop((r.pop(), r.pop())),
     b"u": lambda r: r.drop(r.pop_mark()),
     b"0": _Reader.pop,
-    b"p": lambda r: r.memo.update({int(r.line()): r.top()}),
-    b"q": lambda r: r.memo.update({r.number(1): r.top()}),
-    b"r": lambda r: r.memo.update({r.number(4): r.top()}),
-    b"\x94": lambda r: r.memo.update({len(r.memo): r.top()}),
+    b"p": lambda r: r.memoize(int(r.line())),
+    b"q": lambda r: r.memoize(r.number(1)),
+    b"r": lambda r: r.memoize(r.number(4)),
+    b"\x94": lambda r: r.memoize(len(r.memo)),
     b"g": lambda r: r.recall(int(r.line())),
     b"h": lambda r: r.recall(r.number(1)),
     b"j": lambda r: r.recall(r.number(4)),
@@ -306,6 +310,8 @@ _OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"R": _Reader.call,
     b"b": _Reader.build,
 }
+
+_STOP, _BY_NUMBER = ord("."), {code[0]: operation for code, operation in _OPCODES.items()}
 
 
 def load_plain_pickle(path: Path) -> Any:
