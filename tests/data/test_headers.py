@@ -110,7 +110,9 @@ def test_a_short_index_is_never_a_smaller_set(tmp_path: Path, start: int, listed
 
 def test_a_short_index_is_told_with_both_numbers_and_made_anew(tmp_path: Path) -> None:
     folder = save(tmp_path / "set", field_set(), lambda lines: lines[:5])
-    with pytest.raises(FileFormatError, match=r"promises images up to record 6; the index lists 4,.*data index"):
+    with pytest.raises(
+        FileFormatError, match=r"promises images up to record 6; the index lists 4,.*data index"
+    ):
         RecordFile(folder)
     (folder / "train.idx").unlink()
     assert write_index(folder) == folder / "train.idx"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.conformance.sources import ImageSourceConformance
 
-from spherecf.data import PairBin
+from spherecf.data import PairBin, describe
 from spherecf.errors import FileFormatError
 
 
@@ -225,3 +225,10 @@ def test_lfw(shared: Path) -> None:
     source = PairBin(shared / "data" / "lfw.bin")
     assert len(source) == 12000 and len(source.pairs) == 6000 and source.pairs.mated.sum() == 3000
     assert np.bincount(source.pairs.fold).tolist() == [600] * 10
+
+
+def test_folds_of_one_kind_of_pairs_are_told(tmp_path: Path, pictures: list[bytes]) -> None:
+    by_kind = PairBin(write(tmp_path, (pictures * 10, [True] * 15 + [False] * 15)))
+    assert "10 of 10 folds" in by_kind.notes[0]
+    assert describe(by_kind)["notes"] == by_kind.notes
+    assert PairBin(write(tmp_path, (pictures * 10, [True, False, True] * 10))).notes == []

@@ -164,6 +164,9 @@ def _show(facts: dict[str, Any]) -> None:
             bins = "  ".join(f"{key}: {count}" for key, count in value["histogram"].items() if count)
             table.add_row("images per identity", numbers)
             table.add_row("identities by images", bins)
+        elif name == "notes":
+            for note in value:
+                table.add_row("note", note)
         elif isinstance(value, dict):
             table.add_row(
                 name.replace("_", " "), ", ".join(f"{key}: {count}" for key, count in value.items())

@@ -29,7 +29,9 @@ _REINDEX = (
     "If the index is short or of another set, move it away and make it anew: `spherecf data index {}`. If that "
     "is as short, copy the .rec again."
 )
-_AS_IT_IS = "If the set is right as it is, keep only the lines of images in the index; their own labels count."
+_AS_IT_IS = (
+    "If the set is right as it is, keep only the lines of images in the index; their own labels count."
+)
 
 
 class Layout(NamedTuple):
@@ -269,7 +271,9 @@ def _is_bare(data: mmap, offset: int, path: Path) -> bool:
 
 def _first_labels(data: mmap, offsets: Int64[np.ndarray, " n"], path: Path) -> Float32[np.ndarray, " n"]:
     words, at, whole = _look(data, offsets)
-    found: Float32[np.ndarray, " n"] = words[at + np.where(whole & (words[at + 2] > 0), _LISTED, 3)].view("<f4")
+    found: Float32[np.ndarray, " n"] = words[at + np.where(whole & (words[at + 2] > 0), _LISTED, 3)].view(
+        "<f4"
+    )
     for row in np.flatnonzero(~whole).tolist():  # split, at the very end, or damaged: one by one
         found[row] = read_record(data, int(offsets[row]), path).labels[0]
     return found

@@ -22,7 +22,8 @@ class PairBin(ImageSource):
     3), bytearrays or uint8 arrays, flags bool, 0/1, or NumPy's.
 
     Attributes:
-        pairs: the `PairList`, ten folds in order (as even as the number of pairs allows).
+        pairs: the `PairList`, ten folds in order (as even as the number of pairs allows). Where a fold has
+            one kind of pairs only, ``notes`` say so.
 
     Raises:
         FileFormatError: not such a pickle; the message says what it holds instead.
@@ -44,7 +45,14 @@ class PairBin(ImageSource):
         name = name or self.path.stem
         super().__init__(name, np.full(len(self._images), -1, np.int64), [])
         self._keys = [f"{name}/{index:06d}" for index in range(len(self._images))]
-        self.pairs = PairList(name, self._keys[::2], self._keys[1::2], mated, fold_numbers(len(mated)))
+        folds = fold_numbers(len(mated))
+        self.pairs = PairList(name, self._keys[::2], self._keys[1::2], mated, folds)
+        one_sided = np.setxor1d(folds[mated], folds[~mated])
+        if len(one_sided):
+            self.notes.append(
+                f"{len(one_sided)} of {self.pairs.folds} folds hold mated pairs alone or non-mated pairs alone: "
+                "ten-fold accuracy needs both in each; write the file with both kinds in turn."
+            )
 
     def __reduce__(self) -> tuple[type["PairBin"], tuple[Path, str]]:
         return type(self), (self.path, self.name)

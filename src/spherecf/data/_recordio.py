@@ -98,7 +98,7 @@ def scan_records(data: mmap | bytes, path: Path) -> Iterator[tuple[int, int]]:
         parts, end = _read_parts(data, offset, path)
         begin, stop = parts[0]
         whole = stop - begin >= _HEADER.size
-        number = (_HEADER.unpack_from(data, begin)[2] if whole else read_record(data, offset, path).number)
+        number = _HEADER.unpack_from(data, begin)[2] if whole else read_record(data, offset, path).number
         yield number, offset
         offset = end
 

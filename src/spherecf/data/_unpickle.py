@@ -150,8 +150,10 @@ class _Reader:
         self.push(self.memo[key])
 
     def name(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise ValueError("a name that is no text")
         if (module, name) not in _KNOWN:
-            shown = f"{module}.{name}"[:100]
+            shown = f"{module[:60]}.{name[:60]}"
             raise ValueError(f"the file asks for {shown}, which pair files have no use for")
         self.push(_Name(name, _KNOWN[module, name]))
 
@@ -232,11 +234,15 @@ def _make_scalar(reader: _Reader, arguments: tuple[Any, ...]) -> Any:
 
 
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_KNOWN: dict[tuple[Any, Any], Callable[[_Reader, tuple[Any, ...]], Any]] = {
+_KNOWN: dict[tuple[str, str], Callable[[_Reader, tuple[Any, ...]], Any]] = {
     ("_codecs", "encode"): _make_bytes,
     ("numpy", "dtype"): _make_dtype,
     ("numpy", "ndarray"): _make_array,
-    **{(module, kind): _make_bytes for module in ("builtins", "__builtin__") for kind in ("bytes", "bytearray")},
+    **{
+        (module, kind): _make_bytes
+        for module in ("builtins", "__builtin__")
+        for kind in ("bytes", "bytearray")
+    },
     **{(module, "_reconstruct"): _make_array for module in _NUMPY},
     **{(module, "scalar"): _make_scalar for module in _NUMPY},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _make_array for core in ("core", "_core")},
