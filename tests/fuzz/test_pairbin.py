@@ -46,8 +46,8 @@ def _seeds() -> dict[str, bytes]:
 
 _TOKENS = [
     b"c_codecs\nencode\n", b"cos\nsystem\n", b"R", b"b", b"(", b"\x85", b"\x86", b"\x94", b"\x8f", b"}", b"]",
-    b"a", b"e", b"h\x00", b"q\x00", b"r\xff\xff\xff\x7f", b"j\x00\x00\x00\x00", b"\x8e", b"\x96", b"\x8b", b"B",
-    b"\x95", b".",
+    b"a", b"e", b"h\x00", b"q\x00", b"r\xff\xff\xff\x7f", b"j\x00\x00\x00\x00", b"\x8e", b"\x96", b"\x8b",
+    b"B", b"\x95", b".",
 ]  # fmt: skip
 
 

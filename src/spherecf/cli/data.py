@@ -125,8 +125,8 @@ def index(
 ) -> None:
     """Write the .idx of a RecordIO set anew, from the records themselves.
 
-    For a .rec whose index is missing, short or of another set. An index that is there is not overwritten: move
-    it away first.
+    For a .rec whose index is missing, short or of another set. An index that is there is not overwritten:
+    move it away first.
     """
     from spherecf.data import write_index
 

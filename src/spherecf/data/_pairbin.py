@@ -50,8 +50,8 @@ class PairBin(ImageSource):
         one_sided = np.setxor1d(folds[mated], folds[~mated])
         if len(one_sided):
             self.notes.append(
-                f"{len(one_sided)} of {self.pairs.folds} folds hold mated pairs alone or non-mated pairs alone: "
-                "ten-fold accuracy needs both in each; write the file with both kinds in turn."
+                f"{len(one_sided)} of {self.pairs.folds} folds hold mated pairs alone or non-mated pairs "
+                "alone: ten-fold accuracy needs both in each; write the file with both kinds in turn."
             )
 
     def __reduce__(self) -> tuple[type["PairBin"], tuple[Path, str]]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from spherecf.data._headers import find_images, image_labels, spaces
 from spherecf.data._image import ImageError
 from spherecf.data._index import read_index, read_names, read_property
 from spherecf.data._keys import NumberKeys
+from spherecf.data._layout import find_images, image_labels, spaces
 from spherecf.data._recordio import map_records, read_content
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError
@@ -21,10 +21,12 @@ _MANY = 1 << 22  # identities that a set may have without having as many images
 class RecordFile(ImageSource):
     """A RecordIO set; only the pages of records that are read enter memory, and 24 bytes per record.
 
-    Labels are those in the images' own headers. Where record 0 announces identity records, their ranges give
-    the labels without touching every image: the first and last image of each range are asked, and if they do
-    not agree, all images are. Identities are the label numbers as strings, or with a names file the folder
-    part of the names where that is the same for all images of the identity and for no other.
+    Labels are those in the images' own headers. Where there are identity records, their ranges give the
+    labels without touching every image: the first and last image of each range are asked, and if they do not
+    agree, all images are, as are those at the ends of ranges that float32 rounds (numbers beyond 2^24).
+    Header, index and records are checked against each other, so that no image is missing without a word.
+    Identities are the label numbers as strings, or with a names file the folder part of the names where that
+    is the same for all images of the identity and for no other.
 
     Args:
         path: the folder with ``train.rec``, or a ``.rec`` file with its ``.idx`` beside it.

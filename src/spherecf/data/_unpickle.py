@@ -11,7 +11,7 @@ The opcodes are described in the standard library's `pickletools`.
 
 import math
 import struct
-from codecs import escape_decode  # type: ignore[attr-defined]  # what the standard library's pickle uses
+from codecs import escape_decode
 from collections.abc import Callable
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
@@ -24,8 +24,8 @@ from spherecf.errors import FileFormatError
 
 _STEPS, _BYTES = 1 << 13, 8  # opcodes of any file, and bytes behind each further one
 _CODES: dict[str, type[np.generic]] = {
-    "u1": np.uint8, "B": np.uint8, "b1": np.bool_, "?": np.bool_, "i1": np.int8, "i2": np.int16, "i4": np.int32,
-    "i8": np.int64, "f4": np.float32, "f8": np.float64,
+    "u1": np.uint8, "B": np.uint8, "b1": np.bool_, "?": np.bool_, "i1": np.int8, "i2": np.int16,
+    "i4": np.int32, "i8": np.int64, "f4": np.float32, "f8": np.float64,
 }  # fmt: skip
 _HINT = "Expected a pickle of (list of encoded images, list of bool). Nothing in it was run."
 
@@ -66,7 +66,8 @@ class PlainArray:
         """Its entries, in order."""
         if isinstance(self.content, list):
             return self.content
-        return np.frombuffer(self.content, self.dtype).tolist()
+        entries: list[Any] = np.frombuffer(self.content, self.dtype).tolist()
+        return entries
 
 
 class _Dtype(NamedTuple):

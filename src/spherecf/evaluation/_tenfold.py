@@ -75,11 +75,12 @@ def tenfold(scores: ArrayLike, mated: ArrayLike, folds: ArrayLike) -> TenFold:
     pairs = sort_pairs(scores, mated)
     names, fold = check_folds(folds, pairs)
     correct, total, at = fold_counts(pairs, fold, len(names), None)
+    one_sided = np.setxor1d(fold[pairs.mated], fold[~pairs.mated])
     accuracy = correct[0] / total[0]
     thresholds = np.concatenate([[np.inf], pairs.scores[pairs.ends]])[at[0]]
     return TenFold(
         float(accuracy.mean()), float(accuracy.std()), accuracy.tolist(), thresholds.tolist(),
-        names.tolist(), pairs.scores.size, np.setxor1d(names[fold[pairs.mated]], names[fold[~pairs.mated]]).tolist(),
+        names.tolist(), pairs.scores.size, names[one_sided].tolist(),
     )  # fmt: skip
 
 
