@@ -119,6 +119,20 @@ def check(
         show_report(report)
 
 
+@app.command(epilog="Example: spherecf data index faces/train.rec")
+def index(
+    path: Annotated[Path, typer.Argument(help="A .rec file, or the folder of train.rec.")],
+) -> None:
+    """Write the .idx of a RecordIO set anew, from the records themselves.
+
+    For a .rec whose index is missing, short or of another set. An index that is there is not overwritten:
+    move it away first.
+    """
+    from spherecf.data import write_index
+
+    typer.echo(write_index(path))
+
+
 app.command("import", epilog=_import.EXAMPLE)(_import.import_features)
 
 
@@ -150,6 +164,9 @@ def _show(facts: dict[str, Any]) -> None:
             bins = "  ".join(f"{key}: {count}" for key, count in value["histogram"].items() if count)
             table.add_row("images per identity", numbers)
             table.add_row("identities by images", bins)
+        elif name == "notes":
+            for note in value:
+                table.add_row("note", note)
         elif isinstance(value, dict):
             table.add_row(
                 name.replace("_", " "), ", ".join(f"{key}: {count}" for key, count in value.items())

@@ -9,6 +9,7 @@ from spherecf.data._groups import Groups, read_groups
 from spherecf.data._ijb import Enrolled, IjbMeta, TemplatePairs
 from spherecf.data._ijb_files import read_ijb, write_ijb
 from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
+from spherecf.data._index import write_index
 from spherecf.data._iterate import ImageBatch, Skipped, iter_images, load_batches
 from spherecf.data._keys import Keys
 from spherecf.data._list import ListFile
@@ -67,6 +68,7 @@ __all__ = [
     "training_views",
     "write_folder",
     "write_ijb",
+    "write_index",
     "write_list",
     "write_pair_bin",
     "write_records",

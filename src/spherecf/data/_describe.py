@@ -31,8 +31,8 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
         ``kind``, ``name``, ``images``, ``identities`` (those with images), ``without_identity``,
         ``images_per_identity`` (least, median, mean, most, and a ``histogram`` of identities by number of
         images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those),
-        ``broken`` (key and reason of those), ``ignored`` (files that are no images), ``fingerprint``, and
-        ``pairs`` of a pair file.
+        ``broken`` (key and reason of those), ``ignored`` (files that are no images), ``notes`` (how
+        it was read), ``fingerprint``, and ``pairs`` of a pair file.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -56,6 +56,7 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
         "picture_sizes": {f"{height}x{width}": number for (height, width), number in sizes.most_common()},
         "broken": [item._asdict() for item in broken],
         "ignored": source.ignored,
+        "notes": source.notes,
         "fingerprint": source.fingerprint(),
     }
     if isinstance(source, PairBin):
