@@ -87,9 +87,9 @@ def test_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "evil.pt": "which is not unpickled",
         "whole.pth": r"a pickled object of .*Whole.* save its tensors alone: torch.save\(model.state_dict",
         "short.pt": "not a checkpoint of plain tensors",
-        "text.pth": "not a checkpoint of plain tensors",
-        "text.safetensors": "unreadable",
-        "empty.pt": "not a checkpoint of plain tensors",
+        "text.pth": "a text beginning with 'this is text'",
+        "text.safetensors": "a text beginning with 'this is text'",
+        "empty.pt": "an empty file",
         "absent.pt": "no such file",
         "w.onnx": "no such file",
     }.items():

@@ -32,7 +32,7 @@ class KappaScale:
         percent: of each knot, ascending within 0 .. 100.
 
     Raises:
-        InputError: knots that do not ascend or are no logarithms of numbers, no images, or a dimension below 2.
+        InputError: knots that do not ascend or beyond what kappa can be, no images, a dimension below 2.
 
     Example:
         >>> scale = KappaScale.fit([10.0, 20.0, 40.0, 80.0], dim=128, population="four faces")
