@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 from zipfile import ZipFile
 
 import torch
@@ -97,7 +97,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def _unpickled(path: Path, content: str) -> Any:
-    source: Path | IO[bytes] = path
+    source: Path | io.BytesIO = path
     stand_ins: list[Any] = []
     try:
         if content != OLD_TORCH:  # of which torch does not list what it refers to
@@ -118,17 +118,18 @@ def _check_sizes(path: Path) -> None:
         raise ValueError("a few bytes that claim to be many")
 
 
-def _without_code(path: Path) -> IO[bytes]:
+def _without_code(path: Path) -> io.BytesIO:
     """The parameters of a TorchScript archive as a torch file."""
     plain = io.BytesIO()
     with ZipFile(path) as archive, ZipFile(plain, "w") as copy:
         for name in archive.namelist():
             if re.fullmatch(r"[^/]+/(data\.pkl|data/\d+|version|byteorder)", name):
                 copy.writestr(name, archive.read(name))
+    plain.seek(0)
     return plain
 
 
-def _stand_ins(source: Path | IO[bytes]) -> list[Any]:
+def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
     names = get_unsafe_globals_in_checkpoint(str(source) if isinstance(source, Path) else source)
     if not isinstance(source, Path):
         source.seek(0)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,13 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+@cache
+def _original_state(name: str) -> dict[str, Tensor]:
+    """Names and shapes of a network as its makers publish it, without memory."""
+    with torch.device("meta"):
+        return make_backbone(name).state_dict()
+
+
 def _unknown(tensors: Mapping[str, Tensor]) -> str:
     """Why no family was found: the network with the most keys in common, and what differs from it."""
     if not tensors:
@@ -154,8 +161,7 @@ def _unknown(tensors: Mapping[str, Tensor]) -> str:
     expected: dict[str, Tensor] = {}
     everything = set().union(*endings.values())
     for name in NETWORKS:
-        with torch.device("meta"):
-            state = make_backbone(name).state_dict()
+        state = _original_state(name)
         alike = len(everything & state.keys()) / max(len(state), len(tensors))
         if alike > best:
             best, nearest, expected = alike, name, state
