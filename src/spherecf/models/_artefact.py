@@ -59,6 +59,7 @@ class _Header:
     def __post_init__(self) -> None:
         if self.dim != self.backbone.dim:
             raise InputError(f"dim {self.dim}, but a backbone of dim {self.backbone.dim}")
+        Preprocessing.from_dict(self.backbone.preprocessing)
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,9 @@ def filled(
     except (InputError, ModelError) as error:
         raise ModelError(f"{path}: {error}") from error
     expected = module.state_dict()
-    if problems := differences(expected, tensors):
+    optional = getattr(module, "training_only", ())
+    needed = {name: like for name, like in expected.items() if name in tensors or name not in optional}
+    if problems := differences(needed, tensors):
         raise ModelError(f"{path}: {verdict}: {problems}")
     state = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if name not in tensors}
     for name, like in expected.items():
