@@ -1,5 +1,6 @@
 """Everything that turns a model's numbers into words, saved with the model and bound to it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
@@ -25,7 +26,8 @@ calibration may know only the first."""
 
 def _kind(facts: Any) -> str | None:
     """Which calibrator saved facts are of."""
-    return facts.get("kind") if isinstance(facts, dict) else None
+    kind = facts.get("kind") if isinstance(facts, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 Calibrator = Annotated[
@@ -173,7 +175,8 @@ class Calibration:
             raise InputError(f"the calibration is damaged (no {', '.join(missing)}); calibrate again")
         try:
             found = checked(cls, facts, "calibration")
-        except InputError as error:
+            json.dumps(found.to_dict(), allow_nan=False)  # what opens can be saved again
+        except ValueError as error:
             raise InputError(f"the calibration is damaged ({error}); calibrate again") from error
         return found if model is None else found.require(model)
 
