@@ -104,6 +104,7 @@ CONTENTS = {
     "pickle": (b"\x80\x04\x95\x00", "pickle"),
     "onnx": (graphs.iresnet().SerializeToString(), "ONNX"),
     "safetensors": (safe_bytes({"a": torch.ones(1)}), "safetensors"),
+    "safetensors, its length like a pickle": (b"\x80\x04" + bytes(6) + b'{"a":{"dtype"', "safetensors"),
     "picture": (b"\xff\xd8\xff\xe0\x00", "JPEG"),
     "text": (b"hello\nworld", r"text beginning with 'hello"),
     "noise": (b"\x01\x02\xf0\xf1\xf2\xf3\xf4\xf5\xf6", "bytes 01 02 f0 f1"),

@@ -15,8 +15,12 @@ from spherecf.errors import StorageError
 _HEAD = 512  # bytes that tell what a file is
 _SHOWN = 40  # characters quoted of a file that no pattern below knows
 
+NUMPY, SAFETENSORS, TORCH = "a NumPy array (.npy)", "a safetensors file", "a torch file"
+OLD_TORCH, TORCHSCRIPT = "a torch file of the format before 1.6", "a TorchScript archive (torch.jit.save)"
+
 # What comes where another file was expected, by its first bytes, with what to do where there is one answer.
 _CONTENTS = {
+    rb".{4}\x00{4}\{[\s\"}]": SAFETENSORS,  # first: its length may begin like anything below
     rb"version https://git-lfs\.": "a Git LFS pointer, not the file itself: run `git lfs pull`",
     rb"(<!--.*?-->\s*)?<(!doctype html|html|head|body|title)": "an HTML page: download the file itself",
     rb"(<\?xml[^>]*>\s*)?<(Error|AccessDenied)\b": "an error message of a file server: download it again",
@@ -30,16 +34,15 @@ _CONTENTS = {
     rb"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it first",
     rb"Rar!\x1a\x07": "a RAR archive: unpack it first",
     rb".{257}ustar": "a tar archive: unpack it first",
-    rb"\x93NUMPY": "a NumPy array (.npy)",
+    rb"\x93NUMPY": NUMPY,
     rb"\x89HDF\r\n": "an HDF5 file, as Keras and MATLAB write",
     rb"MATLAB 5": "a MATLAB file",
     rb".{4}TFL3": "a TensorFlow Lite model",
     rb"\x12\x01\x00{6}": "parameters of MXNet (.params): convert the model to ONNX",
     rb"\x0a\x23\xd7\xce": "a RecordIO file (.rec)",
-    rb"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9": "a torch file of the format before 1.6",
+    rb"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9": OLD_TORCH,
     rb"\x80[\x02-\x05]": "a pickle",
     rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]": "an ONNX model",
-    rb".{8}\{[\s\"}]": "a safetensors file",
     rb"\xff\xd8\xff": "a JPEG picture",
     rb"\x89PNG": "a PNG picture",
     rb"%PDF": "a PDF document",
@@ -90,7 +93,7 @@ def _describe_zip(path: Path) -> str:
         return "a zip archive, as torch writes too, that is cut short or damaged: download it again"
     if any(name.endswith("/data.pkl") for name in names):
         script = any("/code/" in name for name in names)
-        return "a TorchScript archive (torch.jit.save)" if script else "a torch file"
+        return TORCHSCRIPT if script else TORCH
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         return "an exported program (torch.export.save)"
     if names and all(name.endswith(".npy") for name in names):

@@ -240,6 +240,7 @@ class FrozenBackbone:
             )
         backbone = cls.from_module(module, pixels, name=module.name, dtype=dtype, device=device)
         backbone.sha256 = sha256
+        backbone.repairs += module.remarks
         if engine == "compiled" and isinstance(backbone._engine, ModuleEngine):
             backbone._engine.compile()
         return backbone

@@ -35,6 +35,7 @@ class Network(nn.Module):
     Attributes:
         name: its name in `NETWORKS`.
         preprocessing: what it was trained with, where a checkpoint tells it.
+        remarks: one sentence each on what a checkpoint holds beside it.
         dim, size, width, dropout_rate, checkpointing: as given.
         feature_shape: (C, H, W) of the map.
         anchor: a key that only this family's state dictionaries hold.
@@ -69,6 +70,7 @@ class Network(nn.Module):
                 f"size={size}, width={width}, dropout={dropout}"
             )
         self.name = type(self).__name__
+        self.remarks: list[str] = []
         self.dim, self.size, self.width = dim, size, width
         self.dropout_rate, self.checkpointing = dropout, checkpointing
 

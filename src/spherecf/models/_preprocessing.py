@@ -1,6 +1,5 @@
 """What a recogniser wants to see: colour order, mean, standard deviation and size of its input."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf.errors import InputError, ModelError
+from spherecf._parsing import checked, parse_json
+from spherecf.errors import FileFormatError, InputError, ModelError
 
 Channels = tuple[float, float, float]
 
@@ -103,12 +103,16 @@ class Preprocessing:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`.
 
+        Raises:
+            InputError: other keys, or values of another type or out of range.
+
         Example:
             >>> Preprocessing.from_dict(PRESETS["adaface"].to_dict()) == PRESETS["adaface"]
             True
         """
         if set(fields) != {"color", "mean", "std", "size"}:
             raise InputError(f"preprocessing: expected the keys color, mean, std, size, got {sorted(fields)}")
+        checked(cls, dict(fields), "preprocessing")  # its types; the numbers stay as they are written
         mean, std = (
             tuple(v) if isinstance(v, list | tuple) else float(v) for v in (fields["mean"], fields["std"])
         )
@@ -165,8 +169,9 @@ def resolve_preprocessing(
         return KNOWN_MODELS[sha256].preprocessing
     if METADATA_KEY in metadata:
         try:
-            return Preprocessing.from_dict(json.loads(metadata[METADATA_KEY]))
-        except (ValueError, TypeError) as error:
+            stated = parse_json(metadata[METADATA_KEY], METADATA_KEY, "a preprocessing")
+            return Preprocessing.from_dict(checked(dict[str, Any], stated, "preprocessing"))
+        except (FileFormatError, InputError) as error:
             raise ModelError(f"the file's own metadata {METADATA_KEY!r} is unusable: {error}") from error
     raise ModelError(
         f"the preprocessing of this recogniser is not known (sha256 {sha256[:12]}...); pass preprocessing= "
