@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from spherecf._names import match_keys
 from spherecf.data._list import read_lines
 from spherecf.errors import FileFormatError, InputError
 
@@ -78,11 +79,14 @@ class PairList:
     def rows(self, keys: Sequence[str]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
         """Rows of the left and of the right images in ``keys``.
 
+        Names may differ from keys in Unicode form, separator, the suffix of an image, and by one folder above
+        all of them; an equal key counts first.
+
         Raises:
-            InputError: keys of the list that are not among ``keys``: the first few and their number.
+            InputError: keys of the list that are not among ``keys``: the first few and their number; or a
+                name that several keys fit.
         """
-        wanted = {*self.left, *self.right}
-        index = {key: row for row, key in enumerate(keys) if key in wanted}
+        index = match_keys((*self.left, *self.right), keys, self.name)
         unknown = list(dict.fromkeys(key for key in (*self.left, *self.right) if key not in index))
         if unknown:
             raise InputError(
