@@ -1,4 +1,4 @@
-"""Names of people and images as lists spell them: one Unicode form, one separator, look-ups that never guess."""
+"""Names of people and images as lists spell them: one form, one separator, look-ups that never guess."""
 
 import re
 import unicodedata
@@ -56,14 +56,14 @@ def identity_order(names: Iterable[str]) -> list[str]:
 
 
 def is_whole(text: str) -> bool:
-    """Whether the text is a whole number of at most 18 digits.
+    """Whether the text is a whole number, not longer than Python reads.
 
     Example:
         >>> is_whole("-7"), is_whole("7.0"), is_whole("--7")
         (True, False, False)
     """
     digits = text.removeprefix("-")
-    return digits.isascii() and digits.isdecimal() and len(digits) <= 18
+    return digits.isascii() and digits.isdecimal() and len(digits) < 4000
 
 
 def match_keys(wanted: Iterable[str], keys: Sequence[str], name: str) -> dict[str, int]:

@@ -14,8 +14,9 @@ from spherecf.data._keys import Keys
 from spherecf.data._list import ListFile
 from spherecf.data._open import open_pairs, open_source
 from spherecf.data._orl import orl_faces
+from spherecf.data._pair_table import read_cfp_pairs, read_pair_table
 from spherecf.data._pairbin import PairBin
-from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
+from spherecf.data._pairs import PairList, read_lfw_pairs
 from spherecf.data._records import RecordFile
 from spherecf.data._sharpness import sharpness
 from spherecf.data._source import ImageSource, Subset
@@ -62,6 +63,7 @@ __all__ = [
     "read_groups",
     "read_ijb",
     "read_lfw_pairs",
+    "read_pair_table",
     "sharpness",
     "split_identities",
     "training_views",

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from spherecf.data._list import iter_lines
+from spherecf.data._text import iter_lines
 from spherecf.errors import FileFormatError
 
 _KINDS = {"key": "image", "image": "image", "subject": "subject", "template": "template"}

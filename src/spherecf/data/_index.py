@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from spherecf.data._keys import PackedKeys, PickedKeys, refuse_duplicates
-from spherecf.data._list import iter_lines
+from spherecf.data._text import iter_lines
 from spherecf.errors import FileFormatError
 
 _BLOCK = 1 << 20  # bytes of an index parsed at once
