@@ -10,7 +10,7 @@ from spherecf.data._ijb import Enrolled, IjbMeta, TemplatePairs
 from spherecf.data._ijb_files import read_ijb, write_ijb
 from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
 from spherecf.data._iterate import ImageBatch, Skipped, iter_images, load_batches
-from spherecf.data._keys import Keys
+from spherecf.data._keys import Keys, read_keys
 from spherecf.data._list import ListFile
 from spherecf.data._open import open_pairs, open_source
 from spherecf.data._orl import orl_faces
@@ -62,6 +62,7 @@ __all__ = [
     "read_features",
     "read_groups",
     "read_ijb",
+    "read_keys",
     "read_lfw_pairs",
     "read_pair_table",
     "sharpness",
