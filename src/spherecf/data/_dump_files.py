@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf._files import describe_content
-from spherecf._names import is_whole
+from spherecf._names import has_image_suffix, is_whole
 from spherecf._parsing import reading
 from spherecf.data._text import SEPARATORS, iter_lines, split_cells
 from spherecf.errors import FileFormatError
@@ -119,15 +119,20 @@ def _form(path: Path) -> tuple[str | None, int, int]:
         cells = split_cells(line, separator)
         if len(cells) < 3:
             continue
-        numbered = [re.fullmatch(r"(.*?)(\d{1,9})", cell) for cell in cells[1:]]
-        if (cells[0] == "" or not _is_number(cells[0])) and all(numbered):
-            words = {match[1] for match in numbered if match}
-            counts = [int(match[2]) for match in numbered if match]
-            if len(words) == 1 and counts == [*range(counts[0], counts[0] + len(counts))] and counts[0] < 2:
-                return separator, number + 1, len(cells)
+        if _is_header(cells):
+            return separator, number + 1, len(cells)
         if all(map(_is_number, cells[1:])):
             return separator, number, len(cells)
     raise describe_dump(path)
+
+
+def _is_header(cells: Sequence[str]) -> bool:
+    """Whether the cells behind the first one are numbered: f0, f1, ..., or 0, 1, ..."""
+    matches = [re.fullmatch(r"(\D*[A-Za-z_ ]\D*|)(\d{1,9})", cell) for cell in cells[1:]]
+    words = {match[1] for match in matches if match}
+    numbers = [int(match[2]) for match in matches if match]
+    in_order = numbers in ([*range(len(matches))], [*range(1, len(matches) + 1)])
+    return len(words) == 1 and in_order and not _is_number(cells[0]) and not has_image_suffix(cells[0])
 
 
 def _member(path: Path, archive: ZipFile, member: str) -> NDArray[Any]:

@@ -229,7 +229,7 @@ def _words(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) ->
         raise FileFormatError(
             path, f"{name}: expected {n} names or whole numbers, one per row of features, got {got}."
         )
-    with reading(path, f"UTF-8 text ({name})"):  # any bytes may stand in an array of strings
+    with reading(path, f"UTF-8 text, the {name}"):  # any bytes may stand in an array of strings
         decoded = np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
         words = [str(word) for word in decoded.reshape(n).tolist()]
         "".join(words).encode()
