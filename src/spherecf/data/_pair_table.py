@@ -168,7 +168,7 @@ def _roles(path: Path, header: Sequence[str]) -> dict[str, int]:
     columns: dict[str, int] = {}
     for place, cell in enumerate(header):
         word = re.sub(r"[\W_]", "", cell.lower())
-        role = _ROLES.get(word) or _SIDES.get(_IMAGE_WORDS.sub("", word))
+        role = _ROLES.get(word) or _side(word)
         if role is not None and columns.setdefault(role, place) != place:
             raise FileFormatError(
                 path, f"the header's {header[columns[role]]!r} and {cell!r} could both be the {role}.",
@@ -177,10 +177,19 @@ def _roles(path: Path, header: Sequence[str]) -> dict[str, int]:
     return columns
 
 
+def _side(word: str) -> str | None:
+    """Left or right, of names such as ``left``, ``img1`` and ``path_b``; a number alone is none."""
+    rest = _IMAGE_WORDS.sub("", word)
+    return _SIDES.get(rest) if rest != word or rest in ("left", "right") else None
+
+
 def _headed(path: Path, lines: list[int], rows: list[list[str]]) -> _Table | None:
     """By the names in the first line, if they tell left, right and label."""
     columns = _roles(path, rows[0])
     if not {"left", "right", "label"} <= columns.keys():
+        return None
+    title = rows[0][columns["label"]]
+    if any(title in row[columns["label"] :][:1] for row in rows[1:]):  # `img1 img2 same` may be a pair
         return None
     if len(rows) == 1:
         raise FileFormatError(path, "no pair follows the header.")
