@@ -66,6 +66,20 @@ def is_whole(text: str) -> bool:
     return digits.isascii() and digits.isdecimal() and len(digits) < 4000
 
 
+def is_number(text: str) -> bool:
+    """Whether the text is a number as lists and dumps have them, NaN and infinity among them.
+
+    Example:
+        >>> is_number("-7.0e3"), is_number("nan"), is_number("1_000")
+        (True, True, False)
+    """
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return text.isascii() and "_" not in text
+
+
 def match_keys(wanted: Iterable[str], keys: Sequence[str], name: str) -> dict[str, int]:
     """Row in ``keys`` of the wanted names that are there.
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf._files import describe_content
-from spherecf._names import has_image_suffix, is_whole
+from spherecf._names import has_image_suffix, is_number, is_whole
 from spherecf._parsing import reading
 from spherecf.data._text import SEPARATORS, iter_lines, split_cells
 from spherecf.errors import FileFormatError
@@ -94,7 +94,7 @@ def load_text(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
         except ValueError as error:
             raise FileFormatError(path, f"line {number}: expected `image f1 f2 ...` ({error}).") from error
     features = np.frombuffer(values, np.float32).reshape(len(names), width - 1)
-    if not all(map(_is_number, names)):
+    if not all(map(is_number, names)):
         return {"features": features, "keys": np.array(names)}
     whole = all(map(is_whole, names)) and len({*names}) == len(names)
     if keyed and whole and len(names) > 1:
@@ -121,7 +121,7 @@ def _form(path: Path) -> tuple[str | None, int, int]:
             continue
         if _is_header(cells):
             return separator, number + 1, len(cells)
-        if all(map(_is_number, cells[1:])):
+        if all(map(is_number, cells[1:])):
             return separator, number, len(cells)
     raise describe_dump(path)
 
@@ -132,7 +132,7 @@ def _is_header(cells: Sequence[str]) -> bool:
     words = {match[1] for match in matches if match}
     numbers = [int(match[2]) for match in matches if match]
     in_order = numbers in ([*range(len(matches))], [*range(1, len(matches) + 1)])
-    return len(words) == 1 and in_order and not _is_number(cells[0]) and not has_image_suffix(cells[0])
+    return len(words) == 1 and in_order and not is_number(cells[0]) and not has_image_suffix(cells[0])
 
 
 def _member(path: Path, archive: ZipFile, member: str) -> NDArray[Any]:
@@ -168,11 +168,3 @@ def _header(
             "are there.", "It is truncated, or several arrays were saved into one file.",
         )  # fmt: skip
     return shape, "F" if fortran else "C", dtype, start
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from spherecf._names import composed, has_image_suffix, identity_order, is_whole
+from spherecf._files import describe_content
+from spherecf._names import composed, has_image_suffix, identity_order, is_number, is_whole
 from spherecf.data._folder import file_sizes, read_image_file
 from spherecf.data._keys import PackedKeys, repeats
 from spherecf.data._source import ImageSource
@@ -137,8 +138,9 @@ class ListFile(ImageSource):
                     continue
             cells = _cells(line, layout)
             if len(cells) not in layout.widths or not cells[layout.image] or not cells[layout.label]:
+                kind = "" if self._lines else f" ({describe_content(self.path)})"
                 raise FileFormatError(
-                    self.path, f"line {number}: expected {layout.name}, got {line[:80]!r}.", _LISTS
+                    self.path, f"line {number}: expected {layout.name}, got {line[:80]!r}{kind}.", _LISTS
                 )
             check_name(self.path, number, cells[layout.image])
             self._lines.append(number)
@@ -223,7 +225,7 @@ def _lst(path: Path, number: int, cells: list[str]) -> _Layout:
     """Of MXNet or of insightface, by where the path stands; both readings are refused."""
     mxnet = _is_mxnet(cells)
     insightface = (
-        len(cells) in _INSIGHTFACE_WIDTHS and cells[0] in ("0", "1") and all(map(_is_number, cells[2:]))
+        len(cells) in _INSIGHTFACE_WIDTHS and cells[0] in ("0", "1") and all(map(is_number, cells[2:]))
     )
     if mxnet and insightface:
         raise FileFormatError(
@@ -240,7 +242,7 @@ def _lst(path: Path, number: int, cells: list[str]) -> _Layout:
 
 
 def _is_mxnet(cells: Sequence[str]) -> bool:
-    return is_whole(cells[0]) and len(cells) > 2 and all(map(_is_number, cells[1:-1]))
+    return is_whole(cells[0]) and len(cells) > 2 and all(map(is_number, cells[1:-1]))
 
 
 def _mxnet(width: int, separator: str | None) -> _Layout:
@@ -273,7 +275,7 @@ class _Tokens:
         """
         images = np.array(self._images)
         names = [*self._known]
-        if not all(map(is_whole, names)) and all(map(_is_number, names)):
+        if not all(map(is_whole, names)) and all(map(is_number, names)):
             names = [_whole(name) or name for name in names]
             for place, name in enumerate(names):
                 if not is_whole(name):
@@ -285,14 +287,6 @@ class _Tokens:
         identities = identity_order({*names} - {"-1"})
         index = {identity: row for row, identity in enumerate(identities)} | {"-1": -1}
         return np.array([index[name] for name in names], np.int64)[images], identities
-
-
-def _is_number(token: str) -> bool:
-    try:
-        float(token)
-    except ValueError:
-        return False
-    return token.isascii() and "_" not in token
 
 
 def _whole(token: str) -> str:

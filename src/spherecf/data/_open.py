@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from spherecf._files import describe_content
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import IMAGE_SUFFIXES
 from spherecf.data._list import ListFile
@@ -12,7 +13,7 @@ from spherecf.data._pairs import PairList, read_lfw_pairs
 from spherecf.data._records import RecordFile
 from spherecf.data._source import ImageSource
 from spherecf.data._synthetic import SYNTHETIC, SyntheticImages
-from spherecf.data._text import iter_lines
+from spherecf.data._text import UTF16, iter_lines
 from spherecf.errors import FileFormatError
 
 _LAYOUTS = (
@@ -49,7 +50,7 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
     if path.suffix in (".bin", ".pkl", ".pickle"):
         return PairBin(path)
     if path.suffix.lower() in IMAGE_SUFFIXES or not _is_text(path):
-        raise FileFormatError(path, "not a data set.", _LAYOUTS)
+        raise FileFormatError(path, f"not a data set but {describe_content(path)}.", _LAYOUTS)
     if _pair_kind(path) or is_pair_table(path):
         raise FileFormatError(
             path, "this is a list of pairs, not of images.", "Give the images here and this as the pairs."
@@ -89,7 +90,8 @@ def _open_folder(path: Path) -> IdentityFolder:
 
 def _is_text(path: Path) -> bool:
     with path.open("rb") as stream:
-        return b"\0" not in stream.read(4096)
+        start = stream.read(4096)
+    return b"\0" not in start or start.startswith(UTF16)  # the latter is named when it is read
 
 
 def _pair_kind(path: Path) -> str:

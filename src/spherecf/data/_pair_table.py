@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from spherecf._names import composed, has_image_suffix, is_whole
+from spherecf._files import describe_content
+from spherecf._names import composed, has_image_suffix, is_number, is_whole
 from spherecf.data._pairbin import fold_numbers
 from spherecf.data._pairs import PairList, make_pair_list, subject_of
 from spherecf.data._text import SEPARATORS, check_name, read_lines, split_cells
@@ -146,11 +147,9 @@ def _read(path: Path) -> _Table:
             return table
     if not wide:
         got = (
-            f"line {text[0][0]}: expected `left right label`, got {text[0][1][:80]!r}"
-            if text
-            else "it is empty"
+            f"line {text[0][0]}: expected `left right label`, got {text[0][1][:80]!r}" if text else "no line"
         )
-        raise FileFormatError(path, f"not a pair list: {got}.", PAIR_LISTS)
+        raise FileFormatError(path, f"not a pair list but {describe_content(path)}: {got}.", PAIR_LISTS)
     lines, rows = wide[0]
     likely = _LAYOUTS[0 if len(rows[0]) == 3 else 2 if is_whole(rows[0][0]) else 3]
     table = _Table(lines, rows, _places(likely), len(likely))
@@ -205,7 +204,7 @@ def _headless(path: Path, lines: list[int], rows: list[list[str]]) -> _Table | N
         columns, width = _places(layout), len(layout)
         if len(rows[0]) != width or any(_misfit(row, columns, width) for row in rows):
             continue
-        numbers = [all(is_whole(row[columns[side]]) for row in rows) for side in ("left", "right")]
+        numbers = [all(is_number(row[columns[side]]) for row in rows) for side in ("left", "right")]
         if numbers[0] == numbers[1]:
             fitting.append(layout)
     if len(fitting) > 1:

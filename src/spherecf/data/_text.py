@@ -12,7 +12,7 @@ SEPARATORS = ("\t", ",", ";", None)
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _LONGEST = 255  # bytes of one part of a path, on all usual file systems
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
@@ -81,7 +81,7 @@ def _no_utf8(path: Path) -> FileFormatError:
     position = 0
     with path.open("rb") as stream:
         for line in stream:
-            if not position and line.startswith(_UTF16):
+            if not position and line.startswith(UTF16):
                 return FileFormatError(path, "expected UTF-8 text, this is UTF-16.", "Save it as UTF-8.")
             try:
                 line.decode()
