@@ -272,7 +272,11 @@ def _keys(path: Path, blob: bytes, ends: NDArray[Any]) -> list[str]:
             f"not usable as embeddings: key_ends do not ascend to the {len(blob)} bytes of keys.",
             _AGAIN,
         )
-    return [blob[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(places.tolist())]
+    bounds = pairwise(places.tolist())
+    if blob.isascii():
+        text = blob.decode()
+        return [text[start:end] for start, end in bounds]
+    return [blob[start:end].decode("utf-8", "surrogateescape") for start, end in bounds]
 
 
 @dataclass
@@ -325,8 +329,8 @@ def _check(e: Embeddings) -> None:
         )
     try:
         json.dumps(e.provenance, allow_nan=False)
-        for key in e.keys:
-            key.isascii() or key.encode("utf-8", "surrogateescape")
+        for key in () if all(map(str.isascii, e.keys)) else e.keys:
+            key.encode("utf-8", "surrogateescape")
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"keys or provenance cannot be written: {error}") from error
     if len(set(e.keys)) != n:

@@ -136,3 +136,14 @@ def test_cfp_lists_fit_the_folder(shared: Path) -> None:
         assert (len(pairs), pairs.folds, int(pairs.mated.sum())) == (7000, 10, 3500)
         left, right = pairs.rows(source.keys)
         assert ((source.labels[left] == source.labels[right]) == pairs.mated).all()
+
+
+def test_lfw_names_meet_keys_of_any_suffix_and_root(tmp_path: Path) -> None:
+    pairs = open_pairs(write(tmp_path, LFW))
+    keys = sorted({*pairs.left, *pairs.right})
+    expected = [rows.tolist() for rows in pairs.rows(keys)]
+    for old, new in ((".jpg", ".png"), (".jpg", ".JPG"), (".jpg", ""), ("/", "\\")):
+        assert [rows.tolist() for rows in pairs.rows([key.replace(old, new) for key in keys])] == expected
+    assert [rows.tolist() for rows in pairs.rows([f"lfw/{key}" for key in keys])] == expected
+    with pytest.raises(InputError, match="Ann_0001"):
+        pairs.rows([*(key.replace(".jpg", ".png") for key in keys), "Ann/Ann_0001.bmp"])

@@ -1,6 +1,7 @@
 """List files: one ``image_path label`` per line, and the ``.lst`` files of MXNet and insightface."""
 
 import os
+import re
 import unicodedata
 from array import array
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,7 @@ _LABEL_WORDS = (
     "name",
 )
 _SHOWN = 3
+_UNTIDY = re.compile(r"//|/$|(?:^|/)\.(?:/|$)")
 
 
 class _Layout(NamedTuple):
@@ -138,19 +140,20 @@ class ListFile(ImageSource):
                     continue
             cells = _cells(line, layout)
             if len(cells) not in layout.widths or not cells[layout.image] or not cells[layout.label]:
-                kind = "" if self._lines else f" ({describe_content(self.path)})"
                 raise FileFormatError(
-                    self.path, f"line {number}: expected {layout.name}, got {line[:80]!r}{kind}.", _LISTS
+                    self.path,
+                    f"line {number}: expected {layout.name}, got {line[:80]!r}{_kind(self.path)}.",
+                    _LISTS,
                 )
             check_name(self.path, number, cells[layout.image])
             self._lines.append(number)
             tokens.add(composed(cells[layout.label]))
-            yield self._on_disk(str(PurePosixPath(cells[layout.image])), notes)
+            yield self._on_disk(_tidy(cells[layout.image]), notes)
 
     def _on_disk(self, name: str, notes: dict[str, int]) -> str:
         """The name as the file system has it, with slashes, and in the Unicode form that is there."""
         if "\\" in name and (_BACKSLASH in notes or not os.path.exists(self.root / name)):  # noqa: PTH110
-            name = str(PurePosixPath(name.replace("\\", "/")))
+            name = _tidy(name.replace("\\", "/"))
             notes[_BACKSLASH] = notes.get(_BACKSLASH, 0) + 1
         if name.isascii() or os.path.exists(self.root / name):  # noqa: PTH110, pathlib's may raise
             return name
@@ -177,7 +180,7 @@ class ListFile(ImageSource):
         raise FileFormatError(
             self.path,
             f"line {self._lines[0]}: no such image {str(first)[:200]}; {len(missing)} of {len(self._keys)} "
-            f"are missing: {shown}{', ...' * (len(missing) > _SHOWN)}.",
+            f"are missing: {shown}{', ...' * (len(missing) > _SHOWN)}{_kind(self.path)}.",
             "Give the folder that the paths start from as root."
             if len(missing) == len(self._keys)
             else "Bring them, or take their lines out.",
@@ -186,6 +189,17 @@ class ListFile(ImageSource):
 
 _BACKSLASH = "backslashes are read as separators of folders"
 _FORMS = "names are spelt in the other Unicode form on disk"
+
+
+def _kind(path: Path) -> str:
+    """What the file is, in brackets, if it is no common text."""
+    kind = describe_content(path)
+    return "" if kind.startswith("a text") else f" (it is {kind})"
+
+
+def _tidy(name: str) -> str:
+    """Without ``.`` and double slashes; most names have none, and a path object for each costs time."""
+    return str(PurePosixPath(name)) if _UNTIDY.search(name) else name
 
 
 def _layout(path: Path, number: int, line: str) -> tuple[_Layout, bool]:
