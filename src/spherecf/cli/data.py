@@ -31,7 +31,9 @@ def _root() -> None:
 
 @app.command(epilog="Example: spherecf data inspect faces/ --decode --json > faces.json")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Identity folder, list file, RecordIO set or pair .bin.")],
+    path: Annotated[
+        Path, typer.Argument(help="Identity folder, list file, .lst, RecordIO set or pair .bin.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON on stdout.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode all images, list broken ones.")] = False,
     root: _ListRoot = None,
@@ -54,7 +56,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="What to read: any layout that `inspect` knows.")],
     target: Annotated[Path, typer.Argument(help="New folder, or a .bin file together with --pairs.")],
     to: Annotated[str, typer.Option(help=_TO_HELP)] = "",
-    pairs: Annotated[Path | None, typer.Option(help="Pairs for a .bin: pairs.txt, CFP table, .bin.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Pairs for a .bin: pairs.txt, a table, .bin.")] = None,
     root: _ListRoot = None,
 ) -> None:
     """Write a data set in another layout. Broken images are left out, counted and listed.
@@ -159,6 +161,8 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
+        if name == "notes":
+            continue
         if name == "images_per_identity" and value:
             numbers = ", ".join(f"{key} {value[key]}" for key in ("least", "median", "mean", "most"))
             bins = "  ".join(f"{key}: {count}" for key, count in value["histogram"].items() if count)
@@ -173,6 +177,8 @@ def _show(facts: dict[str, Any]) -> None:
             )
         else:
             table.add_row(name.replace("_", " "), str(len(value) if isinstance(value, list) else value))
+    for note in facts["notes"]:
+        table.add_row("note", note)
     console.print(table, highlight=False, markup=False)
     _list_broken(facts["broken"])
 

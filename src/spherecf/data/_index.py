@@ -11,8 +11,8 @@ from jaxtyping import Int64
 from spherecf._files import write_atomically
 from spherecf._progress import progress
 from spherecf.data._keys import PackedKeys, PickedKeys, refuse_duplicates
-from spherecf.data._list import iter_lines
 from spherecf.data._recordio import map_records, scan_records
+from spherecf.data._text import iter_lines
 from spherecf.errors import FileFormatError, InputError
 
 _BLOCK = 1 << 20  # bytes of an index parsed at once

@@ -22,7 +22,9 @@ EXAMPLE = (
 
 def calibration(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed`: the left (or both) images.")],
-    pairs: Annotated[Path, typer.Option(help="LFW's pairs.txt, a table `fold left right mated`, or a .bin.")],
+    pairs: Annotated[
+        Path, typer.Option(help="LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
+    ],
     right: Annotated[Path | None, typer.Option(help="Of the right images, e.g. degraded views.")] = None,
     score: Annotated[str, typer.Option(help="cosine, mls, or both.")] = "both",
     confidence: Annotated[str, typer.Option(help="kappa, or an extra column: norm, ...")] = "kappa",

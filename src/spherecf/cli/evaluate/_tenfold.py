@@ -22,7 +22,9 @@ _FACES = 14
 
 def tenfold(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed`: the left (or both) images.")],
-    pairs: Annotated[Path, typer.Option(help="LFW's pairs.txt, a table `fold left right mated`, or a .bin.")],
+    pairs: Annotated[
+        Path, typer.Option(help="LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
+    ],
     right: Annotated[Path | None, typer.Option(help="Of the right images, e.g. degraded views.")] = None,
     faces: Annotated[Path | None, typer.Option(help="The images, for strips of faces in the report.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.")] = None,
