@@ -3,7 +3,7 @@
 Works on NumPy arrays and on torch tensors of any device, and does not import torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Any
 
@@ -21,7 +21,13 @@ _BLOCK = 65536  # rows looked at at once, so that a mapped file larger than memo
 
 
 def check_directions(
-    mu: Any, name: str, tolerance: float = UNIT_TOLERANCE, *, radius: float = 1.0, keys: Sequence[str] = ()
+    mu: Any,
+    name: str,
+    tolerance: float = UNIT_TOLERANCE,
+    *,
+    radius: float = 1.0,
+    rows: NDArray[np.int64] | None = None,
+    keys: Sequence[Any] | NDArray[Any] = (),
 ) -> None:
     """Refuse rows that are NaN, zero, or not of length 1, all counted in one message.
 
@@ -30,7 +36,8 @@ def check_directions(
         name: what the message calls it.
         tolerance: how far from 1 a length may be.
         radius: the length expected, where it is not 1.
-        keys: names of the rows, where they have any.
+        rows: those to look at, of an array (n, dim); all by default.
+        keys: names of all rows, where they have any.
 
     Raises:
         InputError: such rows, with their numbers and the first of each sort; or fewer than two coordinates.
@@ -43,21 +50,23 @@ def check_directions(
     """
     if mu.ndim < 1 or mu.shape[-1] < 2:
         raise InputError(f"{name}: expected directions (..., dim) with dim >= 2, got shape {tuple(mu.shape)}")
-    blocks = _blocks(mu)
-    if all(are_unit(block, tolerance, radius) for block in blocks):
+    if all(are_unit(block, tolerance, radius) for block in _blocks(mu, rows)):
         return
-    length = np.concatenate([_as_array(_lengths(block, exact=True)).reshape(-1) for block in _blocks(mu)])
+    exact = [_as_array(_lengths(block, exact=True)).reshape(-1) for block in _blocks(mu, rows)]
+    length = np.concatenate(exact)
     relative = length / radius
     finite, zero = np.isfinite(relative), relative == 0
     other = finite & ~zero & ~(np.abs(relative - 1) <= tolerance)
-    sorts = (("NaN or infinite", ~finite), ("zero", zero), ("of another length", other))
-    parts = [
-        f"{int(rows.sum())} {sort} (first {_row(rows, keys)}{_value(sort, rows, length)})"
-        for sort, rows in sorts
-        if rows.any()
-    ]
+    parts, count = [], 0
+    for sort, those in (("NaN or infinite", ~finite), ("zero", zero), ("of another length", other)):
+        if those.any():
+            first, count = int(those.argmax()), count + int(those.sum())
+            which = _row(first if rows is None else int(rows[first]), keys)
+            value = f", length {length[first]:.4g}" if those is other else ""
+            parts.append(f"{int(those.sum())} {sort} (first {which}{value})")
+    if not count:  # so near the border that rounding decides
+        return
     wanted = "unit vectors" if radius == 1 else f"vectors of length {radius:g}"
-    count = sum(int(rows.sum()) for _, rows in sorts)
     raise InputError(
         f"{name}: {count} of {length.size} directions are not {wanted}: {', '.join(parts)}; "
         f"{_advice(mu, name, tolerance, radius, bool(other.any()))}"
@@ -114,7 +123,7 @@ def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
     try:
         array = _as_array(values)
         if array.dtype.kind in "fiub":
-            return array if dtype is None else np.asarray(array, dtype)
+            return array if dtype in (None, array.dtype) else np.asarray(array, dtype)
         problem = f"got {array.dtype}"
     except (TypeError, ValueError) as error:
         problem = str(error)
@@ -122,6 +131,8 @@ def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
 
 
 def _as_array(values: Any) -> NDArray[Any]:
+    if isinstance(values, np.memmap):
+        return values  # which knows that it is mapped
     if not hasattr(values, "detach"):
         return np.asarray(values)
     tensor = values.detach().cpu()
@@ -130,11 +141,14 @@ def _as_array(values: Any) -> NDArray[Any]:
     return array
 
 
-def _blocks(mu: Any) -> list[Any]:
+def _blocks(mu: Any, rows: NDArray[np.int64] | None) -> Iterator[Any]:
     """Blocks of rows of an array; a tensor is in memory, and looked at in one go."""
     if not isinstance(mu, np.ndarray) or mu.ndim != 2:
-        return [mu]
-    return [mu[start : start + _BLOCK] for start in range(0, max(len(mu), 1), _BLOCK)]
+        yield mu
+        return
+    for start in range(0, max(len(mu) if rows is None else len(rows), 1), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        yield mu[block] if rows is None else mu[rows[block]]
 
 
 def _lengths(mu: Any, exact: bool = False) -> Any:
@@ -146,13 +160,11 @@ def _lengths(mu: Any, exact: bool = False) -> Any:
     return (wide.float() if wide.element_size() < 4 else wide).norm(dim=-1)
 
 
-def _row(rows: NDArray[np.bool_], keys: Sequence[str]) -> str:
-    first = int(rows.argmax())
-    return f"row {first}" + (f", {keys[first]!r}" if len(keys) else "")
-
-
-def _value(sort: str, rows: NDArray[np.bool_], length: NDArray[Any]) -> str:
-    return f", length {length[rows][0]:.4g}" if sort == "of another length" else ""
+def _row(row: int, keys: Sequence[Any] | NDArray[Any]) -> str:
+    if not len(keys):
+        return f"row {row}"
+    key = keys[row]
+    return f"row {row}, {repr(key) if isinstance(key, str) else f'id {key}'}"
 
 
 def _advice(mu: Any, name: str, tolerance: float, radius: float, off: bool) -> str:
