@@ -102,8 +102,8 @@ def _nan(row: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mu": _nan(3)}, r"1 of 7 directions are NaN .*003/.*row 3"),
-        ({"mu": 2 * make().mu}, "7 of 7 directions .*unit length"),
+        ({"mu": _nan(3)}, r"1 of 7 .* NaN .*row 3, '003/"),
+        ({"mu": 2 * make().mu}, "7 of 7 .* another length"),
         ({"mu": make().mu[:5]}, r"n = 7 keys .*\(5, 5\)"),
         ({"mu": make().mu[0]}, "expected .n, dim."),
         ({"log_kappa": np.full(7, np.inf)}, "log_kappa: 7 of 7 values are NaN or infinite"),
@@ -149,7 +149,7 @@ def test_content_is_checked_on_load_too(tmp_path: Path) -> None:
     at = raw.find(make().mu.tobytes())
     raw[at : at + 4] = np.float32(np.nan).tobytes()
     path.write_bytes(raw)
-    with pytest.raises(FileFormatError, match=r"1 of 7 directions are NaN"):
+    with pytest.raises(FileFormatError, match=r"1 of 7 .* NaN"):
         Embeddings.load(path)
 
 

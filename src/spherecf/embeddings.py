@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from spherecf._directions import as_array, check_directions
 from spherecf._files import describe_content, write_atomically
 from spherecf._parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError
@@ -31,7 +32,6 @@ _DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8"
 _FLOATS = ("F32", "F64")
 _KINDS = {"keys": ("U8",), "key_ends": ("I64",), "labels": ("I64",)}  # all other tensors are floats
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_UNIT_TOLERANCE = 1e-3
 _LOG_KAPPA_LIMIT = 60.0  # kappa between 1e-26 and 1e26: kappa squared stays finite in float32
 _BLOCK = 65536
 
@@ -52,7 +52,8 @@ class Embeddings:
         log_precision: (n, dim) float32, one log precision per coordinate, of heads that give as many (PFE-G).
 
     Raises:
-        InputError: shapes disagree, NaN or non-unit directions, log_kappa out of range, duplicate keys.
+        InputError: shapes disagree, directions that are zero, NaN or not of length 1 within 1e-3, log_kappa
+            out of range, duplicate keys.
 
     Example:
         >>> import numpy as np
@@ -72,15 +73,15 @@ class Embeddings:
     log_precision: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        self.mu = np.asarray(self.mu, np.float32)
-        self.log_kappa = np.asarray(self.log_kappa, np.float32)
+        self.mu = as_array(self.mu, "mu", np.float32)
+        self.log_kappa = as_array(self.log_kappa, "log_kappa", np.float32)
         self.keys = [str(key) for key in self.keys]
         self.identities = [_plain(str(name)) for name in self.identities]
         if self.labels is not None:
-            self.labels = np.asarray(self.labels, np.int64)
+            self.labels = as_array(self.labels, "labels", np.int64)
         if self.log_precision is not None:
-            self.log_precision = np.asarray(self.log_precision, np.float32)
-        self.extras = {name: np.asarray(column, np.float32) for name, column in self.extras.items()}
+            self.log_precision = as_array(self.log_precision, "log_precision", np.float32)
+        self.extras = {name: as_array(column, name, np.float32) for name, column in self.extras.items()}
         self.skipped = [(_plain(str(key)), _plain(str(reason))) for key, reason in self.skipped]
         self.provenance = _plain(self.provenance)
         _check(self)
@@ -348,21 +349,14 @@ def _check(e: Embeddings) -> None:
         raise InputError(
             f"log_precision: expected one per coordinate, shape {e.mu.shape}, got {e.log_precision.shape}"
         )
+    check_directions(e.mu, "mu", keys=e.keys)
+    if e.log_precision is None:
+        return
     for start in range(0, n, _BLOCK):  # block by block, so that a mapped file larger than memory passes
-        if e.log_precision is not None:
-            precise = np.isfinite(e.log_precision[start : start + _BLOCK]).all(1)
-            if not precise.all():
-                where = e.keys[start + int(precise.argmin())]
-                raise InputError(
-                    f"log_precision: {int((~precise).sum())} of {len(precise)} rows hold NaN or infinity, "
-                    f"first for {where!r}"
-                )
-        block = e.mu[start : start + _BLOCK]
-        off = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
-        rows = np.flatnonzero(~(off <= _UNIT_TOLERANCE))
-        if rows.size:
+        precise = np.isfinite(e.log_precision[start : start + _BLOCK]).all(1)
+        if not precise.all():
+            where = e.keys[start + int(precise.argmin())]
             raise InputError(
-                f"mu: {rows.size} of {len(block)} directions are NaN or not of unit length, first for "
-                f"{e.keys[start + rows[0]]!r} (row {start + rows[0]}); "
-                "normalise them (failures belong in skipped)"
+                f"log_precision: {int((~precise).sum())} of {len(precise)} rows hold NaN or infinity, "
+                f"first for {where!r}"
             )

@@ -206,7 +206,7 @@ def test_long_and_strange_names_and_one_spelling_of_each(opened: Open, people: n
 @pytest.mark.parametrize(
     ("mu", "kappa", "match"),
     [
-        (np.zeros((1, DIM)), [1.0], "length 1"),
+        (np.zeros((1, DIM)), [1.0], "1 of 1 .* 1 zero"),
         (np.full((1, DIM), np.nan), [1.0], "NaN"),
         (np.eye(DIM)[:1, :5], [1.0], "expected"),
         (np.eye(DIM)[:0], [], "expected"),

@@ -165,7 +165,7 @@ class Gallery:
         """
         name = checked_identity(identity)
         self._refresh()
-        given = check_images(mu, kappa, media, sources, self._header.dim)
+        given = check_images(mu, kappa, self._header.dim, media, sources)
         key = template_key(name, self._header.salt)
         stored = self._store.template(key) if self._mirror.find(key) is not None else None
         if stored is not None and not (add or replace):
@@ -212,7 +212,7 @@ class Gallery:
             InputError, StorageError: as in `enrol`.
         """
         names = [checked_identity(one) for one in identities]
-        given = check_images(mu, kappa, names, list(sources or [""] * len(names)), self._header.dim)
+        given = check_images(mu, kappa, self._header.dim, names, sources)
         if len(set(names)) < len(names):
             raise InputError(f"{len(names) - len(set(names))} names stand twice; expected each once")
         self._refresh()
@@ -289,8 +289,9 @@ class Gallery:
         Raises:
             InputError, StorageError: as in `identify`.
         """
-        n = len(np.asarray(mu))
-        given = check_images(mu, kappa, [""] * n, [""] * n, self._header.dim)
+        given = check_images(mu, kappa, self._header.dim)
+        if top < 1:
+            raise InputError(f"top: expected 1 or more, got {top}")
         self._refresh()
         found = self._finder.find_all(given.mu, given.kappa, top)
         return [self._finder.candidates(hits) for hits in found]
