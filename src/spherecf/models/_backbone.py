@@ -1,7 +1,5 @@
 """A face recogniser that never changes again: images in, raw embedding and last convolutional map out."""
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,14 @@ from torch import Tensor, nn
 
 from spherecf._files import sha256_file
 from spherecf.errors import InputError, ModelError
-from spherecf.models._checkpoint import SUFFIXES
 from spherecf.models._checkpoint_backbone import load_backbone
 from spherecf.models._choose import choose_engine, probe, same_answers
 from spherecf.models._default import default_recogniser_path
 from spherecf.models._engines import Engine, ModuleEngine
+from spherecf.models._identity import Identity, module_identity
 from spherecf.models._network import Network
 from spherecf.models._networks import make_backbone
-from spherecf.models._onnx_file import Model, read_onnx
+from spherecf.models._onnx_file import Model
 from spherecf.models._onnx_find import Found, find
 from spherecf.models._onnx_pixels import check_pixels, hint
 from spherecf.models._onnx_repairs import load_graph
@@ -56,8 +54,7 @@ class FrozenBackbone:
 
     Attributes:
         name: for people.
-        sha256: identity, of the file with weights kept beside it, or of the module's tensors.
-        former_sha256: what was its identity before it covered all of that; "" where the two are the same.
+        identity: hash of the file with weights kept beside it, or of the module's tensors.
         dim: length of the embedding.
         feature_shape: (C, H, W) of the last convolutional map.
         embedding_name, feature_name: the tensors they are.
@@ -80,15 +77,19 @@ class FrozenBackbone:
         found: Found,
         preprocessing: Preprocessing,
         name: str,
-        sha256: str,
+        identity: Identity,
         repairs: list[str],
-        former_sha256: str = "",
     ) -> None:
-        self._engine, self.former_sha256 = engine, former_sha256
-        self.preprocessing, self.name, self.sha256, self.repairs = preprocessing, name, sha256, repairs
+        self._engine, self.identity = engine, identity
+        self.preprocessing, self.name, self.repairs = preprocessing, name, repairs
         self.dim, self.feature_shape = found.dim, found.feature_shape
         self.embedding_name, self.feature_name = found.embedding, found.features
         self._source: str | Path | Model | None = None  # of ONNX: where its graph comes from
+
+    @property
+    def sha256(self) -> str:
+        """The hash in its `identity`."""
+        return self.identity.sha256
 
     @property
     def engine(self) -> str:
@@ -160,7 +161,8 @@ class FrozenBackbone:
         graph.repairs += [doubt] if doubt else []
         chosen = choose_engine(graph, found, pixels, engine, threads=threads, dtype=dtype, device=device)
         name = KNOWN_MODELS[graph.sha256].name if graph.sha256 in KNOWN_MODELS else graph.name
-        backbone = cls(chosen, found, pixels, name, graph.sha256, graph.repairs, graph.former_sha256)
+        identity = Identity(graph.sha256, graph.former_sha256)
+        backbone = cls(chosen, found, pixels, name, identity, graph.repairs)
         backbone._source = path
         return backbone
 
@@ -193,7 +195,7 @@ class FrozenBackbone:
         """
         pixels = Preprocessing.preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
         name = name or type(module).__name__
-        sha256, former = _module_sha256(module)
+        identity = module_identity(module)
         runner = ModuleEngine(module, features=features, dtype=dtype, device=device)
         training = [part or name for part, layer in runner.module.named_modules() if layer.training]
         advice = f"; eval() leaves {', '.join(training[:3])} in training mode" if training else ""
@@ -205,7 +207,7 @@ class FrozenBackbone:
             )
         channels, height, width = layer.shape[1:]
         found = Found("embedding", features or "features", row.shape[1], (channels, height, width))
-        return cls(engine, found, pixels, name, sha256, [word] if word else [], former)
+        return cls(engine, found, pixels, name, identity, [word] if word else [])
 
     @classmethod
     def from_checkpoint(
@@ -256,7 +258,7 @@ class FrozenBackbone:
                 f"{pixels.size}"
             )
         backbone = cls.from_module(module, pixels, name=module.name, dtype=dtype, device=device)
-        backbone.sha256 = sha256
+        backbone.identity = Identity(sha256)
         if engine == "compiled" and isinstance(backbone._engine, ModuleEngine):
             backbone._engine.compile()
         return backbone
@@ -338,14 +340,7 @@ class FrozenBackbone:
         Raises:
             ModelError: it is another; both hashes are named.
         """
-        if self.sha256 != sha256:
-            if sha256 == self.former_sha256:
-                raise ModelError(_saved_before(self, sha256))
-            raise ModelError(
-                f"this head belongs to the backbone {name or '?'} with sha256 {sha256}, got {self.name} "
-                f"with sha256 {self.sha256}: a head means nothing on another backbone; pass backbone= with "
-                f"the right file"
-            )
+        self.identity.require(sha256, name or "?", self.name)
         return self
 
     def __repr__(self) -> str:
@@ -353,45 +348,3 @@ class FrozenBackbone:
             f"FrozenBackbone({self.name}, dim={self.dim}, features={self.feature_name} {self.feature_shape}, "
             f"engine={self.engine}, sha256={self.sha256[:12]}...)"
         )
-
-
-def recogniser_sha256(path: str | Path) -> str:
-    """What identifies a recogniser's file, `FrozenBackbone.sha256` of it: see `OnnxFile.sha256`.
-
-    Raises:
-        ModelError: an ONNX file that cannot be read, or weights beside it that are missing.
-
-    Example:
-        >>> recogniser_sha256(default_recogniser_path()) == FrozenBackbone.default().sha256
-        True
-    """
-    return sha256_file(path) if Path(path).suffix in SUFFIXES else read_onnx(path).sha256
-
-
-def _module_sha256(module: nn.Module) -> tuple[str, str]:
-    """One hash over names, types, shapes and bytes of a module's tensors, and that of former versions.
-
-    That was over the module's state alone. It is "" where the two are the same: where no tensor is kept in
-    buffers that are not saved or as plain attributes.
-    """
-    digest, state = hashlib.sha256(), module.state_dict()
-    _add_tensors(digest, state)
-    former = digest.hexdigest()
-    beside = {
-        f"{part}.{key}": value
-        for part, layer in module.named_modules()
-        for key, value in [*layer.named_buffers(recurse=False), *vars(layer).items()]
-        if isinstance(value, Tensor) and f"{part}.{key}".lstrip(".") not in state
-    }
-    if not beside:
-        return former, ""
-    digest.update(b"not in the state;")
-    _add_tensors(digest, beside)
-    return digest.hexdigest(), former
-
-
-def _add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
-    for key, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())

@@ -221,7 +221,7 @@ def _byte_count(tensor: StoredTensor, owner: str) -> int:
         )
     whole = 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
     bits = next((bits for start, bits in PACKED.items() if kind.startswith(start)), whole)
-    return -(-prod(tensor.dims) * bits // 8)
+    return -(-int(prod(tensor.dims)) * bits // 8)
 
 
 def type_name(kind: int) -> str:
@@ -231,7 +231,7 @@ def type_name(kind: int) -> str:
         >>> type_name(TensorProto.FLOAT16), type_name(99)
         ('FLOAT16', 'unknown')
     """
-    names = {number: name for name, number in TensorProto.DataType.items()}
+    names: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
     return names.get(kind, "unknown")
 
 

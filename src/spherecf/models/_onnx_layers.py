@@ -1,5 +1,7 @@
 """Repairs of single layers: training mode, statistics per position, slopes, integer maps."""
 
+from typing import Any
+
 import numpy as np
 from onnx import helper, numpy_helper
 
@@ -84,7 +86,7 @@ def _per_position(graph: OnnxGraph, node: Node, stored: list[np.ndarray | None])
         body.initializer.append(tensor)
         if graph.model.ir_version < 4:  # which wants stored tensors among the inputs
             body.input.append(helper.make_tensor_value_info(name, tensor.data_type, value.shape))
-    old = {"broadcast": 1} if opset_of(graph.model) < 7 else {}
+    old: dict[str, Any] = {"broadcast": 1} if opset_of(graph.model) < 7 else {}
     return [
         helper.make_node("Mul", [node.input[0], names[0]], [names[1]], f"{label}_factor", **old),
         helper.make_node("Add", [names[1], names[2]], [node.output[0]], label, **old),
