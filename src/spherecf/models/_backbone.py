@@ -25,6 +25,7 @@ from spherecf.models._onnx_repairs import load_graph
 from spherecf.models._onnx_trace import cut_graph, trace_onnx
 from spherecf.models._preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
 
+CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 CHUNK = 64  # images given to an engine at once: bounds memory, and is past where larger batches get faster
 
 
@@ -197,7 +198,11 @@ class FrozenBackbone:
         name = name or type(module).__name__
         identity = module_identity(module)
         runner = ModuleEngine(module, features=features, dtype=dtype, device=device)
-        training = [part or name for part, layer in runner.module.named_modules() if layer.training]
+        training = [
+            part or name
+            for part, layer in runner.module.named_modules()
+            if layer.training and isinstance(layer, CHANGED_BY_TRAINING)
+        ]
         advice = f"; eval() leaves {', '.join(training[:3])} in training mode" if training else ""
         engine, (row, layer), word = same_answers(name, runner, probe(pixels), dtype, advice)
         if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:

@@ -55,7 +55,7 @@ def check_pixels(graph: OnnxGraph, pixels: Preprocessing) -> str:
     if graph.takes_bytes and not plain:
         raise ModelError(
             f"{graph.name}: the graph takes pixels as uint8 and normalises them itself; {given} gives it "
-            f"fractions; pass 'raw', or Preprocessing('bgr', 0, 1) if it was trained on BGR"
+            f"fractions; pass 'raw', or Preprocessing('bgr', 0.0, 1.0) if it was trained on BGR"
         )
     steps = first_steps(graph, pixels.size)
     if steps is None:
@@ -73,7 +73,7 @@ def check_pixels(graph: OnnxGraph, pixels: Preprocessing) -> str:
     if middle > LOST * apart or (apart < BLIND and not trained):
         raise ModelError(
             f"{graph.name}: pixels are normalised twice: the graph itself computes {steps}, and {arrive}, "
-            f"nearly the same; pass 'raw' (RGB), or Preprocessing('bgr', 0, 1) if it was trained on BGR"
+            f"nearly the same; pass 'raw' (RGB), or Preprocessing('bgr', 0.0, 1.0) if it was trained on BGR"
         )
     stretched = apart > USUAL[1] and np.abs(steps.factor).max() > 1.5  # made for numbers near one
     if apart < USUAL[0] or stretched:
