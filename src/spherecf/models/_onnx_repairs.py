@@ -129,17 +129,30 @@ def _modernise(graph: OnnxGraph) -> str:
     model, messages = graph.model, []
     old = opset_of(model)
     if old < OLDEST_OPSET:
-        try:
-            graph.model = model = onnx.version_converter.convert_version(model, SAFE_OPSET)
-        except Exception as error:
-            raise ModelError(
-                f"{graph.name}: opset {old} is too old and could not be converted: {error}"
-            ) from error
+        graph.model = model = _converted(graph, old)
         messages.append(f"opset {old} converted to {SAFE_OPSET}")
     if not OLDEST_IR <= model.ir_version <= NEWEST_IR:
         old, model.ir_version = model.ir_version, min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
         messages.append(f"IR version {old} relabelled {model.ir_version}")
     return "; ".join(messages)
+
+
+def _converted(graph: OnnxGraph, opset: int) -> Model:
+    """The model in an opset of today; the converter wants to know all sizes, so it gets a batch of one."""
+    sizes = {v.name: v.type.tensor_type.shape.dim for v in graph.model.graph.input}
+    free = [name for name, dims in sizes.items() if dims and not dims[0].HasField("dim_value")]
+    for name in free:
+        sizes[name][0].dim_value = 1
+    try:
+        model = onnx.version_converter.convert_version(graph.model, SAFE_OPSET)
+    except Exception as error:
+        raise ModelError(
+            f"{graph.name}: opset {opset} is too old and could not be converted: {error}"
+        ) from error
+    for value in model.graph.input:
+        if value.name in free:
+            value.type.tensor_type.shape.dim[0].Clear()
+    return model
 
 
 def _drop_false_inputs(graph: OnnxGraph) -> str:
