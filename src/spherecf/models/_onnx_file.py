@@ -18,6 +18,7 @@ Node = Any
 StoredTensor = Any
 
 LARGEST = 2**31 - 1  # bytes of one file, a limit of its format
+TYPE_NAMES: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
 PACKED = {"INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2, "FLOAT4": 4, "FLOAT6": 6}  # bits of what shares bytes
 
 
@@ -58,6 +59,7 @@ def read_onnx(source: str | Path | Model) -> OnnxFile:
                 f"loaded model does not know; give the path of the file, or load it with its weights by "
                 f"onnx.load(path)"
             )
+        _check_names(model, name)
         sha256 = hashlib.sha256(serialized(model, name)).hexdigest()
     else:
         path = Path(source)
@@ -66,6 +68,7 @@ def read_onnx(source: str | Path | Model) -> OnnxFile:
         content = path.read_bytes()
         model, name, former = _parse(path, content), path.stem, ""
         sha256 = hashlib.sha256(content).hexdigest()
+        _check_names(model, name)
         if _attach_weights(model, path):
             sha256, former = hashlib.sha256(serialized(model, name)).hexdigest(), sha256
     for tensor in _tensors(model):
@@ -106,7 +109,6 @@ def as_array(tensor: StoredTensor, owner: str) -> NDArray[Any]:
 def _parse(path: Path, content: bytes) -> Model:
     try:
         model = onnx.load_model_from_string(content)
-        str(model.graph.name)  # text that is no UTF-8 shows only when it is read
     except Exception as error:  # protobuf's DecodeError, which has no public home in onnx
         start = content[:8].hex(" ") or "nothing"
         raise ModelError(
@@ -114,6 +116,20 @@ def _parse(path: Path, content: bytes) -> Model:
             f"truncated or of another kind; download or export it again"
         ) from error
     return model
+
+
+def _check_names(model: Model, owner: str) -> None:
+    """Refuse names that are no text: protobuf hands them out as bytes, which nothing expects."""
+    pending: list[Any] = [model]
+    while pending:
+        for field, value in pending.pop().ListFields():
+            values = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
+            if field.type == field.TYPE_MESSAGE:
+                pending += values
+            elif field.type == field.TYPE_STRING and any(isinstance(text, bytes) for text in values):
+                raise ModelError(
+                    f"{owner}: {field.name} {values[0]!r} in it is no text (UTF-8): the file is damaged"
+                )
 
 
 def _tensors(model: Model) -> Iterator[StoredTensor]:
@@ -202,7 +218,7 @@ def _check(tensor: StoredTensor, owner: str) -> None:
         stored, needed, unit = len(tensor.string_data), count, "texts"
     else:
         field = helper.tensor_dtype_to_field(tensor.data_type)
-        per_item = 2 if "COMPLEX" in TensorProto.DataType.Name(tensor.data_type) else 1
+        per_item = 2 if "COMPLEX" in type_name(tensor.data_type) else 1
         stored, needed, unit = len(getattr(tensor, field)), min(needed, count * per_item), "numbers"
     if stored != needed:
         raise ModelError(
@@ -231,8 +247,7 @@ def type_name(kind: int) -> str:
         >>> type_name(TensorProto.FLOAT16), type_name(99)
         ('FLOAT16', 'unknown')
     """
-    names: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
-    return names.get(kind, "unknown")
+    return TYPE_NAMES.get(kind, "unknown")
 
 
 def _label(tensor: StoredTensor) -> str:

@@ -1,6 +1,6 @@
 """A recogniser's graph, and questions about it: what depends on the image, shapes, values of its parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -99,11 +99,12 @@ def image_tensors(graph: OnnxGraph) -> set[str]:
     return alive
 
 
-def constants(graph: OnnxGraph) -> dict[str, NDArray[Any]]:
-    """Initialisers and the values of Constant nodes, by tensor name."""
-    values = {t.name: as_array(t, graph.name) for t in graph.model.graph.initializer}
+def constants(graph: OnnxGraph, names: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Values of those of the tensors that are initialisers or made by Constant nodes."""
+    stored = (tensor for tensor in graph.model.graph.initializer if tensor.name in names)
+    values = {tensor.name: as_array(tensor, graph.name) for tensor in stored}
     for node in graph.model.graph.node:
-        if node.op_type == "Constant" and len(node.output) == 1:
+        if node.op_type == "Constant" and len(node.output) == 1 and node.output[0] in names:
             for key, value in attributes(node).items():
                 if key.startswith("value"):
                     array = as_array(value, graph.name) if key == "value" else np.asarray(value)

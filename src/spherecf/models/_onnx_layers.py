@@ -30,7 +30,8 @@ DEQUANTISED = "_dequantised"  # added to the name of a quantised tensor for its 
 
 def infer_only(graph: OnnxGraph) -> str:
     """Dropout and batch normalisation as at test time, whatever mode the file was saved in."""
-    values = constants(graph)
+    drops = [node for node in graph.model.graph.node if node.op_type == "Dropout"]
+    values = constants(graph, {name for node in drops for name in node.input[2:]})
     changed = 0
     for node in graph.model.graph.node:
         if node.op_type == "Dropout":
@@ -51,16 +52,18 @@ def norms_per_position(graph: OnnxGraph) -> str:
     Raises:
         ModelError: such statistics that the graph computes.
     """
-    values, nodes, changed = constants(graph), [], 0
+    norms = [node for node in graph.model.graph.node if node.op_type == "BatchNormalization"]
+    marked = [node for node in norms if attributes(node).get("spatial", 1) == 0]
+    values, nodes, changed = constants(graph, {name for node in marked for name in node.input[1:5]}), [], 0
     for node in graph.model.graph.node:
-        flag = attributes(node).get("spatial", 1) if node.op_type == "BatchNormalization" else 1
-        stored = [values.get(name) for name in node.input[1:5]] if flag == 0 else []
-        _drop_attributes(node, "spatial" if node.op_type == "BatchNormalization" else "")
+        stored = [values.get(name) for name in node.input[1:5]] if node in marked else []
         if any(value is not None and value.ndim > 1 for value in stored) or (stored and stored[0] is None):
             nodes += _per_position(graph, node, stored)
             changed += 1
         else:
             nodes.append(node)
+    for node in norms:
+        _drop_attributes(node, "spatial")
     if not changed:
         return ""
     replace_nodes(graph, nodes)
@@ -99,7 +102,9 @@ def shape_slopes(graph: OnnxGraph) -> str:
     MXNet, Caffe and others store (C,). ONNX reads it as one slope per column of the map, so where the map is
     as wide as it has channels both fit: it is taken as one per channel, as no recogniser has the other kind.
     """
-    nodes = [node for node in graph.model.graph.node if node.op_type == "PRelu" and len(node.input) == 2]
+    fine = {t.name for t in graph.model.graph.initializer if len(t.dims) > 2}
+    layers = [node for node in graph.model.graph.node if node.op_type == "PRelu"]
+    nodes = [node for node in layers if len(node.input) == 2 and node.input[1] not in fine]
     if not nodes:
         return ""
     shapes = inferred_shapes(graph, graph.size or DEFAULT_SIZE)

@@ -1,5 +1,6 @@
 """Does a graph normalise pixels itself, and does that fit the preprocessing in front of it?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +67,8 @@ def check_pixels(graph: OnnxGraph, pixels: Preprocessing) -> str:
             f"neither the graph nor {given} normalises: its first {steps.layer} gets 0..255, which is right "
             f"only if it was trained so" if unsaid else ""
         )  # fmt: skip
-    black, white = _values(graph, steps, pixels)
+    faces = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, *pixels.size, 3)
+    black, white = _values(graph, steps.tensor, list(pixels(faces).numpy()))
     apart, middle = float(np.abs(white - black).max()), float(np.abs(white + black).max()) / 2
     arrive = f"with {given} black and white reach its first layer as {_numbers(black)} and {_numbers(white)}"
     trained = "BatchNormalization" in steps.operations
@@ -105,30 +107,25 @@ def first_steps(graph: OnnxGraph, size: tuple[int, int]) -> FirstSteps | None:
     operations = tuple(node.op_type for node in nodes if node.op_type in SCALING)
     if not operations:
         return FirstSteps(layer, (), np.ones(1), np.zeros(1), tensor)
-    zero, one, many = (
-        _channels(evaluate(graph, nodes, [tensor], {graph.image: np.full((1, 3, *size), x, np.float32)}))
-        for x in (0, 1, 255)
-    )
+    zero, one, many = _values(graph, tensor, [np.full((3, *size), x, np.float32) for x in (0, 1, 255)])
     factor = one - zero
     straight = np.allclose(many, zero + 255 * factor, rtol=1e-2, atol=1e-2 * np.abs(many).max())
     return FirstSteps(layer, operations, factor, zero, tensor) if straight else None
 
 
-def _values(graph: OnnxGraph, steps: FirstSteps, pixels: Preprocessing) -> list[NDArray[Any]]:
-    """Black and white as the first layer gets them, per channel."""
-    nodes = needed_nodes(graph, {steps.tensor})
-    faces = (torch.full((1, *pixels.size, 3), value, dtype=torch.uint8) for value in (0, 255))
-    feeds = (np.ascontiguousarray(pixels(face).numpy()) for face in faces)
-    return [_channels(evaluate(graph, nodes, [steps.tensor], {graph.image: x})) for x in feeds]
+def _values(graph: OnnxGraph, tensor: str, images: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    """What the first layer gets of evenly coloured images, per channel (one number if there are not 3)."""
+    nodes = needed_nodes(graph, {tensor})
+    feeds = ({graph.image: np.ascontiguousarray(image[None])} for image in images)
+    values = (evaluate(graph, nodes, [tensor], feed)[tensor].astype(np.float64) for feed in feeds)
+    return [_channels(value) for value in values]
 
 
-def _channels(values: dict[str, NDArray[Any]]) -> NDArray[Any]:
-    """Mean of each channel of an image (1, 3, h, w) or (1, h, w, 3), of all numbers of anything else."""
-    (value,) = values.values()
+def _channels(value: NDArray[Any]) -> NDArray[Any]:
     axis = next((axis for axis in (1, -1) if value.ndim > 1 and value.shape[axis] == 3), None)
     if axis is None:
-        return np.atleast_1d(value.astype(np.float64).mean())
-    return np.asarray(np.moveaxis(value.astype(np.float64), axis, 0).reshape(3, -1).mean(1))
+        return np.atleast_1d(value.mean())
+    return np.asarray(np.moveaxis(value, axis, 0).reshape(3, -1).mean(1))
 
 
 def _numbers(values: NDArray[Any]) -> str:

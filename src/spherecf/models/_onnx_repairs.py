@@ -183,9 +183,10 @@ def _free_batch(graph: OnnxGraph) -> str:
         output.type.tensor_type.ClearField("shape")
     if not fixed:
         return ""
-    values, alive, reshapes = constants(graph), image_tensors(graph), 0
+    shapes = {node.input[1] for node in body.node if node.op_type == "Reshape" and len(node.input) > 1}
+    values, alive, reshapes = constants(graph, shapes), image_tensors(graph), 0
     for number, node in enumerate(body.node):
-        if node.op_type != "Reshape" or node.input[0] not in alive or node.input[1] not in values:
+        if node.op_type != "Reshape" or node.input[0] not in alive or node.input[-1] not in values:
             continue
         shape = values[node.input[1]].copy()
         if shape.ndim == 1 and shape.size and shape[0] == fixed:
