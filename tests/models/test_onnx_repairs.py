@@ -32,6 +32,21 @@ def test_functions_of_the_models_own(tiny: FrozenBackbone) -> None:
     assert opened(model, tiny, "functions").engine == "torch"
 
 
+@pytest.mark.parametrize("calls", [["Layer"], [f"Layer{i + 1}" for i in range(40)]], ids=["itself", "tree"])
+def test_functions_without_end(calls: list[str]) -> None:
+    model = graphs.iresnet()
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    for name, call in zip(["Layer", *calls], calls, strict=False):
+        steps = [helper.make_node(call, [a], [b], domain="own") for a, b in (("a", "b"), ("b", "c"))]
+        model.functions.append(
+            helper.make_function("own", name, ["a"], ["c"], steps, [helper.make_opsetid("own", 1)])
+        )
+    relu = next(n for n in model.graph.node if n.op_type == "Relu")
+    relu.op_type, relu.domain = "Layer", "own"
+    with pytest.raises(ModelError, match="functions"):
+        load_graph(model)
+
+
 def test_a_branch_reads_from_outside_itself(tiny: FrozenBackbone) -> None:
     """torch writes If around a squeeze; what is in the branches is taken from outside by name."""
     model = graphs.iresnet()

@@ -26,6 +26,8 @@ from spherecf.models._onnx_graph import (
 from spherecf.models._onnx_input import accept_image, image_dims
 from spherecf.models._onnx_layers import infer_only, norms_per_position, quantised_maps, shape_slopes
 
+MAX_NODES = 1_000_000  # operations in a graph with its functions written out
+
 
 def load_graph(source: str | Path | Model) -> OnnxGraph:
     """Read, repair and describe a model file (or an ``onnx.ModelProto``, which is left untouched).
@@ -46,11 +48,18 @@ def load_graph(source: str | Path | Model) -> OnnxGraph:
 
 def _inline_functions(graph: OnnxGraph) -> str:
     """Newer exporters of torch keep layers as functions of the model's own."""
-    count = len(graph.model.functions)
+    functions = graph.model.functions
+    count, sizes = len(functions), dict[tuple[str, str], int]()
     if not count:
         return ""
+    for _ in functions:  # after as many rounds, functions of functions are counted whole
+        for function in functions:
+            calls = (sizes.get((node.domain, node.op_type), 1) for node in function.node)
+            sizes[function.domain, function.name] = min(sum(calls), MAX_NODES + 1)
+    if sum(sizes.get((node.domain, node.op_type), 1) for node in graph.model.graph.node) > MAX_NODES:
+        raise ModelError(f"{graph.name}: its {count} functions stand for more than {MAX_NODES} operations")
     try:
-        graph.model = inliner.inline_local_functions(graph.model)
+        graph.model = inliner.inline_local_functions(graph.model, convert_version=True)
     except Exception as error:  # onnx's own errors have no common base
         raise ModelError(f"{graph.name}: its {count} functions cannot be written out: {error}") from error
     return f"{count} functions of the model's own written out"
