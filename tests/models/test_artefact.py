@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tests.models import graphs
 from tests.models.conftest import TINY, noise
 
 import spherecf
@@ -94,11 +96,11 @@ def test_another_backbone_is_refused(
     saved: Path, model: ConfidenceModel, sface: FrozenBackbone, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.onnx"
-    other.write_bytes(b"something else")
+    onnx.save(graphs.mobilefacenet(), other)
     own = model.backbone.sha256
     with pytest.raises(ModelError, match=f"{own}.*got sface.*{sface.sha256}"):
         load(saved, backbone=sface)
-    with pytest.raises(ModelError, match=f"{own}.*has sha256 "):
+    with pytest.raises(ModelError, match=f"{own}.*with sha256 "):
         load(saved, backbone=other)
     with pytest.raises(ModelError, match=f"{own}.*not the default one; pass backbone="):
         load(saved)

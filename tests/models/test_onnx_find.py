@@ -7,7 +7,7 @@ from tests.models import graphs
 from spherecf.errors import ModelError
 from spherecf.models import default_detector_path, default_recogniser_path
 from spherecf.models._onnx_find import Found, find
-from spherecf.models._onnx_graph import load_graph
+from spherecf.models._onnx_repairs import load_graph
 
 
 @pytest.mark.parametrize(

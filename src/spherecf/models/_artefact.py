@@ -1,5 +1,6 @@
 """One file that says how sure: a trained head with everything needed to use it again."""
 
+import copy
 import hashlib
 import json
 import math
@@ -14,7 +15,6 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf._files import sha256_file
 from spherecf._version import environment
 from spherecf.calibration import Calibration
 from spherecf.errors import FileFormatError, InputError, ModelError
@@ -22,6 +22,7 @@ from spherecf.models._backbone import BackboneOutput, FrozenBackbone
 from spherecf.models._checkpoint import SUFFIXES, filled
 from spherecf.models._default import default_model_path, default_recogniser_path
 from spherecf.models._heads import HEADS, ConfidenceHead, make_head
+from spherecf.models._identity import Identity, file_identity
 from spherecf.models._preprocessing import SFACE_SHA256, Preprocessing
 from spherecf.models._saved import read_saved, write_saved
 
@@ -206,6 +207,7 @@ def load(
     engine: str = "auto",
     dtype: str = "float32",
     device: str = "cpu",
+    migrate: bool = False,
 ) -> ConfidenceModel:
     """A saved confidence model, its backbone found by hash.
 
@@ -217,6 +219,8 @@ def load(
         engine: of a backbone that is loaded here.
         dtype: likewise, ``"bfloat16"`` with the torch engines; the head is float32 always (docs/export.md).
         device: likewise, where torch runs it; the head goes where the backbone is.
+        migrate: also accept a head that was saved when the hash did not cover weights kept beside the graph;
+            you say that the backbone is the one it was trained on. Save the result: it has the whole hash.
 
     Raises:
         FileFormatError: not such a file, truncated, or of a newer format.
@@ -236,12 +240,19 @@ def load(
     header, tensors = read_saved(path, FORMAT, VERSION, _Header)
     head = _head(path, header["head"], tensors)
     how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
-    found = _find_backbone(path, header["backbone"], backbone, how)
+    found = _find_backbone(path, header["backbone"], backbone, how, migrate)
     try:
         model = ConfidenceModel(found, head.to(found.device), float(header["radius"]), header["record"])
     except (InputError, ModelError) as error:
         raise FileFormatError(path, f"{error}.") from error
-    return _calibrated(path, model, header["calibration"])
+    if found.sha256 == header["backbone"]["sha256"]:
+        return _calibrated(path, model, header["calibration"])
+    former = copy.copy(found)
+    former.identity = Identity(found.identity.former)
+    calibration = _calibrated(path, replace(model, backbone=former), header["calibration"]).calibration
+    return model if calibration is None else model.with_calibration(
+        replace(calibration, model=model.fingerprint())
+    )  # fmt: skip
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -286,7 +297,11 @@ def _head(path: Path, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> C
 
 
 def _find_backbone(
-    path: Path, facts: Mapping[str, Any], given: FrozenBackbone | str | Path | None, how: dict[str, Any]
+    path: Path,
+    facts: Mapping[str, Any],
+    given: FrozenBackbone | str | Path | None,
+    how: dict[str, Any],
+    migrate: bool,
 ) -> FrozenBackbone:
     if given is None:
         if facts["sha256"] != SFACE_SHA256:
@@ -295,15 +310,15 @@ def _find_backbone(
                 f"which is not the default one; pass backbone= with its file"
             )
         given = default_recogniser_path()
+    if not isinstance(given, FrozenBackbone) and not Path(given).is_file():
+        raise ModelError(f"{given}: expected the backbone's file, found no such file")
+    if isinstance(given, FrozenBackbone):
+        identity, name = given.identity, given.name
+    else:
+        identity, name = file_identity(given), str(given)
+    if not (migrate and facts["sha256"] == identity.former):
+        identity.require(facts["sha256"], facts["name"], name, f"{path}: its head")
     if not isinstance(given, FrozenBackbone):
-        if not Path(given).is_file():
-            raise ModelError(f"{given}: expected the backbone's file, found no such file")
-        found = sha256_file(given)
-        if found != facts["sha256"]:
-            raise ModelError(
-                f"{path}: its head belongs to the backbone {facts['name']} with sha256 {facts['sha256']}, "
-                f"but {given} has sha256 {found}: a head means nothing on another backbone"
-            )
         pixels = Preprocessing.from_dict(facts["preprocessing"])
         if Path(given).suffix in SUFFIXES:
             given = FrozenBackbone.from_checkpoint(given, pixels, **how)
@@ -311,7 +326,6 @@ def _find_backbone(
             given = FrozenBackbone.from_onnx(
                 given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"], **how
             )  # fmt: skip
-    given.require(facts["sha256"], facts["name"])
     if given.feature_name != facts["features"] or given.preprocessing.to_dict() != facts["preprocessing"]:
         raise ModelError(
             f"{path}: trained on {facts['features']} with {facts['preprocessing']}, the backbone given uses "

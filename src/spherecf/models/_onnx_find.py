@@ -4,18 +4,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 
 from spherecf.errors import ModelError
-from spherecf.models._onnx_graph import Node, OnnxGraph, image_tensors
-
-Shape = tuple[int, ...]
+from spherecf.models._onnx_file import Node
+from spherecf.models._onnx_graph import OnnxGraph, Shape, evaluate, image_tensors, inferred_shapes, reads
+from spherecf.models._onnx_layers import DEQUANTISED
 
 SMALLEST_DIM = 32  # below this a row of numbers is a class score, an age, a box: not an embedding
 CLASSIFIER_ENDS = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax")
+CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "NhwcConv")
 # Operations that only rename or reorder a map: the map itself is what stands before them.
-PASSING = ("Dropout", "Identity", "Transpose", "Cast")
+PASSING = ("Dropout", "Identity", "Transpose", "Cast", "QuantizeLinear", "DynamicQuantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -47,56 +46,35 @@ def find(
     """
     shapes = _shapes(graph, size)
     producers = {name: node for node in graph.model.graph.node for name in node.output}
-    embedding = embedding or _find_embedding(graph, shapes, producers)
     alive = image_tensors(graph)
+    embedding = embedding or _find_embedding(graph, shapes, producers, alive)
     for role, name in (("embedding", embedding), ("features", features)):
         if name is not None and name not in alive:
             raise ModelError(
                 f"{graph.name}: {role}={name!r} is no tensor of this graph that depends on the image"
             )
     features = features or _find_features(graph, embedding, shapes, producers, alive)
+    embedding, features = (  # of a quantised tensor its floating point form
+        name + DEQUANTISED if name + DEQUANTISED in alive else name for name in (embedding, features)
+    )
     return Found(embedding, features, *_checked_shapes(graph, embedding, features, shapes))
 
 
 def _shapes(graph: OnnxGraph, size: tuple[int, int]) -> dict[str, Shape]:
-    """Shapes of all tensors for one image, as far as ONNX can infer them."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    for dim, length in zip(dims, (1, 3, *size), strict=True):
-        dim.Clear()
-        dim.dim_value = length
-    try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:
-        raise ModelError(f"{graph.name}: inconsistent graph, shapes cannot be inferred: {error}") from error
-    shapes = {}
-    for value in (*inferred.value_info, *inferred.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            shapes[value.name] = tuple(d.dim_value for d in dims)
+    """Shapes of all tensors for one image: inferred, or measured where a graph computes its own."""
+    shapes = inferred_shapes(graph, size)
     unknown = sorted(image_tensors(graph) - set(shapes) - {graph.image})
-    return {**shapes, **_measured(graph, size, unknown)} if unknown else shapes
+    if not unknown:
+        return shapes
+    blank = {graph.image: np.zeros((1, 3, *size), np.float32)}
+    measured = evaluate(graph, graph.model.graph.node, unknown, blank)
+    return {**shapes, **{name: np.shape(value) for name, value in measured.items()}}
 
 
-def _measured(graph: OnnxGraph, size: tuple[int, int], names: list[str]) -> dict[str, Shape]:
-    """Shapes as onnxruntime finds them on a blank image, where a graph computes its own."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-        results = session.run(names, {graph.image: np.zeros((1, 3, *size), np.float32)})
-    except Exception as error:  # onnxruntime's errors have no common base
-        raise ModelError(f"{graph.name}: onnxruntime refuses the graph: {str(error).strip()}") from error
-    return {name: result.shape for name, result in zip(names, results, strict=True)}
-
-
-def _find_embedding(graph: OnnxGraph, shapes: dict[str, Shape], producers: dict[str, Node]) -> str:
-    outputs: list[str] = [o.name for o in graph.model.graph.output]
+def _find_embedding(
+    graph: OnnxGraph, shapes: dict[str, Shape], producers: dict[str, Node], alive: set[str]
+) -> str:
+    outputs: list[str] = [o.name for o in graph.model.graph.output if o.name in alive - {graph.image}]
     listing = ", ".join(f"{name} {shapes.get(name, 'of unknown shape')}" for name in outputs)
     rows = [n for n in outputs if _is_row(shapes.get(n)) and producers[n].op_type not in CLASSIFIER_ENDS]
     if len(rows) > 1:
@@ -136,8 +114,8 @@ def _find_features(
                 if _after_convolution(name, producers):
                     return name
                 break
-            deeper += [i for i in node.input if i in alive and i not in seen]
-            seen.update(node.input)
+            deeper += [i for i in reads(node) if i in alive and i not in seen]
+            seen.update(reads(node))
         layer = deeper
     raise ModelError(
         f"{graph.name}: not a convolutional recogniser: no map (n, channels, height, width) that a "
@@ -151,10 +129,10 @@ def _after_convolution(name: str, producers: dict[str, Node]) -> bool:
         node = producers.get(pending.pop())
         if node is None:
             continue
-        if node.op_type == "Conv":
+        if node.op_type in CONVOLUTIONS:
             return True
-        pending += [i for i in node.input if i not in seen]
-        seen.update(node.input)
+        pending += [i for i in reads(node) if i not in seen]
+        seen.update(reads(node))
     return False
 
 

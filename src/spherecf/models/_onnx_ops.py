@@ -100,8 +100,8 @@ def _conv(op: Operation) -> Value:
 @operation("BatchNormalization")
 def _batch_norm(op: Operation) -> Value:
     scale, shift, mean, variance = (op.constant(i) for i in range(1, 5))
-    if any(value is None for value in (scale, shift, mean, variance)):
-        raise op.refuse("expected constant scale, bias, mean and variance")
+    if any(value is None or value.ndim != 1 for value in (scale, shift, mean, variance)):
+        raise op.refuse("expected constant scale, bias, mean and variance, one number per channel")
     # ONNX's momentum is the share of the old value, torch's that of the new one.
     layer = BatchNorm(len(mean), op.attributes.get("epsilon", 1e-5), 1 - op.attributes.get("momentum", 0.9))
     _parameter(layer, "weight", scale)
@@ -110,11 +110,19 @@ def _batch_norm(op: Operation) -> Value:
     return op.module(layer, op.inputs[0])
 
 
+def leaky(x: Tensor, slope: Tensor) -> Tensor:
+    """ONNX's PRelu: slopes broadcast to x from the last dimension."""
+    return torch.where(x < 0, x * slope, x)
+
+
 @operation("PRelu")
 def _prelu(op: Operation) -> Value:
     slope = op.constant(1)
-    if slope is None or slope.numel() != max(slope.shape[:1] or [1]):
-        raise op.refuse("expected constant slopes, one or one per channel")
+    if slope is None:
+        raise op.refuse("expected constant slopes")
+    per_channel = slope.ndim > 2 and slope.shape[-2:] == (1, 1) and slope.shape[-3] == slope.numel()
+    if not per_channel and slope.numel() > 1:
+        return op.call(leaky, op.inputs[0], slope)
     layer = nn.PReLU(slope.numel())
     _parameter(layer, "weight", slope.flatten())
     return op.module(layer, op.inputs[0])
@@ -172,6 +180,16 @@ def _clip(op: Operation) -> Value:
     low, high = (op.constant(i, op.attributes.get(key)) for i, key in ((1, "min"), (2, "max")))
     low, high = (None if bound is None else float(bound) for bound in (low, high))
     return op.call(torch.clamp, op.inputs[0], low, high)
+
+
+CASTS = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool}
+
+
+@operation("Cast")
+def _cast(op: Operation) -> Value:
+    if op.attributes["to"] not in CASTS:
+        raise op.refuse(f"a cast to type {op.attributes['to']} is not supported")
+    return op.call(Tensor.to, op.inputs[0], CASTS[op.attributes["to"]])
 
 
 @operation("Identity", "Dropout")

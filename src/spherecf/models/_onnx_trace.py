@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from spherecf.errors import ModelError
-from spherecf.models._onnx_graph import SAFE_OPSET, Model, OnnxGraph, opset_of
+from spherecf.models._onnx_file import LARGEST, Model
+from spherecf.models._onnx_graph import SAFE_OPSET, OnnxGraph, opset_of, reads
 from spherecf.models._onnx_import import needed_nodes
 
 TRACED_OPSETS = (9, 20)  # what torch writes; newer ones are converted from the last
-LARGEST = 2**31 - 1  # bytes of one file, a limit of its format
 BATCH = "batch"
 
 
@@ -79,7 +79,7 @@ def cut_graph(graph: OnnxGraph, outputs: Sequence[str]) -> Model:
     """The part of a repaired graph that leads to these tensors, its new outputs, in opset 9 or later."""
     model, body = graph.model, graph.model.graph
     kept = needed_nodes(graph, set(outputs))
-    used = {name for node in kept for name in node.input}
+    used = {name for node in kept for name in reads(node)}
     stored = [tensor for tensor in body.initializer if tensor.name in used]
     del body.node[:], body.initializer[:], body.output[:], body.value_info[:], model.metadata_props[:]
     body.node.extend(kept)
