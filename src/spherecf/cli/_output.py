@@ -77,13 +77,13 @@ def _guarded_streams() -> Iterator[Callable[[], None]]:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
-    out, err = _Guard(sys.stdout), _Guard(sys.stderr, silent=True)
-    sys.stdout, sys.stderr = out.as_text(), err.as_text()
+    guard = _Guard(sys.stdout)
+    sys.stdout, sys.stderr = text, _ = guard.as_text(), _Guard(sys.stderr, silent=True).as_text()
 
     def check_stdout() -> None:
-        sys.stdout.flush()
-        if out.error is not None:
-            raise out.error
+        text.flush()
+        if guard.error is not None:
+            raise guard.error
 
     try:
         yield check_stdout
@@ -123,7 +123,7 @@ class _Guard(io.RawIOBase):
     def fileno(self) -> int:
         if self._stream is None:
             raise OSError("the stream is closed")
-        return self._stream.fileno()
+        return int(self._stream.fileno())
 
     def write(self, data: Any) -> int:
         if self.error is None:
@@ -131,10 +131,10 @@ class _Guard(io.RawIOBase):
                 if self._stream is None:
                     raise OSError("it is closed")
                 buffer = self._stream.buffer
-                written = getattr(buffer, "raw", buffer).write(data)
+                written: int | None = getattr(buffer, "raw", buffer).write(data)
                 if written is None:
                     raise OSError("it takes no more at present")
-                return int(written)
+                return written
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 self.error = StorageError(
