@@ -70,7 +70,7 @@ def find_upright(photo: NDArray[np.uint8], detector: FacePoints) -> tuple[list[F
 
 
 def _turned(photo: NDArray[np.uint8], detector: FacePoints, face: Face) -> int:
-    """By how many degrees a face is turned; the whole picture is looked at where a close look leaves it open."""
+    """By how many degrees a face is turned; the whole picture is tried where a close look is not enough."""
     close = _scores(_around(photo, face), detector, ((_CLOSE, 0.0),))
     turned, decided = _lead(close, _LEADS[0])
     return turned if decided else _lead(_scores(photo, detector, ATTEMPTS[:2]), _LEADS[1])[0]
