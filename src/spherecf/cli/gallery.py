@@ -61,12 +61,12 @@ def enrol(
     folder are listed and stay enrolled. With --add nothing leaves a template. One JSON line per person: what
     was done, and warnings about what should be looked at.
     """
-    from spherecf.photos import enrol_folders, enrol_photos, people_of
+    from spherecf.photos import enrol_folders, enrol_photos
 
     if (folders is None) == (not name or not photos) or (add and replace):
         raise typer.BadParameter("expected NAME and PHOTOS, or --folders; and --add or --replace, not both")
     how: HowToEnrol = "add" if add else "replace" if replace else "new" if folders is None else "follow"
-    people = {} if folders is None else people_of(folders)
+    people = {} if folders is None else _people(folders)
     assessor = open_assessor(model, backbone, detector, faces="main")
     done: list[PhotoEnrolment] = []
     try:
@@ -211,6 +211,16 @@ def compact(
     with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
         opened.compact()
     console.print("compacted", highlight=False)
+
+
+def _people(folder: Path) -> dict[str, list[Path]]:
+    from spherecf.photos import PHOTO_SUFFIXES, people_of
+
+    people = people_of(folder)
+    if loose := [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]:
+        text = f"{len(loose)} photos in {folder} itself are in nobody's folder and left alone"
+        console.print(text, style="yellow", highlight=False, markup=False)
+    return people
 
 
 def _model(model: Path | None, backbone: Path | None) -> "ConfidenceModel":
