@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 import zipfile
@@ -14,7 +15,13 @@ import torch
 from safetensors.torch import save as safe_bytes
 from tests.models import graphs
 
-from spherecf._files import describe_content, sha256_file, write_atomically
+from spherecf._files import (
+    check_destination,
+    check_folder,
+    describe_content,
+    sha256_file,
+    write_atomically,
+)
 from spherecf.errors import StorageError
 
 
@@ -47,6 +54,37 @@ def test_a_folder_in_the_way_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StorageError, match="could not be written"):
         write_atomically(tmp_path / "taken" / "file.bin", lambda stream: stream.write(b"x"))
+
+
+@pytest.mark.parametrize("check", [check_destination, lambda path: write_atomically(path, print)])
+def test_what_no_file_can_be_is_refused(tmp_path: Path, check: Callable[[Path], object]) -> None:
+    (tmp_path / "taken").write_text("a file")
+    for path in (tmp_path, tmp_path / "taken" / "below" / "file", tmp_path / ("x" * 300)):
+        with pytest.raises(StorageError):
+            check(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_destination_that_will_do_is_not_touched(tmp_path: Path) -> None:
+    check_destination(tmp_path / "new" / "newer" / "file")
+    check_folder(tmp_path / "new")
+    check_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "taken").write_text("a file")
+    check_destination(tmp_path / "taken")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(StorageError, match="taken"):
+            check_folder(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_written_to_as_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    check_destination(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", lambda stream: stream.write(b"content"))
+    assert os.read(reader, 100) == b"content" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
 
 
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._output import file_to_write
 from spherecf.errors import InputError
 
 EXAMPLE = (
@@ -19,7 +20,9 @@ def import_features(
         Path,
         typer.Argument(help="A .npy (n, d), a .npz with keys and more beside, or lines `image f1 f2 ...`."),
     ],
-    out: Annotated[Path, typer.Argument(help="Embeddings file to write, e.g. ijbc.safetensors.")],
+    out: Annotated[
+        Path, typer.Argument(help="Embeddings file to write, e.g. ijbc.safetensors.", callback=file_to_write)
+    ],
     keys: Annotated[Path | None, typer.Option(help="Text file: the key of each row, one per line.")] = None,
     meta: Annotated[Path | None, typer.Option(help="IJB's meta files: rows are in their order.")] = None,
     set_: Annotated[str, typer.Option("--set", help="With --meta: ijbb or ijbc.")] = "ijbc",

@@ -10,6 +10,7 @@ from spherecf._progress import console
 from spherecf.cli import _import
 from spherecf.cli._audit import show_report
 from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
+from spherecf.cli._output import file_to_write
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -98,7 +99,9 @@ def check(
         Path | None, typer.Option(help="Folder that keeps the passes, so that the command can go on.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the report as JSON into this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the report as JSON into this file.", callback=file_to_write)
+    ] = None,
     root: _ListRoot = None,
 ) -> None:
     """Find corrupt and double images, images with a wrong label, and people who are in two sets.

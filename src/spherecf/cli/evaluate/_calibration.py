@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._output import file_to_write, folder_to_write
 from spherecf.cli.evaluate._tenfold import _list_name
 from spherecf.errors import InputError
 
@@ -35,9 +36,14 @@ def calibration(
         bool, typer.Option("--disjoint", help="Test on pairs of which no two share a person.")
     ] = False,
     model: Annotated[Path | None, typer.Option(help="The model the embeddings were made with.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write that model with this calibration.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write that model with this calibration.", callback=file_to_write)
+    ] = None,
     backbone: Annotated[Path | None, typer.Option(help="With --model: its recogniser's file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report: HTML, Markdown, JSON.", callback=folder_to_write),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the split of people and the bootstrap.")] = 0,
