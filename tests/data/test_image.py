@@ -1,4 +1,5 @@
 import pickle
+import struct
 
 import cv2
 import numpy as np
@@ -153,3 +154,22 @@ def test_encode_knows_its_formats() -> None:
     assert len(encode_image(GRADIENT, ".jpg", 20)) < len(encode_image(GRADIENT, ".jpg", 95))
     with pytest.raises(InputError, match="xyz"):
         encode_image(GRADIENT, ".xyz")
+
+
+def test_a_picture_that_its_bytes_cannot_hold_takes_no_memory() -> None:
+    grey = np.full((16, 16, 3), 128, np.uint8)
+    jpeg, png = bytearray(encode_image(grey, ".jpg")), bytearray(encode_image(grey))
+    frame = jpeg.index(b"\xff\xc0")
+    jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 16000, 60000)
+    chunk = png.index(b"IDAT") - 4
+    png[chunk : chunk + 4] = struct.pack(">I", 0xCE000020)
+    for data, problem in [(jpeg, "16000x60000"), (png, f"byte {chunk} promises 3456106528 bytes")]:
+        with pytest.raises(ImageError, match=f"truncated.*{problem}"):
+            decode_image(bytes(data))
+
+
+@pytest.mark.parametrize("settings", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_OPTIMIZE, 1]])
+def test_the_flattest_picture_of_all_is_whole(settings: list[int]) -> None:
+    flat = np.full((4000, 4000, 3), 128, np.uint8)
+    data = cv2.imencode(".jpg", flat, [cv2.IMWRITE_JPEG_QUALITY, 1, *settings])[1].tobytes()
+    assert decode_image(data).shape == flat.shape

@@ -20,6 +20,7 @@ _REDUCED = {
 _JPEG_MARKER = re.compile(
     rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL
 )  # those that a length follows, and FF D9
+_JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc2]\x00[\x0b\x11\x14]\x08(..)(..)", re.DOTALL)
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 
 IMAGE_SUFFIXES = frozenset(
@@ -146,9 +147,9 @@ def _truncation(data: bytes) -> str:
     if data.startswith(_JPEG):
         if not data.endswith(b"\xff\xd9") and not _jpeg_ends(data):
             return "the JPEG end marker FF D9 is missing"
+        return _short_of_frame(data)
     elif data.startswith(_PNG):
-        if data.rfind(b"IEND") < 0:
-            return "the PNG end chunk IEND is missing"
+        return _short_of_chunks(data)
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         expected = int.from_bytes(data[4:8], "little") + 8
         if len(data) < expected:
@@ -157,6 +158,28 @@ def _truncation(data: bytes) -> str:
         expected = int.from_bytes(data[2:6], "little")
         if len(data) < expected:
             return f"the BMP header promises {expected} bytes"
+    return ""
+
+
+def _short_of_chunks(png: bytes) -> str:
+    """Decoders take the memory that a chunk promises before they look for its bytes."""
+    at = len(_PNG)
+    while png[at + 4 : at + 8] != b"IEND":
+        if at + 8 > len(png):
+            return "the PNG end chunk IEND is missing"
+        length = int.from_bytes(png[at : at + 4], "big")
+        if at + 12 + length > len(png):
+            return f"a PNG chunk at byte {at} promises {length} bytes"
+        at += 12 + length
+    return ""
+
+
+def _short_of_frame(jpeg: bytes) -> str:
+    """Decoders fill a frame of any size with grey; each of its 8x8 blocks takes a bit at least."""
+    frame = _JPEG_FRAME.search(jpeg)
+    if frame and len(jpeg) * 512 < int.from_bytes(frame[1], "big") * int.from_bytes(frame[2], "big"):
+        height, width = (int.from_bytes(side, "big") for side in frame.groups())
+        return f"the JPEG header promises a picture of {height}x{width}"
     return ""
 
 
