@@ -19,9 +19,20 @@ BACKBONE, PROTOTYPES, VERSION = "spherecf.backbone", "spherecf.prototypes", 1
 
 
 @dataclass(frozen=True)
+class _Options:
+    """Those of `Network` that a file may state; others are for `make_backbone` to know."""
+
+    dim: int = 512
+    size: int = 112
+    width: float = 1.0
+    dropout: float = 0.0
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
 class _NetworkFacts:
     name: str
-    config: dict[str, Any]
+    config: _Options
 
 
 @dataclass(frozen=True)
