@@ -93,7 +93,7 @@ def ours(folder: Path, kind: str, score: str) -> dict[str, Any]:
     with clock.stage("pool"):
         (mu,) = read(folder, "mu", mmap_mode="r")
         kappa, ids, media = read(folder, "kappa", "templates", "media")
-        templates = pool_templates(mu, kappa, ids, media)
+        templates = pool_templates(mu, kappa, ids, media, checked=True)
     with clock.stage("score"):
         left, right, mated = pair_list(folder, kind)
         at = templates.positions(left), templates.positions(right)
@@ -117,7 +117,7 @@ def ours_search(folder: Path) -> dict[str, Any]:
     clock = Clock()
     with clock.stage("pool"):
         (mu,) = read(folder, "mu", mmap_mode="r")
-        templates = pool_templates(mu, *read(folder, "kappa", "templates", "media"))
+        templates = pool_templates(mu, *read(folder, "kappa", "templates", "media"), checked=True)
     rates = []
     with clock.stage("search"):
         subjects, names = read(folder, "subjects", "probes")
@@ -243,7 +243,7 @@ def grow(folder: Path) -> dict[str, Any]:
     kappa, owner, media, ids = read(folder, "kappa", "templates", "media", "ids")
     with clock.stage("pool"):
         out = open_memmap(folder / "pooled.npy", "w+", np.float32, (ids.size, mu.shape[1]))
-        templates = pool_templates(mu, kappa, owner, media, out=out)
+        templates = pool_templates(mu, kappa, owner, media, out=out, checked=True)
     left, right, _ = pair_list(folder, "random")
     with clock.stage("score"):
         at = templates.positions(left), templates.positions(right)

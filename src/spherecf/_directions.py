@@ -155,9 +155,12 @@ def _lengths(mu: Any, exact: bool = False) -> Any:
     """(...) lengths of the rows; in float64 if ``exact``, so that squares do not overflow."""
     if isinstance(mu, np.ndarray):
         wide = mu.astype(np.float64 if exact else np.promote_types(mu.dtype, np.float32), copy=False)
-        return np.sqrt(np.einsum("...d,...d->...", wide, wide))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.sqrt(np.vecdot(wide, wide))
+    from torch.linalg import vector_norm  # there already, where there is a tensor
+
     wide = mu.detach().double() if exact else mu.detach()
-    return (wide.float() if wide.element_size() < 4 else wide).norm(dim=-1)
+    return vector_norm(wide.float() if wide.element_size() < 4 else wide, dim=-1)
 
 
 def _row(row: int, keys: Sequence[Any] | NDArray[Any]) -> str:

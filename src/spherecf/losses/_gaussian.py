@@ -35,6 +35,7 @@ def gaussian_confidence_loss(
             CPU only, as in `sphere_confidence_loss`).
 
     Example:
+        >>> import torch
         >>> mu = torch.tensor([[0.6, 0.8, 0.0]])
         >>> gaussian_confidence_loss(mu, torch.tensor([2.0]), torch.tensor([[0.0, 1.0, 0.0]]))
         tensor(1.2346)
@@ -59,6 +60,7 @@ def gaussian_confidence_loss_from_cosine(
     """`gaussian_confidence_loss` where the cosine to the prototype is known: |mu - w|^2 = 2 (1 - cos).
 
     Example:
+        >>> import torch
         >>> gaussian_confidence_loss_from_cosine(torch.tensor([0.5]), torch.tensor([6.2383]), dim=512)
         tensor(-870.5146)
     """
