@@ -53,6 +53,8 @@ def test_the_argument_switches_it_off() -> None:
     face = VonMisesFisher(2 * X, -ONE, validate_args=False)
     assert face.expand((2,)).log_prob(3 * X).shape == (2,)
     assert HypersphericalUniform(3, validate_args=False).expand((2,)).log_prob(3 * X).shape == (2,)
+    with pytest.raises(InputError):  # None is torch's word for the default
+        VonMisesFisher(2 * X, ONE, validate_args=None)
 
 
 def test_importing_the_compiler_and_the_exporter_changes_nothing() -> None:

@@ -41,6 +41,11 @@ def open_backbone(
         console.print(f"{path.name}: {found.name}, {found.preprocessing}", highlight=False, markup=False)
     else:
         found = FrozenBackbone.from_onnx(path, preprocessing=preprocessing or None, **how)
-    for repair in found.repairs:
-        console.print(f"{found.name}: {repair}", highlight=False, markup=False)
+    print_repairs(found)
     return found
+
+
+def print_repairs(backbone: "FrozenBackbone") -> None:
+    """What had to be repaired in its file, and what is doubtful about its pixels, on stderr."""
+    for repair in backbone.repairs:
+        console.print(f"{backbone.name}: {repair}", highlight=False, markup=False)

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from spherecf.cli._backbone import print_repairs
+
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
     from spherecf.models import ConfidenceModel
@@ -34,6 +36,8 @@ def open_assessor(
     from spherecf.photos import FaceAssessor
 
     loaded = load(model, backbone, engine=engine)
+    if backbone is not None:
+        print_repairs(loaded.backbone)
     return FaceAssessor(
         loaded,
         None if detector is None else FaceDetector(detector),

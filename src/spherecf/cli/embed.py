@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spherecf._progress import console
-from spherecf.cli._backbone import DtypeName, EngineName
+from spherecf.cli._backbone import DtypeName, EngineName, print_repairs
 from spherecf.cli._output import file_to_write
 from spherecf.errors import InputError
 
@@ -67,8 +67,7 @@ def embed(
     loaded = load(model, backbone, engine=engine, dtype=dtype, device=device)
     size = loaded.backbone.preprocessing.size
     opened = _ijb(source, meta, set_, size) if meta else open_source(source, root)
-    for repair in loaded.backbone.repairs:
-        console.print(f"{loaded.backbone.name}: {repair}", highlight=False, markup=False)
+    print_repairs(loaded.backbone)
     photos = _aligned(opened, size) if align else opened
     result = embed_images(loaded, photos, out, view=view, flip=flip, batch_size=batch_size)
     seconds = result.provenance["seconds"]  # of all runs that it took; this one may have been the last bit

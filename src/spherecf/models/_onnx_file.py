@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from spherecf._files import describe_content
 from spherecf.errors import ModelError
 
 Model = Any  # onnx.ModelProto, onnx.NodeProto and onnx.TensorProto are generated classes without usable types
@@ -110,10 +111,9 @@ def _parse(path: Path, content: bytes) -> Model:
     try:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's DecodeError, which has no public home in onnx
-        start = content[:8].hex(" ") or "nothing"
         raise ModelError(
-            f"{path}: not a readable ONNX file ({len(content)} bytes, beginning with {start}): it is "
-            f"truncated or of another kind; download or export it again"
+            f"{path}: not a readable ONNX file ({len(content)} bytes): it is {describe_content(path)}, or "
+            f"truncated; download or export it again"
         ) from error
     return model
 

@@ -45,8 +45,8 @@ class VonMisesFisher(Distribution):
         concentration: kappa >= 0, finite, any shape that broadcasts with (*batch). 0 is the uniform
             distribution.
         radius: r > 0, one number.
-        validate_args: check values, here and in `log_prob`. Only this argument switches it off, torch's
-            global default (which importing torch's compiler changes) does not; not done while compiling.
+        validate_args: check values, here and in `log_prob`. Only False switches it off; torch's global
+            default (which importing torch's compiler changes) does not. Not done while compiling.
 
     NumPy arrays become tensors. float16 and bfloat16 parameters are taken as float32, integers are refused.
 
@@ -68,19 +68,19 @@ class VonMisesFisher(Distribution):
         mean_direction: Float[AnyArray, "*shape dim"],
         concentration: Float[AnyArray, "*batch"],
         radius: float | int = 1.0,
-        validate_args: bool = True,
+        validate_args: bool | None = True,
     ) -> None:
         mu, kappa = computable(mean_direction, "mean_direction"), computable(concentration, "concentration")
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
-        if validate_args and not torch.compiler.is_compiling():
+        if validate_args is not False and not torch.compiler.is_compiling():
             check_directions(mu, "mean_direction")
             check_kappa(kappa, "concentration")
         self.dim, self.radius = mu.shape[-1], checked_radius(radius)
         self.mean_direction, self.concentration = mu.expand(*batch_shape, self.dim), kappa.expand(batch_shape)
         super().__init__(batch_shape, mu.shape[-1:], validate_args=False)
-        self._validate_args = validate_args
+        self._validate_args = validate_args is not False
 
     @property
     def support(self) -> Sphere:

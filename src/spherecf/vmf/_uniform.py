@@ -57,12 +57,12 @@ class HypersphericalUniform(Distribution):
         dim: int,
         radius: float | int = 1.0,
         batch_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
-        validate_args: bool = True,
+        validate_args: bool | None = True,
     ) -> None:
         order_of(dim)
         self.dim, self.radius = int(dim), checked_radius(radius)
         super().__init__(batch_shape, torch.Size([self.dim]), validate_args=False)
-        self._validate_args = validate_args
+        self._validate_args = validate_args is not False
 
     @property
     def support(self) -> Sphere:
