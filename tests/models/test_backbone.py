@@ -80,7 +80,7 @@ def test_modules_that_do_not_fit() -> None:
         FrozenBackbone.from_module(Small(both=False), TINY)
     with pytest.raises(ModelError, match="no submodule 'layer4'; its own are body, dense"):
         FrozenBackbone.from_module(Small(both=False), TINY, features="layer4")
-    with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and \(2, 32\)"):
+    with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and, .*, \(2, 32\)"):
         FrozenBackbone.from_module(Small(both=False), TINY, features="dense")
 
 

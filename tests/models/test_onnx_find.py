@@ -41,7 +41,7 @@ def test_both_can_be_named() -> None:
         find(graph, (16, 16), embedding="nope")
     with pytest.raises(ModelError, match="features='conv1_w' is no tensor"):
         find(graph, (16, 16), features="conv1_w")
-    with pytest.raises(ModelError, match=r"fc should be \(n, channels, height, width\), found \(1, 48\)"):
+    with pytest.raises(ModelError, match=r"fc should be a map .* or tokens .*, found \(1, 48\)"):
         find(graph, (16, 16), features="fc")
     with pytest.raises(ModelError, match=r"bn2 should be \(n, dim\), found \(1, 8, 8, 8\)"):
         find(graph, (16, 16), embedding="bn2", features="bn2")
@@ -52,7 +52,7 @@ def test_both_can_be_named() -> None:
     [
         (graphs.classifier(), r"not a recogniser.*found probabilities \(1, 100\).*Softmax.*classifier"),
         (graphs.detector(), r"not a recogniser.*boxes \(1, 4, 16, 16\), scores.*Sigmoid"),
-        (graphs.dense_only(), "not a convolutional recogniser"),
+        (graphs.dense_only(), "neither a convolutional recogniser nor a transformer"),
         (graphs.two_rows(), r"several outputs could be the embedding \(one, other\); pass embedding="),
     ],
 )

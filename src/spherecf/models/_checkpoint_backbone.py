@@ -17,9 +17,10 @@ from spherecf.models._mobilefacenet import MobileFaceNet
 from spherecf.models._network import Network, Shapes
 from spherecf.models._networks import NETWORKS, make_backbone
 from spherecf.models._preprocessing import Preprocessing
+from spherecf.models._vit import VisionTransformer
 from spherecf.models._trained import is_trained, load_trained
 
-FAMILIES: tuple[type[Network], ...] = (IResNet, IR, MobileFaceNet)
+FAMILIES: tuple[type[Network], ...] = (IResNet, IR, MobileFaceNet, VisionTransformer)
 _COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation
 _ALIKE = 0.1  # share of keys in common below which naming a nearest network helps nobody
 
@@ -83,6 +84,9 @@ def find_networks(tensors: Mapping[str, Tensor]) -> list[tuple[type[Network], st
 
 def _make(path: str | Path, family: type[Network], state: Mapping[str, Tensor], network: str) -> Network:
     """An empty network on no device, of the name asked for or measured."""
+    for part, reason in family.foreign.items():
+        if relatives := [key for key in state if part in key]:
+            raise ModelError(f"{path}: no network SphereCF knows: {relatives[0]} says that {reason}")
     try:
         architecture, options = family.measure(_shapes(state))
     except (KeyError, IndexError, ValueError) as error:
@@ -101,7 +105,8 @@ def _is(make: object, family: type[Network], architecture: dict[str, Any]) -> bo
 
 def _load(path: str | Path, made: Network, state: dict[str, Tensor]) -> None:
     expected = made.state_dict()
-    differences = _differences(_shapes(expected), _shapes(state))
+    needed = {name: t for name, t in expected.items() if name in state or name not in made.training_only}
+    differences = _differences(_shapes(needed), _shapes(state))
     if differences:
         raise ModelError(f"{path}: not the network {made.name} (dim={made.dim}): {differences}")
     full = {

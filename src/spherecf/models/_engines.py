@@ -1,4 +1,7 @@
-"""What runs a recogniser's graph: onnxruntime or torch, both from float32 pixels to (embedding, map)."""
+"""What runs a recogniser's graph: onnxruntime or torch, both from float32 pixels to (embedding, map).
+
+Features that come as tokens, or with their channels last, leave every engine as a map, see `as_map`.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from spherecf.errors import InputError, ModelError
+from spherecf.models._network import as_map
 from spherecf.models._onnx_find import Found
 from spherecf.models._onnx_graph import OnnxGraph
 
@@ -54,7 +58,8 @@ class OnnxRuntimeEngine:
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pixels = np.ascontiguousarray(x.cpu().numpy())
         embedding, features = self._session.run(self._wanted, {self._image: pixels})
-        return torch.from_numpy(embedding).reshape(len(x), self._dim), torch.from_numpy(features)
+        row = torch.from_numpy(embedding).reshape(len(x), self._dim)
+        return row, as_map(torch.from_numpy(features)).contiguous()
 
 
 class LoopedEngine:
@@ -101,8 +106,9 @@ class ModuleEngine:
         """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
         self._run, self.name = torch.compile(self.module, dynamic=True), f"compiled{self._suffix}"
 
-    def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self._hooked[:] = [output]
+    def _keep(self, module: nn.Module, args: object, output: Any) -> None:
+        # Blocks of transformers often return a tuple, of which the tokens are the first.
+        self._hooked[:] = [output[0] if isinstance(output, tuple | list) and output else output]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
@@ -123,12 +129,12 @@ class ModuleEngine:
             or not all(isinstance(t, Tensor) for t in result)
         ):
             raise ModelError(
-                f"{type(self.module).__name__}: expected a module that returns (embedding, map), got "
-                f"{type(result).__name__}; if it returns the embedding alone, pass features= with a "
+                f"{type(self.module).__name__}: expected a module that returns (embedding, map or tokens), "
+                f"got {type(result).__name__}; if it returns the embedding alone, pass features= with a "
                 f"submodule's name"
             )
         embedding, layer = result
-        return embedding.float(), layer.float().contiguous()
+        return embedding.float(), as_map(layer).float().contiguous()
 
 
 def _usable(device: str) -> torch.device:

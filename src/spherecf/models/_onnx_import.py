@@ -18,8 +18,17 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spherecf.errors import ModelError
+from spherecf.models._network import as_map
 from spherecf.models._onnx_find import Found, find
-from spherecf.models._onnx_graph import Model, Node, OnnxGraph, attributes, image_tensors, load_graph
+from spherecf.models._onnx_graph import (
+    Model,
+    Node,
+    OnnxGraph,
+    attributes,
+    image_tensors,
+    load_graph,
+    opset_of,
+)
 from spherecf.models._onnx_ops import OPERATIONS, Value
 
 
@@ -44,9 +53,9 @@ class OnnxModule(nn.Module):
     def forward(
         self, x: Float[Tensor, "n 3 h w"]
     ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n c fh fw"]]:
-        """(embedding (n, dim), features (n, C, H, W))."""
+        """(embedding (n, dim), features (n, C, H, W)), see `as_map`."""
         embedding, features = self.network(x)
-        return embedding.flatten(1), features
+        return embedding.flatten(1), as_map(features)
 
     def folded(self) -> "OnnxModule":
         """A faster copy for inference: batch normalisations that follow a convolution are folded into it."""
@@ -108,7 +117,8 @@ def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
             if node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
                 raise ModelError(_refusal(graph, node, "this operation cannot be imported"))
             result = OPERATIONS[node.op_type](_Operation(graph, node, values, traced, root))
-            values[node.output[0]] = result
+            results = result if isinstance(result, tuple) else (result,)
+            values.update(zip(node.output, results, strict=False))  # what is left out no builder gives
     traced.output((values[found.embedding], values[found.features]))
     network = fx.GraphModule(root, traced, "OnnxNetwork")
     return OnnxModule(network, found).eval()
@@ -161,6 +171,9 @@ class _Operation:
         self._graph, self._node, self._traced, self._root = graph, node, traced, root
         self.kind, self.attributes = str(node.op_type), attributes(node)
         self.name = _readable(node.name or node.output[0])
+        self.outputs, self.opset = len(node.output), opset_of(graph.model)
+        if missing := [name for name in node.input if name and name not in values]:
+            raise self.refuse(f"its input {missing[0]} is a second output that cannot be imported")
         self.inputs: list[Value] = [values[name] if name else None for name in node.input]
 
     def constant(self, position: int, default: Any = None) -> Any:
