@@ -17,8 +17,8 @@ from spherecf.models._mobilefacenet import MobileFaceNet
 from spherecf.models._network import Network, Shapes
 from spherecf.models._networks import NETWORKS, make_backbone
 from spherecf.models._preprocessing import Preprocessing
-from spherecf.models._vit import VisionTransformer
 from spherecf.models._trained import is_trained, load_trained
+from spherecf.models._vit import VisionTransformer
 
 FAMILIES: tuple[type[Network], ...] = (IResNet, IR, MobileFaceNet, VisionTransformer)
 _COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation

@@ -49,7 +49,7 @@ def choose_engine(
     try:
         module = build_module(graph, found).folded()
         runner = ModuleEngine(module, dtype=dtype, device=device, threads=threads)
-        _check_agreement(graph, runner(x), answer, TOLERANCE[dtype])
+        _check_agreement(graph, _tried(graph, runner, x), answer, TOLERANCE[dtype])
     except ModelError as error:
         if engine != "auto" or not plain:
             raise
@@ -58,6 +58,14 @@ def choose_engine(
     if engine == "compiled":
         runner.compile()
     return runner
+
+
+def _tried(graph: OnnxGraph, runner: ModuleEngine, x: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        return runner(x)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # sizes that fit one image alone
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{graph.name}: torch cannot run {len(x)} images at once: {reason}") from error
 
 
 def _probe(preprocessing: Preprocessing) -> Tensor:

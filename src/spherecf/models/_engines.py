@@ -98,8 +98,10 @@ class ModuleEngine:
             module = copy.deepcopy(module)  # the caller's own stays as exact as it is
         if features is not None:  # after copying: a copied hook would report to a copy of this engine
             _submodule(module, features).register_forward_hook(self._keep)
-        module = module.eval().requires_grad_(False).to(self.device, self._dtype)
-        self.module: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = module.eval().requires_grad_(False).to(self.device, self._dtype)
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.ndim == 4:  # torch's own conversion fails at five, as masks of windows have
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._run: Any = self.module
 
     def compile(self) -> None:

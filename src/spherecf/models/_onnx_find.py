@@ -8,7 +8,7 @@ import onnxruntime
 
 from spherecf.errors import ModelError
 from spherecf.models._network import Shape, map_shape
-from spherecf.models._onnx_graph import Node, OnnxGraph, attributes, image_tensors
+from spherecf.models._onnx_graph import Node, OnnxGraph, attributes, image_tensors, inferred_shapes
 
 SMALLEST_DIM = 32  # below this a row of numbers is a class score, an age, a box: not an embedding
 CLASSIFIER_ENDS = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax")
@@ -78,14 +78,9 @@ def _shapes(graph: OnnxGraph, size: tuple[int, int]) -> dict[str, Shape]:
         dim.Clear()
         dim.dim_value = length
     try:
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:
+        shapes = inferred_shapes(model)
+    except ValueError as error:
         raise ModelError(f"{graph.name}: inconsistent graph, shapes cannot be inferred: {error}") from error
-    shapes = {}
-    for value in (*inferred.value_info, *inferred.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
-            shapes[value.name] = tuple(d.dim_value for d in dims)
     unknown = sorted(image_tensors(graph) - set(shapes) - {graph.image})
     return {**shapes, **_measured(graph, size, unknown)} if unknown else shapes
 

@@ -1,7 +1,8 @@
 """Read an ONNX file and repair what runtimes stumble over, saying what was repaired."""
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -250,11 +251,33 @@ def _shape_slopes(graph: OnnxGraph) -> str:
     return f"{changed} PReLU slopes reshaped from (C,) to (C, 1, 1)" if changed else ""
 
 
+def inferred_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors that ONNX can infer completely.
+
+    Raises:
+        ValueError: the graph contradicts itself.
+    """
+    try:
+        body = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception as error:  # of classes that onnx does not name
+        raise ValueError(str(error)) from error
+    shapes = {t.name: tuple(t.dims) for t in body.initializer}
+    for value in (*body.value_info, *body.input, *body.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+            shapes[value.name] = tuple(d.dim_value for d in dims)
+    return shapes
+
+
 def _free_batch(graph: OnnxGraph) -> str:
-    """Let the graph take any number of images: a named batch dimension, and reshapes that keep it."""
+    """Let the graph take any number of images: a named batch dimension, and constants that go along."""
     body = graph.model.graph
     first = body.input[0].type.tensor_type.shape.dim[0]
     fixed = first.dim_value
+    try:
+        known = inferred_shapes(graph.model) if fixed else {}
+    except ValueError:
+        known = {}  # whoever needs the shapes says what is wrong with them
     first.Clear()
     first.dim_param = "batch"
     del body.value_info[:]
@@ -262,18 +285,76 @@ def _free_batch(graph: OnnxGraph) -> str:
         output.type.tensor_type.ClearField("shape")
     if not fixed:
         return ""
-    values, alive, reshapes = constants(graph), image_tensors(graph), 0
-    for number, node in enumerate(body.node):
+    alive = image_tensors(graph)
+    reshapes = _free_reshapes(graph, fixed, alive, known)
+    tokens = _repeat_tokens(graph, fixed, alive, known)
+    repeated = f", {tokens} constant tokens repeated" if tokens else ""
+    return f"fixed batch of {fixed} made dynamic ({reshapes} reshapes rewritten{repeated})"
+
+
+def _free_reshapes(
+    graph: OnnxGraph, fixed: int, alive: set[str], known: Mapping[str, tuple[int, ...]]
+) -> int:
+    """Constant shapes that begin with the batch, or with the batch times a number of windows."""
+    values, changed = constants(graph), 0
+    for number, node in enumerate(graph.model.graph.node):
         if node.op_type != "Reshape" or node.input[0] not in alive or node.input[1] not in values:
             continue
         shape = values[node.input[1]].copy()
-        if shape.size and shape[0] == fixed:
-            shape[0] = 0 if not attributes(node).get("allowzero", 0) else -1
-            name = f"{node.input[1]}_any_batch_{number}"
-            body.initializer.append(numpy_helper.from_array(shape, name))
-            node.input[1] = name
-            reshapes += 1
-    return f"fixed batch of {fixed} made dynamic ({reshapes} reshapes rewritten)"
+        if not shape.size or shape[0] < 1 or (shape[0] != fixed and (shape < 1).any()):
+            continue
+        if node.input[0] in known and (shape == -1).sum() == 1 and not (shape == 0).any():
+            shape[shape == -1] = math.prod(known[node.input[0]]) // abs(int(shape.prod()))
+        shape[0] = 0 if (shape < 1).any() else -1
+        name = f"{node.input[1]}_any_batch_{number}"
+        graph.model.graph.initializer.append(numpy_helper.from_array(shape, name))
+        node.input[1] = name
+        changed += 1
+    return changed
+
+
+def _repeat_tokens(
+    graph: OnnxGraph, fixed: int, alive: set[str], known: Mapping[str, tuple[int, ...]]
+) -> int:
+    """What a sequence is joined with, a class token for one, gets as many rows as there are images."""
+    body, values = graph.model.graph, constants(graph)
+    wide = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Expand"}
+    nodes: list[Node] = []
+    changed = 0
+    for node in body.node:
+        sequence = next((name for name in node.input if name in alive), "")
+        joins = node.op_type == "Concat" and sequence and attributes(node)["axis"]
+        for place, name in enumerate(node.input if joins else ()):
+            row, value = wide.get(name, name), values.get(name)
+            if name in alive:
+                continue
+            if value is not None and value.ndim and len(value) == fixed > 1 and (value == value[:1]).all():
+                row = f"{name}/row"
+                body.initializer.append(numpy_helper.from_array(value[:1], row))
+            elif known.get(row, ())[:1] != (1,):
+                continue
+            made = f"{name}/any_batch_{changed}"
+            nodes += _repeated(body, row, sequence, made, len(known.get(name) or known[row]))
+            node.input[place], changed = made, changed + 1
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del body.node[:]
+    body.node.extend(kept)
+    return changed
+
+
+def _repeated(body: Any, name: str, sequence: str, made: str, rank: int) -> list[Node]:
+    """Nodes that repeat a tensor of one row for each row of the sequence."""
+    parts = [f"{made}/{part}" for part in ("sides", "zero", "rows", "ones", "shape")]
+    sides, zero, rows, ones, shape = parts
+    body.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), zero))
+    body.initializer.append(numpy_helper.from_array(np.ones(rank - 1, np.int64), ones))
+    return [
+        helper.make_node("Shape", [sequence], [sides]),
+        helper.make_node("Gather", [sides, zero], [rows], axis=0),
+        helper.make_node("Concat", [rows, ones], [shape], axis=0),
+        helper.make_node("Expand", [name, shape], [made]),
+    ]
 
 
 REPAIRS: tuple[Callable[[OnnxGraph], str], ...] = (

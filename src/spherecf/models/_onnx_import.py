@@ -54,7 +54,7 @@ class OnnxModule(nn.Module):
         self, x: Float[Tensor, "n 3 h w"]
     ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n c fh fw"]]:
         """(embedding (n, dim), features (n, C, H, W)), see `as_map`."""
-        embedding, features = self.network(x)
+        embedding, features = self.network.forward(x)  # without fx's print of where an error arose
         return embedding.flatten(1), as_map(features)
 
     def folded(self) -> "OnnxModule":

@@ -230,7 +230,7 @@ class VisionTransformer(Network):
         if masked:
             absent = self.mask_token.expand(len(x), order.shape[1] - x.shape[1], -1)
             x = _gathered(torch.cat([x, absent], 1), order.argsort(1))
-        return x.transpose(1, 2).reshape(len(x), -1, self.side, self.side)
+        return x.transpose(1, 2).reshape(x.shape[0], -1, self.side, self.side)
 
     def embed(self, features: Tensor) -> Tensor:
         """All tokens side by side, weighted if TransFace's, through two dense layers with normalisation."""
