@@ -59,13 +59,16 @@ class Pooled(nn.Module):
         self.patch, self.qkv = nn.Linear(3 * (SIZE // SIDE) ** 2, WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 32)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor) -> Tensor:
         n, p = x.shape[0], SIZE // SIDE
         x = x.reshape(n, 3, SIDE, p, SIDE, p).permute(0, 2, 4, 1, 3, 5).reshape(n, SIDE**2, -1)
         x = self.patch(x)
         q, k, v = self.qkv(x).chunk(3, -1)
         x = x + torch.einsum("nij,njc->nic", torch.einsum("nic,njc->nij", q, k).softmax(-1), v)
-        return self.head(self.norm(x).mean(1))
+        return self.norm(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.tokens(x).mean(1))
 
 
 class Swin(nn.Module):

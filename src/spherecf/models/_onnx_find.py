@@ -17,6 +17,7 @@ PASSING = ("Dropout", "Identity", "Transpose", "Cast")
 RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 LEARNING = ("Conv", "Softmax", "LayerNormalization", "Attention")  # one of them made a map or tokens worth it
 PRODUCTS = ("MatMul", "Einsum")
+SPLITTING = ("Transpose", "Mul", "Div", "Squeeze", "Gather", "Split", "Slice")  # q, k and v of one tensor
 
 
 @dataclass(frozen=True)
@@ -132,16 +133,13 @@ def _is_row(shape: Shape | None) -> bool:
 def _find_features(
     graph: OnnxGraph, embedding: str, shapes: dict[str, Shape], producers: dict[str, Node], alive: set[str]
 ) -> str:
-    operands = {
-        name for node in producers.values()
-        if node.op_type in PRODUCTS and alive.issuperset(node.input) for name in node.input
-    }  # fmt: skip
+    operands = _operands(graph, shapes)
     layer, seen = [embedding], {embedding}
     while layer:
         deeper: list[str] = []
         for name in layer:
             node = producers.get(name)
-            if node is None:
+            if node is None or node.op_type == "Shape":
                 continue
             if _has_positions(name, node, shapes, operands):
                 if _is_learned(name, producers):
@@ -155,6 +153,17 @@ def _find_features(
         f"width) and no tokens (n, tokens, channels) that a convolution or an attention made were found on "
         f"the way to {embedding}; if there are, pass features= with their name"
     )
+
+
+def _operands(graph: OnnxGraph, shapes: dict[str, Shape]) -> set[str]:
+    """What attentions multiply, (n, heads, T, d) and (n, heads, T, T), and what such parts are taken from."""
+    operands: set[str] = set()
+    for node in reversed(graph.model.graph.node):
+        ranks = [len(shapes.get(name, ())) for name in node.input]
+        inner = node.op_type in SPLITTING and operands.intersection(node.output)
+        if inner or (node.op_type in PRODUCTS and 2 not in ranks):
+            operands.update(name for name, rank in zip(node.input, ranks, strict=True) if rank > 3)
+    return operands
 
 
 def _has_positions(name: str, node: Node, shapes: dict[str, Shape], operands: set[str]) -> bool:
