@@ -176,9 +176,9 @@ def test_a_torch_export_comes_back_the_same(tmp_path: Path, dynamic: bool) -> No
 @pytest.mark.parametrize(
     "make", [transformers.ClassToken, transformers.Pooled, transformers.Swin], ids=lambda make: make.__name__
 )
-@pytest.mark.parametrize(("opset", "batch"), [(12, 1), (13, None), (17, 2), (20, 1)])
+@pytest.mark.parametrize(("opset", "batch"), [(12, 1), (17, None), (20, 2)])
 def test_transformers(make: Callable[[], torch.nn.Module], opset: int, batch: int | None) -> None:
-    """In any opset, decomposed normalisation and its own operator, and with any batch the file was made for."""
+    """In any opset, with normalisation as one operator or as many, whatever batch the file was made for."""
     torch.manual_seed(0)
     network = make().eval()
     model = transformers.exported(network, opset, batch)

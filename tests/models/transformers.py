@@ -52,7 +52,7 @@ class ClassToken(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A Face-Transformer: no convolution, patches by reshaping, the mean of the tokens, attention by einsum."""
+    """A Face-Transformer: no convolution, patches by reshaping, the tokens' mean, attention by einsum."""
 
     def __init__(self) -> None:
         super().__init__()

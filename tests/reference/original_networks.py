@@ -236,7 +236,8 @@ def mobilefacenet(t, depths, scale, x, unit=64):
 
 # depth, channels, heads, patch, ratio of the dense layers, TransFace's weights of tokens
 TRANSFORMERS = {
-    "vit_t": (12, 256, 8, 9, 4, False), "vit_s": (12, 512, 8, 9, 4, False), "vit_b": (24, 512, 8, 9, 4, False),
+    "vit_t": (12, 256, 8, 9, 4, False), "vit_s": (12, 512, 8, 9, 4, False),
+    "vit_b": (24, 512, 8, 9, 4, False),
     "vit_l": (24, 768, 8, 9, 4, False), "vit_h": (48, 1024, 8, 9, 4, False),
     "transface_s": (12, 512, 8, 9, 4, True), "transface_b": (24, 512, 8, 9, 4, True),
     "transface_l": (24, 768, 8, 9, 4, True), "cvlface_vit_s": (12, 512, 8, 8, 5, False),

@@ -315,6 +315,8 @@ class FrozenBackbone:
             )
         twin = make_backbone(module.name, **module.config())  # what the original keeps fixed stays fixed
         twin.load_state_dict(module.state_dict())
+        for name in twin.training_only:  # stage 2 runs it as it is at test time: nothing reaches these
+            twin.get_parameter(name).requires_grad_(False)
         return twin
 
     def require(self, sha256: str, name: str = "") -> "FrozenBackbone":

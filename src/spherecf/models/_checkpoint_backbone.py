@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,13 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
+@cache
+def _shapes_of(name: str) -> Shapes:
+    """Of a network at full size; making one takes a while even without memory."""
+    with torch.device("meta"):
+        return _shapes(make_backbone(name).state_dict())
+
+
 def _differences(expected: Shapes, given: Shapes) -> str:
     missing = [k for k in expected if k not in given and not k.endswith(_COUNTER)]
     surplus = [k for k in given if k not in expected and not k.endswith(_COUNTER)]
@@ -161,8 +168,7 @@ def _unknown(tensors: Mapping[str, Tensor]) -> str:
     best, nearest, expected = 0.0, "", {}
     everything = set().union(*endings.values())
     for name in NETWORKS:
-        with torch.device("meta"):
-            shapes = _shapes(make_backbone(name).state_dict())
+        shapes = _shapes_of(name)
         alike = len(everything & shapes.keys()) / max(len(shapes), len(tensors))
         if alike > best:
             best, nearest, expected = alike, name, shapes
