@@ -113,7 +113,7 @@ def test_a_transformer_from_nothing_to_one_file(tmp_path: Path) -> None:
     second = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
     model = load(second["model"], first["backbone"])
     assert model.backbone.name == "vit_t" and model.backbone.feature_shape == (16, 3, 3)
-    words = ["export", "onnx", second["model"], str(tmp_path / "both.onnx"), *backbone]
+    words = ["export", "onnx", str(tmp_path / "both.onnx"), "--model", second["model"], *backbone]
     report = CliRunner().invoke(app, words, catch_exceptions=False)
     assert report.exit_code == 0 and (tmp_path / "both.onnx").exists()
 

@@ -321,7 +321,7 @@ def test_streamed_features_are_those_of_the_backbone(tmp_path: Path, recogniser:
 
 @pytest.mark.parametrize("features", ["map", "tokens"])
 def test_tokens_of_a_transformer(tmp_path: Path, features: str) -> None:
-    """Cached or streamed, on a grid or as a column, a head learns the same from them; and the network with it."""
+    """Cached or streamed, on a grid or as a column, a head learns the same from them, or both learn."""
     torch.manual_seed(0)
     network = make_backbone("vit_t", dim=16, size=18, width=0.0625)
     torch.save(network.state_dict(), tmp_path / "vit.pt")
