@@ -165,7 +165,8 @@ def _unknown(tensors: Mapping[str, Tensor]) -> str:
     if not tensors:
         return "no tensors in it; expected the state dictionary of a network"
     endings = {name: {name.split(".", i)[i] for i in range(name.count(".") + 1)} for name in tensors}
-    best, nearest, expected = 0.0, "", {}
+    best, nearest = 0.0, ""
+    expected: Shapes = {}
     everything = set().union(*endings.values())
     for name in NETWORKS:
         shapes = _shapes_of(name)

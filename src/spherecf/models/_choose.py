@@ -63,8 +63,10 @@ def choose_engine(
 def _tried(graph: OnnxGraph, runner: ModuleEngine, x: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return runner(x)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # sizes that fit one image alone
-        reason = str(error).splitlines()[0]
+    except ModelError:
+        raise
+    except Exception as error:  # whatever torch's operations raise, at sizes that fit one image alone say
+        reason = str(error).partition("\n")[0]
         raise ModelError(f"{graph.name}: torch cannot run {len(x)} images at once: {reason}") from error
 
 

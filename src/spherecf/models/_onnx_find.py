@@ -172,7 +172,7 @@ def _has_positions(name: str, node: Node, shapes: dict[str, Shape], operands: se
     if len(shape) not in (3, 4) or shape[0] != 1 or min(shape[-2:]) <= 1:
         return False
     if node.op_type == "Transpose":  # of what has the sequence first, only the result has images first
-        return bool(attributes(node).get("perm", [1])[0])
+        return list(attributes(node).get("perm", ()))[:1] != [0]
     if node.op_type in RESHAPING:
         return len(shape) == 4 and len(shapes.get(node.input[0], ())) != 3 and name not in operands
     return node.op_type not in PASSING and not (len(shape) == 4 and name in operands)

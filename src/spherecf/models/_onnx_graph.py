@@ -270,7 +270,7 @@ def inferred_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 
 
 def _free_batch(graph: OnnxGraph) -> str:
-    """Let the graph take any number of images: a named batch dimension, and constants that go along."""
+    """Let the graph take any number of images: a named batch dimension, and constants that follow it."""
     body = graph.model.graph
     first = body.input[0].type.tensor_type.shape.dim[0]
     fixed = first.dim_value
@@ -298,7 +298,9 @@ def _free_reshapes(
     """Constant shapes that begin with the batch, or with the batch times a number of windows."""
     values, changed = constants(graph), 0
     for number, node in enumerate(graph.model.graph.node):
-        if node.op_type != "Reshape" or node.input[0] not in alive or node.input[1] not in values:
+        if node.op_type != "Reshape" or len(node.input) != 2:
+            continue
+        if node.input[0] not in alive or node.input[1] not in values:
             continue
         shape = values[node.input[1]].copy()
         if not shape.size or shape[0] < 1 or (shape[0] != fixed and (shape < 1).any()):
@@ -318,12 +320,12 @@ def _repeat_tokens(
 ) -> int:
     """What a sequence is joined with, a class token for one, gets as many rows as there are images."""
     body, values = graph.model.graph, constants(graph)
-    wide = {node.output[0]: node.input[0] for node in body.node if node.op_type == "Expand"}
+    wide = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Expand" and n.input and n.output}
     nodes: list[Node] = []
     changed = 0
     for node in body.node:
         sequence = next((name for name in node.input if name in alive), "")
-        joins = node.op_type == "Concat" and sequence and attributes(node)["axis"]
+        joins = node.op_type == "Concat" and sequence and attributes(node).get("axis", 0)
         for place, name in enumerate(node.input if joins else ()):
             row, value = wide.get(name, name), values.get(name)
             if name in alive:
