@@ -1,7 +1,7 @@
 # The one task runner. PYTHON is the environment that `pip install -e ".[dev]"` went into.
 PYTHON ?= python
 
-.PHONY: help check unit test lint format docs bench
+.PHONY: help check unit test fuzz lint format docs bench
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -9,10 +9,16 @@ check:  ## everything CI runs, in this environment
 	bash .ci/run $(PYTHON)
 
 unit:  ## the tests without the slow ones: no real faces, no long runs
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -m "not slow"
+	$(PYTHON) -m pytest -m "not slow"
 
 test:  ## all tests, as the README runs them
 	$(PYTHON) -m pytest
+
+FUZZ ?= 100000
+fuzz:  ## FUZZ mutated inputs for each format (hours), then the table of docs/reliability.md
+	rm -f fuzz.log
+	SPHERECF_FUZZ=$(FUZZ) SPHERECF_FUZZ_RESULTS=$(CURDIR)/fuzz.log $(PYTHON) -m pytest tests/fuzz
+	$(PYTHON) tests/fuzz/harness.py fuzz.log
 
 lint:  ## style, types and the import contract
 	$(PYTHON) -m ruff check .

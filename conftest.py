@@ -1,5 +1,27 @@
-"""Every shape and type annotation of the package is checked at run time while tests run."""
+"""Shapes and types of every module that declares shapes are checked at run time while tests run."""
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers of pytest-xdist share the processors already
 
 from jaxtyping import install_import_hook
 
-install_import_hook("spherecf", "beartype.beartype")
+SOURCE = Path(__file__).parent / "src"
+# Beneath the hook Python finds no bytecode, so what our modules import from others is imported before it.
+OTHERS = (
+    "cv2", "fastapi", "onnx", "onnxruntime", "pymilvus", "rich.progress", "safetensors.torch",
+    "torch._dynamo", "torch.distributed", "torch.onnx", "torch.utils.data", "typer",
+)  # fmt: skip
+
+for name in OTHERS:
+    import_module(name)
+install_import_hook(
+    [
+        ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCE.rglob("*.py")
+        if "jaxtyping" in path.read_text()
+    ],
+    "beartype.beartype",
+)

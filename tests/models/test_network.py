@@ -108,11 +108,10 @@ def test_dropout_is_there_when_asked() -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiler
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiles(checkpointing: bool) -> None:
+def test_compiles() -> None:
     images = torch.randn(4, 3, 32, 32)
-    expected = step(tiny("r18", checkpointing=checkpointing), images)
-    network = tiny("r18", checkpointing=checkpointing)
+    expected = step(tiny("r18", checkpointing=True), images)
+    network = tiny("r18", checkpointing=True)
     compiled = torch.compile(network)
     torch.manual_seed(2)
     embedding, features = compiled(images)

@@ -276,7 +276,8 @@ def test_compiles_without_graph_breaks():
         mu, w = (torch.nn.functional.normalize(torch.randn(6, 512), dim=-1) for _ in range(2))
         kappa = torch.tensor([0.5, 1.0, 30.0, 600.0, 3e3, 5e4])
         results = []
-        for function in (everything, torch.compile(everything, fullgraph=True)):
+        traced = torch.compile(everything, fullgraph=True, backend="aot_eager")
+        for function in (everything, traced):
             k = kappa.clone().requires_grad_()
             value = function(mu, k, w)
             value.backward()
@@ -284,6 +285,12 @@ def test_compiles_without_graph_breaks():
         (v0, g0), (v1, g1) = results
         torch.testing.assert_close(v0, v1, rtol=1e-6, atol=1e-4)
         torch.testing.assert_close(g0, g1, rtol=1e-4, atol=1e-6)
+        # and as machine code, the function that all others are made of
+        compiled = torch.compile(log_normalizer, fullgraph=True)
+        k = kappa.clone().requires_grad_()
+        torch.testing.assert_close(compiled(k, 512), log_normalizer(kappa, 512), rtol=1e-6, atol=1e-4)
+        slope, = torch.autograd.grad(compiled(k, 512).sum(), k)
+        torch.testing.assert_close(slope, -mean_resultant_length(kappa, 512), rtol=1e-4, atol=1e-6)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False

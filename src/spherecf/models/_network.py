@@ -169,7 +169,9 @@ class Network(nn.Module):
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """One residual block, recomputed in the backward pass if ``checkpointing``."""
         if self.checkpointing and torch.is_grad_enabled():
-            result: Tensor = checkpoint(block, x, use_reentrant=False, context_fn=partial(_contexts, block))
+            # A compiled step has no side effects left to repeat, and its compiler takes no contexts.
+            contexts = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+            result: Tensor = checkpoint(block, x, use_reentrant=False, **contexts)
             return result
         return block(x)  # type: ignore[no-any-return]
 
