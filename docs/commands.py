@@ -14,7 +14,8 @@ PAGE = Path(__file__).resolve().parent / "commands.md"
 HEAD = """# Which commands are there?
 
 JSON goes to stdout, tables, messages and progress to stderr. Exit codes: 0 done, whatever the decision;
-1 failed, with one line that says what to do; 2 wrong usage. This page is written by `python docs/commands.py`
+1 failed, with one line that says what to do (also where stdout is full, closed, or a pipe that nobody reads);
+2 wrong usage; 130 interrupted. This page is written by `python docs/commands.py`
 from what `--help` says.
 """
 

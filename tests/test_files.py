@@ -1,10 +1,27 @@
 import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save as safe_bytes
+from tests.models import graphs
 
-from spherecf._files import sha256_file, write_atomically
+from spherecf._files import (
+    check_destination,
+    check_folder,
+    describe_content,
+    sha256_file,
+    write_atomically,
+)
 from spherecf.errors import StorageError
 
 
@@ -39,7 +56,106 @@ def test_a_folder_in_the_way_is_one_error(tmp_path: Path) -> None:
         write_atomically(tmp_path / "taken" / "file.bin", lambda stream: stream.write(b"x"))
 
 
+@pytest.mark.parametrize("check", [check_destination, lambda path: write_atomically(path, print)])
+def test_what_no_file_can_be_is_refused(tmp_path: Path, check: Callable[[Path], object]) -> None:
+    (tmp_path / "taken").write_text("a file")
+    for path in (tmp_path, tmp_path / "taken" / "below" / "file", tmp_path / ("x" * 300)):
+        with pytest.raises(StorageError):
+            check(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_destination_that_will_do_is_not_touched(tmp_path: Path) -> None:
+    check_destination(tmp_path / "new" / "newer" / "file")
+    check_folder(tmp_path / "new")
+    check_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "taken").write_text("a file")
+    check_destination(tmp_path / "taken")
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(StorageError, match="taken"):
+            check_folder(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_is_written_to_as_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    check_destination(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", lambda stream: stream.write(b"content"))
+    assert os.read(reader, 100) == b"content" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
 def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     path = write_atomically(tmp_path / "file", lambda stream: stream.write(b"content"))
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def written(save: Callable[[IO[bytes]], object]) -> bytes:
+    stream = io.BytesIO()
+    save(stream)
+    return stream.getvalue()
+
+
+def zipped(*names: str) -> bytes:
+    def save(stream: IO[bytes]) -> None:
+        with zipfile.ZipFile(stream, "w") as archive:
+            for name in names:
+                archive.writestr(name, "content")
+
+    return written(save)
+
+
+def tarred(mode: str) -> bytes:
+    def save(stream: IO[bytes]) -> None:
+        with tarfile.open(fileobj=stream, mode=mode) as archive:
+            archive.addfile(tarfile.TarInfo("model/weights.bin"), io.BytesIO())
+
+    return written(save)
+
+
+CONTENTS = {
+    "empty": (b"", "empty file"),
+    "zeros": (bytes(100), "zero bytes"),
+    "html": (b"\xef\xbb\xbf\n <!-- x --><HTML><head>", "HTML page"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    "bucket": (
+        b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
+        "error message of a file server",
+    ),
+    "api": (json.dumps({"error": "not found"}).encode(), "JSON"),
+    "gzip": (tarred("w:gz"), "gzip archive: unpack"),
+    "tar": (tarred("w"), "tar archive: unpack"),
+    "zip": (zipped("model/weights.bin"), r"zip archive of 1 files \(model/weights.bin"),
+    "empty zip": (zipped(), "an empty zip"),
+    "cut zip": (zipped("a")[:40], "cut short"),
+    "npz": (zipped("a.npy", "b.npy"), "NumPy"),
+    "npy": (written(lambda stream: np.save(stream, np.eye(2))), "NumPy array"),
+    "torch": (written(lambda stream: torch.save({}, stream)), "a torch file$"),
+    "old torch": (
+        written(lambda stream: torch.save({}, stream, _use_new_zipfile_serialization=False)),
+        "torch file of the format before",
+    ),
+    "script": (zipped("net/data.pkl", "net/code/__torch__.py"), "TorchScript"),
+    "pickle": (b"\x80\x04\x95\x00", "pickle"),
+    "onnx": (graphs.iresnet().SerializeToString(), "ONNX"),
+    "safetensors": (safe_bytes({"a": torch.ones(1)}), "safetensors"),
+    "safetensors, its length like a pickle": (b"\x80\x04" + bytes(6) + b'{"a":{"dtype"', "safetensors"),
+    "picture": (b"\xff\xd8\xff\xe0\x00", "JPEG"),
+    "text": (b"hello\nworld", r"text beginning with 'hello"),
+    "noise": (b"\x01\x02\xf0\xf1\xf2\xf3\xf4\xf5\xf6", "bytes 01 02 f0 f1"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_a_file_is_named_by_its_first_bytes(tmp_path: Path, kind: str) -> None:
+    content, name = CONTENTS[kind]
+    (tmp_path / "file").write_bytes(content)
+    assert re.search(name, describe_content(tmp_path / "file"))
+
+
+def test_what_is_no_file_is_named_too(tmp_path: Path) -> None:
+    assert describe_content(tmp_path) == "a folder"
+    assert "No such file" in describe_content(tmp_path / "absent")

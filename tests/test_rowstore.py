@@ -75,16 +75,28 @@ def test_another_identity_starts_afresh(tmp_path: Path, identity: dict, columns:
 
 
 @pytest.mark.parametrize(
-    "state", ["", "{", "[]", "{}", '{"done": 3}', '{"identity": 1, "done": 3, "notes": {}}', "\xff"]
-)
+    "state",
+    [
+        "", "{", "[]", "{}", '{"done": 3}', '{"identity": 1, "done": 3, "notes": {}}', "\xff", "[" * 5000,
+        '{"identity": {}, "done": 1.5, "notes": {}}', '{"identity": {}, "done": true, "notes": []}',
+    ],
+)  # fmt: skip
 def test_a_damaged_state_starts_afresh(tmp_path: Path, state: str) -> None:
     fresh(tmp_path / "store").append(rows(0, 10))
     (tmp_path / "store" / "state.json").write_bytes(state.encode("latin-1"))
     assert fresh(tmp_path / "store").done == 0
 
 
-@pytest.mark.parametrize("done", [-1, 11])
-def test_an_impossible_count_starts_afresh(tmp_path: Path, done: int) -> None:
+def test_a_state_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
+    fresh(tmp_path / "store").append(rows(0, 10))
+    (tmp_path / "mine.bin").write_bytes(b"x")
+    state = {"identity": {"columns": {"../mine": [[], "float32"]}}, "done": 1, "notes": {}}
+    (tmp_path / "store" / "state.json").write_text(json.dumps(state))
+    assert fresh(tmp_path / "store").done == 0 and (tmp_path / "mine.bin").exists()
+
+
+@pytest.mark.parametrize("done", [-1, 11, 2.0])
+def test_an_impossible_count_starts_afresh(tmp_path: Path, done: float) -> None:
     fresh(tmp_path / "store").append(rows(0, 10))
     state = json.loads((tmp_path / "store" / "state.json").read_text())
     (tmp_path / "store" / "state.json").write_text(json.dumps({**state, "done": done}))

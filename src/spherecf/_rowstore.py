@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf._files import write_atomically
-from spherecf.errors import InputError, StorageError
+from spherecf._parsing import checked, parse_json
+from spherecf.errors import FileFormatError, InputError, StorageError
 
 Column = tuple[tuple[int, ...], str]
 """Shape of one row and NumPy dtype name."""
@@ -38,6 +40,15 @@ def _reserve_bytes(stream: IO[bytes], size: int) -> None:
     if shutil.disk_usage(Path(stream.name).parent).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     stream.truncate(size)
+
+
+@dataclass
+class _State:
+    """What lies on disk: which rows, of what, and what the passes noted."""
+
+    identity: dict[str, Any]
+    done: int
+    notes: dict[str, Any]
 
 
 class RowStore:
@@ -169,21 +180,28 @@ class RowStore:
 
     def _resume(self) -> bool:
         """Take over what an earlier run left, if it is of the same identity and whole."""
-        try:
-            state = json.loads(self.state_file.read_text())
-            done, notes, identity = state["done"], state["notes"], state["identity"]
-        except (OSError, ValueError, KeyError, TypeError):
+        state = self._state()
+        if state is None:
             return False
         sizes_match = all(
             self._path(name).is_file()
             and self._path(name).stat().st_size == self.bytes_needed(self.rows, {name: column})
             for name, column in self.columns.items()
         )
-        if identity == self.identity and sizes_match and 0 <= done <= self.rows:
-            self.done, self.notes = done, notes
+        if state.identity == self.identity and sizes_match and 0 <= state.done <= self.rows:
+            self.done, self.notes = state.done, state.notes
             return True
-        self._clear(identity.get("columns", ()) if isinstance(identity, dict) else ())
+        columns = state.identity.get("columns", ())
+        self._clear(name for name in columns if Path(name).name == name)
         return False
+
+    def _state(self) -> "_State | None":
+        """What the state file says, None where there is none of our own."""
+        try:
+            text = self.state_file.read_bytes()
+            return checked(_State, parse_json(text, self.state_file, "a state"), "state")
+        except (OSError, FileFormatError, InputError):
+            return None
 
     def _clear(self, columns: Iterable[str]) -> None:
         """Delete this class's own files; anything else in the folder is not ours."""
@@ -224,10 +242,9 @@ class _RowPart(RowStore):
         self.arrays = {name: array[start:stop] for name, array in whole.arrays.items()}
         self.done, self.notes, self._range = 0, {}, (start, stop)
         self._pending, self._committed = 0, time.monotonic()
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            state = json.loads(self.state_file.read_text())
-            if state["identity"] == self.identity and 0 <= state["done"] <= self.rows:
-                self.done, self.notes = state["done"], state["notes"]
+        state = self._state()
+        if state is not None and state.identity == self.identity and 0 <= state.done <= self.rows:
+            self.done, self.notes = state.done, state.notes
 
     @property
     def state_file(self) -> Path:

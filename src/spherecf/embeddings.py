@@ -7,10 +7,12 @@ known ``labels``, ``log_precision``, ``extra.*``; JSON in the metadata), so any 
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,15 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from spherecf._files import write_atomically
+from spherecf._directions import as_array, check_directions
+from spherecf._files import describe_content, write_atomically
+from spherecf._parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError
 
 __all__ = ["Embeddings"]
 
 _FORMAT = "embeddings/1"
 _DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
+_FLOATS = ("F32", "F64")
+_KINDS = {"keys": ("U8",), "key_ends": ("I64",), "labels": ("I64",)}  # all other tensors are floats
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_UNIT_TOLERANCE = 1e-3
 _LOG_KAPPA_LIMIT = 60.0  # kappa between 1e-26 and 1e26: kappa squared stays finite in float32
 _BLOCK = 65536
 
@@ -47,7 +52,8 @@ class Embeddings:
         log_precision: (n, dim) float32, one log precision per coordinate, of heads that give as many (PFE-G).
 
     Raises:
-        InputError: shapes disagree, NaN or non-unit directions, log_kappa out of range, duplicate keys.
+        InputError: shapes disagree, directions that are zero, NaN or not of length 1 within 1e-3, log_kappa
+            out of range, duplicate keys.
 
     Example:
         >>> import numpy as np
@@ -67,16 +73,17 @@ class Embeddings:
     log_precision: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
-        self.mu = np.asarray(self.mu, np.float32)
-        self.log_kappa = np.asarray(self.log_kappa, np.float32)
+        self.mu = as_array(self.mu, "mu", np.float32)
+        self.log_kappa = as_array(self.log_kappa, "log_kappa", np.float32)
         self.keys = [str(key) for key in self.keys]
-        self.identities = [str(name) for name in self.identities]
+        self.identities = [_plain(str(name)) for name in self.identities]
         if self.labels is not None:
-            self.labels = np.asarray(self.labels, np.int64)
+            self.labels = as_array(self.labels, "labels", np.int64)
         if self.log_precision is not None:
-            self.log_precision = np.asarray(self.log_precision, np.float32)
-        self.extras = {name: np.asarray(column, np.float32) for name, column in self.extras.items()}
-        self.skipped = [(str(key), str(reason)) for key, reason in self.skipped]
+            self.log_precision = as_array(self.log_precision, "log_precision", np.float32)
+        self.extras = {name: as_array(column, name, np.float32) for name, column in self.extras.items()}
+        self.skipped = [(_plain(str(key)), _plain(str(reason))) for key, reason in self.skipped]
+        self.provenance = _plain(self.provenance)
         _check(self)
 
     def __len__(self) -> int:
@@ -136,15 +143,16 @@ class Embeddings:
         """Identity name of every row, "" where it is unknown; None where the file carries no labels."""
         if self.labels is None:
             return None
-        names = self.identities or [str(label) for label in range(int(self.labels.max(initial=0)) + 1)]
-        subjects: NDArray[Any] = np.asarray([*names, ""])[self.labels]  # -1 finds the last one
+        subjects: NDArray[Any] = np.where(self.labels < 0, "", self.labels.astype(str))
+        if self.identities:
+            subjects = np.asarray([*self.identities, ""])[self.labels]  # -1 finds the last one
         return subjects
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of keys, directions and concentrations: equal content, equal hash."""
         digest = hashlib.sha256(f"{_FORMAT} {self.mu.shape}".encode())
         for key in self.keys:
-            digest.update(key.encode() + b"\0")
+            digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
         for start in range(0, len(self), _BLOCK):
             digest.update(np.ascontiguousarray(self.mu[start : start + _BLOCK], "<f4").data)
         digest.update(np.ascontiguousarray(self.log_kappa, "<f4").data)
@@ -159,7 +167,7 @@ class Embeddings:
         Raises:
             StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
         """
-        encoded = [key.encode() for key in self.keys]
+        encoded = [key.encode("utf-8", "surrogateescape") for key in self.keys]  # as files may be called
         tensors: dict[str, NDArray[Any]] = {  # widest types first: every view of the mapped file is aligned
             "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
             **({} if self.labels is None else {"labels": self.labels}),
@@ -184,25 +192,23 @@ class Embeddings:
         Raises:
             FileFormatError: truncated, not an embeddings file, or content that fails the checks.
         """
-        tensors, metadata = _read(Path(path))
+        path = Path(path)
+        tensors, metadata = _read(path)
         try:
-            blob, ends = tensors["keys"].tobytes(), tensors["key_ends"].tolist()
             return cls(
+                keys=_keys(path, tensors["keys"].tobytes(), tensors["key_ends"]),
                 mu=tensors["mu"],
                 log_kappa=np.array(tensors["log_kappa"]),
-                keys=[blob[start:end].decode() for start, end in zip([0, *ends[:-1]], ends)],
                 labels=np.array(tensors["labels"]) if "labels" in tensors else None,
-                identities=json.loads(metadata["identities"]),
                 extras={
                     name.removeprefix("extra."): np.array(column)
                     for name, column in tensors.items()
                     if name.startswith("extra.")
                 },
-                skipped=[(key, reason) for key, reason in json.loads(metadata["skipped"])],
-                provenance=json.loads(metadata["provenance"]),
                 log_precision=tensors.get("log_precision"),
+                **vars(_facts(path, metadata)),
             )
-        except (KeyError, UnicodeDecodeError, InputError, ValueError) as error:
+        except (KeyError, InputError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise FileFormatError(path, f"not usable as embeddings: {reason}.", _AGAIN) from error
 
@@ -233,27 +239,69 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         with safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        if not path.exists():
+        if not os.path.exists(path):  # noqa: PTH110, pathlib's raises for a name that is too long
             raise FileFormatError(path, "no such file.", "Write it with `spherecf embed`.") from error
-        raise FileFormatError(path, f"truncated or not a safetensors file ({error}).", _AGAIN) from error
+        got = f"{error}; it is {describe_content(path)}"
+        raise FileFormatError(path, f"truncated or not a safetensors file ({got}).", _AGAIN) from error
     if metadata.get("spherecf") != _FORMAT:
-        got = metadata.get("spherecf", "no such mark")
+        got = metadata.get("spherecf", "no such mark")[:80]
         raise FileFormatError(path, f"a safetensors file, but not {_FORMAT} (got {got}).", _AGAIN)
     raw: NDArray[Any] = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-    header = json.loads(raw[8:start].tobytes())
+    header = parse_json(raw[8:start].tobytes(), path, "a safetensors header", _AGAIN)
     tensors: dict[str, NDArray[Any]] = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in _DTYPES:
+        kinds = _KINDS.get(name, _FLOATS)
+        if entry["dtype"] not in kinds:
             raise FileFormatError(
-                path, f"tensor {name!r} has type {entry['dtype']}, not one of {[*_DTYPES]}.", _AGAIN
+                path, f"tensor {name[:40]!r} has type {entry['dtype']}, not one of {[*kinds]}.", _AGAIN
             )
         first, last = entry["data_offsets"]
         dtype: Any = _DTYPES[entry["dtype"]]
         tensors[name] = raw[start + first : start + last].view(dtype).reshape(entry["shape"])
     return tensors, metadata
+
+
+def _keys(path: Path, blob: bytes, ends: NDArray[Any]) -> list[str]:
+    """The keys in one block of text, each up to its end."""
+    places = np.concatenate([[0], ends.reshape(-1)])
+    if (np.diff(places) < 0).any() or places[-1] != len(blob):
+        raise FileFormatError(
+            path,
+            f"not usable as embeddings: key_ends do not ascend to the {len(blob)} bytes of keys.",
+            _AGAIN,
+        )
+    bounds = pairwise(places.tolist())
+    if blob.isascii():
+        text = blob.decode()
+        return [text[start:end] for start, end in bounds]
+    return [blob[start:end].decode("utf-8", "surrogateescape") for start, end in bounds]
+
+
+@dataclass
+class _Facts:
+    """What the metadata hold beside the format's name."""
+
+    identities: list[str]
+    skipped: list[tuple[str, str]]
+    provenance: dict[str, Any]
+
+
+def _facts(path: Path, metadata: Mapping[str, str]) -> _Facts:
+    names = ("identities", "skipped", "provenance")
+    facts = {name: parse_json(metadata[name], path, name, _AGAIN) for name in names}
+    return checked(_Facts, facts, "metadata")
+
+
+def _plain(value: Any) -> Any:
+    """A JSON-able value whose strings can be written as UTF-8, as names of files need not."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _check(e: Embeddings) -> None:
@@ -280,37 +328,35 @@ def _check(e: Embeddings) -> None:
             f"log_kappa: {bad.size} of {n} values are outside -60 .. 60, first {e.log_kappa[bad[0]]} for "
             f"{e.keys[bad[0]]!r}; expected the natural logarithm of kappa (was kappa itself given?)"
         )
+    try:
+        json.dumps(e.provenance, allow_nan=False)
+        for key in () if all(map(str.isascii, e.keys)) else e.keys:
+            key.encode("utf-8", "surrogateescape")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"keys or provenance cannot be written: {error}") from error
     if len(set(e.keys)) != n:
         seen: set[str] = set()
         twice = next(key for key in e.keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise InputError(
             f"keys: {n - len(set(e.keys))} duplicates, first {twice!r}; every image needs its own key"
         )
-    if e.labels is not None and e.identities and n:
-        low, high = int(e.labels.min()), int(e.labels.max())
-        if low < -1 or high >= len(e.identities):
-            raise InputError(
-                f"labels: expected -1 (unknown) .. {len(e.identities) - 1} (identities), got {low} .. {high}"
-            )
+    if e.labels is not None and n:
+        low, high, known = int(e.labels.min()), int(e.labels.max()), len(e.identities)
+        if low < -1 or (known and high >= known):
+            expected = f"-1 (unknown) .. {known - 1} (identities)" if known else "-1 (unknown) or more"
+            raise InputError(f"labels: expected {expected}, got {low} .. {high}")
     if e.log_precision is not None and e.log_precision.shape != e.mu.shape:
         raise InputError(
             f"log_precision: expected one per coordinate, shape {e.mu.shape}, got {e.log_precision.shape}"
         )
+    check_directions(e.mu, "mu", keys=e.keys)
+    if e.log_precision is None:
+        return
     for start in range(0, n, _BLOCK):  # block by block, so that a mapped file larger than memory passes
-        if e.log_precision is not None:
-            precise = np.isfinite(e.log_precision[start : start + _BLOCK]).all(1)
-            if not precise.all():
-                where = e.keys[start + int(precise.argmin())]
-                raise InputError(
-                    f"log_precision: {int((~precise).sum())} of {len(precise)} rows hold NaN or infinity, "
-                    f"first for {where!r}"
-                )
-        block = e.mu[start : start + _BLOCK]
-        off = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
-        rows = np.flatnonzero(~(off <= _UNIT_TOLERANCE))
-        if rows.size:
+        precise = np.isfinite(e.log_precision[start : start + _BLOCK]).all(1)
+        if not precise.all():
+            where = e.keys[start + int(precise.argmin())]
             raise InputError(
-                f"mu: {rows.size} of {len(block)} directions are NaN or not of unit length, first for "
-                f"{e.keys[start + rows[0]]!r} (row {start + rows[0]}); "
-                "normalise them (failures belong in skipped)"
+                f"log_precision: {int((~precise).sum())} of {len(precise)} rows hold NaN or infinity, "
+                f"first for {where!r}"
             )

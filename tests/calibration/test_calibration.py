@@ -1,11 +1,14 @@
 """The container: bound to its model, versioned, through JSON unharmed."""
 
 import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from spherecf.calibration import Calibration, DecisionRule, fit_calibration
+from spherecf.calibration import Calibration, DecisionRule, KappaScale, fit_calibration
 from spherecf.errors import InputError, ModelError
 
 RULES = [
@@ -58,6 +61,52 @@ def test_unknown_or_damaged_files_are_refused(fitted: Calibration) -> None:
     del facts["thresholds"]
     with pytest.raises(InputError, match=r"damaged.*thresholds"):
         Calibration.from_dict(facts)
+
+
+def leaves(facts: object, path: tuple = ()) -> Iterator[tuple]:
+    """The way to every value that is no container."""
+    parts = facts.items() if isinstance(facts, dict) else enumerate(facts) if isinstance(facts, list) else ()
+    if not parts:
+        yield path
+    for key, value in parts:
+        yield from leaves(value, (*path, key))
+
+
+def test_no_value_of_another_kind_passes(fitted: Calibration) -> None:
+    """Each is refused, or stands as it was given: a description, an open end."""
+    text = json.dumps(replace(fitted, kappa=KappaScale(8, "two", 2, (1.0, 2.0), (0.0, 50.0))).to_dict())
+    for path in leaves(json.loads(text)):
+        for wrong in (None, True, -1, 1.5, 10**30, math.nan, math.inf, "x", [], {}, [["x"]]):
+            facts = json.loads(text)
+            holder = facts
+            for key in path[:-1]:
+                holder = holder[key]
+            holder[path[-1]] = wrong
+            try:
+                opened = Calibration.from_dict(facts)
+            except InputError:
+                continue
+            text_again = json.dumps(opened.to_dict(), allow_nan=False)
+            assert Calibration.from_dict(json.loads(text_again)) == opened
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"likelihood": {"cosine": {"kind": "logistic", "score": "mls", "radius": None, "slope": 1.0,
+                                   "offset": 0.0, "mated": 3, "non_mated": 3}}},
+        {"thresholds": {"mls": {"score": "mls", "radius": 64.0, "entries": [
+            {"target": 0.1, "threshold": 1.0, "false_matches": 9, "non_mated": 5, "true_matches": 1,
+             "mated": 5, "fmr": 0.1, "tmr": 0.2, "fmr_exact": [0.0, 0.1], "tmr_exact": [0.0, 0.1]}]}}},
+        {"record": []},
+        {"decisions": {}},
+        {"model": 3},
+    ],
+    ids=["another score", "more matches than pairs", "a list", "an object", "a number"],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(fitted: Calibration, changes: dict) -> None:
+    with pytest.raises(InputError, match="damaged"):
+        Calibration.from_dict(fitted.to_dict() | changes)
 
 
 def test_what_is_not_there_is_said(fitted: Calibration) -> None:

@@ -120,3 +120,21 @@ def spherecf(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as installed."""
     command = [sys.executable, "-c", "from spherecf.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_index_makes_a_missing_index(faces: Path, tmp_path: Path) -> None:
+    runner.invoke(data.app, ["convert", str(faces), str(tmp_path / "rec")])
+    index = tmp_path / "rec/train.idx"
+    before = index.read_text()
+    refused = runner.invoke(data.app, ["index", str(tmp_path / "rec")])
+    assert isinstance(refused.exception, InputError) and index.read_text() == before
+    index.unlink()
+    made = runner.invoke(data.app, ["index", str(tmp_path / "rec/train.rec")])
+    assert made.exit_code == 0 and made.stdout.strip() == str(index) and index.read_text() == before
+
+
+def test_inspect_tells_of_folds_of_one_kind(faces: Path, tmp_path: Path) -> None:
+    images = [path.read_bytes() for path in sorted(faces.rglob("*.jpg"))]
+    (tmp_path / "own.bin").write_bytes(pickle.dumps((images, [True] * 5 + [False] * 5)))
+    result = runner.invoke(data.app, ["inspect", str(tmp_path / "own.bin")])
+    assert "10 of 10 folds" in " ".join(result.output.split())

@@ -1,6 +1,5 @@
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ from tests.faces.pictures import jpeg, portrait
 from typer.testing import CliRunner, Result
 
 from spherecf import photos as rooms
-from spherecf.cli import app, quality
+from spherecf.cli import app, main, quality
 from spherecf.data import encode_image
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.photos import FaceAssessor, rank_photos
@@ -153,13 +152,30 @@ def test_what_cannot_be_done_is_said_before_the_work(folder: Path) -> None:
     assert call("photos", "--min-quality", "101").exit_code == 2 and call().exit_code == 2
 
 
-@pytest.mark.skipif(
-    not Path("/dev/full").exists() or os.name != "posix", reason="needs a folder without rights"
-)
-def test_a_failed_file_loses_no_line(folder: Path) -> None:
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(folder: Path) -> None:
     (folder / "file").touch()
-    result = call("photos", "--csv", "file/t.csv")
+    for option in ("--csv", "--scores", "--keep-list", "--reject-list", "--resume"):
+        result = call("photos", option, "file/t.csv")
+        assert isinstance(result.exception, StorageError) and "t.csv" in str(result.exception)
+        assert not result.stdout
+    assert isinstance(call("photos", "--sheet", "photos").exception, StorageError)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_failed_file_loses_no_line(folder: Path) -> None:
+    result = call("photos", "--csv", "/dev/full")
     assert isinstance(result.exception, StorageError) and len(result.stdout.splitlines()) == 6
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_stdout_loses_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        words = ["spherecf", "quality", "photos", "--csv", "t.csv", "--keep-list", "k", "--min-quality", "0"]
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 1 and len(Path("t.csv").read_text().splitlines()) == 7 and Path("k").exists()
 
 
 def test_the_command_itself(folder: Path) -> None:

@@ -1,9 +1,10 @@
+import unicodedata
 from pathlib import Path
 
 import pytest
 from tests.conformance.sources import ImageSourceConformance
 
-from spherecf.data import IdentityFolder, ImageError
+from spherecf.data import IdentityFolder, ImageError, describe
 from spherecf.errors import FileFormatError
 
 
@@ -28,6 +29,18 @@ def test_pictures_in_the_root_have_no_identity_and_other_files_are_listed(folder
     source = IdentityFolder(folder)
     assert dict(zip(source.keys, source.labels.tolist()))["loose.PNG"] == -1
     assert source.ignored == ["notes.txt"] and len(source) == 7
+
+
+def test_one_name_in_two_unicode_forms_is_one_person(folder: Path) -> None:
+    nfc, nfd = (unicodedata.normalize(form, "Zo\u00eb") for form in ("NFC", "NFD"))
+    for number, name in enumerate((nfc, nfd)):
+        (folder / name).mkdir()
+        (folder / name / f"{number}.jpg").write_bytes((folder / "ann/1.jpg").read_bytes())
+    source = IdentityFolder(folder)
+    people = {key: source.identities[label] for key, label in zip(source.keys, source.labels)}
+    assert source.identities == [nfc, "ann", "bob", "cleo"] and len(source.notes) == 1
+    assert people[f"{nfc}/0.jpg"] == people[f"{nfd}/1.jpg"] == nfc
+    assert all(source.read(row) for row in range(len(source))) and describe(source)["notes"] == source.notes
 
 
 def test_a_link_to_itself_ends(folder: Path) -> None:

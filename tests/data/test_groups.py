@@ -13,6 +13,12 @@ def test_names_may_hold_commas(tmp_path: Path, head: str) -> None:
     assert read_groups(path) == ("image", {"a, b.jpg": "A", "c.jpg": "B"})
 
 
+def test_names_come_in_one_spelling(tmp_path: Path) -> None:
+    path = tmp_path / "groups.csv"
+    path.write_text('image,group\n"Lee, Jose\u0301\\1.jpg","A"\n', encoding="utf-8-sig")
+    assert read_groups(path).groups == {"Lee, Jos\u00e9/1.jpg": "A"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

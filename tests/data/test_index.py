@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from spherecf.data import _index
-from spherecf.data._index import read_index, read_names
-from spherecf.errors import FileFormatError
+from spherecf.data._index import read_index, read_names, write_index
+from spherecf.data._recordio import MAGIC_BYTES, pack_record
+from spherecf.errors import FileFormatError, InputError
 
 
 def test_blocks_end_at_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +42,30 @@ def test_names_in_any_order_and_more_than_needed(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("")
     with pytest.raises(FileFormatError, match="no name for 2 of 2"):
         read_names(tmp_path / "names.txt", np.array([2, 3]))
+
+
+@pytest.mark.parametrize(("numbers", "listed"), [((5, 3, 9), [5, 3, 9]), ((0, 0, 0), [0, 1, 2])])
+def test_an_index_is_made_from_the_records(
+    tmp_path: Path, numbers: tuple[int, ...], listed: list[int]
+) -> None:
+    records = [pack_record(number, (1.0,), b"x" * number + MAGIC_BYTES * number) for number in numbers]
+    (tmp_path / "x.rec").write_bytes(b"".join(records) + bytes(64))
+    lines = [line.split(b"\t") for line in write_index(tmp_path / "x.rec").read_bytes().splitlines()]
+    assert [int(number) for number, _ in lines] == listed
+    assert [int(offset) for _, offset in lines] == [0, len(records[0]), len(records[0] + records[1])]
+    with pytest.raises(InputError, match="nothing is overwritten"):
+        write_index(tmp_path / "x.rec")
+
+
+def test_no_index_of_a_damaged_file(tmp_path: Path) -> None:
+    whole = pack_record(1, (1.0,), b"abcd") * 2
+    for data, message in [
+        (whole + b"junk", "no record at byte"),
+        (whole[:-8], "promises 28 bytes, only 20 follow"),
+        (b"<!DOCTYPE html>" * 9, "byte 0: expected the record magic.*no RecordIO file"),
+        (bytes(64), "the file holds none"),
+    ]:
+        (tmp_path / "x.rec").write_bytes(data)
+        with pytest.raises(FileFormatError, match=message):
+            write_index(tmp_path / "x.rec")
+        assert not (tmp_path / "x.idx").exists()

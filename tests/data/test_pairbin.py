@@ -1,13 +1,15 @@
 import io
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.conformance.sources import ImageSourceConformance
 
-from spherecf.data import PairBin
+from spherecf.data import PairBin, describe
 from spherecf.errors import FileFormatError
 
 
@@ -43,7 +45,15 @@ def test_all_protocols_and_kinds_of_images(
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize(
-    "flags", [[1, 0, 1], np.array([True, False, True]), list(np.array([True, False, True]))]
+    "flags",
+    [
+        [1, 0, 1],
+        [1.0, 0.0, 1.0],
+        np.array([True, False, True]),
+        np.array([1.0, 0.0, 1.0], np.float32),
+        list(np.array([True, False, True])),
+        list(np.array([1, 0, 1], np.int32)),
+    ],
 )
 def test_all_kinds_of_flags(tmp_path: Path, pictures: list[bytes], flags: Any, protocol: int) -> None:
     assert PairBin(write(tmp_path, (pictures, flags), protocol)).pairs.mated.tolist() == [True, False, True]
@@ -109,6 +119,73 @@ def test_other_calls_are_refused(tmp_path: Path, call: _Call) -> None:
         PairBin(write(tmp_path, ([call, b"x"], [True])))
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x",  # bytes of a length that is not there
+        b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"x",  # a bytearray
+        b"\x80\x04\x8d" + (2**63 - 1).to_bytes(8, "little") + b"x",  # text
+        b"\x80\x02\x8b" + (2**31 - 1).to_bytes(4, "little") + b"x",  # an integer
+        b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b"T\xff\xff\xff\xff",  # a frame; a length of -1
+        b"\x80\x02Nr\xff\xff\xff\x7f" * 9,  # entries of the memo with large numbers
+        b"\x80\x04" + b"\x8f" * 20_000 + b".",  # sets, of which each takes 200 bytes
+        b"\x80\x04]" + b"\x94" * 20_000 + b".",  # entries of the memo
+        b"\x80\x02)" + b"\x85" * 20_000 + b"}K\x01s.",  # tuples in tuples, and a dict
+        b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x10\x00" + b"a" * 2**20 + b"q\x01"
+        + b"h\x00h\x01\x85R" * 2_000 + b".",  # one text, encoded again and again
+        b"L" + b"9" * 20_000 + b"L\n.",
+        b"\x80\x02cnumpy\ndtype\nU\x02u1\x85Rcnumpy.core.multiarray\nscalar\nq\x00.",
+    ],
+    ids=["bytes", "bytearray", "text", "integer", "frame", "memo numbers", "sets", "memo", "tuples", "encode",
+         "digits", "cut"],
+)  # fmt: skip
+def test_a_pickle_that_asks_for_memory_gets_none(tmp_path: Path, data: bytes) -> None:
+    path = write(tmp_path, data)
+    tracemalloc.start()
+    with pytest.raises(FileFormatError):
+        PairBin(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6 + 16 * len(data)
+
+
+def test_an_image_that_is_listed_often_is_kept_once(tmp_path: Path) -> None:
+    for image in (b"x" * 2**20, np.zeros(2**20, np.uint8), "\xff" * 2**20):
+        source = PairBin(write(tmp_path, ([image] * 2000, [True] * 1000)))
+        assert len({id(source.read(row)) for row in range(2000)}) == 1
+
+
+def test_lists_in_lists_are_named_by_their_type_alone(tmp_path: Path, pictures: list[bytes]) -> None:
+    nested: Any = []
+    for _ in range(60):  # written out, it would have 2^60 brackets
+        nested = [nested, nested]
+    with pytest.raises(FileFormatError, match="flag 0: expected True or False, got list"):
+        PairBin(write(tmp_path, (pictures[:2], [nested])))
+    with pytest.raises(FileFormatError, match="image 0: expected encoded bytes, got list"):
+        PairBin(write(tmp_path, ([nested, nested], [True])))
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
+        (b"<!DOCTYPE html><html>Sign in</html>", "HTML"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", "torch"),  # torch.save before 1.6
+        (b"\x93NUMPY\x01\x00", "NumPy"),
+        (b"\xff\xd8\xff\xe0" + bytes(90), "JPEG"),
+    ],
+)
+def test_another_file_is_named_for_what_it_is(tmp_path: Path, data: bytes, named: str) -> None:
+    with pytest.raises(FileFormatError, match=f"(?i){named}"):
+        PairBin(write(tmp_path, data))
+
+
+def test_weights_are_named(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(FileFormatError, match="a torch file"):
+        PairBin(tmp_path / "pytorch_model.bin")
+
+
 def test_a_state_cannot_be_set_on_a_known_name(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="state is set on a function"):
         PairBin(write(tmp_path, b"\x80\x02cnumpy\ndtype\n}U\x01xK\x01sb."))
@@ -148,3 +225,10 @@ def test_lfw(shared: Path) -> None:
     source = PairBin(shared / "data" / "lfw.bin")
     assert len(source) == 12000 and len(source.pairs) == 6000 and source.pairs.mated.sum() == 3000
     assert np.bincount(source.pairs.fold).tolist() == [600] * 10
+
+
+def test_folds_of_one_kind_of_pairs_are_told(tmp_path: Path, pictures: list[bytes]) -> None:
+    by_kind = PairBin(write(tmp_path, (pictures * 10, [True] * 15 + [False] * 15)))
+    assert "10 of 10 folds" in by_kind.notes[0]
+    assert describe(by_kind)["notes"] == by_kind.notes
+    assert PairBin(write(tmp_path, (pictures * 10, [True, False, True] * 10))).notes == []

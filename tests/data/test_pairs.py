@@ -64,12 +64,12 @@ def test_cfp_format(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (["left\tright", *CFP[1:]], "line 1: expected 'fold<TAB>left"),
-        ([*CFP, "3\t1/f/1.jpg\t1/p/1.jpg"], "line 4: expected `fold left right 0|1`"),
+        ([*CFP, "3\t1/f/1.jpg\t1/p/1.jpg"], "line 4: expected `fold left right label`"),
         ([*CFP, "0\t1/f/1.jpg\t1/p/1.jpg\t1"], "line 4"),
-        ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\tyes"], "line 4"),
+        ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\tperhaps"], "line 4"),
         ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\t0"], "line 4: mated is 0, which the persons contradict"),
         ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\t1"], r"folds of one size, got \[1, 2\]"),
-        ([*CFP, "4\t1/f/1.jpg\t1/p/1.jpg\t1"], r"folds of one size, got \[1, 1, 0, 1\]"),
+        ([*CFP, "4\t1/f/1.jpg\t1/p/1.jpg\t1"], "line 4: fold 4"),
         (CFP[:1], "folds of one size"),
         ([], "line 1: .* an empty file"),
     ],
@@ -136,3 +136,14 @@ def test_cfp_lists_fit_the_folder(shared: Path) -> None:
         assert (len(pairs), pairs.folds, int(pairs.mated.sum())) == (7000, 10, 3500)
         left, right = pairs.rows(source.keys)
         assert ((source.labels[left] == source.labels[right]) == pairs.mated).all()
+
+
+def test_lfw_names_meet_keys_of_any_suffix_and_root(tmp_path: Path) -> None:
+    pairs = open_pairs(write(tmp_path, LFW))
+    keys = sorted({*pairs.left, *pairs.right})
+    expected = [rows.tolist() for rows in pairs.rows(keys)]
+    for old, new in ((".jpg", ".png"), (".jpg", ".JPG"), (".jpg", ""), ("/", "\\")):
+        assert [rows.tolist() for rows in pairs.rows([key.replace(old, new) for key in keys])] == expected
+    assert [rows.tolist() for rows in pairs.rows([f"lfw/{key}" for key in keys])] == expected
+    with pytest.raises(InputError, match="Ann_0001"):
+        pairs.rows([*(key.replace(".jpg", ".png") for key in keys), "Ann/Ann_0001.bmp"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -198,6 +199,13 @@ def test_sections_alone_are_a_report(tmp_path: Path) -> None:
         "<b>CMC, rank-k</b>" in page and "<b>Accuracy</b>" not in page
     )  # only what the page shows is explained
     assert files.markdown.read_text("utf-8").startswith("# t\n\nspherecf ")
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.jpg")
+    files = write_report(tmp_path, title="t", sections=[Section("s", [name])], results={"key": name})
+    assert json.loads(files.json.read_text("utf-8"))["results"] == {"key": name}
+    assert "caf\\udce9.jpg" in files.html.read_text("utf-8")
 
 
 def test_the_same_input_gives_the_same_bytes(reports: list[PairReport], tmp_path: Path) -> None:

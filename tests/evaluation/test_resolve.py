@@ -41,6 +41,15 @@ def test_unknown_keys_are_an_error_with_their_number(four: Embeddings) -> None:
         resolve_pairs(four, four, list("aefb"), list("bcda"), MATED, FOLDS, None)
 
 
+def test_names_in_another_spelling_are_the_same_images(four: Embeddings) -> None:
+    keys = [f"faces/{key}.png" for key in four.keys]
+    named = dataclasses.replace(four, keys=keys, skipped=[("faces/x.png", "gone")])
+    listed = [f"{key}.jpg" for key in ("a", "x", "c", "b")], [f"{key}.jpg" for key in ("b", "c", "d", "a")]
+    pairs = resolve_pairs(named, named, *listed, MATED, FOLDS, None)
+    assert pairs.left.tolist() == [0, 2, 1] and pairs.right.tolist() == [1, 3, 0]
+    assert pairs.failures == [("faces/x.png", "gone")] and pairs.kept.tolist() == [True, False, True, True]
+
+
 def test_one_kind_left_after_failures_says_so(four: Embeddings) -> None:
     with pytest.raises(
         InputError, match=r"1 of 2 have an image that could not be embedded; the rest are 0 mated and 1"

@@ -66,3 +66,13 @@ def test_bad_folds() -> None:
         tenfold([1.0, 0.0], [True, False], [3, 3])
     with pytest.raises(InputError, match=r"one per pair, shape \(2,\), got \(3,\)"):
         tenfold([1.0, 0.0], [True, False], [1, 2, 3])
+
+
+def test_folds_of_one_kind_of_pairs_are_told() -> None:
+    scores = np.linspace(0, 1, 20)
+    by_kind = tenfold(scores, np.repeat([True, False], 10), np.repeat(np.arange(10), 2))
+    assert by_kind.one_sided == list(range(10)) and "10 of 10 folds" in by_kind.log_line("own")
+    in_turn = tenfold(scores, np.tile([True, False], 10), np.repeat(np.arange(10), 2))
+    assert in_turn.one_sided == [] and in_turn.warning == "" and in_turn.log_line("own")[-1].isdigit()
+    one = tenfold(scores, np.array([True, True, *np.tile([True, False], 9)]), np.repeat(np.arange(10), 2))
+    assert one.one_sided == [0]

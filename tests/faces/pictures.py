@@ -26,6 +26,11 @@ def lying_jpeg(picture: np.ndarray) -> bytes:
     return lying[:2] + tag + lying[2:]
 
 
+def turned(picture: np.ndarray, degrees: int) -> np.ndarray:
+    """Clockwise, as by a camera that wrote no tag."""
+    return np.ascontiguousarray(np.rot90(picture, -degrees // 90))
+
+
 def animation(suffix: str, *pictures: np.ndarray) -> bytes:
     frames = cv2.Animation()
     frames.frames = [np.ascontiguousarray(picture[..., ::-1]) for picture in pictures]

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from tests.faces.pictures import jpeg, lying_jpeg, portrait
+from tests.faces.pictures import jpeg, lying_jpeg, portrait, turned
 
 from spherecf.data import encode_image
 from spherecf.errors import InputError
@@ -99,6 +100,46 @@ def test_a_detection_without_extent_is_no_face() -> None:
 
     found = acquire(portrait(), flat)
     assert len(found.faces) == 1 and found.faces[0].detector_score == 0.8
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+@pytest.mark.parametrize("index", [0, 30, 121])
+def test_a_turned_face_is_named_with_its_angle(detector: FaceDetector, index: int, degrees: int) -> None:
+    """Some are found as if they were upright, some not at all: the reason is the same."""
+    framed = cv2.copyMakeBorder(portrait(index, 3.0), 80, 80, 80, 80, cv2.BORDER_REPLICATE)
+    for picture in (portrait(index), framed):
+        found = acquire(jpeg(turned(picture, degrees)), detector)
+        assert (found.failure, found.faces) == (Failure.TURNED, ())
+        side = {90: "by 90 degrees clockwise", 180: "upside down", 270: "by 90 degrees anticlockwise"}
+        assert side[degrees] in found.reason and "no orientation tag" in found.reason
+
+
+def test_a_wrong_tag_is_named(detector: FaceDetector) -> None:
+    found = acquire(lying_jpeg(turned(portrait(), 180)), detector)
+    assert found.failure is Failure.TURNED and "tag is wrong" in found.reason
+
+
+def test_a_picture_on_its_head_does_not_cost_the_faces_beside_it(detector: FaceDetector) -> None:
+    large, small = turned(portrait(0, 3.0), 180), portrait(25, 2.0)
+    photo = np.full((400, 700, 3), 90, np.uint8)
+    photo[20 : 20 + large.shape[0], 20 : 20 + large.shape[1]] = large
+    photo[100 : 100 + small.shape[0], 450 : 450 + small.shape[1]] = small
+    found = acquire(photo, detector)
+    assert found.failure is None and [face.box[0] > 400 for face in found.faces] == [True]
+
+
+def test_an_unsure_face_that_no_other_direction_betters_is_a_face() -> None:
+    asked = []
+
+    def unsure(pixels: np.ndarray) -> list[Face]:
+        asked.append(pixels.shape)
+        middle = np.array([pixels.shape[1] / 2, pixels.shape[0] / 2])
+        return [Face((*(middle - 20), 40.0, 40.0), middle + (ARCFACE_POINTS - 56) / 3, 0.7)]
+
+    assert len(acquire(portrait(), unsure).faces) == 1 and len(asked) > 1
+    asked.clear()
+    sure = acquire(portrait(), lambda pixels: [replace(face, score=0.95) for face in unsure(pixels)])
+    assert len(sure.faces) == 1 and len(asked) == 1
 
 
 def test_wrong_pixels_are_the_callers_mistake(detector: FaceDetector) -> None:

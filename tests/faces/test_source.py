@@ -55,6 +55,13 @@ def test_every_orl_face_is_found() -> None:
         assert face is not None and np.abs(face.landmarks - ARCFACE_POINTS).max() < 10
 
 
+def test_a_turned_face_is_left_out_and_named(tmp_path: Path) -> None:
+    faces = AlignedFaces(photos(tmp_path, up=orl(0), down=np.rot90(orl(0), 2)))
+    assert faces.image(faces.keys.index("someone/up.jpg")).shape == (112, 112, 3)
+    with pytest.raises(ImageError, match="upside down"):
+        faces.image(faces.keys.index("someone/down.jpg"))
+
+
 @pytest.mark.parametrize("scale", [0.6, 3, 12])
 def test_small_and_large_photos_give_the_same_landmarks(scale: float) -> None:
     expected = find_face(orl(0), FaceDetector())

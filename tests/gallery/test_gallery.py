@@ -86,6 +86,29 @@ def test_replacing_forgets_the_former_photos(opened: Open, people: np.ndarray) -
     assert one.images == 4 and one.kappa == pytest.approx(float(whole.kappa[0]), rel=1e-6)
 
 
+def test_images_that_are_not_kept_leave_the_template(opened: Open, people: np.ndarray) -> None:
+    gallery = opened()
+    media, kappa = ["a", "b", "c"], np.full(3, 400.0)
+    first = gallery.enrol("Ann", people[:3], kappa, media=media, sources=media)
+    none = np.empty((0, DIM), np.float32)
+    same = gallery.enrol("Ann", none, [], media=[], sources=[], add=True, keep=media)
+    assert same == first and gallery.sources("Ann") == {"a": "a", "b": "b", "c": "c"}
+    gallery.enrol("Ann", people[3:4], [400.0], media=["d"], sources=["d"], add=True, keep=["a", "c"])
+    assert list(gallery.sources("Ann")) == ["a", "c", "d"]
+    with pytest.raises(InputError, match="no image would be left"):
+        gallery.enrol("Ann", none, [], media=[], sources=[], add=True, keep=["x"])
+    done = gallery.enrol("Ann", none, [], media=[], sources=[], add=True, keep=["c"])
+    assert (done.images, done.kappa, done.enrolled) == (1, 400.0, first.enrolled)
+    gallery.enrol("Ann", people[4:5], [400.0], media=["e"], sources=["e"], add=True)
+    gallery.close()
+    again = opened()
+    assert list(again.sources("Ann")) == ["c", "e"] and again.sources("Bob") == {}
+    (candidate,) = again.search(people[2:3], [300.0], top=1)[0]
+    assert candidate.identity == "Ann" and again.info()["images"] == 2
+    with pytest.raises(InputError):
+        again.enrol("Bob", none, [], media=[], sources=[], add=True)
+
+
 def test_removal_leaves_neither_name_nor_direction_in_any_file(
     opened: Open, people: np.ndarray, tmp_path: Path
 ) -> None:
@@ -206,7 +229,7 @@ def test_long_and_strange_names_and_one_spelling_of_each(opened: Open, people: n
 @pytest.mark.parametrize(
     ("mu", "kappa", "match"),
     [
-        (np.zeros((1, DIM)), [1.0], "length 1"),
+        (np.zeros((1, DIM)), [1.0], "1 of 1 .* 1 zero"),
         (np.full((1, DIM), np.nan), [1.0], "NaN"),
         (np.eye(DIM)[:1, :5], [1.0], "expected"),
         (np.eye(DIM)[:0], [], "expected"),

@@ -76,9 +76,9 @@ def test_half_precision_and_bad_arguments(faces):
         gaussian_confidence_loss(mu.bfloat16(), log_precision.bfloat16(), mu.bfloat16()).dtype
         == torch.float32
     )
-    with pytest.raises(InputError, match="prototypes: expected unit vectors, but 5 of 5"):
+    with pytest.raises(InputError, match=r"prototypes: 5 of 5 .*unit"):
         gaussian_confidence_loss(mu, log_precision, 3 * prototypes)
-    with pytest.raises(InputError, match="mu: expected unit"):
+    with pytest.raises(InputError, match=r"mu: .*unit"):
         gaussian_confidence_loss(mu * torch.nan, log_precision, prototypes)
     with pytest.raises(InputError, match="dim, the number of coordinates, >= 2; got 1"):
         gaussian_confidence_loss_from_cosine(log_precision, log_precision, 1)

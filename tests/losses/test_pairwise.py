@@ -128,7 +128,7 @@ def test_bad_arguments(mu, log_variance):
             InputError, match=r"the 6 labels are all different\. Draw batches of P identities"
         ):
             call()
-    with pytest.raises(InputError, match="mu: expected unit"):
+    with pytest.raises(InputError, match=r"mu: .*unit"):
         pfe_vmf_loss(2 * mu, LOG_KAPPA, LABELS)
     with pytest.raises(InputError, match="radius"):
         pfe_vmf_loss(mu, LOG_KAPPA, LABELS, radius=0.0)

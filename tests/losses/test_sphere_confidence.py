@@ -140,9 +140,9 @@ def test_reductions_and_half_precision():
 def test_bad_arguments():
     mu, kappa = normalize(torch.randn(4, 8), dim=-1), torch.ones(4)
     for bad in (2 * mu, mu * math.nan, torch.zeros_like(mu)):
-        with pytest.raises(InputError, match="mu: expected unit vectors, but 4 of 4"):
+        with pytest.raises(InputError, match=r"mu: 4 of 4 .*unit"):
             sphere_confidence_loss(bad, kappa, mu)
-        with pytest.raises(InputError, match="prototypes: expected unit"):
+        with pytest.raises(InputError, match=r"prototypes: 4 of 4 .*unit"):
             sphere_confidence_loss(mu, kappa, bad)
     with pytest.raises(InputError, match="radius"):
         sphere_confidence_loss(mu, kappa, mu, radius=0.0)

@@ -1,16 +1,26 @@
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from tests.models import graphs
 from tests.models.conftest import TINY, noise
 
 import spherecf
 from spherecf.calibration import Calibration, KappaScale
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
-from spherecf.models import ConfidenceModel, ConvHead, FrozenBackbone, LinearHead, load, read_header
+from spherecf.models import (
+    ConfidenceModel,
+    ConvHead,
+    FrozenBackbone,
+    LinearHead,
+    load,
+    load_confidence_head,
+    read_header,
+)
 
 
 @pytest.fixture
@@ -86,11 +96,11 @@ def test_another_backbone_is_refused(
     saved: Path, model: ConfidenceModel, sface: FrozenBackbone, tmp_path: Path
 ) -> None:
     other = tmp_path / "other.onnx"
-    other.write_bytes(b"something else")
+    onnx.save(graphs.mobilefacenet(), other)
     own = model.backbone.sha256
     with pytest.raises(ModelError, match=f"{own}.*got sface.*{sface.sha256}"):
         load(saved, backbone=sface)
-    with pytest.raises(ModelError, match=f"{own}.*has sha256 "):
+    with pytest.raises(ModelError, match=f"{own}.*with sha256 "):
         load(saved, backbone=other)
     with pytest.raises(ModelError, match=f"{own}.*not the default one; pass backbone="):
         load(saved)
@@ -126,6 +136,63 @@ def rewrite(saved: Path, **changes: object) -> Path:
 def test_foreign_headers(saved: Path, tiny: FrozenBackbone, changes: dict, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         load(rewrite(saved, **changes), backbone=tiny)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"radius": "64"}, "radius"),
+        ({"radius": -1.0}, "radius"),
+        ({"record": [1]}, "record"),
+        ({"calibration": None}, "calibration"),
+        ({"dim": True}, "dim"),
+        ({"dim": 49}, "dim 49"),
+        ({"backbone": {}}, r"backbone\.name"),
+        ({"head": "conv"}, "head"),
+        (
+            {"head": {"kind": "conv", "config": {"channels": 10**9, "height": 8, "width": 8}}},
+            "not readable as a network",
+        ),
+        ({"head": {"kind": "conv", "config": {"channels": 4096, "height": 8, "width": 8}}}, "another shape"),
+        ({"head": {"kind": "conv", "config": {"channels": "8", "height": 8, "width": 8}}}, "head"),
+        ({"version": "2"}, "format version 2"),
+        ({"version": True}, "format version True"),
+    ],
+)
+def test_damaged_headers(saved: Path, tiny: FrozenBackbone, changes: dict, named: str) -> None:
+    with pytest.raises(FileFormatError, match=f"{saved.name}.*{named}"):
+        load(rewrite(saved, **changes), backbone=tiny)
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"a":' * 5000, '{"radius": NaN}', "[]", "3", ""])
+def test_headers_that_are_none(saved: Path, tiny: FrozenBackbone, text: str) -> None:
+    save_file({"w": torch.ones(2)}, saved, {"spherecf": text})
+    for door in (read_header, lambda path: load(path, backbone=tiny), load_confidence_head):
+        with pytest.raises(FileFormatError, match=saved.name):
+            door(saved)
+
+
+def test_damaged_tensors(model: ConfidenceModel, saved: Path, tiny: FrozenBackbone) -> None:
+    with safe_open(saved, "pt") as stored:
+        header = {"spherecf": stored.metadata()["spherecf"]}
+    state = model.head.state_dict()
+    bias = state["final.bias"]
+    for changes, named in (
+        ({"final.bias": torch.full_like(bias, torch.nan)}, "NaN or infinite numbers in final.bias"),
+        ({"final.bias": bias.to(torch.int32)}, "final.bias torch.int32"),
+        ({"more": bias.clone()}, "unexpected .more"),
+    ):
+        save_file({**state, **changes}, saved, header)
+        with pytest.raises(FileFormatError, match=named):
+            load(saved, backbone=tiny)
+
+
+def test_what_opens_is_saved_again_to_an_equal_file(
+    model: ConfidenceModel, tmp_path: Path, tiny: FrozenBackbone
+) -> None:
+    path = model.with_calibration(calibration(model)).save(tmp_path / "one.safetensors")
+    again = load(path, backbone=tiny).save(tmp_path / "two.safetensors")
+    assert again.read_bytes() == path.read_bytes()
 
 
 def test_unknown_kind_of_head(saved: Path, tiny: FrozenBackbone) -> None:

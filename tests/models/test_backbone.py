@@ -277,5 +277,5 @@ def test_a_module_may_give_tokens(form: str, features: str | None, shape: tuple[
 
 
 def test_tokens_whose_images_are_not_first() -> None:
-    with pytest.raises(ModelError, match=r"tokens \(n, T, C\)\) for 2 images, got .*, \(16, 24, 2, 1\)"):
+    with pytest.raises(ModelError, match=r"tokens \(n, T, C\)\) for 2 images, got .*, \(32, 24, 1, 1\)"):
         FrozenBackbone.from_module(Tokens("first"), TINY)

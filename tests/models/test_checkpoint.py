@@ -1,5 +1,7 @@
 import argparse
+import pickle
 import sys
+import traceback
 import types
 from collections import OrderedDict
 from pathlib import Path
@@ -87,9 +89,9 @@ def test_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "evil.pt": "which is not unpickled",
         "whole.pth": r"a pickled object of .*Whole.* save its tensors alone: torch.save\(model.state_dict",
         "short.pt": "not a checkpoint of plain tensors",
-        "text.pth": "not a checkpoint of plain tensors",
-        "text.safetensors": "unreadable",
-        "empty.pt": "not a checkpoint of plain tensors",
+        "text.pth": "a text beginning with 'this is text'",
+        "text.safetensors": "a text beginning with 'this is text'",
+        "empty.pt": "an empty file",
         "absent.pt": "no such file",
         "w.onnx": "no such file",
     }.items():
@@ -99,3 +101,66 @@ def test_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(FileFormatError, match=r"expected one of \.safetensors, .*, got \.onnx"):
         read_checkpoint("w.onnx")
     assert not Path("owned").exists()
+
+
+def test_what_a_file_is_its_first_bytes_say(tmp_path: Path) -> None:
+    save_file({"a.weight": WEIGHT}, tmp_path / "safetensors.pth")
+    torch.save({"a": {"weight": WEIGHT}}, tmp_path / "torch.safetensors")
+    for name in ("safetensors.pth", "torch.safetensors"):
+        assert torch.equal(read_checkpoint(tmp_path / name)["a.weight"], WEIGHT)
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    contents = {
+        "HTML page": b"<!DOCTYPE html><html>virus scan warning</html>",
+        "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+        "error message of a file server": b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>",
+        "JSON": b'{"message": "not found"}',
+        "gzip": b"\x1f\x8b\x08" + bytes(40),
+        "a pickle": pickle.dumps({"weight": [1.0]}),
+        "cut short": b"PK\x03\x04" + bytes(40),
+        "ONNX": b"\x08\x07\x12\x07pytorch",
+        "beginning with the bytes 01 02": b"\x01\x02\xf0\xf1",
+    }
+    for name, content in contents.items():
+        (tmp_path / "model.pth").write_bytes(content)
+        with pytest.raises(FileFormatError, match=name) as caught:
+            read_checkpoint(tmp_path / "model.pth")
+        assert "weights_only" not in str(caught.value)
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(FileFormatError, match="a folder"):
+        read_checkpoint(tmp_path / "folder.pth")
+
+
+def test_no_advice_to_load_unsafely(tmp_path: Path) -> None:
+    """Not in the message, and not in a traceback below it."""
+    path = tmp_path / "whole.pth"
+    for content in (Whole(), {"a": Hostile()}, {"f": torch.nn.functional.relu}):
+        torch.save(content, path)
+        with pytest.raises(FileFormatError) as caught:
+            read_checkpoint(path)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "set to `False`" not in shown and "add_safe_globals" not in shown
+
+
+def test_names_that_wrappers_changed(tmp_path: Path) -> None:
+    table = {"module._orig_mod.fc._fsdp_wrapped_module.weight": WEIGHT, "_orig_mod_.bias": WEIGHT}
+    torch.save(table, tmp_path / "w.pth")
+    assert list(read_checkpoint(tmp_path / "w.pth")) == ["module.fc.weight", "_orig_mod_.bias"]
+    torch.save({"_orig_mod.fc.weight": WEIGHT, "fc.weight": WEIGHT}, tmp_path / "both.pth")
+    with pytest.raises(FileFormatError, match=r"two tensors are called fc\.weight"):
+        read_checkpoint(tmp_path / "both.pth")
+    torch.save({"_fsdp_wrapped_module._flat_param": WEIGHT}, tmp_path / "shard.pth")
+    with pytest.raises(FileFormatError, match="shard of FSDP"):
+        read_checkpoint(tmp_path / "shard.pth")
+
+
+def test_files_without_end(tmp_path: Path) -> None:
+    loop: dict[str, object] = {}
+    loop["again"] = loop
+    torch.save(loop, tmp_path / "loop.pt")
+    with pytest.raises(FileFormatError, match="nested"):
+        read_checkpoint(tmp_path / "loop.pt")
+    torch.save({"wide": torch.ones(1).expand(10**9)}, tmp_path / "wide.pt")
+    with pytest.raises(FileFormatError, match="larger than the file"):
+        read_checkpoint(tmp_path / "wide.pt")

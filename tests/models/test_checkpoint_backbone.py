@@ -8,7 +8,7 @@ from tests.models.conftest import noise
 from tests.reference.original_networks import original
 from torch import Tensor, nn
 
-from spherecf.errors import InputError, ModelError
+from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models import (
     NETWORKS,
     PRESETS,
@@ -56,6 +56,35 @@ LAYOUTS = {
     ),
     "arcface_torch, mbf": ("mbf", lambda t: t, "insightface"),
     "MagFace": ("r18", lambda t: {"state_dict": under("features.module.", t)}, "magface"),
+    "MagFace, whole model in parallel": (
+        "r18",
+        lambda t: {"state_dict": {**under("module.features.", t), "module.fc.weight": torch.randn(32, 5)}},
+        "magface",
+    ),
+    "MagFace, prefixes stripped": (
+        "r18",
+        lambda t: {**under("features.", t), "fc.weight": torch.randn(32, 5)},
+        "magface",
+    ),
+    "MagFace, twice in parallel": ("r18", lambda t: under("module.features.module.", t), "magface"),
+    "another trainer's features": ("tface-ir-18", lambda t: under("features.", t), None),
+    "CR-FIQA": (
+        "r18",
+        lambda t: {**t, "qs.weight": torch.ones(1, 32), "qs.bias": torch.zeros(1)},
+        "insightface",
+    ),
+    "torch.compile": ("r18", lambda t: under("_orig_mod.", t), "insightface"),
+    "torch.compile of DDP": ("r18", lambda t: under("_orig_mod.module.", t), "insightface"),
+    "DDP of torch.compile": ("ir-50", lambda t: {"model": under("module._orig_mod.", t)}, "scf"),
+    "FSDP": (
+        "r18",
+        lambda t: {
+            k.replace("layer1.", "layer1._fsdp_wrapped_module.").replace("conv1.", "_orig_mod.conv1."): v
+            for k, v in under("_fsdp_wrapped_module.", t).items()
+        },
+        "insightface",
+    ),
+    "MagFace, torch.compile": ("r18", lambda t: under("_orig_mod.features.module.", t), "magface"),
     "AdaFace": ("tface-ir-18", lightning, "adaface"),
     "CVLface": ("tface-ir-18", lambda t: under("net.", t), None),
     "TFace": ("tface-ir-18", lambda t: t, None),
@@ -150,6 +179,35 @@ def test_a_transformer_is_fine_tuned_without_its_masks(tmp_path: Path) -> None:
     network = backbone.trainable().eval()  # as stage 2 runs it
     network(torch.randn(2, 3, 18, 18))[0].sum().backward()
     assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_the_quality_layer_of_crfiqa_is_said(tmp_path: Path) -> None:
+    table, _ = small("r18")
+    torch.save({**table, "qs.weight": torch.ones(1, 32), "qs.bias": torch.zeros(1)}, tmp_path / "b.pth")
+    pixels = Preprocessing(size=(32, 32))
+    assert "CR-FIQA" in " ".join(FrozenBackbone.from_checkpoint(tmp_path / "b.pth", pixels).repairs)
+
+
+def test_a_scripted_network_is_read_without_its_code(tmp_path: Path) -> None:
+    network = make_backbone("mbf", dim=8, size=32, width=0.125).eval()
+    torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save(tmp_path / "traced.pt")
+    again = load_backbone(tmp_path / "traced.pt")
+    assert again.name == "mbf" and all(
+        torch.equal(a, b) for a, b in zip(again.state_dict().values(), network.state_dict().values())
+    )
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    table, _ = small("r18")
+    table["fc.weight"] = torch.full_like(table["fc.weight"], torch.nan)
+    torch.save(table, tmp_path / "b.pth")
+    with pytest.raises(FileFormatError, match=r"fc\.weight"):
+        load_backbone(tmp_path / "b.pth")
+    torch.save(
+        {**table, "fc.weight": torch.zeros(table["fc.weight"].shape, dtype=torch.int64)}, tmp_path / "b.pth"
+    )
+    with pytest.raises(ModelError, match=r"fc\.weight torch\.int64"):
+        load_backbone(tmp_path / "b.pth")
 
 
 def test_adafaces_direction_and_norm_are_the_raw_embedding(tmp_path: Path) -> None:

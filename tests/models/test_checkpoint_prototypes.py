@@ -58,6 +58,15 @@ def test_hostile_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not Path("owned").exists()
 
 
+def test_what_is_no_array_is_named(tmp_path: Path) -> None:
+    (tmp_path / "page.npy").write_text("<html>sign in</html>")
+    with pytest.raises(FileFormatError, match="HTML page"):
+        load_prototypes(tmp_path / "page.npy")
+    np.save(tmp_path / "complex.npy", np.eye(2, dtype=complex))
+    with pytest.raises(FileFormatError, match="complex"):
+        load_prototypes(tmp_path / "complex.npy")
+
+
 def network(prefix: str) -> dict[str, Tensor]:
     """A network that stands beside a classifier: it has a matrix of its own, which is no classifier's."""
     table, _ = original("r18", width=0.125, dim=4, side=1)
@@ -73,6 +82,10 @@ LAYOUTS = {
     "the reference": {"arc_face_state_dict": {"weight": MATRIX}, "head": {"other": torch.ones(3, 3)}},
     "AdaFace": {"state_dict": {**ir_network("model."), "head.kernel": MATRIX.T, "head.t": torch.zeros(1)}},
     "MagFace": {"state_dict": {**network("module.features.module."), "module.fc.weight": MATRIX.T}},
+    "MagFace, features in parallel": {
+        "state_dict": {**network("features.module."), "module.fc.weight": MATRIX.T}
+    },
+    "MagFace, prefixes stripped": {**network("features."), "fc.weight": MATRIX.T},
     "TFace, one device": {"kernel": MATRIX.T},
     "arcface_torch": {
         "state_dict_backbone": network(""),

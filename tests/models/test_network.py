@@ -108,11 +108,12 @@ def test_dropout_is_there_when_asked() -> None:
 
 @pytest.mark.slow
 @pytest.mark.compiler
-def test_compiles() -> None:
+@pytest.mark.parametrize(("checkpointing", "backend"), [(False, "inductor"), (True, "aot_eager")])
+def test_compiles(checkpointing: bool, backend: str) -> None:
     images = torch.randn(4, 3, 32, 32)
-    expected = step(tiny("r18", checkpointing=True), images)
-    network = tiny("r18", checkpointing=True)
-    compiled = torch.compile(network)
+    expected = step(tiny("r18", checkpointing=checkpointing), images)
+    network = tiny("r18", checkpointing=checkpointing)
+    compiled = torch.compile(network, backend=backend)
     torch.manual_seed(2)
     embedding, features = compiled(images)
     (embedding.square().sum() + features.mean()).backward()

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,7 +12,7 @@ from spherecf.errors import ModelError
 from spherecf.models import default_detector_path, default_recogniser_path
 from spherecf.models._network import Shape
 from spherecf.models._onnx_find import Found, find
-from spherecf.models._onnx_graph import load_graph
+from spherecf.models._onnx_repairs import load_graph
 
 
 @pytest.mark.parametrize(
@@ -146,3 +147,20 @@ def test_tokens_can_be_named() -> None:
     inside = [n.output[0] for n in windows.model.graph.node if n.op_type == "Softmax"]
     with pytest.raises(ModelError, match=r"\(4, 3, 16, 16\) for one image: images must come first"):
         find(windows, (16, 16), features=inside[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_and_dequantised_tokens_stand_where_they_stood() -> None:
+    """Behind a transpose to (n, C, T) the pair is passed by with it; it is no map with T for its channels."""
+    model = transformers.exported(transformers.Swin())
+    expected = find(load_graph(model), (16, 16)).features
+    body = model.graph
+    number, turned = max((i, n.output[0]) for i, n in enumerate(body.node) if n.op_type == "Transpose")
+    for node in body.node:
+        node.input[:] = ["pair" if name == turned else name for name in node.input]
+    body.initializer.append(onnx.numpy_helper.from_array(np.array(0.1, np.float32), "scale"))
+    body.initializer.append(onnx.numpy_helper.from_array(np.array(128, np.uint8), "zero"))
+    steps = (("QuantizeLinear", turned, "whole"), ("DequantizeLinear", "whole", "pair"))
+    for place, (kind, source, result) in enumerate(steps, number + 1):
+        body.node.insert(place, onnx.helper.make_node(kind, [source, "scale", "zero"], [result]))
+    assert find(load_graph(model), (16, 16)).features == expected

@@ -62,3 +62,17 @@ def test_known_by_hash_then_metadata_then_asks() -> None:
 def test_unknown_preset_lists_the_presets() -> None:
     with pytest.raises(InputError, match="insightface"):
         Preprocessing.preset("imagenet")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[", "[" * 5000, "[]", "null", '{"color":"rgb","mean":NaN,"std":1,"size":[16,16]}',
+        '{"color":"rgb","mean":"a","std":1,"size":[16,16]}', '{"color":"rgb","mean":0,"std":1,"size":16}',
+        '{"color":"rgb","mean":0,"std":0,"size":[16,16]}', '{"color":3,"mean":0,"std":1,"size":[16,16]}',
+        '{"color":"rgb","mean":0,"std":1,"size":[1000000,1000000]}',
+    ],
+)  # fmt: skip
+def test_metadata_that_cannot_be_used(text: str) -> None:
+    with pytest.raises(ModelError, match="metadata"):
+        resolve_preprocessing(None, "0" * 64, {METADATA_KEY: text})

@@ -48,7 +48,16 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
 
 def test_another_file_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "diary.txt"
-    for text in ("Dear diary,\n", '{"a": 1}\n', "[]\n"):
+    whole = '{"path": "a", "bytes": 1, "mtime_ns": 2, "maker": "m", "record": {}}\n'
+    odd = [
+        ("1,", "1.5,"),
+        ("1,", "true,"),
+        ('"a"', "1"),
+        ("{}", "[]"),
+        ("{}", '{"x": NaN}'),
+        ("{}", "[" * 3000),
+    ]
+    for text in ("Dear diary,\n", '{"a": 1}\n', "[]\n", *(whole.replace(*change) for change in odd)):
         path.write_text(text)
         with pytest.raises(FileFormatError, match="line 1 is no record"):
             Journal(path, "m")

@@ -17,6 +17,7 @@ def test_a_good_face_needs_no_explanation() -> None:
     [
         ({"eye_distance_px": 14.2}, "eyes 14 px apart"),
         ({"yaw_degrees": -52.3}, "turned 52 degrees"),
+        ({"roll_degrees": -170.0}, "upside down"),
         ({"pitch_degrees": 40.0}, "looking down"),
         ({"pitch_degrees": -40.0}, "looking up"),
         ({"sharpness": 9.0}, "blurred"),

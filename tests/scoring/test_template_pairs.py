@@ -123,10 +123,12 @@ def test_bad_input() -> None:
     bare = Templates(t.ids, t.mu, t.kappa, t.images, t.media)
     with pytest.raises(InputError, match="without log_precision"):
         score_template_pairs(t, bare, [0], [1], "gaussian")
-    broken = Templates(t.ids, t.mu * np.nan, t.kappa, t.images, t.media)
+    broken = templates(4, 0)
+    broken.mu[:] = np.nan
     with pytest.raises(InputError, match="2 of 2 scores are NaN, first of pair 0: templates 3 and 6"):
         score_template_pairs(broken, t, [1, 0], [2, 2])
     for value in (-1, np.inf, np.nan):
-        wrong = Templates(t.ids, t.mu, np.full_like(t.kappa, value), t.images, t.media)
-        with pytest.raises(InputError, match="right: kappa: 4 of 4 concentrations"):
+        wrong = templates(4, 0)
+        wrong.kappa[:] = value
+        with pytest.raises(InputError, match="right: kappa: 4 of 4"):
             score_template_pairs(t, wrong, [0], [1])

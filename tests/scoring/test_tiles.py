@@ -12,7 +12,8 @@ from spherecf.scoring import _tiles, cosine_tiles
 
 def sides(rows: int = 150, columns: int = 70, dim: int = 24) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return tuple(rng.normal(size=(n, dim)).astype(np.float32) for n in (rows, columns))  # type: ignore[return-value]
+    drawn = (rng.normal(size=(n, dim)) for n in (rows, columns))
+    return tuple((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in drawn)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -23,7 +24,7 @@ def test_all_rows_in_order(monkeypatch: pytest.MonkeyPatch, threads: int) -> Non
     assert [rows.start for rows, _ in tiles] == [0, *(rows.stop for rows, _ in tiles[:-1])]
     assert len(tiles) == 4 and tiles[-1][0].stop == 150
     found = np.concatenate([tile for _, tile in tiles])
-    np.testing.assert_allclose(found, a.astype(np.float64) @ b.T.astype(np.float64), atol=1e-4)
+    np.testing.assert_allclose(found, a.astype(np.float64) @ b.T.astype(np.float64), atol=1e-6)
     one = np.concatenate([tile for _, tile in cosine_tiles(a, b, threads=1)])
     np.testing.assert_array_equal(found, one)
 
@@ -58,5 +59,6 @@ def test_bad_input() -> None:
     with pytest.raises(InputError, match="threads: expected 1 or more"):
         cosine_tiles(a, b, threads=0)
     a[3, 3] = np.nan
-    with pytest.raises(InputError, match="NaN or infinite directions, in rows"):
+    a[140] = 0
+    with pytest.raises(InputError, match=r"a: 2 of 150 .*1 NaN or infinite \(first row 3\), 1 zero .*140"):
         list(cosine_tiles(a, b))

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spherecf.errors import FileFormatError, InputError
-from spherecf.training import ConfidenceConfig
+from spherecf.training import BackboneConfig, ConfidenceConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "confidence.toml"
 
@@ -41,6 +41,12 @@ def test_a_dictionary_and_back() -> None:
         ),
         ("[fit]\nheld_out = 1.0", r"fit.held_out must lie in \[0, 1\)"),
         ("[loss]\nvariant = 'better'", "exact or released, got 'better'"),
+        ("[fit]\nepochs = 9999999999999999999999", r"fit\.epochs: expected at most"),
+        ("[optimizer]\nlr = inf", r"optimizer\.lr: expected float, got inf"),
+        ("[schedule]\nmilestones = [nan]", r"schedule\.milestones: expected float, got nan"),
+        ("[fit]\nepochs = 1979-05-27", r"fit\.epochs: expected int"),
+        ("[[fit]]\nepochs = 3", "fit: expected a table"),
+        ("x = " + "[" * 5000, "not readable as a TOML recipe"),
         ("[fit", r"Expected .* at the end of a table"),
     ],
 )
@@ -49,6 +55,17 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     path.write_text(text)
     with pytest.raises(FileFormatError, match=message):
         ConfidenceConfig.load(path)
+
+
+def test_options_can_be_written_into_the_record(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    for value in ("1979-05-27", "nan"):
+        path.write_text(f"[network]\noptions = {{width = {value}}}")
+        with pytest.raises(FileFormatError, match=r"network\.options"):
+            BackboneConfig.load(path)
+    path.write_bytes(b"\xff\xfe[fit]")
+    with pytest.raises(FileFormatError, match=r"recipe\.toml"):
+        BackboneConfig.load(path)
 
 
 def test_no_such_recipe(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Everything that turns a model's numbers into words, saved with the model and bound to it."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any
 
 from numpy.typing import NDArray
+from pydantic import Discriminator, Tag
 
+from spherecf._parsing import checked
 from spherecf.calibration._decision import DecisionRule
 from spherecf.calibration._isotonic import IsotonicCalibrator
 from spherecf.calibration._kappa import KappaScale
@@ -20,7 +23,17 @@ PAIR_SCORE, TEMPLATE_SCORE = "mls", "mls-template"
 """Names of the mutual likelihood score of two images, and of several images pooled against one, of which a
 calibration may know only the first."""
 
-Calibrator = LogisticCalibrator | IsotonicCalibrator
+
+def _kind(facts: Any) -> str | None:
+    """Which calibrator saved facts are of."""
+    kind = facts.get("kind") if isinstance(facts, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+Calibrator = Annotated[
+    Annotated[LogisticCalibrator, Tag("logistic")] | Annotated[IsotonicCalibrator, Tag("isotonic")],
+    Discriminator(_kind),
+]
 
 CALIBRATORS: dict[str, type[LogisticCalibrator] | type[IsotonicCalibrator]] = {
     "logistic": LogisticCalibrator,
@@ -68,6 +81,11 @@ class Calibration:
     thresholds: Mapping[str, ThresholdTable] = field(default_factory=dict)
     decisions: tuple[DecisionRule, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, part in (*self.likelihood.items(), *self.thresholds.items()):
+            if part.score != name:
+                raise InputError(f"calibration: what stands under {name!r} is for the score {part.score!r}")
 
     def llr(self, score: str, values: Numbers, radius: float | None = None) -> NDArray[Any]:
         """Natural-log likelihood ratio of scores by name.
@@ -153,20 +171,13 @@ class Calibration:
                 f"calibration of version {facts.get('version')}, this spherecf reads {VERSION}; update "
                 "spherecf, or calibrate again with `spherecf evaluate calibration --save`"
             )
+        if missing := sorted({item.name for item in fields(cls)} - set(facts)):
+            raise InputError(f"the calibration is damaged (no {', '.join(missing)}); calibrate again")
         try:
-            found = cls(
-                model=facts["model"],
-                data=facts["data"],
-                kappa=None if facts["kappa"] is None else KappaScale.from_dict(facts["kappa"]),
-                likelihood={
-                    name: CALIBRATORS[one["kind"]].from_dict(one) for name, one in facts["likelihood"].items()
-                },
-                thresholds={name: ThresholdTable.from_dict(one) for name, one in facts["thresholds"].items()},
-                decisions=tuple(map(DecisionRule.from_dict, facts["decisions"])),
-                record=facts["record"],
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"the calibration is damaged ({error!r}); calibrate again") from error
+            found = checked(cls, facts, "calibration")
+            json.dumps(found.to_dict(), allow_nan=False)  # what opens can be saved again
+        except ValueError as error:
+            raise InputError(f"the calibration is damaged ({error}); calibrate again") from error
         return found if model is None else found.require(model)
 
 

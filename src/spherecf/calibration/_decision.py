@@ -4,13 +4,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BeforeValidator
 
-from spherecf.calibration._labelled import Numbers, finite
+from spherecf._parsing import checked
+from spherecf.calibration._labelled import Numbers, check_counts, check_radius, check_shares, finite
 from spherecf.errors import InputError
+
+Floor = Annotated[float, BeforeValidator(lambda value: -math.inf if value is None else value)]
+"""A smallest confidence; JSON has no infinity, so None stands for -inf, which asks for none."""
 
 
 class Decision(StrEnum):
@@ -23,13 +28,23 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """Errors seen on the pairs that tested the rule, which chose nothing."""
+    """Errors seen on the pairs that tested the rule, which chose nothing.
+
+    Raises:
+        InputError: more errors than trials, or a rate outside 0 .. 1.
+    """
 
     error: str
     errors: int
     trials: int
     upper: float
     """The rate is below it with probability 1 - delta (one-sided Clopper-Pearson)."""
+
+    def __post_init__(self) -> None:
+        check_counts(self.error, errors=self.errors, trials=self.trials)
+        check_shares(self.error, upper=self.upper)
+        if self.errors > self.trials:
+            raise InputError(f"{self.error}: {self.errors} errors in {self.trials} trials")
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,7 @@ class DecisionRule:
             "fmr" then is a share of all non-mated pairs, the undecided among them.
 
     Raises:
-        InputError: thresholds that are NaN or in the wrong order.
+        InputError: thresholds that are NaN or in the wrong order, rates outside 0 .. 1.
 
     Example:
         >>> rule = DecisionRule("cosine", None, "kappa", 0.4, 0.2, 30.0, "both", 0.01, 0.05)
@@ -68,7 +83,7 @@ class DecisionRule:
     confidence: str
     accept: float | None
     reject: float | None
-    least_confidence: float
+    least_confidence: Floor
     error: str
     alpha: float
     delta: float
@@ -81,6 +96,8 @@ class DecisionRule:
             raise InputError("DecisionRule: expected both thresholds or none, and no NaN")
         if self.accept is not None and self.reject is not None and not self.reject <= self.accept:
             raise InputError(f"DecisionRule: expected reject <= accept, got {self.reject} and {self.accept}")
+        check_radius(self.score, self.radius)
+        check_shares("DecisionRule", alpha=self.alpha, delta=self.delta, fnmr=self.fnmr)
 
     @property
     def decides(self) -> bool:
@@ -111,9 +128,7 @@ class DecisionRule:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "DecisionRule":
         """The inverse of `to_dict`."""
-        least = facts["least_confidence"]
-        counts = tuple(ErrorCount(**count) for count in facts["counts"])
-        return cls(**{**facts, "counts": counts, "least_confidence": -math.inf if least is None else least})
+        return checked(cls, facts, "decision")
 
 
 def _stated(value: float) -> float | None:

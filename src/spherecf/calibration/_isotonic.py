@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration._labelled import Numbers, finite, labelled
+from spherecf._parsing import checked
+from spherecf.calibration._labelled import Numbers, check_counts, check_radius, finite, labelled
 from spherecf.calibration._pav import pool_adjacent_violators
 from spherecf.errors import InputError
 
@@ -28,7 +29,7 @@ class IsotonicCalibrator:
         non_mated: likewise.
 
     Raises:
-        InputError: knots that do not ascend.
+        InputError: knots that do not ascend, or no pairs of one kind.
 
     Example:
         >>> steps = IsotonicCalibrator.fit([0.1, 0.2, 0.5, 0.4, 0.7], [0, 0, 0, 1, 1], score="cosine")
@@ -48,8 +49,10 @@ class IsotonicCalibrator:
     def __post_init__(self) -> None:
         x, y = np.asarray(self.knots), np.asarray(self.llr)
         rising = x.ndim == 1 and x.shape == y.shape and x.size and (np.diff(x) > 0).all()
-        if not (rising and (np.diff(y) >= 0).all() and np.isfinite(y).all()):
+        if not (rising and (np.diff(y) >= 0).all() and np.isfinite([*x, *y]).all()):
             raise InputError(f"{self.score}: expected ascending knots and finite log-likelihood ratios")
+        check_radius(self.score, self.radius)
+        check_counts(self.score, 1, mated=self.mated, non_mated=self.non_mated)
 
     @classmethod
     def fit(
@@ -93,5 +96,4 @@ class IsotonicCalibrator:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "IsotonicCalibrator":
         """The inverse of `to_dict`."""
-        values = {name: value for name, value in facts.items() if name != "kind"}
-        return cls(**values | {name: tuple(map(float, facts[name])) for name in ("knots", "llr")})
+        return checked(cls, facts, "isotonic")

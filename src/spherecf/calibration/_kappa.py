@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration._labelled import Numbers
+from spherecf._parsing import checked
+from spherecf.calibration._labelled import Numbers, check_counts
 from spherecf.errors import InputError
 
 _KNOTS = 201  # one per half percent
+_MAX_LOG = np.log(np.finfo(np.float64).max)  # kappa itself is a float64
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class KappaScale:
         percent: of each knot, ascending within 0 .. 100.
 
     Raises:
-        InputError: knots that do not ascend, or a dimension below 2.
+        InputError: knots that do not ascend or beyond what kappa can be, no images, a dimension below 2.
 
     Example:
         >>> scale = KappaScale.fit([10.0, 20.0, 40.0, 80.0], dim=128, population="four faces")
@@ -49,8 +51,12 @@ class KappaScale:
     def __post_init__(self) -> None:
         x, y = np.asarray(self.log_kappa), np.asarray(self.percent)
         ascending = x.ndim == 1 and x.shape == y.shape and x.size and (np.diff(x) > 0).all()
-        if not (ascending and (np.diff(y) >= 0).all() and y[0] >= 0 and y[-1] <= 100 and self.dim >= 2):
-            raise InputError("KappaScale: expected ascending knots, percents within 0 .. 100 and dim >= 2")
+        if not (ascending and (np.diff(y) >= 0).all() and y[0] >= 0 and y[-1] <= 100):
+            raise InputError("KappaScale: expected ascending knots and percents within 0 .. 100")
+        if not (x[0] > -_MAX_LOG and x[-1] < _MAX_LOG):
+            raise InputError(f"KappaScale: expected finite log kappa, got {x[0]:g} to {x[-1]:g}")
+        check_counts("KappaScale", 2, dim=self.dim)
+        check_counts("KappaScale", 1, images=self.images)
 
     @classmethod
     def fit(cls, kappa: ArrayLike, *, dim: int, population: str) -> "KappaScale":
@@ -108,7 +114,4 @@ class KappaScale:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "KappaScale":
         """The inverse of `to_dict`."""
-        return cls(
-            int(facts["dim"]), str(facts["population"]), int(facts["images"]),
-            tuple(map(float, facts["log_kappa"])), tuple(map(float, facts["percent"])),
-        )  # fmt: skip
+        return checked(cls, facts, "kappa")

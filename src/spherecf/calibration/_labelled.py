@@ -11,6 +11,8 @@ from spherecf.errors import InputError
 Numbers = ArrayLike | float | int
 """A number or an array of any shape."""
 
+_MAX_COUNT = 2**53  # up to here float64 counts exactly
+
 
 def labelled(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
     """(scores of mated pairs, scores of non-mated pairs) as float64, or what is wrong with them."""
@@ -36,6 +38,38 @@ def finite(scores: Numbers, what: str = "scores") -> NDArray[Any]:
     if np.isnan(s).any():
         raise InputError(f"{what}: {int(np.isnan(s).sum())} of {s.size} are NaN; a failure has no {what}")
     return s
+
+
+def check_counts(what: str, smallest: int = 0, /, **counts: int | None) -> None:
+    """Refuse a number of things, where one is given, that is below ``smallest`` or beyond counting.
+
+    Raises:
+        InputError: it is named.
+    """
+    for name, count in counts.items():
+        if count is not None and not smallest <= count <= _MAX_COUNT:
+            raise InputError(f"{what}: expected {name} >= {smallest} and at most 2^53, got {count:.6g}")
+
+
+def check_shares(what: str, **shares: float | None) -> None:
+    """Refuse a share, where one is given, that lies outside 0 .. 1.
+
+    Raises:
+        InputError: it is named.
+    """
+    for name, share in shares.items():
+        if share is not None and not 0 <= share <= 1:
+            raise InputError(f"{what}: expected {name} within 0 .. 1, got {share:g}")
+
+
+def check_radius(what: str, radius: float | None) -> None:
+    """Refuse what is the radius of no sphere; None stands for a score without one.
+
+    Raises:
+        InputError: it is not positive and finite.
+    """
+    if radius is not None and not 0 < radius < math.inf:
+        raise InputError(f"{what}: expected a positive radius, got {radius:g}")
 
 
 def llr_limits(mated: int, non_mated: int) -> tuple[float, float]:

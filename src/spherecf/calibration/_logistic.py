@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration._labelled import Numbers, finite, labelled, llr_limits
+from spherecf._parsing import checked
+from spherecf.calibration._labelled import Numbers, check_counts, check_radius, finite, labelled, llr_limits
 from spherecf.errors import InputError
 
 Array = NDArray[Any]
@@ -30,7 +31,7 @@ class LogisticCalibrator:
             a cautious guess, not as a measurement.
 
     Raises:
-        InputError: a slope that is not positive.
+        InputError: a slope that is not positive, or no pairs of one kind.
 
     Example:
         >>> scores = [0.1, 0.2, 0.5, 0.4, 0.7, 0.9]
@@ -50,6 +51,8 @@ class LogisticCalibrator:
     separated: bool = False
 
     def __post_init__(self) -> None:
+        check_radius(self.score, self.radius)
+        check_counts(self.score, 1, mated=self.mated, non_mated=self.non_mated)
         if not (0 < self.slope < np.inf and np.isfinite(self.offset)):
             raise InputError(
                 f"{self.score}: expected a likelihood ratio that rises with the score, got slope "
@@ -110,7 +113,7 @@ class LogisticCalibrator:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "LogisticCalibrator":
         """The inverse of `to_dict`."""
-        return cls(**{name: value for name, value in facts.items() if name != "kind"})
+        return checked(cls, facts, "logistic")
 
 
 def _newton(x: Array, target: Array, weight: Array) -> tuple[float, float]:

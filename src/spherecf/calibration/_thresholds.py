@@ -1,25 +1,35 @@
 """Which threshold for which rate of false matches, and how well that is known."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from itertools import pairwise
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import BeforeValidator
 
+from spherecf._parsing import checked
 from spherecf.calibration._binomial import clopper_pearson
-from spherecf.calibration._labelled import labelled
+from spherecf.calibration._labelled import check_counts, check_radius, check_shares, labelled
 from spherecf.errors import InputError
 
 Ends = tuple[float, float]
+Threshold = Annotated[float, BeforeValidator(lambda value: math.inf if value == "inf" else value)]
+"""Of a score; JSON has no infinity, so "inf" stands for the one that accepts nothing."""
 
 
 @dataclass(frozen=True)
 class ThresholdEntry:
-    """The smallest threshold seen whose FMR does not exceed ``target``; accept iff score >= threshold."""
+    """The smallest threshold seen whose FMR does not exceed ``target``; accept iff score >= threshold.
+
+    Raises:
+        InputError: rates outside 0 .. 1, more matches than pairs, or a threshold without its counts.
+    """
 
     target: float
-    threshold: float | None
+    threshold: Threshold | None
     false_matches: int | None
     non_mated: int
     true_matches: int | None
@@ -35,6 +45,24 @@ class ThresholdEntry:
     unresolved: str | None = None
     """Why there is no threshold: the target asks for less than one false match among the non-mated pairs."""
 
+    def __post_init__(self) -> None:
+        what = f"threshold for FMR {self.target:g}"
+        if not 0 < self.target <= 1:
+            raise InputError(f"{what}: expected a target within 0 .. 1")
+        if self.threshold is not None and not self.threshold > -math.inf:
+            raise InputError(f"{what}: expected a number, got {self.threshold}")
+        check_counts(what, 1, mated=self.mated, non_mated=self.non_mated)
+        check_counts(what, false_matches=self.false_matches, true_matches=self.true_matches)
+        if (self.false_matches or 0) > self.non_mated or (self.true_matches or 0) > self.mated:
+            raise InputError(f"{what}: more matches than pairs")
+        check_shares(what, fmr=self.fmr, tmr=self.tmr)
+        for ends in (self.fmr_exact, self.tmr_exact, self.fmr_subjects, self.tmr_subjects):
+            if ends is not None and not 0 <= ends[0] <= ends[1] <= 1:
+                raise InputError(f"{what}: expected an interval within 0 .. 1, got {ends}")
+        measured = (self.false_matches, self.true_matches, self.fmr, self.tmr, self.fmr_exact, self.tmr_exact)
+        if any((value is None) != (self.threshold is None) for value in measured):
+            raise InputError(f"{what}: expected a threshold with all its counts and rates, or none of them")
+
 
 @dataclass(frozen=True)
 class ThresholdTable:
@@ -45,6 +73,9 @@ class ThresholdTable:
         radius: r of the mutual likelihood score; None where the score has none.
         entries: by descending target.
 
+    Raises:
+        InputError: targets that do not descend, or thresholds that fall with them.
+
     Example:
         >>> table = ThresholdTable.fit([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0], [0.5, 0.1], score="cosine")
         >>> table.at(0.5).threshold, table.at(0.5).false_matches, table.at(0.1).unresolved
@@ -54,6 +85,15 @@ class ThresholdTable:
     score: str
     radius: float | None
     entries: tuple[ThresholdEntry, ...]
+
+    def __post_init__(self) -> None:
+        check_radius(self.score, self.radius)
+        targets = [entry.target for entry in self.entries]
+        thresholds = [entry.threshold for entry in self.entries if entry.threshold is not None]
+        if any(a <= b for a, b in pairwise(targets)) or any(a > b for a, b in pairwise(thresholds)):
+            raise InputError(
+                f"{self.score}: expected entries by descending target, their thresholds not descending"
+            )
 
     @classmethod
     def fit(
@@ -124,14 +164,7 @@ class ThresholdTable:
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "ThresholdTable":
         """The inverse of `to_dict`."""
-        entries = []
-        for entry in facts["entries"]:
-            values: dict[str, Any] = {
-                name: tuple(v) if isinstance(v, (list, tuple)) else v for name, v in entry.items()
-            }
-            threshold = None if entry["threshold"] is None else float(entry["threshold"])
-            entries.append(ThresholdEntry(**values | {"threshold": threshold}))
-        return cls(facts["score"], facts["radius"], tuple(entries))
+        return checked(cls, facts, "thresholds")
 
 
 def _entry(target: float, threshold: float, same: Any, other: Any) -> ThresholdEntry:

@@ -8,7 +8,6 @@ import sys
 
 import typer
 
-from spherecf._progress import console
 from spherecf._version import __version__
 from spherecf.cli import (
     compare,
@@ -26,7 +25,7 @@ from spherecf.cli import (
     template,
     train,
 )
-from spherecf.errors import SpherecfError
+from spherecf.cli._output import run_command
 
 app = typer.Typer(
     name="spherecf",
@@ -68,11 +67,4 @@ def _root(
 
 def main() -> None:
     """Entry point: turns this library's own errors into one line on stderr and exit code 1."""
-    try:
-        app()
-    except SpherecfError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        console.print("interrupted: run the same command again to go on where it stopped", highlight=False)
-        sys.exit(130)
+    sys.exit(run_command(app))

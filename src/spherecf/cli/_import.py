@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from spherecf._progress import console
-from spherecf.errors import FileFormatError, InputError
+from spherecf.cli._output import file_to_write
+from spherecf.errors import InputError
 
 EXAMPLE = (
     "Example: spherecf data import feats.npy ijbc.safetensors --meta IJBC/ --set ijbc --halves --flip sum"
@@ -15,8 +16,13 @@ EXAMPLE = (
 
 
 def import_features(
-    features: Annotated[Path, typer.Argument(help="A .npy (n, d), or a .npz with keys and more beside.")],
-    out: Annotated[Path, typer.Argument(help="Embeddings file to write, e.g. ijbc.safetensors.")],
+    features: Annotated[
+        Path,
+        typer.Argument(help="A .npy (n, d), a .npz with keys and more beside, or lines `image f1 f2 ...`."),
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="Embeddings file to write, e.g. ijbc.safetensors.", callback=file_to_write)
+    ],
     keys: Annotated[Path | None, typer.Option(help="Text file: the key of each row, one per line.")] = None,
     meta: Annotated[Path | None, typer.Option(help="IJB's meta files: rows are in their order.")] = None,
     set_: Annotated[str, typer.Option("--set", help="With --meta: ijbb or ijbc.")] = "ijbc",
@@ -28,18 +34,22 @@ def import_features(
     ] = "",
     alignment: Annotated[str, typer.Option(help="How the faces were aligned, for the signature.")] = "",
 ) -> None:
-    """Read features dumped by other tools (insightface, PFE, MagFace, ...) and write an embeddings file.
+    """Read features dumped by other tools and write an embeddings file.
+
+    A .npy of (n, d) floats (insightface's img_feats) needs --keys or --meta. A .npz may hold keys, labels,
+    norms and a concentration (PFE's sigma_sq). Text is feat.list of MagFace, or .csv: the image, then its
+    features, separated by blanks, tabs, commas or semicolons. No pickle is opened.
 
     Rows that are NaN or all zeros are failures to acquire: left out, counted and listed. The report, as JSON
     on stdout: what was written, where the concentration comes from, every skipped row with the reason.
     """
-    from spherecf.data import read_features
+    from spherecf.data import read_features, read_keys
 
     if keys is not None and meta is not None:
         raise InputError("import: keys come from --keys FILE or from --meta FOLDER, not from both")
     extras, names = _of_meta(meta, set_) if meta is not None else ({}, None)
     if keys is not None:
-        names = _lines(keys)
+        names = read_keys(keys)
     facts = {"alignment": alignment} if alignment else {}
     found = read_features(features, names, halves=halves, flip=flip or None, provenance=facts)
     if extras and "detector_score" not in found.extras:
@@ -68,12 +78,3 @@ def _of_meta(meta: Path, name: str) -> tuple[dict[str, Any], list[str]]:
 def _rows(keys: Any, names: list[str] | None) -> list[int]:
     index = {name: row for row, name in enumerate(names or [])}
     return [index[key] for key in keys]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise FileFormatError(path, "expected UTF-8 text, one key per line.") from error
-    except OSError as error:
-        raise FileFormatError(path, f"cannot read the file ({error.strerror}).") from error

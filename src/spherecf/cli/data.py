@@ -10,6 +10,7 @@ from spherecf._progress import console
 from spherecf.cli import _import
 from spherecf.cli._audit import show_report
 from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
+from spherecf.cli._output import file_to_write
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def _root() -> None:
 
 @app.command(epilog="Example: spherecf data inspect faces/ --decode --json > faces.json")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="Identity folder, list file, RecordIO set or pair .bin.")],
+    path: Annotated[
+        Path, typer.Argument(help="Identity folder, list file, .lst, RecordIO set or pair .bin.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON on stdout.")] = False,
     decode: Annotated[bool, typer.Option("--decode", help="Decode all images, list broken ones.")] = False,
     root: _ListRoot = None,
@@ -54,7 +57,7 @@ def convert(
     source: Annotated[Path, typer.Argument(help="What to read: any layout that `inspect` knows.")],
     target: Annotated[Path, typer.Argument(help="New folder, or a .bin file together with --pairs.")],
     to: Annotated[str, typer.Option(help=_TO_HELP)] = "",
-    pairs: Annotated[Path | None, typer.Option(help="Pairs for a .bin: pairs.txt, CFP table, .bin.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Pairs for a .bin: pairs.txt, a table, .bin.")] = None,
     root: _ListRoot = None,
 ) -> None:
     """Write a data set in another layout. Broken images are left out, counted and listed.
@@ -96,7 +99,9 @@ def check(
         Path | None, typer.Option(help="Folder that keeps the passes, so that the command can go on.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the report as JSON into this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the report as JSON into this file.", callback=file_to_write)
+    ] = None,
     root: _ListRoot = None,
 ) -> None:
     """Find corrupt and double images, images with a wrong label, and people who are in two sets.
@@ -117,6 +122,20 @@ def check(
         typer.echo(text)
     else:
         show_report(report)
+
+
+@app.command(epilog="Example: spherecf data index faces/train.rec")
+def index(
+    path: Annotated[Path, typer.Argument(help="A .rec file, or the folder of train.rec.")],
+) -> None:
+    """Write the .idx of a RecordIO set anew, from the records themselves.
+
+    For a .rec whose index is missing, short or of another set. An index that is there is not overwritten:
+    move it away first.
+    """
+    from spherecf.data import write_index
+
+    typer.echo(write_index(path))
 
 
 app.command("import", epilog=_import.EXAMPLE)(_import.import_features)
@@ -145,17 +164,24 @@ def _show(facts: dict[str, Any]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
+        if name == "notes":
+            continue
         if name == "images_per_identity" and value:
             numbers = ", ".join(f"{key} {value[key]}" for key in ("least", "median", "mean", "most"))
             bins = "  ".join(f"{key}: {count}" for key, count in value["histogram"].items() if count)
             table.add_row("images per identity", numbers)
             table.add_row("identities by images", bins)
+        elif name == "notes":
+            for note in value:
+                table.add_row("note", note)
         elif isinstance(value, dict):
             table.add_row(
                 name.replace("_", " "), ", ".join(f"{key}: {count}" for key, count in value.items())
             )
         else:
             table.add_row(name.replace("_", " "), str(len(value) if isinstance(value, list) else value))
+    for note in facts["notes"]:
+        table.add_row("note", note)
     console.print(table, highlight=False, markup=False)
     _list_broken(facts["broken"])
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._output import folder_to_write
 
 EXAMPLE = "Example: spherecf demo --data photos/ --out demo-photos"
 
@@ -15,7 +16,9 @@ def demo(
     data: Annotated[
         Path | None, typer.Option(help="Photos or crops of known people (default: the ORL faces).")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for report, heads and caches.")] = Path("spherecf-demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for report, heads and caches.", callback=folder_to_write)
+    ] = Path("spherecf-demo"),
     seed: Annotated[int, typer.Option(help="Of the split, pairs, degradations and head.")] = 0,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of the intervals.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,

@@ -8,6 +8,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf.cli._backbone import DtypeName, EngineName
+from spherecf.cli._output import file_to_write
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ _LISTED = 20  # skipped images shown on stderr; the JSON lists all
 def embed(
     model: Annotated[Path, typer.Argument(help="Model written by `spherecf train confidence`.")],
     source: Annotated[Path, typer.Argument(help="Images in any layout that `data inspect` knows.")],
-    out: Annotated[Path, typer.Argument(help="Embeddings file to write, e.g. faces.safetensors.")],
+    out: Annotated[
+        Path, typer.Argument(help="Embeddings file to write, e.g. faces.safetensors.", callback=file_to_write)
+    ],
     backbone: Annotated[
         Path | None, typer.Option(help="The recogniser's ONNX file (default: SFace from its wheel).")
     ] = None,

@@ -8,6 +8,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf.cli._backbone import BackboneFile, PresetName, open_backbone
+from spherecf.cli._output import folder_to_write
 
 app = typer.Typer(help="Reproduce the experiments of the documentation.", no_args_is_help=True)
 
@@ -25,7 +26,9 @@ def cross_quality(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
     test: Annotated[Path, typer.Argument(help="Aligned crops of other people, which the pairs name.")],
     pairs: Annotated[list[Path], typer.Option(help="Pair list of the test images; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder for the report, heads and caches.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
+    ],
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
@@ -74,7 +77,10 @@ def cross_quality(
 def shipped(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
     test: Annotated[Path, typer.Argument(help="Aligned crops of other people, to calibrate and to check.")],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors, report, head and caches.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for model.safetensors, report, head and caches.", callback=folder_to_write),
+    ],
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the head.")] = None,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,

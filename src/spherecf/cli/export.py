@@ -8,6 +8,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf.cli._backbone import BackboneFile
+from spherecf.cli._output import file_to_write
 
 if TYPE_CHECKING:
     from spherecf.export import ExportReport
@@ -17,7 +18,7 @@ app = typer.Typer(help="Take the model elsewhere.", no_args_is_help=True)
 
 @app.command("onnx", epilog="Example: spherecf export onnx sface.onnx")
 def onnx_(
-    out: Annotated[Path, typer.Argument(help="ONNX file to write.")],
+    out: Annotated[Path, typer.Argument(help="ONNX file to write.", callback=file_to_write)],
     model: Annotated[
         Path | None, typer.Option(help="Confidence model (default: the one that ships with SphereCF).")
     ] = None,

@@ -1,6 +1,6 @@
 """`spherecf gallery`: enrol people, ask who somebody is, remove them."""
 
-import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ from spherecf.errors import InputError
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
     from spherecf.models import ConfidenceModel
-    from spherecf.photos import AssessedPhoto, FaceAssessor
+    from spherecf.photos import AssessedPhoto, HowToEnrol, PhotoEnrolment
 
 app = typer.Typer(help="Enrol people from photos and ask who somebody is.", no_args_is_help=True)
 
@@ -55,27 +55,37 @@ def enrol(
 ) -> None:
     """Enrol a person, or a folder of people; only with their consent.
 
-    The gallery keeps name, directions, kappas and file names, not the photos. Photos without a face are
-    listed and left out. People of --folders who are enrolled already are passed by, so the same command goes
-    on after an interruption. One JSON line per person, with warnings about what should be looked at.
+    The gallery keeps name, directions, kappas, hashes and names of files, not the photos. Photos without a
+    face are listed and left out. --folders may be run again: new photos are added, a template is renewed
+    where photos are gone or have other content, unchanged people cost no assessment, and people without a
+    folder are listed and stay enrolled. With --add nothing leaves a template. One JSON line per person: what
+    was done, and warnings about what should be looked at.
     """
+    from spherecf.photos import enrol_folders, enrol_photos
+
     if (folders is None) == (not name or not photos) or (add and replace):
         raise typer.BadParameter("expected NAME and PHOTOS, or --folders; and --add or --replace, not both")
-    people = [(name, list(photos or []))] if folders is None else _people(folders)
+    how: HowToEnrol = "add" if add else "replace" if replace else "new" if folders is None else "follow"
+    people = {} if folders is None else _people(folders)
     assessor = open_assessor(model, backbone, detector, faces="main")
-    lines = []
-    with open_gallery(gallery, assessor.model, token) as opened, progress("people", len(people)) as advance:
-        for who, paths in people:
-            if folders is not None and not (add or replace) and who in opened:
-                lines.append({"identity": who, "status": "already enrolled"})
+    done: list[PhotoEnrolment] = []
+    try:
+        with (
+            open_gallery(gallery, assessor.model, token) as opened,
+            progress("people", len(people) or 1) as advance,
+        ):
+            if folders is None:
+                steps = iter([enrol_photos(opened, assessor, name, photos or [], how)])
             else:
-                lines.append(_enrol(opened, assessor, who, paths, add, replace))
-            advance()
-    if lines_wanted(as_lines):
-        print_lines(lines)
-    for line in lines[:_SHOWN]:
-        _tell(line)
-    if folders is None and lines[0]["status"] == "no face":
+                steps = enrol_folders(opened, assessor, people, how)
+            for one in steps:
+                done.append(one)
+                advance(one.status != "no folder")
+    finally:  # also of those before an interruption or a full disk
+        if lines_wanted(as_lines):
+            print_lines(one.to_dict() for one in done)
+        _tell(done)
+    if folders is None and done[0].enrolled is None:
         raise InputError(f"{name}: none of the photos shows a usable face; nothing was enrolled")
 
 
@@ -203,44 +213,20 @@ def compact(
     console.print("compacted", highlight=False)
 
 
+def _people(folder: Path) -> dict[str, list[Path]]:
+    from spherecf.photos import PHOTO_SUFFIXES, people_of
+
+    people = people_of(folder)
+    if loose := [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]:
+        text = f"{len(loose)} photos in {folder} itself are in nobody's folder and left alone"
+        console.print(text, style="yellow", highlight=False, markup=False)
+    return people
+
+
 def _model(model: Path | None, backbone: Path | None) -> "ConfidenceModel":
     from spherecf.models import load
 
     return load(model, backbone)
-
-
-def _people(folder: Path) -> list[tuple[str, list[Path]]]:
-    try:
-        found = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    if not found:
-        raise InputError(f"{folder}: expected a folder of photos for each person, there is none")
-    return [(one.name, [one]) for one in found]
-
-
-def _enrol(
-    gallery: "Gallery", assessor: "FaceAssessor", name: str, paths: list[Path], add: bool, replace: bool
-) -> dict[str, Any]:
-    from spherecf.photos import find_photos
-
-    found = find_photos(paths).photos
-    files = {one.name: one.path for one in found}
-    assessed = list(assessor.stream(files.items()))
-    used = [(photo, photo.main) for photo in assessed if photo.main is not None and _usable(photo)]
-    left_out = [{"photo": one.name, "reason": _reason(one)} for one in assessed if not _usable(one)]
-    if not used:
-        return {"identity": name, "status": "no face", "left_out": left_out}
-    done = gallery.enrol(
-        name,
-        np.stack([face.mu for _, face in used]),
-        np.array([face.kappa for _, face in used]),
-        media=[hashlib.sha256(files[photo.name].read_bytes()).hexdigest()[:16] for photo, _ in used],
-        sources=[photo.name for photo, _ in used],
-        add=add,
-        replace=replace,
-    )
-    return {"status": "enrolled", **done.to_dict(), "left_out": left_out}
 
 
 def _usable(photo: "AssessedPhoto") -> bool:
@@ -264,15 +250,31 @@ def _identified(
         yield facts | gallery.identify(face.mu, face.kappa, **options).to_dict()
 
 
-def _tell(line: dict[str, Any]) -> None:
-    told = line["status"]
-    if told == "enrolled":
-        told = f"enrolled from {line['images']} photos, kappa {line['kappa']:.0f}"
-    console.print(f"{line['identity']}: {told}", highlight=False, markup=False)
-    for warning in line.get("warnings", []):
-        console.print(f"  {warning}", style="yellow", highlight=False, markup=False)
-    for photo in line.get("left_out", []):
-        console.print(f"  left out {photo['photo']}: {photo['reason']}", highlight=False, markup=False)
+def _tell(done: "list[PhotoEnrolment]") -> None:
+    quiet = ("unchanged", "no folder")
+    for one in [one for one in done if one.status not in quiet or one.left_out or one.reason][:_SHOWN]:
+        console.print(f"{one.identity}: {_change(one)}", highlight=False, markup=False)
+        for warning in filter(None, (one.reason, *(one.enrolled.warnings if one.enrolled else ()))):
+            console.print(f"  {warning}", style="yellow", highlight=False, markup=False)
+        for photo, reason in one.left_out:
+            console.print(f"  left out {photo}: {reason}", highlight=False, markup=False)
+    if len(done) > 1:
+        counts = Counter(one.status for one in done)
+        text = ", ".join(f"{status}: {count}" for status, count in counts.items())
+        console.print(text, highlight=False)
+    if absent := [one.identity for one in done if one.status == "no folder"]:
+        names = ", ".join(absent[:_SHOWN]) + (" ..." if len(absent) > _SHOWN else "")
+        text = f"no folder, enrolled still (`gallery remove` forgets them): {names}"
+        console.print(text, style="yellow", highlight=False, markup=False)
+    if any(one.removed for one in done):
+        console.print("`gallery compact` erases what was taken out from the files", highlight=False)
+
+
+def _change(one: "PhotoEnrolment") -> str:
+    if one.enrolled is None:
+        return str(one.status)
+    changes = f" ({len(one.added)} in, {len(one.removed)} out)" if one.added or one.removed else ""
+    return f"{one.status}{changes}: {one.enrolled.images} photos, kappa {one.enrolled.kappa:.0f}"
 
 
 def _answers(lines: list[dict[str, Any]]) -> Table:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from spherecf._progress import console, progress
 from spherecf.cli._backbone import EngineName
-from spherecf.cli._output import AsLines, lines_wanted, print_lines
+from spherecf.cli._output import AsLines, file_to_write, folder_to_write, lines_wanted, print_lines
 from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
 from spherecf.errors import InputError
 
@@ -28,22 +28,37 @@ def quality(
     ] = "all",
     sort: Annotated[Literal["rank", "name"], typer.Option(help="Surest first, or by name.")] = "rank",
     as_lines: AsLines = False,
-    csv: Annotated[Path | None, typer.Option(help="Write a table of all faces.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a table of all faces.", callback=file_to_write)
+    ] = None,
     scores: Annotated[
-        Path | None, typer.Option(help="Write lines `image_path score`, -1 for failures.")
+        Path | None,
+        typer.Option(help="Write lines `image_path score`, -1 for failures.", callback=file_to_write),
     ] = None,
     scores_of: Annotated[
         Literal["kappa", "percentile", "quality"], typer.Option(help="Which number --scores has.")
     ] = "kappa",
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet: .html, .png or .jpg.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet: .html, .png or .jpg.", callback=file_to_write)
+    ] = None,
     min_quality: Annotated[
         int | None, typer.Option(min=0, max=100, help="Keep photos whose main face has this quality or more.")
     ] = None,
-    copy_to: Annotated[Path | None, typer.Option(help="Copy the photos kept to this folder.")] = None,
-    keep_list: Annotated[Path | None, typer.Option(help="Write the names of the photos kept.")] = None,
-    reject_list: Annotated[Path | None, typer.Option(help="Write the names of those below.")] = None,
+    copy_to: Annotated[
+        Path | None, typer.Option(help="Copy the photos kept to this folder.", callback=folder_to_write)
+    ] = None,
+    keep_list: Annotated[
+        Path | None, typer.Option(help="Write the names of the photos kept.", callback=file_to_write)
+    ] = None,
+    reject_list: Annotated[
+        Path | None, typer.Option(help="Write the names of those below.", callback=file_to_write)
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Keep what is assessed in this file, and go on from it the next time.")
+        Path | None,
+        typer.Option(
+            help="Keep what is assessed in this file, and go on from it the next time.",
+            callback=file_to_write,
+        ),
     ] = None,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
@@ -79,14 +94,16 @@ def quality(
     rows = ranked_faces(photos)
     if sort == "name":
         rows.sort(key=lambda row: (row["photo"], row["face"] or 0))
-    if lines_wanted(as_lines):  # before any file: a full disk must not lose them
-        print_lines(rows)
-    else:
-        console.print(_table(rows))
-    _tell(rows, found)
-    _write(rows, found, csv, scores, scores_of, sheet)
-    if min_quality is not None:
-        _thin(rows, found, min_quality, *thinned, complete)
+    try:  # a full disk behind stdout or one of the files must not lose the others
+        if lines_wanted(as_lines):
+            print_lines(rows)
+        else:
+            console.print(_table(rows))
+    finally:
+        _tell(rows, found)
+        _write(rows, found, csv, scores, scores_of, sheet)
+        if min_quality is not None:
+            _thin(rows, found, min_quality, *thinned, complete)
     if not complete:
         hint = "run the same command again to go on" if resume else "with --resume FILE it could go on"
         done = f"{len(photos)} of {len(found.photos)} photos"

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from spherecf._progress import console
-from spherecf.errors import SpherecfError
+from spherecf.cli._output import run_command
 
 SCHEDULERS = ("StepLR", "ReduceLROnPlateau")
 
@@ -80,7 +79,10 @@ def main(words: Sequence[str] | None = None) -> int:
     Several ``--gpu_ids`` start as many processes, unless ``torchrun`` did so already. The report, as JSON on
     stdout: the files, the last epoch, and what was left out and why.
     """
-    words = list(sys.argv[1:] if words is None else words)
+    return run_command(lambda: _main(list(sys.argv[1:] if words is None else words)))
+
+
+def _main(words: Sequence[str]) -> int:
     options = parse(words)
     count = len(options.gpu_ids.split(","))
     if options.cuda and "WORLD_SIZE" not in os.environ:  # a launcher has said already who takes which
@@ -89,15 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return _start(count, words)
     from spherecf.cli._reference import train
 
-    try:
-        report = train(options)
-    except SpherecfError as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("interrupted: run the same command again to go on where it stopped", highlight=False)
-        return 130
-    if report:
+    if report := train(options):
         typer.echo(json.dumps(report, indent=2))
     return 0
 

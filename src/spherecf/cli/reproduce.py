@@ -8,6 +8,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf.cli._backbone import open_backbone
+from spherecf.cli._output import folder_to_write
 
 EXAMPLE = (
     "Example: spherecf reproduce lfw/ cfp/ --pairs cfp/pairs_FP.txt --pairs cfp/pairs_FF.txt "
@@ -19,7 +20,9 @@ def reproduce(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
     test: Annotated[Path, typer.Argument(help="Aligned crops of other people, which the pairs name.")],
     pairs: Annotated[list[Path], typer.Option(help="Pair list of the test images; may be repeated.")],
-    out: Annotated[Path, typer.Option(help="Folder for the report, heads and caches.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
+    ],
     backbone: Annotated[
         list[Path] | None, typer.Option(help="Further recogniser beside SFace; may be repeated.")
     ] = None,

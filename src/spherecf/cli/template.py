@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spherecf._progress import console, progress
-from spherecf.cli._output import AsLines, lines_wanted, print_lines
+from spherecf.cli._output import AsLines, file_to_write, lines_wanted, print_lines
 from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
 
 if TYPE_CHECKING:
@@ -23,7 +23,8 @@ def template(
         bool, typer.Option("--exclude-strangers", help="Leave out who looks like another person.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write the template as an embeddings file of one row.")
+        Path | None,
+        typer.Option(help="Write the template as an embeddings file of one row.", callback=file_to_write),
     ] = None,
     name: Annotated[str, typer.Option(help="Of the person, in --out (default: the file's name).")] = "",
     as_lines: AsLines = False,

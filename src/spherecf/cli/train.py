@@ -9,6 +9,7 @@ import typer
 
 from spherecf._progress import console
 from spherecf.cli._backbone import BackboneFile, DtypeName, EngineName, PresetName, open_backbone
+from spherecf.cli._output import folder_to_write
 
 app = typer.Typer(help="Train a recogniser, or a confidence head for one.", no_args_is_help=True)
 
@@ -32,7 +33,12 @@ def _root() -> None:
 def backbone(
     recipe: Annotated[Path, typer.Argument(help="TOML with the settings, e.g. recipes/backbone.toml.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for the network, prototypes, history, checkpoints.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the network, prototypes, history, checkpoints.", callback=folder_to_write
+        ),
+    ],
     validate: Annotated[
         list[Path] | None, typer.Option(help="Pair .bin to verify on after each epoch; may be repeated.")
     ] = None,
@@ -73,7 +79,12 @@ def backbone(
 def confidence(
     recipe: Annotated[Path, typer.Argument(help="TOML with the settings, e.g. recipes/confidence.toml.")],
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for the model, its history and the feature cache.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for the model, its history and the feature cache.", callback=folder_to_write
+        ),
+    ],
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
     prototypes: Annotated[

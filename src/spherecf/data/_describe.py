@@ -31,8 +31,8 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
         ``kind``, ``name``, ``images``, ``identities`` (those with images), ``without_identity``,
         ``images_per_identity`` (least, median, mean, most, and a ``histogram`` of identities by number of
         images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those),
-        ``broken`` (key and reason of those), ``ignored`` (files that are no images), ``fingerprint``, and
-        ``pairs`` of a pair file.
+        ``broken`` (key and reason of those), ``missing`` (keys of images that are not there), ``ignored``
+        (files that are no images), ``notes`` (how it was read), ``fingerprint``, ``pairs`` of a pair file.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -40,7 +40,7 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
         >>> facts["images"], facts["identities"], facts["picture_sizes"]
         (400, 40, {'112x92': 64})
     """
-    count = len(source)
+    count, stored = len(source), source.sizes()
     chosen = np.unique(np.linspace(0, count - 1, count if decode else min(count, _SAMPLE)).astype(int))
     sizes, broken = _decode(source, chosen, workers)
     known = source.labels[source.labels >= 0]
@@ -51,11 +51,13 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
         "identities": len(np.unique(known)),
         "without_identity": count - len(known),
         "images_per_identity": _per_identity(np.bincount(known)) if len(known) else None,
-        "bytes": int(source.sizes().clip(0).sum()),
+        "bytes": int(stored.clip(0).sum()),
         "decoded": len(chosen),
         "picture_sizes": {f"{height}x{width}": number for (height, width), number in sizes.most_common()},
         "broken": [item._asdict() for item in broken],
+        "missing": [source.keys[row] for row in np.flatnonzero(stored < 0).tolist()],
         "ignored": source.ignored,
+        "notes": source.notes,
         "fingerprint": source.fingerprint(),
     }
     if isinstance(source, PairBin):

@@ -1,7 +1,5 @@
-"""Features that others dump, as embeddings: .npy and .npz of any of the usual names and shapes."""
+"""Features that others dump, as embeddings: .npy, .npz of any of the usual names and shapes, and text."""
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from spherecf._files import sha256_file
+from spherecf._names import composed, identity_order
+from spherecf._parsing import reading
+from spherecf.data._dump_files import describe_dump, load_npy, load_npz, load_text
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError
 
@@ -48,6 +49,10 @@ def read_features(
     Without a concentration ``log_kappa`` is 0 for all and the provenance says ``"log_kappa": "constant"``.
     Labels are whole numbers or names; -1 and "" are nobody known.
 
+    Text lines are ``image f1 f2 ...``, separated by tabs, commas, semicolons or blanks: ``feat.list`` of
+    MagFace, and .csv, where a header may number the features (``image,f0,f1``). With ``keys`` the names may
+    be missing.
+
     The length of a feature is kept as the extra ``norm`` unless the file gives norms. Rows that hold NaN or
     infinity, or nothing but zeros, become ``skipped``: failures to acquire.
 
@@ -76,7 +81,7 @@ def read_features(
     if flip not in (None, "none", "sum"):
         raise InputError(f"flip: expected 'none' or 'sum', got {flip!r}")
     path = Path(path)
-    arrays = _load(path)
+    arrays = _load(path, keys is not None)
     if halves and flip is None:
         raise InputError("halves: say what to do with them, flip='sum' or flip='none'")
     features = arrays["features"]
@@ -111,48 +116,32 @@ def read_features(
     )
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
+def _load(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
     """The arrays by our names; ``features`` is there and (n, d)."""
     try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"features": loaded}
-        else:
-            with loaded:
-                arrays = {ours: loaded[name] for ours, name in _found(path, loaded.files).items()}
-    except FileNotFoundError as error:
-        raise FileFormatError(path, "no such file.") from error
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        reason, hint = f"not a readable .npy or .npz ({error}).", "Write it again, with numpy.savez."
-        if any(mark in str(error) for mark in ("pickle", "Object arrays", "Python objects")):
-            reason = (
-                "an array in it is pickled (dtype object), or the file is a pickle; pickles are not opened."
-            )
-            hint = "Save names as strings: numpy.savez(..., names=numpy.array(names, dtype=str))."
-        raise FileFormatError(path, reason, hint) from error
+        with path.open("rb") as stream:
+            start = stream.read(4096)
+    except OSError as error:
+        reason = (
+            "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        )
+        raise FileFormatError(path, f"{reason}.") from error
+    if start.startswith(b"\x93NUMPY"):
+        arrays = {"features": load_npy(path)}
+    elif start.startswith(b"PK\x03\x04"):
+        arrays = load_npz(path, _NAMES)
+    elif b"\0" in start:
+        raise describe_dump(path)
+    else:
+        arrays = load_text(path, keyed)
     features = arrays["features"]
     if features.ndim != 2 or not len(features) or features.shape[1] < 2 or features.dtype.kind != "f":
         got = f"{features.dtype} of shape {features.shape}"
         raise FileFormatError(path, f"expected features (n, d) of a float type, got {got}.")
-    return arrays
-
-
-def _found(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """Our name to the file's name; of several that mean the same it is unclear which one is meant."""
-    found: dict[str, str] = {}
-    for ours, theirs in _NAMES.items():
-        known = [name for name in names if name.lower() in theirs]
-        if len(known) > 1:
-            raise FileFormatError(path, f"{known} could all be the {ours}.", "Keep one of them.")
-        if known:
-            found[ours] = known[0]
-    if "features" not in found:
-        expected = ", ".join(_NAMES["features"])
-        raise FileFormatError(path, f"expected an array called {expected}; it holds {sorted(names)}.")
-    given = [found[name] for name in _CONCENTRATIONS if name in found]
+    given = [name for name in _CONCENTRATIONS if name in arrays]
     if len(given) > 1:
         raise FileFormatError(path, f"{given} are several concentrations.", "Keep one of them.")
-    return found
+    return arrays
 
 
 def _keys(path: Path, keys: Sequence[str] | None, arrays: Mapping[str, NDArray[Any]], n: int) -> list[str]:
@@ -162,7 +151,10 @@ def _keys(path: Path, keys: Sequence[str] | None, arrays: Mapping[str, NDArray[A
             f"{n} rows without keys.",
             "Give the keys (a file with one per line), in the order of the rows.",
         )
-    names = _words(path, arrays, "keys", n) if keys is None else list(keys)
+    if keys is None:  # as everywhere here, slashes separate folders
+        names = [word.replace("\\", "/") for word in _words(path, arrays, "keys", n)]
+    else:
+        names = list(keys)
     if len(names) != n:
         raise InputError(f"{path}: {n} rows of features, {len(names)} keys; expected one key per row")
     return names
@@ -195,9 +187,12 @@ def _labels(
 ) -> tuple[NDArray[Any] | None, list[str]]:
     if "labels" not in arrays:
         return None, []
-    words = _words(path, arrays, "labels", len(arrays["features"]))
+    column = arrays["labels"]
+    if column.dtype.kind == "f" and np.array_equal(column, np.rint(column)) and np.abs(column).max() < 2**53:
+        arrays = {**arrays, "labels": column.astype(np.int64)}  # whole numbers, as im2rec and MXNet keep them
+    words = list(map(composed, _words(path, arrays, "labels", len(arrays["features"]))))
     known = [words[row] for row in good.tolist()]
-    identities = sorted({*known} - {"-1", ""})
+    identities = identity_order({*known} - {"-1", ""})
     index = {name: label for label, name in enumerate(identities)}
     return np.array([index.get(name, -1) for name in known], np.int64), identities
 
@@ -234,11 +229,11 @@ def _words(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) ->
         raise FileFormatError(
             path, f"{name}: expected {n} names or whole numbers, one per row of features, got {got}."
         )
-    try:
+    with reading(path, f"UTF-8 text, the {name}"):  # any bytes may stand in an array of strings
         decoded = np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
-    except UnicodeDecodeError as error:
-        raise FileFormatError(path, f"{name}: expected UTF-8 text ({error}).") from error
-    return [str(word) for word in decoded.reshape(n).tolist()]
+        words = [str(word) for word in decoded.reshape(n).tolist()]
+        "".join(words).encode()
+    return words
 
 
 def _column(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> NDArray[Any]:

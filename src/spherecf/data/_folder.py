@@ -1,12 +1,14 @@
 """Identity folders: ``root/<identity>/**/picture.jpg``."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
+from spherecf._names import composed
 from spherecf.data._image import IMAGE_SUFFIXES, ImageError
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError
@@ -17,8 +19,9 @@ _READ = 1 << 16  # more than a crop takes; a larger buffer costs more to make th
 class IdentityFolder(ImageSource):
     """One folder per identity, pictures in it or deeper; keys are paths relative to the root.
 
-    Identities and pictures come in alphabetical order. Pictures directly in the root have no identity
-    (label -1). Other files are listed in ``ignored``; names that start with a dot are left out.
+    Identities and pictures come in alphabetical order. Folders of one name in two Unicode forms (NFC and NFD)
+    are one identity, and ``notes`` says so. Pictures directly in the root have no identity (label -1). Other
+    files are listed in ``ignored``; names that start with a dot are left out.
 
     Args:
         root: the folder.
@@ -47,10 +50,17 @@ class IdentityFolder(ImageSource):
                 f"expected pictures in sub-folders, found {len(paths)} files and none of them is one.",
                 f"Known endings: {' '.join(sorted(suffixes))}.",
             )
-        identities = sorted({parts[0] for parts in pictures if len(parts) > 1})
+        folders = sorted({parts[0] for parts in pictures if len(parts) > 1})
+        identities = sorted(set(map(composed, folders)))
         index = {identity: row for row, identity in enumerate(identities)}
-        labels = [index[parts[0]] if len(parts) > 1 else -1 for parts in pictures]
+        row = {folder: index[composed(folder)] for folder in folders}
+        labels = [row[parts[0]] if len(parts) > 1 else -1 for parts in pictures]
         super().__init__(name or self.root.resolve().name, np.array(labels, np.int64), identities)
+        self.notes = [
+            f"{count} folders are one identity, {identity}: one name in several Unicode forms"
+            for identity, count in Counter(map(composed, folders)).items()
+            if count > 1
+        ]
         self._keys = ["/".join(parts) for parts in pictures]
         kept = set(pictures)
         self.ignored = ["/".join(parts) for parts in paths if parts not in kept]
@@ -67,7 +77,7 @@ class IdentityFolder(ImageSource):
         return read_image_file(self.root, self._keys[index], self.where, index)
 
     def sizes(self) -> Int64[np.ndarray, " n"]:
-        return file_sizes(self.root / key for key in self._keys)
+        return file_sizes(self.root, self._keys)
 
 
 def read_image_file(root: Path, key: str, where: Callable[[int], str], index: int) -> bytes:
@@ -89,9 +99,16 @@ def read_image_file(root: Path, key: str, where: Callable[[int], str], index: in
         raise ImageError(where(index), f"cannot read {path} ({error.strerror}).") from error
 
 
-def file_sizes(paths: Iterator[Path]) -> Int64[np.ndarray, " n"]:
+def file_sizes(root: Path, keys: Iterable[str]) -> Int64[np.ndarray, " n"]:
     """Sizes in bytes, -1 for a file that is not there."""
-    return np.fromiter((path.stat().st_size if path.exists() else -1 for path in paths), np.int64)
+    return np.fromiter((_size(os.path.join(root, key)) for key in keys), np.int64)  # noqa: PTH118
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except OSError:  # not there, a name that is too long, a folder closed to us
+        return -1
 
 
 def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:

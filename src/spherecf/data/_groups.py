@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from spherecf.data._list import iter_lines
+from spherecf._names import composed
+from spherecf.data._text import iter_lines, split_cells
 from spherecf.errors import FileFormatError
 
 _KINDS = {"key": "image", "image": "image", "subject": "subject", "template": "template"}
@@ -21,7 +22,8 @@ def read_groups(path: str | Path) -> Groups:
     """Read lines ``name,group`` below a header that says what the names are of.
 
     The header's first word is ``image`` (or ``key``), ``subject`` or ``template``; names may hold commas, the
-    last one separates. Blank lines do not count.
+    last one separates. Names may stand in quotes; they come in composed Unicode form, those of images with
+    slashes. Blank lines do not count.
 
     Raises:
         FileFormatError: with the line number: another header, a line without a comma, a name in two groups.
@@ -36,7 +38,9 @@ def read_groups(path: str | Path) -> Groups:
     path = Path(path)
     kind, groups = "", dict[str, str]()
     for number, line in iter_lines(path):
-        name, _, group = (part.strip() for part in line.rpartition(","))
+        cells = split_cells(line, ",") if '"' in line else []
+        name, group = cells if len(cells) == 2 else map(str.strip, line.rpartition(",")[::2])
+        name = composed(name).replace("\\", "/") if kind == "image" else composed(name)
         if not kind:
             if name not in _KINDS or group != "group":
                 raise FileFormatError(

@@ -3,15 +3,20 @@
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Int64
 
+from spherecf._files import write_atomically
+from spherecf._progress import progress
 from spherecf.data._keys import PackedKeys, PickedKeys, refuse_duplicates
-from spherecf.data._list import iter_lines
-from spherecf.errors import FileFormatError
+from spherecf.data._recordio import map_records, scan_records
+from spherecf.data._text import iter_lines
+from spherecf.errors import FileFormatError, InputError
 
 _BLOCK = 1 << 20  # bytes of an index parsed at once
+_SHOWN = 1 << 26  # bytes between two steps of the progress bar
 _LARGEST = np.iinfo(np.int64).max
 
 
@@ -42,6 +47,57 @@ def read_index(path: Path, size: int) -> tuple[Int64[np.ndarray, " n"], Int64[np
     return numbers, offsets
 
 
+def write_index(path: str | Path) -> Path:
+    """Write the ``.idx`` of a ``.rec`` beside it, by walking from record to record.
+
+    The numbers are those in the records' headers; where some are alike, as tools write that leave them 0, the
+    records are counted from 0 in their order.
+
+    Args:
+        path: the ``.rec``, or the folder of ``train.rec``.
+
+    Returns:
+        Where the index is.
+
+    Raises:
+        InputError: there is an index already; move it away first.
+        FileFormatError: the walk meets a byte where a record should start and none does.
+        StorageError: the disk is full or not writable; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces, write_records
+        >>> path = write_records(orl_faces().subset(range(20)), f"{tempfile.mkdtemp()}/orl").path
+        >>> index = path.with_suffix(".idx")
+        >>> before = index.read_text()
+        >>> index.unlink()
+        >>> write_index(path).read_text() == before
+        True
+    """
+    path = Path(path) / "train.rec" if Path(path).is_dir() else Path(path)
+    index = path.with_suffix(".idx")
+    if index.exists():
+        raise InputError(f"{index}: exists, and nothing is overwritten; move it away first.")
+    data, numbers, offsets, shown = map_records(path), array("Q"), array("Q"), 0
+    with progress("indexing bytes", len(data)) as advance:
+        for number, offset in scan_records(data, path):
+            numbers.append(number)
+            offsets.append(offset)
+            if offset - shown > _SHOWN:
+                advance(offset - shown)
+                shown = offset
+    if not numbers:
+        raise FileFormatError(path, "expected records, the file holds none.")
+    if len(np.unique(numbers)) < len(numbers) or max(numbers) >= _LARGEST:
+        numbers = array("Q", range(len(offsets)))
+
+    def write(stream: IO[bytes]) -> None:
+        stream.writelines(b"%d\t%d\n" % line for line in zip(numbers, offsets))
+
+    write_atomically(index, write)
+    return index
+
+
 def _increases(column: Int64[np.ndarray, " n"]) -> bool:
     return bool((column[1:] > column[:-1]).all())
 
@@ -63,7 +119,9 @@ def _parse(path: Path) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]
                     column.frombytes(numbers[place::2].tobytes())
     except OSError as error:
         raise FileFormatError(
-            path, f"cannot read the index ({error.strerror}).", "It belongs beside the .rec."
+            path,
+            f"cannot read the index ({error.strerror}).",
+            "It belongs beside the .rec; `spherecf data index FILE.rec` makes it from the records.",
         ) from error
     if not columns[0]:
         raise FileFormatError(path, "expected lines `number<TAB>offset`, the index is empty.")

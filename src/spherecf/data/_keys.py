@@ -4,11 +4,13 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
+from pathlib import Path
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
 from jaxtyping import Int64
 
+from spherecf.data._text import read_lines
 from spherecf.errors import FileFormatError
 
 
@@ -138,3 +140,19 @@ def refuse_duplicates(keys: Sequence[str], where: Any) -> None:
             f"{len(twice)} keys occur more than once: {', '.join(twice[:3])}.",
             "Keys must be unique; remove the copies.",
         )
+
+
+def read_keys(path: str | Path) -> list[str]:
+    """The keys of a text file, one per line; blank lines do not count, and backslashes become slashes.
+
+    Raises:
+        FileFormatError: no such file, or not UTF-8 text.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "names.txt"
+        >>> _ = path.write_text("ann/1.jpg\\nbob 2.jpg\\n")
+        >>> read_keys(path)
+        ['ann/1.jpg', 'bob 2.jpg']
+    """
+    return [line.replace("\\", "/") for _, line in read_lines(Path(path))]

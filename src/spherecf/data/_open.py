@@ -1,20 +1,24 @@
 """Find out what kind of data set or pair list a path is."""
 
+import os
 from pathlib import Path
 
+from spherecf._files import describe_content
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import IMAGE_SUFFIXES
-from spherecf.data._list import ListFile, read_lines
+from spherecf.data._list import ListFile
+from spherecf.data._pair_table import is_pair_table, read_cfp_pairs, read_pair_table
 from spherecf.data._pairbin import PairBin
-from spherecf.data._pairs import PairList, read_cfp_pairs, read_lfw_pairs
+from spherecf.data._pairs import PairList, read_lfw_pairs
 from spherecf.data._records import RecordFile
 from spherecf.data._source import ImageSource
 from spherecf.data._synthetic import SYNTHETIC, SyntheticImages
+from spherecf.data._text import UTF16, iter_lines
 from spherecf.errors import FileFormatError
 
 _LAYOUTS = (
     "Looked for: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one "
-    "sub-folder of pictures per identity, a text file of lines `image_path label`, "
+    "sub-folder of pictures per identity, a text file of lines `image_path label`, a .lst, "
     "synthetic:images=N,identities=M."
 )
 
@@ -37,7 +41,7 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
     if str(path).startswith(SYNTHETIC):
         return SyntheticImages.parse(str(path))
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110, pathlib's raises for a name that is too long
         raise FileFormatError(path, "no such file or folder.", _LAYOUTS)
     if path.is_dir():
         return RecordFile(path) if (path / "train.rec").exists() else _open_folder(path)
@@ -46,8 +50,8 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
     if path.suffix in (".bin", ".pkl", ".pickle"):
         return PairBin(path)
     if path.suffix.lower() in IMAGE_SUFFIXES or not _is_text(path):
-        raise FileFormatError(path, "not a data set.", _LAYOUTS)
-    if _pair_kind(path):
+        raise FileFormatError(path, f"not a data set but {describe_content(path)}.", _LAYOUTS)
+    if _pair_kind(path) or is_pair_table(path):
         raise FileFormatError(
             path, "this is a list of pairs, not of images.", "Give the images here and this as the pairs."
         )
@@ -55,8 +59,8 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
 
 
 def open_pairs(path: str | Path) -> PairList:
-    """Open a pair list: LFW's ``pairs.txt``, a table ``fold left right mated`` (CFP), or the pairs of a
-    ``.bin``.
+    """Open a pair list: LFW's ``pairs.txt``, a table ``fold left right mated`` (CFP), any other lines
+    ``left right 0|1`` (see `read_pair_table`), or the pairs of a ``.bin``.
 
     Raises:
         FileFormatError: it is none of them, or one with a mistake (line-numbered).
@@ -71,15 +75,10 @@ def open_pairs(path: str | Path) -> PairList:
     path = Path(path)
     if path.suffix in (".bin", ".pkl", ".pickle"):
         return PairBin(path).pairs
-    kind = _pair_kind(path)
-    if not kind:
-        raise FileFormatError(
-            path,
-            "not a pair list.",
-            "Looked for: LFW's pairs.txt (line 1 `10<TAB>300`), a table with the header "
-            "`fold<TAB>left<TAB>right<TAB>mated`, a pair .bin.",
-        )
-    return read_lfw_pairs(path) if kind == "lfw" else read_cfp_pairs(path)
+    return _PAIR_READERS[_pair_kind(path) or "table"](path)
+
+
+_PAIR_READERS = {"lfw": read_lfw_pairs, "cfp": read_cfp_pairs, "table": read_pair_table}
 
 
 def _open_folder(path: Path) -> IdentityFolder:
@@ -91,13 +90,13 @@ def _open_folder(path: Path) -> IdentityFolder:
 
 def _is_text(path: Path) -> bool:
     with path.open("rb") as stream:
-        return b"\0" not in stream.read(4096)
+        start = stream.read(4096)
+    return b"\0" not in start or start.startswith(UTF16)  # the latter is named when it is read
 
 
 def _pair_kind(path: Path) -> str:
     """``lfw``, ``cfp``, or empty, by the first line."""
-    lines = read_lines(path)
-    fields = lines[0][1].split() if lines else []
-    if fields[:2] == ["fold", "left"]:
+    fields = next((line.split() for _, line in iter_lines(path)), [])
+    if fields[:2] == ["fold", "left"] and len(fields) == 4:
         return "cfp"
     return "lfw" if fields and len(fields) <= 2 and all(map(str.isdecimal, fields)) else ""

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from spherecf.data._list import read_lines
+from spherecf._names import composed, is_whole, match_keys
+from spherecf.data._text import check_name, read_lines, split_cells
 from spherecf.errors import FileFormatError, InputError
 
 
@@ -78,11 +79,14 @@ class PairList:
     def rows(self, keys: Sequence[str]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
         """Rows of the left and of the right images in ``keys``.
 
+        Names may differ from keys in Unicode form, separator, the suffix of an image, and by one folder above
+        all of them; an equal key counts first.
+
         Raises:
-            InputError: keys of the list that are not among ``keys``: the first few and their number.
+            InputError: keys of the list that are not among ``keys``: the first few and their number; or a
+                name that several keys fit.
         """
-        wanted = {*self.left, *self.right}
-        index = {key: row for row, key in enumerate(keys) if key in wanted}
+        index = match_keys((*self.left, *self.right), keys, self.name)
         unknown = list(dict.fromkeys(key for key in (*self.left, *self.right) if key not in index))
         if unknown:
             raise InputError(
@@ -117,7 +121,7 @@ def read_lfw_pairs(path: str | Path) -> PairList:
     path = Path(path)
     lines = read_lines(path)
     header = lines[0][1].split() if lines else []
-    if not 1 <= len(header) <= 2 or not all(map(str.isdecimal, header)):
+    if not 1 <= len(header) <= 2 or not all(map(_is_count, header)):
         got = repr(lines[0][1][:60]) if lines else "an empty file"
         raise FileFormatError(path, f"line 1: expected `folds<TAB>pairs of each kind`, got {got}.")
     folds, half = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
@@ -127,78 +131,61 @@ def read_lfw_pairs(path: str | Path) -> PairList:
             f"line 1 promises {folds} x 2 x {half} pairs, {len(lines) - 1} lines follow.",
             "Unequal folds?",
         )
-    rows = []
-    for position, (number, line) in enumerate(lines[1:]):
-        fold, place = divmod(position, 2 * half)
-        rows.append((*_lfw_line(path, number, line, mated=place < half), place < half, fold))
-    return _pair_list(path, rows)
+    left, right = list[str](), list[str]()
+    mated = np.tile(np.repeat([True, False], half), folds)
+    for (number, line), flag in zip(lines[1:], mated.tolist()):
+        for side, key in zip((left, right), _lfw_line(path, number, line, flag)):
+            side.append(key)
+    people = [subject_of(key) for key in left], [subject_of(key) for key in right]
+    fold = np.repeat(np.arange(folds, dtype=np.int64), 2 * half)
+    return make_pair_list(path, [number for number, _ in lines[1:]], left, right, mated, fold, people)
 
 
 def _lfw_line(path: Path, number: int, line: str, mated: bool) -> tuple[str, str]:
-    fields = line.split("\t") if "\t" in line else line.split()
+    fields = split_cells(line, "\t" if "\t" in line else None)
     if mated and len(fields) == 3:
         fields = [fields[0], fields[1], fields[0], fields[2]]
-    elif mated or len(fields) != 4 or fields[0] == fields[2]:
+    elif mated or len(fields) != 4 or composed(fields[0]) == composed(fields[2]):
         expected = "`name n m` (a mated pair)" if mated else "`name n other m` (a non-mated pair)"
         raise FileFormatError(path, f"line {number}: expected {expected}, got {line[:80]!r}.")
-    if not (fields[1].isdecimal() and fields[3].isdecimal()):
+    if not (_is_count(fields[1]) and _is_count(fields[3])):
         raise FileFormatError(path, f"line {number}: expected picture numbers, got {line[:80]!r}.")
     left, right = (f"{name}/{name}_{int(picture):04d}.jpg" for name, picture in (fields[:2], fields[2:]))
+    check_name(path, number, left)
     return left, right
 
 
-def read_cfp_pairs(path: str | Path) -> PairList:
-    """A table ``fold<TAB>left<TAB>right<TAB>mated`` with a header line, as for CFP-FP and CFP-FF.
+def _is_count(text: str) -> bool:
+    return is_whole(text) and not text.startswith("-")
 
-    Folds count from 1, ``mated`` is 0 or 1, and keys start with the person: ``001/frontal/01.jpg``.
+
+def make_pair_list(
+    path: Path,
+    lines: Sequence[int],
+    left: list[str],
+    right: list[str],
+    mated: Bool[np.ndarray, " n"],
+    fold: Int64[np.ndarray, " n"],
+    people: tuple[list[str], list[str]] | None,
+) -> PairList:
+    """The pairs of a file's ``lines``, after a look at what no pair list can mean.
 
     Raises:
-        FileFormatError: with the line number; also if folds are of unequal size.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
-        >>> _ = path.write_text("fold\\tleft\\tright\\tmated\\n1\\t1/front/1.jpg\\t1/side/2.jpg\\t1\\n")
-        >>> pairs = read_cfp_pairs(path)
-        >>> pairs.subjects_left, pairs.mated.tolist(), pairs.fold.tolist()
-        (['1'], [True], [0])
+        FileFormatError: an image compared with itself, or a pair both mated and not, with the line.
     """
-    path = Path(path)
-    lines = read_lines(path)
-    if not lines or lines[0][1].split("\t") != _CFP_HEADER:
-        got = repr(lines[0][1][:60]) if lines else "an empty file"
-        raise FileFormatError(path, f"line 1: expected {'<TAB>'.join(_CFP_HEADER)!r}, got {got}.")
-    rows = []
-    for number, line in lines[1:]:
-        fields = line.split("\t")
-        if len(fields) != 4 or not fields[0].isdecimal() or int(fields[0]) < 1 or fields[3] not in ("0", "1"):
+    known: dict[tuple[str, str], int] = {}
+    for row, (number, one, other) in enumerate(zip(lines, left, right)):
+        if one == other:
+            raise FileFormatError(path, f"line {number}: {one[:80]!r} is compared with itself.")
+        first = known.setdefault((min(one, other), max(one, other)), row)
+        if mated[first] != mated[row]:
+            kinds = ("non-mated", "mated") if mated[row] else ("mated", "non-mated")
             raise FileFormatError(
-                path, f"line {number}: expected `fold left right 0|1`, tab separated, got {line[:80]!r}."
-            )
-        mated = fields[3] == "1"
-        if mated != (_subject(fields[1]) == _subject(fields[2])):
-            raise FileFormatError(
-                path, f"line {number}: mated is {fields[3]}, which the persons contradict: {line[:80]!r}."
-            )
-        rows.append((fields[1], fields[2], mated, int(fields[0]) - 1))
-    sizes = np.bincount([row[3] for row in rows]) if rows else np.zeros(1, int)
-    if len(set(sizes.tolist())) != 1 or not sizes[0]:
-        raise FileFormatError(
-            path, f"expected folds of one size, got {sizes.tolist()} pairs.", "Is the file complete?"
-        )
-    return _pair_list(path, rows)
+                path, f"line {number}: this pair is {kinds[1]} here and {kinds[0]} on line {lines[first]}."
+            )  # fmt: skip
+    return PairList(path.stem, left, right, mated, fold, *(people or (None, None)))
 
 
-_CFP_HEADER = ["fold", "left", "right", "mated"]
-
-
-def _pair_list(path: Path, rows: list[tuple[str, str, bool, int]]) -> PairList:
-    left, right, mated, fold = (list(column) for column in zip(*rows))
-    return PairList(
-        path.stem, left, right, np.array(mated, bool), np.array(fold, np.int64),
-        [_subject(key) for key in left], [_subject(key) for key in right],
-    )  # fmt: skip
-
-
-def _subject(key: str) -> str:
-    return key.split("/", 1)[0]
+def subject_of(key: str) -> str:
+    """The person of a key that starts with one, in one spelling."""
+    return composed(key.split("/", 1)[0])

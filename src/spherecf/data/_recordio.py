@@ -9,7 +9,8 @@ that so many float32 labels follow.
 """
 
 import struct
-from mmap import mmap
+from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ _FRAME = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 _START = struct.Struct("<III")  # frame, and the header's flag
 _LENGTH = (1 << 29) - 1
+_TAIL = 4096  # bytes behind the last record that are looked at: padding is zeros
 
 
 class Record(NamedTuple):
@@ -30,6 +32,21 @@ class Record(NamedTuple):
     labels: tuple[float, ...]
     number: int
     content: bytes
+
+
+def map_records(path: Path) -> mmap:
+    """The bytes of a ``.rec``, mapped into memory.
+
+    Raises:
+        FileFormatError: no such file, not readable, or empty.
+    """
+    try:
+        with path.open("rb") as stream:
+            return mmap(stream.fileno(), 0, access=ACCESS_READ)
+    except OSError as error:
+        raise FileFormatError(path, f"cannot read the file ({error.strerror}).") from error
+    except ValueError as error:  # what mmap says of a file without bytes
+        raise FileFormatError(path, "expected records, the file is empty.") from error
 
 
 def read_record(data: mmap | bytes, offset: int, path: Path) -> Record:
@@ -68,22 +85,62 @@ def read_content(data: mmap | bytes, offset: int, path: Path) -> bytes:
     return read_record(data, offset, path).content
 
 
+def scan_records(data: mmap | bytes, path: Path) -> Iterator[tuple[int, int]]:
+    """(number, byte offset) of all records, one after the other, without touching their content.
+
+    The number is the one in the record's header; zeros behind the last record are padding.
+
+    Raises:
+        FileFormatError: with the byte position, where a record should start and none does, or none ends.
+    """
+    offset = 0
+    while not ends_at(data, offset):
+        parts, end = _read_parts(data, offset, path)
+        begin, stop = parts[0]
+        whole = stop - begin >= _HEADER.size
+        number = _HEADER.unpack_from(data, begin)[2] if whole else read_record(data, offset, path).number
+        yield number, offset
+        offset = end
+
+
+def record_end(data: mmap | bytes, offset: int, path: Path) -> int:
+    """Where the record at byte ``offset`` ends, padding included: where the next one starts.
+
+    Raises:
+        FileFormatError: as `read_record`.
+    """
+    return _read_parts(data, offset, path)[1]
+
+
+def ends_at(data: mmap | bytes, offset: int) -> bool:
+    """Whether nothing follows but zeros."""
+    return not data[offset : offset + _TAIL].strip(b"\0")
+
+
 def _read_payload(data: mmap | bytes, offset: int, path: Path) -> bytes:
-    start, parts = offset, list[bytes]()
+    parts = [data[begin:end] for begin, end in _read_parts(data, offset, path)[0]]
+    return parts[0] if len(parts) == 1 else MAGIC_BYTES.join(parts)
+
+
+def _read_parts(data: mmap | bytes, offset: int, path: Path) -> tuple[list[tuple[int, int]], int]:
+    """(begin and end of each part's payload, where the record ends)."""
+    start, parts = offset, list[tuple[int, int]]()
     while True:
-        kind, part, offset = _read_part(data, offset, path)
+        kind, begin, end = _read_frame(data, offset, path)
         expected = (0, 1) if not parts else (2, 3)
         if kind not in expected:
             raise FileFormatError(
                 path,
                 f"record at byte {start}: part with continuation flag {kind} where {expected} was expected.",
             )
-        parts.append(part)
+        parts.append((begin, end))
+        offset = end + -(end - begin) % 4
         if kind in (0, 3):
-            return parts[0] if len(parts) == 1 else MAGIC_BYTES.join(parts)
+            return parts, offset
 
 
-def _read_part(data: mmap | bytes, offset: int, path: Path) -> tuple[int, bytes, int]:
+def _read_frame(data: mmap | bytes, offset: int, path: Path) -> tuple[int, int, int]:
+    """(continuation flag, begin and end of the payload) of the part at ``offset``."""
     if not 0 <= offset <= len(data) - _FRAME.size:
         raise FileFormatError(
             path, f"no record at byte {offset}: the file has {len(data)} bytes.", "Is it complete?"
@@ -93,7 +150,7 @@ def _read_part(data: mmap | bytes, offset: int, path: Path) -> tuple[int, bytes,
         raise FileFormatError(
             path,
             f"byte {offset}: expected the record magic 0x{MAGIC:08x}, got 0x{magic:08x}.",
-            "Is the index of this file?",
+            "Is the index of this file?" if offset else "This is no RecordIO file.",
         )
     length, begin = word & _LENGTH, offset + _FRAME.size
     if begin + length > len(data):
@@ -102,7 +159,7 @@ def _read_part(data: mmap | bytes, offset: int, path: Path) -> tuple[int, bytes,
             f"record at byte {offset} promises {length} bytes, only {len(data) - begin} follow.",
             "The file is truncated; copy it again.",
         )
-    return word >> 29, data[begin : begin + length], begin + length + -length % 4
+    return word >> 29, begin, begin + length
 
 
 def pack_record(number: int, labels: tuple[float, ...], content: bytes = b"", several: bool = False) -> bytes:

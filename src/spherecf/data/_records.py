@@ -2,28 +2,31 @@
 
 from collections.abc import Sequence
 from functools import cached_property
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
-from spherecf.data._headers import is_count, read_labels, read_ranges
 from spherecf.data._image import ImageError
 from spherecf.data._index import read_index, read_names, read_property
 from spherecf.data._keys import NumberKeys
-from spherecf.data._recordio import read_content, read_record
+from spherecf.data._layout import find_images, image_labels, spaces
+from spherecf.data._recordio import map_records, read_content
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError
+
+_MANY = 1 << 22  # identities that a set may have without having as many images
 
 
 class RecordFile(ImageSource):
     """A RecordIO set; only the pages of records that are read enter memory, and 24 bytes per record.
 
-    Labels are those in the images' own headers. Where record 0 announces identity records, their ranges give
-    the labels without touching every image: the first and last image of each range are asked, and if they do
-    not agree, all images are. Identities are the label numbers as strings, or with a names file the folder
-    part of the names where that is the same for all images of the identity and for no other.
+    Labels are those in the images' own headers. Where there are identity records, their ranges give the
+    labels without touching every image: the first and last image of each range are asked, and if they do not
+    agree, all images are, as are those at the ends of ranges that float32 rounds (numbers beyond 2^24).
+    Header, index and records are checked against each other, so that no image is missing without a word.
+    Identities are the label numbers as strings, or with a names file the folder part of the names where that
+    is the same for all images of the identity and for no other.
 
     Args:
         path: the folder with ``train.rec``, or a ``.rec`` file with its ``.idx`` beside it.
@@ -48,20 +51,15 @@ class RecordFile(ImageSource):
         folder = self.path.parent
         beside = folder / "names.txt"
         self.names = Path(names) if names is not None else beside if beside.exists() else None
-        self._data = _map(self.path)
-        self._numbers, self._offsets = read_index(self.path.with_suffix(".idx"), len(self._data))
-        self._starts = self._offsets  # of all records, of which images are one range
-        self._identity_offsets = self._choose_images()
-        labels = self._labels()
+        self._data = map_records(self.path)
+        numbers, self._starts = read_index(self.path.with_suffix(".idx"), len(self._data))
+        self._images, identities = find_images(self._data, numbers, self._starts, self.path)
+        self._numbers, self._offsets = numbers[self._images], self._starts[self._images]
+        labels = image_labels(self._data, self._numbers, self._offsets, self._starts[identities], self.path)
         self.picture_size, classes = read_property(folder / "property")
-        if classes is not None and labels.max() >= classes:
-            raise FileFormatError(
-                folder / "property",
-                f"promises {classes} identities, but labels reach {labels.max()} in {self.path}.",
-            )
-        identities = [str(label) for label in range(classes or int(labels.max()) + 1)]
+        identity_names = [str(label) for label in range(self._count_identities(labels, classes))]
         default = folder.resolve().name if self.path.stem == "train" else self.path.stem
-        super().__init__(name or default, labels, identities)
+        super().__init__(name or default, labels, identity_names)
         if self.names is not None:
             self._name_identities()
 
@@ -79,38 +77,24 @@ class RecordFile(ImageSource):
             raise ImageError(self.where(index), f"damaged record in {error}") from error
 
     def sizes(self) -> Int64[np.ndarray, " n"]:
-        starts = np.append(np.sort(self._starts), len(self._data))
-        return np.asarray(starts[np.searchsorted(starts, self._offsets) + 1] - self._offsets)
+        return spaces(self._starts, len(self._data))[self._images]
 
-    def _choose_images(self) -> Int64[np.ndarray, " m"]:
-        """Keep the images among the records; the offsets of the identity records, where record 0 tells."""
-        numbers, offsets = self._numbers, self._offsets
-        header = read_record(self._data, int(offsets[0]), self.path)
-        chosen, identities = slice(0, len(numbers)), slice(0, 0)
-        if header.flag > 0 and not header.content:
-            if header.flag != 2 or not all(map(is_count, header.labels)):
-                raise FileFormatError(
-                    self.path,
-                    f"header record {numbers[0]}: expected two record numbers, got {header.labels}.",
-                )
-            first, end = np.searchsorted(numbers, [int(value) for value in header.labels]).tolist()
-            chosen, identities = slice(1, first), slice(first, max(first, end))
-        self._numbers, self._offsets = numbers[chosen], offsets[chosen]
-        if not len(self._numbers):
-            raise FileFormatError(self.path, "expected images, the index lists none.")
-        return offsets[identities]
-
-    def _labels(self) -> Int64[np.ndarray, " n"]:
-        labels = np.full(len(self._numbers), -1, np.int64)
-        ranges = read_ranges(self._data, self._identity_offsets, self.path)
-        starts, ends = np.searchsorted(self._numbers, ranges).T
-        starts, ends = starts[starts < ends], ends[starts < ends]
-        first, last = (read_labels(self._data, self._offsets[rows], self.path) for rows in (starts, ends - 1))
-        for start, end, label in zip(starts.tolist(), ends.tolist(), np.where(first == last, first, -1)):
-            labels[start:end] = label
-        unknown = np.flatnonzero(labels < 0)
-        labels[unknown] = read_labels(self._data, self._offsets[unknown], self.path)
-        return labels
+    def _count_identities(self, labels: Int64[np.ndarray, " n"], promised: int | None) -> int:
+        """As many as ``property`` says, or as the labels need."""
+        path, needed = self.path.parent / "property", int(labels.max()) + 1
+        if promised is not None and needed > promised:
+            raise FileFormatError(
+                path,
+                f"promises {promised} identities, but labels reach {needed - 1} in {self.path}.",
+                "Is it of another set? Labels count from 0.",
+            )
+        count = needed if promised is None else promised
+        if count > max(_MANY, len(labels)):
+            where = self.path if promised is None else path
+            raise FileFormatError(
+                where, f"{count} identities for {len(labels)} images.", "Labels number the identities from 0."
+            )
+        return count
 
     def _name_identities(self) -> None:
         """Call identities by the first folder of their keys, or else the whole, if that is one to one."""
@@ -122,13 +106,3 @@ class RecordFile(ImageSource):
                 for label, folder in named:
                     self.identities[label] = folder
                 return
-
-
-def _map(path: Path) -> mmap:
-    try:
-        with path.open("rb") as stream:
-            return mmap(stream.fileno(), 0, access=ACCESS_READ)
-    except OSError as error:
-        raise FileFormatError(path, f"cannot read the file ({error.strerror}).") from error
-    except ValueError as error:  # what mmap says of a file without bytes
-        raise FileFormatError(path, "expected records, the file is empty.") from error

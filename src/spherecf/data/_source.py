@@ -26,6 +26,7 @@ class ImageSource(ABC):
         labels: (n,) index into ``identities``, -1 where the identity is unknown.
         identities: the names of the identities; some may have no image here (in a subset, for one).
         ignored: files that the reader saw and left out because they are not images.
+        notes: what a user should know of how the set was read; empty if there is nothing.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -38,9 +39,11 @@ class ImageSource(ABC):
     labels: Int64[np.ndarray, " n"]
     identities: list[str]
     ignored: list[str]
+    notes: list[str]
 
     def __init__(self, name: str, labels: Int64[np.ndarray, " n"], identities: Sequence[str]) -> None:
         self.name, self.labels, self.identities, self.ignored = name, labels, list(identities), []
+        self.notes = []
         self._fingerprint = ""
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(identities):
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.data._list import iter_lines
+from spherecf.data._text import iter_lines
 from spherecf.errors import FileFormatError
 
 _EXPECTED = {"O": "a name", "i": "a whole number of 32 bits", "f": "a finite number"}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf._names import spelt
 from spherecf.errors import InputError
 from spherecf.evaluation._curve import sort_pairs
 from spherecf.evaluation._large import ScoreSplit
@@ -233,7 +234,7 @@ def named_groups(names: Sequence[str], groups: Mapping[str, str], what: str) -> 
         >>> named_groups(["a", "b"], {"a": "A"}, "image")
         ['A', '']
     """
-    found = [groups.get(name, "") for name in names]
+    found = [groups.get(name) or groups.get(spelt(name), "") for name in names]
     if not any(found):
         shown, given = ", ".join(map(repr, names[:2])), ", ".join(map(repr, list(groups)[:2]))
         raise InputError(

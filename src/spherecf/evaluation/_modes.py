@@ -56,7 +56,7 @@ class Mode:
         weights = None if self.pooling in ("kappa", "precision") else self._weights(embeddings, images)
         return pool_templates(
             embeddings.mu, embeddings.kappa, images.templates, images.media, rows=images.rows,
-            weights=weights, log_precision=precision,
+            weights=weights, log_precision=precision, checked=True,
         )  # fmt: skip
 
     def _weights(self, embeddings: Embeddings, images: TemplateImages) -> NDArray[np.float32]:

@@ -92,4 +92,4 @@ def write_report(
 
 
 def _write(path: Path, text: str) -> Path:
-    return write_atomically(path, lambda stream: stream.write(text.encode()))
+    return write_atomically(path, lambda stream: stream.write(text.encode(errors="backslashreplace")))

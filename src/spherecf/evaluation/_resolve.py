@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf._names import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 
@@ -43,24 +44,38 @@ def resolve_pairs(
 ) -> ResolvedPairs:
     """Find the rows; a pair with a skipped image is a failure to acquire, an unknown key an `InputError`."""
     kind, fold = _columns(len(left_keys), len(right_keys), mated, folds)
-    failed_left, failed_right = dict(left.skipped), dict(right.skipped)
-    failed = [a in failed_left or b in failed_right for a, b in zip(left_keys, right_keys)]
-    failures = {(key, failed_left[key]) for key in left_keys if key in failed_left}
-    failures |= {(key, failed_right[key]) for key in right_keys if key in failed_right}
-    rows_left = left.rows(key for key, gone in zip(left_keys, failed) if not gone)
-    rows_right = right.rows(key for key, gone in zip(right_keys, failed) if not gone)
-    kept = ~np.asarray(failed, bool)
+    rows_left, reasons_left = _find(left, left_keys)
+    rows_right, reasons_right = _find(right, right_keys)
+    kept = (rows_left >= 0) & (rows_right >= 0)
+    rows_left, rows_right = rows_left[kept], rows_right[kept]
+    failures, failed = reasons_left | reasons_right, int((~kept).sum())
     kind, fold = kind[kept], fold[kept]
-    if any(failed) and (kind.all() or not kind.any()):
+    if failed and (kind.all() or not kind.any()):
         raise InputError(
-            f"pairs: {sum(failed)} of {kept.size} have an image that could not be embedded; the rest are "
+            f"pairs: {failed} of {kept.size} have an image that could not be embedded; the rest are "
             f"{int(kind.sum())} mated and {int((~kind).sum())} non-mated pairs; error rates need both kinds. "
             f"First reason: {min(failures)[1]}"
         )
     unit, people = _people(left, right, rows_left, rows_right, subjects, kept)
     return ResolvedPairs(
-        rows_left, rows_right, kind, fold, people, unit, kept, sorted(failures), sum(failed)
+        rows_left, rows_right, kind, fold, people, unit, kept, sorted(failures), failed
     )  # fmt: skip
+
+
+def _find(side: Embeddings, listed: Sequence[str]) -> tuple[Array, set[tuple[str, str]]]:
+    """Row of every listed image, -1 where it could not be embedded; key and reason of those."""
+    matched = match_keys(listed, [*side.keys, *(key for key, _ in side.skipped)], "pairs")
+    missing = [key for key in listed if key not in matched]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(listed)} keys are not in these embeddings of {len(side)} images: "
+            f"{', '.join(map(repr, missing[:5]))}. Keys here look like "
+            f"{', '.join(map(repr, side.keys[:2])) or '(none)'}; embed the missing images or use the "
+            "matching list."
+        )
+    rows = np.fromiter((matched[key] for key in listed), np.int64, len(listed))
+    failed = np.unique(rows[rows >= len(side)]) - len(side)
+    return np.where(rows < len(side), rows, -1), {side.skipped[row] for row in failed.tolist()}
 
 
 def _columns(left: int, right: int, mated: ArrayLike, folds: ArrayLike) -> tuple[Array, Array]:

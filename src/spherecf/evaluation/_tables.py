@@ -78,9 +78,11 @@ def counts_text(report: PairReport) -> str:
     people = f" of {c['subjects']:,} people" if c["subjects"] else ""
     failed = f"{c['failed_images']:,} images could not be embedded" if c["failed_images"] else "none failed"
     pairs = f", {c['failed_pairs']:,} pairs left out" if c["failed_pairs"] else ""
+    warning = next((r.tenfold.warning for r in report.scores.values() if r.tenfold.one_sided), "")
+    one_sided = f"; {warning}" if warning else ""
     return (
         f"{c['pairs']:,} pairs ({c['mated']:,} mated, {c['non_mated']:,} non-mated), "
-        f"{c['images']:,} images{people}; {failed}{pairs}"
+        f"{c['images']:,} images{people}; {failed}{pairs}{one_sided}"
     )
 
 

@@ -1,6 +1,6 @@
 """Ten-fold verification accuracy: the threshold from nine folds, exactly, the accuracy from the tenth."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ class TenFold:
     """The threshold used for each fold, a score of the other folds (inf: accept nothing)."""
     folds: list[int]
     pairs: int
+    one_sided: list[int] = field(default_factory=list)
+    """Folds of mated pairs alone or non-mated pairs alone: their accuracy is one kind of error only."""
 
     def log_line(self, name: str, step: int | str = 0) -> str:
         """The line people grep for.
@@ -29,7 +31,22 @@ class TenFold:
         >>> TenFold(0.99817, 0.00241, [], [], [], 6000).log_line("lfw", 12)
         '[lfw][12]Accuracy-Flip: 0.99817+-0.00241'
         """
-        return f"[{name}][{step}]Accuracy-Flip: {self.mean:.5f}+-{self.std:.5f}"
+        line = f"[{name}][{step}]Accuracy-Flip: {self.mean:.5f}+-{self.std:.5f}"
+        return f"{line} ({self.warning})" if self.warning else line
+
+    @property
+    def warning(self) -> str:
+        """What to know before the accuracy is believed; empty if there is nothing.
+
+        >>> TenFold(0.9, 0.1, [], [], [0, 1], 4, one_sided=[0]).warning
+        '1 of 2 folds: mated pairs alone or non-mated pairs alone, where accuracy is one kind of error only'
+        """
+        if not self.one_sided:
+            return ""
+        return (
+            f"{len(self.one_sided)} of {len(self.folds)} folds: mated pairs alone or non-mated pairs alone, "
+            "where accuracy is one kind of error only"
+        )
 
 
 def tenfold(scores: ArrayLike, mated: ArrayLike, folds: ArrayLike) -> TenFold:
@@ -45,6 +62,8 @@ def tenfold(scores: ArrayLike, mated: ArrayLike, folds: ArrayLike) -> TenFold:
         mated: (n,) true where both images show one person.
         folds: (n,) fold number of each pair.
 
+    Folds of one kind of pairs are counted like the others, and listed in ``one_sided``.
+
     Raises:
         InputError: NaN scores, only one kind of pair, or fewer than two folds.
 
@@ -56,11 +75,12 @@ def tenfold(scores: ArrayLike, mated: ArrayLike, folds: ArrayLike) -> TenFold:
     pairs = sort_pairs(scores, mated)
     names, fold = check_folds(folds, pairs)
     correct, total, at = fold_counts(pairs, fold, len(names), None)
+    one_sided = np.setxor1d(fold[pairs.mated], fold[~pairs.mated])
     accuracy = correct[0] / total[0]
     thresholds = np.concatenate([[np.inf], pairs.scores[pairs.ends]])[at[0]]
     return TenFold(
         float(accuracy.mean()), float(accuracy.std()), accuracy.tolist(), thresholds.tolist(),
-        names.tolist(), pairs.scores.size,
+        names.tolist(), pairs.scores.size, names[one_sided].tolist(),
     )  # fmt: skip
 
 

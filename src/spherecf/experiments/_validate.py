@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spherecf._progress import console
 from spherecf.data import PairBin
 from spherecf.evaluation import tenfold
 from spherecf.models import FrozenBackbone
@@ -21,6 +22,9 @@ def verification(files: Sequence[str | Path]) -> Callable[[FrozenBackbone], dict
         FileFormatError: not a pair file, now and not after the first epoch.
     """
     sets = [PairBin(path) for path in files]
+    for source in sets:
+        for note in source.notes:
+            console.print(f"{source.path}: {note}", highlight=False, markup=False)
 
     def validate(backbone: FrozenBackbone) -> dict[str, float]:
         return {f"{source.name}_accuracy": _accuracy(backbone, source) for source in sets}

@@ -1,6 +1,6 @@
 """From a photo to aligned faces with their facts; a photo that gives none is an outcome, not an error."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from spherecf.errors import InputError
 from spherecf.faces._align import align
 from spherecf.faces._capture import CaptureFacts, capture_facts
+from spherecf.faces._detect import Face
 from spherecf.faces._failure import Failure, PhotoError
-from spherecf.faces._find import FacePoints, find_faces
-from spherecf.faces._photo import MAX_PIXELS, Photo, read_photo
+from spherecf.faces._find import FacePoints, find_upright, turned_text
+from spherecf.faces._photo import MAX_PIXELS, TURNED_BY_TAG, Photo, read_photo
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +91,17 @@ def acquire(
     except PhotoError as error:
         reason = f"{error.problem} {error.hint}".strip()
         return Acquisition(error.where, None, (), error.kind, reason)
-    faces = tuple(_captured(photo, detector, size))
+    upright, turned = find_upright(photo.pixels, detector)
+    faces = tuple(_captured(photo, upright, size))
     if faces:
         return Acquisition(photo.name, photo.size, faces, notes=photo.notes)
     width, height = photo.size
-    reason = f"no face found in {width}x{height} px."
-    return Acquisition(photo.name, photo.size, (), Failure.NO_FACE, reason, photo.notes)
+    failure, reason = Failure.NO_FACE, f"no face found in {width}x{height} px."
+    if turned:
+        tag = "its orientation tag is wrong" if TURNED_BY_TAG in photo.notes else "it has no orientation tag"
+        failure = Failure.TURNED
+        reason = f"the face in {width}x{height} px is {turned_text(turned)}, and {tag}: rotate the photo."
+    return Acquisition(photo.name, photo.size, (), failure, reason, photo.notes)
 
 
 def _photo(source: str | Path | bytes | NDArray[np.uint8], name: str, max_pixels: int) -> Photo:
@@ -106,9 +112,9 @@ def _photo(source: str | Path | bytes | NDArray[np.uint8], name: str, max_pixels
     return Photo(name or "photo", source, size=(source.shape[1], source.shape[0]))
 
 
-def _captured(photo: Photo, detector: FacePoints, size: int) -> Iterator[CapturedFace]:
+def _captured(photo: Photo, faces: Sequence[Face], size: int) -> Iterator[CapturedFace]:
     height, width = photo.pixels.shape[:2]
-    for face in find_faces(photo.pixels, detector):
+    for face in faces:
         try:
             crop = align(photo.pixels, face.landmarks, size)
         except InputError:  # a detection without extent: no face

@@ -22,6 +22,8 @@ class Failure(StrEnum):
     """More pixels than the limit; not decoded."""
     NO_FACE = "no_face"
     """A sound picture in which no face was found."""
+    TURNED = "turned"
+    """The face stands on its head or lies on its side, and no tag of the file says so."""
 
 
 class PhotoError(ImageError):

@@ -17,6 +17,8 @@ from spherecf.faces._quiet import quiet
 MAX_PIXELS = 200_000_000
 """Larger pictures are refused before they are decoded: the largest cameras of phones make 200 megapixels."""
 
+TURNED_BY_TAG = "turned by its Exif tag"
+
 _DECODED = 25_000_000  # pixels kept at most: 75 MB; a face 100 px wide in a photo of 100 megapixels keeps 50
 _MAX_BYTES = 1 << 30
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"BM")
@@ -158,7 +160,7 @@ def _heic(data: bytes, name: str, reduce: int) -> NDArray[np.uint8]:
 def _notes(header: Header, reduce: int) -> tuple[str, ...]:
     what = "pages" if header.kind == "TIFF" else "frames"
     notes = {
-        "turned by its Exif tag": header.orientation > 1,
+        TURNED_BY_TAG: header.orientation > 1,
         f"first of {header.frames} {what}": header.frames > 1,
         f"{header.bits} bits reduced to 8": header.bits > 8,
         "CMYK": header.cmyk,

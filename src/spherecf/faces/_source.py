@@ -10,7 +10,7 @@ from spherecf.data import ImageError, ImageSource, encode_image
 from spherecf.errors import InputError
 from spherecf.faces._align import align
 from spherecf.faces._detect import FaceDetector
-from spherecf.faces._find import ATTEMPTS, SMALL, find_faces
+from spherecf.faces._find import ATTEMPTS, SMALL, SURE, find_upright, turned_text
 from spherecf.faces._photo import read_photo
 
 _WHOLE = 1 << 30  # crops of data sets are of all pixels; OpenCV refuses more than these
@@ -21,8 +21,8 @@ class AlignedFaces(ImageSource):
 
     Of several faces the one with the largest box, weighed by its detector score, is taken. Small pictures are
     enlarged and framed before detection, large ones shrunk, and photos turned upright by their Exif tag. A
-    photo without a face raises `ImageError`, so that passes over the data count and list it (failure to
-    acquire).
+    photo without an upright face raises `ImageError`, so that passes over the data count and list it
+    (failure to acquire).
 
     Args:
         source: the photos.
@@ -65,7 +65,9 @@ class AlignedFaces(ImageSource):
         if size not in (None, (self.size, self.size)):
             raise ImageError(where, f"expected a picture of {size}, crops are {self.size}x{self.size}.")
         photo = read_photo(self.parent.read(index), name=where, max_pixels=_WHOLE, decoded=_WHOLE).pixels
-        faces = find_faces(photo, self.detector)
+        faces, turned = find_upright(photo, self.detector)
+        if turned:
+            raise ImageError(where, f"the face is {turned_text(turned)}.", "Rotate the picture.")
         if not faces:
             height, width = photo.shape[:2]
             raise ImageError(where, f"no face found in {width}x{height} px.", "Is there one, and upright?")
@@ -80,8 +82,8 @@ class AlignedFaces(ImageSource):
 
     def fingerprint(self) -> str:
         """Hex SHA-256 of the parent's fingerprint, detector and settings; no photo is aligned for it."""
-        settings = (self.detector.sha256, self.detector.min_score, self.size, ATTEMPTS, SMALL)
-        facts = repr(("spherecf.faces/2", self.parent.fingerprint(), *settings))
+        settings = (self.detector.sha256, self.detector.min_score, self.size, ATTEMPTS, SMALL, SURE)
+        facts = repr(("spherecf.faces/3", self.parent.fingerprint(), *settings))
         return hashlib.sha256(facts.encode()).hexdigest()
 
     def subset(self, indices: Iterable[int] | Int64[np.ndarray, " m"]) -> "AlignedFaces":

@@ -1,7 +1,7 @@
 """People by their templates: enrol, identify, remove."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -145,49 +145,71 @@ class Gallery:
         sources: Sequence[str],
         add: bool = False,
         replace: bool = False,
+        keep: Collection[str] | None = None,
     ) -> Enrolled:
         """Store somebody's template, pooled from images; on return it is on the disk.
 
         Args:
             identity: the name.
-            mu: (n, dim) unit directions of the images.
+            mu: (n, dim) unit directions of the images; n may be 0 with ``add``.
             kappa: (n,) their concentrations.
             media: (n,) medium of each: frames of one video share one. The same direction in the same medium
                 is the same image and counts once.
             sources: (n,) where each comes from, e.g. file names.
             add: to the images of somebody enrolled; does nothing if all are there already.
             replace: what is enrolled.
+            keep: with ``add``, the media of enrolled images that stay; by default all do.
 
         Raises:
-            InputError: the name is enrolled, and neither ``add`` nor ``replace`` is given; or the name or the
-                arrays are not as they should be.
+            InputError: the name is enrolled, and neither ``add`` nor ``replace`` is given; no image would be
+                left; or the name or the arrays are not as they should be.
             StorageError: it could not be written; nothing of it will be seen.
         """
         name = checked_identity(identity)
         self._refresh()
-        given = check_images(mu, kappa, media, sources, self._header.dim)
+        nothing = no_images(self._header.dim)
+        empty = add and not len(media) and not len(sources)
+        given = nothing if empty else check_images(mu, kappa, self._header.dim, media, sources)
         key = template_key(name, self._header.salt)
         stored = self._store.template(key) if self._mirror.find(key) is not None else None
         if stored is not None and not (add or replace):
             raise InputError(f"{name} is already enrolled; add photos to it (add) or replace it (replace)")
-        known = before = None
-        if stored is not None and add and not replace:
-            before = read_template(stored)
-            known = self._images(before)
-        fresh = given.new(no_images(self._header.dim) if known is None else known)
-        if before is not None and not len(fresh):
+        before = None if stored is None or replace else read_template(stored)
+        known = nothing if before is None else self._images(before)
+        kept = known.select([i for i, medium in enumerate(known.media) if keep is None or medium in keep])
+        fresh, dropped = given.new(kept), len(known) - len(kept)
+        if before is not None and not len(fresh) and not dropped:
             return self._enrolled(before)
-        images = fresh if known is None else known + fresh
-        template = pooled_template(key, name, images, before, lambda *made: self._review(key, *made))
+        images = kept + fresh
+        if not len(images):
+            raise InputError(f"{name}: no image would be left; remove this person instead")
+        template = pooled_template(
+            key, name, images, before, lambda *made: self._review(key, *made), renew=dropped > 0
+        )
         rows = [template_row(template)]
         if len(images) > 1:
-            rows += image_rows(template, images, len(known) if known is not None and len(known) > 1 else 0)
+            rows += image_rows(template, images, len(kept) if len(kept) > 1 and not dropped else 0)
         self._store.write(rows)
         self._mirror.put(key, name, template.mu, template.kappa, template.images, template.media)
         self._changed()
-        if stored is not None and replace:
+        if stored is not None and (replace or dropped):
             self._store.discard(template)
         return self._enrolled(template)
+
+    def sources(self, identity: str) -> dict[str, str]:
+        """Media of the images behind somebody's template, and where the first of each came from.
+
+        Empty where nobody has the name.
+        """
+        self._refresh()
+        key = template_key(checked_identity(identity), self._header.salt)
+        stored = self._store.template(key) if self._mirror.find(key) is not None else None
+        if stored is None:
+            return {}
+        images, sources = self._images(read_template(stored)), dict[str, str]()
+        for medium, source in zip(images.media, images.sources):
+            sources.setdefault(medium, source)
+        return sources
 
     def enrol_many(
         self,
@@ -212,7 +234,7 @@ class Gallery:
             InputError, StorageError: as in `enrol`.
         """
         names = [checked_identity(one) for one in identities]
-        given = check_images(mu, kappa, names, list(sources or [""] * len(names)), self._header.dim)
+        given = check_images(mu, kappa, self._header.dim, names, sources)
         if len(set(names)) < len(names):
             raise InputError(f"{len(names) - len(set(names))} names stand twice; expected each once")
         self._refresh()
@@ -289,8 +311,9 @@ class Gallery:
         Raises:
             InputError, StorageError: as in `identify`.
         """
-        n = len(np.asarray(mu))
-        given = check_images(mu, kappa, [""] * n, [""] * n, self._header.dim)
+        given = check_images(mu, kappa, self._header.dim)
+        if top < 1:
+            raise InputError(f"top: expected 1 or more, got {top}")
         self._refresh()
         found = self._finder.find_all(given.mu, given.kappa, top)
         return [self._finder.candidates(hits) for hits in found]
@@ -380,7 +403,7 @@ class Gallery:
         return review(images, kappa, others, limits, self._header.radius)
 
     def _images(self, template: Template) -> Images:
-        rows = self._store.images(template.key) if template.images > 1 else []
+        rows = self._store.images(template) if template.images > 1 else []
         try:
             return read_images(template, rows)
         except KeyError as error:

@@ -3,6 +3,7 @@
 import hashlib
 import unicodedata
 
+from spherecf._names import composed
 from spherecf.errors import InputError
 
 LONGEST = 256  # characters
@@ -18,7 +19,7 @@ def checked_identity(identity: str) -> str:
         >>> checked_identity(" Zoe\u0308 ")
         'Zoë'
     """
-    name = unicodedata.normalize("NFC", identity).strip()
+    name = composed(identity).strip()
     if not name:
         raise InputError("identity: expected a name, got an empty one")
     if len(name) > LONGEST:

@@ -58,6 +58,6 @@ def against_the_rest(images: Images, radius: float) -> NDArray[np.float64]:
     total = kappa[:, None] * mu
     rest = total.sum(0, keepdim=True) - total
     length = rest.norm(dim=1)
-    towards = rest / length.clamp_min(1e-12)[:, None]
+    towards = torch.where(length[:, None] > 0, rest / length[:, None], mu)  # at kappa 0 any direction will do
     scores: NDArray[np.float64] = mutual_likelihood_score(mu, kappa, towards, length, radius=radius).numpy()
     return scores

@@ -87,13 +87,18 @@ def image_rows(template: Template, images: Images, first: int) -> list[Row]:
     """Rows of the images from place ``first`` on."""
     return [
         _row(
-            f"{template.key}-{template.generation}-{place}", IMAGE, template.key, "", images.mu[place],
+            image_key(template, place), IMAGE, template.key, "", images.mu[place],
             float(images.kappa[place]), 1, 1,
             {"generation": template.generation, "place": place, "medium": images.media[place],
              "source": images.sources[place][:_SOURCE]},
         )
         for place in range(first, len(images))
     ]  # fmt: skip
+
+
+def image_key(template: Template, place: int) -> str:
+    """Primary key of an image of a template."""
+    return f"{template.key}-{template.generation}-{place}"
 
 
 def header_row(facts: dict[str, Any]) -> Row:

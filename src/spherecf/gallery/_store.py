@@ -10,7 +10,17 @@ import numpy as np
 
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.gallery._embedded import Embedded, hushed, missing
-from spherecf.gallery._rows import HEADER, IMAGE, TEMPLATE, WRITER, Row, Template, direction, header_row
+from spherecf.gallery._rows import (
+    HEADER,
+    IMAGE,
+    TEMPLATE,
+    WRITER,
+    Row,
+    Template,
+    direction,
+    header_row,
+    image_key,
+)
 
 _FIELDS = ["id", "kind", "owner", "identity", "direction", "kappa", "images", "media", "facts"]
 _PAGE, _SERVER_PAGE = 40_000, 8_000  # rows read at once; a server allows no more than 16384
@@ -99,10 +109,13 @@ class Store:
         found = self._ask(self._client.get, self._collection, ids=[key], output_fields=_FIELDS)
         return next(iter(found), None)
 
-    def images(self, key: str) -> list[Row]:
-        """Rows of the images of a template, left-over ones among them."""
-        pages = self._rows(f'owner == "{key}" and kind == "{IMAGE}"')
-        return [row for page in pages for row in page]
+    def images(self, template: Template) -> list[Row]:
+        """Rows of the images of a template, by their keys: a search would look at every row."""
+        rows: list[Row] = []
+        for start in range(0, template.images, _WRITE):
+            keys = [image_key(template, i) for i in range(start, min(start + _WRITE, template.images))]
+            rows += self._ask(self._client.get, self._collection, ids=keys, output_fields=_FIELDS)
+        return rows
 
     def changes(self) -> dict[str, int]:
         """How often each writer changed the gallery, by key of the writer."""

@@ -17,7 +17,13 @@ Review = Callable[[Images, NDArray[np.float32], float], tuple[str, ...]]
 
 
 def pooled_template(
-    key: str, name: str, images: Images, before: Template | None = None, review: Review | None = None
+    key: str,
+    name: str,
+    images: Images,
+    before: Template | None = None,
+    review: Review | None = None,
+    *,
+    renew: bool = False,
 ) -> Template:
     """Pool images, mean inside a medium and sum over media; one image stays as it is, bit by bit.
 
@@ -26,6 +32,7 @@ def pooled_template(
         images: all of them.
         before: the template that these images extend; its images keep their places.
         review: makes warnings from images, direction and kappa.
+        renew: images of ``before`` are left out, so the others move.
     """
     codes = {medium: code for code, medium in enumerate(dict.fromkeys(images.media))}
     mu, kappa = images.mu[0], float(images.kappa[0])
@@ -36,7 +43,7 @@ def pooled_template(
     first = {} if before is None else before.facts
     when = now()
     facts = {
-        "generation": first.get("generation") or secrets.token_hex(4),
+        "generation": (not renew and first.get("generation")) or secrets.token_hex(4),
         "medium": images.media[0],
         "source": images.sources[0],
         "sources": list(images.sources[:_SOURCES]),

@@ -2,13 +2,12 @@
 
 from math import log, pi
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from spherecf.errors import InputError
 from spherecf.losses._angles import widen
-from spherecf.losses._sphere_confidence import Reduction, _check_unit, _reduce
+from spherecf.losses._sphere_confidence import Reduction, _reduce, check_unit
 
 
 def gaussian_confidence_loss(
@@ -46,9 +45,7 @@ def gaussian_confidence_loss(
             f"got {tuple(mu.shape)}, {tuple(prototypes.shape)} and {tuple(log_precision.shape)}. Pass one "
             "prototype per sample: prototypes[labels]."
         )
-    if mu.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_unit(mu, "mu")
-        _check_unit(prototypes, "prototypes")
+    check_unit(mu=mu, prototypes=prototypes)
     half_square = (widen(mu) - widen(prototypes)).square().sum(1) / 2
     return _loss(half_square, log_precision, mu.shape[1], reduction)
 

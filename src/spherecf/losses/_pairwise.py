@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from spherecf._directions import checked_radius
 from spherecf.errors import InputError
 from spherecf.losses._angles import widen
-from spherecf.losses._sphere_confidence import Reduction, _check_unit, _reduce
+from spherecf.losses._sphere_confidence import Reduction, _reduce, check_unit
 from spherecf.vmf import log_normalizer_scaled
 
 _TINY = 1e-24  # keeps the slope of sqrt(p^2) finite at p = 0; far below any effect on a value
@@ -88,17 +89,15 @@ def pfe_vmf_loss(
             "pfe_vmf_loss: expected mu (batch, dim), log_kappa and labels (batch,), got "
             f"{tuple(mu.shape)}, {tuple(log_kappa.shape)} and {tuple(labels.shape)}."
         )
-    if not 0 < radius < float("inf"):
-        raise InputError(f"expected a finite radius > 0, got {radius}.")
-    if mu.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_unit(mu, "mu")
+    r = checked_radius(radius)
+    check_unit(mu=mu)
     i, j = _genuine_pairs(labels, "pfe_vmf_loss")
     dim, mu, kappa = mu.shape[1], widen(mu), widen(log_kappa).exp()
     separate = log_normalizer_scaled(kappa, dim)
     a, b, apart = kappa[i], kappa[j], (mu[i] - mu[j]).square().sum(1) / 2
     p = ((a - b).square() + 2 * a * b * (2 - apart)).clamp(min=_TINY).sqrt()
     loss = log_normalizer_scaled(p, dim) - separate[i] - separate[j] + 2 * a * b * apart / (a + b + p)
-    return _reduce(loss + dim * log(radius), reduction)
+    return _reduce(loss + dim * log(r), reduction)
 
 
 def _genuine_pairs(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:

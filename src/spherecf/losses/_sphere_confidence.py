@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherecf._directions import check_directions, checked_radius
 from spherecf.errors import InputError
 from spherecf.vmf import log_bessel_i, log_normalizer_scaled
 
@@ -14,6 +15,7 @@ Variant = Literal["exact", "released"]
 Reduction = Literal["mean", "sum", "none"]
 
 _RELEASED_EPSILON = 1e-6
+_TOLERANCE = 1e-2  # of a length, in training, where half precision adds up
 
 
 def sphere_confidence_loss(
@@ -56,9 +58,7 @@ def sphere_confidence_loss(
             f"{tuple(mu.shape)}, {tuple(prototypes.shape)} and {tuple(kappa.shape)}. Pass one prototype per "
             "sample: prototypes[labels]."
         )
-    if mu.device.type == "cpu" and not torch.compiler.is_compiling():
-        _check_unit(mu, "mu")
-        _check_unit(prototypes, "prototypes")
+    check_unit(mu=mu, prototypes=prototypes)
     cosine = (mu * prototypes).sum(-1, dtype=torch.promote_types(kappa.dtype, torch.float32))
     return sphere_confidence_loss_from_cosine(cosine, kappa, mu.shape[1], radius, variant, reduction)
 
@@ -93,12 +93,11 @@ def sphere_confidence_loss_from_cosine(
         raise InputError(
             f"expected one kappa per cosine, got {tuple(kappa.shape)} and {tuple(cosine.shape)}."
         )
-    if not 0 < radius < float("inf"):
-        raise InputError(f"expected a finite radius > 0, got {radius}.")
+    r = checked_radius(radius)
     if variant == "exact":
-        loss = kappa * (1 - cosine) - log_normalizer_scaled(kappa, dim) + dim * log(radius)
+        loss = kappa * (1 - cosine) - log_normalizer_scaled(kappa, dim) + dim * log(r)
     elif variant == "released":
-        loss = _released(cosine, kappa, dim) + dim / 2 * log(2 * pi * radius**2)
+        loss = _released(cosine, kappa, dim) + dim / 2 * log(2 * pi * r**2)
     else:
         raise InputError(f"variant: expected one of {get_args(Variant)}, got {variant!r}.")
     return _reduce(loss, reduction)
@@ -123,12 +122,9 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
     raise InputError(f"reduction: expected one of {get_args(Reduction)}, got {reduction!r}.")
 
 
-def _check_unit(vectors: Tensor, name: str) -> None:
-    lengths = vectors.detach().norm(dim=-1, dtype=torch.promote_types(vectors.dtype, torch.float32))
-    off = ~((lengths - 1).abs() <= 1e-2)
-    if bool(off.any()):
-        raise InputError(
-            f"{name}: expected unit vectors, but {int(off.sum())} of {off.numel()} are not (row "
-            f"{int(off.nonzero()[0])} has length {lengths[off][0].item():.6g}). Normalise them, e.g. with "
-            "torch.nn.functional.normalize, and look for NaN in the features."
-        )
+def check_unit(**vectors: Tensor) -> None:
+    """Refuse vectors that are not of unit length, on the CPU outside torch.compile only: elsewhere a training
+    step would wait for the device."""
+    for name, rows in vectors.items():
+        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_directions(rows, name, _TOLERANCE)

@@ -1,31 +1,66 @@
 """One file that says how sure: a trained head with everything needed to use it again."""
 
+import copy
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from spherecf._files import sha256_file, write_atomically
 from spherecf._version import environment
 from spherecf.calibration import Calibration
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models._backbone import BackboneOutput, FrozenBackbone
-from spherecf.models._checkpoint import SUFFIXES
+from spherecf.models._checkpoint import SUFFIXES, filled
 from spherecf.models._default import default_model_path, default_recogniser_path
-from spherecf.models._heads import ConfidenceHead, make_head
+from spherecf.models._heads import HEADS, ConfidenceHead, make_head
+from spherecf.models._identity import Identity, file_identity
 from spherecf.models._preprocessing import SFACE_SHA256, Preprocessing
+from spherecf.models._saved import read_saved, write_saved
 
 FORMAT, VERSION = "spherecf.confidence", 1
-HEADER_KEY = "spherecf"
+
+
+@dataclass(frozen=True)
+class _HeadFacts:
+    kind: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _BackboneFacts:
+    name: str
+    sha256: str
+    dim: int
+    embedding: str
+    features: str
+    feature_shape: list[int]
+    preprocessing: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a saved model's header holds beside its format."""
+
+    head: _HeadFacts
+    backbone: _BackboneFacts
+    dim: int
+    radius: float
+    record: dict[str, Any]
+    calibration: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.dim != self.backbone.dim:
+            raise InputError(f"dim {self.dim}, but a backbone of dim {self.backbone.dim}")
+        Preprocessing.from_dict(self.backbone.preprocessing)
 
 
 @dataclass(frozen=True)
@@ -73,7 +108,7 @@ class ConfidenceModel:
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
-        if not self.radius > 0:
+        if not 0 < self.radius < math.inf:
             raise InputError(f"radius: expected a positive number, got {self.radius}")
         if self.head.feature_shape != self.backbone.feature_shape:
             raise ModelError(
@@ -162,13 +197,7 @@ class ConfidenceModel:
         """
         if self.calibration is not None:
             self.calibration.require(self.fingerprint())
-        try:
-            header = json.dumps(self.header(), allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"record and calibration must be JSON-able: {error}") from error
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.head.state_dict().items()}
-        content = to_bytes(tensors, {HEADER_KEY: header})
-        return write_atomically(path, lambda stream: stream.write(content))
+        return write_saved(path, dict(self.head.state_dict()), self.header())
 
 
 def load(
@@ -178,6 +207,7 @@ def load(
     engine: str = "auto",
     dtype: str = "float32",
     device: str = "cpu",
+    migrate: bool = False,
 ) -> ConfidenceModel:
     """A saved confidence model, its backbone found by hash.
 
@@ -189,6 +219,8 @@ def load(
         engine: of a backbone that is loaded here.
         dtype: likewise, ``"bfloat16"`` with the torch engines; the head is float32 always (docs/export.md).
         device: likewise, where torch runs it; the head goes where the backbone is.
+        migrate: also accept a head that was saved when the hash did not cover weights kept beside the graph;
+            you say that the backbone is the one it was trained on. Save the result: it has the whole hash.
 
     Raises:
         FileFormatError: not such a file, truncated, or of a newer format.
@@ -205,12 +237,22 @@ def load(
         True
     """
     path = Path(path or default_model_path())
-    header, tensors = _read(path)
-    head = _head(path, header, tensors)
+    header, tensors = read_saved(path, FORMAT, VERSION, _Header)
+    head = _head(path, header["head"], tensors)
     how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
-    found = _find_backbone(path, header["backbone"], backbone, how)
-    model = ConfidenceModel(found, head.to(found.device), header["radius"], header["record"])
-    return _calibrated(path, model, header["calibration"])
+    found = _find_backbone(path, header["backbone"], backbone, how, migrate)
+    try:
+        model = ConfidenceModel(found, head.to(found.device), float(header["radius"]), header["record"])
+    except (InputError, ModelError) as error:
+        raise FileFormatError(path, f"{error}.") from error
+    if found.sha256 == header["backbone"]["sha256"]:
+        return _calibrated(path, model, header["calibration"])
+    former = copy.copy(found)
+    former.identity = Identity(found.identity.former)
+    calibration = _calibrated(path, replace(model, backbone=former), header["calibration"]).calibration
+    return model if calibration is None else model.with_calibration(
+        replace(calibration, model=model.fingerprint())
+    )  # fmt: skip
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -225,37 +267,13 @@ def read_header(path: str | Path) -> dict[str, Any]:
         >>> header["backbone"]["name"], header["head"]["kind"], header["radius"]
         ('sface', 'light', 64.0)
     """
-    return _read(Path(path), tensors=False)[0]
+    return read_saved(path, FORMAT, VERSION, _Header, tensors=False)[0]
 
 
-def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileFormatError(path, "no such file.")
-    try:
-        with safe_open(path, "pt") as stored:
-            metadata = stored.metadata() or {}
-            if HEADER_KEY not in metadata:
-                raise FileFormatError(
-                    path, "a safetensors file, but not one SphereCF wrote (no header in it)."
-                )
-            header = json.loads(metadata[HEADER_KEY])
-            values = {name: stored.get_tensor(name) for name in stored.keys()} if tensors else {}  # noqa: SIM118
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise FileFormatError(
-            path, f"not a readable model of SphereCF: {error}.", "Is it complete?"
-        ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else type(header).__name__
-        raise FileFormatError(path, f"expected the format {FORMAT}, found {found}.")
-    if header.get("version") != VERSION:
-        hint = "Update spherecf." if (header.get("version") or 0) > VERSION else ""
-        raise FileFormatError(
-            path, f"format version {header.get('version')}, this spherecf reads {VERSION}.", hint
-        )
-    missing = {"head", "backbone", "radius", "record", "calibration"} - set(header)
-    if missing:
-        raise FileFormatError(path, f"its header lacks {', '.join(sorted(missing))}.")
-    return header, values
+def saved_head(path: str | Path) -> ConfidenceHead:
+    """The head of a saved model alone, without its backbone; errors as in `load`."""
+    header, tensors = read_saved(path, FORMAT, VERSION, _Header)
+    return _head(Path(path), header["head"], tensors)
 
 
 def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) -> ConfidenceModel:
@@ -267,17 +285,23 @@ def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) ->
         raise FileFormatError(path, f"its calibration cannot be used: {error}.") from error
 
 
-def _head(path: Path, header: Mapping[str, Any], tensors: dict[str, Tensor]) -> ConfidenceHead:
-    head = make_head(header["head"]["kind"], **header["head"]["config"])
+def _head(path: Path, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> ConfidenceHead:
+    kind, config = facts["kind"], facts["config"]
+    if kind not in HEADS:
+        raise ModelError(f"{path}: unknown kind of head {kind!r}; there are {', '.join(sorted(HEADS))}")
     try:
-        head.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise FileFormatError(path, f"its tensors do not fit a {head.kind} head: {error}") from error
-    return head.eval()
+        make = partial(make_head, kind, **config)
+        return filled(path, make, tensors, f"its tensors do not fit a {kind} head")
+    except (TypeError, ModelError) as error:
+        raise FileFormatError(path, f"the head in it cannot be made again: {error}.") from error
 
 
 def _find_backbone(
-    path: Path, facts: Mapping[str, Any], given: FrozenBackbone | str | Path | None, how: dict[str, Any]
+    path: Path,
+    facts: Mapping[str, Any],
+    given: FrozenBackbone | str | Path | None,
+    how: dict[str, Any],
+    migrate: bool,
 ) -> FrozenBackbone:
     if given is None:
         if facts["sha256"] != SFACE_SHA256:
@@ -286,15 +310,15 @@ def _find_backbone(
                 f"which is not the default one; pass backbone= with its file"
             )
         given = default_recogniser_path()
+    if not isinstance(given, FrozenBackbone) and not Path(given).is_file():
+        raise ModelError(f"{given}: expected the backbone's file, found no such file")
+    if isinstance(given, FrozenBackbone):
+        identity, name = given.identity, given.name
+    else:
+        identity, name = file_identity(given), str(given)
+    if not (migrate and facts["sha256"] == identity.former):
+        identity.require(facts["sha256"], facts["name"], name, f"{path}: its head")
     if not isinstance(given, FrozenBackbone):
-        if not Path(given).is_file():
-            raise ModelError(f"{given}: expected the backbone's file, found no such file")
-        found = sha256_file(given)
-        if found != facts["sha256"]:
-            raise ModelError(
-                f"{path}: its head belongs to the backbone {facts['name']} with sha256 {facts['sha256']}, "
-                f"but {given} has sha256 {found}: a head means nothing on another backbone"
-            )
         pixels = Preprocessing.from_dict(facts["preprocessing"])
         if Path(given).suffix in SUFFIXES:
             given = FrozenBackbone.from_checkpoint(given, pixels, **how)
@@ -302,7 +326,6 @@ def _find_backbone(
             given = FrozenBackbone.from_onnx(
                 given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"], **how
             )  # fmt: skip
-    given.require(facts["sha256"], facts["name"])
     if given.feature_name != facts["features"] or given.preprocessing.to_dict() != facts["preprocessing"]:
         raise ModelError(
             f"{path}: trained on {facts['features']} with {facts['preprocessing']}, the backbone given uses "

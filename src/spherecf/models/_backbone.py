@@ -1,6 +1,5 @@
 """A face recogniser that never changes again: images in, raw embedding and last map out."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,20 @@ from torch import Tensor, nn
 from spherecf._files import sha256_file
 from spherecf.errors import InputError, ModelError
 from spherecf.models._checkpoint_backbone import load_backbone
-from spherecf.models._choose import choose_engine
+from spherecf.models._choose import choose_engine, probe, same_answers
 from spherecf.models._default import default_recogniser_path
 from spherecf.models._engines import Engine, ModuleEngine
+from spherecf.models._identity import Identity, module_identity
 from spherecf.models._network import Network
 from spherecf.models._networks import make_backbone
+from spherecf.models._onnx_file import Model
 from spherecf.models._onnx_find import Found, find
-from spherecf.models._onnx_graph import Model, load_graph
+from spherecf.models._onnx_pixels import check_pixels, hint
+from spherecf.models._onnx_repairs import load_graph
 from spherecf.models._onnx_trace import cut_graph, trace_onnx
 from spherecf.models._preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
 
+CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 CHUNK = 64  # images given to an engine at once: bounds memory, and is past where larger batches get faster
 
 
@@ -52,13 +55,13 @@ class FrozenBackbone:
 
     Attributes:
         name: for people.
-        sha256: identity, of the file's bytes or of the module's tensors.
+        identity: hash of the file with weights kept beside it, or of the module's tensors.
         dim: length of the embedding.
         feature_shape: (C, H, W) of the last map; (C, T, 1) where the recogniser gives T tokens.
         embedding_name, feature_name: the tensors they are.
         preprocessing: what is done to the pixels.
         engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` in that type.
-        repairs: one sentence per repair of the file, empty where it was fine.
+        repairs: one sentence per repair of the file or doubt about it, empty where it was fine.
 
     Example:
         >>> import numpy as np
@@ -75,14 +78,19 @@ class FrozenBackbone:
         found: Found,
         preprocessing: Preprocessing,
         name: str,
-        sha256: str,
+        identity: Identity,
         repairs: list[str],
     ) -> None:
-        self._engine, self._found = engine, found
-        self.preprocessing, self.name, self.sha256, self.repairs = preprocessing, name, sha256, repairs
+        self._engine, self._found, self.identity = engine, found, identity
+        self.preprocessing, self.name, self.repairs = preprocessing, name, repairs
         self.dim, self.feature_shape = found.dim, found.feature_shape
         self.embedding_name, self.feature_name = found.embedding, found.features
         self._source: str | Path | Model | None = None  # of ONNX: where its graph comes from
+
+    @property
+    def sha256(self) -> str:
+        """The hash in its `identity`."""
+        return self.identity.sha256
 
     @property
     def engine(self) -> str:
@@ -142,15 +150,20 @@ class FrozenBackbone:
             ModelError: not a recogniser; no engine can run it; preprocessing unknown.
         """
         graph = load_graph(path)
-        pixels = resolve_preprocessing(preprocessing, graph.sha256, graph.metadata, hint=graph.hint())
+        pixels = resolve_preprocessing(
+            preprocessing, graph.sha256, graph.metadata, hint="" if preprocessing else hint(graph)
+        )
         if graph.size not in (None, pixels.size):
             raise ModelError(
                 f"{graph.name}: the graph takes images of {graph.size}, preprocessing gives {pixels.size}"
             )
         found = find(graph, pixels.size, embedding, features)
+        doubt = check_pixels(graph, pixels)
+        graph.repairs += [doubt] if doubt else []
         chosen = choose_engine(graph, found, pixels, engine, threads=threads, dtype=dtype, device=device)
         name = KNOWN_MODELS[graph.sha256].name if graph.sha256 in KNOWN_MODELS else graph.name
-        backbone = cls(chosen, found, pixels, name, graph.sha256, graph.repairs)
+        identity = Identity(graph.sha256, graph.former_sha256)
+        backbone = cls(chosen, found, pixels, name, identity, graph.repairs)
         backbone._source = path
         return backbone
 
@@ -175,21 +188,32 @@ class FrozenBackbone:
             name: for people; the class name by default.
             dtype, device: as in `from_onnx`.
 
+        The module is tried on two images: if a batch gets other answers than each image alone, images are
+        run one by one, which `repairs` says.
+
         Raises:
-            ModelError: the module returns something else, or has no such submodule.
+            ModelError: the module returns something else, or has no such submodule; it cannot be run on one
+                image, or gives the same image another answer when it is run again.
         """
         pixels = Preprocessing.preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
-        sha256 = _module_sha256(module)
-        engine = ModuleEngine(module, features=features, dtype=dtype, device=device)
-        row, layer = engine(torch.zeros(2, 3, *pixels.size))
+        name = name or type(module).__name__
+        identity = module_identity(module)
+        runner = ModuleEngine(module, features=features, dtype=dtype, device=device)
+        training = [
+            part or name
+            for part, layer in runner.module.named_modules()
+            if layer.training and isinstance(layer, CHANGED_BY_TRAINING)
+        ]
+        advice = f"; eval() leaves {', '.join(training[:3])} in training mode" if training else ""
+        engine, (row, layer), word = same_answers(name, runner, probe(pixels), dtype, advice)
         if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:
             raise ModelError(
-                f"{type(module).__name__}: expected (embedding (n, dim), map (n, C, H, W) or tokens (n, T, "
-                f"C)) for 2 images, got shapes {tuple(row.shape)} and, of the map, {tuple(layer.shape)}"
+                f"{name}: expected (embedding (n, dim), map (n, C, H, W) or tokens (n, T, C)) for 2 images, "
+                f"got shapes {tuple(row.shape)} and, of the map, {tuple(layer.shape)}"
             )
         channels, height, width = layer.shape[1:]
         found = Found("embedding", features or "features", row.shape[1], (channels, height, width))
-        return cls(engine, found, pixels, name or type(module).__name__, sha256, [])
+        return cls(engine, found, pixels, name, identity, [word] if word else [])
 
     @classmethod
     def from_checkpoint(
@@ -240,7 +264,8 @@ class FrozenBackbone:
                 f"{pixels.size}"
             )
         backbone = cls.from_module(module, pixels, name=module.name, dtype=dtype, device=device)
-        backbone.sha256 = sha256
+        backbone.identity = Identity(sha256)
+        backbone.repairs += module.remarks
         if engine == "compiled" and isinstance(backbone._engine, ModuleEngine):
             backbone._engine.compile()
         return backbone
@@ -325,12 +350,7 @@ class FrozenBackbone:
         Raises:
             ModelError: it is another; both hashes are named.
         """
-        if self.sha256 != sha256:
-            raise ModelError(
-                f"this head belongs to the backbone {name or '?'} with sha256 {sha256}, got {self.name} "
-                f"with sha256 {self.sha256}: a head means nothing on another backbone; pass backbone= with "
-                f"the right file"
-            )
+        self.identity.require(sha256, name or "?", self.name)
         return self
 
     def __repr__(self) -> str:
@@ -338,13 +358,3 @@ class FrozenBackbone:
             f"FrozenBackbone({self.name}, dim={self.dim}, features={self.feature_name} {self.feature_shape}, "
             f"engine={self.engine}, sha256={self.sha256[:12]}...)"
         )
-
-
-def _module_sha256(module: nn.Module) -> str:
-    """One hash over names, types, shapes and bytes of all tensors of a module's state."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(module.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -1,20 +1,32 @@
 """Checkpoint files of many makers as plain tensors by dotted name; nothing in them is executed."""
 
+import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from zipfile import ZipFile
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from spherecf.errors import FileFormatError
+from spherecf._files import OLD_TORCH, SAFETENSORS, TORCH, TORCHSCRIPT, describe_content
+from spherecf._parsing import reading
+from spherecf.errors import FileFormatError, InputError, ModelError
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 SUFFIXES = (".safetensors", *PICKLED)
+DAMAGED = "Is it complete? Download or copy it again."
+
+Module = TypeVar("Module", bound=nn.Module)
+
+_MAX_DEPTH, _MAX_ITEMS = 50, 1_000_000  # of nested dictionaries: a pickle can refer to itself
+_MAX_RATIO = 4  # of the bytes in a zip archive to its own
+_COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation
+# What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class Ignored:
@@ -25,25 +37,39 @@ class Ignored:
     def __setstate__(self, state: object) -> None: ...
 
 
+class Scripted(Ignored):
+    """Stands for a module of a TorchScript archive: keeps what it holds, without its code."""
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+
 # What trainers put beside the weights: settings, callbacks, paths, numbers of NumPy. A name listed here is
-# not imported but replaced: by a dictionary where it holds items, else by `Ignored`.
-_DICTIONARIES = re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict")
-_HARMLESS = re.compile(
-    r"argparse\.Namespace|pathlib\.\w*Path|(pytorch_lightning|lightning)\.[\w.]*callbacks\.[\w.]+"
-    r"|numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+)|_codecs\.encode"
-)
+# not imported but replaced.
+_STAND_INS = {
+    re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict"): dict,
+    re.compile(
+        r"argparse\.Namespace|pathlib\.\w*Path|(pytorch_lightning|lightning)\.[\w.]*callbacks\.[\w.]+"
+        r"|numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+)|_codecs\.encode|torch\.jit\._pickle\.\w+"
+    ): Ignored,
+    re.compile(r"__torch__\.[\w.]+"): Scripted,
+}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file by dotted name, on the CPU; nested dictionaries are joined by dots.
 
+    What a file is, its first bytes say and not its suffix. What torch.compile and FSDP add to names
+    (``_orig_mod.``, ``_fsdp_wrapped_module.``) is left out.
+
     Args:
         path: ``.safetensors``, or a torch file (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.tar``), which is
-            read with weights only; settings and callbacks that Lightning and argparse leave are skipped.
+            read with weights only; settings and callbacks that Lightning and argparse leave are skipped. Of a
+            TorchScript archive the parameters are read, its code is not.
 
     Raises:
-        FileFormatError: absent, truncated, of another kind, or it holds objects that only its own code could
-            read (the first class is named).
+        FileFormatError: absent, truncated, of another kind (which is named: a web page, an archive, ...), or
+            it holds objects that only its own code could read (the first class is named).
 
     Example:
         >>> import tempfile
@@ -53,36 +79,68 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         {'state_dict.fc.weight': (2, 4)}
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileFormatError(path, "no such file.")
     if path.suffix not in SUFFIXES:
         raise FileFormatError(
             path, f"expected one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'}."
         )
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        with safe_globals(_stand_ins(path)):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError) as error:
-        raise FileFormatError(path, f"unreadable: {error}", "Is it complete?") from error
-    except Exception as error:  # torch.load: pickle and zip errors of many classes
-        raise FileFormatError(path, *_why(str(error))) from error
-    return dict(_flatten(content))
+    content = describe_content(path)
+    if content == SAFETENSORS:
+        with reading(path, content, DAMAGED):
+            return _named(path, load_file(path))
+    if content not in (TORCH, OLD_TORCH, TORCHSCRIPT):
+        raise FileFormatError(
+            path, f"not a checkpoint of plain tensors: expected a torch or safetensors file, it is {content}."
+        )
+    return _named(path, _unpickled(path, content))
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    try:
-        names = get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError):
-        return []  # torch's format before 1.6, or no checkpoint at all: torch.load says which
+def _unpickled(path: Path, content: str) -> Any:
+    source: Path | io.BytesIO = path
     stand_ins: list[Any] = []
-    for name in names:
-        if _DICTIONARIES.fullmatch(name):
-            stand_ins.append((dict, name))
-        elif _HARMLESS.fullmatch(name):
-            stand_ins.append((Ignored, name))
-    return stand_ins
+    try:
+        if content != OLD_TORCH:  # of which torch does not list what it refers to
+            _check_sizes(path)
+            source = _without_code(path) if content == TORCHSCRIPT else path
+            if path.suffix == ".safetensors":  # by which torch goes
+                source = io.BytesIO(path.read_bytes())
+            stand_ins = _stand_ins(source)
+        with safe_globals(stand_ins):
+            return torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load: pickle and zip errors of many classes
+        # Neither torch's words nor its traceback: they recommend to execute what is in the file.
+        raise FileFormatError(path, *_why(str(error))) from None
+
+
+def _check_sizes(path: Path) -> None:
+    with ZipFile(path) as archive:
+        claimed = sum(info.file_size for info in archive.infolist())
+    if claimed > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress
+        raise ValueError("a few bytes that claim to be many")
+
+
+def _without_code(path: Path) -> io.BytesIO:
+    """The parameters of a TorchScript archive as a torch file."""
+    plain = io.BytesIO()
+    with ZipFile(path) as archive, ZipFile(plain, "w") as copy:
+        for name in archive.namelist():
+            if re.fullmatch(r"[^/]+/(data\.pkl|data/\d+|version|byteorder)", name):
+                copy.writestr(name, archive.read(name))
+    plain.seek(0)
+    return plain
+
+
+def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
+    names = get_unsafe_globals_in_checkpoint(str(source) if isinstance(source, Path) else source)
+    if not isinstance(source, Path):
+        source.seek(0)
+    return [
+        (stand_in, name)
+        for name in names
+        for pattern, stand_in in _STAND_INS.items()
+        if pattern.fullmatch(name)
+    ]
 
 
 def _why(message: str) -> tuple[str, str]:
@@ -91,15 +149,52 @@ def _why(message: str) -> tuple[str, str]:
             f"it holds a pickled object of {found[1]}, which is not unpickled.",
             "Where you trust it, save its tensors alone: torch.save(model.state_dict(), ...).",
         )
-    return f"not a checkpoint of plain tensors: {message.splitlines()[0] if message else 'empty'}", ""
+    return "not a checkpoint of plain tensors: a torch file that is damaged or cut short.", DAMAGED
 
 
-def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield prefix, content.detach()
-    elif isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+def _named(path: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries, each with no more values than a file of this size can hold."""
+    size = path.stat().st_size
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _flatten(path, content):
+        if name in tensors:
+            raise FileFormatError(
+                path, f"two tensors are called {name}, once with torch.compile's _orig_mod."
+            )
+        if tensor.numel() * tensor.element_size() > size:
+            raise FileFormatError(path, f"{name} {tuple(tensor.shape)} is larger than the file.", DAMAGED)
+        tensors[name] = tensor
+    if flat := next((name for name in tensors if name.endswith("_flat_param")), ""):
+        raise FileFormatError(
+            path,
+            f"a shard of FSDP ({flat}), not a whole network.",
+            "Save it with StateDictType.FULL_STATE_DICT.",
+        )
+    return tensors
+
+
+def _flatten(path: Path, content: Any) -> Iterator[tuple[str, Tensor]]:
+    pending, items = [("", content, 0)], 0
+    while pending:
+        name, value, depth = pending.pop()
+        items += 1
+        if depth > _MAX_DEPTH or items > _MAX_ITEMS:
+            raise FileFormatError(path, f"dictionaries nested more than {_MAX_DEPTH} deep, or without end.")
+        if isinstance(value, Scripted):
+            value = getattr(value, "state", None)
+        if isinstance(value, Mapping):
+            parts = [
+                (f"{name}.{key}" if name else str(key), part, depth + 1)
+                for key, part in value.items()
+                if isinstance(part, Tensor | Mapping | Scripted)
+            ]
+            pending.extend(reversed(parts))
+        elif isinstance(value, Tensor) and _is_plain(value):
+            yield _WRAPPERS.sub("", name), value.detach()
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
 
 
 def below(tensors: Mapping[str, Tensor], anchor: str) -> list[str]:
@@ -110,3 +205,70 @@ def below(tensors: Mapping[str, Tensor], anchor: str) -> list[str]:
 def stripped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under a prefix, without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def filled(
+    path: str | Path, make: Callable[[], Module], tensors: Mapping[str, Tensor], verdict: str
+) -> Module:
+    """The module that ``make`` gives with a file's tensors, in its own types and evaluation mode.
+
+    It is first made without memory, so that a size which no tensor has costs nothing.
+
+    Args:
+        path: of the file, for messages.
+        make: of any module.
+        tensors: its state dictionary.
+        verdict: what to say where they do not fit: "not the network r18".
+
+    Raises:
+        FileFormatError: NaN or infinite numbers.
+        ModelError: keys, shapes or types that differ (the first are named); or what ``make`` refuses.
+    """
+    try:
+        with reading(path, "a network", DAMAGED), torch.device("meta"):
+            module = make()
+    except (InputError, ModelError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    expected = module.state_dict()
+    optional = getattr(module, "training_only", ())
+    needed = {name: like for name, like in expected.items() if name in tensors or name not in optional}
+    if problems := differences(needed, tensors):
+        raise ModelError(f"{path}: {verdict}: {problems}")
+    state = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if name not in tensors}
+    for name, like in expected.items():
+        if name in tensors:
+            state[name] = tensors[name].to(like.dtype)
+            if like.is_floating_point() and not _is_finite(state[name]):
+                raise FileFormatError(path, f"NaN or infinite numbers in {name}.", DAMAGED)
+    module.load_state_dict(state, assign=True)
+    if any(buffer.is_meta for buffer in module.buffers()):  # those that no file holds
+        module = make()
+        module.load_state_dict(state)
+    return module.eval()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
+def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """Which keys are missing, unexpected, of another shape or type, in one line; "" for none."""
+    shared = [(k, expected[k], given[k]) for k in expected if k in given and not k.endswith(_COUNTER)]
+    kinds = {
+        "missing": [k for k in expected if k not in given and not k.endswith(_COUNTER)],
+        "unexpected": [k for k in given if k not in expected and not k.endswith(_COUNTER)],
+        "of another shape": [
+            f"{k} {tuple(b.shape)} and not {tuple(a.shape)}" for k, a, b in shared if a.shape != b.shape
+        ],
+        "of another type": [
+            f"{k} {b.dtype} and not {a.dtype}"
+            for k, a, b in shared
+            if a.dtype != b.dtype and not (a.is_floating_point() and b.is_floating_point())
+        ],
+    }
+    return "; ".join(f"{len(keys)} keys {kind} ({first(keys)})" for kind, keys in kinds.items() if keys)
+
+
+def first(keys: list[str], count: int = 3) -> str:
+    """A few of many names."""
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 
 from spherecf.errors import ModelError
-from spherecf.models._checkpoint import below, read_checkpoint, stripped
+from spherecf.models._checkpoint import below, differences, filled, first, read_checkpoint, stripped
 from spherecf.models._ir import IR
 from spherecf.models._iresnet import IResNet
 from spherecf.models._mobilefacenet import MobileFaceNet
-from spherecf.models._network import Network, Shapes
+from spherecf.models._network import Network
 from spherecf.models._networks import NETWORKS, make_backbone
 from spherecf.models._preprocessing import Preprocessing
 from spherecf.models._trained import is_trained, load_trained
 from spherecf.models._vit import VisionTransformer
 
 FAMILIES: tuple[type[Network], ...] = (IResNet, IR, MobileFaceNet, VisionTransformer)
-_COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation
+# Beside an IResNet: one linear layer from its embedding to CR-FIQA's estimate of the image's quality.
+_QUALITY = ("qs.weight", "qs.bias")
+_QUALITY_REMARK = (
+    "the layer qs, CR-FIQA's quality of an image by its embedding, is no part of the network and was left "
+    "out; spherecf.models.read_checkpoint has its tensors"
+)
 _ALIKE = 0.1  # share of keys in common below which naming a nearest network helps nobody
 
 
@@ -72,8 +77,12 @@ def load_backbone(
         raise ModelError(f"{path}: {_unknown(tensors)}")
     family, prefix = found[0]
     state = stripped(tensors, prefix)
-    made = _make(path, family, state, network)
-    _load(path, made, state)
+    name, options = _recognised(path, family, state, network)
+    quality = [state.pop(key) for key in _QUALITY if key in state]
+    made = filled(
+        path, partial(make_backbone, name, **options), state, f"not the network {name} (dim={options['dim']})"
+    )
+    made.remarks = [_QUALITY_REMARK] if quality else []
     return _with(made, preprocessing or _known_for(made, prefix, tensors))
 
 
@@ -82,40 +91,26 @@ def find_networks(tensors: Mapping[str, Tensor]) -> list[tuple[type[Network], st
     return [(family, prefix) for family in FAMILIES for prefix in below(tensors, family.anchor)]
 
 
-def _make(path: str | Path, family: type[Network], state: Mapping[str, Tensor], network: str) -> Network:
-    """An empty network on no device, of the name asked for or measured."""
+def _recognised(
+    path: str | Path, family: type[Network], state: Mapping[str, Tensor], network: str
+) -> tuple[str, dict[str, Any]]:
+    """The name asked for or measured, and the options."""
     for part, reason in family.foreign.items():
         if relatives := [key for key in state if part in key]:
             raise ModelError(f"{path}: no network SphereCF knows: {relatives[0]} says that {reason}")
     try:
         architecture, options = family.measure(_shapes(state))
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{path}: {_unknown(state)}") from error
     fitting = [name for name, make in NETWORKS.items() if _is(make, family, architecture)]
     if not network and not fitting:
         said = ", ".join(f"{k}={v}" for k, v in architecture.items())
         raise ModelError(f"{path}: {family.__name__} with {said}, which is none of {', '.join(NETWORKS)}")
-    with torch.device("meta"):
-        return make_backbone(network or fitting[0], **options)
+    return network or fitting[0], options
 
 
 def _is(make: object, family: type[Network], architecture: dict[str, Any]) -> bool:
     return isinstance(make, partial) and make.func is family and make.keywords == architecture
-
-
-def _load(path: str | Path, made: Network, state: dict[str, Tensor]) -> None:
-    expected = made.state_dict()
-    needed = {name: t for name, t in expected.items() if name in state or name not in made.training_only}
-    differences = _differences(_shapes(needed), _shapes(state))
-    if differences:
-        raise ModelError(f"{path}: not the network {made.name} (dim={made.dim}): {differences}")
-    full = {
-        name: state[name].float() if expected[name].is_floating_point() else state[name]
-        for name in expected
-        if name in state
-    }
-    counters = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if name not in state}
-    made.load_state_dict(full | counters, assign=True)
 
 
 def _with(made: Network, preprocessing: Preprocessing | str) -> Network:
@@ -127,12 +122,27 @@ def _with(made: Network, preprocessing: Preprocessing | str) -> Network:
 
 
 def _known_for(made: Network, prefix: str, tensors: Mapping[str, Tensor]) -> str:
-    """The preset of a layout; "" where several trainers with different pixels share one."""
-    if not isinstance(made, IR):
-        return "magface" if prefix.endswith("features.module.") else "insightface"
+    """The preset of a layout; "" where several trainers with different pixels share one.
+
+    Decided by how the keys were published: an IResNet without a name before it is insightface's, and those
+    who trained it like that (CR-FIQA, ElasticFace) took its pixels.
+    """
+    if is_magface(prefix):
+        return "magface" if isinstance(made, IResNet) else ""
     if prefix.endswith("model.") and f"{prefix.removesuffix('model.')}head.kernel" in tensors:
         return "adaface"
+    if not isinstance(made, IR):
+        return "insightface"
     return "scf" if made.name.startswith("ir-") else ""
+
+
+def is_magface(prefix: str) -> bool:
+    """Whether a network stands where MagFace keeps it, under ``features``, whatever was run in parallel.
+
+    The prefix ends before the network's own names, of which insightface's last layer is ``features`` too.
+    """
+    names = [name for name in prefix.split(".") if name not in ("", "module")]
+    return names[-1:] == ["features"]
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -140,24 +150,10 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @cache
-def _shapes_of(name: str) -> Shapes:
-    """Of a network at full size; making one takes a while even without memory."""
+def _original_state(name: str) -> dict[str, Tensor]:
+    """Names and shapes of a network as its makers publish it, without memory."""
     with torch.device("meta"):
-        return _shapes(make_backbone(name).state_dict())
-
-
-def _differences(expected: Shapes, given: Shapes) -> str:
-    missing = [k for k in expected if k not in given and not k.endswith(_COUNTER)]
-    surplus = [k for k in given if k not in expected and not k.endswith(_COUNTER)]
-    other = [
-        f"{k} {given[k]} and not {expected[k]}" for k in expected if k in given and given[k] != expected[k]
-    ]
-    kinds = (("missing", missing), ("unexpected", surplus), ("of another shape", other))
-    return "; ".join(f"{len(keys)} keys {kind} ({_first(keys)})" for kind, keys in kinds if keys)
-
-
-def _first(keys: list[str], count: int = 3) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+        return make_backbone(name).state_dict()
 
 
 def _unknown(tensors: Mapping[str, Tensor]) -> str:
@@ -166,18 +162,17 @@ def _unknown(tensors: Mapping[str, Tensor]) -> str:
         return "no tensors in it; expected the state dictionary of a network"
     endings = {name: {name.split(".", i)[i] for i in range(name.count(".") + 1)} for name in tensors}
     best, nearest = 0.0, ""
-    expected: Shapes = {}
+    expected: dict[str, Tensor] = {}
     everything = set().union(*endings.values())
     for name in NETWORKS:
-        shapes = _shapes_of(name)
-        alike = len(everything & shapes.keys()) / max(len(shapes), len(tensors))
+        state = _original_state(name)
+        alike = len(everything & state.keys()) / max(len(state), len(tensors))
         if alike > best:
-            best, nearest, expected = alike, name, shapes
+            best, nearest, expected = alike, name, state
     known = f"known are {', '.join(NETWORKS)}"
     if best < _ALIKE:
-        return f"no network SphereCF knows: {len(tensors)} tensors ({_first(list(tensors))}); {known}"
+        return f"no network SphereCF knows: {len(tensors)} tensors ({first(list(tensors))}); {known}"
     given = {
-        max(ends & expected.keys(), key=len, default=name): tuple(tensors[name].shape)
-        for name, ends in endings.items()
+        max(ends & expected.keys(), key=len, default=name): tensors[name] for name, ends in endings.items()
     }
-    return f"no network SphereCF knows; the nearest is {nearest}: {_differences(expected, given)}; {known}"
+    return f"no network SphereCF knows; the nearest is {nearest}: {differences(expected, given)}; {known}"

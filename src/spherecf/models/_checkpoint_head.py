@@ -1,13 +1,17 @@
 """Confidence heads as the SCF reference and TFace save them, and our own, both ways."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from spherecf.errors import FileFormatError, InputError, ModelError
-from spherecf.models._artefact import read_header
-from spherecf.models._checkpoint import below, read_checkpoint, stripped
-from spherecf.models._heads import ConfidenceHead, ConvHead, LinearHead, make_head
+from spherecf.models._artefact import saved_head
+from spherecf.models._checkpoint import below, filled, read_checkpoint, stripped
+from spherecf.models._heads import ConfidenceHead, ConvHead, LinearHead
+from spherecf.models._saved import saved_format
 
 _DENSE = "_log_kappa.0.weight"
 _CONVOLUTION = "conv_.0.weight"
@@ -56,17 +60,16 @@ def load_confidence_head(
     prefixes = below(tensors, _DENSE)
     if len(prefixes) == 1:
         return _original(path, stripped(tensors, prefixes[0]), feature_shape)
-    if path.suffix != ".safetensors":
+    if saved_format(path) is None:
         raise FileFormatError(
             path,
             f"expected one head of the SCF reference or of TFace (the key {_DENSE}), found {len(prefixes)};",
             f"its first keys are {', '.join(list(tensors)[:3]) or 'none'}.",
         )
-    facts = read_header(path)["head"]
-    head = make_head(facts["kind"], **facts["config"])
+    head = saved_head(path)
     if feature_shape not in (None, head.feature_shape):
         raise InputError(f"{path}: a head for maps {head.feature_shape}, asked for {feature_shape}")
-    return _filled(path, head, tensors)
+    return head
 
 
 def original_head_state(head: ConfidenceHead) -> dict[str, Tensor]:
@@ -93,9 +96,11 @@ def original_head_state(head: ConfidenceHead) -> dict[str, Tensor]:
 def _original(
     path: Path, state: dict[str, Tensor], feature_shape: tuple[int, int, int] | None
 ) -> ConfidenceHead:
-    head: ConfidenceHead
+    if state[_DENSE].ndim != 2 or state.get(_CONVOLUTION, state[_DENSE]).ndim not in (2, 4):
+        raise FileFormatError(path, f"expected a matrix {_DENSE}, got {tuple(state[_DENSE].shape)}.")
+    make: Callable[[], ConfidenceHead]
     if _CONVOLUTION in state:
-        head = ConvHead(*(feature_shape or (len(state[_CONVOLUTION]), 7, 7)))
+        make = partial(ConvHead, *(feature_shape or (len(state[_CONVOLUTION]), 7, 7)))
     else:
         size = state[_DENSE].shape[1]
         side = round((size / _CHANNELS) ** 0.5)
@@ -105,16 +110,9 @@ def _original(
                 f"{path}: a head for maps of {size} values, which {(channels, height, width)} are not; "
                 f"pass feature_shape="
             )
-        head = LinearHead(channels, height, width)
+        make = partial(LinearHead, channels, height, width)
+    with torch.device("meta"):
+        head = make()
     theirs = dict(zip(original_head_state(head), head.state_dict(), strict=True))
-    return _filled(path, head, {theirs.get(key, key): tensor for key, tensor in state.items()})
-
-
-def _filled(path: Path, head: ConfidenceHead, state: dict[str, Tensor]) -> ConfidenceHead:
-    try:
-        head.load_state_dict(state)
-    except RuntimeError as error:
-        raise ModelError(
-            f"{path}: its tensors do not fit a {head.kind} head: {' '.join(str(error).split())}"
-        ) from error
-    return head.eval()
+    renamed = {theirs.get(key, key): tensor for key, tensor in state.items()}
+    return filled(path, make, renamed, f"its tensors do not fit a {head.kind} head")

@@ -1,7 +1,7 @@
 """A trained classifier's matrix as prototypes, from one file or one per rank."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherecf._files import NUMPY, describe_content
+from spherecf._parsing import reading
 from spherecf.errors import FileFormatError, InputError
-from spherecf.models._checkpoint import read_checkpoint
-from spherecf.models._checkpoint_backbone import find_networks
+from spherecf.models._checkpoint import DAMAGED, read_checkpoint
+from spherecf.models._checkpoint_backbone import find_networks, is_magface
 
 # Endings of the names under which classifiers keep a matrix (identities, dim); "weight" counts only on top.
 KEYS = ("arc_face_state_dict.weight", "state_dict_softmax_fc.weight", "prototypes")
@@ -65,7 +67,10 @@ def load_prototypes(
 
 
 def _matrix(path: Path, key: str | None) -> Tensor:
-    matrix = _pick(path, _read(path), key).float()
+    matrix = _pick(path, _read(path), key)
+    if matrix.is_complex():
+        raise FileFormatError(path, f"expected prototypes of real numbers, got {matrix.dtype}.")
+    matrix = matrix.float()
     norms = torch.linalg.vector_norm(matrix, dim=1)
     bad = int((~torch.isfinite(norms) | (norms == 0)).sum())
     if bad or not len(matrix):
@@ -115,24 +120,25 @@ def _by_rank(files: list[Path]) -> list[Path]:
 def _read(path: Path) -> dict[str, Tensor]:
     """The matrices of a file, without those of a network in it."""
     if path.suffix == ".npy":
-        try:
-            return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            raise FileFormatError(path, f"unreadable: {error}") from error
+        return {"": _array(path)}
     tensors = read_checkpoint(path)
     networks = tuple(prefix for _, prefix in find_networks(tensors))
+    magface = any(map(is_magface, networks))
     return {
-        _magface(name, tensors): tensor
+        # MagFace's matrix beside its network is (dim, identities), and is called so here.
+        re.sub(r"\bfc\.weight$", "fc.kernel", name) if magface else name: tensor
         for name, tensor in tensors.items()
         if tensor.ndim == 2 and not (networks and name.startswith(networks))
     }
 
 
-def _magface(name: str, tensors: Mapping[str, Tensor]) -> str:
-    """MagFace's ``fc.weight`` beside its network ``features`` is (dim, identities), and is called so here."""
-    before = name.removesuffix("fc.weight")
-    beside = any(n.startswith(f"{before}features.") and ".layer1." in n for n in tensors)
-    return f"{before}fc.kernel" if before != name and beside else name
+def _array(path: Path) -> Tensor:
+    content = describe_content(path)
+    if content != NUMPY:
+        raise FileFormatError(path, f"expected {NUMPY}, it is {content}.")
+    with reading(path, NUMPY, DAMAGED):
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # no larger than the file, no objects
+        return torch.from_numpy(np.array(mapped))
 
 
 def _pick(path: Path, tables: dict[str, Tensor], key: str | None) -> Tensor:

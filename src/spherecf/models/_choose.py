@@ -11,7 +11,11 @@ from spherecf.models._onnx_import import build_module
 from spherecf.models._preprocessing import Preprocessing
 
 ENGINES = ("auto", "onnxruntime", "torch", "compiled")
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}  # largest difference from onnxruntime, over the largest value
+Answer = tuple[Tensor, Tensor]  # (embedding, map)
+
+# Largest differences, over the largest value: of batches and engines, and of a second run from the first.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
+REPEATED = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
 def choose_engine(
@@ -42,17 +46,24 @@ def choose_engine(
         raise InputError(
             f"onnxruntime runs float32 on the CPU here, got {dtype} on {device}; use engine='torch'"
         )
-    x = _probe(preprocessing)
-    reference, answer = _any_batch(graph, OnnxRuntimeEngine(graph, found, threads), x, found)
+    x = probe(preprocessing)
+    onnx_engine = OnnxRuntimeEngine(graph, found, threads)
+    reference, answer, word = same_answers(graph.name, onnx_engine, x)
+    if answer[1].shape[1:] != found.feature_shape:
+        raise ModelError(
+            f"{graph.name}: expected maps {found.feature_shape}, onnxruntime gives "
+            f"{tuple(answer[1].shape[1:])}"
+        )
+    graph.repairs += [word] if word else []
     if engine == "onnxruntime":
         return reference
     try:
         module = build_module(graph, found).folded()
         runner = ModuleEngine(module, dtype=dtype, device=device, threads=threads)
-        _check_agreement(graph, _tried(graph, runner, x), answer, TOLERANCE[dtype])
+        _check_agreement(_attempt(runner, x), answer, TOLERANCE[dtype])
     except ModelError as error:
         if engine != "auto" or not plain:
-            raise
+            raise ModelError(f"{graph.name}: torch cannot run the graph: {error}") from error
         graph.repairs.append(f"run by onnxruntime because torch cannot: {error}")
         return reference
     if engine == "compiled":
@@ -60,54 +71,77 @@ def choose_engine(
     return runner
 
 
-def _tried(graph: OnnxGraph, runner: ModuleEngine, x: Tensor) -> tuple[Tensor, Tensor]:
-    try:
-        return runner(x)
-    except ModelError:
-        raise
-    except Exception as error:  # whatever torch's operations raise, at sizes that fit one image alone say
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{graph.name}: torch cannot run {len(x)} images at once: {reason}") from error
-
-
-def _probe(preprocessing: Preprocessing) -> Tensor:
+def probe(preprocessing: Preprocessing) -> Tensor:
+    """Two images of noise, as the network wants them."""
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, *preprocessing.size, 3), generator=noise).to(torch.uint8)
     return preprocessing(images)
 
 
-def _any_batch(
-    graph: OnnxGraph, engine: OnnxRuntimeEngine, x: Tensor, found: Found
-) -> tuple[Engine, tuple[Tensor, Tensor]]:
-    """The engine, in a loop over images if two at once get other answers than each alone."""
+def same_answers(
+    name: str, engine: Engine, x: Tensor, dtype: str = "float32", advice: str = ""
+) -> tuple[Engine, Answer, str]:
+    """An engine whose answer about an image depends on nothing else, which is tried on these two images.
+
+    Each is run alone, then both in a batch; if the results differ, or may because of their type, each is run
+    alone once more, to tell whether the batch is the reason.
+
+    Args:
+        name: of the network, for errors.
+        engine: any.
+        x: the network's input (2, 3, h, w).
+        dtype: what it computes in.
+        advice: what to look at, added to the error.
+
+    Returns:
+        The engine, in a loop over images if a batch gets other answers than each image alone; the answers;
+        a sentence that says so, or "".
+
+    Raises:
+        ModelError: it cannot run on one image, or answers differently when it is asked again.
+
+    Example:
+        >>> engine = ModuleEngine(torch.nn.Identity(), features="")
+        >>> same_answers("identity", engine, torch.ones(2, 4))[2]
+        ''
+    """
     looped = LoopedEngine(engine)
     try:
-        answer = looped(x)
-    except Exception as error:  # onnxruntime's errors have no common base
-        raise ModelError(f"{graph.name}: onnxruntime cannot run the graph: {str(error).strip()}") from error
-    if answer[1].shape[1:] != found.feature_shape:
-        raise ModelError(
-            f"{graph.name}: expected maps {found.feature_shape}, onnxruntime gives "
-            f"{tuple(answer[1].shape[1:])}"
-        )
+        alone = _attempt(looped, x)
+    except ModelError as error:
+        raise ModelError(f"{name}: cannot be run on one image alone: {error}") from error
+    word = ""
     try:
-        _check_agreement(graph, engine(x), answer, TOLERANCE["float32"])
-    except Exception as error:
-        graph.repairs.append(
-            f"images are run one by one, the graph cannot take several: {str(error).strip()}"
-        )
-        return looped, answer
-    return engine, answer
+        _check_agreement(_attempt(engine, x), alone, TOLERANCE[dtype])
+    except ModelError as error:
+        word = f"images are run one by one, as an image's result is another in a batch of several: {error}"
+    if not word and dtype == "float32":
+        return engine, alone, ""
+    try:
+        _check_agreement(_attempt(looped, x), alone, REPEATED[dtype])
+    except ModelError as error:
+        raise ModelError(
+            f"{name}: the same image gives other results when it is run again ({error}): look for "
+            f"dropout that is always on, random noise, or a state that is kept between calls{advice}"
+        ) from error
+    return (looped if word else engine), alone, word
 
 
-def _check_agreement(
-    graph: OnnxGraph, got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float
-) -> None:
+def _attempt(engine: Engine, x: Tensor) -> Answer:
+    try:
+        return engine(x)
+    except ModelError:
+        raise
+    except Exception as error:  # of torch, of onnxruntime, or of a module of the caller's
+        raise ModelError(str(error).strip() or type(error).__name__) from error
+
+
+def _check_agreement(got: Answer, expected: Answer, tolerance: float) -> None:
     for role, value, truth in zip(("embedding", "map"), got, expected, strict=True):
         if value.shape != truth.shape:
-            raise ModelError(
-                f"{graph.name}: {role} of shape {tuple(value.shape)}, expected {tuple(truth.shape)}"
-            )
-        difference = float((value.cpu() - truth).abs().max() / truth.abs().max().clamp_min(1e-12))
+            raise ModelError(f"the {role} has the shape {tuple(value.shape)}, expected {tuple(truth.shape)}")
+        if not torch.isfinite(truth).all():
+            raise ModelError(f"the {role} of an image of noise is not finite")
+        difference = float((value.cpu() - truth.cpu()).abs().max() / truth.abs().max().clamp_min(1e-12))
         if not difference <= tolerance:
-            raise ModelError(f"{graph.name}: the {role} differs by {difference:.1e} of its largest value")
+            raise ModelError(f"the {role} differs by {difference:.1e} of its largest value")

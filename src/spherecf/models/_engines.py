@@ -9,14 +9,15 @@ from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import onnxruntime
+import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spherecf.errors import InputError, ModelError
 from spherecf.models._network import as_map
 from spherecf.models._onnx_find import Found
-from spherecf.models._onnx_graph import OnnxGraph
+from spherecf.models._onnx_graph import OnnxGraph, session
 
 
 @runtime_checkable
@@ -36,30 +37,26 @@ class OnnxRuntimeEngine:
     device = torch.device("cpu")
 
     def __init__(self, graph: OnnxGraph, found: Found, threads: int | None = None) -> None:
-        self._dim, self._image = found.dim, graph.image
+        self._name, self._dim, self._image = graph.name, found.dim, graph.image
         self._wanted = [found.embedding, found.features]
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        body = graph.model.graph
-        before = [(o.name, o.SerializeToString()) for o in body.output]
-        known = {name for name, _ in before}
+        outputs = graph.model.graph.output
+        known = [output.name for output in outputs]
         try:
-            body.output.extend(type(body.output[0])(name=name) for name in self._wanted if name not in known)
-            self._session = onnxruntime.InferenceSession(
-                graph.serialized(), options, ["CPUExecutionProvider"]
-            )
-        except Exception as error:  # onnxruntime raises a dozen classes of its own without a common base
-            raise ModelError(f"{graph.name}: onnxruntime refuses the graph: {str(error).strip()}") from error
+            outputs.extend(onnx.ValueInfoProto(name=name) for name in self._wanted if name not in known)
+            self._session = session(graph.serialized(), graph.name, threads or torch.get_num_threads())
         finally:
-            del body.output[len(before) :]
+            del outputs[len(known) :]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pixels = np.ascontiguousarray(x.cpu().numpy())
-        embedding, features = self._session.run(self._wanted, {self._image: pixels})
-        row = torch.from_numpy(embedding).reshape(len(x), self._dim)
-        return row, as_map(torch.from_numpy(features)).contiguous()
+        results = self._session.run(self._wanted, {self._image: pixels})
+        embedding, features = (self._floating(*pair) for pair in zip(self._wanted, results, strict=True))
+        return embedding.reshape(len(x), self._dim), as_map(features).contiguous()
+
+    def _floating(self, name: str, result: NDArray[Any]) -> Tensor:
+        if result.dtype.kind != "f":
+            raise ModelError(f"{self._name}: {name} holds {result.dtype}, expected floating point numbers")
+        return torch.from_numpy(result).float()
 
 
 class LoopedEngine:

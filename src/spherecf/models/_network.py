@@ -73,6 +73,7 @@ class Network(nn.Module):
     Attributes:
         name: its name in `NETWORKS`.
         preprocessing: what it was trained with, where a checkpoint tells it.
+        remarks: one sentence each on what a checkpoint holds beside it.
         dim, size, width, dropout_rate, checkpointing: as given.
         feature_shape: (C, H, W) of the map.
         anchor: a key that only this family's state dictionaries hold.
@@ -111,6 +112,7 @@ class Network(nn.Module):
                 f"size={size}, width={width}, dropout={dropout}"
             )
         self.name = type(self).__name__
+        self.remarks: list[str] = []
         self.dim, self.size, self.width = dim, size, width
         self.dropout_rate, self.checkpointing = dropout, checkpointing
 
@@ -170,7 +172,9 @@ class Network(nn.Module):
         """One residual block, recomputed in the backward pass if ``checkpointing``."""
         if self.checkpointing and torch.is_grad_enabled():
             # A compiled step has no side effects left to repeat, and its compiler takes no contexts.
-            contexts = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+            contexts: dict[str, Any] = (
+                {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+            )
             result: Tensor = checkpoint(block, x, use_reentrant=False, **contexts)
             return result
         return block(x)  # type: ignore[no-any-return]

@@ -3,19 +3,27 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-import onnx
-import onnxruntime
 
 from spherecf.errors import ModelError
 from spherecf.models._network import Shape, map_shape
-from spherecf.models._onnx_graph import Node, OnnxGraph, attributes, image_tensors, inferred_shapes
+from spherecf.models._onnx_file import Node
+from spherecf.models._onnx_graph import (
+    OnnxGraph,
+    attributes,
+    evaluate,
+    image_tensors,
+    inferred_shapes,
+    reads,
+)
+from spherecf.models._onnx_layers import DEQUANTISED
 
 SMALLEST_DIM = 32  # below this a row of numbers is a class score, an age, a box: not an embedding
 CLASSIFIER_ENDS = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax")
 # Operations that only rename or reorder: the map, or the tokens, are what stands before them.
-PASSING = ("Dropout", "Identity", "Transpose", "Cast")
+PASSING = ("Dropout", "Identity", "Transpose", "Cast", "QuantizeLinear", "DynamicQuantizeLinear")
 RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-LEARNING = ("Conv", "Softmax", "LayerNormalization", "Attention")  # one of them made a map or tokens worth it
+CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "FusedConv", "NhwcConv")
+LEARNING = (*CONVOLUTIONS, "Softmax", "LayerNormalization", "Attention")  # one made a map or tokens worth it
 PRODUCTS = ("MatMul", "Einsum")
 SPLITTING = ("Transpose", "Mul", "Div", "Squeeze", "Gather", "Split", "Slice")  # q, k and v of one tensor
 
@@ -57,54 +65,38 @@ def find(
     """
     shapes = _shapes(graph, size)
     producers = {name: node for node in graph.model.graph.node for name in node.output}
-    embedding = embedding or _find_embedding(graph, shapes, producers)
     alive = image_tensors(graph)
+    embedding = embedding or _find_embedding(graph, shapes, producers, alive)
     for role, name in (("embedding", embedding), ("features", features)):
         if name is not None and name not in alive:
             raise ModelError(
                 f"{graph.name}: {role}={name!r} is no tensor of this graph that depends on the image"
             )
     features = features or _find_features(graph, embedding, shapes, producers, alive)
+    embedding, features = (  # of a quantised tensor its floating point form
+        name + DEQUANTISED if name + DEQUANTISED in alive else name for name in (embedding, features)
+    )
     dim, given = _checked_shapes(graph, embedding, features, shapes)
     channels, height, width = map_shape(given)
     return Found(embedding, features, dim, (channels, height, width), given)
 
 
 def _shapes(graph: OnnxGraph, size: tuple[int, int]) -> dict[str, Shape]:
-    """Shapes of all tensors for one image, as far as ONNX can infer them."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    for dim, length in zip(dims, (1, 3, *size), strict=True):
-        dim.Clear()
-        dim.dim_value = length
-    try:
-        shapes = inferred_shapes(model)
-    except ValueError as error:
-        raise ModelError(f"{graph.name}: inconsistent graph, shapes cannot be inferred: {error}") from error
+    """Shapes of all tensors for one image: inferred, or measured where a graph computes its own."""
+    shapes = inferred_shapes(graph, size)
     unknown = sorted(image_tensors(graph) - set(shapes) - {graph.image})
-    return {**shapes, **_measured(graph, size, unknown)} if unknown else shapes
+    if not unknown:
+        return shapes
+    blank = {graph.image: np.zeros((1, 3, *size), np.float32)}
+    measured = evaluate(graph, graph.model.graph.node, unknown, blank)
+    arrays = {name: value for name, value in measured.items() if isinstance(value, np.ndarray)}
+    return shapes | {name: value.shape for name, value in arrays.items()}
 
 
-def _measured(graph: OnnxGraph, size: tuple[int, int], names: list[str]) -> dict[str, Shape]:
-    """Shapes as onnxruntime finds them on a blank image, where a graph computes its own."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-        results = session.run(names, {graph.image: np.zeros((1, 3, *size), np.float32)})
-    except Exception as error:  # onnxruntime's errors have no common base
-        raise ModelError(f"{graph.name}: onnxruntime refuses the graph: {str(error).strip()}") from error
-    measured = zip(names, results, strict=True)
-    return {name: result.shape for name, result in measured if isinstance(result, np.ndarray)}
-
-
-def _find_embedding(graph: OnnxGraph, shapes: dict[str, Shape], producers: dict[str, Node]) -> str:
-    outputs: list[str] = [o.name for o in graph.model.graph.output]
+def _find_embedding(
+    graph: OnnxGraph, shapes: dict[str, Shape], producers: dict[str, Node], alive: set[str]
+) -> str:
+    outputs: list[str] = [o.name for o in graph.model.graph.output if o.name in alive - {graph.image}]
     listing = ", ".join(f"{name} {shapes.get(name, 'of unknown shape')}" for name in outputs)
     rows = [n for n in outputs if _is_row(shapes.get(n)) and producers[n].op_type not in CLASSIFIER_ENDS]
     if len(rows) > 1:
@@ -141,12 +133,12 @@ def _find_features(
             node = producers.get(name)
             if node is None or node.op_type == "Shape":
                 continue
-            if _has_positions(name, node, shapes, operands):
+            if _has_positions(name, producers, shapes, operands):
                 if _is_learned(name, producers):
                     return name
                 break
-            deeper += [i for i in node.input if i in alive and i not in seen]
-            seen.update(node.input)
+            deeper += [i for i in reads(node) if i in alive and i not in seen]
+            seen.update(reads(node))
         layer = deeper
     raise ModelError(
         f"{graph.name}: neither a convolutional recogniser nor a transformer: no map (n, channels, height, "
@@ -166,11 +158,16 @@ def _operands(graph: OnnxGraph, shapes: dict[str, Shape]) -> set[str]:
     return operands
 
 
-def _has_positions(name: str, node: Node, shapes: dict[str, Shape], operands: set[str]) -> bool:
+def _has_positions(
+    name: str, producers: dict[str, Node], shapes: dict[str, Shape], operands: set[str]
+) -> bool:
     """Whether it is a map or tokens, no mere renaming or reordering of one, and not inside an attention."""
-    shape = shapes.get(name, ())
-    if len(shape) not in (3, 4) or shape[0] != 1 or min(shape[-2:]) <= 1:
+    shape, node = shapes.get(name, ()), producers.get(name)
+    if node is None or len(shape) not in (3, 4) or shape[0] != 1 or min(shape[-2:]) <= 1:
         return False
+    before = producers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    if before is not None and before.op_type == "QuantizeLinear":  # the two are what was quantised
+        return _has_positions(before.input[0], producers, shapes, operands)
     if node.op_type == "Transpose":  # of what has the sequence first, only the result has images first
         return list(attributes(node).get("perm", ()))[:1] != [0]
     if node.op_type in RESHAPING:
@@ -186,8 +183,8 @@ def _is_learned(name: str, producers: dict[str, Node]) -> bool:
             continue
         if node.op_type in LEARNING:
             return True
-        pending += [i for i in node.input if i not in seen]
-        seen.update(node.input)
+        pending += [i for i in reads(node) if i not in seen]
+        seen.update(reads(node))
     return False
 
 

@@ -8,28 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from onnx import helper
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spherecf.errors import ModelError
 from spherecf.models._network import as_map
+from spherecf.models._onnx_file import Model, Node, as_array
 from spherecf.models._onnx_find import Found, find
-from spherecf.models._onnx_graph import (
-    Model,
-    Node,
-    OnnxGraph,
-    attributes,
-    image_tensors,
-    load_graph,
-    opset_of,
-)
+from spherecf.models._onnx_graph import OnnxGraph, attributes, evaluate, image_tensors, opset_of, reads
 from spherecf.models._onnx_ops import OPERATIONS, Value
+from spherecf.models._onnx_repairs import load_graph
 
 
 class OnnxModule(nn.Module):
@@ -113,15 +104,27 @@ def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
     values: dict[str, Value] = dict(_fold_constants(graph, needed, alive))
     values[graph.image] = traced.placeholder("x")
     for node in needed:
-        if alive.intersection(node.input):
+        if alive.intersection(reads(node)):
             if node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
                 raise ModelError(_refusal(graph, node, "this operation cannot be imported"))
-            result = OPERATIONS[node.op_type](_Operation(graph, node, values, traced, root))
-            results = result if isinstance(result, tuple) else (result,)
+            results = _built(graph, node, values, traced, root)
             values.update(zip(node.output, results, strict=False))  # what is left out no builder gives
     traced.output((values[found.embedding], values[found.features]))
     network = fx.GraphModule(root, traced, "OnnxNetwork")
     return OnnxModule(network, found).eval()
+
+
+def _built(
+    graph: OnnxGraph, node: Node, values: dict[str, Value], traced: fx.Graph, root: nn.Module
+) -> tuple[Value, ...]:
+    """The node's results as torch has them; what no builder expects is an error like any other."""
+    try:
+        result = OPERATIONS[node.op_type](_Operation(graph, node, values, traced, root))
+    except ModelError:
+        raise
+    except Exception as error:  # of torch, or a look-up of what the node should have
+        raise ModelError(_refusal(graph, node, f"cannot be imported ({error!r})")) from error
+    return result if isinstance(result, tuple) else (result,)
 
 
 def _refusal(graph: OnnxGraph, node: Node, reason: str) -> str:
@@ -135,31 +138,24 @@ def needed_nodes(graph: OnnxGraph, wanted: set[str]) -> list[Node]:
     for node in reversed(graph.model.graph.node):
         if wanted.intersection(node.output):
             kept.append(node)
-            wanted.update(node.input)
+            wanted.update(reads(node))
     return kept[::-1]
 
 
 def _fold_constants(graph: OnnxGraph, needed: list[Node], alive: set[str]) -> dict[str, Tensor]:
     """Everything that does not depend on the image, computed once: dequantised weights, shapes, constants."""
-    steps = [node for node in needed if not alive.intersection(node.input)]
-    read = {name for node in needed if alive.intersection(node.input) for name in node.input}
-    stored = {t.name: onnx.numpy_helper.to_array(t) for t in graph.model.graph.initializer if t.name in read}
+    steps = [node for node in needed if not alive.intersection(reads(node))]
+    read = {name for node in needed if alive.intersection(reads(node)) for name in reads(node)}
+    stored = {t.name: as_array(t, graph.name) for t in graph.model.graph.initializer if t.name in read}
     computed = sorted(read & {name for node in steps for name in node.output})
     if computed:
-        outputs = [onnx.ValueInfoProto(name=name) for name in computed]
-        body = helper.make_graph(steps, "constants", [], outputs, list(graph.model.graph.initializer))
-        model = helper.make_model(
-            body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version
-        )
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-        stored.update(zip(computed, session.run(computed, {}), strict=True))
+        stored.update(evaluate(graph, steps, computed, {}))
     return {name: _tensor(value) for name, value in stored.items()}
 
 
 def _tensor(value: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(np.array(value))
+    """Floating point types that NumPy does not know itself (bfloat16, float8) become float32."""
+    return torch.from_numpy(np.array(value if value.dtype.kind in "fiub" else value.astype(np.float32)))
 
 
 class _Operation:

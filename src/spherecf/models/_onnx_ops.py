@@ -10,12 +10,13 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import onnx
 import torch
+from onnx import TensorProto
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from spherecf.errors import ModelError
+from spherecf.models._onnx_file import as_array, type_name
 
 Value = Any  # an fx.Node, or a Tensor for constants
 
@@ -104,8 +105,8 @@ def _conv(op: Operation) -> Value:
 @operation("BatchNormalization")
 def _batch_norm(op: Operation) -> Value:
     scale, shift, mean, variance = (op.constant(i) for i in range(1, 5))
-    if any(value is None for value in (scale, shift, mean, variance)):
-        raise op.refuse("expected constant scale, bias, mean and variance")
+    if any(value is None or value.ndim != 1 for value in (scale, shift, mean, variance)):
+        raise op.refuse("expected constant scale, bias, mean and variance, one number per channel")
     # ONNX's momentum is the share of the old value, torch's that of the new one.
     layer = BatchNorm(len(mean), op.attributes.get("epsilon", 1e-5), 1 - op.attributes.get("momentum", 0.9))
     _parameter(layer, "weight", scale)
@@ -114,11 +115,19 @@ def _batch_norm(op: Operation) -> Value:
     return op.module(layer, op.inputs[0])
 
 
+def leaky(x: Tensor, slope: Tensor) -> Tensor:
+    """ONNX's PRelu: slopes broadcast to x from the last dimension."""
+    return torch.where(x < 0, x * slope, x)
+
+
 @operation("PRelu")
 def _prelu(op: Operation) -> Value:
     slope = op.constant(1)
-    if slope is None or slope.numel() != max(slope.shape[:1] or [1]):
-        raise op.refuse("expected constant slopes, one or one per channel")
+    if slope is None:
+        raise op.refuse("expected constant slopes")
+    per_channel = slope.ndim > 2 and slope.shape[-2:] == (1, 1) and slope.shape[-3] == slope.numel()
+    if not per_channel and slope.numel() > 1:
+        return op.call(leaky, op.inputs[0], slope)
     layer = nn.PReLU(slope.numel())
     _parameter(layer, "weight", slope.flatten())
     return op.module(layer, op.inputs[0])
@@ -184,6 +193,20 @@ def _clip(op: Operation) -> Value:
     low, high = (op.constant(i, op.attributes.get(key)) for i, key in ((1, "min"), (2, "max")))
     low, high = (None if bound is None else float(bound) for bound in (low, high))
     return op.call(torch.clamp, op.inputs[0], low, high)
+
+
+CASTS: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32, TensorProto.DOUBLE: torch.float64, TensorProto.UINT8: torch.uint8,
+    TensorProto.INT8: torch.int8, TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64,
+    TensorProto.BOOL: torch.bool,
+}  # fmt: skip
+
+
+@operation("Cast")
+def _cast(op: Operation) -> Value:
+    if op.attributes["to"] not in CASTS:
+        raise op.refuse(f"a cast to {type_name(op.attributes['to'])} is not supported")
+    return op.call(Tensor.to, op.inputs[0], CASTS[op.attributes["to"]])
 
 
 @operation("Identity", "Dropout")
@@ -335,20 +358,8 @@ def filled(shape: Tensor, value: float | int | bool) -> Tensor:
 @operation("ConstantOfShape")
 def _constant_of_shape(op: Operation) -> Value:
     value = op.attributes.get("value")
-    number = 0.0 if value is None else onnx.numpy_helper.to_array(value).flatten()[0].item()
+    number = 0.0 if value is None else as_array(value, op.name).flatten()[0].item()
     return op.call(filled, op.inputs[0], number)
-
-
-@operation("Cast")
-def _cast(op: Operation) -> Value:
-    kinds = {
-        onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
-        onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64,
-        onnx.TensorProto.BOOL: torch.bool,
-    }  # fmt: skip
-    if op.attributes["to"] not in kinds:
-        raise op.refuse(f"a cast to {onnx.TensorProto.DataType.Name(op.attributes['to'])} is not supported")
-    return op.call(torch.Tensor.to, op.inputs[0], kinds[op.attributes["to"]])
 
 
 @operation("Pad")

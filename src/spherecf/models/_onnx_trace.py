@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from spherecf.errors import ModelError
 from spherecf.models._network import map_order
+from spherecf.models._onnx_file import LARGEST, Model
 from spherecf.models._onnx_find import Found
-from spherecf.models._onnx_graph import SAFE_OPSET, Model, OnnxGraph, opset_of
+from spherecf.models._onnx_graph import SAFE_OPSET, OnnxGraph, opset_of, reads
 from spherecf.models._onnx_import import needed_nodes
 
 TRACED_OPSETS = (9, 20)  # what torch writes; newer ones are converted from the last
-LARGEST = 2**31 - 1  # bytes of one file, a limit of its format
 BATCH = "batch"
 
 
@@ -83,7 +83,7 @@ def cut_graph(graph: OnnxGraph, found: Found) -> Model:
     model, body = graph.model, graph.model.graph
     outputs = [found.embedding, _add_map(body, found)]
     kept = needed_nodes(graph, set(outputs))
-    used = {name for node in kept for name in node.input}
+    used = {name for node in kept for name in reads(node)}
     stored = [tensor for tensor in body.initializer if tensor.name in used]
     del body.node[:], body.initializer[:], body.output[:], body.value_info[:], model.metadata_props[:]
     body.node.extend(kept)

@@ -1,6 +1,5 @@
 """What a recogniser wants to see: colour order, mean, standard deviation and size of its input."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +10,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf.errors import InputError, ModelError
+from spherecf._parsing import checked, parse_json
+from spherecf.errors import InputError, ModelError, SpherecfError
 
 Channels = tuple[float, float, float]
+
+LARGEST_SIDE = 4096  # pixels; recognisers see faces of a few hundred
 
 METADATA_KEY = "spherecf.preprocessing"
 
@@ -46,8 +48,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.color not in ("rgb", "bgr"):
             raise InputError(f"Preprocessing.color: expected 'rgb' or 'bgr', got {self.color!r}")
-        if len(self.size) != 2 or min(self.size) < 1:
-            raise InputError(f"Preprocessing.size: expected (height, width) in pixels, got {self.size}")
+        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > LARGEST_SIDE:
+            raise InputError(
+                f"Preprocessing.size: expected (height, width) of 1..{LARGEST_SIDE} pixels, got {self.size}"
+            )
         for name in ("mean", "std"):
             value = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
             if value.shape not in ((1,), (3,)) or not np.isfinite(value).all():
@@ -103,12 +107,16 @@ class Preprocessing:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
         """The inverse of `to_dict`.
 
+        Raises:
+            InputError: other keys, or values of another type or out of range.
+
         Example:
             >>> Preprocessing.from_dict(PRESETS["adaface"].to_dict()) == PRESETS["adaface"]
             True
         """
         if set(fields) != {"color", "mean", "std", "size"}:
             raise InputError(f"preprocessing: expected the keys color, mean, std, size, got {sorted(fields)}")
+        checked(cls, dict(fields), "preprocessing")  # its types; the numbers stay as they are written
         mean, std = (
             tuple(v) if isinstance(v, list | tuple) else float(v) for v in (fields["mean"], fields["std"])
         )
@@ -165,8 +173,9 @@ def resolve_preprocessing(
         return KNOWN_MODELS[sha256].preprocessing
     if METADATA_KEY in metadata:
         try:
-            return Preprocessing.from_dict(json.loads(metadata[METADATA_KEY]))
-        except (ValueError, TypeError) as error:
+            facts = parse_json(metadata[METADATA_KEY], METADATA_KEY, "a preprocessing")
+            return Preprocessing.from_dict(facts if isinstance(facts, dict) else {})
+        except SpherecfError as error:
             raise ModelError(f"the file's own metadata {METADATA_KEY!r} is unusable: {error}") from error
     raise ModelError(
         f"the preprocessing of this recogniser is not known (sha256 {sha256[:12]}...); pass preprocessing= "

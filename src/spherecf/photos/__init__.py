@@ -2,6 +2,7 @@
 
 from spherecf.photos._assess import AssessedFace, AssessedPhoto, FaceAssessor, PhotoSource
 from spherecf.photos._compare import Comparison, compare, rule_for
+from spherecf.photos._enrol import HowToEnrol, PhotoEnrolment, enrol_folders, enrol_photos, people_of
 from spherecf.photos._files import PHOTO_SUFFIXES, PhotoFile, PhotoFiles, find_photos, printable
 from spherecf.photos._journal import Journal
 from spherecf.photos._outputs import copy_photos, split_by_quality, write_csv, write_list, write_scores
@@ -16,7 +17,9 @@ __all__ = [
     "AssessedPhoto",
     "Comparison",
     "FaceAssessor",
+    "HowToEnrol",
     "Journal",
+    "PhotoEnrolment",
     "PhotoFile",
     "PhotoFiles",
     "PhotoSource",
@@ -26,8 +29,11 @@ __all__ = [
     "build_template",
     "compare",
     "copy_photos",
+    "enrol_folders",
+    "enrol_photos",
     "explain",
     "find_photos",
+    "people_of",
     "printable",
     "rank_photos",
     "ranked_faces",

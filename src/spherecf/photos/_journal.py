@@ -1,16 +1,27 @@
 """What is already assessed: a file of JSON lines that grows photo by photo and outlives Ctrl-C."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from spherecf.errors import FileFormatError, StorageError
+from spherecf._parsing import checked, parse_json
+from spherecf.errors import FileFormatError, InputError, StorageError
 from spherecf.photos._files import PhotoFile
 
 Key = tuple[str, int, int]
 """Path, size in bytes (-1: not there), time of change in nanoseconds."""
 
 _START = b'{"path": "'
+
+
+@dataclass
+class _Line:
+    path: str
+    bytes: int
+    mtime_ns: int
+    maker: str
+    record: dict[str, Any]
 
 
 class Journal:
@@ -87,15 +98,13 @@ class Journal:
                 if not raw.endswith(b"\n") and (raw.startswith(_START) or _START.startswith(raw)):
                     break  # torn
                 try:
-                    line = json.loads(raw)
-                    key = (line["path"], line["bytes"], line["mtime_ns"])
-                    maker, record = line["maker"], dict(line["record"])
-                except (ValueError, KeyError, TypeError) as error:
+                    line = checked(_Line, parse_json(raw, self.path, "a record"), f"line {number}")
+                except (FileFormatError, InputError) as error:
                     raise FileFormatError(
                         self.path, f"line {number} is no record of `spherecf quality --resume`.",
                         "Choose another file.",
                     ) from error  # fmt: skip
-                if maker == self.maker:
-                    self._known[key] = record
+                if line.maker == self.maker:
+                    self._known[line.path, line.bytes, line.mtime_ns] = line.record
                 end += len(raw)
         return end

@@ -100,7 +100,7 @@ def maker(assessor: FaceAssessor) -> str:
         assessor.model.backbone.engine,
         None if calibration is None else calibration.to_dict(),
         [detector, getattr(assessor.detector, "min_score", None)],
-        [assessor.which, assessor.max_pixels, "spherecf.photos/1"],
+        [assessor.which, assessor.max_pixels, "spherecf.photos/2"],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

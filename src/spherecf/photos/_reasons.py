@@ -11,6 +11,8 @@ TURNED_DEGREES = 35.0
 """1 in 100 of LFW are turned by more than 31 degrees, 95 in 100 CFP profiles by more than 42."""
 TILTED_DEGREES = 25.0
 """Of LFW's absolute pitch the 99th percentile is 22."""
+UPSIDE_DOWN_DEGREES = 120.0
+"""Of roll; detectors that know such faces give landmarks by which they are aligned all the same."""
 BLURRED_SHARPNESS = 30.0
 """1 in 100 of LFW lie below 29; a blur of 2 px in the crop has the median 39, of 3 px 20."""
 DARK_LEVEL, BRIGHT_LEVEL = 50.0, 200.0
@@ -30,6 +32,7 @@ def explain(facts: CaptureFacts) -> tuple[str, ...]:
     """
     foreshortened = max(0.4, math.cos(math.radians(facts.yaw_degrees)))  # near, not small; 0.4 of NaN
     found = {
+        "upside down": abs(facts.roll_degrees) > UPSIDE_DOWN_DEGREES,
         f"eyes {facts.eye_distance_px:.0f} px apart": facts.eye_distance_px < SMALL_EYES_PX * foreshortened,
         f"turned {abs(facts.yaw_degrees):.0f} degrees": abs(facts.yaw_degrees) > TURNED_DEGREES,
         f"looking {'down' if facts.pitch_degrees > 0 else 'up'}": abs(facts.pitch_degrees) > TILTED_DEGREES,

@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherecf._arrays import Array, as_tensor, like
+from spherecf._directions import checked_radius
 from spherecf.errors import InputError
-from spherecf.scoring._checks import check_directions, check_kappa, check_radius, check_same_dim
+from spherecf.scoring._checks import concentrations, directions
 from spherecf.scoring._kernel import compiled_kernel, eager_kernel
 from spherecf.scoring._normalizer import normalizer_form
 from spherecf.vmf import log_normalizer_scaled
@@ -19,36 +22,40 @@ _SMALLEST_KAPPA = 1e-12  # stands in for 0, where p and k_a + k_b would give 0 /
 
 @torch.no_grad()
 def cosine_matrix(
-    mu_a: Float[Tensor, "rows d"],
-    mu_b: Float[Tensor, "columns d"],
-    out: Float[Tensor, "rows columns"] | None = None,
-) -> Float[Tensor, "rows columns"]:
+    mu_a: Float[Array, "rows d"],
+    mu_b: Float[Array, "columns d"],
+    out: Float[Array, "rows columns"] | None = None,
+) -> Float[Array, "rows columns"]:
     """Cosines of all pairs; ``out``, where given, is filled and returned.
 
+    Tensors or NumPy arrays, answered in kind.
+
     Raises:
-        InputError: NaN or infinite components, different dimensions.
+        InputError: directions that are not of unit length (as in `cosine_score`), different dimensions or
+            types.
 
     Example:
         >>> import torch
         >>> cosine_matrix(torch.eye(2), torch.tensor([[0.6, 0.8]])).tolist()
         [[0.6000000238418579], [0.800000011920929]]
     """
-    out = _prepare(mu_a, mu_b, out)
-    torch.mm(mu_a, mu_b.T, out=out)
-    return out
+    a, b = directions(2, mu_a=mu_a, mu_b=mu_b)
+    target = _target(a, b, out)
+    torch.mm(a, b.T, out=target)
+    return like(target, mu_a, mu_b) if out is None else out
 
 
 @torch.no_grad()
 def mutual_likelihood_matrix(
-    mu_a: Float[Tensor, "rows d"],
-    kappa_a: Float[Tensor, " rows"],
-    mu_b: Float[Tensor, "columns d"],
-    kappa_b: Float[Tensor, " columns"],
+    mu_a: Float[Array, "rows d"],
+    kappa_a: Float[Array, " rows"],
+    mu_b: Float[Array, "columns d"],
+    kappa_b: Float[Array, " columns"],
     radius: float = 64.0,
     *,
-    out: Float[Tensor, "rows columns"] | None = None,
+    out: Float[Array, "rows columns"] | None = None,
     compiled: bool | None = None,
-) -> Float[Tensor, "rows columns"]:
+) -> Float[Array, "rows columns"]:
     """Mutual likelihood scores of all pairs (equation 13), the formula of `mutual_likelihood_score`.
 
     Needs the memory of its result and no more: the product is written into ``out`` block by block and turned
@@ -56,7 +63,7 @@ def mutual_likelihood_matrix(
     that is mapped to a file (``torch.from_file``). No gradients.
 
     Args:
-        mu_a: (rows, dim) unit directions, float32 or float64.
+        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays, answered in kind.
         kappa_a: (rows,) concentrations, >= 0.
         mu_b: (columns, dim).
         kappa_b: (columns,).
@@ -70,7 +77,8 @@ def mutual_likelihood_matrix(
         of moderate size, and a few units in the last place where it is large (below about -4000).
 
     Raises:
-        InputError: NaN, negative or infinite concentrations, NaN directions, shapes or types that do not fit.
+        InputError: NaN, negative or infinite concentrations, directions that are not of unit length (as in
+            `cosine_score`), shapes or types that do not fit.
 
     Example:
         >>> import torch
@@ -80,24 +88,32 @@ def mutual_likelihood_matrix(
         >>> scores.shape, bool(torch.allclose(scores, scores.T, atol=1e-4))
         (torch.Size([3, 3]), True)
     """
-    check_radius(radius)
-    check_kappa(kappa_a, "kappa_a")
-    check_kappa(kappa_b, "kappa_b")
-    out = _prepare(mu_a, mu_b, out)
-    if out.numel() == 0:
-        return out
-    dim = mu_a.shape[1]
-    tall, tall_offset = (column[:, None] for column in side_terms(kappa_a, dim, radius, out.dtype))
-    wide, wide_offset = (column[None, :] for column in side_terms(kappa_b, dim, radius, out.dtype))
+    r = checked_radius(radius)
+    a, b = directions(2, mu_a=mu_a, mu_b=mu_b)
+    k_a, k_b = (
+        concentrations(kappa, mu, name, exact=True)
+        for kappa, mu, name in ((kappa_a, a, "kappa_a"), (kappa_b, b, "kappa_b"))
+    )
+    target = _target(a, b, out)
+    if target.numel():
+        _fill(target, a, k_a, b, k_b, r, compiled)
+    return like(target, mu_a, kappa_a, mu_b, kappa_b) if out is None else out
+
+
+def _fill(
+    out: Tensor, a: Tensor, k_a: Tensor, b: Tensor, k_b: Tensor, radius: float, compiled: bool | None
+) -> None:
+    dim = a.shape[1]
+    tall, tall_offset = (column[:, None] for column in side_terms(k_a, dim, radius, out.dtype))
+    wide, wide_offset = (column[None, :] for column in side_terms(k_b, dim, radius, out.dtype))
     if compiled is None:
         compiled = out.numel() >= _WORTH_COMPILING
     kernel = compiled_kernel(dim, out.device.type) if compiled else eager_kernel(dim)
     height = max(1, _BLOCK_ELEMENTS // out.shape[1])
     for start in range(0, out.shape[0], height):
         rows = slice(start, start + height)
-        torch.mm(mu_a[rows], mu_b.T, out=out[rows])
+        torch.mm(a[rows], b.T, out=out[rows])
         kernel(out[rows], tall[rows], wide, tall_offset[rows], wide_offset)
-    return out
 
 
 def side_terms(kappa: Tensor, dim: int, radius: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -107,15 +123,19 @@ def side_terms(kappa: Tensor, dim: int, radius: float, dtype: torch.dtype) -> tu
     return exact.to(dtype), (log_normalizer_scaled(exact, dim) - shift).to(dtype)
 
 
-def _prepare(mu_a: Tensor, mu_b: Tensor, out: Tensor | None) -> Tensor:
-    check_same_dim(mu_a, mu_b)
-    check_directions(mu_a, "mu_a")
-    check_directions(mu_b, "mu_b")
-    shape = (mu_a.shape[0], mu_b.shape[0])
-    if mu_a.dtype != mu_b.dtype or mu_a.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"mu_a and mu_b must both be float32 or float64, got {mu_a.dtype} and {mu_b.dtype}")
+def _target(a: Tensor, b: Tensor, out: Array | None) -> Tensor:
+    """Where the scores go: ``out``, or new memory."""
+    shape = (a.shape[0], b.shape[0])
+    if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"mu_a and mu_b must both be float32 or float64, got {a.dtype} and {b.dtype}")
     if out is None:
-        return torch.empty(shape, dtype=mu_a.dtype, device=mu_a.device)
-    if tuple(out.shape) != shape or out.dtype != mu_a.dtype:
-        raise InputError(f"out: expected {shape} of {mu_a.dtype}, got {tuple(out.shape)} of {out.dtype}")
-    return out
+        return torch.empty(shape, dtype=a.dtype, device=a.device)
+    target = as_tensor(out, "out")
+    if tuple(target.shape) != shape or target.dtype != a.dtype or target.device != a.device:
+        raise InputError(
+            f"out: expected {shape} of {a.dtype} on {a.device}, got {tuple(target.shape)} of {target.dtype} "
+            f"on {target.device}"
+        )
+    if isinstance(out, np.ndarray) and (not out.flags.writeable or target.data_ptr() != out.ctypes.data):
+        raise InputError("out: expected an array that torch can write to, not read-only, nor reversed")
+    return target

@@ -6,43 +6,44 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherecf.scoring._checks import check_directions, check_kappa, check_radius, check_same_dim
+from spherecf._arrays import Array, like
+from spherecf._directions import checked_radius
+from spherecf.scoring._checks import concentrations, pair_directions
 from spherecf.vmf import log_normalizer_scaled
 
 _TINY = 1e-24  # keeps d sqrt(p^2) finite at p = 0; far below any effect on a value
 
 
-def cosine_score(
-    mu_a: Float[Tensor, "*#batch d"], mu_b: Float[Tensor, "*#batch d"]
-) -> Float[Tensor, "*batch"]:
+def cosine_score(mu_a: Float[Array, "*#batch d"], mu_b: Float[Array, "*#batch d"]) -> Float[Array, "*batch"]:
     """Cosine of each pair of unit directions, row by row, in -1 .. 1.
 
     Args:
-        mu_a: (..., dim) unit directions.
+        mu_a: (..., dim) unit directions: tensors or NumPy arrays of floats.
         mu_b: (..., dim), broadcast against ``mu_a``.
 
+    Returns:
+        (...) cosines: an array for arrays, a tensor where any is a tensor.
+
     Raises:
-        InputError: NaN or infinite components, or different dimensions.
+        InputError: directions whose length is not 1 within 0.4 % (so that ones stored in float16 or bfloat16
+            pass), zero or NaN, different dimensions, or shapes that do not fit.
 
     Example:
         >>> import torch
         >>> cosine_score(torch.eye(2), torch.tensor([[0.6, 0.8]]))
         tensor([0.6000, 0.8000])
     """
-    check_same_dim(mu_a, mu_b)
-    check_directions(mu_a, "mu_a")
-    check_directions(mu_b, "mu_b")
-    kind = _result_type(mu_a, mu_b)
-    return _cosine(mu_a, mu_b).to(kind)
+    a, b = pair_directions(mu_a, mu_b)
+    return like(_cosine(a, b).to(_result_type(a, b)), mu_a, mu_b)
 
 
 def mutual_likelihood_score(
-    mu_a: Float[Tensor, "*#batch d"],
-    kappa_a: Float[Tensor, "*#batch"],
-    mu_b: Float[Tensor, "*#batch d"],
-    kappa_b: Float[Tensor, "*#batch"],
+    mu_a: Float[Array, "*#batch d"],
+    kappa_a: Float[Array, "*#batch"],
+    mu_b: Float[Array, "*#batch d"],
+    kappa_b: Float[Array, "*#batch"],
     radius: float = 64.0,
-) -> Float[Tensor, "*batch"]:
+) -> Float[Array, "*batch"]:
     """Mutual likelihood score of each pair: log of the integral of the product of the two densities.
 
     ``s = log C_d(k_a) + log C_d(k_b) - log C_d(p) - d log r`` with ``p = |k_a mu_a + k_b mu_b|``: equation 13
@@ -53,17 +54,18 @@ def mutual_likelihood_score(
     type; differentiable in all four arguments. For all pairs of two sets use `mutual_likelihood_matrix`.
 
     Args:
-        mu_a: (..., dim) unit directions.
-        kappa_a: (...) concentrations, >= 0.
+        mu_a: (..., dim) unit directions: tensors or NumPy arrays.
+        kappa_a: (...) concentrations, >= 0, one per direction.
         mu_b: (..., dim), broadcast.
         kappa_b: (...), broadcast.
         radius: r of the sphere; shifts all scores by the same constant.
 
     Returns:
-        (...) scores, larger = more alike; unbounded.
+        (...) scores, larger = more alike; unbounded. An array for arrays, a tensor where any is a tensor.
 
     Raises:
-        InputError: NaN, negative or infinite concentrations, NaN directions, different dimensions.
+        InputError: NaN, negative or infinite concentrations, directions that are not of unit length (as in
+            `cosine_score`), or shapes that do not fit.
 
     Example:
         >>> import torch
@@ -76,13 +78,11 @@ def mutual_likelihood_score(
         >>> bool(a < b)  # two sure and different faces count against a match more than two unsure ones
         True
     """
-    check_same_dim(mu_a, mu_b)
-    check_radius(radius)
-    for mu, kappa, side in ((mu_a, kappa_a, "a"), (mu_b, kappa_b, "b")):
-        check_directions(mu, f"mu_{side}")
-        check_kappa(kappa, f"kappa_{side}")
-    score = score_at_cosine(_cosine(mu_a, mu_b), kappa_a, kappa_b, mu_a.shape[-1], radius)
-    return score.to(_result_type(mu_a, kappa_a, mu_b, kappa_b))
+    r = checked_radius(radius)
+    a, b = pair_directions(mu_a, mu_b)
+    k_a, k_b = concentrations(kappa_a, a, "kappa_a"), concentrations(kappa_b, b, "kappa_b")
+    score = score_at_cosine(_cosine(a, b), k_a, k_b, a.shape[-1], r)
+    return like(score.to(_result_type(a, k_a, b, k_b)), mu_a, kappa_a, mu_b, kappa_b)
 
 
 def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, radius: float) -> Tensor:

@@ -1,35 +1,45 @@
 """Many images of one person into one distribution (equation 14 of the paper)."""
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Generic
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from spherecf._arrays import Array, as_tensor, like
 from spherecf.errors import InputError
-from spherecf.scoring._checks import check_directions, check_kappa
+from spherecf.scoring._checks import concentrations, directions
 
 _CANCELLED = 1e-6  # |sum| over sum of lengths below this is rounding noise, not a direction
 
 
-class Pooled(NamedTuple):
-    """One distribution per group."""
+@dataclass(frozen=True, eq=False)
+class Pooled(Generic[Array]):
+    """One distribution per group: arrays for arrays, tensors where anything is a tensor.
 
-    mu: Tensor
+    Unpacks to (mu, kappa, groups).
+    """
+
+    mu: Array
     """(groups, dim) unit directions."""
-    kappa: Tensor
+    kappa: Array
     """(groups,) pooled concentrations."""
-    groups: Tensor
+    groups: Array
     """(groups,) ids, ascending, or as asked for by ``ids``."""
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.mu, self.kappa, self.groups))
 
 
 def pool(
-    mu: Float[Tensor, "n d"],
-    kappa: Float[Tensor, " n"],
-    groups: Int64[Tensor, " n"],
-    media: Int64[Tensor, " n"] | None = None,
-    ids: Int64[Tensor, " g"] | None = None,
-) -> Pooled:
+    mu: Float[Array, "n d"],
+    kappa: Float[Array, " n"],
+    groups: Int64[Array, " n"],
+    media: Int64[Array, " n"] | None = None,
+    ids: Int64[Array, " g"] | None = None,
+) -> Pooled[Array]:
     """Pool images into templates: ``eta = sum kappa_i mu_i``, direction ``eta / |eta|``, kappa ``|eta|``.
 
     The direction is equation 14 of Li et al., CVPR 2021. The concentration is that of the product of the
@@ -37,14 +47,17 @@ def pool(
     no independent evidence: with ``media`` the ``kappa_i mu_i`` are averaged in each medium, then summed.
 
     Args:
-        mu: (n, dim) unit directions. For other pooling weights (norm, detector score) give them as ``kappa``.
+        mu: (n, dim) unit directions: tensors or NumPy arrays, like the others. For other pooling weights
+            (norm, detector score) give them as ``kappa``; ``mu`` stays of unit length.
         kappa: (n,) weights, >= 0.
         groups: (n,) template of each image.
         media: (n,) medium of each image; the same number in two groups means two media.
         ids: the groups wanted, in this order, each at most once; default: all, ascending.
 
     Raises:
-        InputError: a wanted group has no image, or its directions cancel or all have kappa 0 (it is named).
+        InputError: directions that are not of unit length (as in `cosine_score`), kappas that are NaN,
+            negative or infinite, columns of other lengths, a wanted group without an image, or one whose
+            directions cancel or all have kappa 0 (it is named).
 
     Example:
         >>> import torch
@@ -53,20 +66,22 @@ def pool(
         >>> pooled.mu.tolist(), pooled.kappa.tolist(), pooled.groups.tolist()
         ([[0.6..., 0.8...], [0.0, 1.0]], [5.0, 7.0], [5, 9])
     """
-    check_directions(mu, "mu")
-    check_kappa(kappa, "kappa")
-    found, slot = torch.unique(groups, return_inverse=True)
-    eta, weight = kappa[:, None] * mu, kappa
+    (each,) = directions(2, mu=mu)
+    weight = concentrations(kappa, each, "kappa", exact=True)
+    found, slot = torch.unique(_integers(groups, each, "groups"), return_inverse=True)
+    eta = weight[:, None] * each
     if media is not None:
-        pairs, medium = torch.unique(torch.stack([slot, media], 1), dim=0, return_inverse=True)
-        count = torch.bincount(medium, minlength=len(pairs)).to(mu.dtype)
+        frames = _integers(media, each, "media")
+        pairs, medium = torch.unique(torch.stack([slot, frames], 1), dim=0, return_inverse=True)
+        count = torch.bincount(medium, minlength=len(pairs)).to(eta.dtype)
         slot = pairs[:, 0]
         eta = _sum(eta, medium, len(pairs)) / count[:, None]
         weight = _sum(weight, medium, len(pairs)) / count
     eta, weight = _sum(eta, slot, len(found)), _sum(weight, slot, len(found))
     if ids is not None:
-        chosen = _choose(found, ids)
-        found, eta, weight = ids, eta[chosen], weight[chosen]
+        wanted = as_tensor(ids, "ids", each.device, kinds="i").long()
+        chosen = _choose(found, wanted)
+        found, eta, weight = wanted, eta[chosen], weight[chosen]
     pooled = eta.norm(dim=1)
     bad = ~(pooled > _CANCELLED * weight)
     if bool(bad.any()):
@@ -76,7 +91,15 @@ def pool(
             f"{int(bad.sum())} of {len(found)} groups have no direction, first group {first}: {why}; "
             "leave it out, or pool it with other images"
         )
-    return Pooled(eta / pooled[:, None], pooled, found)
+    given = [values for values in (mu, kappa, groups, media, ids) if values is not None]
+    return Pooled(*(like(column, *given) for column in (eta / pooled[:, None], pooled, found)))
+
+
+def _integers(values: Any, mu: Tensor, name: str) -> Tensor:
+    tensor = as_tensor(values, name, mu.device, kinds="i")
+    if tensor.shape != mu.shape[:1]:
+        raise InputError(f"{name}: expected ({len(mu)},), one per direction, got {tuple(tensor.shape)}")
+    return tensor.long()
 
 
 def _sum(values: Tensor, slot: Tensor, slots: int) -> Tensor:

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from numpy import ndarray
 from numpy.typing import NDArray
 
+from spherecf._arrays import AnyArray
+from spherecf._directions import SCORE_TOLERANCE, as_array, check_directions, check_kappa
 from spherecf.errors import InputError
 from spherecf.scoring._kernel import eager_kernel
 from spherecf.scoring._normalizer import normalizer_form
-from spherecf.scoring._tiles import cosine_tiles
+from spherecf.scoring._tiles import tiles
 from spherecf.vmf import inverse_mean_resultant_length, log_normalizer, log_normalizer_scaled
 
 Array = NDArray[Any]
@@ -61,12 +62,12 @@ class OpenSetPosterior:
 
 
 def open_set_posterior(
-    probes: Float[ndarray, "n d"],
-    gallery: Float[ndarray, "k d"],
+    probes: Float[AnyArray, "n d"],
+    gallery: Float[AnyArray, "k d"],
     kappa_gallery: float,
     beta: float = 0.5,
     *,
-    probe_kappa: Float[ndarray, " n"] | None = None,
+    probe_kappa: Float[AnyArray, " n"] | None = None,
     threads: int | None = None,
 ) -> OpenSetPosterior:
     """Posterior of every probe over the gallery's identities and "unknown".
@@ -74,7 +75,7 @@ def open_set_posterior(
     The matrix of similarities is made tile by tile and never held; sums are float64.
 
     Args:
-        probes: (n, dim) unit mean directions.
+        probes: (n, dim) unit mean directions, like all columns a NumPy array or a tensor.
         gallery: (k, dim) unit directions, one per identity.
         kappa_gallery: concentration of an identity around its gallery direction, > 0; see
             `fit_gallery_kappa`.
@@ -83,8 +84,8 @@ def open_set_posterior(
         threads: of the matrix products; changes no result.
 
     Raises:
-        InputError: NaN directions or concentrations, an empty gallery, dimensions that differ, or kappa or
-            beta out of range.
+        InputError: directions that are not of unit length (as in `cosine_score`), NaN, negative or infinite
+            concentrations, an empty gallery, shapes that do not fit, or kappa or beta out of range.
 
     Example:
         >>> gallery = np.eye(3)
@@ -93,28 +94,67 @@ def open_set_posterior(
         >>> posterior.best.tolist(), np.exp(posterior.log_unknown).round(3).tolist()
         ([0, 0], [0.07..., 0.99...])
     """
-    _check(probes, gallery, kappa_gallery, beta, probe_kappa)
-    prior = math.log1p(-beta) - math.log(len(gallery))
-    scores = _Scores(probes.shape[1], kappa_gallery, probe_kappa)
-    found = {field.name: np.empty(len(probes)) for field in fields(OpenSetPosterior)}
-    for rows, cosines in cosine_tiles(probes, gallery, threads=threads):
+    world = _World.of(probes, gallery, probe_kappa)
+    _check_rates(kappa_gallery, beta)
+    prior = math.log1p(-beta) - math.log(len(world.gallery))
+    scores = _Scores(world, kappa_gallery)
+    found = {field.name: np.empty(len(world.probes)) for field in fields(OpenSetPosterior)}
+    for rows, cosines in tiles(threads, probes=world.probes, gallery=world.gallery):
         for name, values in _reduce(cosines, scores(rows, cosines) + prior, math.log(beta), prior).items():
             found[name][rows] = values
     found["log_evidence"] += scores.log_uniform
     return OpenSetPosterior(**{**found, "best": found["best"].astype(np.int64)})
 
 
+@dataclass(frozen=True, eq=False)
+class _World:
+    """Who is searched for and among whom, checked; lengths of directions are looked at tile by tile."""
+
+    probes: Array
+    gallery: Array
+    probe_kappa: Array | None
+
+    @classmethod
+    def of(cls, probes: AnyArray, gallery: AnyArray, probe_kappa: AnyArray | None) -> "_World":
+        n, k = as_array(probes, "probes"), as_array(gallery, "gallery")
+        own = None if probe_kappa is None else as_array(probe_kappa, "probe_kappa", np.float64)
+        if n.ndim != 2 or k.ndim != 2 or not n.shape[0] or not k.shape[0] or n.shape[1] != k.shape[1]:
+            raise InputError(
+                f"posterior: expected probes (n, dim) and a gallery (k, dim) of one recogniser, n and k "
+                f">= 1, got {n.shape} and {k.shape}"
+            )
+        if own is not None:
+            if own.shape != n.shape[:1]:
+                raise InputError(f"probe_kappa: expected one per probe, ({len(n)},), got {own.shape}")
+            check_kappa(own, "probe_kappa")
+        return cls(n, k, own)
+
+    def truth(self, rows: AnyArray) -> NDArray[np.int64]:
+        """(n,) gallery row of each probe, checked."""
+        truth, count = as_array(rows, "truth"), len(self.gallery)
+        if truth.shape != self.probes.shape[:1] or truth.dtype.kind not in "iu":
+            raise InputError(
+                f"truth: expected ({len(self.probes)},) integers, got {truth.shape} of {truth.dtype}"
+            )
+        if truth.min() < -1 or truth.max() >= count:
+            raise InputError(
+                f"truth: expected rows of the gallery, 0 .. {count - 1}, or -1 for unknown, got "
+                f"{truth.min()} .. {truth.max()}"
+            )
+        return truth.astype(np.int64, copy=False)
+
+
 class _Scores:
     """log of (density under identity i over uniform density) of every pair of a tile, float64."""
 
-    def __init__(self, dim: int, kappa: float, probe_kappa: Array | None) -> None:
-        self.dim = dim
+    def __init__(self, world: _World, kappa: float) -> None:
+        self.dim = dim = world.probes.shape[1]
         self.kappa = torch.tensor([kappa, 0.0], dtype=torch.float64)
         log_c, self.log_uniform = log_normalizer(self.kappa, dim).tolist()
         self.offset = log_c - self.log_uniform
         self.probes: tuple[torch.Tensor, torch.Tensor] | None = None
-        if probe_kappa is not None:
-            k = torch.from_numpy(np.asarray(probe_kappa, np.float64))
+        if world.probe_kappa is not None:
+            k = torch.from_numpy(world.probe_kappa)
             self.probes = k, log_normalizer_scaled(k, dim) - normalizer_form(dim).constant - self.log_uniform
 
     def __call__(self, rows: slice, cosines: Array) -> Array:
@@ -176,12 +216,12 @@ def _without(cosines: Array, logits: Array, each: Array, best: Array) -> tuple[A
 
 
 def fit_gallery_kappa(
-    probes: Float[ndarray, "n d"],
-    gallery: Float[ndarray, "k d"],
-    truth: Int64[ndarray, " n"],
+    probes: Float[AnyArray, "n d"],
+    gallery: Float[AnyArray, "k d"],
+    truth: Int64[AnyArray, " n"],
     beta: float = 0.5,
     *,
-    probe_kappa: Float[ndarray, " n"] | None = None,
+    probe_kappa: Float[AnyArray, " n"] | None = None,
     threads: int | None = None,
 ) -> float:
     """kappa_g that makes the true answers likeliest: the maximum of the mean log P_truth.
@@ -205,11 +245,12 @@ def fit_gallery_kappa(
         >>> 1 < fit_gallery_kappa(probes, gallery, np.array([0, 3, -1])) < 100
         True
     """
-    middle = math.log(mean_cosine_kappa(probes, gallery, truth))
+    world = _World.of(probes, gallery, probe_kappa)
+    answers = world.truth(truth)
+    middle = math.log(mean_cosine_kappa(world.probes, world.gallery, answers))
 
     def miss(log_kappa: float) -> float:
-        kappa = math.exp(log_kappa)
-        return -_log_truth(probes, gallery, truth, kappa, beta, probe_kappa, threads)
+        return -_log_truth(world, answers, math.exp(log_kappa), beta, threads)
 
     low, high = middle - math.log(_FACTOR), middle + math.log(_FACTOR)
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
@@ -227,69 +268,53 @@ def fit_gallery_kappa(
 
 
 def mean_cosine_kappa(
-    probes: Float[ndarray, "n d"], gallery: Float[ndarray, "k d"], truth: Int64[ndarray, " n"]
+    probes: Float[AnyArray, "n d"], gallery: Float[AnyArray, "k d"], truth: Int64[AnyArray, " n"]
 ) -> float:
     """kappa_g with A_d(kappa_g) = mean cosine of the mated probes to their gallery entries.
 
     Raises:
-        InputError: no mated probe, or their mean cosine is not in (0, 1).
+        InputError: no mated probe, or their mean cosine is not in (0, 1); directions that are not of unit
+            length (as in `cosine_score`), shapes that do not fit, or rows that the gallery lacks.
 
     Example:
         >>> round(mean_cosine_kappa(np.array([[0.9, 0.4359, 0.0]]), np.eye(3), np.array([0])), 2)
         10.0
     """
-    mated = np.flatnonzero(truth >= 0)
-    cosines = np.einsum("nd,nd->n", probes[mated], gallery[truth[mated]], dtype=np.float64)
+    world = _World.of(probes, gallery, None)
+    answers = world.truth(truth)
+    mated = np.flatnonzero(answers >= 0)
+    left, right = world.probes[mated], world.gallery[answers[mated]]
+    for name, mu in (("mated probes", left), ("their gallery entries", right)):
+        check_directions(mu, name, SCORE_TOLERANCE)
+    cosines = np.einsum("nd,nd->n", left, right, dtype=np.float64)
     if not mated.size or not 0 < cosines.mean() < 1:
         raise InputError(
             f"gallery kappa: expected mated probes with a mean cosine between 0 and 1, got {mated.size} with "
             f"{cosines.mean() if mated.size else float('nan'):.3g}; give kappa_gallery as a number"
         )
     rho = torch.tensor(cosines.mean(), dtype=torch.float64)
-    return float(inverse_mean_resultant_length(rho, probes.shape[1]))
+    return float(inverse_mean_resultant_length(rho, left.shape[1]))
 
 
 def _log_truth(
-    probes: Array, gallery: Array, truth: Array, kappa: float, beta: float,
-    probe_kappa: Array | None, threads: int | None,
-) -> float:  # fmt: skip
+    world: _World, truth: NDArray[np.int64], kappa: float, beta: float, threads: int | None
+) -> float:
     """Mean log P of the true answers."""
-    _check(probes, gallery, kappa, beta, probe_kappa)
-    prior = math.log1p(-beta) - math.log(len(gallery))
-    scores = _Scores(probes.shape[1], kappa, probe_kappa)
+    _check_rates(kappa, beta)
+    prior = math.log1p(-beta) - math.log(len(world.gallery))
+    scores = _Scores(world, kappa)
     total = 0.0
-    for rows, cosines in cosine_tiles(probes, gallery, threads=threads):
+    for rows, cosines in tiles(threads, probes=world.probes, gallery=world.gallery):
         logits, right = scores(rows, cosines) + prior, truth[rows]
         answer = np.where(right < 0, math.log(beta), logits[np.arange(len(logits)), right])
         peak = logits.max(1)
         known = peak + np.log(np.exp(logits - peak[:, None]).sum(1))
         total += float((answer - np.logaddexp(known, math.log(beta))).sum())
-    return total / len(probes)
+    return total / len(truth)
 
 
-def _check(probes: Array, gallery: Array, kappa: float, beta: float, probe_kappa: Array | None) -> None:
-    if not len(gallery) or not len(probes):
-        raise InputError(
-            f"posterior: expected probes and gallery entries, got {len(probes)} and {len(gallery)}"
-        )
-    if probes.shape[1] != gallery.shape[1]:
-        raise InputError(
-            f"probes have dimension {probes.shape[1]}, the gallery {gallery.shape[1]}: not one recogniser"
-        )
+def _check_rates(kappa: float, beta: float) -> None:
     if not (0 < kappa < math.inf and 0 < beta < 1):
         raise InputError(
             f"posterior: expected 0 < kappa_gallery < inf and 0 < beta < 1, got {kappa} and {beta}"
         )
-    for name, values in (("probes", probes), ("gallery", gallery)):
-        bad = np.flatnonzero(~np.isfinite(values.sum(1)))
-        if bad.size:
-            raise InputError(
-                f"{name}: {bad.size} of {len(values)} directions are NaN or infinite, first row {bad[0]}"
-            )
-    if probe_kappa is not None:
-        bad = np.flatnonzero(~(np.isfinite(probe_kappa) & (probe_kappa >= 0)))
-        if bad.size:
-            raise InputError(
-                f"probe_kappa: {bad.size} of {len(probe_kappa)} are NaN, negative or infinite, first "
-                f"{probe_kappa[bad[0]]} at {bad[0]}; expected kappa >= 0 (was log_kappa given?)"
-            )

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf._directions import check_kappa, checked_radius
 from spherecf.errors import InputError
-from spherecf.scoring._checks import check_kappa, check_radius
 from spherecf.scoring._gaussian import gaussian_score
 from spherecf.scoring._kernel import elementwise_kernel
 from spherecf.scoring._matrix import side_terms
@@ -70,7 +70,7 @@ def score_template_pairs(
         >>> score_template_pairs(t, t, [0, 0], [0, 1], "cosine").tolist()
         [1.0, 0.0]
     """
-    check_radius(radius)
+    r = checked_radius(radius)
     if score not in ("mls", "cosine", "gaussian"):
         raise InputError(f"score: expected 'mls', 'cosine' or 'gaussian', got {score!r}")
     if left.dim != right.dim:
@@ -86,7 +86,7 @@ def score_template_pairs(
     else:
         _cosines(out, left.mu, right.mu, a, b, threads)
     if score == "mls":
-        _mutual_likelihood(out, left, right, a, b, radius, threads)
+        _mutual_likelihood(out, left, right, a, b, r, threads)
     bad = np.flatnonzero(np.isnan(out))
     if bad.size:
         at = bad[0]

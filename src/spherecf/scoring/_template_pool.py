@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf._arrays import AnyArray
+from spherecf._directions import SCORE_TOLERANCE, are_unit, as_array, check_directions, check_kappa
 from spherecf.errors import InputError
 from spherecf.scoring._templates import Templates
 
@@ -24,20 +26,22 @@ _CANCELLED = 1e-6  # |sum| over sum of lengths below this is rounding noise, not
 
 
 def pool_templates(
-    mu: Array,
-    kappa: ArrayLike,
-    templates: ArrayLike,
-    media: ArrayLike | None = None,
+    mu: AnyArray,
+    kappa: ArrayLike | torch.Tensor,
+    templates: ArrayLike | torch.Tensor,
+    media: ArrayLike | torch.Tensor | None = None,
     *,
-    rows: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
-    log_precision: Array | None = None,
+    rows: ArrayLike | torch.Tensor | None = None,
+    weights: ArrayLike | torch.Tensor | None = None,
+    log_precision: AnyArray | None = None,
     out: NDArray[np.float32] | None = None,
+    checked: bool = False,
 ) -> Templates:
     """Pool images into templates: mean inside a medium, sum over media, direction and length of the sum.
 
     Args:
-        mu: (n, dim) unit directions; may be mapped from a file, is read in blocks and never copied whole.
+        mu: (n, dim) unit directions, like all columns a NumPy array or a tensor; may be mapped from a file,
+            is read in blocks and never copied whole. Of unit length whatever they are weighted by.
         kappa: (n,) concentrations, >= 0.
         templates: (m,) integer id of the template of each entry.
         media: (m,) integer medium of each entry; the same number in two templates means two media. Default:
@@ -50,13 +54,16 @@ def pool_templates(
         log_precision: (n, dim) or (n, 1) of Gaussian embeddings (Shi and Jain, ICCV 2019): the direction is
             then the mean weighted by precision in each dimension, and precisions add up like kappas.
         out: (templates, dim) float32 array that takes the directions, e.g. mapped to a file.
+        checked: leave out the look at the lengths, which takes as long as pooling: for directions out of
+            `Embeddings`, where they were looked at.
 
     Returns:
         The templates, ascending by id.
 
     Raises:
-        InputError: shapes or types that do not fit, rows out of range, NaN directions, NaN, negative or
-            infinite weights, or templates whose directions cancel or have no weight.
+        InputError: shapes or types that do not fit, rows out of range, directions that are not of unit length
+            (as in `cosine_score`; only those of entries count), NaN, negative or infinite weights, or
+            templates whose directions cancel or have no weight.
 
     Example:
         >>> import numpy as np
@@ -65,8 +72,12 @@ def pool_templates(
         >>> one.mu.round(3).tolist(), one.kappa.tolist(), one.images.tolist(), one.media.tolist()
         ([[0.6..., 0.8...]], [5.0], [3], [2])
     """
-    _check_directions(mu, weights, log_precision)
+    mu = as_array(mu, "mu")
+    log_precision = None if log_precision is None else as_array(log_precision, "log_precision")
+    _check_shapes(mu, weights, log_precision)
     entries = _entries(len(mu), kappa, templates, media, rows, weights)
+    if not checked:
+        _check_directions(mu, entries.rows)
     count, dim = len(entries.ids), mu.shape[1]
     if out is not None and (out.shape != (count, dim) or out.dtype != np.float32):
         raise InputError(f"out: expected {(count, dim)} of float32, got {out.shape} of {out.dtype}")
@@ -89,7 +100,7 @@ def pool_templates(
             pooled[here] = np.linalg.norm(_bags(images, row, starts, share * entries.kappa[block]), axis=1)
         for mapped in (mu, log_precision, out):
             _let_go(mapped)
-    _check_lengths(mu, entries, length, 1.0 if precision is not None else entries.total_weight())
+    _check_lengths(entries, length, 1.0 if precision is not None else entries.total_weight())
     for start in range(0, count, _BLOCK):
         direction[start : start + _BLOCK] /= length[start : start + _BLOCK, None]
         _let_go(out)
@@ -159,7 +170,17 @@ def _let_go(array: Array | None) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
-def _check_directions(mu: Array, weights: ArrayLike | None, log_precision: Array | None) -> None:
+def _check_directions(mu: Array, rows: Array) -> None:
+    used = np.unique(rows)
+    every = used.size == len(mu)
+    for start in range(0, used.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        if not are_unit(mu[block] if every else mu[used[block]], SCORE_TOLERANCE):
+            check_directions(mu, "mu", SCORE_TOLERANCE, rows=used)  # all of them, to count them
+        _let_go(mu)
+
+
+def _check_shapes(mu: Array, weights: Any, log_precision: Array | None) -> None:
     if mu.ndim != 2 or mu.dtype.kind != "f":
         raise InputError(f"mu: expected (n, dim) of floats, got {mu.shape} of {mu.dtype}")
     if log_precision is not None and log_precision.shape not in (mu.shape, (len(mu), 1)):
@@ -170,14 +191,7 @@ def _check_directions(mu: Array, weights: ArrayLike | None, log_precision: Array
         raise InputError("pool_templates: precisions are weights themselves; leave out one of the two")
 
 
-def _entries(
-    images: int,
-    kappa: ArrayLike,
-    templates: ArrayLike,
-    media: ArrayLike | None,
-    rows: ArrayLike | None,
-    weights: ArrayLike | None,
-) -> _Entries:
+def _entries(images: int, kappa: Any, templates: Any, media: Any, rows: Any, weights: Any) -> _Entries:
     owner = _integers("templates", templates)
     row = np.arange(images) if rows is None else _integers("rows", rows)
     medium = row if media is None else _integers("media", media)
@@ -205,34 +219,26 @@ def _entries(
     return _Entries(owner[new_owner], media_of, starts, row, share, k, w)
 
 
-def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
-    found = np.asarray(values)
+def _integers(name: str, values: Any) -> NDArray[np.int64]:
+    found = as_array(values, name)
     if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
         raise InputError(f"{name}: expected a row of integers, got {found.shape} of {found.dtype}")
     return found.astype(np.int64)
 
 
-def _non_negative(name: str, values: ArrayLike) -> NDArray[np.float32]:
-    found = np.asarray(values, np.float32)
-    bad = np.flatnonzero(~(np.isfinite(found) & (found >= 0)))
-    if bad.size:
-        raise InputError(
-            f"{name}: {bad.size} of {found.size} are NaN, negative or infinite, first "
-            f"{found.reshape(-1)[bad[0]]} at {bad[0]}; expected values >= 0 (was log_kappa given?)"
-        )
+def _non_negative(name: str, values: Any) -> NDArray[np.float32]:
+    found = as_array(values, name, np.float32)
+    check_kappa(found, name)
     return found
 
 
-def _check_lengths(mu: Array, entries: _Entries, length: Array, weight: Array | float) -> None:
-    """Name images with NaN, then templates without a direction."""
+def _check_lengths(entries: _Entries, length: Array, weight: Array | float) -> None:
+    """Name templates without a direction."""
     broken = np.flatnonzero(~np.isfinite(length))
     if broken.size:
-        start, end = entries.starts[broken[0] : broken[0] + 2]
-        bad = [row for row in entries.rows[start:end].tolist() if not np.isfinite(mu[row]).all()]
-        what = f"row {bad[0]} of mu has NaN or infinity" if bad else "the weights are beyond float32"
         raise InputError(
             f"{broken.size} of {length.size} templates have no sum, first template "
-            f"{entries.ids[broken[0]]}: {what}"
+            f"{entries.ids[broken[0]]}: the weights or precisions are beyond float32"
         )
     none = np.flatnonzero(~(length > _CANCELLED * weight))
     if none.size:
@@ -240,6 +246,6 @@ def _check_lengths(mu: Array, entries: _Entries, length: Array, weight: Array | 
         raise InputError(
             f"{none.size} of {length.size} templates have no direction, first template "
             f"{entries.ids[none[0]]}: "
-            f"{'all its weights are 0' if zero else 'its directions cancel or are zero'}; "
+            f"{'all its weights are 0' if zero else 'its directions cancel'}; "
             "leave it out of the protocol, or pool it with other images"
         )

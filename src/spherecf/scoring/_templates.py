@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf._directions import SCORE_TOLERANCE, as_array, check_directions, check_kappa
 from spherecf.errors import InputError
 
 Array = NDArray[Any]
@@ -17,6 +18,10 @@ _LOOKUPS = 1 << 15  # ids looked up at once
 @dataclass(frozen=True, eq=False)
 class Templates:
     """One von Mises-Fisher distribution per template, made by `pool_templates`.
+
+    Raises:
+        InputError: columns of other lengths, directions that are not of unit length (as in `cosine_score`),
+            kappas that are NaN, negative or infinite, precisions that are NaN or infinite.
 
     Example:
         >>> import numpy as np
@@ -38,6 +43,36 @@ class Templates:
     """(t,) how many media."""
     log_precision: NDArray[np.float32] | None = None
     """(t, dim) or (t, 1), of Gaussian embeddings only."""
+
+    def __post_init__(self) -> None:
+        for name, dtype in (("ids", None), ("mu", np.float32), ("kappa", np.float32)):
+            object.__setattr__(self, name, as_array(getattr(self, name), name, dtype))
+        count = len(self)
+        if self.mu.ndim != 2 or self.mu.shape[0] != count:
+            raise InputError(f"templates: expected mu ({count}, dim) like ids, got {self.mu.shape}")
+        for name in ("ids", "kappa", "images", "media"):
+            if np.shape(getattr(self, name)) != (count,):
+                raise InputError(
+                    f"templates: expected {name} ({count},), got {np.shape(getattr(self, name))}"
+                )
+        check_kappa(self.kappa, "templates: kappa")
+        check_directions(self.mu, "templates: mu", SCORE_TOLERANCE, keys=self.ids)
+        self._check_precision()
+
+    def _check_precision(self) -> None:
+        if self.log_precision is None:
+            return
+        if self.log_precision.shape not in (self.mu.shape, (len(self), 1)):
+            raise InputError(
+                f"templates: expected log_precision {self.mu.shape} or ({len(self)}, 1), got "
+                f"{self.log_precision.shape}"
+            )
+        bad = np.flatnonzero(~np.isfinite(self.log_precision).all(1))
+        if bad.size:
+            raise InputError(
+                f"templates: {bad.size} of {len(self)} have precisions that are NaN or infinite, first "
+                f"template {self.ids[bad[0]]}"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spherecf._arrays import AnyArray
+from spherecf._directions import SCORE_TOLERANCE, are_unit, as_array, check_directions
 from spherecf._threads import in_order
 from spherecf.errors import InputError
 
@@ -24,12 +26,12 @@ _LEAST = 32  # rows of a block: with fewer, a product is no quicker
 
 
 def cosine_tiles(
-    a: NDArray[Any], b: NDArray[Any], *, threads: int | None = None
+    a: AnyArray, b: AnyArray, *, threads: int | None = None
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Row blocks of ``a @ b.T``, in order: all pairs of two sets, in the memory of a few blocks.
 
     Args:
-        a: (rows, dim) unit directions; may be mapped from a file.
+        a: (rows, dim) unit directions: a NumPy array, which may be mapped from a file, or a tensor.
         b: (columns, dim).
         threads: blocks worked on at once, by default as many as torch has threads; the same bits for any.
 
@@ -37,26 +39,35 @@ def cosine_tiles(
         (rows, (rows, columns) cosines).
 
     Raises:
-        InputError: shapes that do not fit, NaN.
+        InputError: shapes that do not fit, or directions that are not of unit length (as in `cosine_score`);
+            those of ``a`` are looked at with their block.
 
     Example:
         >>> import numpy as np
         >>> [(rows, tile.shape) for rows, tile in cosine_tiles(np.eye(3), np.eye(3)[:2])]
         [(slice(0, 3, None), (3, 2))]
     """
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
-        raise InputError(f"expected (rows, dim) and (columns, dim), got {a.shape} and {b.shape}")
-    columns = np.asarray(b, np.float32)
-    return spread(
-        partial(_tile, a, columns), row_blocks(len(a), len(b), max(_CELLS, _LEAST * len(b))), threads
-    )
+    return tiles(threads, a=a, b=b)
 
 
-def _tile(a: NDArray[Any], b: NDArray[np.float32], rows: slice) -> tuple[slice, NDArray[np.float32]]:
-    tile = np.asarray(a[rows], np.float32) @ b.T
-    if np.isnan(tile.sum()):
-        raise InputError(f"NaN or infinite directions, in rows {rows.start} .. {rows.stop - 1} or a column")
-    return rows, tile
+def tiles(threads: int | None, **sides: AnyArray) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """`cosine_tiles` of two sides by the names that messages call them."""
+    (name, rows), (other, columns) = ((name, as_array(side, name)) for name, side in sides.items())
+    if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
+        raise InputError(f"expected (rows, dim) and (columns, dim), got {rows.shape} and {columns.shape}")
+    columns = np.asarray(columns, np.float32)
+    check_directions(columns, other, SCORE_TOLERANCE)
+    blocks = row_blocks(len(rows), len(columns), max(_CELLS, _LEAST * len(columns)))
+    return spread(partial(_tile, name, rows, columns), blocks, threads)
+
+
+def _tile(
+    name: str, a: NDArray[Any], b: NDArray[np.float32], rows: slice
+) -> tuple[slice, NDArray[np.float32]]:
+    block = np.asarray(a[rows], np.float32)
+    if not are_unit(block, SCORE_TOLERANCE):
+        check_directions(a, name, SCORE_TOLERANCE)  # all of them, to count them
+    return rows, block @ b.T
 
 
 def product_into(

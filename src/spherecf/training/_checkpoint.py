@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spherecf._files import write_atomically
+from spherecf._files import describe_content, write_atomically
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.training._ranks import Ranks
 
 FOLDER = "checkpoints"
 _COMMON = "common.pt"
+_OF_A_RANK = ("own", "shard")
 
 
 def identity_of(facts: Mapping[str, Any]) -> str:
@@ -116,22 +117,23 @@ def load_divided(folder: Path, identity: str, name: str) -> Tensor:
     places = _saved(folder, identity)
     if not places:
         raise FileFormatError(folder / FOLDER, "expected a checkpoint of this run, found none.")
-    return torch.cat([_read(path)["shard"][name] for path in _parts(places[0])])
+    return torch.cat([_read(path, *_OF_A_RANK)["shard"][name] for path in _parts(places[0])])
 
 
 def _load(place: Path, identity: str, ranks: Ranks, part: slice | None) -> Checkpoint | None:
-    common = _read(place / _COMMON)
-    if common.pop("identity", None) != identity:
+    common = _read(place / _COMMON, "identity", "step")
+    if common.pop("identity") != identity:
         return None
     files = _parts(place)
-    own = _read(files[ranks.rank])["own"] if len(files) == ranks.size else None
+    own = _read(files[ranks.rank], *_OF_A_RANK)["own"] if len(files) == ranks.size else None
     return Checkpoint(common.pop("step"), common, own, _join(files, part))
 
 
 def _parts(place: Path) -> list[Path]:
     """The files of all ranks that wrote a checkpoint, in rank order."""
-    found = list(place.glob("rank-*-of-*.pt"))
-    size = int(found[0].stem.split("-")[-1]) if found else 1
+    found = sorted(place.glob("rank-*-of-*.pt"))
+    sizes = [int(count) for path in found if (count := path.stem.split("-")[-1]).isdecimal()]
+    size = min(sizes[:1], default=1)
     files = [place / _name(rank, size) for rank in range(size)]
     if missing := [path.name for path in files if path not in found]:
         raise FileFormatError(
@@ -163,16 +165,19 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, lambda stream: torch.save(dict(content), stream))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, *names: str) -> dict[str, Any]:
+    """What one file holds, these names at least."""
     try:
         # Not mapped: the file may be deleted while what was read is still in use.
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load: pickle and zip errors of many classes
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # torch.load: pickle and zip errors of many classes, with advice to execute the file
+        content = None
+    if not isinstance(content, dict) or not set(names) <= set(content):
         raise FileFormatError(
             path,
-            f"damaged: {str(error).splitlines()[0]}.",
+            f"damaged: expected what this run saved, it is {describe_content(path)}.",
             f"Delete {path.parent} to go on from the checkpoint before, or afresh.",
-        ) from error
+        )
     return content
 
 
@@ -183,7 +188,7 @@ def _join(files: Sequence[Path], part: slice | None) -> dict[str, Tensor]:
     pieces: dict[str, list[Tensor]] = {}
     begin = 0
     for path in files:
-        shard = _read(path)["shard"]
+        shard = _read(path, *_OF_A_RANK)["shard"]
         rows = len(shard["weight"])
         for name, value in shard.items():
             if value.ndim:

@@ -1,12 +1,13 @@
 """What a run writes down while it goes: one JSON line per epoch, and TensorBoard events if asked for."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from spherecf.errors import InputError, MissingDependencyError
+from spherecf.errors import InputError, MissingDependencyError, StorageError
 
 LOG_FILE = "history.jsonl"
 
@@ -25,8 +26,9 @@ class RunLog:
                 raise InputError("TensorBoard events need a folder to go to")
             self._writer = _event_writer(folder / "runs", step)
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("")
+            with _storing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.write_text("")
         for facts in history:
             self._line(facts)
 
@@ -48,7 +50,7 @@ class RunLog:
     def _line(self, facts: Mapping[str, float]) -> None:
         self._done += 1
         if self._path is not None:
-            with self._path.open("a") as stream:
+            with _storing(self._path), self._path.open("a") as stream:
                 stream.write(json.dumps({"epoch": self._done, **facts}) + "\n")
 
     def __enter__(self) -> "RunLog":
@@ -59,6 +61,17 @@ class RunLog:
     ) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+@contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path}: could not be written ({error.strerror or error}); the last checkpoint is whole. Free "
+            "some space, then run the same command again"
+        ) from error
 
 
 def _event_writer(folder: Path, done: int) -> Any:

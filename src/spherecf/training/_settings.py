@@ -1,11 +1,14 @@
 """Settings that both stages share, and how a TOML recipe becomes them."""
 
+import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from spherecf._parsing import reading
 from spherecf.errors import FileFormatError, InputError
 
 Config = TypeVar("Config", bound="Recipe")
@@ -13,6 +16,8 @@ Config = TypeVar("Config", bound="Recipe")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 PRECISIONS = ("float32", "bfloat16", "float16")
 ON_NAN = ("stop", "skip")
+
+_MAX_INTEGER = 2**53  # what every number in a record of a run, and float64, holds exactly
 
 
 @dataclass(frozen=True)
@@ -135,13 +140,15 @@ class Recipe:
         Raises:
             FileFormatError: not TOML, an unknown table or key, or a value of another type or out of range.
         """
-        try:
+        if not Path(path).exists():
+            raise FileFormatError(path, "no such recipe.")
+        hint = "See recipes/README.md for the settings."
+        with reading(path, "a TOML recipe", hint):
             content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        try:
             return cls.from_dict(content)
-        except FileNotFoundError as error:
-            raise FileFormatError(path, "no such recipe.") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, InputError) as error:
-            raise FileFormatError(path, f"{error}.", "See recipes/README.md for the settings.") from error
+        except InputError as error:
+            raise FileFormatError(path, f"{error}.", hint) from error
 
     @classmethod
     def from_dict(cls: type[Config], content: Mapping[str, Any]) -> Config:
@@ -180,9 +187,20 @@ def _value(wanted: Any, value: Any, where: str) -> Any:
         inner = get_args(wanted)[0]
         return tuple(_value(inner, item, where) for item in value)
     if get_origin(wanted) is dict and isinstance(value, Mapping):
-        return dict(value)
+        return _plain(value, where)
+    if type(value) is int and abs(value) > _MAX_INTEGER:
+        raise InputError(f"{where}: expected at most 2^53, got an integer of {value.bit_length()} bits")
     if wanted is float and type(value) is int:
         return float(value)
-    if type(value) is not wanted:
+    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise InputError(f"{where}: expected {getattr(wanted, '__name__', wanted)}, got {value!r}")
     return value
+
+
+def _plain(value: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options as they are, if they can be written into the record of a run: no dates, no NaN."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{where}: expected plain finite values: {error}") from error
+    return plain

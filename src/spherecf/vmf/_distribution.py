@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
+from spherecf._arrays import AnyArray, as_tensor
+from spherecf._directions import check_directions, check_kappa, checked_radius
 from spherecf.errors import InputError
 from spherecf.vmf._angles import draw_angles
 from spherecf.vmf._functions import (
@@ -19,7 +21,13 @@ from spherecf.vmf._functions import (
     mean_resultant_length,
 )
 from spherecf.vmf._inverse import inverse_mean_resultant_length
-from spherecf.vmf._uniform import HypersphericalUniform, Sphere, broadcast_shapes, checked_radius
+from spherecf.vmf._uniform import (
+    HypersphericalUniform,
+    Sphere,
+    broadcast_shapes,
+    checked_shape,
+    checked_value,
+)
 
 _Divergence = TypeVar("_Divergence", bound=Callable[..., Tensor])
 _register: Callable[[type, type], Callable[[_Divergence], _Divergence]] = register_kl
@@ -37,9 +45,10 @@ class VonMisesFisher(Distribution):
         concentration: kappa >= 0, finite, any shape that broadcasts with (*batch). 0 is the uniform
             distribution.
         radius: r > 0, one number.
-        validate_args: check values (on by default as in torch; not done while compiling).
+        validate_args: check values, here and in `log_prob`. Only this argument switches it off, torch's
+            global default (which importing torch's compiler changes) does not; not done while compiling.
 
-    float16 and bfloat16 parameters are taken as float32.
+    NumPy arrays become tensors. float16 and bfloat16 parameters are taken as float32, integers are refused.
 
     Raises:
         InputError: mu is not of unit length (within 1e-3), kappa is negative, infinite or NaN, or shapes do
@@ -56,28 +65,22 @@ class VonMisesFisher(Distribution):
 
     def __init__(
         self,
-        mean_direction: Float[Tensor, "*shape dim"],
-        concentration: Float[Tensor, "*batch"],
+        mean_direction: Float[AnyArray, "*shape dim"],
+        concentration: Float[AnyArray, "*batch"],
         radius: float | int = 1.0,
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ) -> None:
         mu, kappa = computable(mean_direction, "mean_direction"), computable(concentration, "concentration")
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
-        try:
-            batch_shape = broadcast_shapes(mu.shape[:-1], kappa.shape)
-        except RuntimeError as error:
-            raise InputError(
-                f"concentration {tuple(kappa.shape)} does not broadcast with mean_direction "
-                f"{tuple(mu.shape)}: expected one kappa per direction."
-            ) from error
-        check = self.__class__._validate_args if validate_args is None else validate_args
-        if check and not torch.compiler.is_compiling():
-            _check_values(mu, kappa)
+        batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
+        if validate_args and not torch.compiler.is_compiling():
+            check_directions(mu, "mean_direction")
+            check_kappa(kappa, "concentration")
         self.dim, self.radius = mu.shape[-1], checked_radius(radius)
         self.mean_direction, self.concentration = mu.expand(*batch_shape, self.dim), kappa.expand(batch_shape)
         super().__init__(batch_shape, mu.shape[-1:], validate_args=False)
-        self._validate_args = check
+        self._validate_args = validate_args
 
     @property
     def support(self) -> Sphere:
@@ -94,11 +97,10 @@ class VonMisesFisher(Distribution):
         """r A_d(kappa) mu: inside the sphere."""
         return self.mode * mean_resultant_length(self.concentration, self.dim).unsqueeze(-1)
 
-    def log_prob(self, value: Float[Tensor, "*value dim"]) -> Float[Tensor, "*out"]:
+    def log_prob(self, value: Float[AnyArray, "*value dim"]) -> Float[Tensor, "*out"]:
         """log C_d(kappa) + kappa mu^T z / r - d log r."""
-        if self._validate_args and not torch.compiler.is_compiling():
-            self._validate_sample(value)
-        cosine = (self.mean_direction * value).sum(-1) / self.radius
+        z = checked_value(self, as_tensor(value, "value"))
+        cosine = (self.mean_direction * z).sum(-1) / self.radius
         return self._log_peak() - self.concentration * (1 - cosine)
 
     def entropy(self) -> Float[Tensor, "*batch"]:
@@ -110,10 +112,11 @@ class VonMisesFisher(Distribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "*out dim"]:  # noqa: B008
         """Draws, differentiable (once) in mu and kappa; see `spherecf.vmf._angles` for how."""
-        angle = draw_angles(self.concentration, self.dim, torch.Size(sample_shape)).unsqueeze(-1)
+        shape = checked_shape(sample_shape, "sample_shape")
+        angle = draw_angles(self.concentration, self.dim, shape).unsqueeze(-1)
         mu = self.mean_direction
         along, across = angle.cos().to(mu.dtype), angle.sin().to(mu.dtype)
-        return self.radius * (along * mu + across * self._draw_tangent(torch.Size(sample_shape)))
+        return self.radius * (along * mu + across * self._draw_tangent(shape))
 
     def _draw_tangent(self, sample_shape: torch.Size) -> Tensor:
         """Unit vectors orthogonal to mu, uniformly distributed."""
@@ -126,8 +129,13 @@ class VonMisesFisher(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "VonMisesFisher":
         """The same distribution with a larger batch shape."""
-        shape = torch.Size(batch_shape)
-        mu, kappa = self.mean_direction.expand(*shape, self.dim), self.concentration.expand(shape)
+        shape = checked_shape(batch_shape, "batch_shape")
+        try:
+            mu, kappa = self.mean_direction.expand(*shape, self.dim), self.concentration.expand(shape)
+        except RuntimeError as error:
+            raise InputError(
+                f"batch_shape: {tuple(self.batch_shape)} does not expand to {tuple(shape)}."
+            ) from error
         expanded = type(self)(mu, kappa, self.radius, validate_args=False)
         expanded._validate_args = self._validate_args
         return expanded
@@ -135,57 +143,62 @@ class VonMisesFisher(Distribution):
     @classmethod
     def fit(
         cls,
-        value: Float[Tensor, "*batch n dim"],
-        weights: Float[Tensor, "*batch n"] | None = None,
+        value: Float[AnyArray, "*batch n dim"],
+        weights: Float[AnyArray, "*batch n"] | None = None,
         radius: float | int = 1.0,
     ) -> "VonMisesFisher":
         """Maximum likelihood from (weighted) draws: mu = direction of the mean, A_d(kappa) = its length / r.
 
         Args:
-            value: vectors of length ``radius``, shape (*batch, n, dim), n >= 1.
+            value: vectors of length ``radius`` (within a relative 1e-3), shape (*batch, n, dim), n >= 1.
             weights: >= 0, not all 0, shape (*batch, n); all 1 by default.
 
         Where all draws coincide kappa would be infinite: it stays at what the largest number below 1 gives.
-            Where they
-        cancel exactly (kappa = 0) the direction is the first axis.
+        Where they cancel exactly (kappa = 0) the direction is the first axis.
 
         Raises:
-            InputError: shapes do not fit, or weights are negative, NaN or sum to 0.
+            InputError: shapes do not fit, vectors are of another length, or weights are negative, NaN,
+                infinite or sum to 0.
+
+        Example:
+            >>> on_a_circle = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
+            >>> VonMisesFisher.fit(on_a_circle).mean_direction
+            tensor([1., 0.])
         """
-        value = computable(value, "value") / checked_radius(radius)
-        weights = value.new_ones(value.shape[:-1]) if weights is None else weights.to(value.dtype)
-        if value.ndim < 2 or value.shape[-2] < 1 or weights.shape != value.shape[:-1]:
+        z, r = computable(value, "value"), checked_radius(radius)
+        w = z.new_ones(z.shape[:-1]) if weights is None else as_tensor(weights, "weights", kinds="fi").to(z)
+        if z.ndim < 2 or z.shape[-2] < 1 or w.shape != z.shape[:-1]:
             raise InputError(
                 f"fit: expected value (*batch, n, dim) with n >= 1 and weights (*batch, n), got "
-                f"{tuple(value.shape)} and {tuple(weights.shape)}."
+                f"{tuple(z.shape)} and {tuple(w.shape)}."
             )
-        if not bool(((weights >= 0).all(-1) & (weights.sum(-1) > 0)).all()):
-            raise InputError("fit: weights must be >= 0, not NaN, and not all 0.")
-        mean = (value * (weights / weights.sum(-1, keepdim=True)).unsqueeze(-1)).sum(-2)
+        if not torch.compiler.is_compiling():
+            check_directions(z, "value", radius=r)
+        total = w.sum(-1, keepdim=True)
+        if not bool(((w >= 0).all(-1, keepdim=True) & (total > 0) & (total < torch.inf)).all()):
+            raise InputError("fit: weights must be >= 0, finite, not NaN, and not all 0.")
+        z = z / r
+        mean = (z * (w / total).unsqueeze(-1)).sum(-2)
         rho = mean.norm(dim=-1)
-        first_axis = torch.eye(1, value.shape[-1], dtype=value.dtype, device=value.device)[0]
+        first_axis = torch.eye(1, z.shape[-1], dtype=z.dtype, device=z.device)[0]
         mu = torch.where(
             rho.unsqueeze(-1) > 0, torch.nn.functional.normalize(mean, dim=-1, eps=0), first_axis
         )
-        largest = 1 - torch.finfo(value.dtype).eps / 2
-        return cls(mu, inverse_mean_resultant_length(rho.clamp(max=largest), value.shape[-1]), radius)
+        largest = 1 - torch.finfo(z.dtype).eps / 2
+        return cls(mu, inverse_mean_resultant_length(rho.clamp(max=largest), z.shape[-1]), radius)
 
 
-def _check_values(mu: Tensor, kappa: Tensor) -> None:
-    lengths = mu.detach().norm(dim=-1)
-    off = ~((lengths - 1).abs() <= 1e-3)
-    if bool(off.any()):
+def _batch_shape(directions: torch.Size, kappa: torch.Size) -> torch.Size:
+    """Shape of the distributions; a column (n, 1) of kappas for n directions is not taken for a table."""
+    try:
+        if directions and kappa == (*directions, 1):
+            raise RuntimeError
+        return broadcast_shapes(directions, kappa)
+    except RuntimeError as error:
         raise InputError(
-            f"mean_direction: expected unit vectors, but {int(off.sum())} of {off.numel()} are not "
-            f"(first length {lengths[off][0].item():.6g}). Normalise them, e.g. with "
-            "torch.nn.functional.normalize(mu, dim=-1)."
-        )
-    bad = ~((kappa >= 0) & (kappa < torch.inf))
-    if bool(bad.any()):
-        raise InputError(
-            f"concentration: expected finite values >= 0, but {int(bad.sum())} of {bad.numel()} are not "
-            f"(first: {kappa[bad][0].item()}). A head that emits log_kappa needs .exp()."
-        )
+            f"concentration {tuple(kappa)} does not broadcast with mean_direction {(*directions, 'dim')}: "
+            "expected one kappa per direction (squeeze a column)."
+        ) from error
 
 
 @_register(VonMisesFisher, VonMisesFisher)

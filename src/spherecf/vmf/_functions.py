@@ -1,27 +1,31 @@
 """The special functions of the von Mises-Fisher distribution, with gradients in closed form.
 
-All take tensors of any shape, elementwise; ``dim`` and ``order`` are plain numbers. float32 and float64 keep
-their type; float16 and bfloat16 are computed in float32 and *return* float32 (log C_d in bfloat16 would be
-useless), and their gradient comes back in the input's type. NaN and negative arguments give NaN. Everything
-is finite for every finite argument >= 0, gradients included, except log I itself, which is -inf at 0 for
-order > 0, as it must be.
+All take tensors of any shape, elementwise, and NumPy arrays, which they answer with arrays; ``dim`` and
+``order`` are plain numbers. float32 and float64 keep their type; float16 and bfloat16 are computed in float32
+and *return* float32 (log C_d in bfloat16 would be useless), and their gradient comes back in the input's
+type. Integers are refused. NaN and negative arguments give NaN. Everything is finite for every finite
+argument >= 0, gradients included, except log I itself, which is -inf at 0 for order > 0, as it must be.
 """
 
 from collections.abc import Callable
-from math import isfinite, lgamma, log, pi
+from math import inf, isfinite, lgamma, log, pi
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherecf._arrays import AnyArray, Array, as_tensor, like
 from spherecf.errors import InputError
 from spherecf.vmf._kernels import Form, evaluate, ratio_slope
 
+_NUMBERS = (int, float, np.integer)
+
 
 def log_bessel_i(
-    order: float | int, x: Float[Tensor, "*batch"], scaled: bool = False
-) -> Float[Tensor, "*batch"]:
+    order: float | int, x: Float[Array, "*batch"], scaled: bool = False
+) -> Float[Array, "*batch"]:
     """log I_order(x), the modified Bessel function of the first kind; ``scaled``: log(exp(-x) I_order(x)).
 
     Uniform expansion for large orders (DLMF 10.41.3), smaller ones by backward recurrence (DLMF 10.29.1).
@@ -31,7 +35,7 @@ def log_bessel_i(
         x: >= 0, any shape. At 0 the value is 0 for order 0 and -inf for larger orders.
 
     Raises:
-        InputError: the order is negative or not finite, or x is not a floating-point tensor.
+        InputError: the order is negative or not finite, or x is no tensor or array of floats.
 
     Example:
         >>> log_bessel_i(0.5, torch.tensor([1.0], dtype=torch.float64))  # log(sqrt(2 / pi) sinh 1)
@@ -41,12 +45,12 @@ def log_bessel_i(
         raise InputError(
             f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d."
         )
-    order, x = float(order), computable(x, "x")
-    rest = -_log_relative(x, order, Form.SCALED if scaled else Form.PLAIN)
-    return rest if order == 0 else rest + (order * torch.log(0.5 * x) - lgamma(order + 1))
+    order, z = float(order), computable(x, "x")
+    rest = -_log_relative(z, order, Form.SCALED if scaled else Form.PLAIN)
+    return like(rest if order == 0 else rest + (order * torch.log(0.5 * z) - lgamma(order + 1)), x)
 
 
-def log_normalizer(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+def log_normalizer(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
     """log C_d(kappa), C_d(k) = k^(d/2-1) / ((2 pi)^(d/2) I_{d/2-1}(k)); derivative -A_d(kappa).
 
     The density of the von Mises-Fisher distribution on the unit sphere is C_d(kappa) exp(kappa mu^T z) (Li et
@@ -58,17 +62,17 @@ def log_normalizer(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*
         dim: dimension d >= 2 of the space around the sphere.
 
     Raises:
-        InputError: ``dim`` is not an integer >= 2, or kappa is not a floating-point tensor.
+        InputError: ``dim`` is not an integer >= 2, or kappa is no tensor or array of floats.
 
     Example:
         >>> log_normalizer(torch.tensor([0.0, 100.0]), dim=3)  # -log 4 pi at 0
         tensor([ -2.5310, -97.2327])
     """
-    order, kappa = order_of(dim), computable(kappa, "kappa")
-    return _log_relative(kappa, order, Form.PLAIN) + log_at_zero(order)
+    order, k = order_of(dim), computable(kappa, "kappa")
+    return like(_log_relative(k, order, Form.PLAIN) + log_at_zero(order), kappa)
 
 
-def log_normalizer_scaled(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+def log_normalizer_scaled(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
     """c(kappa) = log C_d(kappa) + kappa, the slowly varying part of log C_d; derivative 1 - A_d(kappa).
 
     Computed as such, without the cancellation of the sum: its absolute error is a few roundings of c itself,
@@ -80,31 +84,31 @@ def log_normalizer_scaled(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Ten
         >>> log_normalizer_scaled(torch.tensor([1e8]), dim=3)  # log(kappa / 2 pi) for d = 3
         tensor([16.5828])
     """
-    order, kappa = order_of(dim), computable(kappa, "kappa")
-    return _log_relative(kappa, order, Form.SCALED) + log_at_zero(order)
+    order, k = order_of(dim), computable(kappa, "kappa")
+    return like(_log_relative(k, order, Form.SCALED) + log_at_zero(order), kappa)
 
 
-def mean_resultant_length(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+def mean_resultant_length(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
     """A_d(kappa) = I_{d/2}(kappa) / I_{d/2-1}(kappa) in [0, 1]: the expected cosine to the mean direction.
 
     Example:
         >>> mean_resultant_length(torch.tensor([0.0, 10.0]), dim=3)  # coth k - 1/k for d = 3
         tensor([0.0000, 0.9000])
     """
-    return -_slope(computable(kappa, "kappa"), order_of(dim), Form.PLAIN, None)
+    return like(-_slope(computable(kappa, "kappa"), order_of(dim), Form.PLAIN, None), kappa)
 
 
-def mean_resultant_complement(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+def mean_resultant_complement(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
     """1 - A_d(kappa), accurate also where A_d rounds to 1: about (d-1) / (2 kappa) for large kappa.
 
     Example:
         >>> mean_resultant_complement(torch.tensor([1e8]), dim=3)
         tensor([1.0000e-08])
     """
-    return _slope(computable(kappa, "kappa"), order_of(dim), Form.SCALED, None)
+    return like(_slope(computable(kappa, "kappa"), order_of(dim), Form.SCALED, None), kappa)
 
 
-def mean_resultant_length_derivative(kappa: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+def mean_resultant_length_derivative(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
     """A_d'(kappa) = 1 - A_d^2 - (d-1)/kappa A_d, the variance of the cosine to the mean direction.
 
     That expression cancels at both ends; here the slope of the expansion itself is summed.
@@ -115,7 +119,7 @@ def mean_resultant_length_derivative(kappa: Float[Tensor, "*batch"], dim: int) -
         ... )  # 1/d at 0, (d-1)/(2 k^2) far out
         tensor([3.3333e-01, 1.0000e-12])
     """
-    return ratio_slope(computable(kappa, "kappa"), order_of(dim))
+    return like(ratio_slope(computable(kappa, "kappa"), order_of(dim)), kappa)
 
 
 def log_normalizer_relative(
@@ -168,15 +172,14 @@ def log_at_zero(order: float) -> float:
     return lgamma(order + 1) - (order + 1) * log(pi) - log(2)
 
 
-def order_of(dim: int) -> float:
-    if isinstance(dim, bool) or int(dim) != dim or dim < 2:
+def order_of(dim: Any) -> float:
+    number = isinstance(dim, _NUMBERS) and not isinstance(dim, bool)
+    if not (number and 2 <= dim < inf and int(dim) == dim):
         raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
     return int(dim) / 2 - 1
 
 
-def computable(x: Tensor, name: str) -> Tensor:
-    if not x.is_floating_point():
-        raise InputError(
-            f"expected {name} as a floating-point tensor, got {x.dtype}. Convert it with .float()."
-        )
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def computable(x: AnyArray, name: str) -> Tensor:
+    """A tensor of float32 or float64."""
+    tensor = as_tensor(x, name)
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

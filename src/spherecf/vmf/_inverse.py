@@ -7,13 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherecf._arrays import Array, like
 from spherecf.vmf._functions import computable, order_of
 from spherecf.vmf._kernels import Form, evaluate, ratio_slope
 
 _NEWTON_STEPS = 5
 
 
-def inverse_mean_resultant_length(rho: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*batch"]:
+def inverse_mean_resultant_length(rho: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
     """kappa with A_d(kappa) = rho, for rho in [0, 1]; derivative 1 / A_d'(kappa).
 
     Amos' bounds x / (a + sqrt(x^2 + b^2)) of A_d (1974), inverted with a = (d-1)/2 and b = (d+1)/2, are right
@@ -28,8 +29,8 @@ def inverse_mean_resultant_length(rho: Float[Tensor, "*batch"], dim: int) -> Flo
         >>> inverse_mean_resultant_length(torch.tensor([0.0, 0.5, 0.9]), dim=512)
         tensor([   0.0000,  341.0670, 2421.0229])
     """
-    order, rho = order_of(dim), computable(rho, "rho")
-    return _inverse(rho.double(), order).to(rho.dtype)  # ill-conditioned near 1, and never in a hot loop
+    order, r = order_of(dim), computable(rho, "rho")
+    return like(_inverse(r.double(), order).to(r.dtype), rho)  # ill-conditioned near 1, never in a hot loop
 
 
 class _Inverse(torch.autograd.Function):

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from spherecf._arrays import AnyArray, as_tensor
+from spherecf._directions import UNIT_TOLERANCE, check_directions, checked_radius
 from spherecf.errors import InputError
 from spherecf.vmf._functions import log_at_zero, order_of
 
@@ -27,11 +29,20 @@ class Sphere(constraints.Constraint):
     def check(self, value: Tensor) -> Tensor:
         """Which vectors lie on the sphere."""
         length: Tensor = value.norm(dim=-1)
-        return (length / self.radius - 1).abs() <= 1e-3
+        return (length / self.radius - 1).abs() <= UNIT_TOLERANCE
 
 
 class HypersphericalUniform(Distribution):
     """Uniform on the sphere of a radius in ``dim`` dimensions, in the density convention of `VonMisesFisher`.
+
+    Args:
+        dim: d >= 2.
+        radius: r > 0.
+        batch_shape: how many of it.
+        validate_args: as for `VonMisesFisher`.
+
+    Raises:
+        InputError: a dimension or radius out of range, or values of another dimension or length.
 
     Example:
         >>> HypersphericalUniform(3).entropy()  # log of the area, 4 pi
@@ -46,11 +57,12 @@ class HypersphericalUniform(Distribution):
         dim: int,
         radius: float | int = 1.0,
         batch_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ) -> None:
         order_of(dim)
-        self.dim, self.radius = dim, checked_radius(radius)
-        super().__init__(batch_shape, torch.Size([dim]), validate_args)
+        self.dim, self.radius = int(dim), checked_radius(radius)
+        super().__init__(batch_shape, torch.Size([self.dim]), validate_args=False)
+        self._validate_args = validate_args
 
     @property
     def support(self) -> Sphere:
@@ -62,12 +74,11 @@ class HypersphericalUniform(Distribution):
         """The centre."""
         return torch.zeros(self.batch_shape + self.event_shape)
 
-    def log_prob(self, value: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*shape"]:
+    def log_prob(self, value: Float[AnyArray, "*batch dim"]) -> Float[Tensor, "*shape"]:
         """log C_d(0) - d log r, everywhere."""
-        if self._validate_args:
-            self._validate_sample(value)
-        shape = broadcast_shapes(value.shape[:-1], self.batch_shape)
-        return torch.full(shape, -self._entropy, dtype=value.dtype, device=value.device)
+        z = checked_value(self, as_tensor(value, "value"))
+        shape = broadcast_shapes(z.shape[:-1], self.batch_shape)
+        return torch.full(shape, -self._entropy, dtype=z.dtype, device=z.device)
 
     def entropy(self) -> Float[Tensor, "*shape"]:
         """Minus the expected log_prob."""
@@ -79,16 +90,42 @@ class HypersphericalUniform(Distribution):
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "*shape dim"]:  # noqa: B008
         """Normalised Gaussian vectors."""
-        normal = torch.randn(self._extended_shape(sample_shape))
+        normal = torch.randn(
+            checked_shape(sample_shape, "sample_shape") + self.batch_shape + self.event_shape
+        )
         return self.radius * torch.nn.functional.normalize(normal, dim=-1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "HypersphericalUniform":
         """The same distribution with another batch shape."""
-        return type(self)(self.dim, self.radius, torch.Size(batch_shape), self._validate_args)
+        shape = checked_shape(batch_shape, "batch_shape")
+        return type(self)(self.dim, self.radius, shape, self._validate_args)
 
 
-def checked_radius(radius: float | int) -> float:
-    """The radius as a float, or InputError."""
-    if not 0 < radius < float("inf"):
-        raise InputError(f"expected a finite radius > 0, got {radius}.")
-    return float(radius)
+def checked_value(distribution: Any, value: Tensor) -> Tensor:
+    """A value whose density is asked for: of the distribution's dimension, and on its sphere.
+
+    Its length is looked at where the distribution validates, and not while torch.compile traces.
+    """
+    try:
+        if value.shape[-1:] != distribution.event_shape:  # 1 would broadcast
+            raise RuntimeError
+        broadcast_shapes(value.shape[:-1], distribution.batch_shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"value: expected shape (..., {distribution.dim}) that broadcasts with the batch shape "
+            f"{tuple(distribution.batch_shape)}, got {tuple(value.shape)}."
+        ) from error
+    if distribution._validate_args and not torch.compiler.is_compiling():
+        check_directions(value, "value", radius=distribution.radius)
+    return value
+
+
+def checked_shape(shape: Any, name: str) -> torch.Size:
+    """A shape as torch takes it: some integers >= 0."""
+    try:
+        size = torch.Size(shape)
+    except (TypeError, RuntimeError) as error:
+        raise InputError(f"{name}: expected a tuple of integers, e.g. (100,), got {shape!r}.") from error
+    if any(length < 0 for length in size):
+        raise InputError(f"{name}: expected integers >= 0, got {shape!r}.")
+    return size

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._output import file_to_write, folder_to_write
 from spherecf.cli.evaluate._tenfold import _list_name
 from spherecf.errors import InputError
 
@@ -22,7 +23,9 @@ EXAMPLE = (
 
 def calibration(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed`: the left (or both) images.")],
-    pairs: Annotated[Path, typer.Option(help="LFW's pairs.txt, a table `fold left right mated`, or a .bin.")],
+    pairs: Annotated[
+        Path, typer.Option(help="LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
+    ],
     right: Annotated[Path | None, typer.Option(help="Of the right images, e.g. degraded views.")] = None,
     score: Annotated[str, typer.Option(help="cosine, mls, or both.")] = "both",
     confidence: Annotated[str, typer.Option(help="kappa, or an extra column: norm, ...")] = "kappa",
@@ -33,9 +36,14 @@ def calibration(
         bool, typer.Option("--disjoint", help="Test on pairs of which no two share a person.")
     ] = False,
     model: Annotated[Path | None, typer.Option(help="The model the embeddings were made with.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write that model with this calibration.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write that model with this calibration.", callback=file_to_write)
+    ] = None,
     backbone: Annotated[Path | None, typer.Option(help="With --model: its recogniser's file.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report: HTML, Markdown, JSON.", callback=folder_to_write),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the split of people and the bootstrap.")] = 0,

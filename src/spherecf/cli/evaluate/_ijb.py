@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._output import file_to_write, folder_to_write
 from spherecf.cli.evaluate._groups import GroupsOption, open_groups
 from spherecf.errors import InputError
 
@@ -27,10 +28,13 @@ ModeOption = Annotated[
 ScoreOption = Annotated[
     list[str] | None, typer.Option(help="cosine, mls or pfe; may be repeated (default: those of the mode).")
 ]
-OutOption = Annotated[Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.")]
+OutOption = Annotated[
+    Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.", callback=folder_to_write)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="The numbers as JSON, on stdout or in a file.")]
 JsonFile = Annotated[
-    Path | None, typer.Argument(metavar="JSON_FILE", help="Behind --json: the file to write.")
+    Path | None,
+    typer.Argument(metavar="JSON_FILE", help="Behind --json: the file to write.", callback=file_to_write),
 ]
 DrawsOption = Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="Of the scoring; changes no number.")]

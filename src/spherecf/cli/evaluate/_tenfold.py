@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spherecf._progress import console
+from spherecf.cli._output import folder_to_write
 from spherecf.cli.evaluate._faces import Faces
 from spherecf.cli.evaluate._groups import EXTRAS, GroupsOption, open_groups
 from spherecf.errors import InputError
@@ -22,10 +23,15 @@ _FACES = 14
 
 def tenfold(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed`: the left (or both) images.")],
-    pairs: Annotated[Path, typer.Option(help="LFW's pairs.txt, a table `fold left right mated`, or a .bin.")],
+    pairs: Annotated[
+        Path, typer.Option(help="LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
+    ],
     right: Annotated[Path | None, typer.Option(help="Of the right images, e.g. degraded views.")] = None,
     faces: Annotated[Path | None, typer.Option(help="The images, for strips of faces in the report.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the report: HTML, Markdown, JSON.", callback=folder_to_write),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap and the random confidence.")] = 0,

@@ -1,0 +1,65 @@
+"""Calibrations as JSON: what opens computes, and is saved again as it is."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+from tests.fuzz.harness import fuzz
+
+from spherecf._parsing import parse_json
+from spherecf.calibration import Calibration, DecisionRule, ErrorCount, fit_calibration
+from spherecf.errors import InputError
+
+
+def seeds() -> dict[str, bytes]:
+    rng = np.random.default_rng(0)
+    mated = rng.random(40) < 0.5
+    count = ErrorCount("false matches", 1, 500, 0.0095)
+    rules = [
+        DecisionRule("mls", 64.0, "kappa", 2.0, 1.0, 30.0, "both", 0.01, 0.05, counts=(count,), fnmr=0.01),
+        DecisionRule("cosine", None, "norm", None, None, -math.inf, "fmr", 0.1, 0.1),
+    ]
+
+    def fitted(method: Literal["logistic", "isotonic"]) -> Calibration:
+        return fit_calibration(
+            model="m" * 64, data="d" * 64, mated=mated, radius=64.0, kappa=rng.gamma(2, 50, 5), dim=128,
+            scores={"cosine": rng.normal(mated, 0.7), "mls": rng.normal(5 * mated, 5) - 300},
+            population="5 images", method=method, targets=(0.5, 0.1, 0.001), decisions=rules,
+            record={"flip": "none", "counts": [1, None, True]},
+        )  # fmt: skip
+
+    line = fitted("logistic")
+    entry = line.thresholds["cosine"].entries[1]
+    infinite = replace(line.thresholds["cosine"], entries=(replace(entry, threshold=math.inf),))
+    variants = {
+        "logistic": line,
+        "isotonic": fitted("isotonic"),
+        "an infinite threshold": replace(line, thresholds={"cosine": infinite}),
+        "empty": Calibration("m", "d"),
+    }
+    return {name: json.dumps(one.to_dict()).encode() for name, one in variants.items()}
+
+
+@fuzz(seeds, name="calibrations", tokens=[b'"inf"', b"null", b"64.0", b'"isotonic"', b"-0.0"])
+def test_calibrations(data: bytes) -> None:
+    facts = parse_json(data, "c.json", "a calibration")
+    if not isinstance(facts, dict):
+        raise InputError("a calibration is an object")  # as every header is
+    calibration = Calibration.from_dict(facts)
+    assert (
+        Calibration.from_dict(json.loads(json.dumps(calibration.to_dict(), allow_nan=False))) == calibration
+    )
+    with np.errstate(over="ignore"):
+        for score in calibration.likelihood:
+            assert np.isfinite(calibration.llr(score, [-400.0, 0.0, 1.0])).all()
+    for score, table in calibration.thresholds.items():
+        for entry in table.entries:
+            assert calibration.threshold(score, entry.target).target == entry.target
+    for rule in calibration.decisions:
+        assert set(rule.decide([0.0, 3.0], 40.0)) <= {"match", "undecided", "non_match"}
+    if calibration.kappa is not None:
+        percent = calibration.kappa.percentile([0.0, 1.0, 1e3])
+        assert ((percent >= 0) & (percent <= 100)).all() and (np.diff(percent) >= 0).all()
+        assert np.isfinite(calibration.kappa.kappa_at(50.0))

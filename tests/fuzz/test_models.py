@@ -1,0 +1,144 @@
+"""Saved models, backbones and prototypes: what opens can be used, and is saved again to an equal file."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from tests.fuzz.harness import fuzz, write
+from tests.tiny import tiny_file
+
+from spherecf.calibration import Calibration, KappaScale
+from spherecf.models import (
+    ConfidenceModel,
+    FrozenBackbone,
+    Preprocessing,
+    load,
+    load_backbone,
+    load_confidence_head,
+    load_prototypes,
+    load_trained,
+    make_backbone,
+    make_head,
+    prototype_identities,
+    save_backbone,
+    save_prototypes,
+)
+
+FOLDER = Path(mkdtemp(prefix="spherecf-fuzz-"))
+TOKENS = [b'"channels"', b"1000000000", b'"light"', b'"linear"', b'"cubic"', b'"F16"', b'"I64"', b"-0.0"]
+
+
+@cache
+def backbone() -> FrozenBackbone:
+    return FrozenBackbone.from_onnx(tiny_file(FOLDER), preprocessing=Preprocessing(size=(16, 16)))
+
+
+@cache
+def model(kind: str, calibrated: bool = False) -> Path:
+    channels, height, width = backbone().feature_shape
+    head = make_head(kind, channels=channels, height=height, width=width)
+    made = ConfidenceModel(backbone(), head, record={"epochs": 3, "loss": [1.5, None]})
+    if calibrated:
+        scale = KappaScale.fit([10.0, 20.0], dim=48, population="two")
+        made = made.with_calibration(Calibration(made.fingerprint(), "d", scale))
+    return made.save(FOLDER / f"{kind}-{calibrated}.safetensors")
+
+
+def models() -> dict[str, bytes]:
+    paths = {"light": model("light"), "calibrated": model("light", True), "conv": model("conv")}
+    return {name: path.read_bytes() for name, path in paths.items()}
+
+
+def trained() -> dict[str, bytes]:
+    network = make_backbone("mbf", dim=4, size=16, width=0.125)
+    path = save_backbone(FOLDER / "b.safetensors", network, Preprocessing(size=(16, 16)), {"epochs": 1})
+    return {"mbf": path.read_bytes()}
+
+
+def prototypes() -> dict[str, bytes]:
+    path = save_prototypes(FOLDER / "p.safetensors", torch.eye(3), ["Ann", "Bo", "Cy"])
+    return {"prototypes": path.read_bytes()}
+
+
+def use_model(path: Path) -> None:
+    opened = load(path, backbone())
+    opened.embed(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
+    again = opened.save(FOLDER / "again.safetensors")
+    assert load(again, backbone()).fingerprint() == opened.fingerprint()
+    assert load(again, backbone()).save(FOLDER / "third.safetensors").read_bytes() == again.read_bytes()
+    assert load_confidence_head(path).feature_shape == opened.head.feature_shape
+
+
+def use_backbone(path: Path) -> None:
+    network = load_backbone(path)
+    with torch.no_grad():
+        network(torch.zeros(1, 3, network.size, network.size))
+    if path.name.startswith("own"):
+        again = save_backbone(FOLDER / "again.safetensors", *load_trained(path))
+        assert (
+            save_backbone(FOLDER / "third.safetensors", *load_trained(again)).read_bytes()
+            == again.read_bytes()
+        )
+
+
+def use_prototypes(path: Path) -> None:
+    rows = load_prototypes(path)
+    assert torch.isfinite(rows).all()
+    names = prototype_identities(path)
+    if names is not None:
+        save_prototypes(FOLDER / "again.safetensors", rows, names)
+
+
+@fuzz(models, name="saved models", tokens=TOKENS, share=0.25)
+def test_models(data: bytes) -> None:
+    use_model(write("model.safetensors", data))
+
+
+@fuzz(trained, name="saved backbones", tokens=TOKENS, share=0.25)
+def test_backbones(data: bytes) -> None:
+    use_backbone(write("own.safetensors", data))
+
+
+@fuzz(prototypes, name="saved prototypes", tokens=TOKENS, share=0.25)
+def test_prototypes(data: bytes) -> None:
+    use_prototypes(write("prototypes.safetensors", data))
+
+
+def header_of(data: bytes) -> bytes:
+    with safe_open(write("header.safetensors", data), "pt") as stored:
+        return str(stored.metadata()["spherecf"]).encode()
+
+
+def with_header(kind: bytes, header: bytes) -> bytes:
+    """The tensors of a file under a header that may be anything."""
+    with safe_open(write("header.safetensors", kind), "pt") as stored:
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    return save(tensors, {"spherecf": header.decode(errors="replace")})
+
+
+@fuzz(
+    lambda: {k: header_of(v) for k, v in models().items() if k != "conv"},
+    name="headers of models",
+    tokens=TOKENS,
+    share=0.25,
+)
+def test_headers_of_models(data: bytes) -> None:
+    use_model(write("model.safetensors", with_header(seeds_once()["model"], data)))
+
+
+@fuzz(
+    lambda: {k: header_of(v) for k, v in trained().items()},
+    name="headers of backbones",
+    tokens=TOKENS,
+    share=0.25,
+)
+def test_headers_of_backbones(data: bytes) -> None:
+    use_backbone(write("own.safetensors", with_header(seeds_once()["backbone"], data)))
+
+
+@cache
+def seeds_once() -> dict[str, bytes]:
+    return {"model": model("light", True).read_bytes(), "backbone": trained()["mbf"]}

@@ -1,0 +1,110 @@
+"""Recognisers as ONNX files: read, repaired, run and written again, or refused."""
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper
+from tests.fuzz.harness import fuzz, write
+from tests.models import graphs
+
+from spherecf.models import FrozenBackbone, Preprocessing
+
+TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
+FACES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+
+
+def small(kind: str) -> onnx.ModelProto:
+    """conv - norm - PReLU - flatten - dense, in few bytes, so that mutations meet the structure."""
+    make = graphs.Maker(30)
+    x = make.conv("image", "c", 3, 4, strides=[4, 4])
+    if kind != "quantised":
+        x = make.prelu(make.norm(x, "n", 4), "p", 4, spatial=kind != "mxnet")
+    x = make.node("Dropout", [x], "d")
+    x = make.node("Reshape", [x, make.stored("s", np.array([1, 64]))], "f") if kind == "fixed" else x
+    make.dense(x if kind == "fixed" else make.node("Flatten", [x], "f", axis=1), "e", 64, 32)
+    return make.model(["e"], batch=1 if kind == "fixed" else "n", opset=8 if kind == "mxnet" else 13)
+
+
+def tokens() -> onnx.ModelProto:
+    """Patches and a class token, one attention over them, for one image and no more."""
+    make = graphs.Maker(30)
+    x = make.conv("image", "c", 3, 4, strides=[4, 4])
+    x = make.node("Reshape", [x, make.stored("s", np.array([1, 4, -1]))], "r")
+    x = make.node("Transpose", [x], "p", perm=[0, 2, 1])
+    x = make.node("Concat", [make.weight("t", 1, 1, 4), x], "j", axis=1)
+    y = make.node("LayerNormalization", [x, make.weight("g", 4)], "l")
+    y = make.node("MatMul", [y, make.weight("w", 4, 12)], "m")
+    thirds = make.stored("h", np.array([4, 4, 4]))
+    make.nodes.append(helper.make_node("Split", [y, thirds], ["q", "k", "v"], axis=2))
+    seen = make.node("Softmax", [make.node("Einsum", ["q", "k"], "i", equation="nac,nbc->nab")], "a", axis=-1)
+    x = make.node("Add", [x, make.node("MatMul", [seen, "v"], "o")], "u")
+    make.dense(make.node("Gather", [x, make.stored("z", np.array(0))], "f", axis=1), "e", 4, 32)
+    return make.model(["e"], batch=1, opset=17)
+
+
+def channels_last() -> onnx.ModelProto:
+    model = small("plain")
+    model.graph.node.insert(0, helper.make_node("Transpose", ["x"], ["image"], perm=[0, 3, 1, 2]))
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT16, ["n", 16, 16, 3]))
+    for tensor in model.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+def quantised() -> onnx.ModelProto:
+    from onnxruntime import quantization
+
+    folder = Path(tempfile.mkdtemp())
+    onnx.save(small("quantised"), folder / "a.onnx")
+    quantization.quantize_dynamic(folder / "a.onnx", folder / "b.onnx")
+    return onnx.load(folder / "b.onnx")
+
+
+def seeds() -> dict[str, bytes]:
+    variants = {kind: small(kind) for kind in ("plain", "mxnet", "fixed")}
+    variants |= {
+        "channels last": channels_last(),
+        "int8": quantised(),
+        "view": graphs.traced_view(),
+        "tokens": tokens(),
+    }
+    return {name: model.SerializeToString() for name, model in variants.items()}
+
+
+@fuzz(seeds, name="ONNX files", tokens=[b"Conv", b"Gemm", b"Constant", b"image", b"group", b"If"], share=0.3)
+def test_onnx(data: bytes) -> None:
+    backbone = FrozenBackbone.from_onnx(write("r.onnx", data), preprocessing=TINY)
+    output = backbone(FACES)
+    assert output.embedding.shape == (3, backbone.dim)
+    assert output.features.shape == (3, *backbone.feature_shape)
+    alone = torch.cat([backbone(face[None]).embedding for face in FACES])
+    scale = alone.abs().max()
+    assert float((output.embedding - alone).abs().max() / scale) < 1e-3
+
+
+@cache
+def outside() -> tuple[bytes, bytes]:
+    """(graph, weights kept beside it)."""
+    folder = Path(tempfile.mkdtemp())
+    how = {"save_as_external_data": True, "size_threshold": 0, "location": "w"}
+    onnx.save(small("plain"), folder / "r.onnx", **how)
+    return (folder / "r.onnx").read_bytes(), (folder / "w").read_bytes()
+
+
+@fuzz(
+    lambda: {"graph": outside()[0]},
+    name="ONNX files, weights outside",
+    tokens=[b"location", b"offset"],
+    share=0.2,
+)
+def test_onnx_outside(data: bytes) -> None:
+    write("outside/w", outside()[1])
+    backbone = FrozenBackbone.from_onnx(write("outside/r.onnx", data), preprocessing=TINY)
+    assert backbone(FACES).embedding.shape == (3, backbone.dim)
+    json.dumps(backbone.repairs)

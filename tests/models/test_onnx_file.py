@@ -1,0 +1,139 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tests.models import graphs
+from tests.models.conftest import TINY, noise
+
+from spherecf.errors import ModelError
+from spherecf.models import FrozenBackbone
+from spherecf.models._onnx_file import as_array, read_onnx
+
+
+def outside(folder: Path, seed: int = 0, location: str = "weights", **how: object) -> Path:
+    """A recogniser whose weights lie beside its graph."""
+    model = graphs.iresnet()
+    for tensor in model.graph.initializer:
+        if seed and tensor.name == "conv1_w":
+            tensor.raw_data = (onnx.numpy_helper.to_array(tensor) * np.float32(1 + seed)).tobytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"save_as_external_data": True, "size_threshold": 0, "location": location, **how}
+    onnx.save(model, folder / "r.onnx", **facts)
+    return folder / "r.onnx"
+
+
+def change(path: Path, key: str, value: str) -> None:
+    """Another value of every tensor's entry about its outside data."""
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            entry.value = value if entry.key == key else entry.value
+    path.write_bytes(model.SerializeToString())
+
+
+def test_weights_beside_the_graph_are_part_of_what_it_is(tmp_path: Path) -> None:
+    one, same, other = (outside(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert one.read_bytes() == other.read_bytes()
+    assert read_onnx(one).sha256 == read_onnx(same).sha256 != read_onnx(other).sha256
+    assert read_onnx(one).former_sha256 == read_onnx(other).former_sha256 != ""
+
+
+def test_how_weights_are_laid_out_is_not(tmp_path: Path) -> None:
+    one = outside(tmp_path / "a")
+    files = [
+        outside(tmp_path / "b", location="other.data"),
+        outside(tmp_path / "c", all_tensors_to_one_file=False),
+    ]
+    onnx.save(onnx.load(one), tmp_path / "whole.onnx")
+    expected = read_onnx(one).sha256
+    assert {read_onnx(path).sha256 for path in files} == {expected}
+    assert read_onnx(onnx.load(one)).sha256 == read_onnx(tmp_path / "whole.onnx").sha256 == expected
+
+
+def test_a_whole_file_is_known_by_its_bytes(tiny_file: Path) -> None:
+    import hashlib
+
+    file = read_onnx(tiny_file)
+    assert (file.sha256, file.former_sha256) == (hashlib.sha256(tiny_file.read_bytes()).hexdigest(), "")
+    assert read_onnx(onnx.load(tiny_file)).sha256 == file.sha256
+
+
+def test_a_loaded_model_without_its_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="give the path"):
+        read_onnx(onnx.load(outside(tmp_path), load_external_data=False))
+
+
+@pytest.mark.parametrize(
+    "location", ["../weights", "/etc/passwd", "a/../../weights", "..\\weights", "C:\\weights", "", "x" * 5000]
+)
+def test_weights_of_other_folders_are_not_opened(tmp_path: Path, location: str) -> None:
+    path = outside(tmp_path / "in")
+    (tmp_path / "weights").write_bytes((tmp_path / "in" / "weights").read_bytes())
+    change(path, "location", location)
+    with pytest.raises(ModelError, match="kept outside the file"):
+        read_onnx(path)
+
+
+def test_linked_weights_are_read(tmp_path: Path) -> None:
+    """The cache of a model hub keeps files as links."""
+    path = outside(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for name in ("r.onnx", "weights"):
+        (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
+    assert read_onnx(tmp_path / "snapshot" / "r.onnx").sha256 == read_onnx(path).sha256
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("offset", "999999999"), ("length", "1"), ("offset", "-1"), ("length", "many")]
+)
+def test_weights_that_do_not_fit(tmp_path: Path, key: str, value: str) -> None:
+    path = outside(tmp_path)
+    change(path, key, value)
+    with pytest.raises(ModelError, match="conv1_w"):
+        read_onnx(path)
+
+
+def test_short_weights(tmp_path: Path) -> None:
+    path = outside(tmp_path)
+    content = (tmp_path / "weights").read_bytes()
+    (tmp_path / "weights").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ModelError, match="truncated"):
+        read_onnx(path)
+
+
+@pytest.mark.parametrize("dims", [[-8, 3, 3, 3], [8, 3, 3, 4], [2**40, 2**40], [8]])
+def test_a_tensor_whose_data_do_not_fit_its_shape_is_named(tmp_path: Path, dims: list[int]) -> None:
+    model = graphs.iresnet()
+    tensor = next(t for t in model.graph.initializer if t.name == "conv1_w")
+    del tensor.dims[:]
+    tensor.dims.extend(dims)
+    with pytest.raises(ModelError, match="conv1_w"):
+        read_onnx(model)
+
+
+@pytest.mark.parametrize(
+    "kind", ["FLOAT", "FLOAT16", "BFLOAT16", "INT4", "UINT4", "BOOL", "COMPLEX64", "INT64"]
+)
+@pytest.mark.parametrize("raw", [True, False])
+def test_tensors_of_every_type_are_read(kind: str, raw: bool) -> None:
+    number = TensorProto.DataType.Value(kind)
+    values = np.array([1, 0, 1], helper.tensor_dtype_to_np_dtype(number))
+    tensor = onnx.numpy_helper.from_array(values, "x")
+    if not raw and kind not in ("INT4", "UINT4"):
+        tensor = helper.make_tensor("x", number, [3], values.tolist())
+    assert as_array(tensor, "test").tolist() == values.tolist()
+    tensor.dims[0] = 50
+    with pytest.raises(ModelError, match="'x'"):
+        as_array(tensor, "test")
+
+
+def test_results_are_those_of_the_whole_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
+    backbone = FrozenBackbone.from_onnx(outside(tmp_path), preprocessing=TINY)
+    assert backbone.engine == "torch" and backbone.repairs == []
+    assert (backbone(noise(2)).embedding == tiny(noise(2)).embedding).all()
+    assert backbone.to_onnx().graph.output[0].name == "features"
+    outside(tmp_path, seed=1)
+    with pytest.raises(ModelError, match="changed since it was loaded"):
+        backbone.to_onnx()

@@ -1,0 +1,102 @@
+"""The shared check of directions and concentrations, on arrays and tensors."""
+
+import numpy as np
+import pytest
+import torch
+
+from spherecf import _directions
+from spherecf._directions import as_array, check_directions, check_kappa, checked_radius
+from spherecf.errors import InputError
+
+KINDS = {"array": np.asarray, "tensor": torch.from_numpy}
+
+
+def unit(n: int = 20, dim: int = 8) -> np.ndarray:
+    mu = np.random.default_rng(0).normal(size=(n, dim)).astype(np.float32)
+    return mu / np.linalg.norm(mu, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_sort_of_fault_is_counted_and_its_first_row_named(kind: str) -> None:
+    mu = unit()
+    mu[[3, 7]] = np.nan
+    mu[4, 2] = np.inf
+    mu[11] = 0
+    mu[12:] *= 22
+    with pytest.raises(InputError) as caught:
+        check_directions(KINDS[kind](mu), "mu", keys=[f"{i}.jpg" for i in range(20)])
+    message = str(caught.value)
+    assert message.startswith("mu: 12 of 20 ")
+    for part in ("3 NaN or infinite (first row 3, '3.jpg')", "1 zero (first row 11, '11.jpg')", "length 22"):
+        assert part in message
+    check_directions(KINDS[kind](unit()), "mu")
+
+
+def test_blocks_of_a_large_array_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_directions, "_BLOCK", 3)
+    mu = unit()
+    mu[[5, 19]] *= 2
+    with pytest.raises(InputError, match=r"2 of 20 .*row 5, length 2"):
+        check_directions(mu, "mu")
+    with pytest.raises(InputError, match=r"1 of 4 .*row 19, length 2"):
+        check_directions(mu, "mu", rows=np.array([0, 1, 2, 19]))
+    check_directions(mu, "mu", rows=np.array([0, 1, 2, 3]))
+
+
+def test_components_whose_squares_overflow_are_no_infinity() -> None:
+    for mu in (np.full((2, 3), 1e30, np.float32), torch.full((2, 3), 1e30)):
+        with pytest.raises(InputError, match="2 of another length"):
+            check_directions(mu, "mu")
+
+
+def test_a_transposed_array_is_recognised() -> None:
+    for mu in (unit().T, torch.from_numpy(unit()).T):
+        with pytest.raises(InputError, match=r"pass mu\.T"):
+            check_directions(mu, "mu")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_types_of_storage_pass(dtype: str) -> None:
+    check_directions(unit(dim=512).astype(dtype), "mu")
+    check_directions(torch.from_numpy(unit(dim=512)).bfloat16(), "mu", _directions.SCORE_TOLERANCE)
+
+
+def test_what_has_no_direction_is_refused_by_its_shape() -> None:
+    for mu in (np.ones((4, 1)), np.ones(()), np.ones((3, 0)), torch.ones(4, 1)):
+        with pytest.raises(InputError, match="dim >= 2"):
+            check_directions(mu, "mu")
+    check_directions(np.ones((0, 4)), "mu")
+
+
+def test_a_radius_other_than_one_is_told() -> None:
+    check_directions(64 * unit(), "value", radius=64.0)
+    with pytest.raises(InputError, match=r"20 of 20 .*length 64.*row 0, length 1"):
+        check_directions(unit(), "value", radius=64.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_concentrations(kind: str) -> None:
+    kappa = np.array([0.0, 3.0, -1.0, np.nan, np.inf])
+    check_kappa(KINDS[kind](kappa[:2]), "kappa")
+    with pytest.raises(InputError, match=r"kappa: 3 of 5 .*first -1 at 2"):
+        check_kappa(KINDS[kind](kappa), "kappa")
+
+
+@pytest.mark.parametrize(
+    "radius", [0, -1.0, float("nan"), float("inf"), "64", None, [64.0, 64.0], torch.ones(2)]
+)
+def test_radii_that_are_refused(radius: object) -> None:
+    with pytest.raises(InputError, match="radius"):
+        checked_radius(radius)
+
+
+def test_radii_of_other_libraries_are_numbers() -> None:
+    assert [checked_radius(r) for r in (64, np.float32(2), torch.tensor(3.0))] == [64.0, 2.0, 3.0]
+
+
+def test_arrays_of_tensors_and_lists() -> None:
+    leaf = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    assert as_array(leaf, "mu").dtype == np.float32 and as_array([[1, 2]], "mu", np.float32).shape == (1, 2)
+    for bad in ([[1.0], [1.0, 2.0]], np.ones(3, complex), ["a"], None):
+        with pytest.raises(InputError, match="mu: expected an array"):
+            as_array(bad, "mu", np.float32)
