@@ -99,6 +99,25 @@ def test_both_stages_from_nothing(tmp_path: Path) -> None:
     assert model.record["config"]["prototypes"]["file"] == first["prototypes"]
 
 
+def test_a_transformer_from_nothing_to_one_file(tmp_path: Path) -> None:
+    """Stage 1 with masks and dropped branches, stage 2 on its tokens, and the export of both."""
+    network = BACKBONE.replace("r18", "vit_t").replace("width = 0.25", "width = 0.0625")
+    arguments = backbone_arguments(tmp_path)
+    (tmp_path / "backbone.toml").write_text(network.replace("lr = 0.01", 'name = "adamw"\nlr = 0.001'))
+    (tmp_path / "head.toml").write_text("[views]\ndegraded = 1\n[fit]\nepochs = 2\nheld_out = 0.3\n")
+    run = CliRunner().invoke(app, [*arguments, "--device", "cpu"], catch_exceptions=False)
+    first = json.loads(run.stdout)
+    backbone = ["--backbone", first["backbone"]]
+    words = ["train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC, *backbone]
+    words += ["--out", str(tmp_path / "head"), "--prototypes", first["prototypes"], "--device", "cpu"]
+    second = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    model = load(second["model"], first["backbone"])
+    assert model.backbone.name == "vit_t" and model.backbone.feature_shape == (16, 3, 3)
+    words = ["export", "onnx", str(tmp_path / "both.onnx"), "--model", second["model"], *backbone]
+    report = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert report.exit_code == 0 and (tmp_path / "both.onnx").exists()
+
+
 @pytest.mark.slow
 def test_torchrun_trains_one_network(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

@@ -1,6 +1,7 @@
 """The exported file under plain onnxruntime, compared with the model it was made from."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tests.models import graphs
+from tests.models import graphs, transformers
 from tests.models.conftest import TINY, noise
 from tests.tiny import tiny_file, tiny_model
 from torch import nn
@@ -117,6 +118,18 @@ def test_graphs_of_others(tmp_path: Path, graph: str) -> None:
     assert_same(run(export_onnx(model, tmp_path / "out.onnx").path, noise(3)), model, noise(3))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [transformers.ClassToken, lambda: transformers.Swin("map")])
+@pytest.mark.parametrize("opset", [12, 17])
+def test_graphs_with_tokens(tmp_path: Path, make: Callable[[], nn.Module], opset: int) -> None:
+    """Tokens, and a map with its channels last, become what the head knows inside the file too."""
+    torch.manual_seed(0)
+    graph = transformers.exported(make(), opset, batch=1)
+    backbone = FrozenBackbone.from_onnx(graph, preprocessing=TINY)
+    model = ConfidenceModel(backbone, make_head("conv", **_shape(backbone)))
+    assert_same(run(export_onnx(model, tmp_path / "out.onnx").path, noise(3)), model, noise(3))
+
+
 @pytest.mark.parametrize("opset", [8, 9, 11, 18, 21])
 def test_opsets(tmp_path: Path, opset: int) -> None:
     """Written in the network's own, down to 9; older ones are converted."""
@@ -132,14 +145,16 @@ def test_opsets(tmp_path: Path, opset: int) -> None:
 
 
 def test_torch_networks(tmp_path: Path) -> None:
-    """A checkpoint that SphereCF knows, and a module with its map behind a name."""
+    """Checkpoints that SphereCF knows, and a module with its map behind a name."""
     torch.manual_seed(0)
     path = tmp_path / "r18.pth"
     torch.save(make_backbone("r18", dim=64, size=32, width=0.125).state_dict(), path)
     known = FrozenBackbone.from_checkpoint(path)
     module = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 40))
     foreign = FrozenBackbone.from_module(module, TINY, features="1")
-    for backbone in (known, foreign):
+    torch.save(make_backbone("vit_t", dim=64, size=27, width=0.125).state_dict(), path)
+    transformer = FrozenBackbone.from_checkpoint(path)
+    for backbone in (known, foreign, transformer):
         model = ConfidenceModel(backbone, make_head("light", **_shape(backbone)))
         faces = noise(3, backbone.preprocessing.size[0])
         assert_same(run(export_onnx(model, tmp_path / "out.onnx").path, faces), model, faces)

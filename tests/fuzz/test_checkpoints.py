@@ -36,6 +36,7 @@ def network() -> dict[str, torch.Tensor]:
 def contents() -> dict[str, object]:
     return {
         "network": network(),
+        "transformer": make_backbone("vit_t", dim=4, size=9, width=0.03125).state_dict(),
         "classifier": {"epoch": 3, "arc_face_state_dict": {"weight": torch.randn(5, 4)}},
         "head": {"uncer_net_state_dict": linear_table(512)},
     }

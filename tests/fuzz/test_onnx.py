@@ -30,6 +30,23 @@ def small(kind: str) -> onnx.ModelProto:
     return make.model(["e"], batch=1 if kind == "fixed" else "n", opset=8 if kind == "mxnet" else 13)
 
 
+def tokens() -> onnx.ModelProto:
+    """Patches and a class token, one attention over them, for one image and no more."""
+    make = graphs.Maker(30)
+    x = make.conv("image", "c", 3, 4, strides=[4, 4])
+    x = make.node("Reshape", [x, make.stored("s", np.array([1, 4, -1]))], "r")
+    x = make.node("Transpose", [x], "p", perm=[0, 2, 1])
+    x = make.node("Concat", [make.weight("t", 1, 1, 4), x], "j", axis=1)
+    y = make.node("LayerNormalization", [x, make.weight("g", 4)], "l")
+    y = make.node("MatMul", [y, make.weight("w", 4, 12)], "m")
+    thirds = make.stored("h", np.array([4, 4, 4]))
+    make.nodes.append(helper.make_node("Split", [y, thirds], ["q", "k", "v"], axis=2))
+    seen = make.node("Softmax", [make.node("Einsum", ["q", "k"], "i", equation="nac,nbc->nab")], "a", axis=-1)
+    x = make.node("Add", [x, make.node("MatMul", [seen, "v"], "o")], "u")
+    make.dense(make.node("Gather", [x, make.stored("z", np.array(0))], "f", axis=1), "e", 4, 32)
+    return make.model(["e"], batch=1, opset=17)
+
+
 def channels_last() -> onnx.ModelProto:
     model = small("plain")
     model.graph.node.insert(0, helper.make_node("Transpose", ["x"], ["image"], perm=[0, 3, 1, 2]))
@@ -51,7 +68,12 @@ def quantised() -> onnx.ModelProto:
 
 def seeds() -> dict[str, bytes]:
     variants = {kind: small(kind) for kind in ("plain", "mxnet", "fixed")}
-    variants |= {"channels last": channels_last(), "int8": quantised(), "view": graphs.traced_view()}
+    variants |= {
+        "channels last": channels_last(),
+        "int8": quantised(),
+        "view": graphs.traced_view(),
+        "tokens": tokens(),
+    }
     return {name: model.SerializeToString() for name, model in variants.items()}
 
 

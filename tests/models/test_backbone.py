@@ -11,7 +11,14 @@ from tests.models.conftest import TINY, noise
 from torch import Tensor, nn
 
 from spherecf.errors import InputError, MissingDependencyError, ModelError
-from spherecf.models import FrozenBackbone, Preprocessing, _default, default_recogniser_path
+from spherecf.models import (
+    ConfidenceModel,
+    FrozenBackbone,
+    Preprocessing,
+    _default,
+    default_recogniser_path,
+    make_head,
+)
 
 
 class TestTorchEngine(BackboneConformance):
@@ -80,7 +87,7 @@ def test_modules_that_do_not_fit() -> None:
         FrozenBackbone.from_module(Small(both=False), TINY)
     with pytest.raises(ModelError, match="no submodule 'layer4'; its own are body, dense"):
         FrozenBackbone.from_module(Small(both=False), TINY, features="layer4")
-    with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and \(2, 32\)"):
+    with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and, .*, \(2, 32\)"):
         FrozenBackbone.from_module(Small(both=False), TINY, features="dense")
 
 
@@ -215,3 +222,60 @@ def test_the_name_of_the_engine_tells_its_type(tiny_file: Path) -> None:
         for dtype in ("float32", "bfloat16")
     ]
     assert names == ["torch", "torch-bfloat16"]
+
+
+class Tokens(nn.Module):
+    """Patches, one block of torch's own transformer, and the mean of the tokens."""
+
+    def __init__(self, form: str = "alone") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.form = form
+        self.patches, self.block = (
+            nn.Conv2d(3, 24, 4, 4),
+            nn.TransformerEncoderLayer(24, 3, 48, batch_first=True),
+        )
+        self.tuple, self.dense = Twice(), nn.Linear(24, 32)
+
+    def forward(self, x: torch.Tensor) -> object:
+        tokens = self.block(self.patches(x).flatten(2).transpose(1, 2))
+        embedding = self.dense(self.tuple(tokens)[0].mean(1))
+        forms = {"tokens": tokens, "map": tokens.unflatten(1, (4, 4)), "first": tokens.transpose(0, 1)}
+        return embedding if self.form == "alone" else (embedding, forms[self.form])
+
+
+class Twice(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return x, None
+
+
+class TestTokens(BackboneConformance):
+    @pytest.fixture
+    def backbone(self) -> FrozenBackbone:
+        return FrozenBackbone.from_module(Tokens("tokens"), TINY)
+
+
+@pytest.mark.parametrize(
+    ("form", "features", "shape"),
+    [
+        ("tokens", None, (24, 16, 1)),
+        ("map", None, (24, 4, 4)),  # channels last, as Swin's
+        ("alone", "block", (24, 16, 1)),
+        ("alone", "tuple", (24, 16, 1)),  # a block that returns more than its tokens
+    ],
+)
+def test_a_module_may_give_tokens(form: str, features: str | None, shape: tuple[int, ...]) -> None:
+    module = Tokens(form)
+    backbone = FrozenBackbone.from_module(module, TINY, features=features)
+    assert backbone.feature_shape == shape
+    with torch.no_grad():
+        expected = module.block(module.patches(TINY(noise(3))).flatten(2).transpose(1, 2))
+    got = backbone(noise(3)).features
+    torch.testing.assert_close(got.flatten(2), expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+    model = ConfidenceModel(backbone, make_head("light", **dict(zip(("channels", "height", "width"), shape))))
+    assert model.embed(noise(3))[1].shape == (3,)
+
+
+def test_tokens_whose_images_are_not_first() -> None:
+    with pytest.raises(ModelError, match=r"tokens \(n, T, C\)\) for 2 images, got .*, \(32, 24, 1, 1\)"):
+        FrozenBackbone.from_module(Tokens("first"), TINY)

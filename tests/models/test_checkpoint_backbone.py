@@ -18,6 +18,7 @@ from spherecf.models import (
     make_backbone,
     save_backbone,
 )
+from spherecf.models._vit import TRANSFORMERS, VisionTransformer
 
 Table = dict[str, Tensor]
 
@@ -88,29 +89,43 @@ LAYOUTS = {
     "CVLface": ("tface-ir-18", lambda t: under("net.", t), None),
     "TFace": ("tface-ir-18", lambda t: t, None),
     "DataParallel": ("tface-ir-se-50", lambda t: under("module.", t), None),
+    "arcface_torch, ViT": ("vit_t", lambda t: t, "insightface"),
+    "arcface_torch, ViT, all states": (
+        "vit_b",
+        lambda t: {"state_dict_backbone": under("module.", t)},
+        "insightface",
+    ),
+    "TransFace": ("transface_s", lambda t: t, "insightface"),
+    "CVLface, ViT": ("cvlface_vit_b", lambda t: under("net.", t), "insightface"),
+    "CVLface, ViT, without masking": (
+        "cvlface_vit_s",
+        lambda t: {"model": under("net.", {k: v for k, v in t.items() if k != "mask_token"})},
+        "insightface",
+    ),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_originals_outputs(tmp_path: Path, layout: str) -> None:
     name, wrap, preset = LAYOUTS[layout]
+    size = 32 if name not in TRANSFORMERS else 2 * (8 if name.startswith("cvl") else 9)
     table, forward = small(name)
     torch.save(wrap(table), tmp_path / "last.ckpt")
-    network = load_backbone(tmp_path / "last.ckpt")
-    assert (network.name, network.dim, network.size, network.training) == (name, 32, 32, False)
+    network = load_backbone(tmp_path / "last.ckpt", name if name in TRANSFORMERS else "")
+    assert (network.name, network.dim, network.size, network.training) == (name, 32, size, False)
     known = network.preprocessing
     assert (
         (known is None)
         if preset is None
-        else known.to_dict() == {**PRESETS[preset].to_dict(), "size": [32, 32]}
+        else known.to_dict() == {**PRESETS[preset].to_dict(), "size": [size, size]}
     )
-    images = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         for got, wanted in zip(network(images), forward(images)):
             torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in TRANSFORMERS])
 def test_recognises_every_network(tmp_path: Path, name: str) -> None:
     table = make_backbone(name, dim=24, size=48, width=0.125).state_dict()
     save_file({key: tensor.contiguous() for key, tensor in table.items()}, tmp_path / "b.safetensors")
@@ -119,6 +134,51 @@ def test_recognises_every_network(tmp_path: Path, name: str) -> None:
     assert (network.dim, network.size, network.width) == (24, 48, 0.125)
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, table[key])
+
+
+@pytest.mark.parametrize("name", [name for name in TRANSFORMERS if "_dp" not in name])
+def test_recognises_every_transformer(name: str) -> None:
+    """By the shapes of the full size, which make no doubt of T and S; 112x112 though 108 pixels are seen."""
+    with torch.device("meta"):
+        shapes = {k: tuple(t.shape) for k, t in make_backbone(name, dim=24).state_dict().items()}
+    architecture, options = VisionTransformer.measure(shapes)
+    assert architecture == TRANSFORMERS[name] and options == {"dim": 24, "size": 112, "width": 1.0}
+
+
+def test_a_narrower_transformer_is_the_smallest_of_its_depth(tmp_path: Path) -> None:
+    trained = make_backbone("vit_s", dim=24, size=20, width=0.125).eval()
+    torch.save(trained.state_dict(), tmp_path / "b.pt")
+    network = load_backbone(tmp_path / "b.pt")
+    assert (network.name, network.width, network.size) == ("vit_t", 0.25, 18)
+    images = torch.randn(2, 3, 20, 20)
+    assert torch.equal(network(images)[0], trained(images)[0])
+
+
+def test_transformers_that_are_none_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "b.pt"
+    table, _ = small("cvlface_vit_b")
+
+    def refused(content: Table, match: str) -> None:
+        torch.save(content, path)
+        with pytest.raises(ModelError, match=match):
+            load_backbone(path)
+
+    key_points = {**table, "blocks.0.attn.rpe_k.lookup_table_weight": torch.ones(3, 4)}
+    refused(under("net.", key_points), "relative position encodings .*KP-RPE.* ONNX")
+    biased = {**table, "blocks.0.attn.qkv.bias": torch.ones(192)}
+    refused(biased, r"not the network cvlface_vit_b .*1 keys unexpected \(blocks.0.attn.qkv.bias\)")
+    refused({k: t for k, t in table.items() if k != "pos_embed"}, "no network SphereCF knows; the nearest is")
+    shallow = {k: t for k, t in table.items() if not k.startswith("blocks.23.")}
+    refused(shallow, r"VisionTransformer with depth=23, patch=8, ratio=3, .*, which is none of")
+
+
+def test_a_transformer_is_fine_tuned_without_its_masks(tmp_path: Path) -> None:
+    torch.save(make_backbone("vit_t", dim=24, size=18, width=0.125).state_dict(), tmp_path / "b.pt")
+    backbone = FrozenBackbone.from_checkpoint(tmp_path / "b.pt")
+    assert backbone.feature_shape == (32, 2, 2) and backbone.preprocessing.size == (18, 18)
+    network = backbone.trainable().eval()  # as stage 2 runs it
+    network(torch.randn(2, 3, 18, 18))[0].sum().backward()
+    assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 def test_the_quality_layer_of_crfiqa_is_said(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from tests.conformance.heads import HeadConformance
 
 from spherecf.errors import InputError, ModelError
@@ -17,8 +18,6 @@ class TestConv(HeadConformance):
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (7, 7), (14, 14), (7, 5)])
 def test_conv_takes_any_map(height: int, width: int) -> None:
-    import torch
-
     assert ConvHead(8, height, width).eval()(torch.randn(2, 8, height, width)).shape == (2,)
 
 
@@ -38,3 +37,21 @@ def test_arguments_that_do_not_fit() -> None:
         make_head("linear", size=3)
     with pytest.raises(InputError, match="positive size"):
         make_head("linear", channels=0, height=7, width=7)
+
+
+@pytest.mark.parametrize("kind", sorted(HEADS))
+def test_tokens_are_a_map_one_column_wide(kind: str) -> None:
+    torch.manual_seed(0)
+    head = make_head(kind, channels=12, height=9, width=1).eval()
+    tokens, embedding = torch.randn(3, 9, 12), torch.randn(3, 4)
+    as_map = tokens.transpose(1, 2)[..., None]
+    assert torch.equal(head.log_kappa(tokens, embedding), head.log_kappa(as_map, embedding))
+    with pytest.raises(InputError, match=r"expected feature maps \(n, 12, 9, 1\), got \(3, 12, 8, 1\)"):
+        head.log_kappa(tokens[:, 1:], embedding)
+
+
+def test_linear_refuses_before_memory_ends() -> None:
+    with pytest.raises(InputError, match=r"3\.4 billion parameters \(14 GB\) .* use the light head"):
+        LinearHead(512, 12, 12)
+    with torch.device("meta"):
+        assert LinearHead(1024, 7, 7).parameter_count < 2**31 and LinearHead(256, 12, 12).parameter_count

@@ -3,8 +3,9 @@ import torch
 from torch import Tensor, nn
 
 from spherecf.models import Network, make_backbone
+from spherecf.models._network import as_map, map_shape
 
-NAMES = ["r18-se", "ir-18", "tface-ir-18", "mbf"]
+NAMES = ["r18-se", "ir-18", "tface-ir-18", "mbf", "vit_t", "transface_s"]
 
 
 def tiny(name: str, **options: object) -> Network:
@@ -31,7 +32,8 @@ def test_checkpointing_changes_nothing(name: str) -> None:
         for expected, got in zip(step(plain, images), step(frugal, images), strict=True):
             assert torch.equal(got, expected)
     assert {int(b) for n, b in frugal.named_buffers() if n.endswith("num_batches_tracked")} == {2}
-    assert {m.momentum for m in frugal.modules() if isinstance(m, nn.BatchNorm2d)} == {0.1}
+    norms = [m for m in frugal.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    assert {m.momentum for m in norms} == {0.1}
 
 
 def test_checkpointing_recomputes_the_blocks() -> None:
@@ -71,6 +73,29 @@ def test_memory_order_changes_nothing(name: str) -> None:
     got = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
     for one, other in zip(got, expected):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((16, 24), (24, 16, 1)),  # tokens
+        ((16, 16), (16, 16, 1)),
+        ((7, 7, 24), (24, 7, 7)),  # a map, its channels last
+        ((24, 7, 7), (24, 7, 7)),
+        ((7, 7, 7), (7, 7, 7)),
+        ((24, 7, 6), (24, 7, 6)),
+        ((16, 16, 1), (16, 16, 1)),  # tokens that are a map already
+    ],
+)
+def test_features_as_a_map(given: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    features = torch.randn(2, *given)
+    made = as_map(features)
+    assert made.shape[1:] == map_shape(given) == expected
+    assert torch.equal(as_map(made), made)
+    if len(given) == 2:
+        assert torch.equal(made[:, 3, 5, 0], features[:, 5, 3])
+    elif given != expected:
+        assert torch.equal(made[:, 3, 5, 1], features[:, 5, 1, 3])
 
 
 def test_dropout_is_there_when_asked() -> None:

@@ -1,11 +1,16 @@
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from tests.models import graphs
+import torch
+from tests.models import graphs, transformers
+from torch import Tensor, nn
 
 from spherecf.errors import ModelError
 from spherecf.models import default_detector_path, default_recogniser_path
+from spherecf.models._network import Shape
 from spherecf.models._onnx_find import Found, find
 from spherecf.models._onnx_repairs import load_graph
 
@@ -41,7 +46,7 @@ def test_both_can_be_named() -> None:
         find(graph, (16, 16), embedding="nope")
     with pytest.raises(ModelError, match="features='conv1_w' is no tensor"):
         find(graph, (16, 16), features="conv1_w")
-    with pytest.raises(ModelError, match=r"fc should be \(n, channels, height, width\), found \(1, 48\)"):
+    with pytest.raises(ModelError, match=r"fc should be a map .* or tokens .*, found \(1, 48\)"):
         find(graph, (16, 16), features="fc")
     with pytest.raises(ModelError, match=r"bn2 should be \(n, dim\), found \(1, 8, 8, 8\)"):
         find(graph, (16, 16), embedding="bn2", features="bn2")
@@ -52,7 +57,7 @@ def test_both_can_be_named() -> None:
     [
         (graphs.classifier(), r"not a recogniser.*found probabilities \(1, 100\).*Softmax.*classifier"),
         (graphs.detector(), r"not a recogniser.*boxes \(1, 4, 16, 16\), scores.*Sigmoid"),
-        (graphs.dense_only(), "not a convolutional recogniser"),
+        (graphs.dense_only(), "neither a convolutional recogniser nor a transformer"),
         (graphs.two_rows(), r"several outputs could be the embedding \(one, other\); pass embedding="),
     ],
 )
@@ -69,3 +74,93 @@ def test_a_real_detector_is_no_recogniser() -> None:
     with pytest.raises(ModelError, match="not a recogniser: expected an output"):
         graph = load_graph(default_detector_path())
         find(graph, graph.size or (320, 320))
+
+
+class Probe(nn.Module):
+    """Attention pooling: one learned query looks at all tokens, keys and values from one dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = transformers.Pooled()
+        self.query, self.joint = nn.Parameter(torch.randn(1, 3, 1, 8)), nn.Linear(24, 48)
+        self.head = nn.Linear(24, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.trunk.tokens(x)
+        key, value = self.joint(tokens).reshape(x.shape[0], -1, 2, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        seen = (self.query @ key.transpose(-2, -1)).softmax(-1) @ value
+        return self.head(seen.transpose(1, 2).reshape(x.shape[0], 24))
+
+
+class SequenceFirst(nn.Module):
+    """torch's own layers, which put the sequence first inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 24, 4, 4)
+        layer = nn.TransformerEncoderLayer(24, 3, 48, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, nn.LayerNorm(24), enable_nested_tensor=False)
+        self.head = nn.Linear(24, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(self.patches(x).flatten(2).permute(2, 0, 1)).transpose(0, 1)[:, 0])
+
+
+class BackToAMap(nn.Module):
+    """Tokens between convolutions, as hybrids have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 24, 4, 4), transformers.Block()
+        self.last, self.head = nn.Conv2d(24, 12, 3), nn.Linear(12 * 4, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.block(self.patches(x).flatten(2).transpose(1, 2))
+        return self.head(self.last(tokens.transpose(1, 2).reshape(x.shape[0], 24, 4, 4)).flatten(1))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "given", "shape"),
+    [
+        (transformers.ClassToken, (17, 24), (24, 17, 1)),  # the class token is one of them
+        (transformers.Pooled, (16, 24), (24, 16, 1)),
+        (lambda: transformers.Swin("pool"), (4, 4, 24), (24, 4, 4)),
+        (lambda: transformers.Swin("map"), (4, 4, 24), (24, 4, 4)),
+        (Probe, (16, 48), (48, 16, 1)),  # keys and values of the pooling are the last to have positions
+        (SequenceFirst, (16, 24), (24, 16, 1)),
+        (BackToAMap, (12, 2, 2), (12, 2, 2)),
+    ],
+)
+def test_finds_the_last_tokens(make: Callable[[], nn.Module], given: Shape, shape: Shape) -> None:
+    torch.manual_seed(0)
+    found = find(load_graph(transformers.exported(make())), (16, 16))
+    assert (found.dim, found.given_shape, found.feature_shape) == (32, given, shape)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tokens_can_be_named() -> None:
+    graph = load_graph(transformers.exported(transformers.ClassToken(), opset=13))
+    tokens = [n.output[0] for n in graph.model.graph.node if n.op_type == "Add" and "blocks.0" in n.output[0]]
+    assert find(graph, (16, 16), features=tokens[-1]) == Found("embedding", tokens[-1], 32, (24, 17, 1))
+    windows = load_graph(transformers.exported(transformers.Swin()))
+    inside = [n.output[0] for n in windows.model.graph.node if n.op_type == "Softmax"]
+    with pytest.raises(ModelError, match=r"\(4, 3, 16, 16\) for one image: images must come first"):
+        find(windows, (16, 16), features=inside[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_and_dequantised_tokens_stand_where_they_stood() -> None:
+    """Behind a transpose to (n, C, T) the pair is passed by with it; it is no map with T for its channels."""
+    model = transformers.exported(transformers.Swin())
+    expected = find(load_graph(model), (16, 16)).features
+    body = model.graph
+    number, turned = max((i, n.output[0]) for i, n in enumerate(body.node) if n.op_type == "Transpose")
+    for node in body.node:
+        node.input[:] = ["pair" if name == turned else name for name in node.input]
+    body.initializer.append(onnx.numpy_helper.from_array(np.array(0.1, np.float32), "scale"))
+    body.initializer.append(onnx.numpy_helper.from_array(np.array(128, np.uint8), "zero"))
+    steps = (("QuantizeLinear", turned, "whole"), ("DequantizeLinear", "whole", "pair"))
+    for place, (kind, source, result) in enumerate(steps, number + 1):
+        body.node.insert(place, onnx.helper.make_node(kind, [source, "scale", "zero"], [result]))
+    assert find(load_graph(model), (16, 16)).features == expected

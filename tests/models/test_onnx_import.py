@@ -1,11 +1,12 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from tests.models import graphs
-from tests.models.conftest import TINY
+from tests.models import graphs, transformers
+from tests.models.conftest import TINY, noise
 
 from spherecf.errors import ModelError
 from spherecf.models import KNOWN_MODELS, FrozenBackbone, default_recogniser_path, import_onnx
@@ -169,3 +170,98 @@ def test_a_torch_export_comes_back_the_same(tmp_path: Path, dynamic: bool) -> No
     assert features.shape == (3, 8, 8, 8)
     backbone = FrozenBackbone.from_onnx(path, preprocessing=TINY)
     assert backbone.engine == "torch" and not any("one by one" in message for message in backbone.repairs)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make", [transformers.ClassToken, transformers.Pooled, transformers.Swin], ids=lambda make: make.__name__
+)
+@pytest.mark.parametrize(("opset", "batch"), [(12, 1), (17, None), (20, 2)])
+def test_transformers(make: Callable[[], torch.nn.Module], opset: int, batch: int | None) -> None:
+    """In any opset, with normalisation as one operator or as many, whatever batch the file was made for."""
+    torch.manual_seed(0)
+    network = make().eval()
+    model = transformers.exported(network, opset, batch)
+    backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY)
+    assert backbone.engine == "torch" and not any("one by one" in message for message in backbone.repairs)
+    by_onnxruntime = FrozenBackbone.from_onnx(model, preprocessing=TINY, engine="onnxruntime")
+    got, reference = backbone(noise(5)), by_onnxruntime(noise(5))
+    with torch.no_grad():
+        torch.testing.assert_close(got.embedding, network(TINY(noise(5))), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.embedding, reference.embedding, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.features, reference.features, atol=1e-4, rtol=1e-4)
+    assert got.features.shape[1:] == backbone.feature_shape
+    assert import_onnx(model)(TINY(noise(2)))[1].shape[1:] == backbone.feature_shape
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_transformer_torch_cannot_run_is_run_by_onnxruntime() -> None:
+    """A sequence with a fixed batch in its middle: nothing says which number is the batch."""
+
+    class Fixed(transformers.Pooled):
+        def tokens(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().tokens(x).transpose(0, 1)
+            return (y.reshape(16, x.shape[0] * 3, 8) * 2).reshape(16, x.shape[0], 24).transpose(0, 1)
+
+    network = Fixed().eval()
+    backbone = FrozenBackbone.from_onnx(transformers.exported(network, batch=1), preprocessing=TINY)
+    assert backbone.engine == "onnxruntime"
+    assert sum("one by one" in m or "run by onnxruntime" in m for m in backbone.repairs) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone(noise(3)).embedding, network(TINY(noise(3))), atol=1e-5, rtol=1e-5
+        )
+
+
+def _sequence(
+    kind: str, *constants: np.ndarray, opset: int = 17, size: int = 1024, **attributes: object
+) -> onnx.ModelProto:
+    """conv - tokens (n, 256, 4) - the operation - mean - dense."""
+    make = graphs.Maker(11)
+    x = make.node(
+        "Reshape", [make.conv("image", "map", 3, 4), make.stored("s", np.array([0, 4, 256]))], "row"
+    )
+    x = make.node("Transpose", [x], "tokens", perm=[0, 2, 1])
+    inputs = [make.stored(f"c{i}", value) for i, value in enumerate(constants)]
+    x = make.node(kind, [x, *inputs], "result", **attributes)
+    x = make.node("Flatten", [x], "flat", axis=1)
+    make.dense(x, "embedding", size, 32)
+    return make.model(["embedding"], opset=opset)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _sequence("LayerNormalization", np.float32([1, 2, 3, 4]), np.float32([0, 0, 1, 0]), epsilon=0.1),
+        _sequence("LayerNormalization", np.ones((256, 4), np.float32), axis=1),
+        _sequence("LayerNormalization", np.float32([1, 2, 3, 4]), axis=2),
+        _sequence("Softmax", axis=1),
+        _sequence("Softmax"),
+        _sequence("Softmax", opset=11),
+        _sequence("Gelu", opset=20, approximate="tanh"),
+        _sequence(
+            "Slice", np.array([9, -5]), np.array([2**60, -1]), np.array([1, 2]), np.array([2, 2]), size=248
+        ),
+        _sequence("Slice", np.array([-1]), np.array([-(2**62)]), np.array([-2]), np.array([-2]), size=512),
+        _sequence("Gather", np.array([-1, 0, 7]), axis=-2, size=12),
+        _sequence("Expand", np.array([1, 256, 4])),
+        _sequence("Einsum", equation="nic,njc->nij", size=256 * 256),
+        _sequence("Where", np.float32(1.0), np.float32(1.0)),
+        _sequence("ReduceMax", np.array([2]), opset=18, size=256),
+        _sequence("Cast", to=onnx.TensorProto.FLOAT),
+        _sequence("Div", np.float32(3.0)),
+    ],
+    ids=lambda model: model.graph.node[3].op_type,
+)
+def test_each_operation_on_tokens_equals_onnxruntime(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.name == "result")
+    if node.op_type == "Einsum":
+        node.input.append("tokens")
+    if node.op_type == "Where":
+        model.graph.node.insert(3, onnx.helper.make_node("Greater", ["tokens", "c0"], ["larger"]))
+        node.input[:] = ["larger", "tokens", "c1"]
+    graph = load_graph(model)
+    found = find(graph, (16, 16), features="map")
+    x = torch.randn(2, 3, 16, 16)
+    got, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, found)(x)
+    torch.testing.assert_close(got[0], expected[0], atol=1e-4, rtol=1e-4)

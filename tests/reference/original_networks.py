@@ -1,5 +1,5 @@
-"""The networks of arcface_torch, the SCF reference and TFace, written plainly: a table of keys and random
-tensors, and arithmetic on the table. No modules, nothing of ours."""
+"""The networks of arcface_torch, the SCF reference, TFace, TransFace and CVLface, written plainly: a table of
+keys and random tensors, and arithmetic on the table. No modules, nothing of ours."""
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, conv2d, linear, max_pool2d, prelu
@@ -33,9 +33,9 @@ def _dense(table, key, outputs, inputs, bias=True):
         table[f"{key}.bias"] = torch.randn(outputs)
 
 
-def _normed(t, key, x):
+def _normed(t, key, x, eps=1e-5):
     values = [t.get(f"{key}.{name}") for name in ("running_mean", "running_var", "weight", "bias")]
-    return batch_norm(x, *values, eps=1e-5)
+    return batch_norm(x, *values, eps=eps)
 
 
 def _excited(t, key, x):
@@ -234,11 +234,87 @@ def mobilefacenet(t, depths, scale, x, unit=64):
     return _normed(t, "features.layers.3", linear(y, t["features.layers.2.weight"])), features
 
 
+# depth, channels, heads, patch, ratio of the dense layers, TransFace's weights of tokens
+TRANSFORMERS = {
+    "vit_t": (12, 256, 8, 9, 4, False), "vit_s": (12, 512, 8, 9, 4, False),
+    "vit_b": (24, 512, 8, 9, 4, False),
+    "vit_l": (24, 768, 8, 9, 4, False), "vit_h": (48, 1024, 8, 9, 4, False),
+    "transface_s": (12, 512, 8, 9, 4, True), "transface_b": (24, 512, 8, 9, 4, True),
+    "transface_l": (24, 768, 8, 9, 4, True), "cvlface_vit_s": (12, 512, 8, 8, 5, False),
+    "cvlface_vit_b": (24, 512, 16, 8, 3, False),
+}  # fmt: skip
+
+
+def transformer_table(depth, channels, patch, ratio, weighted, dim, side):
+    t = {"pos_embed": torch.randn(1, side**2, channels) / 4, "mask_token": torch.randn(1, 1, channels)}
+    _convolution(t, "patch_embed.proj", channels, 3, patch)
+    t["patch_embed.proj.bias"] = torch.randn(channels) / 4
+
+    def layer_norm_of(key):
+        t[f"{key}.weight"], t[f"{key}.bias"] = 0.5 + torch.rand(channels), torch.randn(channels) / 4
+
+    for index in range(depth):
+        key = f"blocks.{index}"
+        layer_norm_of(f"{key}.norm1")
+        layer_norm_of(f"{key}.norm2")
+        _dense(t, f"{key}.attn.qkv", 3 * channels, channels, bias=False)
+        _dense(t, f"{key}.attn.proj", channels, channels)
+        _dense(t, f"{key}.mlp.fc1", ratio * channels, channels)
+        _dense(t, f"{key}.mlp.fc2", channels, ratio * channels)
+    layer_norm_of("norm")
+    _dense(t, "feature.0", channels, channels * side**2, bias=False)
+    _norm(t, "feature.1", channels)
+    _dense(t, "feature.2", dim, channels, bias=False)
+    _norm(t, "feature.3", dim)
+    if weighted:
+        _dense(t, "senet.0", side**2, channels * side**2, bias=False)
+        _dense(t, "senet.2", side**2, side**2, bias=False)
+    return t
+
+
+def _layer_normed(t, key, x):
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
+    return (x - mean) / (variance + 1e-5).sqrt() * t[f"{key}.weight"] + t[f"{key}.bias"]
+
+
+def transformer(t, depth, channels, heads, patch, weighted, x):
+    """(embedding, tokens as a map): every image, head and pair of tokens as the formula has it."""
+    side = x.shape[2] // patch
+    x = conv2d(x, t["patch_embed.proj.weight"], t["patch_embed.proj.bias"], stride=patch)
+    x = x.flatten(2).transpose(1, 2) + t["pos_embed"]
+    size = channels // heads
+    for index in range(depth):
+        key = f"blocks.{index}"
+        joint = linear(_layer_normed(t, f"{key}.norm1", x), t[f"{key}.attn.qkv.weight"])
+        q, k, v = joint.split(channels, 2)
+        parts = []
+        for head in range(heads):
+            own = slice(head * size, (head + 1) * size)
+            scores = torch.softmax(q[..., own] @ k[..., own].transpose(1, 2) / size**0.5, 2)
+            parts.append(scores @ v[..., own])
+        x = x + linear(torch.cat(parts, 2), t[f"{key}.attn.proj.weight"], t[f"{key}.attn.proj.bias"])
+        y = linear(_layer_normed(t, f"{key}.norm2", x), t[f"{key}.mlp.fc1.weight"], t[f"{key}.mlp.fc1.bias"])
+        x = x + linear(y.clamp(0, 6), t[f"{key}.mlp.fc2.weight"], t[f"{key}.mlp.fc2.bias"])
+    tokens = x = _layer_normed(t, "norm", x)
+    if weighted:
+        y = torch.relu(linear(x.flatten(1), t["senet.0.weight"]))
+        x = x * torch.sigmoid(linear(y, t["senet.2.weight"]))[:, :, None]
+    for dense, norm in (("feature.0", "feature.1"), ("feature.2", "feature.3")):
+        x = _normed(t, norm, linear(x.flatten(1), t[f"{dense}.weight"]), eps=2e-5)
+    return x, tokens.transpose(1, 2).reshape(len(x), channels, side, side)
+
+
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 101: (3, 13, 30, 3)}
 
 
-def original(name, width=1.0, dim=512, side=7):
-    """Table and forward pass of the original that `make_backbone` calls ``name``."""
+def original(name, width=1.0, dim=512, side=None):
+    """Table and forward pass of the original that `make_backbone` calls ``name``; ``side`` is of the map."""
+    if name.split("_dp")[0] in TRANSFORMERS:
+        depth, channels, heads, patch, ratio, weighted = TRANSFORMERS[name.split("_dp")[0]]
+        channels, side = int(channels * width), side or 112 // patch
+        table = transformer_table(depth, channels, patch, ratio, weighted, dim, side)
+        return table, lambda x: transformer(table, depth, channels, heads, patch, weighted, x)
+    side = side or 7
     widths = tuple(int(w * width) for w in (64, 128, 256, 512))
     if name.startswith("mbf"):
         depths, scale = ((1, 4, 6, 2), 2) if name == "mbf" else ((2, 8, 12, 4), 4)

@@ -357,3 +357,22 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"common\.pt: damaged"):
         train_backbone(images(), tmp_path, config(fit={"epochs": 1}))
     assert CONFIG["fit"]["epochs"] == 2
+
+
+def test_a_transformer_learns_alone_and_on_two_ranks(tmp_path: Path) -> None:
+    """With its own optimizer; masks and dropped branches are drawn by each rank, so here there are none."""
+    changes: dict[str, Any] = {
+        "network": {"name": "vit_t", "options": {"size": 32, "width": 0.0625, "mask": 0.0, "drop_path": 0.0}},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+    }
+    one = train_backbone(images(), tmp_path / "one", config(**changes))
+    assert one.history[1]["train_loss"] < one.history[0]["train_loss"]
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "config.json").write_text(json.dumps(changes))
+    run("backbone", tmp_path / "two", 2)
+    for alone, both in zip(one.history, history(tmp_path / "two"), strict=True):
+        np.testing.assert_allclose(both["train_loss"], alone["train_loss"], rtol=2e-3)
+    frozen = FrozenBackbone.from_checkpoint(tmp_path / "two" / "backbone.safetensors")
+    assert (frozen.name, frozen.feature_shape) == ("vit_t", (16, 3, 3))
+    with pytest.raises(InputError, match="drop_path and mask in"):
+        train_backbone(images(), tmp_path / "no", config(network={"name": "vit_t", "options": {"mask": 1.5}}))

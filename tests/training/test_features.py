@@ -316,3 +316,35 @@ def test_streamed_features_are_those_of_the_backbone(tmp_path: Path, recogniser:
         expected = float(prototype @ output.mu[0].double())
         np.testing.assert_allclose(float(part.data.cosine[place]), expected, rtol=1e-4)
     assert features.keys(entries) == [source.keys[2], source.keys[0], source.keys[63]]
+
+
+@pytest.mark.parametrize("features", ["map", "tokens"])
+def test_tokens_of_a_transformer(tmp_path: Path, features: str) -> None:
+    """Cached or streamed, on a grid or as a column, a head learns the same from them, or both learn."""
+    torch.manual_seed(0)
+    network = make_backbone("vit_t", dim=16, size=18, width=0.0625)
+    torch.save(network.state_dict(), tmp_path / "vit.pt")
+    backbone = FrozenBackbone.from_checkpoint(tmp_path / "vit.pt")
+    if features == "tokens":
+        network = backbone.trainable()
+        alone = torch.nn.Sequential(network, FirstOnly())
+        backbone = FrozenBackbone.from_module(alone, backbone.preprocessing, features="0.norm")
+    assert backbone.feature_shape == ((16, 2, 2) if features == "map" else (16, 4, 1))
+    source, curves = SyntheticImages(32, 4, size=(18, 18)), {}
+    for way in ("cache", "stream"):
+        chosen = settings(features={"source": way, "dtype": "float32"})
+        model = train_confidence(backbone, source, tmp_path / way, chosen)
+        curves[way] = [epoch["train_loss"] for epoch in model.record["history"]]
+    np.testing.assert_allclose(curves["stream"], curves["cache"], rtol=2e-4)
+    if features == "map":
+        chosen = settings(features={"finetune": True})
+        tuned = train_confidence(backbone, source, tmp_path / "tuned", chosen).backbone
+        before, after = backbone(source.image(0)[None]), tuned(source.image(0)[None])
+        assert not torch.equal(before.features, after.features)
+    again = load(tmp_path / "cache" / MODEL_FILE, backbone)
+    assert again.head.feature_shape == backbone.feature_shape
+
+
+class FirstOnly(torch.nn.Module):
+    def forward(self, results: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return results[0]

@@ -1,4 +1,4 @@
-"""A face recogniser that never changes again: images in, raw embedding and last convolutional map out."""
+"""A face recogniser that never changes again: images in, raw embedding and last map out."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ class FrozenBackbone:
         name: for people.
         identity: hash of the file with weights kept beside it, or of the module's tensors.
         dim: length of the embedding.
-        feature_shape: (C, H, W) of the last convolutional map.
+        feature_shape: (C, H, W) of the last map; (C, T, 1) where the recogniser gives T tokens.
         embedding_name, feature_name: the tensors they are.
         preprocessing: what is done to the pixels.
         engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` in that type.
@@ -81,7 +81,7 @@ class FrozenBackbone:
         identity: Identity,
         repairs: list[str],
     ) -> None:
-        self._engine, self.identity = engine, identity
+        self._engine, self._found, self.identity = engine, found, identity
         self.preprocessing, self.name, self.repairs = preprocessing, name, repairs
         self.dim, self.feature_shape = found.dim, found.feature_shape
         self.embedding_name, self.feature_name = found.embedding, found.features
@@ -140,7 +140,7 @@ class FrozenBackbone:
             preprocessing: a `Preprocessing` or a preset's name; needed unless the file is known by its hash
                 or says it in its metadata.
             embedding: name of the embedding tensor, where it is not found by itself.
-            features: name of the map the confidence head looks at, likewise.
+            features: name of the map, or of the tokens, that the confidence head looks at, likewise.
             engine: ``"auto"``, ``"onnxruntime"``, ``"torch"`` or ``"compiled"`` (docs/backbones.md).
             threads: CPU threads of onnxruntime; torch's own number by default.
             dtype: ``"float32"``, or ``"bfloat16"`` with the torch engines (less exact, docs/backbones.md).
@@ -181,9 +181,10 @@ class FrozenBackbone:
         """A recogniser from a torch module, which is put into evaluation mode, its parameters frozen.
 
         Args:
-            module: maps (n, 3, h, w) to (embedding, map), or to the embedding alone if ``features`` is given.
+            module: maps (n, 3, h, w) to (embedding, features), or to the embedding alone if ``features`` is
+                given. Features are a map (n, C, H, W) or tokens (n, T, C), which become a map (n, C, T, 1).
             preprocessing: what it was trained with.
-            features: name of the submodule whose output is the last convolutional map.
+            features: name of the submodule whose output is the last map, or the last tokens.
             name: for people; the class name by default.
             dtype, device: as in `from_onnx`.
 
@@ -207,8 +208,8 @@ class FrozenBackbone:
         engine, (row, layer), word = same_answers(name, runner, probe(pixels), dtype, advice)
         if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:
             raise ModelError(
-                f"{name}: expected (embedding (n, dim), map (n, C, H, W)) for 2 images, "
-                f"got shapes {tuple(row.shape)} and {tuple(layer.shape)}"
+                f"{name}: expected (embedding (n, dim), map (n, C, H, W) or tokens (n, T, C)) for 2 images, "
+                f"got shapes {tuple(row.shape)} and, of the map, {tuple(layer.shape)}"
             )
         channels, height, width = layer.shape[1:]
         found = Found("embedding", features or "features", row.shape[1], (channels, height, width))
@@ -300,7 +301,8 @@ class FrozenBackbone:
     def to_onnx(self) -> Model:
         """Its network as an ``onnx.ModelProto``: preprocessed pixels in, (embedding, map) out.
 
-        Of an ONNX file the repaired graph, cut to what leads to the two; a torch network is traced.
+        Of an ONNX file the repaired graph, cut to what leads to the two (tokens are made a map at its end); a
+        torch network is traced.
 
         Raises:
             ModelError: it runs in bfloat16; its file has changed or is gone; torch cannot write it.
@@ -318,7 +320,7 @@ class FrozenBackbone:
                 raise ModelError(
                     f"{self._source}: changed since it was loaded: sha256 {graph.sha256}, not {self.sha256}"
                 )
-            return cut_graph(graph, (self.embedding_name, self.feature_name))
+            return cut_graph(graph, self._found)
         if not isinstance(self._engine, ModuleEngine):
             raise ModelError(f"{self.name}: its engine {self.engine} has no graph that could be written")
         pixels = torch.zeros(2, 3, *self.preprocessing.size, device=self._engine.device)
@@ -338,6 +340,8 @@ class FrozenBackbone:
             )
         twin = make_backbone(module.name, **module.config())  # what the original keeps fixed stays fixed
         twin.load_state_dict(module.state_dict())
+        for name in twin.training_only:  # stage 2 runs it as it is at test time: nothing reaches these
+            twin.get_parameter(name).requires_grad_(False)
         return twin
 
     def require(self, sha256: str, name: str = "") -> "FrozenBackbone":

@@ -18,8 +18,9 @@ from spherecf.models._network import Network
 from spherecf.models._networks import NETWORKS, make_backbone
 from spherecf.models._preprocessing import Preprocessing
 from spherecf.models._trained import is_trained, load_trained
+from spherecf.models._vit import VisionTransformer
 
-FAMILIES: tuple[type[Network], ...] = (IResNet, IR, MobileFaceNet)
+FAMILIES: tuple[type[Network], ...] = (IResNet, IR, MobileFaceNet, VisionTransformer)
 # Beside an IResNet: one linear layer from its embedding to CR-FIQA's estimate of the image's quality.
 _QUALITY = ("qs.weight", "qs.bias")
 _QUALITY_REMARK = (
@@ -94,6 +95,9 @@ def _recognised(
     path: str | Path, family: type[Network], state: Mapping[str, Tensor], network: str
 ) -> tuple[str, dict[str, Any]]:
     """The name asked for or measured, and the options."""
+    for part, reason in family.foreign.items():
+        if relatives := [key for key in state if part in key]:
+            raise ModelError(f"{path}: no network SphereCF knows: {relatives[0]} says that {reason}")
     try:
         architecture, options = family.measure(_shapes(state))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:

@@ -102,7 +102,7 @@ def same_answers(
 
     Example:
         >>> engine = ModuleEngine(torch.nn.Identity(), features="")
-        >>> same_answers("identity", engine, torch.ones(2, 4))[2]
+        >>> same_answers("identity", engine, torch.ones(2, 3, 4, 4))[2]
         ''
     """
     looped = LoopedEngine(engine)

@@ -1,4 +1,7 @@
-"""What runs a recogniser's graph: onnxruntime or torch, both from float32 pixels to (embedding, map)."""
+"""What runs a recogniser's graph: onnxruntime or torch, both from float32 pixels to (embedding, map).
+
+Features that come as tokens, or with their channels last, leave every engine as a map, see `as_map`.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spherecf.errors import InputError, ModelError
+from spherecf.models._network import as_map
 from spherecf.models._onnx_find import Found
 from spherecf.models._onnx_graph import OnnxGraph, session
 
@@ -47,7 +51,7 @@ class OnnxRuntimeEngine:
         pixels = np.ascontiguousarray(x.cpu().numpy())
         results = self._session.run(self._wanted, {self._image: pixels})
         embedding, features = (self._floating(*pair) for pair in zip(self._wanted, results, strict=True))
-        return embedding.reshape(len(x), self._dim), features
+        return embedding.reshape(len(x), self._dim), as_map(features).contiguous()
 
     def _floating(self, name: str, result: NDArray[Any]) -> Tensor:
         if result.dtype.kind != "f":
@@ -91,16 +95,19 @@ class ModuleEngine:
             module = copy.deepcopy(module)  # the caller's own stays as exact as it is
         if features is not None:  # after copying: a copied hook would report to a copy of this engine
             _submodule(module, features).register_forward_hook(self._keep)
-        module = module.eval().requires_grad_(False).to(self.device, self._dtype)
-        self.module: nn.Module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module = module.eval().requires_grad_(False).to(self.device, self._dtype)
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.ndim == 4:  # torch's own conversion fails at five, as masks of windows have
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._run: Any = self.module
 
     def compile(self) -> None:
         """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
         self._run, self.name = torch.compile(self.module, dynamic=True), f"compiled{self._suffix}"
 
-    def _keep(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self._hooked[:] = [output]
+    def _keep(self, module: nn.Module, args: object, output: Any) -> None:
+        # Blocks of transformers often return a tuple, of which the tokens are the first.
+        self._hooked[:] = [output[0] if isinstance(output, tuple | list) and output else output]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
@@ -121,12 +128,12 @@ class ModuleEngine:
             or not all(isinstance(t, Tensor) for t in result)
         ):
             raise ModelError(
-                f"{type(self.module).__name__}: expected a module that returns (embedding, map), got "
-                f"{type(result).__name__}; if it returns the embedding alone, pass features= with a "
+                f"{type(self.module).__name__}: expected a module that returns (embedding, map or tokens), "
+                f"got {type(result).__name__}; if it returns the embedding alone, pass features= with a "
                 f"submodule's name"
             )
         embedding, layer = result
-        return embedding.float(), layer.float().contiguous()
+        return embedding.float(), as_map(layer).float().contiguous()
 
 
 def _usable(device: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Confidence heads: small networks that read the last convolutional map and emit log kappa."""
+"""Confidence heads: small networks that read the last map, or the last tokens, and emit log kappa."""
 
 import math
 from importlib import import_module
@@ -9,6 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from spherecf.errors import InputError, ModelError
+from spherecf.models._network import as_map
+
+LARGEST = 2**31  # parameters of a linear head, 8.6 GB: beyond it memory ends before training begins
 
 
 class ConfidenceHead(nn.Module):
@@ -68,9 +71,12 @@ class ConfidenceHead(nn.Module):
         return config | ({"outputs": self.outputs} if self.outputs > 1 else {})
 
     def summarize(
-        self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
+        self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n ..."]:
-        """What the head needs of a backbone's output, without parameters: by default the map itself."""
+        """What the head needs of a backbone's output, without parameters: by default the map itself.
+
+        Features may come as tokens (n, T, C); `check_features` makes a map (n, C, T, 1) of them.
+        """
         return self.check_features(features)
 
     def forward(self, summary: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
@@ -88,9 +94,9 @@ class ConfidenceHead(nn.Module):
         return output if output.ndim == 1 else torch.logsumexp(output, 1) - math.log(output.shape[1])
 
     def log_kappa(
-        self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
+        self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n"]:
-        """Both steps: log kappa (n,) from a backbone's output.
+        """Both steps: log kappa (n,) from a backbone's output, a map (n, C, H, W) or tokens (n, T, C).
 
         Raises:
             InputError: a map of another size, or values that are not finite.
@@ -101,11 +107,13 @@ class ConfidenceHead(nn.Module):
         """Take a normalisation from the training summaries before the first step; here there is none."""
 
     def check_features(self, features: Tensor) -> Tensor:
-        """The map, if it has this head's size and only finite values.
+        """The features as a map (n, C, H, W), if it has this head's size and only finite values.
 
         Raises:
             InputError: otherwise; the images are counted and named.
         """
+        if tuple(features.shape[1:]) != self.feature_shape:
+            features = as_map(features)
         if features.ndim != 4 or tuple(features.shape[1:]) != self.feature_shape:
             raise InputError(
                 f"{self.kind} head: expected feature maps (n, {', '.join(map(str, self.feature_shape))}), "
@@ -144,7 +152,11 @@ class ConfidenceHead(nn.Module):
 class LinearHead(ConfidenceHead):
     """The paper's head: the flattened map of n values through dense layers n - n/2 - n/4 - 1.
 
-    25088-12544-6272-1 (393 M parameters) for the 512x7x7 map of an IResNet (S. Li et al., CVPR 2021).
+    25088-12544-6272-1 (393 M parameters) for the 512x7x7 map of an IResNet (S. Li et al., CVPR 2021). The
+    tokens of a large transformer are three times as many numbers: there it is refused.
+
+    Raises:
+        InputError: more than 2^31 parameters (8.6 GB).
 
     Example:
         >>> LinearHead(8, 4, 4).parameter_count
@@ -157,6 +169,12 @@ class LinearHead(ConfidenceHead):
         super().__init__(channels, height, width, outputs)
         size = channels * height * width
         half, quarter = max(1, size // 2), max(1, size // 4)
+        if (count := size * half + half * quarter) > LARGEST:
+            raise InputError(
+                f"linear head: {count / 1e9:.1f} billion parameters ({4 * count / 1e9:.0f} GB) for features "
+                f"{self.feature_shape} of {size} numbers; use the light head, which has {3 * channels} "
+                "inputs, or the conv head"
+            )
         self.hidden = nn.Sequential(
             nn.Flatten(), nn.Linear(size, half), nn.ReLU(), nn.Linear(half, quarter), nn.ReLU()
         )

@@ -1,4 +1,4 @@
-"""The default head: pooled statistics of the last map and two small layers."""
+"""The default head: pooled statistics of the last map, or the last tokens, and two small layers."""
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class LightHead(ConfidenceHead):
         self.final = nn.Linear(second, outputs)
 
     def summarize(
-        self, features: Float[Tensor, "n channels height width"], embedding: Float[Tensor, "n dim"]
+        self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n s"]:
         """Mean, standard deviation and maximum over the positions of each channel, (n, 3 C)."""
         flat = self.check_features(features).flatten(2)

@@ -14,22 +14,60 @@ from torch.utils.checkpoint import checkpoint
 from spherecf.errors import InputError
 from spherecf.models._preprocessing import Preprocessing
 
-STRIDE = 16  # all of them: a map has 1/16 of the image's side, rounded up
-Shapes = Mapping[str, tuple[int, ...]]
+STRIDE = 16  # of convolutional networks: a map has 1/16 of the image's side, rounded up
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+
+
+def map_shape(shape: Shape) -> Shape:
+    """Of one image's features as they come, the (C, H, W) that `as_map` makes of them.
+
+    Example:
+        >>> map_shape((144, 512)), map_shape((7, 7, 768)), map_shape((512, 7, 7))
+        ((512, 144, 1), (768, 7, 7), (512, 7, 7))
+    """
+    order = map_order(shape)
+    return (*(shape[axis] for axis in order), *[1] * (3 - len(order))) if order else shape
+
+
+def as_map(features: Tensor) -> Tensor:
+    """Features of n images as a map (n, C, H, W): the one place that knows in which forms they come.
+
+    Tokens (n, T, C) become a map one column wide, (n, C, T, 1), a class token being one of its positions. A
+    map with its channels last, (n, H, H, C) as Swin transformers give it, becomes (n, C, H, H). Any other
+    map stays what it is.
+
+    Example:
+        >>> tuple(as_map(torch.zeros(2, 144, 512)).shape), tuple(as_map(torch.zeros(2, 512, 7, 7)).shape)
+        ((2, 512, 144, 1), (2, 512, 7, 7))
+    """
+    order = map_order(tuple(int(side) for side in features.shape[1:]))  # traced, sides are tensors
+    if not order:
+        return features
+    turned = features.permute(0, *(axis + 1 for axis in order))
+    return turned if turned.ndim == 4 else turned[..., None]
+
+
+def map_order(shape: Shape) -> tuple[int, ...]:
+    """The axes of one image's features in a map's order; none where they stand so already, see `as_map`."""
+    if len(shape) == 2:
+        return 1, 0
+    # Square images have square maps, so that equal sides are height and width; a column is one already.
+    return (2, 0, 1) if len(shape) == 3 and shape[0] == shape[1] != shape[2] > 1 else ()
 
 
 class Network(nn.Module):
     """Base of the trainable backbones: pixels (n, 3, h, w) to (embedding (n, dim), last map (n, C, H, W)).
 
-    A subclass defines `convolve`, `embed` and `measure`, and names its modules as the original does, so that
-    state dictionaries go both ways.
+    A subclass defines `convolve`, `embed` and `measure`, `side` if it is no sixteenth, and names its modules
+    as the original does, so that state dictionaries go both ways.
 
     Args:
         dim: length of the embedding.
         size: side of the square images in pixels.
         width: factor on all numbers of channels; 1 in the originals, less for small experiments. Below 0.25
             layers have fewer than 16 channels, where torch 2.13 corrupts memory on some CPUs (docs/LOG.md).
-        dropout: probability before the last linear layer.
+        dropout: probability before the last linear layer (in a transformer all along).
         checkpointing: recompute the residual blocks in the backward pass: less memory, the same numbers.
 
     Attributes:
@@ -39,6 +77,8 @@ class Network(nn.Module):
         dim, size, width, dropout_rate, checkpointing: as given.
         feature_shape: (C, H, W) of the map.
         anchor: a key that only this family's state dictionaries hold.
+        training_only: parameters that training alone uses; a state dictionary may lack them.
+        foreign: parts of keys that tell a relative which this family is not, each with what to say of it.
 
     Raises:
         InputError: an option out of range.
@@ -51,6 +91,8 @@ class Network(nn.Module):
     """
 
     anchor: ClassVar[str]
+    training_only: ClassVar[tuple[str, ...]] = ()
+    foreign: ClassVar[Mapping[str, str]] = {}
     map_channels: int
     preprocessing: Preprocessing | None = None
 
@@ -75,10 +117,14 @@ class Network(nn.Module):
         self.dropout_rate, self.checkpointing = dropout, checkpointing
 
     @property
+    def side(self) -> int:
+        """Height and width of the map."""
+        return math.ceil(self.size / STRIDE)
+
+    @property
     def feature_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the last convolutional map."""
-        side = math.ceil(self.size / STRIDE)
-        return self.map_channels, side, side
+        """(C, H, W) of the last map."""
+        return self.map_channels, self.side, self.side
 
     def channels(self, count: int) -> int:
         """The original's number of channels, scaled by ``width``."""
@@ -104,7 +150,7 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The last convolutional map."""
+        """The last map."""
         raise NotImplementedError
 
     def embed(self, features: Tensor) -> Tensor:
@@ -126,7 +172,9 @@ class Network(nn.Module):
         """One residual block, recomputed in the backward pass if ``checkpointing``."""
         if self.checkpointing and torch.is_grad_enabled():
             # A compiled step has no side effects left to repeat, and its compiler takes no contexts.
-            contexts = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+            contexts: dict[str, Any] = (
+                {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+            )
             result: Tensor = checkpoint(block, x, use_reentrant=False, **contexts)
             return result
         return block(x)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from spherecf.models._ir import IR
 from spherecf.models._iresnet import IResNet
 from spherecf.models._mobilefacenet import MobileFaceNet
 from spherecf.models._network import Network
+from spherecf.models._vit import TRANSFORMERS, VisionTransformer
 
 _DEPTHS = {
     18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 152: (3, 8, 36, 3),
@@ -32,9 +33,11 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"ir-se-{n}": partial(IR, depths=_DEPTHS[n], block="plain", se=True) for n in (50, 100, 152)},
     **{f"tface-ir-{n}": _tface(n, se=False) for n in (18, 34, 50, 101, 152, 200)},
     **{f"tface-ir-se-{n}": _tface(n, se=True) for n in (50, 101, 152, 200)},
+    **{name: partial(VisionTransformer, **arguments) for name, arguments in TRANSFORMERS.items()},
 }
-"""What makes each network: ``r*`` and ``mbf*`` are insightface's arcface_torch, ``ir-*`` the SCF reference,
-``tface-ir-*`` TFace, AdaFace and CVLface (which write ``ir_*``)."""
+"""What makes each network: ``r*``, ``mbf*`` and ``vit_*`` are insightface's arcface_torch, ``ir-*`` the SCF
+reference, ``tface-ir-*`` TFace, AdaFace and CVLface (which write ``ir_*``), ``transface_*`` TransFace, and
+``cvlface_*`` CVLface's transformers."""
 
 
 def make_backbone(name: str, dim: int = 512, **options: Any) -> Network:
@@ -43,11 +46,12 @@ def make_backbone(name: str, dim: int = 512, **options: Any) -> Network:
     Args:
         name: one of `NETWORKS`.
         dim: length of the embedding.
-        options: ``dropout``, ``checkpointing``, ``size`` (of the images, 112) and ``width``, see `Network`.
+        options: ``dropout``, ``checkpointing``, ``size`` (of the images, 112) and ``width``, see `Network`;
+            of transformers also ``drop_path`` and ``mask``, see `VisionTransformer`.
 
     Returns:
-        A module in training mode that maps pixels (n, 3, size, size) to (embedding (n, dim), last
-        convolutional map (n, C, H, W)).
+        A module in training mode that maps pixels (n, 3, size, size) to (embedding (n, dim), last map (n, C,
+        H, W)).
 
     Raises:
         ModelError: unknown name (near ones are told), or options it does not take.
@@ -61,8 +65,10 @@ def make_backbone(name: str, dim: int = 512, **options: Any) -> Network:
         ((2, 64), (2, 64, 2, 2))
     """
     if name not in NETWORKS:
+        known = {n.replace("_", "-"): n for n in NETWORKS}
         wanted = name.lower().replace("_", "-")
-        near = [n for n in NETWORKS if n.endswith(wanted)] or difflib.get_close_matches(wanted, NETWORKS)
+        alike = [n for n in known if n.endswith(wanted)] or difflib.get_close_matches(wanted, known)
+        near = [known[n] for n in alike]
         hint = f"did you mean {' or '.join(near)}? All" if near else "there"
         raise ModelError(f"unknown network {name!r}; {hint} are {', '.join(NETWORKS)}")
     try:

@@ -126,10 +126,12 @@ def _check_names(model: Model, owner: str) -> None:
             values = [value] if isinstance(value, str | bytes) or hasattr(value, "ListFields") else value
             if field.type == field.TYPE_MESSAGE:
                 pending += values
-            elif field.type == field.TYPE_STRING and any(isinstance(text, bytes) for text in values):
-                raise ModelError(
-                    f"{owner}: {field.name} {values[0]!r} in it is no text (UTF-8): the file is damaged"
-                )
+            elif field.type == field.TYPE_STRING:
+                for text in values:
+                    if isinstance(text, bytes):
+                        raise ModelError(
+                            f"{owner}: {field.name} {text!r} in it is no text (UTF-8): the file is damaged"
+                        )
 
 
 def _tensors(model: Model) -> Iterator[StoredTensor]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from spherecf.errors import ModelError
+from spherecf.models._network import Shape
 from spherecf.models._onnx_file import Model, Node, as_array, serialized
 
 OLDEST_OPSET, SAFE_OPSET = 7, 13
@@ -20,8 +21,6 @@ OLDEST_IR, NEWEST_IR = 4, 10
 INPUT_KEY = "spherecf.input"  # of a file with preprocessing inside: the tensor that the network itself reads
 
 LONGEST_SHAPE = 64  # numbers in a stored tensor that a shape may be computed from
-
-Shape = tuple[int, ...]
 
 
 @dataclass
@@ -123,23 +122,28 @@ def opset_of(model: Model) -> int:
     return next((int(o.version) for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
 
 
-def inferred_shapes(graph: OnnxGraph, size: tuple[int, int]) -> dict[str, Shape]:
-    """Shapes of all tensors for one image, as far as ONNX can infer them.
+def inferred_shapes(graph: OnnxGraph, size: tuple[int, int] | None) -> dict[str, Shape]:
+    """Shapes of all tensors, as far as ONNX can infer them.
+
+    Args:
+        graph: any.
+        size: (height, width) of one image; None for the images that the graph's input declares.
 
     Raises:
         ModelError: operations that contradict each other.
     """
     model = _skeleton(graph.model)
-    dims = model.graph.input[0].type.tensor_type.shape.dim
-    for dim, length in zip(dims, (1, 3, *size), strict=True):
-        dim.Clear()
-        dim.dim_value = length
+    if size is not None:
+        dims = model.graph.input[0].type.tensor_type.shape.dim
+        for dim, length in zip(dims, (1, 3, *size), strict=True):
+            dim.Clear()
+            dim.dim_value = length
     try:
         body = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except Exception as error:
         raise ModelError(f"{graph.name}: inconsistent graph, shapes cannot be inferred: {error}") from error
     shapes: dict[str, Shape] = {v.name: tuple(v.dims) for v in graph.model.graph.initializer}
-    for value in (*body.value_info, *body.output):
+    for value in (*body.value_info, *body.input, *body.output):
         dims = value.type.tensor_type.shape.dim
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)

@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spherecf.errors import ModelError
+from spherecf.models._network import as_map
 from spherecf.models._onnx_file import Model, Node, as_array
 from spherecf.models._onnx_find import Found, find
-from spherecf.models._onnx_graph import OnnxGraph, attributes, evaluate, image_tensors, reads
+from spherecf.models._onnx_graph import OnnxGraph, attributes, evaluate, image_tensors, opset_of, reads
 from spherecf.models._onnx_ops import OPERATIONS, Value
 from spherecf.models._onnx_repairs import load_graph
 
@@ -43,9 +44,9 @@ class OnnxModule(nn.Module):
     def forward(
         self, x: Float[Tensor, "n 3 h w"]
     ) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n c fh fw"]]:
-        """(embedding (n, dim), features (n, C, H, W))."""
-        embedding, features = self.network(x)
-        return embedding.flatten(1), features
+        """(embedding (n, dim), features (n, C, H, W)), see `as_map`."""
+        embedding, features = self.network.forward(x)  # without fx's print of where an error arose
+        return embedding.flatten(1), as_map(features)
 
     def folded(self) -> "OnnxModule":
         """A faster copy for inference: batch normalisations that follow a convolution are folded into it."""
@@ -106,7 +107,8 @@ def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
         if alive.intersection(reads(node)):
             if node.op_type not in OPERATIONS or node.domain not in ("", "ai.onnx"):
                 raise ModelError(_refusal(graph, node, "this operation cannot be imported"))
-            values[node.output[0]] = _built(graph, node, values, traced, root)
+            results = _built(graph, node, values, traced, root)
+            values.update(zip(node.output, results, strict=False))  # what is left out no builder gives
     traced.output((values[found.embedding], values[found.features]))
     network = fx.GraphModule(root, traced, "OnnxNetwork")
     return OnnxModule(network, found).eval()
@@ -114,14 +116,15 @@ def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
 
 def _built(
     graph: OnnxGraph, node: Node, values: dict[str, Value], traced: fx.Graph, root: nn.Module
-) -> Value:
-    """The node as torch has it; what no builder expects of one becomes an error like any other."""
+) -> tuple[Value, ...]:
+    """The node's results as torch has them; what no builder expects is an error like any other."""
     try:
-        return OPERATIONS[node.op_type](_Operation(graph, node, values, traced, root))
+        result = OPERATIONS[node.op_type](_Operation(graph, node, values, traced, root))
     except ModelError:
         raise
     except Exception as error:  # of torch, or a look-up of what the node should have
         raise ModelError(_refusal(graph, node, f"cannot be imported ({error!r})")) from error
+    return result if isinstance(result, tuple) else (result,)
 
 
 def _refusal(graph: OnnxGraph, node: Node, reason: str) -> str:
@@ -164,6 +167,9 @@ class _Operation:
         self._graph, self._node, self._traced, self._root = graph, node, traced, root
         self.kind, self.attributes = str(node.op_type), attributes(node)
         self.name = _readable(node.name or node.output[0])
+        self.outputs, self.opset = len(node.output), opset_of(graph.model)
+        if missing := [name for name in node.input if name and name not in values]:
+            raise self.refuse(f"its input {missing[0]} is a second output that cannot be imported")
         self.inputs: list[Value] = [values[name] if name else None for name in node.input]
 
     def constant(self, position: int, default: Any = None) -> Any:

@@ -1,19 +1,22 @@
 """ONNX operations as torch modules and functions, one small builder each.
 
-A builder gets the `Node` and the `Builder`, and returns the traced result. What the network learned (weights
-of convolutions, dense layers, normalisations, slopes, added vectors) becomes parameters; scalars become
-buffers.
+A builder gets the `Operation` and returns the traced result, a tuple where there are several. What the
+network learned (weights of convolutions, dense layers, normalisations, slopes, added vectors) becomes
+parameters; scalars become buffers.
 Semantics: the operator pages of ONNX, https://onnx.ai/onnx/operators/.
 """
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from onnx import TensorProto
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from spherecf.errors import ModelError
+from spherecf.models._onnx_file import as_array, type_name
 
 Value = Any  # an fx.Node, or a Tensor for constants
 
@@ -24,6 +27,8 @@ class Operation(Protocol):
 
     kind: str
     name: str
+    opset: int
+    outputs: int
     inputs: list[Value]
     attributes: dict[str, Any]
 
@@ -151,11 +156,19 @@ def _matmul(op: Operation) -> Value:
     return op.module(layer, op.inputs[0])
 
 
+def divide(x: Tensor, y: Tensor) -> Tensor:
+    """ONNX's Div: of integers it leaves the remainder."""
+    whole = not x.is_floating_point() and not y.is_floating_point()
+    return torch.div(x, y, rounding_mode="trunc" if whole else None)
+
+
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow,
+    "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": divide, "Pow": torch.pow,
     "Relu": torch.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Sqrt": torch.sqrt, "Abs": torch.abs,
     "Exp": torch.exp, "Neg": torch.neg, "Erf": torch.erf, "Softplus": functional.softplus,
-    "HardSwish": functional.hardswish,
+    "HardSwish": functional.hardswish, "Reciprocal": torch.reciprocal, "Where": torch.where,
+    "Equal": torch.eq, "Less": torch.lt, "Greater": torch.gt, "And": torch.logical_and,
+    "Or": torch.logical_or, "Not": torch.logical_not,
 }  # fmt: skip
 
 
@@ -182,13 +195,17 @@ def _clip(op: Operation) -> Value:
     return op.call(torch.clamp, op.inputs[0], low, high)
 
 
-CASTS = {1: torch.float32, 2: torch.uint8, 3: torch.int8, 6: torch.int32, 7: torch.int64, 9: torch.bool}
+CASTS: dict[int, torch.dtype] = {
+    TensorProto.FLOAT: torch.float32, TensorProto.DOUBLE: torch.float64, TensorProto.UINT8: torch.uint8,
+    TensorProto.INT8: torch.int8, TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64,
+    TensorProto.BOOL: torch.bool,
+}  # fmt: skip
 
 
 @operation("Cast")
 def _cast(op: Operation) -> Value:
     if op.attributes["to"] not in CASTS:
-        raise op.refuse(f"a cast to type {op.attributes['to']} is not supported")
+        raise op.refuse(f"a cast to {type_name(op.attributes['to'])} is not supported")
     return op.call(Tensor.to, op.inputs[0], CASTS[op.attributes["to"]])
 
 
@@ -202,6 +219,40 @@ def _flatten(op: Operation) -> Value:
     if op.attributes.get("axis", 1) != 1:
         raise op.refuse("only axis=1 is supported")
     return op.call(torch.flatten, op.inputs[0], 1)
+
+
+@operation("LayerNormalization")
+def _layer_norm(op: Operation) -> Value:
+    scale, shift = op.constant(1), op.constant(2)
+    axis = op.attributes.get("axis", -1)
+    if scale is None or (axis < 0 and scale.ndim != -axis) or (len(op.inputs) > 2 and shift is None):
+        raise op.refuse("expected constant scale and bias, of the size of what is normalised")
+    layer = nn.LayerNorm(tuple(scale.shape), op.attributes.get("epsilon", 1e-5), bias=shift is not None)
+    _parameter(layer, "weight", scale)
+    _parameter(layer, "bias", shift)
+    return op.module(layer, op.inputs[0])
+
+
+@operation("Gelu")
+def _gelu(op: Operation) -> Value:
+    return op.call(functional.gelu, op.inputs[0], approximate=op.attributes.get("approximate", "none"))
+
+
+def flat_softmax(x: Tensor, axis: int) -> Tensor:
+    """ONNX's Softmax before opset 13: over all axes from ``axis`` on."""
+    return x.flatten(axis).softmax(-1).reshape(x.shape)
+
+
+@operation("Softmax")
+def _softmax(op: Operation) -> Value:
+    if op.opset < 13:
+        return op.call(flat_softmax, op.inputs[0], op.attributes.get("axis", 1))
+    return op.call(torch.softmax, op.inputs[0], op.attributes.get("axis", -1))
+
+
+@operation("Einsum")
+def _einsum(op: Operation) -> Value:
+    return op.call(torch.einsum, op.attributes["equation"], *op.inputs)
 
 
 def reshape(x: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
@@ -242,6 +293,75 @@ def _concat(op: Operation) -> Value:
     return op.call(torch.cat, op.inputs, op.attributes["axis"])
 
 
+def _numbers(value: Tensor | Sequence[int]) -> list[int]:
+    return [int(v) for v in (value.tolist() if isinstance(value, Tensor) else value)]
+
+
+def cut(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Tensor:
+    """ONNX's Slice; bounds beyond the ends are the ends."""
+    starts, ends = _numbers(starts), _numbers(ends)
+    axes = range(len(starts)) if axes is None else _numbers(axes)
+    steps = [1] * len(starts) if steps is None else _numbers(steps)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        chosen = range(*slice(start, end, step).indices(x.shape[axis]))
+        if step == 1:
+            x = x.narrow(axis, chosen.start, len(chosen))
+        else:
+            x = x.index_select(axis, torch.tensor(list(chosen), dtype=torch.int64, device=x.device))
+    return x
+
+
+@operation("Slice")
+def _slice(op: Operation) -> Value:
+    if "starts" in op.attributes:  # before opset 10
+        bounds = [op.attributes.get(name) for name in ("starts", "ends", "axes")]
+    else:
+        bounds = [None if v is None else op.constant(i, v) for i, v in enumerate(op.inputs)][1:]
+    bounds = [_numbers(b) if isinstance(b, Tensor | list) else b for b in bounds]
+    return op.call(cut, op.inputs[0], *bounds)
+
+
+def split(x: Tensor, axis: int, count: int, sizes: list[int] | None = None) -> Sequence[Tensor]:
+    """ONNX's Split: equal parts, the last one smaller where they cannot be, or parts of these sizes."""
+    return torch.split(x, sizes or -(-x.shape[axis] // count), axis)
+
+
+@operation("Split")
+def _split(op: Operation) -> Value:
+    sizes = op.constant(1, op.attributes.get("split"))
+    if sizes is None and len(op.inputs) > 1 and op.inputs[1] is not None:
+        raise op.refuse("expected constant sizes")
+    axis, sizes = op.attributes.get("axis", 0), None if sizes is None else _numbers(sizes)
+    parts = op.call(split, op.inputs[0], axis, op.outputs, sizes)
+    return tuple(op.call(operator.getitem, parts, place) for place in range(op.outputs))
+
+
+def expand(x: Tensor, shape: Tensor | Sequence[int]) -> Tensor:
+    """ONNX's Expand: sides of one are repeated, on either side."""
+    wanted = _numbers(shape)
+    wanted = [1] * (x.ndim - len(wanted)) + wanted
+    sides = [1] * (len(wanted) - x.ndim) + list(x.shape)
+    return x.expand([side if side != 1 else new for side, new in zip(sides, wanted, strict=True)])
+
+
+@operation("Expand")
+def _expand(op: Operation) -> Value:
+    shape = op.constant(1)
+    return op.call(expand, op.inputs[0], op.inputs[1] if shape is None else _numbers(shape))
+
+
+def filled(shape: Tensor, value: float | int | bool) -> Tensor:
+    """ONNX's ConstantOfShape."""
+    return torch.full(_numbers(shape), value)
+
+
+@operation("ConstantOfShape")
+def _constant_of_shape(op: Operation) -> Value:
+    value = op.attributes.get("value")
+    number = 0.0 if value is None else as_array(value, op.name).flatten()[0].item()
+    return op.call(filled, op.inputs[0], number)
+
+
 @operation("Pad")
 def _pad(op: Operation) -> Value:
     pads = op.constant(1, op.attributes.get("pads"))
@@ -253,12 +373,27 @@ def _pad(op: Operation) -> Value:
     return op.call(functional.pad, op.inputs[0], order, value=float(value))
 
 
-@operation("GlobalAveragePool", "ReduceMean", "ReduceSum")
+def global_mean(x: Tensor) -> Tensor:
+    """ONNX's GlobalAveragePool, of maps and of sequences (n, C, T)."""
+    return x.mean(tuple(range(2, x.ndim)), keepdim=True)
+
+
+@operation("GlobalAveragePool")
+def _global_mean(op: Operation) -> Value:
+    return op.call(global_mean, op.inputs[0])
+
+
+_REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "ReduceMean": torch.mean, "ReduceSum": torch.sum, "ReduceMax": torch.amax, "ReduceMin": torch.amin,
+}  # fmt: skip
+
+
+@operation(*_REDUCTIONS)
 def _reduce(op: Operation) -> Value:
-    axes = (2, 3) if op.kind == "GlobalAveragePool" else op.constant(1, op.attributes.get("axes"))
+    axes = op.constant(1, op.attributes.get("axes"))
     if axes is None:
         raise op.refuse("expected constant axes")
-    function = torch.sum if op.kind == "ReduceSum" else torch.mean
+    function = _REDUCTIONS[op.kind]
     keep = bool(op.attributes.get("keepdims", 1))
     return op.call(function, op.inputs[0], dim=[int(a) for a in axes], keepdim=keep)
 
@@ -291,20 +426,20 @@ def _pool(op: Operation) -> Value:
     return op.module(nn.AvgPool2d(kernel, stride, padding, ceil, include), op.inputs[0])
 
 
-def shape_of(x: Tensor) -> Tensor:
+def shape_of(x: Tensor, start: int = 0, end: int | None = None) -> Tensor:
     """ONNX's Shape: sizes as a tensor."""
-    return torch.tensor(x.shape, dtype=torch.int64)
+    return torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
 @operation("Shape")
 def _shape(op: Operation) -> Value:
-    if op.attributes.keys() & {"start", "end"}:
-        raise op.refuse("start and end are not supported")
-    return op.call(shape_of, op.inputs[0])
+    return op.call(shape_of, op.inputs[0], op.attributes.get("start", 0), op.attributes.get("end"))
 
 
 def take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
-    """ONNX's Gather."""
+    """ONNX's Gather; negative indices and axes count from the end."""
+    axis %= x.ndim
+    indices = torch.where(indices < 0, indices + x.shape[axis], indices)
     chosen = x.index_select(axis, indices.flatten())
     return chosen.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 

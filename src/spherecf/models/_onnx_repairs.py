@@ -8,6 +8,7 @@ import onnx
 from onnx import helper, inliner, numpy_helper
 
 from spherecf.errors import ModelError
+from spherecf.models._onnx_batch import free_batch
 from spherecf.models._onnx_file import LARGEST, Model, as_array, read_onnx
 from spherecf.models._onnx_graph import (
     INPUT_KEY,
@@ -16,9 +17,6 @@ from spherecf.models._onnx_graph import (
     OLDEST_OPSET,
     SAFE_OPSET,
     OnnxGraph,
-    attributes,
-    constants,
-    image_tensors,
     opset_of,
     reads,
     replace_nodes,
@@ -180,33 +178,6 @@ def _drop_false_inputs(graph: OnnxGraph) -> str:
     return f"{len(orphans)} orphan graph inputs dropped, no node reads them ({names})" if orphans else ""
 
 
-def _free_batch(graph: OnnxGraph) -> str:
-    """Let the graph take any number of images: a named batch dimension, and reshapes that keep it."""
-    body = graph.model.graph
-    first = body.input[0].type.tensor_type.shape.dim[0]
-    fixed = first.dim_value
-    first.Clear()
-    first.dim_param = "batch"
-    del body.value_info[:]
-    for output in body.output:
-        output.type.tensor_type.ClearField("shape")
-    if not fixed:
-        return ""
-    shapes = {node.input[1] for node in body.node if node.op_type == "Reshape" and len(node.input) > 1}
-    values, alive, reshapes = constants(graph, shapes), image_tensors(graph), 0
-    for number, node in enumerate(body.node):
-        if node.op_type != "Reshape" or node.input[0] not in alive or node.input[-1] not in values:
-            continue
-        shape = values[node.input[1]].copy()
-        if shape.ndim == 1 and shape.size and shape[0] == fixed:
-            shape[0] = 0 if not attributes(node).get("allowzero", 0) else -1
-            name = f"{node.input[1]}_any_batch_{number}"
-            body.initializer.append(numpy_helper.from_array(shape, name))
-            node.input[1] = name
-            reshapes += 1
-    return f"fixed batch of {fixed} made dynamic ({reshapes} reshapes rewritten)"
-
-
 REPAIRS: tuple[Callable[[OnnxGraph], str], ...] = (
     _inline_functions,
     _dense_weights,
@@ -219,5 +190,5 @@ REPAIRS: tuple[Callable[[OnnxGraph], str], ...] = (
     infer_only,
     shape_slopes,
     quantised_maps,
-    _free_batch,
+    free_batch,
 )

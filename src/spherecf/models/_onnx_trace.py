@@ -5,12 +5,15 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from spherecf.errors import ModelError
+from spherecf.models._network import map_order
 from spherecf.models._onnx_file import LARGEST, Model
+from spherecf.models._onnx_find import Found
 from spherecf.models._onnx_graph import SAFE_OPSET, OnnxGraph, opset_of, reads
 from spherecf.models._onnx_import import needed_nodes
 
@@ -75,9 +78,10 @@ def _with_opset(model: Model, version: int) -> Model:
         raise ModelError(f"{found} cannot be converted to {version}: {error}") from error
 
 
-def cut_graph(graph: OnnxGraph, outputs: Sequence[str]) -> Model:
-    """The part of a repaired graph that leads to these tensors, its new outputs, in opset 9 or later."""
+def cut_graph(graph: OnnxGraph, found: Found) -> Model:
+    """The part of a repaired graph that leads to (embedding, map), its new outputs, in opset 9 or later."""
     model, body = graph.model, graph.model.graph
+    outputs = [found.embedding, _add_map(body, found)]
     kept = needed_nodes(graph, set(outputs))
     used = {name for node in kept for name in reads(node)}
     stored = [tensor for tensor in body.initializer if tensor.name in used]
@@ -88,3 +92,16 @@ def cut_graph(graph: OnnxGraph, outputs: Sequence[str]) -> Model:
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
     )
     return model if opset_of(model) >= TRACED_OPSETS[0] else _with_opset(model, SAFE_OPSET)
+
+
+def _add_map(body: Any, found: Found) -> str:
+    """Name of the features as a map: where they come in another form, the graph gets `as_map` at its end."""
+    order = map_order(found.given_shape)
+    if not order:
+        return found.features
+    turned, name, sizes = (f"{found.features}/{part}" for part in ("turned", "map", "sizes"))
+    axes, shape = [0, *(axis + 1 for axis in order)], np.array([-1, *found.feature_shape])
+    body.initializer.append(onnx.numpy_helper.from_array(shape, sizes))
+    body.node.append(onnx.helper.make_node("Transpose", [found.features], [turned], perm=axes))
+    body.node.append(onnx.helper.make_node("Reshape", [turned, sizes], [name]))
+    return name

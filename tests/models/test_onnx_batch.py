@@ -1,0 +1,45 @@
+"""Graphs made for a fixed batch, which answer for any."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tests.models import graphs
+from tests.models.conftest import TINY, noise
+
+from spherecf.models import FrozenBackbone
+from spherecf.models._onnx_repairs import load_graph
+
+
+def joined(batch: int, *, sizes: tuple[int, ...] = (), **attributes: int) -> onnx.ModelProto:
+    """Tokens (n, 8, 16) of a convolution between the same two constant ones, which every image gets."""
+    make = graphs.Maker(0)
+    x = make.conv("image", "patches", 3, 8, strides=[4, 4])
+    shape = make.stored("sizes", np.array(sizes or (batch, 8, 16)))
+    x = make.node("Reshape", [x, shape], "rows", **attributes)
+    token = np.linspace(-1, 1, 16, dtype=np.float32)
+    row = make.stored("token", np.broadcast_to(token, (batch, 1, 16)))
+    x = make.node("Softmax", [make.node("Concat", [row, x, row], "tokens", axis=1)], "seen", axis=-1)
+    make.dense(make.node("Flatten", [x], "flat", axis=1), "embedding", 160, 32)
+    return make.model(["embedding"], batch=batch, opset=14)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("sizes", [None, (8, 16), (-1, 16)])
+@pytest.mark.parametrize("allowzero", [0, 1])
+def test_tokens_and_reshapes_follow_the_batch(
+    batch: int, sizes: tuple[int, ...] | None, allowzero: int
+) -> None:
+    model = joined(batch, sizes=(batch, *sizes) if sizes else (), allowzero=allowzero)
+    backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY)
+    assert backbone.repairs == [
+        f"fixed batch of {batch} made dynamic (1 reshapes rewritten, 2 constant tokens repeated)"
+    ]
+    output = backbone(noise(3)).embedding
+    for face, row in zip(noise(3), output, strict=True):
+        torch.testing.assert_close(backbone(face[None]).embedding[0], row, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_beyond_all_memory_are_left_as_they_are() -> None:
+    """Their product is 0 in 64 bits."""
+    load_graph(joined(2, sizes=(2, -1, 2**32, 2**32)))
