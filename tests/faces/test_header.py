@@ -78,3 +78,9 @@ def test_any_cut_and_any_damage_gives_a_header_or_none(suffix: str) -> None:
 )
 def test_what_is_no_picture(data: bytes) -> None:
     assert read_header(data) is None
+
+
+def test_blanks_without_end_cost_no_more_than_reading_them() -> None:
+    """Each blank could be split from the next in two ways: 30 of them took longer than anybody waits."""
+    assert read_header(b"P5" + b" " * 50_000 + b"x") is None
+    assert read_header(b"P5" + b"#\n \n" * 5_000 + b"2 3 255 ") == read_header(b"P5 2 3 255 ")

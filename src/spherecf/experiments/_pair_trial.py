@@ -94,14 +94,18 @@ def score_pairs(
     condition: Condition,
     radius: float,
 ) -> NDArray[np.float64]:
-    """All listed pairs by one head's own score; meaningless where an image could not be used."""
+    """All listed pairs by one head's own score; 0 where an image could not be used."""
     views = len(cache.views)
     rows = pairs.rows(cache.source.keys)
     a, b = (row * views + view for row, view in zip(rows, (condition.left, condition.right)))
+    usable = cache.valid[a] & cache.valid[b]
+    scores, a, b = np.zeros(len(usable)), a[usable], b[usable]
     mu_a, mu_b = torch.from_numpy(cache.mu[a]), torch.from_numpy(cache.mu[b])
     if variant.gaussian:
         one, two = (torch.from_numpy(said[side].reshape(len(a), -1)).double() for side in (a, b))
-        return gaussian_score(mu_a.double(), one, mu_b.double(), two).numpy()
+        scores[usable] = gaussian_score(mu_a.double(), one, mu_b.double(), two).numpy()
+        return scores
     # The exponential in float32, as that of an embeddings file.
     kappa_a, kappa_b = (torch.from_numpy(np.exp(said[side])).double() for side in (a, b))
-    return mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius).numpy()
+    scores[usable] = mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius).numpy()
+    return scores

@@ -67,7 +67,7 @@ def _read(data: bytes) -> Header | None:
         height, width, _, bits = struct.unpack(">IIHB", data[at : at + 11])
         return Header("JPEG 2000", width, height, bits=(bits & 127) + 1)
     pnm = re.match(
-        rb"P([1-6])(?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)(?:(?:\s+|#[^\n]*\n)+(\d+))?\s", data
+        rb"P([1-6])(?:\s|#[^\n]*\n)+(\d+)(?:\s|#[^\n]*\n)+(\d+)(?:(?:\s|#[^\n]*\n)+(\d+))?\s", data
     )
     if pnm is None:
         return None

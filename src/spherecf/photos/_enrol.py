@@ -84,6 +84,17 @@ def enrol_photos(
     Raises:
         InputError: "new", and the name is enrolled; or the name is none.
         StorageError: the gallery could not be written; it is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces
+        >>> assess = FaceAssessor(faces="main")
+        >>> model, photos = assess.model.fingerprint(), orl_faces().root / "s1"
+        >>> with Gallery.open(tempfile.mkdtemp(), model=model, dim=128, radius=64.0) as gallery:
+        ...     first = enrol_photos(gallery, assess, "Ann", [photos / "1.pgm"])
+        ...     again = enrol_photos(gallery, assess, "Ann", [photos / "1.pgm", photos / "2.pgm"], "follow")
+        >>> first.status, again.status, again.enrolled.images
+        ('enrolled', 'added', 2)
     """
     files, known = _Files.of(paths), {} if how == "new" else gallery.sources(identity)
     if how == "follow" and not all(map(_HASH.fullmatch, known)):
@@ -127,6 +138,11 @@ def people_of(folder: str | Path) -> dict[str, list[Path]]:
 
     Raises:
         InputError: the folder cannot be read, or holds no folder.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> list(people_of(orl_faces().root))[:3]
+        ['s1', 's10', 's11']
     """
     folder = Path(folder)
     try:
@@ -159,6 +175,15 @@ def enrol_folders(
 
     Raises:
         StorageError: the gallery could not be written; who came before is enrolled.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.data import orl_faces
+        >>> assess = FaceAssessor(faces="main")
+        >>> model, people = assess.model.fingerprint(), {"Ann": [orl_faces().root / "s1" / "1.pgm"]}
+        >>> with Gallery.open(tempfile.mkdtemp(), model=model, dim=128, radius=64.0) as gallery:
+        ...     [done.status for _ in range(2) for done in enrol_folders(gallery, assess, people)]
+        ['enrolled', 'unchanged']
     """
     moved: dict[str, str] = {}
     for name, paths in people.items():
