@@ -14,7 +14,7 @@ from spherecf.embeddings import Embeddings
 pytestmark = pytest.mark.slow
 
 RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 8\nbatch_size = 64\nheld_out = 0.2\n"
-FOLDS, PAIRS = 2, 120  # of LFW's ten folds, and of the 300 pairs of each kind in each
+FOLDS, PAIRS = 2, 60  # of LFW's ten folds, and of the 300 pairs of each kind in each
 
 
 def spherecf(*arguments: object) -> str:

@@ -92,7 +92,7 @@ def test_testing_stops_at_the_first_failure() -> None:
     assert not rule.decides and rule.counts == ()
 
 
-@pytest.mark.parametrize("error, draws", [("both", 1000), *((error, 150) for error in ERRORS[1:])])
+@pytest.mark.parametrize("error, draws", [("both", 500), *((error, 150) for error in ERRORS[1:])])
 def test_the_promise_is_kept(population: JudgedPairs, error: str, draws: int) -> None:
     """No more broken promises than delta allows; choosing by the tuning part alone breaks more."""
     broken, decided, naive = simulate(population, error, draws=draws, n=300, **SMALL)

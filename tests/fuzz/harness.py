@@ -38,7 +38,7 @@ from hypothesis import strategies as st
 
 from spherecf.errors import SpherecfError
 
-INPUTS = int(os.environ.get("SPHERECF_FUZZ", "150"))
+INPUTS = int(os.environ.get("SPHERECF_FUZZ", "100"))
 RESULTS = os.environ.get("SPHERECF_FUZZ_RESULTS")
 SECONDS, MEMORY, QUICK = 10, 1 << 30, 0.05
 CEILING = 8 << 30  # of address space beyond what the process has: protects the machine, not the product

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
 SECOND = {path.name for path in RECIPES if f" train confidence recipes/{path.name}" in path.read_text()}
-PEOPLE, IMAGES, PAIRS = 24, 12, 120
+PEOPLE, IMAGES, PAIRS = 16, 10, 100
 
 
 def load(path: Path) -> BackboneConfig | ConfidenceConfig:
@@ -128,7 +128,7 @@ def test_tiny_recipes_from_nothing(shared: Path, tmp_path: Path) -> None:
         spherecf("evaluate", "tenfold", clean, "--pairs", tmp_path / "pairs.txt", "--json", "--draws", 0)
     )
     assert result["counts"]["pairs"] == 2 * PAIRS
-    assert result["scores"]["cosine"]["accuracy"]["value"] > 0.65  # chance is 0.5, with a deviation of 0.03
+    assert result["scores"]["cosine"]["accuracy"]["value"] > 0.65  # chance is 0.5, with a deviation of 0.035
     before, after = Embeddings.load(clean), Embeddings.load(poor)
     assert np.median(before.log_kappa) > np.median(after.log_kappa)
     assert (before.log_kappa > after.log_kappa).mean() > 0.6
