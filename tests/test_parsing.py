@@ -32,7 +32,18 @@ def test_our_own_errors_and_interrupts_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[" * 100_000, '{"a":' * 5000, "NaN", '{"a": [1, -Infinity]}', "[1e999]", b"\xff\xfe"]
+    "text",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        '{"a":' * 5000,
+        "NaN",
+        '{"a": [1, -Infinity]}',
+        "[1e999]",
+        "[1" + "0" * 400 + "]",
+        b"\xff\xfe",
+    ],
 )
 def test_json_that_could_not_be_written_again_is_refused(text: str | bytes) -> None:
     with pytest.raises(FileFormatError):

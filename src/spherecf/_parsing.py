@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -64,7 +65,7 @@ def parse_json(text: str | bytes, path: str | Path, kind: str, hint: str = "") -
     """
     with reading(path, kind, hint):
         value = from_json(text, allow_inf_nan=False)
-        if not _finite(value):  # 1e999 is infinite without being called so
+        if not _finite(value):  # 1e999 is infinite without being called so; whole numbers have any length
             raise ValueError("a number is beyond the range of float64")
         return value
 
@@ -109,6 +110,8 @@ def _finite(value: Any) -> bool:
     while pending:
         item = pending.pop()
         if isinstance(item, float) and not math.isfinite(item):
+            return False
+        if isinstance(item, int) and abs(item) > sys.float_info.max:  # no message could format it
             return False
         pending.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
     return True
