@@ -8,11 +8,11 @@ help:  ## say what there is
 check:  ## everything CI runs, in this environment
 	bash .ci/run $(PYTHON)
 
-unit:  ## the tests without the slow ones: no real faces, no long runs
-	$(PYTHON) -m pytest -m "not slow"
-
-test:  ## all tests, as the README runs them
+unit:  ## the tests as the README runs them: without the slow ones, which are real faces and long runs
 	$(PYTHON) -m pytest
+
+test:  ## all tests
+	$(PYTHON) -m pytest -m ""
 
 FUZZ ?= 100000
 fuzz:  ## FUZZ mutated inputs for each format (hours), then the table of docs/reliability.md

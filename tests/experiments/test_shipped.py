@@ -17,6 +17,8 @@ from spherecf.experiments._shipped_calibration import halves
 from spherecf.models import FrozenBackbone
 from spherecf.training import ConfidenceConfig
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ConfidenceConfig.from_dict(
     {
         "views": {"degraded": 3},

@@ -359,6 +359,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert CONFIG["fit"]["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_a_transformer_learns_alone_and_on_two_ranks(tmp_path: Path) -> None:
     """With its own optimizer; masks and dropped branches are drawn by each rank, so here there are none."""
     changes: dict[str, Any] = {

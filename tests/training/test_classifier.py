@@ -39,7 +39,7 @@ def plain_step(kind: str, rate: float) -> dict[str, torch.Tensor]:
     return {"value": loss.detach(), "grad": embedding.grad, "weight": moved}
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow), 3])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
     run("classifier", folder, request.param)

@@ -178,7 +178,10 @@ def test_only_checkpoints_can_be_tuned(tmp_path: Path) -> None:
         train_confidence(backbone, source, tmp_path, settings(features={"finetune": True}))
 
 
-@pytest.mark.parametrize(("way", "size"), [("cache", 3), ("stream", 2), ("pairs", 2)])
+@pytest.mark.parametrize(
+    ("way", "size"),
+    [("cache", 3), *(pytest.param(way, 2, marks=pytest.mark.slow) for way in ("stream", "pairs"))],
+)
 def test_ranks_give_the_loss_curve_of_one(tmp_path: Path, recogniser: Path, size: int, way: str) -> None:
     changes: dict[str, Any] = {"features": {"source": "stream" if way == "stream" else "cache"}}
     if way == "pairs":
