@@ -147,3 +147,11 @@ def test_lfw_names_meet_keys_of_any_suffix_and_root(tmp_path: Path) -> None:
     assert [rows.tolist() for rows in pairs.rows([f"lfw/{key}" for key in keys])] == expected
     with pytest.raises(InputError, match="Ann_0001"):
         pairs.rows([*(key.replace(".jpg", ".png") for key in keys), "Ann/Ann_0001.bmp"])
+
+
+def test_a_path_is_no_name_of_a_person(tmp_path: Path) -> None:
+    """Its first folder would be taken for the person: Ann and Ann/1 would be one, and not mated."""
+    path = tmp_path / "pairs.txt"
+    path.write_text("1\t1\nAnn\t1\t2\nAnn\t2\tAnn/1\t1\n")
+    with pytest.raises(FileFormatError, match="line 3"):
+        open_pairs(path)

@@ -150,6 +150,8 @@ def _lfw_line(path: Path, number: int, line: str, mated: bool) -> tuple[str, str
         raise FileFormatError(path, f"line {number}: expected {expected}, got {line[:80]!r}.")
     if not (_is_count(fields[1]) and _is_count(fields[3])):
         raise FileFormatError(path, f"line {number}: expected picture numbers, got {line[:80]!r}.")
+    if any(mark in fields[0] + fields[2] for mark in "/\\"):
+        raise FileFormatError(path, f"line {number}: expected names of people, got a path in {line[:80]!r}.")
     left, right = (f"{name}/{name}_{int(picture):04d}.jpg" for name, picture in (fields[:2], fields[2:]))
     check_name(path, number, left)
     return left, right
