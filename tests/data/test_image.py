@@ -173,3 +173,10 @@ def test_the_flattest_picture_of_all_is_whole(settings: list[int]) -> None:
     flat = np.full((4000, 4000, 3), 128, np.uint8)
     data = cv2.imencode(".jpg", flat, [cv2.IMWRITE_JPEG_QUALITY, 1, *settings])[1].tobytes()
     assert decode_image(data).shape == flat.shape
+
+
+def test_a_png_of_more_pixels_than_its_bytes_can_hold() -> None:
+    data = bytearray(encode_image(np.zeros((8, 8, 3), np.uint8), ".png"))
+    data[16:24] = (20_000).to_bytes(4, "big") * 2
+    with pytest.raises(ImageError, match="20000x20000"):
+        decode_image(bytes(data))

@@ -162,11 +162,19 @@ def _truncation(data: bytes) -> str:
 
 
 def _short_of_chunks(png: bytes) -> str:
-    """Decoders take the memory that a chunk promises before they look for its bytes."""
+    """Decoders take the memory that header or chunks promise before they look for the bytes.
+
+    Deflate packs 1032 bytes into one at most, and a pixel takes a bit at least.
+    """
+    width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
+    if len(png) * 1032 * 8 < width * height:
+        return f"the PNG header promises a picture of {height}x{width}"
     at = len(_PNG)
     while png[at + 4 : at + 8] != b"IEND":
         if at + 8 > len(png):
             return "the PNG end chunk IEND is missing"
+        if not png[at + 4 : at + 8].isalpha():
+            return f"a PNG chunk at byte {at} is damaged"
         length = int.from_bytes(png[at : at + 4], "big")
         if at + 12 + length > len(png):
             return f"a PNG chunk at byte {at} promises {length} bytes"
