@@ -1,7 +1,6 @@
 """Photos of people to a gallery, and a gallery that follows folders of photos as they change."""
 
 import re
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spherecf._files import sha256_file
+from spherecf._names import composed
 from spherecf.errors import InputError
 from spherecf.gallery import Enrolled, Gallery, checked_identity
 from spherecf.photos._assess import AssessedFace, FaceAssessor
@@ -153,7 +153,7 @@ def people_of(folder: str | Path) -> dict[str, list[Path]]:
         raise InputError(f"{folder}: expected a folder of photos for each person, there is none")
     people: dict[str, list[Path]] = {}
     for path in inside:
-        people.setdefault(unicodedata.normalize("NFC", path.name).strip(), []).append(path)
+        people.setdefault(composed(path.name).strip(), []).append(path)
     return people
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, HTTPException, Path, Request
 
+from spherecf._names import composed
 from spherecf.gallery import Identification
 from spherecf.serve._desk import Desk
 from spherecf.serve._routes import BEARER, AtDesk, parse, photo_of, usable, why_not
@@ -49,7 +50,7 @@ def checked_name(text: str) -> str:
     Raises:
         HTTPException: 422, it holds something else.
     """
-    name = unicodedata.normalize("NFC", text).strip()
+    name = composed(text).strip()
     fits = all(sign in " .'-_’" or unicodedata.category(sign)[0] in "LMN" for sign in name)
     if not (0 < len(name) <= 100 and fits and any(sign.isalnum() for sign in name)):
         raise HTTPException(422, "identity: expected 1 to 100 letters, digits, blanks and . ' - _ only.")

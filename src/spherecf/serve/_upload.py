@@ -6,7 +6,6 @@ there.
 
 import asyncio
 import re
-import unicodedata
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
+from spherecf._names import composed
 from spherecf.serve._limits import Limits
 
 _FIELD_BYTES = 4096
@@ -150,7 +150,7 @@ class _Parts:
 
 def _file_name(raw: bytes) -> str:
     """The last part of whatever path came, printable and not too long. It is shown, never opened."""
-    text = unicodedata.normalize("NFC", raw.decode("utf-8", "replace"))
+    text = composed(raw.decode("utf-8", "replace"))
     last = re.split(r"[/\\]", text)[-1]
     return "".join(sign for sign in last if sign.isprintable())[-_NAME_LENGTH:].strip()
 
