@@ -15,6 +15,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spherecf._files import sha256_file
 from spherecf._version import environment
 from spherecf.calibration import Calibration
 from spherecf.errors import FileFormatError, InputError, ModelError
@@ -310,15 +311,17 @@ def _find_backbone(
                 f"which is not the default one; pass backbone= with its file"
             )
         given = default_recogniser_path()
-    if not isinstance(given, FrozenBackbone) and not Path(given).is_file():
-        raise ModelError(f"{given}: expected the backbone's file, found no such file")
-    if isinstance(given, FrozenBackbone):
-        identity, name = given.identity, given.name
-    else:
-        identity, name = file_identity(given), str(given)
-    if not (migrate and facts["sha256"] == identity.former):
-        identity.require(facts["sha256"], facts["name"], name, f"{path}: its head")
+    name = given.name if isinstance(given, FrozenBackbone) else str(given)
+
+    def require(identity: Identity) -> None:
+        if not (migrate and facts["sha256"] == identity.former):
+            identity.require(facts["sha256"], facts["name"], name, f"{path}: its head")
+
     if not isinstance(given, FrozenBackbone):
+        if not Path(given).is_file():
+            raise ModelError(f"{given}: expected the backbone's file, found no such file")
+        if sha256_file(given) != facts["sha256"]:  # another file, or one with weights beside it
+            require(file_identity(given))
         pixels = Preprocessing.from_dict(facts["preprocessing"])
         if Path(given).suffix in SUFFIXES:
             given = FrozenBackbone.from_checkpoint(given, pixels, **how)
@@ -326,6 +329,7 @@ def _find_backbone(
             given = FrozenBackbone.from_onnx(
                 given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"], **how
             )  # fmt: skip
+    require(given.identity)
     if given.feature_name != facts["features"] or given.preprocessing.to_dict() != facts["preprocessing"]:
         raise ModelError(
             f"{path}: trained on {facts['features']} with {facts['preprocessing']}, the backbone given uses "
