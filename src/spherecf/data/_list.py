@@ -27,29 +27,11 @@ _LISTS = (
 )
 _INSIGHTFACE_WIDTHS = (3, 7, 17)  # with a box, with a box and five landmarks
 _IMAGE_WORDS = (
-    "image",
-    "imagepath",
-    "img",
-    "imgpath",
-    "path",
-    "file",
-    "filename",
-    "filepath",
-    "key",
-    "imagename",
-)
+    "image", "imagepath", "img", "imgpath", "path", "file", "filename", "filepath", "key", "imagename",
+)  # fmt: skip
 _LABEL_WORDS = (
-    "label",
-    "identity",
-    "identityid",
-    "id",
-    "class",
-    "classid",
-    "subject",
-    "person",
-    "target",
-    "name",
-)
+    "label", "identity", "identityid", "id", "class", "classid", "subject", "person", "target", "name",
+)  # fmt: skip
 _SHOWN = 3
 _UNTIDY = re.compile(r"//|/$|(?:^|/)\.(?:/|$)")
 
@@ -223,16 +205,20 @@ def _layout(path: Path, number: int, line: str) -> tuple[_Layout, bool]:
 
 
 def _two_columns(cells: Sequence[str], separator: str | None) -> _Layout:
-    words = [cell.lower().replace("_", "").replace(" ", "") for cell in cells]
-    first = words[0] in _LABEL_WORDS and words[-1] in _IMAGE_WORDS if _is_header(cells) else False
+    first = _is_header(cells) and _word(cells[0]) in _LABEL_WORDS and _word(cells[1]) in _IMAGE_WORDS
     if first or (len(cells) == 2 and is_whole(cells[0]) and has_image_suffix(cells[1])):
         return _Layout("`label image_path`", separator, (2,), 1, 0)
     return _Layout("`image_path label`", separator, (2,), 0, 1)
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    words = {cell.lower().replace("_", "").replace(" ", "") for cell in cells}
-    return len(cells) == 2 and bool(words & {*_IMAGE_WORDS}) and bool(words & {*_LABEL_WORDS})
+    words = set(map(_word, cells))
+    return len(cells) == 2 and not words.isdisjoint(_IMAGE_WORDS) and not words.isdisjoint(_LABEL_WORDS)
+
+
+def _word(cell: str) -> str:
+    """What a cell of a header says, however it is spaced."""
+    return cell.lower().replace("_", "").replace(" ", "")
 
 
 def _lst(path: Path, number: int, cells: list[str]) -> _Layout:

@@ -93,7 +93,8 @@ def _lead(scores: Sequence[float], margin: float) -> tuple[int, bool]:
 
 
 def turned_text(degrees: int) -> str:
-    """
+    """How a face is turned, for messages.
+
     Example:
         >>> turned_text(180)
         'upside down (turned by 180 degrees)'

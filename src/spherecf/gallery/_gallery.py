@@ -22,6 +22,7 @@ from spherecf.gallery._names import checked_identity, template_key
 from spherecf.gallery._review import review
 from spherecf.gallery._rows import (
     Images,
+    Row,
     Template,
     direction,
     image_rows,
@@ -171,7 +172,7 @@ class Gallery:
         empty = add and not len(media) and not len(sources)
         given = nothing if empty else check_images(mu, kappa, self._header.dim, media, sources)
         key = template_key(name, self._header.salt)
-        stored = self._store.template(key) if self._mirror.find(key) is not None else None
+        stored = self._stored(key)
         if stored is not None and not (add or replace):
             raise InputError(f"{name} is already enrolled; add photos to it (add) or replace it (replace)")
         before = None if stored is None or replace else read_template(stored)
@@ -203,7 +204,7 @@ class Gallery:
         """
         self._refresh()
         key = template_key(checked_identity(identity), self._header.salt)
-        stored = self._store.template(key) if self._mirror.find(key) is not None else None
+        stored = self._stored(key)
         if stored is None:
             return {}
         images, sources = self._images(read_template(stored)), dict[str, str]()
@@ -401,6 +402,10 @@ class Gallery:
         alike = self._finder.candidates(self._finder.find(mu, kappa, 2))
         others = [one for one in alike if one.template != key]
         return review(images, kappa, others, limits, self._header.radius)
+
+    def _stored(self, key: str) -> Row | None:
+        """Row of a template that is enrolled; one that is left over from a removal is not."""
+        return self._store.template(key) if self._mirror.find(key) is not None else None
 
     def _images(self, template: Template) -> Images:
         rows = self._store.images(template) if template.images > 1 else []
