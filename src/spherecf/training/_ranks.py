@@ -9,6 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# The default arguments of these functions hold the default group of the time of their import. Imported
+# later (the optimisers do, by way of torch's compiler), they would keep the group beyond
+# `destroy_process_group`, and its threads would meet the end of the interpreter, which now and then aborts
+# the process.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 from spherecf._progress import hide_bars
