@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -309,3 +311,11 @@ def test_its_identity_is_the_files(tface_file: Path) -> None:
     backbone = FrozenBackbone.from_checkpoint(tface_file, "adaface", dtype="bfloat16")
     assert backbone.sha256 == hashlib.sha256(tface_file.read_bytes()).hexdigest()
     assert backbone.engine == "torch-bfloat16"
+
+
+def test_opening_one_does_not_start_torchs_compiler(tmp_path: Path) -> None:
+    for name in ("r18", "vit_t"):
+        torch.save(make_backbone(name, dim=4, width=0.125).state_dict(), tmp_path / f"{name}.pth")
+    code = "import sys, spherecf.models as m; [m.load_backbone(p) for p in sys.argv[1:]]; "
+    code += "sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code, *map(str, tmp_path.glob("*.pth"))], check=True)

@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from zipfile import ZipFile
@@ -10,6 +11,7 @@ from zipfile import ZipFile
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from spherecf._files import OLD_TORCH, SAFETENSORS, TORCH, TORCHSCRIPT, describe_content
@@ -225,7 +227,7 @@ def filled(
         ModelError: keys, shapes or types that differ (the first are named); or what ``make`` refuses.
     """
     try:
-        with reading(path, "a network", DAMAGED), torch.device("meta"):
+        with reading(path, "a network", DAMAGED), without_memory():
             module = make()
     except (InputError, ModelError) as error:
         raise ModelError(f"{path}: {error}") from error
@@ -245,6 +247,23 @@ def filled(
         module = make()
         module.load_state_dict(state)
     return module.eval()
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out first values: torch imports its compiler to draw them for a tensor without memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Modules made in here have names, shapes and types, but no values."""
+    with torch.device("meta"), _Unfilled():
+        yield
 
 
 def _is_finite(tensor: Tensor) -> bool:

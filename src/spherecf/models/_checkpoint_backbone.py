@@ -6,11 +6,18 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spherecf.errors import ModelError
-from spherecf.models._checkpoint import below, differences, filled, first, read_checkpoint, stripped
+from spherecf.models._checkpoint import (
+    below,
+    differences,
+    filled,
+    first,
+    read_checkpoint,
+    stripped,
+    without_memory,
+)
 from spherecf.models._ir import IR
 from spherecf.models._iresnet import IResNet
 from spherecf.models._mobilefacenet import MobileFaceNet
@@ -152,7 +159,7 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 @cache
 def _original_state(name: str) -> dict[str, Tensor]:
     """Names and shapes of a network as its makers publish it, without memory."""
-    with torch.device("meta"):
+    with without_memory():
         return make_backbone(name).state_dict()
 
 

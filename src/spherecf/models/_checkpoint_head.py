@@ -4,12 +4,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models._artefact import saved_head
-from spherecf.models._checkpoint import below, filled, read_checkpoint, stripped
+from spherecf.models._checkpoint import below, filled, read_checkpoint, stripped, without_memory
 from spherecf.models._heads import ConfidenceHead, ConvHead, LinearHead
 from spherecf.models._saved import saved_format
 
@@ -111,7 +110,7 @@ def _original(
                 f"pass feature_shape="
             )
         make = partial(LinearHead, channels, height, width)
-    with torch.device("meta"):
+    with without_memory():
         head = make()
     theirs = dict(zip(original_head_state(head), head.state_dict(), strict=True))
     renamed = {theirs.get(key, key): tensor for key, tensor in state.items()}

@@ -174,7 +174,9 @@ class VisionTransformer(Network):
             nn.Linear(width, self.dim, bias=False), nn.BatchNorm1d(self.dim, eps=2e-5),
         )  # fmt: skip
         # Without masking nothing would ever reach it, and ranks would wait for its gradient.
-        self.mask_token = nn.Parameter(torch.randn(1, 1, width) * _STD, requires_grad=mask > 0)
+        self.mask_token = nn.Parameter(
+            nn.init.normal_(torch.empty(1, 1, width), std=_STD), requires_grad=mask > 0
+        )
         self.apply(_initialize)
         self.senet = nn.Sequential(
             nn.Linear(tokens * width, tokens, bias=False), nn.ReLU(),
