@@ -32,7 +32,8 @@ from spherecf.evaluation._distractors import (
 )
 from spherecf.evaluation._distractors_section import distractor_notes, distractor_section, distractor_table
 from spherecf.evaluation._group_names import extra_groups, pair_groups, template_groups
-from spherecf.evaluation._groups import AtThreshold, GroupReport, GroupResult, by_group, group_table
+from spherecf.evaluation._group_table import group_table
+from spherecf.evaluation._groups import AtThreshold, GroupReport, GroupResult, by_group
 from spherecf.evaluation._identification import evaluate_identification
 from spherecf.evaluation._identification_result import (
     GalleryResult,
@@ -52,7 +53,8 @@ from spherecf.evaluation._large_bootstrap import bootstrap_tmr
 from spherecf.evaluation._line_plot import Histogram, Series, det_lines, histogram_plot, line_plot
 from spherecf.evaluation._llr import Reliability, cllr, min_cllr, reliability, tippett
 from spherecf.evaluation._mistakes import Mistake, worst_mistakes
-from spherecf.evaluation._nearest import NearestPoint, nearest_section, tmr_at_nearest_fmr
+from spherecf.evaluation._nearest import NearestPoint, tmr_at_nearest_fmr
+from spherecf.evaluation._nearest_section import nearest_section
 from spherecf.evaluation._open_set import OpenSet
 from spherecf.evaluation._parts import Plot, Section, Strip, Table
 from spherecf.evaluation._prr import (

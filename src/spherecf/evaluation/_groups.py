@@ -16,7 +16,6 @@ from spherecf._names import spelt
 from spherecf.errors import InputError
 from spherecf.evaluation._curve import sort_pairs
 from spherecf.evaluation._large import ScoreSplit
-from spherecf.evaluation._parts import Table
 from spherecf.evaluation._rates import Targets, TmrAtFmr
 from spherecf.evaluation._result import plain
 from spherecf.evaluation._tenfold import tenfold
@@ -24,7 +23,6 @@ from spherecf.evaluation._tenfold import tenfold
 Array = NDArray[Any]
 
 BETWEEN = "(between groups)"
-_RATIO = "largest / smallest"
 
 
 @dataclass(frozen=True)
@@ -131,44 +129,6 @@ def by_group(
     return GroupReport(overall, best, groups, _spread(inside, overall), int((~known).sum()))
 
 
-def group_table(report: GroupReport, title: str, signature: str = "") -> Table:
-    """A block of rows per threshold, a row per group in it, the spread below them; all of one signature.
-
-    Example:
-        >>> report = by_group([3, 1, 2, 0], [1, 0, 1, 0], list("AABB"), list("AABB"), 0.5)
-        >>> [row[:2] for row in group_table(report, "toy").rows][:3]
-        [['most accurate', 'A'], ['most accurate', 'B'], ['most accurate', 'largest / smallest']]
-    """
-    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "With its own threshold"]
-    rows = []
-    for group in report.groups:
-        counts = [group.group, f"{group.mated:,}", f"{group.non_mated:,}"]
-        own = "–" if group.own_accuracy is None else f"accuracy {group.own_accuracy:.4f}"
-        rows.append(["most accurate", *counts, "–", "–", f"{group.accuracy:.4f}", own])
-    rows.append(["most accurate", _RATIO, "", "", "", "", f"{_ratio(report.spread['error'])} (error)", ""])
-    for entry in report.overall:
-        if entry.tmr is not None:
-            rows += _block(report, entry.target)
-    note = "One threshold for everybody, set on all pairs."
-    note += "".join(f" Unresolved: {entry.unresolved}." for entry in report.overall if entry.unresolved)
-    if report.ungrouped:
-        note += f" {report.ungrouped:,} pairs with a side of no known group take no part."
-    return Table(title, header, rows, note, [signature] * len(rows) if signature else ())
-
-
-def _block(report: GroupReport, target: float) -> list[list[str]]:
-    named, rows = f"FMR ≤ {target:g}", []
-    for group in report.groups:
-        here = next(one for one in group.at if one.target == target)
-        own = next((one.tmr for one in group.own if one.target == target), None)
-        fmr = "–" if here.fmr is None else f"{here.fmr:.3g}"
-        tmr = "–" if here.tmr is None else f"{here.tmr:.4f}"
-        counts = [group.group, f"{group.mated:,}", f"{group.non_mated:,}"]
-        rows.append([named, *counts, fmr, tmr, "–", "–" if own is None else f"TMR {own:.4f}"])
-    fnmr = f"{_ratio(report.spread[f'fnmr@{target:g}'])} (FNMR)"
-    return [*rows, [named, _RATIO, "", "", _ratio(report.spread[f"fmr@{target:g}"]), fnmr, "", ""]]
-
-
 def _measure(
     name: str,
     scores: Array,
@@ -218,10 +178,6 @@ def _over(rates: Sequence[float | None]) -> float | None:
         return None
     low, high = min(known), max(known)
     return high / low if low > 0 else float("inf") if high > 0 else 1.0
-
-
-def _ratio(ratio: float | None) -> str:
-    return "–" if ratio is None else "∞" if ratio == float("inf") else f"{ratio:.2f}"
 
 
 def named_groups(names: Sequence[str], groups: Mapping[str, str], what: str) -> list[str]:

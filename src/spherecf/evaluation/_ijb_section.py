@@ -1,6 +1,6 @@
 """IJB 1:1 on the page and in the terminal."""
 
-from spherecf.evaluation._groups import group_table
+from spherecf.evaluation._group_table import group_table
 from spherecf.evaluation._ijb import TemplateReport, TemplateResult
 from spherecf.evaluation._line_plot import Series, det_lines
 from spherecf.evaluation._parts import Section, Table

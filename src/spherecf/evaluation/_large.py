@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.errors import InputError
-from spherecf.evaluation._measures import spread
-from spherecf.evaluation._rates import Targets, TmrAtFmr, allowed_false, unresolved
+from spherecf.evaluation._rates import Targets, TmrAtFmr, allowed_false, spread, unresolved
 
 Array = NDArray[Any]
 

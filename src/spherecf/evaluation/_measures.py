@@ -9,15 +9,21 @@ from numpy.typing import NDArray
 from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
 from spherecf.evaluation._curve import SortedPairs
 from spherecf.evaluation._nearest import nearest_of_curve
-from spherecf.evaluation._rates import allowed_false, auc_rates, det_curve, eer_rates, tmr_of_curve, tmr_rates
+from spherecf.evaluation._rates import (
+    allowed_false,
+    auc_rates,
+    det_curve,
+    eer_rates,
+    spread,
+    tmr_of_curve,
+    tmr_rates,
+)
 from spherecf.evaluation._resolve import ResolvedPairs
 from spherecf.evaluation._result import Measure, ScoreResult
 from spherecf.evaluation._signature import signature
 from spherecf.evaluation._tenfold import check_folds, fold_counts, tenfold
 
 Array = NDArray[Any]
-
-_DET_POINTS = 200
 
 
 def resample(
@@ -84,15 +90,6 @@ def measure(
         det={"fmr": fmr[thin].tolist(), "fnmr": fnmr[thin].tolist()},
         nearest=nearest_of_curve(curve, targets) if nearest else [],
     )
-
-
-def spread(fmr: Array, fnmr: Array) -> Array:
-    """At most 400 corners of the DET curve, evenly over the decades of both rates, as it is plotted."""
-    if fmr.size <= 2 * _DET_POINTS:
-        return np.arange(fmr.size)
-    rising = np.searchsorted(fmr, np.geomspace(fmr[fmr > 0].min(), 1, _DET_POINTS))
-    falling = fmr.size - 1 - np.searchsorted(fnmr[::-1], np.geomspace(fnmr[fnmr > 0].min(), 1, _DET_POINTS))
-    return np.unique(np.clip(np.concatenate([[0, fmr.size - 1], rising, falling]), 0, fmr.size - 1))
 
 
 def differences_to_cosine(

@@ -12,6 +12,8 @@ from spherecf.evaluation._curve import Curve, roc
 
 Targets = float | Sequence[float] | NDArray[Any]
 
+_DET_POINTS = 200
+
 
 @dataclass(frozen=True)
 class TmrAtFmr:
@@ -147,3 +149,12 @@ def det_curve(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArra
     flat = (step == 0).astype(int)
     corner[1:-1] = ~((flat[:, 1:] & flat[:, :-1]).any(0))
     return curve.fmr[corner], curve.fnmr[corner], curve.thresholds[corner]
+
+
+def spread(fmr: NDArray[Any], fnmr: NDArray[Any]) -> NDArray[Any]:
+    """At most 400 corners of the DET curve, evenly over the decades of both rates, as it is plotted."""
+    if fmr.size <= 2 * _DET_POINTS:
+        return np.arange(fmr.size)
+    rising = np.searchsorted(fmr, np.geomspace(fmr[fmr > 0].min(), 1, _DET_POINTS))
+    falling = fmr.size - 1 - np.searchsorted(fnmr[::-1], np.geomspace(fnmr[fnmr > 0].min(), 1, _DET_POINTS))
+    return np.unique(np.clip(np.concatenate([[0, fmr.size - 1], rising, falling]), 0, fmr.size - 1))

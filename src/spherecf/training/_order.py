@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
-Rows = NDArray[np.int64]
+from spherecf.training._task import Rows
 
 
 def shuffled_batches(
