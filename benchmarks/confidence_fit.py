@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 
-from spherecf._rowstore import RowStore
+from spherecf.common.rowstore import RowStore
 from spherecf.data import ImageSource, training_views
 from spherecf.models import make_head
 from spherecf.training import CachedFeatures, ConfidenceConfig, FeatureCache, fit_head, prototype_targets

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from spherecf._batches import iter_batches
 from spherecf.data import IdentityFolder, ImageSource, encode_image, open_source, orl_faces, training_views
+from spherecf.extract import iter_batches
 from spherecf.faces import AlignedFaces
 from spherecf.models import FrozenBackbone, make_head
 from spherecf.training import build_cache

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spherecf import _directions
-from spherecf._directions import as_array, check_directions, check_kappa, checked_radius
+from spherecf.common.arrays import as_array, check_directions, check_kappa, checked_radius
 from spherecf.errors import InputError
 
 KINDS = {"array": np.asarray, "tensor": torch.from_numpy}

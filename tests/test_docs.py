@@ -59,7 +59,7 @@ def test_every_kind_of_mistake_is_found(check: ModuleType, tmp_path: Path, text:
 def test_a_page_without_mistakes_passes(check: ModuleType, tmp_path: Path) -> None:
     text = """# One (1) title: `x`
 
-[up](#one-1-title-x) and [again](#one-1-title-x-1), `src/spherecf/vmf/_functions.py`,
+[up](#one-1-title-x) and [again](#one-1-title-x-1), `src/spherecf/vmf/functions.py`,
 `spherecf data inspect|convert`
 
 # One (1) title: `x`

@@ -16,8 +16,8 @@ import pytest
 import torch
 from tests.tiny import TINY, spoil, tiny_file, tiny_model, write_people
 
-from spherecf._rowstore import RowStore
 from spherecf.calibration import Calibration
+from spherecf.common.rowstore import RowStore
 from spherecf.data import Degradation, IdentityFolder, View, sharpness, training_views
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError, StorageError

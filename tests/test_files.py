@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save as safe_bytes
 from tests.models import graphs
 
-from spherecf._files import (
+from spherecf.common.files import (
     check_destination,
     check_folder,
     describe_content,

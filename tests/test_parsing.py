@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from spherecf._parsing import checked, parse_json, reading
+from spherecf.common.parsing import checked, parse_json, reading
 from spherecf.errors import FileFormatError, InputError
 
 

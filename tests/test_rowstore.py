@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spherecf import _rowstore
-from spherecf._rowstore import Column, RowStore
+from spherecf.common.rowstore import Column, RowStore
 from spherecf.errors import InputError, StorageError
 
 COLUMNS: dict[str, Column] = {"x": ((3,), "float32"), "ok": ((), "bool")}

@@ -3,7 +3,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from spherecf._threads import in_order
+from spherecf.common.progress import in_order
 
 
 def running() -> list[str]:

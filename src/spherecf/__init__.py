@@ -14,7 +14,7 @@ Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 
 if TYPE_CHECKING:
     from spherecf.models import load

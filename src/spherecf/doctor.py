@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 from spherecf.errors import SpherecfError
 
 __all__ = ["EXTRAS", "Finding", "diagnose"]

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from spherecf._directions import as_array, check_directions
-from spherecf._files import describe_content, write_atomically
-from spherecf._parsing import checked, parse_json
+from spherecf.common.arrays import as_array, check_directions
+from spherecf.common.files import describe_content, write_atomically
+from spherecf.common.parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError
 
 __all__ = ["Embeddings"]

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from tests.fuzz.harness import fuzz
 
-from spherecf._parsing import parse_json
 from spherecf.calibration import Calibration, DecisionRule, ErrorCount, fit_calibration
+from spherecf.common.parsing import parse_json
 from spherecf.errors import InputError
 
 

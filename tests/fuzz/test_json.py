@@ -4,7 +4,7 @@ import json
 
 from tests.fuzz.harness import fuzz
 
-from spherecf._parsing import parse_json
+from spherecf.common.parsing import parse_json
 
 
 @fuzz(

@@ -8,7 +8,8 @@ from scorers import directions
 from scores_mpmath import mutual_likelihood
 
 from spherecf.errors import InputError
-from spherecf.scoring import _kernel, cosine_matrix, mutual_likelihood_matrix, mutual_likelihood_score
+from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, mutual_likelihood_score
+from spherecf.scoring import matrix as matrix_module
 
 
 def sets(rows: int, columns: int, dim: int, top: float = 5.0) -> tuple[torch.Tensor, ...]:
@@ -47,14 +48,14 @@ def test_equals_the_row_by_row_score(dim: int) -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = sets(30, 50, 16)
     whole = mutual_likelihood_matrix(*inputs)
-    monkeypatch.setattr(_kernel, "_EAGER_ELEMENTS_PER_THREAD", 7)
+    monkeypatch.setattr(matrix_module, "_EAGER_ELEMENTS_PER_THREAD", 7)
     torch.testing.assert_close(mutual_likelihood_matrix(*inputs), whole, rtol=1e-6, atol=1e-5)
 
 
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = sets(30, 50, 16)
     whole = mutual_likelihood_matrix(*inputs)
-    monkeypatch.setattr("spherecf.scoring._matrix._BLOCK_ELEMENTS", 120)
+    monkeypatch.setattr("spherecf.scoring.matrix._BLOCK_ELEMENTS", 120)
     torch.testing.assert_close(mutual_likelihood_matrix(*inputs), whole, rtol=1e-5, atol=2e-3)
 
 
@@ -77,11 +78,11 @@ def test_without_a_compiler_it_says_so_and_works(
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    _kernel.compiled_kernel.cache_clear()
+    matrix_module.compiled_kernel.cache_clear()
     inputs = sets(3, 4, 6)
     with caplog.at_level(logging.WARNING):
         scores = mutual_likelihood_matrix(*inputs, compiled=True)
-    _kernel.compiled_kernel.cache_clear()
+    matrix_module.compiled_kernel.cache_clear()
     assert "no C++ compiler" in caplog.text
     torch.testing.assert_close(scores, mutual_likelihood_matrix(*inputs))
 

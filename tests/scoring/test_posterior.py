@@ -8,7 +8,8 @@ import torch
 from openset_slow import DIGITS, mp, pieces, posterior
 
 from spherecf.errors import InputError
-from spherecf.scoring import _posterior, fit_gallery_kappa, mean_cosine_kappa, open_set_posterior
+from spherecf.scoring import fit_gallery_kappa, mean_cosine_kappa, open_set_posterior
+from spherecf.scoring import posterior as posterior_module
 from spherecf.vmf import VonMisesFisher, mean_resultant_length
 
 
@@ -77,13 +78,13 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, probes, own = world(24, 40, 130)
     cosines = (probes @ gallery.T).astype(np.float32)
 
-    def in_blocks(height: int) -> list[_posterior.OpenSetPosterior]:
+    def in_blocks(height: int) -> list[posterior_module.OpenSetPosterior]:
         def tiles(threads: int | None, *, probes: np.ndarray, gallery: np.ndarray):
             for start in range(0, len(probes), height):
                 rows = slice(start, min(start + height, len(probes)))
                 yield rows, cosines[rows]
 
-        monkeypatch.setattr(_posterior, "tiles", tiles)
+        monkeypatch.setattr(posterior_module, "tiles", tiles)
         return [open_set_posterior(probes, gallery, 50.0, probe_kappa=k) for k in (None, own)]
 
     for one, other in zip(in_blocks(130), in_blocks(7)):

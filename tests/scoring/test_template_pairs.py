@@ -7,11 +7,13 @@ import torch
 from spherecf.errors import InputError
 from spherecf.scoring import (
     Templates,
-    _template_pairs,
     cosine_score,
     gaussian_score,
     mutual_likelihood_score,
     score_template_pairs,
+)
+from spherecf.scoring import (
+    template_pairs as template_pairs_module,
 )
 
 
@@ -54,7 +56,7 @@ def test_equals_row_by_row(monkeypatch: pytest.MonkeyPatch, score: str, way: str
     rng = np.random.default_rng(2)
     a, b = rng.integers(5, 150, 2000), rng.integers(0, len(right) - 9, 2000)
     for name, value in WAYS[way].items():
-        monkeypatch.setattr(_template_pairs, name, value)
+        monkeypatch.setattr(template_pairs_module, name, value)
     found = score_template_pairs(left, right, a, b, score)
     expected = slow(score, left, right, a, b)
     atol = {"cosine": 5e-7, "mls": 2e-3, "gaussian": 1e-5}[score]
@@ -78,7 +80,7 @@ def test_sizes_of_parts_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = rng.integers(0, 300, 9000), rng.integers(0, 300, 9000)
     found = score_template_pairs(t, t, a, b)
     for pairs in (100, 1000, 100_000):
-        monkeypatch.setattr(_template_pairs, "_PAIRS", pairs)
+        monkeypatch.setattr(template_pairs_module, "_PAIRS", pairs)
         np.testing.assert_array_equal(score_template_pairs(t, t, a, b), found)
 
 

@@ -12,7 +12,8 @@ import torch
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError
-from spherecf.scoring import Templates, _template_pool, pool, pool_templates
+from spherecf.scoring import Templates, pool, pool_templates
+from spherecf.scoring import templates as templates_module
 
 DIM = 12
 
@@ -76,7 +77,7 @@ def test_same_bits_for_blocks_threads_and_order(monkeypatch: pytest.MonkeyPatch,
     moved_extra = extra if gaussian else {"weights": extra["weights"][order]}
     try:
         for block, count in ((1, 1), (7, 2), (64, 1), (10_000, 2)):
-            monkeypatch.setattr(_template_pool, "_BLOCK", block)
+            monkeypatch.setattr(templates_module, "_BLOCK", block)
             torch.set_num_threads(count)
             assert same(pool_templates(**given, **extra), whole)
             assert same(pool_templates(given["mu"], given["kappa"], **moved, **moved_extra), whole)

@@ -9,7 +9,7 @@ from tests.data.conftest import picture
 from tests.models import graphs
 from tests.models.conftest import TINY
 
-from spherecf._rowstore import RowStore
+from spherecf.common.rowstore import RowStore
 from spherecf.data import ImageSource, View
 from spherecf.models import FrozenBackbone
 from spherecf.training import FeatureCache

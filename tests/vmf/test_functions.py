@@ -19,7 +19,7 @@ from spherecf.vmf import (
     mean_resultant_length,
     mean_resultant_length_derivative,
 )
-from spherecf.vmf._functions import log_normalizer_relative
+from spherecf.vmf.functions import log_normalizer_relative
 
 DIMS = (2, 3, 8, 64, 128, 256, 512, 1024, 4096, 8192)
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -6,7 +6,7 @@ from math import lgamma, log, pi
 import pytest
 import torch
 
-from spherecf.vmf._series import _debye_terms, make_plan
+from spherecf.vmf.kernels import _debye_terms, make_plan
 
 
 def test_first_terms_are_those_of_the_literature():

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from spherecf._progress import progress
-from spherecf._rowstore import Column, RowStore
-from spherecf._threads import in_order
+from spherecf.common.progress import in_order, progress
+from spherecf.common.rowstore import Column, RowStore
 from spherecf.data import ImageSource, decode_image
 from spherecf.errors import FileFormatError
 

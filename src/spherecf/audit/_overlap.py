@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spherecf._progress import progress
 from spherecf.audit._prototypes import blocks, class_means
+from spherecf.common.progress import progress
 from spherecf.data import ImageSource
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError

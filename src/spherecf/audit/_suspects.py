@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from spherecf._progress import progress
 from spherecf.audit._prototypes import Prototypes, blocks, class_means, own_cosines
+from spherecf.common.progress import progress
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 

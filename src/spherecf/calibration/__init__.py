@@ -3,16 +3,18 @@
 NumPy only. The numbers are fitted here; how good they are is measured in `spherecf.evaluation`.
 """
 
-from spherecf.calibration._binomial import binomial_cdf, binomial_upper, clopper_pearson, wilson
-from spherecf.calibration._calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, Calibrator
-from spherecf.calibration._decision import Decision, DecisionRule, ErrorCount
-from spherecf.calibration._fit import fit_calibration
-from spherecf.calibration._isotonic import IsotonicCalibrator
-from spherecf.calibration._kappa import KappaScale
-from spherecf.calibration._labelled import llr_limits
-from spherecf.calibration._logistic import LogisticCalibrator
-from spherecf.calibration._pav import pool_adjacent_violators
-from spherecf.calibration._thresholds import ThresholdEntry, ThresholdTable
+from spherecf.calibration.calibration import (
+    PAIR_SCORE,
+    TEMPLATE_SCORE,
+    Calibration,
+    Calibrator,
+    fit_calibration,
+)
+from spherecf.calibration.calibrators import IsotonicCalibrator, LogisticCalibrator, pool_adjacent_violators
+from spherecf.calibration.checks import llr_limits
+from spherecf.calibration.decisions import Decision, DecisionRule, ErrorCount, ThresholdEntry, ThresholdTable
+from spherecf.calibration.intervals import binomial_cdf, binomial_upper, clopper_pearson, wilson
+from spherecf.calibration.kappa import KappaScale
 
 __all__ = [
     "PAIR_SCORE",

@@ -8,7 +8,6 @@ import sys
 
 import typer
 
-from spherecf._version import __version__
 from spherecf.cli import (
     compare,
     data,
@@ -26,6 +25,7 @@ from spherecf.cli import (
     train,
 )
 from spherecf.cli._output import run_command
+from spherecf.common.version import __version__
 
 app = typer.Typer(
     name="spherecf",

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from spherecf._progress import console
+from spherecf.common.progress import console
 
 _LISTED = 10  # of each kind; the JSON lists all
 

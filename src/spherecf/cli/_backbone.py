@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf._progress import console
+from spherecf.common.progress import console
 
 if TYPE_CHECKING:
     from spherecf.models import FrozenBackbone

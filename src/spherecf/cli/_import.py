@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._output import file_to_write
+from spherecf.common.progress import console
 from spherecf.errors import InputError
 
 EXAMPLE = (

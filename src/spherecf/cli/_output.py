@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from spherecf._files import check_destination, check_folder
-from spherecf._progress import console
+from spherecf.common.files import check_destination, check_folder
+from spherecf.common.progress import console
 from spherecf.errors import SpherecfError, StorageError
 
 AsLines = Annotated[

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from spherecf._files import write_atomically
-from spherecf._progress import console
+from spherecf.common.files import write_atomically
+from spherecf.common.progress import console
 from spherecf.data import ImageSource, ListFile, RecordFile
 from spherecf.errors import FileFormatError, InputError
 from spherecf.models import FrozenBackbone, original_head_state

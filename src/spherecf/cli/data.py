@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli import _import
 from spherecf.cli._audit import show_report
 from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
 from spherecf.cli._output import file_to_write
+from spherecf.common.progress import console
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def check(
 
     With --cache FOLDER an interrupted run goes on where it stopped.
     """
-    from spherecf._files import write_atomically
     from spherecf.audit import check as check_source
+    from spherecf.common.files import write_atomically
     from spherecf.data import open_source
 
     source, other = open_source(path, root), open_source(against) if against else None

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._output import folder_to_write
+from spherecf.common.progress import console
 
 EXAMPLE = "Example: spherecf demo --data photos/ --out demo-photos"
 

@@ -6,8 +6,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf._progress import console
 from spherecf.cli._output import AsLines, lines_wanted, print_lines
+from spherecf.common.progress import console
 
 if TYPE_CHECKING:
     from spherecf.doctor import Finding

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._backbone import DtypeName, EngineName, print_repairs
 from spherecf.cli._output import file_to_write
+from spherecf.common.progress import console
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._backbone import BackboneFile, PresetName, open_backbone
 from spherecf.cli._output import folder_to_write
+from spherecf.common.progress import console
 
 app = typer.Typer(help="Reproduce the experiments of the documentation.", no_args_is_help=True)
 

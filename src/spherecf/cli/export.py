@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._backbone import BackboneFile
 from spherecf.cli._output import file_to_write
+from spherecf.common.progress import console
 
 if TYPE_CHECKING:
     from spherecf.export import ExportReport

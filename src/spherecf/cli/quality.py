@@ -8,10 +8,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from spherecf._progress import console, progress
 from spherecf.cli._backbone import EngineName
 from spherecf.cli._output import AsLines, file_to_write, folder_to_write, lines_wanted, print_lines
 from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.common.progress import console, progress
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:

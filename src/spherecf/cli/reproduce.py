@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._backbone import open_backbone
 from spherecf.cli._output import folder_to_write
+from spherecf.common.progress import console
 
 EXAMPLE = (
     "Example: spherecf reproduce lfw/ cfp/ --pairs cfp/pairs_FP.txt --pairs cfp/pairs_FF.txt "

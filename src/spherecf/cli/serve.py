@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._photos import BackboneOfModel, ModelFile, open_assessor, open_gallery
+from spherecf.common.progress import console
 
 EXAMPLE = "Example: spherecf serve --gallery people"
 

@@ -7,9 +7,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf._progress import console, progress
 from spherecf.cli._output import AsLines, file_to_write, lines_wanted, print_lines
 from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.common.progress import console, progress
 
 if TYPE_CHECKING:
     from spherecf.photos import PhotoTemplate, TemplatePhoto

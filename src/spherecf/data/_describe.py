@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from spherecf._progress import progress
-from spherecf._threads import in_order
+from spherecf.common.progress import in_order, progress
 from spherecf.data._iterate import Skipped
 from spherecf.data._pairbin import PairBin
 from spherecf.data._source import ImageSource

@@ -12,9 +12,9 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._files import describe_content
-from spherecf._names import has_image_suffix, is_number, is_whole
-from spherecf._parsing import reading
+from spherecf.common.files import describe_content
+from spherecf.common.names import has_image_suffix, is_number, is_whole
+from spherecf.common.parsing import reading
 from spherecf.data._text import SEPARATORS, iter_lines, split_cells
 from spherecf.errors import FileFormatError
 

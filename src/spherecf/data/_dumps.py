@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from spherecf._files import sha256_file
-from spherecf._names import composed, identity_order
-from spherecf._parsing import reading
+from spherecf.common.files import sha256_file
+from spherecf.common.names import composed, identity_order
+from spherecf.common.parsing import reading
 from spherecf.data._dump_files import describe_dump, load_npy, load_npz, load_text
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError

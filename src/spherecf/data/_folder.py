@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from spherecf._names import composed
+from spherecf.common.names import composed
 from spherecf.data._image import IMAGE_SUFFIXES, ImageError
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from spherecf._names import composed
+from spherecf.common.names import composed
 from spherecf.data._text import iter_lines, split_cells
 from spherecf.errors import FileFormatError
 

@@ -8,7 +8,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._files import write_atomically
+from spherecf.common.files import write_atomically
 from spherecf.data._ijb import GALLERIES, Contradiction, Enrolled, IjbMeta, TemplatePairs
 from spherecf.data._table import line_number, read_table
 from spherecf.errors import FileFormatError, InputError

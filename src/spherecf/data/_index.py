@@ -8,8 +8,8 @@ from typing import IO
 import numpy as np
 from jaxtyping import Int64
 
-from spherecf._files import write_atomically
-from spherecf._progress import progress
+from spherecf.common.files import write_atomically
+from spherecf.common.progress import progress
 from spherecf.data._keys import PackedKeys, PickedKeys, refuse_duplicates
 from spherecf.data._recordio import map_records, scan_records
 from spherecf.data._text import iter_lines

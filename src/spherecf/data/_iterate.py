@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from spherecf._threads import in_order
+from spherecf.common.progress import in_order
 from spherecf.data._image import decode_image
 from spherecf.data._source import ImageSource
 from spherecf.errors import FileFormatError, InputError

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from spherecf._files import describe_content
-from spherecf._names import composed, has_image_suffix, identity_order, is_number, is_whole
+from spherecf.common.files import describe_content
+from spherecf.common.names import composed, has_image_suffix, identity_order, is_number, is_whole
 from spherecf.data._folder import file_sizes, read_image_file
 from spherecf.data._keys import PackedKeys, repeats
 from spherecf.data._source import ImageSource

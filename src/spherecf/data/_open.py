@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from spherecf._files import describe_content
+from spherecf.common.files import describe_content
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import IMAGE_SUFFIXES
 from spherecf.data._list import ListFile

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from spherecf._files import describe_content
-from spherecf._names import composed, has_image_suffix, is_number, is_whole
+from spherecf.common.files import describe_content
+from spherecf.common.names import composed, has_image_suffix, is_number, is_whole
 from spherecf.data._pairbin import fold_numbers
 from spherecf.data._pairs import PairList, make_pair_list, subject_of
 from spherecf.data._text import SEPARATORS, check_name, read_lines, split_cells

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from spherecf._files import describe_content
+from spherecf.common.files import describe_content
 from spherecf.data._pairs import PairList
 from spherecf.data._source import ImageSource
 from spherecf.data._unpickle import PlainArray, load_plain_pickle

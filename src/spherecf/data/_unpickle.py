@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spherecf._files import describe_content
+from spherecf.common.files import describe_content
 from spherecf.errors import FileFormatError
 
 _STEPS, _BYTES = 1 << 13, 8  # opcodes of any file, and bytes behind each further one

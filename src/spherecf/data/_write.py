@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from spherecf._files import write_atomically
-from spherecf._progress import progress
+from spherecf.common.files import write_atomically
+from spherecf.common.progress import progress
 from spherecf.data._folder import IdentityFolder
 from spherecf.data._image import IMAGE_SUFFIXES, encode_image, image_suffix
 from spherecf.data._iterate import ImageBatch, Skipped, iter_images

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf._names import spelt
+from spherecf.common.names import spelt
 from spherecf.errors import InputError
 from spherecf.evaluation._curve import sort_pairs
 from spherecf.evaluation._large import ScoreSplit

@@ -3,7 +3,7 @@
 import json
 from html import escape
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 from spherecf.evaluation._content import Content, anchor
 from spherecf.evaluation._html_pieces import note_list, section_body, strip_section, summary_table
 from spherecf.evaluation._html_results import condition_section, score_rows_table

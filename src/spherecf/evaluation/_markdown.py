@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 from spherecf.evaluation._content import Content, anchor
 from spherecf.evaluation._parts import Plot, Section, Strip, Table
 from spherecf.evaluation._result import PairReport, plain

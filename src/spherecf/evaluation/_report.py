@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spherecf._files import write_atomically
-from spherecf._version import __version__
+from spherecf.common.files import write_atomically
+from spherecf.common.version import __version__
 from spherecf.errors import InputError
 from spherecf.evaluation._canvas import require_matplotlib
 from spherecf.evaluation._content import Content

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf._names import match_keys
+from spherecf.common.names import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 

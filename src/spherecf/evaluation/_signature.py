@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 
 
 def signature(protocol: str, **facts: object) -> str:

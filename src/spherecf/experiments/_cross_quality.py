@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._progress import track
+from spherecf.common.progress import track
 from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.errors import InputError
 from spherecf.evaluation import PairReport

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._batches import iter_batches
-from spherecf._progress import progress
-from spherecf._rowstore import RowStore
+from spherecf.common.progress import progress
+from spherecf.common.rowstore import RowStore
 from spherecf.data import ImageSource, View
+from spherecf.extract import iter_batches
 from spherecf.faces import FaceDetector
 
 _SIZE = 160  # pixels; the crop stands in the middle, its border repeated: detectors want some surroundings

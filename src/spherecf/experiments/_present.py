@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from spherecf._version import environment
+from spherecf.common.version import environment
 from spherecf.evaluation import ReportFiles, Strip, Table, rich_table, strip_by_kappa, write_report
 from spherecf.experiments._cross_quality import CrossQuality
 from spherecf.experiments._pictures import pictures

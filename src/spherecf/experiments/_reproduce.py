@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._progress import progress
+from spherecf.common.progress import progress
 from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.errors import InputError
 from spherecf.evaluation import PairReport, Strip, strip_by_kappa, strips_of_mistakes

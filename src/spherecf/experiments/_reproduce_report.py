@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from spherecf._version import environment
+from spherecf.common.version import environment
 from spherecf.evaluation import Plot, ReportFiles, Section, Series, Table, line_plot, write_report
 from spherecf.experiments._reproduce import Reproduction
 from spherecf.experiments._reproduce_tables import (

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from spherecf._progress import console
 from spherecf.calibration import ThresholdEntry
+from spherecf.common.progress import console
 from spherecf.data import ImageSource
 from spherecf.evaluation import SubjectRates
 from spherecf.experiments._division import divide

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from spherecf._version import environment
+from spherecf.common.version import environment
 from spherecf.evaluation import ReportFiles, Section, Table, write_report
 from spherecf.experiments._shipped import PERCENTS, Shipped
 from spherecf.experiments._shipped_calibration import ALPHAS

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spherecf._progress import console
+from spherecf.common.progress import console
 from spherecf.data import PairBin
 from spherecf.evaluation import tenfold
 from spherecf.models import FrozenBackbone

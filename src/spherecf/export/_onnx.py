@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args
 
 import onnx
 
-from spherecf._files import write_atomically
-from spherecf._version import __version__
+from spherecf.common.files import write_atomically
+from spherecf.common.version import __version__
 from spherecf.errors import InputError, ModelError
 from spherecf.export._assemble import assemble
 from spherecf.export._parity import TOLERANCE, Parity, measure, require

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._files import sha256_file
+from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
 from spherecf.faces._quiet import quiet
 from spherecf.models import default_detector_path

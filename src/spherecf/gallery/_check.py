@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf._directions import as_array, check_directions, check_kappa
+from spherecf.common.arrays import as_array, check_directions, check_kappa
 from spherecf.errors import InputError
 from spherecf.gallery._rows import Images
 

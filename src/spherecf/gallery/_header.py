@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 from spherecf.errors import FileFormatError, ModelError
 
 FORMAT, VERSION = "spherecf.gallery", 1

@@ -3,7 +3,7 @@
 import hashlib
 import unicodedata
 
-from spherecf._names import composed
+from spherecf.common.names import composed
 from spherecf.errors import InputError
 
 LONGEST = 256  # characters

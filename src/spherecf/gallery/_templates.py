@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 from spherecf.gallery._header import now
 from spherecf.gallery._rows import Images, Template
 from spherecf.scoring import pool_templates

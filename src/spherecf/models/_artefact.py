@@ -15,9 +15,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf._files import sha256_file
-from spherecf._version import environment
 from spherecf.calibration import Calibration
+from spherecf.common.files import sha256_file
+from spherecf.common.version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models._backbone import BackboneOutput, FrozenBackbone
 from spherecf.models._checkpoint import SUFFIXES, filled

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from spherecf._files import sha256_file
+from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
 from spherecf.models._checkpoint_backbone import load_backbone
 from spherecf.models._choose import choose_engine, probe, same_answers

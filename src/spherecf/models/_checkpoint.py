@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from spherecf._files import OLD_TORCH, SAFETENSORS, TORCH, TORCHSCRIPT, describe_content
-from spherecf._parsing import reading
+from spherecf.common.files import OLD_TORCH, SAFETENSORS, TORCH, TORCHSCRIPT, describe_content
+from spherecf.common.parsing import reading
 from spherecf.errors import FileFormatError, InputError, ModelError
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")

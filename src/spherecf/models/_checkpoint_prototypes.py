@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherecf._files import NUMPY, describe_content
-from spherecf._parsing import reading
+from spherecf.common.files import NUMPY, describe_content
+from spherecf.common.parsing import reading
 from spherecf.errors import FileFormatError, InputError
 from spherecf.models._checkpoint import DAMAGED, read_checkpoint
 from spherecf.models._checkpoint_backbone import find_networks, is_magface

@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-from spherecf._files import sha256_file
+from spherecf.common.files import sha256_file
 from spherecf.errors import MissingDependencyError, ModelError
 from spherecf.models._preprocessing import SFACE_SHA256
 

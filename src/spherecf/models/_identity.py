@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spherecf._files import sha256_file
+from spherecf.common.files import sha256_file
 from spherecf.errors import ModelError
 from spherecf.models._checkpoint import SUFFIXES
 from spherecf.models._onnx_file import read_onnx

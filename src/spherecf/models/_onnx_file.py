@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from spherecf._files import describe_content
+from spherecf.common.files import describe_content
 from spherecf.errors import ModelError
 
 Model = Any  # onnx.ModelProto, onnx.NodeProto and onnx.TensorProto are generated classes without usable types

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf._parsing import checked, parse_json
+from spherecf.common.parsing import checked, parse_json
 from spherecf.errors import InputError, ModelError, SpherecfError
 
 Channels = tuple[float, float, float]

@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from spherecf._files import SAFETENSORS, describe_content, write_atomically
-from spherecf._parsing import checked, parse_json, reading
+from spherecf.common.files import SAFETENSORS, describe_content, write_atomically
+from spherecf.common.parsing import checked, parse_json, reading
 from spherecf.errors import FileFormatError, InputError
 from spherecf.models._checkpoint import DAMAGED
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf._threads import in_order
+from spherecf.common.progress import in_order
 from spherecf.errors import InputError, ModelError
 from spherecf.faces import MAX_PIXELS, Acquisition, CapturedFace, FaceDetector, FacePoints, Failure, acquire
 from spherecf.models import ConfidenceModel, load

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spherecf._files import sha256_file
-from spherecf._names import composed
+from spherecf.common.files import sha256_file
+from spherecf.common.names import composed
 from spherecf.errors import InputError
 from spherecf.gallery import Enrolled, Gallery, checked_identity
 from spherecf.photos._assess import AssessedFace, FaceAssessor

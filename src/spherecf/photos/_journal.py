@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from spherecf._parsing import checked, parse_json
+from spherecf.common.parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError, StorageError
 from spherecf.photos._files import PhotoFile
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from spherecf._files import write_atomically
+from spherecf.common.files import write_atomically
 from spherecf.errors import InputError, StorageError
 from spherecf.photos._files import PhotoFile
 

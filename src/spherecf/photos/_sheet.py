@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._files import write_atomically
+from spherecf.common.files import write_atomically
 from spherecf.data import encode_image
 from spherecf.errors import InputError
 from spherecf.faces import PhotoError, align, read_photo

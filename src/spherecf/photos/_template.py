@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf._version import environment
 from spherecf.calibration import Calibration
+from spherecf.common.version import environment
 from spherecf.embeddings import Embeddings
 from spherecf.photos._assess import AssessedPhoto
 from spherecf.photos._compare import calibrated

@@ -3,20 +3,18 @@
 Larger = more alike; accept iff score >= threshold. Everything works on (mu, kappa), from any network.
 """
 
-from spherecf.scoring._gaussian import gaussian_score
-from spherecf.scoring._matrix import cosine_matrix, mutual_likelihood_matrix
-from spherecf.scoring._pairs import cosine_score, mutual_likelihood_score
-from spherecf.scoring._pool import Pooled, pool
-from spherecf.scoring._posterior import (
+from spherecf.scoring.matrix import cosine_matrix, mutual_likelihood_matrix
+from spherecf.scoring.pairs import cosine_score, gaussian_score, mutual_likelihood_score
+from spherecf.scoring.pooling import Pooled, pool
+from spherecf.scoring.posterior import (
     OpenSetPosterior,
     fit_gallery_kappa,
     mean_cosine_kappa,
     open_set_posterior,
 )
-from spherecf.scoring._template_pairs import score_template_pairs
-from spherecf.scoring._template_pool import pool_templates
-from spherecf.scoring._templates import Templates
-from spherecf.scoring._tiles import cosine_tiles
+from spherecf.scoring.template_pairs import score_template_pairs
+from spherecf.scoring.templates import Templates, pool_templates
+from spherecf.scoring.tiles import cosine_tiles
 
 __all__ = [
     "OpenSetPosterior",

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 from spherecf.errors import InputError
 from spherecf.serve._access import Access
 from spherecf.serve._desk import Assessor, Desk

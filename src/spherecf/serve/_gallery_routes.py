@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from fastapi import APIRouter, Depends, HTTPException, Path, Request
 
-from spherecf._names import composed
+from spherecf.common.names import composed
 from spherecf.gallery import Identification
 from spherecf.serve._desk import Desk
 from spherecf.serve._routes import BEARER, AtDesk, parse, photo_of, usable, why_not

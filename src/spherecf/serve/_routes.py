@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 
-from spherecf._version import __version__
+from spherecf.common.version import __version__
 from spherecf.photos import AssessedPhoto, TemplatePhoto, build_template, compare
 from spherecf.serve._desk import Desk
 from spherecf.serve._schemas import (

@@ -14,7 +14,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from spherecf._names import composed
+from spherecf.common.names import composed
 from spherecf.serve._limits import Limits
 
 _FIELD_BYTES = 4096

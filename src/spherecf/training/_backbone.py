@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spherecf._files import sha256_file
-from spherecf._version import environment
+from spherecf.common.files import sha256_file
+from spherecf.common.version import environment
 from spherecf.data import Degradation, ImageSource, View, load_batches
 from spherecf.errors import InputError
 from spherecf.losses import Margin, make_margin, sphereface2_bias

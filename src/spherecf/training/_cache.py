@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf._rowstore import Column, RowStore
+from spherecf.common.rowstore import Column, RowStore
 from spherecf.data import ImageSource, View
 from spherecf.embeddings import Embeddings
 from spherecf.errors import ModelError

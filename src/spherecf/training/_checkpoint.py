@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spherecf._files import describe_content, write_atomically
+from spherecf.common.files import describe_content, write_atomically
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.training._ranks import Ranks
 

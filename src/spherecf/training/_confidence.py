@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from spherecf._version import environment
+from spherecf.common.version import environment
 from spherecf.data import ImageSource
 from spherecf.extract import backbone_identity
 from spherecf.models import ConfidenceModel, FrozenBackbone, save_backbone

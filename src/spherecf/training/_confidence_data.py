@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spherecf._progress import console
+from spherecf.common.progress import console
 from spherecf.data import ImageSource, View, training_views
 from spherecf.errors import InputError
 from spherecf.models import ConfidenceHead, FrozenBackbone, make_head

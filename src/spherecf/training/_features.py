@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf._threads import in_order
+from spherecf.common.progress import in_order
 from spherecf.data import ImageSource, View, load_batches
 from spherecf.errors import ModelError
 from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spherecf._files import write_atomically
-from spherecf._progress import progress
+from spherecf.common.files import write_atomically
+from spherecf.common.progress import progress
 from spherecf.errors import InputError, SpherecfError
 from spherecf.training._checkpoint import load_checkpoint, save_checkpoint
 from spherecf.training._log import RunLog

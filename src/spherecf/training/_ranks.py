@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
-from spherecf._progress import hide_bars
+from spherecf.common.progress import hide_bars
 from spherecf.errors import InputError, RankError
 
 Thing = TypeVar("Thing")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from spherecf._parsing import reading
+from spherecf.common.parsing import reading
 from spherecf.errors import FileFormatError, InputError
 
 Config = TypeVar("Config", bound="Recipe")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from spherecf._progress import progress
-from spherecf._rowstore import RowStore
+from spherecf.common.progress import progress
+from spherecf.common.rowstore import RowStore
 from spherecf.data import ImageSource, View
 from spherecf.extract import Recorder, check_usable, fill_store, open_store, run_backbone
 from spherecf.models import FrozenBackbone

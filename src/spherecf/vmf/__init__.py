@@ -5,8 +5,9 @@ derivative, complement and inverse, `log_bessel_i`, and `VonMisesFisher` with `H
 docs/numerics.md.
 """
 
-from spherecf.vmf._distribution import VonMisesFisher
-from spherecf.vmf._functions import (
+from spherecf.vmf.distributions import HypersphericalUniform, VonMisesFisher
+from spherecf.vmf.functions import (
+    inverse_mean_resultant_length,
     log_bessel_i,
     log_normalizer,
     log_normalizer_scaled,
@@ -14,8 +15,6 @@ from spherecf.vmf._functions import (
     mean_resultant_length,
     mean_resultant_length_derivative,
 )
-from spherecf.vmf._inverse import inverse_mean_resultant_length
-from spherecf.vmf._uniform import HypersphericalUniform
 
 __all__ = [
     "HypersphericalUniform",

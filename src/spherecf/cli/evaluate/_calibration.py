@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._output import file_to_write, folder_to_write
 from spherecf.cli.evaluate._tenfold import _list_name
+from spherecf.common.progress import console
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _save(report: "CalibrationReport", model: Path, save: Path, backbone: Path |
 
 
 def _write(out: Path, report: "CalibrationReport") -> Path:
-    from spherecf._version import environment
+    from spherecf.common.version import environment
     from spherecf.evaluation import calibration_section, write_report
 
     section = calibration_section(report)

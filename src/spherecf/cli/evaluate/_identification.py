@@ -136,7 +136,7 @@ def _among(
 def _write(
     out: Path, title: str, results: dict[str, Any], sections: "list[Section]", source: "Embeddings"
 ) -> Path:
-    from spherecf._version import environment
+    from spherecf.common.version import environment
     from spherecf.evaluation import write_report
 
     facts = {"embeddings": source.provenance, "environment": environment()}

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._output import file_to_write, folder_to_write
 from spherecf.cli.evaluate._groups import GroupsOption, open_groups
+from spherecf.common.progress import console
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def check_json(as_json: bool, json_file: Path | None) -> None:
 
 def say_json(numbers: dict[str, Any], written: Path | None, json_file: Path | None) -> None:
     """JSON on stdout, or in a file, whole or not at all."""
-    from spherecf._files import write_atomically
+    from spherecf.common.files import write_atomically
 
     text = json.dumps(numbers | ({} if written is None else {"report": str(written)}), indent=2)
     if json_file is None:
@@ -143,7 +143,7 @@ def say_written(written: Path | None) -> None:
 
 
 def _write(out: Path, report: "TemplateReport", source: "Embeddings", meta: str) -> Path:
-    from spherecf._version import environment
+    from spherecf.common.version import environment
     from spherecf.evaluation import ijb_section, write_report
 
     return write_report(

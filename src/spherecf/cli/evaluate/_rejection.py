@@ -103,7 +103,7 @@ def _number(text: str) -> str | float:
 def _of_galleries(
     reports: dict[str, "RejectionReport"], name: str, out: Path | None, provenance: dict[str, Any]
 ) -> tuple[list["Table"], dict[str, Any], Path | None]:
-    from spherecf._version import environment
+    from spherecf.common.version import environment
     from spherecf.evaluation import mean_prr_table, rejection_section, rejection_tables, write_report
 
     tables = [table for report in reports.values() for table in rejection_tables(report)]
@@ -140,7 +140,7 @@ def _of_pairs(
 
 
 def _write(out: Path, report: "PairReport", tables: Sequence["Table"]) -> Path:
-    from spherecf._version import environment
+    from spherecf.common.version import environment
     from spherecf.evaluation import write_report
 
     title = f"{report.name}: what rejecting by confidence buys"

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf._progress import console
 from spherecf.cli._output import folder_to_write
 from spherecf.cli.evaluate._faces import Faces
 from spherecf.cli.evaluate._groups import EXTRAS, GroupsOption, open_groups
+from spherecf.common.progress import console
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _write(
     source: "ImageSource | None",
     sections: "list[Section]",
 ) -> Path:
-    from spherecf._version import environment
+    from spherecf.common.version import environment
     from spherecf.evaluation import write_report
 
     strips = [] if source is None else _strips(report, left, right, listed, source)

@@ -1,0 +1,253 @@
+"""Tensors or NumPy arrays as arguments: both are accepted, and directions and concentrations are checked.
+
+Works on NumPy arrays and on torch tensors of any device, and does not import torch.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy import ndarray
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spherecf.errors import InputError
+
+Array = TypeVar("Array", Tensor, ndarray)
+"""Of a function that answers arrays with arrays and tensors with tensors; a mixture gives tensors."""
+AnyArray = Tensor | ndarray
+"""Either."""
+
+
+def as_tensor(values: Any, name: str, device: torch.device | None = None, *, kinds: str = "f") -> Tensor:
+    """A tensor as it is, an array as a tensor of its type: without a copy where torch can share its memory.
+
+    Args:
+        values: a tensor or a NumPy array (or a scalar of NumPy's).
+        name: what messages call it.
+        device: where to put arrays.
+        kinds: of numbers that will do: "f" for floats, "i" for integers.
+
+    Raises:
+        InputError: neither a tensor nor an array, or of another type.
+
+    Example:
+        >>> as_tensor(np.ones(2, np.float16), "mu")
+        tensor([1., 1.], dtype=torch.float16)
+    """
+    if not isinstance(values, Tensor):
+        values = _shared(values, name, kinds)
+        values = values if device is None else values.to(device)
+    tensor: Tensor = values
+    if tensor.is_floating_point():
+        kind = "f"
+    else:
+        kind = "other" if tensor.is_complex() or tensor.dtype == torch.bool else "i"
+    if kind not in kinds:
+        raise _wrong_type(name, kinds, tensor.dtype)
+    return tensor
+
+
+def like(result: Tensor, *given: Array) -> Array:
+    """The result as an array where everything given is one, else as the tensor it is."""
+    answer: Any = result
+    if not any(isinstance(values, Tensor) for values in given):
+        answer = result.numpy()
+    return cast(Array, answer)
+
+
+def _shared(values: Any, name: str, kinds: str) -> Tensor:
+    if not isinstance(values, np.ndarray | np.generic):
+        raise InputError(
+            f"{name}: expected a torch tensor or a NumPy array, got {type(values).__name__}. "
+            "Convert it with torch.tensor(...)."
+        )
+    array = np.asarray(values)
+    if array.dtype.kind.replace("u", "i") not in kinds:
+        raise _wrong_type(name, kinds, array.dtype)
+    widest = np.dtype(np.float64 if array.dtype.kind == "f" else np.int64)
+    native = array.dtype.newbyteorder("=")
+    array = np.asarray(array, widest if native.itemsize > 8 or native.kind == "u" else native)
+    if any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    try:
+        return torch.from_numpy(array) if array.flags.writeable else torch.utils.dlpack.from_dlpack(array)
+    except (BufferError, RuntimeError):  # read-only, and a NumPy or torch that cannot share that
+        return torch.from_numpy(array.copy())
+
+
+def _wrong_type(name: str, kinds: str, dtype: Any) -> InputError:
+    wanted = "integers" if kinds == "i" else "floating-point numbers, e.g. float32"
+    return InputError(f"{name}: expected {wanted}, got {dtype}.")
+
+
+UNIT_TOLERANCE = 1e-3
+"""By how much a direction that is stored, or a distribution's, may miss its length, relative to it."""
+SCORE_TOLERANCE = 2.0**-8
+"""The same for scores: what rounding to bfloat16 does to a length at most, and to float16 all the more."""
+
+_BLOCK = 65536  # rows looked at at once, so that a mapped file larger than memory passes
+
+
+def check_directions(
+    mu: Any,
+    name: str,
+    tolerance: float = UNIT_TOLERANCE,
+    *,
+    radius: float = 1.0,
+    rows: NDArray[np.int64] | None = None,
+    keys: Sequence[Any] | NDArray[Any] = (),
+) -> None:
+    """Refuse rows that are NaN, zero, or not of length 1, all counted in one message.
+
+    Args:
+        mu: (..., dim) array or tensor of floats, dim >= 2.
+        name: what the message calls it.
+        tolerance: how far from 1 a length may be.
+        radius: the length expected, where it is not 1.
+        rows: those to look at, of an array (n, dim); all by default.
+        keys: names of all rows, where they have any.
+
+    Raises:
+        InputError: such rows, with their numbers and the first of each sort; or fewer than two coordinates.
+
+    Example:
+        >>> check_directions(np.array([[0.6, 0.8], [0, 0], [3, 4]]), "mu")
+        Traceback (most recent call last):
+        spherecf.errors.InputError: mu: 2 of 3 directions are not unit vectors: 1 zero (first row 1),
+        1 of another length (first row 2, length 5); ...
+    """
+    if mu.ndim < 1 or mu.shape[-1] < 2:
+        raise InputError(f"{name}: expected directions (..., dim) with dim >= 2, got shape {tuple(mu.shape)}")
+    if all(are_unit(block, tolerance, radius) for block in _blocks(mu, rows)):
+        return
+    exact = [_as_array(_lengths(block, exact=True)).reshape(-1) for block in _blocks(mu, rows)]
+    length = np.concatenate(exact)
+    relative = length / radius
+    finite, zero = np.isfinite(relative), relative == 0
+    other = finite & ~zero & ~(np.abs(relative - 1) <= tolerance)
+    parts, count = [], 0
+    for sort, those in (("NaN or infinite", ~finite), ("zero", zero), ("of another length", other)):
+        if those.any():
+            first, count = int(those.argmax()), count + int(those.sum())
+            which = _row(first if rows is None else int(rows[first]), keys)
+            value = f", length {length[first]:.4g}" if those is other else ""
+            parts.append(f"{int(those.sum())} {sort} (first {which}{value})")
+    if not count:  # so near the border that rounding decides
+        return
+    wanted = "unit vectors" if radius == 1 else f"vectors of length {radius:g}"
+    raise InputError(
+        f"{name}: {count} of {length.size} directions are not {wanted}: {', '.join(parts)}; "
+        f"{_advice(mu, name, tolerance, radius, bool(other.any()))}"
+    )
+
+
+def are_unit(mu: Any, tolerance: float = UNIT_TOLERANCE, radius: float = 1.0) -> bool:
+    """Whether all rows are of this length; the quick question whose answer `check_directions` explains."""
+    off = abs(_lengths(mu) - radius)
+    return bool((off <= tolerance * radius).all())
+
+
+def check_kappa(kappa: Any, name: str) -> None:
+    """Refuse NaN, negative and infinite concentrations, or weights.
+
+    Raises:
+        InputError: such values, counted, with the first and its position.
+    """
+    bad = ~((kappa >= 0) & (kappa < float("inf")))
+    if bad.any():
+        flat = _as_array(bad).reshape(-1)
+        first = int(flat.argmax())
+        raise InputError(
+            f"{name}: {int(flat.sum())} of {flat.size} are NaN, negative or infinite, first "
+            f"{float(kappa.reshape(-1)[first]):g} at {first}; expected values >= 0 (was log_kappa given?)"
+        )
+
+
+def checked_radius(radius: Any, name: str = "radius") -> float:
+    """The radius of a sphere as a float.
+
+    Raises:
+        InputError: not one finite number > 0.
+    """
+    try:
+        value = float("nan") if isinstance(radius, str) else float(radius)
+    except (TypeError, ValueError, RuntimeError):
+        value = float("nan")
+    if not (isfinite(value) and value > 0):
+        raise InputError(f"{name}: expected one finite number > 0 (64 in the paper), got {radius!r}")
+    return value
+
+
+def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
+    """Numbers as a NumPy array, from whatever NumPy takes and from tensors of any device and type.
+
+    Raises:
+        InputError: not real numbers, or rows of several lengths.
+
+    Example:
+        >>> as_array([[1, 0], [0, 1]], "mu", np.float32).dtype
+        dtype('float32')
+    """
+    try:
+        array = _as_array(values)
+        if array.dtype.kind in "fiub":
+            return array if dtype in (None, array.dtype) else np.asarray(array, dtype)
+        problem = f"got {array.dtype}"
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    raise InputError(f"{name}: expected an array of real numbers: {problem}")
+
+
+def _as_array(values: Any) -> NDArray[Any]:
+    if isinstance(values, np.memmap):
+        return values  # which knows that it is mapped
+    if not hasattr(values, "detach"):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    narrow = tensor.is_floating_point() and tensor.element_size() < 4  # NumPy has no bfloat16
+    array: NDArray[Any] = (tensor.float() if narrow else tensor).numpy()
+    return array
+
+
+def _blocks(mu: Any, rows: NDArray[np.int64] | None) -> Iterator[Any]:
+    """Blocks of rows of an array; a tensor is in memory, and looked at in one go."""
+    if not isinstance(mu, np.ndarray) or mu.ndim != 2:
+        yield mu
+        return
+    for start in range(0, max(len(mu) if rows is None else len(rows), 1), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        yield mu[block] if rows is None else mu[rows[block]]
+
+
+def _lengths(mu: Any, exact: bool = False) -> Any:
+    """(...) lengths of the rows; in float64 if ``exact``, so that squares do not overflow."""
+    if isinstance(mu, np.ndarray):
+        wide = mu.astype(np.float64 if exact else np.promote_types(mu.dtype, np.float32), copy=False)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.sqrt(np.vecdot(wide, wide))
+    from torch.linalg import vector_norm  # there already, where there is a tensor
+
+    wide = mu.detach().double() if exact else mu.detach()
+    return vector_norm(wide.float() if wide.element_size() < 4 else wide, dim=-1)
+
+
+def _row(row: int, keys: Sequence[Any] | NDArray[Any]) -> str:
+    if not len(keys):
+        return f"row {row}"
+    key = keys[row]
+    return f"row {row}, {repr(key) if isinstance(key, str) else f'id {key}'}"
+
+
+def _advice(mu: Any, name: str, tolerance: float, radius: float, off: bool) -> str:
+    if not off:
+        return "leave out images without an embedding, and look for NaN in the features"
+    if radius != 1:
+        return "multiply unit vectors by the radius"
+    if mu.ndim == 2 and are_unit(mu.T, tolerance):
+        return f"its columns are: pass {name}.T"
+    if isinstance(mu, np.ndarray):
+        return f"normalise them: {name} / np.linalg.norm({name}, axis=-1, keepdims=True)"
+    return f"normalise them: torch.nn.functional.normalize({name}, dim=-1)"

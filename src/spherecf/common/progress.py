@@ -1,0 +1,104 @@
+"""Long work: one progress bar for all of it, and results of threads in order."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar, runtime_checkable
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+T = TypeVar("T")
+
+console = Console(stderr=True)
+_shown = True
+
+
+def hide_bars() -> None:
+    """No bars from this process any more: of several that do one job, one shows them."""
+    global _shown
+    _shown = False
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s" if speed >= 10 else f"{speed:.2f}/s")
+
+
+@runtime_checkable
+class Advance(Protocol):
+    """``advance(n, note)``: n more items are done; ``note`` replaces the text behind the bar."""
+
+    def __call__(self, count: int = 1, note: str | None = None) -> None: ...
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Show a bar while the block runs; ``done`` items were finished by an earlier, interrupted run."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=not console.is_terminal, disable=not _shown) as bar:
+        task = bar.add_task(description, total=total, completed=done, note="")
+
+        def advance(count: int = 1, note: str | None = None) -> None:
+            if note is None:
+                bar.update(task, advance=count)
+            else:
+                bar.update(task, advance=count, note=note)
+
+        yield advance
+
+
+def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
+    """Iterate with a bar."""
+    with progress(description, total) as advance:
+        for item in items:
+            yield item
+            advance()
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, name: str = "ahead"
+) -> Generator[Result, None, None]:
+    """``function(item)`` of every item, in order, by threads; at most ``workers + 1`` results wait.
+
+    An exception of ``function`` comes out where its result would have. Close the generator
+    (`contextlib.closing`) to stop early: what has not begun is then never done.
+
+    Example:
+        >>> list(in_order(str.upper, "abc", workers=2))
+        ['A', 'B', 'C']
+    """
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,251 @@
+"""Arrays on disk, filled row by row, that survive any interruption: the base of every resumable pass."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf.common.files import write_atomically
+from spherecf.common.parsing import checked, parse_json
+from spherecf.errors import FileFormatError, InputError, StorageError
+
+Column = tuple[tuple[int, ...], str]
+"""Shape of one row and NumPy dtype name."""
+
+_COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # what a kill -9 can cost, whichever comes first
+
+_NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+def _reserve_bytes(stream: IO[bytes], size: int) -> None:
+    """Give the file its final size, or raise OSError where the disk has no room for it."""
+    if hasattr(os, "posix_fallocate") and size:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+            return
+        except OSError as error:
+            if error.errno not in _NO_FALLOCATE:
+                raise
+    # macOS and some network file systems: the file is sparse, so ask for the free space instead.
+    if shutil.disk_usage(Path(stream.name).parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    stream.truncate(size)
+
+
+@dataclass
+class _State:
+    """What lies on disk: which rows, of what, and what the passes noted."""
+
+    identity: dict[str, Any]
+    done: int
+    notes: dict[str, Any]
+
+
+class RowStore:
+    """A folder of ``NAME.bin`` arrays with a fixed number of rows, filled in order.
+
+    Disk space is reserved before the first row, so a full disk is reported at the start and not after an
+    hour. A row counts as done only when its bytes are on disk; opening the folder again goes on behind the
+    last such row.
+
+    Args:
+        folder: where the arrays live.
+        rows: number of rows in all.
+        columns: shape of one row and dtype of each array.
+        identity: JSON-able facts that must be equal for rows to be reused (data and model hashes, settings).
+            A folder with another identity is started afresh.
+
+    Raises:
+        StorageError: not enough space, or not writable.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> store = RowStore(folder, 3, {"x": ((2,), "float32")}, {"data": "abc"})
+        >>> store.append({"x": np.ones((2, 2), np.float32)})
+        >>> store.commit()
+        >>> RowStore(folder, 3, {"x": ((2,), "float32")}, {"data": "abc"}).done
+        2
+    """
+
+    def __init__(
+        self, folder: str | Path, rows: int, columns: Mapping[str, Column], identity: Mapping[str, Any]
+    ) -> None:
+        self.folder, self.rows, self.columns = Path(folder), rows, dict(columns)
+        self.identity: dict[str, Any] = json.loads(
+            json.dumps({"rows": rows, "columns": self.columns, **identity}, sort_keys=True)
+        )
+        self.done = 0
+        self.notes: dict[str, Any] = {}
+        self._pending, self._committed = 0, time.monotonic()
+        if not self._resume():
+            self._reserve()
+        self.arrays: dict[str, NDArray[Any]] = {
+            name: np.memmap(self._path(name), dtype, "r+", shape=(rows, *shape))
+            if rows and math.prod(shape)
+            else np.zeros((rows, *shape), dtype)
+            for name, (shape, dtype) in self.columns.items()
+        }
+
+    @staticmethod
+    def bytes_needed(rows: int, columns: Mapping[str, Column]) -> int:
+        """Size on disk in bytes."""
+        return rows * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns.values())
+
+    @property
+    def complete(self) -> bool:
+        """All rows are on disk."""
+        return self.done == self.rows
+
+    def append(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Write the next rows of every column; they count once committed (by itself every 64 MiB or 20 s).
+
+        Raises:
+            InputError: other columns, or more rows than are left.
+        """
+        if set(values) != set(self.columns):
+            raise InputError(f"expected the columns {sorted(self.columns)}, got {sorted(values)}")
+        start = self.done + self._pending
+        counts = {len(value) for value in values.values()}
+        if len(counts) != 1 or start + max(counts) > self.rows:
+            raise InputError(f"rows {start}.. of {self.rows}: columns bring {sorted(counts)} rows")
+        (count,) = counts
+        for name, value in values.items():
+            self.arrays[name][start : start + count] = value
+        self._pending += count
+        due = self.bytes_needed(self._pending, self.columns) > _COMMIT_BYTES
+        due = due or time.monotonic() - self._committed > _COMMIT_SECONDS
+        if due or start + count == self.rows:
+            self.commit()
+
+    def commit(self) -> None:
+        """Flush to disk and record the rows as done."""
+        for array in self.arrays.values():
+            if isinstance(array, np.memmap):
+                array.flush()
+        self.done, self._pending, self._committed = self.done + self._pending, 0, time.monotonic()
+        self._save_state()
+
+    def part(self, start: int, stop: int) -> "RowStore":
+        """Rows ``start`` to ``stop`` - 1 as a store of their own in the same files: several can fill at once.
+
+        Example:
+            >>> import tempfile
+            >>> whole = RowStore(tempfile.mkdtemp(), 3, {"x": ((), "float32")}, {})
+            >>> parts = [whole.part(0, 2), whole.part(2, 3)]
+            >>> for number, part in enumerate(parts):
+            ...     part.append({"x": np.full(part.rows, number, np.float32)})
+            >>> whole.join(parts)
+            >>> whole.complete, whole.arrays["x"].tolist()
+            (True, [0.0, 0.0, 1.0])
+        """
+        return _RowPart(self, start, stop)
+
+    def join(self, parts: Iterable["RowStore"]) -> None:
+        """Take over finished parts that cover all rows, and the reasons for what they skipped."""
+        parts = list(parts)
+        for part in parts:
+            self.notes.setdefault("skipped", {}).update(part.notes.get("skipped", {}))
+        self.done = self.rows
+        self._save_state()
+        for part in parts:
+            part.state_file.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete the arrays and, if nothing else lies in it, the folder."""
+        self.arrays.clear()
+        self._clear(self.columns)
+
+    @property
+    def state_file(self) -> Path:
+        """What says which rows are done."""
+        return self.folder / "state.json"
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.bin"
+
+    def _save_state(self) -> None:
+        state = {"identity": self.identity, "done": self.done, "notes": self.notes}
+        write_atomically(self.state_file, lambda stream: stream.write(json.dumps(state).encode()))
+
+    def _resume(self) -> bool:
+        """Take over what an earlier run left, if it is of the same identity and whole."""
+        state = self._state()
+        if state is None:
+            return False
+        sizes_match = all(
+            self._path(name).is_file()
+            and self._path(name).stat().st_size == self.bytes_needed(self.rows, {name: column})
+            for name, column in self.columns.items()
+        )
+        if state.identity == self.identity and sizes_match and 0 <= state.done <= self.rows:
+            self.done, self.notes = state.done, state.notes
+            return True
+        columns = state.identity.get("columns", ())
+        self._clear(name for name in columns if Path(name).name == name)
+        return False
+
+    def _state(self) -> "_State | None":
+        """What the state file says, None where there is none of our own."""
+        try:
+            text = self.state_file.read_bytes()
+            return checked(_State, parse_json(text, self.state_file, "a state"), "state")
+        except (OSError, FileFormatError, InputError):
+            return None
+
+    def _clear(self, columns: Iterable[str]) -> None:
+        """Delete this class's own files; anything else in the folder is not ours."""
+        parts = self.folder.glob("rows-*-*.json")
+        for path in (self.folder / "state.json", *parts, *map(self._path, columns)):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _reserve(self) -> None:
+        """New files of the final size, or an error and nothing left behind."""
+        needed = self.bytes_needed(self.rows, self.columns)
+        new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "state.json").unlink(missing_ok=True)
+            for name, column in self.columns.items():
+                with self._path(name).open("wb") as stream:
+                    _reserve_bytes(stream, self.bytes_needed(self.rows, {name: column}))
+            self._save_state()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._clear(self.columns)
+                for path in new[1:]:
+                    path.rmdir()
+            raise StorageError(
+                f"{self.folder}: cannot reserve {needed / 2**20:,.1f} MiB ({error.strerror or error}). "
+                "Nothing was written; free some space, choose another folder, or use fewer images or views."
+            ) from error
+
+
+class _RowPart(RowStore):
+    """Some rows of another store: its files, a state of its own."""
+
+    def __init__(self, whole: RowStore, start: int, stop: int) -> None:
+        self.folder, self.rows, self.columns = whole.folder, stop - start, whole.columns
+        self.identity = {**whole.identity, "part": [start, stop]}
+        self.arrays = {name: array[start:stop] for name, array in whole.arrays.items()}
+        self.done, self.notes, self._range = 0, {}, (start, stop)
+        self._pending, self._committed = 0, time.monotonic()
+        state = self._state()
+        if state is not None and state.identity == self.identity and 0 <= state.done <= self.rows:
+            self.done, self.notes = state.done, state.notes
+
+    @property
+    def state_file(self) -> Path:
+        return self.folder / f"rows-{self._range[0]}-{self._range[1]}.json"

@@ -1,0 +1,181 @@
+"""The objectives that SCF is compared with: SCF-G, PFE-G and PFE-v."""
+
+from math import log, pi
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from spherecf.common.arrays import checked_radius
+from spherecf.errors import InputError
+from spherecf.losses.angles import widen
+from spherecf.losses.sphere_confidence import Reduction, _reduce, check_unit
+from spherecf.vmf import log_normalizer_scaled
+
+
+def gaussian_confidence_loss(
+    mu: Float[Tensor, "batch dim"],
+    log_precision: Float[Tensor, " batch"],
+    prototypes: Float[Tensor, "batch dim"],
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*out"]:
+    """KL(delta(z - w) || N(z; mu, I / lambda)): minus the log density of a Gaussian at the prototype,
+
+        L = lambda |mu - w|^2 / 2 - d/2 log lambda + d/2 log(2 pi),
+
+    the baseline SCF-G of Li et al., CVPR 2021, section 4. The precision lambda plays the part of kappa;
+    dL/dlambda = (|mu - w|^2 - d / lambda) / 2, so the best lambda of a sample is d / |mu - w|^2 = d / (2 (1 -
+    cos)). That of the vMF is the same with d - 1 for d where kappa is large.
+
+    Args:
+        mu: unit mean directions, (batch, dim).
+        log_precision: log lambda, (batch,).
+        prototypes: the unit prototype of each sample's identity, (batch, dim).
+        reduction: "mean", "sum" or "none" (one loss per sample).
+
+    Raises:
+        InputError: shapes do not fit, or vectors that are not of unit length within 1e-2 (looked at on the
+            CPU only, as in `sphere_confidence_loss`).
+
+    Example:
+        >>> import torch
+        >>> mu = torch.tensor([[0.6, 0.8, 0.0]])
+        >>> gaussian_confidence_loss(mu, torch.tensor([2.0]), torch.tensor([[0.0, 1.0, 0.0]]))
+        tensor(1.2346)
+    """
+    if mu.ndim != 2 or mu.shape != prototypes.shape or log_precision.shape != mu.shape[:1]:
+        raise InputError(
+            "gaussian_confidence_loss: expected mu and prototypes (batch, dim) and log_precision (batch,), "
+            f"got {tuple(mu.shape)}, {tuple(prototypes.shape)} and {tuple(log_precision.shape)}. Pass one "
+            "prototype per sample: prototypes[labels]."
+        )
+    check_unit(mu=mu, prototypes=prototypes)
+    half_square = (widen(mu) - widen(prototypes)).square().sum(1) / 2
+    return _loss(half_square, log_precision, mu.shape[1], reduction)
+
+
+def gaussian_confidence_loss_from_cosine(
+    cosine: Float[Tensor, "*batch"],
+    log_precision: Float[Tensor, "*batch"],
+    dim: int,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*out"]:
+    """`gaussian_confidence_loss` where the cosine to the prototype is known: |mu - w|^2 = 2 (1 - cos).
+
+    Example:
+        >>> import torch
+        >>> gaussian_confidence_loss_from_cosine(torch.tensor([0.5]), torch.tensor([6.2383]), dim=512)
+        tensor(-870.5146)
+    """
+    if cosine.shape != log_precision.shape:
+        raise InputError(
+            f"expected one log_precision per cosine, got {tuple(log_precision.shape)} and "
+            f"{tuple(cosine.shape)}."
+        )
+    if dim < 2:
+        raise InputError(f"expected dim, the number of coordinates, >= 2; got {dim}.")
+    return _loss(1 - widen(cosine), log_precision, dim, reduction)
+
+
+def _loss(half_square: Tensor, log_precision: Tensor, dim: int, reduction: Reduction) -> Tensor:
+    log_precision = widen(log_precision)
+    return _reduce(log_precision.exp() * half_square - dim / 2 * (log_precision - log(2 * pi)), reduction)
+
+
+_TINY = 1e-24  # keeps the slope of sqrt(p^2) finite at p = 0; far below any effect on a value
+
+
+def pfe_gaussian_loss(
+    mu: Float[Tensor, "batch dim"],
+    log_variance: Float[Tensor, "batch dim"],
+    labels: Int[Tensor, " batch"],
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*out"]:
+    """Minus the mutual likelihood score of two diagonal Gaussians (Shi & Jain, ICCV 2019, eq. 3), constant
+    left out, over all pairs of one identity in the batch:
+
+        L_ij = 1/2 sum_l ( (mu_i - mu_j)_l^2 / (v_i + v_j)_l + log (v_i + v_j)_l ),   i < j, label_i = label_j
+
+    Work and memory grow with the genuine pairs, not with all of them.
+
+    Args:
+        mu: mean directions, (batch, dim).
+        log_variance: log v, one per coordinate, (batch, dim).
+        labels: identities, (batch,). A batch of P identities with K samples each has P K (K-1) / 2 pairs.
+        reduction: "mean", "sum" or "none" (one loss per pair, ordered by i, then j).
+
+    Raises:
+        InputError: shapes do not fit, or no two labels are equal.
+
+    Example:
+        >>> mu = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pfe_gaussian_loss(mu, torch.zeros(3, 2), torch.tensor([4, 4, 7]))
+        tensor(0.8931)
+    """
+    if mu.ndim != 2 or log_variance.shape != mu.shape or labels.shape != mu.shape[:1]:
+        raise InputError(
+            "pfe_gaussian_loss: expected mu and log_variance (batch, dim) and labels (batch,), got "
+            f"{tuple(mu.shape)}, {tuple(log_variance.shape)} and {tuple(labels.shape)}."
+        )
+    i, j = _genuine_pairs(labels, "pfe_gaussian_loss")
+    mu, log_variance = widen(mu), widen(log_variance)
+    log_sum = torch.logaddexp(log_variance[i], log_variance[j])
+    loss = 0.5 * (((mu[i] - mu[j]) * torch.exp(-log_sum / 2)).square() + log_sum).sum(1)
+    return _reduce(loss, reduction)
+
+
+def pfe_vmf_loss(
+    mu: Float[Tensor, "batch dim"],
+    log_kappa: Float[Tensor, " batch"],
+    labels: Int[Tensor, " batch"],
+    radius: float | int = 64.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*out"]:
+    """Minus the mutual likelihood score of two von Mises-Fisher distributions (Li et al., CVPR 2021, eq. 13)
+    over all pairs of one identity in the batch: PFE-v.
+
+        L_ij = c(p) - c(k_i) - c(k_j) + 2 k_i k_j (1 - cos) / (k_i + k_j + p) + d log r,
+        p = |k_i mu_i + k_j mu_j|,    c(k) = log C_d(k) + k,    1 - cos = |mu_i - mu_j|^2 / 2
+
+    The score of eq. 13 with its large terms combined, so that float32 is enough.
+
+    Args:
+        mu: unit mean directions, (batch, dim), dim >= 2.
+        log_kappa: log concentrations, (batch,).
+        labels, reduction: as in `pfe_gaussian_loss`.
+        radius: r > 0; adds a constant, never changes a gradient.
+
+    Raises:
+        InputError: shapes do not fit, no two labels are equal, or mu is not of unit length within 1e-2
+            (looked at on the CPU only, as in `sphere_confidence_loss`).
+
+    Example:
+        >>> mu = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pfe_vmf_loss(mu, torch.tensor([2.0, 3.0, 2.0]), torch.tensor([4, 4, 7]), radius=1.0)
+        tensor(2.3055)
+    """
+    if mu.ndim != 2 or log_kappa.shape != mu.shape[:1] or labels.shape != mu.shape[:1]:
+        raise InputError(
+            "pfe_vmf_loss: expected mu (batch, dim), log_kappa and labels (batch,), got "
+            f"{tuple(mu.shape)}, {tuple(log_kappa.shape)} and {tuple(labels.shape)}."
+        )
+    r = checked_radius(radius)
+    check_unit(mu=mu)
+    i, j = _genuine_pairs(labels, "pfe_vmf_loss")
+    dim, mu, kappa = mu.shape[1], widen(mu), widen(log_kappa).exp()
+    separate = log_normalizer_scaled(kappa, dim)
+    a, b, apart = kappa[i], kappa[j], (mu[i] - mu[j]).square().sum(1) / 2
+    p = ((a - b).square() + 2 * a * b * (2 - apart)).clamp(min=_TINY).sqrt()
+    loss = log_normalizer_scaled(p, dim) - separate[i] - separate[j] + 2 * a * b * apart / (a + b + p)
+    return _reduce(loss + dim * log(r), reduction)
+
+
+def _genuine_pairs(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Positions i < j of all pairs with the same label."""
+    i, j = (labels.unsqueeze(1) == labels).triu(1).nonzero(as_tuple=True)
+    if not len(i):
+        raise InputError(
+            f"{name}: expected at least two samples of one identity in a batch, but the {len(labels)} labels "
+            "are all different. Draw batches of P identities with K >= 2 samples each."
+        )
+    return i, j

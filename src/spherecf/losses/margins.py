@@ -1,0 +1,556 @@
+"""Margins as modules, with the published values as defaults, and the whole classification loss."""
+
+import inspect
+from math import exp, log, sqrt
+from typing import Any, ClassVar, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
+
+from spherecf.errors import InputError
+from spherecf.losses.angles import Gradient, apply_margin, widen
+from spherecf.losses.margin_functions import (
+    NORM_RANGE,
+    adaface,
+    arcface,
+    combined,
+    cosface,
+    curricularface_others,
+    magface,
+    magface_penalty,
+)
+from spherecf.losses.sphere_confidence import Reduction, _reduce
+
+Number = float | int
+
+
+class Margin(nn.Module):
+    """Base of all margins: cosines in, unscaled logits out.
+
+    The loss of a sample is the cross-entropy of ``scale * [target, others]`` plus its `penalty`; of a
+    ``binary`` margin, `positive` of the true class plus the sum of `negative` over the others, plus the
+    penalty. A subclass sets ``kind``, keeps its constructor's arguments as attributes of the same names, and
+    overrides what it changes. Nothing here sees more than some rows and columns of the cosines, so a
+    classifier may be sharded over classes; only `update` wants the whole batch.
+
+    Attributes:
+        kind: its name in `MARGINS`.
+        binary: one logistic loss per class instead of a softmax.
+        scale: s, what logits are multiplied with.
+        gradient: "exact", or "straight": derivative 1 of the target logit in its cosine.
+
+    Example:
+        >>> class Squared(Margin):  # register it: MARGINS["squared"] = Squared
+        ...     kind = "squared"
+        ...
+        ...     def target(self, cosine: Tensor, norm: Tensor) -> Tensor:
+        ...         return cosine * cosine.abs()
+        >>> Squared(scale=32).config()
+        {'scale': 32, 'gradient': 'exact'}
+    """
+
+    kind: ClassVar[str]
+    binary: ClassVar[bool] = False
+    scale: Number
+    gradient: Gradient
+
+    def __init__(self, scale: Number = 64.0, gradient: Gradient = "exact") -> None:
+        super().__init__()
+        if not 0 < scale < float("inf"):
+            raise InputError(f"{self.kind}: expected a finite scale > 0, got {scale}.")
+        if gradient not in get_args(Gradient):
+            raise InputError(f"gradient: expected one of {get_args(Gradient)}, got {gradient!r}.")
+        self.scale, self.gradient = scale, gradient
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able: ``make_margin(m.kind, **m.config())`` is its twin."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def extra_repr(self) -> str:
+        """The arguments, for printing."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
+
+    def update(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> None:
+        """Renew running statistics: once per step, before the logits; here there are none.
+
+        Args:
+            cosine: cosines to the true prototypes, of the whole batch of all ranks, so that all ranks keep
+                the same statistics.
+            norm: lengths of the raw embeddings, in the same order.
+        """
+
+    def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Unscaled logit of the true class: here the cosine."""
+        return cosine
+
+    def others(
+        self, cosine: Float[Tensor, "n classes"], target_cosine: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n classes"]:
+        """Unscaled logits of other classes, all or some: here the very tensor that came in.
+
+        ``target_cosine`` is the cosine to the true prototype, without margin, detached.
+        """
+        return cosine
+
+    def penalty(self, norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What is added to each sample's loss: here zeros."""
+        return torch.zeros_like(norm)
+
+    def positive(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Loss of the true class; ``binary`` margins only."""
+        raise NotImplementedError(f"{self.kind} is a softmax: take the cross-entropy of target and others")
+
+    def negative(self, cosine: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+        """Loss of each other class; ``binary`` margins only."""
+        raise NotImplementedError(f"{self.kind} is a softmax: take the cross-entropy of target and others")
+
+
+class NormFace(Margin):
+    """Normalised softmax, no margin: F. Wang et al., ACM Multimedia 2017.
+
+    Example:
+        >>> import torch
+        >>> NormFace().target(torch.tensor([0.5]), torch.tensor([20.0]))
+        tensor([0.5000])
+    """
+
+    kind = "softmax"
+
+
+class ArcFace(Margin):
+    """`arcface`, Deng et al., CVPR 2019.
+
+    Example:
+        >>> import torch
+        >>> ArcFace(margin=0.5).target(torch.tensor([0.5]), torch.tensor([20.0]))
+        tensor([0.0236])
+    """
+
+    kind = "arcface"
+
+    def __init__(self, margin: Number = 0.5, scale: Number = 64.0, gradient: Gradient = "exact") -> None:
+        super().__init__(scale, gradient)
+        self.margin = margin
+
+    def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """cos(theta + m)."""
+        return arcface(cosine, self.margin, self.gradient)
+
+
+class CosFace(Margin):
+    """`cosface`, H. Wang et al., CVPR 2018. Its two gradients are the same.
+
+    Example:
+        >>> import torch
+        >>> CosFace(margin=0.4).target(torch.tensor([0.5]), torch.tensor([20.0]))
+        tensor([0.1000])
+    """
+
+    kind = "cosface"
+
+    def __init__(self, margin: Number = 0.35, scale: Number = 64.0, gradient: Gradient = "exact") -> None:
+        super().__init__(scale, gradient)
+        self.margin = margin
+
+    def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """cos(theta) - m."""
+        return cosface(cosine, self.margin)
+
+
+class Combined(Margin):
+    """`combined`, with the paper's CM1 as default: Deng et al., CVPR 2019, eq. 4 and section 3.2.
+
+    Example:
+        >>> import torch
+        >>> Combined().target(torch.tensor([0.5]), torch.tensor([20.0]))
+        tensor([0.0217])
+    """
+
+    kind = "combined"
+
+    def __init__(
+        self,
+        m1: Number = 1.0,
+        m2: Number = 0.3,
+        m3: Number = 0.2,
+        scale: Number = 64.0,
+        gradient: Gradient = "exact",
+    ) -> None:
+        super().__init__(scale, gradient)
+        self.m1, self.m2, self.m3 = m1, m2, m3
+
+    def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """cos(m1 theta + m2) - m3."""
+        return combined(cosine, self.m1, self.m2, self.m3, self.gradient)
+
+
+class SphereFace(Margin):
+    """A multiple of the angle, `combined` with (m1, 0, 0): Liu et al., CVPR 2017, on normalised embeddings.
+
+    m1 = 1.35 and the fixed scale as in Deng et al., CVPR 2019.
+
+    Example:
+        >>> import torch
+        >>> SphereFace().target(torch.tensor([0.5]), torch.tensor([20.0]))
+        tensor([0.1564])
+    """
+
+    kind = "sphereface"
+
+    def __init__(self, factor: Number = 1.35, scale: Number = 64.0, gradient: Gradient = "exact") -> None:
+        super().__init__(scale, gradient)
+        self.factor = factor
+
+    def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """cos(m theta), continued."""
+        return combined(cosine, self.factor, 0.0, 0.0, self.gradient)
+
+
+_RATE = 0.01  # of the running statistics, as published for both
+
+
+class AdaFace(Margin):
+    """`adaface` with its running norm statistics (Kim et al., CVPR 2022), which start at mean 20, std 100.
+
+    Example:
+        >>> margin = AdaFace()
+        >>> margin.update(torch.zeros(3), torch.tensor([10.0, 20.0, 30.0]))
+        >>> margin.mean, margin.std
+        (tensor(20.), tensor(99.1000))
+    """
+
+    kind = "adaface"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        margin: Number = 0.4,
+        h: Number = 0.333,
+        rate: Number = _RATE,
+        scale: Number = 64.0,
+        gradient: Gradient = "exact",
+    ) -> None:
+        super().__init__(scale, gradient)
+        self.margin, self.h, self.rate = margin, h, rate
+        self.register_buffer("mean", torch.tensor(20.0))
+        self.register_buffer("std", torch.tensor(100.0))
+
+    @torch.no_grad()
+    def update(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> None:
+        """Move mean and standard deviation towards the batch's, by ``rate``; one sample has no spread."""
+        if len(norm) > 1:
+            norm = widen(norm).clamp(*NORM_RANGE)
+            _move(self.mean, norm.mean(), self.rate)
+            _move(self.std, norm.std(), self.rate)
+
+    def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """cos(theta + g_angle) - g_add."""
+        return adaface(cosine, norm, self.mean, self.std, self.margin, self.h, self.gradient)
+
+
+class MagFace(Margin):
+    """`magface`, and lambda_g times `magface_penalty`: Meng et al., CVPR 2021.
+
+    Example:
+        >>> MagFace().penalty(torch.tensor([10.0, 110.0]))
+        tensor([3.5289, 0.6364])
+    """
+
+    kind = "magface"
+
+    def __init__(
+        self,
+        lower_margin: Number = 0.45,
+        upper_margin: Number = 0.8,
+        lower_norm: Number = 10.0,
+        upper_norm: Number = 110.0,
+        lambda_g: Number = 35.0,
+        scale: Number = 64.0,
+        gradient: Gradient = "exact",
+    ) -> None:
+        super().__init__(scale, gradient)
+        self.lower_margin, self.upper_margin = lower_margin, upper_margin
+        self.lower_norm, self.upper_norm, self.lambda_g = lower_norm, upper_norm, lambda_g
+
+    def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """cos(theta + m(a))."""
+        margins, norms = (self.lower_margin, self.upper_margin), (self.lower_norm, self.upper_norm)
+        return magface(cosine, norm, *margins, *norms, self.gradient)
+
+    def penalty(self, norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """lambda_g g(a)."""
+        return self.lambda_g * magface_penalty(norm, self.lower_norm, self.upper_norm)
+
+
+class CurricularFace(ArcFace):
+    """`arcface` for the true class, `curricularface_others` for the rest: Huang et al., CVPR 2020.
+
+    Example:
+        >>> margin = CurricularFace()
+        >>> margin.update(torch.tensor([0.6, 0.8]), torch.ones(2))
+        >>> margin.t
+        tensor(0.0070)
+    """
+
+    kind = "curricularface"
+    t: Tensor
+
+    def __init__(
+        self,
+        margin: Number = 0.5,
+        rate: Number = _RATE,
+        scale: Number = 64.0,
+        gradient: Gradient = "exact",
+    ) -> None:
+        super().__init__(margin, scale, gradient)
+        self.rate = rate
+        self.register_buffer("t", torch.tensor(0.0))
+
+    @torch.no_grad()
+    def update(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> None:
+        """Move t towards the batch's mean cosine to the true prototype, by ``rate``."""
+        if len(cosine):
+            _move(self.t, widen(cosine).mean(), self.rate)
+
+    def others(
+        self, cosine: Float[Tensor, "n classes"], target_cosine: Float[Tensor, " n"]
+    ) -> Float[Tensor, "n classes"]:
+        """Hard rivals times (t + cos)."""
+        return curricularface_others(cosine, target_cosine, self.t, self.margin)
+
+
+def _move(statistic: Tensor, value: Tensor, rate: float) -> None:
+    """One step of a moving average, in place. A value that is not finite is left out: it would never go."""
+    statistic.copy_(torch.where(value.isfinite(), statistic.lerp(value.to(statistic), rate), statistic))
+
+
+def sphereface2_logit(
+    cosine: Float[Tensor, "*batch"],
+    genuine: bool,
+    margin: float | int = 0.4,
+    t: float | int = 3.0,
+    gradient: Gradient = "exact",
+) -> Float[Tensor, "*batch"]:
+    """g(cos) - m for the true class, g(cos) + m for the others, with g(c) = 2 ((c + 1) / 2)^t - 1.
+
+    g spreads the cosines, most of which are near 0, over more of [-1, 1] (Wen et al., ICLR 2022, section 3;
+    with the additive margin, SphereFace2-C).
+
+    Args:
+        cosine: cosines to a prototype, any shape.
+        genuine: whether it is the prototype of the true class.
+        margin: m >= 0, a cosine.
+        t: exponent, >= 1.
+        gradient: "exact", or "straight": derivative 1 instead of t ((c + 1) / 2)^(t-1), as the authors' code.
+
+    Example:
+        >>> sphereface2_logit(torch.tensor([1.0, 0.0]), genuine=True)
+        tensor([ 0.6000, -1.1500])
+    """
+    if not (margin >= 0 and t >= 1):
+        raise InputError(f"sphereface2: expected margin >= 0 and t >= 1, got {margin} and {t}.")
+    shift = -margin if genuine else margin
+    return apply_margin(lambda c: 2 * ((c + 1) / 2).clamp(min=0) ** t - 1 + shift, cosine, gradient)
+
+
+def sphereface2(
+    cosine: Float[Tensor, "*batch"],
+    genuine: bool,
+    bias: Float[Tensor, ""] | float | int = 0.0,
+    scale: float | int = 40.0,
+    margin: float | int = 0.4,
+    balance: float | int = 0.7,
+    t: float | int = 3.0,
+    gradient: Gradient = "exact",
+) -> Float[Tensor, "*batch"]:
+    """SphereFace2 of Wen et al., ICLR 2022, section 3: the loss of each cosine; a sample's loss is the sum.
+
+        l/r log(1 + exp(-r (g(cos) - m) - b))        for the true class,
+        (1 - l)/r log(1 + exp(r (g(cos) + m) + b))   for each of the others, g as in `sphereface2_logit`.
+
+    Args:
+        cosine: cosines to a prototype, any shape.
+        genuine: whether it is the prototype of the true class.
+        bias: b, learned; where to start is `sphereface2_bias`.
+        scale: r > 0.
+        margin, t, gradient: as in `sphereface2_logit`.
+        balance: l in (0, 1), the weight of the true class.
+
+    Example:
+        >>> sphereface2(torch.tensor([0.9, 0.1]), genuine=True)
+        tensor([5.9603e-08, 7.4708e-01])
+    """
+    if not (scale > 0 and 0 < balance < 1):
+        raise InputError(f"sphereface2: expected scale > 0 and 0 < balance < 1, got {scale} and {balance}.")
+    logit = scale * sphereface2_logit(cosine, genuine, margin, t, gradient) + bias
+    weight = balance if genuine else 1 - balance
+    return -weight / scale * logsigmoid(logit if genuine else -logit)
+
+
+def sphereface2_bias(
+    identities: int,
+    scale: float | int = 40.0,
+    margin: float | int = 0.4,
+    balance: float | int = 0.7,
+    t: float | int = 3.0,
+) -> float:
+    """The bias that minimises `sphereface2` while all cosines are 0, as they are when training starts.
+
+    With z = l / ((1 - l) (identities - 1)) and the logits y and o of the true and the other classes at cosine
+    0, the slope vanishes where u = e^b solves e^(y+o) u^2 + e^o (1 - z) u - z = 0.
+
+    Example:
+        >>> round(sphereface2_bias(85742), 3)
+        3.488
+    """
+    if identities < 2:
+        raise InputError(f"sphereface2_bias: expected at least 2 identities, got {identities}.")
+    z = balance / ((1 - balance) * (identities - 1))
+    middle = 2 * 0.5**t - 1
+    y, o = scale * (middle - margin), scale * (middle + margin)
+    # The positive root, written so that nothing cancels where z is small, nor where it is large.
+    root = sqrt((1 - z) ** 2 + 4 * z * exp(y - o))
+    if z <= 1:
+        return log(2 * z / (1 - z + root)) - o
+    return log((z - 1 + root) / 2) - y
+
+
+class SphereFace2(Margin):
+    """`sphereface2` with its learned bias: Wen et al., ICLR 2022.
+
+    ``weight`` multiplies the loss, whose gradients are far smaller than a softmax's at scale 64; the authors
+    train with 50. The bias starts at ``start``: pass ``sphereface2_bias(identities)``.
+
+    Example:
+        >>> SphereFace2(start=sphereface2_bias(1000)).bias
+        Parameter containing:
+        tensor(7.9429, requires_grad=True)
+    """
+
+    kind = "sphereface2"
+    binary = True
+
+    def __init__(
+        self,
+        margin: Number = 0.4,
+        balance: Number = 0.7,
+        t: Number = 3.0,
+        start: Number = 0.0,
+        weight: Number = 50.0,
+        scale: Number = 40.0,
+        gradient: Gradient = "exact",
+    ) -> None:
+        super().__init__(scale, gradient)
+        self.margin, self.balance, self.t, self.start, self.weight = margin, balance, t, start, weight
+        self.bias = nn.Parameter(torch.tensor(float(start)))
+
+    def positive(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Loss of the true class."""
+        return self._loss(cosine, True)
+
+    def negative(self, cosine: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+        """Loss of each other class."""
+        return self._loss(cosine, False)
+
+    def _loss(self, cosine: Tensor, genuine: bool) -> Tensor:
+        options = (self.scale, self.margin, self.balance, self.t, self.gradient)
+        return self.weight * sphereface2(cosine, genuine, self.bias, *options)
+
+
+MARGINS: dict[str, type[Margin]] = {
+    margin.kind: margin
+    for margin in (
+        NormFace, ArcFace, CosFace, Combined, SphereFace, AdaFace, MagFace, CurricularFace, SphereFace2
+    )
+}  # fmt: skip
+"""The class of each kind of margin; add your own."""
+
+
+def make_margin(kind: str, **config: Any) -> Margin:
+    """A new margin by its kind and its constructor's arguments.
+
+    Raises:
+        InputError: unknown kind, arguments it does not take, or values out of range.
+
+    Example:
+        >>> make_margin("cosface", margin=0.4)
+        CosFace(margin=0.4, scale=64.0, gradient='exact')
+    """
+    if kind not in MARGINS:
+        raise InputError(f"unknown kind of margin {kind!r}; there are {', '.join(MARGINS)}")
+    try:
+        margin = MARGINS[kind](**config)
+    except TypeError as error:
+        raise InputError(f"{kind} margin: arguments {config} do not fit: {error}") from error
+    # Once through the formula, which checks its values: not in the first step of a training run.
+    (margin.positive if margin.binary else margin.target)(torch.zeros(1), torch.ones(1))
+    return margin
+
+
+def margin_softmax_loss(
+    embedding: Float[Tensor, "batch dim"],
+    prototypes: Float[Tensor, "identities dim"],
+    labels: Int[Tensor, " batch"],
+    margin: Margin,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*out"]:
+    """Cross-entropy of scaled cosines after a margin, or the sum of a binary margin's losses over classes.
+
+        L_i = -log( e^(s T(cos_y)) / (e^(s T(cos_y)) + sum_{j != y} e^(s N(cos_j))) ) + penalty(|x_i|)
+
+    cos_j is the cosine of embedding i to prototype j, T the margin's `target`, N its `others`. The margin's
+    running statistics are renewed first if it is in training mode.
+
+    Args:
+        embedding: raw outputs of the backbone, (batch, dim).
+        prototypes: raw rows of the classifier, (identities, dim).
+        labels: identities, 0 <= label < identities, (batch,).
+        margin: one of `MARGINS`.
+        reduction: "mean", "sum" or "none" (one loss per sample).
+
+    Raises:
+        InputError: shapes that do not fit, or labels out of range (not looked at under torch.compile).
+
+    Example:
+        >>> from spherecf.losses import ArcFace
+        >>> embedding, prototypes = torch.tensor([[3.0, 4.0]]), torch.eye(2)
+        >>> margin_softmax_loss(embedding, prototypes, torch.tensor([1]), ArcFace(margin=0.5, scale=8))
+        tensor(1.6889)
+    """
+    if embedding.ndim != 2 or prototypes.shape[1:] != embedding.shape[1:] or len(labels) != len(embedding):
+        raise InputError(
+            "margin_softmax_loss: expected embedding (batch, dim), prototypes (identities, dim) and labels "
+            f"(batch,), got {tuple(embedding.shape)}, {tuple(prototypes.shape)} and {tuple(labels.shape)}."
+        )
+    if not torch.compiler.is_compiling():
+        _check_labels(labels, len(prototypes))
+    labels = labels.long()
+    embedding = widen(embedding)
+    norm = embedding.norm(dim=1)
+    cosine = widen(normalize(embedding, dim=1) @ normalize(widen(prototypes), dim=1).T)
+    column = labels.unsqueeze(1)
+    target_cosine = cosine.gather(1, column).squeeze(1)
+    if margin.training:
+        margin.update(target_cosine.detach(), norm.detach())
+    if margin.binary:
+        others = margin.negative(cosine).scatter(1, column, 0.0).sum(1)
+        loss = margin.positive(target_cosine, norm) + others
+    else:
+        others = margin.others(cosine, target_cosine.detach())
+        logits = others.scatter(1, column, margin.target(target_cosine, norm).unsqueeze(1))
+        loss = cross_entropy(margin.scale * logits, labels, reduction="none")
+    return _reduce(loss + margin.penalty(norm), reduction)
+
+
+def _check_labels(labels: Tensor, identities: int) -> None:
+    low, high = labels < 0, labels >= identities
+    if bool((low | high).any()):
+        raise InputError(
+            f"margin_softmax_loss: expected labels in 0..{identities - 1}, one per row of prototypes; of "
+            f"{len(labels)} labels {int(low.sum())} are negative and {int(high.sum())} too large (from "
+            f"{int(labels.min())} to {int(labels.max())}). Leave unlabelled samples out, and see that "
+            "prototypes and labels are of the same data."
+        )

@@ -1,0 +1,130 @@
+"""The sphere confidence loss: the negative log-likelihood of the identity's prototype."""
+
+from math import log, pi
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherecf.common.arrays import check_directions, checked_radius
+from spherecf.errors import InputError
+from spherecf.vmf import log_bessel_i, log_normalizer_scaled
+
+Variant = Literal["exact", "released"]
+Reduction = Literal["mean", "sum", "none"]
+
+_RELEASED_EPSILON = 1e-6
+_TOLERANCE = 1e-2  # of a length, in training, where half precision adds up
+
+
+def sphere_confidence_loss(
+    mu: Float[Tensor, "batch dim"],
+    kappa: Float[Tensor, " batch"],
+    prototypes: Float[Tensor, "batch dim"],
+    radius: float | int = 64.0,
+    variant: Variant = "exact",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*out"]:
+    """KL(delta(z - r w) || p(z | x)) of Li et al., CVPR 2021, section 3: minus the log density at the
+    prototype,
+
+        L = -kappa cos(mu, w) - (d/2-1) log kappa + log I_{d/2-1}(kappa) + d/2 log(2 pi r^2),
+
+    with dL/dkappa = A_d(kappa) - cos, so that the best kappa of a sample has A_d(kappa) = cos.
+
+    Args:
+        mu: unit mean directions, (batch, dim), dim >= 2.
+        kappa: concentrations >= 0, (batch,).
+        prototypes: the unit prototype of each sample's identity, (batch, dim).
+        radius: r > 0; adds a constant, never changes a gradient.
+        variant: "exact", or "released": the formula of the published code (see
+            `sphere_confidence_loss_from_cosine`).
+        reduction: "mean", "sum" or "none" (one loss per sample).
+
+    Raises:
+        InputError: shapes do not fit, an unknown variant or reduction, or vectors that are not of unit length
+            within 1e-2. The length is checked on the CPU outside torch.compile only, where it costs no
+            synchronisation.
+
+    Example:
+        >>> mu = torch.tensor([[0.6, 0.8, 0.0]])
+        >>> sphere_confidence_loss(mu, torch.tensor([10.0]), torch.tensor([[0.0, 1.0, 0.0]]), radius=1.0)
+        tensor(1.5353)
+    """
+    if mu.ndim != 2 or mu.shape != prototypes.shape or kappa.shape != mu.shape[:1]:
+        raise InputError(
+            "sphere_confidence_loss: expected mu and prototypes (batch, dim) and kappa (batch,), got "
+            f"{tuple(mu.shape)}, {tuple(prototypes.shape)} and {tuple(kappa.shape)}. Pass one prototype per "
+            "sample: prototypes[labels]."
+        )
+    check_unit(mu=mu, prototypes=prototypes)
+    cosine = (mu * prototypes).sum(-1, dtype=torch.promote_types(kappa.dtype, torch.float32))
+    return sphere_confidence_loss_from_cosine(cosine, kappa, mu.shape[1], radius, variant, reduction)
+
+
+def sphere_confidence_loss_from_cosine(
+    cosine: Float[Tensor, "*batch"],
+    kappa: Float[Tensor, "*batch"],
+    dim: int,
+    radius: float | int = 64.0,
+    variant: Variant = "exact",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*out"]:
+    """`sphere_confidence_loss` where the cosine to the prototype is known already (a cache of a frozen
+    backbone).
+
+    The released variant is log(1e-6 + ive) + kappa for log I and log(1e-6 + kappa) for log kappa, where ive =
+    exp(-kappa) I_{d/2-1}(kappa), differentiated exactly as it stands, as the published code does. At d = 512,
+    ive is below 1e-6 for kappa < 3700: the Bessel term is a constant there and the optimum becomes (d/2-1) /
+    (1 - cos).
+
+    Args:
+        cosine: cos(mu, w), any shape.
+        kappa: concentrations >= 0, the same shape.
+        dim: dimension d >= 2.
+        radius, variant, reduction: as in `sphere_confidence_loss`.
+
+    Example:
+        >>> sphere_confidence_loss_from_cosine(torch.tensor([0.5]), torch.tensor([340.9]), dim=512)
+        tensor(1187.7656)
+    """
+    if cosine.shape != kappa.shape:
+        raise InputError(
+            f"expected one kappa per cosine, got {tuple(kappa.shape)} and {tuple(cosine.shape)}."
+        )
+    r = checked_radius(radius)
+    if variant == "exact":
+        loss = kappa * (1 - cosine) - log_normalizer_scaled(kappa, dim) + dim * log(r)
+    elif variant == "released":
+        loss = _released(cosine, kappa, dim) + dim / 2 * log(2 * pi * r**2)
+    else:
+        raise InputError(f"variant: expected one of {get_args(Variant)}, got {variant!r}.")
+    return _reduce(loss, reduction)
+
+
+def _released(cosine: Tensor, kappa: Tensor, dim: int) -> Tensor:
+    order = dim / 2 - 1
+    # log I is -inf at 0 for order > 0; its exponential and that one's gradient vanish long before the clamp.
+    argument = kappa.clamp(min=1e-30) if order else kappa
+    scaled = log_bessel_i(order, argument, scaled=True).exp()
+    log_bessel = torch.log(_RELEASED_EPSILON + scaled) + kappa
+    return -kappa * cosine - order * torch.log(_RELEASED_EPSILON + kappa) + log_bessel
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return loss.mean()
+    if reduction == "sum":
+        return loss.sum()
+    if reduction == "none":
+        return loss
+    raise InputError(f"reduction: expected one of {get_args(Reduction)}, got {reduction!r}.")
+
+
+def check_unit(**vectors: Tensor) -> None:
+    """Refuse vectors that are not of unit length, on the CPU outside torch.compile only: elsewhere a training
+    step would wait for the device."""
+    for name, rows in vectors.items():
+        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_directions(rows, name, _TOLERANCE)

@@ -1,0 +1,172 @@
+"""Scores row by row, differentiable: cosine, mutual likelihood (paper equation 13), Gaussian."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from spherecf.common.arrays import Array, as_tensor, checked_radius, like
+from spherecf.errors import InputError
+from spherecf.scoring.checks import concentrations, pair_directions
+from spherecf.vmf import log_normalizer_scaled
+
+_TINY = 1e-24  # keeps d sqrt(p^2) finite at p = 0; far below any effect on a value
+
+
+def cosine_score(mu_a: Float[Array, "*#batch d"], mu_b: Float[Array, "*#batch d"]) -> Float[Array, "*batch"]:
+    """Cosine of each pair of unit directions, row by row, in -1 .. 1.
+
+    Args:
+        mu_a: (..., dim) unit directions: tensors or NumPy arrays of floats.
+        mu_b: (..., dim), broadcast against ``mu_a``.
+
+    Returns:
+        (...) cosines: an array for arrays, a tensor where any is a tensor.
+
+    Raises:
+        InputError: directions whose length is not 1 within 0.4 % (so that ones stored in float16 or bfloat16
+            pass), zero or NaN, different dimensions, or shapes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> cosine_score(torch.eye(2), torch.tensor([[0.6, 0.8]]))
+        tensor([0.6000, 0.8000])
+    """
+    a, b = pair_directions(mu_a, mu_b)
+    return like(_cosine(a, b).to(_result_type(a, b)), mu_a, mu_b)
+
+
+def mutual_likelihood_score(
+    mu_a: Float[Array, "*#batch d"],
+    kappa_a: Float[Array, "*#batch"],
+    mu_b: Float[Array, "*#batch d"],
+    kappa_b: Float[Array, "*#batch"],
+    radius: float = 64.0,
+) -> Float[Array, "*batch"]:
+    """Mutual likelihood score of each pair: log of the integral of the product of the two densities.
+
+    ``s = log C_d(k_a) + log C_d(k_b) - log C_d(p) - d log r`` with ``p = |k_a mu_a + k_b mu_b|``: equation 13
+    of Li et al., CVPR 2021. With ``c(k) = log C_d(k) + k`` the large terms combine without cancellation:
+    ``s = c(k_a) + c(k_b) - c(p) - 2 k_a k_b (1 - cos) / (k_a + k_b + p) - d log r``.
+
+    Computed in float64 whatever comes in, so the result is right to half a unit in the last place of its own
+    type; differentiable in all four arguments. For all pairs of two sets use `mutual_likelihood_matrix`.
+
+    Args:
+        mu_a: (..., dim) unit directions: tensors or NumPy arrays.
+        kappa_a: (...) concentrations, >= 0, one per direction.
+        mu_b: (..., dim), broadcast.
+        kappa_b: (...), broadcast.
+        radius: r of the sphere; shifts all scores by the same constant.
+
+    Returns:
+        (...) scores, larger = more alike; unbounded. An array for arrays, a tensor where any is a tensor.
+
+    Raises:
+        InputError: NaN, negative or infinite concentrations, directions that are not of unit length (as in
+            `cosine_score`), or shapes that do not fit.
+
+    Example:
+        >>> import torch
+        >>> mu = torch.nn.functional.normalize(torch.tensor([[1.0, 2.0, 2.0], [2.0, 1.0, 2.0]]), dim=-1)
+        >>> sure, unsure = torch.tensor([500.0]), torch.tensor([5.0])
+        >>> a, b = (
+        ...     mutual_likelihood_score(mu[:1], sure, mu[1:], sure),
+        ...     mutual_likelihood_score(mu[:1], unsure, mu[1:], unsure),
+        ... )
+        >>> bool(a < b)  # two sure and different faces count against a match more than two unsure ones
+        True
+    """
+    r = checked_radius(radius)
+    a, b = pair_directions(mu_a, mu_b)
+    k_a, k_b = concentrations(kappa_a, a, "kappa_a"), concentrations(kappa_b, b, "kappa_b")
+    score = score_at_cosine(_cosine(a, b), k_a, k_b, a.shape[-1], r)
+    return like(score.to(_result_type(a, k_a, b, k_b)), mu_a, kappa_a, mu_b, kappa_b)
+
+
+def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, radius: float) -> Tensor:
+    """`mutual_likelihood_score` in float64, for float64 cosines at hand."""
+    a, b = kappa_a.double(), kappa_b.double()
+    product = 2 * a * b
+    p = ((a - b).square() + product * (1 + cos)).clamp_min(_TINY).sqrt()
+    apart = product * (1 - cos) / (a + b + p)
+    return (
+        log_normalizer_scaled(a, dim)
+        + log_normalizer_scaled(b, dim)
+        - log_normalizer_scaled(p, dim)
+        - apart
+        - dim * math.log(radius)
+    )
+
+
+def _cosine(mu_a: Tensor, mu_b: Tensor) -> Tensor:
+    cos: Tensor = (mu_a.double() * mu_b.double()).sum(-1).clamp(-1, 1)
+    return cos
+
+
+def _result_type(*tensors: Tensor) -> torch.dtype:
+    """float64 if anything is, else float32 (half types are widened: a score needs the digits)."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def gaussian_score(
+    mu_a: Float[Array, "*#batch d"],
+    log_precision_a: Float[Array, "*#batch e"],
+    mu_b: Float[Array, "*#batch d"],
+    log_precision_b: Float[Array, "*#batch e"],
+) -> Float[Array, "*batch"]:
+    """Mutual likelihood score of two Gaussians, the constant left out (Shi & Jain, ICCV 2019, equation 3):
+
+        s = -1/2 sum_l ( (mu_a - mu_b)_l^2 / (v_a + v_b)_l + log (v_a + v_b)_l ),   v = 1 / precision
+
+    Computed in float64 whatever comes in; differentiable.
+
+    Args:
+        mu_a: (..., d) means, of unit length as PFE has them: tensors or NumPy arrays.
+        log_precision_a: (..., d) log precisions of PFE-G, or (..., 1) of an isotropic Gaussian (SCF-G).
+        mu_b: (..., d), broadcast.
+        log_precision_b: like ``log_precision_a``, broadcast.
+
+    Returns:
+        (...) scores, larger = more alike; unbounded. An array for arrays, a tensor where any is a tensor.
+
+    Raises:
+        InputError: log precisions that are NaN or infinite, or neither d nor 1 per mean; means that are not
+            of unit length (as in `cosine_score`).
+
+    Example:
+        >>> import torch
+        >>> mu = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+        >>> gaussian_score(mu[:1], torch.zeros(1, 2), mu[1:], torch.zeros(1, 2))
+        tensor([-0.8931])
+    """
+    a, b = pair_directions(mu_a, mu_b)
+    words = (
+        _precisions(log_precision_a, a, "log_precision_a"),
+        _precisions(log_precision_b, b, "log_precision_b"),
+    )
+    log_sum = torch.logaddexp(*(-word.double() for word in words))
+    apart = (a.double() - b.double()).square() * torch.exp(-log_sum)
+    score = -0.5 * (apart.sum(-1) + log_sum.sum(-1) * (a.shape[-1] / log_sum.shape[-1]))
+    return like(
+        score.to(torch.promote_types(a.dtype, torch.float32)), mu_a, log_precision_a, mu_b, log_precision_b
+    )
+
+
+def _precisions(log_precision: Any, mu: Tensor, name: str) -> Tensor:
+    """(..., dim) or (..., 1), of as many axes as ``mu``: (n,) of n means is not taken for coordinates."""
+    words = as_tensor(log_precision, name, mu.device)
+    if words.ndim != mu.ndim or any(
+        length not in (1, wanted) for length, wanted in zip(words.shape, mu.shape)
+    ):
+        raise InputError(
+            f"{name}: expected 1 or {mu.shape[-1]} per mean, shape {tuple(mu.shape)} or "
+            f"{(*mu.shape[:-1], 1)}, got {tuple(words.shape)}"
+        )
+    if not torch.compiler.is_compiling():
+        bad = ~torch.isfinite(words)
+        if bool(bad.any()):
+            raise InputError(f"{name}: {int(bad.sum())} of {bad.numel()} are NaN or infinite")
+    return words
