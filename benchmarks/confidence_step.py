@@ -39,9 +39,8 @@ from spherecf.training import (
     build_cache,
     prototype_targets,
 )
-from spherecf.training._confidence_task import ConfidenceTask
-from spherecf.training._loop import run_training
-from spherecf.training._task import Rows, Run
+from spherecf.training.heads import ConfidenceTask
+from spherecf.training.loop import Rows, Run, run_training
 
 Moment = tuple[float, float]  # wall and CPU seconds
 NETWORK, DIM, RADIUS = "ir-100", 512, 64.0

@@ -110,7 +110,7 @@ def test_contract_covers_every_room() -> None:
     [
         ("evaluation/_tenfold.py", "import spherecf.models"),
         ("scoring/pairs.py", "def f():\n    from spherecf.data import open_source"),
-        ("models/_heads.py", "from spherecf.training import *"),
+        ("models/heads.py", "from spherecf.training import *"),
         ("vmf/functions.py", "from spherecf.common.files import sha256_file"),
         ("calibration/calibration.py", "from spherecf.evaluation import tmr_at_fmr"),
     ],

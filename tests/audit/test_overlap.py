@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from tests.audit.test_suspects import people
 
-from spherecf.audit import _prototypes, find_overlap, find_same_person, find_shared_names
+from spherecf.audit import find_overlap, find_same_person, find_shared_names
+from spherecf.audit import labels as labels_module
 from spherecf.data import SyntheticImages
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -23,7 +24,7 @@ def part(e: Embeddings, identities: range, name: str) -> Embeddings:
 
 
 def test_one_person_under_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prototypes, "_CELLS", 100)  # several blocks
+    monkeypatch.setattr(labels_module, "_CELLS", 100)  # several blocks
     e = people(20)
     assert e.labels is not None
     e.labels[6:12] = 19  # half of the first person, under the name of the last
@@ -33,7 +34,7 @@ def test_one_person_under_two_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_people_in_both_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prototypes, "_CELLS", 100)
+    monkeypatch.setattr(labels_module, "_CELLS", 100)
     e = people(20)
     train, test = part(e, range(0, 15), "a"), part(e, range(12, 20), "b")
     found = {(pair.left, pair.right) for pair in find_overlap(train, test, 0.8)}

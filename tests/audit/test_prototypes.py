@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from spherecf.audit import _prototypes
-from spherecf.audit._prototypes import blocks, class_means, own_cosines
+from spherecf.audit import labels as labels_module
+from spherecf.audit.labels import blocks, class_means, own_cosines
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 
@@ -19,7 +19,7 @@ def drawn(count: int = 60, dim: int = 5, seed: int = 0) -> Embeddings:
 
 
 def test_means_and_leave_one_out_cosines_agree_with_the_obvious_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prototypes, "_ROWS", 7)  # several blocks, that cut identities apart
+    monkeypatch.setattr(labels_module, "_ROWS", 7)  # several blocks, that cut identities apart
     e = drawn()
     prototypes, own = class_means(e)
     cosines = own_cosines(e, prototypes, own)
@@ -45,7 +45,7 @@ def test_without_identities_there_is_nothing_to_do() -> None:
 
 
 def test_blocks_cover_all_rows_within_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_prototypes, "_CELLS", 100)
+    monkeypatch.setattr(labels_module, "_CELLS", 100)
     parts = list(blocks(35, 9))
     assert all((part.stop - part.start) * 9 <= 100 for part in parts)
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(35))

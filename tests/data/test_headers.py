@@ -4,8 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spherecf.data._headers import read_labels, read_ranges
-from spherecf.data._recordio import MAGIC_BYTES, pack_record, read_record
+from spherecf.data.recordio import MAGIC_BYTES, pack_record, read_labels, read_ranges, read_record
 from spherecf.errors import FileFormatError
 
 

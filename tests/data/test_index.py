@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spherecf.data import _index
-from spherecf.data._index import read_index, read_names, write_index
-from spherecf.data._recordio import MAGIC_BYTES, pack_record
+from spherecf.data import records as records_module
+from spherecf.data.recordio import MAGIC_BYTES, pack_record
+from spherecf.data.records import read_index, read_names, write_index
 from spherecf.errors import FileFormatError, InputError
 
 
 def test_blocks_end_at_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_index, "_BLOCK", 10)
+    monkeypatch.setattr(records_module, "_BLOCK", 10)
     rng = np.random.default_rng(0)
     numbers = rng.permutation(1000)
     (tmp_path / "x.idx").write_text("".join(f"{number}\t{4 * number}\r\n\n" for number in numbers))
@@ -26,7 +26,7 @@ def test_blocks_end_at_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_mistakes_are_named_by_their_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
 ) -> None:
-    monkeypatch.setattr(_index, "_BLOCK", 10)
+    monkeypatch.setattr(records_module, "_BLOCK", 10)
     lines = [f"{number}\t{8 * number}" for number in range(50)]
     (tmp_path / "x.idx").write_text("\n".join([*lines[:30], line, *lines[30:]]))
     with pytest.raises(FileFormatError, match=f"line 31: {message}"):

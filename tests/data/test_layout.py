@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from spherecf.data import RecordFile, encode_image, write_index
-from spherecf.data._recordio import pack_record
+from spherecf.data.recordio import pack_record
 from spherecf.errors import FileFormatError
 
 PEOPLE, EACH = 3, 2

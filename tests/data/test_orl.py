@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tests.conformance.sources import ImageSourceConformance
 
-from spherecf.data import IdentityFolder, _orl, orl_faces
+from spherecf.data import IdentityFolder, orl_faces
+from spherecf.data import folder as folder_module
 from spherecf.errors import FileFormatError, MissingDependencyError
 
 
@@ -24,7 +25,7 @@ def test_without_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(_orl, "distribution", absent)
+    monkeypatch.setattr(folder_module, "distribution", absent)
     with pytest.raises(MissingDependencyError, match=r"spherecf\[demo\]"):
         orl_faces()
 
@@ -36,6 +37,6 @@ def test_changed_files_are_refused(monkeypatch: pytest.MonkeyPatch, folder: Path
         def locate_file(self, name: str) -> Path:
             return folder
 
-    monkeypatch.setattr(_orl, "distribution", lambda name: Wheel())
+    monkeypatch.setattr(folder_module, "distribution", lambda name: Wheel())
     with pytest.raises(FileFormatError, match="not the 400 ORL faces"):
         orl_faces()

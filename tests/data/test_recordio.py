@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from spherecf.data._recordio import MAGIC_BYTES, pack_record, read_record
+from spherecf.data.recordio import MAGIC_BYTES, pack_record, read_record
 from spherecf.errors import FileFormatError
 
 PATH = Path("x.rec")

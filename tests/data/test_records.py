@@ -14,7 +14,7 @@ from spherecf.data import (
     iter_images,
     write_records,
 )
-from spherecf.data._recordio import pack_record
+from spherecf.data.recordio import pack_record
 from spherecf.errors import FileFormatError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spherecf.data._table import line_number, read_table
+from spherecf.data.text import line_number, read_table
 from spherecf.errors import FileFormatError
 
 INTEGERS = {"template": "i4", "other": "i4", "label": "i4"}

@@ -14,12 +14,14 @@ from spherecf.data import (
     PairList,
     RecordFile,
     Skipped,
-    _write,
     open_pairs,
     write_folder,
     write_list,
     write_pair_bin,
     write_records,
+)
+from spherecf.data import (
+    writers as writers_module,
 )
 from spherecf.errors import InputError, StorageError
 
@@ -101,7 +103,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: p
     def full(*_: object, **__: object) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_write, "pack_record", full)
+    monkeypatch.setattr(writers_module, "pack_record", full)
     with pytest.raises(StorageError, match="No space left"):
         write_records(IdentityFolder(folder), tmp_path / "rec")
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]

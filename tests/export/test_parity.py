@@ -7,8 +7,7 @@ import pytest
 from tests.tiny import tiny_model
 
 from spherecf.errors import ModelError
-from spherecf.export import TOLERANCE, Parity, export_onnx
-from spherecf.export._parity import BATCHES, measure, require, smooth_pictures
+from spherecf.export import BATCHES, TOLERANCE, Parity, export_onnx, measure, require, smooth_pictures
 
 
 def test_pictures_are_all_different_and_smooth() -> None:

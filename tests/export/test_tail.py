@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spherecf.calibration import KappaScale
-from spherecf.export._tail import Direction, Percentile, Pixels
+from spherecf.export import Direction, Percentile, Pixels
 from spherecf.models import PRESETS
 
 

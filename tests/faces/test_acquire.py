@@ -9,7 +9,8 @@ from tests.faces.pictures import jpeg, lying_jpeg, portrait, turned
 
 from spherecf.data import encode_image
 from spherecf.errors import InputError
-from spherecf.faces import ARCFACE_POINTS, Face, FaceDetector, Failure, _acquire, acquire, read_photo
+from spherecf.faces import ARCFACE_POINTS, Face, FaceDetector, Failure, acquire, read_photo
+from spherecf.faces import acquisition as acquisition_module
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_a_reduced_photo_is_measured_in_the_original(
     photo = np.full((1280, 1600, 3), 90, np.uint8)
     photo[300:748, 500:868] = portrait(scale=4.0)
     whole = acquire(jpeg(photo), detector)
-    monkeypatch.setattr(_acquire, "read_photo", partial(read_photo, decoded=600_000))
+    monkeypatch.setattr(acquisition_module, "read_photo", partial(read_photo, decoded=600_000))
     reduced = acquire(jpeg(photo), detector)
     assert whole.size == reduced.size == (1600, 1280) and reduced.notes == ("decoded at 1/2 of its size",)
     one, other = whole.faces[0], reduced.faces[0]

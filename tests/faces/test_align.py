@@ -4,7 +4,7 @@ import pytest
 
 from spherecf.errors import InputError
 from spherecf.faces import ARCFACE_POINTS, align
-from spherecf.faces._align import similarity_transform
+from spherecf.faces.alignment import similarity_transform
 
 
 def turned(angle: float, scale: float, shift: tuple[float, float]) -> np.ndarray:

@@ -4,7 +4,7 @@ import pytest
 
 from spherecf.data import open_source, sharpness
 from spherecf.faces import ARCFACE_POINTS, CaptureFacts, Face, FaceDetector, acquire, head_pose
-from spherecf.faces._capture import _HEAD, capture_facts
+from spherecf.faces.capture import _HEAD, capture_facts
 
 
 def seen(yaw: float, pitch: float, roll: float) -> np.ndarray:

@@ -9,8 +9,7 @@ from tests.conformance.sources import ImageSourceConformance
 from spherecf.data import IdentityFolder, ImageError, ImageSource, iter_images, open_source, orl_faces
 from spherecf.errors import InputError
 from spherecf.faces import ARCFACE_POINTS, AlignedFaces, FaceDetector
-from spherecf.faces._detect import Face
-from spherecf.faces._find import find_faces
+from spherecf.faces.detection import Face, find_faces
 
 
 class TestAlignedFaces(ImageSourceConformance):

@@ -5,7 +5,7 @@ import numpy as np
 from tests.fuzz.harness import fuzz, write
 
 from spherecf.data import ImageError, RecordFile, write_index
-from spherecf.data._recordio import pack_record
+from spherecf.data.recordio import pack_record
 
 _FILES = ("train.idx", "property", "names.txt", "train.rec")
 _CUT = b"\n=====\n"  # between the files of one input

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from tests.gallery.test_search import mirror_of
 
-from spherecf.gallery._finder import Finder
+from spherecf.gallery.search import Finder
 
 pytest.importorskip("faiss", reason='no faiss: pip install "spherecf[gallery]"')
 
 
 def test_finds_most_and_scores_them_right_and_sees_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery._finder.LEAST", 100)
-    monkeypatch.setattr("spherecf.gallery._finder._NEAR", 20)
+    monkeypatch.setattr("spherecf.gallery.search.LEAST", 100)
+    monkeypatch.setattr("spherecf.gallery.search._NEAR", 20)
     rng = np.random.default_rng(0)
     mu = rng.standard_normal((3000, 16)).astype(np.float32)
     mu /= np.linalg.norm(mu, axis=1, keepdims=True)

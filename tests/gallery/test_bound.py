@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.reference.gallery import score_at
 
-from spherecf.gallery._bound import Bound, Stretches
+from spherecf.gallery.mirror import Bound, Stretches
 
 COSINES = np.array([-1.0, -0.999, -0.5, 0.0, 0.3, 0.9, 0.9999, 1.0])
 

@@ -10,7 +10,7 @@ from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS
 
 from spherecf.errors import StorageError
 from spherecf.gallery import Gallery
-from spherecf.gallery._store import Store
+from spherecf.gallery.store import Store
 
 pytestmark = pytest.mark.slow  # every case is a process of its own
 

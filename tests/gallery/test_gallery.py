@@ -168,7 +168,7 @@ def test_a_gallery_of_another_model_is_refused_with_both_hashes(opened: Open) ->
 
 def test_a_second_process_is_told_who_has_the_gallery(opened: Open, tmp_path: Path) -> None:
     script = (
-        "import sys; from spherecf.gallery._lock import Lock; from pathlib import Path\n"
+        "import sys; from spherecf.gallery.store import Lock; from pathlib import Path\n"
         "lock = Lock(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
     )
     opened().close()

@@ -1,8 +1,7 @@
 import json
 import math
 
-from spherecf.gallery._identification import Candidate, Identification, decide
-from spherecf.gallery._limits import Limit
+from spherecf.gallery.identification import Candidate, Identification, Limit, decide
 
 LIMIT = Limit("mls", 1e-4, accept=10.0, reject=-20.0, least=50.0, enough=True)
 

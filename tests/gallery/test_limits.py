@@ -5,7 +5,7 @@ import pytest
 from tests.gallery.conftest import MODEL, RADIUS, calibration
 
 from spherecf.calibration import Calibration, ThresholdTable
-from spherecf.gallery._limits import limit_for, limits_for
+from spherecf.gallery.identification import limit_for, limits_for
 
 
 def table(score: str = "mls", radius: float = RADIUS) -> ThresholdTable:

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from spherecf.gallery._mirror import Mirror
+from spherecf.gallery.mirror import Mirror
 
 
 def test_rows_are_ordered_by_kappa_and_buckets_cover_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery._mirror._BUCKET", 10)
+    monkeypatch.setattr("spherecf.gallery.mirror._BUCKET", 10)
     rng = np.random.default_rng(0)
     mirror, kappa = Mirror(4), rng.permutation(35).astype(np.float32)
     keys = [f"k{int(one)}" for one in kappa]

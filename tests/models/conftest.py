@@ -11,7 +11,7 @@ import pytest
 from tests.models import graphs
 
 from spherecf.models import FrozenBackbone, Preprocessing
-from spherecf.models._preprocessing import METADATA_KEY
+from spherecf.models.preprocessing import METADATA_KEY
 
 TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 

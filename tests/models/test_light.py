@@ -3,7 +3,7 @@ import torch
 from tests.conformance.heads import HeadConformance
 
 from spherecf.models import ConfidenceHead, make_head
-from spherecf.models._light import LightHead
+from spherecf.models.heads import LightHead
 
 
 class TestLight(HeadConformance):

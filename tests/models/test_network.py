@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from spherecf.models import Network, make_backbone
-from spherecf.models._network import as_map, map_shape
+from spherecf.models.network import as_map, map_shape
 
 NAMES = ["r18-se", "ir-18", "tface-ir-18", "mbf", "vit_t", "transface_s"]
 

@@ -8,7 +8,7 @@ from tests.models import graphs
 from tests.models.conftest import TINY, noise
 
 from spherecf.models import FrozenBackbone
-from spherecf.models._onnx_repairs import load_graph
+from spherecf.models.onnx.repairs import load_graph
 
 
 def joined(batch: int, *, sizes: tuple[int, ...] = (), **attributes: int) -> onnx.ModelProto:

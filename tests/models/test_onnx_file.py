@@ -9,7 +9,7 @@ from tests.models.conftest import TINY, noise
 
 from spherecf.errors import ModelError
 from spherecf.models import FrozenBackbone
-from spherecf.models._onnx_file import as_array, read_onnx
+from spherecf.models.onnx.graph import as_array, read_onnx
 
 
 def outside(folder: Path, seed: int = 0, location: str = "weights", **how: object) -> Path:

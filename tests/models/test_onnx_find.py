@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from spherecf.errors import ModelError
 from spherecf.models import default_detector_path, default_recogniser_path
-from spherecf.models._network import Shape
-from spherecf.models._onnx_find import Found, find
-from spherecf.models._onnx_repairs import load_graph
+from spherecf.models.network import Shape
+from spherecf.models.onnx.outputs import Found, find
+from spherecf.models.onnx.repairs import load_graph
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.models import graphs
 
 from spherecf.errors import ModelError
-from spherecf.models._onnx_graph import INPUT_KEY, attributes
-from spherecf.models._onnx_repairs import load_graph
+from spherecf.models.onnx.graph import INPUT_KEY, attributes
+from spherecf.models.onnx.repairs import load_graph
 
 
 def test_a_file_with_preprocessing_inside_starts_at_its_network() -> None:

@@ -10,9 +10,9 @@ from tests.models.conftest import TINY, noise
 
 from spherecf.errors import ModelError
 from spherecf.models import KNOWN_MODELS, FrozenBackbone, default_recogniser_path, import_onnx
-from spherecf.models._engines import OnnxRuntimeEngine
-from spherecf.models._onnx_find import find
-from spherecf.models._onnx_repairs import load_graph
+from spherecf.models.engines import OnnxRuntimeEngine
+from spherecf.models.onnx.outputs import find
+from spherecf.models.onnx.repairs import load_graph
 
 
 @pytest.mark.parametrize(

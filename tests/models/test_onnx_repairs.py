@@ -10,7 +10,7 @@ from tests.models.conftest import TINY, noise
 
 from spherecf.errors import ModelError
 from spherecf.models import FrozenBackbone
-from spherecf.models._onnx_repairs import load_graph
+from spherecf.models.onnx.repairs import load_graph
 
 
 def opened(model: onnx.ModelProto, tiny: FrozenBackbone, word: str) -> FrozenBackbone:

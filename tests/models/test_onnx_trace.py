@@ -11,7 +11,7 @@ from torch import nn
 
 from spherecf.errors import ModelError
 from spherecf.models import FrozenBackbone, opset_of, trace_onnx
-from spherecf.models._onnx_trace import _with_opset
+from spherecf.models.onnx.module import _with_opset
 
 
 def run(model: onnx.ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:

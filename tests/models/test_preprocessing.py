@@ -6,7 +6,7 @@ import torch
 
 from spherecf.errors import InputError, ModelError
 from spherecf.models import KNOWN_MODELS, PRESETS, Preprocessing
-from spherecf.models._preprocessing import METADATA_KEY, resolve_preprocessing
+from spherecf.models.preprocessing import METADATA_KEY, resolve_preprocessing
 
 
 def one_pixel(red: int, green: int, blue: int) -> np.ndarray:

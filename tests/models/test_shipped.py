@@ -9,7 +9,7 @@ from spherecf.data import orl_faces
 from spherecf.errors import ModelError
 from spherecf.faces import AlignedFaces
 from spherecf.models import ConfidenceModel, FrozenBackbone, default_model_path
-from spherecf.models._artefact import read_header
+from spherecf.models.model import read_header
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from tests.reference.original_networks import original
 
 from spherecf.errors import InputError
 from spherecf.models import NETWORKS, Network, make_backbone
-from spherecf.models._vit import TRANSFORMERS, DropPath
+from spherecf.models.transformer import TRANSFORMERS, DropPath
 
 # Counted on insightface's arcface_torch `backbones/vit.py` with the arguments of its `backbones/__init__.py`
 # (vit_l is its vit_l_dp005_mask_005), TransFace's and CVLface's `vit.py` likewise; CVLface's model table

@@ -46,7 +46,7 @@ def test_a_blurred_face_is_less_sure_and_says_why(assessor: FaceAssessor) -> Non
 
 def test_reasons_do_not_enter_kappa(assessor: FaceAssessor, monkeypatch: pytest.MonkeyPatch) -> None:
     before = assessor(portrait()).main
-    monkeypatch.setattr("spherecf.photos._assess.explain", lambda facts: ("anything",))
+    monkeypatch.setattr("spherecf.photos.assessment.explain", lambda facts: ("anything",))
     after = assessor(portrait()).main
     assert before is not None and after is not None
     assert after.reasons == ("anything",) and (after.kappa, after.quality) == (before.kappa, before.quality)

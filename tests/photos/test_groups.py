@@ -1,6 +1,6 @@
 import numpy as np
 
-from spherecf.photos._groups import group_by_likelihood
+from spherecf.photos.template import group_by_likelihood
 
 
 def slow(llr: np.ndarray) -> list[list[int]]:

@@ -9,7 +9,8 @@ from tests.faces.pictures import jpeg, portrait
 from spherecf.data import decode_image
 from spherecf.errors import InputError
 from spherecf.faces import FaceDetector, acquire
-from spherecf.photos import _sheet, write_sheet
+from spherecf.photos import outputs as outputs_module
+from spherecf.photos import write_sheet
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_a_photo_that_has_gone_is_grey(rows: tuple[list[dict], dict[str, Path]],
 def test_of_too_many_faces_both_ends(
     rows: tuple[list[dict], dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sheet, "MOST_FACES", 4)
+    monkeypatch.setattr(outputs_module, "MOST_FACES", 4)
     many = [{**rows[0][0], "rank": rank, "photo": f"p{rank}"} for rank in range(1, 10)]
     page = write_sheet(tmp_path / "s.html", many, {}).read_text()
     assert (

@@ -4,7 +4,7 @@ import pytest
 
 from spherecf.errors import InputError
 from spherecf.serve import choose_token, hosts_of
-from spherecf.serve._access import Access
+from spherecf.serve.access import Access
 
 TOKEN = "t" * 20
 

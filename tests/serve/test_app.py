@@ -20,9 +20,9 @@ from spherecf.gallery import Candidate, Enrolled, Identification
 from spherecf.models import ConfidenceModel
 from spherecf.photos import FaceAssessor
 from spherecf.serve import create_app
-from spherecf.serve._schemas import Candidate as Nearby
-from spherecf.serve._schemas import Compared, Face, Identified, Photo, Template
-from spherecf.serve._schemas import Enrolled as Listed
+from spherecf.serve.schemas import Candidate as Nearby
+from spherecf.serve.schemas import Compared, Face, Identified, Photo, Template
+from spherecf.serve.schemas import Enrolled as Listed
 
 Shown = dict[str, Any]
 

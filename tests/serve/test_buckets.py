@@ -2,8 +2,8 @@
 
 import pytest
 
-from spherecf.serve import _buckets
-from spherecf.serve._buckets import Buckets
+from spherecf.serve import access as access_module
+from spherecf.serve.access import Buckets
 
 
 class Clock:
@@ -40,7 +40,7 @@ def test_addresses_of_one_network_share() -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_buckets, "_REMEMBERED", 10)
+    monkeypatch.setattr(access_module, "_REMEMBERED", 10)
     buckets = Buckets(1.0, 1, Clock())
     for i in range(1000):
         assert buckets.wait(f"client {i}") == 0

@@ -10,8 +10,8 @@ import pytest
 from fastapi import HTTPException
 
 from spherecf.serve import Limits
-from spherecf.serve._desk import Desk
-from spherecf.serve._upload import Upload
+from spherecf.serve.upload import Upload
+from spherecf.serve.worker import Desk
 
 
 class Echo:

@@ -12,8 +12,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from spherecf.serve import Limits, hosts_of
-from spherecf.serve._access import Access
-from spherecf.serve._guard import HEADERS, Guard
+from spherecf.serve.access import Access
+from spherecf.serve.guard import HEADERS, Guard
 
 TOKEN = "a-token-that-is-long-enough"
 HERE = "http://127.0.0.1:8080"

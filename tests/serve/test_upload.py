@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from python_multipart.exceptions import FormParserError
 
 from spherecf.serve import Limits
-from spherecf.serve._problems import install
-from spherecf.serve._upload import _feed, _file_name, _Parts, read_form
+from spherecf.serve.guard import install
+from spherecf.serve.upload import _feed, _file_name, _Parts, read_form
 
 PART = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a"\r\n\r\n'
 LIMITS = Limits(max_files=3, max_file_bytes=1000, max_request_bytes=5000)

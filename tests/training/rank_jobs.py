@@ -25,9 +25,9 @@ from spherecf.training import (
     train_backbone,
     train_confidence,
 )
-from spherecf.training._backbone import _BackboneTask
-from spherecf.training._settings import OptimizerSettings
-from spherecf.training._sync_norm import synchronize_batch_norm
+from spherecf.training.backbone import _BackboneTask
+from spherecf.training.config import OptimizerSettings
+from spherecf.training.distributed import synchronize_batch_norm
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,7 +15,7 @@ from spherecf.errors import FileFormatError, InputError, SpherecfError, StorageE
 from spherecf.models import FrozenBackbone, load_prototypes, prototype_identities
 from spherecf.training import TrainedBackbone, train_backbone
 from spherecf.training import _checkpoint as checkpoint
-from spherecf.training._backbone import _BackboneTask
+from spherecf.training.backbone import _BackboneTask
 
 
 def history(folder: Path) -> list[dict[str, float]]:
@@ -112,7 +112,7 @@ def test_every_state_is_resumed(
 def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
     script = (
         "import os, signal, sys, pathlib; from tests.training import rank_jobs as jobs\n"
-        "from spherecf.training import Ranks; from spherecf.training._backbone import _BackboneTask as Task\n"
+        "from spherecf.training import Ranks; from spherecf.training.backbone import _BackboneTask as Task\n"
         "begin = Task.begin\n"
         "def kill(task, rows, step):\n"
         "    if step == 6: os.kill(os.getpid(), signal.SIGKILL)\n"

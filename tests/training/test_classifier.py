@@ -12,7 +12,7 @@ from tests.training.rank_jobs import (
 from spherecf.errors import InputError
 from spherecf.losses import make_margin, margin_softmax_loss
 from spherecf.training import OptimizerSettings, Ranks, ShardedClassifier
-from spherecf.training._classifier import initial_prototypes
+from spherecf.training.classifier import initial_prototypes
 
 SETTINGS = OptimizerSettings(name="sgd", lr=0.1, weight_decay=0.01, decay_vectors=True)
 

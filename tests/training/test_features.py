@@ -33,8 +33,8 @@ from spherecf.training import (
     prototypes_for,
     train_confidence,
 )
-from spherecf.training._directions import mean_prototypes
-from spherecf.training._together import run_together
+from spherecf.training.cache import run_together
+from spherecf.training.features import mean_prototypes
 
 BASE: dict[str, Any] = {
     "views": {"degraded": 0, "flip": True, "per_epoch": "one"},

@@ -11,7 +11,7 @@ from spherecf import vmf
 from spherecf.errors import FileFormatError, InputError, SpherecfError
 from spherecf.models import ConfidenceHead, make_head
 from spherecf.training import CachedFeatures, ConfidenceConfig, Targets, fit_head
-from spherecf.training._confidence_task import ConfidenceTask
+from spherecf.training.heads import ConfidenceTask
 
 DIM, ROWS = 64, 3000
 CONFIG = ConfidenceConfig.from_dict(

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spherecf.errors import StorageError
-from spherecf.training._log import RunLog
+from spherecf.training.loop import RunLog
 
 
 def test_a_history_that_cannot_be_written_is_our_error(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """What is wrong with a data set: corrupt and double images, wrong labels, people who are in two sets."""
 
-from spherecf.audit._check import check
-from spherecf.audit._embed import embed_directions
-from spherecf.audit._images import (
+from spherecf.audit.checks import check, embed_directions
+from spherecf.audit.images import (
     Corrupt,
     DuplicateGroup,
     ImageScan,
@@ -12,8 +11,16 @@ from spherecf.audit._images import (
     find_odd_sizes,
     scan_images,
 )
-from spherecf.audit._overlap import IdentityPair, find_overlap, find_same_person, find_shared_names
-from spherecf.audit._suspects import Suspect, Suspects, Thresholds, find_suspects
+from spherecf.audit.labels import (
+    IdentityPair,
+    Suspect,
+    Suspects,
+    Thresholds,
+    find_overlap,
+    find_same_person,
+    find_shared_names,
+    find_suspects,
+)
 
 __all__ = [
     "Corrupt",

@@ -24,7 +24,7 @@ from spherecf.cli import (
     template,
     train,
 )
-from spherecf.cli._output import run_command
+from spherecf.cli.output import run_command
 from spherecf.common.version import __version__
 
 app = typer.Typer(

@@ -1,20 +1,154 @@
-"""`spherecf data`: look into data sets, convert between their layouts, and check them."""
+"""`spherecf data`: look into data sets, convert between their layouts, import features, and check them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf.cli import _import
-from spherecf.cli._audit import show_report
-from spherecf.cli._backbone import BackboneFile, EngineName, PresetName, open_backbone
-from spherecf.cli._output import file_to_write
+from spherecf.cli.options import BackboneFile, EngineName, PresetName, open_backbone
+from spherecf.cli.output import file_to_write
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
     from spherecf.data import ImageSource, Skipped
+
+
+_LISTED_PROBLEMS = 10  # of each kind; the JSON lists all
+
+
+def show_report(report: dict[str, Any]) -> None:
+    """Print the report of `spherecf.audit.check` to stderr."""
+    for name in ("source", "against"):
+        if facts := report[name]:
+            _say(f"{facts['name']}: {facts['images']:,} images of {facts['identities']:,} identities")
+    _list("corrupt images", [f"{item['key']}: {item['reason']}" for item in report["corrupt"]])
+    _list("images of another size", [f"{item['key']}: {item['size']}" for item in report["odd_sizes"]])
+    several = [group for group in report["duplicates"] if group["across_identities"]]
+    one = [group for group in report["duplicates"] if not group["across_identities"]]
+    _list("pictures that stand under several identities", [_group(group) for group in several])
+    _list("pictures that stand several times under one identity", [_group(group) for group in one])
+    if report["against"]:
+        _list("pictures that are in both sets", [_group(group) for group in report["duplicates_against"]])
+        if report["shared_names"] is None:
+            _say("names shared by both sets: cannot be told, the names of one are numbers")
+        else:
+            _list("names shared by both sets", report["shared_names"])
+    if report["faces"]:
+        _show_faces(report["faces"], report["against"] is not None)
+
+
+def _show_faces(faces: dict[str, Any], against: bool) -> None:
+    rule = faces["thresholds"]
+    _say(
+        f"{faces['backbone']['name']}: a suspect is below {rule['own']:.3f} to its own identity (FMR "
+        f"{rule['fmr']:g}, {rule['comparisons']:,} comparisons) and at least {rule['other']:.3f} to another "
+        f"one (FPIR {rule['fpir']:g}, {rule['images']:,} images)"
+    )
+    _list(
+        f"suspects among {faces['judged']:,} images whose identity has another image",
+        [
+            f"{item['key']}: {item['own_cosine']:.3f} to {item['identity']}, {item['other_cosine']:.3f} to "
+            f"{item['other']}"
+            for item in faces["suspects"]
+        ],
+    )
+    _list("pairs of identities that look like one person", _pairs(faces["same_person"]))
+    if against:
+        _list("people of the other set who look like one of this set", _pairs(faces["overlap"]))
+
+
+def _pairs(pairs: Sequence[dict[str, Any]]) -> list[str]:
+    return [f"{pair['left']} and {pair['right']}: {pair['cosine']:.3f}" for pair in pairs]
+
+
+def _group(group: dict[str, Any]) -> str:
+    return f"{', '.join([*group['keys'], *group['against']])} (same {group['same']})"
+
+
+def _list(what: str, lines: Sequence[str]) -> None:
+    _say(f"{what}: {len(lines):,}")
+    for line in lines[:_LISTED_PROBLEMS]:
+        _say(f"  {line}")
+    if len(lines) > _LISTED_PROBLEMS:
+        _say(f"  ... and {len(lines) - _LISTED:,} more (the JSON has all)")
+
+
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+_IMPORT_EXAMPLE = (
+    "Example: spherecf data import feats.npy ijbc.safetensors --meta IJBC/ --set ijbc --halves --flip sum"
+)
+
+
+def import_features(
+    features: Annotated[
+        Path,
+        typer.Argument(help="A .npy (n, d), a .npz with keys and more beside, or lines `image f1 f2 ...`."),
+    ],
+    out: Annotated[
+        Path, typer.Argument(help="Embeddings file to write, e.g. ijbc.safetensors.", callback=file_to_write)
+    ],
+    keys: Annotated[Path | None, typer.Option(help="Text file: the key of each row, one per line.")] = None,
+    meta: Annotated[Path | None, typer.Option(help="IJB's meta files: rows are in their order.")] = None,
+    set_: Annotated[str, typer.Option("--set", help="With --meta: ijbb or ijbc.")] = "ijbc",
+    halves: Annotated[
+        bool, typer.Option("--halves", help="A row is the original's features, then the mirrored image's.")
+    ] = False,
+    flip: Annotated[
+        str, typer.Option(help="none or sum: what to do with the halves, or what was done before.")
+    ] = "",
+    alignment: Annotated[str, typer.Option(help="How the faces were aligned, for the signature.")] = "",
+) -> None:
+    """Read features dumped by other tools and write an embeddings file.
+
+    A .npy of (n, d) floats (insightface's img_feats) needs --keys or --meta. A .npz may hold keys, labels,
+    norms and a concentration (PFE's sigma_sq). Text is feat.list of MagFace, or .csv: the image, then its
+    features, separated by blanks, tabs, commas or semicolons. No pickle is opened.
+
+    Rows that are NaN or all zeros are failures to acquire: left out, counted and listed. The report, as JSON
+    on stdout: what was written, where the concentration comes from, every skipped row with the reason.
+    """
+    from spherecf.data import read_features, read_keys
+
+    if keys is not None and meta is not None:
+        raise InputError("import: keys come from --keys FILE or from --meta FOLDER, not from both")
+    extras, names = _of_meta(meta, set_) if meta is not None else ({}, None)
+    if keys is not None:
+        names = read_keys(keys)
+    facts = {"alignment": alignment} if alignment else {}
+    found = read_features(features, names, halves=halves, flip=flip or None, provenance=facts)
+    if extras and "detector_score" not in found.extras:
+        found.extras |= {name: column[_rows(found.keys, names)] for name, column in extras.items()}
+    found.save(out)
+    report = {
+        "written": str(out), "images": len(found), "dim": found.dim, "fingerprint": found.fingerprint(),
+        "flip": found.provenance.get("flip"), "log_kappa": found.provenance["log_kappa"],
+        "extras": sorted(found.extras),
+        "skipped": [{"key": key, "reason": reason} for key, reason in found.skipped],
+    }  # fmt: skip
+    typer.echo(json.dumps(report, indent=2))
+    rows = len(found) + len(found.skipped)
+    console.print(f"{len(found)} of {rows} rows imported: {out}", highlight=False, markup=False)
+
+
+def _of_meta(meta: Path, name: str) -> tuple[dict[str, Any], list[str]]:
+    """(columns by entry, file of each entry)."""
+    from spherecf.data import read_ijb
+
+    found = read_ijb(meta, name)
+    scores = found.detector_score
+    return ({} if scores is None else {"detector_score": scores}), list(found.files)
+
+
+def _rows(keys: Any, names: list[str] | None) -> list[int]:
+    index = {name: row for row, name in enumerate(names or [])}
+    return [index[key] for key in keys]
+
 
 app = typer.Typer(help="Inspect, convert and check data sets.", no_args_is_help=True)
 
@@ -138,7 +272,7 @@ def index(
     typer.echo(write_index(path))
 
 
-app.command("import", epilog=_import.EXAMPLE)(_import.import_features)
+app.command("import", epilog=_IMPORT_EXAMPLE)(import_features)
 
 
 def _write(

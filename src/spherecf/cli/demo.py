@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spherecf.cli._output import folder_to_write
+from spherecf.cli.output import folder_to_write
 from spherecf.common.progress import console
 
 EXAMPLE = "Example: spherecf demo --data photos/ --out demo-photos"

@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli._output import AsLines, lines_wanted, print_lines
+from spherecf.cli.output import AsLines, lines_wanted, print_lines
 from spherecf.common.progress import console
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf.cli._backbone import DtypeName, EngineName, print_repairs
-from spherecf.cli._output import file_to_write
+from spherecf.cli.options import DtypeName, EngineName, print_repairs
+from spherecf.cli.output import file_to_write
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spherecf.cli._backbone import BackboneFile
-from spherecf.cli._output import file_to_write
+from spherecf.cli.options import BackboneFile
+from spherecf.cli.output import file_to_write
 from spherecf.common.progress import console
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli._output import AsLines, lines_wanted, print_lines
-from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor, open_gallery
+from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, open_assessor, open_gallery
+from spherecf.cli.output import AsLines, lines_wanted, print_lines
 from spherecf.common.progress import console, progress
 from spherecf.errors import InputError
 

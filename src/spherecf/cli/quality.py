@@ -8,9 +8,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from spherecf.cli._backbone import EngineName
-from spherecf.cli._output import AsLines, file_to_write, folder_to_write, lines_wanted, print_lines
-from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.cli.options import BackboneOfModel, DetectorFile, EngineName, ModelFile, open_assessor
+from spherecf.cli.output import AsLines, file_to_write, folder_to_write, lines_wanted, print_lines
 from spherecf.common.progress import console, progress
 from spherecf.errors import InputError
 

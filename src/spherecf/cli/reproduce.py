@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from spherecf.cli._backbone import open_backbone
-from spherecf.cli._output import folder_to_write
+from spherecf.cli.options import open_backbone
+from spherecf.cli.output import folder_to_write
 from spherecf.common.progress import console
 
 EXAMPLE = (

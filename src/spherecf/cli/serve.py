@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from spherecf.cli._photos import BackboneOfModel, ModelFile, open_assessor, open_gallery
+from spherecf.cli.options import BackboneOfModel, ModelFile, open_assessor, open_gallery
 from spherecf.common.progress import console
 
 EXAMPLE = "Example: spherecf serve --gallery people"

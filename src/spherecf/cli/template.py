@@ -7,8 +7,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli._output import AsLines, file_to_write, lines_wanted, print_lines
-from spherecf.cli._photos import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.cli.output import AsLines, file_to_write, lines_wanted, print_lines
 from spherecf.common.progress import console, progress
 
 if TYPE_CHECKING:

@@ -1,30 +1,29 @@
 """Images and pairs from every layout the field uses: one interface, checked input, no silent skips."""
 
-from spherecf.data._degradations import KINDS, RECIPES, Degradation, Degraded, Recipe
-from spherecf.data._describe import describe
-from spherecf.data._draw import draw_pairs
-from spherecf.data._dumps import read_features
-from spherecf.data._folder import IdentityFolder
-from spherecf.data._groups import Groups, read_groups
-from spherecf.data._ijb import Enrolled, IjbMeta, TemplatePairs
-from spherecf.data._ijb_files import read_ijb, write_ijb
-from spherecf.data._image import ImageError, decode_image, encode_image, image_suffix
-from spherecf.data._index import write_index
-from spherecf.data._iterate import ImageBatch, Skipped, iter_images, load_batches
-from spherecf.data._keys import Keys, read_keys
-from spherecf.data._list import ListFile
-from spherecf.data._open import open_pairs, open_source
-from spherecf.data._orl import orl_faces
-from spherecf.data._pair_table import read_cfp_pairs, read_pair_table
-from spherecf.data._pairbin import PairBin
-from spherecf.data._pairs import PairList, read_lfw_pairs
-from spherecf.data._records import RecordFile
-from spherecf.data._sharpness import sharpness
-from spherecf.data._source import ImageSource, Subset
-from spherecf.data._split import split_identities
-from spherecf.data._synthetic import SyntheticImages
-from spherecf.data._views import View, training_views
-from spherecf.data._write import write_folder, write_list, write_pair_bin, write_records
+from spherecf.data.degradations import KINDS, RECIPES, Degradation, Degraded, Recipe, View, training_views
+from spherecf.data.dumps import read_features
+from spherecf.data.folder import IdentityFolder, orl_faces
+from spherecf.data.formats import describe, open_pairs, open_source
+from spherecf.data.groups import Groups, read_groups
+from spherecf.data.ijb import Enrolled, IjbMeta, TemplatePairs, read_ijb, write_ijb
+from spherecf.data.image import ImageError, decode_image, encode_image, image_suffix, sharpness
+from spherecf.data.keys import Keys, read_keys
+from spherecf.data.list import ListFile
+from spherecf.data.pair_table import read_cfp_pairs, read_pair_table
+from spherecf.data.pairbin import PairBin
+from spherecf.data.pairs import PairList, draw_pairs, read_lfw_pairs
+from spherecf.data.records import RecordFile, write_index
+from spherecf.data.source import (
+    ImageBatch,
+    ImageSource,
+    Skipped,
+    Subset,
+    iter_images,
+    load_batches,
+    split_identities,
+)
+from spherecf.data.synthetic import SyntheticImages
+from spherecf.data.writers import write_folder, write_list, write_pair_bin, write_records
 
 __all__ = [
     "KINDS",

@@ -1,14 +1,11 @@
 """Photos: find the faces, align them to the crop that recognisers expect, say how they were taken."""
 
-from spherecf.faces._acquire import Acquisition, CapturedFace, acquire
-from spherecf.faces._align import ARCFACE_POINTS, align
-from spherecf.faces._capture import CaptureFacts, capture_facts, head_pose
-from spherecf.faces._detect import Face, FaceDetector
-from spherecf.faces._failure import Failure, PhotoError
-from spherecf.faces._find import FacePoints, find_faces
-from spherecf.faces._ijb import IjbFaces
-from spherecf.faces._photo import MAX_PIXELS, Photo, read_photo
-from spherecf.faces._source import AlignedFaces
+from spherecf.faces.acquisition import Acquisition, CapturedFace, acquire
+from spherecf.faces.alignment import ARCFACE_POINTS, align
+from spherecf.faces.capture import CaptureFacts, capture_facts, head_pose
+from spherecf.faces.detection import Face, FaceDetector, FacePoints, find_faces
+from spherecf.faces.photo import MAX_PIXELS, Failure, Photo, PhotoError, read_photo
+from spherecf.faces.sources import AlignedFaces, IjbFaces
 
 __all__ = [
     "ARCFACE_POINTS",

@@ -6,8 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 from spherecf.errors import MissingDependencyError
-from spherecf.serve._access import choose_token, hosts_of
-from spherecf.serve._limits import Limits
+from spherecf.serve.access import Limits, choose_token, hosts_of
 
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
@@ -49,7 +48,7 @@ def create_app(
         'SphereCF'
     """
     try:
-        from spherecf.serve._app import make_app
+        from spherecf.serve.app import make_app
     except ModuleNotFoundError as error:
         raise MissingDependencyError(_EXTRA) from error
     return make_app(assessor, gallery, token=token, hosts=hosts, limits=limits or Limits())
@@ -71,7 +70,7 @@ def run(app: Any, host: str, port: int) -> None:
         spherecf.errors.StorageError: cannot listen at 127.0.0.1, port ...
     """
     try:
-        from spherecf.serve._run import listen
+        from spherecf.serve.app import listen
     except ModuleNotFoundError as error:
         raise MissingDependencyError(_EXTRA) from error
     listen(app, host, port)

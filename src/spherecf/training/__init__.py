@@ -1,38 +1,45 @@
 """Training: stage 1, a recogniser; stage 2, a confidence head on the features of a frozen one."""
 
-from spherecf.training._backbone import BACKBONE_FILE, PROTOTYPE_FILE, TrainedBackbone, train_backbone
-from spherecf.training._backbone_config import (
+from spherecf.training.backbone import BACKBONE_FILE, PROTOTYPE_FILE, TrainedBackbone, train_backbone
+from spherecf.training.cache import FeatureCache, build_cache, cache_bytes
+from spherecf.training.classifier import ShardedClassifier
+from spherecf.training.confidence import (
+    MODEL_FILE,
+    TrainingData,
+    fit_confidence,
+    new_head,
+    prepare,
+    train_confidence,
+)
+from spherecf.training.config import (
     AugmentSettings,
     BackboneConfig,
     BackboneFit,
-    MarginSettings,
-    NetworkSettings,
-)
-from spherecf.training._cache import FeatureCache, build_cache, cache_bytes
-from spherecf.training._classifier import ShardedClassifier
-from spherecf.training._confidence import MODEL_FILE, fit_confidence, train_confidence
-from spherecf.training._confidence_data import TrainingData, new_head, prepare
-from spherecf.training._config import (
     ConfidenceConfig,
+    EngineSettings,
     FeatureSettings,
     FitSettings,
     HeadSettings,
     LossSettings,
+    MarginSettings,
+    NetworkSettings,
+    OptimizerSettings,
     PrototypeSettings,
+    ScheduleSettings,
     ViewSettings,
+    lr_factor,
 )
-from spherecf.training._features import CachedFeatures, StreamedFeatures
-from spherecf.training._fit import FitResult, FitState, fit_head
-from spherecf.training._ranks import Ranks, join_ranks
-from spherecf.training._schedule import lr_factor
-from spherecf.training._settings import EngineSettings, OptimizerSettings, ScheduleSettings
-from spherecf.training._targets import (
+from spherecf.training.distributed import Ranks, join_ranks
+from spherecf.training.features import (
+    CachedFeatures,
     GivenPrototypes,
     MeanPrototypes,
+    StreamedFeatures,
     Targets,
     prototype_targets,
     prototypes_for,
 )
+from spherecf.training.heads import FitResult, FitState, fit_head
 
 __all__ = [
     "BACKBONE_FILE", "MODEL_FILE", "PROTOTYPE_FILE",

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import evaluate
-from spherecf.cli.evaluate._tenfold import _list_name
+from spherecf.cli.evaluate import _list_name
 from spherecf.data import ImageSource, PairList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError, MissingDependencyError

@@ -1,0 +1,200 @@
+"""What kind of data set or pair list a path is, and what is in it."""
+
+import os
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spherecf.common.files import describe_content
+from spherecf.common.progress import in_order, progress
+from spherecf.data.folder import IdentityFolder
+from spherecf.data.image import IMAGE_SUFFIXES
+from spherecf.data.list import ListFile
+from spherecf.data.pair_table import is_pair_table, read_cfp_pairs, read_pair_table
+from spherecf.data.pairbin import PairBin
+from spherecf.data.pairs import PairList, read_lfw_pairs
+from spherecf.data.records import RecordFile
+from spherecf.data.source import ImageSource, Skipped
+from spherecf.data.synthetic import SYNTHETIC, SyntheticImages
+from spherecf.data.text import UTF16, iter_lines
+from spherecf.errors import FileFormatError
+
+_LAYOUTS = (
+    "Looked for: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one "
+    "sub-folder of pictures per identity, a text file of lines `image_path label`, a .lst, "
+    "synthetic:images=N,identities=M."
+)
+
+
+def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource:
+    """Open a data set of any layout that this library reads.
+
+    Args:
+        path: a folder or file, or ``synthetic:images=N,identities=M`` for `SyntheticImages`.
+        root: where the paths of a list file start, by default its own folder; of no use to other layouts.
+
+    Raises:
+        FileFormatError: it is none of them (the message lists what was looked for), or one that is damaged.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> open_source(orl_faces().root)
+        IdentityFolder('ORL_faces', images=401, identities=40)
+    """
+    if str(path).startswith(SYNTHETIC):
+        return SyntheticImages.parse(str(path))
+    path = Path(path)
+    if not os.path.exists(path):  # noqa: PTH110, pathlib's raises for a name that is too long
+        raise FileFormatError(path, "no such file or folder.", _LAYOUTS)
+    if path.is_dir():
+        return RecordFile(path) if (path / "train.rec").exists() else _open_folder(path)
+    if path.suffix == ".rec":
+        return RecordFile(path)
+    if path.suffix in (".bin", ".pkl", ".pickle"):
+        return PairBin(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES or not _is_text(path):
+        raise FileFormatError(path, f"not a data set but {describe_content(path)}.", _LAYOUTS)
+    if _pair_kind(path) or is_pair_table(path):
+        raise FileFormatError(
+            path, "this is a list of pairs, not of images.", "Give the images here and this as the pairs."
+        )
+    return ListFile(path, root)
+
+
+def open_pairs(path: str | Path) -> PairList:
+    """Open a pair list: LFW's ``pairs.txt``, a table ``fold left right mated`` (CFP), any other lines
+    ``left right 0|1`` (see `read_pair_table`), or the pairs of a ``.bin``.
+
+    Raises:
+        FileFormatError: it is none of them, or one with a mistake (line-numbered).
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
+        >>> _ = path.write_text("1\\t1\\nAnn_Lee\\t1\\t2\\nAnn_Lee\\t1\\tBo_Ray\\t3\\n")
+        >>> open_pairs(path).right
+        ['Ann_Lee/Ann_Lee_0002.jpg', 'Bo_Ray/Bo_Ray_0003.jpg']
+    """
+    path = Path(path)
+    if path.suffix in (".bin", ".pkl", ".pickle"):
+        return PairBin(path).pairs
+    return _PAIR_READERS[_pair_kind(path) or "table"](path)
+
+
+_PAIR_READERS = {"lfw": read_lfw_pairs, "cfp": read_cfp_pairs, "table": read_pair_table}
+
+
+def _open_folder(path: Path) -> IdentityFolder:
+    try:
+        return IdentityFolder(path)
+    except FileFormatError as error:
+        raise FileFormatError(path, error.problem, _LAYOUTS) from error
+
+
+def _is_text(path: Path) -> bool:
+    with path.open("rb") as stream:
+        start = stream.read(4096)
+    return b"\0" not in start or start.startswith(UTF16)  # the latter is named when it is read
+
+
+def _pair_kind(path: Path) -> str:
+    """``lfw``, ``cfp``, or empty, by the first line."""
+    fields = next((line.split() for _, line in iter_lines(path)), [])
+    if fields[:2] == ["fold", "left"] and len(fields) == 4:
+        return "cfp"
+    return "lfw" if fields and len(fields) <= 2 and all(map(str.isdecimal, fields)) else ""
+
+
+_SAMPLE = 64
+_CHUNK = 64  # images decoded by a thread at once
+_EDGES = (1, 2, 3, 5, 10, 20, 50, 100)
+
+
+def describe(source: ImageSource, decode: bool = False, workers: int | None = None) -> dict[str, Any]:
+    """Facts about a source, ready for JSON.
+
+    Args:
+        source: any source.
+        decode: decode every image; otherwise 64 evenly spaced ones stand for all.
+        workers: decoding threads.
+
+    Returns:
+        ``kind``, ``name``, ``images``, ``identities`` (those with images), ``without_identity``,
+        ``images_per_identity`` (least, median, mean, most, and a ``histogram`` of identities by number of
+        images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those),
+        ``broken`` (key and reason of those), ``missing`` (keys of images that are not there), ``ignored``
+        (files that are no images), ``notes`` (how it was read), ``fingerprint``, ``pairs`` of a pair file.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> facts = describe(orl_faces())
+        >>> facts["images"], facts["identities"], facts["picture_sizes"]
+        (400, 40, {'112x92': 64})
+    """
+    count, stored = len(source), source.sizes()
+    chosen = np.unique(np.linspace(0, count - 1, count if decode else min(count, _SAMPLE)).astype(int))
+    sizes, broken = _decode(source, chosen, workers)
+    known = source.labels[source.labels >= 0]
+    facts: dict[str, Any] = {
+        "kind": type(source).__name__,
+        "name": source.name,
+        "images": count,
+        "identities": len(np.unique(known)),
+        "without_identity": count - len(known),
+        "images_per_identity": _per_identity(np.bincount(known)) if len(known) else None,
+        "bytes": int(stored.clip(0).sum()),
+        "decoded": len(chosen),
+        "picture_sizes": {f"{height}x{width}": number for (height, width), number in sizes.most_common()},
+        "broken": [item._asdict() for item in broken],
+        "missing": [source.keys[row] for row in np.flatnonzero(stored < 0).tolist()],
+        "ignored": source.ignored,
+        "notes": source.notes,
+        "fingerprint": source.fingerprint(),
+    }
+    if isinstance(source, PairBin):
+        pairs = source.pairs
+        facts["pairs"] = {"pairs": len(pairs), "mated": int(pairs.mated.sum()), "folds": pairs.folds}
+    return facts
+
+
+def _decode(
+    source: ImageSource, rows: np.ndarray, workers: int | None
+) -> tuple[Counter[tuple[int, ...]], list[Skipped]]:
+    sizes: Counter[tuple[int, ...]] = Counter()
+    broken: list[Skipped] = []
+
+    def look(chunk: list[int]) -> list[tuple[int, ...] | Skipped]:
+        found: list[tuple[int, ...] | Skipped] = []
+        for row in chunk:
+            try:
+                found.append(source.image(row).shape[:2])
+            except FileFormatError as error:
+                found.append(Skipped(source.keys[row], str(error)))
+        return found
+
+    chunks = (rows[start : start + _CHUNK].tolist() for start in range(0, len(rows), _CHUNK))
+    results = in_order(look, chunks, workers or os.cpu_count() or 1, "decode")
+    with progress("decoding", len(rows)) as advance, closing(results):
+        for found in results:
+            broken += [item for item in found if isinstance(item, Skipped)]
+            sizes.update(item for item in found if not isinstance(item, Skipped))
+            advance(len(found), f"{len(broken)} broken" if broken else None)
+    return sizes, broken
+
+
+def _per_identity(counts: np.ndarray) -> dict[str, Any]:
+    counts = counts[counts > 0]
+    histogram = {}
+    for low, high in zip(_EDGES, (*_EDGES[1:], np.inf)):
+        name = f"{low}+" if high == np.inf else str(low) if high == low + 1 else f"{low}-{int(high) - 1}"
+        histogram[name] = int(((counts >= low) & (counts < high)).sum())
+    return {
+        "least": int(counts.min()),
+        "median": float(np.median(counts)),
+        "mean": round(float(counts.mean()), 3),
+        "most": int(counts.max()),
+        "histogram": histogram,
+    }

@@ -1,0 +1,412 @@
+"""IJB-B and IJB-C: which image belongs to which template and medium, and who is compared with whom.
+
+The benchmarks: C. Whitelam et al., "IARPA Janus Benchmark-B Face Dataset", CVPR Workshops 2017, and B. Maze
+et al., "IARPA Janus Benchmark - C", ICB 2018. The files are the ones that insightface and many papers use.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from numpy.typing import NDArray
+
+from spherecf.common.files import write_atomically
+from spherecf.data.text import line_number, read_table
+from spherecf.errors import FileFormatError, InputError
+
+GALLERIES: dict[str, tuple[str, str]] = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
+
+
+class TemplatePairs(NamedTuple):
+    """The comparisons of 1:1 verification."""
+
+    left: Int64[np.ndarray, " p"]
+    """(p,) template ids."""
+    right: Int64[np.ndarray, " p"]
+    mated: Bool[np.ndarray, " p"]
+    """(p,) true where both templates show one person."""
+
+
+class Enrolled(NamedTuple):
+    """Templates and whom they show: a gallery, or the probes; in any order."""
+
+    templates: Int64[np.ndarray, " k"]
+    """(k,) template ids."""
+    subjects: Int64[np.ndarray, " k"]
+
+
+@dataclass(frozen=True, eq=False)
+class IjbMeta:
+    """A template benchmark: entries (file, template, medium), and what is known beside them.
+
+    Args:
+        name: a short name for reports, e.g. "ijbc".
+        files: (m,) image of each entry; an image may belong to several templates.
+        templates: (m,) template of each entry.
+        media: (m,) medium of each entry (one photo, or one video).
+        pairs: what 1:1 verification compares.
+        detector_score: (m,) of each entry's image.
+        points: (m, 5, 2) landmarks of each entry's image, as (x, y) in pixels.
+        galleries: by name, what 1:N searches in.
+        probes: what 1:N searches for.
+        absent: name of a file that was not there to the reason.
+
+    Raises:
+        InputError: columns of different length, an entry that stands twice, pairs or galleries naming
+            unknown templates, one kind of pair only, a pair both mated and not, a template of two subjects,
+            a subject twice in one gallery.
+
+    Example:
+        >>> meta = IjbMeta("toy", ["a.jpg", "b.jpg", "c.jpg"], np.array([1, 1, 2]), np.array([7, 8, 9]))
+        >>> len(meta), meta.template_ids().tolist(), meta.subjects()
+        (3, [1, 2], {})
+    """
+
+    name: str
+    files: Sequence[str]
+    templates: Int64[np.ndarray, " m"]
+    media: Int64[np.ndarray, " m"]
+    pairs: TemplatePairs | None = None
+    detector_score: Float32[np.ndarray, " m"] | None = None
+    points: Float32[np.ndarray, "m 5 2"] | None = None
+    galleries: Mapping[str, Enrolled] = field(default_factory=dict)
+    probes: Enrolled | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for problem in _problems(self):
+            raise Contradiction(self.name, problem)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def template_ids(self) -> Int64[np.ndarray, " t"]:
+        """All templates that have entries, ascending."""
+        return np.unique(self.templates)
+
+    def subjects(self) -> dict[int, int]:
+        """Template to subject, as far as galleries and probes tell."""
+        known: dict[int, int] = {}
+        for enrolled in (*self.galleries.values(), *filter(None, [self.probes])):
+            known.update(zip(enrolled.templates.tolist(), enrolled.subjects.tolist()))
+        return known
+
+    def repeated_pairs(self) -> int:
+        """Pairs that stand a second time in the list, in either order; they are counted as they stand."""
+        if self.pairs is None:
+            return 0
+        codes = np.sort(pair_codes(self.pairs))
+        return int((codes[1:] == codes[:-1]).sum())
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over entries, pairs, detector scores, galleries and probes."""
+        digest = hashlib.sha256(b"spherecf.ijb/1\0" + "\0".join(self.files).encode())
+        columns: list[NDArray[Any]] = [self.templates, self.media]
+        if self.pairs is not None:
+            columns += [self.pairs.left, self.pairs.right, self.pairs.mated]
+        if self.detector_score is not None:
+            columns.append(self.detector_score)
+        for name in sorted(self.galleries):
+            columns += [np.frombuffer(name.encode(), np.uint8), *self.galleries[name]]
+        if self.probes is not None:
+            columns += [*self.probes]
+        for column in columns:
+            digest.update(f"{column.dtype.str}{column.shape}".encode())
+            digest.update(np.ascontiguousarray(column).data)
+        return digest.hexdigest()
+
+
+class Problem(NamedTuple):
+    """What is wrong: in which table ("entries", "pairs", "probes", "gallery G1", ...), which row of it."""
+
+    table: str
+    row: int
+    text: str
+
+
+class Contradiction(InputError):
+    """Tables that do not go together; a reader turns rows into lines."""
+
+    def __init__(self, name: str, problem: Problem) -> None:
+        self.problem = problem
+        super().__init__(f"{name}: {problem.table}, row {problem.row}: {problem.text}")
+
+
+def _problems(meta: IjbMeta) -> Iterator[Problem]:
+    """All that `IjbMeta` refuses, in the order it is looked for."""
+    lengths = {len(meta.files), len(meta.templates), len(meta.media)}
+    lengths |= {len(c) for c in (meta.detector_score, meta.points) if c is not None}
+    if len(lengths) != 1 or not len(meta.files):
+        yield Problem("entries", 0, f"expected columns of one length, at least 1, got {sorted(lengths)}")
+        return
+    seen: dict[tuple[str, int], int] = {}
+    for row, entry in enumerate(zip(meta.files, meta.templates.tolist())):
+        if seen.setdefault(entry, row) != row:
+            yield Problem("entries", row, f"{entry[0]!r} stands twice in template {entry[1]}")
+    known = meta.template_ids()
+    if meta.pairs is not None:
+        yield from _pair_problems(meta.pairs, known)
+    subjects: dict[int, int] = {}
+    for name, enrolled in [
+        *((f"gallery {g}", e) for g, e in meta.galleries.items()),
+        ("probes", meta.probes),
+    ]:
+        if enrolled is not None:
+            yield from _enrolment_problems(name, enrolled, known, subjects)
+
+
+def _pair_problems(pairs: TemplatePairs, known: Int64[np.ndarray, " t"]) -> Iterator[Problem]:
+    if not len(pairs.left) == len(pairs.right) == len(pairs.mated) or not len(pairs.mated):
+        sizes = [len(column) for column in pairs]
+        yield Problem("pairs", 0, f"expected three columns of one length, at least 1, got {sizes}")
+        return
+    for side in (pairs.left, pairs.right):
+        unknown = np.flatnonzero(~np.isin(side, known))
+        if unknown.size:
+            text = f"template {side[unknown[0]]} has no image in the list of entries"
+            yield Problem("pairs", int(unknown[0]), f"{text} ({unknown.size} pairs name such templates)")
+    mated = int(pairs.mated.sum())
+    if mated in (0, len(pairs.mated)):
+        counts = f"{mated} mated and {len(pairs.mated) - mated} non-mated pairs"
+        yield Problem("pairs", 0, f"{counts}; error rates need both kinds")
+        return
+    codes = pair_codes(pairs)
+    same = np.sort(codes[pairs.mated])  # few, so the many are looked up in them
+    place = np.minimum(np.searchsorted(same, codes), same.size - 1)
+    for row in np.flatnonzero((same[place] == codes) & ~pairs.mated)[:1].tolist():
+        a, b = pairs.left[row], pairs.right[row]
+        yield Problem("pairs", row, f"templates {a} and {b} are non-mated here and mated on another line")
+
+
+def _enrolment_problems(
+    name: str, enrolled: Enrolled, known: Int64[np.ndarray, " t"], subjects: dict[int, int]
+) -> Iterator[Problem]:
+    """``subjects`` gathers template to subject over all lists."""
+    unknown = np.flatnonzero(~np.isin(enrolled.templates, known))
+    if unknown.size:
+        template = enrolled.templates[unknown[0]]
+        text = f"template {template} has no image in the list of entries ({unknown.size} such templates)"
+        yield Problem(name, int(unknown[0]), text)
+    enrolments: dict[int, int] = {}
+    for row, (template, subject) in enumerate(zip(*(column.tolist() for column in enrolled))):
+        if subjects.setdefault(template, subject) != subject:
+            text = f"template {template} is of subject {subject} here and of {subjects[template]} elsewhere"
+            yield Problem(name, row, text)
+        if name != "probes" and enrolments.setdefault(subject, template) != template:
+            text = f"subject {subject} has two templates, {enrolments[subject]} and {template}; expected one"
+            yield Problem(name, row, text)
+
+
+def pair_codes(pairs: TemplatePairs) -> Int64[np.ndarray, " p"]:
+    """One number per pair, the same for both orders of its templates."""
+    low, high = np.minimum(pairs.left, pairs.right), np.maximum(pairs.left, pairs.right)
+    least = int(low.min(initial=0))
+    codes: Int64[np.ndarray, " p"] = (low - least) * (int(high.max(initial=0)) - least + 1) + (high - least)
+    return codes
+
+
+_POINTS = {f"{axis}{place}": "f4" for place in range(1, 6) for axis in "xy"}
+_ENTRIES, _PAIRS, _SCORES = "face_tid_mid.txt", "template_pair_label.txt", "name_5pts_score.txt"
+
+
+def read_ijb(folder: str | Path, set: str = "ijbc") -> IjbMeta:
+    """Read the meta files of IJB-B or IJB-C from ``folder`` or ``folder/meta``.
+
+    | file (IJB-C; IJB-B has ``ijbb_``, S1 and S2) | lines |
+    |---|---|
+    | ``ijbc_face_tid_mid.txt`` | ``file template medium``; the only one that must be there |
+    | ``ijbc_template_pair_label.txt`` | ``template template label`` |
+    | ``ijbc_name_5pts_score.txt`` | ``file``, ten coordinates, ``score`` |
+    | ``ijbc_1N_gallery_G1.csv``, ``_G2.csv``, ``ijbc_1N_probe_mixed.csv`` | header; ``template,subject`` |
+
+    What is not there is listed in ``absent`` with the reason, and the protocols that need it say so.
+
+    Args:
+        folder: where the files are.
+        set: "ijbb" or "ijbc": how the files' names start.
+
+    Raises:
+        FileFormatError: no list of entries, or a file that is malformed or contradicts another: file and line
+            are named.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "ijbc_face_tid_mid.txt").write_text("1.jpg 1 1\\n2.jpg 2 2\\n3.jpg 3 3\\n")
+        >>> _ = (folder / "ijbc_template_pair_label.txt").write_text("1 2 1\\n1 3 0\\n")
+        >>> meta = read_ijb(folder)
+        >>> meta.pairs.mated.tolist(), meta.absent["ijbc_1N_gallery_G1.csv"]
+        ([True, False], 'no such file')
+    """
+    _check_set(set)
+    return _Reader(Path(folder), set).read()
+
+
+class _Reader:
+    """Remembers which table came from which file, so that every problem has a line number."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.paths: dict[str, Path] = {}
+        self.absent: dict[str, str] = {}
+        self._rows: dict[str, NDArray[np.intp]] = {}  # of tables that were sorted: where each row was first
+
+    def read(self) -> IjbMeta:
+        entries = self._table("entries", _ENTRIES, {"file": "O", "template": "i4", "medium": "i4"})
+        if entries is None:
+            raise FileFormatError(
+                self.folder / f"{self.name}_{_ENTRIES}",
+                "no such file, nor in the folder meta below; it says which image belongs to which template.",
+                "Give the folder of the meta files, and the right --set.",
+            )
+        pairs = self._pairs()
+        scores = self._scores(entries["file"])
+        galleries = {g: self._enrolled(f"gallery {g}", f"1N_gallery_{g}.csv") for g in GALLERIES[self.name]}
+        probes = self._enrolled("probes", "1N_probe_mixed.csv")
+        try:
+            return IjbMeta(
+                self.name,
+                entries["file"].tolist(),
+                entries["template"].astype(np.int64),
+                entries["medium"].astype(np.int64),
+                pairs,
+                None if scores is None else np.ascontiguousarray(scores[:, 10]),
+                None if scores is None else np.ascontiguousarray(scores[:, :10]).reshape(-1, 5, 2),
+                {g: enrolled for g, enrolled in galleries.items() if enrolled is not None},
+                probes,
+                self.absent,
+            )
+        except Contradiction as error:
+            table, row, text = error.problem
+            raise self._at(table, self._rows.get(table, np.arange(row + 1))[row], text) from error
+
+    def _find(self, table: str, suffix: str) -> Path | None:
+        name = f"{self.name}_{suffix}"
+        for path in (self.folder / name, self.folder / "meta" / name):
+            if path.is_file():
+                self.paths[table] = path
+                return path
+        self.absent[name] = "no such file"
+        return None
+
+    def _table(self, table: str, suffix: str, columns: dict[str, str]) -> NDArray[Any] | None:
+        path = self._find(table, suffix)
+        return None if path is None else read_table(path, columns)
+
+    def _pairs(self) -> TemplatePairs | None:
+        rows = self._table("pairs", _PAIRS, {"template": "i4", "other": "i4", "label": "i4"})
+        if rows is None:
+            return None
+        wrong = np.flatnonzero((rows["label"] != 0) & (rows["label"] != 1))
+        if wrong.size:
+            raise self._at("pairs", int(wrong[0]), f"expected label 0 or 1, got {rows['label'][wrong[0]]}")
+        left, right = rows["template"].astype(np.int64), rows["other"].astype(np.int64)
+        return TemplatePairs(left, right, rows["label"] == 1)
+
+    def _scores(self, files: NDArray[Any]) -> NDArray[np.float32] | None:
+        """(m, 11) of the entries' images: ten coordinates and the detector's score."""
+        rows = self._table("scores", _SCORES, {"file": "O", **_POINTS, "score": "f4"})
+        if rows is None:
+            return None
+        index: dict[str, int] = {}
+        for row, name in enumerate(rows["file"].tolist()):
+            if index.setdefault(name, row) != row:
+                raise self._at("scores", row, f"{name!r} stands twice")
+        places = np.array([index.get(name, -1) for name in files.tolist()], np.int64)
+        missing = np.flatnonzero(places < 0)
+        if missing.size:
+            raise FileFormatError(
+                self.paths["scores"],
+                f"{missing.size} of {len(files)} images of {self.paths['entries'].name} are not listed, "
+                f"first {files[missing[0]]!r}.",
+            )
+        values = np.stack([rows[name] for name in (*_POINTS, "score")], axis=1)
+        return np.asarray(values[places], np.float32)
+
+    def _enrolled(self, table: str, suffix: str) -> Enrolled | None:
+        path = self._find(table, suffix)
+        if path is None:
+            return None
+        rows = read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
+        _, first = np.unique(rows, return_index=True)  # one line per image: each template comes many times
+        self._rows[table], rows = first, rows[first]
+        return Enrolled(rows["template"].astype(np.int64), rows["subject"].astype(np.int64))
+
+    def _at(self, table: str, row: int | np.intp, text: str) -> FileFormatError:
+        path = self.paths[table]
+        number = line_number(path, int(row), header=path.suffix == ".csv")
+        return FileFormatError(path, f"line {number}: {text}.")
+
+
+def write_ijb(folder: str | Path, meta: IjbMeta, set: str = "ijbc") -> Path:
+    """Write the meta files of a template set, in the formats that `read_ijb` reads; returns the folder.
+
+    For template experiments on other images (LFW, CFP): tools made for IJB then work on them.
+
+    Args:
+        folder: made if it is not there; files of the same names are replaced.
+        meta: the set; galleries must be those of ``set`` (S1 and S2, or G1 and G2).
+        set: how the files' names start.
+
+    Raises:
+        InputError: a gallery of another name, or a file name with blanks.
+        StorageError: the disk is full or not writable.
+
+    Example:
+        >>> import tempfile
+        >>> meta = IjbMeta("ijbc", ["a.jpg", "b.jpg"], np.array([1, 2]), np.array([1, 2]))
+        >>> read_ijb(write_ijb(tempfile.mkdtemp(), meta)).fingerprint() == meta.fingerprint()
+        True
+    """
+    _check_set(set)
+    folder = Path(folder)
+    if strange := [name for name in meta.galleries if name not in GALLERIES[set]]:
+        raise InputError(f"galleries: {set} has {GALLERIES[set]}, got {strange}")
+    if spaced := [name for name in meta.files if len(name.split()) != 1]:
+        raise InputError(f"files: {len(spaced)} names hold blanks or are empty, first {spaced[0]!r}")
+    tables: dict[str, Iterator[str]] = {
+        _ENTRIES: (f"{f} {t} {m}" for f, t, m in zip(meta.files, meta.templates, meta.media))
+    }
+    if meta.pairs is not None:
+        tables[_PAIRS] = (f"{a} {b} {int(mated)}" for a, b, mated in zip(*meta.pairs))
+    if meta.detector_score is not None and meta.points is not None:
+        tables[_SCORES] = _score_lines(meta, meta.points, meta.detector_score)
+    elif meta.detector_score is not None or meta.points is not None:
+        raise InputError(f"{meta.name}: {_SCORES} holds landmarks and detector scores, only one is known")
+    for name, enrolled in meta.galleries.items():
+        tables[f"1N_gallery_{name}.csv"] = _enrolled_lines(enrolled)
+    if meta.probes is not None:
+        tables["1N_probe_mixed.csv"] = _enrolled_lines(meta.probes)
+    for name, lines in tables.items():
+        encoded = (f"{line}\n".encode() for line in lines)
+        write_atomically(folder / f"{set}_{name}", partial(_write_lines, encoded))
+    return folder
+
+
+def _check_set(name: str) -> None:
+    if name not in GALLERIES:
+        raise InputError(f"set: expected one of {', '.join(GALLERIES)}, got {name!r}")
+
+
+def _write_lines(lines: Iterator[bytes], stream: IO[bytes]) -> None:
+    stream.writelines(lines)
+
+
+def _score_lines(meta: IjbMeta, points: NDArray[Any], scores: NDArray[Any]) -> Iterator[str]:
+    """One line per image, though an image may stand in several entries."""
+    first = {name: row for row, name in reversed(list(enumerate(meta.files)))}
+    for name in dict.fromkeys(meta.files):
+        row = first[name]
+        numbers = [*points[row].reshape(-1).tolist(), float(scores[row])]
+        yield " ".join([name, *(f"{number:.9g}" for number in numbers)])
+
+
+def _enrolled_lines(enrolled: Enrolled) -> Iterator[str]:
+    yield "TEMPLATE_ID,SUBJECT_ID"
+    for template, subject in zip(*enrolled):
+        yield f"{template},{subject}"

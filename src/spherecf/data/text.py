@@ -1,0 +1,192 @@
+"""Text files as people have them: numbered lines, cells, names of images, tables of millions of lines."""
+
+import csv
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf.errors import FileFormatError
+
+SEPARATORS = ("\t", ",", ";", None)
+"""What stands between cells, in the order in which it is looked for; None is blanks."""
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_LONGEST = 255  # bytes of one part of a path, on all usual file systems
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number from 1, line) for the lines that are not blank.
+
+    Raises:
+        FileFormatError: no such file, or not UTF-8 text.
+    """
+    return list(iter_lines(path))
+
+
+def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The same, one by one."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            for number, line in enumerate(stream, start=1):
+                if text := line.strip():
+                    yield number, text
+    except UnicodeDecodeError as error:
+        raise _no_utf8(path) from error
+    except OSError as error:
+        raise FileFormatError(path, f"cannot read the file ({error.strerror}).") from error
+
+
+def split_cells(line: str, separator: str | None) -> list[str]:
+    """The cells of a line without blanks around them, none where quotes do not close.
+
+    Example:
+        >>> split_cells('"Lee, Ann/1.jpg",1', ","), split_cells("a b  c", None)
+        (['Lee, Ann/1.jpg', '1'], ['a', 'b', 'c'])
+    """
+    if separator is None or separator == "\t":
+        return [cell.strip() for cell in line.split(separator)]
+    try:
+        (cells,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
+    except csv.Error:
+        return []
+    return [cell.strip() for cell in cells]
+
+
+def check_name(path: Path, number: int, name: str) -> None:
+    """Refuse what can be no name of an image on this machine.
+
+    Raises:
+        FileFormatError: empty, too long, with a zero byte, or below a drive of Windows.
+    """
+    if not name or "\0" in name:
+        raise FileFormatError(path, f"line {number}: expected the path of an image, got {name[:80]!r}.")
+    if name[1:2] == ":" and _DRIVE.match(name):
+        raise FileFormatError(
+            path,
+            f"line {number}: {name[:80]!r} starts at a drive of Windows.",
+            "Write the paths relative to the folder of the images, say Ann/1.jpg.",
+        )
+    if len(name) * 4 <= _LONGEST:  # most are: no character takes more than 4 bytes
+        return
+    longest = max(len(part.encode("utf-8", "surrogateescape")) for part in re.split(r"[\\/]", name))
+    if longest > _LONGEST:
+        raise FileFormatError(
+            path, f"line {number}: a name of {longest} bytes, {name[:40]!r}...; none is longer than 255."
+        )
+
+
+def _no_utf8(path: Path) -> FileFormatError:
+    """Where the first byte stands that is no UTF-8."""
+    position = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            if not position and line.startswith(UTF16):
+                return FileFormatError(path, "expected UTF-8 text, this is UTF-16.", "Save it as UTF-8.")
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                position += error.start
+                break
+            position += len(line)
+    return FileFormatError(
+        path,
+        f"expected UTF-8 text, byte {position} is not.",
+        "If it is Latin-1 (or cp1252), convert it: iconv -f CP1252 -t UTF-8 FILE.",
+    )
+
+
+_EXPECTED = {"O": "a name", "i": "a whole number of 32 bits", "f": "a finite number"}
+
+
+def read_table(
+    path: Path, columns: Mapping[str, str], *, delimiter: str | None = None, header: bool = False
+) -> NDArray[Any]:
+    """A text table as a structured array; blank lines do not count.
+
+    Args:
+        path: UTF-8 text, one row per line.
+        columns: name to NumPy type ("O" for names, "i4", "f4", ...); of comma-separated files the first ones.
+        delimiter: "," where more columns may follow, default: blanks or tabs and nothing more.
+        header: the first line names the columns.
+
+    Raises:
+        FileFormatError: with the number of the first line that does not fit, and what was expected there.
+    """
+    dtype = np.dtype(list(columns.items()))
+    few = range(len(columns)) if delimiter else None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "no data": told below
+            rows: NDArray[Any] = np.loadtxt(
+                path, dtype, comments=None, ndmin=1, delimiter=delimiter, usecols=few, skiprows=int(header),
+                encoding="utf-8-sig",
+            )  # fmt: skip
+        finite = all(np.isfinite(rows[name]).all() for name in columns if dtype[name].kind == "f")
+    except (ValueError, OSError):
+        finite = False
+    if not finite or (header and _is_row(_line(path, 0)[1], dtype, delimiter)):
+        raise _complaint(path, dtype, delimiter, header)
+    if not len(rows):
+        raise FileFormatError(path, f"expected lines `{_form(dtype, delimiter)}`, the file has none.")
+    return rows
+
+
+def line_number(path: Path, row: int, *, header: bool = False) -> int:
+    """Which line of the file row ``row`` of `read_table` is."""
+    return _line(path, row + int(header))[0]
+
+
+def _line(path: Path, place: int) -> tuple[int, str]:
+    for position, (number, line) in enumerate(iter_lines(path)):
+        if position == place:
+            return number, line
+    return 0, ""
+
+
+def _complaint(path: Path, dtype: np.dtype[Any], delimiter: str | None, header: bool) -> FileFormatError:
+    """The first line that does not fit, found line by line."""
+    for position, (number, line) in enumerate(iter_lines(path)):
+        if header and position == 0:
+            if _is_row(line, dtype, delimiter):
+                expected = f"a header line, then `{_form(dtype, delimiter)}`"
+                return FileFormatError(path, f"line {number}: expected {expected}, got {line[:80]!r}.")
+        elif reason := _misfit(line, dtype, delimiter):
+            return FileFormatError(
+                path, f"line {number}: expected `{_form(dtype, delimiter)}`, got {line[:80]!r}: {reason}."
+            )
+    return FileFormatError(path, "could not be parsed as a table.", "Is it plain text?")
+
+
+def _is_row(line: str, dtype: np.dtype[Any], delimiter: str | None) -> bool:
+    return not _misfit(line, dtype, delimiter)
+
+
+def _misfit(line: str, dtype: np.dtype[Any], delimiter: str | None) -> str:
+    """Why the line is no row, empty if it is one."""
+    names = list(dtype.names or ())
+    fields = line.split(delimiter)
+    if len(fields) < len(names) or (delimiter is None and len(fields) > len(names)):
+        return f"{len(fields)} fields instead of {len(names)}"
+    for name, field in zip(names, fields):
+        kind = dtype[name]
+        if kind.kind == "O":
+            continue
+        try:
+            value = np.array(field.strip()).astype(kind)
+        except (ValueError, OverflowError):
+            return f"{name} {field!r} is not {_EXPECTED[kind.kind]}"
+        if not np.isfinite(value):
+            return f"{name} {field!r} is not {_EXPECTED[kind.kind]}"
+    return ""
+
+
+def _form(dtype: np.dtype[Any], delimiter: str | None) -> str:
+    names = list(dtype.names or ())
+    shown = names if len(names) < 8 else [*names[:2], "...", names[-1]]
+    return (delimiter or " ").join(shown) + (f"{delimiter}..." if delimiter else "")

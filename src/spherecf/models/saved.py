@@ -1,0 +1,226 @@
+"""Files that SphereCF writes: tensors by name with a JSON header; trained networks, prototypes."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from spherecf.common.files import SAFETENSORS, describe_content, write_atomically
+from spherecf.common.parsing import checked, parse_json, reading
+from spherecf.errors import FileFormatError, InputError, ModelError
+from spherecf.models.checkpoint import DAMAGED, filled
+from spherecf.models.network import Network
+from spherecf.models.networks import make_backbone
+from spherecf.models.preprocessing import Preprocessing
+
+HEADER_KEY = "spherecf"
+
+
+def write_saved(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
+    """One safetensors file with the header in its metadata, whole or not at all.
+
+    Raises:
+        InputError: the header cannot be written as JSON.
+        StorageError: the disk is full or not writable; an older file is intact.
+    """
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: what is saved with the tensors must be JSON-able: {error}") from error
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = to_bytes(plain, {HEADER_KEY: text})
+    return write_atomically(path, lambda stream: stream.write(content))
+
+
+def read_saved(
+    path: str | Path, kind: str, version: int, facts: type, *, tensors: bool = True
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of this kind.
+
+    Args:
+        path: the file.
+        kind: its format, as the header says it.
+        version: of the format, the newest that can be read.
+        facts: a dataclass of what its header must hold.
+        tensors: False for the header alone.
+
+    Raises:
+        FileFormatError: another kind, a newer version, damaged, or a header with fields that are missing or
+            of another type.
+    """
+    path = Path(path)
+    header, values = _read(path, tensors)
+    if header is None:
+        raise FileFormatError(path, "a safetensors file, but not one SphereCF wrote (no header in it).")
+    if not isinstance(header, dict) or header.get("format") != kind:
+        stated = header.get("format") if isinstance(header, dict) else type(header).__name__
+        raise FileFormatError(path, f"expected the format {kind}, found {stated}.")
+    if type(header.get("version")) is not int or header["version"] != version:
+        newer = type(header.get("version")) is int and header["version"] > version
+        raise FileFormatError(
+            path,
+            f"format version {header.get('version')}, this spherecf reads {version}.",
+            "Update spherecf." if newer else "",
+        )
+    try:
+        checked(facts, header, "its header")
+    except InputError as error:
+        raise FileFormatError(path, f"{error}.", DAMAGED) from error
+    return header, values
+
+
+def saved_format(path: str | Path) -> str | None:
+    """The format that a file's header states; None for a file that SphereCF did not write.
+
+    Raises:
+        FileFormatError: a safetensors file that is damaged.
+    """
+    if describe_content(path) != SAFETENSORS:
+        return None
+    header, _ = _read(Path(path), tensors=False)
+    stated = header.get("format") if isinstance(header, dict) else None
+    return stated if isinstance(stated, str) else None
+
+
+def _read(path: Path, tensors: bool) -> tuple[Any, dict[str, Tensor]]:
+    """The header, None where there is none, and copies of the tensors."""
+    if not path.exists():
+        raise FileFormatError(path, "no such file.")
+    content = describe_content(path)
+    if content != SAFETENSORS:
+        raise FileFormatError(path, f"not a readable model of SphereCF: it is {content}.")
+    with reading(path, "a model of SphereCF", DAMAGED), safe_open(path, "pt") as stored:
+        text = (stored.metadata() or {}).get(HEADER_KEY)
+        names = stored.keys() if tensors else ()
+        values = {name: stored.get_tensor(name).clone() for name in names}
+    header = None if text is None else parse_json(text, path, "a model of SphereCF", DAMAGED)
+    return header, values
+
+
+BACKBONE, PROTOTYPES, VERSION = "spherecf.backbone", "spherecf.prototypes", 1
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Those of `Network` that a file may state; others are for `make_backbone` to know."""
+
+    dim: int = 512
+    size: int = 112
+    width: float = 1.0
+    dropout: float = 0.0
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class _NetworkFacts:
+    name: str
+    config: _Options
+
+
+@dataclass(frozen=True)
+class _BackboneFacts:
+    network: _NetworkFacts
+    preprocessing: dict[str, Any]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _PrototypesFacts:
+    identities: list[str]
+
+
+def save_backbone(
+    path: str | Path, network: Network, preprocessing: Preprocessing, record: dict[str, Any] | None = None
+) -> Path:
+    """Write a network of `NETWORKS` as one safetensors file that says what it is and what it wants to see.
+
+    Raises:
+        InputError: the record cannot be written as JSON.
+        StorageError: the disk is full or not writable; an older file is intact.
+
+    Example:
+        >>> import tempfile
+        >>> network = make_backbone("r18", dim=64, size=32, width=0.125)
+        >>> path = save_backbone(
+        ...     Path(tempfile.mkdtemp()) / "b.safetensors", network, Preprocessing(size=(32, 32))
+        ... )
+        >>> again, preprocessing, record = load_trained(path)
+        >>> again.name, preprocessing.size, record
+        ('r18', (32, 32), {})
+    """
+    header = {
+        "format": BACKBONE,
+        "version": VERSION,
+        "network": {"name": network.name, "config": network.config()},
+        "preprocessing": preprocessing.to_dict(),
+        "record": record or {},
+    }
+    return write_saved(path, dict(network.state_dict()), header)
+
+
+def load_trained(path: str | Path) -> tuple[Network, Preprocessing, dict[str, Any]]:
+    """Undo `save_backbone`: the network in evaluation mode, its preprocessing, the record of its training.
+
+    Raises:
+        FileFormatError: not such a file, or damaged.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "backbone.safetensors"
+        >>> network = make_backbone("mbf", dim=64, size=32, width=0.25)
+        >>> load_trained(save_backbone(path, network, Preprocessing(size=(32, 32))))[0].dim
+        64
+    """
+    header, tensors = read_saved(path, BACKBONE, VERSION, _BackboneFacts)
+    name, config = header["network"]["name"], header["network"]["config"]
+    try:
+        make = partial(make_backbone, name, **config)
+        network = filled(path, make, tensors, f"not the network {name}")
+        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+    except (TypeError, InputError, ModelError) as error:
+        raise FileFormatError(path, f"the backbone in it cannot be made again: {error}.") from error
+    return network, preprocessing, header["record"]
+
+
+def save_prototypes(path: str | Path, prototypes: Tensor, identities: Sequence[str]) -> Path:
+    """Write one row per identity, with the identities' names, by which other data sets find theirs.
+
+    Raises:
+        StorageError: the disk is full or not writable; an older file is intact.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> path = Path(tempfile.mkdtemp()) / "prototypes.safetensors"
+        >>> prototype_identities(save_prototypes(path, torch.eye(2), ["Ann", "Bo"]))
+        ['Ann', 'Bo']
+    """
+    header = {"format": PROTOTYPES, "version": VERSION, "identities": list(identities)}
+    return write_saved(path, {"prototypes": prototypes}, header)
+
+
+def prototype_identities(path: str | Path) -> list[str] | None:
+    """The names of the rows of a prototype file, None where the file does not say.
+
+    Raises:
+        FileFormatError: damaged.
+
+    Example:
+        >>> prototype_identities("classifier.npy")
+    """
+    if saved_format(path) != PROTOTYPES:
+        return None
+    header, _ = read_saved(path, PROTOTYPES, VERSION, _PrototypesFacts, tensors=False)
+    identities: list[str] = header["identities"]
+    return identities
+
+
+def is_trained(path: str | Path) -> bool:
+    """Whether `save_backbone` wrote this file."""
+    return saved_format(path) == BACKBONE

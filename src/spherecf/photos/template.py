@@ -1,0 +1,340 @@
+"""Which photos should be in the template: pooled confidence, what each adds, and who does not belong."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, Decision, DecisionRule
+from spherecf.common.version import environment
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
+from spherecf.photos.assessment import AssessedFace, AssessedPhoto
+from spherecf.photos.comparison import calibrated
+from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, pool
+
+
+def group_by_likelihood(llr: NDArray[np.floating]) -> list[list[int]]:
+    """Groups of rows that more likely than not show one person, largest first.
+
+    Average linkage: the two groups whose pairs have the highest mean log-likelihood ratio are joined, as long
+    as it is above 0. Cubic in the number of rows, in numpy: a thousand take seconds.
+
+    Args:
+        llr: (n, n) symmetric log-likelihood ratios; the diagonal is not looked at.
+
+    Example:
+        >>> alike = np.full((3, 3), -4.0)
+        >>> alike[0, 2] = alike[2, 0] = 3.0
+        >>> group_by_likelihood(alike)
+        [[0, 2], [1]]
+    """
+    n = len(llr)
+    mean = np.array(llr, np.float64)
+    np.fill_diagonal(mean, -np.inf)
+    groups: list[list[int]] = [[row] for row in range(n)]
+    alive = np.ones(n, np.bool_)
+    while alive.sum() > 1:
+        at = int(np.argmax(mean))
+        a, b = divmod(at, n)
+        if not mean[a, b] > 0:
+            break
+        sizes = len(groups[a]), len(groups[b])
+        mean[a] = (sizes[0] * mean[a] + sizes[1] * mean[b]) / sum(sizes)
+        mean[:, a] = mean[a]
+        mean[a, a] = -np.inf
+        mean[b], mean[:, b] = -np.inf, -np.inf
+        groups[a] += groups[b]
+        alive[b] = False
+    kept = [sorted(groups[row]) for row in np.flatnonzero(alive)]
+    return sorted(kept, key=lambda rows: (-len(rows), rows[0]))
+
+
+STRANGER_FMR = 1e-2  # the rule that says whether a photo is a clear non-match to the rest
+
+NO_DIRECTION = "the recogniser gives no direction for this face"
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class FaceSet:
+    """Faces in the order of their photos.
+
+    Attributes:
+        places: (n,) which photo each is of.
+        faces: the faces.
+        mu: (n, dim) float64 unit directions.
+        kappa: (n,) concentrations.
+        media: (n,) the first face with the same picture, itself where there is none before it.
+    """
+
+    places: list[int]
+    faces: list[AssessedFace]
+    mu: Array
+    kappa: Array
+    media: Array
+
+    @classmethod
+    def of(cls, photos: Sequence[AssessedPhoto]) -> "FaceSet":
+        """The main faces that have a direction.
+
+        Raises:
+            InputError: there is none; the first reason is told.
+        """
+        usable = [
+            (place, photo.main)
+            for place, photo in enumerate(photos)
+            if photo.main is not None and math.isfinite(photo.main.kappa)
+        ]
+        if not usable:
+            first = f" The first, {photos[0].name}: {photos[0].reason or NO_DIRECTION}" if photos else ""
+            raise InputError(f"none of the {len(photos)} photos has a usable face.{first}")
+        faces = [face for _, face in usable]
+        digests = [hashlib.sha256(face.captured.crop.tobytes()).hexdigest() for face in faces]
+        first_with: dict[str, int] = {}
+        media = [first_with.setdefault(digest, row) for row, digest in enumerate(digests)]
+        mu = np.stack([face.mu for face in faces]).astype(np.float64)
+        kappa = np.array([face.kappa for face in faces], np.float64)
+        return cls([place for place, _ in usable], faces, mu, kappa, np.array(media, np.int64))
+
+    def pooled(self, rows: Sequence[int] | Array) -> tuple[Array, float]:
+        """(direction (dim,), kappa) of these faces, the same pictures counted once."""
+        at = np.asarray(rows)
+        group = torch.zeros(len(at), dtype=torch.int64)
+        mu, kappa, media = (torch.from_numpy(column[at]) for column in (self.mu, self.kappa, self.media))
+        one = pool(mu, kappa, group, media)
+        return one.mu[0].numpy(), float(one.kappa[0])
+
+    def groups(self, calibration: Calibration, radius: float) -> list[list[int]]:
+        """Faces that look like one person; the group with the most distinct pictures first."""
+        mu, kappa = torch.from_numpy(self.mu), torch.from_numpy(self.kappa)
+        score = mutual_likelihood_matrix(mu, kappa, mu, kappa, radius=radius).double().numpy()
+        found = group_by_likelihood(calibration.llr(PAIR_SCORE, score, radius))
+        return sorted(found, key=lambda rows: -len(np.unique(self.media[rows])))
+
+    def strangers(
+        self, groups: Sequence[Sequence[int]], calibration: Calibration, radius: float
+    ) -> NDArray[np.bool_]:
+        """(n,) faces outside the first group that are a clear non-match with it, pooled."""
+        found = np.zeros(len(self.kappa), np.bool_)
+        others = np.setdiff1d(np.arange(len(found)), groups[0])
+        if len(others):
+            direction, total = self.pooled(groups[0])
+            kappa = torch.from_numpy(self.kappa[others])
+            score = mutual_likelihood_score(
+                torch.from_numpy(direction)[None], torch.full_like(kappa[:1], total),
+                torch.from_numpy(self.mu[others]), kappa, radius=radius,
+            )  # fmt: skip
+            rule = stranger_rule(calibration, pooled=len(np.unique(self.media[groups[0]])) > 1)
+            decided = rule.decide(score.numpy(), np.minimum(total, self.kappa[others]))
+            found[others] = decided == Decision.NON_MATCH.value
+        return found
+
+    def _parts(self, kept: NDArray[np.bool_]) -> Array:
+        """(n, dim) ``kappa_i mu_i``, zeros for what is not kept or shows a picture that was there before."""
+        counts = kept & (self.media == np.arange(len(kept)))
+        return np.asarray(self.kappa[:, None] * self.mu * counts[:, None])
+
+    def gains(self, kept: NDArray[np.bool_]) -> Array:
+        """(n,) how much longer the sum of those kept is with the face than without it."""
+        own = self.kappa[:, None] * self.mu
+        part = self._parts(kept)
+        total = part.sum(0)
+        without = np.where(kept[:, None], total - part, total)
+        gain = np.linalg.norm(np.where(kept[:, None], total, total + own), axis=1)
+        gain -= np.linalg.norm(without, axis=1)
+        return np.where(self.media == np.arange(len(kept)), gain, 0.0)
+
+    def weights(self, kept: NDArray[np.bool_]) -> Array:
+        """(n,) shares of the summed kappa of those kept."""
+        counts = self.kappa * kept * (self.media == np.arange(len(kept)))
+        return np.asarray(counts / counts.sum())
+
+    def grown(self, kept: NDArray[np.bool_]) -> tuple[float, ...]:
+        """Length of the sum after each face that is kept."""
+        lengths: Array = np.linalg.norm(np.cumsum(self._parts(kept), axis=0), axis=1)[kept]
+        return tuple(lengths.tolist())
+
+
+def stranger_rule(calibration: Calibration, *, pooled: bool) -> DecisionRule:
+    """The rule for a template of several pictures, or of one, against one picture.
+
+    Raises:
+        InputError: the calibration has no rule for `STRANGER_FMR`.
+    """
+    known = {rule.score for rule in calibration.decisions}
+    score = TEMPLATE_SCORE if pooled and TEMPLATE_SCORE in known else PAIR_SCORE
+    return calibration.decision(score, error="fmr", alpha=STRANGER_FMR)
+
+
+_LEAST_SHARE = 0.25  # of what an average photo of the set adds: a photo that adds less hardly helps
+
+
+@dataclass(frozen=True)
+class TemplatePhoto:
+    """One photo of the set.
+
+    Attributes:
+        name: of the photo.
+        kappa, quality: of its face; None and -1 where there is none.
+        weight: share of the template's summed kappa, 0 .. 1.
+        gain: what the pooled kappa would lose without it; below 0 it pulls the template away.
+        helps: it adds at least a quarter of what an average photo adds, and is no suspected stranger.
+        stranger: it looks like another person than most of the set.
+        group: photos of one number look like one person, 0 the largest group; -1 without a face.
+        same_as: name of an earlier photo with the same picture; the two count as one.
+        reason: why there is no face, or why it is suspected; "" otherwise.
+        reasons: what is conspicuous about the picture.
+    """
+
+    name: str
+    kappa: float | None = None
+    quality: int = -1
+    weight: float = 0.0
+    gain: float = 0.0
+    helps: bool = False
+    stranger: bool = False
+    group: int = -1
+    same_as: str | None = None
+    reason: str = ""
+    reasons: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**vars(self), "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoTemplate:
+    """Many photos of one person as one distribution.
+
+    Attributes:
+        mu: (dim,) unit direction.
+        kappa: pooled concentration: the length of the sum of ``kappa_i mu_i`` over distinct pictures.
+        photos: what each is worth, in the order given.
+        grown: pooled kappa after each photo that is in the template, in the order given.
+        groups: how many people the faces look like.
+        pooled: names of the photos that are in ``mu`` and ``kappa``.
+        warnings: what should be looked at before it is used.
+    """
+
+    mu: NDArray[np.float32]
+    kappa: float
+    photos: tuple[TemplatePhoto, ...]
+    grown: tuple[float, ...]
+    groups: int
+    pooled: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, without the direction."""
+        return {
+            "kappa": self.kappa,
+            "photos": [photo.to_dict() for photo in self.photos],
+            "grown": list(self.grown),
+            "groups": self.groups,
+            "pooled": list(self.pooled),
+            "warnings": list(self.warnings),
+        }
+
+    def save(self, path: str | Path, name: str, *, provenance: dict[str, Any] | None = None) -> Path:
+        """Write it as an embeddings file of one row, which every command of the right half reads.
+
+        Raises:
+            StorageError: the disk is full or not writable.
+        """
+        row = Embeddings(
+            mu=self.mu[None],
+            log_kappa=np.log([self.kappa]),
+            keys=[name],
+            extras={"photos": np.array([len(self.pooled)])},
+            skipped=[(one.name, one.reason) for one in self.photos if one.kappa is None],
+            provenance={"pooled": list(self.pooled), "environment": environment(), **(provenance or {})},
+        )
+        row.save(path)
+        return Path(path)
+
+
+def build_template(
+    photos: Sequence[AssessedPhoto],
+    calibration: Calibration | None,
+    *,
+    radius: float,
+    exclude_strangers: bool = False,
+) -> PhotoTemplate:
+    """Pool the main faces of a person's photos (paper equation 14) and say what each is worth.
+
+    Identical pictures count as one. Faces are grouped by average likelihood ratio; a photo outside the
+    largest group is a suspected stranger if the rule for FMR 1e-2 calls it a non-match with that group's
+    pooled template.
+
+    Args:
+        photos: from `FaceAssessor`, by one model, in the order in which the template should grow.
+        calibration: of that model.
+        radius: r of that model.
+        exclude_strangers: leave suspected strangers out of the template; otherwise they are pooled, with a
+            warning.
+
+    Raises:
+        ModelError: the model is not calibrated.
+        InputError: no photo with a face, or directions that cancel each other.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> from spherecf.photos import FaceAssessor
+        >>> assess, people = FaceAssessor(), orl_faces()
+        >>> photos = [assess(people.image(row), people.keys[row]) for row in (0, 1, 2)]
+        >>> template = build_template(photos, assess.model.calibration, radius=assess.model.radius)
+        >>> template.groups, len(template.grown), template.kappa > max(one.kappa for one in template.photos)
+        (1, 3, True)
+    """
+    known = calibrated(calibration)
+    faces = FaceSet.of(photos)
+    groups = faces.groups(known, radius)
+    stranger = faces.strangers(groups, known, radius)
+    kept = ~stranger if exclude_strangers else np.ones(len(stranger), np.bool_)
+    gain, weight = faces.gains(kept), faces.weights(kept)
+    rows = [TemplatePhoto(photo.name, reason=_faceless(photo)) for photo in photos]
+    number = {row: place for place, group in enumerate(groups) for row in group}
+    least = _LEAST_SHARE * float(gain[kept].mean())
+    for row, (place, face) in enumerate(zip(faces.places, faces.faces)):
+        suspected, same = bool(stranger[row]), faces.media[row] != row
+        rows[place] = TemplatePhoto(
+            photos[place].name, face.kappa, face.quality, float(weight[row]), float(gain[row]),
+            bool(gain[row] >= least) and not suspected and not same, suspected, number[row],
+            photos[faces.places[faces.media[row]]].name if same else None,
+            "looks like another person than most of the photos" if suspected else "", face.reasons,
+        )  # fmt: skip
+    direction, total = faces.pooled(np.flatnonzero(kept))
+    return PhotoTemplate(
+        direction.astype(np.float32), total, tuple(rows), faces.grown(kept), len(groups),
+        tuple(photos[faces.places[row]].name for row in np.flatnonzero(kept)),
+        _warnings(rows, [len(np.unique(faces.media[group])) for group in groups], exclude_strangers),
+    )  # fmt: skip
+
+
+def _faceless(photo: AssessedPhoto) -> str:
+    return photo.reason or NO_DIRECTION
+
+
+def _warnings(rows: Sequence[TemplatePhoto], sizes: Sequence[int], excluded: bool) -> tuple[str, ...]:
+    """``sizes``: distinct pictures of each group."""
+    found = []
+    if count := sum(row.stranger for row in rows):
+        what = "left out" if excluded else "pooled nevertheless: leave them out if they are strangers"
+        found.append(f"like another person look {count} of {len(rows)} photos; {what}")
+    if len(sizes) > 1 and 2 * sizes[1] >= sizes[0]:
+        listing = ", ".join(map(str, sizes))
+        found.append(f"the photos look like two people or more: groups of {listing}; which one is meant?")
+    if count := sum(row.kappa is None for row in rows):
+        found.append(f"{count} of {len(rows)} photos have no usable face")
+    if count := sum(row.same_as is not None for row in rows):
+        found.append(f"pictures that are there already, and add nothing: {count}")
+    return tuple(found)

@@ -1,0 +1,122 @@
+"""The application, its static files and the server process."""
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import HTMLResponse
+from starlette.responses import Response
+
+from spherecf.common.version import __version__
+from spherecf.errors import InputError, StorageError
+from spherecf.serve.access import Access, Limits
+from spherecf.serve.api_page import docs_page
+from spherecf.serve.guard import Guard, install
+from spherecf.serve.routes import gallery_routes, open_routes, photo_routes
+from spherecf.serve.worker import Assessor, Desk
+
+FILES = {
+    "/": ("index.html", "text/html; charset=utf-8"),
+    "/style.css": ("style.css", "text/css; charset=utf-8"),
+    "/app.js": ("app.js", "text/javascript; charset=utf-8"),
+    "/service.js": ("service.js", "text/javascript; charset=utf-8"),
+    "/faces.js": ("faces.js", "text/javascript; charset=utf-8"),
+    "/views.js": ("views.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+
+def static_routes() -> APIRouter:
+    """One route for each line of the table; the files are read once, now."""
+    router = APIRouter(include_in_schema=False)
+    for path, (name, kind) in FILES.items():
+        content = files("spherecf.serve").joinpath("page", name).read_bytes()
+        router.add_api_route(path, _sender(content, kind), methods=["GET"])
+    return router
+
+
+def _sender(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def send() -> Response:
+        return Response(content, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
+
+    return send
+
+
+def listen(app: Any, host: str, port: int) -> None:
+    """Serve one application at one address until interrupted; see `spherecf.serve.run`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind((host, port))
+        except OSError as error:
+            raise StorageError(
+                f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port"
+            ) from error
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,  # who asked for what is nobody's business
+            proxy_headers=False,  # else a caller could claim any address and escape the rate limit
+            server_header=False,
+            ws="none",
+            timeout_keep_alive=10,
+            timeout_graceful_shutdown=10,
+            limit_concurrency=256,
+            h11_max_incomplete_event_size=32_768,
+        )
+        uvicorn.Server(config).run(sockets=[taken])
+
+
+OPENAPI = "/api/openapi.json"
+OPEN = frozenset({*FILES, "/docs", OPENAPI, "/api/health"})
+_ABOUT = (
+    'Send photos, get decisions. Every answer is JSON; errors are `{"error": "one sentence"}`. '
+    "Photos are looked at in memory and forgotten."
+)
+
+
+def make_app(
+    assessor: Assessor, gallery: Any, *, token: str, hosts: tuple[str, ...], limits: Limits
+) -> FastAPI:
+    """See `spherecf.serve.create_app`."""
+    if assessor.model.calibration is None:
+        raise InputError(
+            "the service needs a calibrated model; calibrate this one with "
+            "`spherecf evaluate calibration --save`"
+        )
+    desk = Desk(assessor, gallery, limits)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        desk.start()
+        yield
+        desk.stop()
+
+    app = FastAPI(
+        title="SphereCF",
+        version=__version__,
+        description=_ABOUT,
+        lifespan=lifespan,
+        openapi_url=OPENAPI,
+        docs_url=None,  # these two fetch their scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.desk = desk
+    app.include_router(static_routes())
+    app.include_router(open_routes)
+    app.include_router(photo_routes)
+    app.include_router(gallery_routes)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
+
+    install(app)
+    app.add_middleware(Guard, access=Access(token, hosts), limits=limits, open_paths=OPEN)
+    return app

@@ -1,0 +1,273 @@
+"""The photo commands and the gallery over HTTP."""
+
+import asyncio
+import hashlib
+import math
+import unicodedata
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import APIRouter, Depends, HTTPException, Path, Request
+from fastapi.security import HTTPBearer
+from pydantic import ValidationError
+
+from spherecf.common.names import composed
+from spherecf.common.version import __version__
+from spherecf.gallery import Identification
+from spherecf.photos import AssessedPhoto, TemplatePhoto, build_template, compare
+from spherecf.serve.schemas import (
+    DEFAULT_MAX_FMR,
+    ERRORS,
+    Bounds,
+    Compared,
+    CompareFields,
+    EnrolFields,
+    Enrolled,
+    Enrolments,
+    Fields,
+    GalleryInfo,
+    Health,
+    Identified,
+    IdentifyFields,
+    Info,
+    Member,
+    Photo,
+    Problem,
+    Removed,
+    Template,
+    form_body,
+)
+from spherecf.serve.upload import Form, read_form
+from spherecf.serve.worker import Desk
+
+FieldsT = TypeVar("FieldsT", bound=Fields)
+open_routes = APIRouter(prefix="/api", tags=["service"])
+BEARER = Depends(HTTPBearer(auto_error=False))  # for the documentation only: the guard has looked already
+photo_routes = APIRouter(prefix="/api", responses=ERRORS, dependencies=[BEARER])
+
+
+def desk_of(request: Request) -> Desk:
+    """The application's desk, for the handlers."""
+    desk: Desk = request.app.state.desk
+    return desk
+
+
+AtDesk = Annotated[Desk, Depends(desk_of)]
+
+
+def parse(kind: type[FieldsT], form: Form) -> FieldsT:
+    """The fields beside the photos, typed.
+
+    Raises:
+        HTTPException: 422, one that is unknown, missing or out of range.
+    """
+    try:
+        return kind.model_validate(form.fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the form"
+        raise HTTPException(422, f"{where}: {first['msg']}.") from error
+
+
+@open_routes.get("/health")
+async def health() -> Health:
+    """Is the service up? Needs no token and says nothing else."""
+    return Health()
+
+
+@photo_routes.get("/info", tags=["service"])
+async def info(desk: AtDesk) -> Info:
+    """Which model answers, and what it can promise."""
+    model, limits = desk.assessor.model, desk.limits
+    rules = model.calibration.decisions
+    rates = sorted({rule.alpha for rule in rules if (rule.score, rule.error) == ("mls", "fmr")}, reverse=True)
+    return Info(
+        version=__version__,
+        model=model.fingerprint(),
+        backbone=model.backbone.name,
+        gallery=desk.gallery is not None,
+        max_fmrs=rates,
+        default_max_fmr=DEFAULT_MAX_FMR,
+        limits=Bounds(
+            max_files=limits.max_files,
+            max_file_bytes=limits.max_file_bytes,
+            max_request_bytes=limits.max_request_bytes,
+        ),
+    )
+
+
+@photo_routes.post(
+    "/quality", tags=["photos"], openapi_extra=form_body(Fields, photo="JPEG, PNG, WebP, TIFF, ...")
+)
+async def quality(request: Request, desk: AtDesk) -> Photo:
+    """Is this photo good enough? Every face with its confidence and what holds it back.
+
+    A photo without a face, or one that cannot be read, is an answer (`failure`), not an error.
+    """
+    form = await read_form(request, desk.limits, {"photo": (1, 1)})
+    parse(Fields, form)
+    (assessed,) = await desk.assess(form.photos["photo"])
+    return photo_of(assessed)
+
+
+@photo_routes.post(
+    "/compare",
+    tags=["photos"],
+    openapi_extra=form_body(CompareFields, left="One photo.", right="The other photo."),
+)
+async def compare_two(request: Request, desk: AtDesk) -> Compared:
+    """Are these the same person? A match, no match, or undecided, with the rate of error promised.
+
+    Of a photo with several faces the main one is compared.
+    """
+    form = await read_form(request, desk.limits, {"left": (1, 1), "right": (1, 1)})
+    asked = parse(CompareFields, form)
+    left, right = await desk.assess([*form.photos["left"], *form.photos["right"]])
+    model = desk.assessor.model
+    found = await asyncio.to_thread(
+        compare, left, right, model.calibration, radius=model.radius, max_fmr=asked.max_fmr
+    )
+    sides = {"left": photo_of(left), "right": photo_of(right)}
+    return Compared.model_validate(found.to_dict() | sides)
+
+
+@photo_routes.post(
+    "/template", tags=["photos"], openapi_extra=form_body(Fields, photos="Photos of one person, in order.")
+)
+async def template(request: Request, desk: AtDesk) -> Template:
+    """Which photos make a good template? The pooled kappa as photos are added, and what each is worth.
+
+    Nothing is kept: send all the photos again to see what one more does.
+    """
+    form = await read_form(request, desk.limits, {"photos": (1, desk.limits.max_files)})
+    parse(Fields, form)
+    photos = await desk.assess(form.photos["photos"])
+    if not any(map(usable, photos)):
+        rows = [TemplatePhoto(photo.name, reason=why_not(photo)).to_dict() for photo in photos]
+        faceless = [Member.model_validate(row) for row in rows]
+        return Template(kappa=None, grown=[], groups=0, pooled=[], warnings=[], photos=faceless)
+    model = desk.assessor.model
+    found = await asyncio.to_thread(build_template, photos, model.calibration, radius=model.radius)
+    return Template.model_validate(found.to_dict())
+
+
+def photo_of(assessed: AssessedPhoto) -> Photo:
+    """An assessed photo as it is answered: with landmarks, for those who draw."""
+    facts = assessed.to_dict()
+    for face, shown in zip(assessed.faces, facts["faces"]):
+        shown["landmarks"] = face.captured.landmarks.round(1).tolist()
+    return Photo.model_validate(facts)
+
+
+def usable(photo: AssessedPhoto) -> bool:
+    """Is there a main face, and did the recogniser give it a direction?"""
+    return photo.main is not None and math.isfinite(photo.main.kappa)
+
+
+def why_not(photo: AssessedPhoto) -> str:
+    """Why a photo is not usable."""
+    return photo.reason or "the recogniser gives no direction for this face"
+
+
+_MORE: dict[int | str, dict[str, Any]] = {
+    404: {"model": Problem, "description": "Nobody of that name is enrolled."},
+    409: {"model": Problem, "description": "This service has no gallery."},
+}
+gallery_routes = APIRouter(
+    prefix="/api/gallery", tags=["gallery"], responses={**ERRORS, **_MORE}, dependencies=[BEARER]
+)
+
+
+def gallery_of(desk: AtDesk) -> Desk:
+    """The desk, if it has a gallery."""
+    if desk.gallery is None:
+        raise HTTPException(409, "This service has no gallery; start it with --gallery PATH.")
+    return desk
+
+
+AtGallery = Annotated[Desk, Depends(gallery_of)]
+
+
+def checked_name(text: str) -> str:
+    """A name to enrol under: 1 to 100 letters of any script, digits, blanks and . ' - _
+
+    Raises:
+        HTTPException: 422, it holds something else.
+    """
+    name = composed(text).strip()
+    fits = all(sign in " .'-_’" or unicodedata.category(sign)[0] in "LMN" for sign in name)
+    if not (0 < len(name) <= 100 and fits and any(sign.isalnum() for sign in name)):
+        raise HTTPException(422, "identity: expected 1 to 100 letters, digits, blanks and . ' - _ only.")
+    return name
+
+
+@gallery_routes.get("")
+async def describe(desk: AtGallery) -> GalleryInfo:
+    """How large the gallery is, and for which model."""
+    return GalleryInfo.model_validate(await desk.ask(desk.gallery.info))
+
+
+@gallery_routes.get("/identities")
+async def everybody(desk: AtGallery) -> Enrolments:
+    """Everybody who is enrolled."""
+    found = await desk.ask(desk.gallery.list)
+    return Enrolments(identities=[Enrolled.model_validate(one.to_dict()) for one in found])
+
+
+@gallery_routes.post(
+    "/identities",
+    openapi_extra=form_body(EnrolFields, photos="Photos of this person; each with one main face."),
+)
+async def enrol(request: Request, desk: AtGallery) -> Enrolled:
+    """Enrol a person from photos, with their consent.
+
+    The gallery keeps the name, the template, and of each photo direction, kappa and file name. The photos
+    are forgotten.
+    """
+    form = await read_form(request, desk.limits, {"photos": (1, desk.limits.max_files)})
+    asked = parse(EnrolFields, form)
+    name = checked_name(asked.identity)
+    if not asked.consent:
+        raise HTTPException(
+            422, "consent: expected true. A face is enrolled only if its person knows of it and has agreed."
+        )
+    uploads = form.photos["photos"]
+    assessed = await desk.assess(uploads)
+    used = [(upload, photo.main) for upload, photo in zip(uploads, assessed) if usable(photo)]
+    if not used:
+        raise HTTPException(422, f"No photo shows a face to enrol. {uploads[0].name}: {why_not(assessed[0])}")
+    enrolled = await desk.ask(
+        desk.gallery.enrol,
+        name,
+        np.stack([face.mu for _, face in used]),
+        np.asarray([face.kappa for _, face in used]),
+        media=[hashlib.sha256(upload.content).hexdigest()[:16] for upload, _ in used],
+        sources=[upload.name for upload, _ in used],
+        replace=asked.replace,
+    )
+    return Enrolled.model_validate(enrolled.to_dict())
+
+
+@gallery_routes.post(
+    "/identify", openapi_extra=form_body(IdentifyFields, photo="The photo of whom to look for.")
+)
+async def identify(request: Request, desk: AtGallery) -> Identified:
+    """Who is this? One of the enrolled, nobody of them, or undecided."""
+    form = await read_form(request, desk.limits, {"photo": (1, 1)})
+    asked = parse(IdentifyFields, form)
+    (assessed,) = await desk.assess(form.photos["photo"])
+    if usable(assessed):
+        face, options = assessed.main, {"top": asked.top, "max_fpir": asked.max_fpir}
+        found = await desk.ask(desk.gallery.identify, face.mu, face.kappa, **options)
+    else:
+        found = Identification("undecided", None, why_not(assessed), (), asked.max_fpir, gallery=0)
+    return Identified.model_validate(found.to_dict() | {"photo": photo_of(assessed)})
+
+
+@gallery_routes.delete("/identities/{identity:path}")
+async def remove(identity: Annotated[str, Path(max_length=200)], desk: AtGallery) -> Removed:
+    """Forget somebody: every template of this name is deleted."""
+    count: int = await desk.ask(desk.gallery.remove, identity)
+    if not count:
+        raise HTTPException(404, "Nobody of that name is enrolled.")
+    return Removed(identity=identity, removed=count)

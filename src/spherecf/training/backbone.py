@@ -1,0 +1,256 @@
+"""`train_backbone`: images of known people in, a recogniser and its prototypes out. Stage 1."""
+
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spherecf.common.files import sha256_file
+from spherecf.common.version import environment
+from spherecf.data import Degradation, ImageSource, View, load_batches
+from spherecf.errors import InputError
+from spherecf.losses import Margin, make_margin, sphereface2_bias
+from spherecf.models import (
+    FrozenBackbone,
+    Network,
+    Preprocessing,
+    load_backbone,
+    make_backbone,
+    save_backbone,
+    save_prototypes,
+)
+from spherecf.training.checkpoint import identity_of, load_divided
+from spherecf.training.classifier import ShardedClassifier
+from spherecf.training.config import BackboneConfig, MarginSettings
+from spherecf.training.distributed import Ranks
+from spherecf.training.loop import Forward, Loss, Part, Rows, Run, run_training
+from spherecf.training.optim import make_optimizer
+from spherecf.training.sampling import People, Shown, shuffled_batches
+
+BACKBONE_FILE, PROTOTYPE_FILE = "backbone.safetensors", "prototypes.safetensors"
+
+Validate = Callable[[FrozenBackbone], Mapping[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedBackbone:
+    """A trained recogniser.
+
+    Attributes:
+        network: in evaluation mode.
+        preprocessing: of its input.
+        history: facts by epoch: ``train_loss``, ``train_cosine``, ``lr``, and what ``validate`` said.
+        record: config, data, counts, what was skipped and why, versions.
+        path, prototypes: the files, ``backbone.safetensors`` and ``prototypes.safetensors``.
+    """
+
+    network: Network
+    preprocessing: Preprocessing
+    history: list[dict[str, float]]
+    record: dict[str, Any]
+    path: Path
+    prototypes: Path
+
+
+def train_backbone(
+    source: ImageSource,
+    folder: str | Path,
+    config: BackboneConfig | None = None,
+    *,
+    ranks: Ranks | None = None,
+    validate: Validate | None = None,
+    tensorboard: bool = False,
+) -> TrainedBackbone:
+    """Train a recogniser by margin softmax: stage 1 of the sphere confidence face.
+
+    Started by ``torchrun``, several processes (`join_ranks`) train one network: batches and prototypes are
+    divided, the losses are those of one process. Interrupted, the same call, with any number of ranks, goes
+    on inside the epoch where it stopped.
+
+    Args:
+        source: aligned crops of known people, of the network's input size.
+        folder: gets the two files, ``history.jsonl`` and checkpoints; all ranks must see it.
+        config: settings, by default those of `BackboneConfig`.
+        ranks: from `join_ranks`; alone by default.
+        validate: called after each epoch with a frozen copy of the network, on rank 0; its numbers go into
+            the history.
+        tensorboard: also write event files.
+
+    Returns:
+        The network after the last epoch; the prototypes lie in their file, with the identities' names.
+
+    Raises:
+        InputError: no identities to tell apart.
+        StorageError: the disk is full; the last checkpoint is whole.
+        SpherecfError: the loss is not finite; the keys of the batch are saved.
+    """
+    config, ranks, folder = config or BackboneConfig(), ranks or Ranks(), Path(folder)
+    people = People.of(source, config.fit.least)
+    task = _BackboneTask(source, people, config, ranks, validate)
+    facts = {
+        "data": source.fingerprint(),
+        "identities": len(people.names),
+        "start": sha256_file(config.network.start) if config.network.start else "",
+        "config": {k: v for k, v in config.to_dict().items() if k != "engine"},
+    }
+    run = Run(
+        config.fit.epochs, config.seed, config.optimizer, config.schedule, config.engine,
+        folder, identity_of(facts), "training the backbone", tensorboard,
+    )  # fmt: skip
+    outcome = run_training(task, run, ranks)
+    record = {
+        "config": config.to_dict(),
+        "data": {
+            "source": source.name,
+            "fingerprint": facts["data"],
+            "images": len(source),
+            "used": len(people.rows) - len(outcome.skipped),
+            "identities": len(people.names),
+            "left_out": people.left_out,
+            "skipped": outcome.skipped,
+        },
+        "ranks": ranks.size,
+        "history": outcome.history,
+        "versions": environment(),
+    }
+    result = TrainedBackbone(
+        task.network.eval(),
+        task.preprocessing,
+        outcome.history,
+        record,
+        folder / BACKBONE_FILE,
+        folder / PROTOTYPE_FILE,
+    )
+
+    def save() -> None:
+        save_backbone(result.path, task.network, task.preprocessing, record)
+        # The ranks' parts lie in the last checkpoint: no GPU need hold them all.
+        prototypes = load_divided(folder, run.identity, "weight")
+        save_prototypes(result.prototypes, prototypes, people.names)
+
+    ranks.lead(save, "saving the backbone")
+    return result
+
+
+class _BackboneTask:
+    """Images through the network to a sharded margin softmax."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        people: People,
+        config: BackboneConfig,
+        ranks: Ranks,
+        validate: Validate | None,
+    ) -> None:
+        self._source, self._people, self._config, self._ranks = source, people, config, ranks
+        self._validate = validate
+        settings = config.network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            options = {**settings.options, "checkpointing": config.engine.checkpointing}
+            self.network = make_backbone(settings.name, settings.dim, **options)
+        if settings.start:
+            _start_from(self.network, settings.start)
+        self.network.to(ranks.device)
+        base = Preprocessing.preset(settings.preprocessing)
+        self.preprocessing = Preprocessing(base.color, base.mean, base.std, (self.network.size,) * 2)
+        self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
+        margin = config.margin
+        self.classifier = ShardedClassifier(
+            len(people.names), settings.dim, _margin(margin, len(people.names)), ranks,
+            config.optimizer, margin.sample_rate, config.seed,
+        )  # fmt: skip
+        self._labels = torch.from_numpy(people.classes)
+        self._chosen: Tensor | None = None
+        self._cosine = [0.0, 0]
+
+    def batches(self, epoch: int) -> list[Rows]:
+        fit = self._config.fit
+        return shuffled_batches(self._people.rows, fit.batch_size, self._config.seed, epoch, drop_last=True)
+
+    def cut(self, batch: Rows, parts: int) -> list[Rows]:
+        return np.array_split(batch, parts)
+
+    def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
+        shown = Shown(self._source, len(self._source), self._views(epoch))
+        workers = self._config.engine.workers or None
+        with closing(load_batches(shown, parts, size=self.preprocessing.size, workers=workers)) as loaded:
+            for batch in loaded:
+                skipped = {item.key: item.reason for item in batch.skipped}
+                yield Part(batch.rows, torch.from_numpy(batch.images), skipped)
+
+    def _views(self, epoch: int) -> Callable[[int], tuple[int, View]]:
+        """How each image is shown in this epoch: a function of seed, epoch and image."""
+        settings, seed = self._config.augment, self._config.seed
+        draw = np.random.default_rng([seed, epoch, 1]).random((2, len(self._source)), dtype=np.float32)
+        degrade = Degradation(settings.recipe, seed * 1000 + epoch)
+
+        def choose(row: int) -> tuple[int, View]:
+            degraded = degrade if draw[1, row] < settings.degraded else None
+            return row, View(degraded, bool(settings.flip and draw[0, row] < 0.5))
+
+        return choose
+
+    def begin(self, rows: Rows, step: int) -> None:
+        self._chosen = self.classifier.begin(self._labels[rows], step)
+
+    def loss(self, forward: Forward, part: Part) -> Loss:
+        device = self._ranks.device
+        images = part.data.to(device, non_blocking=True)
+        labels = self._labels[part.rows].to(device)
+        if not len(images):  # all of this rank's images are broken: it must still take part
+            images = torch.zeros(2, *self.preprocessing.size, 3, dtype=torch.uint8, device=device)
+        embedding = forward(self.preprocessing(images))[0][: len(labels)]
+        loss = self.classifier.loss(embedding, labels, self._chosen)
+        if math.isfinite(cosine := float(loss.cosine)):
+            self._cosine = [self._cosine[0] + cosine, self._cosine[1] + 1]
+        return Loss(loss.backward, loss.value)
+
+    def keys(self, rows: Rows) -> list[str]:
+        return [self._source.keys[row] for row in rows.tolist()]
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        facts = {"train_cosine": self._cosine[0] / max(1, self._cosine[1])}
+        self._cosine = [0.0, 0]
+        if self._validate is not None:
+            found: dict[str, float] = {}
+            if self._ranks.leads:
+                found = {name: float(value) for name, value in self._validate(self._frozen()).items()}
+            facts |= self._ranks.tell(found)
+        return facts
+
+    def _frozen(self) -> FrozenBackbone:
+        copy = deepcopy(self.network)
+        return FrozenBackbone.from_module(copy, self.preprocessing, device=str(self._ranks.device))
+
+    def state(self) -> dict[str, Any]:
+        return {"cosine": self._cosine}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._cosine = state["cosine"]
+
+
+def _start_from(network: Network, path: str) -> None:
+    found = load_backbone(path, network.name)
+    if (found.dim, found.size, found.width) != (network.dim, network.size, network.width):
+        raise InputError(
+            f"network.start: {path} holds {found.name} of dim {found.dim}, size {found.size} and width "
+            f"{found.width:g}, the recipe asks for {network.dim}, {network.size} and {network.width:g}"
+        )
+    network.load_state_dict(found.state_dict())
+
+
+def _margin(settings: MarginSettings, identities: int) -> Margin:
+    options = dict(settings.options)
+    if settings.kind == "sphereface2":  # its bias starts where every identity is as likely as any other
+        known = {name: options[name] for name in ("scale", "margin", "balance", "t") if name in options}
+        options.setdefault("start", sphereface2_bias(identities, **known))
+    return make_margin(settings.kind, **options)

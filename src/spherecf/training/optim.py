@@ -1,0 +1,138 @@
+"""Optimisers by name, what bounds their steps, and one that moves only some rows of a large matrix."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spherecf.training.config import OptimizerSettings
+from spherecf.training.distributed import Ranks
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer over these parameters; every group remembers its base rate as ``initial_lr``."""
+    wanted = [p for p in parameters if p.requires_grad]
+    matrices = [p for p in wanted if p.ndim > 1 or settings.decay_vectors]
+    vectors = [p for p in wanted if p.ndim <= 1 and not settings.decay_vectors]
+    # A decayed bias would pull kappa towards 1, and a decayed normalisation its channel towards 0.
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    common: dict[str, Any] = {"lr": settings.lr, "fused": settings.fused or None}
+    if settings.name == "sgd":
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **common)
+    elif settings.name == "adam":
+        optimizer = torch.optim.Adam(groups, **common)
+    else:
+        optimizer = torch.optim.AdamW(groups, **common)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = settings.lr
+    return optimizer
+
+
+def set_lr(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> float:
+    """Scale every group's base rate; the rate of the first group, for the log."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+    return float(optimizers[0].param_groups[0]["lr"])
+
+
+def bound_gradients(
+    replicated: Sequence[nn.Parameter],
+    sharded: Sequence[nn.Parameter],
+    settings: OptimizerSettings,
+    ranks: Ranks,
+) -> Tensor:
+    """Clip by value, then by the norm over all parameters of all ranks; the norm before, a scalar tensor.
+
+    Args:
+        replicated: the same on every rank, gradients summed already.
+        sharded: this rank's alone.
+    """
+    gradients = [p.grad for p in (*replicated, *sharded) if p.grad is not None]
+    if settings.clip_value:
+        for gradient in gradients:
+            gradient.clamp_(-settings.clip_value, settings.clip_value)
+    own = ranks.sum_(_square(sharded, ranks).reshape(1))[0]
+    norm = (_square(replicated, ranks) + own).sqrt()
+    if settings.clip_norm:
+        scale = (settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, scale)
+    return norm
+
+
+def _square(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Tensor:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=ranks.device)
+    return torch.stack(torch._foreach_norm(gradients)).square().sum()
+
+
+class RowOptimizer:
+    """An optimizer over a matrix of which each step moves only some rows, as sampled classifiers need.
+
+    The other rows, and their momentum, stay as they are: nothing decays that is not looked at. Works for any
+    optimizer whose state has the shape of its parameter.
+
+    Attributes:
+        weight: the whole matrix; no gradient.
+        active: the parameter of this step.
+        optimizer: over ``active``.
+    """
+
+    def __init__(self, weight: Tensor, make: Callable[[list[nn.Parameter]], torch.optim.Optimizer]) -> None:
+        self.weight, self._make = weight, make
+        self._state: dict[str, Tensor] = {}
+        self._rows: Tensor | None = None
+        self.active = nn.Parameter(weight)
+        self.optimizer = make([self.active])
+
+    def take(self, rows: Tensor | None) -> nn.Parameter:
+        """Make ``rows`` (or all) the parameter of the next step."""
+        if rows is None and self._rows is None:
+            return self.active
+        self._rows = rows
+        self.active = nn.Parameter(self.weight if rows is None else self.weight[rows])
+        for group in self.optimizer.param_groups:
+            group["params"] = [self.active] if group["params"] else []
+        self.optimizer.state.clear()
+        if self._state:
+            whole = self.weight.shape
+            self.optimizer.state[self.active] = {
+                name: value if value.shape != whole or rows is None else value[rows]
+                for name, value in self._state.items()
+            }
+        return self.active
+
+    def put_back(self) -> None:
+        """After the optimizer's step: write moved rows and their state back."""
+        state = dict(self.optimizer.state.get(self.active, {}))
+        if self._rows is None:
+            self._state = {name: value for name, value in state.items() if value is not None}
+            return
+        with torch.no_grad():
+            self.weight[self._rows] = self.active.detach()
+            for name, value in state.items():
+                if value is None:
+                    continue
+                if value.shape != self.active.shape:
+                    self._state[name] = value
+                    continue
+                if name not in self._state:
+                    self._state[name] = torch.zeros_like(self.weight)
+                self._state[name][self._rows] = value
+
+    def state(self) -> dict[str, Tensor]:
+        """Weight and state of all rows, and scalars of the optimizer."""
+        return {"weight": self.weight, **self._state}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Undo `state`."""
+        with torch.no_grad():
+            self.weight.copy_(state["weight"])
+        self._state = {name: value for name, value in state.items() if name != "weight"}
+        if self._rows is None and self._state:
+            self.optimizer.state[self.active] = dict(self._state)
