@@ -111,7 +111,7 @@ def ours_search(folder: Path) -> dict[str, Any]:
     import numpy as np
 
     from spherecf.evaluation import ScoreSplit
-    from spherecf.evaluation._search import search
+    from spherecf.evaluation.identification import search
     from spherecf.scoring import pool_templates
 
     clock = Clock()

@@ -12,8 +12,7 @@ import time
 import numpy as np
 
 from spherecf.evaluation import roc
-from spherecf.evaluation._nearest import nearest_of_curve
-from spherecf.evaluation._rates import tmr_of_curve
+from spherecf.evaluation.rates import nearest_of_curve, tmr_of_curve
 
 TARGETS = (1e-3, 1e-4, 1e-5)
 MATED = 20_000

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from spherecf.evaluation import bootstrap_subjects, tenfold
-from spherecf.evaluation._curve import sort_pairs
-from spherecf.evaluation._rates import eer_rates, tmr_rates
+from spherecf.evaluation.rates import eer_rates, sort_pairs, tmr_rates
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "reference"))
 import tenfold_slow

@@ -108,7 +108,7 @@ def test_contract_covers_every_room() -> None:
 @pytest.mark.parametrize(
     "file, line",
     [
-        ("evaluation/_tenfold.py", "import spherecf.models"),
+        ("evaluation/folds.py", "import spherecf.models"),
         ("scoring/pairs.py", "def f():\n    from spherecf.data import open_source"),
         ("models/heads.py", "from spherecf.training import *"),
         ("vmf/functions.py", "from spherecf.common.files import sha256_file"),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from spherecf.errors import InputError
-from spherecf.evaluation import _bootstrap, bootstrap_subjects, interval, tmr_at_fmr
-from spherecf.evaluation._curve import sort_pairs
-from spherecf.evaluation._rates import auc_rates, eer_rates, tmr_rates
+from spherecf.evaluation import bootstrap as bootstrap_module
+from spherecf.evaluation import bootstrap_subjects, interval, tmr_at_fmr
+from spherecf.evaluation.rates import auc_rates, eer_rates, sort_pairs, tmr_rates
 
 
 def _collect(left: list[str], right: list[str], draws: int = 200) -> np.ndarray:
@@ -27,7 +27,7 @@ def test_weights_are_products_of_draws_and_counts_within_a_subject() -> None:
 def test_seeded_and_independent_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = ["a", "b", "c"], ["b", "c", "c"]
     whole = _collect(left, right)
-    monkeypatch.setattr(_bootstrap, "_BLOCK_WEIGHTS", 10)
+    monkeypatch.setattr(bootstrap_module, "_BLOCK_WEIGHTS", 10)
     np.testing.assert_array_equal(_collect(left, right), whole)
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.chromium import CHROMIUM, CONTRAST, MARKS
 from tests.evaluation.conftest import Toy
 
-from spherecf.evaluation import (
+from spherecf.report import (
     Histogram,
     Section,
     Series,

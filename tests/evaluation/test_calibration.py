@@ -13,14 +13,13 @@ from spherecf.errors import InputError
 from spherecf.evaluation import (
     CalibrationReport,
     JudgedPairs,
-    calibration_section,
-    calibration_tables,
     check_rule,
     cllr,
     evaluate_calibration,
     min_cllr,
     split_subjects,
 )
+from spherecf.report import calibration_section, calibration_tables
 
 GROUPS, EACH, PHOTOS, PAIRS = 16, 10, 4, 4000
 

@@ -5,7 +5,7 @@ import pytest
 
 from spherecf.embeddings import Embeddings
 from spherecf.evaluation import edc, pair_quality, rejection_curve
-from spherecf.evaluation._confidence import Images, discard_everything, kappa_histograms, reject_everything
+from spherecf.evaluation.pairs import Images, discard_everything, kappa_histograms, reject_everything
 
 
 def file(kappa: list[float], **extras: list[float]) -> Embeddings:

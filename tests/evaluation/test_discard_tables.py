@@ -3,7 +3,7 @@
 import numpy as np
 from tests.evaluation.conftest import Toy
 
-from spherecf.evaluation import pair_rejection_tables
+from spherecf.report import pair_rejection_tables
 
 NAMES = ["kappa", "mean_resultant", "norm", "random", "oracle", "sharpness"]
 

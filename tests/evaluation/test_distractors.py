@@ -9,7 +9,9 @@ import torch
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import _distractors, distractor_section, identify_with_distractors
+from spherecf.evaluation import distractors as distractors_module
+from spherecf.evaluation import identify_with_distractors
+from spherecf.report import distractor_section
 from spherecf.scoring import mutual_likelihood_score
 
 DIM = 6
@@ -39,7 +41,7 @@ def scores(e: Embeddings, other: Embeddings, kind: str) -> list[list[float]]:
 @pytest.mark.parametrize("kind", ["cosine", "mls"])
 @pytest.mark.parametrize("block", [3, 4096])
 def test_rank_one_and_tmr_at_every_size(kind: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_distractors, "_BLOCK", block)
+    monkeypatch.setattr(distractors_module, "_BLOCK", block)
     probes, others = faces(14, 1, people=4), faces(25, 2)
     report = identify_with_distractors(
         probes, others, scores=[kind], sizes=[5, 10, 1000], target=0.02, seed=7

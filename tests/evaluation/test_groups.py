@@ -15,13 +15,13 @@ from spherecf.evaluation import (
     by_group,
     evaluate_ijb,
     extra_groups,
-    group_table,
     pair_groups,
     template_groups,
     tenfold,
     tmr_at_fmr,
 )
-from spherecf.evaluation._groups import BETWEEN
+from spherecf.evaluation.groups import BETWEEN
+from spherecf.report import group_table
 
 RNG = np.random.default_rng(0)
 N = 400

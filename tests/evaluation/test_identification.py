@@ -14,7 +14,8 @@ from tests.reference import ijb_slow
 from spherecf.data import Enrolled, IjbMeta
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import GalleryResult, _template_scores, evaluate_identification
+from spherecf.evaluation import GalleryResult, evaluate_identification
+from spherecf.evaluation import templates as templates_module
 from spherecf.scoring import mutual_likelihood_score
 
 TARGETS = (0.5, 0.1, 0.05, 1e-3)
@@ -176,7 +177,7 @@ def test_nothing_depends_on_the_size_of_the_tiles(
     options = {"modes": [mode], "scores": [score], "targets": TARGETS, "draws": 0}
     whole = evaluate_identification(toy.embeddings, toy.meta, **options).results
     for name in ("_TILE_CELLS", "_GAUSSIAN_NUMBERS"):
-        monkeypatch.setattr(_template_scores, name, 30 * (toy.embeddings.dim if "GAUSS" in name else 1))
+        monkeypatch.setattr(templates_module, name, 30 * (toy.embeddings.dim if "GAUSS" in name else 1))
     assert evaluate_identification(toy.embeddings, toy.meta, **options, threads=1).results == whole
 
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spherecf.errors import InputError
-from spherecf.evaluation import _large_bootstrap, _large_draws, bootstrap_subjects, bootstrap_tmr
-from spherecf.evaluation._curve import sort_pairs
-from spherecf.evaluation._rates import allowed_false, tmr_rates
+from spherecf.evaluation import bootstrap as bootstrap_module
+from spherecf.evaluation import bootstrap_subjects, bootstrap_tmr
+from spherecf.evaluation.rates import allowed_false, sort_pairs, tmr_rates
 
 TARGETS = [1.0, 0.5, 0.1, 0.01, 0.001]
 
@@ -72,9 +72,7 @@ def test_equal_whatever_the_sizes_of_parts(
         return
     with pytest.MonkeyPatch.context() as patch:
         for name, value in chosen.items():
-            for module in (_large_bootstrap, _large_draws):
-                if hasattr(module, name):
-                    patch.setattr(module, name, value)
+            patch.setattr(bootstrap_module, name, value)
         check(s, m, a, b, draws=12, seed=seed)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from spherecf.errors import InputError
-from spherecf.evaluation import Histogram, Plot, Series, det_lines, histogram_plot, line_plot
-from spherecf.evaluation._canvas import GREY, NAMED, PALETTE, line_style
+from spherecf.report import Histogram, Plot, Series, det_lines, histogram_plot, line_plot
+from spherecf.report.figures import GREY, NAMED, PALETTE, line_style
 
 pytest.importorskip("matplotlib")
 

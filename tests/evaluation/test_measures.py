@@ -6,7 +6,7 @@ from tests.evaluation.conftest import Toy
 from tests.reference import tenfold_slow_bootstrap as slow
 
 from spherecf.evaluation import evaluate_pairs, interval
-from spherecf.evaluation._rates import spread
+from spherecf.evaluation.rates import spread
 
 
 def test_intervals_equal_the_slow_reference(toy: Toy) -> None:

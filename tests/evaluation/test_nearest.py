@@ -8,7 +8,8 @@ from sklearn.metrics import roc_curve
 from tests.reference.nearest_slow import tar_at_nearest_far
 
 from spherecf.errors import InputError
-from spherecf.evaluation import TmrAtFmr, nearest_section, tmr_at_fmr, tmr_at_nearest_fmr
+from spherecf.evaluation import TmrAtFmr, tmr_at_fmr, tmr_at_nearest_fmr
+from spherecf.report import nearest_section
 
 TARGETS = (1e-6, 1e-3, 0.01, 0.05, 0.1, 0.25, 1 / 3, 0.5, 1.0)
 

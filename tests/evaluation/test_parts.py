@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from spherecf.errors import InputError
-from spherecf.evaluation import Plot, Section, Strip, Table
+from spherecf.report import Plot, Section, Strip, Table
 
 PNG = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.zeros((4, 4, 3), np.uint8))[1].tobytes()

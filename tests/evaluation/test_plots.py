@@ -7,7 +7,7 @@ import pytest
 from tests.evaluation.conftest import Toy
 
 from spherecf.evaluation import PairReport
-from spherecf.evaluation._plots import (
+from spherecf.report.pair_figures import (
     _log_ticks,
     _steps,
     det_plot,

@@ -14,7 +14,7 @@ from spherecf.evaluation import (
     fpir_threshold,
     prediction_rejection_ratio,
 )
-from spherecf.evaluation._prr import RejectionOrder, prr_of, prr_shares
+from spherecf.evaluation.open_set import RejectionOrder, prr_of, prr_shares
 
 
 def made(n: int, seed: int = 0) -> tuple[Decisions, list[str], np.ndarray]:

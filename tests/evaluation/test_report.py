@@ -14,7 +14,8 @@ import pytest
 from tests.evaluation.conftest import Toy
 
 from spherecf.errors import InputError, MissingDependencyError, StorageError
-from spherecf.evaluation import PairReport, Plot, Section, Strip, Table, write_report
+from spherecf.evaluation import PairReport
+from spherecf.report import Plot, Section, Strip, Table, write_report
 
 pytest.importorskip("matplotlib")
 HOSTILE = '<script>alert("1")</script> & $x_1^{$'

@@ -7,7 +7,7 @@ import pytest
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation._resolve import resolve_pairs
+from spherecf.evaluation.pairs import resolve_pairs
 
 LEFT, RIGHT, MATED, FOLDS = ["a", "b", "a", "x"], ["b", "c", "d", "a"], [1, 0, 0, 1], [0, 0, 1, 1]
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spherecf.evaluation._result import _thin_steps, plain
+from spherecf.evaluation.results import _thin_steps, plain
 
 
 def test_numbers_that_do_not_exist() -> None:

@@ -11,7 +11,7 @@ from tests.reference.openset_slow import prr as slow_prr
 
 from spherecf.errors import InputError
 from spherecf.evaluation import OpenSet, RejectionReport, evaluate_rejection
-from spherecf.evaluation._uncertainty import PROBE_CONFIDENCES
+from spherecf.evaluation.open_set import PROBE_CONFIDENCES
 
 FPIRS = (0.05, 0.1, 0.2)
 

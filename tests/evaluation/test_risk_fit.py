@@ -5,8 +5,8 @@ import pytest
 from tests.reference.open_world import open_world
 
 from spherecf.evaluation import Decisions, OpenSet, decide, prediction_rejection_ratio
-from spherecf.evaluation._risk_fit import RiskWeights, fit_calibrator, fit_risk_weights
-from spherecf.evaluation._uncertainty import Searched, divergences, log_risks
+from spherecf.evaluation.open_set import Searched, divergences, log_risks
+from spherecf.evaluation.rejection import RiskWeights, fit_calibrator, fit_risk_weights
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,8 @@
 import pytest
 from tests.reference.open_world import open_world
 
-from spherecf.evaluation import (
-    RejectionReport,
-    evaluate_rejection,
-    mean_prr_table,
-    rejection_section,
-    write_report,
-)
+from spherecf.evaluation import RejectionReport, evaluate_rejection
+from spherecf.report import mean_prr_table, rejection_section, write_report
 
 
 @pytest.fixture(scope="module")

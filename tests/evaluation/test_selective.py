@@ -9,7 +9,7 @@ from scipy import stats
 from spherecf.calibration import DecisionRule
 from spherecf.errors import InputError
 from spherecf.evaluation import JudgedPairs, check_rule, choose_decision, disjoint_pairs
-from spherecf.evaluation._selective import ERRORS, Counts, _Grid, _p_and_gain, _path, errors_of
+from spherecf.evaluation.decisions import ERRORS, Counts, _Grid, _p_and_gain, _path, errors_of
 
 ALPHA, DELTA = 0.1, 0.1
 PEOPLE = 20_000

@@ -1,5 +1,5 @@
 from spherecf.evaluation import signature
-from spherecf.evaluation._signature import input_facts
+from spherecf.evaluation.results import input_facts
 
 
 def test_values_cannot_break_the_line() -> None:

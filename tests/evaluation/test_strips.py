@@ -6,7 +6,8 @@ import pytest
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import Mistake, strip_by_kappa, strips_of_mistakes
+from spherecf.evaluation import Mistake
+from spherecf.report import strip_by_kappa, strips_of_mistakes
 
 PNG = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.zeros((4, 4, 3), np.uint8))[1].tobytes()

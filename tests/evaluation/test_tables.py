@@ -6,8 +6,8 @@ import pytest
 from tests.evaluation.conftest import Toy
 
 from spherecf.evaluation import Interval
-from spherecf.evaluation._result import Measure
-from spherecf.evaluation._tables import (
+from spherecf.evaluation.results import Measure
+from spherecf.report.tables import (
     counts_text,
     grouped,
     interval_text,

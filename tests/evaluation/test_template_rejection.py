@@ -9,8 +9,8 @@ from spherecf.data import Enrolled, IjbMeta
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import evaluate_rejection, evaluate_template_rejection
-from spherecf.evaluation._template_rejection import _columns
-from spherecf.evaluation._template_set import find_images
+from spherecf.evaluation.rejection import _columns
+from spherecf.evaluation.templates import find_images
 from spherecf.scoring import pool_templates
 
 PEOPLE, EACH, DIM = 40, 4, 12

@@ -8,8 +8,8 @@ from tests.reference import tenfold_slow
 
 from spherecf.errors import InputError
 from spherecf.evaluation import tenfold
-from spherecf.evaluation._curve import sort_pairs
-from spherecf.evaluation._tenfold import check_folds, fold_counts
+from spherecf.evaluation.folds import check_folds, fold_counts
+from spherecf.evaluation.rates import sort_pairs
 
 items = st.lists(
     st.tuples(st.integers(-6, 6), st.booleans(), st.integers(0, 3)), min_size=4, max_size=60

@@ -4,7 +4,7 @@ import io
 from rich.console import Console
 from tests.evaluation.conftest import Toy
 
-from spherecf.evaluation import Table, rich_table, terminal_table
+from spherecf.report import Table, rich_table, terminal_table
 
 
 def shown(*reports: object, width: int = 100) -> str:

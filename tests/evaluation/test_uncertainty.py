@@ -6,7 +6,7 @@ from tests.reference.open_world import open_world
 from tests.reference.openset_slow import DIGITS, mp, non_specificity, posterior, unknown_divergence
 
 from spherecf.evaluation import OpenSet, decide
-from spherecf.evaluation._uncertainty import (
+from spherecf.evaluation.open_set import (
     Searched,
     divergences,
     gallery_confidences,

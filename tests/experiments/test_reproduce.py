@@ -8,7 +8,6 @@ from tests.experiments.conftest import CONFIG, make_people
 
 from spherecf.data import draw_pairs, open_source
 from spherecf.errors import InputError
-from spherecf.evaluation import Table
 from spherecf.experiments import (
     BASELINES,
     Reproduction,
@@ -19,6 +18,7 @@ from spherecf.experiments import (
 )
 from spherecf.experiments._division import divide
 from spherecf.models import FrozenBackbone
+from spherecf.report import Table
 from spherecf.training import prepare
 
 PLANS = (TemplatePlan("2 images, half degraded", 2, 0.5, 3),)

@@ -19,11 +19,9 @@ if TYPE_CHECKING:
         GroupReport,
         PairReport,
         RejectionReport,
-        Section,
-        Strip,
-        Table,
         TemplateReport,
     )
+    from spherecf.report import Section, Strip, Table
 
 
 class Faces:
@@ -121,13 +119,8 @@ def tenfold(
     """
     from spherecf.data import open_pairs, open_source
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import (
-        evaluate_pairs,
-        nearest_section,
-        require_matplotlib,
-        rich_table,
-        terminal_table,
-    )
+    from spherecf.evaluation import evaluate_pairs
+    from spherecf.report import nearest_section, require_matplotlib, rich_table, terminal_table
 
     if faces is not None and out is None:
         raise InputError("--faces shows pictures in the report, which needs --out FOLDER")
@@ -190,7 +183,7 @@ def _by_group(
 
 
 def _group_section(grouped: "dict[str, GroupReport]", report: "PairReport") -> "Section":
-    from spherecf.evaluation import Section, group_table
+    from spherecf.report import Section, group_table
 
     tables = [
         group_table(one, f"By group: {score}", report.scores[score].signature)
@@ -214,7 +207,7 @@ def _write_tenfold(
     sections: "list[Section]",
 ) -> Path:
     from spherecf.common.version import environment
-    from spherecf.evaluation import write_report
+    from spherecf.report import write_report
 
     strips = [] if source is None else _strips(report, left, right, listed, source)
     provenance = {
@@ -234,7 +227,7 @@ def _strips(
     report: "PairReport", left: "Embeddings", right: "Embeddings", listed: "PairList", source: "ImageSource"
 ) -> "list[Strip]":
     """Faces of each file from the least to the most sure, then the worst mistakes of the last score."""
-    from spherecf.evaluation import strip_by_kappa, strips_of_mistakes
+    from spherecf.report import strip_by_kappa, strips_of_mistakes
 
     sides = [("left", left, listed.left), ("right", right, listed.right)]
     if right is left:
@@ -294,7 +287,8 @@ def calibration(
     """
     from spherecf.data import open_pairs
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import calibration_tables, evaluate_calibration, require_matplotlib, rich_table
+    from spherecf.evaluation import evaluate_calibration
+    from spherecf.report import calibration_tables, require_matplotlib, rich_table
 
     if (model is None) != (save is None):
         raise InputError("calibration: --model MODEL and --save OUT go together")
@@ -347,7 +341,7 @@ def _save(report: "CalibrationReport", model: Path, save: Path, backbone: Path |
 
 def _write_calibration(out: Path, report: "CalibrationReport") -> Path:
     from spherecf.common.version import environment
-    from spherecf.evaluation import calibration_section, write_report
+    from spherecf.report import calibration_section, write_report
 
     section = calibration_section(report)
     return write_report(
@@ -406,7 +400,8 @@ def ijb(
     """
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_ijb, ijb_notes, ijb_tables, require_matplotlib
+    from spherecf.evaluation import evaluate_ijb
+    from spherecf.report import ijb_notes, ijb_tables, require_matplotlib
 
     check_json(as_json, json_file)
     if out is not None:
@@ -443,7 +438,7 @@ def log_lines(report: "TemplateReport") -> list[str]:
 
 def show(tables: "Sequence[Table]", notes: Sequence[str]) -> None:
     """Tables and what is to be said about them, for people."""
-    from spherecf.evaluation import rich_table
+    from spherecf.report import rich_table
 
     console.print(*map(rich_table, tables))
     for note in notes:
@@ -484,7 +479,7 @@ def say_written(written: Path | None) -> None:
 
 def _write_ijb(out: Path, report: "TemplateReport", source: "Embeddings", meta: str) -> Path:
     from spherecf.common.version import environment
-    from spherecf.evaluation import ijb_section, write_report
+    from spherecf.report import ijb_section, write_report
 
     return write_report(
         out, title=f"{report.name}: 1:1 verification of templates", sections=[ijb_section(report)],
@@ -529,7 +524,7 @@ def identification(
     strangers.
     """
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import require_matplotlib
+    from spherecf.report import require_matplotlib
 
     check_json(as_json, json_file)
     if (meta is None) == (distractors is None):
@@ -561,12 +556,8 @@ _Found = tuple[str, dict[str, Any], dict[str, Any], "list[Section]"]
 
 def _in_galleries(source: "Embeddings", meta: Path, name: str, page: bool, **options: Any) -> _Found:
     from spherecf.data import read_ijb
-    from spherecf.evaluation import (
-        evaluate_identification,
-        identification_notes,
-        identification_section,
-        identification_table,
-    )
+    from spherecf.evaluation import evaluate_identification
+    from spherecf.report import identification_notes, identification_section, identification_table
 
     report = evaluate_identification(source, read_ijb(meta, name), **options)
     show([identification_table(report)], identification_notes(report))
@@ -585,12 +576,8 @@ def _among(
     page: bool,
 ) -> _Found:
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import (
-        distractor_notes,
-        distractor_section,
-        distractor_table,
-        identify_with_distractors,
-    )
+    from spherecf.evaluation import identify_with_distractors
+    from spherecf.report import distractor_notes, distractor_section, distractor_table
 
     report = identify_with_distractors(
         source, Embeddings.load(distractors), name=distractors.stem, target=fmr, radius=radius, seed=seed,
@@ -605,7 +592,7 @@ def _write_identification(
     out: Path, title: str, results: dict[str, Any], sections: "list[Section]", source: "Embeddings"
 ) -> Path:
     from spherecf.common.version import environment
-    from spherecf.evaluation import write_report
+    from spherecf.report import write_report
 
     facts = {"embeddings": source.provenance, "environment": environment()}
     return write_report(
@@ -650,7 +637,7 @@ def rejection(
     on half of the people and everything is measured on the other half. With --pairs images are rejected, and
     pairs discarded, by every confidence that the embeddings have.
     """
-    from spherecf.evaluation import require_matplotlib
+    from spherecf.report import require_matplotlib
 
     check_json(as_json, json_file)
     if (meta is None) == (pairs is None):
@@ -669,7 +656,8 @@ def rejection(
     else:
         from spherecf.data import read_ijb
         from spherecf.embeddings import Embeddings
-        from spherecf.evaluation import evaluate_template_rejection, rejection_notes
+        from spherecf.evaluation import evaluate_template_rejection
+        from spherecf.report import rejection_notes
 
         if right is not None:
             raise InputError("rejection: --right goes with --pairs")
@@ -696,7 +684,7 @@ def _of_galleries(
     reports: dict[str, "RejectionReport"], name: str, out: Path | None, provenance: dict[str, Any]
 ) -> tuple[list["Table"], dict[str, Any], Path | None]:
     from spherecf.common.version import environment
-    from spherecf.evaluation import mean_prr_table, rejection_section, rejection_tables, write_report
+    from spherecf.report import mean_prr_table, rejection_section, rejection_tables, write_report
 
     tables = [table for report in reports.values() for table in rejection_tables(report)]
     summary = [mean_prr_table(list(reports.values()))]
@@ -717,7 +705,8 @@ def _of_pairs(
 ) -> tuple[list["Table"], dict[str, Any], Path | None]:
     from spherecf.data import open_pairs
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_pairs, pair_rejection_tables
+    from spherecf.evaluation import evaluate_pairs
+    from spherecf.report import pair_rejection_tables
 
     listed = open_pairs(pairs)
     one = Embeddings.load(left)
@@ -733,7 +722,7 @@ def _of_pairs(
 
 def _write_rejection(out: Path, report: "PairReport", tables: Sequence["Table"]) -> Path:
     from spherecf.common.version import environment
-    from spherecf.evaluation import write_report
+    from spherecf.report import write_report
 
     title = f"{report.name}: what rejecting by confidence buys"
     return write_report(

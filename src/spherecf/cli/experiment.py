@@ -92,10 +92,10 @@ def shipped(
     Interrupted, the same command goes on where it stopped. docs/model-card.md has the results.
     """
     from spherecf.data import open_source, orl_faces
-    from spherecf.evaluation import require_matplotlib
     from spherecf.experiments import MODEL_FILE, present_shipped, ship, shipped_tables, show_tables
     from spherecf.faces import AlignedFaces
     from spherecf.models import FrozenBackbone
+    from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
 
     require_matplotlib()  # before the work, not after

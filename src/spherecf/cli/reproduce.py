@@ -39,9 +39,9 @@ def reproduce(
     where it stopped.
     """
     from spherecf.data import open_pairs, open_source
-    from spherecf.evaluation import require_matplotlib
     from spherecf.experiments import present_reproduction, reproduction_tables, show_tables
     from spherecf.experiments import reproduce as run
+    from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
 
     require_matplotlib()  # before the work, not after

@@ -14,78 +14,72 @@ A protocol is up to three files: itself, ``_x_result`` (plain data) and ``_x_sec
 - reports: ``_report`` on ``_content``, written by ``_html`` and ``_markdown`` from the pieces in ``_parts``.
 """
 
-from spherecf.evaluation._bootstrap import Interval, bootstrap_subjects, interval
-from spherecf.evaluation._bounded_rule import bounded_rule
-from spherecf.evaluation._calibration import evaluate_calibration
-from spherecf.evaluation._calibration_result import CalibrationReport, ScoreCalibration
-from spherecf.evaluation._calibration_score import check_rule
-from spherecf.evaluation._calibration_section import calibration_section, calibration_tables
-from spherecf.evaluation._canvas import require_matplotlib
-from spherecf.evaluation._curve import Curve, roc
-from spherecf.evaluation._discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
-from spherecf.evaluation._discard_tables import pair_rejection_tables
-from spherecf.evaluation._distractors import (
+from spherecf.evaluation.bootstrap import Interval, SubjectRates, bootstrap_subjects, bootstrap_tmr, interval
+from spherecf.evaluation.calibration import (
+    CalibrationReport,
+    ScoreCalibration,
+    check_rule,
+    evaluate_calibration,
+)
+from spherecf.evaluation.decisions import JudgedPairs, bounded_rule, choose_decision
+from spherecf.evaluation.discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
+from spherecf.evaluation.distractors import (
     AtSize,
     DistractorReport,
     DistractorResult,
     identify_with_distractors,
 )
-from spherecf.evaluation._distractors_section import distractor_notes, distractor_section, distractor_table
-from spherecf.evaluation._group_names import extra_groups, pair_groups, template_groups
-from spherecf.evaluation._group_table import group_table
-from spherecf.evaluation._groups import AtThreshold, GroupReport, GroupResult, by_group
-from spherecf.evaluation._identification import evaluate_identification
-from spherecf.evaluation._identification_result import (
+from spherecf.evaluation.folds import TenFold, tenfold
+from spherecf.evaluation.groups import (
+    AtThreshold,
+    GroupReport,
+    GroupResult,
+    by_group,
+    extra_groups,
+    pair_groups,
+    template_groups,
+)
+from spherecf.evaluation.identification import (
     GalleryResult,
     IdentificationReport,
     IdentificationResult,
     TpirAtFpir,
+    evaluate_identification,
 )
-from spherecf.evaluation._identification_section import (
-    identification_notes,
-    identification_section,
-    identification_table,
-)
-from spherecf.evaluation._ijb import TemplateReport, TemplateResult, evaluate_ijb
-from spherecf.evaluation._ijb_section import ijb_notes, ijb_section, ijb_tables
-from spherecf.evaluation._large import ScoreSplit
-from spherecf.evaluation._large_bootstrap import bootstrap_tmr
-from spherecf.evaluation._line_plot import Histogram, Series, det_lines, histogram_plot, line_plot
-from spherecf.evaluation._llr import Reliability, cllr, min_cllr, reliability, tippett
-from spherecf.evaluation._mistakes import Mistake, worst_mistakes
-from spherecf.evaluation._nearest import NearestPoint, tmr_at_nearest_fmr
-from spherecf.evaluation._nearest_section import nearest_section
-from spherecf.evaluation._open_set import OpenSet
-from spherecf.evaluation._parts import Plot, Section, Strip, Table
-from spherecf.evaluation._prr import (
+from spherecf.evaluation.large_rates import ScoreSplit
+from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
+from spherecf.evaluation.open_set import (
     Decisions,
+    OpenSet,
     decide,
     f1_after_rejection,
     fpir_threshold,
     prediction_rejection_ratio,
 )
-from spherecf.evaluation._rates import TmrAtFmr, auc, det_curve, eer, tmr_at_fmr
-from spherecf.evaluation._report import ReportFiles, write_report
-from spherecf.evaluation._result import Measure, PairReport, ScoreResult
-from spherecf.evaluation._risk import evaluate_rejection
-from spherecf.evaluation._risk_result import ConfidencePrr, OperatingPoint, RejectionReport
-from spherecf.evaluation._risk_section import (
-    mean_prr_table,
-    rejection_notes,
-    rejection_section,
-    rejection_tables,
+from spherecf.evaluation.pairs import evaluate_pairs
+from spherecf.evaluation.rates import (
+    Curve,
+    NearestPoint,
+    TmrAtFmr,
+    auc,
+    det_curve,
+    eer,
+    roc,
+    tmr_at_fmr,
+    tmr_at_nearest_fmr,
 )
-from spherecf.evaluation._selective import JudgedPairs, choose_decision
-from spherecf.evaluation._signature import signature
-from spherecf.evaluation._split_subjects import disjoint_pairs, split_subjects
-from spherecf.evaluation._strips import strip_by_kappa, strips_of_mistakes
-from spherecf.evaluation._subject_rates import SubjectRates
-from spherecf.evaluation._synthetic import SyntheticTemplates, synthetic_templates
-from spherecf.evaluation._template_rejection import evaluate_template_rejection
-from spherecf.evaluation._template_set import TemplateSet
-from spherecf.evaluation._tenfold import TenFold, tenfold
-from spherecf.evaluation._terminal import rich_table, terminal_table
-from spherecf.evaluation._verification import evaluate_pairs
+from spherecf.evaluation.rejection import (
+    ConfidencePrr,
+    OperatingPoint,
+    RejectionReport,
+    evaluate_rejection,
+    evaluate_template_rejection,
+)
+from spherecf.evaluation.results import Measure, Mistake, PairReport, ScoreResult, signature, worst_mistakes
+from spherecf.evaluation.subjects import disjoint_pairs, split_subjects
+from spherecf.evaluation.synthetic import SyntheticTemplates, synthetic_templates
+from spherecf.evaluation.templates import TemplateSet
+from spherecf.evaluation.verification import TemplateReport, TemplateResult, evaluate_ijb
 
 __all__ = [
     "AtSize",
@@ -100,7 +94,6 @@ __all__ = [
     "GalleryResult",
     "GroupReport",
     "GroupResult",
-    "Histogram",
     "IdentificationReport",
     "IdentificationResult",
     "Interval",
@@ -111,20 +104,14 @@ __all__ = [
     "OpenSet",
     "OperatingPoint",
     "PairReport",
-    "Plot",
     "RejectionCurve",
     "RejectionReport",
     "Reliability",
-    "ReportFiles",
     "ScoreCalibration",
     "ScoreResult",
     "ScoreSplit",
-    "Section",
-    "Series",
-    "Strip",
     "SubjectRates",
     "SyntheticTemplates",
-    "Table",
     "TemplateReport",
     "TemplateResult",
     "TemplateSet",
@@ -135,19 +122,13 @@ __all__ = [
     "bootstrap_subjects",
     "bootstrap_tmr",
     "bounded_rule",
-    "calibration_section",
-    "calibration_tables",
     "check_rule",
     "choose_decision",
     "cllr",
     "decide",
     "by_group",
     "det_curve",
-    "det_lines",
     "disjoint_pairs",
-    "distractor_notes",
-    "distractor_section",
-    "distractor_table",
     "edc",
     "eer",
     "evaluate_identification",
@@ -159,43 +140,22 @@ __all__ = [
     "f1_after_rejection",
     "fpir_threshold",
     "extra_groups",
-    "group_table",
-    "histogram_plot",
-    "identification_notes",
-    "identification_section",
-    "identification_table",
     "identify_with_distractors",
-    "ijb_notes",
-    "ijb_section",
-    "ijb_tables",
     "interval",
-    "line_plot",
-    "mean_prr_table",
     "min_cllr",
-    "nearest_section",
     "pair_groups",
     "pair_quality",
-    "pair_rejection_tables",
     "prediction_rejection_ratio",
     "rejection_curve",
-    "rejection_notes",
-    "rejection_section",
-    "rejection_tables",
     "reliability",
-    "require_matplotlib",
-    "rich_table",
     "roc",
     "signature",
     "split_subjects",
-    "strip_by_kappa",
-    "strips_of_mistakes",
     "synthetic_templates",
     "template_groups",
     "tenfold",
-    "terminal_table",
     "tippett",
     "tmr_at_fmr",
     "tmr_at_nearest_fmr",
     "worst_mistakes",
-    "write_report",
 ]

@@ -7,12 +7,12 @@ import numpy as np
 
 from spherecf.data import ImageSource, draw_pairs, open_source, orl_faces, split_identities
 from spherecf.errors import InputError
-from spherecf.evaluation import ReportFiles
 from spherecf.experiments._cross_quality import CrossQuality, cross_quality
 from spherecf.experiments._present import present
 from spherecf.experiments._variants import VARIANTS
 from spherecf.faces import AlignedFaces
 from spherecf.models import FrozenBackbone
+from spherecf.report import ReportFiles
 from spherecf.training import ConfidenceConfig, FitSettings, ViewSettings
 
 CONFIG = ConfidenceConfig(

@@ -8,10 +8,10 @@ import numpy as np
 from rich.console import Console
 
 from spherecf.common.version import environment
-from spherecf.evaluation import ReportFiles, Strip, Table, rich_table, strip_by_kappa, write_report
 from spherecf.experiments._cross_quality import CrossQuality
 from spherecf.experiments._pictures import pictures
 from spherecf.experiments._summary import Cell, summarize
+from spherecf.report import ReportFiles, Strip, Table, rich_table, strip_by_kappa, write_report
 
 _FACES = 14
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from spherecf.common.progress import progress
 from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.errors import InputError
-from spherecf.evaluation import PairReport, Strip, strip_by_kappa, strips_of_mistakes
+from spherecf.evaluation import PairReport
 from spherecf.experiments._cross_quality import named_images
 from spherecf.experiments._detector import detector_scores
 from spherecf.experiments._division import Division, divide
@@ -21,6 +21,7 @@ from spherecf.experiments._template_sets import TemplatePlan, draw_templates
 from spherecf.experiments._template_trial import Faces, TemplateTrial, run_trial
 from spherecf.experiments._variants import BASELINES, HeadVariant, fit_variants
 from spherecf.models import ConfidenceModel, FrozenBackbone
+from spherecf.report import Strip, strip_by_kappa, strips_of_mistakes
 from spherecf.training import ConfidenceConfig, FeatureCache, TrainingData, build_cache, new_head, prepare
 
 RECIPES = ("cross", "unseen")

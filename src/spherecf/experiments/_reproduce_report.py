@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from spherecf.common.version import environment
-from spherecf.evaluation import Plot, ReportFiles, Section, Series, Table, line_plot, write_report
 from spherecf.experiments._reproduce import Reproduction
 from spherecf.experiments._reproduce_tables import (
     NAMES,
@@ -15,6 +14,7 @@ from spherecf.experiments._reproduce_tables import (
     template_tables,
 )
 from spherecf.experiments._template_trial import TemplateTrial
+from spherecf.report import Plot, ReportFiles, Section, Series, Table, line_plot, write_report
 
 NOTES = (
     "Heads learn on people who look like nobody in the test set; who looks alike is said by the recogniser.",

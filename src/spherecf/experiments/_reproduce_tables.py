@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.evaluation import Interval, PairReport, Table, interval
+from spherecf.evaluation import Interval, PairReport, interval
 from spherecf.experiments._template_trial import TemplateTrial
+from spherecf.report import Table
 
 T = TypeVar("T")
 

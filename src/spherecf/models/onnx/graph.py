@@ -133,7 +133,7 @@ def _check_names(model: Model, owner: str) -> None:
                 for text in values:
                     if isinstance(text, bytes):
                         raise ModelError(
-                            f"{owner}: {field.name} {text!r} in it is no text (UTF-8): the file is damaged"
+                            f"{owner}: {descriptor.name} {text!r} is no text (UTF-8): the file is damaged"
                         )
 
 

@@ -1,0 +1,407 @@
+"""Sections on calibration and on risk-controlled recognition."""
+
+import math
+from collections.abc import Sequence
+
+from spherecf.calibration import ErrorCount, ThresholdEntry
+from spherecf.evaluation.calibration import CalibrationReport, RuleCheck
+from spherecf.evaluation.rejection import ConfidencePrr, OperatingPoint, RejectionReport
+from spherecf.report.figures import Series, line_plot
+from spherecf.report.parts import Plot, Section, Table
+from spherecf.report.tables import interval_text
+
+
+def calibration_section(report: CalibrationReport) -> Section:
+    """Tables and plots of one `evaluate_calibration`.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> from spherecf.calibration import Calibration
+        >>> nothing = CalibrationReport(
+        ...     "toy",
+        ...     "clean/clean",
+        ...     {},
+        ...     [],
+        ...     "people",
+        ...     "subject",
+        ...     "kappa",
+        ...     "none",
+        ...     [],
+        ...     {},
+        ...     Calibration("", ""),
+        ... )
+        >>> calibration_section(nothing).title
+        'toy: calibration, clean/clean'
+    """
+    plots = []
+    if report.scores:
+        plots = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
+    return Section(
+        title=f"{report.name}: calibration, {report.condition}",
+        notes=_notes(report),
+        tables=calibration_tables(report),
+        plots=plots,
+    )
+
+
+def calibration_tables(report: CalibrationReport) -> list[Table]:
+    """Costs, thresholds, decisions and the scale of kappa.
+
+    Example:
+        >>> from spherecf.calibration import Calibration
+        >>> nothing = CalibrationReport(
+        ...     "toy",
+        ...     "clean/clean",
+        ...     {},
+        ...     [],
+        ...     "people",
+        ...     "subject",
+        ...     "kappa",
+        ...     "none",
+        ...     [],
+        ...     {},
+        ...     Calibration("", ""),
+        ... )
+        >>> [table.title for table in calibration_tables(nothing)]
+        []
+    """
+    tables = [_costs(report), _thresholds(report), _decisions(report)] if report.scores else []
+    return [*tables, *([_kappa(report)] if report.kappa else [])]
+
+
+def _notes(report: CalibrationReport) -> list[str]:
+    c = report.counts
+    notes = []
+    if c:
+        tuned, tested, new, lost = (
+            c[f"{part}_mated"] + c[f"{part}_non_mated"]
+            for part in ("tuning", "testing", "measuring", "left_out")
+        )
+        notes.append(
+            f"{c['people']:,} people in parts with nobody in common: {tuned + tested:,} pairs fit "
+            f"({tuned:,} order the decision rules, {tested:,} test them), {new:,} other pairs measure. Left "
+            f"out: {lost:,} pairs of people from two parts, {c['failed_pairs']:,} pairs with a failed image."
+        )
+    if report.unit == "image":
+        notes.append("People are unknown: parts may share them, so the promises of decisions do not hold.")
+    return notes
+
+
+def _costs(report: CalibrationReport) -> Table:
+    rows, signatures = [], []
+    for one in report.scores.values():
+        for cost in one.costs:
+            mark = " (regularised: the data separate)" if cost.separated else ""
+            value = f"{cost.cllr:.4f} {interval_text(cost.interval)}".strip()
+            numbers = [value, f"{one.min_cllr:.4f}", f"{cost.loss:+.4f}", f"{cost.reliability.error:.4f}"]
+            rows.append([one.score, cost.method + mark, *numbers])
+            signatures.append(one.signature)
+    return Table(
+        "Log-likelihood ratios, on people they were not fitted on",
+        ["Score", "Calibrator", "Cllr, bits", "Minimum Cllr", "Loss", "Gap of stated and found"],
+        rows,
+        "Cllr: 0 is perfect, 1 knows nothing. The minimum is that of the best rising function on these "
+        "pairs. The first calibrator of a score is the one that is kept.",
+        signatures,
+    )
+
+
+def _thresholds(report: CalibrationReport) -> Table:
+    rows, signatures, why = [], [], []
+    for one in report.scores.values():
+        for check in one.thresholds:
+            fitted, checked = check.fitted, check.checked
+            if checked is None or fitted.threshold is None:
+                rows.append([one.score, f"{fitted.target:g}", "unresolved", "", "", ""])
+                why.append(f" {fitted.unresolved}.")
+            else:
+                found = [_rate(fitted), _rate(checked), _rate(checked, mated=True)]
+                rows.append([one.score, f"{fitted.target:g}", f"{fitted.threshold:.5g}", *found])
+            signatures.append(one.signature)
+    return Table(
+        "Thresholds",
+        [
+            "Score",
+            "FMR target",
+            "Threshold",
+            "FMR where fitted",
+            "FMR of other people",
+            "TMR of other people",
+        ],
+        rows,
+        "Rates with counts and 95 % intervals: over people where drawn, else Clopper-Pearson's."
+        + "".join(dict.fromkeys(why)),
+        signatures,
+    )
+
+
+def _rate(entry: ThresholdEntry, mated: bool = False) -> str:
+    rate, hits, of = (
+        (entry.tmr, entry.true_matches, entry.mated)
+        if mated
+        else (entry.fmr, entry.false_matches, entry.non_mated)
+    )
+    ends = (
+        (entry.tmr_subjects or entry.tmr_exact) if mated else (entry.fmr_subjects or entry.fmr_exact)
+    ) or (math.nan, math.nan)
+    return f"{rate:.3g} ({hits}/{of}) [{ends[0]:.2g}, {ends[1]:.2g}]"
+
+
+def _decisions(report: CalibrationReport) -> Table:
+    rows, signatures = [], []
+    for one in report.scores.values():
+        for check in one.decisions:
+            rows.append([one.score, *_rule_cells(check, report.confidence)])
+            signatures.append(one.signature)
+    first = next(iter(report.scores.values())).decisions[0].rule
+    return Table(
+        "Decisions that keep a promise",
+        ["Score", "Promise", "Rule", "When tested", "Decided, other people", "Errors, other people"],
+        rows,
+        f"Each promise holds with probability {1 - first.delta:g} over the choice of the testing "
+        f"{first.tested_on}, for pairs exchangeable with them; each alone. Decided: of all, of the "
+        "mated, of the non-mated pairs.",
+        signatures,
+    )
+
+
+def _rule_cells(check: RuleCheck, confidence: str) -> list[str]:
+    rule = check.rule
+    promise = f"{rule.error} ≤ {rule.alpha:g}"
+    if rule.accept is None or rule.reject is None:
+        return [promise, "none keeps it: all undecided", "", "0", ""]
+    apart = f"non-match < {rule.reject:.4g}" if rule.reject < rule.accept else "else non-match"
+    text = f"match ≥ {rule.accept:.4g}, {apart}"
+    if rule.least_confidence > -math.inf:
+        text += f", {confidence} ≥ {rule.least_confidence:.4g}"
+    shares = (check.coverage, check.coverage_mated, check.coverage_non_mated)
+    return [
+        promise, text, _errors_text(rule.counts, upper=True), ", ".join(f"{share:.3f}" for share in shares),
+        _errors_text(check.errors),
+    ]  # fmt: skip
+
+
+def _errors_text(counts: Sequence[ErrorCount], upper: bool = False) -> str:
+    return "; ".join(
+        f"{count.errors}/{count.trials}" + (f" (below {count.upper:.4f})" if upper else "")
+        for count in counts
+    )
+
+
+def _kappa(report: CalibrationReport) -> Table:
+    scale = report.calibration.kappa
+    return Table(
+        "What kappa means",
+        ["Percentile", "κ", "Expected cosine A(κ)", "ISO 0 .. 100"],
+        [[f"{row.percent:g}", f"{row.kappa:.4g}", f"{row.cosine:.4f}", str(row.iso)] for row in report.kappa],
+        "" if scale is None else f"Among {scale.population}.",
+    )
+
+
+def _reliability_plot(report: CalibrationReport) -> Plot:
+    lines = [Series("perfect", [0, 1], [0, 1])]
+    for one in report.scores.values():
+        bins = [b for b in one.costs[0].reliability.bins if b.stated is not None and b.found is not None]
+        stated, found = [b.stated or 0.0 for b in bins], [b.found or 0.0 for b in bins]
+        lines.append(Series(one.score, stated, found))
+    gaps = ", ".join(f"{s} {one.costs[0].reliability.error:.4f}" for s, one in report.scores.items())
+    return line_plot(
+        f"reliability-{report.name}-{report.condition}", lines, markers=True,
+        xlabel="stated chance of a match", ylabel="share of mated pairs",
+        caption="Reliability on other people. The diagonal is right.",
+        alt=f"Mean gap: {gaps}",
+    )  # fmt: skip
+
+
+def _tippett_plots(report: CalibrationReport) -> list[Plot]:
+    plots = []
+    for one in report.scores.values():
+        t = one.tippett
+        lines = [
+            Series("mated", t["llr"], t["mated"], steps=True),
+            Series("non-mated", t["llr"], t["non_mated"], steps=True),
+        ]
+        misled = [_at_zero(t["llr"], t[kind]) for kind in ("mated", "non_mated")]
+        plots.append(
+            line_plot(
+                f"tippett-{one.score}-{report.name}-{report.condition}", lines,
+                xlabel="log likelihood ratio (natural)", ylabel="share of pairs with at least that",
+                caption=f"Tippett plot, {one.score}, on other people. Mated right of 0, non-mated left.",
+                alt=f"At least 0: {misled[0]:.3f} of the mated, {misled[1]:.4f} of the non-mated pairs",
+            )
+        )  # fmt: skip
+    return plots
+
+
+def _at_zero(llr: Sequence[float], shares: Sequence[float]) -> float:
+    return next((share for x, share in zip(llr, shares) if x >= 0), 0.0)
+
+
+def _coverage_plots(report: CalibrationReport) -> list[Plot]:
+    names = {"both": "score and confidence", "score": "score alone", "confidence": "confidence alone"}
+    plots = []
+    for one in report.scores.values():
+        lines = [Series(names[curve.abstain], curve.alphas, curve.coverage) for curve in one.curves]
+        ends = ", ".join(f"{names[c.abstain]} {c.coverage[-1]:.3f}" for c in one.curves)
+        plots.append(
+            line_plot(
+                f"coverage-{one.score}-{report.name}-{report.condition}", lines, log_x=True, markers=True,
+                xlabel="bound on false matches and on false non-matches", ylabel="share of pairs decided",
+                caption=f"What a promise costs, {one.score}: decided pairs of other people, by what may "
+                "leave a pair undecided. Higher is better.",
+                alt=f"At {one.curves[0].alphas[-1]:g}: {ends}",
+            )
+        )  # fmt: skip
+    return plots
+
+
+_SAME_AS_KAPPA = "mean_resultant"
+
+
+def rejection_section(report: RejectionReport) -> Section:
+    """Tables and plots of one `evaluate_rejection`.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> kappas = {"posterior": 9.0, "mutual": 9.0}
+        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], [])
+        >>> rejection_section(nothing).title
+        'toy: rejection in open-set identification'
+    """
+    return Section(
+        title=f"{report.name}: rejection in open-set identification",
+        notes=rejection_notes(report),
+        tables=rejection_tables(report),
+        plots=[_plot(report, point) for point in report.points if _entries(report, point)],
+    )
+
+
+def rejection_tables(report: RejectionReport) -> list[Table]:
+    """The operating points, then one table of PRR for each.
+
+    Example:
+        >>> kappas = {"posterior": 9.0, "mutual": 9.0}
+        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], [])
+        >>> [table.title for table in rejection_tables(nothing)]
+        ['toy: operating points, nothing rejected']
+    """
+    drawn = [point for point in report.points if _entries(report, point)]
+    return [_operating_points(report), *(_prr(report, point) for point in drawn)]
+
+
+def mean_prr_table(reports: Sequence[RejectionReport]) -> Table:
+    """PRR of every confidence, the mean over galleries, a column per FPIR; blank where one is unresolved.
+
+    Example:
+        >>> mean_prr_table([]).rows
+        []
+    """
+    fpirs = list(dict.fromkeys(point.fpir_target for report in reports for point in report.points))
+    names = list(dict.fromkeys(entry.confidence for report in reports for entry in report.prr))
+    rows = []
+    for name in names:
+        cells = []
+        for fpir in fpirs:
+            found = [report.at(name, fpir) for report in reports]
+            values = [entry.prr.value for entry in found if entry is not None]
+            cells.append(f"{sum(values) / len(values):.3f}" if len(values) == len(reports) else "")
+        rows.append([name, *cells])
+    over = ", ".join(report.name for report in reports)
+    return Table(f"PRR, mean of {over}", ["confidence", *(f"FPIR ≤ {fpir:g}" for fpir in fpirs)], rows)
+
+
+def _entries(report: RejectionReport, point: OperatingPoint) -> list[ConfidencePrr]:
+    return [entry for entry in report.prr if entry.fpir_target == point.fpir_target]
+
+
+def rejection_notes(report: RejectionReport) -> list[str]:
+    """Counts, fits, failures and what is unresolved, in words.
+
+    Example:
+        >>> kappas = {"posterior": 9.0, "mutual": 9.0}
+        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
+        >>> rejection_notes(nothing)[-1]
+        'These probes lack the confidences norm.'
+    """
+    c = report.counts
+    notes = []
+    if c:
+        notes.append(
+            f"{c['probes']:,} probes ({c['mated']:,} mated, {c['non_mated']:,} non-mated) of "
+            f"{c['subjects']:,} people searched in a gallery of {c['gallery']:,}; gallery concentration, "
+            f"calibrator and weights are fitted on {c['validation_probes']:,} probes of "
+            f"{c['validation_subjects']:,} other people with a gallery of {c['validation_gallery']:,}."
+        )
+    notes.append(
+        f"Gallery concentration {report.kappa_gallery['posterior']:.4g} at mean directions, "
+        f"{report.kappa_gallery['mutual']:.4g} over the probes' distributions; prior of unknown "
+        f"{report.beta:g}. PRR up to {100 * report.limit:g} % rejected; intervals: {report.resampling}."
+    )
+    notes += [f"FPIR {p.fpir_target:g}: {p.unresolved}" for p in report.points if p.unresolved]
+    lost = c.get("failed_gallery", 0), c.get("failed_probes", 0)
+    if any(lost):
+        notes.append(
+            f"{lost[0]:,} gallery templates have no embedded image; {lost[1]:,} probes were not searched, "
+            "because they have none or their subject's gallery template has none."
+        )
+    if report.absent_confidences:
+        notes.append(f"These probes lack the confidences {', '.join(report.absent_confidences)}.")
+    return notes
+
+
+def _operating_points(report: RejectionReport) -> Table:
+    header = [
+        "FPIR ≤", "FPIR", "threshold", "F1", "identified", "misidentified", "false rejects", "false accepts",
+        "true rejects",
+    ]  # fmt: skip
+    rows = []
+    for p in report.points:
+        if p.threshold is None or p.fpir is None or p.f1 is None:
+            rows.append([f"{p.fpir_target:g}", "unresolved", *[""] * (len(header) - 2)])
+            continue
+        counted = [f"{value:,}" for value in p.counts.values()]
+        rows.append([f"{p.fpir_target:g}", f"{p.fpir:.4f}", f"{p.threshold:.4f}", f"{p.f1:.4f}", *counted])
+    return Table(f"{report.name}: operating points, nothing rejected", header, rows)
+
+
+def _prr(report: RejectionReport, point: OperatingPoint) -> Table:
+    entries = _entries(report, point)
+    rows = [
+        [
+            entry.confidence,
+            f"{entry.prr.value:.3f}",
+            interval_text(entry.prr.interval),
+            f"{entry.minus_kappa.value:+.3f}",
+            interval_text(entry.minus_kappa.interval, signed=True),
+            f"{entry.f1[10]:.4f}",
+        ]
+        for entry in entries
+    ]
+    share = f"F1, {100 * report.shares[10]:g} % rejected"
+    return Table(
+        f"{report.name}: PRR at FPIR ≤ {point.fpir_target:g}",
+        ["confidence", "PRR", "95 %", "minus kappa", "95 %", share],
+        rows,
+        note="1: errors go first. 0: the confidence tells nothing. Below 0: it rejects what is right.",
+        signatures=[entry.signature for entry in entries],
+    )
+
+
+def _plot(report: RejectionReport, point: OperatingPoint) -> Plot:
+    entries = [entry for entry in _entries(report, point) if entry.confidence != _SAME_AS_KAPPA]
+    best = max((e for e in entries if e.confidence != "oracle"), key=lambda e: e.prr.value)
+    at = f"FPIR ≤ {point.fpir_target:g}"
+    return line_plot(
+        f"prr-{report.name}-{point.fpir_target:g}",
+        [Series(entry.confidence, report.shares, entry.f1) for entry in entries],
+        xlabel="share of probes rejected",
+        ylabel="F1 of the rest",
+        caption=f"F1 against the rejected share at {at}: the sooner a line rises, the better. "
+        "The oracle rejects errors first; a confidence that tells nothing stays flat.",
+        alt=f"At {at} F1 is {point.f1:.3f} with nothing rejected; {best.confidence} has the largest PRR, "
+        f"{best.prr.value:.3f}, and F1 {best.f1[10]:.3f} with 10 % rejected.",
+    )
