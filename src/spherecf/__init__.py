@@ -8,7 +8,7 @@ A face becomes a von Mises-Fisher distribution (mu, kappa): a direction and how 
 
 Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, `extract`, `training`,
 `audit`, `embeddings`, `calibration`, `scoring`, `evaluation`, `photos`, `gallery`, `export`, `serve`,
-`experiments`, `doctor`, `errors`.
+`report`, `demo`, `validation`, `doctor`, `errors`.
 """
 
 from importlib import import_module
@@ -17,13 +17,56 @@ from typing import TYPE_CHECKING, Any
 from spherecf.common.version import __version__
 
 if TYPE_CHECKING:
+    from spherecf import (
+        audit,
+        calibration,
+        data,
+        demo,
+        doctor,
+        embeddings,
+        errors,
+        evaluation,
+        export,
+        extract,
+        faces,
+        gallery,
+        losses,
+        models,
+        photos,
+        report,
+        scoring,
+        serve,
+        training,
+        validation,
+        vmf,
+    )
     from spherecf.models import load
 
 __all__ = [
-    "__version__", "load",
-    "audit", "calibration", "data", "doctor", "embeddings", "errors", "evaluation", "experiments", "export",
-    "extract", "faces", "gallery", "losses", "models", "photos", "scoring", "serve", "training", "vmf",
-]  # fmt: skip
+    "__version__",
+    "audit",
+    "calibration",
+    "data",
+    "demo",
+    "doctor",
+    "embeddings",
+    "errors",
+    "evaluation",
+    "export",
+    "extract",
+    "faces",
+    "gallery",
+    "load",
+    "losses",
+    "models",
+    "photos",
+    "report",
+    "scoring",
+    "serve",
+    "training",
+    "validation",
+    "vmf",
+]
 
 
 def __getattr__(name: str) -> Any:

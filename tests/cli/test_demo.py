@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.experiments.conftest import CONFIG, make_people
+from tests.studies.conftest import CONFIG, make_people
 from typer.testing import CliRunner
 
 from spherecf.cli import app
-from spherecf.experiments import _demo
+from spherecf.demo import run as run_module
 from spherecf.models import FrozenBackbone
 
 
@@ -14,7 +14,7 @@ from spherecf.models import FrozenBackbone
 def quick(tiny: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command as it is, on a recogniser that takes a millisecond."""
     monkeypatch.setattr(FrozenBackbone, "default", classmethod(lambda cls: tiny))
-    monkeypatch.setattr(_demo, "CONFIG", CONFIG)
+    monkeypatch.setattr(run_module, "CONFIG", CONFIG)
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,9 @@ from spherecf.cli import (
     doctor,
     embed,
     evaluate,
-    experiment,
     export,
     gallery,
     quality,
-    reproduce,
     serve,
     template,
     train,
@@ -43,9 +41,7 @@ app.command(epilog=template.EXAMPLE)(template.template)
 app.add_typer(gallery.app, name="gallery")
 app.command(epilog=embed.EXAMPLE)(embed.embed)
 app.add_typer(evaluate.app, name="evaluate")
-app.add_typer(experiment.app, name="experiment")
 app.add_typer(export.app, name="export")
-app.command(epilog=reproduce.EXAMPLE)(reproduce.reproduce)
 app.command(epilog=serve.EXAMPLE)(serve.serve)
 app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
 

@@ -28,8 +28,8 @@ def demo(
     Without --data: the default recogniser (SFace) and the ORL faces, both from packages that pip installed.
     Clean and degraded pairs are compared by cosine and by mutual likelihood.
     """
-    from spherecf.experiments import demo as run_demo
-    from spherecf.experiments import show, tables
+    from spherecf.demo import demo as run_demo
+    from spherecf.demo import show, tables
 
     found = run_demo(out, data, seed=seed, draws=draws)
     show(found.result, console)

@@ -54,8 +54,8 @@ def backbone(
     The report, as JSON on stdout: the files, what was used, what was left out and why, and the last epoch.
     """
     from spherecf.data import open_source
-    from spherecf.experiments import verification
     from spherecf.training import BackboneConfig, join_ranks, train_backbone
+    from spherecf.validation import verification
 
     config = BackboneConfig.load(recipe)
     config = config if seed is None else config.with_seed(seed)

@@ -1,22 +1,18 @@
-"""Metrics, protocols and reports, computed from embeddings files and pair lists alone.
+"""Metrics and protocols, computed from embeddings files and pair lists alone.
 
 Rates are exact (from sorted scores, ties handled), never from a grid of thresholds; metrics never transform
 scores; every result carries its signature, its counts and intervals over subjects.
 
-A protocol is up to three files: itself, ``_x_result`` (plain data) and ``_x_section`` (its page).
-
-- metrics: ``_curve``, ``_rates``, ``_tenfold``, ``_discard``, ``_prr``, ``_llr``, ``_nearest``; of millions
-  of pairs ``_large`` and ``_subject_rates``; intervals in ``_bootstrap`` and ``_large_bootstrap``;
-- protocols on images: ``_verification``, ``_calibration``, ``_selective``, ``_bounded_rule``,
-  ``_distractors``, ``_groups``;
-- protocols on templates (``_template_set``, ``_modes``): ``_ijb``, ``_identification``, ``_risk``,
-  ``_template_rejection``;
-- reports: ``_report`` on ``_content``, written by ``_html`` and ``_markdown`` from the pieces in ``_parts``.
+- metrics: ``rates`` (of millions of pairs ``large_rates``), ``folds``, ``discard``, ``llr``, ``open_set``; their
+  intervals in ``bootstrap``;
+- protocols on images: ``pairs``, ``calibration``, ``decisions``, ``groups``;
+- protocols on templates (``templates``): ``verification``, ``identification``, ``rejection``.
 """
 
 from spherecf.evaluation.bootstrap import Interval, SubjectRates, bootstrap_subjects, bootstrap_tmr, interval
 from spherecf.evaluation.calibration import (
     CalibrationReport,
+    RuleCheck,
     ScoreCalibration,
     check_rule,
     evaluate_calibration,
@@ -75,7 +71,16 @@ from spherecf.evaluation.rejection import (
     evaluate_rejection,
     evaluate_template_rejection,
 )
-from spherecf.evaluation.results import Measure, Mistake, PairReport, ScoreResult, signature, worst_mistakes
+from spherecf.evaluation.results import (
+    KappaHistogram,
+    Measure,
+    Mistake,
+    PairReport,
+    ScoreResult,
+    plain,
+    signature,
+    worst_mistakes,
+)
 from spherecf.evaluation.subjects import disjoint_pairs, split_subjects
 from spherecf.evaluation.synthetic import SyntheticTemplates, synthetic_templates
 from spherecf.evaluation.templates import TemplateSet
@@ -98,6 +103,7 @@ __all__ = [
     "IdentificationResult",
     "Interval",
     "JudgedPairs",
+    "KappaHistogram",
     "Measure",
     "Mistake",
     "NearestPoint",
@@ -107,6 +113,7 @@ __all__ = [
     "RejectionCurve",
     "RejectionReport",
     "Reliability",
+    "RuleCheck",
     "ScoreCalibration",
     "ScoreResult",
     "ScoreSplit",
@@ -122,29 +129,30 @@ __all__ = [
     "bootstrap_subjects",
     "bootstrap_tmr",
     "bounded_rule",
+    "by_group",
     "check_rule",
     "choose_decision",
     "cllr",
     "decide",
-    "by_group",
     "det_curve",
     "disjoint_pairs",
     "edc",
     "eer",
-    "evaluate_identification",
     "evaluate_calibration",
+    "evaluate_identification",
     "evaluate_ijb",
     "evaluate_pairs",
     "evaluate_rejection",
     "evaluate_template_rejection",
+    "extra_groups",
     "f1_after_rejection",
     "fpir_threshold",
-    "extra_groups",
     "identify_with_distractors",
     "interval",
     "min_cllr",
     "pair_groups",
     "pair_quality",
+    "plain",
     "prediction_rejection_ratio",
     "rejection_curve",
     "reliability",

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 
 from spherecf.calibration import ErrorCount, ThresholdEntry
-from spherecf.evaluation.calibration import CalibrationReport, RuleCheck
-from spherecf.evaluation.rejection import ConfidencePrr, OperatingPoint, RejectionReport
+from spherecf.evaluation import CalibrationReport, ConfidencePrr, OperatingPoint, RejectionReport, RuleCheck
 from spherecf.report.figures import Series, line_plot
 from spherecf.report.parts import Plot, Section, Table
 from spherecf.report.tables import interval_text

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from spherecf.common.version import __version__
-from spherecf.evaluation.results import PairReport, ScoreResult, plain
+from spherecf.evaluation import PairReport, ScoreResult, plain
 from spherecf.report.pair_figures import condition_plots, score_colour
 from spherecf.report.parts import Plot, Section, Strip, Table, media_type
 from spherecf.report.tables import (

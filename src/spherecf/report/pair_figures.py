@@ -8,8 +8,7 @@ import numpy as np
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.discard import Edc, RejectionCurve
-from spherecf.evaluation.results import KappaHistogram, Mistake, PairReport
+from spherecf.evaluation import Edc, KappaHistogram, Mistake, PairReport, RejectionCurve
 from spherecf.report.figures import GREY, INK, PALETTE, det_axes, deviate, drawing, line_style
 from spherecf.report.parts import Plot, Strip
 

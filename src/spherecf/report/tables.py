@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from spherecf.evaluation.bootstrap import Interval
-from spherecf.evaluation.groups import GroupReport
-from spherecf.evaluation.results import Measure, PairReport, ScoreResult
+from spherecf.evaluation import GroupReport, Interval, Measure, PairReport, ScoreResult
 from spherecf.report.parts import Table
 
 Grouped = dict[str, dict[str, list[PairReport]]]

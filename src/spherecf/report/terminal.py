@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from spherecf.evaluation.results import PairReport, ScoreResult
+from spherecf.evaluation import PairReport, ScoreResult
 from spherecf.report.parts import Table
 from spherecf.report.tables import (
     counts_text,

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 
-from spherecf.evaluation.distractors import DistractorReport
-from spherecf.evaluation.identification import (
+from spherecf.evaluation import (
+    DistractorReport,
     GalleryResult,
     IdentificationReport,
+    Measure,
+    NearestPoint,
+    TemplateReport,
+    TemplateResult,
+    TmrAtFmr,
 )
-from spherecf.evaluation.rates import NearestPoint, TmrAtFmr
-from spherecf.evaluation.results import Measure
-from spherecf.evaluation.verification import TemplateReport, TemplateResult
 from spherecf.report.figures import Series, det_lines, line_plot
 from spherecf.report.parts import Plot, Section, Table
 from spherecf.report.tables import difference_text, group_table, interval_text

@@ -11,7 +11,7 @@ from typing import Any
 from spherecf.common.files import write_atomically
 from spherecf.common.version import __version__
 from spherecf.errors import InputError
-from spherecf.evaluation.results import PairReport, plain
+from spherecf.evaluation import PairReport, plain
 from spherecf.report.figures import require_matplotlib
 from spherecf.report.html import Content, anchor, page
 from spherecf.report.parts import Plot, Section, Strip, Table

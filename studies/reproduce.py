@@ -1,28 +1,77 @@
 """The paper's tables in conditions one can have at home: every baseline, several seeds, real faces."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.common.progress import progress
+from spherecf.common.rowstore import RowStore
 from spherecf.data import Degradation, ImageSource, PairList, View
+from spherecf.demo import (
+    BASELINES,
+    HeadVariant,
+    conditions,
+    evaluate_condition,
+    fit_variants,
+    named_images,
+    pictures,
+    view_of,
+)
 from spherecf.errors import InputError
 from spherecf.evaluation import PairReport
-from spherecf.experiments._cross_quality import named_images
-from spherecf.experiments._detector import detector_scores
-from spherecf.experiments._division import Division, divide
-from spherecf.experiments._pair_trial import conditions, evaluate_condition, view_of
-from spherecf.experiments._pictures import pictures
-from spherecf.experiments._template_sets import TemplatePlan, draw_templates
-from spherecf.experiments._template_trial import Faces, TemplateTrial, run_trial
-from spherecf.experiments._variants import BASELINES, HeadVariant, fit_variants
+from spherecf.extract import iter_batches
+from spherecf.faces import FaceDetector
 from spherecf.models import ConfidenceModel, FrozenBackbone
 from spherecf.report import Strip, strip_by_kappa, strips_of_mistakes
 from spherecf.training import ConfidenceConfig, FeatureCache, TrainingData, build_cache, new_head, prepare
+from studies.graded import Division, divide
+from studies.templates import Faces, TemplatePlan, TemplateTrial, draw_templates, run_trial
+
+_SIZE = 160  # pixels; the crop stands in the middle, its border repeated: detectors want some surroundings
+_LEAST = 0.05  # detections below are none
+
+
+def detector_scores(
+    source: ImageSource, views: Sequence[View], folder: str | Path, size: tuple[int, int], batch: int = 16
+) -> NDArray[np.float32]:
+    """(images, views) detector scores of the images as shown; 0 where no face is found.
+
+    One resumable pass, kept in ``folder``.
+    """
+    detector = FaceDetector(min_score=_LEAST)
+    identity = {
+        "source": source.fingerprint(),
+        "views": [view.signature for view in views],
+        "detector": detector.sha256,
+        "frame": [_SIZE, _LEAST],
+    }
+    store = RowStore(folder, len(source) * len(views), {"score": ((), "float32")}, identity)
+    if not store.complete:
+        start = store.done // len(views)
+        with (
+            progress("detecting", store.rows, store.done) as advance,
+            closing(iter_batches(source, views, size, batch, start)) as batches,
+        ):
+            for read in batches:
+                found = [_score(detector, image) if ok else 0.0 for image, ok in zip(read.images, read.valid)]
+                store.append({"score": np.array(found, np.float32)})
+                advance(len(found))
+        store.commit()
+    return store.arrays["score"].reshape(len(source), len(views))
+
+
+def _score(detector: FaceDetector, image: NDArray[np.uint8]) -> float:
+    border = (_SIZE - image.shape[0]) // 2, (_SIZE - image.shape[1]) // 2
+    framed = cv2.copyMakeBorder(image, border[0], border[0], border[1], border[1], cv2.BORDER_REPLICATE)
+    faces = detector(np.asarray(framed, np.uint8))
+    return faces[0].score if faces else 0.0
+
 
 RECIPES = ("cross", "unseen")
 MIXED = "cross"

@@ -1,16 +1,25 @@
-"""`spherecf experiment`: the experiments of the documentation, each by one command."""
+"""The studies behind the documentation, each by one command: ``python -m studies --help``."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from spherecf.cli.options import BackboneFile, PresetName, open_backbone
-from spherecf.cli.output import folder_to_write
+from spherecf.cli.output import folder_to_write, run_command
 from spherecf.common.progress import console
 
-app = typer.Typer(help="Reproduce the experiments of the documentation.", no_args_is_help=True)
+app = typer.Typer(
+    help="Run the studies behind the documentation.", no_args_is_help=True, pretty_exceptions_enable=False,
+    add_completion=False,
+)  # fmt: skip
+
+_REPRODUCE_EXAMPLE = (
+    "Example: python -m studies reproduce lfw/ cfp/ --pairs cfp/pairs_FP.txt --pairs cfp/pairs_FF.txt "
+    "--backbone mobilefacenet-512.onnx --out runs/reproduce"
+)
 
 
 @app.callback()
@@ -20,7 +29,7 @@ def _root() -> None:
 
 @app.command(
     "cross-quality",
-    epilog="Example: spherecf experiment cross-quality lfw/ cfp/ --pairs cfp/pairs_FP.txt --out runs/cfp",
+    epilog="Example: python -m studies cross-quality lfw/ cfp/ --pairs cfp/pairs_FP.txt --out runs/cfp",
 )
 def cross_quality(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
@@ -43,8 +52,8 @@ def cross_quality(
     into a report. Interrupted, the same command goes on where it stopped.
     """
     from spherecf.data import open_pairs, open_source
-    from spherecf.experiments import cross_quality as run
-    from spherecf.experiments import present, show, tables
+    from spherecf.demo import cross_quality as run
+    from spherecf.demo import present, show, tables
     from spherecf.training import ConfidenceConfig
 
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
@@ -73,7 +82,7 @@ def cross_quality(
         typer.echo(f"report: {files.html}")
 
 
-@app.command("shipped", epilog="Example: spherecf experiment shipped lfw/ cfp/ --out runs/shipped")
+@app.command("shipped", epilog="Example: python -m studies shipped lfw/ cfp/ --out runs/shipped")
 def shipped(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
     test: Annotated[Path, typer.Argument(help="Aligned crops of other people, to calibrate and to check.")],
@@ -92,11 +101,13 @@ def shipped(
     Interrupted, the same command goes on where it stopped. docs/model-card.md has the results.
     """
     from spherecf.data import open_source, orl_faces
-    from spherecf.experiments import MODEL_FILE, present_shipped, ship, shipped_tables, show_tables
+    from spherecf.demo import show_tables
     from spherecf.faces import AlignedFaces
     from spherecf.models import FrozenBackbone
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
+    from studies.shipped import MODEL_FILE, ship
+    from studies.shipped_report import present_shipped, shipped_tables
 
     require_matplotlib()  # before the work, not after
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
@@ -111,3 +122,59 @@ def shipped(
         typer.echo(json.dumps([table.to_dict() for table in found], indent=2))
     else:
         typer.echo(f"model: {out / MODEL_FILE}\nreport: {files.html}")
+
+
+@app.command(epilog=_REPRODUCE_EXAMPLE)
+def reproduce(
+    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
+    test: Annotated[Path, typer.Argument(help="Aligned crops of other people, which the pairs name.")],
+    pairs: Annotated[list[Path], typer.Option(help="Pair list of the test images; may be repeated.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
+    ],
+    backbone: Annotated[
+        list[Path] | None, typer.Option(help="Further recogniser beside SFace; may be repeated.")
+    ] = None,
+    recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
+    seeds: Annotated[int, typer.Option(help="Repetitions, each with its own heads and templates.")] = 6,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+) -> None:
+    """Train SCF, SCF as released, SCF-G, PFE-v and PFE-G, and compare them with the cosine.
+
+    Pairs, templates of several images (pooled by mean, norm, detector score and each head's confidence) and
+    open-set searches; clean and degraded; every number over several seeds with paired intervals over people.
+    People of TRAIN who look like somebody of TEST are not learnt from. Interrupted, the same command goes on
+    where it stopped.
+    """
+    from spherecf.data import open_pairs, open_source
+    from spherecf.demo import show_tables
+    from spherecf.report import require_matplotlib
+    from spherecf.training import ConfidenceConfig
+    from studies.reproduce import reproduce as run
+    from studies.reproduce_report import present_reproduction, reproduction_tables
+
+    require_matplotlib()  # before the work, not after
+    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    recognisers = [open_backbone(path, "") for path in (None, *(backbone or []))]
+    result = run(
+        recognisers,
+        open_source(train),
+        open_source(test),
+        [open_pairs(path) for path in pairs],
+        out,
+        config,
+        seeds=range(seeds),
+        draws=draws,
+    )
+    files = present_reproduction(result, out / "report", {"config": config.to_dict()})
+    found = reproduction_tables(result)
+    show_tables(found, console)
+    if as_json:
+        typer.echo(json.dumps([table.to_dict() for table in found], indent=2))
+    else:
+        typer.echo(f"report: {files.html}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(app))

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 
 from spherecf.common.version import environment
-from spherecf.experiments._shipped import PERCENTS, Shipped
-from spherecf.experiments._shipped_calibration import ALPHAS
-from spherecf.experiments._shipped_check import DecisionCount
 from spherecf.report import ReportFiles, Section, Table, write_report
 from spherecf.vmf import mean_resultant_length
+from studies.shipped import ALPHAS, PERCENTS, DecisionCount, Shipped
 
 _RIVALS = ("cosine", "cosine, all grades")
 _HOW = (

@@ -6,14 +6,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from studies.shipped import MODEL_FILE, Shipped, halves, ship
+from studies.shipped_report import present_shipped, shipped_tables
 from tests.tiny import picture
 
 import spherecf as scf
 from spherecf.calibration import Decision
 from spherecf.data import open_source
 from spherecf.errors import InputError
-from spherecf.experiments import MODEL_FILE, Shipped, present_shipped, ship, shipped_tables
-from spherecf.experiments._shipped_calibration import halves
 from spherecf.models import FrozenBackbone
 from spherecf.training import ConfidenceConfig
 
@@ -136,9 +136,8 @@ def test_the_report_has_every_number(finished: tuple[Shipped, Path], tmp_path: P
 
 
 def test_rules_say_what_was_counted(finished: tuple[Shipped, Path]) -> None:
-    from spherecf.experiments._graded_faces import ScoredPairs
-    from spherecf.experiments._grades import Condition
-    from spherecf.experiments._shipped_check import count_decisions
+    from studies.graded import Condition, ScoredPairs
+    from studies.shipped import count_decisions
 
     assert finished[0].model.calibration is not None
     rule = finished[0].model.calibration.decision("mls")

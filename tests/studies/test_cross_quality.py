@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.experiments.conftest import run
+from tests.studies.conftest import run
 
 from spherecf.data import draw_pairs, open_source
+from spherecf.demo import VARIANTS, CrossQuality, cross_quality
 from spherecf.errors import InputError
-from spherecf.experiments import VARIANTS, CrossQuality, cross_quality
 from spherecf.models import FrozenBackbone
 from spherecf.scoring import mutual_likelihood_score
 

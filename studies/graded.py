@@ -1,4 +1,4 @@
-"""Faces of known people in every grade, and all the pairs among them, in millions."""
+"""Faces of known people in every grade of degradation, their pairs, and people who may learn or test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,61 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from spherecf.audit import IdentityPair, find_overlap, find_suspects
+from spherecf.data import RECIPES, Degradation, ImageSource, Recipe, View
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
 from spherecf.evaluation import SubjectRates
-from spherecf.experiments._grades import Condition
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
+from spherecf.training import FeatureCache, TrainingData
+
+_KINDS = RECIPES["train"].kinds
+
+
+def _graded(name: str, least: float, most: float) -> View:
+    """One or two of the kinds that training knows, of limited strength; the draws are of its own stream."""
+    return View(Degradation(Recipe(name, 1, _KINDS, (1, 2), (least, most), "graded")))
+
+
+GRADES: dict[str, View] = {
+    "none": View(),
+    "mild": _graded("mild", 0.0, 0.3),
+    "medium": _graded("medium", 0.3, 0.6),
+    "strong": _graded("strong", 0.6, 0.9),
+    "unseen": View(Degradation("unseen", 0)),
+}
+"""How the test pictures are shown. "unseen" has kinds that neither training nor calibration contains."""
+
+CALIBRATED = ("none", "mild", "medium", "strong")
+"""Grades that thresholds and rules are made on."""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Which grade stands left and right in every pair.
+
+    Example:
+        >>> [condition.name for condition in conditions(["none", "mild"])]
+        ['none', 'none/mild', 'mild']
+    """
+
+    left: str
+    right: str
+
+    @property
+    def name(self) -> str:
+        """In tables: one grade if both pictures have it."""
+        return self.left if self.left == self.right else f"{self.left}/{self.right}"
+
+
+def conditions(grades: list[str]) -> list[Condition]:
+    """Good pictures among each other, and by every other grade one and both of them degraded."""
+    found = [Condition("none", "none")]
+    for grade in grades:
+        if grade != "none":
+            found += [Condition("none", grade), Condition(grade, grade)]
+    return found
+
 
 Array = NDArray[Any]
 
@@ -151,3 +203,75 @@ class GradedFaces:
             own,
             their,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Division:
+    """The people of a training set in two parts.
+
+    Attributes:
+        held_out: (images,) images of the people for the template tests: those who may be in the test set as
+            well, and a share of the rest. All others train.
+        shared: pairs of identities that look like one person in both sets.
+        facts: JSON-able counts.
+    """
+
+    held_out: NDArray[np.bool_]
+    shared: list[IdentityPair]
+    facts: dict[str, Any]
+
+    def training(self, data: TrainingData) -> TrainingData:
+        """The same features with the held-out people unnamed, so that nothing is learnt from them."""
+        cache = data.cache
+        source = cache.source.subset(np.arange(len(cache.source)))
+        source.labels = np.where(self.held_out, -1, source.labels)
+        used = int((~self.held_out).sum()) - len(cache.skipped)
+        return TrainingData(
+            FeatureCache(cache.store, source, cache.views), {**data.facts, **self.facts, "used": used}
+        )
+
+    def tested(self, source: ImageSource) -> ImageSource:
+        """The held-out people's images."""
+        return source.subset(np.flatnonzero(self.held_out))
+
+
+def divide(
+    train: FeatureCache, test: FeatureCache, *, least: int = 6, share: float = 1 / 3, seed: int = 0
+) -> Division:
+    """Hold out everybody of a training set who looks like a person of the test set, and some more to test on.
+
+    Args:
+        train: features of the training set; the clean views are compared. Class means with a cosine that a
+            search reaches by chance once in 100 (`spherecf.audit.find_suspects`) look alike.
+        test: features of another data set, by the same recogniser.
+        least: images a person needs to be drawn for the template tests.
+        share: of the other people with as many images who are held out, too.
+        seed: of that draw.
+
+    Raises:
+        InputError: nobody is left to train on.
+    """
+    own, other, source = _clean(train), _clean(test), train.source
+    shared = find_overlap(own, other, find_suspects(own).thresholds.other)
+    label = {name: place for place, name in enumerate(source.identities)}
+    alike = np.array(sorted({label[pair.left] for pair in shared}), np.int64)
+    counts = np.bincount(source.labels, minlength=len(source.identities))
+    rest = np.setdiff1d(np.flatnonzero(counts >= least), alike)
+    drawn = np.random.default_rng(seed).permutation(rest)[: round(share * len(rest))]
+    out = np.isin(source.labels, np.concatenate([alike, drawn]))
+    if out.all():
+        raise InputError(
+            f"{source.name}: everybody looks like a person of {test.source.name}, nobody is left to train on"
+        )
+    facts = {
+        "people_of_both": len(alike),
+        "train_people": len(np.unique(source.labels[~out])),
+        "train_images": int((~out).sum()),
+        "held_out_people": len(np.unique(source.labels[out])),
+        "held_out_images": int(out.sum()),
+    }
+    return Division(out, shared, facts)
+
+
+def _clean(cache: FeatureCache) -> Embeddings:
+    return cache.embeddings(0, np.zeros(len(cache), np.float32), {})

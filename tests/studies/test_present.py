@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from spherecf.demo import CrossQuality, kappa_strips, present, show, summarize, tables
 from spherecf.evaluation import interval
-from spherecf.experiments import CrossQuality, kappa_strips, present, show, summarize, tables
 
 
 def test_cells_are_means_over_seeds(finished: CrossQuality) -> None:

@@ -4,19 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.experiments.conftest import CONFIG, make_people
+from studies.graded import divide
+from studies.reproduce import Reproduction, reproduce
+from studies.reproduce_report import present_reproduction, reproduction_tables
+from studies.templates import TemplatePlan
+from tests.studies.conftest import CONFIG, make_people
 
 from spherecf.data import draw_pairs, open_source
+from spherecf.demo import BASELINES
 from spherecf.errors import InputError
-from spherecf.experiments import (
-    BASELINES,
-    Reproduction,
-    TemplatePlan,
-    present_reproduction,
-    reproduce,
-    reproduction_tables,
-)
-from spherecf.experiments._division import divide
 from spherecf.models import FrozenBackbone
 from spherecf.report import Table
 from spherecf.training import prepare

@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.experiments.conftest import make_people
+from studies.__main__ import app
 from tests.models.conftest import save_described
+from tests.studies.conftest import make_people
 from typer.testing import CliRunner
 
-from spherecf.cli import app
 from spherecf.data import open_source
 from spherecf.errors import InputError
 
@@ -31,7 +31,7 @@ def world(tmp_path: Path) -> Path:
 
 def arguments(world: Path, *more: str) -> list[str]:
     return [
-        "experiment", "cross-quality", str(world / "train"), str(world / "test"),
+        "cross-quality", str(world / "train"), str(world / "test"),
         "--pairs", str(world / "pairs.txt"), "--out", str(world / "out"),
         "--recipe", str(world / "recipe.toml"), "--backbone", str(world / "tiny.onnx"),
         "--seeds", "1", "--draws", "5", *more,

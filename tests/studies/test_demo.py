@@ -3,11 +3,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.experiments.conftest import CONFIG, make_people
+from tests.studies.conftest import CONFIG, make_people
 
 from spherecf.data import orl_faces
+from spherecf.demo import demo
 from spherecf.errors import InputError
-from spherecf.experiments import demo
 from spherecf.models import FrozenBackbone
 
 

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
+from studies.templates import TemplatePlan, draw_templates
 
 from spherecf.errors import InputError
-from spherecf.experiments import TemplatePlan
-from spherecf.experiments._template_sets import draw_templates
 
 PLAN = TemplatePlan("3 images, half degraded", 3, 0.5, 2)
 

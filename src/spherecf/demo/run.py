@@ -1,0 +1,318 @@
+"""The demo: default recogniser, ORL faces or the user's own, a head trained on the spot, a report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from spherecf.common.version import environment
+from spherecf.data import (
+    ImageSource,
+    View,
+    draw_pairs,
+    encode_image,
+    open_source,
+    orl_faces,
+    split_identities,
+)
+from spherecf.demo.trial import VARIANTS, CrossQuality, cross_quality
+from spherecf.errors import InputError
+from spherecf.evaluation import Interval, PairReport, interval
+from spherecf.faces import AlignedFaces
+from spherecf.models import FrozenBackbone
+from spherecf.report import ReportFiles, Strip, Table, rich_table, strip_by_kappa, write_report
+from spherecf.training import ConfidenceConfig, FitSettings, ViewSettings
+
+
+def pictures(source: ImageSource, view: View) -> Callable[[str], bytes]:
+    """From a key to the encoded image in this view."""
+    index = {key: row for row, key in enumerate(source.keys)}
+
+    def picture(key: str) -> bytes:
+        return encode_image(view(source.image(index[key]), key).image)
+
+    return picture
+
+
+METRICS = ("accuracy", "tmr@0.01", "tmr@0.001")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score under one condition, over all seeds.
+
+    Attributes:
+        mean: over seeds; None where the pairs cannot resolve the target.
+        spread: standard deviation over seeds (0 for one seed).
+        gain: mean difference to the cosine.
+        interval: of the gain, from bootstrap draws over subjects averaged over seeds.
+    """
+
+    pairs: str
+    condition: str
+    score: str
+    metric: str
+    mean: float | None
+    spread: float
+    gain: float
+    interval: Interval | None
+
+
+def summarize(reports: Sequence[PairReport], metrics: Sequence[str] = METRICS) -> list[Cell]:
+    """Cells in the order of the reports: pair list, condition, score, metric."""
+    groups: dict[tuple[str, str], list[PairReport]] = {}
+    for report in reports:
+        groups.setdefault((report.name, report.condition), []).append(report)
+    cells = []
+    for (name, condition), members in groups.items():
+        for score in members[0].scores:
+            for metric in metrics:
+                cells.append(_cell(name, condition, score, metric, members))
+    return cells
+
+
+def _cell(name: str, condition: str, score: str, metric: str, members: Sequence[PairReport]) -> Cell:
+    found = [report.scores[score].measure(metric) for report in members]
+    values = np.array([measure.value for measure in found if measure is not None])
+    if len(values) < len(members):
+        return Cell(name, condition, score, metric, None, 0.0, 0.0, None)
+    cosine = [report.scores["cosine"].measure(metric) for report in members]
+    gain = values - np.array([measure.value for measure in cosine if measure is not None])
+    between = None
+    draws = [report.resampled for report in members]
+    if score != "cosine" and all(f"{score}:{metric}" in drawn for drawn in draws):
+        # Every report draws the same subjects for the same seed of the bootstrap, so draws can be averaged.
+        differences = [drawn[f"{score}:{metric}"] - drawn[f"cosine:{metric}"] for drawn in draws]
+        between = interval(np.mean(differences, 0))
+    return Cell(
+        name, condition, score, metric, float(values.mean()), float(values.std()), float(gain.mean()), between
+    )
+
+
+_FACES = 14
+
+
+def present(
+    result: CrossQuality, folder: str | Path, *, title: str, notes: Sequence[str], provenance: dict[str, Any]
+) -> ReportFiles:
+    """Write ``report.html``, ``report.md`` and ``report.json`` into the folder."""
+    facts = {
+        "training": result.facts,
+        "seeds": list(result.seeds),
+        "environment": environment(),
+        "models": {f"{score}-seed{seed}": model.record for (seed, score), model in result.models.items()},
+        **provenance,
+    }
+    return write_report(
+        folder,
+        result.reports,
+        title=title,
+        notes=[*notes, *_left_out(result)],
+        strips=kappa_strips(result),
+        provenance=facts,
+        tables=tables(result),
+    )
+
+
+def tables(result: CrossQuality) -> list[Table]:
+    """What the experiment found, over all seeds: scores, gains over the cosine, EDC of every confidence."""
+    cells = summarize(result.reports)
+    discards = [edc_table(result, start) for start in ("fmr<=0.001", "fnmr<=0.05")]
+    # Few non-mated pairs cannot resolve the first start: that table would be empty.
+    shown = [table for table in discards if table.rows]
+    return [score_table(cells, len(result.seeds)), gain_table(cells), *shown]
+
+
+def show(result: CrossQuality, console: Console) -> None:
+    """Print the tables."""
+    show_tables(tables(result), console)
+
+
+def show_tables(found: Sequence[Table], console: Console) -> None:
+    """Print tables for people."""
+    for table in found:
+        console.print(rich_table(table))
+
+
+def score_table(cells: Sequence[Cell], seeds: int) -> Table:
+    """Rows are pair list and condition, columns scores, entries "accuracy / TMR at 1e-2 / 1e-3"."""
+    scores = list(dict.fromkeys(cell.score for cell in cells))
+    found = {(cell.pairs, cell.condition, cell.score, cell.metric): cell for cell in cells}
+    metrics = list(dict.fromkeys(cell.metric for cell in cells))
+    rows = []
+    for pairs, condition in dict.fromkeys((cell.pairs, cell.condition) for cell in cells):
+        entries = [
+            " / ".join(_number(found[pairs, condition, score, metric].mean) for metric in metrics)
+            for score in scores
+        ]
+        rows.append([pairs, condition, *entries])
+    over = f"{seeds} seed{'s' * (seeds > 1)}"
+    note = f"Entries: {' / '.join(metrics)}, mean over {over}. A dash: too few non-mated pairs."
+    return Table("Scores", ["pairs", "left/right", *scores], rows, note)
+
+
+def gain_table(cells: Sequence[Cell], score: str = "mls") -> Table:
+    """What the mutual likelihood score gains over the cosine, with intervals over subjects."""
+    rows = []
+    for cell in cells:
+        if cell.score != score or cell.mean is None:
+            continue
+        between = cell.interval
+        interval = "" if between is None else f"{between.low:+.3f} to {between.high:+.3f}"
+        rows.append(
+            [
+                cell.pairs,
+                cell.condition,
+                cell.metric,
+                _number(cell.mean),
+                f"{cell.spread:.3f}",
+                f"{cell.gain:+.3f}",
+                interval,
+            ]
+        )
+    header = ["pairs", "left/right", "metric", score, "deviation", "minus cosine", "95 % interval"]
+    return Table(
+        "Mutual likelihood score against the cosine",
+        header,
+        rows,
+        "Deviation: over seeds. Interval: 1000 draws of subjects, each averaged over the seeds.",
+    )
+
+
+def edc_table(result: CrossQuality, start: str, score: str = "cosine") -> Table:
+    """Normalised partial area (to 20 % discarded) under the EDC of every confidence, mean over seeds."""
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for report in result.reports:
+        for item in report.edc:
+            area = item.edc.pauc_normalised.get("0.2")
+            if item.score == score and item.start == start and area is not None:
+                cell = groups.setdefault((report.name, report.condition), {})
+                cell.setdefault(item.confidence, []).append(area)
+    names = list(dict.fromkeys(name for cell in groups.values() for name in cell))
+    rows = [
+        [*group, *(f"{np.mean(cell[name]):.3f}" if name in cell else "–" for name in names)]
+        for group, cell in groups.items()
+    ]
+    return Table(
+        f"Error versus discard, {score} at {start}",
+        ["pairs", "left/right", *names],
+        rows,
+        "Area under FNMR to 20 % discarded, over that of no information: smaller is better, 1 tells nothing.",
+    )
+
+
+def kappa_strips(result: CrossQuality, count: int = _FACES) -> list[Strip]:
+    """Test faces from the least to the most sure, in every view of the first seed."""
+    cache, seed = result.test, result.seeds[0]
+    strips = []
+    for place in result.views_of(seed):
+        shown, view = cache.embeddings(place, result.log_kappa[seed, "mls"], {}), cache.views[place]
+        strips.append(strip_by_kappa(view.signature, shown, pictures(cache.source, view), count=count))
+    return strips
+
+
+def _left_out(result: CrossQuality) -> list[str]:
+    facts, skipped = result.facts, result.test.skipped
+    text = f"Trained on {facts['used']} of {facts['images']} images"
+    alone = len(facts["only_one_of_identity"])
+    text += f"; {alone} are the only one of their person" * bool(alone)
+    text += f"; {len(facts['skipped'])} could not be used" * bool(facts["skipped"]) + "."
+    listed = [f"{key}: {reason}" for key, reason in [*facts["skipped"].items(), *skipped.items()]]
+    return [text, *(f"Left out: {line}" for line in listed[:20])]
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+CONFIG = ConfidenceConfig(
+    views=ViewSettings(degraded=7), fit=FitSettings(epochs=30, batch_size=128, held_out=0.2)
+)
+"""Few people: more degraded views of each image, smaller batches, more epochs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Demo:
+    """What the demo found, and where it wrote it down."""
+
+    result: CrossQuality
+    files: ReportFiles
+    notes: list[str]
+
+
+def demo(
+    folder: str | Path,
+    data: str | Path | None = None,
+    *,
+    seed: int = 0,
+    draws: int = 1000,
+    config: ConfidenceConfig | None = None,
+    backbone: FrozenBackbone | None = None,
+) -> Demo:
+    """Half of the people train a confidence head, the other half test it, clean and degraded.
+
+    Args:
+        folder: for caches, heads and ``report/report.html``.
+        data: a folder, list or .rec of photos or crops of known people; None: the ORL faces (40 people, 10
+            grey pictures each). Pictures that are not 112x112 are detected and aligned; those without a face
+            are counted and listed.
+        seed: of the split, pairs, degradations and head.
+        draws: of the bootstrap.
+        config: settings of the head, by default `CONFIG`.
+        backbone: another recogniser than SFace.
+
+    Raises:
+        InputError: fewer than four people with two or more images.
+        MissingDependencyError: the wheels of the extra ``demo`` are not installed.
+    """
+    config, backbone = config or CONFIG, backbone or FrozenBackbone.default()
+    source = orl_faces() if data is None else open_source(data)
+    crops = _aligned(source, backbone.preprocessing.size)
+    counts = np.bincount(crops.labels[crops.labels >= 0], minlength=1)
+    if (counts > 1).sum() < 4:
+        raise InputError(
+            f"{source.name}: expected at least 4 people with two or more images (half train, half test), got "
+            f"{int((counts > 1).sum())}; one sub-folder per person"
+        )
+    train_rows, test_rows = split_identities(crops, 0.5, seed)
+    train, test = crops.subset(train_rows), crops.subset(test_rows)
+    pairs = draw_pairs(test, seed=seed)
+    pairs = replace(pairs, name=source.name)
+    result = cross_quality(
+        backbone, train, test, [pairs], folder, config,
+        seeds=(seed,), recipes=("cross",), variants=(VARIANTS[0], VARIANTS[3]), draws=draws,
+    )  # fmt: skip
+    notes = _notes(train, test, data is None)
+    files = present(
+        result,
+        Path(folder) / "report",
+        title=f"SphereCF on {source.name}: is the recogniser sure?",
+        notes=notes,
+        provenance={"data": source.fingerprint(), "backbone": backbone.sha256, "config": config.to_dict()},
+    )
+    return Demo(result, files, notes)
+
+
+def _aligned(source: ImageSource, size: tuple[int, int]) -> ImageSource:
+    if len(source) and source.image(0).shape[:2] == size:
+        return source
+    return AlignedFaces(source)
+
+
+def _notes(train: ImageSource, test: ImageSource, default: bool) -> list[str]:
+    people = [len(np.unique(part.labels)) for part in (train, test)]
+    notes = [
+        f"Head trained on {people[0]} people ({len(train)} images), tested on {people[1]} others "
+        f"({len(test)} images). Nobody is in both.",
+        "This is a small data set: the intervals are wide, and differences inside them mean nothing. It "
+        "shows that everything runs and how to read it, not how good the method is on your photos.",
+    ]
+    if default:
+        notes.append(
+            "The ORL faces are frontal grey studio pictures of 40 people, mostly white men, 1992 to 1994. "
+            "Clean pairs are easy for any recogniser; what confidence does is seen on the degraded ones."
+        )
+    return notes

@@ -1,0 +1,1 @@
+"""Studies behind the documentation, run from a clone: ``python -m studies --help``."""
