@@ -8,7 +8,7 @@ of a template by comparing all ids, products of gathered rows in batches of 100,
 read off at the nearest point; for 1:N a loop over probes that sorts the whole gallery. Where the field's code
 works in float64 by accident of a default, the rival works in float32, which is kinder to it.
 
-All input is synthetic (`spherecf.evaluation.synthetic_templates`), pairs stand in no order, every process has
+All input is synthetic (`benchmarks/template_sets.py`), pairs stand in no order, every process has
 one thread, and both sides begin with the features in a file and end with rates. Rows take turns; a stage
 counts with the best of its rounds.
 """
@@ -36,8 +36,7 @@ GROWTH = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 
 def write_data(folder: Path, scale: float, images: int = 0, random: int = 0) -> dict[str, Any]:
     import numpy as np
-
-    from spherecf.evaluation import synthetic_templates
+    from template_sets import synthetic_templates
 
     world = synthetic_templates(scale, images=images or None, path=folder / "mu.npy")
     for name in ("kappa", "templates", "media", "ids", "subjects", "probes"):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # pages show the benchmarks too
 ROOMS = r"(?:src|docs|tests|benchmarks|recipes|\.ci)"  # folders whose files a page may name
 SHELL = ("bash", "console", "sh", "shell", "indented")
 MACHINE = re.compile(r"(?<![\w.:/-])/(?:work|tmp|opt|root|home/\w+)(?![\w-])|\bC:\\Users")

@@ -460,7 +460,7 @@ def _decisions(model: ConfidenceModel, pairs: ScoredPairs, name: str, draws: int
 
 
 MODEL_FILE = "model.safetensors"
-COMMAND = "spherecf experiment shipped LFW CFP --out runs/shipped"
+COMMAND = "python -m studies shipped LFW CFP --out runs/shipped"
 CARD = {
     "what": "how sure a face recogniser can be of one picture: log kappa of a von Mises-Fisher distribution",
     "licence": "research use: learnt from LFW, calibrated on CFP, both collected from the web for research",

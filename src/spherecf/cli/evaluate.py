@@ -495,97 +495,49 @@ _IDENTIFICATION_EXAMPLE = (
 
 def identification(
     embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
+    meta: MetaOption,
     json_file: JsonFile = None,
-    meta: Annotated[Path | None, typer.Option(help="Folder of IJB's meta files.")] = None,
     set_: SetOption = "ijbc",
-    distractors: Annotated[
-        Path | None, typer.Option(help="Embeddings of strangers instead: one mate among ever more of them.")
-    ] = None,
     mode: ModeOption = None,
     score: ScoreOption = None,
     fpir: Annotated[
         list[float] | None, typer.Option(help="FPIR target; may be repeated (default: 1e-1, 1e-2, 1e-3).")
     ] = None,
-    max_rank: Annotated[
-        int | None, typer.Option(help="Open set: ranks at which a mate counts as found (1).")
-    ] = None,
-    fmr: Annotated[float | None, typer.Option(help="With --distractors: FMR target (1e-6).")] = None,
+    max_rank: Annotated[int, typer.Option(help="Open set: ranks at which a mate counts as found.")] = 1,
     out: OutOption = None,
     as_json: JsonOption = False,
     draws: DrawsOption = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap, or the order of the distractors.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
     radius: RadiusOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Search galleries: rank-k and CMC, TPIR at FPIR, for every way to pool and score.
-
-    With --meta the probes of IJB-B or IJB-C are searched in each gallery. With --distractors every image of a
-    person (labels of EMBEDDINGS) is searched for among one other image of that person and 10, 100, ...
-    strangers.
-    """
+    """Search galleries: rank-k and CMC, TPIR at FPIR, for every way to pool and score."""
+    from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
-    from spherecf.report import require_matplotlib
+    from spherecf.evaluation import evaluate_identification
+    from spherecf.report import (
+        identification_notes,
+        identification_section,
+        identification_table,
+        require_matplotlib,
+    )
 
     check_json(as_json, json_file)
-    if (meta is None) == (distractors is None):
-        raise InputError("identification: give exactly one of --meta FOLDER and --distractors FILE")
     if out is not None:
         require_matplotlib()  # before the work, not after
     source = Embeddings.load(embeddings)
-    if distractors is not None:
-        given = {"mode": mode or None, "fpir": fpir or None, "max_rank": max_rank}
-        refuse_given({n: v for n, v in given.items() if v is not None}, "identification", "--meta")
-        target = 1e-6 if fmr is None else fmr
-        found = _among(source, distractors, score or (), target, radius, seed, threads, out is not None)
-    else:
-        refuse_given({} if fmr is None else {"fmr": fmr}, "identification", "--distractors")
-        found = _in_galleries(
-            source, meta or Path(), set_, out is not None, modes=mode or (), scores=score or (),
-            radius=radius, draws=draws, seed=seed, threads=threads,
-            **({"targets": fpir} if fpir else {}), **({} if max_rank is None else {"max_rank": max_rank}),
-        )  # fmt: skip
-    title, short, results, sections = found
-    written = None if out is None else _write_identification(out, title, results, sections, source)
-    if as_json:
-        say_json(short, written, json_file)
-    say_written(written)
-
-
-_Found = tuple[str, dict[str, Any], dict[str, Any], "list[Section]"]
-
-
-def _in_galleries(source: "Embeddings", meta: Path, name: str, page: bool, **options: Any) -> _Found:
-    from spherecf.data import read_ijb
-    from spherecf.evaluation import evaluate_identification
-    from spherecf.report import identification_notes, identification_section, identification_table
-
-    report = evaluate_identification(source, read_ijb(meta, name), **options)
-    show([identification_table(report)], identification_notes(report))
-    sections = [identification_section(report)] if page else []
-    return f"{report.name}: 1:N identification", report.to_dict(curves=False), report.to_dict(), sections
-
-
-def _among(
-    source: "Embeddings",
-    distractors: Path,
-    scores: Any,
-    fmr: float,
-    radius: float | None,
-    seed: int,
-    threads: int | None,
-    page: bool,
-) -> _Found:
-    from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import identify_with_distractors
-    from spherecf.report import distractor_notes, distractor_section, distractor_table
-
-    report = identify_with_distractors(
-        source, Embeddings.load(distractors), name=distractors.stem, target=fmr, radius=radius, seed=seed,
-        threads=threads, **({"scores": scores} if scores else {}),
+    report = evaluate_identification(
+        source, read_ijb(meta, set_), modes=mode or (), scores=score or (), max_rank=max_rank, radius=radius,
+        draws=draws, seed=seed, threads=threads, **({"targets": fpir} if fpir else {}),
     )  # fmt: skip
-    show([distractor_table(report)], distractor_notes(report))
-    sections = [distractor_section(report)] if page else []
-    return f"{report.name}: one mate among distractors", report.to_dict(), report.to_dict(), sections
+    show([identification_table(report)], identification_notes(report))
+    written = None
+    if out is not None:
+        title, sections = f"{report.name}: 1:N identification", [identification_section(report)]
+        written = _write_identification(out, title, report.to_dict(), sections, source)
+    if as_json:
+        say_json(report.to_dict(curves=False), written, json_file)
+    say_written(written)
 
 
 def _write_identification(

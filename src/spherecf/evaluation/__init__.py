@@ -3,8 +3,8 @@
 Rates are exact (from sorted scores, ties handled), never from a grid of thresholds; metrics never transform
 scores; every result carries its signature, its counts and intervals over subjects.
 
-- metrics: ``rates`` (of millions of pairs ``large_rates``), ``folds``, ``discard``, ``llr``, ``open_set``; their
-  intervals in ``bootstrap``;
+- metrics: ``rates`` (of millions of pairs ``large_rates``), ``folds``, ``discard``, ``llr``, ``open_set``;
+  their intervals in ``bootstrap``;
 - protocols on images: ``pairs``, ``calibration``, ``decisions``, ``groups``;
 - protocols on templates (``templates``): ``verification``, ``identification``, ``rejection``.
 """
@@ -19,12 +19,6 @@ from spherecf.evaluation.calibration import (
 )
 from spherecf.evaluation.decisions import JudgedPairs, bounded_rule, choose_decision
 from spherecf.evaluation.discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
-from spherecf.evaluation.distractors import (
-    AtSize,
-    DistractorReport,
-    DistractorResult,
-    identify_with_distractors,
-)
 from spherecf.evaluation.folds import TenFold, tenfold
 from spherecf.evaluation.groups import (
     AtThreshold,
@@ -82,19 +76,15 @@ from spherecf.evaluation.results import (
     worst_mistakes,
 )
 from spherecf.evaluation.subjects import disjoint_pairs, split_subjects
-from spherecf.evaluation.synthetic import SyntheticTemplates, synthetic_templates
 from spherecf.evaluation.templates import TemplateSet
 from spherecf.evaluation.verification import TemplateReport, TemplateResult, evaluate_ijb
 
 __all__ = [
-    "AtSize",
     "AtThreshold",
     "CalibrationReport",
     "ConfidencePrr",
     "Curve",
     "Decisions",
-    "DistractorReport",
-    "DistractorResult",
     "Edc",
     "GalleryResult",
     "GroupReport",
@@ -118,7 +108,6 @@ __all__ = [
     "ScoreResult",
     "ScoreSplit",
     "SubjectRates",
-    "SyntheticTemplates",
     "TemplateReport",
     "TemplateResult",
     "TemplateSet",
@@ -147,7 +136,6 @@ __all__ = [
     "extra_groups",
     "f1_after_rejection",
     "fpir_threshold",
-    "identify_with_distractors",
     "interval",
     "min_cllr",
     "pair_groups",
@@ -159,7 +147,6 @@ __all__ = [
     "roc",
     "signature",
     "split_subjects",
-    "synthetic_templates",
     "template_groups",
     "tenfold",
     "tippett",

@@ -21,9 +21,6 @@ from spherecf.report.parts import Plot, Section, Strip, Table
 from spherecf.report.tables import group_table, pair_rejection_tables
 from spherecf.report.terminal import rich_table, terminal_table
 from spherecf.report.verification_sections import (
-    distractor_notes,
-    distractor_section,
-    distractor_table,
     identification_notes,
     identification_section,
     identification_table,
@@ -45,9 +42,6 @@ __all__ = [
     "calibration_section",
     "calibration_tables",
     "det_lines",
-    "distractor_notes",
-    "distractor_section",
-    "distractor_table",
     "group_table",
     "histogram_plot",
     "identification_notes",

@@ -112,25 +112,6 @@ def test_identification_table_json_and_report(folder: Path, tmp_path: Path) -> N
     assert Path(facts["report"]).read_text("utf-8").count("<svg") == 4
 
 
-def test_identification_among_distractors(folder: Path, tmp_path: Path) -> None:
-    options = [
-        "--distractors",
-        "FOLDER/others.safetensors",
-        "--json",
-        "--fmr",
-        "0.01",
-        "--out",
-        str(tmp_path),
-    ]
-    result = run(folder, "identification", *options, meta=False)
-    assert result.exit_code == 0, result.exception
-    facts = json.loads(result.stdout)
-    assert [at["distractors"] for at in facts["results"][0]["sizes"]] == [10, 30] and facts[
-        "name"
-    ] == "others"
-    assert "one mate among distractors" in result.stderr
-
-
 @pytest.mark.parametrize(
     ("verb", "options", "meta", "error", "message"),
     [
@@ -140,16 +121,6 @@ def test_identification_among_distractors(folder: Path, tmp_path: Path) -> None:
         ("ijb", ["--fmr", "0"], True, InputError, "FMR target"),
         ("ijb", ["--groups", "FOLDER/none.csv"], True, FileFormatError, "cannot read"),
         ("ijb", ["--groups", "extras:age"], True, InputError, "no extra 'age'"),
-        ("identification", [], False, InputError, "exactly one of --meta FOLDER and --distractors"),
-        ("identification", ["--distractors", "x"], True, InputError, "exactly one of"),
-        (
-            "identification",
-            ["--distractors", "x", "--mode", "K1"],
-            False,
-            InputError,
-            "--mode goes with --meta, and would have no effect here",
-        ),
-        ("identification", ["--fmr", "0.1"], True, InputError, "--fmr goes with --distractors"),
         ("identification", ["--max-rank", "0"], True, InputError, "max_rank >= 1"),
     ],
 )

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.template_sets import SyntheticTemplates, synthetic_templates
 
 from spherecf.errors import InputError
-from spherecf.evaluation import ScoreSplit, SyntheticTemplates, synthetic_templates, tmr_at_fmr
+from spherecf.evaluation import ScoreSplit, tmr_at_fmr
 from spherecf.scoring import mutual_likelihood_score, pool_templates, score_template_pairs
 from spherecf.vmf import mean_resultant_length
 
