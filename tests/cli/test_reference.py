@@ -11,9 +11,8 @@ from tests.reference.original_heads import linear_table, log_kappa
 from torch import nn
 
 from spherecf import load
-from spherecf.cli import _reference
-from spherecf.cli._reference import find_data, to_config
 from spherecf.cli.reference import main, parse
+from spherecf.cli.reference_run import find_data, to_config
 from spherecf.data import ListFile, RecordFile, open_source, write_records
 from spherecf.errors import FileFormatError, InputError
 from spherecf.models import FrozenBackbone, load_backbone, load_confidence_head, make_backbone
@@ -132,7 +131,7 @@ def test_its_checkpoint_holds_the_head_of_the_model(world: Path) -> None:
 
 def test_goes_on_where_it_stopped(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(command(world, out="whole")) == 0
-    make = _reference.epoch_saver
+    make = reference_run.epoch_saver
 
     def stopping(folder: Path) -> Callable:
         save = make(folder)
@@ -145,7 +144,7 @@ def test_goes_on_where_it_stopped(world: Path, monkeypatch: pytest.MonkeyPatch) 
         return show
 
     with monkeypatch.context() as patch:
-        patch.setattr(_reference, "epoch_saver", stopping)
+        patch.setattr(reference_run, "epoch_saver", stopping)
         assert main(command(world)) == 130
     before = (world / "out" / "ckpts" / "ckpt_e1.pt").stat().st_mtime_ns
     assert not (world / "out" / "confidence.safetensors").exists()

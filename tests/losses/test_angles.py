@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spherecf.errors import InputError
-from spherecf.losses.angles import apply_margin, multiply, rotate, widen
+from spherecf.losses.margin_functions import apply_margin, multiply, rotate, widen
 
 
 def slope(function, cosine):

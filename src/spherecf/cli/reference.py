@@ -89,7 +89,7 @@ def _main(words: Sequence[str]) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu_ids
     if count > 1 and "WORLD_SIZE" not in os.environ:
         return _start(count, words)
-    from spherecf.cli._reference import train
+    from spherecf.cli.reference_run import train
 
     if report := train(options):
         typer.echo(json.dumps(report, indent=2))

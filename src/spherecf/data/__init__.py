@@ -4,7 +4,6 @@ from spherecf.data.degradations import KINDS, RECIPES, Degradation, Degraded, Re
 from spherecf.data.dumps import read_features
 from spherecf.data.folder import IdentityFolder, orl_faces
 from spherecf.data.formats import describe, open_pairs, open_source
-from spherecf.data.groups import Groups, read_groups
 from spherecf.data.ijb import Enrolled, IjbMeta, TemplatePairs, read_ijb, write_ijb
 from spherecf.data.image import ImageError, decode_image, encode_image, image_suffix, sharpness
 from spherecf.data.keys import Keys, read_keys
@@ -23,6 +22,7 @@ from spherecf.data.source import (
     split_identities,
 )
 from spherecf.data.synthetic import SyntheticImages
+from spherecf.data.text import Groups, read_groups
 from spherecf.data.writers import write_folder, write_list, write_pair_bin, write_records
 
 __all__ = [

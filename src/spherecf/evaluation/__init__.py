@@ -36,7 +36,6 @@ from spherecf.evaluation.identification import (
     TpirAtFpir,
     evaluate_identification,
 )
-from spherecf.evaluation.large_rates import ScoreSplit
 from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
 from spherecf.evaluation.open_set import (
     Decisions,
@@ -50,6 +49,7 @@ from spherecf.evaluation.pairs import evaluate_pairs
 from spherecf.evaluation.rates import (
     Curve,
     NearestPoint,
+    ScoreSplit,
     TmrAtFmr,
     auc,
     det_curve,

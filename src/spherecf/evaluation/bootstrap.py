@@ -26,8 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import binomial_upper
 from spherecf.errors import InputError
-from spherecf.evaluation.large_rates import check_many
-from spherecf.evaluation.rates import allowed_false
+from spherecf.evaluation.rates import allowed_false, check_many
 
 Statistic = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 

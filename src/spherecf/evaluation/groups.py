@@ -16,7 +16,6 @@ from spherecf.common.names import spelt
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.folds import tenfold
-from spherecf.evaluation.large_rates import ScoreSplit
 from spherecf.evaluation.pairs import (
     DEFAULT_RADIUS,
     FMR_TARGETS,
@@ -24,7 +23,7 @@ from spherecf.evaluation.pairs import (
     resolve_pairs,
     score_listed,
 )
-from spherecf.evaluation.rates import Targets, TmrAtFmr, sort_pairs
+from spherecf.evaluation.rates import ScoreSplit, Targets, TmrAtFmr, sort_pairs
 from spherecf.evaluation.results import plain
 from spherecf.evaluation.templates import TemplateSet
 

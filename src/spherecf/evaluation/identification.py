@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
-from spherecf.evaluation.large_rates import ScoreSplit
 from spherecf.evaluation.pairs import DEFAULT_RADIUS
-from spherecf.evaluation.rates import SortedPairs, allowed_false, sort_pairs, tmr_of_curve, tmr_rates
+from spherecf.evaluation.rates import (
+    ScoreSplit,
+    SortedPairs,
+    allowed_false,
+    sort_pairs,
+    tmr_of_curve,
+    tmr_rates,
+)
 from spherecf.evaluation.results import Measure, plain, signature
 from spherecf.evaluation.templates import (
     TemplateImages,

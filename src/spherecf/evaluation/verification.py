@@ -11,9 +11,8 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_tmr, interval
 from spherecf.evaluation.groups import GroupReport, by_group
-from spherecf.evaluation.large_rates import ScoreSplit
 from spherecf.evaluation.pairs import DEFAULT_RADIUS
-from spherecf.evaluation.rates import TmrAtFmr
+from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr
 from spherecf.evaluation.results import Measure, plain, signature
 from spherecf.evaluation.templates import (
     ComparedTemplates,

@@ -1,11 +1,10 @@
 """Photos: find the faces, align them to the crop that recognisers expect, say how they were taken."""
 
-from spherecf.faces.acquisition import Acquisition, CapturedFace, acquire
+from spherecf.faces.acquisition import Acquisition, AlignedFaces, CapturedFace, IjbFaces, acquire
 from spherecf.faces.alignment import ARCFACE_POINTS, align
 from spherecf.faces.capture import CaptureFacts, capture_facts, head_pose
 from spherecf.faces.detection import Face, FaceDetector, FacePoints, find_faces
 from spherecf.faces.photo import MAX_PIXELS, Failure, Photo, PhotoError, read_photo
-from spherecf.faces.sources import AlignedFaces, IjbFaces
 
 __all__ = [
     "ARCFACE_POINTS",

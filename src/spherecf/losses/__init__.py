@@ -5,7 +5,6 @@ the cosine. Stage 2: the sphere confidence loss, exact and as released, and its 
 pairs.
 """
 
-from spherecf.losses.angles import Gradient
 from spherecf.losses.baselines import (
     gaussian_confidence_loss,
     gaussian_confidence_loss_from_cosine,
@@ -13,6 +12,7 @@ from spherecf.losses.baselines import (
     pfe_vmf_loss,
 )
 from spherecf.losses.margin_functions import (
+    Gradient,
     adaface,
     arcface,
     combined,

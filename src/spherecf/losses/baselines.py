@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spherecf.common.arrays import checked_radius
 from spherecf.errors import InputError
-from spherecf.losses.angles import widen
+from spherecf.losses.margin_functions import widen
 from spherecf.losses.sphere_confidence import Reduction, _reduce, check_unit
 from spherecf.vmf import log_normalizer_scaled
 

@@ -10,16 +10,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from spherecf.errors import InputError
-from spherecf.losses.angles import Gradient, apply_margin, widen
 from spherecf.losses.margin_functions import (
     NORM_RANGE,
+    Gradient,
     adaface,
+    apply_margin,
     arcface,
     combined,
     cosface,
     curricularface_others,
     magface,
     magface_penalty,
+    widen,
 )
 from spherecf.losses.sphere_confidence import Reduction, _reduce
 

@@ -3,7 +3,6 @@
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
 from spherecf.models.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from spherecf.models.checkpoint import read_checkpoint
-from spherecf.models.defaults import default_detector_path, default_model_path, default_recogniser_path
 from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, initial_kappa, make_head
 from spherecf.models.model import (
     ConfidenceModel,
@@ -18,7 +17,15 @@ from spherecf.models.networks import NETWORKS, make_backbone
 from spherecf.models.onnx.graph import INPUT_KEY as ONNX_INPUT_KEY
 from spherecf.models.onnx.graph import opset_of
 from spherecf.models.onnx.module import OnnxModule, import_onnx, trace_onnx
-from spherecf.models.preprocessing import KNOWN_MODELS, PRESETS, KnownModel, Preprocessing
+from spherecf.models.preprocessing import (
+    KNOWN_MODELS,
+    PRESETS,
+    KnownModel,
+    Preprocessing,
+    default_detector_path,
+    default_model_path,
+    default_recogniser_path,
+)
 from spherecf.models.preprocessing import METADATA_KEY as PREPROCESSING_KEY
 from spherecf.models.published import (
     class_mean_prototypes,

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
 from spherecf.models.checkpoint import SUFFIXES
-from spherecf.models.defaults import default_recogniser_path
 from spherecf.models.engines import Engine, ModuleEngine, choose_engine, probe, same_answers
 from spherecf.models.network import Network
 from spherecf.models.networks import make_backbone
@@ -23,7 +22,12 @@ from spherecf.models.onnx.module import cut_graph, trace_onnx
 from spherecf.models.onnx.outputs import Found, find
 from spherecf.models.onnx.pixels import check_pixels, hint
 from spherecf.models.onnx.repairs import load_graph
-from spherecf.models.preprocessing import KNOWN_MODELS, Preprocessing, resolve_preprocessing
+from spherecf.models.preprocessing import (
+    KNOWN_MODELS,
+    Preprocessing,
+    default_recogniser_path,
+    resolve_preprocessing,
+)
 from spherecf.models.published import load_backbone
 
 

@@ -21,9 +21,13 @@ from spherecf.common.version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone, Identity, file_identity
 from spherecf.models.checkpoint import SUFFIXES, below, filled, read_checkpoint, stripped, without_memory
-from spherecf.models.defaults import default_model_path, default_recogniser_path
 from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
-from spherecf.models.preprocessing import SFACE_SHA256, Preprocessing
+from spherecf.models.preprocessing import (
+    SFACE_SHA256,
+    Preprocessing,
+    default_model_path,
+    default_recogniser_path,
+)
 from spherecf.models.saved import read_saved, saved_format, write_saved
 
 FORMAT, VERSION = "spherecf.confidence", 1

@@ -1,6 +1,15 @@
 """From photos to decisions: how sure, the same person or not, which pictures to keep."""
 
-from spherecf.photos.assessment import AssessedFace, AssessedPhoto, FaceAssessor, PhotoSource, explain
+from spherecf.photos.assessment import (
+    AssessedFace,
+    AssessedPhoto,
+    FaceAssessor,
+    PhotoSource,
+    assess_files,
+    explain,
+    rank_photos,
+    ranked_faces,
+)
 from spherecf.photos.comparison import Comparison, compare, rule_for
 from spherecf.photos.enrolment import HowToEnrol, PhotoEnrolment, enrol_folders, enrol_photos, people_of
 from spherecf.photos.files import PHOTO_SUFFIXES, Journal, PhotoFile, PhotoFiles, find_photos, printable
@@ -12,7 +21,6 @@ from spherecf.photos.outputs import (
     write_scores,
     write_sheet,
 )
-from spherecf.photos.ranking import assess_files, rank_photos, ranked_faces
 from spherecf.photos.template import PhotoTemplate, TemplatePhoto, build_template
 
 __all__ = [

@@ -18,8 +18,7 @@ from spherecf.report.figures import (
 )
 from spherecf.report.pair_figures import strip_by_kappa, strips_of_mistakes
 from spherecf.report.parts import Plot, Section, Strip, Table
-from spherecf.report.tables import group_table, pair_rejection_tables
-from spherecf.report.terminal import rich_table, terminal_table
+from spherecf.report.tables import group_table, pair_rejection_tables, rich_table, terminal_table
 from spherecf.report.verification_sections import (
     identification_notes,
     identification_section,

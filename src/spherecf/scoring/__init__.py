@@ -3,7 +3,7 @@
 Larger = more alike; accept iff score >= threshold. Everything works on (mu, kappa), from any network.
 """
 
-from spherecf.scoring.matrix import cosine_matrix, mutual_likelihood_matrix
+from spherecf.scoring.matrix import cosine_matrix, cosine_tiles, mutual_likelihood_matrix
 from spherecf.scoring.pairs import cosine_score, gaussian_score, mutual_likelihood_score
 from spherecf.scoring.pooling import Pooled, pool
 from spherecf.scoring.posterior import (
@@ -14,7 +14,6 @@ from spherecf.scoring.posterior import (
 )
 from spherecf.scoring.template_pairs import score_template_pairs
 from spherecf.scoring.templates import Templates, pool_templates
-from spherecf.scoring.tiles import cosine_tiles
 
 __all__ = [
     "OpenSetPosterior",

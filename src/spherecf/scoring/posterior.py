@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.arrays import SCORE_TOLERANCE, AnyArray, as_array, check_directions, check_kappa
 from spherecf.errors import InputError
-from spherecf.scoring.matrix import eager_kernel, normalizer_form
-from spherecf.scoring.tiles import tiles
+from spherecf.scoring.matrix import eager_kernel, normalizer_form, tiles
 from spherecf.vmf import inverse_mean_resultant_length, log_normalizer, log_normalizer_scaled
 
 Array = NDArray[Any]
