@@ -11,6 +11,7 @@ from tests.reference.original_heads import linear_table, log_kappa
 from torch import nn
 
 from spherecf import load
+from spherecf.cli import reference_run
 from spherecf.cli.reference import main, parse
 from spherecf.cli.reference_run import find_data, to_config
 from spherecf.data import ListFile, RecordFile, open_source, write_records

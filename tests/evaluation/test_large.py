@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from spherecf.errors import InputError
 from spherecf.evaluation import ScoreSplit, det_curve, eer, tmr_at_fmr
-from spherecf.evaluation import large_rates as large_rates_module
+from spherecf.evaluation import rates as rates_module
 
 scores = st.sampled_from([-np.inf, -2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 2.0, 3.0])
 items = st.lists(st.tuples(scores, st.booleans()), min_size=2, max_size=60).filter(
@@ -27,7 +27,7 @@ def check(s: np.ndarray, m: np.ndarray) -> None:
 @given(pairs=items, tail=st.sampled_from([1, 2, 8, 1000]))
 def test_equal_with_ties(pairs: list[tuple[float, bool]], tail: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(large_rates_module, "_TAIL", tail)
+        patch.setattr(rates_module, "_TAIL", tail)
         check(np.array([s for s, _ in pairs]), np.array([m for _, m in pairs]))
 
 

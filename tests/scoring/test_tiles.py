@@ -8,7 +8,7 @@ import torch
 
 from spherecf.errors import InputError
 from spherecf.scoring import cosine_tiles
-from spherecf.scoring import tiles as tiles_module
+from spherecf.scoring import matrix as matrix_module
 
 
 def sides(rows: int = 150, columns: int = 70, dim: int = 24) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def sides(rows: int = 150, columns: int = 70, dim: int = 24) -> tuple[np.ndarray
 @pytest.mark.parametrize("threads", [1, 3])
 def test_all_rows_in_order(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     a, b = sides()
-    monkeypatch.setattr(tiles_module, "_CELLS", 40 * 70)
+    monkeypatch.setattr(matrix_module, "_CELLS", 40 * 70)
     tiles = list(cosine_tiles(a, b, threads=threads))
     assert [rows.start for rows, _ in tiles] == [0, *(rows.stop for rows, _ in tiles[:-1])]
     assert len(tiles) == 4 and tiles[-1][0].stop == 150
@@ -48,9 +48,9 @@ def test_empty_sides() -> None:
 
 
 def test_blocks_are_even() -> None:
-    blocks = tiles_module.row_blocks(100, 10, 330)
+    blocks = matrix_module.row_blocks(100, 10, 330)
     assert [block.stop - block.start for block in blocks] == [25, 25, 25, 25]
-    assert tiles_module.row_blocks(0, 5, 10) == [] and len(tiles_module.row_blocks(3, 1000, 10)) == 3
+    assert matrix_module.row_blocks(0, 5, 10) == [] and len(matrix_module.row_blocks(3, 1000, 10)) == 3
 
 
 def test_bad_input() -> None:
