@@ -245,3 +245,10 @@ def test_damaged_metadata_are_refused(
 def test_a_name_that_no_file_can_have() -> None:
     with pytest.raises(FileFormatError, match="no such file"):
         Embeddings.load("x" * 300)
+
+
+def test_stored_directions_may_miss_their_length_by_a_thousandth() -> None:
+    mu = make().mu
+    assert len(make(mu=mu * np.float32(1.0009))) == 7
+    with pytest.raises(InputError, match="7 of another length"):
+        make(mu=mu * np.float32(1.0015))

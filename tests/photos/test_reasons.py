@@ -44,3 +44,9 @@ def test_an_unknown_pose_is_no_reason() -> None:
 def test_small_eyes_are_small_whatever_the_pose() -> None:
     nan = float("nan")
     assert explain(CaptureFacts(5.0, nan, nan, nan, 100.0, 100.0, 50.0, 1.0, (9, 9))) == ("eyes 5 px apart",)
+
+
+def test_turned_is_said_beyond_35_degrees() -> None:
+    """Profiles start at 42 degrees; 31 degrees are common among frontal photos."""
+    assert explain(replace(GOOD, yaw_degrees=34.0)) == ()
+    assert explain(replace(GOOD, yaw_degrees=-36.0)) == ("turned 36 degrees",)

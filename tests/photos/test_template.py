@@ -117,3 +117,15 @@ def test_real_faces(assessor: FaceAssessor, photos: dict[str, AssessedPhoto]) ->
     built = build_template([*own, bob], model.calibration, radius=model.radius)
     assert [one.stranger for one in built.photos] == [False] * len(own) + [True]
     assert list(built.grown) == sorted(built.grown)
+
+
+@pytest.mark.parametrize(("share", "helps"), [(0.22, False), (0.28, True)])
+def test_a_photo_helps_from_a_quarter_of_the_average_gain(
+    calibration: Calibration, share: float, helps: bool
+) -> None:
+    kappa = share * 300 / (4 - share)  # of one direction: then the gain of a photo is its kappa
+    photos = [photo(f"p{row}", face(E[0], 100.0, row)) for row in range(3)]
+    built = build_template([*photos, photo("weak", face(E[0], kappa, 9))], calibration, radius=RADIUS)
+    average = np.mean([one.gain for one in built.photos])
+    assert built.photos[3].gain / average == pytest.approx(share, rel=1e-5)
+    assert [one.helps for one in built.photos] == [True, True, True, helps]

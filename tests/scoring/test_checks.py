@@ -284,3 +284,12 @@ assert torch.equal(both, gaussian_score(square, torch.zeros(6, 6), square.flip(0
 def test_the_same_without_checked_annotations() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_lengths_off_by_half_a_percent_are_refused(name: str) -> None:
+    """A bfloat16 may round a length by 0.4 %; what is farther off was not normalised."""
+    mu = directions(N, DIM).numpy()
+    EVERY[name](np.float32(1.003) * mu)
+    with pytest.raises(InputError, match=f"{N} of another length"):
+        EVERY[name](np.float32(1.005) * mu)

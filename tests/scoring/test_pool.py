@@ -76,3 +76,20 @@ def test_cancelling_group_is_named() -> None:
 def test_bad_kappa_is_refused() -> None:
     with pytest.raises(InputError, match="kappa: 1 of 2"):
         pool(directions(2, 4), torch.tensor([1.0, -1.0]), torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("share", [1e-5, 1e-4])
+def test_a_short_sum_is_still_a_direction(share: float) -> None:
+    """Directions that nearly cancel: |sum| over the sum of the lengths is `share`, far above rounding."""
+    mu = torch.tensor([[1.0, share], [-1.0, share]], dtype=torch.float64)
+    pooled = pool(
+        mu / mu.norm(dim=1, keepdim=True), torch.ones(2, dtype=torch.float64), torch.zeros(2).long()
+    )
+    torch.testing.assert_close(pooled.mu, torch.tensor([[0.0, 1.0]], dtype=torch.float64))
+    assert float(pooled.kappa) == pytest.approx(2 * share)
+
+
+def test_a_sum_of_rounding_errors_is_no_direction() -> None:
+    mu = torch.tensor([[1.0, 3e-7], [-1.0, 3e-7]], dtype=torch.float64)
+    with pytest.raises(InputError, match="its directions cancel"):
+        pool(mu, torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))

@@ -206,3 +206,11 @@ def test_templates_without_a_direction_are_named() -> None:
         pool_templates(three, np.array([1, 0.5, 0]), owner)
     with pytest.raises(InputError, match=r"mu: 1 of 3 .* 1 zero \(first row 2\)"):
         pool_templates(np.concatenate([mu, mu, 0 * mu]), np.ones(3), owner)
+
+
+def test_how_short_a_sum_may_be() -> None:
+    """|sum| over the sum of the lengths: 1e-4 is a direction, 3e-7 is rounding."""
+    short = pool_templates(np.array([[1, 1e-4], [-1, 1e-4]], np.float32), np.ones(2), [5, 5])
+    assert short.mu == pytest.approx(np.array([[0.0, 1.0]])) and short.kappa == pytest.approx([2e-4])
+    with pytest.raises(InputError, match="first template 5: its directions cancel"):
+        pool_templates(np.array([[1, 3e-7], [-1, 3e-7]], np.float32), np.ones(2), [5, 5])
