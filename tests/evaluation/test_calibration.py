@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from spherecf.calibration import Calibration
+from spherecf.data import PairList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import (
+    CalibrationOptions,
     CalibrationReport,
     JudgedPairs,
     check_rule,
@@ -55,8 +57,12 @@ def run(
     pairs: Any, left: Embeddings | None = None, right: Embeddings | None = None, **options: Any
 ) -> CalibrationReport:
     one = left or people(1.0, 2)
-    options = {"name": "toy", "draws": 0, "alpha": 0.1} | options
-    return evaluate_calibration(one, right or one, *pairs, **options)
+    left_keys, right_keys, mated = pairs
+    subjects = options.pop("subjects", None) or ()
+    listed = PairList("toy", left_keys, right_keys, np.asarray(mated), np.zeros(len(mated), int), *subjects)
+    condition = {"condition": options.pop("condition")} if "condition" in options else {}
+    chosen = CalibrationOptions(**{"draws": 0, "alpha": 0.1} | options)
+    return evaluate_calibration(one, right or one, listed, chosen, **condition)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,7 +120,7 @@ def tenfold(
     """
     from spherecf.data import open_pairs, open_source
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_pairs
+    from spherecf.evaluation import PairOptions, evaluate_pairs
     from spherecf.report import nearest_section, require_matplotlib, rich_table, terminal_table
 
     if faces is not None and out is None:
@@ -127,16 +128,14 @@ def tenfold(
     if out is not None:
         require_matplotlib()  # before the work, not after
     listed = open_pairs(pairs)
+    listed = replace(listed, name=name or _list_name(listed, pairs))
     source = None if faces is None else open_source(faces)
     left_file = Embeddings.load(embeddings)
     same = right is None or right.resolve() == embeddings.resolve()
     right_file = left_file if right is None or same else Embeddings.load(right)
-    report = evaluate_pairs(
-        left_file, right_file, listed.left, listed.right, listed.mated, listed.fold,
-        name=name or _list_name(listed, pairs), subjects=listed.subjects, radius=radius,
-        seed=seed, draws=draws, nearest=nearest,
-        condition=f"{_quality(left_file)}/{_quality(right_file)}", pairs_hash=listed.fingerprint(),
-    )  # fmt: skip
+    options = PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest)
+    condition = f"{_quality(left_file)}/{_quality(right_file)}"
+    report = evaluate_pairs(left_file, right_file, listed, options, condition=condition)
     console.print(terminal_table([report]))
     sections = []
     if nearest:
@@ -172,14 +171,11 @@ def _by_group(
     groups: str, left: "Embeddings", right: "Embeddings", listed: "PairList", radius: float | None
 ) -> "dict[str, GroupReport]":
     """Rates by group for each score."""
-    from spherecf.evaluation import pair_groups
+    from spherecf.evaluation import PairOptions, pair_groups
 
     if groups.startswith(EXTRAS) and right is not left:  # one key, two pictures, two values
         raise InputError(f"--groups {groups} is of one file; with --right give a CSV `image,group`")
-    return pair_groups(
-        left, right, listed.left, listed.right, listed.mated, listed.fold, *open_groups(groups, left),
-        subjects=listed.subjects, radius=radius,
-    )  # fmt: skip
+    return pair_groups(left, right, listed, *open_groups(groups, left), PairOptions(radius=radius))
 
 
 def _group_section(grouped: "dict[str, GroupReport]", report: "PairReport") -> "Section":
@@ -287,7 +283,7 @@ def calibration(
     """
     from spherecf.data import open_pairs
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_calibration
+    from spherecf.evaluation import CalibrationOptions, evaluate_calibration
     from spherecf.report import calibration_tables, require_matplotlib, rich_table
 
     if (model is None) != (save is None):
@@ -300,14 +296,14 @@ def calibration(
     left_file = Embeddings.load(embeddings)
     same = right is None or right.resolve() == embeddings.resolve()
     right_file = left_file if right is None or same else Embeddings.load(right)
-    report = evaluate_calibration(
-        left_file, right_file, listed.left, listed.right, listed.mated,
-        name=_list_name(listed, pairs), subjects=listed.subjects, radius=radius,
-        scores=("cosine", "mls") if score == "both" else (score,), confidence=confidence,
+    options = CalibrationOptions(
+        radius=radius, scores=("cosine", "mls") if score == "both" else (score,), confidence=confidence,
         method="isotonic" if method == "isotonic" else "logistic", alpha=alpha, delta=delta,
-        disjoint=disjoint, seed=seed, draws=draws, pairs_hash=listed.fingerprint(),
-        condition="+".join(dict.fromkeys(map(_view, (left_file, right_file)))),
+        disjoint=disjoint, draws=draws, seed=seed,
     )  # fmt: skip
+    condition = "+".join(dict.fromkeys(map(_view, (left_file, right_file))))
+    listed = replace(listed, name=_list_name(listed, pairs))
+    report = evaluate_calibration(left_file, right_file, listed, options, condition=condition)
     for table in calibration_tables(report):
         console.print(rich_table(table))
     files = {}
@@ -657,17 +653,15 @@ def _of_pairs(
 ) -> tuple[list["Table"], dict[str, Any], Path | None]:
     from spherecf.data import open_pairs
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_pairs
+    from spherecf.evaluation import PairOptions, evaluate_pairs
     from spherecf.report import pair_rejection_tables
 
     listed = open_pairs(pairs)
     one = Embeddings.load(left)
     other = one if right is None or right.resolve() == left.resolve() else Embeddings.load(right)
-    report = evaluate_pairs(
-        one, other, listed.left, listed.right, listed.mated, listed.fold, name=listed.name,
-        subjects=listed.subjects, confidences=_PAIR_CONFIDENCES, draws=draws, seed=seed,
-        pairs_hash=listed.fingerprint(), condition="given" if other is one else "left/right",
-    )  # fmt: skip
+    options = PairOptions(confidences=_PAIR_CONFIDENCES, draws=draws, seed=seed)
+    condition = "given" if other is one else "left/right"
+    report = evaluate_pairs(one, other, listed, options, condition=condition)
     tables = pair_rejection_tables(report)
     return tables, report.to_dict(), None if out is None else _write_rejection(out, report, tables)
 

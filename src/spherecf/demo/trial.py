@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spherecf.common.progress import track
 from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.errors import InputError
-from spherecf.evaluation import PairReport, evaluate_pairs
+from spherecf.evaluation import PairOptions, PairReport, evaluate_pairs
 from spherecf.models import ConfidenceModel, FrozenBackbone
 from spherecf.scoring import gaussian_score, mutual_likelihood_score
 from spherecf.training import (
@@ -162,12 +162,10 @@ def evaluate_condition(
         for variant in variants
         if variant.score != "mls"
     }
+    options = PairOptions(radius=model.radius, confidences=CONFIDENCES, draws=draws)
     return evaluate_pairs(
-        left, left if condition.left == condition.right else right, pairs.left, pairs.right,
-        pairs.mated, pairs.fold,
-        name=name, subjects=pairs.subjects, radius=model.radius,
-        extra_scores=extra, confidences=CONFIDENCES, draws=draws, condition=condition.name,
-        pairs_hash=pairs.fingerprint(), step=seed, label=f"seed {seed}",
+        left, left if condition.left == condition.right else right, replace(pairs, name=name), options,
+        extra_scores=extra, condition=condition.name, label=f"seed {seed}", step=seed,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ scores; every result carries its signature, its counts and intervals over subjec
 
 from spherecf.evaluation.bootstrap import Interval, SubjectRates, bootstrap_subjects, bootstrap_tmr, interval
 from spherecf.evaluation.calibration import (
+    CalibrationOptions,
     CalibrationReport,
     RuleCheck,
     ScoreCalibration,
@@ -45,7 +46,7 @@ from spherecf.evaluation.open_set import (
     fpir_threshold,
     prediction_rejection_ratio,
 )
-from spherecf.evaluation.pairs import evaluate_pairs
+from spherecf.evaluation.pairs import PairOptions, Pairs, evaluate_pairs
 from spherecf.evaluation.rates import (
     Curve,
     NearestPoint,
@@ -81,7 +82,10 @@ from spherecf.evaluation.verification import TemplateReport, TemplateResult, eva
 
 __all__ = [
     "AtThreshold",
+    "CalibrationOptions",
     "CalibrationReport",
+    "PairOptions",
+    "Pairs",
     "ConfidencePrr",
     "Curve",
     "Decisions",

@@ -175,11 +175,12 @@ def pair_rejection_tables(report: PairReport) -> list[Table]:
     Example:
         >>> import numpy as np
         >>> from spherecf.embeddings import Embeddings
-        >>> from spherecf.evaluation import evaluate_pairs
+        >>> from spherecf.data import PairList
+        >>> from spherecf.evaluation import PairOptions, evaluate_pairs
         >>> e = Embeddings(np.eye(8, 9), np.full(8, 5.0), list("abcdefgh"))
-        >>> report = evaluate_pairs(
-        ...     e, e, list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1], name="toy", draws=0
-        ... )
+        >>> mated, fold = np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+        >>> pairs = PairList("toy", list("abcd"), list("efgh"), mated, fold)
+        >>> report = evaluate_pairs(e, e, pairs, PairOptions(draws=0))
         >>> [table.title for table in pair_rejection_tables(report)]
         ['toy: TMR after rejecting images', 'toy: area under error versus discard']
     """
@@ -264,11 +265,12 @@ def terminal_table(reports: Sequence[PairReport]) -> Group:
     Example:
         >>> import numpy as np
         >>> from spherecf.embeddings import Embeddings
-        >>> from spherecf.evaluation import evaluate_pairs
+        >>> from spherecf.data import PairList
+        >>> from spherecf.evaluation import PairOptions, evaluate_pairs
         >>> e = Embeddings(np.eye(8, 9), np.full(8, 5.0), list("abcdefgh"))
-        >>> report = evaluate_pairs(
-        ...     e, e, list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1], name="toy", draws=0
-        ... )
+        >>> mated, fold = np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+        >>> pairs = PairList("toy", list("abcd"), list("efgh"), mated, fold)
+        >>> report = evaluate_pairs(e, e, pairs, PairOptions(draws=0))
         >>> table = terminal_table([report])  # print it by rich.console.Console().print(table)
     """
     parts: list[RichTable | Text] = []

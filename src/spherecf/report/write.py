@@ -161,11 +161,12 @@ def write_report(
         >>> from tempfile import mkdtemp
         >>> import numpy as np
         >>> from spherecf.embeddings import Embeddings
-        >>> from spherecf.evaluation import evaluate_pairs
+        >>> from spherecf.data import PairList
+        >>> from spherecf.evaluation import PairOptions, evaluate_pairs
         >>> e = Embeddings(np.eye(8, 9), np.full(8, 5.0), list("abcdefgh"))
-        >>> report = evaluate_pairs(
-        ...     e, e, list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1], name="toy", draws=0
-        ... )
+        >>> mated, fold = np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+        >>> pairs = PairList("toy", list("abcd"), list("efgh"), mated, fold)
+        >>> report = evaluate_pairs(e, e, pairs, PairOptions(draws=0))
         >>> write_report(mkdtemp(), [report], title="Toy").html.name
         'report.html'
     """
