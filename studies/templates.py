@@ -13,6 +13,7 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import (
     IdentificationReport,
+    RejectionOptions,
     RejectionReport,
     TemplateReport,
     evaluate_identification,
@@ -198,7 +199,9 @@ def run_trial(
         ]  # fmt: skip
         if variant.score == "mls":
             own.insert(0, ("", {"modes": list(HEADLESS), "scores": ["cosine"]}))
-            trial.rejection.update(evaluate_template_rejection(shown, protocol, draws=0, seed=trial.seed))
+            trial.rejection.update(
+                evaluate_template_rejection(shown, protocol, RejectionOptions(draws=0, seed=trial.seed))
+            )
         for head, how in own:
             how["radius"] = radius
             trial.pairs[head] = evaluate_ijb(shown, protocol, targets=TARGETS, draws=draws, **how)

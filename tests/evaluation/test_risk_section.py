@@ -3,14 +3,16 @@
 import pytest
 from tests.reference.open_world import open_world
 
-from spherecf.evaluation import RejectionReport, evaluate_rejection
+from spherecf.evaluation import OpenSet, RejectionOptions, RejectionReport, evaluate_rejection
 from spherecf.report import mean_prr_table, rejection_section, write_report
 
 
 @pytest.fixture(scope="module")
 def report() -> RejectionReport:
     return evaluate_rejection(
-        *open_world(enrolled=40, strangers=14, each=4), name="toy/G1", draws=8, trials=8, fpirs=[0.01, 0.2]
+        OpenSet(*open_world(enrolled=40, strangers=14, each=4)),
+        RejectionOptions([0.01, 0.2], draws=8, trials=8),
+        name="toy/G1",
     )
 
 

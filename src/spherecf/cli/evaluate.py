@@ -604,14 +604,15 @@ def rejection(
     else:
         from spherecf.data import read_ijb
         from spherecf.embeddings import Embeddings
-        from spherecf.evaluation import evaluate_template_rejection
+        from spherecf.evaluation import RejectionOptions, evaluate_template_rejection
         from spherecf.report import rejection_notes
 
         if right is not None:
             raise InputError("rejection: --right goes with --pairs")
         source = Embeddings.load(embeddings)
+        how = {name: given.pop(name) for name in ("mode", "galleries") if name in given}
         reports = evaluate_template_rejection(
-            source, read_ijb(meta or Path(), set_), draws=draws, seed=seed, **given
+            source, read_ijb(meta or Path(), set_), RejectionOptions(draws=draws, seed=seed, **given), **how
         )
         notes = [f"{report.name}: {note}" for report in reports.values() for note in rejection_notes(report)]
         tables, results, written = _of_galleries(reports, set_, out, source.provenance)

@@ -62,6 +62,7 @@ from spherecf.evaluation.rates import (
 from spherecf.evaluation.rejection import (
     ConfidencePrr,
     OperatingPoint,
+    RejectionOptions,
     RejectionReport,
     evaluate_rejection,
     evaluate_template_rejection,
@@ -105,6 +106,7 @@ __all__ = [
     "OperatingPoint",
     "PairReport",
     "RejectionCurve",
+    "RejectionOptions",
     "RejectionReport",
     "Reliability",
     "RuleCheck",
