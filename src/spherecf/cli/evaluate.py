@@ -128,14 +128,14 @@ def tenfold(
     if out is not None:
         require_matplotlib()  # before the work, not after
     listed = open_pairs(pairs)
-    listed = replace(listed, name=name or _list_name(listed, pairs))
+    named = replace(listed, name=name or _list_name(listed, pairs))
     source = None if faces is None else open_source(faces)
     left_file = Embeddings.load(embeddings)
     same = right is None or right.resolve() == embeddings.resolve()
     right_file = left_file if right is None or same else Embeddings.load(right)
     options = PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest)
     condition = f"{_quality(left_file)}/{_quality(right_file)}"
-    report = evaluate_pairs(left_file, right_file, listed, options, condition=condition)
+    report = evaluate_pairs(left_file, right_file, named, options, condition=condition)
     console.print(terminal_table([report]))
     sections = []
     if nearest:
