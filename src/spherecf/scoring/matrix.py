@@ -45,7 +45,7 @@ from spherecf.common.arrays import (
 from spherecf.common.progress import in_order
 from spherecf.errors import InputError
 from spherecf.scoring.checks import concentrations, directions
-from spherecf.vmf import log_normalizer_scaled
+from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -178,22 +178,25 @@ _EAGER_ELEMENTS_PER_THREAD = 65536
 
 
 def elementwise_kernel(form: NormalizerForm) -> Kernel:
-    """The pass itself, on tensors that broadcast; its temporaries are of their size."""
+    """The pass itself, on tensors that broadcast; its temporaries are of their size.
+
+    `score_at_cosine` in another form: the same `product_concentration`, c(p) by the polynomial.
+    """
     m, half, scale, square = form.m, form.half, 0.5 / form.m, form.m * form.m
     highest, *others = reversed(form.coefficients)
 
     def kernel(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
-        x = cos.clamp(-1, 1)
-        product = 2 * kappa_a * kappa_b
-        p_square = (kappa_a - kappa_b).square() + product * (1 + x)
-        p, w = p_square.sqrt(), (p_square + square).sqrt()
+        x = cos.clamp(
+            -1, 1
+        )  # (rows, columns), like all that follows; kappa and offset: (rows, 1), (1, columns)
+        p, p_square, apart = product_concentration(kappa_a, kappa_b, 1 + x, 1 - x)
+        w = (p_square + square).sqrt()
         t = m / w
         rest = torch.full_like(t, highest)
         for coefficient in others:
             rest = rest * t + coefficient
-        at_p = half * ((m + w) * scale).log() + rest - square / (p + w)
-        apart = product * (1 - x) / (kappa_a + kappa_b + p)
-        cos.copy_((offset_a - at_p) + offset_b - apart)
+        at_p = half * ((m + w) * scale).log() + rest - square / (p + w)  # c(p) without the constant
+        cos.copy_((offset_a - at_p) + offset_b - apart)  # in this order the sums stay small, for float32
 
     return kernel
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from spherecf.common.arrays import Array, as_tensor, checked_radius, like
 from spherecf.errors import InputError
 from spherecf.scoring.checks import concentrations, pair_directions
-from spherecf.vmf import log_normalizer_scaled
+from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 _TINY = 1e-24  # keeps d sqrt(p^2) finite at p = 0; far below any effect on a value
 
@@ -87,11 +87,13 @@ def mutual_likelihood_score(
 
 
 def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, radius: float) -> Tensor:
-    """`mutual_likelihood_score` in float64, for float64 cosines at hand."""
-    a, b = kappa_a.double(), kappa_b.double()
-    product = 2 * a * b
-    p = ((a - b).square() + product * (1 + cos)).clamp_min(_TINY).sqrt()
-    apart = product * (1 - cos) / (a + b + p)
+    """`mutual_likelihood_score` in float64, for float64 cosines at hand: equation 13 as it stands.
+
+    Its other forms sum the same terms in another order: `spherecf.scoring.matrix` in float32 with c as one
+    polynomial, the bounds of the gallery's search, and the loss of PFE-v, for pairs of a batch.
+    """
+    a, b = kappa_a.double(), kappa_b.double()  # (...)
+    p, _, apart = product_concentration(a, b, 1 + cos, 1 - cos, smallest=_TINY)
     return (
         log_normalizer_scaled(a, dim)
         + log_normalizer_scaled(b, dim)
