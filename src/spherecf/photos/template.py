@@ -17,7 +17,7 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.photos.assessment import AssessedFace, AssessedPhoto
 from spherecf.photos.comparison import calibrated
-from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, pool
+from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, natural_parameter, pool
 
 
 def group_by_likelihood(llr: NDArray[np.floating]) -> list[list[int]]:
@@ -131,11 +131,11 @@ class FaceSet:
     def _parts(self, kept: NDArray[np.bool_]) -> Array:
         """(n, dim) ``kappa_i mu_i``, zeros for what is not kept or shows a picture that was there before."""
         counts = kept & (self.media == np.arange(len(kept)))
-        return np.asarray(self.kappa[:, None] * self.mu * counts[:, None])
+        return np.asarray(natural_parameter(self.mu, self.kappa) * counts[:, None])
 
     def gains(self, kept: NDArray[np.bool_]) -> Array:
         """(n,) how much longer the sum of those kept is with the face than without it."""
-        own = self.kappa[:, None] * self.mu
+        own = natural_parameter(self.mu, self.kappa)  # (n, dim)
         part = self._parts(kept)
         total = part.sum(0)
         without = np.where(kept[:, None], total - part, total)

@@ -186,9 +186,8 @@ def elementwise_kernel(form: NormalizerForm) -> Kernel:
     highest, *others = reversed(form.coefficients)
 
     def kernel(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
-        x = cos.clamp(
-            -1, 1
-        )  # (rows, columns), like all that follows; kappa and offset: (rows, 1), (1, columns)
+        # All is (rows, columns), made of kappas and offsets (rows, 1) and (1, columns).
+        x = cos.clamp(-1, 1)
         p, p_square, apart = product_concentration(kappa_a, kappa_b, 1 + x, 1 - x)
         w = (p_square + square).sqrt()
         t = m / w

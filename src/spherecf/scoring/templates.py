@@ -23,6 +23,7 @@ from spherecf.common.arrays import (
     check_kappa,
 )
 from spherecf.errors import InputError
+from spherecf.scoring.pooling import check_sums
 
 Array = NDArray[Any]
 
@@ -156,7 +157,6 @@ def _finder(ids: Array, lookups: int) -> Callable[[Array], tuple[Array, Array]]:
 
 
 _BLOCK = 1 << 14  # images read before the pages of a mapped file are let go
-_CANCELLED = 1e-6  # |sum| over sum of lengths below this is rounding noise, not a direction
 
 
 def pool_templates(
@@ -221,6 +221,7 @@ def pool_templates(
     images = _tensor(mu)
     for here, block in entries.blocks():
         row, starts, share = entries.rows[block], entries.starts[here] - block.start, entries.share[block]
+        # `natural_parameter`s summed without a table of them: weighted rows, straight into (templates, dim).
         if log_precision is None or precision is None:
             direction[here] = _bags(images, row, starts, share * entries.weights[block])
         else:
@@ -374,12 +375,4 @@ def _check_lengths(entries: _Entries, length: Array, weight: Array | float) -> N
             f"{broken.size} of {length.size} templates have no sum, first template "
             f"{entries.ids[broken[0]]}: the weights or precisions are beyond float32"
         )
-    none = np.flatnonzero(~(length > _CANCELLED * weight))
-    if none.size:
-        zero = not np.broadcast_to(weight, length.shape)[none[0]]
-        raise InputError(
-            f"{none.size} of {length.size} templates have no direction, first template "
-            f"{entries.ids[none[0]]}: "
-            f"{'all its weights are 0' if zero else 'its directions cancel'}; "
-            "leave it out of the protocol, or pool it with other images"
-        )
+    check_sums("templates", entries.ids, length, np.broadcast_to(weight, length.shape))
