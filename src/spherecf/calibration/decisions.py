@@ -30,7 +30,8 @@ def allowed_errors(rate: Numbers, trials: Numbers) -> NDArray[Any]:
         >>> float(np.floor(allowed_errors(0.29, 100))), 0.29 * 100 < 29
         (29.0, True)
     """
-    return np.asarray(np.asarray(rate, np.float64) * trials * (1 + 1e-12))
+    product = np.asarray(rate, np.float64) * np.asarray(trials, np.float64)
+    return np.asarray(product * (1 + 1e-12))
 
 
 def unresolved_rate(what: str, rate: float, trials: int, of: str = "non-mated pairs") -> str:

@@ -81,6 +81,7 @@ class SortedPairs:
 
     def curve(self, weights: Array | None = None) -> Curve:
         """Counts; ``weights`` (..., n) in the original order of the pairs replaces the count of one each."""
+        # Only the last of tied scores counts: none of them can be accepted without the others.
         if weights is None:
             true = np.cumsum(self.mated)[self.ends]
             false = self.ends + 1 - true
@@ -101,7 +102,7 @@ def sort_pairs(scores: ArrayLike, mated: ArrayLike) -> SortedPairs:
     """
     s, m = check_pairs(scores, mated)
     order = np.argsort(-s, kind="stable")
-    s, m = s[order], m[order]
+    s, m = s[order], m[order]  # (n,) descending
     ends = np.append(np.flatnonzero(s[1:] != s[:-1]), s.size - 1)
     return SortedPairs(s, m, order, ends)
 
@@ -257,7 +258,7 @@ def det_curve(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArra
         ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
     """
     curve = roc(scores, mated)
-    step = np.stack([np.diff(curve.false), np.diff(curve.true)])
+    step = np.stack([np.diff(curve.false), np.diff(curve.true)])  # (2, k - 1)
     corner = np.ones(curve.thresholds.size, bool)
     flat = (step == 0).astype(int)
     corner[1:-1] = ~((flat[:, 1:] & flat[:, :-1]).any(0))
@@ -367,6 +368,7 @@ class ScoreSplit:
         results = []
         mated, non_mated = self.mated.size, self._others.size
         for target in check_targets(targets):
+            # The tail that is sorted must hold one score more than may be accepted; mostly it does.
             few = allowed_errors(target, non_mated) < non_mated - self._unsorted
             tail = self._others[self._unsorted :] if few else self.non_mated
             threshold = threshold_at_rate(self.mated, tail, target, trials=non_mated)
@@ -388,6 +390,7 @@ class ScoreSplit:
             false, true = self._accepted(threshold)
             return int(false) / self._others.size, 1 - int(true) / self.mated.size
 
+        # FMR - FNMR falls with the threshold, so the score where it changes sign is found by bisection.
         def last_crossed(side: Array) -> Any:
             low, high = -1, side.size
             while high - low > 1:

@@ -82,9 +82,6 @@ def _loss(half_square: Tensor, log_precision: Tensor, dim: int, reduction: Reduc
     return _reduce(log_precision.exp() * half_square - dim / 2 * (log_precision - log(2 * pi)), reduction)
 
 
-_TINY = 1e-24  # keeps the slope of sqrt(p^2) finite at p = 0; far below any effect on a value
-
-
 def pfe_gaussian_loss(
     mu: Float[Tensor, "batch dim"],
     log_variance: Float[Tensor, "batch dim"],
@@ -165,7 +162,7 @@ def pfe_vmf_loss(
     dim, mu, kappa = mu.shape[1], widen(mu), widen(log_kappa).exp()
     separate = log_normalizer_scaled(kappa, dim)
     far = (mu[i] - mu[j]).square().sum(1) / 2  # (pairs,) 1 - cos, with all its digits near cos = 1
-    p, _, apart = product_concentration(kappa[i], kappa[j], 2 - far, far, smallest=_TINY)
+    p, _, apart = product_concentration(kappa[i], kappa[j], 2 - far, far)
     loss = log_normalizer_scaled(p, dim) - separate[i] - separate[j] + apart
     return _reduce(loss + dim * log(r), reduction)
 

@@ -127,7 +127,7 @@ def product_concentration(
     kappa_b: Float[Tensor, "*#batch"],
     near: Float[Tensor, "*#batch"],
     far: Float[Tensor, "*#batch"],
-    smallest: float = 0.0,
+    smallest: float = 1e-24,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Concentration p = |k_a mu_a + k_b mu_b| of the product of two densities, p^2, and k_a + k_b - p.
 
@@ -146,7 +146,8 @@ def product_concentration(
         kappa_a, kappa_b: concentrations, broadcast.
         near: 1 + cos, cos between the two directions.
         far: 1 - cos; both are asked for, since at cos near 1 or -1 the caller may know one of them better.
-        smallest: p^2 is held above it: a derivative needs p > 0, and so does k_a = k_b = 0.
+        smallest: p^2 is held above it, which changes no value: the derivative of a root needs p > 0, and so
+            does k_a = k_b = 0. With 0 the caller sees to that, and saves a pass over memory.
 
     Example:
         >>> one = torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([1.0]), torch.tensor([1.0])
