@@ -16,7 +16,7 @@ def pool_adjacent_violators(positives: ArrayLike, totals: ArrayLike) -> tuple[ND
     """Non-descending rates closest to ``positives / totals`` in weighted squares (and in log likelihood).
 
     Neighbours whose rates do not rise are pooled until all do: Ayer et al., Annals of Mathematical Statistics
-    26, 1955. One pass over the places where the rate changes.
+    26, 1955. scipy tells the groups to pool; rates are made of their counts.
 
     Args:
         positives: (n,) of each group, in the order in which the rate should rise.
@@ -34,23 +34,21 @@ def pool_adjacent_violators(positives: ArrayLike, totals: ArrayLike) -> tuple[ND
         >>> starts.tolist(), rates.tolist()
         ([0, 1, 3], [0.0, 0.5, 1.0])
     """
+    from scipy.optimize import isotonic_regression  # a third of a second, for those who fit
+
     hits, mass = np.asarray(positives, np.float64), np.asarray(totals, np.float64)
     if hits.ndim != 1 or hits.shape != mass.shape or not hits.size or not (mass > 0).all():
         raise InputError(
             f"pool_adjacent_violators: expected two (n,) arrays, n >= 1, of non-empty groups; got "
             f"{hits.shape} and {mass.shape}"
         )
-    changes = np.append(True, np.diff(hits / mass) != 0)  # equal neighbours end in one block anyway
-    first = np.flatnonzero(changes)
-    groups = zip(first.tolist(), np.add.reduceat(hits, first).tolist(), np.add.reduceat(mass, first).tolist())
-    blocks: list[tuple[int, float, float]] = []
-    for start, hit, size in groups:
-        while blocks and blocks[-1][1] * size >= hit * blocks[-1][2]:
-            start, before, more = blocks.pop()
-            hit, size = hit + before, size + more
-        blocks.append((start, hit, size))
-    starts, sums, sizes = (np.asarray(column) for column in zip(*blocks))
-    return starts, sums / sizes
+    starts = isotonic_regression(hits / mass, weights=mass).blocks[:-1]
+    while True:
+        rates = np.add.reduceat(hits, starts) / np.add.reduceat(mass, starts)
+        rises = np.append(True, np.diff(rates) > 0)
+        if rises.all():
+            return starts, rates
+        starts = starts[rises]  # scipy's running means are rounded: it may part what is equal in the counts
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf.calibration import allowed_errors, check_mated
 from spherecf.common.names import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -21,7 +22,6 @@ from spherecf.evaluation.discard import edc, pair_quality, rejection_curve
 from spherecf.evaluation.folds import check_folds, fold_counts, tenfold
 from spherecf.evaluation.rates import (
     SortedPairs,
-    allowed_false,
     auc_rates,
     det_curve,
     eer_rates,
@@ -122,10 +122,7 @@ def _columns(left: int, right: int, mated: ArrayLike, folds: ArrayLike) -> tuple
             f"pairs: {left} left keys, {right} right keys, {kind.size} mated flags and {fold.size} folds; "
             "expected equally many"
         )
-    if kind.dtype != np.bool_ and not np.isin(kind, (0, 1)).all():
-        got = kind.reshape(-1)[:3].tolist()
-        raise InputError(f"mated: expected booleans or 0 and 1, got values like {got}")
-    return kind.astype(bool).reshape(-1), fold.reshape(-1)
+    return check_mated(kind).reshape(-1), fold.reshape(-1)
 
 
 def _people(
@@ -334,7 +331,7 @@ def resample(
             found[f"{score}:accuracy"] = accuracy
             found[f"{score}:eer"], found[f"{score}:auc"] = eer_rates(curve), auc_rates(curve)
             for target in targets:
-                if allowed_false(target, non_mated) >= 1:
+                if allowed_errors(target, non_mated) >= 1:
                     found[f"{score}:tmr@{target:g}"] = tmr_rates(curve, target)
         return found
 

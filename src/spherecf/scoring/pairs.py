@@ -10,9 +10,7 @@ from torch import Tensor
 from spherecf.common.arrays import Array, as_tensor, checked_radius, like
 from spherecf.errors import InputError
 from spherecf.scoring.checks import concentrations, pair_directions
-from spherecf.vmf import log_normalizer_scaled
-
-_TINY = 1e-24  # keeps d sqrt(p^2) finite at p = 0; far below any effect on a value
+from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 
 def cosine_score(mu_a: Float[Array, "*#batch d"], mu_b: Float[Array, "*#batch d"]) -> Float[Array, "*batch"]:
@@ -87,11 +85,13 @@ def mutual_likelihood_score(
 
 
 def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, radius: float) -> Tensor:
-    """`mutual_likelihood_score` in float64, for float64 cosines at hand."""
-    a, b = kappa_a.double(), kappa_b.double()
-    product = 2 * a * b
-    p = ((a - b).square() + product * (1 + cos)).clamp_min(_TINY).sqrt()
-    apart = product * (1 - cos) / (a + b + p)
+    """`mutual_likelihood_score` in float64, for float64 cosines at hand: equation 13 as it stands.
+
+    Its other forms sum the same terms in another order: `spherecf.scoring.matrix` in float32 with c as one
+    polynomial, the bounds of the gallery's search, and the loss of PFE-v, for pairs of a batch.
+    """
+    a, b = kappa_a.double(), kappa_b.double()  # (...)
+    p, _, apart = product_concentration(a, b, 1 + cos, 1 - cos)
     return (
         log_normalizer_scaled(a, dim)
         + log_normalizer_scaled(b, dim)
@@ -102,7 +102,8 @@ def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, rad
 
 
 def _cosine(mu_a: Tensor, mu_b: Tensor) -> Tensor:
-    cos: Tensor = (mu_a.double() * mu_b.double()).sum(-1).clamp(-1, 1)
+    # Directions are rounded: without the clamp 1 - cos of two equal ones may be negative.
+    cos: Tensor = (mu_a.double() * mu_b.double()).sum(-1).clamp(-1, 1)  # (..., dim) to (...)
     return cos
 
 
@@ -147,8 +148,10 @@ def gaussian_score(
         _precisions(log_precision_a, a, "log_precision_a"),
         _precisions(log_precision_b, b, "log_precision_b"),
     )
+    # log (v_a + v_b) from logarithms: a variance may overflow. (..., dim), or (..., 1) if isotropic.
     log_sum = torch.logaddexp(*(-word.double() for word in words))
-    apart = (a.double() - b.double()).square() * torch.exp(-log_sum)
+    apart = (a.double() - b.double()).square() * torch.exp(-log_sum)  # (..., dim)
+    # An isotropic variance stands for dim equal ones.
     score = -0.5 * (apart.sum(-1) + log_sum.sum(-1) * (a.shape[-1] / log_sum.shape[-1]))
     return like(
         score.to(torch.promote_types(a.dtype, torch.float32)), mu_a, log_precision_a, mu_b, log_precision_b
