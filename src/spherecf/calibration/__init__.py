@@ -10,7 +10,12 @@ from spherecf.calibration.calibration import (
     Calibrator,
     fit_calibration,
 )
-from spherecf.calibration.calibrators import IsotonicCalibrator, LogisticCalibrator, pool_adjacent_violators
+from spherecf.calibration.calibrators import (
+    IsotonicCalibrator,
+    KappaScale,
+    LogisticCalibrator,
+    pool_adjacent_violators,
+)
 from spherecf.calibration.checks import check_mated, check_pairs, llr_limits
 from spherecf.calibration.decisions import (
     Decision,
@@ -23,7 +28,6 @@ from spherecf.calibration.decisions import (
     unresolved_rate,
 )
 from spherecf.calibration.intervals import binomial_cdf, binomial_upper, clopper_pearson, wilson
-from spherecf.calibration.kappa import KappaScale
 
 __all__ = [
     "PAIR_SCORE",

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Discriminator, Tag
 
-from spherecf.calibration.calibrators import IsotonicCalibrator, LogisticCalibrator
+from spherecf.calibration.calibrators import IsotonicCalibrator, KappaScale, LogisticCalibrator
 from spherecf.calibration.checks import Numbers
 from spherecf.calibration.decisions import DecisionRule, ThresholdEntry, ThresholdTable
-from spherecf.calibration.kappa import KappaScale
 from spherecf.common.parsing import checked
 from spherecf.errors import InputError, ModelError
 

@@ -44,7 +44,7 @@ from spherecf.common.arrays import (
 )
 from spherecf.common.progress import in_order
 from spherecf.errors import InputError
-from spherecf.scoring.checks import concentrations, directions
+from spherecf.scoring.pairs import concentrations, directions
 from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 Item = TypeVar("Item")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spherecf.common.arrays import Array, as_tensor, like
 from spherecf.errors import InputError
-from spherecf.scoring.checks import concentrations, directions
+from spherecf.scoring.pairs import concentrations, directions
 
 _CANCELLED = 1e-6  # |sum| over sum of lengths below this is rounding noise, not a direction
 
