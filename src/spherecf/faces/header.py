@@ -16,7 +16,8 @@ class Header:
 
     Attributes:
         kind: "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "PNM", "JPEG 2000", "AVIF" or "HEIC".
-        width, height: in pixels as stored, before any Exif turn.
+        width, height: in pixels as stored, before any Exif turn; of HEIC as coded: the decoder crops to the
+            visible part, and what bounds its memory is the coded size.
         frames: of an animation, pages of a TIFF.
         bits: per sample.
         cmyk: four inks rather than three lights.

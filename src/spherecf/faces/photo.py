@@ -130,11 +130,7 @@ def read_photo(
     header = _checked(data, name, max_pixels)
     pixels = header.width * header.height
     reduce = next((by for by in (1, 2, 4) if pixels <= decoded * by * by), 8)
-    image = _decoded(data, name, header, reduce)
-    size = (image.shape[1], image.shape[0])
-    if reduce > 1:  # rounded: the header knows better, but not which way up
-        turned = (header.width > header.height) != (size[0] > size[1])
-        size = (header.height, header.width) if turned else (header.width, header.height)
+    image, size = _decoded(data, name, header, reduce)
     return Photo(name, image, 1 / reduce, _notes(header, reduce), size)
 
 
@@ -178,20 +174,29 @@ def _checked(data: bytes, name: str, max_pixels: int) -> Header:
     return header
 
 
-def _decoded(data: bytes, name: str, header: Header, reduce: int) -> NDArray[np.uint8]:
+def _decoded(
+    data: bytes, name: str, header: Header, reduce: int
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The upright pixels, reduced, and (width, height) of the whole picture."""
     whole = reduce > 1 and header.kind != "JPEG"
     try:
         with quiet(), _LARGE if whole else nullcontext():
             if header.kind == "HEIC":
                 return _heic(data, name, reduce)
-            return decode_image(data, name, upright=True, reduce=reduce)
+            image = decode_image(data, name, upright=True, reduce=reduce)
     except PhotoError:
         raise
     except ImageError as error:
         raise PhotoError(Failure.TRUNCATED, name, error.problem, error.hint) from error
+    width, height = image.shape[1], image.shape[0]
+    if reduce == 1:
+        return image, (width, height)
+    # A reduced side is rounded, so the size is the header's, which does not know which way is up.
+    turned = (header.width > header.height) != (width > height)
+    return image, (header.height, header.width) if turned else (header.width, header.height)
 
 
-def _heic(data: bytes, name: str, reduce: int) -> NDArray[np.uint8]:
+def _heic(data: bytes, name: str, reduce: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     try:
         import pillow_heif
     except ImportError as error:
@@ -205,9 +210,12 @@ def _heic(data: bytes, name: str, reduce: int) -> NDArray[np.uint8]:
         raise PhotoError(Failure.TRUNCATED, name, f"HEIC that cannot be decoded ({error}).") from error
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, 2)
-    side = (-(-pixels.shape[1] // reduce), -(-pixels.shape[0] // reduce))
     rgb = np.ascontiguousarray(pixels[..., :3], np.uint8)
-    return rgb if reduce == 1 else np.asarray(cv2.resize(rgb, side, interpolation=cv2.INTER_AREA), np.uint8)
+    height, width = rgb.shape[:2]  # the header's size is that of the coded blocks, before they are cropped
+    if reduce > 1:
+        side = (-(-width // reduce), -(-height // reduce))
+        rgb = np.asarray(cv2.resize(rgb, side, interpolation=cv2.INTER_AREA), np.uint8)
+    return rgb, (width, height)
 
 
 def _notes(header: Header, reduce: int) -> tuple[str, ...]:
