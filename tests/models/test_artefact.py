@@ -207,7 +207,7 @@ def test_files_that_are_none(saved: Path, tiny: FrozenBackbone, tmp_path: Path) 
     for name, message in (
         ("foreign", "not one SphereCF wrote"),
         ("short", "Is it complete"),
-        ("text", "not a readable model"),
+        ("text", "not readable as a model"),
         ("absent", "no such file"),
     ):
         with pytest.raises(FileFormatError, match=message):
