@@ -73,7 +73,7 @@ def share_of_stages(paths: list[Path], detector: FaceDetector, model: Confidence
             output = model.backbone(batch)
             output.mu  # noqa: B018
         with stages.time("kappa: head and percentile"):
-            said = model.judge(output)
+            said = model.predict_from_features(output)
             percentile(model, said.log_kappa)
     return stages
 
@@ -89,7 +89,7 @@ def seconds_of(batch: list[Path], detector: FaceDetector, model: ConfidenceModel
     found = [acquire(path, detector) for path in batch]
     output = model.backbone(np.stack([one.faces[0].crop for one in found if one.faces]))
     if kappa:
-        percentile(model, model.judge(output).log_kappa)
+        percentile(model, model.predict_from_features(output).log_kappa)
     else:
         output.mu  # noqa: B018
     return time.process_time() - start

@@ -252,3 +252,8 @@ def test_stored_directions_may_miss_their_length_by_a_thousandth() -> None:
     assert len(make(mu=mu * np.float32(1.0009))) == 7
     with pytest.raises(InputError, match="7 of another length"):
         make(mu=mu * np.float32(1.0015))
+
+
+def test_printed_on_one_line() -> None:
+    text = repr(make())
+    assert text.startswith("Embeddings(7 images of ") and "skipped)" in text and len(text) < 120

@@ -84,6 +84,13 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        people = "" if self.labels is None else f" of {len(np.unique(self.labels[self.labels >= 0]))} people"
+        kappa = f"kappa {self.kappa.min():.4g} to {self.kappa.max():.4g}" if len(self) else "no kappa"
+        extras = f", extras: {', '.join(self.extras)}" if self.extras else ""
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"Embeddings({len(self)} images{people}, dim {self.dim}, {kappa}{extras}{skipped})"
+
     @property
     def dim(self) -> int:
         """Dimension d of the directions."""

@@ -3,7 +3,7 @@
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
 from spherecf.models.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
 from spherecf.models.checkpoint import read_checkpoint
-from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, initial_kappa, make_head
+from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
 from spherecf.models.model import (
     ConfidenceModel,
     ConfidentOutput,
@@ -59,7 +59,6 @@ __all__ = [
     "default_model_path",
     "default_recogniser_path",
     "import_onnx",
-    "initial_kappa",
     "leave_one_out_prototypes",
     "load",
     "load_backbone",

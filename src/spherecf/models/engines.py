@@ -6,6 +6,7 @@ Features that come as tokens, or with their channels last, leave every engine as
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,7 +28,14 @@ class Engine(Protocol):
     """Maps a network's input (n, 3, h, w) to the raw embedding (n, dim) and the map (n, C, H, W), float32."""
 
     name: str
-    device: torch.device
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network, where torch runs it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs and its results are."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -37,6 +45,7 @@ class OnnxRuntimeEngine:
 
     name = "onnxruntime"
     device = torch.device("cpu")
+    module = None
 
     def __init__(self, graph: OnnxGraph, found: Found, threads: int | None = None) -> None:
         self._name, self._dim, self._image = graph.name, found.dim, graph.image
@@ -65,7 +74,17 @@ class LoopedEngine:
     """One image at a time, for graphs whose batch cannot be made dynamic."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.name, self.device = engine, engine.name, engine.device
+        self._engine, self.name = engine, engine.name
+
+    @property
+    def module(self) -> nn.Module | None:
+        """That of its engine."""
+        return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """That of its engine."""
+        return self._engine.device
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         embedding, features = zip(*(self._engine(image) for image in torch.split(x, 1)), strict=True)
@@ -90,18 +109,24 @@ class ModuleEngine:
         self._suffix = "" if dtype == "float32" else f"-{dtype}"
         self.name = f"torch{self._suffix}"
         self._threads = threads
-        self._dtype, self.device = getattr(torch, dtype), _usable(device)
+        self._dtype, self._device = getattr(torch, dtype), _usable(device)
         self._hooked: list[Tensor] = []
         self._hooked_output = features is not None
         if self._dtype != torch.float32:
             module = copy.deepcopy(module)  # the caller's own stays as exact as it is
         if features is not None:  # after copying: a copied hook would report to a copy of this engine
             _submodule(module, features).register_forward_hook(self._keep)
-        self.module = module.eval().requires_grad_(False).to(self.device, self._dtype)
+        self.module = module.eval().requires_grad_(False).to(self._device, self._dtype)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.ndim == 4:  # torch's own conversion fails at five, as masks of windows have
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._run: Any = self.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is now."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return next((tensor.device for tensor in tensors), self._device)
 
     def compile(self) -> None:
         """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
