@@ -113,8 +113,8 @@ class Embeddings:
             InputError: some keys are not here; the message counts them and says which were skipped, and why.
         """
         asked = list(keys)
-        found = [self._index.get(key, -1) for key in asked]
-        missing = [key for key, row in zip(asked, found) if row < 0]
+        rows = [self._index.get(key, -1) for key in asked]
+        missing = [key for key, row in zip(asked, rows) if row < 0]
         if missing:
             reasons = dict(self.skipped)
             shown = [f"{key!r} ({reasons[key]})" if key in reasons else repr(key) for key in missing[:5]]
@@ -124,7 +124,7 @@ class Embeddings:
                 f"{', '.join(map(repr, self.keys[:2])) or '(none)'}; embed the missing images "
                 "or use the matching list."
             )
-        return np.asarray(found, np.int64)
+        return np.asarray(rows, np.int64)
 
     def select(self, rows: NDArray[np.integer[Any]] | Sequence[int]) -> "Embeddings":
         """The embeddings of these rows only, in this order (a copy)."""
@@ -235,14 +235,14 @@ def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 
 def _keys(path: Path, blob: bytes, ends: NDArray[Any]) -> list[str]:
     """The keys in one block of text, each up to its end."""
-    places = np.concatenate([[0], ends.reshape(-1)])
-    if (np.diff(places) < 0).any() or places[-1] != len(blob):
+    offsets = np.concatenate([[0], ends.reshape(-1)])
+    if (np.diff(offsets) < 0).any() or offsets[-1] != len(blob):
         raise FileFormatError(
             path,
             f"not usable as embeddings: key_ends do not ascend to the {len(blob)} bytes of keys.",
             _AGAIN,
         )
-    bounds = pairwise(places.tolist())
+    bounds = pairwise(offsets.tolist())
     if blob.isascii():
         text = blob.decode()
         return [text[start:end] for start, end in bounds]

@@ -48,7 +48,7 @@ def test_the_state_holds_what_torch_runs(model: ConfidenceModel) -> None:
 def test_moved_to_another_device(model: ConfidenceModel) -> None:
     assert model.to("cpu") is model and model.backbone.device == torch.device("cpu")
     if model.backbone.network is None:
-        with pytest.raises(InputError, match="onnxruntime runs on cpu, got meta.*engine='torch'"):
+        with pytest.raises(InputError, match=r"onnxruntime runs on cpu, got meta.*engine='torch'"):
             model.to("meta")
     else:
         model.to("meta")

@@ -1,10 +1,18 @@
 """Images and pairs from every layout the field uses: one interface, checked input, no silent skips."""
 
-from spherecf.data.degradations import KINDS, RECIPES, Degradation, Degraded, Recipe, View, training_views
+from spherecf.data.degradations import (
+    KINDS,
+    RECIPES,
+    Degradation,
+    DegradationRecipe,
+    Degraded,
+    View,
+    training_views,
+)
 from spherecf.data.dumps import read_features
 from spherecf.data.folder import IdentityFolder, orl_faces
 from spherecf.data.formats import describe, open_pairs, open_source
-from spherecf.data.ijb import Enrolled, IjbMeta, TemplatePairs, read_ijb, write_ijb
+from spherecf.data.ijb import IjbMeta, TemplateList, TemplatePairs, read_ijb, write_ijb
 from spherecf.data.image import ImageError, decode_image, encode_image, image_suffix, sharpness
 from spherecf.data.keys import Keys, read_keys
 from spherecf.data.list import ListFile
@@ -30,7 +38,7 @@ __all__ = [
     "RECIPES",
     "Degradation",
     "Degraded",
-    "Enrolled",
+    "TemplateList",
     "Groups",
     "IdentityFolder",
     "IjbMeta",
@@ -41,7 +49,7 @@ __all__ = [
     "ListFile",
     "PairBin",
     "PairList",
-    "Recipe",
+    "DegradationRecipe",
     "RecordFile",
     "Skipped",
     "Subset",

@@ -1,7 +1,7 @@
 """Recognisers that stay as they are, and the confidence heads that look at them."""
 
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
-from spherecf.models.checkpoint import SUFFIXES as CHECKPOINT_SUFFIXES
+from spherecf.models.checkpoint import CHECKPOINT_SUFFIXES as CHECKPOINT_SUFFIXES
 from spherecf.models.checkpoint import read_checkpoint
 from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
 from spherecf.models.model import (
@@ -14,7 +14,7 @@ from spherecf.models.model import (
 )
 from spherecf.models.network import Network
 from spherecf.models.networks import NETWORKS, make_backbone
-from spherecf.models.onnx.graph import INPUT_KEY as ONNX_INPUT_KEY
+from spherecf.models.onnx.graph import ONNX_INPUT_KEY as ONNX_INPUT_KEY
 from spherecf.models.onnx.graph import opset_of
 from spherecf.models.onnx.module import OnnxModule, import_onnx, trace_onnx
 from spherecf.models.preprocessing import (
@@ -26,7 +26,7 @@ from spherecf.models.preprocessing import (
     default_model_path,
     default_recogniser_path,
 )
-from spherecf.models.preprocessing import METADATA_KEY as PREPROCESSING_KEY
+from spherecf.models.preprocessing import PREPROCESSING_KEY as PREPROCESSING_KEY
 from spherecf.models.published import (
     class_mean_prototypes,
     leave_one_out_prototypes,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from spherecf.errors import InputError, ModelError
 from spherecf.models.network import as_map
 
-LARGEST = 2**31  # parameters of a linear head, 8.6 GB: beyond it memory ends before training begins
+MAX_PARAMETERS = 2**31  # parameters of a linear head, 8.6 GB: beyond it memory ends before training begins
 
 
 class ConfidenceHead(nn.Module):
@@ -169,7 +169,7 @@ class LinearHead(ConfidenceHead):
         super().__init__(channels, height, width, outputs)
         size = channels * height * width
         half, quarter = max(1, size // 2), max(1, size // 4)
-        if (count := size * half + half * quarter) > LARGEST:
+        if (count := size * half + half * quarter) > MAX_PARAMETERS:
             raise InputError(
                 f"linear head: {count / 1e9:.1f} billion parameters ({4 * count / 1e9:.0f} GB) for features "
                 f"{self.feature_shape} of {size} numbers; use the light head, which has {3 * channels} "
@@ -234,8 +234,8 @@ def head_class(kind: str) -> type[ConfidenceHead]:
     if kind not in HEADS:
         raise ModelError(f"unknown kind of head {kind!r}; there are {', '.join(sorted(HEADS))}")
     module, name = HEADS[kind].split(":")
-    found: type[ConfidenceHead] = getattr(import_module(module), name)
-    return found
+    head: type[ConfidenceHead] = getattr(import_module(module), name)
+    return head
 
 
 def make_head(kind: str, **config: Any) -> ConfidenceHead:

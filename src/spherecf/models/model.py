@@ -20,7 +20,14 @@ from spherecf.common.files import sha256_file
 from spherecf.common.version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone, Identity, file_identity
-from spherecf.models.checkpoint import SUFFIXES, below, filled, read_checkpoint, stripped, without_memory
+from spherecf.models.checkpoint import (
+    CHECKPOINT_SUFFIXES,
+    below,
+    filled,
+    read_checkpoint,
+    stripped,
+    without_memory,
+)
 from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
 from spherecf.models.preprocessing import (
     SFACE_SHA256,
@@ -362,7 +369,7 @@ def _find_backbone(
         if sha256_file(given) != facts["sha256"]:  # another file, or one with weights beside it
             require(file_identity(given))
         pixels = Preprocessing.from_dict(facts["preprocessing"])
-        if Path(given).suffix in SUFFIXES:
+        if Path(given).suffix in CHECKPOINT_SUFFIXES:
             given = FrozenBackbone.from_checkpoint(given, pixels, **how)
         else:
             given = FrozenBackbone.from_onnx(
