@@ -22,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from spherecf.data import encode_image, orl_faces
-from spherecf.faces import FaceDetector, acquire, align, capture_facts, find_faces, read_photo
+from spherecf.faces import FaceDetector, acquire, align, read_photo
+from spherecf.faces.capture import capture_facts
+from spherecf.faces.detection import find_faces
 from spherecf.models import ConfidenceModel, load
 from spherecf.photos import find_photos
 

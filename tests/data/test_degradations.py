@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spherecf.data import KINDS, RECIPES, Degradation, DegradationRecipe, orl_faces
+from spherecf.data import RECIPES, Degradation, DegradationRecipe, orl_faces
+from spherecf.data.degradations import KINDS
 from spherecf.errors import InputError
 
 PINNED = {

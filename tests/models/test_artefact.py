@@ -12,15 +12,9 @@ from tests.models.conftest import TINY, noise
 import spherecf
 from spherecf.calibration import Calibration, KappaScale
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
-from spherecf.models import (
-    ConfidenceModel,
-    ConvHead,
-    FrozenBackbone,
-    LinearHead,
-    load,
-    load_confidence_head,
-    read_header,
-)
+from spherecf.models import ConfidenceModel, FrozenBackbone, load, load_confidence_head
+from spherecf.models.heads import ConvHead, LinearHead
+from spherecf.models.model import read_header
 
 
 @pytest.fixture

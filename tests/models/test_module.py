@@ -10,7 +10,8 @@ from torch import nn
 
 import spherecf
 from spherecf.errors import InputError
-from spherecf.models import ConfidenceModel, ConvHead, FrozenBackbone
+from spherecf.models import ConfidenceModel, FrozenBackbone
+from spherecf.models.heads import ConvHead
 
 
 @pytest.fixture(params=["torch", "onnxruntime"])

@@ -9,10 +9,11 @@ from tests.models import graphs, transformers
 from torch import Tensor, nn
 
 from spherecf.errors import ModelError
-from spherecf.models import default_detector_path, default_recogniser_path
+from spherecf.models import default_detector_path
 from spherecf.models.network import Shape
 from spherecf.models.onnx.outputs import GraphOutputs, find_outputs
 from spherecf.models.onnx.repairs import load_graph
+from spherecf.models.preprocessing import default_recogniser_path
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from tests.models import graphs, transformers
 from tests.models.conftest import TINY, noise
 
 from spherecf.errors import ModelError
-from spherecf.models import KNOWN_MODELS, FrozenBackbone, default_recogniser_path, import_onnx
+from spherecf.models import FrozenBackbone, import_onnx
 from spherecf.models.engines import OnnxRuntimeEngine
 from spherecf.models.onnx.repairs import load_graph
+from spherecf.models.preprocessing import KNOWN_MODELS, default_recogniser_path
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from spherecf.errors import InputError, ModelError
-from spherecf.models import KNOWN_MODELS, PRESETS, Preprocessing
-from spherecf.models.preprocessing import PREPROCESSING_KEY, resolve_preprocessing
+from spherecf.models import PRESETS, Preprocessing
+from spherecf.models.preprocessing import KNOWN_MODELS, PREPROCESSING_KEY, resolve_preprocessing
 
 
 def one_pixel(red: int, green: int, blue: int) -> np.ndarray:

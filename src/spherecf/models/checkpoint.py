@@ -285,9 +285,9 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
             if a.dtype != b.dtype and not (a.is_floating_point() and b.is_floating_point())
         ],
     }
-    return "; ".join(f"{len(keys)} keys {kind} ({first(keys)})" for kind, keys in kinds.items() if keys)
+    return "; ".join(f"{len(keys)} keys {kind} ({shorten(keys)})" for kind, keys in kinds.items() if keys)
 
 
-def first(keys: list[str], count: int = 3) -> str:
-    """A few of many names."""
+def shorten(keys: list[str], count: int = 3) -> str:
+    """The first few of many names, for messages."""
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

@@ -45,7 +45,7 @@ class OnnxModule(nn.Module):
         outputs: names and shapes of the two results.
 
     Example:
-        >>> from spherecf.models import default_recogniser_path
+        >>> from spherecf.models.preprocessing import default_recogniser_path
         >>> module = import_onnx(default_recogniser_path())
         >>> module.outputs.embedding, module.outputs.features, module.outputs.feature_shape
         ('fc1', 'bn1', (1024, 7, 7))
@@ -99,7 +99,7 @@ def import_onnx(
         ModelError: not a recogniser, or an operation SphereCF cannot import (operation and node are named).
 
     Example:
-        >>> from spherecf.models import default_recogniser_path
+        >>> from spherecf.models.preprocessing import default_recogniser_path
         >>> network = import_onnx(default_recogniser_path())
         >>> embedding, features = network(torch.zeros(2, 3, 112, 112))
         >>> tuple(embedding.shape), tuple(features.shape)
