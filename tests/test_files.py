@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from safetensors.numpy import save as numpy_bytes
 from safetensors.torch import save as safe_bytes
 from safetensors.torch import save_file as safe_file
 from tests.models import graphs
@@ -174,6 +175,10 @@ def test_tensors_of_any_shape_travel_in_blocks(tmp_path: Path, monkeypatch: pyte
     }  # fmt: skip
     path = write_tensors(tmp_path / "t.safetensors", tensors, {"note": "ü"})
     mapped, library = map_tensors(path), load_file(path)
+    plain = {
+        name: np.array(tensor, tensor.dtype.newbyteorder("="), order="C") for name, tensor in tensors.items()
+    }
+    assert path.read_bytes() == numpy_bytes(plain, {"note": "ü"})
     with open_tensors(path, "a test") as file:
         assert file.metadata() == {"note": "ü"}
     for name, tensor in tensors.items():

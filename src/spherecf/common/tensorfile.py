@@ -17,22 +17,22 @@ from spherecf.common.files import SAFETENSORS, describe_content, write_atomicall
 from spherecf.common.parsing import reading
 from spherecf.errors import FileFormatError
 
-_NAMES = {
-    np.dtype(kind): name
+_DTYPES = {  # widest first, in the order in which the library itself writes tensors
+    name: np.dtype(kind)
     for name, kind in {
-        "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
-        "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+        "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4", "F16": "<f2",
+        "U16": "<u2", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
     }.items()
 }  # fmt: skip
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BLOCK = 1 << 24  # bytes copied at once
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
     """Write one safetensors file, whole or not at all; returns its path.
 
-    The tensors are streamed in blocks, so nothing is held twice. The widest types come first, so that every
-    view of the mapped file is aligned.
+    The bytes are those of ``safetensors.numpy.save``, streamed in blocks, so nothing is held twice. Wide types
+    come first, so that every view of the mapped file is aligned.
 
     Raises:
         StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
@@ -45,8 +45,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadat
         ...     file.metadata(), map_tensors(path)["mu"].tolist()
         ({'made by': 'hand'}, [[1.0, 0.0], [0.0, 1.0]])
     """
-    widest_first = dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
-    return write_atomically(path, lambda stream: _write(stream, widest_first, metadata))
+    ranks = list(_DTYPES)
+    kinds = {name: _NAMES[tensor.dtype.newbyteorder("<")] for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (ranks.index(kinds[name]), name))
+    return write_atomically(
+        path, lambda stream: _write(stream, {name: tensors[name] for name in names}, metadata)
+    )
 
 
 def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -58,7 +62,7 @@ def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Map
         dtype = _NAMES[tensor.dtype.newbyteorder("<")]
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
         position = end
-    text = json.dumps(header).encode()
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     stream.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
