@@ -31,7 +31,7 @@ _BLOCK = 1 << 24  # bytes copied at once
 def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
     """Write one safetensors file, whole or not at all; returns its path.
 
-    The bytes are those of ``safetensors.numpy.save``, streamed in blocks, so nothing is held twice. Wide types
+    The bytes are those of ``safetensors.numpy.save``, in blocks, so nothing is held twice. Wide types
     come first, so that every view of the mapped file is aligned.
 
     Raises:
