@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from spherecf.audit import IdentityPair, find_overlap, find_suspects
-from spherecf.data import RECIPES, Degradation, ImageSource, Recipe, View
+from spherecf.data import RECIPES, Degradation, DegradationRecipe, ImageSource, View
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import SubjectRates
@@ -21,7 +21,7 @@ _KINDS = RECIPES["train"].kinds
 
 def _graded(name: str, least: float, most: float) -> View:
     """One or two of the kinds that training knows, of limited strength; the draws are of its own stream."""
-    return View(Degradation(Recipe(name, 1, _KINDS, (1, 2), (least, most), "graded")))
+    return View(Degradation(DegradationRecipe(name, 1, _KINDS, (1, 2), (least, most), "graded")))
 
 
 GRADES: dict[str, View] = {

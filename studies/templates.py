@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.data import Enrolled, IjbMeta, TemplatePairs
+from spherecf.data import IjbMeta, TemplateList, TemplatePairs
 from spherecf.demo import HeadVariant
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -80,8 +80,8 @@ class Drawn:
             np.arange(len(self.image)),
             pairs,
             detector_score,
-            galleries={f"G{i}": Enrolled(rows, self.subject[rows]) for i, rows in enumerate(enrolled, 1)},
-            probes=Enrolled(searched, self.subject[searched]),
+            galleries={f"G{i}": TemplateList(rows, self.subject[rows]) for i, rows in enumerate(enrolled, 1)},
+            probes=TemplateList(searched, self.subject[searched]),
         )
 
 

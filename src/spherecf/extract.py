@@ -273,7 +273,7 @@ class _KeepConfidence:
         self.identity = {"head": model.fingerprint()}
 
     def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        result = self._model.judge(output)
+        result = self._model.predict_from_features(output)
         precision = result.log_precision
         if not bool(result.log_kappa.isfinite().all() and (precision is None or precision.isfinite().all())):
             raise ModelError(

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spherecf.data import Enrolled, IjbMeta
+from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import OpenSet, RejectionOptions, evaluate_rejection, evaluate_template_rejection
@@ -36,11 +36,11 @@ def benchmark() -> tuple[Embeddings, IjbMeta]:
     ids = np.unique(templates)
     first, rest = ids[::EACH], np.arange(ids.size) % EACH > 0
     galleries = {
-        name: Enrolled(first[part], np.arange(PEOPLE)[part])
+        name: TemplateList(first[part], np.arange(PEOPLE)[part])
         for name, part in (("G1", slice(0, 20)), ("G2", slice(20, 40)))
     }
     shuffle = rng.permutation(int(rest.sum()))
-    probes = Enrolled(ids[rest][shuffle], who[rest][shuffle])
+    probes = TemplateList(ids[rest][shuffle], who[rest][shuffle])
     return e, IjbMeta("toy", names, templates, media, galleries=galleries, probes=probes)
 
 

@@ -17,7 +17,6 @@ from spherecf.extract import KeepDirection, open_store
 from spherecf.models import (
     FrozenBackbone,
     Preprocessing,
-    class_mean_prototypes,
     load_prototypes,
     make_backbone,
     make_head,
@@ -123,7 +122,9 @@ def classifier(folder: Path, recogniser: Path, names: list[str] | None = None) -
     """A file of prototypes that belong to the images: their class means."""
     source = images()
     mu = FrozenBackbone.from_checkpoint(recogniser)(np.stack([source.image(row) for row in range(64)])).mu
-    prototypes = class_mean_prototypes(mu, torch.from_numpy(source.labels))
+    labels = torch.from_numpy(source.labels)
+    means = torch.stack([mu[labels == label].mean(0) for label in labels.unique()])
+    prototypes = torch.nn.functional.normalize(means)
     return save_prototypes(folder / "prototypes.safetensors", prototypes, names or source.identities)
 
 

@@ -203,15 +203,15 @@ def evaluate_identification(
             lack.
 
     Example:
-        >>> from spherecf.data import Enrolled, IjbMeta
+        >>> from spherecf.data import TemplateList, IjbMeta
         >>> ids = np.array([1, 2, 3, 4])
         >>> meta = IjbMeta(
         ...     "toy",
         ...     list("abcd"),
         ...     ids,
         ...     ids,
-        ...     galleries={"G1": Enrolled(ids[:2], ids[:2])},
-        ...     probes=Enrolled(ids[2:], np.array([1, 9])),
+        ...     galleries={"G1": TemplateList(ids[:2], ids[:2])},
+        ...     probes=TemplateList(ids[2:], np.array([1, 9])),
         ... )
         >>> e = Embeddings(np.array([[1, 0], [0, 1], [0.8, 0.6], [-1, 0]]), np.zeros(4), list("abcd"))
         >>> report = evaluate_identification(e, meta, modes=["N0"], targets=[1.0], draws=0)

@@ -484,7 +484,7 @@ def evaluate_template_rejection(
             `evaluate_rejection`.
 
     Example:
-        >>> from spherecf.data import Enrolled, IjbMeta
+        >>> from spherecf.data import TemplateList, IjbMeta
         >>> rng = np.random.default_rng(0)
         >>> who = np.repeat(np.arange(40), 3)
         >>> mu = rng.normal(size=(40, 8))[who] + 0.6 * rng.normal(size=(120, 8))
@@ -493,8 +493,8 @@ def evaluate_template_rejection(
         >>> ids = np.arange(120)
         >>> gallery, probes = ids[::3][:20], ids[ids % 3 > 0]
         >>> meta = IjbMeta(
-        ...     "toy", names, ids, ids, galleries={"G1": Enrolled(gallery, who[gallery])},
-        ...     probes=Enrolled(probes, who[probes]),
+        ...     "toy", names, ids, ids, galleries={"G1": TemplateList(gallery, who[gallery])},
+        ...     probes=TemplateList(probes, who[probes]),
         ... )
         >>> reports = evaluate_template_rejection(e, meta, RejectionOptions([0.2], draws=0, trials=10))
         >>> reports["G1"].counts["mated"], reports["G1"].at("oracle", 0.2).prr.value

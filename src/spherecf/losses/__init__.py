@@ -44,6 +44,7 @@ from spherecf.losses.sphere_confidence import (
     Reduction,
     SphereConfidenceLoss,
     Variant,
+    initial_kappa,
     sphere_confidence_loss,
     sphere_confidence_loss_from_cosine,
 )
@@ -53,7 +54,7 @@ __all__ = [
     "MarginSoftmaxLoss", "NormFace", "Reduction", "SphereConfidenceLoss", "SphereFace", "SphereFace2",
     "Variant",
     "adaface", "arcface", "combined", "cosface", "curricularface_others", "gaussian_confidence_loss",
-    "gaussian_confidence_loss_from_cosine", "magface", "magface_penalty", "make_margin",
+    "gaussian_confidence_loss_from_cosine", "initial_kappa", "magface", "magface_penalty", "make_margin",
     "margin_softmax_loss", "pfe_gaussian_loss", "pfe_vmf_loss", "sphere_confidence_loss",
     "sphere_confidence_loss_from_cosine", "sphereface2", "sphereface2_bias", "sphereface2_logit",
 ]  # fmt: skip

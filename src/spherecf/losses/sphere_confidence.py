@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from spherecf.common.arrays import check_directions, checked_radius
 from spherecf.errors import InputError
-from spherecf.vmf import log_bessel_i, log_normalizer_scaled
+from spherecf.vmf import inverse_mean_resultant_length, log_bessel_i, log_normalizer_scaled
 
 Variant = Literal["exact", "released"]
 Reduction = Literal["mean", "sum", "none"]
@@ -173,3 +173,37 @@ def check_unit(**vectors: Tensor) -> None:
     for name, rows in vectors.items():
         if rows.device.type == "cpu" and not torch.compiler.is_compiling():
             check_directions(rows, name, _TOLERANCE)
+
+
+def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
+    """The maximum-likelihood constant kappa, A_d^{-1}(mean cosine).
+
+    Setting the mean over samples of dL/dkappa = A_d(kappa) - cos to zero (method of S. Li et al., CVPR 2021).
+
+    Args:
+        cosines: between each sample's direction and its identity's prototype, in [-1, 1].
+        dim: of the embedding.
+
+    Raises:
+        InputError: no cosines, NaN, values outside [-1, 1], or a mean that is not positive or is 1.
+
+    Example:
+        >>> import torch
+        >>> round(initial_kappa(torch.tensor([0.4, 0.6]), dim=512))
+        341
+    """
+    if (
+        not cosines.numel()
+        or not bool(torch.isfinite(cosines).all())
+        or float(cosines.abs().max()) > 1 + 1e-4
+    ):
+        raise InputError(
+            f"cosines: expected numbers in [-1, 1], got {cosines.numel()} with some outside or NaN"
+        )
+    mean = float(cosines.double().mean())
+    if not 0 < mean < 1:
+        raise InputError(
+            f"the mean cosine to the prototypes is {mean:.4f}, expected within (0, 1): do the prototypes "
+            f"belong to this backbone, and the labels to these images?"
+        )
+    return float(inverse_mean_resultant_length(torch.tensor(mean, dtype=torch.float64), dim))

@@ -181,7 +181,7 @@ class _KeepSummary:
         self.identity = {"summary": [head.summary_kind, list(head.summary_shape)]}
 
     def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        summary = self._head.summarize(output.features, output.embedding).to(self._dtype).cpu()
+        summary = self._head.pool_features(output.features, output.embedding).to(self._dtype).cpu()
         if not bool(torch.isfinite(summary).all()):
             raise ModelError(
                 f"{self._head.kind} head: summaries reach beyond {torch.finfo(self._dtype).max:g}, the "
@@ -217,7 +217,7 @@ def build_cache(
 
     Args:
         backbone: frozen.
-        head: only its parameter-free `summarize` is used: heads of one kind and size share a cache.
+        head: only its parameter-free `pool_features` is used: heads of one kind and size share a cache.
         source: aligned crops.
         views: the first one clean, as from `spherecf.data.training_views`.
         folder: where it lives; its size is reserved before the first image.

@@ -328,7 +328,7 @@ class StreamedFeatures:
 
     Args:
         backbone: frozen.
-        head: its `summarize` is used.
+        head: its `pool_features` is used.
         source: the images; those without identity, or without a prototype, are left out.
         views: how each is shown.
         prototypes: of each image.
@@ -402,7 +402,7 @@ class StreamedFeatures:
             nothing = torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0)
             return _on(self._device, Sample(*nothing))
         with torch.no_grad():
-            summary = self._head.summarize(output.features, output.embedding)
+            summary = self._head.pool_features(output.features, output.embedding)
             prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)
             cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)
         return _on(self._device, Sample(summary, output.mu, cosine))

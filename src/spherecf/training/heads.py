@@ -17,11 +17,12 @@ from spherecf.errors import InputError
 from spherecf.losses import (
     Variant,
     gaussian_confidence_loss_from_cosine,
+    initial_kappa,
     pfe_gaussian_loss,
     pfe_vmf_loss,
     sphere_confidence_loss_from_cosine,
 )
-from spherecf.models import ConfidenceHead, Preprocessing, initial_kappa
+from spherecf.models import ConfidenceHead, Preprocessing
 from spherecf.training.checkpoint import identity_of
 from spherecf.training.config import ConfidenceConfig, LossSettings
 from spherecf.training.distributed import Ranks, gather_rows
@@ -181,7 +182,7 @@ class TunedNetwork(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Output of the head, and unit direction, of pixels (n, 3, h, w)."""
         embedding, features = self.backbone(x)
-        summary = self.head.summarize(features.float(), embedding.float())
+        summary = self.head.pool_features(features.float(), embedding.float())
         return self.head(summary), normalize(embedding.float())
 
 
@@ -239,9 +240,9 @@ class ConfidenceTask:
         cosine = (
             sample.cosine.cpu() if known is None else torch.from_numpy(known)[torch.from_numpy(self.train)]
         )
-        self.head.adapt(sample.summary.cpu())
+        self.head.fit_normalisation(sample.summary.cpu())
         start = self.objective.start(cosine)
-        self.head.start_at(start)
+        self.head.init_constant(start)
         return start
 
     def _sample(self, entries: Rows) -> Sample:

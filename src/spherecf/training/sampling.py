@@ -145,5 +145,5 @@ class _ShownKeys(Keys):
     def __len__(self) -> int:
         return len(self._shown)
 
-    def _one(self, row: int) -> str:
+    def _get(self, row: int) -> str:
         return self._shown.source.keys[self._shown.image_of(row)]
