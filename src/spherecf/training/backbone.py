@@ -92,13 +92,17 @@ def train_backbone(
         SpherecfError: the loss is not finite; the keys of the batch are saved.
     """
     config, ranks, folder = config or BackboneConfig(), ranks or Ranks(), Path(folder)
-    people = People.of(source, config.fit.least)
+    people = People.of(source, config.fit.min_images)
     task = _BackboneTask(source, people, config, ranks, validate)
+    settings = config.to_dict()
+    del settings["engine"]  # how it is computed: a run may go on with another
+    # Checkpoints of runs that began when this setting was named `least` are still resumed.
+    settings["fit"]["least"] = settings["fit"].pop("min_images")
     facts = {
         "data": source.fingerprint(),
         "identities": len(people.names),
         "start": sha256_file(config.network.start) if config.network.start else "",
-        "config": {k: v for k, v in config.to_dict().items() if k != "engine"},
+        "config": settings,
     }
     run = Run(
         config.fit.epochs, config.seed, config.optimizer, config.schedule, config.engine,

@@ -130,7 +130,8 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of {len(present)} identities of {source.name} have no prototype there "
-            f"({', '.join(missing[:5])}, ...): not this data set's classifier, or fit.least left them out"
+            f"({', '.join(missing[:5])}, ...): not this data set's classifier, or fit.min_images left them "
+            "out"
         )
     matched = torch.zeros(len(source.identities), prototypes.shape[1])
     matched[present] = prototypes[[row[source.identities[label]] for label in present]]
