@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.progress import Advance, in_order, progress
+from spherecf.common.progress import Advance, in_order, isolate_failures, progress
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.common.version import environment
 from spherecf.data import ImageSource, View, sharpness
@@ -218,24 +218,19 @@ def fill_store(
 def _record(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> dict[str, NDArray[Any]]:
     """The recorder's columns, zeros where not valid; images the backbone cannot take are skipped."""
     rows = len(batch.valid)
-    kept = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
+    columns = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
+    image_of_row = np.repeat(np.arange(len(batch.keys)), rows // len(batch.keys))
 
-    def record(wanted: NDArray[np.intp]) -> None:
-        if len(wanted):
-            for name, column in recorder(backbone(batch.images[wanted])).items():
-                kept[name][wanted] = column
+    def record(images: range) -> None:
+        usable = np.flatnonzero(batch.valid & np.isin(image_of_row, images))
+        if len(usable):
+            for name, column in recorder(backbone(batch.images[usable])).items():
+                columns[name][usable] = column
 
-    everything = np.arange(rows)
-    try:
-        record(everything[batch.valid])
-    except ModelError:  # one bad image must not cost its neighbours: find it
-        for place in range(len(batch.keys)):
-            own = batch.rows(place)
-            try:
-                record(everything[own][batch.valid[own]])
-            except ModelError as error:
-                batch.skip(place, str(error))
-    return kept
+    for which, failure in isolate_failures(record, range(len(batch.keys)), ModelError):
+        if failure is not None:
+            batch.skip(which.start, str(failure))
+    return columns
 
 
 def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spherecf.common.progress import in_order
+from spherecf.common.progress import in_order, isolate_failures
 from spherecf.data import ImageSource, ListFile, Subset, View, load_batches
 from spherecf.errors import InputError, ModelError
 from spherecf.extract import KeepDirection
@@ -376,36 +376,32 @@ class StreamedFeatures:
                 if self._tuning:
                     yield Part(rows, images, skipped)
                     continue
-                output, good = self._outputs(images, rows, skipped)
-                yield Part(rows[good], self._look(output, rows[good]), skipped)
+                yield self._samples(images, rows, skipped)
 
     def _choose(self, entry: int) -> tuple[int, View]:
         return int(self.images[entry]), self._views[self._view[entry]]
 
-    def _outputs(
-        self, images: Tensor, entries: Rows, skipped: dict[str, str]
-    ) -> tuple[BackboneOutput, NDArray[np.bool_]]:
-        """What the backbone says, and which images it could take; the others are noted."""
-        good = np.ones(len(entries), bool)
-        try:
-            return self._backbone(images), good
-        except ModelError:  # one bad image must not cost its neighbours: find it
-            for place in range(len(entries)):
-                try:
-                    self._backbone(images[place : place + 1])
-                except ModelError as error:
-                    good[place] = False
-                    skipped[self.keys(entries[place : place + 1])[0]] = str(error)
-            return self._backbone(images[torch.from_numpy(good)]), good
+    def _samples(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> Part:
+        """What the head needs of the images (n, height, width, 3) that the backbone can use."""
+        parts = []
+        for which, output in isolate_failures(self._backbone, images, ModelError):
+            if isinstance(output, Exception):
+                skipped[self.keys(entries[which])[0]] = str(output)
+            else:
+                parts.append((entries[which], self._sample(output, entries[which])))
+        if not parts:
+            nothing = Sample(torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0))
+            return Part(entries[:0], _on(self._device, nothing), skipped)
+        if len(parts) == 1:
+            return Part(*parts[0], skipped)
+        rows, samples = zip(*parts)
+        return Part(np.concatenate(rows), Sample(*map(torch.cat, zip(*samples))), skipped)
 
-    def _look(self, output: BackboneOutput, entries: Rows) -> Sample:
-        if not len(entries):
-            nothing = torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0)
-            return _on(self._device, Sample(*nothing))
-        with torch.no_grad():
-            summary = self._head.summarize(output.features, output.embedding)
-            prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)
-            cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)
+    @torch.no_grad()
+    def _sample(self, output: BackboneOutput, entries: Rows) -> Sample:
+        summary = self._head.summarize(output.features, output.embedding)  # (n, *summary_shape)
+        prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)  # (n, dim)
+        cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)  # (n,)
         return _on(self._device, Sample(summary, output.mu, cosine))
 
     def prototypes_of(self, entries: Rows) -> Tensor:
