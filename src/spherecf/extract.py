@@ -25,7 +25,7 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
 
-_MOST_READERS = 8  # enough to feed a fast GPU with small crops; more would only fight over the interpreter
+_MAX_READERS = 8  # enough to feed a fast GPU with small crops; more would only fight over the interpreter
 
 
 @dataclass
@@ -87,7 +87,7 @@ def iter_batches(
     """Batches in order from image ``start`` on, read ahead by threads, bounded memory."""
     end = len(source)
     chunks = (range(at, min(at + images_per_batch, end)) for at in range(start, end, images_per_batch))
-    workers = min(_MOST_READERS, os.cpu_count() or 1)
+    workers = min(_MAX_READERS, os.cpu_count() or 1)
     return in_order(partial(read_batch, source, views, size), chunks, workers, "read")
 
 

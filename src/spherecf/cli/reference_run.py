@@ -38,21 +38,21 @@ def train(options: Namespace) -> dict[str, Any]:
     """
     folder = Path(options.output_dir)
     with join_ranks("auto" if options.cuda else "cpu") as ranks:
-        if options.cuda and ranks.device.type == "cpu" and ranks.leads:
+        if options.cuda and ranks.device.type == "cpu" and ranks.is_main:
             console.print("no GPU here: training on the CPU, as with --no_cuda", highlight=False)
         source = find_data(options.dataset, Path(options.dataroot))
         backbone = open_backbone(options, str(ranks.device))
         # Both would come to light by themselves, but only after the recogniser's pass over all images.
         GivenPrototypes(source, prototypes_for(source, options.saved_fc), backbone.dim)
         config = to_config(options, len(source), ranks.size)
-        if ranks.leads:
+        if ranks.is_main:
             text = json.dumps(vars(options), sort_keys=True, indent=4)
             write_atomically(folder / "hparams.json", lambda stream: stream.write(text.encode()))
         model = train_confidence(
             backbone, source, folder, config,
             ranks=ranks, tensorboard=options.tensorboard, each_epoch=epoch_saver(folder / "ckpts"),
         )  # fmt: skip
-        if not ranks.leads:
+        if not ranks.is_main:
             return {}
         record = model.record
         return {
