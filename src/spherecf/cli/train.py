@@ -1,4 +1,4 @@
-"""`spherecf train`: train on images of known people."""
+"""`spherecf train`: train a recogniser, or a confidence head for one."""
 
 import json
 from dataclasses import replace
