@@ -85,6 +85,7 @@ def iter_batches(
     source: ImageSource, views: Sequence[View], size: tuple[int, int], images_per_batch: int, start: int = 0
 ) -> Generator[Batch, None, None]:
     """Batches in order from image ``start`` on, read ahead by threads in bounded memory."""
+    # Threads suffice: decoding and degrading release the interpreter's lock.
     end = len(source)
     chunks = (
         range(first, min(first + images_per_batch, end)) for first in range(start, end, images_per_batch)
@@ -163,6 +164,7 @@ def check_usable(store: RowStore, source: ImageSource) -> None:
     Raises:
         InputError: with the first reason.
     """
+    # Deleted, so that the next call tries again: the images may have been repaired.
     skipped = store.notes.get("skipped", {})
     if len(skipped) == len(source):
         store.remove()
@@ -180,6 +182,7 @@ def open_store(
     folder: str | Path,
 ) -> RowStore:
     """The rows of a pass, finished or not; rows of another pass in this folder are replaced."""
+    # Whatever changes a number in the rows is part of the identity; batch size and folder are not.
     identity = {
         "source": source.fingerprint(),
         "views": [view.signature for view in views],
@@ -318,6 +321,7 @@ def to_embeddings(
     precision = None if log_precision is None else column(log_precision, view)
     if mirrored is not None:
         other_mu, other_norm, other_kappa = (column(array, mirrored) for array in columns)
+        # Raw embeddings are added, not directions: the usual test-time flip.
         total = mu * norm[:, None] + other_mu * other_norm[:, None]
         length = np.linalg.norm(total, axis=1)
         mu, norm, kappa = total / length[:, None], length / 2, (kappa + other_kappa) / 2
@@ -396,6 +400,7 @@ def embed(
         store, source, 0, views, store.arrays["log_kappa"], provenance,
         mirrored=1 if flip else None, log_precision=store.arrays.get("log_precision"),
     )  # fmt: skip
+    # The rows are removed only now that the file is complete; `result` maps them, and must go first.
     result.save(out)
     del result
     store.remove()

@@ -105,6 +105,7 @@ def open_backbone(options: Namespace, device: str) -> FrozenBackbone:
     Raises:
         InputError: its map or embedding has another size than the options.
     """
+    # Files of `train_backbone` carry their pixel format; the reference's checkpoints do not.
     path = Path(options.saved_bkb)
     pixels = None if path.suffix == ".safetensors" else "scf"
     backbone = FrozenBackbone.from_checkpoint(path, pixels, device=device)
@@ -127,6 +128,7 @@ def to_config(options: Namespace, images: int, ranks: int) -> ConfidenceConfig:
     Raises:
         InputError: a number out of range.
     """
+    # The reference's patience is in steps, ours in epochs.
     steps = max(1, math.ceil(images / max(1, options.batch_size)))
     schedules: dict[str | None, dict[str, Any]] = {
         None: {"name": "constant"},

@@ -56,6 +56,7 @@ def run_backbone_on_all(
         return run_backbone(
             backbone, source, views, recorder, folder, batch_size=batch_size, description=description
         )
+    # Rank 0 reserves the space first: ranks that create the same files at once would destroy each other's.
     ranks.run_on_main(lambda: open_store(backbone, source, views, recorder, folder), description)
     store, each = open_store(backbone, source, views, recorder, folder), len(views)
 
@@ -153,6 +154,7 @@ class FeatureCache:
         outputs = np.zeros(shape, np.float32)
         head.eval()
         rows = np.flatnonzero(self.valid)
+        # In parts: the summaries of a linear head, in float32, may exceed the memory.
         for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
             outputs[part] = head(self.summaries(part)).numpy()
         return outputs
@@ -172,6 +174,7 @@ class _KeepSummary:
 
     def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
         summary = self._head.summarize(output.features, output.embedding).to(self._dtype).cpu()
+        # float16 ends at 65504, bfloat16 does not, but it has 8 bits instead of 11.
         if not bool(torch.isfinite(summary).all()):
             raise ModelError(
                 f"{self._head.kind} head: summaries reach beyond {torch.finfo(self._dtype).max:g}, the "

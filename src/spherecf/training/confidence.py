@@ -52,6 +52,7 @@ def new_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHe
     """A head for this backbone's map and the recipe's objective, the same for the same seed."""
     channels, height, width = backbone.feature_shape
     outputs = make_objective(config.loss, backbone.dim).outputs
+    # The caller's random state is neither used nor changed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         options = {"outputs": outputs} if outputs > 1 else {}
@@ -237,6 +238,7 @@ def train_confidence(
     if config.prototypes.file:  # checked before the pass over all images, not after it
         prototypes = prototypes_for(source, config.prototypes.file)
         check_fit(prototypes, backbone.dim, source.labels)
+    # Rank 0 decides: the free space that ranks see may differ.
     if ranks.broadcast_object(ranks.is_main and streams(backbone, source, config, cache)):
         model = _train_streaming(
             backbone, source, prototypes, folder, config, cache, ranks, tensorboard, each_epoch
@@ -274,6 +276,7 @@ def _train_streaming(
         means = mean_prototypes(backbone, selection.source, cache, leave_one_out, ranks)
         given, unusable, singletons = means, means.skipped, means.singletons(selection.source)
     tuning = config.features.finetune
+    # Prototypes remain those of the backbone before fine-tuning: targets that move too could collapse.
     features: Features = StreamedFeatures(
         backbone, head, selection.source, selection.views, given,
         tuning=tuning, workers=config.engine.workers, device=ranks.device,
@@ -289,6 +292,7 @@ def _train_streaming(
     facts = {**selection.facts, "used": used, "skipped": skipped, "single_image_identities": singletons}
     record = _record(config, facts, result, ranks)
     if network is not None:
+        # Reopened from its file, so that the model is that of a later `load`, with the file's hash.
         path = folder / BACKBONE_FILE
         tuned = network
         ranks.run_on_main(

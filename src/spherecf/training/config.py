@@ -20,6 +20,7 @@ T = TypeVar("T")
 Config = TypeVar("Config", bound="Recipe")
 
 _MAX_INTEGER = 2**53  # float64, and so JSON in most readers, holds every integer up to here
+# The wording of pydantic, in messages that begin with the name of a setting.
 _WORDS = {
     "Input should be": "must be",
     "greater than or equal to": "at least",
@@ -32,6 +33,8 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 def _settings(cls: type[T]) -> type[T]:
     """A frozen dataclass whose values pydantic checks; its constructor raises `InputError`."""
     model: Any = pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
+    # Tables inside a mapping are built without this constructor, so that pydantic collects all mistakes of a
+    # recipe, each with its path.
     construct = model.__init__
 
     @functools.wraps(construct)

@@ -68,6 +68,7 @@ def prototype_targets(
         InputError: labels beyond the prototypes, another dimension, or no row with a prototype.
     """
     views = len(cache.views)
+    # Prototypes are means of clean views, and an image is usable if its clean view is.
     if bool((cache.valid.reshape(-1, views) & ~cache.valid[::views, None]).any()):
         raise InputError("the cache lacks the clean view of some images; view 0 must be the clean one")
     source, dim, singletons = cache.source, cache.mu.shape[1], list[str]()
@@ -123,6 +124,7 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
         names = [str(row) for row in range(len(prototypes))]
     if names is None:
         return prototypes
+    # Identities without images need no prototype: a subset of the data set may be used.
     row = {name: index for index, name in enumerate(names)}
     present = np.unique(source.labels[source.labels >= 0])
     missing = [source.identities[label] for label in present if source.identities[label] not in row]
@@ -355,6 +357,7 @@ class StreamedFeatures:
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
         self._prototypes, self._tuning, self._workers = prototypes, tuning, workers or None
         self._device = device or torch.device("cpu")
+        # Entry i is view i % len(views) of image images[i], as in a cache.
         usable = np.flatnonzero((source.labels >= 0) & prototypes.usable)
         self.images = np.repeat(usable, len(views))
         self._view = np.tile(np.arange(len(views)), len(usable))
