@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from spherecf.common.progress import track
 from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.errors import InputError
 from spherecf.evaluation import PairOptions, PairReport, evaluate_pairs
+from spherecf.losses import Variant
 from spherecf.models import ConfidenceModel, FrozenBackbone
 from spherecf.scoring import gaussian_score, mutual_likelihood_score
 from spherecf.training import (
@@ -37,9 +38,9 @@ class HeadVariant:
     """
 
     score: str
-    loss: str = "exact"
+    loss: Variant = "exact"
     leave_one_out: bool = True
-    objective: str = "scf"
+    objective: Literal["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian"] = "scf"
 
     @property
     def gaussian(self) -> bool:

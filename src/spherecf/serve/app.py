@@ -17,7 +17,7 @@ from spherecf.serve.access import Access, Limits
 from spherecf.serve.api_page import docs_page
 from spherecf.serve.guard import Guard, install
 from spherecf.serve.routes import gallery_routes, open_routes, photo_routes
-from spherecf.serve.worker import Assessor, Desk
+from spherecf.serve.worker import Assessor, Worker
 
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -89,7 +89,7 @@ def make_app(
             "the service needs a calibrated model; calibrate this one with "
             "`spherecf evaluate calibration --save`"
         )
-    desk = Desk(assessor, gallery, limits)
+    desk = Worker(assessor, gallery, limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
