@@ -7,7 +7,7 @@ import pytest
 from tests.evaluation.conftest import Toy
 
 from spherecf.evaluation import PairReport
-from spherecf.report.pair_figures import (
+from spherecf.report.figures import (
     _log_ticks,
     _steps,
     det_plot,

@@ -10,10 +10,11 @@ from typing import Any
 
 from spherecf.common.version import __version__
 from spherecf.evaluation import PairReport, ScoreResult, plain
-from spherecf.report.pair_figures import condition_plots, score_colour
-from spherecf.report.parts import Plot, Section, Strip, Table, media_type
+from spherecf.report.figures import Plot, Strip, condition_plots, media_type, score_colour
+from spherecf.report.sections import Section
 from spherecf.report.tables import (
     Grouped,
+    Table,
     areas_table,
     compared_metrics,
     counts_text,

@@ -1,15 +1,55 @@
-"""Results as tables and numbers as text, the same for page and terminal."""
+"""Tables of results, numbers as text, and tables for the terminal."""
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from spherecf.errors import InputError
 from spherecf.evaluation import GroupReport, Interval, Measure, PairReport, ScoreResult
-from spherecf.report.parts import Table
+
+
+@dataclass(frozen=True)
+class Table:
+    """A summary table.
+
+    Args:
+        title: above it.
+        header: names of the columns.
+        rows: of as many entries as the header; numbers as text.
+        note: a sentence below it, how to read it.
+        signatures: one per row, where rows are results: everything their numbers depend on.
+
+    Raises:
+        InputError: a row is longer or shorter than the header, or signatures are fewer or more than rows.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    signatures: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.signatures and len(self.signatures) != len(self.rows):
+            raise InputError(
+                f"table {self.title!r}: {len(self.rows)} rows, {len(self.signatures)} signatures"
+            )
+        for place, row in enumerate(self.rows):
+            if len(row) != len(self.header):
+                raise InputError(
+                    f"table {self.title!r}: row {place} has {len(row)} entries, the header {len(self.header)}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        return asdict(self)
+
 
 Grouped = dict[str, dict[str, list[PairReport]]]
 

@@ -12,10 +12,11 @@ from spherecf.common.files import write_atomically
 from spherecf.common.version import __version__
 from spherecf.errors import InputError
 from spherecf.evaluation import PairReport, plain
-from spherecf.report.figures import require_matplotlib
+from spherecf.report.figures import Plot, Strip, require_matplotlib
 from spherecf.report.html import Content, anchor, page
-from spherecf.report.parts import Plot, Section, Strip, Table
+from spherecf.report.sections import Section
 from spherecf.report.tables import (
+    Table,
     areas_table,
     counts_text,
     difference_table,
