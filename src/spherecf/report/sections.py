@@ -21,7 +21,7 @@ from spherecf.evaluation import (
     TmrAtFmr,
 )
 from spherecf.report.figures import Plot, Series, Strip, det_lines, line_plot
-from spherecf.report.tables import Table, difference_text, group_table, interval_text
+from spherecf.report.tables import Table, difference_cell, group_table, interval_text
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,10 @@ def _differences(report: TemplateReport) -> Table | None:
     rows = []
     for result in report.results[1:]:
         found = [report.differences.get(f"{result.name}:{metric}") for metric in metrics]
-        rows.append([result.pooling, result.score, *map(_difference, found)])
+        cells = [str(difference_cell(measure, "tmr")) for measure in found]
+        rows.append([result.pooling, result.score, *cells])
     header = ["Pooling", "Score", *(f"≤ {metric.removeprefix('tmr@')}" for metric in metrics)]
     return Table(f"TMR minus that of {report.results[0].name}", header, rows, "On the same draws.")
-
-
-def _difference(found: Measure | None) -> str:
-    return "–" if found is None else " ".join(filter(None, difference_text(found)))
 
 
 def identification_table(report: IdentificationReport) -> Table:
