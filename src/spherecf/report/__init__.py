@@ -29,7 +29,7 @@ from spherecf.report.sections import (
     rejection_tables,
 )
 from spherecf.report.tables import Table, group_table, pair_rejection_tables, rich_table, terminal_table
-from spherecf.report.write import ReportFiles, write_report
+from spherecf.report.write import ReportFiles, render_html, write_report
 
 __all__ = [
     "Histogram",
@@ -57,6 +57,7 @@ __all__ = [
     "rejection_notes",
     "rejection_section",
     "rejection_tables",
+    "render_html",
     "require_matplotlib",
     "rich_table",
     "strip_by_kappa",

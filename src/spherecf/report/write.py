@@ -176,6 +176,20 @@ def _environment(markdown: bool = False) -> "Environment":
     return made
 
 
+def render_html(template: str, **values: Any) -> str:
+    """An HTML page from a Jinja2 template, with the filters of the report; every value is escaped.
+
+    Args:
+        template: its text. ``data_uri`` makes a PNG or JPEG a picture inside the page.
+        values: that it names.
+
+    Example:
+        >>> render_html("<p>{{ name }}</p>", name="a<b")
+        '<p>a&lt;b</p>'
+    """
+    return _environment().from_string(template).render(values)
+
+
 def _data_uri(image: bytes) -> str:
     return f"data:{media_type(image, 'picture')};base64,{base64.b64encode(image).decode()}"
 
