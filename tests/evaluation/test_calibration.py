@@ -19,7 +19,7 @@ from spherecf.evaluation import (
     min_cllr,
     split_subjects,
 )
-from spherecf.report import calibration_section, calibration_tables
+from spherecf.report import calibration_section
 
 GROUPS, EACH, PHOTOS, PAIRS = 16, 10, 4, 4000
 
@@ -147,7 +147,7 @@ def test_json_and_page(report: CalibrationReport) -> None:
 def test_impossible_promises_leave_all_undecided(pairs: Any) -> None:
     report = run(pairs, alpha=1e-6, scores=("cosine",))
     assert [check.coverage for check in report.scores["cosine"].decisions] == [0] * 4
-    assert "none keeps it: all undecided" in [row[2] for row in calibration_tables(report)[2].rows]
+    assert "none keeps it: all undecided" in [row[2] for row in calibration_section(report).tables[2].rows]
 
 
 def test_disjoint_tests_use_fewer_pairs(pairs: Any) -> None:

@@ -82,21 +82,6 @@ def nearest_section(
     return Section("Comparing with old papers", tables=[Table("", header, rows, note, signatures)])
 
 
-def ijb_tables(report: TemplateReport) -> list[Table]:
-    """The table of all rows, and where there are groups one of them for each row.
-
-    Example:
-        >>> [table.title for table in ijb_tables(TemplateReport("toy", {}, [], [], "none", [], {}))]
-        ['toy, 1:1: TMR (TAR) at FMR (FAR) ≤ target']
-    """
-    groups = [
-        group_table(result.groups, f"By group: {result.name}", result.signature)
-        for result in report.results
-        if result.groups
-    ]
-    return [_table(report), *groups]
-
-
 def _table(report: TemplateReport) -> Table:
     """A row per way to pool and to score: TMR at every FMR with its interval, EER."""
     targets = [entry.target for entry in report.results[0].tmr] if report.results else []
@@ -117,8 +102,14 @@ def _table(report: TemplateReport) -> Table:
     return Table(f"{report.name}, 1:1: TMR (TAR) at FMR (FAR) ≤ target", header, rows, note, signatures)
 
 
-def ijb_section(report: TemplateReport) -> Section:
-    """Table, differences to the first row, and DET; see ``docs/ijb.md`` for what the modes mean.
+def ijb_section(report: TemplateReport, plots: bool = True) -> Section:
+    """One `evaluate_ijb`: TMR of every row, by group where asked, differences to the first row, DET.
+
+    See ``docs/ijb.md`` for what the modes mean.
+
+    Args:
+        report: from `evaluate_ijb`.
+        plots: draw them, too; without, matplotlib is not needed.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -132,32 +123,32 @@ def ijb_section(report: TemplateReport) -> Section:
         >>> ijb_section(TemplateReport("toy", counts, [], [], "none", [row], {})).title
         'toy 1:1'
     """
-    low = 0.5 / max(2, report.counts["non_mated"])
-    lines = [Series(result.name, result.det["fmr"], result.det["fnmr"]) for result in report.results]
-    found = "; ".join(f"{result.name}: EER {result.eer:.4f}" for result in report.results)
-    plot = det_lines(
-        f"{report.name}-1-1-det", lines, caption="DET of template pairs; lower is better.", alt=found, low=low
-    )
-    tables = [*ijb_tables(report), *filter(None, [_differences(report)])]
-    return Section(f"{report.name} 1:1", ijb_notes(report), tables, [plot])
+    groups = [
+        group_table(result.groups, f"By group: {result.name}", result.signature)
+        for result in report.results
+        if result.groups
+    ]
+    tables = [_table(report), *groups, *filter(None, [_differences(report)])]
+    drawn = []
+    if plots:
+        lines = [Series(result.name, result.det["fmr"], result.det["fnmr"]) for result in report.results]
+        drawn = [
+            det_lines(
+                f"{report.name}-1-1-det", lines, caption="DET of template pairs; lower is better.",
+                alt="; ".join(f"{result.name}: EER {result.eer:.4f}" for result in report.results),
+                low=0.5 / max(2, report.counts["non_mated"]),
+            )
+        ]  # fmt: skip
+    return Section(f"{report.name} 1:1", _ijb_notes(report), tables, drawn)
 
 
-def ijb_notes(report: TemplateReport) -> list[str]:
-    """The counts behind the table, failures and what had to be left out, in words.
-
-    Example:
-        >>> counts = {"images": 3, "templates": 3, "media": 3, "people": 2, "pairs": 2, "mated": 1}
-        >>> counts |= {"non_mated": 1, "failed_images": 1, "failed_templates": 0, "failed_pairs": 0}
-        >>> counts |= {"repeated_pairs": 0}
-        >>> ijb_notes(TemplateReport("toy", counts, [("a.jpg", "no face")], [], "none", [], {}))[1]
-        '1 image could not be embedded (failures to acquire, never scored), first a.jpg: no face.'
-    """
+def _ijb_notes(report: TemplateReport) -> list[str]:
     c = report.counts
     notes = [
         f"{c['pairs']:,} pairs ({c['mated']:,} mated, {c['non_mated']:,} non-mated) of {c['templates']:,} "
         f"templates of {c['media']:,} media and {c['images']:,} images; intervals: {report.resampling}."
     ]
-    notes += failure_notes(report.failures, report.failed_templates)
+    notes += _failure_notes(report.failures, report.failed_templates)
     if c["failed_pairs"]:
         notes.append(f"{c['failed_pairs']:,} pairs left out: one of their templates has no image left.")
     if c["repeated_pairs"]:
@@ -165,7 +156,7 @@ def ijb_notes(report: TemplateReport) -> list[str]:
     return notes + report.notes
 
 
-def failure_notes(failures: list[tuple[str, str]], templates: list[int]) -> list[str]:
+def _failure_notes(failures: list[tuple[str, str]], templates: list[int]) -> list[str]:
     """What could not be embedded: how many, and the first of them."""
     notes = []
     if images := len(failures):
@@ -201,13 +192,8 @@ def _differences(report: TemplateReport) -> Table | None:
     return Table(f"TMR minus that of {report.results[0].name}", header, rows, "On the same draws.")
 
 
-def identification_table(report: IdentificationReport) -> Table:
-    """Per way to pool and to score a row for each gallery and one for their mean: ranks, TPIR at FPIR.
-
-    Example:
-        >>> identification_table(IdentificationReport("toy", 1, {}, [], [], "none", [])).header
-        ['Pooling', 'Mode', 'Score', 'Gallery']
-    """
+def _identification_table(report: IdentificationReport) -> Table:
+    """A row per way to pool and to score, for each gallery and for their mean: ranks, TPIR at FPIR."""
     first = report.results[0].galleries[0] if report.results else None
     ranks = [] if first is None else list(first.ranks)
     targets = [] if first is None else [f"{entry.target:g}" for entry in first.tpir]
@@ -230,8 +216,12 @@ def identification_table(report: IdentificationReport) -> Table:
     return Table(f"{report.name}, 1:N identification", header, rows, note, signatures)
 
 
-def identification_section(report: IdentificationReport) -> Section:
-    """Table, CMC and open-set DET of every gallery; see ``docs/ijb.md``.
+def identification_section(report: IdentificationReport, plots: bool = True) -> Section:
+    """One `evaluate_identification`: ranks and TPIR, and CMC and open-set DET of every gallery.
+
+    Args:
+        report: from `evaluate_identification`.
+        plots: draw them, too; without, matplotlib is not needed.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -246,22 +236,16 @@ def identification_section(report: IdentificationReport) -> Section:
         >>> len(identification_section(IdentificationReport("toy", 1, counts, [], [], "none", [row])).plots)
         1
     """
-    plots = []
-    for place, gallery in enumerate(report.results[0].galleries):
+    drawn: list[Plot] = []
+    for place, gallery in enumerate(report.results[0].galleries if plots else []):
         ones = [(result.name, result.galleries[place]) for result in report.results]
-        plots += _plots(f"{report.name}-1-n-{gallery.gallery}", gallery.gallery, ones)
-    return Section(f"{report.name} 1:N", identification_notes(report), [identification_table(report)], plots)
+        drawn += _plots(f"{report.name}-1-n-{gallery.gallery}", gallery.gallery, ones)
+    return Section(
+        f"{report.name} 1:N", _identification_notes(report), [_identification_table(report)], drawn
+    )
 
 
-def identification_notes(report: IdentificationReport) -> list[str]:
-    """Counts and failures in words.
-
-    Example:
-        >>> counts = {"images": 9, "probes": 4, "gallery_templates": 5, "people": 2, "failed_images": 0}
-        >>> counts |= {"failed_probes": 0, "failed_gallery_templates": 0}
-        >>> identification_notes(IdentificationReport("toy", 1, counts, [], [], "none", []))
-        ['4 probes of 2 people, 5 enrolled templates, 9 images; intervals: none.']
-    """
+def _identification_notes(report: IdentificationReport) -> list[str]:
     c = report.counts
     notes = [
         f"{c['probes']:,} probes of {c['people']:,} people, {c['gallery_templates']:,} enrolled templates, "
@@ -273,7 +257,7 @@ def identification_notes(report: IdentificationReport) -> list[str]:
             f"{g.non_mated:,} without."
             for g in report.results[0].galleries
         ]
-    notes += failure_notes(report.failures, report.failed_templates)
+    notes += _failure_notes(report.failures, report.failed_templates)
     if c["failed_probes"] or c["failed_gallery_templates"]:
         notes.append(
             f"{c['failed_probes']:,} probes and {c['failed_gallery_templates']:,} enrolled templates had no "
@@ -315,64 +299,28 @@ def _text(measure: Measure | None) -> str:
     return f"{measure.value:.4f} {interval_text(measure.interval)}".rstrip()
 
 
-def calibration_section(report: CalibrationReport) -> Section:
-    """Tables and plots of one `evaluate_calibration`.
+def calibration_section(report: CalibrationReport, plots: bool = True) -> Section:
+    """One `evaluate_calibration`: costs, thresholds, decisions, the scale of kappa, and their plots.
+
+    Args:
+        report: from `evaluate_calibration`.
+        plots: draw them, too; without, matplotlib is not needed.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
 
     Example:
         >>> from spherecf.calibration import Calibration
-        >>> nothing = CalibrationReport(
-        ...     "toy",
-        ...     "clean/clean",
-        ...     {},
-        ...     [],
-        ...     "people",
-        ...     "subject",
-        ...     "kappa",
-        ...     "none",
-        ...     [],
-        ...     {},
-        ...     Calibration("", ""),
-        ... )
+        >>> nothing = CalibrationReport("toy", "clean", {}, [], *["none"] * 4, [], {}, Calibration("", ""))
         >>> calibration_section(nothing).title
-        'toy: calibration, clean/clean'
+        'toy: calibration, clean'
     """
-    plots = []
-    if report.scores:
-        plots = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
-    return Section(
-        title=f"{report.name}: calibration, {report.condition}",
-        notes=_notes(report),
-        tables=calibration_tables(report),
-        plots=plots,
-    )
-
-
-def calibration_tables(report: CalibrationReport) -> list[Table]:
-    """Costs, thresholds, decisions and the scale of kappa.
-
-    Example:
-        >>> from spherecf.calibration import Calibration
-        >>> nothing = CalibrationReport(
-        ...     "toy",
-        ...     "clean/clean",
-        ...     {},
-        ...     [],
-        ...     "people",
-        ...     "subject",
-        ...     "kappa",
-        ...     "none",
-        ...     [],
-        ...     {},
-        ...     Calibration("", ""),
-        ... )
-        >>> [table.title for table in calibration_tables(nothing)]
-        []
-    """
+    drawn: list[Plot] = []
+    if report.scores and plots:
+        drawn = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
     tables = [_costs(report), _thresholds(report), _decisions(report)] if report.scores else []
-    return [*tables, *([_kappa(report)] if report.kappa else [])]
+    tables += [_kappa(report)] if report.kappa else []
+    return Section(f"{report.name}: calibration, {report.condition}", _notes(report), tables, drawn)
 
 
 def _notes(report: CalibrationReport) -> list[str]:
@@ -564,37 +512,29 @@ def _coverage_plots(report: CalibrationReport) -> list[Plot]:
 _SAME_AS_KAPPA = "mean_resultant"
 
 
-def rejection_section(report: RejectionReport) -> Section:
-    """Tables and plots of one `evaluate_rejection`.
+def rejection_section(report: RejectionReport, plots: bool = True) -> Section:
+    """One `evaluate_rejection`: the operating points, then PRR of every confidence at each of them.
+
+    Args:
+        report: from `evaluate_rejection`.
+        plots: draw them, too; without, matplotlib is not needed.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
 
     Example:
         >>> kappas = {"posterior": 9.0, "mutual": 9.0}
-        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], [])
-        >>> rejection_section(nothing).title
-        'toy: rejection in open-set identification'
+        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
+        >>> rejection_section(nothing).notes[-1]
+        'These probes lack the confidences norm.'
     """
+    resolved = [point for point in report.points if _entries(report, point)]
     return Section(
         title=f"{report.name}: rejection in open-set identification",
-        notes=rejection_notes(report),
-        tables=rejection_tables(report),
-        plots=[_plot(report, point) for point in report.points if _entries(report, point)],
+        notes=_rejection_notes(report),
+        tables=[_operating_points(report), *(_prr(report, point) for point in resolved)],
+        plots=[_plot(report, point) for point in resolved] if plots else [],
     )
-
-
-def rejection_tables(report: RejectionReport) -> list[Table]:
-    """The operating points, then one table of PRR for each.
-
-    Example:
-        >>> kappas = {"posterior": 9.0, "mutual": 9.0}
-        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], [])
-        >>> [table.title for table in rejection_tables(nothing)]
-        ['toy: operating points, nothing rejected']
-    """
-    drawn = [point for point in report.points if _entries(report, point)]
-    return [_operating_points(report), *(_prr(report, point) for point in drawn)]
 
 
 def mean_prr_table(reports: Sequence[RejectionReport]) -> Table:
@@ -622,15 +562,7 @@ def _entries(report: RejectionReport, point: OperatingPoint) -> list[ConfidenceP
     return [entry for entry in report.prr if entry.fpir_target == point.fpir_target]
 
 
-def rejection_notes(report: RejectionReport) -> list[str]:
-    """Counts, fits, failures and what is unresolved, in words.
-
-    Example:
-        >>> kappas = {"posterior": 9.0, "mutual": 9.0}
-        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
-        >>> rejection_notes(nothing)[-1]
-        'These probes lack the confidences norm.'
-    """
+def _rejection_notes(report: RejectionReport) -> list[str]:
     c = report.counts
     notes = []
     if c:
