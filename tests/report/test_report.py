@@ -183,7 +183,7 @@ def test_markdown_says_the_same_in_words(written: tuple[str, dict, str], reports
     for report in reports[:3]:
         for result in report.scores.values():
             assert f"`{result.signature}`" in text and f"{result.accuracy.value:.4f} ±" in text
-    assert "- row 1: `s1`" in text and "- Plot. DET: what each score misses" in text
+    assert "- row 1: `s1`" in text and "- Plot. DET: FNMR against FMR" in text
     assert "second" in text and "| mls" in text and "Minus cosine" in text and "FMR 0.001 needs" in text
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
     for table in tables:

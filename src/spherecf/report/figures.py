@@ -38,7 +38,7 @@ Ends = tuple[float | int, float | int]
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing as inline SVG, its caption, and what it shows in words for those who do not see it."""
+    """A plot as inline SVG, its caption, and a text alternative."""
 
     svg: str
     caption: str
@@ -49,7 +49,7 @@ class Plot:
 class Series:
     """One line: its name in the legend, its points, and whether it is a staircase ("post") or dashed.
 
-    Some names have a look of their own in every plot: the confidences "kappa", "norm", "detector_score" and
+    Some names have a fixed style: the confidences "kappa", "norm", "detector_score" and
     "sharpness", the grey "cosine" and "random", and the dotted "oracle" and "perfect" (a diagonal, say).
 
     Args:
@@ -58,7 +58,7 @@ class Series:
         y: as many as x.
         steps: draw a staircase: each y holds until the next x.
         dashed: draw it dashed.
-        thin: draw it thin and leave it out of the legend: a repetition of another line, with another seed.
+        thin: draw it thin and leave it out of the legend: another run of a line that is shown.
         colour: instead of that of its name.
 
     Raises:
@@ -103,7 +103,7 @@ class Histogram:
 
 
 def require_matplotlib() -> None:
-    """Raise early, before long work, if plots cannot be drawn.
+    """Fail before long work if plots cannot be drawn.
 
     Raises:
         MissingDependencyError: with the command that installs it.
@@ -140,8 +140,8 @@ def line_plot(
         series: at least one; NaN breaks a line.
         xlabel: of the horizontal axis, with its unit.
         ylabel: of the vertical axis.
-        caption: below the plot: what it shows, which direction is better.
-        alt: the same in words and numbers, for those who do not see it.
+        caption: below the plot: what it shows, and which direction is better.
+        alt: text alternative: the same in words and numbers.
         log_x: logarithmic horizontal axis.
         log_y: logarithmic vertical axis.
         markers: show the points.
@@ -192,9 +192,9 @@ def det_lines(
         name: unique on the page.
         series: x and y are rates, 0 .. 1; for open-set search x is FPIR and y FNIR.
         caption: below the plot.
-        alt: the same in words and numbers.
+        alt: text alternative.
         low: the axes' lower end, e.g. half of the smallest rate that the counts can show; smaller rates
-            lie on the edge.
+            are drawn on the edge.
         xlabel: of the horizontal axis.
         ylabel: of the vertical axis.
 
@@ -244,7 +244,7 @@ def histogram_plot(
         histograms: at least one.
         xlabel: of the horizontal axis.
         caption: below the plot.
-        alt: the same in words and numbers.
+        alt: text alternative.
         ylabel: of the vertical axis.
         log_x: logarithmic horizontal axis.
 
@@ -272,7 +272,7 @@ def histogram_plot(
 
 
 def line_style(label: str, among: list[str]) -> dict[str, Any]:
-    """Colour and dash of a line: known names always have theirs, others by their place among the unknown.
+    """Colour and dash of a line: fixed for known names, for others by their order.
 
     >>> line_style("kappa", ["kappa"])["color"] == line_style("kappa", ["x", "kappa"])["color"]
     True
@@ -375,7 +375,7 @@ def det_plot(runs: Sequence[PairReport], name: str) -> Plot:
     ]
     return det_lines(
         name, series, low=min(0.5 / run.counts[kind] for run in runs for kind in ("mated", "non_mated")),
-        caption="DET: what each score misses at each rate of false matches. Lower left is better.",
+        caption="DET: FNMR against FMR of each score. Lower left is better.",
         alt="; ".join(f"{s}: EER {result.eer.value:.4f}" for s, result in runs[0].scores.items()),
     )  # fmt: skip
 
@@ -399,7 +399,7 @@ def edc_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | None:
         name, series, xlabel="share of mated pairs discarded", ylabel="FNMR of the rest",
         xlim=(0, _EDC_SHOWN), ylim=(0, 1.08 * highest),
         caption=f"EDC, {score}, threshold at {start.replace('<=', ' ≤ ').upper()}. Lower is better.",
-        alt=f"Area up to 20 % discarded, 1 = tells nothing: {', '.join(areas)}",
+        alt=f"Area up to 20 % discarded (1 is uninformative): {', '.join(areas)}",
     )  # fmt: skip
 
 
@@ -421,7 +421,7 @@ def rejection_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | 
     return line_plot(
         name, series, xlabel="share of images rejected", ylabel=f"TMR (TAR) at FMR ≤ {target:g}",
         xlim=(0, 0.95), ylim=(min(min(tmr) - margin, 0.98), min(max(tmr) + margin, 1.002)),
-        caption=f"Rejection, {score}: TMR of what remains. Higher is better; a line ends where unresolved.",
+        caption=f"Rejection, {score}: TMR of the pairs that remain. A line ends where unresolved.",
         alt=f"TMR with 20 % rejected: {', '.join(f'{r.confidence} {_at(r.curve, 0.2)}' for r in chosen[0])}",
     )  # fmt: skip
 
@@ -437,8 +437,8 @@ def kappa_plot(histograms: Sequence[KappaHistogram], name: str) -> Plot:
         for h in histograms
     ]  # fmt: skip
     return histogram_plot(
-        name, outlines, xlabel="κ (larger = surer)", ylabel="share of images", log_x=True,
-        caption="κ by severity of degradation. Poorer pictures should lie further left.",
+        name, outlines, xlabel="κ (larger: more confident)", ylabel="share of images", log_x=True,
+        caption="κ by severity of degradation. Poorer images should have smaller κ.",
         alt="Median κ: " + ", ".join(f"{h.label} {h.quartiles[1]:.4g}" for h in histograms),
     )  # fmt: skip
 
@@ -559,13 +559,13 @@ def strip_by_kappa(
     keys: Sequence[str] | None = None,
     count: int = 14,
 ) -> Strip:
-    """Faces from the least to the most sure, evenly spaced by rank, with kappa under each.
+    """Faces by increasing kappa, evenly spaced by rank, with kappa below each.
 
     Args:
         title: of the strip.
         embeddings: gives kappa.
         picture: the encoded PNG or JPEG of a key.
-        keys: those to choose from; default: all. Keys without an embedding are passed over.
+        keys: those to choose from; default: all. Keys without an embedding are skipped.
         count: number of faces.
 
     Raises:
@@ -594,7 +594,7 @@ def strips_of_mistakes(
     *,
     title: str = "",
 ) -> list[Strip]:
-    """The worst mistakes as pairs of faces, one strip per score and kind, with who they are and how sure.
+    """The worst mistakes as pairs of faces, one strip per score and kind, with score, kappas and names.
 
     Args:
         mistakes: from `worst_mistakes`, or ``mistakes`` of a `PairReport`.

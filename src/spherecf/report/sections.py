@@ -150,9 +150,9 @@ def _ijb_notes(report: TemplateReport) -> list[str]:
     ]
     notes += _failure_notes(report.failures, report.failed_templates)
     if c["failed_pairs"]:
-        notes.append(f"{c['failed_pairs']:,} pairs left out: one of their templates has no image left.")
+        notes.append(f"{c['failed_pairs']:,} pairs left out: a template of theirs has no image left.")
     if c["repeated_pairs"]:
-        notes.append(f"{c['repeated_pairs']:,} pairs stand in the list more than once and count as often.")
+        notes.append(f"{c['repeated_pairs']:,} pairs are listed more than once and count as often.")
     return notes + report.notes
 
 
@@ -189,7 +189,7 @@ def _differences(report: TemplateReport) -> Table | None:
         cells = [str(difference_cell(measure, "tmr")) for measure in found]
         rows.append([result.pooling, result.score, *cells])
     header = ["Pooling", "Score", *(f"≤ {metric.removeprefix('tmr@')}" for metric in metrics)]
-    return Table(f"TMR minus that of {report.results[0].name}", header, rows, "On the same draws.")
+    return Table(f"TMR minus that of {report.results[0].name}", header, rows, "On the same bootstrap draws.")
 
 
 def _identification_table(report: IdentificationReport) -> Table:
@@ -311,8 +311,8 @@ def calibration_section(report: CalibrationReport, plots: bool = True) -> Sectio
 
     Example:
         >>> from spherecf.calibration import Calibration
-        >>> nothing = CalibrationReport("toy", "clean", {}, [], *["none"] * 4, [], {}, Calibration("", ""))
-        >>> calibration_section(nothing).title
+        >>> empty = CalibrationReport("toy", "clean", {}, [], *["none"] * 4, [], {}, Calibration("", ""))
+        >>> calibration_section(empty).title
         'toy: calibration, clean'
     """
     drawn: list[Plot] = []
@@ -332,12 +332,13 @@ def _notes(report: CalibrationReport) -> list[str]:
             for part in ("tuning", "testing", "measuring", "left_out")
         )
         notes.append(
-            f"{c['people']:,} people in parts with nobody in common: {tuned + tested:,} pairs fit "
-            f"({tuned:,} order the decision rules, {tested:,} test them), {new:,} other pairs measure. Left "
-            f"out: {lost:,} pairs of people from two parts, {c['failed_pairs']:,} pairs with a failed image."
+            f"{c['people']:,} people, divided into disjoint parts: {tuned + tested:,} pairs for "
+            f"fitting ({tuned:,} to order the decision rules, {tested:,} to test them), {new:,} pairs for "
+            f"measuring. Left out: {lost:,} pairs of people from different parts, {c['failed_pairs']:,} pairs with "
+            "a failed image."
         )
     if report.unit == "image":
-        notes.append("People are unknown: parts may share them, so the promises of decisions do not hold.")
+        notes.append("Identities are unknown: parts may share people, and then no promise holds.")
     return notes
 
 
@@ -345,17 +346,18 @@ def _costs(report: CalibrationReport) -> Table:
     rows, signatures = [], []
     for one in report.scores.values():
         for cost in one.costs:
-            mark = " (regularised: the data separate)" if cost.separated else ""
+            mark = " (regularised: the classes are separable)" if cost.separated else ""
             value = f"{cost.cllr:.4f} {interval_text(cost.interval)}".strip()
             numbers = [value, f"{one.min_cllr:.4f}", f"{cost.loss:+.4f}", f"{cost.reliability.error:.4f}"]
             rows.append([one.score, cost.method + mark, *numbers])
             signatures.append(one.signature)
     return Table(
-        "Log-likelihood ratios, on people they were not fitted on",
-        ["Score", "Calibrator", "Cllr, bits", "Minimum Cllr", "Loss", "Gap of stated and found"],
+        "Log-likelihood ratios of held-out people",
+        ["Score", "Calibrator", "Cllr, bits", "Minimum Cllr", "Loss", "Calibration error"],
         rows,
-        "Cllr: 0 is perfect, 1 knows nothing. The minimum is that of the best rising function on these "
-        "pairs. The first calibrator of a score is the one that is kept.",
+        "Cllr: 0 is perfect, 1 is uninformative. The minimum is that of the best monotone function on these "
+        "pairs. Calibration error: mean difference of predicted probability and observed share of matches. "
+        "The first calibrator of a score is the one that is saved.",
         signatures,
     )
 
@@ -378,12 +380,12 @@ def _thresholds(report: CalibrationReport) -> Table:
             "Score",
             "FMR target",
             "Threshold",
-            "FMR where fitted",
-            "FMR of other people",
-            "TMR of other people",
+            "FMR, fitted",
+            "FMR, held out",
+            "TMR, held out",
         ],
         rows,
-        "Rates with counts and 95 % intervals: over people where drawn, else Clopper-Pearson's."
+        "Rates with counts and 95 % intervals: bootstrap over people, or Clopper-Pearson without bootstrap."
         + "".join(dict.fromkeys(why)),
         signatures,
     )
@@ -409,12 +411,12 @@ def _decisions(report: CalibrationReport) -> Table:
             signatures.append(one.signature)
     first = next(iter(report.scores.values())).decisions[0].rule
     return Table(
-        "Decisions that keep a promise",
-        ["Score", "Promise", "Rule", "When tested", "Decided, other people", "Errors, other people"],
+        "Decisions with a promised error rate",
+        ["Score", "Promise", "Rule", "Errors, tested", "Decided, held out", "Errors, held out"],
         rows,
-        f"Each promise holds with probability {1 - first.delta:g} over the choice of the testing "
-        f"{first.tested_on}, for pairs exchangeable with them; each alone. Decided: of all, of the "
-        "mated, of the non-mated pairs.",
+        f"Each promise holds by itself with probability {1 - first.delta:g} over the draw of the testing "
+        f"{first.tested_on}, for pairs exchangeable with them. Decided: share of all, of mated and of "
+        "non-mated pairs.",
         signatures,
     )
 
@@ -423,7 +425,7 @@ def _rule_cells(check: RuleCheck, confidence: str) -> list[str]:
     rule = check.rule
     promise = f"{rule.error} ≤ {rule.alpha:g}"
     if rule.accept is None or rule.reject is None:
-        return [promise, "none keeps it: all undecided", "", "0", ""]
+        return [promise, "no rule keeps it: all pairs undecided", "", "0", ""]
     apart = f"non-match < {rule.reject:.4g}" if rule.reject < rule.accept else "else non-match"
     text = f"match ≥ {rule.accept:.4g}, {apart}"
     if rule.least_confidence > -math.inf:
@@ -445,7 +447,7 @@ def _errors_text(counts: Sequence[ErrorCount], upper: bool = False) -> str:
 def _kappa(report: CalibrationReport) -> Table:
     scale = report.calibration.kappa
     return Table(
-        "What kappa means",
+        "Scale of kappa",
         ["Percentile", "κ", "Expected cosine A(κ)", "ISO 0 .. 100"],
         [[f"{row.percent:g}", f"{row.kappa:.4g}", f"{row.cosine:.4f}", str(row.iso)] for row in report.kappa],
         "" if scale is None else f"Among {scale.population}.",
@@ -461,9 +463,9 @@ def _reliability_plot(report: CalibrationReport) -> Plot:
     gaps = ", ".join(f"{s} {one.costs[0].reliability.error:.4f}" for s, one in report.scores.items())
     return line_plot(
         f"reliability-{report.name}-{report.condition}", lines, markers=True,
-        xlabel="stated chance of a match", ylabel="share of mated pairs",
-        caption="Reliability on other people. The diagonal is right.",
-        alt=f"Mean gap: {gaps}",
+        xlabel="predicted probability of a match", ylabel="share of mated pairs",
+        caption="Reliability diagram, held-out people. The diagonal is perfect.",
+        alt=f"Calibration error: {gaps}",
     )  # fmt: skip
 
 
@@ -479,9 +481,10 @@ def _tippett_plots(report: CalibrationReport) -> list[Plot]:
         plots.append(
             line_plot(
                 f"tippett-{one.score}-{report.name}-{report.condition}", lines,
-                xlabel="log likelihood ratio (natural)", ylabel="share of pairs with at least that",
-                caption=f"Tippett plot, {one.score}, on other people. Mated right of 0, non-mated left.",
-                alt=f"At least 0: {misled[0]:.3f} of the mated, {misled[1]:.4f} of the non-mated pairs",
+                xlabel="log-likelihood ratio (natural)", ylabel="share of pairs at or above it",
+                caption=f"Tippett plot, {one.score}, held-out people. Mated pairs belong right of 0, "
+                "non-mated pairs left.",
+                alt=f"LLR at least 0: {misled[0]:.3f} of the mated, {misled[1]:.4f} of the non-mated pairs",
             )
         )  # fmt: skip
     return plots
@@ -501,8 +504,8 @@ def _coverage_plots(report: CalibrationReport) -> list[Plot]:
             line_plot(
                 f"coverage-{one.score}-{report.name}-{report.condition}", lines, log_x=True, markers=True,
                 xlabel="bound on false matches and on false non-matches", ylabel="share of pairs decided",
-                caption=f"What a promise costs, {one.score}: decided pairs of other people, by what may "
-                "leave a pair undecided. Higher is better.",
+                caption=f"Share of held-out pairs decided, {one.score}, for each criterion of abstention. "
+                "Higher is better.",
                 alt=f"At {one.curves[0].alphas[-1]:g}: {ends}",
             )
         )  # fmt: skip
@@ -524,9 +527,9 @@ def rejection_section(report: RejectionReport, plots: bool = True) -> Section:
 
     Example:
         >>> kappas = {"posterior": 9.0, "mutual": 9.0}
-        >>> nothing = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
-        >>> rejection_section(nothing).notes[-1]
-        'These probes lack the confidences norm.'
+        >>> empty = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
+        >>> rejection_section(empty).notes[-1]
+        'Confidences that these probes do not have: norm.'
     """
     resolved = [point for point in report.points if _entries(report, point)]
     return Section(
@@ -585,7 +588,7 @@ def _rejection_notes(report: RejectionReport) -> list[str]:
             "because they have none or their subject's gallery template has none."
         )
     if report.absent_confidences:
-        notes.append(f"These probes lack the confidences {', '.join(report.absent_confidences)}.")
+        notes.append(f"Confidences that these probes do not have: {', '.join(report.absent_confidences)}.")
     return notes
 
 
@@ -601,7 +604,7 @@ def _operating_points(report: RejectionReport) -> Table:
             continue
         counted = [f"{value:,}" for value in p.counts.values()]
         rows.append([f"{p.fpir_target:g}", f"{p.fpir:.4f}", f"{p.threshold:.4f}", f"{p.f1:.4f}", *counted])
-    return Table(f"{report.name}: operating points, nothing rejected", header, rows)
+    return Table(f"{report.name}: operating points without rejection", header, rows)
 
 
 def _prr(report: RejectionReport, point: OperatingPoint) -> Table:
@@ -622,7 +625,7 @@ def _prr(report: RejectionReport, point: OperatingPoint) -> Table:
         f"{report.name}: PRR at FPIR ≤ {point.fpir_target:g}",
         ["confidence", "PRR", "95 %", "minus kappa", "95 %", share],
         rows,
-        note="1: errors go first. 0: the confidence tells nothing. Below 0: it rejects what is right.",
+        note="1: errors are rejected first. 0: no better than random. Below 0: worse than random.",
         signatures=[entry.signature for entry in entries],
     )
 
@@ -636,8 +639,8 @@ def _plot(report: RejectionReport, point: OperatingPoint) -> Plot:
         [Series(entry.confidence, report.shares, entry.f1) for entry in entries],
         xlabel="share of probes rejected",
         ylabel="F1 of the rest",
-        caption=f"F1 against the rejected share at {at}: the sooner a line rises, the better. "
-        "The oracle rejects errors first; a confidence that tells nothing stays flat.",
-        alt=f"At {at} F1 is {point.f1:.3f} with nothing rejected; {best.confidence} has the largest PRR, "
+        caption=f"F1 against the rejected share at {at}: the earlier a line rises, the better. "
+        "The oracle rejects errors first; an uninformative confidence stays flat.",
+        alt=f"At {at} F1 is {point.f1:.3f} without rejection; {best.confidence} has the largest PRR, "
         f"{best.prr.value:.3f}, and F1 {best.f1[10]:.3f} with 10 % rejected.",
     )

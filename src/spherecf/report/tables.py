@@ -45,7 +45,7 @@ class Table:
         rows: of as many entries as the header; numbers as text, or as a `Cell`.
         note: a sentence below it, how to read it.
         signatures: one per row, where rows are results: everything their numbers depend on.
-        groups: the place of a group's first row -> name of the group, and a sentence about it.
+        groups: the place of a group's first row -> name of the group, and its counts.
 
     Raises:
         InputError: a row is longer or shorter than the header, or signatures are fewer or more than rows.
@@ -145,7 +145,7 @@ def interval_text(interval: Interval | None, signed: bool = False) -> str:
 
 
 def verdict(metric: str, difference: Measure) -> str:
-    """ "better" or "worse" where the interval leaves no room for the opposite, else empty."""
+    """ "better" or "worse" where the whole interval is on one side of zero, otherwise empty."""
     if difference.interval is None or abs(difference.value) < 5e-5:  # shown as zero
         return ""
     sign = -1 if metric in LOWER_IS_BETTER else 1
@@ -154,7 +154,7 @@ def verdict(metric: str, difference: Measure) -> str:
 
 
 def counts_text(report: PairReport) -> str:
-    """The counts behind a result, in words."""
+    """The counts of pairs, images and people of a result, as text."""
     c = report.counts
     people = f" of {c['subjects']:,} people" if c["subjects"] else ""
     failed = f"{c['failed_images']:,} images could not be embedded" if c["failed_images"] else "none failed"
@@ -192,7 +192,7 @@ def areas_table(runs: Sequence[PairReport]) -> Table | None:
     if not rows:
         return None
     return Table(
-        "Areas under error versus discard, up to 20 % discarded (1 tells nothing, smaller is better)",
+        "Areas under error versus discard, up to 20 % discarded (1 is uninformative, smaller is better)",
         ["Score", "Threshold at", "FNMR at the start", *confidences],
         rows,
         " ".join(dict.fromkeys(reasons)),
@@ -202,7 +202,8 @@ def areas_table(runs: Sequence[PairReport]) -> Table | None:
 def score_table(conditions: dict[str, list[PairReport]]) -> Table:
     """Every score of every condition and run: a group of rows for each run, with its counts."""
     metrics = metric_names([run for runs in conditions.values() for run in runs])
-    rows, signatures, groups = [], [], {}
+    rows: list[list[Cell]] = []
+    signatures, groups = [], {}
     for condition, runs in conditions.items():
         for run, label in zip(runs, run_names(runs)):
             counts = f"{counts_text(run)}; intervals: {run.resampling}"
@@ -229,7 +230,7 @@ def difference_table(runs: Sequence[PairReport]) -> Table | None:
 
 
 def difference_cell(difference: Measure | None, metric: str) -> Cell:
-    """A difference with its sign, marked where it is better or worse beyond doubt."""
+    """A difference with its sign, marked better or worse where its interval excludes zero."""
     if difference is None:
         return Cell("–", mark="missing")
     between = interval_text(difference.interval, signed=True)
@@ -275,7 +276,7 @@ def pair_rejection_tables(report: PairReport) -> list[Table]:
             signed.append(signatures[found.score])
     limits = next((list(f.edc.pauc_normalised) for f in report.edc if f.edc.pauc_normalised), [])
     header = ["score", "confidence", "start", "FNMR", *(f"pAUC to {float(limit):.0%}" for limit in limits)]
-    note = "Over a flat line: 1 tells nothing, smaller is better."
+    note = "Relative to a flat line: 1 is uninformative, smaller is better."
     discarded = Table(f"{report.name}: area under error versus discard", header, rows, note, signed)
     return [rejected, discarded]
 
@@ -292,7 +293,7 @@ def group_table(report: GroupReport, title: str, signature: str = "") -> Table:
         >>> [row[:2] for row in group_table(report, "toy").rows][:3]
         [['most accurate', 'A'], ['most accurate', 'B'], ['most accurate', 'largest / smallest']]
     """
-    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "With its own threshold"]
+    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "With own threshold"]
     rows = []
     for group in report.groups:
         counts = [group.group, f"{group.mated:,}", f"{group.non_mated:,}"]
@@ -302,10 +303,10 @@ def group_table(report: GroupReport, title: str, signature: str = "") -> Table:
     for entry in report.overall:
         if entry.tmr is not None:
             rows += _block(report, entry.target)
-    note = "One threshold for everybody, set on all pairs."
+    note = "One threshold for all groups, set on all pairs."
     note += "".join(f" Unresolved: {entry.unresolved}." for entry in report.overall if entry.unresolved)
     if report.ungrouped:
-        note += f" {report.ungrouped:,} pairs with a side of no known group take no part."
+        note += f" {report.ungrouped:,} pairs with an image of unknown group are left out."
     return Table(title, header, rows, note, [signature] * len(rows) if signature else ())
 
 
@@ -356,7 +357,7 @@ def terminal_table(reports: Sequence[PairReport]) -> Group:
         parts += [Text(f"unresolved: {reason}", "yellow") for reason in unresolved_text(members)]
         absent = dict.fromkeys(name for run in members for name in run.absent_confidences)
         if absent:
-            parts.append(Text(f"confidences that these embeddings lack: {', '.join(absent)}", "dim"))
+            parts.append(Text(f"confidences that these embeddings do not have: {', '.join(absent)}", "dim"))
     return Group(*parts)
 
 

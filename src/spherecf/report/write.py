@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where the report is."""
+    """Paths of the files of a report."""
 
     html: Path
     json: Path
@@ -55,18 +55,18 @@ def write_report(
 
     The page is self-contained (inline SVG, pictures as data), follows the reader's light or dark setting and
     fits a phone. It has a section per pair list and in it one per condition; several reports of the same list
-    and condition (seeds) share tables and plots. The Markdown says the same without pictures: plots and
-    strips in words, signatures below their tables. ``docs/evaluation.md`` explains how to read it.
+    and condition (seeds) share tables and plots. The Markdown has the same content without pictures: plots
+    and strips as text, signatures below their tables. ``docs/evaluation.md`` explains how to read it.
 
     Args:
-        folder: made if it is not there.
+        folder: created if missing.
         reports: from `evaluate_pairs`, in the order to show them.
         title: of the page.
-        sections: what other protocols found, shown after the pair lists.
-        results: JSON-able numbers behind the sections, kept in ``report.json``.
+        sections: results of other protocols, shown after the pair lists.
+        results: JSON-able numbers of the sections, written to ``report.json``.
         notes: sentences for the top: what the data can and cannot show.
         strips: rows of pictures, e.g. sorted by kappa; see `strip_by_kappa`.
-        provenance: JSON-able facts about how it was made, shown at the end.
+        provenance: JSON-able facts about how the numbers were computed, shown at the end.
         tables: summary tables for the top.
 
     Returns:
@@ -195,7 +195,7 @@ def _data_uri(image: bytes) -> str:
 
 
 def words(text: str) -> str:
-    r"""Text that stays text: signs of Markdown and HTML escaped, line breaks gone.
+    r"""Text escaped for Markdown and HTML, on one line.
 
     >>> print(words("<b> a|b\n*c* _d_ e_f [0.1, 0.2]"), words("1. first"))
     &lt;b&gt; a\|b \*c\* \_d\_ e_f \[0.1, 0.2] 1\. first
