@@ -284,7 +284,7 @@ def calibration(
     from spherecf.data import open_pairs
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import CalibrationOptions, evaluate_calibration
-    from spherecf.report import calibration_tables, require_matplotlib, rich_table
+    from spherecf.report import calibration_section, require_matplotlib, rich_table
 
     if (model is None) != (save is None):
         raise InputError("calibration: --model MODEL and --save OUT go together")
@@ -304,7 +304,7 @@ def calibration(
     condition = "+".join(dict.fromkeys(map(_view, (left_file, right_file))))
     listed = replace(listed, name=_list_name(listed, pairs))
     report = evaluate_calibration(left_file, right_file, listed, options, condition=condition)
-    for table in calibration_tables(report):
+    for table in calibration_section(report, plots=False).tables:
         console.print(rich_table(table))
     files = {}
     if model is not None and save is not None:
@@ -397,7 +397,7 @@ def ijb(
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import evaluate_ijb
-    from spherecf.report import ijb_notes, ijb_tables, require_matplotlib
+    from spherecf.report import ijb_section, require_matplotlib
 
     check_json(as_json, json_file)
     if out is not None:
@@ -412,7 +412,7 @@ def ijb(
         source, templates, modes=mode or (), scores=score or (), draws=draws, seed=seed, radius=radius,
         threads=threads, groups=named, **({"targets": fmr} if fmr else {}),
     )  # fmt: skip
-    show(ijb_tables(report), ijb_notes(report))
+    show(ijb_section(report, plots=False))
     written = None if out is None else _write_ijb(out, report, source, templates.fingerprint())
     if as_json:
         say_json(report.to_dict(curves=False), written, json_file)
@@ -432,12 +432,12 @@ def log_lines(report: "TemplateReport") -> list[str]:
     ]
 
 
-def show(tables: "Sequence[Table]", notes: Sequence[str]) -> None:
-    """Tables and what is to be said about them, for people."""
+def show(section: "Section") -> None:
+    """Print the tables and notes of a section on stderr."""
     from spherecf.report import rich_table
 
-    console.print(*map(rich_table, tables))
-    for note in notes:
+    console.print(*map(rich_table, section.tables))
+    for note in section.notes:
         console.print(note, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -512,9 +512,7 @@ def identification(
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import evaluate_identification
     from spherecf.report import (
-        identification_notes,
         identification_section,
-        identification_table,
         require_matplotlib,
     )
 
@@ -526,7 +524,7 @@ def identification(
         source, read_ijb(meta, set_), modes=mode or (), scores=score or (), max_rank=max_rank, radius=radius,
         draws=draws, seed=seed, threads=threads, **({"targets": fpir} if fpir else {}),
     )  # fmt: skip
-    show([identification_table(report)], identification_notes(report))
+    show(identification_section(report, plots=False))
     written = None
     if out is not None:
         title, sections = f"{report.name}: 1:N identification", [identification_section(report)]
@@ -599,13 +597,11 @@ def rejection(
     given = {name: value for name, value in options.items() if value is not None and value != []}
     if pairs is not None:
         refuse_given(given, "rejection", "--meta")
-        notes: list[str] = []
-        tables, results, written = _of_pairs(embeddings, right, pairs, out, draws, seed)
+        shown, results, written = _of_pairs(embeddings, right, pairs, out, draws, seed)
     else:
         from spherecf.data import read_ijb
         from spherecf.embeddings import Embeddings
         from spherecf.evaluation import RejectionOptions, evaluate_template_rejection
-        from spherecf.report import rejection_notes
 
         if right is not None:
             raise InputError("rejection: --right goes with --pairs")
@@ -614,9 +610,8 @@ def rejection(
         reports = evaluate_template_rejection(
             source, read_ijb(meta or Path(), set_), RejectionOptions(draws=draws, seed=seed, **given), **how
         )
-        notes = [f"{report.name}: {note}" for report in reports.values() for note in rejection_notes(report)]
-        tables, results, written = _of_galleries(reports, set_, out, source.provenance)
-    show(tables, notes)
+        shown, results, written = _of_galleries(reports, set_, out, source.provenance)
+    show(shown)
     if as_json:
         say_json(results, written, json_file)
     say_written(written)
@@ -631,11 +626,13 @@ def _number(text: str) -> str | float:
 
 def _of_galleries(
     reports: dict[str, "RejectionReport"], name: str, out: Path | None, provenance: dict[str, Any]
-) -> tuple[list["Table"], dict[str, Any], Path | None]:
+) -> tuple["Section", dict[str, Any], Path | None]:
     from spherecf.common.version import environment
-    from spherecf.report import mean_prr_table, rejection_section, rejection_tables, write_report
+    from spherecf.report import Section, mean_prr_table, rejection_section, write_report
 
-    tables = [table for report in reports.values() for table in rejection_tables(report)]
+    found = [(report.name, rejection_section(report, plots=False)) for report in reports.values()]
+    notes = [f"{gallery}: {note}" for gallery, section in found for note in section.notes]
+    tables = [table for _, section in found for table in section.tables]
     summary = [mean_prr_table(list(reports.values()))]
     written = None
     if out is not None:
@@ -646,16 +643,16 @@ def _of_galleries(
             provenance={"embeddings": provenance, "environment": environment()},
         ).html  # fmt: skip
     results = {"galleries": {key: report.to_dict(curves=False) for key, report in reports.items()}}
-    return [*tables, *summary], results, written
+    return Section(name, notes, [*tables, *summary]), results, written
 
 
 def _of_pairs(
     left: Path, right: Path | None, pairs: Path, out: Path | None, draws: int, seed: int
-) -> tuple[list["Table"], dict[str, Any], Path | None]:
+) -> tuple["Section", dict[str, Any], Path | None]:
     from spherecf.data import open_pairs
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import PairOptions, evaluate_pairs
-    from spherecf.report import pair_rejection_tables
+    from spherecf.report import Section, pair_rejection_tables
 
     listed = open_pairs(pairs)
     one = Embeddings.load(left)
@@ -664,7 +661,8 @@ def _of_pairs(
     condition = "given" if other is one else "left/right"
     report = evaluate_pairs(one, other, listed, options, condition=condition)
     tables = pair_rejection_tables(report)
-    return tables, report.to_dict(), None if out is None else _write_rejection(out, report, tables)
+    written = None if out is None else _write_rejection(out, report, tables)
+    return Section(report.name, tables=tables), report.to_dict(), written
 
 
 def _write_rejection(out: Path, report: "PairReport", tables: Sequence["Table"]) -> Path:

@@ -23,7 +23,7 @@ def test_rows_carry_their_values_and_signatures(report: RejectionReport) -> None
         report.points[1].counts["identified"]
     )
     assert any("FPIR 0.01 needs at least 100 non-mated probes" in note for note in section.notes)
-    assert any("lack the confidences norm, precision" in note for note in section.notes)
+    assert any("do not have: norm, precision" in note for note in section.notes)
     assert [row[0] for row in prr.rows] == [entry.confidence for entry in report.prr]
     row = prr.rows[[entry.confidence for entry in report.prr].index("mprisk")]
     entry = report.at("mprisk", 0.2)
@@ -35,7 +35,7 @@ def test_rows_carry_their_values_and_signatures(report: RejectionReport) -> None
 def test_one_plot_per_resolved_point_with_a_line_per_confidence(report: RejectionReport) -> None:
     (plot,) = rejection_section(report).plots
     assert "mprisk" in plot.svg and "oracle" in plot.svg and "mean_resultant" not in plot.svg
-    assert f"F1 is {report.points[1].f1:.3f} with nothing rejected" in plot.alt
+    assert f"F1 is {report.points[1].f1:.3f} without rejection" in plot.alt
 
 
 def test_means_are_over_galleries_and_blank_where_one_is_unresolved(report: RejectionReport) -> None:
