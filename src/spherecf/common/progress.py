@@ -115,7 +115,7 @@ def isolate_failures(
         error: the exceptions that are given back in place of a result; others are raised.
 
     Yields:
-        Which items, and the result of ``work`` or, for a single item, its exception.
+        Which items, and the result of ``work`` or, for a single item, its exception; nothing without items.
 
     Example:
         >>> list(isolate_failures(lambda words: [int(word) for word in words], ["1", "2"], ValueError))
@@ -126,6 +126,8 @@ def isolate_failures(
         ... ]
         ['ZeroDivisionError', 'ZeroDivisionError']
     """
+    if not len(items):
+        return
     try:
         result: Result | Exception = work(items)
     except error as failure:

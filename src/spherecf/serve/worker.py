@@ -100,7 +100,7 @@ class Worker:
 
     def _assess(self, jobs: list[_Job]) -> None:
         # A failing request is found by retrying each alone: it must not fail those it was batched with.
-        for which, answers in isolate_failures(self._stream, jobs, Exception) if jobs else ():
+        for which, answers in isolate_failures(self._stream, jobs, Exception):
             for job in jobs[which]:
                 if isinstance(answers, Exception):
                     job.done.set_exception(answers)
