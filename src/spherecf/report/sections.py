@@ -334,7 +334,7 @@ def _notes(report: CalibrationReport) -> list[str]:
         notes.append(
             f"{c['people']:,} people, divided into disjoint parts: {tuned + tested:,} pairs for "
             f"fitting ({tuned:,} to order the decision rules, {tested:,} to test them), {new:,} pairs for "
-            f"measuring. Left out: {lost:,} pairs of people from different parts, {c['failed_pairs']:,} pairs with "
+            f"measuring. Left out: {lost:,} pairs of people from two parts, {c['failed_pairs']:,} pairs with "
             "a failed image."
         )
     if report.unit == "image":
