@@ -11,6 +11,7 @@ from tests.models.conftest import TINY, noise
 from spherecf.errors import ModelError
 from spherecf.models import FrozenBackbone, import_onnx
 from spherecf.models.engines import OnnxRuntimeEngine
+from spherecf.models.onnx.outputs import find_outputs
 from spherecf.models.onnx.repairs import load_graph
 from spherecf.models.preprocessing import KNOWN_MODELS, default_recogniser_path
 
