@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
@@ -229,21 +228,12 @@ def _model(model: Path | None, backbone: Path | None) -> "ConfidenceModel":
     return load(model, backbone)
 
 
-def _usable(photo: "AssessedPhoto") -> bool:
-    return photo.main is not None and bool(np.isfinite(photo.main.kappa))
-
-
-def _reason(photo: "AssessedPhoto") -> str:
-    return photo.reason or "the recogniser gives no direction for this face"
-
-
 def _identified(
     gallery: "Gallery", photo: "AssessedPhoto", options: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
-    if not _usable(photo):
-        why = _reason(photo)
-        yield {"photo": photo.name, "face": None, "answer": "undecided", "identity": None, "why": why,
-               "candidates": []}  # fmt: skip
+    if photo.usable_face is None:
+        yield {"photo": photo.name, "face": None, "answer": "undecided", "identity": None,
+               "why": photo.problem, "candidates": []}  # fmt: skip
         return
     for number, face in enumerate(photo.faces):
         facts = {"photo": photo.name, "face": number, "kappa": face.kappa, "quality": face.quality}

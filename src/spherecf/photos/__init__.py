@@ -1,4 +1,4 @@
-"""From photos to decisions: how sure, the same person or not, which pictures to keep."""
+"""Photos in, decisions out: confidence of each face, comparison of two photos, templates and enrolment."""
 
 from spherecf.photos.assessment import (
     AssessedFace,

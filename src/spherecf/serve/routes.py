@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import math
 import unicodedata
 from typing import Annotated, Any, TypeVar
 
@@ -142,8 +141,8 @@ async def template(request: Request, desk: AtDesk) -> Template:
     form = await read_form(request, desk.limits, {"photos": (1, desk.limits.max_files)})
     parse(Fields, form)
     photos = await desk.assess(form.photos["photos"])
-    if not any(map(usable, photos)):
-        rows = [TemplatePhoto(photo.name, reason=why_not(photo)).to_dict() for photo in photos]
+    if not any(photo.usable_face for photo in photos):
+        rows = [TemplatePhoto(photo.name, reason=photo.problem).to_dict() for photo in photos]
         faceless = [Member.model_validate(row) for row in rows]
         return Template(kappa=None, grown=[], groups=0, pooled=[], warnings=[], photos=faceless)
     model = desk.assessor.model
@@ -157,16 +156,6 @@ def photo_of(assessed: AssessedPhoto) -> Photo:
     for face, shown in zip(assessed.faces, facts["faces"]):
         shown["landmarks"] = face.captured.landmarks.round(1).tolist()
     return Photo.model_validate(facts)
-
-
-def usable(photo: AssessedPhoto) -> bool:
-    """Is there a main face, and did the recogniser give it a direction?"""
-    return photo.main is not None and math.isfinite(photo.main.kappa)
-
-
-def why_not(photo: AssessedPhoto) -> str:
-    """Why a photo is not usable."""
-    return photo.reason or "the recogniser gives no direction for this face"
 
 
 _MORE: dict[int | str, dict[str, Any]] = {
@@ -233,9 +222,9 @@ async def enrol(request: Request, desk: AtGallery) -> Enrolled:
         )
     uploads = form.photos["photos"]
     assessed = await desk.assess(uploads)
-    used = [(upload, photo.main) for upload, photo in zip(uploads, assessed) if usable(photo)]
+    used = [(upload, photo.usable_face) for upload, photo in zip(uploads, assessed) if photo.usable_face]
     if not used:
-        raise HTTPException(422, f"No photo shows a face to enrol. {uploads[0].name}: {why_not(assessed[0])}")
+        raise HTTPException(422, f"No photo shows a face to enrol. {uploads[0].name}: {assessed[0].problem}")
     enrolled = await desk.ask(
         desk.gallery.enrol,
         name,
@@ -256,11 +245,11 @@ async def identify(request: Request, desk: AtGallery) -> Identified:
     form = await read_form(request, desk.limits, {"photo": (1, 1)})
     asked = parse(IdentifyFields, form)
     (assessed,) = await desk.assess(form.photos["photo"])
-    if usable(assessed):
-        face, options = assessed.main, {"top": asked.top, "max_fpir": asked.max_fpir}
+    if (face := assessed.usable_face) is not None:
+        options = {"top": asked.top, "max_fpir": asked.max_fpir}
         found = await desk.ask(desk.gallery.identify, face.mu, face.kappa, **options)
     else:
-        found = Identification("undecided", None, why_not(assessed), (), asked.max_fpir, gallery=0)
+        found = Identification("undecided", None, assessed.problem, (), asked.max_fpir, gallery=0)
     return Identified.model_validate(found.to_dict() | {"photo": photo_of(assessed)})
 
 
