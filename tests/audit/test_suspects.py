@@ -83,7 +83,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
         find_suspects(e)
     with pytest.raises(InputError, match="at least two identities"):
         find_suspects(people(1, 4))
-    with pytest.raises(InputError, match="shares between 0 and 1"):
+    with pytest.raises(InputError, match="0 < fmr < 1"):
         find_suspects(people(), fmr=0.0)
 
 

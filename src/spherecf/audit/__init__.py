@@ -1,4 +1,4 @@
-"""What is wrong with a data set: corrupt and double images, wrong labels, people who are in two sets."""
+"""Check data sets: corrupt and duplicate images, wrong labels, people who are in two sets."""
 
 from spherecf.audit.checks import check, embed_directions
 from spherecf.audit.images import (
