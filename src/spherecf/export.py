@@ -261,7 +261,7 @@ def _run(content: bytes, model: ConfidenceModel, pictures: NDArray[np.uint8]) ->
         return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
     except Exception as error:  # onnxruntime's errors have no common base
         raise ModelError(
-            f"{model.backbone.name}: onnxruntime cannot run the exported file on batches of {BATCHES} images; "
+            f"{model.backbone.name}: onnxruntime cannot run the exported file on {BATCHES} images; "
             f"nothing was written: {str(error).strip()}"
         ) from error
 
@@ -276,7 +276,7 @@ def require(parity: Parity, tolerance: Parity, name: str) -> None:
     if not all(getattr(parity, kind) <= getattr(tolerance, kind) for kind in kinds):
         listing = ", ".join(f"{k} {getattr(parity, k):.1e} ({getattr(tolerance, k):.0e})" for k in kinds)
         raise ModelError(
-            f"{name}: the exported file under onnxruntime does not agree with the model; nothing was written. "
+            f"{name}: the exported file under onnxruntime disagrees with the model; nothing was written. "
             f"Largest differences (tolerance): {listing}"
         )
 
@@ -332,8 +332,8 @@ def export_onnx(
     Args:
         model: float32; its recogniser from an ONNX file, a checkpoint or a torch module.
         path: the file to write; its metadata contain fingerprints, preprocessing, radius and calibration.
-        preprocessing: ``"inside"``: the input is aligned uint8 RGB faces (n, height, width, 3); ``"outside"``:
-            the network's float32 tensor (n, 3, height, width).
+        preprocessing: ``"inside"``: the input is aligned uint8 RGB faces (n, height, width, 3);
+            ``"outside"``: the network's float32 tensor (n, 3, height, width).
         outputs: ``"all"``, or ``"embedding"`` for programs that accept one output only.
         tolerance: largest differences to accept.
 

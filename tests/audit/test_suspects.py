@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spherecf.audit import embed_directions, find_suspects
+from spherecf.audit import find_suspects
+from spherecf.audit.checks import embed_directions
 from spherecf.data import RecordFile
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError

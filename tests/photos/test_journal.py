@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spherecf.errors import FileFormatError, StorageError
-from spherecf.photos import Journal, PhotoFile
+from spherecf.photos.files import Journal, PhotoFile
 
 PHOTO = PhotoFile("a.jpg", Path("a.jpg"), Path("a.jpg"))
 

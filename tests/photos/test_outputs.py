@@ -6,7 +6,8 @@ import pytest
 
 from spherecf.common import files as files_module
 from spherecf.errors import InputError, StorageError
-from spherecf.photos import PhotoFile, copy_photos, split_by_quality, write_csv, write_list, write_scores
+from spherecf.photos import copy_photos, split_by_quality, write_csv, write_list, write_scores
+from spherecf.photos.files import PhotoFile
 
 
 def row(photo: str, face: int | None, quality: int, **more: object) -> dict:

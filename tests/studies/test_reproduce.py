@@ -11,7 +11,7 @@ from studies.templates import TemplatePlan
 from tests.studies.conftest import CONFIG, make_people
 
 from spherecf.data import draw_pairs, open_source
-from spherecf.demo import BASELINES
+from spherecf.demo.trial import BASELINES
 from spherecf.errors import InputError
 from spherecf.models import FrozenBackbone
 from spherecf.report import Table

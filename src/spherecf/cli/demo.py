@@ -30,13 +30,13 @@ def demo(
     degraded pairs are compared by cosine and by mutual likelihood score.
     """
     from spherecf.demo import demo as run_demo
-    from spherecf.demo import show_tables, tables
+    from spherecf.demo import show_tables
 
     done = run_demo(out, data, seed=seed, draws=draws)
-    show_tables(tables(done.result), console)
+    show_tables(done.tables, console)
     for note in done.notes:
         print_text(note)
     if as_json:
-        typer.echo(json.dumps([table.to_dict() for table in tables(done.result)], indent=2))
+        typer.echo(json.dumps([table.to_dict() for table in done.tables], indent=2))
     else:
         typer.echo(f"report: {done.files.html}")

@@ -183,8 +183,8 @@ def _select(
             write_list(path, names)
     print_text(f"{len(kept)} photos have quality {min_quality} or more, {len(rejected)} less")
     if copy_to is not None and complete:
-        names = set(kept)
-        copied = copy_photos([photo for photo in files.photos if photo.name in names], copy_to)
+        wanted = set(kept)
+        copied = copy_photos([photo for photo in files.photos if photo.name in wanted], copy_to)
         print_text(f"{copied} photos copied to {copy_to}")
 
 
