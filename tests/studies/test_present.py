@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from spherecf.demo.run import kappa_strips, present, summarize, tables
+from spherecf.demo.run import kappa_strips, present, show_tables, summarize, tables
 from spherecf.demo.trial import CrossQuality
 from spherecf.evaluation import interval
 
