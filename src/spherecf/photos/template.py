@@ -319,9 +319,9 @@ def _warnings(rows: Sequence[TemplatePhoto], sizes: Sequence[int], excluded: boo
     """``sizes``: distinct pictures of each group."""
     total, warnings = len(rows), []
     if count := sum(row.stranger for row in rows):
-        action = "left out of" if excluded else "still pooled into"
+        status = "left out" if excluded else "still in the template: exclude them if they are strangers"
         verb = "looks" if count == 1 else "look"
-        warnings.append(f"{count} of {total} photos {verb} like a different person; {action} the template")
+        warnings.append(f"{count} of {total} photos {verb} like a different person; {status}")
     if len(sizes) > 1 and 2 * sizes[1] >= sizes[0]:
         listing = ", ".join(map(str, sizes))
         warnings.append(f"the photos seem to show several people (groups of {listing}); check whom you mean")
