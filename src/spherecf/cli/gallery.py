@@ -226,7 +226,7 @@ def _people(folder: Path) -> dict[str, list[Path]]:
 
     people = people_of(folder)
     if loose := [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]:
-        print_text(f"ignored {len(loose)} photos in {folder} that are in no sub-folder", "yellow")
+        print_text(f"photos ignored because they are in no sub-folder of {folder}: {len(loose)}", "yellow")
     return people
 
 
