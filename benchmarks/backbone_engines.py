@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from spherecf.data import PairBin
 from spherecf.evaluation import tenfold
-from spherecf.models import FrozenBackbone, default_recogniser_path
+from spherecf.models import FrozenBackbone
+from spherecf.models.preprocessing import default_recogniser_path
 
 ENGINES = (("onnxruntime", "float32"), ("torch", "float32"), ("torch", "bfloat16"))
 COMPILED = (("compiled", "float32"), ("compiled", "bfloat16"))

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from spherecf import vmf
 from spherecf.data import open_source, split_identities, training_views
-from spherecf.losses import sphere_confidence_loss_from_cosine
-from spherecf.models import ConfidenceHead, FrozenBackbone, initial_kappa
+from spherecf.losses import initial_kappa, sphere_confidence_loss_from_cosine
+from spherecf.models import ConfidenceHead, FrozenBackbone
 from spherecf.training import (
     CachedFeatures,
     ConfidenceConfig,
@@ -58,14 +58,14 @@ class StudyHead(ConfidenceHead):
             size = width
         self.hidden, self.final = nn.Sequential(*layers), nn.Linear(size, 1)
 
-    def summarize(self, features: Tensor, embedding: Tensor) -> Tensor:
+    def pool_features(self, features: Tensor, embedding: Tensor) -> Tensor:
         flat = features.flatten(2)
         grid = nn.functional.adaptive_avg_pool2d(features, 3).flatten(1)
         norm = embedding.norm(dim=1, keepdim=True)
         statistics = [flat.mean(2), flat.std(2, correction=0), flat.amax(2)]
         return torch.cat([*statistics, grid, embedding / norm, norm], 1)
 
-    def adapt(self, summaries: Tensor) -> None:
+    def fit_normalisation(self, summaries: Tensor) -> None:
         chosen = summaries[:, self.columns]
         self.shift.copy_(chosen.mean(0))
         self.scale.copy_(1 / chosen.std(0, correction=0).clamp_min(1e-6))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spherecf.evaluation import evaluate_rejection
+from spherecf.evaluation import OpenSet, RejectionOptions, evaluate_rejection
 from spherecf.scoring import open_set_posterior
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "reference"))
@@ -33,7 +33,9 @@ def main() -> None:
     for name, world in WORLDS.items():
         reports = [
             evaluate_rejection(
-                *open_world(seed, enrolled=200, strangers=200, each=10, **world), name="w", draws=0, seed=seed
+                OpenSet(*open_world(seed, enrolled=200, strangers=200, each=10, **world)),
+                RejectionOptions(draws=0, seed=seed),
+                name="w",
             )
             for seed in range(seeds)
         ]

@@ -22,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from spherecf.data import encode_image, orl_faces
-from spherecf.faces import FaceDetector, acquire, align, capture_facts, find_faces, read_photo
+from spherecf.faces import FaceDetector, acquire, align, read_photo
+from spherecf.faces.capture import capture_facts
+from spherecf.faces.detection import find_faces
 from spherecf.models import ConfidenceModel, load
 from spherecf.photos import find_photos
 
@@ -73,7 +75,7 @@ def share_of_stages(paths: list[Path], detector: FaceDetector, model: Confidence
             output = model.backbone(batch)
             output.mu  # noqa: B018
         with stages.time("kappa: head and percentile"):
-            said = model.judge(output)
+            said = model.predict_from_features(output)
             percentile(model, said.log_kappa)
     return stages
 
@@ -89,7 +91,7 @@ def seconds_of(batch: list[Path], detector: FaceDetector, model: ConfidenceModel
     found = [acquire(path, detector) for path in batch]
     output = model.backbone(np.stack([one.faces[0].crop for one in found if one.faces]))
     if kappa:
-        percentile(model, model.judge(output).log_kappa)
+        percentile(model, model.predict_from_features(output).log_kappa)
     else:
         output.mu  # noqa: B018
     return time.process_time() - start

@@ -6,7 +6,7 @@
 - each `spherecf ...` names an existing verb and only options it has; so do make, and scripts behind `python`;
 - Python blocks compile, the names they take from spherecf exist, and blocks with `>>>` run as doctests;
 - files named as `src/...`, `docs/...`, `benchmarks/...` and the like exist;
-- docs/commands.md is what `python docs/commands.py` writes, and every command has an example;
+- docs/commands.md and docs/reference/ are what their scripts write, and every command has an example;
 - no path of somebody's machine and no address of a package registry stands in pages, code or recipes.
 """
 
@@ -271,13 +271,16 @@ def check_index(folder: Path) -> list[Problem]:
     ]
 
 
-def check_commands() -> Iterator[Problem]:
-    """The reference of the commands is the one that they give now."""
-    script = ROOT / "docs" / "commands.py"
-    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it differs from what --help says"])[-1]
-        yield Problem(ROOT / "docs" / "commands.md", 1, f"{last}: run python docs/commands.py")
+def check_generated() -> Iterator[Problem]:
+    """The pages made of --help and of docstrings are what these say now."""
+    for name in ("commands", "reference"):
+        script = ROOT / "docs" / f"{name}.py"
+        done = subprocess.run(
+            [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or [f"{name} differs"])[-1]
+            yield Problem(script, 1, f"{last}: run python docs/{name}.py")
 
 
 def main(arguments: list[str]) -> int:
@@ -288,13 +291,15 @@ def main(arguments: list[str]) -> int:
 
     pages = [Path(name).resolve() for name in arguments] or [
         *ROOT.glob("*.md"),
-        *(ROOT / "docs").glob("**/*.md"),
+        *(ROOT / "docs").glob(
+            "*.md"
+        ),  # examples of the reference run as those of the docstrings that they are
     ]
     root = typer.main.get_command(app)
     problems = [problem for page in sorted(pages) for problem in check_page(page, root)]
     files = list(pages)
     if not arguments:
-        problems += [*check_index(ROOT / "docs"), *check_commands()]
+        problems += [*check_index(ROOT / "docs"), *check_generated()]
         folders = ("src", "tests", "benchmarks", "recipes", "docs")
         files += [
             file for folder in folders for end in ("py", "toml") for file in ROOT.glob(f"{folder}/**/*.{end}")

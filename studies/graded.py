@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from spherecf.audit import find_overlap, find_suspects
 from spherecf.audit.labels import IdentityPair
-from spherecf.data import RECIPES, Degradation, ImageSource, Recipe, View
+from spherecf.data import RECIPES, Degradation, DegradationRecipe, ImageSource, View
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import SubjectRates
-from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
+from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, pool
 from spherecf.training import FeatureCache, TrainingData
 
 _KINDS = RECIPES["train"].kinds
@@ -22,7 +22,7 @@ _KINDS = RECIPES["train"].kinds
 
 def _graded(name: str, weakest: float, strongest: float) -> View:
     """One or two of the kinds that training knows, of limited strength; the draws are of its own stream."""
-    return View(Degradation(Recipe(name, 1, _KINDS, (1, 2), (weakest, strongest), "graded")))
+    return View(Degradation(DegradationRecipe(name, 1, _KINDS, (1, 2), (weakest, strongest), "graded")))
 
 
 GRADES: dict[str, View] = {
@@ -162,21 +162,21 @@ class GradedFaces:
 
     def _drawn_templates(self, condition: Condition, rng: np.random.Generator) -> ScoredPairs:
         mu, kappa = self.of(condition.left)
-        pooled, people, probes = [], [], []
+        chosen, people, probes = [], [], []
         for person in np.unique(self.person).tolist():
             own = rng.permutation(np.flatnonzero(self.person == person))
             sizes = [size for size in TEMPLATE_SIZES if size < len(own)]
             for size in sizes:
-                part = own[:size]
-                pooled.append((kappa[part, None] * mu[part]).sum(0))
+                chosen.append(own[:size])
                 people.append(person)
             probes.append(own[max(sizes, default=0) :])
-        sums, probe = np.stack(pooled), np.concatenate(probes)
-        length = np.linalg.norm(sums, axis=1)
+        rows, probe = np.concatenate(chosen), np.concatenate(probes)
+        template = np.repeat(np.arange(len(chosen)), [len(part) for part in chosen])
+        pooled = pool(mu[rows], kappa[rows], template)
         single_mu, single_kappa = self.of(condition.right)
-        left, right = (part.reshape(-1) for part in np.indices((len(sums), len(probe))))
+        left, right = (part.reshape(-1) for part in np.indices((len(chosen), len(probe))))
         return self._score(
-            ((sums / length[:, None]).astype(np.float32), length.astype(np.float32)),
+            (pooled.mu, pooled.kappa),
             (single_mu[probe], single_kappa[probe]),
             left, right, np.array(people), self.person[probe],
         )  # fmt: skip

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.data import Enrolled, IjbMeta, TemplatePairs
+from spherecf.data import IjbMeta, TemplateList, TemplatePairs
 from spherecf.demo.trial import HeadVariant
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import (
     IdentificationReport,
+    RejectionOptions,
     RejectionReport,
     TemplateReport,
     evaluate_identification,
@@ -79,8 +80,8 @@ class Drawn:
             np.arange(len(self.image)),
             pairs,
             detector_score,
-            galleries={f"G{i}": Enrolled(rows, self.subject[rows]) for i, rows in enumerate(enrolled, 1)},
-            probes=Enrolled(searched, self.subject[searched]),
+            galleries={f"G{i}": TemplateList(rows, self.subject[rows]) for i, rows in enumerate(enrolled, 1)},
+            probes=TemplateList(searched, self.subject[searched]),
         )
 
 
@@ -198,7 +199,9 @@ def run_trial(
         ]  # fmt: skip
         if variant.score == "mls":
             own.insert(0, ("", {"modes": list(HEADLESS), "scores": ["cosine"]}))
-            trial.rejection.update(evaluate_template_rejection(shown, protocol, draws=0, seed=trial.seed))
+            trial.rejection.update(
+                evaluate_template_rejection(shown, protocol, RejectionOptions(draws=0, seed=trial.seed))
+            )
         for head, how in own:
             how["radius"] = radius
             trial.pairs[head] = evaluate_ijb(shown, protocol, targets=TARGETS, draws=draws, **how)

@@ -144,6 +144,7 @@ def printed(text: str) -> list[str]:
 
 def page(text: str) -> list[str]:
     """HTML with one tag or text per line; each plot and picture is a hash."""
+    text = text.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
     text = re.sub(r"<svg.*?</svg>", lambda m: f"<svg {sha(m[0].encode())}>", text, flags=re.S)
     text = re.sub(r"data:[a-z/+]+;base64,[^\"']*", lambda m: f"data {sha(m[0].encode())}", text)
     return lines_of(re.sub(r"\s*\n\s*", "\n", re.sub(r"(<[^>]*>)", r"\n\1\n", re.sub(r"\s+", " ", text))))

@@ -127,7 +127,7 @@ def test_truncated_files_are_refused(tmp_path: Path, keep: float) -> None:
     path = make().save(tmp_path / "e.safetensors")
     raw = path.read_bytes()
     path.write_bytes(raw[: int(keep * len(raw)) if isinstance(keep, float) else keep])
-    with pytest.raises(FileFormatError, match="truncated or not a safetensors file"):
+    with pytest.raises(FileFormatError, match="not readable as an embeddings file"):
         Embeddings.load(path)
 
 
@@ -159,7 +159,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spherecf.embeddings._write", full)
+    monkeypatch.setattr("spherecf.common.tensorfile._write", full)
     with pytest.raises(StorageError, match="No space left"):
         make(seed=1).save(path)
     assert Embeddings.load(path).fingerprint() == make().fingerprint()
@@ -227,10 +227,10 @@ def damaged(folder: Path, tensors: dict[str, np.ndarray] | None = None, **facts:
         ({"key_ends": np.array([2, 1])}, {}, "key_ends"),
         ({"key_ends": np.array([1, 3])}, {}, "key_ends"),
         ({"key_ends": np.array([-1, 2])}, {}, "key_ends"),
-        ({"key_ends": np.array([1.0, 2.0])}, {}, "key_ends.*F64"),
-        ({"labels": np.array([0.0, 1.0])}, {}, "labels.*F64"),
+        ({"key_ends": np.array([1.0, 2.0])}, {}, "key_ends.*float64"),
+        ({"labels": np.array([0.0, 1.0])}, {}, "labels.*float64"),
         ({"labels": np.array([-5, 1])}, {}, "-5"),
-        ({"mu": np.eye(2, dtype=np.float16)}, {}, "mu.*F16"),
+        ({"mu": np.eye(2, dtype=np.float16)}, {}, "mu.*float16"),
         ({"extra.norm": np.ones((2, 2), np.float32)}, {}, "norm"),
     ],
 )
@@ -252,3 +252,8 @@ def test_stored_directions_may_miss_their_length_by_a_thousandth() -> None:
     assert len(make(mu=mu * np.float32(1.0009))) == 7
     with pytest.raises(InputError, match="7 of another length"):
         make(mu=mu * np.float32(1.0015))
+
+
+def test_printed_on_one_line() -> None:
+    text = repr(make())
+    assert text.startswith("Embeddings(7 images of ") and "skipped)" in text and len(text) < 120

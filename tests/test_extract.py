@@ -207,11 +207,11 @@ def test_kill_9_costs_nothing_but_time(model: ConfidenceModel, people: Path, tmp
     script = textwrap.dedent(f"""
         import os, signal
         import spherecf
-        from spherecf import _rowstore
+        from spherecf.common import rowstore
         from spherecf.data import IdentityFolder
         from spherecf.extract import embed
         from spherecf.models import FrozenBackbone, Preprocessing
-        _rowstore._COMMIT_SECONDS = 0.0
+        rowstore._COMMIT_SECONDS = 0.0
         calls, genuine = [], FrozenBackbone.__call__
         def call(self, images):
             calls.append(images)

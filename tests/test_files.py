@@ -12,7 +12,10 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
+from safetensors.numpy import save as numpy_bytes
 from safetensors.torch import save as safe_bytes
+from safetensors.torch import save_file as safe_file
 from tests.models import graphs
 
 from spherecf.common.files import (
@@ -22,7 +25,9 @@ from spherecf.common.files import (
     sha256_file,
     write_atomically,
 )
-from spherecf.errors import StorageError
+from spherecf.common.tensorfile import map_tensors, open_tensors, write_tensors
+from spherecf.errors import FileFormatError, StorageError
+from spherecf.models import save_prototypes
 
 
 def test_writes_the_whole_file_and_makes_its_folder(tmp_path: Path) -> None:
@@ -159,3 +164,32 @@ def test_a_file_is_named_by_its_first_bytes(tmp_path: Path, kind: str) -> None:
 def test_what_is_no_file_is_named_too(tmp_path: Path) -> None:
     assert describe_content(tmp_path) == "a folder"
     assert "No such file" in describe_content(tmp_path / "absent")
+
+
+def test_tensors_of_any_shape_travel_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spherecf.common.tensorfile._BLOCK", 100)
+    tensors = {
+        "flags": np.array([True, False]), "count": np.array(7), "none": np.zeros((0, 3), np.float32),
+        "turned": np.arange(60, dtype=np.float32).reshape(4, 15).T, "wide": np.eye(2, 90),
+        "big end": np.arange(3, dtype=">f8"),
+    }  # fmt: skip
+    path = write_tensors(tmp_path / "t.safetensors", tensors, {"note": "ü"})
+    mapped, library = map_tensors(path), load_file(path)
+    plain = {
+        name: np.array(tensor, tensor.dtype.newbyteorder("="), order="C") for name, tensor in tensors.items()
+    }
+    assert path.read_bytes() == numpy_bytes(plain, {"note": "ü"})
+    with open_tensors(path, "a test") as file:
+        assert file.metadata() == {"note": "ü"}
+    for name, tensor in tensors.items():
+        assert np.array_equal(mapped[name], tensor) and np.array_equal(library[name], tensor), name
+        assert mapped[name].shape == tensor.shape and mapped[name].flags.aligned
+
+
+def test_sixteen_bit_tensors_keep_their_values(tmp_path: Path) -> None:
+    rows = torch.randn(3, 4).bfloat16()
+    path = save_prototypes(tmp_path / "p.safetensors", rows, ["a", "b", "c"])
+    assert torch.equal(torch.from_numpy(load_file(path)["prototypes"]), rows.float())
+    safe_file({"prototypes": rows}, path)
+    with pytest.raises(FileFormatError, match="BF16"):
+        map_tensors(path)

@@ -8,7 +8,8 @@ import onnx
 import torch
 from tests.models import graphs
 
-from spherecf.models import ConfidenceModel, FrozenBackbone, LinearHead, Preprocessing
+from spherecf.models import ConfidenceModel, FrozenBackbone, Preprocessing
+from spherecf.models.heads import LinearHead
 
 TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 

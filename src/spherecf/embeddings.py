@@ -1,37 +1,32 @@
-"""The hinge: directions, concentrations and their keys in one memory-mapped safetensors file.
+"""The embeddings file: directions, concentrations and their keys in one memory-mapped safetensors file.
 
-Networks write this file; scoring and evaluation read nothing else, so embeddings from anywhere can be
-evaluated. The layout is plain safetensors (tensors ``mu``, ``log_kappa``, ``keys``, ``key_ends``, and where
-known ``labels``, ``log_precision``, ``extra.*``; JSON in the metadata), so any safetensors reader opens it.
+Networks write it; scoring and evaluation read nothing else, so embeddings from anywhere can be evaluated.
+The layout is plain safetensors (tensors ``mu``, ``log_kappa``, ``keys``, ``key_ends``, and where known
+``labels``, ``log_precision``, ``extra.*``; JSON in the metadata), so any safetensors reader opens it.
 """
 
 import hashlib
 import json
-import os
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from spherecf.common.arrays import as_array, check_directions
-from spherecf.common.files import describe_content, write_atomically
 from spherecf.common.parsing import checked, parse_json
+from spherecf.common.tensorfile import map_tensors, open_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError
 
 __all__ = ["Embeddings"]
 
 _FORMAT = "embeddings/1"
-_DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
-_FLOATS = ("F32", "F64")
-_KINDS = {"keys": ("U8",), "key_ends": ("I64",), "labels": ("I64",)}  # all other tensors are floats
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_TYPES = {"keys": "u1", "key_ends": "i8", "labels": "i8"}  # all other tensors are floats
+_FLOATS = "f4", "f8"
 _LOG_KAPPA_LIMIT = 60.0  # kappa between 1e-26 and 1e26: kappa squared stays finite in float32
 _BLOCK = 65536
 
@@ -89,6 +84,13 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        people = "" if self.labels is None else f" of {len(np.unique(self.labels[self.labels >= 0]))} people"
+        kappa = f"kappa {self.kappa.min():.4g} to {self.kappa.max():.4g}" if len(self) else "no kappa"
+        extras = f", extras: {', '.join(self.extras)}" if self.extras else ""
+        skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"Embeddings({len(self)} images{people}, dim {self.dim}, {kappa}{extras}{skipped})"
+
     @property
     def dim(self) -> int:
         """Dimension d of the directions."""
@@ -111,8 +113,8 @@ class Embeddings:
             InputError: some keys are not here; the message counts them and says which were skipped, and why.
         """
         asked = list(keys)
-        found = [self._index.get(key, -1) for key in asked]
-        missing = [key for key, row in zip(asked, found) if row < 0]
+        rows = [self._index.get(key, -1) for key in asked]
+        missing = [key for key, row in zip(asked, rows) if row < 0]
         if missing:
             reasons = dict(self.skipped)
             shown = [f"{key!r} ({reasons[key]})" if key in reasons else repr(key) for key in missing[:5]]
@@ -122,7 +124,7 @@ class Embeddings:
                 f"{', '.join(map(repr, self.keys[:2])) or '(none)'}; embed the missing images "
                 "or use the matching list."
             )
-        return np.asarray(found, np.int64)
+        return np.asarray(rows, np.int64)
 
     def select(self, rows: NDArray[np.integer[Any]] | Sequence[int]) -> "Embeddings":
         """The embeddings of these rows only, in this order (a copy)."""
@@ -168,7 +170,7 @@ class Embeddings:
             StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
         """
         encoded = [key.encode("utf-8", "surrogateescape") for key in self.keys]  # as files may be called
-        tensors: dict[str, NDArray[Any]] = {  # widest types first: every view of the mapped file is aligned
+        tensors: dict[str, NDArray[Any]] = {
             "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
             **({} if self.labels is None else {"labels": self.labels}),
             "mu": self.mu,
@@ -183,7 +185,7 @@ class Embeddings:
             "skipped": json.dumps(self.skipped),
             "provenance": json.dumps(self.provenance),
         }
-        return write_atomically(path, lambda stream: _write(stream, tensors, metadata))
+        return write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":
@@ -216,64 +218,31 @@ class Embeddings:
 _AGAIN = "Write it again with `spherecf embed`, or with Embeddings(...).save(path)."
 
 
-def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """The safetensors layout: header length, JSON header, raw tensors; streamed, so nothing is held twice."""
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    position = 0
-    for name, tensor in tensors.items():
-        end = position + tensor.nbytes
-        dtype = _NAMES[tensor.dtype.newbyteorder("<")]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(struct.pack("<Q", len(text)) + text)
-    for tensor in tensors.values():
-        for start in range(0, max(len(tensor), 1), _BLOCK):
-            stream.write(np.ascontiguousarray(tensor[start : start + _BLOCK]).tobytes())
-
-
 def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Views of a mapped file. safetensors itself checks the header, offsets and length first."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        if not os.path.exists(path):  # noqa: PTH110, pathlib's raises for a name that is too long
-            raise FileFormatError(path, "no such file.", "Write it with `spherecf embed`.") from error
-        got = f"{error}; it is {describe_content(path)}"
-        raise FileFormatError(path, f"truncated or not a safetensors file ({got}).", _AGAIN) from error
+    """Views of the mapped file, and its metadata."""
+    with open_tensors(path, "an embeddings file", _AGAIN) as file:
+        metadata = dict(file.metadata() or {})
     if metadata.get("spherecf") != _FORMAT:
         got = metadata.get("spherecf", "no such mark")[:80]
         raise FileFormatError(path, f"a safetensors file, but not {_FORMAT} (got {got}).", _AGAIN)
-    raw: NDArray[Any] = np.memmap(path, np.uint8, mode="r")
-    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-    header = parse_json(raw[8:start].tobytes(), path, "a safetensors header", _AGAIN)
-    tensors: dict[str, NDArray[Any]] = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        kinds = _KINDS.get(name, _FLOATS)
-        if entry["dtype"] not in kinds:
-            raise FileFormatError(
-                path, f"tensor {name[:40]!r} has type {entry['dtype']}, not one of {[*kinds]}.", _AGAIN
-            )
-        first, last = entry["data_offsets"]
-        dtype: Any = _DTYPES[entry["dtype"]]
-        tensors[name] = raw[start + first : start + last].view(dtype).reshape(entry["shape"])
+    tensors = map_tensors(path)
+    for name, tensor in tensors.items():
+        types = [_TYPES[name]] if name in _TYPES else _FLOATS
+        if tensor.dtype not in map(np.dtype, types):
+            raise FileFormatError(path, f"tensor {name[:40]!r} has the type {tensor.dtype}.", _AGAIN)
     return tensors, metadata
 
 
 def _keys(path: Path, blob: bytes, ends: NDArray[Any]) -> list[str]:
     """The keys in one block of text, each up to its end."""
-    places = np.concatenate([[0], ends.reshape(-1)])
-    if (np.diff(places) < 0).any() or places[-1] != len(blob):
+    offsets = np.concatenate([[0], ends.reshape(-1)])
+    if (np.diff(offsets) < 0).any() or offsets[-1] != len(blob):
         raise FileFormatError(
             path,
             f"not usable as embeddings: key_ends do not ascend to the {len(blob)} bytes of keys.",
             _AGAIN,
         )
-    bounds = pairwise(places.tolist())
+    bounds = pairwise(offsets.tolist())
     if blob.isascii():
         text = blob.decode()
         return [text[start:end] for start, end in bounds]

@@ -112,7 +112,7 @@ class Confidence(nn.Module):
         self, embedding: Float[Tensor, "n dim ..."], features: Float[Tensor, "n channels height width"]
     ) -> Columns:
         """The outputs in the order of `names`."""
-        outputs = self.head(self.head.summarize(features, embedding.flatten(1)))
+        outputs = self.head(self.head.pool_features(features, embedding.flatten(1)))
         log_kappa = self.head.to_log_kappa(outputs)
         columns = [self.direction(embedding), log_kappa]
         columns += [] if self.percentile is None else [self.percentile(log_kappa)]

@@ -1,8 +1,8 @@
-"""From images to numbers: a resumable pass of a backbone over images, and `embed`, which keeps (mu, kappa).
+"""A resumable pass of a backbone over images, and `embed`, which writes (mu, log_kappa) of each.
 
-Images are decoded once, shown in every view, and embedded once per view; decoding and degrading run in
-threads while the backbone works. What a pass keeps is decided by a `Recorder`, so the training cache (head
-summaries) and the embeddings file (mu, log_kappa) share everything else.
+Every image is decoded once and embedded once per view; threads decode and degrade while the backbone
+computes. A `Recorder` decides what is stored: head summaries for the training cache, (mu, log_kappa) for the
+embeddings file.
 """
 
 import os
@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.progress import Advance, in_order, progress
+from spherecf.common.progress import Advance, in_order, isolate_failures, progress
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.common.version import environment
 from spherecf.data import ImageSource, View, sharpness
@@ -25,7 +25,7 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
 
-_MOST_READERS = 8  # enough to feed a fast GPU with small crops; more would only fight over the interpreter
+_MAX_READERS = 8  # feed a fast GPU with small crops; more threads would compete for the interpreter
 
 
 @dataclass
@@ -34,9 +34,9 @@ class Batch:
 
     Attributes:
         keys: of the images.
-        images: (rows, height, width, 3) as shown; black where not valid.
+        images: (rows, height, width, 3) after the view; black where not valid.
         valid: (rows,) False for all views of an image that cannot be used.
-        severity, sharpness: (rows,) of the images as shown.
+        severity, sharpness: (rows,) of the images after the view.
         skipped: reason by key of every image that cannot be used.
     """
 
@@ -54,50 +54,53 @@ class Batch:
         severity, sharp = np.zeros((2, rows), np.float32)
         return cls(keys, np.zeros((rows, *size, 3), np.uint8), np.ones(rows, np.bool_), severity, sharp)
 
-    def rows(self, place: int) -> slice:
+    def rows(self, position: int) -> slice:
         """The rows of one image."""
         views = len(self.valid) // len(self.keys)
-        return slice(place * views, (place + 1) * views)
+        return slice(position * views, (position + 1) * views)
 
-    def skip(self, place: int, reason: str) -> None:
-        """Give one image up, in all its views."""
-        self.skipped[self.keys[place]] = reason
-        self.valid[self.rows(place)] = False
+    def skip(self, position: int, reason: str) -> None:
+        """Mark an image as unusable, in all its views."""
+        self.skipped[self.keys[position]] = reason
+        self.valid[self.rows(position)] = False
 
 
 def read_batch(source: ImageSource, views: Sequence[View], size: tuple[int, int], indices: range) -> Batch:
-    """Decode the images of ``indices`` once, show each in every view; one of another size is skipped."""
+    """Decode the images of ``indices`` and apply every view to each; unreadable ones are skipped."""
     batch = Batch.empty([source.keys[index] for index in indices], len(views), size)
-    for place, index in enumerate(indices):
+    for position, index in enumerate(indices):
         try:
             image = source.image(index, size)
         except FileFormatError as error:
-            batch.skip(place, f"{error.problem} {error.hint}".strip())
+            batch.skip(position, f"{error.problem} {error.hint}".strip())
             continue
-        for row, view in enumerate(views, batch.rows(place).start):
-            shown = view(image, batch.keys[place])
-            batch.images[row] = shown.image
-            batch.severity[row], batch.sharpness[row] = shown.severity, sharpness(shown.image)
+        for row, view in enumerate(views, batch.rows(position).start):
+            viewed = view(image, batch.keys[position])
+            batch.images[row] = viewed.image
+            batch.severity[row], batch.sharpness[row] = viewed.severity, sharpness(viewed.image)
     return batch
 
 
 def iter_batches(
     source: ImageSource, views: Sequence[View], size: tuple[int, int], images_per_batch: int, start: int = 0
 ) -> Generator[Batch, None, None]:
-    """Batches in order from image ``start`` on, read ahead by threads, bounded memory."""
+    """Batches in order from image ``start`` on, read ahead by threads in bounded memory."""
+    # Threads suffice: decoding and degrading release the interpreter's lock.
     end = len(source)
-    chunks = (range(at, min(at + images_per_batch, end)) for at in range(start, end, images_per_batch))
-    workers = min(_MOST_READERS, os.cpu_count() or 1)
+    chunks = (
+        range(first, min(first + images_per_batch, end)) for first in range(start, end, images_per_batch)
+    )
+    workers = min(_MAX_READERS, os.cpu_count() or 1)
     return in_order(partial(read_batch, source, views, size), chunks, workers, "read")
 
 
 @runtime_checkable
 class Recorder(Protocol):
-    """What a pass keeps of a backbone's output, per row.
+    """Selects what a pass stores of a backbone's output, per row.
 
     Attributes:
         columns: shape of one row and dtype of each array it returns.
-        identity: JSON-able facts that its result depends on.
+        identity: JSON-able facts that its columns depend on.
     """
 
     columns: dict[str, Column]
@@ -107,13 +110,13 @@ class Recorder(Protocol):
         """The columns for these images.
 
         Raises:
-            ModelError: for some of them there is nothing worth keeping; they are then tried one by one.
+            ModelError: some of them have no usable result; they are then retried one by one.
         """
         ...
 
 
 FACTS: dict[str, Column] = {"valid": ((), "bool"), "severity": ((), "float32"), "sharpness": ((), "float32")}
-"""Columns every pass keeps beside the recorder's."""
+"""Columns of every pass beside the recorder's."""
 
 
 def run_backbone(
@@ -126,21 +129,21 @@ def run_backbone(
     batch_size: int = 32,
     description: str = "embedding",
 ) -> RowStore:
-    """Pass every view of every image through the backbone once and keep what ``recorder`` wants, on disk.
+    """Run the backbone once over every view of every image and store the columns of ``recorder``, on disk.
 
-    Rows are image-major: row ``i * len(views) + v`` is view v of image i. Interrupted, by Ctrl-C or kill -9,
-    the same call goes on behind the last batch on disk, in batches of the first call's size, so that the
-    result is the same to the bit; a finished store is returned as it is. Images that cannot be read, have
+    Rows are image-major: row ``i * len(views) + v`` is view v of image i. After an interruption, by Ctrl-C or
+    kill -9, the same call resumes after the last batch on disk, in batches of the first call's size, so that
+    the result is the same to the bit; a finished store is returned as it is. Images that cannot be read, have
     another size than the backbone's input, or get an embedding that is not finite, have ``valid`` False in
     all views; their keys and reasons are in ``store.notes["skipped"]``.
 
     Args:
-        folder: where the rows live (`RowStore`); rows of other images, views, backbone or recorder are
+        folder: of the rows (`RowStore`); rows of other images, views, backbone or recorder are
             replaced.
         batch_size: rows per backbone call, rounded down to whole images, at least one image.
 
     Raises:
-        StorageError: not enough disk space; said before the first image.
+        StorageError: not enough disk space; raised before the first image.
         InputError: no images, no views, or no image that could be used.
     """
     if not len(source) or not views:
@@ -159,8 +162,9 @@ def check_usable(store: RowStore, source: ImageSource) -> None:
     """Refuse a finished pass that could use no image at all; its rows are deleted.
 
     Raises:
-        InputError: the first reason is told.
+        InputError: with the first reason.
     """
+    # Deleted, so that the next call tries again: the images may have been repaired.
     skipped = store.notes.get("skipped", {})
     if len(skipped) == len(source):
         store.remove()
@@ -178,6 +182,7 @@ def open_store(
     folder: str | Path,
 ) -> RowStore:
     """The rows of a pass, finished or not; rows of another pass in this folder are replaced."""
+    # Whatever changes a number in the rows is part of the identity; batch size and folder are not.
     identity = {
         "source": source.fingerprint(),
         "views": [view.signature for view in views],
@@ -196,7 +201,8 @@ def fill_store(
     batch_size: int,
     advance: Advance,
 ) -> None:
-    """Go on where the rows of ``store``, a pass or a part of one, end; ``source`` holds just its images."""
+    """Complete a store, a pass or a part of one, whose images are exactly those of ``source``."""
+    # Batches of the first call's size: a matrix product may round differently in batches of another size.
     per_batch = store.notes.setdefault("images_per_batch", max(1, batch_size // len(views)))
     done, size = store.done // len(views), backbone.preprocessing.size
     skipped = store.notes.setdefault("skipped", {})
@@ -204,42 +210,42 @@ def fill_store(
     with closing(iter_batches(source, views, size, per_batch, done)) as batches:
         try:
             for batch in batches:
-                kept = _record(backbone, recorder, batch)
+                columns = _record(backbone, recorder, batch)
                 skipped.update(batch.skipped)
                 store.notes["seconds"] = seconds + time.monotonic() - start
                 store.append(
-                    {"valid": batch.valid, "severity": batch.severity, "sharpness": batch.sharpness, **kept}
+                    {
+                        "valid": batch.valid,
+                        "severity": batch.severity,
+                        "sharpness": batch.sharpness,
+                        **columns,
+                    }
                 )
                 advance(len(batch.valid), f"{len(skipped)} skipped" if skipped else "")
         finally:
-            store.commit()  # also on Ctrl-C: what is computed is kept
+            store.commit()  # also after Ctrl-C
 
 
 def _record(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> dict[str, NDArray[Any]]:
     """The recorder's columns, zeros where not valid; images the backbone cannot take are skipped."""
     rows = len(batch.valid)
-    kept = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
+    columns = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
+    image_of_row = np.repeat(np.arange(len(batch.keys)), rows // len(batch.keys))
 
-    def record(wanted: NDArray[np.intp]) -> None:
-        if len(wanted):
-            for name, column in recorder(backbone(batch.images[wanted])).items():
-                kept[name][wanted] = column
+    def record(images: range) -> None:
+        usable = np.flatnonzero(batch.valid & np.isin(image_of_row, images))
+        if len(usable):
+            for name, column in recorder(backbone(batch.images[usable])).items():
+                columns[name][usable] = column
 
-    everything = np.arange(rows)
-    try:
-        record(everything[batch.valid])
-    except ModelError:  # one bad image must not cost its neighbours: find it
-        for place in range(len(batch.keys)):
-            own = batch.rows(place)
-            try:
-                record(everything[own][batch.valid[own]])
-            except ModelError as error:
-                batch.skip(place, str(error))
-    return kept
+    for which, failure in isolate_failures(record, range(len(batch.keys)), ModelError):
+        if failure is not None:
+            batch.skip(which.start, str(failure))
+    return columns
 
 
 def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:
-    """Everything about a backbone that its output depends on."""
+    """The facts that a backbone's output depends on."""
     return {
         "sha256": backbone.sha256,
         "engine": backbone.engine,
@@ -273,7 +279,7 @@ class _KeepConfidence:
         self.identity = {"head": model.fingerprint()}
 
     def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        result = self._model.judge(output)
+        result = self._model.predict_from_features(output)
         precision = result.log_precision
         if not bool(result.log_kappa.isfinite().all() and (precision is None or precision.isfinite().all())):
             raise ModelError(
@@ -315,12 +321,13 @@ def to_embeddings(
     precision = None if log_precision is None else column(log_precision, view)
     if mirrored is not None:
         other_mu, other_norm, other_kappa = (column(array, mirrored) for array in columns)
+        # Raw embeddings are added, not directions: the usual test-time flip.
         total = mu * norm[:, None] + other_mu * other_norm[:, None]
         length = np.linalg.norm(total, axis=1)
         mu, norm, kappa = total / length[:, None], length / 2, (kappa + other_kappa) / 2
         if precision is not None and log_precision is not None:
             precision = (precision + column(log_precision, mirrored)) / 2
-    shown = views[view]
+    applied = views[view]
     return Embeddings(
         mu=mu,
         log_kappa=kappa,
@@ -336,8 +343,8 @@ def to_embeddings(
             "source": source.name,
             "data": source.fingerprint(),
             "alignment": getattr(source, "alignment", "as-given"),
-            "view": shown.signature,
-            "degradation": shown.degradation.signature if shown.degradation else None,
+            "view": applied.signature,
+            "degradation": applied.degradation.signature if applied.degradation else None,
             "flip": "none" if mirrored is None else "sum",
             "environment": environment(),
             **provenance,
@@ -360,8 +367,8 @@ def embed(
     Args:
         model: from `spherecf.load` or training.
         source: aligned crops of the backbone's input size, or photos as `spherecf.faces.AlignedFaces`.
-        out: the file to write; while it grows, rows are kept in the folder ``OUT.partial`` beside it, and the
-            same call resumes from there.
+        out: the file to write. Until it is complete, rows are in the folder ``OUT.partial`` beside it, from
+            which the same call resumes.
         view: degradation or mirroring applied to each image; None is the clean image.
         flip: test-time flip: embed each image mirrored as well, add the two raw embeddings, then normalise;
             log kappa is the mean of the two.
@@ -371,14 +378,14 @@ def embed(
         The embeddings, memory-mapped from ``out``. Images that could not be used are in ``skipped``.
 
     Raises:
-        StorageError: not enough disk space for the rows, said before the first image, or for the file, with
-            the rows kept.
+        StorageError: not enough disk space for the rows, raised before the first image, or for the file; the
+            rows remain.
         InputError: no images, or none that could be used; ``out`` is a folder.
     """
     if Path(out).is_dir():
         raise InputError(f"{out}: expected a file to write, this is a folder")
-    shown = view or View()
-    views = [shown, View(shown.degradation, not shown.flip)] if flip else [shown]
+    first = view or View()
+    views = [first, View(first.degradation, not first.flip)] if flip else [first]
     store = run_backbone(
         model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size=batch_size
     )
@@ -393,6 +400,7 @@ def embed(
         store, source, 0, views, store.arrays["log_kappa"], provenance,
         mirrored=1 if flip else None, log_precision=store.arrays.get("log_precision"),
     )  # fmt: skip
+    # The rows are removed only now that the file is complete; `result` maps them, and must go first.
     result.save(out)
     del result
     store.remove()

@@ -1,4 +1,4 @@
-"""Verification accuracy while a backbone trains: the usual number, exactly, on pair files."""
+"""Verification accuracy on pair files while a backbone trains."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def verification(files: Sequence[str | Path]) -> Callable[[FrozenBackbone], dict
     For ``train_backbone(validate=...)``; the names are those of the files: ``lfw_accuracy`` for ``lfw.bin``.
 
     Raises:
-        FileFormatError: not a pair file, now and not after the first epoch.
+        FileFormatError: not a pair file; raised at once, before the training.
     """
     sets = [PairBin(path) for path in files]
     for source in sets:
@@ -37,9 +37,10 @@ def _accuracy(backbone: FrozenBackbone, source: PairBin) -> float:
     parts = []
     for start in range(0, len(source), _BATCH):
         images = np.stack([source.image(i, size) for i in range(start, min(start + _BATCH, len(source)))])
-        both = [backbone(shown).embedding for shown in (images, np.ascontiguousarray(images[:, :, ::-1]))]
-        parts.append((both[0] + both[1]).cpu().numpy())
-    mu = np.concatenate(parts)
+        # Test-time flip: the sum of both raw embeddings, normalised below.
+        mirrored = np.ascontiguousarray(images[:, :, ::-1])
+        parts.append((backbone(images).embedding + backbone(mirrored).embedding).cpu().numpy())
+    mu = np.concatenate(parts)  # (images, dim)
     mu /= np.linalg.norm(mu, axis=1, keepdims=True)
-    scores = (mu[::2] * mu[1::2]).sum(1)
+    scores = (mu[::2] * mu[1::2]).sum(1)  # (pairs,): images 2i and 2i + 1 are pair i
     return tenfold(scores, source.pairs.mated, source.pairs.fold).mean

@@ -62,7 +62,7 @@ def test_bad_input_is_refused() -> None:
         ({"scores": -scores, "mated": mated}, "swapped, or the scores distances"),
         ({"scores": np.ones(4), "mated": [0, 0, 1, 1]}, "all 4 scores are equal"),
         ({"scores": scores, "mated": np.ones(500, bool)}, "500 mated and 0 non-mated"),
-        ({"scores": [1.0, np.nan], "mated": [0, 1]}, "NaN or infinite, first pair 1"),
+        ({"scores": [1.0, np.nan], "mated": [0, 1]}, "1 of 2 are NaN, first pair 1"),
         ({"scores": [1.0, 2.0], "mated": [0, 2]}, "booleans"),
         ({"scores": [1.0, 2.0], "mated": [0, 1, 1]}, r"two \(n,\) arrays"),
         ({"scores": scores, "mated": mated, "prior": 1.0}, "prior"),

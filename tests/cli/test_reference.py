@@ -201,7 +201,7 @@ def test_no_data(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
             "--convf_dim 25088 does not fit {bkb}: the map 64x2x2 of this ir-50 has 256",
         ),
         ("--z_dim", "512", "--z_dim 512 does not fit {bkb}: the embedding of this ir-50 has 16 numbers"),
-        ("--lr", "-1", "optimizer.lr must be positive, got -1.0"),
+        ("--lr", "-1", "optimizer.lr must be greater than 0, got -1.0"),
         ("--batch_size", "0", "fit.batch_size must be at least 2, got 0"),
     ],
 )
@@ -255,7 +255,7 @@ def test_what_the_options_become(world: Path) -> None:
     schedule = to_config(plateau, 5_000 * 4, 1).schedule
     assert (schedule.name, schedule.gamma, schedule.patience) == ("plateau", 0.1, 4)  # 20,000 steps
     assert to_config(plateau, 12, 1).loss.variant == "released"
-    with pytest.raises(InputError, match=r"loss\.radius must be positive"):
+    with pytest.raises(InputError, match=r"loss\.radius must be greater than 0"):
         to_config(parse(command(world, "--radius", "0")), 12, 1)
 
 

@@ -29,18 +29,18 @@ class HeadConformance:
         return torch.randn(6, 16, 7, 7, generator=generator), torch.randn(6, self.dim, generator=generator)
 
     def test_two_steps_are_one(self, head: ConfidenceHead, output: tuple[Tensor, Tensor]) -> None:
-        summary = head.summarize(*output)
+        summary = head.pool_features(*output)
         assert summary.shape == (6, *head.summary_shape)
         log_kappa = head.log_kappa(*output)
         assert log_kappa.shape == (6,) and bool(torch.isfinite(log_kappa).all())
         assert torch.equal(head(summary), log_kappa)
 
     def test_the_summary_learns_nothing(self, head: ConfidenceHead, output: tuple[Tensor, Tensor]) -> None:
-        before = head.summarize(*output)
+        before = head.pool_features(*output)
         with torch.no_grad():
             for parameter in head.parameters():
                 parameter.add_(1.0)
-        assert torch.equal(head.summarize(*output), before) and not before.requires_grad
+        assert torch.equal(head.pool_features(*output), before) and not before.requires_grad
 
     def test_sees_each_image_by_itself(self, head: ConfidenceHead, output: tuple[Tensor, Tensor]) -> None:
         alone = torch.cat([head.log_kappa(f[None], e[None]) for f, e in zip(*output)])
@@ -53,7 +53,7 @@ class HeadConformance:
         assert twin.parameter_count == head.parameter_count > 0
 
     def test_starts_constant_then_learns(self, head: ConfidenceHead, output: tuple[Tensor, Tensor]) -> None:
-        head.start_at(500.0)
+        head.init_constant(500.0)
         torch.testing.assert_close(head.log_kappa(*output).exp(), torch.full((6,), 500.0), rtol=1e-4, atol=0)
         optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
         target = torch.linspace(4, 8, 6)
@@ -69,7 +69,7 @@ class HeadConformance:
     @pytest.mark.parametrize("kappa", [0.0, -1.0, float("nan"), float("inf")])
     def test_refuses_a_start_that_is_none(self, head: ConfidenceHead, kappa: float) -> None:
         with pytest.raises(InputError, match="finite positive kappa"):
-            head.start_at(kappa)
+            head.init_constant(kappa)
 
     def test_refuses_nan(self, head: ConfidenceHead, output: tuple[Tensor, Tensor]) -> None:
         features, embedding = output

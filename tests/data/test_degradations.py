@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from spherecf.data import KINDS, RECIPES, Degradation, Recipe, orl_faces
+from spherecf.data import RECIPES, Degradation, DegradationRecipe, orl_faces
+from spherecf.data.degradations import KINDS
 from spherecf.errors import InputError
 
 PINNED = {
@@ -104,7 +105,7 @@ def test_draws_are_pinned() -> None:
 def test_recipes_seeds_and_keys_have_streams_of_their_own() -> None:
     image = colours()
     common = dict.fromkeys(("noise",), 1.0)
-    recipe = Recipe("mine", 1, common, (1, 1), (0.0, 1.0), "one")
+    recipe = DegradationRecipe("mine", 1, common, (1, 1), (0.0, 1.0), "one")
     others = [recipe, replace(recipe, salt="two"), replace(recipe, name="yours"), replace(recipe, version=2)]
     severities = [Degradation(other, seed)(image, key).severity
                   for other in others for seed in (0, 1) for key in ("a", "b")]  # fmt: skip
@@ -187,7 +188,7 @@ def test_the_signature_tells_a_recipe_of_ones_own_apart() -> None:
         (replace(RECIPES["train"], kinds={"noise": 1.0, "jpeg": 0.0}, count=(1, 2)), "weights"),
     ],
 )
-def test_bad_recipes_are_refused(recipe: str | Recipe, message: str) -> None:
+def test_bad_recipes_are_refused(recipe: str | DegradationRecipe, message: str) -> None:
     with pytest.raises(InputError, match=message):
         Degradation(recipe)
 

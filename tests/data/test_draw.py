@@ -10,7 +10,7 @@ LABELS = np.array([0] * 5 + [1] * 4 + [2] * 3 + [3] * 2 + [4] + [5] * 6)
 
 def test_mated_and_non_mated_without_repetition() -> None:
     source = NamedRows(LABELS)
-    pairs = draw_pairs(source, most=15, folds=4)
+    pairs = draw_pairs(source, max_pairs=15, folds=4)
     assert pairs.mated.sum() == 15 and len(pairs) == 30
     for left, right, mated in zip(pairs.left, pairs.right, pairs.mated):
         assert left != right and (left.split("/")[0] == right.split("/")[0]) == mated
@@ -18,7 +18,7 @@ def test_mated_and_non_mated_without_repetition() -> None:
 
 
 def test_all_there_is_when_there_is_less() -> None:
-    pairs = draw_pairs(NamedRows(LABELS), most=10_000)
+    pairs = draw_pairs(NamedRows(LABELS), max_pairs=10_000)
     assert pairs.mated.sum() == 10 + 6 + 3 + 1 + 15 and (~pairs.mated).sum() == 35
 
 
@@ -33,7 +33,7 @@ def test_mated_pairs_of_a_person_share_a_fold_and_every_fold_has_some() -> None:
 
 
 def test_same_seed_same_pairs() -> None:
-    one, two, other = (draw_pairs(NamedRows(LABELS), most=8, seed=seed) for seed in (1, 1, 2))
+    one, two, other = (draw_pairs(NamedRows(LABELS), max_pairs=8, seed=seed) for seed in (1, 1, 2))
     assert one.fingerprint() == two.fingerprint() != other.fingerprint()
 
 

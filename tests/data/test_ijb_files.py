@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spherecf.data import Enrolled, IjbMeta, TemplatePairs, read_ijb, write_ijb
+from spherecf.data import IjbMeta, TemplateList, TemplatePairs, read_ijb, write_ijb
 from spherecf.errors import FileFormatError, InputError
 
 ENTRIES = "1.jpg 1 10\n2.jpg 1 10\n3.jpg 1 11\n4.jpg 2 12\n5.jpg 3 13\n6.jpg 4 14\n"
@@ -78,7 +78,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     [
         ({"entries": ENTRIES + "7.jpg 4\n"}, "face_tid_mid.txt: line 7: expected `file template medium`"),
         ({"entries": ENTRIES + "7.jpg x 3\n"}, "face_tid_mid.txt: line 7: .*template 'x' is not a whole"),
-        ({"entries": ENTRIES + "\n2.jpg 1 9\n"}, "mid.txt: line 8: '2.jpg' stands twice in template 1"),
+        ({"entries": ENTRIES + "\n2.jpg 1 9\n"}, "mid.txt: line 8: '2.jpg' is listed twice in template 1"),
         ({"entries": ""}, "face_tid_mid.txt: .*the file has none"),
         ({"pairs": PAIRS + "9 1 0\n"}, "label.txt: line 4: template 9 has no image .* \\(1 pairs name"),
         ({"pairs": PAIRS + "1 9 0\n"}, "label.txt: line 4: template 9 has no image"),
@@ -88,7 +88,7 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         ({"pairs": "1 2 1\n"}, "label.txt: line 1: 1 mated and 0 non-mated pairs; error rates need both"),
         ({"pairs": "1 3 0\n"}, "label.txt: line 1: 0 mated and 1 non-mated"),
         ({"pairs": ""}, "label.txt: .*the file has none"),
-        ({"scores": SCORES + SCORES[:40].splitlines()[0] + "\n"}, "score.txt: line 7: '1.jpg' stands twice"),
+        ({"scores": SCORES + SCORES[:40].splitlines()[0] + "\n"}, "line 7: '1.jpg' is listed twice"),
         ({"scores": SCORES.split("\n", 1)[1]}, "1 of 6 images of .* are not listed, first '1.jpg'"),
         ({"scores": SCORES.replace("0.3", "nan")}, "score.txt: line 3: .*score 'nan' is not a finite number"),
         ({"scores": "1.jpg 1 2 3\n"}, "score.txt: line 1: .*4 fields instead of 12"),
@@ -112,7 +112,7 @@ def test_sets_of_ones_own(tmp_path: Path) -> None:
     spaced = IjbMeta("mine", ["a b.jpg", "c.jpg"], ids, ids)
     with pytest.raises(InputError, match="1 names hold blanks"):
         write_ijb(tmp_path, spaced)
-    enrolled = {"mine": Enrolled(ids[:1], ids[:1])}
+    enrolled = {"mine": TemplateList(ids[:1], ids[:1])}
     with pytest.raises(InputError, match="galleries: ijbc has"):
         write_ijb(tmp_path, IjbMeta("mine", ["a", "c"], ids, ids, galleries=enrolled))
     scored = IjbMeta("mine", ["a", "c"], ids, ids, detector_score=np.ones(2, np.float32))

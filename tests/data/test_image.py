@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from spherecf.data import ImageError, decode_image, encode_image, image_suffix
+from spherecf.data import ImageError, decode_image, encode_image
+from spherecf.data.image import image_suffix
 from spherecf.errors import FileFormatError, InputError
 
 GRADIENT = np.stack([np.tile(np.arange(0, 160, 10, np.uint8), (12, 1))] * 3, axis=-1) + np.array(

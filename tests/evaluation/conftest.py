@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spherecf.data import PairList
 from spherecf.embeddings import Embeddings
-from spherecf.evaluation import PairReport, evaluate_pairs
+from spherecf.evaluation import PairOptions, PairReport, evaluate_pairs
 
 PEOPLE, EACH, DIM = 40, 6, 16
 
@@ -27,9 +28,18 @@ class Toy:
         self, left: Embeddings | None = None, right: Embeddings | None = None, **options: Any
     ) -> PairReport:
         """Evaluate, by default clean/clean without intervals."""
-        options = {"name": "toy", "draws": 0} | options
+        chosen = {
+            name: options.pop(name)
+            for name in ("extra_scores", "condition", "label", "step") & options.keys()
+        }
+        pairs = self.pairs(options.pop("name", "toy"), options.pop("subjects", None))
         one = left or self.clean
-        return evaluate_pairs(one, right or one, self.left, self.right, self.mated, self.folds, **options)
+        return evaluate_pairs(one, right or one, pairs, PairOptions(**{"draws": 0} | options), **chosen)
+
+    def pairs(self, name: str = "toy", subjects: Any = None, count: int | None = None) -> PairList:
+        """The list, or its first pairs."""
+        columns = [column[:count] for column in (self.left, self.right, self.mated, self.folds)]
+        return PairList(name, *columns, *(subjects or ()))
 
 
 def embeddings(noise: np.ndarray, seed: int, **provenance: object) -> Embeddings:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from spherecf.data import Enrolled, IjbMeta, TemplatePairs
+from spherecf.data import IjbMeta, TemplateList, TemplatePairs
 from spherecf.embeddings import Embeddings
 
 PEOPLE, DIM = 24, 12
@@ -52,7 +52,7 @@ def template_toy(seed: int = 0, pairs: int = 400, **provenance: Any) -> Template
     galleries = {}
     for gallery, people in half.items():
         enrolled = np.sort([first[name] for name in people])
-        galleries[gallery] = Enrolled(enrolled, np.array([person[t] for t in enrolled.tolist()]))
+        galleries[gallery] = TemplateList(enrolled, np.array([person[t] for t in enrolled.tolist()]))
     left = rng.choice([t for g in galleries.values() for t in g.templates.tolist()], pairs)
     right = rng.choice(probe, pairs)
     _, once = np.unique(left * 10000 + right, return_index=True)
@@ -61,6 +61,6 @@ def template_toy(seed: int = 0, pairs: int = 400, **provenance: Any) -> Template
     meta = IjbMeta(
         "toy", files, np.array(templates), np.array(media), TemplatePairs(left, right, mated),
         rng.uniform(0.5, 1, len(files)).astype(np.float32), None, galleries,
-        Enrolled(probe, np.array([person[t] for t in probe.tolist()])),
+        TemplateList(probe, np.array([person[t] for t in probe.tolist()])),
     )  # fmt: skip
     return TemplateToy(meta, e)

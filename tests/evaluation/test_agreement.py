@@ -10,7 +10,7 @@ from sklearn.metrics import det_curve as sklearn_det_curve
 from sklearn.model_selection import KFold
 from tests.evaluation.template_sets import template_toy
 
-from spherecf.data import Enrolled, IjbMeta
+from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.evaluation import (
     ScoreSplit,
@@ -111,8 +111,8 @@ def test_identification_by_hand() -> None:
     rest = np.sqrt(1 - (probes**2).sum(1, keepdims=True))
     ids = np.arange(10)
     meta = IjbMeta(
-        "toy", [f"{i}.jpg" for i in ids], ids, ids, galleries={"G1": Enrolled(ids[:4], ids[:4])},
-        probes=Enrolled(ids[4:], np.array([0, 1, 2, 3, 8, 9])),
+        "toy", [f"{i}.jpg" for i in ids], ids, ids, galleries={"G1": TemplateList(ids[:4], ids[:4])},
+        probes=TemplateList(ids[4:], np.array([0, 1, 2, 3, 8, 9])),
     )  # fmt: skip
     e = Embeddings(np.vstack([np.eye(4, 5), np.hstack([probes, rest])]), np.zeros(10), meta.files)
     report = evaluate_identification(

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from spherecf.calibration import Calibration
+from spherecf.data import PairList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import (
+    CalibrationOptions,
     CalibrationReport,
     JudgedPairs,
     check_rule,
@@ -19,7 +21,7 @@ from spherecf.evaluation import (
     min_cllr,
     split_subjects,
 )
-from spherecf.report import calibration_section, calibration_tables
+from spherecf.report import calibration_section
 
 GROUPS, EACH, PHOTOS, PAIRS = 16, 10, 4, 4000
 
@@ -55,8 +57,12 @@ def run(
     pairs: Any, left: Embeddings | None = None, right: Embeddings | None = None, **options: Any
 ) -> CalibrationReport:
     one = left or people(1.0, 2)
-    options = {"name": "toy", "draws": 0, "alpha": 0.1} | options
-    return evaluate_calibration(one, right or one, *pairs, **options)
+    left_keys, right_keys, mated = pairs
+    subjects = options.pop("subjects", None) or ()
+    listed = PairList("toy", left_keys, right_keys, np.asarray(mated), np.zeros(len(mated), int), *subjects)
+    condition = {"condition": options.pop("condition")} if "condition" in options else {}
+    chosen = CalibrationOptions(**{"draws": 0, "alpha": 0.1} | options)
+    return evaluate_calibration(one, right or one, listed, chosen, **condition)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +140,7 @@ def test_json_and_page(report: CalibrationReport) -> None:
     section = calibration_section(report)
     assert section.tables[0].title.startswith("Log-likelihood") and len(section.tables) == 4
     assert len(section.plots) == 1 + 2 + 2
-    assert "160 people in parts with nobody in common" in section.notes[0]
+    assert "160 people, divided into disjoint parts" in section.notes[0]
     cells = [cell for table in section.tables[:3] for row in table.rows for cell in row]
     assert "unresolved" in cells
     assert all(len(table.signatures) == len(table.rows) for table in section.tables[:3])
@@ -147,7 +153,9 @@ def test_json_and_page(report: CalibrationReport) -> None:
 def test_impossible_promises_leave_all_undecided(pairs: Any) -> None:
     report = run(pairs, alpha=1e-6, scores=("cosine",))
     assert [check.coverage for check in report.scores["cosine"].decisions] == [0] * 4
-    assert "none keeps it: all undecided" in [row[2] for row in calibration_tables(report)[2].rows]
+    assert "no rule keeps it: all pairs undecided" in [
+        row[2] for row in calibration_section(report).tables[2].rows
+    ]
 
 
 def test_disjoint_tests_use_fewer_pairs(pairs: Any) -> None:
@@ -174,9 +182,7 @@ def test_two_files(pairs: Any) -> None:
 def test_unknown_people_are_said_to_break_the_promise(pairs: Any) -> None:
     e = dataclasses.replace(people(1.0, 2), labels=None, identities=())
     report = run(pairs, e, scores=("cosine",))
-    assert (
-        report.unit == "image" and "promises of decisions do not hold" in calibration_section(report).notes[1]
-    )
+    assert report.unit == "image" and "no promise holds" in calibration_section(report).notes[1]
 
 
 def test_bad_input_is_refused(pairs: Any) -> None:

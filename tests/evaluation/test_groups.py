@@ -113,7 +113,7 @@ def test_pair_lists_by_image_person_and_extra(toy: Toy) -> None:
     e = toy.clean
     by_person = {name: "odd" if int(name[1:]) % 2 else "even" for name in e.identities}
     images = {key: by_person[key.split("/")[0]] for key in e.keys}
-    arguments = (e, e, toy.left, toy.right, toy.mated, toy.folds)
+    arguments = (e, e, toy.pairs())
     one = pair_groups(*arguments, images, "image")
     other = pair_groups(*arguments, by_person, "subject")
     assert one == other and set(one) == {"cosine", "mls"}

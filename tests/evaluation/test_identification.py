@@ -11,7 +11,7 @@ from sklearn.metrics import top_k_accuracy_score
 from tests.evaluation.template_sets import TemplateToy, template_toy
 from tests.reference import ijb_slow
 
-from spherecf.data import Enrolled, IjbMeta
+from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import GalleryResult, evaluate_identification
@@ -90,8 +90,8 @@ def test_rank_one_is_scikit_learns_top_one(toy: TemplateToy) -> None:
 def test_ties_in_rank_count_against_us() -> None:
     ids = np.arange(1, 7)
     meta = IjbMeta(
-        "toy", list("abcdef"), ids, ids, galleries={"G1": Enrolled(ids[:3], np.array([1, 2, 3]))},
-        probes=Enrolled(ids[3:], np.array([1, 3, 9])),
+        "toy", list("abcdef"), ids, ids, galleries={"G1": TemplateList(ids[:3], np.array([1, 2, 3]))},
+        probes=TemplateList(ids[3:], np.array([1, 3, 9])),
     )  # fmt: skip
     mu = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     e = Embeddings(mu, np.zeros(6), list("abcdef"))
@@ -109,8 +109,8 @@ def test_at_fpir_1_rank_alone_decides_in_every_draw(toy: TemplateToy) -> None:
 
 
 def test_lists_in_any_order(toy: TemplateToy) -> None:
-    def backwards(listed: Enrolled) -> Enrolled:
-        return Enrolled(listed.templates[::-1].copy(), listed.subjects[::-1].copy())
+    def backwards(listed: TemplateList) -> TemplateList:
+        return TemplateList(listed.templates[::-1].copy(), listed.subjects[::-1].copy())
 
     turned = dataclasses.replace(
         toy.meta, probes=backwards(toy.meta.probes),
@@ -126,7 +126,9 @@ def test_a_closed_set_has_ranks_and_says_why_it_has_no_fpir(toy: TemplateToy) ->
     enrolled = toy.meta.galleries["G1"]
     inside = np.isin(toy.meta.probes.subjects, enrolled.subjects)
     closed = dataclasses.replace(
-        toy.meta, galleries={"G1": enrolled}, probes=Enrolled(*(column[inside] for column in toy.meta.probes))
+        toy.meta,
+        galleries={"G1": enrolled},
+        probes=TemplateList(*(column[inside] for column in toy.meta.probes)),
     )
     report = evaluate_identification(toy.embeddings, closed, modes=["N0"], draws=10)
     found = report.results[0].galleries[0]
@@ -226,14 +228,14 @@ def test_bad_input(toy: TemplateToy, changes: dict[str, Any], options: dict[str,
 
 
 def test_probes_that_would_find_themselves_are_refused(toy: TemplateToy) -> None:
-    both = Enrolled(*(np.concatenate(two) for two in zip(toy.meta.probes, toy.meta.galleries["G2"])))
+    both = TemplateList(*(np.concatenate(two) for two in zip(toy.meta.probes, toy.meta.galleries["G2"])))
     meta = dataclasses.replace(toy.meta, probes=both)
     with pytest.raises(InputError, match=r"gallery G2: 7 templates are in the gallery and among the probes"):
         evaluate_identification(toy.embeddings, meta, draws=0)
 
 
 def test_a_gallery_that_no_probe_belongs_to(toy: TemplateToy) -> None:
-    strangers = Enrolled(toy.meta.probes.templates, np.arange(toy.meta.probes.templates.size))
+    strangers = TemplateList(toy.meta.probes.templates, np.arange(toy.meta.probes.templates.size))
     meta = dataclasses.replace(toy.meta, probes=strangers)
     with pytest.raises(InputError, match="gallery G1: no probe has its mate there"):
         evaluate_identification(toy.embeddings, meta, draws=0)

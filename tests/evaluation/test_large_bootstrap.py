@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spherecf.calibration import allowed_errors
 from spherecf.errors import InputError
 from spherecf.evaluation import bootstrap as bootstrap_module
 from spherecf.evaluation import bootstrap_subjects, bootstrap_tmr
-from spherecf.evaluation.rates import allowed_false, sort_pairs, tmr_rates
+from spherecf.evaluation.rates import sort_pairs, tmr_rates
 
 TARGETS = [1.0, 0.5, 0.1, 0.01, 0.001]
 
@@ -19,7 +20,7 @@ TARGETS = [1.0, 0.5, 0.1, 0.01, 0.001]
 def plain(s: np.ndarray, m: np.ndarray, a: Any, b: Any, draws: int, seed: int) -> dict[str, np.ndarray]:
     """Every pair weighed in every draw, the whole curve each time."""
     pairs = sort_pairs(s, m)
-    resolved = [target for target in TARGETS if allowed_false(target, int((~m).sum())) >= 1]
+    resolved = [target for target in TARGETS if allowed_errors(target, int((~m).sum())) >= 1]
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
         curve = pairs.curve(weights)

@@ -5,7 +5,7 @@ import pytest
 from tests.evaluation.conftest import Toy
 from tests.reference import tenfold_slow_bootstrap as slow
 
-from spherecf.evaluation import evaluate_pairs, interval
+from spherecf.evaluation import PairOptions, evaluate_pairs, interval
 from spherecf.evaluation.rates import spread
 
 
@@ -14,10 +14,8 @@ def test_intervals_equal_the_slow_reference(toy: Toy) -> None:
     left, right = toy.left[:n], toy.right[:n]
     rng = np.random.default_rng(0)
     scores = {name: np.round(rng.normal(toy.mated[:n] * 2.0), 1) for name in ("cosine", "other")}
-    report = evaluate_pairs(
-        toy.clean, toy.clean, left, right, toy.mated[:n], toy.folds[:n], name="toy", draws=draws, seed=4,
-        scores=[], extra_scores=scores, targets=[0.1],
-    )  # fmt: skip
+    options = PairOptions(scores=[], targets=[0.1], draws=draws, seed=4)
+    report = evaluate_pairs(toy.clean, toy.clean, toy.pairs(count=n), options, extra_scores=scores)
     people = [[key.split("/")[0] for key in side] for side in (left, right)]
     drawn = [
         slow.copies(*people, people_drawn)

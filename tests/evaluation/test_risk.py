@@ -10,7 +10,7 @@ from tests.reference.openset_slow import outcomes
 from tests.reference.openset_slow import prr as slow_prr
 
 from spherecf.errors import InputError
-from spherecf.evaluation import OpenSet, RejectionReport, evaluate_rejection
+from spherecf.evaluation import OpenSet, RejectionOptions, RejectionReport, evaluate_rejection
 from spherecf.evaluation.open_set import PROBE_CONFIDENCES
 
 FPIRS = (0.05, 0.1, 0.2)
@@ -23,7 +23,7 @@ def world() -> tuple:
 
 @pytest.fixture(scope="module")
 def report(world: tuple) -> RejectionReport:
-    return evaluate_rejection(*world, name="sim", draws=60, trials=200)
+    return evaluate_rejection(OpenSet(*world), RejectionOptions(draws=60, trials=200), name="sim")
 
 
 def value(report: RejectionReport, name: str, fpir: float) -> float:
@@ -63,7 +63,10 @@ def test_numbers_against_loops() -> None:
     gallery, names, probes, who = data = open_world(enrolled=25, strangers=25, each=4)
     others = open_world(5, enrolled=25, strangers=25, each=4, first=1000)
     report = evaluate_rejection(
-        *data, name="sim", validation=OpenSet(*others), fpirs=[0.1], draws=0, trials=4, kappa_gallery=50.0
+        OpenSet(*data),
+        RejectionOptions([0.1], kappa_gallery=50.0, draws=0, trials=4),
+        name="sim",
+        validation=OpenSet(*others),
     )
     cosines = probes.mu @ gallery.mu.T
     best, top = cosines.argmax(1), cosines.max(1)
@@ -82,11 +85,11 @@ def test_numbers_against_loops() -> None:
 
 def test_two_identities_that_tie_are_no_identification() -> None:
     gallery, names, probes, who = open_world(enrolled=25, strangers=25, each=4)
-    options = {"name": "sim", "fpirs": [0.1], "draws": 0, "trials": 4, "kappa_gallery": 50.0}
+    options = RejectionOptions([0.1], kappa_gallery=50.0, draws=0, trials=4)
     validation = OpenSet(*open_world(5, enrolled=25, strangers=25, each=4, first=1000))
     twin = dataclasses.replace(gallery, mu=gallery.mu.copy())
     twin.mu[1] = twin.mu[0]  # persons 0 and 1 look alike: neither is found, wherever in the list it stands
-    report = evaluate_rejection(twin, names, probes, who, validation=validation, **options)
+    report = evaluate_rejection(OpenSet(twin, names, probes, who), options, name="sim", validation=validation)
     rest = ~np.isin(who, names[:2])
     found = np.array(names)[(probes.mu @ twin.mu.T).argmax(1)] == who
     over = (probes.mu @ twin.mu.T).max(1) >= report.points[0].threshold
@@ -94,7 +97,7 @@ def test_two_identities_that_tie_are_no_identification() -> None:
 
 
 def test_the_same_seed_the_same_report_and_json(world: tuple, report: RejectionReport) -> None:
-    again = evaluate_rejection(*world, name="sim", draws=60, trials=200)
+    again = evaluate_rejection(OpenSet(*world), RejectionOptions(draws=60, trials=200), name="sim")
     assert again == report
     text = json.dumps(report.to_dict(), allow_nan=False)
     assert json.loads(text)["points"][0]["log_weights"].keys() == {
@@ -120,18 +123,17 @@ def test_intervals_hold_their_value_and_draw_people(world: tuple, report: Reject
     kappa = report.at("kappa", 0.1)
     assert kappa.minus_kappa.value == kappa.minus_kappa.interval.low == kappa.minus_kappa.interval.high == 0
     who = world[3]
-    extra = evaluate_rejection(
-        *world, name="sim", draws=0, trials=4, confidences={"norm": np.arange(len(who))}
-    )
+    test = OpenSet(*world, {"norm": np.arange(len(who))})
+    extra = evaluate_rejection(test, RejectionOptions(draws=0, trials=4), name="sim")
     assert extra.at("norm", 0.1).prr.interval is None and "norm" not in extra.absent_confidences
 
 
 def test_operating_points_that_cannot_be_say_why() -> None:
     few = open_world(enrolled=30, strangers=4, each=2)
-    report = evaluate_rejection(*few, name="few", draws=0, trials=4, fpirs=[0.05])
+    report = evaluate_rejection(OpenSet(*few), RejectionOptions([0.05], draws=0, trials=4), name="few")
     assert "needs at least 20 non-mated probes" in report.points[0].unresolved and report.prr == []
     perfect = open_world(dim=64, enrolled=30, strangers=30, each=3, spread=1e5, kappas=(1e4, 1e5))
-    report = evaluate_rejection(*perfect, name="perfect", draws=0, trials=4, fpirs=[0.2])
+    report = evaluate_rejection(OpenSet(*perfect), RejectionOptions([0.2], draws=0, trials=4), name="perfect")
     assert (
         report.points[0].f1 > 0.8 and report.at("oracle", 0.2) is not None
     )  # false accepts there always are
@@ -152,10 +154,12 @@ def test_operating_points_that_cannot_be_say_why() -> None:
 )
 def test_bad_input(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate_rejection(*open_world(enrolled=20, strangers=20, each=2), name="x", **{"draws": 0} | options)
+        confidences = options.pop("confidences", None)
+        test = OpenSet(*open_world(enrolled=20, strangers=20, each=2), confidences)
+        evaluate_rejection(test, RejectionOptions(**{"draws": 0} | options), name="x")
 
 
 def test_validation_with_the_same_people_is_refused() -> None:
     data = open_world(enrolled=20, strangers=20, each=2)
     with pytest.raises(InputError, match="40 subjects are also in the test, first 0"):
-        evaluate_rejection(*data, name="x", validation=OpenSet(*data), draws=0)
+        evaluate_rejection(OpenSet(*data), RejectionOptions(draws=0), name="x", validation=OpenSet(*data))

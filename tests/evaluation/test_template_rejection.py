@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spherecf.data import Enrolled, IjbMeta
+from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import evaluate_rejection, evaluate_template_rejection
+from spherecf.evaluation import OpenSet, RejectionOptions, evaluate_rejection, evaluate_template_rejection
 from spherecf.evaluation.rejection import _columns
 from spherecf.evaluation.templates import find_images
 from spherecf.scoring import pool_templates
 
 PEOPLE, EACH, DIM = 40, 4, 12
-OPTIONS = {"fpirs": [0.2], "draws": 0, "trials": 6}
+OPTIONS = RejectionOptions([0.2], draws=0, trials=6)
 
 
 @pytest.fixture
@@ -36,26 +36,24 @@ def benchmark() -> tuple[Embeddings, IjbMeta]:
     ids = np.unique(templates)
     first, rest = ids[::EACH], np.arange(ids.size) % EACH > 0
     galleries = {
-        name: Enrolled(first[part], np.arange(PEOPLE)[part])
+        name: TemplateList(first[part], np.arange(PEOPLE)[part])
         for name, part in (("G1", slice(0, 20)), ("G2", slice(20, 40)))
     }
     shuffle = rng.permutation(int(rest.sum()))
-    probes = Enrolled(ids[rest][shuffle], who[rest][shuffle])
+    probes = TemplateList(ids[rest][shuffle], who[rest][shuffle])
     return e, IjbMeta("toy", names, templates, media, galleries=galleries, probes=probes)
 
 
 def test_it_is_evaluate_rejection_of_the_pooled_templates(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
-    found = evaluate_template_rejection(e, meta, **OPTIONS)
+    found = evaluate_template_rejection(e, meta, OPTIONS)
     assert list(found) == ["G1", "G2"] and found["G1"].name == "toy/G1"
     assert found["G1"].counts["mated"] == found["G1"].counts["non_mated"] == 30
     pooled = pool_templates(e.mu, e.kappa, meta.templates, meta.media)
     gallery = pooled.select(np.arange(0, 80, EACH))
     rest = np.flatnonzero(np.arange(160) % EACH > 0)
-    expected = evaluate_rejection(
-        gallery, np.arange(20), pooled.select(rest), np.repeat(np.arange(PEOPLE), EACH)[rest],
-        name="toy/G1", **OPTIONS,
-    )  # fmt: skip
+    test = OpenSet(gallery, np.arange(20), pooled.select(rest), np.repeat(np.arange(PEOPLE), EACH)[rest])
+    expected = evaluate_rejection(test, OPTIONS, name="toy/G1")
     for entry in expected.prr:
         assert found["G1"].at(entry.confidence, 0.2).prr == pytest.approx(entry.prr) or entry.prr == (
             found["G1"].at(entry.confidence, 0.2).prr
@@ -81,7 +79,7 @@ def test_failures_to_acquire_are_counted_and_never_searched(benchmark: tuple[Emb
     e, meta = benchmark
     gone = [*range(3), *range(15, 18)]  # gallery template of person 0, first probe of person 1
     part = e.select([row for row in range(480) if row not in gone])
-    counts = evaluate_template_rejection(part, meta, galleries=["G1"], **OPTIONS)["G1"].counts
+    counts = evaluate_template_rejection(part, meta, OPTIONS, galleries=["G1"])["G1"].counts
     assert counts["failed_gallery"] == 1
     assert counts["failed_probes"] == 3 + 1  # all probes of person 0, who cannot be found, and the lost one
     total = counts["probes"] + counts["validation_probes"]
@@ -92,7 +90,7 @@ def test_a_probe_in_the_gallery_is_refused(benchmark: tuple[Embeddings, IjbMeta]
     e, meta = benchmark
     with pytest.raises(InputError, match=r"toy: gallery G2: 20 templates are in the gallery and among the"):
         evaluate_template_rejection(
-            e, dataclasses.replace(meta, probes=meta.galleries["G2"]), galleries=["G2"], **OPTIONS
+            e, dataclasses.replace(meta, probes=meta.galleries["G2"]), OPTIONS, galleries=["G2"]
         )
 
 
@@ -102,7 +100,7 @@ def test_the_precision_of_the_images_is_a_confidence_too(benchmark: tuple[Embedd
     e = dataclasses.replace(e, log_precision=log_precision)
     column = _columns(e, find_images(e, meta))["precision"]
     assert column[1] == pytest.approx(((0.03 + 0.04) / 2 + 0.05) / 2)
-    report = evaluate_template_rejection(e, meta, galleries=["G1"], **OPTIONS)["G1"]
+    report = evaluate_template_rejection(e, meta, OPTIONS, galleries=["G1"])["G1"]
     assert "precision" not in report.absent_confidences and report.at("precision", 0.2) is not None
 
 

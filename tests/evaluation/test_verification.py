@@ -67,9 +67,12 @@ def test_skipped_images_are_failures_to_acquire_and_never_scored(toy: Toy) -> No
 
 
 def test_the_signature_names_what_the_number_depends_on(toy: Toy) -> None:
-    report = toy.report(right=toy.degraded, condition="clean/degraded", pairs_hash="f" * 64, draws=20, seed=5)
+    report = toy.report(right=toy.degraded, condition="clean/degraded", draws=20, seed=5)
     parts = dict(part.split(":", 1) for part in report.scores["mls"].signature.split("|")[1:])
-    assert parts["condition"] == "clean/degraded" and parts["pairs"] == "sha256:ffffffffffff"
+    assert (
+        parts["condition"] == "clean/degraded"
+        and parts["pairs"] == f"sha256:{toy.pairs().fingerprint()[:12]}"
+    )
     assert parts["view"] == "clean+cross-v1/0" and parts["backbone"] == "sha256:bbbbbbbbbbbb"
     assert parts["embeddings"].count("sha256:") == 2 and parts["ci"] == "subject-20/5" and parts["r"] == "64"
     assert {"data", "model", "score", "fmr", "spherecf"} <= set(parts)
@@ -123,7 +126,7 @@ def test_plain_data_for_json(toy: Toy) -> None:
         ({"extra_scores": {"mine": np.zeros(399)}}, r"'mine': expected \(400,\), got \(399,\)"),
         ({"extra_scores": {"mine": np.full(400, np.nan)}}, "'mine': 400 of 400 pairs are NaN"),
         ({"targets": [0.0]}, "FMR target"),
-        ({"subjects": (["a"], ["b"])}, r"subjects: expected two \(400,\)"),
+        ({"subjects": (["a"], ["b"])}, "toy: expected columns of one length"),
         ({"draws": 10, "subjects": (["a"] * 400, ["a"] * 400)}, "at least 2 subjects"),
         ({"draws": -1}, "draws: expected 0"),
     ],

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from tests.faces.pictures import portrait
 
-from spherecf.faces import Face, FaceDetector, find_faces
+from spherecf.faces import Face, FaceDetector
+from spherecf.faces.detection import find_faces
 
 
 def scene(*places: tuple[int, int, int]) -> np.ndarray:

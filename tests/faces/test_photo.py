@@ -91,6 +91,17 @@ def test_heic_with_its_decoder() -> None:
     assert refused(out.getvalue(), max_pixels=1000).kind is Failure.TOO_LARGE
 
 
+@pytest.mark.parametrize("size", [(64, 48), (300, 201), (1001, 667)])
+def test_the_size_of_a_heic_is_that_of_its_visible_part(size: tuple[int, int]) -> None:
+    """Its header tells the coded size, which is even and at least 64."""
+    pillow_heif, out = pytest.importorskip("pillow_heif"), io.BytesIO()
+    pillow_heif.from_bytes("RGB", size, cv2.resize(FACE, size).tobytes()).save(out)
+    for decoded in (10**6, size[0] * size[1] // 2):
+        photo = read_photo(out.getvalue(), decoded=decoded)
+        assert photo.size == size
+    assert photo.scale == 0.5 and photo.pixels.shape == (-(-size[1] // 2), -(-size[0] // 2), 3)
+
+
 def test_heic_without_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     pillow_heif, out = pytest.importorskip("pillow_heif"), io.BytesIO()
     pillow_heif.from_bytes("RGB", (184, 224), FACE.tobytes()).save(out)

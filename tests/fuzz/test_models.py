@@ -19,13 +19,13 @@ from spherecf.models import (
     load_backbone,
     load_confidence_head,
     load_prototypes,
-    load_trained,
     make_backbone,
     make_head,
     prototype_identities,
     save_backbone,
     save_prototypes,
 )
+from spherecf.models.saved import load_trained
 
 FOLDER = Path(mkdtemp(prefix="spherecf-fuzz-"))
 TOKENS = [b'"channels"', b"1000000000", b'"light"', b'"linear"', b'"cubic"', b'"F16"', b'"I64"', b"-0.0"]

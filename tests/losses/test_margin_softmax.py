@@ -8,7 +8,7 @@ import torch
 from tests.reference import margins_slow as slow
 
 from spherecf.errors import InputError
-from spherecf.losses import MARGINS, make_margin, margin_softmax_loss
+from spherecf.losses import MARGINS, MarginSoftmaxLoss, make_margin, margin_softmax_loss
 
 TARGETS = {
     "softmax": lambda c, n: slow.mpf(c),
@@ -140,3 +140,21 @@ def test_bad_arguments(batch):
         margin_softmax_loss(embedding, prototypes, labels, margin)
     with pytest.raises((InputError, TypeError)):
         margin_softmax_loss(embedding, prototypes[:, :3], labels, margin)
+
+
+def test_the_module_holds_the_classifier_and_the_margins_state() -> None:
+    torch.manual_seed(0)
+    module, embedding, labels = (
+        MarginSoftmaxLoss(6, 4, make_margin("adaface")),
+        torch.randn(5, 4),
+        torch.arange(5),
+    )
+    module.eval()
+    expected = margin_softmax_loss(embedding, module.weight, labels, module.margin)
+    torch.testing.assert_close(module(embedding, labels), expected, rtol=0, atol=0)
+    other = MarginSoftmaxLoss(6, 4, make_margin("adaface")).eval()
+    other.load_state_dict(module.train().state_dict())
+    assert "weight" in module.state_dict() and len(module.state_dict()) > 1
+    torch.testing.assert_close(other(embedding, labels), expected, rtol=0, atol=0)
+    with pytest.raises(InputError, match="at least 1"):
+        MarginSoftmaxLoss(0, 4, make_margin("arcface"))

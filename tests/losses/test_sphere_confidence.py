@@ -9,7 +9,11 @@ import torch
 from torch.nn.functional import normalize
 
 from spherecf.errors import InputError
-from spherecf.losses import sphere_confidence_loss, sphere_confidence_loss_from_cosine
+from spherecf.losses import (
+    SphereConfidenceLoss,
+    sphere_confidence_loss,
+    sphere_confidence_loss_from_cosine,
+)
 from spherecf.vmf import VonMisesFisher, inverse_mean_resultant_length, mean_resultant_length
 
 _RIVAL = runpy.run_path(str(Path(__file__).parents[1] / "reference" / "released_loss.py"))
@@ -151,3 +155,15 @@ def test_bad_arguments():
             sphere_confidence_loss(mu, kappa, mu, **arguments)
     with pytest.raises((InputError, TypeError)):
         sphere_confidence_loss(mu, kappa[:3], mu)
+
+
+def test_the_module_is_the_function() -> None:
+    mu, prototypes = normalize(torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    kappa = torch.linspace(1, 100, 5, requires_grad=True)
+    for variant in ("exact", "released"):
+        module = SphereConfidenceLoss(2.0, variant, "none")
+        expected = sphere_confidence_loss(mu, kappa, prototypes, 2.0, variant, "none")
+        torch.testing.assert_close(module(mu, kappa, prototypes), expected, rtol=0, atol=0)
+    assert module.state_dict() == {}
+    with pytest.raises(InputError):
+        SphereConfidenceLoss(0.0)

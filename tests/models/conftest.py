@@ -11,7 +11,7 @@ import pytest
 from tests.models import graphs
 
 from spherecf.models import FrozenBackbone, Preprocessing
-from spherecf.models.preprocessing import METADATA_KEY
+from spherecf.models.preprocessing import PREPROCESSING_KEY
 
 TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 
@@ -19,7 +19,7 @@ TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 def save_described(path: Path) -> Path:
     """The tiny recogniser as a file that states its own preprocessing, as the command line needs it."""
     model = graphs.iresnet()
-    onnx.helper.set_model_props(model, {METADATA_KEY: json.dumps(TINY.to_dict())})
+    onnx.helper.set_model_props(model, {PREPROCESSING_KEY: json.dumps(TINY.to_dict())})
     onnx.save(model, path)
     return path
 

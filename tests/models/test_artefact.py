@@ -12,15 +12,9 @@ from tests.models.conftest import TINY, noise
 import spherecf
 from spherecf.calibration import Calibration, KappaScale
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
-from spherecf.models import (
-    ConfidenceModel,
-    ConvHead,
-    FrozenBackbone,
-    LinearHead,
-    load,
-    load_confidence_head,
-    read_header,
-)
+from spherecf.models import ConfidenceModel, FrozenBackbone, load, load_confidence_head
+from spherecf.models.heads import ConvHead, LinearHead
+from spherecf.models.model import read_header
 
 
 @pytest.fixture
@@ -207,7 +201,7 @@ def test_files_that_are_none(saved: Path, tiny: FrozenBackbone, tmp_path: Path) 
     for name, message in (
         ("foreign", "not one SphereCF wrote"),
         ("short", "Is it complete"),
-        ("text", "not a readable model"),
+        ("text", "not readable as a model"),
         ("absent", "no such file"),
     ):
         with pytest.raises(FileFormatError, match=message):

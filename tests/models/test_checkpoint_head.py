@@ -7,13 +7,12 @@ from tests.reference.original_heads import conv_table, linear_table, log_kappa
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models import (
     ConfidenceModel,
-    ConvHead,
     FrozenBackbone,
-    LinearHead,
     load_confidence_head,
     make_head,
     original_head_state,
 )
+from spherecf.models.heads import ConvHead, LinearHead
 
 SHAPE = (512, 2, 2)
 

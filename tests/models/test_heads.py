@@ -3,7 +3,8 @@ import torch
 from tests.conformance.heads import HeadConformance
 
 from spherecf.errors import InputError, ModelError
-from spherecf.models import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
+from spherecf.models import HEADS, ConfidenceHead, make_head
+from spherecf.models.heads import ConvHead, LinearHead
 
 
 class TestLinear(HeadConformance):

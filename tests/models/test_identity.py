@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from spherecf.calibration import Calibration, KappaScale
 from spherecf.errors import ModelError
-from spherecf.models import ConfidenceModel, FrozenBackbone, LinearHead, load
+from spherecf.models import ConfidenceModel, FrozenBackbone, load
 from spherecf.models.backbone import Identity, file_identity, module_identity
+from spherecf.models.heads import LinearHead
 
 
 class Scaled(nn.Module):

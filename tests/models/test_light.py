@@ -13,7 +13,7 @@ class TestLight(HeadConformance):
 
 def test_the_summary_is_the_statistics_of_each_channel() -> None:
     features = torch.randn(3, 5, 4, 6, generator=torch.manual_seed(0))
-    summary = LightHead(5, 4, 6).summarize(features, torch.zeros(3, 8))
+    summary = LightHead(5, 4, 6).pool_features(features, torch.zeros(3, 8))
     for image in range(3):
         for channel in range(5):
             values = features[image, channel].flatten()
@@ -24,7 +24,7 @@ def test_the_summary_is_the_statistics_of_each_channel() -> None:
 def test_adapts_to_the_scale_of_the_backbone() -> None:
     head = LightHead(4, 2, 2)
     summaries = torch.randn(500, 12, generator=torch.manual_seed(0)) * 40 + 1000
-    head.adapt(summaries)
+    head.fit_normalisation(summaries)
     normalised = (summaries - head.shift) * head.scale
     torch.testing.assert_close(normalised.mean(0), torch.zeros(12), atol=1e-3, rtol=0)
     torch.testing.assert_close(normalised.std(0, correction=0), torch.ones(12), atol=1e-3, rtol=0)
@@ -33,7 +33,7 @@ def test_adapts_to_the_scale_of_the_backbone() -> None:
 
 def test_a_channel_that_never_varies_is_no_division_by_zero() -> None:
     head = LightHead(2, 2, 2).eval()
-    head.adapt(torch.ones(10, 6))
+    head.fit_normalisation(torch.ones(10, 6))
     assert bool(torch.isfinite(head(torch.ones(3, 6))).all())
 
 

@@ -9,47 +9,48 @@ from tests.models import graphs, transformers
 from torch import Tensor, nn
 
 from spherecf.errors import ModelError
-from spherecf.models import default_detector_path, default_recogniser_path
+from spherecf.models import default_detector_path
 from spherecf.models.network import Shape
-from spherecf.models.onnx.outputs import Found, find
+from spherecf.models.onnx.outputs import GraphOutputs, find_outputs
 from spherecf.models.onnx.repairs import load_graph
+from spherecf.models.preprocessing import default_recogniser_path
 
 
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
-        (graphs.iresnet(), Found("features", "bn2", 48, (8, 8, 8))),
-        (graphs.iresnet(batch=4), Found("features", "bn2", 48, (8, 8, 8))),
-        (graphs.mobilefacenet(batch=1), Found("output", "last_map", 40, (16, 8, 8))),
-        (graphs.mobilefacenet(batch="n"), Found("output", "last_map", 40, (16, 8, 8))),
-        (graphs.traced_view(), Found("embedding", "last_map", 32, (8, 8, 8))),
+        (graphs.iresnet(), GraphOutputs("features", "bn2", 48, (8, 8, 8))),
+        (graphs.iresnet(batch=4), GraphOutputs("features", "bn2", 48, (8, 8, 8))),
+        (graphs.mobilefacenet(batch=1), GraphOutputs("output", "last_map", 40, (16, 8, 8))),
+        (graphs.mobilefacenet(batch="n"), GraphOutputs("output", "last_map", 40, (16, 8, 8))),
+        (graphs.traced_view(), GraphOutputs("embedding", "last_map", 32, (8, 8, 8))),
     ],
 )
-def test_finds_both_by_itself(model: onnx.ModelProto, expected: Found) -> None:
-    assert find(load_graph(model), (16, 16)) == expected
+def test_finds_both_by_itself(model: onnx.ModelProto, expected: GraphOutputs) -> None:
+    assert find_outputs(load_graph(model), (16, 16)) == expected
 
 
 def test_sface() -> None:
-    found = find(load_graph(default_recogniser_path()), (112, 112))
-    assert found == Found("fc1", "bn1", 128, (1024, 7, 7))
+    found = find_outputs(load_graph(default_recogniser_path()), (112, 112))
+    assert found == GraphOutputs("fc1", "bn1", 128, (1024, 7, 7))
 
 
 def test_shared_mobilefacenet(shared: Path) -> None:
-    found = find(load_graph(shared / "models" / "mobilefacenet-512.onnx"), (112, 112))
-    assert found == Found("output", "507", 512, (512, 7, 7))
+    found = find_outputs(load_graph(shared / "models" / "mobilefacenet-512.onnx"), (112, 112))
+    assert found == GraphOutputs("output", "507", 512, (512, 7, 7))
 
 
 def test_both_can_be_named() -> None:
     graph = load_graph(graphs.iresnet())
-    assert find(graph, (16, 16), "fc", "b_prelu") == Found("fc", "b_prelu", 48, (8, 16, 16))
+    assert find_outputs(graph, (16, 16), "fc", "b_prelu") == GraphOutputs("fc", "b_prelu", 48, (8, 16, 16))
     with pytest.raises(ModelError, match="embedding='nope' is no tensor"):
-        find(graph, (16, 16), embedding="nope")
+        find_outputs(graph, (16, 16), embedding="nope")
     with pytest.raises(ModelError, match="features='conv1_w' is no tensor"):
-        find(graph, (16, 16), features="conv1_w")
+        find_outputs(graph, (16, 16), features="conv1_w")
     with pytest.raises(ModelError, match=r"fc should be a map .* or tokens .*, found \(1, 48\)"):
-        find(graph, (16, 16), features="fc")
+        find_outputs(graph, (16, 16), features="fc")
     with pytest.raises(ModelError, match=r"bn2 should be \(n, dim\), found \(1, 8, 8, 8\)"):
-        find(graph, (16, 16), embedding="bn2", features="bn2")
+        find_outputs(graph, (16, 16), embedding="bn2", features="bn2")
 
 
 @pytest.mark.parametrize(
@@ -63,17 +64,17 @@ def test_both_can_be_named() -> None:
 )
 def test_says_what_is_not_a_recogniser(model: onnx.ModelProto, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        find(load_graph(model), (16, 16))
+        find_outputs(load_graph(model), (16, 16))
 
 
 def test_two_rows_named() -> None:
-    assert find(load_graph(graphs.two_rows()), (16, 16), embedding="other").features == "map"
+    assert find_outputs(load_graph(graphs.two_rows()), (16, 16), embedding="other").features == "map"
 
 
 def test_a_real_detector_is_no_recogniser() -> None:
     with pytest.raises(ModelError, match="not a recogniser: expected an output"):
         graph = load_graph(default_detector_path())
-        find(graph, graph.size or (320, 320))
+        find_outputs(graph, graph.size or (320, 320))
 
 
 class Probe(nn.Module):
@@ -134,7 +135,7 @@ class BackToAMap(nn.Module):
 )
 def test_finds_the_last_tokens(make: Callable[[], nn.Module], given: Shape, shape: Shape) -> None:
     torch.manual_seed(0)
-    found = find(load_graph(transformers.exported(make())), (16, 16))
+    found = find_outputs(load_graph(transformers.exported(make())), (16, 16))
     assert (found.dim, found.given_shape, found.feature_shape) == (32, given, shape)
 
 
@@ -142,18 +143,20 @@ def test_finds_the_last_tokens(make: Callable[[], nn.Module], given: Shape, shap
 def test_tokens_can_be_named() -> None:
     graph = load_graph(transformers.exported(transformers.ClassToken(), opset=13))
     tokens = [n.output[0] for n in graph.model.graph.node if n.op_type == "Add" and "blocks.0" in n.output[0]]
-    assert find(graph, (16, 16), features=tokens[-1]) == Found("embedding", tokens[-1], 32, (24, 17, 1))
+    assert find_outputs(graph, (16, 16), features=tokens[-1]) == GraphOutputs(
+        "embedding", tokens[-1], 32, (24, 17, 1)
+    )
     windows = load_graph(transformers.exported(transformers.Swin()))
     inside = [n.output[0] for n in windows.model.graph.node if n.op_type == "Softmax"]
     with pytest.raises(ModelError, match=r"\(4, 3, 16, 16\) for one image: images must come first"):
-        find(windows, (16, 16), features=inside[0])
+        find_outputs(windows, (16, 16), features=inside[0])
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_and_dequantised_tokens_stand_where_they_stood() -> None:
     """Behind a transpose to (n, C, T) the pair is passed by with it; it is no map with T for its channels."""
     model = transformers.exported(transformers.Swin())
-    expected = find(load_graph(model), (16, 16)).features
+    expected = find_outputs(load_graph(model), (16, 16)).features
     body = model.graph
     number, turned = max((i, n.output[0]) for i, n in enumerate(body.node) if n.op_type == "Transpose")
     for node in body.node:
@@ -163,4 +166,4 @@ def test_quantised_and_dequantised_tokens_stand_where_they_stood() -> None:
     steps = (("QuantizeLinear", turned, "whole"), ("DequantizeLinear", "whole", "pair"))
     for place, (kind, source, result) in enumerate(steps, number + 1):
         body.node.insert(place, onnx.helper.make_node(kind, [source, "scale", "zero"], [result]))
-    assert find(load_graph(model), (16, 16)).features == expected
+    assert find_outputs(load_graph(model), (16, 16)).features == expected

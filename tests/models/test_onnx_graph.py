@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.models import graphs
 
 from spherecf.errors import ModelError
-from spherecf.models.onnx.graph import INPUT_KEY, attributes
+from spherecf.models.onnx.graph import ONNX_INPUT_KEY, attributes
 from spherecf.models.onnx.repairs import load_graph
 
 
@@ -26,7 +26,7 @@ def test_a_file_with_preprocessing_inside_starts_at_its_network() -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.float32(2.0), "planes_std"))
     model.graph.input.append(helper.make_tensor_value_info("bytes", TensorProto.UINT8, ["n", 16, 16, 3]))
     assert load_graph(model).takes_bytes
-    helper.set_model_props(model, {INPUT_KEY: "image"})
+    helper.set_model_props(model, {ONNX_INPUT_KEY: "image"})
     graph = load_graph(model)
     assert (graph.image, graph.repairs) == ("image", [])
     assert [node.name for node in graph.model.graph.node] == before

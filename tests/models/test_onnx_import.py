@@ -9,10 +9,10 @@ from tests.models import graphs, transformers
 from tests.models.conftest import TINY, noise
 
 from spherecf.errors import ModelError
-from spherecf.models import KNOWN_MODELS, FrozenBackbone, default_recogniser_path, import_onnx
+from spherecf.models import FrozenBackbone, import_onnx
 from spherecf.models.engines import OnnxRuntimeEngine
-from spherecf.models.onnx.outputs import find
 from spherecf.models.onnx.repairs import load_graph
+from spherecf.models.preprocessing import KNOWN_MODELS, default_recogniser_path
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from spherecf.models.onnx.repairs import load_graph
 )
 def test_equals_onnxruntime(model: onnx.ModelProto) -> None:
     graph = load_graph(model)
-    reference = OnnxRuntimeEngine(graph, find(graph, (16, 16)))
+    reference = OnnxRuntimeEngine(graph, find_outputs(graph, (16, 16)))
     x = torch.randn(3, 3, 16, 16)
     module = import_onnx(model)
     for network in (module, module.folded()):
@@ -112,7 +112,7 @@ def _operation(kind: str, *constants: np.ndarray, **attributes: object) -> onnx.
 )
 def test_each_operation_equals_onnxruntime(model: onnx.ModelProto) -> None:
     graph = load_graph(model)
-    found = find(graph, (16, 16), features="map")
+    found = find_outputs(graph, (16, 16), features="map")
     x = torch.randn(2, 3, 16, 16)
     got, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, found)(x)
     torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=1e-5)
@@ -129,7 +129,7 @@ def test_uneven_padding_of_a_convolution() -> None:
     model = make.model(["embedding"])
     graph = load_graph(model)
     x = torch.randn(2, 3, 16, 16)
-    expected = OnnxRuntimeEngine(graph, find(graph, (16, 16)))(x)
+    expected = OnnxRuntimeEngine(graph, find_outputs(graph, (16, 16)))(x)
     torch.testing.assert_close(import_onnx(model)(x), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -261,7 +261,7 @@ def test_each_operation_on_tokens_equals_onnxruntime(model: onnx.ModelProto) -> 
         model.graph.node.insert(3, onnx.helper.make_node("Greater", ["tokens", "c0"], ["larger"]))
         node.input[:] = ["larger", "tokens", "c1"]
     graph = load_graph(model)
-    found = find(graph, (16, 16), features="map")
+    found = find_outputs(graph, (16, 16), features="map")
     x = torch.randn(2, 3, 16, 16)
     got, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, found)(x)
     torch.testing.assert_close(got[0], expected[0], atol=1e-4, rtol=1e-4)

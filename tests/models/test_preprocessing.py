@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from spherecf.errors import InputError, ModelError
-from spherecf.models import KNOWN_MODELS, PRESETS, Preprocessing
-from spherecf.models.preprocessing import METADATA_KEY, resolve_preprocessing
+from spherecf.models import PRESETS, Preprocessing
+from spherecf.models.preprocessing import KNOWN_MODELS, PREPROCESSING_KEY, resolve_preprocessing
 
 
 def one_pixel(red: int, green: int, blue: int) -> np.ndarray:
@@ -49,14 +49,14 @@ def test_nonsense_is_refused(fields: dict) -> None:
 
 def test_known_by_hash_then_metadata_then_asks() -> None:
     (sface,) = (h for h, m in KNOWN_MODELS.items() if m.name == "sface")
-    metadata = {METADATA_KEY: json.dumps(PRESETS["magface"].to_dict())}
+    metadata = {PREPROCESSING_KEY: json.dumps(PRESETS["magface"].to_dict())}
     assert resolve_preprocessing("adaface", sface, metadata) == PRESETS["adaface"]
     assert resolve_preprocessing(None, sface, metadata) == PRESETS["raw"]
     assert resolve_preprocessing(None, "0" * 64, metadata) == PRESETS["magface"]
     with pytest.raises(ModelError, match=r"pass preprocessing=.*insightface.*scf.*adaface.*magface.*raw"):
         resolve_preprocessing(None, "0" * 64, {})
     with pytest.raises(ModelError, match="metadata"):
-        resolve_preprocessing(None, "0" * 64, {METADATA_KEY: "{}"})
+        resolve_preprocessing(None, "0" * 64, {PREPROCESSING_KEY: "{}"})
 
 
 def test_unknown_preset_lists_the_presets() -> None:
@@ -75,4 +75,4 @@ def test_unknown_preset_lists_the_presets() -> None:
 )  # fmt: skip
 def test_metadata_that_cannot_be_used(text: str) -> None:
     with pytest.raises(ModelError, match="metadata"):
-        resolve_preprocessing(None, "0" * 64, {METADATA_KEY: text})
+        resolve_preprocessing(None, "0" * 64, {PREPROCESSING_KEY: text})

@@ -8,8 +8,9 @@ import spherecf as scf
 from spherecf.data import orl_faces
 from spherecf.errors import ModelError
 from spherecf.faces import AlignedFaces
-from spherecf.models import ConfidenceModel, FrozenBackbone, default_model_path
+from spherecf.models import ConfidenceModel, FrozenBackbone
 from spherecf.models.model import read_header
+from spherecf.models.preprocessing import default_model_path
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_cancelling_group_is_named() -> None:
     groups = torch.tensor([4, 4, 1])
     with pytest.raises(InputError, match=r"1 of 2 groups .*first group 4: its directions cancel"):
         pool(torch.cat([mu, -mu, mu]), torch.ones(3), groups)
-    with pytest.raises(InputError, match="first group 1: all its kappas are 0"):
+    with pytest.raises(InputError, match="first group 1: all its weights are 0"):
         pool(torch.cat([mu, mu, mu]), torch.tensor([1.0, 1.0, 0.0]), groups)
 
 

@@ -45,7 +45,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def run(tiny: FrozenBackbone, sets: tuple[Path, Path], folder: Path) -> CrossQuality:
     train, test = map(open_source, sets)
-    pairs = draw_pairs(test, most=20, folds=3)
+    pairs = draw_pairs(test, max_pairs=20, folds=3)
     return cross_quality(tiny, train, test, [pairs], folder, CONFIG, seeds=(0, 1), draws=20)
 
 

@@ -39,7 +39,7 @@ def test_scores_are_those_of_the_heads(finished: CrossQuality, sets: tuple[Path,
     from spherecf.evaluation import eer
 
     test = open_source(sets[1])
-    pairs = draw_pairs(test, most=20, folds=3)
+    pairs = draw_pairs(test, max_pairs=20, folds=3)
     model = finished.models[1, "mls_released"]
     good = [row for row in range(len(pairs)) if "p0/0.jpg" not in (pairs.left[row], pairs.right[row])]
     rows = dict(zip(test.keys, range(len(test))))

@@ -31,7 +31,7 @@ def finished(
     tiny: FrozenBackbone, people: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Reproduction:
     train, test = map(open_source, people)
-    pairs = draw_pairs(test, most=30, folds=3)
+    pairs = draw_pairs(test, max_pairs=30, folds=3)
     return reproduce(
         [tiny], train, test, [pairs], tmp_path_factory.mktemp("run"), CONFIG,
         seeds=(0, 1), degradations=1, test_plans=PLANS, held_out_plans=PLANS, draws=20,

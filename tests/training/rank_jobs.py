@@ -79,7 +79,7 @@ def classifier_job(ranks: Ranks, folder: Path) -> None:
                 "grad": ranks.gather(own.grad),
                 "weight": ranks.gather(classifier.rows.weight),
             }
-    if ranks.leads:
+    if ranks.is_main:
         torch.save(found, folder / "found.pt")
 
 
@@ -98,7 +98,7 @@ def norm_job(ranks: Ranks, folder: Path) -> None:
         "weight": ranks.sum_(weight.clone()),
         "state": norm.state_dict(),
     }
-    if ranks.leads:
+    if ranks.is_main:
         torch.save(found, folder / "found.pt")
 
 

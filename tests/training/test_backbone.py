@@ -13,8 +13,7 @@ from tests.training.rank_jobs import CONFIG, ROOT, config, images, run, start
 from spherecf.data import ImageError, ImageSource, SyntheticImages
 from spherecf.errors import FileFormatError, InputError, SpherecfError, StorageError
 from spherecf.models import FrozenBackbone, load_prototypes, prototype_identities
-from spherecf.training import TrainedBackbone, train_backbone
-from spherecf.training import _checkpoint as checkpoint
+from spherecf.training import TrainedBackbone, checkpoint, train_backbone
 from spherecf.training.backbone import _BackboneTask
 
 
@@ -318,7 +317,7 @@ class Few(ImageSource):
 
 def test_nobody_to_tell_apart(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least two identities with 2 or more images, got 1 \(of 3"):
-        train_backbone(Few([0, 0, 1, -1], 3), tmp_path, config(fit={"least": 2}))
+        train_backbone(Few([0, 0, 1, -1], 3), tmp_path, config(fit={"min_images": 2}))
 
 
 def test_begins_with_a_checkpoint(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spherecf.errors import FileFormatError, InputError
-from spherecf.training import BackboneConfig, ConfidenceConfig
+from spherecf.training import BackboneConfig, ConfidenceConfig, FitSettings
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "confidence.toml"
 
@@ -32,20 +32,24 @@ def test_a_dictionary_and_back() -> None:
     [
         ("[fit]\nepoch = 3", r"unknown setting fit\.epoch; known: epochs"),
         ("[optimiser]\nlr = 1", "unknown setting optimiser"),
-        ("[fit]\nepochs = 2.5", r"fit\.epochs: expected int, got 2\.5"),
-        ("[fit]\nepochs = true", r"fit\.epochs: expected int, got True"),
-        ("fit = 3", "fit: expected a table, got 3"),
+        ("[fit]\nepochs = 2.5", r"fit\.epochs must be a valid integer, got 2\.5"),
+        ("[fit]\nepochs = true", r"fit\.epochs must be a valid integer, got True"),
+        ("fit = 3", "fit must be a table, got 3"),
         (
             "[fit]\nepochs = 0\n[optimizer]\nlr = -1.0",
-            "fit.epochs must be at least 1, got 0; optimizer.lr must be positive",
+            "fit.epochs must be at least 1, got 0; optimizer.lr must be greater than 0, got -1.0",
         ),
-        ("[fit]\nheld_out = 1.0", r"fit.held_out must lie in \[0, 1\)"),
-        ("[loss]\nvariant = 'better'", "exact or released, got 'better'"),
-        ("[fit]\nepochs = 9999999999999999999999", r"fit\.epochs: expected at most"),
-        ("[optimizer]\nlr = inf", r"optimizer\.lr: expected float, got inf"),
-        ("[schedule]\nmilestones = [nan]", r"schedule\.milestones: expected float, got nan"),
-        ("[fit]\nepochs = 1979-05-27", r"fit\.epochs: expected int"),
-        ("[[fit]]\nepochs = 3", "fit: expected a table"),
+        ("[fit]\nheld_out = 1.0", r"fit\.held_out must be less than 1, got 1\.0"),
+        ("[loss]\nvariant = 'better'", "loss.variant must be 'exact' or 'released', got 'better'"),
+        ("[fit]\nepochs = 9999999999999999999999", r"fit\.epochs must be at most 9007199254740992, got 9999"),
+        ("[optimizer]\nlr = inf", r"optimizer\.lr must be a finite number, got inf"),
+        ("[schedule]\nmilestones = [nan]", r"schedule\.milestones\.0 must be a finite number, got nan"),
+        ("[fit]\nepochs = 1979-05-27", r"fit\.epochs must be a valid integer, got datetime"),
+        ("[fit]\nepochs = 0x" + "f" * 9000, r"fit\.epochs must be at most 9007199254740992\."),
+        ("[optimizer]\nlr = '1'", r"optimizer\.lr must be a valid number, got '1'"),
+        ("[engine]\ncompile = 1", r"engine\.compile must be a valid boolean, got 1"),
+        ("[features]\nsource = 'cache'\nfinetune = true", "features: finetune needs source stream"),
+        ("[[fit]]\nepochs = 3", "fit must be a table"),
         ("x = " + "[" * 5000, "not readable as a TOML recipe"),
         ("[fit", r"Expected .* at the end of a table"),
     ],
@@ -74,5 +78,22 @@ def test_no_such_recipe(tmp_path: Path) -> None:
 
 
 def test_wrong_values_from_python() -> None:
-    with pytest.raises(InputError, match=r"loss\.radius must be positive"):
+    with pytest.raises(InputError, match=r"loss\.radius must be greater than 0"):
         ConfidenceConfig.from_dict({"loss": {"radius": 0.0}})
+    with pytest.raises(InputError, match="epochs must be at least 1, got 0"):
+        FitSettings(epochs=0)
+    with pytest.raises(InputError, match="seed must be at least 0"):
+        ConfidenceConfig().with_seed(-1)
+
+
+def test_settings_are_values() -> None:
+    config = ConfidenceConfig.from_dict({"schedule": {"milestones": [1, 2]}})
+    assert config.schedule.milestones == (1.0, 2.0) and hash(config) == hash(config.with_seed(0))
+    with pytest.raises(AttributeError):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_a_setting_is_read_by_its_former_name() -> None:
+    config = BackboneConfig.from_dict({"fit": {"least": 5}})
+    assert config == BackboneConfig.from_dict({"fit": {"min_images": 5}})
+    assert config.fit.epochs == BackboneConfig().fit.epochs

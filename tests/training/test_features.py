@@ -17,7 +17,6 @@ from spherecf.extract import KeepDirection, open_store
 from spherecf.models import (
     FrozenBackbone,
     Preprocessing,
-    class_mean_prototypes,
     load_prototypes,
     make_backbone,
     make_head,
@@ -33,7 +32,7 @@ from spherecf.training import (
     prototypes_for,
     train_confidence,
 )
-from spherecf.training.cache import run_together
+from spherecf.training.cache import run_backbone_on_all
 from spherecf.training.features import mean_prototypes
 
 BASE: dict[str, Any] = {
@@ -123,7 +122,9 @@ def classifier(folder: Path, recogniser: Path, names: list[str] | None = None) -
     """A file of prototypes that belong to the images: their class means."""
     source = images()
     mu = FrozenBackbone.from_checkpoint(recogniser)(np.stack([source.image(row) for row in range(64)])).mu
-    prototypes = class_mean_prototypes(mu, torch.from_numpy(source.labels))
+    labels = torch.from_numpy(source.labels)
+    means = torch.stack([mu[labels == label].mean(0) for label in labels.unique()])
+    prototypes = torch.nn.functional.normalize(means)
     return save_prototypes(folder / "prototypes.safetensors", prototypes, names or source.identities)
 
 
@@ -207,7 +208,7 @@ def test_pairs_stay_together_when_a_batch_is_cut(tmp_path: Path, recogniser: Pat
     model = train_confidence(backbone, images(), tmp_path, settings(**changes))
     assert np.isfinite(curve(model)).all()
     few = settings(**{**changes, "fit": {"per_identity": 20}})
-    with pytest.raises(InputError, match=r"nobody has fit\.per_identity = 20 rows"):
+    with pytest.raises(InputError, match=r"no identity has fit\.per_identity = 20 rows"):
         train_confidence(backbone, images(), tmp_path / "few", few)
 
 
@@ -227,7 +228,7 @@ def test_what_cannot_be_used_is_listed_either_way(tmp_path: Path, recogniser: Pa
     data = train_confidence(backbone, source, tmp_path, settings(features={"source": way})).record["data"]
     expected = {0, 9, *(row for row in range(8, 64) if source.labels[row] == 7)}
     assert set(data["skipped"]) == {source.keys[row] for row in expected}
-    assert data["lost_their_company"] == [source.keys[7]]
+    assert data["single_image_identities"] == [source.keys[7]]
 
 
 def test_one_bad_embedding_does_not_end_a_stream(
@@ -273,7 +274,7 @@ def test_a_shared_pass_goes_on_with_another_number_of_ranks(tmp_path: Path, reco
         {**{n: np.zeros((1, *s), d) for n, (s, d) in whole.columns.items()}, "mu": np.full((1, 32), 7.0)}
     )
     assert piece.complete
-    store = run_together(Ranks(), backbone, source, [View()], recorder, tmp_path)
+    store = run_backbone_on_all(Ranks(), backbone, source, [View()], recorder, tmp_path)
     expected = backbone(np.stack([source.image(row) for row in range(64)])).mu
     torch.testing.assert_close(torch.from_numpy(store.arrays["mu"][1:]), expected[1:], rtol=1e-4, atol=1e-5)
     assert (store.arrays["mu"][0] == 7).all() and store.complete

@@ -118,7 +118,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     fit_head(light(), features, CONFIG, tmp_path / "run")
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     (newest / "common.pt").write_bytes(b"half a file")
-    with pytest.raises(FileFormatError, match=r"common\.pt: damaged.*Delete .* checkpoint before"):
+    with pytest.raises(FileFormatError, match=r"common\.pt: damaged.*Delete .* previous checkpoint"):
         fit_head(light(), features, CONFIG, tmp_path / "run")
 
 

@@ -41,7 +41,7 @@ def test_equals_the_slow_way(cache: FeatureCache, leave_one_out: bool) -> None:
     expected = slow_targets(cache, leave_one_out)
     assert targets.rows.tolist() == list(expected)
     np.testing.assert_allclose(targets.cosine, list(expected.values()), atol=1e-6)
-    assert targets.alone == ["2/5.jpg"]
+    assert targets.singletons == ["2/5.jpg"]
     assert targets.identities.tolist() == [0] * 6 + [1] * 4
 
 
@@ -56,7 +56,7 @@ def test_an_unreadable_image_leaves_its_only_companion_alone(tmp_path: Path) -> 
     valid = np.array([1, 1, 0, 1, 1, 1], bool)
     labels = np.array([0, 0, 1, 1, 2, 2])
     targets = prototype_targets(make_cache(tmp_path / "c", labels, mu, np.zeros((6, 2)), valid))
-    assert targets.alone == ["1/3.jpg"] and targets.rows.tolist() == [0, 1, 4, 5]
+    assert targets.singletons == ["1/3.jpg"] and targets.rows.tolist() == [0, 1, 4, 5]
 
 
 def test_given_prototypes(cache: FeatureCache) -> None:

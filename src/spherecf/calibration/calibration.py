@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Discriminator, Tag
 
-from spherecf.calibration.calibrators import IsotonicCalibrator, LogisticCalibrator
+from spherecf.calibration.calibrators import IsotonicCalibrator, KappaScale, LogisticCalibrator
 from spherecf.calibration.checks import Numbers
 from spherecf.calibration.decisions import DecisionRule, ThresholdEntry, ThresholdTable
-from spherecf.calibration.kappa import KappaScale
 from spherecf.common.parsing import checked
 from spherecf.errors import InputError, ModelError
 
@@ -84,6 +83,16 @@ class Calibration:
         for name, part in (*self.likelihood.items(), *self.thresholds.items()):
             if part.score != name:
                 raise InputError(f"calibration: what stands under {name!r} is for the score {part.score!r}")
+
+    def __repr__(self) -> str:
+        parts = {
+            "kappa": "none" if self.kappa is None else f"{len(self.kappa.log_kappa)} knots",
+            "likelihood": ", ".join(self.likelihood) or "none",
+            "thresholds": ", ".join(self.thresholds) or "none",
+            "decisions": f"{len(self.decisions)} rules",
+        }
+        facts = "; ".join(f"{name}: {part}" for name, part in parts.items())
+        return f"Calibration({facts}; model={self.model[:12]}..., data={self.data[:12]}...)"
 
     def llr(self, score: str, values: Numbers, radius: float | None = None) -> NDArray[Any]:
         """Natural-log likelihood ratio of scores by name.

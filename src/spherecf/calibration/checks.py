@@ -14,21 +14,65 @@ Numbers = ArrayLike | float | int
 _MAX_COUNT = 2**53  # up to here float64 counts exactly
 
 
-def labelled(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(scores of mated pairs, scores of non-mated pairs) as float64, or what is wrong with them."""
-    s, m = np.asarray(scores, np.float64), np.asarray(mated)
-    if s.ndim != 1 or s.shape != m.shape:
-        raise InputError(f"scores and mated: expected two (n,) arrays, got {s.shape} and {m.shape}")
-    if m.dtype != np.bool_ and not np.isin(m, (0, 1)).all():
-        raise InputError(f"mated: expected booleans or 0 and 1, got values like {m[:3].tolist()}")
-    bad = np.flatnonzero(~np.isfinite(s))
+def check_mated(mated: ArrayLike) -> NDArray[np.bool_]:
+    """Flags "both show one person" as booleans, from booleans or from 0 and 1.
+
+    Raises:
+        InputError: other values, such as the subjects themselves or -1.
+
+    Example:
+        >>> check_mated([1, 0]).tolist()
+        [True, False]
+    """
+    flags = np.asarray(mated)
+    if flags.dtype != np.bool_ and not np.isin(flags, (0, 1)).all():
+        got = flags.reshape(-1)[:3].tolist()
+        raise InputError(f"mated: expected booleans or 0 and 1, got values like {got}")
+    return flags.astype(bool, copy=False)
+
+
+def check_pairs(
+    scores: ArrayLike, mated: ArrayLike, *, keep_type: bool = False
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """(scores (n,), flags (n,)) of pairs of both kinds, ready to be counted; no copy where none is needed.
+
+    Args:
+        scores: (n,) infinite ones are fine, NaN is not.
+        mated: (n,) true where both show one person.
+        keep_type: leave float32 scores as they are, where there are too many to widen; else float64.
+
+    Raises:
+        InputError: NaN scores, shapes that differ, flags that are none, or only one kind of pair.
+
+    Example:
+        >>> check_pairs([0.9, 0.1], [1, 0])
+        (array([0.9, 0.1]), array([ True, False]))
+    """
+    s = np.asarray(scores)
+    if not (keep_type and s.dtype == np.float32):
+        s = s.astype(np.float64, copy=False)
+    if s.ndim != 1 or s.shape != np.shape(mated):
+        raise InputError(f"scores and mated: expected two (n,) arrays, got {s.shape} and {np.shape(mated)}")
+    m = check_mated(mated)
+    bad = np.flatnonzero(np.isnan(s))
     if bad.size:
-        raise InputError(f"scores: {bad.size} of {s.size} are NaN or infinite, first pair {bad[0]}")
-    m = m.astype(bool)
+        raise InputError(
+            f"scores: {bad.size} of {s.size} are NaN, first pair {bad[0]}; leave out or repair them"
+        )
     if m.all() or not m.any():
         raise InputError(
-            f"mated: {int(m.sum())} mated and {int((~m).sum())} non-mated pairs; both are needed"
+            f"mated: {int(m.sum())} mated and {int((~m).sum())} non-mated pairs; "
+            "error rates need both kinds, check the pair list"
         )
+    return s, m
+
+
+def labelled(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(scores of mated pairs, scores of non-mated pairs) as float64, all of them finite."""
+    s, m = check_pairs(scores, mated)
+    bad = np.flatnonzero(np.isinf(s))
+    if bad.size:
+        raise InputError(f"scores: {bad.size} of {s.size} are infinite, first pair {bad[0]}")
     return s[m], s[~m]
 
 

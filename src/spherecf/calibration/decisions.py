@@ -20,6 +20,63 @@ Floor = Annotated[float, BeforeValidator(lambda value: -math.inf if value is Non
 """A smallest confidence; JSON has no infinity, so None stands for -inf, which asks for none."""
 
 
+def allowed_errors(rate: Numbers, trials: Numbers) -> NDArray[Any]:
+    """How many errors among ``trials`` keep to a rate of errors: rate * trials, and a hair more.
+
+    The hair, far less than an error, is for the rounding of the product: 0.07 of 100 are 7 errors, not 6.
+    Every comparison of a count with a rate uses it, so that all agree on the border. Counts may be weights.
+
+    Example:
+        >>> float(np.floor(allowed_errors(0.29, 100))), 0.29 * 100 < 29
+        (29.0, True)
+    """
+    product = np.asarray(rate, np.float64) * np.asarray(trials, np.float64)
+    return np.asarray(product * (1 + 1e-12))
+
+
+def unresolved_rate(what: str, rate: float, trials: int, of: str = "non-mated pairs") -> str:
+    """Why no threshold can be told for a rate that asks for less than one error among all trials.
+
+    Example:
+        >>> unresolved_rate("FMR", 1e-3, 250)
+        'FMR 0.001 needs at least 1000 non-mated pairs, there are 250'
+    """
+    return f"{what} {rate:g} needs at least {int(np.ceil(1 / rate))} {of}, there are {trials}"
+
+
+def threshold_at_rate(
+    mated: NDArray[Any], non_mated: NDArray[Any], rate: float, *, trials: int | None = None
+) -> Any:
+    """The smallest observed score that at most the share ``rate`` of the non-mated pairs reaches.
+
+    Acceptance is score >= threshold and ties are accepted together, so the rate may stay below ``rate``.
+
+    Args:
+        mated: scores, ascending.
+        non_mated: scores, ascending.
+        rate: false matches over non-mated pairs, 0 < rate <= 1.
+        trials: number of non-mated pairs where ``non_mated`` holds but the largest: at least one more than
+            the `allowed_errors`.
+
+    Returns:
+        A score, of the type of the arrays; infinity where only accepting nothing keeps to the rate; None
+        where the rate asks for less than one error (`unresolved_rate` says so).
+
+    Example:
+        >>> threshold_at_rate(np.array([0.8, 0.9]), np.array([0.1, 0.8]), 0.5)
+        np.float64(0.8)
+    """
+    n = non_mated.size if trials is None else trials
+    allowed = int(allowed_errors(rate, n))
+    if allowed < 1:
+        return None
+    if allowed >= n:
+        return min(side[0] for side in (mated, non_mated) if side.size)
+    out = non_mated[-allowed - 1]  # the largest score that must not be accepted
+    above = ((side, int(np.searchsorted(side, out, side="right"))) for side in (mated, non_mated))
+    return min((side[at] for side, at in above if at < side.size), default=non_mated.dtype.type(np.inf))
+
+
 class Decision(StrEnum):
     """What is said about a pair."""
 
@@ -235,24 +292,8 @@ class ThresholdTable:
         same, other = (np.sort(side) for side in labelled(scores, mated))
         if not targets or not all(0 < target <= 1 for target in targets):
             raise InputError(f"FMR targets: expected at least one within 0 .. 1, got {list(targets)}")
-        seen = np.sort(np.concatenate([same, other]))
-        entries = []
-        for target in sorted(set(map(float, targets)), reverse=True):
-            allowed = int(target * other.size * (1 + 1e-12))  # the rounding of target * n, less than a pair
-            if allowed < 1:
-                why = f"FMR {target:g} needs at least {int(np.ceil(1 / target))} non-mated pairs, there are"
-                entries.append(
-                    ThresholdEntry(
-                        target, None, None, other.size, None, same.size, None, None, None, None,
-                        unresolved=f"{why} {other.size}",
-                    )
-                )  # fmt: skip
-                continue
-            above = -np.inf if allowed >= other.size else other[-allowed - 1]  # it must stay out
-            place = int(np.searchsorted(seen, above, side="right"))
-            threshold = float(seen[place]) if place < seen.size else float("inf")
-            entries.append(_entry(target, threshold, same, other))
-        return cls(score, radius, tuple(entries))
+        each = sorted(set(map(float, targets)), reverse=True)
+        return cls(score, radius, tuple(_entry(target, same, other) for target in each))
 
     def at(self, target: float) -> ThresholdEntry:
         """The entry of an FMR target.
@@ -289,7 +330,13 @@ class ThresholdTable:
         return checked(cls, facts, "thresholds")
 
 
-def _entry(target: float, threshold: float, same: Any, other: Any) -> ThresholdEntry:
+def _entry(target: float, same: NDArray[Any], other: NDArray[Any]) -> ThresholdEntry:
+    threshold = threshold_at_rate(same, other, target)
+    if threshold is None:
+        return ThresholdEntry(
+            target, None, None, other.size, None, same.size, None, None, None, None,
+            unresolved=unresolved_rate("FMR", target, other.size),
+        )  # fmt: skip
     true = int(same.size - np.searchsorted(same, threshold))
     false = int(other.size - np.searchsorted(other, threshold))
     exact = [
@@ -297,6 +344,6 @@ def _entry(target: float, threshold: float, same: Any, other: Any) -> ThresholdE
         for hits, of in ((false, other.size), (true, same.size))
     ]
     return ThresholdEntry(
-        target, threshold, false, other.size, true, same.size, false / other.size, true / same.size,
+        target, float(threshold), false, other.size, true, same.size, false / other.size, true / same.size,
         (exact[0][0], exact[0][1]), (exact[1][0], exact[1][1]),
     )  # fmt: skip

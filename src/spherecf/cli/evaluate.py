@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         RejectionReport,
         TemplateReport,
     )
-    from spherecf.report import Section, Strip, Table
+    from spherecf.report import Section, Strip
 
 app = typer.Typer(help="Evaluate embeddings with the protocols of the field.", no_args_is_help=True)
 
@@ -160,12 +161,12 @@ def open_groups(given: str, embeddings: "Embeddings") -> tuple[dict[str, str], s
     return table.groups, table.of
 
 
-def show(tables: "Sequence[Table]", notes: Sequence[str] = ()) -> None:
-    """Print tables and notes on stderr."""
+def show(section: "Section") -> None:
+    """Print the tables and notes of a section on stderr."""
     from spherecf.report import rich_table
 
-    console.print(*map(rich_table, tables))
-    for note in notes:
+    console.print(*map(rich_table, section.tables))
+    for note in section.notes:
         print_text(note)
 
 
@@ -236,7 +237,7 @@ def tenfold(
     and counted.
     """
     from spherecf.data import open_source
-    from spherecf.evaluation import evaluate_pairs
+    from spherecf.evaluation import PairOptions, evaluate_pairs
     from spherecf.report import nearest_section, terminal_table
 
     if faces is not None and out is None:
@@ -245,10 +246,9 @@ def tenfold(
     files = PairFiles.open(pairs, embeddings, right)
     listed = files.pairs
     report = evaluate_pairs(
-        files.left, files.right, listed.left, listed.right, listed.mated, listed.fold,
-        name=name or _list_name(listed, pairs), subjects=listed.subjects, radius=radius,
-        seed=seed, draws=draws, nearest=nearest,
-        condition=f"{_quality(files.left)}/{_quality(files.right)}", pairs_hash=listed.fingerprint(),
+        files.left, files.right, replace(listed, name=name or _list_name(listed, pairs)),
+        PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest),
+        condition=f"{_quality(files.left)}/{_quality(files.right)}",
     )  # fmt: skip
     console.print(terminal_table([report]))
     sections = []
@@ -258,7 +258,7 @@ def tenfold(
     if grouped:
         sections.append(_group_section(grouped, report))
     for section in sections:
-        show(section.tables)
+        show(section)
     written = write_page(
         out, [report], title=f"{report.name}: ten-fold verification, {report.condition}", sections=sections,
         strips=[] if source is None else _strips(report, files, source),
@@ -285,16 +285,13 @@ def _list_name(listed: "PairList", path: Path) -> str:
 
 def _by_group(groups: str, files: PairFiles, radius: float | None) -> "dict[str, GroupReport]":
     """Rates by group for each score."""
-    from spherecf.evaluation import pair_groups
+    from spherecf.evaluation import PairOptions, pair_groups
 
     # With two files one key names two pictures, which may be in different groups.
     if groups.startswith(EXTRAS) and files.right is not files.left:
         raise InputError(f"--groups {groups} needs a single file; with --right use a CSV `image,group`")
-    listed = files.pairs
-    return pair_groups(
-        files.left, files.right, listed.left, listed.right, listed.mated, listed.fold,
-        *open_groups(groups, files.left), subjects=listed.subjects, radius=radius,
-    )  # fmt: skip
+    given = open_groups(groups, files.left)
+    return pair_groups(files.left, files.right, files.pairs, *given, PairOptions(radius=radius))
 
 
 def _group_section(grouped: "dict[str, GroupReport]", report: "PairReport") -> "Section":
@@ -369,26 +366,25 @@ def calibration(
     intervals, and finds decision rules with guaranteed error rates and a reject option. With --model and
     --save the model is written with its calibration.
     """
-    from spherecf.evaluation import evaluate_calibration
-    from spherecf.report import calibration_section, calibration_tables
+    from spherecf.evaluation import CalibrationOptions, evaluate_calibration
+    from spherecf.report import calibration_section
 
     if (model is None) != (save is None):
         raise InputError("calibration: --model MODEL and --save OUT must be given together")
     if method not in ("logistic", "isotonic"):
         raise InputError(f"--method: expected logistic or isotonic, got {method}")
     files = PairFiles.open(pairs, embeddings, right)
-    listed = files.pairs
     views = [str(side.provenance.get("view", "unstated")) for side in (files.left, files.right)]
-    report = evaluate_calibration(
-        files.left, files.right, listed.left, listed.right, listed.mated,
-        name=_list_name(listed, pairs), subjects=listed.subjects, radius=radius,
-        scores=("cosine", "mls") if score == "both" else (score,), confidence=confidence,
+    options = CalibrationOptions(
+        radius=radius, scores=("cosine", "mls") if score == "both" else (score,), confidence=confidence,
         method="isotonic" if method == "isotonic" else "logistic", alpha=alpha, delta=delta,
-        disjoint=disjoint, seed=seed, draws=draws, pairs_hash=listed.fingerprint(),
+        disjoint=disjoint, draws=draws, seed=seed,
+    )  # fmt: skip
+    report = evaluate_calibration(
+        files.left, files.right, replace(files.pairs, name=_list_name(files.pairs, pairs)), options,
         condition="+".join(dict.fromkeys(views)),
     )  # fmt: skip
-    for table in calibration_tables(report):
-        show([table])
+    show(replace(calibration_section(report, plots=False), notes=[]))
     saved = {}
     if model is not None and save is not None:
         saved = {"model": str(_save(report, model, save, backbone))}
@@ -441,7 +437,7 @@ def ijb(
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import evaluate_ijb, template_groups
-    from spherecf.report import ijb_notes, ijb_section, ijb_tables
+    from spherecf.report import ijb_section
 
     check_json(as_json, json_file)
     source, templates = Embeddings.load(embeddings), read_ijb(meta, set_)
@@ -450,7 +446,7 @@ def ijb(
         threads=threads, groups=template_groups(templates, *open_groups(groups, source)) if groups else None,
         **({"targets": fmr} if fmr else {}),
     )  # fmt: skip
-    show(ijb_tables(report), ijb_notes(report))
+    show(ijb_section(report, plots=False))
     written = None if out is None else write_page(
         out, title=f"{report.name}: 1:1 verification of templates", sections=[ijb_section(report)],
         results={"ijb": report.to_dict()},
@@ -501,7 +497,7 @@ def identification(
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import evaluate_identification
-    from spherecf.report import identification_notes, identification_section, identification_table
+    from spherecf.report import identification_section
 
     check_json(as_json, json_file)
     source = Embeddings.load(embeddings)
@@ -509,7 +505,7 @@ def identification(
         source, read_ijb(meta, set_), modes=mode or (), scores=score or (), max_rank=max_rank, radius=radius,
         draws=draws, seed=seed, threads=threads, **({"targets": fpir} if fpir else {}),
     )  # fmt: skip
-    show([identification_table(report)], identification_notes(report))
+    show(identification_section(report, plots=False))
     written = None if out is None else write_page(
         out, title=f"{report.name}: 1:N identification", sections=[identification_section(report)],
         results={"identification": report.to_dict()}, provenance={"embeddings": source.provenance},
@@ -577,22 +573,20 @@ def rejection(
     given = {name: value for name, value in options.items() if value is not None and value != []}
     if pairs is not None:
         refuse_given(given, "rejection", "--meta")
-        notes: list[str] = []
-        tables, results, written = _of_pairs(PairFiles.open(pairs, embeddings, right), out, draws, seed)
+        shown, results, written = _of_pairs(PairFiles.open(pairs, embeddings, right), out, draws, seed)
     else:
         from spherecf.data import read_ijb
         from spherecf.embeddings import Embeddings
-        from spherecf.evaluation import evaluate_template_rejection
-        from spherecf.report import rejection_notes
+        from spherecf.evaluation import RejectionOptions, evaluate_template_rejection
 
         refuse_given(["right"] if right is not None else [], "rejection", "--pairs")
         source = Embeddings.load(embeddings)
+        how = {name: given.pop(name) for name in ("mode", "galleries") if name in given}
         reports = evaluate_template_rejection(
-            source, read_ijb(meta or Path(), set_), draws=draws, seed=seed, **given
+            source, read_ijb(meta or Path(), set_), RejectionOptions(draws=draws, seed=seed, **given), **how
         )
-        notes = [f"{report.name}: {note}" for report in reports.values() for note in rejection_notes(report)]
-        tables, results, written = _of_galleries(reports, set_, out, source.provenance)
-    show(tables, notes)
+        shown, results, written = _of_galleries(reports, set_, out, source.provenance)
+    show(shown)
     if as_json:
         print_json(results, written, json_file)
     print_written(written)
@@ -616,10 +610,12 @@ def _number(text: str) -> str | float:
 
 def _of_galleries(
     reports: dict[str, "RejectionReport"], name: str, out: Path | None, provenance: dict[str, Any]
-) -> tuple[list["Table"], dict[str, Any], Path | None]:
-    from spherecf.report import mean_prr_table, rejection_section, rejection_tables
+) -> tuple["Section", dict[str, Any], Path | None]:
+    from spherecf.report import Section, mean_prr_table, rejection_section
 
-    tables = [table for report in reports.values() for table in rejection_tables(report)]
+    found = [(report.name, rejection_section(report, plots=False)) for report in reports.values()]
+    notes = [f"{gallery}: {note}" for gallery, section in found for note in section.notes]
+    tables = [table for _, section in found for table in section.tables]
     summary = [mean_prr_table(list(reports.values()))]
     written = None if out is None else write_page(
         out, title=f"{name}: rejection in open-set identification", tables=summary,
@@ -628,21 +624,19 @@ def _of_galleries(
         provenance={"embeddings": provenance},
     )  # fmt: skip
     results = {"galleries": {key: report.to_dict(curves=False) for key, report in reports.items()}}
-    return [*tables, *summary], results, written
+    return Section(name, notes, [*tables, *summary]), results, written
 
 
 def _of_pairs(
     files: PairFiles, out: Path | None, draws: int, seed: int
-) -> tuple[list["Table"], dict[str, Any], Path | None]:
-    from spherecf.evaluation import evaluate_pairs
-    from spherecf.report import pair_rejection_tables
+) -> tuple["Section", dict[str, Any], Path | None]:
+    from spherecf.evaluation import PairOptions, evaluate_pairs
+    from spherecf.report import Section, pair_rejection_tables
 
-    listed = files.pairs
-    report = evaluate_pairs(
-        files.left, files.right, listed.left, listed.right, listed.mated, listed.fold, name=listed.name,
-        subjects=listed.subjects, confidences=_PAIR_CONFIDENCES, draws=draws, seed=seed,
-        pairs_hash=listed.fingerprint(), condition="given" if files.right is files.left else "left/right",
-    )  # fmt: skip
+    options = PairOptions(confidences=_PAIR_CONFIDENCES, draws=draws, seed=seed)
+    condition = "given" if files.right is files.left else "left/right"
+    report = evaluate_pairs(files.left, files.right, files.pairs, options, condition=condition)
     tables = pair_rejection_tables(report)
     title = f"{report.name}: effect of rejecting by confidence"
-    return tables, report.to_dict(), write_page(out, [report], title=title, tables=tables)
+    written = write_page(out, [report], title=title, tables=tables)
+    return Section(report.name, tables=tables), report.to_dict(), written

@@ -18,7 +18,7 @@ SCHEDULERS = ("StepLR", "ReduceLROnPlateau")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The reference's options; required are those it fails without.
+    """The reference's options; those without which it fails are required.
 
     Example:
         >>> options = (
@@ -27,10 +27,10 @@ def parser() -> argparse.ArgumentParser:
         >>> parser().parse_args(options.split()).radius
         64.0
     """
-    made = argparse.ArgumentParser(
+    options = argparse.ArgumentParser(
         "train.py", description="Train a confidence head as the SCF reference does."
     )
-    add = made.add_argument
+    add = options.add_argument
     add("--dataset", required=True, help="NAME: DATAROOT/list/NAME_list.txt, or a RecordIO folder")
     add("--dataroot", default="", help="folder of the data (default: this one)")
     add("--seed", type=int, required=True)
@@ -57,19 +57,19 @@ def parser() -> argparse.ArgumentParser:
     add("--finetune_bkb", action="store_true", help="train the recogniser as well")
     add("--loss", choices=("exact", "released"), default="exact",
         help="ours: released computes the loss with the reference's epsilons (default: exact)")  # fmt: skip
-    return made
+    return options
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options, ``gpu_ids`` joined by commas; a wrong one ends the program with exit code 2."""
-    made = parser()
-    options = made.parse_args(words)
+    known = parser()
+    options = known.parse_args(words)
     options.gpu_ids = ",".join(options.gpu_ids).strip(",")
     ids = options.gpu_ids.split(",")
     if not all(ids) or len(set(ids)) < len(ids):
-        made.error(f"argument --gpu_ids: expected different numbers such as 0,1, got {options.gpu_ids!r}")
+        known.error(f"argument --gpu_ids: expected different numbers such as 0,1, got {options.gpu_ids!r}")
     if options.lr_scheduler == "StepLR" and None in (options.step_size, options.gamma):
-        made.error("--lr_scheduler StepLR needs --step_size and --gamma")
+        known.error("--lr_scheduler StepLR needs --step_size and --gamma")
     return options
 
 
@@ -85,7 +85,7 @@ def main(words: Sequence[str] | None = None) -> int:
 def _main(words: Sequence[str]) -> int:
     options = parse(words)
     count = len(options.gpu_ids.split(","))
-    if options.cuda and "WORLD_SIZE" not in os.environ:  # a launcher has said already who takes which
+    if options.cuda and "WORLD_SIZE" not in os.environ:  # otherwise the launcher assigns the GPUs
         os.environ["CUDA_VISIBLE_DEVICES"] = options.gpu_ids
     if count > 1 and "WORLD_SIZE" not in os.environ:
         return _start(count, words)
@@ -97,7 +97,7 @@ def _main(words: Sequence[str]) -> int:
 
 
 def _start(count: int, words: Sequence[str]) -> int:
-    """This very command in ``count`` processes, as ``torchrun`` starts them; each says what went wrong."""
+    """Run the same command in ``count`` processes, started as ``torchrun`` does; each reports its errors."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run

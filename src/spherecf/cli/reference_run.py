@@ -1,4 +1,4 @@
-"""What the SCF reference's options mean here: its data, its method, its files."""
+"""The SCF reference's command: its options as our settings, its data, its checkpoints."""
 
 import json
 import math
@@ -25,34 +25,37 @@ from spherecf.training import (
     train_confidence,
 )
 
-_PATIENCE = 20_000  # steps without a lower loss until ReduceLROnPlateau acts, fixed in the reference
+_PATIENCE = 20_000  # steps without a lower loss before ReduceLROnPlateau lowers the rate, as in the reference
 
 
 def train(options: Namespace) -> dict[str, Any]:
-    """Train in this process, or as one of those that ``torchrun`` started; the report, empty but on rank 0.
+    """Train in this process, or as one of those that ``torchrun`` started.
+
+    Returns:
+        The report on rank 0, an empty dictionary on other ranks.
 
     Raises:
-        InputError: data, recogniser and classifier that do not belong together.
+        InputError: data, recogniser and classifier do not fit together.
         FileFormatError: no such data or files, or damaged ones.
         SpherecfError: as in `train_confidence`.
     """
     folder = Path(options.output_dir)
     with join_ranks("auto" if options.cuda else "cpu") as ranks:
-        if options.cuda and ranks.device.type == "cpu" and ranks.leads:
+        if options.cuda and ranks.device.type == "cpu" and ranks.is_main:
             console.print("no GPU here: training on the CPU, as with --no_cuda", highlight=False)
         source = find_data(options.dataset, Path(options.dataroot))
         backbone = open_backbone(options, str(ranks.device))
-        # Both would come to light by themselves, but only after the recogniser's pass over all images.
+        # Checked now: `train_confidence` would find out only after the recogniser's pass over all images.
         GivenPrototypes(source, prototypes_for(source, options.saved_fc), backbone.dim)
         config = to_config(options, len(source), ranks.size)
-        if ranks.leads:
+        if ranks.is_main:
             text = json.dumps(vars(options), sort_keys=True, indent=4)
             write_atomically(folder / "hparams.json", lambda stream: stream.write(text.encode()))
         model = train_confidence(
             backbone, source, folder, config,
             ranks=ranks, tensorboard=options.tensorboard, each_epoch=epoch_saver(folder / "ckpts"),
         )  # fmt: skip
-        if not ranks.leads:
+        if not ranks.is_main:
             return {}
         record = model.record
         return {
@@ -77,14 +80,14 @@ def find_data(name: str, root: Path) -> ImageSource:
     for folder in (root / name, root):
         if (folder / "train.rec").exists():
             return RecordFile(folder)
-    looked = ", ".join(map(str, (listed, root / name / "train.rec", root / "train.rec")))
+    tried = ", ".join(map(str, (listed, root / name / "train.rec", root / "train.rec")))
     raise FileFormatError(
-        root, f"no data set {name!r}: looked for {looked}.", "Give the folder that holds one as --dataroot."
+        root, f"no data set {name!r}: looked for {tried}.", "Give the folder that holds one as --dataroot."
     )
 
 
 def _numbered(source: ListFile) -> ListFile:
-    """Undo the list's own numbering of its labels."""
+    """Restore the labels that are written in the list, which `ListFile` has numbered from 0 without gaps."""
     words = [word for word in source.identities if not word.isdecimal()]
     if words:
         raise FileFormatError(
@@ -97,23 +100,24 @@ def _numbered(source: ListFile) -> ListFile:
 
 
 def open_backbone(options: Namespace, device: str) -> FrozenBackbone:
-    """The recogniser; pixels as the reference shows them, unless a file of our own says how.
+    """The recogniser, with the reference's pixel format unless the file is one of `train_backbone`.
 
     Raises:
-        InputError: a map or embedding of another size than the options say.
+        InputError: its map or embedding has another size than the options.
     """
+    # Files of `train_backbone` carry their pixel format; the reference's checkpoints do not.
     path = Path(options.saved_bkb)
     pixels = None if path.suffix == ".safetensors" else "scf"
     backbone = FrozenBackbone.from_checkpoint(path, pixels, device=device)
     channels, height, width = backbone.feature_shape
-    for option, said, found, what in (
+    for option, expected, actual, what in (
         ("convf_dim", options.convf_dim, channels * height * width, f"map {channels}x{height}x{width}"),
         ("z_dim", options.z_dim, backbone.dim, "embedding"),
     ):
-        if said != found:
+        if expected != actual:
             raise InputError(
-                f"--{option} {said} does not fit {path}: the {what} of this {backbone.name} has {found} "
-                f"numbers; pass --{option} {found}, or the checkpoint you mean"
+                f"--{option} {expected} does not fit {path}: the {what} of this {backbone.name} has {actual} "
+                f"numbers; pass --{option} {actual}, or another checkpoint"
             )
     return backbone
 
@@ -124,6 +128,7 @@ def to_config(options: Namespace, images: int, ranks: int) -> ConfidenceConfig:
     Raises:
         InputError: a number out of range.
     """
+    # The reference's patience is in steps, ours in epochs.
     steps = max(1, math.ceil(images / max(1, options.batch_size)))
     schedules: dict[str | None, dict[str, Any]] = {
         None: {"name": "constant"},
@@ -155,7 +160,7 @@ def to_config(options: Namespace, images: int, ranks: int) -> ConfidenceConfig:
 
 
 def epoch_saver(folder: Path) -> Callable[[FitState], None]:
-    """Writes each epoch's ``ckpt_eN.pt`` with the reference's keys, whole or not at all."""
+    """A hook that writes ``ckpt_eN.pt`` after each epoch, with the reference's keys, atomically."""
 
     def save(state: FitState) -> None:
         content = {
@@ -177,6 +182,6 @@ def _name(epoch: int) -> str:
 
 
 def _original_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Its state without groups that hold nothing, of which the reference has none."""
+    """The optimizer's state without empty groups, as the reference's checkpoints have it."""
     state = optimizer.state_dict()
     return {**state, "param_groups": [group for group in state["param_groups"] if group["params"]]}

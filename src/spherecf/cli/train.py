@@ -1,4 +1,4 @@
-"""`spherecf train`: train on images of known people."""
+"""`spherecf train`: train a recogniser, or a confidence head for one."""
 
 import json
 from dataclasses import replace
@@ -63,7 +63,7 @@ def backbone(
     with join_ranks(device) as ranks:
         source = open_source(data, root)
         result = train_backbone(source, out, config, ranks=ranks, validate=check, tensorboard=tensorboard)
-        if ranks.leads:
+        if ranks.is_main:
             report = {
                 "backbone": str(result.path),
                 "prototypes": str(result.prototypes),
@@ -130,7 +130,7 @@ def confidence(
             tensorboard=tensorboard,
         )
         record = model.record
-        if ranks.leads:
+        if ranks.is_main:
             report = {
                 "model": str(out / MODEL_FILE),
                 "fingerprint": model.fingerprint(),

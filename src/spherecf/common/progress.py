@@ -1,10 +1,10 @@
-"""Long work: one progress bar for all of it, and results of threads in order."""
+"""Long work: a progress bar, results of threads in order, and failures that stay with their item."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -102,3 +102,37 @@ def in_order(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def isolate_failures(
+    work: Callable[[Any], Result], items: Any, error: type[Exception]
+) -> Iterator[tuple[slice, Result | Exception]]:
+    """``work(items)`` in one call or, if that raises ``error``, item by item: a bad item fails alone.
+
+    Args:
+        work: of a part of the items.
+        items: anything with a length that can be sliced: a list, an array, a tensor.
+        error: the exceptions that are given back in place of a result; others are raised.
+
+    Yields:
+        Which items, and the result of ``work`` or, for a single item, its exception.
+
+    Example:
+        >>> list(isolate_failures(lambda words: [int(word) for word in words], ["1", "2"], ValueError))
+        [(slice(0, 2, None), [1, 2])]
+        >>> [
+        ...     type(result).__name__
+        ...     for _, result in isolate_failures(lambda x: 1 // sum(x), [0, 0], ArithmeticError)
+        ... ]
+        ['ZeroDivisionError', 'ZeroDivisionError']
+    """
+    try:
+        result: Result | Exception = work(items)
+    except error as failure:
+        if len(items) > 1:
+            for position in range(len(items)):
+                for _, alone in isolate_failures(work, items[position : position + 1], error):
+                    yield slice(position, position + 1), alone
+            return
+        result = failure
+    yield slice(0, len(items)), result

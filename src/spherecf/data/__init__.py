@@ -1,58 +1,46 @@
 """Images and pairs from every layout the field uses: one interface, checked input, no silent skips."""
 
-from spherecf.data.degradations import KINDS, RECIPES, Degradation, Degraded, Recipe, View, training_views
+from spherecf.data.degradations import RECIPES, Degradation, DegradationRecipe, View, training_views
 from spherecf.data.dumps import read_features
 from spherecf.data.folder import IdentityFolder, orl_faces
-from spherecf.data.formats import describe, open_pairs, open_source
-from spherecf.data.ijb import Enrolled, IjbMeta, TemplatePairs, read_ijb, write_ijb
-from spherecf.data.image import ImageError, decode_image, encode_image, image_suffix, sharpness
-from spherecf.data.keys import Keys, read_keys
+from spherecf.data.formats import describe as describe
+from spherecf.data.formats import open_pairs, open_source
+from spherecf.data.ijb import IjbMeta, TemplateList, TemplatePairs, read_ijb, write_ijb
+from spherecf.data.image import ImageError, sharpness
+from spherecf.data.image import decode_image as decode_image
+from spherecf.data.image import encode_image as encode_image
+from spherecf.data.keys import Keys as Keys
+from spherecf.data.keys import read_keys as read_keys
 from spherecf.data.list import ListFile
 from spherecf.data.pair_table import read_cfp_pairs, read_pair_table
 from spherecf.data.pairbin import PairBin
 from spherecf.data.pairs import PairList, draw_pairs, read_lfw_pairs
 from spherecf.data.records import RecordFile, write_index
-from spherecf.data.source import (
-    ImageBatch,
-    ImageSource,
-    Skipped,
-    Subset,
-    iter_images,
-    load_batches,
-    split_identities,
-)
+from spherecf.data.source import ImageSource, iter_images, load_batches, split_identities
+from spherecf.data.source import Skipped as Skipped
+from spherecf.data.source import Subset as Subset
 from spherecf.data.synthetic import SyntheticImages
-from spherecf.data.text import Groups, read_groups
+from spherecf.data.text import read_groups
 from spherecf.data.writers import write_folder, write_list, write_pair_bin, write_records
 
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
-    "KINDS",
     "RECIPES",
     "Degradation",
-    "Degraded",
-    "Enrolled",
-    "Groups",
+    "DegradationRecipe",
     "IdentityFolder",
     "IjbMeta",
-    "ImageBatch",
     "ImageError",
     "ImageSource",
-    "Keys",
     "ListFile",
     "PairBin",
     "PairList",
-    "Recipe",
     "RecordFile",
-    "Skipped",
-    "Subset",
     "SyntheticImages",
+    "TemplateList",
     "TemplatePairs",
     "View",
-    "decode_image",
-    "describe",
     "draw_pairs",
-    "encode_image",
-    "image_suffix",
     "iter_images",
     "load_batches",
     "open_pairs",
@@ -62,7 +50,6 @@ __all__ = [
     "read_features",
     "read_groups",
     "read_ijb",
-    "read_keys",
     "read_lfw_pairs",
     "read_pair_table",
     "sharpness",

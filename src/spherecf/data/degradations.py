@@ -1,9 +1,9 @@
 """Graded image degradations, and the views in which one image is shown to a backbone.
 
-A degradation is drawn from a named, versioned `Recipe`, a seed and the image's key alone, so the same key
-always gets the same degradation, on any machine, in any order, and the signature ``name-vN/seed`` says which
-set it was. Training and test recipes draw from different random streams and ranges; the ``unseen`` recipe has
-only kinds that no training recipe contains.
+A degradation is drawn from a named, versioned `DegradationRecipe`, a seed and the image's key alone, so the
+same key always gets the same degradation, on any machine, in any order, and the signature ``name-vN/seed``
+identifies the set. Training and test recipes draw from different random streams and ranges; the ``unseen``
+recipe has only kinds that no training recipe contains.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ FACE_SHARE = 0.7
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """What can be drawn: kinds with their weights, how many at once, and the range of strengths.
+class DegradationRecipe:
+    """The distribution of degradations: kinds with weights, how many at once, and the range of strengths.
 
     Attributes:
         name: with ``version`` part of the signature of every result.
         kinds: weight of each kind in the draw (see `KINDS`).
-        count: least and largest number of kinds combined on one image.
+        count: minimum and maximum number of kinds combined on one image.
         strength: range of the uniform draw of each kind's strength, within [0, 1].
         salt: separates the random streams of recipes that share a seed.
     """
@@ -191,12 +191,14 @@ KINDS: dict[str, Operation] = {
 _COMMON = ("resolution", "gaussian_blur", "motion_blur", "noise", "jpeg", "occlusion", "exposure", "gamma")
 _UNSEEN = ("pixelate", "defocus", "salt_pepper", "haze", "shift")
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, DegradationRecipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("train", 1, dict.fromkeys(_COMMON, 1.0), (1, 3), (0.0, 1.0), "training"),
-        Recipe("cross", 1, dict.fromkeys(_COMMON, 1.0) | {"resolution": 2.0}, (1, 2), (0.1, 0.8), "test"),
-        Recipe("unseen", 1, dict.fromkeys(_UNSEEN, 1.0), (1, 2), (0.1, 0.8), "test"),
+        DegradationRecipe("train", 1, dict.fromkeys(_COMMON, 1.0), (1, 3), (0.0, 1.0), "training"),
+        DegradationRecipe(
+            "cross", 1, dict.fromkeys(_COMMON, 1.0) | {"resolution": 2.0}, (1, 2), (0.1, 0.8), "test"
+        ),
+        DegradationRecipe("unseen", 1, dict.fromkeys(_UNSEEN, 1.0), (1, 2), (0.1, 0.8), "test"),
     )
 }
 """``train`` for fitting a head, ``cross`` for the cross-quality sets, ``unseen`` for kinds never trained."""
@@ -206,7 +208,7 @@ class Degradation:
     """Degrade images deterministically: the draw depends only on recipe, seed and key.
 
     Args:
-        recipe: a name in `RECIPES` or a `Recipe` of one's own.
+        recipe: a name in `RECIPES` or a custom `DegradationRecipe`.
         seed: part of the signature.
 
     Raises:
@@ -223,7 +225,7 @@ class Degradation:
         (True, True)
     """
 
-    def __init__(self, recipe: str | Recipe, seed: int = 0) -> None:
+    def __init__(self, recipe: str | DegradationRecipe, seed: int = 0) -> None:
         if isinstance(recipe, str):
             if recipe not in RECIPES:
                 raise InputError(f"unknown degradation recipe {recipe!r}; known: {', '.join(RECIPES)}")
@@ -244,9 +246,9 @@ class Degradation:
 
     @property
     def signature(self) -> str:
-        """``name-vVERSION/seed``, for the signature of results; one's own recipe adds its hash."""
-        own = "" if self.recipe == RECIPES.get(self.recipe.name) else f"-{_short_hash(self.recipe)}"
-        return f"{self.recipe.name}-v{self.recipe.version}{own}/{self.seed}"
+        """``name-vVERSION/seed``, for the signature of results; a custom recipe adds its hash."""
+        custom = "" if self.recipe == RECIPES.get(self.recipe.name) else f"-{_short_hash(self.recipe)}"
+        return f"{self.recipe.name}-v{self.recipe.version}{custom}/{self.seed}"
 
     def __call__(self, image: NDArray[Any], key: str) -> Degraded:
         """Degrade one uint8 RGB image (height, width, 3); the input is left as it is."""
@@ -257,17 +259,18 @@ class Degradation:
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
         count = rng.integers(recipe.count[0], recipe.count[1] + 1)
         chosen = rng.choice(len(self._names), size=count, replace=False, p=self._weights)
-        kinds, kept = [], 1.0
+        kinds, intact = [], 1.0
         for index in chosen:
             strength = rng.uniform(*recipe.strength)
             image = KINDS[self._names[index]](image, strength, rng)
             kinds.append(self._names[index])
-            kept *= 1 - strength
-        return Degraded(image, 1 - kept, tuple(kinds))
+            intact *= 1 - strength
+        return Degraded(image, 1 - intact, tuple(kinds))
 
 
-def _short_hash(recipe: Recipe) -> str:
-    return hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]
+def _short_hash(recipe: DegradationRecipe) -> str:
+    text = repr(recipe).removeprefix("Degradation")  # as in all signatures so far
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,7 @@ class View:
         """The view that a signature names.
 
         Raises:
-            InputError: this version cannot make it: a recipe of one's own, another version, or no signature.
+            InputError: this version cannot make it: a custom recipe, another version, or no signature.
 
         Example:
             >>> View.from_signature("cross-v1/3+flip").signature
@@ -301,9 +304,9 @@ class View:
         name, flip = signature.removesuffix("+flip"), signature.endswith("+flip")
         if name == "clean":
             return cls(flip=flip)
-        found = re.fullmatch(r"(\w+)-v(\d+)/(\d+)", name)
-        if found and found[1] in RECIPES:
-            view = cls(Degradation(found[1], int(found[3])), flip)
+        match = re.fullmatch(r"(\w+)-v(\d+)/(\d+)", name)
+        if match and match[1] in RECIPES:
+            view = cls(Degradation(match[1], int(match[3])), flip)
             if view.signature == signature:
                 return view
         raise InputError(f"view {signature!r} cannot be made again by this version")

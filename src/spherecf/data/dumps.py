@@ -1,4 +1,4 @@
-"""Features that others dump, as embeddings: .npy, .npz of any of the usual names and shapes, and text."""
+"""Features dumped by other tools, as embeddings: .npy, .npz with the usual names and shapes, and text."""
 
 import io
 import math
@@ -42,7 +42,7 @@ def load_npy(path: Path) -> NDArray[Any]:
 
 
 def load_npz(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, NDArray[Any]]:
-    """The arrays of a .npz by our name, where ``names`` tells what others call it.
+    """The arrays of a .npz by our name, by the aliases in ``names``.
 
     Raises:
         FileFormatError: no such archive, several arrays of one meaning, damaged or pickled ones.
@@ -146,7 +146,7 @@ def _member(path: Path, archive: ZipFile, member: str) -> NDArray[Any]:
 def _header(
     path: Path, head: bytes, name: str, size: int
 ) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any], int]:
-    """Shape, order, dtype and place of an array, checked against the bytes that there are."""
+    """Shape, order, dtype and offset of an array, checked against the bytes that there are."""
     width = 2 if head[6:7] == b"\1" else 4
     start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
     if head[:6] != b"\x93NUMPY" or start > len(head):  # NumPy's advice on long headers is to trust the file
@@ -204,7 +204,7 @@ def read_features(
     concentration: ``log_kappa``, ``kappa``, or the Gaussian's ``sigma``, ``sigma_sq`` or ``log_sigma_sq``,
     where (n,) becomes kappa = 1 / sigma^2 and (n, d) the ``log_precision`` of probabilistic face embeddings.
     Without a concentration ``log_kappa`` is 0 for all and the provenance says ``"log_kappa": "constant"``.
-    Labels are whole numbers or names; -1 and "" are nobody known.
+    Labels are whole numbers or names; -1 and "" mean unknown.
 
     Text lines are ``image f1 f2 ...``, separated by tabs, commas, semicolons or blanks: ``feat.list`` of
     MagFace, and .csv, where a header may number the features (``image,f0,f1``). With ``keys`` the names may

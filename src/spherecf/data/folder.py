@@ -67,8 +67,8 @@ class IdentityFolder(ImageSource):
             if count > 1
         ]
         self._keys = ["/".join(parts) for parts in pictures]
-        kept = set(pictures)
-        self.ignored = ["/".join(parts) for parts in paths if parts not in kept]
+        used = set(pictures)
+        self.ignored = ["/".join(parts) for parts in paths if parts not in used]
 
     @property
     def keys(self) -> list[str]:

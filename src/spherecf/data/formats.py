@@ -167,21 +167,21 @@ def _decode(
     broken: list[Skipped] = []
 
     def look(chunk: list[int]) -> list[tuple[int, ...] | Skipped]:
-        found: list[tuple[int, ...] | Skipped] = []
+        outcomes: list[tuple[int, ...] | Skipped] = []
         for row in chunk:
             try:
-                found.append(source.image(row).shape[:2])
+                outcomes.append(source.image(row).shape[:2])
             except FileFormatError as error:
-                found.append(Skipped(source.keys[row], str(error)))
-        return found
+                outcomes.append(Skipped(source.keys[row], str(error)))
+        return outcomes
 
     chunks = (rows[start : start + _CHUNK].tolist() for start in range(0, len(rows), _CHUNK))
     results = in_order(look, chunks, workers or os.cpu_count() or 1, "decode")
     with progress("decoding", len(rows)) as advance, closing(results):
-        for found in results:
-            broken += [item for item in found if isinstance(item, Skipped)]
-            sizes.update(item for item in found if not isinstance(item, Skipped))
-            advance(len(found), f"{len(broken)} broken" if broken else None)
+        for outcomes in results:
+            broken += [item for item in outcomes if isinstance(item, Skipped)]
+            sizes.update(item for item in outcomes if not isinstance(item, Skipped))
+            advance(len(outcomes), f"{len(broken)} broken" if broken else None)
     return sizes, broken
 
 

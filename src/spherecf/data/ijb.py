@@ -32,8 +32,8 @@ class TemplatePairs(NamedTuple):
     """(p,) true where both templates show one person."""
 
 
-class Enrolled(NamedTuple):
-    """Templates and whom they show: a gallery, or the probes; in any order."""
+class TemplateList(NamedTuple):
+    """Templates and their subjects, in any order: a gallery, or the probes."""
 
     templates: Int64[np.ndarray, " k"]
     """(k,) template ids."""
@@ -57,7 +57,7 @@ class IjbMeta:
         absent: name of a file that was not there to the reason.
 
     Raises:
-        InputError: columns of different length, an entry that stands twice, pairs or galleries naming
+        InputError: columns of different length, an entry listed twice, pairs or galleries naming
             unknown templates, one kind of pair only, a pair both mated and not, a template of two subjects,
             a subject twice in one gallery.
 
@@ -74,8 +74,8 @@ class IjbMeta:
     pairs: TemplatePairs | None = None
     detector_score: Float32[np.ndarray, " m"] | None = None
     points: Float32[np.ndarray, "m 5 2"] | None = None
-    galleries: Mapping[str, Enrolled] = field(default_factory=dict)
-    probes: Enrolled | None = None
+    galleries: Mapping[str, TemplateList] = field(default_factory=dict)
+    probes: TemplateList | None = None
     absent: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,14 +90,14 @@ class IjbMeta:
         return np.unique(self.templates)
 
     def subjects(self) -> dict[int, int]:
-        """Template to subject, as far as galleries and probes tell."""
+        """Template to subject, of those in the galleries and probes."""
         known: dict[int, int] = {}
         for enrolled in (*self.galleries.values(), *filter(None, [self.probes])):
             known.update(zip(enrolled.templates.tolist(), enrolled.subjects.tolist()))
         return known
 
     def repeated_pairs(self) -> int:
-        """Pairs that stand a second time in the list, in either order; they are counted as they stand."""
+        """Pairs listed a second time, in either order; they count as often as they are listed."""
         if self.pairs is None:
             return 0
         codes = np.sort(pair_codes(self.pairs))
@@ -122,7 +122,7 @@ class IjbMeta:
 
 
 class Problem(NamedTuple):
-    """What is wrong: in which table ("entries", "pairs", "probes", "gallery G1", ...), which row of it."""
+    """A contradiction: in which table ("entries", "pairs", "probes", "gallery G1", ...), which row of it."""
 
     table: str
     row: int
@@ -147,7 +147,7 @@ def _problems(meta: IjbMeta) -> Iterator[Problem]:
     seen: dict[tuple[str, int], int] = {}
     for row, entry in enumerate(zip(meta.files, meta.templates.tolist())):
         if seen.setdefault(entry, row) != row:
-            yield Problem("entries", row, f"{entry[0]!r} stands twice in template {entry[1]}")
+            yield Problem("entries", row, f"{entry[0]!r} is listed twice in template {entry[1]}")
     known = meta.template_ids()
     if meta.pairs is not None:
         yield from _pair_problems(meta.pairs, known)
@@ -177,14 +177,14 @@ def _pair_problems(pairs: TemplatePairs, known: Int64[np.ndarray, " t"]) -> Iter
         return
     codes = pair_codes(pairs)
     same = np.sort(codes[pairs.mated])  # few, so the many are looked up in them
-    place = np.minimum(np.searchsorted(same, codes), same.size - 1)
-    for row in np.flatnonzero((same[place] == codes) & ~pairs.mated)[:1].tolist():
+    nearest = np.minimum(np.searchsorted(same, codes), same.size - 1)
+    for row in np.flatnonzero((same[nearest] == codes) & ~pairs.mated)[:1].tolist():
         a, b = pairs.left[row], pairs.right[row]
         yield Problem("pairs", row, f"templates {a} and {b} are non-mated here and mated on another line")
 
 
 def _enrolment_problems(
-    name: str, enrolled: Enrolled, known: Int64[np.ndarray, " t"], subjects: dict[int, int]
+    name: str, enrolled: TemplateList, known: Int64[np.ndarray, " t"], subjects: dict[int, int]
 ) -> Iterator[Problem]:
     """``subjects`` gathers template to subject over all lists."""
     unknown = np.flatnonzero(~np.isin(enrolled.templates, known))
@@ -205,8 +205,9 @@ def _enrolment_problems(
 def pair_codes(pairs: TemplatePairs) -> Int64[np.ndarray, " p"]:
     """One number per pair, the same for both orders of its templates."""
     low, high = np.minimum(pairs.left, pairs.right), np.maximum(pairs.left, pairs.right)
-    least = int(low.min(initial=0))
-    codes: Int64[np.ndarray, " p"] = (low - least) * (int(high.max(initial=0)) - least + 1) + (high - least)
+    lowest = int(low.min(initial=0))
+    span = int(high.max(initial=0)) - lowest + 1
+    codes: Int64[np.ndarray, " p"] = (low - lowest) * span + (high - lowest)
     return codes
 
 
@@ -224,7 +225,7 @@ def read_ijb(folder: str | Path, set: str = "ijbc") -> IjbMeta:
     | ``ijbc_name_5pts_score.txt`` | ``file``, ten coordinates, ``score`` |
     | ``ijbc_1N_gallery_G1.csv``, ``_G2.csv``, ``ijbc_1N_probe_mixed.csv`` | header; ``template,subject`` |
 
-    What is not there is listed in ``absent`` with the reason, and the protocols that need it say so.
+    Files that are missing are listed in ``absent`` with the reason; a protocol that needs one reports it.
 
     Args:
         folder: where the files are.
@@ -316,7 +317,7 @@ class _Reader:
         index: dict[str, int] = {}
         for row, name in enumerate(rows["file"].tolist()):
             if index.setdefault(name, row) != row:
-                raise self._at("scores", row, f"{name!r} stands twice")
+                raise self._at("scores", row, f"{name!r} is listed twice")
         places = np.array([index.get(name, -1) for name in files.tolist()], np.int64)
         missing = np.flatnonzero(places < 0)
         if missing.size:
@@ -328,14 +329,14 @@ class _Reader:
         values = np.stack([rows[name] for name in (*_POINTS, "score")], axis=1)
         return np.asarray(values[places], np.float32)
 
-    def _enrolled(self, table: str, suffix: str) -> Enrolled | None:
+    def _enrolled(self, table: str, suffix: str) -> TemplateList | None:
         path = self._find(table, suffix)
         if path is None:
             return None
         rows = read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
         _, first = np.unique(rows, return_index=True)  # one line per image: each template comes many times
         self._rows[table], rows = first, rows[first]
-        return Enrolled(rows["template"].astype(np.int64), rows["subject"].astype(np.int64))
+        return TemplateList(rows["template"].astype(np.int64), rows["subject"].astype(np.int64))
 
     def _at(self, table: str, row: int | np.intp, text: str) -> FileFormatError:
         path = self.paths[table]
@@ -406,7 +407,7 @@ def _score_lines(meta: IjbMeta, points: NDArray[Any], scores: NDArray[Any]) -> I
         yield " ".join([name, *(f"{number:.9g}" for number in numbers)])
 
 
-def _enrolled_lines(enrolled: Enrolled) -> Iterator[str]:
+def _enrolled_lines(enrolled: TemplateList) -> Iterator[str]:
     yield "TEMPLATE_ID,SUBJECT_ID"
     for template, subject in zip(*enrolled):
         yield f"{template},{subject}"

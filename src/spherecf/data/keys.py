@@ -1,4 +1,4 @@
-"""Names of images without a Python object for each: millions of keys in the memory of their bytes."""
+"""Names of images without a Python object for each: memory is that of their bytes and 8 more per key."""
 
 from abc import abstractmethod
 from array import array
@@ -15,9 +15,9 @@ from spherecf.errors import FileFormatError
 
 
 class Keys(Sequence[str]):
-    """A sequence of strings, each made when it is asked for; equal to any sequence of the same strings.
+    """A sequence of strings, each made on access; equal to any sequence of the same strings.
 
-    Slices are lists. It cannot be changed, and has no hash, as a list has none.
+    Slices are lists. It is immutable and, like a list, not hashable.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -29,7 +29,7 @@ class Keys(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
     @abstractmethod
-    def _one(self, row: int) -> str:
+    def _get(self, row: int) -> str:
         """The key at ``row``, 0 <= row < len(self)."""
 
     @overload
@@ -38,20 +38,20 @@ class Keys(Sequence[str]):
     def __getitem__(self, row: slice) -> list[str]: ...
     def __getitem__(self, row: SupportsIndex | slice) -> str | list[str]:
         if isinstance(row, slice):
-            return [self._one(each) for each in range(*row.indices(len(self)))]
-        place = index(row)
-        place += len(self) * (place < 0)
-        if not 0 <= place < len(self):
+            return [self._get(each) for each in range(*row.indices(len(self)))]
+        position = index(row)
+        position += len(self) * (position < 0)
+        if not 0 <= position < len(self):
             raise IndexError(f"key {row} of {len(self)}")
-        return self._one(place)
+        return self._get(position)
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._one, range(len(self)))
+        return map(self._get, range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
-        return len(self) == len(other) and all(one == two for one, two in zip(self, other))
+        return len(self) == len(other) and all(key == given for key, given in zip(self, other))
 
     def __repr__(self) -> str:
         return f"Keys({len(self)}: {', '.join(map(repr, self[:1]))}{', ...' * (len(self) > 1)})"
@@ -71,12 +71,12 @@ class NumberKeys(Keys):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def _one(self, row: int) -> str:
+    def _get(self, row: int) -> str:
         return str(self._numbers.item(row))
 
 
 class PackedKeys(Keys):
-    """Any strings, as one block of UTF-8 and the places where each ends.
+    """Any strings, as one block of UTF-8 and the offsets of their ends.
 
     Example:
         >>> PackedKeys(["ann/1.jpg", "bob/1.jpg"])[1]
@@ -93,7 +93,7 @@ class PackedKeys(Keys):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def _one(self, row: int) -> str:
+    def _get(self, row: int) -> str:
         start, end = self._ends[row : row + 2].tolist()
         return self._blob[start:end].decode("utf-8", "surrogateescape")
 
@@ -112,7 +112,7 @@ class PickedKeys(Keys):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def _one(self, row: int) -> str:
+    def _get(self, row: int) -> str:
         return self._keys[int(self._rows[row])]
 
 

@@ -277,9 +277,9 @@ class _Tokens:
         names = [*self._known]
         if not all(map(is_whole, names)) and all(map(is_number, names)):
             names = [_whole(name) or name for name in names]
-            for place, name in enumerate(names):
+            for row, name in enumerate(names):
                 if not is_whole(name):
-                    line = lines[int(np.argmax(images == place))]
+                    line = lines[int(np.argmax(images == row))]
                     raise FileFormatError(
                         path,
                         f"line {line}: label {name[:40]!r} is no whole number; all labels are numbers.",

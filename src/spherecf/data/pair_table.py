@@ -158,17 +158,17 @@ def _read(path: Path) -> _Table:
 
 
 def _cut(text: Sequence[tuple[int, str]], separator: str | None) -> tuple[list[int], list[list[str]]]:
-    kept = [(number, line) for number, line in text if not line.startswith("#")]
-    return [number for number, _ in kept], [split_cells(line, separator) for _, line in kept]
+    content = [(number, line) for number, line in text if not line.startswith("#")]
+    return [number for number, _ in content], [split_cells(line, separator) for _, line in content]
 
 
 def _roles(path: Path, header: Sequence[str]) -> dict[str, int]:
     """Which columns the names in a first line tell."""
     columns: dict[str, int] = {}
-    for place, cell in enumerate(header):
+    for index, cell in enumerate(header):
         word = re.sub(r"[\W_]", "", cell.lower())
         role = _ROLES.get(word) or _side(word)
-        if role is not None and columns.setdefault(role, place) != place:
+        if role is not None and columns.setdefault(role, index) != index:
             raise FileFormatError(
                 path, f"the header's {header[columns[role]]!r} and {cell!r} could both be the {role}.",
                 "Keep one of them.",

@@ -194,15 +194,15 @@ def subject_of(key: str) -> str:
     return composed(key.split("/", 1)[0])
 
 
-def draw_pairs(source: ImageSource, most: int = 3000, folds: int = 10, seed: int = 0) -> PairList:
-    """Up to ``most`` mated and as many non-mated pairs of different images, without repetition.
+def draw_pairs(source: ImageSource, max_pairs: int = 3000, folds: int = 10, seed: int = 0) -> PairList:
+    """Up to ``max_pairs`` mated and as many non-mated pairs of different images, without repetition.
 
     Folds are by person, that of the left image: all mated pairs of a person are in one fold. Images without
     identity are left out.
 
     Args:
         source: images with identities.
-        most: of each kind; fewer where there are fewer.
+        max_pairs: of each kind; fewer where there are fewer.
         folds: at most, and not more than there are people with two images.
         seed: the same seed and source give the same pairs.
 
@@ -211,7 +211,7 @@ def draw_pairs(source: ImageSource, most: int = 3000, folds: int = 10, seed: int
 
     Example:
         >>> from spherecf.data import orl_faces
-        >>> pairs = draw_pairs(orl_faces(), most=100)
+        >>> pairs = draw_pairs(orl_faces(), max_pairs=100)
         >>> len(pairs), int(pairs.mated.sum()), pairs.folds
         (200, 100, 10)
     """
@@ -219,11 +219,11 @@ def draw_pairs(source: ImageSource, most: int = 3000, folds: int = 10, seed: int
     labels = source.labels
     counts = np.bincount(labels[labels >= 0], minlength=1)
     several = np.flatnonzero(counts > 1)
-    if len(several) < 2 or most < 1:
+    if len(several) < 2 or max_pairs < 1:
         raise InputError(
             f"{source.name}: pairs need at least two people with two or more images, got {len(several)}"
         )
-    mated = _some(_mated(labels, several), most, rng)
+    mated = _subsample(_mated(labels, several), max_pairs, rng)
     other = _non_mated(labels, len(mated), rng)
     left, right = np.concatenate([mated, other]).T
     fold_of = np.zeros(len(counts), np.int64)
@@ -244,26 +244,28 @@ def draw_pairs(source: ImageSource, most: int = 3000, folds: int = 10, seed: int
 
 
 def _mated(labels: Int64[np.ndarray, " n"], people: Int64[np.ndarray, " m"]) -> Int64[np.ndarray, "pairs 2"]:
-    found = []
+    combinations = []
     for person in people:
         rows = np.flatnonzero(labels == person)
-        found.append(rows[np.stack(np.triu_indices(len(rows), 1), 1)])
-    return np.concatenate(found)
+        combinations.append(rows[np.stack(np.triu_indices(len(rows), 1), 1)])
+    return np.concatenate(combinations)
 
 
-def _some(pairs: Int64[np.ndarray, "n 2"], most: int, rng: np.random.Generator) -> Int64[np.ndarray, "m 2"]:
-    return pairs if len(pairs) <= most else pairs[rng.choice(len(pairs), most, replace=False)]
+def _subsample(
+    pairs: Int64[np.ndarray, "n 2"], count: int, rng: np.random.Generator
+) -> Int64[np.ndarray, "m 2"]:
+    return pairs if len(pairs) <= count else pairs[rng.choice(len(pairs), count, replace=False)]
 
 
 def _non_mated(
     labels: Int64[np.ndarray, " n"], count: int, rng: np.random.Generator
 ) -> Int64[np.ndarray, "pairs 2"]:
     rows = np.flatnonzero(labels >= 0)
-    found: set[tuple[int, int]] = set()
-    drawn = 0
-    while len(found) < count and drawn < 100 * count:  # few people: there may not be so many
-        drawn += 1
+    drawn: set[tuple[int, int]] = set()
+    attempts = 0
+    while len(drawn) < count and attempts < 100 * count:  # few people: there may not be so many
+        attempts += 1
         a, b = rng.choice(rows, 2, replace=False).tolist()
-        if labels[a] != labels[b] and (b, a) not in found:
-            found.add((a, b))
-    return np.array(sorted(found), np.int64)
+        if labels[a] != labels[b] and (b, a) not in drawn:
+            drawn.add((a, b))
+    return np.array(sorted(drawn), np.int64)

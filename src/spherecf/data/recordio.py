@@ -190,19 +190,19 @@ def pack_record(number: int, labels: tuple[float, ...], content: bytes = b"", se
 
 
 def _split_at_magic(payload: bytes) -> list[bytes]:
-    parts, begin, found = [], 0, payload.find(MAGIC_BYTES)
-    while found >= 0:
-        if found % 4 == 0:
-            parts.append(payload[begin:found])
-            begin = found + 4
-        found = payload.find(MAGIC_BYTES, found + (4 if found % 4 == 0 else 1))
+    parts, begin, position = [], 0, payload.find(MAGIC_BYTES)
+    while position >= 0:
+        if position % 4 == 0:
+            parts.append(payload[begin:position])
+            begin = position + 4
+        position = payload.find(MAGIC_BYTES, position + (4 if position % 4 == 0 else 1))
     return [*parts, payload[begin:]]
 
 
 _BLOCK = 65536  # records looked at at once
 _FRAME_BYTES, _HEADER_BYTES = 8, 24  # bytes
 _LISTED = 8  # 32-bit words from a record's start to its listed labels
-LARGEST = 2.0**62  # beyond all record numbers
+MAX_NUMBER = 2.0**62  # beyond all record numbers
 EXACT = 1 << 24  # float32 holds every whole number up to here
 
 
@@ -214,16 +214,16 @@ def read_labels(data: mmap, offsets: Int64[np.ndarray, " n"], path: Path) -> Int
     """
     labels = np.empty(len(offsets), np.int64)
     for start, part in _blocks(offsets):
-        found = _first_labels(data, part, path)
+        values = _first_labels(data, part, path)
         with np.errstate(invalid="ignore"):
-            bad = np.flatnonzero(~((found >= 0) & (found == np.floor(found)) & (found <= EXACT)))
+            bad = np.flatnonzero(~((values >= 0) & (values == np.floor(values)) & (values <= EXACT)))
         if len(bad):
             raise FileFormatError(
                 path,
                 f"record at byte {part[bad[0]]}: expected a whole number as label (0 to {EXACT}, up to which "
-                f"float32 is exact), got {found[bad[0]]}.",
+                f"float32 is exact), got {values[bad[0]]}.",
             )
-        labels[start : start + len(part)] = found
+        labels[start : start + len(part)] = values
     return labels
 
 
@@ -239,7 +239,7 @@ def read_ranges(data: mmap, offsets: Int64[np.ndarray, " n"], path: Path) -> Int
             record = read_record(data, int(part[row]), path)
             flags[row], labels[row] = record.flag, (*record.labels, np.nan)[:2]
         with np.errstate(invalid="ignore"):
-            counts = (labels >= 0) & (labels == np.floor(labels)) & (labels < LARGEST)
+            counts = (labels >= 0) & (labels == np.floor(labels)) & (labels < MAX_NUMBER)
         bad = np.flatnonzero((flags != 2) | ~counts.all(1) | (labels[:, 0] > labels[:, 1]))
         if len(bad):
             offset = int(part[bad[0]])
@@ -268,12 +268,12 @@ def is_bare(data: mmap, offset: int, path: Path) -> bool:
 
 def _first_labels(data: mmap, offsets: Int64[np.ndarray, " n"], path: Path) -> Float32[np.ndarray, " n"]:
     words, at, whole = _look(data, offsets)
-    found: Float32[np.ndarray, " n"] = words[at + np.where(whole & (words[at + 2] > 0), _LISTED, 3)].view(
+    labels: Float32[np.ndarray, " n"] = words[at + np.where(whole & (words[at + 2] > 0), _LISTED, 3)].view(
         "<f4"
     )
     for row in np.flatnonzero(~whole).tolist():  # split, at the very end, or damaged: one by one
-        found[row] = read_record(data, int(offsets[row]), path).labels[0]
-    return found
+        labels[row] = read_record(data, int(offsets[row]), path).labels[0]
+    return labels
 
 
 def _look(

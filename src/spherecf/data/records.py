@@ -23,7 +23,7 @@ from spherecf.data.image import ImageError
 from spherecf.data.keys import NumberKeys, PackedKeys, PickedKeys, refuse_duplicates
 from spherecf.data.recordio import (
     EXACT,
-    LARGEST,
+    MAX_NUMBER,
     Record,
     are_bare,
     ends_at,
@@ -42,7 +42,7 @@ from spherecf.errors import FileFormatError, InputError
 
 _BLOCK = 1 << 20  # bytes of an index parsed at once
 _SHOWN = 1 << 26  # bytes between two steps of the progress bar
-_LARGEST = np.iinfo(np.int64).max
+_MAX_NUMBER = np.iinfo(np.int64).max
 
 
 def read_index(path: Path, size: int) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
@@ -113,7 +113,7 @@ def write_index(path: str | Path) -> Path:
                 shown = offset
     if not numbers:
         raise FileFormatError(path, "expected records, the file holds none.")
-    if len(np.unique(numbers)) < len(numbers) or max(numbers) >= _LARGEST:
+    if len(np.unique(numbers)) < len(numbers) or max(numbers) >= _MAX_NUMBER:
         numbers = array("Q", range(len(offsets)))
 
     def write(stream: IO[bytes]) -> None:
@@ -138,10 +138,10 @@ def _parse(path: Path) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]
                 if text.translate(None, b"0123456789 \t\r\n"):
                     raise _bad_line(path)
                 numbers = np.fromstring(text, np.int64, sep=" ")
-                if len(numbers) % 2 or numbers.max() == _LARGEST:  # NumPy stops at the largest number
+                if len(numbers) % 2 or numbers.max() == _MAX_NUMBER:  # NumPy stops at the largest number
                     raise _bad_line(path)
-                for place, column in enumerate(columns):
-                    column.frombytes(numbers[place::2].tobytes())
+                for offset, column in enumerate(columns):
+                    column.frombytes(numbers[offset::2].tobytes())
     except OSError as error:
         raise FileFormatError(
             path,
@@ -163,7 +163,7 @@ def _bad_line(path: Path) -> FileFormatError:
                 return FileFormatError(
                     path, f"line {number}: expected `number<TAB>offset`, got {line[:60]!r}."
                 )
-            if any(int(field) >= _LARGEST for field in fields):
+            if any(int(field) >= _MAX_NUMBER for field in fields):
                 return FileFormatError(path, f"line {number}: a number beyond all records, {line[:60]!r}.")
     return FileFormatError(path, "expected lines `number<TAB>offset`.")
 
@@ -186,7 +186,7 @@ def read_names(path: Path, numbers: Int64[np.ndarray, " n"]) -> Sequence[str]:
     Raises:
         FileFormatError: with the line; or records without name, or a name for two of them.
     """
-    found = array("q")
+    listed = array("q")
 
     def names() -> Iterator[str]:
         for line_number, line in iter_lines(path):
@@ -195,15 +195,15 @@ def read_names(path: Path, numbers: Int64[np.ndarray, " n"]) -> Sequence[str]:
                 raise FileFormatError(
                     path, f"line {line_number}: expected `record number<TAB>name`, got {line[:60]!r}."
                 )
-            found.append(int(number))
+            listed.append(int(number))
             yield name
 
     packed = PackedKeys(names())
-    listed = np.array(found, np.int64)
-    order = np.argsort(listed, kind="stable")
-    places = np.searchsorted(listed, numbers, side="right", sorter=order) - 1
-    rows = order[places] if len(order) else np.zeros(0, np.int64)
-    missing = numbers[listed[rows] != numbers] if len(rows) else numbers
+    named = np.array(listed, np.int64)
+    order = np.argsort(named, kind="stable")
+    positions = np.searchsorted(named, numbers, side="right", sorter=order) - 1
+    rows = order[positions] if len(order) else np.zeros(0, np.int64)
+    missing = numbers[named[rows] != numbers] if len(rows) else numbers
     if len(missing):
         raise FileFormatError(
             path,
@@ -216,7 +216,7 @@ def read_names(path: Path, numbers: Int64[np.ndarray, " n"]) -> Sequence[str]:
 
 _BARE = 40  # bytes of a record of two labels and no content
 _REINDEX = (
-    "If the index is short or of another set, move it away and make it anew: `spherecf data index {}`. If "
+    "If the index is short or of another set, move it away and make a new one: `spherecf data index {}`. If "
     "that is as short, copy the .rec again."
 )
 _AS_IT_IS = (
@@ -391,7 +391,7 @@ def _check_ends(data: mmap, offsets: Int64[np.ndarray, " n"], layout: Layout, pa
 
 
 def _is_count(value: float) -> bool:
-    return 0 <= value < LARGEST and value == int(value)
+    return 0 <= value < MAX_NUMBER and value == int(value)
 
 
 def _rounding(numbers: Int64[np.ndarray, "*n"]) -> Int64[np.ndarray, "*n"]:
@@ -399,7 +399,7 @@ def _rounding(numbers: Int64[np.ndarray, "*n"]) -> Int64[np.ndarray, "*n"]:
     return np.where(numbers < EXACT, 0, np.spacing(numbers.astype(np.float32)) / 2).astype(np.int64)
 
 
-_MANY = 1 << 22  # identities that a set may have without having as many images
+_MAX_EMPTY_IDENTITIES = 1 << 22  # identities that a set may have without having as many images
 
 
 class RecordFile(ImageSource):
@@ -408,7 +408,7 @@ class RecordFile(ImageSource):
     Labels are those in the images' own headers. Where there are identity records, their ranges give the
     labels without touching every image: the first and last image of each range are asked, and if they do not
     agree, all images are, as are those at the ends of ranges that float32 rounds (numbers beyond 2^24).
-    Header, index and records are checked against each other, so that no image is missing without a word.
+    Header, index and records are checked against each other, so that a missing image is an error.
     Identities are the label numbers as strings, or with a names file the folder part of the names where that
     is the same for all images of the identity and for no other.
 
@@ -473,7 +473,7 @@ class RecordFile(ImageSource):
                 "Is it of another set? Labels count from 0.",
             )
         count = needed if promised is None else promised
-        if count > max(_MANY, len(labels)):
+        if count > max(_MAX_EMPTY_IDENTITIES, len(labels)):
             where = self.path if promised is None else path
             raise FileFormatError(
                 where, f"{count} identities for {len(labels)} images.", "Labels number the identities from 0."

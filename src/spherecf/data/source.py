@@ -1,4 +1,4 @@
-"""What every reader is: a named list of encoded images; its images decoded in order by threads."""
+"""The base of every reader, a named list of encoded images; and decoding in order by several threads."""
 
 import hashlib
 import os
@@ -164,19 +164,19 @@ OnError = Literal["raise", "skip"]
 
 
 class Skipped(NamedTuple):
-    """An image that was left out, and why."""
+    """An image that was left out, and the reason."""
 
     key: str
     reason: str
 
 
 class ImageBatch(NamedTuple):
-    """Images of one size: what came of the rows that were asked for.
+    """Images of one size: the result for the rows requested.
 
     Attributes:
         rows: (b,) rows of the source, in the order asked, without the broken ones.
         images: (b, height, width, 3) RGB.
-        encoded: (b,) as stored, or empty where nobody asked for it.
+        encoded: (b,) as stored, or empty if not requested.
         skipped: the broken ones.
     """
 
@@ -294,19 +294,19 @@ def _load(
     # the consumer, costs a tenth of the decoding.
     rows, skipped, stored = _rows(source, wanted), list[Skipped](), list[bytes]()
     images, good = np.empty((len(rows), *size, 3), np.uint8), np.ones(len(rows), bool)
-    for place, row in enumerate(rows.tolist()):
+    for index, row in enumerate(rows.tolist()):
         try:
             if encoded:
                 data = source.read(row)
-                images[place] = decode_image(data, source.where(row), size)
+                images[index] = decode_image(data, source.where(row), size)
                 stored.append(data)
             else:
-                images[place] = source.image(row, size)
+                images[index] = source.image(row, size)
         except FileFormatError as error:
             if on_error == "raise":
                 raise
             skipped.append(Skipped(source.keys[row], str(error)))
-            good[place] = False
+            good[index] = False
     if skipped:
         rows, images = rows[good], images[good]
     return ImageBatch(rows, images, stored, skipped)

@@ -120,7 +120,7 @@ class _NumberedKeys(Keys):
     def __len__(self) -> int:
         return len(self._labels)
 
-    def _one(self, row: int) -> str:
+    def _get(self, row: int) -> str:
         return f"{self._labels[row]}/{row}"
 
 

@@ -194,8 +194,8 @@ def _write_files(
                 encoded = encoded if image_suffix(encoded) else encode_image(image)
                 path += image_suffix(encoded)
             if written.setdefault(path, row) != row:
-                one, two = source.keys[row], source.keys[written[path]]
-                raise InputError(f"{source.name}: {one} and {two} would both become {path}.")
+                key, earlier = source.keys[row], source.keys[written[path]]
+                raise InputError(f"{source.name}: {key} and {earlier} would both become {path}.")
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(encoded)
@@ -263,8 +263,9 @@ def _batches(
             source, rows, workers=workers, on_error=on_error, skipped=skipped, encoded=True
         ):
             yield batch
-            gone, before = len(skipped or ()) - before, len(skipped or ())
-            advance(len(batch.rows) + gone, f"{before} skipped" if before else None)
+            total = len(skipped or ())
+            advance(len(batch.rows) + total - before, f"{total} skipped" if total else None)
+            before = total
 
 
 @contextmanager

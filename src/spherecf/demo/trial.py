@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from spherecf.common.progress import track
 from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.errors import InputError
-from spherecf.evaluation import PairReport, evaluate_pairs
+from spherecf.evaluation import PairOptions, PairReport, evaluate_pairs
+from spherecf.losses import Variant
 from spherecf.models import ConfidenceModel, FrozenBackbone
 from spherecf.scoring import gaussian_score, mutual_likelihood_score
 from spherecf.training import (
@@ -37,9 +38,9 @@ class HeadVariant:
     """
 
     score: str
-    loss: str = "exact"
+    loss: Variant = "exact"
     leave_one_out: bool = True
-    objective: str = "scf"
+    objective: Literal["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian"] = "scf"
 
     @property
     def gaussian(self) -> bool:
@@ -176,12 +177,10 @@ def evaluate_condition(
         for variant in heads.variants
         if variant.score != "mls"
     }
+    options = PairOptions(radius=model.radius, confidences=CONFIDENCES, draws=draws)
     return evaluate_pairs(
-        left, left if condition.left == condition.right else right, pairs.left, pairs.right,
-        pairs.mated, pairs.fold,
-        name=name or pairs.name, subjects=pairs.subjects, radius=model.radius,
-        extra_scores=extra, confidences=CONFIDENCES, draws=draws, condition=condition.name,
-        pairs_hash=pairs.fingerprint(), step=heads.seed, label=f"seed {heads.seed}",
+        left, left if condition.left == condition.right else right, replace(pairs, name=name or pairs.name),
+        options, extra_scores=extra, condition=condition.name, label=f"seed {heads.seed}", step=heads.seed,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ scores; every result carries its signature, its counts and intervals over subjec
 
 from spherecf.evaluation.bootstrap import Interval, SubjectRates, bootstrap_subjects, bootstrap_tmr, interval
 from spherecf.evaluation.calibration import (
+    CalibrationOptions,
     CalibrationReport,
     RuleCheck,
     ScoreCalibration,
@@ -45,7 +46,7 @@ from spherecf.evaluation.open_set import (
     fpir_threshold,
     prediction_rejection_ratio,
 )
-from spherecf.evaluation.pairs import evaluate_pairs
+from spherecf.evaluation.pairs import PairOptions, Pairs, evaluate_pairs
 from spherecf.evaluation.rates import (
     Curve,
     NearestPoint,
@@ -61,6 +62,7 @@ from spherecf.evaluation.rates import (
 from spherecf.evaluation.rejection import (
     ConfidencePrr,
     OperatingPoint,
+    RejectionOptions,
     RejectionReport,
     evaluate_rejection,
     evaluate_template_rejection,
@@ -81,7 +83,10 @@ from spherecf.evaluation.verification import TemplateReport, TemplateResult, eva
 
 __all__ = [
     "AtThreshold",
+    "CalibrationOptions",
     "CalibrationReport",
+    "PairOptions",
+    "Pairs",
     "ConfidencePrr",
     "Curve",
     "Decisions",
@@ -101,6 +106,7 @@ __all__ = [
     "OperatingPoint",
     "PairReport",
     "RejectionCurve",
+    "RejectionOptions",
     "RejectionReport",
     "Reliability",
     "RuleCheck",

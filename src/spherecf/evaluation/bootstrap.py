@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration import binomial_upper
+from spherecf.calibration import allowed_errors, binomial_upper, check_pairs
 from spherecf.errors import InputError
-from spherecf.evaluation.rates import allowed_false, check_many
+from spherecf.evaluation.rates import check_targets
 
 Statistic = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
@@ -332,18 +332,18 @@ def bootstrap_tmr(
         >>> drawn["tmr@0.5"].shape
         (5,)
     """
-    s, m = check_many(scores, mated)
+    s, m = check_pairs(scores, mated, keep_type=True)
     people = Subjects(left_subject, right_subject, s.size)
     subjects = people.count
     if subjects < 2 or draws < 1:
         raise InputError(f"bootstrap: expected at least 2 subjects and 1 draw, got {subjects} and {draws}")
     non_mated = s.size - int(m.sum())
-    resolved = [target for target in targets if allowed_false(target, non_mated) >= 1]
+    resolved = [target for target in check_targets(targets) if allowed_errors(target, non_mated) >= 1]
     found = {f"tmr@{target:g}": np.empty(draws) for target in resolved}
     if not resolved:
         return found
     pairs = _Pairs(s, m, people)
-    start = int(max(allowed_false(target, non_mated) for target in resolved) * 1.15)
+    start = int(int(allowed_errors(max(resolved), non_mated)) * 1.15)
     rng, share = np.random.default_rng(seed), np.full(subjects, 1 / subjects)
     block = min(draws, max(1, _COUNTS // subjects))
     for at in range(0, draws, block):
@@ -447,7 +447,7 @@ def _rates(pairs: _Pairs, drawn: Draws, targets: Array, first: int) -> Array:
         piece = slice(start, start + size)
         cumulative.append(cumulative[-1] + drawn.weigh(mated.a[piece], mated.b[piece]))
     non_mated = pairs.weigh(drawn) - cumulative[-1]
-    limits = targets[:, None] * non_mated * (1 + 1e-12)
+    limits = allowed_errors(targets[:, None], non_mated)  # (targets, draws)
     thresholds = np.full(limits.shape, -np.inf, pairs.scores.dtype)
     above = np.zeros(len(drawn.counts))
     for bucket in pairs.buckets(first):

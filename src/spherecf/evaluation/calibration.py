@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from spherecf.calibration import (
     Calibration,
@@ -32,6 +32,7 @@ from spherecf.evaluation.discard import pair_quality
 from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
 from spherecf.evaluation.pairs import (
     DEFAULT_RADIUS,
+    Pairs,
     ResolvedPairs,
     check_same_recogniser,
     resolve_pairs,
@@ -328,27 +329,42 @@ SHARES = (1, 1, 2)
 """Of the pairs: tuning, testing, and measuring; the first two together fit everything but decisions."""
 
 
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """What `evaluate_calibration` fits and measures.
+
+    Attributes:
+        radius: r of the mutual likelihood score; default: the one of the left embeddings, else 64.
+        scores: of "cosine" and "mls".
+        confidence: "kappa" or the name of an extra; of a pair, the smaller one of its images.
+        method: of the calibrator that is kept, "logistic" or "isotonic"; both are measured.
+        alpha: bound on the errors of decisions.
+        delta: probability that the bound fails.
+        disjoint: test decisions on pairs of which no two share a person: fewer, but exact.
+        targets: FMR targets.
+        draws: bootstrap draws of people; 0 for no intervals.
+        seed: of the split and the bootstrap.
+    """
+
+    radius: float | None = None
+    scores: Sequence[str] = ("cosine", "mls")
+    confidence: str = "kappa"
+    method: Method = "logistic"
+    alpha: float = 0.01
+    delta: float = 0.05
+    disjoint: bool = False
+    targets: Sequence[float] = TARGETS
+    draws: int = 1000
+    seed: int = 0
+
+
 def evaluate_calibration(
     left: Embeddings,
     right: Embeddings,
-    left_keys: Sequence[str],
-    right_keys: Sequence[str],
-    mated: ArrayLike,
+    pairs: Pairs,
+    options: CalibrationOptions = CalibrationOptions(),
     *,
-    name: str,
-    subjects: tuple[ArrayLike, ArrayLike] | None = None,
-    radius: float | None = None,
-    scores: Sequence[str] = ("cosine", "mls"),
-    confidence: str = "kappa",
-    method: Method = "logistic",
-    alpha: float = 0.01,
-    delta: float = 0.05,
-    disjoint: bool = False,
-    targets: Sequence[float] = TARGETS,
-    seed: int = 0,
-    draws: int = 1000,
     condition: str = "clean/clean",
-    pairs_hash: str | None = None,
 ) -> CalibrationReport:
     """Fit a calibration on half of the people and measure it on the other half.
 
@@ -358,29 +374,16 @@ def evaluate_calibration(
     Args:
         left: embeddings of the left images.
         right: of the right ones; the same object, or another file.
-        left_keys: n keys into ``left``.
-        right_keys: n keys into ``right``.
-        mated: (n,) true where both show one person.
-        name: of the pair list.
-        subjects: (left, right) person of each pair; default: the labels of the embeddings.
-        radius: r of the mutual likelihood score; default: the one in the provenance of ``left``, else 64.
-        scores: of "cosine" and "mls".
-        confidence: "kappa" or the name of an extra; of a pair, the smaller one of its images.
-        method: of the calibrator that is kept, "logistic" or "isotonic"; both are measured.
-        alpha: bound on the errors of decisions.
-        delta: chance that a promise is not kept.
-        disjoint: test decisions on pairs of which no two share a person: fewer, but exact.
-        targets: FMR targets.
-        seed: of the split and the bootstrap.
-        draws: bootstrap draws of people; 0 for no intervals.
+        pairs: the list; where it does not tell persons, the labels of the embeddings do.
+        options: what is fitted and measured.
         condition: "clean/clean", ...
-        pairs_hash: of the pair list.
 
     Raises:
         InputError: unknown keys, an absent confidence, left and right from different models, or too few
             people or pairs to fit and measure.
 
     Example:
+        >>> from spherecf.data import PairList
         >>> rng = np.random.default_rng(0)
         >>> people = rng.normal(size=(60, 8))
         >>> rows = np.repeat(people, 4, axis=0) + rng.normal(size=(240, 8)) / 2
@@ -388,44 +391,47 @@ def evaluate_calibration(
         >>> keys = [f"{i // 4}/{i % 4}" for i in range(240)]
         >>> e = Embeddings(mu, rng.normal(3, 1, 240), keys, np.arange(240) // 4)
         >>> a, b = rng.integers(0, 240, (2, 3000))
-        >>> b = np.where(np.arange(3000) % 2, b, a ^ 1)
-        >>> pairs = [keys[i] for i in a], [keys[i] for i in b], a // 4 == b // 4
-        >>> report = evaluate_calibration(e, e, *pairs, name="toy", draws=0, alpha=0.2)
+        >>> b, fold = np.where(np.arange(3000) % 2, b, a ^ 1), np.zeros(3000, int)
+        >>> pairs = PairList("toy", [keys[i] for i in a], [keys[i] for i in b], a // 4 == b // 4, fold)
+        >>> report = evaluate_calibration(e, e, pairs, CalibrationOptions(draws=0, alpha=0.2))
         >>> report.scores["cosine"].costs[0].cllr < 0.6, report.split
         (True, 'people')
     """
     check_same_recogniser(left, right)
     model = _model(left, right)
+    name, radius, seed, draws = pairs.name, options.radius, options.seed, options.draws
+    method, alpha, delta, disjoint = options.method, options.alpha, options.delta, options.disjoint
+    confidence, pairs_hash = options.confidence, pairs.fingerprint()
     if radius is None:
         radius = float(left.provenance.get("radius", DEFAULT_RADIUS))
-    pairs = resolve_pairs(
-        left, right, left_keys, right_keys, mated, np.zeros(len(left_keys), int), subjects
-    )  # fmt: skip
-    part, drawn = split_subjects(*pairs.subjects, SHARES, seed=seed)
-    _check_parts(part, pairs.mated)
-    values = score_listed(left, right, pairs, scores, radius)
+    resolved = resolve_pairs(
+        left, right, pairs.left, pairs.right, pairs.mated, np.zeros(len(pairs.left), int), pairs.subjects
+    )
+    part, drawn = split_subjects(*resolved.subjects, SHARES, seed=seed)
+    _check_parts(part, resolved.mated)
+    values = score_listed(left, right, resolved, options.scores, radius)
     sure = pair_quality(
-        _confidence(left, confidence)[pairs.left], _confidence(right, confidence)[pairs.right]
+        _confidence(left, confidence)[resolved.left], _confidence(right, confidence)[resolved.right]
     )
     fit = (part == 0) | (part == 1)
     hashes = left.fingerprint(), right.fingerprint()
     facts = input_facts(left.provenance, right.provenance, *hashes, pairs_hash)
-    kappa = _kappa_of(left, right, pairs.left[fit], pairs.right[fit])
+    kappa = _kappa_of(left, right, resolved.left[fit], resolved.right[fit])
     calibration = fit_calibration(
         model=model,
         data=hashlib.sha256("".join([*hashes, str(pairs_hash), str(seed)]).encode()).hexdigest(),
         scores={score: column[fit] for score, column in values.items()},
-        mated=pairs.mated[fit],
+        mated=resolved.mated[fit],
         radius=radius,
         kappa=kappa,
         dim=left.dim,
         population=f"{kappa.size} images of {name}, {condition}",
         method=method,
-        targets=targets,
+        targets=options.targets,
         record={key: value for key, value in facts.items() if value is not None}
         | {"name": name, "condition": condition, "seed": seed, "split": drawn},
     )
-    resampling = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
+    resampling = f"{resolved.unit}-{draws}/{seed}" if draws else "none"
     found: dict[str, ScoreCalibration] = {}
     for score, column in values.items():
         line = signature(
@@ -434,11 +440,13 @@ def evaluate_calibration(
             llr=method, fmr="at-most", alpha=f"{alpha:g}", delta=f"{delta:g}",
             tested="disjoint" if disjoint else "pairs", ci=resampling,
         )  # fmt: skip
-        parts = Parts(column, sure, pairs.mated, pairs.subjects, part, fit, confidence, disjoint, seed, draws)
+        parts = Parts(
+            column, sure, resolved.mated, resolved.subjects, part, fit, confidence, disjoint, seed, draws
+        )
         found[score], calibration = calibrate_score(score, line, parts, calibration, alpha, delta)
     return CalibrationReport(
-        name, condition, _counts(pairs, part, kappa.size), pairs.failures, drawn, pairs.unit, confidence,
-        resampling, _levels(calibration.kappa), found, calibration,
+        name, condition, _counts(resolved, part, kappa.size), resolved.failures, drawn, resolved.unit,
+        confidence, resampling, _levels(calibration.kappa), found, calibration,
     )  # fmt: skip
 
 

@@ -16,10 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration import DecisionRule, ErrorCount, binomial_cdf, binomial_upper
+from spherecf.calibration import DecisionRule, ErrorCount, binomial_cdf, binomial_upper, check_pairs
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import SubjectRates
-from spherecf.evaluation.rates import check_pairs
 
 Array = NDArray[Any]
 ErrorKind = Literal["both", "decision", "fmr", "false-match-share"]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf.calibration import allowed_errors, check_pairs
 from spherecf.errors import InputError
-from spherecf.evaluation.rates import check_pairs, sort_pairs, tmr_of_curve
+from spherecf.evaluation.rates import sort_pairs, tmr_of_curve
 
 PAUC_LIMITS = (0.2, 0.3)
 FRACTIONS = tuple(round(0.05 * i, 2) for i in range(20))
@@ -93,7 +94,7 @@ def edc(
 def _threshold_at_fnmr(genuine: NDArray[Any], fnmr: float) -> float:
     if not 0 <= fnmr < 1:
         raise InputError(f"start_fnmr: expected 0 <= start_fnmr < 1, got {fnmr}")
-    return float(np.sort(genuine)[int(fnmr * genuine.size * (1 + 1e-12))])
+    return float(np.sort(genuine)[int(allowed_errors(fnmr, genuine.size))])
 
 
 def _steps(wrong: NDArray[Any], quality: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -18,7 +18,8 @@ from spherecf.errors import InputError
 from spherecf.evaluation.folds import tenfold
 from spherecf.evaluation.pairs import (
     DEFAULT_RADIUS,
-    FMR_TARGETS,
+    PairOptions,
+    Pairs,
     check_same_recogniser,
     resolve_pairs,
     score_listed,
@@ -258,63 +259,57 @@ def template_groups(templates: TemplateSet, groups: Mapping[str, str], of: str) 
 def pair_groups(
     left: Embeddings,
     right: Embeddings,
-    left_keys: Sequence[str],
-    right_keys: Sequence[str],
-    mated: ArrayLike,
-    folds: ArrayLike,
+    pairs: Pairs,
     groups: Mapping[str, str],
     of: str,
-    *,
-    subjects: tuple[ArrayLike, ArrayLike] | None = None,
-    scores: Sequence[str] = ("cosine", "mls"),
-    targets: Targets = FMR_TARGETS,
-    radius: float | None = None,
+    options: PairOptions = PairOptions(),
 ) -> dict[str, GroupReport]:
     """Error rates of a pair list by group, for each score; pairs are resolved as by `evaluate_pairs`.
 
     Args:
         left: embeddings of the left images.
         right: of the right ones.
-        left_keys: n keys into ``left``.
-        right_keys: n keys into ``right``.
-        mated: (n,) true where both show one person.
-        folds: (n,) for the groups' own accuracy.
+        pairs: the list.
         groups: name to group.
         of: what the names are of: "image" or "subject".
-        subjects: (left, right) person of each pair; default: the labels of the embeddings.
-        scores: of "cosine" and "mls".
-        targets: FMR targets.
-        radius: r of the mutual likelihood score.
+        options: radius, scores and targets; the rest is not used.
 
     Raises:
         InputError: as `evaluate_pairs` and `by_group`, two recognisers among them; groups of people where
             nobody is known.
 
     Example:
+        >>> from spherecf.data import PairList
         >>> e = Embeddings(np.eye(4)[[0, 0, 1, 1]], np.zeros(4), list("abcd"))
-        >>> groups, folds = dict(zip("abcd", "AABB")), [0, 0, 1, 1]
-        >>> found = pair_groups(e, e, "aaba", "bcdd", [1, 0, 0, 0], folds, groups, "image", targets=0.4)
-        >>> [(group.group, group.mated, group.non_mated) for group in found["cosine"].groups]
+        >>> mated, fold = np.array([True, False, False, False]), np.array([0, 0, 1, 1])
+        >>> pairs, groups = (
+        ...     PairList("toy", list("aaba"), list("bcdd"), mated, fold),
+        ...     dict(zip("abcd", "AABB")),
+        ... )
+        >>> reports = pair_groups(e, e, pairs, groups, "image", PairOptions(targets=[0.4]))
+        >>> [(group.group, group.mated, group.non_mated) for group in reports["cosine"].groups]
         [('A', 1, 0), ('(between groups)', 0, 3)]
     """
     check_same_recogniser(left, right)
-    pairs = resolve_pairs(left, right, left_keys, right_keys, mated, folds, subjects)
+    resolved = resolve_pairs(left, right, pairs.left, pairs.right, pairs.mated, pairs.fold, pairs.subjects)
     if of == "image":
         sides = [
             [side.keys[row] for row in rows.tolist()]
-            for side, rows in ((left, pairs.left), (right, pairs.right))
+            for side, rows in ((left, resolved.left), (right, resolved.right))
         ]
-    elif of == "subject" and pairs.unit == "subject":
-        sides = [[str(person) for person in people.tolist()] for people in pairs.subjects]
+    elif of == "subject" and resolved.unit == "subject":
+        sides = [[str(person) for person in people.tolist()] for people in resolved.subjects]
     else:
         raise InputError(
             f"groups of {of!r}: a pair list has images, and people where they are known; not this"
         )
     names = named_groups([*sides[0], *sides[1]], groups, of)
     one, other = names[: len(sides[0])], names[len(sides[0]) :]
-    r = float(left.provenance.get("radius", DEFAULT_RADIUS)) if radius is None else radius
-    found = score_listed(left, right, pairs, scores, r)
+    radius = options.radius
+    if radius is None:
+        radius = float(left.provenance.get("radius", DEFAULT_RADIUS))
+    columns = score_listed(left, right, resolved, options.scores, radius)
     return {
-        score: by_group(values, pairs.mated, one, other, targets, folds=pairs.folds)
-        for score, values in found.items()
+        score: by_group(values, resolved.mated, one, other, options.targets, folds=resolved.folds)
+        for score, values in columns.items()
     }

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.calibration import allowed_errors, unresolved_rate
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
@@ -19,7 +20,6 @@ from spherecf.evaluation.pairs import DEFAULT_RADIUS
 from spherecf.evaluation.rates import (
     ScoreSplit,
     SortedPairs,
-    allowed_false,
     sort_pairs,
     tmr_of_curve,
     tmr_rates,
@@ -203,15 +203,15 @@ def evaluate_identification(
             lack.
 
     Example:
-        >>> from spherecf.data import Enrolled, IjbMeta
+        >>> from spherecf.data import TemplateList, IjbMeta
         >>> ids = np.array([1, 2, 3, 4])
         >>> meta = IjbMeta(
         ...     "toy",
         ...     list("abcd"),
         ...     ids,
         ...     ids,
-        ...     galleries={"G1": Enrolled(ids[:2], ids[:2])},
-        ...     probes=Enrolled(ids[2:], np.array([1, 9])),
+        ...     galleries={"G1": TemplateList(ids[:2], ids[:2])},
+        ...     probes=TemplateList(ids[2:], np.array([1, 9])),
         ... )
         >>> e = Embeddings(np.array([[1, 0], [0, 1], [0.8, 0.6], [-1, 0]]), np.zeros(4), list("abcd"))
         >>> report = evaluate_identification(e, meta, modes=["N0"], targets=[1.0], draws=0)
@@ -345,8 +345,8 @@ def _tpir(found: Found, targets: Sequence[float], max_rank: int) -> list[TpirAtF
     entries = []
     for one in tmr_of_curve(sort_pairs(scores, kind).curve(), targets):
         if one.tmr is None or one.true_matches is None:
-            why = f"FPIR {one.target:g} needs at least {int(np.ceil(1 / one.target))} probes without a mate, "
-            entries.append(TpirAtFpir(one.target, *(None,) * 6, mated, alone, f"{why}there are {alone}"))
+            why = unresolved_rate("FPIR", one.target, alone, "probes without a mate")
+            entries.append(TpirAtFpir(one.target, *(None,) * 6, mated, alone, why))
             continue
         hits = one.true_matches
         if one.threshold == -np.inf:  # every probe alone is accepted, and then only rank decides
@@ -383,7 +383,7 @@ def _resample(
             most = mated @ (one.rank[one.mated] <= max_rank) / mated.sum(1)  # at FPIR 1 rank alone decides
             curve = pairs.curve(np.concatenate([mated, alone], 1))
             for target in targets:
-                if allowed_false(target, int((~one.mated).sum())) >= 1:
+                if allowed_errors(target, int((~one.mated).sum())) >= 1:
                     values[f"{task.name}:tpir@{target:g}"] = np.minimum(tmr_rates(curve, target), most)
         return values
 

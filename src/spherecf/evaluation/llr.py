@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration import pool_adjacent_violators, wilson
+from spherecf.calibration import check_pairs, pool_adjacent_violators, wilson
 from spherecf.errors import InputError
-from spherecf.evaluation.rates import check_pairs, sort_pairs
+from spherecf.evaluation.rates import sort_pairs
 
 EDGES = (0.0, 0.001, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999, 1.0)
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf.calibration import allowed_errors, check_mated, threshold_at_rate, unresolved_rate
 from spherecf.errors import InputError
 from spherecf.scoring import (
     OpenSetPosterior,
@@ -75,7 +76,7 @@ def decide(similarity: ArrayLike, right: ArrayLike, mated: ArrayLike, threshold:
         ([True, False, False, False], [False, True, True, True])
     """
     accepted = np.asarray(similarity) >= threshold
-    right, mated = np.asarray(right, bool), np.asarray(mated, bool)
+    right, mated = np.asarray(right, bool), check_mated(mated)
     if not accepted.shape == right.shape == mated.shape:
         raise InputError(
             "similarity, right and mated: expected three (n,) arrays, got "
@@ -101,20 +102,17 @@ def fpir_threshold(similarity: ArrayLike, mated: ArrayLike, fpir: float) -> tupl
         >>> fpir_threshold([0.9, 0.8], [1, 0], 0.1)
         (None, 'FPIR 0.1 needs at least 10 non-mated probes, there are 1')
     """
-    s, m = np.asarray(similarity, np.float64), np.asarray(mated, bool)
+    s, m = np.asarray(similarity, np.float64), check_mated(mated)
     if not 0 < fpir < 1:
         raise InputError(f"FPIR target: expected 0 < fpir < 1, got {fpir}")
     if s.ndim != 1 or s.shape != m.shape or np.isnan(s).any():
         raise InputError(
             f"similarity and mated: expected two (n,) arrays without NaN, got {s.shape} and {m.shape}"
         )
-    others = np.sort(s[~m])[::-1]
-    allowed = int(fpir * others.size * (1 + 1e-12))
-    if allowed < 1:
-        needed = int(np.ceil(1 / fpir))
-        return None, f"FPIR {fpir:g} needs at least {needed} non-mated probes, there are {others.size}"
-    candidates = s[s > others[allowed]] if allowed < others.size else s
-    return (float(candidates.min()), None) if candidates.size else (np.inf, None)
+    threshold = threshold_at_rate(np.sort(s[m]), np.sort(s[~m]), fpir)
+    if threshold is None:
+        return None, unresolved_rate("FPIR", fpir, int((~m).sum()), "non-mated probes")
+    return float(threshold), None
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +202,7 @@ def prr_shares(n: int, limit: float) -> Array:
     """0, 1/n, 2/n, ... up to ``limit``, and the limit itself."""
     if not 0 < limit < 1:
         raise InputError(f"PRR limit: expected 0 < limit < 1, got {limit}")
-    shares = np.arange(int(limit * n * (1 + 1e-12)) + 1) / n
+    shares = np.arange(int(allowed_errors(limit, n)) + 1) / n
     return shares if shares[-1] >= limit else np.append(shares, limit)
 
 

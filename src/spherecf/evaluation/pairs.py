@@ -7,12 +7,13 @@ probabilistic embeddings (PFE, Shi and Jain, ICCV 2019); "random"; and "oracle",
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf.calibration import allowed_errors, check_mated
 from spherecf.common.names import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -21,7 +22,6 @@ from spherecf.evaluation.discard import edc, pair_quality, rejection_curve
 from spherecf.evaluation.folds import check_folds, fold_counts, tenfold
 from spherecf.evaluation.rates import (
     SortedPairs,
-    allowed_false,
     auc_rates,
     det_curve,
     eer_rates,
@@ -122,10 +122,7 @@ def _columns(left: int, right: int, mated: ArrayLike, folds: ArrayLike) -> tuple
             f"pairs: {left} left keys, {right} right keys, {kind.size} mated flags and {fold.size} folds; "
             "expected equally many"
         )
-    if kind.dtype != np.bool_ and not np.isin(kind, (0, 1)).all():
-        got = kind.reshape(-1)[:3].tolist()
-        raise InputError(f"mated: expected booleans or 0 and 1, got values like {got}")
-    return kind.astype(bool).reshape(-1), fold.reshape(-1)
+    return check_mated(kind).reshape(-1), fold.reshape(-1)
 
 
 def _people(
@@ -334,7 +331,7 @@ def resample(
             found[f"{score}:accuracy"] = accuracy
             found[f"{score}:eer"], found[f"{score}:auc"] = eer_rates(curve), auc_rates(curve)
             for target in targets:
-                if allowed_false(target, non_mated) >= 1:
+                if allowed_errors(target, non_mated) >= 1:
                     found[f"{score}:tmr@{target:g}"] = tmr_rates(curve, target)
         return found
 
@@ -404,30 +401,75 @@ CONFIDENCES = ("kappa", "norm", "detector_score", "sharpness", "random")
 DEFAULT_RADIUS = 64.0
 
 
+class Pairs(Protocol):
+    """A list of pairs, as `spherecf.data.PairList` is one.
+
+    Attributes:
+        name: of the list, for reports and signatures.
+        left, right: (n,) keys of the images.
+        mated: (n,) true where both show one person.
+        fold: (n,) fold of each pair, from 0.
+        subjects: (left, right) persons, (n,) each, for intervals over people; None where they are not known.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def left(self) -> Sequence[str]: ...
+    @property
+    def right(self) -> Sequence[str]: ...
+    @property
+    def mated(self) -> ArrayLike: ...
+    @property
+    def fold(self) -> ArrayLike: ...
+    @property
+    def subjects(self) -> tuple[ArrayLike, ArrayLike] | None: ...
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over keys, mated flags and folds."""
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """What `evaluate_pairs` measures, and how.
+
+    Attributes:
+        radius: r of the mutual likelihood score; default: the one of the left embeddings, else 64.
+        scores: of "cosine" and "mls".
+        confidences: "kappa", "random", or names of extras; those absent are listed in the report.
+        targets: FMR targets.
+        draws: of the bootstrap; 0 for no intervals.
+        seed: of the bootstrap and of the random confidence.
+        nearest: count as old papers do as well, see `tmr_at_nearest_fmr`.
+
+    Raises:
+        InputError: fewer than 0 draws.
+    """
+
+    radius: float | None = None
+    scores: Sequence[str] = ("cosine", "mls")
+    confidences: Sequence[str] = CONFIDENCES
+    targets: Sequence[float] = FMR_TARGETS
+    draws: int = 1000
+    seed: int = 0
+    nearest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.draws < 0:
+            raise InputError(f"draws: expected 0 (no intervals) or more, got {self.draws}")
+
+
 def evaluate_pairs(
     left: Embeddings,
     right: Embeddings,
-    left_keys: Sequence[str],
-    right_keys: Sequence[str],
-    mated: ArrayLike,
-    folds: ArrayLike,
+    pairs: Pairs,
+    options: PairOptions = PairOptions(),
     *,
-    name: str,
-    subjects: tuple[ArrayLike, ArrayLike] | None = None,
-    radius: float | None = None,
-    scores: Sequence[str] = ("cosine", "mls"),
     extra_scores: Mapping[str, ArrayLike] | None = None,
-    confidences: Sequence[str] = CONFIDENCES,
-    targets: Sequence[float] = FMR_TARGETS,
-    seed: int = 0,
-    draws: int = 1000,
     condition: str = "clean/clean",
     label: str = "",
-    pairs_hash: str | None = None,
     step: int | str = 0,
-    nearest: bool = False,
 ) -> PairReport:
-    """Evaluate a pair list: accuracy, error rates, intervals, and what each confidence buys.
+    """Evaluate a pair list: accuracy, error rates, intervals, and what each confidence gains.
 
     Pairs with an image that could not be embedded (listed in ``skipped``) are failures to acquire: counted
     and listed, never scored. A key that is nowhere is an error.
@@ -435,79 +477,69 @@ def evaluate_pairs(
     Args:
         left: embeddings of the left images.
         right: of the right ones; the same object, or another file (e.g. degraded views under the same keys).
-        left_keys: n keys into ``left``.
-        right_keys: n keys into ``right``.
-        mated: (n,) true where both show one person.
-        folds: (n,) fold of each pair.
-        name: of the pair list, e.g. "cfp_fp".
-        subjects: (left, right) person of each pair, for the intervals; default: the labels of the embeddings.
-            Where neither is known images are drawn instead of people, and the signature says so.
-        radius: r of the mutual likelihood score; default: the one in the provenance of ``left``, else 64.
-        scores: of "cosine" and "mls".
+        pairs: the list. Where it names no persons, the labels of the embeddings do; where neither is known,
+            images are drawn instead of people, and the signature says so.
+        options: what is measured.
         extra_scores: further scores by name, (n,) each, larger = more alike; values of pairs that failed to
             acquire are not looked at.
-        confidences: "kappa", "random", or names of extras; those absent are listed in the report.
-        targets: FMR targets.
-        seed: of the bootstrap and of the random confidence.
-        draws: bootstrap draws; 0 for no intervals.
         condition: "clean/clean", "clean/degraded", ...
         label: what tells this run from others of the same list and condition, e.g. "seed 1".
-        pairs_hash: of the pair list, for the signature.
         step: for the log line.
-        nearest: count as old papers do as well, see `tmr_at_nearest_fmr`.
 
     Raises:
         InputError: unknown keys, one kind of pair only, left and right from different recognisers, NaN or
             misshapen extra scores, unknown score names.
 
     Example:
+        >>> from spherecf.data import PairList
         >>> rng = np.random.default_rng(0)
         >>> mu = rng.normal(size=(8, 4))
         >>> mu /= np.linalg.norm(mu, axis=1, keepdims=True)
         >>> e = Embeddings(mu, np.full(8, 5.0), list("abcdefgh"))
-        >>> left, right, mated, folds = list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1]
-        >>> report = evaluate_pairs(e, e, left, right, mated, folds, name="toy", draws=0)
+        >>> mated, fold = np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+        >>> pairs = PairList("toy", list("abcd"), list("efgh"), mated, fold)
+        >>> report = evaluate_pairs(e, e, pairs, PairOptions(draws=0))
         >>> sorted(report.scores), report.counts["pairs"]
         (['cosine', 'mls'], 4)
     """
     check_same_recogniser(left, right)
+    radius, targets, draws, seed = options.radius, options.targets, options.draws, options.seed
     if radius is None:
         radius = float(left.provenance.get("radius", DEFAULT_RADIUS))
-    pairs = resolve_pairs(left, right, left_keys, right_keys, mated, folds, subjects)
-    values = score_listed(left, right, pairs, scores, radius) | _extra(extra_scores or {}, pairs, scores)
+    resolved = resolve_pairs(left, right, pairs.left, pairs.right, pairs.mated, pairs.fold, pairs.subjects)
+    values = score_listed(left, right, resolved, options.scores, radius)
+    values |= _extra(extra_scores or {}, resolved, options.scores)
     if not values:
         raise InputError("scores: none asked for; name at least one of cosine, mls or an extra score")
-    if draws < 0:
-        raise InputError(f"draws: expected 0 (no intervals) or more, got {draws}")
-    resampling = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
-    sorted_pairs = {score: sort_pairs(column, pairs.mated) for score, column in values.items()}
-    resampled = resample(sorted_pairs, pairs, targets, draws, seed) if draws else {}
-    images = Images.of(left, right, pairs.left, pairs.right, confidences, seed)
+    resampling = f"{resolved.unit}-{draws}/{seed}" if draws else "none"
+    sorted_pairs = {score: sort_pairs(column, resolved.mated) for score, column in values.items()}
+    resampled = resample(sorted_pairs, resolved, targets, draws, seed) if draws else {}
+    images = Images.of(left, right, resolved.left, resolved.right, options.confidences, seed)
     facts = input_facts(
-        left.provenance, right.provenance, left.fingerprint(), right.fingerprint(), pairs_hash
+        left.provenance, right.provenance, left.fingerprint(), right.fingerprint(), pairs.fingerprint()
     )
     results = {
         score: measure(
-            score, name, step, sorted_pairs[score], pairs, targets, resampled,
+            score, pairs.name, step, sorted_pairs[score], resolved, targets, resampled,
             {"condition": condition, **facts, "score": score,
              "r": f"{radius:g}" if score == "mls" else None, "fmr": "at-most", "ci": resampling},
-            nearest,
+            options.nearest,
         )
         for score in values
     }  # fmt: skip
     return PairReport(
-        name=name,
+        name=pairs.name,
         condition=condition,
         label=label,
-        counts=_counts(pairs, images),
-        failures=pairs.failures,
+        counts=_counts(resolved, images),
+        failures=resolved.failures,
         resampling=resampling,
         scores=results,
         differences=differences_to_cosine(results, resampled),
-        edc=discard_everything(values, pairs.mated, images, EDC_STARTS),
-        rejection=reject_everything(values, pairs.mated, images, [t for t in targets if t < 0.1]),
+        edc=discard_everything(values, resolved.mated, images, EDC_STARTS),
+        rejection=reject_everything(values, resolved.mated, images, [t for t in targets if t < 0.1]),
         kappa_histograms=kappa_histograms(images),
-        mistakes=_mistakes(left, right, pairs, values),
+        mistakes=_mistakes(left, right, resolved, values),
         resampled=resampled,
         absent_confidences=images.absent,
     )

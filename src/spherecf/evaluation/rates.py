@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf.calibration import allowed_errors, check_pairs, threshold_at_rate, unresolved_rate
 from spherecf.errors import InputError
 
 Array = NDArray[Any]
@@ -58,6 +59,16 @@ class Curve:
         """False non-match rate at every threshold, (..., k)."""
         return 1 - self.tmr
 
+    def at_rate(self, fmr: float) -> Array:
+        """(...) index of the smallest threshold whose FMR is at most this.
+
+        `spherecf.calibration.threshold_at_rate` where counts are at hand instead of scores.
+        """
+        limit = allowed_errors(fmr, self.non_mated)  # (...)
+        if not limit.ndim:  # the counts ascend, so a million of them need no full pass
+            return np.asarray(np.searchsorted(self.false, limit, side="right") - 1)
+        return np.asarray((self.false <= limit[..., None]).sum(-1) - 1)
+
 
 @dataclass(frozen=True, eq=False)
 class SortedPairs:
@@ -70,6 +81,7 @@ class SortedPairs:
 
     def curve(self, weights: Array | None = None) -> Curve:
         """Counts; ``weights`` (..., n) in the original order of the pairs replaces the count of one each."""
+        # Only the last of tied scores counts: none of them can be accepted without the others.
         if weights is None:
             true = np.cumsum(self.mated)[self.ends]
             false = self.ends + 1 - true
@@ -82,27 +94,6 @@ class SortedPairs:
         return Curve(thresholds, np.concatenate([start, false], -1), np.concatenate([start, true], -1))
 
 
-def check_pairs(scores: ArrayLike, mated: ArrayLike) -> tuple[Array, Array]:
-    """Scores as float64 and mated as bool, or an `InputError` that says what is wrong with them."""
-    s, m = np.asarray(scores, np.float64), np.asarray(mated)
-    if s.ndim != 1 or s.shape != m.shape:
-        raise InputError(f"scores and mated: expected two (n,) arrays, got {s.shape} and {m.shape}")
-    if m.dtype != np.bool_ and not np.isin(m, (0, 1)).all():
-        raise InputError(f"mated: expected booleans or 0 and 1, got values like {m.reshape(-1)[:3].tolist()}")
-    bad = np.flatnonzero(np.isnan(s))
-    if bad.size:
-        raise InputError(
-            f"scores: {bad.size} of {s.size} are NaN, first pair {bad[0]}; leave out or repair them"
-        )
-    m = m.astype(bool)
-    if m.all() or not m.any():
-        raise InputError(
-            f"mated: {int(m.sum())} mated and {int((~m).sum())} non-mated pairs; "
-            "error rates need both kinds, check the pair list"
-        )
-    return s, m
-
-
 def sort_pairs(scores: ArrayLike, mated: ArrayLike) -> SortedPairs:
     """Sort pairs once for all metrics.
 
@@ -111,7 +102,7 @@ def sort_pairs(scores: ArrayLike, mated: ArrayLike) -> SortedPairs:
     """
     s, m = check_pairs(scores, mated)
     order = np.argsort(-s, kind="stable")
-    s, m = s[order], m[order]
+    s, m = s[order], m[order]  # (n,) descending
     ends = np.append(np.flatnonzero(s[1:] != s[:-1]), s.size - 1)
     return SortedPairs(s, m, order, ends)
 
@@ -176,12 +167,11 @@ def tmr_of_curve(curve: Curve, targets: Targets) -> list[TmrAtFmr]:
     """`tmr_at_fmr` for counts at hand."""
     results = []
     mated, non_mated = int(curve.mated), int(curve.non_mated)
-    for target in np.atleast_1d(np.asarray(targets, np.float64)).tolist():
-        allowed = allowed_false(target, non_mated)
-        if allowed < 1:
+    for target in check_targets(targets):
+        if allowed_errors(target, non_mated) < 1:
             results.append(unresolved(target, mated, non_mated))
             continue
-        at = int(np.searchsorted(curve.false, allowed, side="right")) - 1
+        at = int(curve.at_rate(target))
         true, false = int(curve.true[at]), int(curve.false[at])
         threshold = float(curve.thresholds[at])
         results.append(
@@ -192,23 +182,23 @@ def tmr_of_curve(curve: Curve, targets: Targets) -> list[TmrAtFmr]:
 
 def unresolved(target: float, mated: int, non_mated: int) -> TmrAtFmr:
     """The entry of a target that asks for less than one false match."""
-    needed = int(np.ceil(1 / target))
-    why = f"FMR {target:g} needs at least {needed} non-mated pairs, there are {non_mated}"
+    why = unresolved_rate("FMR", target, non_mated)
     return TmrAtFmr(target, None, None, None, None, None, mated, non_mated, why)
 
 
-def allowed_false(target: float, non_mated: int) -> float:
-    """How many false matches a target allows (tolerance for the rounding of target * N, less than a pair)."""
-    if not 0 < target <= 1:
-        raise InputError(f"FMR target: expected 0 < target <= 1, got {target}")
-    return float(np.floor(target * non_mated * (1 + 1e-12)))
+def check_targets(targets: Targets) -> list[float]:
+    """FMR targets as a list of floats, each within 0 .. 1."""
+    checked: list[float] = np.atleast_1d(np.asarray(targets, np.float64)).tolist()
+    for target in checked:
+        if not 0 < target <= 1:
+            raise InputError(f"FMR target: expected 0 < target <= 1, got {target}")
+    return checked
 
 
 def tmr_rates(curve: Curve, target: float) -> NDArray[Any]:
     """TMR at FMR <= target for every row of a batched curve, (...); the counts may be weights."""
-    limit = target * curve.non_mated * (1 + 1e-12)
-    at = np.asarray((curve.false <= limit[..., None]).sum(-1) - 1)
-    return np.asarray(np.take_along_axis(curve.true, at[..., None], -1)[..., 0] / curve.mated)
+    at = curve.at_rate(target)[..., None]  # (..., 1)
+    return np.asarray(np.take_along_axis(curve.true, at, -1)[..., 0] / curve.mated)
 
 
 def eer_rates(curve: Curve) -> NDArray[Any]:
@@ -268,7 +258,7 @@ def det_curve(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArra
         ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
     """
     curve = roc(scores, mated)
-    step = np.stack([np.diff(curve.false), np.diff(curve.true)])
+    step = np.stack([np.diff(curve.false), np.diff(curve.true)])  # (2, k - 1)
     corner = np.ones(curve.thresholds.size, bool)
     flat = (step == 0).astype(int)
     corner[1:-1] = ~((flat[:, 1:] & flat[:, :-1]).any(0))
@@ -324,9 +314,7 @@ def nearest_of_curve(curve: Curve, targets: Targets) -> list[NearestPoint]:
     keep[2:-1] = (np.diff(curve.false[1:], 2) != 0) | (np.diff(curve.true[1:], 2) != 0)
     fmr, tmr = curve.fmr[keep][::-1], curve.tmr[keep][::-1]  # from the right: the larger of equals first
     found = []
-    for target in np.atleast_1d(np.asarray(targets, np.float64)).tolist():
-        if not 0 < target <= 1:
-            raise InputError(f"FMR target: expected 0 < target <= 1, got {target}")
+    for target in check_targets(targets):
         at = int(np.argmin(np.abs(fmr - target)))
         found.append(NearestPoint(target, float(tmr[at]), float(fmr[at]), float(fmr[at]) - target))
     return found
@@ -365,7 +353,7 @@ class ScoreSplit:
         Raises:
             InputError: NaN scores, shapes that differ, or only one kind of pair.
         """
-        s, m = check_many(scores, mated)
+        s, m = check_pairs(scores, mated, keep_type=True)
         return cls(s[m], s[~m])
 
     @property
@@ -379,12 +367,14 @@ class ScoreSplit:
         """As `spherecf.evaluation.tmr_at_fmr`."""
         results = []
         mated, non_mated = self.mated.size, self._others.size
-        for target in np.atleast_1d(np.asarray(targets, np.float64)).tolist():
-            allowed = int(allowed_false(target, non_mated))
-            if allowed < 1:
+        for target in check_targets(targets):
+            # The tail that is sorted must hold one score more than may be accepted; mostly it does.
+            few = allowed_errors(target, non_mated) < non_mated - self._unsorted
+            tail = self._others[self._unsorted :] if few else self.non_mated
+            threshold = threshold_at_rate(self.mated, tail, target, trials=non_mated)
+            if threshold is None:
                 results.append(unresolved(target, mated, non_mated))
                 continue
-            threshold = self._threshold(allowed)
             false, true = (int(count) for count in self._accepted(threshold))
             results.append(
                 TmrAtFmr(
@@ -400,6 +390,7 @@ class ScoreSplit:
             false, true = self._accepted(threshold)
             return int(false) / self._others.size, 1 - int(true) / self.mated.size
 
+        # FMR - FNMR falls with the threshold, so the score where it changes sign is found by bisection.
         def last_crossed(side: Array) -> Any:
             low, high = -1, side.size
             while high - low > 1:
@@ -437,13 +428,6 @@ class ScoreSplit:
             return fmr[thin], fnmr[thin], t[thin].astype(np.float64)
         return fmr, fnmr, t.astype(np.float64)
 
-    def _threshold(self, allowed: int) -> Any:
-        """The smallest observed score with at most so many false matches; infinity if there is none."""
-        if allowed >= self._others.size:
-            return min(self.mated[0], self.non_mated[0])
-        at = self._others.size - 1 - allowed
-        return self._above(self._others[at] if at >= self._unsorted else self.non_mated[at])
-
     def _accepted(self, thresholds: Any) -> tuple[Any, Any]:
         """(false, true) matches."""
         others = self._reaching(thresholds)
@@ -469,25 +453,3 @@ def _among(values: Array, side: Array) -> NDArray[np.bool_]:
     at = np.minimum(np.searchsorted(side, values), side.size - 1)
     found: NDArray[np.bool_] = side[at] == values
     return found
-
-
-def check_many(scores: ArrayLike, mated: ArrayLike) -> tuple[Array, NDArray[np.bool_]]:
-    """As `spherecf.evaluation.rates.check_pairs`, without a copy of float scores."""
-    s, m = np.asarray(scores), np.asarray(mated)
-    s = s if s.dtype in (np.float32, np.float64) else s.astype(np.float64)
-    if s.ndim != 1 or s.shape != m.shape:
-        raise InputError(f"scores and mated: expected two (n,) arrays, got {s.shape} and {m.shape}")
-    if m.dtype != np.bool_ and not np.isin(m, (0, 1)).all():
-        raise InputError(f"mated: expected booleans or 0 and 1, got values like {m[:3].tolist()}")
-    m = m.astype(bool, copy=False)
-    bad = np.flatnonzero(np.isnan(s))
-    if bad.size:
-        raise InputError(
-            f"scores: {bad.size} of {s.size} are NaN, first pair {bad[0]}; leave out or repair them"
-        )
-    if m.all() or not m.any():
-        raise InputError(
-            f"mated: {int(m.sum())} mated and {int((~m).sum())} non-mated pairs; "
-            "error rates need both kinds, check the pair list"
-        )
-    return s, m

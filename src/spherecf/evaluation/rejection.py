@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -36,7 +36,6 @@ from spherecf.evaluation.templates import (
     parse_mode,
     set_facts,
 )
-from spherecf.scoring import Templates
 
 Array = NDArray[Any]
 
@@ -229,23 +228,44 @@ SHARES = tuple(round(0.01 * i, 2) for i in range(96))
 _BASE = "kappa"  # what the others are compared with
 
 
+@dataclass(frozen=True)
+class RejectionOptions:
+    """What `evaluate_rejection` fits and measures.
+
+    Attributes:
+        fpirs: targets of the operating points; thresholds accept at most this share of the non-mated.
+        validation_share: of the subjects, set apart to fit on, where no validation set is given.
+        kappa_gallery: "likelihood" (fitted), "cosine" (A_d of it is the mean mated cosine), or a number.
+        beta: prior probability that a probe is of nobody in the gallery.
+        limit: largest rejected share of the PRR.
+        trials: weights tried for MPRisk.
+        draws: bootstrap draws; 0 for no intervals.
+        seed: of the division, the search, the bootstrap and the random confidence.
+
+    Raises:
+        InputError: fewer than 0 draws or 2 trials.
+    """
+
+    fpirs: Sequence[float] = FPIR_TARGETS
+    validation_share: float = 0.5
+    kappa_gallery: str | float = "likelihood"
+    beta: float = 0.5
+    limit: float = PRR_LIMIT
+    trials: int = 512
+    draws: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.draws < 0 or self.trials < 2:
+            raise InputError(f"expected draws >= 0 and trials >= 2, got {self.draws} and {self.trials}")
+
+
 def evaluate_rejection(
-    gallery: Templates,
-    gallery_subjects: ArrayLike,
-    probes: Templates,
-    probe_subjects: ArrayLike,
+    test: OpenSet,
+    options: RejectionOptions = RejectionOptions(),
     *,
     name: str,
-    confidences: Mapping[str, ArrayLike] | None = None,
     validation: OpenSet | None = None,
-    validation_share: float = 0.5,
-    fpirs: Sequence[float] = FPIR_TARGETS,
-    kappa_gallery: str | float = "likelihood",
-    beta: float = 0.5,
-    limit: float = PRR_LIMIT,
-    trials: int = 512,
-    draws: int = 1000,
-    seed: int = 0,
     facts: Mapping[str, object] | None = None,
 ) -> RejectionReport:
     """PRR on F1 of every confidence, at every FPIR.
@@ -255,22 +275,11 @@ def evaluate_rejection(
     bootstrap, which draws the subjects of the test probes.
 
     Args:
-        gallery: one template per subject.
-        gallery_subjects: (k,) subject of each.
-        probes: templates to search.
-        probe_subjects: (n,) subject of each; those not in the gallery are non-mated.
+        test: gallery and probes, with further confidences of the probes where there are any.
+        options: what is fitted and measured.
         name: of the protocol, e.g. "ijbc/G1".
-        confidences: further confidences of the probes, (n,) each, larger = surer.
         validation: gallery and probes of other people, with the same confidences, to fit on; the test is then
             of all probes. Default: a share of the subjects is set apart.
-        validation_share: of the subjects, where ``validation`` is not given.
-        fpirs: targets of the operating points; thresholds accept at most this share of the non-mated.
-        kappa_gallery: "likelihood" (fitted), "cosine" (A_d of it is the mean mated cosine), or a number.
-        beta: prior probability that a probe is of nobody in the gallery.
-        limit: largest rejected share of the PRR.
-        trials: weights tried for MPRisk.
-        draws: bootstrap draws; 0 for no intervals.
-        seed: of the division, the search, the bootstrap and the random confidence.
         facts: for the signature: hashes, pooling, alignment, ...
 
     Raises:
@@ -285,35 +294,26 @@ def evaluate_rejection(
         >>> from spherecf.scoring import pool_templates
         >>> t = pool_templates(mu, rng.uniform(20, 60, 180), np.arange(180))
         >>> enrolled, searched = np.arange(0, 120, 3), np.flatnonzero(np.arange(180) % 3 > 0)
-        >>> report = evaluate_rejection(
-        ...     t.select(enrolled),
-        ...     who[enrolled],
-        ...     t.select(searched),
-        ...     who[searched],
-        ...     name="toy",
-        ...     fpirs=[0.1],
-        ...     draws=0,
-        ...     trials=20,
-        ... )
+        >>> test = OpenSet(t.select(enrolled), who[enrolled], t.select(searched), who[searched])
+        >>> report = evaluate_rejection(test, RejectionOptions([0.1], draws=0, trials=20), name="toy")
         >>> report.at("oracle", 0.1).prr.value, report.counts["mated"]
         (1.0, 40)
     """
-    everyone = OpenSet(gallery, gallery_subjects, probes, probe_subjects, confidences)
-    fit, test = (validation, everyone) if validation else everyone.divide(validation_share, seed)
+    seed, draws, beta, limit = options.seed, options.draws, options.beta, options.limit
+    kappa_gallery, share, trials = options.kappa_gallery, options.validation_share, options.trials
+    fit, test = (validation, test) if validation else test.divide(share, seed)
     _check_apart(fit, test)
-    if draws < 0 or trials < 2:
-        raise InputError(f"expected draws >= 0 and trials >= 2, got {draws} and {trials}")
     kappas = fit.gallery_kappas(kappa_gallery, beta)
     learning, tested = (_Side(part, part.search(kappas, beta, seed)) for part in (fit, test))
     resampling = f"subject-{draws}/{seed}" if draws else "none"
     signed = {
         **(facts or {}), "search": "cosine",
         "kappa_g": kappa_gallery if isinstance(kappa_gallery, str) else f"{kappa_gallery:g}",
-        "beta": f"{beta:g}", "fit": "other-people" if validation else f"subjects-{validation_share:g}/{seed}",
+        "beta": f"{beta:g}", "fit": "other-people" if validation else f"subjects-{share:g}/{seed}",
         "metric": "f1", "rejected": f"0-{limit:g}",
     }  # fmt: skip
     points, entries = [], []
-    for fpir in fpirs:
+    for fpir in options.fpirs:
         learned, why = learning.decide(fpir)
         made, also = tested.decide(fpir)
         if learned is None or made is None:
@@ -458,16 +458,10 @@ _IMAGE_CONFIDENCES = ("norm", "sharpness")
 def evaluate_template_rejection(
     embeddings: Embeddings,
     templates: TemplateSet,
+    options: RejectionOptions = RejectionOptions(),
     *,
     mode: str = "K1",
     galleries: Sequence[str] = (),
-    fpirs: Sequence[float] = FPIR_TARGETS,
-    kappa_gallery: str | float = "likelihood",
-    beta: float = 0.5,
-    limit: float = PRR_LIMIT,
-    trials: int = 512,
-    draws: int = 1000,
-    seed: int = 0,
 ) -> dict[str, RejectionReport]:
     """`evaluate_rejection` of every gallery: probes whose subject is in another gallery are non-mated.
 
@@ -478,15 +472,9 @@ def evaluate_template_rejection(
     Args:
         embeddings: of the images, keys spelt as the set's file names.
         templates: from `spherecf.data.read_ijb`, with galleries and probes.
+        options: as in `evaluate_rejection`.
         mode: how images become templates, e.g. "N0D0K1"; see docs/ijb.md.
         galleries: names; default: all.
-        fpirs: as in `evaluate_rejection`, like all that follow.
-        kappa_gallery: see there.
-        beta: see there.
-        limit: see there.
-        trials: see there.
-        draws: see there.
-        seed: see there.
 
     Returns:
         Report by name of the gallery.
@@ -496,7 +484,7 @@ def evaluate_template_rejection(
             `evaluate_rejection`.
 
     Example:
-        >>> from spherecf.data import Enrolled, IjbMeta
+        >>> from spherecf.data import TemplateList, IjbMeta
         >>> rng = np.random.default_rng(0)
         >>> who = np.repeat(np.arange(40), 3)
         >>> mu = rng.normal(size=(40, 8))[who] + 0.6 * rng.normal(size=(120, 8))
@@ -505,10 +493,10 @@ def evaluate_template_rejection(
         >>> ids = np.arange(120)
         >>> gallery, probes = ids[::3][:20], ids[ids % 3 > 0]
         >>> meta = IjbMeta(
-        ...     "toy", names, ids, ids, galleries={"G1": Enrolled(gallery, who[gallery])},
-        ...     probes=Enrolled(probes, who[probes]),
+        ...     "toy", names, ids, ids, galleries={"G1": TemplateList(gallery, who[gallery])},
+        ...     probes=TemplateList(probes, who[probes]),
         ... )
-        >>> reports = evaluate_template_rejection(e, meta, fpirs=[0.2], draws=0, trials=10)
+        >>> reports = evaluate_template_rejection(e, meta, RejectionOptions([0.2], draws=0, trials=10))
         >>> reports["G1"].counts["mated"], reports["G1"].at("oracle", 0.2).prr.value
         (20, 1.0)
     """  # fmt: skip
@@ -531,12 +519,11 @@ def evaluate_template_rejection(
         check_apart(f"{templates.name}: gallery {name}", enrolled, probes)
         kept = ~np.isin(searched, gone)
         at = pooled.positions(probes[kept])
-        report = evaluate_rejection(
+        test = OpenSet(
             pooled.select(pooled.positions(enrolled)), gallery_subjects, pooled.select(at), searched[kept],
-            name=f"{templates.name}/{name}", confidences={key: column[at] for key, column in columns.items()},
-            fpirs=fpirs, kappa_gallery=kappa_gallery, beta=beta, limit=limit, trials=trials, draws=draws,
-            seed=seed, facts=facts,
+            {key: column[at] for key, column in columns.items()},
         )  # fmt: skip
+        report = evaluate_rejection(test, options, name=f"{templates.name}/{name}", facts=facts)
         failed = {"failed_gallery": int(gone.size), "failed_probes": int(lost.size + (~kept).sum())}
         found[name] = replace(report, counts=report.counts | failed)
     return found

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf.calibration import check_pairs
 from spherecf.common.version import __version__
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval
 from spherecf.evaluation.discard import Edc, RejectionCurve
 from spherecf.evaluation.folds import TenFold
-from spherecf.evaluation.rates import NearestPoint, TmrAtFmr, check_pairs
+from spherecf.evaluation.rates import NearestPoint, TmrAtFmr
 
 
 def signature(protocol: str, **facts: object) -> str:

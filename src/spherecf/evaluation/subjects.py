@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from spherecf.calibration import check_mated
 from spherecf.errors import InputError
 
 Array = NDArray[Any]
@@ -79,7 +80,7 @@ def disjoint_pairs(
         True
     """
     a, b, people = _codes(left, right)
-    kind = np.asarray(mated, bool)
+    kind = check_mated(mated)
     sides = [side for side in (np.flatnonzero(kind), np.flatnonzero(~kind)) if side.size]
     rng = np.random.default_rng(seed)
     waiting = [iter(rng.permutation(side).tolist()) for side in sides]
@@ -105,16 +106,13 @@ def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Array, Array, int]:
 
 def linked(a: Array, b: Array, people: int) -> Array:
     """For each of 0 .. people - 1 the smallest number among all that pairs link it with, over others too."""
-    group = np.arange(people)
-    while True:
-        smaller = np.minimum(group[a], group[b])
-        found = group.copy()
-        np.minimum.at(found, a, smaller)
-        np.minimum.at(found, b, smaller)
-        found = found[found]
-        if np.array_equal(found, group):
-            return group
-        group = found
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(a), np.bool_), (a, b)), shape=(people, people))
+    component = connected_components(edges, directed=False)[1]  # (people,)
+    smallest = np.unique(component, return_index=True)[1]
+    return np.asarray(smallest[component])
 
 
 def template_people(

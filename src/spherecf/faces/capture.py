@@ -115,8 +115,8 @@ def head_pose(landmarks: NDArray[np.floating]) -> tuple[float, float, float]:
     if not length > 0:
         return float("nan"), float("nan"), float("nan")
     camera = np.diag([_DISTANCE, _DISTANCE, 1.0])
-    found, turn, _ = cv2.solvePnP(_HEAD, points / length, camera, np.zeros(4), flags=cv2.SOLVEPNP_SQPNP)
-    if not found:
+    solved, turn, _ = cv2.solvePnP(_HEAD, points / length, camera, np.zeros(4), flags=cv2.SOLVEPNP_SQPNP)
+    if not solved:
         return float("nan"), float("nan"), float("nan")
     rotation = cv2.Rodrigues(turn)[0]
     forward = -rotation[:, 2]  # where the face looks: z of the head points away from the camera

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
-from spherecf.faces.photo import quiet
+from spherecf.faces.photo import silence_opencv
 from spherecf.models import default_detector_path
 
 
@@ -74,7 +74,7 @@ class FaceDetector:
 
     def _net(self) -> cv2.FaceDetectorYN:
         if not hasattr(self._own, "net"):
-            with quiet():  # OpenCV 5 warns of a target that it then does not need
+            with silence_opencv():  # OpenCV 5 warns of a target that it then does not need
                 self._own.net = cv2.FaceDetectorYN.create(str(self.path), "", (320, 320), self.min_score)
         net: cv2.FaceDetectorYN = self._own.net
         return net
@@ -160,9 +160,11 @@ def _turned(photo: NDArray[np.uint8], detector: FacePoints, face: Face) -> int:
 def _scores(
     shown: NDArray[np.uint8], detector: FacePoints, attempts: Sequence[tuple[int, float]]
 ) -> list[float]:
-    """Highest score of a face in a picture as it stands, and turned anticlockwise by 90, 180, 270 degrees."""
+    """Highest score of a face in a picture as it is, and turned anticlockwise by 90, 180, 270 degrees."""
     pictures = (np.ascontiguousarray(np.rot90(shown, turns)) for turns in range(4))
-    return [max((face.score for face in _find(one, detector, attempts)), default=0.0) for one in pictures]
+    return [
+        max((face.score for face in _find(picture, detector, attempts)), default=0.0) for picture in pictures
+    ]
 
 
 def _lead(scores: Sequence[float], margin: float) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""What a picture file says of itself before a pixel is decoded: format, size, frames, bits, orientation."""
+"""The header of a picture file, read without decoding a pixel: format, size, frames, bits, orientation."""
 
 import re
 import struct
@@ -16,7 +16,8 @@ class Header:
 
     Attributes:
         kind: "JPEG", "PNG", "GIF", "WebP", "BMP", "TIFF", "PNM", "JPEG 2000", "AVIF" or "HEIC".
-        width, height: in pixels as stored, before any Exif turn.
+        width, height: in pixels as stored, before any Exif turn; of HEIC as coded: the decoder crops to the
+            visible part, and what bounds its memory is the coded size.
         frames: of an animation, pages of a TIFF.
         bits: per sample.
         cmyk: four inks rather than three lights.
@@ -40,10 +41,10 @@ def read_header(data: bytes) -> Header | None:
         Header(kind='PNM', width=640, height=480, frames=1, bits=8, cmyk=False, orientation=1)
     """
     try:
-        found = _read(data)
+        header = _read(data)
     except (struct.error, IndexError, KeyError, ValueError):
         return None
-    return found if found is not None and found.width > 0 and found.height > 0 else None
+    return header if header is not None and header.width > 0 and header.height > 0 else None
 
 
 def _read(data: bytes) -> Header | None:
@@ -86,7 +87,7 @@ def _jpeg(data: bytes) -> Header | None:
         if marker in (0x01, 0xD8) or 0xD0 <= marker <= 0xD7:
             continue  # markers without a length
         if marker in (0xD9, 0xDA):
-            return None  # the picture begins before its size was told
+            return None  # the picture begins before its size is stated
         (length,) = struct.unpack(">H", data[at : at + 2])
         if marker == 0xE1 and data[at + 2 : at + 8] == b"Exif\0\0":
             orientation = _orientation(data[at + 8 : at + length])
@@ -187,7 +188,7 @@ def _directories(data: bytes) -> Iterator[dict[int, int]]:
     while at and at not in seen and len(seen) < 10_000:
         seen.add(at)
         (count,) = struct.unpack(order + "H", data[at : at + 2])
-        found = {}
+        values_by_tag = {}
         for entry in range(at + 2, at + 2 + 12 * count, 12):
             tag, kind, values = struct.unpack(order + "HHI", data[entry : entry + 8])
             width = {1: "B", 3: "H", 4: "I"}.get(kind)
@@ -198,8 +199,8 @@ def _directories(data: bytes) -> Iterator[dict[int, int]]:
             if values * size > 4:
                 (where,) = struct.unpack(order + "I", data[where : where + 4])
             if where + size <= len(data):
-                (found[tag],) = struct.unpack(order + width, data[where : where + size])
-        yield found
+                (values_by_tag[tag],) = struct.unpack(order + width, data[where : where + size])
+        yield values_by_tag
         end = at + 2 + 12 * count
         (at,) = struct.unpack(order + "I", data[end : end + 4])
 

@@ -19,7 +19,7 @@ _inside, _before = 0, 0
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence_opencv() -> Iterator[None]:
     """No log lines of OpenCV while the block runs, from any thread."""
     global _inside, _before
     with _LOCK:
@@ -36,7 +36,7 @@ def quiet() -> Iterator[None]:
 
 
 class Failure(StrEnum):
-    """Failure to acquire, by kind; the sentence beside it says what came and what to do."""
+    """Failure to acquire, by kind; the reason beside it states what was found and what to do."""
 
     UNREADABLE = "unreadable"
     """The file cannot be opened or read."""
@@ -53,11 +53,11 @@ class Failure(StrEnum):
     NO_FACE = "no_face"
     """A sound picture in which no face was found."""
     TURNED = "turned"
-    """The face stands on its head or lies on its side, and no tag of the file says so."""
+    """The face is upside down or lies on its side, and the file has no orientation tag for it."""
 
 
 class PhotoError(ImageError):
-    """A photo that cannot be used; ``kind`` says why in one word."""
+    """A photo that cannot be used; ``kind`` is the reason in one word."""
 
     def __init__(self, kind: Failure, where: str, problem: str, hint: str = "") -> None:
         super().__init__(where, problem, hint)
@@ -107,16 +107,16 @@ def read_photo(
     The size is read from the header and checked before anything is decoded. Pictures of more than ``decoded``
     pixels are decoded at a half, a quarter or an eighth (JPEG without ever holding the whole). Exif
     orientation is applied; grey, CMYK, palettes and 16 bits become RGB of 8 bits, transparency is dropped; of
-    an animation or a file of many pages the first is taken. All of it is said in ``notes``.
+    an animation or a file of many pages the first is taken. ``notes`` lists all of it.
 
     Args:
         source: a path, or the bytes of the file.
         name: what to call it; by default the path.
         max_pixels: a larger picture is refused.
-        decoded: most pixels to keep.
+        decoded: maximum number of pixels to keep.
 
     Raises:
-        PhotoError: unreadable, empty, no image, unsupported, truncated or too large; ``kind`` says which.
+        PhotoError: unreadable, empty, no image, unsupported, truncated or too large; ``kind`` tells which.
 
     Example:
         >>> photo = read_photo(b"P5 2 1 255 " + bytes([0, 255]), name="dots")
@@ -130,11 +130,7 @@ def read_photo(
     header = _checked(data, name, max_pixels)
     pixels = header.width * header.height
     reduce = next((by for by in (1, 2, 4) if pixels <= decoded * by * by), 8)
-    image = _decoded(data, name, header, reduce)
-    size = (image.shape[1], image.shape[0])
-    if reduce > 1:  # rounded: the header knows better, but not which way up
-        turned = (header.width > header.height) != (size[0] > size[1])
-        size = (header.height, header.width) if turned else (header.width, header.height)
+    image, size = _decoded(data, name, header, reduce)
     return Photo(name, image, 1 / reduce, _notes(header, reduce), size)
 
 
@@ -150,8 +146,8 @@ def _bytes(path: Path, name: str) -> bytes:
     except PhotoError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path no system takes
-        said = getattr(error, "strerror", None) or str(error)
-        raise PhotoError(Failure.UNREADABLE, name, f"cannot be read: {said}.") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PhotoError(Failure.UNREADABLE, name, f"cannot be read: {reason}.") from error
 
 
 def _checked(data: bytes, name: str, max_pixels: int) -> Header:
@@ -178,20 +174,29 @@ def _checked(data: bytes, name: str, max_pixels: int) -> Header:
     return header
 
 
-def _decoded(data: bytes, name: str, header: Header, reduce: int) -> NDArray[np.uint8]:
+def _decoded(
+    data: bytes, name: str, header: Header, reduce: int
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The upright pixels, reduced, and (width, height) of the whole picture."""
     whole = reduce > 1 and header.kind != "JPEG"
     try:
-        with quiet(), _LARGE if whole else nullcontext():
+        with silence_opencv(), _LARGE if whole else nullcontext():
             if header.kind == "HEIC":
                 return _heic(data, name, reduce)
-            return decode_image(data, name, upright=True, reduce=reduce)
+            image = decode_image(data, name, upright=True, reduce=reduce)
     except PhotoError:
         raise
     except ImageError as error:
         raise PhotoError(Failure.TRUNCATED, name, error.problem, error.hint) from error
+    width, height = image.shape[1], image.shape[0]
+    if reduce == 1:
+        return image, (width, height)
+    # A reduced side is rounded, so the size is the header's, which does not know which way is up.
+    turned = (header.width > header.height) != (width > height)
+    return image, (header.height, header.width) if turned else (header.width, header.height)
 
 
-def _heic(data: bytes, name: str, reduce: int) -> NDArray[np.uint8]:
+def _heic(data: bytes, name: str, reduce: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     try:
         import pillow_heif
     except ImportError as error:
@@ -205,9 +210,12 @@ def _heic(data: bytes, name: str, reduce: int) -> NDArray[np.uint8]:
         raise PhotoError(Failure.TRUNCATED, name, f"HEIC that cannot be decoded ({error}).") from error
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, 2)
-    side = (-(-pixels.shape[1] // reduce), -(-pixels.shape[0] // reduce))
     rgb = np.ascontiguousarray(pixels[..., :3], np.uint8)
-    return rgb if reduce == 1 else np.asarray(cv2.resize(rgb, side, interpolation=cv2.INTER_AREA), np.uint8)
+    height, width = rgb.shape[:2]  # the header's size is that of the coded blocks, before they are cropped
+    if reduce > 1:
+        side = (-(-width // reduce), -(-height // reduce))
+        rgb = np.asarray(cv2.resize(rgb, side, interpolation=cv2.INTER_AREA), np.uint8)
+    return rgb, (width, height)
 
 
 def _notes(header: Header, reduce: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from spherecf.common.version import __version__
 from spherecf.errors import InputError
 from spherecf.gallery.identification import Candidate, Limit
 from spherecf.gallery.rows import Images, Template, now
-from spherecf.scoring import mutual_likelihood_score, pool_templates
+from spherecf.scoring import mutual_likelihood_score, natural_parameter, pool_templates
 
 _MAX_CHARACTERS = 512  # of a source or medium
 
@@ -154,8 +154,8 @@ def against_the_rest(images: Images, radius: float) -> NDArray[np.float64]:
     """(n,) score of each image against the pooled template of the others, the sum of kappa_i mu_i."""
     kappa = torch.from_numpy(images.kappa).double()
     mu = torch.from_numpy(images.mu).double()
-    total = kappa[:, None] * mu
-    rest = total.sum(0, keepdim=True) - total
+    each = natural_parameter(mu, kappa)  # (n, dim)
+    rest = each.sum(0, keepdim=True) - each
     length = rest.norm(dim=1)
     towards = torch.where(
         length[:, None] > 0, rest / length[:, None], mu

@@ -31,12 +31,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf.vmf import log_normalizer_scaled, mean_resultant_length
+from spherecf.vmf import log_normalizer_scaled, mean_resultant_length, product_concentration
 
 Array = NDArray[np.float64]
 
 _RELATIVE = 1e-12  # of the kappas, for the rounding of float64 in scores
 _ABSOLUTE = 1e-7
+_SMALLEST_P = 1e-12  # stands in for p = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,21 +82,23 @@ class Bound:
 
     def __init__(self, kappa: float, bins: BinEnds, dim: int, radius: float) -> None:
         self.kappa, self.bins, self.dim = kappa, bins, dim
+        self._tensor = torch.tensor(kappa, dtype=torch.float64)
         self.probe_term = _scaled(np.array([kappa]), dim)[0] - dim * math.log(radius)
 
     def score(self, cosine: Array) -> Array:
         """(b,) upper bound on the scores of templates in each bin whose cosine is at most ``cosine`` (b,)."""
         b = self.bins
-        p_low, p_high = self._p(b.low, cosine), self._p(b.high, cosine)
+        p_low, distance_low = self._product(b.low, cosine)
+        p_high, distance_high = self._product(b.high, cosine)
         p_max = np.maximum(p_low, p_high)
-        p_min = self._p(np.clip(-self.kappa * cosine, b.low, b.high), cosine)
+        p_min, _ = self._product(np.clip(-self.kappa * cosine, b.low, b.high), cosine)
         a_max, a_min = np.split(_length(np.concatenate([p_max, p_min]), self.dim), 2)
         first = self._slope(b.low, p_low, cosine, -1.0)
         last = self._slope(b.high, p_high, cosine, 1.0)
         min_slope = np.where(first >= 0, a_min, a_max) * first - b.length_high
         max_slope = np.where(last >= 0, a_max, a_min) * last - b.length_low
-        low = self._score(b.low, b.scaled_low, p_low, cosine)
-        high = self._score(b.high, b.scaled_high, p_high, cosine)
+        low = self._score(b.scaled_low, p_low, distance_low)
+        high = self._score(b.scaled_high, p_high, distance_high)
         width = b.high - b.low
         spread = np.where(max_slope > min_slope, max_slope - min_slope, 1.0)
         cross = np.clip((high - low - min_slope * width) / spread, 0.0, width)
@@ -104,25 +107,26 @@ class Bound:
 
     def reached(self, kappa: Array, cosine: Array) -> Array:
         """(n,) upper bound on the scores of templates with these kappas (n,) and cosines (n,)."""
-        score = self._score(kappa, _scaled(kappa, self.dim), self._p(kappa, cosine), cosine)
-        return score + self._slack(kappa)
+        return self._score(_scaled(kappa, self.dim), *self._product(kappa, cosine)) + self._slack(kappa)
 
     def _slack(self, kappa: Array) -> Array:
         return _ABSOLUTE + _RELATIVE * (self.kappa + kappa)
 
-    def _p(self, kappa: Array, cosine: Array) -> Array:
-        square = (kappa - self.kappa) ** 2 + 2 * kappa * self.kappa * (1 + cosine)
-        p: Array = np.sqrt(np.maximum(square, 0.0))
-        return p
+    def _product(self, kappa: Array, cosine: Array) -> tuple[Array, Array]:
+        """(p, k + k' - p), each (n,), with templates of these kappas (n,) at these cosines (n,)."""
+        c = torch.from_numpy(cosine)
+        p, _, apart = product_concentration(
+            torch.from_numpy(kappa), self._tensor, 1 + c, 1 - c, smallest=_SMALLEST_P**2
+        )
+        return p.numpy(), apart.numpy()
 
     def _slope(self, kappa: Array, p: Array, cosine: Array, at_zero: float) -> Array:
-        slope = (kappa + self.kappa * cosine) / np.where(p > 0, p, 1.0)
-        return np.where(p > 0, np.clip(slope, -1.0, 1.0), at_zero)
+        slope = np.clip((kappa + self.kappa * cosine) / p, -1.0, 1.0)
+        return np.where(p > 2 * _SMALLEST_P, slope, at_zero)
 
-    def _score(self, kappa: Array, normalizer: Array, p: Array, cosine: Array) -> Array:
-        total = kappa + self.kappa + p
-        distance = 2 * kappa * self.kappa * (1 - cosine) / np.where(total > 0, total, 1.0)
-        score: Array = self.probe_term + normalizer - _scaled(p, self.dim) - distance
+    def _score(self, scaled: Array, p: Array, distance: Array) -> Array:
+        """(n,) equation 13, as in `spherecf.scoring.pairs`; ``scaled`` is c(k) of the templates."""
+        score: Array = self.probe_term + scaled - _scaled(p, self.dim) - distance
         return score
 
 

@@ -1,4 +1,4 @@
-"""Training objectives as pure functions.
+"""Training objectives, as functions and as modules.
 
 Stage 1: `margin_softmax_loss` with a `Margin` (docs/margins.md says which); the formulas are functions of
 the cosine. Stage 2: the sphere confidence loss, exact and as released, and its rivals: with a Gaussian, on
@@ -30,6 +30,7 @@ from spherecf.losses.margins import (
     CurricularFace,
     MagFace,
     Margin,
+    MarginSoftmaxLoss,
     NormFace,
     SphereFace,
     SphereFace2,
@@ -41,16 +42,19 @@ from spherecf.losses.margins import (
 )
 from spherecf.losses.sphere_confidence import (
     Reduction,
+    SphereConfidenceLoss,
     Variant,
+    initial_kappa,
     sphere_confidence_loss,
     sphere_confidence_loss_from_cosine,
 )
 
 __all__ = [
     "MARGINS", "AdaFace", "ArcFace", "Combined", "CosFace", "CurricularFace", "Gradient", "MagFace", "Margin",
-    "NormFace", "Reduction", "SphereFace", "SphereFace2", "Variant",
+    "MarginSoftmaxLoss", "NormFace", "Reduction", "SphereConfidenceLoss", "SphereFace", "SphereFace2",
+    "Variant",
     "adaface", "arcface", "combined", "cosface", "curricularface_others", "gaussian_confidence_loss",
-    "gaussian_confidence_loss_from_cosine", "magface", "magface_penalty", "make_margin",
+    "gaussian_confidence_loss_from_cosine", "initial_kappa", "magface", "magface_penalty", "make_margin",
     "margin_softmax_loss", "pfe_gaussian_loss", "pfe_vmf_loss", "sphere_confidence_loss",
     "sphere_confidence_loss_from_cosine", "sphereface2", "sphereface2_bias", "sphereface2_logit",
 ]  # fmt: skip

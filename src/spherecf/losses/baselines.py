@@ -10,7 +10,7 @@ from spherecf.common.arrays import checked_radius
 from spherecf.errors import InputError
 from spherecf.losses.margin_functions import widen
 from spherecf.losses.sphere_confidence import Reduction, _reduce, check_unit
-from spherecf.vmf import log_normalizer_scaled
+from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 
 def gaussian_confidence_loss(
@@ -80,9 +80,6 @@ def gaussian_confidence_loss_from_cosine(
 def _loss(half_square: Tensor, log_precision: Tensor, dim: int, reduction: Reduction) -> Tensor:
     log_precision = widen(log_precision)
     return _reduce(log_precision.exp() * half_square - dim / 2 * (log_precision - log(2 * pi)), reduction)
-
-
-_TINY = 1e-24  # keeps the slope of sqrt(p^2) finite at p = 0; far below any effect on a value
 
 
 def pfe_gaussian_loss(
@@ -164,9 +161,9 @@ def pfe_vmf_loss(
     i, j = _genuine_pairs(labels, "pfe_vmf_loss")
     dim, mu, kappa = mu.shape[1], widen(mu), widen(log_kappa).exp()
     separate = log_normalizer_scaled(kappa, dim)
-    a, b, apart = kappa[i], kappa[j], (mu[i] - mu[j]).square().sum(1) / 2
-    p = ((a - b).square() + 2 * a * b * (2 - apart)).clamp(min=_TINY).sqrt()
-    loss = log_normalizer_scaled(p, dim) - separate[i] - separate[j] + 2 * a * b * apart / (a + b + p)
+    far = (mu[i] - mu[j]).square().sum(1) / 2  # (pairs,) 1 - cos, with all its digits near cos = 1
+    p, _, apart = product_concentration(kappa[i], kappa[j], 2 - far, far)
+    loss = log_normalizer_scaled(p, dim) - separate[i] - separate[j] + apart
     return _reduce(loss + dim * log(r), reduction)
 
 

@@ -547,6 +547,42 @@ def margin_softmax_loss(
     return _reduce(loss + margin.penalty(norm), reduction)
 
 
+class MarginSoftmaxLoss(nn.Module):
+    """`margin_softmax_loss` as a module that holds the classifier, one prototype per identity.
+
+    Args:
+        identities: number of classes.
+        dim: of the embedding.
+        margin: one of `MARGINS`; its running statistics are part of the state.
+        reduction: "mean", "sum" or "none".
+
+    Attributes:
+        weight: the prototypes, (identities, dim), drawn from a normal distribution of deviation 0.01.
+
+    Raises:
+        InputError: fewer than one identity or dimension; otherwise as `margin_softmax_loss`.
+
+    Example:
+        >>> from spherecf.losses import ArcFace
+        >>> loss = MarginSoftmaxLoss(identities=10, dim=4, margin=ArcFace())
+        >>> loss(torch.randn(3, 4), torch.tensor([0, 9, 2])).shape, list(loss.state_dict())
+        (torch.Size([]), ['weight'])
+    """
+
+    def __init__(self, identities: int, dim: int, margin: Margin, reduction: Reduction = "mean") -> None:
+        super().__init__()
+        if identities < 1 or dim < 1:
+            raise InputError(f"expected identities and dim of at least 1, got {identities} and {dim}")
+        self.margin, self.reduction = margin, reduction
+        self.weight = nn.Parameter(torch.empty(identities, dim).normal_(0, 0.01))
+
+    def forward(
+        self, embedding: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "*out"]:
+        """The loss of raw embeddings (batch, dim) with their identities (batch,)."""
+        return margin_softmax_loss(embedding, self.weight, labels, self.margin, self.reduction)
+
+
 def _check_labels(labels: Tensor, identities: int) -> None:
     low, high = labels < 0, labels >= identities
     if bool((low | high).any()):

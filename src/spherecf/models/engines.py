@@ -6,6 +6,7 @@ Features that come as tokens, or with their channels last, leave every engine as
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -18,7 +19,7 @@ from spherecf.errors import InputError, ModelError
 from spherecf.models.network import as_map
 from spherecf.models.onnx.graph import OnnxGraph, session
 from spherecf.models.onnx.module import build_module
-from spherecf.models.onnx.outputs import Found
+from spherecf.models.onnx.outputs import GraphOutputs
 from spherecf.models.preprocessing import Preprocessing
 
 
@@ -27,27 +28,35 @@ class Engine(Protocol):
     """Maps a network's input (n, 3, h, w) to the raw embedding (n, dim) and the map (n, C, H, W), float32."""
 
     name: str
-    device: torch.device
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The network, where torch runs it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs and its results are."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class OnnxRuntimeEngine:
-    """onnxruntime on the CPU; its answers are the reference for the others."""
+    """onnxruntime on the CPU; its results are the reference for the others."""
 
     name = "onnxruntime"
     device = torch.device("cpu")
+    module = None
 
-    def __init__(self, graph: OnnxGraph, found: Found, threads: int | None = None) -> None:
-        self._name, self._dim, self._image = graph.name, found.dim, graph.image
-        self._wanted = [found.embedding, found.features]
-        outputs = graph.model.graph.output
-        known = [output.name for output in outputs]
+    def __init__(self, graph: OnnxGraph, outputs: GraphOutputs, threads: int | None = None) -> None:
+        self._name, self._dim, self._image = graph.name, outputs.dim, graph.image
+        self._wanted = [outputs.embedding, outputs.features]
+        declared = graph.model.graph.output
+        known = [output.name for output in declared]
         try:
-            outputs.extend(onnx.ValueInfoProto(name=name) for name in self._wanted if name not in known)
+            declared.extend(onnx.ValueInfoProto(name=name) for name in self._wanted if name not in known)
             self._session = session(graph.serialized(), graph.name, threads or torch.get_num_threads())
         finally:
-            del outputs[len(known) :]
+            del declared[len(known) :]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pixels = np.ascontiguousarray(x.cpu().numpy())
@@ -65,7 +74,17 @@ class LoopedEngine:
     """One image at a time, for graphs whose batch cannot be made dynamic."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine, self.name, self.device = engine, engine.name, engine.device
+        self._engine, self.name = engine, engine.name
+
+    @property
+    def module(self) -> nn.Module | None:
+        """That of its engine."""
+        return self._engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """That of its engine."""
+        return self._engine.device
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         embedding, features = zip(*(self._engine(image) for image in torch.split(x, 1)), strict=True)
@@ -90,18 +109,24 @@ class ModuleEngine:
         self._suffix = "" if dtype == "float32" else f"-{dtype}"
         self.name = f"torch{self._suffix}"
         self._threads = threads
-        self._dtype, self.device = getattr(torch, dtype), _usable(device)
+        self._dtype, self._device = getattr(torch, dtype), _usable(device)
         self._hooked: list[Tensor] = []
         self._hooked_output = features is not None
         if self._dtype != torch.float32:
             module = copy.deepcopy(module)  # the caller's own stays as exact as it is
         if features is not None:  # after copying: a copied hook would report to a copy of this engine
             _submodule(module, features).register_forward_hook(self._keep)
-        self.module = module.eval().requires_grad_(False).to(self.device, self._dtype)
+        self.module = module.eval().requires_grad_(False).to(self._device, self._dtype)
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.ndim == 4:  # torch's own conversion fails at five, as masks of windows have
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._run: Any = self.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is now."""
+        tensors = chain(self.module.parameters(), self.module.buffers())
+        return next((tensor.device for tensor in tensors), self._device)
 
     def compile(self) -> None:
         """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
@@ -178,7 +203,7 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
 
 
 ENGINES = ("auto", "onnxruntime", "torch", "compiled")
-Answer = tuple[Tensor, Tensor]  # (embedding, map)
+Result = tuple[Tensor, Tensor]  # (embedding, map)
 
 # Largest differences, over the largest value: of batches and engines, and of a second run from the first.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
@@ -187,7 +212,7 @@ REPEATED = {"float32": 1e-4, "bfloat16": 1e-2}
 
 def choose_engine(
     graph: OnnxGraph,
-    found: Found,
+    outputs: GraphOutputs,
     preprocessing: Preprocessing,
     engine: str = "auto",
     *,
@@ -214,20 +239,20 @@ def choose_engine(
             f"onnxruntime runs float32 on the CPU here, got {dtype} on {device}; use engine='torch'"
         )
     x = probe(preprocessing)
-    onnx_engine = OnnxRuntimeEngine(graph, found, threads)
-    reference, answer, word = same_answers(graph.name, onnx_engine, x)
-    if answer[1].shape[1:] != found.feature_shape:
+    onnx_engine = OnnxRuntimeEngine(graph, outputs, threads)
+    reference, expected, warning = check_batches(graph.name, onnx_engine, x)
+    if expected[1].shape[1:] != outputs.feature_shape:
         raise ModelError(
-            f"{graph.name}: expected maps {found.feature_shape}, onnxruntime gives "
-            f"{tuple(answer[1].shape[1:])}"
+            f"{graph.name}: expected maps {outputs.feature_shape}, onnxruntime gives "
+            f"{tuple(expected[1].shape[1:])}"
         )
-    graph.repairs += [word] if word else []
+    graph.repairs += [warning] if warning else []
     if engine == "onnxruntime":
         return reference
     try:
-        module = build_module(graph, found).folded()
+        module = build_module(graph, outputs).folded()
         runner = ModuleEngine(module, dtype=dtype, device=device, threads=threads)
-        _check_agreement(_attempt(runner, x), answer, TOLERANCE[dtype])
+        _check_agreement(_attempt(runner, x), expected, TOLERANCE[dtype])
     except ModelError as error:
         if engine != "auto" or not plain:
             raise ModelError(f"{graph.name}: torch cannot run the graph: {error}") from error
@@ -245,13 +270,13 @@ def probe(preprocessing: Preprocessing) -> Tensor:
     return preprocessing(images)
 
 
-def same_answers(
+def check_batches(
     name: str, engine: Engine, x: Tensor, dtype: str = "float32", advice: str = ""
-) -> tuple[Engine, Answer, str]:
-    """An engine whose answer about an image depends on nothing else, which is tried on these two images.
+) -> tuple[Engine, Result, str]:
+    """An engine whose result for an image does not depend on the batch, as tested on two images.
 
     Each is run alone, then both in a batch; if the results differ, or may because of their type, each is run
-    alone once more, to tell whether the batch is the reason.
+    alone once more, to find out whether the batch is the reason.
 
     Args:
         name: of the network, for errors.
@@ -261,15 +286,15 @@ def same_answers(
         advice: what to look at, added to the error.
 
     Returns:
-        The engine, in a loop over images if a batch gets other answers than each image alone; the answers;
-        a sentence that says so, or "".
+        The engine, in a loop over images if a batch gets other results than each image alone; the results;
+        a warning that states this, or "".
 
     Raises:
-        ModelError: it cannot run on one image, or answers differently when it is asked again.
+        ModelError: it cannot run on one image, or gives another result when it is run again.
 
     Example:
         >>> engine = ModuleEngine(torch.nn.Identity(), features="")
-        >>> same_answers("identity", engine, torch.ones(2, 3, 4, 4))[2]
+        >>> check_batches("identity", engine, torch.ones(2, 3, 4, 4))[2]
         ''
     """
     looped = LoopedEngine(engine)
@@ -277,12 +302,12 @@ def same_answers(
         alone = _attempt(looped, x)
     except ModelError as error:
         raise ModelError(f"{name}: cannot be run on one image alone: {error}") from error
-    word = ""
+    warning = ""
     try:
         _check_agreement(_attempt(engine, x), alone, TOLERANCE[dtype])
     except ModelError as error:
-        word = f"images are run one by one, as an image's result is another in a batch of several: {error}"
-    if not word and dtype == "float32":
+        warning = f"images are run one by one, because a batch of several gives other results: {error}"
+    if not warning and dtype == "float32":
         return engine, alone, ""
     try:
         _check_agreement(_attempt(looped, x), alone, REPEATED[dtype])
@@ -291,10 +316,10 @@ def same_answers(
             f"{name}: the same image gives other results when it is run again ({error}): look for "
             f"dropout that is always on, random noise, or a state that is kept between calls{advice}"
         ) from error
-    return (looped if word else engine), alone, word
+    return (looped if warning else engine), alone, warning
 
 
-def _attempt(engine: Engine, x: Tensor) -> Answer:
+def _attempt(engine: Engine, x: Tensor) -> Result:
     try:
         return engine(x)
     except ModelError:
@@ -303,7 +328,7 @@ def _attempt(engine: Engine, x: Tensor) -> Answer:
         raise ModelError(str(error).strip() or type(error).__name__) from error
 
 
-def _check_agreement(got: Answer, expected: Answer, tolerance: float) -> None:
+def _check_agreement(got: Result, expected: Result, tolerance: float) -> None:
     for role, value, truth in zip(("embedding", "map"), got, expected, strict=True):
         if value.shape != truth.shape:
             raise ModelError(f"the {role} has the shape {tuple(value.shape)}, expected {tuple(truth.shape)}")

@@ -8,23 +8,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spherecf import vmf
 from spherecf.errors import InputError, ModelError
 from spherecf.models.network import as_map
 
-LARGEST = 2**31  # parameters of a linear head, 8.6 GB: beyond it memory ends before training begins
+MAX_PARAMETERS = 2**31  # parameters of a linear head, 8.6 GB: beyond it memory ends before training begins
 
 
 class ConfidenceHead(nn.Module):
-    """Base of all heads: ``log_kappa = forward(summarize(features, embedding))``.
+    """Base of all heads: ``log_kappa = forward(pool_features(features, embedding))``.
 
-    `summarize` has no parameters, so its result can be cached once per image and the head trained on the
+    `pool_features` has no parameters, so its result can be cached once per image and the head trained on the
     cache. A subclass sets ``kind``, ``summary_shape`` and ``final`` (its last linear layer) and defines
-    `forward`, `config` and, unless the summary is the map itself, `summarize`.
+    `forward`, `config` and, unless the summary is the map itself, `pool_features`.
 
     Attributes:
         kind: its name in `HEADS` and in saved files.
-        summary_kind: names what `summarize` computes: heads with the same name and shape share a cache.
+        summary_kind: names what `pool_features` computes: heads with the same name and shape share a cache.
         feature_shape: (C, H, W) it was made for.
         summary_shape: shape of one image's summary, (s,) or (C, H, W).
         outputs: numbers per image: 1, log kappa, or more, log precisions, of which the mean stands for kappa.
@@ -38,7 +37,7 @@ class ConfidenceHead(nn.Module):
         ...         super().__init__(channels, height, width)
         ...         self.summary_shape, self.final = (channels,), nn.Linear(channels, 1)
         ...
-        ...     def summarize(self, features: Tensor, embedding: Tensor) -> Tensor:
+        ...     def pool_features(self, features: Tensor, embedding: Tensor) -> Tensor:
         ...         return self.check_features(features).mean((2, 3))
         ...
         ...     def forward(self, summary: Tensor) -> Tensor:
@@ -71,7 +70,7 @@ class ConfidenceHead(nn.Module):
         config: dict[str, Any] = {"channels": channels, "height": height, "width": width}
         return config | ({"outputs": self.outputs} if self.outputs > 1 else {})
 
-    def summarize(
+    def pool_features(
         self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n ..."]:
         """What the head needs of a backbone's output, without parameters: by default the map itself.
@@ -102,9 +101,9 @@ class ConfidenceHead(nn.Module):
         Raises:
             InputError: a map of another size, or values that are not finite.
         """
-        return self.to_log_kappa(self(self.summarize(features, embedding)))
+        return self.to_log_kappa(self(self.pool_features(features, embedding)))
 
-    def adapt(self, summaries: Float[Tensor, "n ..."]) -> None:
+    def fit_normalisation(self, summaries: Float[Tensor, "n ..."]) -> None:
         """Take a normalisation from the training summaries before the first step; here there is none."""
 
     def check_features(self, features: Tensor) -> Tensor:
@@ -129,17 +128,17 @@ class ConfidenceHead(nn.Module):
             )
         return features
 
-    def start_at(self, kappa: float) -> None:
+    def init_constant(self, kappa: float) -> None:
         """Make the head constant: log kappa = log(``kappa``) for every image, the start of training.
 
         Example:
             >>> head = LinearHead(4, 2, 2)
-            >>> head.start_at(300.0)
+            >>> head.init_constant(300.0)
             >>> head(torch.randn(2, 4, 2, 2)).exp().round().tolist()
             [300.0, 300.0]
         """
         if not (math.isfinite(kappa) and kappa > 0):
-            raise InputError(f"start_at: expected a finite positive kappa, got {kappa}")
+            raise InputError(f"init_constant: expected a finite positive kappa, got {kappa}")
         with torch.no_grad():
             self.final.weight.zero_()
             self.final.bias.fill_(math.log(kappa))
@@ -170,7 +169,7 @@ class LinearHead(ConfidenceHead):
         super().__init__(channels, height, width, outputs)
         size = channels * height * width
         half, quarter = max(1, size // 2), max(1, size // 4)
-        if (count := size * half + half * quarter) > LARGEST:
+        if (count := size * half + half * quarter) > MAX_PARAMETERS:
             raise InputError(
                 f"linear head: {count / 1e9:.1f} billion parameters ({4 * count / 1e9:.0f} GB) for features "
                 f"{self.feature_shape} of {size} numbers; use the light head, which has {3 * channels} "
@@ -235,8 +234,8 @@ def head_class(kind: str) -> type[ConfidenceHead]:
     if kind not in HEADS:
         raise ModelError(f"unknown kind of head {kind!r}; there are {', '.join(sorted(HEADS))}")
     module, name = HEADS[kind].split(":")
-    found: type[ConfidenceHead] = getattr(import_module(module), name)
-    return found
+    head: type[ConfidenceHead] = getattr(import_module(module), name)
+    return head
 
 
 def make_head(kind: str, **config: Any) -> ConfidenceHead:
@@ -289,14 +288,14 @@ class LightHead(ConfidenceHead):
         )
         self.final = nn.Linear(second, outputs)
 
-    def summarize(
+    def pool_features(
         self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n s"]:
         """Mean, standard deviation and maximum over the positions of each channel, (n, 3 C)."""
         flat = self.check_features(features).flatten(2)
         return torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1)
 
-    def adapt(self, summaries: Float[Tensor, "n s"]) -> None:
+    def fit_normalisation(self, summaries: Float[Tensor, "n s"]) -> None:
         """Normalise by the mean and deviation of the training summaries."""
         self.shift.copy_(summaries.mean(0))
         self.scale.copy_(1 / summaries.std(0, correction=0).clamp_min(1e-6))
@@ -304,36 +303,3 @@ class LightHead(ConfidenceHead):
     def forward(self, summary: Float[Tensor, "n s"]) -> Float[Tensor, "n ..."]:
         """Log kappa (n,) from summaries (n, 3 C)."""
         return self.read_out(self.hidden((summary - self.shift) * self.scale))
-
-
-def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
-    """The maximum-likelihood constant kappa, A_d^{-1}(mean cosine).
-
-    Setting the mean over samples of dL/dkappa = A_d(kappa) - cos to zero (method of S. Li et al., CVPR 2021).
-
-    Args:
-        cosines: between each sample's direction and its identity's prototype, in [-1, 1].
-        dim: of the embedding.
-
-    Raises:
-        InputError: no cosines, NaN, values outside [-1, 1], or a mean that is not positive or is 1.
-
-    Example:
-        >>> round(initial_kappa(torch.tensor([0.4, 0.6]), dim=512))
-        341
-    """
-    if (
-        not cosines.numel()
-        or not bool(torch.isfinite(cosines).all())
-        or float(cosines.abs().max()) > 1 + 1e-4
-    ):
-        raise InputError(
-            f"cosines: expected numbers in [-1, 1], got {cosines.numel()} with some outside or NaN"
-        )
-    mean = float(cosines.double().mean())
-    if not 0 < mean < 1:
-        raise InputError(
-            f"the mean cosine to the prototypes is {mean:.4f}, expected within (0, 1): do the prototypes "
-            f"belong to this backbone, and the labels to these images?"
-        )
-    return float(vmf.inverse_mean_resultant_length(torch.tensor(mean, dtype=torch.float64), dim))

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,21 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from spherecf.calibration import Calibration
 from spherecf.common.files import sha256_file
 from spherecf.common.version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone, Identity, file_identity
-from spherecf.models.checkpoint import SUFFIXES, below, filled, read_checkpoint, stripped, without_memory
+from spherecf.models.checkpoint import (
+    CHECKPOINT_SUFFIXES,
+    below,
+    filled,
+    read_checkpoint,
+    stripped,
+    without_memory,
+)
 from spherecf.models.heads import HEADS, ConfidenceHead, ConvHead, LinearHead, make_head
 from spherecf.models.preprocessing import (
     SFACE_SHA256,
@@ -69,7 +76,7 @@ class _Header:
 
 @dataclass(frozen=True)
 class ConfidentOutput:
-    """A `ConfidenceModel`'s word on n images: unit ``mu`` (n, dim), ``log_kappa`` (n,), raw ``norm`` (n,).
+    """Output for n images: unit ``mu`` (n, dim), ``log_kappa`` (n,), ``norm`` (n,) of the raw embedding.
 
     ``log_precision`` (n, dim) where the head gives one per coordinate (PFE-G); log kappa is then the log of
     their mean.
@@ -81,11 +88,13 @@ class ConfidentOutput:
     log_precision: Float[Tensor, "n dim"] | None = None
 
 
-@dataclass
-class ConfidenceModel:
+class ConfidenceModel(nn.Module):
     """A frozen recogniser with its confidence head: images to von Mises-Fisher embeddings (mu, log kappa).
 
-    Attributes:
+    It is a torch module: ``to`` moves both, ``train`` and gradients reach the head alone, and ``state_dict``
+    holds the tensors of both.
+
+    Args:
         backbone: gives the direction and the map.
         head: gives log kappa from the map.
         radius: r of the sphere used in training.
@@ -98,7 +107,7 @@ class ConfidenceModel:
         >>> backbone = FrozenBackbone.default()
         >>> channels, height, width = backbone.feature_shape
         >>> head = make_head("light", channels=channels, height=height, width=width)
-        >>> head.start_at(300.0)  # untrained: every face is equally sure
+        >>> head.init_constant(300.0)  # untrained: every face is equally sure
         >>> model = ConfidenceModel(backbone, head)
         >>> mu, log_kappa = model.embed(torch.zeros(2, 112, 112, 3, dtype=torch.uint8))
         >>> tuple(mu.shape), log_kappa.exp().round().tolist()
@@ -107,13 +116,22 @@ class ConfidenceModel:
 
     backbone: FrozenBackbone
     head: ConfidenceHead
-    radius: float = 64.0
-    record: dict[str, Any] = field(default_factory=dict)
-    calibration: Calibration | None = None
+    __call__: Callable[..., ConfidentOutput]
 
-    def __post_init__(self) -> None:
-        if not 0 < self.radius < math.inf:
-            raise InputError(f"radius: expected a positive number, got {self.radius}")
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        head: ConfidenceHead,
+        radius: float = 64.0,
+        record: dict[str, Any] | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0 < radius < math.inf:
+            raise InputError(f"radius: expected a positive number, got {radius}")
+        self.backbone, self.head, self.radius = backbone, head, radius
+        self.record = {} if record is None else record
+        self.calibration = calibration
         if self.head.feature_shape != self.backbone.feature_shape:
             raise ModelError(
                 f"the head was made for feature maps {self.head.feature_shape}, the backbone "
@@ -126,21 +144,31 @@ class ConfidenceModel:
         Raises:
             ModelError: the calibration was made for another model; both fingerprints are named.
         """
-        return replace(self, calibration=calibration.require(self.fingerprint()))
+        calibration = calibration.require(self.fingerprint())
+        return ConfidenceModel(self.backbone, self.head, self.radius, self.record, calibration)
+
+    def forward(self, images: NDArray[Any] | Tensor) -> ConfidentOutput:
+        """Directions, log kappas and raw norms of aligned uint8 RGB faces (n, height, width, 3).
+
+        Raises:
+            InputError: images of another type, shape or size.
+            ModelError: an embedding that is not finite or zero.
+        """
+        return self.predict_from_features(self.backbone(images))
 
     def outputs(self, images: NDArray[Any] | Tensor) -> ConfidentOutput:
-        """Directions, log kappas and raw norms of aligned uint8 RGB faces (n, height, width, 3)."""
-        return self.judge(self.backbone(images))
+        """The same as calling the model."""
+        return self(images)
 
-    def judge(self, output: BackboneOutput) -> ConfidentOutput:
-        """The same from a backbone's output at hand; the head runs in evaluation mode, without gradients."""
+    def predict_from_features(self, output: BackboneOutput) -> ConfidentOutput:
+        """The output for a backbone's output; the head runs in evaluation mode, without gradients."""
         training = self.head.training
         self.head.eval()
         with torch.no_grad():
-            said = self.head(self.head.summarize(output.features, output.embedding))
+            prediction = self.head(self.head.pool_features(output.features, output.embedding))
         self.head.train(training)
-        log_precision = said if said.ndim == 2 else None
-        return ConfidentOutput(output.mu, self.head.to_log_kappa(said), output.norm, log_precision)
+        log_precision = prediction if prediction.ndim == 2 else None
+        return ConfidentOutput(output.mu, self.head.to_log_kappa(prediction), output.norm, log_precision)
 
     def embed(self, images: NDArray[Any] | Tensor) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n"]]:
         """(mu (n, dim), log_kappa (n,)) of aligned uint8 RGB faces (n, height, width, 3).
@@ -203,60 +231,75 @@ class ConfidenceModel:
             self.calibration.require(self.fingerprint())
         return write_saved(path, dict(self.head.state_dict()), self.header())
 
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        backbone: FrozenBackbone | str | Path | None = None,
+        *,
+        engine: str = "auto",
+        dtype: str = "float32",
+        device: str = "cpu",
+        migrate: bool = False,
+    ) -> "ConfidenceModel":
+        """A saved confidence model, its backbone found by hash; `spherecf.load` is this function.
 
-def load(
-    path: str | Path | None = None,
-    backbone: FrozenBackbone | str | Path | None = None,
-    *,
-    engine: str = "auto",
-    dtype: str = "float32",
-    device: str = "cpu",
-    migrate: bool = False,
-) -> ConfidenceModel:
-    """A saved confidence model, its backbone found by hash.
+        Args:
+            path: a file that `save` wrote; nothing in it is executed. None: the calibrated model for SFace
+                that ships with this package (docs/model-card.md).
+            backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
+                wheel, if the hash is that one's.
+            engine: of a backbone that is loaded here.
+            dtype: likewise, ``"bfloat16"`` with the torch engines; the head is always float32
+                (docs/export.md).
+            device: likewise, where torch runs it; the head goes where the backbone is.
+            migrate: also accept a head that was saved when the hash did not cover weights kept beside the
+                graph; you say that the backbone is the one it was trained on. Save the result: it has the
+                whole hash.
 
-    Args:
-        path: a file `ConfidenceModel.save` wrote; nothing in it is executed. None: the calibrated model that
-            ships with this package, for SFace (docs/model-card.md).
-        backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
-            wheel, if the hash is that one's.
-        engine: of a backbone that is loaded here.
-        dtype: likewise, ``"bfloat16"`` with the torch engines; the head is float32 always (docs/export.md).
-        device: likewise, where torch runs it; the head goes where the backbone is.
-        migrate: also accept a head that was saved when the hash did not cover weights kept beside the graph;
-            you say that the backbone is the one it was trained on. Save the result: it has the whole hash.
+        Raises:
+            FileFormatError: not such a file, truncated, or of a newer format.
+            ModelError: unknown kind of head, or another backbone than the head was trained on, or another
+                model than the calibration was made for (both hashes are named).
 
-    Raises:
-        FileFormatError: not such a file, truncated, or of a newer format.
-        ModelError: unknown kind of head, or another backbone than the head was trained on, or another model
-            than the calibration was made for (both hashes are named).
+        Example:
+            >>> import tempfile
+            >>> from spherecf.models import make_head
+            >>> head = make_head("light", channels=1024, height=7, width=7)
+            >>> model = ConfidenceModel(FrozenBackbone.default(), head)
+            >>> path = model.save(Path(tempfile.mkdtemp()) / "head.safetensors")
+            >>> ConfidenceModel.load(path).fingerprint() == model.fingerprint()
+            True
+        """
+        path = Path(path or default_model_path())
+        header, tensors = read_saved(path, FORMAT, VERSION, _Header)
+        head = _head(path, header["head"], tensors)
+        how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
+        frozen = _find_backbone(path, header["backbone"], backbone, how, migrate)
+        try:
+            model = cls(frozen, head.to(frozen.device), float(header["radius"]), header["record"])
+        except (InputError, ModelError) as error:
+            raise FileFormatError(path, f"{error}.") from error
+        if frozen.sha256 == header["backbone"]["sha256"]:
+            return _calibrated(path, model, header["calibration"])
+        former = copy.copy(frozen)
+        former.identity = Identity(frozen.identity.former)
+        before = cls(former, model.head, model.radius, model.record)
+        calibration = _calibrated(path, before, header["calibration"]).calibration
+        return model if calibration is None else model.with_calibration(
+            replace(calibration, model=model.fingerprint())
+        )  # fmt: skip
 
-    Example:
-        >>> import tempfile
-        >>> from spherecf.models import make_head
-        >>> head = make_head("light", channels=1024, height=7, width=7)
-        >>> model = ConfidenceModel(FrozenBackbone.default(), head)
-        >>> path = model.save(Path(tempfile.mkdtemp()) / "head.safetensors")
-        >>> load(path).fingerprint() == model.fingerprint()
-        True
-    """
-    path = Path(path or default_model_path())
-    header, tensors = read_saved(path, FORMAT, VERSION, _Header)
-    head = _head(path, header["head"], tensors)
-    how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
-    found = _find_backbone(path, header["backbone"], backbone, how, migrate)
-    try:
-        model = ConfidenceModel(found, head.to(found.device), float(header["radius"]), header["record"])
-    except (InputError, ModelError) as error:
-        raise FileFormatError(path, f"{error}.") from error
-    if found.sha256 == header["backbone"]["sha256"]:
-        return _calibrated(path, model, header["calibration"])
-    former = copy.copy(found)
-    former.identity = Identity(found.identity.former)
-    calibration = _calibrated(path, replace(model, backbone=former), header["calibration"]).calibration
-    return model if calibration is None else model.with_calibration(
-        replace(calibration, model=model.fingerprint())
-    )  # fmt: skip
+    def __repr__(self) -> str:
+        shape, count = self.head.feature_shape, self.head.parameter_count
+        return (
+            f"ConfidenceModel(\n  backbone={self.backbone},\n"
+            f"  head={type(self.head).__name__}(maps {shape}, {count:,} parameters),\n"
+            f"  radius={self.radius:g},\n  calibration={self.calibration}\n)"
+        )
+
+
+load = ConfidenceModel.load
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -326,7 +369,7 @@ def _find_backbone(
         if sha256_file(given) != facts["sha256"]:  # another file, or one with weights beside it
             require(file_identity(given))
         pixels = Preprocessing.from_dict(facts["preprocessing"])
-        if Path(given).suffix in SUFFIXES:
+        if Path(given).suffix in CHECKPOINT_SUFFIXES:
             given = FrozenBackbone.from_checkpoint(given, pixels, **how)
         else:
             given = FrozenBackbone.from_onnx(

@@ -18,9 +18,9 @@ from spherecf.errors import InputError, MissingDependencyError, ModelError, Sphe
 
 Channels = tuple[float, float, float]
 
-LARGEST_SIDE = 4096  # pixels; recognisers see faces of a few hundred
+MAX_SIDE = 4096  # pixels; recognisers see faces of a few hundred
 
-METADATA_KEY = "spherecf.preprocessing"
+PREPROCESSING_KEY = "spherecf.preprocessing"
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.color not in ("rgb", "bgr"):
             raise InputError(f"Preprocessing.color: expected 'rgb' or 'bgr', got {self.color!r}")
-        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > LARGEST_SIDE:
+        if len(self.size) != 2 or min(self.size) < 1 or max(self.size) > MAX_SIDE:
             raise InputError(
-                f"Preprocessing.size: expected (height, width) of 1..{LARGEST_SIDE} pixels, got {self.size}"
+                f"Preprocessing.size: expected (height, width) of 1..{MAX_SIDE} pixels, got {self.size}"
             )
         for name in ("mean", "std"):
             value = np.atleast_1d(np.asarray(getattr(self, name), dtype=np.float64))
@@ -174,12 +174,12 @@ def resolve_preprocessing(
         return given
     if sha256 in KNOWN_MODELS:
         return KNOWN_MODELS[sha256].preprocessing
-    if METADATA_KEY in metadata:
+    if PREPROCESSING_KEY in metadata:
         try:
-            facts = parse_json(metadata[METADATA_KEY], METADATA_KEY, "a preprocessing")
+            facts = parse_json(metadata[PREPROCESSING_KEY], PREPROCESSING_KEY, "a preprocessing")
             return Preprocessing.from_dict(facts if isinstance(facts, dict) else {})
         except SpherecfError as error:
-            raise ModelError(f"the file's own metadata {METADATA_KEY!r} is unusable: {error}") from error
+            raise ModelError(f"the file's own metadata {PREPROCESSING_KEY!r} is unusable: {error}") from error
     raise ModelError(
         f"the preprocessing of this recogniser is not known (sha256 {sha256[:12]}...); pass preprocessing= "
         f"as a Preprocessing or one of the presets {describe_presets()}.{hint}"
@@ -239,10 +239,10 @@ def _verified(member: str, sha256: str) -> Path:
         ) from error
     if not path.is_file():
         raise ModelError(f"{path}: missing from the installed {WHEEL}; {reinstall}")
-    found = sha256_file(path)
-    if found != sha256:
+    actual = sha256_file(path)
+    if actual != sha256:
         raise ModelError(
-            f"{path}: expected sha256 {sha256}, found {found}: not the file SphereCF was tested with; "
+            f"{path}: expected sha256 {sha256}, found {actual}: not the file SphereCF was tested with; "
             f"{reinstall}"
         )
     return path

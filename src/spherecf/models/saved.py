@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save as to_bytes
+import torch
 from torch import Tensor
 
-from spherecf.common.files import SAFETENSORS, describe_content, write_atomically
-from spherecf.common.parsing import checked, parse_json, reading
+from spherecf.common.files import SAFETENSORS, describe_content
+from spherecf.common.parsing import checked, parse_json
+from spherecf.common.tensorfile import open_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models.checkpoint import DAMAGED, filled
 from spherecf.models.network import Network
@@ -33,9 +33,14 @@ def write_saved(path: str | Path, tensors: dict[str, Tensor], header: dict[str, 
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: what is saved with the tensors must be JSON-able: {error}") from error
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    content = to_bytes(plain, {HEADER_KEY: text})
-    return write_atomically(path, lambda stream: stream.write(content))
+    arrays = {name: _exact(tensor.detach().cpu()).numpy() for name, tensor in tensors.items()}
+    return write_tensors(path, arrays, {HEADER_KEY: text})
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """The same values in a type that NumPy has: it lacks bfloat16 and the types of eight bits."""
+    known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
+    return tensor if known else tensor.float()
 
 
 def read_saved(
@@ -90,12 +95,7 @@ def saved_format(path: str | Path) -> str | None:
 
 def _read(path: Path, tensors: bool) -> tuple[Any, dict[str, Tensor]]:
     """The header, None where there is none, and copies of the tensors."""
-    if not path.exists():
-        raise FileFormatError(path, "no such file.")
-    content = describe_content(path)
-    if content != SAFETENSORS:
-        raise FileFormatError(path, f"not a readable model of SphereCF: it is {content}.")
-    with reading(path, "a model of SphereCF", DAMAGED), safe_open(path, "pt") as stored:
+    with open_tensors(path, "a model of SphereCF", DAMAGED, "pt") as stored:
         text = (stored.metadata() or {}).get(HEADER_KEY)
         names = stored.keys() if tensors else ()
         values = {name: stored.get_tensor(name).clone() for name in names}

@@ -74,8 +74,8 @@ class DropPath(nn.Module):
         """Unchanged in evaluation; in training zero for some images, and larger for the others."""
         if not self.training or not self.rate:
             return branch
-        kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
-        return branch * kept / (1 - self.rate)
+        keep = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
+        return branch * keep / (1 - self.rate)
 
 
 class Block(nn.Module):
@@ -202,7 +202,7 @@ class VisionTransformer(Network):
         patch, side = shapes["patch_embed.proj.weight"][2], isqrt(tokens)
         if side**2 != tokens:
             raise ValueError(f"{tokens} patches are no square")
-        told = {
+        sizes = {
             "depth": sum(key.endswith(".attn.qkv.weight") for key in shapes),
             "patch": patch,
             "ratio": shapes["blocks.0.mlp.fc1.weight"][0] // width,
@@ -211,9 +211,9 @@ class VisionTransformer(Network):
         like = {"patch": 9, "ratio": 4, "se": False}
         fitting = [
             known for known in TRANSFORMERS.values()
-            if known["channels"] >= width and told.items() <= {**like, **known}.items()
+            if known["channels"] >= width and sizes.items() <= {**like, **known}.items()
         ]  # fmt: skip
-        architecture = min(fitting, key=lambda known: known["channels"], default={**told, "channels": width})
+        architecture = min(fitting, key=lambda known: known["channels"], default={**sizes, "channels": width})
         options = {"dim": shapes["feature.2.weight"][0], "width": width / architecture["channels"]}
         options["size"] = _SIZE if _SIZE // patch == side else patch * side
         return architecture, options if "mask_token" in shapes else {**options, "mask": 0.0}

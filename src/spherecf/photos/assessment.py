@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf.common.progress import in_order
+from spherecf.common.progress import in_order, isolate_failures
 from spherecf.errors import InputError, ModelError
 from spherecf.faces import (
     MAX_PIXELS,
@@ -272,14 +272,13 @@ class FaceAssessor:
 
     def _embed(self, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """mu (n, dim) and kappa (n,); zeros and NaN for a crop without a direction."""
-        try:
-            mu, log_kappa = self.model.embed(crops)
-        except ModelError:  # retry one by one to isolate the bad crop
-            if len(crops) == 1:
-                return np.zeros((1, self.model.backbone.dim), np.float32), np.full(1, np.nan)
-            parts = [self._embed(crop[None]) for crop in crops]
-            return np.concatenate([mu for mu, _ in parts]), np.concatenate([kappa for _, kappa in parts])
-        return mu.cpu().float().numpy(), log_kappa.double().exp().cpu().numpy()
+        mu = np.zeros((len(crops), self.model.backbone.dim), np.float32)
+        kappa = np.full(len(crops), np.nan)
+        for which, result in isolate_failures(self.model.embed, crops, ModelError):
+            if not isinstance(result, Exception):
+                mu[which] = result[0].cpu().float().numpy()
+                kappa[which] = result[1].double().exp().cpu().numpy()
+        return mu, kappa
 
 
 def _number(value: float, digits: int) -> float | None:

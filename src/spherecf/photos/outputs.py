@@ -1,13 +1,11 @@
 """Write ranked faces: CSV, score lines, lists of names, copies of photos, and a contact sheet."""
 
-import base64
 import csv
 import filecmp
 import io
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,12 +181,31 @@ MOST_FACES = 1000
 """A sheet shows at most so many: of more, the best half and the worst half."""
 
 _SIDE = 112
-_CSS = """
+_SHEET = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Faces by confidence</title><style>
 body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem;color:#222;background:#fff}
 ol{list-style:none;padding:0;display:grid;grid-template-columns:repeat(auto-fill,minmax(9rem,1fr));gap:1rem}
 li figure{margin:0} img{width:100%;height:auto;max-width:9rem;border-radius:4px;display:block}
 figcaption{font-size:.85rem;overflow-wrap:anywhere} b{font-size:1rem} .dim{color:#666}
 @media (prefers-color-scheme:dark){body{background:#161616;color:#ddd}.dim{color:#999}}
+</style></head>
+<body><h1>Faces by confidence</h1>
+<p class="dim">{{ counts }}. Percent: share of the reference faces that are less sure.</p>
+<ol>
+{% for row, sure, why, picture in faces %}
+<li><figure>
+<img src="{{ picture | data_uri }}" alt="Face in {{ row.photo }}" width="112" height="112" loading="lazy">
+<figcaption><b>{{ row.rank or "" }} · {{ sure }}</b><br>{% if why %}{{ why }}<br>{% endif %}
+<span class="dim">{{ row.photo }}</span></figcaption></figure></li>
+{% endfor %}
+</ol>
+{% if failures %}
+<h2>No face</h2>
+<ul>{% for row in failures %}<li>{{ row.photo }}: {{ row.reason }}</li>{% endfor %}</ul>
+{% endif %}
+</body></html>
 """
 
 
@@ -217,17 +234,21 @@ def write_sheet(path: str | Path, rows: Sequence[Record], files: Mapping[str, Pa
     suffix = Path(path).suffix.lower()
     if suffix not in (".html", ".png", ".jpg"):
         raise InputError(f"{path}: expected a contact sheet .html, .png or .jpg")
-    faces = [row for row in rows if row["face"] is not None]
-    shown = faces
-    if len(faces) > MOST_FACES:
-        shown = faces[: MOST_FACES // 2] + faces[-(MOST_FACES // 2) :]
+    found = [row for row in rows if row["face"] is not None]
+    shown = found
+    if len(found) > MOST_FACES:
+        shown = found[: MOST_FACES // 2] + found[-(MOST_FACES // 2) :]
     crops = [_crop(row, files) for row in shown]
     failures = [row for row in rows if row["face"] is None]
-    said = f"{len(faces)} faces, {len(failures)} photos without one"
-    if len(shown) < len(faces):
-        said += f"; the first and the last {len(shown) // 2} are shown"
+    counts = f"{len(found)} faces, {len(failures)} photos without one"
+    if len(shown) < len(found):
+        counts += f"; the first and the last {len(shown) // 2} are shown"
     if suffix == ".html":
-        content = _page(shown, crops, failures, said).encode()
+        from spherecf.report import render_html  # brings the evaluation along, which nothing else here needs
+
+        pictures = [encode_image(crop, ".jpg", 88) for crop in crops]
+        faces = [(row, *caption(row), picture) for row, picture in zip(shown, pictures)]
+        content = render_html(_SHEET, faces=faces, failures=failures, counts=counts).encode()
     else:
         content = encode_image(_picture(shown, crops, failures), suffix)
     return write_atomically(path, lambda stream: stream.write(content))
@@ -252,32 +273,6 @@ def _crop(row: Record, files: Mapping[str, Path]) -> NDArray[np.uint8]:
         return align(photo.pixels, landmarks, _SIDE)
     except (PhotoError, KeyError, InputError):
         return np.full((_SIDE, _SIDE, 3), 128, np.uint8)
-
-
-def _page(
-    shown: Sequence[Record], crops: Sequence[NDArray[np.uint8]], failures: Sequence[Record], said: str
-) -> str:
-    items = "".join(_item(row, crop) for row, crop in zip(shown, crops))
-    listed = "".join(f"<li>{escape(row['photo'])}: {escape(row['reason'])}</li>" for row in failures)
-    below = f"<h2>No face</h2><ul>{listed}</ul>" if failures else ""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Faces by confidence</title><style>{_CSS}</style></head>\n<body><h1>Faces by confidence</h1>"
-        f'<p class="dim">{said}. Percent: share of the reference faces that are less sure.</p>'
-        f"<ol>{items}</ol>{below}</body></html>\n"
-    )
-
-
-def _item(row: Record, crop: NDArray[np.uint8]) -> str:
-    data = base64.b64encode(encode_image(crop, ".jpg", 88)).decode()
-    sure, why = map(escape, caption(row))
-    why, name = why and f"{why}<br>", escape(row["photo"])
-    return (
-        f'<li><figure><img src="data:image/jpeg;base64,{data}" alt="Face in {name}" width="112" height="112" '
-        f'loading="lazy"><figcaption><b>{row["rank"] or ""} · {sure}</b><br>{why}<span class="dim">{name}'
-        "</span></figcaption></figure></li>\n"
-    )
 
 
 def _picture(

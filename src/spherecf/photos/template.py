@@ -16,14 +16,14 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.photos.assessment import AssessedFace, AssessedPhoto
 from spherecf.photos.comparison import calibrated
-from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, pool
+from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, natural_parameter, pool
 
 
 def group_by_likelihood(llr: NDArray[np.floating]) -> list[list[int]]:
     """Groups of rows that more likely than not show one person, largest first.
 
     Average linkage: the two groups whose pairs have the highest mean log-likelihood ratio are joined, as long
-    as it is above 0. Cubic in the number of rows, in numpy: a thousand take seconds.
+    as it is above 0.
 
     Args:
         llr: (n, n) symmetric log-likelihood ratios; the diagonal is not looked at.
@@ -34,25 +34,16 @@ def group_by_likelihood(llr: NDArray[np.floating]) -> list[list[int]]:
         >>> group_by_likelihood(alike)
         [[0, 2], [1]]
     """
+    from scipy.cluster.hierarchy import linkage
+
     n = len(llr)
-    mean = np.array(llr, np.float64)
-    np.fill_diagonal(mean, -np.inf)
-    groups: list[list[int]] = [[row] for row in range(n)]
-    alive = np.ones(n, np.bool_)
-    while alive.sum() > 1:
-        at = int(np.argmax(mean))
-        a, b = divmod(at, n)
-        if not mean[a, b] > 0:
+    groups = {row: [row] for row in range(n)}
+    distances = -np.asarray(llr, np.float64)[np.triu_indices(n, 1)]  # (n (n - 1) / 2,), nearest = most alike
+    for step, (a, b, distance, _) in enumerate(linkage(distances, "average") if n > 1 else ()):
+        if not distance < 0:  # means never rise from one join to the next
             break
-        sizes = len(groups[a]), len(groups[b])
-        mean[a] = (sizes[0] * mean[a] + sizes[1] * mean[b]) / sum(sizes)
-        mean[:, a] = mean[a]
-        mean[a, a] = -np.inf
-        mean[b], mean[:, b] = -np.inf, -np.inf
-        groups[a] += groups[b]
-        alive[b] = False
-    kept = [sorted(groups[row]) for row in np.flatnonzero(alive)]
-    return sorted(kept, key=lambda rows: (-len(rows), rows[0]))
+        groups[n + step] = groups.pop(int(a)) + groups.pop(int(b))
+    return sorted(map(sorted, groups.values()), key=lambda rows: (-len(rows), rows[0]))
 
 
 STRANGER_FMR = 1e-2  # the rule that says whether a photo is a clear non-match to the rest
@@ -135,11 +126,11 @@ class FaceSet:
     def _parts(self, kept: NDArray[np.bool_]) -> Array:
         """(n, dim) ``kappa_i mu_i``, zeros for what is not kept or shows a picture that was there before."""
         counts = kept & (self.media == np.arange(len(kept)))
-        return np.asarray(self.kappa[:, None] * self.mu * counts[:, None])
+        return np.asarray(natural_parameter(self.mu, self.kappa) * counts[:, None])
 
     def gains(self, kept: NDArray[np.bool_]) -> Array:
         """(n,) how much longer the sum of those kept is with the face than without it."""
-        own = self.kappa[:, None] * self.mu
+        own = natural_parameter(self.mu, self.kappa)  # (n, dim)
         part = self._parts(kept)
         total = part.sum(0)
         without = np.where(kept[:, None], total - part, total)

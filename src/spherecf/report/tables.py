@@ -1,15 +1,91 @@
-"""Results as tables and numbers as text, the same for page and terminal."""
+"""Tables of results, numbers as text, and tables for the terminal."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from spherecf.errors import InputError
 from spherecf.evaluation import GroupReport, Interval, Measure, PairReport, ScoreResult
-from spherecf.report.parts import Table
+from spherecf.report.figures import score_colour
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as text, with its interval.
+
+    Args:
+        value: e.g. "0.9912".
+        interval: e.g. "[0.985, 0.996]"; page and terminal show it below the value.
+        mark: "better", "worse" or "missing", shown as a colour.
+        colour: of the dot before the value, that of its line in the plots.
+    """
+
+    value: str
+    interval: str = ""
+    mark: str = ""
+    colour: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.value} {self.interval}".rstrip()
+
+
+@dataclass(frozen=True)
+class Table:
+    """A summary table.
+
+    Args:
+        title: above it.
+        header: names of the columns.
+        rows: of as many entries as the header; numbers as text, or as a `Cell`.
+        note: a sentence below it, how to read it.
+        signatures: one per row, where rows are results: everything their numbers depend on.
+        groups: the place of a group's first row -> name of the group, and its counts.
+
+    Raises:
+        InputError: a row is longer or shorter than the header, or signatures are fewer or more than rows.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | Cell]]
+    note: str = ""
+    signatures: Sequence[str] = ()
+    groups: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.signatures and len(self.signatures) != len(self.rows):
+            raise InputError(
+                f"table {self.title!r}: {len(self.rows)} rows, {len(self.signatures)} signatures"
+            )
+        for place, row in enumerate(self.rows):
+            if len(row) != len(self.header):
+                raise InputError(
+                    f"table {self.title!r}: row {place} has {len(row)} entries, the header {len(self.header)}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists; cells as text."""
+        return {
+            "title": self.title,
+            "header": list(self.header),
+            "rows": [list(map(str, row)) for row in self.rows],
+            "note": self.note,
+            "signatures": list(self.signatures),
+        }
+
+    def rows_by_signature(self) -> list[tuple[str, str]]:
+        """Each signature once, after the numbers of its rows."""
+        rows: dict[str, list[str]] = {}
+        for number, signature in enumerate(self.signatures, 1):
+            rows.setdefault(signature, []).append(str(number))
+        return [(", ".join(numbers), signature) for signature, numbers in rows.items()]
+
 
 Grouped = dict[str, dict[str, list[PairReport]]]
 
@@ -46,14 +122,14 @@ def heading(metric: str) -> str:
     return metric.upper() if metric in ("eer", "auc") else "Accuracy"
 
 
-def value_text(result: ScoreResult, metric: str) -> tuple[str, str]:
-    """(value, interval) as text; an unresolved target says so instead of giving a number."""
+def score_cell(result: ScoreResult, metric: str) -> Cell:
+    """A metric of a score; an unresolved target says so instead of giving a number."""
     measure = result.measure(metric)
     if measure is None:
         asked = any(metric == f"tmr@{entry.target:g}" for entry in result.tmr)
-        return ("unresolved", "too few pairs") if asked else ("–", "")
+        return Cell("unresolved" if asked else "–", mark="missing")
     spread = f" ± {result.tenfold.std:.4f}" if metric == "accuracy" else ""
-    return f"{measure.value:.4f}{spread}", interval_text(measure.interval)
+    return Cell(f"{measure.value:.4f}{spread}", interval_text(measure.interval))
 
 
 def interval_text(interval: Interval | None, signed: bool = False) -> str:
@@ -69,7 +145,7 @@ def interval_text(interval: Interval | None, signed: bool = False) -> str:
 
 
 def verdict(metric: str, difference: Measure) -> str:
-    """ "better" or "worse" where the interval leaves no room for the opposite, else empty."""
+    """ "better" or "worse" where the whole interval is on one side of zero, otherwise empty."""
     if difference.interval is None or abs(difference.value) < 5e-5:  # shown as zero
         return ""
     sign = -1 if metric in LOWER_IS_BETTER else 1
@@ -78,7 +154,7 @@ def verdict(metric: str, difference: Measure) -> str:
 
 
 def counts_text(report: PairReport) -> str:
-    """The counts behind a result, in words."""
+    """The counts of pairs, images and people of a result, as text."""
     c = report.counts
     people = f" of {c['subjects']:,} people" if c["subjects"] else ""
     failed = f"{c['failed_images']:,} images could not be embedded" if c["failed_images"] else "none failed"
@@ -116,7 +192,7 @@ def areas_table(runs: Sequence[PairReport]) -> Table | None:
     if not rows:
         return None
     return Table(
-        "Areas under error versus discard, up to 20 % discarded (1 tells nothing, smaller is better)",
+        "Areas under error versus discard, up to 20 % discarded (1 is uninformative, smaller is better)",
         ["Score", "Threshold at", "FNMR at the start", *confidences],
         rows,
         " ".join(dict.fromkeys(reasons)),
@@ -124,43 +200,41 @@ def areas_table(runs: Sequence[PairReport]) -> Table | None:
 
 
 def score_table(conditions: dict[str, list[PairReport]]) -> Table:
-    """Every score of every condition and run, with its signature; a value and its interval share a cell."""
-    members = [run for runs in conditions.values() for run in runs]
-    metrics = metric_names(members)
-    rows, signatures = [], []
+    """Every score of every condition and run: a group of rows for each run, with its counts."""
+    metrics = metric_names([run for runs in conditions.values() for run in runs])
+    rows: list[list[Cell]] = []
+    signatures, groups = [], {}
     for condition, runs in conditions.items():
         for run, label in zip(runs, run_names(runs)):
-            for result in run.scores.values():
-                found = [value_text(result, metric) for metric in metrics]
-                cells = [f"{value} {between}" if between[:1] == "[" else value for value, between in found]
-                rows.append([f"{condition}, {label}" if label else condition, result.score, *cells])
+            counts = f"{counts_text(run)}; intervals: {run.resampling}"
+            groups[len(rows)] = (f"{condition}, {label}" if label else condition, counts)
+            for score, result in run.scores.items():
+                named = Cell(result.score, colour=score_colour(score, run))
+                rows.append([named, *(score_cell(result, metric) for metric in metrics)])
                 signatures.append(result.signature)
-    return Table("", ["Left/right", "Score", *map(heading, metrics)], rows, signatures=signatures)
+    return Table("", ["Score", *map(heading, metrics)], rows, signatures=signatures, groups=groups)
 
 
 def difference_table(runs: Sequence[PairReport]) -> Table | None:
     """Each score minus the cosine; None where there is nothing to compare."""
-    metrics = compared_metrics(runs)
+    known = {name.split(":", 1)[1] for run in runs for name in run.differences}
+    metrics = [metric for metric in metric_names(runs) if metric in known]
     rows = []
     for run, label in zip(runs, run_names(runs)):
         for score in run.scores:
             found = [run.differences.get(f"{score}-cosine:{metric}") for metric in metrics]
             if any(found):
-                texts = [("–",) if one is None else difference_text(one) for one in found]
-                cells = [" ".join(filter(None, text)) for text in texts]
-                rows.append([f"{score}, {label}" if label else score, *cells])
+                named = Cell(f"{score}, {label}" if label else score)
+                rows.append([named, *map(difference_cell, found, metrics)])
     return Table("Minus cosine", ["Score", *map(heading, metrics)], rows) if rows else None
 
 
-def compared_metrics(runs: Sequence[PairReport]) -> list[str]:
-    """Those of which some run has a difference to the cosine."""
-    known = {name.split(":", 1)[1] for run in runs for name in run.differences}
-    return [metric for metric in metric_names(runs) if metric in known]
-
-
-def difference_text(difference: Measure) -> tuple[str, str]:
-    """(value, interval) as text, both with their sign."""
-    return f"{difference.value:+.4f}", interval_text(difference.interval, signed=True)
+def difference_cell(difference: Measure | None, metric: str) -> Cell:
+    """A difference with its sign, marked better or worse where its interval excludes zero."""
+    if difference is None:
+        return Cell("–", mark="missing")
+    between = interval_text(difference.interval, signed=True)
+    return Cell(f"{difference.value:+.4f}", between, verdict(metric, difference))
 
 
 _SHARES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -175,11 +249,12 @@ def pair_rejection_tables(report: PairReport) -> list[Table]:
     Example:
         >>> import numpy as np
         >>> from spherecf.embeddings import Embeddings
-        >>> from spherecf.evaluation import evaluate_pairs
+        >>> from spherecf.data import PairList
+        >>> from spherecf.evaluation import PairOptions, evaluate_pairs
         >>> e = Embeddings(np.eye(8, 9), np.full(8, 5.0), list("abcdefgh"))
-        >>> report = evaluate_pairs(
-        ...     e, e, list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1], name="toy", draws=0
-        ... )
+        >>> mated, fold = np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+        >>> pairs = PairList("toy", list("abcd"), list("efgh"), mated, fold)
+        >>> report = evaluate_pairs(e, e, pairs, PairOptions(draws=0))
         >>> [table.title for table in pair_rejection_tables(report)]
         ['toy: TMR after rejecting images', 'toy: area under error versus discard']
     """
@@ -202,7 +277,7 @@ def pair_rejection_tables(report: PairReport) -> list[Table]:
             signed.append(signatures[found.score])
     limits = next((list(f.edc.pauc_normalised) for f in report.edc if f.edc.pauc_normalised), [])
     header = ["score", "confidence", "start", "FNMR", *(f"pAUC to {float(limit):.0%}" for limit in limits)]
-    note = "Over a flat line: 1 tells nothing, smaller is better."
+    note = "Relative to a flat line: 1 is uninformative, smaller is better."
     discarded = Table(f"{report.name}: area under error versus discard", header, rows, note, signed)
     return [rejected, discarded]
 
@@ -219,7 +294,7 @@ def group_table(report: GroupReport, title: str, signature: str = "") -> Table:
         >>> [row[:2] for row in group_table(report, "toy").rows][:3]
         [['most accurate', 'A'], ['most accurate', 'B'], ['most accurate', 'largest / smallest']]
     """
-    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "With its own threshold"]
+    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "With own threshold"]
     rows = []
     for group in report.groups:
         counts = [group.group, f"{group.mated:,}", f"{group.non_mated:,}"]
@@ -229,10 +304,10 @@ def group_table(report: GroupReport, title: str, signature: str = "") -> Table:
     for entry in report.overall:
         if entry.tmr is not None:
             rows += _block(report, entry.target)
-    note = "One threshold for everybody, set on all pairs."
+    note = "One threshold for all groups, set on all pairs."
     note += "".join(f" Unresolved: {entry.unresolved}." for entry in report.overall if entry.unresolved)
     if report.ungrouped:
-        note += f" {report.ungrouped:,} pairs with a side of no known group take no part."
+        note += f" {report.ungrouped:,} pairs with an image of unknown group are left out."
     return Table(title, header, rows, note, [signature] * len(rows) if signature else ())
 
 
@@ -264,11 +339,12 @@ def terminal_table(reports: Sequence[PairReport]) -> Group:
     Example:
         >>> import numpy as np
         >>> from spherecf.embeddings import Embeddings
-        >>> from spherecf.evaluation import evaluate_pairs
+        >>> from spherecf.data import PairList
+        >>> from spherecf.evaluation import PairOptions, evaluate_pairs
         >>> e = Embeddings(np.eye(8, 9), np.full(8, 5.0), list("abcdefgh"))
-        >>> report = evaluate_pairs(
-        ...     e, e, list("abcd"), list("efgh"), [1, 0, 1, 0], [0, 0, 1, 1], name="toy", draws=0
-        ... )
+        >>> mated, fold = np.array([True, False, True, False]), np.array([0, 0, 1, 1])
+        >>> pairs = PairList("toy", list("abcd"), list("efgh"), mated, fold)
+        >>> report = evaluate_pairs(e, e, pairs, PairOptions(draws=0))
         >>> table = terminal_table([report])  # print it by rich.console.Console().print(table)
     """
     parts: list[RichTable | Text] = []
@@ -276,12 +352,14 @@ def terminal_table(reports: Sequence[PairReport]) -> Group:
         members = [run for runs in conditions.values() for run in runs]
         for condition, runs in conditions.items():
             for run, label in zip(runs, run_names(runs)):
-                parts.append(_table(run, ", ".join(filter(None, [f"{name}: {condition}", label]))))
+                parts.append(
+                    rich_table(_narrow_table(run, ", ".join(filter(None, [f"{name}: {condition}", label]))))
+                )
                 parts.append(Text(f"{counts_text(run)}; intervals: {run.resampling}", "dim"))
         parts += [Text(f"unresolved: {reason}", "yellow") for reason in unresolved_text(members)]
         absent = dict.fromkeys(name for run in members for name in run.absent_confidences)
         if absent:
-            parts.append(Text(f"confidences that these embeddings lack: {', '.join(absent)}", "dim"))
+            parts.append(Text(f"confidences that these embeddings do not have: {', '.join(absent)}", "dim"))
     return Group(*parts)
 
 
@@ -300,7 +378,7 @@ def rich_table(table: Table) -> RichTable:
     for place, name in enumerate(table.header):
         shown.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for row in table.rows:
-        shown.add_row(*(Text(_INTERVAL.sub(_below, cell)) for cell in row))
+        shown.add_row(*(Text(_INTERVAL.sub(_below, str(cell))) for cell in row))
     return shown
 
 
@@ -309,42 +387,16 @@ def _below(interval: re.Match[str]) -> str:
     return "\n" + " ".join(end.replace("0.", ".").replace("1.000", "1") for end in interval.groups())
 
 
-def _table(run: PairReport, title: str) -> RichTable:
-    metrics = [metric for metric in metric_names([run]) if metric != "auc"]  # the page has it
-    table = RichTable(
-        title=Text(title, "bold"), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0
-    )
-    table.add_column("score", overflow="fold", min_width=8)
-    for metric in metrics:
-        table.add_column(_short(metric), justify="right", no_wrap=True)
-    table.add_column("accuracy\n- cosine", justify="right", no_wrap=True)
-    for result in run.scores.values():
-        cells = [_cell(result, metric) for metric in metrics]
-        table.add_row(Text(result.score), *cells, _gain(run, result.score))
-    return table
-
-
-def _short(metric: str) -> str:
-    return f"TMR @\n≤{metric.removeprefix('tmr@')}" if metric.startswith("tmr@") else metric
-
-
-def _cell(result: ScoreResult, metric: str) -> Text:
-    value, interval = value_text(result, metric)
-    if value == "unresolved":
-        return Text("–", "dim")  # the reason stands below the table
-    return Text(value.split(" ")[0] + ("\n" + _narrow(interval) if interval else ""))
-
-
-def _narrow(interval: str) -> str:
-    """``[0.957, 1.000]`` as ``.957-1``: eighty columns are few."""
-    return interval.strip("[]").replace("0.", ".").replace("1.000", "1").replace(", ", "-")
-
-
-def _gain(run: PairReport, score: str) -> Text:
-    difference = run.differences.get(f"{score}-cosine:accuracy")
-    if difference is None:
-        return Text("")
-    between = (
-        interval_text(difference.interval, signed=True).strip("[]").replace("0.", ".").replace(", ", " ")
-    )
-    return Text(f"{difference.value:+.4f}\n{between}".rstrip())
+def _narrow_table(run: PairReport, title: str) -> Table:
+    """The scores of one run for eighty columns: no AUC, short headings, and what each gains on the cosine."""
+    metrics = [metric for metric in metric_names([run]) if metric != "auc"]
+    header = [f"TMR @\n≤{m.removeprefix('tmr@')}" if m.startswith("tmr@") else m for m in metrics]
+    rows = []
+    for score, result in run.scores.items():
+        cells = [score_cell(result, metric) for metric in metrics]
+        shown = [
+            Cell("–" if cell.mark else cell.value.split(" ")[0], cell.interval, cell.mark) for cell in cells
+        ]
+        gain = run.differences.get(f"{score}-cosine:accuracy")
+        rows.append([result.score, *shown, difference_cell(gain, "accuracy") if gain else ""])
+    return Table(title, ["score", *header, "accuracy\n- cosine"], rows)

@@ -5,7 +5,7 @@ Larger = more alike; accept iff score >= threshold. Everything works on (mu, kap
 
 from spherecf.scoring.matrix import cosine_matrix, cosine_tiles, mutual_likelihood_matrix
 from spherecf.scoring.pairs import cosine_score, gaussian_score, mutual_likelihood_score
-from spherecf.scoring.pooling import Pooled, pool
+from spherecf.scoring.pooling import Pooled, natural_parameter, pool
 from spherecf.scoring.posterior import (
     OpenSetPosterior,
     fit_gallery_kappa,
@@ -27,6 +27,7 @@ __all__ = [
     "mean_cosine_kappa",
     "mutual_likelihood_matrix",
     "mutual_likelihood_score",
+    "natural_parameter",
     "open_set_posterior",
     "pool",
     "pool_templates",

@@ -44,8 +44,8 @@ from spherecf.common.arrays import (
 )
 from spherecf.common.progress import in_order
 from spherecf.errors import InputError
-from spherecf.scoring.checks import concentrations, directions
-from spherecf.vmf import log_normalizer_scaled
+from spherecf.scoring.pairs import concentrations, directions
+from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -142,7 +142,7 @@ def _spread(function: Callable[[Item], Result], items: Iterable[Item], workers: 
 
 
 _DEGREE = 8
-_NODES = 48
+_NODES = 48  # where the polynomial is fitted: far more than its degree, so the fit is as good as the best one
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,12 @@ class NormalizerForm:
 def normalizer_form(dim: int) -> NormalizerForm:
     """The form for one dimension (fitted on first use, a few milliseconds)."""
     m, half = max(dim / 2, 2.0), (dim - 1) / 2
-    t = (np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES) + 1) / 2
-    k = m * np.sqrt((1 - t) * (1 + t)) / t
+    t = (np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES) + 1) / 2  # (nodes,) Chebyshev's, within 0 .. 1
+    k = m * np.sqrt((1 - t) * (1 + t)) / t  # the kappa of each t = m / sqrt(m^2 + k^2)
     w = m / t
     exact = log_normalizer_scaled(torch.from_numpy(k), dim).numpy()
     rest = exact + m * m / (k + w) - half * np.log((m + w) / (2 * m))
-    constant = float(rest.mean())
+    constant = float(rest.mean())  # kept apart: the polynomial, in float32, then holds small numbers
     fit = Chebyshev.fit(t, rest - constant, _DEGREE, domain=[0, 1]).convert(kind=Polynomial)
     return NormalizerForm(dim, m, half, constant, tuple(float(c) for c in fit.coef))
 
@@ -178,22 +178,24 @@ _EAGER_ELEMENTS_PER_THREAD = 65536
 
 
 def elementwise_kernel(form: NormalizerForm) -> Kernel:
-    """The pass itself, on tensors that broadcast; its temporaries are of their size."""
+    """The pass itself, on tensors that broadcast; its temporaries are of their size.
+
+    `score_at_cosine` in another form: the same `product_concentration`, c(p) by the polynomial.
+    """
     m, half, scale, square = form.m, form.half, 0.5 / form.m, form.m * form.m
     highest, *others = reversed(form.coefficients)
 
     def kernel(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
+        # All is (rows, columns), made of kappas and offsets (rows, 1) and (1, columns).
         x = cos.clamp(-1, 1)
-        product = 2 * kappa_a * kappa_b
-        p_square = (kappa_a - kappa_b).square() + product * (1 + x)
-        p, w = p_square.sqrt(), (p_square + square).sqrt()
+        p, p_square, apart = product_concentration(kappa_a, kappa_b, 1 + x, 1 - x, smallest=0.0)
+        w = (p_square + square).sqrt()
         t = m / w
         rest = torch.full_like(t, highest)
-        for coefficient in others:
+        for coefficient in others:  # Horner's scheme
             rest = rest * t + coefficient
-        at_p = half * ((m + w) * scale).log() + rest - square / (p + w)
-        apart = product * (1 - x) / (kappa_a + kappa_b + p)
-        cos.copy_((offset_a - at_p) + offset_b - apart)
+        at_p = half * ((m + w) * scale).log() + rest - square / (p + w)  # c(p) without the constant
+        cos.copy_((offset_a - at_p) + offset_b - apart)  # in this order the sums stay small, for float32
 
     return kernel
 
@@ -204,6 +206,7 @@ def eager_kernel(dim: int) -> Kernel:
     kernel = elementwise_kernel(normalizer_form(dim))
 
     def chunked(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
+        # The kernel makes about ten temporaries; of a chunk they fit into the cache of each thread.
         elements = _EAGER_ELEMENTS_PER_THREAD * torch.get_num_threads()
         width = min(cos.shape[1], elements)
         height = max(1, elements // max(width, 1))
@@ -226,7 +229,7 @@ def eager_kernel(dim: int) -> Kernel:
 def compiled_kernel(dim: int, device: str) -> Kernel:
     """Fused by torch.compile; where that is impossible (no C++ compiler) the eager one, and a message."""
     compiled = torch.compile(elementwise_kernel(normalizer_form(dim)), dynamic=True)
-    try:
+    try:  # compilation happens at the first call, so here is where it fails
         wide, tall = torch.ones(1, 96, device=device), torch.ones(64, 1, device=device)
         compiled(torch.zeros(64, 96, device=device), tall, wide, tall, wide)
     except Exception as error:  # whatever the tool chain raises: torch wraps it in classes of many modules
@@ -325,6 +328,7 @@ def _fill(
     out: Tensor, a: Tensor, k_a: Tensor, b: Tensor, k_b: Tensor, radius: float, compiled: bool | None
 ) -> None:
     dim = a.shape[1]
+    # (rows, 1) of the left side, (1, columns) of the right one.
     tall, tall_offset = (column[:, None] for column in side_terms(k_a, dim, radius, out.dtype))
     wide, wide_offset = (column[None, :] for column in side_terms(k_b, dim, radius, out.dtype))
     if compiled is None:
@@ -333,12 +337,15 @@ def _fill(
     height = max(1, _BLOCK_ELEMENTS // out.shape[1])
     for start in range(0, out.shape[0], height):
         rows = slice(start, start + height)
-        torch.mm(a[rows], b.T, out=out[rows])
+        torch.mm(a[rows], b.T, out=out[rows])  # cosines; scores take their place
         kernel(out[rows], tall[rows], wide, tall_offset[rows], wide_offset)
 
 
 def side_terms(kappa: Tensor, dim: int, radius: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Per-image part of the score, half of every constant taken off so that float32 holds small numbers."""
+    """(kappa, c(kappa) less half of every constant), (n,) each: what an image brings to all of its scores.
+
+    Constants are the polynomial's and d log r: thousands at d = 512, which would cost float32 its digits.
+    """
     exact = kappa.double().clamp_min(_SMALLEST_KAPPA)
     shift = (normalizer_form(dim).constant + dim * math.log(radius)) / 2
     return exact.to(dtype), (log_normalizer_scaled(exact, dim) - shift).to(dtype)

@@ -1,18 +1,95 @@
 """Scores row by row, differentiable: cosine, mutual likelihood (paper equation 13), Gaussian."""
 
 import math
+from math import prod
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherecf.common.arrays import Array, as_tensor, checked_radius, like
+from spherecf.common.arrays import (
+    SCORE_TOLERANCE,
+    Array,
+    as_tensor,
+    check_directions,
+    check_kappa,
+    checked_radius,
+    like,
+)
 from spherecf.errors import InputError
-from spherecf.scoring.checks import concentrations, pair_directions
-from spherecf.vmf import log_normalizer_scaled
+from spherecf.vmf import log_normalizer_scaled, product_concentration
 
-_TINY = 1e-24  # keeps d sqrt(p^2) finite at p = 0; far below any effect on a value
+
+def directions(ndim: int | None = None, **given: Any) -> list[Tensor]:
+    """Unit directions of one recogniser, by the names of their arguments.
+
+    Values are looked at where torch.compile does not trace.
+
+    Args:
+        ndim: number of axes wanted, where it matters.
+        given: (..., dim) tensors or arrays.
+
+    Raises:
+        InputError: not unit vectors, shapes or dimensions that do not fit.
+    """
+    device = next((mu.device for mu in given.values() if isinstance(mu, Tensor)), None)
+    tensors = {name: as_tensor(mu, name, device) for name, mu in given.items()}
+    for name, mu in tensors.items():
+        if mu.ndim < 1 or mu.ndim != (ndim or mu.ndim):
+            wanted = "(n, dim), one direction per row" if ndim == 2 else "(..., dim)"
+            raise InputError(f"{name}: expected {wanted}, got {tuple(mu.shape)}")
+        if not torch.compiler.is_compiling():
+            check_directions(mu, name, SCORE_TOLERANCE)
+    dims = {name: mu.shape[-1] for name, mu in tensors.items()}
+    if len(set(dims.values())) > 1:
+        listed = ", ".join(f"{name} has dimension {dim}" for name, dim in dims.items())
+        raise InputError(f"{listed}; both must come from the same recogniser")
+    if len({mu.device for mu in tensors.values()}) > 1:
+        listed = ", ".join(f"{name} is on {mu.device}" for name, mu in tensors.items())
+        raise InputError(f"{listed}; move them to one device")
+    return list(tensors.values())
+
+
+def pair_directions(mu_a: Any, mu_b: Any) -> tuple[Tensor, Tensor]:
+    """`directions` of two sides that are compared row by row."""
+    a, b = directions(mu_a=mu_a, mu_b=mu_b)
+    try:
+        torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise InputError(
+            f"mu_a {tuple(a.shape)} and mu_b {tuple(b.shape)} cannot be compared row by row; for all pairs "
+            "of two sets use cosine_matrix or mutual_likelihood_matrix"
+        ) from error
+    return a, b
+
+
+def concentrations(kappa: Any, mu: Tensor, name: str, exact: bool = False) -> Tensor:
+    """One concentration per direction, floats or integers.
+
+    Their shape is that of the directions, or broadcasts to it without making a table (not if ``exact``): a
+    column (n, 1) for (n, dim) directions would silently give n times n scores. Several concentrations of one
+    direction are welcome.
+
+    Raises:
+        InputError: another shape; NaN, negative or infinite values.
+    """
+    k, batch = as_tensor(kappa, name, mu.device, kinds="fi"), mu.shape[:-1]
+    if k.shape != batch and (exact or not _one_each(k.shape, batch)):
+        raise InputError(
+            f"{name}: expected one per direction, shape {tuple(batch)}, got {tuple(k.shape)}"
+            + (" (squeeze the column)" if k.shape == (*batch, 1) else "")
+        )
+    if not torch.compiler.is_compiling():
+        check_kappa(k, name)
+    return k
+
+
+def _one_each(kappa: torch.Size, batch: torch.Size) -> bool:
+    if prod(batch) == 1 and len(kappa) <= max(1, len(batch)):
+        return True
+    padded = (1,) * (len(batch) - len(kappa)) + tuple(kappa)
+    return len(padded) == len(batch) and all(k in (1, n) for k, n in zip(padded, batch))
 
 
 def cosine_score(mu_a: Float[Array, "*#batch d"], mu_b: Float[Array, "*#batch d"]) -> Float[Array, "*batch"]:
@@ -87,11 +164,13 @@ def mutual_likelihood_score(
 
 
 def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, radius: float) -> Tensor:
-    """`mutual_likelihood_score` in float64, for float64 cosines at hand."""
-    a, b = kappa_a.double(), kappa_b.double()
-    product = 2 * a * b
-    p = ((a - b).square() + product * (1 + cos)).clamp_min(_TINY).sqrt()
-    apart = product * (1 - cos) / (a + b + p)
+    """`mutual_likelihood_score` in float64, for float64 cosines at hand: equation 13 as it stands.
+
+    Its other forms sum the same terms in another order: `spherecf.scoring.matrix` in float32 with c as one
+    polynomial, the bounds of the gallery's search, and the loss of PFE-v, for pairs of a batch.
+    """
+    a, b = kappa_a.double(), kappa_b.double()  # (...)
+    p, _, apart = product_concentration(a, b, 1 + cos, 1 - cos)
     return (
         log_normalizer_scaled(a, dim)
         + log_normalizer_scaled(b, dim)
@@ -102,7 +181,8 @@ def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, rad
 
 
 def _cosine(mu_a: Tensor, mu_b: Tensor) -> Tensor:
-    cos: Tensor = (mu_a.double() * mu_b.double()).sum(-1).clamp(-1, 1)
+    # Directions are rounded: without the clamp 1 - cos of two equal ones may be negative.
+    cos: Tensor = (mu_a.double() * mu_b.double()).sum(-1).clamp(-1, 1)  # (..., dim) to (...)
     return cos
 
 
@@ -147,8 +227,10 @@ def gaussian_score(
         _precisions(log_precision_a, a, "log_precision_a"),
         _precisions(log_precision_b, b, "log_precision_b"),
     )
+    # log (v_a + v_b) from logarithms: a variance may overflow. (..., dim), or (..., 1) if isotropic.
     log_sum = torch.logaddexp(*(-word.double() for word in words))
-    apart = (a.double() - b.double()).square() * torch.exp(-log_sum)
+    apart = (a.double() - b.double()).square() * torch.exp(-log_sum)  # (..., dim)
+    # An isotropic variance stands for dim equal ones.
     score = -0.5 * (apart.sum(-1) + log_sum.sum(-1) * (a.shape[-1] / log_sum.shape[-1]))
     return like(
         score.to(torch.promote_types(a.dtype, torch.float32)), mu_a, log_precision_a, mu_b, log_precision_b

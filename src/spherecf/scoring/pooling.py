@@ -10,9 +10,50 @@ from torch import Tensor
 
 from spherecf.common.arrays import Array, as_tensor, like
 from spherecf.errors import InputError
-from spherecf.scoring.checks import concentrations, directions
+from spherecf.scoring.pairs import concentrations, directions
 
 _CANCELLED = 1e-6  # |sum| over sum of lengths below this is rounding noise, not a direction
+
+
+def natural_parameter(
+    mu: Float[Array, "*batch d"], kappa: Float[Array, "*batch"]
+) -> Float[Array, "*batch d"]:
+    """eta = kappa mu of each image: the summands of a template (equation 14).
+
+    The product of the images' densities has the sum of their eta, so a template's kappa is its length and its
+    direction is the template's. `pool` sums by groups, `pool_templates` millions of images, from a file.
+
+    Args:
+        mu: (..., dim) directions: tensors, or NumPy arrays.
+        kappa: (...) concentrations.
+
+    Example:
+        >>> import numpy as np
+        >>> natural_parameter(np.eye(2), np.array([3.0, 4.0])).sum(0).tolist()  # of length 5
+        [3.0, 4.0]
+    """
+    eta: Array = kappa[..., None] * mu
+    return eta
+
+
+def check_sums(what: str, ids: Any, length: Any, weight: Any) -> None:
+    """Refuse groups without a direction.
+
+    Args:
+        what: what messages call them, in the plural.
+        ids, length, weight: (groups,) tensors or arrays: their names, the lengths of their sums of weighted
+            directions, and their sums of weights.
+
+    Raises:
+        InputError: a length that is rounding noise beside its weight; the first group is named.
+    """
+    bad = ~(length > _CANCELLED * weight)
+    if bool(bad.any()):
+        why = "all its weights are 0" if float(weight[bad][0]) == 0 else "its directions cancel"
+        raise InputError(
+            f"{int(bad.sum())} of {len(ids)} {what} have no direction, first {what[:-1]} "
+            f"{int(ids[bad][0])}: {why}; leave it out, or pool it with other images"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,28 +110,22 @@ def pool(
     (each,) = directions(2, mu=mu)
     weight = concentrations(kappa, each, "kappa", exact=True)
     found, slot = torch.unique(_integers(groups, each, "groups"), return_inverse=True)
-    eta = weight[:, None] * each
+    eta = natural_parameter(each, weight)  # (n, dim)
     if media is not None:
         frames = _integers(media, each, "media")
         pairs, medium = torch.unique(torch.stack([slot, frames], 1), dim=0, return_inverse=True)
         count = torch.bincount(medium, minlength=len(pairs)).to(eta.dtype)
         slot = pairs[:, 0]
+        # (media, dim): the mean over the frames of a video counts as one image.
         eta = _sum(eta, medium, len(pairs)) / count[:, None]
         weight = _sum(weight, medium, len(pairs)) / count
-    eta, weight = _sum(eta, slot, len(found)), _sum(weight, slot, len(found))
+    eta, weight = _sum(eta, slot, len(found)), _sum(weight, slot, len(found))  # (groups, dim), (groups,)
     if ids is not None:
         wanted = as_tensor(ids, "ids", each.device, kinds="i").long()
         chosen = _choose(found, wanted)
         found, eta, weight = wanted, eta[chosen], weight[chosen]
     pooled = eta.norm(dim=1)
-    bad = ~(pooled > _CANCELLED * weight)
-    if bool(bad.any()):
-        first = int(found[bad][0])
-        why = "all its kappas are 0" if float(weight[bad][0]) == 0 else "its directions cancel"
-        raise InputError(
-            f"{int(bad.sum())} of {len(found)} groups have no direction, first group {first}: {why}; "
-            "leave it out, or pool it with other images"
-        )
+    check_sums("groups", found, pooled, weight)
     given = [values for values in (mu, kappa, groups, media, ids) if values is not None]
     return Pooled(*(like(column, *given) for column in (eta / pooled[:, None], pooled, found)))
 

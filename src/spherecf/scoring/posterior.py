@@ -155,12 +155,13 @@ class _Scores:
             self.probes = k, log_normalizer_scaled(k, dim) - normalizer_form(dim).constant - self.log_uniform
 
     def __call__(self, rows: slice, cosines: Array) -> Array:
-        scores = cosines.astype(np.float64)
+        scores = cosines.astype(np.float64)  # (rows, k)
         if self.probes is None:
             scores *= float(self.kappa[0])
             scores += self.offset
         else:
-            tall, tall_offset = (column[rows, None] for column in self.probes)
+            # Equation 13 of a probe and an identity; the constants went into the probes' offsets.
+            tall, tall_offset = (column[rows, None] for column in self.probes)  # (rows, 1)
             wide = self.kappa[:1].expand(1, scores.shape[1])
             eager_kernel(self.dim)(
                 torch.from_numpy(scores), tall, wide, tall_offset, log_normalizer_scaled(wide, self.dim)
@@ -170,10 +171,11 @@ class _Scores:
 
 def _reduce(cosines: Array, logits: Array, unknown: float, prior: float) -> dict[str, Array]:
     """Everything of `OpenSetPosterior` from one tile of log(prior * density) relative to the uniform one."""
-    each = np.arange(len(logits))
+    each = np.arange(len(logits))  # (rows,), as everything below but logits and cosines (rows, k)
     best = cosines.argmax(1)
     top, best_cosine = logits[each, best], cosines[each, best]
     second_cosine, others, spread = _without(cosines, logits, each, best)
+    # Sums of logarithms throughout: 1 - P_0 is wanted where P_0 rounds to 1, and the other way round.
     known = np.logaddexp(top, others)
     rest = np.logaddexp(others, unknown)
     total = np.logaddexp(known, unknown)
@@ -199,11 +201,11 @@ def _without(cosines: Array, logits: Array, each: Array, best: Array) -> tuple[A
     if logits.shape[1] == 1:
         none = np.full(len(logits), -np.inf)
         return none, none, np.zeros(len(logits))
-    cosines = cosines.copy()
+    cosines = cosines.copy()  # the caller's, of a tile
     cosines[each, best] = -np.inf
     second = cosines.argmax(1)
     peak = logits[each, second]
-    logits -= peak[:, None]
+    logits -= peak[:, None]  # the largest of the others becomes 0, so that exp cannot overflow
     logits[each, best] = 0.0
     weights = np.exp(logits)
     weights[each, best] = 0.0

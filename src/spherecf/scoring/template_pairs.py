@@ -224,12 +224,13 @@ def _mutual_likelihood(
     def turn(start: int) -> Array:
         block = slice(start, start + _PAIRS)
         i, j = a[block], b[block]
-        near = np.flatnonzero(cos[block] > 0.5)
+        near = np.flatnonzero(cos[block] > 0.5)  # looked at before the kernel overwrites the cosines
         k, m = kappa_a[i[near]], kappa_b[j[near]]
         kernel(*map(torch.from_numpy, (cos[block], kappa_a[i], kappa_b[j], offset_a[i], offset_b[j])))
         sharp: Array = start + near[k * m > _SHARP * (k + m)]
         return sharp
 
+    # Few pairs, very sure and very alike: theirs are computed anew, from a cosine in float64.
     every = np.concatenate(list(spread(turn, range(0, cos.size, _PAIRS), threads)))
     for start in range(0, every.size, _SHARP_PAIRS):
         at = every[start : start + _SHARP_PAIRS]

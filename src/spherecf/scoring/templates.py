@@ -23,6 +23,7 @@ from spherecf.common.arrays import (
     check_kappa,
 )
 from spherecf.errors import InputError
+from spherecf.scoring.pooling import check_sums
 
 Array = NDArray[Any]
 
@@ -145,6 +146,7 @@ def _finder(ids: Array, lookups: int) -> Callable[[Array], tuple[Array, Array]]:
             return place, known
 
         return search
+    # One read per id instead of a bisection: 15 million pairs name 30 million templates.
     table = np.full(high - low + 3, -1, np.int32)  # one more at each end, for what lies beyond
     table[ids - low + 1] = np.arange(ids.size)
 
@@ -156,7 +158,6 @@ def _finder(ids: Array, lookups: int) -> Callable[[Array], tuple[Array, Array]]:
 
 
 _BLOCK = 1 << 14  # images read before the pages of a mapped file are let go
-_CANCELLED = 1e-6  # |sum| over sum of lengths below this is rounding noise, not a direction
 
 
 def pool_templates(
@@ -221,10 +222,11 @@ def pool_templates(
     images = _tensor(mu)
     for here, block in entries.blocks():
         row, starts, share = entries.rows[block], entries.starts[here] - block.start, entries.share[block]
+        # `natural_parameter`s summed without a table of them: weighted rows, straight into (templates, dim).
         if log_precision is None or precision is None:
             direction[here] = _bags(images, row, starts, share * entries.weights[block])
         else:
-            each = np.exp(np.asarray(log_precision[row], np.float32))
+            each = np.exp(np.asarray(log_precision[row], np.float32))  # (entries, dim or 1)
             precision[here] = _bags(each, None, starts, share)
             direction[here] = _bags(each * mu[row], None, starts, share) / precision[here]
         length[here] = np.linalg.norm(direction[here], axis=1)
@@ -340,7 +342,7 @@ def _entries(images: int, kappa: Any, templates: Any, media: Any, rows: Any, wei
     if len(set(sizes.values())) > 1:
         counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
         raise InputError(f"entries: expected equally many, got {counts}")
-    order = np.lexsort((row, medium, owner))
+    order = np.lexsort((row, medium, owner))  # (m,); the order of all sums, whatever that of the entries
     owner, medium, row = owner[order], medium[order], row[order]
     k, w = k[row], k[row] if weights is None else w[order]
     new_owner, new_medium = np.ones((2, owner.size), bool)
@@ -374,12 +376,4 @@ def _check_lengths(entries: _Entries, length: Array, weight: Array | float) -> N
             f"{broken.size} of {length.size} templates have no sum, first template "
             f"{entries.ids[broken[0]]}: the weights or precisions are beyond float32"
         )
-    none = np.flatnonzero(~(length > _CANCELLED * weight))
-    if none.size:
-        zero = not np.broadcast_to(weight, length.shape)[none[0]]
-        raise InputError(
-            f"{none.size} of {length.size} templates have no direction, first template "
-            f"{entries.ids[none[0]]}: "
-            f"{'all its weights are 0' if zero else 'its directions cancel'}; "
-            "leave it out of the protocol, or pool it with other images"
-        )
+    check_sums("templates", entries.ids, length, np.broadcast_to(weight, length.shape))

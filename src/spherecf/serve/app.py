@@ -14,10 +14,9 @@ from starlette.responses import Response
 from spherecf.common.version import __version__
 from spherecf.errors import InputError, StorageError
 from spherecf.serve.access import Access, Limits
-from spherecf.serve.api_page import docs_page
 from spherecf.serve.guard import Guard, install
 from spherecf.serve.routes import gallery_routes, open_routes, photo_routes
-from spherecf.serve.worker import Assessor, Desk
+from spherecf.serve.worker import Assessor, Worker
 
 FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -79,6 +78,16 @@ _ABOUT = (
     "Photos are processed in memory and not stored."
 )
 
+# FastAPI's own pages for /docs fetch their scripts from elsewhere.
+_DOCS = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>SphereCF: API</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="/style.css"></head>
+<body><main><h1>API</h1><p>The OpenAPI description of every address is at <a href="{OPENAPI}">{OPENAPI}</a>.
+All but <code>/api/health</code> need the header <code>Authorization: Bearer TOKEN</code>.</p>
+<p>spherecf {__version__}. <a href="/">To the photos</a></p></main></body></html>
+"""
+
 
 def make_app(
     assessor: Assessor, gallery: Any, *, token: str, hosts: tuple[str, ...], limits: Limits
@@ -88,7 +97,7 @@ def make_app(
         raise InputError(
             "the service needs a calibrated model; calibrate it with `spherecf evaluate calibration --save`"
         )
-    desk = Desk(assessor, gallery, limits)
+    desk = Worker(assessor, gallery, limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -102,7 +111,7 @@ def make_app(
         description=_ABOUT,
         lifespan=lifespan,
         openapi_url=OPENAPI,
-        docs_url=None,  # these two load scripts from other sites
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
@@ -114,7 +123,7 @@ def make_app(
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi()))
+        return HTMLResponse(_DOCS)
 
     install(app)
     app.add_middleware(Guard, access=Access(token, hosts), limits=limits, open_paths=OPEN)

@@ -37,7 +37,7 @@ from spherecf.serve.schemas import (
     form_body,
 )
 from spherecf.serve.upload import Form, read_form
-from spherecf.serve.worker import Desk
+from spherecf.serve.worker import Worker
 
 FieldsT = TypeVar("FieldsT", bound=Fields)
 open_routes = APIRouter(prefix="/api", tags=["service"])
@@ -45,13 +45,13 @@ BEARER = Depends(HTTPBearer(auto_error=False))  # for the documentation only; th
 photo_routes = APIRouter(prefix="/api", responses=ERRORS, dependencies=[BEARER])
 
 
-def desk_of(request: Request) -> Desk:
+def desk_of(request: Request) -> Worker:
     """The application's desk, for the handlers."""
-    desk: Desk = request.app.state.desk
+    desk: Worker = request.app.state.desk
     return desk
 
 
-AtDesk = Annotated[Desk, Depends(desk_of)]
+AtDesk = Annotated[Worker, Depends(desk_of)]
 
 
 def parse(kind: type[FieldsT], form: Form) -> FieldsT:
@@ -167,14 +167,14 @@ gallery_routes = APIRouter(
 )
 
 
-def gallery_of(desk: AtDesk) -> Desk:
+def gallery_of(desk: AtDesk) -> Worker:
     """The worker, if it has a gallery."""
     if desk.gallery is None:
         raise HTTPException(409, "This service has no gallery; start it with --gallery PATH.")
     return desk
 
 
-AtGallery = Annotated[Desk, Depends(gallery_of)]
+AtGallery = Annotated[Worker, Depends(gallery_of)]
 
 
 def checked_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the work is done: one thread looks at photos, a batch at a time, another asks the gallery."""
+"""The threads that work: one assesses photos in batches, another queries the gallery."""
 
 import asyncio
 import queue
@@ -10,10 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from fastapi import HTTPException
 
+from spherecf.common.progress import isolate_failures
 from spherecf.serve.access import Limits
 from spherecf.serve.upload import Upload
 
-_BATCH = 32  # photos that wait are looked at together, as far as this
+_MAX_BATCH = 32  # waiting photos are assessed together up to this number
 
 
 @runtime_checkable
@@ -33,28 +34,28 @@ class _Job:
     done: "Future[list[Any]]" = field(default_factory=Future)
 
 
-class Desk:
-    """Photos and gallery behind two threads, so that the event loop is never held up.
+class Worker:
+    """Photos and gallery behind two threads, so that the event loop is never blocked.
 
-    The recogniser is used by one thread only. Photos that arrived while it was busy are one batch for it,
-    from however many callers. A caller who gave up is skipped.
+    The recogniser is used by one thread only. Photos that arrive while it is busy form its next batch,
+    whichever requests they belong to. A cancelled request is skipped.
     """
 
     def __init__(self, assessor: Assessor, gallery: Any, limits: Limits) -> None:
         self.assessor, self.gallery, self.limits = assessor, gallery, limits
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._clerk = ThreadPoolExecutor(1, "gallery")
+        self._gallery_executor = ThreadPoolExecutor(1, "gallery")
         self._thread = threading.Thread(target=self._work, name="photos", daemon=True)
 
     def start(self) -> None:
-        """Begin to work; once."""
+        """Start the thread of the photos; once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish what has begun, then end both threads."""
+        """Finish the requests that have begun, then end both threads."""
         self._jobs.put(None)
         self._thread.join()
-        self._clerk.shutdown()
+        self._gallery_executor.shutdown()
 
     async def assess(self, photos: Sequence[Upload]) -> list[Any]:
         """An `AssessedPhoto` for each.
@@ -64,17 +65,17 @@ class Desk:
         """
         job = _Job(photos)
         self._jobs.put(job)
-        found: list[Any] = await self._in_time(asyncio.wrap_future(job.done))
-        return found
+        assessed: list[Any] = await self._in_time(asyncio.wrap_future(job.done))
+        return assessed
 
     async def ask(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """What a function of the gallery answers; one question at a time.
+        """Result of a function of the gallery; one call at a time.
 
         Raises:
             HTTPException: 503, it took too long.
         """
-        asked = self._clerk.submit(work, *arguments, **options)
-        return await self._in_time(asyncio.wrap_future(asked))
+        answer = self._gallery_executor.submit(work, *arguments, **options)
+        return await self._in_time(asyncio.wrap_future(answer))
 
     async def _in_time(self, answer: "asyncio.Future[Any]") -> Any:
         try:
@@ -86,29 +87,27 @@ class Desk:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             batch = [job]
-            while sum(len(one.photos) for one in batch) < _BATCH:
+            while sum(len(waiting.photos) for waiting in batch) < _MAX_BATCH:
                 try:
                     more = self._jobs.get_nowait()
                 except queue.Empty:
                     break
-                if more is None:
+                if more is None:  # the end: to be seen again after this batch
                     self._jobs.put(None)
                     break
                 batch.append(more)
-            self._assess([one for one in batch if one.done.set_running_or_notify_cancel()])
+            self._assess([job for job in batch if job.done.set_running_or_notify_cancel()])
 
     def _assess(self, jobs: list[_Job]) -> None:
-        if not jobs:
-            return
-        try:
-            found = self.assessor.stream((photo.name, photo.content) for job in jobs for photo in job.photos)
-            answers = list(found)
-        except Exception as error:
-            if len(jobs) == 1:
-                jobs[0].done.set_exception(error)
-            for job in jobs if len(jobs) > 1 else []:  # whoever caused it shall not fail the others
-                self._assess([job])
-            return
-        for job in jobs:
-            job.done.set_result(answers[: len(job.photos)])
-            del answers[: len(job.photos)]
+        # A failing request is found by retrying each alone: it must not fail those it was batched with.
+        for which, answers in isolate_failures(self._stream, jobs, Exception) if jobs else ():
+            for job in jobs[which]:
+                if isinstance(answers, Exception):
+                    job.done.set_exception(answers)
+                else:
+                    job.done.set_result(answers[: len(job.photos)])
+                    del answers[: len(job.photos)]
+
+    def _stream(self, jobs: list[_Job]) -> list[Any]:
+        photos = ((photo.name, photo.content) for job in jobs for photo in job.photos)
+        return list(self.assessor.stream(photos))

@@ -1,4 +1,4 @@
-"""`train_backbone`: images of known people in, a recogniser and its prototypes out. Stage 1."""
+"""`train_backbone`: stage 1, from images of known people to a recogniser and its prototypes."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -26,13 +26,13 @@ from spherecf.models import (
     save_backbone,
     save_prototypes,
 )
-from spherecf.training.checkpoint import identity_of, load_divided
+from spherecf.training.checkpoint import identity_of, load_sharded
 from spherecf.training.classifier import ShardedClassifier
 from spherecf.training.config import BackboneConfig, MarginSettings
 from spherecf.training.distributed import Ranks
 from spherecf.training.loop import Forward, Loss, Part, Rows, Run, run_training
 from spherecf.training.optim import make_optimizer
-from spherecf.training.sampling import People, Shown, shuffled_batches
+from spherecf.training.sampling import TrainingIdentities, ViewedImages, shuffled_batches
 
 BACKBONE_FILE, PROTOTYPE_FILE = "backbone.safetensors", "prototypes.safetensors"
 
@@ -46,8 +46,8 @@ class TrainedBackbone:
     Attributes:
         network: in evaluation mode.
         preprocessing: of its input.
-        history: facts by epoch: ``train_loss``, ``train_cosine``, ``lr``, and what ``validate`` said.
-        record: config, data, counts, what was skipped and why, versions.
+        history: metrics by epoch: ``train_loss``, ``train_cosine``, ``lr``, and those of ``validate``.
+        record: config, data, counts, skipped images with reasons, versions.
         path, prototypes: the files, ``backbone.safetensors`` and ``prototypes.safetensors``.
     """
 
@@ -70,35 +70,39 @@ def train_backbone(
 ) -> TrainedBackbone:
     """Train a recogniser by margin softmax: stage 1 of the sphere confidence face.
 
-    Started by ``torchrun``, several processes (`join_ranks`) train one network: batches and prototypes are
-    divided, the losses are those of one process. Interrupted, the same call, with any number of ranks, goes
-    on inside the epoch where it stopped.
+    Several processes started by ``torchrun`` (`join_ranks`) train one network: batches and prototypes are
+    sharded, the losses are those of one process. After an interruption the same call, with any number of
+    ranks, resumes inside the epoch where it stopped.
 
     Args:
         source: aligned crops of known people, of the network's input size.
         folder: gets the two files, ``history.jsonl`` and checkpoints; all ranks must see it.
         config: settings, by default those of `BackboneConfig`.
-        ranks: from `join_ranks`; alone by default.
-        validate: called after each epoch with a frozen copy of the network, on rank 0; its numbers go into
-            the history.
+        ranks: from `join_ranks`; a single process by default.
+        validate: called on rank 0 after each epoch, with a frozen copy of the network; gives metrics for the
+            history.
         tensorboard: also write event files.
 
     Returns:
-        The network after the last epoch; the prototypes lie in their file, with the identities' names.
+        The network after the last epoch. Its prototypes are in their file, with the names of the identities.
 
     Raises:
-        InputError: no identities to tell apart.
-        StorageError: the disk is full; the last checkpoint is whole.
+        InputError: fewer than two identities to classify.
+        StorageError: the disk is full; the last checkpoint is intact.
         SpherecfError: the loss is not finite; the keys of the batch are saved.
     """
     config, ranks, folder = config or BackboneConfig(), ranks or Ranks(), Path(folder)
-    people = People.of(source, config.fit.least)
-    task = _BackboneTask(source, people, config, ranks, validate)
+    identities = TrainingIdentities.of(source, config.fit.min_images)
+    task = _BackboneTask(source, identities, config, ranks, validate)
+    settings = config.to_dict()
+    del settings["engine"]  # how it is computed: a run may go on with another
+    # Checkpoints of runs that began when this setting was named `least` are still resumed.
+    settings["fit"]["least"] = settings["fit"].pop("min_images")
     facts = {
         "data": source.fingerprint(),
-        "identities": len(people.names),
+        "identities": len(identities.names),
         "start": sha256_file(config.network.start) if config.network.start else "",
-        "config": {k: v for k, v in config.to_dict().items() if k != "engine"},
+        "config": settings,
     }
     run = Run(
         config.fit.epochs, config.seed, config.optimizer, config.schedule, config.engine,
@@ -111,9 +115,9 @@ def train_backbone(
             "source": source.name,
             "fingerprint": facts["data"],
             "images": len(source),
-            "used": len(people.rows) - len(outcome.skipped),
-            "identities": len(people.names),
-            "left_out": people.left_out,
+            "used": len(identities.rows) - len(outcome.skipped),
+            "identities": len(identities.names),
+            "left_out": identities.left_out,
             "skipped": outcome.skipped,
         },
         "ranks": ranks.size,
@@ -131,26 +135,26 @@ def train_backbone(
 
     def save() -> None:
         save_backbone(result.path, task.network, task.preprocessing, record)
-        # The ranks' parts lie in the last checkpoint: no GPU need hold them all.
-        prototypes = load_divided(folder, run.identity, "weight")
-        save_prototypes(result.prototypes, prototypes, people.names)
+        # From the shards of the last checkpoint: all prototypes together may not fit on a GPU.
+        prototypes = load_sharded(folder, run.identity, "weight")
+        save_prototypes(result.prototypes, prototypes, identities.names)
 
-    ranks.lead(save, "saving the backbone")
+    ranks.run_on_main(save, "saving the backbone")
     return result
 
 
 class _BackboneTask:
-    """Images through the network to a sharded margin softmax."""
+    """Images through the network to the sharded margin softmax."""
 
     def __init__(
         self,
         source: ImageSource,
-        people: People,
+        identities: TrainingIdentities,
         config: BackboneConfig,
         ranks: Ranks,
         validate: Validate | None,
     ) -> None:
-        self._source, self._people, self._config, self._ranks = source, people, config, ranks
+        self._source, self._identities, self._config, self._ranks = source, identities, config, ranks
         self._validate = validate
         settings = config.network
         with torch.random.fork_rng(devices=[]):
@@ -165,51 +169,56 @@ class _BackboneTask:
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
         margin = config.margin
         self.classifier = ShardedClassifier(
-            len(people.names), settings.dim, _margin(margin, len(people.names)), ranks,
+            len(identities.names), settings.dim, _margin(margin, len(identities.names)), ranks,
             config.optimizer, margin.sample_rate, config.seed,
         )  # fmt: skip
-        self._labels = torch.from_numpy(people.classes)
-        self._chosen: Tensor | None = None
-        self._cosine = [0.0, 0]
+        self._classes = torch.from_numpy(identities.classes)  # (len(source),)
+        self._sampled: Tensor | None = None  # rows of this step's prototypes, None for all
+        self._cosine = [0.0, 0]  # sum and number of steps of the current epoch
 
     def batches(self, epoch: int) -> list[Rows]:
         fit = self._config.fit
-        return shuffled_batches(self._people.rows, fit.batch_size, self._config.seed, epoch, drop_last=True)
+        return shuffled_batches(
+            self._identities.rows, fit.batch_size, self._config.seed, epoch, drop_last=True
+        )
 
     def cut(self, batch: Rows, parts: int) -> list[Rows]:
         return np.array_split(batch, parts)
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        shown = Shown(self._source, len(self._source), self._views(epoch))
+        viewed = ViewedImages(self._source, len(self._source), self._views(epoch))
         workers = self._config.engine.workers or None
-        with closing(load_batches(shown, parts, size=self.preprocessing.size, workers=workers)) as loaded:
+        with closing(load_batches(viewed, parts, size=self.preprocessing.size, workers=workers)) as loaded:
             for batch in loaded:
                 skipped = {item.key: item.reason for item in batch.skipped}
                 yield Part(batch.rows, torch.from_numpy(batch.images), skipped)
 
     def _views(self, epoch: int) -> Callable[[int], tuple[int, View]]:
-        """How each image is shown in this epoch: a function of seed, epoch and image."""
+        """The view of each image in this epoch: a function of seed, epoch and image."""
         settings, seed = self._config.augment, self._config.seed
+        # For all images at once: a draw depends neither on the ranks nor on the order of the batches.
         draw = np.random.default_rng([seed, epoch, 1]).random((2, len(self._source)), dtype=np.float32)
         degrade = Degradation(settings.recipe, seed * 1000 + epoch)
 
-        def choose(row: int) -> tuple[int, View]:
+        def view_of(row: int) -> tuple[int, View]:
             degraded = degrade if draw[1, row] < settings.degraded else None
             return row, View(degraded, bool(settings.flip and draw[0, row] < 0.5))
 
-        return choose
+        return view_of
 
     def begin(self, rows: Rows, step: int) -> None:
-        self._chosen = self.classifier.begin(self._labels[rows], step)
+        self._sampled = self.classifier.begin(self._classes[rows], step)
 
     def loss(self, forward: Forward, part: Part) -> Loss:
         device = self._ranks.device
-        images = part.data.to(device, non_blocking=True)
-        labels = self._labels[part.rows].to(device)
-        if not len(images):  # all of this rank's images are broken: it must still take part
+        images = part.data.to(device, non_blocking=True)  # (n_r, height, width, 3) uint8
+        labels = self._classes[part.rows].to(device)  # (n_r,)
+        # A rank without a readable image must still take part in the collectives of forward and backward.
+        # Two black images, since batch normalisation cannot take one; their embeddings are dropped.
+        if not len(images):
             images = torch.zeros(2, *self.preprocessing.size, 3, dtype=torch.uint8, device=device)
-        embedding = forward(self.preprocessing(images))[0][: len(labels)]
-        loss = self.classifier.loss(embedding, labels, self._chosen)
+        embedding = forward(self.preprocessing(images))[0][: len(labels)]  # (n_r, dim)
+        loss = self.classifier.loss(embedding, labels, self._sampled)
         if math.isfinite(cosine := float(loss.cosine)):
             self._cosine = [self._cosine[0] + cosine, self._cosine[1] + 1]
         return Loss(loss.backward, loss.value)
@@ -218,16 +227,17 @@ class _BackboneTask:
         return [self._source.keys[row] for row in rows.tolist()]
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        facts = {"train_cosine": self._cosine[0] / max(1, self._cosine[1])}
+        metrics = {"train_cosine": self._cosine[0] / max(1, self._cosine[1])}
         self._cosine = [0.0, 0]
         if self._validate is not None:
-            found: dict[str, float] = {}
-            if self._ranks.leads:
-                found = {name: float(value) for name, value in self._validate(self._frozen()).items()}
-            facts |= self._ranks.tell(found)
-        return facts
+            validation: dict[str, float] = {}
+            if self._ranks.is_main:
+                validation = {name: float(value) for name, value in self._validate(self._frozen()).items()}
+            metrics |= self._ranks.broadcast_object(validation)
+        return metrics
 
     def _frozen(self) -> FrozenBackbone:
+        # A copy: freezing turns off gradients, and a validation must not change the network in training.
         copy = deepcopy(self.network)
         return FrozenBackbone.from_module(copy, self.preprocessing, device=str(self._ranks.device))
 
@@ -239,18 +249,19 @@ class _BackboneTask:
 
 
 def _start_from(network: Network, path: str) -> None:
-    found = load_backbone(path, network.name)
-    if (found.dim, found.size, found.width) != (network.dim, network.size, network.width):
+    start = load_backbone(path, network.name)
+    if (start.dim, start.size, start.width) != (network.dim, network.size, network.width):
         raise InputError(
-            f"network.start: {path} holds {found.name} of dim {found.dim}, size {found.size} and width "
-            f"{found.width:g}, the recipe asks for {network.dim}, {network.size} and {network.width:g}"
+            f"network.start: {path} holds {start.name} of dim {start.dim}, size {start.size} and width "
+            f"{start.width:g}, the recipe asks for {network.dim}, {network.size} and {network.width:g}"
         )
-    network.load_state_dict(found.state_dict())
+    network.load_state_dict(start.state_dict())
 
 
 def _margin(settings: MarginSettings, identities: int) -> Margin:
     options = dict(settings.options)
-    if settings.kind == "sphereface2":  # its bias starts where every identity is as likely as any other
+    if settings.kind == "sphereface2":
+        # Its bias depends on the number of identities: with the default the first loss would be huge.
         known = {name: options[name] for name in ("scale", "margin", "balance", "t") if name in options}
         options.setdefault("start", sphereface2_bias(identities, **known))
     return make_margin(settings.kind, **options)

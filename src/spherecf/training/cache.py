@@ -1,8 +1,7 @@
-"""The feature cache: what a head needs of every view of every training image, made once, on disk."""
+"""The feature cache: the input of a head for every view of every training image, computed once, on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from spherecf.extract import (
 from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone
 from spherecf.training.distributed import Ranks
 
-_CHUNKS = 256  # pieces a rank takes in turn: what one did stays done when another number of ranks goes on
+_PIECES = 256  # of a pass, dealt to the ranks in turn: finished ones remain if the number of ranks changes
 
 
-def run_together(
+def run_backbone_on_all(
     ranks: Ranks,
     backbone: FrozenBackbone,
     source: ImageSource,
@@ -43,56 +42,48 @@ def run_together(
     batch_size: int = 32,
     description: str = "features",
 ) -> RowStore:
-    """`spherecf.extract.run_backbone` by several ranks, which write their rows into the same files.
+    """`spherecf.extract.run_backbone` on several ranks, which write their rows into the same files.
 
-    Resumable like it, also with another number of ranks.
+    It is resumable too, also with another number of ranks.
 
     Raises:
         StorageError: not enough disk space.
         RankError: another rank failed.
         InputError: no images, or none that could be used.
     """
+    # A pass that several ranks have begun is in pieces, which a single process goes on with too.
     if ranks.size == 1 and not any(folder.glob("rows-*-*.json")):
         return run_backbone(
             backbone, source, views, recorder, folder, batch_size=batch_size, description=description
         )
-    ranks.lead(lambda: open_store(backbone, source, views, recorder, folder), description)
-    whole = open_store(backbone, source, views, recorder, folder)
-    if not whole.complete:
-        fill = partial(_fill, ranks, whole, backbone, source, views, recorder, batch_size, description)
-        ranks.together(fill, description)
-        parts = [whole.part(start, stop) for start, stop in _pieces(whole.rows, len(views))]
-        ranks.lead(lambda: whole.join(parts), description)
-        whole = open_store(backbone, source, views, recorder, folder)
-    ranks.lead(lambda: check_usable(whole, source), description)
-    return whole
+    # Rank 0 reserves the space first: ranks that create the same files at once would destroy each other's.
+    ranks.run_on_main(lambda: open_store(backbone, source, views, recorder, folder), description)
+    store, each = open_store(backbone, source, views, recorder, folder), len(views)
 
+    def fill() -> None:
+        own = _pieces(store.rows, each)[ranks.rank :: ranks.size]
+        parts = [(store.part(a, b), range(a // each, b // each)) for a, b in own]
+        done = sum(part.done for part, _ in parts)
+        with progress(description, sum(part.rows for part, _ in parts), done) as advance:
+            for part, images in parts:
+                if not part.complete:
+                    fill_store(part, backbone, source.subset(images), views, recorder, batch_size, advance)
 
-def _fill(
-    ranks: Ranks,
-    whole: RowStore,
-    backbone: FrozenBackbone,
-    source: ImageSource,
-    views: Sequence[View],
-    recorder: Recorder,
-    batch_size: int,
-    description: str,
-) -> None:
-    mine = _pieces(whole.rows, len(views))[ranks.rank :: ranks.size]
-    views_each = len(views)
-    parts = [(whole.part(a, b), range(a // views_each, b // views_each)) for a, b in mine]
-    done = sum(part.done for part, _ in parts)
-    with progress(description, sum(part.rows for part, _ in parts), done) as advance:
-        for part, images in parts:
-            if not part.complete:
-                chunk = source.subset(images)
-                fill_store(part, backbone, chunk, views, recorder, batch_size, advance)
+    def join() -> None:
+        store.join([store.part(start, stop) for start, stop in _pieces(store.rows, each)])
+
+    if not store.complete:
+        ranks.run_on_all(fill, description)
+        ranks.run_on_main(join, description)
+        store = open_store(backbone, source, views, recorder, folder)
+    ranks.run_on_main(lambda: check_usable(store, source), description)
+    return store
 
 
 def _pieces(rows: int, views: int) -> list[tuple[int, int]]:
     """Ranges of rows of whole images, the same for any number of ranks."""
     images = rows // views
-    step = max(1, -(-images // _CHUNKS)) * views
+    step = max(1, -(-images // _PIECES)) * views
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
@@ -101,12 +92,12 @@ _CHUNK = 4096
 
 @dataclass(frozen=True, eq=False)
 class FeatureCache:
-    """A finished pass. Rows go image by image, and for each image view by view; view 0 is the clean one.
+    """A finished pass. Row ``i * len(views) + v`` is view v of image i; view 0 is the clean one.
 
     Attributes:
         store: the rows on disk.
         source: the images.
-        views: how each image was shown.
+        views: of each image.
     """
 
     store: RowStore
@@ -118,13 +109,13 @@ class FeatureCache:
 
     @property
     def summary_shape(self) -> tuple[int, ...]:
-        """Of one row."""
+        """Shape of one row's summary."""
         return tuple(self.store.arrays["summary"].shape[1:])
 
     def summaries(self, rows: NDArray[np.int64]) -> Float[Tensor, "n ..."]:
-        """What the head needs of these rows (n, *head.summary_shape), float32."""
+        """The head's input for these rows (n, *head.summary_shape), float32."""
         stored = torch.from_numpy(self.store.arrays["summary"][rows])
-        # NumPy has no bfloat16: the numbers are kept as integers of the same bits.
+        # NumPy has no bfloat16: the numbers are stored as integers of the same bits.
         return (stored.view(torch.bfloat16) if stored.dtype == torch.int16 else stored).float()
 
     @property
@@ -134,7 +125,7 @@ class FeatureCache:
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """(rows,) False where the image could not be used."""
+        """(rows,) False if the image could not be used."""
         return self.store.arrays["valid"]
 
     @property
@@ -144,28 +135,29 @@ class FeatureCache:
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Key of every image that could not be used, and why."""
+        """Reason by key of every image that could not be used."""
         return dict(self.store.notes["skipped"])
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
-        """The images these rows show."""
+        """Keys of the images of these rows."""
         return [self.source.keys[row // len(self.views)] for row in rows]
 
     def log_kappa(self, head: ConfidenceHead) -> NDArray[np.float32]:
-        """(rows,) one number per row, as `ConfidenceHead.to_log_kappa` makes it of the outputs."""
-        said: NDArray[np.float32] = head.to_log_kappa(torch.from_numpy(self.outputs(head))).numpy()
-        return said
+        """(rows,) log kappa, as `ConfidenceHead.to_log_kappa` computes it from the outputs."""
+        log_kappa: NDArray[np.float32] = head.to_log_kappa(torch.from_numpy(self.outputs(head))).numpy()
+        return log_kappa
 
     @torch.no_grad()
     def outputs(self, head: ConfidenceHead) -> NDArray[np.float32]:
-        """What a head says of every row, (rows,) or (rows, outputs); 0 where the image could not be used."""
+        """Output of a head for every row, (rows,) or (rows, outputs); 0 if the image could not be used."""
         shape = (len(self),) if head.outputs == 1 else (len(self), head.outputs)
-        found = np.zeros(shape, np.float32)
+        outputs = np.zeros(shape, np.float32)
         head.eval()
         rows = np.flatnonzero(self.valid)
+        # In parts: the summaries of a linear head, in float32, may exceed the memory.
         for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
-            found[part] = head(self.summaries(part)).numpy()
-        return found
+            outputs[part] = head(self.summaries(part)).numpy()
+        return outputs
 
     def embeddings(self, view: int, log_kappa: NDArray[np.float32], provenance: dict[str, Any]) -> Embeddings:
         """One view of every image as `Embeddings`; unusable images are left out and listed."""
@@ -181,7 +173,8 @@ class _KeepSummary:
         self.identity = {"summary": [head.summary_kind, list(head.summary_shape)]}
 
     def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        summary = self._head.summarize(output.features, output.embedding).to(self._dtype).cpu()
+        summary = self._head.pool_features(output.features, output.embedding).to(self._dtype).cpu()
+        # float16 ends at 65504, bfloat16 does not, but it has 8 bits instead of 11.
         if not bool(torch.isfinite(summary).all()):
             raise ModelError(
                 f"{self._head.kind} head: summaries reach beyond {torch.finfo(self._dtype).max:g}, the "
@@ -192,13 +185,13 @@ class _KeepSummary:
 
 
 def cache_columns(head: ConfidenceHead, dim: int, dtype: str = "float16") -> dict[str, Column]:
-    """What a cache keeps of each row."""
+    """Columns of a cache."""
     stored = "int16" if dtype == "bfloat16" else dtype
     return {"summary": (head.summary_shape, stored), "mu": ((dim,), "float32"), "norm": ((), "float32")}
 
 
 def cache_bytes(head: ConfidenceHead, dim: int, rows: int, dtype: str = "float16") -> int:
-    """Size on disk of a cache of so many rows: of a linear head's maps most of all."""
+    """Size on disk of a cache of so many rows; the maps of a linear head need most."""
     return RowStore.bytes_needed(rows, {**FACTS, **cache_columns(head, dim, dtype)})
 
 
@@ -217,20 +210,20 @@ def build_cache(
 
     Args:
         backbone: frozen.
-        head: only its parameter-free `summarize` is used: heads of one kind and size share a cache.
+        head: only its parameter-free `pool_features` is used: heads of one kind and size share a cache.
         source: aligned crops.
         views: the first one clean, as from `spherecf.data.training_views`.
-        folder: where it lives; its size is reserved before the first image.
+        folder: of the cache; its size is reserved before the first image.
         batch_size: views per call of the backbone.
         dtype: of the summaries on disk: "float16", "bfloat16" or "float32".
-        ranks: who share the work; all must see ``folder``.
+        ranks: that share the work; all must see ``folder``.
 
     Raises:
         StorageError: not enough disk space.
         InputError: no images.
     """
     recorder = _KeepSummary(head, backbone.dim, dtype)
-    store = run_together(
+    store = run_backbone_on_all(
         ranks or Ranks(), backbone, source, views, recorder, Path(folder),
         batch_size=batch_size, description="features",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder per saved step, written by all ranks, that is complete or not there."""
+"""Checkpoints: one folder per saved step, written by all ranks, complete or absent."""
 
 import hashlib
 import json
@@ -27,18 +27,18 @@ def identity_of(facts: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `load_checkpoint` found.
+    """A checkpoint as one rank needs it.
 
     Attributes:
-        step: global step it was saved after.
-        common: what all ranks have the same of.
-        own: this rank's private state, None where the number of ranks has changed.
-        shard: rows of this rank's part, by name, put together from the parts as they were saved.
+        step: global step after which it was saved.
+        common: state that is the same on all ranks.
+        private: state of this rank alone; None if the number of ranks has changed.
+        shard: this rank's rows of the sharded tensors, by name, whatever the number of ranks that saved them.
     """
 
     step: int
     common: dict[str, Any]
-    own: dict[str, Any] | None
+    private: dict[str, Any] | None
     shard: dict[str, Tensor]
 
 
@@ -49,7 +49,7 @@ def save_checkpoint(
     ranks: Ranks,
     *,
     common: Callable[[], Mapping[str, Any]],
-    own: Mapping[str, Any],
+    private: Mapping[str, Any],
     shard: Mapping[str, Tensor],
     keep: int = 2,
 ) -> None:
@@ -57,87 +57,89 @@ def save_checkpoint(
 
     Args:
         folder: of the run, seen by all ranks.
-        common: called on rank 0 alone.
-        own: each rank's.
-        shard: this rank's rows of what is divided, by name, and scalars.
+        common: gives the state that is the same on all ranks; called on rank 0.
+        private: state of this rank.
+        shard: this rank's rows of the sharded tensors, by name, and scalars.
 
     Raises:
-        StorageError: the disk is full; the checkpoint before is intact.
+        StorageError: the disk is full; the previous checkpoint is intact.
         RankError: another rank could not write.
     """
-    place = folder / FOLDER / f"{step:09d}-{identity[:8]}"
-    part = place.with_name(f".{place.name}.part")
-    ranks.lead(lambda: _new(part), "saving a checkpoint")
+    target = folder / FOLDER / f"{step:09d}-{identity[:8]}"
+    # All ranks write into a hidden folder; when all are done, renaming it makes the checkpoint exist.
+    temporary = target.with_name(f".{target.name}.part")
+    ranks.run_on_main(lambda: _new(temporary), "saving a checkpoint")
 
     def write() -> None:
-        _write(part / _name(ranks.rank, ranks.size), {"own": dict(own), "shard": dict(shard)})
-        if ranks.leads:
-            _write(part / _COMMON, {"identity": identity, "step": step, **common()})
+        _write(temporary / _name(ranks.rank, ranks.size), {"own": dict(private), "shard": dict(shard)})
+        if ranks.is_main:
+            _write(temporary / _COMMON, {"identity": identity, "step": step, **common()})
 
     try:
-        ranks.together(write, "saving a checkpoint")
+        ranks.run_on_all(write, "saving a checkpoint")
     except StorageError:
-        if ranks.leads:
-            shutil.rmtree(part, ignore_errors=True)
+        if ranks.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
 
     def finish() -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        part.rename(place)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
         for old in _saved(folder, identity)[keep:]:
             shutil.rmtree(old, ignore_errors=True)
 
-    ranks.lead(finish, "saving a checkpoint")
+    ranks.run_on_main(finish, "saving a checkpoint")
 
 
 def load_checkpoint(
-    folder: Path, identity: str, ranks: Ranks, part: slice | None = None
+    folder: Path, identity: str, ranks: Ranks, rows: slice | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint of this very run, or None where there is none or it is another run's.
+    """The newest checkpoint of a run, or None if it has none.
 
     Args:
-        part: this rank's rows of what is divided.
+        rows: this rank's rows of the sharded tensors; None if there are none.
 
     Raises:
         FileFormatError: a file is damaged.
     """
     newest = next(iter(_saved(folder, identity)), None)
-    place = ranks.tell(newest)  # one rank looks, so that all go on from the same step
-    if place is None:
+    # Rank 0 decides: on a network file system others may not see the newest folder yet.
+    path = ranks.broadcast_object(newest)
+    if path is None:
         return None
-    return ranks.together(lambda: _load(place, identity, ranks, part), f"reading {place}")
+    return ranks.run_on_all(lambda: _load(path, identity, ranks, rows), f"reading {path}")
 
 
-def load_divided(folder: Path, identity: str, name: str) -> Tensor:
-    """All rows of one divided tensor, as the newest checkpoint of a run has them.
+def load_sharded(folder: Path, identity: str, name: str) -> Tensor:
+    """All rows of one sharded tensor, from the newest checkpoint of a run.
 
     Raises:
         FileFormatError: there is no such checkpoint, or it is damaged.
     """
-    places = _saved(folder, identity)
-    if not places:
+    saved = _saved(folder, identity)
+    if not saved:
         raise FileFormatError(folder / FOLDER, "expected a checkpoint of this run, found none.")
-    return torch.cat([_read(path, *_OF_A_RANK)["shard"][name] for path in _parts(places[0])])
+    return torch.cat([_read(path, *_OF_A_RANK)["shard"][name] for path in _rank_files(saved[0])])
 
 
-def _load(place: Path, identity: str, ranks: Ranks, part: slice | None) -> Checkpoint | None:
-    common = _read(place / _COMMON, "identity", "step")
-    if common.pop("identity") != identity:
+def _load(path: Path, identity: str, ranks: Ranks, rows: slice | None) -> Checkpoint | None:
+    common = _read(path / _COMMON, "identity", "step")
+    if common.pop("identity") != identity:  # the folder's name has its first eight digits only
         return None
-    files = _parts(place)
-    own = _read(files[ranks.rank], *_OF_A_RANK)["own"] if len(files) == ranks.size else None
-    return Checkpoint(common.pop("step"), common, own, _join(files, part))
+    files = _rank_files(path)
+    private = _read(files[ranks.rank], *_OF_A_RANK)["own"] if len(files) == ranks.size else None
+    return Checkpoint(common.pop("step"), common, private, _join(files, rows))
 
 
-def _parts(place: Path) -> list[Path]:
+def _rank_files(path: Path) -> list[Path]:
     """The files of all ranks that wrote a checkpoint, in rank order."""
-    found = sorted(place.glob("rank-*-of-*.pt"))
-    sizes = [int(count) for path in found if (count := path.stem.split("-")[-1]).isdecimal()]
+    present = sorted(path.glob("rank-*-of-*.pt"))
+    sizes = [int(count) for file in present if (count := file.stem.split("-")[-1]).isdecimal()]
     size = min(sizes[:1], default=1)
-    files = [place / _name(rank, size) for rank in range(size)]
-    if missing := [path.name for path in files if path not in found]:
+    files = [path / _name(rank, size) for rank in range(size)]
+    if missing := [file.name for file in files if file not in present]:
         raise FileFormatError(
-            place,
+            path,
             f"incomplete: {', '.join(missing)} is missing.",
             "Do all ranks see this folder? Or delete it.",
         )
@@ -149,7 +151,9 @@ def _new(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+        raise StorageError(
+            f"{folder}: cannot be created ({error.strerror}); choose another folder"
+        ) from error
 
 
 def _saved(folder: Path, identity: str) -> list[Path]:
@@ -166,7 +170,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
-    """What one file holds, these names at least."""
+    """The content of a file, which must have these names."""
     try:
         # Not mapped: the file may be deleted while what was read is still in use.
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -176,23 +180,23 @@ def _read(path: Path, *names: str) -> dict[str, Any]:
         raise FileFormatError(
             path,
             f"damaged: expected what this run saved, it is {describe_content(path)}.",
-            f"Delete {path.parent} to go on from the checkpoint before, or afresh.",
+            f"Delete {path.parent} to go on from the previous checkpoint, or from the start.",
         )
     return content
 
 
-def _join(files: Sequence[Path], part: slice | None) -> dict[str, Tensor]:
-    """Rows ``part`` of the divided tensors; scalars are the same everywhere."""
-    if part is None:
+def _join(files: Sequence[Path], wanted: slice | None) -> dict[str, Tensor]:
+    """The wanted rows of the sharded tensors, as contiguous shards in rank order hold them, and scalars."""
+    if wanted is None:
         return {}
     pieces: dict[str, list[Tensor]] = {}
-    begin = 0
+    begin = 0  # first row of the current file's shard
     for path in files:
         shard = _read(path, *_OF_A_RANK)["shard"]
         rows = len(shard["weight"])
         for name, value in shard.items():
             if value.ndim:
-                value = value[max(part.start - begin, 0) : max(part.stop - begin, 0)]
+                value = value[max(wanted.start - begin, 0) : max(wanted.stop - begin, 0)]
             pieces.setdefault(name, []).append(value)
         begin += rows
     return {

@@ -1,4 +1,4 @@
-"""The classifier of stage 1: one prototype per identity, sharded over ranks, all or a sample each step."""
+"""The classifier of stage 1: one prototype per identity, sharded over ranks, all or a sample in each step."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from spherecf.training.config import OptimizerSettings
 from spherecf.training.distributed import Ranks, gather_rows
 from spherecf.training.optim import RowOptimizer, make_optimizer
 
-_BLOCK = 1024  # prototypes drawn from one seed: the same for any number of ranks, in bounded memory
+_BLOCK = 1024  # prototypes per seed: the same numbers for any number of ranks, without drawing them all
 
 
 class MarginLoss(NamedTuple):
-    """``backward``: this rank's part; ``value``: the batch's loss; ``cosine``: mean to the true prototype."""
+    """``backward``: this rank's share; ``value``: the batch's loss; ``cosine``: mean, to the true class."""
 
     backward: Tensor
     value: Tensor
@@ -25,22 +25,25 @@ class MarginLoss(NamedTuple):
 
 
 class ShardedClassifier:
-    """Margin softmax over any number of identities; rank r holds and moves the r-th part of the prototypes.
+    """Margin softmax over any number of identities; rank r holds and updates the r-th part of the prototypes.
 
-    Every rank gathers the batch's embeddings, takes their cosines to its own prototypes, and the softmax is
-    normalised over ranks by two sums and a maximum of one number per sample (X. An et al., "Partial FC",
-    ICCV workshops 2021). With ``sample_rate`` q < 1 a step sees the batch's own identities and each other one
-    with probability q. The draw depends on seed, step and identity alone, so it is the same for any number
+    Every rank gathers the batch's embeddings and computes their cosines to its prototypes; the softmax is
+    normalised over ranks by a maximum and two sums of one number per sample (X. An et al., "Partial FC",
+    ICCV workshops 2021). With ``sample_rate`` q < 1 a step uses the batch's identities, and each other one
+    with probability q. The sample depends on seed, step and identity alone, so it is the same for any number
     of ranks, and so is the loss.
 
     Args:
-        identities: of the whole data set.
+        identities: number, of the whole data set.
         dim: of the embedding.
-        margin: what is done to the cosines; its buffers are the same on all ranks.
-        ranks: who shares.
-        optimizer: settings; prototypes have an optimizer of their own, over the rows a step looks at.
+        margin: changes the cosines; its parameters and buffers are replicated.
+        ranks: over which the prototypes are sharded.
+        optimizer: settings; the prototypes have their own optimizer, over the rows that a step uses.
         sample_rate: q, in (0, 1].
-        seed: of initial prototypes and draws.
+        seed: of initial prototypes and samples.
+
+    Raises:
+        InputError: ``sample_rate`` out of range, or fewer identities than ranks, or than two.
     """
 
     def __init__(
@@ -65,27 +68,33 @@ class ShardedClassifier:
         part = ranks.share(identities)
         self.first, self.last = part.start, part.stop
         weight = initial_prototypes(identities, dim, seed, part).to(ranks.device)
-        self.rows = RowOptimizer(weight, lambda own: make_optimizer(own, optimizer))
+        self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, optimizer))
+        # What a margin learns is a bias or a scale: it must not decay towards 0.
         parameters = list(margin.parameters())
-        plain = replace(optimizer, weight_decay=0.0)
-        self.margin_optimizer = make_optimizer(parameters, plain) if parameters else None
+        undecayed = replace(optimizer, weight_decay=0.0)
+        self.margin_optimizer = make_optimizer(parameters, undecayed) if parameters else None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of the prototypes, and of the margin where it learns something itself."""
+        """Of the prototypes, and of the margin if it has parameters."""
         return [self.rows.optimizer, *([self.margin_optimizer] if self.margin_optimizer else [])]
 
     def begin(self, labels: Tensor, step: int) -> Tensor | None:
-        """Choose the prototypes of this step, by the labels (n,) of the whole batch; None for all."""
-        rows = None if self.sample_rate == 1 else self._draw(labels, step)
-        self.rows.take(rows)
+        """Select the prototypes of this step, by the labels (n,) of the whole batch.
+
+        Returns:
+            (m,) this rank's rows, ascending; None for all.
+        """
+        rows = None if self.sample_rate == 1 else self._sample(labels, step)
+        self.rows.select_rows(rows)
         return rows
 
-    def _draw(self, labels: Tensor, step: int) -> Tensor:
+    def _sample(self, labels: Tensor, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        chosen = torch.rand(self.identities, generator=generator) < self.sample_rate
-        chosen[labels.cpu()] = True
-        return torch.nonzero(chosen[self.first : self.last]).flatten().to(self.ranks.device)
+        # Every rank draws for all identities, so that the sample does not depend on how they are sharded.
+        sampled = torch.rand(self.identities, generator=generator) < self.sample_rate
+        sampled[labels.cpu()] = True
+        return torch.nonzero(sampled[self.first : self.last]).flatten().to(self.ranks.device)
 
     def loss(self, embedding: Tensor, labels: Tensor, rows: Tensor | None) -> MarginLoss:
         """Loss of a (micro-)batch, averaged over its samples.
@@ -96,67 +105,73 @@ class ShardedClassifier:
             rows: what `begin` returned.
         """
         ranks, margin = self.ranks, self.margin
-        every = gather_rows(embedding.float(), ranks, replicated=False)
-        every_label = ranks.gather(labels)
-        norm = torch.linalg.vector_norm(every, dim=1)
-        cosine = normalize(every) @ normalize(self.rows.active).T
-        who, where = self._own(every_label, rows)
-        own_cosine = cosine[who, where]
+        # n samples of all ranks, against this rank's c prototypes of the step.
+        gathered = gather_rows(embedding.float(), ranks, replicated=False)  # (n, dim)
+        gathered_labels = ranks.gather(labels)  # (n,)
+        norm = torch.linalg.vector_norm(gathered, dim=1)  # (n,)
+        cosine = normalize(gathered) @ normalize(self.rows.active).T  # (n, c)
+
+        # A sample's own prototype is on one rank; all ranks need that cosine, for the margin's statistics and
+        # for margins that treat the other classes by it. It carries no gradient.
+        samples, columns = self._local_targets(gathered_labels, rows)  # (m,), (m,)
+        target_cosine = cosine[samples, columns]  # (m,)
         true_cosine = torch.zeros_like(norm.detach())
-        true_cosine[who] = own_cosine.detach()
-        ranks.sum_(true_cosine)
+        true_cosine[samples] = target_cosine.detach()
+        ranks.sum_(true_cosine)  # (n,)
         with torch.no_grad():
             margin.update(true_cosine, norm.detach())
+
         if margin.binary:
-            backward, value = self._binary(cosine, own_cosine, norm, who, where)
+            backward, value = self._binary(cosine, target_cosine, norm, samples, columns)
         else:
-            target = margin.target(own_cosine, norm[who])
-            logits = margin.others(cosine, true_cosine).index_put((who, where), target)
-            losses = _cross_entropy(logits, who, where, margin.scale, ranks)
-            # The penalty is a part of the loss of the rank that holds the identity, so that it counts once.
-            penalty = margin.penalty(norm)[who].sum() / len(every)
+            target = margin.target(target_cosine, norm[samples])  # (m,)
+            logits = margin.others(cosine, true_cosine).index_put((samples, columns), target)  # (n, c)
+            losses = _cross_entropy(logits, samples, columns, margin.scale, ranks)  # (n,)
+            # The penalty is added on the rank that holds the identity, so that it counts once in the sum.
+            penalty = margin.penalty(norm)[samples].sum() / len(gathered)
             backward = losses.mean() + penalty
             value = losses.detach().mean() + ranks.sum_(penalty.detach().clone())
         return MarginLoss(backward, value, true_cosine.mean())
 
-    def _own(self, labels: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Samples whose prototype is here, and the column of each."""
-        who = torch.nonzero((labels >= self.first) & (labels < self.last)).flatten()
-        local = labels[who] - self.first
-        return who, local if rows is None else torch.searchsorted(rows, local)
+    def _local_targets(self, labels: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Samples whose own prototype is on this rank, and its column among those of the step."""
+        samples = torch.nonzero((labels >= self.first) & (labels < self.last)).flatten()
+        local = labels[samples] - self.first
+        return samples, local if rows is None else torch.searchsorted(rows, local)
 
     def _binary(
-        self, cosine: Tensor, own_cosine: Tensor, norm: Tensor, who: Tensor, where: Tensor
+        self, cosine: Tensor, target_cosine: Tensor, norm: Tensor, samples: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        negative = self.margin.negative(cosine)
-        negative = negative.index_put((who, where), torch.zeros_like(own_cosine))
-        part = (negative.sum() + self.margin.positive(own_cosine, norm[who]).sum()) / len(cosine)
+        # One binary loss per sample and class: a sum over this rank's classes, no softmax to normalise.
+        negative = self.margin.negative(cosine)  # (n, c)
+        negative = negative.index_put((samples, columns), torch.zeros_like(target_cosine))
+        part = (negative.sum() + self.margin.positive(target_cosine, norm[samples]).sum()) / len(cosine)
         return part, self.ranks.sum_(part.detach().clone())
 
     def reduce_gradients(self) -> None:
-        """Sum the gradients of what the margin itself learns over ranks."""
+        """Sum the gradients of the margin's parameters over ranks."""
         for parameter in self.margin.parameters():
             if parameter.grad is not None:
                 self.ranks.sum_(parameter.grad)
 
     def end(self) -> None:
-        """After the optimizers' step."""
-        self.rows.put_back()
+        """Finish a step, after the optimizers have run."""
+        self.rows.write_back()
 
     def state(self) -> dict[str, Any]:
-        """What every rank has the same of."""
-        own = None if self.margin_optimizer is None else self.margin_optimizer.state_dict()
-        return {"margin": self.margin.state_dict(), "margin_optimizer": own}
+        """The replicated state, that of the margin."""
+        optimizer = None if self.margin_optimizer is None else self.margin_optimizer.state_dict()
+        return {"margin": self.margin.state_dict(), "margin_optimizer": optimizer}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Undo `state`."""
+        """Restore `state`."""
         self.margin.load_state_dict(state["margin"])
         if self.margin_optimizer is not None:
             self.margin_optimizer.load_state_dict(state["margin_optimizer"])
 
 
 def initial_prototypes(identities: int, dim: int, seed: int, part: slice | None = None) -> Tensor:
-    """Normal numbers of deviation 0.01 (identities, dim), or some of the rows: the same for any division."""
+    """Normal numbers of deviation 0.01 (identities, dim), or the rows ``part`` of them."""
     part = part or slice(0, identities)
     blocks = []
     for block in range(part.start // _BLOCK, -(-part.stop // _BLOCK)):
@@ -167,29 +182,36 @@ def initial_prototypes(identities: int, dim: int, seed: int, part: slice | None 
     return torch.cat(blocks)
 
 
-def _cross_entropy(logits: Tensor, who: Tensor, where: Tensor, scale: float, ranks: Ranks) -> Tensor:
+def _cross_entropy(logits: Tensor, samples: Tensor, columns: Tensor, scale: float, ranks: Ranks) -> Tensor:
     losses: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits, who, where, scale, ranks
+        logits, samples, columns, scale, ranks
     )
     return losses
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):
-    """-log softmax of the true class (n,), from this rank's columns of scale * logits (n, c)."""
+    """-log softmax of the true class (n,), from this rank's columns of scale * logits (n, c).
+
+    Sample i's true class is column ``columns[j]`` of the rank that has ``samples[j] == i``. One pass over the
+    logits, in place: the gradient ``softmax - onehot`` is all that is kept for the backward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, who: Tensor, where: Tensor, scale: float, ranks: Ranks) -> Tensor:
-        largest = logits.new_full((len(logits),), -torch.inf)
-        if logits.shape[1]:
-            largest = logits.amax(1)
-        ranks.max_(largest)
-        p = logits.sub(largest[:, None]).mul_(scale)
-        true = torch.zeros_like(largest)
-        true[who] = p[who, where]
+    def forward(
+        ctx: Any, logits: Tensor, samples: Tensor, columns: Tensor, scale: float, ranks: Ranks
+    ) -> Tensor:
+        maximum = logits.new_full((len(logits),), -torch.inf)
+        if logits.shape[1]:  # a rank may have sampled no class
+            maximum = logits.amax(1)
+        ranks.max_(maximum)  # (n,), so that exp does not overflow
+        p = logits.sub(maximum[:, None]).mul_(scale)  # (n, c)
+        true = torch.zeros_like(maximum)
+        true[samples] = p[samples, columns]
         p.exp_()
-        total, true = ranks.sum_(torch.stack([p.sum(1), true]))
+        # One collective for both sums: the normaliser, and the true logit, which one rank has.
+        total, true = ranks.sum_(torch.stack([p.sum(1), true]))  # (n,), (n,)
         p.div_(total[:, None])
-        p[who, where] -= 1
+        p[samples, columns] -= 1
         ctx.scale = scale
         ctx.save_for_backward(p)
         losses: Tensor = total.log() - true

@@ -1,4 +1,4 @@
-"""`train_confidence`: a frozen recogniser and images of known people in, a confidence model out. Stage 2."""
+"""`train_confidence`: stage 2, from a frozen recogniser and images of known people to a confidence model."""
 
 import shutil
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class TrainingData:
 
     Attributes:
         cache: features of every view.
-        facts: JSON-able facts for the record: data set, hash, views, counts, what was left out and why.
+        facts: JSON-able facts for the record: data set, hash, views, counts, images left out and why.
     """
 
     cache: FeatureCache
@@ -51,7 +51,8 @@ class TrainingData:
 def new_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
     """A head for this backbone's map and the recipe's objective, the same for the same seed."""
     channels, height, width = backbone.feature_shape
-    outputs = make_objective(config.loss, backbone.dim).outputs(backbone.dim)
+    outputs = make_objective(config.loss, backbone.dim).outputs
+    # The caller's random state is neither used nor changed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         options = {"outputs": outputs} if outputs > 1 else {}
@@ -59,27 +60,33 @@ def new_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHe
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
-    """Which images can be learnt from, in which views, and the facts for the record."""
+class TrainingSelection:
+    """The images to train on, their views, and the facts for the record."""
 
     source: ImageSource
     views: Sequence[View]
     facts: dict[str, Any]
 
     @classmethod
-    def of(cls, source: ImageSource, config: ConfidenceConfig) -> "Chosen":
-        kept = np.flatnonzero(source.labels >= 0)
-        unknown = len(source) - len(kept)
-        alone: list[str] = []
+    def of(cls, source: ImageSource, config: ConfidenceConfig) -> "TrainingSelection":
+        """Images of known identity; for class means those of identities with two images or more.
+
+        Raises:
+            InputError: there are none.
+        """
+        selected = np.flatnonzero(source.labels >= 0)
+        unknown = len(source) - len(selected)
+        singletons: list[str] = []
         if not config.prototypes.file:
-            counts = np.bincount(source.labels[kept], minlength=1)
-            single = counts[source.labels[kept]] < 2
-            alone = [source.keys[row] for row in kept[single].tolist()]
-            kept = kept[~single]
-        if not len(kept):
+            # A class mean of one image: without that image it is empty, with it the cosine is 1.
+            counts = np.bincount(source.labels[selected], minlength=1)
+            single = counts[source.labels[selected]] < 2
+            singletons = [source.keys[row] for row in selected[single].tolist()]
+            selected = selected[~single]
+        if not len(selected):
             raise InputError(
                 f"{source.name}: nothing to learn from: of {len(source)} images {unknown} have no identity "
-                f"and {len(alone)} are the only one of theirs; class means need two or more images of a "
+                f"and {len(singletons)} are the only one of theirs; class means need two or more images of a "
                 "person, or give the classifier's weights as prototypes.file"
             )
         settings = config.views
@@ -90,13 +97,13 @@ class Chosen:
             "source": source.name,
             "data": source.fingerprint(),
             "images": len(source),
-            "used": len(kept),
+            "used": len(selected),
             "without_identity": unknown,
-            "only_one_of_identity": alone,
+            "only_one_of_identity": singletons,
             "skipped": {},
             "views": [view.signature for view in views],
         }
-        return cls(source if len(kept) == len(source) else source.subset(kept), views, facts)
+        return cls(source if len(selected) == len(source) else source.subset(selected), views, facts)
 
 
 def prepare(
@@ -108,45 +115,46 @@ def prepare(
     batch_size: int = 32,
     ranks: Ranks | None = None,
 ) -> TrainingData:
-    """The backbone's one pass: every view of every image that can be learnt from, into a cache on disk.
+    """The backbone's one pass over every view of every image to train on, into a cache on disk.
 
-    With class-mean prototypes the only image of an identity has nothing to be compared with: such images are
-    not embedded, but counted and listed.
+    With class means the only image of an identity has nothing to be compared with: such images are not
+    embedded, but counted and listed.
 
     Raises:
-        InputError: nobody has two images, or no identities are known.
+        InputError: no identity is known, or none has two images.
         StorageError: not enough disk space for the cache.
     """
-    chosen = Chosen.of(source, config)
+    selection = TrainingSelection.of(source, config)
     features = build_cache(
-        backbone, _head_on_paper(backbone, config), chosen.source, chosen.views, cache,
+        backbone, _meta_head(backbone, config), selection.source, selection.views, cache,
         batch_size=batch_size, dtype=config.features.dtype, ranks=ranks,
     )  # fmt: skip
-    used = chosen.facts["used"] - len(features.skipped)
-    return TrainingData(features, {**chosen.facts, "used": used, "skipped": features.skipped})
+    used = selection.facts["used"] - len(features.skipped)
+    return TrainingData(features, {**selection.facts, "used": used, "skipped": features.skipped})
 
 
-def streams(backbone: FrozenBackbone, source: ImageSource, config: ConfidenceConfig, place: Path) -> bool:
-    """Whether the backbone runs along; the size of the cache is said before it is made."""
+def streams(backbone: FrozenBackbone, source: ImageSource, config: ConfidenceConfig, folder: Path) -> bool:
+    """Whether features are streamed rather than cached in ``folder``; reports the size of the cache."""
     settings = config.features
     if settings.finetune or settings.source == "stream":
         return True
     views = (1 + config.views.degraded) * (1 + config.views.flip)
-    needed = cache_bytes(_head_on_paper(backbone, config), backbone.dim, len(source) * views, settings.dtype)
-    above = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(above).free
-    fits = (place / "state.json").exists() or needed < 0.9 * free
+    needed = cache_bytes(_meta_head(backbone, config), backbone.dim, len(source) * views, settings.dtype)
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    # A tenth stays free; a cache that exists has its space already.
+    fits = (folder / "state.json").exists() or needed < 0.9 * free
     instead = settings.source == "auto" and not fits
     console.print(
         f"features: at most {len(source)} images x {views} views, {needed / 2**30:.2f} GiB as a cache in "
-        f"{place}, {free / 2**30:.1f} GiB are free" + ("; streaming instead" if instead else ""),
+        f"{folder}, {free / 2**30:.1f} GiB are free" + ("; streaming instead" if instead else ""),
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     return instead
 
 
-def _head_on_paper(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
-    """A head without memory, for its shapes."""
+def _meta_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
+    """A head on torch's meta device: shapes without weights."""
     with torch.device("meta"):
         return new_head(backbone, config)
 
@@ -165,7 +173,7 @@ def fit_confidence(
     tensorboard: bool = False,
     each_epoch: EachEpoch | None = None,
 ) -> ConfidenceModel:
-    """Fit a head on prepared data: initialisation, epochs, the best on held-out identities, the record.
+    """Fit a head on prepared data, and return the model with its record.
 
     Raises:
         InputError: prototypes or identities that do not fit the data.
@@ -182,7 +190,7 @@ def fit_confidence(
         head, features, config, folder, ranks=ranks, identity=identity, tensorboard=tensorboard,
         each_epoch=each_epoch,
     )  # fmt: skip
-    facts = {**data.facts, "lost_their_company": targets.alone}
+    facts = {**data.facts, "single_image_identities": targets.singletons}
     return ConfidenceModel(backbone, result.head, config.loss.radius, _record(config, facts, result, ranks))
 
 
@@ -201,46 +209,47 @@ def train_confidence(
     """Train a confidence head for a recogniser: stage 2 of the sphere confidence face.
 
     With a cache the backbone sees every view once, then the head alone learns, in epochs over the cache, by
-    ``dL/dkappa = A_d(kappa) - cos(mu, prototype)`` (S. Li et al., CVPR 2021, section 3). Streaming, the
-    backbone runs in every epoch, which needs no space, and may learn as well (``features.finetune``). The
-    same call after an interruption goes on where it stopped and ends with the identical model.
+    ``dL/dkappa = A_d(kappa) - cos(mu, prototype)`` (S. Li et al., CVPR 2021, section 3). With streaming the
+    backbone runs in every epoch, which needs no disk space, and may be fine-tuned (``features.finetune``).
+    After an interruption the same call resumes where it stopped and ends with the identical model.
 
     Args:
         backbone: from `FrozenBackbone.default`, `from_onnx`, `from_checkpoint` or `from_module`.
         source: aligned crops of known people.
         folder: gets ``confidence.safetensors``, ``history.jsonl`` and the checkpoints of the fit.
         config: settings, by default those of `ConfidenceConfig`.
-        cache: where the features live, by default ``folder/cache``; several runs may share one.
-        batch_size: views per call of the backbone that makes the cache.
-        ranks: from `join_ranks`, who train together; alone by default. All must see ``folder``.
+        cache: folder of the features, by default ``folder/cache``; several runs may share it.
+        batch_size: views per call of the backbone, for the cache.
+        ranks: from `join_ranks`; a single process by default. All must see ``folder``.
         tensorboard: also write event files.
         each_epoch: as in `fit_head`.
 
     Returns:
-        The model, as `spherecf.load` gives it back from the file.
+        The model, as `spherecf.load` reads it from the file.
 
     Raises:
-        InputError: nothing to learn from, or prototypes that do not fit.
-        StorageError: not enough disk space; nothing computed is lost.
+        InputError: no images to train on, or prototypes that do not fit.
+        StorageError: not enough disk space; what is computed is kept.
         SpherecfError: the loss diverged.
     """
     config, ranks, folder = config or ConfidenceConfig(), ranks or Ranks(), Path(folder)
-    place = Path(cache or folder / "cache")
+    cache = Path(cache or folder / "cache")
     prototypes = None
-    if config.prototypes.file:  # before the pass, not after it
+    if config.prototypes.file:  # checked before the pass over all images, not after it
         prototypes = prototypes_for(source, config.prototypes.file)
         check_fit(prototypes, backbone.dim, source.labels)
-    if ranks.tell(ranks.leads and streams(backbone, source, config, place)):
+    # Rank 0 decides: the free space that ranks see may differ.
+    if ranks.broadcast_object(ranks.is_main and streams(backbone, source, config, cache)):
         model = _train_streaming(
-            backbone, source, prototypes, folder, config, place, ranks, tensorboard, each_epoch
+            backbone, source, prototypes, folder, config, cache, ranks, tensorboard, each_epoch
         )
     else:
-        data = prepare(backbone, source, config, place, batch_size=batch_size, ranks=ranks)
+        data = prepare(backbone, source, config, cache, batch_size=batch_size, ranks=ranks)
         model = fit_confidence(
             backbone, data, config, folder, prototypes=prototypes, ranks=ranks, tensorboard=tensorboard,
             each_epoch=each_epoch,
         )  # fmt: skip
-    ranks.lead(lambda: model.save(folder / MODEL_FILE), "saving the model")
+    ranks.run_on_main(lambda: model.save(folder / MODEL_FILE), "saving the model")
     return model
 
 
@@ -255,36 +264,40 @@ def _train_streaming(
     tensorboard: bool,
     each_epoch: EachEpoch | None,
 ) -> ConfidenceModel:
-    chosen = Chosen.of(source, config)
+    selection = TrainingSelection.of(source, config)
     head = new_head(backbone, config)
     given: Prototypes
     unusable: dict[str, str] = {}
-    alone: list[str] = []
+    singletons: list[str] = []
     if prototypes is not None:
-        given = GivenPrototypes(chosen.source, prototypes, backbone.dim)
+        given = GivenPrototypes(selection.source, prototypes, backbone.dim)
     else:
-        leave = config.prototypes.leave_one_out
-        means = mean_prototypes(backbone, chosen.source, cache, leave, ranks)
-        given, unusable, alone = means, means.skipped, means.alone(chosen.source)
+        leave_one_out = config.prototypes.leave_one_out
+        means = mean_prototypes(backbone, selection.source, cache, leave_one_out, ranks)
+        given, unusable, singletons = means, means.skipped, means.singletons(selection.source)
     tuning = config.features.finetune
+    # Prototypes remain those of the backbone before fine-tuning: targets that move too could collapse.
     features: Features = StreamedFeatures(
-        backbone, head, chosen.source, chosen.views, given,
+        backbone, head, selection.source, selection.views, given,
         tuning=tuning, workers=config.engine.workers, device=ranks.device,
     )  # fmt: skip
     network = backbone.trainable() if tuning else None
     result = fit_head(
-        head, features, config, folder, ranks=ranks, identity=_identity(backbone, chosen.facts),
+        head, features, config, folder, ranks=ranks, identity=_identity(backbone, selection.facts),
         tuned=None if network is None else (network, backbone.preprocessing), tensorboard=tensorboard,
         each_epoch=each_epoch,
     )  # fmt: skip
     skipped = {**unusable, **result.skipped}
-    used = chosen.facts["used"] - len(skipped) - len(alone)
-    facts = {**chosen.facts, "used": used, "skipped": skipped, "lost_their_company": alone}
+    used = selection.facts["used"] - len(skipped) - len(singletons)
+    facts = {**selection.facts, "used": used, "skipped": skipped, "single_image_identities": singletons}
     record = _record(config, facts, result, ranks)
     if network is not None:
+        # Reopened from its file, so that the model is that of a later `load`, with the file's hash.
         path = folder / BACKBONE_FILE
         tuned = network
-        ranks.lead(lambda: save_backbone(path, tuned, backbone.preprocessing, record), "saving the backbone")
+        ranks.run_on_main(
+            lambda: save_backbone(path, tuned, backbone.preprocessing, record), "saving the backbone"
+        )
         backbone = FrozenBackbone.from_checkpoint(path, device=str(ranks.device))
     return ConfidenceModel(backbone, result.head, config.loss.radius, record)
 

@@ -1,136 +1,151 @@
 """Settings of both stages, read from a TOML recipe, and the schedule of the learning rate."""
 
+import functools
 import json
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
+
+from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from spherecf.common.parsing import reading
 from spherecf.errors import FileFormatError, InputError
 from spherecf.losses import Variant
 
+T = TypeVar("T")
 Config = TypeVar("Config", bound="Recipe")
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-PRECISIONS = ("float32", "bfloat16", "float16")
-ON_NAN = ("stop", "skip")
+_MAX_INTEGER = 2**53  # float64, and so JSON in most readers, holds every integer up to here
+# The wording of pydantic, in messages that begin with the name of a setting.
+_WORDS = {
+    "Input should be": "must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+}
+_CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-_MAX_INTEGER = 2**53  # what every number in a record of a run, and float64, holds exactly
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+def _settings(cls: type[T]) -> type[T]:
+    """A frozen dataclass whose values pydantic checks; its constructor raises `InputError`."""
+    model: Any = pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
+    # Tables inside a mapping are built without this constructor, so that pydantic collects all mistakes of a
+    # recipe, each with its path.
+    construct = model.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            construct(self, *args, **kwargs)
+        except ValidationError as error:
+            raise InputError(f"settings: {_problems(error, model)}") from error
+
+    model.__init__ = __init__
+    return model  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
+def _problems(error: ValidationError, model: Any) -> str:
+    """Each mistake with the setting's name, what is expected and what came."""
+    texts = []
+    for mistake in error.errors(include_url=False, include_context=False):
+        *tables, key = mistake["loc"] or ("",)
+        name, text = ".".join(map(str, (*tables, key))), mistake["msg"]
+        if mistake["type"] == "unexpected_keyword_argument":
+            known = fields(functools.reduce(getattr, map(str, tables), model()))
+            texts.append(f"unknown setting {name}; known: {', '.join(item.name for item in known)}")
+        elif mistake["type"] == "value_error":
+            texts.append(f"{name}: {text}".replace("Value error, ", "").removeprefix(": "))
+        else:
+            wanted = "must be a table" if mistake["type"] == "dataclass_type" else text
+            for word, ours in _WORDS.items():
+                wanted = wanted.replace(word, ours)
+            try:
+                texts.append(f"{name} {wanted}, got {mistake['input']!r}")
+            except ValueError:  # Python prints no integer of more than 4300 digits
+                texts.append(f"{name} {wanted}")
+    return "; ".join(texts)
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as JSON gives them back, since the record of a run holds them: no dates, no NaN."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"expected plain finite values: {error}") from error
+    return plain
+
+
+# Strict: "3", 3.0 and true are no integers. A whole table cannot be strict, or it would refuse a mapping.
+_Bool = Annotated[bool, Field(strict=True)]
+_Integer = Annotated[int, Field(strict=True, ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
+_Float = Annotated[float, Field(strict=True)]
+_Options = Annotated[dict[str, Any], AfterValidator(_plain)]
+
+
+@_settings
 class ScheduleSettings:
     """Learning rate over time, see `lr_factor`; ``warmup`` and ``step_size`` in epochs."""
 
-    name: str = "cosine"
-    warmup: float = 0.0
-    power: float = 2.0
-    step_size: int = 2
-    milestones: tuple[float, ...] = ()
-    gamma: float = 0.5
-    patience: int = 2
-
-    def problems(self) -> list[str]:
-        """What is out of range."""
-        return told(
-            (self.name not in SCHEDULES, f"schedule.name must be one of {SCHEDULES}, got {self.name!r}"),
-            (self.warmup < 0, f"schedule.warmup must not be negative, got {self.warmup}"),
-            (self.step_size < 1, f"schedule.step_size must be at least 1, got {self.step_size}"),
-            (not 0 < self.gamma <= 1, f"schedule.gamma must lie in (0, 1], got {self.gamma}"),
-            (self.patience < 0, f"schedule.patience must not be negative, got {self.patience}"),
-        )
+    name: Literal["cosine", "polynomial", "step", "plateau", "constant"] = "cosine"
+    warmup: Annotated[_Float, Field(ge=0)] = 0.0
+    power: _Float = 2.0
+    step_size: Annotated[_Integer, Field(ge=1)] = 2
+    milestones: tuple[_Float, ...] = ()
+    gamma: Annotated[_Float, Field(gt=0, le=1)] = 0.5
+    patience: Annotated[_Integer, Field(ge=0)] = 2
 
 
-@dataclass(frozen=True)
+@_settings
 class OptimizerSettings:
-    """Which optimizer moves the weights, and what keeps its steps small.
+    """Which optimizer updates the weights, and what bounds its steps.
 
-    ``decay_vectors``: weight decay also for biases and normalisations. ``clip_norm``, ``clip_value``: largest
-    norm of the whole gradient and size of one of its numbers, 0 for no limit. ``fused``: all tensors in one
+    ``decay_vectors``: weight decay also for biases and normalisations. ``clip_norm``, ``clip_value``: maximum
+    norm of the whole gradient and magnitude of its entries, 0 for no limit. ``fused``: all tensors in one
     kernel; the same step up to rounding, several times faster for large heads.
     """
 
-    name: str = "adamw"
-    lr: float = 5e-4
-    weight_decay: float = 0.05
-    momentum: float = 0.9
-    decay_vectors: bool = False
-    clip_norm: float = 0.0
-    clip_value: float = 0.0
-    fused: bool = False
-
-    def problems(self) -> list[str]:
-        """What is out of range."""
-        return told(
-            (self.name not in OPTIMIZERS, f"optimizer.name must be one of {OPTIMIZERS}, got {self.name!r}"),
-            (not self.lr > 0, f"optimizer.lr must be positive, got {self.lr}"),
-            (self.weight_decay < 0, f"optimizer.weight_decay must not be negative, got {self.weight_decay}"),
-            (not 0 <= self.momentum < 1, f"optimizer.momentum must lie in [0, 1), got {self.momentum}"),
-            (self.clip_norm < 0, f"optimizer.clip_norm must not be negative, got {self.clip_norm}"),
-            (self.clip_value < 0, f"optimizer.clip_value must not be negative, got {self.clip_value}"),
-        )
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Annotated[_Float, Field(gt=0)] = 5e-4
+    weight_decay: Annotated[_Float, Field(ge=0)] = 0.05
+    momentum: Annotated[_Float, Field(ge=0, lt=1)] = 0.9
+    decay_vectors: _Bool = False
+    clip_norm: Annotated[_Float, Field(ge=0)] = 0.0
+    clip_value: Annotated[_Float, Field(ge=0)] = 0.0
+    fused: _Bool = False
 
 
-@dataclass(frozen=True)
+@_settings
 class EngineSettings:
-    """How it is computed, which changes speed and memory and not, or hardly, what is learnt.
+    """How it is computed, which changes speed and memory, and what is learnt hardly or not at all.
 
-    ``precision``: of the network's arithmetic; weights and losses stay float32. ``accumulate``: parts a batch
-    is cut into, one after the other. ``checkpointing``: activations are computed again in the backward pass
-    instead of kept. ``workers``: decoding threads of each rank, 0 for one per processor.
-    ``save_minutes``: between checkpoints within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop",
-    or "skip" the batch and count it. ``sync_batch_norm``: statistics of the whole batch, not a rank's part.
+    ``precision``: of the network's arithmetic; weights and losses stay float32. ``accumulate``: micro-batches
+    per step. ``checkpointing``: activations are computed again in the backward pass instead of stored.
+    ``workers``: decoding threads of each rank, 0 for one per processor. ``save_minutes``: between checkpoints
+    within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and count it.
+    ``sync_batch_norm``: batch statistics over all ranks.
     """
 
-    precision: str = "float32"
-    compile: bool = False
-    channels_last: bool = True
-    accumulate: int = 1
-    checkpointing: bool = False
-    workers: int = 0
-    sync_batch_norm: bool = True
-    save_minutes: float = 15.0
-    keep: int = 2
-    on_nan: str = "stop"
-
-    def problems(self) -> list[str]:
-        """What is out of range."""
-        return told(
-            (
-                self.precision not in PRECISIONS,
-                f"engine.precision must be one of {PRECISIONS}, got {self.precision!r}",
-            ),
-            (self.accumulate < 1, f"engine.accumulate must be at least 1, got {self.accumulate}"),
-            (self.workers < 0, f"engine.workers must not be negative, got {self.workers}"),
-            (not self.save_minutes > 0, f"engine.save_minutes must be positive, got {self.save_minutes}"),
-            (self.keep < 1, f"engine.keep must be at least 1, got {self.keep}"),
-            (self.on_nan not in ON_NAN, f"engine.on_nan must be one of {ON_NAN}, got {self.on_nan!r}"),
-        )
-
-
-def told(*checks: tuple[bool, str]) -> list[str]:
-    """The texts of what is wrong."""
-    return [text for bad, text in checks if bad]
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: _Bool = False
+    channels_last: _Bool = True
+    accumulate: Annotated[_Integer, Field(ge=1)] = 1
+    checkpointing: _Bool = False
+    workers: Annotated[_Integer, Field(ge=0)] = 0
+    sync_batch_norm: _Bool = True
+    save_minutes: Annotated[_Float, Field(gt=0)] = 15.0
+    keep: Annotated[_Integer, Field(ge=1)] = 2
+    on_nan: Literal["stop", "skip"] = "stop"
 
 
 class Recipe:
-    """Base of the configurations: frozen dataclasses of settings, read from TOML with one table each."""
+    """Base of the configurations: one attribute per table of a TOML recipe."""
 
-    def problems(self) -> list[str]:
-        """What is out of range, of all tables that can tell."""
-        tables = (getattr(self, item.name) for item in fields(self))  # type: ignore[arg-type]
-        seed = getattr(self, "seed", 0)
-        return [
-            *told((seed < 0, f"seed must not be negative, got {seed}")),
-            *(text for table in tables if hasattr(table, "problems") for text in table.problems()),
-        ]
-
-    def __post_init__(self) -> None:
-        if wrong := self.problems():
-            raise InputError("settings: " + "; ".join(wrong))
+    _renamed: ClassVar[Mapping[str, str]] = {}
+    """Former name of a setting, with its table, to the name of today: old recipes and records are read on."""
 
     @classmethod
     def load(cls: type[Config], path: str | Path) -> Config:
@@ -156,83 +171,45 @@ class Recipe:
         Raises:
             InputError: unknown names, wrong types, values out of range.
         """
-        config: Config = _build(cls(), content, "")
-        return config
+        # The defaults of a table differ between recipes (optimizer, schedule), so they are filled in here.
+        defaults, values = cls().to_dict(), dict(content)
+        for table, given in content.items():
+            if isinstance(default := defaults.get(table), dict) and isinstance(given, Mapping):
+                names = {key: cls._renamed.get(f"{table}.{key}", key) for key in given}
+                values[table] = {**default, **{names[key]: value for key, value in given.items()}}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
-
-def _build(default: Any, content: Mapping[str, Any], where: str) -> Any:
-    """``default`` with the values of ``content``: a table's defaults may differ from recipe to recipe."""
-    types = get_type_hints(type(default))
-    known = {item.name: types[item.name] for item in fields(default)}
-    if unknown := sorted(set(content) - set(known)):
-        raise InputError(f"unknown setting {where}{unknown[0]}; known: {', '.join(known)}")
-    values = {}
-    for name, value in content.items():
-        if is_dataclass(known[name]):
-            if not isinstance(value, Mapping):
-                raise InputError(f"{where}{name}: expected a table, got {value!r}")
-            values[name] = _build(getattr(default, name), value, f"{where}{name}.")
-        else:
-            values[name] = _value(known[name], value, f"{where}{name}")
-    return replace(default, **values)
+    def with_seed(self: Config, seed: int) -> Config:
+        """The same with another seed of initialisation, shuffling and validation split."""
+        return replace(self, seed=seed)  # type: ignore[type-var]
 
 
-def _value(wanted: Any, value: Any, where: str) -> Any:
-    if get_origin(wanted) is tuple and isinstance(value, list | tuple):
-        inner = get_args(wanted)[0]
-        return tuple(_value(inner, item, where) for item in value)
-    if get_origin(wanted) is dict and isinstance(value, Mapping):
-        return _plain(value, where)
-    if type(value) is int and abs(value) > _MAX_INTEGER:
-        raise InputError(f"{where}: expected at most 2^53, got an integer of {value.bit_length()} bits")
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
-        raise InputError(f"{where}: expected {getattr(wanted, '__name__', wanted)}, got {value!r}")
-    return value
-
-
-def _plain(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Options as they are, if they can be written into the record of a run: no dates, no NaN."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(value), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{where}: expected plain finite values: {error}") from error
-    return plain
-
-
-OBJECTIVES = ("scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian")
-FEATURES = ("auto", "cache", "stream")
-DTYPES = ("float16", "bfloat16", "float32")
-SHOWN = ("all", "one")
-
-
-@dataclass(frozen=True)
+@_settings
 class HeadSettings:
     """``kind`` of head (`spherecf.models.HEADS`)."""
 
     kind: str = "light"
 
 
-@dataclass(frozen=True)
+@_settings
 class ViewSettings:
     """Each image is shown clean and ``degraded`` times degraded by ``recipe``; ``flip``: also mirrored.
 
     ``per_epoch``: "all" views of each image in every epoch, or "one" drawn at random.
     """
 
-    degraded: int = 3
+    degraded: Annotated[_Integer, Field(ge=0)] = 3
     recipe: str = "train"
-    seed: int = 0
-    flip: bool = False
-    per_epoch: str = "all"
+    seed: _Integer = 0
+    flip: _Bool = False
+    per_epoch: Literal["all", "one"] = "all"
 
 
-@dataclass(frozen=True)
+@_settings
 class FeatureSettings:
     """Where the backbone's features come from.
 
@@ -241,32 +218,36 @@ class FeatureSettings:
     batch statistics frozen; streams.
     """
 
-    source: str = "auto"
-    dtype: str = "float16"
-    finetune: bool = False
+    source: Literal["auto", "cache", "stream"] = "auto"
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    finetune: _Bool = False
+
+    def __post_init__(self) -> None:
+        if self.finetune and self.source == "cache":
+            raise ValueError("finetune needs source stream: a cache holds features of the old backbone")
 
 
-@dataclass(frozen=True)
+@_settings
 class PrototypeSettings:
     """``file``: a classifier's weights; empty: class means, by ``leave_one_out`` without the sample."""
 
     file: str = ""
-    leave_one_out: bool = True
+    leave_one_out: _Bool = True
 
 
-@dataclass(frozen=True)
+@_settings
 class LossSettings:
     """``objective`` "scf", or a rival: "scf-gaussian", "pfe-vmf", "pfe-gaussian".
 
     ``variant`` of "scf": "exact" or "released". ``radius`` r of the sphere shifts the loss and the scores.
     """
 
-    objective: str = "scf"
-    variant: str = "exact"
-    radius: float = 64.0
+    objective: Literal["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian"] = "scf"
+    variant: Variant = "exact"
+    radius: Annotated[_Float, Field(gt=0)] = 64.0
 
 
-@dataclass(frozen=True)
+@_settings
 class FitSettings:
     """``batch_size`` rows of all ranks together; a ``held_out`` share of the identities validates.
 
@@ -274,13 +255,13 @@ class FitSettings:
     in a batch, for pairwise objectives.
     """
 
-    epochs: int = 6
-    batch_size: int = 512
-    held_out: float = 0.1
-    per_identity: int = 4
+    epochs: Annotated[_Integer, Field(ge=1)] = 6
+    batch_size: Annotated[_Integer, Field(ge=2)] = 512
+    held_out: Annotated[_Float, Field(ge=0, lt=1)] = 0.1
+    per_identity: Annotated[_Integer, Field(ge=2)] = 4
 
 
-@dataclass(frozen=True)
+@_settings
 class ConfidenceConfig(Recipe):
     """Settings of `train_confidence`; the TOML recipe has one table per attribute.
 
@@ -290,7 +271,7 @@ class ConfidenceConfig(Recipe):
         (3, 1, 'exact')
     """
 
-    seed: int = 0
+    seed: Annotated[_Integer, Field(ge=0)] = 0
     head: HeadSettings = field(default_factory=HeadSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
@@ -302,97 +283,53 @@ class ConfidenceConfig(Recipe):
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
 
-    def problems(self) -> list[str]:
-        """What is out of range."""
-        fit, loss, views, features = self.fit, self.loss, self.views, self.features
-        variants = Variant.__args__  # type: ignore[attr-defined]
-        return [
-            *told(
-                (fit.epochs < 1, f"fit.epochs must be at least 1, got {fit.epochs}"),
-                (fit.batch_size < 2, f"fit.batch_size must be at least 2, got {fit.batch_size}"),
-                (fit.per_identity < 2, f"fit.per_identity must be at least 2, got {fit.per_identity}"),
-                (not 0 <= fit.held_out < 1, f"fit.held_out must lie in [0, 1), got {fit.held_out}"),
-                (not loss.radius > 0, f"loss.radius must be positive, got {loss.radius}"),
-                (
-                    loss.variant not in variants,
-                    f"loss.variant must be exact or released, got {loss.variant!r}",
-                ),
-                (
-                    loss.objective not in OBJECTIVES,
-                    f"loss.objective must be one of {OBJECTIVES}, got {loss.objective!r}",
-                ),
-                (views.degraded < 0, f"views.degraded must not be negative, got {views.degraded}"),
-                (
-                    views.per_epoch not in SHOWN,
-                    f"views.per_epoch must be all or one, got {views.per_epoch!r}",
-                ),
-                (
-                    features.source not in FEATURES,
-                    f"features.source must be one of {FEATURES}, got {features.source!r}",
-                ),
-                (
-                    features.dtype not in DTYPES,
-                    f"features.dtype must be one of {DTYPES}, got {features.dtype!r}",
-                ),
-                (
-                    features.finetune and features.source == "cache",
-                    "features.finetune needs features.source stream: a cache shows an old backbone",
-                ),
-            ),
-            *super().problems(),
-        ]
 
-    def with_seed(self, seed: int) -> "ConfidenceConfig":
-        """The same with another seed of initialisation, shuffling and validation split."""
-        return replace(self, seed=seed)
-
-
-@dataclass(frozen=True)
+@_settings
 class NetworkSettings:
     """``name`` in `spherecf.models.NETWORKS`, ``options`` of `spherecf.models.make_backbone` beside ``dim``.
 
     ``preprocessing``: a preset of `spherecf.models.PRESETS`. ``start``: a checkpoint to begin with (any that
-    `spherecf.models.load_backbone` reads); empty: from nothing.
+    `spherecf.models.load_backbone` reads); empty: random initialisation.
     """
 
     name: str = "r50"
-    dim: int = 512
-    options: dict[str, Any] = field(default_factory=dict)
+    dim: _Integer = 512
+    options: _Options = field(default_factory=dict)
     preprocessing: str = "insightface"
     start: str = ""
 
 
-@dataclass(frozen=True)
+@_settings
 class MarginSettings:
     """``kind`` in `spherecf.losses.MARGINS`, and ``options``, its arguments (its own defaults otherwise).
 
-    ``sample_rate``: share of the other identities a step looks at (partial FC).
+    ``sample_rate``: share of the identities outside the batch in each step's softmax (partial FC).
     """
 
     kind: str = "arcface"
-    options: dict[str, Any] = field(default_factory=dict)
-    sample_rate: float = 1.0
+    options: _Options = field(default_factory=dict)
+    sample_rate: Annotated[_Float, Field(gt=0, le=1)] = 1.0
 
 
-@dataclass(frozen=True)
+@_settings
 class AugmentSettings:
     """``flip``: mirror half of the images. ``degraded``: share of images degraded by ``recipe``."""
 
-    flip: bool = True
-    degraded: float = 0.0
+    flip: _Bool = True
+    degraded: Annotated[_Float, Field(ge=0, le=1)] = 0.0
     recipe: str = "train"
 
 
-@dataclass(frozen=True)
+@_settings
 class BackboneFit:
-    """``batch_size`` images of all ranks together; ``least``: identities with fewer images are left out."""
+    """``batch_size`` images of all ranks together; identities with fewer than ``min_images`` are left out."""
 
-    epochs: int = 20
-    batch_size: int = 1024
-    least: int = 1
+    epochs: Annotated[_Integer, Field(ge=1)] = 20
+    batch_size: Annotated[_Integer, Field(ge=2)] = 1024
+    min_images: Annotated[_Integer, Field(ge=1)] = 1
 
 
-@dataclass(frozen=True)
+@_settings
 class BackboneConfig(Recipe):
     """Settings of `train_backbone`; the TOML recipe has one table per attribute.
 
@@ -404,7 +341,9 @@ class BackboneConfig(Recipe):
         (512, 'sgd', 'polynomial')
     """
 
-    seed: int = 0
+    _renamed: ClassVar[Mapping[str, str]] = {"fit.least": "min_images"}
+
+    seed: Annotated[_Integer, Field(ge=0)] = 0
     network: NetworkSettings = field(default_factory=NetworkSettings)
     margin: MarginSettings = field(default_factory=MarginSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
@@ -417,33 +356,6 @@ class BackboneConfig(Recipe):
     schedule: ScheduleSettings = field(default_factory=lambda: ScheduleSettings("polynomial"))
     engine: EngineSettings = field(default_factory=EngineSettings)
 
-    def problems(self) -> list[str]:
-        """What is out of range."""
-        fit, augment = self.fit, self.augment
-        return [
-            *told(
-                (fit.epochs < 1, f"fit.epochs must be at least 1, got {fit.epochs}"),
-                (fit.batch_size < 2, f"fit.batch_size must be at least 2, got {fit.batch_size}"),
-                (fit.least < 1, f"fit.least must be at least 1, got {fit.least}"),
-                (
-                    not 0 < self.margin.sample_rate <= 1,
-                    f"margin.sample_rate must lie in (0, 1], got {self.margin.sample_rate}",
-                ),
-                (
-                    not 0 <= augment.degraded <= 1,
-                    f"augment.degraded must lie in [0, 1], got {augment.degraded}",
-                ),
-            ),
-            *super().problems(),
-        ]
-
-    def with_seed(self, seed: int) -> "BackboneConfig":
-        """The same with another seed."""
-        return replace(self, seed=seed)
-
-
-SCHEDULES = ("cosine", "polynomial", "step", "plateau", "constant")
-
 
 def lr_factor(
     settings: ScheduleSettings, epochs: int, progress: float, history: Sequence[Mapping[str, Any]] = ()
@@ -454,16 +366,13 @@ def lr_factor(
         settings: name and parameters.
         epochs: of the whole training.
         progress: epochs done so far, with fraction: 2.5 in the middle of the third.
-        history: facts of the finished epochs; ``"plateau"`` looks at their loss, on held-out people if any.
+        history: metrics of the finished epochs; ``"plateau"`` uses their loss, on held-out people if any.
 
     Formulas, with t = (progress - warmup) / (epochs - warmup):
         cosine: (1 + cos(pi t)) / 2. polynomial: (1 - t)^power. constant: 1.
         step: gamma^k, k the finished periods of ``step_size`` epochs, or the ``milestones`` passed.
         plateau: gamma^k, k how often the loss had not fallen by 1e-4 (relative) for more than ``patience``
         epochs. Before ``warmup`` epochs, any of them is multiplied by progress / warmup.
-
-    Raises:
-        InputError: an unknown name.
 
     Example:
         >>> halving = ScheduleSettings("step", step_size=2, gamma=0.5)
@@ -483,20 +392,18 @@ def lr_factor(
         return float(ramp * settings.gamma**periods)
     if settings.name == "plateau":
         return float(ramp * settings.gamma ** _plateaus(history, settings.patience))
-    if settings.name == "constant":
-        return ramp
-    raise InputError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {settings.name!r}")
+    return ramp
 
 
 def _plateaus(history: Sequence[Mapping[str, Any]], patience: int) -> int:
-    found, best, waited = 0, math.inf, 0
+    plateaus, best, waited = 0, math.inf, 0
     for facts in history:
         loss = facts.get("held_out_loss", facts["train_loss"])
-        # Losses of densities may be negative: compare by their size.
+        # The loss of a density may be negative, so the required decrease is relative to its magnitude.
         if loss < best - 1e-4 * abs(best) if math.isfinite(best) else True:
             best, waited = loss, 0
         else:
             waited += 1
         if waited > patience:
-            found, waited = found + 1, 0
-    return found
+            plateaus, waited = plateaus + 1, 0
+    return plateaus

@@ -1,4 +1,4 @@
-"""The processes that train together: collectives with and without gradients, shared statistics."""
+"""Ranks, the processes of one training: collectives with and without gradients, batch normalisation."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,23 +20,23 @@ from torch import Tensor, nn
 from spherecf.common.progress import hide_bars
 from spherecf.errors import InputError, RankError
 
-Thing = TypeVar("Thing")
+T = TypeVar("T")
 
-_TIMEOUT = timedelta(hours=3)  # a rank that is slow to read, or verifies after an epoch, is not dead
+_TIMEOUT = timedelta(hours=3)  # the others wait while one rank reads data, or validates after an epoch
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of ``size`` processes, each with one device; alone by default, where every collective is free.
+    """One of ``size`` processes, each with one device. By default a single process, without communication.
 
     Attributes:
-        rank: 0 .. size - 1; rank 0 reports and writes.
+        rank: 0 .. size - 1; rank 0 logs and writes.
         size: number of processes.
-        device: where this one computes.
+        device: of this process.
 
     Example:
         >>> ranks = Ranks()
-        >>> ranks.leads, ranks.share(10), ranks.sum_(torch.ones(2)).tolist()
+        >>> ranks.is_main, ranks.share(10), ranks.sum_(torch.ones(2)).tolist()
         (True, slice(0, 10, None), [1.0, 1.0])
     """
 
@@ -45,21 +45,21 @@ class Ranks:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
-    def leads(self) -> bool:
-        """This process speaks for all."""
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which logs and writes."""
         return self.rank == 0
 
     def share(self, count: int, of: int | None = None) -> slice:
-        """The part of ``count`` things that this rank, or rank ``of``, takes: contiguous, nearly equal.
+        """The part of ``count`` items that belongs to this rank, or to rank ``of``: contiguous, nearly equal.
 
         Example:
             >>> [Ranks(rank, 3).share(8) for rank in range(3)]
             [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
         """
         rank = self.rank if of is None else of
-        least, more = divmod(count, self.size)
-        start = rank * least + min(rank, more)
-        return slice(start, start + least + (rank < more))
+        items, remainder = divmod(count, self.size)
+        start = rank * items + min(rank, remainder)
+        return slice(start, start + items + (rank < remainder))
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
@@ -69,99 +69,101 @@ class Ranks:
         return tensor
 
     def max_(self, tensor: Tensor) -> Tensor:
-        """Largest over ranks, in place."""
+        """Maximum over ranks, in place."""
         if self.size > 1:
             with self._guard():
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
     def counts(self, count: int) -> list[int]:
-        """What every rank says."""
+        """The counts of all ranks, in rank order."""
         if self.size == 1:
             return [count]
-        every = torch.zeros(self.size, dtype=torch.int64, device=self.device)
-        every[self.rank] = count
-        counts: list[int] = self.sum_(every).tolist()
-        return counts
+        counts = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        counts[self.rank] = count
+        gathered: list[int] = self.sum_(counts).tolist()
+        return gathered
 
     def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
-        """The rows (n_r, ...) of all ranks, in rank order; ranks may bring different numbers. No gradient."""
+        """All rows (n, ...) from each rank's (n_r, ...), in rank order, n_r may differ. No gradient."""
         if self.size == 1:
             return rows
         counts = counts or self.counts(len(rows))
-        most = max(counts)
-        padded = rows.new_zeros(most, *rows.shape[1:])
+        # all_gather wants tensors of one shape: pad with zeros to the largest n_r.
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # (max n_r, ...)
         padded[: len(rows)] = rows.detach()
-        every = [torch.empty_like(padded) for _ in counts]
+        gathered = [torch.empty_like(padded) for _ in counts]
         with self._guard():
-            dist.all_gather(every, padded)
-        return torch.cat([part[:count] for part, count in zip(every, counts)])
+            dist.all_gather(gathered, padded)
+        return torch.cat([part[:count] for part, count in zip(gathered, counts)])  # (sum n_r, ...)
 
-    def tell(self, thing: Thing) -> Thing:
-        """What rank 0 holds, for all: any plain Python object."""
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's value, on every rank; any object that can be pickled."""
         if self.size == 1:
-            return thing
-        box: list[Any] = [thing]
+            return value
+        values: list[Any] = [value]
         with self._guard():
-            dist.broadcast_object_list(box, src=0, device=self.device)
-        told: Thing = box[0]
-        return told
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        received: T = values[0]
+        return received
 
-    def collect(self, thing: Thing) -> list[Thing]:
-        """What every rank holds: plain Python objects, in rank order."""
+    def all_gather_object(self, value: T) -> list[T]:
+        """The values of all ranks, in rank order; objects that can be pickled."""
         if self.size == 1:
-            return [thing]
-        every: list[Any] = [None] * self.size
+            return [value]
+        values: list[Any] = [None] * self.size
         with self._guard():
-            dist.all_gather_object(every, thing)
-        return every
+            dist.all_gather_object(values, value)
+        return values
 
-    def together(self, work: Callable[[], Thing], what: str) -> Thing:
-        """Do something on every rank, and know whether all of them could.
+    def run_on_all(self, work: Callable[[], T], description: str) -> T:
+        """Run ``work`` on every rank; where it fails on one, raise on all, so that none waits for the others.
 
         Raises:
-            RankError: another rank failed; a rank's own error is raised on that rank itself.
+            RankError: another rank failed. The rank that failed raises its own error.
         """
         error: Exception | None = None
         try:
-            done = work()
-        except Exception as problem:
-            error = problem
+            result = work()
+        except Exception as raised:
+            error = raised
         failed = [rank for rank, bad in enumerate(self.counts(int(error is not None))) if bad]
         if error is not None:
             raise error
         if failed:
-            raise RankError(f"{what}: rank {failed[0]} of {self.size} failed; its own message says why")
-        return done
+            raise RankError(
+                f"{description}: rank {failed[0]} of {self.size} failed; its own message says why"
+            )
+        return result
 
-    def lead(self, work: Callable[[], object], what: str) -> None:
-        """`together`, but the work is rank 0's alone: the others wait."""
-        self.together(work if self.leads else lambda: None, what)
+    def run_on_main(self, work: Callable[[], object], description: str) -> None:
+        """Run ``work`` on rank 0 while the others wait; errors as in `run_on_all`."""
+        self.run_on_all(work if self.is_main else lambda: None, description)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # every backend has its own class for a peer that is gone
+        except RuntimeError as error:  # each backend has its own class for a lost peer
             raise self.lost(error) from error
 
     def is_lost(self, error: Exception) -> bool:
-        """Whether an error inside autograd came from a collective, and not from arithmetic."""
+        """Whether an error of the backward pass comes from a collective."""
         by_name = any(name in str(error) for name in ("gloo", "NCCL", "Connection closed"))
         return self.size > 1 and (by_name or isinstance(error, dist.DistError))
 
     def lost(self, error: Exception) -> RankError:
-        """The error of a collective in words a person can act on."""
+        """The error of a collective, with what to do about it."""
         return RankError(
             f"rank {self.rank} of {self.size}: another rank is gone or did not answer "
-            f"({str(error).strip().splitlines()[0][:200]}). Look at its message. The last checkpoint is "
-            "whole: run the same command again, with any number of ranks, to go on from it."
+            f"({str(error).strip().splitlines()[0][:200]}). See its message. The last checkpoint is intact: "
+            "run the same command again, with any number of ranks, to go on from it."
         )
 
 
 @contextmanager
 def join_ranks(device: str = "auto") -> Iterator[Ranks]:
-    """Join the ranks that ``torchrun`` started, by its environment variables; without them, be alone.
+    """Join the ranks that ``torchrun`` started, by its environment variables; without them, a single process.
 
     Gloo between CPUs, NCCL between GPUs; rank r of a machine takes its GPU number r.
 
@@ -170,7 +172,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
 
     Raises:
         InputError: no such device.
-        RankError: the others did not come.
+        RankError: the ranks cannot connect.
 
     Example:
         >>> with join_ranks("cpu") as ranks:
@@ -178,17 +180,17 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         1
     """
     local, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    place = _device(device, local)
+    own_device = _device(device, local)
     if size == 1:
-        yield Ranks(device=place)
+        yield Ranks(device=own_device)
         return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    ranks = Ranks(int(os.environ["RANK"]), size, place)
-    if not ranks.leads:
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
+    ranks = Ranks(int(os.environ["RANK"]), size, own_device)
+    if not ranks.is_main:
         hide_bars()
     try:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"rank {ranks.rank} of {size} cannot join the others: {error}") from error
     try:
@@ -207,22 +209,22 @@ def _device(name: str, local: int) -> torch.device:
     if device.type == "cpu":
         return device
     if device.type != "cuda" or not torch.cuda.is_available():
-        raise InputError(f"device {name!r} is not there; this machine has the CPU only, or torch no CUDA")
+        raise InputError(f"device {name!r} is not available: this machine has no GPU, or torch no CUDA")
     index = local if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise InputError(
-            f"GPU {index} is not there: this machine has {torch.cuda.device_count()}; start fewer ranks on it"
+            f"GPU {index} is not available: this machine has {torch.cuda.device_count()}; start fewer ranks"
         )
     return torch.device("cuda", index)
 
 
 def gather_rows(rows: Tensor, ranks: Ranks, *, replicated: bool) -> Tensor:
-    """The rows of all ranks (n, ...), from each rank's (n_r, ...), with gradients back to each rank's own.
+    """All rows (n, ...) from each rank's (n_r, ...), with gradients to each rank's own rows.
 
     Args:
-        replicated: True where every rank goes on to compute the *same* loss of all rows: the gradient of its
-            own rows is then whole. False where each rank computes a *part* of it (the classes it holds): the
-            parts are summed over ranks.
+        replicated: True if every rank computes the *same* loss of all rows: the gradient that arrives is then
+            complete. False if each rank computes a *part* of the loss (that of its classes): the gradients
+            are summed over ranks.
     """
     if ranks.size == 1:
         return rows
@@ -243,7 +245,7 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, ranks: Ranks, replicated: bool) -> Tensor:
         counts = ranks.counts(len(rows))
         start = sum(counts[: ranks.rank])
-        ctx.ranks, ctx.own, ctx.replicated = ranks, slice(start, start + len(rows)), replicated
+        ctx.ranks, ctx.local, ctx.replicated = ranks, slice(start, start + len(rows)), replicated
         return ranks.gather(rows, counts)
 
     @staticmethod
@@ -251,7 +253,7 @@ class _Gather(torch.autograd.Function):
         (grad,) = grads
         if not ctx.replicated:
             grad = ctx.ranks.sum_(grad.contiguous().clone())
-        return grad[ctx.own], None, None
+        return grad[ctx.local], None, None  # (n_r, ...)
 
 
 class _Sum(torch.autograd.Function):
@@ -266,9 +268,9 @@ class _Sum(torch.autograd.Function):
 
 
 class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation whose mean and variance are those of all ranks' images; ranks may differ in number.
+    """Batch normalisation with mean and variance of all ranks' images, which may differ in number.
 
-    torch's own `SyncBatchNorm` does the same on GPUs, and only there.
+    For the CPU: torch's `SyncBatchNorm` does the same on GPUs only.
     """
 
     ranks = Ranks()
@@ -281,24 +283,25 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or self.ranks.size == 1:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
-        column = (1, -1, *[1] * (x.ndim - 2))
-        # Twice the precision: the variance is a difference of sums.
+        per_channel = (1, -1, *[1] * (x.ndim - 2))
+        # float64, since the variance E[x^2] - E[x]^2 cancels. One collective for both sums and the count.
         wide = x.double()
         count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64)
-        sums = torch.cat([wide.sum(axes), wide.square().sum(axes), count])
+        sums = torch.cat([wide.sum(axes), wide.square().sum(axes), count])  # (2 channels + 1,)
         sums = sum_over_ranks(sums, self.ranks)
         channels, total = x.shape[1], sums[-1].detach()
-        mean = sums[:channels] / total
-        variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)
-        self._follow(mean.detach(), variance.detach() * total / (total - 1))
+        mean = sums[:channels] / total  # (channels,)
+        variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)  # (channels,)
+        # As in torch: the batch is normalised by its biased variance, the running one is unbiased.
+        self._update_running(mean.detach(), variance.detach() * total / (total - 1))
         scale = torch.rsqrt(variance + self.eps)
-        y = ((wide - mean.view(column)) * scale.view(column)).to(x.dtype)
+        y = ((wide - mean.view(per_channel)) * scale.view(per_channel)).to(x.dtype)
         if self.affine:
-            y = y * self.weight.to(x.dtype).view(column) + self.bias.to(x.dtype).view(column)
+            y = y * self.weight.to(x.dtype).view(per_channel) + self.bias.to(x.dtype).view(per_channel)
         return y
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _update_running(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.momentum is None:
             return
         if self.num_batches_tracked is not None:
@@ -308,7 +311,7 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronize_batch_norm(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """Let every batch normalisation in a module see the whole batch; names and state stay as they are."""
+    """Let every batch normalisation of a module use the whole batch; names and state remain."""
     if ranks.size == 1:
         return module
     if ranks.device.type == "cuda":

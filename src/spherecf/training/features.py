@@ -1,4 +1,4 @@
-"""What a confidence head learns from: features cached or streamed, and the cosines to the prototypes."""
+"""Training data of a confidence head: features, cached or streamed, and cosines to the prototypes."""
 
 import hashlib
 from collections.abc import Generator, Iterable, Sequence
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spherecf.common.progress import in_order
+from spherecf.common.progress import in_order, isolate_failures
 from spherecf.data import ImageSource, ListFile, Subset, View, load_batches
 from spherecf.errors import InputError, ModelError
 from spherecf.extract import KeepDirection
@@ -26,29 +26,29 @@ from spherecf.models import (
     load_prototypes,
     prototype_identities,
 )
-from spherecf.training.cache import FeatureCache, run_together
+from spherecf.training.cache import FeatureCache, run_backbone_on_all
 from spherecf.training.distributed import Ranks
 from spherecf.training.loop import Part, Rows
-from spherecf.training.sampling import Shown
+from spherecf.training.sampling import ViewedImages
 
 _BLOCK = 65536
 
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """The rows of a cache that can be learnt from.
+    """The rows of a cache that have a prototype.
 
     Attributes:
         rows: (n,) rows of the cache.
         cosine: (n,) cos(mu, prototype) of each.
         identities: (n,) identity of each.
-        alone: keys of images left out because nobody else of their identity is there.
+        singletons: keys of images left out because no other image of their identity could be used.
     """
 
     rows: NDArray[np.int64]
     cosine: NDArray[np.float32]
     identities: NDArray[np.int64]
-    alone: list[str]
+    singletons: list[str]
 
 
 def prototype_targets(
@@ -56,9 +56,8 @@ def prototype_targets(
 ) -> Targets:
     """Cosines to given prototypes, or to the class means of the clean views.
 
-    With ``leave_one_out`` (class means only) each image is compared with the mean of the *other* images of
-    its identity, in all its views: with the sample in the mean its cosine is inflated and kappa comes out
-    too sure.
+    With ``leave_one_out`` (class means only) each image, in all its views, is compared with the mean of the
+    *other* images of its identity: a mean that contains the sample inflates the cosine, and so kappa.
 
     Args:
         cache: features of the training images.
@@ -66,56 +65,57 @@ def prototype_targets(
         leave_one_out: see above.
 
     Raises:
-        InputError: labels beyond the prototypes, another dimension, or nothing to learn from.
+        InputError: labels beyond the prototypes, another dimension, or no row with a prototype.
     """
     views = len(cache.views)
+    # Prototypes are means of clean views, and an image is usable if its clean view is.
     if bool((cache.valid.reshape(-1, views) & ~cache.valid[::views, None]).any()):
         raise InputError("the cache lacks the clean view of some images; view 0 must be the clean one")
-    source, dim, alone = cache.source, cache.mu.shape[1], list[str]()
+    source, dim, singletons = cache.source, cache.mu.shape[1], list[str]()
     given: Prototypes
     if prototypes is not None:
         given = GivenPrototypes(source, prototypes, dim)
     else:
         means = MeanPrototypes(source.labels, cache.mu[::views], cache.valid[::views], leave_one_out)
-        given, alone = means, means.alone(source)
+        given, singletons = means, means.singletons(source)
     rows = np.flatnonzero(cache.valid & np.repeat(given.usable, views))
     if not len(rows):
         raise InputError(
             f"nothing to learn from: {len(cache.source)} images, {len(cache.skipped)} unreadable, "
-            f"{len(alone)} the only one of their identity; class means need two or more images of each"
+            f"{len(singletons)} the only one of their identity; class means need two or more images of each"
         )
     cosine = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), _BLOCK):  # never all directions at once: they may be larger than memory
+    for start in range(0, len(rows), _BLOCK):  # the directions are memory-mapped, and may exceed the memory
         part = rows[start : start + _BLOCK]
-        mu = torch.from_numpy(cache.mu[part])
+        mu = torch.from_numpy(cache.mu[part])  # (block, dim)
         cosine[start : start + _BLOCK] = (mu * given.of(part // views)).sum(1).clamp(-1, 1).numpy()
-    return Targets(rows, cosine, source.labels[rows // views], alone)
+    return Targets(rows, cosine, source.labels[rows // views], singletons)
 
 
 def check_fit(prototypes: Tensor, dim: int, labels: NDArray[np.int64]) -> None:
-    """Whether prototypes belong to a backbone of this dimension, and to these labels.
+    """Refuse prototypes that cannot belong to a backbone of this dimension, or to these labels.
 
     Raises:
         InputError: another dimension, or labels beyond them.
     """
     if dim != prototypes.shape[1]:
         raise InputError(f"prototypes have dimension {prototypes.shape[1]}, the backbone {dim}")
-    largest = int(labels.max(initial=-1))
-    if largest >= len(prototypes):
+    max_label = int(labels.max(initial=-1))
+    if max_label >= len(prototypes):
         raise InputError(
-            f"labels reach {largest}, but there are {len(prototypes)} prototypes: not this data set's "
+            f"labels reach {max_label}, but there are {len(prototypes)} prototypes: not this data set's "
             "classifier"
         )
 
 
 def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "identities dim"]:
-    """A classifier's prototypes by this source's labels.
+    """A classifier's prototypes, indexed by this source's labels.
 
-    A file of our own stage 1 names its rows: they are matched by name. Any other goes row by label; the
-    numbers of a list file are rows also where some are missing.
+    Files of `train_backbone` name their rows, which are matched by name. In any other file the row is the
+    label; for a list file it is the number in the list, also if some numbers are missing there.
 
     Raises:
-        InputError: identities with images but without a prototype; they are counted and named.
+        InputError: identities with images but without a prototype; the message counts and names them.
         FileFormatError: unreadable.
     """
     prototypes = load_prototypes(path)
@@ -124,13 +124,15 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
         names = [str(row) for row in range(len(prototypes))]
     if names is None:
         return prototypes
+    # Identities without images need no prototype: a subset of the data set may be used.
     row = {name: index for index, name in enumerate(names)}
     present = np.unique(source.labels[source.labels >= 0])
     missing = [source.identities[label] for label in present if source.identities[label] not in row]
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of {len(present)} identities of {source.name} have no prototype there "
-            f"({', '.join(missing[:5])}, ...): not this data set's classifier, or fit.least left them out"
+            f"({', '.join(missing[:5])}, ...): not this data set's classifier, or fit.min_images left them "
+            "out"
         )
     matched = torch.zeros(len(source.identities), prototypes.shape[1])
     matched[present] = prototypes[[row[source.identities[label]] for label in present]]
@@ -138,7 +140,7 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
 
 
 def _numbered(source: ImageSource) -> bool:
-    """A list file whose labels are whole numbers, which say more than their order."""
+    """Whether the source is a list file whose labels are all whole numbers."""
     while isinstance(source, Subset):
         source = source.parent
     return isinstance(source, ListFile) and all(name.isdecimal() for name in source.identities)
@@ -151,16 +153,16 @@ class Prototypes(Protocol):
     usable: NDArray[np.bool_]
 
     def of(self, images: NDArray[np.int64]) -> Tensor:
-        """(n, dim), unit."""
+        """Unit vectors (n, dim)."""
         ...
 
     def digest(self) -> str:
-        """Hash."""
+        """Hash of the prototypes."""
         ...
 
 
 class GivenPrototypes:
-    """A classifier's, one per identity."""
+    """Prototypes of a classifier, one per identity."""
 
     def __init__(self, source: ImageSource, prototypes: Float[Tensor, "identities dim"], dim: int) -> None:
         check_fit(prototypes, dim, source.labels)
@@ -175,14 +177,16 @@ class GivenPrototypes:
 
 
 class MeanPrototypes:
-    """Class means of clean directions, by ``leave_one_out`` without the image itself.
+    """Class means of clean directions, with ``leave_one_out`` without the image itself.
 
-    Keeps one sum per identity; an image's own direction is taken off when its prototype is asked for.
+    Only the sum of each identity is stored; an image's own direction is subtracted on access.
 
     Args:
+        labels: (images,) identity of each, -1 unknown.
         mu: (images, dim) directions of the clean images; may be memory-mapped.
-        valid: (images,) False where there is none.
-        skipped: key and reason of those.
+        valid: (images,) False where there is no direction.
+        leave_one_out: see above.
+        skipped: reason by key of images without a direction.
     """
 
     def __init__(
@@ -193,25 +197,26 @@ class MeanPrototypes:
         leave_one_out: bool,
         skipped: dict[str, str] | None = None,
     ) -> None:
-        good = valid & (labels >= 0)
-        counts = np.bincount(labels[good], minlength=int(labels.max(initial=0)) + 1)
-        self.usable = good & (counts[labels] > 1)
+        known = valid & (labels >= 0)
+        counts = np.bincount(labels[known], minlength=int(labels.max(initial=0)) + 1)
+        self.usable = known & (counts[labels] > 1)
         self.skipped = skipped or {}
-        self._alone = np.flatnonzero(good & (counts[labels] < 2))
-        self._mu, self._labels, self._leave = mu, labels, leave_one_out
+        self._singletons = np.flatnonzero(known & (counts[labels] < 2))
+        self._mu, self._labels, self._leave_one_out = mu, labels, leave_one_out
+        # float64: subtracting a vector from its identity's sum must not leave a rounding error of the sum.
         self._sums = torch.zeros(len(counts), mu.shape[1], dtype=torch.float64)
-        for rows in np.array_split(np.flatnonzero(good), max(1, len(mu) // _BLOCK)):
+        for rows in np.array_split(np.flatnonzero(known), max(1, len(mu) // _BLOCK)):
             self._sums.index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(mu[rows]).double())
 
     def of(self, images: NDArray[np.int64]) -> Tensor:
-        sums = self._sums[torch.from_numpy(self._labels[images])]
-        if self._leave:
+        sums = self._sums[torch.from_numpy(self._labels[images])]  # (n, dim)
+        if self._leave_one_out:
             sums = sums - torch.from_numpy(self._mu[images]).double()
         return normalize(sums, dim=1).float()
 
-    def alone(self, source: ImageSource) -> list[str]:
-        """Keys of images whose identity has no other usable one."""
-        return [source.keys[image] for image in self._alone.tolist()]
+    def singletons(self, source: ImageSource) -> list[str]:
+        """Keys of images whose identity has no other usable image."""
+        return [source.keys[image] for image in self._singletons.tolist()]
 
     def digest(self) -> str:
         return hashlib.sha256(self._sums.numpy().data).hexdigest()
@@ -224,14 +229,14 @@ def mean_prototypes(
     leave_one_out: bool = True,
     ranks: Ranks | None = None,
 ) -> MeanPrototypes:
-    """One resumable pass over the clean images, which keeps dim numbers of each, and the means of identities.
+    """Class means by one resumable pass over the clean images, which stores their directions in ``folder``.
 
     Raises:
         StorageError: not enough disk space for the directions.
     """
-    recorder, place = KeepDirection(backbone.dim), Path(folder) / "directions"
-    store = run_together(
-        ranks or Ranks(), backbone, source, [View()], recorder, place, description="directions"
+    recorder, directions = KeepDirection(backbone.dim), Path(folder) / "directions"
+    store = run_backbone_on_all(
+        ranks or Ranks(), backbone, source, [View()], recorder, directions, description="directions"
     )
     mu: NDArray[np.float32] = store.arrays["mu"]
     skipped = dict(store.notes["skipped"])
@@ -239,7 +244,7 @@ def mean_prototypes(
 
 
 class Sample(NamedTuple):
-    """``summary`` (n, *shape), ``mu`` (n, dim), ``cosine`` (n,) to the prototypes."""
+    """``summary`` (n, *shape) of the head's input, ``mu`` (n, dim), ``cosine`` (n,) to the prototypes."""
 
     summary: Tensor
     mu: Tensor
@@ -248,51 +253,51 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class Features(Protocol):
-    """Entries 0 .. n - 1, each one view of one image of a known identity."""
+    """Training data of a head: entries 0 .. n - 1, each a view of an image with a prototype."""
 
     @property
     def images(self) -> Rows:
-        """(n,) the image each entry shows, ascending."""
+        """(n,) image of each entry, ascending."""
         ...
 
     @property
     def identities(self) -> Rows:
-        """(n,) whose it is."""
+        """(n,) identity of each entry."""
         ...
 
     @property
     def cosine(self) -> NDArray[np.float32] | None:
-        """(n,) to the prototypes, None where the backbone has yet to say."""
+        """(n,) cos(mu, prototype) of each entry; None if it is computed on access."""
         ...
 
     @property
     def dim(self) -> int:
-        """Of the embedding."""
+        """Dimension of the embedding."""
         ...
 
     @property
     def summary_shape(self) -> tuple[int, ...]:
-        """Of one entry."""
+        """Shape of one entry's summary."""
         ...
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
-        """The entries of each part, in order; ``Part.data`` is a `Sample`, or images if it is for tuning.
+        """The entries of each part, in order; ``Part.data`` is a `Sample`, or images for fine-tuning.
 
         Without ``directions`` the samples' ``mu`` may be empty.
         """
         ...
 
     def keys(self, entries: Rows) -> list[str]:
-        """The images' keys."""
+        """Keys of the entries' images."""
         ...
 
     def digest(self) -> str:
-        """Hash of what is learnt from."""
+        """Hash of the training data, for the identity of checkpoints."""
         ...
 
 
 class CachedFeatures:
-    """Entries of a finished cache: the backbone is not needed any more."""
+    """Entries of a finished cache; the backbone is no longer needed."""
 
     def __init__(self, cache: FeatureCache, targets: Targets, device: torch.device | None = None) -> None:
         self.cache, self._targets = cache, targets
@@ -309,9 +314,9 @@ class CachedFeatures:
                 torch.from_numpy(self.cache.mu[rows if directions else rows[:0]]),
                 torch.from_numpy(self._targets.cosine[entries]),
             )
-            return Part(entries, _on(self._device, sample), {})
+            return Part(entries, _to(self._device, sample), {})
 
-        if self._device.type == "cpu":  # the head keeps the processors busy itself
+        if self._device.type == "cpu":  # no thread reads ahead: the head itself uses all processors
             yield from map(read, parts)
         else:
             yield from in_order(read, parts, workers=1, name="features")
@@ -324,17 +329,17 @@ class CachedFeatures:
 
 
 class StreamedFeatures:
-    """Entries computed when asked for: for data whose cache would not fit, or a backbone that changes.
+    """Entries computed on access: for data whose cache would not fit, or a backbone that is fine-tuned.
 
     Args:
         backbone: frozen.
-        head: its `summarize` is used.
-        source: the images; those without identity, or without a prototype, are left out.
-        views: how each is shown.
+        head: its `pool_features` is used.
+        source: the images; those without an identity or a prototype are left out.
+        views: of each image.
         prototypes: of each image.
-        tuning: give images instead of features.
+        tuning: load images instead of samples.
         workers: decoding threads, 0 for one per processor.
-        device: where the head wants its samples.
+        device: of the samples.
     """
 
     def __init__(
@@ -352,6 +357,7 @@ class StreamedFeatures:
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
         self._prototypes, self._tuning, self._workers = prototypes, tuning, workers or None
         self._device = device or torch.device("cpu")
+        # Entry i is view i % len(views) of image images[i], as in a cache.
         usable = np.flatnonzero((source.labels >= 0) & prototypes.usable)
         self.images = np.repeat(usable, len(views))
         self._view = np.tile(np.arange(len(views)), len(usable))
@@ -360,55 +366,51 @@ class StreamedFeatures:
         self.dim, self.summary_shape = backbone.dim, tuple(head.summary_shape)
 
     def frozen(self) -> "StreamedFeatures":
-        """The same entries, as the backbone saw them before any tuning."""
-        twin = copy(self)
-        twin._tuning = False
-        return twin
+        """The same entries as samples of the backbone before any fine-tuning."""
+        frozen = copy(self)
+        frozen._tuning = False
+        return frozen
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
-        shown = Shown(self._source, len(self.images), self._choose)
+        viewed = ViewedImages(self._source, len(self.images), self._view_of)
         size = self._backbone.preprocessing.size
-        with closing(load_batches(shown, parts, size=size, workers=self._workers)) as loaded:
+        with closing(load_batches(viewed, parts, size=size, workers=self._workers)) as loaded:
             for batch in loaded:
                 skipped = {item.key: item.reason for item in batch.skipped}
                 images, rows = torch.from_numpy(batch.images), batch.rows
                 if self._tuning:
                     yield Part(rows, images, skipped)
                     continue
-                output, good = self._outputs(images, rows, skipped)
-                yield Part(rows[good], self._look(output, rows[good]), skipped)
+                yield self._samples(images, rows, skipped)
 
-    def _choose(self, entry: int) -> tuple[int, View]:
+    def _view_of(self, entry: int) -> tuple[int, View]:
         return int(self.images[entry]), self._views[self._view[entry]]
 
-    def _outputs(
-        self, images: Tensor, entries: Rows, skipped: dict[str, str]
-    ) -> tuple[BackboneOutput, NDArray[np.bool_]]:
-        """What the backbone says, and which images it could take; the others are noted."""
-        good = np.ones(len(entries), bool)
-        try:
-            return self._backbone(images), good
-        except ModelError:  # one bad image must not cost its neighbours: find it
-            for place in range(len(entries)):
-                try:
-                    self._backbone(images[place : place + 1])
-                except ModelError as error:
-                    good[place] = False
-                    skipped[self.keys(entries[place : place + 1])[0]] = str(error)
-            return self._backbone(images[torch.from_numpy(good)]), good
+    def _samples(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> Part:
+        """Samples of the images (n, height, width, 3) that the backbone can embed."""
+        parts = []
+        for which, output in isolate_failures(self._backbone, images, ModelError):
+            if isinstance(output, Exception):
+                skipped[self.keys(entries[which])[0]] = str(output)
+            else:
+                parts.append((entries[which], self._sample(output, entries[which])))
+        if not parts:
+            nothing = Sample(torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0))
+            return Part(entries[:0], _to(self._device, nothing), skipped)
+        if len(parts) == 1:
+            return Part(*parts[0], skipped)
+        rows, samples = zip(*parts)
+        return Part(np.concatenate(rows), Sample(*map(torch.cat, zip(*samples))), skipped)
 
-    def _look(self, output: BackboneOutput, entries: Rows) -> Sample:
-        if not len(entries):
-            nothing = torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0)
-            return _on(self._device, Sample(*nothing))
-        with torch.no_grad():
-            summary = self._head.summarize(output.features, output.embedding)
-            prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)
-            cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)
-        return _on(self._device, Sample(summary, output.mu, cosine))
+    @torch.no_grad()
+    def _sample(self, output: BackboneOutput, entries: Rows) -> Sample:
+        summary = self._head.pool_features(output.features, output.embedding)  # (n, *summary_shape)
+        prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)  # (n, dim)
+        cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)  # (n,)
+        return _to(self._device, Sample(summary, output.mu, cosine))
 
     def prototypes_of(self, entries: Rows) -> Tensor:
-        """(n, dim) for a loss that computes its own cosines."""
+        """Prototypes (n, dim) of the entries, for the cosines of a backbone that changes."""
         return self._prototypes.of(self.images[entries])
 
     def keys(self, entries: Rows) -> list[str]:
@@ -418,5 +420,5 @@ class StreamedFeatures:
         return hashlib.sha256(self.images.tobytes() + self._prototypes.digest().encode()).hexdigest()
 
 
-def _on(device: torch.device, sample: Sample) -> Sample:
+def _to(device: torch.device, sample: Sample) -> Sample:
     return Sample(*(column.to(device) for column in sample))

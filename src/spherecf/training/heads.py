@@ -1,11 +1,11 @@
-"""Stage 2 as a task of the training loop: the head, its objective, and the backbone where it is tuned too."""
+"""Stage 2 as a task of the training loop: a head, its objective, and the backbone if it is fine-tuned."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +15,13 @@ from torch.nn.functional import normalize
 from spherecf.data import split_identities
 from spherecf.errors import InputError
 from spherecf.losses import (
-    Variant,
     gaussian_confidence_loss_from_cosine,
+    initial_kappa,
     pfe_gaussian_loss,
     pfe_vmf_loss,
     sphere_confidence_loss_from_cosine,
 )
-from spherecf.models import ConfidenceHead, Preprocessing, initial_kappa
+from spherecf.models import ConfidenceHead, Preprocessing
 from spherecf.training.checkpoint import identity_of
 from spherecf.training.config import ConfidenceConfig, LossSettings
 from spherecf.training.distributed import Ranks, gather_rows
@@ -31,127 +31,59 @@ from spherecf.training.optim import make_optimizer
 from spherecf.training.sampling import grouped_batches, shuffled_batches
 
 
-@runtime_checkable
-class Objective(Protocol):
+@dataclass(frozen=True)
+class Objective:
     """A loss of a head's output.
 
     Attributes:
-        pairwise: it compares samples of one identity with each other, and needs batches that hold such.
+        loss: of output (n,) or (n, outputs), cos(mu, prototype) (n,), mu (n, dim) and labels (n,): one loss
+            per sample (n,), or per genuine pair (m,).
+        best_constant: of cosines (n,): the constant ``exp(output)`` with the smallest loss.
+        outputs: numbers that the head gives per image.
+        pairwise: it compares the samples of an identity with each other, by ``mu`` and ``labels``; other
+            objectives use neither.
     """
 
-    pairwise: bool
-
-    def outputs(self, dim: int) -> int:
-        """How many numbers the head gives per image."""
-        ...
-
-    def start(self, cosine: Tensor) -> float:
-        """The constant, in the head's ``exp(output)``, that fits cosines to prototypes (n,) best."""
-        ...
-
-    def loss(self, output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        """One loss per sample, or per genuine pair (m,).
-
-        Args:
-            output: of the head, (n,) or (n, outputs).
-            cosine: cos(mu, prototype) (n,).
-            mu: (n, dim) unit; only pairwise objectives look at it.
-            labels: (n,) likewise.
-        """
-        ...
-
-
-class SphereConfidence:
-    """SCF: surprise of the vMF at the prototype; exact, or as the released code computes it."""
-
-    pairwise = False
-
-    def __init__(self, dim: int, radius: float, variant: Variant) -> None:
-        self._dim, self._radius, self._variant = dim, radius, variant
-
-    def outputs(self, dim: int) -> int:
-        return 1
-
-    def start(self, cosine: Tensor) -> float:
-        return initial_kappa(cosine, self._dim)
-
-    def loss(self, output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        return sphere_confidence_loss_from_cosine(
-            cosine, output.exp(), self._dim, self._radius, self._variant, "none"
-        )
-
-
-class GaussianConfidence:
-    """SCF-G: surprise of an isotropic Gaussian at the prototype; the head gives the log precision."""
-
-    pairwise = False
-
-    def __init__(self, dim: int) -> None:
-        self._dim = dim
-
-    def outputs(self, dim: int) -> int:
-        return 1
-
-    def start(self, cosine: Tensor) -> float:
-        return self._dim / _mean_square(cosine)
-
-    def loss(self, output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        return gaussian_confidence_loss_from_cosine(cosine, output, self._dim, "none")
-
-
-class PairwiseVmf:
-    """PFE-v: minus the mutual likelihood score of genuine pairs; the head gives log kappa."""
-
-    pairwise = True
-
-    def __init__(self, dim: int, radius: float) -> None:
-        self._dim, self._radius = dim, radius
-
-    def outputs(self, dim: int) -> int:
-        return 1
-
-    def start(self, cosine: Tensor) -> float:
-        return initial_kappa(cosine, self._dim)
-
-    def loss(self, output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        return pfe_vmf_loss(mu, output, labels, self._radius, "none")
-
-
-class PairwiseGaussian:
-    """PFE-G: minus the mutual likelihood score of genuine pairs; the head gives log precisions."""
-
-    pairwise = True
-
-    def __init__(self, dim: int) -> None:
-        self._dim = dim
-
-    def outputs(self, dim: int) -> int:
-        return dim
-
-    def start(self, cosine: Tensor) -> float:
-        return self._dim / _mean_square(cosine)
-
-    def loss(self, output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        # Precisions, not variances, so that larger is surer for every head of this library.
-        return pfe_gaussian_loss(mu, -output, labels, "none")
+    loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    best_constant: Callable[[Tensor], float]
+    outputs: int = 1
+    pairwise: bool = False
 
 
 def make_objective(settings: LossSettings, dim: int) -> Objective:
-    """The objective of a recipe.
+    """The objective of a recipe, for embeddings of ``dim`` numbers.
 
-    Raises:
-        InputError: an unknown one.
+    "scf": -log of the vMF density at the prototype, of which the head gives log kappa. "scf-gaussian": the
+    same of an isotropic Gaussian, the head gives its log precision. "pfe-vmf", "pfe-gaussian": minus the
+    mutual likelihood score of genuine pairs; the head gives log kappa, or dim log precisions.
     """
-    variant: Variant = "exact" if settings.variant == "exact" else "released"
-    makers: dict[str, Callable[[], Objective]] = {
-        "scf": lambda: SphereConfidence(dim, settings.radius, variant),
-        "scf-gaussian": lambda: GaussianConfidence(dim),
-        "pfe-vmf": lambda: PairwiseVmf(dim, settings.radius),
-        "pfe-gaussian": lambda: PairwiseGaussian(dim),
-    }
-    if settings.objective not in makers:
-        raise InputError(f"loss.objective: expected one of {', '.join(makers)}, got {settings.objective!r}")
-    return makers[settings.objective]()
+    radius, variant = settings.radius, settings.variant
+
+    def best_kappa(cosine: Tensor) -> float:
+        return initial_kappa(cosine, dim)
+
+    def best_precision(cosine: Tensor) -> float:
+        return dim / _mean_square(cosine)
+
+    def scf(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
+        return sphere_confidence_loss_from_cosine(cosine, output.exp(), dim, radius, variant, "none")
+
+    def scf_gaussian(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
+        return gaussian_confidence_loss_from_cosine(cosine, output, dim, "none")
+
+    def pfe_vmf(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
+        return pfe_vmf_loss(mu, output, labels, radius, "none")
+
+    def pfe_gaussian(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
+        # The head gives log precisions, so that larger is surer for every head; the loss takes log variances.
+        return pfe_gaussian_loss(mu, -output, labels, "none")
+
+    return {
+        "scf": Objective(scf, best_kappa),
+        "scf-gaussian": Objective(scf_gaussian, best_precision),
+        "pfe-vmf": Objective(pfe_vmf, best_kappa, pairwise=True),
+        "pfe-gaussian": Objective(pfe_gaussian, best_precision, outputs=dim, pairwise=True),
+    }[settings.objective]
 
 
 def _mean_square(cosine: Tensor) -> float:
@@ -163,11 +95,11 @@ def _mean_square(cosine: Tensor) -> float:
 
 
 _CHUNK = 4096
-_SAMPLE = 8192  # entries that tell a head how to normalise its input
+_SAMPLE = 8192  # entries from which a head computes the normalisation of its input
 
 
 class TunedNetwork(nn.Module):
-    """Backbone and head in one, the backbone's batch statistics frozen: images to (output, mu)."""
+    """Backbone and head as one network, from pixels to (output, mu); batch statistics are frozen."""
 
     def __init__(self, backbone: nn.Module, head: ConfidenceHead) -> None:
         super().__init__()
@@ -179,14 +111,14 @@ class TunedNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of the head, and unit direction, of pixels (n, 3, h, w)."""
-        embedding, features = self.backbone(x)
-        summary = self.head.summarize(features.float(), embedding.float())
+        """Output of the head (n,) or (n, outputs), and unit direction (n, dim), of pixels (n, 3, h, w)."""
+        embedding, features = self.backbone(x)  # (n, dim), (n, channels, height, width)
+        summary = self.head.pool_features(features.float(), embedding.float())
         return self.head(summary), normalize(embedding.float())
 
 
 class ConfidenceTask:
-    """A head, what it learns from, and the best of its epochs on held-out people."""
+    """A head, its training data, and its best epoch on held-out identities."""
 
     classifier: None = None
 
@@ -204,23 +136,20 @@ class ConfidenceTask:
                 f"{tuple(features.summary_shape)}: it was made for another head"
             )
         self.head, self.features, self._config, self._ranks = head, features, config, ranks
-        self.objective: Objective = make_objective(config.loss, features.dim)
+        self.objective = make_objective(config.loss, features.dim)
         self._split()
-        if self.objective.pairwise:  # both sides must have pairs, and it is better to know now
+        if self.objective.pairwise:  # an error where either side has no pairs, before the first epoch
             self.batches(0)
             if len(self.held_out):
                 self._grouped(self.held_out, 0)
-        self.start = self._start()
+        self.initial = self._initialise_head()
         head.to(ranks.device)
         self._preprocessing = None if tuned is None else tuned[1]
         self.network: nn.Module = head if tuned is None else TunedNetwork(tuned[0], head).to(ranks.device)
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
-        loss = self._constant_loss()
-        self.best: dict[str, Any] = {
-            "loss": loss,
-            "epoch": 0,
-            "network": self._copy() if len(self.held_out) else {},
-        }
+        # Epoch 0 is the constant head: later epochs must be better than it.
+        weights = self._copy_weights() if len(self.held_out) else {}
+        self.best: dict[str, Any] = {"loss": self._constant_loss(), "epoch": 0, "network": weights}
 
     def _split(self) -> None:
         identities, share = self.features.identities, self._config.fit.held_out
@@ -231,43 +160,40 @@ class ConfidenceTask:
         if len(self.train) < 2:
             raise InputError(f"expected at least 2 views to train on, got {len(self.train)}")
 
-    def _start(self) -> float:
-        """Normalise the head's input and make it the best constant."""
-        chosen = np.linspace(0, len(self.train) - 1, min(len(self.train), _SAMPLE)).astype(int)
-        sample = self._sample(self.train[chosen])
-        known = self.features.cosine
-        cosine = (
-            sample.cosine.cpu() if known is None else torch.from_numpy(known)[torch.from_numpy(self.train)]
-        )
-        self.head.adapt(sample.summary.cpu())
-        start = self.objective.start(cosine)
-        self.head.start_at(start)
-        return start
+    def _initialise_head(self) -> float:
+        """Normalise the head's input, and let its output be the best constant, which is returned."""
+        selected = np.linspace(0, len(self.train) - 1, min(len(self.train), _SAMPLE)).astype(int)
+        sample = self._sample(self.train[selected])
+        cosine = sample.cosine.cpu()
+        if self.features.cosine is not None:  # known without the backbone, so of all entries
+            cosine = torch.from_numpy(self.features.cosine)[torch.from_numpy(self.train)]
+        self.head.fit_normalisation(sample.summary.cpu())
+        initial = self.objective.best_constant(cosine)
+        self.head.init_constant(initial)
+        return initial
 
     def _sample(self, entries: Rows) -> Sample:
-        """These entries' features on every rank, each rank having computed a part."""
+        """Features of these entries, on every rank; each rank computes a part."""
         parts = np.array_split(entries, max(1, math.ceil(len(entries) / _CHUNK)))
-        mine = [part[self._ranks.share(len(part))] for part in parts]
-        with closing(self._frozen_features().load(mine)) as loaded:
+        local = [part[self._ranks.share(len(part))] for part in parts]
+        # Before the first step the backbone is the frozen one, also where it is fine-tuned later.
+        streamed = isinstance(self.features, StreamedFeatures)
+        features = self.features.frozen() if streamed else self.features  # type: ignore[attr-defined]
+        with closing(features.load(local)) as loaded:
             columns = zip(*(part.data for part in loaded), strict=True)
             return Sample(*(self._ranks.gather(torch.cat(column)) for column in columns))
 
-    def _frozen_features(self) -> Features:
-        if isinstance(self.features, StreamedFeatures):
-            return self.features.frozen()
-        return self.features
-
     def _constant_loss(self) -> float:
-        """Of the head before the first step, on held-out people; no epoch need beat it if there are none."""
+        """Held-out loss of the constant head; infinite where there is none to compare with."""
         if not len(self.held_out) or self.objective.pairwise or self.features.cosine is None:
             return math.inf
-        cosine = torch.from_numpy(self.features.cosine)[torch.from_numpy(self.held_out)]
-        output = torch.full_like(cosine, self.start).log()
-        nothing = torch.zeros(0, 1)
-        return float(self.objective.loss(output, cosine, nothing, nothing[:, 0]).mean())
+        cosine = torch.from_numpy(self.features.cosine)[torch.from_numpy(self.held_out)]  # (m,)
+        output = torch.full_like(cosine, self.initial).log()  # (m,)
+        unused = torch.zeros(0, 1)
+        return float(self.objective.loss(output, cosine, unused, unused[:, 0]).mean())
 
     def counts(self) -> dict[str, int]:
-        """Rows and identities that teach, and that validate."""
+        """Rows and identities in the training and in the validation set."""
         identities = self.features.identities
         return {
             "train_rows": len(self.train),
@@ -279,7 +205,7 @@ class ConfidenceTask:
     def batches(self, epoch: int) -> list[Rows]:
         fit, seed, rows = self._config.fit, self._config.seed, self.train
         if self._config.views.per_epoch == "one":
-            rows = self._one_of_each(rows, epoch)
+            rows = self._one_view_each(rows, epoch)
         if self.objective.pairwise:
             return self._grouped(rows, epoch)
         return shuffled_batches(rows, fit.batch_size, seed, epoch)
@@ -289,13 +215,13 @@ class ConfidenceTask:
         batches = grouped_batches(rows, labels, fit.per_identity, fit.batch_size, self._config.seed, epoch)
         if not batches:
             raise InputError(
-                f"loss.objective {self._config.loss.objective}: nobody has fit.per_identity = "
-                f"{fit.per_identity} rows, so there are no pairs to compare; lower it, or show more views"
+                f"loss.objective {self._config.loss.objective}: no identity has fit.per_identity = "
+                f"{fit.per_identity} rows, so there are no pairs to compare; lower it, or use more views"
             )
         return batches
 
-    def _one_of_each(self, rows: Rows, epoch: int) -> Rows:
-        """One view of each image, by seed, epoch and image."""
+    def _one_view_each(self, rows: Rows, epoch: int) -> Rows:
+        """One random view of each image, a function of seed, epoch and image."""
         _, first, count = np.unique(self.features.images[rows], return_index=True, return_counts=True)
         draw = np.random.default_rng([self._config.seed, epoch, 2]).random(len(first))
         return rows[first + (draw * count).astype(np.int64)]
@@ -303,7 +229,7 @@ class ConfidenceTask:
     def cut(self, batch: Rows, parts: int) -> list[Rows]:
         if not self.objective.pairwise:
             return np.array_split(batch, parts)
-        groups = batch.reshape(-1, self._config.fit.per_identity)  # pairs stay together
+        groups = batch.reshape(-1, self._config.fit.per_identity)  # whole groups, so that no pair is cut
         return [part.reshape(-1) for part in np.array_split(groups, parts)]
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
@@ -313,32 +239,34 @@ class ConfidenceTask:
         pass
 
     def loss(self, forward: Forward, part: Part) -> Loss:
-        output, sample = self._outputs(forward, part)
         ranks = self._ranks
-        labels = torch.from_numpy(self.features.identities[part.rows]).to(ranks.device)
+        output, sample = self._outputs(forward, part)  # (n_r,) or (n_r, outputs)
+        labels = torch.from_numpy(self.features.identities[part.rows]).to(ranks.device)  # (n_r,)
         if self.objective.pairwise:
-            # Every rank computes the loss of all pairs, which may lie on two ranks, from rows of d numbers.
+            # The samples of a pair may be on two ranks: every rank computes the loss of all pairs, from the
+            # rows of all ranks, n numbers or n x dim.
             output, mu = (gather_rows(rows, ranks, replicated=True) for rows in (output, sample.mu))
-            labels = ranks.gather(labels)
-            if len(set(labels.tolist())) == len(labels):  # broken images have left nobody a partner
-                nothing = output.sum() * 0
-                return Loss(nothing, nothing.detach())
+            labels = ranks.gather(labels)  # (n,)
+            if len(set(labels.tolist())) == len(labels):  # unreadable images have left no pair
+                zero = output.sum() * 0
+                return Loss(zero, zero.detach())
             loss = self.objective.loss(output, sample.cosine, mu, labels).mean()
             return Loss(loss, loss.detach())
-        losses = self.objective.loss(output, sample.cosine, sample.mu, labels)
-        total = sum(ranks.counts(len(losses)))
-        loss = losses.sum() / max(1, total)
+        # Divided by the number of samples on all ranks: shares of the ranks add up to the batch's mean.
+        losses = self.objective.loss(output, sample.cosine, sample.mu, labels)  # (n_r,)
+        loss = losses.sum() / max(1, sum(ranks.counts(len(losses))))
         return Loss(loss, ranks.sum_(loss.detach().clone()))
 
     def _outputs(self, forward: Forward, part: Part) -> tuple[Tensor, Sample]:
-        """What the head says, in float32, and what it is compared with."""
+        """Output of the head, in float32, and the sample with the cosines to compare it with."""
         if self._preprocessing is None or not isinstance(self.features, StreamedFeatures):
             sample: Sample = part.data
             return forward(sample.summary).float(), sample
-        pixels = self._preprocessing(part.data.to(self._ranks.device))
+        # Fine-tuning: directions, and so cosines, change in every step; prototypes do not.
+        pixels = self._preprocessing(part.data.to(self._ranks.device))  # (n_r, 3, height, width)
         output, mu = forward(pixels)
-        prototypes = self.features.prototypes_of(part.rows).to(mu.device)
-        cosine = (mu * prototypes).sum(1).clamp(-1, 1)
+        prototypes = self.features.prototypes_of(part.rows).to(mu.device)  # (n_r, dim)
+        cosine = (mu * prototypes).sum(1).clamp(-1, 1)  # (n_r,)
         return output.float(), Sample(output.detach(), mu, cosine)
 
     def keys(self, rows: Rows) -> list[str]:
@@ -348,10 +276,10 @@ class ConfidenceTask:
     def end_epoch(self, epoch: int) -> dict[str, float]:
         if not len(self.held_out):
             return {}
-        facts = self._validate()
-        if facts["held_out_loss"] < self.best["loss"]:
-            self.best = {"loss": facts["held_out_loss"], "epoch": epoch + 1, "network": self._copy()}
-        return facts
+        metrics = self._validate()
+        if (loss := metrics["held_out_loss"]) < self.best["loss"]:
+            self.best = {"loss": loss, "epoch": epoch + 1, "network": self._copy_weights()}
+        return metrics
 
     def _validate(self) -> dict[str, float]:
         ranks = self._ranks
@@ -359,12 +287,13 @@ class ConfidenceTask:
             parts = self._grouped(self.held_out, 0)
         else:
             parts = np.array_split(self.held_out, max(1, math.ceil(len(self.held_out) / self._chunk())))
-        mine = [part[ranks.share(len(part))] for part in parts]
+        local = [part[ranks.share(len(part))] for part in parts]
         losses, kappas = [], []
-        with closing(self.features.load(mine, self.objective.pairwise)) as loaded:
+        with closing(self.features.load(local, self.objective.pairwise)) as loaded:
             for part in loaded:
                 output, sample = self._outputs(self.network, part)
                 labels = torch.from_numpy(self.features.identities[part.rows])
+                # All rows on every rank, so that all agree on the best epoch; on the CPU, as before the fit.
                 output, mu, cosine, labels = (
                     ranks.gather(rows).cpu()
                     for rows in (output, sample.mu, sample.cosine, labels.to(ranks.device))
@@ -381,13 +310,13 @@ class ConfidenceTask:
         return _CHUNK if self.features.cosine is not None else self._config.fit.batch_size
 
     def finish(self) -> int:
-        """Take the best epoch, 0 if none beat the constant; the last one where nobody was held out."""
+        """Load the best epoch, 0 if none is better than the constant; the last one if nothing is held out."""
         if len(self.held_out):
             self.network.load_state_dict(self.best["network"])
         self.network.eval()
         return int(self.best["epoch"])
 
-    def _copy(self) -> dict[str, Tensor]:
+    def _copy_weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
 
     def state(self) -> dict[str, Any]:
@@ -399,14 +328,14 @@ class ConfidenceTask:
 
 @dataclass
 class FitResult:
-    """The head with the lowest loss on held-out identities, and how it came about.
+    """The head with the lowest loss on held-out identities, and the course of the training.
 
     Attributes:
         head: in evaluation mode.
-        initial_kappa: where it started, the constant that fits best.
+        initial_kappa: the best constant, at which it started.
         history: per epoch ``train_loss``, ``lr``, ``held_out_loss``, ``held_out_median_kappa``.
-        best_epoch: from 1; 0 if no epoch beat the constant head on the held-out identities, or nobody was
-            held out.
+        best_epoch: from 1; 0 if no epoch was better than the constant head on the held-out identities, or
+            none was held out.
         counts: ``train_rows``, ``held_out_rows``, ``train_identities``, ``held_out_identities``.
         skipped: reason by key of images that could not be used while streaming.
     """
@@ -421,14 +350,14 @@ class FitResult:
 
 @dataclass(frozen=True, eq=False)
 class FitState:
-    """What `fit_head` shows after an epoch; it goes on changing, so copy what you keep.
+    """State of `fit_head` after an epoch; training changes it further, so copy what you need later.
 
     Attributes:
         epoch: just finished, from 0.
         step: steps so far.
-        head: as it is now, of this epoch and not of the best.
-        optimizer: over the head's parameters, and the backbone's if it learns as well.
-        backbone: that learns as well, or None.
+        head: after this epoch, not that of the best epoch.
+        optimizer: over the parameters of the head, and of the backbone if it is fine-tuned.
+        backbone: if it is fine-tuned, else None.
     """
 
     epoch: int
@@ -453,41 +382,40 @@ def fit_head(
     tensorboard: bool = False,
     each_epoch: EachEpoch | None = None,
 ) -> FitResult:
-    """Train a head and keep the epoch that is best on held-out identities.
+    """Train a head and return its best epoch on held-out identities.
 
-    The order of an epoch depends on (seed, epoch) alone, and dropout's state is saved, so a run that was
-    interrupted, by Ctrl-C or kill -9, continues from its last checkpoint to the bit-identical result on the
-    CPU.
+    The order of an epoch depends on (seed, epoch) alone, and the state of dropout is saved: a run that was
+    interrupted, by Ctrl-C or kill -9, resumes from its last checkpoint, on the CPU to the same bits.
 
     Args:
         head: new, for the features' summaries; changed in place.
         features: `CachedFeatures` or `StreamedFeatures`.
         config: ``loss``, ``fit``, ``optimizer``, ``schedule``, ``engine`` and ``seed`` are used.
-        folder: where checkpoints and logs live; None keeps nothing and cannot resume.
-        ranks: who trains together; alone by default.
-        tuned: a backbone that learns as well, and its preprocessing; features must be streamed for tuning.
-        identity: further facts the checkpoints belong to (hashes of data and backbone).
+        folder: for checkpoints and logs; None writes neither and cannot resume.
+        ranks: the processes that train together; a single one by default.
+        tuned: a backbone to fine-tune, and its preprocessing; ``features`` must load images (``tuning``).
+        identity: further facts that the checkpoints depend on (hashes of data and backbone).
         tensorboard: also write event files to ``folder/runs``.
         each_epoch: called on rank 0 after each epoch, before its checkpoint is written.
 
     Raises:
-        InputError: too few identities to hold some out, or prototypes that do not belong to the data.
+        InputError: too few identities to hold some out, or features of another kind of head.
         SpherecfError: the loss became NaN; the epoch and the keys of the batch are named.
     """
     ranks = ranks or Ranks()
     task = ConfidenceTask(head, features, config, ranks, tuned)
     settings = {name: value for name, value in config.to_dict().items() if name != "engine"}
-    mark = identity_of({"config": settings, "rows": features.digest(), **(identity or {})})
+    run_identity = identity_of({"config": settings, "rows": features.digest(), **(identity or {})})
 
-    def show(epoch: int, step: int) -> None:
+    def after_epoch(epoch: int, step: int) -> None:
         if each_epoch is not None:
             network = None if tuned is None else tuned[0]
             each_epoch(FitState(epoch, step, head, task.optimizer, network))
 
     run = Run(
         config.fit.epochs, config.seed, config.optimizer, config.schedule, config.engine,
-        None if folder is None else Path(folder), mark, "fitting the head", tensorboard, show,
+        None if folder is None else Path(folder), run_identity, "fitting the head", tensorboard, after_epoch,
     )  # fmt: skip
     outcome = run_training(task, run, ranks)
     best = task.finish()
-    return FitResult(head, task.start, outcome.history, best, task.counts(), outcome.skipped)
+    return FitResult(head, task.initial, outcome.history, best, task.counts(), outcome.skipped)

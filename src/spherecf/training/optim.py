@@ -1,4 +1,4 @@
-"""Optimisers by name, what bounds their steps, and one that moves only some rows of a large matrix."""
+"""Optimisers by name, gradient clipping over ranks, and an optimiser of selected rows of a large matrix."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from spherecf.training.distributed import Ranks
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """The optimizer over these parameters; every group remembers its base rate as ``initial_lr``."""
-    wanted = [p for p in parameters if p.requires_grad]
-    matrices = [p for p in wanted if p.ndim > 1 or settings.decay_vectors]
-    vectors = [p for p in wanted if p.ndim <= 1 and not settings.decay_vectors]
+    """The optimizer over these parameters; every group has its base rate as ``initial_lr``."""
+    trainable = [p for p in parameters if p.requires_grad]
+    matrices = [p for p in trainable if p.ndim > 1 or settings.decay_vectors]
+    vectors = [p for p in trainable if p.ndim <= 1 and not settings.decay_vectors]
     # A decayed bias would pull kappa towards 1, and a decayed normalisation its channel towards 0.
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": settings.weight_decay},
@@ -49,17 +49,18 @@ def bound_gradients(
     """Clip by value, then by the norm over all parameters of all ranks; the norm before, a scalar tensor.
 
     Args:
-        replicated: the same on every rank, gradients summed already.
-        sharded: this rank's alone.
+        replicated: the same on every rank, their gradients summed already.
+        sharded: of this rank alone.
     """
     gradients = [p.grad for p in (*replicated, *sharded) if p.grad is not None]
     if settings.clip_value:
         for gradient in gradients:
             gradient.clamp_(-settings.clip_value, settings.clip_value)
-    own = ranks.sum_(_square(sharded, ranks).reshape(1))[0]
-    norm = (_square(replicated, ranks) + own).sqrt()
+    # The norm must be the same on every rank: replicated parameters count once, sharded ones are summed.
+    sharded_square = ranks.sum_(_square(sharded, ranks).reshape(1))[0]
+    norm = (_square(replicated, ranks) + sharded_square).sqrt()
     if settings.clip_norm:
-        scale = (settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        scale = (settings.clip_norm / (norm + 1e-6)).clamp(max=1.0)  # as in torch's clip_grad_norm_
         torch._foreach_mul_(gradients, scale)
     return norm
 
@@ -72,14 +73,14 @@ def _square(parameters: Sequence[nn.Parameter], ranks: Ranks) -> Tensor:
 
 
 class RowOptimizer:
-    """An optimizer over a matrix of which each step moves only some rows, as sampled classifiers need.
+    """An optimizer of a matrix that updates selected rows in each step, as sampled classifiers need.
 
-    The other rows, and their momentum, stay as they are: nothing decays that is not looked at. Works for any
-    optimizer whose state has the shape of its parameter.
+    The other rows and their momentum remain as they are, without weight decay. For any optimizer whose state
+    has the shape of its parameter.
 
     Attributes:
-        weight: the whole matrix; no gradient.
-        active: the parameter of this step.
+        weight: (rows, dim) the whole matrix; no gradient.
+        active: (selected, dim) the parameter of this step.
         optimizer: over ``active``.
     """
 
@@ -90,25 +91,26 @@ class RowOptimizer:
         self.active = nn.Parameter(weight)
         self.optimizer = make([self.active])
 
-    def take(self, rows: Tensor | None) -> nn.Parameter:
-        """Make ``rows`` (or all) the parameter of the next step."""
+    def select_rows(self, rows: Tensor | None) -> nn.Parameter:
+        """Make these rows (selected,), None for all, the parameter of the next step."""
         if rows is None and self._rows is None:
             return self.active
         self._rows = rows
         self.active = nn.Parameter(self.weight if rows is None else self.weight[rows])
         for group in self.optimizer.param_groups:
             group["params"] = [self.active] if group["params"] else []
+        # The optimizer keeps its state by parameter: give the new one the state of its rows.
         self.optimizer.state.clear()
         if self._state:
-            whole = self.weight.shape
+            full = self.weight.shape
             self.optimizer.state[self.active] = {
-                name: value if value.shape != whole or rows is None else value[rows]
+                name: value if value.shape != full or rows is None else value[rows]
                 for name, value in self._state.items()
             }
         return self.active
 
-    def put_back(self) -> None:
-        """After the optimizer's step: write moved rows and their state back."""
+    def write_back(self) -> None:
+        """After the optimizer's step: copy the updated rows and their state into the whole matrix."""
         state = dict(self.optimizer.state.get(self.active, {}))
         if self._rows is None:
             self._state = {name: value for name, value in state.items() if value is not None}
@@ -118,7 +120,7 @@ class RowOptimizer:
             for name, value in state.items():
                 if value is None:
                     continue
-                if value.shape != self.active.shape:
+                if value.shape != self.active.shape:  # a step counter
                     self._state[name] = value
                     continue
                 if name not in self._state:
@@ -126,11 +128,11 @@ class RowOptimizer:
                 self._state[name][self._rows] = value
 
     def state(self) -> dict[str, Tensor]:
-        """Weight and state of all rows, and scalars of the optimizer."""
+        """Weight and optimizer state of all rows, and the optimizer's scalars."""
         return {"weight": self.weight, **self._state}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Undo `state`."""
+        """Restore `state`."""
         with torch.no_grad():
             self.weight.copy_(state["weight"])
         self._state = {name: value for name, value in state.items() if name != "weight"}

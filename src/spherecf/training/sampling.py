@@ -1,4 +1,4 @@
-"""Which images make up which batch, a function of seed and epoch alone, and how they are shown."""
+"""Batches as a function of seed and epoch alone, training identities, and images seen through views."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ def shuffled_batches(
     """An epoch over ``rows`` in random order, in batches.
 
     Args:
-        drop_last: batches of exactly ``batch_size``, what is left over waits for another epoch; otherwise
-            batches of nearly equal size, at most ``batch_size``, over all rows. A set smaller than a batch is
+        drop_last: batches of exactly ``batch_size``; the remainder of the shuffled rows is left out. False:
+            batches of nearly equal size, at most ``batch_size``, over all rows. Fewer rows than a batch are
             one batch.
 
     Example:
@@ -37,11 +37,12 @@ def grouped_batches(
 ) -> list[Rows]:
     """Batches of groups: ``per_identity`` rows of one identity side by side, as pairwise losses need them.
 
-    Each identity's rows are shuffled and cut into groups, the groups shuffled; what is left over of an
-    identity waits for another epoch.
+    Each identity's rows are shuffled and cut into groups, then the groups are shuffled. The remainder of an
+    identity is left out of this epoch.
 
     Args:
-        rows, labels: (n,) what there is, and of whom.
+        rows: (n,) to draw from.
+        labels: (n,) identity of each.
         per_identity: size of a group, at least 2.
         batch_size: rows per batch, rounded down to whole groups.
 
@@ -55,77 +56,92 @@ def grouped_batches(
     order = order[np.argsort(labels[order], kind="stable")]
     sorted_labels = labels[order]
     starts = np.flatnonzero(np.r_[True, sorted_labels[1:] != sorted_labels[:-1]])
-    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    whole = np.diff(np.r_[starts, len(order)]) // per_identity * per_identity
-    order = order[place < np.repeat(whole, np.diff(np.r_[starts, len(order)]))]
-    groups = rng.permutation(order.reshape(-1, per_identity))
+    counts = np.diff(np.r_[starts, len(order)])  # (identities,)
+    # Keep, of each identity, the multiple of per_identity that comes first in its shuffled order.
+    position = np.arange(len(order)) - np.repeat(starts, counts)
+    grouped = counts // per_identity * per_identity
+    order = order[position < np.repeat(grouped, counts)]
+    groups = rng.permutation(order.reshape(-1, per_identity))  # (groups, per_identity)
     per_batch = max(1, batch_size // per_identity)
     return [rows[part.reshape(-1)] for part in _cut(groups, per_batch, False)] if len(groups) else []
 
 
 def _cut(order: Rows, batch_size: int, drop_last: bool) -> list[Rows]:
     if drop_last and len(order) >= batch_size:
-        whole = len(order) // batch_size
-        return list(order[: whole * batch_size].reshape(whole, batch_size))
-    # A batch of one cannot be normalised: the rest joins the others.
+        batches = len(order) // batch_size
+        return list(order[: batches * batch_size].reshape(batches, batch_size))
+    # Nearly equal batches: batch normalisation cannot take a last batch of one.
     return np.array_split(order, max(1, math.ceil(len(order) / batch_size)))
 
 
 @dataclass(frozen=True, eq=False)
-class People:
-    """Whom to learn: images (rows of the source), their classes 0 .. n - 1, and the classes' names."""
+class TrainingIdentities:
+    """The identities that a backbone is trained to classify.
+
+    Attributes:
+        rows: (n,) rows of the source: the images to train on.
+        classes: (len(source),) class 0 .. len(names) - 1 of every image, -1 if it is left out.
+        names: of the classes.
+        left_out: counts of what is left out, by reason.
+    """
 
     rows: Rows
-    classes: Rows  # by row of the source, -1 for those left out
+    classes: Rows
     names: list[str]
     left_out: dict[str, int]
 
     @classmethod
-    def of(cls, source: ImageSource, least: int) -> "People":
+    def of(cls, source: ImageSource, min_images: int) -> "TrainingIdentities":
+        """The identities of a source with at least ``min_images`` images.
+
+        Raises:
+            InputError: fewer than two.
+        """
         labels = source.labels
         counts = np.bincount(labels[labels >= 0], minlength=len(source.identities))
-        kept = np.flatnonzero(counts >= least)
-        if len(kept) < 2:
+        selected = np.flatnonzero(counts >= min_images)
+        if len(selected) < 2:
             raise InputError(
-                f"{source.name}: expected at least two identities with {least} or more images, got "
-                f"{len(kept)} (of {len(source.identities)} identities, {len(source)} images)"
+                f"{source.name}: expected at least two identities with {min_images} or more images, got "
+                f"{len(selected)} (of {len(source.identities)} identities, {len(source)} images)"
             )
-        number = np.full(len(counts) + 1, -1)  # the last stands for label -1
-        number[kept] = np.arange(len(kept))
-        classes = number[labels]
+        class_of = np.full(len(counts) + 1, -1)  # one entry more, which label -1 indexes
+        class_of[selected] = np.arange(len(selected))
+        classes = class_of[labels]
+        too_few = (counts > 0) & (counts < min_images)
         left_out = {
             "images_without_identity": int((labels < 0).sum()),
             "identities_without_images": int((counts == 0).sum()),
-            "identities_with_too_few_images": int(((counts > 0) & (counts < least)).sum()),
-            "their_images": int(counts[(counts > 0) & (counts < least)].sum()),
+            "identities_with_too_few_images": int(too_few.sum()),
+            "their_images": int(counts[too_few].sum()),
         }
-        return cls(np.flatnonzero(classes >= 0), classes, [source.identities[i] for i in kept], left_out)
+        return cls(np.flatnonzero(classes >= 0), classes, [source.identities[i] for i in selected], left_out)
 
 
-class Shown(ImageSource):
-    """Rows that are views of another source's images: decoded and shown by whoever reads them, in threads.
+class ViewedImages(ImageSource):
+    """Images of another source, each seen through a view; decoded by the threads that read them.
 
     Args:
         source: the images.
-        rows: how many rows there are.
+        rows: number of rows.
         choose: row to (image, view); must be a function of the row alone.
     """
 
     def __init__(self, source: ImageSource, rows: int, choose: Callable[[int], tuple[int, View]]) -> None:
         self.source, self._choose, self._rows = source, choose, rows
-        # The parent's labels serve; a row's own are of no use here, and would be an array of all rows.
+        # No labels: the trainer has those of the images, and an array over all views may be large.
         super().__init__(source.name, np.zeros(0, np.int64), [])
 
     def __len__(self) -> int:
         return self._rows
 
     def image_of(self, row: int) -> int:
-        """The image that a row shows."""
+        """The image of a row."""
         return self._choose(row)[0]
 
     @property
     def keys(self) -> Sequence[str]:
-        return _ShownKeys(self)
+        return _ViewedKeys(self)
 
     def read(self, index: int) -> bytes:
         return self.source.read(self.image_of(index))
@@ -138,12 +154,12 @@ class Shown(ImageSource):
         return view(self.source.image(image, size), self.source.keys[image]).image
 
 
-class _ShownKeys(Keys):
-    def __init__(self, shown: Shown) -> None:
-        self._shown = shown
+class _ViewedKeys(Keys):
+    def __init__(self, viewed: ViewedImages) -> None:
+        self._viewed = viewed
 
     def __len__(self) -> int:
-        return len(self._shown)
+        return len(self._viewed)
 
-    def _one(self, row: int) -> str:
-        return self._shown.source.keys[self._shown.image_of(row)]
+    def _get(self, row: int) -> str:
+        return self._viewed.source.keys[self._viewed.image_of(row)]

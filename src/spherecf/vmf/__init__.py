@@ -1,8 +1,8 @@
 """Von Mises-Fisher: special functions on tensors and the distribution on the sphere. Knows nothing of faces.
 
 `log_normalizer` (log C_d), `log_normalizer_scaled` (log C_d + kappa), `mean_resultant_length` (A_d) with its
-derivative, complement and inverse, `log_bessel_i`, and `VonMisesFisher` with `HypersphericalUniform`. See
-docs/numerics.md.
+derivative, complement and inverse, `log_bessel_i`, `product_concentration`, and `VonMisesFisher` with
+`HypersphericalUniform`. See docs/numerics.md.
 """
 
 from spherecf.vmf.distributions import HypersphericalUniform, VonMisesFisher
@@ -14,6 +14,7 @@ from spherecf.vmf.functions import (
     mean_resultant_complement,
     mean_resultant_length,
     mean_resultant_length_derivative,
+    product_concentration,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "mean_resultant_complement",
     "mean_resultant_length",
     "mean_resultant_length_derivative",
+    "product_concentration",
 ]

@@ -61,7 +61,7 @@ def test_json_and_report(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.exception
     facts = json.loads(result.stdout)
     assert set(facts["scores"]) == {"cosine", "mls"} and facts["counts"]["people"] == PEOPLE
-    assert "Thresholds" in result.stderr and "What kappa means" in result.stderr
+    assert "Thresholds" in result.stderr and "Scale of kappa" in result.stderr
     page = Path(facts["report"]).read_text("utf-8")
     assert page.count("<svg") == 5 and "_: calibration, clean" not in page and "calibration, clean" in page
     content = json.loads((tmp_path / "report/report.json").read_text("utf-8"))

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import evaluate
-from spherecf.data import Enrolled, IjbMeta, TemplatePairs, write_ijb
+from spherecf.data import IjbMeta, TemplateList, TemplatePairs, write_ijb
 from spherecf.embeddings import Embeddings
 
 runner = CliRunner()
@@ -30,8 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save(path / "e.safetensors")  # fmt: skip
     ids = np.arange(who.size)
     first = ids[::EACH]
-    galleries = {"G1": Enrolled(first[:24], who[first[:24]]), "G2": Enrolled(first[24:], who[first[24:]])}
-    probes = Enrolled(ids[ids % EACH > 0], who[ids % EACH > 0])
+    galleries = {
+        "G1": TemplateList(first[:24], who[first[:24]]),
+        "G2": TemplateList(first[24:], who[first[24:]]),
+    }
+    probes = TemplateList(ids[ids % EACH > 0], who[ids % EACH > 0])
     pairs = TemplatePairs(np.array([0, 0]), np.array([1, 3]), np.array([True, False]))
     write_ijb(path / "meta", IjbMeta("ijbc", names, ids, ids, pairs, galleries=galleries, probes=probes))
     lines = ["fold\tleft\tright\tmated"]
@@ -62,7 +65,7 @@ def test_galleries_tables_and_json(folder: Path) -> None:
         "oracle",
     }
     assert "f1" not in facts["G1"]["prr"][0] and facts["G2"]["points"][0]["fpir_target"] == 0.2
-    assert "ijbc/G2: These probes lack the confidences precision, detector_score" in result.stderr
+    assert "ijbc/G2: Confidences that these probes do not have: precision, detector_score" in result.stderr
     assert "PRR, mean of ijbc/G1, ijbc/G2" in result.stderr and "no report written" in result.stderr
 
 

@@ -21,7 +21,7 @@ Model = Any  # onnx.ModelProto, onnx.NodeProto and onnx.TensorProto are generate
 Node = Any
 StoredTensor = Any
 
-LARGEST = 2**31 - 1  # bytes of one file, a limit of its format
+MAX_BYTES = 2**31 - 1  # bytes of one file, a limit of its format
 TYPE_NAMES: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
 PACKED = {"INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2, "FLOAT4": 4, "FLOAT6": 6}  # bits of what shares bytes
 
@@ -177,7 +177,7 @@ def _attach_weights(model: Model, path: Path) -> int:
                 f"{where} ({size} bytes) should have {length} of it from byte {offset}: the files do not "
                 f"belong together or one is truncated"
             )
-        if total > LARGEST:
+        if total > MAX_BYTES:
             raise ModelError(f"{path}: {total} bytes of weights or more; ONNX holds 2 GiB in one model")
         with where.open("rb") as stream:
             stream.seek(offset)
@@ -262,7 +262,8 @@ def _label(tensor: StoredTensor) -> str:
 OLDEST_OPSET, SAFE_OPSET = 7, 13
 OLDEST_IR, NEWEST_IR = 4, 10
 
-INPUT_KEY = "spherecf.input"  # of a file with preprocessing inside: the tensor that the network itself reads
+# Of a file with preprocessing inside: the tensor that the network itself reads.
+ONNX_INPUT_KEY = "spherecf.input"
 
 LONGEST_SHAPE = 64  # numbers in a stored tensor that a shape may be computed from
 

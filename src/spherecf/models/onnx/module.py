@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from spherecf.errors import ModelError
 from spherecf.models.network import as_map, map_order
 from spherecf.models.onnx.graph import (
-    LARGEST,
+    MAX_BYTES,
     SAFE_OPSET,
     Model,
     Node,
@@ -33,7 +33,7 @@ from spherecf.models.onnx.graph import (
     reads,
 )
 from spherecf.models.onnx.operators import OPERATIONS, Value
-from spherecf.models.onnx.outputs import Found, find
+from spherecf.models.onnx.outputs import GraphOutputs, find_outputs
 from spherecf.models.onnx.repairs import load_graph
 
 
@@ -42,18 +42,18 @@ class OnnxModule(nn.Module):
 
     Attributes:
         network: the graph as torch.fx sees it; ``print(module.network.code)`` shows it as Python.
-        found: names and shapes of the two results.
+        outputs: names and shapes of the two results.
 
     Example:
-        >>> from spherecf.models import default_recogniser_path
+        >>> from spherecf.models.preprocessing import default_recogniser_path
         >>> module = import_onnx(default_recogniser_path())
-        >>> module.found.embedding, module.found.features, module.found.feature_shape
+        >>> module.outputs.embedding, module.outputs.features, module.outputs.feature_shape
         ('fc1', 'bn1', (1024, 7, 7))
     """
 
-    def __init__(self, network: fx.GraphModule, found: Found) -> None:
+    def __init__(self, network: fx.GraphModule, outputs: GraphOutputs) -> None:
         super().__init__()
-        self.network, self.found = network, found
+        self.network, self.outputs = network, outputs
 
     def forward(
         self, x: Float[Tensor, "n 3 h w"]
@@ -80,7 +80,7 @@ class OnnxModule(nn.Module):
                 network.graph.erase_node(node)
         network.delete_all_unused_submodules()
         network.recompile()
-        return OnnxModule(network, self.found).eval()
+        return OnnxModule(network, self.outputs).eval()
 
 
 def import_onnx(
@@ -99,19 +99,19 @@ def import_onnx(
         ModelError: not a recogniser, or an operation SphereCF cannot import (operation and node are named).
 
     Example:
-        >>> from spherecf.models import default_recogniser_path
+        >>> from spherecf.models.preprocessing import default_recogniser_path
         >>> network = import_onnx(default_recogniser_path())
         >>> embedding, features = network(torch.zeros(2, 3, 112, 112))
         >>> tuple(embedding.shape), tuple(features.shape)
         ((2, 128), (2, 1024, 7, 7))
     """
     graph = load_graph(source)
-    return build_module(graph, find(graph, graph.size or (112, 112), embedding, features))
+    return build_module(graph, find_outputs(graph, graph.size or (112, 112), embedding, features))
 
 
-def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
+def build_module(graph: OnnxGraph, outputs: GraphOutputs) -> OnnxModule:
     """The part of a repaired graph that leads to the two results, as a module."""
-    needed = needed_nodes(graph, {found.embedding, found.features})
+    needed = needed_nodes(graph, {outputs.embedding, outputs.features})
     alive = image_tensors(graph)
     traced: fx.Graph = fx.Graph()
     root = nn.Module()
@@ -123,9 +123,9 @@ def build_module(graph: OnnxGraph, found: Found) -> OnnxModule:
                 raise ModelError(_refusal(graph, node, "this operation cannot be imported"))
             results = _built(graph, node, values, traced, root)
             values.update(zip(node.output, results, strict=False))  # what is left out no builder gives
-    traced.output((values[found.embedding], values[found.features]))
+    traced.output((values[outputs.embedding], values[outputs.features]))
     network = fx.GraphModule(root, traced, "OnnxNetwork")
-    return OnnxModule(network, found).eval()
+    return OnnxModule(network, outputs).eval()
 
 
 def _built(
@@ -148,12 +148,12 @@ def _refusal(graph: OnnxGraph, node: Node, reason: str) -> str:
 
 def needed_nodes(graph: OnnxGraph, wanted: set[str]) -> list[Node]:
     """The nodes that lead to these tensors, in order."""
-    wanted, kept = set(wanted), []
+    wanted, needed = set(wanted), []
     for node in reversed(graph.model.graph.node):
         if wanted.intersection(node.output):
-            kept.append(node)
+            needed.append(node)
             wanted.update(reads(node))
-    return kept[::-1]
+    return needed[::-1]
 
 
 def _fold_constants(graph: OnnxGraph, needed: list[Node], alive: set[str]) -> dict[str, Tensor]:
@@ -261,7 +261,7 @@ def trace_onnx(
     if opset_version < oldest:
         raise ModelError(f"opset {opset_version} is older than {oldest}, the oldest that torch writes")
     size = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    if size > LARGEST:
+    if size > MAX_BYTES:
         raise ModelError(f"{size} bytes of weights: an ONNX file holds 2 GiB at most; use a smaller head")
     stream: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
@@ -288,34 +288,34 @@ def _with_opset(model: Model, version: int) -> Model:
     try:
         return onnx.version_converter.convert_version(model, version)
     except Exception as error:  # the converter raises RuntimeError and classes of its own
-        found = f"{model.graph.name or 'the graph'}: opset {opset_of(model)}"
-        raise ModelError(f"{found} cannot be converted to {version}: {error}") from error
+        subject = f"{model.graph.name or 'the graph'}: opset {opset_of(model)}"
+        raise ModelError(f"{subject} cannot be converted to {version}: {error}") from error
 
 
-def cut_graph(graph: OnnxGraph, found: Found) -> Model:
+def cut_graph(graph: OnnxGraph, outputs: GraphOutputs) -> Model:
     """The part of a repaired graph that leads to (embedding, map), its new outputs, in opset 9 or later."""
     model, body = graph.model, graph.model.graph
-    outputs = [found.embedding, _add_map(body, found)]
-    kept = needed_nodes(graph, set(outputs))
-    used = {name for node in kept for name in reads(node)}
+    names = [outputs.embedding, _add_map(body, outputs)]
+    nodes = needed_nodes(graph, set(names))
+    used = {name for node in nodes for name in reads(node)}
     stored = [tensor for tensor in body.initializer if tensor.name in used]
     del body.node[:], body.initializer[:], body.output[:], body.value_info[:], model.metadata_props[:]
-    body.node.extend(kept)
+    body.node.extend(nodes)
     body.initializer.extend(stored)
     body.output.extend(
-        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names
     )
     return model if opset_of(model) >= TRACED_OPSETS[0] else _with_opset(model, SAFE_OPSET)
 
 
-def _add_map(body: Any, found: Found) -> str:
+def _add_map(body: Any, outputs: GraphOutputs) -> str:
     """Name of the features as a map: where they come in another form, the graph gets `as_map` at its end."""
-    order = map_order(found.given_shape)
+    order = map_order(outputs.given_shape)
     if not order:
-        return found.features
-    turned, name, sizes = (f"{found.features}/{part}" for part in ("turned", "map", "sizes"))
-    axes, shape = [0, *(axis + 1 for axis in order)], np.array([-1, *found.feature_shape])
+        return outputs.features
+    turned, name, sizes = (f"{outputs.features}/{part}" for part in ("turned", "map", "sizes"))
+    axes, shape = [0, *(axis + 1 for axis in order)], np.array([-1, *outputs.feature_shape])
     body.initializer.append(onnx.numpy_helper.from_array(shape, sizes))
-    body.node.append(onnx.helper.make_node("Transpose", [found.features], [turned], perm=axes))
+    body.node.append(onnx.helper.make_node("Transpose", [outputs.features], [turned], perm=axes))
     body.node.append(onnx.helper.make_node("Reshape", [turned, sizes], [name]))
     return name

@@ -17,7 +17,7 @@ from spherecf.models.onnx.graph import (
 )
 from spherecf.models.onnx.repairs import DEQUANTISED
 
-SMALLEST_DIM = 32  # below this a row of numbers is a class score, an age, a box: not an embedding
+MIN_DIM = 32  # below this a row of numbers is a class score, an age, a box: not an embedding
 CLASSIFIER_ENDS = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax")
 # Operations that only rename or reorder: the map, or the tokens, are what stands before them.
 PASSING = ("Dropout", "Identity", "Transpose", "Cast", "QuantizeLinear", "DynamicQuantizeLinear")
@@ -29,7 +29,7 @@ SPLITTING = ("Transpose", "Mul", "Div", "Squeeze", "Gather", "Split", "Slice")  
 
 
 @dataclass(frozen=True)
-class Found:
+class GraphOutputs:
     """Names of the two tensors SphereCF needs, with their shapes per image.
 
     ``feature_shape`` is (C, H, W) as a map, ``given_shape`` as the graph has it: (T, C) of tokens.
@@ -42,9 +42,9 @@ class Found:
     given_shape: Shape = field(default=(), compare=False)
 
 
-def find(
+def find_outputs(
     graph: OnnxGraph, size: tuple[int, int], embedding: str | None = None, features: str | None = None
-) -> Found:
+) -> GraphOutputs:
     """The embedding output (n, dim) and the last tensor on the way to it that still has positions.
 
     That is a map (n, C, H, W), H and W > 1, or tokens (n, T, C), T and C > 1. Walking back from the embedding
@@ -78,7 +78,7 @@ def find(
     )
     dim, given = _checked_shapes(graph, embedding, features, shapes)
     channels, height, width = map_shape(given)
-    return Found(embedding, features, dim, (channels, height, width), given)
+    return GraphOutputs(embedding, features, dim, (channels, height, width), given)
 
 
 def _shapes(graph: OnnxGraph, size: tuple[int, int]) -> dict[str, Shape]:
@@ -111,15 +111,13 @@ def _find_embedding(
     ends = sorted({producers[n].op_type for n in outputs if n in producers} & set(CLASSIFIER_ENDS))
     what = f" and it ends in {', '.join(ends)}, as a classifier or detector does" if ends else ""
     raise ModelError(
-        f"{graph.name}: not a recogniser: expected an output (n, dim) with dim >= {SMALLEST_DIM}, found "
+        f"{graph.name}: not a recogniser: expected an output (n, dim) with dim >= {MIN_DIM}, found "
         f"{listing}{what}; if the embedding is another tensor, pass embedding= with its name"
     )
 
 
 def _is_row(shape: Shape | None) -> bool:
-    return (
-        shape is not None and len(shape) in (2, 4) and shape[1] >= SMALLEST_DIM and shape[2:] in ((), (1, 1))
-    )
+    return shape is not None and len(shape) in (2, 4) and shape[1] >= MIN_DIM and shape[2:] in ((), (1, 1))
 
 
 def _find_features(

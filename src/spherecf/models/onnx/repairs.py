@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, inliner, numpy_helper
 from spherecf.errors import ModelError
 from spherecf.models.network import Shape
 from spherecf.models.onnx.graph import (
-    INPUT_KEY,
-    LARGEST,
+    MAX_BYTES,
     NEWEST_IR,
     OLDEST_IR,
     OLDEST_OPSET,
+    ONNX_INPUT_KEY,
     SAFE_OPSET,
     Model,
     Node,
@@ -302,7 +302,7 @@ def _free_reshapes(graph: OnnxGraph, fixed: int, alive: set[str], shapes: Mappin
         if sizes[0] < 1 or (sizes[0] != fixed and min(sizes) < 1):
             continue
         total = math.prod(shapes.get(node.input[0], (0,)))
-        if 0 < total <= LARGEST and sizes.count(-1) == 1 and 0 not in sizes:
+        if 0 < total <= MAX_BYTES and sizes.count(-1) == 1 and 0 not in sizes:
             sizes[sizes.index(-1)] = total // abs(math.prod(sizes))
         if min(sizes) < 1 and attributes(node).get("allowzero", 0):
             continue  # where 0 would be no image at all, and there is one -1 already
@@ -409,7 +409,7 @@ def _dense_weights(graph: OnnxGraph) -> str:
         size = int(np.prod(dims, dtype=object)) if dims and min(dims) > 0 else 0
         flat = indices if indices.ndim == 1 else indices @ np.cumprod([1, *dims[:0:-1]])[::-1]
         fits = len(flat) == values.size and (not flat.size or 0 <= flat.min() <= flat.max() < size)
-        if not fits or size * values.itemsize > LARGEST:
+        if not fits or size * values.itemsize > MAX_BYTES:
             raise ModelError(f"{graph.name}: sparse tensor {name!r}: its positions are not within {dims}")
         dense = np.zeros(size, values.dtype)
         dense[flat] = values.ravel()
@@ -452,7 +452,7 @@ def _sort(graph: OnnxGraph) -> str:
 
 def _start_at_network(graph: OnnxGraph) -> str:
     """Take the preprocessing that `spherecf export onnx` put inside out again: it is applied here."""
-    body, start = graph.model.graph, graph.metadata.get(INPUT_KEY, "")
+    body, start = graph.model.graph, graph.metadata.get(ONNX_INPUT_KEY, "")
     producers = {name: node for node in body.node for name in node.output}
     if start not in producers:
         return ""

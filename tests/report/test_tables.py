@@ -8,13 +8,14 @@ from tests.evaluation.conftest import Toy
 from spherecf.evaluation import Interval
 from spherecf.evaluation.results import Measure
 from spherecf.report.tables import (
+    Cell,
     counts_text,
     grouped,
     interval_text,
     metric_names,
     run_names,
+    score_cell,
     unresolved_text,
-    value_text,
     verdict,
 )
 
@@ -32,8 +33,8 @@ def test_grouping_keeps_the_order_given(toy: Toy) -> None:
 def test_unresolved_targets_say_so(toy: Toy) -> None:
     report = toy.report(targets=(0.1, 0.001))
     assert metric_names([report]) == ["accuracy", "tmr@0.1", "tmr@0.001", "eer", "auc"]
-    assert value_text(report.scores["mls"], "tmr@0.001") == ("unresolved", "too few pairs")
-    assert value_text(report.scores["mls"], "tmr@0.5") == ("–", "")
+    assert score_cell(report.scores["mls"], "tmr@0.001") == Cell("unresolved", mark="missing")
+    assert score_cell(report.scores["mls"], "tmr@0.5") == Cell("–", mark="missing")
     assert unresolved_text([report]) == ["FMR 0.001 needs at least 1000 non-mated pairs, there are 200"]
 
 

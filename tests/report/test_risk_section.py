@@ -3,14 +3,16 @@
 import pytest
 from tests.reference.open_world import open_world
 
-from spherecf.evaluation import RejectionReport, evaluate_rejection
+from spherecf.evaluation import OpenSet, RejectionOptions, RejectionReport, evaluate_rejection
 from spherecf.report import mean_prr_table, rejection_section, write_report
 
 
 @pytest.fixture(scope="module")
 def report() -> RejectionReport:
     return evaluate_rejection(
-        *open_world(enrolled=40, strangers=14, each=4), name="toy/G1", draws=8, trials=8, fpirs=[0.01, 0.2]
+        OpenSet(*open_world(enrolled=40, strangers=14, each=4)),
+        RejectionOptions([0.01, 0.2], draws=8, trials=8),
+        name="toy/G1",
     )
 
 
@@ -21,7 +23,7 @@ def test_rows_carry_their_values_and_signatures(report: RejectionReport) -> None
         report.points[1].counts["identified"]
     )
     assert any("FPIR 0.01 needs at least 100 non-mated probes" in note for note in section.notes)
-    assert any("lack the confidences norm, precision" in note for note in section.notes)
+    assert any("do not have: norm, precision" in note for note in section.notes)
     assert [row[0] for row in prr.rows] == [entry.confidence for entry in report.prr]
     row = prr.rows[[entry.confidence for entry in report.prr].index("mprisk")]
     entry = report.at("mprisk", 0.2)
@@ -33,7 +35,7 @@ def test_rows_carry_their_values_and_signatures(report: RejectionReport) -> None
 def test_one_plot_per_resolved_point_with_a_line_per_confidence(report: RejectionReport) -> None:
     (plot,) = rejection_section(report).plots
     assert "mprisk" in plot.svg and "oracle" in plot.svg and "mean_resultant" not in plot.svg
-    assert f"F1 is {report.points[1].f1:.3f} with nothing rejected" in plot.alt
+    assert f"F1 is {report.points[1].f1:.3f} without rejection" in plot.alt
 
 
 def test_means_are_over_galleries_and_blank_where_one_is_unresolved(report: RejectionReport) -> None:

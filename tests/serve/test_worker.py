@@ -11,7 +11,7 @@ from fastapi import HTTPException
 
 from spherecf.serve import Limits
 from spherecf.serve.upload import Upload
-from spherecf.serve.worker import Desk
+from spherecf.serve.worker import Worker
 
 
 class Echo:
@@ -44,23 +44,23 @@ def run(work: Any, limits: Limits | None = None, gallery: Any = None) -> tuple[A
     echo = Echo()
 
     async def main() -> Any:
-        desk = Desk(echo, gallery, limits or Limits())
-        desk.start()
+        worker = Worker(echo, gallery, limits or Limits())
+        worker.start()
         try:
-            return await work(desk, echo)
+            return await work(worker, echo)
         finally:
             echo.go.set()
-            await asyncio.to_thread(desk.stop)
+            await asyncio.to_thread(worker.stop)
 
     return asyncio.run(main()), echo
 
 
 def test_those_who_wait_are_one_batch() -> None:
-    async def work(desk: Desk, echo: Echo) -> Any:
-        first = asyncio.create_task(desk.assess(uploads("wait")))
+    async def work(worker: Worker, echo: Echo) -> Any:
+        first = asyncio.create_task(worker.assess(uploads("wait")))
         while not echo.batches:
             await asyncio.sleep(0.001)
-        others = [asyncio.create_task(desk.assess(uploads(f"{i}a", f"{i}b"))) for i in range(20)]
+        others = [asyncio.create_task(worker.assess(uploads(f"{i}a", f"{i}b"))) for i in range(20)]
         await asyncio.sleep(0.01)
         echo.go.set()
         return await asyncio.gather(first, *others)
@@ -72,8 +72,8 @@ def test_those_who_wait_are_one_batch() -> None:
 
 
 def test_one_bad_request_fails_alone() -> None:
-    async def work(desk: Desk, echo: Echo) -> Any:
-        tasks = [asyncio.create_task(desk.assess(uploads(name))) for name in ("wait", "x", "bad", "y")]
+    async def work(worker: Worker, echo: Echo) -> Any:
+        tasks = [asyncio.create_task(worker.assess(uploads(name))) for name in ("wait", "x", "bad", "y")]
         await asyncio.sleep(0.01)
         echo.go.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
@@ -83,14 +83,14 @@ def test_one_bad_request_fails_alone() -> None:
 
 
 def test_too_slow_and_given_up() -> None:
-    async def work(desk: Desk, echo: Echo) -> Any:
+    async def work(worker: Worker, echo: Echo) -> Any:
         with pytest.raises(HTTPException) as caught:
-            await desk.assess(uploads("wait"))
+            await worker.assess(uploads("wait"))
         assert caught.value.status_code == 503 and caught.value.headers == {"Retry-After": "10"}
         with pytest.raises(HTTPException):
-            await desk.assess(uploads("given up"))
+            await worker.assess(uploads("given up"))
         echo.go.set()
-        return await desk.assess(uploads("next"))
+        return await worker.assess(uploads("next"))
 
     found, echo = run(work, Limits(work_seconds=0.05))
     assert found == ["next"] and ["given up"] not in echo.batches
@@ -106,8 +106,8 @@ def test_the_loop_runs_on_while_the_gallery_works() -> None:
         running.remove(value)
         return value * 2
 
-    async def work(desk: Desk, echo: Echo) -> Any:
-        asked = [asyncio.create_task(desk.ask(slow, i)) for i in range(4)]
+    async def work(worker: Worker, echo: Echo) -> Any:
+        asked = [asyncio.create_task(worker.ask(slow, i)) for i in range(4)]
         ticks = 0
         while not all(task.done() for task in asked):
             ticks += 1

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from spherecf.errors import InputError
-from spherecf.models import initial_kappa
+from spherecf.losses import initial_kappa
 from spherecf.vmf import mean_resultant_length
 
 

@@ -1,0 +1,116 @@
+"""Safetensors files: written as a stream, read through a memory map."""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from spherecf.common.files import SAFETENSORS, describe_content, write_atomically
+from spherecf.common.parsing import reading
+from spherecf.errors import FileFormatError
+
+_DTYPES = {  # widest first, in the order in which the library itself writes tensors
+    name: np.dtype(kind)
+    for name, kind in {
+        "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4", "F16": "<f2",
+        "U16": "<u2", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
+    }.items()
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_BLOCK = 1 << 24  # bytes copied at once
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
+    """Write one safetensors file, whole or not at all; returns its path.
+
+    The bytes are those of ``safetensors.numpy.save``, in blocks, so nothing is held twice. Wide types
+    come first, so that every view of the mapped file is aligned.
+
+    Raises:
+        StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> _ = write_tensors(path, {"mu": np.eye(2, dtype=np.float32)}, {"made by": "hand"})
+        >>> with open_tensors(path, "an example") as file:
+        ...     file.metadata(), map_tensors(path)["mu"].tolist()
+        ({'made by': 'hand'}, [[1.0, 0.0], [0.0, 1.0]])
+    """
+    ranks = list(_DTYPES)
+    kinds = {name: _NAMES[tensor.dtype.newbyteorder("<")] for name, tensor in tensors.items()}
+    names = sorted(tensors, key=lambda name: (ranks.index(kinds[name]), name))
+    return write_atomically(
+        path, lambda stream: _write(stream, {name: tensors[name] for name in names}, metadata)
+    )
+
+
+def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """The layout: length of the header (8 bytes), JSON header, raw tensors."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    position = 0
+    for name, tensor in tensors.items():
+        end = position + tensor.nbytes
+        dtype = _NAMES[tensor.dtype.newbyteorder("<")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(struct.pack("<Q", len(text)) + text)
+    for tensor in tensors.values():
+        rows = np.atleast_1d(tensor)
+        step = max(1, _BLOCK // max(1, rows.itemsize * math.prod(rows.shape[1:])))
+        for start in range(0, len(rows), step):
+            block = rows[start : start + step]
+            stream.write(np.ascontiguousarray(block, block.dtype.newbyteorder("<")).tobytes())
+
+
+@contextmanager
+def open_tensors(path: str | Path, kind: str, hint: str = "", framework: str = "numpy") -> Iterator[Any]:
+    """The open file of ``safetensors.safe_open``, which checks header, offsets and length.
+
+    Args:
+        path: the file.
+        kind: what it should be, for errors: "a model of SphereCF".
+        hint: what to do, for errors.
+        framework: of its tensors: ``"numpy"`` or ``"pt"``.
+
+    Raises:
+        FileFormatError: absent, of another kind (which is named), truncated or damaged.
+    """
+    if not os.path.exists(path):  # noqa: PTH110, pathlib's raises for a name that is too long
+        raise FileFormatError(path, "no such file.", hint)
+    content = describe_content(path)
+    if content != SAFETENSORS:
+        raise FileFormatError(path, f"not readable as {kind}: it is {content}.", hint)
+    with reading(path, kind, hint), safe_open(path, framework) as file:
+        yield file
+
+
+def map_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Read-only views of the tensors in a file that `open_tensors` has checked; they stay on disk.
+
+    Raises:
+        FileFormatError: a type that NumPy lacks.
+    """
+    raw: NDArray[Any] = np.memmap(path, np.uint8, mode="r")
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = json.loads(raw[8:start].tobytes())
+    tensors: dict[str, NDArray[Any]] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _DTYPES:
+            raise FileFormatError(path, f"tensor {name[:40]!r} has the type {entry['dtype']}.")
+        first, last = entry["data_offsets"]
+        view = raw[start + first : start + last].view(_DTYPES[entry["dtype"]])
+        tensors[name] = view.reshape(entry["shape"])
+    return tensors

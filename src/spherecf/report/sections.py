@@ -1,0 +1,646 @@
+"""What one protocol found, as a section of a report: verification, identification, calibration, rejection."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from spherecf.calibration import ErrorCount, ThresholdEntry
+from spherecf.evaluation import (
+    CalibrationReport,
+    ConfidencePrr,
+    GalleryResult,
+    IdentificationReport,
+    Measure,
+    NearestPoint,
+    OperatingPoint,
+    RejectionReport,
+    RuleCheck,
+    TemplateReport,
+    TemplateResult,
+    TmrAtFmr,
+)
+from spherecf.report.figures import Plot, Series, Strip, det_lines, line_plot
+from spherecf.report.tables import Table, difference_cell, group_table, interval_text
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: what one protocol found.
+
+    Args:
+        title: of the section.
+        notes: sentences at its top.
+        tables: of results.
+        plots: from `line_plot`, `det_lines` or `histogram_plot`.
+        strips: rows of pictures.
+    """
+
+    title: str
+    notes: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    strips: Sequence[Strip] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists: plots as their words, strips as their captions."""
+        return {
+            "title": self.title,
+            "notes": list(self.notes),
+            "tables": [table.to_dict() for table in self.tables],
+            "plots": [{"caption": plot.caption, "alt": plot.alt} for plot in self.plots],
+            "strips": [strip.to_dict() for strip in self.strips],
+        }
+
+
+def nearest_section(
+    found: Mapping[str, tuple[Sequence[TmrAtFmr], Sequence[NearestPoint], str]],
+) -> Section:
+    """Both ways of counting side by side, for the report.
+
+    Args:
+        found: name of a score -> what `tmr_at_fmr` and `tmr_at_nearest_fmr` found for the same targets, and
+            the signature of the first.
+
+    Example:
+        >>> from spherecf.evaluation import tmr_at_fmr, tmr_at_nearest_fmr
+        >>> scores, mated = [0.9, 0.8, 0.7, 0.6], [True, False, True, False]
+        >>> both = [count(scores, mated, 0.5) for count in (tmr_at_fmr, tmr_at_nearest_fmr)]
+        >>> section = nearest_section({"cosine": (*both, "toy|fmr:at-most")})
+        >>> section.tables[0].rows, section.tables[0].signatures
+        ([['cosine', '0.5', '1.0000', '1.0000', '0.5', '+0.0 %']], ['toy|fmr:nearest'])
+    """
+    rows, signatures = [], []
+    for name, (exact, nearest, signature) in found.items():
+        for one, point in zip(exact, nearest):
+            tmr = "unresolved" if one.tmr is None else f"{one.tmr:.4f}"
+            excess = f"{100 * point.excess / point.target:+.1f} %"
+            rows.append([name, f"{one.target:g}", tmr, f"{point.tmr:.4f}", f"{point.fmr:.3g}", excess])
+            signatures.append(signature.replace("|fmr:at-most", "|fmr:nearest"))
+    header = ["Score", "Target", "TMR at FMR ≤ target", "TMR at the nearest point", "FMR there", "Off by"]
+    note = "Many papers take the point of the ROC nearest to the target, on either side of it."
+    return Section("Comparing with old papers", tables=[Table("", header, rows, note, signatures)])
+
+
+def _table(report: TemplateReport) -> Table:
+    """A row per way to pool and to score: TMR at every FMR with its interval, EER."""
+    targets = [entry.target for entry in report.results[0].tmr] if report.results else []
+    header = [
+        "Pooling",
+        "Mode",
+        "Score",
+        *(f"≤ {target:g}" for target in targets),
+        "EER",
+    ]
+    rows = [
+        [result.pooling, result.mode, result.score, *_rates(result), f"{result.eer:.4f}"]
+        for result in report.results
+    ]
+    reasons = [e.unresolved for result in report.results for e in result.tmr if e.unresolved]
+    note = " ".join(f"Unresolved (–): {why}." for why in dict.fromkeys(reasons))
+    signatures = [result.signature for result in report.results]
+    return Table(f"{report.name}, 1:1: TMR (TAR) at FMR (FAR) ≤ target", header, rows, note, signatures)
+
+
+def ijb_section(report: TemplateReport, plots: bool = True) -> Section:
+    """One `evaluate_ijb`: TMR of every row, by group where asked, differences to the first row, DET.
+
+    See ``docs/ijb.md`` for what the modes mean.
+
+    Args:
+        report: from `evaluate_ijb`.
+        plots: draw them, too; without, matplotlib is not needed.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> counts = {"images": 3, "templates": 3, "media": 3, "people": 2, "pairs": 2, "mated": 1}
+        >>> counts |= {"non_mated": 1, "failed_images": 1, "failed_templates": 0, "failed_pairs": 0}
+        >>> counts |= {"repeated_pairs": 0}
+        >>> det = {"fmr": [1.0, 0.0], "fnmr": [0.0, 0.5]}
+        >>> row = TemplateResult("N0D0F1K0", "mean", "cosine", "", [], {}, 0.1, det)
+        >>> ijb_section(TemplateReport("toy", counts, [], [], "none", [row], {})).title
+        'toy 1:1'
+    """
+    groups = [
+        group_table(result.groups, f"By group: {result.name}", result.signature)
+        for result in report.results
+        if result.groups
+    ]
+    tables = [_table(report), *groups, *filter(None, [_differences(report)])]
+    drawn = []
+    if plots:
+        lines = [Series(result.name, result.det["fmr"], result.det["fnmr"]) for result in report.results]
+        drawn = [
+            det_lines(
+                f"{report.name}-1-1-det", lines, caption="DET of template pairs; lower is better.",
+                alt="; ".join(f"{result.name}: EER {result.eer:.4f}" for result in report.results),
+                low=0.5 / max(2, report.counts["non_mated"]),
+            )
+        ]  # fmt: skip
+    return Section(f"{report.name} 1:1", _ijb_notes(report), tables, drawn)
+
+
+def _ijb_notes(report: TemplateReport) -> list[str]:
+    c = report.counts
+    notes = [
+        f"{c['pairs']:,} pairs ({c['mated']:,} mated, {c['non_mated']:,} non-mated) of {c['templates']:,} "
+        f"templates of {c['media']:,} media and {c['images']:,} images; intervals: {report.resampling}."
+    ]
+    notes += _failure_notes(report.failures, report.failed_templates)
+    if c["failed_pairs"]:
+        notes.append(f"{c['failed_pairs']:,} pairs left out: a template of theirs has no image left.")
+    if c["repeated_pairs"]:
+        notes.append(f"{c['repeated_pairs']:,} pairs are listed more than once and count as often.")
+    return notes + report.notes
+
+
+def _failure_notes(failures: list[tuple[str, str]], templates: list[int]) -> list[str]:
+    """What could not be embedded: how many, and the first of them."""
+    notes = []
+    if images := len(failures):
+        key, reason = failures[0]
+        notes.append(
+            f"{images:,} image{'s' * (images > 1)} could not be embedded (failures to acquire, never "
+            f"scored), first {key}: {reason}."
+        )
+    if templates:
+        named = ", ".join(map(str, templates[:5])) + (", ..." if len(templates) > 5 else "")
+        notes.append(f"{len(templates):,} template{'s' * (len(templates) > 1)} without any image: {named}.")
+    return notes
+
+
+def _rates(result: TemplateResult) -> list[str]:
+    cells = []
+    for entry in result.tmr:
+        between = interval_text(result.tmr_intervals.get(f"{entry.target:g}"))
+        cells.append("–" if entry.tmr is None else f"{entry.tmr:.4f} {between}".rstrip())
+    return cells
+
+
+def _differences(report: TemplateReport) -> Table | None:
+    if not report.differences:
+        return None
+    metrics = list(dict.fromkeys(name.rsplit(":", 1)[1] for name in report.differences))
+    rows = []
+    for result in report.results[1:]:
+        found = [report.differences.get(f"{result.name}:{metric}") for metric in metrics]
+        cells = [str(difference_cell(measure, "tmr")) for measure in found]
+        rows.append([result.pooling, result.score, *cells])
+    header = ["Pooling", "Score", *(f"≤ {metric.removeprefix('tmr@')}" for metric in metrics)]
+    return Table(f"TMR minus that of {report.results[0].name}", header, rows, "On the same bootstrap draws.")
+
+
+def _identification_table(report: IdentificationReport) -> Table:
+    """A row per way to pool and to score, for each gallery and for their mean: ranks, TPIR at FPIR."""
+    first = report.results[0].galleries[0] if report.results else None
+    ranks = [] if first is None else list(first.ranks)
+    targets = [] if first is None else [f"{entry.target:g}" for entry in first.tpir]
+    header = ["Pooling", "Mode", "Score", "Gallery", *(f"Rank {rank}" for rank in ranks)]
+    header += [f"TPIR ≤ {target}" for target in targets]
+    rows, signatures = [], []
+    for result in report.results:
+        named = [result.pooling, result.mode, result.score]
+        for gallery in result.galleries:
+            rows.append([*named, gallery.gallery, *_cells(gallery)])
+        mean = [*(f"rank-{rank}" for rank in ranks), *(f"tpir@{target}" for target in targets)]
+        rows.append([*named, "mean", *(_text(result.mean.get(name)) for name in mean)])
+        signatures += [result.signature] * (len(result.galleries) + 1)
+    entries = [e for result in report.results for gallery in result.galleries for e in gallery.tpir]
+    reasons = dict.fromkeys(e.unresolved for e in entries if e.unresolved)
+    note = "".join(f"Unresolved (–): {why}. " for why in reasons)
+    note += (
+        f"Open set: a mate counts if its rank is at most {report.max_rank}; ties in rank count against it."
+    )
+    return Table(f"{report.name}, 1:N identification", header, rows, note, signatures)
+
+
+def identification_section(report: IdentificationReport, plots: bool = True) -> Section:
+    """One `evaluate_identification`: ranks and TPIR, and CMC and open-set DET of every gallery.
+
+    Args:
+        report: from `evaluate_identification`.
+        plots: draw them, too; without, matplotlib is not needed.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> from spherecf.evaluation import IdentificationResult
+        >>> counts = {"images": 9, "probes": 4, "gallery_templates": 5, "people": 2, "failed_images": 0}
+        >>> counts |= {"failed_probes": 0, "failed_gallery_templates": 0}
+        >>> det = {"fpir": [], "fnir": []}
+        >>> gallery = GalleryResult("G1", 3, 2, 0, {"1": Measure(1.0, None)}, [1.0], [], {}, det)
+        >>> row = IdentificationResult("N0D0F1K0", "mean", "cosine", "", [gallery], {})
+        >>> len(identification_section(IdentificationReport("toy", 1, counts, [], [], "none", [row])).plots)
+        1
+    """
+    drawn: list[Plot] = []
+    for place, gallery in enumerate(report.results[0].galleries if plots else []):
+        ones = [(result.name, result.galleries[place]) for result in report.results]
+        drawn += _plots(f"{report.name}-1-n-{gallery.gallery}", gallery.gallery, ones)
+    return Section(
+        f"{report.name} 1:N", _identification_notes(report), [_identification_table(report)], drawn
+    )
+
+
+def _identification_notes(report: IdentificationReport) -> list[str]:
+    c = report.counts
+    notes = [
+        f"{c['probes']:,} probes of {c['people']:,} people, {c['gallery_templates']:,} enrolled templates, "
+        f"{c['images']:,} images; intervals: {report.resampling}."
+    ]
+    if report.results:
+        notes += [
+            f"Gallery {g.gallery}: {g.enrolled:,} enrolled, {g.mated:,} probes with a mate, "
+            f"{g.non_mated:,} without."
+            for g in report.results[0].galleries
+        ]
+    notes += _failure_notes(report.failures, report.failed_templates)
+    if c["failed_probes"] or c["failed_gallery_templates"]:
+        notes.append(
+            f"{c['failed_probes']:,} probes and {c['failed_gallery_templates']:,} enrolled templates had no "
+            "image left; the probes of such an enrolment are left out of its gallery."
+        )
+    return notes + report.notes
+
+
+def _plots(name: str, gallery: str, results: list[tuple[str, GalleryResult]]) -> list[Plot]:
+    ranks = "; ".join(f"{label}: rank 1 {one.ranks['1'].value:.4f}" for label, one in results)
+    cmc = [Series(label, range(1, len(one.cmc) + 1), one.cmc) for label, one in results]
+    plots = [
+        line_plot(
+            f"{name}-cmc", cmc, xlabel="rank", ylabel="share of mated probes", log_x=True, alt=ranks,
+            caption=f"CMC, gallery {gallery}; higher is better.",
+        )
+    ]  # fmt: skip
+    if any(one.det["fpir"] for _, one in results):
+        low = 0.5 / max(2, results[0][1].non_mated)
+        det = [Series(label, one.det["fpir"], one.det["fnir"]) for label, one in results]
+        caption = f"Open-set DET, gallery {gallery}; lower is better."
+        plots.append(
+            det_lines(f"{name}-det", det, caption=caption, alt=ranks, low=low, xlabel="FPIR", ylabel="FNIR")
+        )
+    return plots
+
+
+def _cells(gallery: GalleryResult) -> list[str]:
+    cells = [_text(measure) for measure in gallery.ranks.values()]
+    for entry in gallery.tpir:
+        between = gallery.tpir_intervals.get(f"{entry.target:g}")
+        cells.append(_text(None if entry.tpir is None else Measure(entry.tpir, between)))
+    return cells
+
+
+def _text(measure: Measure | None) -> str:
+    if measure is None:
+        return "–"
+    return f"{measure.value:.4f} {interval_text(measure.interval)}".rstrip()
+
+
+def calibration_section(report: CalibrationReport, plots: bool = True) -> Section:
+    """One `evaluate_calibration`: costs, thresholds, decisions, the scale of kappa, and their plots.
+
+    Args:
+        report: from `evaluate_calibration`.
+        plots: draw them, too; without, matplotlib is not needed.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> from spherecf.calibration import Calibration
+        >>> empty = CalibrationReport("toy", "clean", {}, [], *["none"] * 4, [], {}, Calibration("", ""))
+        >>> calibration_section(empty).title
+        'toy: calibration, clean'
+    """
+    drawn: list[Plot] = []
+    if report.scores and plots:
+        drawn = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
+    tables = [_costs(report), _thresholds(report), _decisions(report)] if report.scores else []
+    tables += [_kappa(report)] if report.kappa else []
+    return Section(f"{report.name}: calibration, {report.condition}", _notes(report), tables, drawn)
+
+
+def _notes(report: CalibrationReport) -> list[str]:
+    c = report.counts
+    notes = []
+    if c:
+        tuned, tested, new, lost = (
+            c[f"{part}_mated"] + c[f"{part}_non_mated"]
+            for part in ("tuning", "testing", "measuring", "left_out")
+        )
+        notes.append(
+            f"{c['people']:,} people, divided into disjoint parts: {tuned + tested:,} pairs for "
+            f"fitting ({tuned:,} to order the decision rules, {tested:,} to test them), {new:,} pairs for "
+            f"measuring. Left out: {lost:,} pairs of people from different parts, {c['failed_pairs']:,} pairs with "
+            "a failed image."
+        )
+    if report.unit == "image":
+        notes.append("Identities are unknown: parts may share people, and then no promise holds.")
+    return notes
+
+
+def _costs(report: CalibrationReport) -> Table:
+    rows, signatures = [], []
+    for one in report.scores.values():
+        for cost in one.costs:
+            mark = " (regularised: the classes are separable)" if cost.separated else ""
+            value = f"{cost.cllr:.4f} {interval_text(cost.interval)}".strip()
+            numbers = [value, f"{one.min_cllr:.4f}", f"{cost.loss:+.4f}", f"{cost.reliability.error:.4f}"]
+            rows.append([one.score, cost.method + mark, *numbers])
+            signatures.append(one.signature)
+    return Table(
+        "Log-likelihood ratios of held-out people",
+        ["Score", "Calibrator", "Cllr, bits", "Minimum Cllr", "Loss", "Calibration error"],
+        rows,
+        "Cllr: 0 is perfect, 1 is uninformative. The minimum is that of the best monotone function on these "
+        "pairs. Calibration error: mean difference of predicted probability and observed share of matches. "
+        "The first calibrator of a score is the one that is saved.",
+        signatures,
+    )
+
+
+def _thresholds(report: CalibrationReport) -> Table:
+    rows, signatures, why = [], [], []
+    for one in report.scores.values():
+        for check in one.thresholds:
+            fitted, checked = check.fitted, check.checked
+            if checked is None or fitted.threshold is None:
+                rows.append([one.score, f"{fitted.target:g}", "unresolved", "", "", ""])
+                why.append(f" {fitted.unresolved}.")
+            else:
+                found = [_rate(fitted), _rate(checked), _rate(checked, mated=True)]
+                rows.append([one.score, f"{fitted.target:g}", f"{fitted.threshold:.5g}", *found])
+            signatures.append(one.signature)
+    return Table(
+        "Thresholds",
+        [
+            "Score",
+            "FMR target",
+            "Threshold",
+            "FMR, fitted",
+            "FMR, held out",
+            "TMR, held out",
+        ],
+        rows,
+        "Rates with counts and 95 % intervals: bootstrap over people, or Clopper-Pearson without bootstrap."
+        + "".join(dict.fromkeys(why)),
+        signatures,
+    )
+
+
+def _rate(entry: ThresholdEntry, mated: bool = False) -> str:
+    rate, hits, of = (
+        (entry.tmr, entry.true_matches, entry.mated)
+        if mated
+        else (entry.fmr, entry.false_matches, entry.non_mated)
+    )
+    ends = (
+        (entry.tmr_subjects or entry.tmr_exact) if mated else (entry.fmr_subjects or entry.fmr_exact)
+    ) or (math.nan, math.nan)
+    return f"{rate:.3g} ({hits}/{of}) [{ends[0]:.2g}, {ends[1]:.2g}]"
+
+
+def _decisions(report: CalibrationReport) -> Table:
+    rows, signatures = [], []
+    for one in report.scores.values():
+        for check in one.decisions:
+            rows.append([one.score, *_rule_cells(check, report.confidence)])
+            signatures.append(one.signature)
+    first = next(iter(report.scores.values())).decisions[0].rule
+    return Table(
+        "Decisions with a promised error rate",
+        ["Score", "Promise", "Rule", "Errors, tested", "Decided, held out", "Errors, held out"],
+        rows,
+        f"Each promise holds by itself with probability {1 - first.delta:g} over the draw of the testing "
+        f"{first.tested_on}, for pairs exchangeable with them. Decided: share of all, of mated and of "
+        "non-mated pairs.",
+        signatures,
+    )
+
+
+def _rule_cells(check: RuleCheck, confidence: str) -> list[str]:
+    rule = check.rule
+    promise = f"{rule.error} ≤ {rule.alpha:g}"
+    if rule.accept is None or rule.reject is None:
+        return [promise, "no rule keeps it: all pairs undecided", "", "0", ""]
+    apart = f"non-match < {rule.reject:.4g}" if rule.reject < rule.accept else "else non-match"
+    text = f"match ≥ {rule.accept:.4g}, {apart}"
+    if rule.least_confidence > -math.inf:
+        text += f", {confidence} ≥ {rule.least_confidence:.4g}"
+    shares = (check.coverage, check.coverage_mated, check.coverage_non_mated)
+    return [
+        promise, text, _errors_text(rule.counts, upper=True), ", ".join(f"{share:.3f}" for share in shares),
+        _errors_text(check.errors),
+    ]  # fmt: skip
+
+
+def _errors_text(counts: Sequence[ErrorCount], upper: bool = False) -> str:
+    return "; ".join(
+        f"{count.errors}/{count.trials}" + (f" (below {count.upper:.4f})" if upper else "")
+        for count in counts
+    )
+
+
+def _kappa(report: CalibrationReport) -> Table:
+    scale = report.calibration.kappa
+    return Table(
+        "Scale of kappa",
+        ["Percentile", "κ", "Expected cosine A(κ)", "ISO 0 .. 100"],
+        [[f"{row.percent:g}", f"{row.kappa:.4g}", f"{row.cosine:.4f}", str(row.iso)] for row in report.kappa],
+        "" if scale is None else f"Among {scale.population}.",
+    )
+
+
+def _reliability_plot(report: CalibrationReport) -> Plot:
+    lines = [Series("perfect", [0, 1], [0, 1])]
+    for one in report.scores.values():
+        bins = [b for b in one.costs[0].reliability.bins if b.stated is not None and b.found is not None]
+        stated, found = [b.stated or 0.0 for b in bins], [b.found or 0.0 for b in bins]
+        lines.append(Series(one.score, stated, found))
+    gaps = ", ".join(f"{s} {one.costs[0].reliability.error:.4f}" for s, one in report.scores.items())
+    return line_plot(
+        f"reliability-{report.name}-{report.condition}", lines, markers=True,
+        xlabel="predicted probability of a match", ylabel="share of mated pairs",
+        caption="Reliability diagram, held-out people. The diagonal is perfect.",
+        alt=f"Calibration error: {gaps}",
+    )  # fmt: skip
+
+
+def _tippett_plots(report: CalibrationReport) -> list[Plot]:
+    plots = []
+    for one in report.scores.values():
+        t = one.tippett
+        lines = [
+            Series("mated", t["llr"], t["mated"], steps=True),
+            Series("non-mated", t["llr"], t["non_mated"], steps=True),
+        ]
+        misled = [_at_zero(t["llr"], t[kind]) for kind in ("mated", "non_mated")]
+        plots.append(
+            line_plot(
+                f"tippett-{one.score}-{report.name}-{report.condition}", lines,
+                xlabel="log-likelihood ratio (natural)", ylabel="share of pairs at or above it",
+                caption=f"Tippett plot, {one.score}, held-out people. Mated pairs belong right of 0, "
+                "non-mated pairs left.",
+                alt=f"LLR at least 0: {misled[0]:.3f} of the mated, {misled[1]:.4f} of the non-mated pairs",
+            )
+        )  # fmt: skip
+    return plots
+
+
+def _at_zero(llr: Sequence[float], shares: Sequence[float]) -> float:
+    return next((share for x, share in zip(llr, shares) if x >= 0), 0.0)
+
+
+def _coverage_plots(report: CalibrationReport) -> list[Plot]:
+    names = {"both": "score and confidence", "score": "score alone", "confidence": "confidence alone"}
+    plots = []
+    for one in report.scores.values():
+        lines = [Series(names[curve.abstain], curve.alphas, curve.coverage) for curve in one.curves]
+        ends = ", ".join(f"{names[c.abstain]} {c.coverage[-1]:.3f}" for c in one.curves)
+        plots.append(
+            line_plot(
+                f"coverage-{one.score}-{report.name}-{report.condition}", lines, log_x=True, markers=True,
+                xlabel="bound on false matches and on false non-matches", ylabel="share of pairs decided",
+                caption=f"Share of held-out pairs decided, {one.score}, for each criterion of abstention. "
+                "Higher is better.",
+                alt=f"At {one.curves[0].alphas[-1]:g}: {ends}",
+            )
+        )  # fmt: skip
+    return plots
+
+
+_SAME_AS_KAPPA = "mean_resultant"
+
+
+def rejection_section(report: RejectionReport, plots: bool = True) -> Section:
+    """One `evaluate_rejection`: the operating points, then PRR of every confidence at each of them.
+
+    Args:
+        report: from `evaluate_rejection`.
+        plots: draw them, too; without, matplotlib is not needed.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+
+    Example:
+        >>> kappas = {"posterior": 9.0, "mutual": 9.0}
+        >>> empty = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
+        >>> rejection_section(empty).notes[-1]
+        'Confidences that these probes do not have: norm.'
+    """
+    resolved = [point for point in report.points if _entries(report, point)]
+    return Section(
+        title=f"{report.name}: rejection in open-set identification",
+        notes=_rejection_notes(report),
+        tables=[_operating_points(report), *(_prr(report, point) for point in resolved)],
+        plots=[_plot(report, point) for point in resolved] if plots else [],
+    )
+
+
+def mean_prr_table(reports: Sequence[RejectionReport]) -> Table:
+    """PRR of every confidence, the mean over galleries, a column per FPIR; blank where one is unresolved.
+
+    Example:
+        >>> mean_prr_table([]).rows
+        []
+    """
+    fpirs = list(dict.fromkeys(point.fpir_target for report in reports for point in report.points))
+    names = list(dict.fromkeys(entry.confidence for report in reports for entry in report.prr))
+    rows = []
+    for name in names:
+        cells = []
+        for fpir in fpirs:
+            found = [report.at(name, fpir) for report in reports]
+            values = [entry.prr.value for entry in found if entry is not None]
+            cells.append(f"{sum(values) / len(values):.3f}" if len(values) == len(reports) else "")
+        rows.append([name, *cells])
+    over = ", ".join(report.name for report in reports)
+    return Table(f"PRR, mean of {over}", ["confidence", *(f"FPIR ≤ {fpir:g}" for fpir in fpirs)], rows)
+
+
+def _entries(report: RejectionReport, point: OperatingPoint) -> list[ConfidencePrr]:
+    return [entry for entry in report.prr if entry.fpir_target == point.fpir_target]
+
+
+def _rejection_notes(report: RejectionReport) -> list[str]:
+    c = report.counts
+    notes = []
+    if c:
+        notes.append(
+            f"{c['probes']:,} probes ({c['mated']:,} mated, {c['non_mated']:,} non-mated) of "
+            f"{c['subjects']:,} people searched in a gallery of {c['gallery']:,}; gallery concentration, "
+            f"calibrator and weights are fitted on {c['validation_probes']:,} probes of "
+            f"{c['validation_subjects']:,} other people with a gallery of {c['validation_gallery']:,}."
+        )
+    notes.append(
+        f"Gallery concentration {report.kappa_gallery['posterior']:.4g} at mean directions, "
+        f"{report.kappa_gallery['mutual']:.4g} over the probes' distributions; prior of unknown "
+        f"{report.beta:g}. PRR up to {100 * report.limit:g} % rejected; intervals: {report.resampling}."
+    )
+    notes += [f"FPIR {p.fpir_target:g}: {p.unresolved}" for p in report.points if p.unresolved]
+    lost = c.get("failed_gallery", 0), c.get("failed_probes", 0)
+    if any(lost):
+        notes.append(
+            f"{lost[0]:,} gallery templates have no embedded image; {lost[1]:,} probes were not searched, "
+            "because they have none or their subject's gallery template has none."
+        )
+    if report.absent_confidences:
+        notes.append(f"Confidences that these probes do not have: {', '.join(report.absent_confidences)}.")
+    return notes
+
+
+def _operating_points(report: RejectionReport) -> Table:
+    header = [
+        "FPIR ≤", "FPIR", "threshold", "F1", "identified", "misidentified", "false rejects", "false accepts",
+        "true rejects",
+    ]  # fmt: skip
+    rows = []
+    for p in report.points:
+        if p.threshold is None or p.fpir is None or p.f1 is None:
+            rows.append([f"{p.fpir_target:g}", "unresolved", *[""] * (len(header) - 2)])
+            continue
+        counted = [f"{value:,}" for value in p.counts.values()]
+        rows.append([f"{p.fpir_target:g}", f"{p.fpir:.4f}", f"{p.threshold:.4f}", f"{p.f1:.4f}", *counted])
+    return Table(f"{report.name}: operating points without rejection", header, rows)
+
+
+def _prr(report: RejectionReport, point: OperatingPoint) -> Table:
+    entries = _entries(report, point)
+    rows = [
+        [
+            entry.confidence,
+            f"{entry.prr.value:.3f}",
+            interval_text(entry.prr.interval),
+            f"{entry.minus_kappa.value:+.3f}",
+            interval_text(entry.minus_kappa.interval, signed=True),
+            f"{entry.f1[10]:.4f}",
+        ]
+        for entry in entries
+    ]
+    share = f"F1, {100 * report.shares[10]:g} % rejected"
+    return Table(
+        f"{report.name}: PRR at FPIR ≤ {point.fpir_target:g}",
+        ["confidence", "PRR", "95 %", "minus kappa", "95 %", share],
+        rows,
+        note="1: errors are rejected first. 0: no better than random. Below 0: worse than random.",
+        signatures=[entry.signature for entry in entries],
+    )
+
+
+def _plot(report: RejectionReport, point: OperatingPoint) -> Plot:
+    entries = [entry for entry in _entries(report, point) if entry.confidence != _SAME_AS_KAPPA]
+    best = max((e for e in entries if e.confidence != "oracle"), key=lambda e: e.prr.value)
+    at = f"FPIR ≤ {point.fpir_target:g}"
+    return line_plot(
+        f"prr-{report.name}-{point.fpir_target:g}",
+        [Series(entry.confidence, report.shares, entry.f1) for entry in entries],
+        xlabel="share of probes rejected",
+        ylabel="F1 of the rest",
+        caption=f"F1 against the rejected share at {at}: the earlier a line rises, the better. "
+        "The oracle rejects errors first; an uninformative confidence stays flat.",
+        alt=f"At {at} F1 is {point.f1:.3f} without rejection; {best.confidence} has the largest PRR, "
+        f"{best.prr.value:.3f}, and F1 {best.f1[10]:.3f} with 10 % rejected.",
+    )
