@@ -52,8 +52,8 @@ def cross_quality(
     into a report. Interrupted, the same command goes on where it stopped.
     """
     from spherecf.data import open_pairs, open_source
-    from spherecf.demo import cross_quality as run
-    from spherecf.demo import present, show, tables
+    from spherecf.demo.run import present, show_tables, tables
+    from spherecf.demo.trial import cross_quality as run
     from spherecf.training import ConfidenceConfig
 
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
@@ -75,7 +75,7 @@ def cross_quality(
         notes=[f"Trained on {train.name}, tested on {test.name}."],
         provenance={"backbone": recogniser.sha256, "config": config.to_dict()},
     )
-    show(result, console)
+    show_tables(tables(result), console)
     if as_json:
         typer.echo(json.dumps([table.to_dict() for table in tables(result)], indent=2))
     else:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf.audit import IdentityPair, find_overlap, find_suspects
+from spherecf.audit import find_overlap, find_suspects
+from spherecf.audit.labels import IdentityPair
 from spherecf.data import RECIPES, Degradation, DegradationRecipe, ImageSource, View
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -19,9 +20,9 @@ from spherecf.training import FeatureCache, TrainingData
 _KINDS = RECIPES["train"].kinds
 
 
-def _graded(name: str, least: float, most: float) -> View:
+def _graded(name: str, weakest: float, strongest: float) -> View:
     """One or two of the kinds that training knows, of limited strength; the draws are of its own stream."""
-    return View(Degradation(DegradationRecipe(name, 1, _KINDS, (1, 2), (least, most), "graded")))
+    return View(Degradation(DegradationRecipe(name, 1, _KINDS, (1, 2), (weakest, strongest), "graded")))
 
 
 GRADES: dict[str, View] = {
@@ -236,7 +237,7 @@ class Division:
 
 
 def divide(
-    train: FeatureCache, test: FeatureCache, *, least: int = 6, share: float = 1 / 3, seed: int = 0
+    train: FeatureCache, test: FeatureCache, *, min_images: int = 6, share: float = 1 / 3, seed: int = 0
 ) -> Division:
     """Hold out everybody of a training set who looks like a person of the test set, and some more to test on.
 
@@ -244,7 +245,7 @@ def divide(
         train: features of the training set; the clean views are compared. Class means with a cosine that a
             search reaches by chance once in 100 (`spherecf.audit.find_suspects`) look alike.
         test: features of another data set, by the same recogniser.
-        least: images a person needs to be drawn for the template tests.
+        min_images: number of images that a person needs to be drawn for the template tests.
         share: of the other people with as many images who are held out, too.
         seed: of that draw.
 
@@ -256,7 +257,7 @@ def divide(
     label = {name: place for place, name in enumerate(source.identities)}
     alike = np.array(sorted({label[pair.left] for pair in shared}), np.int64)
     counts = np.bincount(source.labels, minlength=len(source.identities))
-    rest = np.setdiff1d(np.flatnonzero(counts >= least), alike)
+    rest = np.setdiff1d(np.flatnonzero(counts >= min_images), alike)
     drawn = np.random.default_rng(seed).permutation(rest)[: round(share * len(rest))]
     out = np.isin(source.labels, np.concatenate([alike, drawn]))
     if out.all():

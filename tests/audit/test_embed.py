@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from tests.tiny import spoil, tiny_model, write_people
 
-from spherecf.audit import embed_directions
+from spherecf.audit.checks import embed_directions
 from spherecf.data import IdentityFolder
 
 

@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spherecf.audit import embed_directions, find_suspects
+from spherecf.audit import find_suspects
+from spherecf.audit.checks import embed_directions
 from spherecf.data import RecordFile
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -83,7 +84,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
         find_suspects(e)
     with pytest.raises(InputError, match="at least two identities"):
         find_suspects(people(1, 4))
-    with pytest.raises(InputError, match="shares between 0 and 1"):
+    with pytest.raises(InputError, match="0 < fmr < 1"):
         find_suspects(people(), fmr=0.0)
 
 

@@ -26,7 +26,7 @@ def test_says_match_and_why() -> None:
     assert line["decision"] == "match" and line["llr"] > 0 and line["score"] >= line["accept"]
     assert 0 < line["fmr_seen"] <= line["fmr_upper"] <= 1e-2
     assert [one["photo"] for one in line["photos"]] == [ANNA, AGAIN]
-    assert "MATCH: of pairs of strangers at most 1 in 100" in table and "likelihood ratio" in table
+    assert "MATCH: at most 1 in 100 pairs of different people" in table and "likelihood ratio" in table
 
 
 def test_many_pairs_from_a_table(tmp_path: Path) -> None:
@@ -53,12 +53,12 @@ def test_refuses_with_one_clear_sentence(tmp_path: Path) -> None:
     for text, problem in (
         ("a,b,c\n", "row 1: expected two photos, got 3"),
         ("a,\n", "row 1.*empty"),
-        ("", "no pairs"),
+        ("", "contains no pairs"),
     ):
         table.write_text(text)
         with pytest.raises((FileFormatError, InputError), match=problem):
             run("--pairs", str(table))
-    with pytest.raises(FileFormatError, match="expected a CSV of two columns"):
+    with pytest.raises(FileFormatError, match="expected a CSV file with two columns"):
         run("--pairs", str(tmp_path / "gone.csv"))
 
 

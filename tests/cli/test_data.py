@@ -102,7 +102,7 @@ def test_check_shows_a_summary_on_stderr(faces: Path, tmp_path: Path) -> None:
     done = spherecf("data", "check", str(faces), "--pixels-only", "--against", str(faces))
     assert done.returncode == 0 and done.stdout == ""
     assert "several identities: 1" in done.stderr and "p1/again.jpg, p2/8.jpg" in done.stderr
-    assert "names shared by both sets: 5" in done.stderr
+    assert "names in both sets: 5" in done.stderr
 
 
 def test_a_synthetic_set_is_a_source_too() -> None:

@@ -52,7 +52,7 @@ def test_the_shipped_model(tmp_path: Path) -> None:
 def test_what_is_read_is_never_written_over(folder: Path) -> None:
     before = (folder / "tiny.onnx").read_bytes()
     result = call(folder, "tiny.onnx")
-    assert isinstance(result.exception, InputError) and "choose another name" in str(result.exception)
+    assert isinstance(result.exception, InputError) and "choose another output file" in str(result.exception)
     assert (folder / "tiny.onnx").read_bytes() == before
 
 

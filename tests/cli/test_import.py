@@ -59,7 +59,7 @@ def test_keys_and_detector_scores_from_the_meta_files(folder: Path) -> None:
         ([], FileFormatError, "rows without keys"),
         (["--keys", "FOLDER/none"], FileFormatError, "cannot read"),
         (["--keys", "FOLDER/feats.npy"], FileFormatError, "expected UTF-8 text"),
-        (["--keys", "FOLDER/keys.txt", "--meta", "FOLDER"], InputError, "not from both"),
+        (["--keys", "FOLDER/keys.txt", "--meta", "FOLDER"], InputError, "not both"),
         (["--keys", "FOLDER/keys.txt", "--halves"], InputError, "say what to do with them"),
         (["--keys", "FOLDER/keys.txt", "--flip", "max"], InputError, "expected 'none' or 'sum'"),
         (["--keys", "FOLDER/ijbb_name_5pts_score.txt", "--halves"], InputError, "say what to do"),

@@ -54,7 +54,7 @@ def test_ranks_every_face_and_lists_what_has_none(folder: Path) -> None:
     assert {row["photo"]: row["failure"] for row in rows[4:]} == {
         "photos/torn.jpg": "truncated", "photos/wall.png": "no_face",
     }  # fmt: skip
-    assert "4 faces in 5 photos" in result.stderr and "2 photos without a face" in result.stderr
+    assert "4 faces in 5 photos" in result.stderr and "photos without a usable face: 2" in result.stderr
     assert "no face found in 120x90 px" in result.stderr and "photos/notes.txt" in result.stderr
 
 
@@ -99,7 +99,7 @@ def test_an_archive_is_thinned_by_copies_and_lists(folder: Path) -> None:
     kept = (folder / "k").read_text().split()
     assert kept and set(kept) | set((folder / "r").read_text().split()) == {row["photo"] for row in rows}
     assert {str(path.relative_to("kept")) for path in Path("kept").rglob("*.*")} == set(kept)
-    assert f"{len(kept)} copied" in result.stderr and "0 copied" in call(*options).stderr
+    assert f"{len(kept)} photos copied" in result.stderr and "0 photos copied" in call(*options).stderr
 
 
 def test_resumes_where_it_was_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

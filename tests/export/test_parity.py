@@ -7,11 +7,11 @@ import pytest
 from tests.tiny import tiny_model
 
 from spherecf.errors import ModelError
-from spherecf.export import BATCHES, TOLERANCE, Parity, export_onnx, measure, require, smooth_pictures
+from spherecf.export import BATCHES, TOLERANCE, Parity, export_onnx, measure, require, smooth_images
 
 
 def test_pictures_are_all_different_and_smooth() -> None:
-    pictures = smooth_pictures(10, (112, 96))
+    pictures = smooth_images(10, (112, 96))
     assert pictures.shape == (10, 112, 96, 3) and pictures.dtype == np.uint8
     assert len({picture.tobytes() for picture in pictures}) == 10
     steps = np.abs(np.diff(pictures.astype(float), axis=1)).mean((1, 2, 3))

@@ -7,8 +7,7 @@ from tests.fuzz.harness import fuzz, write
 
 from spherecf.data import read_groups, read_ijb, read_keys, write_ijb
 from spherecf.errors import InputError
-from spherecf.photos import Journal
-from spherecf.photos.files import PhotoFile
+from spherecf.photos.files import Journal, PhotoFile
 
 _FILES = {
     "face_tid_mid.txt": "1.jpg 1 10\n2.jpg 1 11\n3.jpg 2 12\n4.jpg 3 13\n5.jpg 4 14\n",

@@ -8,7 +8,7 @@ pytest.importorskip("faiss", reason='no faiss: pip install "spherecf[gallery]"')
 
 
 def test_finds_most_and_scores_them_right_and_sees_newcomers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.search.LEAST", 100)
+    monkeypatch.setattr("spherecf.gallery.search.MIN_APPROXIMATE", 100)
     monkeypatch.setattr("spherecf.gallery.search._NEAR", 20)
     rng = np.random.default_rng(0)
     mu = rng.standard_normal((3000, 16)).astype(np.float32)

@@ -1,11 +1,11 @@
-"""The bound is above whatever is in the bucket, and not far above."""
+"""The bound is above whatever is in the bin, and not far above."""
 
 import numpy as np
 import pytest
 import torch
 from tests.reference.gallery import score_at
 
-from spherecf.gallery.mirror import Bound, Stretches
+from spherecf.gallery.mirror import BinEnds, Bound
 
 COSINES = np.array([-1.0, -0.999, -0.5, 0.0, 0.3, 0.9, 0.9999, 1.0])
 
@@ -15,22 +15,22 @@ COSINES = np.array([-1.0, -0.999, -0.5, 0.0, 0.3, 0.9, 0.9999, 1.0])
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 0), (0, 1), (100, 110), (190, 210), (10, 1000), (1e5, 1.1e5), (1e-6, 1e6)]
 )
-def test_nothing_in_the_bucket_is_higher(dim: int, own: float, low: float, high: float) -> None:
+def test_nothing_in_the_bin_is_higher(dim: int, own: float, low: float, high: float) -> None:
     rng = np.random.default_rng(0)
     inside = np.clip(own * np.array([1, 0.9999, 1.0001]), low, high)
     kappas = np.concatenate([[low, high], rng.uniform(low, high, 100), inside])
     scores = score_at(COSINES[:, None], own, kappas[None], dim, 64.0)
     ends = np.full((2, len(COSINES)), [[float(low)], [float(high)]])
-    bound = Bound(own, Stretches.of(*ends, dim), dim, 64.0)
+    bound = Bound(own, BinEnds.of(*ends, dim), dim, 64.0)
     assert (bound.score(COSINES) >= scores.max(1)).all()
     each = np.broadcast_to(kappas, scores.shape).ravel().copy()
     cosines = np.repeat(COSINES, len(kappas))
     np.testing.assert_allclose(bound.reached(each, cosines), scores.ravel(), rtol=1e-10, atol=1e-5)
 
 
-def test_it_is_close_where_the_bucket_is_narrow() -> None:
+def test_it_is_close_where_the_bin_is_narrow() -> None:
     low, high = np.linspace(100, 900, 50), np.linspace(100, 900, 50) + 4.0
     cosine = np.full(50, 0.4)
-    bound = Bound(300.0, Stretches.of(low, high, 512), 512, 64.0).score(cosine)
+    bound = Bound(300.0, BinEnds.of(low, high, 512), 512, 64.0).score(cosine)
     kappas = torch.linspace(0, 4, 41).double().numpy()[:, None] + low
     assert (bound - score_at(cosine, 300.0, kappas, 512, 64.0).max(0) < 0.05).all()

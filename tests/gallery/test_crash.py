@@ -108,5 +108,5 @@ def test_a_header_that_was_never_written(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "g").write_text("")
-    with pytest.raises(StorageError, match="cannot be made"):
+    with pytest.raises(StorageError, match="cannot be created"):
         Store(str(tmp_path / "g" / "inside"), DIM)

@@ -245,7 +245,7 @@ def test_arrays_that_are_refused(opened: Open, mu: np.ndarray, kappa: list[float
 
 def test_a_model_without_calibration_decides_nothing(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
-    assert gallery.identify(people[0], 300.0).why == "nobody is enrolled"
+    assert gallery.identify(people[0], 300.0).why == "the gallery is empty"
     enrol(gallery, "Ann", people[:1])
     found = gallery.identify(people[0], 300.0)
     assert found.answer == "undecided" and "not calibrated" in found.why
@@ -258,9 +258,9 @@ def test_enrolments_are_reviewed(opened: Open, people: np.ndarray) -> None:
     gallery = opened(calibration=calibration())
     assert enrol(gallery, "Ann", people[:1]).warnings == ()
     assert enrol(gallery, "Ann again", near(people[:1], 1)).warnings[0].startswith("resembles Ann ")
-    assert enrol(gallery, "Poor", people[1:2], 20.0).warnings[0].startswith("poor: kappa 20.0")
-    assert enrol(gallery, "Two", people[2:4]).warnings == ("the two photos do not look like one person",)
+    assert enrol(gallery, "Poor", people[1:2], 20.0).warnings[0].startswith("low quality: kappa 20.0")
+    assert enrol(gallery, "Two", people[2:4]).warnings == ("the two photos look like different people",)
     mixed = np.concatenate([near(people[5:6], seed) for seed in range(3)] + [people[6:7]])
     (warning,) = enrol(gallery, "Mixed", mixed).warnings
-    assert warning == f"does not look like the other photos: Mixed-{mixed[3, :3]}"
+    assert warning == f"photos that do not look like the others: Mixed-{mixed[3, :3]}"
     assert [one.warnings[0] for one in gallery.list() if one.identity == "Mixed"] == [warning]

@@ -3,7 +3,7 @@ import math
 
 from spherecf.gallery.identification import Candidate, Identification, Limit, decide
 
-LIMIT = Limit("mls", 1e-4, accept=10.0, reject=-20.0, least=50.0, enough=True)
+LIMIT = Limit("mls", 1e-4, accept=10.0, reject=-20.0, min_kappa=50.0, strict_enough=True)
 
 
 def candidate(name: str, score: float, kappa: float = 300.0, llr: float | None = None) -> Candidate:
@@ -18,19 +18,19 @@ def test_one_above_nobody_near_and_between() -> None:
     assert answer(candidate("Ann", 12.0), candidate("Bob", 5.0))[:2] == ("identified", "Ann")
     assert answer(candidate("Ann", -21.0))[:2] == ("unknown", None)
     found = answer(candidate("Ann", 9.0))
-    assert found[:2] == ("undecided", None) and "like Ann" in found[2]
+    assert found[:2] == ("undecided", None) and "similar to Ann" in found[2]
     assert decide([], [], 300.0, 0.01)[0] == "unknown"
     assert decide([candidate("Ann", 99.0)], None, 300.0, 0.01)[0] == "undecided"
 
 
 def test_poor_photos_and_poor_enrolments() -> None:
     found = answer(candidate("Ann", 99.0), kappa=49.0)
-    assert found[0] == "undecided" and "photo is too poor" in found[2]
+    assert found[0] == "undecided" and "quality of the photo is too low" in found[2]
     found = answer(candidate("Ann", 99.0, kappa=20.0), candidate("Bob", -30.0))
-    assert found[0] == "undecided" and "enrolment of Ann is too poor" in found[2]
+    assert found[0] == "undecided" and "the score of Ann reaches the threshold" in found[2]
     assert answer(candidate("Ann", -99.0, kappa=20.0))[0] == "unknown"
     found = answer(candidate("Poor", 20.0, kappa=20.0), candidate("Ann", 12.0))
-    assert found[:2] == ("undecided", None) and "like Ann, but no less like Poor" in found[2]
+    assert found[:2] == ("undecided", None) and "similar to Ann, but at least as similar to Poor" in found[2]
     assert answer(candidate("Ann", 12.0), candidate("Poor", 11.0, kappa=20.0))[1] == "Ann"
 
 
@@ -43,7 +43,7 @@ def test_two_above() -> None:
 
 
 def test_a_gallery_too_large_for_its_calibration() -> None:
-    short = Limit("mls", 1e-4, 10.0, -20.0, 50.0, enough=False)
+    short = Limit("mls", 1e-4, 10.0, -20.0, 50.0, strict_enough=False)
     found = answer(candidate("Ann", 99.0), limit=short)
     assert found[0] == "undecided" and "FMR 0.0001" in found[2]
     assert answer(candidate("Ann", -99.0), limit=short)[0] == "unknown"

@@ -17,11 +17,11 @@ def test_the_least_strict_rule_that_keeps_the_rate() -> None:
     known = calibration()
     found = limit_for(known, "mls", 5e-3)
     assert found is not None and (found.fmr, found.accept, found.reject) == (1e-4, 10.0, -20.0)
-    assert found.enough and found.least == 50.0
+    assert found.strict_enough and found.min_kappa == 50.0
     loose = limit_for(known, "mls", 0.5)
     assert loose is not None and loose.accept == 0.0
     strictest = limit_for(known, "mls", 1e-9)
-    assert strictest is not None and strictest.accept == 15.0 and not strictest.enough
+    assert strictest is not None and strictest.accept == 15.0 and not strictest.strict_enough
     assert limit_for(known, "cosine", 0.5) is None
 
 
@@ -30,11 +30,11 @@ def test_the_table_serves_only_where_there_is_no_rule() -> None:
     known = Calibration(MODEL, "d" * 64, decisions=rules, thresholds={"mls": table()})
     finest = min(rule.alpha for rule in rules if rule.score == "mls")
     found = limit_for(known, "mls", finest / 10)  # what holds for good pictures is no promise for others
-    assert found is not None and (found.fmr, found.enough) == (finest, False)
+    assert found is not None and (found.fmr, found.strict_enough) == (finest, False)
     bare = Calibration(MODEL, "d" * 64, thresholds={"mls": table()})
     found = limit_for(bare, "mls", 1e-3)
-    assert found is not None and (found.accept, found.reject, found.least) == (999.0, 999.0, -math.inf)
-    assert found.enough
+    assert found is not None and (found.accept, found.reject, found.min_kappa) == (999.0, 999.0, -math.inf)
+    assert found.strict_enough
 
 
 def test_a_rarer_error_never_gets_a_lower_threshold() -> None:
@@ -54,14 +54,14 @@ def test_templates_have_limits_of_their_own_where_there_are_some() -> None:
 
 def test_a_given_threshold_keeps_the_least_kappa_and_another_radius_says_nothing() -> None:
     limits = limits_for(calibration(), 1e-2, 7.0, RADIUS)
-    assert limits is not None and {limit.accept for limit in limits} == {7.0} and limits[0].least == 50.0
+    assert limits is not None and {limit.accept for limit in limits} == {7.0} and limits[0].min_kappa == 50.0
     assert limits_for(calibration(), 1e-2, None, 64.0) is None
     assert limits_for(None, 1e-2, None, RADIUS) is None
     free = limits_for(None, 1e-2, 7.0, RADIUS)
-    assert free is not None and free[0].least == -math.inf
+    assert free is not None and free[0].min_kappa == -math.inf
 
 
 @pytest.mark.parametrize("fmr", [1e-2, 1e-4])
 def test_a_rate_of_the_calibration_is_met_by_itself(fmr: float) -> None:
     found = limit_for(calibration(), "mls", fmr)
-    assert found is not None and found.fmr == fmr and found.enough
+    assert found is not None and found.fmr == fmr and found.strict_enough

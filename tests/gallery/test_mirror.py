@@ -4,24 +4,24 @@ import pytest
 from spherecf.gallery.mirror import Mirror
 
 
-def test_rows_are_ordered_by_kappa_and_buckets_cover_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.mirror._BUCKET", 10)
+def test_rows_are_ordered_by_kappa_and_bins_cover_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spherecf.gallery.mirror._BIN_ROWS", 10)
     rng = np.random.default_rng(0)
     mirror, kappa = Mirror(4), rng.permutation(35).astype(np.float32)
     keys = [f"k{int(one)}" for one in kappa]
     mu = rng.standard_normal((35, 4)).astype(np.float32)
     mirror.extend(keys, keys, mu, kappa, np.ones(35), np.ones(35))
-    first = mirror.buckets()
+    first = mirror.bins()
     assert mirror.kappa.tolist() == sorted(kappa.tolist()) and first.starts.tolist() == [0, 10, 20, 30]
-    assert first.stretches.low.tolist() == [0, 10, 20, 30] and first.stretches.high.tolist() == [
+    assert first.ends.low.tolist() == [0, 10, 20, 30] and first.ends.high.tolist() == [
         9,
         19,
         29,
         34,
     ]
     mirror.put("late", "Late", mu[0], 5.0, 2, 1)
-    later = mirror.buckets()
-    assert later.starts.tolist() == [0, 10, 20, 30, 35] and later.stretches.low[-1] == 5
+    later = mirror.bins()
+    assert later.starts.tolist() == [0, 10, 20, 30, 35] and later.ends.low[-1] == 5
     row = mirror.find("late")
     assert row == 35 and mirror.images[row] == 2 and mirror.names[row] == "Late"
     for key, one in zip(keys, mu):

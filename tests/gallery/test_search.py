@@ -39,7 +39,7 @@ def check(mirror: Mirror, mu: np.ndarray, kappa: np.ndarray, top: int) -> None:
 @pytest.mark.parametrize("name", KAPPAS)
 @pytest.mark.parametrize("dim", [3, 64])
 def test_finds_what_scoring_everything_finds(name: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.mirror._BUCKET", 64)
+    monkeypatch.setattr("spherecf.gallery.mirror._BIN_ROWS", 64)
     rng = np.random.default_rng(0)
     mu, kappa = unit(rng, 1500, dim), KAPPAS[name](rng, 1500)
     mirror = mirror_of(mu, kappa)
@@ -56,7 +56,7 @@ def test_ties_go_by_key() -> None:
 
 
 def test_newcomers_and_removals_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.mirror._BUCKET", 32)
+    monkeypatch.setattr("spherecf.gallery.mirror._BIN_ROWS", 32)
     rng = np.random.default_rng(1)
     mu, kappa = unit(rng, 400, 16), rng.uniform(1, 1000, 400)
     mirror = mirror_of(mu, kappa)
@@ -79,7 +79,7 @@ def test_an_empty_gallery_and_one_emptied_have_no_hits() -> None:
 
 
 def test_few_are_scored_where_kappa_tells_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.mirror._BUCKET", 128)
+    monkeypatch.setattr("spherecf.gallery.mirror._BIN_ROWS", 128)
     rng = np.random.default_rng(2)
     mu, kappa = unit(rng, 8000, 64), rng.uniform(300, 600, 8000)
     mirror = mirror_of(mu, kappa)

@@ -75,7 +75,7 @@ def test_candidates_of_the_servers_index(
     opened: Open, people: np.ndarray, server: tuple[str, "subprocess.Popen[bytes]"],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("spherecf.gallery.search.LEAST", 5)
+    monkeypatch.setattr("spherecf.gallery.search.MIN_APPROXIMATE", 5)
     gallery = opened(server[0])
     gallery.enrol_many([f"{i:02d}" for i in range(40)], people, np.full(40, 300.0))
     exact, near_by = (

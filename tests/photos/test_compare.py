@@ -27,7 +27,7 @@ def test_a_poor_face_decides_nothing(calibration: Calibration) -> None:
     sure, poor = photo("sure", face(E[0], 100.0)), photo("poor", face(E[0], 19.9, 1))
     found = compare(sure, poor, calibration, radius=RADIUS)
     assert found.decision is Decision.UNDECIDED
-    assert found.why == "poor is too poor: kappa 19.9, at least 20.0 is needed"
+    assert found.why == "the quality of poor is too low: kappa 19.9, required 20.0"
 
 
 def test_no_face_is_undecided_and_not_a_non_match(calibration: Calibration) -> None:
@@ -45,8 +45,8 @@ def test_says_which_face_was_taken_and_that_pictures_are_the_same(calibration: C
     assert compare(two, one, calibration, radius=RADIUS).decision is Decision.NON_MATCH
     found = compare(two, one, calibration, radius=RADIUS, faces=(1, 0))
     assert found.decision is Decision.MATCH
-    assert "two has 2 faces; face 1 was taken" in found.notes[0] and "same picture" in found.notes[1]
-    with pytest.raises(InputError, match="one: no face 1; it has 1"):
+    assert "two has 2 faces; face 1 was compared" in found.notes[0] and "same picture" in found.notes[1]
+    with pytest.raises(InputError, match="one: there is no face 1; it has 1"):
         compare(two, one, calibration, radius=RADIUS, faces=(0, 1))
 
 
@@ -56,11 +56,11 @@ def test_refuses_what_it_cannot_promise(calibration: Calibration) -> None:
         compare(a, a, None, radius=RADIUS)
     with pytest.raises(InputError, match=r"there are: mls fmr <= 0.01, mls fmr <= 0.0001"):
         compare(a, a, calibration, radius=RADIUS, max_fmr=1e-3)
-    with pytest.raises(InputError, match="radius 64, the model has 32"):
+    with pytest.raises(InputError, match="radius 64, the model has radius 32"):
         compare(a, a, calibration, radius=32.0)
     rule = replace(calibration.decisions[1], accept=None, reject=None)
     found = compare(a, a, replace(calibration, decisions=(rule,)), radius=RADIUS)
-    assert found.decision is Decision.UNDECIDED and "no threshold could keep the promise" in found.why
+    assert found.decision is Decision.UNDECIDED and "no threshold guarantees FMR" in found.why
 
 
 def test_the_json_has_the_grounds(calibration: Calibration) -> None:

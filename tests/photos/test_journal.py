@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spherecf.errors import FileFormatError, StorageError
-from spherecf.photos import Journal, PhotoFile
+from spherecf.photos.files import Journal, PhotoFile
 
 PHOTO = PhotoFile("a.jpg", Path("a.jpg"), Path("a.jpg"))
 
@@ -59,7 +59,7 @@ def test_another_file_is_not_touched(tmp_path: Path) -> None:
     ]
     for text in ("Dear diary,\n", '{"a": 1}\n', "[]\n", *(whole.replace(*change) for change in odd)):
         path.write_text(text)
-        with pytest.raises(FileFormatError, match="line 1 is no record"):
+        with pytest.raises(FileFormatError, match="line 1 is not a record"):
             Journal(path, "m")
         assert path.read_text() == text
 
@@ -67,7 +67,7 @@ def test_another_file_is_not_touched(tmp_path: Path) -> None:
 def test_a_text_without_an_end_of_line_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "diary.txt"
     path.write_text("Dear diary")
-    with pytest.raises(FileFormatError, match="line 1 is no record"):
+    with pytest.raises(FileFormatError, match="line 1 is not a record"):
         Journal(path, "m")
 
 
@@ -76,6 +76,6 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     path = tmp_path / "done.jsonl"
     journal = Journal(path, "m")
     journal._stream = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
-    with pytest.raises(StorageError, match=r"a\.jpg; what was assessed before is kept"):
+    with pytest.raises(StorageError, match=r"a\.jpg; earlier assessments are kept"):
         journal.add(PHOTO, {}, ("a.jpg", 1, 1))
     assert journal.find(("a.jpg", 1, 1)) is None

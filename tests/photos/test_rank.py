@@ -5,7 +5,8 @@ import pytest
 from tests.faces.pictures import jpeg, portrait
 
 from spherecf.faces import FaceDetector
-from spherecf.photos import FaceAssessor, PhotoFile, assess_files, find_photos, rank_photos, ranked_faces
+from spherecf.photos import FaceAssessor, assess_files, find_photos, rank_photos, ranked_faces
+from spherecf.photos.files import PhotoFile
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from spherecf.faces import CaptureFacts
-from spherecf.photos import explain
+from spherecf.photos.assessment import explain
 
 GOOD = CaptureFacts(60.0, 5.0, -4.0, 2.0, 300.0, 120.0, 45.0, 1.0, (90, 120))
 

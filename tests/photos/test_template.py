@@ -39,7 +39,7 @@ def test_a_stranger_is_suspected_and_left_out_on_request(calibration: Calibratio
     photos.insert(1, photo("bob", face(E[3], 120.0, 9)))
     built = build_template(photos, calibration, radius=RADIUS)
     assert [one.stranger for one in built.photos] == [False, True, False, False, False]
-    assert not built.photos[1].helps and built.groups == 2 and "pooled nevertheless" in built.warnings[0]
+    assert not built.photos[1].helps and built.groups == 2 and "still in the template" in built.warnings[0]
     cleaned = build_template(photos, calibration, radius=RADIUS, exclude_strangers=True)
     assert cleaned.pooled == ("p0", "p1", "p2", "p3") and len(cleaned.grown) == 4
     alone = build_template([photos[0], *photos[2:]], calibration, radius=RADIUS)
@@ -74,7 +74,7 @@ def test_the_same_picture_twice_counts_once(calibration: Calibration) -> None:
     assert built.kappa == pytest.approx(build_template([one, other], calibration, radius=RADIUS).kappa)
     assert built.photos[2].same_as == "a" and not built.photos[2].helps and built.photos[2].gain == 0
     assert built.grown[2] == pytest.approx(built.grown[1])
-    assert any("there already, and add nothing: 1" in warning for warning in built.warnings)
+    assert any("1 duplicate picture was ignored" in warning for warning in built.warnings)
 
 
 def test_photos_without_a_face_are_listed(calibration: Calibration) -> None:

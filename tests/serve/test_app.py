@@ -133,7 +133,7 @@ def test_nobody_is_enrolled_without_consent(client: TestClient, people: Identity
     more = send(client, "gallery/identities", photos, identity="Ada", consent="true", replace="true")
     assert more.status_code == 200
     none = send(client, "gallery/identities", [("photos", b"x")], identity="Bob", consent="true")
-    assert none.status_code == 422 and "No photo shows a face" in none.json()["error"]
+    assert none.status_code == 422 and "No photo shows a usable face" in none.json()["error"]
     assert len(client.get("/api/gallery/identities").json()["identities"]) == 1
 
 

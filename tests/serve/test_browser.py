@@ -135,7 +135,7 @@ def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width
     assert grown == sorted(grown) and grown[2] > 1.5 * grown[0]
     expect(page.locator("#template .growth circle")).to_have_count(3)
     page.set_input_files("#template-photos", photos / "0.png")
-    expect(page.locator("#template .members")).to_contain_text("Looks like another person")
+    expect(page.locator("#template .members")).to_contain_text("Looks like a different person")
     page.get_by_label("Leave out 0.png").click()
     expect(page.locator("#template .members li")).to_have_count(3)
 
@@ -151,7 +151,7 @@ def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width
     page.set_input_files("#gallery-photo", photos / "14.png")
     expect(page.locator("#gallery .verdict h2")).to_have_text(name)
     page.set_input_files("#gallery-photo", photos / "0.png")
-    expect(page.locator("#gallery .verdict h2")).to_have_text(re.compile("Nobody enrolled fits|Undecided"))
+    expect(page.locator("#gallery .verdict h2")).to_have_text(re.compile("Unknown person|Undecided"))
     assert page.evaluate(WIDER) == []
     page.get_by_label(f"Remove {name}").click()
     page.get_by_label(f"Remove {name}").click()
@@ -220,7 +220,7 @@ def test_without_the_token(browser: Any, address: str) -> None:
     expect(page.get_by_label("Token")).to_be_focused()
     page.keyboard.type("wrong-token-of-some-length")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("alert")).to_have_text("This token does not fit.")
+    expect(page.get_by_role("alert")).to_have_text("This token is wrong.")
     page.get_by_label("Token").fill(TOKEN)
     page.keyboard.press("Enter")
     expect(page.get_by_role("tabpanel", name="Quality")).to_be_visible()

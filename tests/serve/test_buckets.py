@@ -3,7 +3,7 @@
 import pytest
 
 from spherecf.serve import access as access_module
-from spherecf.serve.access import Buckets
+from spherecf.serve.access import RateLimiter
 
 
 class Clock:
@@ -15,7 +15,7 @@ class Clock:
 
 def test_a_burst_then_a_steady_rate() -> None:
     clock = Clock()
-    buckets = Buckets(2.0, 3, clock)
+    buckets = RateLimiter(2.0, 3, clock)
     assert [buckets.wait("a") for _ in range(5)] == [0, 0, 0, 0.5, 0.5]
     assert buckets.wait("b") == 0  # others are not held up
     granted = 0
@@ -33,15 +33,15 @@ def test_a_burst_then_a_steady_rate() -> None:
 
 
 def test_addresses_of_one_network_share() -> None:
-    buckets = Buckets(1.0, 1, Clock())
+    buckets = RateLimiter(1.0, 1, Clock())
     assert [buckets.wait(f"2001:db8::{i}") for i in (1, 2)] == [0, 1]
     assert buckets.wait("2001:db8:0:1::1") == 0
     assert [buckets.wait(f"192.0.2.{i}") for i in (1, 2)] == [0, 0]
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(access_module, "_REMEMBERED", 10)
-    buckets = Buckets(1.0, 1, Clock())
+    monkeypatch.setattr(access_module, "_MAX_CLIENTS", 10)
+    buckets = RateLimiter(1.0, 1, Clock())
     for i in range(1000):
         assert buckets.wait(f"client {i}") == 0
-    assert len(buckets._left) == 10 and buckets.wait("client 999") == 1
+    assert len(buckets._tokens) == 10 and buckets.wait("client 999") == 1

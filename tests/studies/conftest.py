@@ -9,7 +9,7 @@ from tests.models import graphs
 from tests.models.conftest import TINY
 
 from spherecf.data import draw_pairs, open_source
-from spherecf.demo import CrossQuality, cross_quality
+from spherecf.demo.trial import CrossQuality, cross_quality
 from spherecf.models import FrozenBackbone
 from spherecf.training import ConfidenceConfig
 

@@ -6,7 +6,7 @@ import torch
 from tests.studies.conftest import run
 
 from spherecf.data import draw_pairs, open_source
-from spherecf.demo import VARIANTS, CrossQuality, cross_quality
+from spherecf.demo.trial import VARIANTS, CrossQuality, cross_quality
 from spherecf.errors import InputError
 from spherecf.models import FrozenBackbone
 from spherecf.scoring import mutual_likelihood_score

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from spherecf.demo import CrossQuality, kappa_strips, present, show, summarize, tables
+from spherecf.demo.run import kappa_strips, present, show_tables, summarize, tables
+from spherecf.demo.trial import CrossQuality
 from spherecf.evaluation import interval
 
 
@@ -48,7 +49,7 @@ def test_the_report_holds_the_tables(finished: CrossQuality, tmp_path: Path) -> 
 
 def test_the_terminal_shows_every_table(finished: CrossQuality) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
-    show(finished, console)
+    show_tables(tables(finished), console)
     text = " ".join(console.export_text().split())  # a title may be broken over lines
     assert all(table.title in text for table in tables(finished))
     assert all(row[0] in text and row[-1] in text for table in tables(finished) for row in table.rows)

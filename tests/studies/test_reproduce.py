@@ -11,7 +11,7 @@ from studies.templates import TemplatePlan
 from tests.studies.conftest import CONFIG, make_people
 
 from spherecf.data import draw_pairs, open_source
-from spherecf.demo import BASELINES
+from spherecf.demo.trial import BASELINES
 from spherecf.errors import InputError
 from spherecf.models import FrozenBackbone
 from spherecf.report import Table
@@ -91,7 +91,7 @@ def test_the_report_has_every_number_of_every_seed(finished: Reproduction, tmp_p
     assert {run["seed"] for run in content["results"]["templates"]} == {0, 1}
     assert "SCF exact minus SCF as released" in files.html.read_text()
     titles = [strip["title"] for strip in content["strips"]]
-    assert titles[:2] == ["tiny, clean: least to most sure", "tiny, cross-v1/0: least to most sure"]
+    assert titles[:2] == ["tiny, clean: by increasing kappa", "tiny, cross-v1/0: by increasing kappa"]
     assert len(titles) == 4 and all("clean/cross: mls: the " in title for title in titles[2:])
 
 

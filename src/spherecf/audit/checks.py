@@ -1,4 +1,4 @@
-"""All checks of a data set in one report."""
+"""Run all checks of a data set and report them."""
 
 import tempfile
 from dataclasses import asdict
@@ -18,10 +18,10 @@ from spherecf.models import FrozenBackbone
 def embed_directions(
     backbone: FrozenBackbone, source: ImageSource, folder: str | Path | None = None, *, batch_size: int = 32
 ) -> Embeddings:
-    """The direction of every image. There is no head, so nothing is said of confidence: log kappa is 0.
+    """The direction of every image. Without a head there is no confidence: log kappa is 0.
 
     Args:
-        folder: where the pass is kept; interrupted, the same call goes on there. None keeps nothing.
+        folder: cache of the pass; an interrupted call continues from it. None keeps nothing.
         batch_size: images per call of the recogniser.
 
     Raises:
@@ -34,9 +34,9 @@ def embed_directions(
         (2, 128)
     """
     if folder is None:
-        with tempfile.TemporaryDirectory() as place:
-            found = embed_directions(backbone, source, place, batch_size=batch_size)
-            return found.select(range(len(found)))  # a copy, as the files go
+        with tempfile.TemporaryDirectory() as temporary:
+            embedded = embed_directions(backbone, source, temporary, batch_size=batch_size)
+            return embedded.select(range(len(embedded)))  # a copy, since the files are deleted
     recorder, views = KeepDirection(backbone.dim), [View()]
     store = run_backbone(backbone, source, views, recorder, folder, batch_size=batch_size)
     log_kappa = np.zeros(store.rows, np.float32)
@@ -53,18 +53,18 @@ def check(
     fpir: float = 1e-2,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Check a data set, alone or against another one; a report ready for JSON.
+    """Check a data set, alone or against another one; returns a JSON-able report.
 
     Args:
-        source: what is checked, usually the training set.
-        against: usually a test set: what of it is in ``source`` too?
-        backbone: a recogniser, for labels and people; without it only pixels and names are looked at.
-        folder: where the passes are kept: interrupted, the same call goes on there. None keeps nothing.
+        source: data set to check, usually the training set.
+        against: second data set, usually a test set, to find what it shares with ``source``.
+        backbone: recogniser for the checks of labels and people; None checks only pixels and names.
+        folder: cache of the passes; an interrupted call continues from it. None keeps nothing.
         fmr, fpir: see `find_suspects`.
         workers: decoding threads.
 
     Returns:
-        ``source`` and ``against`` (what they are), ``corrupt``, ``odd_sizes``, ``duplicates``,
+        ``source`` and ``against`` (name, size and fingerprint), ``corrupt``, ``odd_sizes``, ``duplicates``,
         ``duplicates_against``, ``shared_names`` and ``faces``: None without recogniser, else ``thresholds``,
         ``judged``, ``suspects``, ``same_person`` and ``overlap``.
 
@@ -78,12 +78,12 @@ def check(
         >>> len(report["duplicates"]), len(report["duplicates_against"]), report["shared_names"]
         (0, 5, ['s10'])
     """
-    place = {
+    caches = {
         name: None if folder is None else Path(folder) / name
         for name in ("images", "against-images", "faces", "against-faces")
     }
-    scan = scan_images(source, place["images"], workers=workers)
-    other = None if against is None else scan_images(against, place["against-images"], workers=workers)
+    scan = scan_images(source, caches["images"], workers=workers)
+    other = None if against is None else scan_images(against, caches["against-images"], workers=workers)
     report: dict[str, Any] = {
         "source": _facts(source),
         "against": None if against is None else _facts(against),
@@ -95,19 +95,19 @@ def check(
         "faces": None,
     }
     if backbone is not None:
-        faces = embed_directions(backbone, source, place["faces"])
-        found = find_suspects(faces, fmr=fmr, fpir=fpir)
-        threshold = found.thresholds.other
+        faces = embed_directions(backbone, source, caches["faces"])
+        suspects = find_suspects(faces, fmr=fmr, fpir=fpir)
+        threshold = suspects.thresholds.other
         overlap = []
         if against is not None:
-            test = embed_directions(backbone, against, place["against-faces"])
+            test = embed_directions(backbone, against, caches["against-faces"])
             overlap = find_overlap(faces, test, threshold)
         report["faces"] = {
             "backbone": {"name": backbone.name, "sha256": backbone.sha256},
             "unusable": len(faces.skipped),
-            "thresholds": asdict(found.thresholds),
-            "judged": found.judged,
-            "suspects": [item._asdict() for item in found.suspects],
+            "thresholds": asdict(suspects.thresholds),
+            "judged": suspects.judged,
+            "suspects": [item._asdict() for item in suspects.suspects],
             "same_person": [pair._asdict() for pair in find_same_person(faces, threshold)],
             "overlap": [pair._asdict() for pair in overlap],
         }

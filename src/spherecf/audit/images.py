@@ -1,4 +1,4 @@
-"""One pass over the pixels: what cannot be decoded, what has another size, what is there twice."""
+"""Find corrupt images, unusual sizes and duplicates in one pass over the pixels."""
 
 import os
 import tempfile
@@ -18,19 +18,19 @@ from spherecf.common.rowstore import Column, RowStore
 from spherecf.data import ImageSource, decode_image
 from spherecf.errors import FileFormatError
 
-_CHUNK = 64  # images looked at by a thread at once
+_CHUNK = 64  # images per task of a thread
 _COLUMNS: dict[str, Column] = {"size": ((2,), "int64"), "file": ((2,), "uint64"), "pixels": ((2,), "uint64")}
 
 
 class Corrupt(NamedTuple):
-    """An image that cannot be decoded, and why."""
+    """An image that cannot be decoded, and the reason."""
 
     key: str
     reason: str
 
 
 class OddSize(NamedTuple):
-    """An image of another size than most; ``size`` is height x width."""
+    """An image whose size differs from most; ``size`` is height x width."""
 
     key: str
     size: str
@@ -38,13 +38,13 @@ class OddSize(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageScan:
-    """What one pass over all images found.
+    """Result of one pass over all images.
 
     Attributes:
         source: the images.
         size: (n, 2) height and width, 0 where an image cannot be decoded.
         file, pixels: (n, 2) 128-bit hashes of the stored bytes and of the decoded pixels.
-        reasons: why, by key, for those that cannot be decoded.
+        reasons: by key, why an image cannot be decoded.
     """
 
     source: ImageSource
@@ -61,8 +61,8 @@ class DuplicateGroup:
     Attributes:
         keys: of the first set.
         against: keys of the second set, if there is one.
-        identities: the names they go by, each once, over both sets; "" is unknown.
-        same: ``"bytes"`` if the files are equal, ``"pixels"`` if only what they decode to.
+        identities: distinct names of these images in both sets; "" is unknown.
+        same: ``"bytes"`` if the files are equal, ``"pixels"`` if only the decoded pixels are.
     """
 
     keys: list[str]
@@ -72,7 +72,7 @@ class DuplicateGroup:
 
     @property
     def across_identities(self) -> bool:
-        """One picture under several names: at least one of them is wrong."""
+        """The picture has several names, of which at least one is wrong."""
         return len(self.identities) > 1
 
 
@@ -82,12 +82,12 @@ def scan_images(
     """Decode every image once and keep its size and hashes (BLAKE2b, 128 bits).
 
     Args:
-        folder: where the pass is kept; interrupted, the same call goes on there, and a finished pass of the
-            same data is reused. None keeps nothing.
+        folder: cache of the pass; an interrupted call continues from it, and a finished pass of the same data
+            is reused. None keeps nothing.
         workers: decoding threads, by default one per processor.
 
     Raises:
-        StorageError: not enough disk space, 48 bytes per image.
+        StorageError: not enough disk space; 48 bytes per image are needed.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -95,18 +95,18 @@ def scan_images(
         [[112, 92], [112, 92], [112, 92]]
     """
     if folder is None:
-        with tempfile.TemporaryDirectory() as place:
-            scan = scan_images(source, place, workers=workers)
+        with tempfile.TemporaryDirectory() as temporary:
+            scan = scan_images(source, temporary, workers=workers)
             return ImageScan(source, scan.size.copy(), scan.file.copy(), scan.pixels.copy(), scan.reasons)
     store = RowStore(folder, len(source), _COLUMNS, {"scan": 1, "source": source.fingerprint()})
     reasons: dict[str, str] = store.notes.setdefault("reasons", {})
     starts = range(store.done, len(source), _CHUNK)
     chunks = (range(start, min(start + _CHUNK, len(source))) for start in starts)
-    found = in_order(partial(_look, source), chunks, workers or os.cpu_count() or 1, "scan")
-    with progress("looking at images", len(source), store.done) as advance, closing(found):
+    results = in_order(partial(_scan_chunk, source), chunks, workers or os.cpu_count() or 1, "scan")
+    with progress("scanning images", len(source), store.done) as advance, closing(results):
         try:
-            for columns, bad in found:
-                reasons.update(bad)
+            for columns, corrupt in results:
+                reasons.update(corrupt)
                 store.append(columns)
                 advance(len(columns["size"]), f"{len(reasons)} corrupt" if reasons else None)
         finally:
@@ -114,19 +114,19 @@ def scan_images(
     return ImageScan(source, reasons=reasons, **{name: np.asarray(store.arrays[name]) for name in _COLUMNS})
 
 
-def _look(source: ImageSource, rows: range) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _scan_chunk(source: ImageSource, rows: range) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     columns = {name: np.zeros((len(rows), *shape), dtype) for name, (shape, dtype) in _COLUMNS.items()}
     reasons: dict[str, str] = {}
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         try:
             data = source.read(row)
             image = decode_image(data)
         except FileFormatError as error:
             reasons[source.keys[row]] = f"{error.problem} {error.hint}".strip()
             continue
-        columns["size"][place] = image.shape[:2]
-        columns["file"][place] = _hash(data)
-        columns["pixels"][place] = _hash(np.ascontiguousarray(image).data)
+        columns["size"][index] = image.shape[:2]
+        columns["file"][index] = _hash(data)
+        columns["pixels"][index] = _hash(np.ascontiguousarray(image).data)
     return columns, reasons
 
 
@@ -146,7 +146,7 @@ def find_corrupt(scan: ImageScan) -> list[Corrupt]:
 
 
 def find_odd_sizes(scan: ImageScan) -> list[OddSize]:
-    """The images of another size than most of them have.
+    """The images whose size is not the most common one.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -163,7 +163,7 @@ def find_odd_sizes(scan: ImageScan) -> list[OddSize]:
 
 
 def find_duplicates(scan: ImageScan, against: ImageScan | None = None) -> list[DuplicateGroup]:
-    """Groups of images with equal pixels: within one set, or with ``against`` those that are in both sets.
+    """Groups of images with equal pixels: within one set, or with ``against`` those in both sets.
 
     Example:
         >>> from spherecf.data import orl_faces

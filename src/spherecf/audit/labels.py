@@ -1,10 +1,10 @@
-"""Images that look like somebody else than their label says, and people who are there twice.
+"""Find images that are probably mislabelled, and people who occur under two names or in two data sets.
 
 Let c be the cosine of an image to the mean of its identity without that image, and o the highest cosine to
-the mean of any other identity. A suspect has c below what strangers reach (one random stranger in 1000 has a
-higher cosine: a false match rate), and o above what a search among all identities finds by chance (one search
-in 100 goes so high: a false positive identification rate). Both thresholds are quantiles of this very data
-set, taken over the images that nobody doubts: those with c > o, for which all other identities are strangers.
+the mean of any other identity. A suspect has c below a threshold that 1 in 1000 comparisons with a random
+stranger exceeds (a false match rate), and o above a threshold that the best match of 1 in 100 searches among
+strangers exceeds (a false positive identification rate). Both thresholds are quantiles of this data set,
+taken over the images with undisputed labels: those with c > o, for which all other identities are strangers.
 """
 
 from collections.abc import Iterator
@@ -19,19 +19,19 @@ from spherecf.data import ImageSource
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 
-_ROWS = 65536  # rows summed at once
-_CELLS = 1 << 25  # cosines held at once: 128 MiB
+_ROWS = 65536  # rows per summation step
+_CELLS = 1 << 25  # cosines in memory at once: 128 MiB
 
 
 @dataclass(frozen=True)
 class Prototypes:
-    """One direction per identity that has images.
+    """The class mean of every identity that has images.
 
     Attributes:
         mu: (k, dim) unit class means.
         labels: (k,) index into the embeddings' identities.
-        counts: (k,) images each is the mean of.
-        names: what each is called.
+        counts: (k,) number of images per identity.
+        names: of the identities.
         totals: (k, dim) sums of the directions.
     """
 
@@ -43,14 +43,14 @@ class Prototypes:
 
 
 def class_means(embeddings: Embeddings) -> tuple[Prototypes, Int64[np.ndarray, " n"]]:
-    """The prototypes, and for every image which one is its own (-1: none).
+    """The prototypes, and for every image the index of its own prototype (-1: none).
 
     Raises:
         InputError: no image has an identity.
     """
     labels = embeddings.labels
     if labels is None or not (labels >= 0).any():
-        raise InputError("these embeddings carry no identities, so there is nothing to compare an image with")
+        raise InputError("these embeddings have no identities; labels cannot be checked without them")
     known, counts = np.unique(labels[labels >= 0], return_counts=True)
     own = np.where(labels >= 0, np.searchsorted(known, labels), -1)
     totals = np.zeros((len(known), embeddings.dim))
@@ -72,7 +72,7 @@ def class_means(embeddings: Embeddings) -> tuple[Prototypes, Int64[np.ndarray, "
 def own_cosines(
     embeddings: Embeddings, prototypes: Prototypes, own: Int64[np.ndarray, " n"]
 ) -> Float64[np.ndarray, " n"]:
-    """Cosine of every image to its identity's mean without that image; NaN where there is no other image.
+    """Cosine of every image to its identity's mean without that image; NaN if there is no other image.
 
     With s the sum over the identity: cos(mu, s - mu) = (s.mu - 1) / sqrt(|s|^2 - 2 s.mu + 1).
     """
@@ -89,16 +89,16 @@ def own_cosines(
 
 
 def blocks(count: int, width: int) -> Iterator[slice]:
-    """Rows 0 .. count in parts whose matrix with ``width`` columns stays within the bound."""
+    """Split rows 0 .. count into slices whose matrix with ``width`` columns fits the memory bound."""
     step = max(1, _CELLS // max(width, 1))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-_COMPARISONS = 1 << 24  # strangers compared for the first threshold
+_COMPARISONS = 1 << 24  # comparisons with strangers for the first threshold
 
 
 class Suspect(NamedTuple):
-    """An image, the identity it is filed under, and the one it looks like."""
+    """An image, the identity of its label, and the identity it resembles."""
 
     key: str
     identity: str
@@ -109,14 +109,14 @@ class Suspect(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What strangers reach in this data set.
+    """Thresholds from comparisons with strangers in this data set.
 
     Attributes:
-        own: cosine that a share ``fmr`` of the strangers' comparisons exceed.
-        other: cosine that the nearest of all strangers exceeds for a share ``fpir`` of the images.
+        own: cosine that a share ``fmr`` of the comparisons with strangers exceeds.
+        other: cosine that the nearest stranger exceeds for a share ``fpir`` of the images.
         fmr, fpir: the rates.
-        images: how many undoubted images they were taken from.
-        comparisons: how many comparisons with strangers ``own`` was taken from.
+        images: number of images with undisputed labels that the thresholds are taken from.
+        comparisons: number of comparisons with strangers that ``own`` is taken from.
     """
 
     own: float
@@ -129,12 +129,12 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Suspects:
-    """The suspects, the most certain ones first, and how they were found.
+    """The suspects, most certain first, and how they were found.
 
     Attributes:
-        suspects: by falling ``other_cosine - own_cosine``.
-        thresholds: the rule's two numbers.
-        judged: images whose identity has another image; nothing can be said of the rest.
+        suspects: by decreasing ``other_cosine - own_cosine``.
+        thresholds: the two thresholds.
+        judged: number of images whose identity has another image; the others cannot be checked.
     """
 
     suspects: list[Suspect]
@@ -143,12 +143,12 @@ class Suspects:
 
 
 def find_suspects(embeddings: Embeddings, *, fmr: float = 1e-3, fpir: float = 1e-2) -> Suspects:
-    """The images whose label is probably wrong; the module's first lines give the rule.
+    """The images whose label is probably wrong; see the module's docstring for the rule.
 
     Args:
         embeddings: with labels.
-        fmr: lower asks for less likeness to strangers, so finds fewer.
-        fpir: share of rightly labelled images that may look so much like one of all the others.
+        fmr: false match rate of the threshold for the own identity.
+        fpir: false positive identification rate of the threshold for other identities.
 
     Raises:
         InputError: rates out of range, fewer than two identities, or no identity with two images.
@@ -157,7 +157,7 @@ def find_suspects(embeddings: Embeddings, *, fmr: float = 1e-3, fpir: float = 1e
         >>> import numpy as np
         >>> mu = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
         >>> labels = np.repeat(np.arange(4), 5)
-        >>> labels[7] = 3  # somebody filed one of b under d
+        >>> labels[7] = 3  # one image of b is labelled d
         >>> e = Embeddings(
         ...     mu=mu,
         ...     log_kappa=np.zeros(20),
@@ -165,14 +165,14 @@ def find_suspects(embeddings: Embeddings, *, fmr: float = 1e-3, fpir: float = 1e
         ...     labels=labels,
         ...     identities=list("abcd"),
         ... )
-        >>> [(found.key, found.identity, found.other) for found in find_suspects(e).suspects]
+        >>> [(suspect.key, suspect.identity, suspect.other) for suspect in find_suspects(e).suspects]
         [('7', 'd', 'b')]
     """
     if not (0 < fmr < 1 and 0 < fpir < 1):
-        raise InputError(f"fmr and fpir are shares between 0 and 1, got {fmr} and {fpir}")
+        raise InputError(f"expected 0 < fmr < 1 and 0 < fpir < 1, got {fmr} and {fpir}")
     prototypes, own = class_means(embeddings)
     if len(prototypes.mu) < 2:
-        raise InputError("suspects need at least two identities with images")
+        raise InputError("expected at least two identities with images")
     mine = own_cosines(embeddings, prototypes, own)
     cosine, nearest = _nearest_other(embeddings, prototypes, own)
     thresholds = _thresholds(embeddings, prototypes, own, mine > cosine, cosine, fmr, fpir)
@@ -194,9 +194,9 @@ def find_suspects(embeddings: Embeddings, *, fmr: float = 1e-3, fpir: float = 1e
 def _nearest_other(
     embeddings: Embeddings, prototypes: Prototypes, own: Int64[np.ndarray, " n"]
 ) -> tuple[Float32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Highest cosine to another identity's mean, and which one."""
+    """Highest cosine to another identity's mean, and the index of that identity."""
     best, which = np.empty(len(own), np.float32), np.empty(len(own), np.int64)
-    with progress("comparing with everybody", len(own)) as advance:
+    with progress("comparing identities", len(own)) as advance:
         for part in blocks(len(own), len(prototypes.mu)):
             cosines = _strangers(embeddings, prototypes, own, np.arange(part.start, part.stop))
             which[part] = cosines.argmax(1)
@@ -208,7 +208,7 @@ def _nearest_other(
 def _strangers(
     embeddings: Embeddings, prototypes: Prototypes, own: Int64[np.ndarray, " n"], rows: np.ndarray
 ) -> Float32[np.ndarray, "rows k"]:
-    """Cosines to all means, minus infinity for the image's own."""
+    """Cosines to all means, minus infinity for the own one."""
     cosines = embeddings.mu[rows] @ prototypes.mu.T
     known = np.flatnonzero(own[rows] >= 0)
     cosines[known, own[rows][known]] = -np.inf
@@ -219,16 +219,16 @@ def _thresholds(
     embeddings: Embeddings,
     prototypes: Prototypes,
     own: Int64[np.ndarray, " n"],
-    undoubted: np.ndarray,
+    undisputed: np.ndarray,
     cosine: Float32[np.ndarray, " n"],
     fmr: float,
     fpir: float,
 ) -> Thresholds:
-    rows = np.flatnonzero(undoubted)
+    rows = np.flatnonzero(undisputed)
     if not len(rows):
         raise InputError(
-            "no image is nearer to its own identity than to all others: either no identity has two images, "
-            "or the labels have nothing to do with the faces"
+            "no image is closer to its own identity than to all others: either no identity has two images, "
+            "or the labels do not match the faces"
         )
     wanted = max(1, _COMPARISONS // len(prototypes.mu))
     drawn = rows if len(rows) <= wanted else np.random.default_rng(0).choice(rows, wanted, replace=False)
@@ -253,7 +253,7 @@ class IdentityPair(NamedTuple):
 
 
 def find_same_person(embeddings: Embeddings, threshold: float) -> list[IdentityPair]:
-    """Pairs of identities whose class means have at least this cosine, the most alike first.
+    """Pairs of identities whose class means have at least this cosine, highest first.
 
     Args:
         threshold: e.g. ``find_suspects(embeddings).thresholds.other``.
@@ -272,34 +272,34 @@ def find_same_person(embeddings: Embeddings, threshold: float) -> list[IdentityP
         [IdentityPair(left='Joe', right='Joseph', cosine=1.0)]
     """
     prototypes, _ = class_means(embeddings)
-    found = []
+    pairs = []
     with progress("comparing identities", len(prototypes.mu)) as advance:
         for part in blocks(len(prototypes.mu), len(prototypes.mu)):
             cosines = prototypes.mu[part] @ prototypes.mu[part.start :].T
             rows, columns = np.nonzero(np.triu(cosines >= threshold, 1))
-            found += [
+            pairs += [
                 IdentityPair(prototypes.names[part.start + row], prototypes.names[part.start + column],
                              round(float(cosines[row, column]), 4))
                 for row, column in zip(rows.tolist(), columns.tolist())
             ]  # fmt: skip
             advance(len(cosines))
-    return sorted(found, key=lambda pair: -pair.cosine)
+    return sorted(pairs, key=lambda pair: -pair.cosine)
 
 
 def find_overlap(train: Embeddings, test: Embeddings, threshold: float) -> list[IdentityPair]:
     """Identities of ``test`` whose nearest identity of ``train`` has at least this cosine of class means.
 
-    Class means are compared block by block, so the matrix of 85,742 by 5,749 is never held as a whole.
+    Class means are compared in blocks, so the matrix (85,742 by 5,749 for MS1MV2 and LFW) is never in memory.
 
     Args:
-        threshold: e.g. ``find_suspects(train).thresholds.other``, which a search of the training set reaches
-            by chance in one of 100 cases.
+        threshold: e.g. ``find_suspects(train).thresholds.other``, which 1 in 100 searches of the training set
+            reaches by chance.
 
     Returns:
-        ``left`` in train, ``right`` in test, the most alike first.
+        ``left`` in train, ``right`` in test, highest cosine first.
 
     Raises:
-        InputError: the embeddings have another dimension, or no identities.
+        InputError: the embeddings differ in dimension, or have no identities.
 
     Example:
         >>> import numpy as np
@@ -317,26 +317,28 @@ def find_overlap(train: Embeddings, test: Embeddings, threshold: float) -> list[
         [IdentityPair(left='Bo', right='B.', cosine=1.0)]
     """
     if train.dim != test.dim:
-        raise InputError(f"expected embeddings of one recogniser, got {train.dim} and {test.dim} dimensions")
+        raise InputError(
+            f"expected embeddings of the same recogniser, got {train.dim} and {test.dim} dimensions"
+        )
     left, right = class_means(train)[0], class_means(test)[0]
-    found = []
-    with progress("comparing with the other set", len(right.mu)) as advance:
+    pairs = []
+    with progress("comparing data sets", len(right.mu)) as advance:
         for part in blocks(len(right.mu), len(left.mu)):
             cosines = right.mu[part] @ left.mu.T
             nearest = cosines.argmax(1)
-            for place, row in enumerate(nearest.tolist()):
-                if cosines[place, row] >= threshold:
-                    names = left.names[row], right.names[part.start + place]
-                    found.append(IdentityPair(*names, round(float(cosines[place, row]), 4)))
+            for index, row in enumerate(nearest.tolist()):
+                if cosines[index, row] >= threshold:
+                    names = left.names[row], right.names[part.start + index]
+                    pairs.append(IdentityPair(*names, round(float(cosines[index, row]), 4)))
             advance(len(cosines))
-    return sorted(found, key=lambda pair: -pair.cosine)
+    return sorted(pairs, key=lambda pair: -pair.cosine)
 
 
 def find_shared_names(train: ImageSource, test: ImageSource) -> list[str] | None:
-    """Names of ``test`` that are in ``train`` too, capitals and ``_`` aside; only of identities with images.
+    """Names of ``test`` that are also in ``train``, ignoring case and ``_``; only of identities with images.
 
     Returns:
-        None where the names of one set are numbers, which say nothing about people.
+        The names, or None if those of one set are only numbers.
 
     Example:
         >>> from spherecf.data import orl_faces

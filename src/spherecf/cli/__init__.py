@@ -27,7 +27,7 @@ from spherecf.common.version import __version__
 
 app = typer.Typer(
     name="spherecf",
-    help="Sphere Confidence Face: how sure is your face recogniser?",
+    help="Sphere Confidence Face: a calibrated confidence for any face recogniser.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -1,6 +1,7 @@
-"""`spherecf compare`: the same person, or not, or undecided."""
+"""`spherecf compare`: decide whether two photos show one person."""
 
 import csv
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, open_assessor
-from spherecf.cli.output import AsLines, lines_wanted, print_lines
+from spherecf.cli.output import AsLines, print_lines
 from spherecf.common.progress import console, progress
 from spherecf.errors import FileFormatError, InputError
 
@@ -20,67 +21,68 @@ EXAMPLE = "Example: spherecf compare passport.jpg door.jpg --max-fmr 1e-4"
 
 
 def compare(
-    left: Annotated[Path | None, typer.Argument(help="A photo.")] = None,
-    right: Annotated[Path | None, typer.Argument(help="Another photo.")] = None,
+    left: Annotated[Path | None, typer.Argument(help="First photo.")] = None,
+    right: Annotated[Path | None, typer.Argument(help="Second photo.")] = None,
     max_fmr: Annotated[
-        float, typer.Option(help="At most this share of pairs of strangers is called a match.")
+        float, typer.Option(help="Maximum false match rate; the model needs a decision rule for it.")
     ] = 1e-4,
     face: Annotated[
         list[int] | None,
-        typer.Option(help="Which face of a photo, 0 the main one; give it twice, for left and right."),
+        typer.Option(
+            help="Index of the face to compare, 0 is the main one; give it twice, for LEFT and RIGHT."
+        ),
     ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="Many pairs instead: CSV of two columns, a photo in each.")
+        Path | None, typer.Option(help="Compare many pairs instead: CSV file with two columns of photos.")
     ] = None,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
 ) -> None:
-    """Say whether two photos show one person: match, non-match or undecided, with the error that is promised.
+    """Decide whether two photos show one person: match, non-match or undecided, at a guaranteed error rate.
 
-    Undecided is said where a photo has no face, where a face is too poor to decide anything, and where the
-    score lies between the thresholds. One JSON line per pair: decision, why, score, cosine, likelihood ratio
-    (natural log), thresholds, the rate of false matches seen at calibration, and both faces.
+    The answer is undecided if a photo has no face, if the quality of a face is too low, or if the score is
+    between the thresholds. Prints one JSON line per pair: decision, why, score, cosine, likelihood ratio
+    (natural log), thresholds, the false match rate measured at calibration, and both faces.
     """
     if (pairs is None) == (left is None or right is None):
         raise typer.BadParameter("expected two photos, or --pairs FILE", param_hint="LEFT RIGHT")
     if face is not None and (len(face) != 2 or pairs is not None):
-        raise typer.BadParameter("give it twice, for the left and the right photo", param_hint="--face")
+        raise typer.BadParameter("expected twice, for LEFT and RIGHT", param_hint="--face")
     wanted = _read_pairs(pairs) if pairs is not None else [(str(left), str(right))]
     assessor = open_assessor(model, backbone, detector)
-    found = _compare(assessor, wanted, max_fmr, (face[0], face[1]) if face else (0, 0))
-    if lines_wanted(as_lines):
-        print_lines(one.to_dict() for one in found)
-    console.print(_facts(found[0]) if len(found) == 1 else _summary(found))
+    results = _compare(assessor, wanted, max_fmr, (face[0], face[1]) if face else (0, 0))
+    print_lines((result.to_dict() for result in results), as_lines)
+    console.print(_facts(results[0]) if len(results) == 1 else _summary(results))
 
 
 def _read_pairs(path: Path) -> list[tuple[str, str]]:
-    """Photos are named as seen from the folder that the command runs in."""
+    """(left, right) paths, relative to the current folder."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FileFormatError(path, f"expected a CSV of two columns ({error}).") from error
+        raise FileFormatError(path, f"expected a CSV file with two columns ({error}).") from error
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
             raise FileFormatError(path, f"row {number}: expected two photos, got {len(row)} columns.")
         if not all(map(str.strip, row)):
             raise FileFormatError(path, f"row {number}: expected two photos, one is empty.")
     if not rows:
-        raise InputError(f"{path}: no pairs in it")
+        raise InputError(f"{path}: contains no pairs")
     return [(left.strip(), right.strip()) for left, right in rows]
 
 
 def _compare(
     assessor: "FaceAssessor", pairs: list[tuple[str, str]], max_fmr: float, faces: tuple[int, int]
 ) -> "list[Comparison]":
-    """Every photo is assessed once, however many pairs it is in."""
+    """Assess every photo once, then compare all pairs."""
     from spherecf.photos import compare as compare_photos
     from spherecf.photos import printable, rule_for
 
     model = assessor.model
-    rule_for(model.calibration, max_fmr, radius=model.radius)  # refused before the work, not after
+    rule_for(model.calibration, max_fmr, radius=model.radius)  # fail before the work, not after it
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     photos: dict[str, AssessedPhoto] = {}
     with progress("photos", len(names)) as advance:
@@ -96,36 +98,37 @@ def _compare(
     ]
 
 
-def _facts(found: "Comparison") -> Table:
-    decision = found.decision.value.replace("_", "-").upper()
-    table = Table(title=escape(f"{decision}: {found.why}"), show_header=False)
-    for photo, which in zip((found.left, found.right), found.faces):
+def _facts(result: "Comparison") -> Table:
+    decision = result.decision.value.replace("_", "-").upper()
+    table = Table(title=escape(f"{decision}: {result.why}"), show_header=False)
+    for photo, which in zip((result.left, result.right), result.faces):
         if photo.main is not None:
             face = photo.faces[which]
-            told = ", ".join(face.reasons) or "nothing conspicuous"
+            reasons = ", ".join(face.reasons) or "no capture problems"
             table.add_row(
-                escape(photo.name), f"quality {face.quality} of 100, kappa {face.kappa:.0f}; {told}"
+                escape(photo.name), f"quality {face.quality} of 100, kappa {face.kappa:.0f}; {reasons}"
             )
         else:
             table.add_row(escape(photo.name), escape(photo.reason))
-    if found.score is not None:
-        limit = "none" if found.rule.accept is None else f"{found.rule.accept:.2f}"
-        table.add_row("score", f"{found.score:.2f}; a match from {limit} on (cosine {found.cosine:.3f})")
-    if found.llr is not None:
-        table.add_row("likelihood ratio", f"10 to the {found.llr / 2.302585:+.1f} for one person")
-    if (seen := found.false_matches) is not None:
-        told = f"the rule's test saw {seen.errors:,} in {seen.trials:,} pairs of strangers"
-        table.add_row("false matches", f"at most {found.max_fmr:g} promised; {told}")
-    for note in found.notes:
+    if result.score is not None:
+        limit = "none" if result.rule.accept is None else f"{result.rule.accept:.2f}"
+        table.add_row("score", f"{result.score:.2f}, match threshold {limit} (cosine {result.cosine:.3f})")
+    if result.llr is not None:
+        table.add_row("likelihood ratio", f"10^{result.llr / math.log(10):+.1f} in favour of one person")
+    if (test := result.false_matches) is not None:
+        measured = f"measured: {test.errors:,} in {test.trials:,} pairs of different people"
+        table.add_row("false match rate", f"at most {result.max_fmr:g} guaranteed; {measured}")
+    for note in result.notes:
         table.add_row("note", escape(note))
     return table
 
 
-def _summary(found: "list[Comparison]") -> Table:
-    table = Table(title=f"{len(found)} pairs at FMR {found[0].max_fmr:g}")
+def _summary(results: "list[Comparison]") -> Table:
+    table = Table(title=f"{len(results)} pairs at FMR {results[0].max_fmr:g}")
     for column in ("decision", "left", "right", "score", "why"):
         table.add_column(column, overflow="fold")
-    for one in found:
-        score = "" if one.score is None else f"{one.score:.2f}"
-        table.add_row(one.decision.value, *map(escape, (one.left.name, one.right.name, score, one.why)))
+    for result in results:
+        score = "" if result.score is None else f"{result.score:.2f}"
+        texts = result.left.name, result.right.name, score, result.why
+        table.add_row(result.decision.value, *map(escape, texts))
     return table

@@ -1,4 +1,4 @@
-"""`spherecf data`: look into data sets, convert between their layouts, import features, and check them."""
+"""`spherecf data`: inspect, convert and check data sets, and import features."""
 
 import json
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf.cli.options import BackboneFile, EngineName, PresetName, open_backbone
-from spherecf.cli.output import file_to_write
+from spherecf.cli.options import BackboneFile, EngineName, IjbSet, ListRoot, PresetName, open_backbone
+from spherecf.cli.output import AsReport, file_to_write, print_listing, print_text
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 
@@ -16,48 +16,48 @@ if TYPE_CHECKING:
     from spherecf.data import ImageSource, Skipped
 
 
-_LISTED_PROBLEMS = 10  # of each kind; the JSON lists all
+_SHOWN = 10  # problems of each kind; the JSON lists all
 
 
 def show_report(report: dict[str, Any]) -> None:
     """Print the report of `spherecf.audit.check` to stderr."""
     for name in ("source", "against"):
         if facts := report[name]:
-            _say(f"{facts['name']}: {facts['images']:,} images of {facts['identities']:,} identities")
+            print_text(f"{facts['name']}: {facts['images']:,} images of {facts['identities']:,} identities")
     _list("corrupt images", [f"{item['key']}: {item['reason']}" for item in report["corrupt"]])
-    _list("images of another size", [f"{item['key']}: {item['size']}" for item in report["odd_sizes"]])
-    several = [group for group in report["duplicates"] if group["across_identities"]]
-    one = [group for group in report["duplicates"] if not group["across_identities"]]
-    _list("pictures that stand under several identities", [_group(group) for group in several])
-    _list("pictures that stand several times under one identity", [_group(group) for group in one])
+    _list("images of an unusual size", [f"{item['key']}: {item['size']}" for item in report["odd_sizes"]])
+    across = [group for group in report["duplicates"] if group["across_identities"]]
+    within = [group for group in report["duplicates"] if not group["across_identities"]]
+    _list("duplicate images under several identities", [_group(group) for group in across])
+    _list("duplicate images under one identity", [_group(group) for group in within])
     if report["against"]:
-        _list("pictures that are in both sets", [_group(group) for group in report["duplicates_against"]])
+        _list("images in both sets", [_group(group) for group in report["duplicates_against"]])
         if report["shared_names"] is None:
-            _say("names shared by both sets: cannot be told, the names of one are numbers")
+            print_text("names in both sets: unknown, because the names of one set are numbers")
         else:
-            _list("names shared by both sets", report["shared_names"])
+            _list("names in both sets", report["shared_names"])
     if report["faces"]:
         _show_faces(report["faces"], report["against"] is not None)
 
 
 def _show_faces(faces: dict[str, Any], against: bool) -> None:
     rule = faces["thresholds"]
-    _say(
-        f"{faces['backbone']['name']}: a suspect is below {rule['own']:.3f} to its own identity (FMR "
-        f"{rule['fmr']:g}, {rule['comparisons']:,} comparisons) and at least {rule['other']:.3f} to another "
-        f"one (FPIR {rule['fpir']:g}, {rule['images']:,} images)"
+    print_text(
+        f"{faces['backbone']['name']}: a label is suspect if the cosine to its own identity is below "
+        f"{rule['own']:.3f} (FMR {rule['fmr']:g}, {rule['comparisons']:,} comparisons) and the cosine to "
+        f"another identity at least {rule['other']:.3f} (FPIR {rule['fpir']:g}, {rule['images']:,} images)"
     )
     _list(
-        f"suspects among {faces['judged']:,} images whose identity has another image",
+        f"suspect labels among {faces['judged']:,} images whose identity has another image",
         [
             f"{item['key']}: {item['own_cosine']:.3f} to {item['identity']}, {item['other_cosine']:.3f} to "
             f"{item['other']}"
             for item in faces["suspects"]
         ],
     )
-    _list("pairs of identities that look like one person", _pairs(faces["same_person"]))
+    _list("pairs of identities that look like the same person", _pairs(faces["same_person"]))
     if against:
-        _list("people of the other set who look like one of this set", _pairs(faces["overlap"]))
+        _list("people who look alike in both sets", _pairs(faces["overlap"]))
 
 
 def _pairs(pairs: Sequence[dict[str, Any]]) -> list[str]:
@@ -69,15 +69,8 @@ def _group(group: dict[str, Any]) -> str:
 
 
 def _list(what: str, lines: Sequence[str]) -> None:
-    _say(f"{what}: {len(lines):,}")
-    for line in lines[:_LISTED_PROBLEMS]:
-        _say(f"  {line}")
-    if len(lines) > _LISTED_PROBLEMS:
-        _say(f"  ... and {len(lines) - _LISTED:,} more (the JSON has all)")
-
-
-def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    print_text(f"{what}: {len(lines):,}")
+    print_listing(lines, _SHOWN)
 
 
 _IMPORT_EXAMPLE = (
@@ -88,61 +81,71 @@ _IMPORT_EXAMPLE = (
 def import_features(
     features: Annotated[
         Path,
-        typer.Argument(help="A .npy (n, d), a .npz with keys and more beside, or lines `image f1 f2 ...`."),
+        typer.Argument(help="A .npy (n, d), a .npz with keys, or a text file with lines `image f1 f2 ...`."),
     ],
     out: Annotated[
         Path, typer.Argument(help="Embeddings file to write, e.g. ijbc.safetensors.", callback=file_to_write)
     ],
-    keys: Annotated[Path | None, typer.Option(help="Text file: the key of each row, one per line.")] = None,
-    meta: Annotated[Path | None, typer.Option(help="IJB's meta files: rows are in their order.")] = None,
-    set_: Annotated[str, typer.Option("--set", help="With --meta: ijbb or ijbc.")] = "ijbc",
+    keys: Annotated[
+        Path | None, typer.Option(help="Text file with the key of each row, one per line.")
+    ] = None,
+    meta: Annotated[
+        Path | None, typer.Option(help="Folder of IJB's meta files, if the rows are in their order.")
+    ] = None,
+    set_: IjbSet = "ijbc",
     halves: Annotated[
-        bool, typer.Option("--halves", help="A row is the original's features, then the mirrored image's.")
+        bool,
+        typer.Option(
+            "--halves", help="Each row holds the features of the image, then of its mirrored version."
+        ),
     ] = False,
     flip: Annotated[
-        str, typer.Option(help="none or sum: what to do with the halves, or what was done before.")
+        str, typer.Option(help="How the mirrored features are (or were) combined: none or sum.")
     ] = "",
-    alignment: Annotated[str, typer.Option(help="How the faces were aligned, for the signature.")] = "",
+    alignment: Annotated[
+        str, typer.Option(help="How the faces were aligned; recorded in the signature.")
+    ] = "",
 ) -> None:
-    """Read features dumped by other tools and write an embeddings file.
+    """Import features from other tools into an embeddings file.
 
     A .npy of (n, d) floats (insightface's img_feats) needs --keys or --meta. A .npz may hold keys, labels,
-    norms and a concentration (PFE's sigma_sq). Text is feat.list of MagFace, or .csv: the image, then its
-    features, separated by blanks, tabs, commas or semicolons. No pickle is opened.
+    norms and a concentration (PFE's sigma_sq). A text file is MagFace's feat.list or a CSV: the image, then
+    its features, separated by blanks, tabs, commas or semicolons. Pickles are not loaded.
 
-    Rows that are NaN or all zeros are failures to acquire: left out, counted and listed. The report, as JSON
-    on stdout: what was written, where the concentration comes from, every skipped row with the reason.
+    Rows that are NaN or all zeros count as failures to acquire; they are skipped and listed. Prints a JSON
+    report on stdout: what was written, the source of the concentration, and every skipped row.
     """
     from spherecf.data import read_features, read_keys
 
     if keys is not None and meta is not None:
-        raise InputError("import: keys come from --keys FILE or from --meta FOLDER, not from both")
+        raise InputError("data import: give --keys FILE or --meta FOLDER, not both")
     extras, names = _of_meta(meta, set_) if meta is not None else ({}, None)
     if keys is not None:
         names = read_keys(keys)
     facts = {"alignment": alignment} if alignment else {}
-    found = read_features(features, names, halves=halves, flip=flip or None, provenance=facts)
-    if extras and "detector_score" not in found.extras:
-        found.extras |= {name: column[_rows(found.keys, names)] for name, column in extras.items()}
-    found.save(out)
+    imported = read_features(features, names, halves=halves, flip=flip or None, provenance=facts)
+    if extras and "detector_score" not in imported.extras:
+        imported.extras |= {name: column[_rows(imported.keys, names)] for name, column in extras.items()}
+    imported.save(out)
     report = {
-        "written": str(out), "images": len(found), "dim": found.dim, "fingerprint": found.fingerprint(),
-        "flip": found.provenance.get("flip"), "log_kappa": found.provenance["log_kappa"],
-        "extras": sorted(found.extras),
-        "skipped": [{"key": key, "reason": reason} for key, reason in found.skipped],
+        "written": str(out), "images": len(imported), "dim": imported.dim,
+        "fingerprint": imported.fingerprint(),
+        "flip": imported.provenance.get("flip"), "log_kappa": imported.provenance["log_kappa"],
+        "extras": sorted(imported.extras),
+        "skipped": [{"key": key, "reason": reason} for key, reason in imported.skipped],
     }  # fmt: skip
     typer.echo(json.dumps(report, indent=2))
-    rows = len(found) + len(found.skipped)
-    console.print(f"{len(found)} of {rows} rows imported: {out}", highlight=False, markup=False)
+    rows = len(imported) + len(imported.skipped)
+    print_text(f"{len(imported)} of {rows} rows imported: {out}")
 
 
 def _of_meta(meta: Path, name: str) -> tuple[dict[str, Any], list[str]]:
-    """(columns by entry, file of each entry)."""
+    """(columns, file) of each entry of the meta files."""
     from spherecf.data import read_ijb
 
-    found = read_ijb(meta, name)
-    scores = found.detector_score
-    return ({} if scores is None else {"detector_score": scores}), list(found.files)
+    entries = read_ijb(meta, name)
+    scores = entries.detector_score
+    return ({} if scores is None else {"detector_score": scores}), list(entries.files)
 
 
 def _rows(keys: Any, names: list[str] | None) -> list[int]:
@@ -152,11 +155,7 @@ def _rows(keys: Any, names: list[str] | None) -> list[int]:
 
 app = typer.Typer(help="Inspect, convert and check data sets.", no_args_is_help=True)
 
-_ListRoot = Annotated[
-    Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
-]
-_TO_HELP = "rec, folder, list or bin; default: bin for a .bin target, folder from a RecordIO set, else rec."
-_LISTED = 20  # broken images shown in the table; the JSON lists all
+_TO_HELP = "rec, folder, list or bin (default: bin for a .bin target, folder from a RecordIO set, else rec)."
 
 
 @app.callback()
@@ -167,15 +166,20 @@ def _root() -> None:
 @app.command(epilog="Example: spherecf data inspect faces/ --decode --json > faces.json")
 def inspect(
     path: Annotated[
-        Path, typer.Argument(help="Identity folder, list file, .lst, RecordIO set or pair .bin.")
+        Path,
+        typer.Argument(
+            help="Folder with one sub-folder per identity, list file, .lst, RecordIO set or pair .bin."
+        ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON on stdout.")] = False,
-    decode: Annotated[bool, typer.Option("--decode", help="Decode all images, list broken ones.")] = False,
-    root: _ListRoot = None,
+    as_json: AsReport = False,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Decode all images and list corrupt ones.")
+    ] = False,
+    root: ListRoot = None,
 ) -> None:
-    """Say what a data set holds: kind, images, identities, picture sizes, fingerprint, broken images.
+    """Show what a data set contains: layout, images, identities, image sizes, fingerprint, corrupt images.
 
-    Without --decode, 64 evenly spaced images stand for all.
+    Without --decode only 64 evenly spaced images are decoded.
     """
     from spherecf.data import describe, open_source
 
@@ -188,15 +192,17 @@ def inspect(
 
 @app.command(epilog="Example: spherecf data convert faces/ faces_rec/ --to rec")
 def convert(
-    source: Annotated[Path, typer.Argument(help="What to read: any layout that `inspect` knows.")],
-    target: Annotated[Path, typer.Argument(help="New folder, or a .bin file together with --pairs.")],
+    source: Annotated[Path, typer.Argument(help="Data set in any layout that `data inspect` reads.")],
+    target: Annotated[Path, typer.Argument(help="New folder, or with --pairs a .bin file.")],
     to: Annotated[str, typer.Option(help=_TO_HELP)] = "",
-    pairs: Annotated[Path | None, typer.Option(help="Pairs for a .bin: pairs.txt, a table, .bin.")] = None,
-    root: _ListRoot = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Pair list of a .bin target: pairs.txt, a table or a .bin.")
+    ] = None,
+    root: ListRoot = None,
 ) -> None:
-    """Write a data set in another layout. Broken images are left out, counted and listed.
+    """Convert a data set to another layout. Corrupt images are skipped and listed.
 
-    The report, as JSON on stdout: what was written, and every skipped image with the reason.
+    Prints a JSON report on stdout: what was written, and every skipped image with the reason.
     """
     from spherecf.data import open_source
 
@@ -213,34 +219,42 @@ def convert(
     }
     typer.echo(json.dumps(report, indent=2))
     if skipped:
-        console.print(f"[yellow]{len(skipped)} of {len(opened)} images were broken and left out:[/]")
-        _list_broken(report["skipped"])
+        print_text(f"{len(skipped)} of {len(opened)} images are corrupt and were skipped:", "yellow")
+        _list_corrupt(report["skipped"])
 
 
 @app.command(epilog="Example: spherecf data check train/ --against lfw/ --cache checks")
 def check(
-    path: Annotated[Path, typer.Argument(help="What to check: any layout that `inspect` knows.")],
-    against: Annotated[Path | None, typer.Option(help="Another set: what of it is in PATH too?")] = None,
+    path: Annotated[Path, typer.Argument(help="Data set to check, in any layout that `data inspect` reads.")],
+    against: Annotated[
+        Path | None, typer.Option(help="Second data set, to find images and people that are in both.")
+    ] = None,
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
     engine: EngineName = "auto",
     pixels_only: Annotated[
-        bool, typer.Option("--pixels-only", help="No recogniser: no suspects and no likeness.")
+        bool,
+        typer.Option("--pixels-only", help="Use no recogniser: skip the checks of labels and identities."),
     ] = False,
-    fmr: Annotated[float, typer.Option(help="Of one comparison: how few strangers look more alike.")] = 1e-3,
-    fpir: Annotated[float, typer.Option(help="Of a search: how few have a stranger so near.")] = 1e-2,
+    fmr: Annotated[
+        float, typer.Option(help="False match rate of the threshold for the own identity.")
+    ] = 1e-3,
+    fpir: Annotated[
+        float, typer.Option(help="False positive identification rate of the threshold for other identities.")
+    ] = 1e-2,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the passes, so that the command can go on.")
+        Path | None,
+        typer.Option(help="Folder for intermediate results, so that an interrupted run can continue."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+    as_json: AsReport = False,
     out: Annotated[
-        Path | None, typer.Option(help="Write the report as JSON into this file.", callback=file_to_write)
+        Path | None, typer.Option(help="Write the report as JSON to this file.", callback=file_to_write)
     ] = None,
-    root: _ListRoot = None,
+    root: ListRoot = None,
 ) -> None:
-    """Find corrupt and double images, images with a wrong label, and people who are in two sets.
+    """Find corrupt and duplicate images, wrong labels, and people who are in two sets.
 
-    With --cache FOLDER an interrupted run goes on where it stopped.
+    With --cache FOLDER an interrupted run can be continued by the same command.
     """
     from spherecf.audit import check as check_source
     from spherecf.common.files import write_atomically
@@ -260,12 +274,12 @@ def check(
 
 @app.command(epilog="Example: spherecf data index faces/train.rec")
 def index(
-    path: Annotated[Path, typer.Argument(help="A .rec file, or the folder of train.rec.")],
+    path: Annotated[Path, typer.Argument(help="A .rec file, or the folder that contains train.rec.")],
 ) -> None:
-    """Write the .idx of a RecordIO set anew, from the records themselves.
+    """Rebuild the .idx of a RecordIO set from its records.
 
-    For a .rec whose index is missing, short or of another set. An index that is there is not overwritten:
-    move it away first.
+    Use it if the index is missing, incomplete or of another set. An existing index is not overwritten: move
+    it away first.
     """
     from spherecf.data import write_index
 
@@ -283,9 +297,9 @@ def _write(
     to = to or ("bin" if target.suffix == ".bin" else "folder" if isinstance(source, RecordFile) else "rec")
     writers = {"rec": write_records, "folder": write_folder, "list": write_list}
     if to not in (*writers, "bin"):
-        raise InputError(f"--to must be rec, folder, list or bin, got {to!r}")
+        raise InputError(f"--to: expected rec, folder, list or bin, got {to!r}")
     if (to == "bin") != (pairs is not None):
-        raise InputError("a pair .bin needs --pairs FILE, and nothing else does")
+        raise InputError("--pairs FILE is needed for a .bin target, and for no other")
     if pairs is not None:
         return write_pair_bin(source, open_pairs(pairs), target)
     return writers[to](source, target, skipped=skipped)
@@ -305,9 +319,6 @@ def _show(facts: dict[str, Any]) -> None:
             bins = "  ".join(f"{key}: {count}" for key, count in value["histogram"].items() if count)
             table.add_row("images per identity", numbers)
             table.add_row("identities by images", bins)
-        elif name == "notes":
-            for note in value:
-                table.add_row("note", note)
         elif isinstance(value, dict):
             table.add_row(
                 name.replace("_", " "), ", ".join(f"{key}: {count}" for key, count in value.items())
@@ -317,11 +328,8 @@ def _show(facts: dict[str, Any]) -> None:
     for note in facts["notes"]:
         table.add_row("note", note)
     console.print(table, highlight=False, markup=False)
-    _list_broken(facts["broken"])
+    _list_corrupt(facts["broken"])
 
 
-def _list_broken(broken: Any) -> None:
-    for item in broken[:_LISTED]:
-        console.print(f"  {item['key']}: {item['reason']}", highlight=False, markup=False, soft_wrap=True)
-    if len(broken) > _LISTED:
-        console.print(f"  ... and {len(broken) - _LISTED} more (all of them are in the JSON)")
+def _list_corrupt(images: Any) -> None:
+    print_listing([f"{image['key']}: {image['reason']}" for image in images])

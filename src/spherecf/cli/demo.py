@@ -1,4 +1,4 @@
-"""`spherecf demo`: the main job on real faces, start to end."""
+"""`spherecf demo`: train, test and report on real faces."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from spherecf.cli.output import folder_to_write
+from spherecf.cli.options import Draws
+from spherecf.cli.output import AsReport, folder_to_write, print_text
 from spherecf.common.progress import console
 
 EXAMPLE = "Example: spherecf demo --data photos/ --out demo-photos"
@@ -14,28 +15,28 @@ EXAMPLE = "Example: spherecf demo --data photos/ --out demo-photos"
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Photos or crops of known people (default: the ORL faces).")
+        Path | None, typer.Option(help="Photos or crops, one sub-folder per person (default: the ORL faces).")
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder for report, heads and caches.", callback=folder_to_write)
+        Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
     ] = Path("spherecf-demo"),
-    seed: Annotated[int, typer.Option(help="Of the split, pairs, degradations and head.")] = 0,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of the intervals.")] = 1000,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the split, pairs, degradations and head.")] = 0,
+    draws: Draws = 1000,
+    as_json: AsReport = False,
 ) -> None:
-    """Give a recogniser a confidence: train on half of the people, test on the others, write a report.
+    """Train a confidence head on half of the people, test it on the others, and write a report.
 
-    Without --data: the default recogniser (SFace) and the ORL faces, both from packages that pip installed.
-    Clean and degraded pairs are compared by cosine and by mutual likelihood.
+    By default it uses the recogniser SFace and the ORL faces, both from installed packages. Clean and
+    degraded pairs are compared by cosine and by mutual likelihood score.
     """
     from spherecf.demo import demo as run_demo
-    from spherecf.demo import show, tables
+    from spherecf.demo import show_tables
 
-    found = run_demo(out, data, seed=seed, draws=draws)
-    show(found.result, console)
-    for note in found.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    done = run_demo(out, data, seed=seed, draws=draws)
+    show_tables(done.tables, console)
+    for note in done.notes:
+        print_text(note)
     if as_json:
-        typer.echo(json.dumps([table.to_dict() for table in tables(found.result)], indent=2))
+        typer.echo(json.dumps([table.to_dict() for table in done.tables], indent=2))
     else:
-        typer.echo(f"report: {found.files.html}")
+        typer.echo(f"report: {done.files.html}")

@@ -1,4 +1,4 @@
-"""`spherecf doctor`: what is installed, and does it work?"""
+"""`spherecf doctor`: check the installation."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.output import AsLines, lines_wanted, print_lines
+from spherecf.cli.output import AsLines, print_lines
 from spherecf.common.progress import console
 
 if TYPE_CHECKING:
@@ -16,24 +16,23 @@ EXAMPLE = "Example: spherecf doctor"
 
 
 def doctor(as_lines: AsLines = False) -> None:
-    """Check the installation: packages, default networks, shipped model, a face, optional parts, disk.
+    """Check the installation: packages, networks, model, a self test on a face, optional extras, disk space.
 
-    One JSON line per finding. Exit code 1 where something required does not work.
+    Prints one JSON line per check. The exit code is 1 if a required part does not work.
     """
     from spherecf.doctor import diagnose
 
     findings = diagnose()
-    if lines_wanted(as_lines):
-        print_lines(finding.to_dict() for finding in findings)
+    print_lines((finding.to_dict() for finding in findings), as_lines)
     table = Table(title="spherecf doctor")
-    for column in ("", "what", "found", "what to do"):
+    for column in ("", "check", "result", "remedy"):
         table.add_column(column)
-    for one in findings:
-        table.add_row(*map(escape, (_mark(one), one.name, one.detail, one.remedy)))
+    for finding in findings:
+        table.add_row(*map(escape, (_mark(finding), finding.name, finding.detail, finding.remedy)))
     console.print(table)
     if not all(finding.ok for finding in findings if finding.required):
         raise typer.Exit(1)
 
 
 def _mark(finding: "Finding") -> str:
-    return "ok" if finding.ok else "broken" if finding.required else "-"
+    return "ok" if finding.ok else "failed" if finding.required else "-"

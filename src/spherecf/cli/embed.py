@@ -1,4 +1,4 @@
-"""`spherecf embed`: images in, directions and confidences out."""
+"""`spherecf embed`: write directions and confidences of images into an embeddings file."""
 
 import json
 from pathlib import Path
@@ -6,61 +6,65 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf.cli.options import DtypeName, EngineName, print_repairs
-from spherecf.cli.output import file_to_write
-from spherecf.common.progress import console
+from spherecf.cli.options import (
+    BackboneOfModel,
+    BatchSize,
+    DtypeName,
+    EngineName,
+    IjbSet,
+    ListRoot,
+    print_repairs,
+)
+from spherecf.cli.output import file_to_write, print_listing, print_text
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
     from spherecf.data import ImageSource, View
 
 EXAMPLE = "Example: spherecf embed model.safetensors faces/ faces.safetensors --flip"
-_LISTED = 20  # skipped images shown on stderr; the JSON lists all
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="Model written by `spherecf train confidence`.")],
-    source: Annotated[Path, typer.Argument(help="Images in any layout that `data inspect` knows.")],
+    model: Annotated[Path, typer.Argument(help="Confidence model, e.g. from `spherecf train confidence`.")],
+    source: Annotated[Path, typer.Argument(help="Images in any layout that `spherecf data inspect` reads.")],
     out: Annotated[
         Path, typer.Argument(help="Embeddings file to write, e.g. faces.safetensors.", callback=file_to_write)
     ],
-    backbone: Annotated[
-        Path | None, typer.Option(help="The recogniser's ONNX file (default: SFace from its wheel).")
-    ] = None,
+    backbone: BackboneOfModel = None,
     degrade: Annotated[
-        str, typer.Option(help="Degrade every image by this recipe: train, cross or unseen.")
+        str, typer.Option(help="Degrade every image with this recipe: train, cross or unseen.")
     ] = "",
-    seed: Annotated[int, typer.Option(help="Which draw of the degradations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the degradations.")] = 0,
     flip: Annotated[
-        bool, typer.Option("--flip", help="Test-time flip: add the mirrored image's embedding.")
+        bool, typer.Option("--flip", help="Add the embedding of the mirrored image (test-time flip).")
     ] = False,
     align: Annotated[
-        bool, typer.Option("--align", help="The images are photos: find the main face and align it.")
+        bool,
+        typer.Option(
+            "--align", help="Detect and align the main face first, for images that are whole photos."
+        ),
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Images per call of the recogniser.")] = 32,
+    batch_size: BatchSize = 32,
     engine: EngineName = "auto",
     dtype: DtypeName = "float32",
-    device: Annotated[str, typer.Option(help="Where torch runs the recogniser: cpu, cuda, cuda:1.")] = "cpu",
-    root: Annotated[
-        Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
-    ] = None,
+    device: Annotated[str, typer.Option(help="Device of the torch engines: cpu, cuda, cuda:1.")] = "cpu",
+    root: ListRoot = None,
     meta: Annotated[
-        Path | None, typer.Option(help="SOURCE holds IJB's loose crops, and this its meta files.")
+        Path | None, typer.Option(help="Folder of IJB's meta files, if SOURCE holds IJB's loose crops.")
     ] = None,
-    set_: Annotated[str, typer.Option("--set", help="With --meta: ijbb or ijbc.")] = "ijbc",
+    set_: IjbSet = "ijbc",
 ) -> None:
     """Embed every image as a direction mu and a confidence log kappa.
 
-    Images that cannot be used are left out, counted and listed. Interrupted, the same command goes on where
-    it stopped. The report, as JSON on stdout: what was written, how fast, and every skipped image with the
-    reason.
+    Unusable images are skipped and listed. After an interruption, run the same command again to continue.
+    Prints a JSON report on stdout: what was written, the speed, and every skipped image with the reason.
     """
     from spherecf.data import open_source
     from spherecf.extract import embed as embed_images
     from spherecf.models import load
 
     if seed and not degrade:
-        raise InputError("--seed chooses the draw of --degrade RECIPE, which is missing")
+        raise InputError("--seed has no effect without --degrade RECIPE")
     if meta is not None and (align or root):
         raise InputError("--meta aligns by the landmarks of the meta files; leave out --align and --root")
     view = _view(degrade, seed)
@@ -70,7 +74,7 @@ def embed(
     print_repairs(loaded.backbone)
     photos = _aligned(opened, size) if align else opened
     result = embed_images(loaded, photos, out, view=view, flip=flip, batch_size=batch_size)
-    seconds = result.provenance["seconds"]  # of all runs that it took; this one may have been the last bit
+    seconds = result.provenance["seconds"]  # of all runs, including interrupted ones
     report = {
         "written": str(out),
         "images": len(result),
@@ -84,8 +88,10 @@ def embed(
         "skipped": [{"key": key, "reason": reason} for key, reason in result.skipped],
     }
     typer.echo(json.dumps(report, indent=2))
-    console.print(f"{len(result)} of {len(opened)} images embedded: {out}", highlight=False, markup=False)
-    _list_skipped(result.skipped)
+    print_text(f"{len(result)} of {len(opened)} images embedded: {out}")
+    if result.skipped:
+        print_text(f"{len(result.skipped)} images were skipped:", "yellow")
+        print_listing([f"{key}: {reason}" for key, reason in result.skipped])
 
 
 def _view(recipe: str, seed: int) -> "View | None":
@@ -99,7 +105,7 @@ def _ijb(folder: Path, meta: Path, name: str, size: tuple[int, int]) -> "ImageSo
     from spherecf.faces import IjbFaces
 
     if size[0] != size[1]:
-        raise InputError(f"--meta makes square crops, this recogniser takes {size[0]}x{size[1]}")
+        raise InputError(f"--meta makes square crops, but this recogniser takes {size[0]}x{size[1]}")
     return IjbFaces(folder, read_ijb(meta, name), size=size[0])
 
 
@@ -107,14 +113,5 @@ def _aligned(source: "ImageSource", size: tuple[int, int]) -> "ImageSource":
     from spherecf.faces import AlignedFaces
 
     if size[0] != size[1]:
-        raise InputError(f"--align makes square crops, this recogniser takes {size[0]}x{size[1]}")
+        raise InputError(f"--align makes square crops, but this recogniser takes {size[0]}x{size[1]}")
     return AlignedFaces(source, size=size[0])
-
-
-def _list_skipped(skipped: list[tuple[str, str]]) -> None:
-    if skipped:
-        console.print(f"[yellow]{len(skipped)} images could not be used:[/]")
-    for key, reason in skipped[:_LISTED]:
-        console.print(f"  {key}: {reason}", highlight=False, markup=False, soft_wrap=True)
-    if len(skipped) > _LISTED:
-        console.print(f"  ... and {len(skipped) - _LISTED} more (all of them are in the JSON)")

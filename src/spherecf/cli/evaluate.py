@@ -1,14 +1,15 @@
-"""`spherecf evaluate`: protocols over embeddings files."""
+"""`spherecf evaluate`: evaluation protocols over embeddings files."""
 
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from spherecf.cli.output import file_to_write, folder_to_write
+from spherecf.cli.options import BackboneOfModel, Draws, IjbSet
+from spherecf.cli.output import file_to_write, folder_to_write, print_text
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 
@@ -22,19 +23,98 @@ if TYPE_CHECKING:
         RejectionReport,
         TemplateReport,
     )
-    from spherecf.report import Section, Strip, Table
+    from spherecf.report import Section, Strip
+
+app = typer.Typer(help="Evaluate embeddings with the protocols of the field.", no_args_is_help=True)
 
 
-class Faces:
-    """Encoded pictures by key, aligned and degraded again as the embeddings were made.
+@app.callback()
+def _root() -> None:
+    pass
+
+
+def report_folder(path: Path | None) -> Path | None:
+    """Callback of --out: fail before the work if the report could not be written after it."""
+    if path is not None:
+        from spherecf.report import require_matplotlib
+
+        folder_to_write(path)
+        require_matplotlib()
+    return path
+
+
+LeftFile = Annotated[
+    Path, typer.Argument(help="Embeddings of the left (or of all) images, from `spherecf embed`.")
+]
+PairsFile = Annotated[
+    Path, typer.Option(help="Pair list: LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
+]
+RightFile = Annotated[
+    Path | None, typer.Option(help="Embeddings of the right images, e.g. of degraded views.")
+]
+TemplateFile = Annotated[
+    Path, typer.Argument(help="Embeddings file, from `spherecf embed` or `spherecf data import`.")
+]
+MetaFolder = Annotated[Path, typer.Option(help="Folder of the meta files, or its parent folder.")]
+Modes = Annotated[
+    list[str] | None,
+    typer.Option(help="Pooling: a code such as N0D0F1K1, or precision; may be repeated (default: all)."),
+]
+Scores = Annotated[
+    list[str] | None,
+    typer.Option(help="cosine, mls or pfe; may be repeated (default: those that suit the mode)."),
+]
+Groups = Annotated[
+    str,
+    typer.Option(
+        help="Also report by group: CSV `image,group`, `subject,group` or `template,group`, or extras:NAME."
+    ),
+]
+OutFolder = Annotated[
+    Path | None,
+    typer.Option(help="Write a report (HTML, Markdown, JSON) to this folder.", callback=report_folder),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
+AsJsonOrFile = Annotated[
+    bool, typer.Option("--json", help="Write the results as JSON, to stdout or to JSON_FILE.")
+]
+JsonFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="JSON_FILE", help="With --json: the file to write.", callback=file_to_write),
+]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap and all other random choices.")]
+Threads = Annotated[int | None, typer.Option(help="Threads for scoring; the results do not depend on it.")]
+Radius = Annotated[float | None, typer.Option(help="Radius r of the score (default: the file's, or 64).")]
+
+
+class PairFiles(NamedTuple):
+    """A pair list and the embeddings of its left and right images, one object if they are one file."""
+
+    pairs: "PairList"
+    left: "Embeddings"
+    right: "Embeddings"
+
+    @classmethod
+    def open(cls, pairs: Path, left: Path, right: Path | None) -> "PairFiles":
+        """Read the files; one that is given twice is read once."""
+        from spherecf.data import open_pairs
+        from spherecf.embeddings import Embeddings
+
+        listed, left_file = open_pairs(pairs), Embeddings.load(left)
+        same = right is None or right.resolve() == left.resolve()
+        return cls(listed, left_file, left_file if right is None or same else Embeddings.load(right))
+
+
+class FaceImages:
+    """Encoded pictures by key, aligned and degraded in the same way as for the embeddings.
 
     Args:
-        embeddings: say by their provenance how their images were aligned and degraded.
+        embeddings: their provenance states how the images were aligned and degraded.
         source: the images.
-        keys: those that will be asked for; some may be absent from the source.
+        keys: keys that will be requested; some may be missing in the source.
 
     Raises:
-        InputError: none of the keys is in the source, or the view cannot be made again.
+        InputError: none of the keys is in the source, or the view cannot be reconstructed.
     """
 
     def __init__(self, embeddings: "Embeddings", source: "ImageSource", keys: Collection[str]) -> None:
@@ -61,121 +141,157 @@ class Faces:
         return key in self._index
 
     def __call__(self, key: str) -> bytes:
-        """The picture of a key."""
+        """The encoded picture of a key."""
         from spherecf.data import encode_image
 
         return encode_image(self._view(self._source.image(self._index[key]), key).image)
 
 
-GroupsOption = Annotated[
-    str,
-    typer.Option(
-        help="CSV `image,group`, `subject,group` or `template,group`, or extras:NAME: rates by group."
-    ),
-]
 EXTRAS = "extras:"
 
 
 def open_groups(given: str, embeddings: "Embeddings") -> tuple[dict[str, str], str]:
-    """(name to group, what the names are of) from a file, or from a column of the embeddings."""
+    """(group by name, kind of name) from a CSV file, or from a column of the embeddings."""
     from spherecf.data import read_groups
     from spherecf.evaluation import extra_groups
 
     if given.startswith(EXTRAS):
         return extra_groups(embeddings, given.removeprefix(EXTRAS)), "image"
-    found = read_groups(Path(given))
-    return found.groups, found.of
+    table = read_groups(Path(given))
+    return table.groups, table.of
 
 
-_TENFOLD_EXAMPLE = (
-    "Example: spherecf evaluate tenfold lfw.safetensors --pairs pairs.txt --faces lfw/ --out report/"
-)
+def show(section: "Section") -> None:
+    """Print the tables and notes of a section on stderr."""
+    from spherecf.report import rich_table
+
+    console.print(*map(rich_table, section.tables))
+    for note in section.notes:
+        print_text(note)
+
+
+def write_page(out: Path | None, reports: "Sequence[PairReport]" = (), **parts: Any) -> Path | None:
+    """Write a report to the folder of --out, if there is one, with the environment in its provenance."""
+    if out is None:
+        return None
+    from spherecf.common.version import environment
+    from spherecf.report import write_report
+
+    provenance = {**parts.pop("provenance", {}), "environment": environment()}
+    return write_report(out, reports, provenance=provenance, **parts).html
+
+
+def print_json(results: dict[str, Any], written: Path | None, json_file: Path | None = None) -> None:
+    """Write JSON to stdout, or completely or not at all to a file."""
+    from spherecf.common.files import write_atomically
+
+    text = json.dumps(results | ({} if written is None else {"report": str(written)}), indent=2)
+    if json_file is None:
+        typer.echo(text)
+    else:
+        write_atomically(json_file, lambda stream: stream.write(f"{text}\n".encode()))
+
+
+def print_written(written: Path | None) -> None:
+    """Print on stderr where the report is."""
+    print_text(f"report: {written}" if written else "no report written (use --out FOLDER to write one)")
+
+
+def check_json(as_json: bool, json_file: Path | None) -> None:
+    """Refuse a JSON_FILE without --json before the work begins."""
+    if json_file is not None and not as_json:
+        raise InputError(
+            f"unexpected argument {json_file}; to write the results there, use --json {json_file}"
+        )
+
+
 _FACES = 14
 
 
+@app.command(
+    epilog="Example: spherecf evaluate tenfold lfw.safetensors --pairs pairs.txt --faces lfw/ --out report/"
+)
 def tenfold(
-    embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed`: the left (or both) images.")],
-    pairs: Annotated[
-        Path, typer.Option(help="LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
-    ],
-    right: Annotated[Path | None, typer.Option(help="Of the right images, e.g. degraded views.")] = None,
-    faces: Annotated[Path | None, typer.Option(help="The images, for strips of faces in the report.")] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the report: HTML, Markdown, JSON.", callback=folder_to_write),
+    embeddings: LeftFile,
+    pairs: PairsFile,
+    right: RightFile = None,
+    faces: Annotated[
+        Path | None, typer.Option(help="The embedded images, to show faces in the report.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap and the random confidence.")] = 0,
-    radius: Annotated[float | None, typer.Option(help="r of the score (default: the file's, or 64).")] = None,
-    name: Annotated[str, typer.Option(help="Of the pair list (default: from its path).")] = "",
-    nearest: Annotated[bool, typer.Option("--nearest", help="Also count TMR as old papers do.")] = False,
-    groups: GroupsOption = "",
+    out: OutFolder = None,
+    as_json: AsJson = False,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    radius: Radius = None,
+    name: Annotated[str, typer.Option(help="Name of the pair list (default: from its path).")] = "",
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Also report TMR at the nearest threshold, as older papers do.")
+    ] = False,
+    groups: Groups = "",
 ) -> None:
     """Verify pairs in ten folds: accuracy, TMR at FMR, EER, rejection and EDC, for both scores.
 
-    Prints one line per score, `[lfw][0]Accuracy-Flip: 0.99400+-0.00400`, or JSON. With --right the pairs are
-    cross-quality: left images from EMBEDDINGS, right ones from the other file. For degraded/degraded give the
-    degraded file alone. Pairs with an image that could not be embedded are counted and left out.
+    Prints one line per score, `[lfw][0]Accuracy-Flip: 0.99400+-0.00400`, or JSON. With --right the left
+    images come from EMBEDDINGS and the right ones from the other file (cross-quality); to compare degraded
+    with degraded images, give only the degraded file. Pairs with an image that was not embedded are skipped
+    and counted.
     """
-    from spherecf.data import open_pairs, open_source
-    from spherecf.embeddings import Embeddings
+    from spherecf.data import open_source
     from spherecf.evaluation import PairOptions, evaluate_pairs
-    from spherecf.report import nearest_section, require_matplotlib, rich_table, terminal_table
+    from spherecf.report import nearest_section, terminal_table
 
     if faces is not None and out is None:
-        raise InputError("--faces shows pictures in the report, which needs --out FOLDER")
-    if out is not None:
-        require_matplotlib()  # before the work, not after
-    listed = open_pairs(pairs)
-    named = replace(listed, name=name or _list_name(listed, pairs))
+        raise InputError("--faces needs --out FOLDER, since faces are shown in the report")
     source = None if faces is None else open_source(faces)
-    left_file = Embeddings.load(embeddings)
-    same = right is None or right.resolve() == embeddings.resolve()
-    right_file = left_file if right is None or same else Embeddings.load(right)
-    options = PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest)
-    condition = f"{_quality(left_file)}/{_quality(right_file)}"
-    report = evaluate_pairs(left_file, right_file, named, options, condition=condition)
+    files = PairFiles.open(pairs, embeddings, right)
+    listed = files.pairs
+    report = evaluate_pairs(
+        files.left, files.right, replace(listed, name=name or _list_name(listed, pairs)),
+        PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest),
+        condition=f"{_quality(files.left)}/{_quality(files.right)}",
+    )  # fmt: skip
     console.print(terminal_table([report]))
     sections = []
     if nearest:
         sections = [nearest_section({s: (r.tmr, r.nearest, r.signature) for s, r in report.scores.items()})]
-    grouped = _by_group(groups, left_file, right_file, listed, radius) if groups else {}
+    grouped = _by_group(groups, files, radius) if groups else {}
     if grouped:
         sections.append(_group_section(grouped, report))
     for section in sections:
-        console.print(*map(rich_table, section.tables))
-    written = (
-        None if out is None else _write_tenfold(out, report, left_file, right_file, listed, source, sections)
-    )
+        show(section)
+    written = write_page(
+        out, [report], title=f"{report.name}: ten-fold verification, {report.condition}", sections=sections,
+        strips=[] if source is None else _strips(report, files, source),
+        provenance={
+            "left": files.left.provenance, "right": files.right.provenance,
+            "pairs": {"name": listed.name, "sha256": listed.fingerprint()},
+        },
+    )  # fmt: skip
     if as_json:
-        files = {} if written is None else {"report": str(written)}
-        shares = {"groups": {score: one.to_dict() for score, one in grouped.items()}} if grouped else {}
-        typer.echo(json.dumps(report.to_dict(curves=False) | shares | files, indent=2))
+        by_group = {"groups": {score: one.to_dict() for score, one in grouped.items()}} if grouped else {}
+        print_json(report.to_dict(curves=False) | by_group, written)
     else:
         for line in report.log_lines():
             typer.echo(line)
-    console.print(
-        f"report: {written}" if written else "no report written; --out FOLDER writes one", markup=False
-    )
+    print_written(written)
 
 
 def _list_name(listed: "PairList", path: Path) -> str:
-    """``lfw/pairs.txt`` is called lfw, ``cfp/pairs_FP.txt`` cfp_fp; other lists have their own name."""
+    """``lfw/pairs.txt`` is called lfw, ``cfp/pairs_FP.txt`` cfp_fp; other lists keep their own name."""
     if listed.name.lower().startswith("pairs"):
         return (path.resolve().parent.name + listed.name[len("pairs") :]).lower()
     return listed.name
 
 
-def _by_group(
-    groups: str, left: "Embeddings", right: "Embeddings", listed: "PairList", radius: float | None
-) -> "dict[str, GroupReport]":
+def _by_group(groups: str, files: PairFiles, radius: float | None) -> "dict[str, GroupReport]":
     """Rates by group for each score."""
     from spherecf.evaluation import PairOptions, pair_groups
 
-    if groups.startswith(EXTRAS) and right is not left:  # one key, two pictures, two values
-        raise InputError(f"--groups {groups} is of one file; with --right give a CSV `image,group`")
-    return pair_groups(left, right, listed, *open_groups(groups, left), PairOptions(radius=radius))
+    # With two files one key names two pictures, which may be in different groups.
+    if groups.startswith(EXTRAS) and files.right is not files.left:
+        raise InputError(f"--groups {groups} needs a single file; with --right use a CSV `image,group`")
+    given = open_groups(groups, files.left)
+    return pair_groups(files.left, files.right, files.pairs, *given, PairOptions(radius=radius))
 
 
 def _group_section(grouped: "dict[str, GroupReport]", report: "PairReport") -> "Section":
@@ -193,45 +309,18 @@ def _quality(embeddings: "Embeddings") -> str:
     return "unstated" if view is None else "clean" if str(view).startswith("clean") else "degraded"
 
 
-def _write_tenfold(
-    out: Path,
-    report: "PairReport",
-    left: "Embeddings",
-    right: "Embeddings",
-    listed: "PairList",
-    source: "ImageSource | None",
-    sections: "list[Section]",
-) -> Path:
-    from spherecf.common.version import environment
-    from spherecf.report import write_report
-
-    strips = [] if source is None else _strips(report, left, right, listed, source)
-    provenance = {
-        "left": left.provenance,
-        "right": right.provenance,
-        "pairs": {"name": listed.name, "sha256": listed.fingerprint()},
-        "environment": environment(),
-    }
-    files = write_report(
-        out, [report], title=f"{report.name}: ten-fold verification, {report.condition}", strips=strips,
-        sections=sections, provenance=provenance,
-    )  # fmt: skip
-    return files.html
-
-
-def _strips(
-    report: "PairReport", left: "Embeddings", right: "Embeddings", listed: "PairList", source: "ImageSource"
-) -> "list[Strip]":
-    """Faces of each file from the least to the most sure, then the worst mistakes of the last score."""
+def _strips(report: "PairReport", files: PairFiles, source: "ImageSource") -> "list[Strip]":
+    """Faces of each file by increasing kappa, then the worst mistakes of the last score."""
     from spherecf.report import strip_by_kappa, strips_of_mistakes
 
-    sides = [("left", left, listed.left), ("right", right, listed.right)]
-    if right is left:
-        sides = [("left and right", left, [*listed.left, *listed.right])]
-    faces = [Faces(side, source, keys) for _, side, keys in sides]
+    listed = files.pairs
+    sides = [("left", files.left, listed.left), ("right", files.right, listed.right)]
+    if files.right is files.left:
+        sides = [("left and right", files.left, [*listed.left, *listed.right])]
+    faces = [FaceImages(side, source, keys) for _, side, keys in sides]
     strips = [
         strip_by_kappa(
-            f"{which} ({pictures.signature}): least to most sure", side, pictures,
+            f"{which} ({pictures.signature}): by increasing kappa", side, pictures,
             keys=[key for key in keys if key in pictures], count=_FACES,
         )
         for (which, side, keys), pictures in zip(sides, faces)
@@ -241,87 +330,73 @@ def _strips(
     return strips + strips_of_mistakes(shown, faces[0], faces[-1])
 
 
-_CALIBRATION_EXAMPLE = (
-    "Example: spherecf evaluate calibration lfw.safetensors --pairs pairs.txt --model head.safetensors "
-    "--save calibrated.safetensors"
+@app.command(
+    epilog="Example: spherecf evaluate calibration lfw.safetensors --pairs pairs.txt "
+    "--model head.safetensors --save calibrated.safetensors"
 )
-
-
 def calibration(
-    embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed`: the left (or both) images.")],
-    pairs: Annotated[
-        Path, typer.Option(help="LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
-    ],
-    right: Annotated[Path | None, typer.Option(help="Of the right images, e.g. degraded views.")] = None,
-    score: Annotated[str, typer.Option(help="cosine, mls, or both.")] = "both",
-    confidence: Annotated[str, typer.Option(help="kappa, or an extra column: norm, ...")] = "kappa",
-    method: Annotated[str, typer.Option(help="Calibrator that is kept: logistic or isotonic.")] = "logistic",
-    alpha: Annotated[float, typer.Option(help="Bound on the errors of decisions.")] = 0.01,
-    delta: Annotated[float, typer.Option(help="Chance that a promise is not kept.")] = 0.05,
+    embeddings: LeftFile,
+    pairs: PairsFile,
+    right: RightFile = None,
+    score: Annotated[str, typer.Option(help="Score to calibrate: cosine, mls, or both.")] = "both",
+    confidence: Annotated[
+        str, typer.Option(help="Confidence of the decisions: kappa, or an extra column such as norm.")
+    ] = "kappa",
+    method: Annotated[str, typer.Option(help="Calibrator to save: logistic or isotonic.")] = "logistic",
+    alpha: Annotated[float, typer.Option(help="Bound on the error rate of decisions.")] = 0.01,
+    delta: Annotated[float, typer.Option(help="Probability that the bound fails.")] = 0.05,
     disjoint: Annotated[
         bool, typer.Option("--disjoint", help="Test on pairs of which no two share a person.")
     ] = False,
-    model: Annotated[Path | None, typer.Option(help="The model the embeddings were made with.")] = None,
+    model: Annotated[Path | None, typer.Option(help="The model that made the embeddings.")] = None,
     save: Annotated[
-        Path | None, typer.Option(help="Write that model with this calibration.", callback=file_to_write)
-    ] = None,
-    backbone: Annotated[Path | None, typer.Option(help="With --model: its recogniser's file.")] = None,
-    out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report: HTML, Markdown, JSON.", callback=folder_to_write),
+        typer.Option(help="Write the model with this calibration to this file.", callback=file_to_write),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON on stdout.")] = False,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the split of people and the bootstrap.")] = 0,
-    radius: Annotated[float | None, typer.Option(help="r of the score (default: the file's, or 64).")] = None,
+    backbone: BackboneOfModel = None,
+    out: OutFolder = None,
+    as_json: AsJson = False,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    radius: Radius = None,
 ) -> None:
-    """Calibrate on half of the people and say how good it is on the other half.
+    """Calibrate scores on half of the people and evaluate the calibration on the other half.
 
-    Scores become log-likelihood ratios (Cllr, reliability), FMR targets become thresholds with intervals, and
-    decisions that may be withheld keep a promised error rate. With --model and --save the model is written
-    with its calibration, which `spherecf embed` then passes on.
+    It turns scores into log-likelihood ratios (Cllr, reliability), FMR targets into thresholds with
+    intervals, and finds decision rules with guaranteed error rates and a reject option. With --model and
+    --save the model is written with its calibration.
     """
-    from spherecf.data import open_pairs
-    from spherecf.embeddings import Embeddings
     from spherecf.evaluation import CalibrationOptions, evaluate_calibration
-    from spherecf.report import calibration_section, require_matplotlib, rich_table
+    from spherecf.report import calibration_section
 
     if (model is None) != (save is None):
-        raise InputError("calibration: --model MODEL and --save OUT go together")
+        raise InputError("calibration: --model MODEL and --save OUT must be given together")
     if method not in ("logistic", "isotonic"):
         raise InputError(f"--method: expected logistic or isotonic, got {method}")
-    if out is not None:
-        require_matplotlib()  # before the work, not after
-    listed = open_pairs(pairs)
-    left_file = Embeddings.load(embeddings)
-    same = right is None or right.resolve() == embeddings.resolve()
-    right_file = left_file if right is None or same else Embeddings.load(right)
+    files = PairFiles.open(pairs, embeddings, right)
+    views = [str(side.provenance.get("view", "unstated")) for side in (files.left, files.right)]
     options = CalibrationOptions(
         radius=radius, scores=("cosine", "mls") if score == "both" else (score,), confidence=confidence,
         method="isotonic" if method == "isotonic" else "logistic", alpha=alpha, delta=delta,
         disjoint=disjoint, draws=draws, seed=seed,
     )  # fmt: skip
-    condition = "+".join(dict.fromkeys(map(_view, (left_file, right_file))))
-    listed = replace(listed, name=_list_name(listed, pairs))
-    report = evaluate_calibration(left_file, right_file, listed, options, condition=condition)
-    for table in calibration_section(report, plots=False).tables:
-        console.print(rich_table(table))
-    files = {}
+    report = evaluate_calibration(
+        files.left, files.right, replace(files.pairs, name=_list_name(files.pairs, pairs)), options,
+        condition="+".join(dict.fromkeys(views)),
+    )  # fmt: skip
+    show(replace(calibration_section(report, plots=False), notes=[]))
+    saved = {}
     if model is not None and save is not None:
-        files["model"] = str(_save(report, model, save, backbone))
-        console.print(f"model with its calibration: {save}", markup=False)
-    if out is not None:
-        files["report"] = str(_write_calibration(out, report))
+        saved = {"model": str(_save(report, model, save, backbone))}
+        print_text(f"model with its calibration: {save}")
+    section = calibration_section(report) if out is not None else None
+    written = None if section is None else write_page(
+        out, title=section.title, sections=[section], results={"calibration": report.to_dict()},
+        provenance={"made": dict(report.calibration.record)},
+    )  # fmt: skip
     if as_json:
-        typer.echo(json.dumps(report.to_dict(curves=False) | files, indent=2))
-    written = files.get("report")
-    console.print(
-        f"report: {written}" if written else "no report written; --out FOLDER writes one", markup=False
-    )
-
-
-def _view(embeddings: "Embeddings") -> str:
-    return str(embeddings.provenance.get("view", "unstated"))
+        print_json(report.to_dict(curves=False) | saved, written)
+    print_written(written)
 
 
 def _save(report: "CalibrationReport", model: Path, save: Path, backbone: Path | None) -> Path:
@@ -329,101 +404,64 @@ def _save(report: "CalibrationReport", model: Path, save: Path, backbone: Path |
 
     if not report.calibration.model:
         raise InputError(
-            "--save: these embeddings do not say which model made them (no `model` in their provenance); "
+            "--save: these embeddings do not state which model made them (no `model` in their provenance); "
             "embed the images with `spherecf embed MODEL ...`"
         )
     return load(model, backbone).with_calibration(report.calibration).save(save)
 
 
-def _write_calibration(out: Path, report: "CalibrationReport") -> Path:
-    from spherecf.common.version import environment
-    from spherecf.report import calibration_section, write_report
-
-    section = calibration_section(report)
-    return write_report(
-        out, title=section.title, sections=[section], results={"calibration": report.to_dict()},
-        provenance={"made": dict(report.calibration.record), "environment": environment()},
-    ).html  # fmt: skip
-
-
-_IJB_EXAMPLE = "Example: spherecf evaluate ijb ijbc.safetensors --meta IJBC/ --set ijbc --out report/"
-_SINGULAR = {"galleries": "gallery", "fpirs": "fpir"}
-
-MetaOption = Annotated[Path, typer.Option(help="Folder of the meta files, or the one above it.")]
-SetOption = Annotated[str, typer.Option("--set", help="ijbb or ijbc: how the files' names start.")]
-ModeOption = Annotated[
-    list[str] | None,
-    typer.Option(help="N0D0F1K1 and the like, or precision; may be repeated (default: all side by side)."),
-]
-ScoreOption = Annotated[
-    list[str] | None, typer.Option(help="cosine, mls or pfe; may be repeated (default: those of the mode).")
-]
-OutOption = Annotated[
-    Path | None, typer.Option(help="Folder of the report: HTML, Markdown, JSON.", callback=folder_to_write)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="The numbers as JSON, on stdout or in a file.")]
-JsonFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="JSON_FILE", help="Behind --json: the file to write.", callback=file_to_write),
-]
-DrawsOption = Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")]
-ThreadsOption = Annotated[int | None, typer.Option(help="Of the scoring; changes no number.")]
-RadiusOption = Annotated[float | None, typer.Option(help="r of the score (default: the file's, or 64).")]
-
-
+@app.command(epilog="Example: spherecf evaluate ijb ijbc.safetensors --meta IJBC/ --set ijbc --out report/")
 def ijb(
-    embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
-    meta: MetaOption,
+    embeddings: TemplateFile,
+    meta: MetaFolder,
     json_file: JsonFile = None,
-    set_: SetOption = "ijbc",
-    mode: ModeOption = None,
-    score: ScoreOption = None,
+    set_: IjbSet = "ijbc",
+    mode: Modes = None,
+    score: Scores = None,
     fmr: Annotated[
         list[float] | None, typer.Option(help="FMR target; may be repeated (default: 1e-1 .. 1e-6).")
     ] = None,
-    groups: GroupsOption = "",
-    out: OutOption = None,
-    as_json: JsonOption = False,
-    draws: DrawsOption = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    radius: RadiusOption = None,
-    threads: ThreadsOption = None,
+    groups: Groups = "",
+    out: OutFolder = None,
+    as_json: AsJsonOrFile = False,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    radius: Radius = None,
+    threads: Threads = None,
 ) -> None:
-    """Verify the template pairs of IJB-B or IJB-C: TMR at FMR, EER and DET, for every way to pool and score.
+    """Verify the template pairs of IJB-B or IJB-C: TMR at FMR, EER and DET, for every pooling and score.
 
-    Prints one line per row and target, `[ijbc][N0D0F1K1:mls]TAR@FAR<=0.0001: 0.96220`, or JSON. Images that
-    could not be embedded are counted, and pairs of a template without any image are left out.
+    Prints one line per result and target, `[ijbc][N0D0F1K1:mls]TAR@FAR<=0.0001: 0.96220`, or JSON. Images
+    that were not embedded are counted, and pairs with an empty template are skipped.
     """
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_ijb
-    from spherecf.report import ijb_section, require_matplotlib
+    from spherecf.evaluation import evaluate_ijb, template_groups
+    from spherecf.report import ijb_section
 
     check_json(as_json, json_file)
-    if out is not None:
-        require_matplotlib()  # before the work, not after
     source, templates = Embeddings.load(embeddings), read_ijb(meta, set_)
-    named = None
-    if groups:
-        from spherecf.evaluation import template_groups
-
-        named = template_groups(templates, *open_groups(groups, source))
     report = evaluate_ijb(
         source, templates, modes=mode or (), scores=score or (), draws=draws, seed=seed, radius=radius,
-        threads=threads, groups=named, **({"targets": fmr} if fmr else {}),
+        threads=threads, groups=template_groups(templates, *open_groups(groups, source)) if groups else None,
+        **({"targets": fmr} if fmr else {}),
     )  # fmt: skip
     show(ijb_section(report, plots=False))
-    written = None if out is None else _write_ijb(out, report, source, templates.fingerprint())
+    written = None if out is None else write_page(
+        out, title=f"{report.name}: 1:1 verification of templates", sections=[ijb_section(report)],
+        results={"ijb": report.to_dict()},
+        provenance={"embeddings": source.provenance, "meta": templates.fingerprint()},
+    )  # fmt: skip
     if as_json:
-        say_json(report.to_dict(curves=False), written, json_file)
+        print_json(report.to_dict(curves=False), written, json_file)
     else:
         for line in log_lines(report):
             typer.echo(line)
-    say_written(written)
+    print_written(written)
 
 
 def log_lines(report: "TemplateReport") -> list[str]:
-    """One line per row and resolved target."""
+    """One line per result and resolved target."""
     return [
         f"[{report.name}][{result.mode}:{result.score}]TAR@FAR<={entry.target:g}: {entry.tmr:.5f}"
         for result in report.results
@@ -432,164 +470,102 @@ def log_lines(report: "TemplateReport") -> list[str]:
     ]
 
 
-def show(section: "Section") -> None:
-    """Print the tables and notes of a section on stderr."""
-    from spherecf.report import rich_table
-
-    console.print(*map(rich_table, section.tables))
-    for note in section.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-
-
-def refuse_given(given: Iterable[str], verb: str, other: str) -> None:
-    """Options without effect in this kind of run are a mistake of the user's, and told."""
-    flags = [f"--{_SINGULAR.get(name, name).replace('_', '-')}" for name in given]
-    if flags:
-        verbs = "goes" if len(flags) == 1 else "go"
-        raise InputError(f"{verb}: {' and '.join(flags)} {verbs} with {other}, and would have no effect here")
-
-
-def check_json(as_json: bool, json_file: Path | None) -> None:
-    """A file name without --json is a mistake, told before the work."""
-    if json_file is not None and not as_json:
-        raise InputError(f"what is {json_file} for? `--json {json_file}` writes the numbers there")
-
-
-def say_json(numbers: dict[str, Any], written: Path | None, json_file: Path | None) -> None:
-    """JSON on stdout, or in a file, whole or not at all."""
-    from spherecf.common.files import write_atomically
-
-    text = json.dumps(numbers | ({} if written is None else {"report": str(written)}), indent=2)
-    if json_file is None:
-        typer.echo(text)
-    else:
-        write_atomically(json_file, lambda stream: stream.write(f"{text}\n".encode()))
-
-
-def say_written(written: Path | None) -> None:
-    """Where the report is, for people."""
-    console.print(
-        f"report: {written}" if written else "no report written; --out FOLDER writes one", markup=False
-    )
-
-
-def _write_ijb(out: Path, report: "TemplateReport", source: "Embeddings", meta: str) -> Path:
-    from spherecf.common.version import environment
-    from spherecf.report import ijb_section, write_report
-
-    return write_report(
-        out, title=f"{report.name}: 1:1 verification of templates", sections=[ijb_section(report)],
-        results={"ijb": report.to_dict()},
-        provenance={"embeddings": source.provenance, "meta": meta, "environment": environment()},
-    ).html  # fmt: skip
-
-
-_IDENTIFICATION_EXAMPLE = (
-    "Example: spherecf evaluate identification ijbc.safetensors --meta IJBC/ --set ijbc --out report/"
+@app.command(
+    epilog="Example: spherecf evaluate identification ijbc.safetensors --meta IJBC/ --set ijbc --out report/"
 )
-
-
 def identification(
-    embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
-    meta: MetaOption,
+    embeddings: TemplateFile,
+    meta: MetaFolder,
     json_file: JsonFile = None,
-    set_: SetOption = "ijbc",
-    mode: ModeOption = None,
-    score: ScoreOption = None,
+    set_: IjbSet = "ijbc",
+    mode: Modes = None,
+    score: Scores = None,
     fpir: Annotated[
         list[float] | None, typer.Option(help="FPIR target; may be repeated (default: 1e-1, 1e-2, 1e-3).")
     ] = None,
-    max_rank: Annotated[int, typer.Option(help="Open set: ranks at which a mate counts as found.")] = 1,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-    draws: DrawsOption = 1000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    radius: RadiusOption = None,
-    threads: ThreadsOption = None,
+    max_rank: Annotated[
+        int, typer.Option(help="Open set: highest rank at which a mate counts as found.")
+    ] = 1,
+    out: OutFolder = None,
+    as_json: AsJsonOrFile = False,
+    draws: Draws = 1000,
+    seed: Seed = 0,
+    radius: Radius = None,
+    threads: Threads = None,
 ) -> None:
-    """Search galleries: rank-k and CMC, TPIR at FPIR, for every way to pool and score."""
+    """Search galleries: rank-k and CMC, TPIR at FPIR, for every pooling and score."""
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import evaluate_identification
-    from spherecf.report import (
-        identification_section,
-        require_matplotlib,
-    )
+    from spherecf.report import identification_section
 
     check_json(as_json, json_file)
-    if out is not None:
-        require_matplotlib()  # before the work, not after
     source = Embeddings.load(embeddings)
     report = evaluate_identification(
         source, read_ijb(meta, set_), modes=mode or (), scores=score or (), max_rank=max_rank, radius=radius,
         draws=draws, seed=seed, threads=threads, **({"targets": fpir} if fpir else {}),
     )  # fmt: skip
     show(identification_section(report, plots=False))
-    written = None
-    if out is not None:
-        title, sections = f"{report.name}: 1:N identification", [identification_section(report)]
-        written = _write_identification(out, title, report.to_dict(), sections, source)
+    written = None if out is None else write_page(
+        out, title=f"{report.name}: 1:N identification", sections=[identification_section(report)],
+        results={"identification": report.to_dict()}, provenance={"embeddings": source.provenance},
+    )  # fmt: skip
     if as_json:
-        say_json(report.to_dict(curves=False), written, json_file)
-    say_written(written)
+        print_json(report.to_dict(curves=False), written, json_file)
+    print_written(written)
 
 
-def _write_identification(
-    out: Path, title: str, results: dict[str, Any], sections: "list[Section]", source: "Embeddings"
-) -> Path:
-    from spherecf.common.version import environment
-    from spherecf.report import write_report
-
-    facts = {"embeddings": source.provenance, "environment": environment()}
-    return write_report(
-        out, title=title, sections=sections, results={"identification": results}, provenance=facts
-    ).html
-
-
-_REJECTION_EXAMPLE = (
-    "Example: spherecf evaluate rejection ijbc.safetensors --meta IJBC/ --set ijbc --out report/"
-)
 _PAIR_CONFIDENCES = (
     "kappa", "mean_resultant", "norm", "precision", "detector_score", "sharpness", "random", "oracle",
 )  # fmt: skip
 
 
+@app.command(
+    epilog="Example: spherecf evaluate rejection ijbc.safetensors --meta IJBC/ --set ijbc --out report/"
+)
 def rejection(
-    embeddings: Annotated[Path, typer.Argument(help="From `spherecf embed` or `spherecf data import`.")],
+    embeddings: TemplateFile,
     json_file: JsonFile = None,
-    meta: Annotated[Path | None, typer.Option(help="Folder of IJB's meta files: open-set search.")] = None,
-    set_: SetOption = "ijbc",
-    pairs: Annotated[Path | None, typer.Option(help="Pair list instead: TMR and EDC.")] = None,
+    meta: Annotated[
+        Path | None, typer.Option(help="Evaluate open-set search: folder of IJB's meta files.")
+    ] = None,
+    set_: IjbSet = "ijbc",
+    pairs: Annotated[Path | None, typer.Option(help="Evaluate verification (TMR, EDC): a pair list.")] = None,
     right: Annotated[Path | None, typer.Option(help="With --pairs: embeddings of the right images.")] = None,
-    mode: Annotated[str | None, typer.Option(help="How images become templates (K1); docs/ijb.md.")] = None,
-    gallery: Annotated[list[str] | None, typer.Option(help="Name of a gallery (default: all).")] = None,
-    fpir: Annotated[list[float] | None, typer.Option(help="Operating points (0.05, 0.1, 0.2).")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Pooling of the templates (default: K1); see docs/ijb.md.")
+    ] = None,
+    gallery: Annotated[
+        list[str] | None, typer.Option(help="Gallery to search; may be repeated (default: all).")
+    ] = None,
+    fpir: Annotated[
+        list[float] | None, typer.Option(help="FPIR target; may be repeated (default: 0.05, 0.1, 0.2).")
+    ] = None,
     kappa_gallery: Annotated[
-        str | None, typer.Option(help="likelihood, cosine, or a number (likelihood).")
+        str | None,
+        typer.Option(help="Concentration of the gallery: likelihood (default), cosine, or a number."),
     ] = None,
     beta: Annotated[
-        float | None, typer.Option(help="Prior chance that a probe is of nobody enrolled (0.5).")
+        float | None, typer.Option(help="Prior probability that a probe is not enrolled (default: 0.5).")
     ] = None,
-    limit: Annotated[float | None, typer.Option(help="Largest rejected share of the PRR (0.5).")] = None,
-    trials: Annotated[int | None, typer.Option(help="Weights tried for MPRisk (512).")] = None,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-    draws: DrawsOption = 1000,
-    seed: Annotated[int, typer.Option(help="Of division, search, bootstrap and `random`.")] = 0,
+    limit: Annotated[
+        float | None, typer.Option(help="Maximum rejected share of the PRR (default: 0.5).")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help="Weights to try for MPRisk (default: 512).")] = None,
+    out: OutFolder = None,
+    as_json: AsJsonOrFile = False,
+    draws: Draws = 1000,
+    seed: Seed = 0,
 ) -> None:
-    """Reject by every confidence and see whether the errors go: PRR, TMR at FMR, error versus discard.
+    """Reject by each confidence and measure how the errors fall: PRR, TMR at FMR, error versus discard.
 
-    With --meta probes are searched in each gallery; calibrator, weights and gallery concentration are fitted
-    on half of the people and everything is measured on the other half. With --pairs images are rejected, and
-    pairs discarded, by every confidence that the embeddings have.
+    With --meta, probes are searched in each gallery; calibrator, weights and gallery concentration are fitted
+    on half of the people, and everything is measured on the other half. With --pairs, images are rejected,
+    and pairs discarded, by every confidence in the embeddings.
     """
-    from spherecf.report import require_matplotlib
-
     check_json(as_json, json_file)
     if (meta is None) == (pairs is None):
-        raise InputError("rejection: give exactly one of --meta FOLDER and --pairs FILE")
-    if out is not None:
-        require_matplotlib()  # before the work, not after
+        raise InputError("rejection: give either --meta FOLDER or --pairs FILE")
     options: dict[str, Any] = {
         "mode": mode, "galleries": gallery, "fpirs": fpir, "beta": beta, "limit": limit, "trials": trials,
         "kappa_gallery": None if kappa_gallery is None else _number(kappa_gallery),
@@ -597,14 +573,13 @@ def rejection(
     given = {name: value for name, value in options.items() if value is not None and value != []}
     if pairs is not None:
         refuse_given(given, "rejection", "--meta")
-        shown, results, written = _of_pairs(embeddings, right, pairs, out, draws, seed)
+        shown, results, written = _of_pairs(PairFiles.open(pairs, embeddings, right), out, draws, seed)
     else:
         from spherecf.data import read_ijb
         from spherecf.embeddings import Embeddings
         from spherecf.evaluation import RejectionOptions, evaluate_template_rejection
 
-        if right is not None:
-            raise InputError("rejection: --right goes with --pairs")
+        refuse_given(["right"] if right is not None else [], "rejection", "--pairs")
         source = Embeddings.load(embeddings)
         how = {name: given.pop(name) for name in ("mode", "galleries") if name in given}
         reports = evaluate_template_rejection(
@@ -613,8 +588,17 @@ def rejection(
         shown, results, written = _of_galleries(reports, set_, out, source.provenance)
     show(shown)
     if as_json:
-        say_json(results, written, json_file)
-    say_written(written)
+        print_json(results, written, json_file)
+    print_written(written)
+
+
+_SINGULAR = {"galleries": "gallery", "fpirs": "fpir"}
+
+
+def refuse_given(given: Iterable[str], verb: str, other: str) -> None:
+    """Refuse options that have no effect in this kind of run."""
+    if flags := [f"--{_SINGULAR.get(name, name).replace('_', '-')}" for name in given]:
+        raise InputError(f"{verb}: {' and '.join(flags)} can only be used with {other}")
 
 
 def _number(text: str) -> str | float:
@@ -627,64 +611,32 @@ def _number(text: str) -> str | float:
 def _of_galleries(
     reports: dict[str, "RejectionReport"], name: str, out: Path | None, provenance: dict[str, Any]
 ) -> tuple["Section", dict[str, Any], Path | None]:
-    from spherecf.common.version import environment
-    from spherecf.report import Section, mean_prr_table, rejection_section, write_report
+    from spherecf.report import Section, mean_prr_table, rejection_section
 
     found = [(report.name, rejection_section(report, plots=False)) for report in reports.values()]
     notes = [f"{gallery}: {note}" for gallery, section in found for note in section.notes]
     tables = [table for _, section in found for table in section.tables]
     summary = [mean_prr_table(list(reports.values()))]
-    written = None
-    if out is not None:
-        written = write_report(
-            out, title=f"{name}: rejection in open-set identification", tables=summary,
-            sections=[rejection_section(report) for report in reports.values()],
-            results={key: report.to_dict() for key, report in reports.items()},
-            provenance={"embeddings": provenance, "environment": environment()},
-        ).html  # fmt: skip
+    written = None if out is None else write_page(
+        out, title=f"{name}: rejection in open-set identification", tables=summary,
+        sections=[rejection_section(report) for report in reports.values()],
+        results={key: report.to_dict() for key, report in reports.items()},
+        provenance={"embeddings": provenance},
+    )  # fmt: skip
     results = {"galleries": {key: report.to_dict(curves=False) for key, report in reports.items()}}
     return Section(name, notes, [*tables, *summary]), results, written
 
 
 def _of_pairs(
-    left: Path, right: Path | None, pairs: Path, out: Path | None, draws: int, seed: int
+    files: PairFiles, out: Path | None, draws: int, seed: int
 ) -> tuple["Section", dict[str, Any], Path | None]:
-    from spherecf.data import open_pairs
-    from spherecf.embeddings import Embeddings
     from spherecf.evaluation import PairOptions, evaluate_pairs
     from spherecf.report import Section, pair_rejection_tables
 
-    listed = open_pairs(pairs)
-    one = Embeddings.load(left)
-    other = one if right is None or right.resolve() == left.resolve() else Embeddings.load(right)
     options = PairOptions(confidences=_PAIR_CONFIDENCES, draws=draws, seed=seed)
-    condition = "given" if other is one else "left/right"
-    report = evaluate_pairs(one, other, listed, options, condition=condition)
+    condition = "given" if files.right is files.left else "left/right"
+    report = evaluate_pairs(files.left, files.right, files.pairs, options, condition=condition)
     tables = pair_rejection_tables(report)
-    written = None if out is None else _write_rejection(out, report, tables)
+    title = f"{report.name}: effect of rejecting by confidence"
+    written = write_page(out, [report], title=title, tables=tables)
     return Section(report.name, tables=tables), report.to_dict(), written
-
-
-def _write_rejection(out: Path, report: "PairReport", tables: Sequence["Table"]) -> Path:
-    from spherecf.common.version import environment
-    from spherecf.report import write_report
-
-    title = f"{report.name}: what rejecting by confidence buys"
-    return write_report(
-        out, [report], title=title, tables=tables, provenance={"environment": environment()}
-    ).html
-
-
-app = typer.Typer(help="Evaluate embeddings by the protocols of the field.", no_args_is_help=True)
-
-
-@app.callback()
-def _root() -> None:
-    pass
-
-
-app.command("tenfold", epilog=_TENFOLD_EXAMPLE)(tenfold)
-app.command("rejection", epilog=_REJECTION_EXAMPLE)(rejection)
-app.command("calibration", epilog=_CALIBRATION_EXAMPLE)(calibration)
-app.command("ijb", epilog=_IJB_EXAMPLE)(ijb)
-app.command("identification", epilog=_IDENTIFICATION_EXAMPLE)(identification)

@@ -1,4 +1,4 @@
-"""`spherecf export`: the model for programs that know neither torch nor SphereCF."""
+"""`spherecf export`: write the model for runtimes without torch and SphereCF."""
 
 import json
 from pathlib import Path
@@ -6,36 +6,35 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spherecf.cli.options import BackboneFile
-from spherecf.cli.output import file_to_write
-from spherecf.common.progress import console
+from spherecf.cli.options import BackboneOfModel, ModelFile
+from spherecf.cli.output import file_to_write, print_text
 
 if TYPE_CHECKING:
     from spherecf.export import ExportReport
 
-app = typer.Typer(help="Take the model elsewhere.", no_args_is_help=True)
+app = typer.Typer(help="Export the model to other runtimes.", no_args_is_help=True)
 
 
 @app.command("onnx", epilog="Example: spherecf export onnx sface.onnx")
 def onnx_(
     out: Annotated[Path, typer.Argument(help="ONNX file to write.", callback=file_to_write)],
-    model: Annotated[
-        Path | None, typer.Option(help="Confidence model (default: the one that ships with SphereCF).")
-    ] = None,
-    backbone: BackboneFile = None,
+    model: ModelFile = None,
+    backbone: BackboneOfModel = None,
     preprocessing: Annotated[
         Literal["inside", "outside"],
-        typer.Option(help="inside: uint8 RGB faces go in; outside: the network's float32 NCHW."),
+        typer.Option(
+            help="inside: the input is uint8 RGB faces; outside: the network's float32 NCHW tensor."
+        ),
     ] = "inside",
     outputs: Annotated[
         Literal["all", "embedding"],
-        typer.Option(help="all, or embedding for programs that insist on one output."),
+        typer.Option(help="all, or embedding for programs that accept one output only."),
     ] = "all",
 ) -> None:
-    """Write recogniser, head and percentiles as one ONNX file, any number of faces at once.
+    """Write recogniser, confidence head and percentiles as one ONNX file with a dynamic batch size.
 
-    Before it is written, onnxruntime's answers are compared with the model's; a file that says something else
-    is refused. The report, as JSON on stdout: inputs, outputs and the largest differences.
+    The outputs under onnxruntime are compared with the model's before the file is written; if they differ,
+    the command fails. Prints a JSON report on stdout: inputs, outputs and the largest differences.
     """
     from spherecf.errors import InputError
     from spherecf.export import export_onnx
@@ -43,14 +42,14 @@ def onnx_(
 
     for read in (model, backbone):
         if read is not None and out.exists() and out.samefile(read):
-            raise InputError(f"{out}: is what would be read; choose another name for the file to write")
+            raise InputError(f"{out}: is an input of this command; choose another output file")
     loaded = load(model, backbone)
     report = export_onnx(loaded, out, preprocessing=preprocessing, outputs=outputs)
     typer.echo(json.dumps(report.to_dict(), indent=2))
-    _tell(report)
+    _print_summary(report)
 
 
-def _tell(report: "ExportReport") -> None:
+def _print_summary(report: "ExportReport") -> None:
     parity = report.parity
     lines = [
         f"{report.path}: {report.bytes / 1e6:.1f} MB, opset {report.opset}",
@@ -60,4 +59,4 @@ def _tell(report: "ExportReport") -> None:
         f"percentile {parity.percentile:.1e}",
         *(f"  without {name}: {reason}" for name, reason in report.missing.items()),
     ]
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    print_text("\n".join(lines))

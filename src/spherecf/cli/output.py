@@ -1,10 +1,10 @@
-"""What the commands print: JSON for programs on stdout, and how a command ends where nobody takes it."""
+"""Output of the commands: JSON on stdout, messages on stderr, and exit codes when a stream fails."""
 
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,40 +17,56 @@ from spherecf.common.progress import console
 from spherecf.errors import SpherecfError, StorageError
 
 AsLines = Annotated[
-    bool, typer.Option("--json", help="JSON lines on stdout; the default where stdout is no terminal.")
+    bool, typer.Option("--json", help="Print JSON lines on stdout; the default if stdout is not a terminal.")
 ]
 
-
-def lines_wanted(asked: bool) -> bool:
-    """True where a program reads stdout; at a terminal the table on stderr is enough unless asked."""
-    return asked or not sys.stdout.isatty()
+AsReport = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 
 
-def print_lines(rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object per line on stdout, keys in order, NaN refused."""
-    for row in rows:
-        typer.echo(json.dumps(row, ensure_ascii=False, allow_nan=False))
+def print_lines(rows: Iterable[Mapping[str, Any]], as_lines: bool = True) -> None:
+    """Print one JSON object per line on stdout, if asked or if stdout is not a terminal; NaN is an error."""
+    if lines_wanted(as_lines):
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False, allow_nan=False))
+
+
+def lines_wanted(as_lines: bool) -> bool:
+    """True if JSON lines were asked for, or if a program reads stdout."""
+    return as_lines or not sys.stdout.isatty()
+
+
+def print_text(text: str, style: str | None = None) -> None:
+    """Print a message on stderr as it is: no markup, no highlighting, no line breaks inserted."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_listing(lines: Sequence[str], limit: int = 20) -> None:
+    """Print the first lines on stderr, indented; the JSON output has all of them."""
+    for line in lines[:limit]:
+        print_text(f"  {line}")
+    if len(lines) > limit:
+        print_text(f"  ... and {len(lines) - limit:,} more (the JSON output lists all)")
 
 
 def file_to_write(path: Path | None) -> Path | None:
-    """Callback of options that name a file to write: refused before the work, not after."""
+    """Callback of options that name an output file: fail before the work, not after it."""
     if path is not None:
         check_destination(path)
     return path
 
 
 def folder_to_write(path: Path | None) -> Path | None:
-    """Callback of options that name a folder to write into."""
+    """Callback of options that name an output folder: fail before the work, not after it."""
     if path is not None:
         check_folder(path)
     return path
 
 
 def run_command(command: Callable[[], int | None]) -> int:
-    """The exit code of a command: 0 done, 1 failed with one line on stderr, 130 interrupted.
+    """Run a command and return its exit code: 0 success, 1 failure with one line on stderr, 130 interrupted.
 
-    A stdout that is full, closed or a pipe that nobody reads is a failure, also where a library writes to it;
-    messages that stderr does not take are lost, and change nothing.
+    If stdout is closed, full or a broken pipe, the command fails, even if a library wrote to it. Messages
+    that cannot be written to stderr are dropped.
     """
     with _guarded_streams() as check_stdout:
         try:
@@ -62,16 +78,16 @@ def run_command(command: Callable[[], int | None]) -> int:
             console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             return 1
         except KeyboardInterrupt:
-            console.print(
-                "interrupted: run the same command again to go on where it stopped", highlight=False
-            )
+            console.print("interrupted: run the same command again to continue", highlight=False)
             return 130
 
 
 @contextmanager
 def _guarded_streams() -> Iterator[Callable[[], None]]:
-    """stdout and stderr behind guards; yields what raises if stdout, flushed, did not take everything."""
-    for descriptor in range(3):  # one that is closed would be the next file opened, and libraries print to it
+    """Guard stdout and stderr; yields a function that flushes stdout and raises if a write failed."""
+    for descriptor in range(
+        3
+    ):  # a closed one would be reused by the next file opened, and libraries would print into it
         try:
             os.fstat(descriptor)
         except OSError:
@@ -92,12 +108,12 @@ def _guarded_streams() -> Iterator[Callable[[], None]]:
 
 
 class _Guard(io.RawIOBase):
-    """The bytes of a stream. The first failure raises `StorageError`; what comes after it is dropped, so that
-    no buffer is left for the interpreter to complain about at exit.
+    """The byte stream under stdout or stderr. The first failure raises `StorageError`; later bytes are
+    dropped, so that the interpreter has nothing left to flush at exit.
 
     Args:
-        stream: of text; None where the descriptor was closed when the program began.
-        silent: drop from the first failure on, and raise nothing.
+        stream: a text stream; None if its descriptor was closed at start.
+        silent: drop everything from the first failure on, without raising.
     """
 
     def __init__(self, stream: Any, *, silent: bool = False) -> None:
@@ -105,9 +121,9 @@ class _Guard(io.RawIOBase):
         self.error: StorageError | None = None
 
     def as_text(self) -> Any:
-        """Text in UTF-8, whatever the locale says, but at a terminal in the terminal's own encoding."""
+        """As a text stream: UTF-8 whatever the locale, but a terminal's own encoding."""
         if self._stream is not None and not hasattr(self._stream, "buffer"):
-            return self._stream  # somebody's own object for text
+            return self._stream  # a custom text stream without bytes below it
         terminal = self.isatty()
         encoding = self._stream.encoding if terminal and self._stream is not None else "utf-8"
         return io.TextIOWrapper(
@@ -133,13 +149,13 @@ class _Guard(io.RawIOBase):
                 buffer = self._stream.buffer
                 written: int | None = getattr(buffer, "raw", buffer).write(data)
                 if written is None:
-                    raise OSError("it takes no more at present")
+                    raise OSError("it is blocked")
                 return written
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 self.error = StorageError(
-                    f"stdout: could not be written ({reason}); what it got is not complete, files that the "
-                    "command wrote are"
+                    f"stdout: could not be written ({reason}); its output is incomplete, but files that the "
+                    "command wrote are complete"
                 )
                 if not self._silent:
                     raise self.error from error

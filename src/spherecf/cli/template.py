@@ -1,4 +1,4 @@
-"""`spherecf template`: which photos of a person help, and who does not belong."""
+"""`spherecf template`: pool photos of one person and find suspected strangers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,8 +7,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, open_assessor
-from spherecf.cli.output import AsLines, file_to_write, lines_wanted, print_lines
+from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, PhotoPaths, open_assessor
+from spherecf.cli.output import AsLines, file_to_write, print_lines, print_text
 from spherecf.common.progress import console, progress
 
 if TYPE_CHECKING:
@@ -18,34 +18,34 @@ EXAMPLE = "Example: spherecf template anna/*.jpg --exclude-strangers --out anna.
 
 
 def template(
-    paths: Annotated[list[Path], typer.Argument(help="Photos of one person, and folders of them.")],
+    paths: PhotoPaths,
     exclude_strangers: Annotated[
-        bool, typer.Option("--exclude-strangers", help="Leave out who looks like another person.")
+        bool, typer.Option("--exclude-strangers", help="Leave out photos that look like a different person.")
     ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="Write the template as an embeddings file of one row.", callback=file_to_write),
     ] = None,
-    name: Annotated[str, typer.Option(help="Of the person, in --out (default: the file's name).")] = "",
+    name: Annotated[str, typer.Option(help="Name of the person in --out (default: the file name).")] = "",
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
 ) -> None:
-    """Pool a person's photos into one template and say what each is worth.
+    """Pool photos of one person into a template and show what each photo contributes.
 
-    One JSON line: pooled kappa, how it grew photo by photo, and per photo its weight, what it adds, whether
-    it helps, whether it looks like a stranger, and which photos show the same picture.
+    Prints one JSON line: pooled kappa, its growth photo by photo, and per photo its weight, its gain, whether
+    it helps, whether it looks like a different person, and which photo it duplicates.
     """
     from spherecf.photos import build_template, find_photos
 
     if name and out is None:
-        raise typer.BadParameter("names what --out writes, which is missing", param_hint="--name")
-    found = find_photos(paths)
+        raise typer.BadParameter("has no effect without --out", param_hint="--name")
+    files = find_photos(paths)
     assessor = open_assessor(model, backbone, detector, faces="main")
-    with progress("photos", len(found.photos)) as advance:
+    with progress("photos", len(files.photos)) as advance:
         photos = []
-        for photo in assessor.stream((one.name, one.path) for one in found.photos):
+        for photo in assessor.stream((file.name, file.path) for file in files.photos):
             photos.append(photo)
             advance()
     loaded = assessor.model
@@ -56,38 +56,32 @@ def template(
     if out is not None:
         facts = {"model": loaded.fingerprint(), "backbone": loaded.backbone.sha256, "radius": loaded.radius}
         line["written"] = str(built.save(out, name or out.stem, provenance=facts))
-    if lines_wanted(as_lines):
-        print_lines([line])
+    print_lines([line], as_lines)
     console.print(_table(built))
-    unread = [f"{folder}: {reason}" for folder, reason in found.unreadable]
-    for warning in (*built.warnings, *unread):
-        console.print(warning, style="yellow", highlight=False, markup=False)
-    if found.ignored:
-        console.print(f"{len(found.ignored)} other files were left alone", highlight=False)
+    unreadable = [f"{folder}: cannot be read ({reason})" for folder, reason in files.unreadable]
+    for warning in (*built.warnings, *unreadable):
+        print_text(warning, "yellow")
+    if files.ignored:
+        print_text(f"files ignored because they are not photos: {len(files.ignored)}")
 
 
 def _table(built: "PhotoTemplate") -> Table:
     table = Table(title=f"pooled kappa {built.kappa:.0f} from {len(built.pooled)} photos")
-    for column in ("photo", "quality", "weight", "adds", "verdict"):
+    for column in ("photo", "quality", "weight", "gain", "assessment"):
         table.add_column(column, overflow="fold")
-    for one in built.photos:
-        if one.kappa is None:
-            table.add_row(escape(one.name), "", "", "", escape(one.reason))
+    for photo in built.photos:
+        if photo.kappa is None:
+            table.add_row(escape(photo.name), "", "", "", escape(photo.reason))
         else:
-            table.add_row(
-                escape(one.name),
-                str(one.quality),
-                f"{one.weight:.0%}",
-                f"{one.gain:+.0f}",
-                escape(_verdict(one)),
-            )
+            numbers = str(photo.quality), f"{photo.weight:.0%}", f"{photo.gain:+.0f}"
+            table.add_row(escape(photo.name), *numbers, escape(_assessment(photo)))
     return table
 
 
-def _verdict(one: "TemplatePhoto") -> str:
-    if one.stranger:
-        return "a stranger? " + one.reason
-    if one.same_as is not None:
-        return f"the same picture as {one.same_as}"
-    said = "helps" if one.helps else "adds little"
-    return ": ".join([said, ", ".join(one.reasons)]) if one.reasons else said
+def _assessment(photo: "TemplatePhoto") -> str:
+    if photo.stranger:
+        return "stranger? " + photo.reason
+    if photo.same_as is not None:
+        return f"same picture as {photo.same_as}"
+    effect = "helps" if photo.helps else "adds little"
+    return f"{effect}: {', '.join(photo.reasons)}" if photo.reasons else effect

@@ -1,55 +1,5 @@
-"""The demo: a head trained on some people, tested on others, clean and degraded."""
+"""The demo: train a confidence head on some people, test it on others, clean and degraded."""
 
-from spherecf.demo.run import (
-    Cell,
-    Demo,
-    demo,
-    edc_table,
-    gain_table,
-    kappa_strips,
-    pictures,
-    present,
-    score_table,
-    show,
-    show_tables,
-    summarize,
-    tables,
-)
-from spherecf.demo.trial import (
-    BASELINES,
-    VARIANTS,
-    CrossQuality,
-    HeadVariant,
-    conditions,
-    cross_quality,
-    evaluate_condition,
-    fit_variants,
-    named_images,
-    view_of,
-)
+from spherecf.demo.run import Demo, demo, show_tables
 
-__all__ = [
-    "BASELINES",
-    "VARIANTS",
-    "Cell",
-    "CrossQuality",
-    "Demo",
-    "HeadVariant",
-    "conditions",
-    "cross_quality",
-    "demo",
-    "edc_table",
-    "evaluate_condition",
-    "fit_variants",
-    "gain_table",
-    "kappa_strips",
-    "named_images",
-    "pictures",
-    "present",
-    "score_table",
-    "show",
-    "show_tables",
-    "summarize",
-    "tables",
-    "view_of",
-]
+__all__ = ["Demo", "demo", "show_tables"]

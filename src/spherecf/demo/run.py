@@ -1,4 +1,4 @@
-"""The demo: default recogniser, ORL faces or the user's own, a head trained on the spot, a report."""
+"""The demo: train a head for the default recogniser on the ORL faces or the user's own, and report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from spherecf.training import ConfidenceConfig, FitSettings, ViewSettings
 
 
 def pictures(source: ImageSource, view: View) -> Callable[[str], bytes]:
-    """From a key to the encoded image in this view."""
+    """A function from a key to the encoded image in this view."""
     index = {key: row for row, key in enumerate(source.keys)}
 
     def picture(key: str) -> bytes:
@@ -45,9 +45,9 @@ class Cell:
     """One score under one condition, over all seeds.
 
     Attributes:
-        mean: over seeds; None where the pairs cannot resolve the target.
+        mean: over seeds; None if the pairs cannot resolve the target.
         spread: standard deviation over seeds (0 for one seed).
-        gain: mean difference to the cosine.
+        gain: mean difference from the cosine.
         interval: of the gain, from bootstrap draws over subjects averaged over seeds.
     """
 
@@ -75,20 +75,27 @@ def summarize(reports: Sequence[PairReport], metrics: Sequence[str] = METRICS) -
 
 
 def _cell(name: str, condition: str, score: str, metric: str, members: Sequence[PairReport]) -> Cell:
-    found = [report.scores[score].measure(metric) for report in members]
-    values = np.array([measure.value for measure in found if measure is not None])
+    measures = [report.scores[score].measure(metric) for report in members]
+    values = np.array([measure.value for measure in measures if measure is not None])
     if len(values) < len(members):
         return Cell(name, condition, score, metric, None, 0.0, 0.0, None)
     cosine = [report.scores["cosine"].measure(metric) for report in members]
     gain = values - np.array([measure.value for measure in cosine if measure is not None])
-    between = None
+    gain_interval = None
     draws = [report.resampled for report in members]
     if score != "cosine" and all(f"{score}:{metric}" in drawn for drawn in draws):
-        # Every report draws the same subjects for the same seed of the bootstrap, so draws can be averaged.
+        # Reports with the same bootstrap seed draw the same subjects, so their draws can be averaged.
         differences = [drawn[f"{score}:{metric}"] - drawn[f"cosine:{metric}"] for drawn in draws]
-        between = interval(np.mean(differences, 0))
+        gain_interval = interval(np.mean(differences, 0))
     return Cell(
-        name, condition, score, metric, float(values.mean()), float(values.std()), float(gain.mean()), between
+        name,
+        condition,
+        score,
+        metric,
+        float(values.mean()),
+        float(values.std()),
+        float(gain.mean()),
+        gain_interval,
     )
 
 
@@ -118,22 +125,17 @@ def present(
 
 
 def tables(result: CrossQuality) -> list[Table]:
-    """What the experiment found, over all seeds: scores, gains over the cosine, EDC of every confidence."""
+    """Tables over all seeds: scores, gains over the cosine, EDC of every confidence."""
     cells = summarize(result.reports)
     discards = [edc_table(result, start) for start in ("fmr<=0.001", "fnmr<=0.05")]
-    # Few non-mated pairs cannot resolve the first start: that table would be empty.
+    # With few non-mated pairs the first start cannot be resolved, and its table is empty.
     shown = [table for table in discards if table.rows]
     return [score_table(cells, len(result.seeds)), gain_table(cells), *shown]
 
 
-def show(result: CrossQuality, console: Console) -> None:
-    """Print the tables."""
-    show_tables(tables(result), console)
-
-
-def show_tables(found: Sequence[Table], console: Console) -> None:
-    """Print tables for people."""
-    for table in found:
+def show_tables(tables: Sequence[Table], console: Console) -> None:
+    """Print tables on a terminal."""
+    for table in tables:
         console.print(rich_table(table))
 
 
@@ -155,13 +157,13 @@ def score_table(cells: Sequence[Cell], seeds: int) -> Table:
 
 
 def gain_table(cells: Sequence[Cell], score: str = "mls") -> Table:
-    """What the mutual likelihood score gains over the cosine, with intervals over subjects."""
+    """Gain of the mutual likelihood score over the cosine, with intervals over subjects."""
     rows = []
     for cell in cells:
         if cell.score != score or cell.mean is None:
             continue
-        between = cell.interval
-        interval = "" if between is None else f"{between.low:+.3f} to {between.high:+.3f}"
+        ends = cell.interval
+        interval = "" if ends is None else f"{ends.low:+.3f} to {ends.high:+.3f}"
         rows.append(
             [
                 cell.pairs,
@@ -200,12 +202,12 @@ def edc_table(result: CrossQuality, start: str, score: str = "cosine") -> Table:
         f"Error versus discard, {score} at {start}",
         ["pairs", "left/right", *names],
         rows,
-        "Area under FNMR to 20 % discarded, over that of no information: smaller is better, 1 tells nothing.",
+        "Area under FNMR up to 20 % discarded, relative to random discards: smaller is better, 1 is random.",
     )
 
 
 def kappa_strips(result: CrossQuality, count: int = _FACES) -> list[Strip]:
-    """Test faces from the least to the most sure, in every view of the first seed."""
+    """Test faces by increasing kappa, in every view of the first seed."""
     cache, seed = result.test, result.seeds[0]
     strips = []
     for place in result.views_of(seed):
@@ -217,9 +219,9 @@ def kappa_strips(result: CrossQuality, count: int = _FACES) -> list[Strip]:
 def _left_out(result: CrossQuality) -> list[str]:
     facts, skipped = result.facts, result.test.skipped
     text = f"Trained on {facts['used']} of {facts['images']} images"
-    alone = len(facts["only_one_of_identity"])
-    text += f"; {alone} are the only one of their person" * bool(alone)
-    text += f"; {len(facts['skipped'])} could not be used" * bool(facts["skipped"]) + "."
+    singletons = len(facts["only_one_of_identity"])
+    text += f"; {singletons} are the only image of their person" * bool(singletons)
+    text += f"; {len(facts['skipped'])} were unusable" * bool(facts["skipped"]) + "."
     listed = [f"{key}: {reason}" for key, reason in [*facts["skipped"].items(), *skipped.items()]]
     return [text, *(f"Left out: {line}" for line in listed[:20])]
 
@@ -231,16 +233,21 @@ def _number(value: float | None) -> str:
 CONFIG = ConfidenceConfig(
     views=ViewSettings(degraded=7), fit=FitSettings(epochs=30, batch_size=128, held_out=0.2)
 )
-"""Few people: more degraded views of each image, smaller batches, more epochs."""
+"""Settings for few people: more degraded views of each image, smaller batches, more epochs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Demo:
-    """What the demo found, and where it wrote it down."""
+    """Result of the demo, the files of its report, and notes for the reader."""
 
     result: CrossQuality
     files: ReportFiles
     notes: list[str]
+
+    @property
+    def tables(self) -> list[Table]:
+        """Scores, gains over the cosine, and EDC of every confidence."""
+        return tables(self.result)
 
 
 def demo(
@@ -252,17 +259,17 @@ def demo(
     config: ConfidenceConfig | None = None,
     backbone: FrozenBackbone | None = None,
 ) -> Demo:
-    """Half of the people train a confidence head, the other half test it, clean and degraded.
+    """Train a confidence head on half of the people and test it on the other half, clean and degraded.
 
     Args:
         folder: for caches, heads and ``report/report.html``.
-        data: a folder, list or .rec of photos or crops of known people; None: the ORL faces (40 people, 10
-            grey pictures each). Pictures that are not 112x112 are detected and aligned; those without a face
-            are counted and listed.
-        seed: of the split, pairs, degradations and head.
-        draws: of the bootstrap.
+        data: a folder, list or .rec of photos or crops of known people; None for the ORL faces (40 people,
+            10 grey images each). In images that are not 112x112 the face is detected and aligned; those
+            without a face are counted and listed.
+        seed: seed of the split, pairs, degradations and head.
+        draws: bootstrap draws.
         config: settings of the head, by default `CONFIG`.
-        backbone: another recogniser than SFace.
+        backbone: recogniser, by default SFace.
 
     Raises:
         InputError: fewer than four people with two or more images.
@@ -289,7 +296,7 @@ def demo(
     files = present(
         result,
         Path(folder) / "report",
-        title=f"SphereCF on {source.name}: is the recogniser sure?",
+        title=f"SphereCF on {source.name}: confidence and recognition",
         notes=notes,
         provenance={"data": source.fingerprint(), "backbone": backbone.sha256, "config": config.to_dict()},
     )
@@ -306,13 +313,14 @@ def _notes(train: ImageSource, test: ImageSource, default: bool) -> list[str]:
     people = [len(np.unique(part.labels)) for part in (train, test)]
     notes = [
         f"Head trained on {people[0]} people ({len(train)} images), tested on {people[1]} others "
-        f"({len(test)} images). Nobody is in both.",
-        "This is a small data set: the intervals are wide, and differences inside them mean nothing. It "
-        "shows that everything runs and how to read it, not how good the method is on your photos.",
+        f"({len(test)} images). No person is in both groups.",
+        "This is a small data set: the intervals are wide, and differences within them are not significant. "
+        "The demo shows that everything runs and how to read the results, not how well the method works "
+        "on your photos.",
     ]
     if default:
         notes.append(
             "The ORL faces are frontal grey studio pictures of 40 people, mostly white men, 1992 to 1994. "
-            "Clean pairs are easy for any recogniser; what confidence does is seen on the degraded ones."
+            "Clean pairs are easy for any recogniser; the confidence matters on the degraded ones."
         )
     return notes

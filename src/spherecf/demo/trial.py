@@ -1,4 +1,4 @@
-"""Heads trained on some people and tested on others: what kappa gains over the cosine."""
+"""Train heads on some people and test them on others: the gain of kappa over the cosine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,10 +31,10 @@ class HeadVariant:
     """One way to train a head.
 
     Attributes:
-        score: names its score in reports.
+        score: name of its score in reports.
         loss: variant of the sphere confidence loss.
-        leave_one_out: the sample is not in its own prototype.
-        objective: the sphere confidence loss or a rival, as in a recipe.
+        leave_one_out: leave each sample out of its own prototype.
+        objective: the sphere confidence loss or an alternative, as in a recipe.
     """
 
     score: str
@@ -44,7 +44,7 @@ class HeadVariant:
 
     @property
     def gaussian(self) -> bool:
-        """Its embeddings are Gaussians: scored and pooled by precision."""
+        """Whether its embeddings are Gaussians, scored and pooled by precision."""
         return self.objective in ("scf-gaussian", "pfe-gaussian")
 
     def config(self, base: ConfidenceConfig, seed: int) -> ConfidenceConfig:
@@ -63,7 +63,7 @@ VARIANTS = (
     HeadVariant("mls_released", "released", True),
     HeadVariant("mls_released_with_sample", "released", False),
 )
-"""Exact and released loss, with and without the sample in its prototype; the first is the product's own."""
+"""Exact and released loss, with and without the sample in its prototype; the first is the default."""
 
 BASELINES = (
     HeadVariant("mls"),
@@ -83,13 +83,13 @@ def fit_variants(
     seeds: Sequence[int],
     variants: Sequence[HeadVariant] = VARIANTS,
 ) -> dict[tuple[int, str], ConfidenceModel]:
-    """A model for every seed and variant, each saved in its own folder and resumed from there."""
+    """Train a model for every seed and variant, each saved in its own folder and resumed from it."""
     models = {}
     for seed in seeds:
         for variant in variants:
-            place = folder / f"{variant.score}-seed{seed}"
-            model = fit_confidence(backbone, data, variant.config(config, seed), place)
-            model.save(place / "confidence.safetensors")
+            target = folder / f"{variant.score}-seed{seed}"
+            model = fit_confidence(backbone, data, variant.config(config, seed), target)
+            model.save(target / "confidence.safetensors")
             models[seed, variant.score] = model
     return models
 
@@ -97,7 +97,7 @@ def fit_variants(
 def log_kappas(
     models: Mapping[tuple[int, str], ConfidenceModel], cache: FeatureCache
 ) -> dict[tuple[int, str], NDArray[np.float32]]:
-    """What every model says of every row of a cache."""
+    """Log kappa of every model for every row of a cache."""
     return {name: cache.log_kappa(model.head) for name, model in models.items()}
 
 
@@ -106,7 +106,7 @@ CONFIDENCES = ("kappa", "norm", "sharpness", "random")
 
 @dataclass(frozen=True)
 class Condition:
-    """Which view stands left and right in every pair."""
+    """The views of the left and right image of every pair."""
 
     name: str
     left: int
@@ -114,71 +114,85 @@ class Condition:
 
 
 def view_of(cache: FeatureCache, recipe: str, seed: int) -> int:
-    """Place of a degraded view among those of a cache."""
+    """Index of a degraded view in a cache."""
     return [view.signature for view in cache.views].index(View(Degradation(recipe, seed)).signature)
 
 
 def conditions(cache: FeatureCache, recipes: Sequence[str], seed: int) -> list[Condition]:
-    """Clean, and by each recipe across and both degraded; view 0 of the cache is the clean one."""
-    found = [Condition("clean/clean", 0, 0)]
+    """Clean pairs, and for each recipe one or both images degraded; view 0 of the cache is clean."""
+    pairings = [Condition("clean/clean", 0, 0)]
     for recipe in recipes:
         degraded = view_of(cache, recipe, seed)
-        found += [
+        pairings += [
             Condition(f"clean/{recipe}", 0, degraded), Condition(f"{recipe}/{recipe}", degraded, degraded)
         ]  # fmt: skip
-    return found
+    return pairings
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedHeads:
+    """The heads of one seed, and their outputs for a cache.
+
+    Attributes:
+        seed: of the training.
+        variants: how the heads were trained.
+        models: by the name of the score; "mls" gives the kappa of EDC and rejection.
+        outputs: by the name of the score, the head's output for every row of the cache.
+    """
+
+    seed: int
+    variants: Sequence[HeadVariant]
+    models: Mapping[str, ConfidenceModel]
+    outputs: Mapping[str, NDArray[np.float32]]
 
 
 def evaluate_condition(
+    heads: "TrainedHeads",
     cache: FeatureCache,
-    models: Mapping[str, ConfidenceModel],
-    said: Mapping[str, NDArray[np.float32]],
-    variants: Sequence[HeadVariant],
     pairs: PairList,
     condition: Condition,
-    name: str,
-    seed: int,
+    *,
     draws: int,
+    name: str = "",
 ) -> PairReport:
-    """One pair list under one condition.
+    """Evaluate one pair list under one condition.
 
     Args:
+        heads: the heads of one seed, with their outputs for the cache.
         cache: features of the test images; its first view is clean.
-        models: by the score's name; "mls" gives the kappa of EDC and rejection.
-        said: by the score's name, what the head says of every row of the cache.
-        variants: the heads.
-        pairs: who is compared with whom.
-        condition: which views.
-        name: of the pairs in the report.
-        seed: of the heads, for the label.
-        draws: of the bootstrap.
+        pairs: the pair list.
+        condition: the views to compare.
+        draws: bootstrap draws over subjects.
+        name: of the pairs in the report; by default that of the list.
     """
-    model = models["mls"]
+    model, outputs = heads.models["mls"], heads.outputs
     facts: dict[str, Any] = {
         "model": model.fingerprint(), "backbone": model.backbone.sha256, "radius": model.radius,
     }  # fmt: skip
-    left, right = (cache.embeddings(view, said["mls"], facts) for view in (condition.left, condition.right))
+    left, right = (
+        cache.embeddings(view, outputs["mls"], facts) for view in (condition.left, condition.right)
+    )
     extra = {
-        variant.score: score_pairs(cache, said[variant.score], variant, pairs, condition, model.radius)
-        for variant in variants
+        variant.score: score_pairs(cache, outputs[variant.score], variant, pairs, condition, model.radius)
+        for variant in heads.variants
         if variant.score != "mls"
     }
     options = PairOptions(radius=model.radius, confidences=CONFIDENCES, draws=draws)
     return evaluate_pairs(
-        left, left if condition.left == condition.right else right, replace(pairs, name=name), options,
-        extra_scores=extra, condition=condition.name, label=f"seed {seed}", step=seed,
+        left, left if condition.left == condition.right else right, replace(pairs, name=name or pairs.name),
+        options, extra_scores=extra, condition=condition.name, label=f"seed {heads.seed}", step=heads.seed,
     )  # fmt: skip
 
 
 def score_pairs(
     cache: FeatureCache,
-    said: NDArray[np.float32],
+    outputs: NDArray[np.float32],
     variant: HeadVariant,
     pairs: PairList,
     condition: Condition,
     radius: float,
 ) -> NDArray[np.float64]:
-    """All listed pairs by one head's own score; 0 where an image could not be used."""
+    """Score all pairs of the list with one head; 0 if an image is unusable."""
     views = len(cache.views)
     rows = pairs.rows(cache.source.keys)
     a, b = (row * views + view for row, view in zip(rows, (condition.left, condition.right)))
@@ -186,11 +200,11 @@ def score_pairs(
     scores, a, b = np.zeros(len(usable)), a[usable], b[usable]
     mu_a, mu_b = torch.from_numpy(cache.mu[a]), torch.from_numpy(cache.mu[b])
     if variant.gaussian:
-        one, two = (torch.from_numpy(said[side].reshape(len(a), -1)).double() for side in (a, b))
-        scores[usable] = gaussian_score(mu_a.double(), one, mu_b.double(), two).numpy()
+        left, right = (torch.from_numpy(outputs[side].reshape(len(a), -1)).double() for side in (a, b))
+        scores[usable] = gaussian_score(mu_a.double(), left, mu_b.double(), right).numpy()
         return scores
-    # The exponential in float32, as that of an embeddings file.
-    kappa_a, kappa_b = (torch.from_numpy(np.exp(said[side])).double() for side in (a, b))
+    # The exponential is taken in float32, as for an embeddings file.
+    kappa_a, kappa_b = (torch.from_numpy(np.exp(outputs[side])).double() for side in (a, b))
     scores[usable] = mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius).numpy()
     return scores
 
@@ -200,15 +214,15 @@ RECIPES = ("cross", "unseen")
 
 @dataclass(frozen=True, eq=False)
 class CrossQuality:
-    """Everything the experiment found.
+    """Results of `cross_quality`.
 
     Attributes:
         reports: one per seed, pair list and condition.
         seeds: of the heads and of the test degradations.
-        models: by (seed, score); "mls" is the exact loss with prototypes that leave the sample out.
+        models: by (seed, score); "mls" is the exact loss with leave-one-out prototypes.
         test: features of the test images in every view.
-        log_kappa: by (seed, score), of every row of ``test``.
-        facts: what the training data were, and what was left out.
+        log_kappa: by (seed, score), for every row of ``test``.
+        facts: about the training data and the skipped images.
     """
 
     reports: list[PairReport]
@@ -219,7 +233,7 @@ class CrossQuality:
     facts: dict[str, Any]
 
     def views_of(self, seed: int) -> list[int]:
-        """Places of the clean view and of this seed's degraded ones among the views of ``test``."""
+        """Indices of the clean view and of this seed's degraded views in ``test``."""
         each = (len(self.test.views) - 1) // len(self.seeds)
         first = 1 + self.seeds.index(seed) * each
         return [0, *range(first, first + each)]
@@ -239,22 +253,22 @@ def cross_quality(
     draws: int = 1000,
     batch_size: int = 32,
 ) -> CrossQuality:
-    """Train heads on ``train``, compare pairs of ``test``: clean/clean, clean/degraded and degraded/degraded.
+    """Train heads on ``train``, compare pairs of ``test``: clean/clean, clean/degraded, degraded/degraded.
 
     Each seed has its own heads (initialisation, order, validation split) and its own degradations of the test
-    images. Every step resumes where an interrupted run stopped.
+    images. An interrupted run continues with its last finished step.
 
     Args:
         backbone: the frozen recogniser.
-        train: aligned crops of known people; none of them may be in ``test``.
-        test: aligned crops that the pair lists name.
-        pair_lists: who is compared with whom.
-        folder: gets caches, heads and their histories.
-        config: settings of the heads; loss variant, leave-one-out and seed are set here.
+        train: aligned crops of labelled people; none of them may be in ``test``.
+        test: aligned crops of the images in the pair lists.
+        pair_lists: pairs to compare.
+        folder: for caches, heads and their histories.
+        config: settings of the heads; loss variant, leave-one-out and seed are overridden.
         seeds: one repetition each.
         recipes: degradations of the test images; "unseen" has kinds no training view contains.
-        variants: heads to compare; "mls", which must be among them, gives the kappa of EDC and rejection.
-        draws: of the bootstrap over subjects.
+        variants: heads to compare; one must have the score "mls", which gives the kappa of EDC and rejection.
+        draws: bootstrap draws over subjects.
         batch_size: views per call of the backbone.
 
     Raises:
@@ -265,9 +279,7 @@ def cross_quality(
             f"expected at least one seed and one pair list, got {len(seeds)} and {len(pair_lists)}"
         )
     if "mls" not in (names := [variant.score for variant in variants]):
-        raise InputError(
-            f"variants: expected one with the score mls, which the reports are about, got {names}"
-        )
+        raise InputError(f"variants: expected one with the score mls, got {names}")
     config, folder = config or ConfidenceConfig(), Path(folder)
     data = prepare(backbone, train, config, folder / "train-cache", batch_size=batch_size)
     models = fit_variants(backbone, data, config, folder, seeds, variants)
@@ -283,15 +295,17 @@ def cross_quality(
         for condition in conditions(cache, recipes, seed)
     ]
     for pairs, seed, condition in track(cells, "comparing", len(cells)):
-        own = {variant.score: models[seed, variant.score] for variant in variants}
-        said = {variant.score: result.log_kappa[seed, variant.score] for variant in variants}
-        result.reports.append(
-            evaluate_condition(cache, own, said, variants, pairs, condition, pairs.name, seed, draws)
+        heads = TrainedHeads(
+            seed,
+            variants,
+            {name: models[seed, name] for name in names},
+            {name: result.log_kappa[seed, name] for name in names},
         )
+        result.reports.append(evaluate_condition(heads, cache, pairs, condition, draws=draws))
     return result
 
 
 def named_images(test: ImageSource, pair_lists: Sequence[PairList]) -> ImageSource:
-    """The images that pair lists name, in the order of the source."""
+    """The images in the pair lists, in the order of the source."""
     named = np.unique(np.concatenate([np.concatenate(pairs.rows(test.keys)) for pairs in pair_lists]))
     return test if len(named) == len(test) else test.subset(named)

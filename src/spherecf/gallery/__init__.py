@@ -1,6 +1,6 @@
-"""Who is this? People enrolled by their templates, searched exactly under the mutual likelihood score.
+"""1:N identification: enrolled templates, searched exactly by the mutual likelihood score.
 
-Works on directions and concentrations; it sees neither pictures nor models.
+It works on directions and concentrations; it uses neither images nor models.
 """
 
 from spherecf.gallery.gallery import Gallery

@@ -1,4 +1,4 @@
-"""What may be enrolled, the template made of it, and what should be looked at."""
+"""Check images, pool them into a template, and review the template."""
 
 import secrets
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from spherecf.gallery.identification import Candidate, Limit
 from spherecf.gallery.rows import Images, Template, now
 from spherecf.scoring import mutual_likelihood_score, natural_parameter, pool_templates
 
-_LONGEST = 512  # characters of a source or medium
+_MAX_CHARACTERS = 512  # of a source or medium
 
 
 def check_images(
@@ -24,10 +24,10 @@ def check_images(
     media: Sequence[str] | None = None,
     sources: Sequence[str] | None = None,
 ) -> Images:
-    """As arrays, with directions of length 1; media and sources that are not given are empty.
+    """Convert to arrays with unit directions; missing media and sources become empty strings.
 
     Raises:
-        InputError: no image, shapes that do not fit, NaN, not unit length, negative kappa.
+        InputError: no image, wrong shapes, NaN, directions that are not unit vectors, negative kappa.
     """
     directions, lengths = as_array(mu, "mu", np.float32), as_array(kappa, "kappa", np.float32)
     if directions.ndim != 2 or directions.shape[1] != dim or not len(directions):
@@ -44,12 +44,12 @@ def check_images(
     norm = np.linalg.norm(directions.astype(np.float64), axis=1)
     unit = (directions / norm[:, None]).astype(np.float32)
     return Images(
-        unit, lengths, *(tuple(str(one)[:_LONGEST] for one in column) for column in (media, sources))
+        unit, lengths, *(tuple(str(text)[:_MAX_CHARACTERS] for text in column) for column in (media, sources))
     )
 
 
 def check_probe(mu: ArrayLike, kappa: float, dim: int) -> tuple[NDArray[np.float32], float]:
-    """One direction and concentration.
+    """Check one direction and concentration.
 
     Raises:
         InputError: as in `check_images`.
@@ -61,7 +61,7 @@ def check_probe(mu: ArrayLike, kappa: float, dim: int) -> tuple[NDArray[np.float
     return images.mu[0], float(images.kappa[0])
 
 
-_SOURCES = 5  # that are told of a template
+_SOURCES = 5  # listed for a template
 
 Review = Callable[[Images, NDArray[np.float32], float], tuple[str, ...]]
 
@@ -75,14 +75,14 @@ def pooled_template(
     *,
     renew: bool = False,
 ) -> Template:
-    """Pool images, mean inside a medium and sum over media; one image stays as it is, bit by bit.
+    """Pool images: mean within each medium, sum over media. A single image is kept bit for bit.
 
     Args:
         key, name: of the template.
         images: all of them.
-        before: the template that these images extend; its images keep their places.
-        review: makes warnings from images, direction and kappa.
-        renew: images of ``before`` are left out, so the others move.
+        before: the template that these images extend; its images keep their positions.
+        review: returns warnings for images, direction and kappa.
+        renew: images of ``before`` were removed, so the positions of the others change.
     """
     codes = {medium: code for code, medium in enumerate(dict.fromkeys(images.media))}
     mu, kappa = images.mu[0], float(images.kappa[0])
@@ -106,7 +106,7 @@ def pooled_template(
 
 
 def no_images(dim: int) -> Images:
-    """None at all."""
+    """An empty set of images."""
     return Images(np.empty((0, dim), np.float32), np.empty(0, np.float32), (), ())
 
 
@@ -117,46 +117,48 @@ def review(
     images: Images, kappa: float, others: Sequence[Candidate], limits: tuple[Limit, Limit] | None,
     radius: float,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Warnings, in plain words: too poor, photos that do not fit together, too like somebody else.
+    """Warnings: low quality, photos of different people, resemblance to another enrolled person.
 
     Args:
         images: of the template.
         kappa: of the template.
-        others: templates of other people that are most like it.
-        limits: against one image and against a template; None without calibration, then nothing is said.
+        others: most similar templates of other people.
+        limits: for templates of one image and of several; None without calibration, which gives no warnings.
         radius: r of the scores.
     """
     if limits is None:
         return ()
-    one, several = limits
-    found = []
-    if kappa < one.least:
-        found.append(f"poor: kappa {kappa:.1f}, at least {one.least:.1f} is needed to identify anybody by it")
+    single, pooled = limits
+    warnings = []
+    if kappa < single.min_kappa:
+        warnings.append(f"low quality: kappa {kappa:.1f}, identification requires {single.min_kappa:.1f}")
     if len(images) > 1:
         scores = against_the_rest(images, radius)
-        limit = one if len(images) == 2 else several
+        limit = single if len(images) == 2 else pooled
         strange = np.flatnonzero(scores < limit.reject)
         if len(images) == 2 and strange.size:
-            found.append("the two photos do not look like one person")
+            warnings.append("the two photos look like different people")
         elif strange.size:
             names = [images.sources[i] or f"photo {i + 1}" for i in strange[:_NAMED]]
             more = f" and {strange.size - _NAMED} more" if strange.size > _NAMED else ""
-            found.append(f"does not look like the other photos: {', '.join(names)}{more}")
-    alike = [other for other in others if other.score >= max(one.accept, several.accept)]
+            warnings.append(f"photos that do not look like the others: {', '.join(names)}{more}")
+    alike = [other for other in others if other.score >= max(single.accept, pooled.accept)]
     if alike:
-        found.append(
-            f"resembles {alike[0].identity} (score {alike[0].score:.1f}): one person under two names?"
+        warnings.append(
+            f"resembles {alike[0].identity} (score {alike[0].score:.1f}); is this one person under two names?"
         )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def against_the_rest(images: Images, radius: float) -> NDArray[np.float64]:
-    """(n,) score of each image against the sum of kappa_i mu_i over the others."""
+    """(n,) score of each image against the pooled template of the others, the sum of kappa_i mu_i."""
     kappa = torch.from_numpy(images.kappa).double()
     mu = torch.from_numpy(images.mu).double()
     each = natural_parameter(mu, kappa)  # (n, dim)
     rest = each.sum(0, keepdim=True) - each
     length = rest.norm(dim=1)
-    towards = torch.where(length[:, None] > 0, rest / length[:, None], mu)  # at kappa 0 any direction will do
+    towards = torch.where(
+        length[:, None] > 0, rest / length[:, None], mu
+    )  # at kappa 0 the direction does not matter
     scores: NDArray[np.float64] = mutual_likelihood_score(mu, kappa, towards, length, radius=radius).numpy()
     return scores

@@ -1,4 +1,4 @@
-"""People by their templates: enrol, identify, remove."""
+"""A gallery of templates: enrol, identify, remove."""
 
 import secrets
 from collections.abc import Collection, Sequence
@@ -32,15 +32,15 @@ from spherecf.gallery.rows import (
 from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
 
-_LOOKED_AT = 16  # candidates that a decision sees at least
-_REVIEW_FMR = 1e-3  # of the warnings of an enrolment
-_PART = 10_000  # people enrolled at once by `Gallery.enrol_many`
+_MIN_CANDIDATES = 16  # considered for a decision
+_REVIEW_FMR = 1e-3  # false match rate of the warnings at enrolment
+_BATCH = 10_000  # people per write of `Gallery.enrol_many`
 
 
 class Gallery:
-    """An open gallery; made by `open`. One thread at a time may use it.
+    """An open gallery; created by `Gallery.open`. It may be used by one thread at a time.
 
-    The templates are held in memory for searching; Milvus keeps them on the disk.
+    Templates are searched in memory and stored by Milvus.
 
     Example:
         >>> import tempfile
@@ -50,8 +50,8 @@ class Gallery:
         >>> with Gallery.open(tempfile.mkdtemp(), model="f" * 64, dim=64, radius=1.0) as gallery:
         ...     _ = gallery.enrol("Ann", people[:1], [500.0], media=["a"], sources=["ann.jpg"])
         ...     _ = gallery.enrol("Bob", people[1:], [400.0], media=["b"], sources=["bob.jpg"])
-        ...     found = gallery.identify(people[1], 450.0, threshold=0.0)
-        >>> found.answer, found.identity, len(found.candidates)
+        ...     result = gallery.identify(people[1], 450.0, threshold=0.0)
+        >>> result.answer, result.identity, len(result.candidates)
         ('identified', 'Bob', 2)
     """
 
@@ -75,30 +75,30 @@ class Gallery:
         name: str = "spherecf",
         timeout: float = 10.0,
     ) -> "Gallery":
-        """Open a gallery, or make it.
+        """Open a gallery, or create it.
 
         Args:
-            uri: folder of an embedded gallery, or http://, https:// of a Milvus server.
+            uri: folder of an embedded gallery, or http(s):// URI of a Milvus server.
             model: fingerprint of the model.
             backbone: sha256 of its recogniser.
-            dim: of its directions.
+            dim: dimension of its directions.
             radius: r of its scores.
             calibration: for thresholds, likelihood ratios and percentiles.
-            create: make it if there is none.
-            token: what a server asks for.
-            name: of the gallery on a server that holds several.
-            timeout: seconds a server has for an answer.
+            create: create the gallery if it does not exist.
+            token: access token of a server.
+            name: of the gallery on a server with several.
+            timeout: seconds to wait for a server's answer.
 
         Raises:
-            ModelError: another model made it.
-            StorageError: no answer from the server, another process has the folder, or no space.
+            ModelError: it belongs to another model.
+            StorageError: the server does not answer, another process uses the folder, or the disk is full.
             FileFormatError: damaged, or not a gallery.
-            InputError: there is none, and ``create`` is false.
-            MissingDependencyError: without the extra ``gallery``.
+            InputError: it does not exist, and ``create`` is false.
+            MissingDependencyError: the extra ``gallery`` is not installed.
         """
         where = str(uri)
         if not create and "://" not in where and not (Path(where) / "spherecf.lock").exists():
-            raise InputError(f"{where}: there is no gallery; enrol somebody first")
+            raise InputError(f"{where}: there is no gallery here; enrol a person first")
         if calibration is not None:
             calibration.require(model)
         store = Store(where, dim, token=token, name=name, timeout=timeout)
@@ -106,7 +106,7 @@ class Gallery:
             facts = store.header()
             if facts is None:
                 if not create:
-                    raise InputError(f"{where}: there is no gallery; enrol somebody first")
+                    raise InputError(f"{where}: there is no gallery here; enrol a person first")
                 facts = Header.new(model, backbone, dim, radius).to_dict()
                 store.create(facts)
             header = Header.read(facts, where)
@@ -131,7 +131,7 @@ class Gallery:
         return self._mirror.find(template_key(checked_identity(identity), self._header.salt)) is not None
 
     def close(self) -> None:
-        """Let go of the gallery, so that others may open it; may be called twice."""
+        """Close the gallery, so that others can open it; may be called twice."""
         self._store.close()
 
     def enrol(
@@ -146,23 +146,23 @@ class Gallery:
         replace: bool = False,
         keep: Collection[str] | None = None,
     ) -> Enrolled:
-        """Store somebody's template, pooled from images; on return it is on the disk.
+        """Store a person's template, pooled from images; on return it is on the disk.
 
         Args:
-            identity: the name.
+            identity: name of the person.
             mu: (n, dim) unit directions of the images; n may be 0 with ``add``.
             kappa: (n,) their concentrations.
-            media: (n,) medium of each: frames of one video share one. The same direction in the same medium
-                is the same image and counts once.
-            sources: (n,) where each comes from, e.g. file names.
-            add: to the images of somebody enrolled; does nothing if all are there already.
-            replace: what is enrolled.
-            keep: with ``add``, the media of enrolled images that stay; by default all do.
+            media: (n,) medium of each image; frames of one video share one. Equal directions in one medium
+                are the same image and count once.
+            sources: (n,) origin of each image, e.g. a file name.
+            add: add to the images of an enrolled person; images that are enrolled already are ignored.
+            replace: replace the images of an enrolled person.
+            keep: with ``add``, the media of enrolled images to keep; by default all.
 
         Raises:
             InputError: the name is enrolled, and neither ``add`` nor ``replace`` is given; no image would be
-                left; or the name or the arrays are not as they should be.
-            StorageError: it could not be written; nothing of it will be seen.
+                left; or the name or the arrays are not valid.
+            StorageError: it could not be written; the gallery is unchanged.
         """
         name = checked_identity(identity)
         self._refresh()
@@ -172,7 +172,7 @@ class Gallery:
         key = template_key(name, self._header.salt)
         stored = self._stored(key)
         if stored is not None and not (add or replace):
-            raise InputError(f"{name} is already enrolled; add photos to it (add) or replace it (replace)")
+            raise InputError(f"{name} is already enrolled; use add to add photos, or replace to replace them")
         before = None if stored is None or replace else read_template(stored)
         known = nothing if before is None else self._images(before)
         kept = known.select([i for i, medium in enumerate(known.media) if keep is None or medium in keep])
@@ -196,9 +196,9 @@ class Gallery:
         return self._enrolled(template)
 
     def sources(self, identity: str) -> dict[str, str]:
-        """Media of the images behind somebody's template, and where the first of each came from.
+        """Media of the images in a person's template, with the source of the first image of each.
 
-        Empty where nobody has the name.
+        Empty if nobody of this name is enrolled.
         """
         self._refresh()
         key = template_key(checked_identity(identity), self._header.salt)
@@ -218,16 +218,16 @@ class Gallery:
         *,
         sources: Sequence[str] | None = None,
     ) -> int:
-        """Enrol many people of one image each, without a review; those who are there already are passed by.
+        """Enrol many people from one image each, without warnings; enrolled people are skipped.
 
         Args:
-            identities: (n,) names, each once.
+            identities: (n,) distinct names.
             mu: (n, dim) unit directions.
-            kappa: (n,).
-            sources: (n,) where each comes from.
+            kappa: (n,) concentrations.
+            sources: (n,) origin of each image.
 
         Returns:
-            How many were enrolled. After an interruption call it again: it goes on where it stopped.
+            Number of people enrolled. An interrupted call can be repeated to continue.
 
         Raises:
             InputError, StorageError: as in `enrol`.
@@ -235,17 +235,17 @@ class Gallery:
         names = [checked_identity(one) for one in identities]
         given = check_images(mu, kappa, self._header.dim, names, sources)
         if len(set(names)) < len(names):
-            raise InputError(f"{len(names) - len(set(names))} names stand twice; expected each once")
+            raise InputError(f"expected distinct names, {len(names) - len(set(names))} occur twice")
         self._refresh()
         keys = [template_key(name, self._header.salt) for name in names]
         fresh = [i for i, key in enumerate(keys) if self._mirror.find(key) is None]
-        for start in range(0, len(fresh), _PART):
-            part = fresh[start : start + _PART]
+        for start in range(0, len(fresh), _BATCH):
+            part = fresh[start : start + _BATCH]
             self._store.insert(
                 [template_row(pooled_template(keys[i], names[i], given.select([i]))) for i in part]
             )
-            some, ones = given.select(part), np.ones(len(part))
-            self._mirror.extend([keys[i] for i in part], some.media, some.mu, some.kappa, ones, ones)
+            images, ones = given.select(part), np.ones(len(part))
+            self._mirror.extend([keys[i] for i in part], images.media, images.mu, images.kappa, ones, ones)
         if fresh:
             self._changed()
         return len(fresh)
@@ -260,42 +260,42 @@ class Gallery:
         threshold: float | None = None,
         exact: bool = True,
     ) -> Identification:
-        """Who is this? Somebody of the gallery, nobody of it, or undecided.
+        """Identify a probe as a person of the gallery, as unknown, or not at all (undecided).
 
-        A stranger is compared with N people, so by the union bound each comparison may go wrong in at most
-        ``max_fpir / N`` of cases. The threshold is the calibration's for that rate, one against templates of
-        one image, another against pooled ones.
+        A stranger is compared with N people, so by the union bound a false match rate of ``max_fpir / N`` per
+        comparison suffices. The thresholds are the calibrated ones for that rate: one for templates of one
+        image, another for pooled ones.
 
         Args:
             mu: (dim,) unit direction of the probe.
             kappa: its concentration.
-            top: candidates wanted.
-            max_fpir: at most this share of strangers may be taken for somebody.
-            threshold: of the mutual likelihood score, instead of the calibration's.
-            exact: search everybody; else through an index that may miss somebody.
+            top: number of candidates to return.
+            max_fpir: bound on the share of strangers that are identified.
+            threshold: of the mutual likelihood score, instead of the calibrated ones.
+            exact: search exactly; otherwise with an index that may miss a person.
 
         Raises:
             InputError: shapes, NaN, or values out of range.
-            StorageError: a server does not answer.
+            StorageError: the server does not answer.
         """
-        probe, own = check_probe(mu, kappa, self._header.dim)
+        probe, probe_kappa = check_probe(mu, kappa, self._header.dim)
         if not (0 < max_fpir < 1 and top >= 1):
             raise InputError(f"expected 0 < max_fpir < 1 and top >= 1, got {max_fpir} and {top}")
         self._refresh()
         count = len(self._mirror)
         fmr = max_fpir / max(count, 1)
         limits = limits_for(self._calibration, fmr, threshold, self._header.radius)
-        hits = self._finder.find(probe, own, max(top, _LOOKED_AT), exact)
+        hits = self._finder.find(probe, probe_kappa, max(top, _MIN_CANDIDATES), exact)
         candidates = self._finder.candidates(hits, limits)
         each = None if limits is None else self._finder.limits_of(hits, limits)
-        answer, identity, why = decide(candidates, each, own, max_fpir)
+        answer, identity, why = decide(candidates, each, probe_kappa, max_fpir)
         if not exact and answer != "identified":
-            why += " (approximate search: somebody may have been missed)"
+            why += " (the search was approximate and may have missed a person)"
         first = None if not each else each[0]
         return Identification(
             answer, identity, why, candidates[:top], max_fpir, count, fmr,
             fmr_used=None if first is None or np.isnan(first.fmr) else first.fmr,
-            least_kappa=None if first is None or np.isinf(first.least) else first.least,
+            least_kappa=None if first is None or np.isinf(first.min_kappa) else first.min_kappa,
             exact=exact, scored=hits.scored,
         )  # fmt: skip
 
@@ -314,18 +314,17 @@ class Gallery:
         if top < 1:
             raise InputError(f"top: expected 1 or more, got {top}")
         self._refresh()
-        found = self._finder.find_all(given.mu, given.kappa, top)
-        return [self._finder.candidates(hits) for hits in found]
+        return [self._finder.candidates(hits) for hits in self._finder.find_all(given.mu, given.kappa, top)]
 
     def remove(self, identity: str, *, erase: bool = True) -> int:
-        """Forget somebody: template, images and name.
+        """Remove a person: template, images and name.
 
         Args:
-            identity: the name.
-            erase: from the files too, at once (see `compact`); else at the next `compact`.
+            identity: name of the person.
+            erase: erase from the files at once (see `compact`); otherwise at the next `compact`.
 
         Returns:
-            How many templates were removed: 0 if nobody has the name.
+            Number of templates removed: 0 if nobody of this name is enrolled.
 
         Raises:
             StorageError: it could not be written.
@@ -342,17 +341,19 @@ class Gallery:
         return 1
 
     def compact(self) -> None:
-        """Erase from the files what was removed or replaced, by writing them anew without it.
+        """Erase what was removed or replaced, by rewriting the files without it.
 
-        Takes about as long as enrolling all that remain at once. A server is only asked to.
+        Takes about as long as enrolling all remaining people. A server is only asked to compact.
         """
         self._store.compact()
 
     def list(self) -> "list[Enrolled]":
-        """Everybody, by name."""
+        """All enrolled people, sorted by name."""
         self._refresh()
         rows = (row for page in self._store.templates() for row in page)
-        return sorted((self._enrolled(read_template(row)) for row in rows), key=lambda one: one.identity)
+        return sorted(
+            (self._enrolled(read_template(row)) for row in rows), key=lambda enrolled: enrolled.identity
+        )
 
     def info(self) -> dict[str, Any]:
         """Facts about the gallery, JSON-able."""
@@ -371,8 +372,8 @@ class Gallery:
     def _load(self) -> None:
         """Read all templates into memory."""
         self._mirror = Mirror(self._header.dim)
-        elsewhere = None if self._store.embedded else self._store.search
-        self._finder = Finder(self._mirror, self._header.radius, self._calibration, elsewhere)
+        server_search = None if self._store.embedded else self._store.search
+        self._finder = Finder(self._mirror, self._header.radius, self._calibration, server_search)
         self._seen = {} if self._store.embedded else self._store.changes()
         for page in filter(len, self._store.templates()):
             columns = ([row[name] for row in page] for name in ("id", "identity", "kappa", "images", "media"))
@@ -385,12 +386,12 @@ class Gallery:
                 ) from error
 
     def _refresh(self) -> None:
-        """On a server others may have written: read anew if so."""
+        """On a server others may have written: reload if so."""
         if not self._store.embedded and self._store.changes() != self._seen:
             self._load()
 
     def _changed(self) -> None:
-        """On a server, tell the others."""
+        """On a server, record that this writer changed the gallery."""
         if not self._store.embedded:
             self._seen[self._writer] = self._seen.get(self._writer, 0) + 1
             self._store.write([writer_row(self._writer, self._seen[self._writer])])
@@ -398,11 +399,11 @@ class Gallery:
     def _review(self, key: str, images: Images, mu: NDArray[np.float32], kappa: float) -> tuple[str, ...]:
         limits = limits_for(self._calibration, _REVIEW_FMR, None, self._header.radius)
         alike = self._finder.candidates(self._finder.find(mu, kappa, 2))
-        others = [one for one in alike if one.template != key]
+        others = [candidate for candidate in alike if candidate.template != key]
         return review(images, kappa, others, limits, self._header.radius)
 
     def _stored(self, key: str) -> Row | None:
-        """Row of a template that is enrolled; one that is left over from a removal is not."""
+        """Row of an enrolled template; a leftover of a removal is not one."""
         return self._store.template(key) if self._mirror.find(key) is not None else None
 
     def _images(self, template: Template) -> Images:
@@ -413,7 +414,7 @@ class Gallery:
             raise FileFormatError(
                 self._store.uri,
                 f"the gallery is damaged: image {error} of {template.identity} is missing.",
-                "Enrol this person anew (replace).",
+                "Enrol this person again with replace.",
             ) from error
 
     def _enrolled(self, template: Template) -> Enrolled:

@@ -1,4 +1,4 @@
-"""Identified, unknown or undecided: what a search means, with the reason and the limits behind it."""
+"""Turn the candidates of a search into an answer: identified, unknown or undecided."""
 
 import math
 from collections.abc import Sequence
@@ -12,31 +12,31 @@ from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, Decisi
 
 @dataclass(frozen=True)
 class Limit:
-    """When one comparison of a search counts as a match.
+    """Thresholds of one comparison in a search.
 
     Attributes:
         score: name of the score in the calibration.
-        fmr: the false match rate that ``accept`` stands for.
-        accept: match from here on.
-        reject: no match below.
-        least: kappa that both must have for either to be said.
-        enough: False where ``fmr`` is larger than what was asked for: nothing stricter is calibrated.
+        fmr: false match rate at ``accept``.
+        accept: match if the score is at least this.
+        reject: non-match if the score is below this.
+        min_kappa: minimum kappa of both sides for any decision.
+        strict_enough: False if ``fmr`` exceeds the requested rate, because no stricter one is calibrated.
     """
 
     score: str
     fmr: float
     accept: float
     reject: float
-    least: float
-    enough: bool
+    min_kappa: float
+    strict_enough: bool
 
 
 def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
-    """The least strict limit that keeps ``fmr``; the strictest there is where none does; None without any.
+    """The lowest threshold with a rate of at most ``fmr``, else the strictest one; None if there is none.
 
-    Thresholds come from the decision rules alone where there are some, since those of the table need not hold
-    for pictures that are worse than its own; else from the table. A rarer error never gets a lower threshold
-    than a more frequent one.
+    Thresholds come from the decision rules if there are any, since those of the table need not hold for
+    images of lower quality than the calibration's; else from the table. A lower rate never gets a lower
+    threshold than a higher rate.
 
     Example:
         >>> from spherecf.calibration import DecisionRule
@@ -45,7 +45,7 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
         ...     for alpha, accept in ((1e-2, 5.0), (1e-4, 20.0))
         ... )
         >>> known = Calibration("f" * 64, "d" * 64, decisions=rules)
-        >>> limit_for(known, "mls", 1e-3).accept, limit_for(known, "mls", 1e-6).enough
+        >>> limit_for(known, "mls", 1e-3).accept, limit_for(known, "mls", 1e-6).strict_enough
         (20.0, False)
     """
     rules = [r for r in calibration.decisions if r.score == score and r.error == "fmr" and r.decides]
@@ -58,62 +58,62 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
     if not steps:
         return None
     steps.sort(key=lambda step: -step[0])
-    place = next((i for i, step in enumerate(steps) if step[0] <= fmr * (1 + 1e-9)), None)
-    chosen = len(steps) - 1 if place is None else place
+    index = next((i for i, step in enumerate(steps) if step[0] <= fmr * (1 + 1e-9)), None)
+    chosen = len(steps) - 1 if index is None else index
     target, _, rule = steps[chosen]
     accept = max(step[1] for step in steps[: chosen + 1])
     reject = accept if rule is None or rule.reject is None else min(rule.reject, accept)
-    least = -math.inf if rule is None else rule.least_confidence
-    return Limit(score, target, accept, reject, least, place is not None)
+    min_kappa = -math.inf if rule is None else rule.least_confidence
+    return Limit(score, target, accept, reject, min_kappa, index is not None)
 
 
 def limits_for(
     calibration: Calibration | None, fmr: float, threshold: float | None, radius: float
 ) -> tuple[Limit, Limit] | None:
-    """Limits against templates of one image and of several; None if nothing is known.
+    """Limits for templates of one image and of several; None if there are no thresholds.
 
     Args:
         calibration: of the model.
-        fmr: what one comparison may cost.
-        threshold: given by the user instead; the least kappa of the rules still holds.
-        radius: r of the scores; a calibration for another says nothing.
+        fmr: false match rate allowed for one comparison.
+        threshold: of the user, instead of the calibrated one; the minimum kappa of the rules still holds.
+        radius: r of the scores; a calibration for another radius is not used.
     """
-    one = several = None
-    if calibration is not None and _fits(calibration, radius):
-        one = limit_for(calibration, PAIR_SCORE, fmr)
-        several = limit_for(calibration, TEMPLATE_SCORE, fmr) or one
+    single = pooled = None
+    if calibration is not None and _same_radius(calibration, radius):
+        single = limit_for(calibration, PAIR_SCORE, fmr)
+        pooled = limit_for(calibration, TEMPLATE_SCORE, fmr) or single
     if threshold is not None:
-        least = (one.least if one else -math.inf, several.least if several else -math.inf)
+        minima = [-math.inf if limit is None else limit.min_kappa for limit in (single, pooled)]
         return (
-            Limit(PAIR_SCORE, math.nan, threshold, threshold, least[0], True),
-            Limit(TEMPLATE_SCORE, math.nan, threshold, threshold, least[1], True),
+            Limit(PAIR_SCORE, math.nan, threshold, threshold, minima[0], True),
+            Limit(TEMPLATE_SCORE, math.nan, threshold, threshold, minima[1], True),
         )
-    return None if one is None or several is None else (one, several)
+    return None if single is None or pooled is None else (single, pooled)
 
 
-def _fits(calibration: Calibration, radius: float) -> bool:
+def _same_radius(calibration: Calibration, radius: float) -> bool:
     known = (PAIR_SCORE, TEMPLATE_SCORE)
-    made = [rule.radius for rule in calibration.decisions if rule.score in known]
-    made += [table.radius for name, table in calibration.thresholds.items() if name in known]
-    return all(one is None or bool(np.isclose(one, radius)) for one in made)
+    radii = [rule.radius for rule in calibration.decisions if rule.score in known]
+    radii += [table.radius for name, table in calibration.thresholds.items() if name in known]
+    return all(other is None or bool(np.isclose(other, radius)) for other in radii)
 
 
 Answer = Literal["identified", "unknown", "undecided"]
-Decided = tuple[Answer, str | None, str]
+Decision = tuple[Answer, str | None, str]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Somebody who scored high.
+    """A person with a high score.
 
     Attributes:
-        identity: the name.
+        identity: name of the person.
         template: key of the template.
         score: mutual likelihood score.
-        cosine: of the directions.
+        cosine: between the directions.
         kappa: of the template.
         llr: natural-log likelihood ratio of the score; None if not calibrated.
-        accept, reject: match from the one on, no match below the other; None if not calibrated.
+        accept, reject: match from ``accept``, non-match below ``reject``; None if not calibrated.
     """
 
     identity: str
@@ -128,20 +128,21 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Identification:
-    """What is said about one probe.
+    """The answer for one probe.
 
     Attributes:
-        answer: "identified", "unknown" (nobody of the gallery) or "undecided".
-        identity: who it is, if identified.
-        why: the grounds, as a sentence.
+        answer: "identified", "unknown" (not in the gallery) or "undecided".
+        identity: name of the person, if identified.
+        why: the reason, as a sentence.
         candidates: highest score first.
-        max_fpir: what was promised: at most this share of strangers is taken for somebody of the gallery.
-        gallery: number of identities searched.
-        fmr: what one comparison may cost, ``max_fpir`` over ``gallery``.
-        fmr_used: the rate of the threshold that was used; None without calibration or with one given.
-        least_kappa: below it a photo is too poor; None if nothing is asked.
-        exact: whether every template was searched.
-        scored: how many were scored; the rest was shown, or in an approximate search taken, to score lower.
+        max_fpir: guaranteed bound on the share of strangers that are identified as somebody in the gallery.
+        gallery: number of identities in the gallery.
+        fmr: false match rate allowed for one comparison, ``max_fpir / gallery``.
+        fmr_used: rate of the threshold that was used; None if not calibrated or if a threshold was given.
+        least_kappa: minimum kappa of a probe for any decision; None if there is none.
+        exact: whether the search was exact.
+        scored: number of templates that were scored; the others provably score lower (exact search), or were
+            not considered (approximate search).
     """
 
     answer: Answer
@@ -158,86 +159,88 @@ class Identification:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return asdict(self) | {"candidates": [asdict(one) for one in self.candidates]}
+        return asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
 
 
 def decide(
     candidates: Sequence[Candidate], limits: Sequence[Limit] | None, kappa: float, max_fpir: float
-) -> Decided:
-    """The answer, who it is if identified, and why.
+) -> Decision:
+    """The answer, the identity if identified, and the reason.
 
     Args:
         candidates: highest score first.
         limits: of each candidate; None without calibration.
         kappa: of the probe.
-        max_fpir: the promise.
+        max_fpir: bound to guarantee.
     """
     if not candidates:
-        return "unknown", None, "nobody is enrolled"
+        return "unknown", None, "the gallery is empty"
     if limits is None:
-        return _undecided("the model is not calibrated, so no score means a match; give a threshold")
-    needed = min(limit.least for limit in limits)
-    if kappa < needed:
-        return _undecided(f"the photo is too poor: kappa {kappa:.1f}, at least {needed:.1f} is needed")
+        return _undecided("the model is not calibrated, so there is no threshold; give one")
+    required = min(limit.min_kappa for limit in limits)
+    if kappa < required:
+        return _undecided(f"the quality of the photo is too low: kappa {kappa:.1f}, required {required:.1f}")
     pairs = list(zip(candidates, limits))
     above = [
-        (one, limit)
-        for one, limit in pairs
-        if min(one.kappa, kappa) >= limit.least and one.score >= limit.accept
+        (candidate, limit)
+        for candidate, limit in pairs
+        if min(candidate.kappa, kappa) >= limit.min_kappa and candidate.score >= limit.accept
     ]
     if above:
-        best = max(one.score for one, _ in above)
-        poor = [
-            one for one, limit in pairs if one.kappa < limit.least and one.score >= max(best, limit.accept)
+        best = max(candidate.score for candidate, _ in above)
+        low_quality = [
+            candidate
+            for candidate, limit in pairs
+            if candidate.kappa < limit.min_kappa and candidate.score >= max(best, limit.accept)
         ]
-        return _too_poor(poor[0], above[0][0]) if poor else _above(above, max_fpir)
-    near = next(((one, limit) for one, limit in pairs if one.score >= limit.reject), None)
+        return _low_quality_rival(low_quality[0], above[0][0]) if low_quality else _above(above, max_fpir)
+    near = next(((candidate, limit) for candidate, limit in pairs if candidate.score >= limit.reject), None)
     if near is None:
-        return "unknown", None, "nobody in the gallery is alike enough to be this person"
-    who, limit = near
-    if who.score >= limit.accept:
+        return "unknown", None, "nobody in the gallery is similar enough"
+    nearest, limit = near
+    if nearest.score >= limit.accept:
         return _undecided(
-            f"the enrolment of {who.identity} is too poor to say that it is them: kappa {who.kappa:.1f}, at "
-            f"least {limit.least:.1f} is needed"
+            f"the score of {nearest.identity} reaches the threshold, but the enrolment is of low quality: "
+            f"kappa {nearest.kappa:.1f}, required {limit.min_kappa:.1f}"
         )
-    return _undecided(f"like {who.identity}, but not enough to rule out a stranger")
+    return _undecided(f"similar to {nearest.identity}, but not enough for an identification")
 
 
-def _too_poor(poor: Candidate, best: Candidate) -> Decided:
+def _low_quality_rival(rival: Candidate, best: Candidate) -> Decision:
     return _undecided(
-        f"like {best.identity}, but no less like {poor.identity}, whose enrolment is too poor to decide by: "
-        f"kappa {poor.kappa:.1f}"
+        f"similar to {best.identity}, but at least as similar to {rival.identity}, whose enrolment has too "
+        f"low a quality: kappa {rival.kappa:.1f}"
     )
 
 
-def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decided:
-    """At least one reaches its threshold."""
+def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decision:
+    """The decision if at least one candidate reaches its threshold."""
     ordered = sorted(above, key=lambda pair: (_evidence(pair[0]), pair[0].score), reverse=True)
     best, limit = ordered[0]
-    if not limit.enough:
+    if not limit.strict_enough:
         return _undecided(
-            f"{best.identity} is above the strictest threshold there is, which stands for FMR {limit.fmr:g}; "
-            f"a gallery of this size needs a smaller one to keep FPIR {max_fpir:g}. Allow more errors, or "
-            "give a threshold"
+            f"{best.identity} is above the strictest calibrated threshold (FMR {limit.fmr:g}), but a gallery "
+            f"of this size needs a stricter one to guarantee FPIR {max_fpir:g}; allow a higher FPIR, or give "
+            "a threshold"
         )
     if len(ordered) > 1:
         rival = ordered[1][0]
-        apart = _evidence(best) - _evidence(rival)
-        if not apart >= math.log((1 - max_fpir) / max_fpir):
+        difference = _evidence(best) - _evidence(rival)
+        if not difference >= math.log((1 - max_fpir) / max_fpir):
             return _undecided(
-                f"{best.identity} and {rival.identity} both reach the threshold, and the calibration cannot "
-                "tell which is likelier; look at both, and whether one person is enrolled under two names"
+                f"{best.identity} and {rival.identity} both reach the threshold, and neither is clearly more "
+                "likely; check both, and whether one person is enrolled under two names"
             )
-        times = math.exp(min(apart, 700))
-        why = f"{rival.identity} reaches the threshold too, but is {times:,.0f} times less likely"
+        times = math.exp(min(difference, 700))
+        why = f"{rival.identity} also reaches the threshold, but is {times:,.0f} times less likely"
     elif math.isnan(limit.fmr):
-        why = "above the given threshold"
+        why = "the score is above the given threshold"
     else:
-        why = f"of strangers at most {100 * max_fpir:g} % score as high with anybody of the gallery"
+        why = f"at most {100 * max_fpir:g} % of strangers score this high with anybody in the gallery"
     return "identified", best.identity, why
 
 
-def _undecided(why: str) -> Decided:
+def _undecided(why: str) -> Decision:
     return "undecided", None, why
 
 

@@ -1,7 +1,7 @@
-"""What a gallery stores: header, people, templates and images as rows.
+"""The rows of a gallery: header, templates and images.
 
-That keeps every bit, and is ten times faster through Milvus' Python client than a list of numbers. It stands
-in a JSON field, for of a text field the client looks at every character.
+A direction is stored as base64 of its float32 bytes: exact, and ten times faster through Milvus' Python
+client than a list of numbers. It is in a JSON field, as the client checks every character of a text field.
 """
 
 import base64
@@ -29,10 +29,10 @@ class Header:
 
     Attributes:
         model: fingerprint of the model whose directions and kappas it holds.
-        backbone: sha256 of its recogniser; "" if not told.
+        backbone: sha256 of its recogniser; "" if unknown.
         dim, radius: of the directions and of the score.
-        salt: of the keys, so that a name does not have the same key in two galleries.
-        created, spherecf: ISO time, and version that made it.
+        salt: of the keys, so that a name has different keys in different galleries.
+        created, spherecf: ISO time of creation, and version of the package.
     """
 
     model: str
@@ -47,42 +47,42 @@ class Header:
 
     @classmethod
     def new(cls, model: str, backbone: str, dim: int, radius: float) -> "Header":
-        """For a gallery that is being made."""
+        """Header of a new gallery."""
         return cls(model, backbone, dim, radius, secrets.token_hex(16), now(), __version__)
 
     @classmethod
     def read(cls, facts: dict[str, Any], uri: str) -> "Header":
-        """From its dictionary.
+        """Parse a header.
 
         Raises:
-            FileFormatError: it is no gallery of this kind, or of a later version.
+            FileFormatError: not a gallery header, or of another version.
         """
         if facts.get("format") != FORMAT or facts.get("version") != VERSION:
             raise FileFormatError(
                 uri, f"expected a gallery of version {VERSION}, got {facts.get('format')} "
-                f"{facts.get('version')}.", "Use the spherecf that made it, or a newer one."
+                f"{facts.get('version')}.", "Use the version of spherecf that created it, or a newer one."
             )  # fmt: skip
         try:
-            return cls(**{one.name: facts[one.name] for one in fields(cls)})
+            return cls(**{field.name: facts[field.name] for field in fields(cls)})
         except KeyError as error:
-            raise FileFormatError(uri, f"the header of the gallery lacks {error}.") from error
+            raise FileFormatError(uri, f"the header of the gallery has no {error}.") from error
 
     def check(self, uri: str, model: str, backbone: str, dim: int, radius: float) -> None:
-        """Refuse another model: its numbers mean something else.
+        """Check that the model is the gallery's own; scores of different models are not comparable.
 
         Raises:
-            ModelError: with both hashes.
+            ModelError: another model; the message has both hashes.
         """
         if model != self.model or (backbone and self.backbone and backbone != self.backbone):
             raise ModelError(
-                f"{uri}: the gallery was made by the model {self.model} (backbone "
-                f"{self.backbone or 'unknown'}), this is the model {model} (backbone "
-                f"{backbone or 'unknown'}): their directions cannot be compared. Use that "
-                "model, or enrol everybody anew in another gallery"
+                f"{uri}: the gallery belongs to the model {self.model} (backbone "
+                f"{self.backbone or 'unknown'}), but the current model is {model} (backbone "
+                f"{backbone or 'unknown'}), and their directions cannot be compared; use the "
+                "gallery's model, or enrol everybody again in a new gallery"
             )
         if dim != self.dim or radius != self.radius:
             raise ModelError(
-                f"{uri}: the gallery has dimension {self.dim} and radius {self.radius:g}, this model "
+                f"{uri}: the gallery has dimension {self.dim} and radius {self.radius:g}, the model has "
                 f"{dim} and {radius:g}"
             )
 
@@ -92,23 +92,23 @@ class Header:
 
 
 def now() -> str:
-    """UTC, ISO, to the second."""
+    """Current time, UTC, ISO format, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """One identity of a gallery.
+    """One enrolled person.
 
     Attributes:
         template: key of the template in the gallery.
-        identity: the name.
+        identity: name of the person.
         kappa: of the pooled template, the length of the sum over media of the mean kappa_i mu_i.
-        percentile: of kappa among those the calibration knows, 0 .. 100; None without a calibration.
-        images: how many images stand behind it.
-        media: how many media; images of one medium are averaged, for they are no independent evidence.
-        warnings: what should be looked at: poor photos, a resemblance, photos that do not fit together.
-        sources: where the first of the images came from.
+        percentile: of kappa among the reference faces, 0 .. 100; None without a calibration.
+        images: number of images in the template.
+        media: number of media; images of one medium are averaged, as they are not independent evidence.
+        warnings: low quality, photos of different people, resemblance to another person.
+        sources: origin of the first images.
         enrolled, changed: ISO times, UTC.
     """
 
@@ -128,11 +128,11 @@ class Enrolled:
         return asdict(self) | {"warnings": list(self.warnings), "sources": list(self.sources)}
 
 
-LONGEST = 256  # characters
+MAX_NAME = 256  # characters
 
 
 def checked_identity(identity: str) -> str:
-    """The name in its composed Unicode form (NFC), without blanks around it.
+    """The name in Unicode form NFC, without surrounding white space.
 
     Raises:
         InputError: empty, longer than 256 characters, or with control characters.
@@ -144,44 +144,49 @@ def checked_identity(identity: str) -> str:
     name = composed(identity).strip()
     if not name:
         raise InputError("identity: expected a name, got an empty one")
-    if len(name) > LONGEST:
-        raise InputError(f"identity: expected at most {LONGEST} characters, got {len(name)}: {name[:40]}...")
-    strange = [sign for sign in name if unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")]
-    if strange:
-        raise InputError(f"identity: control character {strange[0]!r} in {name!r}; expected a plain name")
+    if len(name) > MAX_NAME:
+        raise InputError(f"identity: expected at most {MAX_NAME} characters, got {len(name)}: {name[:40]}...")
+    controls = [
+        character for character in name if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+    ]
+    if controls:
+        raise InputError(
+            f"identity: expected a name without control characters, got {controls[0]!r} in {name!r}"
+        )
     return name
 
 
 def template_key(identity: str, salt: str) -> str:
-    """Primary key of somebody's template: the same name gives the same key in one gallery, not in another."""
+    """Primary key of a person's template; the same name has different keys in different galleries."""
     return hashlib.blake2b(identity.encode(), key=bytes.fromhex(salt), digest_size=16).hexdigest()
 
 
 Row = dict[str, Any]
 
 TEMPLATE, IMAGE, HEADER, WRITER = "template", "image", "header", "writer"
-_SOURCE = 512  # characters kept of where an image came from
-_SAME = 1 - 1e-4  # cosine from which two directions of one medium are one image; batches round differently
+_SOURCE = 512  # characters kept of the source of an image
+# Cosine from which two directions in one medium are the same image: rounding depends on the batch.
+_SAME = 1 - 1e-4
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """The images of one template: what it is pooled from."""
+    """The images that a template is pooled from."""
 
     mu: NDArray[np.float32]
     """(n, dim) unit directions."""
     kappa: NDArray[np.float32]
-    """(n,)."""
+    """(n,) concentrations."""
     media: tuple[str, ...]
-    """(n,) name of the medium of each."""
+    """(n,) medium of each."""
     sources: tuple[str, ...]
-    """(n,) where each came from."""
+    """(n,) origin of each."""
 
     def __len__(self) -> int:
         return len(self.kappa)
 
     def new(self, known: "Images") -> "Images":
-        """Those that are not among ``known``, nor twice: in one medium, the same direction up to rounding."""
+        """The images not in ``known``; images are equal if medium and, up to rounding, direction are."""
         kept: list[int] = []
         for i, medium in enumerate(self.media):
             seen = [known.mu[j] for j, other in enumerate(known.media) if other == medium]
@@ -191,7 +196,7 @@ class Images:
         return self.select(kept)
 
     def select(self, rows: Sequence[int]) -> "Images":
-        """Some of them."""
+        """A subset."""
         media, sources = (tuple(column[i] for i in rows) for column in (self.media, self.sources))
         return Images(self.mu[rows], self.kappa[rows], media, sources)
 
@@ -204,7 +209,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Template:
-    """A template as it is stored."""
+    """A stored template."""
 
     key: str
     identity: str
@@ -216,7 +221,7 @@ class Template:
 
     @property
     def generation(self) -> str:
-        """Mark of the images that belong to it; others of its key are left over and count for nothing."""
+        """Marks the images that belong to it; other images with its key are leftovers and are ignored."""
         return str(self.facts.get("generation", ""))
 
 
@@ -229,7 +234,7 @@ def template_row(template: Template) -> Row:
 
 
 def image_rows(template: Template, images: Images, first: int) -> list[Row]:
-    """Rows of the images from place ``first`` on."""
+    """Rows of the images from position ``first`` on."""
     return [
         _row(
             image_key(template, place), IMAGE, template.key, "", images.mu[place],
@@ -252,7 +257,7 @@ def header_row(facts: dict[str, Any]) -> Row:
 
 
 def writer_row(writer: str, changes: int) -> Row:
-    """Row that says how often somebody changed the gallery."""
+    """Row that counts the changes of one writer to the gallery."""
     nothing = np.empty(0, np.float32)
     return _row(writer, WRITER, WRITER, "", nothing, 0.0, 0, 0, {"changes": changes})
 
@@ -265,7 +270,7 @@ def read_template(row: Row) -> Template:
 
 
 def read_images(template: Template, rows: Sequence[Row]) -> Images:
-    """The images of a template from the rows of its key; left-over ones are passed by.
+    """The images of a template from the rows with its key; leftovers are ignored.
 
     Raises:
         KeyError: an image is missing.
@@ -275,18 +280,20 @@ def read_images(template: Template, rows: Sequence[Row]) -> Images:
         return Images(
             template.mu[None], np.array([template.kappa], np.float32), (facts["medium"],), (facts["source"],)
         )
-    mine = {row["facts"]["place"]: row for row in rows if row["facts"]["generation"] == template.generation}
-    found = [mine[place] for place in range(template.images)]
+    by_place = {
+        row["facts"]["place"]: row for row in rows if row["facts"]["generation"] == template.generation
+    }
+    ordered = [by_place[place] for place in range(template.images)]
     return Images(
-        np.stack([direction(row) for row in found]),
-        np.array([row["kappa"] for row in found], np.float32),
-        tuple(row["facts"]["medium"] for row in found),
-        tuple(row["facts"]["source"] for row in found),
+        np.stack([direction(row) for row in ordered]),
+        np.array([row["kappa"] for row in ordered], np.float32),
+        tuple(row["facts"]["medium"] for row in ordered),
+        tuple(row["facts"]["source"] for row in ordered),
     )
 
 
 def direction(row: Row) -> NDArray[np.float32]:
-    """(dim,) the direction of a row."""
+    """(dim,) direction of a row."""
     return np.frombuffer(base64.b64decode(row["direction"]["f4"]), "<f4").astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""The rows of a gallery in Milvus: embedded where it is given a path, a server or cluster where a URI."""
+"""Store the rows of a gallery in Milvus: embedded if given a path, on a server or cluster if given a URI."""
 
 import logging
 import os
@@ -31,10 +31,10 @@ if os.name == "posix":
 
 
 class Lock:
-    """A lock on a file that holds the process id; the system frees it when the process ends, however it ends.
+    """A file lock; the file contains the process id, and the system frees the lock when the process ends.
 
     Args:
-        path: the file; made if missing, and left behind.
+        path: the file; created if missing, and not deleted.
 
     Raises:
         StorageError: another process holds it (its id is named), or the file cannot be written.
@@ -53,8 +53,8 @@ class Lock:
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise StorageError(
-                f"{path.parent}: the gallery is in use by process {holder}; one process at a time may have "
-                "it open. Wait for it, or end it; for many writers use a Milvus server"
+                f"{path.parent}: the gallery is in use by process {holder}; only one process at a time can "
+                "open it. Wait for it, or use a Milvus server for several processes"
             ) from error
         self._file.seek(0)
         self._file.truncate()
@@ -62,7 +62,7 @@ class Lock:
         self._file.flush()
 
     def release(self) -> None:
-        """Free it; may be called twice."""
+        """Release the lock; may be called twice."""
         self._file.close()
 
 
@@ -88,13 +88,13 @@ class Embedded:
         try:
             from milvus_lite.adapter.grpc.server import start_server_in_thread
         except ImportError as error:
-            raise missing() from error
+            raise milvus_missing() from error
         if path.exists() and not path.is_dir():
-            raise FileFormatError(path, "expected a gallery, which is a folder; this is a file.")
+            raise FileFormatError(path, "expected the folder of a gallery, got a file.")
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise StorageError(f"{path}: cannot be made ({error.strerror})") from error
+            raise StorageError(f"{path}: cannot be created ({error.strerror})") from error
         self.path = path
         self._lock = Lock(path / "spherecf.lock")
         self._folder = tempfile.mkdtemp(prefix="spherecf-")
@@ -107,7 +107,7 @@ class Embedded:
         self.uri = f"{host}:0" if os.name == "posix" else f"http://{host}:{port}"
 
     def sync(self) -> None:
-        """Have the disk itself take what was written: Milvus Lite leaves that to the operating system."""
+        """Flush written data to the disk; Milvus Lite leaves that to the operating system."""
         for file in self.path.glob("collections/*/wal/*.arrow"):
             handle = os.open(file, os.O_RDONLY)
             try:
@@ -116,7 +116,7 @@ class Embedded:
                 os.close(handle)
 
     def close(self) -> None:
-        """Write everything to its final files and let others in; may be called twice."""
+        """Write everything to its final files and release the lock; may be called twice."""
         try:
             self._server.stop(grace=2).wait()
             self._db.close()
@@ -128,34 +128,34 @@ class Embedded:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def missing() -> MissingDependencyError:
-    """What to say without the packages."""
-    return MissingDependencyError('a gallery needs Milvus: pip install "spherecf[gallery]"')
+def milvus_missing() -> MissingDependencyError:
+    """The error to raise if the packages are not installed."""
+    return MissingDependencyError('a gallery needs Milvus; install it with pip install "spherecf[gallery]"')
 
 
 @contextmanager
-def hushed() -> Iterator[list[str]]:
-    """Take what Milvus would log, tracebacks among it, from the terminal; yields its messages.
+def silence_milvus_logs() -> Iterator[list[str]]:
+    """Keep the log messages of Milvus, with their tracebacks, off the terminal; yields them as a list.
 
-    Inside another one it yields the messages of that.
+    If nested, it yields the list of the outer call.
     """
     loggers = [logging.getLogger(name) for name in _LOGGERS]
-    outer = next((one for one in loggers[0].handlers if isinstance(one, _Taken)), None)
+    outer = next((handler for handler in loggers[0].handlers if isinstance(handler, _Collector)), None)
     if outer is not None:
         yield outer.messages
         return
-    taken = _Taken()
-    before = [(one.handlers, one.propagate) for one in loggers]
-    for one in loggers:
-        one.handlers, one.propagate = [taken], False
+    collector = _Collector()
+    before = [(logger.handlers, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers, logger.propagate = [collector], False
     try:
-        yield taken.messages
+        yield collector.messages
     finally:
-        for one, (handlers, propagate) in zip(loggers, before):
-            one.handlers, one.propagate = handlers, propagate
+        for logger, (handlers, propagate) in zip(loggers, before):
+            logger.handlers, logger.propagate = handlers, propagate
 
 
-class _Taken(logging.Handler):
+class _Collector(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.messages: list[str] = []
@@ -165,25 +165,25 @@ class _Taken(logging.Handler):
 
 
 _FIELDS = ["id", "kind", "owner", "identity", "direction", "kappa", "images", "media", "facts"]
-_PAGE, _SERVER_PAGE = 40_000, 8_000  # rows read at once; a server allows no more than 16384
-_WRITE = 2_000  # rows sent at once when many are
+_PAGE, _SERVER_PAGE = 40_000, 8_000  # rows per read; a server allows at most 16384
+_WRITE = 2_000  # rows per write
 
 
 class Store:
     """Rows of one gallery.
 
-    All rows of an enrolment go in one request, which Milvus Lite takes as one record of its log: all or
-    none. On a server the row of the template, which says how many images belong to it, makes them count.
+    All rows of an enrolment are written in one request, which is one record in the log of Milvus Lite: all or
+    nothing. On a server the images count once the row of their template, which has their number, is written.
 
     Args:
         uri: folder of an embedded gallery, or http://, https://, tcp://, unix: of a server.
         dim: of the directions.
-        token: what a server asks for, "user:password" or an API key.
+        token: access token of a server, "user:password" or an API key.
         name: of the collection on a server.
-        timeout: seconds a server has for an answer.
+        timeout: seconds to wait for a server's answer.
 
     Raises:
-        StorageError: the server does not answer, another process has the folder, or it cannot be written.
+        StorageError: the server does not answer, another process uses the folder, or it cannot be written.
         FileFormatError: the folder is damaged.
     """
 
@@ -193,51 +193,51 @@ class Store:
         try:
             from pymilvus import MilvusClient
         except ImportError as error:
-            raise missing() from error
+            raise milvus_missing() from error
         self.uri, self._dim, self._name = uri, dim, name
         self._embedded = None if is_server(uri) else Embedded(Path(uri))
         self._timeout = None if self._embedded else timeout
         self._broken = ""
         address = self._embedded.uri if self._embedded else uri
         try:
-            with hushed() as said:
+            with silence_milvus_logs() as messages:
                 self._client: Any = self._ask(MilvusClient, address, token=token)
-                self._collection = self._newest(said)
+                self._collection = self._newest(messages)
         except BaseException:
             self.close()
             raise
 
     @property
     def embedded(self) -> bool:
-        """Whether it is a folder of this machine."""
+        """Whether it is a local folder."""
         return self._embedded is not None
 
     def header(self) -> dict[str, Any] | None:
-        """Facts about the gallery; None where there is none yet."""
+        """Facts about the gallery; None if it does not exist yet."""
         return None if self._collection is None else self._header(self._collection)
 
     def create(self, facts: dict[str, Any]) -> None:
-        """Make the gallery."""
+        """Create the gallery."""
         self._collection = f"{self._name}_0"
         if self._ask(self._client.has_collection, self._collection):
             if self._ask(self._client.get_collection_stats, self._collection)["row_count"]:
                 raise FileFormatError(
-                    self.uri, "it is damaged: it has no header.", "Restore it from a backup."
+                    self.uri, "the gallery is damaged: it has no header.", "Restore it from a backup."
                 )
-            self._ask(self._client.drop_collection, self._collection)  # left over from a crash
+            self._ask(self._client.drop_collection, self._collection)  # a leftover of a crash
         self._make(self._collection)
         self.write([header_row(facts)])
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Put rows, in the place of those with the same keys; when it returns they are on the disk.
+        """Insert or replace rows by key; on return they are on the disk.
 
         Raises:
-            StorageError: they may not be; an embedded gallery then must be opened again before it is written.
+            StorageError: they may not be written; an embedded gallery must be reopened before the next write.
         """
         self._change(self._client.upsert, self._collection, [self._sent(row) for row in rows])
 
     def insert(self, rows: Sequence[Row]) -> None:
-        """`write` for many rows with new keys, in parts; each part is written wholly or not."""
+        """`write` for many rows with new keys, in batches; each is written completely or not at all."""
         for start in range(0, len(rows), _WRITE):
             part = [self._sent(row) for row in rows[start : start + _WRITE]]
             self._change(self._client.insert, self._collection, part)
@@ -252,7 +252,7 @@ class Store:
         return next(iter(found), None)
 
     def images(self, template: Template) -> list[Row]:
-        """Rows of the images of a template, by their keys: a search would look at every row."""
+        """Rows of the images of a template, by their keys, since a query would scan every row."""
         rows: list[Row] = []
         for start in range(0, template.images, _WRITE):
             keys = [image_key(template, i) for i in range(start, min(start + _WRITE, template.images))]
@@ -260,7 +260,7 @@ class Store:
         return rows
 
     def changes(self) -> dict[str, int]:
-        """How often each writer changed the gallery, by key of the writer."""
+        """Number of changes by each writer, by the writer's key."""
         pages = self._rows(f'kind == "{WRITER}"', ["id", "facts"])
         return {row["id"]: int(row["facts"]["changes"]) for page in pages for row in page}
 
@@ -269,7 +269,7 @@ class Store:
         self._change(self._client.delete, self._collection, filter=f'owner == "{key}"')
 
     def discard(self, template: Template) -> None:
-        """Delete left-over images of a template."""
+        """Delete the leftover images of a template."""
         current = f"{template.key}-{template.generation}-"
         rule = f'owner == "{template.key}" and kind == "{IMAGE}" and not (id like "{current}%")'
         self._change(self._client.delete, self._collection, filter=rule)
@@ -277,9 +277,8 @@ class Store:
     def compact(self) -> None:
         """Erase what was deleted or replaced from the files.
 
-        Milvus Lite has no such command. So what is alive is copied to a new collection, whose header, written
-        last, makes it count; then the old one is deleted. A server is asked to compact, and does so when it
-        sees fit.
+        Milvus Lite has no such command, so the remaining rows are copied to a new collection, which becomes
+        valid with its header, written last; then the old one is deleted. A server is asked to compact.
         """
         if self._embedded is None:
             self._ask(self._client.compact, self._collection)
@@ -297,7 +296,7 @@ class Store:
         self._ask(self._client.drop_collection, old)
 
     def search(self, mu: Sequence[float], top: int, effort: int) -> list[str]:
-        """Keys of templates with high cosines by the index of a server."""
+        """Keys of templates with high cosines, from the index of a server."""
         found = self._ask(
             self._client.search, self._collection, data=[mu], limit=top, filter=f'kind == "{TEMPLATE}"',
             search_params={"metric_type": "IP", "params": {"ef": effort}}, output_fields=["id"],
@@ -305,27 +304,29 @@ class Store:
         return [hit["id"] for hit in found[0]]
 
     def close(self) -> None:
-        """Let go of it; may be called twice."""
-        with hushed():
+        """Close the store; may be called twice."""
+        with silence_milvus_logs():
             client, self._client = getattr(self, "_client", None), None
             if client is not None:
                 client.close()
             if self._embedded is not None:
                 self._embedded.close()
 
-    def _newest(self, said: Sequence[str]) -> str | None:
-        """The last collection with a header; in a folder others are left over from a crash, and go."""
+    def _newest(self, messages: Sequence[str]) -> str | None:
+        """The newest collection with a header; in a folder others, left by a crash, are deleted."""
         pattern = re.compile(rf"{re.escape(self._name)}_(\d+)")
         found = filter(None, map(pattern.fullmatch, self._ask(self._client.list_collections)))
         names = [one[0] for one in sorted(found, key=lambda one: -int(one[1]))]
-        whole = [name for name in names if self._header(name) is not None]
-        if lost := [line for line in said if "missing" in line]:
-            raise FileFormatError(self.uri, f"it is damaged: {lost[0]}.", "Restore it from a backup.")
-        if whole and self.embedded:
+        valid = [name for name in names if self._header(name) is not None]
+        if lost := [line for line in messages if "missing" in line]:
+            raise FileFormatError(
+                self.uri, f"the gallery is damaged: {lost[0]}.", "Restore it from a backup."
+            )
+        if valid and self.embedded:
             for name in names:
-                if name != whole[0]:
+                if name != valid[0]:
                     self._ask(self._client.drop_collection, name)
-        return whole[0] if whole else None
+        return valid[0] if valid else None
 
     def _header(self, collection: str) -> dict[str, Any] | None:
         self._ask(self._client.load_collection, collection)
@@ -358,14 +359,14 @@ class Store:
         )  # fmt: skip
 
     def _sent(self, row: Row) -> Row:
-        """With the vector that Milvus insists on: the direction for a server's index, nothing for Lite."""
+        """With the vector that Milvus requires: the direction for a server's index, a dummy for Lite."""
         if self.embedded:
             return row | {"mu": [0.0, 0.0]}
         mu = direction(row)
         return row | {"mu": mu if mu.size else [0.0] * self._dim}
 
     def _rows(self, rule: str, fields: Sequence[str] = _FIELDS) -> Iterator[list[Row]]:
-        """Pages of rows. Keys are evenly spread hexadecimal numbers, so ranges of them are pages."""
+        """Pages of rows. Keys are uniform hexadecimal numbers, so a page is a range of keys."""
         if self.embedded:
             held = self._ask(self._client.get_collection_stats, self._collection)["row_count"]
             ends = [f"{end:04x}" for end in np.linspace(0, 1 << 16, 2 + int(held) // _PAGE).astype(int)[:-1]]
@@ -383,9 +384,7 @@ class Store:
 
     def _change(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
         if self._broken:
-            raise StorageError(
-                f"{self.uri}: an earlier write failed ({self._broken}); open the gallery again"
-            )
+            raise StorageError(f"{self.uri}: an earlier write failed ({self._broken}); reopen the gallery")
         try:
             self._ask(call, *arguments, **options)
             if self._embedded is not None:
@@ -400,11 +399,11 @@ class Store:
         if timed and self._timeout is not None:
             options["timeout"] = self._timeout
         try:
-            with hushed():
+            with silence_milvus_logs():
                 return call(*arguments, **options)
         except (MilvusException, ValueError) as error:
-            what = "the gallery" if self.embedded else "the Milvus server"
-            raise StorageError(f"{self.uri}: {what} refused or did not answer: {_short(error)}") from error
+            store = "the gallery" if self.embedded else "the Milvus server"
+            raise StorageError(f"{self.uri}: {store} failed or did not answer: {_short(error)}") from error
 
 
 def is_server(uri: str) -> bool:

@@ -1,58 +1,52 @@
-"""From photos to decisions: how sure, the same person or not, which pictures to keep."""
+"""Photos in, decisions out: confidence of each face, comparison of two photos, templates and enrolment."""
+
+# ruff: noqa: I001 (isort would put every `x as x` into a statement of its own)
 
 from spherecf.photos.assessment import (
     AssessedFace,
     AssessedPhoto,
     FaceAssessor,
-    PhotoSource,
-    assess_files,
-    explain,
+    assess_files as assess_files,
     rank_photos,
-    ranked_faces,
+    ranked_faces as ranked_faces,
 )
-from spherecf.photos.comparison import Comparison, compare, rule_for
-from spherecf.photos.enrolment import HowToEnrol, PhotoEnrolment, enrol_folders, enrol_photos, people_of
-from spherecf.photos.files import PHOTO_SUFFIXES, Journal, PhotoFile, PhotoFiles, find_photos, printable
+from spherecf.photos.comparison import Comparison, compare, rule_for as rule_for
+from spherecf.photos.enrolment import (
+    HowToEnrol as HowToEnrol,
+    PhotoEnrolment,
+    enrol_folders,
+    enrol_photos,
+    people_of,
+)
+from spherecf.photos.files import (
+    PHOTO_SUFFIXES as PHOTO_SUFFIXES,
+    PhotoFiles as PhotoFiles,
+    find_photos,
+    printable as printable,
+)
 from spherecf.photos.outputs import (
-    copy_photos,
-    split_by_quality,
-    write_csv,
-    write_list,
-    write_scores,
-    write_sheet,
+    copy_photos as copy_photos,
+    split_by_quality as split_by_quality,
+    write_csv as write_csv,
+    write_list as write_list,
+    write_scores as write_scores,
+    write_sheet as write_sheet,
 )
-from spherecf.photos.template import PhotoTemplate, TemplatePhoto, build_template
+from spherecf.photos.template import PhotoTemplate, TemplatePhoto as TemplatePhoto, build_template
 
+# Names imported `as` themselves are for the commands and the service, not part of the public API.
 __all__ = [
-    "PHOTO_SUFFIXES",
     "AssessedFace",
     "AssessedPhoto",
     "Comparison",
     "FaceAssessor",
-    "HowToEnrol",
-    "Journal",
     "PhotoEnrolment",
-    "PhotoFile",
-    "PhotoFiles",
-    "PhotoSource",
     "PhotoTemplate",
-    "TemplatePhoto",
-    "assess_files",
     "build_template",
     "compare",
-    "copy_photos",
     "enrol_folders",
     "enrol_photos",
-    "explain",
     "find_photos",
     "people_of",
-    "printable",
     "rank_photos",
-    "ranked_faces",
-    "rule_for",
-    "split_by_quality",
-    "write_csv",
-    "write_list",
-    "write_scores",
-    "write_sheet",
 ]

@@ -1,4 +1,4 @@
-"""Photos to confidences: every face with its direction, its kappa and the reasons beside it; ranked."""
+"""Assess photos: the direction, kappa and capture problems of every face; rank faces by kappa."""
 
 import hashlib
 import json
@@ -32,34 +32,35 @@ from spherecf.vmf import mean_resultant_length
 
 # Set from real faces: 150 of LFW, 80 frontal and 80 profile ones of CFP, 40 of those blurred by a Gaussian.
 SMALL_EYES_PX = 24.0
-"""The crop has its eyes 35 px apart: below two thirds of that it is mostly invented by enlarging."""
+"""In the aligned crop the eyes are 35 px apart; below two thirds of that the crop is mostly interpolated."""
 TURNED_DEGREES = 35.0
-"""1 in 100 of LFW are turned by more than 31 degrees, 95 in 100 CFP profiles by more than 42."""
+"""1 % of LFW are turned by more than 31 degrees, 95 % of the CFP profiles by more than 42."""
 TILTED_DEGREES = 25.0
-"""Of LFW's absolute pitch the 99th percentile is 22."""
+"""The 99th percentile of the absolute pitch in LFW is 22."""
 UPSIDE_DOWN_DEGREES = 120.0
-"""Of roll; detectors that know such faces give landmarks by which they are aligned all the same."""
+"""Absolute roll. Such faces are still aligned if the detector finds their landmarks."""
 BLURRED_SHARPNESS = 30.0
-"""1 in 100 of LFW lie below 29; a blur of 2 px in the crop has the median 39, of 3 px 20."""
+"""1 % of LFW are below 29; the median is 39 after a blur of 2 px in the crop, 20 after 3 px."""
 DARK_LEVEL, BRIGHT_LEVEL = 50.0, 200.0
-"""Mean grey level: 1 in 100 of those 310 faces has less than 52, 1 in 100 more than 192."""
+"""Mean grey level: 1 % of those 310 faces are below 52, 1 % above 192."""
 FLAT_CONTRAST = 18.0
-"""Standard deviation of grey levels: 1 in 100 of LFW lie below 22."""
+"""Standard deviation of the grey levels: 1 % of LFW are below 22."""
 CUT_SHARE = 0.8
-"""Share of the face's box in the picture; a whole face at the very edge of its crop still has 0.85."""
+"""Share of the face box inside the picture; a whole face at the edge of its crop still has 0.85."""
 
 
 def explain(facts: CaptureFacts) -> tuple[str, ...]:
-    """What may trouble a recogniser in a face, the gravest first; empty where nothing is conspicuous.
+    """Capture problems that may lower recognition accuracy, most serious first; empty if there are none.
 
     Example:
         >>> explain(CaptureFacts(12.8, 52.0, 3.0, 1.0, 400.0, 120.0, 45.0, 1.0, (30, 40)))
         ('eyes 13 px apart', 'turned 52 degrees')
     """
-    foreshortened = max(0.4, math.cos(math.radians(facts.yaw_degrees)))  # near, not small; 0.4 of NaN
-    found = {
+    # Turning moves the eyes closer together; that alone does not make a face small. NaN gives 0.4.
+    foreshortening = max(0.4, math.cos(math.radians(facts.yaw_degrees)))
+    problems = {
         "upside down": abs(facts.roll_degrees) > UPSIDE_DOWN_DEGREES,
-        f"eyes {facts.eye_distance_px:.0f} px apart": facts.eye_distance_px < SMALL_EYES_PX * foreshortened,
+        f"eyes {facts.eye_distance_px:.0f} px apart": facts.eye_distance_px < SMALL_EYES_PX * foreshortening,
         f"turned {abs(facts.yaw_degrees):.0f} degrees": abs(facts.yaw_degrees) > TURNED_DEGREES,
         f"looking {'down' if facts.pitch_degrees > 0 else 'up'}": abs(facts.pitch_degrees) > TILTED_DEGREES,
         "blurred": facts.sharpness < BLURRED_SHARPNESS,
@@ -68,27 +69,29 @@ def explain(facts: CaptureFacts) -> tuple[str, ...]:
         "little contrast": facts.contrast < FLAT_CONTRAST,
         "cut off by the picture's edge": facts.inside < CUT_SHARE,
     }
-    return tuple(reason for reason, true in found.items() if true)
+    return tuple(problem for problem, present in problems.items() if present)
 
 
 PhotoSource = str | Path | bytes | NDArray[np.uint8]
 """A path, the bytes of a file, or RGB pixels (height, width, 3)."""
 
-_MOST_READERS = 8
+_MAX_READERS = 8
+
+NO_DIRECTION = "the recogniser gives no direction for this face"
 
 
 @dataclass(frozen=True, eq=False)
 class AssessedFace:
-    """One face and how sure the recogniser is of it.
+    """One face and the recogniser's confidence in it.
 
     Attributes:
         captured: crop, box, landmarks and facts.
-        mu: (dim,) unit direction; zeros where the recogniser gave none.
-        kappa: concentration; NaN where the recogniser gave none.
-        percentile: share of the reference faces that are less sure, 0 .. 100; None without a calibration.
-        quality: the percentile as ISO/IEC 29794-1 integer, 0 .. 100; -1 is a failure to assess, or no scale.
+        mu: (dim,) unit direction; zeros if the recogniser gives none.
+        kappa: concentration; NaN if the recogniser gives no direction.
+        percentile: percentage of reference faces with a lower kappa, 0 .. 100; None without a calibration.
+        quality: the percentile as an ISO/IEC 29794-1 integer, 0 .. 100; -1 if it could not be computed.
         expected_cosine: A_d(kappa), the expected cosine to the person's prototype.
-        reasons: what is conspicuous about the picture; they explain kappa, and do not enter it.
+        reasons: capture problems; they help to explain kappa and do not influence it.
     """
 
     captured: CapturedFace
@@ -116,7 +119,7 @@ class AssessedFace:
 
 @dataclass(frozen=True, eq=False)
 class AssessedPhoto:
-    """One photo and its faces, the main one first; without faces, the reason."""
+    """One photo and its faces, the main one first; if there are none, the reason."""
 
     name: str
     acquisition: Acquisition
@@ -128,13 +131,23 @@ class AssessedPhoto:
         return self.faces[0] if self.faces else None
 
     @property
+    def usable_face(self) -> AssessedFace | None:
+        """The main face if the recogniser gives it a direction."""
+        return self.main if self.main is not None and math.isfinite(self.main.kappa) else None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no usable face, as a sentence; "" if there is one."""
+        return "" if self.usable_face is not None else self.reason or NO_DIRECTION
+
+    @property
     def failure(self) -> Failure | None:
-        """Why there is no face, in one word."""
+        """Why there is no face, as a code; None if there is one."""
         return self.acquisition.failure
 
     @property
     def reason(self) -> str:
-        """The same as a sentence; "" where there is a face."""
+        """Why there is no face, as a sentence; "" if there is one."""
         return self.acquisition.reason
 
     def to_dict(self) -> dict[str, Any]:
@@ -151,16 +164,16 @@ class AssessedPhoto:
 
 
 class FaceAssessor:
-    """Photos in, faces with their confidence out: detector, recogniser and head behind one call.
+    """Detector, recogniser and confidence head in one call: photos in, faces with their confidence out.
 
     Args:
         model: by default the calibrated model that ships with the package.
-        detector: by default `FaceDetector` as it comes; or anything that maps RGB pixels to `Face` records.
-        faces: "all" of a photo, or only the "main" one.
-        max_pixels: larger pictures are refused before they are decoded.
+        detector: by default `FaceDetector()`; or any callable that maps RGB pixels to `Face` records.
+        faces: "all" faces of a photo, or only the "main" one.
+        max_pixels: larger pictures are rejected before they are decoded.
 
     Raises:
-        InputError: another word for ``faces``, or a recogniser whose input is not square.
+        InputError: ``faces`` is neither "all" nor "main", or the recogniser's input is not square.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -187,11 +200,11 @@ class FaceAssessor:
         self.which, self.max_pixels = faces, max_pixels
         height, width = self.model.backbone.preprocessing.size
         if height != width:
-            raise InputError(f"photos give square crops, this recogniser takes {height}x{width}")
+            raise InputError(f"expected a recogniser with square input, got {height}x{width}")
         self.size = height
 
     def __call__(self, photo: PhotoSource, name: str = "") -> AssessedPhoto:
-        """Assess one photo. A bad photo does not raise: its ``failure`` and ``reason`` say what is wrong."""
+        """Assess one photo. An unusable photo raises nothing: see its ``failure`` and ``reason``."""
         return self._assess([self._acquire((name, photo))])[0]
 
     def stream(
@@ -201,41 +214,41 @@ class FaceAssessor:
         batch_size: int = 32,
         threads: int | None = None,
     ) -> Generator[AssessedPhoto, None, None]:
-        """Assess (name, photo) pairs, in order: threads decode and detect, the recogniser works in batches.
+        """Assess (name, photo) pairs in order; threads decode and detect, the recogniser runs on batches.
 
         Args:
-            photos: an empty name stands for the path.
+            photos: if the name is empty, the path is used.
             batch_size: faces per call of the recogniser.
-            threads: by default one per core, at most 8.
+            threads: by default one per core, up to 8.
 
         Raises:
-            InputError: a batch or thread count below 1.
+            InputError: ``batch_size`` or ``threads`` is below 1.
         """
-        threads = min(os.cpu_count() or 1, _MOST_READERS) if threads is None else threads
+        threads = min(os.cpu_count() or 1, _MAX_READERS) if threads is None else threads
         if batch_size < 1 or threads < 1:
-            raise InputError(f"expected at least one, got batch_size {batch_size} and threads {threads}")
-        waiting: list[Acquisition] = []
+            raise InputError(f"expected batch_size >= 1 and threads >= 1, got {batch_size} and {threads}")
+        pending: list[Acquisition] = []
         with closing(in_order(self._acquire, photos, threads, "photo")) as acquired:
             for acquisition in acquired:
-                waiting.append(acquisition)
-                if sum(len(one.faces) for one in waiting) >= batch_size or len(waiting) >= 2 * batch_size:
-                    yield from self._assess(waiting)
-                    waiting = []
-        yield from self._assess(waiting)
+                pending.append(acquisition)
+                if sum(len(item.faces) for item in pending) >= batch_size or len(pending) >= 2 * batch_size:
+                    yield from self._assess(pending)
+                    pending = []
+        yield from self._assess(pending)
 
     def _acquire(self, photo: tuple[str, PhotoSource]) -> Acquisition:
         name, source = photo
         return acquire(source, self.detector, name=name, size=self.size, max_pixels=self.max_pixels)
 
     def _assess(self, acquired: Sequence[Acquisition]) -> list[AssessedPhoto]:
-        captured = [one.faces[:1] if self.which == "main" else one.faces for one in acquired]
-        assessed = iter(self._judge([face for faces in captured for face in faces]))
+        captured = [photo.faces[:1] if self.which == "main" else photo.faces for photo in acquired]
+        assessed = iter(self._assess_faces([face for faces in captured for face in faces]))
         return [
-            AssessedPhoto(one.name, one, tuple(next(assessed) for _ in faces))
-            for one, faces in zip(acquired, captured)
+            AssessedPhoto(photo.name, photo, tuple(next(assessed) for _ in faces))
+            for photo, faces in zip(acquired, captured)
         ]
 
-    def _judge(self, faces: Sequence[CapturedFace]) -> list[AssessedFace]:
+    def _assess_faces(self, faces: Sequence[CapturedFace]) -> list[AssessedFace]:
         if not faces:
             return []
         mu, kappa = self._embed(np.stack([face.crop for face in faces]))
@@ -258,7 +271,7 @@ class FaceAssessor:
         ]
 
     def _embed(self, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """(n, dim) and (n,); zeros and NaN for a crop that the recogniser gives no direction."""
+        """mu (n, dim) and kappa (n,); zeros and NaN for a crop without a direction."""
         mu = np.zeros((len(crops), self.model.backbone.dim), np.float32)
         kappa = np.full(len(crops), np.nan)
         for which, result in isolate_failures(self.model.embed, crops, ModelError):
@@ -274,27 +287,25 @@ def _number(value: float, digits: int) -> float | None:
 
 Record = dict[str, Any]
 
-_MAY_PASS = (
-    Failure.UNREADABLE,
-    Failure.UNSUPPORTED,
-)  # another right or another package cures them: ask again
+# Not kept in the journal: a changed permission or an installed package may remove the cause.
+_TRANSIENT_FAILURES = (Failure.UNREADABLE, Failure.UNSUPPORTED)
 
 
 def rank_photos(
     paths: Sequence[str | Path], assessor: FaceAssessor | None = None, *, resume: str | Path | None = None
 ) -> list[Record]:
-    """Assess all photos that paths and folders name; one row per face, the surest first, failures last.
+    """Assess all photos in files and folders; one row per face, highest kappa first, failures last.
 
     Args:
-        paths: files and folders, folders with all below them.
-        assessor: by default `FaceAssessor` as it comes.
-        resume: a file that keeps what is assessed, so that an interrupted call goes on where it stopped.
+        paths: files and folders; folders are searched recursively.
+        assessor: by default `FaceAssessor()`.
+        resume: file of finished assessments; an interrupted call continues from it.
 
     Returns:
-        Rows as `ranked_faces` makes them.
+        Rows as from `ranked_faces`.
 
     Raises:
-        StorageError: ``resume`` cannot be written; what is in it is kept.
+        StorageError: ``resume`` cannot be written; its content is kept.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -309,13 +320,13 @@ def rank_photos(
 def assess_files(
     photos: Iterable[PhotoFile], assessor: FaceAssessor, *, resume: str | Path | None = None
 ) -> Iterator[Record]:
-    """`AssessedPhoto.to_dict` of every file, in order, those that ``resume`` holds from there.
+    """`AssessedPhoto.to_dict` of every file, in order; records in ``resume`` are reused.
 
-    Photos that could not be read, or need another package, are not kept there: asked again, they may do.
+    Photos that could not be read, or need a missing package, are not recorded, so the next call retries them.
 
     Raises:
-        FileFormatError: ``resume`` is some other file.
-        StorageError: it cannot be written; what is in it is kept.
+        FileFormatError: ``resume`` is a file of another kind.
+        StorageError: ``resume`` cannot be written; its content is kept.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -323,35 +334,35 @@ def assess_files(
         >>> [len(photo["faces"]) for photo in assess_files(photos, FaceAssessor())]
         [1]
     """
-    with nullcontext() if resume is None else Journal(resume, maker(assessor)) as journal:
-        waiting: list[tuple[PhotoFile, Key]] = []  # in order: an answer from the journal waits its turn
+    with nullcontext() if resume is None else Journal(resume, assessor_fingerprint(assessor)) as journal:
+        pending: list[tuple[PhotoFile, Key]] = []  # keeps the order: a record from the journal waits its turn
 
         def fresh() -> Iterator[tuple[str, Path]]:
             for photo in photos:
                 key = _key(photo.path)
-                waiting.append((photo, key))
+                pending.append((photo, key))
                 if journal is None or journal.find(key) is None:
                     yield photo.name, photo.path
 
         def known() -> Iterator[Record]:
-            while journal is not None and waiting:
-                found = journal.find(waiting[0][1])
-                if found is None:
+            while journal is not None and pending:
+                record = journal.find(pending[0][1])
+                if record is None:
                     return
-                yield {**found, "photo": waiting.pop(0)[0].name}
+                yield {**record, "photo": pending.pop(0)[0].name}
 
         with closing(assessor.stream(fresh())) as stream:
             for assessed in stream:
                 yield from known()
-                (photo, key), record = waiting.pop(0), assessed.to_dict()
-                if journal is not None and assessed.failure not in _MAY_PASS:
+                (photo, key), record = pending.pop(0), assessed.to_dict()
+                if journal is not None and assessed.failure not in _TRANSIENT_FAILURES:
                     journal.add(photo, record, key)
                 yield record
         yield from known()
 
 
-def maker(assessor: FaceAssessor) -> str:
-    """Names everything an assessment depends on: model, calibration, detector and settings."""
+def assessor_fingerprint(assessor: FaceAssessor) -> str:
+    """Hash of everything an assessment depends on: model, calibration, detector and settings."""
     calibration = assessor.model.calibration
     detector = getattr(assessor.detector, "sha256", repr(assessor.detector))
     facts = [
@@ -365,12 +376,12 @@ def maker(assessor: FaceAssessor) -> str:
 
 
 def ranked_faces(photos: Iterable[Record]) -> list[Record]:
-    """One row per face, by descending kappa, and after them one per photo without a face.
+    """One row per face, by descending kappa, followed by one row per photo without a face.
 
-    ``rank`` counts from 1, equal kappas by name; it is None where there is no kappa, and ``quality`` -1.
+    ``rank`` counts from 1, ties are ordered by name; without a kappa ``rank`` is None and ``quality`` -1.
 
     Args:
-        photos: of `AssessedPhoto.to_dict`.
+        photos: dictionaries from `AssessedPhoto.to_dict`.
 
     Example:
         >>> facts = {"size_px": None, "notes": [], "failure": None, "reason": ""}
@@ -387,17 +398,17 @@ def ranked_faces(photos: Iterable[Record]) -> list[Record]:
 
 
 def _rows(photo: Record) -> Iterator[Record]:
-    start = {"rank": None, "photo": photo["photo"]}
-    end = {"size_px": photo["size_px"], "notes": photo["notes"], "failure": photo["failure"]}
-    for place, face in enumerate(photo["faces"]):
-        yield {**start, "face": place, **face, **end, "reason": ""}
+    first = {"rank": None, "photo": photo["photo"]}
+    last = {"size_px": photo["size_px"], "notes": photo["notes"], "failure": photo["failure"]}
+    for number, face in enumerate(photo["faces"]):
+        yield {**first, "face": number, **face, **last, "reason": ""}
     if not photo["faces"]:
-        yield {**start, "face": None, "quality": -1, "kappa": None, **end, "reason": photo["reason"]}
+        yield {**first, "face": None, "quality": -1, "kappa": None, **last, "reason": photo["reason"]}
 
 
 def _key(path: Path) -> Key:
     try:
-        found = path.stat()
+        facts = path.stat()
     except (OSError, ValueError):
         return str(path), -1, -1
-    return os.path.abspath(path), found.st_size, found.st_mtime_ns  # noqa: PTH100
+    return os.path.abspath(path), facts.st_size, facts.st_mtime_ns  # noqa: PTH100

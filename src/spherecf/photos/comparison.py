@@ -1,4 +1,4 @@
-"""Are these two the same person? A decision with its error rate, or none where there is no evidence."""
+"""Compare two photos: match or non-match at a guaranteed error rate, or undecided."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -9,25 +9,25 @@ import torch
 
 from spherecf.calibration import PAIR_SCORE, Calibration, Decision, DecisionRule, ErrorCount
 from spherecf.errors import InputError, ModelError
-from spherecf.photos.assessment import AssessedFace, AssessedPhoto
+from spherecf.photos.assessment import NO_DIRECTION, AssessedFace, AssessedPhoto
 from spherecf.scoring import mutual_likelihood_score
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What is said about two photos, and on what grounds.
+    """The decision on two photos, with the evidence for it.
 
     Attributes:
         decision: match, non-match or undecided.
-        why: the same as a sentence.
-        score: mutual likelihood score (paper equation 13); None where a photo has no face.
-        cosine: of the two directions; likewise.
-        llr: natural-log likelihood ratio; above 0 it speaks for one person. None if not calibrated for it.
-        max_fmr: what was promised: at most this share of pairs of strangers is called a match.
-        rule: what decided, with its thresholds.
+        why: the reason, as a sentence.
+        score: mutual likelihood score (paper equation 13); None if a photo has no face.
+        cosine: of the two directions; None if a photo has no face.
+        llr: natural-log likelihood ratio, positive in favour of one person; None if the calibration has none.
+        max_fmr: guaranteed bound on the false match rate.
+        rule: the decision rule that was used, with its thresholds.
         left, right: the photos.
-        faces: which face of each was taken, 0 the main one.
-        notes: what else should be known, e.g. that a photo has several faces.
+        faces: index of the compared face in each photo, 0 is the main one.
+        notes: further remarks, e.g. that a photo has several faces.
     """
 
     decision: Decision
@@ -44,11 +44,11 @@ class Comparison:
 
     @property
     def false_matches(self) -> ErrorCount | None:
-        """What the rule's test saw: false matches among pairs of strangers, and the bound on their rate."""
+        """False matches among non-mated pairs when the rule was tested, with the bound on their rate."""
         return next((count for count in self.rule.counts if count.error.startswith("false matches")), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the two photos with the face that was taken."""
+        """JSON-able; each photo with the face that was compared."""
         seen = self.false_matches
         return {
             "decision": str(self.decision),
@@ -76,22 +76,22 @@ def compare(
     max_fmr: float = 1e-4,
     faces: tuple[int, int] = (0, 0),
 ) -> Comparison:
-    """Decide whether two photos show one person, with at most ``max_fmr`` false matches among strangers.
+    """Decide whether two photos show one person, at a false match rate of at most ``max_fmr``.
 
-    Match if the mutual likelihood score reaches the threshold of the calibration's rule for ``max_fmr``,
-    non-match if it stays below its lower one; undecided between the two, where a face is too poor to decide
-    anything (its kappa is below the rule's least), and where a photo has no face.
+    Match if the mutual likelihood score reaches the upper threshold of the calibration's rule for
+    ``max_fmr``, non-match if it is below the lower one. Undecided if it is between the two, if the kappa of a
+    face is below the minimum of the rule, or if a photo has no face.
 
     Args:
-        left, right: from `FaceAssessor`, by one model.
-        calibration: of that model (``model.calibration``).
-        radius: r of that model.
-        max_fmr: one of the rates the calibration has a rule for.
-        faces: which face of each photo, 0 the main one.
+        left, right: from one `FaceAssessor`.
+        calibration: of the model that assessed the photos, ``model.calibration``.
+        radius: r of that model, ``model.radius``.
+        max_fmr: a rate for which the calibration has a rule.
+        faces: index of the face in each photo, 0 is the main one.
 
     Raises:
         ModelError: the model is not calibrated.
-        InputError: no rule for ``max_fmr`` (those there are are listed), or no such face.
+        InputError: no rule for ``max_fmr`` (the message lists the available ones), or no such face.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -104,21 +104,21 @@ def compare(
         ('undecided', 'a wall: no face found in 80x80 px.')
     """
     known, rule = calibrated(calibration), rule_for(calibration, max_fmr, radius=radius)
-    said = partial(Comparison, max_fmr=max_fmr, rule=rule, left=left, right=right)
+    comparison = partial(Comparison, max_fmr=max_fmr, rule=rule, left=left, right=right)
     if faceless := [photo for photo in (left, right) if photo.main is None]:
         why = "; ".join(f"{photo.name}: {photo.reason}" for photo in faceless)
-        return said(Decision.UNDECIDED, why, None, None, None)
+        return comparison(Decision.UNDECIDED, why, None, None, None)
     a, b = _face(left, faces[0]), _face(right, faces[1])
     if broken := [photo.name for photo, face in ((left, a), (right, b)) if not np.isfinite(face.kappa)]:
-        why = f"{' and '.join(broken)}: the recogniser gives no direction for this face"
-        return said(Decision.UNDECIDED, why, None, None, None, faces=faces)
+        why = f"{' and '.join(broken)}: {NO_DIRECTION}"
+        return comparison(Decision.UNDECIDED, why, None, None, None, faces=faces)
     score, cosine = scores(a, b, radius)
-    least = min(a.kappa, b.kappa)
-    decision = Decision(str(rule.decide(score, least)))
-    why = _why(decision, rule, least, left.name if a.kappa <= b.kappa else right.name)
+    kappa = min(a.kappa, b.kappa)
+    decision = Decision(str(rule.decide(score, kappa)))
+    why = _why(decision, rule, kappa, left.name if a.kappa <= b.kappa else right.name)
     llr = float(known.llr(PAIR_SCORE, score, radius)) if PAIR_SCORE in known.likelihood else None
     notes = _notes(left, right, a, b, faces)
-    return said(decision, why, score, cosine, llr, faces=faces, notes=notes)
+    return comparison(decision, why, score, cosine, llr, faces=faces, notes=notes)
 
 
 def scores(a: AssessedFace, b: AssessedFace, radius: float) -> tuple[float, float]:
@@ -130,25 +130,25 @@ def scores(a: AssessedFace, b: AssessedFace, radius: float) -> tuple[float, floa
 
 
 def calibrated(calibration: Calibration | None) -> Calibration:
-    """Itself, if there is one.
+    """The calibration, if there is one.
 
     Raises:
-        ModelError: there is none; the message says how to make it.
+        ModelError: there is none; the message says how to make one.
     """
     if calibration is None:
         raise ModelError(
-            "this model is not calibrated, so no score of it means match or non-match; calibrate it with "
+            "this model is not calibrated, so its scores cannot be turned into decisions; calibrate it with "
             "`spherecf evaluate calibration --model MODEL --save OUT` (docs/calibration.md)"
         )
     return calibration
 
 
 def rule_for(calibration: Calibration | None, max_fmr: float, *, radius: float) -> DecisionRule:
-    """The rule that `compare` decides by; long work asks for it first.
+    """The rule that `compare` uses; call it before long work to fail early.
 
     Raises:
         ModelError: the model is not calibrated.
-        InputError: no rule for ``max_fmr``; those there are are listed.
+        InputError: no rule for ``max_fmr``; the message lists the available ones.
 
     Example:
         >>> import spherecf
@@ -158,40 +158,42 @@ def rule_for(calibration: Calibration | None, max_fmr: float, *, radius: float) 
     """
     rule = calibrated(calibration).decision(PAIR_SCORE, error="fmr", alpha=max_fmr)
     if rule.radius is not None and rule.radius != radius:
-        raise InputError(f"the rule was made for radius {rule.radius:g}, the model has {radius:g}")
+        raise InputError(f"the decision rule is for radius {rule.radius:g}, the model has radius {radius:g}")
     return rule
 
 
 def _face(photo: AssessedPhoto, which: int) -> AssessedFace:
     if not 0 <= which < len(photo.faces):
-        raise InputError(f"{photo.name}: no face {which}; it has {len(photo.faces)}, counted from 0")
+        raise InputError(
+            f"{photo.name}: there is no face {which}; it has {len(photo.faces)}, numbered from 0"
+        )
     return photo.faces[which]
 
 
-def _why(decision: Decision, rule: DecisionRule, least: float, weaker: str) -> str:
+def _why(decision: Decision, rule: DecisionRule, kappa: float, weaker: str) -> str:
     if not rule.decides:
-        return f"no threshold could keep the promise of FMR {rule.alpha:g} on the calibration data"
+        return f"no threshold guarantees FMR {rule.alpha:g} on the calibration data"
     if decision is Decision.MATCH:
-        return f"of pairs of strangers at most 1 in {1 / rule.alpha:,.0f} scores as high"
-    if least < rule.least_confidence:
-        return f"{weaker} is too poor: kappa {least:.1f}, at least {rule.least_confidence:.1f} is needed"
+        return f"at most 1 in {1 / rule.alpha:,.0f} pairs of different people scores this high"
+    if kappa < rule.least_confidence:
+        return f"the quality of {weaker} is too low: kappa {kappa:.1f}, required {rule.least_confidence:.1f}"
     if decision is Decision.NON_MATCH:
-        few = "few" if rule.fnmr is None else f"at most {rule.fnmr:.0%}"
-        return f"of pairs of one person {few} score as low"
-    return "more alike than a clear non-match, not alike enough to rule out strangers"
+        share = "few" if rule.fnmr is None else f"at most {rule.fnmr:.0%} of"
+        return f"{share} pairs of one person score this low"
+    return "the score is too high for a non-match and too low for a match"
 
 
 def _notes(
     left: AssessedPhoto, right: AssessedPhoto, a: AssessedFace, b: AssessedFace, faces: tuple[int, int]
 ) -> tuple[str, ...]:
-    found = [
-        f"{photo.name} has {len(photo.faces)} faces; face {which} was taken, 0 being the main one"
+    notes = [
+        f"{photo.name} has {len(photo.faces)} faces; face {which} was compared (0 is the main face)"
         for photo, which in ((left, faces[0]), (right, faces[1]))
         if len(photo.faces) > 1
     ]
     if a.captured.crop.shape == b.captured.crop.shape and np.array_equal(a.captured.crop, b.captured.crop):
-        found.append("both are the same picture: that it matches itself says nothing")
-    return tuple(found)
+        notes.append("both photos are the same picture, so a match is meaningless")
+    return tuple(notes)
 
 
 def _side(photo: AssessedPhoto, which: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Photos of people to a gallery, and a gallery that follows folders of photos as they change."""
+"""Enrol people from photos, and keep a gallery in step with folders of photos."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,31 +14,32 @@ from spherecf.errors import InputError
 from spherecf.gallery import Enrolled, Gallery, checked_identity
 from spherecf.photos.assessment import AssessedFace, FaceAssessor
 from spherecf.photos.files import PhotoFile, find_photos, printable
-from spherecf.photos.template import NO_DIRECTION
 
 HowToEnrol = Literal["new", "add", "replace", "follow"]
 Status = Literal["enrolled", "unchanged", "added", "renewed", "kept", "no face", "no folder", "bad name"]
 
 _HASH = re.compile("[0-9a-f]{16}")
-_NOT_COMPARABLE = "enrolled without hashes of its photos, which so cannot be compared; replace renews it"
-_NOTHING = "no photo shows a usable face; remove this person, or give other photos"
-_UNREADABLE = "not every photo could be read, so none was taken out"
+_NOT_COMPARABLE = (
+    "enrolled without hashes of its photos, so changes cannot be detected; use replace to renew it"
+)
+_NO_FACE_LEFT = "no photo shows a usable face; remove this person, or supply other photos"
+_UNREADABLE = "some photos could not be read, so none was removed"
 
 
 @dataclass(frozen=True)
 class PhotoEnrolment:
-    """What became of one person's photos.
+    """Result of enrolling one person's photos.
 
     Attributes:
         identity: the name.
-        status: "enrolled"; "unchanged"; "added", photos to those enrolled; "renewed", without photos that are
-            gone or have other content; "kept", as it was, for the ``reason``; "no face", not enrolled;
-            "no folder", enrolled still; "bad name", a folder that nobody can be called after.
-        enrolled: what the gallery holds now; None where it holds nobody of this name, or was not asked.
-        added: photos that came into the template.
-        removed: sources of the photos that left it.
+        status: "enrolled"; "unchanged"; "added": photos were added; "renewed": photos that were deleted or
+            changed were removed; "kept": the template was left as it was, see ``reason``; "no face": not
+            enrolled; "no folder": still enrolled; "bad name": the folder's name is not valid as an identity.
+        enrolled: the gallery's entry after the call; None if there is none, or it was not read.
+        added: photos that were added to the template.
+        removed: sources of the photos that were removed from it.
         left_out: photos and folders that could not be used, with the reason.
-        reason: why the template is not what the folder holds; "" otherwise.
+        reason: why the template does not match the folder; "" otherwise.
     """
 
     identity: str
@@ -69,21 +70,20 @@ def enrol_photos(
     paths: Sequence[str | Path],
     how: HowToEnrol = "new",
 ) -> PhotoEnrolment:
-    """Enrol somebody from photos; each counts once, by the hash of its content.
+    """Enrol a person from photos; photos with the same content count once.
 
     Args:
-        gallery: made by the assessor's model.
-        assessor: of faces "main".
+        gallery: opened with the assessor's model.
+        assessor: created with ``faces="main"``.
         identity: the name.
         paths: files and folders, folders with all below them.
-        how: "new"; "add" to the photos of somebody enrolled; "replace" them; "follow": add those that are
-            new, and leave out those that are not among the files any more. Photos that are enrolled are not
-            assessed again. Nothing is left out where a file or folder cannot be read, and no template is
-            left without a photo.
+        how: "new"; "add" to the enrolled photos; "replace" them; "follow": add new photos and remove those
+            that are no longer among the files. Enrolled photos are not assessed again. If a file or folder
+            cannot be read, nothing is removed; nor is the last usable photo of a template.
 
     Raises:
-        InputError: "new", and the name is enrolled; or the name is none.
-        StorageError: the gallery could not be written; it is as it was.
+        InputError: "new" and the name is already enrolled; or the name is not valid.
+        StorageError: the gallery could not be written; it is unchanged.
 
     Example:
         >>> import tempfile
@@ -103,7 +103,7 @@ def enrol_photos(
     faces, faceless = _faces(assessor, {m: photo for m, photo in files.photos.items() if m not in stay})
     left_out = (*files.unreadable, *faceless)
     if not faces and not stay:
-        reason = _NOTHING if known else ""
+        reason = _NO_FACE_LEFT if known else ""
         return PhotoEnrolment(identity, "kept" if known else "no face", left_out=left_out, reason=reason)
     follow = how == "follow" and not files.unreadable
     done = gallery.enrol(
@@ -131,13 +131,13 @@ def enrol_photos(
 
 
 def people_of(folder: str | Path) -> dict[str, list[Path]]:
-    """Folders of photos by the names of their people, in order.
+    """Sub-folders of photos by person name, in order.
 
-    Names that differ only in how Unicode composes their letters are one person. Folders whose names start
-    with a dot are passed by.
+    Names that differ only in Unicode composition belong to one person. Hidden folders (leading dot) are
+    ignored.
 
     Raises:
-        InputError: the folder cannot be read, or holds no folder.
+        InputError: the folder cannot be read, or has no sub-folder.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -146,13 +146,13 @@ def people_of(folder: str | Path) -> dict[str, list[Path]]:
     """
     folder = Path(folder)
     try:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+        subfolders = sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from error
-    if not inside:
-        raise InputError(f"{folder}: expected a folder of photos for each person, there is none")
+    if not subfolders:
+        raise InputError(f"{folder}: expected one sub-folder of photos per person, found none")
     people: dict[str, list[Path]] = {}
-    for path in inside:
+    for path in subfolders:
         people.setdefault(composed(path.name).strip(), []).append(path)
     return people
 
@@ -163,18 +163,18 @@ def enrol_folders(
     people: Mapping[str, Sequence[Path]],
     how: HowToEnrol = "follow",
 ) -> Iterator[PhotoEnrolment]:
-    """Bring a gallery to what folders of photos hold; then name those enrolled who have no folder.
+    """Synchronise a gallery with folders of photos, then report enrolled people who have no folder.
 
-    The people of the folders come in order, each written before the next begins, so the same call goes on
-    after an interruption. Nobody is removed.
+    People are processed in order and each is written before the next begins, so an interrupted call can be
+    repeated. Nobody is removed.
 
     Args:
         gallery, assessor: as for `enrol_photos`.
         people: from `people_of`.
-        how: as for `enrol_photos`; "new" is for people who are not enrolled.
+        how: as for `enrol_photos`; "new" requires that nobody is enrolled yet.
 
     Raises:
-        StorageError: the gallery could not be written; who came before is enrolled.
+        StorageError: the gallery could not be written; people processed before are enrolled.
 
     Example:
         >>> import tempfile
@@ -198,25 +198,27 @@ def enrol_folders(
         yield done
     for enrolled in gallery.list():
         if enrolled.identity not in people:
-            now = {moved.get(medium, "") for medium in gallery.sources(enrolled.identity)} if moved else {""}
-            reason = "" if "" in now else f"the same photos are enrolled as {', '.join(sorted(now))}"
+            names = (
+                {moved.get(medium, "") for medium in gallery.sources(enrolled.identity)} if moved else {""}
+            )
+            reason = "" if "" in names else f"the same photos are enrolled as {', '.join(sorted(names))}"
             yield PhotoEnrolment(enrolled.identity, "no folder", enrolled, reason=reason)
 
 
 @dataclass(frozen=True)
 class _Files:
-    """Photos by the hash of their content, the first of each, and what cannot be read, with the reason."""
+    """Photos by the hash of their content (the first of equal ones), and unreadable paths with the reason."""
 
     photos: dict[str, PhotoFile]
     unreadable: list[tuple[str, str]]
 
     @classmethod
     def of(cls, paths: Sequence[str | Path]) -> "_Files":
-        found = find_photos(paths)
-        files = cls({}, list(found.unreadable))
-        for photo in found.photos:
+        listing = find_photos(paths)
+        files = cls({}, list(listing.unreadable))
+        for photo in listing.photos:
             try:
-                if not photo.path.is_file():  # also a device or a pipe, which would never end
+                if not photo.path.is_file():  # nor a device or pipe, which reading would never finish
                     raise FileNotFoundError("no such file")
                 files.photos.setdefault(sha256_file(photo.path)[:16], photo)
             except OSError as error:
@@ -227,13 +229,13 @@ class _Files:
 def _faces(
     assessor: FaceAssessor, photos: Mapping[str, PhotoFile]
 ) -> tuple[dict[str, tuple[str, AssessedFace]], list[tuple[str, str]]]:
-    """Names and main faces by the hashes of their photos; and photos without one, with the reason."""
+    """(name, main face) by content hash; and the photos without a usable face, with the reason."""
     faces: dict[str, tuple[str, AssessedFace]] = {}
     faceless: list[tuple[str, str]] = []
     stream = assessor.stream((photo.name, photo.path) for photo in photos.values())
     for medium, photo in zip(photos, stream):
-        if photo.main is not None and np.isfinite(photo.main.kappa):
-            faces[medium] = photo.name, photo.main
+        if photo.usable_face is not None:
+            faces[medium] = photo.name, photo.usable_face
         else:
-            faceless.append((photo.name, photo.reason or NO_DIRECTION))
+            faceless.append((photo.name, photo.problem))
     return faces, faceless

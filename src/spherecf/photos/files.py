@@ -1,4 +1,4 @@
-"""Which files are photos, and which of them are already assessed."""
+"""Find photo files, and keep a journal of those already assessed."""
 
 import json
 import os
@@ -30,14 +30,14 @@ PHOTO_SUFFIXES = frozenset(
         *(".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
     )
 )
-"""Endings that make a file in a folder a photo; a file that is named itself is taken whatever its ending."""
+"""File extensions of photos in folders; a file that is named explicitly is used whatever its extension."""
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """One file: what to call it, where it lies, and its path below the folder that was named."""
+    """One file: its printable name, its path, and its path relative to the folder that was searched."""
 
     name: str
     path: Path
@@ -46,7 +46,7 @@ class PhotoFile:
 
 @dataclass
 class PhotoFiles:
-    """In the order of the arguments, folders by name; ``ignored`` other files, ``unreadable`` folders."""
+    """Photos in the order of the arguments, folders sorted by name; ignored files; unreadable folders."""
 
     photos: list[PhotoFile] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -54,10 +54,10 @@ class PhotoFiles:
 
 
 def find_photos(paths: Sequence[str | Path]) -> PhotoFiles:
-    """The photos that paths name, folders with all below them; a file named twice is taken once.
+    """The photos in files and folders, searched recursively; a file that occurs twice is listed once.
 
-    Names that start with a dot are left out of folders. A folder that cannot be read is listed with the
-    reason. A named file that does not exist is kept: reading it will say so.
+    Hidden entries (leading dot) of folders are ignored. A folder that cannot be read is listed with the
+    reason. A named file that does not exist is kept; reading it reports the error.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -82,9 +82,9 @@ def find_photos(paths: Sequence[str | Path]) -> PhotoFiles:
 
 
 def printable(path: Path) -> str:
-    r"""The path as one line of text that can be written anywhere.
+    r"""The path as one line of printable text.
 
-    Bytes that are no UTF-8 become ``\\xff``, and so do signs that break a line or steer a terminal.
+    Bytes that are not UTF-8, line breaks and control characters become escapes such as ``\\xff``.
 
     Example:
         >>> printable(Path(os.fsdecode(b"caf\\xe9.jpg")))
@@ -93,13 +93,13 @@ def printable(path: Path) -> str:
         'two\\nlines.jpg'
     """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return _CONTROLS.sub(lambda sign: sign[0].encode("unicode_escape").decode(), text)
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def _walk(folder: Path, found: PhotoFiles, above: tuple[Path, ...]) -> Iterator[Path]:
     try:
         real = folder.resolve()
-        if real in above:  # a link to a folder above itself would never end
+        if real in above:  # a link to one of its parents would recurse forever
             return
         entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
     except OSError as error:
@@ -117,12 +117,12 @@ def _walk(folder: Path, found: PhotoFiles, above: tuple[Path, ...]) -> Iterator[
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to where we may not look: this entry only, not the folder it is in
+    except OSError:  # a link to itself or without permission: skip this entry only, not its folder
         return False
 
 
 Key = tuple[str, int, int]
-"""Path, size in bytes (-1: not there), time of change in nanoseconds."""
+"""Path, size in bytes (-1: missing), modification time in nanoseconds."""
 
 _START = b'{"path": "'
 
@@ -137,18 +137,18 @@ class _Line:
 
 
 class Journal:
-    """Records by path, size and time of change, made by one model with one setting.
+    """Assessments by path, size and modification time, for one model and one set of settings.
 
-    A line is on disk before the next photo begins. A last line that is not whole, after kill -9 or on a full
-    disk, is dropped; lines by another model, or of a file that has changed since, stay but do not count.
+    Each line is written before the next photo begins. An incomplete last line, after kill -9 or on a full
+    disk, is dropped; lines by another model, or of a file that has changed since, are kept but ignored.
 
     Args:
-        path: the file; made where there is none.
-        maker: names model, detector and settings: records of another maker are not used.
+        path: the file; created if missing.
+        maker: fingerprint of model, detector and settings; records of another maker are ignored.
 
     Raises:
-        FileFormatError: the file holds something else.
-        StorageError: it cannot be read or made.
+        FileFormatError: it is a file of another kind.
+        StorageError: it cannot be read or created.
 
     Example:
         >>> import tempfile
@@ -170,14 +170,14 @@ class Journal:
             raise StorageError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 
     def find(self, key: Key) -> dict[str, Any] | None:
-        """The record of a photo that has not changed since, or None."""
+        """The record of a photo that has not changed since it was assessed, or None."""
         return self._known.get(key)
 
     def add(self, photo: PhotoFile, record: dict[str, Any], key: Key) -> None:
         """Append one record.
 
         Raises:
-            StorageError: the disk is full or not writable; what was added before is kept.
+            StorageError: the disk is full or not writable; earlier records are kept.
         """
         line = {"path": key[0], "bytes": key[1], "mtime_ns": key[2], "maker": self.maker, "record": record}
         try:
@@ -190,8 +190,8 @@ class Journal:
         except OSError as error:
             self._stream = None
             raise StorageError(
-                f"{self.path}: could not be written ({error.strerror or error}) at {photo.name}; what was "
-                "assessed before is kept. Free some space, then run the same command again."
+                f"{self.path}: could not be written ({error.strerror or error}) at {photo.name}; earlier "
+                "assessments are kept. Free some space, then run the same command again."
             ) from error
         self._known[key] = record
 
@@ -203,17 +203,17 @@ class Journal:
             self._stream.close()
 
     def _read(self) -> int:
-        """Fill ``_known``; the length of what is whole."""
+        """Fill ``_known``; return the length of the complete lines."""
         end = 0
         with self.path.open("rb") as stream:
             for number, raw in enumerate(stream, 1):
                 if not raw.endswith(b"\n") and (raw.startswith(_START) or _START.startswith(raw)):
-                    break  # torn
+                    break  # incomplete
                 try:
                     line = checked(_Line, parse_json(raw, self.path, "a record"), f"line {number}")
                 except (FileFormatError, InputError) as error:
                     raise FileFormatError(
-                        self.path, f"line {number} is no record of `spherecf quality --resume`.",
+                        self.path, f"line {number} is not a record of `spherecf quality --resume`.",
                         "Choose another file.",
                     ) from error  # fmt: skip
                 if line.maker == self.maker:

@@ -1,4 +1,4 @@
-"""Ranked faces as files: CSV, score lines, lists, copies of the photos to keep, and a contact sheet."""
+"""Write ranked faces: CSV, score lines, lists of names, copies of photos, and a contact sheet."""
 
 import csv
 import filecmp
@@ -30,12 +30,12 @@ _COLUMNS = ("rank", "photo", "face", "quality", "percentile", "kappa", "expected
 
 
 def write_csv(path: str | Path, rows: Iterable[Record]) -> Path:
-    """One line per face, and per photo without one, with a heading; reasons joined by "; ".
+    """Write a header, one line per face and one per photo without a face; reasons are joined by "; ".
 
-    A name that a spreadsheet would take for a formula gets "./" in front, which names the same file.
+    A name that a spreadsheet would read as a formula gets the prefix "./", which names the same file.
 
     Args:
-        path: the file, whole or not written.
+        path: the file; written completely or not at all.
         rows: from `spherecf.photos.rank_photos`.
 
     Raises:
@@ -59,15 +59,15 @@ def write_csv(path: str | Path, rows: Iterable[Record]) -> Path:
 
 
 def write_scores(path: str | Path, rows: Iterable[Record], of: ScoreOf = "kappa") -> Path:
-    """The field's lines ``image_path score``, one per photo: its main face's number, -1 for a failure.
+    """Write lines ``image_path score``, one per photo: the score of its main face, -1 for a failure.
 
     Args:
-        path: the file, whole or not written.
+        path: the file; written completely or not at all.
         rows: from `spherecf.photos.rank_photos`; photos are written by name.
         of: "kappa", "percentile" or "quality" (the ISO integer).
 
     Raises:
-        InputError: another word, or a percentile that the model, uncalibrated, does not have.
+        InputError: ``of`` is none of these, or is not available because the model is not calibrated.
         StorageError: not writable; an older file is intact.
 
     Example:
@@ -83,13 +83,13 @@ def write_scores(path: str | Path, rows: Iterable[Record], of: ScoreOf = "kappa"
         raise InputError(f"scores of: expected kappa, percentile or quality, got {of!r}")
     mains = sorted(main_faces(rows), key=lambda row: row["photo"])
     if of != "kappa" and any(row["kappa"] is not None and row.get("percentile") is None for row in mains):
-        raise InputError(f"the model is not calibrated: it has no {of}; use kappa")
+        raise InputError(f"the model is not calibrated, so it gives no {of}; use kappa")
     scores = [-1 if row["kappa"] is None else row[of] for row in mains]
     return _write(path, "".join(f"{row['photo']} {score}\n" for row, score in zip(mains, scores)))
 
 
 def write_list(path: str | Path, names: Iterable[str]) -> Path:
-    r"""One name per line.
+    r"""Write one name per line.
 
     Raises:
         StorageError: not writable; an older file is intact.
@@ -107,8 +107,8 @@ def main_faces(rows: Iterable[Record]) -> list[Record]:
     return [row for row in rows if not row["face"]]
 
 
-def split_by_quality(rows: Iterable[Record], least: int) -> tuple[list[str], list[str]]:
-    """(kept, rejected) photos by the ISO quality of their main face; failures are in neither.
+def split_by_quality(rows: Iterable[Record], min_quality: int) -> tuple[list[str], list[str]]:
+    """(kept, rejected) photos by the ISO quality of the main face; failures are in neither list.
 
     Example:
         >>> rows = [{"photo": name, "face": 0, "quality": q} for name, q in (("a", 70), ("b", 20), ("c", -1))]
@@ -116,19 +116,18 @@ def split_by_quality(rows: Iterable[Record], least: int) -> tuple[list[str], lis
         (['a'], ['b'])
     """
     mains = [row for row in main_faces(rows) if row["quality"] >= 0]
-    kept = [row["photo"] for row in mains if row["quality"] >= least]
-    return kept, [row["photo"] for row in mains if row["quality"] < least]
+    kept = [row["photo"] for row in mains if row["quality"] >= min_quality]
+    return kept, [row["photo"] for row in mains if row["quality"] < min_quality]
 
 
 def copy_photos(photos: Sequence[PhotoFile], folder: str | Path) -> int:
-    """Copy photos below ``folder``, as they lay below the folders that were named; how many were copied.
+    """Copy photos into ``folder``, keeping their relative paths; return how many were copied.
 
-    A copy with the size and time of the original, or with its bytes, is left alone, so the same call goes on
-    where it stopped.
+    A copy that has the content of its original is left unchanged, so an interrupted call can be repeated.
 
     Raises:
-        InputError: two photos would become the same file, or a photo lies in ``folder`` already.
-        StorageError: a photo cannot be read, or the disk is full; the copies made are whole.
+        InputError: two photos would get the same path, or a photo is already in ``folder``.
+        StorageError: a photo cannot be read, or the disk is full; finished copies are complete.
 
     Example:
         >>> import tempfile
@@ -146,7 +145,7 @@ def copy_photos(photos: Sequence[PhotoFile], folder: str | Path) -> int:
         if other is not photo:
             raise InputError(f"{other.name} and {photo.name} would both be copied to {folder}/{photo.below}")
         if inside in photo.path.resolve().parents:
-            raise InputError(f"{photo.name} lies in {folder} already; copy to another folder")
+            raise InputError(f"{photo.name} is already in {folder}; copy to another folder")
     copied = 0
     for target, photo in targets.items():
         try:
@@ -164,10 +163,10 @@ def _no_formula(name: str) -> str:
 
 def _copy(source: Path, target: Path) -> bool:
     facts = source.stat()
-    if os.path.lexists(target):  # also a link to nowhere
+    if os.path.lexists(target):  # true for a broken link, too
         if target.is_file() and filecmp.cmp(source, target):
             return False
-        raise InputError(f"{target} is another file already; it is not replaced")
+        raise InputError(f"{target} already exists with other content; it is not overwritten")
     with source.open("rb") as stream:
         write_atomically(target, lambda out: shutil.copyfileobj(stream, out))
     os.utime(target, ns=(facts.st_atime_ns, facts.st_mtime_ns))

@@ -1,7 +1,6 @@
-"""Which photos should be in the template: pooled confidence, what each adds, and who does not belong."""
+"""Pool photos of one person: pooled kappa, contribution of each photo, suspected strangers."""
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +48,6 @@ def group_by_likelihood(llr: NDArray[np.floating]) -> list[list[int]]:
 
 STRANGER_FMR = 1e-2  # the rule that says whether a photo is a clear non-match to the rest
 
-NO_DIRECTION = "the recogniser gives no direction for this face"
-
 Array = NDArray[Any]
 
 
@@ -77,15 +74,13 @@ class FaceSet:
         """The main faces that have a direction.
 
         Raises:
-            InputError: there is none; the first reason is told.
+            InputError: there is none; the message gives the first reason.
         """
         usable = [
-            (place, photo.main)
-            for place, photo in enumerate(photos)
-            if photo.main is not None and math.isfinite(photo.main.kappa)
+            (place, photo.usable_face) for place, photo in enumerate(photos) if photo.usable_face is not None
         ]
         if not usable:
-            first = f" The first, {photos[0].name}: {photos[0].reason or NO_DIRECTION}" if photos else ""
+            first = f" The first, {photos[0].name}: {photos[0].problem}" if photos else ""
             raise InputError(f"none of the {len(photos)} photos has a usable face.{first}")
         faces = [face for _, face in usable]
         digests = [hashlib.sha256(face.captured.crop.tobytes()).hexdigest() for face in faces]
@@ -165,7 +160,7 @@ def stranger_rule(calibration: Calibration, *, pooled: bool) -> DecisionRule:
     return calibration.decision(score, error="fmr", alpha=STRANGER_FMR)
 
 
-_LEAST_SHARE = 0.25  # of what an average photo of the set adds: a photo that adds less hardly helps
+_MIN_GAIN_SHARE = 0.25  # of the mean gain in the set; a photo that adds less hardly helps
 
 
 @dataclass(frozen=True)
@@ -173,16 +168,16 @@ class TemplatePhoto:
     """One photo of the set.
 
     Attributes:
-        name: of the photo.
-        kappa, quality: of its face; None and -1 where there is none.
+        name: name of the photo.
+        kappa, quality: of its main face; None and -1 if there is none.
         weight: share of the template's summed kappa, 0 .. 1.
-        gain: what the pooled kappa would lose without it; below 0 it pulls the template away.
-        helps: it adds at least a quarter of what an average photo adds, and is no suspected stranger.
-        stranger: it looks like another person than most of the set.
-        group: photos of one number look like one person, 0 the largest group; -1 without a face.
-        same_as: name of an earlier photo with the same picture; the two count as one.
-        reason: why there is no face, or why it is suspected; "" otherwise.
-        reasons: what is conspicuous about the picture.
+        gain: decrease of the pooled kappa if the photo were left out; negative if the photo lowers it.
+        helps: its gain is at least a quarter of the mean gain, and it is not a suspected stranger.
+        stranger: it looks like a different person than most of the photos.
+        group: photos with the same number look like one person, 0 is the largest group; -1 without a face.
+        same_as: name of an earlier photo with the same picture; the two count once.
+        reason: why there is no face, or why it is a suspected stranger; "" otherwise.
+        reasons: capture problems.
     """
 
     name: str
@@ -209,11 +204,11 @@ class PhotoTemplate:
     Attributes:
         mu: (dim,) unit direction.
         kappa: pooled concentration: the length of the sum of ``kappa_i mu_i`` over distinct pictures.
-        photos: what each is worth, in the order given.
-        grown: pooled kappa after each photo that is in the template, in the order given.
-        groups: how many people the faces look like.
-        pooled: names of the photos that are in ``mu`` and ``kappa``.
-        warnings: what should be looked at before it is used.
+        photos: contribution of each photo, in the order given.
+        grown: pooled kappa after each photo in the template, in the order given.
+        groups: number of people that the faces look like.
+        pooled: names of the photos that were pooled into ``mu`` and ``kappa``.
+        warnings: what to check before the template is used.
     """
 
     mu: NDArray[np.float32]
@@ -236,7 +231,7 @@ class PhotoTemplate:
         }
 
     def save(self, path: str | Path, name: str, *, provenance: dict[str, Any] | None = None) -> Path:
-        """Write it as an embeddings file of one row, which every command of the right half reads.
+        """Write it as an embeddings file of one row, which every `spherecf evaluate` command reads.
 
         Raises:
             StorageError: the disk is full or not writable.
@@ -246,7 +241,7 @@ class PhotoTemplate:
             log_kappa=np.log([self.kappa]),
             keys=[name],
             extras={"photos": np.array([len(self.pooled)])},
-            skipped=[(one.name, one.reason) for one in self.photos if one.kappa is None],
+            skipped=[(photo.name, photo.reason) for photo in self.photos if photo.kappa is None],
             provenance={"pooled": list(self.pooled), "environment": environment(), **(provenance or {})},
         )
         row.save(path)
@@ -260,22 +255,22 @@ def build_template(
     radius: float,
     exclude_strangers: bool = False,
 ) -> PhotoTemplate:
-    """Pool the main faces of a person's photos (paper equation 14) and say what each is worth.
+    """Pool the main faces of a person's photos (paper equation 14) and measure what each contributes.
 
     Identical pictures count as one. Faces are grouped by average likelihood ratio; a photo outside the
     largest group is a suspected stranger if the rule for FMR 1e-2 calls it a non-match with that group's
     pooled template.
 
     Args:
-        photos: from `FaceAssessor`, by one model, in the order in which the template should grow.
-        calibration: of that model.
-        radius: r of that model.
-        exclude_strangers: leave suspected strangers out of the template; otherwise they are pooled, with a
-            warning.
+        photos: from one `FaceAssessor`, in the order in which ``grown`` counts them.
+        calibration: of the assessor's model.
+        radius: r of the assessor's model.
+        exclude_strangers: leave suspected strangers out of the template; otherwise they are pooled, and a
+            warning is given.
 
     Raises:
         ModelError: the model is not calibrated.
-        InputError: no photo with a face, or directions that cancel each other.
+        InputError: no photo has a face, or the directions cancel each other.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -292,16 +287,16 @@ def build_template(
     stranger = faces.strangers(groups, known, radius)
     kept = ~stranger if exclude_strangers else np.ones(len(stranger), np.bool_)
     gain, weight = faces.gains(kept), faces.weights(kept)
-    rows = [TemplatePhoto(photo.name, reason=_faceless(photo)) for photo in photos]
+    rows = [TemplatePhoto(photo.name, reason=photo.problem) for photo in photos]
     number = {row: place for place, group in enumerate(groups) for row in group}
-    least = _LEAST_SHARE * float(gain[kept].mean())
+    min_gain = _MIN_GAIN_SHARE * float(gain[kept].mean())
     for row, (place, face) in enumerate(zip(faces.places, faces.faces)):
         suspected, same = bool(stranger[row]), faces.media[row] != row
         rows[place] = TemplatePhoto(
             photos[place].name, face.kappa, face.quality, float(weight[row]), float(gain[row]),
-            bool(gain[row] >= least) and not suspected and not same, suspected, number[row],
+            bool(gain[row] >= min_gain) and not suspected and not same, suspected, number[row],
             photos[faces.places[faces.media[row]]].name if same else None,
-            "looks like another person than most of the photos" if suspected else "", face.reasons,
+            "looks like a different person than most of the photos" if suspected else "", face.reasons,
         )  # fmt: skip
     direction, total = faces.pooled(np.flatnonzero(kept))
     return PhotoTemplate(
@@ -311,21 +306,19 @@ def build_template(
     )  # fmt: skip
 
 
-def _faceless(photo: AssessedPhoto) -> str:
-    return photo.reason or NO_DIRECTION
-
-
 def _warnings(rows: Sequence[TemplatePhoto], sizes: Sequence[int], excluded: bool) -> tuple[str, ...]:
     """``sizes``: distinct pictures of each group."""
-    found = []
+    total, warnings = len(rows), []
     if count := sum(row.stranger for row in rows):
-        what = "left out" if excluded else "pooled nevertheless: leave them out if they are strangers"
-        found.append(f"like another person look {count} of {len(rows)} photos; {what}")
+        status = "left out" if excluded else "still in the template: exclude them if they are strangers"
+        verb = "looks" if count == 1 else "look"
+        warnings.append(f"{count} of {total} photos {verb} like a different person; {status}")
     if len(sizes) > 1 and 2 * sizes[1] >= sizes[0]:
         listing = ", ".join(map(str, sizes))
-        found.append(f"the photos look like two people or more: groups of {listing}; which one is meant?")
+        warnings.append(f"the photos seem to show several people (groups of {listing}); check whom you mean")
     if count := sum(row.kappa is None for row in rows):
-        found.append(f"{count} of {len(rows)} photos have no usable face")
+        warnings.append(f"{count} of {total} photos {'has' if count == 1 else 'have'} no usable face")
     if count := sum(row.same_as is not None for row in rows):
-        found.append(f"pictures that are there already, and add nothing: {count}")
-    return tuple(found)
+        plural = "picture was" if count == 1 else "pictures were"
+        warnings.append(f"{count} duplicate {plural} ignored")
+    return tuple(warnings)

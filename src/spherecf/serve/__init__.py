@@ -1,4 +1,4 @@
-"""The service: the photo verbs over HTTP, and one web page on them.
+"""The photo commands and the gallery as an HTTP service with a web page.
 
 `create_app` needs the extra ``serve``; importing this room does not.
 """
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Limits", "choose_token", "create_app", "hosts_of", "run"]
 
-_EXTRA = 'the service needs fastapi, uvicorn and python-multipart: pip install "spherecf[serve]"'
+_EXTRA = (
+    'the service needs fastapi, uvicorn and python-multipart; install them with pip install "spherecf[serve]"'
+)
 
 
 def create_app(
@@ -25,17 +27,16 @@ def create_app(
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]"),
     limits: Limits | None = None,
 ) -> Any:
-    """The service as a FastAPI application, for `run` or for any ASGI server.
+    """Create the service as a FastAPI application, for `run` or any ASGI server.
 
     Args:
-        assessor: what looks at the photos; its model must be calibrated.
-        gallery: an open gallery of that model; None: the gallery's addresses answer that there is none. It is
-            not closed here.
-        token: what callers must send as ``Authorization: Bearer``; "" asks for none.
-        hosts: names and addresses under which the service may be called (the Host header, without port);
-            others are refused, so that no web page can reach it under a name of its own (DNS rebinding).
-            "*" stands for every address in numbers.
-        limits: how much, how often, how many at once.
+        assessor: assesses the photos; its model must be calibrated.
+        gallery: an open gallery of that model; without one the gallery's routes answer with an error. The
+            caller closes it.
+        token: access token that clients must send as ``Authorization: Bearer``; "" for none.
+        hosts: accepted host names and addresses (the Host header, without port); others are rejected, which
+            prevents DNS rebinding. "*" accepts every numeric address.
+        limits: bounds on sizes and rates.
 
     Raises:
         MissingDependencyError: the extra ``serve`` is not installed.
@@ -55,11 +56,11 @@ def create_app(
 
 
 def run(app: Any, host: str, port: int) -> None:
-    """Serve until interrupted; log lines on stderr, none per request.
+    """Serve until interrupted; errors are logged to stderr, requests are not.
 
     Raises:
         MissingDependencyError: the extra ``serve`` is not installed.
-        StorageError: nobody may listen at this address, or somebody already does.
+        StorageError: the address is not available or already in use.
 
     Example:
         >>> import socket
@@ -67,7 +68,7 @@ def run(app: Any, host: str, port: int) -> None:
         ...     run(None, *taken.getsockname())
         Traceback (most recent call last):
             ...
-        spherecf.errors.StorageError: cannot listen at 127.0.0.1, port ...
+        spherecf.errors.StorageError: cannot listen on 127.0.0.1, port ...
     """
     try:
         from spherecf.serve.app import listen

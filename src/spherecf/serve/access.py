@@ -1,4 +1,4 @@
-"""Who may call, and how much: token, host names, origins, limits and rates."""
+"""Access control: token, host names, origins, limits and request rates."""
 
 import hmac
 import secrets
@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 from spherecf.errors import InputError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_SHORTEST = 16
+_MIN_TOKEN = 16
 
 
 @dataclass(frozen=True)
 class Access:
-    """Token and names of the service. See `spherecf.serve.create_app` for both.
+    """Token and host names of the service, see `spherecf.serve.create_app`.
 
     Raises:
-        InputError: a token shorter than 16 characters, or with blanks or letters beyond ASCII.
+        InputError: the token is shorter than 16 characters, or has blanks or characters outside ASCII.
 
     Example:
         >>> access = Access("", ("localhost",))
@@ -33,33 +33,33 @@ class Access:
 
     def __post_init__(self) -> None:
         plain = self.token.isascii() and self.token.isprintable() and " " not in self.token
-        if self.token and (len(self.token) < _SHORTEST or not plain):
+        if self.token and (len(self.token) < _MIN_TOKEN or not plain):
             raise InputError(
-                f"token: expected at least {_SHORTEST} ASCII characters without blanks; leave it out and a "
-                "random one is made"
+                f"token: expected at least {_MIN_TOKEN} ASCII characters without blanks; leave it out for a "
+                "random one"
             )
 
     def knows_host(self, header: str) -> bool:
-        """Does this Host header name us? A name that somebody else made point here does not."""
+        """Whether the Host header is allowed; other names that resolve to this address are not."""
         name = _without_port(header)
         return name in self.hosts or ("*" in self.hosts and _is_address(name))
 
     def same_origin(self, headers: Mapping[str, str]) -> bool:
-        """False for what a page of another origin sent. Programs send neither of the two headers."""
+        """False for requests from a page of another origin. Programs send neither of the two headers."""
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return False
         origin = headers.get("origin")
         return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
     def knows_token(self, headers: Mapping[str, str]) -> bool:
-        """Compared in constant time."""
+        """Whether the token is right; compared in constant time."""
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        fits = hmac.compare_digest(given.strip().encode(), self.token.encode())
-        return not self.token or (scheme.lower() == "bearer" and fits)
+        equal = hmac.compare_digest(given.strip().encode(), self.token.encode())
+        return not self.token or (scheme.lower() == "bearer" and equal)
 
 
 def is_loopback(host: str) -> bool:
-    """Does an address that is listened at reach only this machine?
+    """Whether a listening address accepts this machine only.
 
     Example:
         >>> [is_loopback(host) for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "192.0.2.1")]
@@ -72,10 +72,10 @@ def is_loopback(host: str) -> bool:
 
 
 def choose_token(host: str, given: str, without: bool) -> str:
-    """The token to ask for: the one given, a random one, or none where only this machine can call.
+    """The token to require: the given one, a random one, or none if only this machine can connect.
 
     Raises:
-        InputError: none wanted beyond loopback, or both given and not wanted.
+        InputError: no token on an address that is not loopback, or a token together with ``without``.
 
     Example:
         >>> choose_token("127.0.0.1", "", without=True), len(choose_token("192.0.2.1", "", without=False))
@@ -84,20 +84,24 @@ def choose_token(host: str, given: str, without: bool) -> str:
     if without and given:
         raise InputError("--token and --no-token exclude each other")
     if without and not is_loopback(host):
-        raise InputError(f"--no-token: only with a loopback address such as 127.0.0.1, not with {host}")
+        raise InputError(
+            f"--no-token is allowed only with a loopback address such as 127.0.0.1, not with {host}"
+        )
     return "" if without else given or secrets.token_urlsafe(32)
 
 
 def hosts_of(host: str, more: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The Host names to accept when listening at ``host``, with more of them from a reverse proxy.
+    """The host names to accept when listening on ``host``, plus those of a reverse proxy.
 
     Example:
         >>> hosts_of("127.0.0.1", ("Faces.example:8443",))
         ('localhost', '127.0.0.1', '[::1]', 'faces.example')
     """
-    own = LOOPBACK if is_loopback(host) else (*LOOPBACK, "*") if host in ("0.0.0.0", "::") else (host,)
-    bare = tuple(map(_without_port, more))
-    return tuple(dict.fromkeys((*own, *bare, f"[{host}]" if ":" in host and host != "::" else host.lower())))
+    names = LOOPBACK if is_loopback(host) else (*LOOPBACK, "*") if host in ("0.0.0.0", "::") else (host,)
+    proxies = tuple(map(_without_port, more))
+    return tuple(
+        dict.fromkeys((*names, *proxies, f"[{host}]" if ":" in host and host != "::" else host.lower()))
+    )
 
 
 def _without_port(header: str) -> str:
@@ -119,17 +123,17 @@ def _is_address(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one service. Memory stays below ``max_pending * max_request_bytes`` plus the photos at work.
+    """Bounds of one service. They limit memory to ``max_pending * max_request_bytes`` and the current photos.
 
     Args:
         max_files: photos in one request.
-        max_file_bytes: of one photo.
-        max_request_bytes: of one request's body, counted while it arrives.
-        max_pending: requests with photos in hand at once; one more is told to come again.
-        requests_per_minute: of one client in the long run.
-        burst: of one client at once.
-        upload_seconds: in which a body must have arrived.
-        work_seconds: in which an answer must be found.
+        max_file_bytes: size of one photo.
+        max_request_bytes: size of one request body, counted while it arrives.
+        max_pending: requests with photos at the same time; further ones are answered with 503.
+        requests_per_minute: sustained rate per client.
+        burst: requests that one client may send at once.
+        upload_seconds: time limit for receiving a body.
+        work_seconds: time limit for an answer.
 
     Raises:
         InputError: a bound that is not positive.
@@ -151,39 +155,39 @@ class Limits:
     work_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            if not getattr(self, one.name) > 0:
-                raise InputError(f"{one.name}: expected a positive number, got {getattr(self, one.name)}")
+        for field in fields(self):
+            if not getattr(self, field.name) > 0:
+                raise InputError(f"{field.name}: expected a positive number, got {getattr(self, field.name)}")
 
 
-_REMEMBERED = 10_000  # clients; beyond it the one that was silent longest is forgotten
+_MAX_CLIENTS = 10_000  # the least recent one is dropped
 
 
-class Buckets:
-    """One bucket per client: ``burst`` tokens at first, ``per_second`` more as time passes, one per request.
+class RateLimiter:
+    """A token bucket per client: ``burst`` tokens at first, ``per_second`` more over time, one per request.
 
-    Addresses of one IPv6 network (/64) are one client: it usually belongs to one household.
+    Addresses in one IPv6 network (/64) count as one client, as they usually belong to one household.
 
     Example:
         >>> now = 0.0
-        >>> buckets = Buckets(per_second=0.5, burst=2, clock=lambda: now)
-        >>> [buckets.wait("192.0.2.1") for _ in range(3)]
+        >>> limiter = RateLimiter(per_second=0.5, burst=2, clock=lambda: now)
+        >>> [limiter.wait("192.0.2.1") for _ in range(3)]
         [0.0, 0.0, 2.0]
     """
 
     def __init__(self, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._burst, self._clock = per_second, float(burst), clock
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, client: str) -> float:
-        """Seconds until this client may ask again: 0.0 if it may now, and then a token is taken."""
+        """Seconds until this client may send a request; 0.0 if it may now, which takes a token."""
         name, now = _network(client), self._clock()
-        tokens, then = self._left.pop(name, (self._burst, now))
-        tokens = min(self._burst, tokens + (now - then) * self._rate)
+        tokens, last = self._tokens.pop(name, (self._burst, now))
+        tokens = min(self._burst, tokens + (now - last) * self._rate)
         granted = tokens >= 1
-        self._left[name] = (tokens - granted, now)
-        if len(self._left) > _REMEMBERED:
-            self._left.popitem(last=False)
+        self._tokens[name] = (tokens - granted, now)
+        if len(self._tokens) > _MAX_CLIENTS:
+            self._tokens.popitem(last=False)
         return 0.0 if granted else (1 - tokens) / self._rate
 
 

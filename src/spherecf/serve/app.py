@@ -30,7 +30,7 @@ FILES = {
 
 
 def static_routes() -> APIRouter:
-    """One route for each line of the table; the files are read once, now."""
+    """One route per file of `FILES`; the files are read once."""
     router = APIRouter(include_in_schema=False)
     for path, (name, kind) in FILES.items():
         content = files("spherecf.serve").joinpath("page", name).read_bytes()
@@ -46,21 +46,21 @@ def _sender(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
 
 
 def listen(app: Any, host: str, port: int) -> None:
-    """Serve one application at one address until interrupted; see `spherecf.serve.run`."""
+    """Serve an application on one address until interrupted; see `spherecf.serve.run`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            taken.bind((host, port))
+            listener.bind((host, port))
         except OSError as error:
             raise StorageError(
-                f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port"
+                f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port"
             ) from error
         config = uvicorn.Config(
             app,
             log_level="warning",
-            access_log=False,  # who asked for what is nobody's business
-            proxy_headers=False,  # else a caller could claim any address and escape the rate limit
+            access_log=False,  # requests are private
+            proxy_headers=False,  # otherwise a client could claim any address and evade the rate limit
             server_header=False,
             ws="none",
             timeout_keep_alive=10,
@@ -68,14 +68,14 @@ def listen(app: Any, host: str, port: int) -> None:
             limit_concurrency=256,
             h11_max_incomplete_event_size=32_768,
         )
-        uvicorn.Server(config).run(sockets=[taken])
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 OPENAPI = "/api/openapi.json"
 OPEN = frozenset({*FILES, "/docs", OPENAPI, "/api/health"})
 _ABOUT = (
-    'Send photos, get decisions. Every answer is JSON; errors are `{"error": "one sentence"}`. '
-    "Photos are looked at in memory and forgotten."
+    'Send photos, get decisions. All responses are JSON; errors are `{"error": "one sentence"}`. '
+    "Photos are processed in memory and not stored."
 )
 
 # FastAPI's own pages for /docs fetch their scripts from elsewhere.
@@ -95,8 +95,7 @@ def make_app(
     """See `spherecf.serve.create_app`."""
     if assessor.model.calibration is None:
         raise InputError(
-            "the service needs a calibrated model; calibrate this one with "
-            "`spherecf evaluate calibration --save`"
+            "the service needs a calibrated model; calibrate it with `spherecf evaluate calibration --save`"
         )
     desk = Worker(assessor, gallery, limits)
 

@@ -1,4 +1,4 @@
-"""What every request passes first, and the one sentence that answers whatever goes wrong."""
+"""Checks before every request, and error responses of one sentence."""
 
 import logging
 import math
@@ -15,19 +15,19 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from spherecf.errors import InputError, StorageError
-from spherecf.serve.access import Access, Buckets, Limits
+from spherecf.serve.access import Access, Limits, RateLimiter
 
 LOG = logging.getLogger("spherecf.serve")
-_SENTENCES = {404: "There is nothing at this address.", 405: "This address does not take that method."}
+_SENTENCES = {404: "There is no such page.", 405: "This method is not allowed here."}
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of the application answered in the shape ``{"error": sentence}``."""
+    """Answer every error of the application as ``{"error": sentence}``."""
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(InputError, _input)
     app.add_exception_handler(StorageError, _storage)
-    app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
 
 
 async def _refused(request: Request, error: Any) -> JSONResponse:
@@ -51,19 +51,19 @@ async def _storage(request: Request, error: Exception) -> JSONResponse:
     return problem(503, "The gallery cannot be read or written at the moment.", retry_after=30.0)
 
 
-async def _gone(request: Request, error: Exception) -> JSONResponse:
-    return problem(400, "The connection was closed before the photos had arrived.")
+async def _disconnected(request: Request, error: Exception) -> JSONResponse:
+    return problem(400, "The connection was closed before all photos had arrived.")
 
 
 def unexpected(path: str, error: Exception) -> JSONResponse:
-    """The answer to an error that nobody foresaw; the log has more, under the reference that both name."""
+    """The response to an unexpected error, with a reference to the details in the log."""
     reference = secrets.token_hex(4)
     LOG.error("unexpected error %s at %s", reference, path, exc_info=error)
-    return problem(500, f"Something went wrong in the service. Its log has more under {reference}.")
+    return problem(500, f"Internal error. The service's log has details under {reference}.")
 
 
 def problem(status: int, sentence: str, *, retry_after: float = 0.0) -> JSONResponse:
-    """An answer that says what is wrong, in one sentence."""
+    """An error response of one sentence."""
     headers = {"Retry-After": str(math.ceil(retry_after))} if retry_after else {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
@@ -87,16 +87,16 @@ HEADERS = {
 
 
 class Guard:
-    """Names, origins, rate, token and number of requests at once, in this order; headers on every answer.
+    """Check host name, origin, rate, token and pending requests, in this order; add security headers.
 
     Args:
-        app: what is guarded.
-        open_paths: what needs no token: the page and its files. Everything else does, known or not.
+        app: the application to guard.
+        open_paths: paths that need no token (the page and its files); all others do, even unknown ones.
     """
 
     def __init__(self, app: ASGIApp, access: Access, limits: Limits, open_paths: frozenset[str]) -> None:
         self._app, self._access, self._limits, self._open = app, access, limits, open_paths
-        self._buckets = Buckets(limits.requests_per_minute / 60, limits.burst)
+        self._limiter = RateLimiter(limits.requests_per_minute / 60, limits.burst)
         self._pending = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +104,7 @@ class Guard:
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await self._http(scope, receive, send)
-        else:  # there are no web sockets here
+        else:  # no web sockets
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -125,7 +125,7 @@ class Guard:
             return
         counted = scope["method"] == "POST"
         if counted and self._pending >= self._limits.max_pending:
-            busy = "The service is busy with other photos. Try again in a moment."
+            busy = "The service is busy. Try again in a moment."
             await problem(503, busy, retry_after=2.0)(scope, receive, with_headers)
             return
         self._pending += counted
@@ -143,19 +143,19 @@ class Guard:
         if len(headers.getlist("host")) != 1 or not self._access.knows_host(headers["host"]):
             return problem(
                 421,
-                "This service does not answer under that host name; start it with --allow-host to add one.",
+                "This host name is not allowed; start the service with --allow-host to add it.",
             )
         if scope["path"] in self._open:
             return None
         if not self._access.same_origin(headers):
-            return problem(403, "Requests from pages of other sites are refused.")
-        wait = self._buckets.wait((scope.get("client") or ("unknown", 0))[0])
+            return problem(403, "Requests from pages of other sites are not allowed.")
+        wait = self._limiter.wait((scope.get("client") or ("unknown", 0))[0])
         if wait:
             return problem(429, f"Too many requests. Try again in {math.ceil(wait)} s.", retry_after=wait)
         if not self._access.knows_token(headers):
             return problem(
                 401,
-                "The access token is missing or wrong. Send it as the header Authorization: Bearer TOKEN; it "
-                "was printed when the service started.",
+                "The access token is missing or wrong. Send the token that the service printed at "
+                "its start as the header Authorization: Bearer TOKEN.",
             )
         return None

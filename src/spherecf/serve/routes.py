@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import math
 import unicodedata
 from typing import Annotated, Any, TypeVar
 
@@ -42,7 +41,7 @@ from spherecf.serve.worker import Worker
 
 FieldsT = TypeVar("FieldsT", bound=Fields)
 open_routes = APIRouter(prefix="/api", tags=["service"])
-BEARER = Depends(HTTPBearer(auto_error=False))  # for the documentation only: the guard has looked already
+BEARER = Depends(HTTPBearer(auto_error=False))  # for the documentation only; the guard has checked the token
 photo_routes = APIRouter(prefix="/api", responses=ERRORS, dependencies=[BEARER])
 
 
@@ -56,10 +55,10 @@ AtDesk = Annotated[Worker, Depends(desk_of)]
 
 
 def parse(kind: type[FieldsT], form: Form) -> FieldsT:
-    """The fields beside the photos, typed.
+    """Validate the fields beside the photos.
 
     Raises:
-        HTTPException: 422, one that is unknown, missing or out of range.
+        HTTPException: 422, a field is unknown, missing or out of range.
     """
     try:
         return kind.model_validate(form.fields)
@@ -71,13 +70,13 @@ def parse(kind: type[FieldsT], form: Form) -> FieldsT:
 
 @open_routes.get("/health")
 async def health() -> Health:
-    """Is the service up? Needs no token and says nothing else."""
+    """Whether the service is running. Needs no token."""
     return Health()
 
 
 @photo_routes.get("/info", tags=["service"])
 async def info(desk: AtDesk) -> Info:
-    """Which model answers, and what it can promise."""
+    """Which model is used, and which error rates it can guarantee."""
     model, limits = desk.assessor.model, desk.limits
     rules = model.calibration.decisions
     rates = sorted({rule.alpha for rule in rules if (rule.score, rule.error) == ("mls", "fmr")}, reverse=True)
@@ -100,9 +99,9 @@ async def info(desk: AtDesk) -> Info:
     "/quality", tags=["photos"], openapi_extra=form_body(Fields, photo="JPEG, PNG, WebP, TIFF, ...")
 )
 async def quality(request: Request, desk: AtDesk) -> Photo:
-    """Is this photo good enough? Every face with its confidence and what holds it back.
+    """Assess a photo: every face with its confidence and capture problems.
 
-    A photo without a face, or one that cannot be read, is an answer (`failure`), not an error.
+    A photo without a face, or one that cannot be read, gives a `failure` in a normal response, not an error.
     """
     form = await read_form(request, desk.limits, {"photo": (1, 1)})
     parse(Fields, form)
@@ -113,64 +112,54 @@ async def quality(request: Request, desk: AtDesk) -> Photo:
 @photo_routes.post(
     "/compare",
     tags=["photos"],
-    openapi_extra=form_body(CompareFields, left="One photo.", right="The other photo."),
+    openapi_extra=form_body(CompareFields, left="First photo.", right="Second photo."),
 )
 async def compare_two(request: Request, desk: AtDesk) -> Compared:
-    """Are these the same person? A match, no match, or undecided, with the rate of error promised.
+    """Decide whether two photos show one person: match, non-match or undecided.
 
-    Of a photo with several faces the main one is compared.
+    If a photo has several faces, the main one is compared.
     """
     form = await read_form(request, desk.limits, {"left": (1, 1), "right": (1, 1)})
     asked = parse(CompareFields, form)
     left, right = await desk.assess([*form.photos["left"], *form.photos["right"]])
     model = desk.assessor.model
-    found = await asyncio.to_thread(
+    comparison = await asyncio.to_thread(
         compare, left, right, model.calibration, radius=model.radius, max_fmr=asked.max_fmr
     )
     sides = {"left": photo_of(left), "right": photo_of(right)}
-    return Compared.model_validate(found.to_dict() | sides)
+    return Compared.model_validate(comparison.to_dict() | sides)
 
 
 @photo_routes.post(
     "/template", tags=["photos"], openapi_extra=form_body(Fields, photos="Photos of one person, in order.")
 )
 async def template(request: Request, desk: AtDesk) -> Template:
-    """Which photos make a good template? The pooled kappa as photos are added, and what each is worth.
+    """Pool photos into a template: the pooled kappa after each photo, and the contribution of each.
 
-    Nothing is kept: send all the photos again to see what one more does.
+    Nothing is stored: to add a photo, send all photos again.
     """
     form = await read_form(request, desk.limits, {"photos": (1, desk.limits.max_files)})
     parse(Fields, form)
     photos = await desk.assess(form.photos["photos"])
-    if not any(map(usable, photos)):
-        rows = [TemplatePhoto(photo.name, reason=why_not(photo)).to_dict() for photo in photos]
+    if not any(photo.usable_face for photo in photos):
+        rows = [TemplatePhoto(photo.name, reason=photo.problem).to_dict() for photo in photos]
         faceless = [Member.model_validate(row) for row in rows]
         return Template(kappa=None, grown=[], groups=0, pooled=[], warnings=[], photos=faceless)
     model = desk.assessor.model
-    found = await asyncio.to_thread(build_template, photos, model.calibration, radius=model.radius)
-    return Template.model_validate(found.to_dict())
+    pooled = await asyncio.to_thread(build_template, photos, model.calibration, radius=model.radius)
+    return Template.model_validate(pooled.to_dict())
 
 
 def photo_of(assessed: AssessedPhoto) -> Photo:
-    """An assessed photo as it is answered: with landmarks, for those who draw."""
+    """An assessed photo as a response, with landmarks in tenths of a pixel."""
     facts = assessed.to_dict()
     for face, shown in zip(assessed.faces, facts["faces"]):
         shown["landmarks"] = face.captured.landmarks.round(1).tolist()
     return Photo.model_validate(facts)
 
 
-def usable(photo: AssessedPhoto) -> bool:
-    """Is there a main face, and did the recogniser give it a direction?"""
-    return photo.main is not None and math.isfinite(photo.main.kappa)
-
-
-def why_not(photo: AssessedPhoto) -> str:
-    """Why a photo is not usable."""
-    return photo.reason or "the recogniser gives no direction for this face"
-
-
 _MORE: dict[int | str, dict[str, Any]] = {
-    404: {"model": Problem, "description": "Nobody of that name is enrolled."},
+    404: {"model": Problem, "description": "Nobody of this name is enrolled."},
     409: {"model": Problem, "description": "This service has no gallery."},
 }
 gallery_routes = APIRouter(
@@ -179,7 +168,7 @@ gallery_routes = APIRouter(
 
 
 def gallery_of(desk: AtDesk) -> Worker:
-    """The desk, if it has a gallery."""
+    """The worker, if it has a gallery."""
     if desk.gallery is None:
         raise HTTPException(409, "This service has no gallery; start it with --gallery PATH.")
     return desk
@@ -189,53 +178,53 @@ AtGallery = Annotated[Worker, Depends(gallery_of)]
 
 
 def checked_name(text: str) -> str:
-    """A name to enrol under: 1 to 100 letters of any script, digits, blanks and . ' - _
+    """Check a name for enrolment: 1 to 100 letters of any script, digits, blanks and . ' - _
 
     Raises:
-        HTTPException: 422, it holds something else.
+        HTTPException: 422, it has other characters or another length.
     """
     name = composed(text).strip()
-    fits = all(sign in " .'-_’" or unicodedata.category(sign)[0] in "LMN" for sign in name)
-    if not (0 < len(name) <= 100 and fits and any(sign.isalnum() for sign in name)):
+    allowed = all(c in " .'-_’" or unicodedata.category(c)[0] in "LMN" for c in name)
+    if not (0 < len(name) <= 100 and allowed and any(c.isalnum() for c in name)):
         raise HTTPException(422, "identity: expected 1 to 100 letters, digits, blanks and . ' - _ only.")
     return name
 
 
 @gallery_routes.get("")
 async def describe(desk: AtGallery) -> GalleryInfo:
-    """How large the gallery is, and for which model."""
+    """The size of the gallery, and the model it belongs to."""
     return GalleryInfo.model_validate(await desk.ask(desk.gallery.info))
 
 
 @gallery_routes.get("/identities")
 async def everybody(desk: AtGallery) -> Enrolments:
-    """Everybody who is enrolled."""
-    found = await desk.ask(desk.gallery.list)
-    return Enrolments(identities=[Enrolled.model_validate(one.to_dict()) for one in found])
+    """All enrolled people."""
+    people = await desk.ask(desk.gallery.list)
+    return Enrolments(identities=[Enrolled.model_validate(person.to_dict()) for person in people])
 
 
 @gallery_routes.post(
     "/identities",
-    openapi_extra=form_body(EnrolFields, photos="Photos of this person; each with one main face."),
+    openapi_extra=form_body(EnrolFields, photos="Photos of this person; the main face of each is used."),
 )
 async def enrol(request: Request, desk: AtGallery) -> Enrolled:
     """Enrol a person from photos, with their consent.
 
-    The gallery keeps the name, the template, and of each photo direction, kappa and file name. The photos
-    are forgotten.
+    The gallery stores the name, the template, and the direction, kappa and file name of each photo, not the
+    photos.
     """
     form = await read_form(request, desk.limits, {"photos": (1, desk.limits.max_files)})
     asked = parse(EnrolFields, form)
     name = checked_name(asked.identity)
     if not asked.consent:
         raise HTTPException(
-            422, "consent: expected true. A face is enrolled only if its person knows of it and has agreed."
+            422, "consent: expected true; a person may be enrolled only with their knowledge and consent."
         )
     uploads = form.photos["photos"]
     assessed = await desk.assess(uploads)
-    used = [(upload, photo.main) for upload, photo in zip(uploads, assessed) if usable(photo)]
+    used = [(upload, photo.usable_face) for upload, photo in zip(uploads, assessed) if photo.usable_face]
     if not used:
-        raise HTTPException(422, f"No photo shows a face to enrol. {uploads[0].name}: {why_not(assessed[0])}")
+        raise HTTPException(422, f"No photo shows a usable face. {uploads[0].name}: {assessed[0].problem}")
     enrolled = await desk.ask(
         desk.gallery.enrol,
         name,
@@ -249,25 +238,25 @@ async def enrol(request: Request, desk: AtGallery) -> Enrolled:
 
 
 @gallery_routes.post(
-    "/identify", openapi_extra=form_body(IdentifyFields, photo="The photo of whom to look for.")
+    "/identify", openapi_extra=form_body(IdentifyFields, photo="Photo of the person to identify.")
 )
 async def identify(request: Request, desk: AtGallery) -> Identified:
-    """Who is this? One of the enrolled, nobody of them, or undecided."""
+    """Identify the main face: an enrolled person, unknown, or undecided."""
     form = await read_form(request, desk.limits, {"photo": (1, 1)})
     asked = parse(IdentifyFields, form)
     (assessed,) = await desk.assess(form.photos["photo"])
-    if usable(assessed):
-        face, options = assessed.main, {"top": asked.top, "max_fpir": asked.max_fpir}
-        found = await desk.ask(desk.gallery.identify, face.mu, face.kappa, **options)
+    if (face := assessed.usable_face) is not None:
+        options = {"top": asked.top, "max_fpir": asked.max_fpir}
+        result = await desk.ask(desk.gallery.identify, face.mu, face.kappa, **options)
     else:
-        found = Identification("undecided", None, why_not(assessed), (), asked.max_fpir, gallery=0)
-    return Identified.model_validate(found.to_dict() | {"photo": photo_of(assessed)})
+        result = Identification("undecided", None, assessed.problem, (), asked.max_fpir, gallery=0)
+    return Identified.model_validate(result.to_dict() | {"photo": photo_of(assessed)})
 
 
 @gallery_routes.delete("/identities/{identity:path}")
 async def remove(identity: Annotated[str, Path(max_length=200)], desk: AtGallery) -> Removed:
-    """Forget somebody: every template of this name is deleted."""
+    """Remove a person: every template of this name is deleted."""
     count: int = await desk.ask(desk.gallery.remove, identity)
     if not count:
-        raise HTTPException(404, "Nobody of that name is enrolled.")
+        raise HTTPException(404, "Nobody of this name is enrolled.")
     return Removed(identity=identity, removed=count)

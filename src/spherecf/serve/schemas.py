@@ -1,4 +1,4 @@
-"""What the service takes and returns, typed; the documentation is made from it."""
+"""Types of requests and responses; the API documentation is generated from them."""
 
 from typing import Any, Literal
 
@@ -8,55 +8,55 @@ DEFAULT_MAX_FMR = 1e-4
 
 
 class Problem(BaseModel):
-    """What went wrong."""
+    """An error."""
 
     error: str = Field(
-        description="One sentence: what was expected, what came, what to do.",
+        description="One sentence: what was expected, what was received, what to do.",
         examples=["The field 'right' is missing: expected a photo in it."],
     )
 
 
 class Health(BaseModel):
-    """The service is up."""
+    """The service is running."""
 
     status: Literal["ok"] = "ok"
 
 
 class Bounds(BaseModel):
-    """What one request may hold."""
+    """Limits of one request."""
 
     max_files: int = Field(description="Photos in one request.")
     max_file_bytes: int = Field(description="Size of one photo.")
-    max_request_bytes: int = Field(description="Size of the whole request.")
+    max_request_bytes: int = Field(description="Size of the whole request body.")
 
 
 class Info(BaseModel):
-    """What this service can do."""
+    """Model and options of this service."""
 
-    version: str = Field(description="Of spherecf.")
+    version: str = Field(description="Version of spherecf.")
     model: str = Field(description="Fingerprint of the confidence model.")
     backbone: str = Field(description="Name of the recogniser.")
-    gallery: bool = Field(description="Is there a gallery to search and enrol in?")
-    max_fmrs: list[float] = Field(description="Rates of wrong matches that `compare` can promise.")
-    default_max_fmr: float = Field(description="The one it takes unasked.")
+    gallery: bool = Field(description="Whether the service has a gallery.")
+    max_fmrs: list[float] = Field(description="False match rates that `compare` can guarantee.")
+    default_max_fmr: float = Field(description="The default of `compare`.")
     limits: Bounds
 
 
 class Facts(BaseModel):
-    """How a face was taken; these explain a confidence and do not enter it."""
+    """Capture conditions of a face; they help to explain its confidence and do not influence it."""
 
     model_config = ConfigDict(extra="allow")
 
     eye_distance_px: float
     yaw_degrees: float | None = Field(
-        description="Turned to the image's right (+) or left (-); a rough estimate."
+        description="Rotation to the image's right (+) or left (-); a rough estimate."
     )
     pitch_degrees: float | None = Field(description="Looking down (+) or up (-); a rough estimate.")
-    roll_degrees: float | None = Field(description="Leaning clockwise (+) or anticlockwise (-).")
+    roll_degrees: float | None = Field(description="In-plane rotation, clockwise (+) or anticlockwise (-).")
     sharpness: float
     brightness: float = Field(description="Mean grey level, 0..255.")
     contrast: float = Field(description="Standard deviation of the grey levels.")
-    inside: float = Field(description="Share of the face that lies within the picture, 0..1.")
+    inside: float = Field(description="Share of the face box inside the picture, 0..1.")
     face_px: tuple[int, int] = Field(description="Width and height of the box.")
 
 
@@ -64,43 +64,44 @@ class Face(BaseModel):
     """One face in a photo."""
 
     quality: int = Field(
-        description="0..100 as ISO/IEC 29794-1 counts; -1 where it could not be assessed.", examples=[38]
+        description="Quality by ISO/IEC 29794-1, 0..100; -1 if it could not be assessed.", examples=[38]
     )
     percentile: float | None = Field(
-        description="0..100: share of reference faces that are less sure.", examples=[38.3]
+        description="Percentage of reference faces with a lower kappa, 0..100.", examples=[38.3]
     )
     kappa: float | None = Field(
-        description="Concentration: how sure the recogniser may be. Larger is surer.", examples=[157.79]
+        description="Concentration of the von Mises-Fisher distribution; larger is more confident.",
+        examples=[157.79],
     )
     expected_cosine: float | None = Field(
-        description="Expected cosine to the person's true direction.", examples=[0.6748]
+        description="Expected cosine to the person's prototype.", examples=[0.6748]
     )
     reasons: list[str] = Field(
-        description="What is conspicuous about the picture, in plain words.",
+        description="Capture problems.",
         examples=[["eyes 14 px apart", "blurred"]],
     )
     box: tuple[float, float, float, float] = Field(
         description="x, y, width, height in pixels of the photo.", examples=[(8.7, 11.7, 72.0, 99.7)]
     )
     landmarks: list[tuple[float, float]] = Field(
-        description="Eyes, nose, corners of the mouth in pixels, the image's left one first."
+        description="Eyes, nose, mouth corners in pixels; of each pair the one on the image's left first."
     )
-    detector_score: float = Field(description="0..1, of the face detector.")
+    detector_score: float = Field(description="Score of the face detector, 0..1.")
     facts: Facts
 
 
 class Photo(BaseModel):
     """A photo and its faces, the main one first."""
 
-    photo: str = Field(description="File name that was sent.", examples=["me.jpg"])
+    photo: str = Field(description="File name.", examples=["me.jpg"])
     size_px: tuple[int, int] | None = Field(
-        description="Width and height, upright; null where unreadable.", examples=[(92, 112)]
+        description="Width and height after rotation by Exif; null if unreadable.", examples=[(92, 112)]
     )
     failure: str | None = Field(
-        description="Why there is no face to work with, in one word; null if there is.", examples=["no_face"]
+        description="Code of the reason why there is no face; null if there is one.", examples=["no_face"]
     )
-    reason: str = Field(description="The same as a sentence.")
-    notes: list[str] = Field(description="What was done to read it, e.g. turned by its Exif tag.")
+    reason: str = Field(description="The reason as a sentence.")
+    notes: list[str] = Field(description="Steps taken to read it, e.g. rotation by its Exif tag.")
     faces: list[Face]
 
 
@@ -109,96 +110,109 @@ class Compared(BaseModel):
 
     decision: Literal["match", "non_match", "undecided"]
     why: str = Field(
-        description="One sentence.", examples=["of pairs of strangers at most 1 in 10,000 scores as high"]
+        description="The reason, as a sentence.",
+        examples=["at most 1 in 10,000 pairs of different people scores this high"],
     )
-    score: float | None = Field(description="Mutual likelihood score; null where a photo has no face.")
+    score: float | None = Field(description="Mutual likelihood score; null if a photo has no face.")
     cosine: float | None
-    llr: float | None = Field(description="Natural log of the likelihood ratio, one person to two people.")
-    max_fmr: float = Field(description="Rate of wrong matches that was asked for.", examples=[1e-3])
-    accept: float | None = Field(description="Match from this score on; null: nothing can be promised.")
-    reject: float | None = Field(description="No match below this score; undecided between the two.")
-    least_kappa: float | None = Field(description="With a face less sure than this: undecided.")
-    fmr_seen: float | None = Field(description="Share of wrong matches when the rule was tested.")
-    fmr_upper: float | None = Field(description="The bound on it that the test gave.")
+    llr: float | None = Field(
+        description="Natural log of the likelihood ratio, one person versus two people."
+    )
+    max_fmr: float = Field(description="Guaranteed false match rate, as requested.", examples=[1e-3])
+    accept: float | None = Field(
+        description="Match if the score is at least this; null if no threshold guarantees the rate."
+    )
+    reject: float | None = Field(
+        description="Non-match if the score is below this; undecided between the two."
+    )
+    least_kappa: float | None = Field(description="Undecided if the kappa of a face is below this.")
+    fmr_seen: float | None = Field(description="False match rate measured when the rule was tested.")
+    fmr_upper: float | None = Field(description="Upper confidence bound on that rate.")
     left: Photo
     right: Photo
-    notes: list[str] = Field(description="What else should be known, e.g. that a photo has several faces.")
+    notes: list[str] = Field(description="Further remarks, e.g. that a photo has several faces.")
 
 
 class Member(BaseModel):
     """One photo of a template."""
 
     name: str
-    kappa: float | None = Field(description="Of its main face; null without one.")
+    kappa: float | None = Field(description="Kappa of its main face; null if there is none.")
     quality: int
-    weight: float = Field(description="Its share in the template, 0..1.")
-    gain: float = Field(description="Kappa that the template would lose without it.")
+    weight: float = Field(description="Share of the template's summed kappa, 0..1.")
+    gain: float = Field(description="Decrease of the template's kappa without it.")
     helps: bool
-    stranger: bool = Field(description="Looks like another person than the rest.")
-    group: int = Field(description="Photos of one number look like one person, 0 the largest group.")
-    same_as: str | None = Field(description="Name of the earlier photo that it repeats.")
-    reason: str = Field(description="Why it has no face, or why it is suspected; else empty.")
-    reasons: list[str] = Field(description="What is conspicuous about the picture.")
+    stranger: bool = Field(description="Whether it looks like a different person than most photos.")
+    group: int = Field(
+        description="Photos with the same number look like one person; 0 is the largest group."
+    )
+    same_as: str | None = Field(description="Name of an earlier photo with the same picture.")
+    reason: str = Field(
+        description="Why it has no usable face, or why it is a suspected stranger; else empty."
+    )
+    reasons: list[str] = Field(description="Capture problems.")
 
 
 class Template(BaseModel):
     """Several photos pooled."""
 
-    kappa: float | None = Field(description="Of the pooled faces; null without a usable face.")
-    grown: list[float] = Field(description="Kappa after each photo that is in it, in the order sent.")
-    groups: int = Field(description="How many people the faces look like.")
-    pooled: list[str] = Field(description="Names of the photos that are in it.")
+    kappa: float | None = Field(description="Kappa of the pooled faces; null if there is no usable face.")
+    grown: list[float] = Field(description="Kappa after each pooled photo, in the order sent.")
+    groups: int = Field(description="Number of people that the faces look like.")
+    pooled: list[str] = Field(description="Names of the pooled photos.")
     warnings: list[str]
     photos: list[Member]
 
 
 class Candidate(BaseModel):
-    """Somebody enrolled who is near."""
+    """An enrolled person with a high score."""
 
     identity: str
     template: str = Field(description="Key of the template in the gallery.")
     score: float = Field(description="Mutual likelihood score.")
     cosine: float
-    kappa: float = Field(description="Of the template.")
-    llr: float | None = Field(description="Natural log of the likelihood ratio, one person to two people.")
-    accept: float | None = Field(description="Match from this score on.")
-    reject: float | None = Field(description="No match below this score.")
+    kappa: float = Field(description="Kappa of the template.")
+    llr: float | None = Field(
+        description="Natural log of the likelihood ratio, one person versus two people."
+    )
+    accept: float | None = Field(description="Match if the score is at least this.")
+    reject: float | None = Field(description="Non-match if the score is below this.")
 
 
 class Identified(BaseModel):
-    """Who it is: one of the enrolled, nobody of them, or undecided."""
+    """The answer: an enrolled person, unknown, or undecided."""
 
     answer: Literal["identified", "unknown", "undecided"]
-    identity: str | None = Field(description="Who, if identified.")
+    identity: str | None = Field(description="Name, if identified.")
     why: str
     candidates: list[Candidate] = Field(description="Highest score first.")
-    max_fpir: float = Field(description="At most this share of strangers is taken for somebody enrolled.")
-    gallery: int = Field(description="Identities searched.")
-    fmr: float | None = Field(description="What one comparison may cost for that.")
-    fmr_used: float | None = Field(description="The rate of the threshold that was used.")
-    least_kappa: float | None = Field(description="With a photo less sure than this: undecided.")
-    exact: bool = Field(description="Was every template searched?")
-    scored: int = Field(description="Templates scored; the others were shown to score lower.")
+    max_fpir: float = Field(description="Guaranteed bound on the share of strangers that are identified.")
+    gallery: int = Field(description="Number of enrolled identities.")
+    fmr: float | None = Field(description="False match rate allowed for one comparison.")
+    fmr_used: float | None = Field(description="False match rate of the threshold that was used.")
+    least_kappa: float | None = Field(description="Undecided if the kappa of the photo is below this.")
+    exact: bool = Field(description="Whether the search was exact.")
+    scored: int = Field(description="Number of templates scored; the others provably score lower.")
     photo: Photo
 
 
 class Enrolled(BaseModel):
-    """One identity of the gallery."""
+    """One enrolled person."""
 
     template: str = Field(description="Key of the template in the gallery.")
     identity: str
-    kappa: float = Field(description="Of the pooled template.")
+    kappa: float = Field(description="Kappa of the pooled template.")
     percentile: float | None
-    images: int = Field(description="Photos that stand behind it.")
-    media: int = Field(description="The same with copies counted once.")
-    warnings: list[str] = Field(description="What to look at, e.g. poor photos, or a resemblance.")
-    sources: list[str] = Field(description="File names of the first of them.")
-    enrolled: str = Field(description="Time, UTC.")
-    changed: str = Field(description="Time, UTC.")
+    images: int = Field(description="Number of photos in it.")
+    media: int = Field(description="Number of photos, counting copies once.")
+    warnings: list[str] = Field(description="E.g. low quality, or resemblance to another person.")
+    sources: list[str] = Field(description="File names of the first photos.")
+    enrolled: str = Field(description="Time (UTC).")
+    changed: str = Field(description="Time (UTC).")
 
 
 class Enrolments(BaseModel):
-    """Everybody enrolled."""
+    """All enrolled people."""
 
     identities: list[Enrolled]
 
@@ -206,23 +220,23 @@ class Enrolments(BaseModel):
 class GalleryInfo(BaseModel):
     """The gallery as a whole."""
 
-    model: str = Field(description="Fingerprint of the model that made it.")
-    dim: int = Field(description="Of the directions.")
+    model: str = Field(description="Fingerprint of its model.")
+    dim: int = Field(description="Dimension of the directions.")
     radius: float = Field(description="r of the scores.")
-    created: str = Field(description="Time, UTC.")
+    created: str = Field(description="Time (UTC).")
     identities: int
-    images: int = Field(description="Photos that stand behind them.")
+    images: int = Field(description="Number of photos in all templates.")
 
 
 class Removed(BaseModel):
-    """What a removal removed."""
+    """Result of a removal."""
 
     identity: str
-    removed: int = Field(description="Templates; they are gone, not marked.")
+    removed: int = Field(description="Number of templates erased.")
 
 
 class Fields(BaseModel):
-    """Fields of a form; one that is not known is refused."""
+    """Fields of a form; unknown ones are rejected."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -230,28 +244,30 @@ class Fields(BaseModel):
 class CompareFields(Fields):
     """Fields of `compare` beside the photos."""
 
-    max_fmr: float = Field(DEFAULT_MAX_FMR, gt=0, le=1, description="Rate of wrong matches.")
+    max_fmr: float = Field(DEFAULT_MAX_FMR, gt=0, le=1, description="Maximum false match rate.")
 
 
 class IdentifyFields(Fields):
     """Fields of `identify` beside the photo."""
 
-    top: int = Field(5, ge=1, le=100, description="Candidates to name at most.")
-    max_fpir: float = Field(0.01, gt=0, lt=1, description="Rate of strangers who may be named.")
+    top: int = Field(5, ge=1, le=100, description="Maximum number of candidates.")
+    max_fpir: float = Field(0.01, gt=0, lt=1, description="Maximum share of strangers that are identified.")
 
 
 class EnrolFields(Fields):
     """Fields of an enrolment beside the photos."""
 
-    identity: str = Field(min_length=1, max_length=100, description="Name to enrol under.")
-    consent: bool = Field(False, description="true: the person knows of the enrolment and has agreed to it.")
-    replace: bool = Field(False, description="true: replace what is enrolled under this name.")
+    identity: str = Field(min_length=1, max_length=100, description="Name of the person.")
+    consent: bool = Field(
+        False, description="true if the person knows of the enrolment and has agreed to it."
+    )
+    replace: bool = Field(False, description="true to replace the person's enrolled photos.")
 
 
 def form_body(fields: type[Fields], **photos: str) -> dict[str, Any]:
-    """The OpenAPI description of a form: fields of a model, and photos with a description each.
+    """The OpenAPI description of a form: the fields of a model, and photos with descriptions.
 
-    A name with a list of photos in it ends with s.
+    A field with a list of photos has a name that ends with s.
     """
     schema = {"properties": {}} | fields.model_json_schema()
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -267,7 +283,7 @@ def form_body(fields: type[Fields], **photos: str) -> dict[str, Any]:
 ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": Problem, "description": "The token is missing or wrong."},
     413: {"model": Problem, "description": "Too large, or too many photos."},
-    422: {"model": Problem, "description": "Something is missing or out of range."},
+    422: {"model": Problem, "description": "A field is missing or out of range."},
     429: {"model": Problem, "description": "Too many requests; wait for Retry-After seconds."},
-    503: {"model": Problem, "description": "Busy; wait for Retry-After seconds."},
+    503: {"model": Problem, "description": "The service is busy; wait for Retry-After seconds."},
 }

@@ -1,7 +1,6 @@
-"""Forms with photos, read into memory and nowhere else.
+"""Read forms with photos in memory.
 
-The usual parser writes whatever is larger than 1 MB to the folder for temporary files; faces do not belong
-there.
+Starlette's own parser writes parts above 1 MB to temporary files, which photos of faces should not be.
 """
 
 import asyncio
@@ -18,13 +17,13 @@ from spherecf.common.names import composed
 from spherecf.serve.access import Limits
 
 _FIELD_BYTES = 4096
-_MOST_FIELDS = 20
+_MAX_FIELDS = 20
 _NAME_LENGTH = 120
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A photo as it was sent: its file name, without folders or control characters, and its bytes."""
+    """An uploaded photo: its file name, without folders and control characters, and its bytes."""
 
     name: str
     content: bytes
@@ -32,7 +31,7 @@ class Upload:
 
 @dataclass
 class Form:
-    """Fields and photos of one request, each list by the name of its field."""
+    """Fields and photos of one request, by the name of the field."""
 
     fields: dict[str, str] = field(default_factory=dict)
     photos: dict[str, list[Upload]] = field(default_factory=dict)
@@ -42,12 +41,12 @@ async def read_form(request: Request, limits: Limits, wanted: Mapping[str, tuple
     """Read a multipart form.
 
     Args:
-        request: its body has not been read yet.
+        request: its body must not have been read yet.
         limits: sizes, number of photos and time.
-        wanted: least and greatest number of photos for each field that takes some.
+        wanted: (minimum, maximum) number of photos for each field with photos.
 
     Raises:
-        HTTPException: 400 not a form, 408 too slow, 413 too large, 415 another type, 422 photos missing.
+        HTTPException: 400 not a form, 408 too slow, 413 too large, 415 wrong media type, 422 missing photos.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
@@ -63,8 +62,8 @@ async def read_form(request: Request, limits: Limits, wanted: Mapping[str, tuple
         raise HTTPException(400, "The form is damaged: it is not well-formed multipart/form-data.") from error
     except TimeoutError as error:
         raise HTTPException(408, f"The photos did not arrive within {limits.upload_seconds:g} s.") from error
-    for name, (least, most) in wanted.items():
-        _check_count(name, len(parts.form.photos.get(name, [])), least, min(most, limits.max_files))
+    for name, (minimum, maximum) in wanted.items():
+        _check_count(name, len(parts.form.photos.get(name, [])), minimum, min(maximum, limits.max_files))
     return parts.form
 
 
@@ -93,7 +92,7 @@ async def _feed(parts: "_Parts", boundary: bytes, stream: AsyncIterator[bytes], 
 
 
 class _Parts:
-    """Collects what the parser calls out."""
+    """Collects the parts of a form from the parser's callbacks."""
 
     def __init__(self, limits: Limits, wanted: frozenset[str]) -> None:
         self.form, self.ended = Form(), True
@@ -104,7 +103,7 @@ class _Parts:
         self.ended, self._count = False, self._count + 1
         self._header, self._value, self._disposition = b"", b"", b""
         self._content = bytearray()
-        if self._count > self._limits.max_files + _MOST_FIELDS:
+        if self._count > self._limits.max_files + _MAX_FIELDS:
             raise HTTPException(413, f"Too many parts; at most {self._limits.max_files} photos at once.")
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
@@ -126,13 +125,13 @@ class _Parts:
         self._file = _file_name(options[b"filename"]) if b"filename" in options else None
         if (self._file is not None) != (self._name in self._wanted):
             expected = "photos in " + " and ".join(sorted(self._wanted))
-            raise HTTPException(422, f"The field {self._name!r} does not fit: expected {expected}.")
+            raise HTTPException(422, f"The field {self._name!r} is not expected here: expected {expected}.")
 
     def data(self, data: bytes, start: int, end: int) -> None:
-        most = _FIELD_BYTES if self._file is None else self._limits.max_file_bytes
-        if len(self._content) + end - start > most:
+        limit = _FIELD_BYTES if self._file is None else self._limits.max_file_bytes
+        if len(self._content) + end - start > limit:
             what = f"The field {self._name!r}" if self._file is None else f"The photo {self._file!r}"
-            raise HTTPException(413, f"{what} is too large: at most {_size(most)}.")
+            raise HTTPException(413, f"{what} is too large: at most {_size(limit)}.")
         self._content += data[start:end]
 
     def end(self) -> None:
@@ -143,24 +142,25 @@ class _Parts:
             if len(photos) > self._limits.max_files:
                 raise HTTPException(413, f"Too many photos: at most {self._limits.max_files} at once.")
         elif self._name in self.form.fields:
-            raise HTTPException(422, f"The field {self._name!r} stands twice in the form.")
+            raise HTTPException(422, f"The field {self._name!r} occurs twice in the form.")
         else:
             self.form.fields[self._name] = self._content.decode("utf-8", "replace").strip()
 
 
 def _file_name(raw: bytes) -> str:
-    """The last part of whatever path came, printable and not too long. It is shown, never opened."""
+    """The last part of the given path, printable and of limited length. It is shown, never opened."""
     text = composed(raw.decode("utf-8", "replace"))
     last = re.split(r"[/\\]", text)[-1]
-    return "".join(sign for sign in last if sign.isprintable())[-_NAME_LENGTH:].strip()
+    return "".join(character for character in last if character.isprintable())[-_NAME_LENGTH:].strip()
 
 
-def _check_count(name: str, found: int, least: int, most: int) -> None:
-    if found < least:
-        expected = "a photo" if least == most == 1 else f"at least {least} photo{'s' * (least > 1)}"
+def _check_count(name: str, count: int, minimum: int, maximum: int) -> None:
+    if count < minimum:
+        one = minimum == maximum == 1
+        expected = "a photo" if one else f"at least {minimum} photo{'s' * (minimum > 1)}"
         raise HTTPException(422, f"The field {name!r} is missing: expected {expected} in it.")
-    if found > most:
-        raise HTTPException(422, f"The field {name!r} holds {found} photos: expected at most {most}.")
+    if count > maximum:
+        raise HTTPException(422, f"The field {name!r} has {count} photos: expected at most {maximum}.")
 
 
 def _too_large(limits: Limits) -> HTTPException:

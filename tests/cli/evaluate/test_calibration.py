@@ -99,7 +99,7 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_options_that_do_not_fit(folder: Path) -> None:
     for options, match in (
-        (["--save", "x"], "go together"),
+        (["--save", "x"], "must be given together"),
         (["--method", "magic"], "expected logistic or isotonic"),
         (["--score", "pfe"], "pfe"),
         (["--alpha", "2"], "alpha"),

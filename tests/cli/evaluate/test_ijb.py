@@ -168,4 +168,4 @@ def test_json_goes_into_a_file(folder: Path, verb: str) -> None:
 def test_a_file_without_json_is_asked_about(folder: Path) -> None:
     result = run(folder, "ijb", "numbers.json")
     assert result.exit_code == 1
-    assert "`--json numbers.json` writes the numbers there" in str(result.exception)
+    assert "use --json numbers.json" in str(result.exception)

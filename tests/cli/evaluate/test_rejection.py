@@ -98,15 +98,21 @@ def test_pair_lists(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "exactly one of --meta"),
-        (["--meta", "FOLDER/meta", "--pairs", "FOLDER/pairs.txt"], "exactly one of --meta"),
-        (["--meta", "FOLDER/meta", "--right", "FOLDER/e.safetensors"], "--right goes with --pairs"),
+        ([], "give either --meta"),
+        (["--meta", "FOLDER/meta", "--pairs", "FOLDER/pairs.txt"], "give either --meta"),
+        (
+            ["--meta", "FOLDER/meta", "--right", "FOLDER/e.safetensors"],
+            "--right can only be used with --pairs",
+        ),
         (["--meta", "FOLDER/none"], "ijbc_face_tid_mid.txt"),
         (["--meta", "FOLDER/meta", "--kappa-gallery", "mean"], "expected a number or one of"),
         (["--meta", "FOLDER/meta", "--gallery", "G9"], "gallery 'G9' unknown, expected some of G1, G2"),
-        (["--pairs", "FOLDER/pairs.txt", "--beta", "0.1", "--trials", "9"], "--beta and --trials go with"),
+        (
+            ["--pairs", "FOLDER/pairs.txt", "--beta", "0.1", "--trials", "9"],
+            "--beta and --trials can only be used with",
+        ),
         (["--pairs", "FOLDER/none.txt"], "none.txt"),
-        (["--pairs", "FOLDER/pairs.txt", "--fpir", "0.1"], "--fpir goes with --meta"),
+        (["--pairs", "FOLDER/pairs.txt", "--fpir", "0.1"], "--fpir can only be used with --meta"),
     ],
 )
 def test_bad_options(folder: Path, options: list[str], message: str) -> None:

@@ -86,7 +86,7 @@ def test_json_and_the_cross_quality_report_with_faces(folder: Path) -> None:
     assert "|r:32|" in facts["scores"]["mls"]["signature"]
     page = Path(facts["report"]).read_text("utf-8")
     assert page.count("data:image/png;base64,") == 28 + 32
-    assert "right (cross-v1/0): least to most sure" in page
+    assert "right (cross-v1/0): by increasing kappa" in page
     assert "mls: the non-mated pairs with the highest scores" in page and "cosine: the mated" not in page
     content = json.loads((folder / "report/report.json").read_text("utf-8"))
     assert content["reports"][0]["scores"]["mls"]["accuracy"] == facts["scores"]["mls"]["accuracy"]
@@ -157,7 +157,7 @@ def test_a_column_of_one_file_is_no_group_of_two(folder: Path) -> None:
         folder, "--right", str(folder / "degraded.safetensors"), "--groups", "extras:age", "--draws", "0"
     )
     assert result.exit_code == 1
-    with pytest.raises(InputError, match="extras:age is of one file; with --right give a CSV"):
+    with pytest.raises(InputError, match="extras:age needs a single file; with --right use a CSV"):
         raise result.exception
 
 

@@ -53,7 +53,7 @@ export function picture(file, assessed) {
   image.addEventListener("error", () => {
     URL.revokeObjectURL(url);
     frame.replaceChildren(make("p", { class: "unseen" }, assessed.faces.length
-      ? "Your browser cannot show this kind of picture; it was looked at all the same."
+      ? "Your browser cannot show this kind of picture; it was assessed nevertheless."
       : "No picture to show."));
   });
   frame.append(image);
@@ -88,7 +88,7 @@ export function meter(percent) {
 
 /** The confidence of one face, in words and numbers. */
 export function confidence(face) {
-  if (face.kappa === null) return [make("p", { class: "big" }, "Confidence not known"), make("p", { class: "note" }, "The recogniser makes nothing of this face.")];
+  if (face.kappa === null) return [make("p", { class: "big" }, "Confidence unknown"), make("p", { class: "note" }, "The recogniser gives no direction for this face.")];
   const known = face.percentile !== null;
   const percent = Math.floor(face.percentile);
   return [
@@ -96,7 +96,7 @@ export function confidence(face) {
       known ? " of 100" : " (kappa)"),
     known ? meter(face.percentile) : null,
     make("p", { class: "note" }, [
-      known ? `Surer than ${percent} % of the faces it was calibrated on. Kappa ${round(face.kappa)}.` : "",
+      known ? `Higher confidence than ${percent} % of the reference faces. Kappa ${round(face.kappa)}.` : "",
       face.facts ? `Eyes ${round(face.facts.eye_distance_px)} px apart, turned ${face.facts.yaw_degrees === null ? "–" : Math.abs(round(face.facts.yaw_degrees))}°.` : "",
     ].join(" ")),
   ];

@@ -28,7 +28,7 @@ export async function call(method, path, fields = null) {
     throw new Error("The service cannot be reached. Is it still running?");
   }
   const answer = await response.json().catch(() => ({}));
-  if (response.status === 401) dispatchEvent(new CustomEvent("no-token", { detail: token ? "This token does not fit." : "" }));
+  if (response.status === 401) dispatchEvent(new CustomEvent("no-token", { detail: token ? "This token is wrong." : "" }));
   if (!response.ok) throw new Error(answer.error || `The service answered with status ${response.status}.`);
   return answer;
 }

@@ -9,22 +9,22 @@ const photos = count => count === 1 ? "1 photo" : `${count} photos`;
 
 function quality() {
   const results = part("quality", ".results");
-  dropZone(byId("quality-photos"), files => working(part("quality", ".status"), `Looking at ${photos(files.length)} …`, async () => {
+  dropZone(byId("quality-photos"), files => working(part("quality", ".status"), `Assessing ${photos(files.length)} …`, async () => {
     let faces = 0;
     for (const file of files) { // one by one: the first answer stands there while others are looked at
       const assessed = await call("POST", "quality", [["photo", file]]);
       faces += assessed.faces.length;
       results.prepend(photoCard(file, assessed));
     }
-    return `${photos(files.length)} looked at, ${faces === 1 ? "1 face" : `${faces} faces`} found.`;
+    return `${photos(files.length)} assessed, ${faces === 1 ? "1 face" : `${faces} faces`} found.`;
   }));
 }
 
 const TITLES = { match: "Match", non_match: "No match", undecided: "Undecided" };
 const MEANS = {
-  match: "The same person, as far as this promise reaches.",
+  match: "The same person, at the false match rate below.",
   non_match: "Two different people.",
-  undecided: "That is an answer: these photos do not carry a decision.",
+  undecided: "These photos do not allow a decision.",
 };
 
 function compare(info) {
@@ -41,7 +41,7 @@ function compare(info) {
       verdict(found.decision, TITLES[found.decision], found.why, facts([
         ["Score", found.score === null ? null : round(found.score, 1)],
         ["Likelihood", likelihood(found.llr)],
-        ["Promise", `at most ${oneIn(found.max_fmr)} pairs of strangers is called a match`],
+        ["False match rate", `at most ${oneIn(found.max_fmr)} pairs of different people`],
       ]), found.notes.length ? make("p", { class: "note" }, `Note: ${found.notes.join("; ")}.`) : null),
       make("div", { class: "pair" }, side("left"), side("right")));
     return `${TITLES[found.decision]}. ${MEANS[found.decision]}`;
@@ -60,16 +60,16 @@ function compare(info) {
 function likelihood(llr) {
   if (llr === null) return null;
   const times = Math.exp(Math.abs(llr));
-  const more = llr >= 0 ? "for one person" : "for two people";
-  if (times < 1.5) return "says nothing either way";
-  return `${times > 1e6 ? "more than a million" : `about ${Number(times.toPrecision(2)).toLocaleString("en")}`} times likelier ${more}`;
+  const more = llr >= 0 ? "if they show one person" : "if they show two people";
+  if (times < 1.5) return "favours neither";
+  return `${times > 1e6 ? "more than a million" : `about ${Number(times.toPrecision(2)).toLocaleString("en")}`} times more likely ${more}`;
 }
 
 let members = []; // the files of the template, in the order they were added
 
 function template(info) {
   const results = part("template", ".results");
-  const show = () => working(part("template", ".status"), `Looking at ${photos(members.length)} …`, async late => {
+  const show = () => working(part("template", ".status"), `Assessing ${photos(members.length)} …`, async late => {
     byId("enrol").hidden = true;
     if (!members.length) { results.replaceChildren(); return ""; }
     const found = await call("POST", "template", members.map(file => ["photos", file]));
@@ -98,7 +98,7 @@ function summary(found) {
 
 /** How kappa grew from photo to photo: a line with a dot for each. */
 function growth(grown) {
-  if (grown.length < 2) return make("p", { class: "note" }, "Add more photos to see it grow.");
+  if (grown.length < 2) return make("p", { class: "note" }, "Add more photos to see how kappa grows.");
   const width = Math.min(640, part("template", ".results").clientWidth - 40); // drawn at its size: letters stay readable
   const [height, left, bottom, top] = [190, 46, 28, 14];
   const most = Math.max(...grown.map(value => value || 0));
@@ -133,11 +133,11 @@ function memberList(found, remove) {
 }
 
 function said(one) {
-  const share = `carries ${round(one.weight * 100)} % of the template`;
-  if (one.stranger) return `Looks like another person than the rest. Leave it out unless you know better; it ${share}.`;
+  const share = `its share of the template is ${round(one.weight * 100)} %`;
+  if (one.stranger) return `Looks like a different person than the rest. Leave it out unless you are sure; ${share}.`;
   if (one.reason) return sentence(one.reason);
-  if (one.same_as !== null) return `The same picture as ${one.same_as}; counted once.`;
-  return `${one.helps ? "Helps" : "Hardly helps"}: ${share}${one.reasons.length ? ` (${one.reasons.join(", ")})` : ""}.`;
+  if (one.same_as !== null) return `Same picture as ${one.same_as}; counted once.`;
+  return `${one.helps ? "Helps" : "Adds little"}: ${share}${one.reasons.length ? ` (${one.reasons.join(", ")})` : ""}.`;
 }
 
 async function enrol() {
@@ -153,7 +153,7 @@ async function enrol() {
   byId("enrol-replace-line").hidden = !part("enrol", ".status").textContent.includes("already");
 }
 
-const ANSWERS = { unknown: "Nobody enrolled fits", undecided: "Undecided" };
+const ANSWERS = { unknown: "Unknown person", undecided: "Undecided" };
 
 function gallery(info) {
   byId("no-gallery").hidden = info.gallery;
@@ -194,7 +194,7 @@ const remove = identity => working(part("gallery", ".status"), "Removing …", a
   await call("DELETE", `gallery/identities/${encodeURIComponent(identity)}`);
   await list();
   byId("people").closest("section").focus();
-  return `${identity} is removed.`;
+  return `${identity} was removed.`;
 });
 
 export const views = [quality, compare, template, gallery];
