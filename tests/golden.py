@@ -45,8 +45,7 @@ import typer.main
 from safetensors import safe_open
 
 import spherecf
-from spherecf.cli import app
-from spherecf.cli import main as spherecf_main
+from spherecf.cli import app, main as spherecf_main
 from spherecf.embeddings import Embeddings
 
 PEOPLE, EACH = 60, 8

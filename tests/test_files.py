@@ -12,10 +12,8 @@ from typing import IO
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
-from safetensors.numpy import save as numpy_bytes
-from safetensors.torch import save as safe_bytes
-from safetensors.torch import save_file as safe_file
+from safetensors.numpy import load_file, save as numpy_bytes
+from safetensors.torch import save as safe_bytes, save_file as safe_file
 from tests.models import graphs
 
 from spherecf.common.files import (

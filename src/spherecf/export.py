@@ -417,4 +417,4 @@ def _shape(value: Any) -> str:
     return f"{kind} ({', '.join(dims)}{',' if len(dims) == 1 else ''})"
 
 
-__all__ = ["TOLERANCE", "ExportReport", "Parity", "export_onnx"]
+__all__ = ["ExportReport", "export_onnx"]

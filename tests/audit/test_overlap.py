@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from tests.audit.test_suspects import people
 
-from spherecf.audit import find_overlap, find_same_person
-from spherecf.audit import labels as labels_module
+from spherecf.audit import find_overlap, find_same_person, labels as labels_module
 from spherecf.audit.labels import find_shared_names
 from spherecf.data import SyntheticImages
 from spherecf.embeddings import Embeddings

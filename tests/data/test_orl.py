@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from tests.conformance.sources import ImageSourceConformance
 
-from spherecf.data import IdentityFolder, orl_faces
-from spherecf.data import folder as folder_module
+from spherecf.data import IdentityFolder, folder as folder_module, orl_faces
 from spherecf.errors import FileFormatError, MissingDependencyError
 
 

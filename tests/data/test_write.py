@@ -19,8 +19,6 @@ from spherecf.data import (
     write_list,
     write_pair_bin,
     write_records,
-)
-from spherecf.data import (
     writers as writers_module,
 )
 from spherecf.errors import InputError, StorageError

@@ -5,8 +5,12 @@ Each metric has its own tests beside its module; here stand those that somebody 
 
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, roc_auc_score, top_k_accuracy_score
-from sklearn.metrics import det_curve as sklearn_det_curve
+from sklearn.metrics import (
+    accuracy_score,
+    det_curve as sklearn_det_curve,
+    roc_auc_score,
+    top_k_accuracy_score,
+)
 from sklearn.model_selection import KFold
 from tests.evaluation.template_sets import template_toy
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from spherecf.errors import InputError
-from spherecf.evaluation import bootstrap as bootstrap_module
-from spherecf.evaluation import bootstrap_subjects, interval, tmr_at_fmr
+from spherecf.evaluation import bootstrap as bootstrap_module, bootstrap_subjects, interval, tmr_at_fmr
 from spherecf.evaluation.rates import auc_rates, eer_rates, sort_pairs, tmr_rates
 
 

@@ -14,8 +14,7 @@ from tests.reference import ijb_slow
 from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import GalleryResult, evaluate_identification
-from spherecf.evaluation import templates as templates_module
+from spherecf.evaluation import GalleryResult, evaluate_identification, templates as templates_module
 from spherecf.scoring import mutual_likelihood_score
 
 TARGETS = (0.5, 0.1, 0.05, 1e-3)

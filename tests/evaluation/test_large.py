@@ -2,12 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from spherecf.errors import InputError
-from spherecf.evaluation import ScoreSplit, det_curve, eer, tmr_at_fmr
-from spherecf.evaluation import rates as rates_module
+from spherecf.evaluation import ScoreSplit, det_curve, eer, rates as rates_module, tmr_at_fmr
 
 scores = st.sampled_from([-np.inf, -2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 2.0, 3.0])
 items = st.lists(st.tuples(scores, st.booleans()), min_size=2, max_size=60).filter(

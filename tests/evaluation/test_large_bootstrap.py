@@ -5,13 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from spherecf.calibration import allowed_errors
 from spherecf.errors import InputError
-from spherecf.evaluation import bootstrap as bootstrap_module
-from spherecf.evaluation import bootstrap_subjects, bootstrap_tmr
+from spherecf.evaluation import bootstrap as bootstrap_module, bootstrap_subjects, bootstrap_tmr
 from spherecf.evaluation.rates import sort_pairs, tmr_rates
 
 TARGETS = [1.0, 0.5, 0.1, 0.01, 0.001]

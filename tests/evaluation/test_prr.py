@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from tests.reference.openset_slow import f1_after, outcomes
-from tests.reference.openset_slow import fpir_threshold as slow_threshold
-from tests.reference.openset_slow import prr as slow_prr
+from tests.reference.openset_slow import f1_after, fpir_threshold as slow_threshold, outcomes, prr as slow_prr
 
 from spherecf.errors import InputError
 from spherecf.evaluation import (

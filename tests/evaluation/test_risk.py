@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 from tests.reference.open_world import open_world
-from tests.reference.openset_slow import outcomes
-from tests.reference.openset_slow import prr as slow_prr
+from tests.reference.openset_slow import outcomes, prr as slow_prr
 
 from spherecf.errors import InputError
 from spherecf.evaluation import OpenSet, RejectionOptions, RejectionReport, evaluate_rejection

@@ -9,8 +9,15 @@ from tests.faces.pictures import jpeg, lying_jpeg, portrait, turned
 
 from spherecf.data import encode_image
 from spherecf.errors import InputError
-from spherecf.faces import ARCFACE_POINTS, Face, FaceDetector, Failure, acquire, read_photo
-from spherecf.faces import acquisition as acquisition_module
+from spherecf.faces import (
+    ARCFACE_POINTS,
+    Face,
+    FaceDetector,
+    Failure,
+    acquire,
+    acquisition as acquisition_module,
+    read_photo,
+)
 
 
 @pytest.fixture(scope="module")

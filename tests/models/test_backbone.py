@@ -11,8 +11,11 @@ from tests.models.conftest import TINY, noise
 from torch import Tensor, nn
 
 from spherecf.errors import InputError, MissingDependencyError, ModelError
-from spherecf.models import ConfidenceModel, FrozenBackbone, Preprocessing, make_head
 from spherecf.models import (
+    ConfidenceModel,
+    FrozenBackbone,
+    Preprocessing,
+    make_head,
     preprocessing as preprocessing_module,
 )
 from spherecf.models.preprocessing import default_recogniser_path

@@ -9,8 +9,7 @@ from tests.faces.pictures import jpeg, portrait
 from spherecf.data import decode_image
 from spherecf.errors import InputError
 from spherecf.faces import FaceDetector, acquire
-from spherecf.photos import outputs as outputs_module
-from spherecf.photos import write_sheet
+from spherecf.photos import outputs as outputs_module, write_sheet
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,12 @@ from scorers import directions
 from scores_mpmath import mutual_likelihood
 
 from spherecf.errors import InputError
-from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, mutual_likelihood_score
-from spherecf.scoring import matrix as matrix_module
+from spherecf.scoring import (
+    cosine_matrix,
+    matrix as matrix_module,
+    mutual_likelihood_matrix,
+    mutual_likelihood_score,
+)
 
 
 def sets(rows: int, columns: int, dim: int, top: float = 5.0) -> tuple[torch.Tensor, ...]:

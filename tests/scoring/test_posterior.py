@@ -8,8 +8,12 @@ import torch
 from openset_slow import DIGITS, mp, pieces, posterior
 
 from spherecf.errors import InputError
-from spherecf.scoring import fit_gallery_kappa, mean_cosine_kappa, open_set_posterior
-from spherecf.scoring import posterior as posterior_module
+from spherecf.scoring import (
+    fit_gallery_kappa,
+    mean_cosine_kappa,
+    open_set_posterior,
+    posterior as posterior_module,
+)
 from spherecf.vmf import VonMisesFisher, mean_resultant_length
 
 

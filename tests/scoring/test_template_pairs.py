@@ -11,8 +11,6 @@ from spherecf.scoring import (
     gaussian_score,
     mutual_likelihood_score,
     score_template_pairs,
-)
-from spherecf.scoring import (
     template_pairs as template_pairs_module,
 )
 

@@ -12,8 +12,7 @@ import torch
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError
-from spherecf.scoring import Templates, pool, pool_templates
-from spherecf.scoring import templates as templates_module
+from spherecf.scoring import Templates, pool, pool_templates, templates as templates_module
 
 DIM = 12
 

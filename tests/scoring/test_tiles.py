@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from spherecf.errors import InputError
-from spherecf.scoring import cosine_tiles
-from spherecf.scoring import matrix as matrix_module
+from spherecf.scoring import cosine_tiles, matrix as matrix_module
 
 
 def sides(rows: int = 150, columns: int = 70, dim: int = 24) -> tuple[np.ndarray, np.ndarray]:

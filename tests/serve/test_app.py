@@ -20,9 +20,15 @@ from spherecf.gallery import Candidate, Enrolled, Identification
 from spherecf.models import ConfidenceModel
 from spherecf.photos import FaceAssessor
 from spherecf.serve import create_app
-from spherecf.serve.schemas import Candidate as Nearby
-from spherecf.serve.schemas import Compared, Face, Identified, Photo, Template
-from spherecf.serve.schemas import Enrolled as Listed
+from spherecf.serve.schemas import (
+    Candidate as Nearby,
+    Compared,
+    Enrolled as Listed,
+    Face,
+    Identified,
+    Photo,
+    Template,
+)
 
 Shown = dict[str, Any]
 

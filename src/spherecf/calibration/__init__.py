@@ -4,8 +4,8 @@ NumPy and scipy only. The numbers are fitted here; how good they are is measured
 """
 
 from spherecf.calibration.calibration import (
-    PAIR_SCORE,
-    TEMPLATE_SCORE,
+    PAIR_SCORE as PAIR_SCORE,
+    TEMPLATE_SCORE as TEMPLATE_SCORE,
     Calibration,
     Calibrator,
     fit_calibration,
@@ -14,44 +14,41 @@ from spherecf.calibration.calibrators import (
     IsotonicCalibrator,
     KappaScale,
     LogisticCalibrator,
-    pool_adjacent_violators,
+    pool_adjacent_violators as pool_adjacent_violators,
 )
-from spherecf.calibration.checks import check_mated, check_pairs, llr_limits
+from spherecf.calibration.checks import (
+    check_mated as check_mated,
+    check_pairs as check_pairs,
+    llr_limits as llr_limits,
+)
 from spherecf.calibration.decisions import (
     Decision,
     DecisionRule,
-    ErrorCount,
-    ThresholdEntry,
+    ErrorCount as ErrorCount,
+    ThresholdEntry as ThresholdEntry,
     ThresholdTable,
-    allowed_errors,
+    allowed_errors as allowed_errors,
     threshold_at_rate,
-    unresolved_rate,
+    unresolved_rate as unresolved_rate,
 )
-from spherecf.calibration.intervals import binomial_cdf, binomial_upper, clopper_pearson, wilson
+from spherecf.calibration.intervals import (
+    binomial_cdf as binomial_cdf,
+    binomial_upper as binomial_upper,
+    clopper_pearson,
+    wilson as wilson,
+)
 
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
-    "PAIR_SCORE",
-    "TEMPLATE_SCORE",
     "Calibration",
     "Calibrator",
     "Decision",
     "DecisionRule",
-    "ErrorCount",
     "IsotonicCalibrator",
     "KappaScale",
     "LogisticCalibrator",
-    "ThresholdEntry",
     "ThresholdTable",
-    "allowed_errors",
-    "binomial_cdf",
-    "binomial_upper",
-    "check_mated",
-    "check_pairs",
     "clopper_pearson",
     "fit_calibration",
-    "llr_limits",
-    "pool_adjacent_violators",
     "threshold_at_rate",
-    "unresolved_rate",
-    "wilson",
 ]

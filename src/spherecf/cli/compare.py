@@ -78,8 +78,7 @@ def _compare(
     assessor: "FaceAssessor", pairs: list[tuple[str, str]], max_fmr: float, faces: tuple[int, int]
 ) -> "list[Comparison]":
     """Assess every photo once, then compare all pairs."""
-    from spherecf.photos import compare as compare_photos
-    from spherecf.photos import printable, rule_for
+    from spherecf.photos import compare as compare_photos, printable, rule_for
 
     model = assessor.model
     rule_for(model.calibration, max_fmr, radius=model.radius)  # fail before the work, not after it

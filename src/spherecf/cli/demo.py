@@ -29,8 +29,7 @@ def demo(
     By default it uses the recogniser SFace and the ORL faces, both from installed packages. Clean and
     degraded pairs are compared by cosine and by mutual likelihood score.
     """
-    from spherecf.demo import demo as run_demo
-    from spherecf.demo import show_tables
+    from spherecf.demo import demo as run_demo, show_tables
 
     done = run_demo(out, data, seed=seed, draws=draws)
     show_tables(done.tables, console)

@@ -3,22 +3,28 @@
 from spherecf.data.degradations import RECIPES, Degradation, DegradationRecipe, View, training_views
 from spherecf.data.dumps import read_features
 from spherecf.data.folder import IdentityFolder, orl_faces
-from spherecf.data.formats import describe as describe
-from spherecf.data.formats import open_pairs, open_source
+from spherecf.data.formats import describe as describe, open_pairs, open_source
 from spherecf.data.ijb import IjbMeta, TemplateList, TemplatePairs, read_ijb, write_ijb
-from spherecf.data.image import ImageError, sharpness
-from spherecf.data.image import decode_image as decode_image
-from spherecf.data.image import encode_image as encode_image
-from spherecf.data.keys import Keys as Keys
-from spherecf.data.keys import read_keys as read_keys
+from spherecf.data.image import (
+    ImageError,
+    decode_image as decode_image,
+    encode_image as encode_image,
+    sharpness,
+)
+from spherecf.data.keys import Keys as Keys, read_keys as read_keys
 from spherecf.data.list import ListFile
 from spherecf.data.pair_table import read_cfp_pairs, read_pair_table
 from spherecf.data.pairbin import PairBin
 from spherecf.data.pairs import PairList, draw_pairs, read_lfw_pairs
 from spherecf.data.records import RecordFile, write_index
-from spherecf.data.source import ImageSource, iter_images, load_batches, split_identities
-from spherecf.data.source import Skipped as Skipped
-from spherecf.data.source import Subset as Subset
+from spherecf.data.source import (
+    ImageSource,
+    Skipped as Skipped,
+    Subset as Subset,
+    iter_images,
+    load_batches,
+    split_identities,
+)
 from spherecf.data.synthetic import SyntheticImages
 from spherecf.data.text import read_groups
 from spherecf.data.writers import write_folder, write_list, write_pair_bin, write_records

@@ -9,47 +9,65 @@ scores; every result carries its signature, its counts and intervals over subjec
 - protocols on templates (``templates``): ``verification``, ``identification``, ``rejection``.
 """
 
-from spherecf.evaluation.bootstrap import Interval, SubjectRates, bootstrap_subjects, bootstrap_tmr, interval
+from spherecf.evaluation.bootstrap import (
+    Interval as Interval,
+    SubjectRates,
+    bootstrap_subjects,
+    bootstrap_tmr,
+    interval as interval,
+)
 from spherecf.evaluation.calibration import (
     CalibrationOptions,
     CalibrationReport,
-    RuleCheck,
-    ScoreCalibration,
+    RuleCheck as RuleCheck,
+    ScoreCalibration as ScoreCalibration,
     check_rule,
     evaluate_calibration,
 )
 from spherecf.evaluation.decisions import JudgedPairs, bounded_rule, choose_decision
-from spherecf.evaluation.discard import Edc, RejectionCurve, edc, pair_quality, rejection_curve
-from spherecf.evaluation.folds import TenFold, tenfold
+from spherecf.evaluation.discard import (
+    Edc as Edc,
+    RejectionCurve as RejectionCurve,
+    edc,
+    pair_quality as pair_quality,
+    rejection_curve as rejection_curve,
+)
+from spherecf.evaluation.folds import TenFold as TenFold, tenfold
 from spherecf.evaluation.groups import (
-    AtThreshold,
-    GroupReport,
-    GroupResult,
+    AtThreshold as AtThreshold,
+    GroupReport as GroupReport,
+    GroupResult as GroupResult,
     by_group,
-    extra_groups,
+    extra_groups as extra_groups,
     pair_groups,
-    template_groups,
+    template_groups as template_groups,
 )
 from spherecf.evaluation.identification import (
-    GalleryResult,
+    GalleryResult as GalleryResult,
     IdentificationReport,
-    IdentificationResult,
-    TpirAtFpir,
+    IdentificationResult as IdentificationResult,
+    TpirAtFpir as TpirAtFpir,
     evaluate_identification,
 )
-from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
+from spherecf.evaluation.llr import (
+    Reliability as Reliability,
+    cllr,
+    min_cllr,
+    reliability,
+    tippett as tippett,
+)
 from spherecf.evaluation.open_set import (
-    Decisions,
+    Decisions as Decisions,
     OpenSet,
     decide,
-    f1_after_rejection,
-    fpir_threshold,
+    f1_after_rejection as f1_after_rejection,
+    fpir_threshold as fpir_threshold,
     prediction_rejection_ratio,
 )
-from spherecf.evaluation.pairs import PairOptions, Pairs, evaluate_pairs
+from spherecf.evaluation.pairs import PairOptions, Pairs as Pairs, evaluate_pairs
 from spherecf.evaluation.rates import (
-    Curve,
-    NearestPoint,
+    Curve as Curve,
+    NearestPoint as NearestPoint,
     ScoreSplit,
     TmrAtFmr,
     auc,
@@ -60,66 +78,42 @@ from spherecf.evaluation.rates import (
     tmr_at_nearest_fmr,
 )
 from spherecf.evaluation.rejection import (
-    ConfidencePrr,
-    OperatingPoint,
+    ConfidencePrr as ConfidencePrr,
+    OperatingPoint as OperatingPoint,
     RejectionOptions,
     RejectionReport,
     evaluate_rejection,
     evaluate_template_rejection,
 )
 from spherecf.evaluation.results import (
-    KappaHistogram,
-    Measure,
-    Mistake,
+    KappaHistogram as KappaHistogram,
+    Measure as Measure,
+    Mistake as Mistake,
     PairReport,
-    ScoreResult,
-    plain,
-    signature,
-    worst_mistakes,
+    ScoreResult as ScoreResult,
+    plain as plain,
+    signature as signature,
+    worst_mistakes as worst_mistakes,
 )
-from spherecf.evaluation.subjects import disjoint_pairs, split_subjects
-from spherecf.evaluation.templates import TemplateSet
-from spherecf.evaluation.verification import TemplateReport, TemplateResult, evaluate_ijb
+from spherecf.evaluation.subjects import disjoint_pairs as disjoint_pairs, split_subjects
+from spherecf.evaluation.templates import TemplateSet as TemplateSet
+from spherecf.evaluation.verification import TemplateReport, TemplateResult as TemplateResult, evaluate_ijb
 
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
-    "AtThreshold",
     "CalibrationOptions",
     "CalibrationReport",
-    "PairOptions",
-    "Pairs",
-    "ConfidencePrr",
-    "Curve",
-    "Decisions",
-    "Edc",
-    "GalleryResult",
-    "GroupReport",
-    "GroupResult",
     "IdentificationReport",
-    "IdentificationResult",
-    "Interval",
     "JudgedPairs",
-    "KappaHistogram",
-    "Measure",
-    "Mistake",
-    "NearestPoint",
     "OpenSet",
-    "OperatingPoint",
+    "PairOptions",
     "PairReport",
-    "RejectionCurve",
     "RejectionOptions",
     "RejectionReport",
-    "Reliability",
-    "RuleCheck",
-    "ScoreCalibration",
-    "ScoreResult",
     "ScoreSplit",
     "SubjectRates",
     "TemplateReport",
-    "TemplateResult",
-    "TemplateSet",
-    "TenFold",
     "TmrAtFmr",
-    "TpirAtFpir",
     "auc",
     "bootstrap_subjects",
     "bootstrap_tmr",
@@ -130,7 +124,6 @@ __all__ = [
     "cllr",
     "decide",
     "det_curve",
-    "disjoint_pairs",
     "edc",
     "eer",
     "evaluate_calibration",
@@ -139,24 +132,13 @@ __all__ = [
     "evaluate_pairs",
     "evaluate_rejection",
     "evaluate_template_rejection",
-    "extra_groups",
-    "f1_after_rejection",
-    "fpir_threshold",
-    "interval",
     "min_cllr",
     "pair_groups",
-    "pair_quality",
-    "plain",
     "prediction_rejection_ratio",
-    "rejection_curve",
     "reliability",
     "roc",
-    "signature",
     "split_subjects",
-    "template_groups",
     "tenfold",
-    "tippett",
     "tmr_at_fmr",
     "tmr_at_nearest_fmr",
-    "worst_mistakes",
 ]

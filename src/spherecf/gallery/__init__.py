@@ -5,6 +5,12 @@ It works on directions and concentrations; it uses neither images nor models.
 
 from spherecf.gallery.gallery import Gallery
 from spherecf.gallery.identification import Candidate, Identification
-from spherecf.gallery.rows import Enrolled, checked_identity
+from spherecf.gallery.rows import Enrolled, checked_identity as checked_identity
 
-__all__ = ["Candidate", "Enrolled", "Gallery", "Identification", "checked_identity"]
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+__all__ = [
+    "Candidate",
+    "Enrolled",
+    "Gallery",
+    "Identification",
+]

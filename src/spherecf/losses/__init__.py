@@ -7,19 +7,19 @@ pairs.
 
 from spherecf.losses.baselines import (
     gaussian_confidence_loss,
-    gaussian_confidence_loss_from_cosine,
+    gaussian_confidence_loss_from_cosine as gaussian_confidence_loss_from_cosine,
     pfe_gaussian_loss,
     pfe_vmf_loss,
 )
 from spherecf.losses.margin_functions import (
-    Gradient,
-    adaface,
+    Gradient as Gradient,
+    adaface as adaface,
     arcface,
-    combined,
-    cosface,
-    curricularface_others,
-    magface,
-    magface_penalty,
+    combined as combined,
+    cosface as cosface,
+    curricularface_others as curricularface_others,
+    magface as magface,
+    magface_penalty as magface_penalty,
 )
 from spherecf.losses.margins import (
     MARGINS,
@@ -36,25 +36,41 @@ from spherecf.losses.margins import (
     SphereFace2,
     make_margin,
     margin_softmax_loss,
-    sphereface2,
+    sphereface2 as sphereface2,
     sphereface2_bias,
-    sphereface2_logit,
+    sphereface2_logit as sphereface2_logit,
 )
 from spherecf.losses.sphere_confidence import (
-    Reduction,
+    Reduction as Reduction,
     SphereConfidenceLoss,
-    Variant,
-    initial_kappa,
+    Variant as Variant,
+    initial_kappa as initial_kappa,
     sphere_confidence_loss,
     sphere_confidence_loss_from_cosine,
 )
 
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
-    "MARGINS", "AdaFace", "ArcFace", "Combined", "CosFace", "CurricularFace", "Gradient", "MagFace", "Margin",
-    "MarginSoftmaxLoss", "NormFace", "Reduction", "SphereConfidenceLoss", "SphereFace", "SphereFace2",
-    "Variant",
-    "adaface", "arcface", "combined", "cosface", "curricularface_others", "gaussian_confidence_loss",
-    "gaussian_confidence_loss_from_cosine", "initial_kappa", "magface", "magface_penalty", "make_margin",
-    "margin_softmax_loss", "pfe_gaussian_loss", "pfe_vmf_loss", "sphere_confidence_loss",
-    "sphere_confidence_loss_from_cosine", "sphereface2", "sphereface2_bias", "sphereface2_logit",
-]  # fmt: skip
+    "AdaFace",
+    "ArcFace",
+    "Combined",
+    "CosFace",
+    "CurricularFace",
+    "MARGINS",
+    "MagFace",
+    "Margin",
+    "MarginSoftmaxLoss",
+    "NormFace",
+    "SphereConfidenceLoss",
+    "SphereFace",
+    "SphereFace2",
+    "arcface",
+    "gaussian_confidence_loss",
+    "make_margin",
+    "margin_softmax_loss",
+    "pfe_gaussian_loss",
+    "pfe_vmf_loss",
+    "sphere_confidence_loss",
+    "sphere_confidence_loss_from_cosine",
+    "sphereface2_bias",
+]

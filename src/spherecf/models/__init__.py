@@ -1,23 +1,25 @@
 """Recognisers that stay as they are, and the confidence heads that look at them."""
 
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
-from spherecf.models.checkpoint import CHECKPOINT_SUFFIXES as CHECKPOINT_SUFFIXES
-from spherecf.models.checkpoint import read_checkpoint
+from spherecf.models.checkpoint import CHECKPOINT_SUFFIXES as CHECKPOINT_SUFFIXES, read_checkpoint
 from spherecf.models.heads import HEADS, ConfidenceHead, make_head
 from spherecf.models.model import ConfidenceModel, load, load_confidence_head, original_head_state
 from spherecf.models.network import Network
 from spherecf.models.networks import NETWORKS, make_backbone
-from spherecf.models.onnx.graph import ONNX_INPUT_KEY as ONNX_INPUT_KEY
-from spherecf.models.onnx.graph import opset_of as opset_of
-from spherecf.models.onnx.module import import_onnx
-from spherecf.models.onnx.module import trace_onnx as trace_onnx
-from spherecf.models.preprocessing import PREPROCESSING_KEY as PREPROCESSING_KEY
-from spherecf.models.preprocessing import PRESETS, Preprocessing
-from spherecf.models.preprocessing import default_detector_path as default_detector_path
+from spherecf.models.onnx.graph import ONNX_INPUT_KEY as ONNX_INPUT_KEY, opset_of as opset_of
+from spherecf.models.onnx.module import import_onnx, trace_onnx as trace_onnx
+from spherecf.models.preprocessing import (
+    PREPROCESSING_KEY as PREPROCESSING_KEY,
+    PRESETS,
+    Preprocessing,
+    default_detector_path as default_detector_path,
+)
 from spherecf.models.published import load_backbone, load_prototypes
-from spherecf.models.saved import prototype_identities as prototype_identities
-from spherecf.models.saved import save_backbone
-from spherecf.models.saved import save_prototypes as save_prototypes
+from spherecf.models.saved import (
+    prototype_identities as prototype_identities,
+    save_backbone,
+    save_prototypes as save_prototypes,
+)
 
 # Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [

@@ -1,7 +1,5 @@
 """Photos in, decisions out: confidence of each face, comparison of two photos, templates and enrolment."""
 
-# ruff: noqa: I001 (isort would put every `x as x` into a statement of its own)
-
 from spherecf.photos.assessment import (
     AssessedFace,
     AssessedPhoto,

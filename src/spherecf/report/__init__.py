@@ -1,14 +1,14 @@
 """Reports: results of the evaluation as one HTML page, Markdown, JSON, and tables for a terminal."""
 
 from spherecf.report.figures import (
-    Histogram,
+    Histogram as Histogram,
     Plot,
     Series,
-    Strip,
+    Strip as Strip,
     det_lines,
     histogram_plot,
     line_plot,
-    require_matplotlib,
+    require_matplotlib as require_matplotlib,
     strip_by_kappa,
     strips_of_mistakes,
 )
@@ -17,35 +17,32 @@ from spherecf.report.sections import (
     calibration_section,
     identification_section,
     ijb_section,
-    mean_prr_table,
-    nearest_section,
+    mean_prr_table as mean_prr_table,
+    nearest_section as nearest_section,
     rejection_section,
 )
-from spherecf.report.tables import Table, group_table, pair_rejection_tables, rich_table, terminal_table
-from spherecf.report.write import ReportFiles, render_html, write_report
+from spherecf.report.tables import (
+    Table,
+    group_table as group_table,
+    pair_rejection_tables as pair_rejection_tables,
+    rich_table as rich_table,
+    terminal_table,
+)
+from spherecf.report.write import ReportFiles as ReportFiles, render_html as render_html, write_report
 
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
-    "Histogram",
     "Plot",
-    "ReportFiles",
     "Section",
     "Series",
-    "Strip",
     "Table",
     "calibration_section",
     "det_lines",
-    "group_table",
     "histogram_plot",
     "identification_section",
     "ijb_section",
     "line_plot",
-    "mean_prr_table",
-    "nearest_section",
-    "pair_rejection_tables",
     "rejection_section",
-    "render_html",
-    "require_matplotlib",
-    "rich_table",
     "strip_by_kappa",
     "strips_of_mistakes",
     "terminal_table",

@@ -5,14 +5,19 @@
 
 from typing import TYPE_CHECKING, Any
 
-from spherecf.errors import MissingDependencyError
-from spherecf.serve.access import Limits, choose_token, hosts_of
+from spherecf.errors import MissingDependencyError as MissingDependencyError
+from spherecf.serve.access import Limits, choose_token as choose_token, hosts_of as hosts_of
 
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
     from spherecf.photos import FaceAssessor
 
-__all__ = ["Limits", "choose_token", "create_app", "hosts_of", "run"]
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+__all__ = [
+    "Limits",
+    "create_app",
+    "run",
+]
 
 _EXTRA = (
     'the service needs fastapi, uvicorn and python-multipart; install them with pip install "spherecf[serve]"'

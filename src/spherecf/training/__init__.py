@@ -1,53 +1,63 @@
 """Training: stage 1, a recogniser; stage 2, a confidence head on the features of a frozen one."""
 
-from spherecf.training.backbone import BACKBONE_FILE, PROTOTYPE_FILE, TrainedBackbone, train_backbone
+from spherecf.training.backbone import (
+    BACKBONE_FILE as BACKBONE_FILE,
+    PROTOTYPE_FILE as PROTOTYPE_FILE,
+    TrainedBackbone,
+    train_backbone,
+)
 from spherecf.training.cache import FeatureCache, build_cache, cache_bytes
-from spherecf.training.classifier import ShardedClassifier
+from spherecf.training.classifier import ShardedClassifier as ShardedClassifier
 from spherecf.training.confidence import (
-    MODEL_FILE,
-    TrainingData,
+    MODEL_FILE as MODEL_FILE,
+    TrainingData as TrainingData,
     fit_confidence,
-    new_head,
-    prepare,
+    new_head as new_head,
+    prepare as prepare,
     train_confidence,
 )
 from spherecf.training.config import (
-    AugmentSettings,
+    AugmentSettings as AugmentSettings,
     BackboneConfig,
-    BackboneFit,
+    BackboneFit as BackboneFit,
     ConfidenceConfig,
-    EngineSettings,
-    FeatureSettings,
-    FitSettings,
-    HeadSettings,
-    LossSettings,
-    MarginSettings,
-    NetworkSettings,
-    OptimizerSettings,
-    PrototypeSettings,
-    ScheduleSettings,
-    ViewSettings,
-    lr_factor,
+    EngineSettings as EngineSettings,
+    FeatureSettings as FeatureSettings,
+    FitSettings as FitSettings,
+    HeadSettings as HeadSettings,
+    LossSettings as LossSettings,
+    MarginSettings as MarginSettings,
+    NetworkSettings as NetworkSettings,
+    OptimizerSettings as OptimizerSettings,
+    PrototypeSettings as PrototypeSettings,
+    ScheduleSettings as ScheduleSettings,
+    ViewSettings as ViewSettings,
+    lr_factor as lr_factor,
 )
 from spherecf.training.distributed import Ranks, join_ranks
 from spherecf.training.features import (
-    CachedFeatures,
-    GivenPrototypes,
-    MeanPrototypes,
-    StreamedFeatures,
-    Targets,
-    prototype_targets,
+    CachedFeatures as CachedFeatures,
+    GivenPrototypes as GivenPrototypes,
+    MeanPrototypes as MeanPrototypes,
+    StreamedFeatures as StreamedFeatures,
+    Targets as Targets,
+    prototype_targets as prototype_targets,
     prototypes_for,
 )
-from spherecf.training.heads import FitResult, FitState, fit_head
+from spherecf.training.heads import FitResult as FitResult, FitState as FitState, fit_head as fit_head
 
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
-    "BACKBONE_FILE", "MODEL_FILE", "PROTOTYPE_FILE",
-    "AugmentSettings", "BackboneConfig", "BackboneFit", "CachedFeatures", "ConfidenceConfig",
-    "EngineSettings", "FeatureCache", "FeatureSettings", "FitResult", "FitSettings", "FitState",
-    "GivenPrototypes", "HeadSettings", "LossSettings", "MarginSettings", "MeanPrototypes", "NetworkSettings",
-    "OptimizerSettings", "PrototypeSettings", "Ranks", "ScheduleSettings", "ShardedClassifier",
-    "StreamedFeatures", "Targets", "TrainedBackbone", "TrainingData", "ViewSettings",
-    "build_cache", "cache_bytes", "fit_confidence", "fit_head", "join_ranks", "lr_factor", "new_head",
-    "prepare", "prototype_targets", "prototypes_for", "train_backbone", "train_confidence",
-]  # fmt: skip
+    "BackboneConfig",
+    "ConfidenceConfig",
+    "FeatureCache",
+    "Ranks",
+    "TrainedBackbone",
+    "build_cache",
+    "cache_bytes",
+    "fit_confidence",
+    "join_ranks",
+    "prototypes_for",
+    "train_backbone",
+    "train_confidence",
+]

@@ -14,9 +14,10 @@ from spherecf.vmf.functions import (
     mean_resultant_complement,
     mean_resultant_length,
     mean_resultant_length_derivative,
-    product_concentration,
+    product_concentration as product_concentration,
 )
 
+# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
     "HypersphericalUniform",
     "VonMisesFisher",
@@ -27,5 +28,4 @@ __all__ = [
     "mean_resultant_complement",
     "mean_resultant_length",
     "mean_resultant_length_derivative",
-    "product_concentration",
 ]
