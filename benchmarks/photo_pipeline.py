@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from spherecf.data import encode_image, orl_faces
 from spherecf.faces import FaceDetector, acquire, align, read_photo
-from spherecf.faces.capture import capture_facts
+from spherecf.faces.alignment import capture_facts
 from spherecf.faces.detection import find_faces
 from spherecf.models import ConfidenceModel, load
 from spherecf.photos import find_photos

@@ -4,7 +4,7 @@ import pytest
 
 from spherecf.data import open_source, sharpness
 from spherecf.faces import ARCFACE_POINTS, CaptureFacts, Face, FaceDetector, acquire
-from spherecf.faces.capture import _HEAD, capture_facts, head_pose
+from spherecf.faces.alignment import _HEAD, capture_facts, head_pose
 
 
 def seen(yaw: float, pitch: float, roll: float) -> np.ndarray:

@@ -6,7 +6,7 @@ import pytest
 from tests.faces.pictures import animation, lying_jpeg, png_of_size
 
 from spherecf.data import encode_image
-from spherecf.faces.header import Header, read_header
+from spherecf.faces.photo import Header, read_header
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
 KINDS = {

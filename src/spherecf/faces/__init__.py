@@ -7,8 +7,7 @@ from spherecf.faces.acquisition import (
     IjbFaces,
     acquire,
 )
-from spherecf.faces.alignment import ARCFACE_POINTS, align
-from spherecf.faces.capture import CaptureFacts as CaptureFacts
+from spherecf.faces.alignment import ARCFACE_POINTS, CaptureFacts as CaptureFacts, align
 from spherecf.faces.detection import Face, FaceDetector, FacePoints as FacePoints
 from spherecf.faces.photo import MAX_PIXELS as MAX_PIXELS, Failure as Failure, PhotoError, read_photo
 

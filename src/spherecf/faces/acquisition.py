@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from spherecf.data import IjbMeta, ImageError, ImageSource, decode_image, encode_image
 from spherecf.errors import InputError
-from spherecf.faces.alignment import align
-from spherecf.faces.capture import CaptureFacts, capture_facts
+from spherecf.faces.alignment import CaptureFacts, align, capture_facts
 from spherecf.faces.detection import (
     ATTEMPTS,
     SMALL,
