@@ -97,13 +97,13 @@ def make_app(
         raise InputError(
             "the service needs a calibrated model; calibrate it with `spherecf evaluate calibration --save`"
         )
-    desk = Worker(assessor, gallery, limits)
+    worker = Worker(assessor, gallery, limits)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        desk.start()
+        worker.start()
         yield
-        desk.stop()
+        worker.stop()
 
     app = FastAPI(
         title="SphereCF",
@@ -115,7 +115,7 @@ def make_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.desk = desk
+    app.state.worker = worker
     app.include_router(static_routes())
     app.include_router(open_routes)
     app.include_router(photo_routes)

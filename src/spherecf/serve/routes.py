@@ -45,13 +45,13 @@ BEARER = Depends(HTTPBearer(auto_error=False))  # for the documentation only; th
 photo_routes = APIRouter(prefix="/api", responses=ERRORS, dependencies=[BEARER])
 
 
-def desk_of(request: Request) -> Worker:
-    """The application's desk, for the handlers."""
-    desk: Worker = request.app.state.desk
-    return desk
+def worker_of(request: Request) -> Worker:
+    """The application's worker, for the handlers."""
+    worker: Worker = request.app.state.worker
+    return worker
 
 
-AtDesk = Annotated[Worker, Depends(desk_of)]
+ItsWorker = Annotated[Worker, Depends(worker_of)]
 
 
 def parse(kind: type[FieldsT], form: Form) -> FieldsT:
@@ -75,16 +75,16 @@ async def health() -> Health:
 
 
 @photo_routes.get("/info", tags=["service"])
-async def info(desk: AtDesk) -> Info:
+async def info(worker: ItsWorker) -> Info:
     """Which model is used, and which error rates it can guarantee."""
-    model, limits = desk.assessor.model, desk.limits
+    model, limits = worker.assessor.model, worker.limits
     rules = model.calibration.decisions
     rates = sorted({rule.alpha for rule in rules if (rule.score, rule.error) == ("mls", "fmr")}, reverse=True)
     return Info(
         version=__version__,
         model=model.fingerprint(),
         backbone=model.backbone.name,
-        gallery=desk.gallery is not None,
+        gallery=worker.gallery is not None,
         max_fmrs=rates,
         default_max_fmr=DEFAULT_MAX_FMR,
         limits=Bounds(
@@ -98,14 +98,14 @@ async def info(desk: AtDesk) -> Info:
 @photo_routes.post(
     "/quality", tags=["photos"], openapi_extra=form_body(Fields, photo="JPEG, PNG, WebP, TIFF, ...")
 )
-async def quality(request: Request, desk: AtDesk) -> Photo:
+async def quality(request: Request, worker: ItsWorker) -> Photo:
     """Assess a photo: every face with its confidence and capture problems.
 
     A photo without a face, or one that cannot be read, gives a `failure` in a normal response, not an error.
     """
-    form = await read_form(request, desk.limits, {"photo": (1, 1)})
+    form = await read_form(request, worker.limits, {"photo": (1, 1)})
     parse(Fields, form)
-    (assessed,) = await desk.assess(form.photos["photo"])
+    (assessed,) = await worker.assess(form.photos["photo"])
     return photo_of(assessed)
 
 
@@ -114,15 +114,15 @@ async def quality(request: Request, desk: AtDesk) -> Photo:
     tags=["photos"],
     openapi_extra=form_body(CompareFields, left="First photo.", right="Second photo."),
 )
-async def compare_two(request: Request, desk: AtDesk) -> Compared:
+async def compare_two(request: Request, worker: ItsWorker) -> Compared:
     """Decide whether two photos show one person: match, non-match or undecided.
 
     If a photo has several faces, the main one is compared.
     """
-    form = await read_form(request, desk.limits, {"left": (1, 1), "right": (1, 1)})
+    form = await read_form(request, worker.limits, {"left": (1, 1), "right": (1, 1)})
     asked = parse(CompareFields, form)
-    left, right = await desk.assess([*form.photos["left"], *form.photos["right"]])
-    model = desk.assessor.model
+    left, right = await worker.assess([*form.photos["left"], *form.photos["right"]])
+    model = worker.assessor.model
     comparison = await asyncio.to_thread(
         compare, left, right, model.calibration, radius=model.radius, max_fmr=asked.max_fmr
     )
@@ -133,19 +133,19 @@ async def compare_two(request: Request, desk: AtDesk) -> Compared:
 @photo_routes.post(
     "/template", tags=["photos"], openapi_extra=form_body(Fields, photos="Photos of one person, in order.")
 )
-async def template(request: Request, desk: AtDesk) -> Template:
+async def template(request: Request, worker: ItsWorker) -> Template:
     """Pool photos into a template: the pooled kappa after each photo, and the contribution of each.
 
     Nothing is stored: to add a photo, send all photos again.
     """
-    form = await read_form(request, desk.limits, {"photos": (1, desk.limits.max_files)})
+    form = await read_form(request, worker.limits, {"photos": (1, worker.limits.max_files)})
     parse(Fields, form)
-    photos = await desk.assess(form.photos["photos"])
+    photos = await worker.assess(form.photos["photos"])
     if not any(photo.usable_face for photo in photos):
         rows = [TemplatePhoto(photo.name, reason=photo.problem).to_dict() for photo in photos]
         faceless = [Member.model_validate(row) for row in rows]
         return Template(kappa=None, grown=[], groups=0, pooled=[], warnings=[], photos=faceless)
-    model = desk.assessor.model
+    model = worker.assessor.model
     pooled = await asyncio.to_thread(build_template, photos, model.calibration, radius=model.radius)
     return Template.model_validate(pooled.to_dict())
 
@@ -167,11 +167,11 @@ gallery_routes = APIRouter(
 )
 
 
-def gallery_of(desk: AtDesk) -> Worker:
+def gallery_of(worker: ItsWorker) -> Worker:
     """The worker, if it has a gallery."""
-    if desk.gallery is None:
+    if worker.gallery is None:
         raise HTTPException(409, "This service has no gallery; start it with --gallery PATH.")
-    return desk
+    return worker
 
 
 AtGallery = Annotated[Worker, Depends(gallery_of)]
@@ -191,15 +191,15 @@ def checked_name(text: str) -> str:
 
 
 @gallery_routes.get("")
-async def describe(desk: AtGallery) -> GalleryInfo:
+async def describe(worker: AtGallery) -> GalleryInfo:
     """The size of the gallery, and the model it belongs to."""
-    return GalleryInfo.model_validate(await desk.ask(desk.gallery.info))
+    return GalleryInfo.model_validate(await worker.ask(worker.gallery.info))
 
 
 @gallery_routes.get("/identities")
-async def everybody(desk: AtGallery) -> Enrolments:
+async def everybody(worker: AtGallery) -> Enrolments:
     """All enrolled people."""
-    people = await desk.ask(desk.gallery.list)
+    people = await worker.ask(worker.gallery.list)
     return Enrolments(identities=[Enrolled.model_validate(person.to_dict()) for person in people])
 
 
@@ -207,13 +207,13 @@ async def everybody(desk: AtGallery) -> Enrolments:
     "/identities",
     openapi_extra=form_body(EnrolFields, photos="Photos of this person; the main face of each is used."),
 )
-async def enrol(request: Request, desk: AtGallery) -> Enrolled:
+async def enrol(request: Request, worker: AtGallery) -> Enrolled:
     """Enrol a person from photos, with their consent.
 
     The gallery stores the name, the template, and the direction, kappa and file name of each photo, not the
     photos.
     """
-    form = await read_form(request, desk.limits, {"photos": (1, desk.limits.max_files)})
+    form = await read_form(request, worker.limits, {"photos": (1, worker.limits.max_files)})
     asked = parse(EnrolFields, form)
     name = checked_name(asked.identity)
     if not asked.consent:
@@ -221,12 +221,12 @@ async def enrol(request: Request, desk: AtGallery) -> Enrolled:
             422, "consent: expected true; a person may be enrolled only with their knowledge and consent."
         )
     uploads = form.photos["photos"]
-    assessed = await desk.assess(uploads)
+    assessed = await worker.assess(uploads)
     used = [(upload, photo.usable_face) for upload, photo in zip(uploads, assessed) if photo.usable_face]
     if not used:
         raise HTTPException(422, f"No photo shows a usable face. {uploads[0].name}: {assessed[0].problem}")
-    enrolled = await desk.ask(
-        desk.gallery.enrol,
+    enrolled = await worker.ask(
+        worker.gallery.enrol,
         name,
         np.stack([face.mu for _, face in used]),
         np.asarray([face.kappa for _, face in used]),
@@ -240,23 +240,23 @@ async def enrol(request: Request, desk: AtGallery) -> Enrolled:
 @gallery_routes.post(
     "/identify", openapi_extra=form_body(IdentifyFields, photo="Photo of the person to identify.")
 )
-async def identify(request: Request, desk: AtGallery) -> Identified:
+async def identify(request: Request, worker: AtGallery) -> Identified:
     """Identify the main face: an enrolled person, unknown, or undecided."""
-    form = await read_form(request, desk.limits, {"photo": (1, 1)})
+    form = await read_form(request, worker.limits, {"photo": (1, 1)})
     asked = parse(IdentifyFields, form)
-    (assessed,) = await desk.assess(form.photos["photo"])
+    (assessed,) = await worker.assess(form.photos["photo"])
     if (face := assessed.usable_face) is not None:
         options = {"top": asked.top, "max_fpir": asked.max_fpir}
-        result = await desk.ask(desk.gallery.identify, face.mu, face.kappa, **options)
+        result = await worker.ask(worker.gallery.identify, face.mu, face.kappa, **options)
     else:
         result = Identification("undecided", None, assessed.problem, (), asked.max_fpir, gallery=0)
     return Identified.model_validate(result.to_dict() | {"photo": photo_of(assessed)})
 
 
 @gallery_routes.delete("/identities/{identity:path}")
-async def remove(identity: Annotated[str, Path(max_length=200)], desk: AtGallery) -> Removed:
+async def remove(identity: Annotated[str, Path(max_length=200)], worker: AtGallery) -> Removed:
     """Remove a person: every template of this name is deleted."""
-    count: int = await desk.ask(desk.gallery.remove, identity)
+    count: int = await worker.ask(worker.gallery.remove, identity)
     if not count:
         raise HTTPException(404, "Nobody of this name is enrolled.")
     return Removed(identity=identity, removed=count)

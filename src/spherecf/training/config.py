@@ -176,6 +176,11 @@ class Recipe:
         for table, given in content.items():
             if isinstance(default := defaults.get(table), dict) and isinstance(given, Mapping):
                 names = {key: cls._renamed.get(f"{table}.{key}", key) for key in given}
+                for key, name in names.items():
+                    if key != name and name in given:
+                        raise InputError(
+                            f"{table}.{key} is the former name of {table}.{name}; give one of them"
+                        )
                 values[table] = {**default, **{names[key]: value for key, value in given.items()}}
         return cls(**values)
 
