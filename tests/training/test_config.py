@@ -96,6 +96,6 @@ def test_settings_are_values() -> None:
 def test_a_setting_is_read_by_its_former_name() -> None:
     config = BackboneConfig.from_dict({"fit": {"least": 5}})
     assert config == BackboneConfig.from_dict({"fit": {"min_images": 5}})
-    with pytest.raises(InputError, match="former name of fit.min_images; give one of them"):
+    with pytest.raises(InputError, match=r"former name of fit\.min_images; give one of them"):
         BackboneConfig.from_dict({"fit": {"least": 5, "min_images": 5}})
     assert config.fit.epochs == BackboneConfig().fit.epochs
