@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from spherecf.common.files import SAFETENSORS, describe_content, write_atomically
 from spherecf.common.parsing import reading
@@ -91,8 +91,15 @@ def open_tensors(path: str | Path, kind: str, hint: str = "", framework: str = "
     content = describe_content(path)
     if content != SAFETENSORS:
         raise FileFormatError(path, f"not readable as {kind}: it is {content}.", hint)
-    with reading(path, kind, hint), safe_open(path, framework) as file:
-        yield file
+    with reading(path, kind, hint):
+        try:
+            opened = safe_open(path, framework)
+        except SafetensorError as error:  # its own words do not say so
+            raise FileFormatError(
+                path, f"not readable as {kind}: truncated or damaged ({error}).", hint
+            ) from error
+        with opened as file:
+            yield file
 
 
 def map_tensors(path: str | Path) -> dict[str, NDArray[Any]]:

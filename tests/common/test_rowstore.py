@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from spherecf import _rowstore
+from spherecf.common import rowstore
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.errors import InputError, StorageError
 
@@ -52,7 +52,7 @@ def test_commits_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limi
     store = fresh(tmp_path / "store")
     store.append(rows(0, 4))
     assert fresh(tmp_path / "store").done == 0
-    monkeypatch.setattr(_rowstore, limit, 0)
+    monkeypatch.setattr(rowstore, limit, 0)
     store.append(rows(4, 2))
     assert fresh(tmp_path / "store").done == 6
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from spherecf import _directions
+from spherecf.common import arrays
 from spherecf.common.arrays import as_array, check_directions, check_kappa, checked_radius
 from spherecf.errors import InputError
 
@@ -33,7 +33,7 @@ def test_each_sort_of_fault_is_counted_and_its_first_row_named(kind: str) -> Non
 
 
 def test_blocks_of_a_large_array_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_directions, "_BLOCK", 3)
+    monkeypatch.setattr(arrays, "_BLOCK", 3)
     mu = unit()
     mu[[5, 19]] *= 2
     with pytest.raises(InputError, match=r"2 of 20 .*row 5, length 2"):
@@ -58,7 +58,7 @@ def test_a_transposed_array_is_recognised() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
 def test_types_of_storage_pass(dtype: str) -> None:
     check_directions(unit(dim=512).astype(dtype), "mu")
-    check_directions(torch.from_numpy(unit(dim=512)).bfloat16(), "mu", _directions.SCORE_TOLERANCE)
+    check_directions(torch.from_numpy(unit(dim=512)).bfloat16(), "mu", arrays.SCORE_TOLERANCE)
 
 
 def test_what_has_no_direction_is_refused_by_its_shape() -> None:
