@@ -21,7 +21,13 @@ def found(benchmark):
 
 @pytest.fixture(scope="module")
 def page():
-    return (_ROOT / "docs" / "numerics.md").read_text().splitlines()
+    return [unpadded(line) for line in (_ROOT / "docs" / "numerics.md").read_text().splitlines()]
+
+
+def unpadded(line):
+    """A row of a table without the spaces that align its columns."""
+    cells = [re.sub("-{3,}", "---", cell.strip()) for cell in line.strip("|").split("|")]
+    return f"| {' | '.join(cells)} |" if line.startswith("|") else line
 
 
 def test_every_error_is_within_its_limit(found):
@@ -37,7 +43,7 @@ def numbers(line):
 def test_page_has_the_measured_table(benchmark, found, page, which):
     """The same heads and rows; numbers within a factor of 4, as processors round differently."""
     group = benchmark["regime"] if which == "regime" else lambda e: f"d = {e.dim}"
-    head, rule, *rows = benchmark["table"](found, group)
+    head, rule, *rows = map(unpadded, benchmark["table"](found, group))
     start = page.index(head)
     assert page[start + 1] == rule and page[start + 2 + len(rows)] == ""
     for said, measured in zip(page[start + 2 :], rows):
@@ -49,7 +55,7 @@ def test_page_has_the_measured_table(benchmark, found, page, which):
 
 
 def test_page_says_what_others_reach(benchmark, page):
-    lines = benchmark["rivals"]()
+    lines = [unpadded(line) for line in benchmark["rivals"]()]
     start = page.index(lines[0])
     for said, measured in zip(page[start + 2 :], lines[2:]):
         assert said.split(" | ")[:3] == measured.split(" | ")[:3]
