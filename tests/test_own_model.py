@@ -26,7 +26,7 @@ CHANGES = {  # so few promise less than the page's own
 def commands() -> list[list[str]]:
     """The page's commands, in order, without the word spherecf."""
     text = PAGE.read_text().replace("\\\n", " ")
-    lines = [line.strip() for line in text.splitlines() if line.startswith("    spherecf ")]
+    lines = [line.strip() for line in text.splitlines() if line.startswith("spherecf ")]
     return [shlex.split(line)[1:] for line in lines]
 
 

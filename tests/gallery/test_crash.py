@@ -88,7 +88,7 @@ def test_no_space_left(tmp_path: Path) -> None:
     )
     first, second = done.stdout.splitlines()
     assert "refused" in first and "large" in first.lower(), done.stderr
-    assert "open the gallery again" in second and "Traceback" not in done.stderr
+    assert "reopen the gallery" in second and "Traceback" not in done.stderr
     with reopened(tmp_path / "g") as gallery:
         assert [one.identity for one in gallery.list()] == ["person 0"]
 

@@ -108,7 +108,7 @@ def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width
     visit = Visit(browser, address, width, color_scheme=scheme, reduced_motion="reduce")
     page, name = visit.page, f"Ada {scheme}"
     page.set_input_files("#quality-photos", [photos / "0.png", photos / "none.png"])
-    visit.says("quality", "2 photos looked at, 1 face found")
+    visit.says("quality", "2 photos assessed, 1 face found")
     expect(page.locator("#quality .picture svg rect.outline")).to_have_count(1)
     shown = page.locator("#quality .picture").last
     outline, picture = shown.locator("rect.outline").bounding_box(), shown.locator("img").bounding_box()
@@ -155,7 +155,7 @@ def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width
     assert page.evaluate(WIDER) == []
     page.get_by_label(f"Remove {name}").click()
     page.get_by_label(f"Remove {name}").click()
-    visit.says("gallery", f"{name} is removed")
+    visit.says("gallery", f"{name} was removed")
     expect(page.locator("#people")).to_have_text("Nobody yet.")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     visit.close(address)
