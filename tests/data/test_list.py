@@ -125,7 +125,7 @@ def test_floats_are_numbers_where_all_labels_are(folder: Path) -> None:
     source = listed(folder, "{0}\t{1}", ("10.000000", "9.0", "-1.000000", "2"))
     assert source.identities == ["2", "9", "10"] and source.labels.tolist() == [2, 1, -1, 0]
     assert listed(folder, "{0}\t{1}", ("1.5", "a", "1.0", "a")).identities == ["1.0", "1.5", "a"]
-    for label in ("0.5", "nan", "inf", "1e300"):
+    for label in ("0.5", "nan", "inf", "1e300", "0.1e999000000"):
         with pytest.raises(FileFormatError, match=f"line 3: label '{label}'"):
             listed(folder, "{0}\t{1}", ("0.0", "1.0", label, "2.0"))
 

@@ -84,3 +84,4 @@ def test_blanks_without_end_cost_no_more_than_reading_them() -> None:
     """Each blank could be split from the next in two ways: 30 of them took longer than anybody waits."""
     assert read_header(b"P5" + b" " * 50_000 + b"x") is None
     assert read_header(b"P5" + b"#\n \n" * 5_000 + b"2 3 255 ") == read_header(b"P5 2 3 255 ")
+    assert read_header(b"P5 " + b"9" * 400 + b" 4 255 ") is None

@@ -295,6 +295,6 @@ def _whole(token: str) -> str:
         number = Decimal(token)
     except InvalidOperation:
         return ""
-    if not number.is_finite() or abs(number) >= 10**18 or number != int(number):
+    if not number.is_finite() or number.copy_abs() >= 10**18 or number != int(number):
         return ""
     return str(int(number))

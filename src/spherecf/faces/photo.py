@@ -54,7 +54,8 @@ def read_header(data: bytes) -> Header | None:
         header = _read(data)
     except (struct.error, IndexError, KeyError, ValueError):
         return None
-    return header if header is not None and header.width > 0 and header.height > 0 else None
+    # No format counts beyond 32 bits but PNM, which writes its numbers as text.
+    return header if header and 0 < header.width < 2**32 and 0 < header.height < 2**32 else None
 
 
 def _read(data: bytes) -> Header | None:
