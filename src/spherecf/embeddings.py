@@ -102,6 +102,11 @@ class Embeddings:
         kappa: NDArray[Any] = np.exp(self.log_kappa)
         return kappa
 
+    @property
+    def radius(self) -> float:
+        """Radius r of the mutual likelihood score, from the model that made them; 64 where none is stated."""
+        return float(self.provenance.get("radius", 64.0))
+
     @cached_property
     def _index(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self.keys)}

@@ -3,7 +3,7 @@
 Rates are exact (from sorted scores, ties handled), never from a grid of thresholds; metrics never transform
 scores; every result carries its signature, its counts and intervals over subjects.
 
-- metrics: ``rates`` (of millions of pairs ``large_rates``), ``folds``, ``discard``, ``llr``, ``open_set``;
+- metrics: ``rates`` (of millions of pairs `ScoreSplit`), ``folds``, ``discard``, ``llr``, ``open_set``;
   their intervals in ``bootstrap``;
 - protocols on images: ``pairs``, ``calibration``, ``decisions``, ``groups``;
 - protocols on templates (``templates``): ``verification``, ``identification``, ``rejection``.

@@ -31,7 +31,6 @@ from spherecf.evaluation.decisions import ERRORS, Abstain, Counts, JudgedPairs, 
 from spherecf.evaluation.discard import pair_quality
 from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
 from spherecf.evaluation.pairs import (
-    DEFAULT_RADIUS,
     Pairs,
     ResolvedPairs,
     check_same_recogniser,
@@ -403,7 +402,7 @@ def evaluate_calibration(
     method, alpha, delta, disjoint = options.method, options.alpha, options.delta, options.disjoint
     confidence, pairs_hash = options.confidence, pairs.fingerprint()
     if radius is None:
-        radius = float(left.provenance.get("radius", DEFAULT_RADIUS))
+        radius = left.radius
     resolved = resolve_pairs(
         left, right, pairs.left, pairs.right, pairs.mated, np.zeros(len(pairs.left), int), pairs.subjects
     )

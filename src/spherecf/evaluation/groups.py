@@ -17,7 +17,6 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.folds import tenfold
 from spherecf.evaluation.pairs import (
-    DEFAULT_RADIUS,
     PairOptions,
     Pairs,
     check_same_recogniser,
@@ -305,9 +304,7 @@ def pair_groups(
         )
     names = named_groups([*sides[0], *sides[1]], groups, of)
     one, other = names[: len(sides[0])], names[len(sides[0]) :]
-    radius = options.radius
-    if radius is None:
-        radius = float(left.provenance.get("radius", DEFAULT_RADIUS))
+    radius = left.radius if options.radius is None else options.radius
     columns = score_listed(left, right, resolved, options.scores, radius)
     return {
         score: by_group(values, resolved.mated, one, other, options.targets, folds=resolved.folds)

@@ -16,7 +16,6 @@ from spherecf.calibration import allowed_errors, unresolved_rate
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
-from spherecf.evaluation.pairs import DEFAULT_RADIUS
 from spherecf.evaluation.rates import (
     ScoreSplit,
     SortedPairs,
@@ -223,7 +222,7 @@ def evaluate_identification(
     images = find_images(embeddings, templates)
     chosen, notes = conditions(modes, scores, embeddings, images)
     tasks, people, counts = _tasks(templates, images)
-    r = float(embeddings.provenance.get("radius", DEFAULT_RADIUS)) if radius is None else radius
+    r = embeddings.radius if radius is None else radius
     ci = f"probe-subject-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     results: list[IdentificationResult] = []

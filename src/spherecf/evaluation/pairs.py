@@ -398,7 +398,6 @@ def differences_to_cosine(
 
 FMR_TARGETS = (1e-1, 1e-2, 1e-3)
 CONFIDENCES = ("kappa", "norm", "detector_score", "sharpness", "random")
-DEFAULT_RADIUS = 64.0
 
 
 class Pairs(Protocol):
@@ -503,9 +502,8 @@ def evaluate_pairs(
         (['cosine', 'mls'], 4)
     """
     check_same_recogniser(left, right)
-    radius, targets, draws, seed = options.radius, options.targets, options.draws, options.seed
-    if radius is None:
-        radius = float(left.provenance.get("radius", DEFAULT_RADIUS))
+    targets, draws, seed = options.targets, options.draws, options.seed
+    radius = left.radius if options.radius is None else options.radius
     resolved = resolve_pairs(left, right, pairs.left, pairs.right, pairs.mated, pairs.fold, pairs.subjects)
     values = score_listed(left, right, resolved, options.scores, radius)
     values |= _extra(extra_scores or {}, resolved, options.scores)

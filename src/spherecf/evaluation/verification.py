@@ -11,7 +11,6 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_tmr, interval
 from spherecf.evaluation.groups import GroupReport, by_group
-from spherecf.evaluation.pairs import DEFAULT_RADIUS
 from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr
 from spherecf.evaluation.results import Measure, plain, signature
 from spherecf.evaluation.templates import (
@@ -145,7 +144,7 @@ def evaluate_ijb(
     pairs = compare_templates(templates.pairs, templates, images)
     unit = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
-    r = float(embeddings.provenance.get("radius", DEFAULT_RADIUS)) if radius is None else radius
+    r = embeddings.radius if radius is None else radius
     results: list[TemplateResult] = []
     resampled: dict[str, Array] = {}
     for mode in dict.fromkeys(mode for mode, _ in chosen):
