@@ -384,13 +384,13 @@ def calibration(
         files.left, files.right, replace(files.pairs, name=_list_name(files.pairs, pairs)), options,
         condition="+".join(dict.fromkeys(views)),
     )  # fmt: skip
-    show(replace(calibration_section(report, plots=False), notes=[]))
+    section = calibration_section(report, plots=out is not None)
+    show(replace(section, notes=[]))
     saved = {}
     if model is not None and save is not None:
         saved = {"model": str(_save(report, model, save, backbone))}
         print_text(f"model with its calibration: {save}")
-    section = calibration_section(report) if out is not None else None
-    written = None if section is None else write_page(
+    written = write_page(
         out, title=section.title, sections=[section], results={"calibration": report.to_dict()},
         provenance={"made": dict(report.calibration.record)},
     )  # fmt: skip
@@ -446,9 +446,10 @@ def ijb(
         threads=threads, groups=template_groups(templates, *open_groups(groups, source)) if groups else None,
         **({"targets": fmr} if fmr else {}),
     )  # fmt: skip
-    show(ijb_section(report, plots=False))
-    written = None if out is None else write_page(
-        out, title=f"{report.name}: 1:1 verification of templates", sections=[ijb_section(report)],
+    section = ijb_section(report, plots=out is not None)
+    show(section)
+    written = write_page(
+        out, title=f"{report.name}: 1:1 verification of templates", sections=[section],
         results={"ijb": report.to_dict()},
         provenance={"embeddings": source.provenance, "meta": templates.fingerprint()},
     )  # fmt: skip
@@ -505,9 +506,10 @@ def identification(
         source, read_ijb(meta, set_), modes=mode or (), scores=score or (), max_rank=max_rank, radius=radius,
         draws=draws, seed=seed, threads=threads, **({"targets": fpir} if fpir else {}),
     )  # fmt: skip
-    show(identification_section(report, plots=False))
-    written = None if out is None else write_page(
-        out, title=f"{report.name}: 1:N identification", sections=[identification_section(report)],
+    section = identification_section(report, plots=out is not None)
+    show(section)
+    written = write_page(
+        out, title=f"{report.name}: 1:N identification", sections=[section],
         results={"identification": report.to_dict()}, provenance={"embeddings": source.provenance},
     )  # fmt: skip
     if as_json:
@@ -613,13 +615,13 @@ def _of_galleries(
 ) -> tuple["Section", dict[str, Any], Path | None]:
     from spherecf.report import Section, mean_prr_table, rejection_section
 
-    found = [(report.name, rejection_section(report, plots=False)) for report in reports.values()]
-    notes = [f"{gallery}: {note}" for gallery, section in found for note in section.notes]
-    tables = [table for _, section in found for table in section.tables]
+    sections = [rejection_section(report, plots=out is not None) for report in reports.values()]
+    galleries = [report.name for report in reports.values()]
+    notes = [f"{gallery}: {note}" for gallery, s in zip(galleries, sections) for note in s.notes]
+    tables = [table for section in sections for table in section.tables]
     summary = [mean_prr_table(list(reports.values()))]
-    written = None if out is None else write_page(
-        out, title=f"{name}: rejection in open-set identification", tables=summary,
-        sections=[rejection_section(report) for report in reports.values()],
+    written = write_page(
+        out, title=f"{name}: rejection in open-set identification", tables=summary, sections=sections,
         results={key: report.to_dict() for key, report in reports.items()},
         provenance={"embeddings": provenance},
     )  # fmt: skip
