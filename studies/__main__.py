@@ -2,14 +2,18 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from spherecf.cli.options import BackboneFile, PresetName, open_backbone
 from spherecf.cli.output import folder_to_write, run_command
 from spherecf.common.progress import console
+
+if TYPE_CHECKING:
+    from spherecf.report import Table
 
 app = typer.Typer(
     help="Run the studies behind the documentation.", no_args_is_help=True, pretty_exceptions_enable=False,
@@ -52,7 +56,7 @@ def cross_quality(
     into a report. Interrupted, the same command goes on where it stopped.
     """
     from spherecf.data import open_pairs, open_source
-    from spherecf.demo.run import present, show_tables, tables
+    from spherecf.demo.run import present, tables
     from spherecf.demo.trial import cross_quality as run
     from spherecf.training import ConfidenceConfig
 
@@ -75,11 +79,7 @@ def cross_quality(
         notes=[f"Trained on {train.name}, tested on {test.name}."],
         provenance={"backbone": recogniser.sha256, "config": config.to_dict()},
     )
-    show_tables(tables(result), console)
-    if as_json:
-        typer.echo(json.dumps([table.to_dict() for table in tables(result)], indent=2))
-    else:
-        typer.echo(f"report: {files.html}")
+    _print(tables(result), f"report: {files.html}", as_json)
 
 
 @app.command("shipped", epilog="Example: python -m studies shipped lfw/ cfp/ --out runs/shipped")
@@ -101,7 +101,6 @@ def shipped(
     Interrupted, the same command goes on where it stopped. docs/model-card.md has the results.
     """
     from spherecf.data import open_source, orl_faces
-    from spherecf.demo import show_tables
     from spherecf.faces import AlignedFaces
     from spherecf.models import FrozenBackbone
     from spherecf.report import require_matplotlib
@@ -116,12 +115,7 @@ def shipped(
         foreign={"orl": AlignedFaces(orl_faces())}, realign=AlignedFaces, draws=draws,
     )  # fmt: skip
     files = present_shipped(result, out / "report", {"config": config.to_dict()})
-    found = shipped_tables(result)
-    show_tables(found, console)
-    if as_json:
-        typer.echo(json.dumps([table.to_dict() for table in found], indent=2))
-    else:
-        typer.echo(f"model: {out / MODEL_FILE}\nreport: {files.html}")
+    _print(shipped_tables(result), f"model: {out / MODEL_FILE}\nreport: {files.html}", as_json)
 
 
 @app.command(epilog=_REPRODUCE_EXAMPLE)
@@ -148,7 +142,6 @@ def reproduce(
     where it stopped.
     """
     from spherecf.data import open_pairs, open_source
-    from spherecf.demo import show_tables
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
     from studies.reproduce import reproduce as run
@@ -168,12 +161,15 @@ def reproduce(
         draws=draws,
     )
     files = present_reproduction(result, out / "report", {"config": config.to_dict()})
-    found = reproduction_tables(result)
-    show_tables(found, console)
-    if as_json:
-        typer.echo(json.dumps([table.to_dict() for table in found], indent=2))
-    else:
-        typer.echo(f"report: {files.html}")
+    _print(reproduction_tables(result), f"report: {files.html}", as_json)
+
+
+def _print(tables: Sequence["Table"], written: str, as_json: bool) -> None:
+    """The tables on stderr; on stdout the same as JSON, or what was written."""
+    from spherecf.demo import show_tables
+
+    show_tables(tables, console)
+    typer.echo(json.dumps([table.to_dict() for table in tables], indent=2) if as_json else written)
 
 
 if __name__ == "__main__":
