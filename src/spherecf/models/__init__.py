@@ -1,7 +1,11 @@
 """Recognisers that stay as they are, and the confidence heads that look at them."""
 
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
-from spherecf.models.checkpoint import CHECKPOINT_SUFFIXES as CHECKPOINT_SUFFIXES, read_checkpoint
+from spherecf.models.checkpoint import (
+    CHECKPOINT_SUFFIXES as CHECKPOINT_SUFFIXES,
+    read_checkpoint,
+    without_memory as without_memory,
+)
 from spherecf.models.heads import HEADS, ConfidenceHead, make_head
 from spherecf.models.model import ConfidenceModel, load, load_confidence_head, original_head_state
 from spherecf.models.network import Network

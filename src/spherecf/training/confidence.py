@@ -16,7 +16,14 @@ from spherecf.common.version import environment
 from spherecf.data import ImageSource, View, training_views
 from spherecf.errors import InputError
 from spherecf.extract import backbone_identity
-from spherecf.models import ConfidenceHead, ConfidenceModel, FrozenBackbone, make_head, save_backbone
+from spherecf.models import (
+    ConfidenceHead,
+    ConfidenceModel,
+    FrozenBackbone,
+    make_head,
+    save_backbone,
+    without_memory,
+)
 from spherecf.training.backbone import BACKBONE_FILE
 from spherecf.training.cache import FeatureCache, build_cache, cache_bytes
 from spherecf.training.config import ConfidenceConfig
@@ -155,7 +162,7 @@ def streams(backbone: FrozenBackbone, source: ImageSource, config: ConfidenceCon
 
 def _meta_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
     """A head on torch's meta device: shapes without weights."""
-    with torch.device("meta"):
+    with without_memory():
         return new_head(backbone, config)
 
 
