@@ -15,6 +15,7 @@ from spherecf.evaluation import (
     IdentificationReport,
     RejectionOptions,
     RejectionReport,
+    TemplateOptions,
     TemplateReport,
     evaluate_identification,
     evaluate_ijb,
@@ -204,5 +205,9 @@ def run_trial(
             )
         for head, how in own:
             how["radius"] = radius
-            trial.pairs[head] = evaluate_ijb(shown, protocol, targets=TARGETS, draws=draws, **how)
-            trial.searches[head] = evaluate_identification(shown, protocol, targets=FPIRS, draws=draws, **how)
+            trial.pairs[head] = evaluate_ijb(
+                shown, protocol, TemplateOptions(targets=TARGETS, draws=draws, **how)
+            )
+            trial.searches[head] = evaluate_identification(
+                shown, protocol, TemplateOptions(targets=FPIRS, draws=draws, **how)
+            )

@@ -18,6 +18,7 @@ from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.evaluation import (
     ScoreSplit,
+    TemplateOptions,
     auc,
     det_curve,
     edc,
@@ -120,7 +121,7 @@ def test_identification_by_hand() -> None:
     )  # fmt: skip
     e = Embeddings(np.vstack([np.eye(4, 5), np.hstack([probes, rest])]), np.zeros(10), meta.files)
     report = evaluate_identification(
-        e, meta, modes=["N0"], scores=["cosine"], targets=[1.0, 0.5, 0.1], draws=0
+        e, meta, TemplateOptions(modes=["N0"], scores=["cosine"], targets=[1.0, 0.5, 0.1], draws=0)
     )
     found = report.results[0].galleries[0]
     assert found.cmc == [0.5, 0.75, 0.75, 1.0] and found.ranks["5"].value == 1.0
@@ -128,7 +129,7 @@ def test_identification_by_hand() -> None:
     assert (loose.tpir, half.tpir, half.fnir, half.false_positives) == (0.5, 0.5, 0.5, 1)
     assert half.threshold == pytest.approx(0.5) and strict.tpir is None and strict.unresolved is not None
     two = evaluate_identification(
-        e, meta, modes=["N0"], scores=["cosine"], targets=[0.5], draws=0, max_rank=2
+        e, meta, TemplateOptions(modes=["N0"], scores=["cosine"], targets=[0.5], draws=0), max_rank=2
     )
     assert two.results[0].galleries[0].tpir[0].tpir == 0.75  # the second is found, too: .6 at rank 2
 
@@ -136,7 +137,9 @@ def test_identification_by_hand() -> None:
 def test_identification_of_scikit_learn_and_by_trying_every_threshold() -> None:
     toy = template_toy(seed=3)
     report = evaluate_identification(
-        toy.embeddings, toy.meta, modes=["N0"], scores=["cosine"], targets=[0.2, 0.5], draws=0
+        toy.embeddings,
+        toy.meta,
+        TemplateOptions(modes=["N0"], scores=["cosine"], targets=[0.2, 0.5], draws=0),
     )
     pooled = {}
     for template in np.unique(toy.meta.templates):

@@ -12,6 +12,7 @@ from tests.reference import ijb_slow
 
 from spherecf.errors import InputError
 from spherecf.evaluation import (
+    TemplateOptions,
     by_group,
     evaluate_ijb,
     extra_groups,
@@ -153,7 +154,9 @@ def test_templates_by_template_person_and_image() -> None:
     assert all(found[t] == named[t] for t in named if t != mixed)
     with pytest.raises(InputError, match="expected template, subject or image"):
         template_groups(toy.meta, images, "person")
-    report = evaluate_ijb(toy.embeddings, toy.meta, modes=["K1"], targets=[0.1], draws=0, groups=named)
+    report = evaluate_ijb(
+        toy.embeddings, toy.meta, TemplateOptions(modes=["K1"], targets=[0.1], draws=0), groups=named
+    )
     for result in report.results:
         groups = result.groups
         assert groups is not None and [g.group for g in groups.groups] == ["even", "odd", BETWEEN]

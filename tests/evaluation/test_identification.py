@@ -14,7 +14,12 @@ from tests.reference import ijb_slow
 from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import GalleryResult, evaluate_identification, templates as templates_module
+from spherecf.evaluation import (
+    GalleryResult,
+    TemplateOptions,
+    evaluate_identification,
+    templates as templates_module,
+)
 from spherecf.scoring import mutual_likelihood_score
 
 TARGETS = (0.5, 0.1, 0.05, 1e-3)
@@ -58,7 +63,10 @@ def check(found: GalleryResult, slow: list, max_rank: int) -> None:
 @pytest.mark.parametrize("max_rank", [1, 3])
 def test_both_galleries_are_what_the_slow_loops_say(toy: TemplateToy, score: str, max_rank: int) -> None:
     report = evaluate_identification(
-        toy.embeddings, toy.meta, modes=["K1"], scores=[score], targets=TARGETS, max_rank=max_rank, draws=0
+        toy.embeddings,
+        toy.meta,
+        TemplateOptions(modes=["K1"], scores=[score], targets=TARGETS, draws=0),
+        max_rank=max_rank,
     )
     (result,) = report.results
     for found in result.galleries:
@@ -80,7 +88,7 @@ def test_rank_one_is_scikit_learns_top_one(toy: TemplateToy) -> None:
     probes = [(t, s) for t, s in zip(*(c.tolist() for c in meta.probes)) if s in people]
     scores = np.array([[pooled[t][0] @ pooled[g][0] for g in enrolled] for t, _ in probes])
     truth = np.array([people.index(s) for _, s in probes])
-    report = evaluate_identification(e, meta, modes=["N0"], draws=0)
+    report = evaluate_identification(e, meta, TemplateOptions(modes=["N0"], draws=0))
     for k in (1, 5):
         expected = top_k_accuracy_score(truth, scores, k=k, labels=np.arange(len(people)))
         assert report.results[0].galleries[0].ranks[str(k)].value == pytest.approx(expected)
@@ -94,14 +102,18 @@ def test_ties_in_rank_count_against_us() -> None:
     )  # fmt: skip
     mu = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     e = Embeddings(mu, np.zeros(6), list("abcdef"))
-    found = evaluate_identification(e, meta, modes=["N0"], targets=[1.0], draws=0).results[0].galleries[0]
+    found = (
+        evaluate_identification(e, meta, TemplateOptions(modes=["N0"], targets=[1.0], draws=0))
+        .results[0]
+        .galleries[0]
+    )
     assert found.ranks["1"].value == 0.5 and found.cmc == [0.5, 1.0, 1.0]
     assert found.tpir[0].tpir == 0.5 and found.tpir[0].fpir == 1.0  # at any threshold the tied one has rank 2
 
 
 def test_at_fpir_1_rank_alone_decides_in_every_draw(toy: TemplateToy) -> None:
     poor = dataclasses.replace(toy.embeddings, mu=np.roll(toy.embeddings.mu, 2, 0))
-    report = evaluate_identification(poor, toy.meta, modes=["N0"], targets=[1.0], draws=30)
+    report = evaluate_identification(poor, toy.meta, TemplateOptions(modes=["N0"], targets=[1.0], draws=30))
     for found in report.results[0].galleries:
         assert found.tpir[0].tpir == found.ranks["1"].value < 1
         assert found.tpir_intervals["1"] == found.ranks["1"].interval
@@ -116,7 +128,8 @@ def test_lists_in_any_order(toy: TemplateToy) -> None:
         galleries={name: backwards(listed) for name, listed in toy.meta.galleries.items()},
     )  # fmt: skip
     one, other = (
-        evaluate_identification(toy.embeddings, meta, modes=["K1"], draws=20) for meta in (toy.meta, turned)
+        evaluate_identification(toy.embeddings, meta, TemplateOptions(modes=["K1"], draws=20))
+        for meta in (toy.meta, turned)
     )
     assert one.results[0].galleries == other.results[0].galleries and one.counts == other.counts
 
@@ -129,7 +142,7 @@ def test_a_closed_set_has_ranks_and_says_why_it_has_no_fpir(toy: TemplateToy) ->
         galleries={"G1": enrolled},
         probes=TemplateList(*(column[inside] for column in toy.meta.probes)),
     )
-    report = evaluate_identification(toy.embeddings, closed, modes=["N0"], draws=10)
+    report = evaluate_identification(toy.embeddings, closed, TemplateOptions(modes=["N0"], draws=10))
     found = report.results[0].galleries[0]
     assert found.non_mated == 0 and found.tpir[0].tpir is None and "closed set" in found.tpir[0].unresolved
     assert found.det == {"fpir": [], "fnir": []} and set(report.results[0].mean) == {
@@ -141,7 +154,7 @@ def test_a_closed_set_has_ranks_and_says_why_it_has_no_fpir(toy: TemplateToy) ->
 
 def test_intervals_by_drawing_the_probes_people(toy: TemplateToy) -> None:
     report = evaluate_identification(
-        toy.embeddings, toy.meta, modes=["K1"], targets=TARGETS, draws=40, seed=2
+        toy.embeddings, toy.meta, TemplateOptions(modes=["K1"], targets=TARGETS, draws=40, seed=2)
     )
     cosine, mls = report.results
     rank = cosine.galleries[0].ranks["1"]
@@ -159,7 +172,7 @@ def test_intervals_by_drawing_the_probes_people(toy: TemplateToy) -> None:
     weight = np.array([counts[7][names.index(p)] for p in people.tolist()])
     ranks = np.array([rank or 0 for rank, _, _ in slow])
     again = evaluate_identification(
-        toy.embeddings, toy.meta, modes=["K1"], scores=["cosine"], draws=40, seed=2
+        toy.embeddings, toy.meta, TemplateOptions(modes=["K1"], scores=["cosine"], draws=40, seed=2)
     )
     assert again.results[0].galleries[0].ranks["1"] == rank
     expected = (weight * (ranks == 1)).sum() / (weight * (ranks > 0)).sum()
@@ -176,14 +189,17 @@ def test_nothing_depends_on_the_size_of_the_tiles(
 ) -> None:
     mode = "precision" if score == "pfe" else "K1"
     options = {"modes": [mode], "scores": [score], "targets": TARGETS, "draws": 0}
-    whole = evaluate_identification(toy.embeddings, toy.meta, **options).results
+    whole = evaluate_identification(toy.embeddings, toy.meta, TemplateOptions(**options)).results
     for name in ("_TILE_CELLS", "_GAUSSIAN_NUMBERS"):
         monkeypatch.setattr(templates_module, name, 30 * (toy.embeddings.dim if "GAUSS" in name else 1))
-    assert evaluate_identification(toy.embeddings, toy.meta, **options, threads=1).results == whole
+    assert (
+        evaluate_identification(toy.embeddings, toy.meta, TemplateOptions(**options, threads=1)).results
+        == whole
+    )
 
 
 def test_plain_data_for_json(toy: TemplateToy) -> None:
-    report = evaluate_identification(toy.embeddings, toy.meta, draws=5)
+    report = evaluate_identification(toy.embeddings, toy.meta, TemplateOptions(draws=5))
     everything = report.to_dict()
     assert json.loads(json.dumps(everything, allow_nan=False)) == everything
     assert "cmc" not in report.to_dict(curves=False)["results"][0]["galleries"][0]
@@ -199,7 +215,7 @@ def test_failures_are_counted_and_never_searched(toy: TemplateToy) -> None:
         e.select([r for r, key in enumerate(e.keys) if key not in gone]),
         skipped=[(key, "no face") for key in gone],
     )
-    report = evaluate_identification(part, meta, modes=["N0"], draws=0)
+    report = evaluate_identification(part, meta, TemplateOptions(modes=["N0"], draws=0))
     first, second = report.results[0].galleries
     assert report.failed_templates == sorted([enrolled, probe]) and report.counts["failed_probes"] == 1
     assert report.counts["failed_gallery_templates"] == 1 and report.counts["probes"] == 47
@@ -213,8 +229,8 @@ def test_failures_are_counted_and_never_searched(toy: TemplateToy) -> None:
     [
         ({"galleries": {}}, {}, "galleries and probes are needed, not there: none was given"),
         ({"probes": None}, {}, "galleries and probes are needed"),
-        ({}, {"max_rank": 0}, "expected draws >= 0 and max_rank >= 1"),
-        ({}, {"draws": -1}, "expected draws >= 0"),
+        ({}, {"max_rank": 0}, "max_rank: expected at least 1"),
+        ({}, {"draws": -1}, "draws: expected 0"),
         ({}, {"modes": ["x"]}, "expected a name like N0D0F1K1"),
         ({}, {"targets": [0.0]}, "target: expected 0 < target <= 1"),
     ],
@@ -222,7 +238,10 @@ def test_failures_are_counted_and_never_searched(toy: TemplateToy) -> None:
 def test_bad_input(toy: TemplateToy, changes: dict[str, Any], options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         evaluate_identification(
-            toy.embeddings, dataclasses.replace(toy.meta, **changes), **{"draws": 0} | options
+            toy.embeddings,
+            dataclasses.replace(toy.meta, **changes),
+            TemplateOptions(**{"draws": 0} | {k: v for k, v in options.items() if k != "max_rank"}),
+            max_rank=options.get("max_rank", 1),
         )
 
 
@@ -230,11 +249,11 @@ def test_probes_that_would_find_themselves_are_refused(toy: TemplateToy) -> None
     both = TemplateList(*(np.concatenate(two) for two in zip(toy.meta.probes, toy.meta.galleries["G2"])))
     meta = dataclasses.replace(toy.meta, probes=both)
     with pytest.raises(InputError, match=r"gallery G2: 7 templates are in the gallery and among the probes"):
-        evaluate_identification(toy.embeddings, meta, draws=0)
+        evaluate_identification(toy.embeddings, meta, TemplateOptions(draws=0))
 
 
 def test_a_gallery_that_no_probe_belongs_to(toy: TemplateToy) -> None:
     strangers = TemplateList(toy.meta.probes.templates, np.arange(toy.meta.probes.templates.size))
     meta = dataclasses.replace(toy.meta, probes=strangers)
     with pytest.raises(InputError, match="gallery G1: no probe has its mate there"):
-        evaluate_identification(toy.embeddings, meta, draws=0)
+        evaluate_identification(toy.embeddings, meta, TemplateOptions(draws=0))

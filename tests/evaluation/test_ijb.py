@@ -14,7 +14,7 @@ from tests.reference import ijb_slow
 from spherecf.data import IjbMeta, TemplatePairs
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import evaluate_ijb
+from spherecf.evaluation import TemplateOptions, evaluate_ijb
 from spherecf.scoring import cosine_score, mutual_likelihood_score
 
 TARGETS = (0.3, 0.1, 0.02, 1e-3, 1e-6)
@@ -50,7 +50,9 @@ def weights_of(toy: TemplateToy, mode: str) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["N0D0F1K0", "N1D0F1K0", "N0D1F1K0", "N1D1F1K0", "N0D0F1K1", "N0D1F1K1"])
 @pytest.mark.parametrize("score", ["cosine", "mls"])
 def test_every_mode_is_what_the_slow_loops_say(toy: TemplateToy, mode: str, score: str) -> None:
-    report = evaluate_ijb(toy.embeddings, toy.meta, modes=[mode], scores=[score], targets=TARGETS, draws=0)
+    report = evaluate_ijb(
+        toy.embeddings, toy.meta, TemplateOptions(modes=[mode], scores=[score], targets=TARGETS, draws=0)
+    )
     values = slow_scores(toy, weights_of(toy, mode), score)
     mated, non_mated = values[toy.meta.pairs.mated].tolist(), values[~toy.meta.pairs.mated].tolist()
     (result,) = report.results
@@ -66,7 +68,7 @@ def test_every_mode_is_what_the_slow_loops_say(toy: TemplateToy, mode: str, scor
 
 
 def test_rows_shown_side_by_side(toy: TemplateToy) -> None:
-    report = evaluate_ijb(toy.embeddings, toy.meta, targets=TARGETS, draws=20)
+    report = evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(targets=TARGETS, draws=20))
     names = [
         "mean, cosine",
         "norm, cosine",
@@ -91,7 +93,9 @@ def test_rows_shown_side_by_side(toy: TemplateToy) -> None:
 
 
 def test_precision_pooling_and_pfe_score(toy: TemplateToy) -> None:
-    report = evaluate_ijb(toy.embeddings, toy.meta, modes=["precision"], targets=TARGETS, draws=0)
+    report = evaluate_ijb(
+        toy.embeddings, toy.meta, TemplateOptions(modes=["precision"], targets=TARGETS, draws=0)
+    )
     e, meta = toy.embeddings, toy.meta
     rows, tau = e.rows(meta.files), np.exp(e.log_precision.astype(np.float64))
     pooled = {}
@@ -113,14 +117,18 @@ def test_precision_pooling_and_pfe_score(toy: TemplateToy) -> None:
 
 
 def test_signature_names_meta_mode_pool_and_score(toy: TemplateToy) -> None:
-    result = evaluate_ijb(toy.embeddings, toy.meta, modes=["D1K1"], scores=["mls"], draws=0).results[0]
+    result = evaluate_ijb(
+        toy.embeddings, toy.meta, TemplateOptions(modes=["D1K1"], scores=["mls"], draws=0)
+    ).results[0]
     assert result.signature.startswith(f"toy/1:1|meta:sha256:{toy.meta.fingerprint()[:12]}|")
     assert "|flip:sum|" in result.signature
     assert (
         "|mode:N0D1F1K1|pool:media-mean+detector*kappa|score:mls|r:64|fmr:at-most|ci:none|"
         in result.signature
     )
-    cosine = evaluate_ijb(toy.embeddings, toy.meta, modes=["N0"], draws=10, seed=3).results[0]
+    cosine = evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(modes=["N0"], draws=10, seed=3)).results[
+        0
+    ]
     assert "|score:cosine|fmr:at-most|ci:subject-10/3|" in cosine.signature
 
 
@@ -138,7 +146,7 @@ def test_missing_images_are_failures_to_acquire(toy: TemplateToy, skipped: bool)
         f for f, t in zip(meta.files, meta.templates.tolist()) if t != emptied and f.endswith("_1.jpg")
     )
     e = without(toy.embeddings, gone | {partly}, skipped)
-    report = evaluate_ijb(e, meta, modes=["K1"], scores=["cosine"], targets=TARGETS, draws=0)
+    report = evaluate_ijb(e, meta, TemplateOptions(modes=["K1"], scores=["cosine"], targets=TARGETS, draws=0))
     lost = (meta.pairs.left == emptied) | (meta.pairs.right == emptied)
     assert report.failed_templates == [emptied] and report.counts["failed_templates"] == 1
     assert report.counts["failed_pairs"] == lost.sum() and report.counts["pairs"] == (~lost).sum()
@@ -155,12 +163,14 @@ def test_missing_images_are_failures_to_acquire(toy: TemplateToy, skipped: bool)
 
 def test_people_come_from_the_lists_or_from_connected_templates(toy: TemplateToy) -> None:
     nobody = dataclasses.replace(toy.meta, galleries={}, probes=None)
-    report = evaluate_ijb(toy.embeddings, nobody, modes=["N0"], targets=TARGETS, draws=20)
+    report = evaluate_ijb(toy.embeddings, nobody, TemplateOptions(modes=["N0"], targets=TARGETS, draws=20))
     assert report.resampling == "component-20/0" and "|ci:component-20/0|" in report.results[0].signature
     wrong = toy.meta.pairs.mated.copy()
     wrong[:3] ^= True
     mislabelled = dataclasses.replace(toy.meta, pairs=toy.meta.pairs._replace(mated=wrong))
-    notes = evaluate_ijb(toy.embeddings, mislabelled, modes=["N0"], targets=TARGETS, draws=0).notes
+    notes = evaluate_ijb(
+        toy.embeddings, mislabelled, TemplateOptions(modes=["N0"], targets=TARGETS, draws=0)
+    ).notes
     assert notes == ["3 pairs are labelled otherwise than the people of their templates say."]
 
 
@@ -172,8 +182,8 @@ def test_results_do_not_depend_on_the_order_of_pairs_and_entries(toy: TemplateTo
         media=toy.meta.media[entries], detector_score=toy.meta.detector_score[entries],
         pairs=type(toy.meta.pairs)(*(column[pairs] for column in toy.meta.pairs)),
     )  # fmt: skip
-    one = evaluate_ijb(toy.embeddings, toy.meta, targets=TARGETS, draws=0)
-    other = evaluate_ijb(toy.embeddings, shuffled, targets=TARGETS, draws=0)
+    one = evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(targets=TARGETS, draws=0))
+    other = evaluate_ijb(toy.embeddings, shuffled, TemplateOptions(targets=TARGETS, draws=0))
     for a, b in zip(one.results, other.results):
         assert [e.true_matches for e in a.tmr] == [e.true_matches for e in b.tmr]
 
@@ -187,7 +197,7 @@ def test_a_template_against_itself_is_said(toy: TemplateToy) -> None:
     at = np.flatnonzero(mated)[:2]
     left[at] = right[at]
     meta = dataclasses.replace(toy.meta, pairs=TemplatePairs(left, right, mated))
-    notes = evaluate_ijb(toy.embeddings, meta, modes=["N0"], draws=0).notes
+    notes = evaluate_ijb(toy.embeddings, meta, TemplateOptions(modes=["N0"], draws=0)).notes
     assert notes == ["2 pairs compare a template with itself; they count as they stand in the list."]
 
 
@@ -206,33 +216,37 @@ def test_a_template_against_itself_is_said(toy: TemplateToy) -> None:
 )
 def test_bad_options(toy: TemplateToy, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate_ijb(toy.embeddings, toy.meta, **{"draws": 0} | options)
+        evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(**{"draws": 0} | options))
 
 
 def test_flip_cannot_be_switched_on_afterwards(toy: TemplateToy) -> None:
     plain = changed(toy, provenance={"flip": "none"})
     with pytest.raises(InputError, match=r"F1 needs embeddings with the mirrored image added, .*--flip`"):
-        evaluate_ijb(plain, toy.meta, modes=["F1"], draws=0)
-    assert evaluate_ijb(plain, toy.meta, modes=["N0"], draws=0).results[0].mode == "N0D0F0K0"
+        evaluate_ijb(plain, toy.meta, TemplateOptions(modes=["F1"], draws=0))
+    assert evaluate_ijb(plain, toy.meta, TemplateOptions(modes=["N0"], draws=0)).results[0].mode == "N0D0F0K0"
     unsaid = changed(toy, provenance={})
     with pytest.raises(InputError, match="do not say whether mirrored images were added"):
-        evaluate_ijb(unsaid, toy.meta, modes=["F1"], draws=0)
-    assert evaluate_ijb(unsaid, toy.meta, modes=["N0"], draws=0).results[0].mode == "N0D0F?K0"
+        evaluate_ijb(unsaid, toy.meta, TemplateOptions(modes=["F1"], draws=0))
+    assert (
+        evaluate_ijb(unsaid, toy.meta, TemplateOptions(modes=["N0"], draws=0)).results[0].mode == "N0D0F?K0"
+    )
 
 
 def test_what_the_embeddings_lack_is_said(toy: TemplateToy) -> None:
     bare = changed(toy, extras={}, log_precision=None, provenance={"log_kappa": "constant"})
     meta = dataclasses.replace(toy.meta, detector_score=None)
-    report = evaluate_ijb(bare, meta, targets=TARGETS, draws=0)
+    report = evaluate_ijb(bare, meta, TemplateOptions(targets=TARGETS, draws=0))
     assert [result.name for result in report.results] == ["mean, cosine"]
     assert [note.split(":")[1][:9] for note in report.notes] == [" mode N1", " mode D1", " pooling "]
-    asked = evaluate_ijb(bare, meta, modes=["K1"], scores=["cosine"], targets=TARGETS, draws=0)
+    asked = evaluate_ijb(
+        bare, meta, TemplateOptions(modes=["K1"], scores=["cosine"], targets=TARGETS, draws=0)
+    )
     assert asked.notes[0].startswith("kappa is constant") and "|kappa:constant|" in asked.results[0].signature
     for mode, message in (("N1", "extra `norm`"), ("D1", "name_5pts_score"), ("precision", "log_precision")):
         with pytest.raises(InputError, match=message):
-            evaluate_ijb(bare, meta, modes=[mode], draws=0)
+            evaluate_ijb(bare, meta, TemplateOptions(modes=[mode], draws=0))
     with pytest.raises(InputError, match="pfe needs embeddings with log_precision"):
-        evaluate_ijb(bare, meta, scores=["pfe"], draws=0)
+        evaluate_ijb(bare, meta, TemplateOptions(scores=["pfe"], draws=0))
 
 
 def test_sets_that_cannot_be_verified(toy: TemplateToy) -> None:
@@ -242,14 +256,14 @@ def test_sets_that_cannot_be_verified(toy: TemplateToy) -> None:
     with pytest.raises(
         InputError, match=r"a list of template pairs is needed, not there: x_pair_label.txt \(gone\)"
     ):
-        evaluate_ijb(toy.embeddings, entries, draws=0)
+        evaluate_ijb(toy.embeddings, entries, TemplateOptions(draws=0))
     elsewhere = changed(toy, keys=[f"x/{key}" for key in toy.embeddings.keys])
     with pytest.raises(InputError, match=r"none of its \d+ images is among .* both must be spelt alike"):
-        evaluate_ijb(elsewhere, toy.meta, draws=0)
+        evaluate_ijb(elsewhere, toy.meta, TemplateOptions(draws=0))
     mated = {int(t) for side in toy.meta.pairs[:2] for t in side[toy.meta.pairs.mated]}
     lost = {f for f, t in zip(toy.meta.files, toy.meta.templates.tolist()) if t in mated}
     with pytest.raises(InputError, match=r"0 mated and .* non-mated; error rates need both kinds"):
-        evaluate_ijb(without(toy.embeddings, lost, True), toy.meta, draws=0)
+        evaluate_ijb(without(toy.embeddings, lost, True), toy.meta, TemplateOptions(draws=0))
     silent = changed(toy, extras={"norm": np.where(toy.meta.templates[:-1] == toy.meta.templates[0], 0, 1)})
     with pytest.raises(InputError, match=r"1 of 72 templates have no direction, .*all its weights are 0"):
-        evaluate_ijb(silent, toy.meta, modes=["N1"], draws=0)
+        evaluate_ijb(silent, toy.meta, TemplateOptions(modes=["N1"], draws=0))

@@ -436,16 +436,17 @@ def ijb(
     """
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_ijb, template_groups
+    from spherecf.evaluation import TemplateOptions, evaluate_ijb, template_groups
     from spherecf.report import ijb_section
 
     check_json(as_json, json_file)
     source, templates = Embeddings.load(embeddings), read_ijb(meta, set_)
     report = evaluate_ijb(
-        source, templates, modes=mode or (), scores=score or (), draws=draws, seed=seed, radius=radius,
-        threads=threads, groups=template_groups(templates, *open_groups(groups, source)) if groups else None,
-        **({"targets": fmr} if fmr else {}),
-    )  # fmt: skip
+        source,
+        templates,
+        TemplateOptions(mode or (), score or (), fmr or (), radius, draws, seed, threads),
+        groups=template_groups(templates, *open_groups(groups, source)) if groups else None,
+    )
     section = ijb_section(report, plots=out is not None)
     show(section)
     written = write_page(
@@ -497,15 +498,17 @@ def identification(
     """Search galleries: rank-k and CMC, TPIR at FPIR, for every pooling and score."""
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
-    from spherecf.evaluation import evaluate_identification
+    from spherecf.evaluation import TemplateOptions, evaluate_identification
     from spherecf.report import identification_section
 
     check_json(as_json, json_file)
     source = Embeddings.load(embeddings)
     report = evaluate_identification(
-        source, read_ijb(meta, set_), modes=mode or (), scores=score or (), max_rank=max_rank, radius=radius,
-        draws=draws, seed=seed, threads=threads, **({"targets": fpir} if fpir else {}),
-    )  # fmt: skip
+        source,
+        read_ijb(meta, set_),
+        TemplateOptions(mode or (), score or (), fpir or (), radius, draws, seed, threads),
+        max_rank=max_rank,
+    )
     section = identification_section(report, plots=out is not None)
     show(section)
     written = write_page(

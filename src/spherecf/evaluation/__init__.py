@@ -96,7 +96,7 @@ from spherecf.evaluation.results import (
     worst_mistakes as worst_mistakes,
 )
 from spherecf.evaluation.subjects import disjoint_pairs as disjoint_pairs, split_subjects
-from spherecf.evaluation.templates import TemplateSet as TemplateSet
+from spherecf.evaluation.templates import TemplateOptions, TemplateSet as TemplateSet
 from spherecf.evaluation.verification import TemplateReport, TemplateResult as TemplateResult, evaluate_ijb
 
 # Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
@@ -112,6 +112,7 @@ __all__ = [
     "RejectionReport",
     "ScoreSplit",
     "SubjectRates",
+    "TemplateOptions",
     "TemplateReport",
     "TmrAtFmr",
     "auc",

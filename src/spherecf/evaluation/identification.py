@@ -26,6 +26,7 @@ from spherecf.evaluation.rates import (
 from spherecf.evaluation.results import Measure, plain, signature
 from spherecf.evaluation.templates import (
     TemplateImages,
+    TemplateOptions,
     TemplateSet,
     check_apart,
     conditions,
@@ -168,15 +169,9 @@ _DET_POINTS = 400
 def evaluate_identification(
     embeddings: Embeddings,
     templates: TemplateSet,
+    options: TemplateOptions = TemplateOptions(),
     *,
-    modes: Sequence[str] = (),
-    scores: Sequence[str] = (),
-    targets: Sequence[float] = FPIR_TARGETS,
     max_rank: int = 1,
-    radius: float | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-    threads: int | None = None,
 ) -> IdentificationReport:
     """Search every probe in every gallery: rank-k and CMC, TPIR at FPIR and DET, for every mode and score.
 
@@ -188,14 +183,8 @@ def evaluate_identification(
     Args:
         embeddings: of the set's images, keys spelt as its file names.
         templates: from `spherecf.data.read_ijb`, with galleries and probes.
-        modes: as for `evaluate_ijb`.
-        scores: as for `evaluate_ijb`.
-        targets: FPIR targets.
+        options: modes, scores, FPIR targets and the rest; the bootstrap draws the probes' people.
         max_rank: a mate counts as identified in the open set if its rank is at most this.
-        radius: r of the mutual likelihood score; default: the one in the provenance, else 64.
-        draws: bootstrap draws of the probes' people; 0 for no intervals.
-        seed: of the bootstrap.
-        threads: of the search.
 
     Raises:
         InputError: no galleries or probes, no image found, no probe with a mate, a mode that the embeddings
@@ -213,16 +202,17 @@ def evaluate_identification(
         ...     probes=TemplateList(ids[2:], np.array([1, 9])),
         ... )
         >>> e = Embeddings(np.array([[1, 0], [0, 1], [0.8, 0.6], [-1, 0]]), np.zeros(4), list("abcd"))
-        >>> report = evaluate_identification(e, meta, modes=["N0"], targets=[1.0], draws=0)
+        >>> report = evaluate_identification(e, meta, TemplateOptions(modes=["N0"], targets=[1.0], draws=0))
         >>> gallery = report.results[0].galleries[0]
         >>> gallery.ranks["1"].value, gallery.tpir[0].tpir, gallery.non_mated
         (1.0, 1.0, 1)
     """
-    _check(templates, max_rank, draws)
+    _check(templates, max_rank)
+    targets, draws, seed = options.targets or FPIR_TARGETS, options.draws, options.seed
     images = find_images(embeddings, templates)
-    chosen, notes = conditions(modes, scores, embeddings, images)
+    chosen, notes = conditions(options.modes, options.scores, embeddings, images)
     tasks, people, counts = _tasks(templates, images)
-    r = embeddings.radius if radius is None else radius
+    r = embeddings.radius if options.radius is None else options.radius
     ci = f"probe-subject-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     results: list[IdentificationResult] = []
@@ -230,7 +220,7 @@ def evaluate_identification(
     for mode in dict.fromkeys(mode for mode, _ in chosen):
         pooled = mode.pool(embeddings, images)
         for score in (score for one, score in chosen if one == mode):
-            found = {task.name: task.search(pooled, score, r, threads) for task in tasks}
+            found = {task.name: task.search(pooled, score, r, options.threads) for task in tasks}
             drawn = _resample(tasks, found, people, targets, max_rank, draws, seed) if draws else {}
             galleries = [_measure(task, found[task.name], targets, max_rank, drawn) for task in tasks]
             stated = {**facts, "mode": mode, "pool": f"media-mean+{mode.pooling}", "score": score,
@@ -266,11 +256,11 @@ class _Task:
         return search(probes, gallery, self.mate, score, radius, threads)
 
 
-def _check(templates: TemplateSet, max_rank: int, draws: int) -> None:
+def _check(templates: TemplateSet, max_rank: int) -> None:
     if not templates.galleries or templates.probes is None:
         raise missing_file(templates, "galleries and probes are", "1N_")
-    if draws < 0 or max_rank < 1:
-        raise InputError(f"expected draws >= 0 and max_rank >= 1, got {draws} and {max_rank}")
+    if max_rank < 1:
+        raise InputError(f"max_rank: expected at least 1, got {max_rank}")
 
 
 def _tasks(templates: TemplateSet, images: TemplateImages) -> tuple[list[_Task], Array, dict[str, int]]:

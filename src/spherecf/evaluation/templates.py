@@ -30,6 +30,39 @@ from spherecf.scoring import (
 
 Array = NDArray[Any]
 
+
+@dataclass(frozen=True)
+class TemplateOptions:
+    """What `evaluate_ijb` and `evaluate_identification` measure, and how.
+
+    Attributes:
+        modes: like "N1D1F1K0" (see ``docs/ijb.md``), or "precision"; default: mean, norm, detector score,
+            kappa and precision, as far as the embeddings know them.
+        scores: of "cosine", "mls" and "pfe"; default: the cosine, for kappa pooling the mutual likelihood
+            as well, for precision PFE's own.
+        targets: of FMR (1:1) or FPIR (1:N); default: those of the protocol.
+        radius: r of the mutual likelihood score; default: the one in the provenance, else 64.
+        draws: bootstrap draws of people; 0 for no intervals.
+        seed: of the bootstrap.
+        threads: of the scoring.
+
+    Raises:
+        InputError: fewer than 0 draws.
+    """
+
+    modes: Sequence[str] = ()
+    scores: Sequence[str] = ()
+    targets: Sequence[float] = ()
+    radius: float | None = None
+    draws: int = 1000
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.draws < 0:
+            raise InputError(f"draws: expected 0 (no intervals) or more, got {self.draws}")
+
+
 _LARGEST_TABLE = 1 << 24  # ids this far apart are looked up by bisection, others in a table, which is faster
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.embeddings import Embeddings
-from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_tmr, interval
 from spherecf.evaluation.groups import GroupReport, by_group
 from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr
@@ -17,6 +16,7 @@ from spherecf.evaluation.templates import (
     ComparedTemplates,
     Mode,
     TemplateImages,
+    TemplateOptions,
     TemplateSet,
     compare_templates,
     conditions,
@@ -92,14 +92,8 @@ class TemplateReport:
 def evaluate_ijb(
     embeddings: Embeddings,
     templates: TemplateSet,
+    options: TemplateOptions = TemplateOptions(),
     *,
-    modes: Sequence[str] = (),
-    scores: Sequence[str] = (),
-    targets: Sequence[float] = IJB_TARGETS,
-    radius: float | None = None,
-    draws: int = 1000,
-    seed: int = 0,
-    threads: int | None = None,
     groups: Mapping[int, str] | None = None,
 ) -> TemplateReport:
     """Verify the pairs of a template set: TMR at FMR, EER and DET for every mode and score.
@@ -111,15 +105,7 @@ def evaluate_ijb(
     Args:
         embeddings: of the set's images, keys spelt as its file names.
         templates: from `spherecf.data.read_ijb`, with pairs.
-        modes: like "N1D1F1K0" (see ``docs/ijb.md``), or "precision"; default: mean, norm, detector score,
-            kappa and precision, as far as the embeddings know them.
-        scores: of "cosine", "mls" and "pfe"; default: the cosine, for kappa pooling the mutual likelihood
-            as well, for precision PFE's own.
-        targets: FMR targets.
-        radius: r of the mutual likelihood score; default: the one in the provenance, else 64.
-        draws: bootstrap draws of people; 0 for no intervals.
-        seed: of the bootstrap.
-        threads: of the scoring.
+        options: modes, scores, FMR targets and the rest.
         groups: template to group, see `template_groups`: adds error rates of each group.
 
     Raises:
@@ -131,27 +117,26 @@ def evaluate_ijb(
         >>> pairs = TemplatePairs(ids[:2], ids[[1, 2]], np.array([True, False]))
         >>> meta = IjbMeta("toy", ["a", "b", "c"], ids, ids, pairs)
         >>> e = Embeddings(np.array([[1, 0], [0.8, 0.6], [-1, 0]]), np.zeros(3), ["a", "b", "c"])
-        >>> report = evaluate_ijb(e, meta, scores=["cosine"], modes=["N0"], draws=0)
+        >>> report = evaluate_ijb(e, meta, TemplateOptions(modes=["N0"], scores=["cosine"], draws=0))
         >>> report.results[0].tmr[0].unresolved, report.results[0].eer
         ('FMR 0.1 needs at least 10 non-mated pairs, there are 1', 0.0)
     """
-    if draws < 0:
-        raise InputError(f"draws: expected 0 (no intervals) or more, got {draws}")
     if templates.pairs is None:
         raise missing_file(templates, "a list of template pairs is", "pair_label")
     images = find_images(embeddings, templates)
-    chosen, notes = conditions(modes, scores, embeddings, images)
+    chosen, notes = conditions(options.modes, options.scores, embeddings, images)
     pairs = compare_templates(templates.pairs, templates, images)
+    targets, draws, seed = options.targets or IJB_TARGETS, options.draws, options.seed
     unit = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
-    r = embeddings.radius if radius is None else radius
+    r = embeddings.radius if options.radius is None else options.radius
     results: list[TemplateResult] = []
     resampled: dict[str, Array] = {}
     for mode in dict.fromkeys(mode for mode, _ in chosen):
         pooled = mode.pool(embeddings, images)
         left, right = (pooled.select(side.used) for side in (pairs.left, pairs.right))
         for score in (score for one, score in chosen if one == mode):
-            values = score_pairs(left, right, pairs.left.at, pairs.right.at, score, r, threads)
+            values = score_pairs(left, right, pairs.left.at, pairs.right.at, score, r, options.threads)
             drawn = bootstrap_tmr(values, pairs.mated, *pairs.people(), targets, draws, seed) if draws else {}
             grouped = by_group(values, pairs.mated, *pairs.groups(groups), targets) if groups else None
             stated = {**facts, "mode": mode, "pool": f"media-mean+{mode.pooling}", "score": score,
