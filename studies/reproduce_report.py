@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.version import environment
 from spherecf.evaluation import Interval, PairReport, interval
-from spherecf.report import Plot, ReportFiles, Section, Series, Table, line_plot, write_report
+from spherecf.report import Axis, Plot, ReportFiles, Section, Series, Table, line_plot, write_report
 from studies.reproduce import Reproduction
 from studies.templates import TemplateTrial
 
@@ -276,8 +276,11 @@ def present_reproduction(result: Reproduction, folder: str | Path, provenance: d
         title="Sphere Confidence Face and its rivals, in one code path",
         sections=[Section("Training", tables=[], plots=_histories(result))],
         results={"templates": [_plain(run) for run in result.templates], "facts": result.facts},
-        notes=[*NOTES, *(_who(name, facts) for name, facts in result.facts.items())],
-        tables=reproduction_tables(result),
+        summary=[
+            *NOTES,
+            *(_who(name, facts) for name, facts in result.facts.items()),
+            *reproduction_tables(result),
+        ],
         strips=result.strips,
         provenance={
             "environment": environment(),
@@ -314,8 +317,8 @@ def _histories(result: Reproduction) -> list[Plot]:
                 line_plot(
                     f"history-{len(plots)}",
                     series,
-                    xlabel="epoch",
-                    ylabel="held-out loss above its best",
+                    Axis("epoch"),
+                    Axis("held-out loss above its best"),
                     caption=f"{backbone}: held-out loss of the first seed, in nats per image or pair.",
                     alt="; ".join(f"{line.label}: last {line.y[-1]:.3f}" for line in series),
                 )

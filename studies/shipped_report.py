@@ -53,7 +53,7 @@ def present_shipped(result: Shipped, folder: str | Path, provenance: dict[str, A
             "elsewhere": [asdict(one) for one in result.foreign],
             "facts": result.facts,
         },
-        tables=[first],
+        summary=[first],
         provenance={
             "environment": environment(),
             "fingerprint": result.model.fingerprint(),

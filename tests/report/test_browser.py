@@ -15,6 +15,7 @@ from tests.chromium import CHROMIUM, CONTRAST, MARKS
 from tests.evaluation.conftest import Toy
 
 from spherecf.report import (
+    Axis,
     Histogram,
     Section,
     Series,
@@ -95,7 +96,7 @@ def page(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> str:
         [Table("Found", ["Score", *["FNIR at FPIR ≤ 0.01"] * 9], [["mls", *["0.1"] * 9]], "Note.", [long])],
         [
             line_plot("l", [Series(name, [0, 0.5, 1], [0.8, 0.9, i / 13]) for i, name in enumerate(names)],
-                      xlabel="rejected", ylabel="F1", caption="PRR. Higher is better.", alt="kappa 0.4"),
+                      Axis("rejected"), Axis("F1"), caption="PRR. Higher is better.", alt="kappa 0.4"),
             det_lines("d", [Series("mls", [0, 0.01, 1], [1, 0.2, 0])], caption="DET.", alt="x", low=1e-3),
             histogram_plot("h", [Histogram("mated", [1, 2], [0, 1, 2])], xlabel="s", caption="S.", alt="x"),
         ],
@@ -103,8 +104,8 @@ def page(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> str:
     )  # fmt: skip
     files = write_report(
         tmp_path_factory.mktemp("report"), [first, replace(first, label="seed 1"), failed],
-        title="All that a report can show", sections=[section, nearest_section(near)], notes=["A note."],
-        tables=[Table("Summary", ["pairs", "mls"], [["lfw", "0.99"]], "A note.")],
+        title="All that a report can show", sections=[section, nearest_section(near)],
+        summary=["A note.", Table("Summary", ["pairs", "mls"], [["lfw", "0.99"]], "A note.")],
         strips=[strip_by_kappa("faces", toy.clean, picture), *strips_of_mistakes(crossed.mistakes, picture)],
         provenance={"path": "x" * 300},
     )  # fmt: skip

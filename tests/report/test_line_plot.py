@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from spherecf.errors import InputError
-from spherecf.report import Histogram, Plot, Series, det_lines, histogram_plot, line_plot
+from spherecf.report import Axis, Histogram, Plot, Series, det_lines, histogram_plot, line_plot
 from spherecf.report.figures import GREY, NAMED, PALETTE, line_style
 
 pytest.importorskip("matplotlib")
 
 
-def plot(*series: Series, **options: object) -> Plot:
-    return line_plot("p", series, xlabel="x", ylabel="y", caption="c", alt="a", **options)  # type: ignore[arg-type]
+def plot(*series: Series, x: Axis = Axis("x"), y: Axis = Axis("y"), markers: bool = False) -> Plot:
+    return line_plot("p", series, x, y, caption="c", alt="a", markers=markers)
 
 
 def test_lists_arrays_and_gaps_are_drawn() -> None:
     found = plot(
         Series("one", [1, 2, 3], np.array([0.1, np.nan, 0.3])),
         Series("two", range(1, 4), [3, 2, 1], steps=True),
-        log_x=True, log_y=True, markers=True, xlim=(1, 3),
+        x=Axis("x", log=True, limits=(1, 3)), y=Axis("y", log=True), markers=True,
     )  # fmt: skip
     assert (found.caption, found.alt) == ("c", "a")
     assert ">one<" in found.svg and ">two<" in found.svg and found.svg.count("clip-path") >= 2
@@ -28,7 +28,7 @@ def test_lists_arrays_and_gaps_are_drawn() -> None:
 
 def test_logarithmic_axes_are_labelled_with_plain_numbers() -> None:
     for values, expected in (([1, 30, 100], {"1", "10", "100"}), ([4.1, 4.2, 4.4], {"4.1", "4.4"})):
-        svg = plot(Series("one", values, values), log_x=True, log_y=True).svg
+        svg = plot(Series("one", values, values), x=Axis("x", log=True), y=Axis("y", log=True)).svg
         labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
         assert expected <= set(labels) and not any("$" in label for label in labels)
 

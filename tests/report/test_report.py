@@ -86,9 +86,9 @@ def written(reports: list[PairReport], tmp_path_factory: pytest.TempPathFactory)
         [Strip(HOSTILE, [picture], [f"{HOSTILE}\nsecond"], [picture])],
     )  # fmt: skip
     files = write_report(
-        tmp_path_factory.mktemp("report"), reports, title=HOSTILE, notes=[HOSTILE],
+        tmp_path_factory.mktemp("report"), reports, title=HOSTILE,
+        summary=[HOSTILE, Table(HOSTILE, ["a", HOSTILE], [[HOSTILE, "1"]], HOSTILE)],
         strips=[Strip(HOSTILE, [picture, picture], ["κ 10", HOSTILE])],
-        tables=[Table(HOSTILE, ["a", HOSTILE], [[HOSTILE, "1"]], HOSTILE)],
         sections=[section], results={"rank": np.int64(1), "rates": np.array([0.5, np.nan])},
         provenance={"key": HOSTILE, "nan": float("nan"), "path": Path("x")},
     )  # fmt: skip

@@ -624,7 +624,7 @@ def _of_galleries(
     tables = [table for section in sections for table in section.tables]
     summary = [mean_prr_table(list(reports.values()))]
     written = write_page(
-        out, title=f"{name}: rejection in open-set identification", tables=summary, sections=sections,
+        out, title=f"{name}: rejection in open-set identification", summary=summary, sections=sections,
         results={key: report.to_dict() for key, report in reports.items()},
         provenance={"embeddings": provenance},
     )  # fmt: skip
@@ -643,5 +643,5 @@ def _of_pairs(
     report = evaluate_pairs(files.left, files.right, files.pairs, options, condition=condition)
     tables = pair_rejection_tables(report)
     title = f"{report.name}: effect of rejecting by confidence"
-    written = write_page(out, [report], title=title, tables=tables)
+    written = write_page(out, [report], title=title, summary=tables)
     return Section(report.name, tables=tables), report.to_dict(), written

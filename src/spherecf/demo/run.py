@@ -117,10 +117,9 @@ def present(
         folder,
         result.reports,
         title=title,
-        notes=[*notes, *_left_out(result)],
+        summary=[*notes, *_left_out(result), *tables(result)],
         strips=kappa_strips(result),
         provenance=facts,
-        tables=tables(result),
     )
 
 

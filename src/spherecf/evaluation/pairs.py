@@ -344,15 +344,14 @@ def measure(
     step: int | str,
     sp: SortedPairs,
     pairs: ResolvedPairs,
-    targets: Sequence[float],
+    options: "PairOptions",
     resampled: Mapping[str, Array],
     facts: Mapping[str, object],
-    nearest: bool,
 ) -> ScoreResult:
     """Everything about one score; ``facts`` go into its signature."""
     curve = sp.curve()
     accuracy = tenfold(sp.scores, sp.mated, pairs.folds[sp.order])
-    tmr = tmr_of_curve(curve, targets)
+    tmr = tmr_of_curve(curve, options.targets)
     fmr, fnmr, _ = det_curve(sp.scores, sp.mated)
     thin = spread(fmr, fnmr)
 
@@ -372,7 +371,7 @@ def measure(
         eer=Measure(float(eer_rates(curve)), around("eer")),
         auc=Measure(float(auc_rates(curve)), around("auc")),
         det={"fmr": fmr[thin].tolist(), "fnmr": fnmr[thin].tolist()},
-        nearest=nearest_of_curve(curve, targets) if nearest else [],
+        nearest=nearest_of_curve(curve, options.targets) if options.nearest else [],
     )
 
 
@@ -518,10 +517,9 @@ def evaluate_pairs(
     )
     results = {
         score: measure(
-            score, pairs.name, step, sorted_pairs[score], resolved, targets, resampled,
+            score, pairs.name, step, sorted_pairs[score], resolved, options, resampled,
             {"condition": condition, **facts, "score": score,
              "r": f"{radius:g}" if score == "mls" else None, "fmr": "at-most", "ci": resampling},
-            options.nearest,
         )
         for score in values
     }  # fmt: skip

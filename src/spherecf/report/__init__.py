@@ -1,6 +1,7 @@
 """Reports: results of the evaluation as one HTML page, Markdown, JSON, and tables for a terminal."""
 
 from spherecf.report.figures import (
+    Axis,
     Histogram as Histogram,
     Plot,
     Series,
@@ -32,6 +33,7 @@ from spherecf.report.write import ReportFiles as ReportFiles, render_html as ren
 
 # Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
+    "Axis",
     "Plot",
     "Section",
     "Series",

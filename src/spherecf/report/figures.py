@@ -45,6 +45,21 @@ class Plot:
     alt: str
 
 
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a plot.
+
+    Attributes:
+        label: what is measured, with its unit.
+        log: logarithmic.
+        limits: both ends; default: those of the points.
+    """
+
+    label: str
+    log: bool = False
+    limits: Ends | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Series:
     """One line: its name in the legend, its points, and whether it is a staircase ("post") or dashed.
@@ -122,31 +137,23 @@ def require_matplotlib() -> None:
 def line_plot(
     name: str,
     series: Sequence[Series],
+    x: Axis,
+    y: Axis,
     *,
-    xlabel: str,
-    ylabel: str,
     caption: str,
     alt: str,
-    log_x: bool = False,
-    log_y: bool = False,
     markers: bool = False,
-    xlim: Ends | None = None,
-    ylim: Ends | None = None,
 ) -> Plot:
     """Draw lines: CMC, rejection, EDC, PRR, reliability and the like.
 
     Args:
         name: unique on the page.
         series: at least one; NaN breaks a line.
-        xlabel: of the horizontal axis, with its unit.
-        ylabel: of the vertical axis.
+        x: horizontal axis.
+        y: vertical axis.
         caption: below the plot: what it shows, and which direction is better.
         alt: text alternative: the same in words and numbers.
-        log_x: logarithmic horizontal axis.
-        log_y: logarithmic vertical axis.
         markers: show the points.
-        xlim: ends of the horizontal axis; default: those of the points.
-        ylim: ends of the vertical axis.
 
     Raises:
         InputError: no series.
@@ -156,8 +163,8 @@ def line_plot(
         >>> plot = line_plot(
         ...     "cmc",
         ...     [Series("cosine", [1, 2], [0.9, 1.0])],
-        ...     xlabel="rank",
-        ...     ylabel="identified",
+        ...     Axis("rank"),
+        ...     Axis("identified"),
         ...     caption="CMC",
         ...     alt="rank 1: 0.9",
         ... )
@@ -166,13 +173,13 @@ def line_plot(
     """
     with _axes(name, series) as (axes, saved):
         _draw(axes, series, markers)
-        if log_x:
+        if x.log:
             axes.set_xscale("log")
             _log_ticks_on(axes.xaxis, [line.x for line in series])
-        if log_y:
+        if y.log:
             axes.set_yscale("log")
             _log_ticks_on(axes.yaxis, [line.y for line in series])
-        axes.set(xlabel=xlabel, ylabel=ylabel, xlim=xlim, ylim=ylim)
+        axes.set(xlabel=x.label, ylabel=y.label, xlim=x.limits, ylim=y.limits)
     return Plot(saved.getvalue(), caption, alt)
 
 
@@ -396,11 +403,13 @@ def edc_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | None:
     series.append(Series("errors first", ideal, np.maximum(0, at - ideal) / (1 - ideal)))
     areas = [f"{d.confidence} {d.edc.pauc_normalised.get('0.2', math.nan):.3f}" for d in chosen[0]]
     return line_plot(
-        name, series, xlabel="share of mated pairs discarded", ylabel="FNMR of the rest",
-        xlim=(0, _EDC_SHOWN), ylim=(0, 1.08 * highest),
+        name,
+        series,
+        Axis("share of mated pairs discarded", limits=(0, _EDC_SHOWN)),
+        Axis("FNMR of the rest", limits=(0, 1.08 * highest)),
         caption=f"EDC, {score}, threshold at {start.replace('<=', ' ≤ ').upper()}. Lower is better.",
         alt=f"Area up to 20 % discarded (1 is uninformative): {', '.join(areas)}",
-    )  # fmt: skip
+    )
 
 
 def rejection_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | None:
@@ -419,11 +428,16 @@ def rejection_plot(runs: Sequence[PairReport], score: str, name: str) -> Plot | 
     tmr = [y for found in chosen for r in found for y in r.curve.tmr if y is not None]
     margin = 0.05 * (max(tmr) - min(tmr))
     return line_plot(
-        name, series, xlabel="share of images rejected", ylabel=f"TMR (TAR) at FMR ≤ {target:g}",
-        xlim=(0, 0.95), ylim=(min(min(tmr) - margin, 0.98), min(max(tmr) + margin, 1.002)),
+        name,
+        series,
+        Axis("share of images rejected", limits=(0, 0.95)),
+        Axis(
+            f"TMR (TAR) at FMR ≤ {target:g}",
+            limits=(min(min(tmr) - margin, 0.98), min(max(tmr) + margin, 1.002)),
+        ),
         caption=f"Rejection, {score}: TMR of the pairs that remain. A line ends where unresolved.",
         alt=f"TMR with 20 % rejected: {', '.join(f'{r.confidence} {_at(r.curve, 0.2)}' for r in chosen[0])}",
-    )  # fmt: skip
+    )
 
 
 def kappa_plot(histograms: Sequence[KappaHistogram], name: str) -> Plot:

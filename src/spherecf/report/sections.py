@@ -20,7 +20,7 @@ from spherecf.evaluation import (
     TemplateResult,
     TmrAtFmr,
 )
-from spherecf.report.figures import Plot, Series, Strip, det_lines, line_plot
+from spherecf.report.figures import Axis, Plot, Series, Strip, det_lines, line_plot
 from spherecf.report.tables import Table, difference_cell, group_table, interval_text
 
 
@@ -271,10 +271,14 @@ def _plots(name: str, gallery: str, results: list[tuple[str, GalleryResult]]) ->
     cmc = [Series(label, range(1, len(one.cmc) + 1), one.cmc) for label, one in results]
     plots = [
         line_plot(
-            f"{name}-cmc", cmc, xlabel="rank", ylabel="share of mated probes", log_x=True, alt=ranks,
+            f"{name}-cmc",
+            cmc,
+            Axis("rank", log=True),
+            Axis("share of mated probes"),
+            alt=ranks,
             caption=f"CMC, gallery {gallery}; higher is better.",
         )
-    ]  # fmt: skip
+    ]
     if any(one.det["fpir"] for _, one in results):
         low = 0.5 / max(2, results[0][1].non_mated)
         det = [Series(label, one.det["fpir"], one.det["fnir"]) for label, one in results]
@@ -462,11 +466,14 @@ def _reliability_plot(report: CalibrationReport) -> Plot:
         lines.append(Series(one.score, stated, found))
     gaps = ", ".join(f"{s} {one.costs[0].reliability.error:.4f}" for s, one in report.scores.items())
     return line_plot(
-        f"reliability-{report.name}-{report.condition}", lines, markers=True,
-        xlabel="predicted probability of a match", ylabel="share of mated pairs",
+        f"reliability-{report.name}-{report.condition}",
+        lines,
+        Axis("predicted probability of a match"),
+        Axis("share of mated pairs"),
+        markers=True,
         caption="Reliability diagram, held-out people. The diagonal is perfect.",
         alt=f"Calibration error: {gaps}",
-    )  # fmt: skip
+    )
 
 
 def _tippett_plots(report: CalibrationReport) -> list[Plot]:
@@ -480,13 +487,15 @@ def _tippett_plots(report: CalibrationReport) -> list[Plot]:
         misled = [_at_zero(t["llr"], t[kind]) for kind in ("mated", "non_mated")]
         plots.append(
             line_plot(
-                f"tippett-{one.score}-{report.name}-{report.condition}", lines,
-                xlabel="log-likelihood ratio (natural)", ylabel="share of pairs at or above it",
+                f"tippett-{one.score}-{report.name}-{report.condition}",
+                lines,
+                Axis("log-likelihood ratio (natural)"),
+                Axis("share of pairs at or above it"),
                 caption=f"Tippett plot, {one.score}, held-out people. Mated pairs belong right of 0, "
                 "non-mated pairs left.",
                 alt=f"LLR at least 0: {misled[0]:.3f} of the mated, {misled[1]:.4f} of the non-mated pairs",
             )
-        )  # fmt: skip
+        )
     return plots
 
 
@@ -502,13 +511,16 @@ def _coverage_plots(report: CalibrationReport) -> list[Plot]:
         ends = ", ".join(f"{names[c.abstain]} {c.coverage[-1]:.3f}" for c in one.curves)
         plots.append(
             line_plot(
-                f"coverage-{one.score}-{report.name}-{report.condition}", lines, log_x=True, markers=True,
-                xlabel="bound on false matches and on false non-matches", ylabel="share of pairs decided",
+                f"coverage-{one.score}-{report.name}-{report.condition}",
+                lines,
+                Axis("bound on false matches and on false non-matches", log=True),
+                Axis("share of pairs decided"),
+                markers=True,
                 caption=f"Share of held-out pairs decided, {one.score}, for each criterion of abstention. "
                 "Higher is better.",
                 alt=f"At {one.curves[0].alphas[-1]:g}: {ends}",
             )
-        )  # fmt: skip
+        )
     return plots
 
 
@@ -637,8 +649,8 @@ def _plot(report: RejectionReport, point: OperatingPoint) -> Plot:
     return line_plot(
         f"prr-{report.name}-{point.fpir_target:g}",
         [Series(entry.confidence, report.shares, entry.f1) for entry in entries],
-        xlabel="share of probes rejected",
-        ylabel="F1 of the rest",
+        Axis("share of probes rejected"),
+        Axis("F1 of the rest"),
         caption=f"F1 against the rejected share at {at}: the earlier a line rises, the better. "
         "The oracle rejects errors first; an uninformative confidence stays flat.",
         alt=f"At {at} F1 is {point.f1:.3f} without rejection; {best.confidence} has the largest PRR, "

@@ -46,10 +46,9 @@ def write_report(
     title: str,
     sections: Sequence[Section] = (),
     results: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
+    summary: Sequence[str | Table] = (),
     strips: Sequence[Strip] = (),
     provenance: Mapping[str, Any] | None = None,
-    tables: Sequence[Table] = (),
 ) -> ReportFiles:
     """Write ``report.html``, ``report.md`` and ``report.json``; an earlier report in the folder is replaced.
 
@@ -64,10 +63,9 @@ def write_report(
         title: of the page.
         sections: results of other protocols, shown after the pair lists.
         results: JSON-able numbers of the sections, written to ``report.json``.
-        notes: sentences for the top: what the data can and cannot show.
+        summary: sentences for the top, what the data can and cannot show, and summary tables below them.
         strips: rows of pictures, e.g. sorted by kappa; see `strip_by_kappa`.
         provenance: JSON-able facts about how the numbers were computed, shown at the end.
-        tables: summary tables for the top.
 
     Returns:
         Paths of the files.
@@ -94,6 +92,8 @@ def write_report(
     if not reports and not sections:
         raise InputError("write_report: expected at least one report or section, got none")
     facts = plain(dict(provenance or {}))
+    notes = [part for part in summary if isinstance(part, str)]
+    tables = [part for part in summary if isinstance(part, Table)]
     shown = {
         "title": title,
         "version": __version__,
@@ -109,7 +109,7 @@ def write_report(
     kept = {
         "title": title,
         "spherecf": __version__,
-        "notes": list(notes),
+        "notes": notes,
         "tables": [table.to_dict() for table in tables],
         "reports": [report.to_dict() for report in reports],
         "sections": [section.to_dict() for section in sections],
