@@ -35,6 +35,12 @@ def serve(
         list[str] | None,
         typer.Option(help="Additional host name to accept, e.g. of a reverse proxy; may be repeated."),
     ] = None,
+    trust_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a reverse proxy whose X-Forwarded-For is believed; may be repeated."
+        ),
+    ] = None,
     gallery_token: GalleryToken = "",
     max_megapixels: Annotated[
         float, typer.Option(min=0.1, max=500, help="Reject larger photos before they are decoded.")
@@ -56,7 +62,7 @@ def serve(
         hosts = hosts_of(host, tuple(allow_host or ()))
         app = create_app(assessor, people, token=secret, hosts=hosts, limits=limits)
         print_text(_welcome(host, port, secret, gallery))
-        run(app, host, port)
+        run(app, host, port, trusted_proxies=tuple(trust_proxy or ()))
     finally:
         if people is not None:
             people.close()

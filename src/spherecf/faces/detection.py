@@ -1,6 +1,7 @@
 """Detection: YuNet through OpenCV; all faces of a photo with five landmarks, the main one first."""
 
-import threading
+import contextlib
+import queue
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Face:
 class FaceDetector:
     """YuNet (W. Wu et al., "YuNet: a tiny millisecond-level face detector", 2023), by default from its wheel.
 
-    May be used from several threads at once: OpenCV's detector may not, so each thread gets its own.
+    May be used from several threads at once: OpenCV's detector may not, so each call takes one that is free.
 
     Args:
         path: another YuNet ONNX file; by default the hash-checked one of the extra ``demo``.
@@ -52,7 +53,8 @@ class FaceDetector:
         if not self.path.is_file():
             raise ModelError(f"{self.path}: expected a YuNet ONNX file, found no such file")
         self.sha256 = sha256_file(self.path)
-        self._own = threading.local()
+        # As many as were ever busy at once, whichever threads called: a short-lived one loads no network.
+        self._free: queue.SimpleQueue[cv2.FaceDetectorYN] = queue.SimpleQueue()
         self(np.zeros((32, 32, 3), np.uint8))  # a wrong file fails here and not in the first photo
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -65,19 +67,19 @@ class FaceDetector:
                 f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}"
             )
         try:
-            net = self._net()
+            net = self._take()
             net.setInputSize((image.shape[1], image.shape[0]))
             rows = net.detect(np.ascontiguousarray(image[..., ::-1]))[1]
         except cv2.error as error:
             raise ModelError(f"{self.path}: not a YuNet face detector ({error.err or error})") from error
+        self._free.put(net)  # one that failed is not used again
         return sorted(map(_face, [] if rows is None else rows), key=lambda face: -face.score)
 
-    def _net(self) -> cv2.FaceDetectorYN:
-        if not hasattr(self._own, "net"):
-            with silence_opencv():  # OpenCV 5 warns of a target that it then does not need
-                self._own.net = cv2.FaceDetectorYN.create(str(self.path), "", (320, 320), self.min_score)
-        net: cv2.FaceDetectorYN = self._own.net
-        return net
+    def _take(self) -> cv2.FaceDetectorYN:
+        with contextlib.suppress(queue.Empty):
+            return self._free.get_nowait()
+        with silence_opencv():  # OpenCV 5 warns of a target that it then does not need
+            return cv2.FaceDetectorYN.create(str(self.path), "", (320, 320), self.min_score)
 
 
 def _remake(path: Path, min_score: float) -> FaceDetector:

@@ -3,10 +3,11 @@
 `create_app` needs the extra ``serve``; importing this room does not.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spherecf.errors import MissingDependencyError as MissingDependencyError
-from spherecf.serve.access import Limits, choose_token as choose_token, hosts_of as hosts_of
+from spherecf.serve.access import Limits, check_network, choose_token as choose_token, hosts_of as hosts_of
 
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
@@ -60,12 +61,20 @@ def create_app(
     return make_app(assessor, gallery, token=token, hosts=hosts, limits=limits or Limits())
 
 
-def run(app: Any, host: str, port: int) -> None:
+def run(app: Any, host: str, port: int, *, trusted_proxies: Sequence[str] = ()) -> None:
     """Serve until interrupted; errors are logged to stderr, requests are not.
+
+    Args:
+        app: from `create_app`.
+        host: address to listen on.
+        port: of it.
+        trusted_proxies: addresses or networks of reverse proxies whose ``X-Forwarded-For`` names the client
+            that rates are limited for; headers of anybody else are ignored.
 
     Raises:
         MissingDependencyError: the extra ``serve`` is not installed.
         StorageError: the address is not available or already in use.
+        InputError: a trusted proxy that is no address or network.
 
     Example:
         >>> import socket
@@ -79,4 +88,6 @@ def run(app: Any, host: str, port: int) -> None:
         from spherecf.serve.app import listen
     except ModuleNotFoundError as error:
         raise MissingDependencyError(_EXTRA) from error
-    listen(app, host, port)
+    for proxy in trusted_proxies:
+        check_network(proxy)
+    listen(app, host, port, trusted_proxies)

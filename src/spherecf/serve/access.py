@@ -58,6 +58,23 @@ class Access:
         return not self.token or (scheme.lower() == "bearer" and equal)
 
 
+def check_network(text: str) -> None:
+    """Refuse what is neither an IP address nor a network.
+
+    Raises:
+        InputError: neither.
+
+    Example:
+        >>> check_network("192.0.2.0/24")
+    """
+    try:
+        ip_network(text)
+    except ValueError as error:
+        raise InputError(
+            f"{text!r}: expected an IP address or a network such as 10.0.0.0/8 ({error})"
+        ) from error
+
+
 def is_loopback(host: str) -> bool:
     """Whether a listening address accepts this machine only.
 

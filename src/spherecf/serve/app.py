@@ -1,7 +1,8 @@
 """The application, its static files and the server process."""
 
+import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -10,6 +11,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
 from starlette.responses import Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from spherecf.common.version import __version__
 from spherecf.errors import InputError, StorageError
@@ -45,7 +47,49 @@ def _sender(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     return send
 
 
-def listen(app: Any, host: str, port: int) -> None:
+REQUEST_SECONDS = 10.0
+MAX_CONNECTIONS = 512
+
+
+class PromptProtocol(H11Protocol):
+    """uvicorn's protocol, with bounds on what a caller may hold open without asking anything.
+
+    A connection is closed when it has had no request in work for `REQUEST_SECONDS`, however many bytes of a
+    header, or of a body that was answered already, arrive in that time; uvicorn's own limit begins anew with
+    every byte, and not before the first response. Beyond `MAX_CONNECTIONS` new ones are closed at once.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Called by asyncio."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.abort()
+        else:
+            self._limit()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by asyncio."""
+        super().data_received(data)
+        self._limit()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by asyncio."""
+        super().connection_lost(exc)
+        if self._deadline is not None:
+            self._deadline.cancel()
+
+    def _limit(self) -> None:
+        working = self.cycle is not None and not self.cycle.response_complete
+        if working and self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+        elif not working and self._deadline is None and not self.transport.is_closing():
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
+
+
+def listen(app: Any, host: str, port: int, trusted_proxies: Sequence[str] = ()) -> None:
     """Serve an application on one address until interrupted; see `spherecf.serve.run`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -60,7 +104,10 @@ def listen(app: Any, host: str, port: int) -> None:
             app,
             log_level="warning",
             access_log=False,  # requests are private
-            proxy_headers=False,  # otherwise a client could claim any address and evade the rate limit
+            # Believed of named proxies only: any other client could claim any address to evade its limit.
+            proxy_headers=bool(trusted_proxies),
+            forwarded_allow_ips=list(trusted_proxies),
+            http=PromptProtocol,
             server_header=False,
             ws="none",
             timeout_keep_alive=10,
