@@ -162,6 +162,7 @@ class Subjects:
         whole = pairs > 0 and all(side.dtype.kind in "iu" for side in self._sides)
         self._low = min(int(side.min()) for side in self._sides) if whole else 0
         span = max(int(side.max()) for side in self._sides) - self._low + 1 if whole else 0
+        # Names, and numbers far apart, are numbered by sorting; numbers close together by a table.
         if not 0 < span <= 4 * pairs + _PAIRS:
             names, codes = np.unique(np.concatenate(self._sides), return_inverse=True)
             self._sides, self._low, span = (codes[:pairs], codes[pairs:]), 0, names.size
@@ -235,6 +236,8 @@ class SubjectRates:
         if t.ndim != 1 or not t.size or not (np.diff(t) > 0).all():
             raise InputError("thresholds: expected (k,) ascending numbers, k >= 1")
         people = Subjects(left, right, s.size)
+        # Pairs in groups by the highest threshold they reach: every draw weighs each pair once, and the sum
+        # over the groups above a threshold is what reaches it.
         inside = np.flatnonzero(s >= t[0])
         level = np.searchsorted(t, s[inside], side="right") - 1  # the highest threshold it reaches
         order = np.argsort(level, kind="stable")
@@ -441,13 +444,17 @@ class _Tail(NamedTuple):
 
 def _rates(pairs: _Pairs, drawn: Draws, targets: Array, first: int) -> Array:
     """(targets, draws) TMR."""
-    mated, cumulative = pairs.mated, [np.zeros(len(drawn.counts))]
+    # Mated pairs by descending score: their summed weight after every piece, so that the weight above any
+    # threshold needs only the pairs of one piece.
+    mated, cumulative = pairs.mated, [np.zeros(len(drawn.counts))]  # each (draws,)
     size = max(_BUCKET, mated.a.size // 256)
     for start in range(0, mated.a.size, size):
         piece = slice(start, start + size)
         cumulative.append(cumulative[-1] + drawn.weigh(mated.a[piece], mated.b[piece]))
     non_mated = pairs.weigh(drawn) - cumulative[-1]
     limits = allowed_errors(targets[:, None], non_mated)  # (targets, draws)
+    # Non-mated pairs from the top, a bucket at a time for all draws: a draw's threshold is in the bucket in
+    # which its weight passes its limit, and only there are pairs weighed one by one.
     thresholds = np.full(limits.shape, -np.inf, pairs.scores.dtype)
     above = np.zeros(len(drawn.counts))
     for bucket in pairs.buckets(first):
@@ -457,6 +464,7 @@ def _rates(pairs: _Pairs, drawn: Draws, targets: Array, first: int) -> Array:
         above = after
         if ((limits < above) | (limits >= non_mated)).all():
             break
+    # True matches: the scores strictly above the one that must not be accepted.
     accepted = mated.a.size - np.searchsorted(mated.scores[::-1], thresholds, "right")
     true = np.empty(limits.shape)
     for (t, d), count in np.ndenumerate(accepted):

@@ -273,6 +273,7 @@ def _tasks(templates: TemplateSet, images: TemplateImages) -> tuple[list[_Task],
         enrolled, subjects, gone = images.split(listed)
         check_apart(f"{templates.name}: gallery {name}", enrolled, probes)
         failed += gone.size
+        # A subject whose enrolment failed (-2) is neither there nor absent: its probes are left out.
         place = {s: i for i, s in enumerate(subjects.tolist())} | dict.fromkeys(gone.tolist(), -2)
         mate = np.array([place.get(subject, -1) for subject in people.tolist()], np.int64)
         kept = np.flatnonzero(mate != -2)

@@ -258,6 +258,7 @@ def det_curve(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArra
         ([0.0, 0.0, 1.0], [1.0, 0.0, 0.0])
     """
     curve = roc(scores, mated)
+    # A point goes where the step to it and the step from it run along the same axis.
     step = np.stack([np.diff(curve.false), np.diff(curve.true)])  # (2, k - 1)
     corner = np.ones(curve.thresholds.size, bool)
     flat = (step == 0).astype(int)
@@ -336,9 +337,8 @@ class ScoreSplit:
         """Takes the two arrays over and sorts them in place; `of` leaves the caller's as they are."""
         self.mated, self._others = mated, non_mated
         self.mated.sort()
-        self._unsorted = non_mated.size - -(
-            -non_mated.size // _TAIL
-        )  # the rest is sorted, none of it is below
+        # Everything from here on is sorted, and none of it is below what stands before.
+        self._unsorted = non_mated.size - -(-non_mated.size // _TAIL)
         self._others.partition(self._unsorted)
         self._others[self._unsorted :].sort()
 

@@ -167,6 +167,7 @@ def find_images(embeddings: Embeddings, templates: TemplateSet) -> TemplateImage
     reasons = dict(embeddings.skipped)
     missing = dict.fromkeys(templates.files[place] for place in np.flatnonzero(~there).tolist())
     scores = templates.detector_score
+    # Meta files without detector scores: the embeddings may have their own, of the same images.
     if scores is None and "detector_score" in embeddings.extras:
         scores = embeddings.extras["detector_score"][np.where(there, rows, 0)]
     return TemplateImages(
