@@ -120,3 +120,42 @@ def test_contract_fails_on_an_arrow_that_goes_the_wrong_way(tmp_path: Path, file
     )
     assert done.returncode == 1 and " BROKEN" in done.stdout, done.stdout + done.stderr
     assert f"spherecf.{file.split('/')[0]}" in done.stdout
+
+
+def test_nothing_is_fetched(tmp_path: Path) -> None:
+    """From photo to embeddings, head and decision with every connection forbidden."""
+    script = """
+import socket, sys
+from pathlib import Path
+from typer.testing import CliRunner
+
+def refuse(*arguments, **options):
+    raise AssertionError(f"a connection was asked for: {arguments}")
+
+socket.getaddrinfo = socket.create_connection = socket.socket.connect = socket.socket.connect_ex = refuse
+from spherecf.cli import app
+from spherecf.data import orl_faces, write_folder
+from spherecf.models import load
+import numpy as np
+
+folder = Path(sys.argv[1])
+model = folder / "model.safetensors"
+load().save(model)
+write_folder(orl_faces().subset(np.arange(12)), folder / "orl")
+first, second = sorted((folder / "orl").rglob("*.*"))[:2]
+for words in (
+    ["quality", str(folder / "orl")],
+    ["compare", str(first), str(second)],
+    ["embed", str(model), str(folder / "orl"), str(folder / "e.safetensors"), "--align"],
+    ["data", "check", str(folder / "orl"), "--pixels-only"],
+):
+    result = CliRunner().invoke(app, words)
+    print(words[0], result.exit_code, result.exception)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["quality", "compare", "embed", "data"], done.stdout
+    assert all(line.endswith(" 0 None") for line in lines), lines
