@@ -144,6 +144,7 @@ class Steps:
         peak: bytes on the device.
         busy: share of the traced time in which the device computed.
         waits: reads of the device that made the processor wait, in the counted steps, by line.
+        trouble: why there is no profile.
     """
 
     def __init__(self, bench: "Bench", finish: bool) -> None:
@@ -153,7 +154,7 @@ class Steps:
         self._profiler: Any = None
         self._caught: list[warnings.WarningMessage] = []
         self._marks: list[float] = []
-        self.peak, self.busy, self.waits = 0, math.nan, Counter[str]()
+        self.peak, self.busy, self.waits, self.trouble = 0, math.nan, Counter[str](), ""
 
     def __enter__(self) -> "Steps":
         handle = register_optimizer_step_post_hook(self._stepped)
@@ -186,12 +187,10 @@ class Steps:
         elif self._count == sizes.warm + sizes.timed:
             self._mark()
             self.peak = torch.cuda.max_memory_allocated() if cuda else 0
-            self._profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
-            self._profiler.start()
+            self._trace(start=True)
         elif self._count == sizes.warm + sizes.timed + sizes.traced:
             self._bench.wait()
-            self._profiler.stop()
-            self.busy = busy(self._profiler, cuda)
+            self._trace(start=False)
             if cuda:
                 self._watch()
         elif self._count == sizes.steps:
@@ -205,8 +204,21 @@ class Steps:
             if not self._finish:
                 raise Enough
 
+    def _trace(self, start: bool) -> None:
+        """Begin or end the profile; a machine that allows none still gets the other numbers."""
+        cuda = self._bench.cuda
+        try:
+            if start:
+                self._profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
+                self._profiler.start()
+            elif not self.trouble:
+                self._profiler.stop()
+                self.busy = busy(self._profiler, cuda)
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+
     def _watch(self) -> None:
-        self._caught = self._watching.enter_context(warnings.catch_warnings(record=True)) or []
+        self._caught = self._watching.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         self._watching.callback(torch.cuda.set_sync_debug_mode, "default")
@@ -438,7 +450,7 @@ class Bench:
         yield beside(f"until step {self.sizes.warm}, with compiling", start, "s")
         if finish:
             yield beside("after the last step, with a checkpoint", after, "s")
-        yield beside("the device is busy", 100 * steps.busy, "% of the time")
+        yield beside("the device is busy", 100 * steps.busy, "% of the time", steps.trouble)
         if self.cuda:
             lines = ", ".join(f"{line} x{count}" for line, count in steps.waits.most_common(4))
             yield beside("waits in a step", steps.waits.total() / self.sizes.traced, "", lines)
