@@ -248,6 +248,7 @@ def choose_engine(
         raise InputError(
             f"onnxruntime runs float32 on the CPU here, got {dtype} on {device}; use engine='torch'"
         )
+    check_arithmetic(dtype, _usable(device))
     x = probe(preprocessing)
     onnx_engine = OnnxRuntimeEngine(graph, outputs, threads)
     reference, expected, warning = check_batches(graph.name, onnx_engine, x)
