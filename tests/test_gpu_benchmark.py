@@ -89,7 +89,7 @@ def test_steps_are_watched_from_outside(bench: gpu.Bench, monkeypatch: pytest.Mo
     monkeypatch.setattr(bench, "cuda", True)
     first, second = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0) for _ in range(2))
     taken = 0
-    with gpu.Steps(bench, finish=False) as steps:
+    with gpu.Steps(bench, gpu.SMALL.first, finish=False) as steps:
         while True:
             if modes[-1:] == ["warn"]:
                 warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
@@ -97,15 +97,19 @@ def test_steps_are_watched_from_outside(bench: gpu.Bench, monkeypatch: pytest.Mo
             first.step()
             second.step()
             taken += 1
-    assert taken == gpu.SMALL.steps - 1  # the last one ended the training
-    assert steps.waits.total() == gpu.SMALL.traced and next(iter(steps.waits)).startswith(Path(__file__).name)
+    assert taken == gpu.SMALL.first.steps - 1  # the last one ended the training
+    assert steps.waits.total() == gpu.SMALL.first.traced and next(iter(steps.waits)).startswith(
+        Path(__file__).name
+    )
     assert modes == ["warn", "default"] and steps.peak == 7 and steps.trouble  # no profile without a GPU
     assert all(seconds >= 0 for seconds in steps.seconds)
 
 
 def test_too_few_steps_are_an_error(bench: gpu.Bench) -> None:
-    refused = pytest.raises(RuntimeError, match=f"the training took 0 steps, expected {gpu.SMALL.steps}")
-    with refused, gpu.Steps(bench, finish=True):
+    refused = pytest.raises(
+        RuntimeError, match=f"the training took 0 steps, expected {gpu.SMALL.first.steps}"
+    )
+    with refused, gpu.Steps(bench, gpu.SMALL.first, finish=True):
         pass
 
 

@@ -448,7 +448,8 @@ class FrozenBackbone(nn.Module):
         torch network is traced.
 
         Raises:
-            ModelError: it runs in bfloat16 or TF32; its file has changed or is missing; torch cannot write it.
+            ModelError: it runs in bfloat16 or TF32; its file has changed or is missing; torch cannot write
+                it.
 
         Example:
             >>> graph = FrozenBackbone.default().to_onnx().graph
