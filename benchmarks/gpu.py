@@ -38,7 +38,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -85,36 +85,47 @@ from spherecf.training import (
 from spherecf.vmf import log_normalizer
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What is measured: networks and batches of both stages, and how many steps of each kind."""
+class Course(NamedTuple):
+    """Steps of a training: to warm up, to measure, to profile and as many again to count waits; its batch."""
 
-    networks: tuple[str, ...] = ("r50", "r100")
-    frozen: str = "r100"
-    options: tuple[tuple[str, Any], ...] = ()
-    side: int = 112
-    dim: int = 512
-    batch: int = 512
-    frozen_batch: int = 1024
-    warm: int = 20  # as many batches may have been read while the network was compiled
-    timed: int = 40
+    batch: int
+    warm: int
+    timed: int
     traced: int = 3
-    identities: tuple[int, ...] = (SETS["MS1MV2"][0], SETS["WebFace42M"][0])
-    workers: tuple[int, ...] = (1, 4, 8, 16)
-    scores: tuple[int, int] = (20_000, 200_000)
-    elements: int = 1 << 25
-    square: int = 8192
-    copied: int = 1 << 30
 
     @property
     def steps(self) -> int:
         return self.warm + self.timed + 2 * self.traced
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured, and how much of it."""
+
+    networks: tuple[str, ...]  # of stage 1
+    frozen: str
+    options: dict[str, Any]
+    dim: int
+    first: Course
+    second: Course
+    identities: tuple[int, ...]
+    workers: tuple[int, ...]
+    scores: tuple[int, int]
+    elements: int
+    square: int
+    copied: int
+
+
+LARGE = Sizes(
+    networks=("r50", "r100"), frozen="r100", options={"size": 112}, dim=512,
+    first=Course(512, 20, 40),  # as many batches as this warms up may have been read during compilation
+    second=Course(1024, 12, 16), identities=(SETS["MS1MV2"][0], SETS["WebFace42M"][0]),
+    workers=(1, 4, 8, 16), scores=(20_000, 200_000), elements=1 << 25, square=8192, copied=1 << 30,
+)  # fmt: skip
 SMALL = Sizes(
-    networks=("r18",), frozen="r18", options=(("width", 0.25),), side=32, dim=64, batch=8, frozen_batch=8,
-    warm=3, timed=3, traced=1, identities=(500, 1000), workers=(1, 2), scores=(200, 2000), elements=1 << 14,
-    square=256, copied=1 << 20,
+    networks=("r18",), frozen="r18", options={"size": 32, "width": 0.25}, dim=64,
+    first=Course(8, 3, 3, 1), second=Course(8, 3, 3, 1), identities=(500, 1000), workers=(1, 2),
+    scores=(200, 2000), elements=1 << 14, square=256, copied=1 << 20,
 )  # fmt: skip
 
 
@@ -147,8 +158,8 @@ class Steps:
         trouble: why there is no profile.
     """
 
-    def __init__(self, bench: "Bench", finish: bool) -> None:
-        self._bench, self._sizes, self._finish = bench, bench.sizes, finish
+    def __init__(self, bench: "Bench", course: Course, finish: bool) -> None:
+        self._bench, self._course, self._finish = bench, course, finish
         self._first, self._count = 0, 0
         self._stack, self._watching = contextlib.ExitStack(), contextlib.ExitStack()
         self._profiler: Any = None
@@ -166,8 +177,8 @@ class Steps:
         self._mark()
         self._watching.close()
         self._stack.close()
-        if kind is None and self._count < self._sizes.steps:
-            raise RuntimeError(f"the training took {self._count} steps, expected {self._sizes.steps}")
+        if kind is None and self._count < self._course.steps:
+            raise RuntimeError(f"the training took {self._count} steps, expected {self._course.steps}")
         return kind is Enough
 
     def _mark(self) -> None:
@@ -179,21 +190,21 @@ class Steps:
         if id(optimizer) != self._first:  # the classifier's: one of them counts
             return
         self._count += 1
-        sizes, cuda = self._sizes, self._bench.cuda
-        if self._count == sizes.warm:
+        course, cuda = self._course, self._bench.cuda
+        if self._count == course.warm:
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
             self._mark()
-        elif self._count == sizes.warm + sizes.timed:
+        elif self._count == course.warm + course.timed:
             self._mark()
             self.peak = torch.cuda.max_memory_allocated() if cuda else 0
             self._trace(start=True)
-        elif self._count == sizes.warm + sizes.timed + sizes.traced:
+        elif self._count == course.warm + course.timed + course.traced:
             self._bench.wait()
             self._trace(start=False)
             if cuda:
                 self._watch()
-        elif self._count == sizes.steps:
+        elif self._count == course.steps:
             self.waits = Counter(
                 f"{Path(caught.filename).name}:{caught.lineno}"
                 for caught in self._caught
@@ -253,6 +264,7 @@ class Bench:
     def __init__(self, ranks: Ranks, sizes: Sizes, folder: Path, compile_: bool, whole: bool) -> None:
         self.ranks, self.device, self.sizes, self.folder = ranks, ranks.device, sizes, folder
         self.cuda, self.compile, self.whole = ranks.device.type == "cuda", compile_, whole
+        self.side = int(sizes.options["size"])
         self.precision = "bfloat16" if self.cuda else "float32"
         self._made: dict[str, Any] = {}
         if self.cuda:  # its first start takes seconds, in which a loader would get ahead
@@ -289,7 +301,7 @@ class Bench:
         return torch.randn(*shape, device=self.device, generator=noise)
 
     def images(self, count: int) -> Tensor:
-        side, noise = self.sizes.side, torch.Generator(self.device).manual_seed(0)
+        side, noise = self.side, torch.Generator(self.device).manual_seed(0)
         return torch.randint(
             0, 256, (count, side, side, 3), dtype=torch.uint8, device=self.device, generator=noise
         )
@@ -319,19 +331,15 @@ class Bench:
     # What trainings start from.
 
     @property
-    def network_options(self) -> dict[str, Any]:
-        return {**dict(self.sizes.options), "size": self.sizes.side}
-
-    @property
     def pixels(self) -> Preprocessing:
-        return replace(Preprocessing.preset("insightface"), size=(self.sizes.side,) * 2)
+        return replace(Preprocessing.preset("insightface"), size=(self.side,) * 2)
 
     def synthetic(self, images: int, people: int, encoded: str = ".png") -> SyntheticImages:
-        return SyntheticImages(images, people, size=(self.sizes.side,) * 2, encoded=encoded)
+        return SyntheticImages(images, people, size=(self.side,) * 2, encoded=encoded)
 
     def records(self) -> RecordFile:
         """JPEG crops, as many as the steps of one epoch."""
-        count = self.sizes.steps * self.sizes.batch
+        count = self.sizes.first.steps * self.sizes.first.batch
 
         def write() -> RecordFile:
             source = self.synthetic(count, count // 4, ".jpg")
@@ -354,7 +362,7 @@ class Bench:
 
     def bare_network(self) -> Network:
         sizes = self.sizes
-        made = self.once("network", lambda: recogniser(sizes.frozen, sizes.dim, **self.network_options))
+        made = self.once("network", lambda: recogniser(sizes.frozen, sizes.dim, **self.sizes.options))
         return copy.deepcopy(made)
 
     def compiled(self, network: Network) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -379,10 +387,11 @@ class Bench:
     def _plain(self, name: str) -> float:
         sizes = self.sizes
         self.clear()
-        network = make_backbone(name, sizes.dim, **self.network_options).train()
+        network = make_backbone(name, sizes.dim, **self.sizes.options).train()
         network.to(self.device, memory_format=torch.channels_last)
         weight = nn.Parameter(0.01 * self.random(sizes.identities[0], sizes.dim))
-        images, labels = self.images(sizes.batch), torch.arange(sizes.batch, device=self.device)
+        batch = sizes.first.batch
+        images, labels = self.images(batch), torch.arange(batch, device=self.device)
         parameters = [p for p in (*network.parameters(), weight) if p.requires_grad]
         optimizer = torch.optim.SGD(
             parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=self.cuda or None
@@ -398,9 +407,9 @@ class Bench:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        for _ in range(max(3, sizes.warm // 2)):
+        for _ in range(max(3, sizes.first.warm // 2)):
             step()
-        return sizes.batch / self.run_of(step)
+        return batch / self.run_of(step)
 
     def bare(self, precision: str, compile_: bool = False) -> float:
         """Images a second of a forward pass of the frozen network, on images that are on the device."""
@@ -412,7 +421,7 @@ class Bench:
         network = self.bare_network()
         dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         network.to(self.device, dtype, memory_format=torch.channels_last)
-        images = self.images(self.sizes.frozen_batch)
+        images = self.images(self.sizes.second.batch)
         forward = self.compiled(network) if compile_ else network
 
         def step() -> None:
@@ -422,53 +431,55 @@ class Bench:
         with products_in(precision):
             for _ in range(3):
                 step()
-            return self.sizes.frozen_batch / self.run_of(step)
+            return self.sizes.second.batch / self.run_of(step)
 
     def run_of(self, step: Callable[[], object]) -> float:
-        """Seconds of one of many steps in a row."""
+        """Seconds of one of many steps in a row: for two seconds, at least three."""
+        count = max(3, min(self.sizes.first.timed, int(2 / self.seconds(step, 1))))
         self.wait()
         start = time.perf_counter()
-        for _ in range(self.sizes.timed):
+        for _ in range(count):
             step()
         self.wait()
-        return (time.perf_counter() - start) / self.sizes.timed
+        return (time.perf_counter() - start) / count
 
     # Trainings of the product.
 
-    def train(self, row: Row, batch: int, work: Callable[[], object], finish: bool) -> Iterator[Row]:
+    def train(self, row: Row, course: Course, work: Callable[[], object], finish: bool) -> Iterator[Row]:
         """The row of a training, filled, and rows of what surrounds its steps."""
-        self.clear()
-        with Steps(self, finish) as steps:
+        with Steps(self, course, finish) as steps:
             work()
         start, timed, after = steps.seconds
-        row.value, row.unit = batch * self.sizes.timed / timed, "images/s"
+        row.value, row.unit = course.batch * course.timed / timed, "images/s"
         yield row
 
         def beside(what: str, value: float, unit: str, note: str = "") -> Row:
             return Row(row.section, f"{row.work}: {what}", value, unit, note=note)
 
-        yield beside(f"until step {self.sizes.warm}, with compiling", start, "s")
+        yield beside(f"until step {course.warm}, with compiling", start, "s")
         if finish:
             yield beside("after the last step, with a checkpoint", after, "s")
         yield beside("the device is busy", 100 * steps.busy, "% of the time", steps.trouble)
         if self.cuda:
             lines = ", ".join(f"{line} x{count}" for line, count in steps.waits.most_common(4))
-            yield beside("waits in a step", steps.waits.total() / self.sizes.traced, "", lines)
+            yield beside("waits in a step", steps.waits.total() / course.traced, "", lines)
             yield beside("peak memory", steps.peak / 2**30, "GiB")
 
     def stage1(self, section: str, name: str, source: Any, finish: bool) -> Iterator[Row]:
+        course = self.sizes.first
+        self.clear()
         config = BackboneConfig.from_dict(
             {
-                "network": {"name": name, "dim": self.sizes.dim, "options": self.network_options},
-                "fit": {"epochs": 1, "batch_size": self.sizes.batch},
+                "network": {"name": name, "dim": self.sizes.dim, "options": self.sizes.options},
+                "fit": {"epochs": 1, "batch_size": course.batch},
                 "optimizer": {"lr": 0.01},
                 "engine": {"precision": self.precision, "compile": self.compile, "save_minutes": 1e6},
             }
         )
-        row = Row(section, f"{name}, batch {self.sizes.batch}, {source.name}", beside="plain loop")
+        row = Row(section, f"{name}, batch {course.batch}, {source.name}", beside="plain loop")
         rows = self.train(
             row,
-            self.sizes.batch,
+            course,
             lambda: train_backbone(source, self.folder / f"{section}-{name}", config, ranks=self.ranks),
             finish=finish,
         )
@@ -476,7 +487,7 @@ class Bench:
         plain = self.plain(name)
         first.share = first.value / plain
         yield first
-        yield Row(section, f"plain loop, {name}, batch {self.sizes.batch}", plain, "images/s")
+        yield Row(section, f"plain loop, {name}, batch {course.batch}", plain, "images/s")
         yield from rows
 
 
@@ -590,12 +601,9 @@ def default_recogniser(bench: Bench, check: Callable[..., Row]) -> Iterator[Row]
         )
 
 
-TOY = {"size": 32, "width": 0.25}
-
-
 def first_backbone_loss(ranks: Ranks) -> float:
     recipe = {
-        "network": {"name": "r18", "dim": 64, "options": TOY},
+        "network": {"name": "r18", "dim": 64, "options": SMALL.options},
         "fit": {"epochs": 1, "batch_size": 16},
         "engine": {"workers": 1},
     }
@@ -607,7 +615,9 @@ def first_backbone_loss(ranks: Ranks) -> float:
 
 def first_confidence_loss(ranks: Ranks, source: str) -> float:
     pixels = replace(Preprocessing.preset("insightface"), size=(32, 32))
-    backbone = FrozenBackbone.from_module(recogniser("r18", 64, **TOY), pixels, device=str(ranks.device))
+    backbone = FrozenBackbone.from_module(
+        recogniser("r18", 64, **SMALL.options), pixels, device=str(ranks.device)
+    )
     recipe = {
         "features": {"source": source, "dtype": "float32"},
         "views": {"degraded": 0},
@@ -635,7 +645,7 @@ def ceilings(bench: Bench) -> Iterator[Row]:
 
 
 def loader(bench: Bench) -> Iterator[Row]:
-    records, batch = bench.records(), bench.sizes.batch
+    records, batch = bench.records(), bench.sizes.first.batch
     encoded = [records.read(row) for row in range(min(len(records), 4096))]
     core = len(encoded) / bench.seconds(lambda: pure(encoded, 1), rounds=3)
     yield Row("loader", "one core that only decodes", core, "images/s")
@@ -643,7 +653,7 @@ def loader(bench: Bench) -> Iterator[Row]:
         rows = torch.randperm(len(records), generator=torch.Generator().manual_seed(workers)).numpy()
         batches = [rows[at : at + batch] for at in range(0, len(rows), batch)]
         skipped, seen, start = min(workers + 2, len(batches) // 2), 0, 0.0
-        size = (bench.sizes.side,) * 2
+        size = (bench.side,) * 2
         with contextlib.closing(load_batches(records, batches, size=size, workers=workers)) as loaded:
             for number, found in enumerate(loaded):
                 if number == skipped:  # the workers have started
@@ -657,7 +667,7 @@ def loader(bench: Bench) -> Iterator[Row]:
 
 def stage1(bench: Bench) -> Iterator[Row]:
     sizes = bench.sizes
-    people = max(sizes.identities[0], sizes.steps * sizes.batch)
+    people = max(sizes.identities[0], sizes.first.steps * sizes.first.batch)
     for name in sizes.networks:
         yield from bench.stage1("stage1", name, bench.synthetic(people, sizes.identities[0]), finish=False)
 
@@ -678,13 +688,13 @@ def stage2(bench: Bench) -> Iterator[Row]:
         yield Row("stage2", name, bench.bare(bench.precision, True), "images/s")
     beside = f"forward, {bench.precision}"
     bench.clear()
-    backbone, images = bench.frozen(), bench.images(sizes.frozen_batch)
-    backbone(images), backbone(images)
-    rate = sizes.frozen_batch / bench.run_of(lambda: backbone(images))
+    course = sizes.second
+    backbone, images = bench.frozen(), bench.images(course.batch)
+    rate = course.batch / bench.run_of(lambda: backbone(images))
     name = f"frozen backbone, {backbone.engine}, images on the device"
     yield Row("stage2", name, rate, "images/s", beside, rate / fastest)
 
-    count = sizes.steps * sizes.frozen_batch
+    count = course.steps * course.batch
     source = bench.synthetic(count, count // 8)
     classifier = bench.folder / "classifier.safetensors"
     save_prototypes(classifier, normalize(bench.random(count // 8, sizes.dim)).cpu(), source.identities)
@@ -694,15 +704,15 @@ def stage2(bench: Bench) -> Iterator[Row]:
             "views": {"degraded": 0, "flip": True, "per_epoch": "one"},
             "features": {"source": "stream"},
             "prototypes": {"file": str(classifier)},
-            "fit": {"epochs": 1, "batch_size": sizes.frozen_batch, "held_out": 0.0},
+            "fit": {"epochs": 1, "batch_size": course.batch, "held_out": 0.0},
             "optimizer": {"name": "adam", "lr": 3e-5, "fused": bench.cuda},
             "engine": {"save_minutes": 1e6},
         }
         config, folder = ConfidenceConfig.from_dict(recipe), bench.folder / kind
-        row = Row("stage2", f"streamed, {kind} head, batch {sizes.frozen_batch}", beside=beside)
+        row = Row("stage2", f"streamed, {kind} head, batch {course.batch}", beside=beside)
         rows = bench.train(
             row,
-            sizes.frozen_batch,
+            course,
             lambda folder=folder, config=config: train_confidence(
                 backbone, source, folder, config, ranks=bench.ranks
             ),
@@ -714,15 +724,15 @@ def stage2(bench: Bench) -> Iterator[Row]:
         yield from rows
     channels, height, width = backbone.feature_shape
     head = make_head("light", channels=channels, height=height, width=width).to(device)
-    part = source.subset(range(sizes.timed * sizes.frozen_batch // 2))
+    part = source.subset(range(course.timed * course.batch))
     start = time.perf_counter()
-    build_cache(backbone, head, part, [View()], bench.folder / "cache", batch_size=sizes.frozen_batch)
+    build_cache(backbone, head, part, [View()], bench.folder / "cache", batch_size=course.batch)
     rate = len(part) / (time.perf_counter() - start)
     yield Row("stage2", "pass into the cache, light head", rate, "images/s", beside, rate / fastest)
 
 
 def classifier(bench: Bench) -> Iterator[Row]:
-    sizes, batch = bench.sizes, bench.sizes.frozen_batch
+    sizes, batch = bench.sizes, bench.sizes.second.batch
     for identities in sizes.identities:
         bench.clear()
         settings = OptimizerSettings(
@@ -866,7 +876,7 @@ def main(
     console, rows = Console(width=None if sys.stdout.isatty() else 200), list[Row]()
     with join_ranks(device) as ranks, tempfile.TemporaryDirectory() as folder:
         known = facts(ranks.device)
-        bench = Bench(ranks, SMALL if small else Sizes(), Path(folder), not small, whole)
+        bench = Bench(ranks, SMALL if small else LARGE, Path(folder), not small, whole)
         for name in wanted:
             for row in run_section(name, bench):
                 rows.append(row)

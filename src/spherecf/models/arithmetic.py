@@ -49,7 +49,12 @@ class _Setting(NamedTuple):
 _SETTINGS = (
     (
         _Setting(lambda: torch.backends.cudnn, "allow_tf32", False, True),
-        _Setting(lambda: torch.backends.cudnn.conv, "fp32_precision", "ieee", "tf32"),
+        _Setting(
+            lambda: torch.backends.cudnn.conv,  # type: ignore[attr-defined]
+            "fp32_precision",
+            "ieee",
+            "tf32",
+        ),
     ),
     (
         _Setting(_Products, "precision", "highest", "high"),

@@ -448,15 +448,17 @@ class FrozenBackbone(nn.Module):
         torch network is traced.
 
         Raises:
-            ModelError: it runs in bfloat16; its file has changed or is missing; torch cannot write it.
+            ModelError: it runs in bfloat16 or TF32; its file has changed or is missing; torch cannot write
+                it.
 
         Example:
             >>> graph = FrozenBackbone.default().to_onnx().graph
             >>> [i.name for i in graph.input], [o.name for o in graph.output]
             (['data'], ['fc1', 'bn1'])
         """
-        if self.engine.endswith("bfloat16"):
-            raise ModelError(f"{self.name}: runs in bfloat16; load it in float32 to write it as ONNX")
+        if self.engine.endswith(("-bfloat16", "-tf32")):
+            used = self.engine.rpartition("-")[2]
+            raise ModelError(f"{self.name}: runs in {used}; load it in float32 to write it as ONNX")
         if self._source is not None:
             graph = load_graph(self._source)
             if graph.sha256 != self.sha256:
