@@ -122,7 +122,8 @@ class OptimizerSettings:
 class EngineSettings:
     """How it is computed, which changes speed and memory, and what is learnt hardly or not at all.
 
-    ``precision``: of the network's arithmetic; weights and losses stay float32. ``accumulate``: micro-batches
+    ``precision``: of the network's arithmetic; on a GPU "bfloat16" and "float16" also let stage 1 multiply
+    embeddings and prototypes in bfloat16. Weights and losses stay float32. ``accumulate``: micro-batches
     per step. ``checkpointing``: activations are computed again in the backward pass instead of stored.
     ``workers``: decoding threads of each rank, 0 for one per processor. ``save_minutes``: between checkpoints
     within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and count it.
