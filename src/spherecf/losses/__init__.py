@@ -13,7 +13,7 @@ from spherecf.losses.baselines import (
 )
 from spherecf.losses.blockwise import (
     blockwise_losses as blockwise_losses,
-    fits_one_block as fits_one_block,
+    rows_per_block as rows_per_block,
 )
 from spherecf.losses.margin_functions import (
     Gradient as Gradient,

@@ -32,15 +32,11 @@ class BlockwiseLosses(NamedTuple):
     cosine: Tensor
 
 
-def fits_one_block(samples: int, prototypes: Tensor) -> bool:
-    """Whether the logits (samples, identities) are one block, so that blocks save nothing."""
-    return len(prototypes) <= _rows_per_block(samples, prototypes)
-
-
-def _rows_per_block(samples: int, prototypes: Tensor) -> int:
+def rows_per_block(samples: int, dim: int, device: torch.device) -> int:
+    """Identities of a block. With that many the logits (samples, identities) may as well be stored."""
     # The gradient of a block's rows (rows, dim) must not be larger than its logits (samples, rows) may be.
-    size = _BLOCK_BYTES.get(prototypes.device.type, _BLOCK_BYTES["cuda"])
-    return max(1, size // (4 * max(1, samples, prototypes.shape[1])))
+    size = _BLOCK_BYTES.get(device.type, _BLOCK_BYTES["cuda"])
+    return max(1, size // (4 * max(1, samples, dim)))
 
 
 def _alone(statistic: Tensor) -> Tensor:
@@ -146,7 +142,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(prototypes: Tensor, inverse: Tensor, columns: Tensor) -> Iterator[_Block]:
-    step = _rows_per_block(len(columns), prototypes)
+    step = rows_per_block(len(columns), prototypes.shape[1], prototypes.device)
     for start in range(0, len(prototypes), step):
         part = slice(start, min(start + step, len(prototypes)))
         inside = (columns >= part.start) & (columns < part.stop)

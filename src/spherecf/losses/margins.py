@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from spherecf.errors import InputError
-from spherecf.losses.blockwise import blockwise_losses, fits_one_block
+from spherecf.losses.blockwise import blockwise_losses, rows_per_block
 from spherecf.losses.margin_functions import (
     NORM_RANGE,
     Gradient,
@@ -540,7 +540,7 @@ def margin_softmax_loss(
         )
     if not torch.compiler.is_compiling():
         _check_labels(labels, len(prototypes))
-        if not fits_one_block(len(labels), prototypes):
+        if len(prototypes) > rows_per_block(len(labels), prototypes.shape[1], prototypes.device):
             half = torch.is_autocast_enabled(embedding.device.type)
             products = torch.bfloat16 if half else None
             losses = blockwise_losses(embedding, prototypes, labels, margin, products).losses

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spherecf.errors import InputError
-from spherecf.losses import Margin, blockwise_losses, fits_one_block
+from spherecf.losses import Margin, blockwise_losses, rows_per_block
 from spherecf.training.config import OptimizerSettings
 from spherecf.training.distributed import Ranks, gather_rows
 from spherecf.training.optim import RowOptimizer, make_optimizer
@@ -117,8 +117,10 @@ class ShardedClassifier:
         ranks, prototypes = self.ranks, self.rows.active  # this rank's c prototypes of the step
         gathered = gather_rows(embedding.float(), ranks, replicated=False)  # (n, dim), of all ranks
         columns = self._columns(ranks.gather(labels), rows)  # (n,)
-        in_full = self._products == torch.float32 and fits_one_block(len(gathered), prototypes)
-        if in_full and ranks.device.type == "cpu":
+        # By sizes that all ranks share, as their collectives must agree.
+        largest = -(-self.identities // ranks.size)
+        few = largest <= rows_per_block(*gathered.shape, ranks.device)
+        if few and ranks.device.type == "cpu" and self._products == torch.float32:
             return self._whole(gathered, columns)
         losses, cosine = blockwise_losses(
             gathered, prototypes, columns, self.margin, self._products, ranks.sum_, ranks.max_
