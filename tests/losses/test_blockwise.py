@@ -111,7 +111,9 @@ def test_one_gradient_is_as_large_as_the_prototypes_the_rest_a_block_and_nothing
 def test_the_loss_takes_blocks_where_logits_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, prototypes, labels = case(torch.float32)
     margin = make_margin("magface").eval()
-    found = [margin_softmax_loss(embedding, prototypes, labels, margin, how) for how in ("none", "mean", "sum")]
+    found = [
+        margin_softmax_loss(embedding, prototypes, labels, margin, how) for how in ("none", "mean", "sum")
+    ]
     half = margin_softmax_loss(embedding, prototypes.half(), labels, margin)
     with torch.autocast("cpu"):
         autocast = margin_softmax_loss(embedding, prototypes, labels, margin)

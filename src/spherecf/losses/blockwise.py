@@ -18,7 +18,7 @@ from spherecf.losses.margin_functions import widen
 if TYPE_CHECKING:
     from spherecf.losses.margins import Margin
 
-# Bytes of a block's logits. The products of small ones do not fill a GPU; on a CPU they may stay in its cache.
+# Bytes of a block's logits. Products of small blocks do not fill a GPU; a CPU's cache holds part of them.
 _BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 _MIN_LENGTH = 1e-12  # of a row, as in torch's `normalize`
 
@@ -133,7 +133,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """``part`` of the prototypes: rows (b, dim), 1 / length of each (b,), column of each sample, or -1 (n,)."""
+    """``part`` of the prototypes: rows (b, dim), 1 / length of each (b,), column of each sample or -1 (n,)."""
 
     part: slice
     rows: Tensor
@@ -210,7 +210,7 @@ class _Work:
         self.parameter_grads = [torch.zeros_like(parameter) for parameter in margin.parameters()]
 
     def add(self, block: _Block, product: Tensor) -> None:
-        """Add a block to ``rivals``. Its products (n, b), of unit embeddings and raw rows, are overwritten."""
+        """Add a block to ``rivals``; its products (n, b), unit by raw rows, are overwritten."""
         values = self._values(product.mul_(block.inverse))  # (n, b)
         if self.margin.binary:
             self.rivals += _fill(values, block, 0.0).sum(1)

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-
 _COLUMNS = 64  # of a program of `_slopes`: enough programs for a GPU, and whole lines of its cache
 
 
@@ -37,7 +36,7 @@ def _slopes(
     product, inverse, column, rivals, own_grad, rivals_grad, slope, along,
     samples, width, scale, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """slope_ij = d loss / d cosine_ij inverse_j, along_j = sum_i slope_ij cosine_ij inverse_j; COLUMNS of them."""
+    """slope_ij = d loss / d cosine_ij inverse_j, along_j = sum_i slope_ij cosine_ij inverse_j; COLUMNS j."""
     j = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = j < width
     over_length = tl.load(inverse + j, inside, other=0.0)
@@ -83,7 +82,7 @@ def slopes(
     scale: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """d loss / d product (n, b) in ``dtype``, and for each row its sum along the cosines, over the length (b,).
+    """d loss / d product (n, b), and for each row its sum along the cosines, over the length (b,).
 
     Args:
         product, inverse, column, rivals, scale: as of `add`, ``rivals`` over all blocks.
