@@ -60,7 +60,7 @@ def classifier_case(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def classifier_job(ranks: Ranks, folder: Path) -> None:
-    """A step of a sharded classifier for every margin, all prototypes and half of them, whole or in blocks."""
+    """A step of a sharded classifier for every margin, with all prototypes and half, whole and in blocks."""
     found = {}
     settings = OptimizerSettings(name="sgd", lr=0.1, weight_decay=0.01, decay_vectors=True)
     for kind, rate, per_block in product(MARGINS, (1.0, 0.5), (IDENTITIES, 3)):

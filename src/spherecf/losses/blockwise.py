@@ -133,7 +133,7 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 class _Block(NamedTuple):
-    """``part`` of the prototypes: rows (b, dim), 1 / length of each (b,), column of each sample or -1 (n,)."""
+    """``part`` of the prototypes: rows (b, dim), 1 / length of each (b,), column of each sample or -1."""
 
     part: slice
     rows: Tensor

@@ -1,5 +1,7 @@
 """A block's elementwise work of `blockwise` in one Triton kernel each way: each product is read once."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+
 import torch
 import triton
 import triton.language as tl
