@@ -36,7 +36,8 @@ def rows_per_block(samples: int, dim: int, device: torch.device) -> int:
     """Identities of a block. With that many the logits (samples, identities) may as well be stored."""
     # The gradient of a block's rows (rows, dim) must not be larger than its logits (samples, rows) may be.
     size = _BLOCK_BYTES.get(device.type, _BLOCK_BYTES["cuda"])
-    return max(1, size // (4 * max(1, samples, dim)))
+    rows = size // (4 * max(1, samples, dim))
+    return max(1, rows if rows < 64 else rows - rows % 64)  # lines of memory on whole boundaries
 
 
 def _alone(statistic: Tensor) -> Tensor:

@@ -76,6 +76,10 @@ class ShardedClassifier:
         if weight.is_cuda:  # torch's other updates make a copy of the gradient, as large as the prototypes
             optimizer = replace(optimizer, fused=True)
         self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, optimizer))
+        if weight.is_cuda:
+            # Told of an overflow in its first step, torch's fused SGD keeps a momentum that was never set: the
+            # loss scaler is to leave out such a step itself.
+            self.rows.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         # What a margin learns is a bias or a scale: it must not decay towards 0.
         parameters = list(margin.parameters())
         undecayed = replace(optimizer, weight_decay=0.0)
