@@ -77,7 +77,7 @@ class ShardedClassifier:
             optimizer = replace(optimizer, fused=True)
         self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, optimizer))
         if weight.is_cuda:
-            # Told of an overflow in its first step, torch's fused SGD keeps a momentum that was never set: the
+            # Told of an overflow in its first step, torch's fused SGD keeps a momentum never set: the
             # loss scaler is to leave out such a step itself.
             self.rows.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         # What a margin learns is a bias or a scale: it must not decay towards 0.
