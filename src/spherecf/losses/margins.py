@@ -512,9 +512,8 @@ def margin_softmax_loss(
     cos_j is the cosine of embedding i to prototype j, T the margin's `target`, N its `others`. The margin's
     running statistics are renewed first if it is in training mode.
 
-    Where the logits would take more than 16 MiB (128 MiB on a GPU) they are computed in blocks of
-    identities, twice, and never stored whole: beside the gradients only a few such blocks of memory are
-    needed. Then the loss can be differentiated once, and under torch.autocast its products are in bfloat16,
+    Where logits or prototypes take more than 16 MiB (128 MiB on a GPU) the logits are computed in blocks of
+    identities, twice, and never stored whole: beside the gradients that is all the memory. Then the loss can be differentiated once, and under torch.autocast its products are in bfloat16,
     summed in float32. Under torch.compile all logits are stored, in one graph.
 
     Args:

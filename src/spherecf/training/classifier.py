@@ -73,9 +73,9 @@ class ShardedClassifier:
         part = ranks.share(identities)
         self.first, self.last = part.start, part.stop
         weight = initial_prototypes(identities, dim, seed, part).to(ranks.device)
-        if weight.is_cuda:  # torch's other updates make a copy of the gradient, as large as the prototypes
-            optimizer = replace(optimizer, fused=True)
-        self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, optimizer))
+        # torch's updates that are not fused copy the gradient, which is as large as the prototypes.
+        of_rows = replace(optimizer, fused=optimizer.fused or weight.is_cuda)
+        self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, of_rows))
         if weight.is_cuda:
             # Told of an overflow in its first step, torch's fused SGD keeps a momentum never set: the
             # loss scaler is to leave out such a step itself.
@@ -138,7 +138,7 @@ class ShardedClassifier:
         return torch.where(here, local if rows is None else torch.searchsorted(rows, local), -1)
 
     def _whole(self, gathered: Tensor, columns: Tensor) -> MarginLoss:
-        """The loss by all logits at once: faster where they are few, as nothing is computed twice."""
+        """The loss by all logits at once, where they are few: small runs keep the numbers they always had."""
         ranks, margin = self.ranks, self.margin
         norm = torch.linalg.vector_norm(gathered, dim=1)  # (n,)
         cosine = normalize(gathered) @ normalize(self.rows.active).T  # (n, c)
