@@ -513,8 +513,9 @@ def margin_softmax_loss(
     running statistics are renewed first if it is in training mode.
 
     Where logits or prototypes take more than 16 MiB (128 MiB on a GPU) the logits are computed in blocks of
-    identities, twice, and never stored whole: beside the gradients that is all the memory. Then the loss can be differentiated once, and under torch.autocast its products are in bfloat16,
-    summed in float32. Under torch.compile all logits are stored, in one graph.
+    identities, twice, and never stored whole: beside the gradients a few blocks are all the memory. Then the
+    loss can be differentiated once, and under torch.autocast its products are in bfloat16, summed in
+    float32. Under torch.compile all logits are stored, in one graph.
 
     Args:
         embedding: raw outputs of the backbone, (batch, dim).
