@@ -201,3 +201,26 @@ for kind in ("curricularface", "sphereface2"):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", MARGINS)
+def test_a_gpu_gives_the_same_and_is_not_waited_for(
+    kind: str, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding, prototypes, labels = case(torch.float64)
+    exact, margin = make_margin(kind).double(), make_margin(kind).cuda()
+    whole = lambda x, w: margin_softmax_loss(x, w, labels, exact)  # noqa: E731
+    expected = value_and_gradients(whole, embedding, prototypes, exact)
+
+    monkeypatch.setitem(blockwise._BLOCK_BYTES, "cuda", 4 * DIM * BLOCK)
+    embedding, prototypes, labels = (tensor.cuda() for tensor in case(torch.float32))
+    blocks = lambda x, w: blockwise_losses(x, w, labels, margin, products).losses.mean()  # noqa: E731
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = value_and_gradients(blocks, embedding, prototypes, margin)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    errors = [float((a.cpu() - b).norm() / b.norm()) for a, b in zip(found, expected)]
+    assert errors[0] <= BOUNDS[products][0] and max(errors[1:]) <= BOUNDS[products][1], errors
