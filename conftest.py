@@ -2,6 +2,7 @@
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers of pytest-xdist share the processors already
@@ -17,6 +18,7 @@ OTHERS = (
 
 for name in OTHERS:
     import_module(name)
+collect_ignore = [] if find_spec("triton") else ["src/spherecf/losses/blockwise_kernels.py"]
 install_import_hook(
     [
         ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")

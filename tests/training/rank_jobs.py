@@ -6,15 +6,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch.nn.functional import normalize
 
 from spherecf.data import SyntheticImages
-from spherecf.losses import make_margin
+from spherecf.losses import blockwise, make_margin
 from spherecf.models import FrozenBackbone
 from spherecf.training import (
     BackboneConfig,
@@ -58,11 +60,11 @@ def classifier_case(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def classifier_job(ranks: Ranks, folder: Path) -> None:
-    """One step of a sharded classifier for every margin, all prototypes and half of them."""
+    """A step of a sharded classifier for every margin, with all prototypes and half, whole and in blocks."""
     found = {}
     settings = OptimizerSettings(name="sgd", lr=0.1, weight_decay=0.01, decay_vectors=True)
-    for kind in MARGINS:
-        for rate in (1.0, 0.5):
+    for kind, rate, per_block in product(MARGINS, (1.0, 0.5), (IDENTITIES, 3)):
+        with patch.dict(blockwise._BLOCK_BYTES, cpu=4 * BATCH * per_block):
             classifier = ShardedClassifier(IDENTITIES, DIM, make_margin(kind), ranks, settings, rate, seed=3)
             embedding, labels = classifier_case(kind)
             part = ranks.share(BATCH)
@@ -74,7 +76,7 @@ def classifier_job(ranks: Ranks, folder: Path) -> None:
             for optimizer in classifier.optimizers:
                 optimizer.step()
             classifier.end()
-            found[kind, rate] = {
+            found[kind, rate, per_block == IDENTITIES] = {
                 "value": loss.value,
                 "grad": ranks.gather(own.grad),
                 "weight": ranks.gather(classifier.rows.weight),

@@ -46,12 +46,13 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return torch.load(folder / "found.pt")
 
 
+@pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 @pytest.mark.parametrize("kind", MARGINS)
-def test_any_number_of_ranks_is_one_softmax(found: dict, kind: str, rate: float) -> None:
+def test_any_number_of_ranks_is_one_softmax(found: dict, kind: str, rate: float, whole: bool) -> None:
     expected = plain_step(kind, rate)
     for name, value in expected.items():
-        torch.testing.assert_close(found[kind, rate][name], value, rtol=2e-4, atol=2e-6)
+        torch.testing.assert_close(found[kind, rate, whole][name], value, rtol=2e-4, atol=2e-6)
 
 
 def test_prototypes_do_not_depend_on_how_they_are_divided() -> None:
@@ -95,6 +96,22 @@ def test_sampling_all_is_the_ordinary_optimizer() -> None:
             classifier.rows.optimizer.step()
             classifier.end()
     torch.testing.assert_close(sampled.rows.weight, whole.rows.weight)
+
+
+def test_products_in_bfloat16_are_the_same_loss_up_to_their_rounding() -> None:
+    found = []
+    for products in (torch.float32, torch.bfloat16):
+        classifier = ShardedClassifier(
+            IDENTITIES, DIM, make_margin("arcface"), Ranks(), SETTINGS, seed=3, products=products
+        )
+        embedding, labels = classifier_case("arcface")
+        loss = classifier.loss(embedding, labels, classifier.begin(labels, 0))
+        loss.backward.backward()
+        found.append((loss.value, classifier.rows.active.grad))
+    (value, grad), (rounded_value, rounded_grad) = found
+    assert value != rounded_value
+    torch.testing.assert_close(rounded_value, value, rtol=1e-2, atol=0)
+    assert (rounded_grad - grad).norm() < 0.05 * grad.norm()
 
 
 def test_mistakes_are_named() -> None:

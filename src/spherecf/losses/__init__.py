@@ -11,6 +11,10 @@ from spherecf.losses.baselines import (
     pfe_gaussian_loss,
     pfe_vmf_loss,
 )
+from spherecf.losses.blockwise import (
+    blockwise_losses as blockwise_losses,
+    rows_per_block as rows_per_block,
+)
 from spherecf.losses.margin_functions import (
     Gradient as Gradient,
     adaface as adaface,

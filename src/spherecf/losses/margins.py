@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from spherecf.errors import InputError
+from spherecf.losses.blockwise import blockwise_losses, rows_per_block
 from spherecf.losses.margin_functions import (
     NORM_RANGE,
     Gradient,
@@ -95,6 +96,11 @@ class Margin(nn.Module):
         ``target_cosine`` is the cosine to the true prototype, without margin, detached.
         """
         return cosine
+
+    @property
+    def others_are_cosines(self) -> bool:
+        """Whether this class leaves `others` as it is here."""
+        return type(self).others is Margin.others
 
     def penalty(self, norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """What is added to each sample's loss: here zeros."""
@@ -506,6 +512,11 @@ def margin_softmax_loss(
     cos_j is the cosine of embedding i to prototype j, T the margin's `target`, N its `others`. The margin's
     running statistics are renewed first if it is in training mode.
 
+    Where logits or prototypes take more than 16 MiB (128 MiB on a GPU) the logits are computed in blocks of
+    identities, twice, and never stored whole: beside the gradients a few blocks are all the memory. Then the
+    loss can be differentiated once, and under torch.autocast its products are in bfloat16, summed in
+    float32. Under torch.compile all logits are stored, in one graph.
+
     Args:
         embedding: raw outputs of the backbone, (batch, dim).
         prototypes: raw rows of the classifier, (identities, dim).
@@ -529,6 +540,11 @@ def margin_softmax_loss(
         )
     if not torch.compiler.is_compiling():
         _check_labels(labels, len(prototypes))
+        if len(prototypes) > rows_per_block(len(labels), prototypes.shape[1], prototypes.device):
+            half = torch.is_autocast_enabled(embedding.device.type)
+            products = torch.bfloat16 if half else None
+            losses = blockwise_losses(embedding, prototypes, labels, margin, products).losses
+            return _reduce(losses, reduction)
     labels = labels.long()
     embedding = widen(embedding)
     norm = embedding.norm(dim=1)

@@ -168,9 +168,10 @@ class _BackboneTask:
         self.preprocessing = Preprocessing(base.color, base.mean, base.std, (self.network.size,) * 2)
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
         margin = config.margin
+        half = config.engine.precision != "float32" and ranks.device.type != "cpu"
         self.classifier = ShardedClassifier(
             len(identities.names), settings.dim, _margin(margin, len(identities.names)), ranks,
-            config.optimizer, margin.sample_rate, config.seed,
+            config.optimizer, margin.sample_rate, config.seed, torch.bfloat16 if half else torch.float32,
         )  # fmt: skip
         self._classes = torch.from_numpy(identities.classes)  # (len(source),)
         self._sampled: Tensor | None = None  # rows of this step's prototypes, None for all

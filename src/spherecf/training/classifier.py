@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spherecf.errors import InputError
-from spherecf.losses import Margin
+from spherecf.losses import Margin, blockwise_losses, rows_per_block
 from spherecf.training.config import OptimizerSettings
 from spherecf.training.distributed import Ranks, gather_rows
 from spherecf.training.optim import RowOptimizer, make_optimizer
@@ -33,6 +33,9 @@ class ShardedClassifier:
     with probability q. The sample depends on seed, step and identity alone, so it is the same for any number
     of ranks, and so is the loss.
 
+    On a GPU, and wherever the logits are more than one block, the loss is `blockwise_losses`: the logits are
+    not stored, and no step waits for the device.
+
     Args:
         identities: number, of the whole data set.
         dim: of the embedding.
@@ -41,6 +44,7 @@ class ShardedClassifier:
         optimizer: settings; the prototypes have their own optimizer, over the rows that a step uses.
         sample_rate: q, in (0, 1].
         seed: of initial prototypes and samples.
+        products: torch.bfloat16 rounds the factors of the products over identities, summed in float32.
 
     Raises:
         InputError: ``sample_rate`` out of range, or fewer identities than ranks, or than two.
@@ -55,6 +59,7 @@ class ShardedClassifier:
         optimizer: OptimizerSettings,
         sample_rate: float = 1.0,
         seed: int = 0,
+        products: torch.dtype = torch.float32,
     ) -> None:
         if not 0 < sample_rate <= 1:
             raise InputError(f"sample_rate must lie in (0, 1], got {sample_rate}")
@@ -64,11 +69,17 @@ class ShardedClassifier:
                 f"{identities}"
             )
         self.identities, self.margin, self.ranks = identities, margin.to(ranks.device), ranks
-        self.sample_rate, self._seed = sample_rate, seed
+        self.sample_rate, self._seed, self._products = sample_rate, seed, products
         part = ranks.share(identities)
         self.first, self.last = part.start, part.stop
         weight = initial_prototypes(identities, dim, seed, part).to(ranks.device)
-        self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, optimizer))
+        # torch's updates that are not fused copy the gradient, which is as large as the prototypes.
+        of_rows = replace(optimizer, fused=optimizer.fused or weight.is_cuda)
+        self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, of_rows))
+        if weight.is_cuda:
+            # Told of an overflow in its first step, torch's fused SGD keeps a momentum never set: the
+            # loss scaler is to leave out such a step itself.
+            self.rows.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         # What a margin learns is a bias or a scale: it must not decay towards 0.
         parameters = list(margin.parameters())
         undecayed = replace(optimizer, weight_decay=0.0)
@@ -94,7 +105,10 @@ class ShardedClassifier:
         # Every rank draws for all identities, so that the sample does not depend on how they are sharded.
         sampled = torch.rand(self.identities, generator=generator) < self.sample_rate
         sampled[labels.cpu()] = True
-        return torch.nonzero(sampled[self.first : self.last]).flatten().to(self.ranks.device)
+        rows = torch.nonzero(sampled[self.first : self.last]).flatten()
+        # From pinned memory the copy does not wait for what the GPU has still to do.
+        rows = rows.pin_memory() if self.ranks.device.type == "cuda" else rows
+        return rows.to(self.ranks.device, non_blocking=True)
 
     def loss(self, embedding: Tensor, labels: Tensor, rows: Tensor | None) -> MarginLoss:
         """Loss of a (micro-)batch, averaged over its samples.
@@ -104,16 +118,35 @@ class ShardedClassifier:
             labels: of this rank's samples (n_r,).
             rows: what `begin` returned.
         """
+        ranks, prototypes = self.ranks, self.rows.active  # this rank's c prototypes of the step
+        gathered = gather_rows(embedding.float(), ranks, replicated=False)  # (n, dim), of all ranks
+        columns = self._columns(ranks.gather(labels), rows)  # (n,)
+        # By sizes that all ranks share, as their collectives must agree.
+        largest = -(-self.identities // ranks.size)
+        few = largest <= rows_per_block(*gathered.shape, ranks.device)
+        if few and ranks.device.type == "cpu" and self._products == torch.float32:
+            return self._whole(gathered, columns)
+        losses, cosine = blockwise_losses(
+            gathered, prototypes, columns, self.margin, self._products, ranks.sum_, ranks.max_
+        )
+        return MarginLoss(losses.mean(), losses.detach().mean(), cosine.mean())
+
+    def _columns(self, labels: Tensor, rows: Tensor | None) -> Tensor:
+        """Column of each sample's own prototype among this rank's of the step (n,), -1 on other ranks."""
+        local = labels - self.first
+        here = (labels >= self.first) & (labels < self.last)
+        return torch.where(here, local if rows is None else torch.searchsorted(rows, local), -1)
+
+    def _whole(self, gathered: Tensor, columns: Tensor) -> MarginLoss:
+        """The loss by all logits at once, where they are few: small runs keep the numbers they always had."""
         ranks, margin = self.ranks, self.margin
-        # n samples of all ranks, against this rank's c prototypes of the step.
-        gathered = gather_rows(embedding.float(), ranks, replicated=False)  # (n, dim)
-        gathered_labels = ranks.gather(labels)  # (n,)
         norm = torch.linalg.vector_norm(gathered, dim=1)  # (n,)
         cosine = normalize(gathered) @ normalize(self.rows.active).T  # (n, c)
 
         # A sample's own prototype is on one rank; all ranks need that cosine, for the margin's statistics and
         # for margins that treat the other classes by it. It carries no gradient.
-        samples, columns = self._local_targets(gathered_labels, rows)  # (m,), (m,)
+        samples = torch.nonzero(columns >= 0).flatten()  # (m,)
+        columns = columns[samples]  # (m,)
         target_cosine = cosine[samples, columns]  # (m,)
         true_cosine = torch.zeros_like(norm.detach())
         true_cosine[samples] = target_cosine.detach()
@@ -132,12 +165,6 @@ class ShardedClassifier:
             backward = losses.mean() + penalty
             value = losses.detach().mean() + ranks.sum_(penalty.detach().clone())
         return MarginLoss(backward, value, true_cosine.mean())
-
-    def _local_targets(self, labels: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Samples whose own prototype is on this rank, and its column among those of the step."""
-        samples = torch.nonzero((labels >= self.first) & (labels < self.last)).flatten()
-        local = labels[samples] - self.first
-        return samples, local if rows is None else torch.searchsorted(rows, local)
 
     def _binary(
         self, cosine: Tensor, target_cosine: Tensor, norm: Tensor, samples: Tensor, columns: Tensor

@@ -123,7 +123,8 @@ class EngineSettings:
     """How it is computed, which changes speed and memory, and what is learnt hardly or not at all.
 
     ``precision``: of the network's arithmetic; weights and losses stay float32. "tf32", on a GPU, is float32
-    whose convolutions and products round what they multiply to 10 bits. ``accumulate``: micro-batches a step.
+    whose convolutions and products round what they multiply to 10 bits; "bfloat16" and "float16" let stage 1
+    multiply embeddings and prototypes in bfloat16 there. ``accumulate``: micro-batches a step.
     ``checkpointing``: activations are computed again in the backward pass instead of stored.
     ``workers``: decoding threads of each rank, 0 for one per processor. ``save_minutes``: between checkpoints
     within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and count it.
