@@ -1,5 +1,5 @@
-"""Claim: compiled on a CPU, the mutual likelihood matrix costs at most 1.6 times the plain cosine product; on a
-GPU, with default arguments, at most 1.15 times. It works in the memory of its result.
+"""Claim: compiled on a CPU, the mutual likelihood matrix costs at most 1.6 times the plain cosine product; on
+a GPU, with default arguments, at most 1.15 times. It works in the memory of its result.
 
 Prints the tables of docs/scoring.md. The methods take turns; a time is the best of the rounds: of the
 processor on one thread, so that other work on the machine does not count, else of the clock. Errors are those

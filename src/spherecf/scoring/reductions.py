@@ -63,11 +63,9 @@ def mutual_likelihood_top(
 
     Example:
         >>> import torch
-        >>> found = mutual_likelihood_top(
-        ...     torch.eye(3)[:1], torch.ones(1), torch.eye(3), torch.arange(1, 4.0), 2
-        ... )
-        >>> found.columns.tolist()
-        [[0, 1]]
+        >>> mu, kappa = torch.eye(3), torch.full((3,), 50.0)
+        >>> mutual_likelihood_top(mu, kappa, mu, kappa, count=1).columns.tolist()
+        [[0], [1], [2]]
     """
     pairs = Pairs.of(mu_a, kappa_a, mu_b, kappa_b, radius, product)
     if not isinstance(count, int) or count < 1:
@@ -103,7 +101,7 @@ def mutual_likelihood_counts(
         kappa_a: (rows,) concentrations, >= 0.
         mu_b: (columns, dim).
         kappa_b: (columns,).
-        thresholds: (t,) for all rows, or (rows, t): of each its own.
+        thresholds: (t,) for all rows, or (rows, t): of each its own. Nothing reaches NaN.
         radius: r of the sphere.
         product: as for the matrix.
 
@@ -111,7 +109,7 @@ def mutual_likelihood_counts(
         (rows, t) counts. A score within rounding of the threshold may fall on either side.
 
     Raises:
-        InputError: as `mutual_likelihood_matrix`; thresholds of another shape, or NaN.
+        InputError: as `mutual_likelihood_matrix`; thresholds of another shape.
 
     Example:
         >>> import torch
@@ -122,10 +120,8 @@ def mutual_likelihood_counts(
     pairs = Pairs.of(mu_a, kappa_a, mu_b, kappa_b, radius, product)
     limits = as_tensor(thresholds, "thresholds", pairs.a.device).to(pairs.a.dtype)
     rows = len(pairs.a)
-    if limits.ndim not in (1, 2) or limits.shape[:-1] not in ((), (rows,)) or bool(limits.isnan().any()):
-        raise InputError(
-            f"thresholds: expected (t,) or ({rows}, t) numbers, none of them NaN, got {tuple(limits.shape)}"
-        )
+    if limits.ndim not in (1, 2) or limits.shape[:-1] not in ((), (rows,)):
+        raise InputError(f"thresholds: expected (t,) or ({rows}, t), got {tuple(limits.shape)}")
     if rows and len(pairs.b) and limits.numel() and (gpu := pairs.on_gpu()):
         kernels, *inputs = gpu
         found = kernels.counts(*inputs, limits).long()
