@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scorers import directions
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spherecf.errors import InputError
 from spherecf.scoring import (
+    cosine_score,
     matrix as matrix_module,
     mutual_likelihood_counts,
     mutual_likelihood_matrix,
@@ -144,3 +147,30 @@ def test_bad_input() -> None:
             (InputError, TypeError), match=r"thresholds: expected \(t,\) or \(3, t\)|'thresholds'"
         ):
             mutual_likelihood_counts(*inputs, bad.to(DEVICE))
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the program waits for a value of the device, and lets every check pass."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.count += 1
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        mutual_likelihood_score,
+        lambda mu, kappa, nu, other: matrix_module.Pairs.of(mu, kappa, nu, other, 64.0, "float32"),
+        lambda mu, _, nu, __: cosine_score(mu, nu),
+    ],
+)
+def test_a_gpu_is_waited_for_once(look: Any) -> None:
+    with FakeTensorMode(), Reads() as reads:
+        mu, kappa = torch.empty(5, 16, device="cuda"), torch.empty(5, device="cuda")
+        look(mu, kappa, mu, kappa)
+    assert reads.count == 1
