@@ -78,6 +78,28 @@ def test_matrix_against_the_score_in_float64(
         assert ((scores - truth).abs() <= (2e-6 * truth.abs()).clamp(2e-3))[1:, 1:].all()
 
 
+def test_products_are_as_exact_as_they_say() -> None:
+    """The numbers of the docstring, of the parts that the kernels take."""
+    fused = pytest.importorskip("spherecf.scoring.fused")
+    a, b = directions(300, 512), directions(300, 512, seed=1)
+    b[:100] = torch.nn.functional.normalize(a[:100] + b[:100], dim=1)
+    truth, nothing = a.double() @ b.double().T, (torch.zeros(300), torch.zeros(300))
+    for product, least, most in (
+        ("float32", 0, 2e-8),
+        ("tf32", 1.1e-5, 1.5e-5),
+        ("bfloat16", 0.9e-4, 1.2e-4),
+    ):
+        parts = 2 if product == "float32" else 1
+        left, right = (
+            fused.side(matrix_module._rounded(mu, product), nothing, parts).parts.double() for mu in (a, b)
+        )
+        cos = left[:, 0] @ right[:, 0].T
+        if parts == 2:
+            cos += left[:, 0] @ right[:, 1].T + left[:, 1] @ right[:, 0].T
+        error = (cos * 2.0**-30 - truth).square().mean().sqrt()
+        assert least <= error <= most, product
+
+
 def test_every_way_gives_the_same_scores(way: str) -> None:
     mu_a, kappa_a, mu_b, kappa_b = sets(20, 150, 512)
     kappa_b[0] = 1.0  # two sure and opposite directions: all depends on the last bit of their cosine

@@ -88,7 +88,7 @@ def _launch(kernel: Any, left: Side, right: Side, form: Tensor, out: Tensor, *mo
     rows, parts, depth = left.parts.shape
     columns = len(right.parts)
     grid = (triton.cdiv(rows, _HEIGHT) * triton.cdiv(columns, _WIDTH),)
-    with torch.cuda.device_of(out):
+    with torch.cuda.device_of(out):  # type: ignore[no-untyped-call]
         kernel[grid](
             left.parts, right.parts, left.terms, right.terms, form, rows, columns, out, *more,
             DEPTH=depth, PARTS=parts, STEP=_STEP // parts, DEGREE=len(form) - 3,

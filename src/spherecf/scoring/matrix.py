@@ -190,10 +190,10 @@ def mutual_likelihood_matrix(
         compiled: fuse the elementwise pass with torch.compile (needs a C++ compiler; some seconds on first
             use, then several times faster), or do not. Default: only for a quarter of a billion pairs or
             more; on a GPU with a kernel of its own, that kernel.
-        product: what the cosines are made of. "float32" is exact to 2e-7; "tf32" rounds the coordinates to
-            11 bits, 3e-5 in the cosine at dimension 512 and at best a third of the time on a GPU; "bfloat16"
-            rounds them to 8 bits, 2e-4, in the same time. Sums are float32. Elsewhere the same rounding, and
-            no gain.
+        product: how exact the cosines are. "float32": to 2e-7. "tf32" rounds coordinates to 11 bits, which
+            moves a cosine by 1.3e-5 (root mean square, dimension 512), and a GPU multiplies once instead of
+            three times; "bfloat16" rounds to 8 bits, 1e-4, in the same time. Without a kernel of its own the
+            same rounding, and no gain.
 
     Returns:
         (rows, columns) scores, larger = more alike. In float32 the error is at most 2e-3 where the score is

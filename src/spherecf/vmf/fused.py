@@ -20,7 +20,7 @@ def evaluate(x: Tensor, plan: Plan, scaled: bool, with_slope: bool) -> tuple[Ten
     """`spherecf.vmf.kernels.evaluate` of a plan."""
     x = x.contiguous()
     value, slope = torch.empty_like(x), torch.empty_like(x) if with_slope else x
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         _evaluate[(triton.cdiv(x.numel(), _BLOCK),)](
             x, value, slope, _numbers(plan, x.dtype, x.device), x.numel(),
             LARGEST=LARGEST[x.dtype], STEPS=plan.steps, LOG=len(plan.log_series), MEAN=len(plan.mean_series),
