@@ -7,7 +7,13 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers of pytest-xdist share the processors already
 
+import torch
 from jaxtyping import install_import_hook
+
+if not torch.cuda.is_available():
+    os.environ.setdefault(
+        "TRITON_INTERPRET", "1"
+    )  # before anything imports triton: kernels of a GPU as NumPy
 
 SOURCE = Path(__file__).parent / "src"
 # Beneath the hook Python finds no bytecode, so what our modules import from others is imported before it.

@@ -10,7 +10,7 @@ from scores_mpmath import mutual_likelihood
 from spherecf.errors import InputError
 from spherecf.scoring import (
     cosine_matrix,
-    matrix as matrix_module,
+    kernels,
     mutual_likelihood_matrix,
     mutual_likelihood_score,
 )
@@ -52,7 +52,7 @@ def test_equals_the_row_by_row_score(dim: int) -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = sets(30, 50, 16)
     whole = mutual_likelihood_matrix(*inputs)
-    monkeypatch.setattr(matrix_module, "_EAGER_ELEMENTS_PER_THREAD", 7)
+    monkeypatch.setattr(kernels, "_EAGER_ELEMENTS_PER_THREAD", 7)
     torch.testing.assert_close(mutual_likelihood_matrix(*inputs), whole, rtol=1e-6, atol=1e-5)
 
 
@@ -82,11 +82,11 @@ def test_without_a_compiler_it_says_so_and_works(
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    matrix_module.compiled_kernel.cache_clear()
+    kernels.compiled_kernel.cache_clear()
     inputs = sets(3, 4, 6)
     with caplog.at_level(logging.WARNING):
         scores = mutual_likelihood_matrix(*inputs, compiled=True)
-    matrix_module.compiled_kernel.cache_clear()
+    kernels.compiled_kernel.cache_clear()
     assert "no C++ compiler" in caplog.text
     torch.testing.assert_close(scores, mutual_likelihood_matrix(*inputs))
 

@@ -146,8 +146,13 @@ def check_directions(
 
 def are_unit(mu: Any, tolerance: float = UNIT_TOLERANCE, radius: float = 1.0) -> bool:
     """Whether all rows are of this length; the quick question whose answer `check_directions` explains."""
+    return bool(unit_rows(mu, tolerance, radius))
+
+
+def unit_rows(mu: Any, tolerance: float = UNIT_TOLERANCE, radius: float = 1.0) -> Any:
+    """`are_unit` as it comes, without waiting for a GPU."""
     off = abs(_lengths(mu) - radius)
-    return bool((off <= tolerance * radius).all())
+    return (off <= tolerance * radius).all()
 
 
 def check_kappa(kappa: Any, name: str) -> None:

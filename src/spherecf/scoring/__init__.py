@@ -12,6 +12,7 @@ from spherecf.scoring.posterior import (
     mean_cosine_kappa as mean_cosine_kappa,
     open_set_posterior,
 )
+from spherecf.scoring.reductions import Top, mutual_likelihood_counts, mutual_likelihood_top
 from spherecf.scoring.template_pairs import score_template_pairs
 from spherecf.scoring.templates import Templates, pool_templates
 
@@ -19,12 +20,15 @@ from spherecf.scoring.templates import Templates, pool_templates
 __all__ = [
     "Pooled",
     "Templates",
+    "Top",
     "cosine_matrix",
     "cosine_score",
     "cosine_tiles",
     "gaussian_score",
+    "mutual_likelihood_counts",
     "mutual_likelihood_matrix",
     "mutual_likelihood_score",
+    "mutual_likelihood_top",
     "open_set_posterior",
     "pool",
     "pool_templates",

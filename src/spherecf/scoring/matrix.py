@@ -3,31 +3,17 @@
 Borders of blocks depend on the shapes alone, and every block is one product: the same bits for any number of
 threads.
 
-``c(k) = log C_d(k) + k`` is needed at ``p = |k_a mu_a + k_b mu_b|`` of every pair. In the manner of the
-uniform expansion of I_nu (DLMF 10.41.3), with ``w = sqrt(m^2 + k^2)`` and ``t = m / w``,
-
-    c(k) = -m^2 / (k + w) + (d - 1)/2 * log((m + w) / 2m) + R(t) + constant
-
-where R is smooth on the whole of 0 < t <= 1, so one polynomial serves every k from 0 to infinity. It is
-fitted once per dimension, in float64, to the exact function. The choice ``m = max(d/2, 2)`` makes degree 8
-enough for 7e-6 at every dimension (2e-8 from d = 64 on): below what float32 holds.
-
-One function, used two ways: fused by torch.compile into a single pass over memory, or eagerly on chunks
-that stay in the cache (every temporary of a whole matrix would travel to memory and back, ten times slower).
+The formula of a pair is `spherecf.scoring.kernels`, on a GPU `spherecf.scoring.fused`.
 """
 
-import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.polynomial import Chebyshev, Polynomial
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -42,10 +28,11 @@ from spherecf.common.arrays import (
     checked_radius,
     like,
 )
+from spherecf.common.gpu import triton_runs_on
 from spherecf.common.progress import in_order
 from spherecf.errors import InputError
-from spherecf.scoring.pairs import concentrations, directions
-from spherecf.vmf import log_normalizer_scaled, product_concentration
+from spherecf.scoring.kernels import compiled_kernel, eager_kernel, side_terms
+from spherecf.scoring.pairs import check_on_gpu, concentrations, directions
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -141,107 +128,10 @@ def _spread(function: Callable[[Item], Result], items: Iterable[Item], workers: 
         torch.set_num_threads(before)  # for threads that begin from now on
 
 
-_DEGREE = 8
-_NODES = 48  # where the polynomial is fitted: far more than its degree, so the fit is as good as the best one
-
-
-@dataclass(frozen=True)
-class NormalizerForm:
-    """c(k) = constant + half * log((m + w) / 2m) - m^2 / (k + w) + sum_i coefficients[i] * (m / w)^i."""
-
-    dim: int
-    m: float
-    half: float  # (d - 1) / 2
-    constant: float
-    coefficients: tuple[float, ...]  # of R, lowest power first
-
-
-@lru_cache(maxsize=32)
-def normalizer_form(dim: int) -> NormalizerForm:
-    """The form for one dimension (fitted on first use, a few milliseconds)."""
-    m, half = max(dim / 2, 2.0), (dim - 1) / 2
-    t = (np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES) + 1) / 2  # (nodes,) Chebyshev's, within 0 .. 1
-    k = m * np.sqrt((1 - t) * (1 + t)) / t  # the kappa of each t = m / sqrt(m^2 + k^2)
-    w = m / t
-    exact = log_normalizer_scaled(torch.from_numpy(k), dim).numpy()
-    rest = exact + m * m / (k + w) - half * np.log((m + w) / (2 * m))
-    constant = float(rest.mean())  # kept apart: the polynomial, in float32, then holds small numbers
-    fit = Chebyshev.fit(t, rest - constant, _DEGREE, domain=[0, 1]).convert(kind=Polynomial)
-    return NormalizerForm(dim, m, half, constant, tuple(float(c) for c in fit.coef))
-
-
-log = logging.getLogger(__name__)
-
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-
-_EAGER_ELEMENTS_PER_THREAD = 65536
-
-
-def elementwise_kernel(form: NormalizerForm) -> Kernel:
-    """The pass itself, on tensors that broadcast; its temporaries are of their size.
-
-    `score_at_cosine` in another form: the same `product_concentration`, c(p) by the polynomial.
-    """
-    m, half, scale, square = form.m, form.half, 0.5 / form.m, form.m * form.m
-    highest, *others = reversed(form.coefficients)
-
-    def kernel(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
-        # All is (rows, columns), made of kappas and offsets (rows, 1) and (1, columns).
-        x = cos.clamp(-1, 1)
-        p, p_square, apart = product_concentration(kappa_a, kappa_b, 1 + x, 1 - x, smallest=0.0)
-        w = (p_square + square).sqrt()
-        t = m / w
-        rest = torch.full_like(t, highest)
-        for coefficient in others:  # Horner's scheme
-            rest = rest * t + coefficient
-        at_p = half * ((m + w) * scale).log() + rest - square / (p + w)  # c(p) without the constant
-        cos.copy_((offset_a - at_p) + offset_b - apart)  # in this order the sums stay small, for float32
-
-    return kernel
-
-
-@lru_cache(maxsize=32)
-def eager_kernel(dim: int) -> Kernel:
-    """Chunk by chunk, without a compiler."""
-    kernel = elementwise_kernel(normalizer_form(dim))
-
-    def chunked(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
-        # The kernel makes about ten temporaries; of a chunk they fit into the cache of each thread.
-        elements = _EAGER_ELEMENTS_PER_THREAD * torch.get_num_threads()
-        width = min(cos.shape[1], elements)
-        height = max(1, elements // max(width, 1))
-        for i in range(0, cos.shape[0], height):
-            rows = slice(i, i + height)
-            for j in range(0, cos.shape[1], max(width, 1)):
-                columns = slice(j, j + width)
-                kernel(
-                    cos[rows, columns],
-                    kappa_a[rows],
-                    kappa_b[:, columns],
-                    offset_a[rows],
-                    offset_b[:, columns],
-                )
-
-    return chunked
-
-
-@lru_cache(maxsize=32)
-def compiled_kernel(dim: int, device: str) -> Kernel:
-    """Fused by torch.compile; where that is impossible (no C++ compiler) the eager one, and a message."""
-    compiled = torch.compile(elementwise_kernel(normalizer_form(dim)), dynamic=True)
-    try:  # compilation happens at the first call, so here is where it fails
-        wide, tall = torch.ones(1, 96, device=device), torch.ones(64, 1, device=device)
-        compiled(torch.zeros(64, 96, device=device), tall, wide, tall, wide)
-    except Exception as error:  # whatever the tool chain raises: torch wraps it in classes of many modules
-        reason = str(error).strip().splitlines()[:1]
-        log.warning("torch.compile is not available here, scoring eagerly (slower, same results): %s", reason)
-        return eager_kernel(dim)
-    return compiled
-
-
 _BLOCK_ELEMENTS = 1 << 26
 _WORTH_COMPILING = 1 << 28  # below this many pairs, compiling costs more seconds than it saves
-_SMALLEST_KAPPA = 1e-12  # stands in for 0, where p and k_a + k_b would give 0 / 0; same score in float32
+
+Product = Literal["float32", "tf32", "bfloat16"]
 
 
 @torch.no_grad()
@@ -264,6 +154,7 @@ def cosine_matrix(
         [[0.6000000238418579], [0.800000011920929]]
     """
     a, b = directions(2, mu_a=mu_a, mu_b=mu_b)
+    _check_types(a, b)
     target = _target(a, b, out)
     torch.mm(a, b.T, out=target)
     return like(target, mu_a, mu_b) if out is None else out
@@ -279,12 +170,15 @@ def mutual_likelihood_matrix(
     *,
     out: Float[Array, "rows columns"] | None = None,
     compiled: bool | None = None,
+    product: Product = "float32",
 ) -> Float[Array, "rows columns"]:
     """Mutual likelihood scores of all pairs (equation 13), the formula of `mutual_likelihood_score`.
 
     Needs the memory of its result and no more: the product is written into ``out`` block by block and turned
-    into scores where it stands. For matrices larger than memory call it on blocks of rows, or pass an ``out``
-    that is mapped to a file (``torch.from_file``). No gradients.
+    into scores where it stands; on NVIDIA GPUs (compute capability 8.0 or more, float32) one kernel makes
+    both. For matrices larger than memory call it on blocks of rows, or pass an ``out`` that is mapped to a
+    file (``torch.from_file``); `mutual_likelihood_top` and `mutual_likelihood_counts` need no matrix. No
+    gradients.
 
     Args:
         mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays, answered in kind.
@@ -294,7 +188,12 @@ def mutual_likelihood_matrix(
         radius: r of the sphere.
         out: (rows, columns) of the same type, filled and returned; made if not given.
         compiled: fuse the elementwise pass with torch.compile (needs a C++ compiler; some seconds on first
-            use, then several times faster). Default: only for a quarter of a billion pairs or more.
+            use, then several times faster), or do not. Default: only for a quarter of a billion pairs or
+            more; on a GPU with a kernel of its own, that kernel.
+        product: how exact the cosines are. "float32": to 2e-7. "tf32" rounds coordinates to 11 bits, which
+            moves a cosine by 1.3e-5 (root mean square, dimension 512), and a GPU multiplies once instead of
+            three times; "bfloat16" rounds to 8 bits, 1e-4, in the same time. Without a kernel of its own the
+            same rounding, and no gain.
 
     Returns:
         (rows, columns) scores, larger = more alike. In float32 the error is at most 2e-3 where the score is
@@ -312,50 +211,96 @@ def mutual_likelihood_matrix(
         >>> scores.shape, bool(torch.allclose(scores, scores.T, atol=1e-4))
         (torch.Size([3, 3]), True)
     """
-    r = checked_radius(radius)
-    a, b = directions(2, mu_a=mu_a, mu_b=mu_b)
-    k_a, k_b = (
-        concentrations(kappa, mu, name, exact=True)
-        for kappa, mu, name in ((kappa_a, a, "kappa_a"), (kappa_b, b, "kappa_b"))
-    )
-    target = _target(a, b, out)
+    pairs = Pairs.of(mu_a, kappa_a, mu_b, kappa_b, radius, product)
+    target = _target(pairs.a, pairs.b, out)
     if target.numel():
-        _fill(target, a, k_a, b, k_b, r, compiled)
+        pairs.fill(target, compiled)
     return like(target, mu_a, kappa_a, mu_b, kappa_b) if out is None else out
 
 
-def _fill(
-    out: Tensor, a: Tensor, k_a: Tensor, b: Tensor, k_b: Tensor, radius: float, compiled: bool | None
-) -> None:
-    dim = a.shape[1]
-    # (rows, 1) of the left side, (1, columns) of the right one.
-    tall, tall_offset = (column[:, None] for column in side_terms(k_a, dim, radius, out.dtype))
-    wide, wide_offset = (column[None, :] for column in side_terms(k_b, dim, radius, out.dtype))
-    if compiled is None:
-        compiled = out.numel() >= _WORTH_COMPILING
-    kernel = compiled_kernel(dim, out.device.type) if compiled else eager_kernel(dim)
-    height = max(1, _BLOCK_ELEMENTS // out.shape[1])
-    for start in range(0, out.shape[0], height):
-        rows = slice(start, start + height)
-        torch.mm(a[rows], b.T, out=out[rows])  # cosines; scores take their place
-        kernel(out[rows], tall[rows], wide, tall_offset[rows], wide_offset)
+class Pairs(NamedTuple):
+    """Both sides of all pairs, checked."""
+
+    a: Tensor
+    """(rows, dim)."""
+    kappa_a: Tensor
+    b: Tensor
+    kappa_b: Tensor
+    radius: float
+    product: str
+
+    @classmethod
+    def of(cls, mu_a: Any, kappa_a: Any, mu_b: Any, kappa_b: Any, radius: Any, product: str) -> "Pairs":
+        """From arguments; where they are on a GPU, their values are looked at once."""
+        r = checked_radius(radius)
+        a, b = directions(2, mu_a=mu_a, mu_b=mu_b, on_gpu=False)
+        k_a, k_b = (
+            concentrations(kappa, mu, name, exact=True, on_gpu=False)
+            for kappa, mu, name in ((kappa_a, a, "kappa_a"), (kappa_b, b, "kappa_b"))
+        )
+        check_on_gpu({"mu_a": a, "mu_b": b}, {"kappa_a": k_a, "kappa_b": k_b})
+        if product not in get_args(Product):
+            raise InputError(f"product: expected one of {', '.join(get_args(Product))}, got {product!r}")
+        _check_types(a, b)
+        if product != "float32" and a.dtype == torch.float64:
+            raise InputError(f"product {product}: expected directions of float32, got float64")
+        return cls(a, k_a, b, k_b, r, product)
+
+    def taken(self, rows: slice) -> "Pairs":
+        """Some rows against all columns."""
+        return self._replace(a=self.a[rows], kappa_a=self.kappa_a[rows])
+
+    def fill(self, out: Tensor, compiled: bool | None = None) -> None:
+        """``out[:]`` = scores, (rows, columns), neither of them 0."""
+        if compiled is None and (gpu := self.on_gpu()):
+            kernels, *inputs = gpu
+            kernels.matrix(out, *inputs)
+            return
+        a, b, dim = _rounded(self.a, self.product), _rounded(self.b, self.product), self.a.shape[1]
+        tall, tall_offset = (column[:, None] for column in self._terms(self.kappa_a))  # (rows, 1)
+        wide, wide_offset = (column[None, :] for column in self._terms(self.kappa_b))  # (1, columns)
+        if compiled is None:
+            compiled = out.numel() >= _WORTH_COMPILING
+        kernel = compiled_kernel(dim, out.device.type) if compiled else eager_kernel(dim)
+        height = max(1, _BLOCK_ELEMENTS // out.shape[1])
+        for start in range(0, out.shape[0], height):
+            rows = slice(start, start + height)
+            torch.mm(a[rows], b.T, out=out[rows])  # cosines; scores take their place
+            kernel(out[rows], tall[rows], wide, tall_offset[rows], wide_offset)
+
+    def on_gpu(self) -> tuple[Any, ...] | None:
+        """`spherecf.scoring.fused`, both sides and the form as it takes them; None where it does not run."""
+        if self.a.dtype != torch.float32 or not triton_runs_on(self.a.device, (8, 0)):
+            return None
+        from spherecf.scoring import fused
+
+        left, right = (
+            fused.side(_rounded(mu, self.product), self._terms(kappa), 2 if self.product == "float32" else 1)
+            for mu, kappa in ((self.a, self.kappa_a), (self.b, self.kappa_b))
+        )
+        return fused, left, right, fused.form_on(self.a.shape[1], self.a.device)
+
+    def _terms(self, kappa: Tensor) -> tuple[Tensor, Tensor]:
+        return side_terms(kappa, self.a.shape[1], self.radius, self.a.dtype)
 
 
-def side_terms(kappa: Tensor, dim: int, radius: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(kappa, c(kappa) less half of every constant), (n,) each: what an image brings to all of its scores.
+def _check_types(a: Tensor, b: Tensor) -> None:
+    if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"mu_a and mu_b must both be float32 or float64, got {a.dtype} and {b.dtype}")
 
-    Constants are the polynomial's and d log r: thousands at d = 512, which would cost float32 its digits.
-    """
-    exact = kappa.double().clamp_min(_SMALLEST_KAPPA)
-    shift = (normalizer_form(dim).constant + dim * math.log(radius)) / 2
-    return exact.to(dtype), (log_normalizer_scaled(exact, dim) - shift).to(dtype)
+
+def _rounded(mu: Tensor, product: str) -> Tensor:
+    """Coordinates with as many bits as the product has."""
+    if product == "float32":
+        return mu
+    if product == "bfloat16":
+        return mu.bfloat16().float()
+    return (mu * 2.0**15).half().float() * 2.0**-15  # the bits of tf32, by scaling in range of float16
 
 
 def _target(a: Tensor, b: Tensor, out: Array | None) -> Tensor:
     """Where the scores go: ``out``, or new memory."""
     shape = (a.shape[0], b.shape[0])
-    if a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"mu_a and mu_b must both be float32 or float64, got {a.dtype} and {b.dtype}")
     if out is None:
         return torch.empty(shape, dtype=a.dtype, device=a.device)
     target = as_tensor(out, "out")

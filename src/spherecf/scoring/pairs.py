@@ -16,18 +16,20 @@ from spherecf.common.arrays import (
     check_kappa,
     checked_radius,
     like,
+    unit_rows,
 )
 from spherecf.errors import InputError
 from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 
-def directions(ndim: int | None = None, **given: Any) -> list[Tensor]:
+def directions(ndim: int | None = None, *, on_gpu: bool = True, **given: Any) -> list[Tensor]:
     """Unit directions of one recogniser, by the names of their arguments.
 
     Values are looked at where torch.compile does not trace.
 
     Args:
         ndim: number of axes wanted, where it matters.
+        on_gpu: look at values that are on a GPU; if not, `check_on_gpu` does.
         given: (..., dim) tensors or arrays.
 
     Raises:
@@ -39,7 +41,7 @@ def directions(ndim: int | None = None, **given: Any) -> list[Tensor]:
         if mu.ndim < 1 or mu.ndim != (ndim or mu.ndim):
             wanted = "(n, dim), one direction per row" if ndim == 2 else "(..., dim)"
             raise InputError(f"{name}: expected {wanted}, got {tuple(mu.shape)}")
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() or mu.is_cuda):
             check_directions(mu, name, SCORE_TOLERANCE)
     dims = {name: mu.shape[-1] for name, mu in tensors.items()}
     if len(set(dims.values())) > 1:
@@ -48,12 +50,33 @@ def directions(ndim: int | None = None, **given: Any) -> list[Tensor]:
     if len({mu.device for mu in tensors.values()}) > 1:
         listed = ", ".join(f"{name} is on {mu.device}" for name, mu in tensors.items())
         raise InputError(f"{listed}; move them to one device")
+    if on_gpu:
+        check_on_gpu(tensors, {})
     return list(tensors.values())
 
 
-def pair_directions(mu_a: Any, mu_b: Any) -> tuple[Tensor, Tensor]:
+def check_on_gpu(mu: dict[str, Tensor], kappa: dict[str, Tensor]) -> None:
+    """The checks of values that are on a GPU, by name: all of them in one answer that is waited for.
+
+    Raises:
+        InputError: as `directions` and `concentrations`.
+    """
+    mu, kappa = ({name: v for name, v in side.items() if v.is_cuda} for side in (mu, kappa))
+    if torch.compiler.is_compiling() or not (mu or kappa):
+        return
+    fits = [unit_rows(v, SCORE_TOLERANCE) for v in mu.values()]
+    fits += [((v >= 0) & (v < math.inf)).all() for v in kappa.values()]
+    if bool(torch.stack(fits).all()) and all(v.shape[-1] > 1 for v in mu.values()):
+        return
+    for name, values in mu.items():
+        check_directions(values, name, SCORE_TOLERANCE)
+    for name, values in kappa.items():
+        check_kappa(values, name)
+
+
+def pair_directions(mu_a: Any, mu_b: Any, on_gpu: bool = True) -> tuple[Tensor, Tensor]:
     """`directions` of two sides that are compared row by row."""
-    a, b = directions(mu_a=mu_a, mu_b=mu_b)
+    a, b = directions(mu_a=mu_a, mu_b=mu_b, on_gpu=on_gpu)
     try:
         torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
     except RuntimeError as error:
@@ -64,12 +87,12 @@ def pair_directions(mu_a: Any, mu_b: Any) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def concentrations(kappa: Any, mu: Tensor, name: str, exact: bool = False) -> Tensor:
+def concentrations(kappa: Any, mu: Tensor, name: str, exact: bool = False, on_gpu: bool = True) -> Tensor:
     """One concentration per direction, floats or integers.
 
     Their shape is that of the directions, or broadcasts to it without making a table (not if ``exact``): a
     column (n, 1) for (n, dim) directions would silently give n times n scores. Several concentrations of one
-    direction are welcome.
+    direction are welcome. ``on_gpu`` as for `directions`.
 
     Raises:
         InputError: another shape; NaN, negative or infinite values.
@@ -80,8 +103,10 @@ def concentrations(kappa: Any, mu: Tensor, name: str, exact: bool = False) -> Te
             f"{name}: expected one per direction, shape {tuple(batch)}, got {tuple(k.shape)}"
             + (" (squeeze the column)" if k.shape == (*batch, 1) else "")
         )
-    if not torch.compiler.is_compiling():
+    if not (torch.compiler.is_compiling() or k.is_cuda):
         check_kappa(k, name)
+    elif on_gpu:
+        check_on_gpu({}, {name: k})
     return k
 
 
@@ -157,8 +182,12 @@ def mutual_likelihood_score(
         True
     """
     r = checked_radius(radius)
-    a, b = pair_directions(mu_a, mu_b)
-    k_a, k_b = concentrations(kappa_a, a, "kappa_a"), concentrations(kappa_b, b, "kappa_b")
+    a, b = pair_directions(mu_a, mu_b, on_gpu=False)
+    k_a, k_b = (
+        concentrations(kappa, mu, name, on_gpu=False)
+        for kappa, mu, name in ((kappa_a, a, "kappa_a"), (kappa_b, b, "kappa_b"))
+    )
+    check_on_gpu({"mu_a": a, "mu_b": b}, {"kappa_a": k_a, "kappa_b": k_b})
     score = score_at_cosine(_cosine(a, b), k_a, k_b, a.shape[-1], r)
     return like(score.to(_result_type(a, k_a, b, k_b)), mu_a, kappa_a, mu_b, kappa_b)
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from spherecf.common.arrays import SCORE_TOLERANCE, AnyArray, as_array, check_directions, check_kappa
 from spherecf.errors import InputError
-from spherecf.scoring.matrix import eager_kernel, normalizer_form, tiles
+from spherecf.scoring.kernels import eager_kernel, normalizer_form
+from spherecf.scoring.matrix import tiles
 from spherecf.vmf import inverse_mean_resultant_length, log_normalizer, log_normalizer_scaled
 
 Array = NDArray[Any]

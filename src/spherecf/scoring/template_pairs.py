@@ -16,14 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from spherecf.common.arrays import check_kappa, checked_radius
 from spherecf.errors import InputError
-from spherecf.scoring.matrix import (
-    elementwise_kernel,
-    normalizer_form,
-    product_into,
-    row_blocks,
-    side_terms,
-    spread,
-)
+from spherecf.scoring.kernels import elementwise_kernel, normalizer_form, side_terms
+from spherecf.scoring.matrix import product_into, row_blocks, spread
 from spherecf.scoring.pairs import gaussian_score, score_at_cosine
 from spherecf.scoring.templates import Templates
 

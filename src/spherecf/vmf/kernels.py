@@ -32,6 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from spherecf.common.gpu import triton_runs_on
+
 _Polynomial = dict[int, Fraction]  # power of t -> coefficient
 
 # Orders below the first number are shifted up to it and brought back by recurrence; terms that cannot exceed
@@ -166,7 +168,7 @@ def _floats(polynomial: _Polynomial) -> tuple[float, ...]:
 
 
 _CHUNK = 32768  # elements per pass in eager mode on the CPU: the intermediates then stay in the cache
-_LARGEST = {torch.float32: 1e18, torch.float64: 1e150}  # beyond it u^2 would overflow; all is flat by then
+LARGEST = {torch.float32: 1e18, torch.float64: 1e150}  # beyond it u^2 would overflow; all is flat by then
 
 
 class Form(Enum):
@@ -186,6 +188,10 @@ def evaluate(x: Tensor, order: float, form: Form, with_slope: bool = True) -> tu
     if form is Form.SCALED and plan.steps and x.dtype == torch.float32:
         value, slope = evaluate(x.double(), order, form, with_slope)  # as in ratio_slope
         return value.float(), slope.float()
+    if not torch.compiler.is_compiling() and type(x) is Tensor and x.numel() and triton_runs_on(x.device):
+        from spherecf.vmf import fused
+
+        return fused.evaluate(x, plan, form is Form.SCALED, with_slope)
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return _evaluate(*_domain(x), plan, form, with_slope)
     x = x.contiguous()
@@ -202,7 +208,7 @@ def evaluate(x: Tensor, order: float, form: Form, with_slope: bool = True) -> tu
 
 def _domain(x: Tensor) -> tuple[Tensor, Tensor | None]:
     """x with NaN for negative values, clamped to where nothing overflows, and what the clamp took away."""
-    largest = _LARGEST[x.dtype]
+    largest = LARGEST[x.dtype]
     if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel():
         low, high = x.aminmax()
         if low >= 0 and high <= largest:  # as good as always, and much cheaper than what follows
