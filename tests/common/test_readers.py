@@ -88,10 +88,6 @@ def make() -> Iterator[Callable[..., Readers[Any, Any]]]:
         each.close()
 
 
-def pids(reader: Readers[Any, Any]) -> list[int]:
-    return [worker.pid for worker in reader._iterator._workers]
-
-
 def gone(processes: list[int], seconds: float = 30) -> bool:
     end = time.monotonic() + seconds
     while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < end:
@@ -112,7 +108,7 @@ def test_the_same_in_order_by_processes_from_pass_to_pass(make: Callable[..., An
             result[1][:] += 0  # as by threads, it can be written
             found.append(result)
         assert len(found) == len(counts) and all(map(the_same, found, counts))
-        assert {result[0] for result in found} == set(pids(reader)) and os.getpid() not in pids(reader)
+        assert {result[0] for result in found} == set(reader.pids) and os.getpid() not in reader.pids
     assert torch.equal(torch.get_rng_state(), state)
     assert all(map(the_same, Readers(function, threads=2)(counts), counts))
 
@@ -179,7 +175,7 @@ def test_a_killed_process_is_one_clear_error_and_none_is_left(make: Callable[...
     reader = make(slow, name="decode")
     results = reader(range(10**6))
     next(results)
-    processes = pids(reader)
+    processes = reader.pids
     os.kill(processes[0], signal.SIGKILL)
     wanted = rf"decode: 1 of 2 processes ended \(pid {processes[0]}\).*engine.workers"
     with pytest.raises(SpherecfError, match=wanted) as raised:
@@ -195,7 +191,7 @@ def test_close_ends_the_processes_and_memory_goes_with_the_readers(make: Callabl
     before = mapped()
     reader = Readers(slow, processes=2, largest=100)
     assert list(reader([1])) == [1] and mapped() > before
-    processes = pids(reader)
+    processes = reader.pids
     reader.close()
     assert gone(processes)
     del reader
@@ -214,9 +210,6 @@ def test_what_cannot_be_sent_is_done_by_threads_and_said(capfd: pytest.CaptureFi
 
 
 SCRIPT = """
-    import os, sys, time
-    from contextlib import closing
-    from functools import partial
     from tests.common.test_readers import slow
     from spherecf.common.readers import Readers
 
@@ -225,7 +218,7 @@ SCRIPT = """
     try:
         for item in reader(range(10**6)):
             if item == 5:
-                print(*(worker.pid for worker in reader._iterator._workers), flush=True)
+                print(*reader.pids, flush=True)
     except KeyboardInterrupt:
         # Ctrl-C goes to all: they go on, so that the asking process can end as it wants to.
         reader.close()

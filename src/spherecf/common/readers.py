@@ -271,6 +271,11 @@ class Readers(Generic[Item, Result]):
         """How many processes read; 0 if threads do."""
         return 0 if self._loader is None else self._loader.num_workers
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that run; none before the first pass."""
+        return [] if self._iterator is None else [worker.pid for worker in self._iterator._workers]
+
     def __call__(self, items: Iterable[Item]) -> Generator[Result, None, None]:
         """One pass. The next one ends it; close it (`contextlib.closing`) to stop early."""
         if self._loader is None:
