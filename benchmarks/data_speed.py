@@ -4,17 +4,16 @@
                                             [--processes N ...]
 
 RECORDS is a RecordIO set of JPEG crops; a folder and a list are written from it into a temporary place.
-Pure is `cv2.imdecode` of the same bytes, in memory already, nothing kept. Everything gives shuffled batches of
-uint8 images, all in turn; numbers are the median of the rounds, a ratio is the median over the rounds of the
+Pure is `cv2.imdecode` of the same bytes, in memory already, nothing kept. The rest gives shuffled batches of
+uint8 images. All in turn; numbers are the median of the rounds, a ratio is the median over the rounds of the
 ratio within each, so that a busy machine does little harm. Files are in the page cache, as they are from the
 second epoch on where memory is large enough.
 
-The first table: `iter_images` by threads, beside pure decoding by as many threads; with two workers we claim
-80 % of it for RecordIO, 70 % for lists and folders. The second: the `Readers` of a training, RecordIO with
-half of the images mirrored, beside pure decoding by one core. We claim 60 % of one core's rate times the number
-of processes where there are as many cores for them and one for this process. Processor time tells more where
-there are not, or where others compute: that of the reading processes, and that which they take from the
-training loop. Processes are started, and have read once, before the clock is.
+The first table: `iter_images` by threads, beside pure decoding by as many; with two we claim 80 % of it for
+RecordIO, 70 % for lists and folders. The second: the `Readers` of a training, RecordIO with half of the
+images mirrored, beside pure decoding by one core; we claim 60 % of that times the number of processes where
+each has a core. Where not, or where others compute, processor time tells more: that of the reading processes,
+and that which they take from the training loop. Processes have read before the clock is started.
 """
 
 import argparse
@@ -157,9 +156,7 @@ def report(times: np.ndarray, sources: list[str], readers: list[str], threads: i
         spread = f"{ratios.min():.2f}, {ratios.max():.2f}"
         print(f"| {name} | {rate:,.0f} | {ceiling:,.0f} | {np.median(ratios):.2f} | {spread} |")
     print()
-    print(
-        "| read by | images/s | of one core's | of it for each | readers, µs of processor | this process, µs |"
-    )
+    print("| read by | images/s | of pure | for each of them | µs of readers | µs of this process |")
     print("|---|---|---|---|---|---|")
     rows = [("pure, 1 core", 1), *((name, int(name.split()[0])) for name in readers)]
     for (name, count), column in zip(rows, [1, *range(2 + len(sources), times.shape[1])]):

@@ -124,9 +124,10 @@ class EngineSettings:
 
     ``precision``: of the network's arithmetic; weights and losses stay float32. ``accumulate``: micro-batches
     per step. ``checkpointing``: activations are computed again in the backward pass instead of stored.
-    ``workers``: decoding threads of each rank, 0 for one per processor. ``save_minutes``: between checkpoints
-    within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and count it.
-    ``sync_batch_norm``: batch statistics over all ranks.
+    ``workers``: that decode for each rank: processes from 100,000 images on that are read in all epochs,
+    threads below; 1 is always a thread; 0 chooses, processes for a GPU only. ``save_minutes``: between
+    checkpoints within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and
+    count it. ``sync_batch_norm``: batch statistics over all ranks.
     """
 
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
