@@ -147,7 +147,9 @@ def ours(kind: str, cached: bool, steps: int, batch: int, place: Path) -> list[M
         features, epochs = CachedFeatures(cache, prototype_targets(cache, prototypes)), 50
     else:
         given = GivenPrototypes(source, prototypes, DIM)
-        features = StreamedFeatures(backbone, head, source, [View()], given, workers=1)
+        features = StreamedFeatures(
+            backbone, head, source, [View()], given, config=ConfidenceConfig.from_dict(REFERENCE_RECIPE)
+        )
     settings = {**REFERENCE_RECIPE, "fit": {"batch_size": batch, "epochs": epochs, "held_out": 0.0}}
     config = ConfidenceConfig.from_dict(settings)
     clock = Clock(ConfidenceTask(head, features, config, Ranks()))

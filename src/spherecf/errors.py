@@ -28,6 +28,9 @@ class FileFormatError(SpherecfError, ValueError):
         self.path, self.problem, self.hint = Path(path), problem, hint
         super().__init__(f"{path}: {problem}" + (f" {hint}" if hint else ""))
 
+    def __reduce__(self) -> tuple[type["FileFormatError"], tuple[Path, str, str]]:
+        return type(self), (self.path, self.problem, self.hint)  # as it was made: it may cross processes
+
 
 class ModelError(SpherecfError, RuntimeError):
     """A network cannot be used as asked: not a recogniser, another architecture, another backbone."""

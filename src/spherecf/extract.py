@@ -1,8 +1,8 @@
 """A resumable pass of a backbone over images, and `embed`, which writes (mu, log_kappa) of each.
 
-Every image is decoded once and embedded once per view; threads decode and degrade while the backbone
-computes. A `Recorder` decides what is stored: head summaries for the training cache, (mu, log_kappa) for the
-embeddings file.
+Every image is decoded once and embedded once per view; threads or processes decode and degrade while the
+backbone computes. A `Recorder` decides what is stored: head summaries for the training cache, (mu, log_kappa)
+for the embeddings file.
 """
 
 import os
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from spherecf.common.progress import Advance, in_order, isolate_failures, progress
+from spherecf.common.progress import Advance, isolate_failures, progress
+from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.common.version import environment
-from spherecf.data import ImageSource, View, sharpness
+from spherecf.data import ImageSource, View, batch_bytes, sharpness
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
@@ -82,16 +84,29 @@ def read_batch(source: ImageSource, views: Sequence[View], size: tuple[int, int]
 
 
 def iter_batches(
-    source: ImageSource, views: Sequence[View], size: tuple[int, int], images_per_batch: int, start: int = 0
+    source: ImageSource,
+    views: Sequence[View],
+    size: tuple[int, int],
+    images_per_batch: int,
+    start: int = 0,
+    device: torch.device | None = None,
 ) -> Generator[Batch, None, None]:
-    """Batches in order from image ``start`` on, read ahead by threads in bounded memory."""
-    # Threads suffice: decoding and degrading release the interpreter's lock.
-    end = len(source)
+    """Batches in order from image ``start`` on, read ahead in bounded memory.
+
+    Threads read; for a ``device`` other than the CPU, and many images, processes (`reading_processes`).
+    """
+    end, rows = len(source), images_per_batch * len(views)
     chunks = (
         range(first, min(first + images_per_batch, end)) for first in range(start, end, images_per_batch)
     )
-    workers = min(_MAX_READERS, os.cpu_count() or 1)
-    return in_order(partial(read_batch, source, views, size), chunks, workers, "read")
+    readers = Readers[range, Batch](
+        partial(read_batch, source, views, size),
+        threads=min(_MAX_READERS, os.cpu_count() or 1),
+        processes=reading_processes(0, (end - start) * len(views), device or torch.device("cpu")),
+        largest=batch_bytes(rows, size),
+    )
+    with closing(readers), closing(readers(chunks)) as batches:
+        yield from batches
 
 
 @runtime_checkable
@@ -207,7 +222,7 @@ def fill_store(
     done, size = store.done // len(views), backbone.preprocessing.size
     skipped = store.notes.setdefault("skipped", {})
     seconds, start = store.notes.setdefault("seconds", 0.0), time.monotonic()
-    with closing(iter_batches(source, views, size, per_batch, done)) as batches:
+    with closing(iter_batches(source, views, size, per_batch, done, backbone.device)) as batches:
         try:
             for batch in batches:
                 columns = _record(backbone, recorder, batch)

@@ -18,10 +18,14 @@ from spherecf.data.pairbin import PairBin
 from spherecf.data.pairs import PairList, draw_pairs, read_lfw_pairs
 from spherecf.data.records import RecordFile, write_index
 from spherecf.data.source import (
+    ImageBatch as ImageBatch,
     ImageSource,
+    Shown as Shown,
     Skipped as Skipped,
     Subset as Subset,
+    batch_bytes as batch_bytes,
     iter_images,
+    load_batch as load_batch,
     load_batches,
     split_identities,
 )

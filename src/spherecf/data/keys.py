@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from operator import index
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
@@ -95,7 +96,13 @@ class PackedKeys(Keys):
 
     def _get(self, row: int) -> str:
         start, end = self._ends[row : row + 2].tolist()
-        return self._blob[start:end].decode("utf-8", "surrogateescape")
+        return str(self._blob[start:end], "utf-8", "surrogateescape")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        kind, arguments, state = super().__reduce_ex__(protocol)[:3]
+        if protocol > 4:  # the bytes of all names may then be in memory once for several processes
+            state = {**state, "_blob": PickleBuffer(self._blob)}
+        return kind, arguments, state
 
 
 class PickedKeys(Keys):

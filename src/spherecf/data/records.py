@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from mmap import mmap
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -447,8 +447,13 @@ class RecordFile(ImageSource):
         if self.names is not None:
             self._name_identities()
 
-    def __reduce__(self) -> tuple[type["RecordFile"], tuple[Path, Path | None, str]]:
-        return type(self), (self.path, self.names, self.name)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_data": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A copy, say in another process, maps the records again; what was read of the index comes with it.
+        vars(self).update(state)
+        self._data = map_records(self.path)
 
     @cached_property
     def keys(self) -> Sequence[str]:

@@ -1,4 +1,4 @@
-"""The base of every reader, a named list of encoded images; and decoding in order by several threads."""
+"""The base of every reader, a named list of encoded images; and decoding in order, ahead of who asks."""
 
 import hashlib
 import os
@@ -11,7 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from spherecf.common.progress import in_order
+from spherecf.common.readers import Readers, empty
+from spherecf.data.degradations import View
 from spherecf.data.image import ImageError, decode_image
 from spherecf.data.keys import PickedKeys
 from spherecf.errors import FileFormatError, InputError
@@ -204,7 +205,7 @@ def iter_images(
         batch: images per batch. Skipped images make a batch shorter (`ImageBatch.rows` says which came);
             where all of a batch are skipped, there is none.
         size: (height, width) that every image must have; by default that of the first good one.
-        workers: decoding threads, by default one per processor.
+        workers: decoding threads, by default one per processor, at most 4.
         on_error: ``"raise"`` stops at the first bad image; ``"skip"`` appends it to ``skipped`` and goes on.
         skipped: the list that receives what was left out; required with ``"skip"``.
         encoded: give the bytes as stored as well.
@@ -266,7 +267,7 @@ def load_batches(
     Args:
         batches: rows of each batch; taken one by one, so that they may never end.
         size: (height, width) that every image must have.
-        workers: decoding threads, by default one per processor.
+        workers: decoding threads, by default one per processor, at most 4.
         on_error: ``"raise"`` stops at the first bad image.
         encoded: give the bytes as stored as well.
 
@@ -280,36 +281,67 @@ def load_batches(
         >>> [batch.rows.tolist() for batch in loaded]
         [[5, 0, 3], [], [7]]
     """
-    return in_order(partial(_load, source, size, on_error, encoded), batches, _threads(workers), "decode")
+    read = partial(load_batch, source, size, on_error=on_error, encoded=encoded)
+    return Readers(read, threads=_threads(workers), name="decode")(batches)
 
 
-def _load(
+class Shown(NamedTuple):
+    """A batch of images, each seen through one of a few views.
+
+    Attributes:
+        rows: (b,) what the result calls them.
+        images: (b,) rows of the source.
+        views: that there are.
+        view: (b,) index of each image's view.
+    """
+
+    rows: Int64[np.ndarray, " b"]
+    images: Int64[np.ndarray, " b"]
+    views: Sequence[View]
+    view: Int64[np.ndarray, " b"]
+
+
+def load_batch(
     source: ImageSource,
     size: tuple[int, int],
-    on_error: OnError,
-    encoded: bool,
-    wanted: Int64[np.ndarray, "_"] | Sequence[int],
+    wanted: Shown | Int64[np.ndarray, "_"] | Sequence[int],
+    *,
+    on_error: OnError = "skip",
+    encoded: bool = False,
 ) -> ImageBatch:
+    """Decode one batch of `load_batches`, for `Readers`; ``wanted`` may say how each image is shown."""
+    shown = wanted if isinstance(wanted, Shown) else None
+    rows = _rows(source, wanted if shown is None else shown.images)
     # Each picture is copied to its place while it is in the processor's cache; stacking them at the end, by
     # the consumer, costs a tenth of the decoding.
-    rows, skipped, stored = _rows(source, wanted), list[Skipped](), list[bytes]()
-    images, good = np.empty((len(rows), *size, 3), np.uint8), np.ones(len(rows), bool)
+    images = empty((len(rows), *size, 3))
+    good, skipped, stored = list[int](), list[Skipped](), list[bytes]()
     for index, row in enumerate(rows.tolist()):
         try:
             if encoded:
                 data = source.read(row)
-                images[index] = decode_image(data, source.where(row), size)
+                image = decode_image(data, source.where(row), size)
                 stored.append(data)
             else:
-                images[index] = source.image(row, size)
+                image = source.image(row, size)
         except FileFormatError as error:
             if on_error == "raise":
                 raise
             skipped.append(Skipped(source.keys[row], str(error)))
-            good[index] = False
-    if skipped:
-        rows, images = rows[good], images[good]
-    return ImageBatch(rows, images, stored, skipped)
+            continue
+        if shown is not None:
+            view = shown.views[shown.view[index]]
+            # A key for every image would cost 3 % of its decoding.
+            image = view(image, source.keys[row] if view.degradation else "").image
+        images[len(good)] = image
+        good.append(index)
+    rows = rows if shown is None else shown.rows
+    return ImageBatch(rows[good] if skipped else rows, images[: len(good)], stored, skipped)
+
+
+def batch_bytes(images: int, size: tuple[int, int]) -> int:
+    """Bytes of the arrays of an `ImageBatch` of so many images, for the memory of `Readers`."""
+    return images * (size[0] * size[1] * 3 + 8) + 4096
 
 
 def _rows(
@@ -343,7 +375,7 @@ def _first_size(source: ImageSource, rows: Int64[np.ndarray, " n"], on_error: On
 def _threads(workers: int | None) -> int:
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
-    return workers or os.cpu_count() or 1
+    return workers or 0
 
 
 def split_identities(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from torch import Tensor
 
 from spherecf.common.files import sha256_file
+from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.version import environment
-from spherecf.data import Degradation, ImageSource, View, load_batches
+from spherecf.data import Degradation, ImageBatch, ImageSource, Shown, View, batch_bytes, load_batch
 from spherecf.errors import InputError
 from spherecf.losses import Margin, make_margin, sphereface2_bias
 from spherecf.models import (
@@ -32,7 +34,8 @@ from spherecf.training.config import BackboneConfig, MarginSettings
 from spherecf.training.distributed import Ranks
 from spherecf.training.loop import Forward, Loss, Part, Rows, Run, run_training
 from spherecf.training.optim import make_optimizer
-from spherecf.training.sampling import TrainingIdentities, ViewedImages, shuffled_batches
+from spherecf.training.sampling import TrainingIdentities, shuffled_batches
+from spherecf.training.transfer import on_device, part_of
 
 BACKBONE_FILE, PROTOTYPE_FILE = "backbone.safetensors", "prototypes.safetensors"
 
@@ -108,7 +111,8 @@ def train_backbone(
         config.fit.epochs, config.seed, config.optimizer, config.schedule, config.engine,
         folder, identity_of(facts), "training the backbone", tensorboard,
     )  # fmt: skip
-    outcome = run_training(task, run, ranks)
+    with closing(task):
+        outcome = run_training(task, run, ranks)
     record = {
         "config": config.to_dict(),
         "data": {
@@ -174,6 +178,16 @@ class _BackboneTask:
             config.optimizer, margin.sample_rate, config.seed, torch.bfloat16 if half else torch.float32,
         )  # fmt: skip
         self._classes = torch.from_numpy(identities.classes)  # (len(source),)
+        reads = config.fit.epochs * len(identities.rows) // ranks.size
+        largest = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
+        self._readers = Readers[Shown, ImageBatch](
+            partial(load_batch, source, self.preprocessing.size),
+            threads=config.engine.workers,
+            processes=reading_processes(config.engine.workers, reads, ranks.device),
+            largest=batch_bytes(largest, self.preprocessing.size),
+            device=ranks.device,
+            name="decode",
+        )
         self._sampled: Tensor | None = None  # rows of this step's prototypes, None for all
         self._cosine = [0.0, 0]  # sum and number of steps of the current epoch
 
@@ -187,25 +201,22 @@ class _BackboneTask:
         return np.array_split(batch, parts)
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        viewed = ViewedImages(self._source, len(self._source), self._views(epoch))
-        workers = self._config.engine.workers or None
-        with closing(load_batches(viewed, parts, size=self.preprocessing.size, workers=workers)) as loaded:
-            for batch in loaded:
-                skipped = {item.key: item.reason for item in batch.skipped}
-                yield Part(batch.rows, torch.from_numpy(batch.images), skipped)
+        with closing(self._readers(map(self._shown(epoch), parts))) as loaded:
+            yield from on_device(map(part_of, loaded), self._ranks.device)
 
-    def _views(self, epoch: int) -> Callable[[int], tuple[int, View]]:
-        """The view of each image in this epoch: a function of seed, epoch and image."""
+    def _shown(self, epoch: int) -> Callable[[Rows], Shown]:
+        """How each image is shown in this epoch: a function of seed, epoch and image."""
         settings, seed = self._config.augment, self._config.seed
         # For all images at once: a draw depends neither on the ranks nor on the order of the batches.
         draw = np.random.default_rng([seed, epoch, 1]).random((2, len(self._source)), dtype=np.float32)
         degrade = Degradation(settings.recipe, seed * 1000 + epoch)
+        views = [View(damage, flip) for damage in (None, degrade) for flip in (False, True)]
+        view = 2 * (draw[1] < settings.degraded) + ((draw[0] < 0.5) & settings.flip)  # (len(source),)
+        return lambda rows: Shown(rows, rows, views, view[rows])
 
-        def view_of(row: int) -> tuple[int, View]:
-            degraded = degrade if draw[1, row] < settings.degraded else None
-            return row, View(degraded, bool(settings.flip and draw[0, row] < 0.5))
-
-        return view_of
+    def close(self) -> None:
+        """End the processes that read."""
+        self._readers.close()
 
     def begin(self, rows: Rows, step: int) -> None:
         self._sampled = self.classifier.begin(self._classes[rows], step)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from spherecf.training.config import ConfidenceConfig
 from spherecf.training.distributed import Ranks
 from spherecf.training.features import (
     CachedFeatures,
-    Features,
     GivenPrototypes,
     Prototypes,
     StreamedFeatures,
@@ -284,16 +284,16 @@ def _train_streaming(
         given, unusable, singletons = means, means.skipped, means.singletons(selection.source)
     tuning = config.features.finetune
     # Prototypes remain those of the backbone before fine-tuning: targets that move too could collapse.
-    features: Features = StreamedFeatures(
-        backbone, head, selection.source, selection.views, given,
-        tuning=tuning, workers=config.engine.workers, device=ranks.device,
-    )  # fmt: skip
+    features = StreamedFeatures(
+        backbone, head, selection.source, selection.views, given, config=config, ranks=ranks
+    )
     network = backbone.trainable() if tuning else None
-    result = fit_head(
-        head, features, config, folder, ranks=ranks, identity=_identity(backbone, selection.facts),
-        tuned=None if network is None else (network, backbone.preprocessing), tensorboard=tensorboard,
-        each_epoch=each_epoch,
-    )  # fmt: skip
+    with closing(features):
+        result = fit_head(
+            head, features, config, folder, ranks=ranks, identity=_identity(backbone, selection.facts),
+            tuned=None if network is None else (network, backbone.preprocessing), tensorboard=tensorboard,
+            each_epoch=each_epoch,
+        )  # fmt: skip
     skipped = {**unusable, **result.skipped}
     used = selection.facts["used"] - len(skipped) - len(singletons)
     facts = {**selection.facts, "used": used, "skipped": skipped, "single_image_identities": singletons}

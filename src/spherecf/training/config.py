@@ -126,9 +126,10 @@ class EngineSettings:
     whose convolutions and products round what they multiply to 10 bits; "bfloat16" and "float16" let stage 1
     multiply embeddings and prototypes in bfloat16 there. ``accumulate``: micro-batches a step.
     ``checkpointing``: activations are computed again in the backward pass instead of stored.
-    ``workers``: decoding threads of each rank, 0 for one per processor. ``save_minutes``: between checkpoints
-    within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and count it.
-    ``sync_batch_norm``: batch statistics over all ranks.
+    ``workers``: that decode for each rank: processes from 100,000 images on that are read in all epochs,
+    threads below; 1 is always a thread; 0 chooses, processes for a GPU only. ``save_minutes``: between
+    checkpoints within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and
+    count it. ``sync_batch_norm``: batch statistics over all ranks.
     """
 
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"

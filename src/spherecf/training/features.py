@@ -1,10 +1,12 @@
 """Training data of a confidence head: features, cached or streamed, and cosines to the prototypes."""
 
 import hashlib
+import math
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -16,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spherecf.common.progress import in_order, isolate_failures
-from spherecf.data import ImageSource, ListFile, Subset, View, load_batches
+from spherecf.common.readers import Readers, reading_processes
+from spherecf.data import ImageBatch, ImageSource, ListFile, Shown, Subset, View, batch_bytes, load_batch
 from spherecf.errors import InputError, ModelError
 from spherecf.extract import KeepDirection
 from spherecf.models import (
@@ -27,9 +30,10 @@ from spherecf.models import (
     prototype_identities,
 )
 from spherecf.training.cache import FeatureCache, run_backbone_on_all
+from spherecf.training.config import ConfidenceConfig
 from spherecf.training.distributed import Ranks
 from spherecf.training.loop import Part, Rows
-from spherecf.training.sampling import ViewedImages
+from spherecf.training.transfer import on_device, part_of
 
 _BLOCK = 65536
 
@@ -314,12 +318,15 @@ class CachedFeatures:
                 torch.from_numpy(self.cache.mu[rows if directions else rows[:0]]),
                 torch.from_numpy(self._targets.cosine[entries]),
             )
-            return Part(entries, _to(self._device, sample), {})
+            if self._device.type == "cuda":  # from pinned memory it is copied without the processor
+                sample = Sample(*(column.pin_memory() for column in sample))
+            return Part(entries, sample, {})
 
         if self._device.type == "cpu":  # no thread reads ahead: the head itself uses all processors
             yield from map(read, parts)
         else:
-            yield from in_order(read, parts, workers=1, name="features")
+            with closing(in_order(read, parts, workers=1, name="features")) as ahead:
+                yield from on_device(ahead, self._device)
 
     def keys(self, entries: Rows) -> list[str]:
         return self.cache.keys(self._targets.rows[entries])
@@ -337,9 +344,9 @@ class StreamedFeatures:
         source: the images; those without an identity or a prototype are left out.
         views: of each image.
         prototypes: of each image.
-        tuning: load images instead of samples.
-        workers: decoding threads, 0 for one per processor.
-        device: of the samples.
+        config: to fine-tune, images are loaded instead of samples; the number of workers, of epochs and of
+            images in a batch decide how they are read (`reading_processes`).
+        ranks: that share the work; the samples are on the device of this one.
     """
 
     def __init__(
@@ -350,13 +357,12 @@ class StreamedFeatures:
         views: Sequence[View],
         prototypes: Prototypes,
         *,
-        tuning: bool = False,
-        workers: int = 0,
-        device: torch.device | None = None,
+        config: ConfidenceConfig | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        config, ranks = config or ConfidenceConfig(), ranks or Ranks()
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
-        self._prototypes, self._tuning, self._workers = prototypes, tuning, workers or None
-        self._device = device or torch.device("cpu")
+        self._prototypes, self._tuning, self._device = prototypes, config.features.finetune, ranks.device
         # Entry i is view i % len(views) of image images[i], as in a cache.
         usable = np.flatnonzero((source.labels >= 0) & prototypes.usable)
         self.images = np.repeat(usable, len(views))
@@ -364,6 +370,24 @@ class StreamedFeatures:
         self.identities = source.labels[self.images]
         self.cosine: NDArray[np.float32] | None = None
         self.dim, self.summary_shape = backbone.dim, tuple(head.summary_shape)
+        workers, size = config.engine.workers, backbone.preprocessing.size
+        each = 1 if config.views.per_epoch == "all" else len(views)  # views of which an epoch shows one
+        reads = config.fit.epochs * len(self.images) // (each * ranks.size)
+        largest = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
+        # Samples are computed where the backbone is; to fine-tune it, images go to the network's device.
+        self._images_to = self._device if self._tuning else backbone.device
+        self._readers = Readers[Shown, ImageBatch](
+            partial(load_batch, source, size),
+            threads=workers,
+            processes=reading_processes(workers, reads, self._images_to),
+            largest=batch_bytes(largest, size),
+            device=self._images_to,
+            name="decode",
+        )
+
+    def close(self) -> None:
+        """End the processes that read."""
+        self._readers.close()
 
     def frozen(self) -> "StreamedFeatures":
         """The same entries as samples of the backbone before any fine-tuning."""
@@ -372,19 +396,10 @@ class StreamedFeatures:
         return frozen
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
-        viewed = ViewedImages(self._source, len(self.images), self._view_of)
-        size = self._backbone.preprocessing.size
-        with closing(load_batches(viewed, parts, size=size, workers=self._workers)) as loaded:
-            for batch in loaded:
-                skipped = {item.key: item.reason for item in batch.skipped}
-                images, rows = torch.from_numpy(batch.images), batch.rows
-                if self._tuning:
-                    yield Part(rows, images, skipped)
-                    continue
-                yield self._samples(images, rows, skipped)
-
-    def _view_of(self, entry: int) -> tuple[int, View]:
-        return int(self.images[entry]), self._views[self._view[entry]]
+        shown = (Shown(rows, self.images[rows], self._views, self._view[rows]) for rows in parts)
+        with closing(self._readers(shown)) as loaded:
+            for rows, images, skipped in on_device(map(part_of, loaded), self._images_to):
+                yield Part(rows, images, skipped) if self._tuning else self._samples(images, rows, skipped)
 
     def _samples(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> Part:
         """Samples of the images (n, height, width, 3) that the backbone can embed."""

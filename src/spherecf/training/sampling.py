@@ -1,13 +1,11 @@
-"""Batches as a function of seed and epoch alone, training identities, and images seen through views."""
+"""Batches as a function of seed and epoch alone, and the identities to train on."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt8
 
-from spherecf.data import ImageSource, Keys, View
+from spherecf.data import ImageSource
 from spherecf.errors import InputError
 from spherecf.training.loop import Rows
 
@@ -116,50 +114,3 @@ class TrainingIdentities:
             "their_images": int(counts[too_few].sum()),
         }
         return cls(np.flatnonzero(classes >= 0), classes, [source.identities[i] for i in selected], left_out)
-
-
-class ViewedImages(ImageSource):
-    """Images of another source, each seen through a view; decoded by the threads that read them.
-
-    Args:
-        source: the images.
-        rows: number of rows.
-        choose: row to (image, view); must be a function of the row alone.
-    """
-
-    def __init__(self, source: ImageSource, rows: int, choose: Callable[[int], tuple[int, View]]) -> None:
-        self.source, self._choose, self._rows = source, choose, rows
-        # No labels: the trainer has those of the images, and an array over all views may be large.
-        super().__init__(source.name, np.zeros(0, np.int64), [])
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def image_of(self, row: int) -> int:
-        """The image of a row."""
-        return self._choose(row)[0]
-
-    @property
-    def keys(self) -> Sequence[str]:
-        return _ViewedKeys(self)
-
-    def read(self, index: int) -> bytes:
-        return self.source.read(self.image_of(index))
-
-    def sizes(self) -> Int64[np.ndarray, " n"]:
-        return np.zeros(0, np.int64)
-
-    def image(self, index: int, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
-        image, view = self._choose(index)
-        return view(self.source.image(image, size), self.source.keys[image]).image
-
-
-class _ViewedKeys(Keys):
-    def __init__(self, viewed: ViewedImages) -> None:
-        self._viewed = viewed
-
-    def __len__(self) -> int:
-        return len(self._viewed)
-
-    def _get(self, row: int) -> str:
-        return self._viewed.source.keys[self._viewed.image_of(row)]
