@@ -1,8 +1,10 @@
 import argparse
 import pickle
 import sys
+import time
 import traceback
 import types
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -164,3 +166,31 @@ def test_files_without_end(tmp_path: Path) -> None:
     torch.save({"wide": torch.ones(1).expand(10**9)}, tmp_path / "wide.pt")
     with pytest.raises(FileFormatError, match="larger than the file"):
         read_checkpoint(tmp_path / "wide.pt")
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("where", ["text", "class", "called"])
+def test_a_word_without_end_is_refused_at_once(tmp_path: Path, new: bool, where: str) -> None:
+    """torch searches its message, which quotes the word, in a time that grows with its length squared."""
+    word, path = b"x" * 1_000_000, tmp_path / "long.pt"
+    mark = "MARK" * 10
+    torch.save({"note": mark, "weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=new)
+    text = b"X" + len(mark).to_bytes(4, "little") + mark.encode()
+    assert text in path.read_bytes()
+    put = {
+        "text": b"X" + len(word).to_bytes(4, "little") + word,
+        "class": b"c" + word + b"\nname\n",
+        "called": b"X" + len(word).to_bytes(4, "little") + word + b")R",
+    }[where]
+    if new:
+        with zipfile.ZipFile(path) as stored:
+            members = {name: stored.read(name).replace(text, put) for name in stored.namelist()}
+        with zipfile.ZipFile(path, "w") as changed:
+            for name, content in members.items():
+                changed.writestr(name, content)
+    else:
+        path.write_bytes(path.read_bytes().replace(text, put))
+    start = time.process_time()
+    with pytest.raises(FileFormatError, match="a word of 1,000,000 characters"):
+        read_checkpoint(path)
+    assert time.process_time() - start < 30

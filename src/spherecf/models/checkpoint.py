@@ -3,9 +3,10 @@
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from pickletools import genops
+from typing import IO, Any, TypeVar
 from zipfile import ZipFile
 
 import torch
@@ -26,6 +27,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _MAX_DEPTH, _MAX_ITEMS = 50, 1_000_000  # of nested dictionaries: a pickle can refer to itself
 _MAX_RATIO = 4  # of the bytes in a zip archive to its own
+_LONGEST_WORD = 20_000  # of a name or text in a pickle
+_OLD_PICKLES = 4  # a file of torch before 1.6 begins with them: magic number, version, system, content
 _COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation
 # What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -102,8 +105,15 @@ def _unpickled(path: Path, content: str) -> Any:
     source: Path | io.BytesIO = path
     stand_ins: list[Any] = []
     try:
-        if content != OLD_TORCH:  # of which torch does not list what it refers to
+        if content == OLD_TORCH:  # of which torch does not list what it refers to
+            with path.open("rb") as file:
+                _check_words(file, _OLD_PICKLES)
+        else:
             _check_sizes(path)
+            with ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if name.endswith("/data.pkl"):
+                        _check_words(archive.open(name))
             source = _without_code(path) if content == TORCHSCRIPT else path
             if path.suffix == ".safetensors":  # by which torch goes
                 source = io.BytesIO(path.read_bytes())
@@ -120,6 +130,20 @@ def _check_sizes(path: Path) -> None:
         claimed = sum(info.file_size for info in archive.infolist())
     if claimed > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress
         raise ValueError("a few bytes that claim to be many")
+
+
+def _check_words(file: IO[bytes], pickles: int = 1) -> None:
+    """Refuse what torch would take minutes to refuse: it searches its own message, which quotes the file, in
+    a time that grows with the square of the longest word.
+    """
+    longest = 0
+    with suppress(ValueError):  # torch stops where this reader does
+        for _ in range(pickles):
+            for _, text, _ in genops(file):
+                if isinstance(text, str) and len(text) > _LONGEST_WORD:
+                    longest = max(longest, *map(len, text.split()))
+    if longest > _LONGEST_WORD:
+        raise ValueError(f"a word of {longest} characters")
 
 
 def _without_code(path: Path) -> io.BytesIO:
@@ -146,6 +170,11 @@ def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
 
 
 def _why(message: str) -> tuple[str, str]:
+    if found := re.match(r"a word of (\d+) characters", message):
+        return (
+            f"it holds a text with a word of {int(found[1]):,} characters, which is no name of a weight.",
+            "Where you trust it, save its tensors alone: torch.save(model.state_dict(), ...).",
+        )
     if found := re.search(r"GLOBAL ([\w.]+)", message):
         return (
             f"it holds a pickled object of {found[1]}, which is not unpickled.",
