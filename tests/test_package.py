@@ -120,3 +120,12 @@ def test_contract_fails_on_an_arrow_that_goes_the_wrong_way(tmp_path: Path, file
     )
     assert done.returncode == 1 and " BROKEN" in done.stdout, done.stdout + done.stderr
     assert f"spherecf.{file.split('/')[0]}" in done.stdout
+
+
+def test_the_commit_of_a_checkout_is_recorded() -> None:
+    if shutil.which("git") is None or not (SOURCE.parents[1] / ".git").exists():
+        pytest.skip("no git, or no checkout")
+    command = ["git", "-C", str(SOURCE), "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    printed = python("from spherecf.common.version import environment; print(environment().get('git'))")
+    assert commit in printed
