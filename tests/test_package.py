@@ -159,3 +159,12 @@ for words in (
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["quality", "compare", "embed", "data"], done.stdout
     assert all(line.endswith(" 0 None") for line in lines), lines
+
+
+def test_the_commit_of_a_checkout_is_recorded() -> None:
+    if shutil.which("git") is None or not (SOURCE.parents[1] / ".git").exists():
+        pytest.skip("no git, or no checkout")
+    command = ["git", "-C", str(SOURCE), "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    printed = python("from spherecf.common.version import environment; print(environment().get('git'))")
+    assert commit in printed

@@ -21,7 +21,7 @@ def environment() -> dict[str, str]:
         except PackageNotFoundError:
             facts[package] = "absent"
     source = Path(__file__).resolve().parent
-    if (source.parents[1] / ".git").exists():
+    if (source.parents[2] / ".git").exists():
         command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
