@@ -76,12 +76,13 @@ def classifier_bytes(c: int, seen: float, dim: int) -> float:
 
 
 def classifier_peak(c: int, seen: float, dim: int, batch: int, block: int) -> float:
-    """In a step, also a block's logits three times, or their slopes beside its rows' gradient.
+    """In a step, also four times the embeddings, and three times a block's logits, or slopes and a gradient.
 
     Of a table larger than one block, and on a GPU of any, with the fused update.
     """
     rows = min(seen, block // (4 * max(batch, dim)))
-    return classifier_bytes(c, seen, dim) + 4 * rows * max(3 * batch, batch + dim)
+    blocks = 4 * rows * max(3 * batch, batch + dim)
+    return classifier_bytes(c, seen, dim) + 16 * batch * dim + blocks
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class ShardedClassifier:
         columns = self._columns(ranks.gather(labels), rows)  # (n,)
         # By sizes that all ranks share, as their collectives must agree.
         largest = -(-self.identities // ranks.size)
-        few = largest <= rows_per_block(*gathered.shape, ranks.device)
+        few = largest <= rows_per_block(len(gathered), gathered.shape[1], ranks.device)
         if few and ranks.device.type == "cpu" and self._products == torch.float32:
             return self._whole(gathered, columns)
         losses, cosine = blockwise_losses(
