@@ -176,9 +176,9 @@ def mutual_likelihood_matrix(
 
     Needs the memory of its result and no more: the product is written into ``out`` block by block and turned
     into scores where it stands; on NVIDIA GPUs (compute capability 8.0 or more, float32) one kernel makes
-    both. For matrices larger than memory call it on blocks of rows, or pass an ``out`` that is mapped to a
-    file (``torch.from_file``); `mutual_likelihood_top` and `mutual_likelihood_counts` need no matrix. No
-    gradients.
+    both, from a copy of the directions. For matrices larger than memory call it on blocks of rows, or pass an
+    ``out`` that is mapped to a file (``torch.from_file``); `mutual_likelihood_top` and
+    `mutual_likelihood_counts` need no matrix. No gradients.
 
     Args:
         mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays, answered in kind.

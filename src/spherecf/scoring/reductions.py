@@ -118,7 +118,7 @@ def mutual_likelihood_counts(
         [[3, 1], [3, 1], [3, 1]]
     """
     pairs = Pairs.of(mu_a, kappa_a, mu_b, kappa_b, radius, product)
-    limits = as_tensor(thresholds, "thresholds", pairs.a.device).to(pairs.a.dtype)
+    limits = as_tensor(thresholds, "thresholds").to(pairs.a)
     rows = len(pairs.a)
     if limits.ndim not in (1, 2) or limits.shape[:-1] not in ((), (rows,)):
         raise InputError(f"thresholds: expected (t,) or ({rows}, t), got {tuple(limits.shape)}")
@@ -159,7 +159,7 @@ def _candidates(pairs: Pairs, count: int) -> Iterator[tuple[slice, Tensor]]:
 
 def _cut(rows: slice, columns: Tensor, pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
     """So many of these rows as gathering their columns has memory for."""
-    for some in row_blocks(*columns.shape, _BLOCK_CELLS // pairs.a.shape[1]):
+    for some in row_blocks(len(columns), columns.shape[1], _BLOCK_CELLS // pairs.a.shape[1]):
         yield slice(rows.start + some.start, rows.start + some.stop), columns[some]
 
 
