@@ -28,7 +28,7 @@ class FileFormatError(SpherecfError, ValueError):
         self.path, self.problem, self.hint = Path(path), problem, hint
         super().__init__(f"{path}: {problem}" + (f" {hint}" if hint else ""))
 
-    def __reduce__(self) -> tuple[type["FileFormatError"], tuple[Path, str, str]]:
+    def __reduce__(self) -> tuple[type["FileFormatError"], tuple[object, ...]]:
         return type(self), (self.path, self.problem, self.hint)  # as it was made: it may cross processes
 
 

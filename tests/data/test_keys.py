@@ -29,7 +29,14 @@ def test_lazy_keys_behave_as_the_list(keys: Keys, expected: list[str]) -> None:
     for row in (len(expected), -len(expected) - 1):
         with pytest.raises(IndexError):
             keys[row]
-    assert pickle.loads(pickle.dumps(keys)) == keys
+    for protocol in (4, 5):
+        assert pickle.loads(pickle.dumps(keys, protocol)) == keys
+    buffers: list[pickle.PickleBuffer] = []
+    shared = pickle.loads(
+        pickle.dumps(keys, 5, buffer_callback=buffers.append),
+        buffers=[memoryview(bytes(buffer.raw())) for buffer in buffers],
+    )
+    assert shared == keys and shared[:2] == expected[:2]
 
 
 def test_keys_are_no_string_and_have_no_hash() -> None:

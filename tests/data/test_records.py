@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from spherecf.data import (
     ImageError,
     RecordFile,
     Skipped,
+    SyntheticImages,
     describe,
     iter_images,
     write_records,
@@ -224,3 +226,18 @@ def test_a_header_that_is_none_is_refused(tmp_path: Path, pictures: list[bytes])
     records = [pack_record(0, (2.5, float("inf"))), pack_record(1, (0.0,), pictures[0])]
     with pytest.raises(FileFormatError, match="header record 0: expected two record numbers"):
         RecordFile(write_plain(tmp_path / "bad", records))
+
+
+def test_a_copy_in_another_process_shares_what_was_read_of_the_index(tmp_path: Path) -> None:
+    """Of a large set the pickle is small, whatever its index: its arrays and names go beside it."""
+    source = RecordFile(write_records(SyntheticImages(300, 5, size=(8, 8)), tmp_path / "many").path.parent)
+    assert source.keys[7] == "0/35"
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(source, 5, buffer_callback=buffers.append)
+    assert len(head) < 3000 and sum(len(buffer.raw()) for buffer in buffers) > 300 * 24
+    copy = pickle.loads(head, buffers=[memoryview(bytes(buffer.raw())) for buffer in buffers])
+    assert copy.keys == source.keys and copy.fingerprint() == source.fingerprint()
+    assert all(copy.read(row) == source.read(row) for row in range(0, 300, 37))
+    source.path.unlink()
+    with pytest.raises(FileFormatError, match="No such file"):
+        pickle.loads(head, buffers=buffers)

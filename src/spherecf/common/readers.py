@@ -82,7 +82,7 @@ class _Memory:
         weakref.finalize(self, os.close, self._file)
 
     def __reduce__(self) -> tuple[Callable[..., "_Memory"], tuple[int, Any]]:
-        return _attach, (self.size, reduction.DupFd(self._file))  # type: ignore[attr-defined]
+        return _attach, (self.size, reduction.DupFd(self._file))
 
 
 def _attach(size: int, file: Any) -> _Memory:
@@ -192,7 +192,8 @@ class _Items(Sampler[Any]):
     """The items of the present pass, each with the slot that its result shall go to."""
 
     def __init__(self, free: list[int]) -> None:
-        self.free, self.items = free, iter(())
+        self.free = free
+        self.items: Iterator[Any] = iter(())
         self.given: set[int] = set()  # slots whose results have not come yet
 
     def __iter__(self) -> Iterator[tuple[int | None, Any]]:

@@ -99,10 +99,11 @@ class PackedKeys(Keys):
         return str(self._blob[start:end], "utf-8", "surrogateescape")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        kind, arguments, state = super().__reduce_ex__(protocol)[:3]
-        if protocol > 4:  # the bytes of all names may then be in memory once for several processes
-            state = {**state, "_blob": PickleBuffer(self._blob)}
-        return kind, arguments, state
+        made: Any = super().__reduce_ex__(protocol)
+        if protocol < 5:
+            return made
+        kind, arguments, state = made[:3]  # processes may share the bytes of all names
+        return kind, arguments, {**state, "_blob": PickleBuffer(self._blob)}
 
 
 class PickedKeys(Keys):

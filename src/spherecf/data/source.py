@@ -311,7 +311,7 @@ def load_batch(
 ) -> ImageBatch:
     """Decode one batch of `load_batches`, for `Readers`; ``wanted`` may say how each image is shown."""
     shown = wanted if isinstance(wanted, Shown) else None
-    rows = _rows(source, wanted if shown is None else shown.images)
+    rows = _rows(source, wanted.images if isinstance(wanted, Shown) else wanted)
     # Each picture is copied to its place while it is in the processor's cache; stacking them at the end, by
     # the consumer, costs a tenth of the decoding.
     images = empty((len(rows), *size, 3))

@@ -64,7 +64,8 @@ class SideStream:
     """Copies to a GPU beside what it computes."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._stream = device, torch.cuda.Stream(device)
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copying: deque[tuple[Any, Any]] = deque()  # (event, data that must stay until it has happened)
 
     def start(self, part: Part) -> tuple[Part, Any]:
