@@ -1,8 +1,9 @@
 """Training data of a confidence head: features, cached or streamed, and cosines to the prototypes."""
 
 import hashlib
+from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from spherecf.common.arrays import HostCopy
 from spherecf.common.progress import in_order, isolate_failures
 from spherecf.data import ImageSource, ListFile, Subset, View, load_batches
 from spherecf.errors import InputError, ModelError
@@ -328,6 +330,15 @@ class CachedFeatures:
         return hashlib.sha256(self._targets.rows.tobytes() + self._targets.cosine.tobytes()).hexdigest()
 
 
+class _Started(NamedTuple):
+    """A batch that the backbone is working on; ``result`` None if it could not even begin."""
+
+    images: Tensor
+    entries: Rows
+    skipped: dict[str, str]
+    result: tuple[BackboneOutput, HostCopy] | None
+
+
 class StreamedFeatures:
     """Entries computed on access: for data whose cache would not fit, or a backbone that is fine-tuned.
 
@@ -357,6 +368,8 @@ class StreamedFeatures:
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
         self._prototypes, self._tuning, self._workers = prototypes, tuning, workers or None
         self._device = device or torch.device("cpu")
+        # A GPU computes a batch ahead, and always has work while the processor looks at what is done.
+        self._ahead = 0 if backbone.device.type == "cpu" else 1
         # Entry i is view i % len(views) of image images[i], as in a cache.
         usable = np.flatnonzero((source.labels >= 0) & prototypes.usable)
         self.images = np.repeat(usable, len(views))
@@ -374,6 +387,7 @@ class StreamedFeatures:
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
         viewed = ViewedImages(self._source, len(self.images), self._view_of)
         size = self._backbone.preprocessing.size
+        started: deque[_Started] = deque()
         with closing(load_batches(viewed, parts, size=size, workers=self._workers)) as loaded:
             for batch in loaded:
                 skipped = {item.key: item.reason for item in batch.skipped}
@@ -381,13 +395,30 @@ class StreamedFeatures:
                 if self._tuning:
                     yield Part(rows, images, skipped)
                     continue
-                yield self._samples(images, rows, skipped)
+                started.append(self._start(images, rows, skipped))
+                if len(started) > self._ahead:
+                    yield self._finish(started.popleft())
+        yield from map(self._finish, started)
 
     def _view_of(self, entry: int) -> tuple[int, View]:
         return int(self.images[entry]), self._views[self._view[entry]]
 
+    def _start(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> "_Started":
+        """Give the backbone its work; whether it could do it is known when the processor has heard of it."""
+        with suppress(ModelError):  # `_finish` finds out which images are to blame
+            output, usable = self._backbone.run(images)
+            return _Started(images, entries, skipped, (output, HostCopy(usable)))
+        return _Started(images, entries, skipped, None)
+
+    def _finish(self, batch: "_Started") -> Part:
+        if batch.result is not None and len(batch.entries):
+            output, usable = batch.result
+            if bool(usable.wait().all()):
+                return Part(batch.entries, self._sample(output, batch.entries), batch.skipped)
+        return self._samples(batch.images, batch.entries, batch.skipped)
+
     def _samples(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> Part:
-        """Samples of the images (n, height, width, 3) that the backbone can embed."""
+        """Samples of the images (n, height, width, 3) that the backbone can embed, one by one if need be."""
         parts = []
         for which, output in isolate_failures(self._backbone, images, ModelError):
             if isinstance(output, Exception):
@@ -405,7 +436,7 @@ class StreamedFeatures:
     @torch.no_grad()
     def _sample(self, output: BackboneOutput, entries: Rows) -> Sample:
         summary = self._head.pool_features(output.features, output.embedding)  # (n, *summary_shape)
-        prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)  # (n, dim)
+        prototypes = self.prototypes_of(entries).to(output.mu.device, non_blocking=True)  # (n, dim)
         cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)  # (n,)
         return _to(self._device, Sample(summary, output.mu, cosine))
 
@@ -421,4 +452,4 @@ class StreamedFeatures:
 
 
 def _to(device: torch.device, sample: Sample) -> Sample:
-    return Sample(*(column.to(device) for column in sample))
+    return Sample(*(column.to(device, non_blocking=device.type == "cuda") for column in sample))
