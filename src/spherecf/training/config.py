@@ -9,6 +9,7 @@ from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
+import torch
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
@@ -122,14 +123,16 @@ class OptimizerSettings:
 class EngineSettings:
     """How it is computed, which changes speed and memory, and what is learnt hardly or not at all.
 
-    ``precision``: of the network's arithmetic; weights and losses stay float32. ``accumulate``: micro-batches
-    per step. ``checkpointing``: activations are computed again in the backward pass instead of stored.
-    ``workers``: decoding threads of each rank, 0 for one per processor. ``save_minutes``: between checkpoints
-    within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and count it.
-    ``sync_batch_norm``: batch statistics over all ranks.
+    ``precision``: of the network's arithmetic, see `precision_on`; weights and losses stay float32.
+    ``accumulate``: micro-batches per step. ``checkpointing``: activations are computed again in the backward
+    pass instead of stored. ``workers``: decoding threads of each rank, 0 for one per processor.
+    ``save_minutes``: between checkpoints within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop",
+    or "skip" the batch and count it. ``read_every``: steps until losses are read from the device, which waits
+    for it, and a bad one is reported; 0 for 20 on a GPU, 1 on the CPU. ``sync_batch_norm``: batch statistics
+    over all ranks.
     """
 
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: _Bool = False
     channels_last: _Bool = True
     accumulate: Annotated[_Integer, Field(ge=1)] = 1
@@ -139,6 +142,19 @@ class EngineSettings:
     save_minutes: Annotated[_Float, Field(gt=0)] = 15.0
     keep: Annotated[_Integer, Field(ge=1)] = 2
     on_nan: Literal["stop", "skip"] = "stop"
+    read_every: Annotated[_Integer, Field(ge=0)] = 0
+
+    def precision_on(self, device: torch.device) -> str:
+        """What the network computes in: "auto" is bfloat16 on a GPU that has it, else float32.
+
+        Example:
+            >>> EngineSettings().precision_on(torch.device("cpu"))
+            'float32'
+        """
+        if self.precision != "auto":
+            return self.precision
+        has_it = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bfloat16" if has_it else "float32"
 
 
 class Recipe:
