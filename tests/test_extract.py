@@ -34,8 +34,11 @@ class Keep:
         self.columns = {"mu": ((48,), "float32"), "norm": ((), "float32")}
         self.identity: dict[str, Any] = {"version": version}
 
-    def __call__(self, output: BackboneOutput) -> dict[str, np.ndarray]:
-        return {"mu": output.mu.numpy(), "norm": output.norm.numpy()}
+    def __call__(self, output: BackboneOutput) -> dict[str, torch.Tensor]:
+        return {"mu": output.mu, "norm": output.norm}
+
+    def check(self, columns: dict[str, np.ndarray]) -> None:
+        pass
 
 
 @pytest.fixture
@@ -62,15 +65,15 @@ class Calls(list[int]):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    seen, genuine = Calls(), FrozenBackbone.__call__
+    seen, genuine = Calls(), FrozenBackbone.run
 
-    def call(self: FrozenBackbone, images: Any) -> BackboneOutput:
+    def call(self: FrozenBackbone, images: Any) -> tuple[BackboneOutput, torch.Tensor]:
         if len(seen) >= seen.limit:
             raise seen.error
         seen.append(len(images))
         return genuine(self, images)
 
-    monkeypatch.setattr(FrozenBackbone, "__call__", call)
+    monkeypatch.setattr(FrozenBackbone, "run", call)
     return seen
 
 
@@ -212,13 +215,13 @@ def test_kill_9_costs_nothing_but_time(model: ConfidenceModel, people: Path, tmp
         from spherecf.extract import embed
         from spherecf.models import FrozenBackbone, Preprocessing
         rowstore._COMMIT_SECONDS = 0.0
-        calls, genuine = [], FrozenBackbone.__call__
+        calls, genuine = [], FrozenBackbone.run
         def call(self, images):
             calls.append(images)
             if len(calls) == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             return genuine(self, images)
-        FrozenBackbone.__call__ = call
+        FrozenBackbone.run = call
         pixels = Preprocessing("rgb", 127.5, 127.5, (16, 16))
         backbone = FrozenBackbone.from_onnx({str(tmp_path / "tiny.onnx")!r}, preprocessing=pixels)
         model = spherecf.load({str(saved)!r}, backbone)
@@ -232,6 +235,27 @@ def test_kill_9_costs_nothing_but_time(model: ConfidenceModel, people: Path, tmp
     assert resumed.fingerprint() == expected.fingerprint() and resumed.skipped == expected.skipped
     for name, column in expected.extras.items():
         assert np.array_equal(resumed.extras[name], column)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_batch_ahead_stores_the_same_rows(
+    model: ConfidenceModel, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: bool
+) -> None:
+    """As on a GPU, which has begun a batch before the one before it is looked at."""
+    source, run = IdentityFolder(people), FrozenBackbone.run
+
+    def some(self: FrozenBackbone, images: Any) -> tuple[BackboneOutput, torch.Tensor]:
+        output, usable = run(self, images)
+        dark = torch.as_tensor(images).float().mean((1, 2, 3)) < 127
+        return output, usable & ~dark if bad else usable
+
+    monkeypatch.setattr(FrozenBackbone, "run", some)
+    plain = run_backbone(model.backbone, source, VIEWS, Keep(), tmp_path / "rows", batch_size=6)
+    device = type("Elsewhere", (), {"type": "other"})()
+    monkeypatch.setattr(FrozenBackbone, "device", property(lambda self: device))
+    ahead = run_backbone(model.backbone, source, VIEWS, Keep(), tmp_path / "ahead", batch_size=6)
+    assert same(contents(ahead), contents(plain)) and ahead.notes["skipped"] == plain.notes["skipped"]
+    assert 0 < len(plain.notes["skipped"]) < len(source) if bad else not plain.notes["skipped"]
 
 
 def _as_left(folder: Path) -> tuple[Path, int, dict[str, Any], dict[str, Any]]:

@@ -7,26 +7,30 @@ for the embeddings file.
 
 import os
 import time
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from spherecf.common.arrays import HostCopy
 from spherecf.common.progress import Advance, isolate_failures, progress
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.common.version import environment
 from spherecf.data import ImageSource, View, batch_bytes, sharpness
 from spherecf.embeddings import Embeddings
-from spherecf.errors import FileFormatError, InputError, ModelError
+from spherecf.errors import FileFormatError, InputError, ModelError, SpherecfError
 from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
 
+_AHEAD = 1  # batches that a GPU has begun while the processor takes what is done
 _MAX_READERS = 8  # feed a fast GPU with small crops; more threads would compete for the interpreter
 
 
@@ -121,11 +125,15 @@ class Recorder(Protocol):
     columns: dict[str, Column]
     identity: dict[str, Any]
 
-    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        """The columns for these images.
+    def __call__(self, output: BackboneOutput) -> dict[str, Tensor]:
+        """The columns for these images, on the backbone's device, which should not be waited for."""
+        ...
+
+    def check(self, columns: dict[str, NDArray[Any]]) -> None:
+        """Called with the columns once they have arrived on the processor.
 
         Raises:
-            ModelError: some of them have no usable result; they are then retried one by one.
+            ModelError: some images have no usable result; they are then retried one by one.
         """
         ...
 
@@ -224,8 +232,7 @@ def fill_store(
     seconds, start = store.notes.setdefault("seconds", 0.0), time.monotonic()
     with closing(iter_batches(source, views, size, per_batch, done, backbone.device)) as batches:
         try:
-            for batch in batches:
-                columns = _record(backbone, recorder, batch)
+            for batch, columns in _recorded(backbone, recorder, batches):
                 skipped.update(batch.skipped)
                 store.notes["seconds"] = seconds + time.monotonic() - start
                 store.append(
@@ -241,18 +248,63 @@ def fill_store(
             store.commit()  # also after Ctrl-C
 
 
-def _record(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> dict[str, NDArray[Any]]:
+class _Begun(NamedTuple):
+    """A batch that the backbone is working on: its valid rows, whether each will be usable, and the columns.
+
+    Without columns it could not even begin.
+    """
+
+    batch: Batch
+    rows: NDArray[np.int64]
+    usable: HostCopy
+    columns: dict[str, HostCopy]
+
+
+def _recorded(
+    backbone: FrozenBackbone, recorder: Recorder, batches: Iterable[Batch]
+) -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
+    """Each batch with its columns; a GPU has begun the next one before the processor waits for this one."""
+    ahead = 0 if backbone.device.type == "cpu" else _AHEAD
+    begun: deque[_Begun] = deque()
+    for batch in batches:
+        begun.append(_begin(backbone, recorder, batch))
+        if len(begun) > ahead:
+            yield begun[0].batch, _record(backbone, recorder, begun.popleft())
+    for one in begun:
+        yield one.batch, _record(backbone, recorder, one)
+
+
+def _begin(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> _Begun:
+    rows = np.flatnonzero(batch.valid)
+    if len(rows):
+        with suppress(SpherecfError):  # `_record` finds out which images are to blame
+            output, usable = backbone.run(batch.images[rows])
+            columns = {name: HostCopy(column) for name, column in recorder(output).items()}
+            return _Begun(batch, rows, HostCopy(usable), columns)
+    return _Begun(batch, rows, HostCopy(torch.zeros(0)), {})
+
+
+def _record(backbone: FrozenBackbone, recorder: Recorder, begun: _Begun) -> dict[str, NDArray[Any]]:
     """The recorder's columns, zeros where not valid; images the backbone cannot take are skipped."""
-    rows = len(batch.valid)
+    batch, rows = begun.batch, len(begun.batch.valid)
     columns = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
     image_of_row = np.repeat(np.arange(len(batch.keys)), rows // len(batch.keys))
+
+    def keep(usable: NDArray[np.int64], found: dict[str, NDArray[Any]]) -> None:
+        recorder.check(found)
+        for name, column in found.items():
+            columns[name][usable] = column
 
     def record(images: range) -> None:
         usable = np.flatnonzero(batch.valid & np.isin(image_of_row, images))
         if len(usable):
-            for name, column in recorder(backbone(batch.images[usable])).items():
-                columns[name][usable] = column
+            found = recorder(backbone(batch.images[usable]))
+            keep(usable, {name: column.cpu().numpy() for name, column in found.items()})
 
+    if begun.columns and bool(begun.usable.wait().all()):
+        with suppress(ModelError):  # raised again below, by the images that are to blame
+            keep(begun.rows, {name: column.wait().numpy() for name, column in begun.columns.items()})
+            return columns
     for which, failure in isolate_failures(record, range(len(batch.keys)), ModelError):
         if failure is not None:
             batch.skip(which.start, str(failure))
@@ -277,8 +329,11 @@ class KeepDirection:
         self.columns: dict[str, Column] = {"mu": ((dim,), "float32"), "norm": ((), "float32")}
         self.identity: dict[str, Any] = {"kept": "direction"}
 
-    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        return {"mu": output.mu.cpu().numpy(), "norm": output.norm.cpu().numpy()}
+    def __call__(self, output: BackboneOutput) -> dict[str, Tensor]:
+        return {"mu": output.mu, "norm": output.norm}
+
+    def check(self, columns: dict[str, NDArray[Any]]) -> None:
+        pass
 
 
 class _KeepConfidence:
@@ -293,14 +348,15 @@ class _KeepConfidence:
             self.columns["log_precision"] = ((model.head.outputs,), "float32")
         self.identity = {"head": model.fingerprint()}
 
-    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
+    def __call__(self, output: BackboneOutput) -> dict[str, Tensor]:
         result = self._model.predict_from_features(output)
-        precision = result.log_precision
-        if not bool(result.log_kappa.isfinite().all() and (precision is None or precision.isfinite().all())):
+        return {name: getattr(result, name) for name in self.columns}
+
+    def check(self, columns: dict[str, NDArray[Any]]) -> None:
+        if not all(np.isfinite(columns[name]).all() for name in self.columns if name.startswith("log_")):
             raise ModelError(
                 "the confidence head gives a log kappa that is not finite; was its training sound?"
             )
-        return {name: getattr(result, name).cpu().numpy() for name in self.columns}
 
 
 def to_embeddings(

@@ -84,12 +84,16 @@ def checkpoint(world: Path, epoch: int, out: str = "out") -> dict:
 
 
 def test_writes_what_the_reference_writes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("tensorboard")
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert main(command(world, "--tensorboard")) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["data"]["used"] == 12 and len(report["data"]["views"]) == 2
     assert sorted(path.name for path in (world / "out" / "ckpts").iterdir()) == ["ckpt_e1.pt", "ckpt_e2.pt"]
-    assert any("tfevents" in path.name for path in (world / "out" / "runs").iterdir())
+    events = accumulator.EventAccumulator(str(world / "out" / "runs"))
+    events.Reload()
+    terms = ["neg_kappa_times_cos_theta", "neg_dim_scalar_times_log_kappa", "log_iv_kappa"]
+    for tag in ["kappa", "total_loss", *terms]:
+        assert [event.step for event in events.Scalars(tag)] == list(range(6)), tag
     hparams = json.loads((world / "out" / "hparams.json").read_text())
     assert (hparams["dataset"], hparams["gpu_ids"], hparams["cuda"]) == ("ms1m", "0", False)
     assert (hparams["lr"], hparams["loss"], hparams["weight_decay"]) == (1e-3, "exact", 5e-4)

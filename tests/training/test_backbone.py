@@ -122,7 +122,9 @@ def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, Trai
     (tmp_path / "config.json").write_text(json.dumps({"engine": {"save_minutes": 1e-9}}))
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    assert [int(p.name[:9]) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))] == [5, 6]
+    # The last but one at least is whole; the last one may be under way.
+    saved = [int(p.name[:9]) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))]
+    assert saved in ([4, 5], [5, 6])
     result = train_backbone(
         images(), tmp_path, config()
     )  # how often it is saved is not a setting of the result

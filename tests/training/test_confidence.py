@@ -77,7 +77,7 @@ def test_a_full_disk_is_said_before_the_first_image(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    monkeypatch.setattr(FrozenBackbone, "__call__", None)
+    monkeypatch.setattr(FrozenBackbone, "run", None)
     with pytest.raises(StorageError, match=r"cannot reserve .*No space left"):
         train_confidence(recogniser, open_source(people), tmp_path / "run", CONFIG)
 
@@ -87,7 +87,7 @@ def test_a_shared_cache_is_not_made_twice(
 ) -> None:
     source = open_source(people)
     train_confidence(recogniser, source, tmp_path / "one", CONFIG, cache=tmp_path / "cache")
-    monkeypatch.setattr(FrozenBackbone, "__call__", None)
+    monkeypatch.setattr(FrozenBackbone, "run", None)
     train_confidence(recogniser, source, tmp_path / "two", CONFIG.with_seed(1), cache=tmp_path / "cache")
 
 

@@ -234,7 +234,7 @@ def test_what_cannot_be_used_is_listed_either_way(tmp_path: Path, recogniser: Pa
 def test_one_bad_embedding_does_not_end_a_stream(
     tmp_path: Path, recogniser: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone, real = FrozenBackbone.from_checkpoint(recogniser), FrozenBackbone.__call__
+    backbone, real = FrozenBackbone.from_checkpoint(recogniser), FrozenBackbone.run
     bad = images().image(5)
 
     def spoil(self: FrozenBackbone, shown: Any) -> Any:
@@ -244,7 +244,7 @@ def test_one_bad_embedding_does_not_end_a_stream(
 
     changes = {"features": {"source": "stream"}, "views": {"flip": False, "per_epoch": "all"}}
     config = settings(**changes, prototypes={"file": str(classifier(tmp_path, recogniser))})
-    monkeypatch.setattr(FrozenBackbone, "__call__", spoil)
+    monkeypatch.setattr(FrozenBackbone, "run", spoil)
     model = train_confidence(backbone, images(), tmp_path / "run", config)
     assert list(model.record["data"]["skipped"]) == [images().keys[5]]
 
@@ -296,7 +296,7 @@ def test_a_classifier_of_another_data_set_is_refused_before_the_pass(
 ) -> None:
     np.save(tmp_path / "few.npy", np.ones((5, 32), np.float32))
     backbone = FrozenBackbone.from_checkpoint(recogniser)
-    monkeypatch.setattr(FrozenBackbone, "__call__", None)
+    monkeypatch.setattr(FrozenBackbone, "run", None)
     config = settings(prototypes={"file": str(tmp_path / "few.npy")})
     with pytest.raises(InputError, match="labels reach 7, but there are 5 prototypes"):
         train_confidence(backbone, images(), tmp_path / "run", config)

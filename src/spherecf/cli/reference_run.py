@@ -53,7 +53,8 @@ def train(options: Namespace) -> dict[str, Any]:
             write_atomically(folder / "hparams.json", lambda stream: stream.write(text.encode()))
         model = train_confidence(
             backbone, source, folder, config,
-            ranks=ranks, tensorboard=options.tensorboard, each_epoch=epoch_saver(folder / "ckpts"),
+            ranks=ranks, tensorboard=options.tensorboard and "reference",
+            each_epoch=epoch_saver(folder / "ckpts"),
         )  # fmt: skip
         if not ranks.is_main:
             return {}

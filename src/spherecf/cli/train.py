@@ -99,7 +99,9 @@ def confidence(
     engine: EngineName = "auto",
     dtype: DtypeName = "float32",
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(help="Images per call of the recogniser.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per call of the recogniser (default: 32, on a GPU 256).")
+    ] = None,
     tensorboard: Events = False,
 ) -> None:
     """Stage 2: freeze a recogniser and train the head that says how sure it is.

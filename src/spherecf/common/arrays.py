@@ -256,3 +256,22 @@ def _advice(mu: Any, name: str, tolerance: float, radius: float, off: bool) -> s
     if isinstance(mu, np.ndarray):
         return f"normalise them: {name} / np.linalg.norm({name}, axis=-1, keepdims=True)"
     return f"normalise them: torch.nn.functional.normalize({name}, dim=-1)"
+
+
+class HostCopy:
+    """A copy of a tensor on its way to the processor, which can wait for it and not for later work."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._copy = tensor
+        if tensor.is_cuda:
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> Tensor:
+        """The copy, complete."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -416,12 +416,29 @@ class FrozenBackbone(nn.Module):
             InputError: images of another type, shape or size.
             ModelError: an embedding is not finite or has no direction (zero norm); the images are named.
         """
+        output, usable = self.run(images)
+        if not bool(usable.all()):
+            bad = torch.nonzero(~usable).flatten().tolist()
+            raise ModelError(
+                f"{self.name}: {len(bad)} of {len(images)} images have an embedding or map that is not "
+                f"finite or has zero norm (images "
+                f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''}); leave them out"
+            )
+        return output
+
+    def run(self, images: NDArray[Any] | Tensor) -> tuple[BackboneOutput, Bool[Tensor, "n"]]:
+        """`forward` without waiting for its device: the output, and whether that of each image can be used.
+
+        Raises:
+            InputError: as in `forward`.
+        """
         images = self.preprocessing.check(images)
         if not len(images):
-            return BackboneOutput(
+            nothing = BackboneOutput(
                 torch.empty(0, self.dim, device=self.device),
                 torch.empty(0, *self.feature_shape, device=self.device),
             )
+            return nothing, torch.empty(0, dtype=torch.bool, device=self.device)
         with torch.inference_mode():
             # Moved as bytes: a quarter of what the network's numbers would be.
             device = self._engine.device
@@ -431,15 +448,8 @@ class FrozenBackbone(nn.Module):
         # Joined outside inference mode, so that a head can be trained on what comes out.
         embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
         output = BackboneOutput(embedding, features)
-        good = torch.isfinite(output.norm) & (output.norm > 0) & torch.isfinite(features).flatten(1).all(1)
-        if not bool(good.all()):
-            bad = torch.nonzero(~good).flatten().tolist()
-            raise ModelError(
-                f"{self.name}: {len(bad)} of {len(images)} images have an embedding or map that is not "
-                f"finite or has zero norm (images "
-                f"{', '.join(map(str, bad[:10]))}{', ...' if len(bad) > 10 else ''}); leave them out"
-            )
-        return output
+        norm = output.norm
+        return output, torch.isfinite(norm) & (norm > 0) & torch.isfinite(features).flatten(1).all(1)
 
     def to_onnx(self) -> Model:
         """Its network as an ``onnx.ModelProto``: preprocessed pixels in, (embedding, map) out.

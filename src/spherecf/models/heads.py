@@ -109,6 +109,9 @@ class ConfidenceHead(nn.Module):
     def check_features(self, features: Tensor) -> Tensor:
         """The features as a map (n, C, H, W), if it has this head's size and only finite values.
 
+        Values are looked at on the CPU only: elsewhere every batch would wait for the device. Those of a
+        `FrozenBackbone` are finite.
+
         Raises:
             InputError: otherwise; the images are counted and named.
         """
@@ -119,6 +122,8 @@ class ConfidenceHead(nn.Module):
                 f"{self.kind} head: expected feature maps (n, {', '.join(map(str, self.feature_shape))}), "
                 f"got {tuple(features.shape)}; was the head made for another backbone?"
             )
+        if features.device.type != "cpu":
+            return features
         finite = torch.isfinite(features).flatten(1).all(1)
         if not bool(finite.all()):
             bad = torch.nonzero(~finite).flatten().tolist()

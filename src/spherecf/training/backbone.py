@@ -125,6 +125,7 @@ def train_backbone(
             "skipped": outcome.skipped,
         },
         "ranks": ranks.size,
+        "precision": config.engine.precision_on(ranks.device),
         "history": outcome.history,
         "versions": environment(),
     }
@@ -172,7 +173,9 @@ class _BackboneTask:
         self.preprocessing = Preprocessing(base.color, base.mean, base.std, (self.network.size,) * 2)
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
         margin = config.margin
-        half = config.engine.precision != "float32" and ranks.device.type != "cpu"
+        half = (
+            config.engine.precision_on(ranks.device) in ("bfloat16", "float16") and ranks.device.type != "cpu"
+        )
         self.classifier = ShardedClassifier(
             len(identities.names), settings.dim, _margin(margin, len(identities.names)), ranks,
             config.optimizer, margin.sample_rate, config.seed, torch.bfloat16 if half else torch.float32,
@@ -190,6 +193,7 @@ class _BackboneTask:
         )
         self._sampled: Tensor | None = None  # rows of this step's prototypes, None for all
         self._cosine = [0.0, 0]  # sum and number of steps of the current epoch
+        self._cosines: list[Tensor] = []  # of further steps, on the device
 
     def batches(self, epoch: int) -> list[Rows]:
         fit = self._config.fit
@@ -224,21 +228,21 @@ class _BackboneTask:
     def loss(self, forward: Forward, part: Part) -> Loss:
         device = self._ranks.device
         images = part.data.to(device, non_blocking=True)  # (n_r, height, width, 3) uint8
-        labels = self._classes[part.rows].to(device)  # (n_r,)
+        labels = self._classes[part.rows].to(device, non_blocking=True)  # (n_r,)
         # A rank without a readable image must still take part in the collectives of forward and backward.
         # Two black images, since batch normalisation cannot take one; their embeddings are dropped.
         if not len(images):
             images = torch.zeros(2, *self.preprocessing.size, 3, dtype=torch.uint8, device=device)
         embedding = forward(self.preprocessing(images))[0][: len(labels)]  # (n_r, dim)
         loss = self.classifier.loss(embedding, labels, self._sampled)
-        if math.isfinite(cosine := float(loss.cosine)):
-            self._cosine = [self._cosine[0] + cosine, self._cosine[1] + 1]
+        self._cosines.append(loss.cosine)
         return Loss(loss.backward, loss.value)
 
     def keys(self, rows: Rows) -> list[str]:
         return [self._source.keys[row] for row in rows.tolist()]
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
+        self._read_cosines()
         metrics = {"train_cosine": self._cosine[0] / max(1, self._cosine[1])}
         self._cosine = [0.0, 0]
         if self._validate is not None:
@@ -248,12 +252,19 @@ class _BackboneTask:
             metrics |= self._ranks.broadcast_object(validation)
         return metrics
 
+    def _read_cosines(self) -> None:
+        for cosine in torch.stack(self._cosines).tolist() if self._cosines else []:
+            if math.isfinite(cosine):
+                self._cosine = [self._cosine[0] + cosine, self._cosine[1] + 1]
+        self._cosines.clear()
+
     def _frozen(self) -> FrozenBackbone:
         # A copy: freezing turns off gradients, and a validation must not change the network in training.
         copy = deepcopy(self.network)
         return FrozenBackbone.from_module(copy, self.preprocessing, device=str(self._ranks.device))
 
     def state(self) -> dict[str, Any]:
+        self._read_cosines()
         return {"cosine": self._cosine}
 
     def load_state(self, state: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ def run_backbone_on_all(
     recorder: Recorder,
     folder: Path,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     description: str = "features",
 ) -> RowStore:
     """`spherecf.extract.run_backbone` on several ranks, which write their rows into the same files.
@@ -51,6 +51,8 @@ def run_backbone_on_all(
         RankError: another rank failed.
         InputError: no images, or none that could be used.
     """
+    if batch_size is None:
+        batch_size = BATCH if backbone.device.type == "cpu" else GPU_BATCH
     # A pass that several ranks have begun is in pieces, which a single process goes on with too.
     if ranks.size == 1 and not any(folder.glob("rows-*-*.json")):
         return run_backbone(
@@ -87,6 +89,7 @@ def _pieces(rows: int, views: int) -> list[tuple[int, int]]:
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+BATCH, GPU_BATCH = 32, 256  # views per call of the backbone: more gain nothing, and take memory
 _CHUNK = 4096
 
 
@@ -172,16 +175,18 @@ class _KeepSummary:
         self.columns = cache_columns(head, dim, dtype)
         self.identity = {"summary": [head.summary_kind, list(head.summary_shape)]}
 
-    def __call__(self, output: BackboneOutput) -> dict[str, NDArray[Any]]:
-        summary = self._head.pool_features(output.features, output.embedding).to(self._dtype).cpu()
+    def __call__(self, output: BackboneOutput) -> dict[str, Tensor]:
+        summary = self._head.pool_features(output.features, output.embedding).to(self._dtype)
+        stored = summary.view(torch.int16) if self._dtype == torch.bfloat16 else summary
+        return {"summary": stored, "mu": output.mu, "norm": output.norm}
+
+    def check(self, columns: dict[str, NDArray[Any]]) -> None:
         # float16 ends at 65504, bfloat16 does not, but it has 8 bits instead of 11.
-        if not bool(torch.isfinite(summary).all()):
+        if not bool(torch.isfinite(torch.from_numpy(columns["summary"]).view(self._dtype)).all()):
             raise ModelError(
                 f"{self._head.kind} head: summaries reach beyond {torch.finfo(self._dtype).max:g}, the "
                 f"largest {str(self._dtype).removeprefix('torch.')}; set features.dtype to bfloat16"
             )
-        stored = summary.view(torch.int16) if self._dtype == torch.bfloat16 else summary
-        return {"summary": stored.numpy(), "mu": output.mu.cpu().numpy(), "norm": output.norm.cpu().numpy()}
 
 
 def cache_columns(head: ConfidenceHead, dim: int, dtype: str = "float16") -> dict[str, Column]:
@@ -202,7 +207,7 @@ def build_cache(
     views: Sequence[View],
     folder: str | Path,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     dtype: str = "float16",
     ranks: Ranks | None = None,
 ) -> FeatureCache:
@@ -214,7 +219,7 @@ def build_cache(
         source: aligned crops.
         views: the first one clean, as from `spherecf.data.training_views`.
         folder: of the cache; its size is reserved before the first image.
-        batch_size: views per call of the backbone.
+        batch_size: views per call of the backbone; None for 32 on the CPU, 256 on a GPU.
         dtype: of the summaries on disk: "float16", "bfloat16" or "float32".
         ranks: that share the work; all must see ``folder``.
 

@@ -3,8 +3,12 @@
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,13 @@ import torch
 from torch import Tensor
 
 from spherecf.common.files import describe_content, write_atomically
-from spherecf.errors import FileFormatError, StorageError
+from spherecf.errors import FileFormatError, RankError, StorageError
 from spherecf.training.distributed import Ranks
 
 FOLDER = "checkpoints"
 _COMMON = "common.pt"
 _OF_A_RANK = ("own", "shard")
+_PATIENCE = 60.0  # seconds, after an error, for the files of other ranks
 
 
 def identity_of(facts: Mapping[str, Any]) -> str:
@@ -42,53 +47,106 @@ class Checkpoint:
     shard: dict[str, Tensor]
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    identity: str,
-    ranks: Ranks,
-    *,
-    common: Callable[[], Mapping[str, Any]],
-    private: Mapping[str, Any],
-    shard: Mapping[str, Tensor],
-    keep: int = 2,
-) -> None:
-    """Write a checkpoint, whole or not at all, and drop all but the newest ``keep`` of this run.
+class CheckpointWriter:
+    """Writes checkpoints by a thread, from a copy in the processor's memory, while training goes on.
+
+    One is under way at most. All ranks call `save` and `wait` together; the threads use no collectives, which
+    would get between those of the training. At the end of a ``with`` block, also after an error, the
+    checkpoint under way is completed.
 
     Args:
         folder: of the run, seen by all ranks.
-        common: gives the state that is the same on all ranks; called on rank 0.
-        private: state of this rank.
-        shard: this rank's rows of the sharded tensors, by name, and scalars.
-
-    Raises:
-        StorageError: the disk is full; the previous checkpoint is intact.
-        RankError: another rank could not write.
+        identity: of the run.
+        ranks: that write it.
+        keep: number of newest checkpoints of this run that remain.
     """
-    target = folder / FOLDER / f"{step:09d}-{identity[:8]}"
-    # All ranks write into a hidden folder; when all are done, renaming it makes the checkpoint exist.
-    temporary = target.with_name(f".{target.name}.part")
-    ranks.run_on_main(lambda: _new(temporary), "saving a checkpoint")
 
-    def write() -> None:
-        _write(temporary / _name(ranks.rank, ranks.size), {"own": dict(private), "shard": dict(shard)})
+    def __init__(self, folder: Path, identity: str, ranks: Ranks, keep: int = 2) -> None:
+        self._folder, self._identity, self._ranks, self._keep = folder, identity, ranks, keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._abandoned = threading.Event()
+        self._written: Future[None] | None = None  # this rank's files
+        self._renamed: Future[None] | None = None  # on rank 0: the folder of all ranks' files
+
+    def save(
+        self,
+        step: int,
+        *,
+        common: Callable[[], Mapping[str, Any]],
+        private: Mapping[str, Any],
+        shard: Mapping[str, Tensor],
+    ) -> None:
+        """Begin a checkpoint, after the one before it is complete.
+
+        Args:
+            common: gives the state that is the same on all ranks; called on rank 0.
+            private: state of this rank.
+            shard: this rank's rows of the sharded tensors, by name, and scalars.
+
+        Raises:
+            StorageError, RankError: as in `wait`, of the one before, or the folder cannot be created.
+        """
+        self.wait()
+        ranks, target = self._ranks, self._folder / FOLDER / f"{step:09d}-{self._identity[:8]}"
+        # All ranks write into a hidden folder; when all are done, renaming it makes the checkpoint exist.
+        temporary = target.with_name(f".{target.name}.part")
+        ranks.run_on_main(lambda: _new(temporary), "saving a checkpoint")
+        files: dict[str, Any] = {_name(ranks.rank, ranks.size): {"own": private, "shard": shard}}
         if ranks.is_main:
-            _write(temporary / _COMMON, {"identity": identity, "step": step, **common()})
-
-    try:
-        ranks.run_on_all(write, "saving a checkpoint")
-    except StorageError:
+            files[_COMMON] = {"identity": self._identity, "step": step, **common()}
+        copies = _copy(files)
+        self._written = self._thread.submit(_write_files, temporary, copies)
         if ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            self._renamed = self._thread.submit(self._rename, self._written, temporary, target)
 
-    def finish() -> None:
+    @property
+    def failed(self) -> bool:
+        """Whether this rank could not write; `wait` says why."""
+        return self._written is not None and self._written.done() and self._written.exception() is not None
+
+    def wait(self) -> None:
+        """Until the checkpoint under way, if there is one, is complete.
+
+        Raises:
+            StorageError: the disk is full; the checkpoint before this one is intact.
+            RankError: another rank could not write.
+        """
+        if self._written is None:
+            return
+        try:
+            self._ranks.run_on_all(self._written.result, "saving a checkpoint")
+        except (StorageError, RankError):
+            self._end(0)
+            raise
+        self._ranks.run_on_main(lambda: self._renamed and self._renamed.result(), "saving a checkpoint")
+        self._written = self._renamed = None
+
+    def _rename(self, written: Future[None], temporary: Path, target: Path) -> None:
+        # Files appear whole, so a checkpoint is complete when those of all ranks are there.
+        names = [_name(rank, self._ranks.size) for rank in range(self._ranks.size)]
+        while written.exception() or not all((temporary / name).exists() for name in names):
+            if written.exception() or self._abandoned.wait(0.1):
+                shutil.rmtree(temporary, ignore_errors=True)
+                return
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
-        for old in _saved(folder, identity)[keep:]:
+        for old in _saved(self._folder, self._identity)[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    ranks.run_on_main(finish, "saving a checkpoint")
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end(_PATIENCE)
+
+    def _end(self, patience: float) -> None:
+        """Complete what is under way; ranks that are gone are waited for ``patience`` seconds."""
+        if self._written is not None:
+            self._written.exception()
+        if self._renamed is not None:
+            wait([self._renamed], patience)
+        self._abandoned.set()
+        self._thread.shutdown()
 
 
 def load_checkpoint(
@@ -165,8 +223,20 @@ def _name(rank: int, size: int) -> str:
     return f"rank-{rank}-of-{size}.pt"
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, lambda stream: torch.save(dict(content), stream))
+def _copy(value: Any) -> Any:
+    """A copy that later steps do not change, its tensors in the processor's memory."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        twin = copy(value) if isinstance(value, dict) else dict(value)  # a state dictionary has attributes
+        twin.update({name: _copy(item) for name, item in value.items()})
+        return twin
+    return type(value)(map(_copy, value)) if isinstance(value, list | tuple) else value
+
+
+def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
+    for name, content in files.items():
+        write_atomically(folder / name, partial(torch.save, content))
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:

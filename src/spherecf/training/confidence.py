@@ -39,7 +39,7 @@ from spherecf.training.features import (
     prototype_targets,
     prototypes_for,
 )
-from spherecf.training.heads import EachEpoch, FitResult, fit_head, make_objective
+from spherecf.training.heads import EachEpoch, Events, FitResult, fit_head, make_objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def prepare(
     config: ConfidenceConfig,
     cache: str | Path,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     ranks: Ranks | None = None,
 ) -> TrainingData:
     """The backbone's one pass over every view of every image to train on, into a cache on disk.
@@ -177,7 +177,7 @@ def fit_confidence(
     *,
     prototypes: Float[Tensor, "identities dim"] | None = None,
     ranks: Ranks | None = None,
-    tensorboard: bool = False,
+    tensorboard: Events = False,
     each_epoch: EachEpoch | None = None,
 ) -> ConfidenceModel:
     """Fit a head on prepared data, and return the model with its record.
@@ -208,9 +208,9 @@ def train_confidence(
     config: ConfidenceConfig | None = None,
     *,
     cache: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     ranks: Ranks | None = None,
-    tensorboard: bool = False,
+    tensorboard: Events = False,
     each_epoch: EachEpoch | None = None,
 ) -> ConfidenceModel:
     """Train a confidence head for a recogniser: stage 2 of the sphere confidence face.
@@ -226,9 +226,9 @@ def train_confidence(
         folder: gets ``confidence.safetensors``, ``history.jsonl`` and the checkpoints of the fit.
         config: settings, by default those of `ConfidenceConfig`.
         cache: folder of the features, by default ``folder/cache``; several runs may share it.
-        batch_size: views per call of the backbone, for the cache.
+        batch_size: views per call of the backbone, for the cache; None for 32 on the CPU, 256 on a GPU.
         ranks: from `join_ranks`; a single process by default. All must see ``folder``.
-        tensorboard: also write event files.
+        tensorboard: also write event files; "reference": as in `fit_head`.
         each_epoch: as in `fit_head`.
 
     Returns:
@@ -268,7 +268,7 @@ def _train_streaming(
     config: ConfidenceConfig,
     cache: Path,
     ranks: Ranks,
-    tensorboard: bool,
+    tensorboard: Events,
     each_epoch: EachEpoch | None,
 ) -> ConfidenceModel:
     selection = TrainingSelection.of(source, config)
@@ -324,5 +324,6 @@ def _record(
         "best_epoch": result.best_epoch,
         "history": result.history,
         "ranks": ranks.size,
+        "precision": config.engine.precision_on(ranks.device),
         "versions": environment(),
     }

@@ -9,6 +9,7 @@ from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
+import torch
 from pydantic import AfterValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
@@ -122,17 +123,18 @@ class OptimizerSettings:
 class EngineSettings:
     """How it is computed, which changes speed and memory, and what is learnt hardly or not at all.
 
-    ``precision``: of the network's arithmetic; weights and losses stay float32. "tf32", on a GPU, is float32
-    whose convolutions and products round what they multiply to 10 bits; "bfloat16" and "float16" let stage 1
-    multiply embeddings and prototypes in bfloat16 there. ``accumulate``: micro-batches a step.
-    ``checkpointing``: activations are computed again in the backward pass instead of stored.
+    ``precision``: of the network's arithmetic, see `precision_on`; weights and losses stay float32. "tf32",
+    on a GPU, is float32 whose convolutions and products round what they multiply to 10 bits; "bfloat16" and
+    "float16" let stage 1 multiply embeddings and prototypes in bfloat16 there. ``accumulate``: micro-batches
+    a step. ``checkpointing``: activations are computed again in the backward pass instead of stored.
     ``workers``: that decode for each rank: processes from 100,000 images on that are read in all epochs,
     threads below; 1 is always a thread; 0 chooses, processes for a GPU only. ``save_minutes``: between
     checkpoints within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and
-    count it. ``sync_batch_norm``: batch statistics over all ranks.
+    count it. ``read_every``: steps until losses are read from the device, which waits for it, and a bad one
+    is reported; 0 for 20 on a GPU, 1 on the CPU. ``sync_batch_norm``: batch statistics over all ranks.
     """
 
-    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
     compile: _Bool = False
     channels_last: _Bool = True
     accumulate: Annotated[_Integer, Field(ge=1)] = 1
@@ -142,6 +144,19 @@ class EngineSettings:
     save_minutes: Annotated[_Float, Field(gt=0)] = 15.0
     keep: Annotated[_Integer, Field(ge=1)] = 2
     on_nan: Literal["stop", "skip"] = "stop"
+    read_every: Annotated[_Integer, Field(ge=0)] = 0
+
+    def precision_on(self, device: torch.device) -> str:
+        """What the network computes in: "auto" is bfloat16 on a GPU that has it, else float32.
+
+        Example:
+            >>> EngineSettings().precision_on(torch.device("cpu"))
+            'float32'
+        """
+        if self.precision != "auto":
+            return self.precision
+        has_it = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bfloat16" if has_it else "float32"
 
 
 class Recipe:

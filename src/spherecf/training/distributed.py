@@ -38,6 +38,8 @@ class Ranks:
         >>> ranks = Ranks()
         >>> ranks.is_main, ranks.share(10), ranks.sum_(torch.ones(2)).tolist()
         (True, slice(0, 10, None), [1.0, 1.0])
+        >>> ranks.any(True, False)
+        (True, False)
     """
 
     rank: int = 0
@@ -75,11 +77,17 @@ class Ranks:
                 dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor
 
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag whether it is set on some rank; the GPUs are not waited for."""
+        if self.size == 1:
+            return flags
+        return tuple(map(bool, self.max_(torch.tensor(flags, dtype=torch.uint8)).tolist()))
+
     def counts(self, count: int) -> list[int]:
         """The counts of all ranks, in rank order."""
         if self.size == 1:
             return [count]
-        counts = torch.zeros(self.size, dtype=torch.int64, device=self.device)
+        counts = torch.zeros(self.size, dtype=torch.int64)  # not on the GPU: nobody waits for it
         counts[self.rank] = count
         gathered: list[int] = self.sum_(counts).tolist()
         return gathered
@@ -103,7 +111,7 @@ class Ranks:
             return value
         values: list[Any] = [value]
         with self._guard():
-            dist.broadcast_object_list(values, src=0, device=self.device)
+            dist.broadcast_object_list(values, src=0)
         received: T = values[0]
         return received
 
@@ -165,7 +173,8 @@ class Ranks:
 def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     """Join the ranks that ``torchrun`` started, by its environment variables; without them, a single process.
 
-    Gloo between CPUs, NCCL between GPUs; rank r of a machine takes its GPU number r.
+    Gloo between CPUs, NCCL between GPUs, with gloo beside it for numbers that no GPU has to compute; rank r
+    of a machine takes its GPU number r.
 
     Args:
         device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
@@ -190,7 +199,9 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     if not ranks.is_main:
         hide_bars()
     try:
-        dist.init_process_group("nccl" if own_device.type == "cuda" else "gloo", timeout=_TIMEOUT)
+        # Gloo beside NCCL: counts, flags and objects go from processor to processor and wait for no GPU.
+        backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"rank {ranks.rank} of {size} cannot join the others: {error}") from error
     try:

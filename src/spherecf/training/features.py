@@ -2,8 +2,9 @@
 
 import hashlib
 import math
+from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from spherecf.common.arrays import HostCopy
 from spherecf.common.progress import in_order, isolate_failures
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.data import ImageBatch, ImageSource, ListFile, Shown, Subset, View, batch_bytes, load_batch
@@ -335,6 +337,15 @@ class CachedFeatures:
         return hashlib.sha256(self._targets.rows.tobytes() + self._targets.cosine.tobytes()).hexdigest()
 
 
+class _Started(NamedTuple):
+    """A batch that the backbone is working on; ``result`` None if it could not even begin."""
+
+    images: Tensor
+    entries: Rows
+    skipped: dict[str, str]
+    result: tuple[BackboneOutput, HostCopy] | None
+
+
 class StreamedFeatures:
     """Entries computed on access: for data whose cache would not fit, or a backbone that is fine-tuned.
 
@@ -363,6 +374,8 @@ class StreamedFeatures:
         config, ranks = config or ConfidenceConfig(), ranks or Ranks()
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
         self._prototypes, self._tuning, self._device = prototypes, config.features.finetune, ranks.device
+        # A GPU computes a batch ahead, and always has work while the processor looks at what is done.
+        self._ahead = 0 if backbone.device.type == "cpu" else 1
         # Entry i is view i % len(views) of image images[i], as in a cache.
         usable = np.flatnonzero((source.labels >= 0) & prototypes.usable)
         self.images = np.repeat(usable, len(views))
@@ -397,12 +410,33 @@ class StreamedFeatures:
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
         shown = (Shown(rows, self.images[rows], self._views, self._view[rows]) for rows in parts)
+        started: deque[_Started] = deque()
         with closing(self._readers(shown)) as loaded:
             for rows, images, skipped in on_device(map(part_of, loaded), self._images_to):
-                yield Part(rows, images, skipped) if self._tuning else self._samples(images, rows, skipped)
+                if self._tuning:
+                    yield Part(rows, images, skipped)
+                    continue
+                started.append(self._start(images, rows, skipped))
+                if len(started) > self._ahead:
+                    yield self._finish(started.popleft())
+        yield from map(self._finish, started)
+
+    def _start(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> "_Started":
+        """Give the backbone its work; whether it could do it is known when the processor has heard of it."""
+        with suppress(ModelError):  # `_finish` finds out which images are to blame
+            output, usable = self._backbone.run(images)
+            return _Started(images, entries, skipped, (output, HostCopy(usable)))
+        return _Started(images, entries, skipped, None)
+
+    def _finish(self, batch: "_Started") -> Part:
+        if batch.result is not None and len(batch.entries):
+            output, usable = batch.result
+            if bool(usable.wait().all()):
+                return Part(batch.entries, self._sample(output, batch.entries), batch.skipped)
+        return self._samples(batch.images, batch.entries, batch.skipped)
 
     def _samples(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> Part:
-        """Samples of the images (n, height, width, 3) that the backbone can embed."""
+        """Samples of the images (n, height, width, 3) that the backbone can embed, one by one if need be."""
         parts = []
         for which, output in isolate_failures(self._backbone, images, ModelError):
             if isinstance(output, Exception):
@@ -420,7 +454,7 @@ class StreamedFeatures:
     @torch.no_grad()
     def _sample(self, output: BackboneOutput, entries: Rows) -> Sample:
         summary = self._head.pool_features(output.features, output.embedding)  # (n, *summary_shape)
-        prototypes = self._prototypes.of(self.images[entries]).to(output.mu.device)  # (n, dim)
+        prototypes = self.prototypes_of(entries).to(output.mu.device, non_blocking=True)  # (n, dim)
         cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)  # (n,)
         return _to(self._device, Sample(summary, output.mu, cosine))
 
@@ -436,4 +470,4 @@ class StreamedFeatures:
 
 
 def _to(device: torch.device, sample: Sample) -> Sample:
-    return Sample(*(column.to(device) for column in sample))
+    return Sample(*(column.to(device, non_blocking=device.type == "cuda") for column in sample))

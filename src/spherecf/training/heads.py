@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -129,6 +129,7 @@ class ConfidenceTask:
         config: ConfidenceConfig,
         ranks: Ranks,
         tuned: tuple[nn.Module, Preprocessing] | None = None,
+        measures: bool = False,
     ) -> None:
         if tuple(features.summary_shape) != tuple(head.summary_shape):
             raise InputError(
@@ -136,7 +137,7 @@ class ConfidenceTask:
                 f"{tuple(features.summary_shape)}: it was made for another head"
             )
         self.head, self.features, self._config, self._ranks = head, features, config, ranks
-        self.objective = make_objective(config.loss, features.dim)
+        self.objective, self._measures = make_objective(config.loss, features.dim), measures
         self._split()
         if self.objective.pairwise:  # an error where either side has no pairs, before the first epoch
             self.batches(0)
@@ -241,7 +242,7 @@ class ConfidenceTask:
     def loss(self, forward: Forward, part: Part) -> Loss:
         ranks = self._ranks
         output, sample = self._outputs(forward, part)  # (n_r,) or (n_r, outputs)
-        labels = torch.from_numpy(self.features.identities[part.rows]).to(ranks.device)  # (n_r,)
+        labels = torch.from_numpy(self.features.identities[part.rows])  # (n_r,), on the CPU
         if self.objective.pairwise:
             # The samples of a pair may be on two ranks: every rank computes the loss of all pairs, from the
             # rows of all ranks, n numbers or n x dim.
@@ -250,12 +251,36 @@ class ConfidenceTask:
             if len(set(labels.tolist())) == len(labels):  # unreadable images have left no pair
                 zero = output.sum() * 0
                 return Loss(zero, zero.detach())
+            labels = labels.to(ranks.device, non_blocking=True)
             loss = self.objective.loss(output, sample.cosine, mu, labels).mean()
             return Loss(loss, loss.detach())
         # Divided by the number of samples on all ranks: shares of the ranks add up to the batch's mean.
         losses = self.objective.loss(output, sample.cosine, sample.mu, labels)  # (n_r,)
-        loss = losses.sum() / max(1, sum(ranks.counts(len(losses))))
-        return Loss(loss, ranks.sum_(loss.detach().clone()))
+        count = max(1, sum(ranks.counts(len(losses))))
+        loss = losses.sum() / count
+        value = ranks.sum_(loss.detach().clone())
+        if not self._measures:
+            return Loss(loss, value)
+        return Loss(loss, value, self._terms(value, output.detach(), sample.cosine, count))
+
+    @torch.no_grad()
+    def _terms(self, loss: Tensor, output: Tensor, cosine: Tensor, count: int) -> dict[str, Tensor]:
+        """Means over the batch of kappa and of the loss and its terms, named as the SCF reference names them.
+
+        L = -kappa cos(mu, w) - (d/2 - 1) log kappa + log I_{d/2-1}(kappa) + d/2 log(2 pi r^2) (section 3 of
+        S. Li et al., CVPR 2021); the Bessel term is what the others leave of it, in either variant.
+        """
+        kappa, dim = output.exp(), self.features.dim  # (n_r,)
+        sums = torch.stack([kappa.sum(), -(kappa * cosine).sum(), (1 - dim / 2) * output.sum()])
+        mean, first, second = self._ranks.sum_(sums / count)
+        constant = dim / 2 * math.log(2 * math.pi * self._config.loss.radius**2)
+        return {
+            "kappa": mean,
+            "total_loss": loss,
+            "neg_kappa_times_cos_theta": first,
+            "neg_dim_scalar_times_log_kappa": second,
+            "log_iv_kappa": loss - first - second - constant,
+        }
 
     def _outputs(self, forward: Forward, part: Part) -> tuple[Tensor, Sample]:
         """Output of the head, in float32, and the sample with the cosines to compare it with."""
@@ -263,9 +288,11 @@ class ConfidenceTask:
             sample: Sample = part.data
             return forward(sample.summary).float(), sample
         # Fine-tuning: directions, and so cosines, change in every step; prototypes do not.
-        pixels = self._preprocessing(part.data.to(self._ranks.device))  # (n_r, 3, height, width)
+        pixels = self._preprocessing(
+            part.data.to(self._ranks.device, non_blocking=True)
+        )  # (n_r, 3, height, width)
         output, mu = forward(pixels)
-        prototypes = self.features.prototypes_of(part.rows).to(mu.device)  # (n_r, dim)
+        prototypes = self.features.prototypes_of(part.rows).to(mu.device, non_blocking=True)  # (n_r, dim)
         cosine = (mu * prototypes).sum(1).clamp(-1, 1)  # (n_r,)
         return output.float(), Sample(output.detach(), mu, cosine)
 
@@ -368,6 +395,7 @@ class FitState:
 
 
 EachEpoch = Callable[[FitState], None]
+Events = bool | Literal["reference"]
 
 
 def fit_head(
@@ -379,7 +407,7 @@ def fit_head(
     ranks: Ranks | None = None,
     tuned: tuple[nn.Module, Preprocessing] | None = None,
     identity: Mapping[str, Any] | None = None,
-    tensorboard: bool = False,
+    tensorboard: Events = False,
     each_epoch: EachEpoch | None = None,
 ) -> FitResult:
     """Train a head and return its best epoch on held-out identities.
@@ -395,7 +423,8 @@ def fit_head(
         ranks: the processes that train together; a single one by default.
         tuned: a backbone to fine-tune, and its preprocessing; ``features`` must load images (``tuning``).
         identity: further facts that the checkpoints depend on (hashes of data and backbone).
-        tensorboard: also write event files to ``folder/runs``.
+        tensorboard: also write event files to ``folder/runs``; "reference": with the curves that the SCF
+            reference's ``train.py`` writes, of every step and under its names.
         each_epoch: called on rank 0 after each epoch, before its checkpoint is written.
 
     Raises:
@@ -403,7 +432,9 @@ def fit_head(
         SpherecfError: the loss became NaN; the epoch and the keys of the batch are named.
     """
     ranks = ranks or Ranks()
-    task = ConfidenceTask(head, features, config, ranks, tuned)
+    if tensorboard == "reference" and config.loss.objective != "scf":
+        raise InputError(f"the reference's curves are those of objective scf, got {config.loss.objective}")
+    task = ConfidenceTask(head, features, config, ranks, tuned, measures=tensorboard == "reference")
     settings = {name: value for name, value in config.to_dict().items() if name != "engine"}
     run_identity = identity_of({"config": settings, "rows": features.digest(), **(identity or {})})
 
@@ -414,7 +445,8 @@ def fit_head(
 
     run = Run(
         config.fit.epochs, config.seed, config.optimizer, config.schedule, config.engine,
-        None if folder is None else Path(folder), run_identity, "fitting the head", tensorboard, after_epoch,
+        None if folder is None else Path(folder), run_identity, "fitting the head", bool(tensorboard),
+        after_epoch,
     )  # fmt: skip
     outcome = run_training(task, run, ranks)
     best = task.finish()

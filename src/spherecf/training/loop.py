@@ -10,13 +10,16 @@ import math
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
+from itertools import chain
+from operator import mul
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -30,13 +33,22 @@ from spherecf.common.files import write_atomically
 from spherecf.common.progress import progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
 from spherecf.models import float32_arithmetic
-from spherecf.training.checkpoint import load_checkpoint, save_checkpoint
+from spherecf.training.checkpoint import CheckpointWriter, load_checkpoint
 from spherecf.training.classifier import ShardedClassifier
 from spherecf.training.config import EngineSettings, OptimizerSettings, ScheduleSettings, lr_factor
 from spherecf.training.distributed import Ranks, synchronize_batch_norm
-from spherecf.training.optim import bound_gradients, set_lr
+from spherecf.training.optim import (
+    bound_gradients,
+    is_fused,
+    keep_kernels,
+    prepared,
+    set_lr,
+    step_where,
+)
 
 LOG_FILE = "history.jsonl"
+_READ_EVERY = 20  # steps: a read costs a GPU some milliseconds, a bad batch is reported within seconds
+_VARIANTS = 64  # of one class of blocks: by stage, training or not, one size of batches or several
 
 
 Rows = NDArray[np.int64]
@@ -58,10 +70,17 @@ class Part(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """``backward``: this rank's share of the loss, to be summed over ranks; ``value``: the batch's loss."""
+    """Scalars on the device.
+
+    Attributes:
+        backward: this rank's share of the loss, to be summed over ranks.
+        value: the batch's loss.
+        measures: further means over the batch, for the log of every step.
+    """
 
     backward: Tensor
     value: Tensor
+    measures: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @runtime_checkable
@@ -159,7 +178,7 @@ def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
     """Train, resuming from the newest checkpoint of the same identity if there is one.
 
     Raises:
-        InputError: precision "tf32" without a GPU.
+        InputError: precision "tf32" without a GPU, or ``engine.read_every`` above 1 without fused optimizers.
         SpherecfError: the loss is not finite; the keys of the batch are saved.
         StorageError: a checkpoint could not be written; the previous one is intact.
         RankError: another rank is gone.
@@ -183,21 +202,64 @@ class _Progress:
     overflows: int = 0
 
 
+class _Numbers(NamedTuple):
+    """What a step leaves on the device to be read later.
+
+    Attributes:
+        shares: of each micro-batch in the batch; none if no image could be used.
+        losses, measures: scalars of each micro-batch.
+        norm: of the gradient before clipping, a scalar; in float16 times the loss scale.
+    """
+
+    shares: list[float]
+    losses: list[Tensor]
+    measures: list[Mapping[str, Tensor]]
+    norm: Tensor
+
+    def scalars(self) -> list[Tensor]:
+        """Losses, measures and norm."""
+        measures = chain.from_iterable(named.values() for named in self.measures)
+        return [*self.losses, *measures, self.norm]
+
+
+class _Step(NamedTuple):
+    """A step that was taken: ``epoch``, ``step`` and ``batch`` from 0, its ``rows`` and rate ``lr``."""
+
+    epoch: int
+    step: int
+    batch: int
+    rows: Rows
+    lr: float
+    numbers: _Numbers
+
+
 class _Trainer:
     def __init__(self, task: Task, run: Run, ranks: Ranks) -> None:
         self.task, self.run, self.ranks = task, run, ranks
         self.progress, self.outcome = _Progress(), Outcome()
         engine, network = run.engine, task.network
+        self._precision = engine.precision_on(ranks.device)
         if engine.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if engine.sync_batch_norm:
             synchronize_batch_norm(network, ranks)
-        self.network = self._distribute(torch.compile(network) if engine.compile else network)
+        self.network = self._distribute(_compiled(network) if engine.compile else network)
         # Loss scaling, in float16 only: gradients below 6e-8 would be 0 there; bfloat16 has float32's range.
-        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=engine.precision == "float16")
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._precision == "float16")
         self._saved = time.monotonic()
         self._resumed_rng = False
         self._buffers_before: list[Tensor] = []
+        # Numbers of steps are read together, since a read waits for all that the device has still to do.
+        self._read_every = engine.read_every or (1 if ranks.device.type == "cpu" else _READ_EVERY)
+        self._unread: list[_Step] = []
+        if self._read_every > 1 and not all(map(is_fused, self.optimizers)):
+            raise InputError(
+                f"engine.read_every = {self._read_every}: only fused optimizers pass over a bad step without "
+                "reading it; set optimizer.fused = true, or engine.read_every = 1"
+            )
+        self._writer = None if run.folder is None else CheckpointWriter(
+            run.folder, run.identity, ranks, engine.keep
+        )  # fmt: skip
 
     def _distribute(self, network: Any) -> nn.Module:
         if self.ranks.size == 1:
@@ -230,6 +292,7 @@ class _Trainer:
             self._bar(first) as advance,
             RunLog(folder, tensorboard, history, self.progress.step) as log,
             stop_requested() as stop,
+            self._writer or contextlib.nullcontext(),
         ):
             for epoch in range(first, run.epochs):
                 started, seen = time.monotonic(), self.progress.seen
@@ -245,12 +308,15 @@ class _Trainer:
                         partial(run.each_epoch, epoch, self.progress.step), "the end of an epoch"
                     )
 
-                # Checkpoint before log: a resumed run rewrites the log from its checkpoint, not the reverse.
+                # The log may be ahead of the checkpoint, which is still being written: a resumed run rewrites
+                # the log from its checkpoint, not the reverse.
                 self.progress = _Progress(step=self.progress.step)
                 self._save()
                 log.epoch(metrics, {"images_per_second": rate}, self.progress.step)
                 loss = metrics.get("held_out_loss", metrics["train_loss"])
                 advance(0, f"epoch {epoch + 1}/{run.epochs}, loss {loss:.4g}")
+            if self._writer is not None:
+                self._writer.wait()
         return self.outcome
 
     @contextmanager
@@ -288,40 +354,36 @@ class _Trainer:
 
                 # Data to optimiser.
                 task.begin(batch, progress.step)
-                loss = self._train_step(epoch, batch, [(next(parts), len(rows)) for rows in cut])
-
-                # Log. A batch without a finite loss is not part of the epoch's mean.
+                numbers = self._train_step([(next(parts), len(rows)) for rows in cut])
+                self._unread.append(_Step(epoch, progress.step, progress.batch, batch, lr, numbers))
                 progress.step, progress.batch = progress.step + 1, progress.batch + 1
                 progress.seen += len(batch)
-                if math.isfinite(loss):
-                    progress.total += loss * len(batch)
-                    progress.counted += len(batch)
-                log.step(progress.step, {"loss": loss, "lr": lr})
-                advance(len(batch), f"epoch {epoch + 1}/{self.run.epochs}, loss {loss:.4g}")
 
-                # Checkpoint if one is due, stop if a signal came. Ranks see clock and signals at different
-                # times, so they agree by a maximum. The checkpoint at the end of an epoch is `train`'s.
-                minutes = (time.monotonic() - self._saved) / 60
-                due = progress.batch < len(batches) and minutes > self.run.engine.save_minutes
-                flags = torch.tensor([float(due and ranks.is_main), float(stop.is_set())])
-                if ranks.size > 1:
-                    flags = ranks.max_(flags.to(ranks.device))
-                save, interrupt = (bool(flag) for flag in flags.tolist())
+                # Is a checkpoint due, did a signal come, could one not be written? Ranks see this at
+                # different times, so they agree. The checkpoint at the end of an epoch is `train`'s.
+                last, minutes = progress.batch == len(batches), (time.monotonic() - self._saved) / 60
+                due = not last and minutes > self.run.engine.save_minutes
+                failed = self._writer is not None and self._writer.failed
+                save, interrupt, failed = ranks.any(due and ranks.is_main, stop.is_set(), failed)
+
+                # Log, read from the device now and then.
+                if last or save or interrupt or len(self._unread) >= self._read_every:
+                    loss = self._read(log)
+                    advance(len(batch), f"epoch {epoch + 1}/{self.run.epochs}, loss {loss:.4g}")
+                else:
+                    advance(len(batch))
                 if save or interrupt:
                     self._save()
+                if self._writer is not None and (failed or interrupt):
+                    self._writer.wait()
                 if interrupt:
                     raise KeyboardInterrupt
 
-    def _train_step(self, epoch: int, batch: Rows, parts: Sequence[tuple[Part, int]]) -> float:
-        """One step of all optimizers.
+    def _train_step(self, parts: Sequence[tuple[Part, int]]) -> _Numbers:
+        """One step of all optimizers; none where loss or gradient is not finite.
 
         Args:
-            epoch: from 0.
-            batch: (n,) rows of the whole batch.
             parts: of each micro-batch this rank's part, and its number of rows over all ranks.
-
-        Returns:
-            The mean loss of the batch; NaN where no step was taken.
         """
         task, classifier = self.task, self.task.classifier
 
@@ -330,55 +392,101 @@ class _Trainer:
             self.outcome.skipped.update(part.skipped)
         usable = [(part, rows) for part, rows in parts if sum(self.ranks.counts(len(part.rows)))]
         rows_in_all = sum(rows for _, rows in usable)
+        numbers = _Numbers([], [], [], torch.zeros((), device=self.ranks.device))
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._snapshot_buffers()
+        self._keep_buffers()
         if not usable:
-            return math.nan
+            return numbers
 
-        mean = 0.0
         for number, (part, rows) in enumerate(usable):
-            weight = rows / rows_in_all
             # Reduce, of the replicated network: its hooks sum gradients over ranks during the backward pass,
             # once per step, so only in the last micro-batch.
             with self._sync_gradients(last=number == len(usable) - 1):
-                # Forward: every rank has the same value, so all of them stop or skip together.
+                # Forward: every rank has the same value, so all of them step, or none.
                 loss = task.loss(self._forward, part)
-                value = float(loss.value)
-                if not math.isfinite(value):
-                    return self._not_finite(epoch, batch, f"the loss is {value}")
+                numbers.shares.append(rows / rows_in_all)
+                numbers.losses.append(loss.value.detach())
+                numbers.measures.append(loss.measures)
 
                 # Backward: gradients of micro-batches accumulate to that of the batch's mean.
-                self._backward(self.scaler.scale(loss.backward * weight))
-            mean += weight * value
+                self._backward(self.scaler.scale(loss.backward * numbers.shares[-1]))
 
         # Reduce, of the margin's parameters. Prototypes are sharded: each rank has its rows' whole gradient.
         if classifier:
             classifier.reduce_gradients()
 
-        # Optimiser: clip by the norm over replicated and sharded parameters, then step.
+        # Clip by the norm over replicated and sharded parameters.
         replicated = list(task.network.parameters())
         sharded = [classifier.rows.active] if classifier else []
+        finite = torch.isfinite(torch.stack(numbers.losses)).all()
+        unclipped = OptimizerSettings(clip_norm=0.0, clip_value=0.0)
+        clipping = unclipped if self.scaler.is_enabled() else self.run.optimizer
+        norm = bound_gradients(replicated, sharded, clipping, self.ranks)
+        numbers = numbers._replace(norm=norm)
+        # In float16 an overflow is expected now and then: the scaler skips the step and lowers its scale.
+        if not self.scaler.is_enabled():
+            finite &= torch.isfinite(norm)
+        if self._read_every == 1 and not bool(finite):
+            self._restore_buffers(finite)
+            return numbers
         if self.scaler.is_enabled():
-            self._share_overflow(replicated, sharded)
+            self._share_overflow(norm + sum(numbers.losses))
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-        norm = bound_gradients(replicated, sharded, self.run.optimizer, self.ranks)
-        # In float16 an overflow is expected now and then: the scaler skips the step and lowers its scale.
-        if not self.scaler.is_enabled() and not bool(torch.isfinite(norm)):
-            return self._not_finite(epoch, batch, "the gradient is not finite")
+            bound_gradients(replicated, sharded, self.run.optimizer, self.ranks)
+
+        # Optimiser: where not every step is read, a bad one is passed over on the device.
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            if self.scaler.is_enabled() or self._read_every == 1:
+                self.scaler.step(prepared(optimizer))
+            else:
+                step_where(finite, optimizer)
         self.scaler.update()
+        if self._read_every > 1:
+            self._restore_buffers(finite)
         if classifier:
             classifier.end()
-        return mean
+        return numbers
+
+    def _read(self, log: "RunLog") -> float:
+        """Read the numbers of the steps since the last read, the one place that waits for the device.
+
+        Returns:
+            The mean loss of the last batch; NaN where no step was taken.
+        """
+        progress, loss = self.progress, math.nan
+        steps, self._unread = self._unread, []
+        read = iter(torch.stack([scalar for step in steps for scalar in step.numbers.scalars()]).tolist())
+        for step in steps:
+            shares = step.numbers.shares
+            losses = [next(read) for _ in shares]
+            measures = [{name: next(read) for name in named} for named in step.numbers.measures]
+            norm, problem = next(read), ""
+            if bad := [value for value in losses if not math.isfinite(value)]:
+                problem = f"the loss is {bad[0]}"
+            elif not math.isfinite(norm) and self.scaler.is_enabled():
+                progress.overflows += 1
+            elif not math.isfinite(norm):
+                problem = "the gradient is not finite"
+            if problem:
+                self._not_finite(step, problem)
+            # A batch without a finite loss is not part of the epoch's mean.
+            loss = math.nan if problem or not losses else sum(map(mul, shares, losses))
+            if math.isfinite(loss):
+                progress.total += loss * len(step.rows)
+                progress.counted += len(step.rows)
+            means = {
+                name: sum(share * named[name] for share, named in zip(shares, measures))
+                for name in (measures[0] if measures else ())
+            }
+            log.step(step.step + 1, {"loss": loss, "lr": step.lr}, means)
+        return loss
 
     def _forward(self, *arguments: Any) -> Any:
-        precision = self.run.engine.precision
-        if precision in ("float32", "tf32"):
+        if self._precision in ("float32", "tf32"):
             return self.network(*arguments)
-        with torch.autocast(self.ranks.device.type, getattr(torch, precision)):
+        with torch.autocast(self.ranks.device.type, getattr(torch, self._precision)):
             return self.network(*arguments)
 
     def _backward(self, loss: Tensor) -> None:
@@ -395,42 +503,41 @@ class _Trainer:
             return self.network.no_sync()
         return contextlib.nullcontext()
 
-    def _share_overflow(self, replicated: Sequence[nn.Parameter], sharded: Sequence[nn.Parameter]) -> None:
-        """Let all ranks skip a step that overflowed on one of them: a scaler sees its own gradients only."""
-        unclipped = OptimizerSettings(clip_norm=0.0, clip_value=0.0)
-        if bool(torch.isfinite(bound_gradients(replicated, sharded, unclipped, self.ranks))):
-            return
-        self.progress.overflows += 1
+    def _share_overflow(self, norm: Tensor) -> None:
+        """Let all optimizers of all ranks skip a step that overflowed in one; a scaler sees each alone."""
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad.fill_(torch.inf)
+            parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+            for parameter in [p for p in parameters if p.grad is not None][:1]:
+                parameter.grad.add_(norm * 0)  # NaN if the norm over all of them is not finite
 
-    def _not_finite(self, epoch: int, batch: Rows, problem: str) -> float:
-        """Save the keys of the batch; then skip it, its batch statistics restored, or stop."""
-        skip, progress, keys = self.run.engine.on_nan == "skip", self.progress, self.task.keys(batch)
-        saved = ""
+    def _not_finite(self, step: _Step, problem: str) -> None:
+        """Save the keys of the batch; then count it, as it was skipped, or stop."""
+        keys, saved = self.task.keys(step.rows), ""
         if self.run.folder is not None and self.ranks.is_main:
-            path = self.run.folder / f"not-finite-{progress.step:09d}.json"
-            facts = {"epoch": epoch + 1, "batch": progress.batch + 1, "problem": problem, "keys": keys}
+            path = self.run.folder / f"not-finite-{step.step:09d}.json"
+            facts = {"epoch": step.epoch + 1, "batch": step.batch + 1, "problem": problem, "keys": keys}
             write_atomically(path, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
             saved = f" (all {len(keys)} keys are in {path})"
-        if skip:
-            progress.nan += 1
-            for buffer, before in zip(self._buffers(), self._buffers_before):
-                buffer.copy_(before)
-            return math.nan
+        if self.run.engine.on_nan == "skip":
+            self.progress.nan += 1
+            return
         raise SpherecfError(
-            f"epoch {epoch + 1}, batch {progress.batch + 1}: {problem}, in a batch of {len(keys)} with "
+            f"epoch {step.epoch + 1}, batch {step.batch + 1}: {problem}, in a batch of {len(keys)} with "
             f"{', '.join(keys[:5])}, ...{saved}; the last checkpoint is kept. Lower optimizer.lr, look at "
             'these images, or set engine.on_nan = "skip".'
         )
 
-    def _snapshot_buffers(self) -> None:
+    def _keep_buffers(self) -> None:
         # The forward pass updates batch statistics, also of a batch that is skipped afterwards.
-        if self.run.engine.on_nan == "skip":
-            self._buffers_before = [buffer.clone() for buffer in self._buffers()]
+        if self.run.engine.on_nan == "skip" and (buffers := self._buffers()):
+            self._buffers_before = self._buffers_before or [torch.empty_like(buffer) for buffer in buffers]
+            torch._foreach_copy_(self._buffers_before, buffers)
+
+    def _restore_buffers(self, finite: Tensor) -> None:
+        """Undo the statistics of the step unless it was ``finite``, a scalar on the device."""
+        if self._buffers_before:
+            pairs = zip(self._buffers(), self._buffers_before, strict=True)
+            torch._foreach_copy_(self._buffers(), [torch.where(finite, now, before) for now, before in pairs])
 
     def _buffers(self) -> list[Tensor]:
         classifier = self.task.classifier
@@ -458,18 +565,15 @@ class _Trainer:
 
     def _save(self) -> None:
         self._saved = time.monotonic()
-        run, task, ranks = self.run, self.task, self.ranks
-        if run.folder is None:
+        task, ranks = self.task, self.ranks
+        if self._writer is None:
             return
         self._gather_skipped()
         rng = {"cpu": torch.get_rng_state()}
         if ranks.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(ranks.device)
         shard = {} if task.classifier is None else task.classifier.rows.state()
-        save_checkpoint(
-            run.folder, self.progress.step, run.identity, ranks,
-            common=self._common, private={"rng": rng}, shard=shard, keep=run.engine.keep,
-        )  # fmt: skip
+        self._writer.save(self.progress.step, common=self._common, private={"rng": rng}, shard=shard)
 
     def _common(self) -> Mapping[str, Any]:
         task = self.task
@@ -495,8 +599,10 @@ class _Trainer:
             return
         common = saved.common
         task.network.load_state_dict(common["network"])
-        task.optimizer.load_state_dict(common["optimizer"])
+        task.optimizer.load_state_dict(keep_kernels(task.optimizer, common["optimizer"]))
         if classifier is not None:
+            if classifier.margin_optimizer is not None:
+                keep_kernels(classifier.margin_optimizer, common["classifier"]["margin_optimizer"])
             classifier.load_state(common["classifier"])
             classifier.rows.load({name: value.to(ranks.device) for name, value in saved.shard.items()})
         # A run may go on in another precision: then there is no state of a scaler, or no use for it.
@@ -515,6 +621,42 @@ class _Trainer:
     def _gather_skipped(self) -> None:
         for skipped in self.ranks.all_gather_object(self.outcome.skipped):
             self.outcome.skipped.update(skipped)
+
+
+def _compiled(network: nn.Module) -> Any:
+    """The network compiled block by block, in place, or as a whole if no kind of block repeats.
+
+    Blocks of one kind and size share their code, so that the compiler's time is that of some blocks, whatever
+    the depth.
+    """
+    kinds = Counter(type(module) for module in network.modules())
+    blocks = _repeated(network, kinds)
+    if not blocks or any(getattr(module, "checkpointing", False) for module in network.modules()):
+        return torch.compile(network)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    for block in blocks:
+        block.compile()
+        block._compiled_call_impl = partial(_call_static, block._compiled_call_impl)
+    return network
+
+
+def _repeated(module: nn.Module, kinds: Mapping[type, int]) -> list[nn.Module]:
+    """The outermost modules with layers of their own and a class that occurs more than once."""
+    blocks = []
+    for child in module.children():
+        block = kinds[type(child)] > 1 and not isinstance(child, nn.Sequential | nn.ModuleList)
+        callable_ = type(child).forward is not nn.Module.forward and any(True for _ in child.children())
+        blocks += [child] if block and callable_ else _repeated(child, kinds)
+    return blocks
+
+
+def _call_static(compiled: Callable[..., Any], *arguments: Any) -> Any:
+    # Stages differ in the size of their maps, which must not make the code of all of them general; only the
+    # number of images may vary.
+    for x in arguments:
+        if isinstance(x, Tensor):
+            torch._dynamo.mark_static(x, list(range(1, x.ndim)))
+    return compiled(*arguments)
 
 
 def _sum_bucket(  # torch looks at these annotations
@@ -547,20 +689,25 @@ class RunLog:
         for metrics in history:
             self._line(metrics)
 
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write every tenth step as TensorBoard events."""
-        if self._writer is not None and step % 10 == 0:
-            self._scalars("step", metrics, step)
+    def step(
+        self, step: int, metrics: Mapping[str, float], measures: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Write every tenth step as TensorBoard events; ``measures`` of every step, counted from 0."""
+        if self._writer is None:
+            return
+        if step % 10 == 0:
+            self._scalars("step/", metrics, step)
+        self._scalars("", measures, step - 1)
 
     def epoch(self, metrics: Mapping[str, float], speed: Mapping[str, float], step: int) -> None:
         """Write the next epoch; its speed is an event only: the history is the same for every run."""
         self._line(metrics)
         if self._writer is not None:
-            self._scalars("epoch", {**metrics, **speed}, step)
+            self._scalars("epoch/", {**metrics, **speed}, step)
 
-    def _scalars(self, kind: str, metrics: Mapping[str, float], step: int) -> None:
+    def _scalars(self, prefix: str, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(f"{kind}/{name}", value, step)
+            self._writer.add_scalar(f"{prefix}{name}", value, step)
 
     def _line(self, metrics: Mapping[str, float]) -> None:
         self._epochs += 1

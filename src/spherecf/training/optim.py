@@ -20,7 +20,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: OptimizerSettin
         {"params": matrices, "weight_decay": settings.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    common: dict[str, Any] = {"lr": settings.lr, "fused": settings.fused or None}
+    # On a GPU always: one kernel, and one that can pass over a step without being asked by the processor.
+    fused = settings.fused or any(p.is_cuda for p in trainable)
+    common: dict[str, Any] = {"lr": settings.lr, "fused": fused or None}
     if settings.name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=settings.momentum, **common)
     elif settings.name == "adam":
@@ -40,6 +42,48 @@ def set_lr(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> float:
     return float(optimizers[0].param_groups[0]["lr"])
 
 
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step_where` can be used."""
+    return all(group["fused"] for group in optimizer.param_groups)
+
+
+def keep_kernels(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A saved state of an optimizer that was computed otherwise, fused or not, as this one computes."""
+    for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        saved |= {name: group[name] for name in ("fused", "foreach") if name in group}
+    return state
+
+
+def prepared(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer, its momentum begun.
+
+    A fused SGD takes its first momentum from uninitialised memory if that step is passed over (torch 2.13).
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["fused"] and group.get("momentum") else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def step_where(finite: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step of a fused optimizer, none if ``finite`` is False: a scalar that stays on the device.
+
+    By the same way a gradient scaler has them pass over an overflow; weights and state remain as they are.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> optimizer = make_optimizer([weight], OptimizerSettings(fused=True))
+        >>> weight.grad = torch.full((2,), torch.nan)
+        >>> step_where(torch.isfinite(weight.grad).all(), optimizer)
+        >>> weight.tolist()
+        [1.0, 1.0]
+    """
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    prepared(optimizer).step()
+    del optimizer.found_inf  # type: ignore[attr-defined]
+
+
 def bound_gradients(
     replicated: Sequence[nn.Parameter],
     sharded: Sequence[nn.Parameter],
@@ -54,8 +98,8 @@ def bound_gradients(
     """
     gradients = [p.grad for p in (*replicated, *sharded) if p.grad is not None]
     if settings.clip_value:
-        for gradient in gradients:
-            gradient.clamp_(-settings.clip_value, settings.clip_value)
+        torch._foreach_clamp_min_(gradients, -settings.clip_value)
+        torch._foreach_clamp_max_(gradients, settings.clip_value)
     # The norm must be the same on every rank: replicated parameters count once, sharded ones are summed.
     sharded_square = ranks.sum_(_square(sharded, ranks).reshape(1))[0]
     norm = (_square(replicated, ranks) + sharded_square).sqrt()
