@@ -76,10 +76,6 @@ class ShardedClassifier:
         # torch's updates that are not fused copy the gradient, which is as large as the prototypes.
         of_rows = replace(optimizer, fused=optimizer.fused or weight.is_cuda)
         self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, of_rows))
-        if weight.is_cuda:
-            # Told of an overflow in its first step, torch's fused SGD keeps a momentum never set: the
-            # loss scaler is to leave out such a step itself.
-            self.rows.optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         # What a margin learns is a bias or a scale: it must not decay towards 0.
         parameters = list(margin.parameters())
         undecayed = replace(optimizer, weight_decay=0.0)

@@ -636,7 +636,8 @@ def _compiled(network: nn.Module) -> Any:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
     for block in blocks:
         block.compile()
-        block._compiled_call_impl = partial(_call_static, block._compiled_call_impl)
+        compiled: Any = block._compiled_call_impl
+        block._compiled_call_impl = partial(_call_static, compiled)
     return network
 
 
