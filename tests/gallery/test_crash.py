@@ -30,7 +30,7 @@ def enrol(i, n=3):
 
 def run(script: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-c", START + script, str(folder)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", START + script, str(folder)], capture_output=True, text=True, timeout=300
     )
 
 

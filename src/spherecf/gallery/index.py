@@ -238,11 +238,11 @@ class Index:
             StorageError: it cannot be written.
         """
         places, self._unwritten = self._unwritten, []
-        if not places or not isinstance(self._main.codes, np.memmap):
+        if not places or self._file is None or not isinstance(self._main.codes, np.memmap):
             return
         codes = _HEAD.size + len(self._main.rows) * _ROW.itemsize
         try:
-            with Path(self._main.codes.filename).open("r+b") as stream:
+            with self._file.open("r+b") as stream:
                 for place in places:
                     stream.seek(_HEAD.size + place * _ROW.itemsize)
                     stream.write(bytes(_ROW.itemsize))

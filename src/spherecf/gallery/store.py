@@ -308,7 +308,7 @@ class Store:
         if found != "ok":
             raise self.damaged(found)
         folder = str(Path(self.uri).resolve().parent).replace("'", "''")
-        self._ask(f"PRAGMA temp_store_directory = '{folder}'")  # templates must not reach /tmp
+        self._ask(f"PRAGMA temp_store_directory = '{folder}'")  # templates stay on their disk
         try:
             self._ask("VACUUM")
         finally:
