@@ -19,8 +19,8 @@ from spherecf.errors import SpherecfError
 __all__ = ["EXTRAS", "Finding", "diagnose"]
 
 EXTRAS = {
-    "gallery": ("pymilvus", "milvus_lite"),
     "serve": ("fastapi", "uvicorn", "python_multipart"),
+    "milvus": ("pymilvus",),
     "heic": ("pillow_heif",),
     "report": ("matplotlib",),
     "train": ("tensorboard",),

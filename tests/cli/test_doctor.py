@@ -51,4 +51,4 @@ def test_a_library_that_does_not_load_is_a_finding(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(importlib, "import_module", broken)
     found = {finding.name: finding for finding in doctor.diagnose()}
     assert not found["cv2"].ok and type(fault).__name__ in found["cv2"].detail and found["torch"].ok
-    assert not found["extra gallery"].ok and found["extra serve"].ok
+    assert not found["extra milvus"].ok and found["extra serve"].ok

@@ -12,8 +12,6 @@ from spherecf.cli import app
 from spherecf.data import orl_faces
 from spherecf.errors import InputError
 
-pytest.importorskip("milvus_lite", reason='no Milvus: pip install "spherecf[gallery]"')
-
 RUNNER = CliRunner()
 PEOPLE = orl_faces().root
 

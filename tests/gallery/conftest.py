@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("milvus_lite", reason='no Milvus: pip install "spherecf[gallery]"')
-
 from spherecf.calibration import Calibration, DecisionRule
 from spherecf.gallery import Gallery
 

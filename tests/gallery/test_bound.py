@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests.reference.gallery import score_at
 
-from spherecf.gallery.mirror import BinEnds, Bound
+from spherecf.gallery.bound import BinEnds, Bound
 
 COSINES = np.array([-1.0, -0.999, -0.5, 0.0, 0.3, 0.9, 0.9999, 1.0])
 
@@ -21,16 +21,20 @@ def test_nothing_in_the_bin_is_higher(dim: int, own: float, low: float, high: fl
     kappas = np.concatenate([[low, high], rng.uniform(low, high, 100), inside])
     scores = score_at(COSINES[:, None], own, kappas[None], dim, 64.0)
     ends = np.full((2, len(COSINES)), [[float(low)], [float(high)]])
-    bound = Bound(own, BinEnds.of(*ends, dim), dim, 64.0)
-    assert (bound.score(COSINES) >= scores.max(1)).all()
+    bound, bins = Bound(np.array([own]), dim, 64.0), BinEnds.of(*ends, dim)
+    assert (bound.of_bins(bins, COSINES) >= scores.max(1)).all()
+    for beat in np.quantile(scores, [0.1, 0.5, 0.9]):
+        needed = bound.cosines(bins, COSINES, np.full(len(COSINES), beat))
+        below = needed >= COSINES
+        assert (scores[below] < beat).all() and (needed <= COSINES).all()
     each = np.broadcast_to(kappas, scores.shape).ravel().copy()
     cosines = np.repeat(COSINES, len(kappas))
-    np.testing.assert_allclose(bound.reached(each, cosines), scores.ravel(), rtol=1e-10, atol=1e-5)
+    np.testing.assert_allclose(bound.of_rows(each, cosines), scores.ravel(), rtol=1e-10, atol=1e-5)
 
 
 def test_it_is_close_where_the_bin_is_narrow() -> None:
     low, high = np.linspace(100, 900, 50), np.linspace(100, 900, 50) + 4.0
     cosine = np.full(50, 0.4)
-    bound = Bound(300.0, BinEnds.of(low, high, 512), 512, 64.0).score(cosine)
+    bound = Bound(np.array([300.0]), 512, 64.0).of_bins(BinEnds.of(low, high, 512), cosine)
     kappas = torch.linspace(0, 4, 41).double().numpy()[:, None] + low
     assert (bound - score_at(cosine, 300.0, kappas, 512, 64.0).max(0) < 0.05).all()

@@ -1,13 +1,15 @@
 """Enrolling, finding, listing and removing, in an embedded gallery."""
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.gallery.conftest import DIM, MODEL, calibration, near
+from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration, near, unit
 
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.gallery import Gallery
@@ -22,6 +24,7 @@ def enrol(gallery: Gallery, name: str, mu: np.ndarray, kappa: float = 400.0, **h
 
 
 def stored_bytes(folder: Path) -> bytes:
+    """Of the gallery, its log, and whatever lies beside it."""
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
@@ -109,26 +112,44 @@ def test_images_that_are_not_kept_leave_the_template(opened: Open, people: np.nd
         again.enrol("Bob", none, [], media=[], sources=[], add=True)
 
 
+@pytest.mark.parametrize("log_emptied", [True, False])
 def test_removal_leaves_neither_name_nor_direction_in_any_file(
-    opened: Open, people: np.ndarray, tmp_path: Path
+    opened: Open, people: np.ndarray, tmp_path: Path, log_emptied: bool
 ) -> None:
-    import base64
-
     gallery = opened()
     enrol(gallery, "Quetzalcoatl", np.concatenate([people[:1], near(people[:1], 1)]))
     enrol(gallery, "Bob", people[1:2])
-    packed = base64.b64encode(people[0].tobytes())
-    (key,) = (one.template for one in gallery.list() if one.identity == "Quetzalcoatl")
-    traces = (b"Quetzalcoatl", packed, key.encode())
+    stored = gallery._store.find("Quetzalcoatl")
+    directions = (stored.mu, *gallery._store.images(stored).mu)
+    traces = (b"Quetzalcoatl", stored.id.encode(), *(mu.tobytes() for mu in directions))
+    if log_emptied:
+        gallery.close()
+        gallery = opened()
     assert all(trace in stored_bytes(tmp_path) for trace in traces)
     assert gallery.remove("Nobody") == 0 and gallery.remove("Quetzalcoatl") == 1
     assert len(gallery) == 1 and [one.identity for one in gallery.list()] == ["Bob"]
     assert not any(trace in stored_bytes(tmp_path) for trace in traces)
-    assert b"Bob" in stored_bytes(tmp_path)
     gallery.close()
     again = opened()
     assert [one.identity for one in again.list()] == ["Bob"] and "Quetzalcoatl" not in again
     assert not any(trace in stored_bytes(tmp_path) for trace in traces)
+    assert b"Bob" in stored_bytes(tmp_path)
+
+
+def test_of_half_a_gallery_nothing_is_left_once_compacted(opened: Open, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    gallery, names = opened(), [f"person {i:04d}" for i in range(600)]
+    gallery.enrol_many(names, unit(rng, 600), np.full(600, 300.0))
+    mu = [one.mu for page in gallery._store.templates() for one in page]
+    gone = [i for i in range(600) if rng.random() < 0.5]
+    for i in gone:
+        gallery.remove(names[i], erase=False)
+    gallery.compact()
+    everything = stored_bytes(tmp_path)
+    assert not any(names[i].encode() in everything or mu[i].tobytes() in everything for i in gone)
+    kept = sorted(set(range(600)) - set(gone))
+    assert all(mu[i].tobytes() in everything for i in kept)
+    assert [one.identity for one in gallery.list()] == [names[i] for i in kept]
 
 
 def test_removal_without_erasing_counts_at_once_and_for_good(opened: Open, people: np.ndarray) -> None:
@@ -166,49 +187,124 @@ def test_a_gallery_of_another_model_is_refused_with_both_hashes(opened: Open) ->
         opened(model="c" * 64, calibration=calibration())
 
 
-def test_a_second_process_is_told_who_has_the_gallery(opened: Open, tmp_path: Path) -> None:
-    script = (
-        "import sys; from spherecf.gallery.store import Lock; from pathlib import Path\n"
-        "lock = Lock(Path(sys.argv[1])); print('mine', flush=True); sys.stdin.read()"
-    )
-    opened().close()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "people" / "spherecf.lock")],
+WRITER = f"""
+import sys, numpy as np
+from spherecf.gallery import Gallery
+gallery = Gallery.open(sys.argv[1], model="{MODEL}", backbone="{BACKBONE}", dim={DIM}, radius={RADIUS})
+for line in sys.stdin:
+    name, place = line.split()
+    gallery.enrol(name, np.eye({DIM})[int(place)][None], [300.0], media=["a"], sources=["a"])
+    print(name, flush=True)
+"""
+
+
+def test_one_process_writes_and_others_read_and_are_told_who_writes(
+    opened: Open, people: np.ndarray, tmp_path: Path
+) -> None:
+    reader = opened()
+    enrol(reader, "Ann", people[:1])
+    reader.close()
+    reader = opened()
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "people")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert holder.stdout is not None and holder.stdout.readline() == "mine\n"
-        with pytest.raises(StorageError, match=f"in use by process {holder.pid}"):
-            opened()
+        assert writer.stdin is not None and writer.stdout is not None
+        for name, place in (("Bob", 0), ("Zoe", 1)):
+            writer.stdin.write(f"{name} {place}\n")
+            writer.stdin.flush()
+            assert writer.stdout.readline() == f"{name}\n"
+            found = reader.identify(np.eye(DIM)[place], 300.0, threshold=0.0)
+            assert (found.identity, found.gallery) == (name, 2 + place)
+        with pytest.raises(StorageError, match=f"in use by process {writer.pid}"):
+            enrol(reader, "Eve", people[1:2])
+        with pytest.raises(StorageError, match=f"in use by process {writer.pid}"):
+            reader.remove("Ann")
     finally:
-        holder.kill()
-        holder.communicate()
-    opened()
+        writer.kill()
+        writer.communicate()
+    enrol(reader, "Eve", people[1:2])
+    reader.close()
+    assert [file.name for file in tmp_path.iterdir() if file.name.endswith(("-lock", "-wal"))] == []
+    assert [one.identity for one in opened().list()] == ["Ann", "Bob", "Eve", "Zoe"]
 
 
 def test_damage_is_noticed(opened: Open, people: np.ndarray, tmp_path: Path) -> None:
-    gallery = opened()
-    enrol(gallery, "Ann", people[:1])
+    gallery, file = opened(), tmp_path / "people"
+    enrol(gallery, "Ann", np.concatenate([people[:1], people[1:2]]))
     gallery.close()
-    (data,) = (tmp_path / "people").rglob("data_*.parquet")
-    whole = data.read_bytes()
-    data.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises((StorageError, FileFormatError), match="people"):
-        opened()
-    data.unlink()
-    with pytest.raises(FileFormatError, match="damaged"):
-        opened()
-    data.write_bytes(whole)
+    whole = file.read_bytes()
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"X" * 100 + whole[100:],
+        whole.replace(b'"warnings"', b"x" * 10),
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises((StorageError, FileFormatError), match="people"):
+            opened().list()
+    file.write_bytes(whole)
     assert len(opened()) == 1
 
 
 def test_what_is_no_gallery(opened: Open, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(FileFormatError, match="folder"):
+    (tmp_path / "file").write_text("x" * 200)
+    with pytest.raises(FileFormatError, match="expected the file of a gallery"):
         opened(tmp_path / "file")
+    with pytest.raises(FileFormatError, match="got a folder"):
+        opened(tmp_path)
+    with sqlite3.connect(tmp_path / "other") as other:
+        other.execute("CREATE TABLE facts (x)")
+    other.close()
+    with pytest.raises(FileFormatError, match="another SQLite database"):
+        opened(tmp_path / "other")
     with pytest.raises(InputError, match="no gallery"):
         opened(tmp_path / "none", create=False)
     assert not (tmp_path / "none").exists()
+
+
+def test_equal_input_gives_an_equal_gallery_but_for_times(
+    opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spherecf.gallery.rows.datetime", Clock)
+    for name in "ab":
+        gallery = opened(tmp_path / name)
+        enrol(gallery, "Ann", people[:2])
+        enrol(gallery, "Bob", people[2:3])
+        enrol(gallery, "Ann", people[3:4], add=True)
+        gallery.search(people[:1], [300.0])
+        gallery.close()
+    first, second = (opened(tmp_path / name).list() for name in "ab")
+    assert first == second and len({one.template for one in first}) == 2
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    third = opened(tmp_path / "c")
+    enrol(third, "Bob", people[3:4])
+    assert third.list()[0].template not in {one.template for one in first}
+
+
+class Clock(datetime):
+    @classmethod
+    def now(cls, zone: tzinfo | None = None) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=zone)
+
+
+def test_a_change_that_was_interrupted_counts_once_it_is_written(
+    opened: Open, people: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = opened()
+    enrol(gallery, "Ann", people[:1])
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    actions = (lambda: enrol(gallery, "Bob", people[1:2]), lambda: gallery.remove("Ann"))
+    for action, left in zip(actions, (["Ann", "Bob"], ["Bob"])):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(gallery._index, "add", stop)
+            patch.setattr(gallery._index, "drop", stop)
+            action()
+        found = sorted(one.identity for one in gallery.search(people[:1], [300.0])[0])
+        assert found == [one.identity for one in gallery.list()] == left and len(gallery) == len(left)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31m", "x" * 257])

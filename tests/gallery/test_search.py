@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 from tests.reference.gallery import brute_force
 
-from spherecf.gallery.mirror import Mirror
-from spherecf.gallery.search import search
+import spherecf.gallery.index as index_module
+import spherecf.gallery.search as search_module
+from spherecf.gallery.index import Index, quantise
+from spherecf.gallery.rows import Template
+from spherecf.gallery.search import Hits, search
+from spherecf.gallery.store import Store
 
 RADIUS = 64.0
 KAPPAS = {
@@ -22,65 +26,102 @@ def unit(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
     return (mu / np.linalg.norm(mu, axis=1, keepdims=True)).astype(np.float32)
 
 
-def mirror_of(mu: np.ndarray, kappa: np.ndarray) -> Mirror:
-    mirror = Mirror(mu.shape[1])
-    keys = [f"{i:05d}" for i in range(len(mu))]
-    mirror.extend(keys, keys, mu, kappa.astype(np.float32), np.ones(len(mu)), np.ones(len(mu)))
-    return mirror
+class World:
+    """A gallery in memory and its index."""
+
+    def __init__(self, mu: np.ndarray, kappa: np.ndarray) -> None:
+        self.store = Store(":memory:", mu.shape[1])
+        self.store.create({})
+        self.put(mu, kappa, [f"{i:05d}" for i in range(len(mu))])
+        self.index = Index(self.store, mu.shape[1])
+
+    def put(self, mu: np.ndarray, kappa: np.ndarray, names: list[str]) -> list[int]:
+        return self.store.insert(
+            [Template(name, name, one, float(k), 1, 1) for name, one, k in zip(names, mu, kappa)]
+        )
+
+    def search(self, mu: np.ndarray, kappa: np.ndarray, top: int) -> list[Hits]:
+        return search(self.index, self.store, mu, kappa, top, RADIUS)
+
+    def check(self, mu: np.ndarray, kappa: np.ndarray, top: int) -> None:
+        for hits, probe, own in zip(self.search(mu, kappa, top), mu, kappa):
+            ids, scores = brute_force(self.store, probe, own, top, RADIUS)
+            assert [hit.id for hit in hits.best] == ids
+            np.testing.assert_allclose([-h.negative_score for h in hits.best], scores, rtol=1e-12, atol=1e-9)
 
 
-def check(mirror: Mirror, mu: np.ndarray, kappa: np.ndarray, top: int) -> None:
-    for hits, probe, own in zip(search(mirror, mu, kappa, top, RADIUS), mu, kappa):
-        keys, scores = brute_force(mirror, probe, own, top, RADIUS)
-        assert mirror.keys[hits.rows].tolist() == keys
-        np.testing.assert_allclose(hits.scores, scores, rtol=1e-12, atol=1e-9)
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups, bins and chunks so small that some hundred rows have many."""
+    for name, size in (("SUB", 8), ("BIN", 64), ("_CHUNK", 192), ("_TAIL", 32)):
+        monkeypatch.setattr(index_module, name, size)
+    monkeypatch.setattr(search_module, "SUB", 8)
+    monkeypatch.setattr(search_module, "_GROUPS", 40)
+    monkeypatch.setattr(search_module, "_PAIRS", 100)
 
 
 @pytest.mark.parametrize("name", KAPPAS)
 @pytest.mark.parametrize("dim", [3, 64])
-def test_finds_what_scoring_everything_finds(name: str, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.mirror._BIN_ROWS", 64)
+@pytest.mark.usefixtures("small")
+def test_finds_what_scoring_everything_finds(name: str, dim: int) -> None:
     rng = np.random.default_rng(0)
     mu, kappa = unit(rng, 1500, dim), KAPPAS[name](rng, 1500)
-    mirror = mirror_of(mu, kappa)
+    world = World(mu, kappa)
     probes = np.concatenate([mu[:3], unit(rng, 5, dim), -mu[:1]])
     for own in (0.0, 1e-3, 200.0, 1e5, 1e9):
-        check(mirror, probes, np.full(len(probes), own), 7)
-    check(mirror, probes[:2], np.array([200.0, 500.0]), 1)
-    check(mirror, probes[:2], np.array([200.0, 500.0]), 5000)
+        world.check(probes, np.full(len(probes), own), 7)
+    world.check(probes[:2], np.array([200.0, 500.0]), 1)
+    world.check(probes[:2], np.array([200.0, 500.0]), 5000)
 
 
-def test_ties_go_by_key() -> None:
+def test_ties_go_by_id() -> None:
     mu = np.repeat(np.eye(4, dtype=np.float32)[:1], 300, 0)
-    check(mirror_of(mu, np.full(300, 100.0)), mu[:1], np.array([50.0]), 5)
+    World(mu, np.full(300, 100.0)).check(mu[:1], np.array([50.0]), 5)
 
 
-def test_newcomers_and_removals_count_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.mirror._BIN_ROWS", 32)
+@pytest.mark.usefixtures("small")
+def test_newcomers_and_removals_count_at_once() -> None:
     rng = np.random.default_rng(1)
     mu, kappa = unit(rng, 400, 16), rng.uniform(1, 1000, 400)
-    mirror = mirror_of(mu, kappa)
-    check(mirror, mu[:2], np.array([300.0, 20.0]), 5)
-    best = mirror.keys[search(mirror, mu[:1], np.array([300.0]), 1, RADIUS)[0].rows[0]]
-    assert mirror.drop(str(best)) and not mirror.drop(str(best))
-    mirror.put("new", "New", mu[1], 77.0, 1, 1)
-    mirror.put("00002", "Again", mu[0], 900.0, 1, 1)
-    check(mirror, mu[:2], np.array([300.0, 20.0]), 5)
-    assert len(mirror) == 400
+    world = World(mu, kappa)
+    world.check(mu[:2], np.array([300.0, 20.0]), 5)
+    best = world.search(mu[:1], np.array([300.0]), 1)[0].best[0].identity
+    world.index.drop(np.array([world.store.find(best).row]))
+    world.store.remove(best)
+    rows = world.put(mu[1:2], np.array([77.0]), ["new"])
+    world.index.add(np.array(rows), mu[1:2], np.array([77.0]))
+    world.check(mu[:2], np.array([300.0, 20.0]), 5)
+    assert len(world.index) == 400
+    world.store.remove("00007")
+    world.put(mu[:40], kappa[:40] / 2, [f"late {i}" for i in range(40)])
+    world.index.follow()
+    world.check(mu[:2], np.array([300.0, 20.0]), 5)
+    assert len(world.index) == 439
 
 
 def test_an_empty_gallery_and_one_emptied_have_no_hits() -> None:
     probe = np.eye(3, dtype=np.float32)[:1]
-    mirror = Mirror(3)
-    assert not len(search(mirror, probe, np.ones(1), 3, RADIUS)[0].rows)
-    mirror.put("a", "A", probe[0], 1.0, 1, 1)
-    mirror.drop("a")
-    assert not len(search(mirror, probe, np.ones(1), 3, RADIUS)[0].rows)
+    world = World(np.empty((0, 3), np.float32), np.empty(0))
+    assert not world.search(probe, np.ones(1), 3)[0].best
+    world.put(probe, np.ones(1), ["a"])
+    world.index.follow()
+    assert len(world.search(probe, np.ones(1), 3)[0].best) == 1
+    world.store.remove("a")
+    world.index.follow()
+    assert not world.search(probe, np.ones(1), 3)[0].best
 
 
-def test_few_are_scored_where_kappa_tells_little(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spherecf.gallery.mirror._BIN_ROWS", 128)
+@pytest.mark.usefixtures("small")
+def test_few_are_scored_where_kappa_tells_little() -> None:
     rng = np.random.default_rng(2)
     mu, kappa = unit(rng, 8000, 64), rng.uniform(300, 600, 8000)
-    mirror = mirror_of(mu, kappa)
-    assert search(mirror, mu[:1], np.array([400.0]), 1, RADIUS)[0].scored < 50
+    assert World(mu, kappa).search(mu[:1], np.array([400.0]), 1)[0].scored < 50
+
+
+@pytest.mark.parametrize("dim", [1, 3, 512])
+def test_the_bound_on_the_error_of_codes_holds(dim: int) -> None:
+    rng = np.random.default_rng(3)
+    mu = np.concatenate([unit(rng, 500, dim), np.eye(dim, dtype=np.float32)[:1]])
+    codes, scale, error = quantise(mu)
+    rest = mu.astype(np.float64) - scale[:, None].astype(np.float64) * codes
+    assert (np.linalg.norm(rest, axis=1) <= error).all() and (error < 0.015).all()

@@ -16,6 +16,8 @@ from spherecf.gallery import Gallery
 
 Open = Callable[..., Gallery]
 
+pytest.importorskip("milvus_lite", reason="no Milvus Lite")
+
 SERVE = """
 import sys
 from milvus_lite.adapter.grpc.server import run_server

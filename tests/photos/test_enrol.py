@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 from tests.photos.conftest import DIM, RADIUS, face, photo
 
-pytest.importorskip("milvus_lite", reason='no Milvus: pip install "spherecf[gallery]"')
-
 from spherecf.errors import InputError
 from spherecf.gallery import Gallery
 from spherecf.photos import FaceAssessor, PhotoEnrolment, enrol_folders, enrol_photos, people_of

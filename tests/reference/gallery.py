@@ -9,18 +9,18 @@ from spherecf.scoring import mutual_likelihood_score
 
 
 def brute_force(
-    mirror: Any, mu: np.ndarray, kappa: float, top: int, radius: float
+    store: Any, mu: np.ndarray, kappa: float, top: int, radius: float
 ) -> tuple[list[str], np.ndarray]:
-    """(keys, scores) of the best: higher scores first, then smaller keys."""
-    rows = np.flatnonzero(mirror.alive)
+    """(ids, scores) of the best: higher scores first, then smaller ids."""
+    people = store.people(store.rows())
     scores = mutual_likelihood_score(
         torch.from_numpy(mu).double()[None],
         torch.tensor([kappa], dtype=torch.float64),
-        torch.from_numpy(mirror.mu[rows]).double(),
-        torch.from_numpy(mirror.kappa[rows]).double(),
+        torch.from_numpy(people.mu).double(),
+        torch.from_numpy(people.kappa),
         radius=radius,
     ).numpy()
-    found = sorted(zip((-scores).tolist(), mirror.keys[rows].tolist()))[:top]
+    found = sorted(zip((-scores).tolist(), people.ids))[:top]
     return [key for _, key in found], -np.array([score for score, _ in found])
 
 

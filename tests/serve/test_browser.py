@@ -18,7 +18,6 @@ from spherecf.gallery import Gallery
 from spherecf.photos import FaceAssessor
 from spherecf.serve import create_app
 
-pytest.importorskip("milvus_lite", reason='no gallery: pip install "spherecf[gallery]"')
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 pytestmark = MARKS
 FLAGS = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
@@ -47,7 +46,9 @@ def address(assessor: FaceAssessor, tmp_path_factory: pytest.TempPathFactory) ->
 
     model = assessor.model
     facts = {"model": model.fingerprint(), "dim": model.backbone.dim, "radius": model.radius}
-    people = Gallery.open(tmp_path_factory.mktemp("gallery"), calibration=model.calibration, **facts)
+    people = Gallery.open(
+        tmp_path_factory.mktemp("gallery") / "people", calibration=model.calibration, **facts
+    )
     app = create_app(assessor, people, token=TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False))

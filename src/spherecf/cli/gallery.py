@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Enrol people from photos, and identify faces.", no_args_is_help=True)
 
 GalleryUri = Annotated[
-    str, typer.Argument(metavar="GALLERY", help="Folder of the gallery, or the URI of a Milvus server.")
+    str, typer.Argument(metavar="GALLERY", help="File of the gallery, or the URI of a Milvus server.")
 ]
 _SHOWN = 50  # rows of a table; the JSON lists all
 
@@ -114,7 +114,7 @@ def identify(
         bool, typer.Option("--every-face", help="Identify all faces of a photo, not only the main one.")
     ] = False,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="Search faster in large galleries; may miss a person.")
+        bool, typer.Option("--approximate", help="On a server, search by its index; may miss a person.")
     ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
@@ -149,22 +149,21 @@ def remove(
     gallery: GalleryUri,
     names: Annotated[list[str], typer.Argument(help="Names of the people to remove.")],
     later: Annotated[
-        bool, typer.Option("--later", help="Erase from the files at the next `gallery compact`, not now.")
+        bool, typer.Option("--later", help="Leave erasing from the log to the next `gallery compact`.")
     ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     token: GalleryToken = "",
 ) -> None:
-    """Remove people: erase templates, images and names, from the files too."""
+    """Remove people: templates, images and names are overwritten with zeros."""
     lines = []
     with _existing(gallery, model, backbone, token) as opened:
         if unknown := [name for name in names if name not in opened]:
             raise InputError(f"{gallery}: not enrolled: {', '.join(unknown)}; nothing was removed")
         for name in names:
-            lines.append({"identity": name, "removed": opened.remove(name, erase=False)})
-        if not later:
-            opened.compact()
+            erase = name == names[-1] and not later
+            lines.append({"identity": name, "removed": opened.remove(name, erase=erase)})
     print_lines(lines, as_lines)
     print_text(f"removed: {', '.join(names)}")
 
@@ -215,10 +214,24 @@ def compact(
     backbone: BackboneOfModel = None,
     token: GalleryToken = "",
 ) -> None:
-    """Erase what was replaced or removed with --later from the files."""
+    """Check the file, and write it anew without anything that was removed or replaced."""
     with _existing(gallery, model, backbone, token) as opened:
         opened.compact()
     print_text("compacted")
+
+
+@app.command(epilog="Example: spherecf gallery migrate people.gallery people.db")
+def migrate(
+    old: Annotated[Path, typer.Argument(help="A gallery that is a folder of Milvus Lite.")],
+    new: Annotated[Path, typer.Argument(help="File to make.")],
+) -> None:
+    """Copy a gallery of Milvus Lite into a file; ids and times stay.
+
+    Needs the package milvus-lite. After an interruption the same command goes on. OLD is left as it is.
+    """
+    from spherecf.gallery import migrate as copy
+
+    print_text(f"{new}: {copy(old, new)} people")
 
 
 def _people(folder: Path) -> dict[str, list[Path]]:

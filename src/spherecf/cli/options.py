@@ -108,7 +108,7 @@ def open_assessor(
 
 
 def open_gallery(uri: str, model: "ConfidenceModel", token: str = "", *, create: bool = True) -> "Gallery":
-    """Open the gallery of this model: a folder, or the URI of a Milvus server."""
+    """Open the gallery of this model: a file, or the URI of a Milvus server."""
     from spherecf.gallery import Gallery
 
     return Gallery.open(

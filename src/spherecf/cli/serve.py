@@ -16,7 +16,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     gallery: Annotated[
-        str, typer.Option(help="Gallery to search and enrol in: a folder, or the URI of a Milvus server.")
+        str, typer.Option(help="Gallery to search and enrol in: a file, or the URI of a Milvus server.")
     ] = "",
     model: ModelFile = None,
     backbone: BackboneOfModel = None,

@@ -5,6 +5,7 @@ It works on directions and concentrations; it uses neither images nor models.
 
 from spherecf.gallery.gallery import Gallery
 from spherecf.gallery.identification import Candidate, Identification
+from spherecf.gallery.milvus import migrate
 from spherecf.gallery.rows import Enrolled, checked_identity as checked_identity
 
 # Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
@@ -13,4 +14,5 @@ __all__ = [
     "Enrolled",
     "Gallery",
     "Identification",
+    "migrate",
 ]

@@ -1,6 +1,5 @@
 """Check images, pool them into a template, and review the template."""
 
-import secrets
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from spherecf.common.arrays import as_array, check_directions, check_kappa
 from spherecf.common.version import __version__
 from spherecf.errors import InputError
 from spherecf.gallery.identification import Candidate, Limit
-from spherecf.gallery.rows import Images, Template, now
+from spherecf.gallery.rows import Images, Template, now, template_id
 from spherecf.scoring import mutual_likelihood_score, natural_parameter, pool_templates
 
 _MAX_CHARACTERS = 512  # of a source or medium
@@ -67,22 +66,15 @@ Review = Callable[[Images, NDArray[np.float32], float], tuple[str, ...]]
 
 
 def pooled_template(
-    key: str,
-    name: str,
-    images: Images,
-    before: Template | None = None,
-    review: Review | None = None,
-    *,
-    renew: bool = False,
+    name: str, images: Images, before: Template | None = None, review: Review | None = None
 ) -> Template:
     """Pool images: mean within each medium, sum over media. A single image is kept bit for bit.
 
     Args:
-        key, name: of the template.
+        name: of the person.
         images: all of them.
-        before: the template that these images extend; its images keep their positions.
+        before: the template that this one replaces.
         review: returns warnings for images, direction and kappa.
-        renew: images of ``before`` were removed, so the positions of the others change.
     """
     codes = {medium: code for code, medium in enumerate(dict.fromkeys(images.media))}
     mu, kappa = images.mu[0], float(images.kappa[0])
@@ -90,19 +82,17 @@ def pooled_template(
         media = [codes[medium] for medium in images.media]
         pooled = pool_templates(images.mu, images.kappa, np.zeros(len(images), np.int64), media)
         mu, kappa = pooled.mu[0], float(pooled.kappa[0])
-    first = {} if before is None else before.facts
     when = now()
     facts = {
-        "generation": (not renew and first.get("generation")) or secrets.token_hex(4),
         "medium": images.media[0],
         "source": images.sources[0],
         "sources": list(images.sources[:_SOURCES]),
         "warnings": [] if review is None else list(review(images, mu, kappa)),
-        "enrolled": first.get("enrolled") or when,
+        "enrolled": when if before is None else before.facts["enrolled"],
         "changed": when,
         "spherecf": __version__,
     }
-    return Template(key, name, mu, kappa, len(images), len(codes), facts)
+    return Template(template_id(name, images, mu, kappa), name, mu, kappa, len(images), len(codes), facts)
 
 
 def no_images(dim: int) -> Images:

@@ -1,7 +1,8 @@
 """A gallery of templates: enrol, identify, remove."""
 
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,25 +11,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import Calibration
-from spherecf.errors import FileFormatError, InputError
+from spherecf.errors import InputError
 from spherecf.gallery.enrolment import check_images, check_probe, no_images, pooled_template, review
 from spherecf.gallery.identification import Candidate, Identification, decide, limits_for
-from spherecf.gallery.mirror import Mirror
-from spherecf.gallery.rows import (
-    Enrolled,
-    Header,
-    Images,
-    Row,
-    Template,
-    checked_identity,
-    direction,
-    image_rows,
-    read_images,
-    read_template,
-    template_key,
-    template_row,
-    writer_row,
-)
+from spherecf.gallery.index import Index
+from spherecf.gallery.milvus import Server, is_server
+from spherecf.gallery.rows import Enrolled, Header, Images, Template, checked_identity
 from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
 
@@ -40,14 +28,14 @@ _BATCH = 10_000  # people per write of `Gallery.enrol_many`
 class Gallery:
     """An open gallery; created by `Gallery.open`. It may be used by one thread at a time.
 
-    Templates are searched in memory and stored by Milvus.
+    It is one file, written by one process at a time and read by any number; or it is on a Milvus server.
 
     Example:
         >>> import tempfile
         >>> rng = np.random.default_rng(0)
         >>> people = rng.standard_normal((2, 64)).astype(np.float32)
         >>> people /= np.linalg.norm(people, axis=1, keepdims=True)
-        >>> with Gallery.open(tempfile.mkdtemp(), model="f" * 64, dim=64, radius=1.0) as gallery:
+        >>> with Gallery.open(tempfile.mkdtemp() + "/people", model="f" * 64, dim=64, radius=1.0) as gallery:
         ...     _ = gallery.enrol("Ann", people[:1], [500.0], media=["a"], sources=["ann.jpg"])
         ...     _ = gallery.enrol("Bob", people[1:], [400.0], media=["b"], sources=["bob.jpg"])
         ...     result = gallery.identify(people[1], 450.0, threshold=0.0)
@@ -57,8 +45,11 @@ class Gallery:
 
     def __init__(self, store: Store, header: Header, calibration: Calibration | None) -> None:
         self._store, self._header, self._calibration = store, header, calibration
-        self._writer, self._seen = f"writer-{secrets.token_hex(8)}", dict[str, int]()
-        self._load()
+        self._interrupted = False
+        store.refresh()
+        self._index = Index(store, header.dim)
+        near = store.near if isinstance(store, Server) else None
+        self._finder = Finder(self._index, store, header.radius, calibration, near)
 
     @classmethod
     def open(
@@ -78,7 +69,7 @@ class Gallery:
         """Open a gallery, or create it.
 
         Args:
-            uri: folder of an embedded gallery, or http(s):// URI of a Milvus server.
+            uri: file of the gallery, or http(s):// URI of a Milvus server.
             model: fingerprint of the model.
             backbone: sha256 of its recogniser.
             dim: dimension of its directions.
@@ -91,23 +82,29 @@ class Gallery:
 
         Raises:
             ModelError: it belongs to another model.
-            StorageError: the server does not answer, another process uses the folder, or the disk is full.
+            StorageError: the file cannot be read or made, or the server does not answer.
             FileFormatError: damaged, or not a gallery.
             InputError: it does not exist, and ``create`` is false.
-            MissingDependencyError: the extra ``gallery`` is not installed.
+            MissingDependencyError: it is on a server, and the extra ``milvus`` is not installed.
         """
         where = str(uri)
-        if not create and "://" not in where and not (Path(where) / "spherecf.lock").exists():
+        server = is_server(where)
+        if not create and not server and not Path(where).exists():
             raise InputError(f"{where}: there is no gallery here; enrol a person first")
         if calibration is not None:
             calibration.require(model)
-        store = Store(where, dim, token=token, name=name, timeout=timeout)
+        store: Store
+        if server:
+            store = Server(where, dim, token=token, name=name, timeout=timeout)
+        else:
+            store = Store(where, dim, timeout)
         try:
             facts = store.header()
             if facts is None:
                 if not create:
                     raise InputError(f"{where}: there is no gallery here; enrol a person first")
-                facts = Header.new(model, backbone, dim, radius).to_dict()
+                salt = secrets.token_hex(16) if server else ""
+                facts = Header.new(model, backbone, dim, radius, salt).to_dict()
                 store.create(facts)
             header = Header.read(facts, where)
             header.check(where, model, backbone, dim, radius)
@@ -125,14 +122,17 @@ class Gallery:
         self.close()
 
     def __len__(self) -> int:
-        return len(self._mirror)
+        return len(self._index)
 
     def __contains__(self, identity: str) -> bool:
-        return self._mirror.find(template_key(checked_identity(identity), self._header.salt)) is not None
+        return self._store.find(checked_identity(identity)) is not None
 
     def close(self) -> None:
-        """Close the gallery, so that others can open it; may be called twice."""
-        self._store.close()
+        """Close the gallery, so that others can write to it; may be called twice."""
+        try:
+            self._index.close()
+        finally:
+            self._store.close()
 
     def enrol(
         self,
@@ -165,34 +165,29 @@ class Gallery:
             StorageError: it could not be written; the gallery is unchanged.
         """
         name = checked_identity(identity)
+        self._store.claim()
         self._refresh()
         nothing = no_images(self._header.dim)
         empty = add and not len(media) and not len(sources)
         given = nothing if empty else check_images(mu, kappa, self._header.dim, media, sources)
-        key = template_key(name, self._header.salt)
-        stored = self._stored(key)
+        stored = self._store.find(name)
         if stored is not None and not (add or replace):
             raise InputError(f"{name} is already enrolled; use add to add photos, or replace to replace them")
-        before = None if stored is None or replace else read_template(stored)
-        known = nothing if before is None else self._images(before)
+        before = None if replace else stored
+        known = nothing if before is None else self._store.images(before)
         kept = known.select([i for i, medium in enumerate(known.media) if keep is None or medium in keep])
-        fresh, dropped = given.new(kept), len(known) - len(kept)
-        if before is not None and not len(fresh) and not dropped:
+        fresh = given.new(kept)
+        if before is not None and not len(fresh) and len(kept) == len(known):
             return self._enrolled(before)
         images = kept + fresh
         if not len(images):
             raise InputError(f"{name}: no image would be left; remove this person instead")
-        template = pooled_template(
-            key, name, images, before, lambda *made: self._review(key, *made), renew=dropped > 0
-        )
-        rows = [template_row(template)]
-        if len(images) > 1:
-            rows += image_rows(template, images, len(kept) if len(kept) > 1 and not dropped else 0)
-        self._store.write(rows)
-        self._mirror.put(key, name, template.mu, template.kappa, template.images, template.media)
-        self._changed()
-        if stored is not None and (replace or dropped):
-            self._store.discard(template)
+        template = pooled_template(name, images, before, lambda *made: self._review(name, *made))
+        with self._change():
+            row = self._store.put(template, images)
+            if stored is not None:
+                self._index.drop(np.array([stored.row]))
+            self._index.add(np.array([row]), template.mu[None], np.array([template.kappa]))
         return self._enrolled(template)
 
     def sources(self, identity: str) -> dict[str, str]:
@@ -201,11 +196,10 @@ class Gallery:
         Empty if nobody of this name is enrolled.
         """
         self._refresh()
-        key = template_key(checked_identity(identity), self._header.salt)
-        stored = self._stored(key)
+        stored = self._store.find(checked_identity(identity))
         if stored is None:
             return {}
-        images, sources = self._images(read_template(stored)), dict[str, str]()
+        images, sources = self._store.images(stored), dict[str, str]()
         for medium, source in zip(images.media, images.sources):
             sources.setdefault(medium, source)
         return sources
@@ -236,18 +230,16 @@ class Gallery:
         given = check_images(mu, kappa, self._header.dim, names, sources)
         if len(set(names)) < len(names):
             raise InputError(f"expected distinct names, {len(names) - len(set(names))} occur twice")
+        self._store.claim()
         self._refresh()
-        keys = [template_key(name, self._header.salt) for name in names]
-        fresh = [i for i, key in enumerate(keys) if self._mirror.find(key) is None]
+        known = self._store.enrolled(names)
+        fresh = [i for i, name in enumerate(names) if name not in known]
         for start in range(0, len(fresh), _BATCH):
-            part = fresh[start : start + _BATCH]
-            self._store.insert(
-                [template_row(pooled_template(keys[i], names[i], given.select([i]))) for i in part]
-            )
-            images, ones = given.select(part), np.ones(len(part))
-            self._mirror.extend([keys[i] for i in part], images.media, images.mu, images.kappa, ones, ones)
-        if fresh:
-            self._changed()
+            part = [pooled_template(names[i], given.select([i])) for i in fresh[start : start + _BATCH]]
+            with self._change():
+                rows = self._store.insert(part)
+                mu = np.stack([one.mu for one in part])
+                self._index.add(np.array(rows), mu, np.array([one.kappa for one in part]))
         return len(fresh)
 
     def identify(
@@ -272,7 +264,8 @@ class Gallery:
             top: number of candidates to return.
             max_fpir: bound on the share of strangers that are identified.
             threshold: of the mutual likelihood score, instead of the calibrated ones.
-            exact: search exactly; otherwise with an index that may miss a person.
+            exact: search exactly; otherwise by the index of a server, which may miss a person. A file is
+                always searched exactly.
 
         Raises:
             InputError: shapes, NaN, or values out of range.
@@ -282,7 +275,8 @@ class Gallery:
         if not (0 < max_fpir < 1 and top >= 1):
             raise InputError(f"expected 0 < max_fpir < 1 and top >= 1, got {max_fpir} and {top}")
         self._refresh()
-        count = len(self._mirror)
+        exact = exact or self._store.embedded
+        count = len(self._index)
         fmr = max_fpir / max(count, 1)
         limits = limits_for(self._calibration, fmr, threshold, self._header.radius)
         hits = self._finder.find(probe, probe_kappa, max(top, _MIN_CANDIDATES), exact)
@@ -321,7 +315,7 @@ class Gallery:
 
         Args:
             identity: name of the person.
-            erase: erase from the files at once (see `compact`); otherwise at the next `compact`.
+            erase: erase from the log, too; otherwise at the next `compact`, or when the gallery is closed.
 
         Returns:
             Number of templates removed: 0 if nobody of this name is enrolled.
@@ -329,99 +323,76 @@ class Gallery:
         Raises:
             StorageError: it could not be written.
         """
+        self._store.claim()
         self._refresh()
-        key = template_key(checked_identity(identity), self._header.salt)
-        if self._mirror.find(key) is None:
+        stored = self._store.find(checked_identity(identity))
+        if stored is None:
             return 0
-        self._store.delete(key)
-        self._mirror.drop(key)
-        self._changed()
+        with self._change():
+            self._store.remove(stored.identity)
+            self._index.drop(np.array([stored.row]))
         if erase:
-            self.compact()
+            self._store.erase()
         return 1
 
     def compact(self) -> None:
-        """Erase what was removed or replaced, by rewriting the files without it.
+        """Check the file, and write it anew without anything that was removed or replaced.
 
-        Takes about as long as enrolling all remaining people. A server is only asked to compact.
+        A server is only asked to compact.
+
+        Raises:
+            FileFormatError: the file is damaged.
+            StorageError: it could not be written.
         """
+        self._store.claim()
+        self._refresh()
         self._store.compact()
+        self._index.compact()
 
     def list(self) -> "list[Enrolled]":
         """All enrolled people, sorted by name."""
         self._refresh()
-        rows = (row for page in self._store.templates() for row in page)
-        return sorted(
-            (self._enrolled(read_template(row)) for row in rows), key=lambda enrolled: enrolled.identity
-        )
+        people = (self._enrolled(one) for page in self._store.templates() for one in page)
+        return sorted(people, key=lambda enrolled: enrolled.identity)
 
     def info(self) -> dict[str, Any]:
         """Facts about the gallery, JSON-able."""
         self._refresh()
         facts = self._header.to_dict()
         facts.pop("salt")
-        alive = self._mirror.alive
+        identities, images = self._store.counts()
         return facts | {
             "uri": self._store.uri,
             "embedded": self._store.embedded,
-            "identities": len(self._mirror),
-            "images": int(self._mirror.images[alive].sum()),
+            "identities": identities,
+            "images": images,
             "calibrated": self._calibration is not None,
         }
 
-    def _load(self) -> None:
-        """Read all templates into memory."""
-        self._mirror = Mirror(self._header.dim)
-        server_search = None if self._store.embedded else self._store.search
-        self._finder = Finder(self._mirror, self._header.radius, self._calibration, server_search)
-        self._seen = {} if self._store.embedded else self._store.changes()
-        for page in filter(len, self._store.templates()):
-            columns = ([row[name] for row in page] for name in ("id", "identity", "kappa", "images", "media"))
-            keys, names, *numbers = columns
-            try:
-                self._mirror.extend(keys, names, np.stack([direction(row) for row in page]), *numbers)
-            except ValueError as error:
-                raise FileFormatError(
-                    self._store.uri, "the gallery is damaged: directions of several sizes."
-                ) from error
-
     def _refresh(self) -> None:
-        """On a server others may have written: reload if so."""
-        if not self._store.embedded and self._store.changes() != self._seen:
-            self._load()
+        """Take up what others have written."""
+        if self._store.refresh() or self._interrupted:
+            self._index.follow()
+            self._interrupted = False
 
-    def _changed(self) -> None:
-        """On a server, record that this writer changed the gallery."""
-        if not self._store.embedded:
-            self._seen[self._writer] = self._seen.get(self._writer, 0) + 1
-            self._store.write([writer_row(self._writer, self._seen[self._writer])])
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Around the writing of a change to the store and the index, which may be interrupted in between."""
+        self._interrupted = True
+        yield
+        self._interrupted = False
 
-    def _review(self, key: str, images: Images, mu: NDArray[np.float32], kappa: float) -> tuple[str, ...]:
+    def _review(self, name: str, images: Images, mu: NDArray[np.float32], kappa: float) -> tuple[str, ...]:
         limits = limits_for(self._calibration, _REVIEW_FMR, None, self._header.radius)
         alike = self._finder.candidates(self._finder.find(mu, kappa, 2))
-        others = [candidate for candidate in alike if candidate.template != key]
+        others = [candidate for candidate in alike if candidate.identity != name]
         return review(images, kappa, others, limits, self._header.radius)
-
-    def _stored(self, key: str) -> Row | None:
-        """Row of an enrolled template; a leftover of a removal is not one."""
-        return self._store.template(key) if self._mirror.find(key) is not None else None
-
-    def _images(self, template: Template) -> Images:
-        rows = self._store.images(template) if template.images > 1 else []
-        try:
-            return read_images(template, rows)
-        except KeyError as error:
-            raise FileFormatError(
-                self._store.uri,
-                f"the gallery is damaged: image {error} of {template.identity} is missing.",
-                "Enrol this person again with replace.",
-            ) from error
 
     def _enrolled(self, template: Template) -> Enrolled:
         scale = None if self._calibration is None else self._calibration.kappa
         percentile = None if scale is None else float(scale.percentile([template.kappa])[0])
         facts = template.facts
         return Enrolled(
-            template.key, template.identity, template.kappa, percentile, template.images, template.media,
+            template.id, template.identity, template.kappa, percentile, template.images, template.media,
             tuple(facts["warnings"]), tuple(facts["sources"]), facts["enrolled"], facts["changed"],
         )  # fmt: skip

@@ -1,12 +1,7 @@
-"""The rows of a gallery: header, templates and images.
+"""What a gallery holds: header, templates and images."""
 
-A direction is stored as base64 of its float32 bytes: exact, and ten times faster through Milvus' Python
-client than a list of numbers. It is in a JSON field, as the client checks every character of a text field.
-"""
-
-import base64
 import hashlib
-import secrets
+import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -31,7 +26,7 @@ class Header:
         model: fingerprint of the model whose directions and kappas it holds.
         backbone: sha256 of its recogniser; "" if unknown.
         dim, radius: of the directions and of the score.
-        salt: of the keys, so that a name has different keys in different galleries.
+        salt: of the keys on a server, so that a name has different keys in different galleries; else "".
         created, spherecf: ISO time of creation, and version of the package.
     """
 
@@ -46,9 +41,9 @@ class Header:
     version: int = VERSION
 
     @classmethod
-    def new(cls, model: str, backbone: str, dim: int, radius: float) -> "Header":
+    def new(cls, model: str, backbone: str, dim: int, radius: float, salt: str) -> "Header":
         """Header of a new gallery."""
-        return cls(model, backbone, dim, radius, secrets.token_hex(16), now(), __version__)
+        return cls(model, backbone, dim, radius, salt, now(), __version__)
 
     @classmethod
     def read(cls, facts: dict[str, Any], uri: str) -> "Header":
@@ -156,15 +151,6 @@ def checked_identity(identity: str) -> str:
     return name
 
 
-def template_key(identity: str, salt: str) -> str:
-    """Primary key of a person's template; the same name has different keys in different galleries."""
-    return hashlib.blake2b(identity.encode(), key=bytes.fromhex(salt), digest_size=16).hexdigest()
-
-
-Row = dict[str, Any]
-
-TEMPLATE, IMAGE, HEADER, WRITER = "template", "image", "header", "writer"
-_SOURCE = 512  # characters kept of the source of an image
 # Cosine from which two directions in one medium are the same image: rounding depends on the batch.
 _SAME = 1 - 1e-4
 
@@ -211,98 +197,32 @@ class Images:
 class Template:
     """A stored template."""
 
-    key: str
+    id: str
     identity: str
     mu: NDArray[np.float32]
     kappa: float
     images: int
     media: int
     facts: dict[str, Any] = field(default_factory=dict)
+    row: int = 0
+    """Number in the store; a number is never given twice."""
 
     @property
-    def generation(self) -> str:
-        """Marks the images that belong to it; other images with its key are leftovers and are ignored."""
-        return str(self.facts.get("generation", ""))
+    def only(self) -> Images:
+        """The image of a template of one image, which is the template itself."""
+        facts = self.facts
+        kappa = np.array([self.kappa], np.float32)
+        return Images(self.mu[None], kappa, (facts["medium"],), (facts["source"],))
 
 
-def template_row(template: Template) -> Row:
-    """Row of a template."""
-    return _row(
-        template.key, TEMPLATE, template.key, template.identity, template.mu, template.kappa,
-        template.images, template.media, template.facts,
-    )  # fmt: skip
+def template_id(identity: str, images: Images, mu: NDArray[np.float32], kappa: float) -> str:
+    """128-bit hash of name, media, direction and kappa: the same enrolment has the same id everywhere.
 
-
-def image_rows(template: Template, images: Images, first: int) -> list[Row]:
-    """Rows of the images from position ``first`` on."""
-    return [
-        _row(
-            image_key(template, place), IMAGE, template.key, "", images.mu[place],
-            float(images.kappa[place]), 1, 1,
-            {"generation": template.generation, "place": place, "medium": images.media[place],
-             "source": images.sources[place][:_SOURCE]},
-        )
-        for place in range(first, len(images))
-    ]  # fmt: skip
-
-
-def image_key(template: Template, place: int) -> str:
-    """Primary key of an image of a template."""
-    return f"{template.key}-{template.generation}-{place}"
-
-
-def header_row(facts: dict[str, Any]) -> Row:
-    """Row of the facts about the gallery."""
-    return _row(HEADER, HEADER, HEADER, "", np.empty(0, np.float32), 0.0, 0, 0, facts)
-
-
-def writer_row(writer: str, changes: int) -> Row:
-    """Row that counts the changes of one writer to the gallery."""
-    nothing = np.empty(0, np.float32)
-    return _row(writer, WRITER, WRITER, "", nothing, 0.0, 0, 0, {"changes": changes})
-
-
-def read_template(row: Row) -> Template:
-    """The inverse of `template_row`."""
-    return Template(
-        row["id"], row["identity"], direction(row), row["kappa"], row["images"], row["media"], row["facts"]
-    )
-
-
-def read_images(template: Template, rows: Sequence[Row]) -> Images:
-    """The images of a template from the rows with its key; leftovers are ignored.
-
-    Raises:
-        KeyError: an image is missing.
+    Example:
+        >>> mu, kappa = np.eye(2, dtype=np.float32)[:1], np.array([3.0], np.float32)
+        >>> template_id("Ann", Images(mu, kappa, ("a",), ("a.jpg",)), mu[0], 3.0)
+        'b054b924f1d4757788b29947e6773583'
     """
-    if template.images == 1:
-        facts = template.facts
-        return Images(
-            template.mu[None], np.array([template.kappa], np.float32), (facts["medium"],), (facts["source"],)
-        )
-    by_place = {
-        row["facts"]["place"]: row for row in rows if row["facts"]["generation"] == template.generation
-    }
-    ordered = [by_place[place] for place in range(template.images)]
-    return Images(
-        np.stack([direction(row) for row in ordered]),
-        np.array([row["kappa"] for row in ordered], np.float32),
-        tuple(row["facts"]["medium"] for row in ordered),
-        tuple(row["facts"]["source"] for row in ordered),
-    )
-
-
-def direction(row: Row) -> NDArray[np.float32]:
-    """(dim,) direction of a row."""
-    return np.frombuffer(base64.b64decode(row["direction"]["f4"]), "<f4").astype(np.float32)
-
-
-def _row(
-    key: str, kind: str, owner: str, identity: str, mu: NDArray[np.float32], kappa: float, images: int,
-    media: int, facts: dict[str, Any],
-) -> Row:  # fmt: skip
-    packed = base64.b64encode(mu.astype("<f4").tobytes()).decode()
-    return {
-        "id": key, "kind": kind, "owner": owner, "identity": identity, "direction": {"f4": packed},
-        "kappa": kappa, "images": images, "media": media, "facts": facts,
-    }  # fmt: skip
+    digest = hashlib.blake2b(json.dumps([identity, *images.media]).encode(), digest_size=16)
+    digest.update(np.append(mu, np.float32(kappa)).astype("<f4").tobytes())
+    return digest.hexdigest()

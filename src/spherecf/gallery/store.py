@@ -1,416 +1,407 @@
-"""Store the rows of a gallery in Milvus: embedded if given a path, on a server or cluster if given a URI."""
+"""The rows of a gallery in one SQLite file."""
 
-import logging
+import json
 import os
-import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import pairwise
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from spherecf.errors import FileFormatError, MissingDependencyError, StorageError
-from spherecf.gallery.rows import (
-    HEADER,
-    IMAGE,
-    TEMPLATE,
-    WRITER,
-    Row,
-    Template,
-    direction,
-    header_row,
-    image_key,
-)
+from spherecf.errors import FileFormatError, StorageError
+from spherecf.gallery.rows import Images, Template
 
 if os.name == "posix":
     import fcntl
 
+_APPLICATION = 0x53434647  # "SCFG": tells a gallery from other SQLite files
+_PAGE_BYTES = 8192  # three templates of 512 dimensions
+_PAGE = 10_000  # templates per read
+_SCHEMA = f"""
+PRAGMA application_id = {_APPLICATION};
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE templates (
+    row INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, identity TEXT NOT NULL UNIQUE,
+    images INTEGER NOT NULL, media INTEGER NOT NULL, kappa REAL NOT NULL, facts TEXT NOT NULL,
+    mu BLOB NOT NULL
+);
+CREATE INDEX by_images ON templates (images);
+CREATE TABLE images (
+    row INTEGER NOT NULL REFERENCES templates ON DELETE CASCADE, place INTEGER NOT NULL,
+    medium TEXT NOT NULL, source TEXT NOT NULL, kappa REAL NOT NULL, mu BLOB NOT NULL,
+    PRIMARY KEY (row, place)
+) WITHOUT ROWID;
+"""
+_COLUMNS = "id, identity, mu, kappa, images, media, facts, row"
+
 
 class Lock:
-    """A file lock; the file contains the process id, and the system frees the lock when the process ends.
+    """A file lock; the file contains the process id, and is deleted on release.
 
-    Args:
-        path: the file; created if missing, and not deleted.
+    The system frees the lock when the process ends, however it ends.
 
     Raises:
         StorageError: another process holds it (its id is named), or the file cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, gallery: str) -> None:
+        self.path = path
         try:
-            self._file = path.open("a+")
+            while not self._held(gallery):
+                self._file.close()  # its last holder deleted it between our opening and locking it
         except OSError as error:
+            if isinstance(error, StorageError):
+                raise
             raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def _held(self, gallery: str) -> bool:
+        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
         try:
             if os.name == "posix":
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
             self._file.close()
             raise StorageError(
-                f"{path.parent}: the gallery is in use by process {holder}; only one process at a time can "
-                "open it. Wait for it, or use a Milvus server for several processes"
+                f"{gallery}: the gallery is in use by process {holder}; one process at a time can write "
+                "to it. Wait for it, or use a Milvus server for several"
             ) from error
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(str(os.getpid()))
-        self._file.flush()
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+                self._file.truncate()
+                self._file.write(str(os.getpid()))
+                self._file.flush()
+                return True
+        return False
 
     def release(self) -> None:
-        """Release the lock; may be called twice."""
+        """Release the lock."""
+        with suppress(OSError):
+            self.path.unlink()
         self._file.close()
 
 
-_LOGGERS = ("pymilvus", "milvus_lite", "grpc")
+@dataclass(frozen=True, eq=False)
+class People:
+    """Templates without their facts."""
 
-
-class Embedded:
-    """A Milvus Lite server in threads of this process.
-
-    Milvus Lite as such listens at a port of 127.0.0.1 and asks nobody for a password, so that every user of
-    the machine could read the gallery while it is open. Here it listens at a Unix socket in a folder of mode
-    700, where there are Unix sockets.
-
-    Args:
-        path: folder of the gallery; made if missing.
-
-    Raises:
-        StorageError: another process has it open, or it cannot be written.
-        FileFormatError: ``path`` is a file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            from milvus_lite.adapter.grpc.server import start_server_in_thread
-        except ImportError as error:
-            raise milvus_missing() from error
-        if path.exists() and not path.is_dir():
-            raise FileFormatError(path, "expected the folder of a gallery, got a file.")
-        try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be created ({error.strerror})") from error
-        self.path = path
-        self._lock = Lock(path / "spherecf.lock")
-        self._folder = tempfile.mkdtemp(prefix="spherecf-")
-        host = f"unix:{self._folder}/gallery" if os.name == "posix" else "127.0.0.1"
-        try:
-            self._server, self._db, port = start_server_in_thread(str(path), host, 0)
-        except Exception as error:
-            self._free()
-            raise StorageError(f"{path}: the gallery cannot be opened ({error})") from error
-        self.uri = f"{host}:0" if os.name == "posix" else f"http://{host}:{port}"
-
-    def sync(self) -> None:
-        """Flush written data to the disk; Milvus Lite leaves that to the operating system."""
-        for file in self.path.glob("collections/*/wal/*.arrow"):
-            handle = os.open(file, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-    def close(self) -> None:
-        """Write everything to its final files and release the lock; may be called twice."""
-        try:
-            self._server.stop(grace=2).wait()
-            self._db.close()
-        finally:
-            self._free()
-
-    def _free(self) -> None:
-        self._lock.release()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def milvus_missing() -> MissingDependencyError:
-    """The error to raise if the packages are not installed."""
-    return MissingDependencyError('a gallery needs Milvus; install it with pip install "spherecf[gallery]"')
-
-
-@contextmanager
-def silence_milvus_logs() -> Iterator[list[str]]:
-    """Keep the log messages of Milvus, with their tracebacks, off the terminal; yields them as a list.
-
-    If nested, it yields the list of the outer call.
-    """
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    outer = next((handler for handler in loggers[0].handlers if isinstance(handler, _Collector)), None)
-    if outer is not None:
-        yield outer.messages
-        return
-    collector = _Collector()
-    before = [(logger.handlers, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers, logger.propagate = [collector], False
-    try:
-        yield collector.messages
-    finally:
-        for logger, (handlers, propagate) in zip(loggers, before):
-            logger.handlers, logger.propagate = handlers, propagate
-
-
-class _Collector(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: Any) -> None:
-        self.messages.append(record.getMessage())
-
-
-_FIELDS = ["id", "kind", "owner", "identity", "direction", "kappa", "images", "media", "facts"]
-_PAGE, _SERVER_PAGE = 40_000, 8_000  # rows per read; a server allows at most 16384
-_WRITE = 2_000  # rows per write
+    rows: NDArray[np.int64]
+    """(n,) in order."""
+    ids: Sequence[str]
+    """(n,)"""
+    names: Sequence[str]
+    """(n,)"""
+    mu: NDArray[np.float32]
+    """(n, dim) directions."""
+    kappa: NDArray[np.float64]
+    """(n,) concentrations."""
+    images: Sequence[int]
+    """(n,) images of each."""
 
 
 class Store:
-    """Rows of one gallery.
+    """Templates and their images; every change is one transaction, and on the disk on return.
 
-    All rows of an enrolment are written in one request, which is one record in the log of Milvus Lite: all or
-    nothing. On a server the images count once the row of their template, which has their number, is written.
+    Readers see whole changes only. The first change takes a lock, which is held until `close`. Freed parts of
+    the file are overwritten with zeros (SQLite's secure_delete).
 
     Args:
-        uri: folder of an embedded gallery, or http://, https://, tcp://, unix: of a server.
+        uri: path of the file, made if missing; ":memory:" for none.
         dim: of the directions.
-        token: access token of a server, "user:password" or an API key.
-        name: of the collection on a server.
-        timeout: seconds to wait for a server's answer.
+        timeout: seconds to wait for a change of another process to end.
 
     Raises:
-        StorageError: the server does not answer, another process uses the folder, or it cannot be written.
-        FileFormatError: the folder is damaged.
+        StorageError: the file cannot be opened.
+        FileFormatError: it is no gallery.
+
+    Example:
+        >>> store = Store(":memory:", 2)
+        >>> store.header() is None
+        True
+        >>> store.create({"dim": 2})
+        >>> mu = np.eye(2, dtype=np.float32)
+        >>> facts = {"medium": "a", "source": "a.jpg"}
+        >>> _ = store.insert([Template("1", "Ann", mu[0], 3.0, 1, 1, facts)])
+        >>> store.find("Ann").kappa, store.counts()
+        (3.0, (1, 1))
     """
 
-    def __init__(
-        self, uri: str, dim: int, *, token: str = "", name: str = "spherecf", timeout: float = 10.0
-    ) -> None:
+    embedded = True
+    """Whether it is a local file."""
+
+    def __init__(self, uri: str, dim: int, timeout: float = 10.0) -> None:
+        self.uri, self._dim, self._lock = uri, dim, None if uri == ":memory:" else Lock
+        self._held: Lock | None = None
         try:
-            from pymilvus import MilvusClient
-        except ImportError as error:
-            raise milvus_missing() from error
-        self.uri, self._dim, self._name = uri, dim, name
-        self._embedded = None if is_server(uri) else Embedded(Path(uri))
-        self._timeout = None if self._embedded else timeout
-        self._broken = ""
-        address = self._embedded.uri if self._embedded else uri
+            if self._lock is not None:
+                _check_file(Path(uri))
+            self._db = sqlite3.connect(uri, timeout, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._failure(error) from error
+        except OSError as error:
+            raise StorageError(f"{uri}: cannot be opened ({error.strerror})") from error
         try:
-            with silence_milvus_logs() as messages:
-                self._client: Any = self._ask(MilvusClient, address, token=token)
-                self._collection = self._newest(messages)
+            for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON", "fullfsync = ON"):
+                self._ask(f"PRAGMA {pragma}")
+            self._version = self._ask("PRAGMA data_version")
         except BaseException:
             self.close()
             raise
 
-    @property
-    def embedded(self) -> bool:
-        """Whether it is a local folder."""
-        return self._embedded is not None
-
     def header(self) -> dict[str, Any] | None:
         """Facts about the gallery; None if it does not exist yet."""
-        return None if self._collection is None else self._header(self._collection)
+        if not self._ask("SELECT 1 FROM sqlite_master"):
+            return None  # new, or its maker was killed
+        if self._ask("PRAGMA application_id") != [(_APPLICATION,)]:
+            raise FileFormatError(self.uri, "expected a gallery, got another SQLite database.")
+        return self._json(self.fact("header"))
 
     def create(self, facts: dict[str, Any]) -> None:
         """Create the gallery."""
-        self._collection = f"{self._name}_0"
-        if self._ask(self._client.has_collection, self._collection):
-            if self._ask(self._client.get_collection_stats, self._collection)["row_count"]:
-                raise FileFormatError(
-                    self.uri, "the gallery is damaged: it has no header.", "Restore it from a backup."
-                )
-            self._ask(self._client.drop_collection, self._collection)  # a leftover of a crash
-        self._make(self._collection)
-        self.write([header_row(facts)])
+        self.claim()
+        self._ask(f"PRAGMA page_size = {_PAGE_BYTES}")
+        self._ask("PRAGMA journal_mode = WAL")
+        with self._change():
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                self._ask(statement)
+            self._ask("INSERT INTO facts VALUES ('header', ?)", (json.dumps(facts),))
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Insert or replace rows by key; on return they are on the disk.
+    def fact(self, name: str) -> str:
+        """A fact about the gallery; "" if unknown."""
+        found = self._ask("SELECT value FROM facts WHERE name = ?", (name,))
+        return str(found[0][0]) if found else ""
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Store a fact."""
+        with self._change():
+            self._ask("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def claim(self) -> None:
+        """Keep other processes from writing until `close`.
 
         Raises:
-            StorageError: they may not be written; an embedded gallery must be reopened before the next write.
+            StorageError: another process holds the gallery.
         """
-        self._change(self._client.upsert, self._collection, [self._sent(row) for row in rows])
+        if self._held is None and self._lock is not None:
+            self._held = self._lock(Path(self.uri + "-lock"), self.uri)
 
-    def insert(self, rows: Sequence[Row]) -> None:
-        """`write` for many rows with new keys, in batches; each is written completely or not at all."""
-        for start in range(0, len(rows), _WRITE):
-            part = [self._sent(row) for row in rows[start : start + _WRITE]]
-            self._change(self._client.insert, self._collection, part)
+    @property
+    def claimed(self) -> bool:
+        """Whether this process keeps others from writing."""
+        return self._held is not None
 
-    def templates(self) -> Iterator[list[Row]]:
-        """Rows of all templates."""
-        return self._rows(f'kind == "{TEMPLATE}"')
+    def release(self) -> None:
+        """Let others write; may be called twice."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
-    def template(self, key: str) -> Row | None:
-        """Row of a template, if there is one."""
-        found = self._ask(self._client.get, self._collection, ids=[key], output_fields=_FIELDS)
-        return next(iter(found), None)
+    def refresh(self) -> bool:
+        """Whether others have changed the gallery since the last call."""
+        before, self._version = self._version, self._ask("PRAGMA data_version")
+        return before != self._version
 
-    def images(self, template: Template) -> list[Row]:
-        """Rows of the images of a template, by their keys, since a query would scan every row."""
-        rows: list[Row] = []
-        for start in range(0, template.images, _WRITE):
-            keys = [image_key(template, i) for i in range(start, min(start + _WRITE, template.images))]
-            rows += self._ask(self._client.get, self._collection, ids=keys, output_fields=_FIELDS)
-        return rows
+    def counts(self) -> tuple[int, int]:
+        """Number of templates, and of their images."""
+        ((people, images),) = self._ask("SELECT count(*), total(images) FROM templates")
+        return people, int(images)
 
-    def changes(self) -> dict[str, int]:
-        """Number of changes by each writer, by the writer's key."""
-        pages = self._rows(f'kind == "{WRITER}"', ["id", "facts"])
-        return {row["id"]: int(row["facts"]["changes"]) for page in pages for row in page}
+    def find(self, identity: str) -> Template | None:
+        """The template of a person."""
+        found = self._ask(f"SELECT {_COLUMNS} FROM templates WHERE identity = ?", (identity,))
+        return self._template(*found[0]) if found else None
 
-    def delete(self, key: str) -> None:
-        """Delete a template and its images, in one step."""
-        self._change(self._client.delete, self._collection, filter=f'owner == "{key}"')
+    def enrolled(self, identities: Sequence[str]) -> set[str]:
+        """Those of these people who are enrolled."""
+        statement = "SELECT identity FROM templates WHERE identity IN (SELECT value FROM json_each(?))"
+        return {name for (name,) in self._ask(statement, (json.dumps(list(identities)),))}
 
-    def discard(self, template: Template) -> None:
-        """Delete the leftover images of a template."""
-        current = f"{template.key}-{template.generation}-"
-        rule = f'owner == "{template.key}" and kind == "{IMAGE}" and not (id like "{current}%")'
-        self._change(self._client.delete, self._collection, filter=rule)
+    def rows(self) -> NDArray[np.int64]:
+        """(n,) rows of all templates, in order."""
+        found = self._ask("SELECT row FROM templates INDEXED BY by_images")
+        return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
+
+    def people(self, rows: NDArray[np.int64]) -> "People":
+        """What a search needs of some templates, in the order of the rows; removed ones are left out."""
+        found = self._ask(
+            "SELECT row, id, identity, kappa, images, mu FROM templates"
+            " WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
+            (json.dumps(rows.tolist()),),
+        )
+        numbers, ids, names, kappa, images, mu = zip(*found) if found else ((),) * 6
+        if any(len(one) != 4 * self._dim for one in mu):
+            raise self.damaged("directions of several sizes")
+        directions = np.frombuffer(bytearray().join(mu), "<f4").reshape(len(mu), self._dim)
+        columns = np.array(numbers, np.int64), ids, names, directions, np.array(kappa, np.float64), images
+        return People(*columns)
+
+    def templates(self) -> Iterator[list[Template]]:
+        """All templates in the order of their rows, page by page."""
+        last = 0
+        while page := self._ask(
+            f"SELECT {_COLUMNS} FROM templates WHERE row > ? ORDER BY row LIMIT {_PAGE}", (last,)
+        ):
+            yield [self._template(*columns) for columns in page]
+            last = page[-1][-1]
+
+    def images(self, template: Template) -> Images:
+        """The images of a template.
+
+        Raises:
+            FileFormatError: one is missing.
+        """
+        if template.images == 1:
+            return template.only
+        found = self._ask(
+            "SELECT mu, kappa, medium, source FROM images WHERE row = ? ORDER BY place", (template.row,)
+        )
+        if len(found) != template.images:
+            raise self.damaged(f"{len(found)} of {template.images} images of {template.identity} are there")
+        mu, kappa, media, sources = zip(*found)
+        return Images(
+            np.stack([self._direction(one) for one in mu]), np.array(kappa, np.float32), media, sources
+        )  # fmt: skip
+
+    def put(self, template: Template, images: Images) -> int:
+        """Store a template and its images in place of those of the same person; returns its row."""
+        with self._change():
+            self._ask("DELETE FROM templates WHERE identity = ?", (template.identity,))
+            (row,) = self._added([template])
+            if len(images) > 1:
+                columns = zip(images.mu, images.kappa.tolist(), images.media, images.sources)
+                self._many(
+                    "INSERT INTO images (row, place, mu, kappa, medium, source) VALUES (?, ?, ?, ?, ?, ?)",
+                    [(row, place, _blob(mu), *rest) for place, (mu, *rest) in enumerate(columns)],
+                )
+        return row
+
+    def insert(self, templates: Sequence[Template]) -> list[int]:
+        """Store templates of one image each, of new people; returns their rows."""
+        with self._change():
+            return self._added(templates)
+
+    def remove(self, identity: str) -> None:
+        """Remove a person's template and images."""
+        with self._change():
+            self._ask("DELETE FROM templates WHERE identity = ?", (identity,))
+
+    def erase(self) -> None:
+        """Empty SQLite's log, which still holds what was removed.
+
+        Raises:
+            StorageError: another process is reading from the log.
+        """
+        ((busy, *_),) = self._ask("PRAGMA wal_checkpoint(TRUNCATE)")
+        if busy:
+            raise StorageError(
+                f"{self.uri}: removed, but not erased: another process reads it; compact it later"
+            )
 
     def compact(self) -> None:
-        """Erase what was deleted or replaced from the files.
-
-        Milvus Lite has no such command, so the remaining rows are copied to a new collection, which becomes
-        valid with its header, written last; then the old one is deleted. A server is asked to compact.
-        """
-        if self._embedded is None:
-            self._ask(self._client.compact, self._collection)
-            return
-        old, facts = self._collection, self.header()
-        new = f"{self._name}_{int(str(old).rsplit('_', 1)[1]) + 1}"
-        self._make(new)
-        for page in self._rows(f'kind != "{HEADER}"'):
-            for start in range(0, len(page), _WRITE):
-                part = [self._sent(row) for row in page[start : start + _WRITE]]
-                self._change(self._client.insert, new, part)
-        self._change(self._client.insert, new, [self._sent(header_row(facts or {}))])
-        self._change(self._client.flush, new)
-        self._collection = new
-        self._ask(self._client.drop_collection, old)
-
-    def search(self, mu: Sequence[float], top: int, effort: int) -> list[str]:
-        """Keys of templates with high cosines, from the index of a server."""
-        found = self._ask(
-            self._client.search, self._collection, data=[mu], limit=top, filter=f'kind == "{TEMPLATE}"',
-            search_params={"metric_type": "IP", "params": {"ef": effort}}, output_fields=["id"],
-        )  # fmt: skip
-        return [hit["id"] for hit in found[0]]
+        """Check the file, and write it anew without what was removed."""
+        self.claim()
+        (found,), *_ = self._ask("PRAGMA integrity_check(1)")
+        if found != "ok":
+            raise self.damaged(found)
+        folder = str(Path(self.uri).resolve().parent).replace("'", "''")
+        self._ask(f"PRAGMA temp_store_directory = '{folder}'")  # templates stay on their disk
+        try:
+            self._ask("VACUUM")
+        finally:
+            self._ask("PRAGMA temp_store_directory = ''")
+        self.erase()
 
     def close(self) -> None:
-        """Close the store; may be called twice."""
-        with silence_milvus_logs():
-            client, self._client = getattr(self, "_client", None), None
-            if client is not None:
-                client.close()
-            if self._embedded is not None:
-                self._embedded.close()
-
-    def _newest(self, messages: Sequence[str]) -> str | None:
-        """The newest collection with a header; in a folder others, left by a crash, are deleted."""
-        pattern = re.compile(rf"{re.escape(self._name)}_(\d+)")
-        found = filter(None, map(pattern.fullmatch, self._ask(self._client.list_collections)))
-        names = [one[0] for one in sorted(found, key=lambda one: -int(one[1]))]
-        valid = [name for name in names if self._header(name) is not None]
-        if lost := [line for line in messages if "missing" in line]:
-            raise FileFormatError(
-                self.uri, f"the gallery is damaged: {lost[0]}.", "Restore it from a backup."
-            )
-        if valid and self.embedded:
-            for name in names:
-                if name != valid[0]:
-                    self._ask(self._client.drop_collection, name)
-        return valid[0] if valid else None
-
-    def _header(self, collection: str) -> dict[str, Any] | None:
-        self._ask(self._client.load_collection, collection)
-        found = self._ask(self._client.get, collection, ids=[HEADER], output_fields=["facts"])
-        return dict(found[0]["facts"]) if found else None
-
-    def _make(self, name: str) -> None:
-        from pymilvus import DataType
-
-        schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", DataType.VARCHAR, is_primary=True, max_length=128)
-        for field, length in (("kind", 16), ("owner", 64), ("identity", 2048)):
-            schema.add_field(field, DataType.VARCHAR, max_length=length)
-        schema.add_field("direction", DataType.JSON)
-        schema.add_field("kappa", DataType.FLOAT)
-        schema.add_field("images", DataType.INT32)
-        schema.add_field("media", DataType.INT32)
-        schema.add_field("facts", DataType.JSON)
-        schema.add_field("mu", DataType.FLOAT_VECTOR, dim=2 if self.embedded else self._dim)
-        index = self._client.prepare_index_params()
-        if self.embedded:
-            index.add_index("mu", index_type="FLAT", metric_type="IP")
-        else:
-            index.add_index(
-                "mu", index_type="HNSW", metric_type="IP", params={"M": 16, "efConstruction": 200}
-            )
-        self._ask(
-            self._client.create_collection, name, schema=schema, index_params=index,
-            consistency_level="Strong",
-        )  # fmt: skip
-
-    def _sent(self, row: Row) -> Row:
-        """With the vector that Milvus requires: the direction for a server's index, a dummy for Lite."""
-        if self.embedded:
-            return row | {"mu": [0.0, 0.0]}
-        mu = direction(row)
-        return row | {"mu": mu if mu.size else [0.0] * self._dim}
-
-    def _rows(self, rule: str, fields: Sequence[str] = _FIELDS) -> Iterator[list[Row]]:
-        """Pages of rows. Keys are uniform hexadecimal numbers, so a page is a range of keys."""
-        if self.embedded:
-            held = self._ask(self._client.get_collection_stats, self._collection)["row_count"]
-            ends = [f"{end:04x}" for end in np.linspace(0, 1 << 16, 2 + int(held) // _PAGE).astype(int)[:-1]]
-            for low, high in pairwise([*ends, "g"]):
-                part = f'{rule} and id >= "{low}" and id < "{high}"'
-                yield self._ask(self._client.query, self._collection, filter=part, output_fields=list(fields))
-            return
-        pages = self._ask(
-            self._client.query_iterator, self._collection, batch_size=_SERVER_PAGE, filter=rule,
-            output_fields=list(fields),
-        )  # fmt: skip
-        while page := self._ask(pages.next, timed=False):
-            yield page
-        pages.close()
-
-    def _change(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> None:
-        if self._broken:
-            raise StorageError(f"{self.uri}: an earlier write failed ({self._broken}); reopen the gallery")
+        """Close the file and release the lock; may be called twice."""
         try:
-            self._ask(call, *arguments, **options)
-            if self._embedded is not None:
-                self._embedded.sync()
-        except OSError as error:
-            self._broken = str(error) if self.embedded else ""
+            self._db.close()
+        finally:
+            self.release()
+
+    def damaged(self, what: str) -> FileFormatError:
+        """The error to raise for damage."""
+        return FileFormatError(self.uri, f"the gallery is damaged: {what}.", "Restore it from a backup.")
+
+    def _added(self, templates: Sequence[Template]) -> list[int]:
+        ((last,),) = self._ask("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'templates'")
+        rows = list(range(last + 1, last + 1 + len(templates)))
+        columns = (
+            (one.id, one.identity, _blob(one.mu), one.kappa, one.images, one.media, json.dumps(one.facts))
+            for one in templates
+        )
+        values = [(*rest, row) for row, rest in zip(rows, columns)]
+        self._many(f"INSERT INTO templates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        return rows
+
+    def _template(
+        self, id: str, identity: str, mu: bytes, kappa: float, images: int, media: int, facts: str, row: int
+    ) -> Template:  # fmt: skip
+        return Template(id, identity, self._direction(mu), kappa, images, media, self._json(facts), row)
+
+    def _direction(self, mu: bytes) -> NDArray[np.float32]:
+        if len(mu) != 4 * self._dim:
+            raise self.damaged(f"a direction has {len(mu)} bytes instead of {4 * self._dim}")
+        return np.frombuffer(mu, "<f4").astype(np.float32)
+
+    def _json(self, text: str) -> dict[str, Any]:
+        try:
+            facts: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise self.damaged(f"{text[:40]!r} is no JSON") from error
+        return facts
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """All or nothing of what the block writes."""
+        self.claim()
+        self._ask("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._ask("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
             raise
 
-    def _ask(self, call: Callable[..., Any], *arguments: Any, timed: bool = True, **options: Any) -> Any:
-        from pymilvus.exceptions import MilvusException
-
-        if timed and self._timeout is not None:
-            options["timeout"] = self._timeout
+    def _ask(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         try:
-            with silence_milvus_logs():
-                return call(*arguments, **options)
-        except (MilvusException, ValueError) as error:
-            store = "the gallery" if self.embedded else "the Milvus server"
-            raise StorageError(f"{self.uri}: {store} failed or did not answer: {_short(error)}") from error
+            return self._db.execute(statement, values).fetchall()
+        except (sqlite3.Error, UnicodeError) as error:
+            raise self._failure(error) from error
+
+    def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        try:
+            self._db.executemany(statement, rows)
+        except (sqlite3.Error, UnicodeError) as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> Exception:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_NOTADB:
+            return FileFormatError(self.uri, "expected the file of a gallery, got something else.")
+        if isinstance(error, UnicodeError) or (code or 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+            return self.damaged(str(error))
+        return StorageError(f"{self.uri}: the gallery cannot be read or written ({error})")
 
 
-def is_server(uri: str) -> bool:
-    """Whether it names a server, not a folder."""
-    return re.match(r"(https?|tcp)://|unix:", uri) is not None
+def _check_file(path: Path) -> None:
+    """Refuse a folder, and make the file, for its owner only, if there is none."""
+    if path.is_dir():
+        if (path / "collections").is_dir():
+            raise FileFormatError(
+                path, "this gallery is a folder of Milvus Lite, as earlier versions made them.",
+                f"Copy it into a file with: spherecf gallery migrate {path} NEW",
+            )  # fmt: skip
+        raise FileFormatError(path, "expected the file of a gallery, got a folder.")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def _short(error: Exception) -> str:
-    text = str(getattr(error, "message", "") or error)
-    return text.splitlines()[0][:300] if text else type(error).__name__
+def _blob(mu: NDArray[np.float32]) -> bytes:
+    return mu.astype("<f4").tobytes()

@@ -90,7 +90,7 @@ def enrol_photos(
         >>> from spherecf.data import orl_faces
         >>> assess = FaceAssessor(faces="main")
         >>> model, photos = assess.model.fingerprint(), orl_faces().root / "s1"
-        >>> with Gallery.open(tempfile.mkdtemp(), model=model, dim=128, radius=64.0) as gallery:
+        >>> with Gallery.open(tempfile.mkdtemp() + "/g", model=model, dim=128, radius=64.0) as gallery:
         ...     first = enrol_photos(gallery, assess, "Ann", [photos / "1.pgm"])
         ...     again = enrol_photos(gallery, assess, "Ann", [photos / "1.pgm", photos / "2.pgm"], "follow")
         >>> first.status, again.status, again.enrolled.images
@@ -181,7 +181,7 @@ def enrol_folders(
         >>> from spherecf.data import orl_faces
         >>> assess = FaceAssessor(faces="main")
         >>> model, people = assess.model.fingerprint(), {"Ann": [orl_faces().root / "s1" / "1.pgm"]}
-        >>> with Gallery.open(tempfile.mkdtemp(), model=model, dim=128, radius=64.0) as gallery:
+        >>> with Gallery.open(tempfile.mkdtemp() + "/g", model=model, dim=128, radius=64.0) as gallery:
         ...     [done.status for _ in range(2) for done in enrol_folders(gallery, assess, people)]
         ['enrolled', 'unchanged']
     """

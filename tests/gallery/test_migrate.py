@@ -1,0 +1,112 @@
+"""Folders of Milvus Lite, as earlier versions wrote them, become files."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration
+
+from spherecf.errors import FileFormatError, InputError
+from spherecf.gallery import Gallery, migrate, milvus
+
+milvus_lite = pytest.importorskip("milvus_lite", reason="no Milvus Lite")
+
+Open = Callable[..., Gallery]
+WHEN = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.fixture
+def old(tmp_path: Path, people: np.ndarray) -> Path:
+    """Ann of three images in two media, nine others of one image; and leftovers of a crash."""
+    from milvus_lite import CollectionSchema, DataType, FieldSchema, MilvusLite
+
+    text, number = DataType.VARCHAR, DataType.INT32
+    fields = [
+        FieldSchema("id", text, is_primary=True, max_length=128), FieldSchema("kind", text, max_length=16),
+        FieldSchema("owner", text, max_length=64), FieldSchema("identity", text, max_length=2048),
+        FieldSchema("direction", DataType.JSON), FieldSchema("kappa", DataType.FLOAT),
+        FieldSchema("images", number), FieldSchema("media", number), FieldSchema("facts", DataType.JSON),
+        FieldSchema("mu", DataType.FLOAT_VECTOR, dim=2),
+    ]  # fmt: skip
+    header = {
+        "model": MODEL, "backbone": BACKBONE, "dim": DIM, "radius": RADIUS, "salt": "0" * 32, "created": WHEN,
+        "spherecf": "0.1.0", "format": "spherecf.gallery", "version": 1,
+    }  # fmt: skip
+
+    def facts(i: int) -> dict[str, Any]:
+        return {"generation": "cafe", "medium": f"m{i}", "source": f"{i}.jpg", "sources": [f"{i}.jpg"],
+                "warnings": [], "enrolled": WHEN, "changed": WHEN, "spherecf": "0.1.0"}  # fmt: skip
+
+    def row(key: str, kind: str, *rest: Any) -> dict[str, Any]:
+        return milvus._row(key, kind, *rest) | {"mu": [0.0, 0.0]}
+
+    keys = [f"{i * 16**31 + i:032x}" for i in range(1, 11)]
+    rows = [row("header", "header", "header", "", None, 0.0, 0, 0, header)]
+    for i, (key, mu) in enumerate(zip(keys, people)):
+        images = 1 if i else 3
+        name = f"person {i}" if i else "Ann"
+        rows.append(row(key, "template", key, name, mu, 300.0 + i, images, min(images, 2), facts(i)))
+    for place in range(3):
+        own = {"generation": "cafe", "place": place, "medium": "ab"[place // 2], "source": f"{place}.jpg"}
+        mu = people[20 + place]
+        rows.append(row(f"{keys[0]}-cafe-{place}", "image", keys[0], "", mu, 100.0, 1, 1, own))
+    stale = {"generation": "dead", "place": 0, "medium": "z", "source": "z.jpg"}
+    rows.append(row(f"{keys[0]}-dead-0", "image", keys[0], "", people[30], 1.0, 1, 1, stale))
+    with MilvusLite(str(tmp_path / "old")) as lite:
+        for name, content in (("spherecf_3", rows), ("spherecf_4", rows[1:3])):
+            collection = lite.create_collection(name, CollectionSchema(fields=fields))
+            sent = [one | {n: json.dumps(one[n]) for n in ("facts", "direction")} for one in content]
+            collection.insert(sent)
+    return tmp_path / "old"
+
+
+def test_everything_arrives(old: Path, opened: Open, tmp_path: Path, people: np.ndarray) -> None:
+    with pytest.raises(FileFormatError, match=f"spherecf gallery migrate {old}"):
+        opened(old)
+    assert migrate(old, tmp_path / "new") == 10 and not (tmp_path / "new-part").exists()
+    gallery = opened(tmp_path / "new", calibration=calibration(), create=False)
+    listed = gallery.list()
+    assert [one.identity for one in listed] == ["Ann", *(f"person {i}" for i in range(1, 10))]
+    assert [one.template for one in listed] == [f"{i * 16**31 + i:032x}" for i in range(1, 11)]
+    assert {(one.enrolled, one.changed) for one in listed} == {(WHEN, WHEN)}
+    assert gallery.sources("Ann") == {"a": "0.jpg", "b": "2.jpg"} and listed[0].images == 3
+    assert gallery.identify(people[5], 300.0).identity == "person 5"
+    more = gallery.enrol("Ann", people[25:26], [100.0], media=["c"], sources=["c"], add=True)
+    assert more.images == 4 and more.enrolled == WHEN
+    with pytest.raises(InputError, match="exists already"):
+        migrate(old, tmp_path / "new")
+
+
+def test_an_interrupted_copy_goes_on_and_is_no_gallery_before(
+    old: Path, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(milvus, "_LITE_PAGE", 2)
+    put, calls = milvus.Store.insert, []
+
+    def stop(store: milvus.Store, templates: list[Any]) -> list[int]:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(len(templates))
+        return put(store, templates)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(milvus.Store, "insert", stop)
+        migrate(old, tmp_path / "new")
+    assert sum(calls) and not (tmp_path / "new").exists()
+    with pytest.raises(InputError, match="no gallery"):
+        opened(tmp_path / "new", create=False)
+    calls[:] = []
+    monkeypatch.setattr(milvus.Store, "insert", lambda store, new: calls.append(len(new)) or put(store, new))
+    assert migrate(old, tmp_path / "new") == 10 and sum(calls) < 9
+    assert len(opened(tmp_path / "new").list()) == 10
+
+
+def test_what_is_no_folder_of_milvus_lite(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Milvus Lite"):
+        migrate(tmp_path, tmp_path / "new")
+    (tmp_path / "collections").mkdir()
+    with pytest.raises(FileFormatError, match="holds no gallery"):
+        migrate(tmp_path, tmp_path / "new")
