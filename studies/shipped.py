@@ -79,7 +79,7 @@ class Gathered:
     tails: list[TailFit]
 
     def rules(self, radius: float | None) -> list[DecisionRule]:
-        """One per alpha, as far as the pairs support them, and further ones from the tails if there are any."""
+        """One per alpha, as far as the pairs support them, and further ones from tails, if there are any."""
         made = (
             bounded_rule(
                 self.non_mated, self.mated, alpha=alpha, fnmr=FNMR, delta=DELTA, score=self.score,

@@ -1,4 +1,4 @@
-"""Evidence of a pair that knows how sure both sides are: its likelihood ratio, and how rare it is among strangers."""
+"""Evidence that knows how sure both sides of a pair are: likelihood ratio and rarity among strangers."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +27,7 @@ _TAIL = 0.05  # share of the non-mated pairs that the tail is fitted on
 _LEAST = 100  # pairs in it, under all conditions together
 _SMOOTH = 0.004  # width, in cosines, within which the loss of the quantile is rounded off
 _SHAPES = (-0.4, 0.4)  # of the tail, far beyond what cosines show
-_STEPS = dict(maxiter=500, ftol=1e-12, gtol=1e-9)
+_STEPS = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-9}
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ _STEEPEST = 2.0  # largest shape / scale, in units of 1 / mean
 
 @dataclass(frozen=True, eq=False)
 class TailFit:
-    """Tail of the scores of non-mated pairs: ``P(score >= t) = share (1 + shape (t - start) / scale)^(-1/shape)``.
+    """Tail of the scores of non-mated pairs: the share that reaches a threshold far out.
+
+    ``P(score >= t) = share (1 + shape (t - start) / scale)^(-1 / shape)``.
 
     The limit of most tails from a high threshold on: Pickands, Annals of Statistics 3, 1975. What it says
     beyond the largest score is extrapolated: it holds as far as the tail goes on as it began.
@@ -126,8 +128,8 @@ def fit_tail(
     wanted = int(share * s.size)
     if wanted < LEAST_EXCEEDANCES:
         raise InputError(
-            f"tail: {wanted} of {s.size} pairs are its largest {share:g}; it takes {LEAST_EXCEEDANCES} exceedances, so "
-            f"{int(np.ceil(LEAST_EXCEEDANCES / share))} pairs, or a larger share"
+            f"tail: {wanted} of {s.size} pairs are its largest {share:g}; it takes {LEAST_EXCEEDANCES} "
+            f"exceedances, so {int(np.ceil(LEAST_EXCEEDANCES / share))} pairs, or a larger share"
         )
     start = float(np.partition(s, s.size - wanted - 1)[s.size - wanted - 1])
     rows = np.flatnonzero(s > start)
@@ -204,7 +206,8 @@ def extrapolated_rule(
     """
     if not tails or counted.accept is None or not 0 < alpha < counted.alpha:
         raise InputError(
-            f"extrapolated_rule: expected tails, and a rate below the counted {counted.alpha:g}, got {alpha:g}"
+            f"extrapolated_rule: expected tails, and a rate below the counted {counted.alpha:g}; got "
+            f"{alpha:g}"
         )
     first = max([counted.accept, *(tail.start for tail in tails)])
     for accept in first + step * np.arange(10_000):

@@ -289,8 +289,8 @@ def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decisio
         if limit.extrapolated is not None:
             low, high = limit.extrapolated
             why += (
-                f"; extrapolated: {low:.1e} to {high:.1e} of comparisons with strangers (95 %), more than could "
-                "be counted"
+                f"; extrapolated: {low:.1e} to {high:.1e} of comparisons with strangers (95 %), beyond what "
+                "was counted"
             )
     return "identified", best.identity, why
 

@@ -84,8 +84,8 @@ def compare(
     """Decide whether two photos show one person, at a false match rate of at most ``max_fmr``.
 
     Match if the evidence, or the mutual likelihood score where the calibration has none, reaches the upper
-    threshold of the calibration's rule for ``max_fmr``, non-match if it is below the lower one. Undecided if it is between the two, if the kappa of a
-    face is below the minimum of the rule, or if a photo has no face.
+    threshold of the calibration's rule for ``max_fmr``, non-match if it is below the lower one. Undecided if
+    it is between the two, if the kappa of a face is below the minimum of the rule, or if a photo has no face.
 
     Args:
         left, right: from one `FaceAssessor`.
