@@ -27,6 +27,7 @@ _TAIL = 0.05  # share of the non-mated pairs that the tail is fitted on
 _LEAST = 100  # pairs in it, under all conditions together
 _SMOOTH = 0.004  # width, in cosines, within which the loss of the quantile is rounded off
 _SHAPES = (-0.4, 0.4)  # of the tail, far beyond what cosines show
+_IMPOSSIBLE = 1e10  # cost of a tail that ends before the largest cosine
 _STEPS = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-9}
 
 
@@ -359,14 +360,14 @@ def _peaks(basis: Array, short: int, cosine: Array, weight: Array) -> tuple[Arra
         shape = shape if abs(shape) > 1e-6 else 1e-6
         inside = 1 + shape * scaled
         if not (inside > 1e-6).all():
-            return np.inf, np.zeros_like(theta)
+            return _IMPOSSIBLE, np.zeros_like(theta)
         log, slope = np.log(inside), (1 + shape) * scaled / inside
         loss = weight @ (basis @ theta[:short] + (1 + 1 / shape) * log)
         by_shape = (1 + 1 / shape) * scaled / inside - log / shape**2
         return float(loss), np.append(basis.T @ (weight * (1 - slope)), weight @ by_shape)
 
     first = np.zeros(short + 1)
-    first[0] = np.log(weight @ above)
+    first[0], first[-1] = np.log(weight @ above), _SHAPES[1] / 8  # above 0, where all is possible
     bounds = [(None, None)] * short + [_SHAPES]
     theta = _minimum(surprise, first, "tail", bounds)
     return start, theta[:short], float(theta[short])
@@ -376,6 +377,6 @@ def _minimum(cost: Any, first: Array, what: str, bounds: Any = None) -> Array:
     from scipy.optimize import minimize  # a third of a second, for those who fit
 
     found = minimize(cost, first, jac=True, method="L-BFGS-B", bounds=bounds, options=_STEPS)
-    if not np.isfinite(found.x).all() or not np.isfinite(found.fun):
+    if not np.isfinite(found.x).all() or not found.fun < cost(first)[0]:
         raise InputError(f"conditional calibration: the {what} did not settle; look at the scores")
     return np.asarray(found.x)
