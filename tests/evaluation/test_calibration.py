@@ -138,7 +138,7 @@ def test_json_and_page(report: CalibrationReport) -> None:
     short = report.to_dict(curves=False)
     assert "calibration" not in short and "tippett" not in short["scores"]["mls"]
     section = calibration_section(report)
-    assert section.tables[0].title.startswith("Log-likelihood") and len(section.tables) == 4
+    assert section.tables[0].title.startswith("Log-likelihood") and len(section.tables) == 5
     assert len(section.plots) == 1 + 2 + 2
     assert "160 people, divided into disjoint parts" in section.notes[0]
     cells = [cell for table in section.tables[:3] for row in table.rows for cell in row]
@@ -233,3 +233,14 @@ def test_evidence_of_few_pairs_is_refused(pairs: Any) -> None:
         run(pairs, scores=("evidence",))
     with pytest.raises(InputError, match="at least one score and one alpha"):
         run(pairs, alpha=())
+
+
+def test_likelihood_ratios_by_the_confidence_of_the_pair(report: CalibrationReport) -> None:
+    for one in report.scores.values():
+        assert [cell.high for cell in one.cells[:-1]] == [cell.low for cell in one.cells[1:]]
+        assert sum(cell.pairs for cell in one.cells) == sum(b.pairs for b in one.costs[0].reliability.bins)
+        assert one.cells[0].cllr > one.cells[-1].cllr  # sure pairs are told apart more easily
+    assert (
+        "by kappa of the pair"
+        in [table.title for table in calibration_section(report, plots=False).tables][3]
+    )

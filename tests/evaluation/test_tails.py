@@ -9,12 +9,12 @@ from spherecf.errors import InputError
 from spherecf.evaluation import TailFit, extrapolated_rule, fit_tail
 
 
-def pairs_of(people: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pairs_of(people: int, seed: int, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores of all pairs of some people; some people resemble everybody. All together they are normal."""
     rng = np.random.default_rng(seed)
     left, right = np.triu_indices(people, 1)
-    likeness = rng.normal(0, 0.3, people)
-    scores = rng.normal(0, np.sqrt(1 - 2 * 0.3**2), left.size) + likeness[left] + likeness[right]
+    likeness = rng.normal(0, spread, people)
+    scores = rng.normal(0, np.sqrt(1 - 2 * spread**2), left.size) + likeness[left] + likeness[right]
     return scores, left, right
 
 
@@ -48,7 +48,7 @@ def test_a_rate_that_few_pairs_cannot_show_lies_within_the_interval() -> None:
 
 
 def test_the_interval_knows_that_pairs_share_people() -> None:
-    scores, left, right = pairs_of(100, 0)
+    scores, left, right = pairs_of(100, 0, spread=0.6)
     apart = np.arange(2 * scores.size).reshape(2, -1)  # as if each pair were two people of its own
     ends = [fit_tail(scores, *who, share=0.05, draws=200).interval(2.5) for who in ((left, right), apart)]
     assert ends[0][1] - ends[0][0] > 1.2 * (ends[1][1] - ends[1][0])

@@ -350,7 +350,7 @@ def calibration(
     method: Annotated[str, typer.Option(help="Calibrator to save: logistic or isotonic.")] = "logistic",
     alpha: Annotated[
         list[float] | None,
-        typer.Option(help="Bound on the error rate of decisions; may be repeated.", show_default="0.01"),
+        typer.Option(help="Bound on the error rate of decisions, 0.01 if not given; may be repeated."),
     ] = None,
     delta: Annotated[float, typer.Option(help="Probability that the bound fails.")] = 0.05,
     disjoint: Annotated[

@@ -93,6 +93,18 @@ class CoverageCurve:
 
 
 @dataclass(frozen=True)
+class ConfidenceCell:
+    """The likelihood ratios of the pairs within a range of the confidence, on people who had no part."""
+
+    low: float
+    high: float
+    """Confidence of a pair, by default the smaller kappa of its images."""
+    pairs: int
+    cllr: float
+    reliability: Reliability
+
+
+@dataclass(frozen=True)
 class ScoreCalibration:
     """Everything about one score."""
 
@@ -105,6 +117,8 @@ class ScoreCalibration:
     thresholds: list[ThresholdCheck]
     decisions: list[RuleCheck]
     curves: list[CoverageCurve]
+    cells: list[ConfidenceCell] = field(default_factory=list)
+    """By thirds of the confidence; without a third that has pairs of one kind only."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +243,7 @@ def calibrate_score(
         _check_thresholds(table, parts, new),
         [check_rule(rule, measuring) for rule in rules],
         [_curve(abstain, tuning, testing, measuring, delta) for abstain in ABSTAIN],
+        _cells(llr, parts.mated[new], parts.sure[new]),
     )
     kept = replace(
         calibration,
@@ -282,6 +297,20 @@ def _cost(calibrator: Calibrator, llr: Array, best: float, parts: Parts, rows: A
         around = interval(drawn["cllr"])
     separated = isinstance(calibrator, LogisticCalibrator) and calibrator.separated
     return Cost(calibrator.kind, value, around, value - best, reliability(llr, mated), separated)
+
+
+def _cells(llr: Array, mated: Array, sure: Array) -> list[ConfidenceCell]:
+    edges = np.quantile(sure, np.linspace(0, 1, _CELLS + 1))
+    found = []
+    for place, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist())):
+        rows = (sure >= low) & ((sure < high) | (place == _CELLS - 1))
+        if mated[rows].any() and not mated[rows].all():
+            own = llr[rows], mated[rows]
+            found.append(ConfidenceCell(low, high, int(rows.sum()), cllr(*own), reliability(*own)))
+    return found
+
+
+_CELLS = 3
 
 
 def _with_intervals(table: ThresholdTable, parts: Parts, rows: Array) -> ThresholdTable:
