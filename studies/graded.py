@@ -1,6 +1,6 @@
 """Faces of known people in every grade of degradation, their pairs, and people who may learn or test."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,14 +243,17 @@ class GradedFaces:
 
 
 def _joined(parts: Sequence[ScoredPairs]) -> ScoredPairs:
-    def column(of: Callable[[ScoredPairs], Array]) -> Array:
-        return np.concatenate([of(part) for part in parts])
-
+    names = parts[0].scores
     return ScoredPairs(
-        {name: column(lambda part, name=name: part.scores[name]) for name in parts[0].scores},
-        (column(lambda part: part.kappas[0]), column(lambda part: part.kappas[1])),
-        column(lambda part: part.mated), column(lambda part: part.left), column(lambda part: part.right),
-    )  # fmt: skip
+        {name: np.concatenate([part.scores[name] for part in parts]) for name in names},
+        (
+            np.concatenate([part.kappas[0] for part in parts]),
+            np.concatenate([part.kappas[1] for part in parts]),
+        ),
+        np.concatenate([part.mated for part in parts]),
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.right for part in parts]),
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -173,7 +173,7 @@ class ConditionalCalibrator:
             )
         log_kappa = _log(kappas)
         ranges = [_range(side) for side in log_kappa] if roles else [_range(log_kappa)] * 2
-        basis = _basis(*(np.clip(side, *ends) for side, ends in zip(log_kappa, ranges)), roles)
+        basis = _basis(np.clip(log_kappa[0], *ranges[0]), np.clip(log_kappa[1], *ranges[1]), roles)
         where = np.zeros(x.size, np.int64) if conditions is None else np.asarray(conditions)
         weight = _weights(where, m)
         short = _terms(roles)[1]
@@ -227,8 +227,8 @@ class ConditionalCalibrator:
         return np.asarray(_of(basis, self.offset) + _softplus(_of(basis, self.slope)) * excess)
 
     def _basis(self, kappas: Sides) -> Array:
-        ends = self.left, self.right
-        return _basis(*(np.clip(_log(side), *end) for side, end in zip(kappas, ends)), self.roles)
+        left, right = _log(kappas[0]), _log(kappas[1])
+        return _basis(np.clip(left, *self.left), np.clip(right, *self.right), self.roles)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -233,7 +233,11 @@ def calibrate_score(
         for alpha in alphas
         for error in ERRORS
     ]  # fmt: skip
-    llr = fitted(parts.scores[new]) if parts.llr is None else parts.llr[new]
+    if isinstance(fitted, ConditionalCalibrator):
+        assert parts.llr is not None
+        llr = parts.llr[new]
+    else:
+        llr = fitted(parts.scores[new])
     found = ScoreCalibration(
         score,
         line,
@@ -515,9 +519,12 @@ def _evidence(
     )  # fmt: skip
     evidence = known.evidence(mls, cosine, kappas)
     table = ThresholdTable.fit(evidence[fit], mated[fit], targets, score=PAIR_EVIDENCE, radius=radius)
-    more = {"likelihood": known, "thresholds": table}
-    parts = {name: {**getattr(calibration, name), PAIR_EVIDENCE: part} for name, part in more.items()}
-    return replace(calibration, **parts), evidence, known.llr(mls, kappas)
+    calibration = replace(
+        calibration,
+        likelihood={**calibration.likelihood, PAIR_EVIDENCE: known},
+        thresholds={**calibration.thresholds, PAIR_EVIDENCE: table},
+    )
+    return calibration, evidence, known.llr(mls, kappas)
 
 
 def neutral_score(dim: int, radius: float) -> float:

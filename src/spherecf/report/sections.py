@@ -319,7 +319,7 @@ def calibration_section(report: CalibrationReport, plots: bool = True) -> Sectio
     if report.scores and plots:
         drawn = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
     tables = [_costs(report), _thresholds(report), _decisions(report)] if report.scores else []
-    tables += [_cells(report)] if any(one.cells for one in report.scores.values()) else []
+    tables += [_by_confidence(report)] if any(one.cells for one in report.scores.values()) else []
     tables += [_kappa(report)] if report.kappa else []
     return Section(f"{report.name}: calibration, {report.condition}", _notes(report), tables, drawn)
 
@@ -363,7 +363,7 @@ def _costs(report: CalibrationReport) -> Table:
     )
 
 
-def _cells(report: CalibrationReport) -> Table:
+def _by_confidence(report: CalibrationReport) -> Table:
     rows, signatures = [], []
     for one in report.scores.values():
         for cell in one.cells:
