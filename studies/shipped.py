@@ -89,9 +89,14 @@ class Gathered:
         )  # fmt: skip
         counted = [rule for rule in made if rule.decides]
         beyond = [alpha for alpha in (*ALPHAS, *BEYOND) if counted and alpha < counted[-1].alpha]
-        if not self.tails:
-            return counted
-        return [*counted, *(extrapolated_rule(counted[-1], self.tails, alpha) for alpha in beyond)]
+        further = []
+        for alpha in beyond if self.tails else ():
+            try:
+                further.append(extrapolated_rule(counted[-1], self.tails, alpha))
+            except InputError as error:  # few people: the rates that they cannot tell are left out
+                console.print(f"{self.score}: {error}", highlight=False, markup=False)
+                break
+        return counted + further
 
     def floor(self, accept: float) -> float:
         """The largest confidence that costs at most one in a hundred of all true matches."""
