@@ -101,7 +101,8 @@ class ConfidenceCell:
     """Confidence of a pair, by default the smaller kappa of its images."""
     pairs: int
     cllr: float
-    reliability: Reliability
+    error: float
+    """Mean gap between stated and found, as `Reliability.error`."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def _cells(llr: Array, mated: Array, sure: Array) -> list[ConfidenceCell]:
         rows = (sure >= low) & ((sure < high) | (place == _CELLS - 1))
         if mated[rows].any() and not mated[rows].all():
             own = llr[rows], mated[rows]
-            found.append(ConfidenceCell(low, high, int(rows.sum()), cllr(*own), reliability(*own)))
+            found.append(ConfidenceCell(low, high, int(rows.sum()), cllr(*own), reliability(*own).error))
     return found
 
 

@@ -368,7 +368,7 @@ def _by_confidence(report: CalibrationReport) -> Table:
     for one in report.scores.values():
         for cell in one.cells:
             span = f"{cell.low:.4g} to {cell.high:.4g}"
-            numbers = [f"{cell.pairs}", f"{cell.cllr:.4f}", f"{cell.reliability.error:.4f}"]
+            numbers = [f"{cell.pairs}", f"{cell.cllr:.4f}", f"{cell.error:.4f}"]
             rows.append([one.score, span, *numbers])
             signatures.append(one.signature)
     return Table(
