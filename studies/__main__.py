@@ -84,7 +84,12 @@ def cross_quality(
 
 @app.command("shipped", epilog="Example: python -m studies shipped lfw/ cfp/ --out runs/shipped")
 def shipped(
-    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
+    train: Annotated[
+        Path,
+        typer.Argument(
+            help="Aligned crops of the people to train on; or a model, to calibrate its head anew."
+        ),
+    ],
     test: Annotated[Path, typer.Argument(help="Aligned crops of other people, to calibrate and to check.")],
     out: Annotated[
         Path,
@@ -102,7 +107,7 @@ def shipped(
     """
     from spherecf.data import open_source, orl_faces
     from spherecf.faces import AlignedFaces
-    from spherecf.models import FrozenBackbone
+    from spherecf.models import FrozenBackbone, load
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
     from studies.shipped import MODEL_FILE, ship
@@ -110,8 +115,9 @@ def shipped(
 
     require_matplotlib()  # before the work, not after
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    learnt = load(train) if train.suffix == ".safetensors" else open_source(train)
     result = ship(
-        FrozenBackbone.default(), open_source(train), open_source(test), out, config,
+        FrozenBackbone.default(), learnt, open_source(test), out, config,
         foreign={"orl": AlignedFaces(orl_faces())}, realign=AlignedFaces, draws=draws,
     )  # fmt: skip
     files = present_shipped(result, out / "report", {"config": config.to_dict()})

@@ -78,17 +78,34 @@ class ScoredPairs:
 
     Attributes:
         scores: by name, (n,).
-        confidence: (n,) the smaller kappa of each pair.
+        kappas: of the left and of the right side, (n,) each.
         mated: (n,).
         left: (n,) person of the left image.
         right: (n,) of the right one.
     """
 
     scores: dict[str, NDArray[np.float32]]
-    confidence: NDArray[np.float32]
+    kappas: tuple[NDArray[np.float32], NDArray[np.float32]]
     mated: NDArray[np.bool_]
     left: NDArray[np.int64]
     right: NDArray[np.int64]
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """(n,) the smaller kappa of each pair."""
+        return np.minimum(*self.kappas)
+
+    def select(self, rows: Array) -> "ScoredPairs":
+        """Some of the pairs."""
+        return ScoredPairs(
+            {name: values[rows] for name, values in self.scores.items()},
+            (self.kappas[0][rows], self.kappas[1][rows]), self.mated[rows], self.left[rows], self.right[rows],
+        )  # fmt: skip
+
+    def add(self, name: str, values: Array) -> "ScoredPairs":
+        """The same pairs with one score more."""
+        scores = {**self.scores, name: values.astype(np.float32)}
+        return ScoredPairs(scores, self.kappas, self.mated, self.left, self.right)
 
     def reach(self, values: Array, mated: bool, thresholds: Array, draws: int, seed: int = 0) -> SubjectRates:
         """How many pairs of one kind reach the thresholds."""
@@ -150,18 +167,39 @@ class GradedFaces:
         Pooled by natural parameters. The condition's left grade is that of the template, the right one that
         of the single image. Twice, with other images drawn.
         """
-        both = [self._drawn_templates(condition, np.random.default_rng([seed, i])) for i in range(2)]
-        names = both[0].scores
-        return ScoredPairs(
-            {name: np.concatenate([one.scores[name] for one in both]) for name in names},
-            *(
-                np.concatenate([getattr(one, name) for one in both])
-                for name in ("confidence", "mated", "left", "right")
-            ),
-        )
+        return _joined([self._drawn_templates(condition, np.random.default_rng([seed, i])) for i in range(2)])
+
+    def two_template_pairs(self, condition: Condition, seed: int = 0) -> ScoredPairs:
+        """Templates against templates: one of each size per person and side, no image on both sides.
+
+        The condition's left grade is that of all left templates, the right one that of the others. Twice,
+        with other images drawn.
+        """
+        return _joined([self._drawn_twice(condition, np.random.default_rng([seed, i, 2])) for i in range(2)])
+
+    def _drawn_twice(self, condition: Condition, rng: np.random.Generator) -> ScoredPairs:
+        sides: tuple[list[Array], list[Array]] = ([], [])
+        people: tuple[list[int], list[int]] = ([], [])
+        for person in np.unique(self.person).tolist():
+            own = rng.permutation(np.flatnonzero(self.person == person))
+            for side, half in enumerate((own[::2], own[1::2])):
+                parts = [half[:size] for size in TEMPLATE_SIZES if size <= len(half)]
+                sides[side].extend(parts)
+                people[side].extend([person] * len(parts))
+        pooled = [
+            self._pooled(grade, parts) for grade, parts in zip((condition.left, condition.right), sides)
+        ]
+        left, right = (part.reshape(-1) for part in np.indices((len(sides[0]), len(sides[1]))))
+        return self._score(pooled[0], pooled[1], left, right, *map(np.array, people))
+
+    def _pooled(self, grade: str, parts: Sequence[Array]) -> tuple[Array, Array]:
+        """(mu, kappa) of templates, by natural parameters."""
+        mu, kappa = self.of(grade)
+        rows = np.concatenate(parts)
+        found = pool(mu[rows], kappa[rows], np.repeat(np.arange(len(parts)), [len(part) for part in parts]))
+        return found.mu, found.kappa
 
     def _drawn_templates(self, condition: Condition, rng: np.random.Generator) -> ScoredPairs:
-        mu, kappa = self.of(condition.left)
         chosen, people, probes = [], [], []
         for person in np.unique(self.person).tolist():
             own = rng.permutation(np.flatnonzero(self.person == person))
@@ -170,13 +208,11 @@ class GradedFaces:
                 chosen.append(own[:size])
                 people.append(person)
             probes.append(own[max(sizes, default=0) :])
-        rows, probe = np.concatenate(chosen), np.concatenate(probes)
-        template = np.repeat(np.arange(len(chosen)), [len(part) for part in chosen])
-        pooled = pool(mu[rows], kappa[rows], template)
+        probe = np.concatenate(probes)
         single_mu, single_kappa = self.of(condition.right)
         left, right = (part.reshape(-1) for part in np.indices((len(chosen), len(probe))))
         return self._score(
-            (pooled.mu, pooled.kappa),
+            self._pooled(condition.left, chosen),
             (single_mu[probe], single_kappa[probe]),
             left, right, np.array(people), self.person[probe],
         )  # fmt: skip
@@ -199,11 +235,25 @@ class GradedFaces:
                 ],
                 "cosine": cosine_matrix(mu, other_mu).numpy()[left, right],
             },
-            np.minimum(one[1][left], two[1][right]),
+            (one[1][left], two[1][right]),
             own == their,
             own,
             their,
         )
+
+
+def _joined(parts: Sequence[ScoredPairs]) -> ScoredPairs:
+    names = parts[0].scores
+    return ScoredPairs(
+        {name: np.concatenate([part.scores[name] for part in parts]) for name in names},
+        (
+            np.concatenate([part.kappas[0] for part in parts]),
+            np.concatenate([part.kappas[1] for part in parts]),
+        ),
+        np.concatenate([part.mated for part in parts]),
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.right for part in parts]),
+    )
 
 
 @dataclass(frozen=True, eq=False)

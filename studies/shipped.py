@@ -9,9 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.calibration import (
+    PAIR_EVIDENCE,
     PAIR_SCORE,
+    TEMPLATE_EVIDENCE,
     TEMPLATE_SCORE,
+    TEMPLATES_EVIDENCE,
     Calibration,
+    ConditionalCalibrator,
     DecisionRule,
     KappaScale,
     LogisticCalibrator,
@@ -22,7 +26,15 @@ from spherecf.common.progress import console
 from spherecf.data import ImageSource
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation import SubjectRates, bounded_rule, cllr
+from spherecf.evaluation import (
+    LEAST_EXCEEDANCES,
+    SubjectRates,
+    TailFit,
+    bounded_rule,
+    cllr,
+    extrapolated_rule,
+    fit_tail,
+)
 from spherecf.extract import embed
 from spherecf.models import ConfidenceModel, FrozenBackbone
 from spherecf.training import ConfidenceConfig, FeatureCache, build_cache, fit_confidence, new_head, prepare
@@ -40,11 +52,16 @@ Array = NDArray[Any]
 
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ALPHAS = (1e-2, 1e-3, 1e-4, 1e-5)
+BEYOND = (1e-6, 1e-7, 1e-8)
+"""Rates that 250 people cannot show; their rules are extrapolated, and say so."""
 FNMR, DELTA = 0.01, 0.001
 _FREE = 0.01  # share of the true matches that the floor on kappa may cost
 _ABOVE, _BELOW, _NAT = 60.0, 60.0, 0.05  # grid of thresholds around the neutral score, in nats
 _COSINES = np.round(np.arange(-0.3, 1.0, 0.0025), 4)
+_RARE = 2.0  # evidence from which on a match is tested
 _OTHERS = 200_000  # non-mated pairs per condition that likelihood ratios are fitted on
+_BLOCK = 1 << 18  # pairs judged at once
+_SHARE = 1e-3  # of the non-mated pairs that a tail is fitted on
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +76,10 @@ class Gathered:
     sample: list[tuple[Array, NDArray[np.bool_]]]
     """(scores, mated) of all mated and some non-mated pairs."""
     tables: list[ThresholdTable]
+    tails: list[TailFit]
 
     def rules(self, radius: float | None) -> list[DecisionRule]:
-        """One per alpha, as far as the pairs support them."""
+        """One per alpha, as far as the pairs support them, and further ones from tails, if there are any."""
         made = (
             bounded_rule(
                 self.non_mated, self.mated, alpha=alpha, fnmr=FNMR, delta=DELTA, score=self.score,
@@ -69,7 +87,16 @@ class Gathered:
             )
             for alpha in ALPHAS
         )  # fmt: skip
-        return [rule for rule in made if rule.decides]
+        counted = [rule for rule in made if rule.decides]
+        beyond = [alpha for alpha in (*ALPHAS, *BEYOND) if counted and alpha < counted[-1].alpha]
+        further = []
+        for alpha in beyond if self.tails else ():
+            try:
+                further.append(extrapolated_rule(counted[-1], self.tails, alpha))
+            except InputError as error:  # few people: the rates that they cannot tell are left out
+                console.print(f"{self.score}: {error}", highlight=False, markup=False)
+                break
+        return counted + further
 
     def floor(self, accept: float) -> float:
         """The largest confidence that costs at most one in a hundred of all true matches."""
@@ -82,28 +109,42 @@ class Gathered:
         return LogisticCalibrator.fit(scores, mated, score=self.score, radius=radius)
 
 
+Grids = tuple[Array, Array]
+"""Thresholds from which on a match, and below which a non-match, is tested."""
+
+
+def grids_of(score: str, neutral: float) -> Grids:
+    """Of a cosine, of evidence, or of a mutual likelihood score around the neutral one."""
+    if score == "cosine":
+        return _COSINES, _COSINES
+    if score.startswith(PAIR_EVIDENCE):
+        return np.round(np.arange(_RARE, _ABOVE, _NAT), 2), np.round(np.arange(-_BELOW / 3, 3, _NAT), 2)
+    high = np.round(neutral + np.arange(0, _ABOVE, _NAT), 2)
+    return high, np.round(neutral + np.arange(-_BELOW, _ABOVE / 2, _NAT), 2)
+
+
+def column_of(score: str) -> str:
+    """Where a score stands among those of `ScoredPairs`."""
+    if score.startswith(PAIR_EVIDENCE):
+        return "evidence"
+    return "cosine" if score == "cosine" else "mls"
+
+
 def gather(
-    score: str,
-    pairs: Callable[[Condition], ScoredPairs],
-    neutral: float | None,
-    draws: int,
-    seed: int = 0,
+    score: str, pairs: Callable[[Condition], ScoredPairs], neutral: float, draws: int, seed: int = 0
 ) -> Gathered:
     """All conditions one after the other, so that only one of them is in memory.
 
     Args:
         score: name of the score for the rules.
         pairs: of a condition.
-        neutral: score that speaks neither for nor against, of mutual likelihood scores; None for cosines.
+        neutral: mutual likelihood score that speaks neither for nor against.
         draws: of subjects.
         seed: of the draws.
     """
-    found = Gathered(score, [], [], [], [], [])
-    high, low = _COSINES, _COSINES
-    if neutral is not None:
-        high = np.round(neutral + np.arange(0, _ABOVE, _NAT), 2)
-        low = np.round(neutral + np.arange(-_BELOW, _ABOVE / 2, _NAT), 2)
-    column = "cosine" if neutral is None else "mls"
+    found = Gathered(score, [], [], [], [], [], [])
+    high, low = grids_of(score, neutral)
+    column = column_of(score)
     rng = np.random.default_rng(seed)
     for condition in conditions(list(CALIBRATED)):
         own = pairs(condition)
@@ -111,11 +152,70 @@ def gather(
         found.non_mated.append(own.reach(values, False, high, draws, seed))
         found.mated.append(own.reach(values, True, low, draws, seed))
         found.matches.append((values[own.mated], own.confidence[own.mated]))
-        others = np.flatnonzero(~own.mated)
-        some = np.append(np.flatnonzero(own.mated), rng.permutation(others)[:_OTHERS])
-        found.sample.append((values[some].astype(np.float64), own.mated[some]))
-        found.tables.append(_table(own, column, score, draws, seed))
+        if column != "evidence":
+            some = _sample(own, rng)
+            found.sample.append((values[some].astype(np.float64), own.mated[some]))
+            found.tables.append(_table(own, column, score, draws, seed))
+        elif draws:
+            found.tails.append(tail_of(own, draws, seed))
     return found
+
+
+def tail_of(pairs: ScoredPairs, draws: int, seed: int = 0, share: float = _SHARE) -> TailFit:
+    """Of the evidence of the non-mated pairs."""
+    other = ~pairs.mated
+    share = max(share, 1.01 * LEAST_EXCEEDANCES / int(other.sum()))
+    values = pairs.scores["evidence"][other]
+    return fit_tail(values, pairs.left[other], pairs.right[other], share=share, draws=draws, seed=seed)
+
+
+def _sample(pairs: ScoredPairs, rng: np.random.Generator) -> NDArray[np.int64]:
+    """All mated and some non-mated pairs."""
+    others = np.flatnonzero(~pairs.mated)
+    return np.append(np.flatnonzero(pairs.mated), rng.permutation(others)[:_OTHERS])
+
+
+def learn_evidence(
+    score: str, pairs: Callable[[Condition], ScoredPairs], radius: float, neutral: float, seed: int = 0
+) -> ConditionalCalibrator:
+    """Over all conditions, which count alike."""
+    rng = np.random.default_rng(seed)
+    parts = []
+    for condition in conditions(list(CALIBRATED)):
+        own = pairs(condition)
+        parts.append(own.select(_sample(own, rng)))
+    return ConditionalCalibrator.fit(
+        np.concatenate([part.scores["mls"] for part in parts]),
+        np.concatenate([part.scores["cosine"] for part in parts]),
+        np.concatenate([np.stack(part.kappas) for part in parts], axis=1),
+        np.concatenate([part.mated for part in parts]),
+        score=score, radius=radius, neutral=neutral, roles=score == TEMPLATE_EVIDENCE,
+        conditions=np.repeat(np.arange(len(parts)), [len(part.mated) for part in parts]),
+    )  # fmt: skip
+
+
+def with_evidence(
+    pairs: Callable[[Condition], ScoredPairs], calibrator: ConditionalCalibrator
+) -> Callable[[Condition], ScoredPairs]:
+    """The same pairs with their evidence."""
+
+    def judged(condition: Condition) -> ScoredPairs:
+        return judge(pairs(condition), calibrator)
+
+    return judged
+
+
+def judge(pairs: ScoredPairs, calibrator: ConditionalCalibrator) -> ScoredPairs:
+    """Pairs with their evidence, block by block."""
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(pairs.mated), _BLOCK)]
+    found = [
+        calibrator.evidence(
+            pairs.scores["mls"][block], pairs.scores["cosine"][block],
+            (pairs.kappas[0][block], pairs.kappas[1][block]),
+        ).astype(np.float32)
+        for block in blocks
+    ]  # fmt: skip
+    return pairs.add("evidence", np.concatenate(found))
 
 
 def _table(pairs: ScoredPairs, column: str, score: str, draws: int, seed: int) -> ThresholdTable:
@@ -157,16 +257,24 @@ def calibrate(
     """
     neutral, radius = faces.neutral(), faces.radius
     single = gather(PAIR_SCORE, faces.pairs, neutral, draws)
-    cosine = gather("cosine", faces.pairs, None, draws)
-    template = gather(TEMPLATE_SCORE, faces.template_pairs, neutral, draws)
     rules = single.rules(radius)
     if not rules:
         raise InputError(
             f"{len(np.unique(faces.person))} people with {len(faces.person)} images support no rule with a "
             f"false match rate of {ALPHAS[0]:g}; bring more people"
         )
+    cosine = gather("cosine", faces.pairs, neutral, draws)
+    template = gather(TEMPLATE_SCORE, faces.template_pairs, neutral, draws)
+    evidence, judged = {}, []
+    for score, pairs in (
+        (PAIR_EVIDENCE, faces.pairs),
+        (TEMPLATE_EVIDENCE, faces.template_pairs),
+        (TEMPLATES_EVIDENCE, faces.two_template_pairs),
+    ):
+        evidence[score] = learn_evidence(score, pairs, radius, neutral)
+        judged += gather(score, with_evidence(pairs, evidence[score]), neutral, draws).rules(radius)
     floor = single.floor(float(rules[0].accept or 0.0))
-    rules = [replace(rule, least_confidence=floor) for rule in (*rules, *template.rules(radius))]
+    rules = [replace(rule, least_confidence=floor) for rule in (*judged, *rules, *template.rules(radius))]
     shown = [faces.of(grade)[1] for grade in CALIBRATED]
     calibration = Calibration(
         model,
@@ -176,6 +284,7 @@ def calibrate(
             PAIR_SCORE: single.likelihood(radius),
             "cosine": cosine.likelihood(None),
             TEMPLATE_SCORE: template.likelihood(radius),
+            **evidence,
         },
         {
             PAIR_SCORE: replace(single.tables[0], radius=radius),
@@ -214,9 +323,10 @@ class DecisionCount:
     """What one method said of all pairs under one condition.
 
     Attributes:
-        pairs: "image" against image, or "template" against image.
+        pairs: "image" against image, "template" against image, or "templates" against each other.
         condition: which grades; "A/B": one picture each.
-        method: "rule", "cosine" (its threshold on good pictures) or "cosine, all grades".
+        method: "rule", "mls" (one threshold of the score for all), "cosine" (its threshold on good pictures)
+            or "cosine, all grades".
         alpha: promised rate of wrong matches.
         non_mated: pairs of two people.
         wrong_matches: of them.
@@ -285,28 +395,51 @@ def check_decisions(
     """
     counts: list[DecisionCount] = []
     costs: list[Cost] = []
-    kinds: list[tuple[str, str, Callable[[Condition], ScoredPairs]]] = [
-        ("image", PAIR_SCORE, faces.pairs), ("template", TEMPLATE_SCORE, faces.template_pairs)
-    ]  # fmt: skip
-    for kind, score, pairs in kinds:
+    kinds: list[tuple[str, str, str, Callable[[Condition], ScoredPairs]]] = [
+        ("image", PAIR_EVIDENCE, PAIR_SCORE, faces.pairs),
+        ("template", TEMPLATE_EVIDENCE, TEMPLATE_SCORE, faces.template_pairs),
+        ("templates", TEMPLATES_EVIDENCE, "", faces.two_template_pairs),
+    ]
+    for kind, evidence, score, pairs in kinds:
         for condition in conditions(list(faces.grades)):
-            own = pairs(condition)
+            own = judge(pairs(condition), _conditional(calibration, evidence))
             for alpha in ALPHAS:
-                methods = _methods(calibration, rivals, score, alpha)
+                methods = _methods(calibration, rivals, {"rule": evidence, "mls": score}, alpha)
                 counts += [
                     count_decisions(own, rule, kind, condition, method, draws) for method, rule in methods
                 ]
-            scores = [score, "cosine"] if kind == "image" else [score]
-            for name in scores:
-                llr = calibration.llr(name, own.scores["cosine" if name == "cosine" else "mls"])
-                costs.append(Cost(kind, condition.name, name, cllr(llr, own.mated)))
+            costs += [
+                Cost(kind, condition.name, name, cllr(_llr(calibration, name, own), own.mated))
+                for name in (evidence, score, "cosine" if kind == "image" else "")
+                if name
+            ]
     return counts, costs
 
 
+def _conditional(calibration: Calibration, score: str) -> ConditionalCalibrator:
+    found = calibration.likelihood[score]
+    assert isinstance(found, ConditionalCalibrator)
+    return found
+
+
+def _llr(calibration: Calibration, score: str, pairs: ScoredPairs) -> Array:
+    """(n,) by blocks, which evidence needs."""
+    values = pairs.scores["cosine" if score == "cosine" else "mls"]
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
+    return np.concatenate(
+        [calibration.llr(score, values[b], kappas=(pairs.kappas[0][b], pairs.kappas[1][b])) for b in blocks]
+    )
+
+
 def _methods(
-    calibration: Calibration, rivals: Sequence[DecisionRule], score: str, alpha: float
+    calibration: Calibration, rivals: Sequence[DecisionRule], scores: Mapping[str, str], alpha: float
 ) -> list[tuple[str, DecisionRule]]:
-    found = [("rule", r) for r in calibration.decisions if (r.score, r.alpha) == (score, alpha)]
+    found = [
+        (method, rule)
+        for method, score in scores.items()
+        for rule in calibration.decisions
+        if (rule.score, rule.alpha) == (score, alpha)
+    ]
     entry = calibration.threshold("cosine", alpha)
     if entry.threshold is not None:
         found.append(("cosine", always(entry.threshold, alpha)))
@@ -325,7 +458,7 @@ def count_decisions(
     pairs: ScoredPairs, rule: DecisionRule, kind: str, condition: Condition, method: str, draws: int
 ) -> DecisionCount:
     """Count what a rule says."""
-    values = pairs.scores["cosine" if rule.score == "cosine" else "mls"]
+    values = pairs.scores[column_of(rule.score)]
     sure = pairs.confidence >= rule.least_confidence
     accept, reject = float(rule.accept or 0.0), float(rule.reject or 0.0)
     upwards, downwards = np.where(sure, values, -np.inf), np.where(sure, -values, -np.inf)
@@ -443,19 +576,21 @@ def _by_group(model: ConfidenceModel, faces: GradedFaces, draws: int) -> list[Fo
             rows = ((groups[left] == one) & (groups[right] == other)) | (
                 (groups[left] == other) & (groups[right] == one)
             )
-            own = ScoredPairs(
-                {name: values[rows] for name, values in pairs.scores.items()},
-                pairs.confidence[rows], pairs.mated[rows], pairs.left[rows], pairs.right[rows],
-            )  # fmt: skip
             name = f"{one}/{other}"
-            found.append(Foreign(name, int(rows.sum()), decisions=_decisions(model, own, name, draws)))
+            said = _decisions(model, pairs.select(rows), name, draws)
+            found.append(Foreign(name, int(rows.sum()), decisions=said))
     return found
 
 
 def _decisions(model: ConfidenceModel, pairs: ScoredPairs, name: str, draws: int) -> list[DecisionCount]:
-    rules = model.calibration.decisions if model.calibration else ()
+    calibration = model.calibration
+    if calibration is None:
+        return []
+    own = judge(pairs, _conditional(calibration, PAIR_EVIDENCE))
     return [
-        count_decisions(pairs, rule, name, _CLEAN, "rule", draws) for rule in rules if rule.score == "mls"
+        count_decisions(own, rule, name, _CLEAN, "rule", draws)
+        for rule in calibration.decisions
+        if rule.score == PAIR_EVIDENCE and rule.extrapolated is None
     ]
 
 
@@ -497,7 +632,7 @@ class Shipped:
 
 def ship(
     backbone: FrozenBackbone,
-    train: ImageSource,
+    train: ImageSource | ConfidenceModel,
     test: ImageSource,
     folder: str | Path,
     config: ConfidenceConfig | None = None,
@@ -514,7 +649,7 @@ def ship(
 
     Args:
         backbone: the frozen recogniser.
-        train: aligned crops of known people.
+        train: aligned crops of known people; or a trained model, which is only calibrated and checked anew.
         test: aligned crops of other people, several images of each.
         folder: gets caches, the head and the model.
         config: settings of the head.
@@ -527,18 +662,21 @@ def ship(
         InputError: too few people or pairs for a calibration.
     """
     config, folder = config or ConfidenceConfig(), Path(folder)
-    data = prepare(backbone, train, config, folder / "train-cache", batch_size=batch_size)
     cache = build_cache(
-        backbone, new_head(backbone, config), test, list(GRADES.values()), folder / "test-cache",
-        batch_size=batch_size,
+        backbone, train.head if isinstance(train, ConfidenceModel) else new_head(backbone, config), test,
+        list(GRADES.values()), folder / "test-cache", batch_size=batch_size,
     )  # fmt: skip
-    division = divide(data.cache, cache, share=0.0)
-    model = fit_confidence(backbone, division.training(data), config, folder / "head")
-    facts = {
-        **division.facts, "train": train.fingerprint(), "test": test.fingerprint(),
-        "skipped": {**data.cache.skipped, **cache.skipped},
-    }  # fmt: skip
-    model.record["card"] = {**CARD, "train": train.name, "calibrated": test.name, "people": facts}
+    if isinstance(train, ConfidenceModel):
+        model, facts = train, dict(train.record.get("card", {}).get("people", {}))
+    else:
+        data = prepare(backbone, train, config, folder / "train-cache", batch_size=batch_size)
+        division = divide(data.cache, cache, share=0.0)
+        model = fit_confidence(backbone, division.training(data), config, folder / "head")
+        facts = {
+            **division.facts, "train": train.fingerprint(), "test": test.fingerprint(),
+            "skipped": {**data.cache.skipped, **cache.skipped},
+        }  # fmt: skip
+        model.record["card"] = {**CARD, "train": train.name, "calibrated": test.name, "people": facts}
     faces = graded(model, cache)
     first, second = (faces.only(half) for half in halves(faces.person))
     console.print("calibrating", highlight=False)

@@ -12,18 +12,20 @@ from spherecf.report import ReportFiles, Section, Table, write_report
 from spherecf.vmf import mean_resultant_length
 from studies.shipped import ALPHAS, PERCENTS, DecisionCount, Shipped
 
-_RIVALS = ("cosine", "cosine, all grades")
+_RIVALS = ("mls", "cosine", "cosine, all grades")
 _HOW = (
     "A/B: one picture of each grade. Rates are of all pairs of their kind, undecided ones counted. Intervals "
     "at 95 % over people, none of whom had a part in making the rule. A star: more wrong matches than "
-    "promised. cosine: its threshold at this rate on good pictures of the people who calibrated, no pair "
-    "undecided; all grades: made like the rule, on every grade."
+    "promised. mls: one threshold of the mutual likelihood score for every grade. cosine: its threshold at "
+    "this rate on good pictures of the people who calibrated, no pair undecided; all grades: made like the "
+    "rule, on every grade."
 )
 
 
 def shipped_tables(result: Shipped) -> list[Table]:
     """Rules, decisions by grade, thresholds, kappa, likelihood ratios, groups and other sets."""
-    kinds = [("image", "Image against image"), ("template", "Template of 2 to 5 images against image")]
+    kinds = [("image", "Image against image"), ("template", "Template of 2 to 5 images against image"),
+             ("templates", "Templates of 2 to 5 images against each other")]  # fmt: skip
     return [
         _rules(result),
         *(
@@ -69,7 +71,9 @@ def _rules(result: Shipped) -> Table:
         match, miss = rule.counts
         rows.append([
             rule.score, f"{rule.alpha:g}", f"{rule.accept:.2f}", f"{rule.reject:.2f}",
-            f"{rule.least_confidence:.1f}", f"{match.errors} of {match.trials} (< {match.upper:.1e})",
+            f"{rule.least_confidence:.1f}",
+            f"{match.errors} of {match.trials} (< {match.upper:.1e})" if rule.extrapolated is None
+            else f"extrapolated{_around(rule.extrapolated)}",
             f"{miss.errors} of {miss.trials} (< {miss.upper:.1e})",
         ])  # fmt: skip
     return Table(

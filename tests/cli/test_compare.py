@@ -23,7 +23,7 @@ def run(*words: str) -> tuple[list[dict], str]:
 
 def test_says_match_and_why() -> None:
     (line,), table = run(ANNA, AGAIN, "--max-fmr", "1e-2")
-    assert line["decision"] == "match" and line["llr"] > 0 and line["score"] >= line["accept"]
+    assert line["decision"] == "match" and line["llr"] > 0 and line["evidence"] >= line["accept"]
     assert 0 < line["fmr_seen"] <= line["fmr_upper"] <= 1e-2
     assert [one["photo"] for one in line["photos"]] == [ANNA, AGAIN]
     assert "MATCH: at most 1 in 100 pairs of different people" in table and "likelihood ratio" in table

@@ -138,7 +138,7 @@ def test_json_and_page(report: CalibrationReport) -> None:
     short = report.to_dict(curves=False)
     assert "calibration" not in short and "tippett" not in short["scores"]["mls"]
     section = calibration_section(report)
-    assert section.tables[0].title.startswith("Log-likelihood") and len(section.tables) == 4
+    assert section.tables[0].title.startswith("Log-likelihood") and len(section.tables) == 5
     assert len(section.plots) == 1 + 2 + 2
     assert "160 people, divided into disjoint parts" in section.notes[0]
     cells = [cell for table in section.tables[:3] for row in table.rows for cell in row]
@@ -195,3 +195,52 @@ def test_bad_input_is_refused(pairs: Any) -> None:
         run((left[:1], right[:1], mated[:1]))
     with pytest.raises(InputError, match="both kinds are needed in each part"):
         run((left[::2], right[::2], mated[::2]))
+
+
+def many_pairs() -> tuple[list[str], list[str], np.ndarray]:
+    """As `pairs`, but enough of them for a tail."""
+    rng = np.random.default_rng(3)
+    mated = np.arange(16_000) % 2 == 0
+    a = rng.integers(GROUPS * EACH, size=mated.size)
+    b = np.where(mated, a, a // EACH * EACH + (a + rng.integers(1, EACH, mated.size)) % EACH)
+    photos = rng.integers(PHOTOS, size=(2, mated.size))
+    photos[1] = np.where(mated, (photos[0] + 1) % PHOTOS, photos[1])
+    sides = ([f"p{p:03d}/{i}" for p, i in zip(who, which)] for who, which in zip((a, b), photos))
+    return *sides, mated
+
+
+def test_evidence_is_fitted_measured_and_kept() -> None:
+    found = run(many_pairs(), scores=("cosine", "mls", "evidence"), alpha=(0.2, 0.1))
+    kept = found.calibration
+    assert (
+        list(found.scores) == list(kept.likelihood) == list(kept.thresholds) == ["cosine", "mls", "evidence"]
+    )
+    costs = {score: one.costs[0] for score, one in found.scores.items()}
+    assert costs["evidence"].method == "conditional" and costs["evidence"].cllr < costs["mls"].cllr
+    assert [rule.alpha for rule in kept.decisions] == 3 * ([0.2] * 4 + [0.1] * 4)
+    rule = kept.decision("evidence", error="fmr", alpha=0.1)
+    assert rule.decides and Calibration.from_dict(json.loads(json.dumps(kept.to_dict()))) == kept
+    assert kept.thresholds["evidence"].at(0.01).threshold > 0
+    assert "conditional" in str(calibration_section(found, plots=False).tables[0].rows)
+    alone = run(many_pairs(), scores=("evidence",))
+    assert list(alone.scores) == ["evidence"] and alone.scores["evidence"].costs == [
+        dataclasses.replace(cost) for cost in found.scores["evidence"].costs
+    ]
+
+
+def test_evidence_of_few_pairs_is_refused(pairs: Any) -> None:
+    with pytest.raises(InputError, match=r"2000 of them; there are \d+"):
+        run(pairs, scores=("evidence",))
+    with pytest.raises(InputError, match="at least one score and one alpha"):
+        run(pairs, alpha=())
+
+
+def test_likelihood_ratios_by_the_confidence_of_the_pair(report: CalibrationReport) -> None:
+    for one in report.scores.values():
+        assert [cell.high for cell in one.cells[:-1]] == [cell.low for cell in one.cells[1:]]
+        assert sum(cell.pairs for cell in one.cells) == sum(b.pairs for b in one.costs[0].reliability.bins)
+        assert one.cells[0].cllr > one.cells[-1].cllr  # sure pairs are told apart more easily
+    assert (
+        "by kappa of the pair"
+        in [table.title for table in calibration_section(report, plots=False).tables][3]
+    )

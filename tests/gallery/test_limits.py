@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 from tests.gallery.conftest import MODEL, RADIUS, calibration
 
-from spherecf.calibration import Calibration, ThresholdTable
-from spherecf.gallery.identification import limit_for, limits_for
+from spherecf.calibration import Calibration, ConditionalCalibrator, ThresholdTable
+from spherecf.gallery.identification import Candidate, decide, limit_for, limits_for, weigh
 
 
 def table(score: str = "mls", radius: float = RADIUS) -> ThresholdTable:
@@ -65,3 +65,32 @@ def test_a_given_threshold_keeps_the_least_kappa_and_another_radius_says_nothing
 def test_a_rate_of_the_calibration_is_met_by_itself(fmr: float) -> None:
     found = limit_for(calibration(), "mls", fmr)
     assert found is not None and found.fmr == fmr and found.strict_enough
+
+
+def test_evidence_goes_before_scores_and_says_what_is_extrapolated() -> None:
+    rule = replace(calibration().decisions[0], score="evidence", accept=4.0, reject=-1.0, alpha=1e-8)
+    known = evidence()
+    both = replace(
+        calibration(),
+        likelihood={"evidence": known},
+        decisions=(replace(rule, extrapolated=(1e-10, 1e-8)), *calibration().decisions),
+    )
+    limits = limits_for(both, 0.01 / 1e6, None, RADIUS)
+    assert limits is not None and limits[0].score == "evidence" and limits[0].strict_enough
+    assert limits[1].score == "mls" or limits[1] == limits[0]
+    scores = limits_for(both, 0.01 / 1e6, None, RADIUS, evidence=False)
+    assert scores is not None and {limit.score for limit in scores} == {"mls"}
+    bare = Candidate("anna", "t1", 12.0, 0.8, 100.0, accept=4.0, reject=-1.0)
+    (found,) = weigh([bare], limits[:1], both, 60.0)
+    assert found.evidence == known.evidence(12.0, 0.8, (100.0, 60.0)) == found.measure
+    assert found.llr == known.llr(12.0, (100.0, 60.0)) and bare.measure == 12.0
+    answer, identity, why = decide([found], limits[:1], 60.0, 0.01)
+    assert (answer, identity) == ("identified", "anna") and "extrapolated: 1.0e-10 to 1.0e-08" in why
+    assert weigh([bare], scores[:1], both, 60.0) == (bare,)
+
+
+def evidence() -> ConditionalCalibrator:
+    return ConditionalCalibrator(
+        "evidence", RADIUS, 0.0, False, (2.0, 6.0), (2.0, 6.0), (-2.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0),
+        (0.2, 0.0, 0.0, 0.0), (-3.0, 0.0, 0.0), -0.05, 0.05, 1000, 1000,
+    )  # fmt: skip

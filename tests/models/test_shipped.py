@@ -55,6 +55,24 @@ def test_rules_get_stricter_and_stay_within_their_test(model: ConfidenceModel, s
         assert 0 < rule.least_confidence < 100
 
 
+@pytest.mark.parametrize("templates", [0, 1, 2])
+def test_evidence_of_every_kind_of_pair(model: ConfidenceModel, templates: int) -> None:
+    known = model.calibration
+    assert known is not None
+    score = known.best_score(templates)
+    assert score == ("evidence", "evidence-template", "evidence-templates")[templates]
+    rules = [known.best_decision(10.0**-digits, templates) for digits in range(2, 9)]
+    accepts = [rule.accept for rule in rules if rule.accept is not None]
+    assert len(accepts) == 7 and accepts == sorted(accepts) and {rule.score for rule in rules} == {score}
+    assert [rule.extrapolated is not None for rule in rules] == [False] * 4 + [True] * 3
+    kappas = np.full(2, 200.0), np.full(2, 90.0)
+    neutral = known.record["neutral"]
+    low, high = known.evidence(score, [neutral - 9, neutral + 30], [0.0, 0.8], kappas)
+    assert low < 0 < rules[1].accept < high
+    for count in (rule.counts[0] for rule in rules):
+        assert count.upper <= 1e-2
+
+
 def test_percentiles_rise(model: ConfidenceModel) -> None:
     assert model.calibration is not None and model.calibration.kappa is not None
     scale = model.calibration.kappa

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tests.photos.conftest import DIM, RADIUS, face, photo, score
 
-from spherecf.calibration import Calibration, Decision
+from spherecf.calibration import Calibration, ConditionalCalibrator, Decision
 from spherecf.errors import InputError, ModelError
 from spherecf.photos import AssessedPhoto, FaceAssessor, compare
 
@@ -70,6 +70,37 @@ def test_the_json_has_the_grounds(calibration: Calibration) -> None:
     assert facts["fmr_seen"] == 1e-3 and facts["fmr_upper"] == 0.009
     assert facts["decision"] == "undecided" and facts["max_fmr"] == 1e-2 and facts["least_kappa"] == 20.0
     assert facts["photos"][0]["face"]["quality"] == 50 and facts["photos"][1]["face"] is None
+
+
+def test_evidence_decides_where_the_calibration_has_it(calibration: Calibration) -> None:
+    known = evidence()
+    rule = replace(calibration.decisions[1], score="evidence", accept=1.0, reject=-1.0, alpha=1e-6)
+    rule = replace(rule, extrapolated=(1e-8, 1e-6))
+    better = replace(
+        calibration,
+        likelihood={**calibration.likelihood, "evidence": known},
+        decisions=(rule, *calibration.decisions),
+    )
+    anna, again = photo("a", face(E[0], 100.0, 1)), photo("b", face(E[0], 40.0, 2))
+    found = compare(anna, again, better, radius=RADIUS, max_fmr=1e-6)
+    assert found.rule == rule and found.decision is Decision.MATCH and "extrapolated" in found.why
+    kappas = (100.0, 40.0)
+    assert found.evidence == known.evidence(found.score, found.cosine, kappas)
+    assert found.llr == known.llr(found.score, kappas)
+    facts = found.to_dict()
+    assert json.loads(json.dumps(facts)) == facts and facts["fmr_extrapolated"] == [1e-8, 1e-6]
+    other = compare(anna, photo("c", face(E[1], 100.0, 3)), better, radius=RADIUS, max_fmr=1e-6)
+    assert other.decision is Decision.NON_MATCH
+    plain = compare(anna, again, better, radius=RADIUS, max_fmr=1e-2)  # only the score has a rule for it
+    assert plain.rule.score == "mls" and plain.evidence == plain.score
+
+
+def evidence() -> ConditionalCalibrator:
+    neutral = score(face(E[0], 1e-6), face(E[0], 1e-6))
+    return ConditionalCalibrator(
+        "evidence", RADIUS, neutral, False, (2.0, 6.0), (2.0, 6.0), (-2.0, 0.0, 0.0, 0.0), (0.5, 0.0, 0.0),
+        (0.2, 0.0, 0.0, 0.0), (-3.0, 0.0, 0.0), -0.1, 0.05, 1000, 1000,
+    )  # fmt: skip
 
 
 def test_real_faces(assessor: FaceAssessor, photos: dict[str, AssessedPhoto]) -> None:

@@ -68,7 +68,10 @@ def test_the_model_carries_everything_promised(finished: tuple[Shipped, Path], t
     model = scf.load(finished[1] / MODEL_FILE, tiny)
     found = model.calibration
     assert found is not None and found.model == model.fingerprint()
-    assert list(found.thresholds) == list(found.likelihood) == ["mls", "cosine", "mls-template"]
+    assert list(found.thresholds) == ["mls", "cosine", "mls-template"]
+    evidence = ["evidence", "evidence-template", "evidence-templates"]
+    assert list(found.likelihood) == [*found.thresholds, *evidence]
+    assert {rule.score for rule in found.decisions} >= {"evidence", "mls"}
     assert [entry.target for entry in found.thresholds["mls"].entries] == [10.0**-e for e in range(1, 7)]
     assert found.kappa is not None and found.kappa.images == 20 * 10 * 4  # a half, in four grades
     assert "200 pictures of 20 people of test" in found.kappa.population
@@ -149,7 +152,7 @@ def test_rules_say_what_was_counted(finished: tuple[Shipped, Path]) -> None:
     )
     who = rng.integers(0, 9, (2, scores.size))
     confidence = (rule.least_confidence + rng.normal(1, 2, scores.size)).astype(np.float32)
-    pairs = ScoredPairs({"mls": scores}, confidence, who[0] == who[1], who[0], who[1])
+    pairs = ScoredPairs({"mls": scores}, (confidence, confidence + 1), who[0] == who[1], who[0], who[1])
     found = count_decisions(pairs, rule, "image", Condition("none", "none"), "rule", draws=0)
     said = rule.decide(scores, confidence)
     assert found.wrong_matches == ((said == Decision.MATCH) & ~pairs.mated).sum()

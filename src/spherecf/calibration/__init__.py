@@ -4,8 +4,11 @@ NumPy and scipy only. The numbers are fitted here; how good they are is measured
 """
 
 from spherecf.calibration.calibration import (
+    PAIR_EVIDENCE as PAIR_EVIDENCE,
     PAIR_SCORE as PAIR_SCORE,
+    TEMPLATE_EVIDENCE as TEMPLATE_EVIDENCE,
     TEMPLATE_SCORE as TEMPLATE_SCORE,
+    TEMPLATES_EVIDENCE as TEMPLATES_EVIDENCE,
     Calibration,
     Calibrator,
     fit_calibration,
@@ -31,6 +34,7 @@ from spherecf.calibration.decisions import (
     threshold_at_rate,
     unresolved_rate as unresolved_rate,
 )
+from spherecf.calibration.evidence import ConditionalCalibrator
 from spherecf.calibration.intervals import (
     binomial_cdf as binomial_cdf,
     binomial_upper as binomial_upper,
@@ -42,6 +46,7 @@ from spherecf.calibration.intervals import (
 __all__ = [
     "Calibration",
     "Calibrator",
+    "ConditionalCalibrator",
     "Decision",
     "DecisionRule",
     "IsotonicCalibrator",

@@ -5,20 +5,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Discriminator, Tag
 
 from spherecf.calibration.calibrators import IsotonicCalibrator, KappaScale, LogisticCalibrator
 from spherecf.calibration.checks import Numbers
 from spherecf.calibration.decisions import DecisionRule, ThresholdEntry, ThresholdTable
+from spherecf.calibration.evidence import ConditionalCalibrator, Sides
 from spherecf.common.parsing import checked
 from spherecf.errors import InputError, ModelError
 
-FORMAT, VERSION = "spherecf.calibration", 1
+FORMAT, VERSION = "spherecf.calibration", 2
+_PLAIN_VERSION = 1  # still written where nothing in it is newer, so that older programs read it
 
 PAIR_SCORE, TEMPLATE_SCORE = "mls", "mls-template"
 """Names of the mutual likelihood score of two images, and of several images pooled against one, of which a
 calibration may know only the first."""
+PAIR_EVIDENCE, TEMPLATE_EVIDENCE, TEMPLATES_EVIDENCE = "evidence", "evidence-template", "evidence-templates"
+"""Names of the evidence of two images, of several images pooled against one, and of two such templates."""
 
 
 def _kind(facts: Any) -> str | None:
@@ -28,7 +33,9 @@ def _kind(facts: Any) -> str | None:
 
 
 Calibrator = Annotated[
-    Annotated[LogisticCalibrator, Tag("logistic")] | Annotated[IsotonicCalibrator, Tag("isotonic")],
+    Annotated[LogisticCalibrator, Tag("logistic")]
+    | Annotated[IsotonicCalibrator, Tag("isotonic")]
+    | Annotated[ConditionalCalibrator, Tag("conditional")],
     Discriminator(_kind),
 ]
 
@@ -94,20 +101,74 @@ class Calibration:
         facts = "; ".join(f"{name}: {part}" for name, part in parts.items())
         return f"Calibration({facts}; model={self.model[:12]}..., data={self.data[:12]}...)"
 
-    def llr(self, score: str, values: Numbers, radius: float | None = None) -> NDArray[Any]:
+    def llr(
+        self, score: str, values: Numbers, radius: float | None = None, *, kappas: Sides | None = None
+    ) -> NDArray[Any]:
         """Natural-log likelihood ratio of scores by name.
 
         Args:
-            score: "cosine", "mls", ...
-            values: the scores.
+            score: "cosine", "mls", "evidence", ...
+            values: the scores; of evidence, the mutual likelihood scores.
             radius: r they were computed with, if the score has one; refused if it is another than at the fit.
+            kappas: concentrations of the left and of the right sides, which evidence reads as well.
 
         Raises:
-            InputError: no calibrator for this score, or another radius.
+            InputError: no calibrator for this score, another radius, or evidence without concentrations.
         """
         calibrator: Calibrator = _named(self.likelihood, score, "likelihood ratio")
         _check_radius(score, calibrator.radius, radius)
-        return calibrator(values)
+        if not isinstance(calibrator, ConditionalCalibrator):
+            return calibrator(values)
+        if kappas is None:
+            raise InputError(f"{score}: a likelihood ratio takes the kappas of both sides, too")
+        return calibrator.llr(values, kappas)
+
+    def evidence(self, score: str, values: Numbers, cosines: Numbers, kappas: Sides) -> NDArray[Any]:
+        """What the decision rules of a score read: evidence, if that is its name, else the scores themselves.
+
+        Args:
+            score: name of the rule's score.
+            values: mutual likelihood scores.
+            cosines: of the same pairs.
+            kappas: of their left and right sides.
+
+        Raises:
+            InputError: evidence of a kind of pair that was never calibrated; the message lists those there
+                are.
+        """
+        if score.startswith(PAIR_EVIDENCE) or score in self.likelihood:
+            calibrator: Calibrator = _named(self.likelihood, score, "evidence")
+            if isinstance(calibrator, ConditionalCalibrator):
+                return calibrator.evidence(values, cosines, kappas)
+        return np.asarray(cosines if score == "cosine" else values, np.float64)
+
+    def best_score(self, templates: int = 0) -> str:
+        """Name of the score that judges a pair best, of those that have a likelihood ratio here.
+
+        Args:
+            templates: how many of the two sides are several images, pooled.
+
+        Example:
+            >>> Calibration("f" * 64, "d" * 64).best_score(1)
+            'mls'
+        """
+        return next((name for name in _preferred(templates) if name in self.likelihood), PAIR_SCORE)
+
+    def best_decision(self, alpha: float, templates: int = 0) -> DecisionRule:
+        """The rule with this bound on false matches, of the score that judges a pair best.
+
+        Args:
+            alpha: bound on the false match rate.
+            templates: how many of the two sides are several images, pooled.
+
+        Raises:
+            InputError: there is none; the message lists those there are.
+        """
+        for score in _preferred(templates):
+            for rule in self.decisions:
+                if (rule.score, rule.error, rule.alpha) == (score, "fmr", alpha):
+                    return rule
+        return self.decision(PAIR_SCORE, error="fmr", alpha=alpha)
 
     def threshold(self, score: str, target: float) -> ThresholdEntry:
         """The `ThresholdEntry` of a score at an FMR target.
@@ -149,7 +210,7 @@ class Calibration:
         """JSON-able, with format and version."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": self._version(),
             "model": self.model,
             "data": self.data,
             "kappa": None if self.kappa is None else self.kappa.to_dict(),
@@ -158,6 +219,11 @@ class Calibration:
             "decisions": [rule.to_dict() for rule in self.decisions],
             "record": dict(self.record),
         }
+
+    def _version(self) -> int:
+        newer = any(isinstance(one, ConditionalCalibrator) for one in self.likelihood.values())
+        newer |= any(rule.extrapolated is not None for rule in self.decisions)
+        return VERSION if newer else _PLAIN_VERSION
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any], *, model: str | None = None) -> "Calibration":
@@ -173,7 +239,7 @@ class Calibration:
         """
         if facts.get("format") != FORMAT:
             raise InputError(f"expected a calibration ({FORMAT}), got the format {facts.get('format')!r}")
-        if facts.get("version") != VERSION:
+        if facts.get("version") not in (_PLAIN_VERSION, VERSION):
             raise InputError(
                 f"calibration of version {facts.get('version')}, this spherecf reads {VERSION}; update "
                 "spherecf, or calibrate again with `spherecf evaluate calibration --save`"
@@ -186,6 +252,12 @@ class Calibration:
         except ValueError as error:
             raise InputError(f"the calibration is damaged ({error}); calibrate again") from error
         return found if model is None else found.require(model)
+
+
+def _preferred(templates: int) -> tuple[str, ...]:
+    """Names of the scores for a pair of this kind, the best first."""
+    evidence = (PAIR_EVIDENCE, TEMPLATE_EVIDENCE, TEMPLATES_EVIDENCE)[templates]
+    return (evidence, TEMPLATE_SCORE, PAIR_SCORE) if templates else (evidence, PAIR_SCORE)
 
 
 def _named(found: Mapping[str, Any], score: str, what: str) -> Any:

@@ -127,6 +127,8 @@ class DecisionRule:
         counts: what the test saw.
         fnmr: bound on the share of mated pairs that are called non-match, where that is promised too; error
             "fmr" then is a share of all non-mated pairs, the undecided among them.
+        extrapolated: 95 % interval, over people, of the false match rate at ``accept``, where ``alpha`` is
+            smaller than could be counted; None where it was counted.
 
     Raises:
         InputError: thresholds that are NaN or in the wrong order, rates outside 0 .. 1.
@@ -149,8 +151,11 @@ class DecisionRule:
     tested_on: str = "pairs"
     counts: tuple[ErrorCount, ...] = ()
     fnmr: float | None = None
+    extrapolated: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        if self.extrapolated is not None and not 0 <= self.extrapolated[0] <= self.extrapolated[1] <= 1:
+            raise InputError(f"DecisionRule: expected an interval within 0 .. 1, got {self.extrapolated}")
         if (self.accept is None) != (self.reject is None) or math.isnan(self.least_confidence):
             raise InputError("DecisionRule: expected both thresholds or none, and no NaN")
         if self.accept is not None and self.reject is not None and not self.reject <= self.accept:
@@ -182,6 +187,8 @@ class DecisionRule:
     def to_dict(self) -> dict[str, Any]:
         """Plain values; a confidence that is not asked for is None."""
         facts = asdict(self) | {"counts": [asdict(count) for count in self.counts]}
+        if self.extrapolated is None:
+            del facts["extrapolated"]  # as it was before there were such rules
         return facts | {"least_confidence": _stated(self.least_confidence)}
 
     @classmethod

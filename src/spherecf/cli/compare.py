@@ -112,7 +112,8 @@ def _facts(result: "Comparison") -> Table:
             table.add_row(escape(photo.name), escape(photo.reason))
     if result.score is not None:
         limit = "none" if result.rule.accept is None else f"{result.rule.accept:.2f}"
-        table.add_row("score", f"{result.score:.2f}, match threshold {limit} (cosine {result.cosine:.3f})")
+        table.add_row("score", f"{result.score:.2f} (cosine {result.cosine:.3f})")
+        table.add_row(result.rule.score, f"{result.evidence:.2f}, match threshold {limit}")
     if result.llr is not None:
         table.add_row("likelihood ratio", f"10^{result.llr / math.log(10):+.1f} in favour of one person")
     if (test := result.false_matches) is not None:

@@ -330,6 +330,9 @@ def _strips(report: "PairReport", files: PairFiles, source: "ImageSource") -> "l
     return strips + strips_of_mistakes(shown, faces[0], faces[-1])
 
 
+_SCORES = {"both": ("cosine", "mls"), "evidence": ("cosine", "mls", "evidence")}
+
+
 @app.command(
     epilog="Example: spherecf evaluate calibration lfw.safetensors --pairs pairs.txt "
     "--model head.safetensors --save calibrated.safetensors"
@@ -338,12 +341,17 @@ def calibration(
     embeddings: LeftFile,
     pairs: PairsFile,
     right: RightFile = None,
-    score: Annotated[str, typer.Option(help="Score to calibrate: cosine, mls, or both.")] = "both",
+    score: Annotated[
+        str, typer.Option(help="Score to calibrate: cosine, mls, both, or evidence (both, and both kappas).")
+    ] = "both",
     confidence: Annotated[
         str, typer.Option(help="Confidence of the decisions: kappa, or an extra column such as norm.")
     ] = "kappa",
     method: Annotated[str, typer.Option(help="Calibrator to save: logistic or isotonic.")] = "logistic",
-    alpha: Annotated[float, typer.Option(help="Bound on the error rate of decisions.")] = 0.01,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(help="Bound on the error rate of decisions, 0.01 if not given; may be repeated."),
+    ] = None,
     delta: Annotated[float, typer.Option(help="Probability that the bound fails.")] = 0.05,
     disjoint: Annotated[
         bool, typer.Option("--disjoint", help="Test on pairs of which no two share a person.")
@@ -376,8 +384,8 @@ def calibration(
     files = PairFiles.open(pairs, embeddings, right)
     views = [str(side.provenance.get("view", "unstated")) for side in (files.left, files.right)]
     options = CalibrationOptions(
-        radius=radius, scores=("cosine", "mls") if score == "both" else (score,), confidence=confidence,
-        method="isotonic" if method == "isotonic" else "logistic", alpha=alpha, delta=delta,
+        radius=radius, scores=_SCORES.get(score, (score,)), confidence=confidence,
+        method="isotonic" if method == "isotonic" else "logistic", alpha=alpha or 0.01, delta=delta,
         disjoint=disjoint, draws=draws, seed=seed,
     )  # fmt: skip
     report = evaluate_calibration(

@@ -96,6 +96,12 @@ from spherecf.evaluation.results import (
     worst_mistakes as worst_mistakes,
 )
 from spherecf.evaluation.subjects import disjoint_pairs as disjoint_pairs, split_subjects
+from spherecf.evaluation.tails import (
+    LEAST_EXCEEDANCES as LEAST_EXCEEDANCES,
+    TailFit,
+    extrapolated_rule,
+    fit_tail,
+)
 from spherecf.evaluation.templates import TemplateOptions, TemplateSet as TemplateSet
 from spherecf.evaluation.verification import TemplateReport, TemplateResult as TemplateResult, evaluate_ijb
 
@@ -112,6 +118,7 @@ __all__ = [
     "RejectionReport",
     "ScoreSplit",
     "SubjectRates",
+    "TailFit",
     "TemplateOptions",
     "TemplateReport",
     "TmrAtFmr",
@@ -133,6 +140,8 @@ __all__ = [
     "evaluate_pairs",
     "evaluate_rejection",
     "evaluate_template_rejection",
+    "extrapolated_rule",
+    "fit_tail",
     "min_cllr",
     "pair_groups",
     "prediction_rejection_ratio",

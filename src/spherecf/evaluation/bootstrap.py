@@ -250,7 +250,7 @@ class SubjectRates:
         own = np.zeros((t.size, draws))
         for place in np.flatnonzero(np.diff(np.append(0, ends))).tolist():
             own[place] = drawn.weigh(*people[inside[ends[place - 1] if place else 0 : ends[place]]])
-        total = _total(drawn, people, s.size)
+        total = total_weight(drawn, people, s.size)
         some = total > 0  # a draw may lack any pair; it says nothing
         rates = np.cumsum(own[::-1], axis=0)[::-1, some] / total[some]
         return cls(t, reached, s.size, np.ascontiguousarray(rates.T))
@@ -283,7 +283,7 @@ class SubjectRates:
         return np.maximum(exact, np.quantile(drawn, 1 - delta, axis=0))
 
 
-def _total(drawn: Draws, people: Subjects, pairs: int) -> NDArray[np.float64]:
+def total_weight(drawn: Draws, people: Subjects, pairs: int) -> NDArray[np.float64]:
     """Summed weight of all pairs, by draw."""
     blocks = [slice(start, start + _PAIRS) for start in range(0, pairs, _PAIRS)]
     width = people.count + 1

@@ -1,7 +1,7 @@
 """The calibration protocol: fitted on some people, measured on others, nobody in both."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from spherecf.calibration import (
+    PAIR_EVIDENCE,
     Calibration,
     Calibrator,
+    ConditionalCalibrator,
     Decision,
     DecisionRule,
     ErrorCount,
@@ -39,6 +41,7 @@ from spherecf.evaluation.pairs import (
 )
 from spherecf.evaluation.results import input_facts, plain, signature
 from spherecf.evaluation.subjects import disjoint_pairs, split_subjects
+from spherecf.scoring import mutual_likelihood_score
 from spherecf.vmf import mean_resultant_length
 
 
@@ -90,6 +93,19 @@ class CoverageCurve:
 
 
 @dataclass(frozen=True)
+class ConfidenceCell:
+    """The likelihood ratios of the pairs within a range of the confidence, on people who had no part."""
+
+    low: float
+    high: float
+    """Confidence of a pair, by default the smaller kappa of its images."""
+    pairs: int
+    cllr: float
+    error: float
+    """Mean gap between stated and found, as `Reliability.error`."""
+
+
+@dataclass(frozen=True)
 class ScoreCalibration:
     """Everything about one score."""
 
@@ -102,6 +118,8 @@ class ScoreCalibration:
     thresholds: list[ThresholdCheck]
     decisions: list[RuleCheck]
     curves: list[CoverageCurve]
+    cells: list[ConfidenceCell] = field(default_factory=list)
+    """By thirds of the confidence; without a third that has pairs of one kind only."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +187,8 @@ class Parts:
     disjoint: bool
     seed: int
     draws: int
+    llr: Array | None = None
+    """(n,) log-likelihood ratios, of a score that does not give them alone: evidence reads kappas as well."""
 
     def judged(self, part: int) -> JudgedPairs:
         """The pairs of a part; those that test, disjoint if asked for."""
@@ -196,7 +216,7 @@ class Parts:
 
 
 def calibrate_score(
-    score: str, line: str, parts: Parts, calibration: Calibration, alpha: float, delta: float
+    score: str, line: str, parts: Parts, calibration: Calibration, alphas: Sequence[float], delta: float
 ) -> tuple[ScoreCalibration, Calibration]:
     """Measure what was fitted on the people who measure; add intervals and rules to the calibration."""
     fitted, radius = calibration.likelihood[score], calibration.likelihood[score].radius
@@ -211,17 +231,24 @@ def calibrate_score(
             tuning, testing, alpha=alpha, delta=delta, error=error, score=score, radius=radius,
             confidence=parts.confidence, tested_on="disjoint pairs" if parts.disjoint else "pairs",
         )
+        for alpha in alphas
         for error in ERRORS
     ]  # fmt: skip
+    if isinstance(fitted, ConditionalCalibrator):
+        assert parts.llr is not None
+        llr = parts.llr[new]
+    else:
+        llr = fitted(parts.scores[new])
     found = ScoreCalibration(
         score,
         line,
         best,
-        [_cost(one, best, parts, new) for one in (fitted, other)],
-        tippett(fitted(parts.scores[new]), parts.mated[new]),
+        [_cost(fitted, llr, best, parts, new), _cost(other, other(parts.scores[new]), best, parts, new)],
+        tippett(llr, parts.mated[new]),
         _check_thresholds(table, parts, new),
         [check_rule(rule, measuring) for rule in rules],
         [_curve(abstain, tuning, testing, measuring, delta) for abstain in ABSTAIN],
+        _cells(llr, parts.mated[new], parts.sure[new]),
     )
     kept = replace(
         calibration,
@@ -259,8 +286,8 @@ def check_rule(rule: DecisionRule, pairs: JudgedPairs) -> RuleCheck:
     )
 
 
-def _cost(calibrator: Calibrator, best: float, parts: Parts, rows: Array) -> Cost:
-    llr, mated = calibrator(parts.scores[rows]), parts.mated[rows]
+def _cost(calibrator: Calibrator, llr: Array, best: float, parts: Parts, rows: Array) -> Cost:
+    mated = parts.mated[rows]
     value = cllr(llr, mated)
     around = None
     if parts.draws:
@@ -275,6 +302,20 @@ def _cost(calibrator: Calibrator, best: float, parts: Parts, rows: Array) -> Cos
         around = interval(drawn["cllr"])
     separated = isinstance(calibrator, LogisticCalibrator) and calibrator.separated
     return Cost(calibrator.kind, value, around, value - best, reliability(llr, mated), separated)
+
+
+def _cells(llr: Array, mated: Array, sure: Array) -> list[ConfidenceCell]:
+    edges = np.quantile(sure, np.linspace(0, 1, _CELLS + 1))
+    found = []
+    for place, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist())):
+        rows = (sure >= low) & ((sure < high) | (place == _CELLS - 1))
+        if mated[rows].any() and not mated[rows].all():
+            own = llr[rows], mated[rows]
+            found.append(ConfidenceCell(low, high, int(rows.sum()), cllr(*own), reliability(*own).error))
+    return found
+
+
+_CELLS = 3
 
 
 def _with_intervals(table: ThresholdTable, parts: Parts, rows: Array) -> ThresholdTable:
@@ -334,10 +375,10 @@ class CalibrationOptions:
 
     Attributes:
         radius: r of the mutual likelihood score; default: the one of the left embeddings, else 64.
-        scores: of "cosine" and "mls".
+        scores: of "cosine", "mls" and "evidence".
         confidence: "kappa" or the name of an extra; of a pair, the smaller one of its images.
         method: of the calibrator that is kept, "logistic" or "isotonic"; both are measured.
-        alpha: bound on the errors of decisions.
+        alpha: bound on the errors of decisions; several make rules for each.
         delta: probability that the bound fails.
         disjoint: test decisions on pairs of which no two share a person: fewer, but exact.
         targets: FMR targets.
@@ -349,7 +390,7 @@ class CalibrationOptions:
     scores: Sequence[str] = ("cosine", "mls")
     confidence: str = "kappa"
     method: Method = "logistic"
-    alpha: float = 0.01
+    alpha: float | Sequence[float] = 0.01
     delta: float = 0.05
     disjoint: bool = False
     targets: Sequence[float] = TARGETS
@@ -399,7 +440,10 @@ def evaluate_calibration(
     check_same_recogniser(left, right)
     model = _model(left, right)
     name, radius, seed, draws = pairs.name, options.radius, options.seed, options.draws
-    method, alpha, delta, disjoint = options.method, options.alpha, options.delta, options.disjoint
+    method, delta, disjoint = options.method, options.delta, options.disjoint
+    alphas = [options.alpha] if isinstance(options.alpha, int | float) else list(options.alpha)
+    if not alphas or not options.scores:
+        raise InputError("calibration: expected at least one score and one alpha")
     confidence, pairs_hash = options.confidence, pairs.fingerprint()
     if radius is None:
         radius = left.radius
@@ -408,7 +452,9 @@ def evaluate_calibration(
     )
     part, drawn = split_subjects(*resolved.subjects, SHARES, seed=seed)
     _check_parts(part, resolved.mated)
-    values = score_listed(left, right, resolved, options.scores, radius)
+    given = "evidence" in options.scores
+    wanted = ("cosine", "mls") if given else options.scores
+    values = score_listed(left, right, resolved, wanted, radius)
     sure = pair_quality(
         _confidence(left, confidence)[resolved.left], _confidence(right, confidence)[resolved.right]
     )
@@ -430,23 +476,70 @@ def evaluate_calibration(
         record={key: value for key, value in facts.items() if value is not None}
         | {"name": name, "condition": condition, "seed": seed, "split": drawn},
     )
+    llr: dict[str, Array] = {}
+    if given:
+        kappas = left.kappa[resolved.left], right.kappa[resolved.right]
+        calibration, values["evidence"], llr["evidence"] = _evidence(
+            calibration, values, kappas, resolved.mated, fit, left.dim, options.targets
+        )
     resampling = f"{resolved.unit}-{draws}/{seed}" if draws else "none"
     found: dict[str, ScoreCalibration] = {}
-    for score, column in values.items():
+    for score in options.scores:
         line = signature(
             f"{name}/calibration", condition=condition, **facts, score=score,
             r=f"{radius:g}" if score == "mls" else None, split=f"{drawn}-1+1+2/{seed}", confidence=confidence,
-            llr=method, fmr="at-most", alpha=f"{alpha:g}", delta=f"{delta:g}",
+            llr=method, fmr="at-most", alpha="+".join(f"{alpha:g}" for alpha in alphas), delta=f"{delta:g}",
             tested="disjoint" if disjoint else "pairs", ci=resampling,
         )  # fmt: skip
         parts = Parts(
-            column, sure, resolved.mated, resolved.subjects, part, fit, confidence, disjoint, seed, draws
-        )
-        found[score], calibration = calibrate_score(score, line, parts, calibration, alpha, delta)
+            values[score], sure, resolved.mated, resolved.subjects, part, fit, confidence, disjoint, seed,
+            draws, llr.get(score),
+        )  # fmt: skip
+        found[score], calibration = calibrate_score(score, line, parts, calibration, alphas, delta)
     return CalibrationReport(
         name, condition, _counts(resolved, part, kappa.size), resolved.failures, drawn, resolved.unit,
         confidence, resampling, _levels(calibration.kappa), found, calibration,
     )  # fmt: skip
+
+
+def _evidence(
+    calibration: Calibration,
+    values: Mapping[str, Array],
+    kappas: tuple[Array, Array],
+    mated: Array,
+    fit: Array,
+    dim: int,
+    targets: Sequence[float],
+) -> tuple[Calibration, Array, Array]:
+    """(the calibration with evidence and its thresholds, evidence of all pairs, their likelihood ratios)."""
+    mls, cosine = values["mls"], values["cosine"]
+    radius = calibration.likelihood["mls"].radius
+    known = ConditionalCalibrator.fit(
+        mls[fit], cosine[fit], np.stack(kappas)[:, fit], mated[fit], score=PAIR_EVIDENCE, radius=radius,
+        neutral=neutral_score(dim, radius or 1.0),
+    )  # fmt: skip
+    evidence = known.evidence(mls, cosine, kappas)
+    table = ThresholdTable.fit(evidence[fit], mated[fit], targets, score=PAIR_EVIDENCE, radius=radius)
+    calibration = replace(
+        calibration,
+        likelihood={**calibration.likelihood, PAIR_EVIDENCE: known},
+        thresholds={**calibration.thresholds, PAIR_EVIDENCE: table},
+    )
+    return calibration, evidence, known.llr(mls, kappas)
+
+
+def neutral_score(dim: int, radius: float) -> float:
+    """Mutual likelihood score of two sides that say nothing: for and against weigh the same.
+
+    Example:
+        >>> round(neutral_score(128, 64.0), 2)
+        -405.28
+    """
+    mu, nothing = torch.eye(dim, dtype=torch.float64)[:1], torch.full((1,), _NOTHING, dtype=torch.float64)
+    return float(mutual_likelihood_score(mu, nothing, mu, nothing, radius=radius))
+
+
+_NOTHING = 1e-6  # a concentration that says nothing
 
 
 def _model(left: Embeddings, right: Embeddings) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from spherecf.calibration import Calibration
 from spherecf.errors import InputError
 from spherecf.gallery.enrolment import check_images, check_probe, no_images, pooled_template, review
-from spherecf.gallery.identification import Candidate, Identification, decide, limits_for
+from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, weigh
 from spherecf.gallery.index import Index
 from spherecf.gallery.milvus import Server, is_server
 from spherecf.gallery.rows import Enrolled, Header, Images, Template, checked_identity
@@ -282,6 +282,7 @@ class Gallery:
         hits = self._finder.find(probe, probe_kappa, max(top, _MIN_CANDIDATES), exact)
         candidates = self._finder.candidates(hits, limits)
         each = None if limits is None else self._finder.limits_of(hits, limits)
+        candidates = weigh(candidates, each or (), self._calibration, probe_kappa) or candidates
         answer, identity, why = decide(candidates, each, probe_kappa, max_fpir)
         if not exact and answer != "identified":
             why += " (the search was approximate and may have missed a person)"
@@ -383,7 +384,7 @@ class Gallery:
         self._interrupted = False
 
     def _review(self, name: str, images: Images, mu: NDArray[np.float32], kappa: float) -> tuple[str, ...]:
-        limits = limits_for(self._calibration, _REVIEW_FMR, None, self._header.radius)
+        limits = limits_for(self._calibration, _REVIEW_FMR, None, self._header.radius, evidence=False)
         alike = self._finder.candidates(self._finder.find(mu, kappa, 2))
         others = [candidate for candidate in alike if candidate.identity != name]
         return review(images, kappa, others, limits, self._header.radius)

@@ -2,12 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, DecisionRule
+from spherecf.calibration import (
+    PAIR_EVIDENCE,
+    PAIR_SCORE,
+    TEMPLATE_EVIDENCE,
+    TEMPLATE_SCORE,
+    Calibration,
+    DecisionRule,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Limit:
         reject: non-match if the score is below this.
         min_kappa: minimum kappa of both sides for any decision.
         strict_enough: False if ``fmr`` exceeds the requested rate, because no stricter one is calibrated.
+        extrapolated: 95 % interval of the rate where it is smaller than could be counted; else None.
     """
 
     score: str
@@ -29,6 +37,7 @@ class Limit:
     reject: float
     min_kappa: float
     strict_enough: bool
+    extrapolated: tuple[float, float] | None = None
 
 
 def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
@@ -64,11 +73,17 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
     accept = max(step[1] for step in steps[: chosen + 1])
     reject = accept if rule is None or rule.reject is None else min(rule.reject, accept)
     min_kappa = -math.inf if rule is None else rule.least_confidence
-    return Limit(score, target, accept, reject, min_kappa, index is not None)
+    extrapolated = None if rule is None else rule.extrapolated
+    return Limit(score, target, accept, reject, min_kappa, index is not None, extrapolated)
 
 
 def limits_for(
-    calibration: Calibration | None, fmr: float, threshold: float | None, radius: float
+    calibration: Calibration | None,
+    fmr: float,
+    threshold: float | None,
+    radius: float,
+    *,
+    evidence: bool = True,
 ) -> tuple[Limit, Limit] | None:
     """Limits for templates of one image and of several; None if there are no thresholds.
 
@@ -77,11 +92,12 @@ def limits_for(
         fmr: false match rate allowed for one comparison.
         threshold: of the user, instead of the calibrated one; the minimum kappa of the rules still holds.
         radius: r of the scores; a calibration for another radius is not used.
+        evidence: take limits of evidence where there are any; else of scores alone.
     """
     single = pooled = None
     if calibration is not None and _same_radius(calibration, radius):
-        single = limit_for(calibration, PAIR_SCORE, fmr)
-        pooled = limit_for(calibration, TEMPLATE_SCORE, fmr) or single
+        single = _first_limit(calibration, (PAIR_EVIDENCE, PAIR_SCORE)[not evidence :], fmr)
+        pooled = _first_limit(calibration, (TEMPLATE_EVIDENCE, TEMPLATE_SCORE)[not evidence :], fmr) or single
     if threshold is not None:
         minima = [-math.inf if limit is None else limit.min_kappa for limit in (single, pooled)]
         return (
@@ -91,8 +107,12 @@ def limits_for(
     return None if single is None or pooled is None else (single, pooled)
 
 
+def _first_limit(calibration: Calibration, scores: Sequence[str], fmr: float) -> Limit | None:
+    return next((limit for score in scores if (limit := limit_for(calibration, score, fmr))), None)
+
+
 def _same_radius(calibration: Calibration, radius: float) -> bool:
-    known = (PAIR_SCORE, TEMPLATE_SCORE)
+    known = (PAIR_SCORE, TEMPLATE_SCORE, PAIR_EVIDENCE, TEMPLATE_EVIDENCE)
     radii = [rule.radius for rule in calibration.decisions if rule.score in known]
     radii += [table.radius for name, table in calibration.thresholds.items() if name in known]
     return all(other is None or bool(np.isclose(other, radius)) for other in radii)
@@ -114,6 +134,7 @@ class Candidate:
         kappa: of the template.
         llr: natural-log likelihood ratio of the score; None if not calibrated.
         accept, reject: match from ``accept``, non-match below ``reject``; None if not calibrated.
+        evidence: what is compared with them, if it is not the score: evidence that knows both kappas.
     """
 
     identity: str
@@ -124,6 +145,34 @@ class Candidate:
     llr: float | None = None
     accept: float | None = None
     reject: float | None = None
+    evidence: float | None = None
+
+    @property
+    def measure(self) -> float:
+        """What is compared with the thresholds."""
+        return self.score if self.evidence is None else self.evidence
+
+
+def weigh(
+    candidates: Sequence[Candidate], limits: Sequence[Limit], calibration: Calibration | None, kappa: float
+) -> tuple[Candidate, ...]:
+    """The candidates with evidence and likelihood ratio given both kappas, where their limits read evidence.
+
+    Args:
+        candidates: of one probe.
+        limits: of each.
+        calibration: that the limits are of.
+        kappa: of the probe.
+    """
+    found = []
+    for one, limit in zip(candidates, limits):
+        if calibration is not None and limit.score in (PAIR_EVIDENCE, TEMPLATE_EVIDENCE):
+            kappas = one.kappa, kappa
+            evidence = calibration.evidence(limit.score, one.score, one.cosine, kappas)
+            llr = calibration.llr(limit.score, one.score, kappas=kappas)
+            one = replace(one, evidence=float(evidence), llr=float(llr))
+        found.append(one)
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -184,21 +233,21 @@ def decide(
     above = [
         (candidate, limit)
         for candidate, limit in pairs
-        if min(candidate.kappa, kappa) >= limit.min_kappa and candidate.score >= limit.accept
+        if min(candidate.kappa, kappa) >= limit.min_kappa and candidate.measure >= limit.accept
     ]
     if above:
-        best = max(candidate.score for candidate, _ in above)
+        best = max(candidate.measure for candidate, _ in above)
         low_quality = [
             candidate
             for candidate, limit in pairs
-            if candidate.kappa < limit.min_kappa and candidate.score >= max(best, limit.accept)
+            if candidate.kappa < limit.min_kappa and candidate.measure >= max(best, limit.accept)
         ]
         return _low_quality_rival(low_quality[0], above[0][0]) if low_quality else _above(above, max_fpir)
-    near = next(((candidate, limit) for candidate, limit in pairs if candidate.score >= limit.reject), None)
+    near = next(((candidate, limit) for candidate, limit in pairs if candidate.measure >= limit.reject), None)
     if near is None:
         return "unknown", None, "nobody in the gallery is similar enough"
     nearest, limit = near
-    if nearest.score >= limit.accept:
+    if nearest.measure >= limit.accept:
         return _undecided(
             f"the score of {nearest.identity} reaches the threshold, but the enrolment is of low quality: "
             f"kappa {nearest.kappa:.1f}, required {limit.min_kappa:.1f}"
@@ -237,6 +286,12 @@ def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decisio
         why = "the score is above the given threshold"
     else:
         why = f"at most {100 * max_fpir:g} % of strangers score this high with anybody in the gallery"
+        if limit.extrapolated is not None:
+            low, high = limit.extrapolated
+            why += (
+                f"; extrapolated: {low:.1e} to {high:.1e} of comparisons with strangers (95 %), beyond what "
+                "was counted"
+            )
     return "identified", best.identity, why
 
 

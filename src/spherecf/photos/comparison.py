@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spherecf.calibration import PAIR_SCORE, Calibration, Decision, DecisionRule, ErrorCount
+from spherecf.calibration import Calibration, Decision, DecisionRule, ErrorCount
 from spherecf.errors import InputError, ModelError
 from spherecf.photos.assessment import NO_DIRECTION, AssessedFace, AssessedPhoto
 from spherecf.scoring import mutual_likelihood_score
@@ -23,6 +23,8 @@ class Comparison:
         score: mutual likelihood score (paper equation 13); None if a photo has no face.
         cosine: of the two directions; None if a photo has no face.
         llr: natural-log likelihood ratio, positive in favour of one person; None if the calibration has none.
+        evidence: what the rule compares with its thresholds: evidence that knows both kappas, or the score
+            itself where the calibration has no better; None if a photo has no face.
         max_fmr: guaranteed bound on the false match rate.
         rule: the decision rule that was used, with its thresholds.
         left, right: the photos.
@@ -41,6 +43,7 @@ class Comparison:
     right: AssessedPhoto
     faces: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()
+    evidence: float | None = None
 
     @property
     def false_matches(self) -> ErrorCount | None:
@@ -56,12 +59,14 @@ class Comparison:
             "score": self.score,
             "cosine": self.cosine,
             "llr": self.llr,
+            "evidence": self.evidence,
             "max_fmr": self.max_fmr,
             "accept": self.rule.accept,
             "reject": self.rule.reject,
             "least_kappa": self.rule.to_dict()["least_confidence"],
             "fmr_seen": None if seen is None or not seen.trials else seen.errors / seen.trials,
             "fmr_upper": None if seen is None else seen.upper,
+            "fmr_extrapolated": None if self.rule.extrapolated is None else list(self.rule.extrapolated),
             "photos": [_side(self.left, self.faces[0]), _side(self.right, self.faces[1])],
             "notes": list(self.notes),
         }
@@ -78,9 +83,9 @@ def compare(
 ) -> Comparison:
     """Decide whether two photos show one person, at a false match rate of at most ``max_fmr``.
 
-    Match if the mutual likelihood score reaches the upper threshold of the calibration's rule for
-    ``max_fmr``, non-match if it is below the lower one. Undecided if it is between the two, if the kappa of a
-    face is below the minimum of the rule, or if a photo has no face.
+    Match if the evidence, or the mutual likelihood score where the calibration has none, reaches the upper
+    threshold of the calibration's rule for ``max_fmr``, non-match if it is below the lower one. Undecided if
+    it is between the two, if the kappa of a face is below the minimum of the rule, or if a photo has no face.
 
     Args:
         left, right: from one `FaceAssessor`.
@@ -113,12 +118,14 @@ def compare(
         why = f"{' and '.join(broken)}: {NO_DIRECTION}"
         return comparison(Decision.UNDECIDED, why, None, None, None, faces=faces)
     score, cosine = scores(a, b, radius)
-    kappa = min(a.kappa, b.kappa)
-    decision = Decision(str(rule.decide(score, kappa)))
+    kappa, kappas = min(a.kappa, b.kappa), (a.kappa, b.kappa)
+    evidence = float(known.evidence(rule.score, score, cosine, kappas))
+    decision = Decision(str(rule.decide(evidence, kappa)))
     why = _why(decision, rule, kappa, left.name if a.kappa <= b.kappa else right.name)
-    llr = float(known.llr(PAIR_SCORE, score, radius)) if PAIR_SCORE in known.likelihood else None
+    name = known.best_score()
+    llr = float(known.llr(name, score, radius, kappas=kappas)) if name in known.likelihood else None
     notes = _notes(left, right, a, b, faces)
-    return comparison(decision, why, score, cosine, llr, faces=faces, notes=notes)
+    return comparison(decision, why, score, cosine, llr, faces=faces, notes=notes, evidence=evidence)
 
 
 def scores(a: AssessedFace, b: AssessedFace, radius: float) -> tuple[float, float]:
@@ -156,7 +163,7 @@ def rule_for(calibration: Calibration | None, max_fmr: float, *, radius: float) 
         >>> rule_for(model.calibration, 1e-4, radius=model.radius).alpha
         0.0001
     """
-    rule = calibrated(calibration).decision(PAIR_SCORE, error="fmr", alpha=max_fmr)
+    rule = calibrated(calibration).best_decision(max_fmr)
     if rule.radius is not None and rule.radius != radius:
         raise InputError(f"the decision rule is for radius {rule.radius:g}, the model has radius {radius:g}")
     return rule
@@ -174,7 +181,8 @@ def _why(decision: Decision, rule: DecisionRule, kappa: float, weaker: str) -> s
     if not rule.decides:
         return f"no threshold guarantees FMR {rule.alpha:g} on the calibration data"
     if decision is Decision.MATCH:
-        return f"at most 1 in {1 / rule.alpha:,.0f} pairs of different people scores this high"
+        known = "" if rule.extrapolated is None else ", extrapolated beyond what was counted"
+        return f"at most 1 in {1 / rule.alpha:,.0f} pairs of different people scores this high{known}"
     if kappa < rule.least_confidence:
         return f"the quality of {weaker} is too low: kappa {kappa:.1f}, required {rule.least_confidence:.1f}"
     if decision is Decision.NON_MATCH:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration, Decision, DecisionRule
+from spherecf.calibration import Calibration, Decision, DecisionRule
 from spherecf.common.version import environment
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -102,7 +102,8 @@ class FaceSet:
         """Faces that look like one person; the group with the most distinct pictures first."""
         mu, kappa = torch.from_numpy(self.mu), torch.from_numpy(self.kappa)
         score = mutual_likelihood_matrix(mu, kappa, mu, kappa, radius=radius).double().numpy()
-        found = group_by_likelihood(calibration.llr(PAIR_SCORE, score, radius))
+        kappas = self.kappa[:, None], self.kappa[None]
+        found = group_by_likelihood(calibration.llr(calibration.best_score(), score, radius, kappas=kappas))
         return sorted(found, key=lambda rows: -len(np.unique(self.media[rows])))
 
     def strangers(
@@ -119,7 +120,9 @@ class FaceSet:
                 torch.from_numpy(self.mu[others]), kappa, radius=radius,
             )  # fmt: skip
             rule = stranger_rule(calibration, pooled=len(np.unique(self.media[groups[0]])) > 1)
-            decided = rule.decide(score.numpy(), np.minimum(total, self.kappa[others]))
+            kappas = total, self.kappa[others]
+            evidence = calibration.evidence(rule.score, score.numpy(), self.mu[others] @ direction, kappas)
+            decided = rule.decide(evidence, np.minimum(*kappas))
             found[others] = decided == Decision.NON_MATCH.value
         return found
 
@@ -155,9 +158,7 @@ def stranger_rule(calibration: Calibration, *, pooled: bool) -> DecisionRule:
     Raises:
         InputError: the calibration has no rule for `STRANGER_FMR`.
     """
-    known = {rule.score for rule in calibration.decisions}
-    score = TEMPLATE_SCORE if pooled and TEMPLATE_SCORE in known else PAIR_SCORE
-    return calibration.decision(score, error="fmr", alpha=STRANGER_FMR)
+    return calibration.best_decision(STRANGER_FMR, int(pooled))
 
 
 _MIN_GAIN_SHARE = 0.25  # of the mean gain in the set; a photo that adds less hardly helps

@@ -323,6 +323,7 @@ def calibration_section(report: CalibrationReport, plots: bool = True) -> Sectio
     if report.scores and plots:
         drawn = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
     tables = [_costs(report), _thresholds(report), _decisions(report)] if report.scores else []
+    tables += [_by_confidence(report)] if any(one.cells for one in report.scores.values()) else []
     tables += [_kappa(report)] if report.kappa else []
     return Section(f"{report.name}: calibration, {report.condition}", _notes(report), tables, drawn)
 
@@ -362,6 +363,24 @@ def _costs(report: CalibrationReport) -> Table:
         "Cllr: 0 is perfect, 1 is uninformative. The minimum is that of the best monotone function on these "
         "pairs. Calibration error: mean difference of predicted probability and observed share of matches. "
         "The first calibrator of a score is the one that is saved.",
+        signatures,
+    )
+
+
+def _by_confidence(report: CalibrationReport) -> Table:
+    rows, signatures = [], []
+    for one in report.scores.values():
+        for cell in one.cells:
+            span = f"{cell.low:.4g} to {cell.high:.4g}"
+            numbers = [f"{cell.pairs}", f"{cell.cllr:.4f}", f"{cell.error:.4f}"]
+            rows.append([one.score, span, *numbers])
+            signatures.append(one.signature)
+    return Table(
+        f"Log-likelihood ratios by {report.confidence} of the pair",
+        ["Score", f"{report.confidence} of the pair", "Pairs", "Cllr, bits", "Calibration error"],
+        rows,
+        "Held-out people, by thirds of the confidence. One line through a score is right on average only; "
+        "evidence reads the kappas of both sides.",
         signatures,
     )
 

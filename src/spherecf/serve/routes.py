@@ -79,7 +79,10 @@ async def info(worker: ItsWorker) -> Info:
     """Which model is used, and which error rates it can guarantee."""
     model, limits = worker.assessor.model, worker.limits
     rules = model.calibration.decisions
-    rates = sorted({rule.alpha for rule in rules if (rule.score, rule.error) == ("mls", "fmr")}, reverse=True)
+    rates = sorted(
+        {rule.alpha for rule in rules if rule.score in ("mls", "evidence") and rule.error == "fmr"},
+        reverse=True,
+    )
     return Info(
         version=__version__,
         model=model.fingerprint(),

@@ -118,16 +118,22 @@ class Compared(BaseModel):
     llr: float | None = Field(
         description="Natural log of the likelihood ratio, one person versus two people."
     )
+    evidence: float | None = Field(
+        description="What is compared with the thresholds: evidence that knows both kappas, or the score."
+    )
     max_fmr: float = Field(description="Guaranteed false match rate, as requested.", examples=[1e-3])
     accept: float | None = Field(
-        description="Match if the score is at least this; null if no threshold guarantees the rate."
+        description="Match if the evidence is at least this; null if no threshold guarantees the rate."
     )
     reject: float | None = Field(
-        description="Non-match if the score is below this; undecided between the two."
+        description="Non-match if the evidence is below this; undecided between the two."
     )
     least_kappa: float | None = Field(description="Undecided if the kappa of a face is below this.")
     fmr_seen: float | None = Field(description="False match rate measured when the rule was tested.")
     fmr_upper: float | None = Field(description="Upper confidence bound on that rate.")
+    fmr_extrapolated: tuple[float, float] | None = Field(
+        description="95 % interval of the rate where it is smaller than could be counted; else null."
+    )
     left: Photo
     right: Photo
     notes: list[str] = Field(description="Further remarks, e.g. that a photo has several faces.")
@@ -175,8 +181,11 @@ class Candidate(BaseModel):
     llr: float | None = Field(
         description="Natural log of the likelihood ratio, one person versus two people."
     )
-    accept: float | None = Field(description="Match if the score is at least this.")
-    reject: float | None = Field(description="Non-match if the score is below this.")
+    accept: float | None = Field(description="Match if the evidence, or the score, is at least this.")
+    reject: float | None = Field(description="Non-match if it is below this.")
+    evidence: float | None = Field(
+        None, description="Evidence that knows both kappas; null: the score counts."
+    )
 
 
 class Identified(BaseModel):

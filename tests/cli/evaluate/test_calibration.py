@@ -68,6 +68,13 @@ def test_json_and_report(folder: Path, tmp_path: Path) -> None:
     assert content["results"]["calibration"]["calibration"]["format"] == "spherecf.calibration"
 
 
+def test_rules_for_several_rates(folder: Path) -> None:
+    result = calibrate(folder, "--json", "--score", "mls", "--alpha", "0.3")  # beside 0.2
+    assert result.exit_code == 0, result.exception
+    rules = [check["rule"] for check in json.loads(result.stdout)["scores"]["mls"]["decisions"]]
+    assert [rule["alpha"] for rule in rules] == [0.2] * 4 + [0.3] * 4
+
+
 def test_saved_with_the_model_and_applied_by_it(folder: Path, tmp_path: Path) -> None:
     saved = tmp_path / "calibrated.safetensors"
     result = calibrate(
