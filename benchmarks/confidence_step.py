@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.special
 import torch
 from torch import Tensor, nn
 
 from spherecf.data import View, open_source
-from spherecf.models import FrozenBackbone, Preprocessing, make_backbone, make_head
+from spherecf.models import FrozenBackbone, Network, Preprocessing, make_backbone, make_head
 from spherecf.training import (
     CachedFeatures,
     ConfidenceConfig,
@@ -66,6 +65,8 @@ class ReleasedBessel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, order: float, kappa: Tensor) -> Tensor:
+        import scipy.special  # here: benchmarks/gpu.py takes `recogniser` from this file, and needs none
+
         ctx.order = order
         ctx.save_for_backward(kappa)
         return torch.from_numpy(scipy.special.ive(order, kappa.detach().double().numpy())).to(kappa)
@@ -84,15 +85,15 @@ def released_loss(mu: Tensor, kappa: Tensor, prototypes: Tensor) -> Tensor:
     return -kappa * (mu * prototypes).sum(1) - order * torch.log(1e-6 + kappa) + bessel + rest
 
 
-def recogniser() -> nn.Module:
+def recogniser(name: str = NETWORK, dim: int = DIM, size: int = 112, **options: Any) -> Network:
     """An untrained one, the same in every process, with statistics of a batch: activations of normal size."""
     torch.manual_seed(0)
-    network = make_backbone(NETWORK, DIM)
+    network = make_backbone(name, dim, size=size, **options)
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0
     with torch.no_grad():
-        network(torch.randn(8, 3, 112, 112))
+        network(torch.randn(8, 3, size, size))
     return network.eval()
 
 

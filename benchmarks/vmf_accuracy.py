@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
 import torch
 from torch import Tensor
 
@@ -70,23 +69,23 @@ class Error(NamedTuple):
     limit: float
 
 
-def errors() -> list[Error]:
-    """Every function at every point of the table, in both types."""
+def errors(device: str = "cpu") -> list[Error]:
+    """Every function at every point of the table, in both types, as computed on a device."""
     found = []
     for dim, rows in ((int(key), value) for key, value in json.loads(TABLE.read_text()).items()):
         for name, dtype in TYPES.items():
-            kappa = torch.tensor([row["kappa"] for row in rows], dtype=dtype)
+            kappa = torch.tensor([row["kappa"] for row in rows], dtype=dtype, device=device)
             for label, claim in CLAIMS.items():
                 for row, value in zip(rows, claim.function(kappa, dim).tolist()):
                     size = _distance(value, row[claim.truth]) / claim.scale(row, rows[0])
                     found.append(Error(label, name, dim, row["kappa"], size, claim.limits[name]))
-            found += _inverse_errors(rows, dim, name)
+            found += _inverse_errors(rows, dim, name, device)
     return found
 
 
-def _inverse_errors(rows: list[Row], dim: int, name: str) -> list[Error]:
+def _inverse_errors(rows: list[Row], dim: int, name: str, device: str) -> list[Error]:
     """The error of kappa over what one rounding of rho does to it: max(1, condition number) times kappa."""
-    rho = torch.tensor([float(row["mean"]) for row in rows], dtype=TYPES[name])
+    rho = torch.tensor([float(row["mean"]) for row in rows], dtype=TYPES[name], device=device)
     found = []
     for row, here, value in zip(rows, rho.tolist(), vmf.inverse_mean_resultant_length(rho, dim).tolist()):
         kappa = float(row["kappa"])
@@ -143,6 +142,8 @@ def rivals(dim: int = 512) -> list[str]:
 
 
 def _rival_methods(dim: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    import scipy.special  # here: a machine with a GPU may have none, and needs the errors alone
+
     order = dim / 2 - 1
 
     def scipy_ive(k: np.ndarray) -> np.ndarray:

@@ -17,6 +17,16 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device in turn; a GPU where there is one."""
+    import torch
+
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU here, or a torch without CUDA")
+    return str(request.param)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip tests marked `compiler` where torch.compile cannot work."""
     if item.get_closest_marker("compiler") and not shutil.which(os.environ.get("CXX", "g++")):

@@ -339,8 +339,8 @@ def export_onnx(
 
     Raises:
         InputError: unknown ``preprocessing`` or ``outputs``.
-        ModelError: a network that takes one image at a time, cannot be written as ONNX or runs in bfloat16; a
-            file larger than 2 GiB; differences beyond the tolerance. No file is left behind.
+        ModelError: a network that takes one image at a time, cannot be written as ONNX, or runs in bfloat16
+            or TF32; a file larger than 2 GiB; differences beyond the tolerance. No file is left behind.
         StorageError: the folder is not writable or the disk is full; an older file is kept.
 
     Example:

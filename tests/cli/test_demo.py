@@ -13,7 +13,7 @@ from spherecf.models import FrozenBackbone
 @pytest.fixture
 def quick(tiny: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command as it is, on a recogniser that takes a millisecond."""
-    monkeypatch.setattr(FrozenBackbone, "default", classmethod(lambda cls: tiny))
+    monkeypatch.setattr(FrozenBackbone, "default", classmethod(lambda cls, **options: tiny))
     monkeypatch.setattr(run_module, "CONFIG", CONFIG)
 
 

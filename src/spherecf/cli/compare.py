@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, open_assessor
+from spherecf.cli.options import BackboneOfModel, DetectorFile, DeviceName, ModelFile, open_assessor
 from spherecf.cli.output import AsLines, print_lines
 from spherecf.common.progress import console, progress
 from spherecf.errors import FileFormatError, InputError
@@ -39,6 +39,7 @@ def compare(
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
+    device: DeviceName = "cpu",
 ) -> None:
     """Decide whether two photos show one person: match, non-match or undecided, at a guaranteed error rate.
 
@@ -51,7 +52,7 @@ def compare(
     if face is not None and (len(face) != 2 or pairs is not None):
         raise typer.BadParameter("expected twice, for LEFT and RIGHT", param_hint="--face")
     wanted = _read_pairs(pairs) if pairs is not None else [(str(left), str(right))]
-    assessor = open_assessor(model, backbone, detector)
+    assessor = open_assessor(model, backbone, detector, device=device)
     results = _compare(assessor, wanted, max_fmr, (face[0], face[1]) if face else (0, 0))
     print_lines((result.to_dict() for result in results), as_lines)
     console.print(_facts(results[0]) if len(results) == 1 else _summary(results))

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf.cli.options import BackboneFile, EngineName, IjbSet, ListRoot, PresetName, open_backbone
+from spherecf.cli.options import (
+    BackboneFile,
+    DeviceName,
+    EngineName,
+    IjbSet,
+    ListRoot,
+    PresetName,
+    open_backbone,
+)
 from spherecf.cli.output import AsReport, file_to_write, print_listing, print_text
 from spherecf.common.progress import console
 from spherecf.errors import InputError
@@ -232,6 +240,7 @@ def check(
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
     engine: EngineName = "auto",
+    device: DeviceName = "cpu",
     pixels_only: Annotated[
         bool,
         typer.Option("--pixels-only", help="Use no recogniser: skip the checks of labels and identities."),
@@ -261,7 +270,7 @@ def check(
     from spherecf.data import open_source
 
     source, other = open_source(path, root), open_source(against) if against else None
-    model = None if pixels_only else open_backbone(backbone, preprocessing, engine)
+    model = None if pixels_only else open_backbone(backbone, preprocessing, engine, device)
     report = check_source(source, other, model, cache, fmr=fmr, fpir=fpir)
     text = json.dumps(report, indent=2)
     if out is not None:

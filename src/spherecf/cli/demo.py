@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from spherecf.cli.options import Draws
+from spherecf.cli.options import DeviceName, Draws
 from spherecf.cli.output import AsReport, folder_to_write, print_text
 from spherecf.common.progress import console
 
@@ -22,6 +22,7 @@ def demo(
     ] = Path("spherecf-demo"),
     seed: Annotated[int, typer.Option(help="Seed of the split, pairs, degradations and head.")] = 0,
     draws: Draws = 1000,
+    device: DeviceName = "cpu",
     as_json: AsReport = False,
 ) -> None:
     """Train a confidence head on half of the people, test it on the others, and write a report.
@@ -30,8 +31,9 @@ def demo(
     degraded pairs are compared by cosine and by mutual likelihood score.
     """
     from spherecf.demo import demo as run_demo, show_tables
+    from spherecf.models import FrozenBackbone
 
-    done = run_demo(out, data, seed=seed, draws=draws)
+    done = run_demo(out, data, seed=seed, draws=draws, backbone=FrozenBackbone.default(device=device))
     show_tables(done.tables, console)
     for note in done.notes:
         print_text(note)

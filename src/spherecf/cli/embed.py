@@ -9,6 +9,7 @@ import typer
 from spherecf.cli.options import (
     BackboneOfModel,
     BatchSize,
+    DeviceName,
     DtypeName,
     EngineName,
     IjbSet,
@@ -47,7 +48,7 @@ def embed(
     batch_size: BatchSize = 32,
     engine: EngineName = "auto",
     dtype: DtypeName = "float32",
-    device: Annotated[str, typer.Option(help="Device of the torch engines: cpu, cuda, cuda:1.")] = "cpu",
+    device: DeviceName = "cpu",
     root: ListRoot = None,
     meta: Annotated[
         Path | None, typer.Option(help="Folder of IJB's meta files, if SOURCE holds IJB's loose crops.")

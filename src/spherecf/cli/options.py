@@ -22,11 +22,15 @@ PresetName = Annotated[
     typer.Option(help="Preprocessing of an unknown recogniser: insightface, scf, adaface, magface or raw."),
 ]
 DtypeName = Annotated[
-    str, typer.Option(help="float32, or bfloat16: twice as fast, less accurate (torch engines only).")
+    str,
+    typer.Option(
+        help="float32, or less accurate, with the torch engines: bfloat16 (twice as fast), tf32 (on a GPU)."
+    ),
 ]
 EngineName = Annotated[
     str, typer.Option(help="Engine that runs the recogniser: auto, onnxruntime, torch or compiled.")
 ]
+DeviceName = Annotated[str, typer.Option(help="Device of the torch engines: cpu, cuda, cuda:1.")]
 BatchSize = Annotated[int, typer.Option(help="Images per call of the recogniser.")]
 ListRoot = Annotated[
     Path | None, typer.Option(help="Base folder of the paths in a list file (default: the file's folder).")
@@ -84,6 +88,7 @@ def open_assessor(
     *,
     faces: Literal["main", "all"] = "all",
     engine: str = "auto",
+    device: str = "cpu",
     max_pixels: int | None = None,
 ) -> "FaceAssessor":
     """Load model, recogniser and detector as one `FaceAssessor`."""
@@ -91,7 +96,7 @@ def open_assessor(
     from spherecf.models import load
     from spherecf.photos import FaceAssessor
 
-    loaded = load(model, backbone, engine=engine)
+    loaded = load(model, backbone, engine=engine, device=device)
     if backbone is not None:
         print_repairs(loaded.backbone)
     return FaceAssessor(

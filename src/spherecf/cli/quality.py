@@ -11,6 +11,7 @@ from rich.text import Text
 from spherecf.cli.options import (
     BackboneOfModel,
     DetectorFile,
+    DeviceName,
     EngineName,
     ModelFile,
     PhotoPaths,
@@ -81,6 +82,7 @@ def quality(
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
     engine: EngineName = "auto",
+    device: DeviceName = "cpu",
     max_megapixels: Annotated[float, typer.Option(min=0.01, help="Reject larger pictures.")] = 200.0,
 ) -> None:
     """Rank the faces in your photos by confidence, and show the capture problems of each.
@@ -100,8 +102,9 @@ def quality(
         _print_ignored(files)
         raise InputError(f"there are no photos in {', '.join(map(str, paths))}")
     assessor = open_assessor(
-        model, backbone, detector, faces=faces, engine=engine, max_pixels=round(max_megapixels * 1e6)
-    )
+        model, backbone, detector, faces=faces, engine=engine, device=device,
+        max_pixels=round(max_megapixels * 1e6),
+    )  # fmt: skip
     calibration = assessor.model.calibration
     if min_quality is not None and (calibration is None or calibration.kappa is None):
         raise InputError("--min-quality needs a calibrated model; this one is not calibrated")

@@ -1,5 +1,6 @@
 """Recognisers that stay as they are, and the confidence heads that look at them."""
 
+from spherecf.models.arithmetic import float32_arithmetic as float32_arithmetic
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
 from spherecf.models.checkpoint import (
     CHECKPOINT_SUFFIXES as CHECKPOINT_SUFFIXES,

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
 from spherecf.models.checkpoint import CHECKPOINT_SUFFIXES
-from spherecf.models.engines import Engine, ModuleEngine, check_batches, choose_engine, probe
+from spherecf.models.engines import (
+    Engine,
+    LoopedEngine,
+    ModuleEngine,
+    attempt,
+    check_batches,
+    choose_engine,
+    probe,
+    told,
+)
 from spherecf.models.network import Network
 from spherecf.models.networks import make_backbone
 from spherecf.models.onnx.graph import Model, read_onnx
@@ -121,7 +130,8 @@ def _add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-CHUNK = 64  # images given to an engine at once: bounds memory, and is past where larger batches get faster
+# Images given to an engine at once: bounds memory, and is past where larger batches get faster.
+CHUNK, GPU_CHUNK = 64, 256
 
 
 @dataclass(frozen=True)
@@ -158,8 +168,10 @@ class FrozenBackbone(nn.Module):
         embedding_name, feature_name: the tensors they are.
         preprocessing: what is done to the pixels.
         network: the torch module; None where onnxruntime runs it.
-        engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` in that type.
-        repairs: one sentence per repair of the file or doubt about it; empty if there is none.
+        engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` or ``-tf32``
+            in that type.
+        repairs: one sentence per repair of the file or doubt about it, and on what TF32 loses; empty if there
+            is none.
 
     Example:
         >>> import numpy as np
@@ -243,7 +255,8 @@ class FrozenBackbone(nn.Module):
             features: name of the map, or of the tokens, that the confidence head looks at, likewise.
             engine: ``"auto"``, ``"onnxruntime"``, ``"torch"`` or ``"compiled"`` (docs/backbones.md).
             threads: CPU threads of onnxruntime; torch's own number by default.
-            dtype: ``"float32"``, or ``"bfloat16"`` with the torch engines (less exact, docs/backbones.md).
+            dtype: ``"float32"``, in full also on a GPU; with the torch engines also ``"bfloat16"`` and, on a
+                GPU, ``"tf32"``, which are less exact (docs/backbones.md).
             device: where torch runs it; onnxruntime runs on the CPU.
 
         Raises:
@@ -305,7 +318,8 @@ class FrozenBackbone(nn.Module):
             if layer.training and isinstance(layer, CHANGED_BY_TRAINING)
         ]
         advice = f"; eval() leaves {', '.join(training[:3])} in training mode" if training else ""
-        engine, (row, layer), warning = check_batches(name, runner, probe(pixels), dtype, advice)
+        x = probe(pixels)
+        engine, (row, layer), warning = check_batches(name, runner, x, dtype, advice)
         if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:
             raise ModelError(
                 f"{name}: expected (embedding (n, dim), map (n, C, H, W) or tokens (n, T, C)) for 2 images, "
@@ -313,7 +327,10 @@ class FrozenBackbone(nn.Module):
             )
         channels, height, width = layer.shape[1:]
         outputs = GraphOutputs("embedding", features or "features", row.shape[1], (channels, height, width))
-        return cls(engine, outputs, pixels, name, identity, [warning] if warning else [])
+        repairs = [warning] if warning else []
+        if dtype == "tf32":
+            repairs += told(dtype, "full float32", (row, layer), attempt(LoopedEngine(runner.exact()), x))
+        return cls(engine, outputs, pixels, name, identity, repairs)
 
     @classmethod
     def from_checkpoint(
@@ -407,7 +424,9 @@ class FrozenBackbone(nn.Module):
             )
         with torch.inference_mode():
             # Moved as bytes: a quarter of what the network's numbers would be.
-            chunks = (chunk.to(self._engine.device) for chunk in torch.split(images, CHUNK))
+            device = self._engine.device
+            split = torch.split(images, GPU_CHUNK if device.type == "cuda" else CHUNK)
+            chunks = (chunk.to(device) for chunk in split)
             parts = [self._engine(self.preprocessing(chunk)) for chunk in chunks]
         # Joined outside inference mode, so that a head can be trained on what comes out.
         embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -429,15 +448,17 @@ class FrozenBackbone(nn.Module):
         torch network is traced.
 
         Raises:
-            ModelError: it runs in bfloat16; its file has changed or is missing; torch cannot write it.
+            ModelError: it runs in bfloat16 or TF32; its file has changed or is missing; torch cannot write
+                it.
 
         Example:
             >>> graph = FrozenBackbone.default().to_onnx().graph
             >>> [i.name for i in graph.input], [o.name for o in graph.output]
             (['data'], ['fc1', 'bn1'])
         """
-        if self.engine.endswith("bfloat16"):
-            raise ModelError(f"{self.name}: runs in bfloat16; load it in float32 to write it as ONNX")
+        if self.engine.endswith(("-bfloat16", "-tf32")):
+            used = self.engine.rpartition("-")[2]
+            raise ModelError(f"{self.name}: runs in {used}; load it in float32 to write it as ONNX")
         if self._source is not None:
             graph = load_graph(self._source)
             if graph.sha256 != self.sha256:

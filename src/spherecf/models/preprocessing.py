@@ -100,7 +100,11 @@ class Preprocessing:
 
     @staticmethod
     def _column(value: float | Channels, like: Tensor) -> Tensor:
-        return torch.tensor(value, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
+        if like.device.type == "cpu":
+            return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+        # Filled where they are needed: a copy from here would wait for all that the GPU has still to do.
+        values = value if isinstance(value, tuple) else (value,)
+        return torch.cat([torch.full((1, 1, 1), number, device=like.device) for number in values])
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able description, undone by `from_dict`."""

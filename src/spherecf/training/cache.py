@@ -25,7 +25,7 @@ from spherecf.extract import (
     run_backbone,
     to_embeddings,
 )
-from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone
+from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone, float32_arithmetic
 from spherecf.training.distributed import Ranks
 
 _PIECES = 256  # of a pass, dealt to the ranks in turn: finished ones remain if the number of ranks changes
@@ -147,16 +147,16 @@ class FeatureCache:
         log_kappa: NDArray[np.float32] = head.to_log_kappa(torch.from_numpy(self.outputs(head))).numpy()
         return log_kappa
 
-    @torch.no_grad()
     def outputs(self, head: ConfidenceHead) -> NDArray[np.float32]:
         """Output of a head for every row, (rows,) or (rows, outputs); 0 if the image could not be used."""
         shape = (len(self),) if head.outputs == 1 else (len(self), head.outputs)
-        outputs = np.zeros(shape, np.float32)
+        outputs, device = np.zeros(shape, np.float32), next(head.parameters()).device
         head.eval()
         rows = np.flatnonzero(self.valid)
         # In parts: the summaries of a linear head, in float32, may exceed the memory.
-        for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
-            outputs[part] = head(self.summaries(part)).numpy()
+        with torch.no_grad(), float32_arithmetic("float32", device):
+            for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
+                outputs[part] = head(self.summaries(part).to(device)).cpu().numpy()
         return outputs
 
     def embeddings(self, view: int, log_kappa: NDArray[np.float32], provenance: dict[str, Any]) -> Embeddings:

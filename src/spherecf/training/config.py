@@ -122,14 +122,15 @@ class OptimizerSettings:
 class EngineSettings:
     """How it is computed, which changes speed and memory, and what is learnt hardly or not at all.
 
-    ``precision``: of the network's arithmetic; weights and losses stay float32. ``accumulate``: micro-batches
-    per step. ``checkpointing``: activations are computed again in the backward pass instead of stored.
+    ``precision``: of the network's arithmetic; weights and losses stay float32. "tf32", on a GPU, is float32
+    whose convolutions and products round what they multiply to 10 bits. ``accumulate``: micro-batches a step.
+    ``checkpointing``: activations are computed again in the backward pass instead of stored.
     ``workers``: decoding threads of each rank, 0 for one per processor. ``save_minutes``: between checkpoints
     within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and count it.
     ``sync_batch_norm``: batch statistics over all ranks.
     """
 
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     compile: _Bool = False
     channels_last: _Bool = True
     accumulate: Annotated[_Integer, Field(ge=1)] = 1

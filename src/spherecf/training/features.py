@@ -166,7 +166,7 @@ class GivenPrototypes:
 
     def __init__(self, source: ImageSource, prototypes: Float[Tensor, "identities dim"], dim: int) -> None:
         check_fit(prototypes, dim, source.labels)
-        self._labels, self._prototypes = source.labels, prototypes
+        self._labels, self._prototypes = source.labels, prototypes.cpu()
         self.usable = source.labels >= 0
 
     def of(self, images: NDArray[np.int64]) -> Tensor:

@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spherecf.common.files import write_atomically
 from spherecf.common.progress import progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
+from spherecf.models import float32_arithmetic
 from spherecf.training.checkpoint import load_checkpoint, save_checkpoint
 from spherecf.training.classifier import ShardedClassifier
 from spherecf.training.config import EngineSettings, OptimizerSettings, ScheduleSettings, lr_factor
@@ -158,12 +159,14 @@ def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
     """Train, resuming from the newest checkpoint of the same identity if there is one.
 
     Raises:
+        InputError: precision "tf32" without a GPU.
         SpherecfError: the loss is not finite; the keys of the batch are saved.
         StorageError: a checkpoint could not be written; the previous one is intact.
         RankError: another rank is gone.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written; at once after a second one.
     """
-    with torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else []):
+    devices = [ranks.device] if ranks.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), float32_arithmetic(run.engine.precision, ranks.device):
         return _Trainer(task, run, ranks).train()
 
 
@@ -373,7 +376,7 @@ class _Trainer:
 
     def _forward(self, *arguments: Any) -> Any:
         precision = self.run.engine.precision
-        if precision == "float32":
+        if precision in ("float32", "tf32"):
             return self.network(*arguments)
         with torch.autocast(self.ranks.device.type, getattr(torch, precision)):
             return self.network(*arguments)

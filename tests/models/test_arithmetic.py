@@ -1,0 +1,136 @@
+"""float32 on a GPU is float32 while a block asks for it; the settings are there without a GPU, too."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from spherecf.errors import InputError
+from spherecf.models import FrozenBackbone, Preprocessing, float32_arithmetic, make_backbone
+from spherecf.models.engines import told
+
+GPU = torch.device("cuda")
+later = pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9")
+
+
+def settings() -> tuple[bool, str]:
+    return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+
+FULL, TF32 = (False, "highest"), (True, "high")
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    yield
+    if hasattr(torch.backends.cudnn, "conv"):
+        torch.backends.cudnn.conv.fp32_precision = "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("before", [(True, "highest"), (False, "highest"), (True, "high"), (True, "medium")])
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
+def test_a_block_has_what_it_asks_for_and_leaves_what_was(before: tuple[bool, str], precision: str) -> None:
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
+    with float32_arithmetic(precision, GPU):
+        allowed = {TF32, (True, "medium")} if precision == "tf32" else {FULL}
+        assert settings() in allowed
+    assert settings() == before
+
+
+def test_an_error_leaves_what_was() -> None:
+    with pytest.raises(ZeroDivisionError), float32_arithmetic("float32", GPU):
+        1 / 0  # noqa: B018
+    assert settings() == (True, "highest")
+
+
+def test_the_innermost_block_counts() -> None:
+    with float32_arithmetic("tf32", GPU):
+        with float32_arithmetic("float32", GPU):
+            assert settings() == FULL
+            with float32_arithmetic("tf32", GPU):
+                assert settings() == TF32
+            assert settings() == FULL
+        assert settings() == TF32
+    assert settings() == (True, "highest")
+
+
+def test_threads_never_get_less_than_they_ask_for() -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def exact() -> None:
+        with float32_arithmetic("float32", GPU):
+            inside.set()
+            go.wait(10)
+
+    thread = threading.Thread(target=exact)
+    with float32_arithmetic("tf32", GPU):
+        thread.start()
+        assert inside.wait(10)
+        assert settings() == FULL
+        go.set()
+        thread.join()
+        assert settings() == TF32
+    assert settings() == (True, "highest")
+
+
+def test_many_threads_leave_what_was() -> None:
+    wrong = []
+
+    def work(precision: str) -> None:
+        for _ in range(200):
+            with float32_arithmetic(precision, GPU):
+                if precision == "float32" and torch.backends.cudnn.allow_tf32:
+                    wrong.append(settings())
+
+    threads = [threading.Thread(target=work, args=[name]) for name in ("float32", "tf32", "float32", "tf32")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == [] and settings() == (True, "highest")
+
+
+@later
+@pytest.mark.parametrize(("convolutions", "products"), [("ieee", "ieee"), ("tf32", "tf32"), ("none", "none")])
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_settings_in_their_later_spelling(convolutions: str, products: str, precision: str) -> None:
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    conv.fp32_precision, matmul.fp32_precision = convolutions, products
+    before = conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32"  # "none" is in full, as "ieee"
+    with float32_arithmetic(precision, GPU):
+        wanted = {"tf32"} if precision == "tf32" else {"ieee", "none"}
+        assert {conv.fp32_precision, matmul.fp32_precision} <= wanted
+    assert (conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32") == before
+
+
+def test_the_cpu_is_left_alone() -> None:
+    torch.set_float32_matmul_precision("high")
+    with float32_arithmetic("float32", torch.device("cpu")):
+        assert settings() == TF32
+
+
+def test_tf32_needs_a_gpu() -> None:
+    refused = pytest.raises(InputError, match="tf32 is arithmetic of GPUs, got the device cpu; use float32")
+    with refused, float32_arithmetic("tf32", torch.device("cpu")):
+        pass
+    network = make_backbone("r18", dim=16, size=32, width=0.25).eval()
+    pixels = Preprocessing("rgb", 127.5, 127.5, (32, 32))
+    with pytest.raises(InputError, match="tf32 is arithmetic of GPUs"):
+        FrozenBackbone.from_module(network, pixels, dtype="tf32")
+    with pytest.raises(InputError, match="tf32 is arithmetic of GPUs"):
+        FrozenBackbone.default(dtype="tf32")
+
+
+def test_what_tf32_loses_is_told() -> None:
+    truth = torch.tensor([[1.0, 2.0]]), torch.full((1, 1, 1, 1), 4.0)
+    rounded = torch.tensor([[1.0, 2.002]]), torch.full((1, 1, 1, 1), 4.002)
+    assert told("tf32", "onnxruntime", rounded, truth) == [
+        "runs in TF32: on two images of noise its embedding differs from that of onnxruntime by 1.0e-03 of "
+        "its largest value, its map by 5.0e-04"
+    ]
+    assert told("float32", "onnxruntime", truth, truth) == []

@@ -1,0 +1,254 @@
+"""Every way from images to scores on each device there is, against the same on the CPU."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.confidence_step import recogniser
+from benchmarks.gpu import classifier_gradients, confidence_gradients, difference, margin_gradients
+from tests.tiny import tiny_file, tiny_model, write_people
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.nn.functional import normalize
+from typer.testing import CliRunner
+
+import spherecf
+from spherecf import vmf
+from spherecf.cli import app
+from spherecf.data import SyntheticImages, open_source
+from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
+from spherecf.extract import embed
+from spherecf.losses import gaussian_confidence_loss, sphere_confidence_loss
+from spherecf.models import (
+    PRESETS,
+    ConfidenceModel,
+    FrozenBackbone,
+    Preprocessing,
+    make_backbone,
+    make_head,
+    save_backbone,
+)
+from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, mutual_likelihood_score, pool
+from spherecf.training import (
+    BackboneConfig,
+    ConfidenceConfig,
+    GivenPrototypes,
+    join_ranks,
+    train_backbone,
+    train_confidence,
+)
+
+CPU = torch.device("cpu")
+OPTIONS = {"size": 32, "width": 0.25}
+PIXELS = Preprocessing("rgb", 127.5, 127.5, (32, 32))
+FUNCTIONS = [
+    vmf.log_normalizer,
+    vmf.log_normalizer_scaled,
+    vmf.mean_resultant_length,
+    vmf.mean_resultant_complement,
+    vmf.mean_resultant_length_derivative,
+]
+
+
+def kappas(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.logspace(-2, 5, 200, dtype=dtype)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("dim", [2, 512])
+def test_vmf_functions_and_their_gradients(device: str, function, dim: int) -> None:
+    def both(kappa: Tensor) -> list[Tensor]:
+        kappa.requires_grad_()
+        value = function(kappa, dim)
+        return [value.detach(), torch.autograd.grad(value.sum(), kappa)[0]]
+
+    truth = both(kappas(torch.float64))
+    for got, expected in zip(both(kappas().to(device)), truth):
+        assert got.device.type == device
+        error = (got.cpu().double() - expected).abs()
+        assert bool((error <= 2e-5 * expected.abs() + 2e-6 * expected.abs().max()).all())
+
+
+@pytest.mark.parametrize("gradients", [confidence_gradients, margin_gradients])
+def test_losses_and_their_gradients(device: str, gradients) -> None:
+    got = gradients(torch.device(device), torch.float32)
+    assert max(map(difference, got, gradients(CPU, torch.float64))) < 1e-5
+
+
+def test_the_sharded_classifier(device: str) -> None:
+    got = classifier_gradients(torch.device(device), torch.float32)
+    assert max(map(difference, got, classifier_gradients(CPU, torch.float32))) < 2e-2
+
+
+def test_scores(device: str) -> None:
+    torch.manual_seed(0)
+    mu, kappa = normalize(torch.randn(60, 64)), 10 ** (1 + 3 * torch.rand(60))
+    groups = torch.arange(60) // 3
+    there = [x.to(device) for x in (mu, kappa, groups)]
+    for score in (
+        lambda m, k, g: cosine_matrix(m, m),
+        lambda m, k, g: mutual_likelihood_matrix(m, k, m, k),
+        lambda m, k, g: mutual_likelihood_score(m[:-1], k[:-1], m[1:], k[1:]),
+        lambda m, k, g: pool(m, k, g).mu,
+        lambda m, k, g: pool(m, k, g).kappa,
+    ):
+        got, expected = score(*there), score(mu.double(), kappa.double(), groups)
+        assert got.device.type == device
+        torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=4e-3)
+
+
+def test_the_default_model(device: str) -> None:
+    source = SyntheticImages(3, 2)
+    faces = torch.stack([torch.from_numpy(source.image(row)) for row in range(len(source))])
+    (mu, log_kappa), model = spherecf.load().embed(faces), spherecf.load(engine="torch", device=device)
+    got_mu, got_kappa = model.embed(faces)
+    assert {model.backbone.device.type, got_mu.device.type, got_kappa.device.type} == {device}
+    torch.testing.assert_close(got_mu.cpu(), mu, rtol=0, atol=1e-4)
+    torch.testing.assert_close(got_kappa.cpu(), log_kappa, rtol=0, atol=2e-4)
+
+
+def test_tf32_is_told_with_its_error(device: str) -> None:
+    if device == "cpu":
+        with pytest.raises(InputError, match="tf32 is arithmetic of GPUs"):
+            FrozenBackbone.default(dtype="tf32")
+        return
+    backbone = FrozenBackbone.default(dtype="tf32", device=device)
+    assert backbone.engine == "torch-tf32" and "runs in TF32: on two images" in backbone.repairs[-1]
+
+
+def test_a_head_goes_where_the_backbone_is(device: str) -> None:
+    backbone = FrozenBackbone.from_module(recogniser("r18", 32, **OPTIONS), PIXELS, device=device)
+    channels, height, width = backbone.feature_shape
+    model = ConfidenceModel(backbone, make_head("conv", channels=channels, height=height, width=width))
+    assert {p.device.type for p in model.head.parameters()} == {device}
+    mu, log_kappa = model.embed(np.zeros((2, 32, 32, 3), np.uint8))
+    assert mu.device.type == log_kappa.device.type == device
+
+
+def test_embeddings_files(device: str, tmp_path: Path) -> None:
+    source = open_source(write_people(tmp_path))
+    model = tiny_model(tmp_path)
+    model.save(tmp_path / "model.safetensors")
+    files = tmp_path / "model.safetensors", tmp_path / "tiny.onnx"
+    there = spherecf.load(*files, engine="torch", device=device)
+    expected = embed(model, source, tmp_path / "cpu.safetensors", flip=True)
+    got = embed(there, source, tmp_path / "there.safetensors", flip=True)
+    np.testing.assert_allclose(got.mu, expected.mu, atol=1e-4)
+    np.testing.assert_allclose(got.log_kappa, expected.log_kappa, atol=1e-3)
+
+
+def test_stage_1(device: str, tmp_path: Path) -> None:
+    recipe = {
+        "network": {"name": "r18", "dim": 16, "options": OPTIONS},
+        "margin": {"sample_rate": 0.5},
+        "fit": {"epochs": 2, "batch_size": 8},
+        "engine": {"workers": 1, "on_nan": "skip"},
+    }
+    source = SyntheticImages(16, 8, size=(32, 32))
+    losses = {}
+    for name in dict.fromkeys(["cpu", device]):
+        folder = tmp_path / name
+        for epochs in (1, 2):  # the second time it goes on
+            recipe["fit"]["epochs"] = epochs
+            with join_ranks(name) as ranks:
+                trained = train_backbone(
+                    source, folder, BackboneConfig.from_dict(recipe), ranks=ranks,
+                    validate=lambda backbone: {"norm": float(backbone(np.stack([source.image(0)])).norm)},
+                )  # fmt: skip
+        losses[name] = [epoch["train_loss"] for epoch in trained.history]
+        assert len(losses[name]) == 2 and trained.history[1]["norm"] > 0
+        assert FrozenBackbone.from_checkpoint(trained.path, device=name).device.type == name
+    assert losses[device][0] == pytest.approx(losses["cpu"][0], rel=5e-3)
+
+
+@pytest.mark.parametrize("way", ["cache", "stream", "finetune"])
+def test_stage_2(device: str, way: str, tmp_path: Path) -> None:
+    network = recogniser("r18", 16, **OPTIONS)
+    save_backbone(tmp_path / "backbone.safetensors", network, PIXELS, {})
+    recipe = {
+        "head": {"kind": "conv"},
+        "views": {"degraded": 1},
+        "features": {"source": "cache" if way == "cache" else "stream", "finetune": way == "finetune"},
+        "fit": {"epochs": 1, "batch_size": 8, "held_out": 0.25},
+        "engine": {"workers": 1},
+    }
+    source = SyntheticImages(16, 4, size=(32, 32))
+    losses = {}
+    for name in dict.fromkeys(["cpu", device]):
+        backbone = FrozenBackbone.from_checkpoint(tmp_path / "backbone.safetensors", device=name)
+        with join_ranks(name) as ranks:
+            model = train_confidence(
+                backbone, source, tmp_path / name, ConfidenceConfig.from_dict(recipe), ranks=ranks
+            )
+        losses[name] = model.record["history"][0]["train_loss"]
+        mu, log_kappa = model.embed(np.stack([source.image(0)]))
+        assert mu.device.type == log_kappa.device.type == name
+    assert losses[device] == pytest.approx(losses["cpu"], rel=2e-2)
+
+
+def test_a_backbone_here_and_a_head_that_learns_there(device: str, tmp_path: Path) -> None:
+    """The frozen backbone may be on another device than the head that is trained."""
+    backbone = FrozenBackbone.from_module(recogniser("r18", 16, **OPTIONS), PIXELS)
+    source = SyntheticImages(8, 4, size=(32, 32))
+    recipe = {"views": {"degraded": 0}, "fit": {"epochs": 1, "batch_size": 8, "held_out": 0.0}}
+    with join_ranks(device) as ranks:
+        model = train_confidence(backbone, source, tmp_path, ConfidenceConfig.from_dict(recipe), ranks=ranks)
+    assert model.embed(np.stack([source.image(0)]))[1].device.type == "cpu"
+
+
+def test_prototypes_may_be_on_any_device(device: str) -> None:
+    source = SyntheticImages(4, 2, size=(32, 32))
+    given = GivenPrototypes(source, torch.eye(2, device=device), 2)
+    assert given.of(np.array([1, 0])).tolist() == [[0, 1], [1, 0]] and len(given.digest()) == 64
+
+
+def test_commands(device: str, tmp_path: Path) -> None:
+    """`--device` of the commands that embed photos or images."""
+    tiny_model(tmp_path).save(tmp_path / "model.safetensors")
+    people, out = write_people(tmp_path), tmp_path / "out.safetensors"
+    words = ["embed", str(tmp_path / "model.safetensors"), str(people), str(out)]
+    words += ["--backbone", str(tiny_file(tmp_path)), "--engine", "torch", "--device", device]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0 and json.loads(done.stdout)["images"] == len(Embeddings.load(out)) == 12
+
+
+def test_commands_refuse_a_device_that_is_none(tmp_path: Path) -> None:
+    people = write_people(tmp_path)
+    photo = str(people / "p0" / "0.png")
+    for words in (["demo"], ["quality", photo], ["compare", photo, photo], ["data", "check", str(people)]):
+        with pytest.raises(InputError, match="device 'gpu' cannot be used here"):
+            CliRunner().invoke(
+                app, [*words, "--device", "gpu"], catch_exceptions=False, standalone_mode=False
+            )
+
+
+def test_what_needs_no_values_runs_on_a_gpu_that_is_not_there() -> None:
+    """torch's fake tensors find a tensor on the wrong device, or a copy from it, without a GPU."""
+    gpu = torch.device("cuda", 0)
+    with FakeTensorMode(), torch.no_grad():
+        kappa, mu = torch.rand(4, device=gpu), torch.randn(4, 512, device=gpu)
+        for function in FUNCTIONS:
+            for dtype in (torch.float32, torch.float64):
+                assert function(kappa.to(dtype), 512).device == gpu
+        assert vmf.inverse_mean_resultant_length(kappa, 512).device == gpu
+        for variant in ("exact", "released"):
+            assert sphere_confidence_loss(mu, kappa, mu, variant=variant).device == gpu
+        assert gaussian_confidence_loss(mu, kappa, mu).device == gpu
+        images = torch.zeros(2, 112, 112, 3, dtype=torch.uint8, device=gpu)
+        for preset in (*PRESETS.values(), replace(PRESETS["scf"], mean=(1.0, 2.0, 3.0))):
+            assert preset(images).device == gpu
+
+
+@pytest.mark.parametrize("name", ["r18", "ir-50", "mbf"])
+def test_networks_make_their_tensors_where_their_input_is(name: str) -> None:
+    """The meta device, which takes no tensor of another one, stands for a GPU."""
+    with torch.device("meta"):
+        network, x = make_backbone(name, dim=64), torch.randn(2, 3, 112, 112)
+    features = network.convolve(x)  # `forward` wants a device that knows autocast
+    embedding = network.embed(features)
+    (embedding.sum() + features.sum()).backward()
+    assert embedding.device.type == features.device.type == "meta"

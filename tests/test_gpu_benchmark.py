@@ -1,0 +1,136 @@
+"""benchmarks/gpu.py: every section runs on the CPU with toy sizes, and its parts do what they say."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from benchmarks import gpu
+from typer.testing import CliRunner
+
+from spherecf.training import join_ranks
+
+ROOT = Path(__file__).parents[1]
+# What a section must have measured: a part of its work, and the unit.
+MEASURED = {
+    "correct": ("stage 2, streamed: first loss", ""),
+    "ceilings": ("copy within the device", "GB/s"),
+    "loader": ("2 workers", "images/s"),
+    "stage1": ("r18, batch 8, synthetic", "images/s"),
+    "records": ("after the last step, with a checkpoint", "s"),
+    "stage2": ("streamed, linear head", "images/s"),
+    "classifier": ("1,000 identities", "ms"),
+    "scores": ("mutual likelihood matrix", "ms"),
+    "normaliser": ("log C_512, value and gradient", "ns"),
+}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gpu.Bench]:
+    with join_ranks("cpu") as ranks:
+        yield gpu.Bench(ranks, gpu.SMALL, tmp_path_factory.mktemp("gpu"), False, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", gpu.SECTIONS)
+def test_section(section: str, bench: gpu.Bench) -> None:
+    rows = list(gpu.run_section(section, bench))
+    assert [row.note for row in rows if row.failed] == []
+    assert rows[-1].work == "time of this section" and rows[-1].value > 0
+    work, unit = MEASURED[section]
+    found = [row for row in rows if work in row.work]
+    assert found and all(
+        row.unit == unit and math.isfinite(row.value) for row in found if ":" not in row.work
+    )
+
+
+def test_a_section_that_fails_says_why(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(bench: gpu.Bench) -> Iterator[gpu.Row]:
+        yield gpu.Row("broken", "first", 1.0)
+        raise ValueError("no such card")
+
+    monkeypatch.setitem(gpu.SECTIONS, "broken", broken)
+    first, failed, time = gpu.run_section("broken", bench)
+    assert first.value == 1 and time.unit == "s"
+    assert failed.failed and failed.note == "ValueError: no such card"
+
+
+def test_busy_counts_every_moment_once() -> None:
+    kind = torch.autograd.DeviceType
+
+    def event(start: int, length: int, name: str = "kernel", where: object = kind.CUDA) -> object:
+        return SimpleNamespace(
+            start_ns=lambda: start, duration_ns=lambda: length, name=lambda: name, device_type=lambda: where
+        )
+
+    def profiler(*events: object) -> object:
+        results = SimpleNamespace(events=lambda: events)
+        return SimpleNamespace(profiler=SimpleNamespace(kineto_results=results))
+
+    overlapping = event(0, 10), event(5, 10), event(7, 1), event(30, 10)  # 15 and 10 of 40
+    elsewhere = event(15, 10, where=kind.CPU), event(0, 40, "Optimizer.step#SGD.step")
+    assert gpu.busy(profiler(*overlapping, *elsewhere), cuda=True) == 25 / 40
+    assert math.isnan(gpu.busy(profiler(*elsewhere), cuda=True))
+
+
+def test_steps_are_watched_from_outside(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: waits are warnings of torch while it is asked to warn, and only then."""
+    modes = []
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(bench, "cuda", True)
+    first, second = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0) for _ in range(2))
+    taken = 0
+    with gpu.Steps(bench, gpu.SMALL.first, finish=False) as steps:
+        while True:
+            if modes[-1:] == ["warn"]:
+                warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+                warnings.warn("something else", stacklevel=1)
+            first.step()
+            second.step()
+            taken += 1
+    assert taken == gpu.SMALL.first.steps - 1  # the last one ended the training
+    assert steps.waits.total() == gpu.SMALL.first.traced and next(iter(steps.waits)).startswith(
+        Path(__file__).name
+    )
+    assert modes == ["warn", "default"] and steps.peak == 7 and steps.trouble  # no profile without a GPU
+    assert all(seconds >= 0 for seconds in steps.seconds)
+
+
+def test_too_few_steps_are_an_error(bench: gpu.Bench) -> None:
+    refused = pytest.raises(
+        RuntimeError, match=f"the training took 0 steps, expected {gpu.SMALL.first.steps}"
+    )
+    with refused, gpu.Steps(bench, gpu.SMALL.first, finish=True):
+        pass
+
+
+@pytest.mark.slow
+def test_command(tmp_path: Path) -> None:
+    """By itself, from another folder, as somebody with a card runs it."""
+    words = ["--device", "cpu", "--small", "--only", "ceilings", "--json", str(tmp_path / "rows.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "rows.json").read_text())
+    assert content["card"] == "cpu" and content["environment"]["torch"] == torch.__version__
+    assert {row["section"] for row in content["rows"]} == {"ceilings"}
+    assert all(isinstance(row["value"], float) for row in content["rows"])
+    assert "copy within the device" in done.stdout
+
+
+def test_unknown_sections_are_refused() -> None:
+    import typer
+
+    app = typer.Typer()
+    app.command()(gpu.main)
+    done = CliRunner().invoke(app, ["--only", "ceilings,everything"])
+    assert done.exit_code == 2 and "everything: the sections are correct, ceilings" in done.output
