@@ -21,6 +21,7 @@ from spherecf.common.progress import console, progress
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
+    from spherecf.calibration import DecisionRule
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import PeopleReport
     from spherecf.photos import FaceAssessor
@@ -143,19 +144,24 @@ def _first(lines: list[str]) -> Iterator[str]:
 
 
 def _table(report: "PeopleReport") -> Table:
-    counts = report.counts
+    """The rules that commands prefer; the JSON has all."""
+    counts, preferred = report.counts, report.rules[0].rule.score
     pairs = f"{counts['non_mated']:,} pairs of two people, {counts['mated']:,} of one"
     table = Table(title=f"{counts['people']:,} people, {counts['images']:,} images, {pairs}")
-    for column in ("rule", "promised", "wrong matches", "95 %", "verdict", "matches", "renewed", "how"):
+    for column in ("promised", "wrong", "95 %", "verdict", "match from", "renewed", "how"):
         table.add_column(column, overflow="fold")
     for one in report.rules:
-        accept = "none" if one.rule.accept is None else f"{one.rule.accept:.2f}"
-        renewed = "none" if one.renewed.accept is None else f"{one.renewed.accept:.2f}"
-        low, high = one.interval
-        table.add_row(
-            f"{one.rule.score} ≥ {accept}", f"{one.rule.alpha:g}", f"{one.false_matches:,}",
-            f"{low:.1e} to {high:.1e}", one.verdict, f"{one.matches:,}", f"≥ {renewed}", escape(one.how),
-        )  # fmt: skip
+        if one.rule.score == preferred:
+            low, high = one.interval
+            table.add_row(
+                f"{one.rule.alpha:g}", f"{one.false_matches:,}", f"{low:.1e} .. {high:.1e}", one.verdict,
+                _threshold(one.rule), _threshold(one.renewed), escape(one.how),
+            )  # fmt: skip
+    table.caption = f"thresholds of {preferred}; 95 %: of the share of wrong matches, over people"
     if counts["left_out"]:
-        table.caption = f"{counts['left_out']:,} images beyond what is compared were left out, at random."
+        table.caption += f"; {counts['left_out']:,} further images were left out, at random"
     return table
+
+
+def _threshold(rule: "DecisionRule") -> str:
+    return "none" if rule.accept is None else f"{rule.accept:.2f}"

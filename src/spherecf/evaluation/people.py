@@ -59,7 +59,7 @@ class PeopleReport:
     """Result of `check_people`; `to_dict` is JSON-able.
 
     Attributes:
-        counts: ``people``, ``images``, ``mated``, ``non_mated``, ``left_out`` (more images than are compared).
+        counts: ``people``, ``images``, ``mated``, ``non_mated``, ``left_out`` (images not compared).
         rules: of two images each, in the order of the calibration.
         calibration: the same, with the renewed rules.
     """
