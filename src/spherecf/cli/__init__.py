@@ -9,6 +9,7 @@ import sys
 import typer
 
 from spherecf.cli import (
+    calibrate,
     compare,
     data,
     demo,
@@ -38,6 +39,7 @@ app.add_typer(train.app, name="train")
 app.command(epilog=quality.EXAMPLE)(quality.quality)
 app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=template.EXAMPLE)(template.template)
+app.command(epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.add_typer(gallery.app, name="gallery")
 app.command(epilog=embed.EXAMPLE)(embed.embed)
 app.add_typer(evaluate.app, name="evaluate")

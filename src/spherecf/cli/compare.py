@@ -118,6 +118,7 @@ def _facts(result: "Comparison") -> Table:
         table.add_row("likelihood ratio", f"10^{result.llr / math.log(10):+.1f} in favour of one person")
     if (test := result.false_matches) is not None:
         measured = f"measured: {test.errors:,} in {test.trials:,} pairs of different people"
+        measured += f" ({result.rule.tested_on})"
         table.add_row("false match rate", f"at most {result.max_fmr:g} guaranteed; {measured}")
     for note in result.notes:
         table.add_row("note", escape(note))

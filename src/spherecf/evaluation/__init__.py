@@ -65,6 +65,12 @@ from spherecf.evaluation.open_set import (
     prediction_rejection_ratio,
 )
 from spherecf.evaluation.pairs import PairOptions, Pairs as Pairs, evaluate_pairs
+from spherecf.evaluation.people import (
+    MIN_PEOPLE as MIN_PEOPLE,
+    PeopleReport,
+    RuleOnPeople as RuleOnPeople,
+    check_people,
+)
 from spherecf.evaluation.rates import (
     Curve as Curve,
     NearestPoint as NearestPoint,
@@ -114,6 +120,7 @@ __all__ = [
     "OpenSet",
     "PairOptions",
     "PairReport",
+    "PeopleReport",
     "RejectionOptions",
     "RejectionReport",
     "ScoreSplit",
@@ -127,6 +134,7 @@ __all__ = [
     "bootstrap_tmr",
     "bounded_rule",
     "by_group",
+    "check_people",
     "check_rule",
     "choose_decision",
     "cllr",

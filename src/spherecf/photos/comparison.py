@@ -66,6 +66,7 @@ class Comparison:
             "least_kappa": self.rule.to_dict()["least_confidence"],
             "fmr_seen": None if seen is None or not seen.trials else seen.errors / seen.trials,
             "fmr_upper": None if seen is None else seen.upper,
+            "tested_on": self.rule.tested_on,
             "fmr_extrapolated": None if self.rule.extrapolated is None else list(self.rule.extrapolated),
             "photos": [_side(self.left, self.faces[0]), _side(self.right, self.faces[1])],
             "notes": list(self.notes),

@@ -131,6 +131,7 @@ class Compared(BaseModel):
     least_kappa: float | None = Field(description="Undecided if the kappa of a face is below this.")
     fmr_seen: float | None = Field(description="False match rate measured when the rule was tested.")
     fmr_upper: float | None = Field(description="Upper confidence bound on that rate.")
+    tested_on: str = Field(description="What the rule was tested on: whose pairs.")
     fmr_extrapolated: tuple[float, float] | None = Field(
         description="95 % interval of the rate where it is smaller than could be counted; else null."
     )
