@@ -268,5 +268,5 @@ def test_calibration_of_another_model_is_refused(
         load(path, tiny_file)
     header["calibration"]["version"] = 9
     save_file(tensors, path, {"spherecf": json.dumps(header)})
-    with pytest.raises(FileFormatError, match="version 9, this spherecf reads 1"):
+    with pytest.raises(FileFormatError, match="version 9, this spherecf reads 2"):
         load(path, tiny_file)

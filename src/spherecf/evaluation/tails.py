@@ -203,6 +203,15 @@ def extrapolated_rule(
     Raises:
         InputError: a rate that was counted, no tails, tails without draws, or a tail that does not fall to
             the rate within 10,000 steps.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> who = rng.integers(0, 300, (2, 100_000))
+        >>> tail = fit_tail(rng.exponential(size=100_000), *who, share=0.01, draws=100)
+        >>> counted = DecisionRule("evidence", None, "kappa", 7.0, 2.0, 0.0, "fmr", 1e-3, 0.05)
+        >>> rule = extrapolated_rule(counted, [tail], 1e-6)
+        >>> rule.accept > 13.8, rule.extrapolated[1] <= 1e-6
+        (True, True)
     """
     if not tails or counted.accept is None or not 0 < alpha < counted.alpha:
         raise InputError(

@@ -260,13 +260,19 @@ def migrate(old: Path, new: Path) -> int:
         FileFormatError: the folder is damaged, or no gallery.
         StorageError: another process uses the folder, or ``new`` cannot be written.
         MissingDependencyError: the package ``milvus-lite`` is not installed.
+
+    Example:
+        >>> migrate(Path("people"), Path("people.gallery"))
+        Traceback (most recent call last):
+            ...
+        spherecf.errors.InputError: people: expected a gallery, a folder of Milvus Lite
     """
+    if not (old / "collections").is_dir():
+        raise InputError(f"{old}: expected a gallery, a folder of Milvus Lite")
     try:
         from milvus_lite import MilvusLite
     except ImportError as error:
         raise MissingDependencyError('copying needs pip install "milvus-lite>=3.2,<4"') from error
-    if not (old / "collections").is_dir():
-        raise InputError(f"{old}: expected a gallery, a folder of Milvus Lite")
     if new.exists():
         raise InputError(f"{new}: exists already; give a new name")
     part = new.with_name(f"{new.name}-part")

@@ -121,7 +121,7 @@ def test_identification_table_json_and_report(folder: Path, tmp_path: Path) -> N
         ("ijb", ["--fmr", "0"], True, InputError, "FMR target"),
         ("ijb", ["--groups", "FOLDER/none.csv"], True, FileFormatError, "cannot read"),
         ("ijb", ["--groups", "extras:age"], True, InputError, "no extra 'age'"),
-        ("identification", ["--max-rank", "0"], True, InputError, "max_rank >= 1"),
+        ("identification", ["--max-rank", "0"], True, InputError, "max_rank: expected at least 1"),
     ],
 )
 def test_bad_options(
