@@ -1,6 +1,7 @@
 """The rows of a gallery in one SQLite file."""
 
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -233,7 +234,9 @@ class Store:
             (json.dumps(rows.tolist()),),
         )
         numbers, ids, names, kappa, images, mu = zip(*found) if found else ((),) * 6
-        if any(len(one) != 4 * self._dim for one in mu):
+        for row, *values in zip(ids, names, kappa, images, numbers):
+            self._check_row(row, *values)
+        if any(not isinstance(one, bytes) or len(one) != 4 * self._dim for one in mu):
             raise self.damaged("directions of several sizes")
         directions = np.frombuffer(bytearray().join(mu), "<f4").reshape(len(mu), self._dim)
         columns = np.array(numbers, np.int64), ids, names, directions, np.array(kappa, np.float64), images
@@ -262,6 +265,8 @@ class Store:
         if len(found) != template.images:
             raise self.damaged(f"{len(found)} of {template.images} images of {template.identity} are there")
         mu, kappa, media, sources = zip(*found)
+        for values in zip(media, sources, kappa):
+            self._check_row(*values)
         return Images(
             np.stack([self._direction(one) for one in mu]), np.array(kappa, np.float32), media, sources
         )  # fmt: skip
@@ -340,18 +345,42 @@ class Store:
     def _template(
         self, id: str, identity: str, mu: bytes, kappa: float, images: int, media: int, facts: str, row: int
     ) -> Template:  # fmt: skip
-        return Template(id, identity, self._direction(mu), kappa, images, media, self._json(facts), row)
+        self._check_row(id, identity, kappa, images, media, row)
+        known = self._facts_of(facts, single=images == 1)
+        return Template(id, identity, self._direction(mu), kappa, images, media, known, row)
 
-    def _direction(self, mu: bytes) -> NDArray[np.float32]:
-        if len(mu) != 4 * self._dim:
-            raise self.damaged(f"a direction has {len(mu)} bytes instead of {4 * self._dim}")
+    def _check_row(self, id: object, identity: object, kappa: object, *counts: object) -> None:
+        """A damaged page may hold NULL, or a value of any type, where the schema forbids it."""
+        texts = isinstance(id, str) and isinstance(identity, str)
+        numbers = isinstance(kappa, float) and 0 <= kappa < math.inf
+        if not (texts and numbers and all(isinstance(count, int) and count > 0 for count in counts)):
+            raise self.damaged("a row holds values of another kind than it was written with")
+
+    def _direction(self, mu: object) -> NDArray[np.float32]:
+        if not isinstance(mu, bytes) or len(mu) != 4 * self._dim:
+            size = len(mu) if isinstance(mu, bytes) else 0
+            raise self.damaged(f"a direction has {size} bytes instead of {4 * self._dim}")
         return np.frombuffer(mu, "<f4").astype(np.float32)
 
-    def _json(self, text: str) -> dict[str, Any]:
+    def _json(self, text: object) -> dict[str, Any]:
         try:
-            facts: dict[str, Any] = json.loads(text)
-        except ValueError as error:
-            raise self.damaged(f"{text[:40]!r} is no JSON") from error
+            facts = json.loads(text) if isinstance(text, str) else None
+        except ValueError:
+            facts = None
+        if not isinstance(facts, dict):
+            raise self.damaged(f"{str(text)[:40]!r} is no JSON object")
+        return facts
+
+    def _facts_of(self, text: object, *, single: bool) -> dict[str, Any]:
+        facts = self._json(text)
+        lists, texts = (
+            ("warnings", "sources"),
+            ("enrolled", "changed", *(("medium", "source") if single else ())),
+        )
+        if not all(_all_text(facts.get(name)) for name in lists) or not all(
+            isinstance(facts.get(name), str) for name in texts
+        ):
+            raise self.damaged(f"{str(text)[:40]!r} lacks facts of a template")
         return facts
 
     @contextmanager
@@ -401,6 +430,10 @@ def _check_file(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _all_text(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _blob(mu: NDArray[np.float32]) -> bytes:
