@@ -26,6 +26,9 @@ def unit(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
     return (mu / np.linalg.norm(mu, axis=1, keepdims=True)).astype(np.float32)
 
 
+FACTS = {"warnings": [], "sources": [], "enrolled": "", "changed": "", "medium": "", "source": ""}
+
+
 class World:
     """A gallery in memory and its index."""
 
@@ -37,7 +40,7 @@ class World:
 
     def put(self, mu: np.ndarray, kappa: np.ndarray, names: list[str]) -> list[int]:
         return self.store.insert(
-            [Template(name, name, one, float(k), 1, 1) for name, one, k in zip(names, mu, kappa)]
+            [Template(name, name, one, float(k), 1, 1, FACTS) for name, one, k in zip(names, mu, kappa)]
         )
 
     def search(self, mu: np.ndarray, kappa: np.ndarray, top: int) -> list[Hits]:
