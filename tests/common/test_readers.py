@@ -210,9 +210,12 @@ def test_what_cannot_be_sent_is_done_by_threads_and_said(capfd: pytest.CaptureFi
 
 
 SCRIPT = """
+    import signal
+
     from tests.common.test_readers import slow
     from spherecf.common.readers import Readers
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     print("began", flush=True)
     reader = Readers(slow, processes=2)
     try:

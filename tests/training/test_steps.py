@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import spherecf
 from spherecf.data import SyntheticImages, View
 from spherecf.errors import InputError, SpherecfError, StorageError
 from spherecf.models import FrozenBackbone, Preprocessing, make_backbone, make_head
@@ -37,6 +38,7 @@ from spherecf.training.heads import ConfidenceTask
 from spherecf.training.loop import _compiled
 from spherecf.training.optim import keep_kernels, make_optimizer, step_where
 
+SOURCE = Path(spherecf.__file__).parent
 aten = torch.ops.aten
 # What a GPU's results must have arrived for: reads of a value, and shapes that depend on values.
 WAITING_OPS = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select, aten.is_nonzero}
@@ -57,7 +59,7 @@ class Reads:
         if self._inside:
             return act()
         files = [Path(frame.filename) for frame in traceback.extract_stack()]
-        self.places.append([Path(__file__).name, *(f.name for f in files if "spherecf" in f.parts)][-1])
+        self.places.append([Path(__file__).name, *(f.name for f in files if SOURCE in f.parents)][-1])
         self._inside = True
         try:
             return act()
