@@ -125,7 +125,8 @@ class Store:
         True
         >>> store.create({"dim": 2})
         >>> mu = np.eye(2, dtype=np.float32)
-        >>> facts = {"medium": "a", "source": "a.jpg"}
+        >>> facts = {"medium": "a", "source": "a.jpg", "sources": ["a.jpg"], "warnings": []}
+        >>> facts |= dict.fromkeys(("enrolled", "changed"), "2026-01-01")
         >>> _ = store.insert([Template("1", "Ann", mu[0], 3.0, 1, 1, facts)])
         >>> store.find("Ann").kappa, store.counts()
         (3.0, (1, 1))
@@ -234,8 +235,7 @@ class Store:
             (json.dumps(rows.tolist()),),
         )
         numbers, ids, names, kappa, images, mu = zip(*found) if found else ((),) * 6
-        for row, *values in zip(ids, names, kappa, images, numbers):
-            self._check_row(row, *values)
+        self._check_columns((*ids, *names), kappa, (*images, *numbers))
         if any(not isinstance(one, bytes) or len(one) != 4 * self._dim for one in mu):
             raise self.damaged("directions of several sizes")
         directions = np.frombuffer(bytearray().join(mu), "<f4").reshape(len(mu), self._dim)
@@ -265,8 +265,7 @@ class Store:
         if len(found) != template.images:
             raise self.damaged(f"{len(found)} of {template.images} images of {template.identity} are there")
         mu, kappa, media, sources = zip(*found)
-        for values in zip(media, sources, kappa):
-            self._check_row(*values)
+        self._check_columns((*media, *sources), kappa)
         return Images(
             np.stack([self._direction(one) for one in mu]), np.array(kappa, np.float32), media, sources
         )  # fmt: skip
@@ -345,15 +344,19 @@ class Store:
     def _template(
         self, id: str, identity: str, mu: bytes, kappa: float, images: int, media: int, facts: str, row: int
     ) -> Template:  # fmt: skip
-        self._check_row(id, identity, kappa, images, media, row)
+        self._check_columns((id, identity), (kappa,), (images, media, row))
         known = self._facts_of(facts, single=images == 1)
         return Template(id, identity, self._direction(mu), kappa, images, media, known, row)
 
-    def _check_row(self, id: object, identity: object, kappa: object, *counts: object) -> None:
+    def _check_columns(self, texts: Sequence[Any], kappas: Sequence[Any], counts: Sequence[Any] = ()) -> None:
         """A damaged page may hold NULL, or a value of any type, where the schema forbids it."""
-        texts = isinstance(id, str) and isinstance(identity, str)
-        numbers = isinstance(kappa, float) and 0 <= kappa < math.inf
-        if not (texts and numbers and all(isinstance(count, int) and count > 0 for count in counts)):
+        kinds = (texts, str), (kappas, float), (counts, int)
+        if not (
+            all(set(map(type, values)) <= {kind} for values, kind in kinds)
+            and min(kappas, default=0) >= 0
+            and max(kappas, default=0) < math.inf
+            and min(counts, default=1) > 0
+        ):
             raise self.damaged("a row holds values of another kind than it was written with")
 
     def _direction(self, mu: object) -> NDArray[np.float32]:
