@@ -1,9 +1,6 @@
 """Margin softmax over many identities: block by block, the logits are never stored whole."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
-from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
+from spherecf.common.gpu import triton_runs_on
 from spherecf.losses.margin_functions import widen
 
 if TYPE_CHECKING:
@@ -281,16 +279,10 @@ def _work(margin: "Margin", products: torch.dtype, cosine: Tensor, rivals: Tenso
     return kind(margin, products, cosine, rivals)
 
 
-@cache
 def _kernels(device: torch.device) -> ModuleType | None:
     """`blockwise_kernels` where Triton can compile it, or None."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    if not triton_runs_on(device, (8, 0)):
         return None
-    # Triton builds a launcher with a C compiler; slim images have none.
-    if not any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))):
-        return None
-    try:
-        from spherecf.losses import blockwise_kernels
-    except ImportError:
-        return None
+    from spherecf.losses import blockwise_kernels
+
     return blockwise_kernels
