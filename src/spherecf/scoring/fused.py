@@ -130,13 +130,15 @@ def _cosines(left, right, i, j, DEPTH: tl.constexpr, PARTS: tl.constexpr, STEP: 
 
 
 @triton.jit
-def _scores(  # type: ignore[no-untyped-def]
-    left, right, left_terms, right_terms, form, rows, columns, i, j,
+def _tile(  # type: ignore[no-untyped-def]
+    left, right, left_terms, right_terms, form, rows, columns,
     DEPTH: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr, DEGREE: tl.constexpr,
+    HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """(HEIGHT, WIDTH) scores of rows i and j, by the formula of `spherecf.scoring.kernels`."""
+    """Rows and columns of this program, and their (HEIGHT, WIDTH) scores by `spherecf.scoring.kernels`."""
+    row, column = _place(rows, columns, HEIGHT, WIDTH)
     # Beyond the ends those from the start again: cheaper than masks.
-    i, j = i % rows, j % columns
+    i, j = row % rows, column % columns
     x = _cosines(left, right, i, j, DEPTH, PARTS, STEP)
     kappa_a, offset_a = tl.load(left_terms + i)[:, None], tl.load(left_terms + rows + i)[:, None]
     kappa_b, offset_b = tl.load(right_terms + j)[None, :], tl.load(right_terms + columns + j)[None, :]
@@ -150,7 +152,7 @@ def _scores(  # type: ignore[no-untyped-def]
         rest = rest * t + tl.load(form + 3 + power)
     rest += half * tl.log((m + w) * (0.5 / m))
     apart = (product * (1.0 - x) - m * m) / (w + (kappa_a + kappa_b))
-    return (offset_a - rest) + offset_b - apart
+    return row, column, (offset_a - rest) + offset_b - apart
 
 
 @triton.jit(do_not_specialize=["rows", "columns"])
@@ -159,9 +161,8 @@ def _matrix(  # type: ignore[no-untyped-def]
     DEPTH: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr, DEGREE: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    i, j = _place(rows, columns, HEIGHT, WIDTH)
-    score = _scores(
-        left, right, left_terms, right_terms, form, rows, columns, i, j, DEPTH, PARTS, STEP, DEGREE
+    i, j, score = _tile(
+        left, right, left_terms, right_terms, form, rows, columns, DEPTH, PARTS, STEP, DEGREE, HEIGHT, WIDTH
     )
     to = out + i[:, None] * row_stride + j[None, :] * column_stride
     tl.store(to, score, mask=(i < rows)[:, None] & (j < columns)[None, :])
@@ -173,9 +174,8 @@ def _maxima(  # type: ignore[no-untyped-def]
     DEPTH: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr, DEGREE: tl.constexpr,
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    i, j = _place(rows, columns, HEIGHT, WIDTH)
-    score = _scores(
-        left, right, left_terms, right_terms, form, rows, columns, i, j, DEPTH, PARTS, STEP, DEGREE
+    i, j, score = _tile(
+        left, right, left_terms, right_terms, form, rows, columns, DEPTH, PARTS, STEP, DEGREE, HEIGHT, WIDTH
     )
     score = tl.where((j < columns)[None, :], score, float("-inf"))
     best = tl.max(tl.reshape(score, (HEIGHT, WIDTH // GROUP, GROUP)), axis=2)
@@ -192,9 +192,8 @@ def _counts(  # type: ignore[no-untyped-def]
     HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """``own`` is 1 where every row has thresholds of its own, else 0."""
-    i, j = _place(rows, columns, HEIGHT, WIDTH)
-    score = _scores(
-        left, right, left_terms, right_terms, form, rows, columns, i, j, DEPTH, PARTS, STEP, DEGREE
+    i, j, score = _tile(
+        left, right, left_terms, right_terms, form, rows, columns, DEPTH, PARTS, STEP, DEGREE, HEIGHT, WIDTH
     )
     there = (i < rows)[:, None] & (j < columns)[None, :]
     for at in range(number):
