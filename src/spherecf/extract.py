@@ -7,8 +7,7 @@ for the embeddings file.
 
 import os
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spherecf.common.arrays import HostCopy
-from spherecf.common.progress import Advance, isolate_failures, progress
+from spherecf.common.progress import Advance, begun_ahead, isolate_failures, progress
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.common.version import environment
@@ -232,7 +231,9 @@ def fill_store(
     seconds, start = store.notes.setdefault("seconds", 0.0), time.monotonic()
     with closing(iter_batches(source, views, size, per_batch, done, backbone.device)) as batches:
         try:
-            for batch, columns in _recorded(backbone, recorder, batches):
+            begin, finish = partial(_begin, backbone, recorder), partial(_record, backbone, recorder)
+            ahead = 0 if backbone.device.type == "cpu" else _AHEAD
+            for batch, columns in begun_ahead(batches, begin, finish, ahead):
                 skipped.update(batch.skipped)
                 store.notes["seconds"] = seconds + time.monotonic() - start
                 store.append(
@@ -260,20 +261,6 @@ class _Begun(NamedTuple):
     columns: dict[str, HostCopy]
 
 
-def _recorded(
-    backbone: FrozenBackbone, recorder: Recorder, batches: Iterable[Batch]
-) -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
-    """Each batch with its columns; a GPU has begun the next one before the processor waits for this one."""
-    ahead = 0 if backbone.device.type == "cpu" else _AHEAD
-    begun: deque[_Begun] = deque()
-    for batch in batches:
-        begun.append(_begin(backbone, recorder, batch))
-        if len(begun) > ahead:
-            yield begun[0].batch, _record(backbone, recorder, begun.popleft())
-    for one in begun:
-        yield one.batch, _record(backbone, recorder, one)
-
-
 def _begin(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> _Begun:
     rows = np.flatnonzero(batch.valid)
     if len(rows):
@@ -284,8 +271,10 @@ def _begin(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> _Begun
     return _Begun(batch, rows, HostCopy(torch.zeros(0)), {})
 
 
-def _record(backbone: FrozenBackbone, recorder: Recorder, begun: _Begun) -> dict[str, NDArray[Any]]:
-    """The recorder's columns, zeros where not valid; images the backbone cannot take are skipped."""
+def _record(
+    backbone: FrozenBackbone, recorder: Recorder, begun: _Begun
+) -> tuple[Batch, dict[str, NDArray[Any]]]:
+    """The batch and its columns, zeros where not valid; images the backbone cannot take are skipped."""
     batch, rows = begun.batch, len(begun.batch.valid)
     columns = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
     image_of_row = np.repeat(np.arange(len(batch.keys)), rows // len(batch.keys))
@@ -304,11 +293,11 @@ def _record(backbone: FrozenBackbone, recorder: Recorder, begun: _Begun) -> dict
     if begun.columns and bool(begun.usable.wait().all()):
         with suppress(ModelError):  # raised again below, by the images that are to blame
             keep(begun.rows, {name: column.wait().numpy() for name, column in begun.columns.items()})
-            return columns
+            return batch, columns
     for which, failure in isolate_failures(record, range(len(batch.keys)), ModelError):
         if failure is not None:
             batch.skip(which.start, str(failure))
-    return columns
+    return batch, columns
 
 
 def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:

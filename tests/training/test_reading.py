@@ -11,6 +11,7 @@ import torch
 from tests.training.rank_jobs import config, images
 
 from spherecf.common import readers
+from spherecf.common.progress import begun_ahead
 from spherecf.data import Degradation, ImageError, SyntheticImages, View, training_views
 from spherecf.extract import iter_batches
 from spherecf.models import FrozenBackbone, Preprocessing, make_backbone, make_head
@@ -19,7 +20,7 @@ from spherecf.training.backbone import _BackboneTask
 from spherecf.training.features import GivenPrototypes
 from spherecf.training.loop import Part
 from spherecf.training.sampling import TrainingIdentities
-from spherecf.training.transfer import SideStream, on_device, one_ahead
+from spherecf.training.transfer import SideStream, on_device
 
 
 class Spoilt(SyntheticImages):
@@ -160,19 +161,19 @@ def numbered(count: int, error: Exception | None = None) -> Iterator[Part]:
 
 def test_each_part_is_copied_before_the_one_before_it_is_used() -> None:
     copier = Fake()
-    for part in one_ahead(numbered(3), copier):
+    for part in begun_ahead(numbered(3), copier.start, copier.finish):
         copier.done.append(f"use {part.data}")
     assert copier.done == [
         "copy 0", "copy 1", "give 0", "use 0", "copy 2", "give 1", "use 1", "give 2", "use 2",
     ]  # fmt: skip
-    assert list(one_ahead(numbered(0), Fake())) == []
+    assert list(begun_ahead(numbered(0), Fake().start, Fake().finish)) == []
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_an_error_comes_behind_the_parts_before_it(count: int) -> None:
     found = []
     with pytest.raises(OSError, match="gone"):
-        for part in one_ahead(numbered(count, OSError("gone")), Fake()):
+        for part in begun_ahead(numbered(count, OSError("gone")), Fake().start, Fake().finish):
             found.append(part.data)
     assert found == list(range(count))
 

@@ -104,6 +104,38 @@ def in_order(
                 future.cancel()
 
 
+Begun = TypeVar("Begun")
+
+
+def begun_ahead(
+    items: Iterable[Item], begin: Callable[[Item], Begun], finish: Callable[[Begun], Result], ahead: int = 1
+) -> Generator[Result, None, None]:
+    """``finish(begin(item))`` of every item, in order, with ``ahead`` more begun before one is finished.
+
+    For work that goes on elsewhere, say on a GPU, once it has begun. An error of ``items`` or ``begin`` comes
+    out where the result would have: what was begun before it is finished first.
+
+    Example:
+        >>> list(begun_ahead("abc", str.upper, ord))
+        [65, 66, 67]
+    """
+    remaining, waiting = iter(items), deque[Begun]()
+    error: Exception | None = None
+    while error is None:
+        try:
+            waiting.append(begin(next(remaining)))
+        except StopIteration:
+            break
+        except Exception as raised:
+            error = raised
+        if len(waiting) > ahead:
+            yield finish(waiting.popleft())
+    while waiting:
+        yield finish(waiting.popleft())
+    if error is not None:
+        raise error
+
+
 def isolate_failures(
     work: Callable[[Any], Result], items: Any, error: type[Exception]
 ) -> Iterator[tuple[slice, Result | Exception]]:

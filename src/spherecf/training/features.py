@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing, suppress
 from copy import copy
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from spherecf.common.arrays import HostCopy
-from spherecf.common.progress import in_order, isolate_failures
+from spherecf.common.progress import begun_ahead, in_order, isolate_failures
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.data import ImageBatch, ImageSource, ListFile, Shown, Subset, View, batch_bytes, load_batch
 from spherecf.errors import InputError, ModelError
@@ -338,11 +337,9 @@ class CachedFeatures:
 
 
 class _Started(NamedTuple):
-    """A batch that the backbone is working on; ``result`` None if it could not even begin."""
+    """A batch of images that the backbone is working on; ``result`` None if it could not even begin."""
 
-    images: Tensor
-    entries: Rows
-    skipped: dict[str, str]
+    part: Part
     result: tuple[BackboneOutput, HostCopy] | None
 
 
@@ -410,30 +407,24 @@ class StreamedFeatures:
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
         shown = (Shown(rows, self.images[rows], self._views, self._view[rows]) for rows in parts)
-        started: deque[_Started] = deque()
         with closing(self._readers(shown)) as loaded:
-            for rows, images, skipped in on_device(map(part_of, loaded), self._images_to):
-                if self._tuning:
-                    yield Part(rows, images, skipped)
-                    continue
-                started.append(self._start(images, rows, skipped))
-                if len(started) > self._ahead:
-                    yield self._finish(started.popleft())
-        yield from map(self._finish, started)
+            images = on_device(map(part_of, loaded), self._images_to)
+            yield from images if self._tuning else begun_ahead(images, self._start, self._finish, self._ahead)
 
-    def _start(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> "_Started":
+    def _start(self, part: Part) -> "_Started":
         """Give the backbone its work; whether it could do it is known when the processor has heard of it."""
         with suppress(ModelError):  # `_finish` finds out which images are to blame
-            output, usable = self._backbone.run(images)
-            return _Started(images, entries, skipped, (output, HostCopy(usable)))
-        return _Started(images, entries, skipped, None)
+            output, usable = self._backbone.run(part.data)
+            return _Started(part, (output, HostCopy(usable)))
+        return _Started(part, None)
 
-    def _finish(self, batch: "_Started") -> Part:
-        if batch.result is not None and len(batch.entries):
-            output, usable = batch.result
+    def _finish(self, started: "_Started") -> Part:
+        entries, images, skipped = started.part
+        if started.result is not None and len(entries):
+            output, usable = started.result
             if bool(usable.wait().all()):
-                return Part(batch.entries, self._sample(output, batch.entries), batch.skipped)
-        return self._samples(batch.images, batch.entries, batch.skipped)
+                return Part(entries, self._sample(output, entries), skipped)
+        return self._samples(images, entries, skipped)
 
     def _samples(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> Part:
         """Samples of the images (n, height, width, 3) that the backbone can embed, one by one if need be."""

@@ -2,22 +2,14 @@
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from spherecf.common.progress import begun_ahead
 from spherecf.data import ImageBatch
 from spherecf.training.loop import Part
-
-Started = TypeVar("Started")
-
-
-class Copier(Protocol[Started]):
-    """Copies the data of parts: ``start`` returns before it is done, ``finish`` makes it ready to be used."""
-
-    def start(self, part: Part) -> Started: ...
-    def finish(self, started: Started) -> Part: ...
 
 
 def part_of(batch: ImageBatch) -> Part:
@@ -35,33 +27,12 @@ def on_device(parts: Iterable[Part], device: torch.device) -> Generator[Part, No
     if device.type == "cpu":
         yield from parts
     else:
-        yield from one_ahead(parts, SideStream(device))
-
-
-def one_ahead(parts: Iterable[Part], copier: Copier[Any]) -> Generator[Part, None, None]:
-    """Start the copy of each part before the one before it is given out, in order.
-
-    An error of ``parts`` comes where the part would have come.
-    """
-    remaining, waiting = iter(parts), deque[Any]()
-    error: Exception | None = None
-    while error is None:
-        try:
-            waiting.append(copier.start(next(remaining)))
-        except StopIteration:
-            break
-        except Exception as raised:
-            error = raised
-        if len(waiting) > 1 or (error is not None and waiting):
-            yield copier.finish(waiting.popleft())
-    while waiting:
-        yield copier.finish(waiting.popleft())
-    if error is not None:
-        raise error
+        stream = SideStream(device)
+        yield from begun_ahead(parts, stream.start, stream.finish)
 
 
 class SideStream:
-    """Copies to a GPU beside what it computes."""
+    """Copies to a GPU beside what it computes: `start` does not wait for a copy, in `finish` the GPU does."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
