@@ -22,6 +22,7 @@ from spherecf.errors import FileFormatError, InputError, ModelError
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *PICKLED)
 DAMAGED = "Is it complete? Download or copy it again."
+_SAVE_TENSORS = "Where you trust it, save its tensors alone: torch.save(model.state_dict(), ...)."
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -107,32 +108,33 @@ def _unpickled(path: Path, content: str) -> Any:
     try:
         if content == OLD_TORCH:  # of which torch does not list what it refers to
             with path.open("rb") as file:
-                _check_words(file, _OLD_PICKLES)
+                _check_words(path, file, _OLD_PICKLES)
         else:
-            _check_sizes(path)
-            with ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if name.endswith("/data.pkl"):
-                        _check_words(archive.open(name))
+            _check_archive(path)
             source = _without_code(path) if content == TORCHSCRIPT else path
             if path.suffix == ".safetensors":  # by which torch goes
                 source = io.BytesIO(path.read_bytes())
             stand_ins = _stand_ins(source)
         with safe_globals(stand_ins):
             return torch.load(source, map_location="cpu", weights_only=True)
+    except FileFormatError:
+        raise
     except Exception as error:  # torch.load: pickle and zip errors of many classes
         # Neither torch's words nor its traceback: they recommend to execute what is in the file.
         raise FileFormatError(path, *_why(str(error))) from None
 
 
-def _check_sizes(path: Path) -> None:
+def _check_archive(path: Path) -> None:
     with ZipFile(path) as archive:
         claimed = sum(info.file_size for info in archive.infolist())
-    if claimed > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress
-        raise ValueError("a few bytes that claim to be many")
+        if claimed > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress
+            raise ValueError("a few bytes that claim to be many")
+        for name in archive.namelist():
+            if name.endswith("/data.pkl"):
+                _check_words(path, archive.open(name))
 
 
-def _check_words(file: IO[bytes], pickles: int = 1) -> None:
+def _check_words(path: Path, file: IO[bytes], pickles: int = 1) -> None:
     """Refuse what torch would take minutes to refuse: it searches its own message, which quotes the file, in
     a time that grows with the square of the longest word.
     """
@@ -143,7 +145,8 @@ def _check_words(file: IO[bytes], pickles: int = 1) -> None:
                 if isinstance(text, str) and len(text) > _LONGEST_WORD:
                     longest = max(longest, *map(len, text.split()))
     if longest > _LONGEST_WORD:
-        raise ValueError(f"a word of {longest} characters")
+        message = f"it holds a text with a word of {longest:,} characters, which is no name of a weight."
+        raise FileFormatError(path, message, _SAVE_TENSORS)
 
 
 def _without_code(path: Path) -> io.BytesIO:
@@ -170,16 +173,8 @@ def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
 
 
 def _why(message: str) -> tuple[str, str]:
-    if found := re.match(r"a word of (\d+) characters", message):
-        return (
-            f"it holds a text with a word of {int(found[1]):,} characters, which is no name of a weight.",
-            "Where you trust it, save its tensors alone: torch.save(model.state_dict(), ...).",
-        )
     if found := re.search(r"GLOBAL ([\w.]+)", message):
-        return (
-            f"it holds a pickled object of {found[1]}, which is not unpickled.",
-            "Where you trust it, save its tensors alone: torch.save(model.state_dict(), ...).",
-        )
+        return f"it holds a pickled object of {found[1]}, which is not unpickled.", _SAVE_TENSORS
     return "not a checkpoint of plain tensors: a torch file that is damaged or cut short.", DAMAGED
 
 
