@@ -214,7 +214,7 @@ def mutual_likelihood_matrix(
     pairs = Pairs.of(mu_a, kappa_a, mu_b, kappa_b, radius, product)
     target = _target(pairs.a, pairs.b, out)
     if target.numel():
-        pairs.fill(target, compiled)
+        pairs.scorer(target.numel(), compiled)(slice(None), target)
     return like(target, mu_a, kappa_a, mu_b, kappa_b) if out is None else out
 
 
@@ -246,27 +246,30 @@ class Pairs(NamedTuple):
             raise InputError(f"product {product}: expected directions of float32, got float64")
         return cls(a, k_a, b, k_b, r, product)
 
-    def taken(self, rows: slice) -> "Pairs":
-        """Some rows against all columns."""
-        return self._replace(a=self.a[rows], kappa_a=self.kappa_a[rows])
+    def scorer(self, cells: int, compiled: bool | None = None) -> Callable[[slice, Tensor], None]:
+        """What fills (rows, columns), of up to ``cells``, neither side 0, with the scores of some rows.
 
-    def fill(self, out: Tensor, compiled: bool | None = None) -> None:
-        """``out[:]`` = scores, (rows, columns), neither of them 0."""
+        What each side brings to all of its scores is computed here, once.
+        """
         if compiled is None and (gpu := self.on_gpu()):
-            kernels, *inputs = gpu
-            kernels.matrix(out, *inputs)
-            return
+            kernels, left, right, form = gpu
+            return lambda rows, out: kernels.matrix(out, left.rows(rows), right, form)
         a, b, dim = _rounded(self.a, self.product), _rounded(self.b, self.product), self.a.shape[1]
         tall, tall_offset = (column[:, None] for column in self._terms(self.kappa_a))  # (rows, 1)
         wide, wide_offset = (column[None, :] for column in self._terms(self.kappa_b))  # (1, columns)
         if compiled is None:
-            compiled = out.numel() >= _WORTH_COMPILING
-        kernel = compiled_kernel(dim, out.device.type) if compiled else eager_kernel(dim)
-        height = max(1, _BLOCK_ELEMENTS // out.shape[1])
-        for start in range(0, out.shape[0], height):
-            rows = slice(start, start + height)
-            torch.mm(a[rows], b.T, out=out[rows])  # cosines; scores take their place
-            kernel(out[rows], tall[rows], wide, tall_offset[rows], wide_offset)
+            compiled = cells >= _WORTH_COMPILING
+        kernel = compiled_kernel(dim, a.device.type) if compiled else eager_kernel(dim)
+        height = max(1, _BLOCK_ELEMENTS // len(b))
+
+        def fill(rows: slice, out: Tensor) -> None:
+            own, kappa, offset = a[rows], tall[rows], tall_offset[rows]
+            for start in range(0, len(own), height):
+                block = slice(start, start + height)
+                torch.mm(own[block], b.T, out=out[block])  # cosines; scores take their place
+                kernel(out[block], kappa[block], wide, offset[block], wide_offset)
+
+        return fill
 
     def on_gpu(self) -> tuple[Any, ...] | None:
         """`spherecf.scoring.fused`, both sides and the form as it takes them; None where it does not run."""

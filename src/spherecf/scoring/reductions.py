@@ -136,10 +136,11 @@ def mutual_likelihood_counts(
 
 def _blocks(pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
     """Blocks of rows and their scores, all columns."""
+    fill = pairs.scorer(_BLOCK_CELLS) if len(pairs.a) and len(pairs.b) else None
     for rows in row_blocks(len(pairs.a), len(pairs.b), _BLOCK_CELLS):
         scores = pairs.a.new_empty(rows.stop - rows.start, len(pairs.b))
-        if scores.numel():
-            pairs.taken(rows).fill(scores)
+        if fill is not None:
+            fill(rows, scores)
         yield rows, scores
 
 
