@@ -1,7 +1,8 @@
 """Whether decision rules hold for the people at hand, and the same rules made anew for them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from spherecf.calibration import Calibration, DecisionRule, ErrorCount
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import SubjectRates
-from spherecf.evaluation.tails import LEAST_EXCEEDANCES, extrapolated_rule, fit_tail
+from spherecf.evaluation.tails import LEAST_EXCEEDANCES, TailFit, extrapolated_rule, fit_tail
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
 
 Array = NDArray[Any]
@@ -126,16 +127,16 @@ def check_people(
         raise InputError(
             f"check_people: the rules are for radius {radii.pop():g}, the embeddings have {own.radius:g}"
         )
-    pairs = {score: _Pairs.of(own, person, score, calibration) for score in {rule.score for rule in found}}
+    pairs = _Pairs.of(own, person, {rule.score for rule in found}, calibration)
     counts = {
-        "people": int(np.unique(person).size), "images": rows.size,
-        **next(iter(pairs.values())).counts(), "left_out": left_out,
+        "people": int(np.unique(person).size), "images": rows.size, **pairs.counts, "left_out": left_out,
     }  # fmt: skip
     of = f"{counts['people']} people" + (f" of {name}" if name else "")
+    counter = _Counter(pairs, found, draws, seed)
     checked: list[RuleOnPeople] = []
     for rule in found:
         before = [one for one in checked if one.rule.score == rule.score and one.rule.alpha > rule.alpha]
-        checked.append(_check(rule, pairs[rule.score], before, of, draws, seed))
+        checked.append(_check(rule, counter, before, of))
     renewed = {id(one.rule): one.renewed for one in checked}
     record = {**calibration.record, "people": {"name": name, **counts, "images_sha256": own.fingerprint()}}
     decisions = tuple(renewed.get(id(rule), rule) for rule in calibration.decisions)
@@ -170,126 +171,152 @@ def _chosen(embeddings: Embeddings, one_each: bool, seed: int) -> tuple[Array, A
 class _Pairs:
     """All pairs of the images."""
 
-    values: Array
-    """(n,) what the rules read."""
+    values: dict[str, Array]
+    """(n,) what the rules of each score read."""
     confidence: Array
     """(n,) smaller kappa."""
     left: Array
+    """(n,) person."""
     right: Array
+    mated: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, own: Embeddings, person: Array, score: str, calibration: Calibration) -> "_Pairs":
-        blocks = list(_blocks(own, score, calibration))
-        columns = [np.concatenate(part) for part in zip(*blocks)]
-        left, right = (person[rows].astype(np.int32) for rows in columns[2:])
-        return cls(columns[0], columns[1], left, right)
+    def of(cls, own: Embeddings, person: Array, scores: Set[str], calibration: Calibration) -> "_Pairs":
+        blocks = list(_blocks(own, scores, calibration))
+        confidence, left, right = (np.concatenate(part) for part in zip(*(columns for _, columns in blocks)))
+        values = {score: np.concatenate([found[score] for found, _ in blocks]) for score in scores}
+        left, right = (person[rows].astype(np.int32) for rows in (left, right))
+        return cls(values, confidence, left, right, left == right)
 
     @property
-    def mated(self) -> NDArray[np.bool_]:
-        return np.asarray(self.left == self.right)
-
     def counts(self) -> dict[str, int]:
         mated = int(self.mated.sum())
         return {"mated": mated, "non_mated": self.left.size - mated}
 
-    def reach(self, mated: bool, floor: float, thresholds: Array, draws: int, seed: int) -> SubjectRates:
-        """How many pairs of one kind reach the thresholds; those below the floor reach none."""
-        own = self.mated == mated
-        values = np.where(self.confidence[own] >= floor, self.values[own], -np.inf)
-        return SubjectRates.of(values, self.left[own], self.right[own], thresholds, draws=draws, seed=seed)
 
-
-def _blocks(own: Embeddings, score: str, calibration: Calibration) -> Iterator[tuple[Array, ...]]:
-    """(values, smaller kappa, left row, right row) of every image with every later one."""
+def _blocks(
+    own: Embeddings, scores: Set[str], calibration: Calibration
+) -> Iterator[tuple[dict[str, Array], tuple[Array, Array, Array]]]:
+    """(values by score, (smaller kappa, left row, right row)) of every image with every later one."""
     mu, kappa = torch.from_numpy(np.asarray(own.mu)), torch.from_numpy(np.asarray(own.kappa))
     for start in range(0, len(own), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(own)))
-        left, right = np.nonzero(np.arange(len(own)) > np.arange(start, rows.stop)[:, None])
-        cosines = cosine_matrix(mu[rows], mu).numpy()[left, right]
-        scores = cosines
-        if score != "cosine":
-            scores = mutual_likelihood_matrix(mu[rows], kappa[rows], mu, kappa, own.radius).numpy()[
-                left, right
-            ]
-        sides = np.asarray(own.kappa)[left + start], np.asarray(own.kappa)[right]
-        values = calibration.evidence(score, scores, cosines, sides).astype(np.float32)
-        yield values, np.minimum(*sides).astype(np.float32), left + start, right
+        rows, later = slice(start, min(start + _ROWS, len(own))), slice(start, None)
+        at = np.nonzero(np.arange(len(own) - start) > np.arange(rows.stop - start)[:, None])
+        cosines = cosine_matrix(mu[rows], mu[later]).numpy()[at]
+        likelihoods = cosines
+        if scores - {"cosine"}:
+            matrix = mutual_likelihood_matrix(mu[rows], kappa[rows], mu[later], kappa[later], own.radius)
+            likelihoods = matrix.numpy()[at]
+        left, right = at[0] + start, at[1] + start
+        sides = np.asarray(own.kappa)[left], np.asarray(own.kappa)[right]
+        values = {
+            score: calibration.evidence(score, likelihoods, cosines, sides).astype(np.float32)
+            for score in scores
+        }
+        yield values, (np.minimum(*sides).astype(np.float32), left, right)
 
 
-def _check(
-    rule: DecisionRule, pairs: _Pairs, before: list[RuleOnPeople], of: str, draws: int, seed: int
-) -> RuleOnPeople:
-    floor, alpha = rule.least_confidence, rule.alpha
-    accept = np.inf if rule.accept is None else rule.accept
-    reject = -np.inf if rule.reject is None else rule.reject
-    false = pairs.reach(False, floor, np.array([accept]), draws, seed)
-    upper = float(false.upper(_DELTA)[0])
-    interval = false.interval(0) if draws else (0.0, 1.0)
+class _Counter:
+    """What rules do with pairs. What rules of one score and floor share is counted, and drawn, once."""
+
+    def __init__(self, pairs: _Pairs, rules: Sequence[DecisionRule], draws: int, seed: int) -> None:
+        self.pairs, self.draws, self.seed, self._rules = pairs, draws, seed, rules
+        self.accepted, self.tried = cache(self._accepted), cache(self._tried)
+        self.grid, self.tail = cache(self._grid), cache(self._tail)
+
+    def _reach(self, score: str, floor: float, thresholds: Array, mated: bool) -> SubjectRates:
+        """How many pairs of one kind reach the thresholds; those below the floor reach none."""
+        own = self.pairs.mated == mated
+        values = np.where(self.pairs.confidence[own] >= floor, self.pairs.values[score][own], -np.inf)
+        left, right = self.pairs.left[own], self.pairs.right[own]
+        return SubjectRates.of(values, left, right, thresholds, draws=self.draws, seed=self.seed)
+
+    def _accepted(self, score: str, floor: float) -> SubjectRates:
+        """Non-mated pairs at the thresholds of all rules of this score and floor."""
+        own = [rule for rule in self._rules if (rule.score, rule.least_confidence) == (score, floor)]
+        return self._reach(score, floor, np.unique([_accept(rule) for rule in own]), mated=False)
+
+    def _grid(self, score: str) -> Array:
+        """Thresholds to try: steps of a nat, or of a cosine, as far as there are scores."""
+        values = self.pairs.values[score]
+        step = _STEP if score != "cosine" else _STEP / 50
+        low, high = float(values[np.isfinite(values)].min()), float(values[np.isfinite(values)].max())
+        lowest = min(float(rule.reject or 0.0) for rule in self._rules if rule.score == score)
+        low, high = max(low, lowest - _SPAN), high + 2 * step
+        return np.asarray(low + step * np.arange(int((high - low) / step) + 1))
+
+    def _tried(self, score: str, floor: float, mated: bool) -> SubjectRates:
+        """Pairs of one kind at the thresholds of the grid."""
+        return self._reach(score, floor, self.grid(score), mated)
+
+    def _tail(self, score: str) -> TailFit:
+        """Of the non-mated pairs."""
+        own = ~self.pairs.mated
+        share = max(_TAIL, 1.01 * LEAST_EXCEEDANCES / int(own.sum()))
+        return fit_tail(
+            self.pairs.values[score][own], self.pairs.left[own], self.pairs.right[own], share=share,
+            draws=self.draws, seed=self.seed,
+        )  # fmt: skip
+
+
+def _accept(rule: DecisionRule) -> float:
+    return np.inf if rule.accept is None else rule.accept
+
+
+def _check(rule: DecisionRule, counter: _Counter, before: list[RuleOnPeople], of: str) -> RuleOnPeople:
+    floor, alpha, pairs = rule.least_confidence, rule.alpha, counter.pairs
+    accept, reject = _accept(rule), -np.inf if rule.reject is None else rule.reject
+    false = counter.accepted(rule.score, floor)
+    at = int(np.searchsorted(false.thresholds, accept))
+    upper = float(false.upper(_DELTA)[at])
+    interval = false.interval(at) if counter.draws else (0.0, 1.0)
     verdict: Verdict = "kept" if upper <= alpha else "broken" if interval[0] > alpha else "open"
-    sure = pairs.mated & (pairs.confidence >= floor)
-    matches, missed = (int((sure & part).sum()) for part in (pairs.values >= accept, pairs.values < reject))
+    sure, values = pairs.mated & (pairs.confidence >= floor), pairs.values[rule.score]
+    matches, missed = (int((sure & part).sum()) for part in (values >= accept, values < reject))
     counted = [one.renewed for one in before if one.how == "counted"]
-    renewed, how = _renew(rule, pairs, counted, of, draws, seed)
+    renewed, how = _renew(rule, counter, counted, of)
     if renewed is None:
         renewed = rule if verdict != "broken" else replace(rule, accept=None, reject=None, extrapolated=None)
         # A smaller rate never has the lower threshold.
         least = max((one.renewed.accept or -np.inf for one in before), default=-np.inf)
         if renewed.accept is not None and renewed.accept < least:
             renewed = replace(renewed, accept=least)
-    return RuleOnPeople(rule, int(false.reached[0]), interval, matches, missed, verdict, renewed, how)
+    return RuleOnPeople(rule, int(false.reached[at]), interval, matches, missed, verdict, renewed, how)
 
 
 def _renew(
-    rule: DecisionRule, pairs: _Pairs, counted: list[DecisionRule], of: str, draws: int, seed: int
+    rule: DecisionRule, counter: _Counter, counted: list[DecisionRule], of: str
 ) -> tuple[DecisionRule | None, str]:
     """The rule for these people, or None; and how it was made."""
     if rule.accept is None or rule.reject is None:
         return None, "kept as it was: it decides nothing"
-    grid = _grid(pairs.values, rule)
-    false = pairs.reach(False, rule.least_confidence, grid, draws, seed)
-    passes = (false.upper(_DELTA) <= rule.alpha)[::-1]
-    at = grid.size - int(np.argmin(np.append(passes, False)))
+    grid, false = counter.grid(rule.score), counter.tried(rule.score, rule.least_confidence, False)
+    upper = false.upper(_DELTA)
+    at = grid.size - int(np.argmin(np.append((upper <= rule.alpha)[::-1], False)))
     if at < grid.size:
         accept = float(grid[at])
         seen = ErrorCount(
-            "false matches of non-mated pairs", int(false.reached[at]), false.pairs,
-            float(false.upper(_DELTA)[at]),
-        )  # fmt: skip
-        reject = min(accept, _rejected(rule, pairs, draws, seed))
+            "false matches of non-mated pairs", int(false.reached[at]), false.pairs, float(upper[at])
+        )
         made = replace(
-            rule, accept=accept, reject=reject, delta=_DELTA, tested_on=of, extrapolated=None,
-            counts=(seen, *rule.counts[1:]),
+            rule, accept=accept, reject=min(accept, _rejected(rule, counter)), delta=_DELTA, tested_on=of,
+            extrapolated=None, counts=(seen, *rule.counts[1:]),
         )  # fmt: skip
         return made, "counted"
-    if not counted or not draws:
+    if not counted or not counter.draws:
         return None, f"kept as it was: {false.pairs:,} pairs of two people cannot tell {rule.alpha:g}"
-    own = ~pairs.mated
     try:
-        share = max(_TAIL, 1.01 * LEAST_EXCEEDANCES / false.pairs)
-        tail = fit_tail(
-            pairs.values[own], pairs.left[own], pairs.right[own], share=share, draws=draws, seed=seed
-        )
-        beyond = extrapolated_rule(counted[-1], [tail], rule.alpha)
+        beyond = extrapolated_rule(counted[-1], [counter.tail(rule.score)], rule.alpha)
     except InputError as error:
         return None, f"kept as it was: {error}"
     return replace(beyond, tested_on=f"the tail of {of}"), "extrapolated"
 
 
-def _grid(values: Array, rule: DecisionRule) -> Array:
-    """Thresholds to try: steps of a nat or a thousandth around the rule's own, as far as there are scores."""
-    step = _STEP if rule.score != "cosine" else _STEP / 50
-    low, high = float(values[np.isfinite(values)].min()), float(values[np.isfinite(values)].max())
-    low, high = max(low, float(rule.reject or 0.0) - _SPAN), high + 2 * step
-    return np.asarray(low + step * np.arange(int((high - low) / step) + 1))
-
-
-def _rejected(rule: DecisionRule, pairs: _Pairs, draws: int, seed: int) -> float:
+def _rejected(rule: DecisionRule, counter: _Counter) -> float:
     """The largest threshold that few enough pairs of one person miss; the rule's own if there are few."""
     own = float(rule.reject or 0.0)
-    if rule.fnmr is None or pairs.counts()["mated"] < _FEW / rule.fnmr:
+    if rule.fnmr is None or counter.pairs.counts["mated"] < _FEW / rule.fnmr:
         return own
-    grid = _grid(pairs.values, rule)
-    same = pairs.reach(True, -np.inf, grid, draws, seed)
-    passes = same.upper(_DELTA, below=True) <= rule.fnmr
-    at = int(np.argmin(np.append(passes, False))) - 1
-    return own if at < 0 else float(grid[at])
+    misses = counter.tried(rule.score, -np.inf, True).upper(_DELTA, below=True)
+    at = int(np.argmin(np.append(misses <= rule.fnmr, False))) - 1
+    return own if at < 0 else float(counter.grid(rule.score)[at])
