@@ -10,7 +10,7 @@ from torch import Tensor
 from spherecf import vmf
 from spherecf.errors import FileFormatError, InputError, SpherecfError
 from spherecf.models import ConfidenceHead, make_head
-from spherecf.training import CachedFeatures, ConfidenceConfig, Targets, fit_head
+from spherecf.training import CachedFeatures, ConfidenceConfig, Monitor, Targets, fit_head
 from spherecf.training.heads import ConfidenceTask
 
 DIM, ROWS = 64, 3000
@@ -152,7 +152,7 @@ def test_one_identity_cannot_be_split(tmp_path: Path) -> None:
 def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     features, _ = problem(tmp_path)
-    result = fit_head(light(), features, CONFIG, tmp_path / "run", tensorboard=True)
+    result = fit_head(light(), features, CONFIG, tmp_path / "run", monitor=Monitor(tensorboard=True))
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "runs"))
     events.Reload()
     values = [event.value for event in events.Scalars("epoch/held_out_loss")]
@@ -162,4 +162,4 @@ def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
 def test_tensorboard_needs_a_folder(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
     with pytest.raises(InputError, match="need a folder"):
-        fit_head(light(), features, CONFIG, tensorboard=True)
+        fit_head(light(), features, CONFIG, monitor=Monitor(tensorboard=True))
