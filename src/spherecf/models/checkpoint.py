@@ -28,7 +28,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _MAX_DEPTH, _MAX_ITEMS = 50, 1_000_000  # of nested dictionaries: a pickle can refer to itself
 _MAX_RATIO = 4  # of the bytes in a zip archive to its own
-_LONGEST_WORD = 5_000  # of a name or text in a pickle
+_LONGEST_WORD = 1_000  # of a name or text in a pickle
 _OLD_PICKLES = 4  # a file of torch before 1.6 begins with them: magic number, version, system, content
 _COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation
 # What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
@@ -131,7 +131,7 @@ def _check_archive(path: Path) -> None:
             raise ValueError("a few bytes that claim to be many")
         for name in archive.namelist():
             if name.endswith("/data.pkl"):
-                _check_words(path, archive.open(name))
+                _check_words(path, io.BytesIO(archive.read(name)))
 
 
 def _check_words(path: Path, file: IO[bytes], pickles: int = 1) -> None:
