@@ -192,7 +192,7 @@ def rivals(
 
     Which one discards the errors of pairs, pools templates best, rejects the errors of a search, and what it
     costs. Everything is measured alike, on clean and damaged pictures of people of TEST, with intervals over
-    people. Interrupted, the same command goes on where it stopped. docs/rivals.md has the results.
+    people. Interrupted, the same command goes on where it stopped. docs/reproduce.md has the results.
     """
     from spherecf.data import open_source
     from spherecf.report import require_matplotlib
