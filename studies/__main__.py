@@ -181,10 +181,13 @@ def rivals(
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
     seeds: Annotated[int, typer.Option(help="Trainings of every head.")] = 3,
-    people: Annotated[
-        int,
-        typer.Option(help="People of TEST for SER-FIQ, GraFIQs and FaceQAN, which are slow; 0 for none."),
-    ] = 20,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="grafiqs, ser_fiq or faceqan (seconds per image); may be repeated. Default: the first two."
+        ),
+    ] = None,
+    people: Annotated[int, typer.Option(help="People of TEST whom these are asked about.")] = 20,
     draws: Annotated[int, typer.Option(help="Bootstrap draws of people.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
@@ -203,7 +206,7 @@ def rivals(
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
     result = compare_rivals(
         open_backbone(backbone, preprocessing), open_source(train), open_source(test), out, config,
-        seeds=seeds, people=people, draws=draws,
+        seeds=seeds, ask=ask or ("grafiqs", "ser_fiq"), people=people, draws=draws,
     )  # fmt: skip
     files = present_rivals(result, out / "report", {"config": config.to_dict()})
     _print(rival_tables(result), f"report: {files.html}", as_json)

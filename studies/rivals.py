@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,9 @@ HEADS = (
 BY_RECOGNISER: dict[str, Callable[[RecogniserQuality, Array], torch.Tensor]] = {
     "grafiqs": lambda quality, images: quality.grafiqs(images),
     "ser_fiq": lambda quality, images: quality.ser_fiq(images),
-    "faceqan": lambda quality, images: quality.faceqan(images, copies=2, steps=2),
+    "faceqan": lambda quality, images: quality.faceqan(images),
 }
-"""Those that disturb the recogniser. FaceQAN with 2 copies and 2 steps of the 10 and 5 of its authors."""
+"""Those that disturb the recogniser, from the cheapest to the dearest: FaceQAN takes seconds."""
 
 SETTINGS: dict[str, Sequence[str]] = {
     "clean": ("none",),
@@ -60,7 +61,7 @@ SETTINGS: dict[str, Sequence[str]] = {
 FMR, LIMIT, FPIR = 1e-3, 0.3, 0.1
 IMAGES = 3
 """Of a template, and of a person's enrolment in search."""
-_TIMED = 12  # images
+_TIMED = 6  # images
 _LEAST = np.finfo(np.float32).tiny  # a weight that counts for nothing beside any other
 
 
@@ -128,6 +129,7 @@ def compare_rivals(
     config: ConfidenceConfig | None = None,
     *,
     seeds: int = 3,
+    ask: Sequence[str] = ("grafiqs", "ser_fiq"),
     people: int = 20,
     draws: int = 200,
 ) -> Rivals:
@@ -143,16 +145,17 @@ def compare_rivals(
         folder: gets caches, heads and what the recogniser said.
         config: settings of the heads; objective and seed are set here.
         seeds: trainings of every head.
-        people: of ``test`` whom the dear confidences are asked about; 0 for none.
+        ask: which of `BY_RECOGNISER` are asked.
+        people: of ``test`` whom these are asked about.
         draws: of people, for the intervals.
 
     Raises:
-        InputError: fewer than one seed, two draws or, if not 0, four people.
+        InputError: fewer than one seed, two draws or four people, or an unknown name.
     """
-    if seeds < 1 or draws < 2 or 0 < people < 4:
-        raise InputError(
-            f"expected seeds >= 1, draws >= 2 and people 0 or >= 4, got {seeds}, {draws} and {people}"
-        )
+    if seeds < 1 or draws < 2 or people < 4:
+        raise InputError(f"expected seeds >= 1, draws >= 2 and people >= 4, got {seeds}, {draws}, {people}")
+    if unknown := sorted(set(ask) - set(BY_RECOGNISER)):
+        raise InputError(f"ask: expected some of {', '.join(BY_RECOGNISER)}, got {', '.join(unknown)}")
     config, folder, views = config or ConfidenceConfig(), Path(folder), list(GRADES.values())
     cache = build_cache(backbone, new_head(backbone, config), test, views, folder / "test-cache")
     data = prepare(backbone, train, config, folder / "train-cache")
@@ -166,12 +169,12 @@ def compare_rivals(
     spoken["random"] = [np.random.default_rng(0).random(len(cache), np.float32)]
     usable = cache.valid.reshape(-1, len(views)).all(1) & (cache.source.labels >= 0)
     rows = {name: drawn_rows(cache, number, grades) for number, (name, grades) in enumerate(SETTINGS.items())}
-    some = _subset(cache.source.labels, usable, people)
+    some = _subset(cache.source.labels, usable, people if ask else 0)
     asked = np.unique(np.concatenate([of[some] for of in rows.values()]))
-    answers = ask_recogniser(backbone, cache, asked, folder) if len(some) else {}
+    answers = ask_recogniser(backbone, cache, asked, ask, folder)
     result = Rivals(facts={**division.facts, "tested_people": len(np.unique(test.labels[usable])),
                            "asked_people": people, "asked_views": len(asked)})  # fmt: skip
-    result.seconds.update(_cost(backbone, models, cache, folder if len(some) else None))
+    result.seconds.update(_cost(backbone, models, cache))
     groups = _groups(cache.source.keys)
     for name, at in rows.items():
         faces = Faces(
@@ -206,7 +209,11 @@ def _groups(keys: Sequence[str]) -> Array:
 
 
 def ask_recogniser(
-    backbone: FrozenBackbone, cache: FeatureCache, rows: NDArray[np.int64], folder: Path
+    backbone: FrozenBackbone,
+    cache: FeatureCache,
+    rows: NDArray[np.int64],
+    names: Sequence[str],
+    folder: Path,
 ) -> dict[str, list[Array]]:
     """What disturbing the recogniser says of some rows of a cache, NaN for the others; resumable passes."""
     quality, views = RecogniserQuality(backbone), list(cache.views)
@@ -215,7 +222,8 @@ def ask_recogniser(
         "backbone": backbone_identity(backbone), "views": [view.signature for view in views],
     }  # fmt: skip
     found = {}
-    for name, how in BY_RECOGNISER.items():
+    for name in names:
+        how = BY_RECOGNISER[name]
         store = RowStore(folder / f"{name}-cache", len(rows), {"value": ((), "float32")}, identity)
         with progress(name, len(rows), store.done) as advance:
             for row in rows[store.done :].tolist():
@@ -241,7 +249,6 @@ def _cost(
     backbone: FrozenBackbone,
     models: Mapping[tuple[int, str], ConfidenceModel],
     cache: FeatureCache,
-    asked: Path | None,
 ) -> dict[str, float]:
     """Processor seconds per image, one at a time; of heads and norm beyond the recogniser's own pass."""
     good = np.flatnonzero(cache.valid[:: len(cache.views)])[:_TIMED] * len(cache.views)
@@ -263,10 +270,8 @@ def _cost(
             return head.log_kappa(outputs[id(image)].features, outputs[id(image)].embedding)
 
     found = {"recogniser": alone, "norm": 0.0, **dict.fromkeys((v.score for v in HEADS), timed(say))}
-    if asked:
-        quality = RecogniserQuality(backbone)
-        for name, how in BY_RECOGNISER.items():
-            found[name] = timed(lambda image, how=how: how(quality, image))
+    quality = RecogniserQuality(backbone)
+    found |= {name: timed(partial(how, quality)) for name, how in BY_RECOGNISER.items()}
     return found
 
 

@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(tiny: FrozenBackbone, people: tuple[Path, Path], folder: Path) -> Rivals:
     train, test = map(open_source, people)
-    return compare_rivals(tiny, train, test, folder, CONFIG, seeds=2, people=4, draws=20)
+    return compare_rivals(tiny, train, test, folder, CONFIG, seeds=2, ask=DEAR, people=4, draws=20)
 
 
 def test_every_confidence_is_measured_alike(finished: Rivals) -> None:
@@ -78,7 +78,7 @@ def test_what_was_asked_is_not_asked_again(
     monkeypatch.setattr("studies.rivals.BY_RECOGNISER", dict.fromkeys(DEAR))  # calling one would fail
     monkeypatch.setattr("studies.rivals._cost", lambda *_: {})
     train, test = map(open_source, people)
-    again = compare_rivals(tiny, train, test, folder, CONFIG, seeds=2, people=4, draws=20)
+    again = compare_rivals(tiny, train, test, folder, CONFIG, seeds=2, ask=DEAR, people=4, draws=20)
     for key, runs in finished.measured.items():
         for name, values in runs.items():
             np.testing.assert_array_equal(again.measured[key][name], values)
@@ -156,5 +156,7 @@ def test_probes_are_rejected_as_in_the_package(world: Faces) -> None:
 
 def test_too_little_to_compare_is_refused(tiny: FrozenBackbone, people: tuple[Path, Path]) -> None:
     train, test = map(open_source, people)
-    with pytest.raises(InputError, match="seeds >= 1, draws >= 2 and people 0 or >= 4, got 3, 200 and 3"):
+    with pytest.raises(InputError, match="seeds >= 1, draws >= 2 and people >= 4, got 3, 200, 3"):
         compare_rivals(tiny, train, test, "unused", CONFIG, people=3)
+    with pytest.raises(InputError, match="ask: expected some of grafiqs, ser_fiq, faceqan, got crystal ball"):
+        compare_rivals(tiny, train, test, "unused", CONFIG, ask=["crystal ball"])
