@@ -180,7 +180,7 @@ def rivals(
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
-    seeds: Annotated[int, typer.Option(help="Trainings of every head.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Trainings of every head.")] = 2,
     ask: Annotated[
         list[str] | None,
         typer.Option(

@@ -67,8 +67,9 @@ def test_tables_and_report(finished: Rivals, tmp_path: Path) -> None:
     assert [len(table.rows) for table in tables] == [9, 9, 9, 12, 12, 12, 10]
     assert [row[0] for row in tables[3].rows[1:]] == list(NAMES.values())
     content = json.loads(present_rivals(finished, tmp_path, {}).json.read_text())
-    value = content["results"]["value_and_interval"]["all: PRR, clean"]["mls"]
-    assert len(value) == 3 and value[0] == finished.measured["all", "PRR, clean"]["mls"][0]
+    value = content["results"]["value_and_interval"]["all: EDC pairs, known damage"]["norm"]
+    assert value[0] == finished.measured["all", "EDC pairs, known damage"]["norm"][0]
+    assert value[1] <= value[0] <= value[2]
 
 
 def test_what_was_asked_is_not_asked_again(
@@ -98,32 +99,41 @@ def world() -> Faces:
 
 
 def test_partial_areas_are_those_of_edc_and_weights_repeat_pairs() -> None:
+    """Between the oracle, which discards an error at a time, and what tells nothing."""
     rng = np.random.default_rng(0)
     scores, quality = rng.normal(size=200), rng.integers(0, 40, 200).astype(float)
     counts = rng.integers(0, 4, 200)
     for times in (np.ones(200, int), counts):
         s, q = np.repeat(scores, times), np.repeat(quality, times)
-        wrong = scores < -1
-        found = edc(
-            np.append(s, 0.0), np.append(np.ones(len(s)), 0), np.append(q, 9),
-            start_fnmr=np.repeat(wrong, times).mean(),
+        wrong = scores < -0.5
+        found, oracle = (
+            edc(
+                np.append(s, 0.0), np.append(np.ones(len(s)), 0), np.append(order, 9),
+                start_fnmr=np.repeat(wrong, times).mean(),
+            ).pauc_normalised["0.3"]
+            for order in (q, np.repeat(~wrong, times) + 1e-6 * rng.random(len(s)))
         )  # fmt: skip
-        assert partial_areas(wrong, quality, times[None].astype(float))[0] == pytest.approx(
-            found.pauc_normalised["0.3"]
-        )
+        got = partial_areas(wrong, quality, times[None].astype(float))[0]
+        assert got == pytest.approx((found - oracle) / (1 - oracle), abs=2e-2)
+    own, opposite, same = (
+        partial_areas(wrong, order, np.ones((1, 200)))[0] for order in (scores, -scores, np.ones(200))
+    )
+    assert own == pytest.approx(0, abs=0.02) and opposite > 1 and same == pytest.approx(1)
     assert np.isnan(partial_areas(np.zeros(200, bool), quality, np.ones((1, 200)))[0])
 
 
 def test_pairs_are_all_pairs_at_the_threshold_of_all(world: Faces) -> None:
     left, right = np.triu_indices(len(world.person), 1)
     scores = (world.mu[left] * world.mu[right]).sum(1)
+    same = world.person[left] == world.person[right]
     knows = world.confidence["mls"][0]
-    found = edc(
-        scores, world.person[left] == world.person[right], np.minimum(knows[left], knows[right]), fmr=1e-3
-    )
+    threshold = edc(scores, same, np.minimum(knows[left], knows[right]), fmr=1e-3).threshold
     runs, start = discard_pairs(world, (np.arange(480), np.arange(480)), 10)
-    assert runs["mls"][0] == pytest.approx(found.pauc_normalised["0.3"], abs=2e-3)
-    assert start == pytest.approx(found.start, abs=1e-3)
+    assert start == pytest.approx((scores[same] < threshold).mean(), abs=1e-3)
+    expected = partial_areas(
+        scores[same] < threshold, np.minimum(knows[left], knows[right])[same], np.ones((1, same.sum()))
+    )
+    assert runs["mls"][0] == pytest.approx(expected[0], abs=5e-3)
     assert runs["mls"].max() < runs["random"].min()
 
 
@@ -156,7 +166,7 @@ def test_probes_are_rejected_as_in_the_package(world: Faces) -> None:
 
 def test_too_little_to_compare_is_refused(tiny: FrozenBackbone, people: tuple[Path, Path]) -> None:
     train, test = map(open_source, people)
-    with pytest.raises(InputError, match="seeds >= 1, draws >= 2 and people >= 4, got 3, 200, 3"):
+    with pytest.raises(InputError, match="seeds >= 1, draws >= 2 and people >= 4, got 2, 200, 3"):
         compare_rivals(tiny, train, test, "unused", CONFIG, people=3)
     with pytest.raises(InputError, match="ask: expected some of grafiqs, ser_fiq, faceqan, got crystal ball"):
         compare_rivals(tiny, train, test, "unused", CONFIG, ask=["crystal ball"])
