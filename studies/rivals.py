@@ -194,7 +194,8 @@ def drawn_rows(cache: FeatureCache, seed: int, grades: Sequence[str]) -> NDArray
     """(images,) row of the cache that shows each image in one of these grades."""
     views = [list(GRADES).index(grade) for grade in grades]
     images = np.arange(len(cache.source))
-    return images * len(GRADES) + np.random.default_rng([seed, 5]).choice(views, len(images))
+    drawn: NDArray[np.int64] = np.random.default_rng([seed, 5]).choice(views, len(images))
+    return images * len(GRADES) + drawn
 
 
 def _subset(labels: NDArray[np.int64], usable: NDArray[np.bool_], people: int) -> NDArray[np.int64]:
@@ -313,7 +314,7 @@ def discard_pairs(faces: Faces, sides: tuple[Array, Array], draws: int) -> tuple
     left, right = sides
     cosine = faces.mu[left] @ faces.mu[right].T
     same = faces.person[left][:, None] == faces.person[right]
-    real = left[:, None] < right if left is right else np.ones_like(same)
+    real = left[:, None] < right if np.array_equal(left, right) else np.ones_like(same)
     at = np.nonzero(same & real)
     mated = cosine[at]
     threshold = _threshold(mated, cosine[~same & real], FMR)
