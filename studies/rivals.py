@@ -509,6 +509,8 @@ def reject_probes(faces: Faces, draws: int) -> tuple[Runs, float]:
     cosine = faces.mu[probes] @ gallery.mu.T
     best, known = cosine.argmax(1), np.isin(faces.person[probes], enrolled)
     similarity = cosine.max(1)
+    if not known.any():
+        raise InputError(f"search: expected people with more than {IMAGES} images, all have fewer")
     threshold, reason = fpir_threshold(similarity, known, FPIR)
     if threshold is None:
         raise InputError(f"search: {reason}")
@@ -518,5 +520,5 @@ def reject_probes(faces: Faces, draws: int) -> tuple[Runs, float]:
     for name, seeds in faces.confidence.items():
         orders = [RejectionOrder.of(values[probes]) for values in seeds]
         found[name] = np.mean([[prr_of(order, made, shares, w) for w in weights] for order in orders], 0)
-    right, errors = int(made.identified.sum()), int(made.wrong.sum())
-    return found, 2 * right / (2 * right + errors)
+    right, errors = made.identified.sum(), made.wrong.sum()
+    return found, float(2 * right / max(1, 2 * right + errors))

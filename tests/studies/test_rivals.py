@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from studies.__main__ import app
 from studies.rivals import (
     HEADS,
     NAMES,
@@ -19,7 +20,9 @@ from studies.rivals import (
     reject_probes,
     rival_tables,
 )
+from tests.models.conftest import save_described
 from tests.studies.conftest import CONFIG, make_people
+from typer.testing import CliRunner
 
 from spherecf.data import open_source
 from spherecf.errors import InputError
@@ -91,6 +94,23 @@ def test_what_was_asked_is_not_asked_again(
     for key, runs in finished.measured.items():
         for name, values in runs.items():
             np.testing.assert_array_equal(again.measured[key][name], values)
+
+
+def test_the_command_prints_the_tables(people: tuple[Path, Path], tmp_path: Path) -> None:
+    save_described(tmp_path / "tiny.onnx")
+    (tmp_path / "recipe.toml").write_text(
+        "[views]\ndegraded = 1\n[fit]\nepochs = 1\nbatch_size = 8\nheld_out = 0.3\n"
+    )
+    options = {
+        "--recipe": tmp_path / "recipe.toml", "--backbone": tmp_path / "tiny.onnx", "--out": tmp_path / "out",
+        "--seeds": 1, "--people": 4, "--draws": 5, "--ask": "grafiqs",
+    }  # fmt: skip
+    arguments = ["rivals", *map(str, people), "--json", *(str(x) for pair in options.items() for x in pair)]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    tables = json.loads(done.stdout)
+    assert done.exit_code == 0 and (tmp_path / "out" / "report" / "report.html").exists()
+    assert [len(table["rows"]) for table in tables] == [9, 9, 9, 10, 10, 10, 10]
+    assert tables[3]["rows"][-1][0] == "GraFIQs"
 
 
 @pytest.fixture
