@@ -200,13 +200,13 @@ def rivals(
     from spherecf.data import open_source
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
-    from studies.rivals import compare_rivals, present_rivals, rival_tables
+    from studies.rivals import Effort, compare_rivals, present_rivals, rival_tables
 
     require_matplotlib()  # before the work, not after
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
     result = compare_rivals(
         open_backbone(backbone, preprocessing), open_source(train), open_source(test), out, config,
-        seeds=seeds, ask=ask or ("grafiqs", "ser_fiq"), people=people, draws=draws,
+        Effort(seeds, tuple(ask) if ask else Effort.ask, people, draws),
     )  # fmt: skip
     files = present_rivals(result, out / "report", {"config": config.to_dict()})
     _print(rival_tables(result), f"report: {files.html}", as_json)

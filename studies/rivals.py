@@ -121,17 +121,41 @@ class Rivals:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much is computed.
+
+    Attributes:
+        seeds: trainings of every head.
+        ask: which of `BY_RECOGNISER` are asked.
+        people: of the test set whom these are asked about.
+        draws: of people, for the intervals.
+
+    Raises:
+        InputError: fewer than one seed, two draws or four people, or an unknown name.
+    """
+
+    seeds: int = 2
+    ask: Sequence[str] = ("grafiqs", "ser_fiq")
+    people: int = 20
+    draws: int = 200
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1 or self.draws < 2 or self.people < 4:
+            raise InputError(
+                f"expected seeds >= 1, draws >= 2 and people >= 4, got {self.seeds}, {self.draws}, {self.people}"
+            )
+        if unknown := sorted(set(self.ask) - set(BY_RECOGNISER)):
+            raise InputError(f"ask: expected some of {', '.join(BY_RECOGNISER)}, got {', '.join(unknown)}")
+
+
 def compare_rivals(
     backbone: FrozenBackbone,
     train: ImageSource,
     test: ImageSource,
     folder: str | Path,
     config: ConfidenceConfig | None = None,
-    *,
-    seeds: int = 2,
-    ask: Sequence[str] = ("grafiqs", "ser_fiq"),
-    people: int = 20,
-    draws: int = 200,
+    effort: Effort = Effort(),
 ) -> Rivals:
     """Train every head, ask the recogniser itself on a subset of people, and measure all of them alike.
 
@@ -144,18 +168,12 @@ def compare_rivals(
         test: aligned crops of other people.
         folder: gets caches, heads and what the recogniser said.
         config: settings of the heads; objective and seed are set here.
-        seeds: trainings of every head.
-        ask: which of `BY_RECOGNISER` are asked.
-        people: of ``test`` whom these are asked about.
-        draws: of people, for the intervals.
+        effort: how much is computed.
 
     Raises:
-        InputError: fewer than one seed, two draws or four people, or an unknown name.
+        InputError: too few people to learn from or to search.
     """
-    if seeds < 1 or draws < 2 or people < 4:
-        raise InputError(f"expected seeds >= 1, draws >= 2 and people >= 4, got {seeds}, {draws}, {people}")
-    if unknown := sorted(set(ask) - set(BY_RECOGNISER)):
-        raise InputError(f"ask: expected some of {', '.join(BY_RECOGNISER)}, got {', '.join(unknown)}")
+    seeds, ask, people, draws = effort.seeds, effort.ask, effort.people, effort.draws
     config, folder, views = config or ConfidenceConfig(), Path(folder), list(GRADES.values())
     cache = build_cache(backbone, new_head(backbone, config), test, views, folder / "test-cache")
     data = prepare(backbone, train, config, folder / "train-cache")

@@ -21,12 +21,13 @@ RULES = [
 def fitted(request: pytest.FixtureRequest) -> Calibration:
     rng = np.random.default_rng(0)
     mated = rng.random(300) < 0.5
-    return fit_calibration(
-        model="m" * 64, data="d" * 64, mated=mated, radius=64.0, kappa=rng.gamma(2, 50, 90), dim=128,
+    calibration = fit_calibration(
+        model="m" * 64, data="d" * 64, mated=mated, radius=64.0,
+        kappa=KappaScale.fit(rng.gamma(2, 50, 90), dim=128, population="90 images"),
         scores={"cosine": rng.normal(mated, 0.7), "mls": rng.normal(5 * mated, 5) - 300},
-        population="90 images", method=request.param, targets=(0.1, 0.001), decisions=RULES,
-        record={"flip": "none"},
+        method=request.param, targets=(0.1, 0.001),
     )  # fmt: skip
+    return replace(calibration, decisions=tuple(RULES), record={"flip": "none"})
 
 
 def test_everything_by_name(fitted: Calibration) -> None:

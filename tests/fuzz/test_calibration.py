@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from tests.fuzz.harness import fuzz
 
-from spherecf.calibration import Calibration, DecisionRule, ErrorCount, fit_calibration
+from spherecf.calibration import Calibration, DecisionRule, ErrorCount, KappaScale, fit_calibration
 from spherecf.common.parsing import parse_json
 from spherecf.errors import InputError
 
@@ -23,12 +23,14 @@ def seeds() -> dict[str, bytes]:
     ]
 
     def fitted(method: Literal["logistic", "isotonic"]) -> Calibration:
-        return fit_calibration(
-            model="m" * 64, data="d" * 64, mated=mated, radius=64.0, kappa=rng.gamma(2, 50, 5), dim=128,
+        calibration = fit_calibration(
+            model="m" * 64, data="d" * 64, mated=mated, radius=64.0,
+            kappa=KappaScale.fit(rng.gamma(2, 50, 5), dim=128, population="5 images"),
             scores={"cosine": rng.normal(mated, 0.7), "mls": rng.normal(5 * mated, 5) - 300},
-            population="5 images", method=method, targets=(0.5, 0.1, 0.001), decisions=rules,
-            record={"flip": "none", "counts": [1, None, True]},
+            method=method, targets=(0.5, 0.1, 0.001),
         )  # fmt: skip
+        record = {"flip": "none", "counts": [1, None, True]}
+        return replace(calibration, decisions=tuple(rules), record=record)
 
     line = fitted("logistic")
     entry = line.thresholds["cosine"].entries[1]

@@ -10,6 +10,7 @@ from studies.rivals import (
     HEADS,
     NAMES,
     SETTINGS,
+    Effort,
     Faces,
     Rivals,
     compare_rivals,
@@ -50,7 +51,7 @@ def run(tiny: FrozenBackbone, people: tuple[Path, Path], folder: Path) -> Rivals
     train, test = map(open_source, people)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("studies.rivals.FMR", 0.3)
-        return compare_rivals(tiny, train, test, folder, CONFIG, seeds=2, ask=DEAR, people=4, draws=20)
+        return compare_rivals(tiny, train, test, folder, CONFIG, Effort(2, DEAR, people=4, draws=20))
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +193,14 @@ def test_probes_are_rejected_as_in_the_package(world: Faces) -> None:
     assert runs["mls"][0] == pytest.approx(expected)
 
 
-def test_too_little_to_compare_is_refused(tiny: FrozenBackbone, people: tuple[Path, Path]) -> None:
-    train, test = map(open_source, people)
+def test_too_little_to_compare_is_refused() -> None:
     with pytest.raises(InputError, match="seeds >= 1, draws >= 2 and people >= 4, got 2, 200, 3"):
-        compare_rivals(tiny, train, test, "unused", CONFIG, people=3)
+        Effort(people=3)
     with pytest.raises(InputError, match="ask: expected some of grafiqs, ser_fiq, faceqan, got crystal ball"):
-        compare_rivals(tiny, train, test, "unused", CONFIG, ask=["crystal ball"])
+        Effort(ask=["crystal ball"])
+
+
+def test_a_search_needs_further_pictures(world: Faces) -> None:
+    few = world.only(np.flatnonzero(np.arange(480) % 8 < 3))
+    with pytest.raises(InputError, match="expected people with more than 3 images"):
+        reject_probes(few, 2)

@@ -15,6 +15,7 @@ from spherecf.training import (
     ConfidenceConfig,
     FeatureCache,
     GivenPrototypes,
+    Monitor,
     Targets,
     fit_head,
 )
@@ -164,7 +165,7 @@ def test_one_identity_cannot_be_split(tmp_path: Path) -> None:
 def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     features, _ = problem(tmp_path)
-    result = fit_head(light(), features, CONFIG, tmp_path / "run", tensorboard=True)
+    result = fit_head(light(), features, CONFIG, tmp_path / "run", monitor=Monitor(tensorboard=True))
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "runs"))
     events.Reload()
     values = [event.value for event in events.Scalars("epoch/held_out_loss")]
@@ -174,4 +175,4 @@ def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
 def test_tensorboard_needs_a_folder(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
     with pytest.raises(InputError, match="need a folder"):
-        fit_head(light(), features, CONFIG, tensorboard=True)
+        fit_head(light(), features, CONFIG, monitor=Monitor(tensorboard=True))

@@ -26,6 +26,7 @@ from spherecf.models import FrozenBackbone, Preprocessing, make_backbone, make_h
 from spherecf.training import (
     ConfidenceConfig,
     GivenPrototypes,
+    Monitor,
     Ranks,
     StreamedFeatures,
     checkpoint,
@@ -365,7 +366,7 @@ def test_a_head_is_compiled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_curves_of_the_reference(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     features, _ = problem(tmp_path)
-    result = fit_head(light(), features, FIT, tmp_path / "run", tensorboard="reference")
+    result = fit_head(light(), features, FIT, tmp_path / "run", monitor=Monitor(tensorboard="reference"))
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "runs"), {"scalars": 0})
     events.Reload()
     tags = ["kappa", "neg_kappa_times_cos_theta", "neg_dim_scalar_times_log_kappa", "log_iv_kappa"]
@@ -386,4 +387,4 @@ def test_the_curves_of_the_reference(tmp_path: Path) -> None:
     np.testing.assert_allclose(cosine + log_kappa + bessel + constant, total, rtol=1e-4)
     with pytest.raises(InputError, match="objective scf, got scf-gaussian"):
         other = ConfidenceConfig.from_dict({**FIT.to_dict(), "loss": {"objective": "scf-gaussian"}})
-        fit_head(light(), features, other, tmp_path / "other", tensorboard="reference")
+        fit_head(light(), features, other, tmp_path / "other", monitor=Monitor(tensorboard="reference"))

@@ -67,9 +67,7 @@ class Calibration:
         ...     data="d" * 64,
         ...     mated=mated,
         ...     scores={"cosine": scores},
-        ...     kappa=[20.0, 30.0, 60.0],
-        ...     dim=128,
-        ...     population="three faces",
+        ...     kappa=KappaScale.fit([20.0, 30.0, 60.0], dim=128, population="three faces"),
         ...     targets=[0.4],
         ... )
         >>> c.llr("cosine", [0.1, 0.9]).round(2).tolist(), c.threshold("cosine", 0.4).threshold
@@ -284,15 +282,11 @@ def fit_calibration(
     scores: Mapping[str, ArrayLike],
     mated: ArrayLike,
     radius: float | None = None,
-    kappa: ArrayLike | None = None,
-    dim: int = 0,
-    population: str = "",
+    kappa: KappaScale | None = None,
     method: Method = "logistic",
     targets: Sequence[float] = TARGETS,
-    decisions: Sequence[DecisionRule] = (),
-    record: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """Fit the scale of kappa, a calibrator and a threshold table per score.
+    """Fit a calibrator and a threshold table per score; `dataclasses.replace` adds rules and facts.
 
     Args:
         model: fingerprint of the model.
@@ -300,13 +294,9 @@ def fit_calibration(
         scores: name to (n,) scores of the pairs, larger = more alike.
         mated: (n,) true where both show one person.
         radius: r of the score "mls".
-        kappa: concentrations of the reference images; None for no scale.
-        dim: dimension of the embeddings, with ``kappa``.
-        population: what the reference images are, in words, with ``kappa``.
+        kappa: scale of the reference images, by `KappaScale.fit`.
         method: "logistic" (two numbers, smooth tails) or "isotonic" (assumes only that it rises).
         targets: FMR targets.
-        decisions: from `spherecf.evaluation.choose_decision`.
-        record: facts about how it was made.
 
     Raises:
         InputError: no scores, NaN, one kind of pair only, or an unknown method.
@@ -327,7 +317,7 @@ def fit_calibration(
     return Calibration(
         model,
         data,
-        None if kappa is None else KappaScale.fit(kappa, dim=dim, population=population),
+        kappa,
         {
             name: CALIBRATORS[method].fit(values, mated, score=name, radius=radii[name])
             for name, values in scores.items()
@@ -336,6 +326,4 @@ def fit_calibration(
             name: ThresholdTable.fit(values, mated, targets, score=name, radius=radii[name])
             for name, values in scores.items()
         },
-        tuple(decisions),
-        dict(record or {}),
     )

@@ -20,6 +20,7 @@ from spherecf.training import (
     ConfidenceConfig,
     FitState,
     GivenPrototypes,
+    Monitor,
     join_ranks,
     prototypes_for,
     train_confidence,
@@ -53,8 +54,8 @@ def train(options: Namespace) -> dict[str, Any]:
             write_atomically(folder / "hparams.json", lambda stream: stream.write(text.encode()))
         model = train_confidence(
             backbone, source, folder, config,
-            ranks=ranks, tensorboard=options.tensorboard and "reference",
-            each_epoch=epoch_saver(folder / "ckpts"),
+            ranks=ranks,
+            monitor=Monitor(options.tensorboard and "reference", epoch_saver(folder / "ckpts")),
         )  # fmt: skip
         if not ranks.is_main:
             return {}

@@ -112,7 +112,7 @@ def confidence(
     losses.
     """
     from spherecf.data import open_source
-    from spherecf.training import MODEL_FILE, ConfidenceConfig, join_ranks, train_confidence
+    from spherecf.training import MODEL_FILE, ConfidenceConfig, Monitor, join_ranks, train_confidence
 
     config = ConfidenceConfig.load(recipe)
     config = config if seed is None else config.with_seed(seed)
@@ -129,7 +129,7 @@ def confidence(
             cache=cache,
             batch_size=batch_size,
             ranks=ranks,
-            tensorboard=tensorboard,
+            monitor=Monitor(tensorboard),
         )
         record = model.record
         if ranks.is_main:

@@ -175,6 +175,8 @@ ABSTAIN: tuple[Abstain, ...] = ("both", "score", "confidence")
 class Parts:
     """Pairs of one score, and which part of the people each belongs to."""
 
+    score: str
+    radius: float | None
     scores: Array
     sure: Array
     mated: Array
@@ -196,7 +198,10 @@ class Parts:
         if part == 1 and self.disjoint:
             a, b = (side[rows] for side in self.subjects)
             rows = rows[disjoint_pairs(a, b, self.mated[rows], seed=self.seed)]
-        return JudgedPairs(self.scores[rows], self.sure[rows], self.mated[rows])
+        return JudgedPairs(
+            self.scores[rows], self.sure[rows], self.mated[rows], self.score, self.radius, self.confidence,
+            "disjoint pairs" if self.disjoint else "pairs",
+        )  # fmt: skip
 
     def bootstrap(self, rows: Array, values: Array, numbers: int) -> list[tuple[Interval, Interval]]:
         """Intervals of the means of ``values`` (numbers, rows): over mated, and over non-mated pairs."""
@@ -216,10 +221,10 @@ class Parts:
 
 
 def calibrate_score(
-    score: str, line: str, parts: Parts, calibration: Calibration, alphas: Sequence[float], delta: float
+    line: str, parts: Parts, calibration: Calibration, alphas: Sequence[float], delta: float
 ) -> tuple[ScoreCalibration, Calibration]:
     """Measure what was fitted on the people who measure; add intervals and rules to the calibration."""
-    fitted, radius = calibration.likelihood[score], calibration.likelihood[score].radius
+    score, radius, fitted = parts.score, parts.radius, calibration.likelihood[parts.score]
     fit, new = np.flatnonzero(parts.fit), np.flatnonzero(parts.part == 2)
     kinds = IsotonicCalibrator if isinstance(fitted, LogisticCalibrator) else LogisticCalibrator
     other = kinds.fit(parts.scores[fit], parts.mated[fit], score=score, radius=radius)
@@ -227,13 +232,10 @@ def calibrate_score(
     table = _with_intervals(calibration.thresholds[score], parts, fit)
     tuning, testing, measuring = (parts.judged(part) for part in range(3))
     rules = [
-        choose_decision(
-            tuning, testing, alpha=alpha, delta=delta, error=error, score=score, radius=radius,
-            confidence=parts.confidence, tested_on="disjoint pairs" if parts.disjoint else "pairs",
-        )
+        choose_decision(tuning, testing, alpha=alpha, delta=delta, error=error)
         for alpha in alphas
         for error in ERRORS
-    ]  # fmt: skip
+    ]
     if isinstance(fitted, ConditionalCalibrator):
         assert parts.llr is not None
         llr = parts.llr[new]
@@ -468,13 +470,14 @@ def evaluate_calibration(
         scores={score: column[fit] for score, column in values.items()},
         mated=resolved.mated[fit],
         radius=radius,
-        kappa=kappa,
-        dim=left.dim,
-        population=f"{kappa.size} images of {name}, {condition}",
+        kappa=KappaScale.fit(kappa, dim=left.dim, population=f"{kappa.size} images of {name}, {condition}"),
         method=method,
         targets=options.targets,
-        record={key: value for key, value in facts.items() if value is not None}
-        | {"name": name, "condition": condition, "seed": seed, "split": drawn},
+    )
+    told = {key: value for key, value in facts.items() if value is not None}
+    calibration = replace(
+        calibration,
+        record={**told, "name": name, "condition": condition, "seed": seed, "split": drawn},
     )
     llr: dict[str, Array] = {}
     if given:
@@ -492,10 +495,10 @@ def evaluate_calibration(
             tested="disjoint" if disjoint else "pairs", ci=resampling,
         )  # fmt: skip
         parts = Parts(
-            values[score], sure, resolved.mated, resolved.subjects, part, fit, confidence, disjoint, seed,
-            draws, llr.get(score),
+            score, calibration.likelihood[score].radius, values[score], sure, resolved.mated,
+            resolved.subjects, part, fit, confidence, disjoint, seed, draws, llr.get(score),
         )  # fmt: skip
-        found[score], calibration = calibrate_score(score, line, parts, calibration, alphas, delta)
+        found[score], calibration = calibrate_score(line, parts, calibration, alphas, delta)
     return CalibrationReport(
         name, condition, _counts(resolved, part, kappa.size), resolved.failures, drawn, resolved.unit,
         confidence, resampling, _levels(calibration.kappa), found, calibration,

@@ -5,7 +5,7 @@ order on one part of the data and tested in that order on another, each at level
 fails (fixed-sequence testing: no correction for their number). The order is that of Pareto testing
 (Laufer-Goldshtein et al., ICLR 2023, arXiv 2210.07913): from the safest rule on, only those that decide more.
 
-Fixed-sequence testing, as in `_selective`: the order is from the strictest threshold on, which is known
+`bounded_rule` tests in sequence as well: its order is from the strictest threshold on, which is known
 before any data are seen, so nothing is spent on finding it and all pairs can test.
 """
 
@@ -38,6 +38,10 @@ class JudgedPairs:
         scores: (n,) larger = more alike.
         confidences: (n,) of the pairs, larger = surer, e.g. the smaller kappa of the two; see `pair_quality`.
         mated: (n,) true where both images show one person.
+        score: name of the score, for rules made on these pairs, as are the next three.
+        radius: r of the score "mls".
+        confidence: name of the confidence.
+        kind: what the pairs are.
 
     Raises:
         InputError: NaN, shapes that differ, or only one kind of pair.
@@ -46,6 +50,10 @@ class JudgedPairs:
     scores: Array
     confidences: Array
     mated: Array
+    score: str = "mls"
+    radius: float | None = None
+    confidence: str = "kappa"
+    kind: str = "pairs"
 
     def __post_init__(self) -> None:
         s, m = check_pairs(self.scores, self.mated)
@@ -58,7 +66,9 @@ class JudgedPairs:
     def select(self, rows: ArrayLike) -> "JudgedPairs":
         """These pairs only."""
         at = np.asarray(rows)
-        return JudgedPairs(self.scores[at], self.confidences[at], self.mated[at])
+        return replace(
+            self, scores=self.scores[at], confidences=self.confidences[at], mated=self.mated[at]
+        )  # fmt: skip
 
 
 def choose_decision(
@@ -68,11 +78,7 @@ def choose_decision(
     alpha: float,
     delta: float = 0.05,
     error: ErrorKind = "both",
-    score: str = "mls",
-    radius: float | None = None,
-    confidence: str = "kappa",
     abstain: Abstain = "both",
-    tested_on: str = "pairs",
     tails: Sequence[float] = TAILS,
     floors: Sequence[float] = FLOORS,
 ) -> DecisionRule:
@@ -92,15 +98,11 @@ def choose_decision(
 
     Args:
         tuning: chooses the candidates and their order.
-        testing: tests them; nobody of ``tuning`` should be in it.
+        testing: tests them, and names the rule's score; nobody of ``tuning`` should be in it.
         alpha: bound on the error.
         delta: chance that the promise is not kept.
         error: see above.
-        score: name of the score, for the rule.
-        radius: of the score, for the rule.
-        confidence: name of the confidence, for the rule.
         abstain: by "score" (a band between two thresholds), by "confidence" (a floor), or by both.
-        tested_on: what the testing pairs are, for the rule.
         tails: candidates for thresholds: the scores that so large a share of the mated tuning pairs falls
             below, and of the non-mated ones reaches; parts of alpha are added.
         floors: candidates for the confidence: shares of the tuning pairs that fall below.
@@ -132,7 +134,8 @@ def choose_decision(
     p = _p_and_gain(seen, testing, error, alpha)[0]
     passed = int(np.argmax(np.append(p > delta, True)))
     nothing = DecisionRule(
-        score, radius, confidence, None, None, -np.inf, error, alpha, delta, tested_on
+        testing.score, testing.radius, testing.confidence, None, None, -np.inf, error, alpha, delta,
+        testing.kind,
     )  # fmt: skip
     if not passed:
         return nothing
@@ -245,7 +248,6 @@ def bounded_rule(
     score: str = "mls",
     radius: float | None = None,
     confidence: str = "kappa",
-    least_confidence: float = -np.inf,
 ) -> DecisionRule:
     """Match above, non-match below, undecided between: the most decisive rule that the tests support.
 
@@ -264,7 +266,6 @@ def bounded_rule(
         score: name of the score, for the rule.
         radius: of the score, for the rule.
         confidence: name of the confidence, for the rule.
-        least_confidence: floor, for the rule.
 
     Returns:
         The rule; one that decides nothing where no threshold passes.
@@ -287,24 +288,21 @@ def bounded_rule(
     misses = np.array([one.upper(delta, below=True) for one in mated])
     accepted = non_mated[0].thresholds.size - _passed(false_matches.max(0)[::-1] <= alpha)
     rejected = _passed(misses.max(0) <= fnmr) - 1
-    rule = DecisionRule(
-        score, radius, confidence, None, None, least_confidence, "fmr", alpha, delta, fnmr=fnmr
-    )  # fmt: skip
+    rule = DecisionRule(score, radius, confidence, None, None, -np.inf, "fmr", alpha, delta, fnmr=fnmr)
     if accepted == non_mated[0].thresholds.size or rejected < 0:
         return rule
     accept = float(non_mated[0].thresholds[accepted])
     worst, missed = int(false_matches[:, accepted].argmax()), int(misses[:, rejected].argmax())
     others, own = non_mated[worst], mated[missed]
-    return DecisionRule(
-        score, radius, confidence, accept, min(accept, float(mated[0].thresholds[rejected])),
-        least_confidence, "fmr", alpha, delta, "all pairs of the worst condition",
-        (
+    return replace(
+        rule, accept=accept, reject=min(accept, float(mated[0].thresholds[rejected])),
+        tested_on="all pairs of the worst condition",
+        counts=(
             ErrorCount("false matches of non-mated pairs", int(others.reached[accepted]), others.pairs,
                        float(false_matches[worst, accepted])),
             ErrorCount("false non-matches of mated pairs", own.pairs - int(own.reached[rejected]), own.pairs,
                        float(misses[missed, rejected])),
         ),
-        fnmr,
     )  # fmt: skip
 
 

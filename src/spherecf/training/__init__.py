@@ -45,13 +45,19 @@ from spherecf.training.features import (
     prototype_targets as prototype_targets,
     prototypes_for,
 )
-from spherecf.training.heads import FitResult as FitResult, FitState as FitState, fit_head as fit_head
+from spherecf.training.heads import (
+    FitResult as FitResult,
+    FitState as FitState,
+    Monitor,
+    fit_head as fit_head,
+)
 
 # Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [
     "BackboneConfig",
     "ConfidenceConfig",
     "FeatureCache",
+    "Monitor",
     "Ranks",
     "TrainedBackbone",
     "build_cache",

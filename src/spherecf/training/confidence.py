@@ -39,7 +39,7 @@ from spherecf.training.features import (
     prototype_targets,
     prototypes_for,
 )
-from spherecf.training.heads import EachEpoch, Events, FitResult, fit_head, make_objective
+from spherecf.training.heads import FitResult, Monitor, fit_head, make_objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,8 +177,7 @@ def fit_confidence(
     *,
     prototypes: Float[Tensor, "identities dim"] | None = None,
     ranks: Ranks | None = None,
-    tensorboard: Events = False,
-    each_epoch: EachEpoch | None = None,
+    monitor: Monitor | None = None,
 ) -> ConfidenceModel:
     """Fit a head on prepared data, and return the model with its record.
 
@@ -193,10 +192,7 @@ def fit_confidence(
     features = CachedFeatures(data.cache, targets, ranks.device)
     head = new_head(backbone, config)
     identity = _identity(backbone, data.facts)
-    result = fit_head(
-        head, features, config, folder, ranks=ranks, identity=identity, tensorboard=tensorboard,
-        each_epoch=each_epoch,
-    )  # fmt: skip
+    result = fit_head(head, features, config, folder, ranks=ranks, identity=identity, monitor=monitor)
     facts = {**data.facts, "single_image_identities": targets.singletons}
     return ConfidenceModel(backbone, result.head, config.loss.radius, _record(config, facts, result, ranks))
 
@@ -210,8 +206,7 @@ def train_confidence(
     cache: str | Path | None = None,
     batch_size: int | None = None,
     ranks: Ranks | None = None,
-    tensorboard: Events = False,
-    each_epoch: EachEpoch | None = None,
+    monitor: Monitor | None = None,
 ) -> ConfidenceModel:
     """Train a confidence head for a recogniser: stage 2 of the sphere confidence face.
 
@@ -228,8 +223,7 @@ def train_confidence(
         cache: folder of the features, by default ``folder/cache``; several runs may share it.
         batch_size: views per call of the backbone, for the cache; None for 32 on the CPU, 256 on a GPU.
         ranks: from `join_ranks`; a single process by default. All must see ``folder``.
-        tensorboard: also write event files; "reference": as in `fit_head`.
-        each_epoch: as in `fit_head`.
+        monitor: writes event files, or is called after each epoch.
 
     Returns:
         The model, as `spherecf.load` reads it from the file.
@@ -247,15 +241,12 @@ def train_confidence(
         check_fit(prototypes, backbone.dim, source.labels)
     # Rank 0 decides: the free space that ranks see may differ.
     if ranks.broadcast_object(ranks.is_main and streams(backbone, source, config, cache)):
-        model = _train_streaming(
-            backbone, source, prototypes, folder, config, cache, ranks, tensorboard, each_epoch
-        )
+        model = _train_streaming(backbone, source, prototypes, folder, config, cache, ranks, monitor)
     else:
         data = prepare(backbone, source, config, cache, batch_size=batch_size, ranks=ranks)
         model = fit_confidence(
-            backbone, data, config, folder, prototypes=prototypes, ranks=ranks, tensorboard=tensorboard,
-            each_epoch=each_epoch,
-        )  # fmt: skip
+            backbone, data, config, folder, prototypes=prototypes, ranks=ranks, monitor=monitor
+        )
     ranks.run_on_main(lambda: model.save(folder / MODEL_FILE), "saving the model")
     return model
 
@@ -268,8 +259,7 @@ def _train_streaming(
     config: ConfidenceConfig,
     cache: Path,
     ranks: Ranks,
-    tensorboard: Events,
-    each_epoch: EachEpoch | None,
+    monitor: Monitor | None,
 ) -> ConfidenceModel:
     selection = TrainingSelection.of(source, config)
     head = new_head(backbone, config)
@@ -291,8 +281,7 @@ def _train_streaming(
     with closing(features):
         result = fit_head(
             head, features, config, folder, ranks=ranks, identity=_identity(backbone, selection.facts),
-            tuned=None if network is None else (network, backbone.preprocessing), tensorboard=tensorboard,
-            each_epoch=each_epoch,
+            tuned=None if network is None else (network, backbone.preprocessing), monitor=monitor,
         )  # fmt: skip
     skipped = {**unusable, **result.skipped}
     used = selection.facts["used"] - len(skipped) - len(singletons)

@@ -435,8 +435,18 @@ class FitState:
     backbone: nn.Module | None = None
 
 
-EachEpoch = Callable[[FitState], None]
-Events = bool | Literal["reference"]
+@dataclass(frozen=True)
+class Monitor:
+    """What watches a fit, beside its history.
+
+    Attributes:
+        tensorboard: also write event files to ``folder/runs``; "reference": with the curves that the SCF
+            reference's ``train.py`` writes, of every step and under its names.
+        each_epoch: called on rank 0 after each epoch, before its checkpoint is written.
+    """
+
+    tensorboard: bool | Literal["reference"] = False
+    each_epoch: Callable[[FitState], None] | None = None
 
 
 def fit_head(
@@ -448,8 +458,7 @@ def fit_head(
     ranks: Ranks | None = None,
     tuned: tuple[nn.Module, Preprocessing] | None = None,
     identity: Mapping[str, Any] | None = None,
-    tensorboard: Events = False,
-    each_epoch: EachEpoch | None = None,
+    monitor: Monitor | None = None,
 ) -> FitResult:
     """Train a head and return its best epoch on held-out identities.
 
@@ -464,15 +473,14 @@ def fit_head(
         ranks: the processes that train together; a single one by default.
         tuned: a backbone to fine-tune, and its preprocessing; ``features`` must load images (``tuning``).
         identity: further facts that the checkpoints depend on (hashes of data and backbone).
-        tensorboard: also write event files to ``folder/runs``; "reference": with the curves that the SCF
-            reference's ``train.py`` writes, of every step and under its names.
-        each_epoch: called on rank 0 after each epoch, before its checkpoint is written.
+        monitor: writes event files, or is called after each epoch.
 
     Raises:
         InputError: too few identities to hold some out, or features of another kind of head.
         SpherecfError: the loss became NaN; the epoch and the keys of the batch are named.
     """
-    ranks = ranks or Ranks()
+    ranks, monitor = ranks or Ranks(), monitor or Monitor()
+    tensorboard, each_epoch = monitor.tensorboard, monitor.each_epoch
     if tensorboard == "reference" and config.loss.objective != "scf":
         raise InputError(f"the reference's curves are those of objective scf, got {config.loss.objective}")
     task = ConfidenceTask(head, features, config, ranks, tuned, measures=tensorboard == "reference")
