@@ -143,7 +143,8 @@ class Effort:
     def __post_init__(self) -> None:
         if self.seeds < 1 or self.draws < 2 or self.people < 4:
             raise InputError(
-                f"expected seeds >= 1, draws >= 2 and people >= 4, got {self.seeds}, {self.draws}, {self.people}"
+                "expected seeds >= 1, draws >= 2 and people >= 4, got "
+                f"{self.seeds}, {self.draws}, {self.people}"
             )
         if unknown := sorted(set(self.ask) - set(BY_RECOGNISER)):
             raise InputError(f"ask: expected some of {', '.join(BY_RECOGNISER)}, got {', '.join(unknown)}")
