@@ -170,6 +170,48 @@ def reproduce(
     _print(reproduction_tables(result), f"report: {files.html}", as_json)
 
 
+@app.command("rivals", epilog="Example: python -m studies rivals lfw/ cfp/ --out runs/rivals")
+def rivals(
+    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
+    test: Annotated[Path, typer.Argument(help="Aligned crops of other people.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
+    ],
+    recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
+    backbone: BackboneFile = None,
+    preprocessing: PresetName = "",
+    seeds: Annotated[int, typer.Option(help="Trainings of every head.")] = 2,
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="grafiqs, ser_fiq or faceqan (seconds per image); may be repeated. Default: the first two."
+        ),
+    ] = None,
+    people: Annotated[int, typer.Option(help="People of TEST whom these are asked about.")] = 20,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws of people.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+) -> None:
+    """Compare kappa with other confidences: PFE, ProbFace, CR-FIQA, RTS, the norm, SER-FIQ, GraFIQs, FaceQAN.
+
+    Which one discards the errors of pairs, pools templates best, rejects the errors of a search, and what it
+    costs. Everything is measured alike, on clean and damaged pictures of people of TEST, with intervals over
+    people. Interrupted, the same command goes on where it stopped. docs/reproduce.md has the results.
+    """
+    from spherecf.data import open_source
+    from spherecf.report import require_matplotlib
+    from spherecf.training import ConfidenceConfig
+    from studies.rivals import Effort, compare_rivals, present_rivals, rival_tables
+
+    require_matplotlib()  # before the work, not after
+    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    result = compare_rivals(
+        open_backbone(backbone, preprocessing), open_source(train), open_source(test), out, config,
+        Effort(seeds, tuple(ask) if ask else Effort.ask, people, draws),
+    )  # fmt: skip
+    files = present_rivals(result, out / "report", {"config": config.to_dict()})
+    _print(rival_tables(result), f"report: {files.html}", as_json)
+
+
 def _print(tables: Sequence["Table"], written: str, as_json: bool) -> None:
     """The tables on stderr; on stdout the same as JSON, or what was written."""
     from spherecf.demo import show_tables

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from spherecf.models import (
 from spherecf.training import (
     MODEL_FILE,
     ConfidenceConfig,
+    Objectives,
     Ranks,
     StreamedFeatures,
     cache_bytes,
@@ -128,7 +129,7 @@ def classifier(folder: Path, recogniser: Path, names: list[str] | None = None) -
     return save_prototypes(folder / "prototypes.safetensors", prototypes, names or source.identities)
 
 
-@pytest.mark.parametrize("objective", ["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian"])
+@pytest.mark.parametrize("objective", get_args(Objectives))
 @pytest.mark.parametrize("head", ["light", "conv"])
 def test_every_objective_learns_in_the_same_path(
     tmp_path: Path, recogniser: Path, objective: str, head: str

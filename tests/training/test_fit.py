@@ -10,7 +10,15 @@ from torch import Tensor
 from spherecf import vmf
 from spherecf.errors import FileFormatError, InputError, SpherecfError
 from spherecf.models import ConfidenceHead, make_head
-from spherecf.training import CachedFeatures, ConfidenceConfig, Monitor, Targets, fit_head
+from spherecf.training import (
+    CachedFeatures,
+    ConfidenceConfig,
+    FeatureCache,
+    GivenPrototypes,
+    Monitor,
+    Targets,
+    fit_head,
+)
 from spherecf.training.heads import ConfidenceTask
 
 DIM, ROWS = 64, 3000
@@ -35,7 +43,13 @@ def problem(folder: Path) -> tuple[CachedFeatures, np.ndarray]:
     labels = np.arange(ROWS) // 10
     mu = np.eye(1, DIM, dtype=np.float32).repeat(ROWS, 0)
     cache = make_cache(folder / "cache", labels, mu, summary)
-    return CachedFeatures(cache, Targets(np.arange(ROWS), cosine, labels, [])), log_kappa
+    return CachedFeatures(cache, targets(cache, cosine, labels)), log_kappa
+
+
+def targets(cache: FeatureCache, cosine: np.ndarray, labels: np.ndarray) -> Targets:
+    """Cosines from elsewhere; no loss here looks at the prototypes."""
+    prototypes = GivenPrototypes(cache.source, torch.eye(1, DIM).expand(ROWS // 10, DIM), DIM)
+    return Targets(np.arange(ROWS), cosine, labels, [], prototypes)
 
 
 def light(seed: int = 0) -> ConfidenceHead:
@@ -143,8 +157,7 @@ def test_a_cache_of_another_head(tmp_path: Path) -> None:
 
 def test_one_identity_cannot_be_split(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
-    cosine = np.full(ROWS, 0.5, np.float32)
-    same = Targets(np.arange(ROWS), cosine, np.zeros(ROWS, np.int64), [])
+    same = targets(features.cache, np.full(ROWS, 0.5, np.float32), np.zeros(ROWS, np.int64))
     with pytest.raises(InputError, match="at least 2 identities to split, got 1"):
         fit_head(light(), CachedFeatures(features.cache, same), CONFIG)
 

@@ -6,7 +6,9 @@ import torch
 from tests.training.conftest import make_cache
 
 from spherecf.errors import InputError
-from spherecf.training import FeatureCache, prototype_targets
+from spherecf.losses import certainty_ratio_loss
+from spherecf.training import FeatureCache, LossSettings, prototype_targets
+from spherecf.training.heads import make_objective
 
 LABELS = np.array([0, 0, 0, 1, 1, 2, -1])
 VIEWS = 2
@@ -78,3 +80,22 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", np.array([0, 1]), np.eye(2, 4, dtype=np.float32), np.zeros((2, 2)))
     with pytest.raises(InputError, match="2 images, 0 unreadable, 2 the only one of their identity"):
         prototype_targets(cache)
+
+
+def test_others_are_all_identities_but_the_own_and_the_absent(tmp_path: Path) -> None:
+    """Identity 3 has no image: its prototype, of length 0, is nobody's nearest."""
+    labels = np.array([0, 0, 1, 1, 2, 4])
+    mu = np.zeros((6, 4), np.float32)
+    mu[np.arange(6), [0, 0, 1, 1, 2, 3]] = -1  # every two people at cosine 0
+    mu[5] = [-0.6, -0.8, 0, 0]
+    found = prototype_targets(make_cache(tmp_path / "c", labels, mu, np.zeros((6, 2))), leave_one_out=False)
+    whole = found.prototypes.all()
+    assert whole.shape == (5, 4) and not whole[3].any()
+    faces = torch.tensor([[-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.6, 0.8]])
+    objective = make_objective(LossSettings("cr-fiqa"), 4, found.prototypes)
+    loss = objective.loss(torch.zeros(2), torch.tensor([1.0, -0.6]), faces, torch.tensor([0, 2]))
+    # The first is nearest to person 4 (0.6), the second to nobody: 0 to persons 0, 1 and 4.
+    expected = certainty_ratio_loss(
+        torch.zeros(2), torch.tensor([1.0, -0.6]), torch.tensor([0.6, 0.0]), "none"
+    )
+    torch.testing.assert_close(loss, expected)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from spherecf.scoring import gaussian_score, mutual_likelihood_score
 from spherecf.training import (
     ConfidenceConfig,
     FeatureCache,
+    Objectives,
     TrainingData,
     build_cache,
     fit_confidence,
@@ -40,7 +41,7 @@ class HeadVariant:
     score: str
     loss: Variant = "exact"
     leave_one_out: bool = True
-    objective: Literal["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian"] = "scf"
+    objective: Objectives = "scf"
 
     @property
     def gaussian(self) -> bool:

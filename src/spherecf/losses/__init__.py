@@ -2,14 +2,17 @@
 
 Stage 1: `margin_softmax_loss` with a `Margin` (docs/margins.md says which); the formulas are functions of
 the cosine. Stage 2: the sphere confidence loss, exact and as released, and its rivals: with a Gaussian, on
-pairs.
+pairs, and against the prototypes of others.
 """
 
 from spherecf.losses.baselines import (
+    certainty_ratio_loss,
     gaussian_confidence_loss,
     gaussian_confidence_loss_from_cosine as gaussian_confidence_loss_from_cosine,
     pfe_gaussian_loss,
     pfe_vmf_loss,
+    probface_loss,
+    random_temperature_loss,
 )
 from spherecf.losses.blockwise import (
     blockwise_losses as blockwise_losses,
@@ -69,11 +72,14 @@ __all__ = [
     "SphereFace",
     "SphereFace2",
     "arcface",
+    "certainty_ratio_loss",
     "gaussian_confidence_loss",
     "make_margin",
     "margin_softmax_loss",
     "pfe_gaussian_loss",
     "pfe_vmf_loss",
+    "probface_loss",
+    "random_temperature_loss",
     "sphere_confidence_loss",
     "sphere_confidence_loss_from_cosine",
     "sphereface2_bias",

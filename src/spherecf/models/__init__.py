@@ -20,6 +20,7 @@ from spherecf.models.preprocessing import (
     default_detector_path as default_detector_path,
 )
 from spherecf.models.published import load_backbone, load_prototypes
+from spherecf.models.quality import RecogniserQuality
 from spherecf.models.saved import (
     prototype_identities as prototype_identities,
     save_backbone,
@@ -37,6 +38,7 @@ __all__ = [
     "FrozenBackbone",
     "Network",
     "Preprocessing",
+    "RecogniserQuality",
     "import_onnx",
     "load",
     "load_backbone",

@@ -27,7 +27,7 @@ from spherecf.models.engines import (
 from spherecf.models.network import Network
 from spherecf.models.networks import make_backbone
 from spherecf.models.onnx.graph import Model, read_onnx
-from spherecf.models.onnx.module import cut_graph, trace_onnx
+from spherecf.models.onnx.module import cut_graph, import_onnx, trace_onnx
 from spherecf.models.onnx.outputs import GraphOutputs, find_outputs
 from spherecf.models.onnx.pixels import check_pixels, hint
 from spherecf.models.onnx.repairs import load_graph
@@ -480,6 +480,21 @@ class FrozenBackbone(nn.Module):
             raise ModelError(f"{self.name}: its engine {self.engine} has no graph that could be written")
         pixels = torch.zeros(2, 3, *self.preprocessing.size, device=self._engine.device)
         return trace_onnx(self._engine.plain(), {"pixels": pixels}, ("embedding", "features"))
+
+    def differentiable(self) -> nn.Module:
+        """Its network with gradients to the pixels: preprocessed ones (n, 3, h, w) to (embedding, map).
+
+        Of an ONNX file it is imported anew, with the batch normalisations that inference folds away.
+
+        Raises:
+            ModelError: torch cannot run it, its file has changed, or it runs in bfloat16 or TF32.
+        """
+        if self._source is not None:
+            names = {"embedding": self.embedding_name, "features": self.feature_name}
+            return import_onnx(self.to_onnx(), **names).requires_grad_(False).to(self.device)
+        if not isinstance(self._engine, ModuleEngine):
+            raise ModelError(f"{self.name}: its engine {self.engine} gives no gradients")
+        return self._engine.plain()
 
     def trainable(self) -> Network:
         """A copy of its network with gradients, for fine-tuning; only checkpoints of `NETWORKS` have one.

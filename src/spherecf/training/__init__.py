@@ -28,6 +28,7 @@ from spherecf.training.config import (
     LossSettings as LossSettings,
     MarginSettings as MarginSettings,
     NetworkSettings as NetworkSettings,
+    Objectives as Objectives,
     OptimizerSettings as OptimizerSettings,
     PrototypeSettings as PrototypeSettings,
     ScheduleSettings as ScheduleSettings,

@@ -258,14 +258,17 @@ class PrototypeSettings:
     leave_one_out: _Bool = True
 
 
+Objectives = Literal["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian", "probface", "cr-fiqa", "rts"]
+
+
 @_settings
 class LossSettings:
-    """``objective`` "scf", or a rival: "scf-gaussian", "pfe-vmf", "pfe-gaussian".
+    """``objective`` "scf", or a rival: one of the others in `Objectives`.
 
     ``variant`` of "scf": "exact" or "released". ``radius`` r of the sphere shifts the loss and the scores.
     """
 
-    objective: Literal["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian"] = "scf"
+    objective: Objectives = "scf"
     variant: Variant = "exact"
     radius: Annotated[_Float, Field(gt=0)] = 64.0
 

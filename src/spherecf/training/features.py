@@ -48,12 +48,14 @@ class Targets:
         cosine: (n,) cos(mu, prototype) of each.
         identities: (n,) identity of each.
         singletons: keys of images left out because no other image of their identity could be used.
+        prototypes: what the cosines are to.
     """
 
     rows: NDArray[np.int64]
     cosine: NDArray[np.float32]
     identities: NDArray[np.int64]
     singletons: list[str]
+    prototypes: "Prototypes"
 
 
 def prototype_targets(
@@ -94,7 +96,7 @@ def prototype_targets(
         part = rows[start : start + _BLOCK]
         mu = torch.from_numpy(cache.mu[part])  # (block, dim)
         cosine[start : start + _BLOCK] = (mu * given.of(part // views)).sum(1).clamp(-1, 1).numpy()
-    return Targets(rows, cosine, source.labels[rows // views], singletons)
+    return Targets(rows, cosine, source.labels[rows // views], singletons, given)
 
 
 def check_fit(prototypes: Tensor, dim: int, labels: NDArray[np.int64]) -> None:
@@ -161,6 +163,10 @@ class Prototypes(Protocol):
         """Unit vectors (n, dim)."""
         ...
 
+    def all(self) -> Tensor:
+        """(identities, dim) that of every identity, with all of its images; zeros where it has none."""
+        ...
+
     def digest(self) -> str:
         """Hash of the prototypes."""
         ...
@@ -176,6 +182,9 @@ class GivenPrototypes:
 
     def of(self, images: NDArray[np.int64]) -> Tensor:
         return self._prototypes[torch.from_numpy(self._labels[images])]
+
+    def all(self) -> Tensor:
+        return self._prototypes
 
     def digest(self) -> str:
         return hashlib.sha256(self._prototypes.contiguous().numpy().data).hexdigest()
@@ -218,6 +227,9 @@ class MeanPrototypes:
         if self._leave_one_out:
             sums = sums - torch.from_numpy(self._mu[images]).double()
         return normalize(sums, dim=1).float()
+
+    def all(self) -> Tensor:
+        return normalize(self._sums, dim=1).float()
 
     def singletons(self, source: ImageSource) -> list[str]:
         """Keys of images whose identity has no other usable image."""
@@ -285,6 +297,11 @@ class Features(Protocol):
         """Shape of one entry's summary."""
         ...
 
+    @property
+    def prototypes(self) -> Prototypes:
+        """What the cosines are to."""
+        ...
+
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
         """The entries of each part, in order; ``Part.data`` is a `Sample`, or images for fine-tuning.
 
@@ -309,6 +326,7 @@ class CachedFeatures:
         self.images = targets.rows // len(cache.views)
         self.identities, self.cosine = targets.identities, targets.cosine
         self.dim, self.summary_shape = cache.mu.shape[1], cache.summary_shape
+        self.prototypes = targets.prototypes
         self._device = device or torch.device("cpu")
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
@@ -370,7 +388,7 @@ class StreamedFeatures:
     ) -> None:
         config, ranks = config or ConfidenceConfig(), ranks or Ranks()
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
-        self._prototypes, self._tuning, self._device = prototypes, config.features.finetune, ranks.device
+        self.prototypes, self._tuning, self._device = prototypes, config.features.finetune, ranks.device
         # A GPU computes a batch ahead, and always has work while the processor looks at what is done.
         self._ahead = 0 if backbone.device.type == "cpu" else 1
         # Entry i is view i % len(views) of image images[i], as in a cache.
@@ -451,13 +469,13 @@ class StreamedFeatures:
 
     def prototypes_of(self, entries: Rows) -> Tensor:
         """Prototypes (n, dim) of the entries, for the cosines of a backbone that changes."""
-        return self._prototypes.of(self.images[entries])
+        return self.prototypes.of(self.images[entries])
 
     def keys(self, entries: Rows) -> list[str]:
         return [self._source.keys[image] for image in self.images[entries].tolist()]
 
     def digest(self) -> str:
-        return hashlib.sha256(self.images.tobytes() + self._prototypes.digest().encode()).hexdigest()
+        return hashlib.sha256(self.images.tobytes() + self.prototypes.digest().encode()).hexdigest()
 
 
 def _to(device: torch.device, sample: Sample) -> Sample:

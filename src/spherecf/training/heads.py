@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +16,20 @@ from torch.nn.functional import normalize
 from spherecf.data import split_identities
 from spherecf.errors import InputError
 from spherecf.losses import (
+    certainty_ratio_loss,
     gaussian_confidence_loss_from_cosine,
     initial_kappa,
     pfe_gaussian_loss,
     pfe_vmf_loss,
+    probface_loss,
+    random_temperature_loss,
     sphere_confidence_loss_from_cosine,
 )
 from spherecf.models import ConfidenceHead, Preprocessing
 from spherecf.training.checkpoint import identity_of
 from spherecf.training.config import ConfidenceConfig, LossSettings
 from spherecf.training.distributed import Ranks, gather_rows
-from spherecf.training.features import Features, Sample, StreamedFeatures
+from spherecf.training.features import Features, Prototypes, Sample, StreamedFeatures
 from spherecf.training.loop import Forward, Loss, Part, Rows, Run, run_training
 from spherecf.training.optim import make_optimizer
 from spherecf.training.sampling import grouped_batches, shuffled_batches
@@ -38,24 +42,34 @@ class Objective:
     Attributes:
         loss: of output (n,) or (n, outputs), cos(mu, prototype) (n,), mu (n, dim) and labels (n,): one loss
             per sample (n,), or per genuine pair (m,).
-        best_constant: of cosines (n,): the constant ``exp(output)`` with the smallest loss.
+        best_constant: of cosines (n,): the constant ``exp(output)`` with the smallest loss, or near it.
         outputs: numbers that the head gives per image.
-        pairwise: it compares the samples of an identity with each other, by ``mu`` and ``labels``; other
-            objectives use neither.
+        pairwise: it compares the samples of an identity with each other, by ``mu`` and ``labels``.
+        against_others: it compares a sample with the prototypes of other identities, by the same; the rest
+            use neither.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     best_constant: Callable[[Tensor], float]
     outputs: int = 1
     pairwise: bool = False
+    against_others: bool = False
+
+    @property
+    def directions(self) -> bool:
+        """Whether it needs the samples' ``mu``."""
+        return self.pairwise or self.against_others
 
 
-def make_objective(settings: LossSettings, dim: int) -> Objective:
+def make_objective(settings: LossSettings, dim: int, prototypes: Prototypes | None = None) -> Objective:
     """The objective of a recipe, for embeddings of ``dim`` numbers.
 
     "scf": -log of the vMF density at the prototype, of which the head gives log kappa. "scf-gaussian": the
     same of an isotropic Gaussian, the head gives its log precision. "pfe-vmf", "pfe-gaussian": minus the
-    mutual likelihood score of genuine pairs; the head gives log kappa, or dim log precisions.
+    mutual likelihood score of genuine pairs; the head gives log kappa, or dim log precisions. "probface": the
+    same with one log precision, regularised. "cr-fiqa": the head gives the certainty ratio itself, which
+    stands where log kappa does. "rts": minus the log variance of a random temperature. The last two compare
+    with ``prototypes``, which only their loss needs.
     """
     radius, variant = settings.radius, settings.variant
 
@@ -78,11 +92,37 @@ def make_objective(settings: LossSettings, dim: int) -> Objective:
         # The head gives log precisions, so that larger is surer for every head; the loss takes log variances.
         return pfe_gaussian_loss(mu, -output, labels, "none")
 
+    def probface(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
+        return probface_loss(mu, -output, labels, "none")
+
+    @cache
+    def known(device: torch.device) -> Tensor:
+        assert prototypes is not None  # a loss is computed of features, which have them
+        return prototypes.all().to(device)  # (identities, dim)
+
+    def others(mu: Tensor, labels: Tensor) -> Tensor:
+        """(n, identities) cosines to the prototypes of all others; -inf for the own and for absent ones."""
+        weights = known(mu.device)
+        cosine = (mu @ weights.T).masked_fill(~weights.any(1), -torch.inf)
+        return cosine.scatter(1, labels.to(mu.device)[:, None], -torch.inf)
+
+    def cr_fiqa(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
+        return certainty_ratio_loss(output, cosine, others(mu, labels).amax(1), "none")
+
+    def rts(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
+        return random_temperature_loss(-output, cosine, others(mu, labels), "none")
+
+    def mean_ratio(cosine: Tensor) -> float:
+        return math.exp(float(cosine.double().mean()))  # of the ratio itself, the nearest other at 90 degrees
+
     return {
         "scf": Objective(scf, best_kappa),
         "scf-gaussian": Objective(scf_gaussian, best_precision),
         "pfe-vmf": Objective(pfe_vmf, best_kappa, pairwise=True),
         "pfe-gaussian": Objective(pfe_gaussian, best_precision, outputs=dim, pairwise=True),
+        "probface": Objective(probface, lambda cosine: best_precision(cosine) / dim, pairwise=True),
+        "cr-fiqa": Objective(cr_fiqa, mean_ratio, against_others=True),
+        "rts": Objective(rts, lambda cosine: 1.0, against_others=True),
     }[settings.objective]
 
 
@@ -137,7 +177,8 @@ class ConfidenceTask:
                 f"{tuple(features.summary_shape)}: it was made for another head"
             )
         self.head, self.features, self._config, self._ranks = head, features, config, ranks
-        self.objective, self._measures = make_objective(config.loss, features.dim), measures
+        self.objective = make_objective(config.loss, features.dim, features.prototypes)
+        self._measures = measures
         self._split()
         if self.objective.pairwise:  # an error where either side has no pairs, before the first epoch
             self.batches(0)
@@ -186,7 +227,7 @@ class ConfidenceTask:
 
     def _constant_loss(self) -> float:
         """Held-out loss of the constant head; infinite where there is none to compare with."""
-        if not len(self.held_out) or self.objective.pairwise or self.features.cosine is None:
+        if not len(self.held_out) or self.objective.directions or self.features.cosine is None:
             return math.inf
         cosine = torch.from_numpy(self.features.cosine)[torch.from_numpy(self.held_out)]  # (m,)
         output = torch.full_like(cosine, self.initial).log()  # (m,)
@@ -234,7 +275,7 @@ class ConfidenceTask:
         return [part.reshape(-1) for part in np.array_split(groups, parts)]
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        return self.features.load(parts, self.objective.pairwise)
+        return self.features.load(parts, self.objective.directions)
 
     def begin(self, rows: Rows, step: int) -> None:
         pass
@@ -316,7 +357,7 @@ class ConfidenceTask:
             parts = np.array_split(self.held_out, max(1, math.ceil(len(self.held_out) / self._chunk())))
         local = [part[ranks.share(len(part))] for part in parts]
         losses, kappas = [], []
-        with closing(self.features.load(local, self.objective.pairwise)) as loaded:
+        with closing(self.features.load(local, self.objective.directions)) as loaded:
             for part in loaded:
                 output, sample = self._outputs(self.network, part)
                 labels = torch.from_numpy(self.features.identities[part.rows])

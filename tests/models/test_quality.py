@@ -1,0 +1,156 @@
+"""SER-FIQ, GraFIQs and FaceQAN against slow ways on tiny networks, and on real faces with SFace."""
+
+import numpy as np
+import pytest
+import torch
+from tests.models.conftest import TINY, noise
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from spherecf.errors import InputError, ModelError
+from spherecf.models import FrozenBackbone, RecogniserQuality
+
+METHODS = ("norm", "ser_fiq", "grafiqs", "faceqan")
+
+
+class Small(nn.Module):
+    """1x1 convolution, batch normalisation, one dense layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4 * 16 * 16, 8)
+        with torch.no_grad():
+            self.bn.running_mean += torch.arange(4) / 10
+            self.bn.running_var *= torch.arange(1, 5) / 3
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.relu(self.bn(self.conv(x)))
+        return self.fc(x.flatten(1)), x
+
+
+@pytest.fixture
+def small() -> FrozenBackbone:
+    torch.manual_seed(3)
+    return FrozenBackbone.from_module(Small(), TINY)
+
+
+def test_ser_fiq_is_the_spread_under_dropout_of_the_last_layer(small: FrozenBackbone) -> None:
+    images, found = noise(2), []
+    network = small.network
+    for image in images:
+        inside = network(TINY(image[None]))[1].flatten(1)
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            mask = nn.functional.dropout(torch.ones(5, inside.shape[1]), 0.3)
+        rows = (mask * inside) @ network.fc.weight.T + network.fc.bias
+        rows = (rows / rows.norm(dim=1, keepdim=True)).double().numpy()
+        apart = [np.linalg.norm(rows[a] - rows[b]) for a in range(5) for b in range(a)]
+        found.append(2 / (1 + np.exp(np.mean(apart))))
+    got = RecogniserQuality(small).ser_fiq(images, passes=5, rate=0.3, seed=7)
+    assert got.tolist() == pytest.approx(found, rel=1e-5)
+
+
+def test_grafiqs_is_the_inverse_gradient_of_the_gap_to_what_was_learnt(small: FrozenBackbone) -> None:
+    """By central differences in double precision, pixel by pixel."""
+    network = small.network
+    weight, bias = network.conv.weight.double().numpy()[:, :, 0, 0], network.conv.bias.double().numpy()
+    mean, variance = (b.double().numpy()[:, None] for b in (network.bn.running_mean, network.bn.running_var))
+
+    def gap(pixels: np.ndarray) -> float:
+        x = weight @ pixels.reshape(3, -1) + bias[:, None]
+        return float(
+            np.square(x.mean(1, keepdims=True) - mean).mean()
+            + np.square(x.var(1, keepdims=True) - variance).mean()
+        )
+
+    image = noise(1, seed=4)
+    x, total = TINY(image)[0].double().numpy().copy(), 0.0
+    for place in np.ndindex(x.shape):
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = x.copy()
+            moved[place] += step
+            ends.append(gap(moved))
+        total += abs(ends[0] - ends[1]) / 2e-5
+    assert RecogniserQuality(small).grafiqs(image).item() == pytest.approx(1 / total, rel=1e-4)
+
+
+def test_faceqan_takes_the_authors_steps_one_copy_at_a_time(small: FrozenBackbone) -> None:
+    image, epsilon = noise(1, seed=5), 0.05
+    pixels, network = TINY(image), small.network
+    own, mirrored = (normalize(network(x)[0], dim=1)[0] for x in (pixels, pixels.flip(3)))
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        start = torch.rand(3, 3, 16, 16) * 2 - 1
+    cosines = []
+    for copy in range(3):
+        x = (pixels + 2 * epsilon * start[copy]).clamp(-1, 1)  # 255 grey values are 2 here
+        for _ in range(2):
+            x = x.detach().requires_grad_()
+            cosine = (normalize(network(x)[0], dim=1)[0] * own).sum()
+            (1 - cosine).backward()
+            cosines.append(cosine.item())
+            x = (x + 2 * epsilon * x.grad.sign()).clamp(-1, 1)
+    mean, deviation = np.mean(cosines), np.std(cosines)
+    expected = ((1 + mean) / 2 * (1 - deviation) * (own @ mirrored).item()) ** 5
+    got = RecogniserQuality(small).faceqan(image, copies=3, steps=2, epsilon=epsilon, seed=11)
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_image_does_not_depend_on_the_others_nor_change_anything(
+    tiny: FrozenBackbone, method: str
+) -> None:
+    quality, images = RecogniserQuality(tiny), noise(3, seed=9)
+    before, state = tiny(images).mu, torch.random.get_rng_state()
+    together = getattr(quality, method)(images)
+    alone = torch.cat([getattr(quality, method)(image[None]) for image in images])
+    torch.testing.assert_close(together, alone)
+    assert together.shape == (3,) and together.isfinite().all() and len(together.unique()) == 3
+    assert torch.equal(before, tiny(images).mu) and torch.equal(state, torch.random.get_rng_state())
+
+
+def test_a_graph_gets_its_batch_normalisations_back(tiny: FrozenBackbone) -> None:
+    """Folded away for inference, all but the ones that follow no convolution."""
+    count = [
+        sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
+        for network in (tiny.network, tiny.differentiable())
+    ]
+    assert count == [3, 7]
+    pixels = TINY(noise(2))
+    torch.testing.assert_close(
+        tiny.differentiable()(pixels)[0], tiny.network(pixels)[0], rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_faces_half_hidden_by_noise_are_less_sure(
+    sface: FrozenBackbone, lfw_pairs: tuple[np.ndarray, np.ndarray], method: str
+) -> None:
+    faces = lfw_pairs[0][:6]
+    hidden = np.where(np.arange(112)[:, None, None] < 64, noise(6, 112), faces)
+    options = {"faceqan": {"copies": 2, "steps": 2}, "ser_fiq": {"passes": 20}}.get(method, {})
+    clear, poor = (getattr(RecogniserQuality(sface), method)(images, **options) for images in (faces, hidden))
+    assert clear.median() > poor.median()
+
+
+def test_what_cannot_be_disturbed_is_refused(tiny: FrozenBackbone, small: FrozenBackbone) -> None:
+    quality = RecogniserQuality(small)
+    for how in (
+        lambda: quality.ser_fiq(noise(1), passes=1),
+        lambda: quality.ser_fiq(noise(1), rate=1.0),
+        lambda: quality.faceqan(noise(1), copies=1),
+        lambda: quality.faceqan(noise(1), epsilon=0.0),
+        lambda: quality.grafiqs(noise(1, 17)),
+        lambda: quality.grafiqs(noise(0)),
+    ):
+        with pytest.raises(InputError):
+            how()
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
+
+    class Bare(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return plain(x), x
+
+    with pytest.raises(ModelError, match="GraFIQs needs batch normalisations"):
+        RecogniserQuality(FrozenBackbone.from_module(Bare(), TINY)).grafiqs(noise(1))
