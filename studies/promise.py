@@ -28,7 +28,8 @@ RATES = (1e-2, 1e-3, 1e-4)
 SHOWN = RATES[1:]
 LOCAL = (20, 50, 100, 200)
 """People that rules are made anew on."""
-_IMAGES = 4000  # of a set: 8 million pairs
+_IMAGES = 4000  # of a set that are looked at
+_COMPARED = 2000  # of a crowd: two million pairs
 _EACH, _MOST = 4, 1000  # pictures of a person, and of all, that rules are made anew on
 _REST = 20  # people at least who are left to count on
 
@@ -44,8 +45,9 @@ class Crowd:
     """With their evidence."""
 
     @classmethod
-    def of(cls, name: str, some: Embeddings, calibration: Calibration) -> "Crowd":
-        """All pairs of these pictures, with their evidence."""
+    def of(cls, name: str, embeddings: Embeddings, calibration: Calibration) -> "Crowd":
+        """All pairs of these pictures, of at most 2,000, with their evidence."""
+        some = embeddings.select(np.sort(in_turns(np.asarray(embeddings.labels))[:_COMPARED]))
         shown = GradedFaces(
             ["none"], some.mu[:, None], some.kappa[:, None], np.asarray(some.labels), some.keys, some.radius
         )

@@ -9,7 +9,7 @@ from spherecf.calibration import Calibration, DecisionRule
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import check_members
-from spherecf.scoring import mutual_likelihood_score, pool
+from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, pool
 
 
 def members(sizes: list[int], spread: float = 0.4, seed: int = 0) -> Embeddings:
@@ -32,27 +32,23 @@ def rules(score: str = "mls", *accepts: float, floor: float = 0.0) -> tuple[Deci
 
 def slow(known: Embeddings, several: bool) -> tuple[list[float], list[float]]:
     """Scores of (two members, one member), image by image."""
-
-    def score(left: np.ndarray, right: np.ndarray) -> float:
-        (mu, kappa, _), (other, length, _) = (
-            pool(known.mu[one].astype(float), known.kappa[one].astype(float), np.zeros(len(one), np.int64))
-            for one in (left, right)
-        )
-        return float(mutual_likelihood_score(mu, kappa, other, length, radius=64.0)[0])
-
+    mu, kappa, label = known.mu.astype(float), known.kappa.astype(float), np.asarray(known.labels)
+    templates = pool(mu, kappa, label)
+    scores = mutual_likelihood_matrix(mu, kappa, templates.mu, templates.kappa, 64.0)
+    size = np.bincount(label).tolist()
     others, own = [], []
-    for image in range(len(known)):
-        for person in range(len(known.identities)):
-            rows = np.flatnonzero(known.labels == person)
-            mine = person == known.labels[image]
-            rows = rows[rows != image] if mine else rows
-            if not rows.size or (rows.size > 1) != several:
+    for image, mine in enumerate(label.tolist()):
+        for person, images in enumerate(size):
+            if person == mine or (images > 1) != several:
                 continue
-            single = rows.size == 1 and (known.labels == known.labels[image]).sum() == 1
-            if mine:
-                own.append(score(np.array([image]), rows))
-            elif not (single and person < known.labels[image]):
-                others.append(score(np.array([image]), rows))
+            if images > 1 or size[mine] > 1 or mine < person:
+                others.append(float(scores[image, person]))
+        rest = np.flatnonzero((label == mine) & (np.arange(label.size) != image))
+        if rest.size and (rest.size > 1) == several:
+            eta = (kappa[rest, None] * mu[rest]).sum(0)
+            length = np.linalg.norm(eta, keepdims=True)
+            one = mu[image : image + 1], kappa[image : image + 1]
+            own.append(float(mutual_likelihood_score(*one, eta[None] / length, length, radius=64.0)[0]))
     return others, own
 
 
