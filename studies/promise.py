@@ -165,7 +165,7 @@ def elsewhere(crowds: Sequence[Crowd], calibration: Calibration, draws: int, see
         for made in (None, *crowds):
             known = calibration
             if made is not None:
-                known = check_people(made.only(made.people), calibration, draws=draws, seed=seed).calibration
+                known = _anew(made.only(made.people), calibration, draws, seed)
             for crowd in crowds:
                 if crowd is not made:
                     tallies = [_Tally() for _ in RATES]
@@ -177,6 +177,10 @@ def elsewhere(crowds: Sequence[Crowd], calibration: Calibration, draws: int, see
                     ]
                     advance()
     return found
+
+
+def _anew(people: Embeddings, calibration: Calibration, draws: int, seed: int) -> Calibration:
+    return check_people(people, calibration, draws=draws, seed=seed, least_people=min(LOCAL)).calibration
 
 
 def at_home(
@@ -191,7 +195,7 @@ def at_home(
             for repetition in range(repetitions):
                 rng = np.random.default_rng([seed, people, repetition])
                 local = rng.permutation(crowd.people)[:people]
-                made = check_people(crowd.only(local), calibration, draws=draws, seed=repetition).calibration
+                made = _anew(crowd.only(local), calibration, draws, repetition)
                 rest = crowd.without(local)
                 count(rest, (*calibration.decisions, *made.decisions), (*before, *after), draws)
                 advance()
