@@ -67,11 +67,11 @@ def scores_of(
     probes: Side, gallery: Side, evidence: str, calibration: Calibration, radius: float
 ) -> dict[str, Array]:
     """(probes, gallery) of every score."""
-    ours, theirs = (
-        [torch.from_numpy(np.ascontiguousarray(one)) for one in side[:2]] for side in (probes, gallery)
+    mu, kappa, their_mu, their_kappa = (
+        torch.from_numpy(np.ascontiguousarray(one)) for side in (probes, gallery) for one in side[:2]
     )
-    mls = mutual_likelihood_matrix(*ours, *theirs, radius).numpy()
-    cosine = cosine_matrix(ours[0], theirs[0]).numpy()
+    mls = mutual_likelihood_matrix(mu, kappa, their_mu, their_kappa, radius).numpy()
+    cosine = cosine_matrix(mu, their_mu).numpy()
     found = np.empty_like(mls)
     for start in range(0, len(mls), _ROWS):
         rows = slice(start, start + _ROWS)

@@ -62,7 +62,7 @@ class Crowd:
 
     def only(self, people: Array) -> Embeddings:
         """Some pictures of some of them: about four of each, and at most 1,000."""
-        own = self.embeddings.select(np.flatnonzero(np.isin(self.embeddings.labels, people)))
+        own = self.embeddings.select(np.flatnonzero(np.isin(np.asarray(self.embeddings.labels), people)))
         rows = in_turns(np.asarray(own.labels))[: min(_EACH * people.size, _MOST)]
         return own.select(np.sort(rows))
 
@@ -140,8 +140,8 @@ def count(pairs: ScoredPairs, rules: Sequence[DecisionRule], tallies: Sequence[_
     values = pairs.scores["evidence"]
     for least in floor:
         own = [place for place, rule in enumerate(rules) if rule.least_confidence == least]
-        accepts = [np.inf if rules[place].accept is None else rules[place].accept for place in own]
-        grid = np.unique(accepts)
+        accepts = [np.inf if (accept := rules[place].accept) is None else accept for place in own]
+        grid = np.unique(np.array(accepts, np.float64))
         sure = np.where(pairs.confidence >= least, values, -np.inf)
         found, right = (pairs.reach(sure, mated, grid, 0 if mated else draws) for mated in (False, True))
         for place, accept in zip(own, accepts):
@@ -283,7 +283,8 @@ def _crowds(
         found.append(Crowd.of(f"{test.name}, {name}", own, calibration))
     for name, source in others.items():
         cache = build_cache(backbone, head, some_of(source), [View()], folder / f"{name}-cache")
-        found.append(Crowd.of(name, *_views(model, cache, 0), calibration))
+        (own,) = _views(model, cache, 0)
+        found.append(Crowd.of(name, own, calibration))
     return found
 
 

@@ -88,7 +88,7 @@ def check_members(
         ...     labels=np.arange(60),
         ...     identities=list(map(str, range(60))),
         ... )
-        >>> rule = DecisionRule("mls", 64.0, "kappa", -100.0, -100.0, 0.0, "fmr", 0.01, 0.05)
+        >>> rule = DecisionRule("mls", 64.0, "kappa", -1e3, -1e3, 0.0, "fmr", 0.01, 0.05)
         >>> found = check_members(images, Calibration("m", "d", decisions=(rule,)), draws=100)
         >>> found.counts["non_mated"], found.rules[0].verdict
         (1770, 'broken')
@@ -192,15 +192,16 @@ class _Searched:
     def _others(self, several: bool) -> Iterator[tuple[Array, ...]]:
         """(score, cosine, kappa of template and image, member of template and image) of other members."""
         mu, kappa = _tensors(self.members)
+        labels = np.asarray(self.members.labels)
         chosen = np.flatnonzero((self.size > 1) == several)
         theirs, single = (
             self.person[chosen],
-            self.size[np.searchsorted(self.person, self.members.labels)] == 1,
+            self.size[np.searchsorted(self.person, labels)] == 1,
         )
         at = torch.from_numpy(chosen)
         for start in range(0, self.probes.size if chosen.size else 0, _ROWS):
             rows = self.probes[start : start + _ROWS]
-            ours = np.asarray(self.members.labels)[rows]
+            ours = labels[rows]
             # Two templates of one image each are one comparison, not two.
             twice = single[rows, None] & (theirs < ours[:, None]) & (not several)
             image, template = np.nonzero((theirs != ours[:, None]) & ~twice)
