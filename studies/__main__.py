@@ -124,6 +124,72 @@ def shipped(
     _print(shipped_tables(result), f"model: {out / MODEL_FILE}\nreport: {files.html}", as_json)
 
 
+@app.command("promise", epilog="Example: python -m studies promise cfp/ lfw/ --out runs/shipped")
+def promised(
+    test: Annotated[Path, typer.Argument(help="Aligned crops of the people that calibrated and checked it.")],
+    others: Annotated[
+        list[Path] | None, typer.Argument(help="Aligned crops of other people, several of each.")
+    ] = None,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of `shipped`, for its cache; gets promise/.", callback=folder_to_write),
+    ],
+    model: Annotated[
+        Path | None, typer.Option(help="Calibrated model of SFace (default: the one that ships).")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(help="Draws of the people that rules are made anew on.")] = 10,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws of people.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+) -> None:
+    """Count decision rules on people of other sets, with and without `spherecf calibrate` on some of them.
+
+    Sets: the checking people of TEST by pose and under unseen damage, the OTHERS, and ORL. Rules of the model
+    and of each set are counted on all others, and rules made anew on 20 to 200 people of a set on its others.
+    docs/decisions.md has the results.
+    """
+    from spherecf.data import open_source, orl_faces
+    from spherecf.faces import AlignedFaces
+    from spherecf.models import load
+    from studies.promise import present_promise, promise, promise_tables
+
+    loaded, sets = load(model), [open_source(path) for path in others or ()]
+    named = {source.name: source for source in sets} | {"orl": AlignedFaces(orl_faces())}
+    result = promise(loaded, open_source(test), named, out, repetitions=repetitions, draws=draws)
+    files = present_promise(result, out / "promise", {"fingerprint": loaded.fingerprint()})
+    _print(promise_tables(result), f"report: {files.html}", as_json)
+
+
+@app.command(epilog="Example: python -m studies cohort cfp/ lfw/ --out runs/shipped")
+def cohort(
+    test: Annotated[Path, typer.Argument(help="Aligned crops of the people that calibrated and checked it.")],
+    others: Annotated[
+        list[Path] | None, typer.Argument(help="Aligned crops of other people, several of each.")
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Folder of `shipped`, for its cache.", callback=folder_to_write)],
+    model: Annotated[
+        Path | None, typer.Option(help="Calibrated model of SFace (default: the one that ships).")
+    ] = None,
+    galleries: Annotated[int, typer.Option(help="Draws of who is enrolled.")] = 8,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws of people.")] = 200,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+) -> None:
+    """Measure open-set search with scores normalised on the probe's own gallery (Z-norm, S-norm, tails).
+
+    docs/LOG.md has the results: the gallery does not do it.
+    """
+    from spherecf.data import open_source
+    from spherecf.models import load
+    from studies.cohort import cohort as run, cohort_tables
+
+    sets = [open_source(path) for path in others or ()]
+    gains = run(
+        load(model), open_source(test), {one.name: one for one in sets}, out, galleries=galleries, draws=draws
+    )
+    _print(cohort_tables(gains), "", as_json)
+
+
 @app.command(epilog=_REPRODUCE_EXAMPLE)
 def reproduce(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],

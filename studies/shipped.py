@@ -166,7 +166,9 @@ def tail_of(pairs: ScoredPairs, draws: int, seed: int = 0, share: float = _SHARE
     other = ~pairs.mated
     share = max(share, 1.01 * LEAST_EXCEEDANCES / int(other.sum()))
     values = pairs.scores["evidence"][other]
-    return fit_tail(values, pairs.left[other], pairs.right[other], share=share, draws=draws, seed=seed)
+    return fit_tail(
+        values, pairs.left[other], pairs.right[other], share=share, least=0.0, draws=draws, seed=seed
+    )
 
 
 def _sample(pairs: ScoredPairs, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import app
+from spherecf.cli.options import open_gallery
 from spherecf.data import orl_faces
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -51,3 +52,20 @@ def test_embeddings_of_another_model_are_refused(tmp_path: Path) -> None:
     Embeddings(mu, np.full(60, 5.0), keys, provenance={"model": "f" * 64}).save(path)
     with pytest.raises(InputError, match="made by the model ffff"):
         run(str(path), "--one-each")
+
+
+def test_a_gallery_keeps_the_rules_and_names_their_people(tmp_path: Path) -> None:
+    model, place = load(), tmp_path / "people.gallery"
+    keys, path = [str(i) for i in range(60)], tmp_path / "visitors.safetensors"
+    facts = {"model": model.fingerprint(), "radius": 64.0}
+    Embeddings(np.eye(60, 128, dtype=np.float32), np.full(60, 5.0), keys, provenance=facts).save(path)
+    with pytest.raises(InputError, match="there is no gallery here"):
+        run(str(path), "--one-each", "--gallery", str(place))
+    with open_gallery(str(place), model) as gallery:
+        gallery.enrol_many(["Ann"], np.eye(1, 128), [150.0])
+    said = json.loads(run(str(path), "--one-each", "--gallery", str(place), "--draws", "50", "--json"))
+    assert said["gallery"] == str(place) and said["saved"] is None
+    assert "counted" in {rule["how"] for rule in said["rules"]}
+    with open_gallery(str(place), model) as gallery:
+        found = gallery.identify(np.eye(1, 128)[0], 150.0)
+    assert found.tested_on == "60 people of visitors.safetensors"

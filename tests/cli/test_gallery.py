@@ -77,3 +77,23 @@ def test_wrong_use(people: Path, tmp_path: Path) -> None:
         run("remove", place, "Bob")
     with pytest.raises(InputError, match="one sub-folder of photos per person"):
         run("enrol", place, "--folders", people / "s1")
+
+
+def test_info_says_whether_the_rules_hold_for_the_members(tmp_path: Path) -> None:
+    for person in range(1, 23):
+        (tmp_path / "people" / f"s{person}").mkdir(parents=True)
+        for number in (1, 2)[: 1 + person % 2]:
+            shutil.copy(PEOPLE / f"s{person}" / f"{number}.pgm", tmp_path / "people" / f"s{person}")
+    run("enrol", tmp_path / "gallery", "--folders", tmp_path / "people")
+    (facts,), said = run("info", tmp_path / "gallery")
+    found = facts["members"]
+    assert found["counts"] == {"members": 22, "images": 33, "mated": 22, "non_mated": 33 * 21 - 55}
+    rates = {(one["rule"]["score"], one["rule"]["alpha"]): one for one in found["rules"]}
+    assert {score for score, _ in rates} == {"evidence", "evidence-template"}
+    assert rates["evidence", 1e-2]["matches"] == 22  # by the other photo of each of eleven
+    assert rates["evidence", 1e-8]["verdict"] == "open" and facts["members_untold"] is None
+    assert "22 of 22 members" in " ".join(said.split())
+    (facts,), said = run("info", tmp_path / "gallery", "--members", "10")
+    assert facts["members"] is None and "at least 20 members, got 10" in said
+    (facts,), said = run("info", tmp_path / "gallery", "--members", "0")
+    assert facts["members"] is None and facts["members_untold"] is None

@@ -15,6 +15,7 @@ from spherecf.cli.options import (
     Draws,
     ModelFile,
     open_assessor,
+    open_gallery,
 )
 from spherecf.cli.output import AsReport, file_to_write, print_text
 from spherecf.common.progress import console, progress
@@ -48,6 +49,10 @@ def calibrate(
             help="Write the model with the rules for these people to this file.", callback=file_to_write
         ),
     ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(help="Keep the rules in this gallery: its commands, and `serve`, then decide by them."),
+    ] = None,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
@@ -61,7 +66,7 @@ def calibrate(
     For each rate that the model promises: is it kept for these people (with an interval over people), broken,
     or can they not tell? The rules for two photos are then made from their pairs, and by the tail of these
     where the rate is too small to be counted. It takes 50 people. Commands that are given the saved model
-    (`--model`) decide by these rules.
+    (`--model`), or a gallery that keeps the rules (`--gallery`), decide by them, and name your people.
     """
     import json
 
@@ -70,6 +75,8 @@ def calibrate(
 
     assessor = open_assessor(model, backbone, detector, faces="main", device=device)
     known = assessor.model
+    if gallery is not None:  # fail before the work, not after it
+        open_gallery(str(gallery), known, create=False).close()
     if known.calibration is None:
         raise InputError(
             "the model has no decision rules to check; make them with `spherecf evaluate calibration --save`"
@@ -90,11 +97,17 @@ def calibrate(
     console.print(_table(report))
     if save is not None:
         known.with_calibration(report.calibration).save(save)
-        print_text(f"written: {save}; rules for templates of several photos are as they were")
+    if gallery is not None:
+        with open_gallery(str(gallery), known, create=False) as opened:
+            opened.keep_rules(report.calibration)
+    written = [str(path) for path in (save, gallery) if path is not None]
+    if written:
+        print_text(f"written: {', '.join(written)}; rules for templates of several photos are as they were")
     else:
         print_text("nothing written (use --save FILE for the model with the renewed rules)")
     if as_json:
-        typer.echo(json.dumps(report.to_dict() | {"saved": None if save is None else str(save)}, indent=2))
+        saved = {"saved": None if save is None else str(save), "gallery": gallery and str(gallery)}
+        typer.echo(json.dumps(report.to_dict() | saved, indent=2))
 
 
 def _embedded(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Embeddings":

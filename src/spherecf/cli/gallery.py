@@ -23,6 +23,7 @@ from spherecf.common.progress import console, progress
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
+    from spherecf.evaluation import MembersReport
     from spherecf.gallery import Gallery
     from spherecf.photos import AssessedPhoto, HowToEnrol, PhotoEnrolment
 
@@ -192,19 +193,79 @@ def list_people(
 @app.command(epilog="Example: spherecf gallery info people.gallery")
 def info(
     gallery: GalleryUri,
+    members: Annotated[
+        int, typer.Option(min=0, help="Members at most whose images tell whether the rules hold; 0 for none.")
+    ] = 1000,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     token: GalleryToken = "",
 ) -> None:
-    """Show the size of a gallery and the model that it belongs to."""
+    """Show the size of a gallery, the model that it belongs to, and whether its rules hold for its members.
+
+    The images of members, drawn at random if there are many, are searched among each other: for each rate
+    that is promised, whether it is kept for them, broken, or whether they cannot tell, with an interval over
+    members. It takes 20 members.
+    """
     with _existing(gallery, model, backbone, token) as opened:
         facts = opened.info()
-    print_lines([facts], as_lines)
+        report, untold = _searched(opened, members)
+    found = None if report is None else report.to_dict()
+    print_lines([facts | {"members": found, "members_untold": untold}], as_lines)
     table = Table(title=escape(gallery), show_header=False)
     for name, value in facts.items():
         table.add_row(name, escape(str(value)))
     console.print(table)
+    if report is not None:
+        console.print(_rules_of(report, facts["identities"]))
+        for left, right, evidence in report.alike:
+            print_text(f"alike: {left} and {right} ({evidence:.1f}); one person under two names?", "yellow")
+    elif untold:
+        print_text(untold)
+
+
+_MAX_FPIR = 0.01  # for which `gallery info` marks the rule in use; the default of `identify`
+
+
+def _searched(gallery: "Gallery", most: int) -> "tuple[MembersReport | None, str | None]":
+    """What the rules say of some members, or why that cannot be told."""
+    from spherecf.evaluation import check_members
+
+    if not most or not len(gallery):
+        return None, None
+    if gallery.calibration is None:
+        return None, "the model is not calibrated, so there are no rules to check"
+    try:
+        return check_members(gallery.members(most), gallery.calibration), None
+    except InputError as error:
+        return None, f"whether the rules hold for the members: {error}"
+
+
+def _rules_of(report: "MembersReport", people: int) -> Table:
+    counts = report.counts
+    pairs = f"{counts['non_mated']:,} comparisons of two members, {counts['mated']:,} of one"
+    title = f"{counts['members']:,} of {people:,} members, {counts['images']:,} images, {pairs}"
+    table = Table(title=title)
+    for column in ("rule for", "promised", "wrong", "95 %", "verdict", "right", "match from", "tested on"):
+        table.add_column(column, overflow="fold")
+    used = {}
+    for one in report.rules:  # the first that is strict enough, else the strictest
+        rates = [other.rule.alpha for other in report.rules if other.rule.score == one.rule.score]
+        enough = [rate for rate in rates if rate <= _MAX_FPIR / people * (1 + 1e-9)]
+        used[one.rule.score] = max(enough, default=min(rates))
+    for one in report.rules:
+        mark = " *" if one.rule.alpha == used[one.rule.score] else ""
+        low, high = one.interval
+        accept = "none" if one.rule.accept is None else f"{one.rule.accept:.2f}"
+        table.add_row(
+            one.rule.score, f"{one.rule.alpha:g}{mark}", f"{one.false_matches:,}", f"{low:.1e} .. {high:.1e}",
+            one.verdict, f"{one.matches:,}", accept, escape(one.rule.tested_on),
+        )  # fmt: skip
+    table.caption = (
+        f"* in use at --max-fpir {_MAX_FPIR:g}; 95 %: of the share of wrong matches, over members. Members "
+        "stand for strangers of their kind only, and one person under two names counts as wrong."
+    )
+    return table
 
 
 @app.command(epilog="Example: spherecf gallery compact people.gallery")

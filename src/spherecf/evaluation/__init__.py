@@ -56,6 +56,11 @@ from spherecf.evaluation.llr import (
     reliability,
     tippett as tippett,
 )
+from spherecf.evaluation.members import (
+    MIN_MEMBERS as MIN_MEMBERS,
+    MembersReport,
+    check_members,
+)
 from spherecf.evaluation.open_set import (
     Decisions as Decisions,
     OpenSet,
@@ -68,8 +73,10 @@ from spherecf.evaluation.pairs import PairOptions, Pairs as Pairs, evaluate_pair
 from spherecf.evaluation.people import (
     MIN_PEOPLE as MIN_PEOPLE,
     PeopleReport,
+    RuleCount as RuleCount,
     RuleOnPeople as RuleOnPeople,
     check_people,
+    in_turns as in_turns,
 )
 from spherecf.evaluation.rates import (
     Curve as Curve,
@@ -117,6 +124,7 @@ __all__ = [
     "CalibrationReport",
     "IdentificationReport",
     "JudgedPairs",
+    "MembersReport",
     "OpenSet",
     "PairOptions",
     "PairReport",
@@ -134,6 +142,7 @@ __all__ = [
     "bootstrap_tmr",
     "bounded_rule",
     "by_group",
+    "check_members",
     "check_people",
     "check_rule",
     "choose_decision",

@@ -30,19 +30,17 @@ Verdict = Literal["kept", "broken", "open"]
 
 
 @dataclass(frozen=True)
-class RuleOnPeople:
-    """What a rule does with these people, and the rule made for them.
+class RuleCount:
+    """What a rule does with these people.
 
     Attributes:
-        rule: that was there.
+        rule: that was counted.
         false_matches: pairs of two people that it calls a match.
         interval: 95 % interval of their share, over people.
         matches: pairs of one person that it calls a match.
         false_non_matches: pairs of one person that it calls a non-match.
         verdict: "kept": the share is below the promised rate with 95 % confidence; "broken": the whole
             interval is above it; "open": these people cannot tell.
-        renewed: the rule for these people; one that decides nothing where a broken one cannot be renewed.
-        how: how it was made: "counted", "extrapolated", or "kept as it was", with the reason.
     """
 
     rule: DecisionRule
@@ -51,8 +49,27 @@ class RuleOnPeople:
     matches: int
     false_non_matches: int
     verdict: Verdict
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        return asdict(self) | {"rule": self.rule.to_dict(), "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class RuleOnPeople(RuleCount):
+    """What a rule does with these people, and the rule made for them.
+
+    Attributes:
+        renewed: the rule for these people; one that decides nothing where a broken one cannot be renewed.
+        how: how it was made: "counted", "extrapolated", or "kept as it was", with the reason.
+    """
+
     renewed: DecisionRule
     how: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts and lists."""
+        return super().to_dict() | {"renewed": self.renewed.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -71,12 +88,7 @@ class PeopleReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists."""
-        shown = [
-            {**asdict(one), "rule": one.rule.to_dict(), "renewed": one.renewed.to_dict()}
-            | {"interval": list(one.interval)}
-            for one in self.rules
-        ]
-        return {"counts": self.counts, "rules": shown}
+        return {"counts": self.counts, "rules": [one.to_dict() for one in self.rules]}
 
 
 def check_people(
@@ -87,6 +99,7 @@ def check_people(
     name: str = "",
     draws: int = 1000,
     seed: int = 0,
+    least_people: int = MIN_PEOPLE,
 ) -> PeopleReport:
     """Count what the rules for two images do with known people, and make them anew.
 
@@ -103,9 +116,10 @@ def check_people(
         name: of these people, for the record.
         draws: of people, for the intervals.
         seed: of the draws, and of the images drawn where there are more than can be compared.
+        least_people: that it takes. Rules made on 20 were found not to hold (docs/decisions.md).
 
     Raises:
-        InputError: fewer than 50 people, no names, no rule to check, or embeddings of another radius.
+        InputError: fewer people than it takes, no names, no rule to check, or embeddings of another radius.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -117,7 +131,7 @@ def check_people(
         >>> found.rules[0].verdict, bool(found.rules[0].renewed.accept > 0.25)
         ('broken', True)
     """
-    person, rows, left_out = _chosen(embeddings, one_each, seed)
+    person, rows, left_out = _chosen(embeddings, one_each, seed, least_people)
     own = embeddings.select(rows)
     found = [rule for rule in calibration.decisions if "template" not in rule.score and rule.error == "fmr"]
     if not found:
@@ -127,12 +141,12 @@ def check_people(
         raise InputError(
             f"check_people: the rules are for radius {radii.pop():g}, the embeddings have {own.radius:g}"
         )
-    pairs = _Pairs.of(own, person, {rule.score for rule in found}, calibration)
+    pairs = PeoplePairs.of(own, person, {rule.score for rule in found}, calibration)
     counts = {
         "people": int(np.unique(person).size), "images": rows.size, **pairs.counts, "left_out": left_out,
     }  # fmt: skip
     of = f"{counts['people']} people" + (f" of {name}" if name else "")
-    counter = _Counter(pairs, found, draws, seed)
+    counter = RuleCounter(pairs, found, draws, seed)
     checked: list[RuleOnPeople] = []
     for rule in found:
         before = [one for one in checked if one.rule.score == rule.score and one.rule.alpha > rule.alpha]
@@ -143,7 +157,7 @@ def check_people(
     return PeopleReport(counts, tuple(checked), replace(calibration, decisions=decisions, record=record))
 
 
-def _chosen(embeddings: Embeddings, one_each: bool, seed: int) -> tuple[Array, Array, int]:
+def _chosen(embeddings: Embeddings, one_each: bool, seed: int, least: int) -> tuple[Array, Array, int]:
     """(person, row) of the images to compare, and how many were left out."""
     if one_each:
         person = np.arange(len(embeddings))
@@ -156,19 +170,27 @@ def _chosen(embeddings: Embeddings, one_each: bool, seed: int) -> tuple[Array, A
         person = np.asarray(embeddings.labels)
     known = np.random.default_rng(seed).permutation(np.flatnonzero(person >= 0))
     people = np.unique(person[known]).size
-    if people < MIN_PEOPLE:
-        raise InputError(f"check_people: expected at least {MIN_PEOPLE} people, got {people}")
-    # The first image of everybody, then the second, and so on: many people tell more than many images.
-    order = np.argsort(person[known], kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(person[known][order]) > 0))
-    turn = np.arange(known.size) - np.repeat(starts, np.diff(np.append(starts, known.size)))
-    rows = known[order][np.argsort(turn, kind="stable")][:_IMAGES]
-    rows = np.sort(rows)
+    if people < least:
+        raise InputError(f"check_people: expected at least {least} people, got {people}")
+    rows = np.sort(known[in_turns(person[known])[:_IMAGES]])
     return person[rows], rows, int(known.size - rows.size)
 
 
+def in_turns(person: Array) -> NDArray[np.int64]:
+    """(n,) rows: the first of everybody, then the second, and so on: many people tell more than many images.
+
+    Example:
+        >>> in_turns(np.array([7, 7, 7, 3, 3])).tolist()
+        [3, 0, 4, 1, 2]
+    """
+    order = np.argsort(person, kind="stable")
+    starts = np.flatnonzero(np.append(True, np.diff(person[order]) > 0))
+    turn = np.arange(person.size) - np.repeat(starts, np.diff(np.append(starts, person.size)))
+    return np.asarray(order[np.argsort(turn, kind="stable")])
+
+
 @dataclass(frozen=True, eq=False)
-class _Pairs:
+class PeoplePairs:
     """All pairs of the images."""
 
     values: dict[str, Array]
@@ -181,7 +203,7 @@ class _Pairs:
     mated: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, own: Embeddings, person: Array, scores: Set[str], calibration: Calibration) -> "_Pairs":
+    def of(cls, own: Embeddings, person: Array, scores: Set[str], calibration: Calibration) -> "PeoplePairs":
         blocks = list(_blocks(own, scores, calibration))
         confidence, left, right = (np.concatenate(part) for part in zip(*(columns for _, columns in blocks)))
         values = {score: np.concatenate([found[score] for found, _ in blocks]) for score in scores}
@@ -216,10 +238,10 @@ def _blocks(
         yield values, (np.minimum(*sides).astype(np.float32), left, right)
 
 
-class _Counter:
+class RuleCounter:
     """What rules do with pairs. What rules of one score and floor share is counted, and drawn, once."""
 
-    def __init__(self, pairs: _Pairs, rules: Sequence[DecisionRule], draws: int, seed: int) -> None:
+    def __init__(self, pairs: PeoplePairs, rules: Sequence[DecisionRule], draws: int, seed: int) -> None:
         self.pairs, self.draws, self.seed, self._rules = pairs, draws, seed, rules
         self.accepted, self.tried = cache(self._accepted), cache(self._tried)
         self.grid, self.tail = cache(self._grid), cache(self._tail)
@@ -263,29 +285,36 @@ def _accept(rule: DecisionRule) -> float:
     return np.inf if rule.accept is None else rule.accept
 
 
-def _check(rule: DecisionRule, counter: _Counter, before: list[RuleOnPeople], of: str) -> RuleOnPeople:
-    floor, alpha, pairs = rule.least_confidence, rule.alpha, counter.pairs
+def count_rule(rule: DecisionRule, counter: RuleCounter) -> RuleCount:
+    """What a rule, one of the counter's, does with the counter's pairs."""
+    floor, pairs = rule.least_confidence, counter.pairs
     accept, reject = _accept(rule), -np.inf if rule.reject is None else rule.reject
     false = counter.accepted(rule.score, floor)
     at = int(np.searchsorted(false.thresholds, accept))
-    upper = float(false.upper(_DELTA)[at])
     interval = false.interval(at) if counter.draws else (0.0, 1.0)
-    verdict: Verdict = "kept" if upper <= alpha else "broken" if interval[0] > alpha else "open"
+    kept, broken = float(false.upper(_DELTA)[at]) <= rule.alpha, interval[0] > rule.alpha
     sure, values = pairs.mated & (pairs.confidence >= floor), pairs.values[rule.score]
     matches, missed = (int((sure & part).sum()) for part in (values >= accept, values < reject))
+    verdict: Verdict = "kept" if kept else "broken" if broken else "open"
+    return RuleCount(rule, int(false.reached[at]), interval, matches, missed, verdict)
+
+
+def _check(rule: DecisionRule, counter: RuleCounter, before: list[RuleOnPeople], of: str) -> RuleOnPeople:
+    found = count_rule(rule, counter)
     counted = [one.renewed for one in before if one.how == "counted"]
     renewed, how = _renew(rule, counter, counted, of)
     if renewed is None:
-        renewed = rule if verdict != "broken" else replace(rule, accept=None, reject=None, extrapolated=None)
+        broken = found.verdict == "broken"
+        renewed = replace(rule, accept=None, reject=None, extrapolated=None) if broken else rule
         # A smaller rate never has the lower threshold.
         least = max((one.renewed.accept or -np.inf for one in before), default=-np.inf)
         if renewed.accept is not None and renewed.accept < least:
             renewed = replace(renewed, accept=least)
-    return RuleOnPeople(rule, int(false.reached[at]), interval, matches, missed, verdict, renewed, how)
+    return RuleOnPeople(**vars(found), renewed=renewed, how=how)
 
 
 def _renew(
-    rule: DecisionRule, counter: _Counter, counted: list[DecisionRule], of: str
+    rule: DecisionRule, counter: RuleCounter, counted: list[DecisionRule], of: str
 ) -> tuple[DecisionRule | None, str]:
     """The rule for these people, or None; and how it was made."""
     if rule.accept is None or rule.reject is None:
@@ -312,7 +341,7 @@ def _renew(
     return replace(beyond, tested_on=f"the tail of {of}"), "extrapolated"
 
 
-def _rejected(rule: DecisionRule, counter: _Counter) -> float:
+def _rejected(rule: DecisionRule, counter: RuleCounter) -> float:
     """The largest threshold that few enough pairs of one person miss; the rule's own if there are few."""
     own = float(rule.reject or 0.0)
     if rule.fnmr is None or counter.pairs.counts["mated"] < _FEW / rule.fnmr:

@@ -99,6 +99,7 @@ def fit_tail(
     right: ArrayLike,
     *,
     share: float = 1e-3,
+    least: float = -np.inf,
     draws: int = 1000,
     seed: int = 0,
 ) -> TailFit:
@@ -109,6 +110,8 @@ def fit_tail(
         left: (n,) subject of each pair's left image.
         right: (n,) of its right image.
         share: of the pairs that is fitted; the tail begins at that quantile.
+        least: it begins at this threshold or above, if that leaves 100 exceedances. Evidence below 0 is a
+            likelihood ratio and above it a rarity, so a tail across 0 has the shape of neither.
         draws: resamplings of the people, as `bootstrap_subjects`; 0 for none.
         seed: of them.
 
@@ -131,18 +134,20 @@ def fit_tail(
             f"tail: {wanted} of {s.size} pairs are its largest {share:g}; it takes {LEAST_EXCEEDANCES} "
             f"exceedances, so {int(np.ceil(LEAST_EXCEEDANCES / share))} pairs, or a larger share"
         )
-    start = float(np.partition(s, s.size - wanted - 1)[s.size - wanted - 1])
+    enough = s.size - LEAST_EXCEEDANCES - 1
+    ordered = np.partition(s, (s.size - wanted - 1, enough))
+    start = float(max(ordered[s.size - wanted - 1], min(least, ordered[enough])))
     rows = np.flatnonzero(s > start)
     above = s[rows] - start
     if rows.size < LEAST_EXCEEDANCES or not np.isfinite(above).all():
         raise InputError(
-            f"tail: {rows.size} scores are above {start:g}, where the largest {share:g} begin; it takes "
+            f"tail: {rows.size} scores are above {start:g}, where the tail begins; it takes "
             f"{LEAST_EXCEEDANCES}, all of them finite"
         )
     scale, shape = (float(part[0]) for part in _likeliest(above, np.ones((1, above.size))))
-    ordered = np.sort(above)
+    ascending = np.sort(above)
     steps = np.arange(above.size + 1) / above.size
-    found = 1 - _survival(ordered / scale, np.full(above.size, shape))
+    found = 1 - _survival(ascending / scale, np.full(above.size, shape))
     gap = float(max(np.abs(found - steps[1:]).max(), np.abs(found - steps[:-1]).max()))
     drawn = np.empty((0, 3))
     if draws:

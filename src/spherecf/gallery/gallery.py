@@ -1,5 +1,6 @@
 """A gallery of templates: enrol, identify, remove."""
 
+import json
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import Calibration
+from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.gallery.enrolment import check_images, check_probe, no_images, pooled_template, review
 from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, weigh
@@ -19,10 +21,13 @@ from spherecf.gallery.milvus import Server, is_server
 from spherecf.gallery.rows import Enrolled, Header, Images, Template, checked_identity
 from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
+from spherecf.scoring import natural_parameter
 
 _MIN_CANDIDATES = 16  # considered for a decision
 _REVIEW_FMR = 1e-3  # false match rate of the warnings at enrolment
 _BATCH = 10_000  # people per write of `Gallery.enrol_many`
+_RULES = "calibration"  # fact of the store
+_LEAST_KAPPA = 1e-20  # instead of 0, which has no logarithm
 
 
 class Gallery:
@@ -74,7 +79,8 @@ class Gallery:
             backbone: sha256 of its recogniser.
             dim: dimension of its directions.
             radius: r of its scores.
-            calibration: for thresholds, likelihood ratios and percentiles.
+            calibration: for thresholds, likelihood ratios and percentiles; one that the gallery keeps
+                (`keep_rules`) is used instead.
             create: create the gallery if it does not exist.
             token: access token of a server.
             name: of the gallery on a server with several.
@@ -108,7 +114,7 @@ class Gallery:
                 store.create(facts)
             header = Header.read(facts, where)
             header.check(where, model, backbone, dim, radius)
-            return cls(store, header, calibration)
+            return cls(store, header, _own_rules(store, model) or calibration)
         except BaseException:
             store.close()
             raise
@@ -291,7 +297,7 @@ class Gallery:
             answer, identity, why, candidates[:top], max_fpir, count, fmr,
             fmr_used=None if first is None or np.isnan(first.fmr) else first.fmr,
             least_kappa=None if first is None or np.isinf(first.min_kappa) else first.min_kappa,
-            exact=exact, scored=hits.scored,
+            exact=exact, scored=hits.scored, tested_on=None if first is None else first.tested_on,
         )  # fmt: skip
 
     def search(self, mu: ArrayLike, kappa: ArrayLike, *, top: int = 5) -> list[tuple[Candidate, ...]]:
@@ -370,6 +376,69 @@ class Gallery:
             "calibrated": self._calibration is not None,
         }
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """What it decides by: its own, or that of the model."""
+        return self._calibration
+
+    def keep_rules(self, calibration: Calibration | None) -> None:
+        """Decide by this calibration from now on, whoever opens the gallery; None: by the model's again.
+
+        Raises:
+            ModelError: it is of another model.
+            InputError: the gallery is on a server, which keeps none, or None and it keeps none.
+            StorageError: it could not be written.
+        """
+        if not self._store.embedded:
+            raise InputError(f"{self._store.uri}: a server keeps no rules; give the model that has them")
+        self._store.claim()
+        facts = None if calibration is None else calibration.require(self._header.model).to_dict()
+        self._store.set_fact(_RULES, "" if facts is None else json.dumps(facts, allow_nan=False))
+        self._calibration = calibration
+        self._finder = Finder(self._index, self._store, self._header.radius, calibration, None)
+
+    def members(self, most: int = 1000, *, seed: int = 0) -> Embeddings:
+        """The images of some members, drawn at random, with their names; the frames of a video are one image.
+
+        Args:
+            most: number of members.
+            seed: of the draw.
+
+        Raises:
+            InputError: nobody is enrolled, or ``most`` is below 1.
+            StorageError: the server does not answer.
+        """
+        self._refresh()
+        rows = self._store.rows()
+        if not len(rows) or most < 1:
+            raise InputError(f"{self._store.uri}: expected members, 1 or more; it has {len(rows)}")
+        drawn = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
+        people = self._store.people(np.sort(drawn))
+        parts = [
+            (people.mu[at : at + 1], people.kappa[at : at + 1]) if several < 2 else self._media(name)
+            for at, (name, several) in enumerate(zip(people.names, people.images))
+        ]
+        label = np.repeat(np.arange(len(parts)), [len(kappa) for _, kappa in parts])
+        mu, kappa = (np.concatenate(columns) for columns in zip(*parts))
+        return Embeddings(
+            mu, np.log(np.maximum(kappa, _LEAST_KAPPA)), [str(i) for i in range(len(mu))], labels=label,
+            identities=people.names, provenance={"model": self._header.model, "radius": self._header.radius},
+        )  # fmt: skip
+
+    def _media(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Directions and lengths of the mean kappa mu of each medium of a person."""
+        template = self._store.find(name)
+        images = no_images(self._header.dim) if template is None else self._store.images(template)
+        media = np.array(images.media, object)
+        means = [
+            natural_parameter(images.mu[media == one], images.kappa[media == one]).mean(0)
+            for one in dict.fromkeys(images.media)
+        ]
+        eta = np.array(means, np.float64).reshape(-1, self._header.dim)
+        length = np.linalg.norm(eta, axis=1)
+        told = length > 0  # a medium that says nothing has no direction
+        return (eta[told] / length[told, None]).astype(np.float32), length[told]
+
     def _refresh(self) -> None:
         """Take up what others have written."""
         if self._store.refresh() or self._interrupted:
@@ -397,3 +466,14 @@ class Gallery:
             template.id, template.identity, template.kappa, percentile, template.images, template.media,
             tuple(facts["warnings"]), tuple(facts["sources"]), facts["enrolled"], facts["changed"],
         )  # fmt: skip
+
+
+def _own_rules(store: Store, model: str) -> Calibration | None:
+    """The calibration that a gallery keeps."""
+    known = store.fact(_RULES) if store.embedded else ""
+    if not known:
+        return None
+    try:
+        return Calibration.from_dict(json.loads(known), model=model)
+    except (ValueError, AttributeError) as error:
+        raise store.damaged(f"its rules ({error})") from error

@@ -29,6 +29,7 @@ class Limit:
         min_kappa: minimum kappa of both sides for any decision.
         strict_enough: False if ``fmr`` exceeds the requested rate, because no stricter one is calibrated.
         extrapolated: 95 % interval of the rate where it is smaller than could be counted; else None.
+        tested_on: whose pairs the rule was tested on; None where no rule is used.
     """
 
     score: str
@@ -38,6 +39,7 @@ class Limit:
     min_kappa: float
     strict_enough: bool
     extrapolated: tuple[float, float] | None = None
+    tested_on: str | None = None
 
 
 def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
@@ -73,8 +75,8 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
     accept = max(step[1] for step in steps[: chosen + 1])
     reject = accept if rule is None or rule.reject is None else min(rule.reject, accept)
     min_kappa = -math.inf if rule is None else rule.least_confidence
-    extrapolated = None if rule is None else rule.extrapolated
-    return Limit(score, target, accept, reject, min_kappa, index is not None, extrapolated)
+    extrapolated, tested_on = (None, None) if rule is None else (rule.extrapolated, rule.tested_on)
+    return Limit(score, target, accept, reject, min_kappa, index is not None, extrapolated, tested_on)
 
 
 def limits_for(
@@ -192,6 +194,7 @@ class Identification:
         exact: whether the search was exact.
         scored: number of templates that were scored; the others provably score lower (exact search), or were
             not considered (approximate search).
+        tested_on: whose pairs the rule that was used was tested on; None where no rule was used.
     """
 
     answer: Answer
@@ -205,6 +208,7 @@ class Identification:
     least_kappa: float | None = None
     exact: bool = True
     scored: int = 0
+    tested_on: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""

@@ -203,6 +203,7 @@ class Identified(BaseModel):
     least_kappa: float | None = Field(description="Undecided if the kappa of the photo is below this.")
     exact: bool = Field(description="Whether the search was exact.")
     scored: int = Field(description="Number of templates scored; the others provably score lower.")
+    tested_on: str | None = Field(description="Whose pairs the rule was tested on; null without a rule.")
     photo: Photo
 
 
