@@ -1,7 +1,7 @@
 # The one task runner. PYTHON is the environment that `pip install -e ".[dev]"` went into.
 PYTHON ?= python
 
-.PHONY: help check unit test fuzz lint format docs bench
+.PHONY: help check unit test fuzz faults lint format docs bench
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -19,6 +19,10 @@ fuzz:  ## FUZZ mutated inputs for each format (hours), then the table of docs/re
 	rm -f fuzz.log
 	SPHERECF_FUZZ=$(FUZZ) SPHERECF_FUZZ_RESULTS=$(CURDIR)/fuzz.log $(PYTHON) -m pytest tests/fuzz
 	$(PYTHON) tests/fuzz/harness.py fuzz.log
+
+TRIALS ?= 200
+faults:  ## TRIALS attacks of each kind on each command (hours): kill -9, full disks, power cuts and others
+	$(PYTHON) -m tests.faults.harness --trials $(TRIALS)
 
 lint:  ## style, types and the import contract
 	$(PYTHON) -m ruff check .

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spherecf.common.arrays import HostCopy
+from spherecf.common.files import held
 from spherecf.common.progress import Advance, begun_ahead, isolate_failures, progress
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.rowstore import Column, RowStore
@@ -165,9 +166,26 @@ def run_backbone(
         batch_size: rows per backbone call, rounded down to whole images, at least one image.
 
     Raises:
-        StorageError: not enough disk space; raised before the first image.
+        StorageError: not enough disk space, or another process fills these rows; raised before the first
+            image.
         InputError: no images, no views, or no image that could be used.
     """
+    with held(folder, ROWS_HELD):
+        return _run_backbone(backbone, source, views, recorder, folder, batch_size, description)
+
+
+ROWS_HELD = "this folder of rows"
+
+
+def _run_backbone(
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    views: Sequence[View],
+    recorder: Recorder,
+    folder: str | Path,
+    batch_size: int,
+    description: str = "embedding",
+) -> RowStore:
     if not len(source) or not views:
         raise InputError(f"{source.name}: nothing to embed ({len(source)} images, {len(views)} views)")
     if batch_size < 1:
@@ -246,7 +264,8 @@ def fill_store(
                 )
                 advance(len(batch.valid), f"{len(skipped)} skipped" if skipped else "")
         finally:
-            store.commit()  # also after Ctrl-C
+            if not store.complete:  # also after Ctrl-C
+                store.commit()
 
 
 class _Begun(NamedTuple):
@@ -439,16 +458,25 @@ def embed(
 
     Raises:
         StorageError: not enough disk space for the rows, raised before the first image, or for the file; the
-            rows remain.
+            rows remain. Or another process writes this file.
         InputError: no images, or none that could be used; ``out`` is a folder.
     """
     if Path(out).is_dir():
         raise InputError(f"{out}: expected a file to write, this is a folder")
     first = view or View()
     views = [first, View(first.degradation, not first.flip)] if flip else [first]
-    store = run_backbone(
-        model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size=batch_size
-    )
+    with held(f"{out}.partial", ROWS_HELD):
+        store = _run_backbone(
+            model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size
+        )
+        _finish(model, store, source, views, out)
+    return Embeddings.load(out)
+
+
+def _finish(
+    model: ConfidenceModel, store: RowStore, source: ImageSource, views: Sequence[View], out: str | Path
+) -> None:
+    """Write the file from the rows of one view, or of two for test-time flip, and delete the rows."""
     provenance = {
         "model": model.fingerprint(),
         "backbone": model.backbone.sha256,
@@ -458,10 +486,9 @@ def embed(
     }
     result = to_embeddings(
         store, source, 0, views, store.arrays["log_kappa"], provenance,
-        mirrored=1 if flip else None, log_precision=store.arrays.get("log_precision"),
+        mirrored=1 if len(views) > 1 else None, log_precision=store.arrays.get("log_precision"),
     )  # fmt: skip
     # The rows are removed only now that the file is complete; `result` maps them, and must go first.
     result.save(out)
     del result
     store.remove()
-    return Embeddings.load(out)

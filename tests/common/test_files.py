@@ -4,10 +4,12 @@ import json
 import os
 import re
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from spherecf.common.files import (
     check_destination,
     check_folder,
     describe_content,
+    held,
     sha256_file,
     write_atomically,
 )
@@ -51,6 +54,88 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure:
     if isinstance(failure, OSError):
         assert "No space left on device" in str(caught.value) and "unchanged" in str(caught.value)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / ".file.bin.part").write_bytes(b"half of something longer")
+    path = write_atomically(tmp_path / "file.bin", lambda stream: stream.write(b"content"))
+    assert path.read_bytes() == b"content" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_write_one_after_the_other(tmp_path: Path) -> None:
+    path, begun, go = tmp_path / "file.bin", threading.Event(), threading.Event()
+
+    def slowly(stream: IO[bytes]) -> None:
+        begun.set()
+        assert go.wait(30)
+        stream.write(b"first")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(write_atomically, path, slowly)
+        assert begun.wait(30)
+        second = pool.submit(write_atomically, path, lambda stream: stream.write(b"second"))
+        assert not wait([second], 0.2).done
+        go.set()
+        first.result(30), second.result(30)
+    assert path.read_bytes() == b"second" and list(tmp_path.iterdir()) == [path]
+
+
+def test_names_are_brought_to_the_disk_after_the_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_atomically(tmp_path / "new" / "file", lambda stream: stream.write(b"x"))
+    new = str(tmp_path / "new")
+    assert synced == [str(tmp_path), f"{new}/.file.part", new]
+
+
+def test_the_second_process_is_told_who_holds_the_work(tmp_path: Path) -> None:
+    (tmp_path / "rows-lock").write_text("4711")  # of a process that was killed
+    with (
+        held(tmp_path / "rows", "this folder"),
+        pytest.raises(StorageError, match=rf"rows: this folder is in use by process {os.getpid()}; wait"),
+    ):
+        held(tmp_path / "rows", "this folder").__enter__()
+    assert not list(tmp_path.iterdir())
+    with held(tmp_path / "new" / "rows", "this folder"):
+        assert (tmp_path / "new" / "rows-lock").exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_nothing_can_be_written_nothing_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with held(tmp_path / "rows", "this folder"):
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_torch_does_not_hide_what_the_disk_said(tmp_path: Path, failing: int) -> None:
+    class Full(io.BytesIO):
+        writes = 0
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            if self.writes == failing:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+    content = {"weight": torch.zeros(9)}
+    with pytest.raises(StorageError, match=r"No space left on device\); the previous file"):
+        write_atomically(tmp_path / "file.pt", lambda stream: torch.save(content, Full()))
+    with pytest.raises(RuntimeError, match="not of the disk"):
+        write_atomically(
+            tmp_path / "file.pt", lambda stream: (_ for _ in ()).throw(RuntimeError("not of the disk"))
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_the_way_is_one_error(tmp_path: Path) -> None:

@@ -150,6 +150,39 @@ def test_a_full_disk_is_said_first_and_leaves_nothing(
     assert reserved and list(tmp_path.iterdir()) == []
 
 
+def test_rows_that_the_disk_does_not_take_are_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fresh(tmp_path / "store")
+    store.append(rows(0, 2))
+    store.commit()
+    store.append(rows(2, 3))
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="2 of 10 are kept"):
+        patch.setattr(np.memmap, "flush", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        store.commit()
+    assert store.done == 2 and fresh(tmp_path / "store").done == 2
+
+
+def test_rows_made_anew_leave_those_that_another_run_still_reads(tmp_path: Path) -> None:
+    reading = fresh(tmp_path / "store")
+    reading.append(rows(0, 10))
+    before = {name: array.copy() for name, array in reading.arrays.items()}
+    fresh(tmp_path / "store", {"data": "another"}).append(rows(5, 10))
+    (tmp_path / "store" / "state.json").unlink()
+    fresh(tmp_path / "store")
+    assert all(np.array_equal(array, before[name]) for name, array in reading.arrays.items())
+
+
+def test_states_of_parts_are_not_left_where_joining_was_cut_off(tmp_path: Path) -> None:
+    whole = fresh(tmp_path / "store")
+    part = whole.part(0, 10)
+    part.append(rows(0, 10))
+    kept = part.state_file.read_bytes()
+    whole.join([part])
+    part.state_file.write_bytes(kept)
+    assert fresh(tmp_path / "store").complete and not part.state_file.exists()
+
+
 def test_a_file_system_that_cannot_reserve_is_asked_for_its_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

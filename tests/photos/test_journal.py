@@ -1,8 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from spherecf.errors import FileFormatError, StorageError
+from spherecf.photos import files
 from spherecf.photos.files import Journal, PhotoFile
 
 PHOTO = PhotoFile("a.jpg", Path("a.jpg"), Path("a.jpg"))
@@ -43,6 +45,61 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
     path.write_bytes(path.read_bytes()[:-cut])
     assert keys(path) == [1]
     add(path, 3)
+    assert keys(path) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    "tail", [b"\0" * 40, b'{"path": "a\0\0\0', b"\0" * 9 + b'rd": {}}\n', b'{"path"\0\0\n']
+)
+def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path: Path, tail: bytes) -> None:
+    path = tmp_path / "done.jsonl"
+    add(path, 1, 2)
+    path.write_bytes(path.read_bytes() + tail)
+    assert keys(path) == [1, 2]
+    add(path, 3)
+    assert keys(path) == [1, 2, 3] and b"\0" not in path.read_bytes()
+
+
+def test_zeros_in_the_middle_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_UNSYNCED", 100)
+    path = tmp_path / "done.jsonl"
+    add(path, 1, 2, 3)
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b"mtime", b"\0\0\0\0\0") + third)
+    with pytest.raises(FileFormatError, match="line 2 is not a record"):
+        Journal(path, "m")
+
+
+def test_a_second_process_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "done.jsonl"
+    with Journal(path, "m") as journal:
+        with pytest.raises(StorageError, match=rf"in use by process {os.getpid()}"):
+            Journal(path, "m").__enter__()
+        journal.add(PHOTO, {}, ("a.jpg", 1, 1))
+    assert [one.name for one in tmp_path.iterdir()] == ["done.jsonl"]
+
+
+def test_what_another_process_added_before_it_ended_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "done.jsonl"
+    add(path, 1)
+    journal = Journal(path, "m")
+    add(path, 2)
+    with journal:
+        journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 3, 1))
+    assert keys(path) == [1, 2, 3]
+
+
+def test_after_a_failure_nothing_written_before_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "done.jsonl"
+    with Journal(path, "m") as journal:
+        journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 1, 1))
+        with monkeypatch.context() as patch, pytest.raises(StorageError, match="Input/output error"):
+            patch.setattr(files, "_SYNC_SECONDS", -1.0)
+            patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+            journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 2, 1))
+        journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 3, 1))
     assert keys(path) == [1, 3]
 
 

@@ -257,6 +257,33 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, slow_dis
     assert saved is not None and saved.step == 2 and saved.shard["weight"].tolist() == [[2.0], [2.0]]
 
 
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """The end of an epoch saves the step at which an interruption has just saved it."""
+    with CheckpointWriter(tmp_path, "a" * 64, Ranks(), keep=1) as writer:
+        writer.save(1, common=lambda: {"network": "first"}, **state(1.0))
+        writer.wait()
+        renames, rename = [], Path.rename
+
+        def dies(path: Path, target: Path) -> Path:
+            renames.append(path)
+            if len(renames) == failing:
+                raise OSError(5, "Input/output error")
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", dies)
+        writer.save(1, common=lambda: {"network": "second"}, **state(2.0))
+        with pytest.raises(StorageError, match="Input/output error"):
+            writer.wait()
+    monkeypatch.setattr(Path, "rename", rename)
+    CheckpointWriter(tmp_path, "a" * 64, Ranks())
+    saved = load_checkpoint(tmp_path, "a" * 64, Ranks(), slice(0, 2))
+    assert saved is not None and saved.common["network"] == "first"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000001-aaaaaaaa"]
+
+
 def test_a_checkpoint_that_fails_says_so_at_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,14 +4,18 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 from uuid import uuid4
 from zipfile import ZipFile
 
 from spherecf.errors import StorageError
+
+if os.name == "posix":
+    import fcntl
 
 _HEAD = 512  # bytes that tell what a file is
 _SHOWN = 40  # characters quoted of a file that no pattern below knows
@@ -112,8 +116,9 @@ def _quote(head: bytes) -> str:
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
     """Call ``write(stream)`` on a temporary neighbour, flush it to disk, then rename it over ``path``.
 
-    A reader sees the old file or the new one, never half of one, also after kill -9 or on a full disk. A
-    device or a pipe is written to as it is.
+    A reader sees the old file or the new one, never half of one, also after kill -9, on a full disk or after
+    a power cut; on return the new one is on the disk. Two processes write one after the other, and the last
+    one stays. A device or a pipe is written to as it is.
 
     Raises:
         StorageError: the disk is full or not writable, or ``path`` is a folder; it is as it was before.
@@ -123,26 +128,210 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         try:
             with path.open("wb") as stream:
                 write(stream)
-        except OSError as error:
-            raise StorageError(f"{path}: could not be written ({error.strerror or error})") from error
+        except (OSError, RuntimeError) as error:
+            raise StorageError(f"{path}: could not be written ({_reason(error)})") from error
         return path
-    temporary = _neighbour(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
+        make_folder(path.parent)
+        with _neighbour_of(path) as (temporary, stream):
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
+            temporary.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
         raise StorageError(
-            f"{path}: could not be written ({error.strerror or error}); the previous file, if any, is "
+            f"{path}: could not be written ({_reason(error)}); the previous file, if any, is "
             "unchanged. Free some space or choose another folder, then run the same command again."
         ) from error
-    finally:
-        with suppress(OSError):  # it was renamed, or never came to be
-            temporary.unlink()
     return path
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """What the disk said; raises the error again if it came from elsewhere."""
+    # Where its stream fails, torch.save ends with an error of its own about positions in the file.
+    cause = error if isinstance(error, OSError) else error.__context__
+    if not isinstance(cause, OSError):
+        raise error
+    return cause.strerror or str(cause)
+
+
+@contextmanager
+def _neighbour_of(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """The temporary neighbour, empty and open; deleted at the end unless it was renamed."""
+    # One name for all, under a lock: what a killed process left is written over, not left for good.
+    temporary, stream = _neighbour(path), None
+    while stream is None:
+        stream = _opened(temporary)
+        if not _locked(stream, wait=True):  # no locks here: a name of its own keeps processes apart
+            stream.close()
+            temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
+            stream = _opened(temporary)
+        elif not _is_at(stream, temporary):  # its last holder renamed it
+            stream.close()
+            stream = None
+    with stream:
+        try:
+            stream.truncate()
+            yield temporary, stream
+        finally:
+            with suppress(OSError):
+                if _is_at(stream, temporary):
+                    temporary.unlink()
+
+
+def _opened(path: Path) -> IO[bytes]:
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "r+b")
+
+
+def _locked(stream: IO[bytes], *, wait: bool) -> bool:
+    """Lock an open file, until it is closed; False where the file system has no locks.
+
+    Raises:
+        BlockingIOError: without ``wait``, another process holds it.
+    """
+    try:
+        if os.name == "posix":
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+    return False
+
+
+def _is_at(stream: IO[bytes], path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    return False
+
+
+class Lock:
+    """A file lock on a piece of work; the file contains the process id, and is deleted on release.
+
+    The system frees the lock when the process ends, however it ends. Where there are no locks (Windows, some
+    network drives), nothing is held.
+
+    Args:
+        path: of the lock's file.
+        work: what is locked, for the message: "runs/head: the folder".
+        hint: what to do instead, for the message.
+
+    Raises:
+        StorageError: another process holds it (its id is named), or the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with Lock(folder / "lock", "the example"):
+        ...     held = (folder / "lock").read_text() == str(os.getpid())
+        >>> held, list(folder.iterdir())
+        (True, [])
+    """
+
+    def __init__(self, path: str | Path, work: str, hint: str = "wait for it") -> None:
+        self.path = Path(path)
+        self._made = [folder for folder in self.path.absolute().parents if not folder.exists()]
+        try:
+            make_folder(self.path.parent)
+            while not self._held(work, hint):
+                self._file.close()  # its last holder deleted it between our opening and locking it
+        except StorageError:  # which is an OSError, too
+            raise
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+
+    def _held(self, work: str, hint: str) -> bool:
+        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
+        try:
+            _locked(self._file, wait=False)
+        except BlockingIOError as error:
+            holder = self._file.read().decode(errors="replace").strip() or "unknown"
+            self._file.close()
+            raise StorageError(f"{work} is in use by process {holder}; {hint}") from error
+        if not _is_at(self._file, self.path):
+            return False
+        self._file.truncate()
+        self._file.write(str(os.getpid()).encode())
+        return True
+
+    def release(self) -> None:
+        """Release the lock."""
+        with suppress(OSError):
+            self.path.unlink()
+        self._file.close()
+        with suppress(OSError):  # something else is in it
+            for folder in self._made:
+                folder.rmdir()
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+@contextmanager
+def held(path: str | Path, work: str) -> Iterator[None]:
+    """Keep other processes from the work on a file or folder, by a `Lock` beside it.
+
+    Where nothing can be written, as on a read-only disk, there is nothing to keep them from.
+
+    Raises:
+        StorageError: another process holds it.
+
+    Example:
+        >>> import tempfile
+        >>> with held(Path(tempfile.mkdtemp()) / "rows", "the example"):
+        ...     pass
+    """
+    real = Path(path).resolve()
+    try:
+        _check_folder(real.parent)
+    except OSError:
+        yield
+        return
+    with Lock(f"{real}-lock", f"{path}: {work}"):
+        yield
+
+
+def make_folder(folder: str | Path) -> None:
+    """Make a folder and those above it, where missing, on the disk.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder = Path(folder).absolute()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Bring the names in a folder to the disk: files made, renamed and deleted.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    if os.name != "posix":  # Windows has no such call; NTFS keeps names in a journal
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder to write to, but not to read
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some network drives
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def check_destination(path: str | Path) -> None:
@@ -200,4 +389,4 @@ def _is_device(path: Path) -> bool:
 
 
 def _neighbour(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid4().hex}.part")
+    return path.with_name(f".{path.name}.part")

@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.files import write_atomically
+from spherecf.common.files import make_folder, sync_folder, write_atomically
 from spherecf.common.parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError, StorageError
 
@@ -87,15 +87,24 @@ class RowStore:
         )
         self.done = 0
         self.notes: dict[str, Any] = {}
+        self.arrays: dict[str, NDArray[Any]]
         self._pending, self._committed = 0, time.monotonic()
-        if not self._resume():
-            self._reserve()
-        self.arrays: dict[str, NDArray[Any]] = {
-            name: np.memmap(self._path(name), dtype, "r+", shape=(rows, *shape))
-            if rows and math.prod(shape)
-            else np.zeros((rows, *shape), dtype)
-            for name, (shape, dtype) in self.columns.items()
-        }
+        try:
+            if not self._resume():
+                self._reserve()
+            # Rows that are all there may lie on a disk that cannot be written to.
+            frozen = self.complete and not os.access(self.state_file, os.W_OK)
+            self.arrays = {name: self._map(name, "r" if frozen else "r+") for name in self.columns}
+        except StorageError:  # which is an OSError, too
+            raise
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+
+    def _map(self, name: str, mode: Literal["r", "r+"]) -> NDArray[Any]:
+        shape, dtype = self.columns[name]
+        if self.rows and math.prod(shape):
+            return np.memmap(self._path(name), dtype, mode, shape=(self.rows, *shape))
+        return np.zeros((self.rows, *shape), dtype)
 
     @staticmethod
     def bytes_needed(rows: int, columns: Mapping[str, Column]) -> int:
@@ -129,10 +138,20 @@ class RowStore:
             self.commit()
 
     def commit(self) -> None:
-        """Flush to disk and record the rows as done."""
-        for array in self.arrays.values():
-            if isinstance(array, np.memmap):
-                array.flush()
+        """Flush to disk and record the rows as done.
+
+        Raises:
+            StorageError: the disk is full or failed; the rows of the commit before are kept.
+        """
+        try:
+            for array in self.arrays.values():
+                if isinstance(array, np.memmap):
+                    array.flush()
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder}: rows could not be written ({error.strerror or error}); {self.done} of "
+                f"{self.rows} are kept. Run the same command again to continue."
+            ) from error
         self.done, self._pending, self._committed = self.done + self._pending, 0, time.monotonic()
         self._save_state()
 
@@ -190,6 +209,9 @@ class RowStore:
         )
         if state.identity == self.identity and sizes_match and 0 <= state.done <= self.rows:
             self.done, self.notes = state.done, state.notes
+            if self.complete:  # killed between joining the parts and deleting their states
+                with contextlib.suppress(OSError):
+                    self._drop(self.folder.glob("rows-*-*.json"))
             return True
         columns = state.identity.get("columns", ())
         self._clear(name for name in columns if Path(name).name == name)
@@ -206,21 +228,29 @@ class RowStore:
     def _clear(self, columns: Iterable[str]) -> None:
         """Delete this class's own files; anything else in the folder is not ours."""
         parts = self.folder.glob("rows-*-*.json")
-        for path in (self.folder / "state.json", *parts, *map(self._path, columns)):
-            path.unlink(missing_ok=True)
+        self._drop([self.folder / "state.json", *parts, *map(self._path, columns)])
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+    @staticmethod
+    def _drop(files: Iterable[Path]) -> None:
+        """Delete files that may be there."""
+        for path in files:
+            path.unlink(missing_ok=True)
 
     def _reserve(self) -> None:
         """New files of the final size, or an error and nothing left behind."""
         needed = self.bytes_needed(self.rows, self.columns)
         new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "state.json").unlink(missing_ok=True)
+            make_folder(self.folder)
+            # Made anew, not written over: another run may still read what was there.
+            self._drop([self.state_file, *map(self._path, self.columns)])
             for name, column in self.columns.items():
                 with self._path(name).open("wb") as stream:
                     _reserve_bytes(stream, self.bytes_needed(self.rows, {name: column}))
+                    os.fsync(stream.fileno())
+            sync_folder(self.folder)
             self._save_state()
         except OSError as error:
             with contextlib.suppress(OSError):

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from spherecf.common.files import write_atomically
+from spherecf.common.files import held, make_folder, sync_folder, write_atomically
 from spherecf.common.progress import progress
 from spherecf.data.folder import IdentityFolder
 from spherecf.data.image import IMAGE_SUFFIXES, encode_image, image_suffix
@@ -276,17 +276,21 @@ def _new_folder(folder: str | Path) -> Iterator[Path]:
         raise InputError(
             f"{folder}: exists and is not an empty folder; nothing is overwritten, choose another name."
         )
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.part"
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(folder)
-    except SpherecfError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"{folder}: could not be written ({error.strerror or error}). "
-            "Free some space or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    temporary = folder.parent / f".{folder.name}.part"
+    with held(folder, "this folder"):
+        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+        try:
+            make_folder(temporary)
+            yield temporary
+            os.sync()  # all files at once, since there may be a million
+            temporary.replace(folder)
+            sync_folder(folder.parent)
+        except SpherecfError:
+            raise
+        except OSError as error:
+            raise StorageError(
+                f"{folder}: could not be written ({error.strerror or error}). "
+                "Free some space or choose another folder."
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -16,6 +16,7 @@ import logging
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,9 @@ class Index:
         if self._store.claimed:
             self._wipe()
             self.settle()
+            if self._file is not None:  # of a process that was killed; it may hold people removed since
+                with suppress(OSError):
+                    _part_of(self._file).unlink(missing_ok=True)
 
     def _wipe(self) -> None:
         """Overwrite in the file what was dropped.
@@ -306,7 +310,7 @@ class Index:
     def _write(self, file: Path, table: NDArray[Any], order: NDArray[np.int64]) -> str:
         """Write the file and tell the gallery; returns its hash."""
         digest = hashlib.blake2b(table.tobytes(), digest_size=16).digest()
-        part = file.with_name(f"{file.name}-part")
+        part = _part_of(file)
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
             stream.write(_HEAD.pack(_MAGIC, digest, len(table), self._dim))
             stream.write(table.tobytes())
@@ -328,6 +332,10 @@ class Index:
             block[old] = self._main.codes[places[old]]
             block[~old] = self._tail.codes[places[~old] - first]
             yield start, block
+
+
+def _part_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}-part")
 
 
 def quantise(

@@ -13,11 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.common.files import Lock
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.gallery.rows import Images, Template
-
-if os.name == "posix":
-    import fcntl
 
 _APPLICATION = 0x53434647  # "SCFG": tells a gallery from other SQLite files
 _PAGE_BYTES = 8192  # three templates of 512 dimensions
@@ -38,52 +36,6 @@ CREATE TABLE images (
 ) WITHOUT ROWID;
 """
 _COLUMNS = "id, identity, mu, kappa, images, media, facts, row"
-
-
-class Lock:
-    """A file lock; the file contains the process id, and is deleted on release.
-
-    The system frees the lock when the process ends, however it ends.
-
-    Raises:
-        StorageError: another process holds it (its id is named), or the file cannot be written.
-    """
-
-    def __init__(self, path: Path, gallery: str) -> None:
-        self.path = path
-        try:
-            while not self._held(gallery):
-                self._file.close()  # its last holder deleted it between our opening and locking it
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
-
-    def _held(self, gallery: str) -> bool:
-        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
-        try:
-            if os.name == "posix":
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = self._file.read().strip() or "unknown"
-            self._file.close()
-            raise StorageError(
-                f"{gallery}: the gallery is in use by process {holder}; one process at a time can write "
-                "to it. Wait for it, or use a Milvus server for several"
-            ) from error
-        with suppress(FileNotFoundError):
-            if os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
-                self._file.truncate()
-                self._file.write(str(os.getpid()))
-                self._file.flush()
-                return True
-        return False
-
-    def release(self) -> None:
-        """Release the lock."""
-        with suppress(OSError):
-            self.path.unlink()
-        self._file.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +88,16 @@ class Store:
     """Whether it is a local file."""
 
     def __init__(self, uri: str, dim: int, timeout: float = 10.0) -> None:
-        self.uri, self._dim, self._lock = uri, dim, None if uri == ":memory:" else Lock
+        self.uri, self._dim, self._lockable = uri, dim, uri != ":memory:"
         self._held: Lock | None = None
         try:
-            if self._lock is not None:
+            if self._lockable:
                 _check_file(Path(uri))
-            self._db = sqlite3.connect(uri, timeout, isolation_level=None, check_same_thread=False)
+            frozen = self._lockable and _is_frozen(Path(uri))
+            where = f"{Path(uri).resolve().as_uri()}?immutable=1" if frozen else uri
+            self._db = sqlite3.connect(
+                where, timeout, isolation_level=None, check_same_thread=False, uri=frozen
+            )
         except sqlite3.Error as error:
             raise self._failure(error) from error
         except OSError as error:
@@ -188,8 +144,11 @@ class Store:
         Raises:
             StorageError: another process holds the gallery.
         """
-        if self._held is None and self._lock is not None:
-            self._held = self._lock(Path(self.uri + "-lock"), self.uri)
+        if self._held is None and self._lockable:
+            self._held = Lock(
+                f"{self.uri}-lock", f"{self.uri}: the gallery",
+                "one process at a time can write to it. Wait for it, or use a Milvus server for several",
+            )  # fmt: skip
 
     @property
     def claimed(self) -> bool:
@@ -433,6 +392,14 @@ def _check_file(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+
+
+def _is_frozen(path: Path) -> bool:
+    """Whether a gallery lies on a read-only disk, where SQLite must be told that nobody writes to it."""
+    if os.name != "posix" or not os.statvfs(path.resolve().parent).f_flag & os.ST_RDONLY:
+        return False
+    log = Path(f"{path}-wal")
+    return not (log.exists() and log.stat().st_size)
 
 
 def _all_text(values: object) -> bool:

@@ -1,13 +1,18 @@
 """Find photo files, and keep a journal of those already assessed."""
 
+import errno
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from spherecf.common.files import held, make_folder, sync_folder
 from spherecf.common.parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError, StorageError
 
@@ -125,6 +130,7 @@ Key = tuple[str, int, int]
 """Path, size in bytes (-1: missing), modification time in nanoseconds."""
 
 _START = b'{"path": "'
+_SYNC_SECONDS, _UNSYNCED = 1.0, 1 << 20  # a sync costs a disk milliseconds; bytes that may lie between two
 
 
 @dataclass
@@ -139,8 +145,10 @@ class _Line:
 class Journal:
     """Assessments by path, size and modification time, for one model and one set of settings.
 
-    Each line is written before the next photo begins. An incomplete last line, after kill -9 or on a full
-    disk, is dropped; lines by another model, or of a file that has changed since, are kept but ignored.
+    Each line is written before the next photo begins: kill -9 costs none, a power cut those of the last
+    second. An incomplete last line, and zeros that a power cut leaves, are dropped; lines by another model,
+    or of a file that has changed since, are kept but ignored. In a ``with`` block no other process can write
+    to it.
 
     Args:
         path: the file; created if missing.
@@ -148,7 +156,7 @@ class Journal:
 
     Raises:
         FileFormatError: it is a file of another kind.
-        StorageError: it cannot be read or created.
+        StorageError: it cannot be read or created, or another process writes to it (in a ``with`` block).
 
     Example:
         >>> import tempfile
@@ -163,7 +171,8 @@ class Journal:
     def __init__(self, path: str | Path, maker: str) -> None:
         self.path, self.maker = Path(path), maker
         self._known: dict[Key, dict[str, Any]] = {}
-        self._stream: IO[bytes] | None = None
+        self._stream: FileIO | None = None
+        self._held, self._read_bytes, self._synced = ExitStack(), 0, 0.0
         try:
             self._end = self._read() if self.path.exists() else 0
         except OSError as error:
@@ -182,13 +191,18 @@ class Journal:
         line = {"path": key[0], "bytes": key[1], "mtime_ns": key[2], "maker": self.maker, "record": record}
         try:
             if self._stream is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._stream = self.path.open("ab")
+                make_folder(self.path.parent)
+                self._stream = self.path.open("ab", buffering=0)
                 self._stream.truncate(self._end)
-            self._stream.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-            self._stream.flush()
+                sync_folder(self.path.parent)
+            text = json.dumps(line, allow_nan=False).encode() + b"\n"
+            if self._stream.write(text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if time.monotonic() - self._synced > _SYNC_SECONDS:
+                self._sync()
+            self._end += len(text)
         except OSError as error:
-            self._stream = None
+            self._close()
             raise StorageError(
                 f"{self.path}: could not be written ({error.strerror or error}) at {photo.name}; earlier "
                 "assessments are kept. Free some space, then run the same command again."
@@ -196,19 +210,41 @@ class Journal:
         self._known[key] = record
 
     def __enter__(self) -> "Journal":
+        self._held.enter_context(held(self.path, "the file of finished assessments"))
+        if self.path.exists() and self.path.stat().st_size != self._read_bytes:
+            self._end = self._read()  # another process was still writing
         return self
 
     def __exit__(self, *_: object) -> None:
+        try:
+            self._sync()
+        except OSError as error:
+            raise StorageError(f"{self.path}: could not be written ({error.strerror or error})") from error
+        finally:
+            self._close()
+            self._held.close()
+
+    def _sync(self) -> None:
+        if self._stream is not None and self._stream.seekable():
+            os.fsync(self._stream.fileno())
+        self._synced = time.monotonic()
+
+    def _close(self) -> None:
         if self._stream is not None:
             self._stream.close()
+        self._stream = None
 
     def _read(self) -> int:
         """Fill ``_known``; return the length of the complete lines."""
-        end = 0
+        end, self._read_bytes = 0, self.path.stat().st_size
         with self.path.open("rb") as stream:
             for number, raw in enumerate(stream, 1):
-                if not raw.endswith(b"\n") and (raw.startswith(_START) or _START.startswith(raw)):
-                    break  # incomplete
+                # After a power cut, zeros may stand for what was not yet on the disk.
+                begun, zeros = raw.rstrip(b"\0\n"), b"\0" in raw
+                torn = not raw.endswith(b"\n") or (zeros and self._read_bytes - end < _UNSYNCED)
+                ours = begun.startswith(_START) or _START.startswith(begun) or (zeros and number > 1)
+                if torn and ours:
+                    break
                 try:
                     line = checked(_Line, parse_json(raw, self.path, "a record"), f"line {number}")
                 except (FileFormatError, InputError) as error:

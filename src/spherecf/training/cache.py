@@ -1,6 +1,7 @@
 """The feature cache: the input of a head for every view of every training image, computed once, on disk."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from spherecf.common.files import held
 from spherecf.common.progress import progress
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.data import ImageSource, View
@@ -18,6 +20,7 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import ModelError
 from spherecf.extract import (
     FACTS,
+    ROWS_HELD,
     Recorder,
     check_usable,
     fill_store,
@@ -47,7 +50,7 @@ def run_backbone_on_all(
     It is resumable too, also with another number of ranks.
 
     Raises:
-        StorageError: not enough disk space.
+        StorageError: not enough disk space, or another process fills these rows.
         RankError: another rank failed.
         InputError: no images, or none that could be used.
     """
@@ -58,6 +61,21 @@ def run_backbone_on_all(
         return run_backbone(
             backbone, source, views, recorder, folder, batch_size=batch_size, description=description
         )
+    with ExitStack() as stack:
+        ranks.run_on_main(lambda: stack.enter_context(held(folder, ROWS_HELD)), description)
+        return _fill_on_all(ranks, backbone, source, views, recorder, folder, batch_size, description)
+
+
+def _fill_on_all(
+    ranks: Ranks,
+    backbone: FrozenBackbone,
+    source: ImageSource,
+    views: Sequence[View],
+    recorder: Recorder,
+    folder: Path,
+    batch_size: int,
+    description: str,
+) -> RowStore:
     # Rank 0 reserves the space first: ranks that create the same files at once would destroy each other's.
     ranks.run_on_main(lambda: open_store(backbone, source, views, recorder, folder), description)
     store, each = open_store(backbone, source, views, recorder, folder), len(views)

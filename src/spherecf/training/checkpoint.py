@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spherecf.common.files import describe_content, write_atomically
+from spherecf.common.files import describe_content, make_folder, sync_folder, write_atomically
 from spherecf.errors import FileFormatError, RankError, StorageError
 from spherecf.training.distributed import Ranks
 
 FOLDER = "checkpoints"
 _COMMON = "common.pt"
 _OF_A_RANK = ("own", "shard")
+_PART, _OLD, _GONE = ".part", ".old", ".gone"  # endings of folders that are no checkpoints, yet or any more
 _PATIENCE = 60.0  # seconds, after an error, for the files of other ranks
 
 
@@ -67,6 +68,7 @@ class CheckpointWriter:
         self._abandoned = threading.Event()
         self._written: Future[None] | None = None  # this rank's files
         self._renamed: Future[None] | None = None  # on rank 0: the folder of all ranks' files
+        ranks.run_on_main(lambda: _tidy(folder, identity, keep), "looking for checkpoints")
 
     def save(
         self,
@@ -89,7 +91,7 @@ class CheckpointWriter:
         self.wait()
         ranks, target = self._ranks, self._folder / FOLDER / f"{step:09d}-{self._identity[:8]}"
         # All ranks write into a hidden folder; when all are done, renaming it makes the checkpoint exist.
-        temporary = target.with_name(f".{target.name}.part")
+        temporary = _aside(target, _PART)
         ranks.run_on_main(lambda: _new(temporary), "saving a checkpoint")
         files: dict[str, Any] = {_name(ranks.rank, ranks.size): {"own": private, "shard": shard}}
         if ranks.is_main:
@@ -128,10 +130,18 @@ class CheckpointWriter:
             if written.exception() or self._abandoned.wait(0.1):
                 shutil.rmtree(temporary, ignore_errors=True)
                 return
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        for old in _saved(self._folder, self._identity)[self._keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+        # No folder is deleted in part under the name of a checkpoint: it is renamed first. Older ones go once
+        # the newest is on the disk.
+        try:
+            if target.exists():
+                target.rename(_aside(target, _OLD))
+            temporary.rename(target)
+            sync_folder(target.parent)
+            _tidy(self._folder, self._identity, self._keep)
+        except OSError as error:
+            raise StorageError(
+                f"{target}: cannot be written ({error.strerror}); the checkpoint before it is intact"
+            ) from error
 
     def __enter__(self) -> "CheckpointWriter":
         return self
@@ -204,10 +214,26 @@ def _rank_files(path: Path) -> list[Path]:
     return files
 
 
+def _aside(checkpoint: Path, ending: str) -> Path:
+    return checkpoint.with_name(f".{checkpoint.name}{ending}")
+
+
+def _tidy(folder: Path, identity: str, keep: int) -> None:
+    """Keep the newest checkpoints; delete what a killed process left, restore what it had set aside."""
+    for hidden in (folder / FOLDER).glob(".*"):
+        checkpoint = hidden.with_name(hidden.stem.removeprefix("."))
+        if hidden.suffix == _OLD and not checkpoint.exists():
+            hidden.rename(checkpoint)
+        elif hidden.suffix in (_PART, _OLD, _GONE):
+            shutil.rmtree(hidden, ignore_errors=True)
+    for old in _saved(folder, identity)[keep:]:
+        shutil.rmtree(old.rename(_aside(old, _GONE)), ignore_errors=True)
+
+
 def _new(folder: Path) -> None:
     try:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        make_folder(folder)
     except OSError as error:
         raise StorageError(
             f"{folder}: cannot be created ({error.strerror}); choose another folder"

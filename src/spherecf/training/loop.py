@@ -7,12 +7,13 @@ then `_train_epoch` and `_train_step`: they follow one another as they run.
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spherecf.common.files import write_atomically
+from spherecf.common.files import held, write_atomically
 from spherecf.common.progress import progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
 from spherecf.models import float32_arithmetic
@@ -180,12 +181,18 @@ def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
     Raises:
         InputError: precision "tf32" without a GPU, or ``engine.read_every`` above 1 without fused optimizers.
         SpherecfError: the loss is not finite; the keys of the batch are saved.
-        StorageError: a checkpoint could not be written; the previous one is intact.
+        StorageError: a checkpoint could not be written; the previous one is intact. Or another process trains
+            in this folder.
         RankError: another rank is gone.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written; at once after a second one.
     """
     devices = [ranks.device] if ranks.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), float32_arithmetic(run.engine.precision, ranks.device):
+    with ExitStack() as stack:
+        if run.folder is not None:
+            folder = run.folder
+            ranks.run_on_main(lambda: stack.enter_context(held(folder, "this folder")), run.name)
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.enter_context(float32_arithmetic(run.engine.precision, ranks.device))
         return _Trainer(task, run, ranks).train()
 
 
@@ -683,12 +690,9 @@ class RunLog:
             if folder is None:
                 raise InputError("TensorBoard events need a folder to go to")
             self._writer = _event_writer(folder / "runs", step)
+        lines = "".join(self._next(metrics) for metrics in history).encode()
         if self._path is not None:
-            with _storing(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._path.write_text("")
-        for metrics in history:
-            self._line(metrics)
+            write_atomically(self._path, lambda stream: stream.write(lines))
 
     def step(
         self, step: int, metrics: Mapping[str, float], measures: Mapping[str, float] = MappingProxyType({})
@@ -710,11 +714,17 @@ class RunLog:
         for name, value in metrics.items():
             self._writer.add_scalar(f"{prefix}{name}", value, step)
 
-    def _line(self, metrics: Mapping[str, float]) -> None:
+    def _next(self, metrics: Mapping[str, float]) -> str:
         self._epochs += 1
+        return json.dumps({"epoch": self._epochs, **metrics}) + "\n"
+
+    def _line(self, metrics: Mapping[str, float]) -> None:
+        line = self._next(metrics)
         if self._path is not None:
             with _storing(self._path), self._path.open("a") as stream:
-                stream.write(json.dumps({"epoch": self._epochs, **metrics}) + "\n")
+                stream.write(line)
+                stream.flush()
+                os.fsync(stream.fileno())
 
     def __enter__(self) -> "RunLog":
         return self
