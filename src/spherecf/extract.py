@@ -22,7 +22,8 @@ from torch import Tensor
 from spherecf.common.arrays import HostCopy
 from spherecf.common.progress import Advance, begun_ahead, isolate_failures, progress
 from spherecf.common.readers import Readers, reading_processes
-from spherecf.common.rowstore import Column, RowStore
+from spherecf.common.rowstore import Column, RowStore, SealedRows
+from spherecf.common.sealing import Key, current_key
 from spherecf.common.version import environment
 from spherecf.data import ImageSource, View, batch_bytes, sharpness
 from spherecf.embeddings import Embeddings
@@ -150,6 +151,7 @@ def run_backbone(
     *,
     batch_size: int = 32,
     description: str = "embedding",
+    key: Key | None = None,
 ) -> RowStore:
     """Run the backbone once over every view of every image and store the columns of ``recorder``, on disk.
 
@@ -163,6 +165,7 @@ def run_backbone(
         folder: of the rows (`RowStore`); rows of other images, views, backbone or recorder are
             replaced.
         batch_size: rows per backbone call, rounded down to whole images, at least one image.
+        key: to encrypt the rows with (`SealedRows`).
 
     Raises:
         StorageError: not enough disk space; raised before the first image.
@@ -172,7 +175,7 @@ def run_backbone(
         raise InputError(f"{source.name}: nothing to embed ({len(source)} images, {len(views)} views)")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    store = open_store(backbone, source, views, recorder, folder)
+    store = open_store(backbone, source, views, recorder, folder, key)
     if not store.complete:
         with progress(description, store.rows, store.done) as advance:
             fill_store(store, backbone, source, views, recorder, batch_size, advance)
@@ -202,6 +205,7 @@ def open_store(
     views: Sequence[View],
     recorder: Recorder,
     folder: str | Path,
+    key: Key | None = None,
 ) -> RowStore:
     """The rows of a pass, finished or not; rows of another pass in this folder are replaced."""
     # Whatever changes a number in the rows is part of the identity; batch size and folder are not.
@@ -211,7 +215,10 @@ def open_store(
         "backbone": backbone_identity(backbone),
         **recorder.identity,
     }
-    return RowStore(folder, len(source) * len(views), {**FACTS, **recorder.columns}, identity)
+    rows, columns = len(source) * len(views), {**FACTS, **recorder.columns}
+    if key is not None:
+        return SealedRows(folder, rows, columns, identity, key)
+    return RowStore(folder, rows, columns, identity)
 
 
 def fill_store(
@@ -435,7 +442,8 @@ def embed(
         batch_size: images per backbone call.
 
     Returns:
-        The embeddings, memory-mapped from ``out``. Images that could not be used are in ``skipped``.
+        The embeddings, memory-mapped from ``out`` unless it is encrypted. Images that could not be used are
+        in ``skipped``.
 
     Raises:
         StorageError: not enough disk space for the rows, raised before the first image, or for the file; the
@@ -447,8 +455,9 @@ def embed(
     first = view or View()
     views = [first, View(first.degradation, not first.flip)] if flip else [first]
     store = run_backbone(
-        model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size=batch_size
-    )
+        model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size=batch_size,
+        key=current_key(),
+    )  # fmt: skip
     provenance = {
         "model": model.fingerprint(),
         "backbone": model.backbone.sha256,

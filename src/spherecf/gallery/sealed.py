@@ -14,9 +14,9 @@ newer one.
 import hmac
 import json
 import secrets
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from spherecf.common.sealing import NONCE, SALT, Key, fitting, opened, refuse_plain
 from spherecf.errors import InputError, StorageError
 from spherecf.gallery.rows import FORMAT, Header, Images, Template
-from spherecf.gallery.store import APPLICATION, Store, blob
+from spherecf.gallery.store import APPLICATION, People, Store, blob
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -36,15 +36,14 @@ _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION};
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE sealed (
-    row INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT NOT NULL UNIQUE, nonce BLOB NOT NULL UNIQUE,
-    content BLOB NOT NULL
+    row INTEGER PRIMARY KEY AUTOINCREMENT, identity TEXT NOT NULL, nonce BLOB NOT NULL, content BLOB NOT NULL
 );
+CREATE UNIQUE INDEX by_identity ON sealed (identity, nonce);
 CREATE TABLE sealed_images (
     row INTEGER NOT NULL REFERENCES sealed ON DELETE CASCADE, place INTEGER NOT NULL, nonce BLOB NOT NULL,
     content BLOB NOT NULL, PRIMARY KEY (row, place)
 ) WITHOUT ROWID;
 """
-_ROW = struct.Struct("<q")
 _PAD = 256  # bytes; the length of a name does not show
 _MOST = 1 << 32  # sealed with one key and random nonces (NIST SP 800-38D, section 8.3)
 _SUM = 1 << 256
@@ -101,18 +100,44 @@ class SealedStore(Store):
         return people, people - single + images
 
     def rows(self) -> NDArray[np.int64]:
-        """(n,) rows of all templates, in order; their sum is compared."""
-        *found, state = self._ask(
-            "SELECT row, nonce FROM sealed UNION ALL SELECT 0, (SELECT value FROM facts WHERE name = 'state')"
+        """(n,) rows of all templates, in order; their sum is compared.
+
+        They are read from the index by handle, whose order is checked as well: then everybody is found in it.
+        """
+        *found, (_, _, state) = self._ask(
+            "SELECT identity, row, nonce FROM sealed INDEXED BY by_identity"
+            " UNION ALL SELECT 0, 0, (SELECT value FROM facts WHERE name = 'state')"
         )
-        self._read_state(state[1])
+        self._read_state(state)
         if sum(self._mark(*one) for one in found) % _SUM != self._sum:
             raise self.damaged("templates were taken out or put back by something else than SphereCF")
-        return np.sort(np.fromiter((row for row, _ in found), np.int64, len(found)))
+        if any(one[0] >= other[0] for one, other in pairwise(found)):
+            raise self.damaged("its index is not in order")
+        return np.sort(np.fromiter((row for _, row, _ in found), np.int64, len(found)))
+
+    def people(self, rows: NDArray[np.int64]) -> People:
+        """What a search needs of some templates, in the order of the rows; removed ones are left out."""
+        found = super().people(rows)
+        if len(found.rows) < len(rows):
+            self._check_seen(found.rows, rows)
+        return found
+
+    def templates(self) -> Iterator[list[Template]]:
+        """All templates in the order of their rows, page by page."""
+        expected, seen = self.rows(), list[int]()
+        for page in super().templates():
+            seen += [one.row for one in page]
+            yield page
+        self._check_seen(np.array(seen, np.int64), expected)
+
+    def _check_seen(self, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> None:
+        """Refuse that a row is missing which was not removed meanwhile."""
+        missing = np.setdiff1d(expected, seen)
+        if len(missing) and np.isin(missing, self.rows()).any():
+            raise self.damaged("a template is listed, but is not in its place")
 
     def compact(self) -> None:
         """Check the file and everything in it, and write it anew without what was removed."""
-        self.rows()
         for page in self.templates():
             for one in page:
                 self.images(one)
@@ -156,21 +181,28 @@ class SealedStore(Store):
     def _handle(self, identity: str) -> str:
         return hmac.digest(self._names, identity.encode(), "sha256").hex()
 
-    def _mark(self, row: int, nonce: object) -> int:
-        if not isinstance(nonce, bytes):
-            raise self.damaged("a row has no nonce")
-        return int.from_bytes(hmac.digest(self._sums, nonce + _ROW.pack(row), "sha256"), "big")
+    def _mark(self, handle: object, row: int, nonce: object) -> int:
+        if not isinstance(nonce, bytes) or not isinstance(handle, str):
+            raise self.damaged("a row has no handle or no nonce")
+        return int.from_bytes(hmac.digest(self._sums, _bound(handle, row, nonce), "sha256"), "big")
 
     def _delete(self, identity: str) -> None:
-        found = self._ask("SELECT row, nonce FROM sealed WHERE identity = ?", (self._handle(identity),))
+        found = self._ask(
+            "SELECT identity, row, nonce FROM sealed WHERE identity = ?", (self._handle(identity),)
+        )
         self._sum -= sum(self._mark(*one) for one in found)
         super()._delete(identity)
+
+    def _added(self, templates: Sequence[Template]) -> list[int]:
+        if twice := self.enrolled([one.identity for one in templates]):
+            raise StorageError(f"{self.uri}: {len(twice)} of these people are enrolled already")
+        return super()._added(templates)
 
     def _packed(self, row: int, one: Template) -> tuple[Any, ...]:
         handle, facts = self._handle(one.identity), json.dumps(one.facts)
         inside = [one.id, one.identity, one.kappa, one.images, one.media, facts]
         nonce, content = self._seal(blob(one.mu) + _padded(inside), _bound(handle, row))
-        self._sum += self._mark(row, nonce)
+        self._sum += self._mark(handle, row, nonce)
         return handle, nonce, content, row
 
     def _template(self, *columns: Any) -> Template:
@@ -285,8 +317,10 @@ def reseal_gallery(path: str | Path, key: Key | None, new: Key | None) -> bool:
         FileFormatError: it is damaged.
     """
     uri, wanted = str(path), new and new.id
-    with closing(Store(uri, 0)) as outside:
-        header = outside.header()
+    header = None
+    if Path(uri).exists():
+        with closing(Store(uri, 0)) as outside:
+            header = outside.header()
     if header is None:
         raise InputError(f"{uri}: there is no gallery here")
     done = _sealed_with(header) == wanted
