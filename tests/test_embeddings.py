@@ -283,8 +283,9 @@ def test_encrypted_files_keep_everything_and_show_nothing(tmp_path: Path, key: K
 
 def test_a_key_changes_nothing_of_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make().save(tmp_path / "plain").read_bytes()
-    assert reseal_embeddings(tmp_path / "plain", None, one := make_key(tmp_path / "1"))
-    assert reseal_embeddings(tmp_path / "plain", one, two := make_key(tmp_path / "2"))
+    one, two = make_key(tmp_path / "1"), make_key(tmp_path / "2")
+    assert reseal_embeddings(tmp_path / "plain", None, one)
+    assert reseal_embeddings(tmp_path / "plain", one, two)
     assert not reseal_embeddings(tmp_path / "plain", one, two)
     with pytest.raises(InputError, match=f"encrypted with the key {two.id}, but"):
         reseal_embeddings(tmp_path / "plain", one, None)

@@ -31,22 +31,15 @@ def run(*words: str | Path) -> Result:
 
 def test_encrypt_use_change_and_decrypt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, mu = load(), np.eye(128, dtype=np.float32)
-    facts = {
-        "model": model.fingerprint(),
-        "backbone": model.backbone.sha256,
-        "dim": 128,
-        "radius": model.radius,
-    }
-    with Gallery.open(tmp_path / "g", **facts) as gallery:
+    hashes = {"model": model.fingerprint(), "backbone": model.backbone.sha256}
+    with Gallery.open(tmp_path / "g", dim=128, radius=model.radius, **hashes) as gallery:
         gallery.enrol("Ann", mu[:1], [300.0], media=["a"], sources=["ann.jpg"])
     Embeddings(mu[:2], np.full(2, 5.0), ["ann.jpg", "bob.jpg"]).save(tmp_path / "e")
     for name in ("1", "2"):
         assert f"{tmp_path / name}: the key " in run("key", "make", tmp_path / name).stderr
     both = tmp_path / "g", tmp_path / "e"
-    assert run("--key-file", tmp_path / "1", "key", "encrypt", *both).stderr.count(": encrypted") == 2
-    assert (
-        run("--key-file", tmp_path / "1", "key", "encrypt", *both).stderr.count("was encrypted before") == 2
-    )
+    for said in (": encrypted", ": was encrypted before"):
+        assert run("--key-file", tmp_path / "1", "key", "encrypt", *both).stderr.count(said) == 2
     assert not any(b"Ann" in file.read_bytes() or b"ann.jpg" in file.read_bytes() for file in both)
     listed = run("--key-file", tmp_path / "1", "gallery", "list", tmp_path / "g", "--json")
     assert json.loads(listed.stdout)["identity"] == "Ann"
@@ -60,10 +53,8 @@ def test_encrypt_use_change_and_decrypt(tmp_path: Path, monkeypatch: pytest.Monk
     run("key", "decrypt", *both)
     monkeypatch.delenv(KEY)
     assert json.loads(run("gallery", "list", tmp_path / "g", "--json").stdout)["identity"] == "Ann"
-    assert sealed_with(tmp_path / "e") is None and Embeddings.load(tmp_path / "e").keys == [
-        "ann.jpg",
-        "bob.jpg",
-    ]
+    assert sealed_with(tmp_path / "e") is None
+    assert Embeddings.load(tmp_path / "e").keys == ["ann.jpg", "bob.jpg"]
 
 
 def test_without_a_key(tmp_path: Path) -> None:
