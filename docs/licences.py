@@ -1,4 +1,4 @@
-"""Write THIRD_PARTY.md: the licences of the packages that SphereCF needs at run time, from their own metadata.
+"""Write THIRD_PARTY.md: the licences of the packages that SphereCF needs at run time, from their metadata.
 
 python docs/licences.py            writes the page, from the packages installed here
 python docs/licences.py --check    says if it does not list what pyproject.toml names (docs/check.py does so)
@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "THIRD_PARTY.md"
 HEAD = """# Under which licences do the packages come that it needs?
 
-SphereCF itself is Apache-2.0 ([LICENSE](LICENSE)). This page lists what `pip install spherecf` and its extras bring at run time (not `dev`), from
-the metadata of the packages. Bundled libraries have licences of their own, in the packages. Written by
-`python docs/licences.py` on Linux, with torch's wheel for the CPU; its default wheel brings packages of NVIDIA, too.
+SphereCF itself is Apache-2.0 ([LICENSE](LICENSE)). This page lists what it and its extras bring at run time
+(not `dev`), from the metadata of the packages. Bundled libraries have licences of their own, in the packages.
+Written by `python docs/licences.py` on Linux, with torch's wheel for the CPU; its default wheel brings packages
+of NVIDIA, too.
 
 | package | needed by | licence |
 | ------- | --------- | ------- |
