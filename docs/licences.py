@@ -19,7 +19,7 @@ HEAD = """# Under which licences do the packages come that it needs?
 
 SphereCF itself is Apache-2.0 ([LICENSE](LICENSE)). This page lists what it and its extras bring at run time
 (not `dev`), from the metadata of the packages. Bundled libraries have licences of their own, in the packages.
-Written by `python docs/licences.py` on Linux, with torch's wheel for the CPU; its default wheel brings packages
+Written by `python docs/licences.py` on Linux with torch's wheel for the CPU; its default wheel brings some
 of NVIDIA, too.
 
 | package | needed by | licence |
