@@ -19,7 +19,7 @@ HEAD = """# Under which licences do the packages come that it needs?
 
 SphereCF itself is Apache-2.0 ([LICENSE](LICENSE)). This page lists what it and its extras bring at run time
 (not `dev`), from the metadata of the packages. Bundled libraries have licences of their own, in the packages.
-Written by `python docs/licences.py` on Linux with torch's wheel for the CPU; its default wheel brings some
+Written by `python docs/licences.py` on Linux with torch's wheel for the CPU; the default one brings packages
 of NVIDIA, too.
 
 | package | needed by | licence |
@@ -41,13 +41,14 @@ def declared() -> dict[str, str]:
 
 def licence(found: Distribution) -> str:
     """The expression, or else the classifiers, or else the first line of the text."""
-    facts = found.metadata
-    if stated := facts.get("License-Expression"):
-        return stated
-    classifiers = [text for text in facts.get_all("Classifier") or [] if text.startswith("License ::")]
-    named = [text.split(" :: ")[-1] for text in classifiers if text != "License :: OSI Approved"]
-    text = (facts.get("License") or "").strip().splitlines()
-    return ", ".join(named) or (text[0] if text else "see the package")
+
+    def all_of(name: str) -> list[str]:
+        return [str(text).strip() for text in found.metadata.get_all(name) or []]
+
+    classifiers = [text.split(" :: ") for text in all_of("Classifier") if text.startswith("License ::")]
+    named = ", ".join(words[-1] for words in classifiers if words[-1] != "OSI Approved")
+    texts = [line for text in all_of("License") for line in text.splitlines()]
+    return next(filter(None, [*all_of("License-Expression"), named, *texts, "see the package"]))
 
 
 def rows() -> list[str]:

@@ -35,7 +35,7 @@ def make(file: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
     print_text(f"{file}: the key {make_key(file).id}")
 
 
-@app.command(epilog="Example: spherecf --key-file people.key key encrypt people.gallery faces.safetensors")
+@app.command(epilog="Example: spherecf --key-file=people.key key encrypt people.gallery faces.safetensors")
 def encrypt(paths: Paths) -> None:
     """Encrypt files with the key in use; each is whole before or after, and the same command goes on.
 
@@ -45,13 +45,13 @@ def encrypt(paths: Paths) -> None:
     _reseal(paths, None, _key_in_use(), "encrypted")
 
 
-@app.command(epilog="Example: spherecf --key-file people.key key decrypt people.gallery")
+@app.command(epilog="Example: spherecf --key-file=people.key key decrypt people.gallery")
 def decrypt(paths: Paths) -> None:
     """Decrypt files that are encrypted with the key in use."""
     _reseal(paths, _key_in_use(), None, "decrypted")
 
 
-@app.command(epilog="Example: spherecf --key-file old.key key change people.gallery --to new.key")
+@app.command(epilog="Example: spherecf --key-file=old.key key change people.gallery --to new.key")
 def change(
     paths: Paths, to: Annotated[Path, typer.Option(help="File of the new key.", show_default=False)]
 ) -> None:
@@ -74,7 +74,7 @@ def _key_in_use() -> "Key":
 
     key = current_key()
     if key is None:
-        raise InputError(f"there is no key; name its file in {KEY_FILE}, or with `spherecf --key-file FILE`")
+        raise InputError(f"there is no key; name its file in {KEY_FILE}, or with `spherecf --key-file=FILE`")
     return key
 
 

@@ -160,7 +160,7 @@ def fitting(key: Key | None, path: str | Path, sealed_with: str) -> Key:
     if key is None:
         raise InputError(
             f"{path}: is encrypted with the key {sealed_with}; name the file of the key in {KEY_FILE}, or "
-            "with `spherecf --key-file FILE ...`"
+            "with `spherecf --key-file=FILE ...`"
         )
     if key.id != sealed_with:
         raise InputError(
