@@ -1,7 +1,7 @@
 # The one task runner. PYTHON is the environment that `pip install -e ".[dev]"` went into.
 PYTHON ?= python
 
-.PHONY: help check unit test fuzz faults lint format docs bench
+.PHONY: help check unit test fuzz faults lint format docs bench audit sbom
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -36,6 +36,12 @@ format:  ## rewrite what ruff can
 
 docs:  ## links, commands, code and paths of the pages
 	$(PYTHON) docs/check.py
+
+audit:  ## known vulnerabilities of what is installed; needs the extra `audit` and the network
+	$(PYTHON) -m pip_audit --local --skip-editable
+
+sbom:  ## what is installed as CycloneDX, in sbom.json; needs the extra `audit`
+	$(PYTHON) -m cyclonedx_py environment --pyproject pyproject.toml --output-reproducible -o sbom.json
 
 bench:  ## the benchmarks that need no data; their options are in their first lines
 	for script in benchmarks/vmf_accuracy.py benchmarks/vmf_speed.py benchmarks/tenfold.py \

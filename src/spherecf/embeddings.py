@@ -3,6 +3,7 @@
 Networks write it; scoring and evaluation read nothing else, so embeddings from anywhere can be evaluated.
 The layout is plain safetensors (tensors ``mu``, ``log_kappa``, ``keys``, ``key_ends``, and where known
 ``labels``, ``log_precision``, ``extra.*``; JSON in the metadata), so any safetensors reader opens it.
+If a key is set (`spherecf.common.sealing`), the whole file is encrypted, and held in memory when it is read.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 
 from spherecf.common.arrays import as_array, check_directions
 from spherecf.common.parsing import checked, parse_json
-from spherecf.common.tensorfile import map_tensors, open_tensors, write_tensors
+from spherecf.common.sealing import Key, current_key, fitting, refuse_plain, reseal, sealed_with
+from spherecf.common.tensorfile import map_tensors, open_tensors, sealed_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError
 
 __all__ = ["Embeddings"]
@@ -169,11 +171,14 @@ class Embeddings:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, whole or not at all; returns its path.
+        """Write one safetensors file, whole or not at all, encrypted if a key is set; returns its path.
 
         Raises:
             StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
+            InputError: the key cannot be used.
+            MissingDependencyError: a key is set, and the extra ``encryption`` is not installed.
         """
+        seal = current_key()
         encoded = [key.encode("utf-8", "surrogateescape") for key in self.keys]  # as files may be called
         tensors: dict[str, NDArray[Any]] = {
             "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
@@ -190,17 +195,25 @@ class Embeddings:
             "skipped": json.dumps(self.skipped),
             "provenance": json.dumps(self.provenance),
         }
-        return write_tensors(path, tensors, metadata)
+        return write_tensors(path, tensors, metadata, seal)
 
     @classmethod
     def load(cls, path: str | Path) -> "Embeddings":
         """Open a file written by `save`; ``mu`` and ``log_precision`` stay on disk, mapped read-only.
 
+        An encrypted file is decrypted into memory.
+
         Raises:
             FileFormatError: truncated, not an embeddings file, or content that fails the checks.
+            InputError: encrypted with another key than the one that is set; or a key is set, and the file is
+                not encrypted.
+            MissingDependencyError: encrypted, and the extra ``encryption`` is not installed.
         """
-        path = Path(path)
-        tensors, metadata = _read(path)
+        return cls._load(Path(path), current_key())
+
+    @classmethod
+    def _load(cls, path: Path, key: Key | None) -> "Embeddings":
+        tensors, metadata = _read(path, key)
         try:
             return cls(
                 keys=_keys(path, tensors["keys"].tobytes(), tensors["key_ends"]),
@@ -220,17 +233,43 @@ class Embeddings:
             raise FileFormatError(path, f"not usable as embeddings: {reason}.", _AGAIN) from error
 
 
+def reseal_embeddings(path: str | Path, key: Key | None, new: Key | None) -> bool:
+    """Encrypt an embeddings file with another key, or for the first time, or decrypt it; whole or not at all.
+
+    Args:
+        path: the file.
+        key: that it is encrypted with; None if it is not.
+        new: that it shall be encrypted with; None to decrypt it.
+
+    Returns:
+        Whether there was anything to do.
+
+    Raises:
+        InputError, FileFormatError, StorageError, MissingDependencyError: as `Embeddings.load`, `save`.
+    """
+    if sealed_with(path) == (new and new.id):
+        Embeddings._load(Path(path), new)
+        return False
+    Embeddings._load(Path(path), key)  # no other file is touched
+    reseal(path, key, new)
+    return True
+
+
 _AGAIN = "Write it again with `spherecf embed`, or with Embeddings(...).save(path)."
 
 
-def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Views of the mapped file, and its metadata."""
-    with open_tensors(path, "an embeddings file", _AGAIN) as file:
-        metadata = dict(file.metadata() or {})
+def _read(path: Path, key: Key | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Views of the mapped file, or of the decrypted one in memory, and its metadata."""
+    if (found := sealed_with(path)) is not None:
+        tensors, metadata = sealed_tensors(path, fitting(key, path, found), "an embeddings file", _AGAIN)
+    else:
+        with open_tensors(path, "an embeddings file", _AGAIN) as file:
+            metadata = dict(file.metadata() or {})
+        refuse_plain(path, key)
+        tensors = map_tensors(path)
     if metadata.get("spherecf") != _FORMAT:
         got = metadata.get("spherecf", "no such mark")[:80]
         raise FileFormatError(path, f"a safetensors file, but not {_FORMAT} (got {got}).", _AGAIN)
-    tensors = map_tensors(path)
     for name, tensor in tensors.items():
         types = [_TYPES[name]] if name in _TYPES else _FLOATS
         if tensor.dtype not in map(np.dtype, types):

@@ -23,7 +23,8 @@ from spherecf.common.arrays import HostCopy
 from spherecf.common.files import held
 from spherecf.common.progress import Advance, begun_ahead, isolate_failures, progress
 from spherecf.common.readers import Readers, reading_processes
-from spherecf.common.rowstore import Column, RowStore
+from spherecf.common.rowstore import Column, RowStore, SealedRows
+from spherecf.common.sealing import Key, current_key
 from spherecf.common.version import environment
 from spherecf.data import ImageSource, View, batch_bytes, sharpness
 from spherecf.embeddings import Embeddings
@@ -185,12 +186,14 @@ def _run_backbone(
     folder: str | Path,
     batch_size: int,
     description: str = "embedding",
+    key: Key | None = None,
 ) -> RowStore:
+    """`run_backbone` by whoever holds the folder; with a key its rows are encrypted (`SealedRows`)."""
     if not len(source) or not views:
         raise InputError(f"{source.name}: nothing to embed ({len(source)} images, {len(views)} views)")
     if batch_size < 1:
         raise InputError(f"batch_size: expected at least 1, got {batch_size}")
-    store = open_store(backbone, source, views, recorder, folder)
+    store = open_store(backbone, source, views, recorder, folder, key)
     if not store.complete:
         with progress(description, store.rows, store.done) as advance:
             fill_store(store, backbone, source, views, recorder, batch_size, advance)
@@ -220,6 +223,7 @@ def open_store(
     views: Sequence[View],
     recorder: Recorder,
     folder: str | Path,
+    key: Key | None = None,
 ) -> RowStore:
     """The rows of a pass, finished or not; rows of another pass in this folder are replaced."""
     # Whatever changes a number in the rows is part of the identity; batch size and folder are not.
@@ -229,7 +233,10 @@ def open_store(
         "backbone": backbone_identity(backbone),
         **recorder.identity,
     }
-    return RowStore(folder, len(source) * len(views), {**FACTS, **recorder.columns}, identity)
+    rows, columns = len(source) * len(views), {**FACTS, **recorder.columns}
+    if key is not None:
+        return SealedRows(folder, rows, columns, identity, key)
+    return RowStore(folder, rows, columns, identity)
 
 
 def fill_store(
@@ -454,7 +461,8 @@ def embed(
         batch_size: images per backbone call.
 
     Returns:
-        The embeddings, memory-mapped from ``out``. Images that could not be used are in ``skipped``.
+        The embeddings, memory-mapped from ``out`` unless it is encrypted. Images that could not be used are
+        in ``skipped``.
 
     Raises:
         StorageError: not enough disk space for the rows, raised before the first image, or for the file; the
@@ -467,8 +475,9 @@ def embed(
     views = [first, View(first.degradation, not first.flip)] if flip else [first]
     with held(f"{out}.partial", ROWS_HELD):
         store = _run_backbone(
-            model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size
-        )
+            model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size,
+            key=current_key(),
+        )  # fmt: skip
         _finish(model, store, source, views, out)
     return Embeddings.load(out)
 

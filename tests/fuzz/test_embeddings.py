@@ -1,11 +1,15 @@
 """Embeddings files: an accepted one is whole, and can be saved again equal."""
 
+import io
 import json
+import os
 import struct
+from unittest.mock import patch
 
 import numpy as np
 from tests.fuzz.harness import fuzz, write
 
+from spherecf.common.sealing import KEY, Key, sealing
 from spherecf.embeddings import Embeddings
 
 
@@ -43,6 +47,19 @@ def _use(data: bytes) -> None:
 )
 def test_embeddings(data: bytes) -> None:
     _use(data)
+
+
+_SECRET = bytes(range(32))
+
+
+@fuzz(_seeds, name="embeddings, encrypted", tokens=[b"F32", b"F64", b"I64", b"U8", b"key_ends", b"[0,8]"])
+def test_sealed(data: bytes) -> None:
+    """Sealed after the mutation, so that it reaches what reads the content."""
+    stream = io.BytesIO()
+    with sealing(stream, Key(_SECRET, "fuzz")) as target:
+        target.write(data)
+    with patch.dict(os.environ, {KEY: f"spherecf-key-1 {_SECRET.hex()}"}):
+        _use(stream.getvalue())
 
 
 def _headers() -> dict[str, bytes]:

@@ -1,10 +1,13 @@
 """Files of galleries: an accepted one lists, finds, enrols and removes people."""
 
+import os
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from tests.fuzz.harness import fuzz, write
 
+from spherecf.common.sealing import KEY
 from spherecf.gallery import Gallery
 
 
@@ -38,3 +41,23 @@ def test_galleries(data: bytes) -> None:
         assert all(np.isfinite(candidate.score) for candidate in found.candidates)
         gallery.enrol("new", np.eye(4, dtype=np.float32)[:1], np.array([10.0]), media=["q"], sources=["z"])
         assert gallery.remove("new") == 1
+
+
+_KEY = {KEY: f"spherecf-key-1 {bytes(range(32)).hex()}"}
+
+
+def _sealed_seeds() -> dict[str, bytes]:
+    with patch.dict(os.environ, _KEY):
+        return _seeds()
+
+
+@fuzz(_sealed_seeds, name="galleries, encrypted", tokens=[b"sealed", b"\x00" * 8, b"\xff" * 8], share=0.2)
+def test_sealed_galleries(data: bytes) -> None:
+    """An accepted one is what it was: no mutation alters, adds or removes anybody."""
+    path = write("sealed.gallery", data)
+    for left in path.parent.glob("sealed.gallery-*"):
+        left.unlink()
+    with patch.dict(os.environ, _KEY), _open(path) as gallery:
+        people = [(one.identity, one.kappa > 0, one.images) for one in gallery.list()]
+        assert people == [(f"person {person}", True, 1 + person % 2) for person in range(4)]
+        assert all(len(gallery.sources(name)) == images for name, _, images in people)

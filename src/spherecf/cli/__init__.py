@@ -5,6 +5,8 @@ Every verb imports what it needs inside its function, so `spherecf --help` answe
 """
 
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -18,6 +20,7 @@ from spherecf.cli import (
     evaluate,
     export,
     gallery,
+    key,
     quality,
     serve,
     template,
@@ -41,6 +44,7 @@ app.command(epilog=compare.EXAMPLE)(compare.compare)
 app.command(epilog=template.EXAMPLE)(template.template)
 app.command(epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.add_typer(gallery.app, name="gallery")
+app.add_typer(key.app, name="key")
 app.command(epilog=embed.EXAMPLE)(embed.embed)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(export.app, name="export")
@@ -59,8 +63,16 @@ def _root(
     version: bool | None = typer.Option(
         None, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SPHERECF_KEY_FILE",
+            show_envvar=True,
+            help="Key of encrypted galleries and embeddings files, from `spherecf key make`.",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    key.use_key_file(key_file)
 
 
 def main() -> None:

@@ -21,11 +21,13 @@ _HEAD = 512  # bytes that tell what a file is
 _SHOWN = 40  # characters quoted of a file that no pattern below knows
 
 NUMPY, SAFETENSORS, TORCH = "a NumPy array (.npy)", "a safetensors file", "a torch file"
+SQLITE = "an SQLite database, as a gallery is"
 OLD_TORCH, TORCHSCRIPT = "a torch file of the format before 1.6", "a TorchScript archive (torch.jit.save)"
 
 # What comes where another file was expected, by its first bytes, with what to do where there is one answer.
 _CONTENTS = {
     rb".{4}\x00{4}\{[\s\"}]": SAFETENSORS,  # first: its length may begin like anything below
+    rb"spherecf\.sealed": "an encrypted file of SphereCF: `spherecf key decrypt` decrypts it",
     rb"version https://git-lfs\.": "a Git LFS pointer, not the file itself: run `git lfs pull`",
     rb"(<!--.*?-->\s*)?<(!doctype html|html|head|body|title)": "an HTML page: download the file itself",
     rb"(<\?xml[^>]*>\s*)?<(Error|AccessDenied)\b": "an error message of a file server: download it again",
@@ -36,6 +38,7 @@ _CONTENTS = {
     rb"\xfd7zXZ\x00": "an xz archive: unpack it first",
     rb"\x28\xb5\x2f\xfd": "a zstd archive: unpack it first",
     rb"PK\x05\x06": "an empty zip archive",
+    rb"SQLite format 3\x00": SQLITE,
     rb"7z\xbc\xaf\x27\x1c": "a 7z archive: unpack it first",
     rb"Rar!\x1a\x07": "a RAR archive: unpack it first",
     rb".{257}ustar": "a tar archive: unpack it first",

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from spherecf.common.files import make_folder, sync_folder, write_atomically
 from spherecf.common.parsing import checked, parse_json
+from spherecf.common.sealing import Key, fitting, sealed_with
+from spherecf.common.tensorfile import sealed_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError, StorageError
 
 Column = tuple[tuple[int, ...], str]
@@ -92,19 +94,11 @@ class RowStore:
         try:
             if not self._resume():
                 self._reserve()
-            # Rows that are all there may lie on a disk that cannot be written to.
-            frozen = self.complete and not os.access(self.state_file, os.W_OK)
-            self.arrays = {name: self._map(name, "r" if frozen else "r+") for name in self.columns}
+            self.arrays = self._opened()
         except StorageError:  # which is an OSError, too
             raise
         except OSError as error:
             raise StorageError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
-
-    def _map(self, name: str, mode: Literal["r", "r+"]) -> NDArray[Any]:
-        shape, dtype = self.columns[name]
-        if self.rows and math.prod(shape):
-            return np.memmap(self._path(name), dtype, mode, shape=(self.rows, *shape))
-        return np.zeros((self.rows, *shape), dtype)
 
     @staticmethod
     def bytes_needed(rows: int, columns: Mapping[str, Column]) -> int:
@@ -190,6 +184,16 @@ class RowStore:
         """What says which rows are done."""
         return self.folder / "state.json"
 
+    def _opened(self) -> dict[str, NDArray[Any]]:
+        # Rows that are all there may lie on a disk that cannot be written to.
+        mode: Literal["r", "r+"] = "r" if self.complete and not os.access(self.state_file, os.W_OK) else "r+"
+        return {
+            name: np.memmap(self._path(name), dtype, mode, shape=(self.rows, *shape))
+            if self.rows and math.prod(shape)
+            else np.zeros((self.rows, *shape), dtype)
+            for name, (shape, dtype) in self.columns.items()
+        }
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.bin"
 
@@ -227,7 +231,7 @@ class RowStore:
 
     def _clear(self, columns: Iterable[str]) -> None:
         """Delete this class's own files; anything else in the folder is not ours."""
-        parts = self.folder.glob("rows-*-*.json")
+        parts = *self.folder.glob("rows-*-*.json"), *self.folder.glob("rows-*.sealed")
         self._drop([self.folder / "state.json", *parts, *map(self._path, columns)])
         with contextlib.suppress(OSError):
             self.folder.rmdir()
@@ -257,10 +261,13 @@ class RowStore:
                 self._clear(self.columns)
                 for path in new[1:]:
                     path.rmdir()
-            raise StorageError(
-                f"{self.folder}: cannot reserve {needed / 2**20:,.1f} MiB ({error.strerror or error}). "
-                "Nothing was written; free some space, choose another folder, or use fewer images or views."
-            ) from error
+            raise self._no_room(needed, error) from error
+
+    def _no_room(self, needed: int, error: OSError) -> StorageError:
+        return StorageError(
+            f"{self.folder}: cannot reserve {needed / 2**20:,.1f} MiB ({error.strerror or error}). "
+            "Nothing was written; free some space, choose another folder, or use fewer images or views."
+        )
 
 
 class _RowPart(RowStore):
@@ -279,3 +286,83 @@ class _RowPart(RowStore):
     @property
     def state_file(self) -> Path:
         return self.folder / f"rows-{self._range[0]}-{self._range[1]}.json"
+
+
+class SealedRows(RowStore):
+    """A store whose rows are in memory, and on the disk encrypted: a sealed file for each commit.
+
+    Args:
+        folder, rows, columns, identity: as `RowStore`.
+        key: that the files are sealed with.
+
+    Raises:
+        StorageError: not enough space, or not writable.
+        InputError: rows in the folder are sealed with another key.
+
+    Example:
+        >>> import tempfile
+        >>> args = tempfile.mkdtemp(), 3, {"x": ((2,), "float32")}, {}, Key(bytes(32), "an example")
+        >>> store = SealedRows(*args)
+        >>> store.append({"x": np.ones((2, 2), np.float32)})
+        >>> store.commit()
+        >>> SealedRows(*args).arrays["x"].tolist()
+        [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]]
+    """
+
+    def __init__(
+        self, folder: str | Path, rows: int, columns: Mapping[str, Column], identity: Mapping[str, Any],
+        key: Key,
+    ) -> None:  # fmt: skip
+        self._key, self._left = key, list[dict[str, NDArray[Any]]]()
+        super().__init__(folder, rows, columns, identity)
+
+    def commit(self) -> None:
+        """Seal the rows that came since the last commit into a file of their own."""
+        if self._pending:
+            start, end = self.done, self.done + self._pending
+            state = {"identity": self.identity, "done": end, "notes": self.notes}
+            rows = {name: array[start:end] for name, array in self.arrays.items()}
+            write_tensors(self._sealed(start), rows, {"state": json.dumps(state)}, self._key)
+        self.done, self._pending, self._committed = self.done + self._pending, 0, time.monotonic()
+
+    def _sealed(self, start: int) -> Path:
+        return self.folder / f"rows-{start}.sealed"
+
+    def _resume(self) -> bool:
+        plain = self._state()
+        if plain is not None:  # of a run without a key
+            self._clear(name for name in plain.identity.get("columns", ()) if Path(name).name == name)
+        while (file := self._sealed(self.done)).exists():
+            key = fitting(self._key, file, sealed_with(file) or "none")
+            try:
+                rows, metadata = sealed_tensors(file, key, "rows of an earlier run")
+                state = checked(_State, parse_json(metadata["state"], file, "a state"), "state")
+            except (KeyError, FileFormatError):
+                break  # what it held is made anew
+            if state.identity != self.identity:
+                self._clear(())
+                return False
+            if {len(column) for column in rows.values()} != {state.done - self.done}:
+                break  # the file of other rows, under this name
+            self._left.append(rows)
+            self.done, self.notes = state.done, state.notes
+        return bool(self._left)
+
+    def _reserve(self) -> None:
+        needed = self.bytes_needed(self.rows, self.columns)
+        try:
+            make_folder(self.folder)
+            if shutil.disk_usage(self.folder).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise self._no_room(needed, error) from error
+
+    def _opened(self) -> dict[str, NDArray[Any]]:
+        arrays = {name: np.zeros((self.rows, *shape), dtype) for name, (shape, dtype) in self.columns.items()}
+        start = 0
+        for rows in self._left:
+            for name, column in rows.items():
+                arrays[name][start : start + len(column)] = column
+            start += len(column)
+        self._left.clear()
+        return arrays

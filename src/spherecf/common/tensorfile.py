@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from spherecf.common.files import SAFETENSORS, describe_content, write_atomically
-from spherecf.common.parsing import reading
+from spherecf.common.parsing import parse_json, reading
+from spherecf.common.sealing import Key, sealing, unsealed
 from spherecf.errors import FileFormatError
 
 _DTYPES = {  # widest first, in the order in which the library itself writes tensors
@@ -28,8 +29,13 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _BLOCK = 1 << 24  # bytes copied at once
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> Path:
-    """Write one safetensors file, whole or not at all; returns its path.
+def write_tensors(
+    path: str | Path,
+    tensors: Mapping[str, NDArray[Any]],
+    metadata: Mapping[str, str],
+    key: Key | None = None,
+) -> Path:
+    """Write one safetensors file, whole or not at all, sealed if there is a key; returns its path.
 
     The bytes are those of ``safetensors.numpy.save``, in blocks, so nothing is held twice. Wide types
     come first, so that every view of the mapped file is aligned.
@@ -48,9 +54,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, NDArray[Any]], metadat
     ranks = list(_DTYPES)
     kinds = {name: _NAMES[tensor.dtype.newbyteorder("<")] for name, tensor in tensors.items()}
     names = sorted(tensors, key=lambda name: (ranks.index(kinds[name]), name))
-    return write_atomically(
-        path, lambda stream: _write(stream, {name: tensors[name] for name in names}, metadata)
-    )
+
+    def write(stream: IO[bytes]) -> None:
+        with sealing(stream, key) as target:
+            _write(target, {name: tensors[name] for name in names}, metadata)
+
+    return write_atomically(path, write)
 
 
 def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -110,7 +119,38 @@ def map_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
     """
     raw: NDArray[Any] = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
-    header = json.loads(raw[8:start].tobytes())
+    return _views(raw, start, json.loads(raw[8:start].tobytes()), path)
+
+
+def sealed_tensors(
+    path: str | Path, key: Key, kind: str, hint: str = ""
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Tensors and metadata of a file that is sealed with this key, in memory.
+
+    Raises:
+        FileFormatError: damaged, or no safetensors file inside.
+    """
+    raw = unsealed(path, key)
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    header = parse_json(raw[8:start].tobytes(), path, kind, hint)
+    with reading(path, kind, hint):
+        metadata, end = {**header.pop("__metadata__", {})}, 0
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("metadata that are no text")
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            first, last = entry["data_offsets"]
+            size = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+            if first != end or last - first != size or min(entry["shape"], default=0) < 0:
+                raise ValueError(f"the place of tensor {name[:40]!r} does not fit its shape")
+            end = last
+        if start + end != len(raw):
+            raise ValueError("truncated")
+        return _views(raw, start, header, path), metadata
+
+
+def _views(
+    raw: NDArray[Any], start: int, header: Mapping[str, Any], path: str | Path
+) -> dict[str, NDArray[Any]]:
     tensors: dict[str, NDArray[Any]] = {}
     for name, entry in header.items():
         if name == "__metadata__":

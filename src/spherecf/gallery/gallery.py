@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import Calibration
+from spherecf.common.sealing import current_key, refuse_plain
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.gallery.enrolment import check_images, check_probe, no_images, pooled_template, review
@@ -19,6 +20,7 @@ from spherecf.gallery.identification import Candidate, Identification, decide, l
 from spherecf.gallery.index import Index
 from spherecf.gallery.milvus import Server, is_server
 from spherecf.gallery.rows import Enrolled, Header, Images, Template, checked_identity
+from spherecf.gallery.sealed import open_store
 from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
 from spherecf.scoring import natural_parameter
@@ -71,7 +73,7 @@ class Gallery:
         name: str = "spherecf",
         timeout: float = 10.0,
     ) -> "Gallery":
-        """Open a gallery, or create it.
+        """Open a gallery, or create it; a new one is encrypted if a key is set (`SPHERECF_KEY_FILE`).
 
         Args:
             uri: file of the gallery, or http(s):// URI of a Milvus server.
@@ -90,10 +92,12 @@ class Gallery:
             ModelError: it belongs to another model.
             StorageError: the file cannot be read or made, or the server does not answer.
             FileFormatError: damaged, or not a gallery.
-            InputError: it does not exist, and ``create`` is false.
-            MissingDependencyError: it is on a server, and the extra ``milvus`` is not installed.
+            InputError: it does not exist, and ``create`` is false; it is encrypted with another key than the
+                one that is set; or a key is set, and it is not encrypted.
+            MissingDependencyError: it is on a server or encrypted, and the extra ``milvus`` or ``encryption``
+                is not installed.
         """
-        where = str(uri)
+        where, key = str(uri), current_key()
         server = is_server(where)
         if not create and not server and not Path(where).exists():
             raise InputError(f"{where}: there is no gallery here; enrol a person first")
@@ -101,9 +105,10 @@ class Gallery:
             calibration.require(model)
         store: Store
         if server:
+            refuse_plain(where, key)
             store = Server(where, dim, token=token, name=name, timeout=timeout)
         else:
-            store = Store(where, dim, timeout)
+            store = open_store(where, dim, key, timeout)
         try:
             facts = store.header()
             if facts is None:

@@ -167,7 +167,7 @@ class Index:
 
     def __init__(self, store: Store, dim: int) -> None:
         self._store, self._dim, self._known = store, dim, ""
-        self._file = Path(f"{store.uri}-search") if store.embedded and store.uri != ":memory:" else None
+        self._file = store.search_file
         self._main, self._tail = _empty(dim), _empty(dim)
         self._joined: tuple[list[Columns], Columns] | None = None
         self._unwritten: list[int] = []  # places of dropped rows that the file still has

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.common.sealing import current_key
 from spherecf.errors import FileFormatError, InputError, MissingDependencyError, StorageError
 from spherecf.gallery.rows import Images, Template
+from spherecf.gallery.sealed import open_store
 from spherecf.gallery.store import Store
 
 Row = dict[str, Any]
@@ -307,7 +309,7 @@ def _copy(lite: Any, old: Path, part: Path, messages: Sequence[str]) -> int:
     if facts is None:
         raise FileFormatError(old, "the folder holds no gallery.")
     collection = lite.get_collection(name)
-    store = Store(str(part), facts["dim"])
+    store = open_store(str(part), facts["dim"], current_key())
     try:
         if store.header() is None:
             store.create(facts)

@@ -17,11 +17,11 @@ from spherecf.common.files import Lock
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.gallery.rows import Images, Template
 
-_APPLICATION = 0x53434647  # "SCFG": tells a gallery from other SQLite files
+APPLICATION = 0x53434647  # "SCFG": tells a gallery from other SQLite files
 _PAGE_BYTES = 8192  # three templates of 512 dimensions
 _PAGE = 10_000  # templates per read
 _SCHEMA = f"""
-PRAGMA application_id = {_APPLICATION};
+PRAGMA application_id = {APPLICATION};
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE templates (
     row INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, identity TEXT NOT NULL UNIQUE,
@@ -35,7 +35,6 @@ CREATE TABLE images (
     PRIMARY KEY (row, place)
 ) WITHOUT ROWID;
 """
-_COLUMNS = "id, identity, mu, kappa, images, media, facts, row"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +86,9 @@ class Store:
     embedded = True
     """Whether it is a local file."""
 
+    _schema, _table = _SCHEMA, "templates"
+    _columns = "id, identity, mu, kappa, images, media, facts, row"
+
     def __init__(self, uri: str, dim: int, timeout: float = 10.0) -> None:
         self.uri, self._dim, self._lockable = uri, dim, uri != ":memory:"
         self._held: Lock | None = None
@@ -110,11 +112,16 @@ class Store:
             self.close()
             raise
 
+    @property
+    def search_file(self) -> Path | None:
+        """The file beside it that a search reads; None if that is held in memory only."""
+        return None if self._lock is None else Path(f"{self.uri}-search")
+
     def header(self) -> dict[str, Any] | None:
         """Facts about the gallery; None if it does not exist yet."""
         if not self._ask("SELECT 1 FROM sqlite_master"):
             return None  # new, or its maker was killed
-        if self._ask("PRAGMA application_id") != [(_APPLICATION,)]:
+        if self._ask("PRAGMA application_id") != [(APPLICATION,)]:
             raise FileFormatError(self.uri, "expected a gallery, got another SQLite database.")
         return self._json(self.fact("header"))
 
@@ -124,9 +131,7 @@ class Store:
         self._ask(f"PRAGMA page_size = {_PAGE_BYTES}")
         self._ask("PRAGMA journal_mode = WAL")
         with self._change():
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                self._ask(statement)
-            self._ask("INSERT INTO facts VALUES ('header', ?)", (json.dumps(facts),))
+            self._lay_out(facts)
 
     def fact(self, name: str) -> str:
         """A fact about the gallery; "" if unknown."""
@@ -149,6 +154,19 @@ class Store:
                 f"{self.uri}-lock", f"{self.uri}: the gallery",
                 "one process at a time can write to it. Wait for it, or use a Milvus server for several",
             )  # fmt: skip
+
+    def claim_alone(self) -> None:
+        """`claim`, and make sure that no other process reads, either.
+
+        Raises:
+            StorageError: another process holds the gallery, or has it open.
+        """
+        self.claim()
+        try:
+            self._ask("PRAGMA journal_mode = DELETE")
+            self._ask("PRAGMA journal_mode = WAL")
+        except StorageError as error:
+            raise StorageError(f"{self.uri}: another process has the gallery open; end it first") from error
 
     @property
     def claimed(self) -> bool:
@@ -173,13 +191,19 @@ class Store:
 
     def find(self, identity: str) -> Template | None:
         """The template of a person."""
-        found = self._ask(f"SELECT {_COLUMNS} FROM templates WHERE identity = ?", (identity,))
+        found = self._ask(
+            f"SELECT {self._columns} FROM {self._table} WHERE identity = ?", (self._handle(identity),)
+        )
         return self._template(*found[0]) if found else None
 
     def enrolled(self, identities: Sequence[str]) -> set[str]:
         """Those of these people who are enrolled."""
-        statement = "SELECT identity FROM templates WHERE identity IN (SELECT value FROM json_each(?))"
-        return {name for (name,) in self._ask(statement, (json.dumps(list(identities)),))}
+        names = {self._handle(identity): identity for identity in identities}
+        found = self._ask(
+            f"SELECT identity FROM {self._table} WHERE identity IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(names)),),
+        )
+        return {names[name] for (name,) in found}
 
     def rows(self) -> NDArray[np.int64]:
         """(n,) rows of all templates, in order."""
@@ -188,11 +212,7 @@ class Store:
 
     def people(self, rows: NDArray[np.int64]) -> "People":
         """What a search needs of some templates, in the order of the rows; removed ones are left out."""
-        found = self._ask(
-            "SELECT row, id, identity, kappa, images, mu FROM templates"
-            " WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
-            (json.dumps(rows.tolist()),),
-        )
+        found = self._people_rows(json.dumps(rows.tolist()))
         numbers, ids, names, kappa, images, mu = zip(*found) if found else ((),) * 6
         self._check_columns((*ids, *names), kappa, (*images, *numbers))
         if any(not isinstance(one, bytes) or len(one) != 4 * self._dim for one in mu):
@@ -205,7 +225,7 @@ class Store:
         """All templates in the order of their rows, page by page."""
         last = 0
         while page := self._ask(
-            f"SELECT {_COLUMNS} FROM templates WHERE row > ? ORDER BY row LIMIT {_PAGE}", (last,)
+            f"SELECT {self._columns} FROM {self._table} WHERE row > ? ORDER BY row LIMIT {_PAGE}", (last,)
         ):
             yield [self._template(*columns) for columns in page]
             last = page[-1][-1]
@@ -218,9 +238,7 @@ class Store:
         """
         if template.images == 1:
             return template.only
-        found = self._ask(
-            "SELECT mu, kappa, medium, source FROM images WHERE row = ? ORDER BY place", (template.row,)
-        )
+        found = self._image_rows(template.row)
         if len(found) != template.images:
             raise self.damaged(f"{len(found)} of {template.images} images of {template.identity} are there")
         mu, kappa, media, sources = zip(*found)
@@ -232,14 +250,10 @@ class Store:
     def put(self, template: Template, images: Images) -> int:
         """Store a template and its images in place of those of the same person; returns its row."""
         with self._change():
-            self._ask("DELETE FROM templates WHERE identity = ?", (template.identity,))
+            self._delete(template.identity)
             (row,) = self._added([template])
             if len(images) > 1:
-                columns = zip(images.mu, images.kappa.tolist(), images.media, images.sources)
-                self._many(
-                    "INSERT INTO images (row, place, mu, kappa, medium, source) VALUES (?, ?, ?, ?, ?, ?)",
-                    [(row, place, _blob(mu), *rest) for place, (mu, *rest) in enumerate(columns)],
-                )
+                self._add_images(row, images)
         return row
 
     def insert(self, templates: Sequence[Template]) -> list[int]:
@@ -250,7 +264,24 @@ class Store:
     def remove(self, identity: str) -> None:
         """Remove a person's template and images."""
         with self._change():
-            self._ask("DELETE FROM templates WHERE identity = ?", (identity,))
+            self._delete(identity)
+
+    def replace(self, facts: dict[str, Any], old: "Store") -> None:
+        """Put the content of another store on the same file in place of all that there is, in one change.
+
+        Raises:
+            StorageError: it could not be written; it is unchanged.
+        """
+        self._ask("PRAGMA foreign_keys = OFF")
+        tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'sqlite_sequence'"
+        with self._change():
+            for (table,) in self._ask(tables):
+                self._ask(f'DROP TABLE "{table}"')
+            self._lay_out(facts)
+            for page in old.templates():
+                for row, one in zip(self._added(page), page):
+                    if one.images > 1:
+                        self._add_images(row, old.images(one))
 
     def erase(self) -> None:
         """Empty SQLite's log, which still holds what was removed.
@@ -289,20 +320,54 @@ class Store:
         """The error to raise for damage."""
         return FileFormatError(self.uri, f"the gallery is damaged: {what}.", "Restore it from a backup.")
 
+    def _lay_out(self, facts: dict[str, Any]) -> None:
+        for statement in filter(str.strip, self._schema.split(";")):
+            self._ask(statement)
+        self._ask("INSERT INTO facts VALUES ('header', ?)", (json.dumps(facts),))
+
+    def _handle(self, identity: str) -> str:
+        """What stands for a person in the file."""
+        return identity
+
+    def _delete(self, identity: str) -> None:
+        self._ask(f"DELETE FROM {self._table} WHERE identity = ?", (self._handle(identity),))
+
     def _added(self, templates: Sequence[Template]) -> list[int]:
-        ((last,),) = self._ask("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'templates'")
-        rows = list(range(last + 1, last + 1 + len(templates)))
-        columns = (
-            (one.id, one.identity, _blob(one.mu), one.kappa, one.images, one.media, json.dumps(one.facts))
-            for one in templates
+        ((last,),) = self._ask(
+            "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (self._table,)
         )
-        values = [(*rest, row) for row, rest in zip(rows, columns)]
-        self._many(f"INSERT INTO templates ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        rows = list(range(last + 1, last + 1 + len(templates)))
+        values = [self._packed(row, one) for row, one in zip(rows, templates)]
+        marks = ", ".join("?" * len(self._columns.split(",")))
+        self._many(f"INSERT INTO {self._table} ({self._columns}) VALUES ({marks})", values)
         return rows
 
-    def _template(
-        self, id: str, identity: str, mu: bytes, kappa: float, images: int, media: int, facts: str, row: int
-    ) -> Template:  # fmt: skip
+    def _packed(self, row: int, one: Template) -> tuple[Any, ...]:
+        """The columns of a template."""
+        facts = json.dumps(one.facts)
+        return one.id, one.identity, blob(one.mu), one.kappa, one.images, one.media, facts, row
+
+    def _add_images(self, row: int, images: Images) -> None:
+        columns = zip(images.mu, images.kappa.tolist(), images.media, images.sources)
+        self._many(
+            "INSERT INTO images (row, place, mu, kappa, medium, source) VALUES (?, ?, ?, ?, ?, ?)",
+            [(row, place, blob(mu), *rest) for place, (mu, *rest) in enumerate(columns)],
+        )
+
+    def _people_rows(self, rows: str) -> list[Any]:
+        """row, id, identity, kappa, images and mu of templates whose rows stand in a JSON list, in order."""
+        return self._ask(
+            "SELECT row, id, identity, kappa, images, mu FROM templates"
+            " WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
+            (rows,),
+        )
+
+    def _image_rows(self, row: int) -> list[Any]:
+        """mu, kappa, medium and source of the images of a template, in order."""
+        return self._ask("SELECT mu, kappa, medium, source FROM images WHERE row = ? ORDER BY place", (row,))
+
+    def _template(self, *columns: Any) -> Template:
+        id, identity, mu, kappa, images, media, facts, row = columns
         self._check_columns((id, identity), (kappa,), (images, media, row))
         known = self._facts_of(facts, single=images == 1)
         return Template(id, identity, self._direction(mu), kappa, images, media, known, row)
@@ -406,5 +471,6 @@ def _all_text(values: object) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _blob(mu: NDArray[np.float32]) -> bytes:
+def blob(mu: NDArray[np.float32]) -> bytes:
+    """A direction as it is stored."""
     return mu.astype("<f4").tobytes()

@@ -1,0 +1,408 @@
+"""Encrypted galleries: the same answers, nothing readable on the disk, every alteration refused."""
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration, near
+
+import spherecf.gallery.index as index_module
+import spherecf.gallery.sealed as sealed_module
+from spherecf.common.sealing import KEY_FILE, Key, make_key, read_key
+from spherecf.errors import FileFormatError, InputError, SpherecfError, StorageError
+from spherecf.gallery import Gallery, reseal_gallery
+from spherecf.gallery.enrolment import check_images
+from spherecf.gallery.store import Store
+
+Open = Callable[..., Gallery]
+NAMES = ["Quetzalcoatl", "Rumpelstilzchen", "Schneewittchen"]
+
+
+@pytest.fixture
+def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Key:
+    """The key in use."""
+    (tmp_path / "keys").mkdir()
+    monkeypatch.setenv(KEY_FILE, str(tmp_path / "keys" / "key"))
+    return make_key(tmp_path / "keys" / "key")
+
+
+def fill(gallery: Gallery, people: np.ndarray) -> None:
+    """The first two have two images each, the third has one."""
+    for i, name in enumerate(NAMES):
+        mu = np.concatenate([near(people[i : i + 1], seed) for seed in range(1 + (i < 2))])
+        media = [f"medium-{name}-{j}" for j in range(len(mu))]
+        sources = [f"{name}-{j}.jpg" for j in range(len(mu))]
+        gallery.enrol(name, mu, np.full(len(mu), 300.0), media=media, sources=sources)
+
+
+def secrets_of(people: np.ndarray) -> list[bytes]:
+    images = [near(people[i : i + 1], seed) for i in range(3) for seed in range(1 + (i < 2))]
+    directions = [check_images(mu, [1.0], DIM).mu.tobytes() for mu in images]
+    return [*(name.encode() for name in NAMES), *directions, MODEL.encode(), b".jpg"]
+
+
+def seen(folder: Path, secrets: list[bytes]) -> int:
+    """How many of these are in the files of a folder."""
+    everything = b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
+    return sum(secret in everything for secret in secrets)
+
+
+@pytest.fixture
+def watched(tmp_path: Path, people: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """What can be read in the folder after each statement."""
+    found: list[int] = []
+
+    def watching(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(self: Store, *what: Any) -> Any:
+            done = plain(self, *what)
+            found.append(seen(tmp_path, secrets_of(people)))
+            return done
+
+        return watch
+
+    for name in ("_ask", "_many"):
+        monkeypatch.setattr(Store, name, watching(getattr(Store, name)))
+    yield found
+
+
+def life(opened: Open, people: np.ndarray) -> None:
+    gallery = opened(calibration=calibration())
+    fill(gallery, people)
+    gallery.enrol(NAMES[2], people[2:3], [200.0], media=["new"], sources=["x.jpg"], add=True)
+    gallery.enrol_many(["a", "b"], people[5:7], [100.0, 200.0])
+    gallery.remove(NAMES[1], erase=False)
+    gallery.compact()
+    gallery.close()
+
+
+def test_nothing_can_be_read_at_any_time(
+    opened: Open, people: np.ndarray, key: Key, watched: list[int]
+) -> None:
+    life(opened, people)
+    assert len(watched) > 50 and max(watched) == 0
+
+
+def test_the_same_life_without_a_key_can_be_read(
+    opened: Open, people: np.ndarray, watched: list[int]
+) -> None:
+    life(opened, people)
+    assert max(watched) == len(secrets_of(people)) == 10
+
+
+def test_answers_are_those_of_a_plain_gallery(
+    opened: Open, people: np.ndarray, key: Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_TAIL", 20)
+    sealed = opened()
+    monkeypatch.delenv(KEY_FILE)
+    plain = opened(tmp_path / "plain")
+    probes, kappa = near(people, 1), np.full(len(people), 250.0)
+    for gallery in (sealed, plain):
+        fill(gallery, people)
+        gallery.enrol_many([f"person {i}" for i in range(30)], people[:30], np.linspace(50, 400, 30))
+        gallery.remove("person 7")
+        gallery.enrol("person 8", people[8:9], [10.0], media=["m"], sources=["s"], replace=True)
+    assert [one.identity for one in sealed.list()] == [one.identity for one in plain.list()]
+    for mine, other in zip(sealed.list(), plain.list()):
+        assert replace(mine, enrolled="", changed="") == replace(other, enrolled="", changed="")
+    assert sealed.search(probes, kappa, top=4) == plain.search(probes, kappa, top=4)
+    assert sealed.identify(people[0], 100.0, threshold=0.0) == plain.identify(people[0], 100.0, threshold=0.0)
+    assert sealed.sources(NAMES[0]) == plain.sources(NAMES[0]) and len(sealed.sources(NAMES[0])) == 2
+    assert sealed._store.counts() == plain._store.counts() and "person 7" not in sealed
+    for gallery in (sealed, plain):
+        gallery.close()
+    assert {file.name for file in tmp_path.iterdir()} == {"keys", "people", "plain", "plain-search"}
+    with pytest.raises(InputError, match="is not encrypted, but"):
+        monkeypatch.setenv(KEY_FILE, key.origin)
+        opened(tmp_path / "plain")
+
+
+def test_readers_follow_a_writer(opened: Open, people: np.ndarray, key: Key) -> None:
+    writer, reader = opened(), opened()
+    fill(writer, people)
+    assert [one.identity for one in reader.list()] == NAMES and len(reader) == 3
+    writer.remove(NAMES[0])
+    assert reader.search(people[:1], [300.0])[0][0].identity != NAMES[0] and len(reader) == 2
+
+
+@pytest.fixture
+def closed(opened: Open, people: np.ndarray, key: Key, tmp_path: Path) -> Path:
+    """An encrypted gallery of three people."""
+    with opened() as gallery:
+        fill(gallery, people)
+    return tmp_path / "people"
+
+
+def use(path: Path, **options: Any) -> list[Any]:
+    """Everything in a gallery."""
+    with Gallery.open(path, model=MODEL, backbone=BACKBONE, dim=DIM, radius=RADIUS, **options) as gallery:
+        sources = [gallery.sources(name) for name in NAMES if name in gallery]
+        return [gallery.list(), sources, gallery.search(np.eye(DIM)[:2], [100.0, 200.0])]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE sealed SET content = zeroblob(length(content)) WHERE row = 2",
+        "UPDATE sealed SET content = substr(content, 1, length(content) - 1)",
+        "UPDATE sealed SET content = substr(content, 1, 10) WHERE row = 1",
+        "UPDATE sealed SET nonce = zeroblob(12) WHERE row = 1",
+        "UPDATE sealed SET nonce = x'00' WHERE row = 1",
+        "UPDATE sealed SET nonce = 'text' WHERE row = 1",
+        "UPDATE sealed SET content = (SELECT content FROM sealed WHERE row = 2) WHERE row = 1",
+        "UPDATE sealed SET row = 9 WHERE row = 3",
+        "UPDATE sealed SET row = 4 - row WHERE row <> 2",
+        "UPDATE sealed SET identity = 'x' WHERE row = 1",
+        "DELETE FROM sealed WHERE row = 3",
+        "INSERT INTO sealed SELECT 9, 'x', randomblob(12), content FROM sealed WHERE row = 1",
+        "DELETE FROM sealed_images WHERE row = 1 AND place = 1",
+        "UPDATE sealed_images SET content = zeroblob(200) WHERE row = 1 AND place = 0",
+        "UPDATE sealed_images SET place = 1 - place WHERE row = 1",
+        "UPDATE sealed_images SET row = 3 - row",
+        "INSERT INTO sealed_images SELECT row, 2, nonce, content FROM sealed_images WHERE row = 1 LIMIT 1",
+        "UPDATE facts SET value = 'x' WHERE name = 'state'",
+        "DELETE FROM facts WHERE name = 'state'",
+        "UPDATE facts SET value = substr(value, 1, length(value) - 2) WHERE name = 'state'",
+        "UPDATE facts SET value = json_set(value, '$.salt', '00') WHERE name = 'header'",
+        "UPDATE facts SET value = json_set(value, '$.salt', 'x') WHERE name = 'header'",
+        "UPDATE facts SET value = json_remove(value, '$.header') WHERE name = 'header'",
+        "UPDATE facts SET value = json_set(value, '$.header', 5) WHERE name = 'header'",
+    ],
+)  # fmt: skip
+def test_what_was_altered_is_refused(closed: Path, statement: str) -> None:
+    with sqlite3.connect(closed) as connection:
+        connection.execute("PRAGMA writable_schema = ON")  # constraints of ours are no protection
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        try:
+            changed = connection.execute(statement).rowcount
+        except sqlite3.IntegrityError:  # a second step, as an attacker can take
+            connection.execute("UPDATE sealed SET row = row + 100")
+            changed = connection.execute("UPDATE sealed SET row = 103 - row + 1 WHERE row > 100").rowcount
+    connection.close()
+    assert changed > 0
+    with pytest.raises(FileFormatError, match="damaged"):
+        use(closed)
+
+
+def test_what_was_removed_cannot_be_put_back(closed: Path, tmp_path: Path, opened: Open) -> None:
+    """Neither its row, nor its row and the sum of that time, which fits no later row."""
+    shutil.copy(closed, tmp_path / "before")
+    with opened() as gallery:
+        gallery.remove(NAMES[1])
+        gallery.enrol("later", np.eye(DIM)[:1], [100.0], media=["a"], sources=["b"])
+    later = closed.read_bytes()
+    for more in ("", "REPLACE INTO facts SELECT * FROM old.facts WHERE name = 'state';"):
+        closed.write_bytes(later)
+        connection = sqlite3.connect(closed)
+        connection.executescript(
+            f"ATTACH '{tmp_path}/before' AS old;INSERT OR IGNORE INTO sealed SELECT * FROM old.sealed; {more}"
+        )
+        connection.close()
+        with pytest.raises(FileFormatError, match="put back"):
+            use(closed)
+    closed.write_bytes(later)
+    assert [one.identity for one in use(closed)[0]] == [NAMES[0], NAMES[2], "later"]
+
+
+def test_flipped_bytes_and_lost_ends(closed: Path) -> None:
+    whole, expected = closed.read_bytes(), use(closed)
+    refused = 0
+    for at in range(0, len(whole), 211):
+        closed.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            assert use(closed) == expected  # nobody's byte
+        except SpherecfError:
+            refused += 1
+    assert refused > 10
+    for size in range(100, len(whole), 8192):
+        closed.write_bytes(whole[:size])
+        with pytest.raises(SpherecfError):
+            use(closed)
+
+
+def test_compact_looks_at_every_image(closed: Path, opened: Open) -> None:
+    connection = sqlite3.connect(closed)
+    connection.execute("UPDATE sealed_images SET content = randomblob(length(content)) WHERE row = 2")
+    connection.commit()
+    connection.close()
+    gallery = opened()
+    with pytest.raises(FileFormatError, match="altered"):
+        gallery.compact()
+
+
+def test_no_key_another_key_or_a_server(
+    closed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Key, opened: Open
+) -> None:
+    with pytest.raises(InputError, match="is not encrypted"):
+        opened("http://127.0.0.1:1")
+    monkeypatch.setenv(KEY_FILE, str(tmp_path / "keys" / "other"))
+    make_key(tmp_path / "keys" / "other")
+    with pytest.raises(InputError, match=f"encrypted with the key {key.id}, but .*other is"):
+        use(closed)
+    monkeypatch.delenv(KEY_FILE)
+    with pytest.raises(InputError, match=f"encrypted with the key {key.id}; name"):
+        use(closed)
+    Path(key.origin).unlink()  # nothing is left of the gallery
+    monkeypatch.setenv(KEY_FILE, key.origin)
+    with pytest.raises(InputError, match="cannot be read"):
+        use(closed)
+
+
+def test_nonces_never_repeat_and_are_counted(
+    opened: Open, people: np.ndarray, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gallery = opened()
+    used: list[bytes] = []
+    seal = sealed_module.SealedStore._seal
+
+    def count(self: Any, plain: bytes, bound: bytes) -> tuple[bytes, bytes]:
+        made = seal(self, plain, bound)
+        used.append(made[0])
+        return made
+
+    monkeypatch.setattr(sealed_module.SealedStore, "_seal", count)
+    fill(gallery, people)
+    assert len(set(used)) == len(used) == 3 + 4 + 3  # templates, images, sums
+    gallery._store.rows()
+    assert gallery._store._seals == len(used) + 2  # type: ignore[attr-defined]  # header and first sum
+    monkeypatch.setattr(sealed_module, "_MOST", 14)
+    gallery.remove(NAMES[0])
+    with pytest.raises(StorageError, match="needs another key"):
+        gallery.enrol("x", people[9:10], [10.0], media=["a"], sources=["b"])
+    assert [one.identity for one in gallery.list()] == NAMES[1:]
+
+
+def schema_of(place: Path) -> list[Any]:
+    with closing(sqlite3.connect(place)) as connection:
+        return sorted(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql <> ''"))
+
+
+def test_encrypted_changed_and_decrypted(
+    opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_TAIL", 2)
+    (tmp_path / "keys").mkdir()
+    one, two = (make_key(tmp_path / "keys" / name) for name in ("1", "2"))
+    place, secrets = tmp_path / "people", secrets_of(people)
+    with opened() as gallery:
+        fill(gallery, people)
+        gallery.remove(NAMES[0], erase=False)
+    assert (tmp_path / "people-search").exists()
+    expected, schema = use(place), schema_of(place)
+    with pytest.raises(InputError, match="no gallery"):
+        reseal_gallery(tmp_path / "none", None, one)
+    with opened(), pytest.raises(StorageError, match="another process has the gallery open"):
+        reseal_gallery(place, None, one)
+    for key, new in ((None, one), (one, two), (two, None)):
+        assert reseal_gallery(place, key, new) and not reseal_gallery(place, key, new)
+        assert {file.name for file in tmp_path.iterdir()} == {"keys", "people"}
+        assert seen(tmp_path, secrets) == 0 if new else seen(tmp_path, secrets) > 4
+        if new:
+            monkeypatch.setenv(KEY_FILE, new.origin)
+        else:
+            monkeypatch.delenv(KEY_FILE)
+        assert use(place) == expected
+        if new:
+            (tmp_path / "people-search").unlink(missing_ok=True)
+            with pytest.raises(InputError, match="encrypted with the key"):
+                reseal_gallery(place, None if key else two, two if new is one else one)
+    assert schema_of(place) == schema and not (tmp_path / "none").exists()
+
+
+def test_interrupted_anywhere_the_same_call_finishes(
+    opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").mkdir()
+    key, place = make_key(tmp_path / "keys" / "key"), tmp_path / "people"
+    with opened() as gallery:
+        fill(gallery, people)
+    whole, expected, ask = place.read_bytes(), use(place), Store._ask
+    statements = 0
+    for limit in range(1, 200):
+        place.write_bytes(whole)
+        count = 0
+
+        def stop(self: Store, *what: Any, limit: int = limit) -> list[Any]:
+            nonlocal count
+            count += 1
+            if count == limit:
+                raise KeyboardInterrupt
+            return ask(self, *what)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Store, "_ask", stop)
+            try:
+                reseal_gallery(place, None, key)
+                break
+            except KeyboardInterrupt:
+                statements += 1
+        reseal_gallery(place, None, key)
+        assert seen(tmp_path, secrets_of(people)) == 0
+        with monkeypatch.context() as patched:
+            patched.setenv(KEY_FILE, key.origin)
+            assert use(place) == expected
+    assert statements > 20 and limit < 199
+
+
+START = """
+import os, sys
+import numpy as np
+from spherecf.common.sealing import read_key
+from spherecf.gallery import Gallery, reseal_gallery
+from spherecf.gallery.store import Store
+from tests.gallery.conftest import near, unit
+from tests.gallery.test_sealed import fill
+people = unit(np.random.default_rng(7), 40)
+ask, count, limit = Store._ask, 0, int(sys.argv[2])
+def stop(self, *what):
+    global count
+    count += 1
+    if count == limit:
+        os.kill(os.getpid(), 9)
+    return ask(self, *what)
+Store._ask = stop
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [15, 25, 35, 45, 55, 70])
+def test_killed_while_enrolling(people: np.ndarray, key: Key, tmp_path: Path, limit: int) -> None:
+    script = f"""
+with Gallery.open(sys.argv[1], model="{MODEL}", backbone="{BACKBONE}", dim={DIM}, radius={RADIUS}) as gallery:
+    fill(gallery, people)
+    gallery.remove("{NAMES[0]}", erase=False)
+    gallery.compact()
+"""
+    place = tmp_path / "people"
+    done = subprocess.run([sys.executable, "-c", START + script, str(place), str(limit)])
+    assert done.returncode == -9
+    assert seen(tmp_path, secrets_of(people)) == 0
+    names = [one.identity for one in use(place)[0]]
+    assert names in (NAMES[:0], NAMES[:1], NAMES[:2], NAMES, NAMES[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [25, 30, 35, 40, 45, 50])
+def test_killed_while_being_encrypted(
+    opened: Open, people: np.ndarray, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").mkdir()
+    key, place = make_key(tmp_path / "keys" / "key"), tmp_path / "people"
+    with opened() as gallery:
+        fill(gallery, people)
+    expected = use(place)
+    script = f"reseal_gallery(sys.argv[1], None, read_key('{key.origin}'))"
+    done = subprocess.run([sys.executable, "-c", START + script, str(place), str(limit)])
+    assert done.returncode == -9
+    reseal_gallery(place, None, read_key(key.origin))
+    assert seen(tmp_path, secrets_of(people)) == 0
+    monkeypatch.setenv(KEY_FILE, key.origin)
+    assert use(place) == expected
