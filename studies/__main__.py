@@ -110,11 +110,11 @@ def shipped(
     from spherecf.models import FrozenBackbone, load
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
-    from studies.shipped import MODEL_FILE, ship
+    from studies.shipped import CONFIG, MODEL_FILE, ship
     from studies.shipped_report import present_shipped, shipped_tables
 
     require_matplotlib()  # before the work, not after
-    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    config = CONFIG if recipe is None else ConfidenceConfig.load(recipe)
     learnt = load(train) if train.suffix == ".safetensors" else open_source(train)
     result = ship(
         FrozenBackbone.default(), learnt, open_source(test), out, config,
@@ -122,6 +122,51 @@ def shipped(
     )  # fmt: skip
     files = present_shipped(result, out / "report", {"config": config.to_dict()})
     _print(shipped_tables(result), f"model: {out / MODEL_FILE}\nreport: {files.html}", as_json)
+
+
+@app.command(epilog="Example: python -m studies damage lfw/ cfp/ --out runs/damage")
+def damage(
+    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to learn from and to test on.")],
+    test: Annotated[Path, typer.Argument(help="Aligned crops of other people: the faces to compare with.")],
+    out: Annotated[Path, typer.Option(help="Folder for the report and the cache.", callback=folder_to_write)],
+    recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
+    people: Annotated[
+        int, typer.Option(help="Of TRAIN, three pictures of each; a third of them test.")
+    ] = 160,
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="Further model beside the one that ships, for pictures that are no faces."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of any pictures that are no faces: animals, things.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+) -> None:
+    """Leave out each kind of damage in training, and show heads what is no face.
+
+    Every kind is shown, on people who taught nothing, to a head that saw all kinds but this one. Then kappa
+    of textures, drawn faces, halves and patches of faces and faces upside down, beside that of faces.
+    """
+    from spherecf.data import open_source
+    from spherecf.models import FrozenBackbone, load
+    from spherecf.report import Section, require_matplotlib, write_report
+    from spherecf.training import ConfidenceConfig
+    from studies.damage import study_damage
+
+    require_matplotlib()  # before the work, not after
+    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    heads = {"shipped": load().head, **{path.stem: load(path).head for path in model or ()}}
+    others = open_source(pictures) if pictures else None
+    tables = study_damage(
+        FrozenBackbone.default(), open_source(train), open_source(test), out / "cache", config,
+        people=people, heads=heads, pictures=others,
+    )  # fmt: skip
+    files = write_report(
+        out / "report", title="Damage that a head has and has not seen",
+        sections=[Section("Heads", tables=tables)], results={"tables": [table.to_dict() for table in tables]},
+        provenance={"config": config.to_dict()},
+    )  # fmt: skip
+    _print(tables, f"report: {files.html}", as_json)
 
 
 @app.command(epilog=_REPRODUCE_EXAMPLE)
