@@ -14,7 +14,7 @@ PINNED = {
     "train": [(("gaussian_blur", "noise", "exposure"), 0.982149), (("occlusion", "gamma"), 0.419897)],
     "cross": [(("gamma", "noise"), 0.556558), (("noise", "gaussian_blur"), 0.887427)],
     "unseen": [(("haze",), 0.250535), (("shift",), 0.62131)],
-    "wide": [(("shuffle", "shadow", "half"), 0.723151), (("turn_head", "motion_blur"), 0.795801)],
+    "wide": [(("texture", "half", "rain"), 0.821268), (("glasses", "gaussian_blur"), 0.46794)],
     "beyond": [(("salt_pepper", "posterise"), 0.921535), (("ghost",), 0.150735)],
 }
 

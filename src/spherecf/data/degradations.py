@@ -52,7 +52,7 @@ class Degraded:
 _COMMON = ("resolution", "gaussian_blur", "motion_blur", "noise", "jpeg", "occlusion", "exposure", "gamma")
 _UNSEEN = ("pixelate", "defocus", "salt_pepper", "haze", "shift")
 _BEYOND = ("pixelate", "salt_pepper", "posterise", "stripes", "ghost")
-_WIDE = [kind for kind in KINDS if kind not in _BEYOND]
+_WIDE = {kind: 3.0 if kind in _COMMON else 1.0 for kind in KINDS if kind not in _BEYOND}
 
 RECIPES: dict[str, DegradationRecipe] = {
     recipe.name: recipe
@@ -62,7 +62,7 @@ RECIPES: dict[str, DegradationRecipe] = {
             "cross", 1, dict.fromkeys(_COMMON, 1.0) | {"resolution": 2.0}, (1, 2), (0.1, 0.8), "test"
         ),
         DegradationRecipe("unseen", 1, dict.fromkeys(_UNSEEN, 1.0), (1, 2), (0.1, 0.8), "test"),
-        DegradationRecipe("wide", 1, dict.fromkeys(_WIDE, 1.0), (1, 3), (0.0, 1.0), "training"),
+        DegradationRecipe("wide", 1, _WIDE, (1, 3), (0.0, 1.0), "training"),
         DegradationRecipe("beyond", 1, dict.fromkeys(_BEYOND, 1.0), (1, 2), (0.1, 0.8), "test"),
     )
 }
