@@ -110,11 +110,11 @@ def shipped(
     from spherecf.models import FrozenBackbone, load
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
-    from studies.shipped import CONFIG, MODEL_FILE, ship
+    from studies.shipped import MODEL_FILE, ship
     from studies.shipped_report import present_shipped, shipped_tables
 
     require_matplotlib()  # before the work, not after
-    config = CONFIG if recipe is None else ConfidenceConfig.load(recipe)
+    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
     learnt = load(train) if train.suffix == ".safetensors" else open_source(train)
     result = ship(
         FrozenBackbone.default(), learnt, open_source(test), out, config,
@@ -127,15 +127,17 @@ def shipped(
 @app.command(epilog="Example: python -m studies damage lfw/ cfp/ --out runs/damage")
 def damage(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to learn from and to test on.")],
-    test: Annotated[Path, typer.Argument(help="Aligned crops of other people: the faces to compare with.")],
-    out: Annotated[Path, typer.Option(help="Folder for the report and the cache.", callback=folder_to_write)],
+    test: Annotated[Path, typer.Argument(help="Aligned crops of other people: pairs, and faces.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report and the caches.", callback=folder_to_write)
+    ],
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
     people: Annotated[
-        int, typer.Option(help="Of TRAIN, three pictures of each; a third of them test.")
-    ] = 160,
+        tuple[int, int], typer.Option(help="Of TRAIN, three pictures of each, a third to test on; of TEST.")
+    ] = (100, 60),
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="Further model beside the one that ships, for pictures that are no faces."),
+        typer.Option(help="Further model beside the one that ships."),
     ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of any pictures that are no faces: animals, things.")
@@ -144,8 +146,9 @@ def damage(
 ) -> None:
     """Leave out each kind of damage in training, and show heads what is no face.
 
-    Every kind is shown, on people who taught nothing, to a head that saw all kinds but this one. Then kappa
-    of textures, drawn faces, halves and patches of faces and faces upside down, beside that of faces.
+    Every kind is shown, on people who taught nothing, to a head that saw all kinds but this one. Then what
+    kappa is worth in pairs, beside a kappa that knows the truth; and kappa of textures, drawn faces, halves
+    and patches of faces and faces upside down, beside that of faces. docs/LOG.md has the results.
     """
     from spherecf.data import open_source
     from spherecf.models import FrozenBackbone, load
@@ -158,7 +161,7 @@ def damage(
     heads = {"shipped": load().head, **{path.stem: load(path).head for path in model or ()}}
     others = open_source(pictures) if pictures else None
     tables = study_damage(
-        FrozenBackbone.default(), open_source(train), open_source(test), out / "cache", config,
+        FrozenBackbone.default(), open_source(train), open_source(test), out, config,
         people=people, heads=heads, pictures=others,
     )  # fmt: skip
     files = write_report(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.progress import console
 from spherecf.data import RECIPES, Degradation, DegradationRecipe, ImageSource, View, split_identities
-from spherecf.data.degradations import KINDS
+from spherecf.data.damage import KINDS
 from spherecf.errors import InputError
 from spherecf.losses import sphere_confidence_loss_from_cosine
 from spherecf.models import ConfidenceHead, FrozenBackbone
@@ -27,7 +27,8 @@ from spherecf.training import (
     new_head,
     prototype_targets,
 )
-from spherecf.vmf import mean_resultant_length
+from spherecf.vmf import inverse_mean_resultant_length, mean_resultant_length
+from studies.graded import GradedFaces, conditions
 from studies.shipped import halves
 
 Picture = NDArray[np.uint8]
@@ -36,6 +37,7 @@ LEAST = 3  # images of each person
 _BATCH = 32
 _SHOWN = 200  # of each kind of picture that is no face
 _FACES_BELOW = 0.05
+_LEAST = 0.02  # cosine that a perfect kappa takes for no likeness at all, and for a perfect one
 
 
 def single(kind: str) -> View:
@@ -133,18 +135,71 @@ class Heads:
         return Targets(found.rows[entries], found.cosine[entries], found.identities[entries], [])
 
 
-FEW, WITHOUT, ALL = "8 kinds", "all but this", "all kinds"
+FEW, WITHOUT, ALL = "train's kinds", "all but this", "all kinds"
+WIDE, PERFECT = "wide's kinds", "perfect"
 
 
 def leave_one_out(heads: Heads) -> tuple[list[LeftOut], dict[str, ConfidenceHead]]:
-    """Every kind by a head that never saw it; and the two heads for comparison."""
+    """Every kind by a head that never saw it; and the heads of both training recipes' kinds."""
     fixed = {FEW: heads.fit(list(RECIPES["train"].kinds)), ALL: heads.fit(list(KINDS))}
     found = [heads.test("", {FEW: fixed[FEW], WITHOUT: fixed[ALL], ALL: fixed[ALL]})]
     for kind in KINDS:
         console.print(f"without {kind}", highlight=False)
         without = heads.fit([other for other in KINDS if other != kind])
         found.append(heads.test(kind, {FEW: fixed[FEW], WITHOUT: without, ALL: fixed[ALL]}))
-    return found, fixed
+    return found, {FEW: fixed[FEW], WIDE: heads.fit(list(RECIPES["wide"].kinds))}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What one kappa is worth in the mutual likelihood score under one condition.
+
+    Attributes:
+        condition: which pictures.
+        kappa: whose: a head's name, or `PERFECT`.
+        tmr: at the rates `RATES` of false matches.
+    """
+
+    condition: str
+    kappa: str
+    tmr: list[float]
+
+
+RATES = (1e-2, 1e-3)
+_SHOWN_AS = {"none": View(), "cross": View(Degradation("cross")), "beyond": View(Degradation("beyond"))}
+
+
+def reach(
+    backbone: FrozenBackbone, heads: Mapping[str, ConfidenceHead], source: ImageSource, folder: Path
+) -> list[Reached]:
+    """All pairs of these pictures by every head's kappa, and by the best that any head could say.
+
+    A perfect kappa knows the cosine between the picture and the mean of the person's other clean ones,
+    and is the concentration with this expected cosine.
+    """
+    cache = build_cache(
+        backbone, next(iter(heads.values())), source, list(_SHOWN_AS.values()), folder, batch_size=_BATCH
+    )
+    shape = len(source), len(_SHOWN_AS)
+    targets = prototype_targets(cache)
+    known = np.zeros(len(cache))
+    known[targets.rows] = targets.cosine
+    best = inverse_mean_resultant_length(torch.from_numpy(known).clamp(_LEAST, 1 - _LEAST), backbone.dim)
+    kappas = {name: np.exp(cache.log_kappa(head)) for name, head in heads.items()} | {PERFECT: best.numpy()}
+    usable = np.isin(np.arange(len(cache)), targets.rows).reshape(shape).all(1)
+    found = []
+    for name, kappa in kappas.items():
+        faces = GradedFaces(
+            list(_SHOWN_AS), cache.mu.reshape(*shape, -1), kappa.astype(np.float32).reshape(shape),
+            source.labels, source.keys, ConfidenceConfig().loss.radius,
+        ).only(usable)  # fmt: skip
+        for condition in conditions(list(_SHOWN_AS)):
+            pairs = faces.pairs(condition)
+            score = pairs.scores["mls"]
+            accept = [np.quantile(score[~pairs.mated], 1 - rate) for rate in RATES]
+            tmr = [float((score[pairs.mated] > threshold).mean()) for threshold in accept]
+            found.append(Reached(condition.name, name, tmr))
+    return found
 
 
 def textures(count: int, rng: np.random.Generator) -> list[Picture]:
@@ -230,12 +285,11 @@ _FROM_FACES: dict[str, Callable[[Sequence[Picture], np.random.Generator], list[P
 }
 
 
-def some_faces(source: ImageSource, count: int = 500) -> list[Picture]:
-    """Of the people whom the shipped model is calibrated on, so that those of its check stay unseen."""
+def calibrating(source: ImageSource, people: int) -> ImageSource:
+    """Pictures of some of those whom the shipped model is calibrated on: those of its check stay unseen."""
     first, _ = halves(source.labels)
-    rows = np.flatnonzero(first)
-    even = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), count)).astype(int))
-    return [source.image(int(row), (SIZE, SIZE)) for row in rows[even]]
+    drawn = np.random.default_rng(0).permutation(np.unique(source.labels[first]))[:people]
+    return source.subset(np.flatnonzero(np.isin(source.labels, drawn)))
 
 
 def no_faces(
@@ -305,47 +359,65 @@ def study_damage(
     folder: Path,
     config: ConfidenceConfig,
     *,
-    people: int = 160,
+    people: tuple[int, int] = (100, 60),
     heads: Mapping[str, ConfidenceHead] | None = None,
     pictures: ImageSource | None = None,
 ) -> list[Table]:
-    """Both tables: every kind left out, and what is no face.
+    """Three tables: every kind left out, what kappa is worth in pairs, and what is no face.
 
     Args:
         backbone: the frozen recogniser.
         train: aligned crops of known people, to learn from and to test on.
-        test: aligned crops of other people, the faces to compare with.
-        folder: of the cache.
+        test: aligned crops of other people, for pairs and as the faces to compare with.
+        folder: of the caches.
         config: of the heads.
-        people: of ``train``, a third of whom test.
-        heads: further ones for the second table, by name.
+        people: of ``train``, a third of whom test, and of ``test``.
+        heads: further ones for the last two tables, by name.
         pictures: that are no faces, of any size.
 
     Raises:
         InputError: ``train`` has too few people with three images.
     """
-    kinds, fixed = leave_one_out(Heads(backbone, train, folder, config, people))
-    faces = some_faces(test)
-    others = no_faces(faces, pictures, _SHOWN)
-    return damage_tables(kinds, doubts(backbone, {**fixed, **(heads or {})}, faces, others))
+    kinds, fixed = leave_one_out(Heads(backbone, train, folder / "kinds", config, people[0]))
+    shown = {**fixed, **(heads or {})}
+    few = calibrating(test, people[1])
+    faces = [few.image(row, (SIZE, SIZE)) for row in range(len(few))]
+    return damage_tables(
+        kinds,
+        reach(backbone, shown, few, folder / "pairs"),
+        doubts(backbone, shown, faces, no_faces(faces, pictures, _SHOWN)),
+    )
 
 
-def damage_tables(kinds: Sequence[LeftOut], others: Sequence[Doubt]) -> list[Table]:
-    """Both as tables."""
+def damage_tables(
+    kinds: Sequence[LeftOut], reached: Sequence[Reached], others: Sequence[Doubt]
+) -> list[Table]:
+    """What was found as tables."""
     names = list(kinds[0].loss)
-    rows = [
-        [one.kind, f"{one.cosine:.3f}", *(f"{one.expected[name]:.3f}" for name in names),
-         *(f"{one.loss[name] - one.loss[ALL]:+.2f}" for name in names if name != ALL)]
-        for one in kinds
-    ]  # fmt: skip
+    heads = list(dict.fromkeys(one.kappa for one in reached))
     return [
         Table(
             "Every kind of damage by heads that did and did not see it",
             ["kind", "cosine seen", *(f"expected: {name}" for name in names),
              *(f"loss: {name}" for name in names if name != ALL)],
-            rows,
+            [
+                [one.kind, f"{one.cosine:.3f}", *(f"{one.expected[name]:.3f}" for name in names),
+                 *(f"{one.loss[name] - one.loss[ALL]:+.2f}" for name in names if name != ALL)]
+                for one in kinds
+            ],
             "Means over the pictures of people who taught no head. Loss in nats above that of the head that "
             "saw all kinds.",
+        ),
+        Table(
+            "What kappa is worth in pairs: TMR at FMR " + " / ".join(f"{rate:g}" for rate in RATES),
+            ["pictures", *heads],
+            [
+                [condition, *(" / ".join(f"{value:.3f}" for value in one.tmr)
+                              for one in reached if one.condition == condition)]
+                for condition in dict.fromkeys(one.condition for one in reached)
+            ],
+            "Mutual likelihood score, all pairs. perfect: the concentration whose expected cosine is the one "
+            "between the picture and the person's others, which no head can know.",
         ),
         Table(
             "Pictures that are no faces",

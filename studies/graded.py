@@ -30,7 +30,7 @@ GRADES: dict[str, View] = {
     "mild": _graded("mild", 0.0, 0.3),
     "medium": _graded("medium", 0.3, 0.6),
     "strong": _graded("strong", 0.6, 0.9),
-    "unseen": View(Degradation("beyond", 0)),
+    "unseen": View(Degradation("unseen", 0)),
 }
 """How the test pictures are shown. "unseen" has kinds that neither training nor calibration contains."""
 

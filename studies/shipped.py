@@ -37,15 +37,7 @@ from spherecf.evaluation import (
 )
 from spherecf.extract import embed
 from spherecf.models import ConfidenceModel, FrozenBackbone
-from spherecf.training import (
-    ConfidenceConfig,
-    FeatureCache,
-    ViewSettings,
-    build_cache,
-    fit_confidence,
-    new_head,
-    prepare,
-)
+from spherecf.training import ConfidenceConfig, FeatureCache, build_cache, fit_confidence, new_head, prepare
 from studies.graded import (
     CALIBRATED,
     GRADES,
@@ -602,8 +594,6 @@ def _decisions(model: ConfidenceModel, pairs: ScoredPairs, name: str, draws: int
     ]
 
 
-CONFIG = ConfidenceConfig(views=ViewSettings(recipe="wide"))
-"""Settings of the head that ships: the defaults, with more kinds of damage."""
 MODEL_FILE = "model.safetensors"
 COMMAND = "python -m studies shipped LFW CFP --out runs/shipped"
 CARD = {
@@ -662,7 +652,7 @@ def ship(
         train: aligned crops of known people; or a trained model, which is only calibrated and checked anew.
         test: aligned crops of other people, several images of each.
         folder: gets caches, the head and the model.
-        config: settings of the head; None for `CONFIG`.
+        config: settings of the head.
         foreign: further sets to look at, aligned crops of known people each.
         realign: detects and aligns the crops again, to see what that does to kappa.
         draws: of the bootstrap over subjects; 0 for no intervals.
@@ -671,7 +661,7 @@ def ship(
     Raises:
         InputError: too few people or pairs for a calibration.
     """
-    config, folder = config or CONFIG, Path(folder)
+    config, folder = config or ConfidenceConfig(), Path(folder)
     cache = build_cache(
         backbone, train.head if isinstance(train, ConfidenceModel) else new_head(backbone, config), test,
         list(GRADES.values()), folder / "test-cache", batch_size=batch_size,

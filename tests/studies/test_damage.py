@@ -4,7 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studies.damage import ALL, FEW, WITHOUT, Heads, chosen, doubts, leave_one_out, no_faces, study_damage
+from studies.damage import (
+    ALL,
+    FEW,
+    PERFECT,
+    WIDE,
+    WITHOUT,
+    Heads,
+    calibrating,
+    chosen,
+    doubts,
+    leave_one_out,
+    no_faces,
+    reach,
+    study_damage,
+)
+from studies.shipped import halves
 from tests.studies.conftest import make_people
 from tests.tiny import picture
 
@@ -37,7 +52,7 @@ def heads(tiny: FrozenBackbone, people: Path, tmp_path_factory: pytest.TempPathF
 @pytest.mark.slow
 def test_every_kind_is_left_out_once_and_judged_by_three_heads(heads: Heads) -> None:
     found, fixed = leave_one_out(heads)
-    assert [one.kind for one in found] == ["none", *KINDS] and list(fixed) == [FEW, ALL]
+    assert [one.kind for one in found] == ["none", *KINDS] and list(fixed) == [FEW, WIDE]
     for one in found:
         assert list(one.loss) == list(one.expected) == [FEW, WITHOUT, ALL]
         assert all(0 < value < 1 for value in one.expected.values()) and -1 <= one.cosine <= 1
@@ -98,10 +113,31 @@ def test_a_share_above_the_lowest_faces_is_counted(tiny: FrozenBackbone, heads: 
 
 
 @pytest.mark.slow
-def test_both_tables(tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path: Path) -> None:
-    test = open_source(make_people(tmp_path / "test", 4, 3, 7000))
-    kinds, others = study_damage(
-        tiny, open_source(people), test, tmp_path / "cache", CONFIG, people=6, heads={"mine": heads.fit([])}
-    )
+def test_three_tables(tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path: Path) -> None:
+    test = open_source(make_people(tmp_path / "test", 8, 4, 7000))
+    kinds, pairs, others = study_damage(
+        tiny, open_source(people), test, tmp_path / "cache", CONFIG, people=(6, 4),
+        heads={"mine": heads.fit([])},
+    )  # fmt: skip
     assert len(kinds.rows) == 1 + len(KINDS)
+    assert pairs.header == ["pictures", FEW, WIDE, "mine", PERFECT]
+    assert [row[0] for row in pairs.rows] == ["none", "none/cross", "cross", "none/beyond", "beyond"]
     assert {(row[0], row[1]) for row in others.rows} >= {("faces", "mine"), ("cartoons", FEW)}
+
+
+def test_pairs_are_of_people_who_calibrate(tmp_path: Path) -> None:
+    source = open_source(make_people(tmp_path, 8, 2, 0))
+    first, second = halves(source.labels)
+    few = calibrating(source, 3)
+    assert len(few) == 6 and set(few.labels) <= set(source.labels[first])
+    assert not set(calibrating(source, 99).labels) & set(source.labels[second])
+
+
+def test_a_perfect_kappa_knows_who_is_like_whom(
+    tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path: Path
+) -> None:
+    found = reach(tiny, {"one": heads.fit([])}, open_source(people), tmp_path)
+    assert [one.kappa for one in found] == ["one"] * 5 + [PERFECT] * 5
+    assert all(0 <= b <= a <= 1 for a, b in (one.tmr for one in found))
+    mean = {name: np.mean([one.tmr for one in found if one.kappa == name]) for name in ("one", PERFECT)}
+    assert mean[PERFECT] >= mean["one"]
