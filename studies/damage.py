@@ -381,7 +381,7 @@ def study_damage(
     kinds, fixed = leave_one_out(Heads(backbone, train, folder / "kinds", config, people[0]))
     shown = {**fixed, **(heads or {})}
     few = calibrating(test, people[1])
-    faces = [few.image(row, (SIZE, SIZE)) for row in range(len(few))]
+    faces = [np.asarray(cv2.resize(few.image(row), (SIZE, SIZE)), np.uint8) for row in range(len(few))]
     return damage_tables(
         kinds,
         reach(backbone, shown, few, folder / "pairs"),
