@@ -1,7 +1,7 @@
 """Which damage a head must have seen, and what it says of pictures that are no faces."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ LEAST = 3  # images of each person
 _BATCH = 32
 _SHOWN = 200  # of each kind of picture that is no face
 _FACES_BELOW = 0.05
-_LEAST = 0.02  # cosine that a perfect kappa takes for no likeness at all, and for a perfect one
+_UNLIKE = 0.02  # cosine that a perfect kappa takes for no likeness at all, and for a perfect one
 
 
 def single(kind: str) -> View:
@@ -111,11 +111,13 @@ class Heads:
         self._train = np.isin(np.arange(len(self._view)), train)
 
     def fit(self, kinds: Sequence[str]) -> ConfidenceHead:
-        """Learn from clean pictures and these kinds."""
+        """Learn from clean pictures and these kinds: the fewer there are, the more often each is seen."""
         shown = [0, *(1 + list(KINDS).index(kind) for kind in kinds)]
         features = CachedFeatures(self._cache, self._some(self._train & np.isin(self._view, shown)))
-        head = new_head(self._backbone, self._config)
-        return fit_head(head, features, self._config).head
+        fit = self._config.fit
+        epochs = round(fit.epochs * (1 + len(KINDS)) / len(shown))
+        config = replace(self._config, fit=replace(fit, epochs=epochs))
+        return fit_head(new_head(self._backbone, config), features, config).head
 
     def test(self, kind: str, heads: Mapping[str, ConfidenceHead]) -> LeftOut:
         """Heads on other people's pictures with this damage; "" for none."""
@@ -184,7 +186,7 @@ def reach(
     targets = prototype_targets(cache)
     known = np.zeros(len(cache))
     known[targets.rows] = targets.cosine
-    best = inverse_mean_resultant_length(torch.from_numpy(known).clamp(_LEAST, 1 - _LEAST), backbone.dim)
+    best = inverse_mean_resultant_length(torch.from_numpy(known).clamp(_UNLIKE, 1 - _UNLIKE), backbone.dim)
     kappas = {name: np.exp(cache.log_kappa(head)) for name, head in heads.items()} | {PERFECT: best.numpy()}
     usable = np.isin(np.arange(len(cache)), targets.rows).reshape(shape).all(1)
     found = []
