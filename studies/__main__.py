@@ -190,6 +190,54 @@ def cohort(
     _print(cohort_tables(gains), "", as_json)
 
 
+@app.command(epilog="Example: python -m studies damage lfw/ cfp/ --out runs/damage")
+def damage(
+    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to learn from and to test on.")],
+    test: Annotated[Path, typer.Argument(help="Aligned crops of other people: pairs, and faces.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the report and the caches.", callback=folder_to_write)
+    ],
+    recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
+    people: Annotated[
+        tuple[int, int], typer.Option(help="Of TRAIN, three pictures of each, a third to test on; of TEST.")
+    ] = (100, 60),
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="Further model beside the one that ships."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder of any pictures that are no faces: animals, things.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
+) -> None:
+    """Leave out each kind of damage in training, and show heads what is no face.
+
+    Every kind is shown, on people who taught nothing, to a head that saw all kinds but this one. Then what
+    kappa is worth in pairs, beside a kappa that knows the truth; and kappa of textures, drawn faces, halves
+    and patches of faces and faces upside down, beside that of faces. docs/LOG.md has the results.
+    """
+    from spherecf.data import open_source
+    from spherecf.models import FrozenBackbone, load
+    from spherecf.report import Section, require_matplotlib, write_report
+    from spherecf.training import ConfidenceConfig
+    from studies.damage import study_damage
+
+    require_matplotlib()  # before the work, not after
+    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    heads = {"shipped": load().head, **{path.stem: load(path).head for path in model or ()}}
+    others = open_source(pictures) if pictures else None
+    tables = study_damage(
+        FrozenBackbone.default(), open_source(train), open_source(test), out, config,
+        people=people, heads=heads, pictures=others,
+    )  # fmt: skip
+    files = write_report(
+        out / "report", title="Damage that a head has and has not seen",
+        sections=[Section("Heads", tables=tables)], results={"tables": [table.to_dict() for table in tables]},
+        provenance={"config": config.to_dict()},
+    )  # fmt: skip
+    _print(tables, f"report: {files.html}", as_json)
+
+
 @app.command(epilog=_REPRODUCE_EXAMPLE)
 def reproduce(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],

@@ -2,18 +2,26 @@ import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 
 from spherecf.data import RECIPES, Degradation, DegradationRecipe, orl_faces
-from spherecf.data.degradations import KINDS
+from spherecf.data.damage import KINDS
 from spherecf.errors import InputError
 
 PINNED = {
     "train": [(("gaussian_blur", "noise", "exposure"), 0.982149), (("occlusion", "gamma"), 0.419897)],
     "cross": [(("gamma", "noise"), 0.556558), (("noise", "gaussian_blur"), 0.887427)],
     "unseen": [(("haze",), 0.250535), (("shift",), 0.62131)],
+    "wide": [(("texture", "half", "rain"), 0.821268), (("glasses", "gaussian_blur"), 0.46794)],
+    "beyond": [(("salt_pepper", "posterise"), 0.921535), (("ghost",), 0.150735)],
 }
+
+LIGHT = {"exposure", "gamma", "haze", "rain", "low_light", "shadow", "colour_cast", "moire"}
+COVERS = {"occlusion", "mask", "glasses", "half", "texture"}
+MOVES = {"shift", "turn_head", "zoom", "rotate"}
+COLOURED = {"noise", "low_light", "colour_cast", "moire", *COVERS}
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +61,20 @@ def test_every_kind_takes_every_size_and_keeps_it(kind: str, size: tuple[int, in
     assert np.array_equal(image, before)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"occlusion", "noise"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - COLOURED))
 def test_grey_stays_grey(kind: str, faces: list[np.ndarray]) -> None:
-    """Only occluders and sensor noise bring colour; everything else treats the channels alike."""
+    """Kinds that are not about colour, and cover nothing, treat the channels alike."""
     degraded = KINDS[kind](faces[0], 0.7, np.random.default_rng(1)).astype(int)
     assert np.abs(degraded - degraded[..., :1]).max() <= 2  # JPEG rounds its colour transform
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"exposure", "gamma", "haze", "occlusion", "shift"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - LIGHT - COVERS - MOVES))
 def test_brightness_is_kept(kind: str, faces: list[np.ndarray]) -> None:
     """Kinds that are not about light leave the mean where it was, so that light stays a kind of its own."""
     off = [
         KINDS[kind](face, 0.5, np.random.default_rng(n)).mean() - face.mean() for n, face in enumerate(faces)
     ]
-    assert abs(np.mean(off)) < (6 if kind == "salt_pepper" else 1.5)
+    assert abs(np.mean(off)) < (6 if kind in ("salt_pepper", "halftone", "posterise") else 1.5)
 
 
 def test_resolution_goes_down_to_seven_pixels_across_the_face() -> None:
@@ -122,9 +130,67 @@ def test_training_and_test_draws_are_unrelated() -> None:
 
 
 def test_unseen_kinds_are_never_trained_on() -> None:
-    assert not set(RECIPES["unseen"].kinds) & set(RECIPES["train"].kinds)
-    assert set(RECIPES["cross"].kinds) == set(RECIPES["train"].kinds)
-    assert set(RECIPES["train"].kinds) | set(RECIPES["unseen"].kinds) == set(KINDS)
+    kinds = {name: set(recipe.kinds) for name, recipe in RECIPES.items()}
+    assert kinds["cross"] == kinds["train"] < kinds["wide"]
+    assert not kinds["unseen"] & kinds["train"] and not kinds["beyond"] & kinds["wide"]
+    assert kinds["wide"] | kinds["beyond"] == set(KINDS)
+
+
+def gradient() -> np.ndarray:
+    """A picture in which every pixel has another colour."""
+    y, x = np.mgrid[:112, :112]
+    return np.stack([x + 50, y + 50, (x + y) // 2], 2).astype(np.uint8)
+
+
+def changed(kind: str, strength: float, seed: int = 0) -> np.ndarray:
+    degraded = KINDS[kind](gradient(), strength, np.random.default_rng(seed))
+    return (degraded != gradient()).any(2)
+
+
+def test_masks_cover_the_mouth_and_glasses_the_eyes() -> None:
+    eyes, mouth = (slice(46, 58), slice(30, 46)), (slice(86, 98), slice(46, 66))
+    mask, glasses = changed("mask", 0.7), changed("glasses", 0.7)
+    assert mask[mouth].mean() > 0.95 and not mask[eyes].any()
+    assert glasses[eyes].mean() > 0.95 and not glasses[mouth].any()
+    assert changed("glasses", 0.7).mean() < changed("glasses", 1.0).mean() < 0.3
+
+
+def test_a_half_is_mirrored_or_gone_and_the_rest_untouched() -> None:
+    shares = []
+    for seed in range(40):
+        lost = changed("half", 0.6, seed)
+        rows, columns = lost.all(1), lost.all(0)
+        shares.append(max(rows.mean(), columns.mean()))
+        assert lost.sum() == max(rows.sum(), columns.sum()) * 112  # a whole band, nothing else
+        assert (rows if rows.any() else columns)[[0, -1]].any()  # at an edge
+    np.testing.assert_allclose(shares, 0.4, atol=0.01)
+
+
+def test_a_texture_of_full_strength_leaves_nothing_of_the_face(faces: list[np.ndarray]) -> None:
+    first, second = (cv2.resize(face, (112, 112)) for face in faces[:2])
+    for seed in range(20):
+        one, other = (KINDS["texture"](face, 1.0, np.random.default_rng(seed)) for face in (first, second))
+        assert np.array_equal(one, other)
+    assert not np.array_equal(*(KINDS["texture"](f, 0.9, np.random.default_rng(0)) for f in (first, second)))
+
+
+def test_shuffled_tiles_are_all_still_there() -> None:
+    image = colours(120, 120)  # 3, 4, 5 and 6 tiles divide it
+    for seed in range(20):
+        shuffled = KINDS["shuffle"](image, 1.0, np.random.default_rng(seed))
+        assert (shuffled != image).any(2).mean() > 0.9
+        assert np.array_equal(*(np.sort(x.reshape(-1, 3), 0) for x in (shuffled, image)))
+
+
+def test_a_rotation_of_full_strength_stands_on_its_head(faces: list[np.ndarray]) -> None:
+    face = cv2.resize(faces[0], (112, 112))
+    turned = KINDS["rotate"](face, 1.0, np.random.default_rng(0)).astype(int)
+    assert np.abs(turned[1:, 1:] - face[::-1, ::-1][:-1, :-1]).mean() < 6
+
+
+def test_posterised_pictures_have_few_levels() -> None:
+    levels = [len(np.unique(KINDS["posterise"](gradient(), s, np.random.default_rng(0)))) for s in (0, 1)]
+    assert levels[0] <= 10 and levels[1] == 2
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -176,7 +242,7 @@ def test_the_signature_tells_a_recipe_of_ones_own_apart() -> None:
     ("recipe", "message"),
     [
         ("nonsense", "unknown degradation recipe 'nonsense'; known: train, cross, unseen"),
-        (replace(RECIPES["train"], kinds={"rain": 1.0}), r"unknown degradation kinds \['rain'\]"),
+        (replace(RECIPES["train"], kinds={"snow": 1.0}), r"unknown degradation kinds \['snow'\]"),
         (replace(RECIPES["train"], kinds={}), "count"),
         (replace(RECIPES["train"], count=(0, 2)), "count"),
         (replace(RECIPES["train"], count=(3, 2)), "count"),

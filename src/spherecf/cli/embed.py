@@ -33,7 +33,7 @@ def embed(
     ],
     backbone: BackboneOfModel = None,
     degrade: Annotated[
-        str, typer.Option(help="Degrade every image with this recipe: train, cross or unseen.")
+        str, typer.Option(help="Degrade every image with this recipe: train, wide, cross, unseen or beyond.")
     ] = "",
     seed: Annotated[int, typer.Option(help="Seed of the degradations.")] = 0,
     flip: Annotated[
