@@ -134,7 +134,10 @@ class Heads:
 
     def _some(self, entries: NDArray[np.bool_]) -> Targets:
         found = self._targets
-        return Targets(found.rows[entries], found.cosine[entries], found.identities[entries], [])
+        return replace(
+            found, rows=found.rows[entries], cosine=found.cosine[entries],
+            identities=found.identities[entries], singletons=[],
+        )  # fmt: skip
 
 
 FEW, WITHOUT, ALL = "train's kinds", "all but this", "all kinds"
@@ -188,7 +191,7 @@ def reach(
     known[targets.rows] = targets.cosine
     best = inverse_mean_resultant_length(torch.from_numpy(known).clamp(_UNLIKE, 1 - _UNLIKE), backbone.dim)
     kappas = {name: np.exp(cache.log_kappa(head)) for name, head in heads.items()} | {PERFECT: best.numpy()}
-    usable = np.isin(np.arange(len(cache)), targets.rows).reshape(shape).all(1)
+    usable = np.asarray(np.isin(np.arange(len(cache)), targets.rows).reshape(shape).all(1))
     found = []
     for name, kappa in kappas.items():
         faces = GradedFaces(

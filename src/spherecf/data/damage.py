@@ -139,7 +139,8 @@ def _shift(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _clip(pixels: NDArray[Any]) -> Image:
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    clipped: Image = np.clip(pixels, 0, 255).astype(np.uint8)
+    return clipped
 
 
 def _grid(image: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -279,7 +280,7 @@ def _copies(image: Image, strength: float, rng: np.random.Generator) -> Image:
         small = cv2.resize(image, size, interpolation=ways[rng.integers(4)])
         quality = round(50 * (5 / 50) ** strength)
         encoded = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
-        decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        decoded = _pixels(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
         image = _pixels(cv2.resize(decoded, (width, height), interpolation=ways[rng.integers(1, 3)]))
     return image
 

@@ -115,7 +115,7 @@ class Store:
     @property
     def search_file(self) -> Path | None:
         """The file beside it that a search reads; None if that is held in memory only."""
-        return None if self._lock is None else Path(f"{self.uri}-search")
+        return Path(f"{self.uri}-search") if self._lockable else None
 
     def header(self) -> dict[str, Any] | None:
         """Facts about the gallery; None if it does not exist yet."""
