@@ -387,11 +387,14 @@ class Gallery:
         return self._calibration
 
     def keep_rules(self, calibration: Calibration | None) -> None:
-        """Decide by this calibration from now on, whoever opens the gallery; None: by the model's again.
+        """Decide by this calibration from now on, whoever opens the gallery.
+
+        Args:
+            calibration: the rules; None forgets them, and whoever opens the gallery decides by the model's.
 
         Raises:
             ModelError: it is of another model.
-            InputError: the gallery is on a server, which keeps none, or None and it keeps none.
+            InputError: the gallery is on a server, which keeps none.
             StorageError: it could not be written.
         """
         if not self._store.embedded:
