@@ -215,13 +215,13 @@ def test_what_was_removed_cannot_be_put_back(closed: Path, tmp_path: Path, opene
 def test_flipped_bytes_and_lost_ends(closed: Path) -> None:
     whole, expected = closed.read_bytes(), use(closed)
     refused = 0
-    for at in range(0, len(whole), 211):
+    for at in range(0, len(whole), 631):
         closed.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
         try:
             assert use(closed) == expected  # nobody's byte
         except SpherecfError:
             refused += 1
-    assert refused > 10
+    assert refused > 5
     for size in range(100, len(whole), 8192):
         closed.write_bytes(whole[:size])
         with pytest.raises(SpherecfError):
@@ -317,6 +317,7 @@ def test_encrypted_changed_and_decrypted(
     assert schema_of(place) == schema and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_interrupted_anywhere_the_same_call_finishes(
     opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
