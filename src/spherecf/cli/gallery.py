@@ -210,6 +210,7 @@ def info(
     with _existing(gallery, model, backbone, token) as opened:
         facts = opened.info()
         report, untold = _searched(opened, members)
+        used = opened.rates_in_use(_MAX_FPIR)
     found = None if report is None else report.to_dict()
     print_lines([facts | {"members": found, "members_untold": untold}], as_lines)
     table = Table(title=escape(gallery), show_header=False)
@@ -217,7 +218,7 @@ def info(
         table.add_row(name, escape(str(value)))
     console.print(table)
     if report is not None:
-        console.print(_rules_of(report, facts["identities"]))
+        console.print(_rules_of(report, facts["identities"], used))
         for left, right, evidence in report.alike:
             print_text(f"alike: {left} and {right} ({evidence:.1f}); one person under two names?", "yellow")
     elif untold:
@@ -241,20 +242,15 @@ def _searched(gallery: "Gallery", most: int) -> "tuple[MembersReport | None, str
         return None, f"whether the rules hold for the members: {error}"
 
 
-def _rules_of(report: "MembersReport", people: int) -> Table:
+def _rules_of(report: "MembersReport", people: int, used: dict[str, float]) -> Table:
     counts = report.counts
     pairs = f"{counts['non_mated']:,} comparisons of two members, {counts['mated']:,} of one"
     title = f"{counts['members']:,} of {people:,} members, {counts['images']:,} images, {pairs}"
     table = Table(title=title)
     for column in ("rule for", "promised", "wrong", "95 %", "verdict", "right", "match from", "tested on"):
         table.add_column(column, overflow="fold")
-    used = {}
-    for one in report.rules:  # the first that is strict enough, else the strictest
-        rates = [other.rule.alpha for other in report.rules if other.rule.score == one.rule.score]
-        enough = [rate for rate in rates if rate <= _MAX_FPIR / people * (1 + 1e-9)]
-        used[one.rule.score] = max(enough, default=min(rates))
     for one in report.rules:
-        mark = " *" if one.rule.alpha == used[one.rule.score] else ""
+        mark = " *" if one.rule.alpha == used.get(one.rule.score) else ""
         low, high = one.interval
         accept = "none" if one.rule.accept is None else f"{one.rule.accept:.2f}"
         table.add_row(

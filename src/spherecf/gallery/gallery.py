@@ -386,6 +386,16 @@ class Gallery:
         """What it decides by: its own, or that of the model."""
         return self._calibration
 
+    def rates_in_use(self, max_fpir: float = 0.01) -> dict[str, float]:
+        """By score, the false match rate of the rule that `identify` decides by; empty if not calibrated.
+
+        Args:
+            max_fpir: as in `identify`.
+        """
+        fmr = max_fpir / max(len(self._index), 1)
+        limits = limits_for(self._calibration, fmr, None, self._header.radius)
+        return {limit.score: limit.fmr for limit in limits or ()}
+
     def keep_rules(self, calibration: Calibration | None) -> None:
         """Decide by this calibration from now on, whoever opens the gallery.
 
