@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from pickletools import genops
+from pickletools import genops, markobject, stackslice
 from typing import IO, Any, TypeVar
 from zipfile import ZipFile
 
@@ -28,7 +28,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _MAX_DEPTH, _MAX_ITEMS = 50, 1_000_000  # of nested dictionaries: a pickle can refer to itself
 _MAX_RATIO = 4  # of the bytes in a zip archive to its own
-_LONGEST_WORD = 1_000  # of a name or text in a pickle
+_LONGEST_NAME = 1_000  # of a class or function in a pickle
+_MAX_VISITS = 100  # of each value in a pickle: two or three are usual
 _OLD_PICKLES = 4  # a file of torch before 1.6 begins with them: magic number, version, system, content
 _COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation
 # What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
@@ -108,7 +109,7 @@ def _unpickled(path: Path, content: str) -> Any:
     try:
         if content == OLD_TORCH:  # of which torch does not list what it refers to
             with path.open("rb") as file:
-                _check_words(path, file, _OLD_PICKLES)
+                _check_pickles(path, file, _OLD_PICKLES)
         else:
             _check_archive(path)
             source = _without_code(path) if content == TORCHSCRIPT else path
@@ -131,22 +132,55 @@ def _check_archive(path: Path) -> None:
             raise ValueError("a few bytes that claim to be many")
         for name in archive.namelist():
             if name.endswith("/data.pkl"):
-                _check_words(path, io.BytesIO(archive.read(name)))
+                _check_pickles(path, io.BytesIO(archive.read(name)))
 
 
-def _check_words(path: Path, file: IO[bytes], pickles: int = 1) -> None:
-    """Refuse what torch would take minutes to refuse: it searches its own message, which quotes the file, in
-    a time that grows with the square of the longest word.
+def _check_pickles(path: Path, file: IO[bytes], pickles: int = 1) -> None:
+    """Refuse at once what torch would refuse in minutes or hours: it searches its own message, which quotes
+    a name that it does not know, and the value of what is called where that is no name (all numbers of a
+    storage, say), in a time that grows with the square of the longest word. And tuples that share parts, so
+    that a few bytes are 2^n values when they become a key.
     """
-    longest = 0
-    with suppress(ValueError):  # torch stops where this reader does
+    problem = ""
+    with suppress(ValueError, IndexError):  # torch stops where this reader does
         for _ in range(pickles):
-            for _, text, _ in genops(file):
-                if isinstance(text, str) and len(text) > _LONGEST_WORD:
-                    longest = max(longest, *map(len, text.split()))
-    if longest > _LONGEST_WORD:
-        message = f"it holds a text with a word of {longest:,} characters, which is no name of a weight."
-        raise FileFormatError(path, message, _SAVE_TENSORS)
+            problem = problem or _problem(file)
+    if problem:
+        raise FileFormatError(path, problem, _SAVE_TENSORS)
+
+
+def _problem(file: IO[bytes]) -> str:
+    # Of each value how many it consists of, and 0 for what a name stands for; -1 is a mark.
+    stack: list[int] = []
+    memo: dict[object, int] = {}
+    others: list[str] = []  # names at which torch stops already, most probably
+    visited = 0
+    for count, (code, argument, _) in enumerate(genops(file)):
+        if code.name == "GLOBAL":
+            if len(argument) > _LONGEST_NAME:
+                return f"it holds a name of {len(argument):,} characters, which is none of a weight."
+            if not argument.startswith(("torch", "collections ")):
+                others.append(argument.replace(" ", "."))
+        if code.name in ("REDUCE", "NEWOBJ") and stack[-2]:
+            return _unknown(others[0]) if others else "it calls what is no function."
+        if code.name.endswith("PUT"):
+            memo[argument] = stack[-1]
+            continue
+        taken: list[int] = []
+        for kind in reversed(code.stack_before):
+            while kind is stackslice and stack[-1] >= 0:
+                taken.append(stack.pop())
+            if kind is not stackslice:
+                taken.append(stack.pop())
+        visited += sum(taken)
+        if visited > _MAX_VISITS * (count + _MAX_VISITS):
+            return "its tuples share parts so that they are larger than the file."
+        if code.name.endswith("GET"):
+            stack.append(memo.get(argument, 1))
+        else:
+            size = 0 if code.name == "GLOBAL" else 1 + sum(taken) if "TUPLE" in code.name else 1
+            stack.extend(-1 if kind is markobject else size for kind in code.stack_after)
+    return ""
 
 
 def _without_code(path: Path) -> io.BytesIO:
@@ -172,9 +206,13 @@ def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
     ]
 
 
+def _unknown(name: str) -> str:
+    return f"it holds a pickled object of {name}, which is not unpickled."
+
+
 def _why(message: str) -> tuple[str, str]:
     if found := re.search(r"GLOBAL ([\w.]+)", message):
-        return f"it holds a pickled object of {found[1]}, which is not unpickled.", _SAVE_TENSORS
+        return _unknown(found[1]), _SAVE_TENSORS
     return "not a checkpoint of plain tensors: a torch file that is damaged or cut short.", DAMAGED
 
 
