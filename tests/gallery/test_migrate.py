@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration
 
+from spherecf.common.sealing import KEY_FILE, make_key
 from spherecf.errors import FileFormatError, InputError
 from spherecf.gallery import Gallery, migrate, milvus
 
@@ -78,6 +79,23 @@ def test_everything_arrives(old: Path, opened: Open, tmp_path: Path, people: np.
     assert more.images == 4 and more.enrolled == WHEN
     with pytest.raises(InputError, match="exists already"):
         migrate(old, tmp_path / "new")
+
+
+def test_with_a_key_the_copy_is_encrypted(
+    old: Path, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = make_key(tmp_path / "key")
+    migrate(old, tmp_path / "plain")
+    assert b"person 5" in (tmp_path / "plain").read_bytes()
+    monkeypatch.setenv(KEY_FILE, key.origin)
+    migrate(old, tmp_path / "new")
+    assert b"person 5" not in (tmp_path / "new").read_bytes()
+    gallery = opened(tmp_path / "new", create=False)
+    assert gallery.info()["encrypted_with"] == key.id
+    listed = gallery.list()
+    monkeypatch.delenv(KEY_FILE)
+    plain = opened(tmp_path / "plain")
+    assert plain.info()["encrypted_with"] is None and plain.list() == listed
 
 
 def test_an_interrupted_copy_goes_on_and_is_no_gallery_before(

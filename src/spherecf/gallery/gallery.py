@@ -376,6 +376,7 @@ class Gallery:
         return facts | {
             "uri": self._store.uri,
             "embedded": self._store.embedded,
+            "encrypted_with": self._store.encrypted_with,
             "identities": identities,
             "images": images,
             "calibrated": self._calibration is not None,

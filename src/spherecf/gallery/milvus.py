@@ -54,7 +54,7 @@ class Server(Store):
         MissingDependencyError: the extra ``milvus`` is not installed.
     """
 
-    embedded = False
+    embedded, encrypted_with = False, None
 
     def __init__(self, uri: str, dim: int, *, token: str, name: str, timeout: float) -> None:
         try:

@@ -70,7 +70,7 @@ class SealedStore(Store):
     _schema, _table, _columns = _SCHEMA, "sealed", "identity, nonce, content, row"
 
     def __init__(self, uri: str, dim: int, key: Key, timeout: float = 10.0) -> None:
-        self._key = key
+        self._key, self.encrypted_with = key, key.id
         self._cipher: AESGCM | None = None  # once the salt is known
         self._sum = self._seals = 0
         super().__init__(uri, dim, timeout)

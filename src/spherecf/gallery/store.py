@@ -86,6 +86,9 @@ class Store:
     embedded = True
     """Whether it is a local file."""
 
+    encrypted_with: str | None = None
+    """Id of its key, if it is encrypted."""
+
     _schema, _table = _SCHEMA, "templates"
     _columns = "id, identity, mu, kappa, images, media, facts, row"
 
