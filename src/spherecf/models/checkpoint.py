@@ -157,10 +157,11 @@ def _problem(file: IO[bytes]) -> str:
     visited = 0
     for count, (code, argument, _) in enumerate(genops(file)):
         if code.name == "GLOBAL":
-            if len(argument) > _LONGEST_NAME:
-                return f"it holds a name of {len(argument):,} characters, which is none of a weight."
-            if not argument.startswith(("torch", "collections ")):
-                others.append(argument.replace(" ", "."))
+            name = str(argument)
+            if len(name) > _LONGEST_NAME:
+                return f"it holds a name of {len(name):,} characters, which is none of a weight."
+            if not name.startswith(("torch", "collections ")):
+                others.append(name.replace(" ", "."))
         if code.name in ("REDUCE", "NEWOBJ") and stack[-2]:
             return _unknown(others[0]) if others else "it calls what is no function."
         if code.name.endswith("PUT"):
