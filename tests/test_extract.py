@@ -80,8 +80,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 @pytest.fixture(autouse=True)
 def no_thread_stays() -> Iterator[None]:
+    before = threading.enumerate()  # of other tests, perhaps
     yield
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("read")]
+    more = [thread for thread in threading.enumerate() if thread not in before]
+    assert not [thread.name for thread in more if thread.name.startswith("read")]
 
 
 def contents(store: RowStore) -> dict[str, np.ndarray]:
