@@ -31,7 +31,9 @@ def install(app: FastAPI) -> None:
 
 
 async def _refused(request: Request, error: Any) -> JSONResponse:
-    answer = problem(error.status_code, _SENTENCES.get(error.status_code, str(error.detail)))
+    said = str(error.detail)  # the status in words where nobody said more
+    unsaid = said == HTTPStatus(error.status_code).phrase
+    answer = problem(error.status_code, _SENTENCES.get(error.status_code, said) if unsaid else said)
     answer.headers.update(error.headers or {})
     return answer
 

@@ -158,6 +158,9 @@ class Member(BaseModel):
         description="Why it has no usable face, or why it is a suspected stranger; else empty."
     )
     reasons: list[str] = Field(description="Capture problems.")
+    ticket: str | None = Field(
+        description="To send instead of the photo, as long as the service runs; null unless asked for."
+    )
 
 
 class Template(BaseModel):
@@ -258,6 +261,12 @@ class CompareFields(Fields):
     max_fmr: float = Field(DEFAULT_MAX_FMR, gt=0, le=1, description="Maximum false match rate.")
 
 
+class TemplateFields(Fields):
+    """Fields of `template` beside the photos."""
+
+    tickets: bool = Field(False, description="true to get a ticket for each photo.")
+
+
 class IdentifyFields(Fields):
     """Fields of `identify` beside the photo."""
 
@@ -297,4 +306,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     422: {"model": Problem, "description": "A field is missing or out of range."},
     429: {"model": Problem, "description": "Too many requests; wait for Retry-After seconds."},
     503: {"model": Problem, "description": "The service is busy; wait for Retry-After seconds."},
+}
+GONE: dict[int | str, dict[str, Any]] = {
+    410: {"model": Problem, "description": "A ticket is not of this service; send the photo."}
 }
