@@ -89,7 +89,7 @@ HEADERS = {
 
 
 class Guard:
-    """Check host name, origin, rate, token and pending requests, in this order; add security headers.
+    """Check framing, host name, origin, rate, token and pending requests, in this order; add headers.
 
     Args:
         app: the application to guard.
@@ -142,6 +142,13 @@ class Guard:
 
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy may end this request elsewhere than we do, and take its rest for another caller's.
+            answer = problem(
+                400, "Both Content-Length and Transfer-Encoding were sent: expected one of them."
+            )
+            answer.headers["Connection"] = "close"
+            return answer
         if len(headers.getlist("host")) != 1 or not self._access.knows_host(headers["host"]):
             return problem(
                 421,

@@ -292,7 +292,8 @@ def form_body(fields: type[Fields], **photos: str) -> dict[str, Any]:
     schema = {"properties": {}} | fields.model_json_schema()
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     files = {
-        name: ({"type": "array", "items": file} if name.endswith("s") else file) | {"description": text}
+        name: ({"type": "array", "items": file, "minItems": 1} if name.endswith("s") else file)
+        | {"description": text}
         for name, text in photos.items()
     }
     schema["properties"] = files | schema["properties"]
@@ -301,8 +302,13 @@ def form_body(fields: type[Fields], **photos: str) -> dict[str, Any]:
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request or its form is damaged."},
     401: {"model": Problem, "description": "The token is missing or wrong."},
+    403: {"model": Problem, "description": "Asked by a page of another site."},
+    408: {"model": Problem, "description": "The photos came too slowly."},
     413: {"model": Problem, "description": "Too large, or too many photos."},
+    415: {"model": Problem, "description": "The body is no form (multipart/form-data)."},
+    421: {"model": Problem, "description": "Asked under a host name that is not allowed."},
     422: {"model": Problem, "description": "A field is missing or out of range."},
     429: {"model": Problem, "description": "Too many requests; wait for Retry-After seconds."},
     503: {"model": Problem, "description": "The service is busy; wait for Retry-After seconds."},
