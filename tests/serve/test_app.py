@@ -223,6 +223,9 @@ def test_the_documentation_is_whole(client: TestClient) -> None:
                 shape = one["responses"]["401"]["content"]["application/json"]["schema"]
                 assert shape == {"$ref": "#/components/schemas/Problem"}
                 assert one["security"] == [{"HTTPBearer": []}]
+                assert {"400", "403", "408", "413", "415", "421", "422", "429", "503"} <= one[
+                    "responses"
+                ].keys()
     form = api["paths"]["/api/compare"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["left", "right"] and list(form["properties"]) == ["left", "right", "max_fmr"]
 
