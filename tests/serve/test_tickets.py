@@ -37,6 +37,8 @@ def test_the_template_is_the_same(client: TestClient, photos: list[Part]) -> Non
     assert whole["photos"][2]["same_as"] == "a.pgm" and whole["photos"][3]["stranger"]
     tickets = tickets_of(client, photos)
     assert ask(client, "template", tickets).json() == whole
+    ended = [(name, ticket + b"\n") for name, ticket in tickets]
+    assert ask(client, "template", ended).json() == whole
     mixed = ask(client, "template", [tickets[0], photos[1], tickets[2], photos[3]]).json()
     assert mixed["kappa"] == pytest.approx(whole["kappa"], rel=1e-5)  # another batch of the recogniser
     assert [one["same_as"] for one in mixed["photos"]] == [None, None, "a.pgm", None]

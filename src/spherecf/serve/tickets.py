@@ -77,7 +77,8 @@ class Tickets:
         """
         if not upload.content.startswith(_PREFIX):
             return None
-        signature, _, content = upload.content[len(_PREFIX) :].partition(b":")
+        text = upload.content.removesuffix(b"\n")  # as programs end a line
+        signature, _, content = text[len(_PREFIX) :].partition(b":")
         if not hmac.compare_digest(signature, self._sign(content)):
             raise HTTPException(
                 410, f"The ticket {upload.name!r} is not one of this service since its start: send the photo."
