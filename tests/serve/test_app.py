@@ -202,6 +202,13 @@ def test_no_path_leads_anywhere_else(client: TestClient, path: str) -> None:
     assert client.delete("/api/gallery/identities/..%2fx").status_code in (404, 405, 422)
 
 
+def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
+    allowed = {"/api/gallery/identities": {"GET", "POST"}, "/api/quality": {"POST"}, "/": {"GET"}}
+    for path, methods in allowed.items():
+        answer = client.put(path)
+        assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == methods
+
+
 def test_the_page_fetches_nothing_from_elsewhere(client: TestClient) -> None:
     for path in ("/", "/style.css", "/app.js", "/service.js", "/faces.js", "/views.js", "/icon.svg", "/docs"):
         answer = client.get(path, headers={"Authorization": ""})

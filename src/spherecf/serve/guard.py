@@ -35,6 +35,9 @@ async def _refused(request: Request, error: Any) -> JSONResponse:
     unsaid = said == HTTPStatus(error.status_code).phrase
     answer = problem(error.status_code, _SENTENCES.get(error.status_code, said) if unsaid else said)
     answer.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names those of one handler only
+        verbs = request.app.openapi()["paths"].get(request.url.path)
+        answer.headers.update({"Allow": ", ".join(verbs).upper()} if verbs else {})
     return answer
 
 

@@ -44,7 +44,9 @@ class SeenPhoto:
     def of(cls, upload: Upload, photo: AssessedPhoto) -> "SeenPhoto":
         """An uploaded photo and what was found in it."""
         face = photo.usable_face
-        seen = face and SeenFace(face.mu, face.kappa, face.quality, face.reasons, face.picture)
+        seen = None
+        if face is not None:
+            seen = SeenFace(face.mu, face.kappa, face.quality, face.reasons, face.picture)
         return cls(photo.name, hashlib.sha256(upload.content).hexdigest()[:16], seen, photo.problem)
 
 
