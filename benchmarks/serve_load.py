@@ -1,12 +1,14 @@
 """What a served photo costs: latency, requests per second, memory, and the same work without a service.
 
-    python benchmarks/serve_load.py [--clients 1 8] [--requests 400] [--photo FILE]
+    python benchmarks/serve_load.py [--clients 1 8] [--requests 400] [--turns 20] [--photo FILE]
     python benchmarks/serve_load.py --address http://127.0.0.1:8080 --token TOKEN
 
 The first form starts a service (one process, its limits out of the way). N clients in this process each wait
 for an answer before they ask again; every answer must hold a face. Then this process calls `FaceAssessor`
-itself on the same photo, one by one and as a stream. Without --photo: an ORL face, four times larger, as
-JPEG. Threads as OMP_NUM_THREADS says, on both sides. Where other work disturbs the clock, compare CPU time.
+itself on the same photo, one by one and as a stream. Last, one client and plain Python take turns, ten photos
+each, and what the client gets is told as a share, so that other work on the machine disturbs both alike.
+Without --photo: an ORL face, four times larger, as JPEG. Threads as OMP_NUM_THREADS says, on both sides.
+Where other work disturbs the clock, compare CPU time.
 """
 
 import argparse
@@ -39,15 +41,28 @@ def photo_bytes(path: Path | None) -> bytes:
     return cv2.imencode(".jpg", larger)[1].tobytes()
 
 
+def form(**fields: bytes | str) -> tuple[dict[str, str], bytes]:
+    """(headers, body) of a form, made once: bytes are photos, text is not."""
+    parts = []
+    for name, value in fields.items():
+        file = f'; filename="{name}.jpg"' if isinstance(value, bytes) else ""
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
+        parts += [head.encode(), value if isinstance(value, bytes) else value.encode(), b"\r\n"]
+    return {"Content-Type": "multipart/form-data; boundary=b"}, b"".join(parts) + b"--b--\r\n"
+
+
 @contextmanager
-def service(pending: int) -> Iterator[tuple[str, int]]:
+def service(pending: int, gallery: str = "") -> Iterator[tuple[str, int]]:
     """(address, process id) of a service of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     script = (
-        "from spherecf.photos import FaceAssessor; from spherecf.serve import Limits, create_app, run;"
+        "from spherecf.cli.options import open_gallery; from spherecf.photos import FaceAssessor;"
+        "from spherecf.serve import Limits, create_app, run;"
         f"limits = Limits(requests_per_minute=1e9, burst=10**9, max_pending={pending});"
-        f"run(create_app(FaceAssessor(), token={TOKEN!r}, limits=limits), '127.0.0.1', {port})"
+        f"assess, at = FaceAssessor(), {gallery!r};"
+        "people = open_gallery(at, assess.model, '') if at else None;"
+        f"run(create_app(assess, people, token={TOKEN!r}, limits=limits), '127.0.0.1', {port})"
     )
     process = subprocess.Popen([sys.executable, "-c", script])
     address = f"http://127.0.0.1:{port}"
@@ -70,6 +85,7 @@ async def load(
     """(seconds of each good answer, errors, seconds in all)."""
     seconds: list[float] = []
     errors = 0
+    headers, body = form(photo=photo)
     left = iter(range(requests))
 
     async def one_client(client: httpx.AsyncClient) -> None:
@@ -77,7 +93,7 @@ async def load(
         for _ in left:
             start = time.perf_counter()
             try:
-                answer = await client.post("/api/quality", files={"photo": ("photo.jpg", photo)})
+                answer = await client.post("/api/quality", content=body, headers=headers)
                 good = answer.status_code == 200 and bool(answer.json()["faces"])
             except httpx.TransportError:
                 good = False
@@ -87,7 +103,7 @@ async def load(
 
     options = {"base_url": address, "headers": {"Authorization": f"Bearer {token}"}, "timeout": 120.0}
     async with httpx.AsyncClient(trust_env=False, **options) as client:
-        await client.post("/api/quality", files={"photo": ("photo.jpg", photo)})
+        await client.post("/api/quality", content=body, headers=headers)
         start = time.perf_counter()
         await asyncio.gather(*(one_client(client) for _ in range(clients)))
         return seconds, errors, time.perf_counter() - start
@@ -109,9 +125,8 @@ def cpu_seconds(pid: int) -> float:
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
 
 
-def direct(photo: bytes, count: int) -> None:
+def direct(assess: FaceAssessor, photo: bytes, count: int) -> None:
     """Print what this process needs without a service: one call after the other, and as a stream."""
-    assess = FaceAssessor()
     list(assess.stream([("", photo)] * 4))
     ways = {
         "one by one": lambda: [assess(photo) for _ in range(count)],
@@ -122,6 +137,21 @@ def direct(photo: bytes, count: int) -> None:
         good = sum(bool(one.faces) for one in work())
         wall, used = time.perf_counter() - start, time.process_time() - used
         print(f"| no service, {way} | {good / wall:.1f} | | | | {1e3 * used / good:.0f} | {count - good} |")
+
+
+def in_turn(assess: FaceAssessor, address: str, token: str, photo: bytes, turns: int) -> None:
+    """Print how much one client gets of what plain Python does, by the median of the turns."""
+    shares = []
+    for _ in range(turns):
+        _, errors, served = asyncio.run(load(address, token, photo, 1, 10))
+        start = time.perf_counter()
+        for _ in range(10):
+            assess(photo)
+        shares.append((10 - errors) / 10 * (time.perf_counter() - start) / served)
+    low, middle, high = np.percentile(shares, [25, 50, 75])
+    print(
+        f"\none client gets {middle:.2f} of plain Python ({low:.2f} to {high:.2f} in half of {turns} turns)"
+    )
 
 
 def row(clients: int, seconds: list[float], errors: int, wall: float, cpu: float) -> str:
@@ -138,6 +168,7 @@ def main() -> None:
     )
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--requests", type=int, default=400)
+    parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--photo", type=Path)
     parser.add_argument("--address", default="")
     parser.add_argument("--token", default=TOKEN)
@@ -155,14 +186,16 @@ def main() -> None:
             seconds, errors, wall = asyncio.run(asked)
             print(row(clients, seconds, errors, wall, cpu_seconds(pid) - used), flush=True)
 
+    assess = FaceAssessor()
     if options.address:
         measure(options.address)
-        direct(photo, options.requests)
+        direct(assess, photo, options.requests)
     else:
         with service(max(options.clients)) as (address, pid):
             before = memory(pid, "VmRSS")
             measure(address, pid)
-            direct(photo, options.requests)
+            direct(assess, photo, options.requests)
+            in_turn(assess, address, options.token, photo, options.turns)
             print(f"\nmemory of the service: {before:.0f} MB at first, at most {memory(pid, 'VmHWM'):.0f} MB")
 
 

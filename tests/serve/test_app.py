@@ -124,7 +124,8 @@ def test_enrol_identify_and_remove(client: TestClient, people: IdentityFolder) -
     assert (facts["identities"], facts["images"]) == (2, 6) and "secret" not in str(facts)
     gone = client.delete("/api/gallery/identities/%C3%89milie%20O'Neill-2")
     assert gone.json() == {"identity": "Émilie O'Neill-2", "removed": 1}
-    assert client.delete("/api/gallery/identities/Nobody").status_code == 404
+    nobody = client.delete("/api/gallery/identities/Nobody")
+    assert nobody.status_code == 404 and nobody.json() == {"error": "Nobody of this name is enrolled."}
     assert len(client.get("/api/gallery/identities").json()["identities"]) == 1
 
 
@@ -201,6 +202,13 @@ def test_no_path_leads_anywhere_else(client: TestClient, path: str) -> None:
     assert client.delete("/api/gallery/identities/..%2fx").status_code in (404, 405, 422)
 
 
+def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
+    allowed = {"/api/gallery/identities": {"GET", "POST"}, "/api/quality": {"POST"}, "/": {"GET"}}
+    for path, methods in allowed.items():
+        answer = client.put(path)
+        assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == methods
+
+
 def test_the_page_fetches_nothing_from_elsewhere(client: TestClient) -> None:
     for path in ("/", "/style.css", "/app.js", "/service.js", "/faces.js", "/views.js", "/icon.svg", "/docs"):
         answer = client.get(path, headers={"Authorization": ""})
@@ -222,6 +230,9 @@ def test_the_documentation_is_whole(client: TestClient) -> None:
                 shape = one["responses"]["401"]["content"]["application/json"]["schema"]
                 assert shape == {"$ref": "#/components/schemas/Problem"}
                 assert one["security"] == [{"HTTPBearer": []}]
+                assert {"400", "403", "408", "413", "415", "421", "422", "429", "503"} <= one[
+                    "responses"
+                ].keys()
     form = api["paths"]["/api/compare"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["left", "right"] and list(form["properties"]) == ["left", "right", "max_fmr"]
 
@@ -244,7 +255,7 @@ def test_answers_leave_nothing_out(assessor: FaceAssessor, people: IdentityFolde
     assert {one.name for one in fields(Candidate)} == Nearby.model_fields.keys()
     assert {one.name for one in fields(Enrolled)} == Listed.model_fields.keys()
     member = Template.model_fields["photos"].annotation.__args__[0]  # type: ignore[union-attr]
-    assert template["photos"][0].keys() == member.model_fields.keys()
+    assert template["photos"][0].keys() == member.model_fields.keys() - {"ticket"}
 
 
 class Broken(MemoryGallery):

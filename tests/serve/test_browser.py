@@ -17,6 +17,7 @@ from spherecf.data import IdentityFolder
 from spherecf.gallery import Gallery
 from spherecf.photos import FaceAssessor
 from spherecf.serve import create_app
+from spherecf.serve.tickets import Tickets
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install playwright")
 pytestmark = MARKS
@@ -159,6 +160,64 @@ def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width
     visit.says("gallery", f"{name} was removed")
     expect(page.locator("#people")).to_have_text("Nobody yet.")
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    visit.close(address)
+
+
+def test_a_photo_is_sent_once(
+    browser: Any, address: str, photos: Path, assessor: FaceAssessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the template and to enrol; again only to a service that was started anew."""
+    assessed: list[str] = []
+
+    def stream(given: Any, real: Any = assessor.stream) -> Any:
+        named = list(given)
+        assessed.extend(name for name, _ in named)
+        return real(named)
+
+    monkeypatch.setattr(assessor, "stream", stream)
+    visit = Visit(browser, address)
+    page = visit.page
+    page.get_by_role("tab", name="Template").click()
+    for count, index in enumerate((10, 11, 12), 1):
+        page.set_input_files("#template-photos", photos / f"{index}.png")
+        visit.says("template", f"with {count} photo")
+    page.get_by_label("Leave out 11.png").click()
+    visit.says("template", "with 2 photos")
+    page.get_by_label("Name", exact=True).fill("Bob")
+    page.get_by_label("has agreed").check()
+    page.get_by_role("button", name="Enrol").click()
+    expect(page.locator("#enrol .status")).to_contain_text("Bob is enrolled from 2 photos")
+    assert assessed == ["10.png", "11.png", "12.png"] and visit.wrong == []
+
+    monkeypatch.setattr(Tickets, "_sign", lambda self, content: b"by another key")
+    page.set_input_files("#template-photos", photos / "13.png")
+    visit.says("template", "with 3 photos")
+    assert assessed[3:] == ["10.png", "12.png", "13.png"]
+    page.get_by_role("tab", name="Gallery").click()
+    page.get_by_label("Remove Bob").click()
+    page.get_by_label("Remove Bob").click()
+    visit.says("gallery", "Bob was removed")
+    visit.context.close()
+
+
+def test_markup_in_a_name_is_text(browser: Any, address: str, people: IdentityFolder, tmp_path: Path) -> None:
+    visit = Visit(browser, address)
+    page = visit.page
+    name = "<img src=x onerror=alert(1)>.png"
+    (tmp_path / name).write_bytes(png(people.image(10), 3.0))
+    page.set_input_files("#quality-photos", tmp_path / name)
+    visit.says("quality", "1 face found")
+    expect(page.locator("#quality .results h2")).to_have_text(name)
+    for side in ("left", "right"):
+        page.set_input_files(f"#compare-{side}", tmp_path / name)
+    page.get_by_role("tab", name="Compare").click()
+    expect(page.locator("#compare .drop-title").first).to_have_text(name)
+    expect(page.locator("#compare .verdict")).to_be_visible()
+    page.get_by_role("tab", name="Template").click()
+    page.set_input_files("#template-photos", tmp_path / name)
+    visit.says("template", "with 1 photo")
+    expect(page.locator("#template .members strong")).to_have_text(name)
+    assert page.locator("img[src=x]").count() == 0
     visit.close(address)
 
 

@@ -102,6 +102,11 @@ class AssessedFace:
     expected_cosine: float
     reasons: tuple[str, ...]
 
+    @property
+    def picture(self) -> str:
+        """SHA-256 of the crop's pixels: equal for copies of one picture."""
+        return hashlib.sha256(self.captured.crop.tobytes()).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, without direction and pixels."""
         return {

@@ -1,10 +1,9 @@
 """Pool photos of one person: pooled kappa, contribution of each photo, suspected strangers."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from spherecf.calibration import Calibration, Decision, DecisionRule
 from spherecf.common.version import environment
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.photos.assessment import AssessedFace, AssessedPhoto
 from spherecf.photos.comparison import calibrated
 from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, natural_parameter, pool
 
@@ -51,6 +49,32 @@ STRANGER_FMR = 1e-2  # the rule that says whether a photo is a clear non-match t
 Array = NDArray[Any]
 
 
+class TemplateFace(Protocol):
+    """What a template needs of a face; `AssessedFace` has it."""
+
+    @property
+    def mu(self) -> NDArray[np.float32]: ...
+    @property
+    def kappa(self) -> float: ...
+    @property
+    def quality(self) -> int: ...
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
+    @property
+    def picture(self) -> str: ...
+
+
+class TemplateSource(Protocol):
+    """What a template needs of a photo; `AssessedPhoto` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def usable_face(self) -> TemplateFace | None: ...
+    @property
+    def problem(self) -> str: ...
+
+
 @dataclass(frozen=True, eq=False)
 class FaceSet:
     """Faces in the order of their photos.
@@ -64,13 +88,13 @@ class FaceSet:
     """
 
     places: list[int]
-    faces: list[AssessedFace]
+    faces: list[TemplateFace]
     mu: Array
     kappa: Array
     media: Array
 
     @classmethod
-    def of(cls, photos: Sequence[AssessedPhoto]) -> "FaceSet":
+    def of(cls, photos: Sequence[TemplateSource]) -> "FaceSet":
         """The main faces that have a direction.
 
         Raises:
@@ -83,9 +107,8 @@ class FaceSet:
             first = f" The first, {photos[0].name}: {photos[0].problem}" if photos else ""
             raise InputError(f"none of the {len(photos)} photos has a usable face.{first}")
         faces = [face for _, face in usable]
-        digests = [hashlib.sha256(face.captured.crop.tobytes()).hexdigest() for face in faces]
         first_with: dict[str, int] = {}
-        media = [first_with.setdefault(digest, row) for row, digest in enumerate(digests)]
+        media = [first_with.setdefault(face.picture, row) for row, face in enumerate(faces)]
         mu = np.stack([face.mu for face in faces]).astype(np.float64)
         kappa = np.array([face.kappa for face in faces], np.float64)
         return cls([place for place, _ in usable], faces, mu, kappa, np.array(media, np.int64))
@@ -250,7 +273,7 @@ class PhotoTemplate:
 
 
 def build_template(
-    photos: Sequence[AssessedPhoto],
+    photos: Sequence[TemplateSource],
     calibration: Calibration | None,
     *,
     radius: float,

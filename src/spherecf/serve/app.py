@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import HTMLResponse
@@ -56,7 +57,8 @@ class PromptProtocol(H11Protocol):
 
     A connection is closed when it has had no request in work for `REQUEST_SECONDS`, however many bytes of a
     header, or of a body that was answered already, arrive in that time; uvicorn's own limit begins anew with
-    every byte, and not before the first response. Beyond `MAX_CONNECTIONS` new ones are closed at once.
+    every byte, and not before the first response. So is one whose caller does not read what it was sent.
+    Beyond `MAX_CONNECTIONS` new ones are closed at once. What turns out not to be HTTP is answered once.
     """
 
     _deadline: asyncio.TimerHandle | None = None
@@ -74,6 +76,27 @@ class PromptProtocol(H11Protocol):
         super().data_received(data)
         self._limit()
 
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn when bytes are no HTTP, which may be after a request has begun."""
+        unanswered = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
+        if self.cycle is not None:  # else its own answer is an error in the log, for whoever sends such bytes
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if unanswered:
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Called by asyncio when more than 64 KiB wait to be read."""
+        super().pause_writing()
+        self._limit()
+
+    def resume_writing(self) -> None:
+        """Called by asyncio when most of it was read."""
+        super().resume_writing()
+        self._limit()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
         super().connection_lost(exc)
@@ -81,7 +104,7 @@ class PromptProtocol(H11Protocol):
             self._deadline.cancel()
 
     def _limit(self) -> None:
-        working = self.cycle is not None and not self.cycle.response_complete
+        working = self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused
         if working and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
@@ -92,7 +115,9 @@ class PromptProtocol(H11Protocol):
 def listen(app: Any, host: str, port: int, trusted_proxies: Sequence[str] = ()) -> None:
     """Serve an application on one address until interrupted; see `spherecf.serve.run`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
+    # Named TCP, since asyncio sends without delay (TCP_NODELAY) only what says so: else the second packet of
+    # an answer waits 40 ms for the caller to acknowledge the first.
+    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
@@ -102,7 +127,7 @@ def listen(app: Any, host: str, port: int, trusted_proxies: Sequence[str] = ()) 
             ) from error
         config = uvicorn.Config(
             app,
-            log_level="warning",
+            log_level="error",  # warnings come from callers who speak no HTTP: they could fill a disk
             access_log=False,  # requests are private
             # Believed of named proxies only: any other client could claim any address to evade its limit.
             proxy_headers=bool(trusted_proxies),

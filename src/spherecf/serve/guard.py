@@ -31,8 +31,13 @@ def install(app: FastAPI) -> None:
 
 
 async def _refused(request: Request, error: Any) -> JSONResponse:
-    answer = problem(error.status_code, _SENTENCES.get(error.status_code, str(error.detail)))
+    said = str(error.detail)  # the status in words where nobody said more
+    unsaid = said == HTTPStatus(error.status_code).phrase
+    answer = problem(error.status_code, _SENTENCES.get(error.status_code, said) if unsaid else said)
     answer.headers.update(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names those of one handler only
+        verbs = request.app.openapi()["paths"].get(request.url.path)
+        answer.headers.update({"Allow": ", ".join(verbs).upper()} if verbs else {})
     return answer
 
 
@@ -87,7 +92,7 @@ HEADERS = {
 
 
 class Guard:
-    """Check host name, origin, rate, token and pending requests, in this order; add security headers.
+    """Check framing, host name, origin, rate, token and pending requests, in this order; add headers.
 
     Args:
         app: the application to guard.
@@ -140,6 +145,13 @@ class Guard:
 
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy may end this request elsewhere than we do, and take its rest for another caller's.
+            answer = problem(
+                400, "Both Content-Length and Transfer-Encoding were sent: expected one of them."
+            )
+            answer.headers["Connection"] = "close"
+            return answer
         if len(headers.getlist("host")) != 1 or not self._access.knows_host(headers["host"]):
             return problem(
                 421,

@@ -1,7 +1,6 @@
 """The photo commands and the gallery over HTTP."""
 
 import asyncio
-import hashlib
 import unicodedata
 from typing import Annotated, Any, TypeVar
 
@@ -17,6 +16,7 @@ from spherecf.photos import AssessedPhoto, TemplatePhoto, build_template, compar
 from spherecf.serve.schemas import (
     DEFAULT_MAX_FMR,
     ERRORS,
+    GONE,
     Bounds,
     Compared,
     CompareFields,
@@ -29,11 +29,11 @@ from spherecf.serve.schemas import (
     Identified,
     IdentifyFields,
     Info,
-    Member,
     Photo,
     Problem,
     Removed,
     Template,
+    TemplateFields,
     form_body,
 )
 from spherecf.serve.upload import Form, read_form
@@ -134,23 +134,29 @@ async def compare_two(request: Request, worker: ItsWorker) -> Compared:
 
 
 @photo_routes.post(
-    "/template", tags=["photos"], openapi_extra=form_body(Fields, photos="Photos of one person, in order.")
+    "/template",
+    tags=["photos"],
+    responses=GONE,
+    openapi_extra=form_body(TemplateFields, photos="Photos of one person, or their tickets, in order."),
 )
 async def template(request: Request, worker: ItsWorker) -> Template:
     """Pool photos into a template: the pooled kappa after each photo, and the contribution of each.
 
-    Nothing is stored: to add a photo, send all photos again.
+    Nothing is stored: to add a photo, send all photos again, or their tickets, for which `tickets=true` asks.
     """
     form = await read_form(request, worker.limits, {"photos": (1, worker.limits.max_files)})
-    parse(Fields, form)
-    photos = await worker.assess(form.photos["photos"])
-    if not any(photo.usable_face for photo in photos):
+    asked = parse(TemplateFields, form)
+    photos = await worker.see(form.photos["photos"])
+    if any(photo.usable_face for photo in photos):
+        model = worker.assessor.model
+        pooled = await asyncio.to_thread(build_template, photos, model.calibration, radius=model.radius)
+        found = pooled.to_dict()
+    else:
         rows = [TemplatePhoto(photo.name, reason=photo.problem).to_dict() for photo in photos]
-        faceless = [Member.model_validate(row) for row in rows]
-        return Template(kappa=None, grown=[], groups=0, pooled=[], warnings=[], photos=faceless)
-    model = worker.assessor.model
-    pooled = await asyncio.to_thread(build_template, photos, model.calibration, radius=model.radius)
-    return Template.model_validate(pooled.to_dict())
+        found = {"kappa": None, "grown": [], "groups": 0, "pooled": [], "warnings": [], "photos": rows}
+    for row, photo in zip(found["photos"], photos):
+        row["ticket"] = worker.tickets.issue(photo) if asked.tickets else None
+    return Template.model_validate(found)
 
 
 def photo_of(assessed: AssessedPhoto) -> Photo:
@@ -208,7 +214,10 @@ async def everybody(worker: AtGallery) -> Enrolments:
 
 @gallery_routes.post(
     "/identities",
-    openapi_extra=form_body(EnrolFields, photos="Photos of this person; the main face of each is used."),
+    responses=GONE,
+    openapi_extra=form_body(
+        EnrolFields, photos="Photos of this person, or their tickets; the main face of each is used."
+    ),
 )
 async def enrol(request: Request, worker: AtGallery) -> Enrolled:
     """Enrol a person from photos, with their consent.
@@ -223,18 +232,17 @@ async def enrol(request: Request, worker: AtGallery) -> Enrolled:
         raise HTTPException(
             422, "consent: expected true; a person may be enrolled only with their knowledge and consent."
         )
-    uploads = form.photos["photos"]
-    assessed = await worker.assess(uploads)
-    used = [(upload, photo.usable_face) for upload, photo in zip(uploads, assessed) if photo.usable_face]
+    photos = await worker.see(form.photos["photos"])
+    used = [(photo, photo.usable_face) for photo in photos if photo.usable_face]
     if not used:
-        raise HTTPException(422, f"No photo shows a usable face. {uploads[0].name}: {assessed[0].problem}")
+        raise HTTPException(422, f"No photo shows a usable face. {photos[0].name}: {photos[0].problem}")
     enrolled = await worker.ask(
         worker.gallery.enrol,
         name,
         np.stack([face.mu for _, face in used]),
         np.asarray([face.kappa for _, face in used]),
-        media=[hashlib.sha256(upload.content).hexdigest()[:16] for upload, _ in used],
-        sources=[upload.name for upload, _ in used],
+        media=[photo.media for photo, _ in used],
+        sources=[photo.name for photo, _ in used],
         replace=asked.replace,
     )
     return Enrolled.model_validate(enrolled.to_dict())

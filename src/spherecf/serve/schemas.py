@@ -158,6 +158,9 @@ class Member(BaseModel):
         description="Why it has no usable face, or why it is a suspected stranger; else empty."
     )
     reasons: list[str] = Field(description="Capture problems.")
+    ticket: str | None = Field(
+        description="To send instead of the photo, as long as the service runs; null unless asked for."
+    )
 
 
 class Template(BaseModel):
@@ -258,6 +261,12 @@ class CompareFields(Fields):
     max_fmr: float = Field(DEFAULT_MAX_FMR, gt=0, le=1, description="Maximum false match rate.")
 
 
+class TemplateFields(Fields):
+    """Fields of `template` beside the photos."""
+
+    tickets: bool = Field(False, description="true to get a ticket for each photo.")
+
+
 class IdentifyFields(Fields):
     """Fields of `identify` beside the photo."""
 
@@ -283,7 +292,8 @@ def form_body(fields: type[Fields], **photos: str) -> dict[str, Any]:
     schema = {"properties": {}} | fields.model_json_schema()
     file = {"type": "string", "contentMediaType": "application/octet-stream"}
     files = {
-        name: ({"type": "array", "items": file} if name.endswith("s") else file) | {"description": text}
+        name: ({"type": "array", "items": file, "minItems": 1} if name.endswith("s") else file)
+        | {"description": text}
         for name, text in photos.items()
     }
     schema["properties"] = files | schema["properties"]
@@ -292,9 +302,17 @@ def form_body(fields: type[Fields], **photos: str) -> dict[str, Any]:
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "The request or its form is damaged."},
     401: {"model": Problem, "description": "The token is missing or wrong."},
+    403: {"model": Problem, "description": "Asked by a page of another site."},
+    408: {"model": Problem, "description": "The photos came too slowly."},
     413: {"model": Problem, "description": "Too large, or too many photos."},
+    415: {"model": Problem, "description": "The body is no form (multipart/form-data)."},
+    421: {"model": Problem, "description": "Asked under a host name that is not allowed."},
     422: {"model": Problem, "description": "A field is missing or out of range."},
     429: {"model": Problem, "description": "Too many requests; wait for Retry-After seconds."},
     503: {"model": Problem, "description": "The service is busy; wait for Retry-After seconds."},
+}
+GONE: dict[int | str, dict[str, Any]] = {
+    410: {"model": Problem, "description": "A ticket is not of this service; send the photo."}
 }

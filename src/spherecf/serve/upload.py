@@ -4,6 +4,7 @@ Starlette's own parser writes parts above 1 MB to temporary files, which photos 
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from python_multipart.multipart import parse_options_header
 
 from spherecf.common.names import composed
 from spherecf.serve.access import Limits
+
+# It logs each damaged form, of which any caller can send as many as fill a disk; they are answered instead.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 _FIELD_BYTES = 4096
 _MAX_FIELDS = 20

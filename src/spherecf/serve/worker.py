@@ -12,6 +12,7 @@ from fastapi import HTTPException
 
 from spherecf.common.progress import isolate_failures
 from spherecf.serve.access import Limits
+from spherecf.serve.tickets import SeenPhoto, Tickets
 from spherecf.serve.upload import Upload
 
 _MAX_BATCH = 32  # waiting photos are assessed together up to this number
@@ -43,6 +44,7 @@ class Worker:
 
     def __init__(self, assessor: Assessor, gallery: Any, limits: Limits) -> None:
         self.assessor, self.gallery, self.limits = assessor, gallery, limits
+        self.tickets = Tickets()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._gallery_executor = ThreadPoolExecutor(1, "gallery")
         self._thread = threading.Thread(target=self._work, name="photos", daemon=True)
@@ -67,6 +69,17 @@ class Worker:
         self._jobs.put(job)
         assessed: list[Any] = await self._in_time(asyncio.wrap_future(job.done))
         return assessed
+
+    async def see(self, uploads: Sequence[Upload]) -> list[SeenPhoto]:
+        """What a template needs of each photo, or of the one that its ticket stands for.
+
+        Raises:
+            HTTPException: 410, a ticket that is not of this service; 503, it took too long.
+        """
+        seen = [self.tickets.read(upload) for upload in uploads]
+        fresh = [upload for upload, known in zip(uploads, seen) if known is None]
+        found = iter(zip(fresh, await self.assess(fresh) if fresh else ()))
+        return await asyncio.to_thread(lambda: [known or SeenPhoto.of(*next(found)) for known in seen])
 
     async def ask(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Result of a function of the gallery; one call at a time.

@@ -11,7 +11,7 @@ export function takeToken() {
   }
 }
 
-/** The service's JSON answer. Throws an Error with one sentence. */
+/** The service's JSON answer. Throws an Error with one sentence, and the answer's status. */
 export async function call(method, path, fields = null) {
   const headers = {};
   const token = sessionStorage.getItem(STORE);
@@ -29,7 +29,7 @@ export async function call(method, path, fields = null) {
   }
   const answer = await response.json().catch(() => ({}));
   if (response.status === 401) dispatchEvent(new CustomEvent("no-token", { detail: token ? "This token is wrong." : "" }));
-  if (!response.ok) throw new Error(answer.error || `The service answered with status ${response.status}.`);
+  if (!response.ok) throw Object.assign(new Error(answer.error || `The service answered with status ${response.status}.`), { status: response.status });
   return answer;
 }
 

@@ -65,14 +65,33 @@ function likelihood(llr) {
   return `${times > 1e6 ? "more than a million" : `about ${Number(times.toPrecision(2)).toLocaleString("en")}`} times more likely ${more}`;
 }
 
-let members = []; // the files of the template, in the order they were added
+let members = []; // {file, ticket} of the template, in the order they were added
+
+/**
+ * The service's answer about the members. What it has seen is sent as its ticket, not as the photo; a service that was
+ * started anew gets the photos again.
+ */
+async function ask(path, ...fields) {
+  const sent = members;
+  const content = ({ file, ticket }) => ticket ? new File([ticket], file.name) : file;
+  const once = () => call("POST", path, [...sent.map(one => ["photos", content(one)]), ...fields]);
+  try {
+    return await once();
+  } catch (error) {
+    if (error.status !== 410) throw error;
+    for (const one of sent) one.ticket = null;
+    return once();
+  }
+}
 
 function template(info) {
   const results = part("template", ".results");
   const show = () => working(part("template", ".status"), `Assessing ${photos(members.length)} …`, async late => {
     byId("enrol").hidden = true;
     if (!members.length) { results.replaceChildren(); return ""; }
-    const found = await call("POST", "template", members.map(file => ["photos", file]));
+    const asked = members;
+    const found = await ask("template", ["tickets", true]);
+    asked.forEach((one, index) => { one.ticket = found.photos[index].ticket; });
     if (late()) return "";
     results.replaceChildren(summary(found), memberList(found, at => {
       members = members.filter((_, index) => index !== at);
@@ -82,7 +101,7 @@ function template(info) {
     return found.kappa === null ? "No usable face yet." : `The template's kappa is ${round(found.kappa)} with ${photos(members.length)}.`;
   });
   dropZone(byId("template-photos"), files => {
-    members = [...members, ...files].slice(0, info.limits.max_files);
+    members = [...members, ...files.map(file => ({ file, ticket: null }))].slice(0, info.limits.max_files);
     show();
   });
   byId("enrol").addEventListener("submit", event => { event.preventDefault(); enrol(); });
@@ -120,7 +139,7 @@ function growth(grown) {
 
 function memberList(found, remove) {
   const row = (one, index) => {
-    const url = URL.createObjectURL(members[index]);
+    const url = URL.createObjectURL(members[index].file);
     const image = make("img", { src: url, alt: "" });
     image.addEventListener("load", () => URL.revokeObjectURL(url));
     image.addEventListener("error", () => image.replaceWith(make("span", { class: "unseen" })));
@@ -142,10 +161,8 @@ function said(one) {
 
 async function enrol() {
   await working(part("enrol", ".status"), "Enrolling …", async () => {
-    const fields = members.map(file => ["photos", file]);
-    fields.push(["identity", byId("enrol-name").value], ["consent", byId("enrol-consent").checked],
-      ["replace", byId("enrol-replace").checked]);
-    const done = await call("POST", "gallery/identities", fields);
+    const done = await ask("gallery/identities", ["identity", byId("enrol-name").value],
+      ["consent", byId("enrol-consent").checked], ["replace", byId("enrol-replace").checked]);
     byId("enrol-consent").checked = false;
     await list();
     return [`${done.identity} is enrolled from ${photos(done.media)}.`, ...done.warnings.map(sentence)].join(" ");
@@ -177,14 +194,14 @@ async function list() {
   const { identities } = await call("GET", "gallery/identities");
   const row = one => {
     const button = make("button", { class: "quiet", type: "button", "aria-label": `Remove ${one.identity}` }, "Remove");
-    button.addEventListener("click", () => button.dataset.sure ? remove(one.identity) : ask(button));
+    button.addEventListener("click", () => button.dataset.sure ? remove(one.identity) : confirm(button));
     return make("li", {}, make("div", {}, make("p", {}, make("strong", {}, one.identity)),
       make("p", { class: "note" }, `${photos(one.media)}, kappa ${round(one.kappa)}`)), button);
   };
   byId("people").replaceChildren(...(identities.length ? identities.map(row) : [make("li", { class: "dim" }, "Nobody yet.")]));
 }
 
-function ask(button) { // the second press within a few seconds removes
+function confirm(button) { // the second press within a few seconds removes
   button.dataset.sure = "yes";
   button.textContent = "Press again to remove";
   setTimeout(() => { delete button.dataset.sure; button.textContent = "Remove"; }, 4000);
