@@ -34,6 +34,7 @@ from spherecf.evaluation import (
     cllr,
     extrapolated_rule,
     fit_tail,
+    neutral_score,
 )
 from spherecf.extract import embed
 from spherecf.models import ConfidenceModel, FrozenBackbone
@@ -257,7 +258,8 @@ def calibrate(
     Raises:
         InputError: too few people or pairs for any rule.
     """
-    neutral, radius = faces.neutral(), faces.radius
+    radius = faces.radius
+    neutral = neutral_score(faces.mu.shape[2], radius)
     single = gather(PAIR_SCORE, faces.pairs, neutral, draws)
     rules = single.rules(radius)
     if not rules:

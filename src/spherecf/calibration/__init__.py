@@ -4,6 +4,7 @@ NumPy and scipy only. The numbers are fitted here; how good they are is measured
 """
 
 from spherecf.calibration.calibration import (
+    GALLERY_SCORES as GALLERY_SCORES,
     PAIR_EVIDENCE as PAIR_EVIDENCE,
     PAIR_SCORE as PAIR_SCORE,
     TEMPLATE_EVIDENCE as TEMPLATE_EVIDENCE,

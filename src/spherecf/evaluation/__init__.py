@@ -23,6 +23,7 @@ from spherecf.evaluation.calibration import (
     ScoreCalibration as ScoreCalibration,
     check_rule,
     evaluate_calibration,
+    neutral_score as neutral_score,
 )
 from spherecf.evaluation.decisions import JudgedPairs, bounded_rule, choose_decision
 from spherecf.evaluation.discard import (

@@ -11,7 +11,7 @@ from spherecf.common.version import __version__
 from spherecf.errors import InputError
 from spherecf.gallery.identification import Candidate, Limit
 from spherecf.gallery.rows import Images, Template, now, template_id
-from spherecf.scoring import mutual_likelihood_score, natural_parameter, pool_templates
+from spherecf.scoring import mutual_likelihood_score, pool_templates, without_each
 
 _MAX_CHARACTERS = 512  # of a source or medium
 
@@ -76,11 +76,9 @@ def pooled_template(
         before: the template that this one replaces.
         review: returns warnings for images, direction and kappa.
     """
-    codes = {medium: code for code, medium in enumerate(dict.fromkeys(images.media))}
     mu, kappa = images.mu[0], float(images.kappa[0])
     if len(images) > 1:
-        media = [codes[medium] for medium in images.media]
-        pooled = pool_templates(images.mu, images.kappa, np.zeros(len(images), np.int64), media)
+        pooled = pool_templates(images.mu, images.kappa, np.zeros(len(images), np.int64), images.medium)
         mu, kappa = pooled.mu[0], float(pooled.kappa[0])
     when = now()
     facts = {
@@ -92,7 +90,8 @@ def pooled_template(
         "changed": when,
         "spherecf": __version__,
     }
-    return Template(template_id(name, images, mu, kappa), name, mu, kappa, len(images), len(codes), facts)
+    media = len(set(images.media))
+    return Template(template_id(name, images, mu, kappa), name, mu, kappa, len(images), media, facts)
 
 
 def no_images(dim: int) -> Images:
@@ -142,13 +141,7 @@ def review(
 
 def against_the_rest(images: Images, radius: float) -> NDArray[np.float64]:
     """(n,) score of each image against the pooled template of the others, the sum of kappa_i mu_i."""
-    kappa = torch.from_numpy(images.kappa).double()
-    mu = torch.from_numpy(images.mu).double()
-    each = natural_parameter(mu, kappa)  # (n, dim)
-    rest = each.sum(0, keepdim=True) - each
-    length = rest.norm(dim=1)
-    towards = torch.where(
-        length[:, None] > 0, rest / length[:, None], mu
-    )  # at kappa 0 the direction does not matter
-    scores: NDArray[np.float64] = mutual_likelihood_score(mu, kappa, towards, length, radius=radius).numpy()
+    mu, kappa = (torch.from_numpy(column).double() for column in (images.mu, images.kappa))
+    rest = without_each(mu, kappa, torch.zeros(len(images), dtype=torch.int64))
+    scores: NDArray[np.float64] = mutual_likelihood_score(mu, kappa, *rest, radius=radius).numpy()
     return scores

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import Calibration
@@ -23,7 +24,7 @@ from spherecf.gallery.rows import Enrolled, Header, Images, Template, checked_id
 from spherecf.gallery.sealed import open_store
 from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
-from spherecf.scoring import natural_parameter
+from spherecf.scoring import mean_by, natural_parameter
 
 _MIN_CANDIDATES = 16  # considered for a decision
 _REVIEW_FMR = 1e-3  # false match rate of the warnings at enrolment
@@ -447,12 +448,8 @@ class Gallery:
         """Directions and lengths of the mean kappa mu of each medium of a person."""
         template = self._store.find(name)
         images = no_images(self._header.dim) if template is None else self._store.images(template)
-        media = np.array(images.media, object)
-        means = [
-            natural_parameter(images.mu[media == one], images.kappa[media == one]).mean(0)
-            for one in dict.fromkeys(images.media)
-        ]
-        eta = np.array(means, np.float64).reshape(-1, self._header.dim)
+        each = torch.from_numpy(natural_parameter(images.mu, images.kappa))  # (n, dim)
+        eta = mean_by(each, torch.from_numpy(images.medium), len(set(images.media))).double().numpy()
         length = np.linalg.norm(eta, axis=1)
         told = length > 0  # a medium that says nothing has no direction
         return (eta[told] / length[told, None]).astype(np.float32), length[told]

@@ -171,6 +171,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.kappa)
 
+    @property
+    def medium(self) -> NDArray[np.int64]:
+        """(n,) number of each image's medium, in the order of their first images."""
+        number = {medium: place for place, medium in enumerate(dict.fromkeys(self.media))}
+        return np.array([number[medium] for medium in self.media], np.int64)
+
     def new(self, known: "Images") -> "Images":
         """The images not in ``known``; images are equal if medium and, up to rounding, direction are."""
         kept: list[int] = []
