@@ -11,11 +11,11 @@ from rich.table import Table
 
 from spherecf.cli.options import BackboneOfModel, DetectorFile, DeviceName, ModelFile, open_assessor
 from spherecf.cli.output import AsLines, print_lines
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import console, track
 from spherecf.errors import FileFormatError, InputError
 
 if TYPE_CHECKING:
-    from spherecf.photos import AssessedPhoto, Comparison, FaceAssessor
+    from spherecf.photos import Comparison, FaceAssessor
 
 EXAMPLE = "Example: spherecf compare passport.jpg door.jpg --max-fmr 1e-4"
 
@@ -84,12 +84,8 @@ def _compare(
     model = assessor.model
     rule_for(model.calibration, max_fmr, radius=model.radius)  # fail before the work, not after it
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
-    photos: dict[str, AssessedPhoto] = {}
-    with progress("photos", len(names)) as advance:
-        stream = assessor.stream((printable(Path(name)), Path(name)) for name in names)
-        for name, photo in zip(names, stream):
-            photos[name] = photo
-            advance()
+    stream = assessor.stream((printable(Path(name)), Path(name)) for name in names)
+    photos = {name: photo for photo, name in zip(track(stream, "photos", len(names)), names)}
     return [
         compare_photos(
             photos[left], photos[right], model.calibration, radius=model.radius, max_fmr=max_fmr, faces=faces

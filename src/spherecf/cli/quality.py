@@ -26,7 +26,7 @@ from spherecf.cli.output import (
     print_listing,
     print_text,
 )
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import console, track
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,10 +140,9 @@ def _assess(
 
     photos: list[dict[str, Any]] = []
     try:
-        with progress("assessing", len(files.photos)) as advance:
-            for photo in assess_files(files.photos, assessor, resume=resume):
-                photos.append(photo)
-                advance()
+        assessed = assess_files(files.photos, assessor, resume=resume)
+        for photo in track(assessed, "assessing", len(files.photos)):
+            photos.append(photo)
     except KeyboardInterrupt:
         return photos, False
     return photos, True

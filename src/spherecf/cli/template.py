@@ -9,7 +9,7 @@ from rich.table import Table
 
 from spherecf.cli.options import BackboneOfModel, DetectorFile, ModelFile, PhotoPaths, open_assessor
 from spherecf.cli.output import AsLines, file_to_write, print_lines, print_text
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import console, track
 
 if TYPE_CHECKING:
     from spherecf.photos import PhotoTemplate, TemplatePhoto
@@ -43,11 +43,8 @@ def template(
         raise typer.BadParameter("has no effect without --out", param_hint="--name")
     files = find_photos(paths)
     assessor = open_assessor(model, backbone, detector, faces="main")
-    with progress("photos", len(files.photos)) as advance:
-        photos = []
-        for photo in assessor.stream((file.name, file.path) for file in files.photos):
-            photos.append(photo)
-            advance()
+    stream = assessor.stream((file.name, file.path) for file in files.photos)
+    photos = list(track(stream, "photos", len(files.photos)))
     loaded = assessor.model
     built = build_template(
         photos, loaded.calibration, radius=loaded.radius, exclude_strangers=exclude_strangers
