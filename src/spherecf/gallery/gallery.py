@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -31,6 +31,20 @@ _REVIEW_FMR = 1e-3  # false match rate of the warnings at enrolment
 _BATCH = 10_000  # people per write of `Gallery.enrol_many`
 _RULES = "calibration"  # fact of the store
 _LEAST_KAPPA = 1e-20  # instead of 0, which has no logarithm
+
+
+class ServerOptions(TypedDict, total=False):
+    """How `Gallery.open` reaches a server.
+
+    Attributes:
+        token: access token.
+        name: of the gallery on a server with several; default: "spherecf".
+        timeout: seconds to wait for an answer, or for another process to let go of a file; default: 10.
+    """
+
+    token: str
+    name: str
+    timeout: float
 
 
 class Gallery:
@@ -70,9 +84,7 @@ class Gallery:
         radius: float,
         calibration: Calibration | None = None,
         create: bool = True,
-        token: str = "",
-        name: str = "spherecf",
-        timeout: float = 10.0,
+        **server: Unpack[ServerOptions],
     ) -> "Gallery":
         """Open a gallery, or create it; a new one is encrypted if a key is set (`SPHERECF_KEY_FILE`).
 
@@ -85,9 +97,7 @@ class Gallery:
             calibration: for thresholds, likelihood ratios and percentiles; one that the gallery keeps
                 (`keep_rules`) is used instead.
             create: create the gallery if it does not exist.
-            token: access token of a server.
-            name: of the gallery on a server with several.
-            timeout: seconds to wait for a server's answer.
+            server: ``token``, ``name`` and ``timeout``: see `ServerOptions`.
 
         Raises:
             ModelError: it belongs to another model.
@@ -99,23 +109,26 @@ class Gallery:
                 is not installed.
         """
         where, key = str(uri), current_key()
-        server = is_server(where)
-        if not create and not server and not Path(where).exists():
+        reached: ServerOptions = {"token": "", "name": "spherecf", "timeout": 10.0, **server}
+        if unknown := reached.keys() - ServerOptions.__annotations__.keys():
+            raise TypeError(f"Gallery.open() got an unexpected keyword argument {min(unknown)!r}")
+        remote = is_server(where)
+        if not create and not remote and not Path(where).exists():
             raise InputError(f"{where}: there is no gallery here; enrol a person first")
         if calibration is not None:
             calibration.require(model)
         store: Store
-        if server:
+        if remote:
             refuse_plain(where, key)
-            store = Server(where, dim, token=token, name=name, timeout=timeout)
+            store = Server(where, dim, **reached)
         else:
-            store = open_store(where, dim, key, timeout)
+            store = open_store(where, dim, key, reached["timeout"])
         try:
             facts = store.header()
             if facts is None:
                 if not create:
                     raise InputError(f"{where}: there is no gallery here; enrol a person first")
-                salt = secrets.token_hex(16) if server else ""
+                salt = secrets.token_hex(16) if remote else ""
                 facts = Header.new(model, backbone, dim, radius, salt).to_dict()
                 store.create(facts)
             header = Header.read(facts, where)
