@@ -16,11 +16,21 @@ from spherecf.calibration import Calibration
 from spherecf.common.sealing import current_key, refuse_plain
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.gallery.enrolment import check_images, check_probe, no_images, pooled_template, review
 from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, weigh
 from spherecf.gallery.index import Index
 from spherecf.gallery.milvus import Server, is_server
-from spherecf.gallery.rows import Enrolled, Header, Images, Template, checked_identity
+from spherecf.gallery.rows import (
+    Enrolled,
+    Header,
+    Images,
+    Template,
+    check_images,
+    check_probe,
+    checked_identity,
+    no_images,
+    pooled_template,
+    review,
+)
 from spherecf.gallery.sealed import open_store
 from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
