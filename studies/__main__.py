@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf.cli.options import BackboneFile, PresetName, open_backbone
-from spherecf.cli.output import folder_to_write, run_command
+from spherecf.cli.shared import BackboneFile, PresetName, folder_to_write, open_backbone, run_command
 from spherecf.common.progress import console
 
 if TYPE_CHECKING:

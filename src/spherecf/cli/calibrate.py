@@ -8,16 +8,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.options import (
+from spherecf.cli.shared import (
+    AsReport,
     BackboneOfModel,
     DetectorFile,
     DeviceName,
     Draws,
     ModelFile,
+    file_to_write,
     open_assessor,
     open_gallery,
+    print_text,
 )
-from spherecf.cli.output import AsReport, file_to_write, print_text
 from spherecf.common.progress import console, track
 from spherecf.errors import InputError
 

@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spherecf.cli.options import BackboneOfModel, GalleryToken, ModelFile, open_assessor, open_gallery
-from spherecf.cli.output import file_to_write, print_text
+from spherecf.cli.shared import (
+    BackboneOfModel,
+    GalleryToken,
+    ModelFile,
+    file_to_write,
+    open_assessor,
+    open_gallery,
+    print_text,
+)
 
 if TYPE_CHECKING:
     from spherecf.export import ExportReport

@@ -9,7 +9,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.options import (
+from spherecf.cli.shared import (
+    AsLines,
     BackboneOfModel,
     DetectorFile,
     GalleryToken,
@@ -17,8 +18,9 @@ from spherecf.cli.options import (
     PhotoPaths,
     open_assessor,
     open_gallery,
+    print_lines,
+    print_text,
 )
-from spherecf.cli.output import AsLines, print_lines, print_text
 from spherecf.common.progress import console, progress, track
 from spherecf.errors import InputError
 

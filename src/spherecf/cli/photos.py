@@ -9,15 +9,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.options import (
+from spherecf.cli.shared import (
+    AsLines,
     BackboneOfModel,
     DetectorFile,
     DeviceName,
     ModelFile,
     PhotoPaths,
+    file_to_write,
     open_assessor,
+    print_lines,
+    print_text,
 )
-from spherecf.cli.output import AsLines, file_to_write, print_lines, print_text
 from spherecf.common.progress import console, track
 from spherecf.errors import FileFormatError, InputError
 

@@ -8,20 +8,18 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from spherecf.cli.options import (
+from spherecf.cli.shared import (
+    AsLines,
     BackboneOfModel,
     DetectorFile,
     DeviceName,
     EngineName,
     ModelFile,
     PhotoPaths,
-    open_assessor,
-)
-from spherecf.cli.output import (
-    AsLines,
     file_to_write,
     folder_to_write,
     lines_wanted,
+    open_assessor,
     print_lines,
     print_listing,
     print_text,

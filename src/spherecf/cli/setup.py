@@ -10,8 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.options import DeviceName, Draws
-from spherecf.cli.output import AsLines, AsReport, folder_to_write, print_lines, print_text
+from spherecf.cli.shared import AsLines, AsReport, DeviceName, Draws, folder_to_write, print_lines, print_text
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 
