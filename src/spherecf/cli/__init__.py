@@ -1,4 +1,4 @@
-"""The command `spherecf`: one thin file per verb over the Python API.
+"""The command `spherecf`: thin verbs over the Python API, related ones in one file.
 
 JSON on stdout, tables for people, messages and progress on stderr. Exit codes: 0 done, 1 failed, 2 usage.
 Every verb imports what it needs inside its function, so `spherecf --help` answers at once.

@@ -44,13 +44,7 @@ _LEAST_KAPPA = 1e-20  # instead of 0, which has no logarithm
 
 
 class ServerOptions(TypedDict, total=False):
-    """How `Gallery.open` reaches a server.
-
-    Attributes:
-        token: access token.
-        name: of the gallery on a server with several; default: "spherecf".
-        timeout: seconds to wait for an answer, or for another process to let go of a file; default: 10.
-    """
+    """How `Gallery.open` reaches a server."""
 
     token: str
     name: str
@@ -107,7 +101,8 @@ class Gallery:
             calibration: for thresholds, likelihood ratios and percentiles; one that the gallery keeps
                 (`keep_rules`) is used instead.
             create: create the gallery if it does not exist.
-            server: ``token``, ``name`` and ``timeout``: see `ServerOptions`.
+            **server: ``token``, access token of a server; ``name`` of the gallery on a server with several
+                (``"spherecf"``); ``timeout``, seconds to wait for an answer (10).
 
         Raises:
             ModelError: it belongs to another model.

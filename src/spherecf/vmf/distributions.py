@@ -235,7 +235,7 @@ class VonMisesFisher(Distribution):
         return log_normalizer_scaled(self.concentration, self.dim) - self.dim * log(self.radius)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "*out dim"]:  # noqa: B008
-        """Draws, differentiable (once) in mu and kappa; see `spherecf.vmf.distributions` for how."""
+        """Draws, differentiable (once) in mu and kappa, by inverting the distribution of the angle to mu."""
         shape = checked_shape(sample_shape, "sample_shape")
         angle = draw_angles(self.concentration, self.dim, shape).unsqueeze(-1)
         mu = self.mean_direction
