@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf.cli.shared import BackboneFile, PresetName, folder_to_write, open_backbone, run_command
+from spherecf.cli.options import BackboneFile, PresetName, folder_to_write, open_backbone, run_command
 from spherecf.common.progress import console
 
 if TYPE_CHECKING:

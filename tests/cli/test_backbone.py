@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spherecf.cli.shared import open_backbone
+from spherecf.cli.options import open_backbone
 from spherecf.errors import ModelError
 from spherecf.models import make_backbone
 

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import app
-from spherecf.cli.shared import open_gallery
+from spherecf.cli.options import open_gallery
 from spherecf.data import orl_faces
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError

@@ -22,7 +22,7 @@ from spherecf.cli import (
     setup,
     train,
 )
-from spherecf.cli.shared import run_command
+from spherecf.cli.options import run_command
 from spherecf.common.version import __version__
 
 app = typer.Typer(

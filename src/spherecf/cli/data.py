@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from spherecf.cli.shared import (
+from spherecf.cli.options import (
     AsReport,
     BackboneFile,
     DeviceName,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from spherecf.cli.shared import (
+from spherecf.cli.options import (
     BackboneOfModel,
     GalleryToken,
     ModelFile,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf.cli.shared import (
+from spherecf.cli.options import (
     BackboneOfModel,
     BatchSize,
     DeviceName,

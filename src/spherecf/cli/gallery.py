@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.shared import (
+from spherecf.cli.options import (
     AsLines,
     BackboneOfModel,
     DetectorFile,

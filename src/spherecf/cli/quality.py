@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from spherecf.cli.shared import (
+from spherecf.cli.options import (
     AsLines,
     BackboneOfModel,
     DetectorFile,

@@ -10,7 +10,15 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from spherecf.cli.shared import AsLines, AsReport, DeviceName, Draws, folder_to_write, print_lines, print_text
+from spherecf.cli.options import (
+    AsLines,
+    AsReport,
+    DeviceName,
+    Draws,
+    folder_to_write,
+    print_lines,
+    print_text,
+)
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spherecf.cli.shared import (
+from spherecf.cli.options import (
     BackboneFile,
     DtypeName,
     EngineName,
