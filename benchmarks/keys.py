@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.dtypes import StringDType
 
-from spherecf.data.keys import PackedKeys
+from spherecf.data.text import PackedKeys
 
 BUILDERS: dict[str, Callable[[Iterator[str], int], Sequence[str] | Any]] = {
     "packed": lambda names, _: PackedKeys(names),

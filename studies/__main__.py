@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spherecf.cli.options import BackboneFile, PresetName, open_backbone
-from spherecf.cli.output import folder_to_write, run_command
+from spherecf.cli.options import BackboneFile, PresetName, folder_to_write, open_backbone, run_command
 from spherecf.common.progress import console
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def cross_quality(
     """
     from spherecf.data import open_pairs, open_source
     from spherecf.demo.run import present, tables
-    from spherecf.demo.trial import cross_quality as run
+    from spherecf.demo.trial import TrialOptions, cross_quality as run
     from spherecf.training import ConfidenceConfig
 
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
@@ -69,8 +68,7 @@ def cross_quality(
         [open_pairs(path) for path in pairs],
         out,
         config,
-        seeds=range(seeds),
-        draws=draws,
+        TrialOptions(range(seeds), draws=draws),
     )
     files = present(
         result,
@@ -264,7 +262,7 @@ def reproduce(
     from spherecf.data import open_pairs, open_source
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
-    from studies.reproduce import reproduce as run
+    from studies.reproduce import ReproductionOptions, reproduce as run
     from studies.reproduce_report import present_reproduction, reproduction_tables
 
     require_matplotlib()  # before the work, not after
@@ -277,8 +275,7 @@ def reproduce(
         [open_pairs(path) for path in pairs],
         out,
         config,
-        seeds=range(seeds),
-        draws=draws,
+        ReproductionOptions(range(seeds), draws=draws),
     )
     files = present_reproduction(result, out / "report", {"config": config.to_dict()})
     _print(reproduction_tables(result), f"report: {files.html}", as_json)

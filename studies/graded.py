@@ -68,8 +68,6 @@ def conditions(grades: list[str]) -> list[Condition]:
 Array = NDArray[Any]
 
 TEMPLATE_SIZES = (2, 3, 4, 5)
-_NEUTRAL = 1e-6
-"""A concentration that says nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,12 +147,6 @@ class GradedFaces:
     def groups(self) -> NDArray[Any]:
         """(images,) "frontal" of "001/frontal/01.jpg"; "" of keys without a folder inside the person's."""
         return np.array([key.split("/")[-2] if key.count("/") > 1 else "" for key in self.keys])
-
-    def neutral(self) -> float:
-        """The mutual likelihood score of two faces that say nothing: for and against weigh the same."""
-        nothing = torch.full((1,), _NEUTRAL)
-        mu = torch.from_numpy(self.mu[:1, 0])
-        return float(mutual_likelihood_matrix(mu, nothing, mu, nothing, self.radius))
 
     def pairs(self, condition: Condition) -> ScoredPairs:
         """Every image with every later one."""

@@ -16,6 +16,7 @@ from spherecf.data import Degradation, ImageSource, PairList, View
 from spherecf.demo.run import pictures
 from spherecf.demo.trial import (
     BASELINES,
+    BATCH,
     HeadVariant,
     TrainedHeads,
     conditions,
@@ -109,6 +110,27 @@ class Reproduction:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ReproductionOptions:
+    """What `reproduce` repeats and compares.
+
+    Attributes:
+        seeds: one repetition each, with its own heads and templates.
+        degradations: draws of the test degradations; seed s sees draw s modulo this.
+        variants: heads to compare; "mls" must be among them.
+        test_plans: template settings on the test set.
+        held_out_plans: on the held-out people of the training set.
+        draws: of the bootstrap over subjects.
+    """
+
+    seeds: Sequence[int] = range(6)
+    degradations: int = 3
+    variants: Sequence[HeadVariant] = BASELINES
+    test_plans: Sequence[TemplatePlan] = TEST_PLANS
+    held_out_plans: Sequence[TemplatePlan] = HELD_OUT_PLANS
+    draws: int = 1000
+
+
 def reproduce(
     backbones: Sequence[FrozenBackbone],
     train: ImageSource,
@@ -116,14 +138,7 @@ def reproduce(
     pair_lists: Sequence[PairList],
     folder: str | Path,
     config: ConfidenceConfig | None = None,
-    *,
-    seeds: Sequence[int] = range(6),
-    degradations: int = 3,
-    variants: Sequence[HeadVariant] = BASELINES,
-    test_plans: Sequence[TemplatePlan] = TEST_PLANS,
-    held_out_plans: Sequence[TemplatePlan] = HELD_OUT_PLANS,
-    draws: int = 1000,
-    batch_size: int = 32,
+    options: ReproductionOptions = ReproductionOptions(),
 ) -> Reproduction:
     """Train every baseline with several seeds; compare pairs, templates and searches, clean and degraded.
 
@@ -137,18 +152,13 @@ def reproduce(
         pair_lists: who is compared with whom.
         folder: gets caches, heads and their histories, by backbone.
         config: settings of the heads; objective, loss variant and seed are set here.
-        seeds: one repetition each, with its own heads and templates.
-        degradations: draws of the test degradations; seed s sees draw s modulo this.
-        variants: heads to compare; "mls" must be among them.
-        test_plans: template settings on ``test``.
-        held_out_plans: on the held-out people of ``train``.
-        draws: of the bootstrap over subjects.
-        batch_size: views per call of a backbone.
+        options: what is repeated and compared.
 
     Raises:
         InputError: no backbones, seeds or pair lists, or no head called "mls".
     """
-    heads, names = [variant.score for variant in variants], [backbone.name for backbone in backbones]
+    seeds, degradations = options.seeds, options.degradations
+    heads, names = [variant.score for variant in options.variants], [backbone.name for backbone in backbones]
     if len(set(names)) < len(names):
         raise InputError(f"backbones: expected different names, got {', '.join(names)}; rename a file")
     if not backbones or not seeds or not pair_lists or "mls" not in heads:
@@ -163,24 +173,24 @@ def reproduce(
     division: Division | None = None
     for backbone in backbones:
         place = Path(folder) / backbone.name
-        data = prepare(backbone, train, config, place / "train-cache", batch_size=batch_size)
+        data = prepare(backbone, train, config, place / "train-cache", batch_size=BATCH)
         summaries = new_head(backbone, config)
         cache = build_cache(
-            backbone, summaries, shown, seen, _cache_folder(place, "test", shown), batch_size=batch_size
+            backbone, summaries, shown, seen, _cache_folder(place, "test", shown), batch_size=BATCH
         )
         division = division or divide(data.cache, cache)
         out = division.tested(data.cache.source)
         held_out = build_cache(
-            backbone, summaries, out, mixed, _cache_folder(place, "held-out", out), batch_size=batch_size
+            backbone, summaries, out, mixed, _cache_folder(place, "held-out", out), batch_size=BATCH
         )
         experiment = _Experiment(
-            backbone, config, variants, seeds, degradations, draws, place, result,
-            _fit(backbone, division.training(data), config, place, seeds, variants, result),
+            backbone, config, options, place, result,
+            _fit(backbone, division.training(data), config, place, options, result),
         )  # fmt: skip
         experiment.compare_pairs(cache, pair_lists)
         experiment.show_faces(cache)
-        experiment.compare_templates(f"{test.name}", cache, test_plans)
-        experiment.compare_templates(f"{train.name}", held_out, held_out_plans)
+        experiment.compare_templates(f"{test.name}", cache, options.test_plans)
+        experiment.compare_templates(f"{train.name}", held_out, options.held_out_plans)
         result.facts[backbone.name] = {
             "sha256": backbone.sha256, **division.facts, "train": train.fingerprint(),
             "test": test.fingerprint(),
@@ -199,11 +209,10 @@ def _fit(
     data: TrainingData,
     config: ConfidenceConfig,
     place: Path,
-    seeds: Sequence[int],
-    variants: Sequence[HeadVariant],
+    options: ReproductionOptions,
     result: Reproduction,
 ) -> dict[tuple[int, str], ConfidenceModel]:
-    models = fit_variants(backbone, data, config, place, seeds, variants)
+    models = fit_variants(backbone, data, config, place, options.seeds, options.variants)
     result.models.update({(backbone.name, seed, score): model for (seed, score), model in models.items()})
     return models
 
@@ -214,33 +223,34 @@ class _Experiment:
 
     backbone: FrozenBackbone
     config: ConfidenceConfig
-    variants: Sequence[HeadVariant]
-    seeds: Sequence[int]
-    degradations: int
-    draws: int
+    options: ReproductionOptions
     place: Path
     result: Reproduction
     models: Mapping[tuple[int, str], ConfidenceModel]
 
     def compare_pairs(self, cache: FeatureCache, pair_lists: Sequence[PairList]) -> None:
         """Every pair list, condition and seed."""
-        with progress(f"{self.backbone.name}: pairs", len(self.seeds) * len(pair_lists)) as advance:
-            for seed in self.seeds:
-                models = {variant.score: self.models[seed, variant.score] for variant in self.variants}
-                heads = TrainedHeads(seed, self.variants, models, self._outputs(cache, seed))
+        with progress(f"{self.backbone.name}: pairs", len(self.options.seeds) * len(pair_lists)) as advance:
+            for seed in self.options.seeds:
+                models = {
+                    variant.score: self.models[seed, variant.score] for variant in self.options.variants
+                }
+                heads = TrainedHeads(seed, self.options.variants, models, self._outputs(cache, seed))
                 for pairs in pair_lists:
                     name = f"{self.backbone.name} {pairs.name}"
                     self.result.reports.extend(
-                        evaluate_condition(heads, cache, pairs, condition, draws=self.draws, name=name)
-                        for condition in conditions(cache, RECIPES, seed % self.degradations)
+                        evaluate_condition(
+                            heads, cache, pairs, condition, draws=self.options.draws, name=name
+                        )
+                        for condition in conditions(cache, RECIPES, seed % self.options.degradations)
                     )
                     advance()
 
     def show_faces(self, cache: FeatureCache) -> None:
         """Clean and degraded faces by kappa, and the worst mistakes between them, of the first seed."""
-        seed = self.seeds[0]
+        seed = self.options.seeds[0]
         log_kappa = cache.log_kappa(self.models[seed, "mls"].head)
-        views = [0, view_of(cache, MIXED, seed % self.degradations)]
+        views = [0, view_of(cache, MIXED, seed % self.options.degradations)]
         clean, degraded = (pictures(cache.source, cache.views[view]) for view in views)
         for view, picture in zip(views, (clean, degraded)):
             title = f"{self.backbone.name}, {cache.views[view].signature}: by increasing kappa"
@@ -254,12 +264,15 @@ class _Experiment:
 
     def compare_templates(self, name: str, cache: FeatureCache, plans: Sequence[TemplatePlan]) -> None:
         """Every plan and seed."""
-        shown = [cache.views[0], *(cache.views[view_of(cache, MIXED, s)] for s in range(self.degradations))]
+        shown = [
+            cache.views[0],
+            *(cache.views[view_of(cache, MIXED, s)] for s in range(self.options.degradations)),
+        ]
         size = self.backbone.preprocessing.size
         place = self.place.parent / f"{name}-{size[0]}x{size[1]}-detector"  # for all backbones of this size
         detected = detector_scores(cache.source, shown, place, size)
-        with progress(f"{self.backbone.name}: templates", len(self.seeds) * len(plans)) as advance:
-            for seed in self.seeds:
+        with progress(f"{self.backbone.name}: templates", len(self.options.seeds) * len(plans)) as advance:
+            for seed in self.options.seeds:
                 outputs = self._outputs(cache, seed)
                 for plan in plans:
                     self.result.templates.append(self._trial(name, cache, plan, seed, outputs, detected))
@@ -274,7 +287,7 @@ class _Experiment:
         outputs: Mapping[str, NDArray[np.float32]],
         detected: NDArray[np.float32],
     ) -> TemplateTrial:
-        views, draw = len(cache.views), seed % self.degradations
+        views, draw = len(cache.views), seed % self.options.degradations
         drawn = draw_templates(
             cache.source.labels, np.asarray(cache.valid.reshape(-1, views).all(1)), plan, seed
         )
@@ -285,8 +298,8 @@ class _Experiment:
         min_score = np.float32(1e-6)  # so that a template without any detected face is pooled evenly
         protocol = drawn.protocol(trial.plan, list(cache.source.keys), np.maximum(scores, min_score))
         run_trial(
-            trial, self._faces(cache, rows, outputs), protocol, self.variants,
-            radius=self.config.loss.radius, draws=self.draws,
+            trial, self._faces(cache, rows, outputs), protocol, self.options.variants,
+            radius=self.config.loss.radius, draws=self.options.draws,
         )  # fmt: skip
         return trial
 
@@ -305,4 +318,4 @@ class _Experiment:
         )  # fmt: skip
 
     def _outputs(self, cache: FeatureCache, seed: int) -> dict[str, NDArray[np.float32]]:
-        return {v.score: cache.outputs(self.models[seed, v.score].head) for v in self.variants}
+        return {v.score: cache.outputs(self.models[seed, v.score].head) for v in self.options.variants}

@@ -24,6 +24,7 @@ from spherecf.calibration import (
 )
 from spherecf.common.progress import console
 from spherecf.data import ImageSource
+from spherecf.demo.trial import BATCH
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import (
@@ -34,6 +35,7 @@ from spherecf.evaluation import (
     cllr,
     extrapolated_rule,
     fit_tail,
+    neutral_score,
 )
 from spherecf.extract import embed
 from spherecf.models import ConfidenceModel, FrozenBackbone
@@ -257,7 +259,8 @@ def calibrate(
     Raises:
         InputError: too few people or pairs for any rule.
     """
-    neutral, radius = faces.neutral(), faces.radius
+    radius = faces.radius
+    neutral = neutral_score(faces.mu.shape[2], radius)
     single = gather(PAIR_SCORE, faces.pairs, neutral, draws)
     rules = single.rules(radius)
     if not rules:
@@ -518,31 +521,30 @@ def look_elsewhere(
     realign: Callable[[ImageSource], ImageSource] | None,
     *,
     draws: int,
-    batch_size: int,
 ) -> list[Foreign]:
     """Groups of the checked people's pairs, other sets, and the same crops detected and aligned again."""
     found = _by_group(model, faces, draws)
     for name, source in foreign.items():
-        known = _embedded(model, source, folder / f"{name}.safetensors", batch_size)
+        known = _embedded(model, source, folder / f"{name}.safetensors")
         found.append(_set(model, name, known, draws))
     if realign is not None:
         place = {key: row for row, key in enumerate(test.keys)}
         again = realign(test.subset(np.array([place[key] for key in faces.keys])))
-        known = _embedded(model, again, folder / "realigned.safetensors", batch_size)
+        known = _embedded(model, again, folder / "realigned.safetensors")
         before = dict(zip(faces.keys, faces.of("none")[1].tolist()))
         ratio = np.asarray(known.kappa) / np.array([before[key] for key in known.keys])
         found.append(_set(model, "detected again", known, draws, ratio))
     return found
 
 
-def _embedded(model: ConfidenceModel, source: ImageSource, path: Path, batch_size: int) -> Embeddings:
+def _embedded(model: ConfidenceModel, source: ImageSource, path: Path) -> Embeddings:
     """The file of an earlier run, if it is of the same model and images."""
     if path.is_file():
         known = Embeddings.load(path)
         same = known.provenance.get("model"), known.provenance.get("data")
         if same == (model.fingerprint(), source.fingerprint()):
             return known
-    return embed(model, source, path, batch_size=batch_size)
+    return embed(model, source, path)
 
 
 def _set(
@@ -642,7 +644,6 @@ def ship(
     foreign: Mapping[str, ImageSource] | None = None,
     realign: Callable[[ImageSource], ImageSource] | None = None,
     draws: int = 1000,
-    batch_size: int = 32,
 ) -> Shipped:
     """Train a head on ``train``, calibrate it on half of the people of ``test``, check it on the other half.
 
@@ -658,7 +659,6 @@ def ship(
         foreign: further sets to look at, aligned crops of known people each.
         realign: detects and aligns the crops again, to see what that does to kappa.
         draws: of the bootstrap over subjects; 0 for no intervals.
-        batch_size: views per call of the backbone.
 
     Raises:
         InputError: too few people or pairs for a calibration.
@@ -666,12 +666,12 @@ def ship(
     config, folder = config or ConfidenceConfig(), Path(folder)
     cache = build_cache(
         backbone, train.head if isinstance(train, ConfidenceModel) else new_head(backbone, config), test,
-        list(GRADES.values()), folder / "test-cache", batch_size=batch_size,
+        list(GRADES.values()), folder / "test-cache", batch_size=BATCH,
     )  # fmt: skip
     if isinstance(train, ConfidenceModel):
         model, facts = train, dict(train.record.get("card", {}).get("people", {}))
     else:
-        data = prepare(backbone, train, config, folder / "train-cache", batch_size=batch_size)
+        data = prepare(backbone, train, config, folder / "train-cache", batch_size=BATCH)
         division = divide(data.cache, cache, share=0.0)
         model = fit_confidence(backbone, division.training(data), config, folder / "head")
         facts = {
@@ -693,7 +693,7 @@ def ship(
     return Shipped(
         model, decisions, costs, _check_thresholds(model, second, draws), _kappas(second),
         look_elsewhere(
-            model, folder, second, test, foreign or {}, realign, draws=draws, batch_size=batch_size
+            model, folder, second, test, foreign or {}, realign, draws=draws
         ),
         facts,
     )  # fmt: skip

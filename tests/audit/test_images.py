@@ -4,7 +4,7 @@ import pytest
 from tests.data.conftest import picture
 
 from spherecf.audit import find_duplicates, scan_images
-from spherecf.audit.images import find_corrupt, find_odd_sizes
+from spherecf.audit.checks import find_corrupt, find_odd_sizes
 from spherecf.data import IdentityFolder, ImageSource, SyntheticImages, decode_image, encode_image
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from spherecf.cli import main, reference
-from spherecf.cli.output import print_lines, run_command
+from spherecf.cli.options import print_lines, run_command
 from spherecf.errors import StorageError
 
 FULL = Path("/dev/full")

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from spherecf.common.names import match_keys, spelt
+from spherecf.common.parsing import match_keys, spelt
 from spherecf.errors import InputError
 
 NFC, NFD = (unicodedata.normalize(form, "Jos\u00e9/1.jpg") for form in ("NFC", "NFD"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spherecf.data import Keys
-from spherecf.data.keys import NumberKeys, PackedKeys, PickedKeys, repeats
+from spherecf.data.text import NumberKeys, PackedKeys, PickedKeys, repeats
 
 NAMES = ["ann/1.jpg", "", "Zoë/ü.jpg", "bad\udcff.jpg", "last"]
 
@@ -48,5 +48,5 @@ def test_keys_are_no_string_and_have_no_hash() -> None:
 def test_repeats_are_found_also_where_hashes_collide(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ["a", "b", "a", "c", "b", "a"]
     assert repeats(keys) == [(2, 0), (4, 1), (5, 0)] and repeats(["a", "b"]) == []
-    monkeypatch.setattr("spherecf.data.keys.hash", lambda key: 7, raising=False)
+    monkeypatch.setattr("spherecf.data.text.hash", lambda key: 7, raising=False)
     assert repeats(keys) == [(2, 0), (4, 1), (5, 0)] and repeats(["a", "b"]) == []

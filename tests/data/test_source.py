@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from spherecf.data import ImageSource
-from spherecf.data.keys import refuse_duplicates
+from spherecf.data.text import refuse_duplicates
 from spherecf.errors import FileFormatError, InputError
 
 

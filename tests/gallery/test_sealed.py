@@ -19,7 +19,7 @@ import spherecf.gallery.sealed as sealed_module
 from spherecf.common.sealing import KEY_FILE, Key, make_key, read_key
 from spherecf.errors import FileFormatError, InputError, SpherecfError, StorageError
 from spherecf.gallery import Gallery, reseal_gallery
-from spherecf.gallery.enrolment import check_images
+from spherecf.gallery.rows import check_images
 from spherecf.gallery.store import Store
 
 Open = Callable[..., Gallery]

@@ -9,7 +9,7 @@ from tests.models import graphs
 from tests.models.conftest import TINY
 
 from spherecf.data import draw_pairs, open_source
-from spherecf.demo.trial import CrossQuality, cross_quality
+from spherecf.demo.trial import CrossQuality, TrialOptions, cross_quality
 from spherecf.models import FrozenBackbone
 from spherecf.training import ConfidenceConfig
 
@@ -46,7 +46,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def run(tiny: FrozenBackbone, sets: tuple[Path, Path], folder: Path) -> CrossQuality:
     train, test = map(open_source, sets)
     pairs = draw_pairs(test, max_pairs=20, folds=3)
-    return cross_quality(tiny, train, test, [pairs], folder, CONFIG, seeds=(0, 1), draws=20)
+    return cross_quality(tiny, train, test, [pairs], folder, CONFIG, TrialOptions((0, 1), draws=20))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from studies.graded import divide
-from studies.reproduce import Reproduction, reproduce
+from studies.reproduce import Reproduction, ReproductionOptions, reproduce
 from studies.reproduce_report import present_reproduction, reproduction_tables
 from studies.templates import TemplatePlan
 from tests.studies.conftest import CONFIG, make_people
@@ -34,7 +34,7 @@ def finished(
     pairs = draw_pairs(test, max_pairs=30, folds=3)
     return reproduce(
         [tiny], train, test, [pairs], tmp_path_factory.mktemp("run"), CONFIG,
-        seeds=(0, 1), degradations=1, test_plans=PLANS, held_out_plans=PLANS, draws=20,
+        ReproductionOptions((0, 1), 1, test_plans=PLANS, held_out_plans=PLANS, draws=20),
     )  # fmt: skip
 
 

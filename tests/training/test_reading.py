@@ -17,10 +17,9 @@ from spherecf.extract import iter_batches
 from spherecf.models import FrozenBackbone, Preprocessing, make_backbone, make_head
 from spherecf.training import ConfidenceConfig, Ranks, StreamedFeatures, train_backbone
 from spherecf.training.backbone import _BackboneTask
+from spherecf.training.batches import SideStream, TrainingIdentities, on_device
 from spherecf.training.features import GivenPrototypes
 from spherecf.training.loop import Part
-from spherecf.training.sampling import TrainingIdentities
-from spherecf.training.transfer import SideStream, on_device
 
 
 class Spoilt(SyntheticImages):

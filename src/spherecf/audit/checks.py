@@ -1,18 +1,210 @@
-"""Run all checks of a data set and report them."""
+"""Corrupt images, unusual sizes and duplicates in one pass over the pixels; all checks in one report."""
 
+import os
 import tempfile
-from dataclasses import asdict
+from collections import Counter
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64, UInt64
 
-from spherecf.audit.images import find_corrupt, find_duplicates, find_odd_sizes, scan_images
 from spherecf.audit.labels import find_overlap, find_same_person, find_shared_names, find_suspects
-from spherecf.data import ImageSource, View
+from spherecf.common.progress import in_order, progress
+from spherecf.common.rowstore import Column, RowStore
+from spherecf.data import ImageSource, View, decode_image
 from spherecf.embeddings import Embeddings
+from spherecf.errors import FileFormatError
 from spherecf.extract import KeepDirection, run_backbone, to_embeddings
 from spherecf.models import FrozenBackbone
+
+_CHUNK = 64  # images per task of a thread
+_COLUMNS: dict[str, Column] = {"size": ((2,), "int64"), "file": ((2,), "uint64"), "pixels": ((2,), "uint64")}
+
+
+class Corrupt(NamedTuple):
+    """An image that cannot be decoded, and the reason."""
+
+    key: str
+    reason: str
+
+
+class OddSize(NamedTuple):
+    """An image whose size differs from most; ``size`` is height x width."""
+
+    key: str
+    size: str
+
+
+@dataclass(frozen=True)
+class ImageScan:
+    """Result of one pass over all images.
+
+    Attributes:
+        source: the images.
+        size: (n, 2) height and width, 0 where an image cannot be decoded.
+        file, pixels: (n, 2) 128-bit hashes of the stored bytes and of the decoded pixels.
+        reasons: by key, why an image cannot be decoded.
+    """
+
+    source: ImageSource
+    size: Int64[np.ndarray, "n 2"]
+    file: UInt64[np.ndarray, "n 2"]
+    pixels: UInt64[np.ndarray, "n 2"]
+    reasons: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DuplicateGroup:
+    """Images that show the same picture.
+
+    Attributes:
+        keys: of the first set.
+        against: keys of the second set, if there is one.
+        identities: distinct names of these images in both sets; "" is unknown.
+        same: ``"bytes"`` if the files are equal, ``"pixels"`` if only the decoded pixels are.
+    """
+
+    keys: list[str]
+    against: list[str]
+    identities: list[str]
+    same: str
+
+    @property
+    def across_identities(self) -> bool:
+        """The picture has several names, of which at least one is wrong."""
+        return len(self.identities) > 1
+
+
+def scan_images(
+    source: ImageSource, folder: str | Path | None = None, *, workers: int | None = None
+) -> ImageScan:
+    """Decode every image once and keep its size and hashes (BLAKE2b, 128 bits).
+
+    Args:
+        folder: cache of the pass; an interrupted call continues from it, and a finished pass of the same data
+            is reused. None keeps nothing.
+        workers: decoding threads, by default one per processor.
+
+    Raises:
+        StorageError: not enough disk space; 48 bytes per image are needed.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> scan_images(orl_faces().subset(range(3))).size.tolist()
+        [[112, 92], [112, 92], [112, 92]]
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            scan = scan_images(source, temporary, workers=workers)
+            return ImageScan(source, scan.size.copy(), scan.file.copy(), scan.pixels.copy(), scan.reasons)
+    store = RowStore(folder, len(source), _COLUMNS, {"scan": 1, "source": source.fingerprint()})
+    reasons: dict[str, str] = store.notes.setdefault("reasons", {})
+    starts = range(store.done, len(source), _CHUNK)
+    chunks = (range(start, min(start + _CHUNK, len(source))) for start in starts)
+    results = in_order(partial(_scan_chunk, source), chunks, workers or os.cpu_count() or 1, "scan")
+    with progress("scanning images", len(source), store.done) as advance, closing(results):
+        try:
+            for columns, corrupt in results:
+                reasons.update(corrupt)
+                store.append(columns)
+                advance(len(columns["size"]), f"{len(reasons)} corrupt" if reasons else None)
+        finally:
+            store.commit()
+    return ImageScan(source, reasons=reasons, **{name: np.asarray(store.arrays[name]) for name in _COLUMNS})
+
+
+def _scan_chunk(source: ImageSource, rows: range) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    columns = {name: np.zeros((len(rows), *shape), dtype) for name, (shape, dtype) in _COLUMNS.items()}
+    reasons: dict[str, str] = {}
+    for index, row in enumerate(rows):
+        try:
+            data = source.read(row)
+            image = decode_image(data)
+        except FileFormatError as error:
+            reasons[source.keys[row]] = f"{error.problem} {error.hint}".strip()
+            continue
+        columns["size"][index] = image.shape[:2]
+        columns["file"][index] = _hash(data)
+        columns["pixels"][index] = _hash(np.ascontiguousarray(image).data)
+    return columns, reasons
+
+
+def _hash(data: Any) -> np.ndarray:
+    return np.frombuffer(blake2b(data, digest_size=16).digest(), "<u8")
+
+
+def find_corrupt(scan: ImageScan) -> list[Corrupt]:
+    """The images that cannot be decoded.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> find_corrupt(scan_images(orl_faces().subset(range(3))))
+        []
+    """
+    return [Corrupt(key, reason) for key, reason in scan.reasons.items()]
+
+
+def find_odd_sizes(scan: ImageScan) -> list[OddSize]:
+    """The images whose size is not the most common one.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> find_odd_sizes(scan_images(orl_faces().subset(range(3))))
+        []
+    """
+    good = np.flatnonzero(scan.size[:, 0])
+    counts = Counter(map(tuple, scan.size[good].tolist()))
+    if len(counts) < 2:
+        return []
+    usual = counts.most_common(1)[0][0]
+    odd = good[(scan.size[good] != usual).any(1)].tolist()
+    return [OddSize(scan.source.keys[row], f"{scan.size[row, 0]}x{scan.size[row, 1]}") for row in odd]
+
+
+def find_duplicates(scan: ImageScan, against: ImageScan | None = None) -> list[DuplicateGroup]:
+    """Groups of images with equal pixels: within one set, or with ``against`` those in both sets.
+
+    Example:
+        >>> from spherecf.data import orl_faces
+        >>> few, more = (scan_images(orl_faces().subset(range(count))) for count in (2, 5))
+        >>> len(find_duplicates(more)), [group.keys for group in find_duplicates(few, more)]
+        (0, [['s1/1.pgm'], ['s1/10.pgm']])
+    """
+    scans = [scan] if against is None else [scan, against]
+    pixels, file = (np.concatenate([getattr(each, name) for each in scans]) for name in ("pixels", "file"))
+    good = np.flatnonzero(np.concatenate([each.size[:, 0] for each in scans]))
+    order = good[np.lexsort((good, pixels[good, 1], pixels[good, 0]))]
+    begins = np.flatnonzero(np.r_[True, (pixels[order[1:]] != pixels[order[:-1]]).any(1)])
+    groups = []
+    for start, end in zip(begins.tolist(), [*begins[1:].tolist(), len(order)]):
+        if end - start < 2:
+            continue
+        rows = order[start:end]
+        first, second = rows[rows < len(scan.source)], rows[rows >= len(scan.source)] - len(scan.source)
+        if against is None or (len(first) and len(second)):
+            same = "bytes" if (file[rows] == file[rows[0]]).all() else "pixels"
+            groups.append(_group(scan.source, first, against.source if against else None, second, same))
+    return groups
+
+
+def _group(
+    source: ImageSource, rows: np.ndarray, against: ImageSource | None, others: np.ndarray, same: str
+) -> DuplicateGroup:
+    names = [_name(source, row) for row in rows.tolist()]
+    keys = [source.keys[row] for row in rows.tolist()]
+    other_keys = [] if against is None else [against.keys[row] for row in others.tolist()]
+    names += [] if against is None else [_name(against, row) for row in others.tolist()]
+    return DuplicateGroup(keys, other_keys, list(dict.fromkeys(names)), same)
+
+
+def _name(source: ImageSource, row: int) -> str:
+    label = int(source.labels[row])
+    return source.identities[label] if label >= 0 else ""
 
 
 def embed_directions(
@@ -89,8 +281,8 @@ def check(
         "against": None if against is None else _facts(against),
         "corrupt": [item._asdict() for item in find_corrupt(scan)],
         "odd_sizes": [item._asdict() for item in find_odd_sizes(scan)],
-        "duplicates": [_group(group) for group in find_duplicates(scan)],
-        "duplicates_against": [_group(group) for group in find_duplicates(scan, other)] if other else [],
+        "duplicates": [_as_dict(group) for group in find_duplicates(scan)],
+        "duplicates_against": [_as_dict(group) for group in find_duplicates(scan, other)] if other else [],
         "shared_names": None if against is None else find_shared_names(source, against),
         "faces": None,
     }
@@ -123,5 +315,5 @@ def _facts(source: ImageSource) -> dict[str, Any]:
     }
 
 
-def _group(group: Any) -> dict[str, Any]:
+def _as_dict(group: Any) -> dict[str, Any]:
     return asdict(group) | {"across_identities": group.across_identities}

@@ -4,6 +4,7 @@ NumPy and scipy only. The numbers are fitted here; how good they are is measured
 """
 
 from spherecf.calibration.calibration import (
+    GALLERY_SCORES as GALLERY_SCORES,
     PAIR_EVIDENCE as PAIR_EVIDENCE,
     PAIR_SCORE as PAIR_SCORE,
     TEMPLATE_EVIDENCE as TEMPLATE_EVIDENCE,
@@ -20,9 +21,13 @@ from spherecf.calibration.calibrators import (
     pool_adjacent_violators as pool_adjacent_violators,
 )
 from spherecf.calibration.checks import (
+    binomial_cdf as binomial_cdf,
+    binomial_upper as binomial_upper,
     check_mated as check_mated,
     check_pairs as check_pairs,
+    clopper_pearson,
     llr_limits as llr_limits,
+    wilson as wilson,
 )
 from spherecf.calibration.decisions import (
     Decision,
@@ -35,12 +40,6 @@ from spherecf.calibration.decisions import (
     unresolved_rate as unresolved_rate,
 )
 from spherecf.calibration.evidence import ConditionalCalibrator
-from spherecf.calibration.intervals import (
-    binomial_cdf as binomial_cdf,
-    binomial_upper as binomial_upper,
-    clopper_pearson,
-    wilson as wilson,
-)
 
 # Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
 __all__ = [

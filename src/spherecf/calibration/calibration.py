@@ -24,6 +24,11 @@ PAIR_SCORE, TEMPLATE_SCORE = "mls", "mls-template"
 calibration may know only the first."""
 PAIR_EVIDENCE, TEMPLATE_EVIDENCE, TEMPLATES_EVIDENCE = "evidence", "evidence-template", "evidence-templates"
 """Names of the evidence of two images, of several images pooled against one, and of two such templates."""
+GALLERY_SCORES = (
+    (PAIR_EVIDENCE, PAIR_SCORE),
+    (TEMPLATE_EVIDENCE, TEMPLATE_SCORE, PAIR_EVIDENCE, PAIR_SCORE),
+)
+"""Scores whose rules a search reads, the best first: for templates of one image, and of several."""
 
 
 def _kind(facts: Any) -> str | None:
@@ -140,17 +145,19 @@ class Calibration:
                 return calibrator.evidence(values, cosines, kappas)
         return np.asarray(cosines if score == "cosine" else values, np.float64)
 
-    def best_score(self, templates: int = 0) -> str:
+    def best_score(self, templates: int = 0, *, evidence: bool = True) -> str:
         """Name of the score that judges a pair best, of those that have a likelihood ratio here.
 
         Args:
             templates: how many of the two sides are several images, pooled.
+            evidence: False leaves out evidence, which reads the kappas of both sides, too.
 
         Example:
             >>> Calibration("f" * 64, "d" * 64).best_score(1)
             'mls'
         """
-        return next((name for name in _preferred(templates) if name in self.likelihood), PAIR_SCORE)
+        names = _preferred(templates)[not evidence :]
+        return next((name for name in names if name in self.likelihood), PAIR_SCORE)
 
     def best_decision(self, alpha: float, templates: int = 0) -> DecisionRule:
         """The rule with this bound on false matches, of the score that judges a pair best.

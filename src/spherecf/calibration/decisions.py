@@ -11,8 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BeforeValidator
 
-from spherecf.calibration.checks import Numbers, check_counts, check_radius, check_shares, finite, labelled
-from spherecf.calibration.intervals import clopper_pearson
+from spherecf.calibration.checks import (
+    Numbers,
+    check_counts,
+    check_radius,
+    check_shares,
+    clopper_pearson,
+    finite,
+    labelled,
+)
 from spherecf.common.parsing import checked
 from spherecf.errors import InputError
 

@@ -1,4 +1,4 @@
-"""The command `spherecf`: one thin file per verb over the Python API.
+"""The command `spherecf`: thin verbs over the Python API, related ones in one file.
 
 JSON on stdout, tables for people, messages and progress on stderr. Exit codes: 0 done, 1 failed, 2 usage.
 Every verb imports what it needs inside its function, so `spherecf --help` answers at once.
@@ -12,21 +12,17 @@ import typer
 
 from spherecf.cli import (
     calibrate,
-    compare,
     data,
-    demo,
-    doctor,
+    deploy,
     embed,
     evaluate,
-    export,
     gallery,
-    key,
+    photos,
     quality,
-    serve,
-    template,
+    setup,
     train,
 )
-from spherecf.cli.output import run_command
+from spherecf.cli.options import run_command
 from spherecf.common.version import __version__
 
 app = typer.Typer(
@@ -36,20 +32,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command(epilog=demo.EXAMPLE)(demo.demo)
+app.command(epilog=setup.DEMO_EXAMPLE)(setup.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command(epilog=quality.EXAMPLE)(quality.quality)
-app.command(epilog=compare.EXAMPLE)(compare.compare)
-app.command(epilog=template.EXAMPLE)(template.template)
+app.command(epilog=photos.COMPARE_EXAMPLE)(photos.compare)
+app.command(epilog=photos.TEMPLATE_EXAMPLE)(photos.template)
 app.command(epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.add_typer(gallery.app, name="gallery")
-app.add_typer(key.app, name="key")
+app.add_typer(setup.key_app, name="key")
 app.command(epilog=embed.EXAMPLE)(embed.embed)
 app.add_typer(evaluate.app, name="evaluate")
-app.add_typer(export.app, name="export")
-app.command(epilog=serve.EXAMPLE)(serve.serve)
-app.command(epilog=doctor.EXAMPLE)(doctor.doctor)
+app.add_typer(deploy.export_app, name="export")
+app.command(epilog=deploy.SERVE_EXAMPLE)(deploy.serve)
+app.command(epilog=setup.DOCTOR_EXAMPLE)(setup.doctor)
 
 
 def _version(asked: bool | None) -> None:
@@ -72,7 +68,7 @@ def _root(
         ),
     ] = None,
 ) -> None:
-    key.use_key_file(key_file)
+    setup.use_key_file(key_file)
 
 
 def main() -> None:

@@ -9,16 +9,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from spherecf.cli.options import (
+    AsReport,
     BackboneOfModel,
     DetectorFile,
     DeviceName,
     Draws,
     ModelFile,
+    file_to_write,
     open_assessor,
     open_gallery,
+    print_text,
 )
-from spherecf.cli.output import AsReport, file_to_write, print_text
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import console, track
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,17 +124,15 @@ def _embedded(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Embedd
     if not photos:
         raise InputError(f"{folder}: there are no photos in it")
     faces, names, keys, without = [], [], [], []
-    with progress("photos", len(photos)) as advance:
-        stream = assessor.stream((photo.name, photo.path) for _, photo in photos)
-        for (name, photo), assessed in zip(photos, stream):
-            face = assessed.usable_face
-            if face is None:
-                without.append(f"{photo.name}: {assessed.problem}")
-            else:
-                faces.append(face)
-                names.append(name)
-                keys.append(str(photo.path))
-            advance()
+    stream = assessor.stream((photo.name, photo.path) for _, photo in photos)
+    for assessed, (name, photo) in zip(track(stream, "photos", len(photos)), photos):
+        face = assessed.usable_face
+        if face is None:
+            without.append(f"{photo.name}: {assessed.problem}")
+        else:
+            faces.append(face)
+            names.append(name)
+            keys.append(str(photo.path))
     for line in _first(without):
         print_text(line, "yellow")
     if not faces:

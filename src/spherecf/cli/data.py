@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from spherecf.cli.options import (
+    AsReport,
     BackboneFile,
     DeviceName,
     EngineName,
     IjbSet,
     ListRoot,
     PresetName,
+    file_to_write,
     open_backbone,
+    print_listing,
+    print_text,
 )
-from spherecf.cli.output import AsReport, file_to_write, print_listing, print_text
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 

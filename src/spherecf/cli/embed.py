@@ -14,9 +14,11 @@ from spherecf.cli.options import (
     EngineName,
     IjbSet,
     ListRoot,
+    file_to_write,
+    print_listing,
     print_repairs,
+    print_text,
 )
-from spherecf.cli.output import file_to_write, print_listing, print_text
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:

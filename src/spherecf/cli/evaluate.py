@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from spherecf.cli.options import BackboneOfModel, Draws, IjbSet
-from spherecf.cli.output import file_to_write, folder_to_write, print_text
+from spherecf.cli.options import BackboneOfModel, Draws, IjbSet, file_to_write, folder_to_write, print_text
 from spherecf.common.progress import console
 from spherecf.errors import InputError
 

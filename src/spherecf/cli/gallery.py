@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from spherecf.cli.options import (
+    AsLines,
     BackboneOfModel,
     DetectorFile,
     GalleryToken,
@@ -17,9 +18,10 @@ from spherecf.cli.options import (
     PhotoPaths,
     open_assessor,
     open_gallery,
+    print_lines,
+    print_text,
 )
-from spherecf.cli.output import AsLines, print_lines, print_text
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import console, progress, track
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -134,13 +136,10 @@ def identify(
     assessor = open_assessor(model, backbone, detector, faces="all" if every_face else "main")
     lines: list[dict[str, Any]] = []
     options: dict[str, Any] = {"top": top, "max_fpir": max_fpir, "threshold": threshold}
-    with (
-        open_gallery(gallery, assessor.model, token, create=False) as opened,
-        progress("photos", len(files.photos)) as advance,
-    ):
-        for photo in assessor.stream((file.name, file.path) for file in files.photos):
+    with open_gallery(gallery, assessor.model, token, create=False) as opened:
+        stream = assessor.stream((file.name, file.path) for file in files.photos)
+        for photo in track(stream, "photos", len(files.photos)):
             lines.extend(_identified(opened, photo, options | {"exact": not approximate}))
-            advance()
     print_lines(lines, as_lines)
     console.print(_answers(lines))
 

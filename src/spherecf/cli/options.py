@@ -1,17 +1,25 @@
-"""Options shared by several commands, and the functions that open what they name."""
+"""What commands share: options, opening what they name, output, and exit codes."""
 
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.markup import escape
 
-from spherecf.cli.output import print_text
+from spherecf.common.files import check_destination, check_folder
+from spherecf.common.progress import console
+from spherecf.errors import SpherecfError, StorageError
 
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
     from spherecf.models import ConfidenceModel, FrozenBackbone
     from spherecf.photos import FaceAssessor
-
 
 BackboneFile = Annotated[
     Path | None,
@@ -121,3 +129,149 @@ def open_gallery(uri: str, model: "ConfidenceModel", token: str = "", *, create:
         create=create,
         token=token,
     )
+
+
+AsLines = Annotated[
+    bool, typer.Option("--json", help="Print JSON lines on stdout; the default if stdout is not a terminal.")
+]
+
+AsReport = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
+
+
+def print_lines(rows: Iterable[Mapping[str, Any]], as_lines: bool = True) -> None:
+    """Print one JSON object per line on stdout, if asked or if stdout is not a terminal; NaN is an error."""
+    if lines_wanted(as_lines):
+        for row in rows:
+            typer.echo(json.dumps(row, ensure_ascii=False, allow_nan=False))
+
+
+def lines_wanted(as_lines: bool) -> bool:
+    """True if JSON lines were asked for, or if a program reads stdout."""
+    return as_lines or not sys.stdout.isatty()
+
+
+def print_text(text: str, style: str | None = None) -> None:
+    """Print a message on stderr as it is: no markup, no highlighting, no line breaks inserted."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_listing(lines: Sequence[str], limit: int = 20) -> None:
+    """Print the first lines on stderr, indented; the JSON output has all of them."""
+    for line in lines[:limit]:
+        print_text(f"  {line}")
+    if len(lines) > limit:
+        print_text(f"  ... and {len(lines) - limit:,} more (the JSON output lists all)")
+
+
+def file_to_write(path: Path | None) -> Path | None:
+    """Callback of options that name an output file: fail before the work, not after it."""
+    if path is not None:
+        check_destination(path)
+    return path
+
+
+def folder_to_write(path: Path | None) -> Path | None:
+    """Callback of options that name an output folder: fail before the work, not after it."""
+    if path is not None:
+        check_folder(path)
+    return path
+
+
+def run_command(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code: 0 success, 1 failure with one line on stderr, 130 interrupted.
+
+    If stdout is closed, full or a broken pipe, the command fails, even if a library wrote to it. Messages
+    that cannot be written to stderr are dropped.
+    """
+    with _guarded_streams() as check_stdout:
+        try:
+            try:
+                return command() or 0
+            finally:
+                check_stdout()
+        except SpherecfError as error:
+            console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            return 1
+        except KeyboardInterrupt:
+            console.print("interrupted: run the same command again to continue", highlight=False)
+            return 130
+
+
+@contextmanager
+def _guarded_streams() -> Iterator[Callable[[], None]]:
+    """Guard stdout and stderr; yields a function that flushes stdout and raises if a write failed."""
+    for descriptor in range(
+        3
+    ):  # a closed one would be reused by the next file opened, and libraries would print into it
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    before = sys.stdout, sys.stderr
+    guard = _Guard(sys.stdout)
+    sys.stdout, sys.stderr = text, _ = guard.as_text(), _Guard(sys.stderr, silent=True).as_text()
+
+    def check_stdout() -> None:
+        text.flush()
+        if guard.error is not None:
+            raise guard.error
+
+    try:
+        yield check_stdout
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Guard(io.RawIOBase):
+    """The byte stream under stdout or stderr. The first failure raises `StorageError`; later bytes are
+    dropped, so that the interpreter has nothing left to flush at exit.
+
+    Args:
+        stream: a text stream; None if its descriptor was closed at start.
+        silent: drop everything from the first failure on, without raising.
+    """
+
+    def __init__(self, stream: Any, *, silent: bool = False) -> None:
+        self._stream, self._silent = stream, silent
+        self.error: StorageError | None = None
+
+    def as_text(self) -> Any:
+        """As a text stream: UTF-8 whatever the locale, but a terminal's own encoding."""
+        if self._stream is not None and not hasattr(self._stream, "buffer"):
+            return self._stream  # a custom text stream without bytes below it
+        terminal = self.isatty()
+        encoding = self._stream.encoding if terminal and self._stream is not None else "utf-8"
+        return io.TextIOWrapper(
+            io.BufferedWriter(self), encoding, "backslashreplace", line_buffering=terminal or self._silent
+        )
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("the stream is closed")
+        return int(self._stream.fileno())
+
+    def write(self, data: Any) -> int:
+        if self.error is None:
+            try:
+                if self._stream is None:
+                    raise OSError("it is closed")
+                buffer = self._stream.buffer
+                written: int | None = getattr(buffer, "raw", buffer).write(data)
+                if written is None:
+                    raise OSError("it is blocked")
+                return written
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                self.error = StorageError(
+                    f"stdout: could not be written ({reason}); its output is incomplete, but files that the "
+                    "command wrote are complete"
+                )
+                if not self._silent:
+                    raise self.error from error
+        return len(data)

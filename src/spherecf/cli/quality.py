@@ -9,24 +9,22 @@ from rich.table import Table
 from rich.text import Text
 
 from spherecf.cli.options import (
+    AsLines,
     BackboneOfModel,
     DetectorFile,
     DeviceName,
     EngineName,
     ModelFile,
     PhotoPaths,
-    open_assessor,
-)
-from spherecf.cli.output import (
-    AsLines,
     file_to_write,
     folder_to_write,
     lines_wanted,
+    open_assessor,
     print_lines,
     print_listing,
     print_text,
 )
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import console, track
 from spherecf.errors import InputError
 
 if TYPE_CHECKING:
@@ -140,10 +138,9 @@ def _assess(
 
     photos: list[dict[str, Any]] = []
     try:
-        with progress("assessing", len(files.photos)) as advance:
-            for photo in assess_files(files.photos, assessor, resume=resume):
-                photos.append(photo)
-                advance()
+        assessed = assess_files(files.photos, assessor, resume=resume)
+        for photo in track(assessed, "assessing", len(files.photos)):
+            photos.append(photo)
     except KeyboardInterrupt:
         return photos, False
     return photos, True

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from spherecf.cli.output import run_command
+from spherecf.cli.options import run_command
 
 SCHEDULERS = ("StepLR", "ReduceLROnPlateau")
 

@@ -7,8 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from spherecf.cli.options import BackboneFile, DtypeName, EngineName, PresetName, open_backbone
-from spherecf.cli.output import folder_to_write
+from spherecf.cli.options import (
+    BackboneFile,
+    DtypeName,
+    EngineName,
+    PresetName,
+    folder_to_write,
+    open_backbone,
+)
 from spherecf.common.progress import console
 
 app = typer.Typer(help="Train a recogniser, or a confidence head for one.", no_args_is_help=True)

@@ -1,9 +1,8 @@
-"""Tensors or NumPy arrays as arguments: both are accepted, and directions and concentrations are checked.
+"""Tensors or NumPy arrays as arguments, which are checked; and which GPUs run our own kernels."""
 
-Works on NumPy arrays and on torch tensors of any device, and does not import torch.
-"""
-
+import logging
 from collections.abc import Iterator, Sequence
+from functools import cache
 from math import isfinite
 from typing import Any, TypeVar, cast
 
@@ -275,3 +274,25 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._copy
+
+
+log = logging.getLogger(__name__)
+
+
+@cache
+def triton_runs_on(device: torch.device, capability: tuple[int, int] = (7, 0)) -> bool:
+    """Whether Triton compiles for this device: an NVIDIA GPU of at least this capability, and a C compiler.
+
+    Where a GPU is left without it, the log says why, once: what runs instead gives the same results.
+    """
+    if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < capability:
+        return False
+    try:
+        from triton.runtime import driver
+
+        driver.active.get_current_target()  # builds what launches kernels
+    except Exception as error:  # whatever the tool chain raises
+        reason = str(error).strip().splitlines()[:1]
+        log.warning("Triton does not work here, computing without it (slower, same results): %s", reason)
+        return False
+    return True

@@ -3,7 +3,7 @@
 from spherecf.data.degradations import RECIPES, Degradation, DegradationRecipe, View, training_views
 from spherecf.data.dumps import read_features
 from spherecf.data.folder import IdentityFolder, orl_faces
-from spherecf.data.formats import describe as describe, open_pairs, open_source
+from spherecf.data.formats import SyntheticImages, describe as describe, open_pairs, open_source
 from spherecf.data.ijb import IjbMeta, TemplateList, TemplatePairs, read_ijb, write_ijb
 from spherecf.data.image import (
     ImageError,
@@ -11,7 +11,6 @@ from spherecf.data.image import (
     encode_image as encode_image,
     sharpness,
 )
-from spherecf.data.keys import Keys as Keys, read_keys as read_keys
 from spherecf.data.list import ListFile
 from spherecf.data.pair_table import read_cfp_pairs, read_pair_table
 from spherecf.data.pairbin import PairBin
@@ -29,8 +28,7 @@ from spherecf.data.source import (
     load_batches,
     split_identities,
 )
-from spherecf.data.synthetic import SyntheticImages
-from spherecf.data.text import read_groups
+from spherecf.data.text import Keys as Keys, read_groups, read_keys as read_keys
 from spherecf.data.writers import write_folder, write_list, write_pair_bin, write_records
 
 # Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.

@@ -14,8 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from spherecf.common.files import describe_content, sha256_file
-from spherecf.common.names import composed, has_image_suffix, identity_order, is_number, is_whole
-from spherecf.common.parsing import reading
+from spherecf.common.parsing import composed, has_image_suffix, identity_order, is_number, is_whole, reading
 from spherecf.data.text import SEPARATORS, iter_lines, split_cells
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from spherecf.common.names import composed
+from spherecf.common.parsing import composed
 from spherecf.data.image import IMAGE_SUFFIXES, ImageError
 from spherecf.data.source import ImageSource
 from spherecf.errors import FileFormatError, MissingDependencyError

@@ -13,11 +13,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from spherecf.common.files import describe_content
-from spherecf.common.names import composed, has_image_suffix, identity_order, is_number, is_whole
+from spherecf.common.parsing import composed, has_image_suffix, identity_order, is_number, is_whole
 from spherecf.data.folder import file_sizes, read_image_file
-from spherecf.data.keys import PackedKeys, repeats
 from spherecf.data.source import ImageSource
-from spherecf.data.text import check_name, iter_lines, split_cells
+from spherecf.data.text import PackedKeys, check_name, iter_lines, repeats, split_cells
 from spherecf.errors import FileFormatError
 
 _LISTS = (

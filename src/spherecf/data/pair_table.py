@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from spherecf.common.files import describe_content
-from spherecf.common.names import composed, has_image_suffix, is_number, is_whole
+from spherecf.common.parsing import composed, has_image_suffix, is_number, is_whole
 from spherecf.data.pairbin import fold_numbers
 from spherecf.data.pairs import PairList, make_pair_list, subject_of
 from spherecf.data.text import SEPARATORS, check_name, read_lines, split_cells

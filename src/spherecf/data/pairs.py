@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from spherecf.common.names import composed, is_whole, match_keys
+from spherecf.common.parsing import composed, is_whole, match_keys
 from spherecf.data.source import ImageSource
 from spherecf.data.text import check_name, read_lines, split_cells
 from spherecf.errors import FileFormatError, InputError

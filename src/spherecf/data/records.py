@@ -20,7 +20,6 @@ from jaxtyping import Int64
 from spherecf.common.files import write_atomically
 from spherecf.common.progress import progress
 from spherecf.data.image import ImageError
-from spherecf.data.keys import NumberKeys, PackedKeys, PickedKeys, refuse_duplicates
 from spherecf.data.recordio import (
     EXACT,
     MAX_NUMBER,
@@ -37,7 +36,7 @@ from spherecf.data.recordio import (
     scan_records,
 )
 from spherecf.data.source import ImageSource
-from spherecf.data.text import iter_lines
+from spherecf.data.text import NumberKeys, PackedKeys, PickedKeys, iter_lines, refuse_duplicates
 from spherecf.errors import FileFormatError, InputError
 
 _BLOCK = 1 << 20  # bytes of an index parsed at once

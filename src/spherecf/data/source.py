@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from spherecf.common.readers import Readers, empty
 from spherecf.data.degradations import View
 from spherecf.data.image import ImageError, decode_image
-from spherecf.data.keys import PickedKeys
+from spherecf.data.text import PickedKeys
 from spherecf.errors import FileFormatError, InputError
 
 _SAMPLED = 1024  # images whose content goes into a fingerprint

@@ -18,7 +18,7 @@ from spherecf.data import (
     orl_faces,
     split_identities,
 )
-from spherecf.demo.trial import VARIANTS, CrossQuality, cross_quality
+from spherecf.demo.trial import VARIANTS, CrossQuality, TrialOptions, cross_quality
 from spherecf.errors import InputError
 from spherecf.evaluation import Interval, PairReport, interval
 from spherecf.faces import AlignedFaces
@@ -289,7 +289,7 @@ def demo(
     pairs = replace(pairs, name=source.name)
     result = cross_quality(
         backbone, train, test, [pairs], folder, config,
-        seeds=(seed,), recipes=("cross",), variants=(VARIANTS[0], VARIANTS[3]), draws=draws,
+        TrialOptions((seed,), ("cross",), (VARIANTS[0], VARIANTS[3]), draws),
     )  # fmt: skip
     notes = _notes(train, test, data is None)
     files = present(

@@ -240,6 +240,26 @@ class CrossQuality:
         return [0, *range(first, first + each)]
 
 
+BATCH = 32  # views per call of the backbone
+
+
+@dataclass(frozen=True)
+class TrialOptions:
+    """What `cross_quality` repeats and compares.
+
+    Attributes:
+        seeds: one repetition each.
+        recipes: degradations of the test images; "unseen" has kinds no training view contains.
+        variants: heads to compare; one must have the score "mls", which gives the kappa of EDC and rejection.
+        draws: bootstrap draws over subjects.
+    """
+
+    seeds: Sequence[int] = (0, 1, 2)
+    recipes: Sequence[str] = RECIPES
+    variants: Sequence[HeadVariant] = VARIANTS
+    draws: int = 1000
+
+
 def cross_quality(
     backbone: FrozenBackbone,
     train: ImageSource,
@@ -247,12 +267,7 @@ def cross_quality(
     pair_lists: Sequence[PairList],
     folder: str | Path,
     config: ConfidenceConfig | None = None,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    recipes: Sequence[str] = RECIPES,
-    variants: Sequence[HeadVariant] = VARIANTS,
-    draws: int = 1000,
-    batch_size: int = 32,
+    options: TrialOptions = TrialOptions(),
 ) -> CrossQuality:
     """Train heads on ``train``, compare pairs of ``test``: clean/clean, clean/degraded, degraded/degraded.
 
@@ -266,15 +281,12 @@ def cross_quality(
         pair_lists: pairs to compare.
         folder: for caches, heads and their histories.
         config: settings of the heads; loss variant, leave-one-out and seed are overridden.
-        seeds: one repetition each.
-        recipes: degradations of the test images; "unseen" has kinds no training view contains.
-        variants: heads to compare; one must have the score "mls", which gives the kappa of EDC and rejection.
-        draws: bootstrap draws over subjects.
-        batch_size: views per call of the backbone.
+        options: what is repeated and compared.
 
     Raises:
         InputError: no seeds or pair lists, no variant "mls", or pairs of images that are not in ``test``.
     """
+    seeds, variants = options.seeds, options.variants
     if not seeds or not pair_lists:
         raise InputError(
             f"expected at least one seed and one pair list, got {len(seeds)} and {len(pair_lists)}"
@@ -282,18 +294,18 @@ def cross_quality(
     if "mls" not in (names := [variant.score for variant in variants]):
         raise InputError(f"variants: expected one with the score mls, got {names}")
     config, folder = config or ConfidenceConfig(), Path(folder)
-    data = prepare(backbone, train, config, folder / "train-cache", batch_size=batch_size)
+    data = prepare(backbone, train, config, folder / "train-cache", batch_size=BATCH)
     models = fit_variants(backbone, data, config, folder, seeds, variants)
-    views = [View(), *(View(Degradation(recipe, seed)) for seed in seeds for recipe in recipes)]
+    views = [View(), *(View(Degradation(recipe, seed)) for seed in seeds for recipe in options.recipes)]
     first = models[seeds[0], "mls"]
     used = named_images(test, pair_lists)
-    cache = build_cache(backbone, first.head, used, views, folder / "test-cache", batch_size=batch_size)
+    cache = build_cache(backbone, first.head, used, views, folder / "test-cache", batch_size=BATCH)
     result = CrossQuality([], tuple(seeds), models, cache, log_kappas(models, cache), data.facts)
     cells = [
         (pairs, seed, condition)
         for pairs in pair_lists
         for seed in seeds
-        for condition in conditions(cache, recipes, seed)
+        for condition in conditions(cache, options.recipes, seed)
     ]
     for pairs, seed, condition in track(cells, "comparing", len(cells)):
         heads = TrainedHeads(
@@ -302,7 +314,7 @@ def cross_quality(
             {name: models[seed, name] for name in names},
             {name: result.log_kappa[seed, name] for name in names},
         )
-        result.reports.append(evaluate_condition(heads, cache, pairs, condition, draws=draws))
+        result.reports.append(evaluate_condition(heads, cache, pairs, condition, draws=options.draws))
     return result
 
 

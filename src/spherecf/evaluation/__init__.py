@@ -23,6 +23,7 @@ from spherecf.evaluation.calibration import (
     ScoreCalibration as ScoreCalibration,
     check_rule,
     evaluate_calibration,
+    neutral_score as neutral_score,
 )
 from spherecf.evaluation.decisions import JudgedPairs, bounded_rule, choose_decision
 from spherecf.evaluation.discard import (
@@ -32,7 +33,12 @@ from spherecf.evaluation.discard import (
     pair_quality as pair_quality,
     rejection_curve as rejection_curve,
 )
-from spherecf.evaluation.folds import TenFold as TenFold, tenfold
+from spherecf.evaluation.folds import (
+    TenFold as TenFold,
+    disjoint_pairs as disjoint_pairs,
+    split_subjects,
+    tenfold,
+)
 from spherecf.evaluation.groups import (
     AtThreshold as AtThreshold,
     GroupReport as GroupReport,
@@ -108,7 +114,6 @@ from spherecf.evaluation.results import (
     signature as signature,
     worst_mistakes as worst_mistakes,
 )
-from spherecf.evaluation.subjects import disjoint_pairs as disjoint_pairs, split_subjects
 from spherecf.evaluation.tails import (
     LEAST_EXCEEDANCES as LEAST_EXCEEDANCES,
     TailFit,

@@ -31,6 +31,7 @@ from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
 from spherecf.evaluation.decisions import ERRORS, Abstain, Counts, JudgedPairs, choose_decision, errors_of
 from spherecf.evaluation.discard import pair_quality
+from spherecf.evaluation.folds import disjoint_pairs, split_subjects
 from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
 from spherecf.evaluation.pairs import (
     Pairs,
@@ -40,7 +41,6 @@ from spherecf.evaluation.pairs import (
     score_listed,
 )
 from spherecf.evaluation.results import input_facts, plain, signature
-from spherecf.evaluation.subjects import disjoint_pairs, split_subjects
 from spherecf.scoring import mutual_likelihood_score
 from spherecf.vmf import mean_resultant_length
 

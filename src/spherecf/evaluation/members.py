@@ -8,14 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf.calibration import (
-    PAIR_EVIDENCE,
-    PAIR_SCORE,
-    TEMPLATE_EVIDENCE,
-    TEMPLATE_SCORE,
-    Calibration,
-    DecisionRule,
-)
+from spherecf.calibration import GALLERY_SCORES, Calibration, DecisionRule
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.people import PeoplePairs, RuleCount, RuleCounter, count_rule, in_turns
@@ -24,8 +17,8 @@ from spherecf.scoring import (
     cosine_score,
     mutual_likelihood_matrix,
     mutual_likelihood_score,
-    natural_parameter,
     pool,
+    without_each,
 )
 
 Array = NDArray[Any]
@@ -34,8 +27,6 @@ MIN_MEMBERS = 20
 _PROBES = 2000  # images that are searched
 _ROWS = 256  # images searched at once
 _ALIKE = 5  # pairs of members that are named
-_KINDS = ((PAIR_EVIDENCE, PAIR_SCORE), (TEMPLATE_EVIDENCE, TEMPLATE_SCORE, PAIR_EVIDENCE, PAIR_SCORE))
-"""Scores whose rules are for templates of one image, and of several, the best first."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ def check_members(
     people = np.unique(members.labels).size
     if people < MIN_MEMBERS:
         raise InputError(f"check_members: expected at least {MIN_MEMBERS} members, got {people}")
-    rules = [_rules(calibration, names) for names in _KINDS]
+    rules = [_rules(calibration, names) for names in GALLERY_SCORES]
     if not rules[0]:
         raise InputError("check_members: the calibration has no rule for the false match rate of two images")
     radii = {rule.radius for rule in (*rules[0], *rules[1])} - {None, members.radius}
@@ -170,16 +161,11 @@ class _Searched:
     def of(cls, members: Embeddings) -> "_Searched":
         person = np.asarray(members.labels)
         mu, kappa = _tensors(members)
-        pooled = pool(mu, kappa, torch.from_numpy(person))
-        _, place, size = np.unique(person, return_inverse=True, return_counts=True)
-        # What is left of the sum of kappa mu without one image.
-        left = pooled.kappa[place, None] * pooled.mu[place] - natural_parameter(mu, kappa)
-        length = left.norm(dim=1)
-        towards = torch.where(length[:, None] > 0, left / length[:, None].clamp(min=1e-30), mu)
-        probes = in_turns(person)[:_PROBES]
-        return cls(
-            members, np.sort(probes), pooled.mu, pooled.kappa, pooled.groups.numpy(), size, (towards, length)
-        )
+        owner = torch.from_numpy(person)
+        pooled, rest = pool(mu, kappa, owner), without_each(mu, kappa, owner)
+        size = np.unique(person, return_counts=True)[1]
+        probes = np.sort(in_turns(person)[:_PROBES])
+        return cls(members, probes, pooled.mu, pooled.kappa, pooled.groups.numpy(), size, rest)
 
     def pairs(self, several: bool, score: str, calibration: Calibration) -> PeoplePairs:
         """The comparisons with templates of one image, or of several."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import allowed_errors, check_mated
-from spherecf.common.names import match_keys
+from spherecf.common.parsing import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval

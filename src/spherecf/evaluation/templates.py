@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
+from spherecf.evaluation.folds import contradictions, template_people
 from spherecf.evaluation.results import input_facts, short_hash
-from spherecf.evaluation.subjects import contradictions, template_people
 from spherecf.scoring import (
     Templates,
     cosine_tiles,

@@ -6,30 +6,49 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import Calibration
 from spherecf.common.sealing import current_key, refuse_plain
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.gallery.enrolment import check_images, check_probe, no_images, pooled_template, review
 from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, weigh
 from spherecf.gallery.index import Index
 from spherecf.gallery.milvus import Server, is_server
-from spherecf.gallery.rows import Enrolled, Header, Images, Template, checked_identity
+from spherecf.gallery.rows import (
+    Enrolled,
+    Header,
+    Images,
+    Template,
+    check_images,
+    check_probe,
+    checked_identity,
+    no_images,
+    pooled_template,
+    review,
+)
 from spherecf.gallery.sealed import open_store
 from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
-from spherecf.scoring import natural_parameter
+from spherecf.scoring import mean_by, natural_parameter
 
 _MIN_CANDIDATES = 16  # considered for a decision
 _REVIEW_FMR = 1e-3  # false match rate of the warnings at enrolment
 _BATCH = 10_000  # people per write of `Gallery.enrol_many`
 _RULES = "calibration"  # fact of the store
 _LEAST_KAPPA = 1e-20  # instead of 0, which has no logarithm
+
+
+class ServerOptions(TypedDict, total=False):
+    """How `Gallery.open` reaches a server."""
+
+    token: str
+    name: str
+    timeout: float
 
 
 class Gallery:
@@ -69,9 +88,7 @@ class Gallery:
         radius: float,
         calibration: Calibration | None = None,
         create: bool = True,
-        token: str = "",
-        name: str = "spherecf",
-        timeout: float = 10.0,
+        **server: Unpack[ServerOptions],
     ) -> "Gallery":
         """Open a gallery, or create it; a new one is encrypted if a key is set (`SPHERECF_KEY_FILE`).
 
@@ -84,9 +101,8 @@ class Gallery:
             calibration: for thresholds, likelihood ratios and percentiles; one that the gallery keeps
                 (`keep_rules`) is used instead.
             create: create the gallery if it does not exist.
-            token: access token of a server.
-            name: of the gallery on a server with several.
-            timeout: seconds to wait for a server's answer.
+            **server: ``token``, access token of a server; ``name`` of the gallery on a server with several
+                (``"spherecf"``); ``timeout``, seconds to wait for an answer (10).
 
         Raises:
             ModelError: it belongs to another model.
@@ -98,23 +114,26 @@ class Gallery:
                 is not installed.
         """
         where, key = str(uri), current_key()
-        server = is_server(where)
-        if not create and not server and not Path(where).exists():
+        reached: ServerOptions = {"token": "", "name": "spherecf", "timeout": 10.0, **server}
+        if unknown := reached.keys() - ServerOptions.__annotations__.keys():
+            raise TypeError(f"Gallery.open() got an unexpected keyword argument {min(unknown)!r}")
+        remote = is_server(where)
+        if not create and not remote and not Path(where).exists():
             raise InputError(f"{where}: there is no gallery here; enrol a person first")
         if calibration is not None:
             calibration.require(model)
         store: Store
-        if server:
+        if remote:
             refuse_plain(where, key)
-            store = Server(where, dim, token=token, name=name, timeout=timeout)
+            store = Server(where, dim, **reached)
         else:
-            store = open_store(where, dim, key, timeout)
+            store = open_store(where, dim, key, reached["timeout"])
         try:
             facts = store.header()
             if facts is None:
                 if not create:
                     raise InputError(f"{where}: there is no gallery here; enrol a person first")
-                salt = secrets.token_hex(16) if server else ""
+                salt = secrets.token_hex(16) if remote else ""
                 facts = Header.new(model, backbone, dim, radius, salt).to_dict()
                 store.create(facts)
             header = Header.read(facts, where)
@@ -448,12 +467,8 @@ class Gallery:
         """Directions and lengths of the mean kappa mu of each medium of a person."""
         template = self._store.find(name)
         images = no_images(self._header.dim) if template is None else self._store.images(template)
-        media = np.array(images.media, object)
-        means = [
-            natural_parameter(images.mu[media == one], images.kappa[media == one]).mean(0)
-            for one in dict.fromkeys(images.media)
-        ]
-        eta = np.array(means, np.float64).reshape(-1, self._header.dim)
+        each = torch.from_numpy(natural_parameter(images.mu, images.kappa))  # (n, dim)
+        eta = mean_by(each, torch.from_numpy(images.medium), len(set(images.media))).double().numpy()
         length = np.linalg.norm(eta, axis=1)
         told = length > 0  # a medium that says nothing has no direction
         return (eta[told] / length[told, None]).astype(np.float32), length[told]

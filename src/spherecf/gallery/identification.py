@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spherecf.calibration import (
+    GALLERY_SCORES,
     PAIR_EVIDENCE,
     PAIR_SCORE,
     TEMPLATE_EVIDENCE,
@@ -98,8 +99,12 @@ def limits_for(
     """
     single = pooled = None
     if calibration is not None and _same_radius(calibration, radius):
-        single = _first_limit(calibration, (PAIR_EVIDENCE, PAIR_SCORE)[not evidence :], fmr)
-        pooled = _first_limit(calibration, (TEMPLATE_EVIDENCE, TEMPLATE_SCORE)[not evidence :], fmr) or single
+        left_out = () if evidence else _EVIDENCE
+        single, pooled = (
+            next((found for name in names if name not in left_out
+                  and (found := limit_for(calibration, name, fmr))), None)
+            for names in GALLERY_SCORES
+        )  # fmt: skip
     if threshold is not None:
         minima = [-math.inf if limit is None else limit.min_kappa for limit in (single, pooled)]
         return (
@@ -109,14 +114,12 @@ def limits_for(
     return None if single is None or pooled is None else (single, pooled)
 
 
-def _first_limit(calibration: Calibration, scores: Sequence[str], fmr: float) -> Limit | None:
-    return next((limit for score in scores if (limit := limit_for(calibration, score, fmr))), None)
+_EVIDENCE = (PAIR_EVIDENCE, TEMPLATE_EVIDENCE)
 
 
 def _same_radius(calibration: Calibration, radius: float) -> bool:
-    known = (PAIR_SCORE, TEMPLATE_SCORE, PAIR_EVIDENCE, TEMPLATE_EVIDENCE)
-    radii = [rule.radius for rule in calibration.decisions if rule.score in known]
-    radii += [table.radius for name, table in calibration.thresholds.items() if name in known]
+    radii = [rule.radius for rule in calibration.decisions if rule.score in GALLERY_SCORES[1]]
+    radii += [table.radius for name, table in calibration.thresholds.items() if name in GALLERY_SCORES[1]]
     return all(other is None or bool(np.isclose(other, radius)) for other in radii)
 
 
@@ -168,7 +171,7 @@ def weigh(
     """
     found = []
     for one, limit in zip(candidates, limits):
-        if calibration is not None and limit.score in (PAIR_EVIDENCE, TEMPLATE_EVIDENCE):
+        if calibration is not None and limit.score in _EVIDENCE:
             kappas = one.kappa, kappa
             evidence = calibration.evidence(limit.score, one.score, one.cosine, kappas)
             llr = calibration.llr(limit.score, one.score, kappas=kappas)

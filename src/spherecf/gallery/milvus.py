@@ -93,7 +93,7 @@ class Server(Store):
                 raise self.damaged("it has no header")
             self._call(self._client.drop_collection, self._collection)  # a leftover of a crash
         self._make(self._collection)
-        self._upsert([_row(_HEADER, _HEADER, _HEADER, facts=facts)])
+        self._upsert([_row(_HEADER, _HEADER, _HEADER, facts)])
         self._facts, self._salt = facts, str(facts["salt"])
 
     def refresh(self) -> bool:
@@ -126,8 +126,9 @@ class Server(Store):
         if len(images) > 1:
             rows += [
                 _row(
-                    self._image_key(template, place), _IMAGE, key, "", mu, kappa, 1, 1,
+                    self._image_key(template, place), _IMAGE, key,
                     {"generation": mark, "place": place, "medium": medium, "source": source},
+                    mu, kappa=kappa, images=1, media=1,
                 )
                 for place, (mu, kappa, medium, source) in enumerate(
                     zip(images.mu, images.kappa.tolist(), images.media, images.sources)
@@ -189,7 +190,7 @@ class Server(Store):
         """Record that this writer changed the gallery."""
         seen = self._seen = self._seen or {}
         count = seen[self._writer] = seen.get(self._writer, 0) + 1
-        self._upsert([_row(self._writer, _WRITER, _WRITER, facts={"changes": count})])
+        self._upsert([_row(self._writer, _WRITER, _WRITER, {"changes": count})])
 
     def _upsert(self, rows: Sequence[Row]) -> None:
         """Insert or replace rows by key, with the vector for the server's index."""
@@ -356,20 +357,19 @@ def _mark(template: Template) -> str:
 def _template_row(key: str, template: Template) -> Row:
     facts = template.facts | {"id": template.id}
     return _row(
-        key, _TEMPLATE, key, template.identity, template.mu, template.kappa, template.images, template.media,
-        facts,
+        key, _TEMPLATE, key, facts, template.mu, identity=template.identity, kappa=template.kappa,
+        images=template.images, media=template.media,
     )  # fmt: skip
 
 
 def _row(
-    key: str, kind: str, owner: str, identity: str = "", mu: NDArray[np.float32] | None = None,
-    kappa: float = 0.0, images: int = 0, media: int = 0, facts: Row | None = None,
-) -> Row:  # fmt: skip
+    key: str, kind: str, owner: str, facts: Row, mu: NDArray[np.float32] | None = None, **columns: Any
+) -> Row:
     packed = b"" if mu is None else base64.b64encode(mu.astype("<f4").tobytes())
-    return {
-        "id": key, "kind": kind, "owner": owner, "identity": identity, "direction": {"f4": packed.decode()},
-        "kappa": kappa, "images": images, "media": media, "facts": facts or {},
-    }  # fmt: skip
+    blank = {"identity": "", "kappa": 0.0, "images": 0, "media": 0}
+    direction = {"f4": packed.decode()}
+    row = {"id": key, "kind": kind, "owner": owner, "direction": direction, "facts": facts}
+    return row | blank | columns
 
 
 def _direction(row: Row) -> NDArray[np.float32]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from spherecf.calibration import PAIR_SCORE, TEMPLATE_SCORE, Calibration
+from spherecf.calibration import Calibration
 from spherecf.gallery.bound import Array, Bound
 from spherecf.gallery.identification import Candidate, Limit
 from spherecf.gallery.index import SUB, Damaged, Index, quantise
@@ -263,8 +263,7 @@ class Finder:
         return Candidate(hit.identity, hit.id, value, hit.cosine, hit.kappa, llr, *thresholds)
 
     def _llr(self, value: float, several: bool) -> float | None:
-        if self._calibration is None:
+        known = self._calibration
+        if known is None or (name := known.best_score(several, evidence=False)) not in known.likelihood:
             return None
-        known = self._calibration.likelihood
-        name = TEMPLATE_SCORE if several and TEMPLATE_SCORE in known else PAIR_SCORE
-        return float(self._calibration.llr(name, [value], self._radius)[0]) if name in known else None
+        return float(known.llr(name, value, self._radius))

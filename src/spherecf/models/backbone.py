@@ -28,8 +28,7 @@ from spherecf.models.network import Network
 from spherecf.models.networks import make_backbone
 from spherecf.models.onnx.graph import Model, read_onnx
 from spherecf.models.onnx.module import cut_graph, import_onnx, trace_onnx
-from spherecf.models.onnx.outputs import GraphOutputs, find_outputs
-from spherecf.models.onnx.pixels import check_pixels, hint
+from spherecf.models.onnx.outputs import GraphOutputs, check_pixels, find_outputs, hint
 from spherecf.models.onnx.repairs import load_graph
 from spherecf.models.preprocessing import (
     KNOWN_MODELS,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spherecf.common.files import sha256_file
-from spherecf.common.names import composed
+from spherecf.common.parsing import composed
 from spherecf.errors import InputError
 from spherecf.gallery import Enrolled, Gallery, checked_identity
 from spherecf.photos.assessment import AssessedFace, FaceAssessor

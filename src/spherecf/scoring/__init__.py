@@ -5,7 +5,13 @@ Larger = more alike; accept iff score >= threshold. Everything works on (mu, kap
 
 from spherecf.scoring.matrix import cosine_matrix, cosine_tiles, mutual_likelihood_matrix
 from spherecf.scoring.pairs import cosine_score, gaussian_score, mutual_likelihood_score
-from spherecf.scoring.pooling import Pooled, natural_parameter as natural_parameter, pool
+from spherecf.scoring.pooling import (
+    Pooled,
+    mean_by as mean_by,
+    natural_parameter as natural_parameter,
+    pool,
+    without_each as without_each,
+)
 from spherecf.scoring.posterior import (
     OpenSetPosterior as OpenSetPosterior,
     fit_gallery_kappa as fit_gallery_kappa,

@@ -27,8 +27,8 @@ from spherecf.common.arrays import (
     check_directions,
     checked_radius,
     like,
+    triton_runs_on,
 )
-from spherecf.common.gpu import triton_runs_on
 from spherecf.common.progress import in_order
 from spherecf.errors import InputError
 from spherecf.scoring.kernels import compiled_kernel, eager_kernel, side_terms

@@ -36,6 +36,31 @@ def natural_parameter(
     return eta
 
 
+def without_each(
+    mu: Float[Tensor, "n d"], kappa: Float[Tensor, " n"], groups: Int64[Tensor, " n"]
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
+    """(directions, kappas): for each image the template of the others of its group.
+
+    Where these say nothing (the image is alone, or they cancel) kappa is 0, and the direction, which does not
+    matter then, is the image's own.
+
+    Args:
+        mu: (n, dim) unit directions.
+        kappa: (n,) concentrations.
+        groups: (n,) template of each image.
+
+    Example:
+        >>> import torch
+        >>> without_each(torch.eye(2), torch.tensor([3.0, 4.0]), torch.tensor([5, 5]))[1].tolist()
+        [4.0, 3.0]
+    """
+    eta = natural_parameter(mu, kappa)  # (n, dim)
+    found, slot = torch.unique(groups, return_inverse=True)
+    rest = _sum(eta, slot, len(found))[slot] - eta
+    length = rest.norm(dim=1)
+    return torch.where(length[:, None] > 0, rest / length[:, None], mu), length
+
+
 def check_sums(what: str, ids: Any, length: Any, weight: Any) -> None:
     """Refuse groups without a direction.
 
@@ -114,11 +139,9 @@ def pool(
     if media is not None:
         frames = _integers(media, each, "media")
         pairs, medium = torch.unique(torch.stack([slot, frames], 1), dim=0, return_inverse=True)
-        count = torch.bincount(medium, minlength=len(pairs)).to(eta.dtype)
         slot = pairs[:, 0]
         # (media, dim): the mean over the frames of a video counts as one image.
-        eta = _sum(eta, medium, len(pairs)) / count[:, None]
-        weight = _sum(weight, medium, len(pairs)) / count
+        eta, weight = (mean_by(values, medium, len(pairs)) for values in (eta, weight))
     eta, weight = _sum(eta, slot, len(found)), _sum(weight, slot, len(found))  # (groups, dim), (groups,)
     if ids is not None:
         wanted = as_tensor(ids, "ids", each.device, kinds="i").long()
@@ -135,6 +158,12 @@ def _integers(values: Any, mu: Tensor, name: str) -> Tensor:
     if tensor.shape != mu.shape[:1]:
         raise InputError(f"{name}: expected ({len(mu)},), one per direction, got {tuple(tensor.shape)}")
     return tensor.long()
+
+
+def mean_by(values: Float[Tensor, "n *rest"], slot: Int64[Tensor, " n"], slots: int) -> Tensor:
+    """(slots, ...) mean of the values in each slot: of the natural parameters of a video's frames."""
+    count = torch.bincount(slot, minlength=slots).to(values.dtype)
+    return _sum(values, slot, slots) / count.view(-1, *[1] * (values.ndim - 1))
 
 
 def _sum(values: Tensor, slot: Tensor, slots: int) -> Tensor:

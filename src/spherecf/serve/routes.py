@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Request
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 
-from spherecf.common.names import composed
+from spherecf.common.parsing import composed
 from spherecf.common.version import __version__
 from spherecf.gallery import Identification
 from spherecf.photos import AssessedPhoto, TemplatePhoto, build_template, compare

@@ -14,7 +14,7 @@ from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
-from spherecf.common.names import composed
+from spherecf.common.parsing import composed
 from spherecf.serve.access import Limits
 
 # It logs each damaged form, of which any caller can send as many as fill a disk; they are answered instead.

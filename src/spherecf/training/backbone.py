@@ -28,14 +28,13 @@ from spherecf.models import (
     save_backbone,
     save_prototypes,
 )
+from spherecf.training.batches import TrainingIdentities, on_device, part_of, shuffled_batches
 from spherecf.training.checkpoint import identity_of, load_sharded
 from spherecf.training.classifier import ShardedClassifier
 from spherecf.training.config import BackboneConfig, MarginSettings
 from spherecf.training.distributed import Ranks
 from spherecf.training.loop import Forward, Loss, Part, Rows, Run, run_training
 from spherecf.training.optim import make_optimizer
-from spherecf.training.sampling import TrainingIdentities, shuffled_batches
-from spherecf.training.transfer import on_device, part_of
 
 BACKBONE_FILE, PROTOTYPE_FILE = "backbone.safetensors", "prototypes.safetensors"
 

@@ -30,11 +30,11 @@ from spherecf.models import (
     load_prototypes,
     prototype_identities,
 )
+from spherecf.training.batches import on_device, part_of
 from spherecf.training.cache import FeatureCache, run_backbone_on_all
 from spherecf.training.config import ConfidenceConfig
 from spherecf.training.distributed import Ranks
 from spherecf.training.loop import Part, Rows
-from spherecf.training.transfer import on_device, part_of
 
 _BLOCK = 65536
 

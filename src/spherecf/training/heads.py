@@ -26,13 +26,13 @@ from spherecf.losses import (
     sphere_confidence_loss_from_cosine,
 )
 from spherecf.models import ConfidenceHead, Preprocessing
+from spherecf.training.batches import grouped_batches, shuffled_batches
 from spherecf.training.checkpoint import identity_of
 from spherecf.training.config import ConfidenceConfig, LossSettings
 from spherecf.training.distributed import Ranks, gather_rows
 from spherecf.training.features import Features, Prototypes, Sample, StreamedFeatures
 from spherecf.training.loop import Forward, Loss, Part, Rows, Run, run_training
 from spherecf.training.optim import make_optimizer
-from spherecf.training.sampling import grouped_batches, shuffled_batches
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spherecf.common.gpu import triton_runs_on
+from spherecf.common.arrays import triton_runs_on
 
 _Polynomial = dict[int, Fraction]  # power of t -> coefficient
 

@@ -33,7 +33,7 @@ from spherecf.models.onnx.graph import (
     reads,
 )
 from spherecf.models.onnx.operators import OPERATIONS, Value
-from spherecf.models.onnx.outputs import GraphOutputs, find_outputs
+from spherecf.models.onnx.outputs import GraphOutputs, find_outputs, needed_nodes
 from spherecf.models.onnx.repairs import load_graph
 
 
@@ -144,16 +144,6 @@ def _built(
 def _refusal(graph: OnnxGraph, node: Node, reason: str) -> str:
     where = f"{node.op_type} (node {node.name or node.output[0]})"
     return f"{graph.name}: {where}: {reason}; run the file with engine='onnxruntime' instead"
-
-
-def needed_nodes(graph: OnnxGraph, wanted: set[str]) -> list[Node]:
-    """The nodes that lead to these tensors, in order."""
-    wanted, needed = set(wanted), []
-    for node in reversed(graph.model.graph.node):
-        if wanted.intersection(node.output):
-            needed.append(node)
-            wanted.update(reads(node))
-    return needed[::-1]
 
 
 def _fold_constants(graph: OnnxGraph, needed: list[Node], alive: set[str]) -> dict[str, Tensor]:
