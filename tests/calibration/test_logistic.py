@@ -29,6 +29,18 @@ def test_equals_sklearn(prior: float) -> None:
     assert not line.separated
 
 
+@pytest.mark.parametrize("prior", [0.5, 0.01])
+def test_the_loss_is_smallest_to_rounding(prior: float) -> None:
+    rng = np.random.default_rng(1)
+    mated = rng.random(300) < 0.3
+    scores = rng.normal(mated * 1.5, 1)
+    line = LogisticCalibrator.fit(scores, mated, score="s", prior=prior)
+    weight = np.where(mated, prior / mated.sum(), (1 - prior) / (~mated).sum())
+    odds = line.slope * scores + line.offset + np.log(prior / (1 - prior))
+    off = weight * (1 / (1 + np.exp(-odds)) - mated)
+    assert (off.sum(), off @ scores) == (pytest.approx(0, abs=1e-14), pytest.approx(0, abs=1e-14))
+
+
 def test_recovers_the_true_ratio() -> None:
     scores, mated = make(200_000, share=0.5)
     line = LogisticCalibrator.fit(scores, mated, score="s")
