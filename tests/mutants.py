@@ -152,7 +152,8 @@ def _spans(tree: ast.Module) -> list[_Span]:
             last = max(node.lineno, inner[0].lineno - 1) if inner else node.end_lineno
             add(node, "body", node.lineno, last)
         else:
-            add(node, "constant" if within is tree and isinstance(node, ast.Assign) else "")
+            constant = isinstance(node, ast.Assign) and not isinstance(node.value, ast.Subscript)
+            add(node, "constant" if within is tree and constant else "")  # a subscript is that of a type
         if isinstance(node, ast.AnnAssign):
             add(node.annotation, "")
         holder = node if isinstance(node, ast.FunctionDef | ast.ClassDef) or within is tree else within
@@ -200,6 +201,10 @@ class Patch:
             for name in names:  # also where it was imported
                 if vars(module).get(name) is old[name]:
                     setattr(module, name, space[name])
+        for function in self.functions:  # and where it is a default
+            defaults = function.__defaults__ or ()
+            kept = [next((space[n] for n in names if old[n] is value), value) for value in defaults]
+            function.__defaults__ = tuple(kept) or None
 
     def _defaults(self, node: ast.FunctionDef) -> None:
         first = min(line.lineno for line in (node, *node.decorator_list))

@@ -76,6 +76,10 @@ def test_bad_input_is_refused() -> None:
         ({"scores": scores, "mated": np.ones(500, bool)}, "500 mated and 0 non-mated"),
         ({"scores": [1.0, np.nan], "mated": [0, 1]}, "1 of 2 are NaN, first pair 1"),
         ({"scores": [1.0, 2.0], "mated": [0, 2]}, "booleans"),
+        ({"scores": [1.0, 2.0, 3.0, 4.0], "mated": [5, 6, 7, 8]}, r"values like \[5, 6, 7\]$"),
+        ({"scores": [1.0, 2.0, 2.0, 3.0], "mated": [1, 1, 0, 0]}, "swapped"),
+        ({"scores": scores, "mated": mated, "prior": 0.0}, "prior"),
+        ({"scores": [1.0, np.inf, 3.0], "mated": [0, 1, 1]}, "1 of 3 are infinite, first pair 1"),
         ({"scores": [1.0, 2.0], "mated": [0, 1, 1]}, r"two \(n,\) arrays"),
         ({"scores": scores, "mated": mated, "prior": 1.0}, "prior"),
     ):  # fmt: skip
@@ -85,3 +89,12 @@ def test_bad_input_is_refused() -> None:
         LogisticCalibrator.fit(scores, mated, score="s")([np.nan])
     with pytest.raises(InputError, match="both kinds"):
         llr_limits(0, 4)
+    for slope, offset in ((0.0, 1.0), (np.inf, 1.0), (1.0, np.inf)):
+        with pytest.raises(InputError, match="rises with the score"):
+            LogisticCalibrator("s", None, slope, offset, 1, 1)
+    for mated_pairs, non_mated in ((0, 1), (1, 0)):
+        with pytest.raises(InputError, match="mated >= 1"):
+            LogisticCalibrator("s", None, 1.0, 0.0, mated_pairs, non_mated)
+    with pytest.raises(InputError, match="both kinds"):
+        llr_limits(4, 0)
+    assert llr_limits(1, 1) == pytest.approx((-np.log(2), np.log(2)))
