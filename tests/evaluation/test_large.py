@@ -45,6 +45,7 @@ def test_only_the_tail_is_sorted_until_more_is_asked() -> None:
     split.tmr_at_fmr([0.1, 0.01])
     split.eer()
     assert split._unsorted > 8000
+    assert split.mated.dtype == split.non_mated.dtype == np.float32
     np.testing.assert_array_equal(split.non_mated, np.sort(s[~m]))
     assert split._unsorted == 0
 
