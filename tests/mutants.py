@@ -72,7 +72,18 @@ OPERATORS = [
     *(f"ReplaceUnaryOperator_{name}" for name in UNARY.split()),
     *OTHERS.split(),
 ]
-PYTEST = ["-q", "-s", "-n0", "-p", "no:randomly", "-p", "no:cacheprovider", "-m", "not slow and not compiler"]
+PYTEST = [
+    "-q",
+    "-s",
+    "-n0",
+    "--ignore-glob=*/test_fused.py",
+    "-p",
+    "no:randomly",
+    "-p",
+    "no:cacheprovider",
+    "-m",
+    "not slow and not compiler",
+]
 ENOUGH = 10.0  # seconds of the processor for the tests of one mutant
 LOG = Path("mutants.log")
 

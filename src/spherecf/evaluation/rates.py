@@ -272,7 +272,7 @@ def spread(fmr: NDArray[Any], fnmr: NDArray[Any]) -> NDArray[Any]:
         return np.arange(fmr.size)
     rising = np.searchsorted(fmr, np.geomspace(fmr[fmr > 0].min(), 1, _DET_POINTS))
     falling = fmr.size - 1 - np.searchsorted(fnmr[::-1], np.geomspace(fnmr[fnmr > 0].min(), 1, _DET_POINTS))
-    return np.unique(np.clip(np.concatenate([[0, fmr.size - 1], rising, falling]), 0, fmr.size - 1))
+    return np.unique(np.concatenate([[0, fmr.size - 1], rising, falling]))  # both rates reach 1, so all exist
 
 
 @dataclass(frozen=True)
