@@ -174,9 +174,10 @@ def test_conditions_count_alike_however_many_pairs_they_have() -> None:
     np.testing.assert_allclose(once.start, again.start, atol=1e-3)
 
 
-def test_a_condition_with_one_kind_of_pairs_does_not_count() -> None:
+@pytest.mark.parametrize("mated", [False, True])
+def test_a_condition_with_one_kind_of_pairs_does_not_count(mated: bool) -> None:
     data = world(5, 20_000)
-    strange = {"scores": np.full(200, -390.0), "cosines": np.full(200, 0.9), "mated": np.zeros(200, bool),
+    strange = {"scores": np.full(200, -390.0), "cosines": np.full(200, 0.9), "mated": np.full(200, mated),
                "kappas": np.full((2, 200), 100.0)}  # fmt: skip
     more = {name: np.concatenate([column, strange[name]], -1) for name, column in data.items()}
     alone, again = fit(data), fit(more, conditions=np.repeat([0, 1], [20_000, 200]))

@@ -64,6 +64,8 @@ def test_thinned_det_keeps_its_ends() -> None:
     fmr, fnmr, thresholds = split.det(400)
     assert fmr.size <= 402 < split.det()[0].size
     assert (fmr[0], fnmr[0], fmr[-1], fnmr[-1], thresholds[0]) == (0, 1, 1, 0, np.inf)
+    every = split.det()[0].size
+    assert split.det(every)[0].size == every and split.det(every - 1)[0].size <= 402
 
 
 @pytest.mark.parametrize(
