@@ -73,16 +73,8 @@ OPERATORS = [
     *OTHERS.split(),
 ]
 PYTEST = [
-    "-q",
-    "-s",
-    "-n0",
-    "--ignore-glob=*/test_fused.py",
-    "-p",
-    "no:randomly",
-    "-p",
-    "no:cacheprovider",
-    "-m",
-    "not slow and not compiler",
+    *("-q", "-s", "-n0", "--ignore-glob=*/test_fused.py", "-m", "not slow and not compiler"),
+    *("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:warnings"),
 ]
 ENOUGH = 10.0  # seconds of the processor for the tests of one mutant
 LOG = Path("mutants.log")
