@@ -43,6 +43,15 @@ def test_gradcheck(dim):
     assert torch.autograd.gradgradcheck(lambda r: inverse_mean_resultant_length(r, dim), rho)
 
 
+@DIMS
+def test_the_ends_are_exact(dim):
+    for dtype in (torch.float32, torch.float64):
+        assert inverse_mean_resultant_length(torch.tensor([0.0, 1.0], dtype=dtype), dim).tolist() == [
+            0,
+            math.inf,
+        ]
+
+
 def test_edges():
     rho = torch.tensor([0.0, 1.0, -0.1, 1.1, math.nan], requires_grad=True)
     kappa = inverse_mean_resultant_length(rho, 512)
