@@ -73,7 +73,7 @@ OPERATORS = [
     *OTHERS.split(),
 ]
 PYTEST = [
-    *("-q", "-s", "-n0", "--ignore-glob=*/test_fused.py", "-m", "not slow and not compiler"),
+    *("-q", "-s", "-n0", "-m", "not slow and not compiler"),
     *("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:warnings"),
 ]
 ENOUGH = 10.0  # seconds of the processor for the tests of one mutant
@@ -378,6 +378,7 @@ def main() -> None:
         parser.error(f"no room {', '.join(unknown)}; there are {', '.join(ROOMS)}")
     if not options.again:
         LOG.unlink(missing_ok=True)
+    sys.modules["triton"] = None  # type: ignore[assignment]  # its kernels are left out; its interpreter is slow
     # Found is enough: no smaller example is looked for, and none is kept.
     phases = [Phase.explicit, Phase.generate]
     settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
