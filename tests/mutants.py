@@ -12,7 +12,8 @@ the tests of its statement run, the fastest first, until one fails. What does no
 processor time of its tests, and five seconds, counts as killed too.
 
 Left out, because a change says nothing about the tests: annotations, texts, decorators, class bodies,
-Triton kernels (compiled from their source), and tests marked `slow` or `compiler`.
+constants of speed, and Triton kernels (compiled from their source). Tests marked `slow` or `compiler` are
+left out as well, and of many tests those beyond the fastest ten seconds.
 """
 
 import argparse
@@ -57,6 +58,17 @@ ROOMS = {
     "losses": ("losses/*.py", "tests/losses"),
 }
 KERNELS = {"vmf/fused.py", "scoring/fused.py", "losses/blockwise_kernels.py"}
+# Set speed and memory only. That results do not depend on blocks has tests; how fast it goes has none.
+SPEED = {
+    "angles": "_BLOCK",
+    "blockwise": "_BLOCK_BYTES",
+    "kernels": "_CHUNK _EAGER_ELEMENTS_PER_THREAD _EAGER_ELEMENTS_ON_GPU",
+    "matrix": "_CELLS _LEAST _BLOCK_ELEMENTS _WORTH_COMPILING",
+    "rates": "_TAIL",
+    "reductions": "_BLOCK_CELLS _MAXIMA",
+    "template_pairs": "_STRIP_CELLS _SPARSE _PAIRS _SHARP_PAIRS _GATHERED",
+    "templates": "_LOOKUPS _BLOCK",
+}
 # Of Cosmic Ray's 250 operators those that a slip of a hand could make; a shift in place of a product, say,
 # ends in an error of types, and would only make the table look better.
 BINARY = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_Mul Pow_Mul BitOr_BitAnd BitAnd_BitOr"
@@ -89,7 +101,7 @@ class Mutant:
     occurrence: int
     position: tuple[int, int]  # line and column
     lines: range  # that run with it
-    kind: str  # "body" of a function, "default" of a parameter, or "constant" of the module
+    kind: str  # "body" of a function, "default" of a parameter, "constant" of the module, one of "speed"
 
     def code(self) -> str:
         """The changed file; changes the tree as well, so it is for a process that ends thereafter."""
@@ -115,7 +127,7 @@ def _operator(name: str) -> Any:
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
     """All mutants of a file, but for those in what is left out."""
-    spans = _spans(ast.parse(path.read_text()))
+    spans = _spans(ast.parse(path.read_text()), path.stem)
     nodes = list(ast_nodes(_tree(path)))
     for name in OPERATORS:
         positions = (start for node in nodes for start, _ in _operator(name).mutation_positions(node))
@@ -135,7 +147,7 @@ class _Span(NamedTuple):
     lines: range
 
 
-def _spans(tree: ast.Module) -> list[_Span]:
+def _spans(tree: ast.Module, module: str) -> list[_Span]:
     spans: list[_Span] = []
 
     def add(node: Any, kind: str, first: int = 0, last: int = 0) -> None:
@@ -155,8 +167,7 @@ def _spans(tree: ast.Module) -> list[_Span]:
             last = max(node.lineno, inner[0].lineno - 1) if inner else node.end_lineno
             add(node, "body", node.lineno, last)
         else:
-            constant = isinstance(node, ast.Assign) and not isinstance(node.value, ast.Subscript)
-            add(node, "constant" if within is tree and constant else "")  # a subscript is that of a type
+            add(node, _constant(node, module) if within is tree else "")
         if isinstance(node, ast.AnnAssign):
             add(node.annotation, "")
         holder = node if isinstance(node, ast.FunctionDef | ast.ClassDef) or within is tree else within
@@ -166,6 +177,13 @@ def _spans(tree: ast.Module) -> list[_Span]:
     for statement in tree.body:
         visit(statement, tree)
     return spans
+
+
+def _constant(node: ast.stmt, module: str) -> str:
+    if not isinstance(node, ast.Assign) or isinstance(node.value, ast.Subscript):  # a subscript: of types
+        return ""
+    names = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return "speed" if names & {*SPEED.get(module, "").split()} else "constant"
 
 
 class Patch:
@@ -340,6 +358,7 @@ class Session:
         patches = {file: Patch(Path(file), functions) for file in room.files}
         mutants = [mutant for file in sorted(room.files) for mutant in mutants_of(Path(file))]
         chosen = random.Random(self.options.seed).sample(mutants, len(mutants))[: self.options.sample]
+        mutants, chosen = ([one for one in some if one.kind != "speed"] for some in (mutants, chosen))
         seconds = sum(room.seconds.values())
         say(f"{room.name}: {len(room.items)} tests, {seconds:.0f} s; {len(mutants)} mutants")
         counts: Counter[str] = Counter()
