@@ -26,7 +26,7 @@ from spherecf.scoring import (
     pool,
     pool_templates,
 )
-from spherecf.scoring.pairs import directions as checked_directions
+from spherecf.scoring.pairs import concentrations, directions as checked_directions
 
 N, DIM = 6, 16
 KAPPA = torch.linspace(10, 600, N)
@@ -192,6 +192,17 @@ def test_precisions_are_one_or_one_per_coordinate() -> None:
     wanted = r"expected 1 or 16 per mean, shape \(6, 16\) or \(6, 1\), got \(6, 3\)"
     with pytest.raises(InputError, match=wanted):
         gaussian_score(MU, torch.ones(6, 3), MU, torch.ones(6, 3))
+
+
+def test_one_concentration_per_direction() -> None:
+    several = MU.expand(3, N, DIM)
+    for kappa, mu in ((KAPPA, MU), (KAPPA[:1], MU), (KAPPA, several), (KAPPA.expand(3, N), several)):
+        assert concentrations(kappa, mu, "kappa") is kappa
+    with pytest.raises(InputError, match=r"shape \(6,\), got \(6, 1\) \(squeeze the column\)$"):
+        concentrations(KAPPA[:, None], MU, "kappa")
+    for kappa, mu, exact in ((KAPPA[:3], MU, False), (KAPPA[:2], several, False), (KAPPA[:1], MU, True)):
+        with pytest.raises(InputError, match=r"kappa: expected one per direction, .*got \(\d,\)$"):
+            concentrations(kappa, mu, "kappa", exact)
 
 
 def test_axes_that_are_missing_are_named() -> None:
