@@ -3,7 +3,7 @@
     python -m tests.mutants                              all rooms
     python -m tests.mutants vmf calibration              these
     python -m tests.mutants losses --sample 300 --seed 1     mutants drawn at random
-    python -m tests.mutants --again                      but for those that mutants.log says are dead
+    python -m tests.mutants --again                      those of mutants.log that have survived
 
 The changes are those of Cosmic Ray: + for -, < for <=, a number one larger or smaller, `not`, and so on.
 Its own runner starts Python and imports torch for each change. Here pytest collects once, coverage says
@@ -85,7 +85,8 @@ OPERATORS = [
     *OTHERS.split(),
 ]
 PYTEST = [
-    *("-q", "-s", "-n0", "-m", "not slow and not compiler"),
+    # Not rewritten by pytest, which would put a loader of its own in the place of Python's.
+    *("-q", "-s", "-n0", "--assert=plain", "-m", "not slow and not compiler"),
     *("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:warnings"),
 ]
 ENOUGH = 10.0  # seconds of the processor for the tests of one mutant
@@ -261,7 +262,7 @@ def in_fork(work: Callable[[], object], seconds: float = 0) -> tuple[int, object
                 channel.write(pickle.dumps(work()))
                 channel.flush()
                 os._exit(0)
-            finally:
+            except BaseException:
                 os._exit(9)
         status = os.waitpid(child, 0)[1]
         channel.seek(0)
@@ -324,16 +325,24 @@ class Room:
         return [self.items[name] for name, end in zip(ordered, ends) if end < ENOUGH]
 
     def judge(self, mutant: Mutant, patch: Patch) -> tuple[str, str]:
-        """`killed`, `survived` or `not run` by any test, and the line as it is with the mutant."""
+        """`killed` and the test that did it; `survived`, or `not run` by any test, and the changed line."""
         items = self.covering(mutant)
 
         def work() -> tuple[str, str]:
-            line = patch.apply(mutant)
-            return ("killed" if failure(items) else "survived") if items else "not run", line
+            try:
+                line = patch.apply(mutant)
+            except (TypeError, ValueError, NameError, ArithmeticError) as error:  # of a constant's new value
+                return "killed", repr(error)
+            if not items:
+                return "not run", line
+            failed = failure(items)
+            return ("killed", failed) if failed else ("survived", line)
 
         seconds = 5 + 10 * sum(self.seconds[item.nodeid] for item in items)
-        _, found = in_fork(work, seconds)
-        return found or ("killed", "")
+        status, found = in_fork(work, seconds)
+        if found is None and os.waitstatus_to_exitcode(status) > 0:
+            sys.exit(f"{mutant.key}: ended with {status}")
+        return found or ("killed", "the limit of time")  # type: ignore[return-value]
 
 
 class Session:
@@ -341,8 +350,8 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        log = LOG.read_text().splitlines() if options.again and LOG.exists() else []
-        self.known = {key for key, verdict in map(json.loads, log) if verdict == "killed"}
+        log = LOG.read_text().splitlines() if options.again else []
+        self.known = {key: verdict for key, verdict, _ in map(json.loads, log)}
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # one for all processes
@@ -359,17 +368,22 @@ class Session:
         mutants = [mutant for file in sorted(room.files) for mutant in mutants_of(Path(file))]
         chosen = random.Random(self.options.seed).sample(mutants, len(mutants))[: self.options.sample]
         mutants, chosen = ([one for one in some if one.kind != "speed"] for some in (mutants, chosen))
+        if self.options.again:
+            chosen = [mutant for mutant in mutants if mutant.key in self.known]
         seconds = sum(room.seconds.values())
         say(f"{room.name}: {len(room.items)} tests, {seconds:.0f} s; {len(mutants)} mutants")
         counts: Counter[str] = Counter()
         with LOG.open("a") as log:
             for mutant in chosen:
-                if mutant.key in self.known:
-                    counts["killed"] += 1
+                before = self.known.get(mutant.key)
+                if before == "killed":
+                    counts[before] += 1
                     continue
                 verdict, line = room.judge(mutant, patches[str(mutant.path)])
+                if verdict == "not run":
+                    verdict = before or verdict  # of some tests only
                 counts[verdict] += 1
-                log.write(json.dumps([mutant.key, verdict]) + "\n")
+                log.write(json.dumps([mutant.key, verdict, line]) + "\n")
                 log.flush()
                 if verdict != "killed":
                     place = f"{mutant.path.relative_to(SOURCE)}:{mutant.position[0]} {mutant.operator}"
@@ -391,7 +405,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="so many mutants of each room, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which they are tried")
     parser.add_argument("--tests", nargs="+", help="these tests only")
-    parser.add_argument("--again", action="store_true", help=f"but for those that {LOG} says are dead")
+    parser.add_argument("--again", action="store_true", help=f"those of {LOG} that have survived")
     options = parser.parse_args()
     if unknown := set(options.rooms) - set(ROOMS):
         parser.error(f"no room {', '.join(unknown)}; there are {', '.join(ROOMS)}")
