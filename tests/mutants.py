@@ -223,10 +223,13 @@ class Patch:
             for name in names:  # also where it was imported
                 if vars(module).get(name) is old[name]:
                     setattr(module, name, space[name])
+
+        def new(value: object) -> object:
+            return next((space[name] for name in names if old[name] is value), value)
+
         for function in self.functions:  # and where it is a default
-            defaults = function.__defaults__ or ()
-            kept = [next((space[n] for n in names if old[n] is value), value) for value in defaults]
-            function.__defaults__ = tuple(kept) or None
+            function.__defaults__ = tuple(map(new, function.__defaults__ or ())) or None
+            function.__kwdefaults__ = {k: new(v) for k, v in (function.__kwdefaults__ or {}).items()} or None
 
     def _defaults(self, node: ast.FunctionDef) -> None:
         first = min(line.lineno for line in (node, *node.decorator_list))

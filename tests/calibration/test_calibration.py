@@ -137,6 +137,11 @@ def test_what_does_not_fit_together_is_refused(fitted: Calibration, changes: dic
         Calibration.from_dict(fitted.to_dict() | changes)
 
 
+def test_thresholds_for_a_hundredth_to_a_ten_thousandth_unless_asked() -> None:
+    made = fit_calibration(model="m", data="d", scores={"s": [0.1, 0.3, 0.2, 0.4]}, mated=[0, 0, 1, 1])
+    assert [entry.target for entry in made.thresholds["s"].entries] == [1e-2, 1e-3, 1e-4]
+
+
 def test_what_is_not_there_is_said(fitted: Calibration) -> None:
     with pytest.raises(InputError, match="'pfe'; there is one for cosine, mls"):
         fitted.llr("pfe", [1.0])
