@@ -49,3 +49,7 @@ bench:  ## the benchmarks that need no data; their options are in their first li
 	    benchmarks/extract_overhead.py benchmarks/confidence_step.py benchmarks/scaling.py \
 	    benchmarks/record_memory.py benchmarks/demo.py benchmarks/nearest_point.py; do \
 	    echo "== $$script"; $(PYTHON) $$script || exit 1; done
+
+.PHONY: mutants
+mutants:  ## small changes of the mathematics, each of which a test must notice (hours); pip install cosmic-ray coverage
+	$(PYTHON) -m tests.mutants

@@ -39,6 +39,33 @@ def test_everything_by_name(fitted: Calibration) -> None:
     assert (fitted.likelihood["cosine"].radius, fitted.likelihood["mls"].radius) == (None, 64.0)
 
 
+def test_the_best_rule_is_that_of_the_best_score_with_this_bound() -> None:
+    names = ("mls", "mls-template", "evidence", "evidence-template", "evidence-templates")
+    rules = {
+        (name, error, alpha): DecisionRule(name, 64.0, "kappa", 2.0, 1.0, 30.0, error, alpha, 0.05)
+        for name in names for error in ("both", "fmr") for alpha in (0.01, 0.001)
+    }  # fmt: skip
+    every = Calibration("m" * 64, "d" * 64, decisions=tuple(rules.values()))
+    for templates, name in enumerate(names[2:]):
+        assert every.best_decision(0.001, templates) == rules[name, "fmr", 0.001]
+    some = [rule for key, rule in rules.items() if "evidence" not in key[0]]
+    plain = replace(every, decisions=tuple(some))
+    best = [plain.best_decision(0.01, templates).score for templates in range(3)]
+    assert best == ["mls", "mls-template", "mls-template"]
+    with pytest.raises(InputError, match="no decision rule for mls, fmr"):
+        every.best_decision(0.1)
+
+
+def test_it_says_what_is_in_it(fitted: Calibration) -> None:
+    knots = len(fitted.kappa.log_kappa)
+    assert repr(fitted) == (
+        f"Calibration(kappa: {knots} knots; likelihood: cosine, mls; thresholds: cosine, mls; "
+        f"decisions: 2 rules; model={'m' * 12}..., data={'d' * 12}...)"
+    )
+    nothing = repr(Calibration("m" * 64, "d" * 64))
+    assert "kappa: none; likelihood: none; thresholds: none; decisions: 0 rules" in nothing
+
+
 def test_through_json(fitted: Calibration) -> None:
     text = json.dumps(fitted.to_dict(), allow_nan=False)
     assert Calibration.from_dict(json.loads(text), model="m" * 64) == fitted
@@ -108,6 +135,11 @@ def test_no_value_of_another_kind_passes(fitted: Calibration) -> None:
 def test_what_does_not_fit_together_is_refused(fitted: Calibration, changes: dict) -> None:
     with pytest.raises(InputError, match="damaged"):
         Calibration.from_dict(fitted.to_dict() | changes)
+
+
+def test_thresholds_for_a_hundredth_to_a_ten_thousandth_unless_asked() -> None:
+    made = fit_calibration(model="m", data="d", scores={"s": [0.1, 0.3, 0.2, 0.4]}, mated=[0, 0, 1, 1])
+    assert [entry.target for entry in made.thresholds["s"].entries] == [1e-2, 1e-3, 1e-4]
 
 
 def test_what_is_not_there_is_said(fitted: Calibration) -> None:

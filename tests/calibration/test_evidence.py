@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import genpareto, norm
+from sklearn.linear_model import LogisticRegression
 
 from spherecf.calibration import Calibration, ConditionalCalibrator, DecisionRule, LogisticCalibrator
 from spherecf.errors import InputError
@@ -54,6 +56,89 @@ def test_one_threshold_lets_as_many_strangers_pass_whatever_the_kappas(known: Co
 
 
 @pytest.mark.parametrize("roles", [False, True])
+@pytest.mark.parametrize("shape", [0.2, 0.0])
+def test_the_formula(roles: bool, shape: float) -> None:
+    rng = np.random.default_rng(0)
+    long, short = (6, 4) if roles else (4, 3)
+    offset, slope, start, spread = (rng.normal(size=size) / 9 for size in (long, short, long, short))
+    known = ConditionalCalibrator(
+        "evidence", 64.0, -400.0, roles, (3.0, 6.0), (3.5, 6.5), tuple(offset), tuple(slope), tuple(start),
+        tuple(spread), shape, 0.05, 10**9, 10**9,
+    )  # fmt: skip
+    left, right = np.log(40.0), np.log(600.0)
+    total, apart = left + right - 10, left - right
+    terms = np.array([1, total, apart**2, apart, total**2, apart * total] if roles else
+                     [1, total, apart**2, total**2])  # fmt: skip
+    of = {name: terms[: len(theta)] @ theta for name, theta in
+          {"offset": offset, "slope": slope, "start": start, "spread": spread}.items()}  # fmt: skip
+    ratio = of["offset"] + np.log(1 + np.exp(of["slope"])) * (np.array([-7.0, 2.0]))
+    assert known.llr([-407.0, -398.0], (40.0, 600.0)) == pytest.approx(ratio)
+    scale = np.exp(of["spread"])
+    above = np.array([0.0, 0.3, 2.0])
+    rarity = known.rarity(of["start"] + above, (40.0, 600.0))
+    assert rarity == pytest.approx(-np.log(0.05) - genpareto.logsf(above, shape, scale=scale))
+    said = known.evidence([-407.0, -398.0, -300.0], of["start"] + 0.3, (40.0, 600.0))
+    ratio = known._ratio([-407.0, -398.0, -300.0], (40.0, 600.0))
+    assert said == pytest.approx([ratio[0], min(rarity[1], 2.5 * ratio[1]), min(rarity[1], 2.5 * ratio[2])])
+    below = known.rarity(of["start"] - 0.3, (40.0, 600.0))  # falls to 0 as steeply as it rises at first
+    assert below == pytest.approx(-np.log(0.05) * np.exp(-0.3 / scale / -np.log(0.05)))
+
+
+def test_a_bounded_tail_goes_on_as_a_line() -> None:
+    known = ConditionalCalibrator(
+        "evidence", 64.0, 0.0, False, (5.0, 5.0), (5.0, 5.0), (0.0,) * 4, (0.0,) * 3, (0.0,) * 4, (0.0,) * 3,
+        -0.25, 0.05, 9, 9,
+    )  # fmt: skip
+    above = np.array([1.0, 3.7, 3.8, 4.8, 9.8])  # it would end at 4, and the line begins at 3.8
+    expected = -np.log(0.05) + np.append(
+        -genpareto.logsf(above[:3], -0.25), np.log(0.05) / -0.25 + np.array([1.0, 6.0])
+    )
+    assert known.rarity(above, (150.0, 150.0)) == pytest.approx(expected)
+
+
+def test_at_one_kappa_it_is_logistic_regression_and_a_pareto_tail() -> None:
+    rng = np.random.default_rng(3)
+    mated = np.arange(20_000) < 50  # so few that the one more counts
+    cosines = 0.1 * rng.normal(size=mated.size) + 0.25 * mated
+    scores, kappas = 40 * cosines - 400, np.full((2, mated.size), np.exp(5.0))
+    known = fit({"scores": scores, "cosines": cosines, "kappas": kappas, "mated": mated})
+    # Either kind weighs half, and one more pair of it stands on the wrong side.
+    target = np.where(mated, 1 - 1 / (mated.sum() + 2), 1 / ((~mated).sum() + 2))
+    weight = mated.size * np.where(mated, 0.5 / mated.sum(), 0.5 / (~mated).sum())
+    slow = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000).fit(
+        np.tile(scores + 400, 2)[:, None] / 10, np.repeat([1, 0], mated.size),
+        sample_weight=np.concatenate([weight * target, weight * (1 - target)]),
+    )  # fmt: skip
+    assert known.offset[0] == pytest.approx(slow.intercept_[0], rel=1e-3)
+    assert np.log1p(np.exp(known.slope[0])) == pytest.approx(slow.coef_[0, 0] / 10, rel=1e-3)
+    other = cosines[~mated]
+    above = other[other > known.start[0]] - known.start[0]
+    assert above.size / other.size == pytest.approx(0.05, abs=1.5e-3)
+    shape, _, scale = genpareto.fit(above, floc=0)
+    assert (known.shape, np.exp(known.spread[0])) == (
+        pytest.approx(shape, abs=2e-3), pytest.approx(scale, rel=2e-3)
+    )  # fmt: skip
+
+
+def test_the_rarity_is_that_of_the_kappas_on_either_side() -> None:
+    """Cosines of strangers scatter by the sum of the log concentrations, and by their difference."""
+    rng = np.random.default_rng(4)
+    log_kappa = rng.uniform(4, 6, (2, 60_000))
+    mated = np.arange(60_000) % 4 == 0
+
+    def sigma(left: Any, right: Any) -> Any:
+        return 0.1 * np.exp(-0.2 * (left + right - 10) + 0.2 * (left - right) ** 2)
+
+    cosines = sigma(*log_kappa) * rng.normal(size=mated.size) + 0.5 * mated
+    data = {"scores": 40 * cosines - 400, "cosines": cosines, "kappas": np.exp(log_kappa), "mated": mated}
+    known = fit(data)
+    for left, right in ((4.3, 4.3), (5.0, 5.0), (5.8, 5.8), (4.3, 5.7), (5.7, 4.3)):
+        for times in (2.0, 3.0):
+            rarity = known.rarity(times * sigma(left, right), (np.exp(left), np.exp(right)))
+            assert rarity == pytest.approx(-norm.logsf(times), rel=0.15)
+
+
+@pytest.mark.parametrize("roles", [False, True])
 def test_all_rise_with_the_cosine(roles: bool) -> None:
     calibrator = fit(world(3, roles=roles), roles=roles)
     cosine = np.linspace(-1, 1, 400)
@@ -87,6 +172,17 @@ def test_conditions_count_alike_however_many_pairs_they_have() -> None:
     )
     np.testing.assert_allclose(once.offset, again.offset, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(once.start, again.start, atol=1e-3)
+
+
+@pytest.mark.parametrize("mated", [False, True])
+def test_a_condition_with_one_kind_of_pairs_does_not_count(mated: bool) -> None:
+    data = world(5, 20_000)
+    strange = {"scores": np.full(200, -390.0), "cosines": np.full(200, 0.9), "mated": np.full(200, mated),
+               "kappas": np.full((2, 200), 100.0)}  # fmt: skip
+    more = {name: np.concatenate([column, strange[name]], -1) for name, column in data.items()}
+    alone, again = fit(data), fit(more, conditions=np.repeat([0, 1], [20_000, 200]))
+    np.testing.assert_allclose(alone.offset, again.offset, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(alone.start, again.start, atol=1e-3)
 
 
 def test_kappas_beyond_those_seen_count_as_the_nearest(known: ConditionalCalibrator) -> None:
@@ -158,6 +254,22 @@ def test_bad_data_are_refused(known: ConditionalCalibrator) -> None:
     with pytest.raises(InputError, match="expected numbers >= 0 and finite"):
         known.llr(-400.0, (np.inf, 1.0))
     facts = known.to_dict()
-    for wrong in ({"offset": [1.0]}, {"left": [3.0, 2.0]}, {"tail": 0.0}, {"mated": 0}, {"shape": 2.0}):
+    for wrong in (
+        {"offset": [1.0]}, {"slope": [0.0, 1.0, np.inf]}, {"left": [3.0, 2.0]}, {"left": [3.0, np.inf]},
+        {"right": [-np.inf, 3.0]}, {"tail": 0.0}, {"tail": 1.0}, {"mated": 0}, {"non_mated": 0},
+        {"shape": 1.0}, {"shape": -1.5}, {"neutral": np.inf}, {"radius": 0.0},
+    ):  # fmt: skip
         with pytest.raises(InputError):
             ConditionalCalibrator.from_dict({**facts, **wrong})
+    fine = {"left": [3.0, 3.0], "mated": 1, "non_mated": 1, "shape": -0.9, "tail": 0.5}
+    assert ConditionalCalibrator.from_dict({**facts, **fine}).left == (3.0, 3.0)
+
+
+def test_scores_of_another_unit_tell_as_much(known: ConditionalCalibrator) -> None:
+    data, new = world(0), world(1)
+    least = cllr(known.llr(new["scores"], tuple(new["kappas"])), new["mated"])
+    for unit in (1e-6, 1e3):
+        other = ConditionalCalibrator.fit(
+            **{**data, "scores": unit * data["scores"]}, score="evidence", radius=64.0, neutral=-400.0 * unit
+        )
+        assert cllr(other.llr(unit * new["scores"], tuple(new["kappas"])), new["mated"]) < least + 0.1

@@ -60,6 +60,18 @@ def test_bad_input_is_refused() -> None:
         IsotonicCalibrator.fit([1.0, 2.0], [0, 0], score="s")
     with pytest.raises(InputError, match="ascending"):
         IsotonicCalibrator("s", None, (1.0, 0.0), (0.0, 1.0), 1, 1)
+    for knots, llr, pairs in (
+        ((0.0, 1.0), (0.0, -0.5), (1, 1)), ((0.0, 0.0), (0.0, 1.0), (1, 1)), ((), (), (1, 1)),
+        ((0.0, 1.0), (0.0, np.inf), (1, 1)), ((0.0, 1.0), (0.0,), (1, 1)), ((0.0, 1.0), (0.0, 1.0), (0, 1)),
+        ((0.0, 1.0), (0.0, 1.0), (1, 0)),
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            IsotonicCalibrator("s", None, knots, llr, *pairs)
+    assert IsotonicCalibrator("s", None, (0.0, 0.5), (1.0, 1.0), 1, 1)(7.0) == 1
+    with pytest.raises(InputError, match="non-empty groups"):
+        pool_adjacent_violators([[0, 1]], [[1, 1]])
+    with pytest.raises(InputError, match="non-empty groups"):
+        pool_adjacent_violators([], [])
     with pytest.raises(InputError, match="non-empty groups"):
         pool_adjacent_violators([0, 1], [1, 0])
     with pytest.raises(InputError, match="NaN"):

@@ -60,3 +60,15 @@ def test_bad_questions_are_refused() -> None:
             found.percentile([3.0, bad])
     with pytest.raises(InputError, match="ascending"):
         KappaScale(128, "x", 2, (1.0, 1.0), (10.0, 20.0))
+    most = float(np.log(np.finfo(float).max))
+    for knots in ((1.0, most), (-most, 1.0)):  # kappa itself would be infinite, or its inverse
+        with pytest.raises(InputError, match=f"finite log kappa, got {knots[0]:g} to {knots[1]:g}"):
+            KappaScale(128, "x", 2, knots, (10.0, 20.0))
+    falling, beyond, below = (9.0, 8.0), (0.0, 101.0), (-1.0, 9.0)
+    for dim, images, percent in (
+        (1, 2, (0.0, 9.0)), (2, 0, (0.0, 9.0)), (2, 2, below), (2, 2, beyond), (2, 2, falling),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match="KappaScale"):
+            KappaScale(dim, "x", images, (1.0, 2.0), percent)
+    assert KappaScale(2, "x", 1, (1.0, 2.0), (0.0, 100.0)).percentile(np.exp(1.5)) == pytest.approx(50)
+    assert KappaScale(2, "x", 1, (1.0, 2.0), (50.0, 50.0)).percentile(np.exp(1.5)) == 50

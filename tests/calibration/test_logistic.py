@@ -29,6 +29,18 @@ def test_equals_sklearn(prior: float) -> None:
     assert not line.separated
 
 
+@pytest.mark.parametrize("prior", [0.5, 0.01])
+def test_the_loss_is_smallest_to_rounding(prior: float) -> None:
+    rng = np.random.default_rng(1)
+    mated = rng.random(300) < 0.3
+    scores = rng.normal(mated * 1.5, 1)
+    line = LogisticCalibrator.fit(scores, mated, score="s", prior=prior)
+    weight = np.where(mated, prior / mated.sum(), (1 - prior) / (~mated).sum())
+    odds = line.slope * scores + line.offset + np.log(prior / (1 - prior))
+    off = weight * (1 / (1 + np.exp(-odds)) - mated)
+    assert (off.sum(), off @ scores) == (pytest.approx(0, abs=1e-14), pytest.approx(0, abs=1e-14))
+
+
 def test_recovers_the_true_ratio() -> None:
     scores, mated = make(200_000, share=0.5)
     line = LogisticCalibrator.fit(scores, mated, score="s")
@@ -62,8 +74,12 @@ def test_bad_input_is_refused() -> None:
         ({"scores": -scores, "mated": mated}, "swapped, or the scores distances"),
         ({"scores": np.ones(4), "mated": [0, 0, 1, 1]}, "all 4 scores are equal"),
         ({"scores": scores, "mated": np.ones(500, bool)}, "500 mated and 0 non-mated"),
-        ({"scores": [1.0, np.nan], "mated": [0, 1]}, "1 of 2 are NaN, first pair 1"),
+        ({"scores": [1.0, np.nan, np.nan], "mated": [0, 1, 1]}, "2 of 3 are NaN, first pair 1"),
         ({"scores": [1.0, 2.0], "mated": [0, 2]}, "booleans"),
+        ({"scores": [1.0, 2.0, 3.0, 4.0], "mated": [5, 6, 7, 8]}, r"values like \[5, 6, 7\]$"),
+        ({"scores": [1.0, 2.0, 2.0, 3.0], "mated": [1, 1, 0, 0]}, "swapped"),
+        ({"scores": scores, "mated": mated, "prior": 0.0}, "prior"),
+        ({"scores": [1.0, np.inf, np.inf], "mated": [0, 1, 1]}, "2 of 3 are infinite, first pair 1"),
         ({"scores": [1.0, 2.0], "mated": [0, 1, 1]}, r"two \(n,\) arrays"),
         ({"scores": scores, "mated": mated, "prior": 1.0}, "prior"),
     ):  # fmt: skip
@@ -73,3 +89,12 @@ def test_bad_input_is_refused() -> None:
         LogisticCalibrator.fit(scores, mated, score="s")([np.nan])
     with pytest.raises(InputError, match="both kinds"):
         llr_limits(0, 4)
+    for slope, offset in ((0.0, 1.0), (np.inf, 1.0), (1.0, np.inf)):
+        with pytest.raises(InputError, match="rises with the score"):
+            LogisticCalibrator("s", None, slope, offset, 1, 1)
+    for mated_pairs, non_mated in ((0, 1), (1, 0)):
+        with pytest.raises(InputError, match="mated >= 1"):
+            LogisticCalibrator("s", None, 1.0, 0.0, mated_pairs, non_mated)
+    with pytest.raises(InputError, match="both kinds"):
+        llr_limits(4, 0)
+    assert llr_limits(1, 1) == pytest.approx((-np.log(2), np.log(2)))

@@ -45,6 +45,7 @@ def test_only_the_tail_is_sorted_until_more_is_asked() -> None:
     split.tmr_at_fmr([0.1, 0.01])
     split.eer()
     assert split._unsorted > 8000
+    assert split.mated.dtype == split.non_mated.dtype == np.float32
     np.testing.assert_array_equal(split.non_mated, np.sort(s[~m]))
     assert split._unsorted == 0
 
@@ -63,6 +64,8 @@ def test_thinned_det_keeps_its_ends() -> None:
     fmr, fnmr, thresholds = split.det(400)
     assert fmr.size <= 402 < split.det()[0].size
     assert (fmr[0], fnmr[0], fmr[-1], fnmr[-1], thresholds[0]) == (0, 1, 1, 0, np.inf)
+    every = split.det()[0].size
+    assert split.det(every)[0].size == every and split.det(every - 1)[0].size <= 402
 
 
 @pytest.mark.parametrize(

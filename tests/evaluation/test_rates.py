@@ -9,6 +9,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from spherecf.errors import InputError
 from spherecf.evaluation import auc, det_curve, eer, roc, tmr_at_fmr
+from spherecf.evaluation.rates import auc_rates, eer_rates, sort_pairs, spread, tmr_rates
 
 
 def draw(n: int = 500, seed: int = 0, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -84,6 +85,24 @@ def test_increasing_transforms_change_nothing(items: list[tuple[int, bool]]) -> 
     assert tmr_at_fmr(scores, mated, 0.5)[0].tmr == tmr_at_fmr(bent, mated, 0.5)[0].tmr
 
 
+def test_weights_are_copies_of_pairs() -> None:
+    scores, mated = draw(80, ties=True)
+    weights = np.random.default_rng(1).integers(0, 4, (2, 3, 80))
+    curve = sort_pairs(scores, mated).curve(weights)
+    assert curve.mated.shape == curve.non_mated.shape == (2, 3)
+    for row in np.ndindex(2, 3):
+        copied = np.repeat(scores, weights[row]), np.repeat(mated, weights[row])
+        plain = roc(*copied)
+        at = np.searchsorted(-curve.thresholds, -plain.thresholds)
+        np.testing.assert_array_equal(curve.false[row][at], plain.false)
+        np.testing.assert_array_equal(curve.true[row][at], plain.true)
+        np.testing.assert_array_equal(curve.fnmr[row][at], plain.fnmr)
+        assert eer_rates(curve)[row] == pytest.approx(eer(*copied))
+        assert auc_rates(curve)[row] == pytest.approx(auc(*copied))
+        for target in (0.05, 0.3, 1.0):
+            assert tmr_rates(curve, target)[row] == tmr_at_fmr(*copied, target)[0].tmr
+
+
 def test_perfect_and_hopeless_scores() -> None:
     mated = np.array([True, True, False, False])
     assert (eer([4, 3, 2, 1], mated), auc([4, 3, 2, 1], mated)) == (0.0, 1.0)
@@ -98,6 +117,34 @@ def test_det_corners_hold_the_whole_curve() -> None:
     assert thresholds.size <= curve.thresholds.size
     np.testing.assert_allclose(np.interp(curve.fmr + curve.tmr, fmr + 1 - fnmr, fmr), curve.fmr, atol=1e-12)
     assert (fmr[0], fnmr[0], fmr[-1], fnmr[-1]) == (0, 1, 1, 0)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_det_corners_are_where_the_staircase_turns(ties: bool) -> None:
+    scores, mated = draw(60, ties=ties)
+    curve = roc(scores, mated)
+    points = list(zip(curve.false.tolist(), curve.true.tolist()))
+    corners = [0]
+    for i in range(1, len(points) - 1):
+        (f0, t0), (f1, t1), (f2, t2) = points[i - 1 : i + 2]
+        if not (f0 == f1 == f2 or t0 == t1 == t2):
+            corners.append(i)
+    corners.append(len(points) - 1)
+    fmr, fnmr, thresholds = det_curve(scores, mated)
+    np.testing.assert_array_equal(thresholds, curve.thresholds[corners])
+    np.testing.assert_array_equal(fmr, curve.fmr[corners])
+    np.testing.assert_array_equal(fnmr, curve.fnmr[corners])
+
+
+@pytest.mark.parametrize("size", [399, 400, 401, 3000])
+def test_thinned_points_are_the_first_to_reach_each_rate(size: int) -> None:
+    way = np.arange(size) / (size - 1)
+    fmr, fnmr = np.minimum(1, (1.1 * way) ** 3), np.minimum(1, (1.1 * (1 - way)) ** 2)
+    kept = {0, size - 1}
+    for risen, left in zip(np.geomspace(fmr[1], 1, 200), np.geomspace(fnmr[-2], 1, 200)):
+        kept.add(next(i for i in range(size) if fmr[i] >= risen))
+        kept.add(next(i for i in reversed(range(size)) if fnmr[i] >= left))
+    assert spread(fmr, fnmr).tolist() == (list(range(size)) if size <= 400 else sorted(kept))
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,14 @@ def test_bad_arguments():
         (lambda: adaface(one, one, 20.0, 1.0, h=0), "h > 0"),
         (lambda: magface(one, one, lower_margin=0.9), "lower_margin <= upper_margin"),
         (lambda: magface(one, one, lower_norm=0), "0 < lower_norm"),
+        (lambda: adaface(one, one, 20.0, 1.0, margin=math.pi), "margin < pi"),
+        (lambda: magface(one, one, lower_margin=-0.1), "0 <= lower_margin"),
+        (lambda: magface(one, one, upper_margin=math.pi), "upper_margin < pi"),
+        (lambda: magface(one, one, lower_norm=110), "lower_norm < upper_norm"),
     ):
         with pytest.raises(InputError, match=message):
             call()
+    # No margin, or the same for all norms.
+    assert adaface(one / 2, one, 20.0, 1.0, margin=0) == 0.5
+    torch.testing.assert_close(magface(one / 2, one, 0.3, 0.3), arcface(one / 2, 0.3))
+    assert magface(one / 2, one, 0, 0.5) == 0.5

@@ -38,6 +38,7 @@ def case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     prototypes = 0.01 * torch.randn(IDENTITIES, DIM, generator=generator)
     labels = torch.randint(IDENTITIES, (SAMPLES,), generator=generator)
+    labels[:4] = torch.tensor([0, 63, 64, IDENTITIES - 1])  # at the ends of blocks, which are of 64
     noise = normalize(torch.randn(SAMPLES, DIM, generator=generator))
     lengths = 10 + 40 * torch.rand(SAMPLES, 1, generator=generator)
     embedding = lengths * normalize(noise + 0.5 * normalize(prototypes[labels]))
@@ -72,6 +73,16 @@ def test_error_of_every_margin_against_float64(
     assert errors[0] <= BOUNDS[products][0] and max(errors[1:]) <= BOUNDS[products][1], errors
     for name, buffer in margin.named_buffers():
         torch.testing.assert_close(buffer, exact.get_buffer(name), check_dtype=False)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_cosine_is_that_of_the_own_prototype_and_0_where_another_rank_has_it() -> None:
+    embedding, prototypes, labels = case(torch.float64)
+    own = (normalize(embedding) * normalize(prototypes[labels])).sum(1)
+    columns = torch.where(torch.arange(SAMPLES) % 3 == 0, -1, labels)
+    columns[0] = 0
+    found = blockwise_losses(embedding, prototypes, columns, make_margin("arcface")).cosine
+    torch.testing.assert_close(found, torch.where(columns >= 0, own, 0.0))
 
 
 class Watch(TorchDispatchMode):

@@ -113,6 +113,11 @@ def test_bad_arguments():
         (lambda: cosface(cosine, -1), "margin >= 0, got -1"),
         (lambda: combined(cosine, 0), "factor m1 > 0"),
         (lambda: combined(cosine, 2, 4), "m2 in radians"),
+        (lambda: arcface(cosine, math.pi), "margin in radians"),
+        (lambda: cosface(cosine, math.inf), "margin >= 0, got inf"),
+        (lambda: combined(cosine, math.inf), "factor m1 > 0"),
+        (lambda: combined(cosine, 2, math.pi), "m2 in radians"),
+        (lambda: combined(cosine, 2, -0.1), "m2 in radians"),
     ):
         with pytest.raises(InputError, match=message):
             call()

@@ -13,7 +13,13 @@ def test_the_gradient_vanishes_there(dim: int) -> None:
     assert float(mean_resultant_length(kappa, dim)) == pytest.approx(0.6, abs=1e-6)
 
 
-@pytest.mark.parametrize("cosines", [[], [0.5, float("nan")], [1.5], [-0.5, 0.1]])
+@pytest.mark.parametrize(
+    "cosines", [[], [0.5, float("nan")], [1.5], [-0.5, 0.1], [0.0], [1.0], [1.0002, 0.1]]
+)
 def test_data_without_a_maximum(cosines: list[float]) -> None:
     with pytest.raises(InputError, match="cosine"):
         initial_kappa(torch.tensor(cosines), 128)
+
+
+def test_a_cosine_that_has_rounded_beyond_one_is_taken() -> None:
+    assert initial_kappa(torch.tensor([1.00005, 0.2]), 128) > 0

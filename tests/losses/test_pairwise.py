@@ -1,5 +1,6 @@
 """PFE-G and PFE-v against 50 digits, one pair at a time."""
 
+import inspect
 import math
 
 import pytest
@@ -9,7 +10,15 @@ from tests.reference.scores_mpmath import mutual_likelihood
 from torch.nn.functional import normalize
 
 from spherecf.errors import InputError
-from spherecf.losses import pfe_gaussian_loss, pfe_vmf_loss
+from spherecf.losses import (
+    certainty_ratio_loss,
+    pfe_gaussian_loss,
+    pfe_vmf_loss,
+    probface_loss,
+    random_temperature_loss,
+    sphere_confidence_loss,
+    sphere_confidence_loss_from_cosine,
+)
 
 LABELS = torch.tensor([5, 2, 5, 9, 2, 5])
 PAIRS = [(0, 2), (0, 5), (1, 4), (2, 5)]
@@ -138,3 +147,25 @@ def test_bad_arguments(mu, log_variance):
     ):
         with pytest.raises((InputError, TypeError)):
             call()
+
+
+@pytest.mark.parametrize(
+    ("loss", "shapes"),
+    [
+        (pfe_gaussian_loss, ((6, 8), (6, 8), (6,))),
+        (pfe_vmf_loss, ((6, 8), (6,), (6,))),
+        (probface_loss, ((6, 8), (6,), (6,))),
+        (certainty_ratio_loss, ((6,), (6,), (6,))),
+        (random_temperature_loss, ((6,), (6,), (6, 3))),
+        (sphere_confidence_loss, ((6, 8), (6,), (6, 8))),
+    ],
+)
+def test_shapes_that_do_not_fit_are_said_without_annotations_too(loss, shapes):
+    """The annotations, which tests check, are quicker; a user's program has the loss alone."""
+    alone = inspect.unwrap(loss)
+    for at in range(len(shapes)):
+        wrong = [torch.ones(shape if i != at else (5, *shape[1:])) for i, shape in enumerate(shapes)]
+        with pytest.raises(InputError, match=f"{loss.__name__}: expected"):
+            alone(*wrong)
+    with pytest.raises(InputError, match="one kappa per cosine"):
+        inspect.unwrap(sphere_confidence_loss_from_cosine)(torch.ones(3), torch.ones(2), 8)

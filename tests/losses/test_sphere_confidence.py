@@ -164,6 +164,7 @@ def test_the_module_is_the_function() -> None:
         module = SphereConfidenceLoss(2.0, variant, "none")
         expected = sphere_confidence_loss(mu, kappa, prototypes, 2.0, variant, "none")
         torch.testing.assert_close(module(mu, kappa, prototypes), expected, rtol=0, atol=0)
+    assert SphereConfidenceLoss()(mu, kappa, prototypes) == sphere_confidence_loss(mu, kappa, prototypes)
     assert module.state_dict() == {}
     with pytest.raises(InputError):
         SphereConfidenceLoss(0.0)

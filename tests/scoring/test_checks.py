@@ -26,6 +26,7 @@ from spherecf.scoring import (
     pool,
     pool_templates,
 )
+from spherecf.scoring.pairs import concentrations, directions as checked_directions
 
 N, DIM = 6, 16
 KAPPA = torch.linspace(10, 600, N)
@@ -185,6 +186,35 @@ WRONG_SHAPES: dict[str, Callable[[], object]] = {
 def test_shapes_that_would_broadcast_to_something_else(case: str) -> None:
     with pytest.raises((InputError, TypeError)):  # TypeError: the annotations, which tests check, are quicker
         WRONG_SHAPES[case]()
+
+
+def test_precisions_are_one_or_one_per_coordinate() -> None:
+    wanted = r"expected 1 or 16 per mean, shape \(6, 16\) or \(6, 1\), got \(6, 3\)"
+    with pytest.raises(InputError, match=wanted):
+        gaussian_score(MU, torch.ones(6, 3), MU, torch.ones(6, 3))
+
+
+def test_one_concentration_per_direction() -> None:
+    several = MU.expand(3, N, DIM)
+    for kappa, mu in ((KAPPA, MU), (KAPPA[:1], MU), (KAPPA, several), (KAPPA.expand(3, N), several)):
+        assert concentrations(kappa, mu, "kappa") is kappa
+    with pytest.raises(InputError, match=r"shape \(6,\), got \(6, 1\) \(squeeze the column\)$"):
+        concentrations(KAPPA[:, None], MU, "kappa")
+    for kappa, mu, exact in ((KAPPA[:3], MU, False), (KAPPA[:2], several, False), (KAPPA[:1], MU, True)):
+        with pytest.raises(InputError, match=r"kappa: expected one per direction, .*got \(\d,\)$"):
+            concentrations(kappa, mu, "kappa", exact)
+
+
+def test_axes_that_are_missing_are_named() -> None:
+    for ndim, mu, wanted in (
+        (2, MU[0], r"\(n, dim\), one direction per row, got \(16,\)"),
+        (2, MU[None], r"\(n, dim\), one direction per row, got \(1, 6, 16\)"),
+        (None, MU[0, 0], r"\(..., dim\), got \(\)"),
+    ):
+        with pytest.raises(InputError, match=f"mu: expected {wanted}"):
+            checked_directions(ndim, mu=mu)
+    with pytest.raises(InputError, match="left has dimension 16, right has dimension 8; both must"):
+        checked_directions(left=MU, right=torch.nn.functional.normalize(MU[:, :8]))
 
 
 # Where annotations are not checked, as in a user's program: no bare exception of torch or NumPy.

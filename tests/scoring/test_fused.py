@@ -121,6 +121,24 @@ def test_top_is_that_of_the_whole_matrix(way: str, count: int, monkeypatch: pyte
     assert all(len(set(row)) == len(row) for row in found.columns.tolist())
 
 
+def test_what_top_finds_is_scored_as_a_pair() -> None:
+    """Also where directions are as long as may be, so that their cosine would be beyond 1."""
+    mu, kappa = 1.003 * directions(5, 16).to(DEVICE), torch.linspace(1, 500, 5, device=DEVICE)
+    both, kappas = torch.cat([mu, -mu]), kappa.repeat(2)
+    found = mutual_likelihood_top(mu, kappa, both, kappas, 10)
+    pairs = mutual_likelihood_score(
+        mu[:, None], kappa[:, None].double(), both[found.columns], kappas[found.columns].double()
+    )
+    torch.testing.assert_close(found.scores, pairs, rtol=1e-13, atol=0)
+    assert (
+        mutual_likelihood_counts(mu, kappa, both, kappas, torch.zeros(1, device=DEVICE) - 1e9) == 10
+    ).all()
+    every = mutual_likelihood_matrix(mu, kappa, both, kappas)
+    torch.testing.assert_close(every.sort(descending=True).values.double(), pairs, rtol=1e-4, atol=1e-2)
+    middle = (every.sort().values[:, 4:5] + every.sort().values[:, 5:6]) / 2
+    assert (mutual_likelihood_counts(mu, kappa, both, kappas, middle) == 5).all()
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_counts_are_those_of_the_whole_matrix(way: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("spherecf.scoring.reductions._BLOCK_CELLS", 4096)

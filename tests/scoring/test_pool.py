@@ -62,6 +62,8 @@ def test_ids_choose_and_order() -> None:
 def test_group_without_images_is_named() -> None:
     with pytest.raises(InputError, match="1 of 2 groups have no image, first group 8"):
         pool(directions(2, 4), torch.ones(2), torch.tensor([7, 9]), ids=torch.tensor([9, 8]))
+    with pytest.raises(InputError, match="2 of 3 groups have no image, first group 10"):
+        pool(directions(2, 4), torch.ones(2), torch.tensor([7, 9]), ids=torch.tensor([10, 9, 6]))
 
 
 def test_cancelling_group_is_named() -> None:
@@ -87,6 +89,14 @@ def test_a_short_sum_is_still_a_direction(share: float) -> None:
     )
     torch.testing.assert_close(pooled.mu, torch.tensor([[0.0, 1.0]], dtype=torch.float64))
     assert float(pooled.kappa) == pytest.approx(2 * share)
+    frames = torch.arange(2).repeat_interleave(500)  # as often as may be, a medium counts once
+    again = pool(
+        (mu / mu.norm(dim=1, keepdim=True))[frames],
+        torch.ones(1000, dtype=torch.float64),
+        torch.zeros(1000).long(),
+        frames,
+    )
+    assert float(again.kappa) == pytest.approx(2 * share)
 
 
 def test_a_sum_of_rounding_errors_is_no_direction() -> None:

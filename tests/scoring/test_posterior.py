@@ -132,6 +132,7 @@ def test_the_concentration_that_made_the_data_is_found() -> None:
         ({"kappa_gallery": float("nan")}, "0 < kappa_gallery"),
         ({"beta": 1.0}, "0 < beta < 1"),
         ({"gallery": np.zeros((0, 3))}, r"got \(3, 3\) and \(0, 3\)"),
+        ({"probes": np.zeros((0, 3))}, r"got \(0, 3\) and \(3, 3\)"),
         ({"gallery": np.eye(4)}, r"got \(3, 3\) and \(4, 4\)"),
         ({"probes": np.full((2, 3), np.nan)}, "probes: 2 of 2 .* NaN"),
         ({"probe_kappa": np.array([1.0, -1.0, np.inf])}, "probe_kappa: 2 of 3 are NaN, negative or infinite"),
@@ -150,5 +151,8 @@ def test_bad_input(change: dict, message: str) -> None:
 def test_no_cosine_to_start_from() -> None:
     with pytest.raises(InputError, match="got 0 with nan; give kappa_gallery as a number"):
         mean_cosine_kappa(np.eye(3), np.eye(3), np.array([-1, -1, -1]))
+    for shift in (0, 1):
+        with pytest.raises(InputError, match=f"between 0 and 1, got 3 with {1 - shift};"):
+            mean_cosine_kappa(np.eye(3), np.eye(3), (np.arange(3) + shift) % 3)
     with pytest.raises(InputError, match="got 1 with -1"):
         fit_gallery_kappa(-np.eye(3)[:1], np.eye(3), np.array([0]))

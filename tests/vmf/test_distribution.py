@@ -222,6 +222,8 @@ def test_fit_with_weights_is_fit_with_repetitions():
 def test_fit_at_the_edges():
     same = unit(1, 5).expand(4, 5)
     assert VonMisesFisher.fit(same).concentration.isfinite()
+    assert VonMisesFisher.fit(torch.eye(3)[:1].expand(4, 3)).concentration == pytest.approx(2**24)
+    assert VonMisesFisher.fit(torch.eye(3)[:1]).mean_direction.tolist() == [1, 0, 0]
     opposite = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     nothing = VonMisesFisher.fit(opposite)
     assert nothing.concentration == 0 and nothing.mean_direction.tolist() == [1, 0]

@@ -18,6 +18,7 @@ from spherecf.vmf import (
     mean_resultant_complement,
     mean_resultant_length,
     mean_resultant_length_derivative,
+    product_concentration,
 )
 from spherecf.vmf.functions import log_normalizer_relative
 
@@ -247,6 +248,25 @@ def test_bad_arguments(function):
             function(torch.ones(2), dim)
     with pytest.raises((InputError, TypeError), match=r"floating-point|type"):
         function(torch.ones(2, dtype=torch.int64), 512)
+
+
+def test_product_concentration_is_the_length_of_the_sum():
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.nn.functional.normalize(torch.randn(2, 40, 8, generator=generator).double(), dim=-1)
+    mu[1, :20] = torch.nn.functional.normalize(mu[0, :20] + 1e-3 * mu[1, :20], dim=-1)
+    kappa = torch.logspace(-9, 6, 40).double()
+    cosine = (mu[0] * mu[1]).sum(-1)
+    a, b = kappa, kappa.flip(0)
+    p, square, missing = product_concentration(a, b, 1 + cosine, 1 - cosine)
+    length = (a[:, None] * mu[0] + b[:, None] * mu[1]).norm(dim=-1)
+    torch.testing.assert_close(p, length)
+    torch.testing.assert_close(square, length.square())
+    torch.testing.assert_close(missing, a + b - length, rtol=1e-6, atol=1e-9)
+    tiny = torch.full((1,), 1e-11)
+    assert product_concentration(tiny, tiny, *torch.tensor([[2.0], [0.0]]))[0] == pytest.approx(2e-11)
+    zero = torch.zeros(1, requires_grad=True)
+    product_concentration(zero, zero, *torch.tensor([[1.0], [1.0]]))[0].backward()
+    assert zero.grad.isfinite().all()
 
 
 def test_shapes_and_empty():

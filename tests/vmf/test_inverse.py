@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from spherecf.vmf import inverse_mean_resultant_length, mean_resultant_complement, mean_resultant_length
+from spherecf.vmf.functions import _first_guess
 
 DIMS = pytest.mark.parametrize("dim", [2, 3, 8, 64, 512, 8192])
 
@@ -41,6 +42,24 @@ def test_gradcheck(dim):
     rho = torch.tensor([0.05, 0.3, 0.7, 0.95], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda r: inverse_mean_resultant_length(r, dim), rho)
     assert torch.autograd.gradgradcheck(lambda r: inverse_mean_resultant_length(r, dim), rho)
+
+
+@DIMS
+def test_the_first_guess_is_near(dim):
+    """Amos' bounds; a poor one would show only where the steps that follow no longer suffice."""
+    small = torch.logspace(-8, -0.4, 50, dtype=torch.float64)
+    rho = torch.cat([small, 1 - small])
+    off = _first_guess(rho, 1 - rho, dim / 2 - 1) / inverse_mean_resultant_length(rho, dim) - 1
+    assert off.abs().max() < 0.35 / dim
+
+
+@DIMS
+def test_the_ends_are_exact(dim):
+    for dtype in (torch.float32, torch.float64):
+        assert inverse_mean_resultant_length(torch.tensor([0.0, 1.0], dtype=dtype), dim).tolist() == [
+            0,
+            math.inf,
+        ]
 
 
 def test_edges():

@@ -105,6 +105,18 @@ def test_shapes_that_do_not_fit(case: str) -> None:
         SHAPES[case]()
 
 
+def test_what_cannot_be_fitted_is_said() -> None:
+    for value in (torch.empty(0, 3), torch.empty(4, 0, 3)):
+        with pytest.raises(InputError, match="n >= 1"):
+            VonMisesFisher.fit(value)
+    three = torch.eye(3)
+    for weights in ((1.0, torch.inf, 1.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0), (1.0, torch.nan, 1.0)):
+        with pytest.raises(InputError, match=r"weights|NaN"):
+            VonMisesFisher.fit(three, torch.tensor(weights))
+    with pytest.raises(InputError, match="weights must be"):
+        VonMisesFisher.fit(three, torch.tensor([1.0, torch.inf, 1.0]))
+
+
 def test_deliberate_tables_of_kappas_work() -> None:
     assert VonMisesFisher(torch.eye(3)[:, None], torch.ones(4)).batch_shape == (3, 4)
     assert VonMisesFisher(torch.eye(3)[None], torch.ones(3, 1)).batch_shape == (3, 3)

@@ -198,7 +198,7 @@ def check_targets(targets: Targets) -> list[float]:
 def tmr_rates(curve: Curve, target: float) -> NDArray[Any]:
     """TMR at FMR <= target for every row of a batched curve, (...); the counts may be weights."""
     at = curve.at_rate(target)[..., None]  # (..., 1)
-    return np.asarray(np.take_along_axis(curve.true, at, -1)[..., 0] / curve.mated)
+    return np.asarray(np.take_along_axis(curve.true, at, -1).squeeze(-1) / curve.mated)
 
 
 def eer_rates(curve: Curve) -> NDArray[Any]:
@@ -209,7 +209,7 @@ def eer_rates(curve: Curve) -> NDArray[Any]:
     f0, f1 = np.take_along_axis(fmr, before, -1), np.take_along_axis(fmr, after, -1)
     n0, n1 = np.take_along_axis(fnmr, before, -1), np.take_along_axis(fnmr, after, -1)
     share = (n0 - f0) / ((n0 - f0) + (f1 - n1))
-    return np.asarray((f0 + share * (f1 - f0))[..., 0])
+    return np.asarray((f0 + share * (f1 - f0)).squeeze(-1))
 
 
 def auc_rates(curve: Curve) -> NDArray[Any]:
@@ -272,7 +272,7 @@ def spread(fmr: NDArray[Any], fnmr: NDArray[Any]) -> NDArray[Any]:
         return np.arange(fmr.size)
     rising = np.searchsorted(fmr, np.geomspace(fmr[fmr > 0].min(), 1, _DET_POINTS))
     falling = fmr.size - 1 - np.searchsorted(fnmr[::-1], np.geomspace(fnmr[fnmr > 0].min(), 1, _DET_POINTS))
-    return np.unique(np.clip(np.concatenate([[0, fmr.size - 1], rising, falling]), 0, fmr.size - 1))
+    return np.unique(np.concatenate([[0, fmr.size - 1], rising, falling]))  # both rates reach 1, so all exist
 
 
 @dataclass(frozen=True)

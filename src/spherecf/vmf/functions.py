@@ -256,7 +256,6 @@ class _Inverse(torch.autograd.Function):
             # A - rho from whichever side is the smaller number.
             miss = torch.where(rho < 0.5, -plain - rho, rest - scaled)
             kappa = (kappa - miss / ratio_slope(kappa, order)).clamp(min=0)
-        kappa = torch.where(rho == 0, 0.0, kappa)
         kappa = torch.where(rho == 1, torch.inf, kappa)
         kappa = torch.where((rho >= 0) & (rho <= 1), kappa, torch.nan)
         ctx.save_for_backward(kappa)
