@@ -60,8 +60,8 @@ ROOMS = {
 KERNELS = {"vmf/fused.py", "scoring/fused.py", "losses/blockwise_kernels.py"}
 # Set speed and memory only. That results do not depend on blocks has tests; how fast it goes has none.
 SPEED = {
-    "angles": "_BLOCK",
     "blockwise": "_BLOCK_BYTES",
+    "distributions": "_BLOCK",
     "kernels": "_CHUNK _EAGER_ELEMENTS_PER_THREAD _EAGER_ELEMENTS_ON_GPU",
     "matrix": "_CELLS _LEAST _BLOCK_ELEMENTS _WORTH_COMPILING",
     "rates": "_TAIL",
