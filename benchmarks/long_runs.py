@@ -1,7 +1,7 @@
 """Claim: an hour of training, of embedding, of enrolment and removal needs no more memory than its beginning.
 
     python benchmarks/long_runs.py [stage1 stage2 embedding gallery] [--minutes 60] [--every 5]
-                                   [--out long-runs.json] [--plot long-runs.png]
+                                   [--out runs/long.json] [--plot runs/long.png]
 
 Each section is a process of its own, one after the other, on synthetic data: the training of a recogniser;
 that of a head, for which SFace runs in every epoch; `embed` with the shipped model, file after file; and a
@@ -250,9 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("sections", nargs="*", choices=sections)
     parser.add_argument("--minutes", type=float, default=60, help="of each section")
     parser.add_argument("--every", type=float, default=5, help="seconds between samples")
-    parser.add_argument("--out", type=Path, default="long-runs.json")
-    parser.add_argument("--plot", type=Path, default="long-runs.png")
+    parser.add_argument("--out", type=Path, default="runs/long.json")
+    parser.add_argument("--plot", type=Path, default="runs/long.png")
     asked = parser.parse_args(arguments)
+    for path in (asked.out, asked.plot):
+        path.parent.mkdir(parents=True, exist_ok=True)
     for name in asked.sections or [section.__name__ for section in SECTIONS]:
         samples = watch(sections[name], asked.minutes, asked.every)
         found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
