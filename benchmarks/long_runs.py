@@ -74,7 +74,9 @@ def stage1(folder: Path, count: Count) -> None:
 
 
 def stage2(folder: Path, count: Count) -> None:
-    """Images read by the training of a head, with a checkpoint every minute."""
+    """Views in the steps of the training of a head, with a checkpoint every minute."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
     from spherecf.models import FrozenBackbone
     from spherecf.training import ConfidenceConfig, train_confidence
 
@@ -83,9 +85,9 @@ def stage2(folder: Path, count: Count) -> None:
         "fit": {"epochs": 100_000, "batch_size": 32},
         "engine": {"save_minutes": 1.0},
     }
-    source = CountedImages(count, 500, 50)
+    register_optimizer_step_post_hook(lambda *_: count(32))  # the head's start needs many images
     config = ConfidenceConfig.from_dict(settings)
-    train_confidence(FrozenBackbone.default(), source, folder / "run", config)
+    train_confidence(FrozenBackbone.default(), SyntheticImages(200, 20), folder / "run", config)
 
 
 def embedding(folder: Path, count: Count) -> None:
@@ -233,13 +235,14 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     for (memory, rate), (name, facts) in zip(figure.subplots(len(found), 2, squeeze=False), found.items()):
         samples = [Sample(**one) for one in facts["samples"]]
         times = np.array([one.seconds for one in samples]) / 60
-        memory.plot(times, [one.memory_mib for one in samples], linewidth=0.8)
-        memory.set(title=f"{name}: memory, MiB", ylim=(0, None), xlabel="minutes")
+        used = [one.memory_mib for one in samples]
+        memory.plot(times, used, linewidth=0.8)
+        memory.set(title=f"{name}: memory, MiB", ylim=(0, 1.1 * max(used)), xlabel="minutes")
         step = max(1, len(samples) // 60)
         done = np.array([one.done for one in samples])[::step]
         rate.plot(times[::step][1:], np.diff(done) / np.diff(times[::step]) / 60, linewidth=0.8)
         rate.set(title=f"{name}: done a second", ylim=(0, None), xlabel="minutes")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=72)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
