@@ -242,7 +242,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
         done = np.array([one.done for one in samples])[::step]
         rate.plot(times[::step][1:], np.diff(done) / np.diff(times[::step]) / 60, linewidth=0.8)
         rate.set(title=f"{name}: done a second", ylim=(0, None), xlabel="minutes")
-    figure.savefig(path, dpi=72)
+    figure.savefig(path, dpi=56)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
