@@ -1,7 +1,7 @@
 # The one task runner. PYTHON is the environment that `pip install -e ".[dev]"` went into.
 PYTHON ?= python
 
-.PHONY: help check unit test fuzz faults lint format docs bench audit sbom
+.PHONY: help check unit test fuzz faults lint format docs bench audit sbom versions long mutants
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -23,6 +23,14 @@ fuzz:  ## FUZZ mutated inputs for each format (hours), then the table of docs/re
 TRIALS ?= 200
 faults:  ## TRIALS attacks of each kind on each command (hours): kill -9, full disks, power cuts and others
 	$(PYTHON) -m tests.faults.harness --trials $(TRIALS)
+
+VERSIONS ?= python3.11,2.6.0,2.0.* python3.11,newest,newest
+versions:  ## the suite on each PYTHON,TORCH,NUMPY of VERSIONS, in environments under runs/versions (gigabytes)
+	$(PYTHON) tests/versions.py $(VERSIONS)
+
+MINUTES ?= 60
+long:  ## MINUTES of training (both stages), embedding and a gallery: does memory grow?
+	$(PYTHON) benchmarks/long_runs.py --minutes $(MINUTES)
 
 lint:  ## style, types and the import contract
 	$(PYTHON) -m ruff check .
@@ -50,6 +58,5 @@ bench:  ## the benchmarks that need no data; their options are in their first li
 	    benchmarks/record_memory.py benchmarks/demo.py benchmarks/nearest_point.py; do \
 	    echo "== $$script"; $(PYTHON) $$script || exit 1; done
 
-.PHONY: mutants
 mutants:  ## small changes of the mathematics, each of which a test must notice (hours); pip install cosmic-ray coverage
 	$(PYTHON) -m tests.mutants

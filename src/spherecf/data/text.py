@@ -132,6 +132,7 @@ def read_table(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "no data": told below
+            warnings.simplefilter("error", DeprecationWarning)  # old versions of NumPy read 2.5 as 2
             rows: NDArray[Any] = np.loadtxt(
                 path, dtype, comments=None, ndmin=1, delimiter=delimiter, usecols=few, skiprows=int(header),
                 encoding="utf-8-sig",

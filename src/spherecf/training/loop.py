@@ -640,7 +640,8 @@ def _compiled(network: nn.Module) -> Any:
     blocks = _repeated(network, kinds)
     if not blocks or any(getattr(module, "checkpointing", False) for module in network.modules()):
         return torch.compile(network)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
+    limits = torch._dynamo.config  # torch 2.6 has this name only, later versions as an alias
+    limits.cache_size_limit = max(limits.cache_size_limit, _VARIANTS)
     for block in blocks:
         block.compile()
         compiled: Any = block._compiled_call_impl

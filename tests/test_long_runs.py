@@ -1,0 +1,68 @@
+"""benchmarks/long_runs.py: growth is told, and only growth; every section works."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from benchmarks import long_runs
+from benchmarks.long_runs import Sample
+
+
+def run(section: str, folder: Path, minutes: float) -> tuple[int, dict]:
+    """The exit code and what was found of the section."""
+    out = folder / "out.json"
+    limits = ["--minutes", str(minutes), "--every", "0.2", "--out", str(out)]
+    code = long_runs.main([section, *limits, "--plot", str(folder / "plot.png")])
+    return code, json.loads(out.read_text())[section]
+
+
+def test_a_leak_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = run("leak", tmp_path, 0.1)
+    assert code == 1 and found["grew"] == ["memory_mib", "files"]
+    assert "memory_mib, files" in capsys.readouterr().out
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", [section.__name__ for section in long_runs.SECTIONS])
+def test_section(section: str, tmp_path: Path) -> None:
+    assert run(section, tmp_path, 0.1)[1]["done"] > 0
+
+
+@pytest.mark.parametrize(
+    ("memory", "files", "threads", "grew"),
+    [
+        (lambda t: 100.0, lambda t: 9, lambda t: 2, []),
+        (lambda t: 100 + 15 * (t > 50), lambda t: 9 + 4 * (t > 50), lambda t: 2, []),
+        (lambda t: 100 + 17 * (t > 50), lambda t: 9, lambda t: 2, ["memory_mib"]),
+        (lambda t: 1000 + 49 * (t > 50), lambda t: 9, lambda t: 2, []),
+        (lambda t: 1000 + 51 * (t > 50), lambda t: 9, lambda t: 2, ["memory_mib"]),
+        (lambda t: 100 + 500 * (t % 10 == 0), lambda t: 9, lambda t: 2 + 5 * (t > 50), ["threads"]),
+        (lambda t: 300 - t, lambda t: 9 + t // 8, lambda t: 2, ["files"]),
+    ],
+    ids=["flat", "small", "small process", "large process", "larger", "peaks", "falls"],
+)
+def test_growth(
+    memory: Callable[[int], float],
+    files: Callable[[int], int],
+    threads: Callable[[int], int],
+    grew: list[str],
+) -> None:
+    samples = [Sample(t, 3 * t, memory(t), files(t), threads(t)) for t in range(100)]
+    found = long_runs.judge(samples)
+    assert found["grew"] == grew and found["per_second"] == [3, 3]
+
+
+def test_too_short_a_run_says_nothing() -> None:
+    with pytest.raises(ValueError, match="expected 8 samples or more, got 7"):
+        long_runs.judge([Sample(t, t, 1, 1, 1) for t in range(7)])
+
+
+def test_a_section_that_ends_is_no_result() -> None:
+    with pytest.raises(RuntimeError, match="fewer ended by itself, with exit code 1"):
+        long_runs.watch(fewer, 1.0, 0.1)
+
+
+def fewer(folder: Path, count: long_runs.Count) -> None:
+    raise SystemExit(1)
