@@ -41,8 +41,10 @@ def old(tmp_path: Path, people: np.ndarray) -> Path:
         return {"generation": "cafe", "medium": f"m{i}", "source": f"{i}.jpg", "sources": [f"{i}.jpg"],
                 "warnings": [], "enrolled": WHEN, "changed": WHEN, "spherecf": "0.1.0"}  # fmt: skip
 
-    def row(key: str, kind: str, *rest: Any) -> dict[str, Any]:
-        return milvus._row(key, kind, *rest) | {"mu": [0.0, 0.0]}
+    def row(key: str, kind: str, owner: str, identity: str, mu: Any, *rest: Any) -> dict[str, Any]:
+        kappa, images, media, facts = rest
+        columns = {"identity": identity, "kappa": kappa, "images": images, "media": media}
+        return milvus._row(key, kind, owner, facts, mu, **columns) | {"mu": [0.0, 0.0]}
 
     keys = [f"{i * 16**31 + i:032x}" for i in range(1, 11)]
     rows = [row("header", "header", "header", "", None, 0.0, 0, 0, header)]
