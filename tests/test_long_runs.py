@@ -17,6 +17,7 @@ def run(section: str, folder: Path, minutes: float) -> tuple[int, dict]:
     return code, json.loads(out.read_text())[section]
 
 
+@pytest.mark.slow
 def test_a_leak_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, found = run("leak", tmp_path, 0.1)
     assert code == 1 and found["grew"] == ["memory_mib", "files"]
@@ -59,6 +60,7 @@ def test_too_short_a_run_says_nothing() -> None:
         long_runs.judge([Sample(t, t, 1, 1, 1) for t in range(7)])
 
 
+@pytest.mark.slow
 def test_a_section_that_ends_is_no_result() -> None:
     with pytest.raises(RuntimeError, match="fewer ended by itself, with exit code 1"):
         long_runs.watch(fewer, 1.0, 0.1)

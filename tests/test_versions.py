@@ -36,6 +36,7 @@ def main(folder: Path, *combinations: str) -> int:
     return versions.main([*combinations, "--folder", str(folder / "runs")])
 
 
+@pytest.mark.slow
 def test_counts_stand_in_the_table_and_are_not_made_twice(
     suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,11 +52,13 @@ def test_counts_stand_in_the_table_and_are_not_made_twice(
     assert main(suite, "python3,newest,2.0.*") == 1 and capsys.readouterr().out == first
 
 
+@pytest.mark.slow
 def test_a_suite_that_passes(suite: Path) -> None:
     (suite / "test_small.py").write_text("def test_good(): pass")
     assert main(suite, "python3,newest,newest") == 0
 
 
+@pytest.mark.slow
 def test_a_suite_that_cannot_run_is_no_success(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (suite / "test_small.py").write_text("")
     assert main(suite, "python3,newest,newest") == 1

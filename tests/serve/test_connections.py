@@ -155,6 +155,7 @@ def test_connections_are_bounded(port: int) -> None:
         pytest.fail("no answer after the flood")
 
 
+@pytest.mark.slow
 def test_two_hundred_slow_callers_hold_up_nobody(roomy: int) -> None:
     held = [socket.create_connection(("127.0.0.1", roomy), timeout=5) for _ in range(200)]
     try:
