@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
+import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,6 +54,7 @@ from spherecf.training.confidence import new_head
 
 Facts = dict[str, Any]
 CARELESS = "careless"
+PATIENCE = 10.0  # seconds that ranks have to end when one has ended badly; torchrun gives them 30
 Acknowledge = Callable[[str], None]
 
 
@@ -121,7 +125,7 @@ def sha(path: Path) -> str:
 
 
 def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
-    """The work on ranks that are forks of this process; where one ends badly, the others are ended too."""
+    """The work on ranks that are forks of this process; where one ends badly, the others are ended."""
     if size == 1:
         work(Ranks())
         return
@@ -144,7 +148,22 @@ def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
             finally:
                 os._exit(code)
         children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    codes: list[int] = []
+    limit = math.inf
+    while children:
+        for child in [*children]:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                children.remove(child)
+                codes.append(os.waitstatus_to_exitcode(status))
+        if any(codes):  # now and then the destructor of an interrupted rank's group waits for the others
+            limit = min(limit, time.monotonic() + PATIENCE)
+            if time.monotonic() > limit:
+                for child in children:
+                    os.kill(child, signal.SIGKILL)
+                    os.waitpid(child, 0)
+                break
+        time.sleep(0.002)
     if any(codes):
         raise RanksFailed(codes)
 
