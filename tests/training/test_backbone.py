@@ -131,6 +131,7 @@ def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, Trai
     assert result.history == whole[1].history and same_weights(tmp_path, whole[0])
 
 
+@pytest.mark.slow
 def test_goes_on_with_another_number_of_ranks(
     tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:

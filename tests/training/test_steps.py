@@ -193,6 +193,7 @@ def test_a_run_that_stops_names_the_bad_batch_later(tmp_path: Path, monkeypatch:
     assert all(bool(torch.isfinite(value).all()) for value in network.values())
 
 
+@pytest.mark.slow
 def test_ranks_pass_over_it_together(tmp_path: Path) -> None:
     alone = train_backbone(images(), tmp_path / "one", config(**deferred()))
     (tmp_path / "two").mkdir()
