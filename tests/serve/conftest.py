@@ -103,3 +103,17 @@ def png(pixels: NDArray[np.uint8], scale: float = 1.0) -> bytes:
     """RGB pixels as a PNG, larger if asked."""
     larger = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     return cv2.imencode(".png", larger[..., ::-1])[1].tobytes()
+
+
+@pytest.fixture
+def assessed(assessor: FaceAssessor, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the photos that were assessed, as they come."""
+    names: list[str] = []
+
+    def stream(photos: Any, real: Any = assessor.stream) -> Any:
+        named = list(photos)
+        names.extend(name for name, _ in named)
+        return real(named)
+
+    monkeypatch.setattr(assessor, "stream", stream)
+    return names

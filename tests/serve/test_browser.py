@@ -164,17 +164,9 @@ def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width
 
 
 def test_a_photo_is_sent_once(
-    browser: Any, address: str, photos: Path, assessor: FaceAssessor, monkeypatch: pytest.MonkeyPatch
+    browser: Any, address: str, photos: Path, assessed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the template and to enrol; again only to a service that was started anew."""
-    assessed: list[str] = []
-
-    def stream(given: Any, real: Any = assessor.stream) -> Any:
-        named = list(given)
-        assessed.extend(name for name, _ in named)
-        return real(named)
-
-    monkeypatch.setattr(assessor, "stream", stream)
     visit = Visit(browser, address)
     page = visit.page
     page.get_by_role("tab", name="Template").click()

@@ -48,17 +48,10 @@ def test_the_template_is_the_same(client: TestClient, photos: list[Part]) -> Non
 
 
 def test_what_was_seen_is_not_assessed_again(
-    client: TestClient, assessor: FaceAssessor, photos: list[Part], monkeypatch: pytest.MonkeyPatch
+    client: TestClient, photos: list[Part], assessed: list[str]
 ) -> None:
     tickets = tickets_of(client, photos[:2])
-    assessed: list[str] = []
-
-    def stream(photos: Any, real: Any = assessor.stream) -> Any:
-        named = list(photos)
-        assessed.extend(name for name, _ in named)
-        return real(named)
-
-    monkeypatch.setattr(assessor, "stream", stream)
+    assessed.clear()
     assert ask(client, "template", tickets).json()["kappa"] > 0 and assessed == []
     assert ask(client, "template", [*tickets, photos[3]]).json()["kappa"] > 0 and assessed == ["stranger.pgm"]
 
