@@ -14,23 +14,23 @@ import argparse
 import numpy as np
 
 from spherecf.calibration import DecisionRule
-from spherecf.evaluation import JudgedPairs, choose_decision, disjoint_pairs
+from spherecf.evaluation import ScoredPairs, choose_decision, disjoint_pairs
 
 ERRORS = ("both", "decision", "fmr", "false-match-share")
 PEOPLE, LOOKALIKES, LIFT = 60, 0.1, 3.0
 
 
-def population(pairs: int, rng: np.random.Generator) -> JudgedPairs:
+def population(pairs: int, rng: np.random.Generator) -> ScoredPairs:
     """Pairs of varying confidence, half mated."""
     mated, sure = rng.random(pairs) < 0.5, rng.uniform(0.1, 3, pairs)
-    return JudgedPairs(rng.normal(size=pairs) + 2 * sure * mated, sure, mated)
+    return ScoredPairs(rng.normal(size=pairs) + 2 * sure * mated, sure, mated)
 
 
-def error_of(rule: DecisionRule, pairs: JudgedPairs) -> float:
+def error_of(rule: DecisionRule, pairs: ScoredPairs) -> float:
     """True rate of what the rule bounds; 0 where it decides nothing."""
     if rule.accept is None or rule.reject is None:
         return 0.0
-    sure, same = pairs.confidences >= rule.least_confidence, pairs.mated
+    sure, same = pairs.confidences >= rule.min_confidence, pairs.mated
     match, other = sure & (pairs.scores >= rule.accept), sure & (pairs.scores < rule.reject)
     false_match, miss = (match & ~same).sum(), (other & same).sum()
     non_mated, mated = ((match | other) & ~same).sum(), ((match | other) & same).sum()
@@ -43,30 +43,30 @@ def error_of(rule: DecisionRule, pairs: JudgedPairs) -> float:
     return float(rates[rule.error])
 
 
-def coverage(rule: DecisionRule, pairs: JudgedPairs) -> float:
+def coverage(rule: DecisionRule, pairs: ScoredPairs) -> float:
     """Share of pairs decided."""
     if rule.accept is None or rule.reject is None:
         return 0.0
     outside = (pairs.scores >= rule.accept) | (pairs.scores < rule.reject)
-    return float((outside & (pairs.confidences >= rule.least_confidence)).mean())
+    return float((outside & (pairs.confidences >= rule.min_confidence)).mean())
 
 
-def crowd(rng: np.random.Generator) -> tuple[JudgedPairs, np.ndarray, np.ndarray]:
+def crowd(rng: np.random.Generator) -> tuple[ScoredPairs, np.ndarray, np.ndarray]:
     """2400 pairs of 60 people, some of whom resemble everybody: (pairs, left person, right person)."""
     lift = LIFT * (rng.random(PEOPLE) < LOOKALIKES)
     left = rng.integers(0, PEOPLE, 2400)
     mated = np.arange(2400) % 4 == 0
     right = np.where(mated, left, (left + rng.integers(1, PEOPLE, 2400)) % PEOPLE)
     scores = rng.normal(size=2400) + np.where(mated, 3.0, lift[left] + lift[right])
-    return JudgedPairs(scores, np.ones(2400), mated), left, right
+    return ScoredPairs(scores, np.ones(2400), mated), left, right
 
 
-def strangers(rng: np.random.Generator) -> JudgedPairs:
+def strangers(rng: np.random.Generator) -> ScoredPairs:
     """Pairs of people nobody else of whom is there: the population of the crowds."""
     lift = LIFT * (rng.random((2, 400_000)) < LOOKALIKES).sum(0)
     mated = np.arange(400_000) % 4 == 0
     scores = rng.normal(size=400_000) + np.where(mated, 3.0, lift)
-    return JudgedPairs(scores, np.ones(400_000), mated)
+    return ScoredPairs(scores, np.ones(400_000), mated)
 
 
 def main() -> None:

@@ -136,10 +136,10 @@ def looked_at(calibration: Calibration) -> Calibration:
 
 def count(pairs: ScoredPairs, rules: Sequence[DecisionRule], tallies: Sequence[_Tally], draws: int) -> None:
     """Add what each rule does with these pairs to its tally."""
-    floor = {rule.least_confidence for rule in rules}
+    floor = {rule.min_confidence for rule in rules}
     values = pairs.scores["evidence"]
     for least in floor:
-        own = [place for place, rule in enumerate(rules) if rule.least_confidence == least]
+        own = [place for place, rule in enumerate(rules) if rule.min_confidence == least]
         accepts = [np.inf if (accept := rules[place].accept) is None else accept for place in own]
         grid = np.unique(np.array(accepts, np.float64))
         sure = np.where(pairs.confidence >= least, values, -np.inf)
@@ -180,7 +180,7 @@ def elsewhere(crowds: Sequence[Crowd], calibration: Calibration, draws: int, see
 
 
 def _anew(people: Embeddings, calibration: Calibration, draws: int, seed: int) -> Calibration:
-    return check_people(people, calibration, draws=draws, seed=seed, least_people=min(LOCAL)).calibration
+    return check_people(people, calibration, draws=draws, seed=seed, min_people=min(LOCAL)).calibration
 
 
 def at_home(

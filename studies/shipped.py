@@ -279,7 +279,7 @@ def calibrate(
         evidence[score] = learn_evidence(score, pairs, radius, neutral)
         judged += gather(score, with_evidence(pairs, evidence[score]), neutral, draws).rules(radius)
     floor = single.floor(float(rules[0].accept or 0.0))
-    rules = [replace(rule, least_confidence=floor) for rule in (*judged, *rules, *template.rules(radius))]
+    rules = [replace(rule, min_confidence=floor) for rule in (*judged, *rules, *template.rules(radius))]
     shown = [faces.of(grade)[1] for grade in CALIBRATED]
     calibration = Calibration(
         model,
@@ -464,7 +464,7 @@ def count_decisions(
 ) -> DecisionCount:
     """Count what a rule says."""
     values = pairs.scores[column_of(rule.score)]
-    sure = pairs.confidence >= rule.least_confidence
+    sure = pairs.confidence >= rule.min_confidence
     accept, reject = float(rule.accept or 0.0), float(rule.reject or 0.0)
     upwards, downwards = np.where(sure, values, -np.inf), np.where(sure, -values, -np.inf)
     edge = np.nextafter(np.float32(-reject), np.float32(np.inf))  # score < reject

@@ -71,7 +71,7 @@ def _rules(result: Shipped) -> Table:
         match, miss = rule.counts
         rows.append([
             rule.score, f"{rule.alpha:g}", f"{rule.accept:.2f}", f"{rule.reject:.2f}",
-            f"{rule.least_confidence:.1f}",
+            f"{rule.min_confidence:.1f}",
             f"{match.errors} of {match.trials} (< {match.upper:.1e})" if rule.extrapolated is None
             else f"extrapolated{_around(rule.extrapolated)}",
             f"{miss.errors} of {miss.trials} (< {miss.upper:.1e})",

@@ -36,11 +36,17 @@ def test_through_json(rule: DecisionRule) -> None:
     assert DecisionRule.from_dict(json.loads(json.dumps(rule.to_dict(), allow_nan=False))) == rule
 
 
+def test_a_rule_saved_under_the_earlier_name_of_min_confidence() -> None:
+    facts = RULE.to_dict()
+    facts["least_confidence"] = facts.pop("min_confidence")
+    assert DecisionRule.from_dict(facts) == RULE
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"alpha": 0.0}, {"alpha": 1.0}, {"delta": 0.0}, {"delta": 1.0}, {"fnmr": None}, {"fnmr": 1.0},
-        {"radius": None}, {"radius": 0.5}, {"reject": 2.0}, {"least_confidence": math.inf},
+        {"radius": None}, {"radius": 0.5}, {"reject": 2.0}, {"min_confidence": math.inf},
         {"extrapolated": (0.0, 1.0)}, {"extrapolated": (0.3, 0.3)}, {"accept": math.inf},
     ],
 )  # fmt: skip
@@ -54,7 +60,7 @@ def test_what_a_rule_may_be(changes: dict) -> None:
     [
         {"alpha": -1e-9}, {"alpha": 1.001}, {"delta": -1e-9}, {"delta": 1.001}, {"fnmr": -1e-9},
         {"fnmr": 1.001}, {"radius": 0.0}, {"radius": -1.0}, {"radius": math.inf}, {"reject": 2.001},
-        {"reject": None}, {"accept": None}, {"accept": math.nan}, {"least_confidence": math.nan},
+        {"reject": None}, {"accept": None}, {"accept": math.nan}, {"min_confidence": math.nan},
         {"extrapolated": (-0.1, 0.5)}, {"extrapolated": (0.5, 1.1)}, {"extrapolated": (0.5, 0.4)},
     ],
 )  # fmt: skip

@@ -36,7 +36,11 @@ def test_many_pairs_from_a_table(tmp_path: Path) -> None:
     table.write_text(f"{ANNA},{BOB}\n\n{ANNA},{wall}\n{ANNA},{tmp_path / 'gone.jpg'}\n")
     lines, shown = run("--pairs", str(table))
     assert [line["decision"] for line in lines[1:]] == ["undecided", "undecided"]
-    assert lines[0]["decision"] != "match" and "no face" in lines[1]["why"] and "no such" in lines[2]["why"]
+    assert (
+        lines[0]["decision"] != "match"
+        and "no face" in lines[1]["reason"]
+        and "no such" in lines[2]["reason"]
+    )
     assert lines[2]["photos"][1]["failure"] == "unreadable" and "3 pairs at FMR 0.0001" in shown
 
 

@@ -14,7 +14,7 @@ from spherecf.errors import InputError
 from spherecf.evaluation import (
     CalibrationOptions,
     CalibrationReport,
-    JudgedPairs,
+    ScoredPairs,
     check_rule,
     cllr,
     evaluate_calibration,
@@ -92,7 +92,7 @@ def test_measured_on_people_who_had_no_part_in_the_fit(report: CalibrationReport
     )
     kappa = np.minimum(e.kappa[e.rows(left)], e.kappa[e.rows(right)])
     rule = found.decisions[0]
-    assert rule == check_rule(rule.rule, JudgedPairs(cosine[new], kappa[new], mated[new]))
+    assert rule == check_rule(rule.rule, ScoredPairs(cosine[new], kappa[new], mated[new]))
 
 
 def test_what_is_kept_is_what_was_measured(report: CalibrationReport, pairs: Any) -> None:

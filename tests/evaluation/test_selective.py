@@ -8,7 +8,7 @@ from scipy import stats
 
 from spherecf.calibration import DecisionRule
 from spherecf.errors import InputError
-from spherecf.evaluation import JudgedPairs, check_rule, choose_decision, disjoint_pairs
+from spherecf.evaluation import ScoredPairs, check_rule, choose_decision, disjoint_pairs
 from spherecf.evaluation.decisions import ERRORS, Counts, _Grid, _p_and_gain, _path, errors_of
 
 ALPHA, DELTA = 0.1, 0.1
@@ -17,22 +17,22 @@ NAIVE = 100  # draws for comparison
 SMALL = {"tails": (0.0, 0.02, 0.1, 0.3), "floors": (0.2, 0.5, 0.8)}
 
 
-def draw(n: int, rng: np.random.Generator, share: float = 0.5) -> JudgedPairs:
+def draw(n: int, rng: np.random.Generator, share: float = 0.5) -> ScoredPairs:
     """Pairs of varying confidence: the surer, the further mated scores lie above non-mated ones."""
     mated = rng.random(n) < share
     sure = rng.uniform(0.1, 3, n)
-    return JudgedPairs(rng.normal(size=n) + 2 * sure * mated, sure, mated)
+    return ScoredPairs(rng.normal(size=n) + 2 * sure * mated, sure, mated)
 
 
 @pytest.fixture(scope="module")
-def population() -> JudgedPairs:
+def population() -> ScoredPairs:
     """Everybody there is: draws with replacement are exchangeable, and true rates are counts."""
     return draw(PEOPLE, np.random.default_rng(0))
 
 
-def true_error(rule: DecisionRule, pairs: JudgedPairs) -> float:
+def true_error(rule: DecisionRule, pairs: ScoredPairs) -> float:
     """The rate that was promised, counted plainly."""
-    sure, same = pairs.confidences >= rule.least_confidence, pairs.mated
+    sure, same = pairs.confidences >= rule.min_confidence, pairs.mated
     match, other = sure & (pairs.scores >= rule.accept), sure & (pairs.scores < rule.reject)
     false_match, miss = int((match & ~same).sum()), int((other & same).sum())
     non_mated, mated = int(((match | other) & ~same).sum()), int(((match | other) & same).sum())
@@ -87,13 +87,13 @@ def test_testing_stops_at_the_first_failure() -> None:
     """A rule further down the path is not taken, however good it looks where it is tested."""
     rng = np.random.default_rng(3)
     tuning = draw(2000, rng)
-    bad = JudgedPairs(tuning.scores, tuning.confidences, ~tuning.mated)
+    bad = ScoredPairs(tuning.scores, tuning.confidences, ~tuning.mated)
     rule = choose_decision(tuning, bad, alpha=ALPHA, delta=DELTA)
     assert not rule.decides and rule.counts == ()
 
 
 @pytest.mark.parametrize("error, draws", [("both", 500), *((error, 150) for error in ERRORS[1:])])
-def test_the_promise_is_kept(population: JudgedPairs, error: str, draws: int) -> None:
+def test_the_promise_is_kept(population: ScoredPairs, error: str, draws: int) -> None:
     """No more broken promises than delta allows; choosing by the tuning part alone breaks more."""
     broken, decided, naive = simulate(population, error, draws=draws, n=300, **SMALL)
     assert broken <= stats.binom.ppf(0.999, draws, DELTA)
@@ -103,13 +103,13 @@ def test_the_promise_is_kept(population: JudgedPairs, error: str, draws: int) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
-def test_the_promise_is_kept_with_all_candidates(population: JudgedPairs, error: str) -> None:
+def test_the_promise_is_kept_with_all_candidates(population: ScoredPairs, error: str) -> None:
     broken, decided, _ = simulate(population, error, draws=250, n=1000, alpha=0.05, delta=0.05)
     assert broken <= stats.binom.ppf(0.999, 250, 0.05) and decided > 125
 
 
 def simulate(
-    population: JudgedPairs,
+    population: ScoredPairs,
     error: str,
     draws: int,
     n: int,
@@ -131,7 +131,7 @@ def simulate(
     return broken, decided, naive
 
 
-def best_looking(tuning: JudgedPairs, error: str, alpha: float, options: dict) -> DecisionRule:
+def best_looking(tuning: ScoredPairs, error: str, alpha: float, options: dict) -> DecisionRule:
     grid = _Grid.of(tuning, options["tails"], options["floors"])
     places = grid.candidates(banded=error in ("both", "decision"))
     counts = grid.count(tuning, *places)
@@ -161,14 +161,14 @@ def test_pairs_that_share_people_need_the_disjoint_test() -> None:
 CROWD, LAMBS, LIFT = 60, 0.1, 3.0
 
 
-def crowd(rng: np.random.Generator) -> tuple[JudgedPairs, np.ndarray, np.ndarray]:
+def crowd(rng: np.random.Generator) -> tuple[ScoredPairs, np.ndarray, np.ndarray]:
     """2400 pairs of a few people, some of whom resemble everybody."""
     lift = LIFT * (rng.random(CROWD) < LAMBS)
     left = rng.integers(0, CROWD, 2400)
     mated = np.arange(2400) % 4 == 0
     right = np.where(mated, left, (left + rng.integers(1, CROWD, 2400)) % CROWD)
     scores = rng.normal(size=2400) + np.where(mated, 3.0, lift[left] + lift[right])
-    return JudgedPairs(scores, np.ones(2400), mated), left, right
+    return ScoredPairs(scores, np.ones(2400), mated), left, right
 
 
 def false_match_rate(threshold: float | None) -> float:
@@ -177,18 +177,18 @@ def false_match_rate(threshold: float | None) -> float:
     return float(sum(w * stats.norm.sf(threshold - i * LIFT) for i, w in enumerate(weights)))
 
 
-def test_confidence_helps_where_it_knows(population: JudgedPairs) -> None:
+def test_confidence_helps_where_it_knows(population: ScoredPairs) -> None:
     tuning, testing = population.select(np.arange(4000)), population.select(np.arange(4000, 8000))
     coverage = {}
     for abstain in ("both", "score", "confidence"):
         rule = choose_decision(tuning, testing, alpha=0.05, delta=DELTA, abstain=abstain)
         coverage[abstain] = check_rule(rule, population).coverage
-        assert abstain != "score" or rule.least_confidence == -np.inf
+        assert abstain != "score" or rule.min_confidence == -np.inf
         assert abstain != "confidence" or rule.accept == rule.reject
     assert coverage["both"] > max(coverage["score"], coverage["confidence"]) > 0.3, coverage
 
 
-def test_a_smaller_alpha_decides_less(population: JudgedPairs) -> None:
+def test_a_smaller_alpha_decides_less(population: ScoredPairs) -> None:
     tuning, testing = population.select(np.arange(4000)), population.select(np.arange(4000, 8000))
     shares = [
         check_rule(choose_decision(tuning, testing, alpha=alpha), population).coverage
@@ -202,6 +202,6 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="alpha and delta"):
         choose_decision(pairs, pairs, alpha=0.0)
     with pytest.raises(InputError, match="confidences: expected"):
-        JudgedPairs(pairs.scores, pairs.confidences[:-1], pairs.mated)
+        ScoredPairs(pairs.scores, pairs.confidences[:-1], pairs.mated)
     with pytest.raises(InputError, match="50 mated and 0 non-mated"):
-        JudgedPairs(pairs.scores, pairs.confidences, np.ones(50, bool))
+        ScoredPairs(pairs.scores, pairs.confidences, np.ones(50, bool))

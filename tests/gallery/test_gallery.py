@@ -36,7 +36,7 @@ def test_who_is_enrolled_is_found_and_others_are_not(opened: Open, people: np.nd
     found = gallery.identify(near(people[2:3], 1)[0], 300.0, top=2)
     assert (found.answer, found.identity, found.gallery) == ("identified", "Zoë 山田", 3)
     assert found.candidates[0].identity == "Zoë 山田" and len(found.candidates) == 2
-    assert found.fmr == pytest.approx(0.01 / 3) and found.fmr_used == 1e-4 and found.least_kappa == 50.0
+    assert found.fmr == pytest.approx(0.01 / 3) and found.fmr_used == 1e-4 and found.min_kappa == 50.0
     stranger = gallery.identify(people[10], 300.0)
     assert (stranger.answer, stranger.identity) == ("unknown", None)
     assert gallery.identify(near(people[2:3], 1)[0], 30.0).answer == "undecided"
@@ -341,10 +341,10 @@ def test_arrays_that_are_refused(opened: Open, mu: np.ndarray, kappa: list[float
 
 def test_a_model_without_calibration_decides_nothing(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
-    assert gallery.identify(people[0], 300.0).why == "the gallery is empty"
+    assert gallery.identify(people[0], 300.0).reason == "the gallery is empty"
     enrol(gallery, "Ann", people[:1])
     found = gallery.identify(people[0], 300.0)
-    assert found.answer == "undecided" and "not calibrated" in found.why
+    assert found.answer == "undecided" and "not calibrated" in found.reason
     assert gallery.identify(people[0], 300.0, threshold=0.0).identity == "Ann"
     with pytest.raises(InputError, match="max_fpir"):
         gallery.identify(people[0], 300.0, max_fpir=0.0)

@@ -52,7 +52,7 @@ def test_templates_have_limits_of_their_own_where_there_are_some() -> None:
     assert limits is not None and limits[0].accept == 0.0 and limits[1].accept == 999.0
 
 
-def test_a_given_threshold_keeps_the_least_kappa_and_another_radius_says_nothing() -> None:
+def test_a_given_threshold_keeps_the_min_kappa_and_another_radius_says_nothing() -> None:
     limits = limits_for(calibration(), 1e-2, 7.0, RADIUS)
     assert limits is not None and {limit.accept for limit in limits} == {7.0} and limits[0].min_kappa == 50.0
     assert limits_for(calibration(), 1e-2, None, 64.0) is None

@@ -52,7 +52,7 @@ def test_rules_get_stricter_and_stay_within_their_test(model: ConfidenceModel, s
         assert rule.radius == model.radius and rule.fnmr == 0.01
         assert rule.counts[0].upper <= rule.alpha and rule.counts[1].upper <= 0.01
         assert rule.reject is not None and rule.reject < model.calibration.record["neutral"] < accepts[0]
-        assert 0 < rule.least_confidence < 100
+        assert 0 < rule.min_confidence < 100
 
 
 @pytest.mark.parametrize("templates", [0, 1, 2])

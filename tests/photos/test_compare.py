@@ -19,7 +19,7 @@ def test_match_non_match_and_undecided(calibration: Calibration) -> None:
     assert [one.decision for one in found] == [Decision.MATCH, Decision.NON_MATCH, Decision.UNDECIDED]
     assert found[0].score == pytest.approx(score(anna.faces[0], again.faces[0]))
     assert found[0].cosine == pytest.approx(1) and found[1].cosine == pytest.approx(0)
-    assert "1 in 10,000" in found[0].why and found[0].notes == ()
+    assert "1 in 10,000" in found[0].reason and found[0].notes == ()
     assert found[0].llr is not None and found[1].llr is not None and found[0].llr > 0 > found[1].llr
 
 
@@ -27,16 +27,16 @@ def test_a_poor_face_decides_nothing(calibration: Calibration) -> None:
     sure, poor = photo("sure", face(E[0], 100.0)), photo("poor", face(E[0], 19.9, 1))
     found = compare(sure, poor, calibration, radius=RADIUS)
     assert found.decision is Decision.UNDECIDED
-    assert found.why == "the quality of poor is too low: kappa 19.9, required 20.0"
+    assert found.reason == "the quality of poor is too low: kappa 19.9, required 20.0"
 
 
 def test_no_face_is_undecided_and_not_a_non_match(calibration: Calibration) -> None:
     found = compare(photo("a", face(E[0], 100.0)), photo("wall"), calibration, radius=RADIUS)
     assert found.decision is Decision.UNDECIDED and found.score is None and found.llr is None
-    assert found.why == "wall: no face found."
+    assert found.reason == "wall: no face found."
     broken = photo("b", replace(face(E[0], 100.0), kappa=float("nan")))
     found = compare(broken, broken, calibration, radius=RADIUS)
-    assert found.decision is Decision.UNDECIDED and "no direction" in found.why
+    assert found.decision is Decision.UNDECIDED and "no direction" in found.reason
 
 
 def test_says_which_face_was_taken_and_that_pictures_are_the_same(calibration: Calibration) -> None:
@@ -60,7 +60,7 @@ def test_refuses_what_it_cannot_promise(calibration: Calibration) -> None:
         compare(a, a, calibration, radius=32.0)
     rule = replace(calibration.decisions[1], accept=None, reject=None)
     found = compare(a, a, replace(calibration, decisions=(rule,)), radius=RADIUS)
-    assert found.decision is Decision.UNDECIDED and "no threshold guarantees FMR" in found.why
+    assert found.decision is Decision.UNDECIDED and "no threshold guarantees FMR" in found.reason
 
 
 def test_the_json_has_the_grounds(calibration: Calibration) -> None:
@@ -68,7 +68,7 @@ def test_the_json_has_the_grounds(calibration: Calibration) -> None:
     facts = compare(left, right, calibration, radius=RADIUS, max_fmr=1e-2).to_dict()
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert facts["fmr_seen"] == 1e-3 and facts["fmr_upper"] == 0.009
-    assert facts["decision"] == "undecided" and facts["max_fmr"] == 1e-2 and facts["least_kappa"] == 20.0
+    assert facts["decision"] == "undecided" and facts["max_fmr"] == 1e-2 and facts["min_kappa"] == 20.0
     assert facts["photos"][0]["face"]["quality"] == 50 and facts["photos"][1]["face"] is None
 
 
@@ -83,7 +83,7 @@ def test_evidence_decides_where_the_calibration_has_it(calibration: Calibration)
     )
     anna, again = photo("a", face(E[0], 100.0, 1)), photo("b", face(E[0], 40.0, 2))
     found = compare(anna, again, better, radius=RADIUS, max_fmr=1e-6)
-    assert found.rule == rule and found.decision is Decision.MATCH and "extrapolated" in found.why
+    assert found.rule == rule and found.decision is Decision.MATCH and "extrapolated" in found.reason
     kappas = (100.0, 40.0)
     assert found.evidence == known.evidence(found.score, found.cosine, kappas)
     assert found.llr == known.llr(found.score, kappas)

@@ -89,9 +89,11 @@ def test_compare(client: TestClient, people: IdentityFolder) -> None:
     assert same["decision"] in ("match", "undecided") and same["max_fmr"] == 0.01
     assert same["left"]["photo"] == "left 0.png" and same["right"]["faces"][0]["kappa"] > 0
     different = send(client, "compare", [("left", a), ("right", other)], max_fmr="0.01").json()
-    assert different["decision"] != "match" and different["score"] < same["score"] and different["why"]
+    assert different["decision"] != "match" and different["score"] < same["score"] and different["reason"]
     nothing = send(client, "compare", [("left", a), ("right", b"nothing")]).json()
-    assert nothing["decision"] == "undecided" and nothing["score"] is None and "right 1.png" in nothing["why"]
+    assert (
+        nothing["decision"] == "undecided" and nothing["score"] is None and "right 1.png" in nothing["reason"]
+    )
 
 
 def test_a_template_grows(client: TestClient, people: IdentityFolder) -> None:

@@ -54,7 +54,7 @@ def test_rules_of_the_model_are_counted_on_everybody(crowds: list[Crowd], calibr
         values, mated = one.pairs.scores["evidence"], one.pairs.mated
         for rule in calibration.decisions:
             said = cells["the model", one.name, rule.alpha]
-            sure = one.pairs.confidence >= rule.least_confidence
+            sure = one.pairs.confidence >= rule.min_confidence
             assert said.rate == pytest.approx(
                 (sure & ~mated & (values >= rule.accept)).sum() / (~mated).sum()
             )

@@ -151,7 +151,7 @@ def test_rules_say_what_was_counted(finished: tuple[Shipped, Path]) -> None:
         scores, np.float32([rule.reject, np.nextafter(np.float32(rule.reject), np.float32(-1e9))])
     )
     who = rng.integers(0, 9, (2, scores.size))
-    confidence = (rule.least_confidence + rng.normal(1, 2, scores.size)).astype(np.float32)
+    confidence = (rule.min_confidence + rng.normal(1, 2, scores.size)).astype(np.float32)
     pairs = ScoredPairs({"mls": scores}, (confidence, confidence + 1), who[0] == who[1], who[0], who[1])
     found = count_decisions(pairs, rule, "image", Condition("none", "none"), "rule", draws=0)
     said = rule.decide(scores, confidence)

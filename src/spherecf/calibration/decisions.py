@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BeforeValidator
+from pydantic import AliasChoices, BeforeValidator, Field
 
 from spherecf.calibration.checks import (
     Numbers,
@@ -23,8 +23,14 @@ from spherecf.calibration.checks import (
 from spherecf.common.parsing import checked
 from spherecf.errors import InputError
 
-Floor = Annotated[float, BeforeValidator(lambda value: -math.inf if value is None else value)]
-"""A smallest confidence; JSON has no infinity, so None stands for -inf, which asks for none."""
+MinConfidence = Annotated[
+    float,
+    BeforeValidator(lambda value: -math.inf if value is None else value),
+    Field(
+        validation_alias=AliasChoices("min_confidence", "least_confidence")
+    ),  # models saved before it was renamed
+]
+"""A minimum; JSON has no infinity, so None stands for -inf, which admits every pair."""
 
 
 def allowed_errors(rate: Numbers, trials: Numbers) -> NDArray[Any]:
@@ -126,10 +132,10 @@ class DecisionRule:
         confidence: the confidence of a pair that it reads, e.g. "kappa": the smaller kappa of the two.
         accept: None where no rule could keep the promise: everything stays undecided.
         reject: <= accept; scores between the two are undecided.
-        least_confidence: pairs with less are undecided; -inf asks for none.
+        min_confidence: pairs with less are undecided; -inf asks for none.
         error: what is bounded: "decision", "fmr", "both" or "false-match-share".
         alpha: bound on its rate.
-        delta: chance of having been unlucky.
+        delta: probability that the bound fails.
         tested_on: "pairs", or "disjoint pairs", no two of which share a person.
         counts: what the test saw.
         fnmr: bound on the share of mated pairs that are called non-match, where that is promised too; error
@@ -151,7 +157,7 @@ class DecisionRule:
     confidence: str
     accept: float | None
     reject: float | None
-    least_confidence: Floor
+    min_confidence: MinConfidence
     error: str
     alpha: float
     delta: float
@@ -163,7 +169,7 @@ class DecisionRule:
     def __post_init__(self) -> None:
         if self.extrapolated is not None and not 0 <= self.extrapolated[0] <= self.extrapolated[1] <= 1:
             raise InputError(f"DecisionRule: expected an interval within 0 .. 1, got {self.extrapolated}")
-        if (self.accept is None) != (self.reject is None) or math.isnan(self.least_confidence):
+        if (self.accept is None) != (self.reject is None) or math.isnan(self.min_confidence):
             raise InputError("DecisionRule: expected both thresholds or none, and no NaN")
         if self.accept is not None and self.reject is not None and not self.reject <= self.accept:
             raise InputError(f"DecisionRule: expected reject <= accept, got {self.reject} and {self.accept}")
@@ -186,7 +192,7 @@ class DecisionRule:
         s, c = np.broadcast_arrays(finite(scores), finite(confidences, "confidences"))
         found = np.full(s.shape, Decision.UNDECIDED.value, dtype="<U9")
         if self.accept is not None and self.reject is not None:
-            sure = c >= self.least_confidence
+            sure = c >= self.min_confidence
             found[sure & (s >= self.accept)] = Decision.MATCH.value
             found[sure & (s < self.reject)] = Decision.NON_MATCH.value
         return found
@@ -196,7 +202,7 @@ class DecisionRule:
         facts = asdict(self) | {"counts": [asdict(count) for count in self.counts]}
         if self.extrapolated is None:
             del facts["extrapolated"]  # as it was before there were such rules
-        return facts | {"least_confidence": _stated(self.least_confidence)}
+        return facts | {"min_confidence": _stated(self.min_confidence)}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "DecisionRule":

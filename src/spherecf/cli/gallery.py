@@ -127,7 +127,7 @@ def identify(
 ) -> None:
     """Identify the faces on photos: a person of the gallery, "unknown", or "undecided", with the reason.
 
-    Prints one JSON line per face: answer, identity, why, candidates with score, cosine, kappa, likelihood
+    Prints one JSON line per face: answer, identity, reason, candidates with score, cosine, kappa, likelihood
     ratio and thresholds. A photo without a face is undecided.
     """
     from spherecf.photos import find_photos
@@ -311,7 +311,7 @@ def _identified(
 ) -> Iterable[dict[str, Any]]:
     if photo.usable_face is None:
         yield {"photo": photo.name, "face": None, "answer": "undecided", "identity": None,
-               "why": photo.problem, "candidates": []}  # fmt: skip
+               "reason": photo.problem, "candidates": []}  # fmt: skip
         return
     for number, face in enumerate(photo.faces):
         facts = {"photo": photo.name, "face": number, "kappa": face.kappa, "quality": face.quality}
@@ -346,11 +346,11 @@ def _change(item: "PhotoEnrolment") -> str:
 
 def _answers(lines: list[dict[str, Any]]) -> Table:
     table = Table(title=f"{len(lines)} faces")
-    for column in ("photo", "answer", "score", "why"):
+    for column in ("photo", "answer", "score", "reason"):
         table.add_column(column, overflow="fold")
     for line in lines[:_SHOWN]:
         score = f"{line['candidates'][0]['score']:.1f}" if line["candidates"] else ""
         table.add_row(
-            escape(line["photo"]), escape(line["identity"] or line["answer"]), score, escape(line["why"])
+            escape(line["photo"]), escape(line["identity"] or line["answer"]), score, escape(line["reason"])
         )
     return table

@@ -54,7 +54,7 @@ def compare(
     """Decide whether two photos show one person: match, non-match or undecided, at a guaranteed error rate.
 
     The answer is undecided if a photo has no face, if the quality of a face is too low, or if the score is
-    between the thresholds. Prints one JSON line per pair: decision, why, score, cosine, likelihood ratio
+    between the thresholds. Prints one JSON line per pair: decision, reason, score, cosine, likelihood ratio
     (natural log), thresholds, the false match rate measured at calibration, and both faces.
     """
     if (pairs is None) == (left is None or right is None):
@@ -106,7 +106,7 @@ def _compare(
 
 def _facts(result: "Comparison") -> Table:
     decision = result.decision.value.replace("_", "-").upper()
-    table = Table(title=escape(f"{decision}: {result.why}"), show_header=False)
+    table = Table(title=escape(f"{decision}: {result.reason}"), show_header=False)
     for photo, which in zip((result.left, result.right), result.faces):
         if photo.main is not None:
             face = photo.faces[which]
@@ -133,11 +133,11 @@ def _facts(result: "Comparison") -> Table:
 
 def _summary(results: "list[Comparison]") -> Table:
     table = Table(title=f"{len(results)} pairs at FMR {results[0].max_fmr:g}")
-    for column in ("decision", "left", "right", "score", "why"):
+    for column in ("decision", "left", "right", "score", "reason"):
         table.add_column(column, overflow="fold")
     for result in results:
         score = "" if result.score is None else f"{result.score:.2f}"
-        texts = result.left.name, result.right.name, score, result.why
+        texts = result.left.name, result.right.name, score, result.reason
         table.add_row(result.decision.value, *map(escape, texts))
     return table
 

@@ -25,7 +25,7 @@ from spherecf.evaluation.calibration import (
     evaluate_calibration,
     neutral_score as neutral_score,
 )
-from spherecf.evaluation.decisions import JudgedPairs, bounded_rule, choose_decision
+from spherecf.evaluation.decisions import ScoredPairs, bounded_rule, choose_decision
 from spherecf.evaluation.discard import (
     Edc as Edc,
     RejectionCurve as RejectionCurve,
@@ -128,7 +128,7 @@ __all__ = [
     "CalibrationOptions",
     "CalibrationReport",
     "IdentificationReport",
-    "JudgedPairs",
+    "ScoredPairs",
     "MembersReport",
     "OpenSet",
     "PairOptions",

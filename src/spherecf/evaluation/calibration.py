@@ -29,7 +29,7 @@ from spherecf.calibration import (
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
-from spherecf.evaluation.decisions import ERRORS, Abstain, Counts, JudgedPairs, choose_decision, errors_of
+from spherecf.evaluation.decisions import ERRORS, Abstain, Counts, ScoredPairs, choose_decision, errors_of
 from spherecf.evaluation.discard import pair_quality
 from spherecf.evaluation.folds import disjoint_pairs, split_subjects
 from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
@@ -192,13 +192,13 @@ class Parts:
     llr: Array | None = None
     """(n,) log-likelihood ratios, of a score that does not give them alone: evidence reads kappas as well."""
 
-    def judged(self, part: int) -> JudgedPairs:
+    def judged(self, part: int) -> ScoredPairs:
         """The pairs of a part; those that test, disjoint if asked for."""
         rows = np.flatnonzero(self.part == part)
         if part == 1 and self.disjoint:
             a, b = (side[rows] for side in self.subjects)
             rows = rows[disjoint_pairs(a, b, self.mated[rows], seed=self.seed)]
-        return JudgedPairs(
+        return ScoredPairs(
             self.scores[rows], self.sure[rows], self.mated[rows], self.score, self.radius, self.confidence,
             "disjoint pairs" if self.disjoint else "pairs",
         )  # fmt: skip
@@ -260,12 +260,12 @@ def calibrate_score(
     return found, kept
 
 
-def check_rule(rule: DecisionRule, pairs: JudgedPairs) -> RuleCheck:
+def check_rule(rule: DecisionRule, pairs: ScoredPairs) -> RuleCheck:
     """What a rule does on pairs that had no part in making it.
 
     Example:
         >>> rule = DecisionRule("cosine", None, "kappa", 0.4, 0.2, 30.0, "fmr", 0.01, 0.05)
-        >>> pairs = JudgedPairs(np.array([0.5, 0.3, 0.1]), np.full(3, 40.0), np.array([True, True, False]))
+        >>> pairs = ScoredPairs(np.array([0.5, 0.3, 0.1]), np.full(3, 40.0), np.array([True, True, False]))
         >>> found = check_rule(rule, pairs)
         >>> found.coverage_mated, [(e.errors, e.trials) for e in found.errors]
         (0.5, [(0, 1)])
@@ -357,7 +357,7 @@ def _check_thresholds(table: ThresholdTable, parts: Parts, rows: Array) -> list[
 
 
 def _curve(
-    abstain: Abstain, tuning: JudgedPairs, testing: JudgedPairs, measuring: JudgedPairs, delta: float
+    abstain: Abstain, tuning: ScoredPairs, testing: ScoredPairs, measuring: ScoredPairs, delta: float
 ) -> CoverageCurve:
     rules = [choose_decision(tuning, testing, alpha=alpha, delta=delta, abstain=abstain) for alpha in ALPHAS]
     return CoverageCurve(abstain, list(ALPHAS), [check_rule(rule, measuring).coverage for rule in rules])

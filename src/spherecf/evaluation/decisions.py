@@ -31,7 +31,7 @@ FLOORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True, eq=False)
-class JudgedPairs:
+class ScoredPairs:
     """Pairs with what a rule reads and what is true.
 
     Args:
@@ -63,7 +63,7 @@ class JudgedPairs:
         for name, column in (("scores", s), ("confidences", c), ("mated", m)):
             object.__setattr__(self, name, column)
 
-    def select(self, rows: ArrayLike) -> "JudgedPairs":
+    def select(self, rows: ArrayLike) -> "ScoredPairs":
         """These pairs only."""
         at = np.asarray(rows)
         return replace(
@@ -72,8 +72,8 @@ class JudgedPairs:
 
 
 def choose_decision(
-    tuning: JudgedPairs,
-    testing: JudgedPairs,
+    tuning: ScoredPairs,
+    testing: ScoredPairs,
     *,
     alpha: float,
     delta: float = 0.05,
@@ -114,7 +114,7 @@ def choose_decision(
         >>> rng = np.random.default_rng(0)
         >>> mated = np.arange(4000) % 2 == 0
         >>> sure = rng.uniform(0.1, 3, 4000)
-        >>> pairs = JudgedPairs(rng.normal(size=4000) + 2 * sure * mated, sure, mated)
+        >>> pairs = ScoredPairs(rng.normal(size=4000) + 2 * sure * mated, sure, mated)
         >>> rows = np.arange(4000)
         >>> rule = choose_decision(pairs.select(rows < 2000), pairs.select(rows >= 2000), alpha=0.02)
         >>> rule.decides, bool(rule.reject < rule.accept), max(c.upper for c in rule.counts) <= 0.02
@@ -144,7 +144,7 @@ def choose_decision(
         nothing,
         accept=float(grid.thresholds[accept[last]]),
         reject=float(grid.thresholds[reject[last]]),
-        least_confidence=float(grid.floors[floor[last]]),
+        min_confidence=float(grid.floors[floor[last]]),
         counts=tuple(
             ErrorCount(name, int(e[last]), int(n[last]), float(binomial_upper(e[last], n[last], delta)))
             for name, e, n in errors_of(seen, error)
@@ -168,7 +168,7 @@ class _Grid:
     floors: Array
 
     @classmethod
-    def of(cls, pairs: JudgedPairs, tails: Sequence[float], floors: Sequence[float]) -> "_Grid":
+    def of(cls, pairs: ScoredPairs, tails: Sequence[float], floors: Sequence[float]) -> "_Grid":
         same, other = pairs.scores[pairs.mated], pairs.scores[~pairs.mated]
         shares = np.asarray(tails, np.float64)
         ends = np.concatenate(
@@ -184,7 +184,7 @@ class _Grid:
         floor = np.repeat(np.arange(self.floors.size), low.size)
         return floor, np.tile(low, self.floors.size), np.tile(high, self.floors.size)
 
-    def count(self, pairs: JudgedPairs, floor: Array, reject: Array, accept: Array) -> Counts:
+    def count(self, pairs: ScoredPairs, floor: Array, reject: Array, accept: Array) -> Counts:
         """By one histogram and its running sums, however many candidates there are."""
         f, t = self.floors.size, self.thresholds.size + 1
         level = np.searchsorted(self.floors, pairs.confidences, side="right") - 1  # highest floor it passes
@@ -217,7 +217,7 @@ def errors_of(c: Counts, error: str) -> list[tuple[str, Array, Array]]:
     return [("non-mated among matches", c.false_match, c.false_match + c.true_match)]
 
 
-def _p_and_gain(c: Counts, pairs: JudgedPairs, error: str, alpha: float) -> tuple[Array, Array]:
+def _p_and_gain(c: Counts, pairs: ScoredPairs, error: str, alpha: float) -> tuple[Array, Array]:
     """p-value of "some error exceeds alpha" per candidate, and what it is good for: the more, the better."""
     p = np.zeros(c.true_match.shape)
     for _, errors, trials in errors_of(c, error):

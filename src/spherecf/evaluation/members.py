@@ -129,9 +129,7 @@ def _alike(pairs: PeoplePairs, rules: list[DecisionRule]) -> Iterator[tuple[int,
         return
     rule = min(counted, key=lambda rule: rule.alpha)
     values = pairs.values[rule.score]
-    rows = np.flatnonzero(
-        ~pairs.mated & (values >= rule.accept) & (pairs.confidence >= rule.least_confidence)
-    )
+    rows = np.flatnonzero(~pairs.mated & (values >= rule.accept) & (pairs.confidence >= rule.min_confidence))
     seen: set[tuple[int, int]] = set()
     for row in rows[np.argsort(-values[rows], kind="stable")].tolist():
         both = int(min(pairs.left[row], pairs.right[row])), int(max(pairs.left[row], pairs.right[row]))

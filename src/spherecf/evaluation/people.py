@@ -99,7 +99,7 @@ def check_people(
     name: str = "",
     draws: int = 1000,
     seed: int = 0,
-    least_people: int = MIN_PEOPLE,
+    min_people: int = MIN_PEOPLE,
 ) -> PeopleReport:
     """Count what the rules for two images do with known people, and make them anew.
 
@@ -116,7 +116,7 @@ def check_people(
         name: of these people, for the record.
         draws: of people, for the intervals.
         seed: of the draws, and of the images drawn where there are more than can be compared.
-        least_people: that it takes. Rules made on 20 were found not to hold (docs/decisions.md).
+        min_people: that it takes. Rules made on 20 were found not to hold (docs/decisions.md).
 
     Raises:
         InputError: fewer people than it takes, no names, no rule to check, or embeddings of another radius.
@@ -131,7 +131,7 @@ def check_people(
         >>> found.rules[0].verdict, bool(found.rules[0].renewed.accept > 0.25)
         ('broken', True)
     """
-    person, rows, left_out = _chosen(embeddings, one_each, seed, least_people)
+    person, rows, left_out = _chosen(embeddings, one_each, seed, min_people)
     own = embeddings.select(rows)
     found = [rule for rule in calibration.decisions if "template" not in rule.score and rule.error == "fmr"]
     if not found:
@@ -255,7 +255,7 @@ class RuleCounter:
 
     def _accepted(self, score: str, floor: float) -> SubjectRates:
         """Non-mated pairs at the thresholds of all rules of this score and floor."""
-        own = [rule for rule in self._rules if (rule.score, rule.least_confidence) == (score, floor)]
+        own = [rule for rule in self._rules if (rule.score, rule.min_confidence) == (score, floor)]
         return self._reach(score, floor, np.unique([_accept(rule) for rule in own]), mated=False)
 
     def _grid(self, score: str) -> Array:
@@ -287,7 +287,7 @@ def _accept(rule: DecisionRule) -> float:
 
 def count_rule(rule: DecisionRule, counter: RuleCounter) -> RuleCount:
     """What a rule, one of the counter's, does with the counter's pairs."""
-    floor, pairs = rule.least_confidence, counter.pairs
+    floor, pairs = rule.min_confidence, counter.pairs
     accept, reject = _accept(rule), -np.inf if rule.reject is None else rule.reject
     false = counter.accepted(rule.score, floor)
     at = int(np.searchsorted(false.thresholds, accept))
@@ -319,7 +319,7 @@ def _renew(
     """The rule for these people, or None; and how it was made."""
     if rule.accept is None or rule.reject is None:
         return None, "kept as it was: it decides nothing"
-    grid, false = counter.grid(rule.score), counter.tried(rule.score, rule.least_confidence, False)
+    grid, false = counter.grid(rule.score), counter.tried(rule.score, rule.min_confidence, False)
     upper = false.upper(_DELTA)
     at = grid.size - int(np.argmin(np.append((upper <= rule.alpha)[::-1], False)))
     if at < grid.size:

@@ -313,14 +313,14 @@ class Gallery:
         candidates = self._finder.candidates(hits, limits)
         each = None if limits is None else self._finder.limits_of(hits, limits)
         candidates = weigh(candidates, each or (), self._calibration, probe_kappa) or candidates
-        answer, identity, why = decide(candidates, each, probe_kappa, max_fpir)
+        answer, identity, reason = decide(candidates, each, probe_kappa, max_fpir)
         if not exact and answer != "identified":
-            why += " (the search was approximate and may have missed a person)"
+            reason += " (the search was approximate and may have missed a person)"
         first = None if not each else each[0]
         return Identification(
-            answer, identity, why, candidates[:top], max_fpir, count, fmr,
+            answer, identity, reason, candidates[:top], max_fpir, count, fmr,
             fmr_used=None if first is None or np.isnan(first.fmr) else first.fmr,
-            least_kappa=None if first is None or np.isinf(first.min_kappa) else first.min_kappa,
+            min_kappa=None if first is None or np.isinf(first.min_kappa) else first.min_kappa,
             exact=exact, scored=hits.scored, tested_on=None if first is None else first.tested_on,
         )  # fmt: skip
 

@@ -75,7 +75,7 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
     target, _, rule = steps[chosen]
     accept = max(step[1] for step in steps[: chosen + 1])
     reject = accept if rule is None or rule.reject is None else min(rule.reject, accept)
-    min_kappa = -math.inf if rule is None else rule.least_confidence
+    min_kappa = -math.inf if rule is None else rule.min_confidence
     extrapolated, tested_on = (None, None) if rule is None else (rule.extrapolated, rule.tested_on)
     return Limit(score, target, accept, reject, min_kappa, index is not None, extrapolated, tested_on)
 
@@ -187,13 +187,13 @@ class Identification:
     Attributes:
         answer: "identified", "unknown" (not in the gallery) or "undecided".
         identity: name of the person, if identified.
-        why: the reason, as a sentence.
+        reason: why, as a sentence.
         candidates: highest score first.
         max_fpir: guaranteed bound on the share of strangers that are identified as somebody in the gallery.
         gallery: number of identities in the gallery.
         fmr: false match rate allowed for one comparison, ``max_fpir / gallery``.
         fmr_used: rate of the threshold that was used; None if not calibrated or if a threshold was given.
-        least_kappa: minimum kappa of a probe for any decision; None if there is none.
+        min_kappa: minimum kappa of a probe for any decision; None if there is none.
         exact: whether the search was exact.
         scored: number of templates that were scored; the others provably score lower (exact search), or were
             not considered (approximate search).
@@ -202,13 +202,13 @@ class Identification:
 
     answer: Answer
     identity: str | None
-    why: str
+    reason: str
     candidates: tuple[Candidate, ...]
     max_fpir: float
     gallery: int
     fmr: float | None = None
     fmr_used: float | None = None
-    least_kappa: float | None = None
+    min_kappa: float | None = None
     exact: bool = True
     scored: int = 0
     tested_on: str | None = None
@@ -288,22 +288,22 @@ def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decisio
                 "likely; check both, and whether one person is enrolled under two names"
             )
         times = math.exp(min(difference, 700))
-        why = f"{rival.identity} also reaches the threshold, but is {times:,.0f} times less likely"
+        reason = f"{rival.identity} also reaches the threshold, but is {times:,.0f} times less likely"
     elif math.isnan(limit.fmr):
-        why = "the score is above the given threshold"
+        reason = "the score is above the given threshold"
     else:
-        why = f"at most {100 * max_fpir:g} % of strangers score this high with anybody in the gallery"
+        reason = f"at most {100 * max_fpir:g} % of strangers score this high with anybody in the gallery"
         if limit.extrapolated is not None:
             low, high = limit.extrapolated
-            why += (
+            reason += (
                 f"; extrapolated: {low:.1e} to {high:.1e} of comparisons with strangers (95 %), beyond what "
                 "was counted"
             )
-    return "identified", best.identity, why
+    return "identified", best.identity, reason
 
 
-def _undecided(why: str) -> Decision:
-    return "undecided", None, why
+def _undecided(reason: str) -> Decision:
+    return "undecided", None, reason
 
 
 def _evidence(candidate: Candidate) -> float:

@@ -19,7 +19,7 @@ class Comparison:
 
     Attributes:
         decision: match, non-match or undecided.
-        why: the reason, as a sentence.
+        reason: why, as a sentence.
         score: mutual likelihood score (paper equation 13); None if a photo has no face.
         cosine: of the two directions; None if a photo has no face.
         llr: natural-log likelihood ratio, positive in favour of one person; None if the calibration has none.
@@ -33,7 +33,7 @@ class Comparison:
     """
 
     decision: Decision
-    why: str
+    reason: str
     score: float | None
     cosine: float | None
     llr: float | None
@@ -55,7 +55,7 @@ class Comparison:
         seen = self.false_matches
         return {
             "decision": str(self.decision),
-            "why": self.why,
+            "reason": self.reason,
             "score": self.score,
             "cosine": self.cosine,
             "llr": self.llr,
@@ -63,7 +63,7 @@ class Comparison:
             "max_fmr": self.max_fmr,
             "accept": self.rule.accept,
             "reject": self.rule.reject,
-            "least_kappa": self.rule.to_dict()["least_confidence"],
+            "min_kappa": self.rule.to_dict()["min_confidence"],
             "fmr_seen": None if seen is None or not seen.trials else seen.errors / seen.trials,
             "fmr_upper": None if seen is None else seen.upper,
             "tested_on": self.rule.tested_on,
@@ -106,27 +106,27 @@ def compare(
         >>> model, anna = assess.model, assess(people.image(0), "anna")
         >>> nobody = assess(np.zeros((80, 80, 3), np.uint8), "a wall")
         >>> found = compare(anna, nobody, model.calibration, radius=model.radius)
-        >>> found.decision.value, found.why
+        >>> found.decision.value, found.reason
         ('undecided', 'a wall: no face found in 80x80 px.')
     """
     known, rule = calibrated(calibration), rule_for(calibration, max_fmr, radius=radius)
     comparison = partial(Comparison, max_fmr=max_fmr, rule=rule, left=left, right=right)
     if faceless := [photo for photo in (left, right) if photo.main is None]:
-        why = "; ".join(f"{photo.name}: {photo.reason}" for photo in faceless)
-        return comparison(Decision.UNDECIDED, why, None, None, None)
+        reason = "; ".join(f"{photo.name}: {photo.reason}" for photo in faceless)
+        return comparison(Decision.UNDECIDED, reason, None, None, None)
     a, b = _face(left, faces[0]), _face(right, faces[1])
     if broken := [photo.name for photo, face in ((left, a), (right, b)) if not np.isfinite(face.kappa)]:
-        why = f"{' and '.join(broken)}: {NO_DIRECTION}"
-        return comparison(Decision.UNDECIDED, why, None, None, None, faces=faces)
+        reason = f"{' and '.join(broken)}: {NO_DIRECTION}"
+        return comparison(Decision.UNDECIDED, reason, None, None, None, faces=faces)
     score, cosine = scores(a, b, radius)
     kappa, kappas = min(a.kappa, b.kappa), (a.kappa, b.kappa)
     evidence = float(known.evidence(rule.score, score, cosine, kappas))
     decision = Decision(str(rule.decide(evidence, kappa)))
-    why = _why(decision, rule, kappa, left.name if a.kappa <= b.kappa else right.name)
+    reason = _reason(decision, rule, kappa, left.name if a.kappa <= b.kappa else right.name)
     name = known.best_score()
     llr = float(known.llr(name, score, radius, kappas=kappas)) if name in known.likelihood else None
     notes = _notes(left, right, a, b, faces)
-    return comparison(decision, why, score, cosine, llr, faces=faces, notes=notes, evidence=evidence)
+    return comparison(decision, reason, score, cosine, llr, faces=faces, notes=notes, evidence=evidence)
 
 
 def scores(a: AssessedFace, b: AssessedFace, radius: float) -> tuple[float, float]:
@@ -178,14 +178,14 @@ def _face(photo: AssessedPhoto, which: int) -> AssessedFace:
     return photo.faces[which]
 
 
-def _why(decision: Decision, rule: DecisionRule, kappa: float, weaker: str) -> str:
+def _reason(decision: Decision, rule: DecisionRule, kappa: float, weaker: str) -> str:
     if not rule.decides:
         return f"no threshold guarantees FMR {rule.alpha:g} on the calibration data"
     if decision is Decision.MATCH:
         known = "" if rule.extrapolated is None else ", extrapolated beyond what was counted"
         return f"at most 1 in {1 / rule.alpha:,.0f} pairs of different people scores this high{known}"
-    if kappa < rule.least_confidence:
-        return f"the quality of {weaker} is too low: kappa {kappa:.1f}, required {rule.least_confidence:.1f}"
+    if kappa < rule.min_confidence:
+        return f"the quality of {weaker} is too low: kappa {kappa:.1f}, required {rule.min_confidence:.1f}"
     if decision is Decision.NON_MATCH:
         share = "few" if rule.fnmr is None else f"at most {rule.fnmr:.0%} of"
         return f"{share} pairs of one person score this low"

@@ -451,8 +451,8 @@ def _rule_cells(check: RuleCheck, confidence: str) -> list[str]:
         return [promise, "no rule keeps it: all pairs undecided", "", "0", ""]
     apart = f"non-match < {rule.reject:.4g}" if rule.reject < rule.accept else "else non-match"
     text = f"match ≥ {rule.accept:.4g}, {apart}"
-    if rule.least_confidence > -math.inf:
-        text += f", {confidence} ≥ {rule.least_confidence:.4g}"
+    if rule.min_confidence > -math.inf:
+        text += f", {confidence} ≥ {rule.min_confidence:.4g}"
     shares = (check.coverage, check.coverage_mated, check.coverage_non_mated)
     return [
         promise, text, _errors_text(rule.counts, upper=True), ", ".join(f"{share:.3f}" for share in shares),

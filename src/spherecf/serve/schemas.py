@@ -109,7 +109,7 @@ class Compared(BaseModel):
     """The decision on two photos."""
 
     decision: Literal["match", "non_match", "undecided"]
-    why: str = Field(
+    reason: str = Field(
         description="The reason, as a sentence.",
         examples=["at most 1 in 10,000 pairs of different people scores this high"],
     )
@@ -128,7 +128,7 @@ class Compared(BaseModel):
     reject: float | None = Field(
         description="Non-match if the evidence is below this; undecided between the two."
     )
-    least_kappa: float | None = Field(description="Undecided if the kappa of a face is below this.")
+    min_kappa: float | None = Field(description="Undecided if the kappa of a face is below this.")
     fmr_seen: float | None = Field(description="False match rate measured when the rule was tested.")
     fmr_upper: float | None = Field(description="Upper confidence bound on that rate.")
     tested_on: str = Field(description="What the rule was tested on: whose pairs.")
@@ -197,13 +197,13 @@ class Identified(BaseModel):
 
     answer: Literal["identified", "unknown", "undecided"]
     identity: str | None = Field(description="Name, if identified.")
-    why: str
+    reason: str
     candidates: list[Candidate] = Field(description="Highest score first.")
     max_fpir: float = Field(description="Guaranteed bound on the share of strangers that are identified.")
     gallery: int = Field(description="Number of enrolled identities.")
     fmr: float | None = Field(description="False match rate allowed for one comparison.")
     fmr_used: float | None = Field(description="False match rate of the threshold that was used.")
-    least_kappa: float | None = Field(description="Undecided if the kappa of the photo is below this.")
+    min_kappa: float | None = Field(description="Undecided if the kappa of the photo is below this.")
     exact: bool = Field(description="Whether the search was exact.")
     scored: int = Field(description="Number of templates scored; the others provably score lower.")
     tested_on: str | None = Field(description="Whose pairs the rule was tested on; null without a rule.")

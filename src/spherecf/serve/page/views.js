@@ -38,7 +38,7 @@ function compare(info) {
     const side = name => make("article", { class: "photo" }, picture(files[name], found[name]),
       make("div", {}, ...(found[name].faces.length ? confidence(found[name].faces[0]) : [make("p", {}, sentence(found[name].reason))])));
     results.replaceChildren(
-      verdict(found.decision, TITLES[found.decision], found.why, facts([
+      verdict(found.decision, TITLES[found.decision], found.reason, facts([
         ["Score", found.score === null ? null : round(found.score, 1)],
         ["Likelihood", likelihood(found.llr)],
         ["False match rate", `at most ${oneIn(found.max_fmr)} pairs of different people`],
@@ -182,7 +182,7 @@ function gallery(info) {
     const title = found.identity || ANSWERS[found.answer];
     const rows = found.candidates.map(one => make("li", {}, make("div", {}, make("p", {}, make("strong", {}, one.identity)),
       make("p", { class: "note" }, [`score ${round(one.score, 1)}`, likelihood(one.llr)].filter(Boolean).join(", ")))));
-    part("gallery", ".results").replaceChildren(verdict(found.answer, title, found.why),
+    part("gallery", ".results").replaceChildren(verdict(found.answer, title, found.reason),
       photoCard(file, found.photo),
       rows.length ? make("h2", {}, "Nearest") : "", make("ul", { class: "people" }, ...rows));
     return found.identity ? `Identified: ${found.identity}.` : `${ANSWERS[found.answer]}.`;
