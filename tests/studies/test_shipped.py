@@ -129,13 +129,13 @@ def test_a_second_run_takes_what_is_there_and_says_the_same(
 
 def test_the_report_has_every_number(finished: tuple[Shipped, Path], tmp_path: Path) -> None:
     tables = {table.title: table for table in shipped_tables(finished[0])}
-    assert len(tables["Image against image, wrong matches at most 0.01"].rows) == 9
+    assert len(tables["Image against image, FMR at most 0.01"].rows) == 9
     assert len(tables["Thresholds"].rows) == 18 and tables["Rules"].rows
-    assert {row[0] for row in tables["Groups, other sets, and crops detected again"].rows} >= {"others"}
+    assert {row[0] for row in tables["Groups, other data sets, and crops detected again"].rows} >= {"others"}
     files = present_shipped(finished[0], tmp_path, {"config": CONFIG.to_dict()})
     said = json.loads(files.json.read_text())
     assert said["results"]["decisions"][0]["condition"] == "none"
-    assert "The confidence head that ships" in files.markdown.read_text()
+    assert "The shipped confidence head" in files.markdown.read_text()
 
 
 def test_rules_say_what_was_counted(finished: tuple[Shipped, Path]) -> None:
