@@ -289,7 +289,7 @@ def test_a_key_changes_nothing_of_plain_files(tmp_path: Path, monkeypatch: pytes
     assert not reseal_embeddings(tmp_path / "plain", one, two)
     with pytest.raises(InputError, match=f"encrypted with the key {two.id}, but"):
         reseal_embeddings(tmp_path / "plain", one, None)
-    with pytest.raises(InputError, match=f"encrypted with the key {two.id}; name"):
+    with pytest.raises(InputError, match=f"encrypted with the key {two.id}, but no key is set"):
         Embeddings.load(tmp_path / "plain")
     assert reseal_embeddings(tmp_path / "plain", two, None)
     assert (tmp_path / "plain").read_bytes() == plain
@@ -297,7 +297,7 @@ def test_a_key_changes_nothing_of_plain_files(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(InputError, match="is not encrypted, but a key is set"):
         Embeddings.load(tmp_path / "plain")
     (tmp_path / "other").write_bytes(b"\x89PNG....")
-    with pytest.raises(FileFormatError, match="it is a PNG picture"):
+    with pytest.raises(FileFormatError, match="it is a PNG image"):
         reseal_embeddings(tmp_path / "other", None, one)
     assert (tmp_path / "other").read_bytes() == b"\x89PNG...."
     with pytest.raises(FileFormatError, match="no such file"):

@@ -137,7 +137,7 @@ def test_nothing_usable_is_an_error_and_leaves_nothing(
 ) -> None:
     for path in people.glob("*/*.png"):
         path.write_bytes(cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1].tobytes())
-    with pytest.raises(InputError, match=r"none of its 12 .* p0/0\.png: expected a picture of 16x16.*Align"):
+    with pytest.raises(InputError, match=r"none of its 12 .* p0/0\.png: expected an image of 16x16.*Align"):
         run_backbone(backbone, IdentityFolder(people), VIEWS, Keep(), tmp_path / "rows")
     assert not (tmp_path / "rows").exists()
 

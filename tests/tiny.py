@@ -54,5 +54,5 @@ def spoil(root: Path) -> dict[str, str]:
     return {
         "p0/1.png": "truncated image",
         "p1/0.png": "not an image",
-        "p3/2.png": "expected a picture of 16x16 (height x width), got 20x20",
+        "p3/2.png": "expected an image of 16x16 (height x width), got 20x20",
     }

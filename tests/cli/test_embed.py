@@ -40,7 +40,7 @@ def test_writes_the_file_and_reports_as_json(folder: Path) -> None:
     assert [item["key"] for item in report["skipped"]] == ["p0/1.png", "p1/0.png", "p3/2.png"]
     assert "truncated" in report["skipped"][0]["reason"]
     assert (report["view"], report["flip"], report["alignment"]) == ("clean", "none", "as-given")
-    assert "9 of 12 images" in result.stderr and "p3/2.png: expected a picture of 16x16" in result.stderr
+    assert "9 of 12 images" in result.stderr and "p3/2.png: expected an image of 16x16" in result.stderr
 
 
 def test_is_the_python_function(folder: Path) -> None:

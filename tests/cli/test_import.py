@@ -56,14 +56,18 @@ def test_keys_and_detector_scores_from_the_meta_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ([], FileFormatError, "rows without keys"),
+        ([], FileFormatError, "rows have no keys"),
         (["--keys", "FOLDER/none"], FileFormatError, "cannot read"),
         (["--keys", "FOLDER/feats.npy"], FileFormatError, "expected UTF-8 text"),
         (["--keys", "FOLDER/keys.txt", "--meta", "FOLDER"], InputError, "not both"),
-        (["--keys", "FOLDER/keys.txt", "--halves"], InputError, "say what to do with them"),
+        (["--keys", "FOLDER/keys.txt", "--halves"], InputError, "to say how the two halves are combined"),
         (["--keys", "FOLDER/keys.txt", "--flip", "max"], InputError, "expected 'none' or 'sum'"),
-        (["--keys", "FOLDER/ijbb_name_5pts_score.txt", "--halves"], InputError, "say what to do"),
-        (["--meta", "FOLDER"], FileFormatError, "no such file, nor in"),
+        (
+            ["--keys", "FOLDER/ijbb_name_5pts_score.txt", "--halves"],
+            InputError,
+            "how the two halves are combined",
+        ),
+        (["--meta", "FOLDER"], FileFormatError, "no such file, neither here nor in"),
     ],
 )
 def test_bad_options(folder: Path, options: list[str], error: type[Exception], message: str) -> None:

@@ -211,20 +211,20 @@ CONTENTS = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     "bucket": (
         b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>',
-        "error message of a file server",
+        "error message from a file server",
     ),
     "api": (json.dumps({"error": "not found"}).encode(), "JSON"),
     "gzip": (tarred("w:gz"), "gzip archive: unpack"),
     "tar": (tarred("w"), "tar archive: unpack"),
     "zip": (zipped("model/weights.bin"), r"zip archive of 1 files \(model/weights.bin"),
     "empty zip": (zipped(), "an empty zip"),
-    "cut zip": (zipped("a")[:40], "cut short"),
+    "cut zip": (zipped("a")[:40], "truncated or damaged zip archive"),
     "npz": (zipped("a.npy", "b.npy"), "NumPy"),
     "npy": (written(lambda stream: np.save(stream, np.eye(2))), "NumPy array"),
     "torch": (written(lambda stream: torch.save({}, stream)), "a torch file$"),
     "old torch": (
         written(lambda stream: torch.save({}, stream, _use_new_zipfile_serialization=False)),
-        "torch file of the format before",
+        "torch file in the format before",
     ),
     "script": (zipped("net/data.pkl", "net/code/__torch__.py"), "TorchScript"),
     "pickle": (b"\x80\x04\x95\x00", "pickle"),
@@ -232,7 +232,7 @@ CONTENTS = {
     "safetensors": (safe_bytes({"a": torch.ones(1)}), "safetensors"),
     "safetensors, its length like a pickle": (b"\x80\x04" + bytes(6) + b'{"a":{"dtype"', "safetensors"),
     "picture": (b"\xff\xd8\xff\xe0\x00", "JPEG"),
-    "text": (b"hello\nworld", r"text beginning with 'hello"),
+    "text": (b"hello\nworld", r"text file beginning with 'hello"),
     "noise": (b"\x01\x02\xf0\xf1\xf2\xf3\xf4\xf5\xf6", "bytes 01 02 f0 f1"),
 }
 

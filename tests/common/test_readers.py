@@ -139,7 +139,7 @@ def test_a_pass_that_is_left_early_is_dropped(make: Callable[..., Any]) -> None:
         next(left)
     assert the_same(next(second), 8) and next(second, None) is None
     second.close()
-    assert len(reader._items.free) == slots and not reader._items.given
+    assert len(reader._items.free) == slots and not reader._items.pending
 
 
 def test_items_are_asked_for_as_they_are_needed(make: Callable[..., Any]) -> None:
@@ -207,7 +207,7 @@ def test_what_cannot_be_sent_is_done_by_threads_and_said(capfd: pytest.CaptureFi
     lock = threading.Lock()
     reader = Readers(lambda item: item + (lock is None), processes=2, name="decode")
     assert reader.processes == 0 and list(reader([1, 2])) == [1, 2]
-    assert "decode: by threads, as it cannot be sent to processes" in capfd.readouterr().err
+    assert "decode: using threads, because the work cannot be sent to processes" in capfd.readouterr().err
 
 
 SCRIPT = """

@@ -99,7 +99,7 @@ def test_a_key_is_made_once_for_its_owner(tmp_path: Path) -> None:
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     make_key(tmp_path / "key")
     (tmp_path / "key").chmod(mode)
-    with pytest.raises(InputError, match=r"others can read .*chmod 600"):
+    with pytest.raises(InputError, match=r"other users can read .*chmod 600"):
         read_key(tmp_path / "key")
 
 

@@ -44,5 +44,5 @@ def test_images_without_identity_are_left_out() -> None:
 
 
 def test_one_person_is_not_enough() -> None:
-    with pytest.raises(InputError, match="at least two people with two or more images, got 1"):
+    with pytest.raises(InputError, match="at least two people with two or more images each, got 1"):
         draw_pairs(NamedRows(np.array([0, 0, 0, 1, 2])))

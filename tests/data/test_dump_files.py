@@ -58,20 +58,20 @@ def test_text_without_names_takes_given_ones(tmp_path: Path) -> None:
     path = write(tmp_path, text(names=[""] * 4))
     e = read_features(path, NAMES)
     assert e.mu == pytest.approx(FEATURES / LENGTHS[:, None], abs=1e-6) and list(e.keys) == NAMES
-    with pytest.raises(FileFormatError, match="without keys"):
+    with pytest.raises(FileFormatError, match="rows have no keys"):
         read_features(path)
     numbered = write(tmp_path, text(names=["1", "2", "3", "4"]))
     assert list(read_features(numbered).keys) == ["1", "2", "3", "4"]
-    with pytest.raises(FileFormatError, match="names of images or features"):
+    with pytest.raises(FileFormatError, match="image names or features"):
         read_features(numbered, NAMES)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (text() + "d.jpg 1 2 3\n", "line 5: 4 cells, but 7"),
+        (text() + "d.jpg 1 2 3\n", "line 5: expected 7 cells as on line 1, got 4"),
         (text() + "d.jpg 1 2 3 x 5 6\n", "line 5.*'x'"),
-        (text() + "d e.jpg 1 2 3 4 5 6\n", "line 5.*blanks"),
+        (text() + "d e.jpg 1 2 3 4 5 6\n", "line 5.*spaces"),
         (text(",", "image,label,f1,f2,f3,f4,f5\n"), "image,label"),  # a label is no feature
         (text(",", "image,f0,f2,f4,f6,f8,f10\n"), "image,f0"),
         ("<!DOCTYPE html>\n<html></html>\n", "HTML"),
@@ -106,13 +106,13 @@ def test_arrays_of_any_order(tmp_path: Path, array: np.ndarray) -> None:
     ("content", "message"),
     [
         (npy(FEATURES) + npy(FEATURES), "several arrays"),
-        (npy(FEATURES)[:-4], "96 bytes, 92"),
+        (npy(FEATURES)[:-4], "96 bytes, but it has 92"),
         (npy(FEATURES).replace(b"(4, 6)", b"(4, -"), "not readable"),
         (npy(FEATURES).replace(b"(4, 6), }", b"(9**9, 9)"), "not readable"),
         (npy(FEATURES).replace(b"(4, 6), }   ", b"(4000, 6), }"), "96000 bytes"),
-        (npy(np.array([{}]), allow_pickle=True), "pickled"),
+        (npy(np.array([{}]), allow_pickle=True), "stored as a pickle"),
         (npy(np.zeros(4, [("a", "f4"), ("b", "f4")])), "float type"),
-        (npy(FEATURES).replace(b"\x76\0", b"\xff\xff"), "no header"),
+        (npy(FEATURES).replace(b"\x76\0", b"\xff\xff"), "no valid header"),
     ],
 )
 def test_headers_that_lie(tmp_path: Path, content: bytes, message: str) -> None:

@@ -52,7 +52,7 @@ def test_no_folder_and_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="expected a folder"):
         IdentityFolder(tmp_path / "none")
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(FileFormatError, match="1 files and none"):
+    with pytest.raises(FileFormatError, match="1 files and no image"):
         IdentityFolder(tmp_path)
 
 

@@ -20,7 +20,7 @@ def test_labels_equal_those_of_the_records_read_one_by_one(tmp_path: Path) -> No
     records = [
         pack_record(0, (7.0,), b"picture"),
         pack_record(1, (3.0, 9.0), b"x" * 50),
-        pack_record(2, (5.0,), b"y", several=True),
+        pack_record(2, (5.0,), b"y", as_list=True),
         pack_record(3, (2.0**24,), bytes(4) + MAGIC_BYTES + b"split"),
         pack_record(4, (1.0,)),  # nothing behind it
     ]
@@ -35,7 +35,7 @@ def test_a_damaged_record_is_named_by_its_byte(tmp_path: Path) -> None:
     records = [pack_record(row, (1.0,), b"x" * 40) for row in range(3)]
     for at, wrong, message in [
         (0, b"XXXX", "expected the record magic"),
-        (4, b"\xff\xff\x00\x00", "promises"),
+        (4, b"\xff\xff\x00\x00", "declares"),
     ]:
         broken = bytearray(records[1])
         broken[at : at + 4] = wrong

@@ -48,7 +48,7 @@ def test_everything_is_read(tmp_path: Path, where: str) -> None:
 def test_ijbb_has_its_own_names(tmp_path: Path) -> None:
     meta = read_ijb(written(tmp_path, "ijbb"), set="ijbb")
     assert list(meta.galleries) == ["S1", "S2"]
-    with pytest.raises(FileFormatError, match="no such file, nor in the folder meta below"):
+    with pytest.raises(FileFormatError, match="no such file, neither here nor in the sub-folder meta"):
         read_ijb(tmp_path, set="ijbc")
 
 
@@ -77,10 +77,10 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     ("changed", "message"),
     [
         ({"entries": ENTRIES + "7.jpg 4\n"}, "face_tid_mid.txt: line 7: expected `file template medium`"),
-        ({"entries": ENTRIES + "7.jpg x 3\n"}, "face_tid_mid.txt: line 7: .*template 'x' is not a whole"),
+        ({"entries": ENTRIES + "7.jpg x 3\n"}, "face_tid_mid.txt: line 7: .*template 'x' is not a 32-bit"),
         ({"entries": ENTRIES + "\n2.jpg 1 9\n"}, "mid.txt: line 8: '2.jpg' is listed twice in template 1"),
         ({"entries": ""}, "face_tid_mid.txt: .*the file has none"),
-        ({"pairs": PAIRS + "9 1 0\n"}, "label.txt: line 4: template 9 has no image .* \\(1 pairs name"),
+        ({"pairs": PAIRS + "9 1 0\n"}, "label.txt: line 4: template 9 has no image .* \\(1 pairs have"),
         ({"pairs": PAIRS + "1 9 0\n"}, "label.txt: line 4: template 9 has no image"),
         ({"pairs": PAIRS + "1 2\n"}, "label.txt: line 4: .*2 fields instead of 3"),
         ({"pairs": PAIRS + "1 2 2\n"}, "label.txt: line 4: expected label 0 or 1, got 2"),
@@ -89,14 +89,14 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         ({"pairs": "1 3 0\n"}, "label.txt: line 1: 0 mated and 1 non-mated"),
         ({"pairs": ""}, "label.txt: .*the file has none"),
         ({"scores": SCORES + SCORES[:40].splitlines()[0] + "\n"}, "line 7: '1.jpg' is listed twice"),
-        ({"scores": SCORES.split("\n", 1)[1]}, "1 of 6 images of .* are not listed, first '1.jpg'"),
+        ({"scores": SCORES.split("\n", 1)[1]}, "1 of 6 are not listed, first '1.jpg'"),
         ({"scores": SCORES.replace("0.3", "nan")}, "score.txt: line 3: .*score 'nan' is not a finite number"),
         ({"scores": "1.jpg 1 2 3\n"}, "score.txt: line 1: .*4 fields instead of 12"),
         ({"g1": GALLERY_1 + "1,104,c.jpg\n"}, "G1.csv: line 4: template 1 is of subject 104 here and of 100"),
-        ({"g1": GALLERY_1 + "2,100,c.jpg\n"}, "G1.csv: line 4: subject 100 has two templates, 1 and 2"),
+        ({"g1": GALLERY_1 + "2,100,c.jpg\n"}, "G1.csv: line 4: .*subject 100 has two, 1 and 2"),
         ({"g2": GALLERY_2 + "77,1,c.jpg\n"}, "G2.csv: line 3: template 77 has no image"),
         ({"g1": "1,100,a.jpg\n"}, "G1.csv: line 1: expected a header line"),
-        ({"probes": PROBES + "x,1\n"}, "probe_mixed.csv: line 4: .*template 'x' is not a whole number"),
+        ({"probes": PROBES + "x,1\n"}, "probe_mixed.csv: line 4: .*template 'x' is not a 32-bit"),
         ({"probes": PROBES + "3,103\n"}, "probe_mixed.csv: line 4: template 3 is of subject 103 here"),
     ],
 )  # fmt: skip
@@ -110,13 +110,13 @@ def test_sets_of_ones_own(tmp_path: Path) -> None:
         read_ijb(tmp_path, set="ijba")
     ids = np.array([1, 2])
     spaced = IjbMeta("mine", ["a b.jpg", "c.jpg"], ids, ids)
-    with pytest.raises(InputError, match="1 names hold blanks"):
+    with pytest.raises(InputError, match="1 names contain spaces"):
         write_ijb(tmp_path, spaced)
     enrolled = {"mine": TemplateList(ids[:1], ids[:1])}
     with pytest.raises(InputError, match="galleries: ijbc has"):
         write_ijb(tmp_path, IjbMeta("mine", ["a", "c"], ids, ids, galleries=enrolled))
     scored = IjbMeta("mine", ["a", "c"], ids, ids, detector_score=np.ones(2, np.float32))
-    with pytest.raises(InputError, match="only one is known"):
+    with pytest.raises(InputError, match="only one of them"):
         write_ijb(tmp_path, scored)
     assert not list(tmp_path.glob("*1N*"))
 
@@ -126,7 +126,7 @@ def test_pairs_of_ones_own_are_checked_by_row() -> None:
     pairs = TemplatePairs(ids[:2], np.array([2, 9]), np.array([True, False]))
     with pytest.raises(InputError, match="mine: pairs, row 1: template 9 has no image"):
         IjbMeta("mine", ["a", "b", "c"], ids, ids, pairs)
-    with pytest.raises(InputError, match="columns of one length"):
+    with pytest.raises(InputError, match="columns of equal length"):
         IjbMeta("mine", ["a", "b"], ids, ids)
     meta = IjbMeta("mine", ["a", "b", "c"], ids, ids, TemplatePairs(
         np.array([1, 2, 3, 1]), np.array([2, 1, 1, 3]), np.array([True, True, False, False])

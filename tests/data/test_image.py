@@ -118,7 +118,7 @@ def test_truncated_jpeg_with_a_whole_thumbnail_inside_is_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "no bytes"),
+        (b"", "empty"),
         (b"this is text named .jpg", "not an image.*this is text"),
         (bytes(500), "not an image"),
     ],
@@ -135,7 +135,7 @@ def test_absurd_dimensions_are_refused() -> None:
 
 def test_size_is_required_not_made() -> None:
     assert decode_image(encoded(".png"), size=(12, 16)).shape == (12, 16, 3)
-    with pytest.raises(ImageError, match=r"expected a picture of 16x12.*got 12x16"):
+    with pytest.raises(ImageError, match=r"expected an image of 16x12.*got 12x16"):
         decode_image(encoded(".png"), size=(16, 12))
 
 
@@ -164,7 +164,7 @@ def test_a_picture_that_its_bytes_cannot_hold_takes_no_memory() -> None:
     jpeg[frame + 5 : frame + 9] = struct.pack(">HH", 16000, 60000)
     chunk = png.index(b"IDAT") - 4
     png[chunk : chunk + 4] = struct.pack(">I", 0xCE000020)
-    for data, problem in [(jpeg, "16000x60000"), (png, f"byte {chunk} promises 3456106528 bytes")]:
+    for data, problem in [(jpeg, "16000x60000"), (png, f"byte {chunk} declares 3456106528 bytes")]:
         with pytest.raises(ImageError, match=f"truncated.*{problem}"):
             decode_image(bytes(data))
 

@@ -30,11 +30,11 @@ def test_bad_images_stop_or_are_listed(folder: Path) -> None:
     assert rows == [[0], [2], [4]]
     assert [item.key for item in skipped] == ["ann/2.jpg", "bob/1.jpg", "cleo/1.jpg"]
     assert "not an image" in skipped[0].reason and "truncated" in skipped[1].reason
-    assert "expected a picture of 16x16 (height x width), got 20x16" in skipped[2].reason
+    assert "expected an image of 16x16 (height x width), got 20x16" in skipped[2].reason
 
 
 def test_a_given_size_is_required(folder: Path) -> None:
-    with pytest.raises(ImageError, match="expected a picture of 112x112"):
+    with pytest.raises(ImageError, match="expected an image of 112x112"):
         next(iter_images(IdentityFolder(folder), size=(112, 112)))
 
 
@@ -86,7 +86,7 @@ def test_given_batches_may_never_end(folder: Path) -> None:
 
 @pytest.mark.parametrize("row", [-1, 6])
 def test_a_row_that_is_not_there_is_refused(folder: Path, row: int) -> None:
-    with pytest.raises(InputError, match=r"rows must lie in 0\.\.5"):
+    with pytest.raises(InputError, match=r"rows must be in 0\.\.5"):
         next(load_batches(IdentityFolder(folder), [[0, row]], size=(16, 16)))
-    with pytest.raises(InputError, match=r"rows must lie in 0\.\.5"):
+    with pytest.raises(InputError, match=r"rows must be in 0\.\.5"):
         iter_images(IdentityFolder(folder), [row])

@@ -60,7 +60,7 @@ def test_a_short_index_is_never_a_smaller_set(tmp_path: Path, start: int, listed
 def test_a_short_index_is_told_with_both_numbers_and_made_anew(tmp_path: Path) -> None:
     folder = save(tmp_path / "set", field_set(), lambda lines: lines[:5])
     with pytest.raises(
-        FileFormatError, match=r"promises images up to record 6; the index lists 4,.*data index"
+        FileFormatError, match=r"declares images up to record 6, but the index lists 4 images,.*data index"
     ):
         RecordFile(folder)
     (folder / "train.idx").unlink()
@@ -116,11 +116,11 @@ def test_lines_of_records_that_are_no_images_may_be_missing(
 def test_two_sets_in_one_file_are_refused(tmp_path: Path) -> None:
     twice = field_set() + field_set()
     renumbered = [(row, data) for row, (_, data) in enumerate(twice)]
-    with pytest.raises(FileFormatError, match="promises images up to record 6; the index lists 16"):
+    with pytest.raises(FileFormatError, match="declares images up to record 6, but the index lists 16"):
         RecordFile(save(tmp_path / "renumbered", renumbered))
-    with pytest.raises(FileFormatError, match=r"record 6 has labels and no picture.*images follow"):
+    with pytest.raises(FileFormatError, match=r"record 6 looks like an identity record.*images follow"):
         RecordFile(save(tmp_path / "headless", [(row, data) for row, (_, data) in enumerate(twice[1:])]))
-    with pytest.raises(FileFormatError, match=r"index lists 10 records.*another one follows"):
+    with pytest.raises(FileFormatError, match=r"index lists 10 records.*another record follows"):
         RecordFile(save(tmp_path / "first", twice, lambda lines: lines[:10]))
     with pytest.raises(FileFormatError, match="record number 0 occurs more than once"):
         RecordFile(save(tmp_path / "both", twice))
@@ -131,7 +131,9 @@ def test_a_header_with_other_numbers_is_refused_and_can_be_left_out(
     tmp_path: Path, header: tuple[float, float], promised: int
 ) -> None:
     records = [(0, pack_record(0, header)), *field_set()[1:7]]
-    with pytest.raises(FileFormatError, match=f"promises images up to record {promised}; the index lists 6"):
+    with pytest.raises(
+        FileFormatError, match=f"declares images up to record {promised}, but the index lists 6"
+    ):
         RecordFile(save(tmp_path / "set", records))
     assert len(RecordFile(save(tmp_path / "set", records, lambda lines: lines[1:]))) == 6
 
@@ -139,7 +141,7 @@ def test_a_header_with_other_numbers_is_refused_and_can_be_left_out(
 def test_what_follows_the_last_record(tmp_path: Path) -> None:
     assert len(RecordFile(save(tmp_path / "zeros", field_set(), tail=bytes(999)))) == 6
     for tail in (b"garbage!", image(10, 1.0)[:40]):
-        with pytest.raises(FileFormatError, match=f"the {len(tail)} bytes behind it are no record"):
+        with pytest.raises(FileFormatError, match=f"the {len(tail)} bytes after it are not a record"):
             RecordFile(save(tmp_path / str(len(tail)), field_set(), tail=tail))
 
 
@@ -151,7 +153,7 @@ def test_a_picture_without_bytes_is_one_broken_image(tmp_path: Path) -> None:
 
 
 def test_labels_that_no_set_has_take_no_memory(tmp_path: Path) -> None:
-    for label, message in [(1e7, "10000001 identities for 1 images"), (2e9, "expected a whole number")]:
+    for label, message in [(1e7, "10000001 identities for only 1 images"), (2e9, "expected a whole number")]:
         with pytest.raises(FileFormatError, match=message):
             RecordFile(save(tmp_path / str(label), [(0, image(0, label))]))
     folder = save(tmp_path / "set", [(0, image(0, 0.0))])

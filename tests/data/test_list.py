@@ -149,7 +149,7 @@ def test_names_in_two_unicode_forms(folder: Path) -> None:
 
 def test_missing_images_are_counted(folder: Path) -> None:
     with pytest.raises(
-        FileFormatError, match=r"2 of 3 are missing: x/1\.jpg \(line 1\), y/1\.jpg \(line 3\)"
+        FileFormatError, match=r"2 of 3 images are missing: x/1\.jpg \(line 1\), y/1\.jpg \(line 3\)"
     ):
         ListFile(write(folder, "x/1.jpg 0", "ann/1.jpg 0", "y/1.jpg 1"))
     facts = describe(ListFile(write(folder, "ann/1.jpg 0", "y/1.jpg 1")))

@@ -37,5 +37,5 @@ def test_changed_files_are_refused(monkeypatch: pytest.MonkeyPatch, folder: Path
             return folder
 
     monkeypatch.setattr(folder_module, "distribution", lambda name: Wheel())
-    with pytest.raises(FileFormatError, match="not the 400 ORL faces"):
+    with pytest.raises(FileFormatError, match="expected the 400 ORL faces"):
         orl_faces()

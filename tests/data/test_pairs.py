@@ -40,13 +40,13 @@ def test_lfw_development_list_is_one_fold(tmp_path: Path) -> None:
     ("row", "line", "message"),
     [
         (0, "ten 300", "line 1: expected `folds"),
-        (0, "3\t1", "line 1 promises 3 x 2 x 1 pairs, 4 lines follow"),
+        (0, "3\t1", "line 1 declares 3 folds of 2 x 1 pairs = 6 lines, but 4 follow"),
         (0, "0\t0", "line 1"),
         (1, "Ann\t1", "line 2: expected `name n m`"),
         (1, "Ann\t1\tBob\t2", "line 2: expected `name n m`"),
         (4, "Ann\t1\t2", "line 5: expected `name n other m`"),
         (4, "Ann\t1\tAnn\t2", "line 5: expected `name n other m`"),
-        (3, "Cleo\tx\t2", "line 4: expected picture numbers"),
+        (3, "Cleo\tx\t2", "line 4: expected image numbers"),
     ],
 )
 def test_lfw_mistakes_are_named_with_their_line(tmp_path: Path, row: int, line: str, message: str) -> None:
@@ -67,10 +67,10 @@ def test_cfp_format(tmp_path: Path) -> None:
         ([*CFP, "3\t1/f/1.jpg\t1/p/1.jpg"], "line 4: expected `fold left right label`"),
         ([*CFP, "0\t1/f/1.jpg\t1/p/1.jpg\t1"], "line 4"),
         ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\tperhaps"], "line 4"),
-        ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\t0"], "line 4: mated is 0, which the persons contradict"),
-        ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\t1"], r"folds of one size, got \[1, 2\]"),
-        ([*CFP, "4\t1/f/1.jpg\t1/p/1.jpg\t1"], "line 4: fold 4"),
-        (CFP[:1], "folds of one size"),
+        ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\t0"], "line 4: mated is 0, which contradicts the subjects"),
+        ([*CFP, "2\t1/f/1.jpg\t1/p/1.jpg\t1"], r"folds of equal size, got \[1, 2\]"),
+        ([*CFP, "4\t1/f/1.jpg\t1/p/1.jpg\t1"], "line 4: expected a fold from 1 to"),
+        (CFP[:1], "folds of equal size"),
         ([], "line 1: .* an empty file"),
     ],
 )
@@ -80,7 +80,7 @@ def test_cfp_mistakes_are_named_with_their_line(tmp_path: Path, lines: list[str]
 
 
 def test_other_files_are_no_pair_lists(tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match="Looked for: LFW's"):
+    with pytest.raises(FileFormatError, match="Supported: LFW's"):
         open_pairs(write(tmp_path, ["ann/1.jpg 0"]))
     with pytest.raises(FileFormatError, match="No such file"):
         open_pairs(tmp_path / "none.txt")
@@ -99,7 +99,7 @@ def toy(**changes: object) -> PairList:
 def test_rows_and_unknown_keys() -> None:
     left, right = toy().rows(["c", "x", "b", "a"])
     assert left.tolist() == [3, 2] and right.tolist() == [0, 0]
-    with pytest.raises(InputError, match=r"toy: 2 images .* among the 2 given.*first b, c.*look like a, x"):
+    with pytest.raises(InputError, match=r"toy: 2 images .* among the 2 images given.*b, c.*look like a, x"):
         toy().rows(["a", "x"])
 
 

@@ -55,13 +55,17 @@ def test_label_lists() -> None:
     ("data", "offset", "message"),
     [
         (b"abcdefgh" * 4, 8, "byte 8: expected the record magic 0xced7230a, got 0x64636261"),
-        (pack_record(1, (0.0,), b"abcd")[:-4], 0, "record at byte 0 promises 28 bytes, only 24 follow"),
-        (pack_record(1, (0.0,)), 32, "no record at byte 32"),
-        (MAGIC_BYTES + struct.pack("<I", 4) + b"abcd", 0, "4 bytes, its header alone takes 24"),
-        (MAGIC_BYTES + struct.pack("<IIfQQ", 24, 9, 0, 0, 0), 0, "promises 9 labels"),
-        (MAGIC_BYTES + struct.pack("<I", 3 << 29), 0, "continuation flag 3"),
-        (MAGIC_BYTES + struct.pack("<I", 1 << 29) + pack_record(1, (0.0,)), 0, "continuation flag 0"),
-        (MAGIC_BYTES + struct.pack("<I", 1 << 29), 0, "no record at byte 8"),
+        (pack_record(1, (0.0,), b"abcd")[:-4], 0, "record at byte 0 declares 28 bytes, but only 24 follow"),
+        (pack_record(1, (0.0,)), 32, "expected a record at byte 32"),
+        (MAGIC_BYTES + struct.pack("<I", 4) + b"abcd", 0, "4 bytes, but its header alone takes 24"),
+        (MAGIC_BYTES + struct.pack("<IIfQQ", 24, 9, 0, 0, 0), 0, "declares 9 labels"),
+        (MAGIC_BYTES + struct.pack("<I", 3 << 29), 0, "continuation flag 0 or 1, got 3"),
+        (
+            MAGIC_BYTES + struct.pack("<I", 1 << 29) + pack_record(1, (0.0,)),
+            0,
+            "continuation flag 2 or 3, got 0",
+        ),
+        (MAGIC_BYTES + struct.pack("<I", 1 << 29), 0, "expected a record at byte 8"),
     ],
 )
 def test_damage_is_named_by_its_byte(data: bytes, offset: int, message: str) -> None:

@@ -79,7 +79,7 @@ def test_without_header_every_record_is_an_image(tmp_path: Path, pictures: list[
 
 
 def test_label_lists_count_by_their_first(tmp_path: Path, pictures: list[bytes]) -> None:
-    packed = [pack_record(0, (4.0, 9.0), pictures[0]), pack_record(1, (2.0,), pictures[1], several=True)]
+    packed = [pack_record(0, (4.0, 9.0), pictures[0]), pack_record(1, (2.0,), pictures[1], as_list=True)]
     assert RecordFile(write_plain(tmp_path / "plain", packed)).labels.tolist() == [4, 2]
 
 
@@ -120,22 +120,28 @@ def test_bad_magic_is_named_by_byte_and_can_be_skipped(records: Path) -> None:
 def test_a_short_file_is_refused_at_once(records: Path) -> None:
     path = records / "train.rec"
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(FileFormatError, match=r"record 7: offset .* truncated"):
+    with pytest.raises(FileFormatError, match=r"record 7: expected an offset .* truncated"):
         RecordFile(records)
 
 
 def test_a_file_short_by_half_a_record_is_refused_at_its_last_record(records: Path) -> None:
     path = records / "train.rec"
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(FileFormatError, match="promises 32 bytes, only 20 follow"):
+    with pytest.raises(FileFormatError, match="declares 32 bytes, but only 20 follow"):
         RecordFile(records)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("\t0\n", "\t2\n", 1), "record 0: offset 2 is not a multiple of 4"),
-        (lambda text: text.replace("\t0\n", "\t400000000\n", 1), "record 0: offset 400000000"),
+        (
+            lambda text: text.replace("\t0\n", "\t2\n", 1),
+            "record 0: expected an offset that is a multiple of 4 .*got 2",
+        ),
+        (
+            lambda text: text.replace("\t0\n", "\t400000000\n", 1),
+            "record 0: expected an offset .*got 400000000",
+        ),
         (lambda text: text + "3\t40\n", "record number 3 occurs more than once"),
         (lambda text: text + "11\t40\n", "offset 40 occurs more than once"),
         (lambda text: "zero\t0\n" + text, "line 1: expected `number<TAB>offset`"),
@@ -156,14 +162,14 @@ def test_offsets_into_the_middle_of_a_record_are_noticed(records: Path) -> None:
     lines = path.read_text().splitlines()
     lines[2] = f"2\t{offset_of(records, 2) + 4}"
     path.write_text("\n".join(lines))
-    with pytest.raises(ImageError, match=r"expected the record magic.*Is the index of this file"):
+    with pytest.raises(ImageError, match=r"expected the record magic.*Does the index belong to this file"):
         RecordFile(records).read(1)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("2,16,16", "promises 2 identities, but labels reach 2"),
+        ("2,16,16", "declares 2 identities, but labels go up to 2"),
         ("3;16;16", "expected `identities,height,width`"),
         ("", "got ''"),
     ],
@@ -178,7 +184,7 @@ def test_a_wrong_property_is_refused(records: Path, text: str, message: str) -> 
     ("change", "message"),
     [
         (lambda text: text.replace("bob/2.jpg", "bob/1.jpg"), "1 keys occur more than once: bob/1.jpg"),
-        (lambda text: text.replace("5\tbob/2.jpg\n", ""), "no name for 1 of 6 records"),
+        (lambda text: text.replace("5\tbob/2.jpg\n", ""), "1 of 6 have none"),
         (lambda text: text.replace("\t", " "), "line 1: expected `record number<TAB>name`"),
     ],
 )
@@ -217,7 +223,7 @@ def test_lfw(shared: Path) -> None:
 def test_a_range_that_is_no_range_is_refused(tmp_path: Path, pictures: list[bytes]) -> None:
     image = pack_record(1, (0.0,), pictures[0])
     for labels in [(1.0, float("nan")), (1.0,), (0.5, 2.0)]:
-        records = [pack_record(0, (2.0, 3.0)), image, pack_record(2, labels, several=True)]
+        records = [pack_record(0, (2.0, 3.0)), image, pack_record(2, labels, as_list=True)]
         with pytest.raises(FileFormatError, match=r"identity record at byte .* expected a range"):
             RecordFile(write_plain(tmp_path / str(labels), records))
 

@@ -23,7 +23,7 @@ class Memory(ImageSource):
 
 @pytest.mark.parametrize("labels", [[0, 2], [-2, 0]])
 def test_labels_outside_the_identities_are_refused(labels: list[int]) -> None:
-    with pytest.raises(InputError, match=r"labels must lie in -1\.\.1"):
+    with pytest.raises(InputError, match=r"labels must be in -1\.\.1"):
         Memory(labels, ["a", "b"])
 
 

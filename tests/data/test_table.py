@@ -42,10 +42,10 @@ def test_comma_separated_with_more_columns(tmp_path: Path) -> None:
     [
         ("1 2 0\n3 4\n", "line 2: expected `template other label`, got '3 4': 2 fields instead of 3"),
         ("1 2 0\n3 4 1 5\n", "line 2: .*4 fields instead of 3"),
-        ("1 2 0\n\n3 x 1\n", "line 3: .*other 'x' is not a whole number"),
-        ("1 2.5 0\n", "line 1: .*other '2.5' is not a whole number"),
-        ("1 2 0\n99999999999 4 1\n", "line 2: .*template '99999999999' is not a whole number"),
-        ("", "expected lines `template other label`, the file has none"),
+        ("1 2 0\n\n3 x 1\n", "line 3: .*other 'x' is not a 32-bit whole number"),
+        ("1 2.5 0\n", "line 1: .*other '2.5' is not a 32-bit whole number"),
+        ("1 2 0\n99999999999 4 1\n", "line 2: .*template '99999999999' is not a 32-bit whole number"),
+        ("", "expected lines `template other label`, but the file has none"),
         ("\n \n", "the file has none"),
     ],
 )

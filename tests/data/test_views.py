@@ -49,5 +49,5 @@ def test_views_are_made_again_from_their_signature() -> None:
     for view in (View(), View(flip=True), View(Degradation("cross", 3), flip=True)):
         assert View.from_signature(view.signature).signature == view.signature
     for unknown in ("cross-v999/0", "own-v1/0", "cross-v1-12ab/0", "film"):
-        with pytest.raises(InputError, match="cannot be made again"):
+        with pytest.raises(InputError, match="cannot be reproduced"):
             View.from_signature(unknown)

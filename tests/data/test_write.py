@@ -109,7 +109,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: p
 
 def test_records_need_identities(folder: Path, tmp_path: Path) -> None:
     (folder / "loose.jpg").write_bytes(picture(9))
-    with pytest.raises(InputError, match="1 of 7 images have no identity"):
+    with pytest.raises(InputError, match="1 of 7 have none"):
         write_records(IdentityFolder(folder), tmp_path / "rec")
     assert write_folder(IdentityFolder(folder), tmp_path / "copy").labels.tolist().count(-1) == 1
 
@@ -119,7 +119,7 @@ def test_keys_cannot_climb_out(folder: Path, tmp_path: Path, key: str) -> None:
     records = write_records(IdentityFolder(folder), tmp_path / "rec").path.parent
     names = (records / "names.txt").read_text()
     (records / "names.txt").write_text(names.replace("ann/1.jpg", key))
-    with pytest.raises(InputError, match="no safe file name"):
+    with pytest.raises(InputError, match="not a safe file name"):
         write_folder(RecordFile(records), tmp_path / "new")
     assert not list(tmp_path.rglob("out.jpg"))
 
@@ -128,7 +128,7 @@ def test_two_keys_for_one_path(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("ann/1.jpg -1\nbob/1.jpg b\n")
     (folder / "ann_1.jpg").write_bytes(picture(3))
     (tmp_path / "list.txt").write_text("ann/1.jpg -1\nann_1.jpg -1\n")
-    with pytest.raises(InputError, match=r"would both become ann_1\.jpg"):
+    with pytest.raises(InputError, match=r"would both be written to ann_1\.jpg"):
         write_folder(ListFile(tmp_path / "list.txt", folder), tmp_path / "new")
 
 
@@ -148,7 +148,7 @@ def test_pair_bin_cannot_hold_other_folds(folder: Path, tmp_path: Path) -> None:
     source = IdentityFolder(folder)
     fold = np.repeat(np.arange(5), 4)
     pairs = PairList("toy", source.keys[:1] * 20, source.keys[1:2] * 20, np.ones(20, bool), fold)
-    with pytest.raises(InputError, match=r"ten folds of even size, the list has folds of \[4, 4, 4, 4, 4\]"):
+    with pytest.raises(InputError, match=r"ten folds of equal size .*got folds of \[4, 4, 4, 4, 4\]"):
         write_pair_bin(source, pairs, tmp_path / "toy.bin")
 
 
@@ -176,7 +176,7 @@ def test_a_list_keeps_names_labels_and_unknowns(folder: Path, tmp_path: Path) ->
 
 def test_a_name_that_no_list_can_carry_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "ann").rename(folder / "-1")
-    with pytest.raises(InputError, match="1 identities cannot stand in a list, first '-1'"):
+    with pytest.raises(InputError, match=r"1 names of identities cannot be written to a list .*first '-1'"):
         write_list(IdentityFolder(folder), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -126,7 +126,7 @@ def test_plain_data_for_json(toy: Toy) -> None:
         ({"extra_scores": {"mine": np.zeros(399)}}, r"'mine': expected \(400,\), got \(399,\)"),
         ({"extra_scores": {"mine": np.full(400, np.nan)}}, "'mine': 400 of 400 pairs are NaN"),
         ({"targets": [0.0]}, "FMR target"),
-        ({"subjects": (["a"], ["b"])}, "toy: expected columns of one length"),
+        ({"subjects": (["a"], ["b"])}, "toy: expected columns of equal length"),
         ({"draws": 10, "subjects": (["a"] * 400, ["a"] * 400)}, "at least 2 subjects"),
         ({"draws": -1}, "draws: expected 0"),
     ],

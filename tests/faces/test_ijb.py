@@ -46,9 +46,9 @@ def test_what_cannot_be_aligned_is_skipped(tmp_path: Path) -> None:
     skipped: list = []
     list(iter_images(source, on_error="skip", skipped=skipped))
     assert [item.key for item in skipped] == ["2.jpg", "3.jpg"]
-    assert "cannot read" in skipped[0].reason and "landmarks are of no use" in skipped[1].reason
+    assert "cannot read" in skipped[0].reason and "cannot be aligned by its landmarks" in skipped[1].reason
     with pytest.raises(ImageError, match="crops are 112x112"):
         source.image(0, (96, 96))
     ids = np.array([1])
-    with pytest.raises(InputError, match="no landmarks"):
+    with pytest.raises(InputError, match="expected landmarks"):
         IjbFaces(tmp_path, IjbMeta("toy", ["1.jpg"], ids, ids))

@@ -21,7 +21,7 @@ def _set(start: int = 1, labels: int = 1, header: bool = True, identities: bool 
     records = {0: pack_record(0, (float(end), float(end + 3)))} if header else {}
     for row in range(6):
         own = (float(row // 2), 1.0)[:labels]
-        records[start + row] = pack_record(start + row, own, _picture(row), several=labels > 1)
+        records[start + row] = pack_record(start + row, own, _picture(row), as_list=labels > 1)
     for person in range(3 if identities else 0):
         first = start + 2 * person
         records[end + person] = pack_record(end + person, (float(first), float(first + 2)))

@@ -248,7 +248,7 @@ def test_no_key_another_key_or_a_server(
     with pytest.raises(InputError, match=f"encrypted with the key {key.id}, but .*other is"):
         use(closed)
     monkeypatch.delenv(KEY_FILE)
-    with pytest.raises(InputError, match=f"encrypted with the key {key.id}; name"):
+    with pytest.raises(InputError, match=f"encrypted with the key {key.id}, but no key is set"):
         use(closed)
     Path(key.origin).unlink()  # nothing is left of the gallery
     monkeypatch.setenv(KEY_FILE, key.origin)

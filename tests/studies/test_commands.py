@@ -57,5 +57,5 @@ def test_the_path_of_the_report(world: Path) -> None:
 def test_pairs_of_other_images(world: Path) -> None:
     text = (world / "pairs.txt").read_text().replace("p1/0.jpg", "p1/77.jpg")
     (world / "pairs.txt").write_text(text)
-    with pytest.raises(InputError, match="1 images of the list are not among the 12 given keys"):
+    with pytest.raises(InputError, match="1 images of the list are not among the 12 images given"):
         CliRunner().invoke(app, arguments(world), catch_exceptions=False)

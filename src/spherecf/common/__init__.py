@@ -1,1 +1,1 @@
-"""What every room may use: files, text from outside, names, arrays, progress."""
+"""Helpers shared by all sub-packages: files, parsing of untrusted text, names, arrays, progress."""

@@ -1,4 +1,4 @@
-"""Tensors or NumPy arrays as arguments, which are checked; and which GPUs run our own kernels."""
+"""Convert and check arguments that are tensors or NumPy arrays, and find out whether Triton kernels run."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,29 +15,29 @@ from torch import Tensor
 from spherecf.errors import InputError
 
 Array = TypeVar("Array", Tensor, ndarray)
-"""Of a function that answers arrays with arrays and tensors with tensors; a mixture gives tensors."""
+"""Type of a function that returns arrays for arrays and tensors for tensors; mixed arguments give tensors."""
 AnyArray = Tensor | ndarray
-"""Either."""
+"""A tensor or an array."""
 
 
 def as_tensor(values: Any, name: str, device: torch.device | None = None, *, kinds: str = "f") -> Tensor:
-    """A tensor as it is, an array as a tensor of its type: without a copy where torch can share its memory.
+    """Return a tensor unchanged, and an array as a tensor of the same type, without a copy if possible.
 
     Args:
-        values: a tensor or a NumPy array (or a scalar of NumPy's).
-        name: what messages call it.
-        device: where to put arrays.
-        kinds: of numbers that will do: "f" for floats, "i" for integers.
+        values: a tensor or a NumPy array (or a NumPy scalar).
+        name: name of the argument in messages.
+        device: device that arrays are moved to.
+        kinds: accepted kinds of numbers: "f" for floats, "i" for integers.
 
     Raises:
-        InputError: neither a tensor nor an array, or of another type.
+        InputError: ``values`` is neither a tensor nor an array, or has another type of numbers.
 
     Example:
         >>> as_tensor(np.ones(2, np.float16), "mu")
         tensor([1., 1.], dtype=torch.float16)
     """
     if not isinstance(values, Tensor):
-        values = _shared(values, name, kinds)
+        values = _shared_tensor(values, name, kinds)
         values = values if device is None else values.to(device)
     tensor: Tensor = values
     if tensor.is_floating_point():
@@ -49,15 +49,15 @@ def as_tensor(values: Any, name: str, device: torch.device | None = None, *, kin
     return tensor
 
 
-def like(result: Tensor, *given: Array) -> Array:
-    """The result as an array where everything given is one, else as the tensor it is."""
-    answer: Any = result
-    if not any(isinstance(values, Tensor) for values in given):
-        answer = result.numpy()
-    return cast(Array, answer)
+def like(result: Tensor, *arguments: Array) -> Array:
+    """Return a result as a NumPy array if all arguments are arrays, otherwise as a tensor."""
+    converted: Any = result
+    if not any(isinstance(values, Tensor) for values in arguments):
+        converted = result.numpy()
+    return cast(Array, converted)
 
 
-def _shared(values: Any, name: str, kinds: str) -> Tensor:
+def _shared_tensor(values: Any, name: str, kinds: str) -> Tensor:
     if not isinstance(values, np.ndarray | np.generic):
         raise InputError(
             f"{name}: expected a torch tensor or a NumPy array, got {type(values).__name__}. "
@@ -73,21 +73,21 @@ def _shared(values: Any, name: str, kinds: str) -> Tensor:
         array = array.copy()
     try:
         return torch.from_numpy(array) if array.flags.writeable else torch.utils.dlpack.from_dlpack(array)
-    except (BufferError, RuntimeError):  # read-only, and a NumPy or torch that cannot share that
+    except (BufferError, RuntimeError):  # read-only memory, which this NumPy or torch cannot share
         return torch.from_numpy(array.copy())
 
 
 def _wrong_type(name: str, kinds: str, dtype: Any) -> InputError:
-    wanted = "integers" if kinds == "i" else "floating-point numbers, e.g. float32"
-    return InputError(f"{name}: expected {wanted}, got {dtype}.")
+    expected = "integers" if kinds == "i" else "floating-point numbers, e.g. float32"
+    return InputError(f"{name}: expected {expected}, got {dtype}.")
 
 
 UNIT_TOLERANCE = 1e-3
-"""By how much a direction that is stored, or a distribution's, may miss its length, relative to it."""
+"""Maximum relative error of the length of a stored direction, or of a distribution's."""
 SCORE_TOLERANCE = 2.0**-8
-"""The same for scores: what rounding to bfloat16 does to a length at most, and to float16 all the more."""
+"""The same for scores: the maximum relative error from rounding to bfloat16; that of float16 is smaller."""
 
-_BLOCK = 65536  # rows looked at at once, so that a mapped file larger than memory passes
+_BLOCK = 65536  # rows checked at once, so that a mapped file may be larger than memory
 
 
 def check_directions(
@@ -99,18 +99,19 @@ def check_directions(
     rows: NDArray[np.int64] | None = None,
     keys: Sequence[Any] | NDArray[Any] = (),
 ) -> None:
-    """Refuse rows that are NaN, zero, or not of length 1, all counted in one message.
+    """Reject rows that are NaN, zero, or not of length ``radius``; one message counts them all.
 
     Args:
         mu: (..., dim) array or tensor of floats, dim >= 2.
-        name: what the message calls it.
-        tolerance: how far from 1 a length may be.
-        radius: the length expected, where it is not 1.
-        rows: those to look at, of an array (n, dim); all by default.
-        keys: names of all rows, where they have any.
+        name: name of the argument in the message.
+        tolerance: maximum relative error of a length.
+        radius: expected length.
+        rows: rows to check, of an array (n, dim); by default all.
+        keys: names of all rows, if they have any.
 
     Raises:
-        InputError: such rows, with their numbers and the first of each sort; or fewer than two coordinates.
+        InputError: there are such rows (with their number and the first of each kind), or fewer than two
+            coordinates.
 
     Example:
         >>> check_directions(np.array([[0.6, 0.8], [0, 0], [3, 4]]), "mu")
@@ -122,43 +123,43 @@ def check_directions(
         raise InputError(f"{name}: expected directions (..., dim) with dim >= 2, got shape {tuple(mu.shape)}")
     if all(are_unit(block, tolerance, radius) for block in _blocks(mu, rows)):
         return
-    exact = [_as_array(_lengths(block, exact=True)).reshape(-1) for block in _blocks(mu, rows)]
-    length = np.concatenate(exact)
+    lengths = [_as_array(_lengths(block, exact=True)).reshape(-1) for block in _blocks(mu, rows)]
+    length = np.concatenate(lengths)
     relative = length / radius
     finite, zero = np.isfinite(relative), relative == 0
     other = finite & ~zero & ~(np.abs(relative - 1) <= tolerance)
-    parts, count = [], 0
-    for sort, those in (("NaN or infinite", ~finite), ("zero", zero), ("of another length", other)):
-        if those.any():
-            first, count = int(those.argmax()), count + int(those.sum())
-            which = _row(first if rows is None else int(rows[first]), keys)
-            value = f", length {length[first]:.4g}" if those is other else ""
-            parts.append(f"{int(those.sum())} {sort} (first {which}{value})")
-    if not count:  # so near the border that rounding decides
+    problems, count = [], 0
+    for kind, mask in (("NaN or infinite", ~finite), ("zero", zero), ("of another length", other)):
+        if mask.any():
+            first, count = int(mask.argmax()), count + int(mask.sum())
+            location = _row_name(first if rows is None else int(rows[first]), keys)
+            value = f", length {length[first]:.4g}" if mask is other else ""
+            problems.append(f"{int(mask.sum())} {kind} (first {location}{value})")
+    if not count:  # within rounding of the tolerance
         return
-    wanted = "unit vectors" if radius == 1 else f"vectors of length {radius:g}"
+    expected = "unit vectors" if radius == 1 else f"vectors of length {radius:g}"
     raise InputError(
-        f"{name}: {count} of {length.size} directions are not {wanted}: {', '.join(parts)}; "
+        f"{name}: {count} of {length.size} directions are not {expected}: {', '.join(problems)}; "
         f"{_advice(mu, name, tolerance, radius, bool(other.any()))}"
     )
 
 
 def are_unit(mu: Any, tolerance: float = UNIT_TOLERANCE, radius: float = 1.0) -> bool:
-    """Whether all rows are of this length; the quick question whose answer `check_directions` explains."""
+    """Whether all rows have length ``radius``: the quick test; `check_directions` explains a failure."""
     return bool(unit_rows(mu, tolerance, radius))
 
 
 def unit_rows(mu: Any, tolerance: float = UNIT_TOLERANCE, radius: float = 1.0) -> Any:
-    """`are_unit` as it comes, without waiting for a GPU."""
+    """`are_unit` as a 0-d array or tensor, without waiting for a GPU."""
     off = abs(_lengths(mu) - radius)
     return (off <= tolerance * radius).all()
 
 
 def check_kappa(kappa: Any, name: str) -> None:
-    """Refuse NaN, negative and infinite concentrations, or weights.
+    """Reject NaN, negative and infinite concentrations or weights.
 
     Raises:
-        InputError: such values, counted, with the first and its position.
+        InputError: there are such values; the message has their number, the first one and its position.
     """
     bad = ~((kappa >= 0) & (kappa < float("inf")))
     if bad.any():
@@ -166,15 +167,16 @@ def check_kappa(kappa: Any, name: str) -> None:
         first = int(flat.argmax())
         raise InputError(
             f"{name}: {int(flat.sum())} of {flat.size} are NaN, negative or infinite, first "
-            f"{float(kappa.reshape(-1)[first]):g} at {first}; expected values >= 0 (was log_kappa given?)"
+            f"{float(kappa.reshape(-1)[first]):g} at {first}; expected finite values >= 0 (is this "
+            "log_kappa?)"
         )
 
 
 def checked_radius(radius: Any, name: str = "radius") -> float:
-    """The radius of a sphere as a float.
+    """Convert the radius of a sphere to a float.
 
     Raises:
-        InputError: not one finite number > 0.
+        InputError: it is not a single finite number > 0.
     """
     try:
         value = float("nan") if isinstance(radius, str) else float(radius)
@@ -186,10 +188,10 @@ def checked_radius(radius: Any, name: str = "radius") -> float:
 
 
 def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
-    """Numbers as a NumPy array, from whatever NumPy takes and from tensors of any device and type.
+    """Convert anything that NumPy accepts, or a tensor of any device and type, to a NumPy array of numbers.
 
     Raises:
-        InputError: not real numbers, or rows of several lengths.
+        InputError: the values are not real numbers, or rows differ in length.
 
     Example:
         >>> as_array([[1, 0], [0, 1]], "mu", np.float32).dtype
@@ -207,17 +209,17 @@ def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
 
 def _as_array(values: Any) -> NDArray[Any]:
     if isinstance(values, np.memmap):
-        return values  # which knows that it is mapped
+        return values  # keep the subclass, which marks the array as memory-mapped
     if not hasattr(values, "detach"):
         return np.asarray(values)
     tensor = values.detach().cpu()
-    narrow = tensor.is_floating_point() and tensor.element_size() < 4  # NumPy has no bfloat16
-    array: NDArray[Any] = (tensor.float() if narrow else tensor).numpy()
+    widen = tensor.is_floating_point() and tensor.element_size() < 4  # NumPy has no bfloat16
+    array: NDArray[Any] = (tensor.float() if widen else tensor).numpy()
     return array
 
 
 def _blocks(mu: Any, rows: NDArray[np.int64] | None) -> Iterator[Any]:
-    """Blocks of rows of an array; a tensor is in memory, and looked at in one go."""
+    """Blocks of rows of a two-dimensional array; anything else is one block."""
     if not isinstance(mu, np.ndarray) or mu.ndim != 2:
         yield mu
         return
@@ -232,33 +234,33 @@ def _lengths(mu: Any, exact: bool = False) -> Any:
         wide = mu.astype(np.float64 if exact else np.promote_types(mu.dtype, np.float32), copy=False)
         with np.errstate(over="ignore", invalid="ignore"):
             return np.sqrt(np.vecdot(wide, wide))
-    from torch.linalg import vector_norm  # there already, where there is a tensor
+    from torch.linalg import vector_norm  # torch has been imported already if there is a tensor
 
     wide = mu.detach().double() if exact else mu.detach()
     return vector_norm(wide.float() if wide.element_size() < 4 else wide, dim=-1)
 
 
-def _row(row: int, keys: Sequence[Any] | NDArray[Any]) -> str:
+def _row_name(row: int, keys: Sequence[Any] | NDArray[Any]) -> str:
     if not len(keys):
         return f"row {row}"
     key = keys[row]
     return f"row {row}, {repr(key) if isinstance(key, str) else f'id {key}'}"
 
 
-def _advice(mu: Any, name: str, tolerance: float, radius: float, off: bool) -> str:
-    if not off:
+def _advice(mu: Any, name: str, tolerance: float, radius: float, wrong_length: bool) -> str:
+    if not wrong_length:
         return "leave out images without an embedding, and look for NaN in the features"
     if radius != 1:
         return "multiply unit vectors by the radius"
     if mu.ndim == 2 and are_unit(mu.T, tolerance):
-        return f"its columns are: pass {name}.T"
+        return f"its columns are unit vectors: pass {name}.T"
     if isinstance(mu, np.ndarray):
         return f"normalise them: {name} / np.linalg.norm({name}, axis=-1, keepdims=True)"
     return f"normalise them: torch.nn.functional.normalize({name}, dim=-1)"
 
 
 class HostCopy:
-    """A copy of a tensor on its way to the processor, which can wait for it and not for later work."""
+    """An asynchronous copy from GPU to CPU, which can be awaited without waiting for later GPU work."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -281,18 +283,18 @@ log = logging.getLogger(__name__)
 
 @cache
 def triton_runs_on(device: torch.device, capability: tuple[int, int] = (7, 0)) -> bool:
-    """Whether Triton compiles for this device: an NVIDIA GPU of at least this capability, and a C compiler.
+    """Whether Triton works on this device: an NVIDIA GPU of at least this capability, and a C compiler.
 
-    Where a GPU is left without it, the log says why, once: what runs instead gives the same results.
+    If Triton fails on a suitable GPU, the log states why, once; the code used instead gives the same results.
     """
     if device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < capability:
         return False
     try:
         from triton.runtime import driver
 
-        driver.active.get_current_target()  # builds what launches kernels
-    except Exception as error:  # whatever the tool chain raises
+        driver.active.get_current_target()  # compiles the kernel launcher
+    except Exception as error:  # the tool chain may raise anything
         reason = str(error).strip().splitlines()[:1]
-        log.warning("Triton does not work here, computing without it (slower, same results): %s", reason)
+        log.warning("Triton does not work here, so it is not used (slower, same results): %s", reason)
         return False
     return True

@@ -1,4 +1,4 @@
-"""Small file helpers: what a file is, hashes, and writes that are whole or not there."""
+"""File helpers: describing a file's content, hashes, locks, and atomic writes."""
 
 import errno
 import hashlib
@@ -17,22 +17,22 @@ from spherecf.errors import StorageError
 if os.name == "posix":
     import fcntl
 
-_HEAD = 512  # bytes that tell what a file is
-_SHOWN = 40  # characters quoted of a file that no pattern below knows
+_HEAD = 512  # bytes by which the content is recognised
+_QUOTED = 40  # characters quoted from a file of unknown content
 
 NUMPY, SAFETENSORS, TORCH = "a NumPy array (.npy)", "a safetensors file", "a torch file"
 SQLITE = "an SQLite database, as a gallery is"
-OLD_TORCH, TORCHSCRIPT = "a torch file of the format before 1.6", "a TorchScript archive (torch.jit.save)"
+OLD_TORCH, TORCHSCRIPT = "a torch file in the format before 1.6", "a TorchScript archive (torch.jit.save)"
 
-# What comes where another file was expected, by its first bytes, with what to do where there is one answer.
+# Descriptions of files that users pass by mistake, by their first bytes, with advice where it is clear.
 _CONTENTS = {
-    rb".{4}\x00{4}\{[\s\"}]": SAFETENSORS,  # first: its length may begin like anything below
+    rb".{4}\x00{4}\{[\s\"}]": SAFETENSORS,  # must be first: its length field may look like any of the others
     rb"spherecf\.sealed": "an encrypted file of SphereCF: `spherecf key decrypt` decrypts it",
     rb"version https://git-lfs\.": "a Git LFS pointer, not the file itself: run `git lfs pull`",
     rb"(<!--.*?-->\s*)?<(!doctype html|html|head|body|title)": "an HTML page: download the file itself",
-    rb"(<\?xml[^>]*>\s*)?<(Error|AccessDenied)\b": "an error message of a file server: download it again",
-    rb"<\?xml": "an XML text",
-    rb"[{\[]\s*[\"{\[\d}\]]": "a JSON text",
+    rb"(<\?xml[^>]*>\s*)?<(Error|AccessDenied)\b": "an error message from a file server: download it again",
+    rb"<\?xml": "an XML file",
+    rb"[{\[]\s*[\"{\[\d}\]]": "a JSON file",
     rb"\x1f\x8b": "a gzip archive: unpack it first",
     rb"BZh[1-9]": "a bzip2 archive: unpack it first",
     rb"\xfd7zXZ\x00": "an xz archive: unpack it first",
@@ -43,29 +43,31 @@ _CONTENTS = {
     rb"Rar!\x1a\x07": "a RAR archive: unpack it first",
     rb".{257}ustar": "a tar archive: unpack it first",
     rb"\x93NUMPY": NUMPY,
-    rb"\x89HDF\r\n": "an HDF5 file, as Keras and MATLAB write",
+    rb"\x89HDF\r\n": "an HDF5 file (Keras or MATLAB)",
     rb"MATLAB 5": "a MATLAB file",
     rb".{4}TFL3": "a TensorFlow Lite model",
-    rb"\x12\x01\x00{6}": "parameters of MXNet (.params): convert the model to ONNX",
+    rb"\x12\x01\x00{6}": "an MXNet parameter file (.params): convert the model to ONNX",
     rb"\x0a\x23\xd7\xce": "a RecordIO file (.rec)",
     rb"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9": OLD_TORCH,
     rb"\x80[\x02-\x05]": "a pickle",
     rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]": "an ONNX model",
-    rb"\xff\xd8\xff": "a JPEG picture",
-    rb"\x89PNG": "a PNG picture",
+    rb"\xff\xd8\xff": "a JPEG image",
+    rb"\x89PNG": "a PNG image",
     rb"%PDF": "a PDF document",
     rb"\x7fELF": "a program",
 }
 
 
 def sha256_file(path: str | Path) -> str:
-    """Hex SHA-256 of a file's bytes, read in blocks."""
+    """Hex SHA-256 of a file's content, read in blocks."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def describe_content(path: str | Path) -> str:
-    """What a file is by its first bytes, for the message that it is not what was expected; never raises.
+    """Describe what a file is, by its first bytes, for a message that something else was expected.
+
+    Never raises.
 
     Example:
         >>> import tempfile
@@ -85,7 +87,7 @@ def describe_content(path: str | Path) -> str:
     except OSError as error:
         return f"not readable ({error.strerror or error})"
     if not head.strip(b"\x00"):
-        return "a file of zero bytes alone" if head else "an empty file"
+        return "a file that starts with zero bytes only" if head else "an empty file"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     for pattern, name in _CONTENTS.items():
         if any(re.match(pattern, start, re.DOTALL | re.IGNORECASE) for start in (head, text)):
@@ -97,8 +99,8 @@ def _describe_zip(path: Path) -> str:
     try:
         with ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # of zipfile: its own, and whatever a wrong length or name leads to
-        return "a zip archive, as torch writes too, that is cut short or damaged: download it again"
+    except Exception:  # zipfile's own errors, and any other that wrong lengths or names lead to
+        return "a truncated or damaged zip archive (torch files are zip archives): download it again"
     if any(name.endswith("/data.pkl") for name in names):
         script = any("/code/" in name for name in names)
         return TORCHSCRIPT if script else TORCH
@@ -106,25 +108,25 @@ def _describe_zip(path: Path) -> str:
         return "an exported program (torch.export.save)"
     if names and all(name.endswith(".npy") for name in names):
         return "an archive of NumPy arrays (.npz)"
-    return f"a zip archive of {len(names)} files ({', '.join(names)[:_SHOWN]}...): unpack it first"
+    return f"a zip archive of {len(names)} files ({', '.join(names)[:_QUOTED]}...): unpack it first"
 
 
 def _quote(head: bytes) -> str:
-    text = head[:_SHOWN].decode("utf-8", errors="ignore")
+    text = head[:_QUOTED].decode("utf-8", errors="ignore")
     if text.isprintable() or text.replace("\n", " ").replace("\t", " ").replace("\r", " ").isprintable():
-        return f"a text beginning with {text!r}"
+        return f"a text file beginning with {text!r}"
     return f"a file beginning with the bytes {head[:8].hex(' ')}"
 
 
 def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Call ``write(stream)`` on a temporary neighbour, flush it to disk, then rename it over ``path``.
+    """Call ``write(stream)`` on a temporary file next to ``path``, flush it, then rename it to ``path``.
 
-    A reader sees the old file or the new one, never half of one, also after kill -9, on a full disk or after
-    a power cut; on return the new one is on the disk. Two processes write one after the other, and the last
-    one stays. A device or a pipe is written to as it is.
+    A reader sees either the old or the new file, never a partial one, even after kill -9, on a full disk or
+    after a power cut. On return the new file is on disk. If two processes write the same file, they take
+    turns, and the last one wins. A device or a pipe is written to directly.
 
     Raises:
-        StorageError: the disk is full or not writable, or ``path`` is a folder; it is as it was before.
+        StorageError: the disk is full or not writable, or ``path`` is a folder; an earlier file is unchanged.
     """
     path = Path(path)
     if _is_device(path):
@@ -136,7 +138,7 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         return path
     try:
         make_folder(path.parent)
-        with _neighbour_of(path) as (temporary, stream):
+        with _temporary_file(path) as (temporary, stream):
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
@@ -151,8 +153,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
 
 
 def _reason(error: OSError | RuntimeError) -> str:
-    """What the disk said; raises the error again if it came from elsewhere."""
-    # Where its stream fails, torch.save ends with an error of its own about positions in the file.
+    """The reason of an operating system error; any other error is raised again."""
+    # If its stream fails, torch.save raises another error, about positions in the file.
     cause = error if isinstance(error, OSError) else error.__context__
     if not isinstance(cause, OSError):
         raise error
@@ -160,17 +162,17 @@ def _reason(error: OSError | RuntimeError) -> str:
 
 
 @contextmanager
-def _neighbour_of(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """The temporary neighbour, empty and open; deleted at the end unless it was renamed."""
-    # One name for all, under a lock: what a killed process left is written over, not left for good.
-    temporary, stream = _neighbour(path), None
+def _temporary_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """The temporary file next to ``path``, open and empty; deleted at the end unless it was renamed."""
+    # All processes use one name, under a lock, so that the leftover of a killed process is overwritten.
+    temporary, stream = _temporary_path(path), None
     while stream is None:
-        stream = _opened(temporary)
-        if not _locked(stream, wait=True):  # no locks here: a name of its own keeps processes apart
+        stream = _open_for_writing(temporary)
+        if not _locked(stream, wait=True):  # no locks on this file system: use a unique name instead
             stream.close()
             temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
-            stream = _opened(temporary)
-        elif not _is_at(stream, temporary):  # its last holder renamed it
+            stream = _open_for_writing(temporary)
+        elif not _is_at(stream, temporary):  # the process that held the lock renamed it
             stream.close()
             stream = None
     with stream:
@@ -183,16 +185,16 @@ def _neighbour_of(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
                     temporary.unlink()
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _open_for_writing(path: Path) -> IO[bytes]:
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return os.fdopen(os.open(path, flags, 0o666), "r+b")
 
 
 def _locked(stream: IO[bytes], *, wait: bool) -> bool:
-    """Lock an open file, until it is closed; False where the file system has no locks.
+    """Lock an open file until it is closed; False if the file system has no locks.
 
     Raises:
-        BlockingIOError: without ``wait``, another process holds it.
+        BlockingIOError: another process holds the lock, and ``wait`` is False.
     """
     try:
         if os.name == "posix":
@@ -213,18 +215,18 @@ def _is_at(stream: IO[bytes], path: Path) -> bool:
 
 
 class Lock:
-    """A file lock on a piece of work; the file contains the process id, and is deleted on release.
+    """A lock on a piece of work; its file contains the process id and is deleted on release.
 
-    The system frees the lock when the process ends, however it ends. Where there are no locks (Windows, some
-    network drives), nothing is held.
+    The operating system releases the lock when the process ends, however it ends. Where there are no file
+    locks (Windows, some network drives), nothing is locked.
 
     Args:
-        path: of the lock's file.
+        path: the lock file.
         work: what is locked, for the message: "runs/head: the folder".
         hint: what to do instead, for the message.
 
     Raises:
-        StorageError: another process holds it (its id is named), or the file cannot be written.
+        StorageError: another process holds the lock (the message has its id), or the file cannot be written.
 
     Example:
         >>> import tempfile
@@ -237,17 +239,19 @@ class Lock:
 
     def __init__(self, path: str | Path, work: str, hint: str = "wait for it") -> None:
         self.path = Path(path)
-        self._made = [folder for folder in self.path.absolute().parents if not folder.exists()]
+        self._created_folders = [folder for folder in self.path.absolute().parents if not folder.exists()]
         try:
             make_folder(self.path.parent)
-            while not self._held(work, hint):
-                self._file.close()  # its last holder deleted it between our opening and locking it
-        except StorageError:  # which is an OSError, too
+            while not self._try_lock(work, hint):
+                self._file.close()  # another process deleted the file between opening and locking: try again
+        except StorageError:  # a StorageError is also an OSError
             raise
         except OSError as error:
-            raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
+            raise StorageError(
+                f"{path}: cannot be written ({error.strerror}); choose a folder that is writable"
+            ) from error
 
-    def _held(self, work: str, hint: str) -> bool:
+    def _try_lock(self, work: str, hint: str) -> bool:
         self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         try:
             _locked(self._file, wait=False)
@@ -266,8 +270,8 @@ class Lock:
         with suppress(OSError):
             self.path.unlink()
         self._file.close()
-        with suppress(OSError):  # something else is in it
-            for folder in self._made:
+        with suppress(OSError):  # the folder is not empty
+            for folder in self._created_folders:
                 folder.rmdir()
 
     def __enter__(self) -> "Lock":
@@ -281,12 +285,12 @@ class Lock:
 
 @contextmanager
 def held(path: str | Path, work: str) -> Iterator[None]:
-    """Keep other processes from the work on a file or folder, by a `Lock` beside it.
+    """Lock the work on a file or folder against other processes, by a `Lock` next to it.
 
-    Where nothing can be written, as on a read-only disk, there is nothing to keep them from.
+    Nothing is locked where nothing can be written, e.g. on a read-only disk.
 
     Raises:
-        StorageError: another process holds it.
+        StorageError: another process holds the lock.
 
     Example:
         >>> import tempfile
@@ -304,10 +308,10 @@ def held(path: str | Path, work: str) -> Iterator[None]:
 
 
 def make_folder(folder: str | Path) -> None:
-    """Make a folder and those above it, where missing, on the disk.
+    """Create a folder and its missing parents, and flush them to disk.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     folder = Path(folder).absolute()
     new = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -317,16 +321,16 @@ def make_folder(folder: str | Path) -> None:
 
 
 def sync_folder(folder: str | Path) -> None:
-    """Bring the names in a folder to the disk: files made, renamed and deleted.
+    """Flush a folder's directory entries to disk: files created, renamed and deleted in it.
 
     Raises:
         OSError: the disk failed.
     """
-    if os.name != "posix":  # Windows has no such call; NTFS keeps names in a journal
+    if os.name != "posix":  # Windows has no such call; NTFS journals directory entries
         return
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # a folder to write to, but not to read
+    except PermissionError:  # the folder is writable but not readable
         return
     try:
         os.fsync(descriptor)
@@ -338,11 +342,10 @@ def sync_folder(folder: str | Path) -> None:
 
 
 def check_destination(path: str | Path) -> None:
-    """Refuse a file that `write_atomically` could not write, before the work that it is to hold.
+    """Check that `write_atomically` can write a file, before the work whose result it will hold.
 
     Raises:
-        StorageError: ``path`` is a folder, a folder above it is none or not writable, or the name is too
-            long.
+        StorageError: ``path`` is a folder, a parent is not a folder or not writable, or the name is too long.
 
     Example:
         >>> check_destination("/")
@@ -354,25 +357,25 @@ def check_destination(path: str | Path) -> None:
         return
     try:
         with suppress(FileNotFoundError):
-            _neighbour(path).stat()
+            _temporary_path(path).stat()
         _check_folder(path.absolute().parent)
     except OSError as error:
         raise StorageError(
-            f"{path}: could not be written ({error.strerror}); choose another name or folder"
+            f"{path}: cannot be written ({error.strerror}); choose another name or folder"
         ) from error
 
 
 def check_folder(path: str | Path) -> None:
-    """`check_destination` for a folder of files to write, which may be missing.
+    """Check that files can be written to a folder, which need not exist yet.
 
     Raises:
-        StorageError: it, or a folder above it, is no folder or not writable.
+        StorageError: the folder, or a parent, is not a folder or not writable.
     """
     try:
         _check_folder(Path(path).absolute())
     except OSError as error:
         raise StorageError(
-            f"{path}: nothing could be written there ({error.strerror}); choose another folder"
+            f"{path}: cannot be written to ({error.strerror}); choose another folder"
         ) from error
 
 
@@ -382,14 +385,14 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, f"no right to write in {folder}")
+        raise PermissionError(errno.EACCES, f"no permission to write in {folder}")
 
 
 def _is_device(path: Path) -> bool:
-    if os.path.isdir(path):  # noqa: PTH112, pathlib's raises for a name that is too long
+    if os.path.isdir(path):  # noqa: PTH112, pathlib raises if the name is too long
         raise StorageError(f"{path}: is a folder; give the name of a file in it")
     return os.path.exists(path) and not os.path.isfile(path)  # noqa: PTH110, PTH113, likewise
 
 
-def _neighbour(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")

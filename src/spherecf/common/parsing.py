@@ -1,4 +1,4 @@
-"""Text from outside: parsers' errors become ours, JSON is checked before use, names have one form."""
+"""Parsing of untrusted text: uniform errors, JSON that is checked before use, and matching of image names."""
 
 import json
 import math
@@ -18,19 +18,19 @@ from spherecf.errors import FileFormatError, InputError, SpherecfError
 
 T = TypeVar("T")
 
-_SHOWN = 3  # mistakes quoted in a message
-_LENGTH = 200  # characters of another library's message that are passed on
+_MAX_MISTAKES = 3  # mistakes quoted in a message
+_MAX_REASON = 200  # characters quoted from another library's message
 
 
 @contextmanager
 def reading(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
-    """Whatever a parser raises in the block becomes a `FileFormatError` that names the file and its kind.
+    """Convert any exception that a parser raises in the block to a `FileFormatError` with file and kind.
 
-    Our own errors pass, and so do interrupts. For parsers that are fed bytes from outside and document no
-    complete list of what they raise; code of ours that needs it has a check missing.
+    This library's own errors and interrupts are not converted. Use it around third-party parsers of untrusted
+    bytes whose exceptions are not fully documented; code of this library should check its input instead.
 
     Raises:
-        FileFormatError: instead of any other exception.
+        FileFormatError: in place of any other exception.
 
     Example:
         >>> with reading("scores.npy", "a NumPy array"):
@@ -46,20 +46,20 @@ def reading(path: str | Path, kind: str, hint: str = "") -> Iterator[None]:
         raise FileFormatError(path, f"cannot read the file ({error.strerror or error}).", hint) from error
     except MemoryError as error:
         raise FileFormatError(
-            path, f"reading it as {kind} asks for more memory than there is.", hint
+            path, f"reading it as {kind} needs more memory than is available.", hint
         ) from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:_LENGTH] or type(error).__name__
+        reason = " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
         raise FileFormatError(path, f"not readable as {kind}: {reason.rstrip('.')}.", hint) from error
 
 
 def parse_json(text: str | bytes, path: str | Path, kind: str, hint: str = "") -> Any:
-    """The value of a JSON text, with finite numbers only and nested at most 200 deep.
+    """Parse JSON with finite numbers only, nested at most 200 levels deep.
 
-    So whatever is read can be written again by ``json.dumps(..., allow_nan=False)``.
+    The result can be written again by ``json.dumps(..., allow_nan=False)``.
 
     Raises:
-        FileFormatError: no JSON, NaN or infinite numbers, or nested too deeply.
+        FileFormatError: the text is not JSON, has NaN or infinite numbers, or is nested too deeply.
 
     Example:
         >>> parse_json('{"radius": 64.0}', "head.safetensors", "a header")
@@ -67,17 +67,17 @@ def parse_json(text: str | bytes, path: str | Path, kind: str, hint: str = "") -
     """
     with reading(path, kind, hint):
         value = from_json(text, allow_inf_nan=False)
-        if not _finite(value):  # 1e999 is infinite without being called so; whole numbers have any length
+        if not _finite(value):  # 1e999 parses to infinity, and integers may have any length
             raise ValueError("a number is beyond the range of float64")
         return value
 
 
 def checked(kind: type[T], facts: Any, name: str) -> T:
-    """A dataclass (or any type that pydantic knows) from plain JSON values, every field of the declared type.
+    """Build a dataclass (or any type that pydantic supports) from plain JSON values, with strict types.
 
     Raises:
-        InputError: fields that are missing or of another type, with the path to each; or what the class
-            itself refuses.
+        InputError: fields are missing or of another type (with the path of each), or the class itself rejects
+            the values.
 
     Example:
         >>> from spherecf.calibration import KappaScale
@@ -86,7 +86,8 @@ def checked(kind: type[T], facts: Any, name: str) -> T:
         spherecf.errors.InputError: kappa: dim: Input should be a valid integer; ...
     """
     try:
-        text = json.dumps(facts)  # in its JSON form a list is a tuple's own form, and true is no number
+        # Strict validation of JSON, unlike that of Python values, accepts a list for a tuple.
+        text = json.dumps(facts)
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{name}: expected plain JSON values: {error}") from error
     try:
@@ -97,9 +98,9 @@ def checked(kind: type[T], facts: Any, name: str) -> T:
             f"{'.'.join(map(str, mistake['loc'])) or kind.__name__}: {mistake['msg']}"
             for mistake in error.errors(include_url=False, include_input=False, include_context=False)
         ]
-        more = f"; {len(mistakes) - _SHOWN} more" if len(mistakes) > _SHOWN else ""
-        shown = "; ".join(mistakes[:_SHOWN]).replace("Value error, ", "")
-        raise InputError(f"{name}: {shown}{more}") from error
+        more = f"; {len(mistakes) - _MAX_MISTAKES} more" if len(mistakes) > _MAX_MISTAKES else ""
+        summary = "; ".join(mistakes[:_MAX_MISTAKES]).replace("Value error, ", "")
+        raise InputError(f"{name}: {summary}{more}") from error
 
 
 @cache
@@ -126,7 +127,7 @@ _NAMED = 3  # names in a message
 
 
 def composed(name: str) -> str:
-    """The name in its composed Unicode form (NFC), in which two spellings of one name are equal.
+    """The name in composed Unicode form (NFC), so that names that look the same compare equal.
 
     Example:
         >>> composed("Jose\u0301") == composed("Jos\u00e9")
@@ -136,7 +137,7 @@ def composed(name: str) -> str:
 
 
 def spelt(name: str) -> str:
-    r"""A path as a name: composed, separated by slashes, without ``.`` and double slashes.
+    r"""A path in normal form: composed (NFC), with slashes, without ``.`` parts and double slashes.
 
     Example:
         >>> spelt(r".\ann\1.jpg")
@@ -148,7 +149,7 @@ def spelt(name: str) -> str:
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether the name ends as those of picture files do.
+    """Whether the name has the extension of an image file.
 
     Example:
         >>> has_image_suffix("Ann/1.JPG"), has_image_suffix("Ann/v1.2")
@@ -158,18 +159,22 @@ def has_image_suffix(name: str) -> bool:
 
 
 def identity_order(names: Iterable[str]) -> list[str]:
-    """Every name once: in numeric order if all are whole numbers, else in alphabetical order.
+    """The distinct names, in numeric order if all are whole numbers, otherwise in alphabetical order.
 
     Example:
         >>> identity_order(["10", "9", "10"]), identity_order(["10", "9", "ann"])
         (['9', '10'], ['10', '9', 'ann'])
     """
-    known = set(names)
-    return sorted(known, key=lambda name: (int(name), name)) if all(map(is_whole, known)) else sorted(known)
+    distinct = set(names)
+    return (
+        sorted(distinct, key=lambda name: (int(name), name))
+        if all(map(is_whole, distinct))
+        else sorted(distinct)
+    )
 
 
 def is_whole(text: str) -> bool:
-    """Whether the text is a whole number, not longer than Python reads.
+    """Whether the text is a whole number, of a length that Python can parse.
 
     Example:
         >>> is_whole("-7"), is_whole("7.0"), is_whole("--7")
@@ -180,7 +185,7 @@ def is_whole(text: str) -> bool:
 
 
 def is_number(text: str) -> bool:
-    """Whether the text is a number as lists and dumps have them, NaN and infinity among them.
+    """Whether the text is a number as in lists and dumps, including NaN and infinity.
 
     Example:
         >>> is_number("-7.0e3"), is_number("nan"), is_number("1_000")
@@ -194,18 +199,18 @@ def is_number(text: str) -> bool:
 
 
 def match_keys(wanted: Iterable[str], keys: Sequence[str], name: str) -> dict[str, int]:
-    """Row in ``keys`` of the wanted names that are there.
+    """Find the rows in ``keys`` of the wanted names; names without a match are left out.
 
-    An equal key counts first. Otherwise Unicode form, separator and the suffix of an image may differ. If no
-    name is there that way, one folder may come before all names, or before all keys.
+    An equal key takes precedence. Otherwise Unicode form, separator and image extension may differ. If no
+    name matches in this way, one parent folder may be missing from all names, or from all keys.
 
     Args:
-        wanted: names of images, as a list gives them.
+        wanted: names of images, as in a list.
         keys: unique names.
-        name: of the list, for messages.
+        name: name of the list, for messages.
 
     Raises:
-        InputError: a name fits several keys, several names fit one key, or several folders fit.
+        InputError: a name fits several keys, several names fit one key, or several parent folders fit.
 
     Example:
         >>> match_keys(["Ann/1.jpg", "Bo/2.jpg"], ["lfw/Bo/2.png", "lfw/Ann/1.png"], "pairs")
@@ -217,50 +222,50 @@ def match_keys(wanted: Iterable[str], keys: Sequence[str], name: str) -> dict[st
         return rows
     index: dict[str, list[int]] = {}
     for row, key in enumerate(keys):
-        index.setdefault(_bare(key), []).append(row)
-    forms = {each: _bare(each) for each in names}
-    if not rows and not any(form in index for form in forms.values()):
-        forms = _below_one_root(forms, index, name)
-    for each, form in forms.items():
-        if each not in rows and form in index:
-            rows[each] = _only(each, index[form], keys, name)
-    _refuse_shared(rows, keys, name)
+        index.setdefault(_normal_form(key), []).append(row)
+    normal_forms = {wanted_name: _normal_form(wanted_name) for wanted_name in names}
+    if not rows and not any(form in index for form in normal_forms.values()):
+        normal_forms = _with_common_root(normal_forms, index, name)
+    for wanted_name, form in normal_forms.items():
+        if wanted_name not in rows and form in index:
+            rows[wanted_name] = _single_match(wanted_name, index[form], keys, name)
+    _check_one_to_one(rows, keys, name)
     return rows
 
 
-def _bare(name: str) -> str:
+def _normal_form(name: str) -> str:
     return _SUFFIX.sub("", spelt(name))
 
 
-def _only(each: str, rows: list[int], keys: Sequence[str], name: str) -> int:
-    """The row that is meant, of several that differ in suffix or spelling."""
-    same = [row for row in rows if spelt(keys[row]) == spelt(each)] if len(rows) > 1 else rows
-    if len(same) == 1:
-        return same[0]
-    shown = ", ".join(repr(keys[row]) for row in rows[:_NAMED])
+def _single_match(wanted_name: str, rows: list[int], keys: Sequence[str], name: str) -> int:
+    """The single matching row, of several that differ in extension or spelling."""
+    matches = [row for row in rows if spelt(keys[row]) == spelt(wanted_name)] if len(rows) > 1 else rows
+    if len(matches) == 1:
+        return matches[0]
+    candidates = ", ".join(repr(keys[row]) for row in rows[:_NAMED])
     raise InputError(
-        f"{name}: {each!r} could be any of {len(rows)} images: {shown}. Write its name in the list as it is "
-        "there, or remove the copies."
+        f"{name}: {wanted_name!r} could be any of {len(rows)} images: {candidates}. Write the exact name in "
+        "the list, or remove the other images."
     )
 
 
-def _refuse_shared(rows: dict[str, int], keys: Sequence[str], name: str) -> None:
-    first: dict[int, str] = {}
-    for each, row in rows.items():
-        if spelt(first.setdefault(row, each)) != spelt(each):
+def _check_one_to_one(rows: dict[str, int], keys: Sequence[str], name: str) -> None:
+    first_names: dict[int, str] = {}
+    for wanted_name, row in rows.items():
+        if spelt(first_names.setdefault(row, wanted_name)) != spelt(wanted_name):
             raise InputError(
-                f"{name}: {first[row]!r} and {each!r} are two images in the list, but only {keys[row]!r} is "
-                "there. Bring the other one, or remove its lines."
+                f"{name}: {first_names[row]!r} and {wanted_name!r} are two images in the list, but both "
+                f"match the one image {keys[row]!r}. Add the other image, or remove its lines from the list."
             )
 
 
-def _below_one_root(forms: dict[str, str], index: dict[str, list[int]], name: str) -> dict[str, str]:
-    """The forms with one folder added or removed before all of them, if there is just one that fits best."""
+def _with_common_root(normal_forms: dict[str, str], index: dict[str, list[int]], name: str) -> dict[str, str]:
+    """The names with one parent folder added to or removed from all of them, if one fits best."""
     by_file: dict[str, list[str]] = {}
     for form in index:
         by_file.setdefault(form.rpartition("/")[2], []).append(form)
-    roots: dict[tuple[str, str], int] = {}  # (removed, added) to the number of names that are there then
-    for form in forms.values():
+    roots: dict[tuple[str, str], int] = {}  # (removed, added) folder: number of names that then match
+    for form in normal_forms.values():
         for other in by_file.get(form.rpartition("/")[2], ()):
             if other.endswith("/" + form.lstrip("/")):
                 roots["", other[: -len(form.lstrip("/"))]] = 0
@@ -269,18 +274,20 @@ def _below_one_root(forms: dict[str, str], index: dict[str, list[int]], name: st
         if roots:
             break
     for removed, added in roots:
-        roots[removed, added] = sum(_moved(form, removed, added) in index for form in forms.values())
+        roots[removed, added] = sum(
+            _change_root(form, removed, added) in index for form in normal_forms.values()
+        )
     best = [root for root, count in roots.items() if count == max(roots.values())]
     if not best:
-        return forms
+        return normal_forms
     if len(best) > 1:
-        shown = ", ".join(repr(removed or added) for removed, added in best[:_NAMED])
+        folders = ", ".join(repr(removed or added) for removed, added in best[:_NAMED])
         raise InputError(
-            f"{name}: its names fit below several folders: {shown}. Give the images of one of them, or the "
-            "whole paths in the list."
+            f"{name}: the names in the list match images in several folders: {folders}. Pass the images of "
+            "one of these folders only, or write whole paths in the list."
         )
-    return {each: _moved(form, *best[0]) for each, form in forms.items()}
+    return {wanted_name: _change_root(form, *best[0]) for wanted_name, form in normal_forms.items()}
 
 
-def _moved(form: str, removed: str, added: str) -> str:
+def _change_root(form: str, removed: str, added: str) -> str:
     return added + form.removeprefix(removed) if form.startswith(removed) else ""

@@ -1,4 +1,4 @@
-"""Long work: a progress bar, results of threads in order, and failures that stay with their item."""
+"""Helpers for long jobs: progress bars, ordered results from threads, and isolation of failing items."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,13 +21,13 @@ from rich.text import Text
 T = TypeVar("T")
 
 console = Console(stderr=True)
-_shown = True
+_bars_shown = True
 
 
 def hide_bars() -> None:
-    """No bars from this process any more: of several that do one job, one shows them."""
-    global _shown
-    _shown = False
+    """Hide progress bars in this process, e.g. because another rank of the same job shows them."""
+    global _bars_shown
+    _bars_shown = False
 
 
 class _Rate(ProgressColumn):
@@ -38,14 +38,14 @@ class _Rate(ProgressColumn):
 
 @runtime_checkable
 class Advance(Protocol):
-    """``advance(n, note)``: n more items are done; ``note`` replaces the text behind the bar."""
+    """``advance(n, note)``: n more items are done; ``note`` replaces the text after the bar."""
 
     def __call__(self, count: int = 1, note: str | None = None) -> None: ...
 
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show a bar while the block runs; ``done`` items were finished by an earlier, interrupted run."""
+    """Show a progress bar while the block runs; ``done`` items were finished by an earlier run."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,7 +54,9 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=not console.is_terminal, disable=not _shown) as bar:
+    with Progress(
+        *columns, console=console, transient=not console.is_terminal, disable=not _bars_shown
+    ) as bar:
         task = bar.add_task(description, total=total, completed=done, note="")
 
         def advance(count: int = 1, note: str | None = None) -> None:
@@ -67,7 +69,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 def track(items: Iterable[T], description: str, total: int) -> Iterator[T]:
-    """Iterate with a bar."""
+    """Iterate with a progress bar."""
     with progress(description, total) as advance:
         for item in items:
             yield item
@@ -81,10 +83,10 @@ Result = TypeVar("Result")
 def in_order(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, name: str = "ahead"
 ) -> Generator[Result, None, None]:
-    """``function(item)`` of every item, in order, by threads; at most ``workers + 1`` results wait.
+    """Yield ``function(item)`` for every item, in order, from threads; up to ``workers + 1`` are queued.
 
-    An exception of ``function`` comes out where its result would have. Close the generator
-    (`contextlib.closing`) to stop early: what has not begun is then never done.
+    An exception in ``function`` is raised in place of its result. Close the generator (`contextlib.closing`)
+    to stop early: calls that have not started are then cancelled.
 
     Example:
         >>> list(in_order(str.upper, "abc", workers=2))
@@ -110,10 +112,10 @@ Begun = TypeVar("Begun")
 def begun_ahead(
     items: Iterable[Item], begin: Callable[[Item], Begun], finish: Callable[[Begun], Result], ahead: int = 1
 ) -> Generator[Result, None, None]:
-    """``finish(begin(item))`` of every item, in order, with ``ahead`` more begun before one is finished.
+    """Yield ``finish(begin(item))`` for every item, in order, with ``ahead`` items begun in advance.
 
-    For work that goes on elsewhere, say on a GPU, once it has begun. An error of ``items`` or ``begin`` comes
-    out where the result would have: what was begun before it is finished first.
+    For work that continues elsewhere, e.g. on a GPU, once it has begun. An error in ``items`` or ``begin`` is
+    raised in place of its result: items begun before it are finished first.
 
     Example:
         >>> list(begun_ahead("abc", str.upper, ord))
@@ -126,8 +128,8 @@ def begun_ahead(
             waiting.append(begin(next(remaining)))
         except StopIteration:
             break
-        except Exception as raised:
-            error = raised
+        except Exception as exception:
+            error = exception
         if len(waiting) > ahead:
             yield finish(waiting.popleft())
     while waiting:
@@ -139,15 +141,16 @@ def begun_ahead(
 def isolate_failures(
     work: Callable[[Any], Result], items: Any, error: type[Exception]
 ) -> Iterator[tuple[slice, Result | Exception]]:
-    """``work(items)`` in one call or, if that raises ``error``, item by item: a bad item fails alone.
+    """Call ``work(items)`` once and, if that raises ``error``, once per item, to isolate the bad items.
 
     Args:
-        work: of a part of the items.
+        work: called with a slice of the items.
         items: anything with a length that can be sliced: a list, an array, a tensor.
-        error: the exceptions that are given back in place of a result; others are raised.
+        error: exceptions that are returned in place of a result; others are raised.
 
     Yields:
-        Which items, and the result of ``work`` or, for a single item, its exception; nothing without items.
+        (slice of the items, the result of ``work`` or, for a single item, its exception); nothing if there
+        are no items.
 
     Example:
         >>> list(isolate_failures(lambda words: [int(word) for word in words], ["1", "2"], ValueError))
@@ -165,8 +168,8 @@ def isolate_failures(
     except error as failure:
         if len(items) > 1:
             for position in range(len(items)):
-                for _, alone in isolate_failures(work, items[position : position + 1], error):
-                    yield slice(position, position + 1), alone
+                for _, outcome in isolate_failures(work, items[position : position + 1], error):
+                    yield slice(position, position + 1), outcome
             return
         result = failure
     yield slice(0, len(items)), result

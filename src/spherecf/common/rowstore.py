@@ -1,4 +1,4 @@
-"""Arrays on disk, filled row by row, that survive any interruption: the base of every resumable pass."""
+"""Arrays on disk that are filled row by row and survive interruption: the basis of all resumable passes."""
 
 import contextlib
 import errno
@@ -24,13 +24,13 @@ from spherecf.errors import FileFormatError, InputError, StorageError
 Column = tuple[tuple[int, ...], str]
 """Shape of one row and NumPy dtype name."""
 
-_COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # what a kill -9 can cost, whichever comes first
+_COMMIT_BYTES, _COMMIT_SECONDS = 64 << 20, 20.0  # maximum loss on kill -9, whichever is reached first
 
 _NO_FALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 def _reserve_bytes(stream: IO[bytes], size: int) -> None:
-    """Give the file its final size, or raise OSError where the disk has no room for it."""
+    """Give the file its final size, or raise OSError if the disk has not enough space."""
     if hasattr(os, "posix_fallocate") and size:
         try:
             os.posix_fallocate(stream.fileno(), 0, size)
@@ -38,7 +38,7 @@ def _reserve_bytes(stream: IO[bytes], size: int) -> None:
         except OSError as error:
             if error.errno not in _NO_FALLOCATE:
                 raise
-    # macOS and some network file systems: the file is sparse, so ask for the free space instead.
+    # macOS and some network file systems: the file will be sparse, so check the free space instead.
     if shutil.disk_usage(Path(stream.name).parent).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     stream.truncate(size)
@@ -46,7 +46,7 @@ def _reserve_bytes(stream: IO[bytes], size: int) -> None:
 
 @dataclass
 class _State:
-    """What lies on disk: which rows, of what, and what the passes noted."""
+    """The state file: identity of the rows, number of rows done, and notes of the passes."""
 
     identity: dict[str, Any]
     done: int
@@ -57,18 +57,18 @@ class RowStore:
     """A folder of ``NAME.bin`` arrays with a fixed number of rows, filled in order.
 
     Disk space is reserved before the first row, so a full disk is reported at the start and not after an
-    hour. A row counts as done only when its bytes are on disk; opening the folder again goes on behind the
+    hour. A row counts as done only when its bytes are on disk; opening the folder again continues after the
     last such row.
 
     Args:
-        folder: where the arrays live.
-        rows: number of rows in all.
-        columns: shape of one row and dtype of each array.
-        identity: JSON-able facts that must be equal for rows to be reused (data and model hashes, settings).
-            A folder with another identity is started afresh.
+        folder: folder of the arrays.
+        rows: total number of rows.
+        columns: shape of one row and dtype of each array, by name.
+        identity: JSON-serialisable facts that must be equal for rows to be reused (data and model hashes,
+            settings). The rows of a folder with another identity are deleted.
 
     Raises:
-        StorageError: not enough space, or not writable.
+        StorageError: there is not enough space, or the folder is not writable.
 
     Example:
         >>> import tempfile
@@ -94,11 +94,13 @@ class RowStore:
         try:
             if not self._resume():
                 self._reserve()
-            self.arrays = self._opened()
-        except StorageError:  # which is an OSError, too
+            self.arrays = self._open_arrays()
+        except StorageError:  # a StorageError is also an OSError
             raise
         except OSError as error:
-            raise StorageError(f"{self.folder}: cannot be written ({error.strerror or error})") from error
+            raise StorageError(
+                f"{self.folder}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from error
 
     @staticmethod
     def bytes_needed(rows: int, columns: Mapping[str, Column]) -> int:
@@ -107,21 +109,24 @@ class RowStore:
 
     @property
     def complete(self) -> bool:
-        """All rows are on disk."""
+        """Whether all rows are on disk."""
         return self.done == self.rows
 
     def append(self, values: Mapping[str, NDArray[Any]]) -> None:
-        """Write the next rows of every column; they count once committed (by itself every 64 MiB or 20 s).
+        """Write the next rows of every column; they are committed automatically every 64 MiB or 20 s.
 
         Raises:
-            InputError: other columns, or more rows than are left.
+            InputError: the columns differ from the store's, or there are more rows than are left.
         """
         if set(values) != set(self.columns):
             raise InputError(f"expected the columns {sorted(self.columns)}, got {sorted(values)}")
         start = self.done + self._pending
         counts = {len(value) for value in values.values()}
         if len(counts) != 1 or start + max(counts) > self.rows:
-            raise InputError(f"rows {start}.. of {self.rows}: columns bring {sorted(counts)} rows")
+            raise InputError(
+                f"rows {start}.. of {self.rows}: expected columns of equal length with at most "
+                f"{self.rows - start} rows, got {sorted(counts)}"
+            )
         (count,) = counts
         for name, value in values.items():
             self.arrays[name][start : start + count] = value
@@ -135,7 +140,7 @@ class RowStore:
         """Flush to disk and record the rows as done.
 
         Raises:
-            StorageError: the disk is full or failed; the rows of the commit before are kept.
+            StorageError: the disk is full or failed; the rows of earlier commits are kept.
         """
         try:
             for array in self.arrays.values():
@@ -150,7 +155,7 @@ class RowStore:
         self._save_state()
 
     def part(self, start: int, stop: int) -> "RowStore":
-        """Rows ``start`` to ``stop`` - 1 as a store of their own in the same files: several can fill at once.
+        """Rows ``start`` to ``stop`` - 1 as a separate store in the same files, to fill parts in parallel.
 
         Example:
             >>> import tempfile
@@ -165,7 +170,7 @@ class RowStore:
         return _RowPart(self, start, stop)
 
     def join(self, parts: Iterable["RowStore"]) -> None:
-        """Take over finished parts that cover all rows, and the reasons for what they skipped."""
+        """Take over finished parts that together cover all rows, and their notes on skipped images."""
         parts = list(parts)
         for part in parts:
             self.notes.setdefault("skipped", {}).update(part.notes.get("skipped", {}))
@@ -175,17 +180,17 @@ class RowStore:
             part.state_file.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete the arrays and, if nothing else lies in it, the folder."""
+        """Delete the arrays, and the folder if it is then empty."""
         self.arrays.clear()
         self._clear(self.columns)
 
     @property
     def state_file(self) -> Path:
-        """What says which rows are done."""
+        """The file that records which rows are done."""
         return self.folder / "state.json"
 
-    def _opened(self) -> dict[str, NDArray[Any]]:
-        # Rows that are all there may lie on a disk that cannot be written to.
+    def _open_arrays(self) -> dict[str, NDArray[Any]]:
+        # A complete store may be on a read-only disk.
         mode: Literal["r", "r+"] = "r" if self.complete and not os.access(self.state_file, os.W_OK) else "r+"
         return {
             name: np.memmap(self._path(name), dtype, mode, shape=(self.rows, *shape))
@@ -202,7 +207,7 @@ class RowStore:
         write_atomically(self.state_file, lambda stream: stream.write(json.dumps(state).encode()))
 
     def _resume(self) -> bool:
-        """Take over what an earlier run left, if it is of the same identity and whole."""
+        """Continue from the rows of an earlier run, if they have the same identity and are intact."""
         state = self._state()
         if state is None:
             return False
@@ -213,16 +218,16 @@ class RowStore:
         )
         if state.identity == self.identity and sizes_match and 0 <= state.done <= self.rows:
             self.done, self.notes = state.done, state.notes
-            if self.complete:  # killed between joining the parts and deleting their states
+            if self.complete:  # an earlier run may have been killed before it deleted the states of its parts
                 with contextlib.suppress(OSError):
-                    self._drop(self.folder.glob("rows-*-*.json"))
+                    self._delete_files(self.folder.glob("rows-*-*.json"))
             return True
         columns = state.identity.get("columns", ())
         self._clear(name for name in columns if Path(name).name == name)
         return False
 
     def _state(self) -> "_State | None":
-        """What the state file says, None where there is none of our own."""
+        """The content of the state file; None if there is no valid one."""
         try:
             text = self.state_file.read_bytes()
             return checked(_State, parse_json(text, self.state_file, "a state"), "state")
@@ -230,26 +235,26 @@ class RowStore:
             return None
 
     def _clear(self, columns: Iterable[str]) -> None:
-        """Delete this class's own files; anything else in the folder is not ours."""
+        """Delete the files of this store, and the folder if it is then empty; other files are kept."""
         parts = *self.folder.glob("rows-*-*.json"), *self.folder.glob("rows-*.sealed")
-        self._drop([self.folder / "state.json", *parts, *map(self._path, columns)])
+        self._delete_files([self.folder / "state.json", *parts, *map(self._path, columns)])
         with contextlib.suppress(OSError):
             self.folder.rmdir()
 
     @staticmethod
-    def _drop(files: Iterable[Path]) -> None:
-        """Delete files that may be there."""
+    def _delete_files(files: Iterable[Path]) -> None:
+        """Delete files that may exist."""
         for path in files:
             path.unlink(missing_ok=True)
 
     def _reserve(self) -> None:
-        """New files of the final size, or an error and nothing left behind."""
+        """Create files of the final size, or raise an error and leave nothing behind."""
         needed = self.bytes_needed(self.rows, self.columns)
-        new = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        missing_folders = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             make_folder(self.folder)
-            # Made anew, not written over: another run may still read what was there.
-            self._drop([self.state_file, *map(self._path, self.columns)])
+            # Create new files instead of overwriting: another process may still read the old ones.
+            self._delete_files([self.state_file, *map(self._path, self.columns)])
             for name, column in self.columns.items():
                 with self._path(name).open("wb") as stream:
                     _reserve_bytes(stream, self.bytes_needed(self.rows, {name: column}))
@@ -259,19 +264,19 @@ class RowStore:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._clear(self.columns)
-                for path in new[1:]:
+                for path in missing_folders[1:]:
                     path.rmdir()
-            raise self._no_room(needed, error) from error
+            raise self._space_error(needed, error) from error
 
-    def _no_room(self, needed: int, error: OSError) -> StorageError:
+    def _space_error(self, needed: int, error: OSError) -> StorageError:
         return StorageError(
             f"{self.folder}: cannot reserve {needed / 2**20:,.1f} MiB ({error.strerror or error}). "
-            "Nothing was written; free some space, choose another folder, or use fewer images or views."
+            "Nothing was written. Free some space, choose another folder, or use fewer images or views."
         )
 
 
 class _RowPart(RowStore):
-    """Some rows of another store: its files, a state of its own."""
+    """Some rows of another store, in the files of that store but with a separate state."""
 
     def __init__(self, whole: RowStore, start: int, stop: int) -> None:
         self.folder, self.rows, self.columns = whole.folder, stop - start, whole.columns
@@ -289,14 +294,14 @@ class _RowPart(RowStore):
 
 
 class SealedRows(RowStore):
-    """A store whose rows are in memory, and on the disk encrypted: a sealed file for each commit.
+    """A store whose rows are in memory and, encrypted, on disk: one sealed file per commit.
 
     Args:
-        folder, rows, columns, identity: as `RowStore`.
-        key: that the files are sealed with.
+        folder, rows, columns, identity: as for `RowStore`.
+        key: key that the files are sealed with.
 
     Raises:
-        StorageError: not enough space, or not writable.
+        StorageError: there is not enough space, or the folder is not writable.
         InputError: rows in the folder are sealed with another key.
 
     Example:
@@ -313,11 +318,11 @@ class SealedRows(RowStore):
         self, folder: str | Path, rows: int, columns: Mapping[str, Column], identity: Mapping[str, Any],
         key: Key,
     ) -> None:  # fmt: skip
-        self._key, self._left = key, list[dict[str, NDArray[Any]]]()
+        self._key, self._loaded_rows = key, list[dict[str, NDArray[Any]]]()
         super().__init__(folder, rows, columns, identity)
 
     def commit(self) -> None:
-        """Seal the rows that came since the last commit into a file of their own."""
+        """Seal the rows appended since the last commit into a new file."""
         if self._pending:
             start, end = self.done, self.done + self._pending
             state = {"identity": self.identity, "done": end, "notes": self.notes}
@@ -330,7 +335,7 @@ class SealedRows(RowStore):
 
     def _resume(self) -> bool:
         plain = self._state()
-        if plain is not None:  # of a run without a key
+        if plain is not None:  # rows of a run without a key
             self._clear(name for name in plain.identity.get("columns", ()) if Path(name).name == name)
         while (file := self._sealed(self.done)).exists():
             key = fitting(self._key, file, sealed_with(file) or "none")
@@ -338,15 +343,15 @@ class SealedRows(RowStore):
                 rows, metadata = sealed_tensors(file, key, "rows of an earlier run")
                 state = checked(_State, parse_json(metadata["state"], file, "a state"), "state")
             except (KeyError, FileFormatError):
-                break  # what it held is made anew
+                break  # damaged: its rows are computed again
             if state.identity != self.identity:
                 self._clear(())
                 return False
             if {len(column) for column in rows.values()} != {state.done - self.done}:
-                break  # the file of other rows, under this name
-            self._left.append(rows)
+                break  # a file of other rows under this name
+            self._loaded_rows.append(rows)
             self.done, self.notes = state.done, state.notes
-        return bool(self._left)
+        return bool(self._loaded_rows)
 
     def _reserve(self) -> None:
         needed = self.bytes_needed(self.rows, self.columns)
@@ -355,14 +360,14 @@ class SealedRows(RowStore):
             if shutil.disk_usage(self.folder).free < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise self._no_room(needed, error) from error
+            raise self._space_error(needed, error) from error
 
-    def _opened(self) -> dict[str, NDArray[Any]]:
+    def _open_arrays(self) -> dict[str, NDArray[Any]]:
         arrays = {name: np.zeros((self.rows, *shape), dtype) for name, (shape, dtype) in self.columns.items()}
         start = 0
-        for rows in self._left:
+        for rows in self._loaded_rows:
             for name, column in rows.items():
                 arrays[name][start : start + len(column)] = column
             start += len(column)
-        self._left.clear()
+        self._loaded_rows.clear()
         return arrays

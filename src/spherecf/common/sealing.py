@@ -1,14 +1,14 @@
-"""Encryption at rest: the key, and files that are sealed with it.
+"""Encryption at rest: the key, and files that are sealed (encrypted and authenticated) with it.
 
-A key is 32 random bytes in a file that its owner alone can read. It encrypts nothing itself: every sealed
-file has a random salt, and HKDF-SHA256 (RFC 5869) derives from key and salt the keys of this file. The cipher
-is AES-256-GCM (NIST SP 800-38D). Whoever opens or saves something asks `current_key`, the one place that says
-whether there is a key.
+A key is 32 random bytes in a file that only its owner can read. It is not used for encryption directly: every
+sealed file has a random salt, and HKDF-SHA256 (RFC 5869) derives the keys of that file from key and salt. The
+cipher is AES-256-GCM (NIST SP 800-38D). Code that opens or saves files gets the key from `current_key`, the
+only place that determines whether a key is set.
 
-A sealed file is a head (mark, id of the key, salt) and chunks of 1 MiB, each with its tag of 16 bytes. The
-nonce of a chunk is its number and whether it is the last, so chunks that are exchanged, left out or repeated
-and a file that is cut short are refused; the head is authenticated with every chunk. (The construction is
-STREAM of Hoang, Reyhanitabar, Rogaway and Vizar, CRYPTO 2015.)
+A sealed file is a head (magic bytes, id of the key, salt) followed by chunks of 1 MiB, each with a tag of 16
+bytes. The nonce of a chunk consists of its number and a flag for the last chunk. Chunks that are exchanged,
+missing or repeated, and a truncated file, are therefore rejected; the head is authenticated with every chunk.
+(The construction is STREAM of Hoang, Reyhanitabar, Rogaway and Vizar, CRYPTO 2015.)
 """
 
 import os
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 KEY_FILE, KEY = "SPHERECF_KEY_FILE", "SPHERECF_KEY"
-"""Variables that name the file of the key, or hold the key itself."""
+"""Environment variables for the path of the key file, and for the key itself."""
 
 TAG, NONCE, SALT = 16, 12, 32  # bytes
 DAMAGED = "Restore it from a backup."
-_WORD = "spherecf-key-1"  # begins the text of a key
+_WORD = "spherecf-key-1"  # first word of the text form of a key
 _MAGIC, _HEAD = b"spherecf.sealed1", struct.Struct(f"<16s8s{SALT}s")
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class Key:
-    """A key; its bytes are in no message.
+    """A key; its bytes never appear in messages.
 
     Example:
         >>> key = Key(bytes(32), "an example")
@@ -53,15 +53,15 @@ class Key:
     secret: bytes = field(repr=False)
     """32 bytes."""
     origin: str
-    """Where it is from: the file or the variable."""
+    """Where it comes from: the key file or the environment variable."""
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits that tell keys apart and say nothing about them."""
+        """16 hexadecimal digits that identify the key without revealing it."""
         return self.derive(b"", "id", 8).hex()
 
     def derive(self, salt: bytes, purpose: str, length: int = 32) -> bytes:
-        """HKDF-SHA256 of the key: the key of one file for one purpose.
+        """Derive the key of one file for one purpose, by HKDF-SHA256.
 
         Raises:
             MissingDependencyError: the package cryptography is not installed.
@@ -76,7 +76,7 @@ class Key:
         return HKDF(SHA256(), length, salt, f"spherecf {purpose}".encode()).derive(self.secret)
 
     def cipher(self, salt: bytes, purpose: str) -> "AESGCM":
-        """AES-256-GCM with a derived key."""
+        """AES-256-GCM with the key derived for this salt and purpose."""
         derived = self.derive(salt, purpose)
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -87,7 +87,7 @@ def make_key(path: str | Path) -> Key:
     """Write a new random key into a new file with permissions 0600.
 
     Raises:
-        StorageError: the file exists, or cannot be written.
+        StorageError: the file exists already, or cannot be written.
     """
     secret = secrets.token_bytes(32)
     try:
@@ -96,17 +96,19 @@ def make_key(path: str | Path) -> Key:
             stream.flush()
             os.fsync(stream.fileno())
     except FileExistsError as error:
-        raise StorageError(f"{path}: exists; a key is never overwritten, so give another name") from error
+        raise StorageError(
+            f"{path}: exists already, and a key is never overwritten; choose another name"
+        ) from error
     except OSError as error:
         raise StorageError(f"{path}: could not be written ({error.strerror})") from error
     return Key(secret, str(path))
 
 
 def read_key(path: str | Path) -> Key:
-    """The key in a file.
+    """Read the key from a file.
 
     Raises:
-        InputError: absent, readable to others than its owner, or no key.
+        InputError: the file does not exist, is readable by others than its owner, or is not a key.
     """
     try:
         with Path(path).open("rb") as stream:
@@ -116,65 +118,65 @@ def read_key(path: str | Path) -> Key:
         raise InputError(f"{path}: the key file cannot be read ({error.strerror})") from error
     if os.name == "posix" and mode & 0o077:
         raise InputError(
-            f"{path}: others can read this key file (permissions {mode:04o}); run: chmod 600 {path}"
+            f"{path}: other users can read this key file (permissions {mode:04o}); run: chmod 600 {path}"
         )
-    return _parsed(text.decode("latin-1"), str(path))
+    return _parse_key(text.decode("latin-1"), str(path))
 
 
 def current_key() -> Key | None:
-    """The key in use: of the file that SPHERECF_KEY_FILE names, or in SPHERECF_KEY; None if neither is set.
+    """The key in use, from the file named by SPHERECF_KEY_FILE or from SPHERECF_KEY; None if neither is set.
 
     Raises:
-        InputError: as `read_key`; or both are set.
+        InputError: as `read_key`, or both variables are set.
     """
     file, text = os.environ.get(KEY_FILE, ""), os.environ.get(KEY, "")
     if file and text:
         raise InputError(f"both {KEY_FILE} and {KEY} are set; unset one of them")
     if file:
         return read_key(file)
-    return _parsed(text, KEY) if text else None
+    return _parse_key(text, KEY) if text else None
 
 
-def _parsed(text: str, origin: str) -> Key:
-    word, _, digits = text.strip().partition(" ")
+def _parse_key(text: str, origin: str) -> Key:
+    first_word, _, digits = text.strip().partition(" ")
     try:
         secret = bytes.fromhex(digits)
     except ValueError:
         secret = b""
-    if word != _WORD or len(secret) != 32:
-        raise InputError(f"{origin}: expected a key as `spherecf key make` writes it, got something else")
+    if first_word != _WORD or len(secret) != 32:
+        raise InputError(f"{origin}: expected a key as written by `spherecf key make`, got something else")
     return Key(secret, origin)
 
 
 def fitting(key: Key | None, path: str | Path, sealed_with: str) -> Key:
-    """The key in use, if a file is encrypted with it.
+    """Return the key in use, after checking that a file is encrypted with it.
 
     Args:
         key: the key in use.
         path: the file.
-        sealed_with: id of the key that it is encrypted with.
+        sealed_with: id of the key that the file is encrypted with.
 
     Raises:
-        InputError: there is no key, or another one; what to do is in the message.
+        InputError: no key is set, or another one; the message states what to do.
     """
     if key is None:
         raise InputError(
-            f"{path}: is encrypted with the key {sealed_with}; name the file of the key in {KEY_FILE}, or "
-            "with `spherecf --key-file=FILE ...`"
+            f"{path}: is encrypted with the key {sealed_with}, but no key is set; set {KEY_FILE} to the path "
+            "of the key file, or use `spherecf --key-file=FILE ...`"
         )
     if key.id != sealed_with:
         raise InputError(
             f"{path}: is encrypted with the key {sealed_with}, but {key.origin} is the key {key.id}; "
-            "name the file of the right key"
+            "use the right key file"
         )
     return key
 
 
 def refuse_plain(path: str | Path, key: Key | None) -> None:
-    """Refuse a file that is not encrypted if there is a key: somebody may have put it in its place.
+    """Reject a file that is not encrypted if a key is set: it may have been put in place of the real one.
 
     Raises:
-        InputError: what to do is in the message.
+        InputError: a key is set; the message states what to do.
     """
     if key is not None:
         raise InputError(
@@ -184,7 +186,7 @@ def refuse_plain(path: str | Path, key: Key | None) -> None:
 
 
 def opened(cipher: "AESGCM", nonce: bytes, content: bytes, bound: bytes) -> bytes | None:
-    """The plain text; None if text, nonce or what it is bound to are not what was sealed."""
+    """Decrypt; None if the content, nonce or associated data ``bound`` differ from what was sealed."""
     from cryptography.exceptions import InvalidTag
 
     try:
@@ -194,7 +196,7 @@ def opened(cipher: "AESGCM", nonce: bytes, content: bytes, bound: bytes) -> byte
 
 
 def sealed_with(path: str | Path) -> str | None:
-    """Id of the key that a file is sealed with; None if it is no sealed file, or none at all."""
+    """Id of the key that a file is sealed with; None if the file is not sealed or cannot be read."""
     try:
         with Path(path).open("rb") as stream:
             head = stream.read(_HEAD.size)
@@ -203,12 +205,12 @@ def sealed_with(path: str | Path) -> str | None:
     if not head.startswith(_MAGIC):
         return None
     if len(head) < _HEAD.size:
-        raise FileFormatError(path, "the encrypted file is cut short.", DAMAGED)
+        raise FileFormatError(path, "the encrypted file is truncated.", DAMAGED)
     return str(head[16:24].hex())
 
 
 class _Sealer:
-    """What is written to it goes sealed to another stream."""
+    """A stream that seals what is written to it, and writes the result to another stream."""
 
     def __init__(self, stream: IO[bytes], key: Key) -> None:
         salt = secrets.token_bytes(SALT)
@@ -218,7 +220,7 @@ class _Sealer:
         stream.write(self._head)
 
     def write(self, data: Any) -> None:
-        """Seal whole chunks; one that may be the last waits."""
+        """Seal full chunks; a chunk that may be the last one is kept back."""
         self._pending += data
         while len(self._pending) > _CHUNK:
             self._put(bytes(self._pending[:_CHUNK]), last=False)
@@ -235,7 +237,7 @@ class _Sealer:
 
 @contextmanager
 def sealing(stream: IO[bytes], key: Key | None) -> Iterator[Any]:
-    """A stream whose bytes go sealed to this one; the stream itself without a key.
+    """A stream that seals what is written to it into ``stream``; ``stream`` itself if there is no key.
 
     Raises:
         MissingDependencyError: the package cryptography is not installed.
@@ -249,10 +251,10 @@ def sealing(stream: IO[bytes], key: Key | None) -> Iterator[Any]:
 
 
 def unsealed(path: str | Path, key: Key) -> NDArray[np.uint8]:
-    """The bytes in a file that is sealed with this key, in memory.
+    """The decrypted content of a file that is sealed with this key, in memory.
 
     Raises:
-        FileFormatError: damaged, altered or cut short.
+        FileFormatError: the file is damaged, altered or truncated.
         MissingDependencyError: the package cryptography is not installed.
     """
     with Path(path).open("rb") as stream:
@@ -260,32 +262,32 @@ def unsealed(path: str | Path, key: Key) -> NDArray[np.uint8]:
         size = os.fstat(stream.fileno()).st_size - _HEAD.size
         count = -(-size // (_CHUNK + TAG))
         if size - count * TAG < max(0, count - 1) * _CHUNK or not count:
-            raise FileFormatError(path, "the encrypted file is cut short.", DAMAGED)
+            raise FileFormatError(path, "the encrypted file is truncated.", DAMAGED)
         key_of_file = key.cipher(head[24:], "file")
         plain = np.empty(size - count * TAG, np.uint8)
         for number in range(count):
             chunk = stream.read(_CHUNK + TAG)
-            found = opened(key_of_file, _nonce(number, number == count - 1), chunk, head)
-            if found is None:
+            content = opened(key_of_file, _nonce(number, number == count - 1), chunk, head)
+            if content is None:
                 where = _HEAD.size + number * (_CHUNK + TAG)
                 raise FileFormatError(
                     path, f"the encrypted file is damaged or was altered, near byte {where:,}.", DAMAGED
                 )
-            plain[number * _CHUNK :][: len(found)] = np.frombuffer(found, np.uint8)
+            plain[number * _CHUNK :][: len(content)] = np.frombuffer(content, np.uint8)
     return plain
 
 
 def reseal(path: str | Path, key: Key | None, new: Key | None) -> None:
-    """Write a file anew with the same content, sealed with another key or with none; whole or not at all.
+    """Rewrite a file with the same content but sealed with another key, or not sealed; all or nothing.
 
     Args:
         path: the file.
-        key: that it is sealed with; None if it is not.
-        new: to seal it with; None to leave it as it is inside.
+        key: key that it is sealed with; None if it is not sealed.
+        new: key to seal it with; None to write it decrypted.
 
     Raises:
-        FileFormatError: damaged.
-        StorageError: it could not be written; it is as it was.
+        FileFormatError: the file is damaged.
+        StorageError: it could not be written; it is unchanged.
     """
     plain = np.memmap(path, np.uint8, "r") if key is None else unsealed(path, key)
 

@@ -1,4 +1,4 @@
-"""Safetensors files: written as a stream, read through a memory map."""
+"""Safetensors files, written as a stream and read through a memory map."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from spherecf.common.parsing import parse_json, reading
 from spherecf.common.sealing import Key, sealing, unsealed
 from spherecf.errors import FileFormatError
 
-_DTYPES = {  # widest first, in the order in which the library itself writes tensors
+_DTYPES = {  # widest first, which is the order in which the safetensors library writes tensors
     name: np.dtype(kind)
     for name, kind in {
         "U64": "<u8", "I64": "<i8", "F64": "<f8", "F32": "<f4", "U32": "<u4", "I32": "<i4", "F16": "<f2",
@@ -35,13 +35,13 @@ def write_tensors(
     metadata: Mapping[str, str],
     key: Key | None = None,
 ) -> Path:
-    """Write one safetensors file, whole or not at all, sealed if there is a key; returns its path.
+    """Write a safetensors file atomically, sealed if a key is given; returns its path.
 
-    The bytes are those of ``safetensors.numpy.save``, in blocks, so nothing is held twice. Wide types
-    come first, so that every view of the mapped file is aligned.
+    The content is identical to that of ``safetensors.numpy.save``, but written in blocks, so that nothing is
+    in memory twice. Wide types come first, so that every view of the mapped file is aligned.
 
     Raises:
-        StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
+        StorageError: the disk is full or not writable; an earlier file at ``path`` is unchanged.
 
     Example:
         >>> import tempfile
@@ -63,7 +63,7 @@ def write_tensors(
 
 
 def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """The layout: length of the header (8 bytes), JSON header, raw tensors."""
+    """Write the layout: length of the header (8 bytes), JSON header, raw tensors."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     position = 0
     for name, tensor in tensors.items():
@@ -84,18 +84,19 @@ def _write(stream: IO[bytes], tensors: Mapping[str, NDArray[Any]], metadata: Map
 
 @contextmanager
 def open_tensors(path: str | Path, kind: str, hint: str = "", framework: str = "numpy") -> Iterator[Any]:
-    """The open file of ``safetensors.safe_open``, which checks header, offsets and length.
+    """Open a file with ``safetensors.safe_open``, which checks header, offsets and length.
 
     Args:
         path: the file.
-        kind: what it should be, for errors: "a model of SphereCF".
-        hint: what to do, for errors.
-        framework: of its tensors: ``"numpy"`` or ``"pt"``.
+        kind: expected kind of file, for messages: "a model of SphereCF".
+        hint: what to do, for messages.
+        framework: framework of the tensors, ``"numpy"`` or ``"pt"``.
 
     Raises:
-        FileFormatError: absent, of another kind (which is named), truncated or damaged.
+        FileFormatError: the file does not exist, is of another kind (named in the message), or is truncated
+            or damaged.
     """
-    if not os.path.exists(path):  # noqa: PTH110, pathlib's raises for a name that is too long
+    if not os.path.exists(path):  # noqa: PTH110, pathlib raises if the name is too long
         raise FileFormatError(path, "no such file.", hint)
     content = describe_content(path)
     if content != SAFETENSORS:
@@ -103,7 +104,7 @@ def open_tensors(path: str | Path, kind: str, hint: str = "", framework: str = "
     with reading(path, kind, hint):
         try:
             opened = safe_open(path, framework)
-        except SafetensorError as error:  # its own words do not say so
+        except SafetensorError as error:  # its own message is unclear
             raise FileFormatError(
                 path, f"not readable as {kind}: truncated or damaged ({error}).", hint
             ) from error
@@ -112,10 +113,10 @@ def open_tensors(path: str | Path, kind: str, hint: str = "", framework: str = "
 
 
 def map_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Read-only views of the tensors in a file that `open_tensors` has checked; they stay on disk.
+    """Memory-mapped, read-only views of the tensors in a file that `open_tensors` has checked.
 
     Raises:
-        FileFormatError: a type that NumPy lacks.
+        FileFormatError: a tensor has a type that NumPy does not have.
     """
     raw: NDArray[Any] = np.memmap(path, np.uint8, mode="r")
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
@@ -125,10 +126,10 @@ def map_tensors(path: str | Path) -> dict[str, NDArray[Any]]:
 def sealed_tensors(
     path: str | Path, key: Key, kind: str, hint: str = ""
 ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Tensors and metadata of a file that is sealed with this key, in memory.
+    """(tensors, metadata) of a file that is sealed with this key, decrypted in memory.
 
     Raises:
-        FileFormatError: damaged, or no safetensors file inside.
+        FileFormatError: the file is damaged, or its content is not a safetensors file.
     """
     raw = unsealed(path, key)
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
@@ -136,15 +137,15 @@ def sealed_tensors(
     with reading(path, kind, hint):
         metadata, end = {**header.pop("__metadata__", {})}, 0
         if not all(isinstance(text, str) for text in metadata.values()):
-            raise ValueError("metadata that are no text")
+            raise ValueError("its metadata are not text")
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             first, last = entry["data_offsets"]
             size = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
             if first != end or last - first != size or min(entry["shape"], default=0) < 0:
-                raise ValueError(f"the place of tensor {name[:40]!r} does not fit its shape")
+                raise ValueError(f"the offsets of tensor {name[:40]!r} do not fit its shape")
             end = last
         if start + end != len(raw):
-            raise ValueError("truncated")
+            raise ValueError("it is truncated")
         return _views(raw, start, header, path), metadata
 
 
@@ -156,7 +157,11 @@ def _views(
         if name == "__metadata__":
             continue
         if entry["dtype"] not in _DTYPES:
-            raise FileFormatError(path, f"tensor {name[:40]!r} has the type {entry['dtype']}.")
+            raise FileFormatError(
+                path,
+                f"tensor {name[:40]!r} has the type {entry['dtype']}, which NumPy does not have.",
+                "Convert it to float32.",
+            )
         first, last = entry["data_offsets"]
         view = raw[start + first : start + last].view(_DTYPES[entry["dtype"]])
         tensors[name] = view.reshape(entry["shape"])

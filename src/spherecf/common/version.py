@@ -1,4 +1,4 @@
-"""Version of the package and of everything a result depends on."""
+"""Version of the package, and of everything that a result depends on."""
 
 import platform
 import subprocess
@@ -13,7 +13,7 @@ _RECORDED = ("torch", "numpy", "onnx", "onnxruntime", "opencv-python-headless", 
 
 @cache
 def environment() -> dict[str, str]:
-    """Versions and git commit to record beside a result (commit only when run from a checkout)."""
+    """Versions to record with a result, and the git commit if run from a checkout."""
     facts = {"spherecf": __version__, "python": platform.python_version(), "machine": platform.machine()}
     for package in _RECORDED:
         try:
@@ -24,9 +24,9 @@ def environment() -> dict[str, str]:
     if (source.parents[2] / ".git").exists():
         command = ["git", "-C", str(source), "describe", "--always", "--dirty", "--abbrev=12"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-            if done.returncode == 0:
-                facts["git"] = done.stdout.strip()
+            result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+            if result.returncode == 0:
+                facts["git"] = result.stdout.strip()
         except (OSError, subprocess.TimeoutExpired):
-            pass  # git is not installed here: the version stands alone
+            pass  # git is not installed: record the version only
     return facts

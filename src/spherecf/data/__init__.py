@@ -1,4 +1,4 @@
-"""Images and pairs from every layout the field uses: one interface, checked input, no silent skips."""
+"""Face images and pair lists in the field's usual formats: one interface, checked input, no silent skips."""
 
 from spherecf.data.degradations import RECIPES, Degradation, DegradationRecipe, View, training_views
 from spherecf.data.dumps import read_features
@@ -31,7 +31,7 @@ from spherecf.data.source import (
 from spherecf.data.text import Keys as Keys, read_groups, read_keys as read_keys
 from spherecf.data.writers import write_folder, write_list, write_pair_bin, write_records
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are used by other sub-packages; they are not part of the public interface.
 __all__ = [
     "RECIPES",
     "Degradation",

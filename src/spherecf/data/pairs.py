@@ -1,4 +1,4 @@
-"""Pair lists: who is compared with whom, mated or not, in which fold; read or drawn."""
+"""Lists of mated and non-mated image pairs for verification, in folds: read from a file, or drawn."""
 
 import hashlib
 import os
@@ -22,12 +22,13 @@ class PairList:
     Attributes:
         name: a short name for reports.
         left, right: (n,) keys of the two images of each pair.
-        mated: (n,) True where both show the same person.
-        fold: (n,) fold of each pair, from 0; every fold up to the largest occurs.
-        subjects_left, subjects_right: (n,) the persons, where the list tells (for intervals over subjects).
+        mated: (n,) True if both images show the same person.
+        fold: (n,) fold of each pair, from 0; every number up to the largest occurs.
+        subjects_left, subjects_right: (n,) subjects of the two images, or None if the list does not contain
+            them (needed for confidence intervals over subjects).
 
     Raises:
-        InputError: lengths differ, there is no pair, or a fold is negative or left out.
+        InputError: the columns differ in length, there is no pair, or a fold number is negative or skipped.
 
     Example:
         >>> pairs = PairList("toy", ["a", "a"], ["b", "c"], np.array([True, False]), np.array([0, 0]))
@@ -48,7 +49,7 @@ class PairList:
         lengths = {len(self.mated)} | {len(column) for column in columns if column is not None}
         if len(lengths) != 1 or not len(self.mated):
             raise InputError(
-                f"{self.name}: expected columns of one length, at least 1, got lengths {sorted(lengths)}"
+                f"{self.name}: expected columns of equal length, at least 1, got lengths {sorted(lengths)}"
             )
         present = np.unique(self.fold)
         if not np.array_equal(present, np.arange(len(present))):
@@ -64,7 +65,7 @@ class PairList:
 
     @property
     def subjects(self) -> tuple[list[str], list[str]] | None:
-        """The persons left and right, or None where the list does not tell both."""
+        """Subjects of the left and of the right images; None unless both are known."""
         if self.subjects_left is None or self.subjects_right is None:
             return None
         return self.subjects_left, self.subjects_right
@@ -78,22 +79,22 @@ class PairList:
         return digest.hexdigest()
 
     def rows(self, keys: Sequence[str]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Rows of the left and of the right images in ``keys``.
+        """Rows in ``keys`` of the left and of the right images.
 
-        Names may differ from keys in Unicode form, separator, the suffix of an image, and by one folder above
-        all of them; an equal key counts first.
+        An equal key takes precedence. Otherwise names may differ from keys in Unicode form, separator, image
+        extension, and by one parent folder common to all.
 
         Raises:
-            InputError: keys of the list that are not among ``keys``: the first few and their number; or a
-                name that several keys fit.
+            InputError: images of the list are not among ``keys`` (with their number and the first few), or a
+                name fits several keys.
         """
         index = match_keys((*self.left, *self.right), keys, self.name)
         unknown = list(dict.fromkeys(key for key in (*self.left, *self.right) if key not in index))
         if unknown:
             raise InputError(
-                f"{self.name}: {len(unknown)} images of the list are not among the {len(keys)} given keys, "
-                f"first {', '.join(unknown[:3])}. Those look like {', '.join(keys[:2])}; "
-                "both must be spelt alike."
+                f"{self.name}: {len(unknown)} images of the list are not among the {len(keys)} images given, "
+                f"e.g. {', '.join(unknown[:3])}. The given names look like {', '.join(keys[:2])}; the names "
+                "in the list must match them."
             )
         left, right = (
             np.array([index[key] for key in column], np.int64) for column in (self.left, self.right)
@@ -102,10 +103,10 @@ class PairList:
 
 
 def read_lfw_pairs(path: str | Path) -> PairList:
-    """The official LFW list (View 2): ``10<TAB>300``, then per fold 300 mated and 300 non-mated lines.
+    """Read LFW's official list (View 2): ``10<TAB>300``, then per fold 300 mated and 300 non-mated lines.
 
     A mated line is ``name n m``, a non-mated one ``name n other m``; keys are ``Name/Name_0001.jpg``. A
-    header of one number (the development lists of View 1) means one fold. See
+    header with one number (the development lists of View 1) means one fold. See
     http://vis-www.cs.umass.edu/lfw/ .
 
     Raises:
@@ -125,21 +126,22 @@ def read_lfw_pairs(path: str | Path) -> PairList:
     if not 1 <= len(header) <= 2 or not all(map(_is_count, header)):
         got = repr(lines[0][1][:60]) if lines else "an empty file"
         raise FileFormatError(path, f"line 1: expected `folds<TAB>pairs of each kind`, got {got}.")
-    folds, half = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
-    if len(lines) - 1 != folds * half * 2 or not folds * half:
+    folds, per_kind = (int(header[0]), int(header[1])) if len(header) == 2 else (1, int(header[0]))
+    if len(lines) - 1 != folds * per_kind * 2 or not folds * per_kind:
         raise FileFormatError(
             path,
-            f"line 1 promises {folds} x 2 x {half} pairs, {len(lines) - 1} lines follow.",
-            "Unequal folds?",
+            f"line 1 declares {folds} folds of 2 x {per_kind} pairs = {folds * per_kind * 2} lines, but "
+            f"{len(lines) - 1} follow.",
+            "The file may be incomplete, or its folds unequal.",
         )
     left, right = list[str](), list[str]()
-    mated = np.tile(np.repeat([True, False], half), folds)
+    mated = np.tile(np.repeat([True, False], per_kind), folds)
     for (number, line), flag in zip(lines[1:], mated.tolist()):
         for side, key in zip((left, right), _lfw_line(path, number, line, flag)):
             side.append(key)
-    people = [subject_of(key) for key in left], [subject_of(key) for key in right]
-    fold = np.repeat(np.arange(folds, dtype=np.int64), 2 * half)
-    return make_pair_list(path, [number for number, _ in lines[1:]], left, right, mated, fold, people)
+    subjects = [subject_of(key) for key in left], [subject_of(key) for key in right]
+    fold = np.repeat(np.arange(folds, dtype=np.int64), 2 * per_kind)
+    return make_pair_list(path, [number for number, _ in lines[1:]], left, right, mated, fold, subjects)
 
 
 def _lfw_line(path: Path, number: int, line: str, mated: bool) -> tuple[str, str]:
@@ -150,10 +152,14 @@ def _lfw_line(path: Path, number: int, line: str, mated: bool) -> tuple[str, str
         expected = "`name n m` (a mated pair)" if mated else "`name n other m` (a non-mated pair)"
         raise FileFormatError(path, f"line {number}: expected {expected}, got {line[:80]!r}.")
     if not (_is_count(fields[1]) and _is_count(fields[3])):
-        raise FileFormatError(path, f"line {number}: expected picture numbers, got {line[:80]!r}.")
+        raise FileFormatError(path, f"line {number}: expected image numbers, got {line[:80]!r}.")
     if any(mark in fields[0] + fields[2] for mark in "/\\"):
-        raise FileFormatError(path, f"line {number}: expected names of people, got a path in {line[:80]!r}.")
-    left, right = (f"{name}/{name}_{int(picture):04d}.jpg" for name, picture in (fields[:2], fields[2:]))
+        raise FileFormatError(
+            path,
+            f"line {number}: expected names of people, got a path: {line[:80]!r}.",
+            "Remove the folders.",
+        )
+    left, right = (f"{name}/{name}_{int(image):04d}.jpg" for name, image in (fields[:2], fields[2:]))
     check_name(path, number, left)
     return left, right
 
@@ -169,45 +175,50 @@ def make_pair_list(
     right: list[str],
     mated: Bool[np.ndarray, " n"],
     fold: Int64[np.ndarray, " n"],
-    people: tuple[list[str], list[str]] | None,
+    subjects: tuple[list[str], list[str]] | None,
 ) -> PairList:
-    """The pairs of a file's ``lines``, after a look at what no pair list can mean.
+    """A `PairList` of the pairs on a file's ``lines``, checked for contradictions.
 
     Raises:
-        FileFormatError: an image compared with itself, or a pair both mated and not, with the line.
+        FileFormatError: with the line number: an image is compared with itself, or a pair is listed both as
+            mated and as non-mated.
     """
-    known: dict[tuple[str, str], int] = {}
-    for row, (number, one, other) in enumerate(zip(lines, left, right)):
-        if one == other:
-            raise FileFormatError(path, f"line {number}: {one[:80]!r} is compared with itself.")
-        first = known.setdefault((min(one, other), max(one, other)), row)
+    first_rows: dict[tuple[str, str], int] = {}
+    for row, (number, left_key, right_key) in enumerate(zip(lines, left, right)):
+        if left_key == right_key:
+            raise FileFormatError(
+                path, f"line {number}: {left_key[:80]!r} is compared with itself.", "Remove this line."
+            )
+        first = first_rows.setdefault((min(left_key, right_key), max(left_key, right_key)), row)
         if mated[first] != mated[row]:
             kinds = ("non-mated", "mated") if mated[row] else ("mated", "non-mated")
             raise FileFormatError(
-                path, f"line {number}: this pair is {kinds[1]} here and {kinds[0]} on line {lines[first]}."
-            )  # fmt: skip
-    return PairList(path.stem, left, right, mated, fold, *(people or (None, None)))
+                path,
+                f"line {number}: this pair is {kinds[1]} here and {kinds[0]} on line {lines[first]}.",
+                "Remove one of the two lines.",
+            )
+    return PairList(path.stem, left, right, mated, fold, *(subjects or (None, None)))
 
 
 def subject_of(key: str) -> str:
-    """The person of a key that starts with one, in one spelling."""
+    """The first folder of a key, which is the subject's name, in composed Unicode form (NFC)."""
     return composed(key.split("/", 1)[0])
 
 
 def draw_pairs(source: ImageSource, max_pairs: int = 3000, folds: int = 10, seed: int = 0) -> PairList:
-    """Up to ``max_pairs`` mated and as many non-mated pairs of different images, without repetition.
+    """Draw up to ``max_pairs`` mated and as many non-mated pairs of different images, without repetition.
 
-    Folds are by person, that of the left image: all mated pairs of a person are in one fold. Images without
-    identity are left out.
+    A pair is in the fold of its left image's subject, so all mated pairs of a subject are in one fold. Images
+    of unknown identity are not used.
 
     Args:
         source: images with identities.
-        max_pairs: of each kind; fewer where there are fewer.
-        folds: at most, and not more than there are people with two images.
+        max_pairs: maximum number of mated pairs; as many non-mated ones are drawn, if there are as many.
+        folds: maximum number of folds; there are fewer if fewer people have mated pairs.
         seed: the same seed and source give the same pairs.
 
     Raises:
-        InputError: fewer than two people with two or more images.
+        InputError: fewer than two people have two or more images.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -218,17 +229,18 @@ def draw_pairs(source: ImageSource, max_pairs: int = 3000, folds: int = 10, seed
     rng = np.random.default_rng(seed)
     labels = source.labels
     counts = np.bincount(labels[labels >= 0], minlength=1)
-    several = np.flatnonzero(counts > 1)
-    if len(several) < 2 or max_pairs < 1:
+    people_with_pairs = np.flatnonzero(counts > 1)
+    if len(people_with_pairs) < 2 or max_pairs < 1:
         raise InputError(
-            f"{source.name}: pairs need at least two people with two or more images, got {len(several)}"
+            f"{source.name}: drawing pairs needs at least two people with two or more images each, got "
+            f"{len(people_with_pairs)}"
         )
-    mated = _subsample(_mated(labels, several), max_pairs, rng)
-    other = _non_mated(labels, len(mated), rng)
-    left, right = np.concatenate([mated, other]).T
+    mated = _subsample(_mated(labels, people_with_pairs), max_pairs, rng)
+    non_mated = _non_mated(labels, len(mated), rng)
+    left, right = np.concatenate([mated, non_mated]).T
     fold_of = np.zeros(len(counts), np.int64)
-    # People with one image take part in non-mated pairs only; every fold has mated ones.
-    order = np.concatenate([rng.permutation(several), np.flatnonzero(counts == 1)])
+    # People with one image are in non-mated pairs only; put them last, so that every fold has mated pairs.
+    order = np.concatenate([rng.permutation(people_with_pairs), np.flatnonzero(counts == 1)])
     fold_of[order] = np.arange(len(order)) % min(folds, len(np.unique(labels[mated[:, 0]])))
     fold = np.unique(fold_of[labels[left]], return_inverse=True)[1].astype(np.int64)
     keys, names = source.keys, source.identities
@@ -263,7 +275,7 @@ def _non_mated(
     rows = np.flatnonzero(labels >= 0)
     drawn: set[tuple[int, int]] = set()
     attempts = 0
-    while len(drawn) < count and attempts < 100 * count:  # few people: there may not be so many
+    while len(drawn) < count and attempts < 100 * count:  # with few people there may be fewer pairs
         attempts += 1
         a, b = rng.choice(rows, 2, replace=False).tolist()
         if labels[a] != labels[b] and (b, a) not in drawn:

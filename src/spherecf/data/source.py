@@ -1,4 +1,4 @@
-"""The base of every reader, a named list of encoded images; and decoding in order, ahead of who asks."""
+"""The base class of all image readers, and decoding of batches in order, ahead of the consumer."""
 
 import hashlib
 import os
@@ -17,21 +17,21 @@ from spherecf.data.image import ImageError, decode_image
 from spherecf.data.text import PickedKeys
 from spherecf.errors import FileFormatError, InputError
 
-_SAMPLED = 1024  # images whose content goes into a fingerprint
-_BLOCK = 65536  # keys hashed at once
+_SAMPLED = 1024  # images whose content enters a fingerprint
+_BLOCK = 65536  # keys per hash update
 
 
 class ImageSource(ABC):
-    """A fixed, ordered set of encoded images. Reading is thread-safe and touches one image only.
+    """A fixed, ordered set of encoded images. Reading is thread-safe, and reads one image only.
 
     Attributes:
         name: a short name for messages and reports.
-        keys: (n,) one unique, stable name per image, in POSIX style (``person/picture.jpg``): a list, or
-            lazy `Keys` that are made when asked for.
-        labels: (n,) index into ``identities``, -1 where the identity is unknown.
-        identities: the names of the identities; some may have no image here (in a subset, for one).
-        ignored: files that the reader saw and left out because they are not images.
-        notes: what a user should know of how the set was read; empty if there is nothing.
+        keys: (n,) one unique, stable name per image, in POSIX style (``person/image.jpg``): a list, or lazy
+            `Keys` that are created on access.
+        labels: (n,) index into ``identities``, -1 if the identity is unknown.
+        identities: names of the identities; some may have no image here, e.g. in a subset.
+        ignored: files that were skipped because they are not images.
+        notes: what a user should know about how the set was read; may be empty.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -52,7 +52,7 @@ class ImageSource(ABC):
         self._fingerprint = ""
         if len(labels) and not -1 <= labels.min() <= labels.max() < len(identities):
             raise InputError(
-                f"{name}: labels must lie in -1..{len(identities) - 1}, got {labels.min()}..{labels.max()}"
+                f"{name}: labels must be in -1..{len(identities) - 1}, got {labels.min()}..{labels.max()}"
             )
 
     @property
@@ -65,12 +65,12 @@ class ImageSource(ABC):
         """The encoded image as stored.
 
         Raises:
-            ImageError: it is gone, or its record is damaged.
+            ImageError: the image is missing, or its record is damaged.
         """
 
     @abstractmethod
     def sizes(self) -> Int64[np.ndarray, " n"]:
-        """Bytes that each image takes where it is stored; known without reading the images."""
+        """Stored size of each image in bytes, found without reading the images."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -79,23 +79,23 @@ class ImageSource(ABC):
         return f"{type(self).__name__}({self.name!r}, images={len(self)}, identities={len(self.identities)})"
 
     def where(self, index: int) -> str:
-        """What to call one image in a message: source and key."""
+        """The name of one image in messages: source and key."""
         return f"{self.name}:{self.keys[index]}"
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
-        """The decoded image, RGB; see `decode_image` for what is refused."""
+        """The decoded image, RGB; `decode_image` lists what is rejected."""
         data = self.read(index)
         try:
             return decode_image(data, size=size)
-        except ImageError as error:  # named only now: a name for every image would cost 3 % of its decoding
+        except ImageError as error:  # build the name only now: for every image it would cost 3 % of decoding
             raise ImageError(self.where(index), error.problem, error.hint) from error
 
     def fingerprint(self) -> str:
         """Hex SHA-256 over all keys, labels and stored sizes, and over the content of 1,024 evenly spaced
         images.
 
-        Reading all content of a large set would take minutes; this takes well under a second per million
-        images. An image that cannot be read counts as such.
+        Reading the whole content of a large set would take minutes; this takes well under a second per
+        million images. An image that cannot be read enters the hash as unreadable.
         """
         if not self._fingerprint:
             digest = hashlib.sha256(b"spherecf.data/1\0")
@@ -116,7 +116,7 @@ class ImageSource(ABC):
             return b"unreadable"
 
     def subset(self, indices: Iterable[int] | Int64[np.ndarray, " m"]) -> "ImageSource":
-        """The images at ``indices``, in that order; labels keep their meaning.
+        """The images at ``indices``, in that order; labels still refer to this source's ``identities``.
 
         Raises:
             InputError: an index is out of range or occurs twice.
@@ -125,7 +125,7 @@ class ImageSource(ABC):
 
 
 class Subset(ImageSource):
-    """Some images of another source, its ``parent``; made by `ImageSource.subset`.
+    """Selected images of another source, its ``parent``; created by `ImageSource.subset`.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -139,7 +139,7 @@ class Subset(ImageSource):
         if len(outside):
             raise InputError(f"{parent.name}: subset index {outside[0]} is outside 0..{len(parent) - 1}")
         if len(np.unique(indices)) < len(indices):
-            raise InputError(f"{parent.name}: an index occurs twice in the subset; keys must stay unique")
+            raise InputError(f"{parent.name}: an index occurs twice in the subset; keys must be unique")
         super().__init__(f"{parent.name}[{len(indices)}]", parent.labels[indices], parent.identities)
         self.parent, self.indices = parent, indices
         self._keys = PickedKeys(parent.keys, indices)
@@ -165,20 +165,20 @@ OnError = Literal["raise", "skip"]
 
 
 class Skipped(NamedTuple):
-    """An image that was left out, and the reason."""
+    """An image that was skipped, and the reason."""
 
     key: str
     reason: str
 
 
 class ImageBatch(NamedTuple):
-    """Images of one size: the result for the rows requested.
+    """The decoded images of the requested rows, all of one size.
 
     Attributes:
-        rows: (b,) rows of the source, in the order asked, without the broken ones.
+        rows: (b,) rows of the source, in the requested order, without broken images.
         images: (b, height, width, 3) RGB.
-        encoded: (b,) as stored, or empty if not requested.
-        skipped: the broken ones.
+        encoded: (b,) encoded images as stored; empty if not requested.
+        skipped: the broken images.
     """
 
     rows: Int64[np.ndarray, " b"]
@@ -198,21 +198,22 @@ def iter_images(
     skipped: list[Skipped] | None = None,
     encoded: bool = False,
 ) -> Iterator[ImageBatch]:
-    """Decode ``source[indices]`` in that order; at most ``workers + 2`` batches are in memory.
+    """Decode ``source[indices]`` in that order, with at most ``workers + 2`` batches in memory.
 
     Args:
-        indices: rows to decode, in the order wanted; all by default.
-        batch: images per batch. Skipped images make a batch shorter (`ImageBatch.rows` says which came);
-            where all of a batch are skipped, there is none.
-        size: (height, width) that every image must have; by default that of the first good one.
-        workers: decoding threads, by default one per processor, at most 4.
-        on_error: ``"raise"`` stops at the first bad image; ``"skip"`` appends it to ``skipped`` and goes on.
-        skipped: the list that receives what was left out; required with ``"skip"``.
-        encoded: give the bytes as stored as well.
+        source: the images.
+        indices: rows to decode, in order; by default all.
+        batch: images per batch. Skipped images make a batch shorter (`ImageBatch.rows` lists the rows that
+            remain); a batch without any image left is not yielded.
+        size: (height, width) that every image must have; by default that of the first good image.
+        workers: number of decoding threads, by default one per processor up to 4.
+        on_error: ``"raise"`` stops at the first bad image; ``"skip"`` adds it to ``skipped`` and continues.
+        skipped: list that receives the skipped images; required with ``"skip"``.
+        encoded: also return the encoded bytes as stored.
 
     Raises:
-        ImageError: with ``on_error="raise"``, the first image that is damaged or of another size.
-        InputError: a parameter out of range.
+        ImageError: with ``on_error="raise"``, at the first image that is damaged or of another size.
+        InputError: a parameter is out of range.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -221,11 +222,11 @@ def iter_images(
     """
     if on_error not in ("raise", "skip") or (on_error == "skip") != (skipped is not None):
         raise InputError(
-            'on_error must be "raise", or "skip" together with a list that receives what is skipped'
+            'on_error must be "raise", or "skip" together with a list `skipped` for the skipped images'
         )
     if batch < 1:
         raise InputError(f"batch must be at least 1, got {batch}")
-    _threads(workers)
+    _checked_workers(workers)
     return _iter_images(source, _rows(source, indices), batch, size, workers, on_error, skipped, encoded)
 
 
@@ -242,7 +243,7 @@ def _iter_images(
     size = size or _first_size(source, rows, on_error)
     parts = (rows[start : start + batch] for start in range(0, len(rows), batch))
     batches = load_batches(source, parts, size=size, workers=workers, on_error=on_error, encoded=encoded)
-    with closing(batches):  # stops the threads also when this raises or the consumer leaves early
+    with closing(batches):  # stops the threads even if this raises or the consumer stops early
         for loaded in batches:
             if skipped is not None:
                 skipped.extend(loaded.skipped)
@@ -259,21 +260,23 @@ def load_batches(
     on_error: OnError = "skip",
     encoded: bool = False,
 ) -> Generator[ImageBatch, None, None]:
-    """Decode the given batches of rows, of any lengths: one `ImageBatch` for each, in order, read ahead.
+    """Decode batches of rows, of any length: yields one `ImageBatch` for each, in order, read ahead.
 
-    A batch keeps its place also when some or all of it is broken; `ImageBatch.skipped` says what is missing.
-    At most ``workers + 1`` batches wait. Close the generator (`contextlib.closing`) to stop early.
+    A batch with broken images is still yielded, even if it is empty; `ImageBatch.skipped` lists what is
+    missing. At most ``workers + 1`` batches are queued. Close the generator (`contextlib.closing`) to stop
+    early.
 
     Args:
-        batches: rows of each batch; taken one by one, so that they may never end.
+        source: the images.
+        batches: rows of each batch; consumed one by one, so the iterable may be infinite.
         size: (height, width) that every image must have.
-        workers: decoding threads, by default one per processor, at most 4.
+        workers: number of decoding threads, by default one per processor up to 4.
         on_error: ``"raise"`` stops at the first bad image.
-        encoded: give the bytes as stored as well.
+        encoded: also return the encoded bytes as stored.
 
     Raises:
-        ImageError: with ``on_error="raise"``, the first image that is damaged or of another size.
-        InputError: a row that the source does not have, or fewer than one worker.
+        ImageError: with ``on_error="raise"``, at the first image that is damaged or of another size.
+        InputError: a row is out of range, or fewer than one worker.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -282,16 +285,16 @@ def load_batches(
         [[5, 0, 3], [], [7]]
     """
     read = partial(load_batch, source, size, on_error=on_error, encoded=encoded)
-    return Readers(read, threads=_threads(workers), name="decode")(batches)
+    return Readers(read, threads=_checked_workers(workers), name="decode")(batches)
 
 
 class Shown(NamedTuple):
-    """A batch of images, each seen through one of a few views.
+    """A request for a batch of images, each to be transformed by one of several views.
 
     Attributes:
-        rows: (b,) what the result calls them.
+        rows: (b,) row numbers of the result (`ImageBatch.rows`).
         images: (b,) rows of the source.
-        views: that there are.
+        views: the available views.
         view: (b,) index of each image's view.
     """
 
@@ -304,19 +307,19 @@ class Shown(NamedTuple):
 def load_batch(
     source: ImageSource,
     size: tuple[int, int],
-    wanted: Shown | Int64[np.ndarray, "_"] | Sequence[int],
+    request: Shown | Int64[np.ndarray, "_"] | Sequence[int],
     *,
     on_error: OnError = "skip",
     encoded: bool = False,
 ) -> ImageBatch:
-    """Decode one batch of `load_batches`, for `Readers`; ``wanted`` may say how each image is shown."""
-    shown = wanted if isinstance(wanted, Shown) else None
-    rows = _rows(source, wanted.images if isinstance(wanted, Shown) else wanted)
-    # Each picture is copied to its place while it is in the processor's cache; stacking them at the end, by
-    # the consumer, costs a tenth of the decoding.
+    """Decode one batch of `load_batches`, for `Readers`; ``request`` may also give a view for each image."""
+    views_request = request if isinstance(request, Shown) else None
+    rows = _rows(source, request.images if isinstance(request, Shown) else request)
+    # Copy each image into the batch while it is in the processor's cache; stacking them all at the end, in
+    # the consumer, costs a tenth of the decoding time.
     images = empty((len(rows), *size, 3))
-    good, skipped, stored = list[int](), list[Skipped](), list[bytes]()
-    for index, row in enumerate(rows.tolist()):
+    good_positions, skipped, stored = list[int](), list[Skipped](), list[bytes]()
+    for position, row in enumerate(rows.tolist()):
         try:
             if encoded:
                 data = source.read(row)
@@ -329,18 +332,20 @@ def load_batch(
                 raise
             skipped.append(Skipped(source.keys[row], str(error)))
             continue
-        if shown is not None:
-            view = shown.views[shown.view[index]]
-            # A key for every image would cost 3 % of its decoding.
+        if views_request is not None:
+            view = views_request.views[views_request.view[position]]
+            # Building a key for every image would cost 3 % of the decoding time.
             image = view(image, source.keys[row] if view.degradation else "").image
-        images[len(good)] = image
-        good.append(index)
-    rows = rows if shown is None else shown.rows
-    return ImageBatch(rows[good] if skipped else rows, images[: len(good)], stored, skipped)
+        images[len(good_positions)] = image
+        good_positions.append(position)
+    rows = rows if views_request is None else views_request.rows
+    return ImageBatch(
+        rows[good_positions] if skipped else rows, images[: len(good_positions)], stored, skipped
+    )
 
 
 def batch_bytes(images: int, size: tuple[int, int]) -> int:
-    """Bytes of the arrays of an `ImageBatch` of so many images, for the memory of `Readers`."""
+    """Bytes of the arrays in an `ImageBatch` of ``images`` images: the memory that `Readers` reserve."""
     return images * (size[0] * size[1] * 3 + 8) + 4096
 
 
@@ -356,7 +361,7 @@ def _rows(
     )
     if len(rows) and not 0 <= rows.min() <= rows.max() < len(source):
         raise InputError(
-            f"{source.name}: rows must lie in 0..{len(source) - 1}, got {rows.min()}..{rows.max()}"
+            f"{source.name}: rows must be in 0..{len(source) - 1}, got {rows.min()}..{rows.max()}"
         )
     return rows
 
@@ -369,10 +374,10 @@ def _first_size(source: ImageSource, rows: Int64[np.ndarray, " n"], on_error: On
         except FileFormatError:
             if on_error == "raise":
                 raise
-    return 1, 1  # no good image: any size will do, and each is reported when its turn comes
+    return 1, 1  # no good image: any size will do, since every image will be reported as broken
 
 
-def _threads(workers: int | None) -> int:
+def _checked_workers(workers: int | None) -> int:
     if workers is not None and workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
     return workers or 0
@@ -381,18 +386,18 @@ def _threads(workers: int | None) -> int:
 def split_identities(
     source: ImageSource | Int64[np.ndarray, " n"], fraction: float, seed: int
 ) -> tuple[Int64[np.ndarray, " train"], Int64[np.ndarray, " held_out"]]:
-    """(rows to train on, rows held out), where about ``fraction`` of the identities is held out entirely.
+    """Split by identity: (training rows, held-out rows), with about ``fraction`` of the identities held out.
 
-    At least one identity lands on each side. Rows without identity (label -1) are in neither: they could show
-    anybody.
+    There is at least one identity on each side. Images of unknown identity (label -1) are in neither, since
+    they could show a held-out person.
 
     Args:
         source: a source, or its labels.
-        fraction: of the identities to hold out, 0 <= fraction < 1; 0 holds out nobody.
+        fraction: fraction of the identities to hold out, 0 <= fraction < 1; 0 holds out none.
         seed: the same seed and identities give the same split.
 
     Raises:
-        InputError: ``fraction`` is out of range, or fewer than two identities are there to split.
+        InputError: ``fraction`` is out of range, or there are fewer than two identities to split.
 
     Example:
         >>> train, held_out = split_identities(np.array([0, 0, 1, 1, 2, -1]), 0.3, seed=1)
@@ -400,12 +405,12 @@ def split_identities(
         5
     """
     labels = source.labels if isinstance(source, ImageSource) else np.asarray(source)
-    known = np.unique(labels[labels >= 0])
+    identities = np.unique(labels[labels >= 0])
     if not 0 <= fraction < 1:
         raise InputError(f"fraction must be at least 0 and below 1, got {fraction}")
-    if fraction > 0 and len(known) < 2:
-        raise InputError(f"expected at least 2 identities to split, got {len(known)}")
-    count = min(max(round(fraction * len(known)), 1), len(known) - 1) if fraction > 0 else 0
-    chosen = np.random.default_rng(seed).permutation(known)[:count]
-    held_out = np.isin(labels, chosen)
+    if fraction > 0 and len(identities) < 2:
+        raise InputError(f"expected at least 2 identities to split, got {len(identities)}")
+    count = min(max(round(fraction * len(identities)), 1), len(identities) - 1) if fraction > 0 else 0
+    held_out_identities = np.random.default_rng(seed).permutation(identities)[:count]
+    held_out = np.isin(labels, held_out_identities)
     return np.flatnonzero((labels >= 0) & ~held_out), np.flatnonzero(held_out)

@@ -1,6 +1,6 @@
-"""Lines and tables of text, and names of images without a Python object for each.
+"""Read text lines and tables, and hold image names compactly, without a Python object for each.
 
-The memory of such names is that of their bytes and 8 more per key.
+A name held this way takes the bytes of its UTF-8 form plus 8.
 """
 
 import csv
@@ -22,37 +22,37 @@ from spherecf.common.parsing import composed
 from spherecf.errors import FileFormatError
 
 SEPARATORS = ("\t", ",", ";", None)
-"""What stands between cells, in the order in which it is looked for; None is blanks."""
+"""Cell separators, in the order in which they are tried; None means white space."""
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-_LONGEST = 255  # bytes of one part of a path, on all usual file systems
+_MAX_NAME_BYTES = 255  # of one part of a path, on all common file systems
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number from 1, line) for the lines that are not blank.
+    """(line number from 1, stripped line) of all lines that are not blank.
 
     Raises:
-        FileFormatError: no such file, or not UTF-8 text.
+        FileFormatError: the file does not exist, or is not UTF-8 text.
     """
     return list(iter_lines(path))
 
 
 def iter_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The same, one by one."""
+    """`read_lines` one by one."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
             for number, line in enumerate(stream, start=1):
                 if text := line.strip():
                     yield number, text
     except UnicodeDecodeError as error:
-        raise _no_utf8(path) from error
+        raise _encoding_error(path) from error
     except OSError as error:
         raise FileFormatError(path, f"cannot read the file ({error.strerror}).") from error
 
 
 def split_cells(line: str, separator: str | None) -> list[str]:
-    """The cells of a line without blanks around them, none where quotes do not close.
+    """The cells of a line, stripped; an empty list if a quote is not closed.
 
     Example:
         >>> split_cells('"Lee, Ann/1.jpg",1', ","), split_cells("a b  c", None)
@@ -68,35 +68,36 @@ def split_cells(line: str, separator: str | None) -> list[str]:
 
 
 def check_name(path: Path, number: int, name: str) -> None:
-    """Refuse what can be no name of an image on this machine.
+    """Reject text that cannot be the path of an image on this machine.
 
     Raises:
-        FileFormatError: empty, too long, with a zero byte, or below a drive of Windows.
+        FileFormatError: it is empty, too long, contains a zero byte, or starts with a Windows drive letter.
     """
     if not name or "\0" in name:
         raise FileFormatError(path, f"line {number}: expected the path of an image, got {name[:80]!r}.")
     if name[1:2] == ":" and _DRIVE.match(name):
         raise FileFormatError(
             path,
-            f"line {number}: {name[:80]!r} starts at a drive of Windows.",
-            "Write the paths relative to the folder of the images, say Ann/1.jpg.",
+            f"line {number}: {name[:80]!r} starts with a Windows drive letter.",
+            "Write paths relative to the folder of the images, e.g. Ann/1.jpg.",
         )
-    if len(name) * 4 <= _LONGEST:  # most are: no character takes more than 4 bytes
+    if len(name) * 4 <= _MAX_NAME_BYTES:  # the quick test for most names: a character takes up to 4 bytes
         return
     longest = max(len(part.encode("utf-8", "surrogateescape")) for part in re.split(r"[\\/]", name))
-    if longest > _LONGEST:
+    if longest > _MAX_NAME_BYTES:
         raise FileFormatError(
-            path, f"line {number}: a name of {longest} bytes, {name[:40]!r}...; none is longer than 255."
+            path,
+            f"line {number}: a file or folder name of {longest} bytes, {name[:40]!r}...; the limit is 255.",
         )
 
 
-def _no_utf8(path: Path) -> FileFormatError:
-    """Where the first byte stands that is no UTF-8."""
+def _encoding_error(path: Path) -> FileFormatError:
+    """The error for a file that is not UTF-8, with the position of the first invalid byte."""
     position = 0
     with path.open("rb") as stream:
         for line in stream:
             if not position and line.startswith(UTF16):
-                return FileFormatError(path, "expected UTF-8 text, this is UTF-16.", "Save it as UTF-8.")
+                return FileFormatError(path, "expected UTF-8 text, but this is UTF-16.", "Save it as UTF-8.")
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -105,80 +106,84 @@ def _no_utf8(path: Path) -> FileFormatError:
             position += len(line)
     return FileFormatError(
         path,
-        f"expected UTF-8 text, byte {position} is not.",
-        "If it is Latin-1 (or cp1252), convert it: iconv -f CP1252 -t UTF-8 FILE.",
+        f"expected UTF-8 text, but byte {position} is not valid UTF-8.",
+        "If the file is Latin-1 (or cp1252), convert it: iconv -f CP1252 -t UTF-8 FILE.",
     )
 
 
-_EXPECTED = {"O": "a name", "i": "a whole number of 32 bits", "f": "a finite number"}
+_EXPECTED = {"O": "a name", "i": "a 32-bit whole number", "f": "a finite number"}
 
 
 def read_table(
     path: Path, columns: Mapping[str, str], *, delimiter: str | None = None, header: bool = False
 ) -> NDArray[Any]:
-    """A text table as a structured array; blank lines do not count.
+    """Read a text table into a structured array; blank lines are ignored.
 
     Args:
         path: UTF-8 text, one row per line.
-        columns: name to NumPy type ("O" for names, "i4", "f4", ...); of comma-separated files the first ones.
-        delimiter: "," where more columns may follow, default: blanks or tabs and nothing more.
+        columns: NumPy type of each column by name ("O" for names, "i4", "f4", ...); with a ``delimiter``
+            these are the first columns, and others may follow.
+        delimiter: ","; by default spaces or tabs, and no further columns.
         header: the first line names the columns.
 
     Raises:
         FileFormatError: with the number of the first line that does not fit, and what was expected there.
     """
     dtype = np.dtype(list(columns.items()))
-    few = range(len(columns)) if delimiter else None
+    used = range(len(columns)) if delimiter else None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "no data": told below
-            warnings.simplefilter("error", DeprecationWarning)  # old versions of NumPy read 2.5 as 2
+            warnings.simplefilter("ignore")  # "no data": reported below
+            warnings.simplefilter("error", DeprecationWarning)  # older NumPy would read 2.5 as 2
             rows: NDArray[Any] = np.loadtxt(
-                path, dtype, comments=None, ndmin=1, delimiter=delimiter, usecols=few, skiprows=int(header),
+                path, dtype, comments=None, ndmin=1, delimiter=delimiter, usecols=used, skiprows=int(header),
                 encoding="utf-8-sig",
             )  # fmt: skip
         finite = all(np.isfinite(rows[name]).all() for name in columns if dtype[name].kind == "f")
     except (ValueError, OSError):
         finite = False
     if not finite or (header and _is_row(_line(path, 0)[1], dtype, delimiter)):
-        raise _complaint(path, dtype, delimiter, header)
+        raise _table_error(path, dtype, delimiter, header)
     if not len(rows):
-        raise FileFormatError(path, f"expected lines `{_form(dtype, delimiter)}`, the file has none.")
+        raise FileFormatError(
+            path, f"expected lines `{_format_text(dtype, delimiter)}`, but the file has none."
+        )
     return rows
 
 
 def line_number(path: Path, row: int, *, header: bool = False) -> int:
-    """Which line of the file row ``row`` of `read_table` is."""
+    """Line number in the file of row ``row`` of `read_table`."""
     return _line(path, row + int(header))[0]
 
 
-def _line(path: Path, place: int) -> tuple[int, str]:
-    for position, (number, line) in enumerate(iter_lines(path)):
-        if position == place:
+def _line(path: Path, wanted_row: int) -> tuple[int, str]:
+    for row, (number, line) in enumerate(iter_lines(path)):
+        if row == wanted_row:
             return number, line
     return 0, ""
 
 
-def _complaint(path: Path, dtype: np.dtype[Any], delimiter: str | None, header: bool) -> FileFormatError:
-    """The first line that does not fit, found line by line."""
+def _table_error(path: Path, dtype: np.dtype[Any], delimiter: str | None, header: bool) -> FileFormatError:
+    """The error for the first line that does not fit, found line by line."""
     for position, (number, line) in enumerate(iter_lines(path)):
         if header and position == 0:
             if _is_row(line, dtype, delimiter):
-                expected = f"a header line, then `{_form(dtype, delimiter)}`"
+                expected = f"a header line, then `{_format_text(dtype, delimiter)}`"
                 return FileFormatError(path, f"line {number}: expected {expected}, got {line[:80]!r}.")
-        elif reason := _misfit(line, dtype, delimiter):
+        elif reason := _mismatch(line, dtype, delimiter):
             return FileFormatError(
-                path, f"line {number}: expected `{_form(dtype, delimiter)}`, got {line[:80]!r}: {reason}."
+                path,
+                f"line {number}: expected `{_format_text(dtype, delimiter)}`, got {line[:80]!r}: {reason}.",
             )
     return FileFormatError(path, "could not be parsed as a table.", "Is it plain text?")
 
 
 def _is_row(line: str, dtype: np.dtype[Any], delimiter: str | None) -> bool:
-    return not _misfit(line, dtype, delimiter)
+    return not _mismatch(line, dtype, delimiter)
 
 
-def _misfit(line: str, dtype: np.dtype[Any], delimiter: str | None) -> str:
-    """Why the line is no row, empty if it is one."""
+def _mismatch(line: str, dtype: np.dtype[Any], delimiter: str | None) -> str:
+    """Why the line is not a row of the table; empty if it is one."""
     names = list(dtype.names or ())
     fields = line.split(delimiter)
     if len(fields) < len(names) or (delimiter is None and len(fields) > len(names)):
@@ -196,7 +201,7 @@ def _misfit(line: str, dtype: np.dtype[Any], delimiter: str | None) -> str:
     return ""
 
 
-def _form(dtype: np.dtype[Any], delimiter: str | None) -> str:
+def _format_text(dtype: np.dtype[Any], delimiter: str | None) -> str:
     names = list(dtype.names or ())
     shown = names if len(names) < 8 else [*names[:2], "...", names[-1]]
     return (delimiter or " ").join(shown) + (f"{delimiter}..." if delimiter else "")
@@ -206,22 +211,24 @@ _KINDS = {"key": "image", "image": "image", "subject": "subject", "template": "t
 
 
 class Groups(NamedTuple):
-    """Groups by name."""
+    """The group of each image, subject or template."""
 
     of: str
-    """What the names are of: "image", "subject" or "template"."""
+    """What is grouped: "image", "subject" or "template"."""
     groups: dict[str, str]
+    """Group by name."""
 
 
 def read_groups(path: str | Path) -> Groups:
-    """Read lines ``name,group`` below a header that says what the names are of.
+    """Read lines ``name,group`` below a header that states what the names refer to.
 
-    The header's first word is ``image`` (or ``key``), ``subject`` or ``template``; names may hold commas, the
-    last one separates. Names may stand in quotes; they come in composed Unicode form, those of images with
-    slashes. Blank lines do not count.
+    The header is ``image,group`` (or ``key,group``), ``subject,group`` or ``template,group``. Names may
+    contain commas, since the last comma separates, and may be quoted. They are returned in composed Unicode
+    form (NFC), those of images with slashes. Blank lines are ignored.
 
     Raises:
-        FileFormatError: with the line number: another header, a line without a comma, a name in two groups.
+        FileFormatError: with the line number: an unknown header, a line without a comma, or a name in two
+            groups.
 
     Example:
         >>> import tempfile
@@ -249,16 +256,17 @@ def read_groups(path: str | Path) -> Groups:
             raise FileFormatError(
                 path,
                 f"line {number}: {kind} {name!r} is in group {group!r} here and in {groups[name]!r} above.",
+                "Keep one of the two lines.",
             )
     if not groups:
-        raise FileFormatError(path, "expected a header and lines `image,group`, the file has none.")
+        raise FileFormatError(path, "expected a header and lines `image,group`, but the file has none.")
     return Groups(kind, groups)
 
 
 class Keys(Sequence[str]):
-    """A sequence of strings, each made on access; equal to any sequence of the same strings.
+    """An immutable sequence of strings, each created on access; equal to any sequence of the same strings.
 
-    Slices are lists. It is immutable and, like a list, not hashable.
+    Slices are lists. Like a list, it is not hashable.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -279,11 +287,11 @@ class Keys(Sequence[str]):
     def __getitem__(self, row: slice) -> list[str]: ...
     def __getitem__(self, row: SupportsIndex | slice) -> str | list[str]:
         if isinstance(row, slice):
-            return [self._get(each) for each in range(*row.indices(len(self)))]
+            return [self._get(selected) for selected in range(*row.indices(len(self)))]
         position = index(row)
         position += len(self) * (position < 0)
         if not 0 <= position < len(self):
-            raise IndexError(f"key {row} of {len(self)}")
+            raise IndexError(f"key {row} is out of range: there are {len(self)} keys")
         return self._get(position)
 
     def __iter__(self) -> Iterator[str]:
@@ -299,7 +307,7 @@ class Keys(Sequence[str]):
 
 
 class NumberKeys(Keys):
-    """Whole numbers as strings.
+    """Keys that are whole numbers, stored as integers.
 
     Example:
         >>> NumberKeys(np.arange(7, 9))[:]
@@ -317,7 +325,7 @@ class NumberKeys(Keys):
 
 
 class PackedKeys(Keys):
-    """Any strings, as one block of UTF-8 and the offsets of their ends.
+    """Any strings, stored as one block of UTF-8 and the offset of each end.
 
     Example:
         >>> PackedKeys(["ann/1.jpg", "bob/1.jpg"])[1]
@@ -339,15 +347,16 @@ class PackedKeys(Keys):
         return str(self._blob[start:end], "utf-8", "surrogateescape")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        made: Any = super().__reduce_ex__(protocol)
+        reduced: Any = super().__reduce_ex__(protocol)
         if protocol < 5:
-            return made
-        kind, arguments, state = made[:3]  # processes may share the bytes of all names
+            return reduced
+        kind, arguments, state = reduced[:3]
+        # Out of band, so that processes can share the bytes of all names.
         return kind, arguments, {**state, "_blob": PickleBuffer(self._blob)}
 
 
 class PickedKeys(Keys):
-    """Some keys of another sequence.
+    """A selection of another sequence's keys.
 
     Example:
         >>> PickedKeys("abc", np.array([2, 0]))[:]
@@ -365,7 +374,7 @@ class PickedKeys(Keys):
 
 
 def repeats(keys: Sequence[str]) -> list[tuple[int, int]]:
-    """(row, earlier row) of every key that is already at an earlier row; 8 bytes per key are needed.
+    """(row, first row) of every key that occurred at an earlier row; takes 8 bytes per key.
 
     Example:
         >>> repeats(["a", "b", "a"])
@@ -373,28 +382,28 @@ def repeats(keys: Sequence[str]) -> list[tuple[int, int]]:
     """
     hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
     ordered = np.sort(hashes)
-    suspects = ordered[1:][ordered[1:] == ordered[:-1]]
+    repeated_hashes = ordered[1:][ordered[1:] == ordered[:-1]]
     first: dict[str, int] = {}
-    rows = np.flatnonzero(np.isin(hashes, suspects)).tolist() if len(suspects) else []
+    rows = np.flatnonzero(np.isin(hashes, repeated_hashes)).tolist() if len(repeated_hashes) else []
     return [(row, first[keys[row]]) for row in rows if first.setdefault(keys[row], row) != row]
 
 
 def refuse_duplicates(keys: Sequence[str], where: Any) -> None:
-    """Raise `FileFormatError` naming the first keys that occur more than once."""
-    twice = list(dict.fromkeys(keys[row] for row, _ in repeats(keys)))
-    if twice:
+    """Raise a `FileFormatError` that names the first few keys that occur more than once."""
+    duplicates = list(dict.fromkeys(keys[row] for row, _ in repeats(keys)))
+    if duplicates:
         raise FileFormatError(
             where,
-            f"{len(twice)} keys occur more than once: {', '.join(twice[:3])}.",
-            "Keys must be unique; remove the copies.",
+            f"{len(duplicates)} keys occur more than once: {', '.join(duplicates[:3])}.",
+            "Keys must be unique; remove the duplicates.",
         )
 
 
 def read_keys(path: str | Path) -> list[str]:
-    """The keys of a text file, one per line; blank lines do not count, and backslashes become slashes.
+    """Read keys from a text file, one per line; blank lines are ignored, backslashes become slashes.
 
     Raises:
-        FileFormatError: no such file, or not UTF-8 text.
+        FileFormatError: the file does not exist, or is not UTF-8 text.
 
     Example:
         >>> import tempfile

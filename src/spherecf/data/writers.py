@@ -1,4 +1,4 @@
-"""Write data sets in the layouts of the field: whole or not at all, every image decoded once as a check."""
+"""Write data sets in the usual layouts: complete or not at all, with every image decoded once as a check."""
 
 import os
 import pickle
@@ -17,12 +17,10 @@ from spherecf.data.image import IMAGE_SUFFIXES, encode_image, image_suffix
 from spherecf.data.list import ListFile
 from spherecf.data.pairbin import PairBin, fold_numbers
 from spherecf.data.pairs import PairList
-from spherecf.data.recordio import pack_record
+from spherecf.data.recordio import EXACT, pack_record
 from spherecf.data.records import RecordFile
 from spherecf.data.source import ImageBatch, ImageSource, Skipped, iter_images
 from spherecf.errors import InputError, SpherecfError, StorageError
-
-_EXACT = 1 << 24  # record numbers are stored as float32, which counts exactly up to here
 
 
 def write_records(
@@ -34,19 +32,20 @@ def write_records(
 ) -> RecordFile:
     """Write ``train.rec``, ``train.idx``, ``property`` and ``names.txt`` (the keys) into a new folder.
 
-    Record 0 is the header, records 1..n the images ordered by identity, then one identity record per identity
-    with the range of its images. JPEG and PNG are stored as they are, other formats as PNG.
+    Record 0 is the header; records 1..n are the images, ordered by identity; then follows one record per
+    identity with the range of its images. JPEG and PNG are copied unchanged, other formats stored as PNG.
 
     Args:
-        source: all images of one size, each with an identity.
+        source: images of one size, each with an identity.
         folder: must not exist, or be empty.
-        skipped: receives broken images, which are left out; without it the first one stops the writing.
-        workers: decoding threads.
+        skipped: list that receives broken images, which are left out; without it the first one raises.
+        workers: number of decoding threads.
 
     Raises:
-        InputError: images without identity, keys with tabs or line ends, too many, or ``folder`` has content.
-        ImageError: a broken image, or one of another size, when ``skipped`` is not given.
-        StorageError: the disk is full or not writable; nothing is left behind.
+        InputError: images without identity, keys with tabs or line breaks, too many images, no image left to
+            write, or ``folder`` is not empty.
+        ImageError: an image is broken or of another size, and ``skipped`` is not given.
+        StorageError: the disk is full or not writable; no partial output is left behind.
 
     Example:
         >>> import tempfile
@@ -55,17 +54,19 @@ def write_records(
         >>> len(written), written.keys[0], written.image(0).shape
         (20, 's1/1.pgm', (112, 92, 3))
     """
-    unknown = int((source.labels < 0).sum())
-    if unknown:
+    without_identity = int((source.labels < 0).sum())
+    if without_identity:
         raise InputError(
-            f"{source.name}: {unknown} of {len(source)} images have no identity; RecordIO needs one for each."
+            f"{source.name}: RecordIO needs an identity for each image, but {without_identity} of "
+            f"{len(source)} have none."
         )
-    if len(source) + len(source.identities) >= _EXACT:
+    if len(source) + len(source.identities) >= EXACT:
         raise InputError(
-            f"{source.name}: RecordIO counts up to {_EXACT} images and identities; write several files."
+            f"{source.name}: a RecordIO file holds at most {EXACT - 1} images and identities in total, got "
+            f"{len(source) + len(source.identities)}; write several files."
         )
     if any(mark in key for key in source.keys for mark in "\t\r\n"):
-        raise InputError(f"{source.name}: a key holds a tab or a line end, which names.txt cannot carry.")
+        raise InputError(f"{source.name}: a key contains a tab or a line break, which names.txt cannot hold.")
     with _new_folder(folder) as temporary:
         _write_record_files(source, temporary, skipped, workers)
     return RecordFile(folder)
@@ -89,7 +90,7 @@ def _write_record_files(
             records.write(pack_record(number, labels, content))
             number += 1
 
-        add((0.0, 0.0))  # the header's place; its numbers are known at the end
+        add((0.0, 0.0))  # placeholder for the header, whose numbers are known at the end
         for batch in _batches(source, order, "writing records", skipped, workers):
             size = batch.images.shape[1:3]
             for row, image, encoded in zip(batch.rows.tolist(), batch.images, batch.encoded):
@@ -98,7 +99,7 @@ def _write_record_files(
                 counts[source.labels[row]] += 1
         images = number - 1
         if not images:
-            raise InputError(f"{source.name}: no image is left to write, all {len(source)} are broken.")
+            raise InputError(f"{source.name}: no image to write: all {len(source)} are broken.")
         ends = np.cumsum(counts) + 1
         for start, stop in zip((ends - counts).tolist(), ends.tolist()):
             add((float(start), float(stop)))
@@ -114,21 +115,24 @@ def write_folder(
     skipped: list[Skipped] | None = None,
     workers: int | None = None,
 ) -> IdentityFolder:
-    """Write ``folder/<identity>/<key>``; bytes stay as they are, a key without a known ending gets one.
+    """Write ``folder/<identity>/<key>``; files are copied byte for byte.
 
-    A key that starts with its identity is not prefixed again, so a folder read and written keeps its keys.
-    Images without identity go into the folder itself, slashes in their keys becoming underscores.
+    A key without a known image extension gets one, and its file is converted to PNG unless it is JPEG or PNG.
+    A key that starts with its identity is not prefixed again, so a folder that is read and written keeps its
+    keys. Images without identity go into the folder itself, with slashes in their keys replaced by
+    underscores.
 
     Args:
         source: images of one size.
         folder: must not exist, or be empty.
-        skipped: receives broken images, which are left out; without it the first one stops the writing.
-        workers: decoding threads.
+        skipped: list that receives broken images, which are left out; without it the first one raises.
+        workers: number of decoding threads.
 
     Raises:
-        InputError: a key leads out of the folder, two keys become one path, or ``folder`` has content.
-        ImageError: a broken image, or one of another size, when ``skipped`` is not given.
-        StorageError: the disk is full or not writable; nothing is left behind.
+        InputError: a key leads out of the folder, two keys give the same path, no image is left to write, or
+            ``folder`` is not empty.
+        ImageError: an image is broken or of another size, and ``skipped`` is not given.
+        StorageError: the disk is full or not writable; no partial output is left behind.
 
     Example:
         >>> import tempfile
@@ -149,21 +153,22 @@ def write_list(
     skipped: list[Skipped] | None = None,
     workers: int | None = None,
 ) -> ListFile:
-    """Write ``folder/images/<identity>/<key>`` and ``folder/list.txt``, lines of path, tab and identity.
+    """Write ``folder/images/<identity>/<key>`` and ``folder/list.txt``, with lines of path, tab and identity.
 
-    Files are named as by `write_folder`. In the list, images without identity have -1; all others have the
-    identity's name, so that numbers stay numbers and people stay people.
+    Files are named as by `write_folder`. The list has -1 for images without identity, and the identity's name
+    for all others, so numeric and textual names are preserved.
 
     Args:
         source: images of one size.
         folder: must not exist, or be empty.
-        skipped: receives broken images, which are left out; without it the first one stops the writing.
-        workers: decoding threads.
+        skipped: list that receives broken images, which are left out; without it the first one raises.
+        workers: number of decoding threads.
 
     Raises:
-        InputError: an identity's name holds a tab or a line end, or is -1; and as `write_folder`.
-        ImageError: a broken image, or one of another size, when ``skipped`` is not given.
-        StorageError: the disk is full or not writable; nothing is left behind.
+        InputError: the name of an identity contains a tab or a line break, is empty or is -1; and as
+            `write_folder`.
+        ImageError: an image is broken or of another size, and ``skipped`` is not given.
+        StorageError: the disk is full or not writable; no partial output is left behind.
 
     Example:
         >>> import tempfile
@@ -172,9 +177,12 @@ def write_list(
         >>> written.path.name, written.keys[0], written.identities
         ('list.txt', 'images/s1/1.pgm', ['s1', 's10'])
     """
-    bad = [name for name in source.identities if name.strip() in ("", "-1") or set(name) & set("\t\r\n")]
-    if bad:
-        raise InputError(f"{source.name}: {len(bad)} identities cannot stand in a list, first {bad[0]!r}.")
+    invalid = [name for name in source.identities if name.strip() in ("", "-1") or set(name) & set("\t\r\n")]
+    if invalid:
+        raise InputError(
+            f"{source.name}: {len(invalid)} names of identities cannot be written to a list (empty, -1, or "
+            f"with a tab or line break), first {invalid[0]!r}."
+        )
     with _new_folder(folder) as temporary, (temporary / "list.txt").open("w", encoding="utf-8") as stream:
         for row, path in _write_files(source, temporary / "images", skipped, workers):
             label = int(source.labels[row])
@@ -185,7 +193,7 @@ def write_list(
 def _write_files(
     source: ImageSource, folder: Path, skipped: list[Skipped] | None, workers: int | None
 ) -> Iterator[tuple[int, str]]:
-    """Write the pictures; (row, path within ``folder``) of each."""
+    """Write the image files; yields (row, path within ``folder``) of each."""
     written: dict[str, int] = {}
     for batch in _batches(source, np.arange(len(source)), "writing files", skipped, workers):
         for row, image, encoded in zip(batch.rows.tolist(), batch.images, batch.encoded):
@@ -195,13 +203,13 @@ def _write_files(
                 path += image_suffix(encoded)
             if written.setdefault(path, row) != row:
                 key, earlier = source.keys[row], source.keys[written[path]]
-                raise InputError(f"{source.name}: {key} and {earlier} would both become {path}.")
+                raise InputError(f"{source.name}: {key} and {earlier} would both be written to {path}.")
             target = folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(encoded)
             yield row, path
     if not written:
-        raise InputError(f"{source.name}: no image is left to write, all {len(source)} are broken.")
+        raise InputError(f"{source.name}: no image to write: all {len(source)} are broken.")
 
 
 def _relative_path(source: ImageSource, row: int) -> str:
@@ -211,23 +219,26 @@ def _relative_path(source: ImageSource, row: int) -> str:
         path = key.replace("/", "_")
     else:
         path = key if key.startswith(identity + "/") else f"{identity}/{key}"
-    # Keys may come from a downloaded names file: none may climb out, and none may hide from the reader.
+    # Keys may come from a downloaded names file: none may leave the folder, or be hidden from
+    # `IdentityFolder`.
     if any(part.startswith(".") for part in path.split("/")) or "\0" in path or "\\" in path:
         raise InputError(
-            f"{source.name}: key {key!r} makes no safe file name; a part starts with a dot or holds \\."
+            f"{source.name}: key {key!r} is not a safe file name: a part starts with a dot, or it contains a "
+            "backslash or a zero byte."
         )
     return path
 
 
 def write_pair_bin(source: ImageSource, pairs: PairList, path: str | Path) -> PairBin:
-    """Write a pair file: a pickle (protocol 4) of (encoded images, mated flags), pairs ordered by fold.
+    """Write a pair file: a pickle (protocol 4) of (encoded images, mated flags), with pairs ordered by fold.
 
-    The file has no room for folds: readers cut it into ten of even size, so ``pairs`` must have just those.
+    The format does not store folds: readers split it into ten of (nearly) equal size, so ``pairs`` must have
+    exactly these.
 
     Raises:
-        InputError: unknown keys, or folds that the file cannot express.
-        ImageError: a broken image, or one of another size.
-        StorageError: the disk is full or not writable; the previous file is intact.
+        InputError: keys that are not in ``source``, or folds that the format cannot express.
+        ImageError: an image is broken or of another size.
+        StorageError: the disk is full or not writable; an earlier file is unchanged.
 
     Example:
         >>> import tempfile
@@ -241,8 +252,8 @@ def write_pair_bin(source: ImageSource, pairs: PairList, path: str | Path) -> Pa
     order = np.argsort(pairs.fold, kind="stable")
     if not np.array_equal(pairs.fold[order], fold_numbers(len(pairs))):
         raise InputError(
-            f"{pairs.name}: a pair file means ten folds of even size, the list has folds of "
-            f"{np.bincount(pairs.fold).tolist()} pairs."
+            f"{pairs.name}: a pair file needs ten folds of equal size (the first ones may have one pair "
+            f"more), got folds of {np.bincount(pairs.fold).tolist()} pairs."
         )
     encoded: dict[int, bytes] = {}
     for batch in _batches(source, np.union1d(left, right), "reading pairs", None, None):
@@ -254,35 +265,40 @@ def write_pair_bin(source: ImageSource, pairs: PairList, path: str | Path) -> Pa
 
 
 def _batches(
-    source: ImageSource, rows: np.ndarray, what: str, skipped: list[Skipped] | None, workers: int | None
+    source: ImageSource,
+    rows: np.ndarray,
+    description: str,
+    skipped: list[Skipped] | None,
+    workers: int | None,
 ) -> Iterator[ImageBatch]:
     on_error: Literal["raise", "skip"] = "raise" if skipped is None else "skip"
-    before = len(skipped or ())
-    with progress(what, len(rows)) as advance:
+    skipped_before = len(skipped or ())
+    with progress(description, len(rows)) as advance:
         for batch in iter_images(
             source, rows, workers=workers, on_error=on_error, skipped=skipped, encoded=True
         ):
             yield batch
             total = len(skipped or ())
-            advance(len(batch.rows) + total - before, f"{total} skipped" if total else None)
-            before = total
+            advance(len(batch.rows) + total - skipped_before, f"{total} skipped" if total else None)
+            skipped_before = total
 
 
 @contextmanager
 def _new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary neighbour that takes the name ``folder`` at the end, or vanishes."""
+    """A temporary folder next to ``folder``, renamed to it on success and deleted on failure."""
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InputError(
-            f"{folder}: exists and is not an empty folder; nothing is overwritten, choose another name."
+            f"{folder}: exists already and is not an empty folder; it is not overwritten, choose another "
+            "name."
         )
     temporary = folder.parent / f".{folder.name}.part"
     with held(folder, "this folder"):
-        shutil.rmtree(temporary, ignore_errors=True)  # of a killed process
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
         try:
             make_folder(temporary)
             yield temporary
-            os.sync()  # all files at once, since there may be a million
+            os.sync()  # one call for all files, of which there may be a million
             temporary.replace(folder)
             sync_folder(folder.parent)
         except SpherecfError:

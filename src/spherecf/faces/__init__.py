@@ -1,4 +1,4 @@
-"""Photos: find the faces, align them to the crop that recognisers expect, measure how they were taken."""
+"""From photos to aligned face crops: detection, alignment, and measurements of the capture conditions."""
 
 from spherecf.faces.acquisition import (
     Acquisition,
@@ -11,7 +11,7 @@ from spherecf.faces.alignment import ARCFACE_POINTS, CaptureFacts as CaptureFact
 from spherecf.faces.detection import Face, FaceDetector, FacePoints as FacePoints
 from spherecf.faces.photo import MAX_PIXELS as MAX_PIXELS, Failure as Failure, PhotoError, read_photo
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are used by other sub-packages; they are not part of the public interface.
 __all__ = [
     "ARCFACE_POINTS",
     "Acquisition",

@@ -1,4 +1,4 @@
-"""From photos to aligned faces with their facts, one by one or as a source of images."""
+"""Turn photos into aligned faces with capture facts, one photo at a time or as an image source."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,14 +27,14 @@ from spherecf.faces.photo import MAX_PIXELS, TURNED_BY_TAG, Failure, Photo, Phot
 
 @dataclass(frozen=True, eq=False)
 class CapturedFace:
-    """One face of a photo.
+    """One face in a photo.
 
     Attributes:
         crop: (size, size, 3) uint8 RGB, aligned to `ARCFACE_POINTS`.
-        box: (x, y, width, height) in pixels of the original photo, upright.
-        landmarks: (5, 2) likewise.
+        box: (x, y, width, height) in pixels of the upright original photo.
+        landmarks: (5, 2) points (x, y) in the same pixels.
         detector_score: 0 .. 1.
-        facts: size, pose, sharpness, light.
+        facts: size, pose, sharpness and lighting of the face.
     """
 
     crop: NDArray[np.uint8]
@@ -46,15 +46,15 @@ class CapturedFace:
 
 @dataclass(frozen=True, eq=False)
 class Acquisition:
-    """What a photo gave.
+    """The result of reading one photo and detecting its faces.
 
     Attributes:
-        name: its path, or what the caller calls it.
-        size: (width, height) of the original, upright; None where it could not be read.
-        faces: the main one first (largest box times detector score).
-        failure: why there is no face, in one word; None where there is one.
-        reason: the same as a sentence; "" where there is a face.
-        notes: what was done to the photo, see `Photo`.
+        name: path of the photo, or the name given by the caller.
+        size: (width, height) of the upright original; None if it could not be read.
+        faces: the faces, main face first (largest box area times detector score).
+        failure: kind of failure; None if there is a face.
+        reason: the failure as a sentence; "" if there is a face.
+        notes: adjustments made in reading the photo, see `Photo`.
     """
 
     name: str
@@ -73,24 +73,26 @@ def acquire(
     size: int = 112,
     max_pixels: int = MAX_PIXELS,
 ) -> Acquisition:
-    """Read a photo, find its faces, align them and say how they were taken. A bad photo never raises.
+    """Read a photo, detect and align its faces, and measure the capture conditions.
+
+    An unusable photo does not raise: the result states the failure.
 
     Args:
         source: a path, the bytes of a file, or RGB pixels (height, width, 3).
-        detector: `FaceDetector`, or anything that maps uint8 RGB pixels to a list of `Face`.
-        name: what to call it; by default the path.
+        detector: `FaceDetector`, or any callable that maps uint8 RGB pixels to a list of `Face`.
+        name: name of the photo; by default its path.
         size: side of the crops in pixels.
-        max_pixels: larger pictures are refused before they are decoded.
+        max_pixels: larger images are rejected before they are decoded.
 
     Raises:
-        InputError: pixels that are not uint8 RGB: a caller's mistake, not a bad photo.
+        InputError: ``source`` is an array, but not of uint8 RGB pixels.
 
     Example:
         >>> from spherecf.data import orl_faces
         >>> from spherecf.faces import FaceDetector
         >>> detector = FaceDetector()
-        >>> found = acquire(orl_faces().image(0), detector, name="somebody")
-        >>> len(found.faces), found.faces[0].crop.shape, found.failure
+        >>> result = acquire(orl_faces().image(0), detector, name="somebody")
+        >>> len(result.faces), result.faces[0].crop.shape, result.failure
         (1, (112, 112, 3), None)
         >>> acquire("no/such.jpg", detector).reason
         'cannot be read: no such file.'
@@ -101,7 +103,7 @@ def acquire(
         reason = f"{error.problem} {error.hint}".strip()
         return Acquisition(error.where, None, (), error.kind, reason)
     upright, turned = find_upright(photo.pixels, detector)
-    faces = tuple(_captured(photo, upright, size))
+    faces = tuple(_captured_faces(photo, upright, size))
     if faces:
         return Acquisition(photo.name, photo.size, faces, notes=photo.notes)
     width, height = photo.size
@@ -121,12 +123,12 @@ def _photo(source: str | Path | bytes | NDArray[np.uint8], name: str, max_pixels
     return Photo(name or "photo", source, size=(source.shape[1], source.shape[0]))
 
 
-def _captured(photo: Photo, faces: Sequence[Face], size: int) -> Iterator[CapturedFace]:
+def _captured_faces(photo: Photo, faces: Sequence[Face], size: int) -> Iterator[CapturedFace]:
     height, width = photo.pixels.shape[:2]
     for face in faces:
         try:
             crop = align(photo.pixels, face.landmarks, size)
-        except InputError:  # a detection without extent: no face
+        except InputError:  # landmarks without extent: a false detection
             continue
         x, y, w, h = (side / photo.scale for side in face.box)
         landmarks = (face.landmarks + 0.5) / photo.scale - 0.5
@@ -134,20 +136,20 @@ def _captured(photo: Photo, faces: Sequence[Face], size: int) -> Iterator[Captur
         yield CapturedFace(crop, (x, y, w, h), landmarks, face.score, facts)
 
 
-_WHOLE = 1 << 30  # crops of data sets are of all pixels; OpenCV refuses more than these
+_WHOLE = 1 << 30  # no reduced decoding for data sets; OpenCV's own limit on the number of pixels
 
 
 class AlignedFaces(ImageSource):
-    """The photos of another source as aligned crops; keys, labels and identities are the parent's.
+    """Aligned face crops from the photos of another source, with its keys, labels and identities.
 
-    Of several faces the one with the largest box, weighed by its detector score, is taken. Small pictures are
-    enlarged and framed before detection, large ones shrunk, and photos turned upright by their Exif tag. A
-    photo without an upright face raises `ImageError`, so that passes over the data count and list it
-    (failure to acquire).
+    If a photo has several faces, the main one is used (largest box area times detector score). Before
+    detection, small images are enlarged and padded, large ones shrunk, and photos rotated by their Exif tag.
+    A photo without an upright face raises `ImageError`, so jobs that skip broken images count and list it as
+    a failure to acquire.
 
     Args:
         source: the photos.
-        detector: by default `FaceDetector` as it comes.
+        detector: by default `FaceDetector()`.
         size: side of the crops in pixels.
 
     Example:
@@ -170,39 +172,43 @@ class AlignedFaces(ImageSource):
 
     @property
     def alignment(self) -> str:
-        """What was done to the photos, for the signature of results."""
+        """Name of the alignment, for the signature of results."""
         return f"arcface{self.size}+yunet-{self.detector.sha256[:8]}"
 
     def read(self, index: int) -> bytes:
         """The aligned crop as PNG.
 
         Raises:
-            ImageError: the photo cannot be read, or has no face.
+            ImageError: the photo cannot be read, or has no upright face.
         """
         return encode_image(self.image(index))
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
         where = self.where(index)
         if size not in (None, (self.size, self.size)):
-            raise ImageError(where, f"expected a picture of {size}, crops are {self.size}x{self.size}.")
+            raise ImageError(
+                where, f"expected an image of {size}, but these crops are {self.size}x{self.size}."
+            )
         photo = read_photo(self.parent.read(index), name=where, max_pixels=_WHOLE, decoded=_WHOLE).pixels
         faces, turned = find_upright(photo, self.detector)
         if turned:
-            raise ImageError(where, f"the face is {turned_text(turned)}.", "Rotate the picture.")
+            raise ImageError(where, f"the face is {turned_text(turned)}.", "Rotate the photo.")
         if not faces:
             height, width = photo.shape[:2]
-            raise ImageError(where, f"no face found in {width}x{height} px.", "Is there one, and upright?")
+            raise ImageError(
+                where, f"no face found in {width}x{height} px.", "Use a photo with an upright, visible face."
+            )
         try:
             return align(photo, faces[0].landmarks, self.size)
-        except InputError as error:  # a detection without extent
-            raise ImageError(where, f"the face found cannot be aligned: {error}") from error
+        except InputError as error:  # landmarks without extent
+            raise ImageError(where, f"the detected face cannot be aligned: {error}") from error
 
     def sizes(self) -> Int64[np.ndarray, " n"]:
-        """The most that a crop can take as PNG; the crops themselves are not known before they are made."""
+        """Upper bound on the bytes of a crop as PNG: the exact size is known only once it has been made."""
         return np.full(len(self), 3 * self.size**2 + 8 * self.size + 1024, np.int64)
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the parent's fingerprint, detector and settings; no photo is aligned for it."""
+        """Hex SHA-256 of the parent's fingerprint, the detector and the settings; no photo is aligned."""
         settings = (self.detector.sha256, self.detector.min_score, self.size, ATTEMPTS, SMALL, SURE)
         facts = repr(("spherecf.faces/3", self.parent.fingerprint(), *settings))
         return hashlib.sha256(facts.encode()).hexdigest()
@@ -212,13 +218,13 @@ class AlignedFaces(ImageSource):
 
 
 class IjbFaces(ImageSource):
-    """Every image of a template set once, aligned by its five landmarks; keys are its file names.
+    """The images of a template set, each once, aligned by its five landmarks; keys are the file names.
 
-    No detector runs, so the crops are those of the published numbers. Whom an image shows is for the template
-    protocols to say: labels are -1.
+    No detector is used, so the crops are the same as those behind published results. All labels are -1:
+    subjects are defined by the template protocols, not by image.
 
     Args:
-        folder: the pictures, ``1.jpg`` and so on, or the folder above its ``loose_crop``.
+        folder: folder of the images (``1.jpg`` and so on), or the parent of its folder ``loose_crop``.
         meta: from `spherecf.data.read_ijb`, with landmarks.
         size: side of the crops in pixels.
 
@@ -228,8 +234,8 @@ class IjbFaces(ImageSource):
     Example:
         >>> from spherecf.data import orl_faces
         >>> from spherecf.faces import ARCFACE_POINTS
-        >>> one = np.array([1])
-        >>> meta = IjbMeta("toy", ["s1/1.pgm"], one, one, points=np.float32(ARCFACE_POINTS[None]))
+        >>> ids = np.array([1])
+        >>> meta = IjbMeta("toy", ["s1/1.pgm"], ids, ids, points=np.float32(ARCFACE_POINTS[None]))
         >>> IjbFaces(orl_faces().root, meta).image(0).shape
         (112, 112, 3)
     """
@@ -237,7 +243,8 @@ class IjbFaces(ImageSource):
     def __init__(self, folder: str | Path, meta: IjbMeta, *, size: int = 112) -> None:
         if meta.points is None:
             raise InputError(
-                f"{meta.name}: no landmarks; expected the file *_name_5pts_score.txt among the meta files"
+                f"{meta.name}: expected landmarks, but the set has none; the meta files lack "
+                "*_name_5pts_score.txt"
             )
         first = {name: row for row, name in reversed(list(enumerate(meta.files)))}
         self._keys = list(dict.fromkeys(meta.files))
@@ -253,7 +260,7 @@ class IjbFaces(ImageSource):
 
     @property
     def alignment(self) -> str:
-        """What was done to the pictures, for the signature of results."""
+        """Name of the alignment, for the signature of results."""
         return f"arcface{self.size}+given-points"
 
     def read(self, index: int) -> bytes:
@@ -263,7 +270,9 @@ class IjbFaces(ImageSource):
     def image(self, index: int, size: tuple[int, int] | None = None) -> UInt8[np.ndarray, "height width 3"]:
         where = self.where(index)
         if size not in (None, (self.size, self.size)):
-            raise ImageError(where, f"expected a picture of {size}, crops are {self.size}x{self.size}.")
+            raise ImageError(
+                where, f"expected an image of {size}, but these crops are {self.size}x{self.size}."
+            )
         try:
             data = (self.root / self._keys[index]).read_bytes()
         except OSError as error:
@@ -273,8 +282,8 @@ class IjbFaces(ImageSource):
         try:
             return align(decode_image(data, where), self._points[index], self.size)
         except InputError as error:
-            raise ImageError(where, f"its landmarks are of no use: {error}") from error
+            raise ImageError(where, f"it cannot be aligned by its landmarks: {error}") from error
 
     def sizes(self) -> Int64[np.ndarray, " n"]:
-        """The most that a crop can take as PNG; the crops themselves are not known before they are made."""
+        """Upper bound on the bytes of a crop as PNG: the exact size is known only once it has been made."""
         return np.full(len(self), 3 * self.size**2 + 8 * self.size + 1024, np.int64)

@@ -1,4 +1,4 @@
-"""Where a face stands: aligned to the ArcFace template, and how it was taken as plain numbers."""
+"""Align faces to the ArcFace template, and measure how they were captured (size, pose, sharpness, light)."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from spherecf.faces.detection import Face
 ARCFACE_POINTS = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""Left eye, right eye, nose, left and right mouth corner (image left) in a 112x112 crop."""
+"""Left eye, right eye, nose, left and right mouth corner (left in the image) as (x, y) in a 112x112 crop."""
 
 
 def similarity_transform(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -38,17 +38,18 @@ def similarity_transform(source: NDArray[np.float64], target: NDArray[np.float64
 
 
 def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int = 112) -> NDArray[np.uint8]:
-    """The aligned crop (size, size, 3) of a uint8 RGB image (height, width, 3).
+    """Align a face: a crop (size, size, 3) of a uint8 RGB image (height, width, 3).
 
-    A face much larger than the crop is first shrunk by area, since picking single pixels of it would alias.
+    A face much larger than the crop is first shrunk by area averaging, since interpolating between its single
+    pixels would alias.
 
     Args:
         image: the photo.
         landmarks: (5, 2) as (x, y) in pixels, in the order of `ARCFACE_POINTS`.
-        size: side of the crop.
+        size: side of the crop in pixels.
 
     Raises:
-        InputError: landmarks of another shape, not finite, or all in one place.
+        InputError: the landmarks have another shape, are not finite, or coincide.
 
     Example:
         >>> photo = np.zeros((300, 300, 3), np.uint8)
@@ -62,51 +63,55 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int =
     matrix = similarity_transform(points, target)
     shrink = 2 * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if shrink < 1:
-        image, corner = _around(image, matrix, size)
+        image, corner = _face_region(image, matrix, size)
         points = points - corner
         image = np.asarray(
             cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8
         )
-        matrix = similarity_transform((points + 0.5) * shrink - 0.5, target)  # pixel centres, not corners
+        points = (points + 0.5) * shrink - 0.5  # coordinates refer to pixel centres
+        matrix = similarity_transform(points, target)
     return np.asarray(cv2.warpAffine(image, matrix, (size, size)), np.uint8)
 
 
-def _around(
+def _face_region(
     image: NDArray[np.uint8], matrix: NDArray[np.float64], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The part of a photo that a crop is made of, and its corner (x, y); the rest need not be shrunk."""
+    """(the part of the photo that the crop covers, its corner (x, y)), so that only this part is shrunk."""
     corners = np.array([[0, 0], [size, 0], [0, size], [size, size]])
-    there = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
-    extent = np.ptp(there, axis=0)
+    corners_in_photo = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
+    extent = np.ptp(corners_in_photo, axis=0)
     limits = np.array([image.shape[1], image.shape[0]])
-    low = np.clip(np.floor(there.min(0) - 0.1 * extent), 0, limits - 1).astype(np.int64)
-    high = np.clip(np.ceil(there.max(0) + 0.1 * extent), low + 1, limits).astype(np.int64)
-    return image[low[1] : high[1], low[0] : high[0]], low
+    start = np.clip(np.floor(corners_in_photo.min(0) - 0.1 * extent), 0, limits - 1).astype(np.int64)
+    stop = np.clip(np.ceil(corners_in_photo.max(0) + 0.1 * extent), start + 1, limits).astype(np.int64)
+    return image[start[1] : stop[1], start[0] : stop[0]], start
 
 
 _HEAD = np.array([[-31.5, 0, 0], [31.5, 0, 0], [0, 39.5, -32], [-26, 70, -8], [26, 70, -8]], np.float64)
 """Eyes, nose tip and mouth corners of an average head in mm: x to the image's right, y down, z away from the
 camera. The eyes are 63 mm apart, the mean of adults; the nose's height puts LFW's median pitch near 0."""
 
-_DISTANCE = 20.0  # of the assumed camera in eye distances: far enough that perspective hardly shows
+# Focal length of the assumed camera, with the landmarks scaled to 1: so long that perspective is negligible.
+_FOCAL_LENGTH = 20.0
 
 
 @dataclass(frozen=True)
 class CaptureFacts:
-    """Facts of one face in one photo. They explain; no confidence is made of them.
+    """Capture conditions of one face in one photo: explanations for a user, not inputs to the confidence.
 
-    The pose is rough: a rigid average head is fitted to five landmarks, so a person's own proportions and the
-    detector's habits show up as angles. Trust it to about 10 degrees near the front, less beyond 45.
+    The pose is approximate: a rigid average head is fitted to five landmarks, so individual proportions and
+    systematic errors of the detector appear as angles. Expect errors of about 10 degrees for near-frontal
+    faces, and more beyond 45 degrees.
 
     Attributes:
-        eye_distance_px: between the eyes' centres, in pixels of the original photo; shrinks as a face turns.
-        yaw_degrees: turned to the image's right (+) or left (-).
+        eye_distance_px: distance between the eye centres in pixels of the original photo; decreases as the
+            face turns to the side.
+        yaw_degrees: turned towards the right (+) or left (-) of the image.
         pitch_degrees: looking down (+) or up (-).
-        roll_degrees: the head leaning clockwise (+) or anticlockwise (-) in the image.
-        sharpness: `spherecf.data.sharpness` of the middle of the aligned crop, where no border shows.
+        roll_degrees: head tilted clockwise (+) or anticlockwise (-) in the image.
+        sharpness: `spherecf.data.sharpness` of the central part of the aligned crop, without borders.
         brightness, contrast: mean and standard deviation of its grey levels, 0 .. 255.
-        inside: share of the face's box that lies within the picture, 0 .. 1.
-        face_px: (width, height) of the box in pixels of the original photo.
+        inside: fraction of the face box that is within the image, 0 .. 1.
+        face_px: (width, height) of the face box in pixels of the original photo.
     """
 
     eye_distance_px: float
@@ -120,12 +125,12 @@ class CaptureFacts:
     face_px: tuple[int, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, rounded to what the numbers can bear; None for an angle that is not known."""
+        """A JSON-serialisable dict, rounded to meaningful digits; None for an unknown angle."""
         return {
             "eye_distance_px": round(self.eye_distance_px, 1),
-            "yaw_degrees": _whole(self.yaw_degrees),
-            "pitch_degrees": _whole(self.pitch_degrees),
-            "roll_degrees": _whole(self.roll_degrees),
+            "yaw_degrees": _rounded_angle(self.yaw_degrees),
+            "pitch_degrees": _rounded_angle(self.pitch_degrees),
+            "roll_degrees": _rounded_angle(self.roll_degrees),
             "sharpness": round(self.sharpness, 1),
             "brightness": round(self.brightness, 1),
             "contrast": round(self.contrast, 1),
@@ -134,14 +139,20 @@ class CaptureFacts:
         }
 
 
-def _whole(degrees: float) -> int | None:
+def _rounded_angle(degrees: float) -> int | None:
     return None if np.isnan(degrees) else round(degrees)
 
 
 def capture_facts(
     face: Face, crop: NDArray[np.uint8], size: tuple[int, int], *, scale: float = 1.0
 ) -> CaptureFacts:
-    """The facts of a face found in pixels of ``size`` (width, height), ``scale`` per pixel of the original.
+    """Measure the capture facts of a detected face.
+
+    Args:
+        face: the face, in the pixels in which it was detected.
+        crop: its aligned crop.
+        size: (width, height) of the image in which it was detected.
+        scale: pixels of that image per pixel of the original photo.
 
     Example:
         >>> from spherecf.faces import ARCFACE_POINTS
@@ -151,31 +162,32 @@ def capture_facts(
         (35, 0.5, 90.0)
     """
     x, y, width, height = face.box
-    across = max(0.0, min(x + width, size[0]) - max(x, 0.0))
-    down = max(0.0, min(y + height, size[1]) - max(y, 0.0))
+    visible_width = max(0.0, min(x + width, size[0]) - max(x, 0.0))
+    visible_height = max(0.0, min(y + height, size[1]) - max(y, 0.0))
     yaw, pitch, roll = head_pose(face.landmarks)
     side = len(crop)
-    middle = np.ascontiguousarray(crop[side // 4 : side * 9 // 10, side // 5 : side * 4 // 5])
-    grey = cv2.cvtColor(middle, cv2.COLOR_RGB2GRAY)
+    centre = np.ascontiguousarray(crop[side // 4 : side * 9 // 10, side // 5 : side * 4 // 5])
+    grey = cv2.cvtColor(centre, cv2.COLOR_RGB2GRAY)
     return CaptureFacts(
         eye_distance_px=float(np.linalg.norm(face.landmarks[1] - face.landmarks[0])) / scale,
         yaw_degrees=yaw,
         pitch_degrees=pitch,
         roll_degrees=roll,
-        sharpness=sharpness(middle),
+        sharpness=sharpness(centre),
         brightness=float(grey.mean()),
         contrast=float(grey.std()),
-        inside=across * down / (width * height) if width * height > 0 else 0.0,
+        inside=visible_width * visible_height / (width * height) if width * height > 0 else 0.0,
         face_px=(round(width / scale), round(height / scale)),
     )
 
 
 def head_pose(landmarks: NDArray[np.floating]) -> tuple[float, float, float]:
-    """(yaw, pitch, roll) in degrees, estimated from five landmarks (5, 2); NaN where no head fits them.
+    """(yaw, pitch, roll) in degrees, estimated from five landmarks (5, 2); NaN if no head can be fitted.
 
-    The average head `_HEAD` seen by a far camera is fitted by least squares of the projection (G. Terzakis
-    and M. Lourakis, "A consistently fast and globally optimal solution to the perspective-n-point problem",
-    ECCV 2020, in OpenCV). The head's rotation is then read as roll in the image after pitch after yaw.
+    The average head `_HEAD`, seen by a distant camera, is fitted by least squares of its projection (G.
+    Terzakis and M. Lourakis, "A consistently fast and globally optimal solution to the perspective-n-point
+    problem", ECCV 2020, as implemented in OpenCV). Yaw and pitch are those of the face's direction; roll is
+    the angle of the line between the eyes in the image.
 
     Example:
         >>> from spherecf.faces import ARCFACE_POINTS
@@ -185,15 +197,17 @@ def head_pose(landmarks: NDArray[np.floating]) -> tuple[float, float, float]:
     """
     points = np.asarray(landmarks, np.float64)
     points = points - points.mean(0)
-    length = float(np.abs(points).max())
-    if not length > 0:
+    extent = float(np.abs(points).max())
+    if not extent > 0:
         return float("nan"), float("nan"), float("nan")
-    camera = np.diag([_DISTANCE, _DISTANCE, 1.0])
-    solved, turn, _ = cv2.solvePnP(_HEAD, points / length, camera, np.zeros(4), flags=cv2.SOLVEPNP_SQPNP)
+    camera = np.diag([_FOCAL_LENGTH, _FOCAL_LENGTH, 1.0])
+    solved, rotation_vector, _ = cv2.solvePnP(
+        _HEAD, points / extent, camera, np.zeros(4), flags=cv2.SOLVEPNP_SQPNP
+    )
     if not solved:
         return float("nan"), float("nan"), float("nan")
-    rotation = cv2.Rodrigues(turn)[0]
-    forward = -rotation[:, 2]  # where the face looks: z of the head points away from the camera
+    rotation = cv2.Rodrigues(rotation_vector)[0]
+    forward = -rotation[:, 2]  # direction of the face: the head's z axis points away from the camera
     yaw = np.degrees(np.arctan2(forward[0], -forward[2]))
     pitch = np.degrees(np.arcsin(np.clip(forward[1], -1, 1)))
     eyes = points[1] - points[0]

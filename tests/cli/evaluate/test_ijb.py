@@ -115,7 +115,13 @@ def test_identification_table_json_and_report(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("verb", "options", "meta", "error", "message"),
     [
-        ("ijb", ["--set", "ijbb"], True, FileFormatError, "no such file, nor in the folder meta"),
+        (
+            "ijb",
+            ["--set", "ijbb"],
+            True,
+            FileFormatError,
+            "no such file, neither here nor in the sub-folder meta",
+        ),
         ("ijb", ["--set", "ijba"], True, InputError, "expected one of ijbb, ijbc"),
         ("ijb", ["--mode", "F0"], True, InputError, "F0 needs embeddings without"),
         ("ijb", ["--fmr", "0"], True, InputError, "FMR target"),
