@@ -45,8 +45,8 @@ def test_says_which_face_was_taken_and_that_pictures_are_the_same(calibration: C
     assert compare(two, one, calibration, radius=RADIUS).decision is Decision.NON_MATCH
     found = compare(two, one, calibration, radius=RADIUS, faces=(1, 0))
     assert found.decision is Decision.MATCH
-    assert "two has 2 faces; face 1 was compared" in found.notes[0] and "same picture" in found.notes[1]
-    with pytest.raises(InputError, match="one: there is no face 1; it has 1"):
+    assert "two has 2 faces; face 1 was compared" in found.notes[0] and "same image" in found.notes[1]
+    with pytest.raises(InputError, match="one: has no face 1; it has 1"):
         compare(two, one, calibration, radius=RADIUS, faces=(0, 1))
 
 
