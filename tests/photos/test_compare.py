@@ -56,7 +56,7 @@ def test_refuses_what_it_cannot_promise(calibration: Calibration) -> None:
         compare(a, a, None, radius=RADIUS)
     with pytest.raises(InputError, match=r"there are: mls fmr <= 0.01, mls fmr <= 0.0001"):
         compare(a, a, calibration, radius=RADIUS, max_fmr=1e-3)
-    with pytest.raises(InputError, match="radius 64, the model has radius 32"):
+    with pytest.raises(InputError, match="radius 64, but the model has radius 32"):
         compare(a, a, calibration, radius=32.0)
     rule = replace(calibration.decisions[1], accept=None, reject=None)
     found = compare(a, a, replace(calibration, decisions=(rule,)), radius=RADIUS)
