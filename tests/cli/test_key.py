@@ -36,9 +36,9 @@ def test_encrypt_use_change_and_decrypt(tmp_path: Path, monkeypatch: pytest.Monk
         gallery.enrol("Ann", mu[:1], [300.0], media=["a"], sources=["ann.jpg"])
     Embeddings(mu[:2], np.full(2, 5.0), ["ann.jpg", "bob.jpg"]).save(tmp_path / "e")
     for name in ("1", "2"):
-        assert f"{tmp_path / name}: the key " in run("key", "make", tmp_path / name).stderr
+        assert f"{tmp_path / name}: created the key " in run("key", "make", tmp_path / name).stderr
     both = tmp_path / "g", tmp_path / "e"
-    for said in (": encrypted", ": was encrypted before"):
+    for said in (": encrypted", ": already encrypted"):
         assert run("--key-file", tmp_path / "1", "key", "encrypt", *both).stderr.count(said) == 2
     assert not any(b"Ann" in file.read_bytes() or b"ann.jpg" in file.read_bytes() for file in both)
     listed = run("--key-file", tmp_path / "1", "gallery", "list", tmp_path / "g", "--json")
@@ -58,5 +58,5 @@ def test_encrypt_use_change_and_decrypt(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_without_a_key(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no key"):
+    with pytest.raises(InputError, match="no key file given"):
         run("key", "encrypt", tmp_path / "e")

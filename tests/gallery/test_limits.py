@@ -85,7 +85,10 @@ def test_evidence_goes_before_scores_and_says_what_is_extrapolated() -> None:
     assert found.evidence == known.evidence(12.0, 0.8, (100.0, 60.0)) == found.measure
     assert found.llr == known.llr(12.0, (100.0, 60.0)) and bare.measure == 12.0
     answer, identity, why = decide([found], limits[:1], 60.0, 0.01)
-    assert (answer, identity) == ("identified", "anna") and "extrapolated: 1.0e-10 to 1.0e-08" in why
+    assert (answer, identity) == (
+        "identified",
+        "anna",
+    ) and "extrapolated false match rate: 1.0e-10 to 1.0e-08" in why
     assert weigh([bare], scores[:1], both, 60.0) == (bare,)
 
 

@@ -206,7 +206,7 @@ def test_what_was_removed_cannot_be_put_back(closed: Path, tmp_path: Path, opene
             f"ATTACH '{tmp_path}/before' AS old;INSERT OR IGNORE INTO sealed SELECT * FROM old.sealed; {more}"
         )
         connection.close()
-        with pytest.raises(FileFormatError, match="put back"):
+        with pytest.raises(FileFormatError, match="deleted or restored"):
             use(closed)
     closed.write_bytes(later)
     assert [one.identity for one in use(closed)[0]] == [NAMES[0], NAMES[2], "later"]
@@ -273,7 +273,7 @@ def test_nonces_never_repeat_and_are_counted(
     assert len(set(used)) == len(used) == 3 + 4 + 3  # templates, images, sums
     gallery._store.rows()
     assert gallery._store._seals == len(used) + 2  # type: ignore[attr-defined]  # header and first sum
-    monkeypatch.setattr(sealed_module, "_MOST", 14)
+    monkeypatch.setattr(sealed_module, "_MAX_ENCRYPTIONS", 14)
     gallery.remove(NAMES[0])
     with pytest.raises(StorageError, match="needs another key"):
         gallery.enrol("x", people[9:10], [10.0], media=["a"], sources=["b"])

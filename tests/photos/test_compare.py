@@ -45,8 +45,8 @@ def test_says_which_face_was_taken_and_that_pictures_are_the_same(calibration: C
     assert compare(two, one, calibration, radius=RADIUS).decision is Decision.NON_MATCH
     found = compare(two, one, calibration, radius=RADIUS, faces=(1, 0))
     assert found.decision is Decision.MATCH
-    assert "two has 2 faces; face 1 was compared" in found.notes[0] and "same picture" in found.notes[1]
-    with pytest.raises(InputError, match="one: there is no face 1; it has 1"):
+    assert "two has 2 faces; face 1 was compared" in found.notes[0] and "same image" in found.notes[1]
+    with pytest.raises(InputError, match="one: has no face 1; it has 1"):
         compare(two, one, calibration, radius=RADIUS, faces=(0, 1))
 
 
@@ -56,7 +56,7 @@ def test_refuses_what_it_cannot_promise(calibration: Calibration) -> None:
         compare(a, a, None, radius=RADIUS)
     with pytest.raises(InputError, match=r"there are: mls fmr <= 0.01, mls fmr <= 0.0001"):
         compare(a, a, calibration, radius=RADIUS, max_fmr=1e-3)
-    with pytest.raises(InputError, match="radius 64, the model has radius 32"):
+    with pytest.raises(InputError, match="radius 64, but the model has radius 32"):
         compare(a, a, calibration, radius=32.0)
     rule = replace(calibration.decisions[1], accept=None, reject=None)
     found = compare(a, a, replace(calibration, decisions=(rule,)), radius=RADIUS)

@@ -61,7 +61,7 @@ def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path: Path, tail: bytes) 
 
 
 def test_zeros_in_the_middle_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_UNSYNCED", 100)
+    monkeypatch.setattr(files, "_MAX_UNSYNCED_BYTES", 100)
     path = tmp_path / "done.jsonl"
     add(path, 1, 2, 3)
     first, second, third = path.read_bytes().splitlines(keepends=True)

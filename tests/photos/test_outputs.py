@@ -88,7 +88,7 @@ def test_copies_are_whole_and_made_once(tmp_path: Path) -> None:
     assert (out / "in/deep/b.jpg").read_text() == "deep/b.jpg"
     assert (out / "in/a.jpg").stat().st_mtime_ns == photos[0].path.stat().st_mtime_ns
     (out / "in/a.jpg").write_text("another")
-    with pytest.raises(InputError, match="already exists with other content"):
+    with pytest.raises(InputError, match="already exists with different content"):
         copy_photos(photos, out)
     assert (out / "in/a.jpg").read_text() == "another"
 
@@ -125,6 +125,6 @@ def test_a_copy_replaces_nothing_and_knows_its_own(tmp_path: Path) -> None:
     assert copy_photos(photos, tmp_path / "out") == 0
     (tmp_path / "out" / "a.jpg").unlink()
     (tmp_path / "out" / "a.jpg").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match="already exists with other content"):
+    with pytest.raises(InputError, match="already exists with different content"):
         copy_photos(photos, tmp_path / "out")
     assert (tmp_path / "out" / "a.jpg").is_symlink()

@@ -23,8 +23,8 @@ def test_a_good_face_needs_no_explanation() -> None:
         ({"sharpness": 9.0}, "blurred"),
         ({"brightness": 20.0}, "dark"),
         ({"brightness": 240.0}, "overexposed"),
-        ({"contrast": 5.0}, "little contrast"),
-        ({"inside": 0.6}, "cut off by the picture's edge"),
+        ({"contrast": 5.0}, "low contrast"),
+        ({"inside": 0.6}, "cut off by the image border"),
     ],
 )
 def test_each_fact_has_its_words(change: dict[str, float], reason: str) -> None:

@@ -61,12 +61,12 @@ def test_a_photo_that_has_gone_is_grey(rows: tuple[list[dict], dict[str, Path]],
 def test_of_too_many_faces_both_ends(
     rows: tuple[list[dict], dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs_module, "MOST_FACES", 4)
+    monkeypatch.setattr(outputs_module, "MAX_FACES", 4)
     many = [{**rows[0][0], "rank": rank, "photo": f"p{rank}"} for rank in range(1, 10)]
     page = write_sheet(tmp_path / "s.html", many, {}).read_text()
     assert (
         re.findall(r"<b>(\d) ·", page) == ["1", "2", "8", "9"]
-        and "the first and the last 2 are shown" in page
+        and "the first and the last 2 faces are shown" in page
     )
 
 

@@ -74,7 +74,7 @@ def test_the_same_picture_twice_counts_once(calibration: Calibration) -> None:
     assert built.kappa == pytest.approx(build_template([one, other], calibration, radius=RADIUS).kappa)
     assert built.photos[2].same_as == "a" and not built.photos[2].helps and built.photos[2].gain == 0
     assert built.grown[2] == pytest.approx(built.grown[1])
-    assert any("1 duplicate picture was ignored" in warning for warning in built.warnings)
+    assert any("1 duplicate image was ignored" in warning for warning in built.warnings)
 
 
 def test_photos_without_a_face_are_listed(calibration: Calibration) -> None:

@@ -20,7 +20,7 @@ def test_a_token_is_made_unless_loopback_goes_without() -> None:
 def test_nobody_beyond_this_machine_gets_in_without_token(host: str) -> None:
     with pytest.raises(InputError, match="loopback"):
         choose_token(host, "", without=True)
-    with pytest.raises(InputError, match="exclude"):
+    with pytest.raises(InputError, match="cannot be used together"):
         choose_token("127.0.0.1", TOKEN, without=True)
 
 
@@ -38,8 +38,8 @@ def test_weak_tokens_are_refused(token: str) -> None:
     ],
 )  # fmt: skip
 def test_the_token(given: str, fits: bool) -> None:
-    assert Access(TOKEN, ()).knows_token({"authorization": given}) is fits
-    assert Access("", ()).knows_token({"authorization": given})
+    assert Access(TOKEN, ()).accepts_token({"authorization": given}) is fits
+    assert Access("", ()).accepts_token({"authorization": given})
 
 
 @pytest.mark.parametrize(
@@ -52,15 +52,17 @@ def test_the_token(given: str, fits: bool) -> None:
     ],
 )  # fmt: skip
 def test_names_of_a_service_on_loopback(host: str, known: bool) -> None:
-    assert Access("", hosts_of("127.0.0.1")).knows_host(host) is known
+    assert Access("", hosts_of("127.0.0.1")).allows_host(host) is known
 
 
 def test_names_of_a_service_for_others() -> None:
     everywhere = Access(TOKEN, hosts_of("0.0.0.0", ("Faces.example:8443",)))
-    assert all(map(everywhere.knows_host, ["192.0.2.1:80", "[2001:db8::1]:80", "faces.example", "localhost"]))
-    assert not everywhere.knows_host("evil.example")
+    assert all(
+        map(everywhere.allows_host, ["192.0.2.1:80", "[2001:db8::1]:80", "faces.example", "localhost"])
+    )
+    assert not everywhere.allows_host("evil.example")
     one = Access(TOKEN, hosts_of("2001:db8::7"))
-    assert one.knows_host("[2001:db8::7]:8080") and not one.knows_host("localhost")
+    assert one.allows_host("[2001:db8::7]:8080") and not one.allows_host("localhost")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_enrol_identify_and_remove(client: TestClient, people: IdentityFolder) -
     gone = client.delete("/api/gallery/identities/%C3%89milie%20O'Neill-2")
     assert gone.json() == {"identity": "Émilie O'Neill-2", "removed": 1}
     nobody = client.delete("/api/gallery/identities/Nobody")
-    assert nobody.status_code == 404 and nobody.json() == {"error": "Nobody of this name is enrolled."}
+    assert nobody.status_code == 404 and nobody.json() == {"error": "No person with this name is enrolled."}
     assert len(client.get("/api/gallery/identities").json()["identities"]) == 1
 
 

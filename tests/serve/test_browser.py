@@ -158,7 +158,7 @@ def test_from_photos_to_a_person(browser: Any, address: str, photos: Path, width
     page.get_by_label(f"Remove {name}").click()
     page.get_by_label(f"Remove {name}").click()
     visit.says("gallery", f"{name} was removed")
-    expect(page.locator("#people")).to_have_text("Nobody yet.")
+    expect(page.locator("#people")).to_have_text("No one is enrolled yet.")
     assert page.evaluate("document.documentElement.scrollWidth") == width
     visit.close(address)
 

@@ -69,7 +69,7 @@ def test_a_compressed_body_is_not_unpacked(client: TestClient) -> None:
     form = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n' + bytes(50_000_000)
     headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Encoding": "gzip"}
     refused = client.post("/api/quality", content=gzip.compress(form), headers=headers)
-    assert refused.status_code == 400 and "damaged" in refused.json()["error"]
+    assert refused.status_code == 400 and "malformed" in refused.json()["error"]
 
 
 def test_script_stays_text(client: TestClient, people: IdentityFolder) -> None:

@@ -107,7 +107,7 @@ def test_the_loop_runs_on_while_the_gallery_works() -> None:
         return value * 2
 
     async def work(worker: Worker, echo: Echo) -> Any:
-        asked = [asyncio.create_task(worker.ask(slow, i)) for i in range(4)]
+        asked = [asyncio.create_task(worker.call_gallery(slow, i)) for i in range(4)]
         ticks = 0
         while not all(task.done() for task in asked):
             ticks += 1

@@ -14,7 +14,7 @@ from spherecf.models import FrozenBackbone
 def test_a_folder_of_ones_own(tiny: FrozenBackbone, tmp_path: Path) -> None:
     data = make_people(tmp_path / "mine", 8, 3, 0)
     found = demo(tmp_path / "out", data, draws=10, config=CONFIG, backbone=tiny)
-    assert "trained on 4 people (12 images), tested on 4 others (12 images)" in found.notes[0]
+    assert "trained on 4 people (12 images) and tested on 4 other people (12 images)" in found.notes[0]
     assert [report.condition for report in found.result.reports] == [
         "clean/clean",
         "clean/cross",

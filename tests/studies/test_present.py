@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from spherecf.demo.run import kappa_strips, present, show_tables, summarize, tables
+from spherecf.demo.run import kappa_strips, present, show_tables, summarise, tables
 from spherecf.demo.trial import CrossQuality
 from spherecf.evaluation import interval
 
 
 def test_cells_are_means_over_seeds(finished: CrossQuality) -> None:
-    cells = {(c.condition, c.score, c.metric): c for c in summarize(finished.reports)}
+    cells = {(c.condition, c.score, c.metric): c for c in summarise(finished.reports)}
     cell = cells["clean/cross", "mls", "accuracy"]
     reports = [r for r in finished.reports if r.condition == "clean/cross"]
     values = [r.scores["mls"].tenfold.mean for r in reports]
@@ -24,7 +24,7 @@ def test_cells_are_means_over_seeds(finished: CrossQuality) -> None:
 
 
 def test_a_target_the_pairs_cannot_resolve_has_no_number(finished: CrossQuality) -> None:
-    cells = {(c.condition, c.score, c.metric): c for c in summarize(finished.reports)}
+    cells = {(c.condition, c.score, c.metric): c for c in summarise(finished.reports)}
     assert cells["clean/clean", "mls", "tmr@0.001"].mean is None
     scores = tables(finished)[0]
     assert all(entry.endswith("/ – / –") for row in scores.rows for entry in row[2:])

@@ -1,7 +1,7 @@
-"""The command `spherecf`: thin verbs over the Python API, related ones in one file.
+"""The command `spherecf`: a thin layer over the Python API, with related commands in one file.
 
-JSON on stdout, tables for people, messages and progress on stderr. Exit codes: 0 done, 1 failed, 2 usage.
-Every verb imports what it needs inside its function, so `spherecf --help` answers at once.
+JSON goes to stdout; tables, messages and progress go to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+Each command imports its dependencies inside its function, which keeps `spherecf --help` fast.
 """
 
 import sys
@@ -48,8 +48,8 @@ app.command(epilog=deploy.SERVE_EXAMPLE)(deploy.serve)
 app.command(epilog=setup.DOCTOR_EXAMPLE)(setup.doctor)
 
 
-def _version(asked: bool | None) -> None:
-    if asked:
+def _print_version(requested: bool | None) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
@@ -57,14 +57,14 @@ def _version(asked: bool | None) -> None:
 @app.callback()
 def _root(
     version: bool | None = typer.Option(
-        None, "--version", callback=_version, is_eager=True, help="Print the version."
+        None, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
     key_file: Annotated[
         Path | None,
         typer.Option(
             envvar="SPHERECF_KEY_FILE",
             show_envvar=True,
-            help="Key of encrypted galleries and embeddings files, from `spherecf key make`.",
+            help="Key file of encrypted galleries and embeddings files. Create it with `spherecf key make`.",
         ),
     ] = None,
 ) -> None:
@@ -72,5 +72,5 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: turns this library's own errors into one line on stderr and exit code 1."""
+    """Entry point. Errors of this library become one line on stderr and exit code 1."""
     sys.exit(run_command(app))

@@ -1,6 +1,5 @@
-"""`spherecf calibrate`: whether the decision rules hold for your people, and rules made for them."""
+"""`spherecf calibrate`: test the decision rules on your own people, and recalibrate them."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +17,7 @@ from spherecf.cli.options import (
     file_to_write,
     open_assessor,
     open_gallery,
+    print_listing,
     print_text,
 )
 from spherecf.common.progress import console, track
@@ -30,45 +30,48 @@ if TYPE_CHECKING:
     from spherecf.photos import FaceAssessor
 
 EXAMPLE = "Example: spherecf calibrate people/ --save mine.safetensors"
-_SHOWN = 10  # photos that could not be used; the count tells of all
+_MAX_LISTED = 10  # unusable photos to list; their count is always printed
 
 
 def calibrate(
     source: Annotated[
         Path,
         typer.Argument(
-            help="Folder with a sub-folder of photos per person, or embeddings of known people, from "
+            help="Folder with one sub-folder of photos per person, or an embeddings file with labels from "
             "`spherecf embed`."
         ),
     ],
     one_each: Annotated[
         bool,
-        typer.Option("--one-each", help="Every photo below the folder shows somebody else."),
+        typer.Option("--one-each", help="Treat every photo in the folder as a different person."),
     ] = False,
     save: Annotated[
         Path | None,
         typer.Option(
-            help="Write the model with the rules for these people to this file.", callback=file_to_write
+            help="Write the model with the recalibrated rules to this file.", callback=file_to_write
         ),
     ] = None,
     gallery: Annotated[
         Path | None,
-        typer.Option(help="Keep the rules in this gallery: its commands, and `serve`, then decide by them."),
+        typer.Option(
+            help="Store the recalibrated rules in this gallery. `gallery` commands and `serve` then use them."
+        ),
     ] = None,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
     device: DeviceName = "cpu",
     draws: Draws = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap over people.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the bootstrap over people.")] = 0,
     as_json: AsReport = False,
 ) -> None:
-    """Count what the model's decision rules do with your people, and make the rules anew for them.
+    """Test the model's decision rules on your people, and recalibrate the rules for them.
 
-    For each rate that the model promises: is it kept for these people (with an interval over people), broken,
-    or can they not tell? The rules for two photos are then made from their pairs, and by the tail of these
-    where the rate is too small to be counted. It takes 50 people. Commands that are given the saved model
-    (`--model`), or a gallery that keeps the rules (`--gallery`), decide by them, and name your people.
+    For each guaranteed false match rate, the report says whether it is kept, broken or open (too few people
+    to tell), with a 95 % interval over people. The rules for two photos are then recalibrated on the pairs of
+    your people; rates too small to be counted are extrapolated from the tail of the non-mated scores. At
+    least 50 people are needed. To use the new rules, pass the saved model to other commands with `--model`,
+    or store the rules in a gallery with `--gallery`.
     """
     import json
 
@@ -76,103 +79,99 @@ def calibrate(
     from spherecf.evaluation import check_people
 
     assessor = open_assessor(model, backbone, detector, faces="main", device=device)
-    known = assessor.model
-    if gallery is not None:  # fail before the work, not after it
-        open_gallery(str(gallery), known, create=False).close()
-    if known.calibration is None:
+    loaded = assessor.model
+    if gallery is not None:  # fail before the images are embedded
+        open_gallery(str(gallery), loaded, create=False).close()
+    if loaded.calibration is None:
         raise InputError(
-            "the model has no decision rules to check; make them with `spherecf evaluate calibration --save`"
+            "the model has no decision rules to test; create them with `spherecf evaluate calibration --save`"
         )
     if source.is_file():
-        people = Embeddings.load(source)
-        made_by = people.provenance.get("model")
-        if made_by != known.fingerprint():
+        embeddings = Embeddings.load(source)
+        made_by = embeddings.provenance.get("model")
+        if made_by != loaded.fingerprint():
+            maker = f"the model {made_by}" if made_by else "an unknown model"
             raise InputError(
-                f"{source}: made by the model {made_by or 'that it does not name'}, this is the model "
-                f"{known.fingerprint()}; embed again, or give that model with --model"
+                f"{source}: made by {maker}, but the loaded model is {loaded.fingerprint()}; embed the "
+                "images again, or pass the right model with --model"
             )
     else:
-        people = _embedded(assessor, source, one_each)
+        embeddings = _embed_photos(assessor, source, one_each)
     report = check_people(
-        people, known.calibration, one_each=one_each, name=source.resolve().name, draws=draws, seed=seed
+        embeddings, loaded.calibration, one_each=one_each, name=source.resolve().name, draws=draws, seed=seed
     )
     console.print(_table(report))
     if save is not None:
-        known.with_calibration(report.calibration).save(save)
+        loaded.with_calibration(report.calibration).save(save)
     if gallery is not None:
-        with open_gallery(str(gallery), known, create=False) as opened:
+        with open_gallery(str(gallery), loaded, create=False) as opened:
             opened.keep_rules(report.calibration)
     written = [str(path) for path in (save, gallery) if path is not None]
     if written:
-        print_text(f"written: {', '.join(written)}; rules for templates of several photos are as they were")
+        print_text(f"written: {', '.join(written)}; rules for templates of several photos are unchanged")
     else:
-        print_text("nothing written (use --save FILE for the model with the renewed rules)")
+        print_text("nothing written (use --save FILE to write the model with the recalibrated rules)")
     if as_json:
         saved = {"saved": None if save is None else str(save), "gallery": gallery and str(gallery)}
         typer.echo(json.dumps(report.to_dict() | saved, indent=2))
 
 
-def _embedded(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Embeddings":
-    """The main face of every photo, by person."""
+def _embed_photos(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Embeddings":
+    """Embed the main face of every photo, labelled by person; photos without a face are reported."""
     import numpy as np
 
     from spherecf.embeddings import Embeddings
     from spherecf.photos import find_photos, people_of
 
-    listed = {"": [folder]} if one_each else people_of(folder)
-    photos = [(name, photo) for name, paths in listed.items() for photo in find_photos(paths).photos]
+    people = {"": [folder]} if one_each else people_of(folder)
+    photos = [(name, photo) for name, paths in people.items() for photo in find_photos(paths).photos]
     if not photos:
-        raise InputError(f"{folder}: there are no photos in it")
-    faces, names, keys, without = [], [], [], []
+        raise InputError(f"{folder}: contains no photos")
+    faces, names, keys, failures = [], [], [], []
     stream = assessor.stream((photo.name, photo.path) for _, photo in photos)
     for assessed, (name, photo) in zip(track(stream, "photos", len(photos)), photos):
         face = assessed.usable_face
         if face is None:
-            without.append(f"{photo.name}: {assessed.problem}")
+            failures.append(f"{photo.name}: {assessed.problem}")
         else:
             faces.append(face)
             names.append(name)
             keys.append(str(photo.path))
-    for line in _first(without):
-        print_text(line, "yellow")
+    if failures:
+        print_text(f"photos without a usable face: {len(failures)}", "yellow")
+        print_listing(failures, _MAX_LISTED)
     if not faces:
         raise InputError(f"{folder}: no photo shows a usable face")
-    known = sorted(set(names))
+    identities = sorted(set(names))
     return Embeddings(
         np.array([face.mu for face in faces], np.float32),
         np.log([face.kappa for face in faces]).astype(np.float32),
         keys,
-        labels=None if one_each else np.array([known.index(name) for name in names]),
-        identities=[] if one_each else known,
+        labels=None if one_each else np.array([identities.index(name) for name in names]),
+        identities=[] if one_each else identities,
         provenance={"model": assessor.model.fingerprint(), "radius": assessor.model.radius},
     )
 
 
-def _first(lines: list[str]) -> Iterator[str]:
-    if lines:
-        yield f"photos without a usable face: {len(lines)}"
-    yield from lines[:_SHOWN]
-    if len(lines) > _SHOWN:
-        yield "..."
-
-
 def _table(report: "PeopleReport") -> Table:
-    """The rules that commands prefer; the JSON has all."""
-    counts, preferred = report.counts, report.rules[0].rule.score
-    pairs = f"{counts['non_mated']:,} pairs of two people, {counts['mated']:,} of one"
+    """Table of the rules for the preferred score; the JSON output contains all rules."""
+    counts, preferred_score = report.counts, report.rules[0].rule.score
+    pairs = f"{counts['non_mated']:,} non-mated and {counts['mated']:,} mated pairs"
     table = Table(title=f"{counts['people']:,} people, {counts['images']:,} images, {pairs}")
-    for column in ("promised", "wrong", "95 %", "verdict", "match from", "renewed", "how"):
+    for column in (
+        "guaranteed FMR", "false matches", "95 % interval", "verdict", "threshold", "new threshold", "method",
+    ):  # fmt: skip
         table.add_column(column, overflow="fold")
-    for one in report.rules:
-        if one.rule.score == preferred:
-            low, high = one.interval
+    for result in report.rules:
+        if result.rule.score == preferred_score:
+            low, high = result.interval
             table.add_row(
-                f"{one.rule.alpha:g}", f"{one.false_matches:,}", f"{low:.1e} .. {high:.1e}", one.verdict,
-                _threshold(one.rule), _threshold(one.renewed), escape(one.how),
+                f"{result.rule.alpha:g}", f"{result.false_matches:,}", f"{low:.1e} .. {high:.1e}",
+                result.verdict, _threshold(result.rule), _threshold(result.renewed), escape(result.how),
             )  # fmt: skip
-    table.caption = f"thresholds of {preferred}; 95 %: of the share of wrong matches, over people"
+    table.caption = f"thresholds of {preferred_score}; intervals of the false match rate, over people"
     if counts["left_out"]:
-        table.caption += f"; {counts['left_out']:,} further images were left out, at random"
+        table.caption += f"; {counts['left_out']:,} randomly chosen images were left out"
     return table
 
 

@@ -1,4 +1,4 @@
-"""`spherecf data`: inspect, convert and check data sets, and import features."""
+"""`spherecf data`: inspect, convert and check data sets; import features from other tools."""
 
 import json
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from spherecf.data import ImageSource, Skipped
 
 
-_SHOWN = 10  # problems of each kind; the JSON lists all
+_MAX_LISTED = 10  # problems of each kind to print; the JSON output contains all of them
 
 
 def show_report(report: dict[str, Any]) -> None:
-    """Print the report of `spherecf.audit.check` to stderr."""
+    """Print the report of `spherecf.audit.check` on stderr."""
     for name in ("source", "against"):
         if facts := report[name]:
             print_text(f"{facts['name']}: {facts['images']:,} images of {facts['identities']:,} identities")
@@ -56,10 +56,10 @@ def _show_faces(faces: dict[str, Any], against: bool) -> None:
     print_text(
         f"{faces['backbone']['name']}: a label is suspect if the cosine to its own identity is below "
         f"{rule['own']:.3f} (FMR {rule['fmr']:g}, {rule['comparisons']:,} comparisons) and the cosine to "
-        f"another identity at least {rule['other']:.3f} (FPIR {rule['fpir']:g}, {rule['images']:,} images)"
+        f"another identity is at least {rule['other']:.3f} (FPIR {rule['fpir']:g}, {rule['images']:,} images)"
     )
     _list(
-        f"suspect labels among {faces['judged']:,} images whose identity has another image",
+        f"suspect labels among {faces['judged']:,} images of identities with several images",
         [
             f"{item['key']}: {item['own_cosine']:.3f} to {item['identity']}, {item['other_cosine']:.3f} to "
             f"{item['other']}"
@@ -68,7 +68,7 @@ def _show_faces(faces: dict[str, Any], against: bool) -> None:
     )
     _list("pairs of identities that look like the same person", _pairs(faces["same_person"]))
     if against:
-        _list("people who look alike in both sets", _pairs(faces["overlap"]))
+        _list("identities of the two sets that look like the same person", _pairs(faces["overlap"]))
 
 
 def _pairs(pairs: Sequence[dict[str, Any]]) -> list[str]:
@@ -79,9 +79,9 @@ def _group(group: dict[str, Any]) -> str:
     return f"{', '.join([*group['keys'], *group['against']])} (same {group['same']})"
 
 
-def _list(what: str, lines: Sequence[str]) -> None:
-    print_text(f"{what}: {len(lines):,}")
-    print_listing(lines, _SHOWN)
+def _list(title: str, lines: Sequence[str]) -> None:
+    print_text(f"{title}: {len(lines):,}")
+    print_listing(lines, _MAX_LISTED)
 
 
 _IMPORT_EXAMPLE = (
@@ -92,39 +92,48 @@ _IMPORT_EXAMPLE = (
 def import_features(
     features: Annotated[
         Path,
-        typer.Argument(help="A .npy (n, d), a .npz with keys, or a text file with lines `image f1 f2 ...`."),
+        typer.Argument(
+            help="Features: a .npy of shape (n, d), a .npz with keys, or a text file with lines "
+            "`image f1 f2 ...`."
+        ),
     ],
     out: Annotated[
         Path, typer.Argument(help="Embeddings file to write, e.g. ijbc.safetensors.", callback=file_to_write)
     ],
     keys: Annotated[
-        Path | None, typer.Option(help="Text file with the key of each row, one per line.")
+        Path | None, typer.Option(help="Text file with the keys of the rows, one per line.")
     ] = None,
     meta: Annotated[
-        Path | None, typer.Option(help="Folder of IJB's meta files, if the rows are in their order.")
+        Path | None,
+        typer.Option(help="Folder of IJB's meta files. The rows must be in the order of these files."),
     ] = None,
     set_: IjbSet = "ijbc",
     halves: Annotated[
         bool,
         typer.Option(
-            "--halves", help="Each row holds the features of the image, then of its mirrored version."
+            "--halves",
+            help="Split each row into the features of the image and the features of its mirror image.",
         ),
     ] = False,
     flip: Annotated[
-        str, typer.Option(help="How the mirrored features are (or were) combined: none or sum.")
+        str,
+        typer.Option(
+            help="How to combine the mirrored features, or how they were combined already: none or sum."
+        ),
     ] = "",
     alignment: Annotated[
-        str, typer.Option(help="How the faces were aligned; recorded in the signature.")
+        str, typer.Option(help="How the faces were aligned. Recorded in the signature of the results.")
     ] = "",
 ) -> None:
     """Import features from other tools into an embeddings file.
 
-    A .npy of (n, d) floats (insightface's img_feats) needs --keys or --meta. A .npz may hold keys, labels,
-    norms and a concentration (PFE's sigma_sq). A text file is MagFace's feat.list or a CSV: the image, then
-    its features, separated by blanks, tabs, commas or semicolons. Pickles are not loaded.
+    A .npy file of (n, d) floats, such as insightface's img_feats, needs --keys or --meta. A .npz file may
+    contain keys, labels, norms and a concentration (PFE's sigma_sq). A text file may be MagFace's feat.list
+    or a CSV file: each line has the image, then its features, separated by spaces, tabs, commas or
+    semicolons. Pickles are not loaded.
 
-    Rows that are NaN or all zeros count as failures to acquire; they are skipped and listed. Prints a JSON
-    report on stdout: what was written, the source of the concentration, and every skipped row.
+    Rows that contain NaN or only zeros are failures to acquire: they are skipped and listed. Prints a JSON
+    report on stdout: the file written, the source of the concentration, and every skipped row.
     """
     from spherecf.data import read_features, read_keys
 
@@ -151,7 +160,7 @@ def import_features(
 
 
 def _of_meta(meta: Path, name: str) -> tuple[dict[str, Any], list[str]]:
-    """(columns, file) of each entry of the meta files."""
+    """(extra columns, file names) of the entries in the meta files."""
     from spherecf.data import read_ijb
 
     entries = read_ijb(meta, name)
@@ -166,7 +175,10 @@ def _rows(keys: Any, names: list[str] | None) -> list[int]:
 
 app = typer.Typer(help="Inspect, convert and check data sets.", no_args_is_help=True)
 
-_TO_HELP = "rec, folder, list or bin (default: bin for a .bin target, folder from a RecordIO set, else rec)."
+_TO_HELP = (
+    "Target layout: rec, folder, list or bin (default: bin for a .bin target, folder for a RecordIO source, "
+    "otherwise rec)."
+)
 
 
 @app.callback()
@@ -179,18 +191,19 @@ def inspect(
     path: Annotated[
         Path,
         typer.Argument(
-            help="Folder with one sub-folder per identity, list file, .lst, RecordIO set or pair .bin."
+            help="Data set: a folder with one sub-folder per identity, a list file, a .lst, a RecordIO set "
+            "or a pair .bin."
         ),
     ],
     as_json: AsReport = False,
     decode: Annotated[
-        bool, typer.Option("--decode", help="Decode all images and list corrupt ones.")
+        bool, typer.Option("--decode", help="Decode all images, and list the corrupt ones.")
     ] = False,
     root: ListRoot = None,
 ) -> None:
-    """Show what a data set contains: layout, images, identities, image sizes, fingerprint, corrupt images.
+    """Show what a data set contains: layout, images, identities, image sizes, fingerprint and corrupt images.
 
-    Without --decode only 64 evenly spaced images are decoded.
+    Decodes 64 evenly spaced images, or all images with --decode.
     """
     from spherecf.data import describe, open_source
 
@@ -204,16 +217,16 @@ def inspect(
 @app.command(epilog="Example: spherecf data convert faces/ faces_rec/ --to rec")
 def convert(
     source: Annotated[Path, typer.Argument(help="Data set in any layout that `data inspect` reads.")],
-    target: Annotated[Path, typer.Argument(help="New folder, or with --pairs a .bin file.")],
+    target: Annotated[Path, typer.Argument(help="New folder to write, or a .bin file with --pairs.")],
     to: Annotated[str, typer.Option(help=_TO_HELP)] = "",
     pairs: Annotated[
-        Path | None, typer.Option(help="Pair list of a .bin target: pairs.txt, a table or a .bin.")
+        Path | None, typer.Option(help="Pair list for a .bin target: pairs.txt, a table or a .bin file.")
     ] = None,
     root: ListRoot = None,
 ) -> None:
     """Convert a data set to another layout. Corrupt images are skipped and listed.
 
-    Prints a JSON report on stdout: what was written, and every skipped image with the reason.
+    Prints a JSON report on stdout: the files written, and every skipped image with the reason.
     """
     from spherecf.data import open_source
 
@@ -238,7 +251,7 @@ def convert(
 def check(
     path: Annotated[Path, typer.Argument(help="Data set to check, in any layout that `data inspect` reads.")],
     against: Annotated[
-        Path | None, typer.Option(help="Second data set, to find images and people that are in both.")
+        Path | None, typer.Option(help="Second data set. Lists images and identities that are in both sets.")
     ] = None,
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
@@ -246,17 +259,24 @@ def check(
     device: DeviceName = "cpu",
     pixels_only: Annotated[
         bool,
-        typer.Option("--pixels-only", help="Use no recogniser: skip the checks of labels and identities."),
+        typer.Option(
+            "--pixels-only", help="Run without a recogniser. Skips the checks of labels and identities."
+        ),
     ] = False,
     fmr: Annotated[
-        float, typer.Option(help="False match rate of the threshold for the own identity.")
+        float,
+        typer.Option(help="False match rate that sets the threshold for an image and its labelled identity."),
     ] = 1e-3,
     fpir: Annotated[
-        float, typer.Option(help="False positive identification rate of the threshold for other identities.")
+        float,
+        typer.Option(
+            help="False positive identification rate that sets the threshold for an image and other "
+            "identities."
+        ),
     ] = 1e-2,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder for intermediate results, so that an interrupted run can continue."),
+        typer.Option(help="Folder for intermediate results. An interrupted run continues from them."),
     ] = None,
     as_json: AsReport = False,
     out: Annotated[
@@ -264,9 +284,9 @@ def check(
     ] = None,
     root: ListRoot = None,
 ) -> None:
-    """Find corrupt and duplicate images, wrong labels, and people who are in two sets.
+    """Find corrupt and duplicate images, wrong labels, and identities that are in two data sets.
 
-    With --cache FOLDER an interrupted run can be continued by the same command.
+    With --cache FOLDER, run the same command again to continue after an interruption.
     """
     from spherecf.audit import check as check_source
     from spherecf.common.files import write_atomically
@@ -288,10 +308,10 @@ def check(
 def index(
     path: Annotated[Path, typer.Argument(help="A .rec file, or the folder that contains train.rec.")],
 ) -> None:
-    """Rebuild the .idx of a RecordIO set from its records.
+    """Rebuild the .idx file of a RecordIO set from its records.
 
-    Use it if the index is missing, incomplete or of another set. An existing index is not overwritten: move
-    it away first.
+    Use it if the index is missing, incomplete or belongs to another set. An existing index is never
+    overwritten; move it away first.
     """
     from spherecf.data import write_index
 
@@ -311,7 +331,7 @@ def _write(
     if to not in (*writers, "bin"):
         raise InputError(f"--to: expected rec, folder, list or bin, got {to!r}")
     if (to == "bin") != (pairs is not None):
-        raise InputError("--pairs FILE is needed for a .bin target, and for no other")
+        raise InputError("--pairs FILE is required for a .bin target, and not allowed for other targets")
     if pairs is not None:
         return write_pair_bin(source, open_pairs(pairs), target)
     return writers[to](source, target, skipped=skipped)
@@ -327,9 +347,10 @@ def _show(facts: dict[str, Any]) -> None:
         if name == "notes":
             continue
         if name == "images_per_identity" and value:
-            numbers = ", ".join(f"{key} {value[key]}" for key in ("least", "median", "mean", "most"))
+            labels = {"least": "min", "median": "median", "mean": "mean", "most": "max"}
+            summary = ", ".join(f"{label} {value[key]}" for key, label in labels.items())
             bins = "  ".join(f"{key}: {count}" for key, count in value["histogram"].items() if count)
-            table.add_row("images per identity", numbers)
+            table.add_row("images per identity", summary)
             table.add_row("identities by images", bins)
         elif isinstance(value, dict):
             table.add_row(

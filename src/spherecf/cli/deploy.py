@@ -1,4 +1,4 @@
-"""`spherecf serve` and `export`: the model over HTTP, and for other runtimes."""
+"""`spherecf serve` and `export`: serve the model over HTTP, and export it to other runtimes."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,12 @@ SERVE_EXAMPLE = "Example: spherecf serve --gallery people"
 
 def serve(
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 127.0.0.1 accepts this machine only.")
+        str, typer.Option(help="Address to listen on. 127.0.0.1 accepts connections from this machine only.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8080,
     gallery: Annotated[
-        str, typer.Option(help="Gallery to search and enrol in: a file, or the URI of a Milvus server.")
+        str,
+        typer.Option(help="Gallery to search and to enrol in: a file, or the URI of a Milvus server."),
     ] = "",
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
@@ -37,32 +38,33 @@ def serve(
         typer.Option(
             envvar="SPHERECF_TOKEN",
             show_envvar=True,
-            help="Access token of the service (default: a random one).",
+            help="Access token that clients must send (default: a random token).",
         ),
     ] = "",
     no_token: Annotated[
-        bool, typer.Option("--no-token", help="Require no token; loopback addresses only.")
+        bool, typer.Option("--no-token", help="Require no token. Allowed on loopback addresses only.")
     ] = False,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(help="Additional host name to accept, e.g. of a reverse proxy; may be repeated."),
+        typer.Option(help="Additional host name to accept, e.g. of a reverse proxy. May be repeated."),
     ] = None,
     trust_proxy: Annotated[
         list[str] | None,
         typer.Option(
-            help="Address or network of a reverse proxy whose X-Forwarded-For is believed; may be repeated."
+            help="Address or network of a reverse proxy whose X-Forwarded-For header is trusted. May be "
+            "repeated."
         ),
     ] = None,
     gallery_token: GalleryToken = "",
     max_megapixels: Annotated[
-        float, typer.Option(min=0.1, max=500, help="Reject larger photos before they are decoded.")
+        float, typer.Option(min=0.1, max=500, help="Reject photos larger than this, in megapixels.")
     ] = 100.0,
-    per_minute: Annotated[float, typer.Option(min=1, help="Requests allowed per client and minute.")] = 120.0,
+    per_minute: Annotated[float, typer.Option(min=1, help="Maximum requests per client and minute.")] = 120.0,
 ) -> None:
-    """Serve quality, comparison, templates and a gallery over HTTP, with a web page.
+    """Serve quality assessment, comparison, templates and a gallery over HTTP, with a web page.
 
-    The address with the access token is printed on stderr; open it in a browser. Photos are processed in
-    memory and not stored; the gallery keeps the template of an enrolled person, not the photos.
+    Prints the address with the access token on stderr; open it in a browser. Photos are processed in memory
+    and never stored. The gallery stores templates of enrolled people, not their photos.
     """
     from spherecf.serve import Limits, choose_token, create_app, hosts_of, run
 
@@ -81,11 +83,11 @@ def serve(
 
 
 def _welcome(host: str, port: int, token: str, gallery: str) -> str:
-    """The addresses to open; a browser does not send the part after #."""
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}/" + (f"#token={token}" if token else "")
+    """Start-up message with the addresses to open. Browsers do not send the fragment after #."""
+    url_host = f"[{host}]" if ":" in host else host
+    address = f"http://{url_host}:{port}/" + (f"#token={token}" if token else "")
     people = f"gallery: {gallery}" if gallery else "no gallery (open one with --gallery PATH)"
-    return f"SphereCF is running at {address}\n{people}; API: http://{shown}:{port}/docs; stop with Ctrl-C"
+    return f"SphereCF is running at {address}\n{people}; API: http://{url_host}:{port}/docs; stop with Ctrl-C"
 
 
 export_app = typer.Typer(help="Export the model to other runtimes.", no_args_is_help=True)
@@ -99,25 +101,26 @@ def onnx_(
     preprocessing: Annotated[
         Literal["inside", "outside"],
         typer.Option(
-            help="inside: the input is uint8 RGB faces; outside: the network's float32 NCHW tensor."
+            help="Where preprocessing takes place. inside: the graph takes uint8 RGB faces. outside: it "
+            "takes the network's float32 NCHW tensor."
         ),
     ] = "inside",
     outputs: Annotated[
         Literal["all", "embedding"],
-        typer.Option(help="all, or embedding for programs that accept one output only."),
+        typer.Option(help="Outputs of the graph. Use embedding for programs that accept only one output."),
     ] = "all",
 ) -> None:
-    """Write recogniser, confidence head and percentiles as one ONNX file with a dynamic batch size.
+    """Export recogniser, confidence head and percentiles as one ONNX file with a dynamic batch size.
 
-    The outputs under onnxruntime are compared with the model's before the file is written; if they differ,
-    the command fails. Prints a JSON report on stdout: inputs, outputs and the largest differences.
+    Before the file is written, its outputs in onnxruntime are compared with those of the model; the command
+    fails if they differ. Prints a JSON report on stdout: inputs, outputs and the largest differences.
     """
     from spherecf.errors import InputError
     from spherecf.export import export_onnx
     from spherecf.models import load
 
-    for read in (model, backbone):
-        if read is not None and out.exists() and out.samefile(read):
+    for input_file in (model, backbone):
+        if input_file is not None and out.exists() and out.samefile(input_file):
             raise InputError(f"{out}: is an input of this command; choose another output file")
     loaded = load(model, backbone)
     report = export_onnx(loaded, out, preprocessing=preprocessing, outputs=outputs)

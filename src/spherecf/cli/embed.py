@@ -1,4 +1,4 @@
-"""`spherecf embed`: write directions and confidences of images into an embeddings file."""
+"""`spherecf embed`: write directions and confidences of images to an embeddings file."""
 
 import json
 from pathlib import Path
@@ -35,17 +35,15 @@ def embed(
     ],
     backbone: BackboneOfModel = None,
     degrade: Annotated[
-        str, typer.Option(help="Degrade every image with this recipe: train, wide, cross, unseen or beyond.")
+        str, typer.Option(help="Degrade every image with a recipe: train, wide, cross, unseen or beyond.")
     ] = "",
-    seed: Annotated[int, typer.Option(help="Seed of the degradations.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the degradations; needs --degrade.")] = 0,
     flip: Annotated[
         bool, typer.Option("--flip", help="Add the embedding of the mirrored image (test-time flip).")
     ] = False,
     align: Annotated[
         bool,
-        typer.Option(
-            "--align", help="Detect and align the main face first, for images that are whole photos."
-        ),
+        typer.Option("--align", help="Detect and align the main face first. Use it for whole photos."),
     ] = False,
     batch_size: BatchSize = 32,
     engine: EngineName = "auto",
@@ -53,14 +51,15 @@ def embed(
     device: DeviceName = "cpu",
     root: ListRoot = None,
     meta: Annotated[
-        Path | None, typer.Option(help="Folder of IJB's meta files, if SOURCE holds IJB's loose crops.")
+        Path | None,
+        typer.Option(help="Folder of IJB's meta files. Use it if SOURCE contains IJB's loose crops."),
     ] = None,
     set_: IjbSet = "ijbc",
 ) -> None:
     """Embed every image as a direction mu and a confidence log kappa.
 
     Unusable images are skipped and listed. After an interruption, run the same command again to continue.
-    Prints a JSON report on stdout: what was written, the speed, and every skipped image with the reason.
+    Prints a JSON report on stdout: the file written, the speed, and every skipped image with the reason.
     """
     from spherecf.data import open_source
     from spherecf.extract import embed as embed_images
@@ -69,7 +68,7 @@ def embed(
     if seed and not degrade:
         raise InputError("--seed has no effect without --degrade RECIPE")
     if meta is not None and (align or root):
-        raise InputError("--meta aligns by the landmarks of the meta files; leave out --align and --root")
+        raise InputError("--meta aligns by the landmarks in the meta files; leave out --align and --root")
     view = _view(degrade, seed)
     loaded = load(model, backbone, engine=engine, dtype=dtype, device=device)
     size = loaded.backbone.preprocessing.size

@@ -1,4 +1,4 @@
-"""`spherecf evaluate`: evaluation protocols over embeddings files."""
+"""`spherecf evaluate`: evaluation protocols on embeddings files."""
 
 import json
 from collections.abc import Collection, Iterable, Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from spherecf.report import Section, Strip
 
-app = typer.Typer(help="Evaluate embeddings with the protocols of the field.", no_args_is_help=True)
+app = typer.Typer(help="Evaluate embeddings with standard protocols.", no_args_is_help=True)
 
 
 @app.callback()
@@ -33,7 +33,7 @@ def _root() -> None:
 
 
 def report_folder(path: Path | None) -> Path | None:
-    """Callback of --out: fail before the work if the report could not be written after it."""
+    """Callback of --out: check early that the report can be written."""
     if path is not None:
         from spherecf.report import require_matplotlib
 
@@ -43,51 +43,66 @@ def report_folder(path: Path | None) -> Path | None:
 
 
 LeftFile = Annotated[
-    Path, typer.Argument(help="Embeddings of the left (or of all) images, from `spherecf embed`.")
+    Path, typer.Argument(help="Embeddings of the left images, or of all images, from `spherecf embed`.")
 ]
 PairsFile = Annotated[
-    Path, typer.Option(help="Pair list: LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin.")
+    Path,
+    typer.Option(help="Pair list: LFW's pairs.txt, lines `left right 0|1`, CFP's table, or a .bin file."),
 ]
 RightFile = Annotated[
-    Path | None, typer.Option(help="Embeddings of the right images, e.g. of degraded views.")
+    Path | None,
+    typer.Option(help="Embeddings of the right images, e.g. degraded ones (default: the same file)."),
 ]
 TemplateFile = Annotated[
     Path, typer.Argument(help="Embeddings file, from `spherecf embed` or `spherecf data import`.")
 ]
-MetaFolder = Annotated[Path, typer.Option(help="Folder of the meta files, or its parent folder.")]
+MetaFolder = Annotated[Path, typer.Option(help="Folder of IJB's meta files, or its parent folder.")]
 Modes = Annotated[
     list[str] | None,
-    typer.Option(help="Pooling: a code such as N0D0F1K1, or precision; may be repeated (default: all)."),
+    typer.Option(
+        help="Pooling of templates: a code such as N0D0F1K1, or precision. May be repeated (default: all)."
+    ),
 ]
 Scores = Annotated[
     list[str] | None,
-    typer.Option(help="cosine, mls or pfe; may be repeated (default: those that suit the mode)."),
+    typer.Option(
+        help="Score: cosine, mls or pfe. May be repeated (default: all that apply to the pooling mode)."
+    ),
 ]
 Groups = Annotated[
     str,
     typer.Option(
-        help="Also report by group: CSV `image,group`, `subject,group` or `template,group`, or extras:NAME."
+        help="Also report results by group. Give a CSV file with the columns `image,group`, `subject,group` "
+        "or `template,group`, or extras:NAME for a column of the embeddings file."
     ),
 ]
 OutFolder = Annotated[
     Path | None,
-    typer.Option(help="Write a report (HTML, Markdown, JSON) to this folder.", callback=report_folder),
+    typer.Option(help="Write a report (HTML, Markdown and JSON) to this folder.", callback=report_folder),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")]
 AsJsonOrFile = Annotated[
-    bool, typer.Option("--json", help="Write the results as JSON, to stdout or to JSON_FILE.")
+    bool, typer.Option("--json", help="Write the results as JSON to JSON_FILE, or to stdout without it.")
 ]
 JsonFile = Annotated[
     Path | None,
-    typer.Argument(metavar="JSON_FILE", help="With --json: the file to write.", callback=file_to_write),
+    typer.Argument(metavar="JSON_FILE", help="JSON file to write with --json.", callback=file_to_write),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the bootstrap and all other random choices.")]
-Threads = Annotated[int | None, typer.Option(help="Threads for scoring; the results do not depend on it.")]
-Radius = Annotated[float | None, typer.Option(help="Radius r of the score (default: the file's, or 64).")]
+Seed = Annotated[int, typer.Option(help="Random seed of the bootstrap and of all other random choices.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Number of scoring threads. The results do not depend on it.")
+]
+Radius = Annotated[
+    float | None,
+    typer.Option(help="Radius r of the mutual likelihood score (default: the radius in the file, or 64)."),
+]
 
 
 class PairFiles(NamedTuple):
-    """A pair list and the embeddings of its left and right images, one object if they are one file."""
+    """A pair list with the embeddings of its left and right images.
+
+    ``left`` and ``right`` are the same object if both come from one file.
+    """
 
     pairs: "PairList"
     left: "Embeddings"
@@ -95,22 +110,23 @@ class PairFiles(NamedTuple):
 
     @classmethod
     def open(cls, pairs: Path, left: Path, right: Path | None) -> "PairFiles":
-        """Read the files; one that is given twice is read once."""
+        """Read the files. A file given for both sides is read once."""
         from spherecf.data import open_pairs
         from spherecf.embeddings import Embeddings
 
-        listed, left_file = open_pairs(pairs), Embeddings.load(left)
-        same = right is None or right.resolve() == left.resolve()
-        return cls(listed, left_file, left_file if right is None or same else Embeddings.load(right))
+        pair_list, left_embeddings = open_pairs(pairs), Embeddings.load(left)
+        if right is None or right.resolve() == left.resolve():
+            return cls(pair_list, left_embeddings, left_embeddings)
+        return cls(pair_list, left_embeddings, Embeddings.load(right))
 
 
 class FaceImages:
-    """Encoded pictures by key, aligned and degraded in the same way as for the embeddings.
+    """Encoded images by key, aligned and degraded in the same way as for the embeddings.
 
     Args:
-        embeddings: their provenance states how the images were aligned and degraded.
-        source: the images.
-        keys: keys that will be requested; some may be missing in the source.
+        embeddings: embeddings whose provenance states how the images were aligned and degraded.
+        source: source of the images.
+        keys: keys that will be requested; some may be missing from the source.
 
     Raises:
         InputError: none of the keys is in the source, or the view cannot be reconstructed.
@@ -140,7 +156,7 @@ class FaceImages:
         return key in self._index
 
     def __call__(self, key: str) -> bytes:
-        """The encoded picture of a key."""
+        """Encoded image of a key."""
         from spherecf.data import encode_image
 
         return encode_image(self._view(self._source.image(self._index[key]), key).image)
@@ -149,14 +165,18 @@ class FaceImages:
 EXTRAS = "extras:"
 
 
-def open_groups(given: str, embeddings: "Embeddings") -> tuple[dict[str, str], str]:
-    """(group by name, kind of name) from a CSV file, or from a column of the embeddings."""
+def open_groups(groups: str, embeddings: "Embeddings") -> tuple[dict[str, str], str]:
+    """Read groups from a CSV file or from an extra column of the embeddings.
+
+    Returns:
+        The group of each name, and what the names are: "image", "subject" or "template".
+    """
     from spherecf.data import read_groups
     from spherecf.evaluation import extra_groups
 
-    if given.startswith(EXTRAS):
-        return extra_groups(embeddings, given.removeprefix(EXTRAS)), "image"
-    table = read_groups(Path(given))
+    if groups.startswith(EXTRAS):
+        return extra_groups(embeddings, groups.removeprefix(EXTRAS)), "image"
+    table = read_groups(Path(groups))
     return table.groups, table.of
 
 
@@ -170,7 +190,7 @@ def show(section: "Section") -> None:
 
 
 def write_page(out: Path | None, reports: "Sequence[PairReport]" = (), **parts: Any) -> Path | None:
-    """Write a report to the folder of --out, if there is one, with the environment in its provenance."""
+    """Write a report to the folder of --out, if given. Its provenance includes the environment."""
     if out is None:
         return None
     from spherecf.common.version import environment
@@ -181,7 +201,7 @@ def write_page(out: Path | None, reports: "Sequence[PairReport]" = (), **parts: 
 
 
 def print_json(results: dict[str, Any], written: Path | None, json_file: Path | None = None) -> None:
-    """Write JSON to stdout, or completely or not at all to a file."""
+    """Write JSON to stdout, or atomically to a file."""
     from spherecf.common.files import write_atomically
 
     text = json.dumps(results | ({} if written is None else {"report": str(written)}), indent=2)
@@ -192,19 +212,19 @@ def print_json(results: dict[str, Any], written: Path | None, json_file: Path | 
 
 
 def print_written(written: Path | None) -> None:
-    """Print on stderr where the report is."""
+    """Print the path of the report on stderr."""
     print_text(f"report: {written}" if written else "no report written (use --out FOLDER to write one)")
 
 
 def check_json(as_json: bool, json_file: Path | None) -> None:
-    """Refuse a JSON_FILE without --json before the work begins."""
+    """Reject a JSON_FILE without --json."""
     if json_file is not None and not as_json:
         raise InputError(
-            f"unexpected argument {json_file}; to write the results there, use --json {json_file}"
+            f"unexpected argument {json_file}; to write the results to this file, use --json {json_file}"
         )
 
 
-_FACES = 14
+_FACES_PER_STRIP = 14
 
 
 @app.command(
@@ -215,24 +235,27 @@ def tenfold(
     pairs: PairsFile,
     right: RightFile = None,
     faces: Annotated[
-        Path | None, typer.Option(help="The embedded images, to show faces in the report.")
+        Path | None, typer.Option(help="Source of the embedded images, to show faces in the report.")
     ] = None,
     out: OutFolder = None,
     as_json: AsJson = False,
     draws: Draws = 1000,
     seed: Seed = 0,
     radius: Radius = None,
-    name: Annotated[str, typer.Option(help="Name of the pair list (default: from its path).")] = "",
+    name: Annotated[
+        str, typer.Option(help="Name of the pair list in the report (default: derived from its path).")
+    ] = "",
     nearest: Annotated[
-        bool, typer.Option("--nearest", help="Also report TMR at the nearest threshold, as older papers do.")
+        bool,
+        typer.Option("--nearest", help="Also report the TMR at the nearest threshold, as in older papers."),
     ] = False,
     groups: Groups = "",
 ) -> None:
-    """Verify pairs in ten folds: accuracy, TMR at FMR, EER, rejection and EDC, for both scores.
+    """Evaluate verification in ten folds: accuracy, TMR at FMR, EER, rejection and EDC, for both scores.
 
-    Prints one line per score, `[lfw][0]Accuracy-Flip: 0.99400+-0.00400`, or JSON. With --right the left
-    images come from EMBEDDINGS and the right ones from the other file (cross-quality); to compare degraded
-    with degraded images, give only the degraded file. Pairs with an image that was not embedded are skipped
+    Prints one line per score, `[lfw][0]Accuracy-Flip: 0.99400+-0.00400`, or JSON. For cross-quality
+    verification, give the left images as EMBEDDINGS and the right images as --right. To compare degraded
+    images with each other, give the degraded file only. Pairs with an image that was not embedded are skipped
     and counted.
     """
     from spherecf.data import open_source
@@ -240,12 +263,12 @@ def tenfold(
     from spherecf.report import nearest_section, terminal_table
 
     if faces is not None and out is None:
-        raise InputError("--faces needs --out FOLDER, since faces are shown in the report")
+        raise InputError("--faces needs --out FOLDER, because faces are shown only in the report")
     source = None if faces is None else open_source(faces)
     files = PairFiles.open(pairs, embeddings, right)
-    listed = files.pairs
+    pair_list = files.pairs
     report = evaluate_pairs(
-        files.left, files.right, replace(listed, name=name or _list_name(listed, pairs)),
+        files.left, files.right, replace(pair_list, name=name or _list_name(pair_list, pairs)),
         PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest),
         condition=f"{_quality(files.left)}/{_quality(files.right)}",
     )  # fmt: skip
@@ -253,9 +276,9 @@ def tenfold(
     sections = []
     if nearest:
         sections = [nearest_section({s: (r.tmr, r.nearest, r.signature) for s, r in report.scores.items()})]
-    grouped = _by_group(groups, files, radius) if groups else {}
-    if grouped:
-        sections.append(_group_section(grouped, report))
+    group_reports = _reports_by_group(groups, files, radius) if groups else {}
+    if group_reports:
+        sections.append(_group_section(group_reports, report))
     for section in sections:
         show(section)
     written = write_page(
@@ -263,42 +286,44 @@ def tenfold(
         strips=[] if source is None else _strips(report, files, source),
         provenance={
             "left": files.left.provenance, "right": files.right.provenance,
-            "pairs": {"name": listed.name, "sha256": listed.fingerprint()},
+            "pairs": {"name": pair_list.name, "sha256": pair_list.fingerprint()},
         },
     )  # fmt: skip
     if as_json:
-        by_group = {"groups": {score: one.to_dict() for score, one in grouped.items()}} if grouped else {}
-        print_json(report.to_dict(curves=False) | by_group, written)
+        results = report.to_dict(curves=False)
+        if group_reports:
+            results["groups"] = {score: group.to_dict() for score, group in group_reports.items()}
+        print_json(results, written)
     else:
         for line in report.log_lines():
             typer.echo(line)
     print_written(written)
 
 
-def _list_name(listed: "PairList", path: Path) -> str:
-    """``lfw/pairs.txt`` is called lfw, ``cfp/pairs_FP.txt`` cfp_fp; other lists keep their own name."""
-    if listed.name.lower().startswith("pairs"):
-        return (path.resolve().parent.name + listed.name[len("pairs") :]).lower()
-    return listed.name
+def _list_name(pair_list: "PairList", path: Path) -> str:
+    """Display name: lfw for ``lfw/pairs.txt``, cfp_fp for ``cfp/pairs_FP.txt``, else the name of the list."""
+    if pair_list.name.lower().startswith("pairs"):
+        return (path.resolve().parent.name + pair_list.name[len("pairs") :]).lower()
+    return pair_list.name
 
 
-def _by_group(groups: str, files: PairFiles, radius: float | None) -> "dict[str, GroupReport]":
-    """Rates by group for each score."""
+def _reports_by_group(groups: str, files: PairFiles, radius: float | None) -> "dict[str, GroupReport]":
+    """Error rates by group for each score."""
     from spherecf.evaluation import PairOptions, pair_groups
 
-    # With two files one key names two pictures, which may be in different groups.
+    # With two files, a key refers to two images, which may belong to different groups.
     if groups.startswith(EXTRAS) and files.right is not files.left:
-        raise InputError(f"--groups {groups} needs a single file; with --right use a CSV `image,group`")
-    given = open_groups(groups, files.left)
-    return pair_groups(files.left, files.right, files.pairs, *given, PairOptions(radius=radius))
+        raise InputError(f"--groups {groups} needs a single file; with --right, use a CSV file `image,group`")
+    group_of, kind = open_groups(groups, files.left)
+    return pair_groups(files.left, files.right, files.pairs, group_of, kind, PairOptions(radius=radius))
 
 
-def _group_section(grouped: "dict[str, GroupReport]", report: "PairReport") -> "Section":
+def _group_section(group_reports: "dict[str, GroupReport]", report: "PairReport") -> "Section":
     from spherecf.report import Section, group_table
 
     tables = [
-        group_table(one, f"By group: {score}", report.scores[score].signature)
-        for score, one in grouped.items()
+        group_table(group_report, f"By group: {score}", report.scores[score].signature)
+        for score, group_report in group_reports.items()
     ]
     return Section("By group", tables=tables)
 
@@ -312,21 +337,25 @@ def _strips(report: "PairReport", files: PairFiles, source: "ImageSource") -> "l
     """Faces of each file by increasing kappa, then the worst mistakes of the last score."""
     from spherecf.report import strip_by_kappa, strips_of_mistakes
 
-    listed = files.pairs
-    sides = [("left", files.left, listed.left), ("right", files.right, listed.right)]
+    pairs = files.pairs
+    sides = [("left", files.left, pairs.left), ("right", files.right, pairs.right)]
     if files.right is files.left:
-        sides = [("left and right", files.left, [*listed.left, *listed.right])]
-    faces = [FaceImages(side, source, keys) for _, side, keys in sides]
+        sides = [("left and right", files.left, [*pairs.left, *pairs.right])]
+    faces = [FaceImages(embeddings, source, keys) for _, embeddings, keys in sides]
     strips = [
         strip_by_kappa(
-            f"{which} ({pictures.signature}): by increasing kappa", side, pictures,
-            keys=[key for key in keys if key in pictures], count=_FACES,
+            f"{side} ({images.signature}): by increasing kappa", embeddings, images,
+            keys=[key for key in keys if key in images], count=_FACES_PER_STRIP,
         )
-        for (which, side, keys), pictures in zip(sides, faces)
+        for (side, embeddings, keys), images in zip(sides, faces)
     ]  # fmt: skip
     score = list(report.scores)[-1]
-    shown = [m for m in report.mistakes if m.score == score and m.left in faces[0] and m.right in faces[-1]]
-    return strips + strips_of_mistakes(shown, faces[0], faces[-1])
+    mistakes = [
+        mistake
+        for mistake in report.mistakes
+        if mistake.score == score and mistake.left in faces[0] and mistake.right in faces[-1]
+    ]
+    return strips + strips_of_mistakes(mistakes, faces[0], faces[-1])
 
 
 _SCORES = {"both": ("cosine", "mls"), "evidence": ("cosine", "mls", "evidence")}
@@ -341,24 +370,34 @@ def calibration(
     pairs: PairsFile,
     right: RightFile = None,
     score: Annotated[
-        str, typer.Option(help="Score to calibrate: cosine, mls, both, or evidence (both, and both kappas).")
+        str,
+        typer.Option(
+            help="Score to calibrate: cosine, mls, both, or evidence (both scores with both kappas)."
+        ),
     ] = "both",
     confidence: Annotated[
-        str, typer.Option(help="Confidence of the decisions: kappa, or an extra column such as norm.")
+        str,
+        typer.Option(
+            help="Confidence for the reject option: kappa, or an extra column of the embeddings such as norm."
+        ),
     ] = "kappa",
     method: Annotated[str, typer.Option(help="Calibrator to save: logistic or isotonic.")] = "logistic",
     alpha: Annotated[
         list[float] | None,
-        typer.Option(help="Bound on the error rate of decisions, 0.01 if not given; may be repeated."),
+        typer.Option(help="Upper bound on the error rate of decisions. May be repeated (default: 0.01)."),
     ] = None,
     delta: Annotated[float, typer.Option(help="Probability that the bound fails.")] = 0.05,
     disjoint: Annotated[
-        bool, typer.Option("--disjoint", help="Test on pairs of which no two share a person.")
+        bool, typer.Option("--disjoint", help="Test on independent pairs: no person is in two pairs.")
     ] = False,
-    model: Annotated[Path | None, typer.Option(help="The model that made the embeddings.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Confidence model that computed the embeddings; needs --save.")
+    ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Write the model with this calibration to this file.", callback=file_to_write),
+        typer.Option(
+            help="Write the model with its calibration to this file; needs --model.", callback=file_to_write
+        ),
     ] = None,
     backbone: BackboneOfModel = None,
     out: OutFolder = None,
@@ -369,9 +408,9 @@ def calibration(
 ) -> None:
     """Calibrate scores on half of the people and evaluate the calibration on the other half.
 
-    It turns scores into log-likelihood ratios (Cllr, reliability), FMR targets into thresholds with
-    intervals, and finds decision rules with guaranteed error rates and a reject option. With --model and
-    --save the model is written with its calibration.
+    Maps scores to log-likelihood ratios (evaluated by Cllr and reliability) and FMR targets to thresholds
+    with confidence intervals. Finds decision rules with guaranteed error rates and a reject option. Use
+    --model and --save to write the model with its calibration.
     """
     from spherecf.evaluation import CalibrationOptions, evaluate_calibration
     from spherecf.report import calibration_section
@@ -411,7 +450,7 @@ def _save(report: "CalibrationReport", model: Path, save: Path, backbone: Path |
 
     if not report.calibration.model:
         raise InputError(
-            "--save: these embeddings do not state which model made them (no `model` in their provenance); "
+            "--save: the embeddings do not state which model computed them (no `model` in their provenance); "
             "embed the images with `spherecf embed MODEL ...`"
         )
     return load(model, backbone).with_calibration(report.calibration).save(save)
@@ -426,7 +465,7 @@ def ijb(
     mode: Modes = None,
     score: Scores = None,
     fmr: Annotated[
-        list[float] | None, typer.Option(help="FMR target; may be repeated (default: 1e-1 .. 1e-6).")
+        list[float] | None, typer.Option(help="FMR target. May be repeated (default: 1e-1 .. 1e-6).")
     ] = None,
     groups: Groups = "",
     out: OutFolder = None,
@@ -436,10 +475,10 @@ def ijb(
     radius: Radius = None,
     threads: Threads = None,
 ) -> None:
-    """Verify the template pairs of IJB-B or IJB-C: TMR at FMR, EER and DET, for every pooling and score.
+    """Evaluate 1:1 verification on IJB-B or IJB-C: TMR at FMR, EER and DET, for every pooling and score.
 
     Prints one line per result and target, `[ijbc][N0D0F1K1:mls]TAR@FAR<=0.0001: 0.96220`, or JSON. Images
-    that were not embedded are counted, and pairs with an empty template are skipped.
+    that were not embedded are counted. Pairs with an empty template are skipped.
     """
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
@@ -470,7 +509,7 @@ def ijb(
 
 
 def log_lines(report: "TemplateReport") -> list[str]:
-    """One line per result and resolved target."""
+    """One line per result and FMR target that the number of pairs can resolve."""
     return [
         f"[{report.name}][{result.mode}:{result.score}]TAR@FAR<={entry.target:g}: {entry.tmr:.5f}"
         for result in report.results
@@ -490,10 +529,10 @@ def identification(
     mode: Modes = None,
     score: Scores = None,
     fpir: Annotated[
-        list[float] | None, typer.Option(help="FPIR target; may be repeated (default: 1e-1, 1e-2, 1e-3).")
+        list[float] | None, typer.Option(help="FPIR target. May be repeated (default: 1e-1, 1e-2, 1e-3).")
     ] = None,
     max_rank: Annotated[
-        int, typer.Option(help="Open set: highest rank at which a mate counts as found.")
+        int, typer.Option(help="Highest rank at which a mate counts as identified in open-set search.")
     ] = 1,
     out: OutFolder = None,
     as_json: AsJsonOrFile = False,
@@ -502,7 +541,7 @@ def identification(
     radius: Radius = None,
     threads: Threads = None,
 ) -> None:
-    """Search galleries: rank-k and CMC, TPIR at FPIR, for every pooling and score."""
+    """Evaluate 1:N identification on IJB: rank-k, CMC and TPIR at FPIR, for every pooling and score."""
     from spherecf.data import read_ijb
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import TemplateOptions, evaluate_identification
@@ -539,41 +578,48 @@ def rejection(
     embeddings: TemplateFile,
     json_file: JsonFile = None,
     meta: Annotated[
-        Path | None, typer.Option(help="Evaluate open-set search: folder of IJB's meta files.")
+        Path | None, typer.Option(help="Evaluate open-set search with the meta files of IJB in this folder.")
     ] = None,
     set_: IjbSet = "ijbc",
-    pairs: Annotated[Path | None, typer.Option(help="Evaluate verification (TMR, EDC): a pair list.")] = None,
-    right: Annotated[Path | None, typer.Option(help="With --pairs: embeddings of the right images.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="Evaluate verification (TMR, EDC) on this pair list.")
+    ] = None,
+    right: Annotated[Path | None, typer.Option(help="Embeddings of the right images; needs --pairs.")] = None,
     mode: Annotated[
-        str | None, typer.Option(help="Pooling of the templates (default: K1); see docs/ijb.md.")
+        str | None, typer.Option(help="Pooling of the templates, see docs/ijb.md (default: K1).")
     ] = None,
     gallery: Annotated[
-        list[str] | None, typer.Option(help="Gallery to search; may be repeated (default: all).")
+        list[str] | None, typer.Option(help="Gallery to search. May be repeated (default: all).")
     ] = None,
     fpir: Annotated[
-        list[float] | None, typer.Option(help="FPIR target; may be repeated (default: 0.05, 0.1, 0.2).")
+        list[float] | None, typer.Option(help="FPIR target. May be repeated (default: 0.05, 0.1, 0.2).")
     ] = None,
     kappa_gallery: Annotated[
         str | None,
-        typer.Option(help="Concentration of the gallery: likelihood (default), cosine, or a number."),
+        typer.Option(
+            help="How to set the concentration of the gallery: likelihood, cosine, or a number "
+            "(default: likelihood)."
+        ),
     ] = None,
     beta: Annotated[
         float | None, typer.Option(help="Prior probability that a probe is not enrolled (default: 0.5).")
     ] = None,
     limit: Annotated[
-        float | None, typer.Option(help="Maximum rejected share of the PRR (default: 0.5).")
+        float | None, typer.Option(help="Maximum rejected fraction for the PRR (default: 0.5).")
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Weights to try for MPRisk (default: 512).")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Number of weight vectors to try for MPRisk (default: 512).")
+    ] = None,
     out: OutFolder = None,
     as_json: AsJsonOrFile = False,
     draws: Draws = 1000,
     seed: Seed = 0,
 ) -> None:
-    """Reject by each confidence and measure how the errors fall: PRR, TMR at FMR, error versus discard.
+    """Measure how rejecting by each confidence lowers the errors: PRR, TMR at FMR, error versus discard.
 
-    With --meta, probes are searched in each gallery; calibrator, weights and gallery concentration are fitted
-    on half of the people, and everything is measured on the other half. With --pairs, images are rejected,
-    and pairs discarded, by every confidence in the embeddings.
+    With --meta, probes are searched in each gallery. Calibrator, weights and gallery concentration are fitted
+    on half of the people, and all results are measured on the other half. With --pairs, images are rejected
+    and pairs are discarded by every confidence in the embeddings.
     """
     check_json(as_json, json_file)
     if (meta is None) == (pairs is None):
@@ -584,21 +630,26 @@ def rejection(
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None and value != []}
     if pairs is not None:
-        refuse_given(given, "rejection", "--meta")
-        shown, results, written = _of_pairs(PairFiles.open(pairs, embeddings, right), out, draws, seed)
+        refuse_options(given, "rejection", "--meta")
+        section, results, written = _pair_rejection(
+            PairFiles.open(pairs, embeddings, right), out, draws, seed
+        )
     else:
         from spherecf.data import read_ijb
         from spherecf.embeddings import Embeddings
         from spherecf.evaluation import RejectionOptions, evaluate_template_rejection
 
-        refuse_given(["right"] if right is not None else [], "rejection", "--pairs")
+        refuse_options(["right"] if right is not None else [], "rejection", "--pairs")
         source = Embeddings.load(embeddings)
-        how = {name: given.pop(name) for name in ("mode", "galleries") if name in given}
+        selection = {name: given.pop(name) for name in ("mode", "galleries") if name in given}
         reports = evaluate_template_rejection(
-            source, read_ijb(meta or Path(), set_), RejectionOptions(draws=draws, seed=seed, **given), **how
+            source,
+            read_ijb(meta or Path(), set_),
+            RejectionOptions(draws=draws, seed=seed, **given),
+            **selection,
         )
-        shown, results, written = _of_galleries(reports, set_, out, source.provenance)
-    show(shown)
+        section, results, written = _gallery_rejection(reports, set_, out, source.provenance)
+    show(section)
     if as_json:
         print_json(results, written, json_file)
     print_written(written)
@@ -607,10 +658,10 @@ def rejection(
 _SINGULAR = {"galleries": "gallery", "fpirs": "fpir"}
 
 
-def refuse_given(given: Iterable[str], verb: str, other: str) -> None:
-    """Refuse options that have no effect in this kind of run."""
-    if flags := [f"--{_SINGULAR.get(name, name).replace('_', '-')}" for name in given]:
-        raise InputError(f"{verb}: {' and '.join(flags)} can only be used with {other}")
+def refuse_options(names: Iterable[str], verb: str, required: str) -> None:
+    """Raise `InputError` if options were given that only have an effect with the option ``required``."""
+    if flags := [f"--{_SINGULAR.get(name, name).replace('_', '-')}" for name in names]:
+        raise InputError(f"{verb}: {' and '.join(flags)} can only be used with {required}")
 
 
 def _number(text: str) -> str | float:
@@ -620,14 +671,17 @@ def _number(text: str) -> str | float:
         return text
 
 
-def _of_galleries(
+def _gallery_rejection(
     reports: dict[str, "RejectionReport"], name: str, out: Path | None, provenance: dict[str, Any]
 ) -> tuple["Section", dict[str, Any], Path | None]:
     from spherecf.report import Section, mean_prr_table, rejection_section
 
     sections = [rejection_section(report, plots=out is not None) for report in reports.values()]
-    galleries = [report.name for report in reports.values()]
-    notes = [f"{gallery}: {note}" for gallery, s in zip(galleries, sections) for note in s.notes]
+    notes = [
+        f"{report.name}: {note}"
+        for report, section in zip(reports.values(), sections)
+        for note in section.notes
+    ]
     tables = [table for section in sections for table in section.tables]
     summary = [mean_prr_table(list(reports.values()))]
     written = write_page(
@@ -639,7 +693,7 @@ def _of_galleries(
     return Section(name, notes, [*tables, *summary]), results, written
 
 
-def _of_pairs(
+def _pair_rejection(
     files: PairFiles, out: Path | None, draws: int, seed: int
 ) -> tuple["Section", dict[str, Any], Path | None]:
     from spherecf.evaluation import PairOptions, evaluate_pairs

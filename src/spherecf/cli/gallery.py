@@ -1,4 +1,4 @@
-"""`spherecf gallery`: enrol people, identify faces, remove people."""
+"""`spherecf gallery`: enrol people, identify faces, and manage galleries."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Enrol people from photos, and identify faces.", no_args_is_help=True)
 
 GalleryUri = Annotated[
-    str, typer.Argument(metavar="GALLERY", help="File of the gallery, or the URI of a Milvus server.")
+    str, typer.Argument(metavar="GALLERY", help="Gallery file, or the URI of a Milvus server.")
 ]
-_SHOWN = 50  # rows of a table; the JSON lists all
+_MAX_ROWS = 50  # printed rows of a table; the JSON output contains all rows
 
 
 @app.callback()
@@ -46,14 +46,18 @@ def _root() -> None:
 def enrol(
     gallery: GalleryUri,
     name: Annotated[str, typer.Argument(help="Name of the person.")] = "",
-    photos: Annotated[list[Path] | None, typer.Argument(help="Photos and folders of photos.")] = None,
+    photos: Annotated[
+        list[Path] | None, typer.Argument(help="Photos, and folders to search for photos.")
+    ] = None,
     folders: Annotated[
         Path | None,
-        typer.Option(help="Enrol many people: a folder with one sub-folder of photos per person."),
+        typer.Option(help="Enrol many people from a folder with one sub-folder of photos per person."),
     ] = None,
-    add: Annotated[bool, typer.Option("--add", help="Add photos to an enrolled person.")] = False,
+    add: Annotated[
+        bool, typer.Option("--add", help="Add the photos to a person who is already enrolled.")
+    ] = False,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the photos of an enrolled person.")
+        bool, typer.Option("--replace", help="Replace the photos of a person who is already enrolled.")
     ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
@@ -61,19 +65,19 @@ def enrol(
     detector: DetectorFile = None,
     token: GalleryToken = "",
 ) -> None:
-    """Enrol a person, or a folder of people; only with their consent.
+    """Enrol one person, or a folder of people. Enrol people only with their consent.
 
-    The gallery stores names, directions, kappas, and hashes and names of the files, not the photos. Photos
-    without a face are skipped and listed. --folders can be run again: it adds new photos, renews templates
-    whose photos were deleted or changed, does not assess unchanged photos again, and lists people without a
-    folder, who stay enrolled. With --add nothing is removed from a template. Prints one JSON line per person:
-    what was done, and warnings.
+    The gallery stores names, directions, kappas, and the names and hashes of the files, but not the photos.
+    Photos without a face are skipped and listed. Run --folders again after the photos have changed: it adds
+    new photos, rebuilds templates whose photos were changed or deleted, and skips unchanged photos. People
+    without a folder are listed and stay enrolled. --add never removes photos from a template. Prints one JSON
+    line per person with the changes and warnings.
     """
     from spherecf.photos import enrol_folders, enrol_photos
 
     if (folders is None) == (not name or not photos) or (add and replace):
         raise typer.BadParameter(
-            "expected either NAME and PHOTOS, or --folders; and at most one of --add and --replace"
+            "expected either NAME and PHOTOS, or --folders, and not both --add and --replace"
         )
     how: HowToEnrol = "add" if add else "replace" if replace else "new" if folders is None else "follow"
     people = {} if folders is None else _people(folders)
@@ -91,7 +95,7 @@ def enrol(
             for enrolment in steps:
                 done.append(enrolment)
                 advance(enrolment.status != "no folder")
-    finally:  # after an interruption or a full disk, too
+    finally:  # also after an interruption or a full disk
         print_lines((enrolment.to_dict() for enrolment in done), as_lines)
         _print_enrolments(done)
     if folders is None and done[0].enrolled is None:
@@ -105,19 +109,26 @@ def identify(
     max_fpir: Annotated[
         float,
         typer.Option(
-            help="Maximum false positive identification rate: share of strangers that are identified."
+            help="Maximum false positive identification rate: the fraction of people outside the gallery who "
+            "are identified as a member."
         ),
     ] = 0.01,
     threshold: Annotated[
         float | None,
-        typer.Option(help="Threshold of the mutual likelihood score, instead of the calibrated one."),
+        typer.Option(
+            help="Threshold of the mutual likelihood score. Overrides the calibrated threshold of --max-fpir."
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Number of candidates to list.")] = 5,
+    top: Annotated[int, typer.Option(min=1, help="Number of candidates to list per face.")] = 5,
     every_face: Annotated[
-        bool, typer.Option("--every-face", help="Identify all faces of a photo, not only the main one.")
+        bool, typer.Option("--every-face", help="Identify all faces of a photo, not only the main face.")
     ] = False,
     approximate: Annotated[
-        bool, typer.Option("--approximate", help="On a server, search by its index; may miss a person.")
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Use the approximate index of a Milvus server. Faster, but may miss an enrolled person.",
+        ),
     ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
@@ -125,10 +136,10 @@ def identify(
     detector: DetectorFile = None,
     token: GalleryToken = "",
 ) -> None:
-    """Identify the faces on photos: a person of the gallery, "unknown", or "undecided", with the reason.
+    """Identify the faces in photos: a person in the gallery, "unknown" or "undecided", with the reason.
 
-    Prints one JSON line per face: answer, identity, reason, candidates with score, cosine, kappa, likelihood
-    ratio and thresholds. A photo without a face is undecided.
+    Prints one JSON line per face: answer, identity, reason, thresholds, and the candidates with score,
+    cosine, kappa and likelihood ratio. A photo without a face is undecided.
     """
     from spherecf.photos import find_photos
 
@@ -149,16 +160,19 @@ def remove(
     gallery: GalleryUri,
     names: Annotated[list[str], typer.Argument(help="Names of the people to remove.")],
     later: Annotated[
-        bool, typer.Option("--later", help="Leave erasing from the log to the next `gallery compact`.")
+        bool,
+        typer.Option(
+            "--later", help="Do not erase the data from the write-ahead log until the next `gallery compact`."
+        ),
     ] = False,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     token: GalleryToken = "",
 ) -> None:
-    """Remove people: templates, images and names are overwritten with zeros."""
+    """Remove people. Their templates, images and names are overwritten with zeros."""
     lines = []
-    with _existing(gallery, model, backbone, token) as opened:
+    with _open_existing(gallery, model, backbone, token) as opened:
         if unknown := [name for name in names if name not in opened]:
             raise InputError(f"{gallery}: not enrolled: {', '.join(unknown)}; nothing was removed")
         for name in names:
@@ -176,14 +190,17 @@ def list_people(
     backbone: BackboneOfModel = None,
     token: GalleryToken = "",
 ) -> None:
-    """List the enrolled people with kappa, number of photos and warnings; one JSON line per person."""
-    with _existing(gallery, model, backbone, token) as opened:
+    """List the enrolled people with kappa, number of photos and warnings.
+
+    Prints one JSON line per person.
+    """
+    with _open_existing(gallery, model, backbone, token) as opened:
         lines = [enrolled.to_dict() for enrolled in opened.list()]
     print_lines(lines, as_lines)
     table = Table(title=f"{len(lines)} people")
     for column in ("name", "kappa", "photos", "media", "warnings"):
         table.add_column(column, overflow="fold")
-    for line in lines[:_SHOWN]:
+    for line in lines[:_MAX_ROWS]:
         counts = f"{line['kappa']:.0f}", str(line["images"]), str(line["media"])
         table.add_row(escape(line["identity"]), *counts, escape("; ".join(line["warnings"])))
     console.print(table)
@@ -193,72 +210,87 @@ def list_people(
 def info(
     gallery: GalleryUri,
     members: Annotated[
-        int, typer.Option(min=0, help="Members at most whose images tell whether the rules hold; 0 for none.")
+        int,
+        typer.Option(
+            min=0, help="Maximum number of members whose images test the decision rules. 0 skips the test."
+        ),
     ] = 1000,
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     token: GalleryToken = "",
 ) -> None:
-    """Show the size of a gallery, the model that it belongs to, and whether its rules hold for its members.
+    """Show the size of a gallery and its model, and test whether its decision rules hold for its members.
 
-    The images of members, drawn at random if there are many, are searched among each other: for each rate
-    that is promised, whether it is kept for them, broken, or whether they cannot tell, with an interval over
-    members. It takes 20 members.
+    The test compares the images of up to --members randomly chosen members. For each guaranteed false match
+    rate, the report says whether it is kept, broken or open (too few members to tell), with a 95 % interval
+    over members. At least 20 members are needed.
     """
-    with _existing(gallery, model, backbone, token) as opened:
+    with _open_existing(gallery, model, backbone, token) as opened:
         facts = opened.info()
-        report, untold = _searched(opened, members)
-        used = opened.rates_in_use(_MAX_FPIR)
-    found = None if report is None else report.to_dict()
-    print_lines([facts | {"members": found, "members_untold": untold}], as_lines)
+        report, untested_reason = _test_rules(opened, members)
+        rates_in_use = opened.rates_in_use(_MAX_FPIR)
+    results = None if report is None else report.to_dict()
+    print_lines([facts | {"members": results, "members_untold": untested_reason}], as_lines)
     table = Table(title=escape(gallery), show_header=False)
     for name, value in facts.items():
         table.add_row(name, escape(str(value)))
     console.print(table)
     if report is not None:
-        console.print(_rules_of(report, facts["identities"], used))
+        console.print(_rules_table(report, facts["identities"], rates_in_use))
         for left, right, evidence in report.alike:
-            print_text(f"alike: {left} and {right} ({evidence:.1f}); one person under two names?", "yellow")
-    elif untold:
-        print_text(untold)
+            print_text(
+                f"{left} and {right} look alike ({evidence:.1f}); is this one person under two names?",
+                "yellow",
+            )
+    elif untested_reason:
+        print_text(untested_reason)
 
 
-_MAX_FPIR = 0.01  # for which `gallery info` marks the rule in use; the default of `identify`
+_MAX_FPIR = 0.01  # `gallery info` marks the rule in use at this rate, the default of `gallery identify`
 
 
-def _searched(gallery: "Gallery", most: int) -> "tuple[MembersReport | None, str | None]":
-    """What the rules say of some members, or why that cannot be told."""
+def _test_rules(gallery: "Gallery", max_members: int) -> "tuple[MembersReport | None, str | None]":
+    """Test the decision rules on up to ``max_members`` members.
+
+    Returns:
+        The report, or None and the reason why the rules could not be tested.
+    """
     from spherecf.evaluation import check_members
 
-    if not most or not len(gallery):
+    if not max_members or not len(gallery):
         return None, None
     if gallery.calibration is None:
         return None, "the model is not calibrated, so there are no rules to check"
     try:
-        return check_members(gallery.members(most), gallery.calibration), None
+        return check_members(gallery.members(max_members), gallery.calibration), None
     except InputError as error:
-        return None, f"whether the rules hold for the members: {error}"
+        return None, f"the decision rules were not tested on the members: {error}"
 
 
-def _rules_of(report: "MembersReport", people: int, used: dict[str, float]) -> Table:
+def _rules_table(report: "MembersReport", people: int, rates_in_use: dict[str, float]) -> Table:
     counts = report.counts
-    pairs = f"{counts['non_mated']:,} comparisons of two members, {counts['mated']:,} of one"
+    pairs = f"{counts['non_mated']:,} non-mated and {counts['mated']:,} mated comparisons"
     title = f"{counts['members']:,} of {people:,} members, {counts['images']:,} images, {pairs}"
     table = Table(title=title)
-    for column in ("rule for", "promised", "wrong", "95 %", "verdict", "right", "match from", "tested on"):
+    for column in (
+        "score", "guaranteed FMR", "false matches", "95 % interval", "verdict", "true matches", "threshold",
+        "tested on",
+    ):  # fmt: skip
         table.add_column(column, overflow="fold")
-    for one in report.rules:
-        mark = " *" if one.rule.alpha == used.get(one.rule.score) else ""
-        low, high = one.interval
-        accept = "none" if one.rule.accept is None else f"{one.rule.accept:.2f}"
+    for result in report.rules:
+        rule = result.rule
+        mark = " *" if rule.alpha == rates_in_use.get(rule.score) else ""
+        low, high = result.interval
+        threshold = "none" if rule.accept is None else f"{rule.accept:.2f}"
         table.add_row(
-            one.rule.score, f"{one.rule.alpha:g}{mark}", f"{one.false_matches:,}", f"{low:.1e} .. {high:.1e}",
-            one.verdict, f"{one.matches:,}", accept, escape(one.rule.tested_on),
+            rule.score, f"{rule.alpha:g}{mark}", f"{result.false_matches:,}", f"{low:.1e} .. {high:.1e}",
+            result.verdict, f"{result.matches:,}", threshold, escape(rule.tested_on),
         )  # fmt: skip
     table.caption = (
-        f"* in use at --max-fpir {_MAX_FPIR:g}; 95 %: of the share of wrong matches, over members. Members "
-        "stand for strangers of their kind only, and one person under two names counts as wrong."
+        f"* in use at --max-fpir {_MAX_FPIR:g}; intervals of the false match rate, over members. The test is "
+        "valid only for non-members who resemble the members. One person under two names counts as a false "
+        "match."
     )
     return table
 
@@ -270,24 +302,25 @@ def compact(
     backbone: BackboneOfModel = None,
     token: GalleryToken = "",
 ) -> None:
-    """Check the file, and write it anew without anything that was removed or replaced."""
-    with _existing(gallery, model, backbone, token) as opened:
+    """Check the gallery file, and rewrite it without removed or replaced data."""
+    with _open_existing(gallery, model, backbone, token) as opened:
         opened.compact()
     print_text("compacted")
 
 
 @app.command(epilog="Example: spherecf gallery migrate people.gallery people.db")
 def migrate(
-    old: Annotated[Path, typer.Argument(help="A gallery that is a folder of Milvus Lite.")],
-    new: Annotated[Path, typer.Argument(help="File to make.")],
+    old: Annotated[Path, typer.Argument(help="Milvus Lite gallery (a folder) to copy from.")],
+    new: Annotated[Path, typer.Argument(help="Gallery file to create.")],
 ) -> None:
-    """Copy a gallery of Milvus Lite into a file; ids and times stay.
+    """Copy a Milvus Lite gallery to a gallery file. IDs and times are preserved.
 
-    Needs the package milvus-lite. After an interruption the same command goes on. OLD is left as it is.
+    Needs the package milvus-lite. After an interruption, run the same command again to continue. OLD is not
+    changed.
     """
-    from spherecf.gallery import migrate as copy
+    from spherecf.gallery import migrate as copy_gallery
 
-    print_text(f"{new}: {copy(old, new)} people")
+    print_text(f"{new}: {copy_gallery(old, new)} people")
 
 
 def _people(folder: Path) -> dict[str, list[Path]]:
@@ -299,8 +332,8 @@ def _people(folder: Path) -> dict[str, list[Path]]:
     return people
 
 
-def _existing(uri: str, model: Path | None, backbone: Path | None, token: str) -> "Gallery":
-    """A gallery that must exist, for commands that look at no photos."""
+def _open_existing(uri: str, model: Path | None, backbone: Path | None, token: str) -> "Gallery":
+    """Open an existing gallery, for commands that need no detector."""
     from spherecf.models import load
 
     return open_gallery(uri, load(model, backbone), token, create=False)
@@ -319,9 +352,10 @@ def _identified(
 
 
 def _print_enrolments(done: "list[PhotoEnrolment]") -> None:
-    silent = ("unchanged", "no folder")
-    for item in [item for item in done if item.status not in silent or item.left_out or item.reason][:_SHOWN]:
-        print_text(f"{item.identity}: {_change(item)}")
+    quiet_statuses = ("unchanged", "no folder")
+    listed = [item for item in done if item.status not in quiet_statuses or item.left_out or item.reason]
+    for item in listed[:_MAX_ROWS]:
+        print_text(f"{item.identity}: {_describe_change(item)}")
         for warning in filter(None, (item.reason, *(item.enrolled.warnings if item.enrolled else ()))):
             print_text(f"  {warning}", "yellow")
         for photo, reason in item.left_out:
@@ -330,13 +364,15 @@ def _print_enrolments(done: "list[PhotoEnrolment]") -> None:
         counts = Counter(item.status for item in done)
         print_text(", ".join(f"{status}: {count}" for status, count in counts.items()))
     if absent := [item.identity for item in done if item.status == "no folder"]:
-        names = ", ".join(absent[:_SHOWN]) + (" ..." if len(absent) > _SHOWN else "")
-        print_text(f"still enrolled, but without a folder (to remove: `gallery remove`): {names}", "yellow")
+        names = ", ".join(absent[:_MAX_ROWS]) + (" ..." if len(absent) > _MAX_ROWS else "")
+        print_text(
+            f"still enrolled, but without a folder (use `gallery remove` to remove them): {names}", "yellow"
+        )
     if any(item.removed for item in done):
-        print_text("to erase removed photos from the files, run `gallery compact`")
+        print_text("to erase removed photos from the gallery file, run `gallery compact`")
 
 
-def _change(item: "PhotoEnrolment") -> str:
+def _describe_change(item: "PhotoEnrolment") -> str:
     if item.enrolled is None:
         return str(item.status)
     counts = len(item.added), len(item.removed)
@@ -348,7 +384,7 @@ def _answers(lines: list[dict[str, Any]]) -> Table:
     table = Table(title=f"{len(lines)} faces")
     for column in ("photo", "answer", "score", "reason"):
         table.add_column(column, overflow="fold")
-    for line in lines[:_SHOWN]:
+    for line in lines[:_MAX_ROWS]:
         score = f"{line['candidates'][0]['score']:.1f}" if line["candidates"] else ""
         table.add_row(
             escape(line["photo"]), escape(line["identity"] or line["answer"]), score, escape(line["reason"])

@@ -1,4 +1,4 @@
-"""What commands share: options, opening what they name, output, and exit codes."""
+"""Shared by all commands: options, loading of models and galleries, output, and exit codes."""
 
 import io
 import json
@@ -23,32 +23,40 @@ if TYPE_CHECKING:
 
 BackboneFile = Annotated[
     Path | None,
-    typer.Option(help="Recogniser: ONNX file or torch checkpoint (default: the bundled SFace)."),
+    typer.Option(help="Recogniser: an ONNX file or a PyTorch checkpoint (default: the bundled SFace)."),
 ]
 PresetName = Annotated[
     str,
-    typer.Option(help="Preprocessing of an unknown recogniser: insightface, scf, adaface, magface or raw."),
+    typer.Option(
+        help="Preprocessing for a recogniser that SphereCF does not know: insightface, scf, adaface, magface "
+        "or raw."
+    ),
 ]
 DtypeName = Annotated[
     str,
     typer.Option(
-        help="float32, or less accurate, with the torch engines: bfloat16 (twice as fast), tf32 (on a GPU)."
+        help="Precision: float32, bfloat16 (about twice as fast, less accurate) or tf32 (GPU only, less "
+        "accurate). bfloat16 and tf32 need a torch engine."
     ),
 ]
 EngineName = Annotated[
     str, typer.Option(help="Engine that runs the recogniser: auto, onnxruntime, torch or compiled.")
 ]
-DeviceName = Annotated[str, typer.Option(help="Device of the torch engines: cpu, cuda, cuda:1.")]
-BatchSize = Annotated[int, typer.Option(help="Images per call of the recogniser.")]
+DeviceName = Annotated[str, typer.Option(help="Device for the torch engines: cpu, cuda or cuda:N.")]
+BatchSize = Annotated[int, typer.Option(help="Batch size of the recogniser, in images.")]
 ListRoot = Annotated[
-    Path | None, typer.Option(help="Base folder of the paths in a list file (default: the file's folder).")
+    Path | None, typer.Option(help="Base folder of the paths in a list file (default: the list's folder).")
 ]
 IjbSet = Annotated[str, typer.Option("--set", help="Name prefix of the meta files: ijbb or ijbc.")]
-Draws = Annotated[int, typer.Option(help="Bootstrap draws over people; 0 for no intervals.")]
-PhotoPaths = Annotated[list[Path], typer.Argument(help="Photos and folders of photos, searched recursively.")]
+Draws = Annotated[
+    int, typer.Option(help="Number of bootstrap samples over people. 0 turns off confidence intervals.")
+]
+PhotoPaths = Annotated[list[Path], typer.Argument(help="Photos, and folders to search for photos.")]
 GalleryToken = Annotated[
     str,
-    typer.Option(envvar="SPHERECF_GALLERY_TOKEN", show_envvar=True, help="Access token of a Milvus server."),
+    typer.Option(
+        envvar="SPHERECF_GALLERY_TOKEN", show_envvar=True, help="Access token for the Milvus server."
+    ),
 ]
 
 
@@ -59,7 +67,7 @@ def open_backbone(
     device: str = "cpu",
     dtype: str = "float32",
 ) -> "FrozenBackbone":
-    """Load the recogniser; repairs of its file are reported on stderr."""
+    """Load the recogniser, and report repairs of its file on stderr."""
     from spherecf.models import CHECKPOINT_SUFFIXES, FrozenBackbone
 
     options: dict[str, Any] = {"engine": engine, "device": device, "dtype": dtype}
@@ -81,12 +89,15 @@ def print_repairs(backbone: "FrozenBackbone") -> None:
 
 
 ModelFile = Annotated[
-    Path | None, typer.Option(help="Confidence model (default: the one that ships with SphereCF).")
+    Path | None, typer.Option(help="Confidence model (default: the one bundled with SphereCF).")
 ]
 BackboneOfModel = Annotated[
-    Path | None, typer.Option(help="Recogniser of the model: ONNX file or checkpoint (default: SFace).")
+    Path | None,
+    typer.Option(help="Recogniser of the model: an ONNX file or a PyTorch checkpoint (default: SFace)."),
 ]
-DetectorFile = Annotated[Path | None, typer.Option(help="Face detector: a YuNet ONNX file.")]
+DetectorFile = Annotated[
+    Path | None, typer.Option(help="Face detector: a YuNet ONNX file (default: the bundled YuNet).")
+]
 
 
 def open_assessor(
@@ -116,7 +127,7 @@ def open_assessor(
 
 
 def open_gallery(uri: str, model: "ConfidenceModel", token: str = "", *, create: bool = True) -> "Gallery":
-    """Open the gallery of this model: a file, or the URI of a Milvus server."""
+    """Open a gallery for this model, from a file or the URI of a Milvus server."""
     from spherecf.gallery import Gallery
 
     return Gallery.open(
@@ -132,46 +143,53 @@ def open_gallery(uri: str, model: "ConfidenceModel", token: str = "", *, create:
 
 
 AsLines = Annotated[
-    bool, typer.Option("--json", help="Print JSON lines on stdout; the default if stdout is not a terminal.")
+    bool,
+    typer.Option(
+        "--json", help="Print JSON lines on stdout. This is the default if stdout is not a terminal."
+    ),
 ]
 
 AsReport = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 
 
 def print_lines(rows: Iterable[Mapping[str, Any]], as_lines: bool = True) -> None:
-    """Print one JSON object per line on stdout, if asked or if stdout is not a terminal; NaN is an error."""
+    """Print one JSON object per line on stdout, if requested or if stdout is not a terminal.
+
+    Raises:
+        ValueError: a row contains NaN or an infinity.
+    """
     if lines_wanted(as_lines):
         for row in rows:
             typer.echo(json.dumps(row, ensure_ascii=False, allow_nan=False))
 
 
 def lines_wanted(as_lines: bool) -> bool:
-    """True if JSON lines were asked for, or if a program reads stdout."""
+    """True if JSON lines were requested, or if stdout is not a terminal."""
     return as_lines or not sys.stdout.isatty()
 
 
 def print_text(text: str, style: str | None = None) -> None:
-    """Print a message on stderr as it is: no markup, no highlighting, no line breaks inserted."""
+    """Print a message on stderr verbatim: without markup, highlighting or inserted line breaks."""
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_listing(lines: Sequence[str], limit: int = 20) -> None:
-    """Print the first lines on stderr, indented; the JSON output has all of them."""
+    """Print the first ``limit`` lines on stderr, indented; the JSON output contains all of them."""
     for line in lines[:limit]:
         print_text(f"  {line}")
     if len(lines) > limit:
-        print_text(f"  ... and {len(lines) - limit:,} more (the JSON output lists all)")
+        print_text(f"  ... and {len(lines) - limit:,} more (the JSON output lists all of them)")
 
 
 def file_to_write(path: Path | None) -> Path | None:
-    """Callback of options that name an output file: fail before the work, not after it."""
+    """Callback of options that name an output file: check early that it can be written."""
     if path is not None:
         check_destination(path)
     return path
 
 
 def folder_to_write(path: Path | None) -> Path | None:
-    """Callback of options that name an output folder: fail before the work, not after it."""
+    """Callback of options that name an output folder: check early that it can be written."""
     if path is not None:
         check_folder(path)
     return path
@@ -180,8 +198,8 @@ def folder_to_write(path: Path | None) -> Path | None:
 def run_command(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code: 0 success, 1 failure with one line on stderr, 130 interrupted.
 
-    If stdout is closed, full or a broken pipe, the command fails, even if a library wrote to it. Messages
-    that cannot be written to stderr are dropped.
+    The command fails if stdout is closed, full or a broken pipe, even if the failed write was made by a
+    library. Messages that cannot be written to stderr are dropped.
     """
     with _guarded_streams() as check_stdout:
         try:
@@ -199,36 +217,37 @@ def run_command(command: Callable[[], int | None]) -> int:
 
 @contextmanager
 def _guarded_streams() -> Iterator[Callable[[], None]]:
-    """Guard stdout and stderr; yields a function that flushes stdout and raises if a write failed."""
-    for descriptor in range(
-        3
-    ):  # a closed one would be reused by the next file opened, and libraries would print into it
+    """Guard stdout and stderr. Yields a function that flushes stdout and raises if a write failed."""
+    # The next file opened would reuse a closed descriptor, and libraries would print into that file.
+    for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    before = sys.stdout, sys.stderr
-    guard = _Guard(sys.stdout)
-    sys.stdout, sys.stderr = text, _ = guard.as_text(), _Guard(sys.stderr, silent=True).as_text()
+    original_streams = sys.stdout, sys.stderr
+    guard = _GuardedStream(sys.stdout)
+    guarded_stdout = guard.as_text()
+    sys.stdout, sys.stderr = guarded_stdout, _GuardedStream(sys.stderr, silent=True).as_text()
 
     def check_stdout() -> None:
-        text.flush()
+        guarded_stdout.flush()
         if guard.error is not None:
             raise guard.error
 
     try:
         yield check_stdout
     finally:
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = original_streams
 
 
-class _Guard(io.RawIOBase):
-    """The byte stream under stdout or stderr. The first failure raises `StorageError`; later bytes are
-    dropped, so that the interpreter has nothing left to flush at exit.
+class _GuardedStream(io.RawIOBase):
+    """Byte stream below stdout or stderr that reports the first failed write as `StorageError`.
+
+    Bytes after the failure are dropped, which leaves the interpreter nothing to flush at exit.
 
     Args:
-        stream: a text stream; None if its descriptor was closed at start.
-        silent: drop everything from the first failure on, without raising.
+        stream: text stream to wrap; None if its descriptor was closed at start.
+        silent: never raise; drop everything from the first failure on.
     """
 
     def __init__(self, stream: Any, *, silent: bool = False) -> None:
@@ -236,13 +255,15 @@ class _Guard(io.RawIOBase):
         self.error: StorageError | None = None
 
     def as_text(self) -> Any:
-        """As a text stream: UTF-8 whatever the locale, but a terminal's own encoding."""
+        """A text stream on top: UTF-8 regardless of the locale, except for a terminal, which keeps its own
+        encoding.
+        """
         if self._stream is not None and not hasattr(self._stream, "buffer"):
-            return self._stream  # a custom text stream without bytes below it
-        terminal = self.isatty()
-        encoding = self._stream.encoding if terminal and self._stream is not None else "utf-8"
+            return self._stream  # a custom text stream without a byte stream below it
+        is_terminal = self.isatty()
+        encoding = self._stream.encoding if is_terminal and self._stream is not None else "utf-8"
         return io.TextIOWrapper(
-            io.BufferedWriter(self), encoding, "backslashreplace", line_buffering=terminal or self._silent
+            io.BufferedWriter(self), encoding, "backslashreplace", line_buffering=is_terminal or self._silent
         )
 
     def writable(self) -> bool:
@@ -269,8 +290,8 @@ class _Guard(io.RawIOBase):
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 self.error = StorageError(
-                    f"stdout: could not be written ({reason}); its output is incomplete, but files that the "
-                    "command wrote are complete"
+                    f"stdout: could not be written ({reason}); the output is incomplete, but files written "
+                    "by the command are complete"
                 )
                 if not self._silent:
                     raise self.error from error

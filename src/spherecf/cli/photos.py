@@ -1,4 +1,4 @@
-"""`spherecf compare` and `template`: whether photos show one person."""
+"""`spherecf compare` and `template`: compare photos, and pool photos of one person."""
 
 import csv
 import math
@@ -34,16 +34,19 @@ def compare(
     left: Annotated[Path | None, typer.Argument(help="First photo.")] = None,
     right: Annotated[Path | None, typer.Argument(help="Second photo.")] = None,
     max_fmr: Annotated[
-        float, typer.Option(help="Maximum false match rate; the model needs a decision rule for it.")
+        float,
+        typer.Option(help="Maximum false match rate. The model must have a decision rule for this rate."),
     ] = 1e-4,
     face: Annotated[
         list[int] | None,
         typer.Option(
-            help="Index of the face to compare, 0 is the main one; give it twice, for LEFT and RIGHT."
+            help="Index of the face to compare (0: the main face). Give the option twice, for LEFT and RIGHT "
+            "(default: 0 and 0)."
         ),
     ] = None,
     pairs: Annotated[
-        Path | None, typer.Option(help="Compare many pairs instead: CSV file with two columns of photos.")
+        Path | None,
+        typer.Option(help="Compare many pairs instead of two photos: a CSV file with two columns of photos."),
     ] = None,
     as_lines: AsLines = False,
     model: ModelFile = None,
@@ -51,25 +54,28 @@ def compare(
     detector: DetectorFile = None,
     device: DeviceName = "cpu",
 ) -> None:
-    """Decide whether two photos show one person: match, non-match or undecided, at a guaranteed error rate.
+    """Decide whether two photos show the same person: match, non-match or undecided.
 
-    The answer is undecided if a photo has no face, if the quality of a face is too low, or if the score is
-    between the thresholds. Prints one JSON line per pair: decision, reason, score, cosine, likelihood ratio
-    (natural log), thresholds, the false match rate measured at calibration, and both faces.
+    The false match rate is at most --max-fmr. The decision is undecided if a photo has no face, if the
+    quality of a face is too low, or if the score is between the thresholds. Prints one JSON line per pair:
+    decision, reason, score, cosine, log-likelihood ratio (natural log), thresholds, the false match rate
+    measured at calibration, and both faces.
     """
     if (pairs is None) == (left is None or right is None):
         raise typer.BadParameter("expected two photos, or --pairs FILE", param_hint="LEFT RIGHT")
     if face is not None and (len(face) != 2 or pairs is not None):
-        raise typer.BadParameter("expected twice, for LEFT and RIGHT", param_hint="--face")
-    wanted = _read_pairs(pairs) if pairs is not None else [(str(left), str(right))]
+        raise typer.BadParameter(
+            "give this option twice, for LEFT and RIGHT, and without --pairs", param_hint="--face"
+        )
+    photo_pairs = _read_pairs(pairs) if pairs is not None else [(str(left), str(right))]
     assessor = open_assessor(model, backbone, detector, device=device)
-    results = _compare(assessor, wanted, max_fmr, (face[0], face[1]) if face else (0, 0))
+    results = _compare(assessor, photo_pairs, max_fmr, (face[0], face[1]) if face else (0, 0))
     print_lines((result.to_dict() for result in results), as_lines)
-    console.print(_facts(results[0]) if len(results) == 1 else _summary(results))
+    console.print(_details_table(results[0]) if len(results) == 1 else _summary_table(results))
 
 
 def _read_pairs(path: Path) -> list[tuple[str, str]]:
-    """(left, right) paths, relative to the current folder."""
+    """Read (left, right) paths, relative to the current folder."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             rows = [row for row in csv.reader(lines) if row]
@@ -79,7 +85,7 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
         if len(row) != 2:
             raise FileFormatError(path, f"row {number}: expected two photos, got {len(row)} columns.")
         if not all(map(str.strip, row)):
-            raise FileFormatError(path, f"row {number}: expected two photos, one is empty.")
+            raise FileFormatError(path, f"row {number}: expected two photos, but a column is empty.")
     if not rows:
         raise InputError(f"{path}: contains no pairs")
     return [(left.strip(), right.strip()) for left, right in rows]
@@ -88,11 +94,11 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
 def _compare(
     assessor: "FaceAssessor", pairs: list[tuple[str, str]], max_fmr: float, faces: tuple[int, int]
 ) -> "list[Comparison]":
-    """Assess every photo once, then compare all pairs."""
+    """Assess each photo once, then compare all pairs."""
     from spherecf.photos import compare as compare_photos, printable, rule_for
 
     model = assessor.model
-    rule_for(model.calibration, max_fmr, radius=model.radius)  # fail before the work, not after it
+    rule_for(model.calibration, max_fmr, radius=model.radius)  # fail before the photos are assessed
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     stream = assessor.stream((printable(Path(name)), Path(name)) for name in names)
     photos = {name: photo for photo, name in zip(track(stream, "photos", len(names)), names)}
@@ -104,12 +110,12 @@ def _compare(
     ]
 
 
-def _facts(result: "Comparison") -> Table:
+def _details_table(result: "Comparison") -> Table:
     decision = result.decision.value.replace("_", "-").upper()
     table = Table(title=escape(f"{decision}: {result.reason}"), show_header=False)
-    for photo, which in zip((result.left, result.right), result.faces):
+    for photo, face_index in zip((result.left, result.right), result.faces):
         if photo.main is not None:
-            face = photo.faces[which]
+            face = photo.faces[face_index]
             reasons = ", ".join(face.reasons) or "no capture problems"
             table.add_row(
                 escape(photo.name), f"quality {face.quality} of 100, kappa {face.kappa:.0f}; {reasons}"
@@ -117,21 +123,21 @@ def _facts(result: "Comparison") -> Table:
         else:
             table.add_row(escape(photo.name), escape(photo.reason))
     if result.score is not None:
-        limit = "none" if result.rule.accept is None else f"{result.rule.accept:.2f}"
+        threshold = "none" if result.rule.accept is None else f"{result.rule.accept:.2f}"
         table.add_row("score", f"{result.score:.2f} (cosine {result.cosine:.3f})")
-        table.add_row(result.rule.score, f"{result.evidence:.2f}, match threshold {limit}")
+        table.add_row(result.rule.score, f"{result.evidence:.2f}, match threshold {threshold}")
     if result.llr is not None:
-        table.add_row("likelihood ratio", f"10^{result.llr / math.log(10):+.1f} in favour of one person")
+        table.add_row("likelihood ratio", f"10^{result.llr / math.log(10):+.1f} in favour of the same person")
     if (test := result.false_matches) is not None:
         measured = f"measured: {test.errors:,} in {test.trials:,} pairs of different people"
         measured += f" ({result.rule.tested_on})"
-        table.add_row("false match rate", f"at most {result.max_fmr:g} guaranteed; {measured}")
+        table.add_row("false match rate", f"guaranteed: at most {result.max_fmr:g}; {measured}")
     for note in result.notes:
         table.add_row("note", escape(note))
     return table
 
 
-def _summary(results: "list[Comparison]") -> Table:
+def _summary_table(results: "list[Comparison]") -> Table:
     table = Table(title=f"{len(results)} pairs at FMR {results[0].max_fmr:g}")
     for column in ("decision", "left", "right", "score", "reason"):
         table.add_column(column, overflow="fold")
@@ -152,18 +158,24 @@ def template(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Write the template as an embeddings file of one row.", callback=file_to_write),
+        typer.Option(
+            help="Write the template to this file, as an embeddings file with one row.",
+            callback=file_to_write,
+        ),
     ] = None,
-    name: Annotated[str, typer.Option(help="Name of the person in --out (default: the file name).")] = "",
+    name: Annotated[
+        str,
+        typer.Option(help="Name of the person in the file; needs --out (default: the name of the file)."),
+    ] = "",
     as_lines: AsLines = False,
     model: ModelFile = None,
     backbone: BackboneOfModel = None,
     detector: DetectorFile = None,
 ) -> None:
-    """Pool photos of one person into a template and show what each photo contributes.
+    """Pool photos of one person into a template, and show the contribution of each photo.
 
-    Prints one JSON line: pooled kappa, its growth photo by photo, and per photo its weight, its gain, whether
-    it helps, whether it looks like a different person, and which photo it duplicates.
+    Prints one JSON line: the pooled kappa, the pooled kappa after each photo, and for each photo its weight,
+    its gain, whether it helps, whether it looks like a different person, and which photo it duplicates.
     """
     from spherecf.photos import build_template, find_photos
 
@@ -174,27 +186,27 @@ def template(
     stream = assessor.stream((file.name, file.path) for file in files.photos)
     photos = list(track(stream, "photos", len(files.photos)))
     loaded = assessor.model
-    built = build_template(
+    pooled = build_template(
         photos, loaded.calibration, radius=loaded.radius, exclude_strangers=exclude_strangers
     )
-    line = built.to_dict()
+    line = pooled.to_dict()
     if out is not None:
         facts = {"model": loaded.fingerprint(), "backbone": loaded.backbone.sha256, "radius": loaded.radius}
-        line["written"] = str(built.save(out, name or out.stem, provenance=facts))
+        line["written"] = str(pooled.save(out, name or out.stem, provenance=facts))
     print_lines([line], as_lines)
-    console.print(_table(built))
+    console.print(_template_table(pooled))
     unreadable = [f"{folder}: cannot be read ({reason})" for folder, reason in files.unreadable]
-    for warning in (*built.warnings, *unreadable):
+    for warning in (*pooled.warnings, *unreadable):
         print_text(warning, "yellow")
     if files.ignored:
         print_text(f"files ignored because they are not photos: {len(files.ignored)}")
 
 
-def _table(built: "PhotoTemplate") -> Table:
-    table = Table(title=f"pooled kappa {built.kappa:.0f} from {len(built.pooled)} photos")
+def _template_table(pooled: "PhotoTemplate") -> Table:
+    table = Table(title=f"pooled kappa {pooled.kappa:.0f} from {len(pooled.pooled)} photos")
     for column in ("photo", "quality", "weight", "gain", "assessment"):
         table.add_column(column, overflow="fold")
-    for photo in built.photos:
+    for photo in pooled.photos:
         if photo.kappa is None:
             table.add_row(escape(photo.name), "", "", "", escape(photo.reason))
         else:
@@ -205,8 +217,8 @@ def _table(built: "PhotoTemplate") -> Table:
 
 def _assessment(photo: "TemplatePhoto") -> str:
     if photo.stranger:
-        return "stranger? " + photo.reason
+        return "different person? " + photo.reason
     if photo.same_as is not None:
-        return f"same picture as {photo.same_as}"
+        return f"duplicate of {photo.same_as}"
     effect = "helps" if photo.helps else "adds little"
     return f"{effect}: {', '.join(photo.reasons)}" if photo.reasons else effect

@@ -31,48 +31,61 @@ if TYPE_CHECKING:
     from spherecf.photos import FaceAssessor, PhotoFiles
 
 EXAMPLE = "Example: spherecf quality photos/ --sheet faces.html"
-_LISTED = 20  # rows shown at either end of the table; the JSON lines have all
+_MAX_LISTED = 20  # rows printed at either end of the table; the JSON output contains all rows
 
 
 def quality(
     paths: PhotoPaths,
     faces: Annotated[
-        Literal["all", "main"], typer.Option(help="Assess all faces of a photo, or the main one.")
+        Literal["all", "main"], typer.Option(help="Assess all faces of a photo, or only the main face.")
     ] = "all",
     sort: Annotated[
-        Literal["rank", "name"], typer.Option(help="Order of the rows: rank (highest kappa first) or name.")
+        Literal["rank", "name"],
+        typer.Option(help="Sort the rows by rank (highest kappa first) or by name of the photo."),
     ] = "rank",
     as_lines: AsLines = False,
     csv: Annotated[
-        Path | None, typer.Option(help="Write a CSV table of all faces.", callback=file_to_write)
+        Path | None, typer.Option(help="Write all faces to this CSV file.", callback=file_to_write)
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(help="Write lines `image_path score`, -1 for failures.", callback=file_to_write),
+        typer.Option(
+            help="Write lines `image_path score` to this file. The score of failures is -1.",
+            callback=file_to_write,
+        ),
     ] = None,
     scores_of: Annotated[
-        Literal["kappa", "percentile", "quality"], typer.Option(help="Number to write with --scores.")
+        Literal["kappa", "percentile", "quality"], typer.Option(help="Score to write with --scores.")
     ] = "kappa",
     sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet: .html, .png or .jpg.", callback=file_to_write)
+        Path | None,
+        typer.Option(help="Write a contact sheet to this .html, .png or .jpg file.", callback=file_to_write),
     ] = None,
     min_quality: Annotated[
         int | None,
         typer.Option(min=0, max=100, help="Keep photos whose main face has at least this quality."),
     ] = None,
     copy_to: Annotated[
-        Path | None, typer.Option(help="Copy the kept photos to this folder.", callback=folder_to_write)
+        Path | None,
+        typer.Option(help="Copy kept photos to this folder; needs --min-quality.", callback=folder_to_write),
     ] = None,
     keep_list: Annotated[
-        Path | None, typer.Option(help="Write the names of the kept photos.", callback=file_to_write)
+        Path | None,
+        typer.Option(
+            help="Write the names of kept photos to this file; needs --min-quality.", callback=file_to_write
+        ),
     ] = None,
     reject_list: Annotated[
-        Path | None, typer.Option(help="Write the names of the rejected photos.", callback=file_to_write)
+        Path | None,
+        typer.Option(
+            help="Write the names of rejected photos to this file; needs --min-quality.",
+            callback=file_to_write,
+        ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            help="Store assessments in this file, and reuse them in the next run.",
+            help="Cache assessments in this file. The next run reuses them, e.g. after an interruption.",
             callback=file_to_write,
         ),
     ] = None,
@@ -81,13 +94,15 @@ def quality(
     detector: DetectorFile = None,
     engine: EngineName = "auto",
     device: DeviceName = "cpu",
-    max_megapixels: Annotated[float, typer.Option(min=0.01, help="Reject larger pictures.")] = 200.0,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.01, help="Skip photos larger than this, in megapixels.")
+    ] = 200.0,
 ) -> None:
-    """Rank the faces in your photos by confidence, and show the capture problems of each.
+    """Rank the faces in your photos by confidence, and list the capture problems of each face.
 
-    Prints one JSON line per face: rank, quality (0 to 100: percentage of the reference faces with a lower
-    kappa), kappa, reasons, box, capture facts. Photos without a face are listed with the reason and quality
-    -1. The photos are never changed.
+    Prints one JSON line per face: rank, quality (0 to 100, the percentage of reference faces with a lower
+    kappa), kappa, reasons, bounding box and capture measurements. Photos without a face are listed with
+    quality -1 and the reason. The photos are never changed.
     """
     from spherecf.photos import find_photos, ranked_faces
 
@@ -98,7 +113,7 @@ def quality(
     files = find_photos(paths)
     if not files.photos:
         _print_ignored(files)
-        raise InputError(f"there are no photos in {', '.join(map(str, paths))}")
+        raise InputError(f"found no photos in {', '.join(map(str, paths))}")
     assessor = open_assessor(
         model, backbone, detector, faces=faces, engine=engine, device=device,
         max_pixels=round(max_megapixels * 1e6),
@@ -110,7 +125,7 @@ def quality(
     rows = ranked_faces(photos)
     if sort == "name":
         rows.sort(key=lambda row: (row["photo"], row["face"] or 0))
-    try:  # if stdout or one of the files cannot be written, still write the others
+    try:  # if stdout or one of the files cannot be written, the others are still written
         print_lines(rows, as_lines)
         if not lines_wanted(as_lines):
             console.print(_table(rows))
@@ -133,7 +148,7 @@ def _check_sheet(sheet: Path | None) -> None:
 def _assess(
     files: "PhotoFiles", assessor: "FaceAssessor", resume: Path | None
 ) -> tuple[list[dict[str, Any]], bool]:
-    """Records of the photos, and False if Ctrl-C interrupted the work."""
+    """Assess the photos. Returns their records, and False if Ctrl-C interrupted the run."""
     from spherecf.photos import assess_files
 
     photos: list[dict[str, Any]] = []
@@ -162,8 +177,8 @@ def _write(
         write_scores(scores, rows, scores_of)
     if sheet is not None:
         write_sheet(sheet, rows, {photo.name: photo.path for photo in files.photos})
-    for written in filter(None, (csv, scores, sheet)):
-        print_text(f"written: {written}")
+    for path in filter(None, (csv, scores, sheet)):
+        print_text(f"written: {path}")
 
 
 def _select(
@@ -183,23 +198,23 @@ def _select(
             write_list(path, names)
     print_text(f"{len(kept)} photos have quality {min_quality} or more, {len(rejected)} less")
     if copy_to is not None and complete:
-        wanted = set(kept)
-        copied = copy_photos([photo for photo in files.photos if photo.name in wanted], copy_to)
-        print_text(f"{copied} photos copied to {copy_to}")
+        kept_names = set(kept)
+        n_copied = copy_photos([photo for photo in files.photos if photo.name in kept_names], copy_to)
+        print_text(f"{n_copied} photos copied to {copy_to}")
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table("rank", "photo", "face", "quality", "kappa", "reasons", box=None)
     faces = [row for row in rows if row["face"] is not None]
-    hidden = max(0, len(faces) - 2 * _LISTED)
+    n_hidden = max(0, len(faces) - 2 * _MAX_LISTED)
     for index, row in enumerate(faces):
-        if hidden and index == _LISTED:
-            table.add_row("", f"... {hidden} more ...")
-        if not hidden or not _LISTED <= index < len(faces) - _LISTED:
+        if n_hidden and index == _MAX_LISTED:
+            table.add_row("", f"... {n_hidden} more ...")
+        if not n_hidden or not _MAX_LISTED <= index < len(faces) - _MAX_LISTED:
             kappa = "" if row["kappa"] is None else f"{row['kappa']:.0f}"
-            number = "" if row["quality"] < 0 else str(row["quality"])
-            rank, which = str(row["rank"] or ""), str(row["face"] + 1)
-            table.add_row(rank, Text(row["photo"]), which, number, kappa, ", ".join(row["reasons"]))
+            quality = "" if row["quality"] < 0 else str(row["quality"])
+            rank, face = str(row["rank"] or ""), str(row["face"] + 1)
+            table.add_row(rank, Text(row["photo"]), face, quality, kappa, ", ".join(row["reasons"]))
     return table
 
 
@@ -208,14 +223,14 @@ def _print_summary(rows: Sequence[dict[str, Any]], files: "PhotoFiles") -> None:
     print_text(f"{len(rows) - len(failures)} faces in {len({row['photo'] for row in rows})} photos")
     if failures:
         print_text(f"photos without a usable face: {len(failures)}", "yellow")
-        print_listing(failures, _LISTED)
+        print_listing(failures, _MAX_LISTED)
     _print_ignored(files)
 
 
 def _print_ignored(files: "PhotoFiles") -> None:
     if files.unreadable:
         print_text(f"folders that cannot be read: {len(files.unreadable)}", "yellow")
-        print_listing([f"{name}: {reason}" for name, reason in files.unreadable], _LISTED)
+        print_listing([f"{name}: {reason}" for name, reason in files.unreadable], _MAX_LISTED)
     if files.ignored:
         print_text(f"files ignored because they are not photos: {len(files.ignored)}")
-        print_listing(files.ignored, _LISTED)
+        print_listing(files.ignored, _MAX_LISTED)

@@ -1,4 +1,4 @@
-"""The SCF reference's command: its options as our settings, its data, its checkpoints."""
+"""The command of the SCF reference: translates its options, data and checkpoints to those of this library."""
 
 import json
 import math
@@ -30,23 +30,23 @@ _PATIENCE = 20_000  # steps without a lower loss before ReduceLROnPlateau lowers
 
 
 def train(options: Namespace) -> dict[str, Any]:
-    """Train in this process, or as one of those that ``torchrun`` started.
+    """Train in this process, which may be one of several started by ``torchrun``.
 
     Returns:
         The report on rank 0, an empty dictionary on other ranks.
 
     Raises:
         InputError: data, recogniser and classifier do not fit together.
-        FileFormatError: no such data or files, or damaged ones.
+        FileFormatError: data or files are missing or damaged.
         SpherecfError: as in `train_confidence`.
     """
     folder = Path(options.output_dir)
     with join_ranks("auto" if options.cuda else "cpu") as ranks:
         if options.cuda and ranks.device.type == "cpu" and ranks.is_main:
-            console.print("no GPU here: training on the CPU, as with --no_cuda", highlight=False)
+            console.print("no GPU found: training on the CPU, as with --no_cuda", highlight=False)
         source = find_data(options.dataset, Path(options.dataroot))
         backbone = open_backbone(options, str(ranks.device))
-        # Checked now: `train_confidence` would find out only after the recogniser's pass over all images.
+        # Check early: `train_confidence` checks only after the recogniser has processed all images.
         GivenPrototypes(source, prototypes_for(source, options.saved_fc), backbone.dim)
         config = to_config(options, len(source), ranks.size)
         if ranks.is_main:
@@ -62,38 +62,38 @@ def train(options: Namespace) -> dict[str, Any]:
         record = model.record
         return {
             "model": str(folder / MODEL_FILE),
-            "checkpoint": str(folder / "ckpts" / _name(options.epochs)),
+            "checkpoint": str(folder / "ckpts" / _checkpoint_name(options.epochs)),
             "last": record["history"][-1],
             "data": record["data"],
         }
 
 
 def find_data(name: str, root: Path) -> ImageSource:
-    """``ROOT/list/NAME_list.txt``, else a RecordIO set in ``ROOT/NAME`` or ``ROOT``.
+    """Open ``ROOT/list/NAME_list.txt``, or else a RecordIO set in ``ROOT/NAME`` or ``ROOT``.
 
-    The labels of a list are rows of the classifier as they stand, also where numbers are left out.
+    The labels in a list are row numbers of the classifier. They are used unchanged, even if there are gaps.
 
     Raises:
-        FileFormatError: neither is there, or it is damaged.
+        FileFormatError: neither exists, or the data is damaged.
     """
     listed = root / "list" / f"{name}_list.txt"
     if listed.exists():
-        return _numbered(ListFile(listed, root, name))
+        return _restore_labels(ListFile(listed, root, name))
     for folder in (root / name, root):
         if (folder / "train.rec").exists():
             return RecordFile(folder)
     tried = ", ".join(map(str, (listed, root / name / "train.rec", root / "train.rec")))
     raise FileFormatError(
-        root, f"no data set {name!r}: looked for {tried}.", "Give the folder that holds one as --dataroot."
+        root, f"no data set {name!r}: looked for {tried}.", "Pass the folder that contains it as --dataroot."
     )
 
 
-def _numbered(source: ListFile) -> ListFile:
-    """Restore the labels that are written in the list, which `ListFile` has numbered from 0 without gaps."""
-    words = [word for word in source.identities if not word.isdecimal()]
-    if words:
+def _restore_labels(source: ListFile) -> ListFile:
+    """Restore the labels written in the list; `ListFile` renumbers them from 0 without gaps."""
+    invalid = [label for label in source.identities if not label.isdecimal()]
+    if invalid:
         raise FileFormatError(
-            source.path, f"expected labels 0, 1, ... (rows of the classifier), got {words[0]!r}."
+            source.path, f"expected labels 0, 1, ... (rows of the classifier), got {invalid[0]!r}."
         )
     numbers = np.array(source.identities, np.int64)
     source.labels = np.where(source.labels < 0, -1, numbers[source.labels])
@@ -102,40 +102,41 @@ def _numbered(source: ListFile) -> ListFile:
 
 
 def open_backbone(options: Namespace, device: str) -> FrozenBackbone:
-    """The recogniser, with the reference's pixel format unless the file is one of `train_backbone`.
+    """Load the recogniser, with the reference's preprocessing unless the file is from `train_backbone`.
 
     Raises:
-        InputError: its map or embedding has another size than the options.
+        InputError: the size of its feature map or embedding differs from the options.
     """
-    # Files of `train_backbone` carry their pixel format; the reference's checkpoints do not.
+    # Files from `train_backbone` store their preprocessing; the reference's checkpoints do not.
     path = Path(options.saved_bkb)
-    pixels = None if path.suffix == ".safetensors" else "scf"
-    backbone = FrozenBackbone.from_checkpoint(path, pixels, device=device)
+    preprocessing = None if path.suffix == ".safetensors" else "scf"
+    backbone = FrozenBackbone.from_checkpoint(path, preprocessing, device=device)
     channels, height, width = backbone.feature_shape
-    for option, expected, actual, what in (
+    for option, expected, actual, output in (
         ("convf_dim", options.convf_dim, channels * height * width, f"map {channels}x{height}x{width}"),
         ("z_dim", options.z_dim, backbone.dim, "embedding"),
     ):
         if expected != actual:
             raise InputError(
-                f"--{option} {expected} does not fit {path}: the {what} of this {backbone.name} has {actual} "
-                f"numbers; pass --{option} {actual}, or another checkpoint"
+                f"--{option} {expected} does not fit {path}: the {output} of this {backbone.name} has "
+                f"{actual} numbers; pass --{option} {actual}, or another checkpoint"
             )
     return backbone
 
 
 def to_config(options: Namespace, images: int, ranks: int) -> ConfidenceConfig:
-    """The reference's method: its head on clean and mirrored images, Adam with coupled weight decay.
+    """Settings of the reference's method: its head on clean and mirrored images, Adam with coupled weight
+    decay.
 
     Raises:
-        InputError: a number out of range.
+        InputError: a number is out of range.
     """
-    # The reference's patience is in steps, ours in epochs.
-    steps = max(1, math.ceil(images / max(1, options.batch_size)))
+    # The reference counts patience in steps, this library counts it in epochs.
+    steps_per_epoch = max(1, math.ceil(images / max(1, options.batch_size)))
     schedules: dict[str | None, dict[str, Any]] = {
         None: {"name": "constant"},
         "StepLR": {"name": "step", "step_size": options.step_size, "gamma": options.gamma},
-        "ReduceLROnPlateau": {"name": "plateau", "gamma": 0.1, "patience": _PATIENCE // steps},
+        "ReduceLROnPlateau": {"name": "plateau", "gamma": 0.1, "patience": _PATIENCE // steps_per_epoch},
     }
     return ConfidenceConfig.from_dict(
         {
@@ -162,7 +163,7 @@ def to_config(options: Namespace, images: int, ranks: int) -> ConfidenceConfig:
 
 
 def epoch_saver(folder: Path) -> Callable[[FitState], None]:
-    """A hook that writes ``ckpt_eN.pt`` after each epoch, with the reference's keys, atomically."""
+    """Hook that writes ``ckpt_eN.pt`` with the reference's keys after each epoch, atomically."""
 
     def save(state: FitState) -> None:
         content = {
@@ -173,17 +174,17 @@ def epoch_saver(folder: Path) -> Callable[[FitState], None]:
         }
         if state.backbone is not None:
             content["backbone_state_dict"] = state.backbone.state_dict()
-        path = folder / _name(state.epoch + 1)
+        path = folder / _checkpoint_name(state.epoch + 1)
         write_atomically(path, lambda stream: torch.save(content, stream))
 
     return save
 
 
-def _name(epoch: int) -> str:
+def _checkpoint_name(epoch: int) -> str:
     return f"ckpt_e{epoch}.pt"
 
 
 def _original_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state without empty groups, as the reference's checkpoints have it."""
+    """State of the optimizer without empty parameter groups, as in the reference's checkpoints."""
     state = optimizer.state_dict()
     return {**state, "param_groups": [group for group in state["param_groups"] if group["params"]]}

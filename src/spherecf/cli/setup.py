@@ -1,4 +1,4 @@
-"""`spherecf demo`, `doctor` and `key`: try an installation, check it, and encrypt what it keeps."""
+"""`spherecf demo`, `doctor` and `key`: try SphereCF, check the installation, and encrypt stored data."""
 
 import json
 import os
@@ -31,41 +31,46 @@ DEMO_EXAMPLE = "Example: spherecf demo --data photos/ --out demo-photos"
 
 def demo(
     data: Annotated[
-        Path | None, typer.Option(help="Photos or crops, one sub-folder per person (default: the ORL faces).")
+        Path | None,
+        typer.Option(
+            help="Folder of photos or face crops, one sub-folder per person (default: the ORL faces)."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
     ] = Path("spherecf-demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the split, pairs, degradations and head.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Random seed for the split, the pairs, the degradations and the head.")
+    ] = 0,
     draws: Draws = 1000,
     device: DeviceName = "cpu",
     as_json: AsReport = False,
 ) -> None:
-    """Train a confidence head on half of the people, test it on the others, and write a report.
+    """Train a confidence head on half of the people, test it on the other half, and write a report.
 
-    By default it uses the recogniser SFace and the ORL faces, both from installed packages. Clean and
-    degraded pairs are compared by cosine and by mutual likelihood score.
+    The recogniser SFace and the ORL faces come from installed packages; nothing is downloaded. The report
+    compares cosine and mutual likelihood score on clean and degraded pairs.
     """
     from spherecf.demo import demo as run_demo, show_tables
     from spherecf.models import FrozenBackbone
 
-    done = run_demo(out, data, seed=seed, draws=draws, backbone=FrozenBackbone.default(device=device))
-    show_tables(done.tables, console)
-    for note in done.notes:
+    result = run_demo(out, data, seed=seed, draws=draws, backbone=FrozenBackbone.default(device=device))
+    show_tables(result.tables, console)
+    for note in result.notes:
         print_text(note)
     if as_json:
-        typer.echo(json.dumps([table.to_dict() for table in done.tables], indent=2))
+        typer.echo(json.dumps([table.to_dict() for table in result.tables], indent=2))
     else:
-        typer.echo(f"report: {done.files.html}")
+        typer.echo(f"report: {result.files.html}")
 
 
 DOCTOR_EXAMPLE = "Example: spherecf doctor"
 
 
 def doctor(as_lines: AsLines = False) -> None:
-    """Check the installation: packages, networks, model, a self test on a face, optional extras, disk space.
+    """Check the installation: packages, networks, model, a self-test on a face, optional extras, disk space.
 
-    Prints one JSON line per check. The exit code is 1 if a required part does not work.
+    Prints one JSON line per check. Exits with 1 if a required check fails.
     """
     from spherecf.doctor import diagnose
 
@@ -96,47 +101,46 @@ def _root() -> None:
 
 
 @key_app.command(epilog="Example: spherecf key make people.key")
-def make(file: Annotated[Path, typer.Argument(help="File to write.")]) -> None:
-    """Make a random key in a new file that its owner alone can read.
+def make(file: Annotated[Path, typer.Argument(help="Key file to create.")]) -> None:
+    """Create a random key in a new file that only its owner can read.
 
-    Whoever has the key can read all that is encrypted with it, and without it nobody can: keep a copy in
-    another place than the data.
+    Anyone who has the key can read the data encrypted with it. Data whose key is lost cannot be recovered.
+    Back up the key, separately from the data.
     """
     from spherecf.common.sealing import make_key
 
-    print_text(f"{file}: the key {make_key(file).id}")
+    print_text(f"{file}: created the key {make_key(file).id}")
 
 
 @key_app.command(
     epilog="Example: spherecf --key-file=people.key key encrypt people.gallery faces.safetensors"
 )
 def encrypt(paths: Paths) -> None:
-    """Encrypt files with the key in use; each is whole before or after, and the same command goes on.
+    """Encrypt files with the current key (`--key-file`).
 
-    A gallery is written anew, so that its file holds nothing of before. The blocks that an embeddings file
-    had before, and backups, are yours to erase.
+    Each file is replaced atomically. After an interruption, run the same command again to continue. A
+    gallery is rewritten, and its file contains no unencrypted remains. Erase backups yourself, and the disk
+    blocks that held an unencrypted embeddings file.
     """
     _reseal(paths, None, _key_in_use(), "encrypted")
 
 
 @key_app.command(epilog="Example: spherecf --key-file=people.key key decrypt people.gallery")
 def decrypt(paths: Paths) -> None:
-    """Decrypt files that are encrypted with the key in use."""
+    """Decrypt files that are encrypted with the current key (`--key-file`)."""
     _reseal(paths, _key_in_use(), None, "decrypted")
 
 
 @key_app.command(epilog="Example: spherecf --key-file=old.key key change people.gallery --to new.key")
-def change(
-    paths: Paths, to: Annotated[Path, typer.Option(help="File of the new key.", show_default=False)]
-) -> None:
-    """Encrypt files, which are encrypted with the key in use, with another key."""
+def change(paths: Paths, to: Annotated[Path, typer.Option(help="New key file.", show_default=False)]) -> None:
+    """Re-encrypt files from the current key (`--key-file`) to another key."""
     from spherecf.common.sealing import read_key
 
     _reseal(paths, _key_in_use(), read_key(to), "encrypted with the new key")
 
 
 def use_key_file(path: Path | None) -> None:
-    """Callback of --key-file: the variable is where everything looks."""
+    """Callback of --key-file: set the environment variable from which the library reads the key."""
     from spherecf.common.sealing import KEY_FILE
 
     if path is not None:
@@ -148,17 +152,17 @@ def _key_in_use() -> "Key":
 
     key = current_key()
     if key is None:
-        raise InputError(f"there is no key; name its file in {KEY_FILE}, or with `spherecf --key-file=FILE`")
+        raise InputError(f"no key file given; set {KEY_FILE}, or use `spherecf --key-file=FILE ...`")
     return key
 
 
-def _reseal(paths: list[Path], key: "Key | None", new: "Key | None", done: str) -> None:
+def _reseal(paths: list[Path], old_key: "Key | None", new_key: "Key | None", outcome: str) -> None:
     for path in paths:
-        changed = _function_for(path)(path, key, new)
-        print_text(f"{path}: {done}" if changed else f"{path}: was {done} before")
+        changed = _reseal_function(path)(path, old_key, new_key)
+        print_text(f"{path}: {outcome}" if changed else f"{path}: already {outcome}")
 
 
-def _function_for(path: Path) -> "Callable[[Path, Key | None, Key | None], bool]":
+def _reseal_function(path: Path) -> "Callable[[Path, Key | None, Key | None], bool]":
     from spherecf.common.files import SQLITE, describe_content
     from spherecf.embeddings import reseal_embeddings
     from spherecf.gallery import reseal_gallery

@@ -1,4 +1,4 @@
-"""`spherecf train`: train a recogniser, or a confidence head for one."""
+"""`spherecf train`: train a recogniser, or a confidence head for a recogniser."""
 
 import json
 from dataclasses import replace
@@ -11,21 +11,24 @@ from spherecf.cli.options import (
     BackboneFile,
     DtypeName,
     EngineName,
+    ListRoot,
     PresetName,
     folder_to_write,
     open_backbone,
 )
 from spherecf.common.progress import console
 
-app = typer.Typer(help="Train a recogniser, or a confidence head for one.", no_args_is_help=True)
+app = typer.Typer(help="Train a recogniser, or a confidence head for a recogniser.", no_args_is_help=True)
 
-Data = Annotated[str, typer.Option(help="Aligned crops of known people, any layout that `data` knows.")]
-Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's.")]
-ListRoot = Annotated[
-    Path | None, typer.Option(help="Where the paths of a list file start (default: its folder).")
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Aligned face crops with identity labels, in any layout that `spherecf data inspect` reads."
+    ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Events = Annotated[bool, typer.Option("--tensorboard", help="Also write event files.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed (default: the seed in the recipe).")]
+Device = Annotated[str, typer.Option(help="Device to train on: auto, cpu, cuda or cuda:N.")]
+Events = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")]
 
 
 @app.callback()
@@ -37,27 +40,29 @@ def _root() -> None:
     epilog="Example: spherecf train backbone recipes/backbone.toml --data faces/ --out runs/backbone"
 )
 def backbone(
-    recipe: Annotated[Path, typer.Argument(help="TOML with the settings, e.g. recipes/backbone.toml.")],
+    recipe: Annotated[Path, typer.Argument(help="TOML file with the settings, e.g. recipes/backbone.toml.")],
     data: Data,
     out: Annotated[
         Path,
         typer.Option(
-            help="Folder for the network, prototypes, history, checkpoints.", callback=folder_to_write
+            help="Folder for the network, prototypes, history and checkpoints.", callback=folder_to_write
         ),
     ],
     validate: Annotated[
-        list[Path] | None, typer.Option(help="Pair .bin to verify on after each epoch; may be repeated.")
+        list[Path] | None,
+        typer.Option(help="Pair .bin file for verification after each epoch. May be repeated."),
     ] = None,
     seed: Seed = None,
     root: ListRoot = None,
     device: Device = "auto",
     tensorboard: Events = False,
 ) -> None:
-    """Stage 1: train a recogniser by margin softmax.
+    """Stage 1: train a recogniser with a margin softmax loss.
 
-    Several processes train one network: `torchrun --nproc-per-node 8 -m spherecf train backbone ...`.
-    Interrupted, the same command, with any number of processes, goes on inside the epoch where it stopped.
-    The report, as JSON on stdout: the files, what was used, what was left out and why, and the last epoch.
+    To train with several processes, use `torchrun --nproc-per-node 8 -m spherecf train backbone ...`. After
+    an interruption, run the same command again, with any number of processes; training resumes within the
+    epoch. Prints a JSON report on stdout: the files written, the data used, the images left out with the
+    reason, and the last epoch.
     """
     from spherecf.data import open_source
     from spherecf.training import BackboneConfig, join_ranks, train_backbone
@@ -83,7 +88,9 @@ def backbone(
     epilog="Example: spherecf train confidence recipes/confidence.toml --data faces/ --out runs/faces"
 )
 def confidence(
-    recipe: Annotated[Path, typer.Argument(help="TOML with the settings, e.g. recipes/confidence.toml.")],
+    recipe: Annotated[
+        Path, typer.Argument(help="TOML file with the settings, e.g. recipes/confidence.toml.")
+    ],
     data: Data,
     out: Annotated[
         Path,
@@ -94,28 +101,37 @@ def confidence(
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
     prototypes: Annotated[
-        Path | None, typer.Option(help="The classifier's weights (default: the recipe's, or class means).")
+        Path | None,
+        typer.Option(
+            help="File of prototypes, the weights of the classifier (default: the recipe's, or class means)."
+        ),
     ] = None,
     finetune_backbone: Annotated[
-        bool, typer.Option("--finetune-backbone", help="Train the recogniser as well (a torch checkpoint).")
+        bool,
+        typer.Option(
+            "--finetune-backbone", help="Also train the recogniser, which must be a PyTorch checkpoint."
+        ),
     ] = False,
     seed: Seed = None,
-    cache: Annotated[Path | None, typer.Option(help="Feature cache to share between runs.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of the feature cache, to share it between runs.")
+    ] = None,
     root: ListRoot = None,
     engine: EngineName = "auto",
     dtype: DtypeName = "float32",
     device: Device = "auto",
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per call of the recogniser (default: 32, on a GPU 256).")
+        int | None,
+        typer.Option(help="Batch size of the recogniser, in images (default: 32, or 256 on a GPU)."),
     ] = None,
     tensorboard: Events = False,
 ) -> None:
-    """Stage 2: freeze a recogniser and train the head that says how sure it is.
+    """Stage 2: freeze a recogniser and train its confidence head.
 
-    Every image is embedded once per view into a cache on disk, then the head learns from the cache; data that
-    would not fit is streamed. Interrupted, the same command goes on where it stopped, to the identical
-    result. The report, as JSON on stdout: the model's path, what was used, what was left out and why, and the
-    losses.
+    Each view of an image is embedded once and cached on disk; the head is trained on the cache. Data that
+    would not fit on the disk is streamed. After an interruption, run the same command again; it resumes and
+    gives the identical result. Prints a JSON report on stdout: the path of the model, the data used, the
+    images left out with the reason, and the losses.
     """
     from spherecf.data import open_source
     from spherecf.training import MODEL_FILE, ConfidenceConfig, Monitor, join_ranks, train_confidence
@@ -155,4 +171,4 @@ def _report(report: dict[str, Any]) -> None:
     typer.echo(json.dumps(report, indent=2))
     left_out = report["data"]["skipped"]
     if left_out:
-        console.print(f"[yellow]{len(left_out)} images could not be used; the report lists them[/]")
+        console.print(f"[yellow]{len(left_out)} images could not be used; the JSON report lists them[/]")

@@ -1,4 +1,4 @@
-"""The demo: train a confidence head on some people, test it on others, clean and degraded."""
+"""The demo: train a confidence head on some people, and test it on others, clean and degraded."""
 
 from spherecf.demo.run import Demo, demo, show_tables
 

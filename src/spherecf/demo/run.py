@@ -1,4 +1,4 @@
-"""The demo: train a head for the default recogniser on the ORL faces or the user's own, and report."""
+"""The demo: train a head for a recogniser on the ORL faces or the user's photos, and write a report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from spherecf.training import ConfidenceConfig, FitSettings, ViewSettings
 
 
 def pictures(source: ImageSource, view: View) -> Callable[[str], bytes]:
-    """A function from a key to the encoded image in this view."""
+    """A function that maps a key to its encoded image in this view."""
     index = {key: row for row, key in enumerate(source.keys)}
 
     def picture(key: str) -> bytes:
@@ -42,13 +42,17 @@ METRICS = ("accuracy", "tmr@0.01", "tmr@0.001")
 
 @dataclass(frozen=True)
 class Cell:
-    """One score under one condition, over all seeds.
+    """A metric of one score under one condition, over all seeds.
 
     Attributes:
-        mean: over seeds; None if the pairs cannot resolve the target.
+        pairs: name of the pair list.
+        condition: name of the condition.
+        score: name of the score.
+        metric: name of the metric.
+        mean: mean over seeds; None if there are too few pairs for the target.
         spread: standard deviation over seeds (0 for one seed).
         gain: mean difference from the cosine.
-        interval: of the gain, from bootstrap draws over subjects averaged over seeds.
+        interval: 95 % interval of the gain, from bootstrap samples over subjects, averaged over seeds.
     """
 
     pairs: str
@@ -61,31 +65,32 @@ class Cell:
     interval: Interval | None
 
 
-def summarize(reports: Sequence[PairReport], metrics: Sequence[str] = METRICS) -> list[Cell]:
-    """Cells in the order of the reports: pair list, condition, score, metric."""
+def summarise(reports: Sequence[PairReport], metrics: Sequence[str] = METRICS) -> list[Cell]:
+    """Summarise reports over seeds, by pair list, condition, score and metric, in this order."""
     groups: dict[tuple[str, str], list[PairReport]] = {}
     for report in reports:
         groups.setdefault((report.name, report.condition), []).append(report)
-    cells = []
-    for (name, condition), members in groups.items():
-        for score in members[0].scores:
-            for metric in metrics:
-                cells.append(_cell(name, condition, score, metric, members))
-    return cells
+    return [
+        _cell(name, condition, score, metric, seed_reports)
+        for (name, condition), seed_reports in groups.items()
+        for score in seed_reports[0].scores
+        for metric in metrics
+    ]
 
 
-def _cell(name: str, condition: str, score: str, metric: str, members: Sequence[PairReport]) -> Cell:
-    measures = [report.scores[score].measure(metric) for report in members]
+def _cell(name: str, condition: str, score: str, metric: str, reports: Sequence[PairReport]) -> Cell:
+    """Summarise a metric over the reports of all seeds."""
+    measures = [report.scores[score].measure(metric) for report in reports]
     values = np.array([measure.value for measure in measures if measure is not None])
-    if len(values) < len(members):
+    if len(values) < len(reports):
         return Cell(name, condition, score, metric, None, 0.0, 0.0, None)
-    cosine = [report.scores["cosine"].measure(metric) for report in members]
+    cosine = [report.scores["cosine"].measure(metric) for report in reports]
     gain = values - np.array([measure.value for measure in cosine if measure is not None])
     gain_interval = None
-    draws = [report.resampled for report in members]
-    if score != "cosine" and all(f"{score}:{metric}" in drawn for drawn in draws):
-        # Reports with the same bootstrap seed draw the same subjects, so their draws can be averaged.
-        differences = [drawn[f"{score}:{metric}"] - drawn[f"cosine:{metric}"] for drawn in draws]
+    samples = [report.resampled for report in reports]
+    if score != "cosine" and all(f"{score}:{metric}" in sample for sample in samples):
+        # Reports with the same bootstrap seed resample the same subjects, so their samples can be averaged.
+        differences = [sample[f"{score}:{metric}"] - sample[f"cosine:{metric}"] for sample in samples]
         gain_interval = interval(np.mean(differences, 0))
     return Cell(
         name,
@@ -99,13 +104,13 @@ def _cell(name: str, condition: str, score: str, metric: str, members: Sequence[
     )
 
 
-_FACES = 14
+_FACES_PER_STRIP = 14
 
 
 def present(
     result: CrossQuality, folder: str | Path, *, title: str, notes: Sequence[str], provenance: dict[str, Any]
 ) -> ReportFiles:
-    """Write ``report.html``, ``report.md`` and ``report.json`` into the folder."""
+    """Write ``report.html``, ``report.md`` and ``report.json`` to the folder."""
     facts = {
         "training": result.facts,
         "seeds": list(result.seeds),
@@ -117,7 +122,7 @@ def present(
         folder,
         result.reports,
         title=title,
-        summary=[*notes, *_left_out(result), *tables(result)],
+        summary=[*notes, *_describe_skipped(result), *tables(result)],
         strips=kappa_strips(result),
         provenance=facts,
     )
@@ -125,50 +130,49 @@ def present(
 
 def tables(result: CrossQuality) -> list[Table]:
     """Tables over all seeds: scores, gains over the cosine, EDC of every confidence."""
-    cells = summarize(result.reports)
-    discards = [edc_table(result, start) for start in ("fmr<=0.001", "fnmr<=0.05")]
-    # With few non-mated pairs the first start cannot be resolved, and its table is empty.
-    shown = [table for table in discards if table.rows]
-    return [score_table(cells, len(result.seeds)), gain_table(cells), *shown]
+    cells = summarise(result.reports)
+    edc_tables = [edc_table(result, start) for start in ("fmr<=0.001", "fnmr<=0.05")]
+    # With few non-mated pairs, FMR 0.001 cannot be measured, and its table is empty.
+    edc_tables = [table for table in edc_tables if table.rows]
+    return [score_table(cells, len(result.seeds)), gain_table(cells), *edc_tables]
 
 
 def show_tables(tables: Sequence[Table], console: Console) -> None:
-    """Print tables on a terminal."""
+    """Print tables on the console."""
     for table in tables:
         console.print(rich_table(table))
 
 
 def score_table(cells: Sequence[Cell], seeds: int) -> Table:
-    """Rows are pair list and condition, columns scores, entries "accuracy / TMR at 1e-2 / 1e-3"."""
+    """Table of all metrics: one row per pair list and condition, one column per score."""
     scores = list(dict.fromkeys(cell.score for cell in cells))
-    found = {(cell.pairs, cell.condition, cell.score, cell.metric): cell for cell in cells}
+    cell_of = {(cell.pairs, cell.condition, cell.score, cell.metric): cell for cell in cells}
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
     rows = []
     for pairs, condition in dict.fromkeys((cell.pairs, cell.condition) for cell in cells):
         entries = [
-            " / ".join(_number(found[pairs, condition, score, metric].mean) for metric in metrics)
+            " / ".join(_format(cell_of[pairs, condition, score, metric].mean) for metric in metrics)
             for score in scores
         ]
         rows.append([pairs, condition, *entries])
-    over = f"{seeds} seed{'s' * (seeds > 1)}"
-    note = f"Entries: {' / '.join(metrics)}, mean over {over}. A dash: too few non-mated pairs."
+    n_seeds = f"{seeds} seed{'s' * (seeds > 1)}"
+    note = f"Entries: {' / '.join(metrics)}, mean over {n_seeds}. A dash means too few non-mated pairs."
     return Table("Scores", ["pairs", "left/right", *scores], rows, note)
 
 
 def gain_table(cells: Sequence[Cell], score: str = "mls") -> Table:
-    """Gain of the mutual likelihood score over the cosine, with intervals over subjects."""
+    """Table of the gain of the mutual likelihood score over the cosine, with intervals over subjects."""
     rows = []
     for cell in cells:
         if cell.score != score or cell.mean is None:
             continue
-        ends = cell.interval
-        interval = "" if ends is None else f"{ends.low:+.3f} to {ends.high:+.3f}"
+        interval = "" if cell.interval is None else f"{cell.interval.low:+.3f} to {cell.interval.high:+.3f}"
         rows.append(
             [
                 cell.pairs,
                 cell.condition,
                 cell.metric,
-                _number(cell.mean),
+                _format(cell.mean),
                 f"{cell.spread:.3f}",
                 f"{cell.gain:+.3f}",
                 interval,
@@ -179,65 +183,66 @@ def gain_table(cells: Sequence[Cell], score: str = "mls") -> Table:
         "Mutual likelihood score against the cosine",
         header,
         rows,
-        "Deviation: over seeds. Interval: 1000 draws of subjects, each averaged over the seeds.",
+        "Deviation: standard deviation over seeds. Interval: bootstrap over subjects, averaged over seeds.",
     )
 
 
 def edc_table(result: CrossQuality, start: str, score: str = "cosine") -> Table:
-    """Normalised partial area (to 20 % discarded) under the EDC of every confidence, mean over seeds."""
+    """Table of the normalised area under the EDC (up to 20 % discarded) of every confidence, over seeds."""
     groups: dict[tuple[str, str], dict[str, list[float]]] = {}
     for report in result.reports:
         for item in report.edc:
             area = item.edc.pauc_normalised.get("0.2")
             if item.score == score and item.start == start and area is not None:
-                cell = groups.setdefault((report.name, report.condition), {})
-                cell.setdefault(item.confidence, []).append(area)
-    names = list(dict.fromkeys(name for cell in groups.values() for name in cell))
+                areas = groups.setdefault((report.name, report.condition), {})
+                areas.setdefault(item.confidence, []).append(area)
+    names = list(dict.fromkeys(name for areas in groups.values() for name in areas))
     rows = [
-        [*group, *(f"{np.mean(cell[name]):.3f}" if name in cell else "–" for name in names)]
-        for group, cell in groups.items()
+        [*group, *(f"{np.mean(areas[name]):.3f}" if name in areas else "–" for name in names)]
+        for group, areas in groups.items()
     ]
     return Table(
         f"Error versus discard, {score} at {start}",
         ["pairs", "left/right", *names],
         rows,
-        "Area under FNMR up to 20 % discarded, relative to random discards: smaller is better, 1 is random.",
+        "Area under FNMR up to 20 % discarded, relative to random discarding: lower is better, 1 is random.",
     )
 
 
-def kappa_strips(result: CrossQuality, count: int = _FACES) -> list[Strip]:
+def kappa_strips(result: CrossQuality, count: int = _FACES_PER_STRIP) -> list[Strip]:
     """Test faces by increasing kappa, in every view of the first seed."""
     cache, seed = result.test, result.seeds[0]
     strips = []
-    for place in result.views_of(seed):
-        shown, view = cache.embeddings(place, result.log_kappa[seed, "mls"], {}), cache.views[place]
-        strips.append(strip_by_kappa(view.signature, shown, pictures(cache.source, view), count=count))
+    for index in result.views_of(seed):
+        embeddings, view = cache.embeddings(index, result.log_kappa[seed, "mls"], {}), cache.views[index]
+        strips.append(strip_by_kappa(view.signature, embeddings, pictures(cache.source, view), count=count))
     return strips
 
 
-def _left_out(result: CrossQuality) -> list[str]:
+def _describe_skipped(result: CrossQuality) -> list[str]:
+    """Notes on the number of training images, and on images that were skipped."""
     facts, skipped = result.facts, result.test.skipped
     text = f"Trained on {facts['used']} of {facts['images']} images"
     singletons = len(facts["only_one_of_identity"])
     text += f"; {singletons} are the only image of their person" * bool(singletons)
     text += f"; {len(facts['skipped'])} were unusable" * bool(facts["skipped"]) + "."
-    listed = [f"{key}: {reason}" for key, reason in [*facts["skipped"].items(), *skipped.items()]]
-    return [text, *(f"Left out: {line}" for line in listed[:20])]
+    lines = [f"{key}: {reason}" for key, reason in [*facts["skipped"].items(), *skipped.items()]]
+    return [text, *(f"Left out: {line}" for line in lines[:20])]
 
 
-def _number(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
 CONFIG = ConfidenceConfig(
     views=ViewSettings(degraded=7), fit=FitSettings(epochs=30, batch_size=128, held_out=0.2)
 )
-"""Settings for few people: more degraded views of each image, smaller batches, more epochs."""
+"""Settings for data sets with few people: more degraded views per image, smaller batches, more epochs."""
 
 
 @dataclass(frozen=True, eq=False)
 class Demo:
-    """Result of the demo, the files of its report, and notes for the reader."""
+    """Result of the demo, with the files of its report and notes for the reader."""
 
     result: CrossQuality
     files: ReportFiles
@@ -261,14 +266,14 @@ def demo(
     """Train a confidence head on half of the people and test it on the other half, clean and degraded.
 
     Args:
-        folder: for caches, heads and ``report/report.html``.
-        data: a folder, list or .rec of photos or crops of known people; None for the ORL faces (40 people,
-            10 grey images each). In images that are not 112x112 the face is detected and aligned; those
+        folder: folder for caches, heads and ``report/report.html``.
+        data: folder, list or .rec with labelled photos or face crops; None for the ORL faces (40 people with
+            10 grey images each). If the images are not 112x112 pixels, faces are detected and aligned; images
             without a face are counted and listed.
-        seed: seed of the split, pairs, degradations and head.
-        draws: bootstrap draws.
-        config: settings of the head, by default `CONFIG`.
-        backbone: recogniser, by default SFace.
+        seed: random seed of the split, the pairs, the degradations and the head.
+        draws: number of bootstrap samples.
+        config: settings of the head; by default `CONFIG`.
+        backbone: recogniser; by default SFace.
 
     Raises:
         InputError: fewer than four people with two or more images.
@@ -280,8 +285,8 @@ def demo(
     counts = np.bincount(crops.labels[crops.labels >= 0], minlength=1)
     if (counts > 1).sum() < 4:
         raise InputError(
-            f"{source.name}: expected at least 4 people with two or more images (half train, half test), got "
-            f"{int((counts > 1).sum())}; one sub-folder per person"
+            f"{source.name}: expected at least 4 people with two or more images (half of them to train, half "
+            f"to test), got {int((counts > 1).sum())}; use one sub-folder per person"
         )
     train_rows, test_rows = split_identities(crops, 0.5, seed)
     train, test = crops.subset(train_rows), crops.subset(test_rows)
@@ -309,17 +314,17 @@ def _aligned(source: ImageSource, size: tuple[int, int]) -> ImageSource:
 
 
 def _notes(train: ImageSource, test: ImageSource, default: bool) -> list[str]:
-    people = [len(np.unique(part.labels)) for part in (train, test)]
+    n_train, n_test = (len(np.unique(part.labels)) for part in (train, test))
     notes = [
-        f"Head trained on {people[0]} people ({len(train)} images), tested on {people[1]} others "
-        f"({len(test)} images). No person is in both groups.",
+        f"The head was trained on {n_train} people ({len(train)} images) and tested on {n_test} other people "
+        f"({len(test)} images).",
         "This is a small data set: the intervals are wide, and differences within them are not significant. "
-        "The demo shows that everything runs and how to read the results, not how well the method works "
-        "on your photos.",
+        "The demo shows that everything works and how to read the results. It does not show how well the "
+        "method works on your photos.",
     ]
     if default:
         notes.append(
-            "The ORL faces are frontal grey studio pictures of 40 people, mostly white men, 1992 to 1994. "
-            "Clean pairs are easy for any recogniser; the confidence matters on the degraded ones."
+            "The ORL faces are frontal grey studio images of 40 people, mostly white men, taken from 1992 to "
+            "1994. Clean pairs are easy for any recogniser; the confidence matters on degraded pairs."
         )
     return notes

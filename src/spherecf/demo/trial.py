@@ -1,4 +1,4 @@
-"""Train heads on some people and test them on others: the gain of kappa over the cosine."""
+"""Train heads on some people and test them on others, to measure the gain of kappa over the cosine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,12 +29,12 @@ from spherecf.training import (
 
 @dataclass(frozen=True)
 class HeadVariant:
-    """One way to train a head.
+    """A way of training a head.
 
     Attributes:
-        score: name of its score in reports.
+        score: name of the head's score in reports.
         loss: variant of the sphere confidence loss.
-        leave_one_out: leave each sample out of its own prototype.
+        leave_one_out: compute the prototype of each sample without the sample itself.
         objective: the sphere confidence loss or an alternative, as in a recipe.
     """
 
@@ -45,11 +45,11 @@ class HeadVariant:
 
     @property
     def gaussian(self) -> bool:
-        """Whether its embeddings are Gaussians, scored and pooled by precision."""
+        """Whether the embeddings are Gaussians, which are scored and pooled by precision."""
         return self.objective in ("scf-gaussian", "pfe-gaussian")
 
     def config(self, base: ConfidenceConfig, seed: int) -> ConfidenceConfig:
-        """The settings of this variant."""
+        """Settings of this variant, derived from common settings."""
         return replace(
             base,
             seed=seed,
@@ -64,7 +64,7 @@ VARIANTS = (
     HeadVariant("mls_released", "released", True),
     HeadVariant("mls_released_with_sample", "released", False),
 )
-"""Exact and released loss, with and without the sample in its prototype; the first is the default."""
+"""Exact and released loss, without and with the sample in its prototype. The first variant is the default."""
 
 BASELINES = (
     HeadVariant("mls"),
@@ -73,7 +73,7 @@ BASELINES = (
     HeadVariant("pfe_v", objective="pfe-vmf"),
     HeadVariant("pfe_g", objective="pfe-gaussian"),
 )
-"""The family of the paper: SCF exact, SCF as released, SCF-G, PFE-v and PFE-G."""
+"""The methods of the paper: SCF (exact), SCF (as released), SCF-G, PFE-v and PFE-G."""
 
 
 def fit_variants(
@@ -84,7 +84,7 @@ def fit_variants(
     seeds: Sequence[int],
     variants: Sequence[HeadVariant] = VARIANTS,
 ) -> dict[tuple[int, str], ConfidenceModel]:
-    """Train a model for every seed and variant, each saved in its own folder and resumed from it."""
+    """Train a model for every seed and variant. Each is saved in a separate folder, and resumed from it."""
     models = {}
     for seed in seeds:
         for variant in variants:
@@ -98,8 +98,8 @@ def fit_variants(
 def log_kappas(
     models: Mapping[tuple[int, str], ConfidenceModel], cache: FeatureCache
 ) -> dict[tuple[int, str], NDArray[np.float32]]:
-    """Log kappa of every model for every row of a cache."""
-    return {name: cache.log_kappa(model.head) for name, model in models.items()}
+    """Log kappa of every row of a cache, for each model."""
+    return {key: cache.log_kappa(model.head) for key, model in models.items()}
 
 
 CONFIDENCES = ("kappa", "norm", "sharpness", "random")
@@ -107,7 +107,7 @@ CONFIDENCES = ("kappa", "norm", "sharpness", "random")
 
 @dataclass(frozen=True)
 class Condition:
-    """The views of the left and right image of every pair."""
+    """Indices of the views of the left and right images of all pairs."""
 
     name: str
     left: int
@@ -120,14 +120,17 @@ def view_of(cache: FeatureCache, recipe: str, seed: int) -> int:
 
 
 def conditions(cache: FeatureCache, recipes: Sequence[str], seed: int) -> list[Condition]:
-    """Clean pairs, and for each recipe one or both images degraded; view 0 of the cache is clean."""
-    pairings = [Condition("clean/clean", 0, 0)]
+    """Conditions to evaluate: clean pairs, and for each recipe, pairs with one or both images degraded.
+
+    View 0 of the cache must be clean.
+    """
+    result = [Condition("clean/clean", 0, 0)]
     for recipe in recipes:
         degraded = view_of(cache, recipe, seed)
-        pairings += [
+        result += [
             Condition(f"clean/{recipe}", 0, degraded), Condition(f"{recipe}/{recipe}", degraded, degraded)
         ]  # fmt: skip
-    return pairings
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +138,10 @@ class TrainedHeads:
     """The heads of one seed, and their outputs for a cache.
 
     Attributes:
-        seed: of the training.
-        variants: how the heads were trained.
-        models: by the name of the score; "mls" gives the kappa of EDC and rejection.
-        outputs: by the name of the score, the head's output for every row of the cache.
+        seed: seed of the training.
+        variants: training variants of the heads.
+        models: models by the name of the score. The kappa of "mls" is used for EDC and rejection.
+        outputs: outputs of the heads for every row of the cache, by the name of the score.
     """
 
     seed: int
@@ -156,15 +159,15 @@ def evaluate_condition(
     draws: int,
     name: str = "",
 ) -> PairReport:
-    """Evaluate one pair list under one condition.
+    """Evaluate a pair list under one condition.
 
     Args:
-        heads: the heads of one seed, with their outputs for the cache.
-        cache: features of the test images; its first view is clean.
-        pairs: the pair list.
-        condition: the views to compare.
-        draws: bootstrap draws over subjects.
-        name: of the pairs in the report; by default that of the list.
+        heads: heads of one seed, with their outputs for the cache.
+        cache: features of the test images; view 0 is clean.
+        pairs: pair list.
+        condition: views to compare.
+        draws: number of bootstrap samples over subjects.
+        name: name of the pairs in the report; by default the name of the list.
     """
     model, outputs = heads.models["mls"], heads.outputs
     facts: dict[str, Any] = {
@@ -193,10 +196,10 @@ def score_pairs(
     condition: Condition,
     radius: float,
 ) -> NDArray[np.float64]:
-    """Score all pairs of the list with one head; 0 if an image is unusable."""
-    views = len(cache.views)
+    """Score all pairs of a list with one head. The score is 0 if an image is unusable."""
+    n_views = len(cache.views)
     rows = pairs.rows(cache.source.keys)
-    a, b = (row * views + view for row, view in zip(rows, (condition.left, condition.right)))
+    a, b = (row * n_views + view for row, view in zip(rows, (condition.left, condition.right)))
     usable = cache.valid[a] & cache.valid[b]
     scores, a, b = np.zeros(len(usable)), a[usable], b[usable]
     mu_a, mu_b = torch.from_numpy(cache.mu[a]), torch.from_numpy(cache.mu[b])
@@ -204,7 +207,7 @@ def score_pairs(
         left, right = (torch.from_numpy(outputs[side].reshape(len(a), -1)).double() for side in (a, b))
         scores[usable] = gaussian_score(mu_a.double(), left, mu_b.double(), right).numpy()
         return scores
-    # The exponential is taken in float32, as for an embeddings file.
+    # The exponential is computed in float32, as for an embeddings file.
     kappa_a, kappa_b = (torch.from_numpy(np.exp(outputs[side])).double() for side in (a, b))
     scores[usable] = mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius).numpy()
     return scores
@@ -218,12 +221,12 @@ class CrossQuality:
     """Results of `cross_quality`.
 
     Attributes:
-        reports: one per seed, pair list and condition.
-        seeds: of the heads and of the test degradations.
-        models: by (seed, score); "mls" is the exact loss with leave-one-out prototypes.
+        reports: reports for each seed, pair list and condition.
+        seeds: seeds of the heads and of the degradations of the test images.
+        models: models by (seed, score); "mls" is the exact loss with leave-one-out prototypes.
         test: features of the test images in every view.
-        log_kappa: by (seed, score), for every row of ``test``.
-        facts: about the training data and the skipped images.
+        log_kappa: log kappa of every row of ``test``, by (seed, score).
+        facts: facts about the training data and the skipped images.
     """
 
     reports: list[PairReport]
@@ -234,24 +237,25 @@ class CrossQuality:
     facts: dict[str, Any]
 
     def views_of(self, seed: int) -> list[int]:
-        """Indices of the clean view and of this seed's degraded views in ``test``."""
-        each = (len(self.test.views) - 1) // len(self.seeds)
-        first = 1 + self.seeds.index(seed) * each
-        return [0, *range(first, first + each)]
+        """Indices in ``test`` of the clean view and of the degraded views of a seed."""
+        views_per_seed = (len(self.test.views) - 1) // len(self.seeds)
+        first = 1 + self.seeds.index(seed) * views_per_seed
+        return [0, *range(first, first + views_per_seed)]
 
 
-BATCH = 32  # views per call of the backbone
+BATCH = 32  # batch size of the backbone, in views
 
 
 @dataclass(frozen=True)
 class TrialOptions:
-    """What `cross_quality` repeats and compares.
+    """Options of `cross_quality`.
 
     Attributes:
-        seeds: one repetition each.
-        recipes: degradations of the test images; "unseen" has kinds no training view contains.
-        variants: heads to compare; one must have the score "mls", which gives the kappa of EDC and rejection.
-        draws: bootstrap draws over subjects.
+        seeds: seeds; the trial is repeated once per seed.
+        recipes: degradations of the test images; "unseen" has kinds of degradation that are not in the
+            training views.
+        variants: heads to compare. One must have the score "mls", whose kappa is used for EDC and rejection.
+        draws: number of bootstrap samples over subjects.
     """
 
     seeds: Sequence[int] = (0, 1, 2)
@@ -269,22 +273,23 @@ def cross_quality(
     config: ConfidenceConfig | None = None,
     options: TrialOptions = TrialOptions(),
 ) -> CrossQuality:
-    """Train heads on ``train``, compare pairs of ``test``: clean/clean, clean/degraded, degraded/degraded.
+    """Train heads on ``train``, and evaluate pairs of ``test``: clean, clean/degraded and degraded/degraded.
 
-    Each seed has its own heads (initialisation, order, validation split) and its own degradations of the test
-    images. An interrupted run continues with its last finished step.
+    Each seed has different heads (initialisation, order of the samples, validation split) and different
+    degradations of the test images. An interrupted run continues after its last finished step.
 
     Args:
-        backbone: the frozen recogniser.
-        train: aligned crops of labelled people; none of them may be in ``test``.
+        backbone: frozen recogniser.
+        train: aligned crops with identity labels, of people who are not in ``test``.
         test: aligned crops of the images in the pair lists.
-        pair_lists: pairs to compare.
-        folder: for caches, heads and their histories.
+        pair_lists: pairs to evaluate.
+        folder: folder for caches, heads and their histories.
         config: settings of the heads; loss variant, leave-one-out and seed are overridden.
-        options: what is repeated and compared.
+        options: seeds, degradations and variants.
 
     Raises:
-        InputError: no seeds or pair lists, no variant "mls", or pairs of images that are not in ``test``.
+        InputError: there are no seeds or pair lists, no variant has the score "mls", or a pair has an image
+            that is not in ``test``.
     """
     seeds, variants = options.seeds, options.variants
     if not seeds or not pair_lists:
@@ -292,22 +297,22 @@ def cross_quality(
             f"expected at least one seed and one pair list, got {len(seeds)} and {len(pair_lists)}"
         )
     if "mls" not in (names := [variant.score for variant in variants]):
-        raise InputError(f"variants: expected one with the score mls, got {names}")
+        raise InputError(f"variants: expected a variant with the score mls, got {names}")
     config, folder = config or ConfidenceConfig(), Path(folder)
     data = prepare(backbone, train, config, folder / "train-cache", batch_size=BATCH)
     models = fit_variants(backbone, data, config, folder, seeds, variants)
     views = [View(), *(View(Degradation(recipe, seed)) for seed in seeds for recipe in options.recipes)]
-    first = models[seeds[0], "mls"]
-    used = named_images(test, pair_lists)
-    cache = build_cache(backbone, first.head, used, views, folder / "test-cache", batch_size=BATCH)
+    first_model = models[seeds[0], "mls"]
+    images = named_images(test, pair_lists)
+    cache = build_cache(backbone, first_model.head, images, views, folder / "test-cache", batch_size=BATCH)
     result = CrossQuality([], tuple(seeds), models, cache, log_kappas(models, cache), data.facts)
-    cells = [
+    runs = [
         (pairs, seed, condition)
         for pairs in pair_lists
         for seed in seeds
         for condition in conditions(cache, options.recipes, seed)
     ]
-    for pairs, seed, condition in track(cells, "comparing", len(cells)):
+    for pairs, seed, condition in track(runs, "evaluating", len(runs)):
         heads = TrainedHeads(
             seed,
             variants,
@@ -319,6 +324,6 @@ def cross_quality(
 
 
 def named_images(test: ImageSource, pair_lists: Sequence[PairList]) -> ImageSource:
-    """The images in the pair lists, in the order of the source."""
-    named = np.unique(np.concatenate([np.concatenate(pairs.rows(test.keys)) for pairs in pair_lists]))
-    return test if len(named) == len(test) else test.subset(named)
+    """The subset of images that occur in the pair lists, in the order of the source."""
+    rows = np.unique(np.concatenate([np.concatenate(pairs.rows(test.keys)) for pairs in pair_lists]))
+    return test if len(rows) == len(test) else test.subset(rows)

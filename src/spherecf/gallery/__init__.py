@@ -1,6 +1,6 @@
-"""1:N identification: enrolled templates, searched exactly by the mutual likelihood score.
+"""1:N identification: a gallery of enrolled templates, searched exactly by the mutual likelihood score.
 
-It works on directions and concentrations; it uses neither images nor models.
+The gallery works on directions and concentrations; it needs neither images nor models.
 """
 
 from spherecf.gallery.gallery import Gallery
@@ -9,7 +9,7 @@ from spherecf.gallery.milvus import migrate
 from spherecf.gallery.rows import Enrolled, checked_identity as checked_identity
 from spherecf.gallery.sealed import reseal_gallery as reseal_gallery
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are used by other packages of SphereCF; they are not public.
 __all__ = [
     "Candidate",
     "Enrolled",

@@ -1,4 +1,4 @@
-"""A gallery of templates: enrol, identify, remove."""
+"""A gallery of templates: enrol, identify and remove people."""
 
 import json
 import secrets
@@ -36,15 +36,15 @@ from spherecf.gallery.search import Finder
 from spherecf.gallery.store import Store
 from spherecf.scoring import mean_by, natural_parameter
 
-_MIN_CANDIDATES = 16  # considered for a decision
-_REVIEW_FMR = 1e-3  # false match rate of the warnings at enrolment
+_MIN_CANDIDATES = 16  # minimum number of candidates that a decision considers
+_REVIEW_FMR = 1e-3  # false match rate of the rules behind the warnings at enrolment
 _BATCH = 10_000  # people per write of `Gallery.enrol_many`
-_RULES = "calibration"  # fact of the store
-_LEAST_KAPPA = 1e-20  # instead of 0, which has no logarithm
+_RULES = "calibration"  # name of the fact under which the store has the rules
+_MIN_KAPPA = 1e-20  # replaces 0, whose logarithm is not finite
 
 
 class ServerOptions(TypedDict, total=False):
-    """How `Gallery.open` reaches a server."""
+    """Connection options of `Gallery.open` for a server."""
 
     token: str
     name: str
@@ -52,9 +52,10 @@ class ServerOptions(TypedDict, total=False):
 
 
 class Gallery:
-    """An open gallery; created by `Gallery.open`. It may be used by one thread at a time.
+    """An open gallery of templates, from `Gallery.open`. Only one thread at a time may use it.
 
-    It is one file, written by one process at a time and read by any number; or it is on a Milvus server.
+    A gallery is a file, which one process at a time can write and any number can read, or it is on a Milvus
+    server.
 
     Example:
         >>> import tempfile
@@ -74,8 +75,8 @@ class Gallery:
         self._interrupted = False
         store.refresh()
         self._index = Index(store, header.dim)
-        near = store.near if isinstance(store, Server) else None
-        self._finder = Finder(self._index, store, header.radius, calibration, near)
+        server_search = store.near if isinstance(store, Server) else None
+        self._finder = Finder(self._index, store, header.radius, calibration, server_search)
 
     @classmethod
     def open(
@@ -90,55 +91,56 @@ class Gallery:
         create: bool = True,
         **server: Unpack[ServerOptions],
     ) -> "Gallery":
-        """Open a gallery, or create it; a new one is encrypted if a key is set (`SPHERECF_KEY_FILE`).
+        """Open a gallery, or create it. A new gallery is encrypted if a key is set (`SPHERECF_KEY_FILE`).
 
         Args:
-            uri: file of the gallery, or http(s):// URI of a Milvus server.
+            uri: gallery file, or http(s):// URI of a Milvus server.
             model: fingerprint of the model.
-            backbone: sha256 of its recogniser.
-            dim: dimension of its directions.
-            radius: r of its scores.
-            calibration: for thresholds, likelihood ratios and percentiles; one that the gallery keeps
-                (`keep_rules`) is used instead.
+            backbone: SHA-256 of the model's recogniser.
+            dim: dimension d of the model's directions.
+            radius: radius r of the mutual likelihood score.
+            calibration: calibration of the model, for thresholds, likelihood ratios and percentiles. If the
+                gallery stores rules (`keep_rules`), these are used instead.
             create: create the gallery if it does not exist.
-            **server: ``token``, access token of a server; ``name`` of the gallery on a server with several
-                (``"spherecf"``); ``timeout``, seconds to wait for an answer (10).
+            **server: options for a server: ``token``, its access token; ``name``, the name of the gallery, if
+                the server has several (default: ``"spherecf"``); ``timeout``, seconds to wait for a response
+                (default: 10).
 
         Raises:
-            ModelError: it belongs to another model.
-            StorageError: the file cannot be read or made, or the server does not answer.
-            FileFormatError: damaged, or not a gallery.
-            InputError: it does not exist, and ``create`` is false; it is encrypted with another key than the
-                one that is set; or a key is set, and it is not encrypted.
-            MissingDependencyError: it is on a server or encrypted, and the extra ``milvus`` or ``encryption``
-                is not installed.
+            ModelError: the gallery belongs to another model.
+            StorageError: the file cannot be read or created, or the server does not respond.
+            FileFormatError: the file is damaged, or is not a gallery.
+            InputError: the gallery does not exist and ``create`` is false, is encrypted with another key than
+                the current one, or is not encrypted although a key is set.
+            MissingDependencyError: the gallery is on a server or encrypted, and the extra ``milvus`` or
+                ``encryption`` is not installed.
         """
-        where, key = str(uri), current_key()
-        reached: ServerOptions = {"token": "", "name": "spherecf", "timeout": 10.0, **server}
-        if unknown := reached.keys() - ServerOptions.__annotations__.keys():
+        location, key = str(uri), current_key()
+        options: ServerOptions = {"token": "", "name": "spherecf", "timeout": 10.0, **server}
+        if unknown := options.keys() - ServerOptions.__annotations__.keys():
             raise TypeError(f"Gallery.open() got an unexpected keyword argument {min(unknown)!r}")
-        remote = is_server(where)
-        if not create and not remote and not Path(where).exists():
-            raise InputError(f"{where}: there is no gallery here; enrol a person first")
+        on_server = is_server(location)
+        if not create and not on_server and not Path(location).exists():
+            raise InputError(f"{location}: there is no gallery here; enrol a person first")
         if calibration is not None:
             calibration.require(model)
         store: Store
-        if remote:
-            refuse_plain(where, key)
-            store = Server(where, dim, **reached)
+        if on_server:
+            refuse_plain(location, key)
+            store = Server(location, dim, **options)
         else:
-            store = open_store(where, dim, key, reached["timeout"])
+            store = open_store(location, dim, key, options["timeout"])
         try:
             facts = store.header()
             if facts is None:
                 if not create:
-                    raise InputError(f"{where}: there is no gallery here; enrol a person first")
-                salt = secrets.token_hex(16) if remote else ""
+                    raise InputError(f"{location}: there is no gallery here; enrol a person first")
+                salt = secrets.token_hex(16) if on_server else ""
                 facts = Header.new(model, backbone, dim, radius, salt).to_dict()
                 store.create(facts)
-            header = Header.read(facts, where)
-            header.check(where, model, backbone, dim, radius)
-            return cls(store, header, _own_rules(store, model) or calibration)
+            header = Header.read(facts, location)
+            header.check(location, model, backbone, dim, radius)
+            return cls(store, header, _stored_rules(store, model) or calibration)
         except BaseException:
             store.close()
             raise
@@ -158,7 +160,7 @@ class Gallery:
         return self._store.find(checked_identity(identity)) is not None
 
     def close(self) -> None:
-        """Close the gallery, so that others can write to it; may be called twice."""
+        """Close the gallery and release its lock. May be called twice."""
         try:
             self._index.close()
         finally:
@@ -176,43 +178,45 @@ class Gallery:
         replace: bool = False,
         keep: Collection[str] | None = None,
     ) -> Enrolled:
-        """Store a person's template, pooled from images; on return it is on the disk.
+        """Pool images of a person into a template, and store it durably.
 
         Args:
             identity: name of the person.
             mu: (n, dim) unit directions of the images; n may be 0 with ``add``.
-            kappa: (n,) their concentrations.
-            media: (n,) medium of each image; frames of one video share one. Equal directions in one medium
-                are the same image and count once.
+            kappa: (n,) concentrations of the images.
+            media: (n,) medium of each image; the frames of a video share a medium. Equal directions in the
+                same medium are the same image and count once.
             sources: (n,) origin of each image, e.g. a file name.
-            add: add to the images of an enrolled person; images that are enrolled already are ignored.
+            add: add the images to those of an enrolled person. Images that are already enrolled are ignored.
             replace: replace the images of an enrolled person.
-            keep: with ``add``, the media of enrolled images to keep; by default all.
+            keep: with ``add``, the media of the enrolled images to keep; by default all are kept.
 
         Raises:
-            InputError: the name is enrolled, and neither ``add`` nor ``replace`` is given; no image would be
-                left; or the name or the arrays are not valid.
-            StorageError: it could not be written; the gallery is unchanged.
+            InputError: the name is already enrolled, and neither ``add`` nor ``replace`` is set; no image
+                would be left; or the name or the arrays are not valid. StorageError: the gallery could not be
+                written; it is unchanged.
         """
         name = checked_identity(identity)
         self._store.claim()
         self._refresh()
-        nothing = no_images(self._header.dim)
-        empty = add and not len(media) and not len(sources)
-        given = nothing if empty else check_images(mu, kappa, self._header.dim, media, sources)
+        empty = no_images(self._header.dim)
+        no_new_images = add and not len(media) and not len(sources)
+        given = empty if no_new_images else check_images(mu, kappa, self._header.dim, media, sources)
         stored = self._store.find(name)
         if stored is not None and not (add or replace):
             raise InputError(f"{name} is already enrolled; use add to add photos, or replace to replace them")
-        before = None if replace else stored
-        known = nothing if before is None else self._store.images(before)
-        kept = known.select([i for i, medium in enumerate(known.media) if keep is None or medium in keep])
-        fresh = given.new(kept)
-        if before is not None and not len(fresh) and len(kept) == len(known):
-            return self._enrolled(before)
-        images = kept + fresh
+        previous = None if replace else stored
+        enrolled = empty if previous is None else self._store.images(previous)
+        kept = enrolled.select(
+            [i for i, medium in enumerate(enrolled.media) if keep is None or medium in keep]
+        )
+        added = given.new(kept)
+        if previous is not None and not len(added) and len(kept) == len(enrolled):
+            return self._enrolled(previous)
+        images = kept + added
         if not len(images):
             raise InputError(f"{name}: no image would be left; remove this person instead")
-        template = pooled_template(name, images, before, lambda *made: self._review(name, *made))
+        template = pooled_template(name, images, previous, lambda *pooled: self._review(name, *pooled))
         with self._change():
             row = self._store.put(template, images)
             if stored is not None:
@@ -221,9 +225,9 @@ class Gallery:
         return self._enrolled(template)
 
     def sources(self, identity: str) -> dict[str, str]:
-        """Media of the images in a person's template, with the source of the first image of each.
+        """Media of the images in a person's template, with the source of the first image of each medium.
 
-        Empty if nobody of this name is enrolled.
+        Empty if no person with this name is enrolled.
         """
         self._refresh()
         stored = self._store.find(checked_identity(identity))
@@ -242,35 +246,38 @@ class Gallery:
         *,
         sources: Sequence[str] | None = None,
     ) -> int:
-        """Enrol many people from one image each, without warnings; enrolled people are skipped.
+        """Enrol many people from one image each, without warnings. People already enrolled are skipped.
+
+        An interrupted call can be repeated to continue.
 
         Args:
             identities: (n,) distinct names.
             mu: (n, dim) unit directions.
             kappa: (n,) concentrations.
-            sources: (n,) origin of each image.
+            sources: (n,) origin of each image, e.g. a file name.
 
         Returns:
-            Number of people enrolled. An interrupted call can be repeated to continue.
+            Number of people enrolled by this call.
 
         Raises:
-            InputError, StorageError: as in `enrol`.
+            InputError: names occur twice, or names or arrays are not valid.
+            StorageError: the gallery could not be written.
         """
-        names = [checked_identity(one) for one in identities]
-        given = check_images(mu, kappa, self._header.dim, names, sources)
+        names = [checked_identity(identity) for identity in identities]
+        images = check_images(mu, kappa, self._header.dim, names, sources)
         if len(set(names)) < len(names):
-            raise InputError(f"expected distinct names, {len(names) - len(set(names))} occur twice")
+            raise InputError(f"expected distinct names, but {len(names) - len(set(names))} occur twice")
         self._store.claim()
         self._refresh()
-        known = self._store.enrolled(names)
-        fresh = [i for i, name in enumerate(names) if name not in known]
-        for start in range(0, len(fresh), _BATCH):
-            part = [pooled_template(names[i], given.select([i])) for i in fresh[start : start + _BATCH]]
+        enrolled = self._store.enrolled(names)
+        new = [i for i, name in enumerate(names) if name not in enrolled]
+        for start in range(0, len(new), _BATCH):
+            templates = [pooled_template(names[i], images.select([i])) for i in new[start : start + _BATCH]]
             with self._change():
-                rows = self._store.insert(part)
-                mu = np.stack([one.mu for one in part])
-                self._index.add(np.array(rows), mu, np.array([one.kappa for one in part]))
-        return len(fresh)
+                rows = self._store.insert(templates)
+                mu = np.stack([template.mu for template in templates])
+                self._index.add(np.array(rows), mu, np.array([template.kappa for template in templates]))
+        return len(new)
 
     def identify(
         self,
@@ -282,24 +289,24 @@ class Gallery:
         threshold: float | None = None,
         exact: bool = True,
     ) -> Identification:
-        """Identify a probe as a person of the gallery, as unknown, or not at all (undecided).
+        """Identify a probe: the answer is a person in the gallery, unknown or undecided.
 
-        A stranger is compared with N people, so by the union bound a false match rate of ``max_fpir / N`` per
-        comparison suffices. The thresholds are the calibrated ones for that rate: one for templates of one
-        image, another for pooled ones.
+        A probe of a person who is not enrolled is compared with N people. By the union bound, a false match
+        rate of ``max_fpir / N`` per comparison bounds the false positive identification rate by ``max_fpir``.
+        The thresholds are calibrated for that rate, separately for templates of one image and of several.
 
         Args:
             mu: (dim,) unit direction of the probe.
-            kappa: its concentration.
-            top: number of candidates to return.
-            max_fpir: bound on the share of strangers that are identified.
-            threshold: of the mutual likelihood score, instead of the calibrated ones.
-            exact: search exactly; otherwise by the index of a server, which may miss a person. A file is
+            kappa: concentration of the probe.
+            top: maximum number of candidates to return.
+            max_fpir: bound on the fraction of people outside the gallery who are identified as a member.
+            threshold: threshold of the mutual likelihood score; overrides the calibrated thresholds.
+            exact: search exactly. If false, the index of a server is used, which may miss a person; a file is
                 always searched exactly.
 
         Raises:
-            InputError: shapes, NaN, or values out of range.
-            StorageError: the server does not answer.
+            InputError: an array has the wrong shape or NaN, or a value is out of range.
+            StorageError: the server does not respond.
         """
         probe, probe_kappa = check_probe(mu, kappa, self._header.dim)
         if not (0 < max_fpir < 1 and top >= 1):
@@ -311,12 +318,12 @@ class Gallery:
         limits = limits_for(self._calibration, fmr, threshold, self._header.radius)
         hits = self._finder.find(probe, probe_kappa, max(top, _MIN_CANDIDATES), exact)
         candidates = self._finder.candidates(hits, limits)
-        each = None if limits is None else self._finder.limits_of(hits, limits)
-        candidates = weigh(candidates, each or (), self._calibration, probe_kappa) or candidates
-        answer, identity, reason = decide(candidates, each, probe_kappa, max_fpir)
+        hit_limits = None if limits is None else self._finder.limits_of(hits, limits)
+        candidates = weigh(candidates, hit_limits or (), self._calibration, probe_kappa) or candidates
+        answer, identity, reason = decide(candidates, hit_limits, probe_kappa, max_fpir)
         if not exact and answer != "identified":
             reason += " (the search was approximate and may have missed a person)"
-        first = None if not each else each[0]
+        first = None if not hit_limits else hit_limits[0]
         return Identification(
             answer, identity, reason, candidates[:top], max_fpir, count, fmr,
             fmr_used=None if first is None or np.isnan(first.fmr) else first.fmr,
@@ -325,34 +332,39 @@ class Gallery:
         )  # fmt: skip
 
     def search(self, mu: ArrayLike, kappa: ArrayLike, *, top: int = 5) -> list[tuple[Candidate, ...]]:
-        """The highest scores of many probes, exactly, faster than one by one.
+        """Search many probes exactly, faster than one by one.
 
         Args:
-            mu: (n, dim) unit directions.
-            kappa: (n,).
-            top: candidates for each.
+            mu: (n, dim) unit directions of the probes.
+            kappa: (n,) concentrations of the probes.
+            top: number of candidates per probe.
+
+        Returns:
+            The candidates of each probe, highest score first.
 
         Raises:
-            InputError, StorageError: as in `identify`.
+            InputError: an array has the wrong shape or NaN, or ``top`` is below 1.
+            StorageError: the server does not respond.
         """
-        given = check_images(mu, kappa, self._header.dim)
+        probes = check_images(mu, kappa, self._header.dim)
         if top < 1:
             raise InputError(f"top: expected 1 or more, got {top}")
         self._refresh()
-        return [self._finder.candidates(hits) for hits in self._finder.find_all(given.mu, given.kappa, top)]
+        return [self._finder.candidates(hits) for hits in self._finder.find_all(probes.mu, probes.kappa, top)]
 
     def remove(self, identity: str, *, erase: bool = True) -> int:
         """Remove a person: template, images and name.
 
         Args:
             identity: name of the person.
-            erase: erase from the log, too; otherwise at the next `compact`, or when the gallery is closed.
+            erase: also erase the data from the write-ahead log. If false, it is erased by the next `compact`,
+                or when the gallery is closed.
 
         Returns:
-            Number of templates removed: 0 if nobody of this name is enrolled.
+            Number of templates removed: 0 if no person with this name is enrolled.
 
         Raises:
-            StorageError: it could not be written.
+            StorageError: the gallery could not be written.
         """
         self._store.claim()
         self._refresh()
@@ -367,13 +379,13 @@ class Gallery:
         return 1
 
     def compact(self) -> None:
-        """Check the file, and write it anew without anything that was removed or replaced.
+        """Check the gallery file, and rewrite it without removed or replaced data.
 
-        A server is only asked to compact.
+        For a gallery on a server, this requests a compaction.
 
         Raises:
             FileFormatError: the file is damaged.
-            StorageError: it could not be written.
+            StorageError: the gallery could not be written.
         """
         self._store.claim()
         self._refresh()
@@ -383,11 +395,11 @@ class Gallery:
     def list(self) -> "list[Enrolled]":
         """All enrolled people, sorted by name."""
         self._refresh()
-        people = (self._enrolled(one) for page in self._store.templates() for one in page)
+        people = (self._enrolled(template) for page in self._store.templates() for template in page)
         return sorted(people, key=lambda enrolled: enrolled.identity)
 
     def info(self) -> dict[str, Any]:
-        """Facts about the gallery, JSON-able."""
+        """Facts about the gallery, as a JSON-serialisable dictionary."""
         self._refresh()
         facts = self._header.to_dict()
         facts.pop("salt")
@@ -403,11 +415,11 @@ class Gallery:
 
     @property
     def calibration(self) -> Calibration | None:
-        """What it decides by: its own, or that of the model."""
+        """The calibration in use: the one stored in the gallery, or that of the model."""
         return self._calibration
 
     def rates_in_use(self, max_fpir: float = 0.01) -> dict[str, float]:
-        """By score, the false match rate of the rule that `identify` decides by; empty if not calibrated.
+        """False match rate of the rule that `identify` uses, by score; empty if not calibrated.
 
         Args:
             max_fpir: as in `identify`.
@@ -417,18 +429,20 @@ class Gallery:
         return {limit.score: limit.fmr for limit in limits or ()}
 
     def keep_rules(self, calibration: Calibration | None) -> None:
-        """Decide by this calibration from now on, whoever opens the gallery.
+        """Store a calibration in the gallery. All users of the gallery then use it instead of the model's.
 
         Args:
-            calibration: the rules; None forgets them, and whoever opens the gallery decides by the model's.
+            calibration: calibration to store; None removes the stored calibration.
 
         Raises:
-            ModelError: it is of another model.
-            InputError: the gallery is on a server, which keeps none.
-            StorageError: it could not be written.
+            ModelError: the calibration belongs to another model.
+            InputError: the gallery is on a server, which cannot store rules.
+            StorageError: the gallery could not be written.
         """
         if not self._store.embedded:
-            raise InputError(f"{self._store.uri}: a server keeps no rules; give the model that has them")
+            raise InputError(
+                f"{self._store.uri}: a gallery on a server cannot store rules; use a model that has them"
+            )
         self._store.claim()
         facts = None if calibration is None else calibration.require(self._header.model).to_dict()
         self._store.set_fact(_RULES, "" if facts is None else json.dumps(facts, allow_nan=False))
@@ -436,60 +450,64 @@ class Gallery:
         self._finder = Finder(self._index, self._store, self._header.radius, calibration, None)
 
     def members(self, most: int = 1000, *, seed: int = 0) -> Embeddings:
-        """The images of some members, drawn at random, with their names; the frames of a video are one image.
+        """Embeddings of the images of randomly chosen members, labelled by name.
+
+        The images of one medium, such as the frames of a video, are averaged into one.
 
         Args:
-            most: number of members.
-            seed: of the draw.
+            most: maximum number of members.
+            seed: random seed of the choice.
 
         Raises:
-            InputError: nobody is enrolled, or ``most`` is below 1.
-            StorageError: the server does not answer.
+            InputError: the gallery is empty, or ``most`` is below 1.
+            StorageError: the server does not respond.
         """
         self._refresh()
         rows = self._store.rows()
         if not len(rows) or most < 1:
-            raise InputError(f"{self._store.uri}: expected members, 1 or more; it has {len(rows)}")
-        drawn = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
-        people = self._store.people(np.sort(drawn))
+            raise InputError(
+                f"{self._store.uri}: expected members, and most >= 1, got {len(rows)} members and most {most}"
+            )
+        chosen = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
+        people = self._store.people(np.sort(chosen))
         parts = [
-            (people.mu[at : at + 1], people.kappa[at : at + 1]) if several < 2 else self._media(name)
-            for at, (name, several) in enumerate(zip(people.names, people.images))
+            (people.mu[i : i + 1], people.kappa[i : i + 1]) if n_images < 2 else self._mean_by_medium(name)
+            for i, (name, n_images) in enumerate(zip(people.names, people.images))
         ]
         label = np.repeat(np.arange(len(parts)), [len(kappa) for _, kappa in parts])
         mu, kappa = (np.concatenate(columns) for columns in zip(*parts))
         return Embeddings(
-            mu, np.log(np.maximum(kappa, _LEAST_KAPPA)), [str(i) for i in range(len(mu))], labels=label,
+            mu, np.log(np.maximum(kappa, _MIN_KAPPA)), [str(i) for i in range(len(mu))], labels=label,
             identities=people.names, provenance={"model": self._header.model, "radius": self._header.radius},
         )  # fmt: skip
 
-    def _media(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Directions and lengths of the mean kappa mu of each medium of a person."""
+    def _mean_by_medium(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Direction and length of the mean of kappa mu over each medium of a person."""
         template = self._store.find(name)
         images = no_images(self._header.dim) if template is None else self._store.images(template)
-        each = torch.from_numpy(natural_parameter(images.mu, images.kappa))  # (n, dim)
-        eta = mean_by(each, torch.from_numpy(images.medium), len(set(images.media))).double().numpy()
+        natural = torch.from_numpy(natural_parameter(images.mu, images.kappa))  # (n, dim)
+        eta = mean_by(natural, torch.from_numpy(images.medium), len(set(images.media))).double().numpy()
         length = np.linalg.norm(eta, axis=1)
-        told = length > 0  # a medium that says nothing has no direction
-        return (eta[told] / length[told, None]).astype(np.float32), length[told]
+        has_direction = length > 0
+        return (eta[has_direction] / length[has_direction, None]).astype(np.float32), length[has_direction]
 
     def _refresh(self) -> None:
-        """Take up what others have written."""
+        """Read the changes of other processes."""
         if self._store.refresh() or self._interrupted:
             self._index.follow()
             self._interrupted = False
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """Around the writing of a change to the store and the index, which may be interrupted in between."""
+        """Change of store and index. If it is interrupted, the next call synchronises the index."""
         self._interrupted = True
         yield
         self._interrupted = False
 
     def _review(self, name: str, images: Images, mu: NDArray[np.float32], kappa: float) -> tuple[str, ...]:
         limits = limits_for(self._calibration, _REVIEW_FMR, None, self._header.radius, evidence=False)
-        alike = self._finder.candidates(self._finder.find(mu, kappa, 2))
-        others = [candidate for candidate in alike if candidate.identity != name]
+        candidates = self._finder.candidates(self._finder.find(mu, kappa, 2))
+        others = [candidate for candidate in candidates if candidate.identity != name]
         return review(images, kappa, others, limits, self._header.radius)
 
     def _enrolled(self, template: Template) -> Enrolled:
@@ -502,12 +520,12 @@ class Gallery:
         )  # fmt: skip
 
 
-def _own_rules(store: Store, model: str) -> Calibration | None:
-    """The calibration that a gallery keeps."""
-    known = store.fact(_RULES) if store.embedded else ""
-    if not known:
+def _stored_rules(store: Store, model: str) -> Calibration | None:
+    """The calibration that is stored in a gallery."""
+    text = store.fact(_RULES) if store.embedded else ""
+    if not text:
         return None
     try:
-        return Calibration.from_dict(json.loads(known), model=model)
+        return Calibration.from_dict(json.loads(text), model=model)
     except (ValueError, AttributeError) as error:
         raise store.damaged(f"its rules ({error})") from error

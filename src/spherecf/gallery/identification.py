@@ -1,4 +1,4 @@
-"""Turn the candidates of a search into an answer: identified, unknown or undecided."""
+"""Decide on the candidates of a search: identified, unknown or undecided."""
 
 import math
 from collections.abc import Sequence
@@ -20,17 +20,18 @@ from spherecf.calibration import (
 
 @dataclass(frozen=True)
 class Limit:
-    """Thresholds of one comparison in a search.
+    """Thresholds of a comparison in a search.
 
     Attributes:
         score: name of the score in the calibration.
         fmr: false match rate at ``accept``.
-        accept: match if the score is at least this.
-        reject: non-match if the score is below this.
-        min_kappa: minimum kappa of both sides for any decision.
-        strict_enough: False if ``fmr`` exceeds the requested rate, because no stricter one is calibrated.
-        extrapolated: 95 % interval of the rate where it is smaller than could be counted; else None.
-        tested_on: whose pairs the rule was tested on; None where no rule is used.
+        accept: match threshold: a match if the score is at least this value.
+        reject: non-match threshold: a non-match if the score is below this value.
+        min_kappa: minimum kappa of probe and template for a decision.
+        strict_enough: False if ``fmr`` exceeds the requested rate, because no stricter rate is calibrated.
+        extrapolated: 95 % interval of a rate that was too small to be counted and was extrapolated; otherwise
+            None.
+        tested_on: data on which the rule was tested; None if no rule is used.
     """
 
     score: str
@@ -44,10 +45,11 @@ class Limit:
 
 
 def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
-    """The lowest threshold with a rate of at most ``fmr``, else the strictest one; None if there is none.
+    """Find the lowest threshold with a false match rate of at most ``fmr``.
 
-    Thresholds come from the decision rules if there are any, since those of the table need not hold for
-    images of lower quality than the calibration's; else from the table. A lower rate never gets a lower
+    If no threshold is that strict, the strictest one is returned; None if the calibration has no thresholds.
+    Thresholds come from the decision rules, or from the threshold table if there are no rules. (The table
+    need not hold for images of lower quality than those of the calibration.) A lower rate never gets a lower
     threshold than a higher rate.
 
     Example:
@@ -56,16 +58,16 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
         ...     DecisionRule("mls", 64.0, "kappa", accept, 0.0, 30.0, "fmr", alpha, 0.05)
         ...     for alpha, accept in ((1e-2, 5.0), (1e-4, 20.0))
         ... )
-        >>> known = Calibration("f" * 64, "d" * 64, decisions=rules)
-        >>> limit_for(known, "mls", 1e-3).accept, limit_for(known, "mls", 1e-6).strict_enough
+        >>> calibration = Calibration("f" * 64, "d" * 64, decisions=rules)
+        >>> limit_for(calibration, "mls", 1e-3).accept, limit_for(calibration, "mls", 1e-6).strict_enough
         (20.0, False)
     """
     rules = [r for r in calibration.decisions if r.score == score and r.error == "fmr" and r.decides]
     table = calibration.thresholds.get(score)
     entries = () if rules or table is None else table.entries
-    steps: list[tuple[float, float, DecisionRule | None]] = [
+    steps: list[tuple[float, float, DecisionRule | None]] = [  # (rate, threshold, rule)
         *((rule.alpha, float(rule.accept or 0.0), rule) for rule in rules),
-        *((one.target, one.threshold, None) for one in entries if one.threshold is not None),
+        *((entry.target, entry.threshold, None) for entry in entries if entry.threshold is not None),
     ]
     if not steps:
         return None
@@ -88,28 +90,29 @@ def limits_for(
     *,
     evidence: bool = True,
 ) -> tuple[Limit, Limit] | None:
-    """Limits for templates of one image and of several; None if there are no thresholds.
+    """Limits for templates of one image and for templates of several; None if there are no thresholds.
 
     Args:
-        calibration: of the model.
-        fmr: false match rate allowed for one comparison.
-        threshold: of the user, instead of the calibrated one; the minimum kappa of the rules still holds.
-        radius: r of the scores; a calibration for another radius is not used.
-        evidence: take limits of evidence where there are any; else of scores alone.
+        calibration: calibration of the model.
+        fmr: false match rate allowed for a single comparison.
+        threshold: threshold from the user, which overrides the calibrated one. The minimum kappa of the rules
+            still applies.
+        radius: radius r of the scores; a calibration for another radius is not used.
+        evidence: prefer limits on the calibrated evidence to limits on the score.
     """
     single = pooled = None
     if calibration is not None and _same_radius(calibration, radius):
-        left_out = () if evidence else _EVIDENCE
+        excluded = () if evidence else _EVIDENCE
         single, pooled = (
-            next((found for name in names if name not in left_out
-                  and (found := limit_for(calibration, name, fmr))), None)
+            next((limit for name in names if name not in excluded
+                  and (limit := limit_for(calibration, name, fmr))), None)
             for names in GALLERY_SCORES
         )  # fmt: skip
     if threshold is not None:
-        minima = [-math.inf if limit is None else limit.min_kappa for limit in (single, pooled)]
+        min_kappas = [-math.inf if limit is None else limit.min_kappa for limit in (single, pooled)]
         return (
-            Limit(PAIR_SCORE, math.nan, threshold, threshold, minima[0], True),
-            Limit(TEMPLATE_SCORE, math.nan, threshold, threshold, minima[1], True),
+            Limit(PAIR_SCORE, math.nan, threshold, threshold, min_kappas[0], True),
+            Limit(TEMPLATE_SCORE, math.nan, threshold, threshold, min_kappas[1], True),
         )
     return None if single is None or pooled is None else (single, pooled)
 
@@ -135,11 +138,13 @@ class Candidate:
         identity: name of the person.
         template: key of the template.
         score: mutual likelihood score.
-        cosine: between the directions.
-        kappa: of the template.
+        cosine: cosine of the directions of probe and template.
+        kappa: concentration of the template.
         llr: natural-log likelihood ratio of the score; None if not calibrated.
-        accept, reject: match from ``accept``, non-match below ``reject``; None if not calibrated.
-        evidence: what is compared with them, if it is not the score: evidence that knows both kappas.
+        accept: match threshold; None if not calibrated.
+        reject: non-match threshold; None if not calibrated.
+        evidence: calibrated evidence, which accounts for both kappas, if it is compared with the thresholds;
+            None if the score is.
     """
 
     identity: str
@@ -154,50 +159,52 @@ class Candidate:
 
     @property
     def measure(self) -> float:
-        """What is compared with the thresholds."""
+        """The value that is compared with the thresholds: evidence, or score."""
         return self.score if self.evidence is None else self.evidence
 
 
 def weigh(
     candidates: Sequence[Candidate], limits: Sequence[Limit], calibration: Calibration | None, kappa: float
 ) -> tuple[Candidate, ...]:
-    """The candidates with evidence and likelihood ratio given both kappas, where their limits read evidence.
+    """Add evidence and likelihood ratio given both kappas to candidates whose limits are on evidence.
 
     Args:
-        candidates: of one probe.
-        limits: of each.
-        calibration: that the limits are of.
-        kappa: of the probe.
+        candidates: candidates of a probe.
+        limits: limit of each candidate.
+        calibration: calibration from which the limits were taken.
+        kappa: concentration of the probe.
     """
-    found = []
-    for one, limit in zip(candidates, limits):
+    weighed = []
+    for candidate, limit in zip(candidates, limits):
         if calibration is not None and limit.score in _EVIDENCE:
-            kappas = one.kappa, kappa
-            evidence = calibration.evidence(limit.score, one.score, one.cosine, kappas)
-            llr = calibration.llr(limit.score, one.score, kappas=kappas)
-            one = replace(one, evidence=float(evidence), llr=float(llr))
-        found.append(one)
-    return tuple(found)
+            kappas = candidate.kappa, kappa
+            evidence = calibration.evidence(limit.score, candidate.score, candidate.cosine, kappas)
+            llr = calibration.llr(limit.score, candidate.score, kappas=kappas)
+            candidate = replace(candidate, evidence=float(evidence), llr=float(llr))
+        weighed.append(candidate)
+    return tuple(weighed)
 
 
 @dataclass(frozen=True)
 class Identification:
-    """The answer for one probe.
+    """Result of identifying a probe.
 
     Attributes:
         answer: "identified", "unknown" (not in the gallery) or "undecided".
-        identity: name of the person, if identified.
-        reason: why, as a sentence.
-        candidates: highest score first.
-        max_fpir: guaranteed bound on the share of strangers that are identified as somebody in the gallery.
+        identity: name of the person, if identified; otherwise None.
+        reason: reason for the answer, as a sentence.
+        candidates: candidates, highest score first.
+        max_fpir: guaranteed bound on the fraction of people outside the gallery who are identified as a
+            member.
         gallery: number of identities in the gallery.
-        fmr: false match rate allowed for one comparison, ``max_fpir / gallery``.
-        fmr_used: rate of the threshold that was used; None if not calibrated or if a threshold was given.
-        min_kappa: minimum kappa of a probe for any decision; None if there is none.
+        fmr: false match rate allowed for a single comparison, ``max_fpir / gallery``.
+        fmr_used: false match rate of the threshold that was used; None if not calibrated, or if the threshold
+            was given by the user.
+        min_kappa: minimum kappa of a probe for a decision; None if there is no minimum.
         exact: whether the search was exact.
-        scored: number of templates that were scored; the others provably score lower (exact search), or were
-            not considered (approximate search).
-        tested_on: whose pairs the rule that was used was tested on; None where no rule was used.
+        scored: number of templates that were scored. In an exact search, the others provably have lower
+            scores; in an approximate search, they were not considered.
+        tested_on: data on which the rule was tested; None if no rule was used.
     """
 
     answer: Answer
@@ -214,25 +221,25 @@ class Identification:
     tested_on: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable dictionary."""
         return asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
 
 
 def decide(
     candidates: Sequence[Candidate], limits: Sequence[Limit] | None, kappa: float, max_fpir: float
 ) -> Decision:
-    """The answer, the identity if identified, and the reason.
+    """Decide on the candidates of a probe; returns the answer, the identity if identified, and the reason.
 
     Args:
-        candidates: highest score first.
-        limits: of each candidate; None without calibration.
-        kappa: of the probe.
-        max_fpir: bound to guarantee.
+        candidates: candidates, highest score first.
+        limits: limit of each candidate; None without a calibration.
+        kappa: concentration of the probe.
+        max_fpir: bound on the false positive identification rate to guarantee.
     """
     if not candidates:
         return "unknown", None, "the gallery is empty"
     if limits is None:
-        return _undecided("the model is not calibrated, so there is no threshold; give one")
+        return _undecided("the model is not calibrated, so it has no threshold; set a threshold")
     required = min(limit.min_kappa for limit in limits)
     if kappa < required:
         return _undecided(f"the quality of the photo is too low: kappa {kappa:.1f}, required {required:.1f}")
@@ -250,22 +257,22 @@ def decide(
             if candidate.kappa < limit.min_kappa and candidate.measure >= max(best, limit.accept)
         ]
         return _low_quality_rival(low_quality[0], above[0][0]) if low_quality else _above(above, max_fpir)
-    near = next(((candidate, limit) for candidate, limit in pairs if candidate.measure >= limit.reject), None)
-    if near is None:
-        return "unknown", None, "nobody in the gallery is similar enough"
-    nearest, limit = near
-    if nearest.measure >= limit.accept:
+    undecided = ((candidate, limit) for candidate, limit in pairs if candidate.measure >= limit.reject)
+    if (first := next(undecided, None)) is None:
+        return "unknown", None, "no one in the gallery is similar enough"
+    closest, limit = first
+    if closest.measure >= limit.accept:
         return _undecided(
-            f"the score of {nearest.identity} reaches the threshold, but the enrolment is of low quality: "
-            f"kappa {nearest.kappa:.1f}, required {limit.min_kappa:.1f}"
+            f"the score of {closest.identity} reaches the threshold, but the quality of the enrolment is too "
+            f"low: kappa {closest.kappa:.1f}, required {limit.min_kappa:.1f}"
         )
-    return _undecided(f"similar to {nearest.identity}, but not enough for an identification")
+    return _undecided(f"similar to {closest.identity}, but not similar enough for an identification")
 
 
 def _low_quality_rival(rival: Candidate, best: Candidate) -> Decision:
     return _undecided(
-        f"similar to {best.identity}, but at least as similar to {rival.identity}, whose enrolment has too "
-        f"low a quality: kappa {rival.kappa:.1f}"
+        f"similar to {best.identity}, but at least as similar to {rival.identity}, whose enrolment is of too "
+        f"low quality: kappa {rival.kappa:.1f}"
     )
 
 
@@ -275,9 +282,9 @@ def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decisio
     best, limit = ordered[0]
     if not limit.strict_enough:
         return _undecided(
-            f"{best.identity} is above the strictest calibrated threshold (FMR {limit.fmr:g}), but a gallery "
-            f"of this size needs a stricter one to guarantee FPIR {max_fpir:g}; allow a higher FPIR, or give "
-            "a threshold"
+            f"{best.identity} reaches the strictest calibrated threshold (FMR {limit.fmr:g}), but a gallery "
+            f"of this size needs a stricter threshold to guarantee FPIR {max_fpir:g}; allow a higher FPIR or "
+            "set a threshold"
         )
     if len(ordered) > 1:
         rival = ordered[1][0]
@@ -287,18 +294,15 @@ def _above(above: Sequence[tuple[Candidate, Limit]], max_fpir: float) -> Decisio
                 f"{best.identity} and {rival.identity} both reach the threshold, and neither is clearly more "
                 "likely; check both, and whether one person is enrolled under two names"
             )
-        times = math.exp(min(difference, 700))
-        reason = f"{rival.identity} also reaches the threshold, but is {times:,.0f} times less likely"
+        ratio = math.exp(min(difference, 700))
+        reason = f"{rival.identity} also reaches the threshold, but is {ratio:,.0f} times less likely"
     elif math.isnan(limit.fmr):
-        reason = "the score is above the given threshold"
+        reason = "the score reaches the given threshold"
     else:
-        reason = f"at most {100 * max_fpir:g} % of strangers score this high with anybody in the gallery"
+        reason = f"at most {100 * max_fpir:g} % of people outside the gallery score this high with any member"
         if limit.extrapolated is not None:
             low, high = limit.extrapolated
-            reason += (
-                f"; extrapolated: {low:.1e} to {high:.1e} of comparisons with strangers (95 %), beyond what "
-                "was counted"
-            )
+            reason += f"; extrapolated false match rate: {low:.1e} to {high:.1e} (95 % interval)"
     return "identified", best.identity, reason
 
 

@@ -1,4 +1,4 @@
-"""What a gallery holds: header, templates and images; how images are checked, pooled and reviewed."""
+"""Contents of a gallery: header, templates and images. Checks, pools and reviews images."""
 
 import hashlib
 import json
@@ -27,11 +27,16 @@ class Header:
     """Facts about a gallery.
 
     Attributes:
-        model: fingerprint of the model whose directions and kappas it holds.
-        backbone: sha256 of its recogniser; "" if unknown.
-        dim, radius: of the directions and of the score.
-        salt: of the keys on a server, so that a name has different keys in different galleries; else "".
-        created, spherecf: ISO time of creation, and version of the package.
+        model: fingerprint of the model that computed the directions and kappas.
+        backbone: SHA-256 of the model's recogniser; "" if unknown.
+        dim: dimension of the directions.
+        radius: radius r of the mutual likelihood score.
+        salt: salt of the keys on a server, which gives a name different keys in different galleries; "" for a
+            file.
+        created: time of creation, ISO format, UTC.
+        spherecf: version of the package that created the gallery.
+        format: name of the file format.
+        version: version of the file format.
     """
 
     model: str
@@ -54,7 +59,7 @@ class Header:
         """Parse a header.
 
         Raises:
-            FileFormatError: not a gallery header, or of another version.
+            FileFormatError: the facts are not the header of a gallery, or it has another version.
         """
         if facts.get("format") != FORMAT or facts.get("version") != VERSION:
             raise FileFormatError(
@@ -67,48 +72,50 @@ class Header:
             raise FileFormatError(uri, f"the header of the gallery has no {error}.") from error
 
     def check(self, uri: str, model: str, backbone: str, dim: int, radius: float) -> None:
-        """Check that the model is the gallery's own; scores of different models are not comparable.
+        """Check that the gallery belongs to the model. Directions of different models cannot be compared.
 
         Raises:
-            ModelError: another model; the message has both hashes.
+            ModelError: the gallery belongs to another model; the message has both hashes.
         """
         if model != self.model or (backbone and self.backbone and backbone != self.backbone):
             raise ModelError(
                 f"{uri}: the gallery belongs to the model {self.model} (backbone "
                 f"{self.backbone or 'unknown'}), but the current model is {model} (backbone "
-                f"{backbone or 'unknown'}), and their directions cannot be compared; use the "
-                "gallery's model, or enrol everybody again in a new gallery"
+                f"{backbone or 'unknown'}), and directions of different models cannot be compared; use the "
+                "model of the gallery, or enrol all people again in a new gallery"
             )
         if dim != self.dim or radius != self.radius:
             raise ModelError(
-                f"{uri}: the gallery has dimension {self.dim} and radius {self.radius:g}, the model has "
-                f"{dim} and {radius:g}"
+                f"{uri}: the gallery has dimension {self.dim} and radius {self.radius:g}, but the model has "
+                f"dimension {dim} and radius {radius:g}"
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable dictionary."""
         return asdict(self)
 
 
 def now() -> str:
-    """Current time, UTC, ISO format, in seconds."""
+    """Current time in UTC, ISO format, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
 class Enrolled:
-    """One enrolled person.
+    """An enrolled person.
 
     Attributes:
         template: key of the template in the gallery.
         identity: name of the person.
-        kappa: of the pooled template, the length of the sum over media of the mean kappa_i mu_i.
-        percentile: of kappa among the reference faces, 0 .. 100; None without a calibration.
+        kappa: concentration of the pooled template: the length of the sum over media of the mean kappa_i
+            mu_i.
+        percentile: percentage of reference faces with a lower kappa, 0 .. 100; None without a calibration.
         images: number of images in the template.
-        media: number of media; images of one medium are averaged, as they are not independent evidence.
+        media: number of media. The images of a medium are averaged, since they are not independent evidence.
         warnings: low quality, photos of different people, resemblance to another person.
         sources: origin of the first images.
-        enrolled, changed: ISO times, UTC.
+        enrolled: time of the enrolment, ISO format, UTC.
+        changed: time of the last change, ISO format, UTC.
     """
 
     template: str
@@ -123,7 +130,7 @@ class Enrolled:
     changed: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable dictionary."""
         return asdict(self) | {"warnings": list(self.warnings), "sources": list(self.sources)}
 
 
@@ -131,10 +138,10 @@ MAX_NAME = 256  # characters
 
 
 def checked_identity(identity: str) -> str:
-    """The name in Unicode form NFC, without surrounding white space.
+    """Check a name, and return it in Unicode form NFC without surrounding white space.
 
     Raises:
-        InputError: empty, longer than 256 characters, or with control characters.
+        InputError: the name is empty, longer than 256 characters, or contains control characters.
 
     Example:
         >>> checked_identity(" Zoe\u0308 ")
@@ -142,7 +149,7 @@ def checked_identity(identity: str) -> str:
     """
     name = composed(identity).strip()
     if not name:
-        raise InputError("identity: expected a name, got an empty one")
+        raise InputError("identity: expected a name, got an empty text")
     if len(name) > MAX_NAME:
         raise InputError(f"identity: expected at most {MAX_NAME} characters, got {len(name)}: {name[:40]}...")
     controls = [
@@ -155,8 +162,8 @@ def checked_identity(identity: str) -> str:
     return name
 
 
-# Cosine from which two directions in one medium are the same image: rounding depends on the batch.
-_SAME = 1 - 1e-4
+# Minimum cosine at which two directions in a medium count as the same image. Rounding depends on the batch.
+_SAME_IMAGE_COSINE = 1 - 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,22 +184,25 @@ class Images:
 
     @property
     def medium(self) -> NDArray[np.int64]:
-        """(n,) number of each image's medium, in the order of their first images."""
-        number = {medium: place for place, medium in enumerate(dict.fromkeys(self.media))}
-        return np.array([number[medium] for medium in self.media], np.int64)
+        """(n,) index of the medium of each image, numbered in the order of first occurrence."""
+        index_of = {medium: index for index, medium in enumerate(dict.fromkeys(self.media))}
+        return np.array([index_of[medium] for medium in self.media], np.int64)
 
     def new(self, known: "Images") -> "Images":
-        """The images not in ``known``; images are equal if medium and, up to rounding, direction are."""
-        kept: list[int] = []
+        """The distinct images that are not in ``known``.
+
+        Images are equal if they have the same medium and, up to rounding, the same direction.
+        """
+        new_rows: list[int] = []
         for i, medium in enumerate(self.media):
-            seen = [known.mu[j] for j, other in enumerate(known.media) if other == medium]
-            seen += [self.mu[j] for j in kept if self.media[j] == medium]
-            if not any(float(mu @ self.mu[i]) > _SAME for mu in seen):
-                kept.append(i)
-        return self.select(kept)
+            same_medium = [known.mu[j] for j, other in enumerate(known.media) if other == medium]
+            same_medium += [self.mu[j] for j in new_rows if self.media[j] == medium]
+            if not any(float(mu @ self.mu[i]) > _SAME_IMAGE_COSINE for mu in same_medium):
+                new_rows.append(i)
+        return self.select(new_rows)
 
     def select(self, rows: Sequence[int]) -> "Images":
-        """A subset."""
+        """The images in these rows."""
         media, sources = (tuple(column[i] for i in rows) for column in (self.media, self.sources))
         return Images(self.mu[rows], self.kappa[rows], media, sources)
 
@@ -215,18 +225,18 @@ class Template:
     media: int
     facts: dict[str, Any] = field(default_factory=dict)
     row: int = 0
-    """Number in the store; a number is never given twice."""
+    """Row number in the store. Numbers are never reused."""
 
     @property
     def only(self) -> Images:
-        """The image of a template of one image, which is the template itself."""
+        """The image of a template with one image, which equals the template."""
         facts = self.facts
         kappa = np.array([self.kappa], np.float32)
         return Images(self.mu[None], kappa, (facts["medium"],), (facts["source"],))
 
 
 def template_id(identity: str, images: Images, mu: NDArray[np.float32], kappa: float) -> str:
-    """128-bit hash of name, media, direction and kappa: the same enrolment has the same id everywhere.
+    """128-bit hash of name, media, direction and kappa. The same enrolment has the same id in every gallery.
 
     Example:
         >>> mu, kappa = np.eye(2, dtype=np.float32)[:1], np.array([3.0], np.float32)
@@ -238,7 +248,7 @@ def template_id(identity: str, images: Images, mu: NDArray[np.float32], kappa: f
     return digest.hexdigest()
 
 
-_MAX_CHARACTERS = 512  # of a source or medium
+_MAX_CHARACTERS = 512  # maximum length of a source or medium
 
 
 def check_images(
@@ -248,44 +258,45 @@ def check_images(
     media: Sequence[str] | None = None,
     sources: Sequence[str] | None = None,
 ) -> Images:
-    """Convert to arrays with unit directions; missing media and sources become empty strings.
+    """Check images and normalise their directions. Missing media and sources become empty strings.
 
     Raises:
-        InputError: no image, wrong shapes, NaN, directions that are not unit vectors, negative kappa.
+        InputError: there is no image, an array has the wrong shape or NaN, directions are not unit vectors,
+            or a kappa is negative.
     """
-    directions, lengths = as_array(mu, "mu", np.float32), as_array(kappa, "kappa", np.float32)
+    directions, kappas = as_array(mu, "mu", np.float32), as_array(kappa, "kappa", np.float32)
     if directions.ndim != 2 or directions.shape[1] != dim or not len(directions):
         raise InputError(f"mu: expected (n, {dim}) directions, n >= 1, got {directions.shape}")
     n = len(directions)
     media, sources = ([""] * n if column is None else column for column in (media, sources))
-    if lengths.shape != (n,) or len(media) != n or len(sources) != n:
+    if kappas.shape != (n,) or len(media) != n or len(sources) != n:
         raise InputError(
-            f"expected a kappa, medium and source for each of {n} directions, got {lengths.shape}, "
+            f"expected a kappa, medium and source for each of {n} directions, got {kappas.shape}, "
             f"{len(media)} and {len(sources)}"
         )
     check_directions(directions, "mu", keys=sources if any(sources) else ())
-    check_kappa(lengths, "kappa")
+    check_kappa(kappas, "kappa")
     norm = np.linalg.norm(directions.astype(np.float64), axis=1)
     unit = (directions / norm[:, None]).astype(np.float32)
     return Images(
-        unit, lengths, *(tuple(str(text)[:_MAX_CHARACTERS] for text in column) for column in (media, sources))
+        unit, kappas, *(tuple(str(text)[:_MAX_CHARACTERS] for text in column) for column in (media, sources))
     )
 
 
 def check_probe(mu: ArrayLike, kappa: float, dim: int) -> tuple[NDArray[np.float32], float]:
-    """Check one direction and concentration.
+    """Check the direction and concentration of a probe.
 
     Raises:
         InputError: as in `check_images`.
     """
     direction = as_array(mu, "mu", np.float32)
     if direction.shape != (dim,):
-        raise InputError(f"mu: expected one direction ({dim},), got {direction.shape}")
+        raise InputError(f"mu: expected one direction of shape ({dim},), got {direction.shape}")
     images = check_images(direction[None], [kappa], dim)
     return images.mu[0], float(images.kappa[0])
 
 
-_SOURCES = 5  # listed for a template
+_MAX_SOURCES = 5  # sources stored in the facts of a template
 
 Review = Callable[[Images, NDArray[np.float32], float], tuple[str, ...]]
 
@@ -293,26 +304,26 @@ Review = Callable[[Images, NDArray[np.float32], float], tuple[str, ...]]
 def pooled_template(
     name: str, images: Images, before: Template | None = None, review: Review | None = None
 ) -> Template:
-    """Pool images: mean within each medium, sum over media. A single image is kept bit for bit.
+    """Pool images: mean of kappa mu within each medium, sum over media. A single image is not changed.
 
     Args:
-        name: of the person.
-        images: all of them.
-        before: the template that this one replaces.
-        review: returns warnings for images, direction and kappa.
+        name: name of the person.
+        images: all images of the person.
+        before: template that is being replaced.
+        review: returns warnings about the images, direction and kappa.
     """
     mu, kappa = images.mu[0], float(images.kappa[0])
     if len(images) > 1:
         pooled = pool_templates(images.mu, images.kappa, np.zeros(len(images), np.int64), images.medium)
         mu, kappa = pooled.mu[0], float(pooled.kappa[0])
-    when = now()
+    time = now()
     facts = {
         "medium": images.media[0],
         "source": images.sources[0],
-        "sources": list(images.sources[:_SOURCES]),
+        "sources": list(images.sources[:_MAX_SOURCES]),
         "warnings": [] if review is None else list(review(images, mu, kappa)),
-        "enrolled": when if before is None else before.facts["enrolled"],
-        "changed": when,
+        "enrolled": time if before is None else before.facts["enrolled"],
+        "changed": time,
         "spherecf": __version__,
     }
     media = len(set(images.media))
@@ -324,21 +335,22 @@ def no_images(dim: int) -> Images:
     return Images(np.empty((0, dim), np.float32), np.empty(0, np.float32), (), ())
 
 
-_NAMED = 5  # photos named in one warning
+_MAX_NAMED = 5  # photos named in a warning
 
 
 def review(
     images: Images, kappa: float, others: Sequence[Candidate], limits: tuple[Limit, Limit] | None,
     radius: float,
 ) -> tuple[str, ...]:  # fmt: skip
-    """Warnings: low quality, photos of different people, resemblance to another enrolled person.
+    """Warnings about a template: low quality, photos of different people, resemblance to another member.
 
     Args:
-        images: of the template.
-        kappa: of the template.
+        images: images of the template.
+        kappa: concentration of the template.
         others: most similar templates of other people.
-        limits: for templates of one image and of several; None without calibration, which gives no warnings.
-        radius: r of the scores.
+        limits: limits for templates of one image and of several; None without a calibration, which gives no
+            warnings.
+        radius: radius r of the scores.
     """
     if limits is None:
         return ()
@@ -347,25 +359,26 @@ def review(
     if kappa < single.min_kappa:
         warnings.append(f"low quality: kappa {kappa:.1f}, identification requires {single.min_kappa:.1f}")
     if len(images) > 1:
-        scores = against_the_rest(images, radius)
+        scores = leave_one_out_scores(images, radius)
         limit = single if len(images) == 2 else pooled
-        strange = np.flatnonzero(scores < limit.reject)
-        if len(images) == 2 and strange.size:
+        outliers = np.flatnonzero(scores < limit.reject)
+        if len(images) == 2 and outliers.size:
             warnings.append("the two photos look like different people")
-        elif strange.size:
-            names = [images.sources[i] or f"photo {i + 1}" for i in strange[:_NAMED]]
-            more = f" and {strange.size - _NAMED} more" if strange.size > _NAMED else ""
+        elif outliers.size:
+            names = [images.sources[i] or f"photo {i + 1}" for i in outliers[:_MAX_NAMED]]
+            more = f" and {outliers.size - _MAX_NAMED} more" if outliers.size > _MAX_NAMED else ""
             warnings.append(f"photos that do not look like the others: {', '.join(names)}{more}")
-    alike = [other for other in others if other.score >= max(single.accept, pooled.accept)]
-    if alike:
+    lookalikes = [other for other in others if other.score >= max(single.accept, pooled.accept)]
+    if lookalikes:
+        first = lookalikes[0]
         warnings.append(
-            f"resembles {alike[0].identity} (score {alike[0].score:.1f}); is this one person under two names?"
+            f"resembles {first.identity} (score {first.score:.1f}); is this one person under two names?"
         )
     return tuple(warnings)
 
 
-def against_the_rest(images: Images, radius: float) -> NDArray[np.float64]:
-    """(n,) score of each image against the pooled template of the others, the sum of kappa_i mu_i."""
+def leave_one_out_scores(images: Images, radius: float) -> NDArray[np.float64]:
+    """(n,) score of each image against the template pooled from the other images."""
     mu, kappa = (torch.from_numpy(column).double() for column in (images.mu, images.kappa))
     rest = without_each(mu, kappa, torch.zeros(len(images), dtype=torch.int64))
     scores: NDArray[np.float64] = mutual_likelihood_score(mu, kappa, *rest, radius=radius).numpy()

@@ -1,14 +1,14 @@
-"""An encrypted gallery: SQLite sees sealed rows only, so neither its file nor its log holds anything else.
+"""Storage of an encrypted gallery. SQLite gets encrypted rows only, so its file and log contain nothing else.
 
-A template is sealed with AES-256-GCM under a key of this file, with a random nonce; so is each of its
-images, the header, and the sum below. What is sealed is bound to its place: a template to its row and handle,
-an image to its template's nonce and its place. The handle, which a person is looked up by, is a keyed hash of
-the name (HMAC-SHA256). What a search reads is held in memory only.
+Each template is encrypted with AES-256-GCM, with a key derived for this file and a random nonce, and so are
+each image, the header and the checksum below. The associated data binds each ciphertext to its place: a
+template to its row and handle, an image to the nonce of its template and its position. The handle, by which a
+person is looked up, is a keyed hash of the name (HMAC-SHA256). The search index is held in memory only.
 
-So that no row can be taken out, or put back from an older copy, a sealed sum over keyed hashes of all rows
-and their nonces goes with every change and is compared whenever the rows are listed (a multiset hash: Clarke,
-Devadas, van Dijk, Gassend and Suh, ASIACRYPT 2003). An older copy of the whole file cannot be told from a
-newer one.
+To detect rows that were deleted, or restored from an older copy, an encrypted checksum over keyed hashes of
+all rows and their nonces is updated with every change and verified whenever the rows are listed (a multiset
+hash: Clarke, Devadas, van Dijk, Gassend and Suh, ASIACRYPT 2003). An older copy of the whole file cannot be
+detected.
 """
 
 import hmac
@@ -31,7 +31,7 @@ from spherecf.gallery.store import APPLICATION, People, Store, blob
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-_VERSION = 2  # of an encrypted gallery; the header that is sealed in it has the version of a gallery
+_VERSION = 2  # version of the encrypted format; the encrypted header has the version of the gallery format
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION};
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -44,17 +44,18 @@ CREATE TABLE sealed_images (
     content BLOB NOT NULL, PRIMARY KEY (row, place)
 ) WITHOUT ROWID;
 """
-_PAD = 256  # bytes; the length of a name does not show
-_MOST = 1 << 32  # sealed with one key and random nonces (NIST SP 800-38D, section 8.3)
-_SUM = 1 << 256
+_PAD_BYTES = 256  # texts are padded to a multiple of this, which hides the length of a name
+_MAX_ENCRYPTIONS = 1 << 32  # with one key and random nonces (NIST SP 800-38D, section 8.3)
+_CHECKSUM_MODULUS = 1 << 256
 
 
 class SealedStore(Store):
-    """A store whose templates and images are encrypted; see the head of this file.
+    """A store whose templates and images are encrypted; see the docstring of this module.
 
     Raises:
-        StorageError, FileFormatError: as `Store`; also for what was altered, exchanged, taken out, put back.
-        MissingDependencyError: the package cryptography is not installed.
+        StorageError: as in `Store`.
+        FileFormatError: as in `Store`, or rows were altered, exchanged, deleted or restored by another
+        program. MissingDependencyError: the package cryptography is not installed.
 
     Example:
         >>> store = SealedStore(":memory:", 2, Key(bytes(32), "an example"))
@@ -71,76 +72,77 @@ class SealedStore(Store):
 
     def __init__(self, uri: str, dim: int, key: Key, timeout: float = 10.0) -> None:
         self._key, self.encrypted_with = key, key.id
-        self._cipher: AESGCM | None = None  # once the salt is known
-        self._sum = self._seals = 0
+        self._cipher: AESGCM | None = None  # set when the salt has been read
+        self._checksum = self._seals = 0  # _seals: number of encryptions
         super().__init__(uri, dim, timeout)
 
     @property
     def search_file(self) -> None:
-        """None: what a search reads is held in memory only."""
+        """None: the search index is held in memory only."""
         return None
 
     def header(self) -> dict[str, Any] | None:
         """Facts about the gallery; None if it does not exist yet."""
-        outside = super().header()
-        if outside is None:
+        plain_header = super().header()
+        if plain_header is None:
             return None
         try:
-            salt, sealed = (bytes.fromhex(outside[name]) for name in ("salt", "header"))
+            salt, sealed = (bytes.fromhex(plain_header[name]) for name in ("salt", "header"))
         except (KeyError, TypeError, ValueError) as error:
-            raise self.damaged("its header is not whole") from error
+            raise self.damaged("its header is incomplete") from error
         self._unlock(salt)
-        return self._json(self._opened(sealed[:NONCE], sealed[NONCE:], b"header").decode())
+        return self._json(self._decrypt(sealed[:NONCE], sealed[NONCE:], b"header").decode())
 
     def counts(self) -> tuple[int, int]:
-        """Number of templates, and of their images."""
+        """(number of templates, number of their images)."""
         ((people, single, images),) = self._ask(
             "SELECT (SELECT count(*) FROM sealed), count(DISTINCT row), count(*) FROM sealed_images"
         )
         return people, people - single + images
 
     def rows(self) -> NDArray[np.int64]:
-        """(n,) rows of all templates, in order; their sum is compared.
+        """(n,) row numbers of all templates, increasing. Verifies the checksum.
 
-        They are read from the index by handle, whose order is checked as well: then everybody is found in it.
+        The rows are read from the index by handle. Its order is also checked, to make sure that every person
+        can be found in it.
         """
-        *found, (_, _, state) = self._ask(
+        *rows, (_, _, state) = self._ask(
             "SELECT identity, row, nonce FROM sealed INDEXED BY by_identity"
             " UNION ALL SELECT 0, 0, (SELECT value FROM facts WHERE name = 'state')"
         )
         self._read_state(state)
-        if sum(self._mark(*one) for one in found) % _SUM != self._sum:
-            raise self.damaged("templates were taken out or put back by something else than SphereCF")
-        if any(one[0] >= other[0] for one, other in pairwise(found)):
+        if sum(self._row_hash(*row) for row in rows) % _CHECKSUM_MODULUS != self._checksum:
+            raise self.damaged("templates were deleted or restored by another program than SphereCF")
+        if any(first[0] >= second[0] for first, second in pairwise(rows)):
             raise self.damaged("its index is not in order")
-        return np.sort(np.fromiter((row for _, row, _ in found), np.int64, len(found)))
+        return np.sort(np.fromiter((row for _, row, _ in rows), np.int64, len(rows)))
 
     def people(self, rows: NDArray[np.int64]) -> People:
-        """What a search needs of some templates, in the order of the rows; removed ones are left out."""
-        found = super().people(rows)
-        if len(found.rows) < len(rows):
-            self._check_seen(found.rows, rows)
-        return found
+        """Templates by row number, in order, without their facts. Removed templates are left out."""
+        people = super().people(rows)
+        if len(people.rows) < len(rows):
+            self._check_complete(people.rows, rows)
+        return people
 
     def templates(self) -> Iterator[list[Template]]:
-        """All templates in the order of their rows, page by page."""
+        """Yield all templates in the order of their rows, in pages."""
         expected, seen = self.rows(), list[int]()
         for page in super().templates():
-            seen += [one.row for one in page]
+            seen += [template.row for template in page]
             yield page
-        self._check_seen(np.array(seen, np.int64), expected)
+        self._check_complete(np.array(seen, np.int64), expected)
 
-    def _check_seen(self, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> None:
-        """Refuse that a row is missing which was not removed meanwhile."""
+    def _check_complete(self, seen: NDArray[np.int64], expected: NDArray[np.int64]) -> None:
+        """Raise an error if an expected row is missing that was not removed in the meantime."""
         missing = np.setdiff1d(expected, seen)
         if len(missing) and np.isin(missing, self.rows()).any():
-            raise self.damaged("a template is listed, but is not in its place")
+            raise self.damaged("a template is listed but missing")
 
     def compact(self) -> None:
-        """Check the file and everything in it, and write it anew without what was removed."""
+        """Check the file and all templates and images, and rewrite the file without removed data."""
         for page in self.templates():
-            for one in page:
-                self.images(one)
+            for template in page:
+                self.images(template)
         super().compact()
 
     @contextmanager
@@ -149,11 +151,12 @@ class SealedStore(Store):
             if self._cipher is not None:
                 self._read_state(self.fact("state"))
             yield
-            state = json.dumps({"sum": f"{self._sum % _SUM:x}", "seals": self._seals + 1})
-            if self._seals >= _MOST:
+            checksum = self._checksum % _CHECKSUM_MODULUS
+            state = json.dumps({"sum": f"{checksum:x}", "seals": self._seals + 1})
+            if self._seals >= _MAX_ENCRYPTIONS:
                 raise StorageError(
-                    f"{self.uri}: the gallery was written to so often that it needs another key; give it one "
-                    "with `spherecf key change`"
+                    f"{self.uri}: the gallery has been written so often that it needs another key; change "
+                    "the key with `spherecf key change`"
                 )
             sealed = b"".join(self._seal(state.encode(), b"state"))
             self._ask("INSERT OR REPLACE INTO facts VALUES ('state', ?)", (sealed.hex(),))
@@ -161,135 +164,148 @@ class SealedStore(Store):
     def _read_state(self, text: object) -> None:
         try:
             sealed = bytes.fromhex(str(text))
-            state = json.loads(self._opened(sealed[:NONCE], sealed[NONCE:], b"state"))
-            self._sum, self._seals = int(state["sum"], 16), int(state["seals"])
+            state = json.loads(self._decrypt(sealed[:NONCE], sealed[NONCE:], b"state"))
+            self._checksum, self._seals = int(state["sum"], 16), int(state["seals"])
         except (KeyError, TypeError, ValueError) as error:
-            raise self.damaged("the sum over its templates is not whole") from error
+            raise self.damaged("the checksum over its templates is incomplete") from error
 
-    def _lay_out(self, facts: dict[str, Any]) -> None:
+    def _create_tables(self, facts: dict[str, Any]) -> None:
         salt = secrets.token_bytes(SALT)
         self._unlock(salt)
-        self._sum = self._seals = 0
+        self._checksum = self._seals = 0
         sealed = b"".join(self._seal(json.dumps(facts).encode(), b"header"))
-        outside = {"format": FORMAT, "version": _VERSION, "cipher": "AES-256-GCM", "key": self._key.id}
-        super()._lay_out(outside | {"salt": salt.hex(), "header": sealed.hex()})
+        plain_header = {"format": FORMAT, "version": _VERSION, "cipher": "AES-256-GCM", "key": self._key.id}
+        super()._create_tables(plain_header | {"salt": salt.hex(), "header": sealed.hex()})
 
     def _unlock(self, salt: bytes) -> None:
+        """Derive the keys of this file."""
         self._cipher = self._key.cipher(salt, "gallery")
-        self._names, self._sums = (self._key.derive(salt, f"gallery {use}") for use in ("names", "sum"))
+        self._name_key, self._checksum_key = (
+            self._key.derive(salt, f"gallery {use}") for use in ("names", "sum")
+        )
 
     def _handle(self, identity: str) -> str:
-        return hmac.digest(self._names, identity.encode(), "sha256").hex()
+        return hmac.digest(self._name_key, identity.encode(), "sha256").hex()
 
-    def _mark(self, handle: object, row: int, nonce: object) -> int:
+    def _row_hash(self, handle: object, row: int, nonce: object) -> int:
+        """Keyed hash of a row, a summand of the checksum."""
         if not isinstance(nonce, bytes) or not isinstance(handle, str):
             raise self.damaged("a row has no handle or no nonce")
-        return int.from_bytes(hmac.digest(self._sums, _bound(handle, row, nonce), "sha256"), "big")
+        message = _associated_data(handle, row, nonce)
+        return int.from_bytes(hmac.digest(self._checksum_key, message, "sha256"), "big")
 
     def _delete(self, identity: str) -> None:
-        found = self._ask(
+        rows = self._ask(
             "SELECT identity, row, nonce FROM sealed WHERE identity = ?", (self._handle(identity),)
         )
-        self._sum -= sum(self._mark(*one) for one in found)
+        self._checksum -= sum(self._row_hash(*row) for row in rows)
         super()._delete(identity)
 
-    def _added(self, templates: Sequence[Template]) -> list[int]:
-        if twice := self.enrolled([one.identity for one in templates]):
-            raise StorageError(f"{self.uri}: {len(twice)} of these people are enrolled already")
-        return super()._added(templates)
+    def _insert_templates(self, templates: Sequence[Template]) -> list[int]:
+        if enrolled := self.enrolled([template.identity for template in templates]):
+            raise StorageError(f"{self.uri}: {len(enrolled)} of these people are already enrolled")
+        return super()._insert_templates(templates)
 
-    def _packed(self, row: int, one: Template) -> tuple[Any, ...]:
-        handle, facts = self._handle(one.identity), json.dumps(one.facts)
-        inside = [one.id, one.identity, one.kappa, one.images, one.media, facts]
-        nonce, content = self._seal(blob(one.mu) + _padded(inside), _bound(handle, row))
-        self._sum += self._mark(handle, row, nonce)
+    def _pack(self, row: int, template: Template) -> tuple[Any, ...]:
+        handle, facts = self._handle(template.identity), json.dumps(template.facts)
+        values = [
+            template.id, template.identity, template.kappa, template.images, template.media, facts,
+        ]  # fmt: skip
+        nonce, content = self._seal(blob(template.mu) + _pad(values), _associated_data(handle, row))
+        self._checksum += self._row_hash(handle, row, nonce)
         return handle, nonce, content, row
 
     def _template(self, *columns: Any) -> Template:
-        return super()._template(*self._unpacked(*columns))
+        return super()._template(*self._unpack(*columns))
 
-    def _unpacked(self, handle: object, nonce: object, content: object, row: int) -> tuple[Any, ...]:
-        """The columns of a template that is not encrypted."""
-        mu, (id, identity, kappa, images, media, facts) = self._parts(
-            self._opened(nonce, content, _bound(handle, row)), 6
+    def _unpack(self, handle: object, nonce: object, content: object, row: int) -> tuple[Any, ...]:
+        """Decrypt a row to the columns of an unencrypted template."""
+        mu, (id, identity, kappa, images, media, facts) = self._split(
+            self._decrypt(nonce, content, _associated_data(handle, row)), 6
         )
         return id, identity, mu, kappa, images, media, facts, row
 
     def _people_rows(self, rows: str) -> list[Any]:
-        found = self._ask(
+        result = self._ask(
             f"SELECT {self._columns} FROM sealed WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
             (rows,),
         )
-        unpacked = (self._unpacked(*columns) for columns in found)
+        unpacked = (self._unpack(*columns) for columns in result)
         return [
             (row, id, identity, kappa, images, mu) for id, identity, mu, kappa, images, _, _, row in unpacked
         ]
 
     def _add_images(self, row: int, images: Images) -> None:
-        ((owner,),) = self._ask("SELECT nonce FROM sealed WHERE row = ?", (row,))
-        values = []
+        ((template_nonce,),) = self._ask("SELECT nonce FROM sealed WHERE row = ?", (row,))
+        encrypted_rows = []
         for place, mu in enumerate(images.mu):
-            inside = [float(images.kappa[place]), images.media[place], images.sources[place]]
-            nonce, content = self._seal(blob(mu) + _padded(inside), _bound(owner, place))
-            values.append((row, place, nonce, content))
-        self._many("INSERT INTO sealed_images (row, place, nonce, content) VALUES (?, ?, ?, ?)", values)
+            values = [float(images.kappa[place]), images.media[place], images.sources[place]]
+            nonce, content = self._seal(blob(mu) + _pad(values), _associated_data(template_nonce, place))
+            encrypted_rows.append((row, place, nonce, content))
+        self._many(
+            "INSERT INTO sealed_images (row, place, nonce, content) VALUES (?, ?, ?, ?)", encrypted_rows
+        )
 
     def _image_rows(self, row: int) -> list[Any]:
-        found = self._ask(
+        result = self._ask(
             "SELECT sealed.nonce, place, i.nonce, i.content FROM sealed JOIN sealed_images AS i USING (row)"
             " WHERE row = ? ORDER BY place",
             (row,),
         )
         parts = (
-            self._parts(self._opened(nonce, content, _bound(owner, place)), 3)
-            for owner, place, nonce, content in found
+            self._split(self._decrypt(nonce, content, _associated_data(template_nonce, place)), 3)
+            for template_nonce, place, nonce, content in result
         )
-        return [(mu, *inside) for mu, inside in parts]
+        return [(mu, *values) for mu, values in parts]
 
-    def _parts(self, plain: bytes, count: int) -> tuple[bytes, list[Any]]:
-        """A direction, and the values behind it."""
+    def _split(self, plain: bytes, count: int) -> tuple[bytes, list[Any]]:
+        """Split plaintext into a direction and the ``count`` values after it."""
         with suppress(ValueError):
-            inside = json.loads(plain[4 * self._dim :])
-            if isinstance(inside, list) and len(inside) == count:
-                return plain[: 4 * self._dim], inside
-        raise self.damaged(f"a template is not one of {self._dim} dimensions")
+            values = json.loads(plain[4 * self._dim :])
+            if isinstance(values, list) and len(values) == count:
+                return plain[: 4 * self._dim], values
+        raise self.damaged(f"a template does not have {self._dim} dimensions")
 
-    def _seal(self, plain: bytes, bound: bytes) -> tuple[bytes, bytes]:
-        """A fresh nonce, and the cipher text with its tag."""
+    def _seal(self, plain: bytes, associated_data: bytes) -> tuple[bytes, bytes]:
+        """Encrypt; returns a random nonce, and the ciphertext with its tag."""
         assert self._cipher is not None
         self._seals += 1
         nonce = secrets.token_bytes(NONCE)
-        return nonce, self._cipher.encrypt(nonce, plain, bound)
+        return nonce, self._cipher.encrypt(nonce, plain, associated_data)
 
-    def _opened(self, nonce: object, content: object, bound: bytes) -> bytes:
+    def _decrypt(self, nonce: object, content: object, associated_data: bytes) -> bytes:
         plain = None
         if isinstance(nonce, bytes) and isinstance(content, bytes) and len(nonce) == NONCE:
             assert self._cipher is not None
-            plain = opened(self._cipher, nonce, content, bound)
+            plain = opened(self._cipher, nonce, content, associated_data)
         if plain is None:
-            raise self.damaged("something in it was altered, or is not in its place")
+            raise self.damaged("a part of it was altered or moved")
         return plain
 
 
 def open_store(uri: str, dim: int, key: Key | None, timeout: float = 10.0) -> Store:
-    """Open the store in a file; a new one is encrypted if there is a key.
+    """Open the store in a file. A new store is encrypted if there is a key.
 
     Args:
-        uri, dim, timeout: as `Store`.
-        key: the key in use.
+        uri: see `Store`.
+        dim: see `Store`.
+        key: the current key, or None.
+        timeout: see `Store`.
 
     Raises:
-        InputError: encrypted with another key, or not encrypted although there is a key.
-        StorageError, FileFormatError, MissingDependencyError: as `SealedStore`.
+        InputError: the store is encrypted with another key, or is not encrypted although there is a key.
+        StorageError: as in `SealedStore`.
+        FileFormatError: as in `SealedStore`.
+        MissingDependencyError: as in `SealedStore`.
     """
     plain = Store(uri, dim, timeout)
     try:
         header = plain.header()
-        found = _sealed_with(header)
-        if found is None and (header is not None or key is None):
+        key_id = _key_id(header)
+        if key_id is None and (header is not None or key is None):
             refuse_plain(uri, key)
             return plain
-        key = fitting(key, uri, found or (key and key.id) or "")
+        key = fitting(key, uri, key_id or (key and key.id) or "")
     except BaseException:
         plain.close()
         raise
@@ -298,32 +314,33 @@ def open_store(uri: str, dim: int, key: Key | None, timeout: float = 10.0) -> St
 
 
 def reseal_gallery(path: str | Path, key: Key | None, new: Key | None) -> bool:
-    """Encrypt a gallery with another key, or for the first time, or decrypt it, in one change.
+    """Encrypt a gallery, change its key, or decrypt it, in one transaction.
 
-    Afterwards the file is written anew, so that it holds nothing of before. After an interruption the same
-    call finishes.
+    The file is then rewritten without remains of the previous data. After an interruption, the same call
+    finishes the work.
 
     Args:
-        path: of the gallery.
-        key: that it is encrypted with; None if it is not.
-        new: that it shall be encrypted with; None to decrypt it.
+        path: gallery file.
+        key: key with which the gallery is encrypted; None if it is not encrypted.
+        new: key to encrypt it with; None to decrypt it.
 
     Returns:
-        Whether there was more to do than to write it anew.
+        False if the gallery was already encrypted with the new key, or already decrypted, and was only
+        rewritten.
 
     Raises:
-        InputError: there is no gallery, or it has another key.
-        StorageError: another process has it open, or it cannot be written.
-        FileFormatError: it is damaged.
+        InputError: there is no gallery, or it is encrypted with another key.
+        StorageError: another process has the gallery open, or it cannot be written.
+        FileFormatError: the gallery is damaged.
     """
-    uri, wanted = str(path), new and new.id
+    uri, new_id = str(path), new and new.id
     header = None
     if Path(uri).exists():
-        with closing(Store(uri, 0)) as outside:
-            header = outside.header()
+        with closing(Store(uri, 0)) as plain:
+            header = plain.header()
     if header is None:
         raise InputError(f"{uri}: there is no gallery here")
-    done = _sealed_with(header) == wanted
+    done = _key_id(header) == new_id
     if done:
         key = new
     with closing(open_store(uri, 0, key)) as old:
@@ -343,17 +360,17 @@ def reseal_gallery(path: str | Path, key: Key | None, new: Key | None) -> bool:
     return not done
 
 
-def _sealed_with(header: dict[str, Any] | None) -> str | None:
-    """Id of the key of an encrypted gallery."""
-    sealed = header is not None and header.get("version") == _VERSION
-    return str(header.get("key")) if header and sealed else None
+def _key_id(header: dict[str, Any] | None) -> str | None:
+    """Id of the key of a gallery; None if it is not encrypted."""
+    encrypted = header is not None and header.get("version") == _VERSION
+    return str(header.get("key")) if header and encrypted else None
 
 
-def _bound(*what: object) -> bytes:
-    """What a row is authenticated with, as text that only this row has."""
-    return json.dumps([one.hex() if isinstance(one, bytes) else one for one in what]).encode()
+def _associated_data(*parts: object) -> bytes:
+    """Associated data that is unique to a row and authenticated with it."""
+    return json.dumps([part.hex() if isinstance(part, bytes) else part for part in parts]).encode()
 
 
-def _padded(inside: list[Any]) -> bytes:
-    text = json.dumps(inside).encode()
-    return text + b" " * (-len(text) % _PAD)
+def _pad(values: list[Any]) -> bytes:
+    text = json.dumps(values).encode()
+    return text + b" " * (-len(text) % _PAD_BYTES)

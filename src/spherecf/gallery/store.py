@@ -1,4 +1,4 @@
-"""The rows of a gallery in one SQLite file."""
+"""Storage of a gallery in a SQLite file."""
 
 import json
 import math
@@ -17,8 +17,8 @@ from spherecf.common.files import Lock
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.gallery.rows import Images, Template
 
-APPLICATION = 0x53434647  # "SCFG": tells a gallery from other SQLite files
-_PAGE_BYTES = 8192  # three templates of 512 dimensions
+APPLICATION = 0x53434647  # "SCFG": application id that distinguishes galleries from other SQLite files
+_PAGE_BYTES = 8192  # holds three templates of 512 dimensions
 _PAGE = 10_000  # templates per read
 _SCHEMA = f"""
 PRAGMA application_id = {APPLICATION};
@@ -42,33 +42,34 @@ class People:
     """Templates without their facts."""
 
     rows: NDArray[np.int64]
-    """(n,) in order."""
+    """(n,) row numbers, increasing."""
     ids: Sequence[str]
-    """(n,)"""
+    """(n,) ids of the templates."""
     names: Sequence[str]
-    """(n,)"""
+    """(n,) names of the people."""
     mu: NDArray[np.float32]
     """(n, dim) directions."""
     kappa: NDArray[np.float64]
     """(n,) concentrations."""
     images: Sequence[int]
-    """(n,) images of each."""
+    """(n,) number of images."""
 
 
 class Store:
-    """Templates and their images; every change is one transaction, and on the disk on return.
+    """Templates and their images in a SQLite file.
 
-    Readers see whole changes only. The first change takes a lock, which is held until `close`. Freed parts of
-    the file are overwritten with zeros (SQLite's secure_delete).
+    Every change is one transaction, which is durable when the method returns. Readers see only complete
+    changes. The first change acquires a lock, which is held until `close`. Freed parts of the file are
+    overwritten with zeros (SQLite's secure_delete).
 
     Args:
-        uri: path of the file, made if missing; ":memory:" for none.
-        dim: of the directions.
-        timeout: seconds to wait for a change of another process to end.
+        uri: path of the file, created if missing; ":memory:" for a store in memory.
+        dim: dimension of the directions.
+        timeout: seconds to wait for a change by another process to end.
 
     Raises:
         StorageError: the file cannot be opened.
-        FileFormatError: it is no gallery.
+        FileFormatError: the file is not a gallery.
 
     Example:
         >>> store = Store(":memory:", 2)
@@ -84,10 +85,10 @@ class Store:
     """
 
     embedded = True
-    """Whether it is a local file."""
+    """Whether the store is a local file."""
 
     encrypted_with: str | None = None
-    """Id of its key, if it is encrypted."""
+    """Id of the key, if the store is encrypted."""
 
     _schema, _table = _SCHEMA, "templates"
     _columns = "id, identity, mu, kappa, images, media, facts, row"
@@ -98,10 +99,10 @@ class Store:
         try:
             if self._lockable:
                 _check_file(Path(uri))
-            frozen = self._lockable and _is_frozen(Path(uri))
-            where = f"{Path(uri).resolve().as_uri()}?immutable=1" if frozen else uri
+            read_only = self._lockable and _is_on_read_only_disk(Path(uri))
+            location = f"{Path(uri).resolve().as_uri()}?immutable=1" if read_only else uri
             self._db = sqlite3.connect(
-                where, timeout, isolation_level=None, check_same_thread=False, uri=frozen
+                location, timeout, isolation_level=None, check_same_thread=False, uri=read_only
             )
         except sqlite3.Error as error:
             raise self._failure(error) from error
@@ -117,13 +118,13 @@ class Store:
 
     @property
     def search_file(self) -> Path | None:
-        """The file beside it that a search reads; None if that is held in memory only."""
+        """File of the search index, next to the gallery; None if the index is held in memory only."""
         return Path(f"{self.uri}-search") if self._lockable else None
 
     def header(self) -> dict[str, Any] | None:
         """Facts about the gallery; None if it does not exist yet."""
         if not self._ask("SELECT 1 FROM sqlite_master"):
-            return None  # new, or its maker was killed
+            return None  # the file is new, or the process that created it was killed
         if self._ask("PRAGMA application_id") != [(APPLICATION,)]:
             raise FileFormatError(self.uri, "expected a gallery, got another SQLite database.")
         return self._json(self.fact("header"))
@@ -134,7 +135,7 @@ class Store:
         self._ask(f"PRAGMA page_size = {_PAGE_BYTES}")
         self._ask("PRAGMA journal_mode = WAL")
         with self._change():
-            self._lay_out(facts)
+            self._create_tables(facts)
 
     def fact(self, name: str) -> str:
         """A fact about the gallery; "" if unknown."""
@@ -147,85 +148,88 @@ class Store:
             self._ask("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
     def claim(self) -> None:
-        """Keep other processes from writing until `close`.
+        """Lock the gallery against writes by other processes until `close`.
 
         Raises:
-            StorageError: another process holds the gallery.
+            StorageError: another process holds the lock.
         """
         if self._held is None and self._lockable:
             self._held = Lock(
                 f"{self.uri}-lock", f"{self.uri}: the gallery",
-                "one process at a time can write to it. Wait for it, or use a Milvus server for several",
+                "only one process at a time can write to it. Wait for that process, or use a Milvus server "
+                "for several writers",
             )  # fmt: skip
 
     def claim_alone(self) -> None:
-        """`claim`, and make sure that no other process reads, either.
+        """Lock the gallery as `claim` does, and check that no other process has it open.
 
         Raises:
-            StorageError: another process holds the gallery, or has it open.
+            StorageError: another process holds the lock, or has the gallery open.
         """
         self.claim()
         try:
             self._ask("PRAGMA journal_mode = DELETE")
             self._ask("PRAGMA journal_mode = WAL")
         except StorageError as error:
-            raise StorageError(f"{self.uri}: another process has the gallery open; end it first") from error
+            raise StorageError(
+                f"{self.uri}: another process has the gallery open; end that process first"
+            ) from error
 
     @property
     def claimed(self) -> bool:
-        """Whether this process keeps others from writing."""
+        """Whether this process holds the lock."""
         return self._held is not None
 
     def release(self) -> None:
-        """Let others write; may be called twice."""
+        """Release the lock. May be called twice."""
         if self._held is not None:
             self._held.release()
             self._held = None
 
     def refresh(self) -> bool:
-        """Whether others have changed the gallery since the last call."""
+        """Whether other processes have changed the gallery since the last call."""
         before, self._version = self._version, self._ask("PRAGMA data_version")
         return before != self._version
 
     def counts(self) -> tuple[int, int]:
-        """Number of templates, and of their images."""
+        """(number of templates, number of their images)."""
         ((people, images),) = self._ask("SELECT count(*), total(images) FROM templates")
         return people, int(images)
 
     def find(self, identity: str) -> Template | None:
-        """The template of a person."""
-        found = self._ask(
+        """The template of a person; None if the person is not enrolled."""
+        result = self._ask(
             f"SELECT {self._columns} FROM {self._table} WHERE identity = ?", (self._handle(identity),)
         )
-        return self._template(*found[0]) if found else None
+        return self._template(*result[0]) if result else None
 
     def enrolled(self, identities: Sequence[str]) -> set[str]:
-        """Those of these people who are enrolled."""
-        names = {self._handle(identity): identity for identity in identities}
-        found = self._ask(
+        """The subset of these people who are enrolled."""
+        identity_of = {self._handle(identity): identity for identity in identities}
+        result = self._ask(
             f"SELECT identity FROM {self._table} WHERE identity IN (SELECT value FROM json_each(?))",
-            (json.dumps(list(names)),),
+            (json.dumps(list(identity_of)),),
         )
-        return {names[name] for (name,) in found}
+        return {identity_of[handle] for (handle,) in result}
 
     def rows(self) -> NDArray[np.int64]:
-        """(n,) rows of all templates, in order."""
-        found = self._ask("SELECT row FROM templates INDEXED BY by_images")
-        return np.sort(np.fromiter((row for (row,) in found), np.int64, len(found)))
+        """(n,) row numbers of all templates, increasing."""
+        result = self._ask("SELECT row FROM templates INDEXED BY by_images")
+        return np.sort(np.fromiter((row for (row,) in result), np.int64, len(result)))
 
     def people(self, rows: NDArray[np.int64]) -> "People":
-        """What a search needs of some templates, in the order of the rows; removed ones are left out."""
-        found = self._people_rows(json.dumps(rows.tolist()))
-        numbers, ids, names, kappa, images, mu = zip(*found) if found else ((),) * 6
+        """Templates by row number, in order, without their facts. Removed templates are left out."""
+        result = self._people_rows(json.dumps(rows.tolist()))
+        numbers, ids, names, kappa, images, mu = zip(*result) if result else ((),) * 6
         self._check_columns((*ids, *names), kappa, (*images, *numbers))
-        if any(not isinstance(one, bytes) or len(one) != 4 * self._dim for one in mu):
-            raise self.damaged("directions of several sizes")
+        if any(not isinstance(direction, bytes) or len(direction) != 4 * self._dim for direction in mu):
+            raise self.damaged("a direction has the wrong size")
         directions = np.frombuffer(bytearray().join(mu), "<f4").reshape(len(mu), self._dim)
         columns = np.array(numbers, np.int64), ids, names, directions, np.array(kappa, np.float64), images
         return People(*columns)
 
     def templates(self) -> Iterator[list[Template]]:
-        """All templates in the order of their rows, page by page."""
+        """Yield all templates in the order of their rows, in pages."""
         last = 0
         while page := self._ask(
             f"SELECT {self._columns} FROM {self._table} WHERE row > ? ORDER BY row LIMIT {_PAGE}", (last,)
@@ -241,28 +245,29 @@ class Store:
         """
         if template.images == 1:
             return template.only
-        found = self._image_rows(template.row)
-        if len(found) != template.images:
-            raise self.damaged(f"{len(found)} of {template.images} images of {template.identity} are there")
-        mu, kappa, media, sources = zip(*found)
+        result = self._image_rows(template.row)
+        if len(result) != template.images:
+            raise self.damaged(
+                f"expected {template.images} images of {template.identity}, found {len(result)}"
+            )
+        mu, kappa, media, sources = zip(*result)
         self._check_columns((*media, *sources), kappa)
-        return Images(
-            np.stack([self._direction(one) for one in mu]), np.array(kappa, np.float32), media, sources
-        )  # fmt: skip
+        directions = np.stack([self._direction(direction) for direction in mu])
+        return Images(directions, np.array(kappa, np.float32), media, sources)
 
     def put(self, template: Template, images: Images) -> int:
-        """Store a template and its images in place of those of the same person; returns its row."""
+        """Store a template and its images, replacing those of the same person; returns the row number."""
         with self._change():
             self._delete(template.identity)
-            (row,) = self._added([template])
+            (row,) = self._insert_templates([template])
             if len(images) > 1:
                 self._add_images(row, images)
         return row
 
     def insert(self, templates: Sequence[Template]) -> list[int]:
-        """Store templates of one image each, of new people; returns their rows."""
+        """Store templates of new people, with one image each; returns their row numbers."""
         with self._change():
-            return self._added(templates)
+            return self._insert_templates(templates)
 
     def remove(self, identity: str) -> None:
         """Remove a person's template and images."""
@@ -270,24 +275,24 @@ class Store:
             self._delete(identity)
 
     def replace(self, facts: dict[str, Any], old: "Store") -> None:
-        """Put the content of another store on the same file in place of all that there is, in one change.
+        """Replace all content with that of another store on the same file, in one transaction.
 
         Raises:
-            StorageError: it could not be written; it is unchanged.
+            StorageError: the file could not be written; it is unchanged.
         """
         self._ask("PRAGMA foreign_keys = OFF")
         tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name != 'sqlite_sequence'"
         with self._change():
             for (table,) in self._ask(tables):
                 self._ask(f'DROP TABLE "{table}"')
-            self._lay_out(facts)
+            self._create_tables(facts)
             for page in old.templates():
-                for row, one in zip(self._added(page), page):
-                    if one.images > 1:
-                        self._add_images(row, old.images(one))
+                for row, template in zip(self._insert_templates(page), page):
+                    if template.images > 1:
+                        self._add_images(row, old.images(template))
 
     def erase(self) -> None:
-        """Empty SQLite's log, which still holds what was removed.
+        """Truncate SQLite's write-ahead log, which still contains removed data.
 
         Raises:
             StorageError: another process is reading from the log.
@@ -295,17 +300,18 @@ class Store:
         ((busy, *_),) = self._ask("PRAGMA wal_checkpoint(TRUNCATE)")
         if busy:
             raise StorageError(
-                f"{self.uri}: removed, but not erased: another process reads it; compact it later"
+                f"{self.uri}: removed, but not erased, because another process is reading the gallery; run "
+                "`gallery compact` later"
             )
 
     def compact(self) -> None:
-        """Check the file, and write it anew without what was removed."""
+        """Check the file, and rewrite it without removed data."""
         self.claim()
-        (found,), *_ = self._ask("PRAGMA integrity_check(1)")
-        if found != "ok":
-            raise self.damaged(found)
+        (result,), *_ = self._ask("PRAGMA integrity_check(1)")
+        if result != "ok":
+            raise self.damaged(result)
         folder = str(Path(self.uri).resolve().parent).replace("'", "''")
-        self._ask(f"PRAGMA temp_store_directory = '{folder}'")  # templates stay on their disk
+        self._ask(f"PRAGMA temp_store_directory = '{folder}'")  # keeps templates on the disk of the gallery
         try:
             self._ask("VACUUM")
         finally:
@@ -313,42 +319,45 @@ class Store:
         self.erase()
 
     def close(self) -> None:
-        """Close the file and release the lock; may be called twice."""
+        """Close the file and release the lock. May be called twice."""
         try:
             self._db.close()
         finally:
             self.release()
 
     def damaged(self, what: str) -> FileFormatError:
-        """The error to raise for damage."""
+        """Return the error to raise if the gallery is damaged."""
         return FileFormatError(self.uri, f"the gallery is damaged: {what}.", "Restore it from a backup.")
 
-    def _lay_out(self, facts: dict[str, Any]) -> None:
+    def _create_tables(self, facts: dict[str, Any]) -> None:
         for statement in filter(str.strip, self._schema.split(";")):
             self._ask(statement)
         self._ask("INSERT INTO facts VALUES ('header', ?)", (json.dumps(facts),))
 
     def _handle(self, identity: str) -> str:
-        """What stands for a person in the file."""
+        """The text that identifies a person in the file: here the name, a keyed hash if encrypted."""
         return identity
 
     def _delete(self, identity: str) -> None:
         self._ask(f"DELETE FROM {self._table} WHERE identity = ?", (self._handle(identity),))
 
-    def _added(self, templates: Sequence[Template]) -> list[int]:
+    def _insert_templates(self, templates: Sequence[Template]) -> list[int]:
         ((last,),) = self._ask(
             "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = ?", (self._table,)
         )
         rows = list(range(last + 1, last + 1 + len(templates)))
-        values = [self._packed(row, one) for row, one in zip(rows, templates)]
-        marks = ", ".join("?" * len(self._columns.split(",")))
-        self._many(f"INSERT INTO {self._table} ({self._columns}) VALUES ({marks})", values)
+        values = [self._pack(row, template) for row, template in zip(rows, templates)]
+        placeholders = ", ".join("?" * len(self._columns.split(",")))
+        self._many(f"INSERT INTO {self._table} ({self._columns}) VALUES ({placeholders})", values)
         return rows
 
-    def _packed(self, row: int, one: Template) -> tuple[Any, ...]:
-        """The columns of a template."""
-        facts = json.dumps(one.facts)
-        return one.id, one.identity, blob(one.mu), one.kappa, one.images, one.media, facts, row
+    def _pack(self, row: int, template: Template) -> tuple[Any, ...]:
+        """Columns of a template, in the order of ``_columns``."""
+        facts = json.dumps(template.facts)
+        return (
+            template.id, template.identity, blob(template.mu), template.kappa, template.images,
+            template.media, facts, row,
+        )  # fmt: skip
 
     def _add_images(self, row: int, images: Images) -> None:
         columns = zip(images.mu, images.kappa.tolist(), images.media, images.sources)
@@ -358,7 +367,7 @@ class Store:
         )
 
     def _people_rows(self, rows: str) -> list[Any]:
-        """row, id, identity, kappa, images and mu of templates whose rows stand in a JSON list, in order."""
+        """Read row, id, identity, kappa, images and mu of the templates in a JSON list of row numbers."""
         return self._ask(
             "SELECT row, id, identity, kappa, images, mu FROM templates"
             " WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
@@ -366,25 +375,25 @@ class Store:
         )
 
     def _image_rows(self, row: int) -> list[Any]:
-        """mu, kappa, medium and source of the images of a template, in order."""
+        """Read mu, kappa, medium and source of the images of a template, in order."""
         return self._ask("SELECT mu, kappa, medium, source FROM images WHERE row = ? ORDER BY place", (row,))
 
     def _template(self, *columns: Any) -> Template:
         id, identity, mu, kappa, images, media, facts, row = columns
         self._check_columns((id, identity), (kappa,), (images, media, row))
-        known = self._facts_of(facts, single=images == 1)
-        return Template(id, identity, self._direction(mu), kappa, images, media, known, row)
+        parsed_facts = self._parse_facts(facts, single=images == 1)
+        return Template(id, identity, self._direction(mu), kappa, images, media, parsed_facts, row)
 
     def _check_columns(self, texts: Sequence[Any], kappas: Sequence[Any], counts: Sequence[Any] = ()) -> None:
-        """A damaged page may hold NULL, or a value of any type, where the schema forbids it."""
-        kinds = (texts, str), (kappas, float), (counts, int)
+        """Check types and ranges. A damaged page may hold NULL or other types despite the schema."""
+        columns = (texts, str), (kappas, float), (counts, int)
         if not (
-            all(set(map(type, values)) <= {kind} for values, kind in kinds)
+            all(set(map(type, values)) <= {expected} for values, expected in columns)
             and min(kappas, default=0) >= 0
             and max(kappas, default=0) < math.inf
             and min(counts, default=1) > 0
         ):
-            raise self.damaged("a row holds values of another kind than it was written with")
+            raise self.damaged("a row holds a value of the wrong type or out of range")
 
     def _direction(self, mu: object) -> NDArray[np.float32]:
         if not isinstance(mu, bytes) or len(mu) != 4 * self._dim:
@@ -398,16 +407,16 @@ class Store:
         except ValueError:
             facts = None
         if not isinstance(facts, dict):
-            raise self.damaged(f"{str(text)[:40]!r} is no JSON object")
+            raise self.damaged(f"{str(text)[:40]!r} is not a JSON object")
         return facts
 
-    def _facts_of(self, text: object, *, single: bool) -> dict[str, Any]:
+    def _parse_facts(self, text: object, *, single: bool) -> dict[str, Any]:
         facts = self._json(text)
         lists, texts = (
             ("warnings", "sources"),
             ("enrolled", "changed", *(("medium", "source") if single else ())),
         )
-        if not all(_all_text(facts.get(name)) for name in lists) or not all(
+        if not all(_is_list_of_str(facts.get(name)) for name in lists) or not all(
             isinstance(facts.get(name), str) for name in texts
         ):
             raise self.damaged(f"{str(text)[:40]!r} lacks facts of a template")
@@ -415,7 +424,7 @@ class Store:
 
     @contextmanager
     def _change(self) -> Iterator[None]:
-        """All or nothing of what the block writes."""
+        """Transaction around the block: all of its changes are committed, or none."""
         self.claim()
         self._ask("BEGIN IMMEDIATE")
         try:
@@ -441,19 +450,19 @@ class Store:
     def _failure(self, error: Exception) -> Exception:
         code = getattr(error, "sqlite_errorcode", None)
         if code == sqlite3.SQLITE_NOTADB:
-            return FileFormatError(self.uri, "expected the file of a gallery, got something else.")
+            return FileFormatError(self.uri, "expected the file of a gallery, got another kind of file.")
         if isinstance(error, UnicodeError) or (code or 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
             return self.damaged(str(error))
         return StorageError(f"{self.uri}: the gallery cannot be read or written ({error})")
 
 
 def _check_file(path: Path) -> None:
-    """Refuse a folder, and make the file, for its owner only, if there is none."""
+    """Check that the path is not a folder, and create the file for its owner only if it is missing."""
     if path.is_dir():
         if (path / "collections").is_dir():
             raise FileFormatError(
-                path, "this gallery is a folder of Milvus Lite, as earlier versions made them.",
-                f"Copy it into a file with: spherecf gallery migrate {path} NEW",
+                path, "this gallery is a Milvus Lite folder, from an earlier version.",
+                f"Copy it to a file with: spherecf gallery migrate {path} NEW",
             )  # fmt: skip
         raise FileFormatError(path, "expected the file of a gallery, got a folder.")
     if not path.exists():
@@ -462,18 +471,18 @@ def _check_file(path: Path) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def _is_frozen(path: Path) -> bool:
-    """Whether a gallery lies on a read-only disk, where SQLite must be told that nobody writes to it."""
+def _is_on_read_only_disk(path: Path) -> bool:
+    """Whether a gallery is on a read-only disk. SQLite must then be told that no process writes to it."""
     if os.name != "posix" or not os.statvfs(path.resolve().parent).f_flag & os.ST_RDONLY:
         return False
     log = Path(f"{path}-wal")
     return not (log.exists() and log.stat().st_size)
 
 
-def _all_text(values: object) -> bool:
+def _is_list_of_str(values: object) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def blob(mu: NDArray[np.float32]) -> bytes:
-    """A direction as it is stored."""
+    """Bytes of a direction, as they are stored."""
     return mu.astype("<f4").tobytes()

@@ -1,4 +1,4 @@
-"""Photos in, decisions out: confidence of each face, comparison of two photos, templates and enrolment."""
+"""Work on whole photos: assess faces, compare two photos, build templates, enrol people."""
 
 from spherecf.photos.assessment import (
     AssessedFace,
@@ -32,7 +32,7 @@ from spherecf.photos.outputs import (
 )
 from spherecf.photos.template import PhotoTemplate, TemplatePhoto as TemplatePhoto, build_template
 
-# Names imported `as` themselves are for the commands and the service, not part of the public API.
+# Names imported `as` themselves are used by the commands and the service; they are not public.
 __all__ = [
     "AssessedFace",
     "AssessedPhoto",

@@ -30,44 +30,49 @@ from spherecf.models import ConfidenceModel, load
 from spherecf.photos.files import Journal, Key, PhotoFile, find_photos
 from spherecf.vmf import mean_resultant_length
 
-# Set from real faces: 150 of LFW, 80 frontal and 80 profile ones of CFP, 40 of those blurred by a Gaussian.
-SMALL_EYES_PX = 24.0
+# The thresholds were set on 310 real faces: 150 of LFW, 80 frontal and 80 profile faces of CFP. 40 of them
+# were also blurred by a Gaussian.
+MIN_EYE_DISTANCE_PX = 24.0
 """In the aligned crop the eyes are 35 px apart; below two thirds of that the crop is mostly interpolated."""
-TURNED_DEGREES = 35.0
-"""1 % of LFW are turned by more than 31 degrees, 95 % of the CFP profiles by more than 42."""
-TILTED_DEGREES = 25.0
+MAX_YAW_DEGREES = 35.0
+"""1 % of the LFW faces are turned by more than 31 degrees, 95 % of the CFP profiles by more than 42."""
+MAX_PITCH_DEGREES = 25.0
 """The 99th percentile of the absolute pitch in LFW is 22."""
 UPSIDE_DOWN_DEGREES = 120.0
 """Absolute roll. Such faces are still aligned if the detector finds their landmarks."""
-BLURRED_SHARPNESS = 30.0
+MIN_SHARPNESS = 30.0
 """1 % of LFW are below 29; the median is 39 after a blur of 2 px in the crop, 20 after 3 px."""
-DARK_LEVEL, BRIGHT_LEVEL = 50.0, 200.0
-"""Mean grey level: 1 % of those 310 faces are below 52, 1 % above 192."""
-FLAT_CONTRAST = 18.0
+MIN_BRIGHTNESS, MAX_BRIGHTNESS = 50.0, 200.0
+"""Mean grey level. Of the 310 faces, 1 % are below 52 and 1 % above 192."""
+MIN_CONTRAST = 18.0
 """Standard deviation of the grey levels: 1 % of LFW are below 22."""
-CUT_SHARE = 0.8
-"""Share of the face box inside the picture; a whole face at the edge of its crop still has 0.85."""
+MIN_INSIDE = 0.8
+"""Fraction of the face box inside the image; a whole face at the edge of its crop still has 0.85."""
 
 
 def explain(facts: CaptureFacts) -> tuple[str, ...]:
-    """Capture problems that may lower recognition accuracy, most serious first; empty if there are none.
+    """List capture problems that may lower recognition accuracy, most serious first.
 
     Example:
         >>> explain(CaptureFacts(12.8, 52.0, 3.0, 1.0, 400.0, 120.0, 45.0, 1.0, (30, 40)))
         ('eyes 13 px apart', 'turned 52 degrees')
     """
-    # Turning moves the eyes closer together; that alone does not make a face small. NaN gives 0.4.
+    # Turning the head moves the eyes closer together, which does not make the face small. NaN gives 0.4.
     foreshortening = max(0.4, math.cos(math.radians(facts.yaw_degrees)))
     problems = {
         "upside down": abs(facts.roll_degrees) > UPSIDE_DOWN_DEGREES,
-        f"eyes {facts.eye_distance_px:.0f} px apart": facts.eye_distance_px < SMALL_EYES_PX * foreshortening,
-        f"turned {abs(facts.yaw_degrees):.0f} degrees": abs(facts.yaw_degrees) > TURNED_DEGREES,
-        f"looking {'down' if facts.pitch_degrees > 0 else 'up'}": abs(facts.pitch_degrees) > TILTED_DEGREES,
-        "blurred": facts.sharpness < BLURRED_SHARPNESS,
-        "dark": facts.brightness < DARK_LEVEL,
-        "overexposed": facts.brightness > BRIGHT_LEVEL,
-        "little contrast": facts.contrast < FLAT_CONTRAST,
-        "cut off by the picture's edge": facts.inside < CUT_SHARE,
+        f"eyes {facts.eye_distance_px:.0f} px apart": (
+            facts.eye_distance_px < MIN_EYE_DISTANCE_PX * foreshortening
+        ),
+        f"turned {abs(facts.yaw_degrees):.0f} degrees": abs(facts.yaw_degrees) > MAX_YAW_DEGREES,
+        f"looking {'down' if facts.pitch_degrees > 0 else 'up'}": (
+            abs(facts.pitch_degrees) > MAX_PITCH_DEGREES
+        ),
+        "blurred": facts.sharpness < MIN_SHARPNESS,
+        "dark": facts.brightness < MIN_BRIGHTNESS,
+        "overexposed": facts.brightness > MAX_BRIGHTNESS,
+        "low contrast": facts.contrast < MIN_CONTRAST,
+        "cut off by the image border": facts.inside < MIN_INSIDE,
     }
     return tuple(problem for problem, present in problems.items() if present)
 
@@ -75,23 +80,24 @@ def explain(facts: CaptureFacts) -> tuple[str, ...]:
 PhotoSource = str | Path | bytes | NDArray[np.uint8]
 """A path, the bytes of a file, or RGB pixels (height, width, 3)."""
 
-_MAX_READERS = 8
+_MAX_THREADS = 8
 
 NO_DIRECTION = "the recogniser gives no direction for this face"
 
 
 @dataclass(frozen=True, eq=False)
 class AssessedFace:
-    """One face and the recogniser's confidence in it.
+    """A face with the confidence of the recogniser.
 
     Attributes:
-        captured: crop, box, landmarks and facts.
-        mu: (dim,) unit direction; zeros if the recogniser gives none.
+        captured: crop, box, landmarks and capture facts of the face.
+        mu: (dim,) unit direction; zeros if the recogniser gives no direction.
         kappa: concentration; NaN if the recogniser gives no direction.
-        percentile: percentage of reference faces with a lower kappa, 0 .. 100; None without a calibration.
+        percentile: percentage of reference faces with a lower kappa, 0 .. 100; None if the model is not
+            calibrated.
         quality: the percentile as an ISO/IEC 29794-1 integer, 0 .. 100; -1 if it could not be computed.
-        expected_cosine: A_d(kappa), the expected cosine to the person's prototype.
-        reasons: capture problems; they help to explain kappa and do not influence it.
+        expected_cosine: A_d(kappa), the expected cosine to the prototype of the person.
+        reasons: capture problems, which may explain kappa but do not influence it.
     """
 
     captured: CapturedFace
@@ -104,11 +110,11 @@ class AssessedFace:
 
     @property
     def picture(self) -> str:
-        """SHA-256 of the crop's pixels: equal for copies of one picture."""
+        """SHA-256 of the pixels of the crop. Copies of the same image have the same value."""
         return hashlib.sha256(self.captured.crop.tobytes()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, without direction and pixels."""
+        """Return a JSON-serialisable dictionary without the direction and the pixels."""
         return {
             "quality": self.quality,
             "percentile": None if self.percentile is None else round(self.percentile, 1),
@@ -124,7 +130,7 @@ class AssessedFace:
 
 @dataclass(frozen=True, eq=False)
 class AssessedPhoto:
-    """One photo and its faces, the main one first; if there are none, the reason."""
+    """A photo and its faces, the main face first, or the reason why it has no face."""
 
     name: str
     acquisition: Acquisition
@@ -132,12 +138,12 @@ class AssessedPhoto:
 
     @property
     def main(self) -> AssessedFace | None:
-        """The main face: largest box times detector score."""
+        """The main face: the one with the largest box area times detector score. None without a face."""
         return self.faces[0] if self.faces else None
 
     @property
     def usable_face(self) -> AssessedFace | None:
-        """The main face if the recogniser gives it a direction."""
+        """The main face, if the recogniser gives a direction for it; otherwise None."""
         return self.main if self.main is not None and math.isfinite(self.main.kappa) else None
 
     @property
@@ -156,7 +162,7 @@ class AssessedPhoto:
         return self.acquisition.reason
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; faces as in `AssessedFace.to_dict`."""
+        """Return a JSON-serialisable dictionary, with the faces as in `AssessedFace.to_dict`."""
         size = self.acquisition.size
         return {
             "photo": self.name,
@@ -169,13 +175,13 @@ class AssessedPhoto:
 
 
 class FaceAssessor:
-    """Detector, recogniser and confidence head in one call: photos in, faces with their confidence out.
+    """Detect the faces in a photo and compute the direction and confidence of each.
 
     Args:
-        model: by default the calibrated model that ships with the package.
-        detector: by default `FaceDetector()`; or any callable that maps RGB pixels to `Face` records.
-        faces: "all" faces of a photo, or only the "main" one.
-        max_pixels: larger pictures are rejected before they are decoded.
+        model: confidence model; by default the calibrated model that is bundled with the package.
+        detector: a callable that maps RGB pixels to `Face` records; by default `FaceDetector()`.
+        faces: assess "all" faces of a photo, or only the "main" face.
+        max_pixels: larger images are rejected before they are decoded.
 
     Raises:
         InputError: ``faces`` is neither "all" nor "main", or the recogniser's input is not square.
@@ -183,9 +189,9 @@ class FaceAssessor:
     Example:
         >>> from spherecf.data import orl_faces
         >>> assess = FaceAssessor()
-        >>> photo = assess(orl_faces().image(0), "somebody")
+        >>> photo = assess(orl_faces().image(0), "anna")
         >>> photo.name, len(photo.faces), photo.main.mu.shape, photo.main.kappa > 0
-        ('somebody', 1, (128,), True)
+        ('anna', 1, (128,), True)
         >>> assess("no/such.jpg").failure
         <Failure.UNREADABLE: 'unreadable'>
     """
@@ -209,7 +215,7 @@ class FaceAssessor:
         self.size = height
 
     def __call__(self, photo: PhotoSource, name: str = "") -> AssessedPhoto:
-        """Assess one photo. An unusable photo raises nothing: see its ``failure`` and ``reason``."""
+        """Assess one photo. An unusable photo raises no exception; see ``failure`` and ``reason``."""
         return self._assess([self._acquire((name, photo))])[0]
 
     def stream(
@@ -219,17 +225,17 @@ class FaceAssessor:
         batch_size: int = 32,
         threads: int | None = None,
     ) -> Generator[AssessedPhoto, None, None]:
-        """Assess (name, photo) pairs in order; threads decode and detect, the recogniser runs on batches.
+        """Assess photos in order. Threads decode and detect; the recogniser runs on batches of faces.
 
         Args:
-            photos: if the name is empty, the path is used.
-            batch_size: faces per call of the recogniser.
-            threads: by default one per core, up to 8.
+            photos: (name, photo) pairs; if a name is empty, the path is used.
+            batch_size: faces per forward pass of the recogniser.
+            threads: number of threads; by default one per core, up to 8.
 
         Raises:
             InputError: ``batch_size`` or ``threads`` is below 1.
         """
-        threads = min(os.cpu_count() or 1, _MAX_READERS) if threads is None else threads
+        threads = min(os.cpu_count() or 1, _MAX_THREADS) if threads is None else threads
         if batch_size < 1 or threads < 1:
             raise InputError(f"expected batch_size >= 1 and threads >= 1, got {batch_size} and {threads}")
         pending: list[Acquisition] = []
@@ -276,13 +282,13 @@ class FaceAssessor:
         ]
 
     def _embed(self, crops: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """mu (n, dim) and kappa (n,); zeros and NaN for a crop without a direction."""
+        """mu (n, dim) and kappa (n,); zeros and NaN for crops without a direction."""
         mu = np.zeros((len(crops), self.model.backbone.dim), np.float32)
         kappa = np.full(len(crops), np.nan)
-        for which, result in isolate_failures(self.model.embed, crops, ModelError):
+        for rows, result in isolate_failures(self.model.embed, crops, ModelError):
             if not isinstance(result, Exception):
-                mu[which] = result[0].cpu().float().numpy()
-                kappa[which] = result[1].double().exp().cpu().numpy()
+                mu[rows] = result[0].cpu().float().numpy()
+                kappa[rows] = result[1].double().exp().cpu().numpy()
         return mu, kappa
 
 
@@ -292,25 +298,26 @@ def _number(value: float, digits: int) -> float | None:
 
 Record = dict[str, Any]
 
-# Not kept in the journal: a changed permission or an installed package may remove the cause.
+# These failures are not recorded in the journal, since the user may fix permissions or install a package.
 _TRANSIENT_FAILURES = (Failure.UNREADABLE, Failure.UNSUPPORTED)
 
 
 def rank_photos(
     paths: Sequence[str | Path], assessor: FaceAssessor | None = None, *, resume: str | Path | None = None
 ) -> list[Record]:
-    """Assess all photos in files and folders; one row per face, highest kappa first, failures last.
+    """Assess photos and rank their faces: one row per face, highest kappa first, failures last.
 
     Args:
-        paths: files and folders; folders are searched recursively.
-        assessor: by default `FaceAssessor()`.
+        paths: photos, and folders to search recursively.
+        assessor: assessor to use; by default `FaceAssessor()`.
         resume: file of finished assessments; an interrupted call continues from it.
 
     Returns:
-        Rows as from `ranked_faces`.
+        One dictionary per face, and one per photo without a face. ``rank`` counts from 1; it is None, and
+        ``quality`` is -1, for photos without a face.
 
     Raises:
-        StorageError: ``resume`` cannot be written; its content is kept.
+        StorageError: ``resume`` cannot be written; its content is preserved.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -325,13 +332,14 @@ def rank_photos(
 def assess_files(
     photos: Iterable[PhotoFile], assessor: FaceAssessor, *, resume: str | Path | None = None
 ) -> Iterator[Record]:
-    """`AssessedPhoto.to_dict` of every file, in order; records in ``resume`` are reused.
+    """Assess photo files and yield `AssessedPhoto.to_dict` of each, in order.
 
-    Photos that could not be read, or need a missing package, are not recorded, so the next call retries them.
+    Records in ``resume`` are reused. Photos that could not be read or that need a missing package are not
+    recorded, so the next call retries them.
 
     Raises:
         FileFormatError: ``resume`` is a file of another kind.
-        StorageError: ``resume`` cannot be written; its content is kept.
+        StorageError: ``resume`` cannot be written; its content is preserved.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -340,34 +348,35 @@ def assess_files(
         [1]
     """
     with nullcontext() if resume is None else Journal(resume, assessor_fingerprint(assessor)) as journal:
-        pending: list[tuple[PhotoFile, Key]] = []  # keeps the order: a record from the journal waits its turn
+        pending: list[tuple[PhotoFile, Key]] = []  # photos to yield, in order, whether recorded or not
 
-        def fresh() -> Iterator[tuple[str, Path]]:
+        def unrecorded_photos() -> Iterator[tuple[str, Path]]:
             for photo in photos:
                 key = _key(photo.path)
                 pending.append((photo, key))
                 if journal is None or journal.find(key) is None:
                     yield photo.name, photo.path
 
-        def known() -> Iterator[Record]:
+        def recorded_until_next() -> Iterator[Record]:
+            """Records at the head of the queue, up to the next photo that is not in the journal."""
             while journal is not None and pending:
                 record = journal.find(pending[0][1])
                 if record is None:
                     return
                 yield {**record, "photo": pending.pop(0)[0].name}
 
-        with closing(assessor.stream(fresh())) as stream:
+        with closing(assessor.stream(unrecorded_photos())) as stream:
             for assessed in stream:
-                yield from known()
+                yield from recorded_until_next()
                 (photo, key), record = pending.pop(0), assessed.to_dict()
                 if journal is not None and assessed.failure not in _TRANSIENT_FAILURES:
                     journal.add(photo, record, key)
                 yield record
-        yield from known()
+        yield from recorded_until_next()
 
 
 def assessor_fingerprint(assessor: FaceAssessor) -> str:
-    """Hash of everything an assessment depends on: model, calibration, detector and settings."""
+    """Hash of everything that an assessment depends on: model, calibration, detector and settings."""
     calibration = assessor.model.calibration
     detector = getattr(assessor.detector, "sha256", repr(assessor.detector))
     facts = [
@@ -381,9 +390,10 @@ def assessor_fingerprint(assessor: FaceAssessor) -> str:
 
 
 def ranked_faces(photos: Iterable[Record]) -> list[Record]:
-    """One row per face, by descending kappa, followed by one row per photo without a face.
+    """Rank faces by descending kappa: one row per face, followed by one row per photo without a face.
 
-    ``rank`` counts from 1, ties are ordered by name; without a kappa ``rank`` is None and ``quality`` -1.
+    ``rank`` counts from 1, and ties are ordered by name. Rows without a kappa have ``rank`` None and
+    ``quality`` -1.
 
     Args:
         photos: dictionaries from `AssessedPhoto.to_dict`.
@@ -403,12 +413,12 @@ def ranked_faces(photos: Iterable[Record]) -> list[Record]:
 
 
 def _rows(photo: Record) -> Iterator[Record]:
-    first = {"rank": None, "photo": photo["photo"]}
-    last = {"size_px": photo["size_px"], "notes": photo["notes"], "failure": photo["failure"]}
-    for number, face in enumerate(photo["faces"]):
-        yield {**first, "face": number, **face, **last, "reason": ""}
+    head = {"rank": None, "photo": photo["photo"]}
+    tail = {"size_px": photo["size_px"], "notes": photo["notes"], "failure": photo["failure"]}
+    for index, face in enumerate(photo["faces"]):
+        yield {**head, "face": index, **face, **tail, "reason": ""}
     if not photo["faces"]:
-        yield {**first, "face": None, "quality": -1, "kappa": None, **last, "reason": photo["reason"]}
+        yield {**head, "face": None, "quality": -1, "kappa": None, **tail, "reason": photo["reason"]}
 
 
 def _key(path: Path) -> Key:

@@ -15,20 +15,22 @@ from spherecf.scoring import mutual_likelihood_score
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The decision on two photos, with the evidence for it.
+    """Decision on two photos, with the evidence for it.
 
     Attributes:
         decision: match, non-match or undecided.
-        reason: why, as a sentence.
+        reason: reason for the decision, as a sentence.
         score: mutual likelihood score (paper equation 13); None if a photo has no face.
-        cosine: of the two directions; None if a photo has no face.
-        llr: natural-log likelihood ratio, positive in favour of one person; None if the calibration has none.
-        evidence: what the rule compares with its thresholds: evidence that knows both kappas, or the score
-            itself where the calibration has no better; None if a photo has no face.
-        max_fmr: guaranteed bound on the false match rate.
-        rule: the decision rule that was used, with its thresholds.
-        left, right: the photos.
-        faces: index of the compared face in each photo, 0 is the main one.
+        cosine: cosine of the two directions; None if a photo has no face.
+        llr: natural-log likelihood ratio, positive if the photos support the same person; None if the
+            calibration has no likelihood model.
+        evidence: value that the rule compares with its thresholds: the calibrated evidence, which accounts
+            for both kappas, or the score if the calibration has none; None if a photo has no face.
+        max_fmr: guaranteed upper bound on the false match rate.
+        rule: decision rule that was used, with its thresholds.
+        left: first photo.
+        right: second photo.
+        faces: index of the compared face in each photo; 0 is the main face.
         notes: further remarks, e.g. that a photo has several faces.
     """
 
@@ -47,12 +49,12 @@ class Comparison:
 
     @property
     def false_matches(self) -> ErrorCount | None:
-        """False matches among non-mated pairs when the rule was tested, with the bound on their rate."""
+        """False matches of the rule on the non-mated pairs of its test set, with the bound on their rate."""
         return next((count for count in self.rule.counts if count.error.startswith("false matches")), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; each photo with the face that was compared."""
-        seen = self.false_matches
+        """Return a JSON-serialisable dictionary, in which each photo has the face that was compared."""
+        measured = self.false_matches
         return {
             "decision": str(self.decision),
             "reason": self.reason,
@@ -64,8 +66,10 @@ class Comparison:
             "accept": self.rule.accept,
             "reject": self.rule.reject,
             "min_kappa": self.rule.to_dict()["min_confidence"],
-            "fmr_seen": None if seen is None or not seen.trials else seen.errors / seen.trials,
-            "fmr_upper": None if seen is None else seen.upper,
+            "fmr_seen": (
+                None if measured is None or not measured.trials else measured.errors / measured.trials
+            ),
+            "fmr_upper": None if measured is None else measured.upper,
             "tested_on": self.rule.tested_on,
             "fmr_extrapolated": None if self.rule.extrapolated is None else list(self.rule.extrapolated),
             "photos": [_side(self.left, self.faces[0]), _side(self.right, self.faces[1])],
@@ -82,55 +86,61 @@ def compare(
     max_fmr: float = 1e-4,
     faces: tuple[int, int] = (0, 0),
 ) -> Comparison:
-    """Decide whether two photos show one person, at a false match rate of at most ``max_fmr``.
+    """Decide whether two photos show the same person, at a false match rate of at most ``max_fmr``.
 
-    Match if the evidence, or the mutual likelihood score where the calibration has none, reaches the upper
-    threshold of the calibration's rule for ``max_fmr``, non-match if it is below the lower one. Undecided if
-    it is between the two, if the kappa of a face is below the minimum of the rule, or if a photo has no face.
+    The decision rule of the calibration for ``max_fmr`` is applied to the evidence, or to the mutual
+    likelihood score if the calibration has no evidence model. The decision is a match if the value reaches
+    the upper threshold, and a non-match if it is below the lower threshold. It is undecided if the value is
+    between the thresholds, if the kappa of a face is below the minimum of the rule, or if a photo has no
+    face.
 
     Args:
-        left, right: from one `FaceAssessor`.
-        calibration: of the model that assessed the photos, ``model.calibration``.
-        radius: r of that model, ``model.radius``.
-        max_fmr: a rate for which the calibration has a rule.
-        faces: index of the face in each photo, 0 is the main one.
+        left: first photo, from a `FaceAssessor`.
+        right: second photo, from the same `FaceAssessor`.
+        calibration: calibration of the model that assessed the photos, ``model.calibration``.
+        radius: radius r of that model, ``model.radius``.
+        max_fmr: maximum false match rate; the calibration must have a rule for it.
+        faces: index of the face to compare in each photo; 0 is the main face.
 
     Raises:
         ModelError: the model is not calibrated.
-        InputError: no rule for ``max_fmr`` (the message lists the available ones), or no such face.
+        InputError: the calibration has no rule for ``max_fmr`` (the message lists the available rates), or a
+            photo has no face with the index.
 
     Example:
         >>> from spherecf.data import orl_faces
         >>> from spherecf.photos import FaceAssessor
         >>> assess, people = FaceAssessor(), orl_faces()
         >>> model, anna = assess.model, assess(people.image(0), "anna")
-        >>> nobody = assess(np.zeros((80, 80, 3), np.uint8), "a wall")
-        >>> found = compare(anna, nobody, model.calibration, radius=model.radius)
-        >>> found.decision.value, found.reason
+        >>> wall = assess(np.zeros((80, 80, 3), np.uint8), "a wall")
+        >>> comparison = compare(anna, wall, model.calibration, radius=model.radius)
+        >>> comparison.decision.value, comparison.reason
         ('undecided', 'a wall: no face found in 80x80 px.')
     """
-    known, rule = calibrated(calibration), rule_for(calibration, max_fmr, radius=radius)
+    calibration = calibrated(calibration)
+    rule = rule_for(calibration, max_fmr, radius=radius)
     comparison = partial(Comparison, max_fmr=max_fmr, rule=rule, left=left, right=right)
     if faceless := [photo for photo in (left, right) if photo.main is None]:
         reason = "; ".join(f"{photo.name}: {photo.reason}" for photo in faceless)
         return comparison(Decision.UNDECIDED, reason, None, None, None)
     a, b = _face(left, faces[0]), _face(right, faces[1])
-    if broken := [photo.name for photo, face in ((left, a), (right, b)) if not np.isfinite(face.kappa)]:
-        reason = f"{' and '.join(broken)}: {NO_DIRECTION}"
+    if unusable := [photo.name for photo, face in ((left, a), (right, b)) if not np.isfinite(face.kappa)]:
+        reason = f"{' and '.join(unusable)}: {NO_DIRECTION}"
         return comparison(Decision.UNDECIDED, reason, None, None, None, faces=faces)
     score, cosine = scores(a, b, radius)
-    kappa, kappas = min(a.kappa, b.kappa), (a.kappa, b.kappa)
-    evidence = float(known.evidence(rule.score, score, cosine, kappas))
-    decision = Decision(str(rule.decide(evidence, kappa)))
-    reason = _reason(decision, rule, kappa, left.name if a.kappa <= b.kappa else right.name)
-    name = known.best_score()
-    llr = float(known.llr(name, score, radius, kappas=kappas)) if name in known.likelihood else None
+    min_kappa, kappas = min(a.kappa, b.kappa), (a.kappa, b.kappa)
+    evidence = float(calibration.evidence(rule.score, score, cosine, kappas))
+    decision = Decision(str(rule.decide(evidence, min_kappa)))
+    reason = _reason(decision, rule, min_kappa, left.name if a.kappa <= b.kappa else right.name)
+    name, llr = calibration.best_score(), None
+    if name in calibration.likelihood:
+        llr = float(calibration.llr(name, score, radius, kappas=kappas))
     notes = _notes(left, right, a, b, faces)
     return comparison(decision, reason, score, cosine, llr, faces=faces, notes=notes, evidence=evidence)
 
 
 def scores(a: AssessedFace, b: AssessedFace, radius: float) -> tuple[float, float]:
-    """(mutual likelihood score, cosine) of two faces."""
+    """Return (mutual likelihood score, cosine) of two faces."""
     mu = torch.from_numpy(np.stack([a.mu, b.mu])).double()
     kappa = torch.tensor([a.kappa, b.kappa], dtype=torch.float64)
     score = mutual_likelihood_score(mu[:1], kappa[:1], mu[1:], kappa[1:], radius=radius)
@@ -138,10 +148,10 @@ def scores(a: AssessedFace, b: AssessedFace, radius: float) -> tuple[float, floa
 
 
 def calibrated(calibration: Calibration | None) -> Calibration:
-    """The calibration, if there is one.
+    """Return the calibration, or raise if it is None.
 
     Raises:
-        ModelError: there is none; the message says how to make one.
+        ModelError: the model is not calibrated; the message says how to calibrate it.
     """
     if calibration is None:
         raise ModelError(
@@ -152,11 +162,12 @@ def calibrated(calibration: Calibration | None) -> Calibration:
 
 
 def rule_for(calibration: Calibration | None, max_fmr: float, *, radius: float) -> DecisionRule:
-    """The rule that `compare` uses; call it before long work to fail early.
+    """The decision rule that `compare` uses. Call it before long work to fail early.
 
     Raises:
         ModelError: the model is not calibrated.
-        InputError: no rule for ``max_fmr``; the message lists the available ones.
+        InputError: the calibration has no rule for ``max_fmr`` (the message lists the available rates), or
+            the rule is for another radius.
 
     Example:
         >>> import spherecf
@@ -166,29 +177,32 @@ def rule_for(calibration: Calibration | None, max_fmr: float, *, radius: float) 
     """
     rule = calibrated(calibration).best_decision(max_fmr)
     if rule.radius is not None and rule.radius != radius:
-        raise InputError(f"the decision rule is for radius {rule.radius:g}, the model has radius {radius:g}")
+        raise InputError(
+            f"the decision rule is for radius {rule.radius:g}, but the model has radius {radius:g}"
+        )
     return rule
 
 
-def _face(photo: AssessedPhoto, which: int) -> AssessedFace:
-    if not 0 <= which < len(photo.faces):
-        raise InputError(
-            f"{photo.name}: there is no face {which}; it has {len(photo.faces)}, numbered from 0"
-        )
-    return photo.faces[which]
+def _face(photo: AssessedPhoto, index: int) -> AssessedFace:
+    if not 0 <= index < len(photo.faces):
+        raise InputError(f"{photo.name}: has no face {index}; it has {len(photo.faces)}, numbered from 0")
+    return photo.faces[index]
 
 
-def _reason(decision: Decision, rule: DecisionRule, kappa: float, weaker: str) -> str:
+def _reason(decision: Decision, rule: DecisionRule, min_kappa: float, weaker_photo: str) -> str:
     if not rule.decides:
         return f"no threshold guarantees FMR {rule.alpha:g} on the calibration data"
     if decision is Decision.MATCH:
-        known = "" if rule.extrapolated is None else ", extrapolated beyond what was counted"
-        return f"at most 1 in {1 / rule.alpha:,.0f} pairs of different people scores this high{known}"
-    if kappa < rule.min_confidence:
-        return f"the quality of {weaker} is too low: kappa {kappa:.1f}, required {rule.min_confidence:.1f}"
+        caveat = "" if rule.extrapolated is None else " (extrapolated from the measured rates)"
+        return f"at most 1 in {1 / rule.alpha:,.0f} pairs of different people scores this high{caveat}"
+    if min_kappa < rule.min_confidence:
+        return (
+            f"the quality of {weaker_photo} is too low: kappa {min_kappa:.1f}, required "
+            f"{rule.min_confidence:.1f}"
+        )
     if decision is Decision.NON_MATCH:
         share = "few" if rule.fnmr is None else f"at most {rule.fnmr:.0%} of"
-        return f"{share} pairs of one person score this low"
+        return f"{share} pairs of the same person score this low"
     return "the score is too high for a non-match and too low for a match"
 
 
@@ -196,16 +210,16 @@ def _notes(
     left: AssessedPhoto, right: AssessedPhoto, a: AssessedFace, b: AssessedFace, faces: tuple[int, int]
 ) -> tuple[str, ...]:
     notes = [
-        f"{photo.name} has {len(photo.faces)} faces; face {which} was compared (0 is the main face)"
-        for photo, which in ((left, faces[0]), (right, faces[1]))
+        f"{photo.name} has {len(photo.faces)} faces; face {index} was compared (0 is the main face)"
+        for photo, index in ((left, faces[0]), (right, faces[1]))
         if len(photo.faces) > 1
     ]
     if a.captured.crop.shape == b.captured.crop.shape and np.array_equal(a.captured.crop, b.captured.crop):
-        notes.append("both photos are the same picture, so a match is meaningless")
+        notes.append("the two photos are the same image, so a match is meaningless")
     return tuple(notes)
 
 
-def _side(photo: AssessedPhoto, which: int) -> dict[str, Any]:
+def _side(photo: AssessedPhoto, face_index: int) -> dict[str, Any]:
     facts = photo.to_dict()
     faces = facts.pop("faces")
-    return facts | {"face": faces[which] if faces else None}
+    return facts | {"face": faces[face_index] if faces else None}

@@ -1,4 +1,4 @@
-"""Enrol people from photos, and keep a gallery in step with folders of photos."""
+"""Enrol people from photos, and synchronise a gallery with folders of photos."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +20,10 @@ Status = Literal["enrolled", "unchanged", "added", "renewed", "kept", "no face",
 
 _HASH = re.compile("[0-9a-f]{16}")
 _NOT_COMPARABLE = (
-    "enrolled without hashes of its photos, so changes cannot be detected; use replace to renew it"
+    "enrolled without hashes of the photos, so changes cannot be detected; use replace to enrol again"
 )
 _NO_FACE_LEFT = "no photo shows a usable face; remove this person, or supply other photos"
-_UNREADABLE = "some photos could not be read, so none was removed"
+_UNREADABLE = "some photos could not be read, so no photos were removed"
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class PhotoEnrolment:
     """Result of enrolling one person's photos.
 
     Attributes:
-        identity: the name.
+        identity: name of the person.
         status: "enrolled"; "unchanged"; "added": photos were added; "renewed": photos that were deleted or
-            changed were removed; "kept": the template was left as it was, see ``reason``; "no face": not
-            enrolled; "no folder": still enrolled; "bad name": the folder's name is not valid as an identity.
-        enrolled: the gallery's entry after the call; None if there is none, or it was not read.
-        added: photos that were added to the template.
-        removed: sources of the photos that were removed from it.
+            changed were removed; "kept": the template was not changed, see ``reason``; "no face": not
+            enrolled; "no folder": still enrolled; "bad name": the name of the folder is not a valid identity.
+        enrolled: entry in the gallery after the call; None if there is none, or if it was not read.
+        added: names of the photos that were added to the template.
+        removed: sources of the photos that were removed from the template.
         left_out: photos and folders that could not be used, with the reason.
-        reason: why the template does not match the folder; "" otherwise.
+        reason: why the template does not match the folder; "" if it does.
     """
 
     identity: str
@@ -51,7 +51,7 @@ class PhotoEnrolment:
     reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable dictionary."""
         return {
             "identity": self.identity,
             "status": self.status,
@@ -70,19 +70,20 @@ def enrol_photos(
     paths: Sequence[str | Path],
     how: HowToEnrol = "new",
 ) -> PhotoEnrolment:
-    """Enrol a person from photos; photos with the same content count once.
+    """Enrol a person from photos. Photos with the same content count once.
 
     Args:
-        gallery: opened with the assessor's model.
-        assessor: created with ``faces="main"``.
-        identity: the name.
-        paths: files and folders, folders with all below them.
-        how: "new"; "add" to the enrolled photos; "replace" them; "follow": add new photos and remove those
-            that are no longer among the files. Enrolled photos are not assessed again. If a file or folder
-            cannot be read, nothing is removed; nor is the last usable photo of a template.
+        gallery: gallery that was opened with the assessor's model.
+        assessor: assessor that was created with ``faces="main"``.
+        identity: name of the person.
+        paths: photos, and folders to search recursively.
+        how: "new": enrol a new person; "add": add the photos to those enrolled; "replace": replace the
+            enrolled photos; "follow": add new photos, and remove enrolled photos that are no longer among the
+            files. Enrolled photos are not assessed again. Nothing is removed if a file or folder cannot be
+            read. The last usable photo of a template is never removed.
 
     Raises:
-        InputError: "new" and the name is already enrolled; or the name is not valid.
+        InputError: ``how`` is "new" and the name is already enrolled, or the name is not valid.
         StorageError: the gallery could not be written; it is unchanged.
 
     Example:
@@ -96,17 +97,20 @@ def enrol_photos(
         >>> first.status, again.status, again.enrolled.images
         ('enrolled', 'added', 2)
     """
-    files, known = _Files.of(paths), {} if how == "new" else gallery.sources(identity)
-    if how == "follow" and not all(map(_HASH.fullmatch, known)):
+    # In this function, "media" are hashes of the content of photos.
+    files, enrolled_sources = _PhotosByHash.of(paths), {} if how == "new" else gallery.sources(identity)
+    if how == "follow" and not all(map(_HASH.fullmatch, enrolled_sources)):
         return PhotoEnrolment(identity, "kept", left_out=tuple(files.unreadable), reason=_NOT_COMPARABLE)
-    stay = set() if how == "replace" else known.keys() & files.photos.keys()
-    faces, faceless = _faces(assessor, {m: photo for m, photo in files.photos.items() if m not in stay})
+    unchanged = set() if how == "replace" else enrolled_sources.keys() & files.photos.keys()
+    new_photos = {medium: photo for medium, photo in files.photos.items() if medium not in unchanged}
+    faces, faceless = _assess_main_faces(assessor, new_photos)
     left_out = (*files.unreadable, *faceless)
-    if not faces and not stay:
-        reason = _NO_FACE_LEFT if known else ""
-        return PhotoEnrolment(identity, "kept" if known else "no face", left_out=left_out, reason=reason)
-    follow = how == "follow" and not files.unreadable
-    done = gallery.enrol(
+    if not faces and not unchanged:
+        if enrolled_sources:
+            return PhotoEnrolment(identity, "kept", left_out=left_out, reason=_NO_FACE_LEFT)
+        return PhotoEnrolment(identity, "no face", left_out=left_out)
+    may_remove = how == "follow" and not files.unreadable
+    enrolled = gallery.enrol(
         identity,
         np.array([face.mu for _, face in faces.values()]),
         np.array([face.kappa for _, face in faces.values()]),
@@ -114,27 +118,31 @@ def enrol_photos(
         sources=[name for name, _ in faces.values()],
         add=how in ("add", "follow"),
         replace=how == "replace",
-        keep=files.photos if follow else None,
+        keep=files.photos if may_remove else None,
     )
-    added = {medium: name for medium, (name, _) in faces.items() if medium not in known}
-    gone = known.keys() - faces.keys() - stay if follow or how == "replace" else set()
-    status: Status = "renewed" if gone or how == "replace" else "added" if added else "unchanged"
+    if not enrolled_sources:
+        return PhotoEnrolment(identity, "enrolled", enrolled, left_out=left_out)
+    added = {medium: name for medium, (name, _) in faces.items() if medium not in enrolled_sources}
+    removed = set()
+    if may_remove or how == "replace":
+        removed = enrolled_sources.keys() - faces.keys() - unchanged
+    status: Status = "renewed" if removed or how == "replace" else "added" if added else "unchanged"
     return PhotoEnrolment(
         identity,
-        status if known else "enrolled",
-        done,
-        tuple(added.values()) if known else (),
-        tuple(source for medium, source in known.items() if medium in gone),
+        status,
+        enrolled,
+        tuple(added.values()),
+        tuple(source for medium, source in enrolled_sources.items() if medium in removed),
         left_out,
-        _UNREADABLE if how == "follow" and known and files.unreadable else "",
+        _UNREADABLE if how == "follow" and files.unreadable else "",
     )
 
 
 def people_of(folder: str | Path) -> dict[str, list[Path]]:
-    """Sub-folders of photos by person name, in order.
+    """Sub-folders of photos by the name of the person, sorted.
 
-    Names that differ only in Unicode composition belong to one person. Hidden folders (leading dot) are
-    ignored.
+    Names that differ only in Unicode composition belong to the same person. Hidden folders (with a leading
+    dot) are ignored.
 
     Raises:
         InputError: the folder cannot be read, or has no sub-folder.
@@ -165,16 +173,17 @@ def enrol_folders(
 ) -> Iterator[PhotoEnrolment]:
     """Synchronise a gallery with folders of photos, then report enrolled people who have no folder.
 
-    People are processed in order and each is written before the next begins, so an interrupted call can be
-    repeated. Nobody is removed.
+    People are enrolled in order. Each person is written to the gallery before the next, so an interrupted
+    call can be repeated. People without a folder stay enrolled.
 
     Args:
-        gallery, assessor: as for `enrol_photos`.
-        people: from `people_of`.
-        how: as for `enrol_photos`; "new" requires that nobody is enrolled yet.
+        gallery: see `enrol_photos`.
+        assessor: see `enrol_photos`.
+        people: folders or photos by name, from `people_of`.
+        how: see `enrol_photos`. With "new", none of the people may be enrolled yet.
 
     Raises:
-        StorageError: the gallery could not be written; people processed before are enrolled.
+        StorageError: the gallery could not be written; the people before are enrolled.
 
     Example:
         >>> import tempfile
@@ -182,43 +191,45 @@ def enrol_folders(
         >>> assess = FaceAssessor(faces="main")
         >>> model, people = assess.model.fingerprint(), {"Ann": [orl_faces().root / "s1" / "1.pgm"]}
         >>> with Gallery.open(tempfile.mkdtemp() + "/g", model=model, dim=128, radius=64.0) as gallery:
-        ...     [done.status for _ in range(2) for done in enrol_folders(gallery, assess, people)]
+        ...     [result.status for _ in range(2) for result in enrol_folders(gallery, assess, people)]
         ['enrolled', 'unchanged']
     """
-    moved: dict[str, str] = {}
+    new_identity_of: dict[str, str] = {}  # by the hash of a photo, to detect renamed folders
     for name, paths in people.items():
         try:
             identity = checked_identity(name)
         except InputError as error:
             yield PhotoEnrolment(printable(Path(name)), "bad name", reason=str(error))
             continue
-        done = enrol_photos(gallery, assessor, identity, paths, how)
-        if done.status == "enrolled":
-            moved |= dict.fromkeys(gallery.sources(identity), identity)
-        yield done
+        enrolment = enrol_photos(gallery, assessor, identity, paths, how)
+        if enrolment.status == "enrolled":
+            new_identity_of |= dict.fromkeys(gallery.sources(identity), identity)
+        yield enrolment
     for enrolled in gallery.list():
         if enrolled.identity not in people:
-            names = (
-                {moved.get(medium, "") for medium in gallery.sources(enrolled.identity)} if moved else {""}
-            )
-            reason = "" if "" in names else f"the same photos are enrolled as {', '.join(sorted(names))}"
+            new_names = {""}
+            if new_identity_of:
+                new_names = {new_identity_of.get(medium, "") for medium in gallery.sources(enrolled.identity)}
+            reason = ""
+            if "" not in new_names:  # every photo is enrolled under a new name
+                reason = f"the same photos are enrolled as {', '.join(sorted(new_names))}"
             yield PhotoEnrolment(enrolled.identity, "no folder", enrolled, reason=reason)
 
 
 @dataclass(frozen=True)
-class _Files:
-    """Photos by the hash of their content (the first of equal ones), and unreadable paths with the reason."""
+class _PhotosByHash:
+    """Photos by the hash of their content, without duplicates, and unreadable paths with the reason."""
 
     photos: dict[str, PhotoFile]
     unreadable: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, paths: Sequence[str | Path]) -> "_Files":
+    def of(cls, paths: Sequence[str | Path]) -> "_PhotosByHash":
         listing = find_photos(paths)
         files = cls({}, list(listing.unreadable))
         for photo in listing.photos:
             try:
-                if not photo.path.is_file():  # nor a device or pipe, which reading would never finish
+                if not photo.path.is_file():  # reading a device or pipe might never end
                     raise FileNotFoundError("no such file")
                 files.photos.setdefault(sha256_file(photo.path)[:16], photo)
             except OSError as error:
@@ -226,10 +237,10 @@ class _Files:
         return files
 
 
-def _faces(
+def _assess_main_faces(
     assessor: FaceAssessor, photos: Mapping[str, PhotoFile]
 ) -> tuple[dict[str, tuple[str, AssessedFace]], list[tuple[str, str]]]:
-    """(name, main face) by content hash; and the photos without a usable face, with the reason."""
+    """Return (name, main face) by content hash, and the photos without a usable face with the reason."""
     faces: dict[str, tuple[str, AssessedFace]] = {}
     faceless: list[tuple[str, str]] = []
     stream = assessor.stream((photo.name, photo.path) for photo in photos.values())

@@ -1,4 +1,4 @@
-"""Find photo files, and keep a journal of those already assessed."""
+"""Find photo files, and keep a journal of assessed photos."""
 
 import errno
 import json
@@ -35,14 +35,14 @@ PHOTO_SUFFIXES = frozenset(
         *(".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
     )
 )
-"""File extensions of photos in folders; a file that is named explicitly is used whatever its extension."""
+"""File extensions of photos in folders. A file that is named explicitly may have any extension."""
 
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
 class PhotoFile:
-    """One file: its printable name, its path, and its path relative to the folder that was searched."""
+    """A photo: its printable name, its path, and its path relative to the parent of the searched folder."""
 
     name: str
     path: Path
@@ -51,7 +51,13 @@ class PhotoFile:
 
 @dataclass
 class PhotoFiles:
-    """Photos in the order of the arguments, folders sorted by name; ignored files; unreadable folders."""
+    """Result of `find_photos`.
+
+    Attributes:
+        photos: photos in the order of the arguments; the content of folders is sorted by name.
+        ignored: files in folders that are not photos by their extension.
+        unreadable: folders that cannot be read, with the reason.
+    """
 
     photos: list[PhotoFile] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
@@ -59,35 +65,36 @@ class PhotoFiles:
 
 
 def find_photos(paths: Sequence[str | Path]) -> PhotoFiles:
-    """The photos in files and folders, searched recursively; a file that occurs twice is listed once.
+    """Find the photos among files and in folders, recursively. A file that occurs twice is listed once.
 
-    Hidden entries (leading dot) of folders are ignored. A folder that cannot be read is listed with the
-    reason. A named file that does not exist is kept; reading it reports the error.
+    Hidden entries of folders (with a leading dot) are skipped. Folders that cannot be read are listed with
+    the reason. A file that is named explicitly is listed even if it does not exist; reading it then reports
+    the error.
 
     Example:
         >>> from spherecf.data import orl_faces
-        >>> found = find_photos([orl_faces().root / "s1"])
-        >>> len(found.photos), found.photos[0].below.as_posix()
+        >>> files = find_photos([orl_faces().root / "s1"])
+        >>> len(files.photos), files.photos[0].below.as_posix()
         (10, 's1/1.pgm')
     """
-    found, seen = PhotoFiles(), set()
-    for given in map(Path, paths):
-        is_folder = os.path.isdir(given)  # noqa: PTH112, pathlib's raises for a name that is too long
-        files = _walk(given, found, ()) if is_folder else [given]
-        above = given.resolve().parent if is_folder else None
-        for path in files:
+    result, seen = PhotoFiles(), set()
+    for argument in map(Path, paths):
+        is_folder = os.path.isdir(argument)  # noqa: PTH112, pathlib's raises for a name that is too long
+        for path in _walk(argument, result, ()) if is_folder else [argument]:
             key = os.path.normpath(path.absolute())
-            if path is not given and path.suffix.lower() not in PHOTO_SUFFIXES:
-                found.ignored.append(printable(path))
+            if path is not argument and path.suffix.lower() not in PHOTO_SUFFIXES:
+                result.ignored.append(printable(path))
             elif key not in seen:
                 seen.add(key)
-                below = Path(path.name) if above is None else given.resolve().name / path.relative_to(given)
-                found.photos.append(PhotoFile(printable(path), path, below))
-    return found
+                below = Path(path.name)
+                if is_folder:
+                    below = argument.resolve().name / path.relative_to(argument)
+                result.photos.append(PhotoFile(printable(path), path, below))
+    return result
 
 
 def printable(path: Path) -> str:
-    r"""The path as one line of printable text.
+    r"""Return the path as one line of printable text.
 
     Bytes that are not UTF-8, line breaks and control characters become escapes such as ``\\xff``.
 
@@ -98,23 +105,24 @@ def printable(path: Path) -> str:
         'two\\nlines.jpg'
     """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def _walk(folder: Path, found: PhotoFiles, above: tuple[Path, ...]) -> Iterator[Path]:
+def _walk(folder: Path, result: PhotoFiles, parents: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield the files below a folder; unreadable folders are added to ``result``."""
     try:
-        real = folder.resolve()
-        if real in above:  # a link to one of its parents would recurse forever
+        resolved = folder.resolve()
+        if resolved in parents:  # a link to a parent folder would recurse forever
             return
         entries = sorted((entry.name, _is_folder(entry)) for entry in os.scandir(folder))
     except OSError as error:
-        found.unreadable.append((printable(folder), error.strerror or str(error)))
+        result.unreadable.append((printable(folder), error.strerror or str(error)))
         return
     for name, is_folder in entries:
         if name.startswith("."):
             continue
         if is_folder:
-            yield from _walk(folder / name, found, (*above, real))
+            yield from _walk(folder / name, result, (*parents, resolved))
         else:
             yield folder / name
 
@@ -122,15 +130,16 @@ def _walk(folder: Path, found: PhotoFiles, above: tuple[Path, ...]) -> Iterator[
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself or without permission: skip this entry only, not its folder
+    except OSError:  # a link to itself, or no permission: skip this entry, but not the whole folder
         return False
 
 
 Key = tuple[str, int, int]
 """Path, size in bytes (-1: missing), modification time in nanoseconds."""
 
-_START = b'{"path": "'
-_SYNC_SECONDS, _UNSYNCED = 1.0, 1 << 20  # a sync costs a disk milliseconds; bytes that may lie between two
+_LINE_PREFIX = b'{"path": "'
+_SYNC_SECONDS = 1.0  # interval between syncs, since each takes a disk some milliseconds
+_MAX_UNSYNCED_BYTES = 1 << 20  # upper bound on the bytes written between two syncs
 
 
 @dataclass
@@ -143,20 +152,21 @@ class _Line:
 
 
 class Journal:
-    """Assessments by path, size and modification time, for one model and one set of settings.
+    """File of assessments by path, size and modification time, for one model and one set of settings.
 
-    Each line is written before the next photo begins: kill -9 costs none, a power cut those of the last
-    second. An incomplete last line, and zeros that a power cut leaves, are dropped; lines by another model,
-    or of a file that has changed since, are kept but ignored. In a ``with`` block no other process can write
-    to it.
+    Each line is written before the next photo is assessed, so no record is lost if the process is killed; a
+    power cut loses those of the last second. When the file is read, an incomplete last line and zeros left by
+    a power cut are dropped. Lines from another model or for a file that has changed are kept but ignored. A
+    ``with`` block locks the file against writes by other processes.
 
     Args:
-        path: the file; created if missing.
+        path: file of the journal; created if missing.
         maker: fingerprint of model, detector and settings; records of another maker are ignored.
 
     Raises:
-        FileFormatError: it is a file of another kind.
-        StorageError: it cannot be read or created, or another process writes to it (in a ``with`` block).
+        FileFormatError: the file is not a journal.
+        StorageError: the file cannot be read or created, or another process is writing to it (on entering a
+            ``with`` block).
 
     Example:
         >>> import tempfile
@@ -170,17 +180,18 @@ class Journal:
 
     def __init__(self, path: str | Path, maker: str) -> None:
         self.path, self.maker = Path(path), maker
-        self._known: dict[Key, dict[str, Any]] = {}
+        self._records: dict[Key, dict[str, Any]] = {}
         self._stream: FileIO | None = None
-        self._held, self._read_bytes, self._synced = ExitStack(), 0, 0.0
+        self._lock = ExitStack()
+        self._size_when_read, self._last_sync = 0, 0.0
         try:
-            self._end = self._read() if self.path.exists() else 0
+            self._end = self._read() if self.path.exists() else 0  # length of the complete lines, in bytes
         except OSError as error:
             raise StorageError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 
     def find(self, key: Key) -> dict[str, Any] | None:
-        """The record of a photo that has not changed since it was assessed, or None."""
-        return self._known.get(key)
+        """The record of a photo that has not changed since it was assessed; None if there is none."""
+        return self._records.get(key)
 
     def add(self, photo: PhotoFile, record: dict[str, Any], key: Key) -> None:
         """Append one record.
@@ -198,21 +209,21 @@ class Journal:
             text = json.dumps(line, allow_nan=False).encode() + b"\n"
             if self._stream.write(text) < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if time.monotonic() - self._synced > _SYNC_SECONDS:
+            if time.monotonic() - self._last_sync > _SYNC_SECONDS:
                 self._sync()
             self._end += len(text)
         except OSError as error:
             self._close()
             raise StorageError(
                 f"{self.path}: could not be written ({error.strerror or error}) at {photo.name}; earlier "
-                "assessments are kept. Free some space, then run the same command again."
+                "assessments are kept. Free some disk space, then run the same command again."
             ) from error
-        self._known[key] = record
+        self._records[key] = record
 
     def __enter__(self) -> "Journal":
-        self._held.enter_context(held(self.path, "the file of finished assessments"))
-        if self.path.exists() and self.path.stat().st_size != self._read_bytes:
-            self._end = self._read()  # another process was still writing
+        self._lock.enter_context(held(self.path, "the file of finished assessments"))
+        if self.path.exists() and self.path.stat().st_size != self._size_when_read:
+            self._end = self._read()  # another process has written to it since
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -222,12 +233,12 @@ class Journal:
             raise StorageError(f"{self.path}: could not be written ({error.strerror or error})") from error
         finally:
             self._close()
-            self._held.close()
+            self._lock.close()
 
     def _sync(self) -> None:
         if self._stream is not None and self._stream.seekable():
             os.fsync(self._stream.fileno())
-        self._synced = time.monotonic()
+        self._last_sync = time.monotonic()
 
     def _close(self) -> None:
         if self._stream is not None:
@@ -235,15 +246,20 @@ class Journal:
         self._stream = None
 
     def _read(self) -> int:
-        """Fill ``_known``; return the length of the complete lines."""
-        end, self._read_bytes = 0, self.path.stat().st_size
+        """Read the records, and return the length of the complete lines in bytes."""
+        end, self._size_when_read = 0, self.path.stat().st_size
         with self.path.open("rb") as stream:
             for number, raw in enumerate(stream, 1):
-                # After a power cut, zeros may stand for what was not yet on the disk.
-                begun, zeros = raw.rstrip(b"\0\n"), b"\0" in raw
-                torn = not raw.endswith(b"\n") or (zeros and self._read_bytes - end < _UNSYNCED)
-                ours = begun.startswith(_START) or _START.startswith(begun) or (zeros and number > 1)
-                if torn and ours:
+                # After a power cut, zeros may replace bytes that had not yet reached the disk.
+                start, has_zeros = raw.rstrip(b"\0\n"), b"\0" in raw
+                unsynced = self._size_when_read - end < _MAX_UNSYNCED_BYTES
+                incomplete = not raw.endswith(b"\n") or (has_zeros and unsynced)
+                is_record = (
+                    start.startswith(_LINE_PREFIX)
+                    or _LINE_PREFIX.startswith(start)
+                    or (has_zeros and number > 1)
+                )
+                if incomplete and is_record:
                     break
                 try:
                     line = checked(_Line, parse_json(raw, self.path, "a record"), f"line {number}")
@@ -253,6 +269,6 @@ class Journal:
                         "Choose another file.",
                     ) from error  # fmt: skip
                 if line.maker == self.maker:
-                    self._known[line.path, line.bytes, line.mtime_ns] = line.record
+                    self._records[line.path, line.bytes, line.mtime_ns] = line.record
                 end += len(raw)
         return end

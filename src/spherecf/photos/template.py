@@ -1,4 +1,4 @@
-"""Pool photos of one person: pooled kappa, contribution of each photo, suspected strangers."""
+"""Pool photos of one person into a template: pooled kappa, contributions of photos, suspected strangers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,39 +18,39 @@ from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, 
 
 
 def group_by_likelihood(llr: NDArray[np.floating]) -> list[list[int]]:
-    """Groups of rows that more likely than not show one person, largest first.
+    """Group faces by person with average linkage; returns lists of rows, largest group first.
 
-    Average linkage: the two groups whose pairs have the highest mean log-likelihood ratio are joined, as long
-    as it is above 0.
+    The two groups with the highest mean log-likelihood ratio between them are merged, as long as this mean is
+    above 0.
 
     Args:
-        llr: (n, n) symmetric log-likelihood ratios; the diagonal is not looked at.
+        llr: (n, n) symmetric log-likelihood ratios; the diagonal is ignored.
 
     Example:
-        >>> alike = np.full((3, 3), -4.0)
-        >>> alike[0, 2] = alike[2, 0] = 3.0
-        >>> group_by_likelihood(alike)
+        >>> llr = np.full((3, 3), -4.0)
+        >>> llr[0, 2] = llr[2, 0] = 3.0
+        >>> group_by_likelihood(llr)
         [[0, 2], [1]]
     """
     from scipy.cluster.hierarchy import linkage
 
     n = len(llr)
     groups = {row: [row] for row in range(n)}
-    distances = -np.asarray(llr, np.float64)[np.triu_indices(n, 1)]  # (n (n - 1) / 2,), nearest = most alike
+    distances = -np.asarray(llr, np.float64)[np.triu_indices(n, 1)]  # (n (n - 1) / 2,)
     for step, (a, b, distance, _) in enumerate(linkage(distances, "average") if n > 1 else ()):
-        if not distance < 0:  # means never rise from one join to the next
+        if not distance < 0:  # distances never decrease from one merge to the next
             break
         groups[n + step] = groups.pop(int(a)) + groups.pop(int(b))
     return sorted(map(sorted, groups.values()), key=lambda rows: (-len(rows), rows[0]))
 
 
-STRANGER_FMR = 1e-2  # the rule that says whether a photo is a clear non-match to the rest
+STRANGER_FMR = 1e-2  # false match rate of the rule that decides whether a photo is a non-match with the rest
 
 Array = NDArray[Any]
 
 
 class TemplateFace(Protocol):
-    """What a template needs of a face; `AssessedFace` has it."""
+    """The attributes of a face that a template needs. `AssessedFace` implements it."""
 
     @property
     def mu(self) -> NDArray[np.float32]: ...
@@ -65,7 +65,7 @@ class TemplateFace(Protocol):
 
 
 class TemplateSource(Protocol):
-    """What a template needs of a photo; `AssessedPhoto` has it."""
+    """The attributes of a photo that a template needs. `AssessedPhoto` implements it."""
 
     @property
     def name(self) -> str: ...
@@ -77,17 +77,17 @@ class TemplateSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class FaceSet:
-    """Faces in the order of their photos.
+    """The usable main faces of a list of photos, in order.
 
     Attributes:
-        places: (n,) which photo each is of.
+        photo_indices: (n,) index of the photo of each face.
         faces: the faces.
         mu: (n, dim) float64 unit directions.
         kappa: (n,) concentrations.
-        media: (n,) the first face with the same picture, itself where there is none before it.
+        media: (n,) row of the first face with the same image; the row itself if there is no earlier one.
     """
 
-    places: list[int]
+    photo_indices: list[int]
     faces: list[TemplateFace]
     mu: Array
     kappa: Array
@@ -95,88 +95,97 @@ class FaceSet:
 
     @classmethod
     def of(cls, photos: Sequence[TemplateSource]) -> "FaceSet":
-        """The main faces that have a direction.
+        """Collect the main faces that have a direction.
 
         Raises:
-            InputError: there is none; the message gives the first reason.
+            InputError: there is none; the message gives the reason for the first photo.
         """
         usable = [
-            (place, photo.usable_face) for place, photo in enumerate(photos) if photo.usable_face is not None
+            (index, photo.usable_face) for index, photo in enumerate(photos) if photo.usable_face is not None
         ]
         if not usable:
             first = f" The first, {photos[0].name}: {photos[0].problem}" if photos else ""
             raise InputError(f"none of the {len(photos)} photos has a usable face.{first}")
         faces = [face for _, face in usable]
-        first_with: dict[str, int] = {}
-        media = [first_with.setdefault(face.picture, row) for row, face in enumerate(faces)]
+        first_row_of: dict[str, int] = {}
+        media = [first_row_of.setdefault(face.picture, row) for row, face in enumerate(faces)]
         mu = np.stack([face.mu for face in faces]).astype(np.float64)
         kappa = np.array([face.kappa for face in faces], np.float64)
-        return cls([place for place, _ in usable], faces, mu, kappa, np.array(media, np.int64))
+        return cls([index for index, _ in usable], faces, mu, kappa, np.array(media, np.int64))
 
     def pooled(self, rows: Sequence[int] | Array) -> tuple[Array, float]:
-        """(direction (dim,), kappa) of these faces, the same pictures counted once."""
-        at = np.asarray(rows)
-        group = torch.zeros(len(at), dtype=torch.int64)
-        mu, kappa, media = (torch.from_numpy(column[at]) for column in (self.mu, self.kappa, self.media))
-        one = pool(mu, kappa, group, media)
-        return one.mu[0].numpy(), float(one.kappa[0])
+        """Pool these faces, counting duplicate images once; returns (direction (dim,), kappa)."""
+        indices = np.asarray(rows)
+        group = torch.zeros(len(indices), dtype=torch.int64)
+        mu, kappa, media = (torch.from_numpy(column[indices]) for column in (self.mu, self.kappa, self.media))
+        template = pool(mu, kappa, group, media)
+        return template.mu[0].numpy(), float(template.kappa[0])
 
     def groups(self, calibration: Calibration, radius: float) -> list[list[int]]:
-        """Faces that look like one person; the group with the most distinct pictures first."""
+        """Group the faces by person; the group with the most distinct images comes first."""
         mu, kappa = torch.from_numpy(self.mu), torch.from_numpy(self.kappa)
         score = mutual_likelihood_matrix(mu, kappa, mu, kappa, radius=radius).double().numpy()
         kappas = self.kappa[:, None], self.kappa[None]
-        found = group_by_likelihood(calibration.llr(calibration.best_score(), score, radius, kappas=kappas))
-        return sorted(found, key=lambda rows: -len(np.unique(self.media[rows])))
+        groups = group_by_likelihood(calibration.llr(calibration.best_score(), score, radius, kappas=kappas))
+        return sorted(groups, key=lambda rows: -len(np.unique(self.media[rows])))
 
     def strangers(
         self, groups: Sequence[Sequence[int]], calibration: Calibration, radius: float
     ) -> NDArray[np.bool_]:
-        """(n,) faces outside the first group that are a clear non-match with it, pooled."""
-        found = np.zeros(len(self.kappa), np.bool_)
-        others = np.setdiff1d(np.arange(len(found)), groups[0])
+        """(n,) mask of the faces outside the first group that are a non-match with its pooled template."""
+        is_stranger = np.zeros(len(self.kappa), np.bool_)
+        others = np.setdiff1d(np.arange(len(is_stranger)), groups[0])
         if len(others):
-            direction, total = self.pooled(groups[0])
+            direction, pooled_kappa = self.pooled(groups[0])
             kappa = torch.from_numpy(self.kappa[others])
             score = mutual_likelihood_score(
-                torch.from_numpy(direction)[None], torch.full_like(kappa[:1], total),
+                torch.from_numpy(direction)[None], torch.full_like(kappa[:1], pooled_kappa),
                 torch.from_numpy(self.mu[others]), kappa, radius=radius,
             )  # fmt: skip
             rule = stranger_rule(calibration, pooled=len(np.unique(self.media[groups[0]])) > 1)
-            kappas = total, self.kappa[others]
+            kappas = pooled_kappa, self.kappa[others]
             evidence = calibration.evidence(rule.score, score.numpy(), self.mu[others] @ direction, kappas)
-            decided = rule.decide(evidence, np.minimum(*kappas))
-            found[others] = decided == Decision.NON_MATCH.value
-        return found
+            decisions = rule.decide(evidence, np.minimum(*kappas))
+            is_stranger[others] = decisions == Decision.NON_MATCH.value
+        return is_stranger
 
-    def _parts(self, kept: NDArray[np.bool_]) -> Array:
-        """(n, dim) ``kappa_i mu_i``, zeros for what is not kept or shows a picture that was there before."""
-        counts = kept & (self.media == np.arange(len(kept)))
+    def _is_first(self) -> NDArray[np.bool_]:
+        """(n,) mask of the faces that are not duplicates of an earlier face."""
+        return np.asarray(self.media == np.arange(len(self.media)))
+
+    def _summands(self, included: NDArray[np.bool_]) -> Array:
+        """(n, dim) ``kappa_i mu_i``, with zeros for faces that are not included and for duplicates."""
+        counts = included & self._is_first()
         return np.asarray(natural_parameter(self.mu, self.kappa) * counts[:, None])
 
-    def gains(self, kept: NDArray[np.bool_]) -> Array:
-        """(n,) how much longer the sum of those kept is with the face than without it."""
-        own = natural_parameter(self.mu, self.kappa)  # (n, dim)
-        part = self._parts(kept)
-        total = part.sum(0)
-        without = np.where(kept[:, None], total - part, total)
-        gain = np.linalg.norm(np.where(kept[:, None], total, total + own), axis=1)
-        gain -= np.linalg.norm(without, axis=1)
-        return np.where(self.media == np.arange(len(kept)), gain, 0.0)
+    def gains(self, included: NDArray[np.bool_]) -> Array:
+        """(n,) difference of the pooled kappa with and without each face; 0 for duplicates."""
+        natural = natural_parameter(self.mu, self.kappa)  # (n, dim)
+        summands = self._summands(included)
+        total = summands.sum(0)  # (dim,)
+        total_with = np.where(included[:, None], total, total + natural)  # (n, dim)
+        total_without = np.where(included[:, None], total - summands, total)
+        gain = np.linalg.norm(total_with, axis=1)
+        gain -= np.linalg.norm(total_without, axis=1)
+        return np.where(self._is_first(), gain, 0.0)
 
-    def weights(self, kept: NDArray[np.bool_]) -> Array:
-        """(n,) shares of the summed kappa of those kept."""
-        counts = self.kappa * kept * (self.media == np.arange(len(kept)))
-        return np.asarray(counts / counts.sum())
+    def weights(self, included: NDArray[np.bool_]) -> Array:
+        """(n,) share of each face in the summed kappa of the included faces."""
+        kappa = self.kappa * included * self._is_first()
+        return np.asarray(kappa / kappa.sum())
 
-    def grown(self, kept: NDArray[np.bool_]) -> tuple[float, ...]:
-        """Length of the sum after each face that is kept."""
-        lengths: Array = np.linalg.norm(np.cumsum(self._parts(kept), axis=0), axis=1)[kept]
+    def grown(self, included: NDArray[np.bool_]) -> tuple[float, ...]:
+        """Pooled kappa after each included face."""
+        lengths: Array = np.linalg.norm(np.cumsum(self._summands(included), axis=0), axis=1)[included]
         return tuple(lengths.tolist())
 
 
 def stranger_rule(calibration: Calibration, *, pooled: bool) -> DecisionRule:
-    """The rule for a template of several pictures, or of one, against one picture.
+    """The rule for a template against one image.
+
+    Args:
+        calibration: calibration of the model.
+        pooled: whether the template has several images.
 
     Raises:
         InputError: the calibration has no rule for `STRANGER_FMR`.
@@ -184,23 +193,26 @@ def stranger_rule(calibration: Calibration, *, pooled: bool) -> DecisionRule:
     return calibration.best_decision(STRANGER_FMR, int(pooled))
 
 
-_MIN_GAIN_SHARE = 0.25  # of the mean gain in the set; a photo that adds less hardly helps
+_MIN_GAIN_RATIO = 0.25  # a photo helps if its gain is at least this fraction of the mean gain
 
 
 @dataclass(frozen=True)
 class TemplatePhoto:
-    """One photo of the set.
+    """Contribution of one photo to a template.
 
     Attributes:
         name: name of the photo.
-        kappa, quality: of its main face; None and -1 if there is none.
-        weight: share of the template's summed kappa, 0 .. 1.
+        kappa: concentration of the main face; None if there is no usable face.
+        quality: quality of the main face, 0 .. 100; -1 if there is no usable face.
+        weight: share of the photo in the summed kappa of the template, 0 .. 1.
         gain: decrease of the pooled kappa if the photo were left out; negative if the photo lowers it.
-        helps: its gain is at least a quarter of the mean gain, and it is not a suspected stranger.
-        stranger: it looks like a different person than most of the photos.
-        group: photos with the same number look like one person, 0 is the largest group; -1 without a face.
-        same_as: name of an earlier photo with the same picture; the two count once.
-        reason: why there is no face, or why it is a suspected stranger; "" otherwise.
+        helps: whether the gain is at least a quarter of the mean gain, and the photo is neither a duplicate
+            nor a suspected stranger.
+        stranger: whether the photo looks like a different person from most of the photos.
+        group: photos with the same number look like the same person; 0 is the largest group, -1 means no
+            usable face.
+        same_as: name of an earlier photo that is the same image; duplicates count once.
+        reason: why there is no usable face, or why the photo is a suspected stranger; "" otherwise.
         reasons: capture problems.
     """
 
@@ -217,22 +229,22 @@ class TemplatePhoto:
     reasons: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return a JSON-serialisable dictionary."""
         return {**vars(self), "reasons": list(self.reasons)}
 
 
 @dataclass(frozen=True, eq=False)
 class PhotoTemplate:
-    """Many photos of one person as one distribution.
+    """Photos of one person, pooled into one distribution.
 
     Attributes:
         mu: (dim,) unit direction.
-        kappa: pooled concentration: the length of the sum of ``kappa_i mu_i`` over distinct pictures.
+        kappa: pooled concentration: the length of the sum of ``kappa_i mu_i`` over distinct images.
         photos: contribution of each photo, in the order given.
-        grown: pooled kappa after each photo in the template, in the order given.
-        groups: number of people that the faces look like.
+        grown: pooled kappa after each pooled photo, in the order given.
+        groups: number of different people that the faces seem to show.
         pooled: names of the photos that were pooled into ``mu`` and ``kappa``.
-        warnings: what to check before the template is used.
+        warnings: problems to check before the template is used.
     """
 
     mu: NDArray[np.float32]
@@ -244,7 +256,7 @@ class PhotoTemplate:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, without the direction."""
+        """Return a JSON-serialisable dictionary without the direction."""
         return {
             "kappa": self.kappa,
             "photos": [photo.to_dict() for photo in self.photos],
@@ -255,7 +267,12 @@ class PhotoTemplate:
         }
 
     def save(self, path: str | Path, name: str, *, provenance: dict[str, Any] | None = None) -> Path:
-        """Write it as an embeddings file of one row, which every `spherecf evaluate` command reads.
+        """Write the template as an embeddings file with one row, which `spherecf evaluate` can read.
+
+        Args:
+            path: file to write.
+            name: key of the row.
+            provenance: additional entries of the provenance.
 
         Raises:
             StorageError: the disk is full or not writable.
@@ -279,22 +296,22 @@ def build_template(
     radius: float,
     exclude_strangers: bool = False,
 ) -> PhotoTemplate:
-    """Pool the main faces of a person's photos (paper equation 14) and measure what each contributes.
+    """Pool the main faces of a person's photos (paper equation 14), and measure the contribution of each.
 
-    Identical pictures count as one. Faces are grouped by average likelihood ratio; a photo outside the
-    largest group is a suspected stranger if the rule for FMR 1e-2 calls it a non-match with that group's
-    pooled template.
+    Duplicate images count once. Faces are grouped by their mean likelihood ratio. A photo outside the largest
+    group is a suspected stranger if the rule for FMR 1e-2 decides on a non-match with the pooled template of
+    that group.
 
     Args:
-        photos: from one `FaceAssessor`, in the order in which ``grown`` counts them.
-        calibration: of the assessor's model.
-        radius: r of the assessor's model.
-        exclude_strangers: leave suspected strangers out of the template; otherwise they are pooled, and a
-            warning is given.
+        photos: photos from a `FaceAssessor`. Their order matters only for ``grown`` and for duplicates.
+        calibration: calibration of the assessor's model.
+        radius: radius r of the assessor's model.
+        exclude_strangers: leave suspected strangers out of the template. By default they are pooled, with a
+            warning.
 
     Raises:
         ModelError: the model is not calibrated.
-        InputError: no photo has a face, or the directions cancel each other.
+        InputError: no photo has a usable face, or the directions cancel each other.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -302,47 +319,60 @@ def build_template(
         >>> assess, people = FaceAssessor(), orl_faces()
         >>> photos = [assess(people.image(row), people.keys[row]) for row in (0, 1, 2)]
         >>> template = build_template(photos, assess.model.calibration, radius=assess.model.radius)
-        >>> template.groups, len(template.grown), template.kappa > max(one.kappa for one in template.photos)
-        (1, 3, True)
+        >>> template.groups, len(template.grown)
+        (1, 3)
+        >>> template.kappa > max(photo.kappa for photo in template.photos)
+        True
     """
-    known = calibrated(calibration)
+    calibration = calibrated(calibration)
     faces = FaceSet.of(photos)
-    groups = faces.groups(known, radius)
-    stranger = faces.strangers(groups, known, radius)
-    kept = ~stranger if exclude_strangers else np.ones(len(stranger), np.bool_)
-    gain, weight = faces.gains(kept), faces.weights(kept)
-    rows = [TemplatePhoto(photo.name, reason=photo.problem) for photo in photos]
-    number = {row: place for place, group in enumerate(groups) for row in group}
-    min_gain = _MIN_GAIN_SHARE * float(gain[kept].mean())
-    for row, (place, face) in enumerate(zip(faces.places, faces.faces)):
-        suspected, same = bool(stranger[row]), faces.media[row] != row
-        rows[place] = TemplatePhoto(
-            photos[place].name, face.kappa, face.quality, float(weight[row]), float(gain[row]),
-            bool(gain[row] >= min_gain) and not suspected and not same, suspected, number[row],
-            photos[faces.places[faces.media[row]]].name if same else None,
-            "looks like a different person than most of the photos" if suspected else "", face.reasons,
+    groups = faces.groups(calibration, radius)
+    is_stranger = faces.strangers(groups, calibration, radius)
+    included = ~is_stranger if exclude_strangers else np.ones(len(is_stranger), np.bool_)
+    gain, weight = faces.gains(included), faces.weights(included)
+    contributions = [TemplatePhoto(photo.name, reason=photo.problem) for photo in photos]
+    group_of = {row: number for number, group in enumerate(groups) for row in group}
+    min_gain = _MIN_GAIN_RATIO * float(gain[included].mean())
+    for row, (index, face) in enumerate(zip(faces.photo_indices, faces.faces)):
+        stranger, duplicate = bool(is_stranger[row]), faces.media[row] != row
+        contributions[index] = TemplatePhoto(
+            photos[index].name, face.kappa, face.quality, float(weight[row]), float(gain[row]),
+            bool(gain[row] >= min_gain) and not stranger and not duplicate, stranger, group_of[row],
+            photos[faces.photo_indices[faces.media[row]]].name if duplicate else None,
+            "looks like a different person from most of the photos" if stranger else "", face.reasons,
         )  # fmt: skip
-    direction, total = faces.pooled(np.flatnonzero(kept))
+    direction, kappa = faces.pooled(np.flatnonzero(included))
     return PhotoTemplate(
-        direction.astype(np.float32), total, tuple(rows), faces.grown(kept), len(groups),
-        tuple(photos[faces.places[row]].name for row in np.flatnonzero(kept)),
-        _warnings(rows, [len(np.unique(faces.media[group])) for group in groups], exclude_strangers),
+        direction.astype(np.float32), kappa, tuple(contributions), faces.grown(included), len(groups),
+        tuple(photos[faces.photo_indices[row]].name for row in np.flatnonzero(included)),
+        _warnings(
+            contributions, [len(np.unique(faces.media[group])) for group in groups], exclude_strangers
+        ),
     )  # fmt: skip
 
 
-def _warnings(rows: Sequence[TemplatePhoto], sizes: Sequence[int], excluded: bool) -> tuple[str, ...]:
-    """``sizes``: distinct pictures of each group."""
-    total, warnings = len(rows), []
-    if count := sum(row.stranger for row in rows):
+def _warnings(photos: Sequence[TemplatePhoto], group_sizes: Sequence[int], excluded: bool) -> tuple[str, ...]:
+    """Warnings about a template.
+
+    Args:
+        photos: contributions of the photos.
+        group_sizes: number of distinct images of each group, largest group first.
+        excluded: whether suspected strangers were left out.
+    """
+    total, warnings = len(photos), []
+    if count := sum(photo.stranger for photo in photos):
         status = "left out" if excluded else "still in the template: exclude them if they are strangers"
         verb = "looks" if count == 1 else "look"
         warnings.append(f"{count} of {total} photos {verb} like a different person; {status}")
-    if len(sizes) > 1 and 2 * sizes[1] >= sizes[0]:
-        listing = ", ".join(map(str, sizes))
-        warnings.append(f"the photos seem to show several people (groups of {listing}); check whom you mean")
-    if count := sum(row.kappa is None for row in rows):
+    if len(group_sizes) > 1 and 2 * group_sizes[1] >= group_sizes[0]:
+        listing = ", ".join(map(str, group_sizes))
+        warnings.append(
+            f"the photos seem to show several people (groups of {listing} images); check which person is "
+            "meant"
+        )
+    if count := sum(photo.kappa is None for photo in photos):
         warnings.append(f"{count} of {total} photos {'has' if count == 1 else 'have'} no usable face")
-    if count := sum(row.same_as is not None for row in rows):
-        plural = "picture was" if count == 1 else "pictures were"
-        warnings.append(f"{count} duplicate {plural} ignored")
+    if count := sum(photo.same_as is not None for photo in photos):
+        noun = "image was" if count == 1 else "images were"
+        warnings.append(f"{count} duplicate {noun} ignored")
     return tuple(warnings)

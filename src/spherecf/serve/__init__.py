@@ -1,6 +1,6 @@
-"""The photo commands and the gallery as an HTTP service with a web page.
+"""HTTP service with a web page for the photo commands and the gallery.
 
-`create_app` needs the extra ``serve``; importing this room does not.
+`create_app` and `run` need the extra ``serve``; importing this package does not.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spherecf.gallery import Gallery
     from spherecf.photos import FaceAssessor
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are used by the commands; they are not public.
 __all__ = [
     "Limits",
     "create_app",
@@ -36,17 +36,17 @@ def create_app(
     """Create the service as a FastAPI application, for `run` or any ASGI server.
 
     Args:
-        assessor: assesses the photos; its model must be calibrated.
-        gallery: an open gallery of that model; without one the gallery's routes answer with an error. The
-            caller closes it.
-        token: access token that clients must send as ``Authorization: Bearer``; "" for none.
-        hosts: accepted host names and addresses (the Host header, without port); others are rejected, which
+        assessor: assessor of the photos. Its model must be calibrated.
+        gallery: open gallery of the same model, which the caller closes. Without a gallery, the gallery
+            routes return an error.
+        token: access token that clients must send as ``Authorization: Bearer``; "" requires no token.
+        hosts: host names and addresses to accept in the Host header, without port. Others are rejected, which
             prevents DNS rebinding. "*" accepts every numeric address.
-        limits: bounds on sizes and rates.
+        limits: limits on sizes and rates.
 
     Raises:
         MissingDependencyError: the extra ``serve`` is not installed.
-        InputError: a token that is too short, or a model without calibration.
+        InputError: the token is too short, or the model is not calibrated.
 
     Example:
         >>> from spherecf.photos import FaceAssessor
@@ -62,24 +62,24 @@ def create_app(
 
 
 def run(app: Any, host: str, port: int, *, trusted_proxies: Sequence[str] = ()) -> None:
-    """Serve until interrupted; errors are logged to stderr, requests are not.
+    """Serve the application until interrupted. Errors are logged to stderr; requests are not logged.
 
     Args:
-        app: from `create_app`.
+        app: application from `create_app`.
         host: address to listen on.
-        port: of it.
-        trusted_proxies: addresses or networks of reverse proxies whose ``X-Forwarded-For`` names the client
-            that rates are limited for; headers of anybody else are ignored.
+        port: port to listen on.
+        trusted_proxies: addresses or networks of reverse proxies whose ``X-Forwarded-For`` header is trusted
+            to name the client, for the rate limit. The header is ignored for all other clients.
 
     Raises:
         MissingDependencyError: the extra ``serve`` is not installed.
         StorageError: the address is not available or already in use.
-        InputError: a trusted proxy that is no address or network.
+        InputError: a trusted proxy is not an address or a network.
 
     Example:
         >>> import socket
-        >>> with socket.create_server(("127.0.0.1", 0)) as taken:
-        ...     run(None, *taken.getsockname())
+        >>> with socket.create_server(("127.0.0.1", 0)) as occupied:
+        ...     run(None, *occupied.getsockname())
         Traceback (most recent call last):
             ...
         spherecf.errors.StorageError: cannot listen on 127.0.0.1, port ...

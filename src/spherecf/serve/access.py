@@ -1,4 +1,4 @@
-"""Access control: token, host names, origins, limits and request rates."""
+"""Access control: tokens, host names, origins, limits and request rates."""
 
 import hmac
 import secrets
@@ -12,19 +12,19 @@ from urllib.parse import urlsplit
 from spherecf.errors import InputError
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-_MIN_TOKEN = 16
+_MIN_TOKEN_LENGTH = 16
 
 
 @dataclass(frozen=True)
 class Access:
-    """Token and host names of the service, see `spherecf.serve.create_app`.
+    """Token and host names that the service accepts; see `spherecf.serve.create_app`.
 
     Raises:
-        InputError: the token is shorter than 16 characters, or has blanks or characters outside ASCII.
+        InputError: the token is shorter than 16 characters, or contains spaces or non-ASCII characters.
 
     Example:
         >>> access = Access("", ("localhost",))
-        >>> access.knows_host("localhost:8080"), access.knows_host("evil.example")
+        >>> access.allows_host("localhost:8080"), access.allows_host("evil.example")
         (True, False)
     """
 
@@ -32,37 +32,40 @@ class Access:
     hosts: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        plain = self.token.isascii() and self.token.isprintable() and " " not in self.token
-        if self.token and (len(self.token) < _MIN_TOKEN or not plain):
+        well_formed = self.token.isascii() and self.token.isprintable() and " " not in self.token
+        if self.token and (len(self.token) < _MIN_TOKEN_LENGTH or not well_formed):
             raise InputError(
-                f"token: expected at least {_MIN_TOKEN} ASCII characters without blanks; leave it out for a "
-                "random one"
+                f"token: expected at least {_MIN_TOKEN_LENGTH} ASCII characters without spaces; leave it out "
+                "to use a random token"
             )
 
-    def knows_host(self, header: str) -> bool:
-        """Whether the Host header is allowed; other names that resolve to this address are not."""
+    def allows_host(self, header: str) -> bool:
+        """Whether the Host header is allowed. Other names that resolve to this address are not."""
         name = _without_port(header)
         return name in self.hosts or ("*" in self.hosts and _is_address(name))
 
     def same_origin(self, headers: Mapping[str, str]) -> bool:
-        """False for requests from a page of another origin. Programs send neither of the two headers."""
+        """False for requests from a page of another origin.
+
+        Checks the headers Sec-Fetch-Site and Origin, which only browsers send.
+        """
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             return False
         origin = headers.get("origin")
         return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
 
-    def knows_token(self, headers: Mapping[str, str]) -> bool:
-        """Whether the token is right; compared in constant time."""
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        equal = hmac.compare_digest(given.strip().encode(), self.token.encode())
+    def accepts_token(self, headers: Mapping[str, str]) -> bool:
+        """Whether the request has the right token, compared in constant time."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        equal = hmac.compare_digest(token.strip().encode(), self.token.encode())
         return not self.token or (scheme.lower() == "bearer" and equal)
 
 
 def check_network(text: str) -> None:
-    """Refuse what is neither an IP address nor a network.
+    """Check that a text is an IP address or a network.
 
     Raises:
-        InputError: neither.
+        InputError: the text is neither.
 
     Example:
         >>> check_network("192.0.2.0/24")
@@ -76,7 +79,7 @@ def check_network(text: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a listening address accepts this machine only.
+    """Whether a listening address accepts connections from this machine only.
 
     Example:
         >>> [is_loopback(host) for host in ("localhost", "127.0.0.1", "::1", "0.0.0.0", "192.0.2.1")]
@@ -89,17 +92,22 @@ def is_loopback(host: str) -> bool:
 
 
 def choose_token(host: str, given: str, without: bool) -> str:
-    """The token to require: the given one, a random one, or none if only this machine can connect.
+    """Choose the token to require: the given token, a random token, or "" for no token.
+
+    Args:
+        host: address to listen on.
+        given: token from the user; "" chooses a random token.
+        without: require no token, which is allowed on loopback addresses only.
 
     Raises:
-        InputError: no token on an address that is not loopback, or a token together with ``without``.
+        InputError: ``without`` is used with a token, or with an address that is not loopback.
 
     Example:
         >>> choose_token("127.0.0.1", "", without=True), len(choose_token("192.0.2.1", "", without=False))
         ('', 43)
     """
     if without and given:
-        raise InputError("--token and --no-token exclude each other")
+        raise InputError("--token and --no-token cannot be used together")
     if without and not is_loopback(host):
         raise InputError(
             f"--no-token is allowed only with a loopback address such as 127.0.0.1, not with {host}"
@@ -108,17 +116,20 @@ def choose_token(host: str, given: str, without: bool) -> str:
 
 
 def hosts_of(host: str, more: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The host names to accept when listening on ``host``, plus those of a reverse proxy.
+    """Host names to accept when listening on ``host``.
+
+    Args:
+        host: address to listen on.
+        more: additional host names, e.g. of a reverse proxy; ports are ignored.
 
     Example:
         >>> hosts_of("127.0.0.1", ("Faces.example:8443",))
         ('localhost', '127.0.0.1', '[::1]', 'faces.example')
     """
     names = LOOPBACK if is_loopback(host) else (*LOOPBACK, "*") if host in ("0.0.0.0", "::") else (host,)
-    proxies = tuple(map(_without_port, more))
-    return tuple(
-        dict.fromkeys((*names, *proxies, f"[{host}]" if ":" in host and host != "::" else host.lower()))
-    )
+    additional = tuple(map(_without_port, more))
+    url_host = f"[{host}]" if ":" in host and host != "::" else host.lower()
+    return tuple(dict.fromkeys((*names, *additional, url_host)))
 
 
 def _without_port(header: str) -> str:
@@ -140,20 +151,22 @@ def _is_address(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one service. They limit memory to ``max_pending * max_request_bytes`` and the current photos.
+    """Limits of the service.
+
+    They bound the memory to ``max_pending * max_request_bytes`` plus the photos being assessed.
 
     Args:
-        max_files: photos in one request.
-        max_file_bytes: size of one photo.
-        max_request_bytes: size of one request body, counted while it arrives.
-        max_pending: requests with photos at the same time; further ones are answered with 503.
-        requests_per_minute: sustained rate per client.
-        burst: requests that one client may send at once.
-        upload_seconds: time limit for receiving a body.
-        work_seconds: time limit for an answer.
+        max_files: maximum number of photos in a request.
+        max_file_bytes: maximum size of a photo, in bytes.
+        max_request_bytes: maximum size of a request body, in bytes; checked while it arrives.
+        max_pending: maximum number of concurrent requests with photos; others get status 503.
+        requests_per_minute: sustained rate of requests per client.
+        burst: number of requests that a client may send at once.
+        upload_seconds: time limit for receiving a request body, in seconds.
+        work_seconds: time limit for answering a request, in seconds.
 
     Raises:
-        InputError: a bound that is not positive.
+        InputError: a limit is not positive.
 
     Example:
         >>> Limits(max_files=0)
@@ -177,13 +190,14 @@ class Limits:
                 raise InputError(f"{field.name}: expected a positive number, got {getattr(self, field.name)}")
 
 
-_MAX_CLIENTS = 10_000  # the least recent one is dropped
+_MAX_CLIENTS = 10_000  # beyond this, the client with the oldest request is forgotten
 
 
 class RateLimiter:
-    """A token bucket per client: ``burst`` tokens at first, ``per_second`` more over time, one per request.
+    """Limits the request rate of each client with a token bucket.
 
-    Addresses in one IPv6 network (/64) count as one client, as they usually belong to one household.
+    A bucket starts with ``burst`` tokens and gains ``per_second`` tokens per second; each request takes one.
+    Addresses in the same IPv6 network (/64) count as one client, since they usually belong to one household.
 
     Example:
         >>> now = 0.0
@@ -197,12 +211,16 @@ class RateLimiter:
         self._tokens: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def wait(self, client: str) -> float:
-        """Seconds until this client may send a request; 0.0 if it may now, which takes a token."""
-        name, now = _network(client), self._clock()
-        tokens, last = self._tokens.pop(name, (self._burst, now))
+        """Take a token for a request of the client.
+
+        Returns:
+            0.0 if the request is allowed; otherwise the seconds until the next request is allowed.
+        """
+        network, now = _network(client), self._clock()
+        tokens, last = self._tokens.pop(network, (self._burst, now))
         tokens = min(self._burst, tokens + (now - last) * self._rate)
         granted = tokens >= 1
-        self._tokens[name] = (tokens - granted, now)
+        self._tokens[network] = (tokens - granted, now)
         if len(self._tokens) > _MAX_CLIENTS:
             self._tokens.popitem(last=False)
         return 0.0 if granted else (1 - tokens) / self._rate

@@ -33,17 +33,17 @@ FILES = {
 
 
 def static_routes() -> APIRouter:
-    """One route per file of `FILES`; the files are read once."""
+    """One route per file in `FILES`. The files are read once."""
     router = APIRouter(include_in_schema=False)
-    for path, (name, kind) in FILES.items():
+    for path, (name, content_type) in FILES.items():
         content = files("spherecf.serve").joinpath("page", name).read_bytes()
-        router.add_api_route(path, _sender(content, kind), methods=["GET"])
+        router.add_api_route(path, _static_handler(content, content_type), methods=["GET"])
     return router
 
 
-def _sender(content: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+def _static_handler(content: bytes, content_type: str) -> Callable[[], Awaitable[Response]]:
     async def send() -> Response:
-        return Response(content, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
+        return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-cache"})
 
     return send
 
@@ -53,12 +53,13 @@ MAX_CONNECTIONS = 512
 
 
 class PromptProtocol(H11Protocol):
-    """uvicorn's protocol, with bounds on what a caller may hold open without asking anything.
+    """uvicorn's HTTP protocol with limits on idle and slow connections.
 
-    A connection is closed when it has had no request in work for `REQUEST_SECONDS`, however many bytes of a
-    header, or of a body that was answered already, arrive in that time; uvicorn's own limit begins anew with
-    every byte, and not before the first response. So is one whose caller does not read what it was sent.
-    Beyond `MAX_CONNECTIONS` new ones are closed at once. What turns out not to be HTTP is answered once.
+    A connection is closed after `REQUEST_SECONDS` without a request in progress, even if bytes of a header,
+    or of a body that has already been answered, keep arriving. (uvicorn's own timeout starts only after the
+    first response and is reset by every byte.) The same limit applies to clients that do not read their
+    response. New connections beyond `MAX_CONNECTIONS` are closed at once. Data that is not HTTP gets one
+    error response.
     """
 
     _deadline: asyncio.TimerHandle | None = None
@@ -69,17 +70,17 @@ class PromptProtocol(H11Protocol):
         if len(self.connections) > MAX_CONNECTIONS:
             transport.abort()
         else:
-            self._limit()
+            self._update_deadline()
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
         super().data_received(data)
-        self._limit()
+        self._update_deadline()
 
     def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn when bytes are no HTTP, which may be after a request has begun."""
+        """Called by uvicorn when bytes are not valid HTTP, possibly after a request has begun."""
         unanswered = self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE)
-        if self.cycle is not None:  # else its own answer is an error in the log, for whoever sends such bytes
+        if self.cycle is not None:  # otherwise its response to the invalid bytes is logged as an error
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if unanswered:
@@ -88,14 +89,14 @@ class PromptProtocol(H11Protocol):
             self.transport.close()
 
     def pause_writing(self) -> None:
-        """Called by asyncio when more than 64 KiB wait to be read."""
+        """Called by asyncio when the client has more than 64 KiB to read."""
         super().pause_writing()
-        self._limit()
+        self._update_deadline()
 
     def resume_writing(self) -> None:
-        """Called by asyncio when most of it was read."""
+        """Called by asyncio when the client has read most of them."""
         super().resume_writing()
-        self._limit()
+        self._update_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
@@ -103,20 +104,21 @@ class PromptProtocol(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
 
-    def _limit(self) -> None:
-        working = self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused
-        if working and self._deadline is not None:
+    def _update_deadline(self) -> None:
+        """Start the deadline if no request is in progress; cancel it otherwise."""
+        busy = self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused
+        if busy and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
-        elif not working and self._deadline is None and not self.transport.is_closing():
+        elif not busy and self._deadline is None and not self.transport.is_closing():
             self._deadline = self.loop.call_later(REQUEST_SECONDS, self.transport.abort)
 
 
 def listen(app: Any, host: str, port: int, trusted_proxies: Sequence[str] = ()) -> None:
     """Serve an application on one address until interrupted; see `spherecf.serve.run`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named TCP, since asyncio sends without delay (TCP_NODELAY) only what says so: else the second packet of
-    # an answer waits 40 ms for the caller to acknowledge the first.
+    # asyncio sets TCP_NODELAY only on sockets created with IPPROTO_TCP. Without it, the second packet of a
+    # response waits 40 ms for the client to acknowledge the first.
     with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -127,9 +129,9 @@ def listen(app: Any, host: str, port: int, trusted_proxies: Sequence[str] = ()) 
             ) from error
         config = uvicorn.Config(
             app,
-            log_level="error",  # warnings come from callers who speak no HTTP: they could fill a disk
+            log_level="error",  # warnings are caused by clients that send invalid HTTP, and could fill a disk
             access_log=False,  # requests are private
-            # Believed of named proxies only: any other client could claim any address to evade its limit.
+            # Trust only the given proxies: any other client could claim any address to evade its rate limit.
             proxy_headers=bool(trusted_proxies),
             forwarded_allow_ips=list(trusted_proxies),
             http=PromptProtocol,
@@ -144,27 +146,27 @@ def listen(app: Any, host: str, port: int, trusted_proxies: Sequence[str] = ()) 
 
 
 OPENAPI = "/api/openapi.json"
-OPEN = frozenset({*FILES, "/docs", OPENAPI, "/api/health"})
-_ABOUT = (
-    'Send photos, get decisions. All responses are JSON; errors are `{"error": "one sentence"}`. '
-    "Photos are processed in memory and not stored."
+PUBLIC_PATHS = frozenset({*FILES, "/docs", OPENAPI, "/api/health"})
+_DESCRIPTION = (
+    "Assess and compare photos, build templates, and identify people. All responses are JSON; errors are "
+    '`{"error": "one sentence"}`. Photos are processed in memory and never stored.'
 )
 
-# FastAPI's own pages for /docs fetch their scripts from elsewhere.
+# FastAPI's own /docs pages load scripts from other servers.
 _DOCS = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>SphereCF: API</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="/style.css"></head>
-<body><main><h1>API</h1><p>The OpenAPI description of every address is at <a href="{OPENAPI}">{OPENAPI}</a>.
-All but <code>/api/health</code> need the header <code>Authorization: Bearer TOKEN</code>.</p>
-<p>spherecf {__version__}. <a href="/">To the photos</a></p></main></body></html>
+<body><main><h1>API</h1><p>The OpenAPI description of all routes is at <a href="{OPENAPI}">{OPENAPI}</a>.
+All routes except <code>/api/health</code> need the header <code>Authorization: Bearer TOKEN</code>.</p>
+<p>spherecf {__version__}. <a href="/">Back to the photos</a></p></main></body></html>
 """
 
 
 def make_app(
     assessor: Assessor, gallery: Any, *, token: str, hosts: tuple[str, ...], limits: Limits
 ) -> FastAPI:
-    """See `spherecf.serve.create_app`."""
+    """Create the application; see `spherecf.serve.create_app`."""
     if assessor.model.calibration is None:
         raise InputError(
             "the service needs a calibrated model; calibrate it with `spherecf evaluate calibration --save`"
@@ -180,7 +182,7 @@ def make_app(
     app = FastAPI(
         title="SphereCF",
         version=__version__,
-        description=_ABOUT,
+        description=_DESCRIPTION,
         lifespan=lifespan,
         openapi_url=OPENAPI,
         docs_url=None,
@@ -198,5 +200,5 @@ def make_app(
         return HTMLResponse(_DOCS)
 
     install(app)
-    app.add_middleware(Guard, access=Access(token, hosts), limits=limits, open_paths=OPEN)
+    app.add_middleware(Guard, access=Access(token, hosts), limits=limits, public_paths=PUBLIC_PATHS)
     return app

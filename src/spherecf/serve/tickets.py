@@ -1,6 +1,6 @@
-"""Tickets: what a template needs of a photo, signed, for the caller to send again instead of the photo.
+"""Tickets: signed summaries of photos, which clients can send again instead of the photos.
 
-The service keeps nothing of a photo. So what it found travels with the caller, who has the photo anyway.
+The service stores nothing about a photo. Instead, the client keeps the summary that a template needs.
 """
 
 import base64
@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from spherecf.photos import AssessedPhoto
 from spherecf.serve.upload import Upload
 
-_PREFIX = b"spherecf-ticket:"  # no picture begins like this
+_PREFIX = b"spherecf-ticket:"  # no image file starts with these bytes
 
 
 @dataclass(frozen=True, eq=False)
-class SeenFace:
-    """Of a `spherecf.photos.AssessedFace`, what a template needs."""
+class FaceSummary:
+    """The values of a `spherecf.photos.AssessedFace` that a template needs."""
 
     mu: NDArray[np.float32]
     kappa: float
@@ -32,71 +32,76 @@ class SeenFace:
 
 
 @dataclass(frozen=True, eq=False)
-class SeenPhoto:
-    """Of a `spherecf.photos.AssessedPhoto`, what a template needs, and the start of the file's SHA-256."""
+class PhotoSummary:
+    """The values of a `spherecf.photos.AssessedPhoto` that a template needs.
+
+    ``media`` is the start of the SHA-256 of the file.
+    """
 
     name: str
     media: str
-    usable_face: SeenFace | None
+    usable_face: FaceSummary | None
     problem: str
 
     @classmethod
-    def of(cls, upload: Upload, photo: AssessedPhoto) -> "SeenPhoto":
-        """An uploaded photo and what was found in it."""
+    def of(cls, upload: Upload, photo: AssessedPhoto) -> "PhotoSummary":
+        """Summarise an uploaded photo and its assessment."""
         face = photo.usable_face
-        seen = None
+        summary = None
         if face is not None:
-            seen = SeenFace(face.mu, face.kappa, face.quality, face.reasons, face.picture)
-        return cls(photo.name, hashlib.sha256(upload.content).hexdigest()[:16], seen, photo.problem)
+            summary = FaceSummary(face.mu, face.kappa, face.quality, face.reasons, face.picture)
+        return cls(photo.name, hashlib.sha256(upload.content).hexdigest()[:16], summary, photo.problem)
 
 
 class Tickets:
-    """Makes and reads tickets, by a key (HMAC-SHA-256) that lives and dies with this object.
+    """Issues and reads tickets, signed with a random key (HMAC-SHA-256) that is never stored.
 
     Example:
-        >>> tickets, seen = Tickets(), SeenPhoto("a.jpg", "0123456789abcdef", None, "no face found")
-        >>> ticket = Upload("b.jpg", tickets.issue(seen).encode())
-        >>> again = tickets.read(ticket)
-        >>> again.name, again.media, again.problem
+        >>> tickets, summary = Tickets(), PhotoSummary("a.jpg", "0123456789abcdef", None, "no face found")
+        >>> ticket = Upload("b.jpg", tickets.issue(summary).encode())
+        >>> restored = tickets.read(ticket)
+        >>> restored.name, restored.media, restored.problem
         ('b.jpg', '0123456789abcdef', 'no face found')
     """
 
     def __init__(self) -> None:
         self._key = secrets.token_bytes(32)
 
-    def issue(self, photo: SeenPhoto) -> str:
-        """ASCII text; the name is not in it."""
+    def issue(self, photo: PhotoSummary) -> str:
+        """Return the ticket of a photo as ASCII text. It does not contain the name of the photo."""
         face = photo.usable_face
-        facts = face and [_text(face.mu), face.kappa, face.quality, face.reasons, face.picture]
+        facts = face and [_encode(face.mu), face.kappa, face.quality, face.reasons, face.picture]
         content = json.dumps([photo.media, photo.problem, facts]).encode()
         return b":".join((_PREFIX[:-1], self._sign(content), content)).decode()
 
-    def read(self, upload: Upload) -> SeenPhoto | None:
-        """What a ticket says; None for a photo.
+    def read(self, upload: Upload) -> PhotoSummary | None:
+        """Return the summary in a ticket, or None if the upload is a photo.
 
         Raises:
-            HTTPException: 410, the ticket is not of this key, or was changed.
+            HTTPException: 410, the ticket was signed with another key, or was changed.
         """
         if not upload.content.startswith(_PREFIX):
             return None
-        text = upload.content.removesuffix(b"\n")  # as programs end a line
+        text = upload.content.removesuffix(b"\n")  # appended by many programs
         signature, _, content = text[len(_PREFIX) :].partition(b":")
         if not hmac.compare_digest(signature, self._sign(content)):
             raise HTTPException(
-                410, f"The ticket {upload.name!r} is not one of this service since its start: send the photo."
+                410,
+                f"The ticket {upload.name!r} was not issued by this service since its last start: send the "
+                "photo.",
             )
         media, problem, facts = json.loads(content)
         if facts is None:
-            return SeenPhoto(upload.name, media, None, problem)
+            return PhotoSummary(upload.name, media, None, problem)
         mu, kappa, quality, reasons, picture = facts
         direction = np.frombuffer(base64.b64decode(mu), np.float32)  # (dim,)
-        return SeenPhoto(
-            upload.name, media, SeenFace(direction, kappa, quality, tuple(reasons), picture), problem
+        return PhotoSummary(
+            upload.name, media, FaceSummary(direction, kappa, quality, tuple(reasons), picture), problem
         )
 
     def _sign(self, content: bytes) -> bytes:
         return hmac.digest(self._key, content, "sha256").hex().encode()
 
 
-def _text(mu: NDArray[np.float32]) -> str:
+def _encode(mu: NDArray[np.float32]) -> str:
     return base64.b64encode(mu.tobytes()).decode()

@@ -1,6 +1,7 @@
 """Read forms with photos in memory.
 
-Starlette's own parser writes parts above 1 MB to temporary files, which photos of faces should not be.
+Starlette's own parser writes parts above 1 MB to temporary files. Photos of faces should not be written to
+disk.
 """
 
 import asyncio
@@ -17,17 +18,17 @@ from python_multipart.multipart import parse_options_header
 from spherecf.common.parsing import composed
 from spherecf.serve.access import Limits
 
-# It logs each damaged form, of which any caller can send as many as fill a disk; they are answered instead.
+# The parser logs each malformed form, with which a client could fill the disk. The error response suffices.
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
-_FIELD_BYTES = 4096
+_MAX_FIELD_BYTES = 4096
 _MAX_FIELDS = 20
-_NAME_LENGTH = 120
+_MAX_NAME_LENGTH = 120
 
 
 @dataclass(frozen=True)
 class Upload:
-    """An uploaded photo: its file name, without folders and control characters, and its bytes."""
+    """An uploaded photo: its file name without folders and control characters, and its content."""
 
     name: str
     content: bytes
@@ -35,38 +36,39 @@ class Upload:
 
 @dataclass
 class Form:
-    """Fields and photos of one request, by the name of the field."""
+    """Fields and photos of a request, by field name."""
 
     fields: dict[str, str] = field(default_factory=dict)
     photos: dict[str, list[Upload]] = field(default_factory=dict)
 
 
-async def read_form(request: Request, limits: Limits, wanted: Mapping[str, tuple[int, int]]) -> Form:
+async def read_form(request: Request, limits: Limits, photo_counts: Mapping[str, tuple[int, int]]) -> Form:
     """Read a multipart form.
 
     Args:
-        request: its body must not have been read yet.
-        limits: sizes, number of photos and time.
-        wanted: (minimum, maximum) number of photos for each field with photos.
+        request: request whose body has not been read yet.
+        limits: limits on sizes, the number of photos and time.
+        photo_counts: (minimum, maximum) number of photos for each field with photos.
 
     Raises:
-        HTTPException: 400 not a form, 408 too slow, 413 too large, 415 wrong media type, 422 missing photos.
+        HTTPException: 400 malformed form, 408 too slow, 413 too large, 415 wrong media type, 422 missing
+            photos.
     """
-    kind, options = parse_options_header(request.headers.get("content-type", ""))
-    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+    content_type, options = parse_options_header(request.headers.get("content-type", ""))
+    if content_type != b"multipart/form-data" or not options.get(b"boundary"):
         raise HTTPException(415, "Expected a form with photos (multipart/form-data).")
-    declared = request.headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > limits.max_request_bytes:
+    content_length = request.headers.get("content-length", "0")
+    if content_length.isdecimal() and int(content_length) > limits.max_request_bytes:
         raise _too_large(limits)
-    parts = _Parts(limits, frozenset(wanted))
+    parts = _Parts(limits, frozenset(photo_counts))
     try:
         async with asyncio.timeout(limits.upload_seconds):
             await _feed(parts, options[b"boundary"], request.stream(), limits)
     except FormParserError as error:
-        raise HTTPException(400, "The form is damaged: it is not well-formed multipart/form-data.") from error
+        raise HTTPException(400, "The form is malformed: expected valid multipart/form-data.") from error
     except TimeoutError as error:
         raise HTTPException(408, f"The photos did not arrive within {limits.upload_seconds:g} s.") from error
-    for name, (minimum, maximum) in wanted.items():
+    for name, (minimum, maximum) in photo_counts.items():
         _check_count(name, len(parts.form.photos.get(name, [])), minimum, min(maximum, limits.max_files))
     return parts.form
 
@@ -84,23 +86,23 @@ async def _feed(parts: "_Parts", boundary: bytes, stream: AsyncIterator[bytes], 
             "on_part_end": parts.end,
         },
     )
-    arrived = 0
+    received_bytes = 0
     async for chunk in stream:
-        arrived += len(chunk)
-        if arrived > limits.max_request_bytes:
+        received_bytes += len(chunk)
+        if received_bytes > limits.max_request_bytes:
             raise _too_large(limits)
         parser.write(chunk)
     parser.finalize()
     if not parts.ended:
-        raise FormParserError("the last part has no end")
+        raise FormParserError("the last part is incomplete")
 
 
 class _Parts:
     """Collects the parts of a form from the parser's callbacks."""
 
-    def __init__(self, limits: Limits, wanted: frozenset[str]) -> None:
+    def __init__(self, limits: Limits, photo_fields: frozenset[str]) -> None:
         self.form, self.ended = Form(), True
-        self._limits, self._wanted = limits, wanted
+        self._limits, self._photo_fields = limits, photo_fields
         self._count = 0
 
     def begin(self) -> None:
@@ -108,7 +110,9 @@ class _Parts:
         self._header, self._value, self._disposition = b"", b"", b""
         self._content = bytearray()
         if self._count > self._limits.max_files + _MAX_FIELDS:
-            raise HTTPException(413, f"Too many parts; at most {self._limits.max_files} photos at once.")
+            raise HTTPException(
+                413, f"The form has too many parts: expected at most {self._limits.max_files} photos."
+            )
 
     def header_name(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -127,15 +131,15 @@ class _Parts:
             raise HTTPException(400, "A part of the form has no name.")
         self._name = options[b"name"].decode("utf-8", "replace")
         self._file = _file_name(options[b"filename"]) if b"filename" in options else None
-        if (self._file is not None) != (self._name in self._wanted):
-            expected = "photos in " + " and ".join(sorted(self._wanted))
+        if (self._file is not None) != (self._name in self._photo_fields):
+            expected = "photos in " + " and ".join(sorted(self._photo_fields))
             raise HTTPException(422, f"The field {self._name!r} is not expected here: expected {expected}.")
 
     def data(self, data: bytes, start: int, end: int) -> None:
-        limit = _FIELD_BYTES if self._file is None else self._limits.max_file_bytes
+        limit = _MAX_FIELD_BYTES if self._file is None else self._limits.max_file_bytes
         if len(self._content) + end - start > limit:
-            what = f"The field {self._name!r}" if self._file is None else f"The photo {self._file!r}"
-            raise HTTPException(413, f"{what} is too large: at most {_size(limit)}.")
+            part = f"The field {self._name!r}" if self._file is None else f"The photo {self._file!r}"
+            raise HTTPException(413, f"{part} is too large: expected at most {_size(limit)}.")
         self._content += data[start:end]
 
     def end(self) -> None:
@@ -144,7 +148,7 @@ class _Parts:
             photos = self.form.photos.setdefault(self._name, [])
             photos.append(Upload(self._file or "photo", bytes(self._content)))
             if len(photos) > self._limits.max_files:
-                raise HTTPException(413, f"Too many photos: at most {self._limits.max_files} at once.")
+                raise HTTPException(413, f"Too many photos: expected at most {self._limits.max_files}.")
         elif self._name in self.form.fields:
             raise HTTPException(422, f"The field {self._name!r} occurs twice in the form.")
         else:
@@ -152,24 +156,26 @@ class _Parts:
 
 
 def _file_name(raw: bytes) -> str:
-    """The last part of the given path, printable and of limited length. It is shown, never opened."""
-    text = composed(raw.decode("utf-8", "replace"))
-    last = re.split(r"[/\\]", text)[-1]
-    return "".join(character for character in last if character.isprintable())[-_NAME_LENGTH:].strip()
+    """The last component of the path, with printable characters only. It is displayed, but never opened."""
+    path = composed(raw.decode("utf-8", "replace"))
+    name = re.split(r"[/\\]", path)[-1]
+    return "".join(character for character in name if character.isprintable())[-_MAX_NAME_LENGTH:].strip()
 
 
 def _check_count(name: str, count: int, minimum: int, maximum: int) -> None:
     if count < minimum:
-        one = minimum == maximum == 1
-        expected = "a photo" if one else f"at least {minimum} photo{'s' * (minimum > 1)}"
+        exactly_one = minimum == maximum == 1
+        expected = "a photo" if exactly_one else f"at least {minimum} photo{'s' * (minimum > 1)}"
         raise HTTPException(422, f"The field {name!r} is missing: expected {expected} in it.")
     if count > maximum:
         raise HTTPException(422, f"The field {name!r} has {count} photos: expected at most {maximum}.")
 
 
 def _too_large(limits: Limits) -> HTTPException:
-    return HTTPException(413, f"The request is too large: at most {_size(limits.max_request_bytes)} at once.")
+    return HTTPException(
+        413, f"The request is too large: expected at most {_size(limits.max_request_bytes)}."
+    )
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:g} MB" if count >= 1e5 else f"{count:,} bytes"
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:g} MB" if n_bytes >= 1e5 else f"{n_bytes:,} bytes"

@@ -1,4 +1,4 @@
-"""The threads that work: one assesses photos in batches, another queries the gallery."""
+"""Worker threads of the service: one assesses photos in batches, the other accesses the gallery."""
 
 import asyncio
 import queue
@@ -12,34 +12,34 @@ from fastapi import HTTPException
 
 from spherecf.common.progress import isolate_failures
 from spherecf.serve.access import Limits
-from spherecf.serve.tickets import SeenPhoto, Tickets
+from spherecf.serve.tickets import PhotoSummary, Tickets
 from spherecf.serve.upload import Upload
 
-_MAX_BATCH = 32  # waiting photos are assessed together up to this number
+_MAX_BATCH = 32  # maximum number of waiting photos to assess together
 
 
 @runtime_checkable
 class Assessor(Protocol):
-    """What the service asks of a `spherecf.photos.FaceAssessor`."""
+    """The part of `spherecf.photos.FaceAssessor` that the service uses."""
 
     model: Any
 
     def stream(self, photos: Iterable[Any]) -> Iterator[Any]:
-        """An `AssessedPhoto` for each (name, bytes), in order."""
+        """Yield an `AssessedPhoto` for each (name, bytes), in order."""
         ...
 
 
 @dataclass
 class _Job:
     photos: Sequence[Upload]
-    done: "Future[list[Any]]" = field(default_factory=Future)
+    result: "Future[list[Any]]" = field(default_factory=Future)
 
 
 class Worker:
-    """Photos and gallery behind two threads, so that the event loop is never blocked.
+    """Runs the assessor and the gallery in two threads, which keeps the event loop free.
 
-    The recogniser is used by one thread only. Photos that arrive while it is busy form its next batch,
-    whichever requests they belong to. A cancelled request is skipped.
+    Only one thread uses the recogniser. Photos that arrive while it is busy form the next batch, across
+    requests. Cancelled requests are skipped.
     """
 
     def __init__(self, assessor: Assessor, gallery: Any, limits: Limits) -> None:
@@ -50,76 +50,79 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name="photos", daemon=True)
 
     def start(self) -> None:
-        """Start the thread of the photos; once."""
+        """Start the thread that assesses photos. May be called only once."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish the requests that have begun, then end both threads."""
+        """Finish the pending requests, then end both threads."""
         self._jobs.put(None)
         self._thread.join()
         self._gallery_executor.shutdown()
 
     async def assess(self, photos: Sequence[Upload]) -> list[Any]:
-        """An `AssessedPhoto` for each.
+        """Assess photos, and return an `AssessedPhoto` for each.
 
         Raises:
-            HTTPException: 503, it took too long.
+            HTTPException: 503, the time limit was exceeded.
         """
         job = _Job(photos)
         self._jobs.put(job)
-        assessed: list[Any] = await self._in_time(asyncio.wrap_future(job.done))
+        assessed: list[Any] = await self._wait(asyncio.wrap_future(job.result))
         return assessed
 
-    async def see(self, uploads: Sequence[Upload]) -> list[SeenPhoto]:
-        """What a template needs of each photo, or of the one that its ticket stands for.
+    async def summarise(self, uploads: Sequence[Upload]) -> list[PhotoSummary]:
+        """Return the summaries that a template needs: read from tickets, or computed from photos.
 
         Raises:
-            HTTPException: 410, a ticket that is not of this service; 503, it took too long.
+            HTTPException: 410, a ticket was not issued by this service; 503, the time limit was exceeded.
         """
-        seen = [self.tickets.read(upload) for upload in uploads]
-        fresh = [upload for upload, known in zip(uploads, seen) if known is None]
-        found = iter(zip(fresh, await self.assess(fresh) if fresh else ()))
-        return await asyncio.to_thread(lambda: [known or SeenPhoto.of(*next(found)) for known in seen])
+        from_tickets = [self.tickets.read(upload) for upload in uploads]
+        photos = [upload for upload, summary in zip(uploads, from_tickets) if summary is None]
+        assessed = iter(zip(photos, await self.assess(photos) if photos else ()))
+        return await asyncio.to_thread(
+            lambda: [summary or PhotoSummary.of(*next(assessed)) for summary in from_tickets]
+        )
 
-    async def ask(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """Result of a function of the gallery; one call at a time.
+    async def call_gallery(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        """Call a function of the gallery in its thread, and return the result. Calls run one at a time.
 
         Raises:
-            HTTPException: 503, it took too long.
+            HTTPException: 503, the time limit was exceeded.
         """
-        answer = self._gallery_executor.submit(work, *arguments, **options)
-        return await self._in_time(asyncio.wrap_future(answer))
+        future = self._gallery_executor.submit(function, *arguments, **options)
+        return await self._wait(asyncio.wrap_future(future))
 
-    async def _in_time(self, answer: "asyncio.Future[Any]") -> Any:
+    async def _wait(self, future: "asyncio.Future[Any]") -> Any:
         try:
-            return await asyncio.wait_for(answer, self.limits.work_seconds)
+            return await asyncio.wait_for(future, self.limits.work_seconds)
         except TimeoutError as error:
-            late = f"No answer within {self.limits.work_seconds:g} s: too much to do. Try again later."
-            raise HTTPException(503, late, {"Retry-After": "10"}) from error
+            seconds = self.limits.work_seconds
+            message = f"No result within {seconds:g} s: the service is overloaded. Try again later."
+            raise HTTPException(503, message, {"Retry-After": "10"}) from error
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             batch = [job]
-            while sum(len(waiting.photos) for waiting in batch) < _MAX_BATCH:
+            while sum(len(job.photos) for job in batch) < _MAX_BATCH:
                 try:
-                    more = self._jobs.get_nowait()
+                    next_job = self._jobs.get_nowait()
                 except queue.Empty:
                     break
-                if more is None:  # the end: to be seen again after this batch
+                if next_job is None:  # the end: put it back, to stop after this batch
                     self._jobs.put(None)
                     break
-                batch.append(more)
-            self._assess([job for job in batch if job.done.set_running_or_notify_cancel()])
+                batch.append(next_job)
+            self._assess([job for job in batch if job.result.set_running_or_notify_cancel()])
 
     def _assess(self, jobs: list[_Job]) -> None:
-        # A failing request is found by retrying each alone: it must not fail those it was batched with.
-        for which, answers in isolate_failures(self._stream, jobs, Exception):
-            for job in jobs[which]:
-                if isinstance(answers, Exception):
-                    job.done.set_exception(answers)
+        # If a batch fails, its requests are retried one by one, so that only the faulty request fails.
+        for rows, photos in isolate_failures(self._stream, jobs, Exception):
+            for job in jobs[rows]:
+                if isinstance(photos, Exception):
+                    job.result.set_exception(photos)
                 else:
-                    job.done.set_result(answers[: len(job.photos)])
-                    del answers[: len(job.photos)]
+                    job.result.set_result(photos[: len(job.photos)])
+                    del photos[: len(job.photos)]
 
     def _stream(self, jobs: list[_Job]) -> list[Any]:
         photos = ((photo.name, photo.content) for job in jobs for photo in job.photos)

@@ -100,7 +100,7 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     result = calibrate(folder, *saving, embeddings=str(tmp_path / "other.safetensors"))
     assert isinstance(result.exception, ModelError) and "x" * 64 in str(result.exception)
     result = calibrate(folder, *saving, embeddings=str(tmp_path / "silent.safetensors"))
-    assert isinstance(result.exception, InputError) and "which model made them" in str(result.exception)
+    assert isinstance(result.exception, InputError) and "which model computed them" in str(result.exception)
     assert not (tmp_path / "x.safetensors").exists()
 
 

@@ -157,7 +157,7 @@ def test_a_column_of_one_file_is_no_group_of_two(folder: Path) -> None:
         folder, "--right", str(folder / "degraded.safetensors"), "--groups", "extras:age", "--draws", "0"
     )
     assert result.exit_code == 1
-    with pytest.raises(InputError, match="extras:age needs a single file; with --right use a CSV"):
+    with pytest.raises(InputError, match="extras:age needs a single file; with --right, use a CSV"):
         raise result.exception
 
 

@@ -1,4 +1,4 @@
-// The page: login and tabs. The views are in views.js.
+// Login and tabs of the page. The views are in views.js.
 
 import { call, keepToken, takeToken } from "./service.js";
 import { views } from "./views.js";
@@ -23,25 +23,25 @@ byId("login").addEventListener("submit", event => {
 const tabs = [...document.querySelectorAll("[role=tab]")];
 
 function show(tab, focus = false) {
-  for (const one of tabs) {
-    const on = one === tab;
-    one.setAttribute("aria-selected", on);
-    one.tabIndex = on ? 0 : -1;
-    byId(one.getAttribute("aria-controls")).hidden = !on;
+  for (const other of tabs) {
+    const selected = other === tab;
+    other.setAttribute("aria-selected", selected);
+    other.tabIndex = selected ? 0 : -1;
+    byId(other.getAttribute("aria-controls")).hidden = !selected;
   }
   if (focus) tab.focus();
 }
 
 for (const tab of tabs) tab.addEventListener("click", () => show(tab));
 document.querySelector("[role=tablist]").addEventListener("keydown", event => {
-  const at = tabs.indexOf(document.activeElement);
-  const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
-  if (to === undefined || at < 0) return;
+  const current = tabs.indexOf(document.activeElement);
+  const target = { ArrowRight: current + 1, ArrowLeft: current - 1, Home: 0, End: tabs.length - 1 }[event.key];
+  if (target === undefined || current < 0) return;
   event.preventDefault();
-  show(tabs[(to + tabs.length) % tabs.length], true);
+  show(tabs[(target + tabs.length) % tabs.length], true);
 });
 
-// A photo dropped beside the zones must not replace the page.
+// Without this, the browser would open a photo that is dropped outside the drop zones.
 for (const name of ["dragover", "drop"]) addEventListener(name, event => event.preventDefault());
 
 let connected = false;
@@ -53,7 +53,7 @@ async function start() {
     show(tabs.find(tab => tab.getAttribute("aria-selected") === "true"));
     if (!connected) for (const view of views) view(info);
     connected = true;
-    for (const panel of document.querySelectorAll("[role=tabpanel]")) panel.inert = false; // now it can work
+    for (const panel of document.querySelectorAll("[role=tabpanel]")) panel.inert = false; // the views are ready
   } catch (error) {
     if (!byId("login").hidden) return;
     const status = document.querySelector("#quality .status");

@@ -1,17 +1,17 @@
-// Calls to the service, with the access token.
+// Calls to the service, with the access token, and status messages.
 
 const STORE = "spherecf-token";
 
-// The token stands behind the # of the address, which browsers never send; it is taken out of sight at once.
+/** Move the token from the fragment of the address, which browsers never send, to the session storage. */
 export function takeToken() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (given) {
-    sessionStorage.setItem(STORE, given);
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) {
+    sessionStorage.setItem(STORE, token);
     history.replaceState(null, "", location.pathname);
   }
 }
 
-/** The service's JSON answer. Throws an Error with one sentence, and the answer's status. */
+/** Call the service and return its JSON response. Throws an Error with one sentence and the HTTP status. */
 export async function call(method, path, fields = null) {
   const headers = {};
   const token = sessionStorage.getItem(STORE);
@@ -28,31 +28,31 @@ export async function call(method, path, fields = null) {
     throw new Error("The service cannot be reached. Is it still running?");
   }
   const answer = await response.json().catch(() => ({}));
-  if (response.status === 401) dispatchEvent(new CustomEvent("no-token", { detail: token ? "This token is wrong." : "" }));
+  if (response.status === 401) dispatchEvent(new CustomEvent("no-token", { detail: token ? "This token is wrong." : "" })); // app.js shows the login
   if (!response.ok) throw Object.assign(new Error(answer.error || `The service answered with status ${response.status}.`), { status: response.status });
   return answer;
 }
 
-const turns = new WeakMap();
+const runs = new WeakMap(); // number of runs started by status element
 
 /**
- * Run a piece of work with its state announced; errors are shown, not thrown. work(late) gives the closing sentence;
- * late() says that the same place has begun something newer, so that an answer must not be shown any more.
+ * Run a task and show its progress in a status element; errors are shown there, not thrown. task(outdated) returns the
+ * final message. outdated() is true once a newer task uses the same element; its result must not be shown then.
  */
-export async function working(status, text, work) {
-  const turn = (turns.get(status) || 0) + 1;
-  turns.set(status, turn);
-  const late = () => turns.get(status) !== turn;
-  const say = (said, problem) => {
-    if (late()) return;
+export async function working(status, text, task) {
+  const run = (runs.get(status) || 0) + 1;
+  runs.set(status, run);
+  const outdated = () => runs.get(status) !== run;
+  const showStatus = (message, problem) => {
+    if (outdated()) return;
     status.classList.toggle("problem", problem);
-    status.textContent = said;
+    status.textContent = message;
   };
-  say(text, false);
+  showStatus(text, false);
   try {
-    say(await work(late) || "", false);
+    showStatus(await task(outdated) || "", false);
   } catch (error) {
-    say(error.message, true);
+    showStatus(error.message, true);
   }
 }
 
