@@ -1,4 +1,7 @@
-"""The same over a server: Milvus Lite's own, in another process."""
+"""Galleries on a server: that of Milvus Lite and, where `pip install milvus` was run, Milvus standalone.
+
+The package ``milvus`` holds the server itself, which starts in about 20 s; PyPI has 2.3.5 and no later one.
+"""
 
 import socket
 import subprocess
@@ -16,22 +19,30 @@ from spherecf.gallery import Gallery
 
 Open = Callable[..., Gallery]
 
-pytest.importorskip("milvus_lite", reason="no Milvus Lite")
+pytest.importorskip("pymilvus", reason="no Milvus client")
 
-SERVE = """
+Server = tuple[str, "subprocess.Popen[bytes]"]
+
+LITE = """
 import sys
 from milvus_lite.adapter.grpc.server import run_server
 run_server(sys.argv[1], "127.0.0.1", int(sys.argv[2]))
 """
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+@pytest.fixture(params=["lite", pytest.param("standalone", marks=pytest.mark.slow)])
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """URI and process of a server with no galleries."""
+    yield from (lite if request.param == "lite" else standalone)(tmp_path)
+
+
+def lite(folder: Path) -> Iterator[Server]:
+    pytest.importorskip("milvus_lite", reason="no Milvus Lite")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(tmp_path / "data"), str(port)],
+        [sys.executable, "-c", LITE, str(folder / "data"), str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None and b"listening" in process.stdout.readline()
@@ -40,15 +51,22 @@ def server(tmp_path: Path) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     process.communicate()
 
 
+def standalone(folder: Path) -> Iterator[Server]:
+    milvus = pytest.importorskip("milvus", reason="no Milvus server: pip install milvus==2.3.5")
+    started = milvus.MilvusServer()
+    started.set_base_dir(str(folder))
+    started.start()
+    yield f"http://127.0.0.1:{started.listen_port}", started.server_proc
+    started.stop()
+
+
 def enrol(gallery: Gallery, name: str, mu: np.ndarray, **how: bool) -> None:
     count = len(mu)
     media = [f"{name} {i} {mu[i, 0]}" for i in range(count)]
     gallery.enrol(name, mu, np.full(count, 400.0), media=media, sources=media, **how)
 
 
-def test_the_same_verbs_and_two_writers(
-    opened: Open, people: np.ndarray, server: tuple[str, "subprocess.Popen[bytes]"]
-) -> None:
+def test_the_same_verbs_and_two_writers(opened: Open, people: np.ndarray, server: Server) -> None:
     uri, process = server
     one, two = opened(uri, calibration=calibration()), opened(uri, calibration=calibration())
     enrol(one, "Ann", people[:1])
@@ -74,7 +92,7 @@ def test_the_same_verbs_and_two_writers(
 
 
 def test_candidates_of_the_servers_index(
-    opened: Open, people: np.ndarray, server: tuple[str, "subprocess.Popen[bytes]"],
+    opened: Open, people: np.ndarray, server: Server,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("spherecf.gallery.search.MIN_APPROXIMATE", 5)

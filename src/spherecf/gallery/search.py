@@ -18,6 +18,7 @@ from spherecf.scoring import mutual_likelihood_score
 
 _CELLS = 1 << 25  # maximum number of cosines in memory: 128 MiB
 _SEEDS = 2  # this many times k rows are scored first, to get a lower bound on the k-th best score
+_NEAREST = 256  # groups of rows with the highest cosines, among which these are chosen
 _GROUPS = 4096  # groups of rows examined at a time
 _PAIRS = 4096  # pairs scored at a time
 
@@ -129,11 +130,15 @@ class _Tile:
             flat = torch.from_numpy(self.groups.reshape(m, -1))
             places = flat.topk(min(n_seeds, flat.shape[1])).indices.numpy()
         else:
+            n_nearest = min(groups, max(_NEAREST, 2 * n_seeds))
+            nearest = np.argpartition(self.heads, -n_nearest, axis=1)[:, -n_nearest:]  # groups
             # estimate for a group: the score if its first row had its highest cosine
             estimate = self.bound.at(np.arange(m)[:, None]).of_rows(
-                self.row_kappa[::SUB][None], self._clipped(self.heads * self.scale[:, None])
+                self.row_kappa[::SUB][nearest],
+                self._clipped(np.take_along_axis(self.heads, nearest, 1) * self.scale[:, None]),
             )
-            group = np.argpartition(estimate, -n_seeds, axis=1)[:, -n_seeds:]
+            best = np.argpartition(estimate, -n_seeds, axis=1)[:, -n_seeds:]
+            group = np.take_along_axis(nearest, best, 1)
             inside = np.take_along_axis(self.groups, group[:, :, None], 1).argmax(2)
             places = group * SUB + inside
         self._score(np.repeat(np.arange(m), places.shape[1]), places.ravel())
