@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     runs = parser.parse_args().runs
     start = time.perf_counter()
-    print("non-mated pairs     target   beyond it   FMR / target, mean   TMR gained, mean and most")
+    print("non-mated pairs     target   beyond it   FMR / target, mean   TMR gained, mean and max")
     for name, low, high in (("150,000", 150_000, 150_001), ("100,000 to 200,000", 100_000, 200_001)):
         for target, rows in draw(runs, low, high).items():
             ratio, gain = np.array(rows).T
