@@ -304,7 +304,7 @@ def compare(folder: Path, scale: float, rounds: int) -> None:
             found[task].append(run(task[0], folder, *task[1:]))
     told = {task: best(values) for task, values in found.items()}
 
-    print("| 1:1 | pool + score + rates, s | all, s | times ours | peak, MiB | TMR at FMR 1e-1 .. 1e-6 |")
+    print("| 1:1 | pool + score + rates, s | all, s | speed-up | peak, MiB | TMR at FMR 1e-1 .. 1e-6 |")
     print("|---|---|---|---|---|---|")
     for kind in kinds:
         slow = told["rival", kind]
@@ -312,15 +312,15 @@ def compare(folder: Path, scale: float, rounds: int) -> None:
         for score in ("cosine", "mls"):
             row(f"ours, {kind} pairs, {score}", told["ours", kind, score], slow)
     columns = (
-        "pool + search, s | all, s | times ours | peak, MiB | rank 1 / 5 / 10, TPIR at FPIR 1e-1 .. 1e-3"
+        "pool + search, s | all, s | speed-up | peak, MiB | rank 1 / 5 / 10, TPIR at FPIR 1e-1 .. 1e-3"
     )
     print(f"\n| 1:N | {columns} |")
     print("|---|---|---|---|---|---|")
     slow, quick = told["rival-search",], told["ours-search",]
     row("loop over probes", slow)
     row("ours", quick, slow)
-    print("\n| beside it | |\n|---|---|")
-    print(f"| 1:N, search alone: times ours | {slow['stages']['search'] / quick['stages']['search']:.1f} |")
+    print("\n| other measurements | |\n|---|---|")
+    print(f"| 1:N, search alone: speed-up | {slow['stages']['search'] / quick['stages']['search']:.1f} |")
     for kind in kinds:
         cosine, mls = told["ours", kind, "cosine"], told["ours", kind, "mls"]
         ratio = mls["stages"]["score"] / cosine["stages"]["score"]
@@ -330,7 +330,7 @@ def compare(folder: Path, scale: float, rounds: int) -> None:
 
 
 def growth(folder: Path) -> None:
-    print("| templates | images | pairs | pool, s | score, s | search, s | own memory, MiB | features, MiB |")
+    print("| templates | images | pairs | pool, s | score, s | search, s | private memory, MiB | features, MiB |")
     print("|---|---|---|---|---|---|---|---|")
     for templates in GROWTH:
         run("data", folder, templates / 23_124, 2 * templates + 50, 16 * templates)
