@@ -125,7 +125,7 @@ def rivals(dim: int = 512) -> list[str]:
     """Markdown: the usual ways to compute log C_d: where they are not finite, and their errors elsewhere."""
     rows = json.loads(TABLE.read_text())[str(dim)]
     shown = (100.0, 1000.0, 10000.0)
-    heads = ["method", "type", "not finite", "largest error", *(f"off at kappa {k:,.0f}" for k in shown)]
+    heads = ["method", "type", "not finite", "largest error", *(f"error at kappa {k:,.0f}" for k in shown)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, method in _rival_methods(dim).items():
         for type_ in TYPES:
