@@ -230,7 +230,7 @@ def show(name: str, formula: float, measured: float) -> None:
 def check(identities: int) -> None:
     """Formula beside measurement."""
     print(f"d = {DIM}; C identities on R ranks, of which a step sees the share q\n")
-    print("| what | formula, MiB | measured, MiB | ratio |\n|---|---|---|---|")
+    print("| quantity | formula, MiB | measured, MiB | ratio |\n|---|---|---|---|")
     for rate, batch in ((1.0, 128), (1.0, 1024), (0.1, 128)):
         for size in (1, 2, 3):
             held, peak = max(run(classifier_job, size, identities, DIM, rate, batch))
