@@ -14,11 +14,11 @@ from studies.shipped import ALPHAS, PERCENTS, DecisionCount, Shipped
 
 _RIVALS = ("mls", "cosine", "cosine, all grades")
 _HOW = (
-    "A/B: one picture of each grade. Rates are of all pairs of their kind, undecided ones counted. Intervals "
-    "at 95 % over people, none of whom had a part in making the rule. A star: more wrong matches than "
-    "promised. mls: one threshold of the mutual likelihood score for every grade. cosine: its threshold at "
-    "this rate on good pictures of the people who calibrated, no pair undecided; all grades: made like the "
-    "rule, on every grade."
+    "A/B: left images of grade A, right images of grade B. Rates are shares of all pairs of their kind, "
+    "undecided pairs included. 95 % intervals over people, none of whom were used to fit the rule. A star "
+    "marks a false match rate above the bound. mls: one threshold of the mutual likelihood score for every "
+    "grade. cosine: its threshold for this rate on good images of the calibration people, with no pair "
+    "undecided; all grades: fitted like the rule, on every grade."
 )
 
 
@@ -29,10 +29,10 @@ def shipped_tables(result: Shipped) -> list[Table]:
     return [
         _rules(result),
         *(
-            _decisions(f"{title}, wrong matches at most {alpha:g}", own)
+            _decisions(f"{title}, false matches at most {alpha:g}", counts)
             for kind, title in kinds
             for alpha in ALPHAS
-            if (own := [c for c in result.decisions if (c.pairs, c.alpha) == (kind, alpha)])
+            if (counts := [c for c in result.decisions if (c.pairs, c.alpha) == (kind, alpha)])
         ),
         _thresholds(result),
         _kappas(result),
@@ -52,7 +52,7 @@ def present_shipped(result: Shipped, folder: str | Path, provenance: dict[str, A
             "decisions": [asdict(count) for count in result.decisions],
             "costs": [asdict(cost) for cost in result.costs],
             "kappas": result.kappas,
-            "elsewhere": [asdict(one) for one in result.foreign],
+            "elsewhere": [asdict(foreign) for foreign in result.foreign],
             "facts": result.facts,
         },
         summary=[first],
@@ -78,18 +78,18 @@ def _rules(result: Shipped) -> Table:
         ])  # fmt: skip
     return Table(
         "Rules",
-        ["score", "promised", "match from", "non-match below", "least kappa", "wrong matches",
-         "wrong non-matches"],
+        ["score", "FMR bound", "match from", "non-match below", "minimum kappa", "false matches",
+         "false non-matches"],
         rows,
-        "Counts of the worst grade among the people who calibrated, with the bound that the test allows.",
+        "Counts of the worst grade on the calibration people, with the upper bound from the test.",
     )  # fmt: skip
 
 
 def _decisions(title: str, counts: Sequence[DecisionCount]) -> Table:
     rows = []
     for condition in dict.fromkeys(count.condition for count in counts):
-        own = {count.method: count for count in counts if count.condition == condition}
-        rule = own.get("rule")
+        by_method = {count.method: count for count in counts if count.condition == condition}
+        rule = by_method.get("rule")
         row = [condition]
         if rule is None:
             row += ["-"] * 5
@@ -100,13 +100,13 @@ def _decisions(title: str, counts: Sequence[DecisionCount]) -> Table:
                 f"{rule.undecided_mated:.3f}", f"{rule.undecided_non_mated:.3f}",
             ]  # fmt: skip
         for method in _RIVALS:
-            count = own.get(method)
+            count = by_method.get(method)
             row += ["-", "-"] if count is None else [_wrong(count), f"{count.matches / count.mated:.3f}"]
         rows.append(row)
-    header = ["grade", "wrong matches", "right matches", "wrong non-matches", "undecided, mated",
+    header = ["grade", "false matches", "correct matches", "false non-matches", "undecided, mated",
               "undecided, non-mated"]  # fmt: skip
     for name in _RIVALS:
-        header += [f"{name}: wrong matches", "right matches"]
+        header += [f"{name}: false matches", "correct matches"]
     return Table(title, header, rows, _HOW)
 
 
@@ -144,7 +144,8 @@ def _thresholds(result: Shipped) -> Table:
         "Thresholds",
         ["score", "FMR target", "threshold", "FMR", "TMR", "FMR, other people"],
         rows,
-        "Of mls and cosine on pictures as they are; of templates the strictest over all grades.",
+        "Thresholds of mls and cosine are for undamaged images; those of templates are the strictest of "
+        "all grades.",
     )
 
 
@@ -161,28 +162,29 @@ def _kappas(result: Shipped) -> Table:
         rows.append([name, *(f"{value:.0f}" for value in values), quality, f"{expected:.2f}"])
     return Table(
         "Kappa",
-        ["pictures", *(f"{percent} %" for percent in PERCENTS), "quality of the median", "its A_d"],
+        ["images", *(f"{percent} %" for percent in PERCENTS), "quality of the median", "A_d of the median"],
         rows,
-        "Percentiles among the people who had no part in calibration.",
+        "Percentiles over the people that were not used for calibration.",
     )
 
 
 def _costs(result: Shipped) -> Table:
     rows = [[cost.pairs, cost.condition, cost.score, f"{cost.cllr:.3f}"] for cost in result.costs]
     return Table(
-        "Likelihood ratios", ["pairs", "grade", "score", "Cllr"], rows, "0 is perfect, 1 knows nothing."
+        "Likelihood ratios", ["pairs", "grade", "score", "Cllr"], rows, "0 is perfect, 1 is uninformative."
     )
 
 
 def _elsewhere(result: Shipped) -> Table:
     rows = []
-    for one in result.foreign:
-        kappa = " / ".join(f"{value:.0f}" for value in one.kappa) or "-"
-        ratio = " / ".join(f"{value:.2f}" for value in one.ratio) or "-"
-        quality = "-" if one.percentile is None else f"{one.percentile:.0f}"
-        for count in one.decisions:
+    for foreign in result.foreign:
+        kappa = " / ".join(f"{value:.0f}" for value in foreign.kappa) or "-"
+        ratio = " / ".join(f"{value:.2f}" for value in foreign.ratio) or "-"
+        quality = "-" if foreign.percentile is None else f"{foreign.percentile:.0f}"
+        for count in foreign.decisions:
             rows.append([
-                one.name, str(one.images), str(one.skipped), kappa, quality, ratio, f"{count.alpha:g}",
+                foreign.name, str(foreign.images), str(foreign.skipped), kappa, quality, ratio,
+                f"{count.alpha:g}",
                 f"{_wrong(count)} of {count.non_mated}", f"{count.matches / count.mated:.3f}",
                 f"{count.wrong_non_matches} of {count.mated}",
                 f"{count.undecided_mated:.3f}", f"{count.undecided_non_mated:.3f}",
@@ -190,8 +192,8 @@ def _elsewhere(result: Shipped) -> Table:
     return Table(
         "Groups, other sets, and crops detected again",
         ["set", "images or pairs", "no face", "kappa 5 / 50 / 95 %", "percentile of the median",
-         "kappa after / before", "promised", "wrong matches", "right matches", "wrong non-matches",
+         "kappa after / before", "FMR bound", "false matches", "correct matches", "false non-matches",
          "undecided, mated", "undecided, non-mated"],
         rows,
-        "Pictures as they are, image against image, by the shipped rules.",
+        "Undamaged images, image against image, decided by the shipped rules.",
     )  # fmt: skip

@@ -129,7 +129,7 @@ def test_a_second_run_takes_what_is_there_and_says_the_same(
 
 def test_the_report_has_every_number(finished: tuple[Shipped, Path], tmp_path: Path) -> None:
     tables = {table.title: table for table in shipped_tables(finished[0])}
-    assert len(tables["Image against image, wrong matches at most 0.01"].rows) == 9
+    assert len(tables["Image against image, false matches at most 0.01"].rows) == 9
     assert len(tables["Thresholds"].rows) == 18 and tables["Rules"].rows
     assert {row[0] for row in tables["Groups, other sets, and crops detected again"].rows} >= {"others"}
     files = present_shipped(finished[0], tmp_path, {"config": CONFIG.to_dict()})
