@@ -55,7 +55,8 @@ def sample_people(source: ImageSource, people: int, seed: int = 0) -> ImageSourc
     eligible = np.flatnonzero(counts >= IMAGES_EACH)
     if len(eligible) < people:
         raise InputError(
-            f"{source.name}: {len(eligible)} people have {IMAGES_EACH} images or more, {people} were requested"
+            f"{source.name}: {len(eligible)} people have {IMAGES_EACH} images or more, "
+            f"{people} were requested"
         )
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.permutation(eligible)[:people])

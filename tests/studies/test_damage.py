@@ -104,10 +104,8 @@ def test_half_faces_are_half_grey_and_half_face() -> None:
 def test_a_share_above_the_lowest_faces_is_counted(tiny: FrozenBackbone, heads: Heads) -> None:
     shown = [picture(number) for number in range(40)]
     head = heads.fit(["noise"])
-    found = {
-        one.pictures: one
-        for one in summarise_kappas(tiny, {"one": head}, shown, {"same": shown, "few": shown[:3]})
-    }
+    rows = summarise_kappas(tiny, {"one": head}, shown, {"same": shown, "few": shown[:3]})
+    found = {row.pictures: row for row in rows}
     assert found["faces"].above == found["same"].above == 0.95
     assert found["same"].kappa == found["faces"].kappa
     assert found["few"].above in (0, 1 / 3, 2 / 3, 1)
