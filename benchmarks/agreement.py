@@ -1,11 +1,12 @@
-"""Does every way to run a model say the same? The largest differences of mu and log kappa on real faces.
+"""Do all ways to run a model agree? The largest differences of mu and log kappa on real faces.
 
     python benchmarks/agreement.py [--model MODEL --backbone FILE] [--images N] [--compiled]
     python benchmarks/agreement.py [--model MODEL --backbone FILE] --pairs PAIRS.bin --images N [--compiled]
 
-onnxruntime on all images at once is compared with other batch sizes, with torch in float32 and bfloat16, and
-with the files that `spherecf export onnx` writes. Faces are the ORL ones, found and aligned; with --pairs
-those of a pair file, evenly spaced over it, and the ten-fold accuracy of both scores is printed, too.
+The reference is onnxruntime on all images at once. It is compared with other batch sizes, with torch in
+float32 and bfloat16, and with the files written by `spherecf export onnx`. The images are ORL faces, detected
+and aligned. With --pairs they are evenly spaced pairs of a pair file, and the ten-fold accuracy of both
+scores is printed as well.
 """
 
 import argparse
@@ -28,42 +29,42 @@ from spherecf.models import ConfidenceModel, load
 from spherecf.scoring import cosine_score, mutual_likelihood_score
 
 Images = NDArray[np.uint8]
-Said = tuple[Tensor, Tensor]
-Run = Callable[[Images], Said]
+Outputs = tuple[Tensor, Tensor]  # mu, log kappa
+Run = Callable[[Images], Outputs]
 COLUMNS = "way to run it | angle of mu, mean / largest | smallest cosine | log kappa, mean / largest"
 ACCURACIES = "accuracy, cosine | accuracy, MLS"
 
 
 def orl(count: int) -> Images:
-    """That many ORL faces, evenly spaced; those without a face found are left out."""
-    source, found = AlignedFaces(orl_faces()), []
+    """This many evenly spaced ORL images, aligned; images in which no face is detected are left out."""
+    source, images = AlignedFaces(orl_faces()), []
     for index in np.unique(np.linspace(0, len(source) - 1, count).astype(int)):
         try:
-            found.append(source.image(int(index)))
+            images.append(source.image(int(index)))
         except ImageError:
             continue
-    return np.stack(found)
+    return np.stack(images)
 
 
-def by_batches(run: Run, size: int, images: Images) -> Said:
-    """The same, that many images at a time."""
+def by_batches(run: Run, size: int, images: Images) -> Outputs:
+    """Run a function on batches of this size."""
     parts = [run(images[start : start + size]) for start in range(0, len(images), size)]
     mu, log_kappa = zip(*parts, strict=True)
     return torch.cat(mu), torch.cat(log_kappa)
 
 
-def exported(model: ConfidenceModel, place: str, images: Images) -> Said:
-    """What the exported file says under plain onnxruntime."""
+def exported(model: ConfidenceModel, preprocessing: str, images: Images) -> Outputs:
+    """Outputs of the exported file under plain onnxruntime, with preprocessing "inside" or "outside"."""
     with tempfile.TemporaryDirectory() as folder:
-        path = export_onnx(model, Path(folder) / "model.onnx", preprocessing=place).path
+        path = export_onnx(model, Path(folder) / "model.onnx", preprocessing=preprocessing).path
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    x = images if place == "inside" else model.backbone.preprocessing(images).contiguous().numpy()
+    x = images if preprocessing == "inside" else model.backbone.preprocessing(images).contiguous().numpy()
     mu, log_kappa = session.run(["embedding", "log_kappa"], {"image": x})
     return torch.from_numpy(mu), torch.from_numpy(log_kappa)
 
 
 def ways(open_model: Callable[..., ConfidenceModel], compiled: bool) -> Iterator[tuple[str, Run]]:
-    """Names and functions, the first one being what the others are compared with."""
+    """Names and functions; the first one is the reference."""
     reference = open_model(engine="onnxruntime")
     yield "onnxruntime", reference.embed
     for size in (1, 7):
@@ -73,13 +74,13 @@ def ways(open_model: Callable[..., ConfidenceModel], compiled: bool) -> Iterator
             embed = open_model(engine=engine, dtype=dtype).embed
             yield f"{engine} {dtype}", embed
             yield f"{engine} {dtype}, 7 at a time", partial(by_batches, embed, 7)
-    for place in ("inside", "outside"):
-        run = partial(exported, reference, place)
-        yield f"exported, preprocessing {place}", partial(by_batches, run, 64)
+    for preprocessing in ("inside", "outside"):
+        run = partial(exported, reference, preprocessing)
+        yield f"exported, preprocessing {preprocessing}", partial(by_batches, run, 64)
 
 
 def degrees(mu: Tensor, other: Tensor) -> Tensor:
-    """Between rows of unit vectors, from the chord: an arc cosine cannot tell small angles."""
+    """Angles between unit vectors, from the chord, because the arc cosine is inaccurate for small angles."""
     chord = torch.linalg.vector_norm(mu.double() - other.double(), dim=1)
     return torch.rad2deg(2 * torch.arcsin(chord / 2))
 
@@ -88,11 +89,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", type=Path, help="default: the one that ships with SphereCF")
-    parser.add_argument("--backbone", type=Path, help="its recogniser, where that is not SFace")
-    parser.add_argument("--images", type=int, default=100, help="faces, or pairs with --pairs")
+    parser.add_argument("--model", type=Path, help="default: the shipped model")
+    parser.add_argument("--backbone", type=Path, help="its recogniser, if that is not SFace")
+    parser.add_argument("--images", type=int, default=100, help="number of images, or of pairs with --pairs")
     parser.add_argument("--pairs", type=Path, help="a pair .bin file")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile too: a minute per type")
+    parser.add_argument("--compiled", action="store_true", help="also run torch.compile: a minute per type")
     options = parser.parse_args()
     accuracy = None
     if options.pairs is None:
@@ -100,10 +101,10 @@ def main() -> None:
         print(f"{len(images)} ORL faces\n")
     else:
         source = PairBin(options.pairs)
-        chosen = np.unique(np.linspace(0, len(source.pairs) - 1, options.images).astype(int))
-        images = np.stack([source.image(2 * i + side) for i in chosen for side in (0, 1)])
-        accuracy = partial(tenfold, mated=source.pairs.mated[chosen], folds=source.pairs.fold[chosen])
-        print(f"{len(chosen)} pairs of {options.pairs.name}\n")
+        rows = np.unique(np.linspace(0, len(source.pairs) - 1, options.images).astype(int))
+        images = np.stack([source.image(2 * row + side) for row in rows for side in (0, 1)])
+        accuracy = partial(tenfold, mated=source.pairs.mated[rows], folds=source.pairs.fold[rows])
+        print(f"{len(rows)} pairs of {options.pairs.name}\n")
     header = f"| {COLUMNS} |" + (f" {ACCURACIES} |" if accuracy else "")
     print(header + "\n" + "|---" * (header.count("|") - 1) + "|")
     open_model = partial(load, options.model, options.backbone)

@@ -1,13 +1,14 @@
-"""Which engine runs a recogniser fastest here: images per CPU-second, and agreement with onnxruntime.
+"""Which engine runs a recogniser fastest? Images per CPU-second, and agreement with onnxruntime.
 
     python benchmarks/backbone_engines.py [MODEL.onnx ...] [--compiled] [--images N] [--faces PAIRS.bin]
     python benchmarks/backbone_engines.py [MODEL.onnx ...] --faces PAIRS.bin --accuracy PAIRS
 
-Without models: SFace from its wheel. CPU time, not wall time, so that other work here matters little;
-threads as torch has them (OMP_NUM_THREADS). Each engine is warmed up, the best of five passes counts.
+The default model is SFace from its wheel. CPU time is measured instead of wall time, so that other processes
+have little influence; the number of threads is torch's (OMP_NUM_THREADS). After a warm-up, the best of five
+passes counts.
 
-The second form says what bfloat16 loses: angles between its embeddings and those of float32, the largest
-change of a pair's cosine, and the ten-fold accuracy of both on that many pairs, evenly spaced over the file.
+The second form measures the loss by bfloat16: angles between bfloat16 and float32 embeddings, the largest
+change of a pair's cosine, and the ten-fold accuracy of both on this many evenly spaced pairs of the file.
 """
 
 import argparse
@@ -28,7 +29,7 @@ COMPILED = (("compiled", "float32"), ("compiled", "bfloat16"))
 
 
 def faces(path: Path | None, count: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Aligned faces of a pair file, or noise (the speed is the same, the differences are not)."""
+    """Aligned faces of a pair file, or noise (same speed, but the agreement is not that of faces)."""
     if path is None:
         return np.random.default_rng(0).integers(0, 256, (count, *size, 3), dtype=np.uint8)
     source = PairBin(path)
@@ -36,7 +37,7 @@ def faces(path: Path | None, count: int, size: tuple[int, int]) -> NDArray[np.ui
 
 
 def best_rate(backbone: FrozenBackbone, images: NDArray[np.uint8], passes: int = 5) -> float:
-    """Images per CPU-second of this process."""
+    """Images per CPU-second of this process, best of several passes."""
     backbone(images)
     seconds = []
     for _ in range(passes):
@@ -47,18 +48,18 @@ def best_rate(backbone: FrozenBackbone, images: NDArray[np.uint8], passes: int =
 
 
 def angles(mu: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Degrees between rows of unit vectors, from the chord: an arc cosine cannot tell small angles."""
+    """Angles in degrees, from the chord, because the arc cosine is inaccurate for small angles."""
     chord = torch.linalg.vector_norm(mu.double() - other.double(), dim=1)
     return torch.rad2deg(2 * torch.arcsin(chord / 2))
 
 
 def accuracy_lost(models: list[Path], faces_file: Path, count: int) -> None:
-    """The table of what bfloat16 loses."""
+    """Print the table of the loss by bfloat16."""
     source = PairBin(faces_file)
-    chosen = np.unique(np.linspace(0, len(source.pairs) - 1, count).astype(int))
-    images = np.stack([source.image(2 * i + side) for i in chosen for side in (0, 1)])
-    mated, folds = source.pairs.mated[chosen], source.pairs.fold[chosen]
-    print(f"{len(chosen)} pairs of {faces_file.name}, torch engine\n")
+    rows = np.unique(np.linspace(0, len(source.pairs) - 1, count).astype(int))
+    images = np.stack([source.image(2 * row + side) for row in rows for side in (0, 1)])
+    mated, folds = source.pairs.mated[rows], source.pairs.fold[rows]
+    print(f"{len(rows)} pairs of {faces_file.name}, torch engine\n")
     print(
         "| model | type | ten-fold accuracy | angle to float32, mean / largest | largest change of a cosine |"
     )
@@ -71,13 +72,13 @@ def accuracy_lost(models: list[Path], faces_file: Path, count: int) -> None:
             cosine = (mu[::2] * mu[1::2]).sum(1).numpy()
             result = tenfold(cosine, mated, folds)
             if exact is None or cosine_exact is None:
-                exact, cosine_exact, lost = mu, cosine, "- | -"
+                exact, cosine_exact, loss = mu, cosine, "- | -"
             else:
                 angle = angles(mu, exact)
                 change = float(np.abs(cosine - cosine_exact).max())
-                lost = f"{float(angle.mean()):.2f}° / {float(angle.max()):.2f}° | {change:.4f}"
+                loss = f"{float(angle.mean()):.2f}° / {float(angle.max()):.2f}° | {change:.4f}"
             print(
-                f"| {backbone.name} | {dtype} | {result.mean:.4f} +- {result.std:.4f} | {lost} |",
+                f"| {backbone.name} | {dtype} | {result.mean:.4f} +- {result.std:.4f} | {loss} |",
                 flush=True,
             )
 
@@ -89,8 +90,10 @@ def main() -> None:
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--faces", type=Path, help="a pair .bin file to take real faces from")
-    parser.add_argument("--compiled", action="store_true", help="torch.compile too: a minute per engine")
-    parser.add_argument("--accuracy", type=int, help="what bfloat16 loses, on that many pairs of --faces")
+    parser.add_argument("--compiled", action="store_true", help="also run torch.compile: a minute per engine")
+    parser.add_argument(
+        "--accuracy", type=int, help="measure the loss by bfloat16 on this many pairs of --faces"
+    )
     options = parser.parse_args()
     models = options.models or [default_recogniser_path()]
     if options.accuracy:

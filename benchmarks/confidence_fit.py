@@ -1,9 +1,9 @@
-"""How long a head learns: the fit on cached features of LFW's size, 9,164 images in four views.
+"""How long does it take to fit a head? The fit on cached features of LFW's size, 9,164 images in four views.
 
     python benchmarks/confidence_fit.py
 
-The features are random numbers of the true shape (SFace's last map, 1024 channels): time does not depend on
-them.
+The features are random numbers with the shape of SFace's last feature map (1024 channels); the time does not
+depend on their values.
 """
 
 import tempfile

@@ -1,14 +1,14 @@
-"""Claim: a step of stage 2 is at least 3 times faster than the reference's with its head, 60 with ours.
+"""Claim: a step of stage 2 is 3 times faster than the reference, and 60 times with the light head.
 
     python benchmarks/confidence_step.py [--steps N] [--rounds N] [--batch N]
 
-The reference is rewritten here in plain torch from what its train.py does: an IR-100 in evaluation mode,
-but with gradients, so that the backward pass goes through all of it; the released loss, its Bessel function
-from scipy; 25088-12544-6272-1 layers; Adam, one tensor at a time; images in memory. Ours is the library's
-own training loop, with data loading. Every line is a process of its own, one at a time, in rotating order;
-peak is the most memory it ever had (`VmHWM`, Linux). A process's first step warms up. Times are medians
-over steps, ratios medians over rounds of the ratio of medians within each. Wall time says what one waits on
-an idle machine; CPU time, of all threads, what it costs, also on a shared one.
+The reference is rewritten here in plain torch after its train.py: an IR-100 in evaluation mode, but with
+gradients, so that the backward pass goes through the whole network; the released loss with scipy's Bessel
+function; 25088-12544-6272-1 layers; Adam, one tensor at a time; images in memory. "Ours" is the library's own
+training loop, including data loading. Every row runs in a separate process, one at a time, in rotating order;
+the peak is the process's maximum memory (`VmHWM`, Linux). The first step is a warm-up. Times are medians over
+steps; ratios are medians over rounds of the ratio of medians within a round. Wall time is the waiting time on
+an idle machine; CPU time, summed over threads, is also meaningful on a shared one.
 """
 
 import argparse
@@ -65,7 +65,7 @@ class ReleasedBessel(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, order: float, kappa: Tensor) -> Tensor:
-        import scipy.special  # here: benchmarks/gpu.py takes `recogniser` from this file, and needs none
+        import scipy.special  # imported here because benchmarks/gpu.py uses `recogniser` without scipy
 
         ctx.order = order
         ctx.save_for_backward(kappa)
@@ -86,7 +86,7 @@ def released_loss(mu: Tensor, kappa: Tensor, prototypes: Tensor) -> Tensor:
 
 
 def recogniser(name: str = NETWORK, dim: int = DIM, size: int = 112, **options: Any) -> Network:
-    """An untrained one, the same in every process, with statistics of a batch: activations of normal size."""
+    """An untrained network, the same in every process, with batch statistics that keep activations normal."""
     torch.manual_seed(0)
     network = make_backbone(name, dim, size=size, **options)
     for module in network.modules():
@@ -97,8 +97,8 @@ def recogniser(name: str = NETWORK, dim: int = DIM, size: int = 112, **options: 
     return network.eval()
 
 
-def reference(steps: int, batch: int, place: Path) -> list[Moment]:
-    """What the published code does in a step."""
+def reference(steps: int, batch: int, folder: Path) -> list[Moment]:
+    """The steps of the published code."""
     network = recogniser()
     head = nn.Sequential(
         nn.Linear(25088, 12544), nn.ReLU(), nn.Linear(12544, 6272), nn.ReLU(), nn.Linear(6272, 1)
@@ -121,7 +121,7 @@ def reference(steps: int, batch: int, place: Path) -> list[Moment]:
 
 
 class Clock:
-    """A task that notes when each step begins; everything else is the task's."""
+    """Wraps a task and records when each step begins."""
 
     def __init__(self, task: ConfidenceTask) -> None:
         self._task, self.moments = task, list[Moment]()
@@ -134,8 +134,8 @@ class Clock:
         self._task.begin(rows, step)
 
 
-def ours(kind: str, cached: bool, steps: int, batch: int, place: Path) -> list[Moment]:
-    """The library's loop, from one step's begin to the next one's."""
+def ours(kind: str, cached: bool, steps: int, batch: int, folder: Path) -> list[Moment]:
+    """Steps of the library's training loop, each from its beginning to the beginning of the next."""
     backbone = FrozenBackbone.from_module(recogniser(), Preprocessing.preset("scf"))
     source = open_source(f"synthetic:images={batch * (steps + 2)},identities={PEOPLE}")
     channels, height, width = backbone.feature_shape
@@ -143,7 +143,7 @@ def ours(kind: str, cached: bool, steps: int, batch: int, place: Path) -> list[M
     prototypes = backbone(torch.stack([torch.from_numpy(source.image(i)) for i in range(PEOPLE)])).mu
     epochs, features = 1, None
     if cached:
-        cache = build_cache(backbone, head, source, [View()], place / "cache")
+        cache = build_cache(backbone, head, source, [View()], folder / "cache")
         features, epochs = CachedFeatures(cache, prototype_targets(cache, prototypes)), 50
     else:
         given = GivenPrototypes(source, prototypes, DIM)
@@ -161,16 +161,16 @@ def ours(kind: str, cached: bool, steps: int, batch: int, place: Path) -> list[M
 Variant = Callable[[int, int, Path], list[Moment]]
 
 
-def linear_streamed(steps: int, batch: int, place: Path) -> list[Moment]:
-    return ours("linear", False, steps, batch, place)
+def linear_streamed(steps: int, batch: int, folder: Path) -> list[Moment]:
+    return ours("linear", False, steps, batch, folder)
 
 
-def light_streamed(steps: int, batch: int, place: Path) -> list[Moment]:
-    return ours("light", False, steps, batch, place)
+def light_streamed(steps: int, batch: int, folder: Path) -> list[Moment]:
+    return ours("light", False, steps, batch, folder)
 
 
-def light_cached(steps: int, batch: int, place: Path) -> list[Moment]:
-    return ours("light", True, steps, batch, place)
+def light_cached(steps: int, batch: int, folder: Path) -> list[Moment]:
+    return ours("light", True, steps, batch, folder)
 
 
 VARIANTS: dict[str, Variant] = {
@@ -181,13 +181,14 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def measured(variant: Variant, steps: int, batch: int, place: Path, answer: Any) -> None:
-    times = variant(steps, batch, place)
+def measure(variant: Variant, steps: int, batch: int, folder: Path, results: Any) -> None:
+    """Run a variant in this process, and put its step times and peak memory in bytes into the queue."""
+    times = variant(steps, batch, folder)
     lines = Path("/proc/self/status").read_text().splitlines()
-    answer.put((times, 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))))
+    results.put((times, 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))))
 
 
-def processor() -> str:
+def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
@@ -200,33 +201,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")  # a fresh process: nothing is inherited
+    spawn = multiprocessing.get_context("spawn")  # a fresh process that inherits nothing
     names = list(VARIANTS)
-    found: dict[str, list[list[Moment]]] = {name: [] for name in names}
+    step_times: dict[str, list[list[Moment]]] = {name: [] for name in names}
     peaks: dict[str, int] = dict.fromkeys(names, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        place, answer = Path(folder), spawn.Queue()
-        light_cached(options.steps, options.batch, place)  # makes the cache
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, results = Path(temporary), spawn.Queue()
+        light_cached(options.steps, options.batch, folder)  # fills the cache
         for number in range(options.rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                job = (VARIANTS[name], options.steps, options.batch, place, answer)
-                process = spawn.Process(target=measured, args=job)
+                job = (VARIANTS[name], options.steps, options.batch, folder, results)
+                process = spawn.Process(target=measure, args=job)
                 process.start()
-                times, peak = answer.get()
+                times, peak = results.get()
                 process.join()
-                found[name].append(times)
+                step_times[name].append(times)
                 peaks[name] = max(peaks[name], peak)
     print(
-        f"{NETWORK}, batch {options.batch}, {processor()}, {os.cpu_count()} cores, torch threads "
+        f"{NETWORK}, batch {options.batch}, {cpu_name()}, {os.cpu_count()} cores, torch threads "
         f"{torch.get_num_threads()}, {options.rounds} rounds of {options.steps} steps\n"
     )
     print("| step | wall, s | CPU, s | times as fast, wall | CPU | lowest, highest, CPU | peak memory, GiB |")
     print("|---|---|---|---|---|---|---|")
-    base = np.array([np.median(moments, 0) for moments in found[names[0]]])
+    base = np.array([np.median(moments, 0) for moments in step_times[names[0]]])
     for name in names:
-        own = np.array([np.median(moments, 0) for moments in found[name]])
-        wall, cpu = np.median(np.concatenate(found[name]), 0)
-        ratios = base / own
+        medians = np.array([np.median(moments, 0) for moments in step_times[name]])
+        wall, cpu = np.median(np.concatenate(step_times[name]), 0)
+        ratios = base / medians
         faster = " | ".join(f"{ratio:.1f}" for ratio in np.median(ratios, 0))
         spread = f"{ratios[:, 1].min():.1f}, {ratios[:, 1].max():.1f}"
         print(f"| {name} | {wall:.3g} | {cpu:.3g} | {faster} | {spread} | {peaks[name] / 2**30:.2f} |")

@@ -1,19 +1,20 @@
-"""Claim: reading costs a core little more than decoding, and processes add up where threads do not.
+"""Claim: reading costs little more CPU time than decoding, and processes scale where threads do not.
 
     python benchmarks/data_speed.py RECORDS [--images N] [--batch N] [--rounds N] [--threads N]
                                             [--processes N ...]
 
-RECORDS is a RecordIO set of JPEG crops; a folder and a list are written from it into a temporary place.
-Pure is `cv2.imdecode` of the same bytes, in memory already, nothing kept. The rest gives shuffled batches of
-uint8 images. All in turn; numbers are the median of the rounds, a ratio is the median over the rounds of the
-ratio within each, so that a busy machine does little harm. Files are in the page cache, as they are from the
-second epoch on where memory is large enough.
+RECORDS is a RecordIO set of JPEG crops; it is also written to a temporary folder as a list and as a folder.
+"Pure" is `cv2.imdecode` of the same bytes, already in memory, without keeping the result. All other rows
+produce shuffled batches of uint8 images. All rows take turns. Numbers are medians over the rounds, and a
+ratio is the median over the rounds of the ratio within a round, so a busy machine has little influence. The
+files are in the page cache, as from the second epoch of a training on if memory is large enough.
 
-The first table: `iter_images` by threads, beside pure decoding by as many; with two we claim 80 % of it for
-RecordIO, 70 % for lists and folders. The second: the `Readers` of a training, RecordIO with half of the
-images mirrored, beside pure decoding by one core; we claim 60 % of that times the number of processes where
-each has a core. Where not, or where others compute, processor time tells more: that of the reading processes,
-and that which they take from the training loop. Processes have read before the clock is started.
+The first table compares `iter_images` with pure decoding by the same number of threads. With two threads the
+claim is 80 % of it for RecordIO and 70 % for lists and folders. The second table compares the `Readers` of
+training (RecordIO, half of the images mirrored) with pure decoding on one core. The claim is 60 % of that
+times the number of processes if each has its own core. Otherwise, or on a busy machine, CPU time is more
+informative: that of the reader processes, and that which they take from the training loop. The processes are
+warmed up before timing.
 """
 
 import argparse
@@ -47,7 +48,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Cost(NamedTuple):
-    """Seconds: by the clock, of this process, and of those that read for it."""
+    """Seconds: wall time, CPU time of this process, and CPU time of its reader processes."""
 
     wall: float
     own: float
@@ -55,7 +56,7 @@ class Cost(NamedTuple):
 
 
 def of_processes(pids: list[int]) -> float:
-    """Processor seconds of other processes so far."""
+    """CPU seconds of other processes so far."""
     fields = [Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split() for pid in pids]
     return sum(int(field[11]) + int(field[12]) for field in fields) / TICK
 
@@ -67,7 +68,7 @@ def measure(work: Callable[[], None], pids: list[int]) -> Cost:
 
 
 def pure(encoded: list[bytes], threads: int) -> None:
-    """Decode, and throw away."""
+    """Decode and discard the result."""
 
     def decode(part: list[bytes]) -> None:
         for data in part:
@@ -79,7 +80,7 @@ def pure(encoded: list[bytes], threads: int) -> None:
 
 def read(source: ImageSource, rows: np.ndarray, batch: int, threads: int) -> None:
     """One shuffled epoch."""
-    count = sum(len(found.rows) for found in iter_images(source, rows, batch=batch, workers=threads))
+    count = sum(len(images.rows) for images in iter_images(source, rows, batch=batch, workers=threads))
     assert count == len(rows)
 
 
@@ -87,7 +88,7 @@ def read_as_training(readers: Readers[Shown, ImageBatch], rows: np.ndarray, batc
     """One shuffled epoch, every second image mirrored."""
     parts = (rows[start : start + batch] for start in range(0, len(rows), batch))
     shown = (Shown(part, part, [View(), View(flip=True)], part % 2) for part in parts)
-    assert sum(len(found.rows) for found in readers(shown)) == len(rows)
+    assert sum(len(images.rows) for images in readers(shown)) == len(rows)
 
 
 def main() -> None:
@@ -121,7 +122,7 @@ def main() -> None:
             "list": write_list(part, Path(place) / "list"),
             "folder": write_folder(part, Path(place) / "folder"),
         }
-        for _ in range(options.rounds + 1):  # the first one warms up
+        for _ in range(options.rounds + 1):  # the first round is a warm-up
             order = rng.permutation(len(part))
             works: list[tuple[Callable[[], None], list[int]]] = [
                 (partial(pure, encoded, options.threads), []),

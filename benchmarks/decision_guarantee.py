@@ -1,12 +1,15 @@
-"""Do decisions keep their promise? Rules made from fresh draws, errors counted over everybody.
+"""Do decision rules keep their bound? Rules are fitted on random samples, errors counted over the population.
 
     python benchmarks/decision_guarantee.py [--draws N] [--pairs N] [--alpha A] [--delta D]
 
-A population of 20,000 pairs whose scores lie the further apart the larger their confidence. Each draw takes
-pairs with replacement, once to tune and once to test, so that they are exchangeable with the population and
-the true error of a rule is a count. A promise is broken if that error exceeds alpha; delta of the draws may.
-Beside it: the same with tuning and testing on the same pairs, which promises nothing. Then a crowd in which
-one person in ten resembles everybody and all pairs share people: tested on all pairs, and on disjoint ones.
+The population has 20,000 pairs whose scores are further apart the larger their confidence. Each draw samples
+pairs with replacement, once for tuning and once for testing, so the pairs are exchangeable with the
+population and the true error of a rule can be counted. The bound is broken if that error exceeds alpha, which
+may happen in a share delta of the draws. For comparison, tuning and testing on the same pairs gives no
+guarantee.
+
+In a second simulation one person in ten resembles everyone, and pairs share people. Rules are tested on all
+pairs and on disjoint ones.
 """
 
 import argparse
@@ -22,23 +25,24 @@ PEOPLE, LOOKALIKES, LIFT = 60, 0.1, 3.0
 
 def population(pairs: int, rng: np.random.Generator) -> ScoredPairs:
     """Pairs of varying confidence, half mated."""
-    mated, sure = rng.random(pairs) < 0.5, rng.uniform(0.1, 3, pairs)
-    return ScoredPairs(rng.normal(size=pairs) + 2 * sure * mated, sure, mated)
+    mated, confidence = rng.random(pairs) < 0.5, rng.uniform(0.1, 3, pairs)
+    return ScoredPairs(rng.normal(size=pairs) + 2 * confidence * mated, confidence, mated)
 
 
 def error_of(rule: DecisionRule, pairs: ScoredPairs) -> float:
-    """True rate of what the rule bounds; 0 where it decides nothing."""
+    """True value of the error that the rule bounds; 0 if it decides nothing."""
     if rule.accept is None or rule.reject is None:
         return 0.0
-    sure, same = pairs.confidences >= rule.min_confidence, pairs.mated
-    match, other = sure & (pairs.scores >= rule.accept), sure & (pairs.scores < rule.reject)
-    false_match, miss = (match & ~same).sum(), (other & same).sum()
-    non_mated, mated = ((match | other) & ~same).sum(), ((match | other) & same).sum()
+    confident, mated = pairs.confidences >= rule.min_confidence, pairs.mated
+    match, non_match = confident & (pairs.scores >= rule.accept), confident & (pairs.scores < rule.reject)
+    false_matches, false_non_matches = (match & ~mated).sum(), (non_match & mated).sum()
+    decided = match | non_match
+    decided_non_mated, decided_mated = (decided & ~mated).sum(), (decided & mated).sum()
     rates = {
-        "both": max(false_match / max(non_mated, 1), miss / max(mated, 1)),
-        "decision": (false_match + miss) / max(non_mated + mated, 1),
-        "fmr": false_match / max(non_mated, 1),
-        "false-match-share": false_match / max(match.sum(), 1),
+        "both": max(false_matches / max(decided_non_mated, 1), false_non_matches / max(decided_mated, 1)),
+        "decision": (false_matches + false_non_matches) / max(decided_non_mated + decided_mated, 1),
+        "fmr": false_matches / max(decided_non_mated, 1),
+        "false-match-share": false_matches / max(match.sum(), 1),
     }
     return float(rates[rule.error])
 
@@ -52,7 +56,7 @@ def coverage(rule: DecisionRule, pairs: ScoredPairs) -> float:
 
 
 def crowd(rng: np.random.Generator) -> tuple[ScoredPairs, np.ndarray, np.ndarray]:
-    """2400 pairs of 60 people, some of whom resemble everybody: (pairs, left person, right person)."""
+    """2400 pairs of 60 people, some of whom resemble everyone: (pairs, left person, right person)."""
     lift = LIFT * (rng.random(PEOPLE) < LOOKALIKES)
     left = rng.integers(0, PEOPLE, 2400)
     mated = np.arange(2400) % 4 == 0
@@ -61,8 +65,8 @@ def crowd(rng: np.random.Generator) -> tuple[ScoredPairs, np.ndarray, np.ndarray
     return ScoredPairs(scores, np.ones(2400), mated), left, right
 
 
-def strangers(rng: np.random.Generator) -> ScoredPairs:
-    """Pairs of people nobody else of whom is there: the population of the crowds."""
+def independent_pairs(rng: np.random.Generator) -> ScoredPairs:
+    """Pairs without shared people from the population of `crowd`."""
     lift = LIFT * (rng.random((2, 400_000)) < LOOKALIKES).sum(0)
     mated = np.arange(400_000) % 4 == 0
     scores = rng.normal(size=400_000) + np.where(mated, 3.0, lift)
@@ -74,41 +78,42 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--draws", type=int, default=1000)
-    parser.add_argument("--pairs", type=int, default=1000, help="to tune, and as many to test")
+    parser.add_argument("--pairs", type=int, default=1000, help="number of pairs for tuning, and for testing")
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--delta", type=float, default=0.05)
     options = parser.parse_args()
     n, alpha, delta = options.draws, options.alpha, options.delta
     everybody = population(20_000, np.random.default_rng(0))
     print(
-        f"{n} draws, alpha {alpha:g}, delta {delta:g}: promises broken at most about {delta * n:.0f} times\n"
+        f"{n} draws, alpha {alpha:g}, delta {delta:g}: at most about {delta * n:.0f} broken bounds expected\n"
     )
-    print("| error | broken | broken if tuned and tested on the same pairs | undecided | mean coverage |")
+    print("| error | broken | broken if tuned and tested on the same pairs | no rule | mean coverage |")
     print("|---|---|---|---|---|")
     for error in ERRORS:
         rng = np.random.default_rng(1)
-        broken = same = nothing = 0
-        covered = []
+        broken = broken_on_same = no_rule = 0
+        coverages = []
         for _ in range(n):
             tuning, testing = (everybody.select(rng.integers(0, 20_000, options.pairs)) for _ in range(2))
             rule = choose_decision(tuning, testing, alpha=alpha, delta=delta, error=error)
             broken += error_of(rule, everybody) > alpha
-            nothing += not rule.decides
-            covered.append(coverage(rule, everybody))
+            no_rule += not rule.decides
+            coverages.append(coverage(rule, everybody))
             rule = choose_decision(tuning, tuning, alpha=alpha, delta=delta, error=error)
-            same += error_of(rule, everybody) > alpha
-        print(f"| {error} | {broken} | {same} | {nothing} | {np.mean(covered):.3f} |", flush=True)
+            broken_on_same += error_of(rule, everybody) > alpha
+        counts = f"{broken} | {broken_on_same} | {no_rule}"
+        print(f"| {error} | {counts} | {np.mean(coverages):.3f} |", flush=True)
     print(f"\n{PEOPLE} people, 2400 pairs, error fmr, alpha 0.1, delta {delta:g}\n")
     print("| tested on | broken |\n|---|---|")
-    rng, outside = np.random.default_rng(2), strangers(np.random.default_rng(3))
-    counts = {"all pairs": 0, "disjoint pairs": 0}
+    rng, outside = np.random.default_rng(2), independent_pairs(np.random.default_rng(3))
+    broken_on = {"all pairs": 0, "disjoint pairs": 0}
     for _ in range(n):
         (tuning, _, _), (testing, left, right) = crowd(rng), crowd(rng)
         rows = disjoint_pairs(left, right, testing.mated, seed=int(rng.integers(1 << 30)))
-        for name, used in zip(counts, (testing, testing.select(rows))):
+        for name, used in zip(broken_on, (testing, testing.select(rows))):
             rule = choose_decision(tuning, used, alpha=0.1, delta=delta, error="fmr", floors=())
-            counts[name] += error_of(rule, outside) > 0.1
-    for name, broken in counts.items():
+            broken_on[name] += error_of(rule, outside) > 0.1
+    for name, broken in broken_on.items():
         print(f"| {name} | {broken} |")
 
 

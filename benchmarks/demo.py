@@ -1,4 +1,4 @@
-"""Claim: the demo takes under three minutes and under 3 GB on two cores, from nothing to the report.
+"""Claim: the demo takes less than three minutes and less than 3 GB on two cores, from start to report.
 
 python benchmarks/demo.py
 """
@@ -18,7 +18,7 @@ def main() -> None:
         subprocess.run([*command, folder], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024  # kilobytes on Linux
-    print(f"demo, {os.cpu_count()} cores: {seconds:.0f} s, {peak / 1e9:.2f} GB at most")
+    print(f"demo, {os.cpu_count()} cores: {seconds:.0f} s, {peak / 1e9:.2f} GB peak")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Claim: the feature cache costs at most a tenth more than the backbone alone, decoding and all included.
+"""Claim: making the feature cache takes at most a tenth longer than the backbone alone, decoding included.
 
     python benchmarks/extract_overhead.py [--data FACES] [--backbone MODEL.onnx] [--images N] [--rounds N]
 
-FACES is anything that `spherecf data inspect` knows, of aligned crops; without it the ORL faces from their
-wheel, aligned first and not timed. Bare is the backbone on the same degraded pictures, in memory, in the same
-batches; the pass reads, decodes and shows every picture (clean and three times degraded), runs the backbone,
-makes the default head's summary and writes the cache. All in turn; times are the best round of each, the
-ratio is the median over the rounds. Wall time says what one waits on an idle machine; CPU time, of all
-threads, what it costs, also on a shared one.
+FACES is any data set of aligned crops that `spherecf data inspect` can read; the default is the ORL faces
+from their wheel, aligned before timing starts. The baseline is the backbone on the same degraded images, in
+memory, in the same batches. The pass reads and decodes every image, makes four views (clean and three
+degraded ones), runs the backbone, computes the features for the default head and writes the cache. Both take
+turns; times are the best round of each, and the ratio is the median over the rounds. Wall time is the waiting
+time on an idle machine; CPU time, summed over threads, is also meaningful on a shared one.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--backbone", type=Path, help="an ONNX recogniser that needs no options")
+    parser.add_argument("--backbone", type=Path, help="an ONNX recogniser that can be loaded without options")
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

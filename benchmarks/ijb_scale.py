@@ -1,16 +1,16 @@
-"""Template protocols at the size of IJB-C: our 1:1 and 1:N against the loops the field uses.
+"""Template protocols at the size of IJB-C: 1:1 and 1:N of this package against the usual loops.
 
-    python benchmarks/ijb_scale.py [--scale 0.1]    processor time and peak memory, a process per row
+    python benchmarks/ijb_scale.py [--scale 0.1]    CPU time and peak memory, one process per row
     python benchmarks/ijb_scale.py --growth         up to a million templates, from and to mapped files
 
-The rival is written as the field writes it: a Python loop over templates and media that finds the images
-of a template by comparing all ids, products of gathered rows in batches of 100,000 pairs, scikit-learn's ROC
-read off at the nearest point; for 1:N a loop over probes that sorts the whole gallery. Where the field's code
-works in float64 by accident of a default, the rival works in float32, which is kinder to it.
+The baseline is written like the usual scripts: a Python loop over templates and media that finds the images
+of a template by comparing all ids, products of gathered rows in batches of 100,000 pairs, and scikit-learn's
+ROC read at the nearest point; for 1:N a loop over probes that sorts the whole gallery. Those scripts work in
+float64 because of a default; the baseline works in float32, which favours it.
 
-All input is synthetic (`benchmarks/template_sets.py`), pairs stand in no order, every process has
-one thread, and both sides begin with the features in a file and end with rates. Rows take turns; a stage
-counts with the best of its rounds.
+All input is synthetic (`benchmarks/template_sets.py`), pairs are in random order, every process has one
+thread, and both implementations start with the features in a file and end with rates. Rows take turns; the
+best round of each stage counts.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FPIR = (1e-1, 1e-2, 1e-3)
 GROWTH = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 
 
-# What both sides start from.
+# Input of both implementations.
 
 
 def write_data(folder: Path, scale: float, images: int = 0, random: int = 0) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def pair_list(folder: Path, kind: str) -> list[Any]:
 
 
 class Clock:
-    """Processor seconds of this process by stage, and its peak memory in MiB after each."""
+    """CPU seconds of this process by stage, and its peak memory in MiB."""
 
     def __init__(self) -> None:
         self.stages: dict[str, float] = {}
@@ -77,11 +77,11 @@ class Clock:
 
         self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    def told(self, **more: Any) -> dict[str, Any]:
+    def result(self, **more: Any) -> dict[str, Any]:
         return {"stages": dict(self.stages), "total": sum(self.stages.values()), "peak": self.peak, **more}
 
 
-# Ours.
+# This package ("ours").
 
 
 def ours(folder: Path, kind: str, score: str) -> dict[str, Any]:
@@ -95,15 +95,15 @@ def ours(folder: Path, kind: str, score: str) -> dict[str, Any]:
         templates = pool_templates(mu, kappa, ids, media, checked=True)
     with clock.stage("score"):
         left, right, mated = pair_list(folder, kind)
-        at = templates.positions(left), templates.positions(right)
-        scores = score_template_pairs(templates, templates, *at, score)
+        rows = templates.positions(left), templates.positions(right)
+        scores = score_template_pairs(templates, templates, *rows, score)
     with clock.stage("rates"):
         tmr = ScoreSplit.of(scores, mated).tmr_at_fmr(TARGETS)
-    told = clock.told(rates=[entry.tmr for entry in tmr])
+    result = clock.result(rates=[entry.tmr for entry in tmr])
     (subjects,) = read(folder, "subjects")
     with clock.stage("bootstrap"):
-        bootstrap_tmr(scores, mated, subjects[at[0]], subjects[at[1]], TARGETS)
-    return {**told, "bootstrap": clock.stages["bootstrap"], "bootstrap peak": clock.peak}
+        bootstrap_tmr(scores, mated, subjects[rows[0]], subjects[rows[1]], TARGETS)
+    return {**result, "bootstrap": clock.stages["bootstrap"], "bootstrap peak": clock.peak}
 
 
 def ours_search(folder: Path) -> dict[str, Any]:
@@ -125,16 +125,16 @@ def ours_search(folder: Path) -> dict[str, Any]:
             gallery = templates.positions(read(folder, name)[0])
             mate = np.full(subjects.max() + 1, -1)
             mate[subjects[gallery]] = np.arange(gallery.size)
-            at = mate[subjects[probes]]
-            found = search(templates.select(probes), templates.select(gallery), at, "cosine", 64.0)
-            cmc = [(found.rank[found.mated] <= rank).mean() for rank in (1, 5, 10)]
-            scores = np.append(found.identified(1), found.best[~found.mated])
-            split = ScoreSplit.of(scores, np.arange(scores.size) < found.mated.sum())
+            mates = mate[subjects[probes]]
+            result = search(templates.select(probes), templates.select(gallery), mates, "cosine", 64.0)
+            cmc = [(result.rank[result.mated] <= rank).mean() for rank in (1, 5, 10)]
+            scores = np.append(result.identified(1), result.best[~result.mated])
+            split = ScoreSplit.of(scores, np.arange(scores.size) < result.mated.sum())
             rates.append([*cmc, *(entry.tmr for entry in split.tmr_at_fmr(FPIR))])
-    return clock.told(rates=np.mean(np.array(rates, float), 0).tolist())
+    return clock.result(rates=np.mean(np.array(rates, float), 0).tolist())
 
 
-# The rival.
+# The baseline ("loops").
 
 
 def rival_pool(folder: Path, normalize: Callable[[Any], Any]) -> tuple[Any, Any]:
@@ -145,12 +145,12 @@ def rival_pool(folder: Path, normalize: Callable[[Any], Any]) -> tuple[Any, Any]
     ids = np.unique(templates)
     pooled = np.zeros((ids.size, features.shape[1]), np.float32)
     for row, name in enumerate(ids):
-        (at,) = np.where(templates == name)
-        own, own_media = features[at], media[at]
+        (rows,) = np.where(templates == name)
+        images, image_media = features[rows], media[rows]
         parts = []
-        for medium, count in zip(*np.unique(own_media, return_counts=True)):
-            (frames,) = np.where(own_media == medium)
-            parts.append(own[frames] if count == 1 else np.mean(own[frames], axis=0, keepdims=True))
+        for medium, count in zip(*np.unique(image_media, return_counts=True)):
+            (frames,) = np.where(image_media == medium)
+            parts.append(images[frames] if count == 1 else np.mean(images[frames], axis=0, keepdims=True))
         pooled[row] = np.sum(np.array(parts), axis=0)
     return ids, normalize(pooled)
 
@@ -165,18 +165,18 @@ def rival(folder: Path, kind: str) -> dict[str, Any]:
         ids, pooled = rival_pool(folder, normalize)
     with clock.stage("score"):
         left, right, mated = pair_list(folder, kind)
-        place = np.zeros(ids.max() + 1, int)
+        row_of = np.zeros(ids.max() + 1, int)
         for row, name in enumerate(ids):
-            place[name] = row
+            row_of[name] = row
         scores = np.zeros(left.size)
         for start in range(0, left.size, 100_000):
             batch = slice(start, start + 100_000)
-            one, other = pooled[place[left[batch]]], pooled[place[right[batch]]]
-            scores[batch] = np.sum(one * other, -1)
+            left_mu, right_mu = pooled[row_of[left[batch]]], pooled[row_of[right[batch]]]
+            scores[batch] = np.sum(left_mu * right_mu, -1)
     with clock.stage("rates"):
         fmr, tmr, _ = roc_curve(mated, scores)
         table = [float(tmr[np.argmin(np.abs(fmr - target))]) for target in TARGETS]
-    return clock.told(rates=table)
+    return clock.result(rates=table)
 
 
 def rival_search(folder: Path) -> dict[str, Any]:
@@ -189,33 +189,33 @@ def rival_search(folder: Path) -> dict[str, Any]:
     rates = []
     with clock.stage("search"):
         subjects, names = read(folder, "subjects", "probes")
-        place = {name: row for row, name in enumerate(ids)}
-        probes = [place[name] for name in names]
+        row_of = {name: row for row, name in enumerate(ids)}
+        probes = [row_of[name] for name in names]
         for gallery in read(folder, "G1", "G2"):
-            rows = np.array([place[name] for name in gallery])
+            rows = np.array([row_of[name] for name in gallery])
             enrolled, faces = subjects[rows], pooled[rows]
-            ranks, genuine, alone = [], [], []
+            ranks, mated, non_mated = [], [], []
             for probe in probes:
                 scores = faces @ pooled[probe]
                 order = np.argsort(scores)[::-1]
                 (mate,) = np.where(enrolled[order] == subjects[probe])
                 if mate.size:
                     ranks.append(mate[0] + 1)
-                    genuine.append(scores[order[0]] if mate[0] == 0 else -np.inf)
+                    mated.append(scores[order[0]] if mate[0] == 0 else -np.inf)
                 else:
-                    alone.append(scores[order[0]])
+                    non_mated.append(scores[order[0]])
             cmc = [np.mean(np.array(ranks) <= rank) for rank in (1, 5, 10)]
-            highest = np.sort(alone)[::-1]
-            limits = [highest[int(target * len(alone))] for target in FPIR]
-            rates.append([*cmc, *(np.mean(np.array(genuine) > limit) for limit in limits)])
-    return clock.told(rates=np.mean(rates, 0).tolist())
+            highest = np.sort(non_mated)[::-1]
+            limits = [highest[int(target * len(non_mated))] for target in FPIR]
+            rates.append([*cmc, *(np.mean(np.array(mated) > limit) for limit in limits)])
+    return clock.result(rates=np.mean(rates, 0).tolist())
 
 
 # A million templates.
 
 
-def own_memory() -> float:
-    """MiB of this process that no file backs."""
+def private_memory() -> float:
+    """Anonymous memory of this process (not backed by a file), MiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon"):
             return int(line.split()[1]) / 1024
@@ -223,19 +223,19 @@ def own_memory() -> float:
 
 
 def grow(folder: Path) -> dict[str, Any]:
-    """Pool into a mapped file, score random pairs from it, search a hundred probes in all of it."""
+    """Pool into a mapped file, score random pairs from it, and search a hundred probes in all of it."""
     import numpy as np
     from numpy.lib.format import open_memmap
 
     from spherecf.scoring import cosine_tiles, pool_templates, score_template_pairs
 
-    most, done = [own_memory()], threading.Event()
+    memory, done = [private_memory()], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.005):
-            most.append(own_memory())
+            memory.append(private_memory())
 
-    base, watcher = own_memory(), threading.Thread(target=watch)
+    base, watcher = private_memory(), threading.Thread(target=watch)
     watcher.start()
     clock = Clock()
     (mu,) = read(folder, "mu", mmap_mode="r")
@@ -245,15 +245,17 @@ def grow(folder: Path) -> dict[str, Any]:
         templates = pool_templates(mu, kappa, owner, media, out=out, checked=True)
     left, right, _ = pair_list(folder, "random")
     with clock.stage("score"):
-        at = templates.positions(left), templates.positions(right)
-        score_template_pairs(templates, templates, *at)
+        rows = templates.positions(left), templates.positions(right)
+        score_template_pairs(templates, templates, *rows)
     with clock.stage("search"):
         for _, tile in cosine_tiles(templates.mu[:100], templates.mu):
             tile.max(1)
     done.set()
     watcher.join()
     (folder / "pooled.npy").unlink()
-    return clock.told(own=max(most) - base, pairs=int(left.size), images=len(kappa), templates=int(ids.size))
+    return clock.result(
+        private=max(memory) - base, pairs=int(left.size), images=len(kappa), templates=int(ids.size)
+    )
 
 
 PARTS: dict[str, Callable[..., dict[str, Any]]] = {
@@ -263,28 +265,29 @@ PARTS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def run(part: str, *arguments: Any) -> dict[str, Any]:
-    """A part in a process of its own, with one thread."""
-    one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+    """Run a part in a separate process with one thread, and return its JSON result."""
+    single_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     command = [sys.executable, __file__, "--part", part, *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, **one}, stdout=subprocess.PIPE, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    done = subprocess.run(command, env={**os.environ, **single_thread}, stdout=subprocess.PIPE, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
-def row(name: str, told: dict[str, Any], rival: dict[str, Any] | None = None) -> None:
-    stages = " + ".join(f"{seconds:.2f}" for seconds in told["stages"].values())
-    ratio = f"{rival['total'] / told['total']:.1f}" if rival else ""
-    rates = " / ".join("-" if value is None else f"{value:.4f}" for value in told["rates"])
+def row(name: str, result: dict[str, Any], baseline: dict[str, Any] | None = None) -> None:
+    stages = " + ".join(f"{seconds:.2f}" for seconds in result["stages"].values())
+    ratio = f"{baseline['total'] / result['total']:.1f}" if baseline else ""
+    rates = " / ".join("-" if value is None else f"{value:.4f}" for value in result["rates"])
     print(
-        f"| {name} | {stages} | {told['total']:.2f} | {ratio} | {told['peak']:,.0f} | {rates} |", flush=True
+        f"| {name} | {stages} | {result['total']:.2f} | {ratio} | {result['peak']:,.0f} | {rates} |",
+        flush=True,
     )
 
 
 def best(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each stage the quickest round; the largest memory."""
-    stages = {name: min(told["stages"][name] for told in rounds) for name in rounds[0]["stages"]}
-    peaks = {name: max(told[name] for told in rounds) for name in rounds[0] if "peak" in name}
-    extra = {name: min(told[name] for told in rounds) for name in rounds[0] if name == "bootstrap"}
+    """The shortest time of each stage over the rounds, and the largest peak."""
+    stages = {name: min(result["stages"][name] for result in rounds) for name in rounds[0]["stages"]}
+    peaks = {name: max(result[name] for result in rounds) for name in rounds[0] if "peak" in name}
+    extra = {name: min(result[name] for result in rounds) for name in rounds[0] if name == "bootstrap"}
     return {**rounds[0], **peaks, **extra, "stages": stages, "total": sum(stages.values())}
 
 
@@ -298,31 +301,29 @@ def compare(folder: Path, scale: float, rounds: int) -> None:
     tasks: list[tuple[str, ...]] = [("rival-search",), ("ours-search",)]
     tasks += [(part, kind, *score) for kind in kinds for part, score in (
         ("rival", ()), ("ours", ("cosine",)), ("ours", ("mls",)))]  # fmt: skip
-    found: dict[tuple[str, ...], list[dict[str, Any]]] = {task: [] for task in tasks}
+    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {task: [] for task in tasks}
     for _ in range(rounds):
         for task in tasks:
-            found[task].append(run(task[0], folder, *task[1:]))
-    told = {task: best(values) for task, values in found.items()}
+            runs[task].append(run(task[0], folder, *task[1:]))
+    results = {task: best(values) for task, values in runs.items()}
 
-    print("| 1:1 | pool + score + rates, s | all, s | times ours | peak, MiB | TMR at FMR 1e-1 .. 1e-6 |")
+    print("| 1:1 | pool + score + rates, s | all, s | speed-up | peak, MiB | TMR at FMR 1e-1 .. 1e-6 |")
     print("|---|---|---|---|---|---|")
     for kind in kinds:
-        slow = told["rival", kind]
+        slow = results["rival", kind]
         row(f"loops, {kind} pairs, cosine", slow)
         for score in ("cosine", "mls"):
-            row(f"ours, {kind} pairs, {score}", told["ours", kind, score], slow)
-    columns = (
-        "pool + search, s | all, s | times ours | peak, MiB | rank 1 / 5 / 10, TPIR at FPIR 1e-1 .. 1e-3"
-    )
+            row(f"ours, {kind} pairs, {score}", results["ours", kind, score], slow)
+    columns = "pool + search, s | all, s | speed-up | peak, MiB | rank 1 / 5 / 10, TPIR at FPIR 1e-1 .. 1e-3"
     print(f"\n| 1:N | {columns} |")
     print("|---|---|---|---|---|---|")
-    slow, quick = told["rival-search",], told["ours-search",]
+    slow, quick = results["rival-search",], results["ours-search",]
     row("loop over probes", slow)
     row("ours", quick, slow)
-    print("\n| beside it | |\n|---|---|")
-    print(f"| 1:N, search alone: times ours | {slow['stages']['search'] / quick['stages']['search']:.1f} |")
+    print("\n| other measurements | |\n|---|---|")
+    print(f"| 1:N, search alone: speed-up | {slow['stages']['search'] / quick['stages']['search']:.1f} |")
     for kind in kinds:
-        cosine, mls = told["ours", kind, "cosine"], told["ours", kind, "mls"]
+        cosine, mls = results["ours", kind, "cosine"], results["ours", kind, "mls"]
         ratio = mls["stages"]["score"] / cosine["stages"]["score"]
         print(f"| {kind} pairs, scoring: mls over cosine | {ratio:.2f} |")
         print(f"| {kind} pairs: 1000 bootstrap draws, s | {mls['bootstrap']:.2f} |")
@@ -330,14 +331,18 @@ def compare(folder: Path, scale: float, rounds: int) -> None:
 
 
 def growth(folder: Path) -> None:
-    print("| templates | images | pairs | pool, s | score, s | search, s | own memory, MiB | features, MiB |")
+    columns = (
+        "templates | images | pairs | pool, s | score, s | search, s | private memory, MiB | features, MiB"
+    )
+    print(f"| {columns} |")
     print("|---|---|---|---|---|---|---|---|")
     for templates in GROWTH:
         run("data", folder, templates / 23_124, 2 * templates + 50, 16 * templates)
-        told = run("grow", folder)
-        seconds = " | ".join(f"{value:.1f}" for value in told["stages"].values())
-        counts = " | ".join(f"{told[name]:,}" for name in ("templates", "images", "pairs"))
-        print(f"| {counts} | {seconds} | {told['own']:,.0f} | {told['images'] / 512:,.0f} |", flush=True)
+        result = run("grow", folder)
+        seconds = " | ".join(f"{value:.1f}" for value in result["stages"].values())
+        counts = " | ".join(f"{result[name]:,}" for name in ("templates", "images", "pairs"))
+        memory = f"{result['private']:,.0f} | {result['images'] / 512:,.0f}"
+        print(f"| {counts} | {seconds} | {memory} |", flush=True)
 
 
 def main() -> None:
@@ -349,14 +354,14 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true")
     parser.add_argument("--folder", type=Path, help="for the data, some GiB (default: a temporary one)")
     parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.part:
-        name, folder, *rest = chosen.part
+    options = parser.parse_args()
+    if options.part:
+        name, folder, *rest = options.part
         arguments = map(json.loads, rest) if name == "data" else rest
         print(json.dumps(PARTS[name](Path(folder), *arguments)))
         return
-    with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
-        growth(Path(folder)) if chosen.growth else compare(Path(folder), chosen.scale, chosen.rounds)
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        growth(Path(folder)) if options.growth else compare(Path(folder), options.scale, options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Claim: a million names of images cost little more than their bytes. Rivals: NumPy's StringDType, a list.
+"""Claim: a million image names take little more memory than their bytes, unlike StringDType or a list.
 
     python benchmarks/keys.py [--keys 1000000]
 
-Memory is the anonymous memory of a process of its own for each row (`RssAnon` of /proc/self/status, Linux
-only): held, and at most while the names were taken in one by one. A read is of one name at a random row.
+Every row runs in a separate process and reports its anonymous memory (`RssAnon` of /proc/self/status, Linux
+only): held afterwards, and the peak while the names are added one by one. A read is one name at a random row.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BUILDERS: dict[str, Callable[[Iterator[str], int], Sequence[str] | Any]] = {
 
 
 def anonymous() -> float:
-    """MiB."""
+    """Anonymous memory of this process, MiB."""
     text = Path("/proc/self/status").read_text()
     return int(text.split("RssAnon:")[1].split()[0]) / 1024
 

@@ -1,10 +1,11 @@
-"""Why the default head is what it is: which summaries of the last map predict the cosine to the prototype.
+"""Why the default head has its form: which statistics of the last feature map predict the cosine.
 
     python benchmarks/light_head.py LFW --out runs/light_head
 
-One pass of SFace over every image of people with two or more keeps a wide summary; small heads then read
-parts of it. Printed: the sphere confidence loss on held-out people, the part of the possible gain over a
-constant kappa that it means (the bound knows every cosine), and the number of parameters. Mean over seeds.
+One pass of SFace over all images of people with two or more images caches many statistics; small heads are
+then trained on parts of them. The table gives the sphere confidence loss on held-out people, the share of the
+possible gain over a constant kappa (the bound uses every true cosine), and the number of parameters, as means
+over seeds.
 """
 
 import argparse
@@ -35,7 +36,7 @@ PARTS = ("mean", "deviation", "maximum", "grid", "embedding")
 
 
 class StudyHead(ConfidenceHead):
-    """Reads some parts of a wide summary: channel statistics, a 3x3 grid of means, the embedding."""
+    """Uses some parts of the cached features: channel statistics, a 3x3 grid of means, the embedding."""
 
     kind = "study"
     summary_kind = "study-1"
@@ -66,9 +67,9 @@ class StudyHead(ConfidenceHead):
         return torch.cat([*statistics, grid, embedding / norm, norm], 1)
 
     def fit_normalisation(self, summaries: Tensor) -> None:
-        chosen = summaries[:, self.columns]
-        self.shift.copy_(chosen.mean(0))
-        self.scale.copy_(1 / chosen.std(0, correction=0).clamp_min(1e-6))
+        selected = summaries[:, self.columns]
+        self.shift.copy_(selected.mean(0))
+        self.scale.copy_(1 / selected.std(0, correction=0).clamp_min(1e-6))
 
     def forward(self, summary: Tensor) -> Tensor:
         return self.final(self.hidden((summary[:, self.columns] - self.shift) * self.scale)).squeeze(1)
@@ -88,14 +89,14 @@ STUDIES: tuple[tuple[str, tuple[str, ...], tuple[int, ...]], ...] = (
 
 
 def bounds(targets: Targets, config: ConfidenceConfig, dim: int) -> tuple[float, float]:
-    """Held-out loss of the best constant kappa, and with every sample's own best kappa."""
+    """Held-out loss with the best constant kappa, and with the best kappa for each sample."""
     train, held_out = split_identities(targets.identities, config.fit.held_out, config.seed)
     start = initial_kappa(torch.from_numpy(targets.cosine[train]), dim)
     cosine = torch.from_numpy(targets.cosine[held_out]).double()
     best = vmf.inverse_mean_resultant_length(cosine.clamp(0, 1 - 1e-6), dim)
     kappas = torch.full_like(cosine, start), best
-    constant, own = (float(sphere_confidence_loss_from_cosine(cosine, kappa, dim)) for kappa in kappas)
-    return constant, own
+    constant, ideal = (float(sphere_confidence_loss_from_cosine(cosine, kappa, dim)) for kappa in kappas)
+    return constant, ideal
 
 
 def study(cache: FeatureCache, backbone: FrozenBackbone, config: ConfidenceConfig, seeds: int) -> None:
@@ -105,18 +106,18 @@ def study(cache: FeatureCache, backbone: FrozenBackbone, config: ConfidenceConfi
     runs = [replace(config, seed=seed) for seed in range(seeds)]
     limits = [bounds(targets, run, backbone.dim) for run in runs]
     print("| head | parameters | held-out loss | part of the possible gain |\n|---|---|---|---|")
-    constant, own = np.mean(limits, 0)
+    constant, ideal = np.mean(limits, 0)
     print(f"| constant kappa | 1 | {constant:.3f} | 0 % |")
     for name, parts, widths in STUDIES:
-        found: list[Any] = []
+        results: list[Any] = []
         for run, (start, bound) in zip(runs, limits, strict=True):
             torch.manual_seed(run.seed)
             head = StudyHead(backbone.feature_shape, backbone.dim, parts, widths)
             loss = min(epoch["held_out_loss"] for epoch in fit_head(head, features, run).history)
-            found.append((loss, (start - loss) / (start - bound)))
-        loss, part = np.mean(found, 0)
+            results.append((loss, (start - loss) / (start - bound)))
+        loss, part = np.mean(results, 0)
         print(f"| {name} | {head.parameter_count:,} | {loss:.3f} | {100 * part:.1f} % |", flush=True)
-    print(f"| each sample's own best kappa (the bound) | | {own:.3f} | 100 % |")
+    print(f"| best kappa for each sample (the bound) | | {ideal:.3f} | 100 % |")
 
 
 def main() -> None:
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("data", help="aligned crops of known people")
     parser.add_argument("--out", default="runs/light_head", help="folder of the feature cache")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--people", type=int, help="only the first so many with two or more images")
+    parser.add_argument("--people", type=int, help="use only this many people with two or more images")
     arguments = parser.parse_args()
     backbone = FrozenBackbone.default()
     source = open_source(arguments.data)

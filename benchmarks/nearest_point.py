@@ -1,9 +1,10 @@
-"""Claim: the ROC point nearest to an FMR target, which many papers take, often lies beyond the target.
+"""Claim: the ROC point nearest to an FMR target, which many papers report, often exceeds the target.
 
 python benchmarks/nearest_point.py [--runs 100]
 
-Synthetic scores: normal, those of 20,000 mated pairs 4.5 deviations higher. The number of non-mated pairs is
-150,000, or drawn between 100,000 and 200,000: how target times number rounds decides what is nearest.
+Scores are synthetic and normal, with the mean of 20,000 mated pairs 4.5 standard deviations higher. There are
+150,000 non-mated pairs, or a random number from 100,000 to 200,000: the nearest point depends on how the
+target times this number is rounded.
 """
 
 import argparse
@@ -23,7 +24,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     runs = parser.parse_args().runs
     start = time.perf_counter()
-    print("non-mated pairs     target   beyond it   FMR / target, mean   TMR gained, mean and most")
+    print("non-mated pairs     target   beyond it   FMR / target, mean   TMR gained, mean and max")
     for name, low, high in (("150,000", 150_000, 150_001), ("100,000 to 200,000", 100_000, 200_001)):
         for target, rows in draw(runs, low, high).items():
             ratio, gain = np.array(rows).T
@@ -33,16 +34,16 @@ def main() -> None:
 
 
 def draw(runs: int, low: int, high: int) -> dict[float, list[tuple[float, float]]]:
-    """target -> (FMR / target, TMR gained over the largest with FMR at most the target) of every run."""
+    """target -> (FMR / target, gain over the TMR with FMR at most the target) of every run."""
     rng = np.random.default_rng(0)
-    found: dict[float, list[tuple[float, float]]] = {target: [] for target in TARGETS}
+    rows: dict[float, list[tuple[float, float]]] = {target: [] for target in TARGETS}
     for _ in range(runs):
         mated = np.arange(MATED + int(rng.integers(low, high))) < MATED
         curve = roc(rng.normal(mated * 4.5, 1), mated)
         for exact, near in zip(tmr_of_curve(curve, TARGETS), nearest_of_curve(curve, TARGETS)):
             assert exact.tmr is not None
-            found[near.target].append((near.fmr / near.target, near.tmr - exact.tmr))
-    return found
+            rows[near.target].append((near.fmr / near.target, near.tmr - exact.tmr))
+    return rows
 
 
 if __name__ == "__main__":

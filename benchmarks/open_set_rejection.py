@@ -1,6 +1,6 @@
-"""Claim: in worlds drawn from the model confidences that know picture and gallery beat those that know one.
+"""Claim: on data drawn from the model, confidences that use quality and gallery beat those with only one.
 
-And the posterior of IJB-C's probes over its gallery takes seconds.
+Also, computing the posterior of IJB-C's probes over its gallery takes seconds.
 
 python benchmarks/open_set_rejection.py [--seeds 5]
 """
@@ -43,8 +43,8 @@ def main() -> None:
             f"\n{name}, gallery kappa {world['spread']:g}: PRR at FPIR .05 / .1 / .2, mean of {seeds} seeds"
         )
         for confidence in dict.fromkeys(entry.confidence for entry in reports[0].prr):
-            found = np.array([[r.at(confidence, f).prr.value for f in FPIRS] for r in reports])
-            means, spreads = found.mean(0), found.std(0)
+            values = np.array([[r.at(confidence, f).prr.value for f in FPIRS] for r in reports])
+            means, spreads = values.mean(0), values.std(0)
             print(
                 f"{confidence:20}"
                 + "".join(f"{m:8.3f} ± {s:.3f}" for m, s in zip(means, spreads, strict=True))

@@ -1,11 +1,11 @@
-"""How many photos a second, which stage takes how long, and what kappa costs.
+"""Photos per second, time of each stage, and the cost of kappa.
 
     python benchmarks/photo_pipeline.py [--photos 60] [--size 1280x960] [--repeats 9] [--data FOLDER]
 
-Without --data, ORL's faces are pasted into JPEGs of --size in a temporary folder. One thread. The same photos
-go through the same stages with and without the confidence head, batch by batch in turn. The ratio is that of
-the CPU time of the whole pipelines, from the file to mu, or to mu and kappa with its percentile. The target
-is at most 1.02.
+Without --data, ORL faces are pasted into JPEGs of --size in a temporary folder. The benchmark runs on one
+thread. The same photos go through the same stages with and without the confidence head; the two versions take
+turns batch by batch. The ratio is that of the CPU times of the whole pipelines, from the file to mu, or to mu
+and kappa with its percentile. The target is at most 1.02.
 """
 
 import argparse
@@ -32,7 +32,7 @@ BATCH = 32
 
 
 def make_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """A face of ORL, a third of the picture high, before a blurred wall of noise."""
+    """Photos with one ORL face, a third of the image high, in front of blurred noise."""
     source, rng = orl_faces(), np.random.default_rng(0)
     width, height = size
     for row in range(count):
@@ -45,7 +45,7 @@ def make_photos(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 
 class Stages:
-    """Seconds of CPU time by stage."""
+    """CPU seconds by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -58,7 +58,7 @@ class Stages:
 
 
 def share_of_stages(paths: list[Path], detector: FaceDetector, model: ConfidenceModel) -> Stages:
-    """Each stage alone."""
+    """CPU time of each stage."""
     stages = Stages()
     crops = []
     for path in paths:
@@ -69,14 +69,13 @@ def share_of_stages(paths: list[Path], detector: FaceDetector, model: Confidence
         with stages.time("align and facts"):
             crops.append(align(photo.pixels, faces[0].landmarks))
             capture_facts(faces[0], crops[-1], photo.size, scale=photo.scale)
-    for at in range(0, len(crops), BATCH):
-        batch = np.stack(crops[at : at + BATCH])
+    for start in range(0, len(crops), BATCH):
+        batch = np.stack(crops[start : start + BATCH])
         with stages.time("recogniser"):
             output = model.backbone(batch)
             output.mu  # noqa: B018
         with stages.time("kappa: head and percentile"):
-            said = model.predict_from_features(output)
-            percentile(model, said.log_kappa)
+            percentile(model, model.predict_from_features(output).log_kappa)
     return stages
 
 
@@ -88,8 +87,8 @@ def percentile(model: ConfidenceModel, log_kappa: torch.Tensor) -> object:
 def seconds_of(batch: list[Path], detector: FaceDetector, model: ConfidenceModel, kappa: bool) -> float:
     """CPU time of one batch through the whole pipeline."""
     start = time.process_time()
-    found = [acquire(path, detector) for path in batch]
-    output = model.backbone(np.stack([one.faces[0].crop for one in found if one.faces]))
+    photos = [acquire(path, detector) for path in batch]
+    output = model.backbone(np.stack([photo.faces[0].crop for photo in photos if photo.faces]))
     if kappa:
         percentile(model, model.predict_from_features(output).log_kappa)
     else:
@@ -100,14 +99,14 @@ def seconds_of(batch: list[Path], detector: FaceDetector, model: ConfidenceModel
 def compare(
     paths: list[Path], detector: FaceDetector, model: ConfidenceModel, repeats: int
 ) -> NDArray[np.float64]:
-    """(repeats, batches, 2) seconds without and with kappa: every batch both ways, in changing order."""
+    """(repeats, batches, 2) seconds without and with kappa; the order alternates between batches."""
     starts = range(0, len(paths), BATCH)
     seconds = np.zeros((repeats, len(starts), 2))
     for repeat in range(repeats):
-        for number, at in enumerate(starts):
+        for number, start in enumerate(starts):
             for kappa in (True, False) if (repeat + number) % 2 else (False, True):
-                took = seconds_of(paths[at : at + BATCH], detector, model, kappa)
-                seconds[repeat, number, int(kappa)] = took
+                elapsed = seconds_of(paths[start : start + BATCH], detector, model, kappa)
+                seconds[repeat, number, int(kappa)] = elapsed
     return seconds
 
 
@@ -124,18 +123,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.data is None:
             make_photos(Path(folder), options.photos, (width, height))
-        found = find_photos([options.data or folder]).photos[: options.photos]
-        paths = [photo.path for photo in found]
+        photos = find_photos([options.data or folder]).photos[: options.photos]
+        paths = [photo.path for photo in photos]
         detector, model = FaceDetector(), load()
         seconds_of(paths[:BATCH], detector, model, True)  # the first call prepares the networks
         stages = share_of_stages(paths, detector, model)
         seconds = compare(paths, detector, model, options.repeats)
     total = sum(stages.seconds.values())
-    what = "own" if options.data else options.size
-    print(f"{len(paths)} photos ({what}), {model.backbone.name} by {model.backbone.engine}, one thread\n")
+    kind = "own" if options.data else options.size
+    print(f"{len(paths)} photos ({kind}), {model.backbone.name} by {model.backbone.engine}, one thread\n")
     print("| stage | ms per photo | share |\n|---|---|---|")
-    for name, took in stages.seconds.items():
-        print(f"| {name} | {1e3 * took / len(paths):.2f} | {took / total:.1%} |")
+    for name, elapsed in stages.seconds.items():
+        print(f"| {name} | {1e3 * elapsed / len(paths):.2f} | {elapsed / total:.1%} |")
     without, with_kappa = seconds.min(0).sum(0)
     print(f"\nphotos per second of CPU time: {len(paths) / without:.1f} without kappa, "
           f"{len(paths) / with_kappa:.1f} with it")  # fmt: skip

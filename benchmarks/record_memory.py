@@ -1,11 +1,11 @@
-"""Claim: a RecordIO set takes a bounded number of bytes per record in memory, and none more while it is read.
+"""Claim: a RecordIO set takes a bounded number of bytes per record in memory, and no more while it is read.
 
     python benchmarks/record_memory.py [--records N N ...] [--batches N] [--workers N]
 
-Writes synthetic sets in the field's layout (header, images, one identity record each), opens each in a
-process of its own, and reads shuffled batches of 512 in two halves. Resident is the anonymous memory of the
-process (`RssAnon` of /proc/self/status, so Linux only): everything but the mapped pages of files, which the
-system takes back whenever it likes. The peak is that of opening, sampled every millisecond.
+The script writes synthetic sets in the usual layout (header, images, identity records), opens each in a
+separate process, and reads shuffled batches of 512 in two halves. It reports the anonymous memory of the
+process (`RssAnon` of /proc/self/status, so Linux only), that is, everything except mapped pages of files,
+which the system can reclaim. The peak is that of opening, sampled every millisecond.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCH = 512
 
 
 def write(folder: Path, records: int) -> Path:
-    """A set of ``records`` tiny images, written as bytes so that it takes seconds."""
+    """Write a set of ``records`` tiny images directly as bytes, which takes only seconds."""
     images = [encode_image(np.full((8, 8, 3), grey, np.uint8), ".jpg", 50) for grey in range(0, 256, 16)]
     folder.mkdir()
     ranges = [(at, min(at + IDENTITY, records + 1)) for at in range(1, records + 1, IDENTITY)]
@@ -58,10 +58,9 @@ def anonymous() -> int:
 
 
 def measure(folder: Path, batches: int, workers: int) -> list[float]:
-    """Seconds to open, then bytes: at the peak of opening, open, half read, all read."""
-    warm = write(
-        folder.with_name(f"warm{folder.name}"), 2048
-    )  # pools and decoders take their memory before it is counted
+    """Seconds to open, then bytes at the peak of opening, once open, half read, all read."""
+    # Warm up: thread pools and decoders allocate their memory before the measurement.
+    warm = write(folder.with_name(f"warm{folder.name}"), 2048)
     list(iter_images(RecordFile(warm), batch=BATCH, workers=workers))
     before, peak, done = anonymous(), [0], threading.Event()
 
@@ -95,14 +94,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=190)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")  # a fresh process: nothing is inherited
+    spawn = multiprocessing.get_context("spawn")  # a fresh process that inherits nothing
     print(
         "| records | opening, s | opening, peak B/record | open, B/record | half read, MiB | all read, MiB |"
     )
     print("|---|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as root:
         for records in options.records:
-            folder = write(Path(place) / str(records), records)
+            folder = write(Path(root) / str(records), records)
             with ProcessPoolExecutor(1, mp_context=spawn) as process:
                 work = process.submit(measure, folder, options.batches, options.workers)
                 opening, peak, opened, half, end = work.result()

@@ -1,12 +1,13 @@
-"""Memory, bytes moved, disk and time of both stages, by formula, and the formulas against runs that fit here.
+"""Formulas for memory, bytes moved, disk and time of both stages, compared with measurements on small runs.
 
-    python benchmarks/scaling.py [--identities N]      formula beside measurement, for 1, 2 and 3 gloo ranks
-    python benchmarks/scaling.py --large               what the formulas say of MS1MV2 and beyond, on 8 GPUs
-    python benchmarks/scaling.py --recipes             what each recipe costs, from the line in its header
+    python benchmarks/scaling.py [--identities N]      formulas and measurements for 1, 2 and 3 gloo ranks
+    python benchmarks/scaling.py --large               formulas for MS1MV2 and larger sets, on 8 GPUs
+    python benchmarks/scaling.py --recipes             cost of each recipe, from the line in its header
 
-C identities over R ranks, so c = C / R rows on each (rounded up); dim d, batch B of all ranks, sample rate q.
-Memory is what torch's allocator gave out on a rank; moved is what a rank hands to all_reduce and gets from
-all_gather, counted by wrapping both; disk is the size of the files.
+There are C identities on R ranks, so c = C / R rows on each (rounded up); dimension d, batch B over all
+ranks, sample rate q. Memory is the amount given out by torch's allocator on a rank; "moved" is the amount
+that a rank passes to all_reduce and gets from all_gather, counted by wrapping both; disk is the size of the
+files.
 """
 
 import argparse
@@ -50,7 +51,7 @@ from spherecf.training import (
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB, GIB = 2**20, 2**30
-SETS = {  # identities, images; of the last, twenty images each are assumed
+SETS = {  # identities, images; the last set is hypothetical, with twenty images per person
     "MS1MV2": (85_742, 5_822_653),
     "Glint360K": (360_232, 17_091_657),
     "WebFace42M": (2_059_906, 42_474_557),
@@ -61,33 +62,41 @@ BLOCK = {"cpu": 16 * MIB, "cuda": 128 * MIB}  # logits of a block of identities
 RATE = 2014  # images/s of R100 on 8 V100, DDP in fp16, as MagFace's repository reports
 
 
-# The formulas.
+# Formulas.
 
 
-def seen(identities: int, ranks: int, rate: float, batch: int) -> tuple[int, float]:
-    """Rows of a rank, and those that a step looks at: the sample, and the batch's own people."""
+def row_counts(identities: int, ranks: int, rate: float, batch: int) -> tuple[int, float]:
+    """Rows on a rank, and rows used in a step: the sample, and the identities of the batch."""
     c = math.ceil(identities / ranks)
     return c, c if rate == 1 else rate * c + (1 - rate) * min(batch, identities) / ranks
 
 
-def classifier_bytes(c: int, seen: float, dim: int) -> float:
-    """Held between steps: weight and momentum; gradient; of a sample, also its own copy of the other two."""
-    return 4 * dim * (2 * c + (seen if seen == c else 3 * seen))
+def classifier_bytes(c: int, used: float, dim: int) -> float:
+    """Held between steps: weight, momentum and gradient; with sampling, copies of weight and momentum."""
+    return 4 * dim * (2 * c + (used if used == c else 3 * used))
 
 
-def classifier_peak(c: int, seen: float, dim: int, batch: int, block: int) -> float:
-    """In a step, also four times the embeddings, and three times a block's logits, or slopes and a gradient.
+def classifier_peak(c: int, used: float, dim: int, batch: int, block: int) -> float:
+    """Peak in a step: the memory held, plus four times the embeddings, plus buffers for a block of rows.
 
-    Of a table larger than one block, and on a GPU of any, with the fused update.
+    The buffers are three times the block's logits, or its derivatives and a gradient. This holds with the
+    fused update, for tables larger than one block, and on a GPU for tables of any size.
     """
-    rows = min(seen, block // (4 * max(batch, dim)))
+    rows = min(used, block // (4 * max(batch, dim)))
     blocks = 4 * rows * max(3 * batch, batch + dim)
-    return classifier_bytes(c, seen, dim) + 16 * batch * dim + blocks
+    return classifier_bytes(c, used, dim) + 16 * batch * dim + blocks
 
 
 @dataclass(frozen=True)
 class Network:
-    """``trainable`` numbers, numbers in ``state`` (buffers too), channels of each batch normalisation."""
+    """Size of a network.
+
+    Attributes:
+        trainable: number of trainable parameters.
+        state: number of values in the state dict, including buffers.
+        channels: of each batch normalisation.
+        multiply_adds: per image.
+    """
 
     trainable: int
     state: int
@@ -114,9 +123,11 @@ class Network:
 
 
 def moved_bytes(network: Network, batch: int, ranks: int, dim: int, gloo: bool) -> int:
-    """Of a rank in a step: gradients; embeddings and theirs; labels, cosines, maximum, sum; sizes and flags.
+    """Bytes moved by a rank in a step.
 
-    Where the batch is normalised over all ranks on the CPU, also sums of each channel, and their gradients.
+    These are the gradients; the embeddings and their gradients; labels, cosines, maximum and sum; sizes and
+    flags. If batch normalisation runs over all ranks on the CPU (``gloo``), the channel sums and their
+    gradients are added.
     """
     gradients, embeddings, scalars = 4 * network.trainable, 2 * 4 * batch * dim, (8 + 4 + 4 + 8) * batch
     flags = 2 * 8 * ranks + 4 + 4 + 8
@@ -125,16 +136,16 @@ def moved_bytes(network: Network, batch: int, ranks: int, dim: int, gloo: bool) 
 
 
 def checkpoint_bytes(network: Network, identities: int, dim: int) -> int:
-    """State of the network, momentum of both, prototypes."""
+    """State and momentum of the network, prototypes and their momentum."""
     return 4 * (network.state + network.trainable) + 2 * 4 * identities * dim
 
 
-# The measurements.
+# Measurements.
 
 
 def classifier_job(ranks: Ranks, identities: int, dim: int, rate: float, batch: int) -> list[int]:
-    """[bytes held after two steps, peak of the second]: what torch's allocator gave out."""
-    # Fused, as it always is on a GPU: torch's other updates copy the gradient once more.
+    """[bytes held after two steps, peak of the second step] from torch's allocator."""
+    # Fused, as always on a GPU: torch's other updates copy the gradient once more.
     settings = OptimizerSettings(name="sgd", lr=0.1, weight_decay=5e-4, decay_vectors=True, fused=True)
     classifier = ShardedClassifier(identities, dim, make_margin("arcface"), ranks, settings, rate)
     labels = torch.arange(batch) * identities // batch
@@ -157,7 +168,7 @@ def classifier_job(ranks: Ranks, identities: int, dim: int, rate: float, batch: 
 
     step(0)
     classifier.rows.optimizer.zero_grad()
-    classifier.rows.select_rows(None if rate == 1 else torch.arange(1))  # let go of the sample
+    classifier.rows.select_rows(None if rate == 1 else torch.arange(1))  # release the sample
     before = held()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step(1)
@@ -170,7 +181,7 @@ def training_job(
     ranks: Ranks, folder: str, name: str, options: dict[str, Any], batch: int, people: int
 ) -> list[int]:
     """[bytes moved in each step] of a small training."""
-    moved, at = [0], []
+    moved, step_starts = [0], []
     reduce, gather, begin = dist.all_reduce, dist.all_gather, ShardedClassifier.begin
 
     def counted_reduce(tensor: torch.Tensor, *rest: Any, **more: Any) -> Any:
@@ -181,46 +192,46 @@ def training_job(
         moved[0] += sum(tensor.nbytes for tensor in every)
         return gather(every, *rest)
 
-    def noted_begin(self: ShardedClassifier, *rest: Any) -> Any:
-        at.append(moved[0])
+    def recorded_begin(self: ShardedClassifier, *rest: Any) -> Any:
+        step_starts.append(moved[0])
         return begin(self, *rest)
 
-    dist.all_reduce, dist.all_gather, ShardedClassifier.begin = counted_reduce, counted_gather, noted_begin
+    dist.all_reduce, dist.all_gather, ShardedClassifier.begin = counted_reduce, counted_gather, recorded_begin
     source = SyntheticImages(4 * batch, people, size=(options["size"],) * 2)
     recipe = {
         "network": {"name": name, "dim": 64, "options": options},
         "fit": {"epochs": 1, "batch_size": batch},
     }
     train_backbone(source, folder, BackboneConfig.from_dict(recipe), ranks=ranks)
-    return [b - a for a, b in pairwise(at)]
+    return [b - a for a, b in pairwise(step_starts)]
 
 
 def rank(
-    number: int, size: int, port: int, job: Callable[..., Any], arguments: Sequence[Any], answer: Any
+    number: int, size: int, port: int, job: Callable[..., Any], arguments: Sequence[Any], results: Any
 ) -> None:
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(size), "LOCAL_RANK": str(number)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with join_ranks("cpu") as ranks:
-        answer.put((number, job(ranks, *arguments)))
+        results.put((number, job(ranks, *arguments)))
 
 
 def run(job: Callable[..., Any], size: int, *arguments: Any) -> list[Any]:
-    """What every rank says, in rank order; each is a fresh process."""
+    """Results of all ranks, in rank order; each rank is a fresh process."""
     spawn = multiprocessing.get_context("spawn")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    answer = spawn.Queue()
+    results = spawn.Queue()
     processes = [
-        spawn.Process(target=rank, args=(number, size, port, job, arguments, answer))
+        spawn.Process(target=rank, args=(number, size, port, job, arguments, results))
         for number in range(size)
     ]
     for process in processes:
         process.start()
-    found = dict(answer.get() for _ in processes)
+    by_rank = dict(results.get() for _ in processes)
     for process in processes:
         process.join()
-    return [found[number] for number in range(size)]
+    return [by_rank[number] for number in range(size)]
 
 
 def show(name: str, formula: float, measured: float) -> None:
@@ -228,13 +239,13 @@ def show(name: str, formula: float, measured: float) -> None:
 
 
 def check(identities: int) -> None:
-    """Formula beside measurement."""
-    print(f"d = {DIM}; C identities on R ranks, of which a step sees the share q\n")
-    print("| what | formula, MiB | measured, MiB | ratio |\n|---|---|---|---|")
+    """Print formulas and measurements."""
+    print(f"d = {DIM}; C identities on R ranks, of which a step uses the share q\n")
+    print("| quantity | formula, MiB | measured, MiB | ratio |\n|---|---|---|---|")
     for rate, batch in ((1.0, 128), (1.0, 1024), (0.1, 128)):
         for size in (1, 2, 3):
             held, peak = max(run(classifier_job, size, identities, DIM, rate, batch))
-            c, rows = seen(identities, size, rate, batch)
+            c, rows = row_counts(identities, size, rate, batch)
             name = f"C = {identities:,}, q = {rate:g}, B = {batch:,}, R = {size}"
             show(f"classifier, held between steps, {name}", classifier_bytes(c, rows, DIM), held)
             formula = classifier_peak(c, rows, DIM, batch, BLOCK["cpu"])
@@ -243,9 +254,9 @@ def check(identities: int) -> None:
     network = Network.of("r18", 64, **options)
     for size in (2, 3):
         with tempfile.TemporaryDirectory() as folder:
-            found = run(training_job, size, folder, "r18", options, batch, people)[0]
+            moved = run(training_job, size, folder, "r18", options, batch, people)[0]
             formula = moved_bytes(network, batch, size, 64, gloo=True)
-            show(f"moved in a step, r18 of width 0.25, R = {size}", formula, found[-1])
+            show(f"moved in a step, r18 of width 0.25, R = {size}", formula, moved[-1])
             newest = max((Path(folder) / "checkpoints").iterdir())
             used = min(people, 4 * batch)  # identities that have an image
             disk = sum(file.stat().st_size for file in newest.iterdir())
@@ -273,11 +284,11 @@ def check_caches() -> None:
         show(name, cache_bytes(head, backbone.dim, rows, dtype), disk)
 
 
-# What they say.
+# Estimates.
 
 
 def large() -> None:
-    """The field's data sets on a machine with eight GPUs."""
+    """Print estimates for common data sets on a machine with eight GPUs."""
     network = Network.of("r100")
     print(
         f"R100 (P = {network.trainable:,}, {network.multiply_adds / 1e9:.1f} G multiply-adds), d = {DIM}, "
@@ -289,7 +300,7 @@ def large() -> None:
         cells = [
             size / GIB
             for rate in (1.0, 0.1)
-            for c, rows in [seen(identities, GPUS, rate, BATCH)]
+            for c, rows in [row_counts(identities, GPUS, rate, BATCH)]
             for size in (classifier_bytes(c, rows, DIM), classifier_peak(c, rows, DIM, BATCH, BLOCK["cuda"]))
         ]
         disk, hours = checkpoint_bytes(network, identities, DIM) / GIB, images / RATE / 3600
@@ -304,14 +315,15 @@ def large() -> None:
         "| set | images | light head | conv or linear head | directions | a pass, h | 30 epochs streamed, h |"
     )
     print("|---|---|---|---|---|---|---|")
-    light, linear = (head_on_paper(kind) for kind in ("light", "linear"))
+    light, linear = (meta_head(kind) for kind in ("light", "linear"))
     for name, (_, images) in SETS.items():
         sizes = (*(cache_bytes(head, DIM, 2 * images) for head in (light, linear)), 4 * DIM * images)
         disk, hours = " | ".join(f"{size / GIB:,.0f}" for size in sizes), images / RATE / 3600
         print(f"| {name} | {images:,} | {disk} | {2 * hours:.1f} | {30 * hours:.0f} |")
 
 
-def head_on_paper(kind: str) -> ConfidenceHead:
+def meta_head(kind: str) -> ConfidenceHead:
+    """A head on torch's meta device, without memory for its weights."""
     with without_memory():
         return make_head(kind, channels=512, height=7, width=7)
 
@@ -325,7 +337,7 @@ COST = re.compile(
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost line of a recipe's header: images, epochs (or views) of each, their rate, and what follows."""
+    """The cost line in the header of a recipe: images, epochs (or views), images/s, and the result."""
 
     images: int
     count: int
@@ -337,14 +349,14 @@ class Cost:
 
     @classmethod
     def of(cls, text: str) -> "Cost | None":
-        found = COST.search(text)
-        if found is None:
+        match = COST.search(text)
+        if match is None:
             return None
-        images, count, unit, rate, hours, gpus, gpu_hours = (word.replace(",", "") for word in found.groups())
+        images, count, unit, rate, hours, gpus, gpu_hours = (word.replace(",", "") for word in match.groups())
         return cls(int(images), int(count), unit, int(rate), float(hours), int(gpus), int(gpu_hours))
 
     def computed(self) -> tuple[float, int]:
-        """(hours, GPU hours) that follow."""
+        """(hours, GPU hours) computed from the other numbers."""
         hours = self.images * self.count / self.rate / 3600
         return round(hours, 1), round(hours * self.gpus)
 
@@ -354,8 +366,8 @@ def recipes() -> None:
     for path in sorted((ROOT / "recipes").glob("*.toml")):
         if cost := Cost.of(path.read_text()):
             hours, gpu_hours = cost.computed()
-            done = f"{cost.images:,} | {cost.count} {cost.unit} | {cost.rate:,}"
-            print(f"| {path.name} | {done} | {hours:.1f} | {cost.gpus} | {gpu_hours:,} |")
+            work = f"{cost.images:,} | {cost.count} {cost.unit} | {cost.rate:,}"
+            print(f"| {path.name} | {work} | {hours:.1f} | {cost.gpus} | {gpu_hours:,} |")
 
 
 def main() -> None:

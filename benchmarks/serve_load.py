@@ -1,14 +1,14 @@
-"""What a served photo costs: latency, requests per second, memory, and the same work without a service.
+"""Cost of the service per photo: latency, requests per second, memory, and the same work without a service.
 
     python benchmarks/serve_load.py [--clients 1 8] [--requests 400] [--turns 20] [--photo FILE]
     python benchmarks/serve_load.py --address http://127.0.0.1:8080 --token TOKEN
 
-The first form starts a service (one process, its limits out of the way). N clients in this process each wait
-for an answer before they ask again; every answer must hold a face. Then this process calls `FaceAssessor`
-itself on the same photo, one by one and as a stream. Last, one client and plain Python take turns, ten photos
-each, and what the client gets is told as a share, so that other work on the machine disturbs both alike.
-Without --photo: an ORL face, four times larger, as JPEG. Threads as OMP_NUM_THREADS says, on both sides.
-Where other work disturbs the clock, compare CPU time.
+The first form starts a service (one process, with limits too high to matter). N clients in this process each
+wait for a response before they send the next request; every response must contain a face. Then this process
+calls `FaceAssessor` itself on the same photo, one by one and as a stream. Finally, one client and plain
+Python take turns, ten photos each, and the client's throughput is printed as a share of plain Python's, so
+that other work on the machine affects both alike. The default photo is an ORL face, enlarged four times, as
+JPEG. Both sides use OMP_NUM_THREADS threads. On a busy machine compare CPU times.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TOKEN = "only-for-this-load-test"
 
 
 def photo_bytes(path: Path | None) -> bytes:
-    """The photo that everybody sends."""
+    """The photo that all clients send."""
     if path is not None:
         return path.read_bytes()
     larger = cv2.resize(orl_faces().image(0)[..., ::-1], None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC)
@@ -42,7 +42,7 @@ def photo_bytes(path: Path | None) -> bytes:
 
 
 def form(**fields: bytes | str) -> tuple[dict[str, str], bytes]:
-    """(headers, body) of a form, made once: bytes are photos, text is not."""
+    """(headers, body) of a multipart form: values of type bytes are photos, strings are text fields."""
     parts = []
     for name, value in fields.items():
         file = f'; filename="{name}.jpg"' if isinstance(value, bytes) else ""
@@ -53,7 +53,7 @@ def form(**fields: bytes | str) -> tuple[dict[str, str], bytes]:
 
 @contextmanager
 def service(pending: int, gallery: str = "") -> Iterator[tuple[str, int]]:
-    """(address, process id) of a service of its own."""
+    """Start a service in a separate process; yields (address, process id)."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     script = (
@@ -82,24 +82,24 @@ def service(pending: int, gallery: str = "") -> Iterator[tuple[str, int]]:
 async def load(
     address: str, token: str, photo: bytes, clients: int, requests: int
 ) -> tuple[list[float], int, float]:
-    """(seconds of each good answer, errors, seconds in all)."""
+    """(seconds of each successful request, number of errors, total seconds)."""
     seconds: list[float] = []
     errors = 0
     headers, body = form(photo=photo)
-    left = iter(range(requests))
+    remaining = iter(range(requests))  # shared by all clients
 
     async def one_client(client: httpx.AsyncClient) -> None:
         nonlocal errors
-        for _ in left:
+        for _ in remaining:
             start = time.perf_counter()
             try:
-                answer = await client.post("/api/quality", content=body, headers=headers)
-                good = answer.status_code == 200 and bool(answer.json()["faces"])
+                response = await client.post("/api/quality", content=body, headers=headers)
+                succeeded = response.status_code == 200 and bool(response.json()["faces"])
             except httpx.TransportError:
-                good = False
-            if good:
+                succeeded = False
+            if succeeded:
                 seconds.append(time.perf_counter() - start)
-            errors += not good
+            errors += not succeeded
 
     options = {"base_url": address, "headers": {"Authorization": f"Bearer {token}"}, "timeout": 120.0}
     async with httpx.AsyncClient(trust_env=False, **options) as client:
@@ -109,15 +109,15 @@ async def load(
         return seconds, errors, time.perf_counter() - start
 
 
-def memory(pid: int, what: str) -> float:
-    """MB of a process: VmRSS now, VmHWM at most; 0 where the system does not say."""
+def memory(pid: int, field: str) -> float:
+    """Memory of a process in MB: VmRSS (current) or VmHWM (peak); 0 if the system does not provide it."""
     status = Path(f"/proc/{pid}/status")
-    found = re.search(rf"{what}:\s+(\d+)", status.read_text()) if status.exists() else None
-    return int(found[1]) / 1e3 if found else 0.0
+    match = re.search(rf"{field}:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(match[1]) / 1e3 if match else 0.0
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a process has used, all threads together; 0 where the system does not say."""
+    """CPU time that a process has used, summed over threads; 0 if the system does not provide it."""
     stat = Path(f"/proc/{pid}/stat")
     if not pid or not stat.exists():
         return 0.0
@@ -126,21 +126,21 @@ def cpu_seconds(pid: int) -> float:
 
 
 def direct(assess: FaceAssessor, photo: bytes, count: int) -> None:
-    """Print what this process needs without a service: one call after the other, and as a stream."""
+    """Print the throughput of this process without a service: one call after the other, and as a stream."""
     list(assess.stream([("", photo)] * 4))
     ways = {
         "one by one": lambda: [assess(photo) for _ in range(count)],
         "as a stream": lambda: list(assess.stream(("", photo) for _ in range(count))),
     }
     for way, work in ways.items():
-        start, used = time.perf_counter(), time.process_time()
-        good = sum(bool(one.faces) for one in work())
-        wall, used = time.perf_counter() - start, time.process_time() - used
-        print(f"| no service, {way} | {good / wall:.1f} | | | | {1e3 * used / good:.0f} | {count - good} |")
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
+        done = sum(bool(photo.faces) for photo in work())
+        wall, cpu = time.perf_counter() - wall_start, time.process_time() - cpu_start
+        print(f"| no service, {way} | {done / wall:.1f} | | | | {1e3 * cpu / done:.0f} | {count - done} |")
 
 
 def in_turn(assess: FaceAssessor, address: str, token: str, photo: bytes, turns: int) -> None:
-    """Print how much one client gets of what plain Python does, by the median of the turns."""
+    """Print the throughput of one client as a share of plain Python's, median over the turns."""
     shares = []
     for _ in range(turns):
         _, errors, served = asyncio.run(load(address, token, photo, 1, 10))
@@ -162,7 +162,7 @@ def row(clients: int, seconds: list[float], errors: int, wall: float, cpu: float
 
 
 def main() -> None:
-    """Run it and print the tables."""
+    """Run the load test and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -181,10 +181,10 @@ def main() -> None:
 
     def measure(address: str, pid: int = 0) -> None:
         for clients in options.clients:
-            used = cpu_seconds(pid)
-            asked = load(address, options.token, photo, clients, options.requests)
-            seconds, errors, wall = asyncio.run(asked)
-            print(row(clients, seconds, errors, wall, cpu_seconds(pid) - used), flush=True)
+            cpu_start = cpu_seconds(pid)
+            requests = load(address, options.token, photo, clients, options.requests)
+            seconds, errors, wall = asyncio.run(requests)
+            print(row(clients, seconds, errors, wall, cpu_seconds(pid) - cpu_start), flush=True)
 
     assess = FaceAssessor()
     if options.address:
@@ -196,7 +196,7 @@ def main() -> None:
             measure(address, pid)
             direct(assess, photo, options.requests)
             in_turn(assess, address, options.token, photo, options.turns)
-            print(f"\nmemory of the service: {before:.0f} MB at first, at most {memory(pid, 'VmHWM'):.0f} MB")
+            print(f"\nmemory of the service: {before:.0f} MB at first, peak {memory(pid, 'VmHWM'):.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Rules for rates that cannot be counted: how often they keep their promise in worlds whose tail is known.
+"""Extrapolated rules: how often they keep their FMR bound on simulated scores whose true tail is known.
 
-Scores of all pairs of a few people, some of whom resemble everybody; the truth is that of all people.
+The scores are those of all pairs of a few people, some of whom resemble many others; the true rate is that of
+the whole population.
 
     python benchmarks/tail_rates.py
 """
@@ -15,7 +16,7 @@ from spherecf.calibration import DecisionRule
 from spherecf.evaluation import extrapolated_rule, fit_tail
 
 WORLDS, PEOPLE, SHARE, DRAWS = 100, 250, 5e-3, 200
-LIKENESS = 0.3  # standard deviation of how much a person resembles everybody
+LIKENESS = 0.3  # standard deviation of a person's general similarity to others
 RATES = (1e-4, 1e-5, 1e-6, 1e-7)
 COUNTED = DecisionRule("evidence", None, "kappa", 0.0, 0.0, 0.0, "fmr", 1e-3, 0.01)
 
@@ -27,28 +28,28 @@ SHAPES: dict[str, Shape] = {
         lambda z: student.isf(norm.sf(z), 10), lambda score: float(student.sf(score, 10)),
     ),
 }  # fmt: skip
-"""A rising function of a normal score, and the share of pairs whose value exceeds one."""
+"""An increasing function of a normal score, and the share of pairs whose value exceeds a given score."""
 
 
 def main() -> None:
     """Print the table."""
     left, right = np.triu_indices(PEOPLE, 1)
     print(f"{WORLDS} worlds of {PEOPLE} people, {left.size:,} pairs, tail of the largest {SHARE:.1%}")
-    print(f"{'tail':28} {'promised':>8} {'kept':>6} {'true rate / promised, median':>30}")
+    print(f"{'tail':28} {'FMR bound':>9} {'bound kept':>10} {'true FMR / bound, median':>26}")
     for name, (shape, truth) in SHAPES.items():
-        found: dict[float, list[float]] = {rate: [] for rate in RATES}
+        ratios: dict[float, list[float]] = {rate: [] for rate in RATES}
         for seed in range(WORLDS):
             rng = np.random.default_rng(seed)
             likeness = rng.normal(0, LIKENESS, PEOPLE)
-            own = rng.normal(0, np.sqrt(1 - 2 * LIKENESS**2), left.size)
-            scores = shape(own + likeness[left] + likeness[right])
+            noise = rng.normal(0, np.sqrt(1 - 2 * LIKENESS**2), left.size)
+            scores = shape(noise + likeness[left] + likeness[right])
             tail = fit_tail(scores, left, right, share=SHARE, draws=DRAWS, seed=seed)
             for rate in RATES:
                 rule = extrapolated_rule(COUNTED, [tail], rate)
-                found[rate].append(truth(float(rule.accept or 0.0)) / rate)
-        for rate, ratios in found.items():
-            kept = np.mean(np.array(ratios) <= 1)
-            print(f"{name:28} {rate:8g} {kept:6.2f} {np.median(ratios):30.3f}", flush=True)
+                ratios[rate].append(truth(float(rule.accept or 0.0)) / rate)
+        for rate, values in ratios.items():
+            kept = np.mean(np.array(values) <= 1)
+            print(f"{name:28} {rate:9g} {kept:10.2f} {np.median(values):26.3f}", flush=True)
 
 
 if __name__ == "__main__":

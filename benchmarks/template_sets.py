@@ -21,12 +21,12 @@ _BLOCK = 16384  # images drawn at once
 
 @dataclass(frozen=True, eq=False)
 class SyntheticTemplates:
-    """Images of templates and who they show; every subject has one gallery template."""
+    """Template images and the subject of each template; every subject has one gallery template."""
 
     mu: NDArray[np.float32]
-    """(n, dim) unit directions, in order of template; mapped from a file where one was asked for."""
+    """(n, dim) unit directions, in order of template; memory-mapped if a path was given."""
     kappa: NDArray[np.float32]
-    """(n,) the concentration each image was drawn with."""
+    """(n,) concentration with which each image was drawn."""
     templates: NDArray[np.int64]
     """(n,) template id of each image."""
     media: NDArray[np.int64]
@@ -42,9 +42,9 @@ class SyntheticTemplates:
     seed: int
 
     def pairs(self) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """(left, right, mated) template ids of 1:1 as in the protocol: galleries against probes, in no order.
+        """(left, right, mated) template ids for 1:1 as in the protocol: galleries against probes, shuffled.
 
-        Nearly every probe has its mated pair; the rest are drawn at random from the non-mated ones.
+        Nearly every probe is in one mated pair; the other pairs are drawn at random and are non-mated.
         """
         enrolled = np.concatenate(list(self.galleries.values()))
         rng = np.random.default_rng([self.seed, 1])
@@ -53,10 +53,10 @@ class SyntheticTemplates:
         order = np.argsort(self._subject(enrolled))
         probes = rng.choice(self.probes, min(mated, self.probes.size), replace=False)
         mates = enrolled[order][self._subject(probes)]
-        some_more = total + total // 20 + 50  # a few show one subject by chance, and are left out
-        left, right = (rng.choice(side, some_more) for side in (enrolled, self.probes))
-        other = np.flatnonzero(self._subject(left) != self._subject(right))[: total - probes.size]
-        return self._shuffled(rng, np.append(mates, left[other]), np.append(probes, right[other]))
+        n_drawn = total + total // 20 + 50  # a few pairs are mated by chance and are left out
+        left, right = (rng.choice(side, n_drawn) for side in (enrolled, self.probes))
+        non_mated = np.flatnonzero(self._subject(left) != self._subject(right))[: total - probes.size]
+        return self._shuffled(rng, np.append(mates, left[non_mated]), np.append(probes, right[non_mated]))
 
     def random_pairs(self, count: int) -> tuple[Array, Array, NDArray[np.bool_]]:
         """(left, right, mated) template ids drawn over all templates; one pair in a hundred is mated."""
@@ -68,10 +68,9 @@ class SyntheticTemplates:
         start = np.cumsum(size) - size
         subject = self._subject(left[mate])
         right[mate] = self.ids[by_subject[start[subject] + rng.integers(0, size[subject])]]
-        place = np.searchsorted(self.ids, right) + (
-            left == right
-        )  # the next one, where both are one template
-        return self._shuffled(rng, left, self.ids[place % self.ids.size])
+        # If both sides are the same template, take the next one on the right.
+        position = np.searchsorted(self.ids, right) + (left == right)
+        return self._shuffled(rng, left, self.ids[position % self.ids.size])
 
     def _subject(self, templates: Array) -> Array:
         return self.subjects[np.searchsorted(self.ids, templates)]
@@ -92,19 +91,20 @@ def synthetic_templates(
     seed: int = 0,
     path: str | Path | None = None,
 ) -> SyntheticTemplates:
-    """Draw a template set of the size and make of IJB-C: 3,531 subjects, 23,124 templates, 469,375 images.
+    """Draw a template set with the size and structure of IJB-C.
 
-    A subject has a direction c, uniform on the sphere. An image with concentration kappa is the direction of
-    ``s c + z``, z standard normal in ``dim`` dimensions and s such that ``kappa = s sqrt(s^2 + dim)``: very
-    nearly a von Mises-Fisher draw, for which A_d(kappa) is the mean cosine to c. kappa varies by a factor of
-    50 over images, and frames of one medium share most of it.
+    At scale 1 it has 3,531 subjects, 23,124 templates and 469,375 images. A subject has a direction c,
+    uniform on the sphere. An image with concentration kappa is the direction of ``s c + z``, with z standard
+    normal in ``dim`` dimensions and s such that ``kappa = s sqrt(s^2 + dim)``. This is very nearly a von
+    Mises-Fisher sample, whose mean cosine to c is A_d(kappa). kappa varies by a factor of 50 over images, and
+    frames of one medium have similar kappas.
 
     Args:
-        scale: of the numbers of subjects, templates and images.
+        scale: factor for the numbers of subjects, templates and images.
         dim: of the directions.
-        images: other number of images than the scale gives, at least one per template.
-        seed: of everything; equal arguments give equal sets, with or without ``path``.
-        path: a .npy file to write the directions to, from which they are then mapped.
+        images: number of images, if it should differ from the scaled one; at least one per template.
+        seed: of all random numbers; equal arguments give equal sets, with or without ``path``.
+        path: a .npy file for the directions, which are then memory-mapped from it.
 
     Raises:
         InputError: fewer than four subjects, or fewer images than templates.
@@ -127,9 +127,9 @@ def synthetic_templates(
     shuffled = rng.permutation(count)
     enrolled = np.zeros(count, bool)
     enrolled[shuffled[:subjects]] = True
-    who = np.empty(count, np.int64)
-    who[enrolled] = rng.permutation(subjects)
-    who[~enrolled] = rng.integers(0, subjects, probes)
+    subject = np.empty(count, np.int64)
+    subject[enrolled] = rng.permutation(subjects)
+    subject[~enrolled] = rng.integers(0, subjects, probes)
     owner = np.sort(np.append(np.arange(count), _sizes(rng, count, total)))
     new = rng.random(total) < 0.3  # a video has about three frames
     new[1:] |= owner[1:] != owner[:-1]
@@ -141,23 +141,23 @@ def synthetic_templates(
     mu: Array = np.empty(shape, np.float32) if path is None else open_memmap(path, "w+", np.float32, shape)
     centres = rng.standard_normal((subjects, dim), np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    for block, drawn in _directions(rng, centres, who, owner, kappa):
+    for block, drawn in _directions(rng, centres, subject, owner, kappa):
         mu[block] = drawn
     if path is not None:
         mu = np.load(path, mmap_mode="r")
-    first = (who < round(subjects * _FIRST / _SUBJECTS)) & enrolled
+    first = (subject < round(subjects * _FIRST / _SUBJECTS)) & enrolled
     galleries = {"G1": ids[first], "G2": ids[enrolled & ~first]}
-    return SyntheticTemplates(mu, kappa, ids[owner], medium, ids, who, galleries, ids[~enrolled], seed)
+    return SyntheticTemplates(mu, kappa, ids[owner], medium, ids, subject, galleries, ids[~enrolled], seed)
 
 
 def _sizes(rng: np.random.Generator, templates: int, images: int) -> Array:
-    """Owners of the images beyond one each: most templates get few, some hundreds."""
+    """Templates of the images beyond the first: most templates get a few images, some get hundreds."""
     share = rng.pareto(1.2, templates) + 0.1
     return rng.choice(templates, images - templates, p=share / share.sum())
 
 
 def _directions(
-    rng: np.random.Generator, centres: Array, who: Array, owner: Array, kappa: Array
+    rng: np.random.Generator, centres: Array, subject: Array, owner: Array, kappa: Array
 ) -> Iterator[tuple[slice, Array]]:
     dim = centres.shape[1]
     half = dim / 2.0
@@ -165,5 +165,5 @@ def _directions(
     for start in range(0, owner.size, _BLOCK):
         block = slice(start, start + _BLOCK)
         drawn = rng.standard_normal((owner[block].size, dim), np.float32)
-        drawn += along[block, None] * centres[who[owner[block]]]
+        drawn += along[block, None] * centres[subject[owner[block]]]
         yield block, drawn / np.linalg.norm(drawn, axis=1, keepdims=True)

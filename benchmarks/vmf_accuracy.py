@@ -1,8 +1,8 @@
-"""Claim: log C_d, A_d, A_d' and the inverse of A_d are right to rounding for every dim and kappa.
+"""Claim: log C_d, A_d, A_d' and the inverse of A_d are accurate to rounding for every dim and kappa.
 
-Prints the tables of docs/numerics.md: the largest error of each function against the committed 50-digit
-table (tests/reference/vmf_table.json: ten dims, kappa 0 and 1e-6 to 1e8), by dim and by regime, and what the
-usual ways to compute log C_512 reach on the same table.
+Prints the tables of docs/numerics.md: the largest error of each function against the committed 50-digit table
+(tests/reference/vmf_table.json: ten dims, kappa 0 and 1e-6 to 1e8), by dim and by regime, and the errors of
+the usual ways to compute log C_512 on the same table.
 
     python benchmarks/vmf_accuracy.py
 """
@@ -26,12 +26,12 @@ Row = dict[str, str | float]
 
 
 class Claim(NamedTuple):
-    """A function, its column in the table, its limits, and what an error is divided by."""
+    """A function, its column in the table, its limits, and the scale by which errors are divided."""
 
     function: Callable[[Tensor, int], Tensor]
     truth: str
     limits: dict[str, float]
-    scale: Callable[[Row, Row], float]  # of a row, given the row at kappa = 0
+    scale: Callable[[Row, Row], float]  # from a row and the row at kappa = 0
 
 
 def value_scale(column: str) -> Callable[[Row, Row], float]:
@@ -59,45 +59,46 @@ INVERSE_LIMITS = {"float32": 5e-7, "float64": 1e-14}
 
 
 class Error(NamedTuple):
-    """One function at one point."""
+    """Error of one function at one point."""
 
     function: str
     type: str
     dim: int
     kappa: float
-    size: float  # over its scale
+    size: float  # divided by its scale
     limit: float
 
 
 def errors(device: str = "cpu") -> list[Error]:
-    """Every function at every point of the table, in both types, as computed on a device."""
-    found = []
+    """Errors of every function at every point of the table, in both types, computed on a device."""
+    results = []
     for dim, rows in ((int(key), value) for key, value in json.loads(TABLE.read_text()).items()):
         for name, dtype in TYPES.items():
             kappa = torch.tensor([row["kappa"] for row in rows], dtype=dtype, device=device)
             for label, claim in CLAIMS.items():
                 for row, value in zip(rows, claim.function(kappa, dim).tolist()):
                     size = _distance(value, row[claim.truth]) / claim.scale(row, rows[0])
-                    found.append(Error(label, name, dim, row["kappa"], size, claim.limits[name]))
-            found += _inverse_errors(rows, dim, name, device)
-    return found
+                    results.append(Error(label, name, dim, row["kappa"], size, claim.limits[name]))
+            results += _inverse_errors(rows, dim, name, device)
+    return results
 
 
 def _inverse_errors(rows: list[Row], dim: int, name: str, device: str) -> list[Error]:
-    """The error of kappa over what one rounding of rho does to it: max(1, condition number) times kappa."""
+    """Errors of kappa, divided by the effect of rounding rho: max(1, condition number) times kappa."""
     rho = torch.tensor([float(row["mean"]) for row in rows], dtype=TYPES[name], device=device)
-    found = []
-    for row, here, value in zip(rows, rho.tolist(), vmf.inverse_mean_resultant_length(rho, dim).tolist()):
+    results = []
+    values = vmf.inverse_mean_resultant_length(rho, dim).tolist()
+    for row, rounded_rho, value in zip(rows, rho.tolist(), values):
         kappa = float(row["kappa"])
-        if here < 1:  # else rho was rounded to 1, where kappa is infinite
-            condition = here / (kappa * float(row["slope"])) if kappa else 1
+        if rounded_rho < 1:  # skip rho that was rounded to 1, where kappa is infinite
+            condition = rounded_rho / (kappa * float(row["slope"])) if kappa else 1
             size = _distance(value, kappa) / (max(1, condition) * kappa or 1)
-            found.append(Error("inverse of A_d", name, dim, kappa, size, INVERSE_LIMITS[name]))
-    return found
+            results.append(Error("inverse of A_d", name, dim, kappa, size, INVERSE_LIMITS[name]))
+    return results
 
 
 def _distance(value: float, truth: str | float) -> float:
-    """Without a rounding of its own."""
+    """Absolute difference, computed exactly with fractions."""
     return float(abs(Fraction(value) - Fraction(truth))) if isfinite(value) else float("inf")
 
 
@@ -106,14 +107,14 @@ def regime(error: Error) -> str:
     return "kappa < d / 10" if ratio < 0.1 else "d / 10 to 10 d" if ratio <= 10 else "kappa > 10 d"
 
 
-def table(found: list[Error], group: Callable[[Error], str]) -> list[str]:
-    """Markdown: one row per function and type, one column per group, the largest error in each."""
-    groups = list(dict.fromkeys(group(e) for e in found))
+def table(results: list[Error], group: Callable[[Error], str]) -> list[str]:
+    """Markdown table of the largest errors: one row per function and type, one column per group."""
+    groups = list(dict.fromkeys(group(e) for e in results))
     largest: dict[tuple[str, str, str], float] = {}
-    for e in found:
+    for e in results:
         key = (e.function, e.type, group(e))
         largest[key] = max(largest.get(key, 0), e.size)
-    heads = dict.fromkeys((e.function, e.type, e.limit) for e in sorted(found, key=lambda e: e.type))
+    heads = dict.fromkeys((e.function, e.type, e.limit) for e in sorted(results, key=lambda e: e.type))
     lines = [f"| function | type | limit | {' | '.join(groups)} |", "|---" * (3 + len(groups)) + "|"]
     for function, type_, limit in heads:
         cells = " | ".join(f"{largest[function, type_, g]:.1e}" for g in groups)
@@ -122,27 +123,27 @@ def table(found: list[Error], group: Callable[[Error], str]) -> list[str]:
 
 
 def rivals(dim: int = 512) -> list[str]:
-    """Markdown: the usual ways to compute log C_d: where they are not finite, and their errors elsewhere."""
+    """Markdown table of the usual ways to compute log C_d: where they are not finite, and their errors."""
     rows = json.loads(TABLE.read_text())[str(dim)]
     shown = (100.0, 1000.0, 10000.0)
-    heads = ["method", "type", "not finite", "largest error", *(f"off at kappa {k:,.0f}" for k in shown)]
+    heads = ["method", "type", "not finite", "largest error", *(f"error at kappa {k:,.0f}" for k in shown)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, method in _rival_methods(dim).items():
         for type_ in TYPES:
             kappa = np.array([row["kappa"] for row in rows], dtype=type_)
             with np.errstate(all="ignore"):
-                off = [_distance(v, row["log_c"]) for v, row in zip(method(kappa).tolist(), rows)]
-            lost = [row["kappa"] for row, error in zip(rows, off) if not isfinite(error)]
-            where = f"kappa <= {max(lost):g}" if lost else "nowhere"
+                sizes = [_distance(v, row["log_c"]) for v, row in zip(method(kappa).tolist(), rows)]
+            not_finite = [row["kappa"] for row, size in zip(rows, sizes) if not isfinite(size)]
+            where = f"kappa <= {max(not_finite):g}" if not_finite else "nowhere"
             scale = value_scale("log_c")
-            largest = max(error / scale(row, rows[0]) for row, error in zip(rows, off) if isfinite(error))
-            at = " | ".join(f"{error:.1e}" for row, error in zip(rows, off) if row["kappa"] in shown)
-            lines.append(f"| {name} | {type_} | {where} | {largest:.1e} | {at} |")
+            largest = max(size / scale(row, rows[0]) for row, size in zip(rows, sizes) if isfinite(size))
+            cells = " | ".join(f"{size:.1e}" for row, size in zip(rows, sizes) if row["kappa"] in shown)
+            lines.append(f"| {name} | {type_} | {where} | {largest:.1e} | {cells} |")
     return lines
 
 
 def _rival_methods(dim: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    import scipy.special  # here: a machine with a GPU may have none, and needs the errors alone
+    import scipy.special  # imported here because the GPU machine may lack scipy and needs only `errors`
 
     order = dim / 2 - 1
 
@@ -161,8 +162,8 @@ def _rival_methods(dim: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
 
 
 def main() -> None:
-    found = errors()
-    blocks = (table(found, lambda e: f"d = {e.dim}"), table(found, regime), rivals())
+    results = errors()
+    blocks = (table(results, lambda e: f"d = {e.dim}"), table(results, regime), rivals())
     print("\n\n".join("\n".join(block) for block in blocks))
 
 

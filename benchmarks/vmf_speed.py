@@ -1,10 +1,11 @@
-"""Claim: log C_d with its gradient A_d, at dim 512 on one thread, is at least 30 times (eager) and 200 times
-(compiled) faster than an autograd function around scipy's Bessel function, as the released code has it.
+"""Claim: log C_d with its gradient A_d is 30 (eager) and 200 (compiled) times faster than the released code.
+
+The claim is for dim 512 on one thread; the released code is an autograd function around scipy's Bessel
+function. On a GPU the claim is different: at most 3 times torch.log with its gradient, eager and compiled.
 
 Prints the table of docs/numerics.md: nanoseconds per element for a forward and a backward pass. The methods
-take turns, round after round in one run; a row is the median over rounds. What is measured is the thread's
-processor time, so that other work on the machine does not count. On a GPU the claim is another: at most 3
-times torch.log with its gradient, eager and compiled; the time is the clock's, and scipy is left out.
+take turns in every round; a row is the median over rounds. The time is CPU time of the thread, so that other
+work on the machine does not count. On a GPU it is wall time, and scipy is left out.
 
     python benchmarks/vmf_speed.py
     python benchmarks/vmf_speed.py --device cuda --mebibytes 256
@@ -34,15 +35,17 @@ BOTH = "one torch.log and its gradient"
 
 
 def keep_memory() -> None:
-    """Stops glibc from returning freed memory to the system after every call and taking it back page by page:
-    that costs as much as these functions, and falls on whichever method runs after another."""
+    """Stop glibc from returning freed memory to the system after every call.
+
+    Getting it back page by page takes as long as these functions, and would be charged to the next method.
+    """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems
         ctypes.CDLL(None).mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
         ctypes.CDLL(None).mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
 
 
 def with_gradient(function: Callable[[Tensor, int], Tensor], kappa: Tensor) -> Callable[[], object]:
-    """Forward and backward pass, as a training step has them."""
+    """Forward and backward pass, as in a training step."""
     kappa = kappa.detach().requires_grad_()
     ones = torch.ones_like(kappa)
     return lambda: torch.autograd.grad(function(kappa, DIM), kappa, ones)
@@ -55,31 +58,31 @@ def nanoseconds(
     times: dict[str, list[float]] = {name: [] for name in methods}
     for round_ in range(rounds + 1):
         for name, (action, elements) in methods.items():
-            action()  # brings caches and clock back after the method before
+            action()  # restore caches after the previous method
             calls, start = 0, clock()
-            while (passed := clock() - start) < 0.02 or calls < 2:
+            while (elapsed := clock() - start) < 0.02 or calls < 2:
                 action()
                 calls += 1
-            if round_:  # the first one only warms up
-                times[name].append(passed / (calls * elements) * 1e9)
+            if round_:  # the first round is a warm-up
+                times[name].append(elapsed / (calls * elements) * 1e9)
     return times
 
 
 def clock_of(gpu: bool) -> Callable[[], float]:
-    """Processor time, or the clock once the GPU has done its work."""
+    """CPU time, or wall time after synchronising with the GPU."""
 
-    def done() -> float:
+    def synchronised() -> float:
         torch.cuda.synchronize()
         return time.perf_counter()
 
-    return done if gpu else time.process_time
+    return synchronised if gpu else time.process_time
 
 
 def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device) -> dict[str, float]:
     """Nanoseconds per element by method; kappa is log-uniform from 1 to 1e4."""
     kappa = 10 ** (4 * torch.rand(elements, generator=torch.Generator().manual_seed(0), dtype=dtype))
     gpu, kappa = device.type == "cuda", kappa.to(device)
-    few = kappa[: elements // 32]  # the rival takes long, and is no faster on many
+    few = kappa[: elements // 32]  # scipy is slow, and no faster per element on larger arrays
     compiled = torch.compile(log_normalizer, fullgraph=True)
     methods = {
         FLOOR: (kappa.log, elements),

@@ -36,7 +36,9 @@ def _root() -> None:
 )
 def cross_quality(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
-    test: Annotated[Path, typer.Argument(help="Aligned crops of other people, which the pairs name.")],
+    test: Annotated[
+        Path, typer.Argument(help="Aligned crops of other people, with the images of the pairs.")
+    ],
     pairs: Annotated[list[Path], typer.Option(help="Pair list of the test images; may be repeated.")],
     out: Annotated[
         Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
@@ -45,14 +47,14 @@ def cross_quality(
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
     seeds: Annotated[int, typer.Option(help="Repetitions, each with its own heads and degradations.")] = 3,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of the intervals.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Bootstrap samples for the intervals.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
     """Train heads on some people and compare pairs of others: clean, clean against degraded, both degraded.
 
     Compares the cosine with the mutual likelihood score of four heads: exact and released loss, with and
-    without the sample in its own prototype. Writes tables, intervals over people, EDC and rejection curves
-    into a report. Interrupted, the same command goes on where it stopped.
+    without the sample in its own prototype. The report has tables, intervals over people, EDC and rejection
+    curves. An interrupted run continues when the same command is run again.
     """
     from spherecf.data import open_pairs, open_source
     from spherecf.demo.run import present, tables
@@ -73,7 +75,7 @@ def cross_quality(
     files = present(
         result,
         out / "report",
-        title=f"{recogniser.name}: what confidence buys, clean and degraded",
+        title=f"{recogniser.name}: what the confidence adds, clean and degraded",
         notes=[f"Trained on {train.name}, tested on {test.name}."],
         provenance={"backbone": recogniser.sha256, "config": config.to_dict()},
     )
@@ -84,24 +86,25 @@ def cross_quality(
 def shipped(
     train: Annotated[
         Path,
-        typer.Argument(
-            help="Aligned crops of the people to train on; or a model, to calibrate its head anew."
-        ),
+        typer.Argument(help="Aligned crops of the people to train on; or a model, to recalibrate its head."),
     ],
-    test: Annotated[Path, typer.Argument(help="Aligned crops of other people, to calibrate and to check.")],
+    test: Annotated[
+        Path, typer.Argument(help="Aligned crops of other people, for calibration and evaluation.")
+    ],
     out: Annotated[
         Path,
         typer.Option(help="Folder for model.safetensors, report, head and caches.", callback=folder_to_write),
     ],
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the head.")] = None,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Bootstrap samples of the people; 0 for no intervals.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
-    """Make the model that ships with this package: train SFace's head, calibrate it, check it on others.
+    """Build the model that ships with this package: train SFace's head, calibrate it and evaluate it.
 
-    Trains on TRAIN without the people who look like somebody of TEST, calibrates on half of the people of
-    TEST, and counts on the other half what its decisions do as pictures get worse, beside a cosine threshold.
-    Interrupted, the same command goes on where it stopped. docs/model-card.md has the results.
+    Trains on TRAIN without the people who look like somebody in TEST, calibrates on half of the people of
+    TEST, and measures its decisions on the other half at several grades of damage, compared with a cosine
+    threshold. An interrupted run continues when the same command is run again. docs/model-card.md has the
+    results.
     """
     from spherecf.data import open_source, orl_faces
     from spherecf.faces import AlignedFaces
@@ -111,11 +114,11 @@ def shipped(
     from studies.shipped import MODEL_FILE, ship
     from studies.shipped_report import present_shipped, shipped_tables
 
-    require_matplotlib()  # before the work, not after
+    require_matplotlib()  # fail before the long computation, not after it
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
-    learnt = load(train) if train.suffix == ".safetensors" else open_source(train)
+    model_or_images = load(train) if train.suffix == ".safetensors" else open_source(train)
     result = ship(
-        FrozenBackbone.default(), learnt, open_source(test), out, config,
+        FrozenBackbone.default(), model_or_images, open_source(test), out, config,
         foreign={"orl": AlignedFaces(orl_faces())}, realign=AlignedFaces, draws=draws,
     )  # fmt: skip
     files = present_shipped(result, out / "report", {"config": config.to_dict()})
@@ -124,27 +127,32 @@ def shipped(
 
 @app.command("promise", epilog="Example: python -m studies promise cfp/ lfw/ --out runs/shipped")
 def promised(
-    test: Annotated[Path, typer.Argument(help="Aligned crops of the people that calibrated and checked it.")],
+    test: Annotated[
+        Path, typer.Argument(help="Aligned crops of the people used for calibration and evaluation.")
+    ],
     others: Annotated[
-        list[Path] | None, typer.Argument(help="Aligned crops of other people, several of each.")
+        list[Path] | None, typer.Argument(help="Aligned crops of other people, several images of each.")
     ] = None,
     *,
     out: Annotated[
         Path,
-        typer.Option(help="Folder of `shipped`, for its cache; gets promise/.", callback=folder_to_write),
+        typer.Option(
+            help="Output folder of `shipped`, whose cache is used; the report goes to promise/ in it.",
+            callback=folder_to_write,
+        ),
     ],
     model: Annotated[
         Path | None, typer.Option(help="Calibrated model of SFace (default: the one that ships).")
     ] = None,
-    repetitions: Annotated[int, typer.Option(help="Draws of the people that rules are made anew on.")] = 10,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of people.")] = 200,
+    repetitions: Annotated[int, typer.Option(help="Random samples of people to refit the rules on.")] = 10,
+    draws: Annotated[int, typer.Option(help="Bootstrap samples of the people.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
-    """Count decision rules on people of other sets, with and without `spherecf calibrate` on some of them.
+    """Measure decision rules on people of other sets, with and without `spherecf calibrate` on some of them.
 
-    Sets: the checking people of TEST by pose and under unseen damage, the OTHERS, and ORL. Rules of the model
-    and of each set are counted on all others, and rules made anew on 20 to 200 people of a set on its others.
-    docs/decisions.md has the results.
+    The sets are the evaluation people of TEST (by pose, and under unseen damage), the OTHERS, and ORL. Rules
+    of the model and rules refitted on each set are measured on all other sets; rules refitted on 20 to 200
+    people of a set are measured on the rest of that set. docs/decisions.md has the results.
     """
     from spherecf.data import open_source, orl_faces
     from spherecf.faces import AlignedFaces
@@ -160,22 +168,26 @@ def promised(
 
 @app.command(epilog="Example: python -m studies cohort cfp/ lfw/ --out runs/shipped")
 def cohort(
-    test: Annotated[Path, typer.Argument(help="Aligned crops of the people that calibrated and checked it.")],
+    test: Annotated[
+        Path, typer.Argument(help="Aligned crops of the people used for calibration and evaluation.")
+    ],
     others: Annotated[
-        list[Path] | None, typer.Argument(help="Aligned crops of other people, several of each.")
+        list[Path] | None, typer.Argument(help="Aligned crops of other people, several images of each.")
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Folder of `shipped`, for its cache.", callback=folder_to_write)],
+    out: Annotated[
+        Path, typer.Option(help="Output folder of `shipped`, whose cache is used.", callback=folder_to_write)
+    ],
     model: Annotated[
         Path | None, typer.Option(help="Calibrated model of SFace (default: the one that ships).")
     ] = None,
-    galleries: Annotated[int, typer.Option(help="Draws of who is enrolled.")] = 8,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of people.")] = 200,
+    galleries: Annotated[int, typer.Option(help="Random galleries of half of the people.")] = 8,
+    draws: Annotated[int, typer.Option(help="Bootstrap samples of the people.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
-    """Measure open-set search with scores normalised on the probe's own gallery (Z-norm, S-norm, tails).
+    """Measure open-set search with scores normalised on the searched gallery (Z-norm, S-norm, tails).
 
-    docs/LOG.md has the results: the gallery does not do it.
+    docs/LOG.md has the results: normalisation on the gallery does not help.
     """
     from spherecf.data import open_source
     from spherecf.models import load
@@ -183,36 +195,41 @@ def cohort(
 
     sets = [open_source(path) for path in others or ()]
     gains = run(
-        load(model), open_source(test), {one.name: one for one in sets}, out, galleries=galleries, draws=draws
-    )
+        load(model), open_source(test), {source.name: source for source in sets}, out,
+        galleries=galleries, draws=draws,
+    )  # fmt: skip
     _print(cohort_tables(gains), "", as_json)
 
 
 @app.command(epilog="Example: python -m studies damage lfw/ cfp/ --out runs/damage")
 def damage(
-    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to learn from and to test on.")],
-    test: Annotated[Path, typer.Argument(help="Aligned crops of other people: pairs, and faces.")],
+    train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train and test on.")],
+    test: Annotated[Path, typer.Argument(help="Aligned crops of other people, for pairs and as faces.")],
     out: Annotated[
         Path, typer.Option(help="Folder for the report and the caches.", callback=folder_to_write)
     ],
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
     people: Annotated[
-        tuple[int, int], typer.Option(help="Of TRAIN, three pictures of each, a third to test on; of TEST.")
+        tuple[int, int],
+        typer.Option(
+            help="Number of people of TRAIN (three images each, a third of them for testing) and of TEST."
+        ),
     ] = (100, 60),
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="Further model beside the one that ships."),
+        typer.Option(help="Further model to compare with the one that ships; may be repeated."),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Folder of any pictures that are no faces: animals, things.")
+        Path | None, typer.Option(help="Folder of images without faces: animals, objects.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
-    """Leave out each kind of damage in training, and show heads what is no face.
+    """Leave each kind of damage out of training in turn, and test heads on images that are not faces.
 
-    Every kind is shown, on people who taught nothing, to a head that saw all kinds but this one. Then what
-    kappa is worth in pairs, beside a kappa that knows the truth; and kappa of textures, drawn faces, halves
-    and patches of faces and faces upside down, beside that of faces. docs/LOG.md has the results.
+    Every kind of damage is tested, on held-out people, with a head trained on all other kinds. Then pairs are
+    scored with the kappa of each head and with an ideal kappa computed from the true errors. Finally kappa on
+    textures, drawn faces, half faces, patches of faces and upside-down faces is compared with kappa on faces.
+    docs/LOG.md has the results.
     """
     from spherecf.data import open_source
     from spherecf.models import FrozenBackbone, load
@@ -220,7 +237,7 @@ def damage(
     from spherecf.training import ConfidenceConfig
     from studies.damage import study_damage
 
-    require_matplotlib()  # before the work, not after
+    require_matplotlib()  # fail before the long computation, not after it
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
     heads = {"shipped": load().head, **{path.stem: load(path).head for path in model or ()}}
     others = open_source(pictures) if pictures else None
@@ -229,7 +246,7 @@ def damage(
         people=people, heads=heads, pictures=others,
     )  # fmt: skip
     files = write_report(
-        out / "report", title="Damage that a head has and has not seen",
+        out / "report", title="Kinds of damage with and without training",
         sections=[Section("Heads", tables=tables)], results={"tables": [table.to_dict() for table in tables]},
         provenance={"config": config.to_dict()},
     )  # fmt: skip
@@ -239,25 +256,27 @@ def damage(
 @app.command(epilog=_REPRODUCE_EXAMPLE)
 def reproduce(
     train: Annotated[Path, typer.Argument(help="Aligned crops of the people to train on.")],
-    test: Annotated[Path, typer.Argument(help="Aligned crops of other people, which the pairs name.")],
+    test: Annotated[
+        Path, typer.Argument(help="Aligned crops of other people, with the images of the pairs.")
+    ],
     pairs: Annotated[list[Path], typer.Option(help="Pair list of the test images; may be repeated.")],
     out: Annotated[
         Path, typer.Option(help="Folder for the report, heads and caches.", callback=folder_to_write)
     ],
     backbone: Annotated[
-        list[Path] | None, typer.Option(help="Further recogniser beside SFace; may be repeated.")
+        list[Path] | None, typer.Option(help="Further recogniser in addition to SFace; may be repeated.")
     ] = None,
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
     seeds: Annotated[int, typer.Option(help="Repetitions, each with its own heads and templates.")] = 6,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of people; 0 for no intervals.")] = 1000,
+    draws: Annotated[int, typer.Option(help="Bootstrap samples of the people; 0 for no intervals.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
     """Train SCF, SCF as released, SCF-G, PFE-v and PFE-G, and compare them with the cosine.
 
-    Pairs, templates of several images (pooled by mean, norm, detector score and each head's confidence) and
-    open-set searches; clean and degraded; every number over several seeds with paired intervals over people.
-    People of TRAIN who look like somebody of TEST are not learnt from. Interrupted, the same command goes on
-    where it stopped.
+    The comparison covers pairs, templates of several images (pooled by mean, norm, detector score and each
+    head's confidence) and open-set search, on clean and degraded images. Every number is a mean over several
+    seeds with paired intervals over people. People of TRAIN who look like somebody in TEST are not used for
+    training. An interrupted run continues when the same command is run again.
     """
     from spherecf.data import open_pairs, open_source
     from spherecf.report import require_matplotlib
@@ -265,7 +284,7 @@ def reproduce(
     from studies.reproduce import ReproductionOptions, reproduce as run
     from studies.reproduce_report import present_reproduction, reproduction_tables
 
-    require_matplotlib()  # before the work, not after
+    require_matplotlib()  # fail before the long computation, not after it
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
     recognisers = [open_backbone(path, "") for path in (None, *(backbone or []))]
     result = run(
@@ -291,29 +310,31 @@ def rivals(
     recipe: Annotated[Path | None, typer.Option(help="TOML with the settings of the heads.")] = None,
     backbone: BackboneFile = None,
     preprocessing: PresetName = "",
-    seeds: Annotated[int, typer.Option(help="Trainings of every head.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Number of trainings of every head.")] = 2,
     ask: Annotated[
         list[str] | None,
         typer.Option(
-            help="grafiqs, ser_fiq or faceqan (seconds per image); may be repeated. Default: the first two."
+            help="Slow method to include: grafiqs, ser_fiq or faceqan (seconds per image); may be repeated. "
+            "Default: the first two."
         ),
     ] = None,
-    people: Annotated[int, typer.Option(help="People of TEST whom these are asked about.")] = 20,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws of people.")] = 200,
+    people: Annotated[int, typer.Option(help="Number of people of TEST for the slow methods.")] = 20,
+    draws: Annotated[int, typer.Option(help="Bootstrap samples of the people.")] = 200,
     as_json: Annotated[bool, typer.Option("--json", help="Print the tables as JSON on stdout.")] = False,
 ) -> None:
     """Compare kappa with other confidences: PFE, ProbFace, CR-FIQA, RTS, the norm, SER-FIQ, GraFIQs, FaceQAN.
 
-    Which one discards the errors of pairs, pools templates best, rejects the errors of a search, and what it
-    costs. Everything is measured alike, on clean and damaged pictures of people of TEST, with intervals over
-    people. Interrupted, the same command goes on where it stopped. docs/reproduce.md has the results.
+    Measures how well each confidence discards the errors of pairs, pools templates and rejects the errors of
+    a search, and how much time it takes. All are measured in the same way, on clean and damaged images of the
+    people of TEST, with intervals over people. An interrupted run continues when the same command is run
+    again. docs/reproduce.md has the results.
     """
     from spherecf.data import open_source
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
     from studies.rivals import Effort, compare_rivals, present_rivals, rival_tables
 
-    require_matplotlib()  # before the work, not after
+    require_matplotlib()  # fail before the long computation, not after it
     config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
     result = compare_rivals(
         open_backbone(backbone, preprocessing), open_source(train), open_source(test), out, config,
@@ -324,7 +345,7 @@ def rivals(
 
 
 def _print(tables: Sequence["Table"], written: str, as_json: bool) -> None:
-    """The tables on stderr; on stdout the same as JSON, or what was written."""
+    """Print the tables on stderr, and on stdout the tables as JSON or the paths of the written files."""
     from spherecf.demo import show_tables
 
     show_tables(tables, console)

@@ -1,4 +1,4 @@
-"""Whether rules made on some people hold for those of another set: as they are, and made anew on a few."""
+"""Do decision rules hold on people of other sets, as shipped and refitted on some of those people?"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,41 +19,46 @@ from spherecf.models import ConfidenceModel
 from spherecf.report import ReportFiles, Section, Table, write_report
 from spherecf.training import FeatureCache, build_cache
 from studies.graded import GRADES, Condition, GradedFaces, ScoredPairs
-from studies.shipped import halves, judge
+from studies.shipped import add_evidence, halves
 
 Array = NDArray[Any]
 
 RATES = (1e-2, 1e-3, 1e-4)
-"""Promises that are looked at; smaller ones take more pairs than these sets have."""
+"""False match rates to check; smaller rates need more pairs than these sets have."""
 SHOWN = RATES[1:]
 LOCAL = (20, 50, 100, 200)
-"""People that rules are made anew on."""
-_IMAGES = 4000  # of a set that are looked at
-_COMPARED = 2000  # of a crowd: two million pairs
-_EACH, _MOST = 4, 1000  # pictures of a person, and of all, that rules are made anew on
-_REST = 20  # people at least who are left to count on
+"""Numbers of people that rules are refitted on."""
+_MAX_IMAGES = 4000  # of a whole set
+_MAX_COMPARED = 2000  # of a test set: two million pairs
+_MAX_EACH, _MAX_REFIT = 4, 1000  # images per person, and in all, that rules are refitted on
+_MIN_REST = 20  # people left to measure on
 
 
 @dataclass(frozen=True, eq=False)
 class Crowd:
-    """Some people, one picture as good as the other, and all pairs of their pictures."""
+    """Images of known people, and all pairs of these images.
+
+    Attributes:
+        name: of the set.
+        embeddings: of its images, labelled.
+        pairs: of all images, with their evidence.
+    """
 
     name: str
     embeddings: Embeddings
-    """With names."""
     pairs: ScoredPairs
-    """With their evidence."""
 
     @classmethod
     def of(cls, name: str, embeddings: Embeddings, calibration: Calibration) -> "Crowd":
-        """All pairs of these pictures, of at most 2,000, with their evidence."""
-        some = embeddings.select(np.sort(in_turns(np.asarray(embeddings.labels))[:_COMPARED]))
-        shown = GradedFaces(
-            ["none"], some.mu[:, None], some.kappa[:, None], np.asarray(some.labels), some.keys, some.radius
-        )
-        known = calibration.likelihood[PAIR_EVIDENCE]
-        assert isinstance(known, ConditionalCalibrator)
-        return cls(name, some, judge(shown.pairs(Condition("none", "none")), known))
+        """Up to 2,000 of these images and all of their pairs, with evidence."""
+        sample = embeddings.select(np.sort(in_turns(np.asarray(embeddings.labels))[:_MAX_COMPARED]))
+        faces = GradedFaces(
+            ["none"], sample.mu[:, None], sample.kappa[:, None], np.asarray(sample.labels), sample.keys,
+            sample.radius,
+        )  # fmt: skip
+        calibrator = calibration.likelihood[PAIR_EVIDENCE]
+        assert isinstance(calibrator, ConditionalCalibrator)
+        return cls(name, sample, add_evidence(faces.pairs(Condition("none", "none")), calibrator))
 
     @property
     def people(self) -> Array:
@@ -61,32 +66,32 @@ class Crowd:
         return np.unique(np.asarray(self.embeddings.labels))
 
     def only(self, people: Array) -> Embeddings:
-        """Some pictures of some of them: about four of each, and at most 1,000."""
-        own = self.embeddings.select(np.flatnonzero(np.isin(np.asarray(self.embeddings.labels), people)))
-        rows = in_turns(np.asarray(own.labels))[: min(_EACH * people.size, _MOST)]
-        return own.select(np.sort(rows))
+        """About four images of each of these people, at most 1,000 in all."""
+        images = self.embeddings.select(np.flatnonzero(np.isin(np.asarray(self.embeddings.labels), people)))
+        rows = in_turns(np.asarray(images.labels))[: min(_MAX_EACH * people.size, _MAX_REFIT)]
+        return images.select(np.sort(rows))
 
     def without(self, people: Array) -> ScoredPairs:
-        """The pairs of the others."""
-        out = np.isin(self.pairs.left, people) | np.isin(self.pairs.right, people)
-        return self.pairs.select(np.flatnonzero(~out)) if people.size else self.pairs
+        """The pairs in which none of these people appears."""
+        excluded = np.isin(self.pairs.left, people) | np.isin(self.pairs.right, people)
+        return self.pairs.select(np.flatnonzero(~excluded)) if people.size else self.pairs
 
 
 @dataclass(frozen=True)
 class Count:
-    """What a rule says of pairs that had no part in making it.
+    """Errors of a rule on pairs that were not used to fit it.
 
     Attributes:
-        made_on: which people, in words.
-        counted_on: name of the crowd.
-        people: that the rule was made anew on; 0 for a rule of the model, or of another crowd.
-        alpha: promised rate of wrong matches.
-        rate: of wrong matches, mean over the repetitions.
-        ends: 95 % interval over people, those who made the rule and those who are counted.
-        matches: share of right ones.
-        kept: repetitions with no more wrong matches than promised.
-        repetitions: how many.
-        look_alikes: pairs of two people who make half of the wrong matches.
+        made_on: the people the rule was fitted on, in words.
+        counted_on: name of the set it was measured on.
+        people: number of people it was refitted on; 0 for a rule of the model, or of another set.
+        alpha: bound on the false match rate.
+        rate: measured false match rate, mean over the repetitions.
+        ends: its 95 % interval over people, both those of the fit and those of the measurement.
+        matches: share of the mated pairs that are called a match.
+        kept: repetitions in which the rate is at most ``alpha``.
+        repetitions: number of repetitions.
+        look_alikes: number of pairs of people that cause half of the false matches.
     """
 
     made_on: str
@@ -103,16 +108,16 @@ class Count:
 
 @dataclass
 class _Tally:
-    """Repetitions of one count."""
+    """Results of one rule, one entry per repetition."""
 
     rates: list[float] = field(default_factory=list)
     drawn: list[Array] = field(default_factory=list)
     matches: list[float] = field(default_factory=list)
     look_alikes: list[int] = field(default_factory=list)
 
-    def add(self, rules: SubjectRates, at: int, matches: float, look_alikes: int) -> None:
-        self.rates.append(float(rules.rates[at]))
-        self.drawn.append(rules.drawn[:, at])
+    def add(self, rates: SubjectRates, column: int, matches: float, look_alikes: int) -> None:
+        self.rates.append(float(rates.rates[column]))
+        self.drawn.append(rates.drawn[:, column])
         self.matches.append(matches)
         self.look_alikes.append(look_alikes)
 
@@ -125,96 +130,101 @@ class _Tally:
         )  # fmt: skip
 
 
-def looked_at(calibration: Calibration) -> Calibration:
-    """With the rules of `RATES` for two pictures, and no others."""
-    found = [rule for rule in calibration.decisions if (rule.score, rule.error) == (PAIR_EVIDENCE, "fmr")]
-    some = tuple(rule for rule in found if rule.alpha in RATES)
-    if {rule.alpha for rule in some} != set(RATES):
-        raise InputError(f"promise: the model has no rules of its evidence for {RATES}; calibrate it again")
-    return replace(calibration, decisions=some)
+def select_rules(calibration: Calibration) -> Calibration:
+    """The calibration with only the rules for two images at the `RATES`."""
+    rules = tuple(
+        rule
+        for rule in calibration.decisions
+        if (rule.score, rule.error) == (PAIR_EVIDENCE, "fmr") and rule.alpha in RATES
+    )
+    if {rule.alpha for rule in rules} != set(RATES):
+        raise InputError(f"promise: the model has no evidence rules for {RATES}; calibrate it again")
+    return replace(calibration, decisions=rules)
 
 
 def count(pairs: ScoredPairs, rules: Sequence[DecisionRule], tallies: Sequence[_Tally], draws: int) -> None:
-    """Add what each rule does with these pairs to its tally."""
-    floor = {rule.min_confidence for rule in rules}
+    """Apply each rule to these pairs and add the result to its tally."""
     values = pairs.scores["evidence"]
-    for least in floor:
-        own = [place for place, rule in enumerate(rules) if rule.min_confidence == least]
-        accepts = [np.inf if (accept := rules[place].accept) is None else accept for place in own]
+    for min_confidence in {rule.min_confidence for rule in rules}:
+        # Rules with the same minimum confidence share one pass over the pairs.
+        indices = [i for i, rule in enumerate(rules) if rule.min_confidence == min_confidence]
+        accepts = [np.inf if (accept := rules[i].accept) is None else accept for i in indices]
         grid = np.unique(np.array(accepts, np.float64))
-        sure = np.where(pairs.confidence >= least, values, -np.inf)
-        found, right = (pairs.reach(sure, mated, grid, 0 if mated else draws) for mated in (False, True))
-        for place, accept in zip(own, accepts):
-            at = int(np.searchsorted(grid, accept))
-            wrong = ~pairs.mated & (sure >= accept)
-            tallies[place].add(found, at, float(right.rates[at]), _half(pairs, wrong))
+        scores = np.where(pairs.confidence >= min_confidence, values, -np.inf)
+        false, true = (pairs.reach(scores, mated, grid, 0 if mated else draws) for mated in (False, True))
+        for i, accept in zip(indices, accepts):
+            column = int(np.searchsorted(grid, accept))
+            false_matches = ~pairs.mated & (scores >= accept)
+            tallies[i].add(false, column, float(true.rates[column]), _count_look_alikes(pairs, false_matches))
 
 
-def _half(pairs: ScoredPairs, wrong: NDArray[np.bool_]) -> int:
-    """How many pairs of two people make half of the wrong matches."""
-    both = np.sort(np.stack([pairs.left[wrong], pairs.right[wrong]]), axis=0)
-    each = np.sort(np.unique(both, axis=1, return_counts=True)[1])[::-1]
-    return int(np.searchsorted(np.cumsum(each), each.sum() / 2) + 1) if each.size else 0
+def _count_look_alikes(pairs: ScoredPairs, false_matches: NDArray[np.bool_]) -> int:
+    """The smallest number of pairs of people that cause half of the false matches."""
+    people = np.sort(np.stack([pairs.left[false_matches], pairs.right[false_matches]]), axis=0)
+    counts = np.sort(np.unique(people, axis=1, return_counts=True)[1])[::-1]
+    return int(np.searchsorted(np.cumsum(counts), counts.sum() / 2) + 1) if counts.size else 0
 
 
 def elsewhere(crowds: Sequence[Crowd], calibration: Calibration, draws: int, seed: int) -> list[Count]:
-    """The rules of the model, and those made anew on everybody of each crowd, counted on all other crowds."""
-    found: list[Count] = []
+    """Measure the model's rules, and rules refitted on each set, on all other sets."""
+    results: list[Count] = []
     nobody = np.empty(0, np.int64)
-    with progress("rules of one set, counted on another", len(crowds) ** 2) as advance:
-        for made in (None, *crowds):
-            known = calibration
-            if made is not None:
-                known = _anew(made.only(made.people), calibration, draws, seed)
+    with progress("rules of one set, measured on another", len(crowds) ** 2) as advance:
+        for source in (None, *crowds):
+            refitted = calibration
+            if source is not None:
+                refitted = _refit(source.only(source.people), calibration, draws, seed)
             for crowd in crowds:
-                if crowd is not made:
+                if crowd is not source:
                     tallies = [_Tally() for _ in RATES]
-                    count(crowd.without(nobody), known.decisions, tallies, draws)
-                    name = "the model" if made is None else made.name
-                    found += [
+                    count(crowd.without(nobody), refitted.decisions, tallies, draws)
+                    name = "the model" if source is None else source.name
+                    results += [
                         tally.count(name, crowd.name, 0, rule.alpha)
-                        for tally, rule in zip(tallies, known.decisions)
+                        for tally, rule in zip(tallies, refitted.decisions)
                     ]
                     advance()
-    return found
+    return results
 
 
-def _anew(people: Embeddings, calibration: Calibration, draws: int, seed: int) -> Calibration:
+def _refit(people: Embeddings, calibration: Calibration, draws: int, seed: int) -> Calibration:
     return check_people(people, calibration, draws=draws, seed=seed, min_people=min(LOCAL)).calibration
 
 
 def at_home(
     crowds: Sequence[Crowd], calibration: Calibration, *, repetitions: int, draws: int, seed: int
 ) -> list[Count]:
-    """Rules made anew on some people of a crowd, counted on its other people, beside those of the model."""
-    cells = [(crowd, people) for crowd in crowds for people in LOCAL if people + _REST <= crowd.people.size]
-    found: list[Count] = []
-    with progress("rules made anew", len(cells) * repetitions) as advance:
+    """Measure the model's rules, and rules refitted on some people of a set, on its other people."""
+    cells = [
+        (crowd, people) for crowd in crowds for people in LOCAL if people + _MIN_REST <= crowd.people.size
+    ]
+    results: list[Count] = []
+    with progress("refitted rules", len(cells) * repetitions) as advance:
         for crowd, people in cells:
             before, after = ([_Tally() for _ in RATES] for _ in range(2))
             for repetition in range(repetitions):
                 rng = np.random.default_rng([seed, people, repetition])
                 local = rng.permutation(crowd.people)[:people]
-                made = _anew(crowd.only(local), calibration, draws, repetition)
+                refitted = _refit(crowd.only(local), calibration, draws, repetition)
                 rest = crowd.without(local)
-                count(rest, (*calibration.decisions, *made.decisions), (*before, *after), draws)
+                count(rest, (*calibration.decisions, *refitted.decisions), (*before, *after), draws)
                 advance()
             for name, tallies in (("the model", before), ("its own people", after)):
-                found += [
+                results += [
                     tally.count(name, crowd.name, people, rule.alpha)
                     for tally, rule in zip(tallies, calibration.decisions)
                 ]
-    return found
+    return results
 
 
 @dataclass(frozen=True, eq=False)
 class Promise:
-    """Everything that was counted.
+    """All results of the study.
 
     Attributes:
-        crowds: (name, people, pictures, pairs of two people, pairs of one).
-        elsewhere: rules of the model, and of every other crowd.
-        at_home: rules of the model, and made anew on some people of the crowd itself.
+        crowds: (name, people, images, non-mated pairs, mated pairs) of each set.
+        elsewhere: results of the model's rules, and of rules refitted on every other set.
+        at_home: results of the model's rules, and of rules refitted on some people of the same set.
     """
 
     crowds: list[tuple[str, int, int, int, int]]
@@ -232,33 +242,33 @@ def promise(
     draws: int = 200,
     seed: int = 0,
 ) -> Promise:
-    """Count the model's rules, and rules made anew, on people who had no part in making them.
+    """Measure the model's rules, and refitted rules, on people that were not used to fit them.
 
-    The crowds: the people of TEST who checked the shipped model, by pose and under unseen damage; and the
-    people of other sets with two or more pictures.
+    The sets are the second half of the people of ``test``, by pose and under unseen damage, and the people of
+    the other sets who have two or more images.
 
     Args:
         model: calibrated on the first half of the people of ``test``.
         test: aligned crops, several of each person.
         others: further sets by name.
-        folder: of the caches; that of ``test`` is the one of `studies.shipped.ship`.
-        repetitions: draws of the people that rules are made anew on.
-        draws: of people, for each of them.
+        folder: of the caches; that of ``test`` is shared with `studies.shipped.ship`.
+        repetitions: random samples of the people that rules are refitted on.
+        draws: bootstrap samples of people, for each repetition.
         seed: of both.
 
     Raises:
-        InputError: the model has no rules of its evidence.
+        InputError: the model is not calibrated, or has no evidence rules for `RATES`.
     """
     if model.calibration is None:
         raise InputError("promise: the model is not calibrated")
-    calibration = looked_at(model.calibration)
+    calibration = select_rules(model.calibration)
     crowds = _crowds(model, test, others, Path(folder))
     sizes = [
         (
-            one.name, one.people.size, len(one.embeddings), int((~one.pairs.mated).sum()),
-            int(one.pairs.mated.sum()),
+            crowd.name, crowd.people.size, len(crowd.embeddings), int((~crowd.pairs.mated).sum()),
+            int(crowd.pairs.mated.sum()),
         )
-        for one in crowds
+        for crowd in crowds
     ]  # fmt: skip
     return Promise(
         sizes,
@@ -272,92 +282,94 @@ def _crowds(
 ) -> list[Crowd]:
     backbone, head, calibration = model.backbone, model.head, model.calibration
     assert calibration is not None
-    shown = build_cache(backbone, head, test, list(GRADES.values()), folder / "test-cache")
-    clean, damaged = _views(model, shown, *(list(GRADES).index(grade) for grade in ("none", "unseen")))
+    test_cache = build_cache(backbone, head, test, list(GRADES.values()), folder / "test-cache")
+    clean, damaged = _views(model, test_cache, *(list(GRADES).index(grade) for grade in ("none", "unseen")))
     pose = np.array([key.split("/")[-2] if key.count("/") > 1 else "as it is" for key in clean.keys])
-    checked = {one: clean.select(np.flatnonzero(pose == one)) for one in np.unique(pose).tolist()}
-    found = []
-    for name, pictures in (checked | {"unseen damage": damaged}).items():
-        _, second = halves(np.asarray(pictures.labels))
-        own = pictures.select(np.flatnonzero(second))
-        found.append(Crowd.of(f"{test.name}, {name}", own, calibration))
+    by_pose = {name: clean.select(np.flatnonzero(pose == name)) for name in np.unique(pose).tolist()}
+    crowds = []
+    for name, images in (by_pose | {"unseen damage": damaged}).items():
+        _, second = halves(np.asarray(images.labels))
+        held_out = images.select(np.flatnonzero(second))
+        crowds.append(Crowd.of(f"{test.name}, {name}", held_out, calibration))
     for name, source in others.items():
-        cache = build_cache(backbone, head, some_of(source), [View()], folder / f"{name}-cache")
-        (own,) = _views(model, cache, 0)
-        found.append(Crowd.of(name, own, calibration))
-    return found
+        cache = build_cache(backbone, head, sample_images(source), [View()], folder / f"{name}-cache")
+        (images,) = _views(model, cache, 0)
+        crowds.append(Crowd.of(name, images, calibration))
+    return crowds
 
 
-def some_of(source: ImageSource, seed: int = 0) -> ImageSource:
-    """At most 4,000 pictures of people who have two or more: the first of everybody, then the second, ..."""
+def sample_images(source: ImageSource, seed: int = 0) -> ImageSource:
+    """At most 4,000 images of people with two or more: one image of everyone, then a second one, ..."""
     label, count = np.unique(source.labels, return_counts=True)
-    known = np.flatnonzero(np.isin(source.labels, label[(count > 1) & (label >= 0)]))
-    order = np.random.default_rng(seed).permutation(known)
-    return source.subset(np.sort(order[in_turns(source.labels[order])[:_IMAGES]]))
+    rows = np.flatnonzero(np.isin(source.labels, label[(count > 1) & (label >= 0)]))
+    order = np.random.default_rng(seed).permutation(rows)
+    return source.subset(np.sort(order[in_turns(source.labels[order])[:_MAX_IMAGES]]))
 
 
 def _views(model: ConfidenceModel, cache: FeatureCache, *views: int) -> list[Embeddings]:
-    """The named pictures as some views show them."""
+    """Embeddings of the labelled images, one per view."""
     log_kappa = cache.log_kappa(model.head)
-    found = (cache.embeddings(view, log_kappa, {"radius": model.radius}) for view in views)
-    return [one.select(np.flatnonzero(np.asarray(one.labels) >= 0)) for one in found]
+    embeddings = (cache.embeddings(view, log_kappa, {"radius": model.radius}) for view in views)
+    return [view.select(np.flatnonzero(np.asarray(view.labels) >= 0)) for view in embeddings]
 
 
 def promise_tables(result: Promise) -> list[Table]:
-    """The crowds; rules of other sets; rules made anew."""
+    """Sizes of the sets; rules of other sets; refitted rules."""
     crowds = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in result.crowds]
-    header = ["crowd", "people", "pictures", "pairs of two people", "pairs of one"]
+    header = ["set", "people", "images", "non-mated pairs", "mated pairs"]
     return [
-        Table("Who is counted", header, crowds),
+        Table("The sets", header, crowds),
         *(_elsewhere(result, alpha) for alpha in SHOWN),
         *(_at_home(result, alpha) for alpha in SHOWN),
     ]
 
 
 def _elsewhere(result: Promise, alpha: float) -> Table:
-    own = {(one.made_on, one.counted_on): one for one in result.elsewhere if one.alpha == alpha}
-    names = list(dict.fromkeys(counted for _, counted in own))
+    counts = {(c.made_on, c.counted_on): c for c in result.elsewhere if c.alpha == alpha}
+    names = list(dict.fromkeys(counted_on for _, counted_on in counts))
     rows = [
-        [made, *(_wrong(own[made, name]) if (made, name) in own else "-" for name in names)]
-        for made in dict.fromkeys(made for made, _ in own)
+        [
+            made_on,
+            *(_false_matches(counts[made_on, name]) if (made_on, name) in counts else "-" for name in names),
+        ]
+        for made_on in dict.fromkeys(made_on for made_on, _ in counts)
     ]
     note = (
-        "Share of wrong matches, 95 % interval over people, and how many pairs of two people make half of "
-        "them. A star: more than promised. Rules of a crowd: made anew on its people, 1,000 pictures at most."
+        "False match rate, its 95 % interval over people, and the number of pairs of people that cause half "
+        "of the false matches. A star marks a rate above the bound. The rules of a set are refitted on its "
+        "people with at most 1,000 images."
     )
-    return Table(f"Promised {alpha:g}: rules of one set, counted on another", ["made on", *names], rows, note)
+    return Table(
+        f"FMR bound {alpha:g}: rules of one set, measured on another", ["fitted on", *names], rows, note
+    )
 
 
-def _wrong(one: Count) -> str:
-    star = "" if one.rate <= one.alpha else " *"
-    return f"{one.rate:.1e} [{one.ends[0]:.1e}, {one.ends[1]:.1e}] by {one.look_alikes}{star}"
+def _false_matches(count: Count) -> str:
+    star = "" if count.rate <= count.alpha else " *"
+    return f"{count.rate:.1e} [{count.ends[0]:.1e}, {count.ends[1]:.1e}] by {count.look_alikes}{star}"
 
 
 def _at_home(result: Promise, alpha: float) -> Table:
     rows = []
-    cells = {(one.counted_on, one.people, one.made_on): one for one in result.at_home if one.alpha == alpha}
+    cells = {(c.counted_on, c.people, c.made_on): c for c in result.at_home if c.alpha == alpha}
     for name, people in dict.fromkeys((name, people) for name, people, _ in cells):
         row = [name, str(people)]
-        for made in ("the model", "its own people"):
-            one = cells[name, people, made]
+        for made_on in ("the model", "its own people"):
+            c = cells[name, people, made_on]
             row += [
-                f"{one.rate:.1e} [{one.ends[0]:.1e}, {one.ends[1]:.1e}]", f"{one.kept} of {one.repetitions}",
-                f"{one.matches:.3f}",
+                f"{c.rate:.1e} [{c.ends[0]:.1e}, {c.ends[1]:.1e}]", f"{c.kept} of {c.repetitions}",
+                f"{c.matches:.3f}",
             ]  # fmt: skip
         rows.append(row)
     note = (
-        "Made on about four pictures of each, counted on the other people of the crowd. Wrong matches: mean "
-        "over the draws of people, and 95 % interval over those who made the rule and those who are counted. "
-        "Kept: draws in which no more were counted than promised. Right: share of the pairs of one person."
+        "Rules are refitted on about four images of each person and measured on the other people of the set. "
+        "Wrong: mean false match rate over the samples of people, and its 95 % interval over the people of "
+        "the fit and of the measurement. Kept: samples in which the rate is within the bound. Right: share "
+        "of the mated pairs that are called a match."
     )
-    each = ["wrong matches", "kept", "right"]
-    header = [
-        "crowd",
-        "people",
-        *(f"the model's rule: {one}" for one in each),
-        *(f"made anew: {one}" for one in each),
-    ]
-    return Table(f"Promised {alpha:g}: rules made anew on some of the people", header, rows, note)
+    columns = ["wrong", "kept", "right"]
+    header = ["set", "people", *(f"{rule}: {column}" for rule in ("model", "refitted") for column in columns)]
+    return Table(f"FMR bound {alpha:g}: rules refitted on some of the people", header, rows, note)
 
 
 def present_promise(result: Promise, folder: str | Path, provenance: dict[str, Any]) -> ReportFiles:
@@ -366,8 +378,8 @@ def present_promise(result: Promise, folder: str | Path, provenance: dict[str, A
     return write_report(
         folder,
         title="Do the rules hold on other people?",
-        sections=[Section("Rules of other sets, and rules made anew", tables=others)],
-        results={name: [asdict(one) for one in getattr(result, name)] for name in ("elsewhere", "at_home")},
+        sections=[Section("Rules of other sets, and refitted rules", tables=others)],
+        results={name: [asdict(c) for c in getattr(result, name)] for name in ("elsewhere", "at_home")},
         summary=[first],
         provenance={"environment": environment(), **provenance},
     )

@@ -1,4 +1,4 @@
-"""The paper's tables under reproducible conditions: all baselines, several seeds, real faces."""
+"""The paper's comparisons on public data: all baselines, several seeds, real faces."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -35,16 +35,16 @@ from spherecf.training import ConfidenceConfig, FeatureCache, TrainingData, buil
 from studies.graded import Division, divide
 from studies.templates import Faces, TemplatePlan, TemplateTrial, draw_templates, run_trial
 
-_SIZE = 160  # pixels; the crop is padded by repeating its border, as detectors need some surroundings
-_MIN_SCORE = 0.05  # of a detection
+_SIZE = 160  # pixels; crops are padded with their border pixels because the detector needs some context
+_MIN_SCORE = 0.05  # smallest score of a detection
 
 
 def detector_scores(
     source: ImageSource, views: Sequence[View], folder: str | Path, size: tuple[int, int], batch: int = 16
 ) -> NDArray[np.float32]:
-    """(images, views) detector scores of the images as shown; 0 where no face is found.
+    """(images, views) detector scores of every view of the images; 0 if no face is found.
 
-    One resumable pass, kept in ``folder``.
+    The scores are cached in ``folder``; an interrupted pass continues where it stopped.
     """
     detector = FaceDetector(min_score=_MIN_SCORE)
     identity = {
@@ -60,47 +60,50 @@ def detector_scores(
             progress("detecting", store.rows, store.done) as advance,
             closing(iter_batches(source, views, size, batch, start)) as batches,
         ):
-            for read in batches:
-                found = [_score(detector, image) if ok else 0.0 for image, ok in zip(read.images, read.valid)]
-                store.append({"score": np.array(found, np.float32)})
-                advance(len(found))
+            for batch_read in batches:
+                scores = [
+                    _score(detector, image) if valid else 0.0
+                    for image, valid in zip(batch_read.images, batch_read.valid)
+                ]
+                store.append({"score": np.array(scores, np.float32)})
+                advance(len(scores))
         store.commit()
     return store.arrays["score"].reshape(len(source), len(views))
 
 
 def _score(detector: FaceDetector, image: NDArray[np.uint8]) -> float:
     border = (_SIZE - image.shape[0]) // 2, (_SIZE - image.shape[1]) // 2
-    framed = cv2.copyMakeBorder(image, border[0], border[0], border[1], border[1], cv2.BORDER_REPLICATE)
-    faces = detector(np.asarray(framed, np.uint8))
+    padded = cv2.copyMakeBorder(image, border[0], border[0], border[1], border[1], cv2.BORDER_REPLICATE)
+    faces = detector(np.asarray(padded, np.uint8))
     return faces[0].score if faces else 0.0
 
 
 RECIPES = ("cross", "unseen")
 MIXED = "cross"
-"""What degrades the images of templates."""
+"""Recipe that degrades the images of templates."""
 TEST_PLANS = (
     TemplatePlan("3 images, clean", 3, 0.0, 4),
     TemplatePlan("3 images, half degraded", 3, 0.5, 4),
     TemplatePlan("5 images, 80 % degraded", 5, 0.8, 2),
 )
-"""For the test set. The first two are the sizes of the prototype in the project's specification."""
+"""Template settings for the test set."""
 HELD_OUT_PLANS = (
     TemplatePlan("3 images, half degraded", 3, 0.5, 6),
     TemplatePlan("2 images, 80 % degraded", 2, 0.8, 6),
 )
-"""For the held-out people of the training set."""
+"""Template settings for the held-out people of the training set."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reproduction:
-    """Everything that was found.
+    """All results.
 
     Attributes:
-        reports: pair lists, one per backbone, seed, list and condition.
-        strips: of the first seed: faces from the least to the most sure, and the worst mistakes.
+        reports: on pairs, one per backbone, seed, pair list and condition.
+        strips: of the first seed: faces by increasing kappa, and the worst errors.
         templates: one per backbone, plan and seed.
         models: by (backbone, seed, score).
-        facts: of data, backbones and fits, JSON-able.
+        facts: about data, backbones and fits, JSON-able.
     """
 
     reports: list[PairReport] = field(default_factory=list)
@@ -112,15 +115,15 @@ class Reproduction:
 
 @dataclass(frozen=True)
 class ReproductionOptions:
-    """What `reproduce` repeats and compares.
+    """Settings of `reproduce`.
 
     Attributes:
         seeds: one repetition each, with its own heads and templates.
-        degradations: draws of the test degradations; seed s sees draw s modulo this.
+        degradations: number of random degradations of the test images; seed s uses number s modulo this.
         variants: heads to compare; "mls" must be among them.
         test_plans: template settings on the test set.
-        held_out_plans: on the held-out people of the training set.
-        draws: of the bootstrap over subjects.
+        held_out_plans: template settings on the held-out people of the training set.
+        draws: bootstrap samples of subjects.
     """
 
     seeds: Sequence[int] = range(6)
@@ -142,17 +145,18 @@ def reproduce(
 ) -> Reproduction:
     """Train every baseline with several seeds; compare pairs, templates and searches, clean and degraded.
 
-    People of ``train`` who look like somebody of ``test`` are not learnt from, but tested in templates, with
-    a share of the others (`divide`). Every pass and fit resumes where an interrupted run stopped.
+    People of ``train`` who look like somebody in ``test`` are not used for training. Together with a share of
+    the other people (`divide`) they are used for the template tests. An interrupted run continues where it
+    stopped.
 
     Args:
-        backbones: frozen recognisers; the first says who is in both sets.
+        backbones: frozen recognisers; the first one decides which people are in both sets.
         train: aligned crops of known people.
-        test: aligned crops of other people, which the pair lists name.
-        pair_lists: who is compared with whom.
-        folder: gets caches, heads and their histories, by backbone.
-        config: settings of the heads; objective, loss variant and seed are set here.
-        options: what is repeated and compared.
+        test: aligned crops of other people, with the images of the pair lists.
+        pair_lists: pairs of images to compare.
+        folder: output folder for caches, heads and their histories, by backbone.
+        config: settings of the heads; objective, loss variant and seed are set by this function.
+        options: repetitions and settings to compare.
 
     Raises:
         InputError: no backbones, seeds or pair lists, or no head called "mls".
@@ -167,25 +171,27 @@ def reproduce(
             f"{len(backbones)}, {len(seeds)}, {len(pair_lists)} and {heads}"
         )
     config, result = config or ConfidenceConfig(), Reproduction()
-    seen = [View(), *(View(Degradation(recipe, s)) for s in range(degradations) for recipe in RECIPES)]
-    mixed = [View(), *(View(Degradation(MIXED, s)) for s in range(degradations))]
-    shown = named_images(test, pair_lists)
+    test_views = [View(), *(View(Degradation(recipe, s)) for s in range(degradations) for recipe in RECIPES)]
+    held_out_views = [View(), *(View(Degradation(MIXED, s)) for s in range(degradations))]
+    test_images = named_images(test, pair_lists)
     division: Division | None = None
     for backbone in backbones:
-        place = Path(folder) / backbone.name
-        data = prepare(backbone, train, config, place / "train-cache", batch_size=BATCH)
-        summaries = new_head(backbone, config)
+        backbone_folder = Path(folder) / backbone.name
+        data = prepare(backbone, train, config, backbone_folder / "train-cache", batch_size=BATCH)
+        head = new_head(backbone, config)  # defines the features to cache
         cache = build_cache(
-            backbone, summaries, shown, seen, _cache_folder(place, "test", shown), batch_size=BATCH
-        )
+            backbone, head, test_images, test_views, _cache_folder(backbone_folder, "test", test_images),
+            batch_size=BATCH,
+        )  # fmt: skip
         division = division or divide(data.cache, cache)
-        out = division.tested(data.cache.source)
+        held_out_images = division.tested(data.cache.source)
         held_out = build_cache(
-            backbone, summaries, out, mixed, _cache_folder(place, "held-out", out), batch_size=BATCH
-        )
+            backbone, head, held_out_images, held_out_views,
+            _cache_folder(backbone_folder, "held-out", held_out_images), batch_size=BATCH,
+        )  # fmt: skip
         experiment = _Experiment(
-            backbone, config, options, place, result,
-            _fit(backbone, division.training(data), config, place, options, result),
+            backbone, config, options, backbone_folder, result,
+            _fit(backbone, division.training(data), config, backbone_folder, options, result),
         )  # fmt: skip
         experiment.compare_pairs(cache, pair_lists)
         experiment.show_faces(cache)
@@ -199,20 +205,20 @@ def reproduce(
     return result
 
 
-def _cache_folder(place: Path, name: str, source: ImageSource) -> Path:
-    """A folder for these images alone: a run on other images or pair lists does not replace it."""
-    return place / f"{name}-{source.fingerprint()[:8]}-cache"
+def _cache_folder(folder: Path, name: str, source: ImageSource) -> Path:
+    """A folder for these images only, so that a run on other images or pair lists does not replace it."""
+    return folder / f"{name}-{source.fingerprint()[:8]}-cache"
 
 
 def _fit(
     backbone: FrozenBackbone,
     data: TrainingData,
     config: ConfidenceConfig,
-    place: Path,
+    folder: Path,
     options: ReproductionOptions,
     result: Reproduction,
 ) -> dict[tuple[int, str], ConfidenceModel]:
-    models = fit_variants(backbone, data, config, place, options.seeds, options.variants)
+    models = fit_variants(backbone, data, config, folder, options.seeds, options.variants)
     result.models.update({(backbone.name, seed, score): model for (seed, score), model in models.items()})
     return models
 
@@ -224,12 +230,12 @@ class _Experiment:
     backbone: FrozenBackbone
     config: ConfidenceConfig
     options: ReproductionOptions
-    place: Path
+    folder: Path
     result: Reproduction
     models: Mapping[tuple[int, str], ConfidenceModel]
 
     def compare_pairs(self, cache: FeatureCache, pair_lists: Sequence[PairList]) -> None:
-        """Every pair list, condition and seed."""
+        """Evaluate every pair list, condition and seed."""
         with progress(f"{self.backbone.name}: pairs", len(self.options.seeds) * len(pair_lists)) as advance:
             for seed in self.options.seeds:
                 models = {
@@ -247,30 +253,31 @@ class _Experiment:
                     advance()
 
     def show_faces(self, cache: FeatureCache) -> None:
-        """Clean and degraded faces by kappa, and the worst mistakes between them, of the first seed."""
+        """Strips of clean and degraded faces by kappa, and of the worst errors, for the first seed."""
         seed = self.options.seeds[0]
         log_kappa = cache.log_kappa(self.models[seed, "mls"].head)
         views = [0, view_of(cache, MIXED, seed % self.options.degradations)]
         clean, degraded = (pictures(cache.source, cache.views[view]) for view in views)
         for view, picture in zip(views, (clean, degraded)):
             title = f"{self.backbone.name}, {cache.views[view].signature}: by increasing kappa"
-            shown = cache.embeddings(view, log_kappa, {})
-            self.result.strips.append(strip_by_kappa(title, shown, picture))
-        own = [report for report in self.result.reports if report.condition == f"clean/{MIXED}"]
-        first = next(report for report in own if report.name.startswith(f"{self.backbone.name} "))
+            embeddings = cache.embeddings(view, log_kappa, {})
+            self.result.strips.append(strip_by_kappa(title, embeddings, picture))
+        reports = [report for report in self.result.reports if report.condition == f"clean/{MIXED}"]
+        first = next(report for report in reports if report.name.startswith(f"{self.backbone.name} "))
         mistakes = [mistake for mistake in first.mistakes if mistake.score == "mls"]
         title = f"{first.name}, {first.condition}"
         self.result.strips.extend(strips_of_mistakes(mistakes, clean, degraded, title=title))
 
     def compare_templates(self, name: str, cache: FeatureCache, plans: Sequence[TemplatePlan]) -> None:
-        """Every plan and seed."""
-        shown = [
+        """Evaluate every plan and seed."""
+        views = [
             cache.views[0],
             *(cache.views[view_of(cache, MIXED, s)] for s in range(self.options.degradations)),
         ]
         size = self.backbone.preprocessing.size
-        place = self.place.parent / f"{name}-{size[0]}x{size[1]}-detector"  # for all backbones of this size
-        detected = detector_scores(cache.source, shown, place, size)
+        # Shared by all backbones of this input size.
+        folder = self.folder.parent / f"{name}-{size[0]}x{size[1]}-detector"
+        detected = detector_scores(cache.source, views, folder, size)
         with progress(f"{self.backbone.name}: templates", len(self.options.seeds) * len(plans)) as advance:
             for seed in self.options.seeds:
                 outputs = self._outputs(cache, seed)
@@ -295,7 +302,7 @@ class _Experiment:
         rows[drawn.image[drawn.degraded]] += view_of(cache, MIXED, draw)
         trial = TemplateTrial(self.backbone.name, f"{name}, {plan.name}", seed)
         scores = detected[drawn.image, np.where(drawn.degraded, 1 + draw, 0)]
-        min_score = np.float32(1e-6)  # so that a template without any detected face is pooled evenly
+        min_score = np.float32(1e-6)  # a template without any detected face is pooled with equal weights
         protocol = drawn.protocol(trial.plan, list(cache.source.keys), np.maximum(scores, min_score))
         run_trial(
             trial, self._faces(cache, rows, outputs), protocol, self.options.variants,
@@ -306,16 +313,17 @@ class _Experiment:
     def _faces(
         self, cache: FeatureCache, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[np.float32]]
     ) -> Faces:
-        """One row of the cache per image; images that cannot be used are in no template."""
-        good = rows[cache.valid[rows]]
+        """The given cache rows, one per image; unusable images are left out, as they are in no template."""
+        valid = rows[cache.valid[rows]]
         return Faces(
-            cache.mu[good],
-            cache.keys(good),
-            {name: cache.store.arrays[name][good] for name in ("norm", "sharpness", "severity")},
-            {score: column[good] for score, column in outputs.items()},
+            cache.mu[valid],
+            cache.keys(valid),
+            {name: cache.store.arrays[name][valid] for name in ("norm", "sharpness", "severity")},
+            {score: column[valid] for score, column in outputs.items()},
             {"backbone": self.backbone.sha256, "data": cache.source.fingerprint(), "alignment": "as-given",
              "flip": "none"},
         )  # fmt: skip
 
     def _outputs(self, cache: FeatureCache, seed: int) -> dict[str, NDArray[np.float32]]:
+        """Outputs of every head on all rows of the cache."""
         return {v.score: cache.outputs(self.models[seed, v.score].head) for v in self.options.variants}

@@ -21,18 +21,21 @@ NAMES = {
     "": "no head", "cosine": "cosine", "mls": "SCF", "mls_released": "SCF as released", "scf_g": "SCF-G",
     "pfe_v": "PFE-v", "pfe_g": "PFE-G",
 }  # fmt: skip
-"""Scores and heads as the paper calls the methods."""
+"""Names of scores and heads in the paper."""
 
 _BASE = "no head: mean, cosine"
-_STAR = "95 % intervals over subjects, each draw averaged over the seeds; a star: zero is outside."
-_SEEDS = f"Mean ± deviation over seeds; differences with {_STAR} A dash: too few non-mated pairs."
-_SEARCH = f"The mate is first and its score reaches the threshold. {_SEEDS}"
-_PRR = "Mean ± deviation over seeds and both galleries. 1: errors are rejected first; 0: tells nothing."
+_STAR = (
+    "95 % intervals over subjects, each bootstrap sample averaged over the seeds; a star marks an interval "
+    "without zero."
+)
+_SEEDS = f"Mean ± standard deviation over seeds; differences with {_STAR} A dash: too few non-mated pairs."
+_SEARCH = f"TPIR: the mate has rank 1 and its score reaches the threshold. {_SEEDS}"
+_PRR = "Mean ± standard deviation over seeds and both galleries. 1: errors rejected first; 0: no information."
 
 
 @dataclass(frozen=True)
 class Run:
-    """One metric of one row in one seed: its value and the draws of its bootstrap."""
+    """One metric of one row for one seed: its value and its bootstrap samples."""
 
     value: float | None
     drawn: NDArray[Any] | None
@@ -40,7 +43,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Gain:
-    """A mean over seeds, and its difference to another row's on the same seeds and draws of subjects."""
+    """A mean over seeds, and its difference from another row on the same seeds and bootstrap samples."""
 
     mean: float
     deviation: float
@@ -54,7 +57,7 @@ class Gain:
 
     @property
     def text(self) -> str:
-        """``+0.012 [+0.003, +0.020] *``; the star: the 95 % interval leaves zero out."""
+        """``+0.012 [+0.003, +0.020] *``; the star marks a 95 % interval without zero."""
         if self.interval is None:
             return f"{self.difference:+.3f}"
         star = " *" if self.interval.low > 0 or self.interval.high < 0 else ""
@@ -62,7 +65,7 @@ class Gain:
 
 
 def gain(runs: Sequence[Run], base: Sequence[Run]) -> Gain | None:
-    """Seed by seed; None where a seed has no number.
+    """Paired comparison, seed by seed; None if the value of a seed is missing.
 
     Example:
         >>> gain([Run(0.9, None), Run(0.8, None)], [Run(0.7, None), Run(0.7, None)]).text
@@ -71,8 +74,8 @@ def gain(runs: Sequence[Run], base: Sequence[Run]) -> Gain | None:
     values, others = ([run.value for run in side if run.value is not None] for side in (runs, base))
     if not values or len(values) < len(runs) or len(others) < len(base):
         return None
-    draws = [one.drawn - two.drawn for one, two in zip(runs, base)
-             if one.drawn is not None and two.drawn is not None]  # fmt: skip
+    draws = [run.drawn - other.drawn for run, other in zip(runs, base)
+             if run.drawn is not None and other.drawn is not None]  # fmt: skip
     between = interval(np.mean(draws, 0)) if len(draws) == len(values) else None
     return Gain(
         float(np.mean(values)), float(np.std(values)), float(np.mean(np.subtract(values, others))), between
@@ -81,7 +84,7 @@ def gain(runs: Sequence[Run], base: Sequence[Run]) -> Gain | None:
 
 def pair_tables(reports: Sequence[PairReport]) -> list[Table]:
     """A table per pair list; rows are conditions and methods."""
-    found = []
+    tables = []
     for name, conditions in _grouped(reports, lambda r: r.name, lambda r: r.condition).items():
         rows, lines = list[list[str]](), list[str]()
         for condition, runs in conditions.items():
@@ -89,8 +92,8 @@ def pair_tables(reports: Sequence[PairReport]) -> list[Table]:
             rows += _rows(condition, metrics, "cosine", PAIR_METRICS)
             lines += [_signed(result.signature, runs) for result in runs[0].scores.values()]
         header = _header("left/right", "method", PAIR_METRICS, "cosine")
-        found.append(Table(f"Pairs: {name}", header, rows, _SEEDS, lines))
-    return found
+        tables.append(Table(f"Pairs: {name}", header, rows, _SEEDS, lines))
+    return tables
 
 
 def template_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
@@ -99,13 +102,13 @@ def template_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
 
 
 def search_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
-    """Likewise: rank 1 and TPIR at FPIR, means of both galleries."""
+    """A table per backbone: rank 1 and TPIR at FPIR, means of both galleries."""
     return _protocol_tables(trials, "Search 1:N", lambda trial: trial.searches, _search_runs, _SEARCH)
 
 
 def rejection_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
     """A table per backbone: PRR of every confidence in open-set search."""
-    found = []
+    tables = []
     for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
         rows, lines, fpirs = [], list[str](), list[float]()
         for plan, runs in plans.items():
@@ -113,33 +116,38 @@ def rejection_tables(trials: Sequence[TemplateTrial]) -> list[Table]:
             fpirs = [point.fpir_target for point in reports[0].points]
             for confidence in dict.fromkeys(entry.confidence for r in reports for entry in r.prr):
                 cells = []
-                entries = [one for r in reports for one in r.prr if one.confidence == confidence]
+                entries = [entry for r in reports for entry in r.prr if entry.confidence == confidence]
                 for fpir in fpirs:
                     values = [entry.prr.value for entry in entries if entry.fpir_target == fpir]
                     cells.append(f"{np.mean(values):.2f} ± {np.std(values):.2f}" if values else "–")
                 rows.append([plan, confidence, *cells])
                 lines.append(_signed(entries[0].signature, runs))
         header = ["templates", "confidence", *(f"PRR at FPIR {fpir:g}" for fpir in fpirs)]
-        found.append(Table(f"Rejection in open-set search: {backbone}", header, rows, _PRR, lines))
-    return found
+        tables.append(Table(f"Rejection in open-set search: {backbone}", header, rows, _PRR, lines))
+    return tables
 
 
 def released_table(reports: Sequence[PairReport], trials: Sequence[TemplateTrial]) -> Table:
-    """What the released loss costs: exact minus released, each by its own score."""
+    """Difference of the exact and the released loss, both with their own score."""
     rows = []
     for name, conditions in _grouped(reports, lambda r: r.name, lambda r: r.condition).items():
         for condition, runs in conditions.items():
             if "mls_released" in runs[0].scores:
-                own, other = _pair_runs(runs, "mls"), _pair_runs(runs, "mls_released")
+                exact, released = _pair_runs(runs, "mls"), _pair_runs(runs, "mls_released")
                 rows += [
-                    [f"{name}, {condition}", _heading(m), _gain_text(own, other, m)] for m in PAIR_METRICS
+                    [f"{name}, {condition}", _heading(metric), _gain_text(exact, released, metric)]
+                    for metric in PAIR_METRICS
                 ]
     for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
         for plan, trial in plans.items():
-            found = _template_runs(trial)
-            own, released = found["SCF: kappa, mls"], found.get("SCF as released: kappa, mls")
-            if released is not None:
-                rows += [[f"{backbone}, {plan}", _heading(m), _gain_text(own, released, m)] for m in own]
+            by_row = _template_runs(trial)
+            released_runs = by_row.get("SCF as released: kappa, mls")
+            if released_runs is not None:
+                exact = by_row["SCF: kappa, mls"]
+                rows += [
+                    [f"{backbone}, {plan}", _heading(metric), _gain_text(exact, released_runs, metric)]
+                    for metric in exact
+                ]
     title, header = "SCF exact minus SCF as released", ["setting", "metric", "difference"]
     return Table(title, header, rows, f"Means over seeds with {_STAR}")
 
@@ -148,40 +156,43 @@ Metrics = Mapping[str, list[Run]]
 
 
 def _pair_runs(runs: Sequence[PairReport], score: str) -> Metrics:
-    found: dict[str, list[Run]] = {}
+    """The runs of one score, by metric."""
+    metrics: dict[str, list[Run]] = {}
     for metric in PAIR_METRICS:
         measures = [run.scores[score].measure(metric) if score in run.scores else None for run in runs]
-        found[metric] = [
+        metrics[metric] = [
             Run(None if measure is None else measure.value, run.resampled.get(f"{score}:{metric}"))
             for run, measure in zip(runs, measures)
         ]
-    return found
+    return metrics
 
 
 def _template_runs(trials: Sequence[TemplateTrial]) -> dict[str, Metrics]:
-    found: dict[str, dict[str, list[Run]]] = {}
+    """The 1:1 runs by table row ("head: pooling, score") and metric."""
+    rows: dict[str, dict[str, list[Run]]] = {}
     for trial in trials:
         for head, report in trial.pairs.items():
             for result in report.results:
-                row = found.setdefault(f"{NAMES.get(head, head)}: {result.name}", {})
+                row = rows.setdefault(f"{NAMES.get(head, head)}: {result.name}", {})
                 for entry in result.tmr:
                     metric = f"tmr@{entry.target:g}"
                     drawn = report.resampled.get(f"{result.name}:{metric}")
                     row.setdefault(metric, []).append(Run(entry.tmr, drawn))
-    return dict(found)
+    return dict(rows)
 
 
 def _search_runs(trials: Sequence[TemplateTrial]) -> dict[str, Metrics]:
-    found: dict[str, dict[str, list[Run]]] = {}
+    """The 1:N runs by table row and metric."""
+    rows: dict[str, dict[str, list[Run]]] = {}
     for trial in trials:
         for head, report in trial.searches.items():
             for result in report.results:
-                row = found.setdefault(f"{NAMES.get(head, head)}: {result.name}", {})
+                row = rows.setdefault(f"{NAMES.get(head, head)}: {result.name}", {})
                 for metric in ("rank-1", "tpir@0.1", "tpir@0.01"):
                     measure = result.mean.get(metric)
                     drawn = report.resampled.get(f"{result.name}:{metric}")
                     row.setdefault(metric, []).append(Run(None if measure is None else measure.value, drawn))
-    return dict(found)
+    return dict(rows)
 
 
 def _protocol_tables(
@@ -191,7 +202,7 @@ def _protocol_tables(
     collect: Callable[[Sequence[TemplateTrial]], dict[str, Metrics]],
     note: str,
 ) -> list[Table]:
-    found = []
+    tables = []
     for backbone, plans in _grouped(trials, lambda t: t.backbone, lambda t: t.plan).items():
         rows, lines, metrics = list[list[str]](), list[str](), list[str]()
         for plan, runs in plans.items():
@@ -201,28 +212,28 @@ def _protocol_tables(
             first = [result for report in reports(runs[0]).values() for result in report.results]
             lines += [_signed(result.signature, runs) for result in first]
         header = _header("templates", "pooling, score", metrics, "mean, cosine")
-        found.append(Table(f"{title}: {backbone}", header, rows, note, lines))
-    return found
+        tables.append(Table(f"{title}: {backbone}", header, rows, note, lines))
+    return tables
 
 
 def _signed(line: str, runs: Sequence[object]) -> str:
-    """The signature of the first seed stands for all: only heads, templates and embeddings differ."""
+    """The signature of the first seed, used for all: only heads, templates and embeddings differ."""
     return f"{line}|seeds:{len(runs)}"
 
 
-def _rows(where: str, found: Mapping[str, Metrics], base: str, metrics: Sequence[str]) -> list[list[str]]:
+def _rows(setting: str, methods: Mapping[str, Metrics], base: str, metrics: Sequence[str]) -> list[list[str]]:
     rows = []
-    for name, runs in found.items():
-        cells = [gain(runs[metric], found[base][metric]) for metric in metrics]
+    for name, runs in methods.items():
+        cells = [gain(runs[metric], methods[base][metric]) for metric in metrics]
         levels = ["–" if cell is None else cell.level for cell in cells]
-        against = ["" if name == base else "–" if cell is None else cell.text for cell in cells]
-        rows.append([where, NAMES.get(name, name), *levels, *against])
+        differences = ["" if name == base else "–" if cell is None else cell.text for cell in cells]
+        rows.append([setting, NAMES.get(name, name), *levels, *differences])
     return rows
 
 
-def _header(where: str, what: str, metrics: Sequence[str], base: str) -> list[str]:
-    named = [_heading(metric) for metric in metrics]
-    return [where, what, *named, *(f"{name} minus {base}" for name in named)]
+def _header(setting: str, method: str, metrics: Sequence[str], base: str) -> list[str]:
+    headings = [_heading(metric) for metric in metrics]
+    return [setting, method, *headings, *(f"{heading} minus {base}" for heading in headings)]
 
 
 def _heading(metric: str) -> str:
@@ -232,30 +243,30 @@ def _heading(metric: str) -> str:
     return metric
 
 
-def _gain_text(own: Metrics, other: Metrics, metric: str) -> str:
-    found = gain(own[metric], other[metric])
-    return "–" if found is None else found.text
+def _gain_text(method: Metrics, base: Metrics, metric: str) -> str:
+    difference = gain(method[metric], base[metric])
+    return "–" if difference is None else difference.text
 
 
 def _grouped(
     items: Sequence[T], outer: Callable[[T], str], inner: Callable[[T], str]
 ) -> dict[str, dict[str, list[T]]]:
-    found: dict[str, dict[str, list[T]]] = {}
+    groups: dict[str, dict[str, list[T]]] = {}
     for item in items:
-        found.setdefault(outer(item), {}).setdefault(inner(item), []).append(item)
-    return found
+        groups.setdefault(outer(item), {}).setdefault(inner(item), []).append(item)
+    return groups
 
 
 NOTES = (
-    "Heads learn on people who look like nobody in the test set; who looks alike is said by the recogniser.",
-    "A template of 3 images with half degraded: half of all images of the set, drawn at random, not of each "
-    "template. The degradations are of a recipe that no training view contains.",
-    "The pair lists below are those of the first seed; the tables are over all seeds.",
+    "Heads are trained on people who look like nobody in the test set, according to the recogniser.",
+    "Half degraded means half of all images of the set, drawn at random, not half of each template. The "
+    "degradation recipe is not used in training.",
+    "The pair lists below show the first seed; the tables are over all seeds.",
 )
 
 
 def reproduction_tables(result: Reproduction) -> list[Table]:
-    """Everything that was found: pairs, templates 1:1 and 1:N, rejection, and exact against released."""
+    """All results: pairs, templates 1:1 and 1:N, rejection, and the exact against the released loss."""
     trials = result.templates
     return [
         *pair_tables(result.reports),
@@ -269,16 +280,16 @@ def reproduction_tables(result: Reproduction) -> list[Table]:
 def present_reproduction(result: Reproduction, folder: str | Path, provenance: dict[str, Any]) -> ReportFiles:
     """Write ``report.html``, ``report.md`` and ``report.json``; the JSON has every number of every seed."""
     first = min(seed for _, seed, _ in result.models)
-    shown = [report for report in result.reports if report.label == f"seed {first}"]
+    first_seed = [report for report in result.reports if report.label == f"seed {first}"]
     return write_report(
         folder,
-        shown,
-        title="Sphere Confidence Face and its rivals, in one code path",
+        first_seed,
+        title="Sphere Confidence Face compared with other methods",
         sections=[Section("Training", tables=[], plots=_histories(result))],
         results={"templates": [_plain(run) for run in result.templates], "facts": result.facts},
         summary=[
             *NOTES,
-            *(_who(name, facts) for name, facts in result.facts.items()),
+            *(_describe_people(name, facts) for name, facts in result.facts.items()),
             *reproduction_tables(result),
         ],
         strips=result.strips,
@@ -293,16 +304,17 @@ def present_reproduction(result: Reproduction, folder: str | Path, provenance: d
     )
 
 
-def _who(name: str, facts: dict[str, Any]) -> str:
+def _describe_people(name: str, facts: dict[str, Any]) -> str:
     return (
-        f"{name}: {facts['people_of_both']} people of the training set look like somebody of the test "
-        f"set; they and others, {facts['held_out_people']} in all with {facts['held_out_images']} images, "
-        f"are only tested. {facts['train_people']} people with {facts['train_images']} images train."
+        f"{name}: {facts['people_of_both']} people of the training set look like somebody in the test set. "
+        f"They and others, {facts['held_out_people']} people with {facts['held_out_images']} images in all, "
+        f"are used only for testing; {facts['train_people']} people with {facts['train_images']} images are "
+        "used for training."
     )
 
 
 def _histories(result: Reproduction) -> list[Plot]:
-    """Held-out loss per epoch, what is above the best epoch; every seed of every head."""
+    """Held-out loss per epoch minus that of the best epoch; every head of the first seed, by backbone."""
     plots = list[Plot]()
     for backbone in result.facts:
         series = []

@@ -1,4 +1,4 @@
-"""The confidence head that ships: trained, calibrated and checked on people of three separate groups."""
+"""The shipped confidence head: trained, calibrated and evaluated on three disjoint groups of people."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,20 +55,20 @@ Array = NDArray[Any]
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ALPHAS = (1e-2, 1e-3, 1e-4, 1e-5)
 BEYOND = (1e-6, 1e-7, 1e-8)
-"""Rates that 250 people cannot show; their rules are extrapolated, and say so."""
+"""Rates too small to count with 250 people; their rules are extrapolated and marked as such."""
 FNMR, DELTA = 0.01, 0.001
-_FREE = 0.01  # share of the true matches that the floor on kappa may cost
-_ABOVE, _BELOW, _NAT = 60.0, 60.0, 0.05  # grid of thresholds around the neutral score, in nats
+_FLOOR_COST = 0.01  # share of the correct matches that the minimum kappa may lose
+_ABOVE, _BELOW, _STEP = 60.0, 60.0, 0.05  # grid of thresholds around the neutral score, in nats
 _COSINES = np.round(np.arange(-0.3, 1.0, 0.0025), 4)
-_RARE = 2.0  # evidence from which on a match is tested
-_OTHERS = 200_000  # non-mated pairs per condition that likelihood ratios are fitted on
-_BLOCK = 1 << 18  # pairs judged at once
-_SHARE = 1e-3  # of the non-mated pairs that a tail is fitted on
+_MIN_EVIDENCE = 2.0  # smallest evidence that is tested as a threshold for a match
+_MAX_NON_MATED = 200_000  # non-mated pairs per condition that likelihood ratios are fitted on
+_BLOCK = 1 << 18  # pairs whose evidence is computed at once
+_TAIL_SHARE = 1e-3  # share of the non-mated pairs that a tail is fitted on
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered:
-    """What the rules of one score are made from, one entry per condition."""
+class PairStatistics:
+    """Statistics of one score that its rules are fitted on, one entry per condition."""
 
     score: str
     non_mated: list[SubjectRates]
@@ -76,57 +76,60 @@ class Gathered:
     matches: list[tuple[Array, Array]]
     """(scores, confidences) of all mated pairs."""
     sample: list[tuple[Array, NDArray[np.bool_]]]
-    """(scores, mated) of all mated and some non-mated pairs."""
+    """(scores, mated) of all mated pairs and a sample of the non-mated pairs."""
     tables: list[ThresholdTable]
     tails: list[TailFit]
 
     def rules(self, radius: float | None) -> list[DecisionRule]:
-        """One per alpha, as far as the pairs support them, and further ones from tails, if there are any."""
-        made = (
+        """One rule per alpha that the pairs support, then extrapolated rules, if tails were fitted."""
+        bounded = (
             bounded_rule(
                 self.non_mated, self.mated, alpha=alpha, fnmr=FNMR, delta=DELTA, score=self.score,
                 radius=radius,
             )
             for alpha in ALPHAS
         )  # fmt: skip
-        counted = [rule for rule in made if rule.decides]
+        counted = [rule for rule in bounded if rule.decides]
         beyond = [alpha for alpha in (*ALPHAS, *BEYOND) if counted and alpha < counted[-1].alpha]
-        further = []
+        extrapolated = []
         for alpha in beyond if self.tails else ():
             try:
-                further.append(extrapolated_rule(counted[-1], self.tails, alpha))
-            except InputError as error:  # few people: the rates that they cannot tell are left out
+                extrapolated.append(extrapolated_rule(counted[-1], self.tails, alpha))
+            except InputError as error:  # too few people: leave out this rate and all smaller ones
                 console.print(f"{self.score}: {error}", highlight=False, markup=False)
                 break
-        return counted + further
+        return counted + extrapolated
 
     def floor(self, accept: float) -> float:
-        """The largest confidence that costs at most one in a hundred of all true matches."""
-        sure = np.concatenate([c[s >= accept] for s, c in self.matches])
-        return float(np.quantile(sure, _FREE)) if sure.size else -np.inf
+        """The largest minimum confidence that loses at most one in a hundred of all correct matches."""
+        confidences = np.concatenate([c[s >= accept] for s, c in self.matches])
+        return float(np.quantile(confidences, _FLOOR_COST)) if confidences.size else -np.inf
 
     def likelihood(self, radius: float | None) -> LogisticCalibrator:
-        """Over all conditions."""
+        """Likelihood ratio of the score, fitted over all conditions."""
         scores, mated = (np.concatenate(part) for part in zip(*self.sample))
         return LogisticCalibrator.fit(scores, mated, score=self.score, radius=radius)
 
 
 Grids = tuple[Array, Array]
-"""Thresholds from which on a match, and below which a non-match, is tested."""
+"""Candidate thresholds for a match, and for a non-match."""
 
 
 def grids_of(score: str, neutral: float) -> Grids:
-    """Of a cosine, of evidence, or of a mutual likelihood score around the neutral one."""
+    """Candidate thresholds of the cosine, of evidence, or of a mutual likelihood score around `neutral`."""
     if score == "cosine":
         return _COSINES, _COSINES
     if score.startswith(PAIR_EVIDENCE):
-        return np.round(np.arange(_RARE, _ABOVE, _NAT), 2), np.round(np.arange(-_BELOW / 3, 3, _NAT), 2)
-    high = np.round(neutral + np.arange(0, _ABOVE, _NAT), 2)
-    return high, np.round(neutral + np.arange(-_BELOW, _ABOVE / 2, _NAT), 2)
+        return (
+            np.round(np.arange(_MIN_EVIDENCE, _ABOVE, _STEP), 2),
+            np.round(np.arange(-_BELOW / 3, 3, _STEP), 2),
+        )
+    high = np.round(neutral + np.arange(0, _ABOVE, _STEP), 2)
+    return high, np.round(neutral + np.arange(-_BELOW, _ABOVE / 2, _STEP), 2)
 
 
 def column_of(score: str) -> str:
-    """Where a score stands among those of `ScoredPairs`."""
+    """Name of the column of `ScoredPairs` with this score."""
     if score.startswith(PAIR_EVIDENCE):
         return "evidence"
     return "cosine" if score == "cosine" else "mls"
@@ -134,60 +137,60 @@ def column_of(score: str) -> str:
 
 def gather(
     score: str, pairs: Callable[[Condition], ScoredPairs], neutral: float, draws: int, seed: int = 0
-) -> Gathered:
-    """All conditions one after the other, so that only one of them is in memory.
+) -> PairStatistics:
+    """Statistics of one score, one condition after the other, so that only one is in memory.
 
     Args:
         score: name of the score for the rules.
-        pairs: of a condition.
-        neutral: mutual likelihood score that speaks neither for nor against.
-        draws: of subjects.
+        pairs: function that makes the pairs of a condition.
+        neutral: mutual likelihood score of two images without information (kappa 0).
+        draws: bootstrap samples of subjects.
         seed: of the draws.
     """
-    found = Gathered(score, [], [], [], [], [], [])
+    statistics = PairStatistics(score, [], [], [], [], [], [])
     high, low = grids_of(score, neutral)
     column = column_of(score)
     rng = np.random.default_rng(seed)
     for condition in conditions(list(CALIBRATED)):
-        own = pairs(condition)
-        values = own.scores[column]
-        found.non_mated.append(own.reach(values, False, high, draws, seed))
-        found.mated.append(own.reach(values, True, low, draws, seed))
-        found.matches.append((values[own.mated], own.confidence[own.mated]))
+        scored = pairs(condition)
+        values = scored.scores[column]
+        statistics.non_mated.append(scored.reach(values, False, high, draws, seed))
+        statistics.mated.append(scored.reach(values, True, low, draws, seed))
+        statistics.matches.append((values[scored.mated], scored.confidence[scored.mated]))
         if column != "evidence":
-            some = _sample(own, rng)
-            found.sample.append((values[some].astype(np.float64), own.mated[some]))
-            found.tables.append(_table(own, column, score, draws, seed))
+            rows = _sample(scored, rng)
+            statistics.sample.append((values[rows].astype(np.float64), scored.mated[rows]))
+            statistics.tables.append(_table(scored, column, score, draws, seed))
         elif draws:
-            found.tails.append(tail_of(own, draws, seed))
-    return found
+            statistics.tails.append(tail_of(scored, draws, seed))
+    return statistics
 
 
-def tail_of(pairs: ScoredPairs, draws: int, seed: int = 0, share: float = _SHARE) -> TailFit:
-    """Of the evidence of the non-mated pairs."""
-    other = ~pairs.mated
-    share = max(share, 1.01 * LEAST_EXCEEDANCES / int(other.sum()))
-    values = pairs.scores["evidence"][other]
+def tail_of(pairs: ScoredPairs, draws: int, seed: int = 0, share: float = _TAIL_SHARE) -> TailFit:
+    """Fit the tail of the evidence of the non-mated pairs."""
+    non_mated = ~pairs.mated
+    share = max(share, 1.01 * LEAST_EXCEEDANCES / int(non_mated.sum()))
+    values = pairs.scores["evidence"][non_mated]
     return fit_tail(
-        values, pairs.left[other], pairs.right[other], share=share, least=0.0, draws=draws, seed=seed
+        values, pairs.left[non_mated], pairs.right[non_mated], share=share, least=0.0, draws=draws, seed=seed
     )
 
 
 def _sample(pairs: ScoredPairs, rng: np.random.Generator) -> NDArray[np.int64]:
-    """All mated and some non-mated pairs."""
-    others = np.flatnonzero(~pairs.mated)
-    return np.append(np.flatnonzero(pairs.mated), rng.permutation(others)[:_OTHERS])
+    """Row indices of all mated pairs and a random sample of the non-mated pairs."""
+    non_mated = np.flatnonzero(~pairs.mated)
+    return np.append(np.flatnonzero(pairs.mated), rng.permutation(non_mated)[:_MAX_NON_MATED])
 
 
 def learn_evidence(
     score: str, pairs: Callable[[Condition], ScoredPairs], radius: float, neutral: float, seed: int = 0
 ) -> ConditionalCalibrator:
-    """Over all conditions, which count alike."""
+    """Fit the conditional calibrator over all conditions, each with equal weight."""
     rng = np.random.default_rng(seed)
     parts = []
     for condition in conditions(list(CALIBRATED)):
-        own = pairs(condition)
-        parts.append(own.select(_sample(own, rng)))
+        scored = pairs(condition)
+        parts.append(scored.select(_sample(scored, rng)))
     return ConditionalCalibrator.fit(
         np.concatenate([part.scores["mls"] for part in parts]),
         np.concatenate([part.scores["cosine"] for part in parts]),
@@ -201,60 +204,66 @@ def learn_evidence(
 def with_evidence(
     pairs: Callable[[Condition], ScoredPairs], calibrator: ConditionalCalibrator
 ) -> Callable[[Condition], ScoredPairs]:
-    """The same pairs with their evidence."""
+    """The same function, with evidence added to the pairs."""
 
-    def judged(condition: Condition) -> ScoredPairs:
-        return judge(pairs(condition), calibrator)
+    def scored_pairs(condition: Condition) -> ScoredPairs:
+        return add_evidence(pairs(condition), calibrator)
 
-    return judged
+    return scored_pairs
 
 
-def judge(pairs: ScoredPairs, calibrator: ConditionalCalibrator) -> ScoredPairs:
-    """Pairs with their evidence, block by block."""
+def add_evidence(pairs: ScoredPairs, calibrator: ConditionalCalibrator) -> ScoredPairs:
+    """The same pairs with their evidence, computed in blocks."""
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(pairs.mated), _BLOCK)]
-    found = [
+    evidence = [
         calibrator.evidence(
             pairs.scores["mls"][block], pairs.scores["cosine"][block],
             (pairs.kappas[0][block], pairs.kappas[1][block]),
         ).astype(np.float32)
         for block in blocks
     ]  # fmt: skip
-    return pairs.add("evidence", np.concatenate(found))
+    return pairs.add("evidence", np.concatenate(evidence))
 
 
 def _table(pairs: ScoredPairs, column: str, score: str, draws: int, seed: int) -> ThresholdTable:
     """Thresholds under one condition, with intervals over people."""
     table = ThresholdTable.fit(pairs.scores[column], pairs.mated, TARGETS, score=score)
-    known = {e.target: e.threshold for e in table.entries if e.threshold is not None}
-    known = {target: threshold for target, threshold in known.items() if np.isfinite(threshold)}
-    if not draws or not known:
+    thresholds = {
+        e.target: e.threshold for e in table.entries if e.threshold is not None and np.isfinite(e.threshold)
+    }
+    if not draws or not thresholds:
         return table
-    grid = np.unique(list(known.values()))
-    ends = []
+    grid = np.unique(list(thresholds.values()))
+    intervals = []
     for mated in (False, True):
         rates = pairs.reach(pairs.scores[column], mated, grid, draws, seed)
-        ends.append({t: rates.interval(int(np.searchsorted(grid, at))) for t, at in known.items()})
-    return table.with_subject_intervals(*ends)
+        intervals.append(
+            {
+                target: rates.interval(int(np.searchsorted(grid, threshold)))
+                for target, threshold in thresholds.items()
+            }
+        )
+    return table.with_subject_intervals(*intervals)
 
 
 def calibrate(
     faces: GradedFaces, *, model: str, data: str, population: str, draws: int, record: Mapping[str, Any]
 ) -> tuple[Calibration, list[DecisionRule]]:
-    """Scale, likelihood ratios, thresholds and rules.
+    """Fit the kappa scale, likelihood ratios, thresholds and rules.
 
-    Thresholds of "mls" and "cosine" are for pictures as they are; those of templates, and all rules, for
-    every grade: the strictest counts.
+    Thresholds of "mls" and "cosine" are fitted on undamaged images. Thresholds of templates and all rules
+    hold for every grade of damage: they are those of the strictest grade.
 
     Args:
         faces: of the people to calibrate on.
         model: fingerprint of the model.
         data: hash of the images.
-        population: what the faces are, in words.
-        draws: of subjects.
+        population: description of the faces.
+        draws: bootstrap samples of subjects.
         record: facts to add.
 
     Returns:
-        (calibration, rules of the cosine made in the same way, which are for comparison).
+        (calibration, cosine rules fitted in the same way, for comparison).
 
     Raises:
         InputError: too few people or pairs for any rule.
@@ -266,25 +275,28 @@ def calibrate(
     if not rules:
         raise InputError(
             f"{len(np.unique(faces.person))} people with {len(faces.person)} images support no rule with a "
-            f"false match rate of {ALPHAS[0]:g}; bring more people"
+            f"false match rate of {ALPHAS[0]:g}; use more people"
         )
     cosine = gather("cosine", faces.pairs, neutral, draws)
     template = gather(TEMPLATE_SCORE, faces.template_pairs, neutral, draws)
-    evidence, judged = {}, []
+    evidence, evidence_rules = {}, []
     for score, pairs in (
         (PAIR_EVIDENCE, faces.pairs),
         (TEMPLATE_EVIDENCE, faces.template_pairs),
         (TEMPLATES_EVIDENCE, faces.two_template_pairs),
     ):
         evidence[score] = learn_evidence(score, pairs, radius, neutral)
-        judged += gather(score, with_evidence(pairs, evidence[score]), neutral, draws).rules(radius)
+        statistics = gather(score, with_evidence(pairs, evidence[score]), neutral, draws)
+        evidence_rules += statistics.rules(radius)
     floor = single.floor(float(rules[0].accept or 0.0))
-    rules = [replace(rule, min_confidence=floor) for rule in (*judged, *rules, *template.rules(radius))]
-    shown = [faces.of(grade)[1] for grade in CALIBRATED]
+    rules = [
+        replace(rule, min_confidence=floor) for rule in (*evidence_rules, *rules, *template.rules(radius))
+    ]
+    kappas = [faces.of(grade)[1] for grade in CALIBRATED]
     calibration = Calibration(
         model,
         data,
-        KappaScale.fit(np.concatenate(shown), dim=faces.mu.shape[2], population=population),
+        KappaScale.fit(np.concatenate(kappas), dim=faces.mu.shape[2], population=population),
         {
             PAIR_SCORE: single.likelihood(radius),
             "cosine": cosine.likelihood(None),
@@ -303,18 +315,18 @@ def calibrate(
 
 
 def strictest(tables: Sequence[ThresholdTable]) -> ThresholdTable:
-    """By target the entry with the largest threshold; unresolved where any is."""
+    """For each target the entry with the largest threshold, or an unresolved entry if there is one."""
     entries = []
-    for together in zip(*(table.entries for table in tables)):
-        unresolved = [entry for entry in together if entry.threshold is None]
+    for same_target in zip(*(table.entries for table in tables)):
+        unresolved = [entry for entry in same_target if entry.threshold is None]
         entries.append(
-            unresolved[0] if unresolved else max(together, key=lambda entry: float(entry.threshold or 0))
+            unresolved[0] if unresolved else max(same_target, key=lambda entry: float(entry.threshold or 0))
         )
     return replace(tables[0], entries=tuple(entries))
 
 
 def halves(person: NDArray[np.int64], seed: int = 0) -> Iterator[NDArray[np.bool_]]:
-    """The images of one half of the people, and of the other."""
+    """Masks of the images of one half of the people, and of the other half."""
     people = np.random.default_rng(seed).permutation(np.unique(person))
     for part in (people[: len(people) // 2], people[len(people) // 2 :]):
         yield np.isin(person, part)
@@ -325,23 +337,23 @@ Ends = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class DecisionCount:
-    """What one method said of all pairs under one condition.
+    """Decisions of one method on all pairs under one condition.
 
     Attributes:
         pairs: "image" against image, "template" against image, or "templates" against each other.
-        condition: which grades; "A/B": one picture each.
-        method: "rule", "mls" (one threshold of the score for all), "cosine" (its threshold on good pictures)
+        condition: grades of the two sides; "A/B": left images of grade A, right images of grade B.
+        method: "rule", "mls" (one threshold of the score for all), "cosine" (its threshold on good images)
             or "cosine, all grades".
-        alpha: promised rate of wrong matches.
-        non_mated: pairs of two people.
-        wrong_matches: of them.
-        wrong_match_ends: 95 % interval of their rate, over people.
-        mated: pairs of one person.
-        matches: of them.
-        wrong_non_matches: of them.
-        wrong_non_match_ends: likewise.
-        undecided_mated: share.
-        undecided_non_mated: share.
+        alpha: bound on the false match rate.
+        non_mated: number of non-mated pairs.
+        wrong_matches: false matches among them.
+        wrong_match_ends: 95 % interval of the false match rate, over people.
+        mated: number of mated pairs.
+        matches: correct matches among them.
+        wrong_non_matches: false non-matches among them.
+        wrong_non_match_ends: 95 % interval of the false non-match rate, over people.
+        undecided_mated: share of the mated pairs left undecided.
+        undecided_non_mated: share of the non-mated pairs left undecided.
     """
 
     pairs: str
@@ -360,17 +372,17 @@ class DecisionCount:
 
     @property
     def false_match_rate(self) -> float:
-        """Of all non-mated pairs."""
+        """False matches divided by all non-mated pairs, decided or not."""
         return self.wrong_matches / self.non_mated
 
     @property
     def false_non_match_rate(self) -> float:
-        """Of all mated pairs."""
+        """False non-matches divided by all mated pairs, decided or not."""
         return self.wrong_non_matches / self.mated
 
     @property
     def kept(self) -> bool:
-        """Whether no more wrong matches were found than promised."""
+        """Whether the measured false match rate is within the bound."""
         return self.false_match_rate <= self.alpha
 
 
@@ -390,13 +402,13 @@ def check_decisions(
     rivals: Sequence[DecisionRule],
     draws: int,
 ) -> tuple[list[DecisionCount], list[Cost]]:
-    """All methods under all conditions on people who had no part in the calibration.
+    """Evaluate all methods under all conditions on people that were not used for calibration.
 
     Args:
         faces: of these people.
-        calibration: to be checked.
-        rivals: rules of the cosine, made in the same way.
-        draws: of subjects.
+        calibration: to be evaluated.
+        rivals: cosine rules fitted in the same way.
+        draws: bootstrap samples of subjects.
     """
     counts: list[DecisionCount] = []
     costs: list[Cost] = []
@@ -407,14 +419,14 @@ def check_decisions(
     ]
     for kind, evidence, score, pairs in kinds:
         for condition in conditions(list(faces.grades)):
-            own = judge(pairs(condition), _conditional(calibration, evidence))
+            scored = add_evidence(pairs(condition), _conditional(calibration, evidence))
             for alpha in ALPHAS:
                 methods = _methods(calibration, rivals, {"rule": evidence, "mls": score}, alpha)
                 counts += [
-                    count_decisions(own, rule, kind, condition, method, draws) for method, rule in methods
+                    count_decisions(scored, rule, kind, condition, method, draws) for method, rule in methods
                 ]
             costs += [
-                Cost(kind, condition.name, name, cllr(_llr(calibration, name, own), own.mated))
+                Cost(kind, condition.name, name, cllr(_llr(calibration, name, scored), scored.mated))
                 for name in (evidence, score, "cosine" if kind == "image" else "")
                 if name
             ]
@@ -422,13 +434,13 @@ def check_decisions(
 
 
 def _conditional(calibration: Calibration, score: str) -> ConditionalCalibrator:
-    found = calibration.likelihood[score]
-    assert isinstance(found, ConditionalCalibrator)
-    return found
+    calibrator = calibration.likelihood[score]
+    assert isinstance(calibrator, ConditionalCalibrator)
+    return calibrator
 
 
 def _llr(calibration: Calibration, score: str, pairs: ScoredPairs) -> Array:
-    """(n,) by blocks, which evidence needs."""
+    """(n,) log-likelihood ratios, computed in blocks because evidence needs much memory."""
     values = pairs.scores["cosine" if score == "cosine" else "mls"]
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(values), _BLOCK)]
     return np.concatenate(
@@ -439,7 +451,7 @@ def _llr(calibration: Calibration, score: str, pairs: ScoredPairs) -> Array:
 def _methods(
     calibration: Calibration, rivals: Sequence[DecisionRule], scores: Mapping[str, str], alpha: float
 ) -> list[tuple[str, DecisionRule]]:
-    found = [
+    methods = [
         (method, rule)
         for method, score in scores.items()
         for rule in calibration.decisions
@@ -447,13 +459,13 @@ def _methods(
     ]
     entry = calibration.threshold("cosine", alpha)
     if entry.threshold is not None:
-        found.append(("cosine", always(entry.threshold, alpha)))
-    found += [("cosine, all grades", rule) for rule in rivals if rule.alpha == alpha]
-    return found
+        methods.append(("cosine", always(entry.threshold, alpha)))
+    methods += [("cosine, all grades", rule) for rule in rivals if rule.alpha == alpha]
+    return methods
 
 
 def always(threshold: float, alpha: float) -> DecisionRule:
-    """The usual rule: match from the cosine threshold on, else non-match."""
+    """The usual rule that never answers undecided: match if cosine >= threshold, otherwise non-match."""
     return DecisionRule(
         "cosine", None, "kappa", threshold, threshold, -np.inf, "fmr", alpha, 0.5, "good pictures"
     )
@@ -462,42 +474,43 @@ def always(threshold: float, alpha: float) -> DecisionRule:
 def count_decisions(
     pairs: ScoredPairs, rule: DecisionRule, kind: str, condition: Condition, method: str, draws: int
 ) -> DecisionCount:
-    """Count what a rule says."""
+    """Apply a rule to all pairs and count its decisions."""
     values = pairs.scores[column_of(rule.score)]
-    sure = pairs.confidence >= rule.min_confidence
+    confident = pairs.confidence >= rule.min_confidence
     accept, reject = float(rule.accept or 0.0), float(rule.reject or 0.0)
-    upwards, downwards = np.where(sure, values, -np.inf), np.where(sure, -values, -np.inf)
-    edge = np.nextafter(np.float32(-reject), np.float32(np.inf))  # score < reject
-    at, below = np.array([accept]), np.array([float(edge)])
-    matched = {mated: pairs.reach(upwards, mated, at, 0 if mated else draws) for mated in (False, True)}
-    refused = {mated: pairs.reach(downwards, mated, below, draws if mated else 0) for mated in (False, True)}
+    upwards, downwards = np.where(confident, values, -np.inf), np.where(confident, -values, -np.inf)
+    # score < reject is the same as -score >= the next float32 above -reject.
+    edge = np.nextafter(np.float32(-reject), np.float32(np.inf))
+    high, low = np.array([accept]), np.array([float(edge)])
+    matched = {mated: pairs.reach(upwards, mated, high, 0 if mated else draws) for mated in (False, True)}
+    rejected = {mated: pairs.reach(downwards, mated, low, draws if mated else 0) for mated in (False, True)}
 
     def undecided(mated: bool) -> float:
-        decided = int(matched[mated].reached[0] + refused[mated].reached[0])
+        decided = int(matched[mated].reached[0] + rejected[mated].reached[0])
         return 1 - decided / matched[mated].pairs
 
     return DecisionCount(
         kind, condition.name, method, rule.alpha,
         matched[False].pairs, int(matched[False].reached[0]),
         matched[False].interval(0) if draws else None,
-        matched[True].pairs, int(matched[True].reached[0]), int(refused[True].reached[0]),
-        refused[True].interval(0) if draws else None,
+        matched[True].pairs, int(matched[True].reached[0]), int(rejected[True].reached[0]),
+        rejected[True].interval(0) if draws else None,
         undecided(True), undecided(False),
     )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What the model says of one set or group, pictures as they are.
+    """Kappa and decisions on one set, or on one group of pairs, with undamaged images.
 
     Attributes:
         name: of the set.
-        images: in it, or of a group of pairs.
-        skipped: pictures without a face, or unusable.
+        images: number of images in the set, or of pairs in the group.
+        skipped: images without a face, or unusable.
         kappa: percentiles 5, 50, 95.
-        percentile: of the median on the model's scale.
-        ratio: kappa after over kappa before, percentiles 5, 50, 95; of crops that are detected again.
-        decisions: by the shipped rules.
+        percentile: percentile of the median kappa on the model's scale.
+        ratio: kappa after over kappa before detecting and aligning the crops again, percentiles 5, 50, 95.
+        decisions: of the shipped rules.
     """
 
     name: str
@@ -522,77 +535,77 @@ def look_elsewhere(
     *,
     draws: int,
 ) -> list[Foreign]:
-    """Groups of the checked people's pairs, other sets, and the same crops detected and aligned again."""
-    found = _by_group(model, faces, draws)
+    """Evaluate groups of the evaluation pairs, other sets, and the same crops detected and aligned again."""
+    results = _by_group(model, faces, draws)
     for name, source in foreign.items():
-        known = _embedded(model, source, folder / f"{name}.safetensors")
-        found.append(_set(model, name, known, draws))
+        embeddings = _embedded(model, source, folder / f"{name}.safetensors")
+        results.append(_set(model, name, embeddings, draws))
     if realign is not None:
-        place = {key: row for row, key in enumerate(test.keys)}
-        again = realign(test.subset(np.array([place[key] for key in faces.keys])))
-        known = _embedded(model, again, folder / "realigned.safetensors")
+        row_of = {key: row for row, key in enumerate(test.keys)}
+        realigned = realign(test.subset(np.array([row_of[key] for key in faces.keys])))
+        embeddings = _embedded(model, realigned, folder / "realigned.safetensors")
         before = dict(zip(faces.keys, faces.of("none")[1].tolist()))
-        ratio = np.asarray(known.kappa) / np.array([before[key] for key in known.keys])
-        found.append(_set(model, "detected again", known, draws, ratio))
-    return found
+        ratio = np.asarray(embeddings.kappa) / np.array([before[key] for key in embeddings.keys])
+        results.append(_set(model, "detected again", embeddings, draws, ratio))
+    return results
 
 
 def _embedded(model: ConfidenceModel, source: ImageSource, path: Path) -> Embeddings:
-    """The file of an earlier run, if it is of the same model and images."""
+    """Embed the images, or load the file of an earlier run with the same model and images."""
     if path.is_file():
-        known = Embeddings.load(path)
-        same = known.provenance.get("model"), known.provenance.get("data")
-        if same == (model.fingerprint(), source.fingerprint()):
-            return known
+        saved = Embeddings.load(path)
+        made_from = saved.provenance.get("model"), saved.provenance.get("data")
+        if made_from == (model.fingerprint(), source.fingerprint()):
+            return saved
     return embed(model, source, path)
 
 
 def _set(
-    model: ConfidenceModel, name: str, known: Embeddings, draws: int, ratio: NDArray[Any] | None = None
+    model: ConfidenceModel, name: str, embeddings: Embeddings, draws: int, ratio: NDArray[Any] | None = None
 ) -> Foreign:
-    kappa = np.array(known.kappa)
-    own = GradedFaces(
-        ["none"], np.array(known.mu)[:, None], kappa[:, None], np.asarray(known.labels), known.keys,
-        model.radius,
+    kappa = np.array(embeddings.kappa)
+    faces = GradedFaces(
+        ["none"], np.array(embeddings.mu)[:, None], kappa[:, None], np.asarray(embeddings.labels),
+        embeddings.keys, model.radius,
     )  # fmt: skip
     scale = model.calibration.kappa if model.calibration else None
     return Foreign(
         name,
         len(kappa),
-        len(known.skipped),
+        len(embeddings.skipped),
         np.percentile(kappa, (5, 50, 95)).tolist(),
         None if scale is None else float(scale.percentile(float(np.median(kappa)))),
         [] if ratio is None else np.percentile(ratio, (5, 50, 95)).tolist(),
-        _decisions(model, own.pairs(_CLEAN), name, draws),
+        _decisions(model, faces.pairs(_CLEAN), name, draws),
     )
 
 
 def _by_group(model: ConfidenceModel, faces: GradedFaces, draws: int) -> list[Foreign]:
-    """Pairs of pictures as they are, by the groups of both."""
+    """Decisions on pairs of undamaged images, by the groups of both images."""
     groups = faces.groups()
     names = np.unique(groups).tolist()
     if len(names) < 2:
         return []
     pairs, (left, right) = faces.pairs(_CLEAN), np.triu_indices(len(groups), 1)
-    found = []
-    for i, one in enumerate(names):
+    results = []
+    for i, group in enumerate(names):
         for other in names[i:]:
-            rows = ((groups[left] == one) & (groups[right] == other)) | (
-                (groups[left] == other) & (groups[right] == one)
+            rows = ((groups[left] == group) & (groups[right] == other)) | (
+                (groups[left] == other) & (groups[right] == group)
             )
-            name = f"{one}/{other}"
-            said = _decisions(model, pairs.select(rows), name, draws)
-            found.append(Foreign(name, int(rows.sum()), decisions=said))
-    return found
+            name = f"{group}/{other}"
+            decisions = _decisions(model, pairs.select(rows), name, draws)
+            results.append(Foreign(name, int(rows.sum()), decisions=decisions))
+    return results
 
 
 def _decisions(model: ConfidenceModel, pairs: ScoredPairs, name: str, draws: int) -> list[DecisionCount]:
     calibration = model.calibration
     if calibration is None:
         return []
-    own = judge(pairs, _conditional(calibration, PAIR_EVIDENCE))
+    scored = add_evidence(pairs, _conditional(calibration, PAIR_EVIDENCE))
     return [
-        count_decisions(own, rule, name, _CLEAN, "rule", draws)
+        count_decisions(scored, rule, name, _CLEAN, "rule", draws)
         for rule in calibration.decisions
         if rule.score == PAIR_EVIDENCE and rule.extrapolated is None
     ]
@@ -607,22 +620,23 @@ CARD = {
     "page": "docs/model-card.md",
     "command": COMMAND,
 }
-"""What the saved model says of itself."""
+"""Description stored in the saved model."""
 PERCENTS = (1, 5, 25, 50, 75, 95, 99)
 
 
 @dataclass(frozen=True, eq=False)
 class Shipped:
-    """Everything that was made and found.
+    """The model and all results.
 
     Attributes:
         model: with its calibration.
-        decisions: what the rules and the cosine say of other people, by condition.
-        costs: of likelihood ratios there.
-        thresholds: by score, the calibration's entries and rates of other people, pictures as they are.
+        decisions: of the rules and of the cosine on the evaluation people, by condition.
+        costs: Cllr of the likelihood ratios on the evaluation people.
+        thresholds: by score, the calibration's entries and their rates on the evaluation people, for
+            undamaged images.
         kappas: by grade and group, the percentiles `PERCENTS` of kappa.
-        foreign: what is said of other sets.
-        facts: of data and people, JSON-able.
+        foreign: results on other sets.
+        facts: about data and people, JSON-able.
     """
 
     model: ConfidenceModel
@@ -645,20 +659,20 @@ def ship(
     realign: Callable[[ImageSource], ImageSource] | None = None,
     draws: int = 1000,
 ) -> Shipped:
-    """Train a head on ``train``, calibrate it on half of the people of ``test``, check it on the other half.
+    """Train a head on ``train``, calibrate it on half of the people of ``test``, evaluate it on the others.
 
-    People of ``train`` who look like somebody of ``test`` are not learnt from (`divide`). Every pass and the
-    training resume where an interrupted run stopped. The model is written to ``folder/model.safetensors``.
+    People of ``train`` who look like somebody in ``test`` are not used for training (`divide`). After an
+    interruption, the run continues where it stopped. The model is written to ``folder/model.safetensors``.
 
     Args:
         backbone: the frozen recogniser.
-        train: aligned crops of known people; or a trained model, which is only calibrated and checked anew.
+        train: aligned crops of known people; or a trained model, which is only recalibrated and evaluated.
         test: aligned crops of other people, several images of each.
-        folder: gets caches, the head and the model.
+        folder: output folder for caches, the head and the model.
         config: settings of the head.
-        foreign: further sets to look at, aligned crops of known people each.
-        realign: detects and aligns the crops again, to see what that does to kappa.
-        draws: of the bootstrap over subjects; 0 for no intervals.
+        foreign: further sets to evaluate, aligned crops of known people each.
+        realign: detects and aligns the crops again, to measure the effect on kappa.
+        draws: bootstrap samples of subjects; 0 for no intervals.
 
     Raises:
         InputError: too few people or pairs for a calibration.
@@ -688,7 +702,7 @@ def ship(
     )  # fmt: skip
     model = model.with_calibration(calibration)
     model.save(folder / MODEL_FILE)
-    console.print("checking on other people", highlight=False)
+    console.print("evaluating on other people", highlight=False)
     decisions, costs = check_decisions(second, calibration, rivals, draws)
     return Shipped(
         model, decisions, costs, _check_thresholds(model, second, draws), _kappas(second),
@@ -700,7 +714,7 @@ def ship(
 
 
 def graded(model: ConfidenceModel, cache: FeatureCache) -> GradedFaces:
-    """The images that every view could use, by the model's head."""
+    """The images that are usable in every view, with the kappas of the model's head."""
     shape = len(cache.source), len(cache.views)
     usable = cache.valid.reshape(shape).all(1) & (cache.source.labels >= 0)
     faces = GradedFaces(
@@ -722,7 +736,8 @@ def _population(name: str, faces: GradedFaces) -> str:
 def _check_thresholds(
     model: ConfidenceModel, faces: GradedFaces, draws: int
 ) -> dict[str, list[tuple[ThresholdEntry, SubjectRates | None]]]:
-    found: dict[str, list[tuple[ThresholdEntry, SubjectRates | None]]] = {}
+    """By score, the threshold entries of the calibration and their false match rates on these people."""
+    results: dict[str, list[tuple[ThresholdEntry, SubjectRates | None]]] = {}
     pairs = faces.pairs(Condition("none", "none"))
     for score in ("mls", "cosine"):
         table = model.calibration.thresholds[score] if model.calibration else None
@@ -730,14 +745,14 @@ def _check_thresholds(
             rates = None
             if entry.threshold is not None and np.isfinite(entry.threshold):
                 rates = pairs.reach(pairs.scores[score], False, np.array([entry.threshold]), draws)
-            found.setdefault(score, []).append((entry, rates))
-    return found
+            results.setdefault(score, []).append((entry, rates))
+    return results
 
 
 def _kappas(faces: GradedFaces) -> dict[str, list[float]]:
-    """Percentiles by grade, and of pictures as they are by group."""
-    shown = {grade: faces.of(grade)[1] for grade in faces.grades}
+    """Percentiles of kappa by grade, and by group for undamaged images."""
+    kappas = {grade: faces.of(grade)[1] for grade in faces.grades}
     groups = faces.groups()
     for group in np.unique(groups[groups != ""]).tolist():
-        shown[f"none, {group}"] = faces.of("none")[1][groups == group]
-    return {name: np.percentile(values, PERCENTS).tolist() for name, values in shown.items()}
+        kappas[f"none, {group}"] = faces.of("none")[1][groups == group]
+    return {name: np.percentile(values, PERCENTS).tolist() for name, values in kappas.items()}

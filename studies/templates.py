@@ -1,4 +1,4 @@
-"""Template sets drawn from labelled images, and every head by the protocols of IJB on them."""
+"""Template sets drawn from labelled images, and their evaluation with the protocols of IJB."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +25,13 @@ from spherecf.evaluation import (
 
 @dataclass(frozen=True)
 class TemplatePlan:
-    """What templates are like.
+    """Settings of a template set.
 
     Attributes:
         name: in tables, e.g. "3 images, half degraded".
-        images: per template.
+        images: images per template.
         degraded: share of the images that are degraded.
-        most: templates per person.
+        most: maximum number of templates per person.
     """
 
     name: str
@@ -41,14 +41,14 @@ class TemplatePlan:
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """Which images stand in which template.
+class TemplateDraw:
+    """The images of each template.
 
     Attributes:
         image: (m,) index of each template image among all images.
         template: (m,) number of its template.
-        degraded: (m,) whether it is shown degraded.
-        subject: (t,) whose template it is.
+        degraded: (m,) whether it is degraded.
+        subject: (t,) person of each template.
         place: (t,) 0 for the first template of a subject, 1 for the second, ...
     """
 
@@ -59,15 +59,15 @@ class Drawn:
     place: NDArray[np.int64]
 
     def protocol(self, name: str, keys: list[str], detector_score: NDArray[np.float32] | None) -> IjbMeta:
-        """A benchmark of IJB's kind: every template against every other, and two galleries.
+        """A benchmark like IJB: every template is compared with every other, and there are two galleries.
 
-        The first templates of every second person are gallery G1, of the others G2; all further templates are
-        searched in both.
+        The first templates of every second person form gallery G1, those of the other people G2; all further
+        templates are searched in both.
 
         Args:
             name: of the set.
             keys: of all images.
-            detector_score: (m,) of the template images as shown.
+            detector_score: (m,) of the template images, degraded or not.
         """
         left, right = np.triu_indices(len(self.subject), 1)
         pairs = TemplatePairs(left, right, self.subject[left] == self.subject[right])
@@ -88,26 +88,26 @@ class Drawn:
 
 def draw_templates(
     labels: NDArray[np.int64], usable: NDArray[np.bool_], plan: TemplatePlan, seed: int
-) -> Drawn:
-    """Disjoint templates of the plan's size: as many per person as the images allow, and at most ``most``.
+) -> TemplateDraw:
+    """Disjoint templates of the plan's size: as many per person as the images allow, up to ``most``.
 
     Args:
-        labels: (images,) whose each image is, -1 unknown.
-        usable: (images,) in every view.
+        labels: (images,) person in each image, -1 if unknown.
+        usable: (images,) whether the image is usable in every view.
         plan: sizes and share of degraded images.
-        seed: of the draw; the same for the same images.
+        seed: of the draw; the same seed and images give the same templates.
 
     Raises:
-        InputError: fewer than four people have two templates (two for each gallery).
+        InputError: fewer than four people have two templates (two people are needed for each gallery).
     """
     rng = np.random.default_rng(seed)
     images: list[NDArray[np.int64]] = []
     subjects: list[int] = []
     places: list[int] = []
     for person in np.unique(labels[(labels >= 0) & usable]).tolist():
-        own = rng.permutation(np.flatnonzero((labels == person) & usable))
-        count = min(plan.most, len(own) // plan.images)
-        images.append(own[: count * plan.images])
+        rows = rng.permutation(np.flatnonzero((labels == person) & usable))
+        count = min(plan.most, len(rows) // plan.images)
+        images.append(rows[: count * plan.images])
         subjects += [person] * count
         places += range(count)
     subject = np.array(subjects, np.int64)
@@ -121,26 +121,26 @@ def draw_templates(
     degraded = np.zeros(len(image), np.bool_)
     degraded[rng.permutation(len(image))[: round(plan.degraded * len(image))]] = True
     template = np.repeat(np.arange(len(subject)), plan.images)
-    return Drawn(image, template, degraded, subject, np.array(places, np.int64))
+    return TemplateDraw(image, template, degraded, subject, np.array(places, np.int64))
 
 
 TARGETS = (1e-3, 1e-4, 1e-5)
 FPIRS = (0.1, 0.01)
 HEADLESS = ("N0", "N1", "D1")
-"""Poolings that need no head: mean, norm, detector score."""
+"""Pooling modes that need no head: mean, norm, detector score."""
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateTrial:
-    """What was found in one setting.
+    """Results of one setting.
 
     Attributes:
         backbone: name of the recogniser.
         plan: name of the setting.
         seed: of heads, templates and degradations.
-        pairs: 1:1, reports by head; "" for the poolings without one.
-        searches: 1:N, likewise.
-        rejection: of the head "mls", by gallery.
+        pairs: 1:1 reports by head; "" for pooling without a head.
+        searches: 1:N reports by head, likewise.
+        rejection: reports of the head "mls", by gallery.
     """
 
     backbone: str
@@ -153,29 +153,29 @@ class TemplateTrial:
 
 @dataclass(frozen=True, eq=False)
 class Faces:
-    """All images as the templates show them, one row each, and what every head says of them.
+    """All images as used in the templates, clean or degraded, one row each, with the outputs of every head.
 
     Attributes:
-        mu: (n, dim).
-        keys: n.
+        mu: (n, dim) directions.
+        keys: of the n images.
         extras: norm, sharpness, severity: (n,) each.
-        said: by head, (n,) log kappas or log precisions, or (n, dim) log precisions.
+        outputs: by head, (n,) log kappas or log precisions, or (n, dim) log precisions.
         provenance: for the signatures.
     """
 
     mu: NDArray[np.float32]
     keys: list[str]
     extras: Mapping[str, NDArray[np.float32]]
-    said: Mapping[str, NDArray[np.float32]]
+    outputs: Mapping[str, NDArray[np.float32]]
     provenance: Mapping[str, Any]
 
     def embeddings(self, variant: HeadVariant) -> Embeddings:
-        """By one head; an isotropic Gaussian has equal precisions."""
-        said = self.said[variant.score]
-        log_kappa = said if said.ndim == 1 else np.log(np.exp(said).mean(1))
+        """Embeddings with the outputs of one head; an isotropic Gaussian has equal precisions."""
+        output = self.outputs[variant.score]
+        log_kappa = output if output.ndim == 1 else np.log(np.exp(output).mean(1))
         precision = None
         if variant.gaussian:
-            precision = np.ascontiguousarray(np.broadcast_to(said.reshape(len(said), -1), self.mu.shape))
+            precision = np.ascontiguousarray(np.broadcast_to(output.reshape(len(output), -1), self.mu.shape))
         return Embeddings(
             self.mu, log_kappa, self.keys, extras=dict(self.extras),
             provenance={**self.provenance, "head": variant.score}, log_precision=precision,
@@ -191,23 +191,23 @@ def run_trial(
     radius: float,
     draws: int,
 ) -> None:
-    """Fill a trial. All draws of subjects are the same, whatever the head and the seed of the trial."""
+    """Fill in the reports of a trial. All heads and seeds have the same bootstrap samples of subjects."""
     for variant in variants:
-        shown = faces.embeddings(variant)
-        own: list[tuple[str, dict[str, Any]]] = [
+        embeddings = faces.embeddings(variant)
+        settings: list[tuple[str, dict[str, Any]]] = [
             (variant.score, {"modes": ["precision" if variant.gaussian else "K1"],
                              "scores": ["cosine", "pfe" if variant.gaussian else "mls"]})
         ]  # fmt: skip
         if variant.score == "mls":
-            own.insert(0, ("", {"modes": list(HEADLESS), "scores": ["cosine"]}))
+            settings.insert(0, ("", {"modes": list(HEADLESS), "scores": ["cosine"]}))
             trial.rejection.update(
-                evaluate_template_rejection(shown, protocol, RejectionOptions(draws=0, seed=trial.seed))
+                evaluate_template_rejection(embeddings, protocol, RejectionOptions(draws=0, seed=trial.seed))
             )
-        for head, how in own:
-            how["radius"] = radius
+        for head, options in settings:
+            options["radius"] = radius
             trial.pairs[head] = evaluate_ijb(
-                shown, protocol, TemplateOptions(targets=TARGETS, draws=draws, **how)
+                embeddings, protocol, TemplateOptions(targets=TARGETS, draws=draws, **options)
             )
             trial.searches[head] = evaluate_identification(
-                shown, protocol, TemplateOptions(targets=FPIRS, draws=draws, **how)
+                embeddings, protocol, TemplateOptions(targets=FPIRS, draws=draws, **options)
             )

@@ -76,5 +76,5 @@ def test_differences_have_intervals_over_people() -> None:
             *(Gain(world, s, "s", 7, 10, 0.4, -0.1, (-0.2, 0.0)) for s in ("evidence", "cosine")),
         ]
     )[0]
-    assert table.title == "w, 1 image per template, probes as they are: 7 enrolled, 10 probes"
+    assert table.title == "w, 1 image per template, probes undamaged: 7 enrolled, 10 probes"
     assert table.rows[0] == ["evidence", "0.5000", "-0.1000 [-0.2000, +0.0000]"]

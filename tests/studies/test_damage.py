@@ -11,13 +11,13 @@ from studies.damage import (
     WIDE,
     WITHOUT,
     Heads,
-    calibrating,
-    chosen,
-    doubts,
     leave_one_out,
-    no_faces,
+    non_faces,
     reach,
+    sample_calibration_people,
+    sample_people,
     study_damage,
+    summarise_kappas,
 )
 from studies.shipped import halves
 from tests.studies.conftest import make_people
@@ -62,8 +62,8 @@ def test_every_kind_is_left_out_once_and_judged_by_three_heads(heads: Heads) -> 
 
 
 def test_nobody_both_teaches_and_tests(heads: Heads) -> None:
-    train = heads._some(heads._train)
-    test = heads._some(~heads._train)
+    train = heads._select(heads._train)
+    test = heads._select(~heads._train)
     assert not set(train.identities) & set(test.identities)
     assert len(set(train.identities)) == 6 and len(set(test.identities)) == 3
     shown = 1 + len(KINDS)
@@ -72,26 +72,26 @@ def test_nobody_both_teaches_and_tests(heads: Heads) -> None:
 
 def test_three_pictures_of_as_many_people_as_asked_for(people: Path) -> None:
     source = open_source(people)
-    few = chosen(source, 4)
+    few = sample_people(source, 4)
     assert len(few) == 12 and set(np.bincount(few.labels)) <= {0, 3}
-    assert few.keys == chosen(source, 4).keys != chosen(source, 4, seed=1).keys
-    with pytest.raises(InputError, match="9 people have 3 images or more, 10 were asked for"):
-        chosen(source, 10)
+    assert few.keys == sample_people(source, 4).keys != sample_people(source, 4, seed=1).keys
+    with pytest.raises(InputError, match="9 people have 3 images or more, 10 were requested"):
+        sample_people(source, 10)
 
 
 def test_pictures_that_are_no_faces_are_crops_and_the_same_again(people: Path) -> None:
     source = open_source(people)
-    shown = no_faces(faces(12), source, 8)
+    shown = non_faces(faces(12), source, 8)
     assert list(shown) == [
         "textures", "cartoons", "other pictures", "half faces", "faces upside down", "patches of faces"
     ]  # fmt: skip
-    again = no_faces(faces(12), source, 8)
+    again = non_faces(faces(12), source, 8)
     for name, pictures in shown.items():
         assert len(pictures) == 8
         assert {(one.shape, one.dtype) for one in pictures} == {((112, 112, 3), np.dtype(np.uint8))}
         assert all(np.array_equal(one, other) for one, other in zip(pictures, again[name]))
         assert len({one.tobytes() for one in pictures}) == 8
-    assert "other pictures" not in no_faces(faces(2), None, 2)
+    assert "other pictures" not in non_faces(faces(2), None, 2)
 
 
 def test_half_faces_are_half_grey_and_half_face() -> None:
@@ -104,9 +104,8 @@ def test_half_faces_are_half_grey_and_half_face() -> None:
 def test_a_share_above_the_lowest_faces_is_counted(tiny: FrozenBackbone, heads: Heads) -> None:
     shown = [picture(number) for number in range(40)]
     head = heads.fit(["noise"])
-    found = {
-        one.pictures: one for one in doubts(tiny, {"one": head}, shown, {"same": shown, "few": shown[:3]})
-    }
+    rows = summarise_kappas(tiny, {"one": head}, shown, {"same": shown, "few": shown[:3]})
+    found = {row.pictures: row for row in rows}
     assert found["faces"].above == found["same"].above == 0.95
     assert found["same"].kappa == found["faces"].kappa
     assert found["few"].above in (0, 1 / 3, 2 / 3, 1)
@@ -120,7 +119,7 @@ def test_three_tables(tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path
         heads={"mine": heads.fit([])},
     )  # fmt: skip
     assert len(kinds.rows) == 1 + len(KINDS)
-    assert pairs.header == ["pictures", FEW, WIDE, "mine", PERFECT]
+    assert pairs.header == ["images", FEW, WIDE, "mine", PERFECT]
     assert [row[0] for row in pairs.rows] == ["none", "none/cross", "cross", "none/beyond", "beyond"]
     assert {(row[0], row[1]) for row in others.rows} >= {("faces", "mine"), ("cartoons", FEW)}
 
@@ -128,9 +127,9 @@ def test_three_tables(tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path
 def test_pairs_are_of_people_who_calibrate(tmp_path: Path) -> None:
     source = open_source(make_people(tmp_path, 8, 2, 0))
     first, second = halves(source.labels)
-    few = calibrating(source, 3)
+    few = sample_calibration_people(source, 3)
     assert len(few) == 6 and set(few.labels) <= set(source.labels[first])
-    assert not set(calibrating(source, 99).labels) & set(source.labels[second])
+    assert not set(sample_calibration_people(source, 99).labels) & set(source.labels[second])
 
 
 def test_a_perfect_kappa_knows_who_is_like_whom(

@@ -8,9 +8,9 @@ from studies.promise import (
     Promise,
     at_home,
     elsewhere,
-    looked_at,
     promise_tables,
-    some_of,
+    sample_images,
+    select_rules,
 )
 
 from spherecf.calibration import Calibration
@@ -24,7 +24,7 @@ from spherecf.models import load
 def calibration() -> Calibration:
     known = load().calibration
     assert known is not None
-    return looked_at(known)
+    return select_rules(known)
 
 
 def crowd(name: str, people: int, calibration: Calibration, alike: float = 0.0, seed: int = 0) -> Crowd:
@@ -89,11 +89,11 @@ def test_local_pictures_and_the_rest_have_nobody_in_common(calibration: Calibrat
 
 def test_people_of_one_picture_are_left_out() -> None:
     faces = orl_faces()
-    some = some_of(faces.subset([0, 10, 11, 12, 20, 30, 31]))
+    some = sample_images(faces.subset([0, 10, 11, 12, 20, 30, 31]))
     assert list(some.keys) == [faces.keys[row] for row in (10, 11, 12, 30, 31)]
 
 
 def test_a_model_without_these_rules_is_refused(calibration: Calibration) -> None:
-    with pytest.raises(InputError, match="no rules of its evidence"):
-        looked_at(Calibration("m", "d", decisions=calibration.decisions[:1]))
+    with pytest.raises(InputError, match="no evidence rules"):
+        select_rules(Calibration("m", "d", decisions=calibration.decisions[:1]))
     assert [rule.alpha for rule in calibration.decisions] == list(RATES)
