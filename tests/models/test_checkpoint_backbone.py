@@ -250,7 +250,8 @@ def test_what_is_another_architecture(tmp_path: Path) -> None:
     refused({**table, "layer5.x": torch.ones(1)}, r"1 keys unexpected \(layer5.x\)$")
     reshaped = {**table, "layer1.0.conv2.weight": torch.ones(8, 8, 1, 1)}
     refused(
-        reshaped, r"1 keys of another shape \(layer1.0.conv2.weight \(8, 8, 1, 1\) and not \(8, 8, 3, 3\)\)"
+        reshaped,
+        r"1 keys of the wrong shape \(layer1.0.conv2.weight \(8, 8, 1, 1\) instead of \(8, 8, 3, 3\)\)",
     )
     refused(table, r"not the network r34 .*keys missing \(layer1.2.bn1.weight", "r34")
     refused({k: t for k, t in table.items() if "fc." not in k}, "nearest is r18: .*keys missing .*fc.weight")
