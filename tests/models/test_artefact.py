@@ -147,7 +147,10 @@ def test_foreign_headers(saved: Path, tiny: FrozenBackbone, changes: dict, messa
             {"head": {"kind": "conv", "config": {"channels": 10**9, "height": 8, "width": 8}}},
             "not readable as a network",
         ),
-        ({"head": {"kind": "conv", "config": {"channels": 4096, "height": 8, "width": 8}}}, "the wrong shape"),
+        (
+            {"head": {"kind": "conv", "config": {"channels": 4096, "height": 8, "width": 8}}},
+            "the wrong shape",
+        ),
         ({"head": {"kind": "conv", "config": {"channels": "8", "height": 8, "width": 8}}}, "head"),
         ({"version": "2"}, "format version 2"),
         ({"version": True}, "format version True"),

@@ -257,10 +257,10 @@ def test_what_is_another_architecture(tmp_path: Path) -> None:
     refused({k: t for k, t in table.items() if "fc." not in k}, "nearest is r18: .*keys missing .*fc.weight")
     extra = {k.replace("layer1.1.", "layer1.2."): t for k, t in table.items() if k.startswith("layer1.1.")}
     refused({**table, **extra}, r"IResNet with depths=\(3, 2, 2, 2\), se=False, which is none of r18")
-    refused({"a": table, "b": table}, "holds 2 networks, under a., b.; save the one you mean alone")
+    refused({"a": table, "b": table}, "contains 2 networks, under a., b.; save the one you mean alone")
     refused({"epoch": 3}, "no tensors in it")
     vision = nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)]).state_dict()
-    refused(dict(vision), r"no network SphereCF knows: \d+ tensors \(0.self_attn.* known are r18")
+    refused(dict(vision), r"no network SphereCF knows: \d+ tensors \(0.self_attn.* known networks are r18")
     resnet = {k.replace("prelu", "relu"): t for k, t in table.items()}
     refused(
         {"state_dict": under("module.", resnet)},
@@ -276,7 +276,7 @@ def test_our_own_files(tmp_path: Path) -> None:
     assert network.name == "mbf" and network.preprocessing == pixels
     backbone = FrozenBackbone.from_checkpoint(path)
     assert torch.equal(backbone(noise(2, 32)).embedding, trained(pixels(noise(2, 32)))[0])
-    with pytest.raises(ModelError, match="expected a network r18, it holds a mbf"):
+    with pytest.raises(ModelError, match="expected a network r18, but it contains a mbf"):
         load_backbone(path, "r18")
 
 
@@ -297,10 +297,10 @@ class TestCheckpoint(BackboneConformance):
 
 def test_nothing_is_guessed(tface_file: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"pass preprocessing= .*adaface .*Its keys say tface-ir-18, which several"
+        ModelError, match=r"pass preprocessing= .*adaface .*Its keys are those of tface-ir-18, which several"
     ):
         FrozenBackbone.from_checkpoint(tface_file)
-    with pytest.raises(ModelError, match=r"takes images of \(32, 32\), preprocessing gives \(112, 112\)"):
+    with pytest.raises(ModelError, match=r"takes images of \(32, 32\), but preprocessing gives \(112, 112\)"):
         FrozenBackbone.from_checkpoint(tface_file, PRESETS["scf"])
     with pytest.raises(InputError, match="engine 'torch' or 'compiled', got 'onnxruntime'"):
         FrozenBackbone.from_checkpoint(tface_file, "scf", engine="onnxruntime")
