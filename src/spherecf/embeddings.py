@@ -351,8 +351,8 @@ def _check(e: Embeddings) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"keys or provenance cannot be written: {error}") from error
     if len(set(e.keys)) != n:
-        seen: set[str] = set()
-        duplicate = next(key for key in e.keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        visited: set[str] = set()
+        duplicate = next(key for key in e.keys if key in visited or visited.add(key))  # type: ignore[func-returns-value]
         raise InputError(
             f"keys: {n - len(set(e.keys))} duplicates, first {duplicate!r}; every image needs a unique key"
         )

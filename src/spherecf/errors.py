@@ -29,11 +29,8 @@ class FileFormatError(SpherecfError, ValueError):
         super().__init__(f"{path}: {problem}" + (f" {hint}" if hint else ""))
 
     def __reduce__(self) -> tuple[type["FileFormatError"], tuple[object, ...]]:
-        return type(self), (
-            self.path,
-            self.problem,
-            self.hint,
-        )  # by its arguments, since it may be pickled between processes
+        # Pickled by its arguments, since it may be sent between processes.
+        return type(self), (self.path, self.problem, self.hint)
 
 
 class ModelError(SpherecfError, RuntimeError):

@@ -169,7 +169,7 @@ def test_transformers_that_are_none_of_ours(tmp_path: Path) -> None:
     refused(under("net.", key_points), "relative position encodings .*KP-RPE.* ONNX")
     biased = {**table, "blocks.0.attn.qkv.bias": torch.ones(192)}
     refused(biased, r"not the network cvlface_vit_b .*1 keys unexpected \(blocks.0.attn.qkv.bias\)")
-    refused({k: t for k, t in table.items() if k != "pos_embed"}, "no network SphereCF knows; the nearest is")
+    refused({k: t for k, t in table.items() if k != "pos_embed"}, "not a supported network; the nearest is")
     shallow = {k: t for k, t in table.items() if not k.startswith("blocks.23.")}
     refused(shallow, r"VisionTransformer with depth=23, patch=8, ratio=3, .*, which is none of")
 
@@ -260,7 +260,7 @@ def test_what_is_another_architecture(tmp_path: Path) -> None:
     refused({"a": table, "b": table}, "contains 2 networks, under a., b.; save the one you mean alone")
     refused({"epoch": 3}, "no tensors in it")
     vision = nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)]).state_dict()
-    refused(dict(vision), r"no network SphereCF knows: \d+ tensors \(0.self_attn.* known networks are r18")
+    refused(dict(vision), r"not a supported network: \d+ tensors \(0.self_attn.* known networks are r18")
     resnet = {k.replace("prelu", "relu"): t for k, t in table.items()}
     refused(
         {"state_dict": under("module.", resnet)},

@@ -406,16 +406,17 @@ class FrozenBackbone(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenBackbone":
-        before = next(self.parameters(), torch.empty(0)).flatten()[:0]
-        after = fn(before)
-        if after.dtype != before.dtype:
+        # Apply ``fn`` to an empty tensor first, to reject changes of dtype or device that are not supported.
+        empty = next(self.parameters(), torch.empty(0)).flatten()[:0]
+        result = fn(empty)
+        if result.dtype != empty.dtype:
             raise InputError(
-                f"{self.name}: a frozen backbone keeps its type {before.dtype}, got {after.dtype}; pass "
+                f"{self.name}: a frozen backbone keeps its type {empty.dtype}, got {result.dtype}; pass "
                 "dtype= when loading it"
             )
-        if self.network is None and after.device != self.device:
+        if self.network is None and result.device != self.device:
             raise InputError(
-                f"{self.name}: {self.engine} runs on {self.device}, got {after.device}; load the backbone "
+                f"{self.name}: {self.engine} runs on {self.device}, got {result.device}; load the backbone "
                 "with engine='torch'"
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -188,13 +188,13 @@ def _problem(file: IO[bytes]) -> str:
 
 def _without_code(path: Path) -> io.BytesIO:
     """Copy a TorchScript archive's parameters, without its code, to a torch file in memory."""
-    plain = io.BytesIO()
-    with ZipFile(path) as archive, ZipFile(plain, "w") as copy:
+    parameters = io.BytesIO()
+    with ZipFile(path) as archive, ZipFile(parameters, "w") as copy:
         for name in archive.namelist():
             if re.fullmatch(r"[^/]+/(data\.pkl|data/\d+|version|byteorder)", name):
                 copy.writestr(name, archive.read(name))
-    plain.seek(0)
-    return plain
+    parameters.seek(0)
+    return parameters
 
 
 def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
@@ -301,19 +301,18 @@ def filled(
         raise ModelError(f"{path}: {error}") from error
     expected = module.state_dict()
     optional = getattr(module, "training_only", ())
-    needed = {name: like for name, like in expected.items() if name in tensors or name not in optional}
+    needed = {name: tensor for name, tensor in expected.items() if name in tensors or name not in optional}
     if problems := differences(needed, tensors):
         raise ModelError(f"{path}: {verdict}: {problems}")
     state = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if name not in tensors}
-    for name, like in expected.items():
+    for name, reference in expected.items():
         if name in tensors:
-            state[name] = tensors[name].to(like.dtype)
-            if like.is_floating_point() and not _is_finite(state[name]):
+            state[name] = tensors[name].to(reference.dtype)
+            if reference.is_floating_point() and not _is_finite(state[name]):
                 raise FileFormatError(path, f"NaN or infinite values in {name}.", DAMAGED)
     module.load_state_dict(state, assign=True)
-    if any(
-        buffer.is_meta for buffer in module.buffers()
-    ):  # buffers that are not part of the state dictionary
+    # Buffers outside the state dictionary are still on the meta device: build the module again, with memory.
+    if any(buffer.is_meta for buffer in module.buffers()):
         module = make()
         module.load_state_dict(state)
     return module.eval()

@@ -199,14 +199,14 @@ class _Traceable(nn.Module):
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     try:
         if count:
             torch.set_num_threads(count)
         yield
     finally:
         if count:
-            torch.set_num_threads(before)
+            torch.set_num_threads(previous)
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:
@@ -353,12 +353,12 @@ def attempt(engine: Engine, x: Tensor) -> Result:
         raise ModelError(str(error).strip() or type(error).__name__) from error
 
 
-def tf32_notes(dtype: str, other: str, got: Result, expected: Result) -> list[str]:
+def tf32_notes(dtype: str, reference: str, got: Result, expected: Result) -> list[str]:
     """Check a result against a reference; for TF32, one sentence on its error for `FrozenBackbone.repairs`.
 
     Args:
         dtype: in which ``got`` was computed.
-        other: name of the reference.
+        reference: name of the reference.
         got: result of the engine.
         expected: result of the reference.
 
@@ -369,8 +369,8 @@ def tf32_notes(dtype: str, other: str, got: Result, expected: Result) -> list[st
     if dtype != "tf32":
         return []
     return [
-        f"runs in TF32: on two images of noise its embedding differs from that of {other} by {embedding:.1e} "
-        f"of its largest value, its map by {features:.1e}"
+        f"runs in TF32: on two images of noise its embedding differs from that of {reference} by "
+        f"{embedding:.1e} of its largest value, its map by {features:.1e}"
     ]
 
 

@@ -110,7 +110,7 @@ def _identify(
     """The network's name, as given or inferred, and its options."""
     for part, reason in family.foreign.items():
         if relatives := [key for key in state if part in key]:
-            raise ModelError(f"{path}: no network SphereCF knows: {relatives[0]} shows that {reason}")
+            raise ModelError(f"{path}: not a supported network: {relatives[0]} shows that {reason}")
     try:
         architecture, options = family.measure(_shapes(state))
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
@@ -183,13 +183,13 @@ def _unknown(tensors: Mapping[str, Tensor]) -> str:
         shared = len(all_endings & state.keys()) / max(len(state), len(tensors))
         if shared > best:
             best, nearest, expected = shared, name, state
-    known = f"known networks are {', '.join(NETWORKS)}"
+    listing = f"known networks are {', '.join(NETWORKS)}"
     if best < _MIN_SHARED:
-        return f"no network SphereCF knows: {len(tensors)} tensors ({shorten(list(tensors))}); {known}"
+        return f"not a supported network: {len(tensors)} tensors ({shorten(list(tensors))}); {listing}"
     given = {
         max(ends & expected.keys(), key=len, default=name): tensors[name] for name, ends in endings.items()
     }
-    return f"no network SphereCF knows; the nearest is {nearest}: {differences(expected, given)}; {known}"
+    return f"not a supported network; the nearest is {nearest}: {differences(expected, given)}; {listing}"
 
 
 # Name endings of a classifier's matrix (identities, dim); "weight" counts only at the top level.
@@ -198,8 +198,8 @@ KEYS = ("arc_face_state_dict.weight", "state_dict_softmax_fc.weight", "prototype
 TRANSPOSED = ("kernel",)
 # One file per rank, as current and earlier versions of arcface_torch write them.
 SHARDS = tuple(
-    re.compile(rf"{before}(\d+){after}\.pt")
-    for before, after in (("checkpoint_gpu_", ""), ("softmax_fc_gpu_", ""), ("rank[_:]", "_softmax_weight"))
+    re.compile(rf"{prefix}(\d+){suffix}\.pt")
+    for prefix, suffix in (("checkpoint_gpu_", ""), ("softmax_fc_gpu_", ""), ("rank[_:]", "_softmax_weight"))
 )
 
 
@@ -232,15 +232,15 @@ def load_prototypes(
         [[0.6000000238418579, 0.800000011920929], [0.0, 1.0]]
     """
     files = _files(path)
-    parts = [_matrix(file, key) for file in files]
-    for file, part in zip(files, parts, strict=True):
-        if part.shape[1] != parts[0].shape[1]:
+    shards = [_matrix(file, key) for file in files]
+    for file, shard in zip(files, shards, strict=True):
+        if shard.shape[1] != shards[0].shape[1]:
             raise FileFormatError(
                 file,
-                f"its rows have {part.shape[1]} dimensions, those of {files[0]} {parts[0].shape[1]}:",
+                f"its rows have {shard.shape[1]} dimensions, those of {files[0]} {shards[0].shape[1]}:",
                 "not parts of one classifier.",
             )
-    prototypes: Tensor = torch.cat(parts)
+    prototypes: Tensor = torch.cat(shards)
     return prototypes
 
 

@@ -39,8 +39,7 @@ class RecogniserQuality:
 
     def __init__(self, backbone: FrozenBackbone) -> None:
         network = backbone.differentiable()
-        # The inner graph: its wrapper requires as many embeddings as maps, but SER-FIQ repeats embeddings
-        # only.
+        # The inner graph: its wrapper requires as many embeddings as maps, but SER-FIQ has more embeddings.
         self._network: nn.Module = network.network if isinstance(network, OnnxModule) else network
         self._backbone = backbone
 
@@ -172,10 +171,11 @@ class RecogniserQuality:
                 "FaceQAN: expected copies >= 2, steps >= 1, 0 < epsilon < 1 and power >= 1, got "
                 f"{copies}, {steps}, {epsilon}, {power}"
             )
+        # Smallest and largest pixel values after preprocessing, (1, 3, height, width) each.
         black, white = (
             self._backbone.preprocessing(torch.full((1, *self._backbone.preprocessing.size, 3), value).byte())
             for value in (0, 255)
-        )  # (1, 3, height, width) each: the smallest and largest pixel values after preprocessing
+        )
         black, white = black.to(self._backbone.device), white.to(self._backbone.device)
         step, scores = epsilon * (white - black), []
         for pixels in self._pixels(images):

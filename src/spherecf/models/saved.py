@@ -41,11 +41,8 @@ def write_saved(path: str | Path, tensors: dict[str, Tensor], header: dict[str, 
 
 def _numpy_compatible(tensor: Tensor) -> Tensor:
     """The same values in a dtype of NumPy: bfloat16 and 8-bit floats, which it lacks, become float32."""
-    supported = not tensor.is_floating_point() or tensor.dtype in (
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    )
+    numpy_floats = (torch.float16, torch.float32, torch.float64)
+    supported = not tensor.is_floating_point() or tensor.dtype in numpy_floats
     return tensor if supported else tensor.float()
 
 

@@ -23,14 +23,8 @@ StoredTensor = Any
 
 MAX_BYTES = 2**31 - 1  # of one file, a limit of the format
 TYPE_NAMES: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
-PACKED = {
-    "INT4": 4,
-    "UINT4": 4,
-    "INT2": 2,
-    "UINT2": 2,
-    "FLOAT4": 4,
-    "FLOAT6": 6,
-}  # bits per value of types that share bytes
+# Bits per value of types that share bytes.
+PACKED = {"INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2, "FLOAT4": 4, "FLOAT6": 6}
 
 
 @dataclass(frozen=True)
@@ -434,8 +428,10 @@ def evaluate(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [tensor for tensor in graph.model.graph.initializer if tensor.name in used],
     )  # fmt: skip
-    part = helper.make_model(body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-    runtime = session(serialized(part, graph.name), graph.name)
+    subgraph = helper.make_model(
+        body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version
+    )
+    runtime = session(serialized(subgraph, graph.name), graph.name)
     try:
         return dict(zip(outputs, runtime.run(list(outputs), dict(feeds)), strict=True))
     except Exception as error:  # onnxruntime's exceptions have no common base class

@@ -222,10 +222,7 @@ def _to_identifier(name: str) -> str:
     return f"{identifier}_" if keyword.iskeyword(identifier) else identifier
 
 
-TRACED_OPSETS = (
-    9,
-    20,
-)  # oldest and newest opset that torch exports; later ones are converted from the newest
+TRACED_OPSETS = (9, 20)  # oldest and newest that torch exports; later ones are converted from the newest
 BATCH = "batch"
 
 

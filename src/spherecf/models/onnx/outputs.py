@@ -225,13 +225,13 @@ def _checked_shapes(
     return row[1], layer[1:]
 
 
-def needed_nodes(graph: OnnxGraph, wanted: set[str]) -> list[Node]:
+def needed_nodes(graph: OnnxGraph, tensors: set[str]) -> list[Node]:
     """The nodes that these tensors depend on, in order."""
-    wanted, needed = set(wanted), []
+    required, needed = set(tensors), []
     for node in reversed(graph.model.graph.node):
-        if wanted.intersection(node.output):
+        if required.intersection(node.output):
             needed.append(node)
-            wanted.update(reads(node))
+            required.update(reads(node))
     return needed[::-1]
 
 
@@ -273,10 +273,10 @@ def check_pixels(graph: OnnxGraph, pixels: Preprocessing) -> str:
             value; or the graph takes uint8 pixels, but preprocessing gives fractions.
     """
     unscaled = not np.any(pixels.mean) and np.all(np.asarray(pixels.std) == 1)
-    given = f"preprocessing ({pixels.color}, mean {pixels.mean}, std {pixels.std})"
+    description = f"preprocessing ({pixels.color}, mean {pixels.mean}, std {pixels.std})"
     if graph.takes_bytes and not unscaled:
         raise ModelError(
-            f"{graph.name}: the graph takes uint8 pixels and normalises them itself, but {given} gives "
+            f"{graph.name}: the graph takes uint8 pixels and normalises them itself, but {description} gives "
             f"fractions; pass 'raw', or Preprocessing('bgr', 0.0, 1.0) if it was trained on BGR"
         )
     steps = first_steps(graph, pixels.size)
@@ -285,13 +285,15 @@ def check_pixels(graph: OnnxGraph, pixels: Preprocessing) -> str:
     if not steps.operations:
         unnormalised = unscaled and steps.layer in CONVOLUTIONS and not graph.takes_bytes
         return (
-            f"neither the graph nor {given} normalises: its first {steps.layer} gets 0..255, which is right "
-            f"only if it was trained on 0..255" if unnormalised else ""
+            f"neither the graph nor {description} normalises: its first {steps.layer} gets 0..255, which is "
+            f"right only if it was trained on 0..255" if unnormalised else ""
         )  # fmt: skip
     faces = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, *pixels.size, 3)
     black, white = _values(graph, steps.tensor, list(pixels(faces).numpy()))
     distance, mean = float(np.abs(white - black).max()), float(np.abs(white + black).max()) / 2
-    values = f"with {given} black and white reach its first layer as {_numbers(black)} and {_numbers(white)}"
+    values = (
+        f"with {description} black and white reach its first layer as {_numbers(black)} and {_numbers(white)}"
+    )
     learned_scale = "BatchNormalization" in steps.operations
     if mean > LOST * distance or (distance < BLIND and not learned_scale):
         raise ModelError(
