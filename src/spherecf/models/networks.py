@@ -376,8 +376,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 """Constructor of each network by name: ``r*``, ``mbf*`` and ``vit_*`` are insightface's arcface_torch,
 ``ir-*`` the SCF reference, ``tface-ir-*`` TFace, AdaFace and CVLface (where they are called ``ir_*``),
-``transface_*``
-TransFace, and ``cvlface_*`` CVLface's transformers."""
+``transface_*`` TransFace, and ``cvlface_*`` CVLface's transformers."""
 
 
 def make_backbone(name: str, dim: int = 512, **options: Any) -> Network:

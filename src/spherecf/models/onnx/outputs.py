@@ -59,11 +59,10 @@ def find_outputs(
     """Find the embedding output (n, dim) and the last feature map or tokens that it is computed from.
 
     The search walks back from the embedding, through flatten, dense, normalisation, pooling and global
-    depthwise layers and the selection of a class token, whose outputs have no spatial positions. The first
-    tensor with
-    positions is selected: a map (n, C, H, W) with H and W > 1, possibly with channels last, or tokens (n, T,
-    C) with T and C > 1. Skipped are operations that only copy or reorder, and the operands of an attention,
-    such as (n, heads, T, T).
+    depthwise layers and the selection of a class token, whose outputs have no spatial positions. It selects
+    the first tensor with positions: a map (n, C, H, W) with H and W > 1, possibly with channels last, or
+    tokens (n, T, C) with T and C > 1. Operations that only copy or reorder values are skipped, and so are the
+    operands of an attention, such as (n, heads, T, T).
 
     Args:
         graph: a repaired graph.
