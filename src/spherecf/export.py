@@ -1,4 +1,4 @@
-"""Export a confidence model as one ONNX file, for runtimes without torch and SphereCF."""
+"""Export a confidence model as one ONNX file, for runtimes without torch or SphereCF."""
 
 import copy
 import hashlib
@@ -43,7 +43,7 @@ class Pixels(nn.Module):
         self._preprocessing = preprocessing
 
     def forward(self, images: UInt8[Tensor, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
-        """Same as `Preprocessing.__call__`."""
+        """See `Preprocessing.__call__`."""
         return self._preprocessing(images)
 
 
@@ -58,10 +58,11 @@ class Direction(nn.Module):
 
 
 class Percentile(nn.Module):
-    """`KappaScale.percentile` in float32: linear between knots of log kappa, 0 below them, 100 above.
+    """`KappaScale.percentile` in float32: linear between knots, 0 below the first and 100 above the last.
 
-    With knots x, percents y, slopes s it is y_1 + sum_i s_i min(max(log kappa - x_i, 0), x_(i+1) - x_i): sums
-    instead of a search. Knots that are equal in float32 are merged; the last one's percentage is kept.
+    A sum of clipped segments replaces the search for the right interval, which ONNX lacks. With knots x,
+    percentages y and slopes s the percentile is y_1 + sum_i s_i min(max(log kappa - x_i, 0), x_(i+1) - x_i).
+    Knots that are equal in float32 are merged; the percentage of the last one is kept.
 
     Example:
         >>> scale = KappaScale.fit([10.0, 20.0, 40.0, 80.0], dim=128, population="four faces")
@@ -79,7 +80,7 @@ class Percentile(nn.Module):
         last = np.diff(x, append=np.inf) > 0
         x, y = x[last], y[last]
         widths = np.diff(x)
-        # An extra piece of zero width, so that a scale with a single knot has one.
+        # A final segment of zero width: a scale with a single knot would otherwise have none.
         self.register_buffer("knots", torch.from_numpy(x))
         self.register_buffer("widths", torch.from_numpy(np.append(widths, np.float32(0))))
         self.register_buffer("slopes", torch.from_numpy(np.append(np.diff(y) / widths, np.float32(0))))
@@ -94,7 +95,7 @@ class Percentile(nn.Module):
 
 
 class Confidence(nn.Module):
-    """(embedding, features) to mu, log kappa, percentile (with a scale), log precisions (of some heads)."""
+    """Map (embedding, features) to mu, log kappa and, where available, percentile and log precisions."""
 
     def __init__(self, head: ConfidenceHead, scale: KappaScale | None) -> None:
         super().__init__()
@@ -123,15 +124,15 @@ IMAGE = "image"
 
 
 def assemble(model: ConfidenceModel, *, inside: bool, everything: bool) -> Any:
-    """One ``onnx.ModelProto`` from three graphs of the same opset, chained by the names of tensors.
+    """Join preprocessing, network and head, three graphs of the same opset, into one ``onnx.ModelProto``.
 
-    The network's graph is used unchanged, so that the file computes what onnxruntime computes with the
-    original; its names get a prefix, to avoid collisions with those of the outputs.
+    The network's graph is used unchanged: the exported file gives the same results under onnxruntime as the
+    original file. Its tensor names get a prefix to avoid collisions with the names of the outputs.
 
     Args:
         model: recogniser and head.
-        inside: the input is uint8 faces, not the preprocessed tensor.
-        everything: give all outputs, not the embedding alone.
+        inside: True if the input is uint8 faces, False if it is the preprocessed tensor.
+        everything: True for all outputs, False for the embedding only.
 
     Raises:
         ModelError: the network or the head cannot be written as ONNX.
@@ -182,11 +183,11 @@ def _confidence(model: ConfidenceModel, inputs: list[str], opset: int, everythin
 
 
 def _prefixed(model: Any, prefix: str) -> Any:
-    """Its graph with prefixed inner names; inputs and outputs keep theirs, since they join the parts."""
+    """The model's graph with prefixed inner names; inputs and outputs keep theirs, which join the graphs."""
     return onnx.compose.add_prefix(model, prefix, rename_inputs=False, rename_outputs=False).graph
 
 
-BATCHES = (1, 2, 7)  # batch sizes to compare, each with different pictures
+BATCHES = (1, 2, 7)  # batch sizes to compare, each with different images
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,10 @@ class Parity:
     """The largest differences between an exported file and the model, or the tolerances for them.
 
     Attributes:
-        mu: of directions, the norm of mu - mu': 1e-3 is 0.06 degrees, a cosine of 1 - 5e-7.
-        log_kappa: of log kappa, which is the relative difference of kappa.
-        percentile: of the percentile, in points of 0 .. 100.
-        batches: batch sizes that were used.
+        mu: norm of mu - mu'; 1e-3 is an angle of 0.06 degrees, a cosine of 1 - 5e-7.
+        log_kappa: difference of log kappa, which is the relative difference of kappa.
+        percentile: difference of the percentile, in percentage points.
+        batches: batch sizes that were compared.
     """
 
     mu: float
@@ -206,37 +207,37 @@ class Parity:
     batches: tuple[int, ...] = BATCHES
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The fields as a JSON-serialisable dictionary."""
         return asdict(self) | {"batches": list(self.batches)}
 
 
 TOLERANCE = Parity(mu=1e-3, log_kappa=2e-3, percentile=0.5)
-"""Default tolerances: a file that exceeds any of them is not written."""
+"""Default tolerances; a file that exceeds any of them is not written."""
 
 
 def smooth_images(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
     """Random images (count, height, width, 3) with the smoothness and contrast range of faces."""
     random = np.random.default_rng(seed)
     height, width = size
-    pictures = np.empty((count, height, width, 3), np.uint8)
-    for picture in pictures:
+    images = np.empty((count, height, width, 3), np.uint8)
+    for image in images:
         coarse = random.normal(128, random.uniform(10, 70), (8, 8, 3)).astype(np.float32)
         fine = random.normal(0, random.uniform(0, 8), (height, width, 3))
         large = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-        picture[:] = (large + fine).clip(0, 255)
-    return pictures
+        image[:] = (large + fine).clip(0, 255)
+    return images
 
 
 def measure(model: ConfidenceModel, content: bytes) -> Parity:
-    """The largest differences between the model, run once on all images, and the file, run on `BATCHES`.
+    """Largest differences between the model, run on all images at once, and the file, run on `BATCHES`.
 
-    The percentile is compared with that of the file's own log kappa.
+    The percentile is compared with the one computed from the file's log kappa.
 
     Raises:
         ModelError: onnxruntime cannot run the file.
     """
-    pictures = smooth_images(sum(BATCHES), model.backbone.preprocessing.size)
-    expected, got = model.outputs(pictures), _run(content, model, pictures)
+    images = smooth_images(sum(BATCHES), model.backbone.preprocessing.size)
+    expected, got = model.outputs(images), _run(content, model, images)
     differences = {"mu": np.linalg.norm(got["embedding"] - expected.mu.cpu().numpy(), axis=1)}
     if "log_kappa" in got:
         differences["log_kappa"] = np.abs(got["log_kappa"] - expected.log_kappa.cpu().numpy())
@@ -248,18 +249,18 @@ def measure(model: ConfidenceModel, content: bytes) -> Parity:
     return Parity(largest["mu"], largest.get("log_kappa", 0.0), largest.get("percentile", 0.0))
 
 
-def _run(content: bytes, model: ConfidenceModel, pictures: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+def _run(content: bytes, model: ConfidenceModel, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     try:
         session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-        names, image = [output.name for output in session.get_outputs()], session.get_inputs()[0]
-        inside = image.type == "tensor(uint8)"
-        images = pictures if inside else model.backbone.preprocessing(pictures).numpy()
-        parts = np.split(np.ascontiguousarray(images), np.cumsum(BATCHES)[:-1])
-        columns = zip(*(session.run(names, {image.name: part}) for part in parts), strict=True)
+        names, graph_input = [output.name for output in session.get_outputs()], session.get_inputs()[0]
+        inside = graph_input.type == "tensor(uint8)"
+        values = images if inside else model.backbone.preprocessing(images).numpy()
+        batches = np.split(np.ascontiguousarray(values), np.cumsum(BATCHES)[:-1])
+        columns = zip(*(session.run(names, {graph_input.name: batch}) for batch in batches), strict=True)
         return {name: np.concatenate(column) for name, column in zip(names, columns, strict=True)}
-    except Exception as error:  # onnxruntime's errors have no common base
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ModelError(
             f"{model.backbone.name}: onnxruntime cannot run the exported file on {BATCHES} images; "
             f"nothing was written: {str(error).strip()}"
@@ -270,11 +271,11 @@ def require(parity: Parity, tolerance: Parity, name: str) -> None:
     """Check that no difference exceeds the tolerance or is NaN.
 
     Raises:
-        ModelError: it lists all differences and tolerances.
+        ModelError: otherwise; the message lists all differences and tolerances.
     """
-    kinds = ("mu", "log_kappa", "percentile")
-    if not all(getattr(parity, kind) <= getattr(tolerance, kind) for kind in kinds):
-        listing = ", ".join(f"{k} {getattr(parity, k):.1e} ({getattr(tolerance, k):.0e})" for k in kinds)
+    fields = ("mu", "log_kappa", "percentile")
+    if not all(getattr(parity, field) <= getattr(tolerance, field) for field in fields):
+        listing = ", ".join(f"{f} {getattr(parity, f):.1e} ({getattr(tolerance, f):.0e})" for f in fields)
         raise ModelError(
             f"{name}: the exported file under onnxruntime disagrees with the model; nothing was written. "
             f"Largest differences (tolerance): {listing}"
@@ -287,16 +288,17 @@ Outputs = Literal["all", "embedding"]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The file that was written, and its largest differences from the model.
+    """The exported file and its largest differences from the model.
 
     Attributes:
-        path: the file, with ``bytes`` and ``sha256``.
-        preprocessing: "inside" or "outside".
-        inputs, outputs: names to shapes, the first dimension any number of images.
+        path: the file.
+        bytes, sha256: its size and hash.
+        preprocessing: "inside" or "outside" the file.
+        inputs, outputs: shape by name; the first dimension is any number of images.
         opset: ONNX operator set that the runtime must support.
         model: fingerprint of the model.
-        parity: the largest differences between the file under onnxruntime and the model.
-        missing: outputs that the model cannot give, with the reason.
+        parity: largest differences between the file under onnxruntime and the model.
+        missing: reason by name of each output that the model cannot provide.
     """
 
     path: Path
@@ -311,7 +313,7 @@ class ExportReport:
     missing: Mapping[str, str]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The fields as a JSON-serialisable dictionary."""
         return asdict(self) | {"path": str(self.path), "parity": self.parity.to_dict()}
 
 
@@ -323,24 +325,24 @@ def export_onnx(
     outputs: Outputs = "all",
     tolerance: Parity = TOLERANCE,
 ) -> ExportReport:
-    """Write a model as one ONNX file with a dynamic batch size, after checking that it agrees with the model.
+    """Write a model as one ONNX file with a dynamic batch size, after checking that the two agree.
 
-    Outputs: ``embedding`` (n, dim), the unit mu; ``log_kappa`` (n,); ``kappa_percentile`` (n,), 0 .. 100, of
-    a calibrated model; ``log_precision`` (n, dim) of a head that gives one per coordinate. A zero embedding,
-    which has no direction, gives NaN; the model raises an error.
+    Outputs: ``embedding`` (n, dim), the unit direction mu; ``log_kappa`` (n,); ``kappa_percentile`` (n,),
+    0 .. 100, if the model is calibrated; ``log_precision`` (n, dim) if the head outputs one per coordinate.
+    For a zero embedding, which has no direction, the file gives NaN, whereas the model raises an error.
 
     Args:
-        model: float32; its recogniser from an ONNX file, a checkpoint or a torch module.
+        model: in float32; its recogniser comes from an ONNX file, a checkpoint or a torch module.
         path: the file to write; its metadata contain fingerprints, preprocessing, radius and calibration.
         preprocessing: ``"inside"``: the input is aligned uint8 RGB faces (n, height, width, 3);
-            ``"outside"``: the network's float32 tensor (n, 3, height, width).
-        outputs: ``"all"``, or ``"embedding"`` for programs that accept one output only.
-        tolerance: largest differences to accept.
+            ``"outside"``: the input is the network's float32 tensor (n, 3, height, width).
+        outputs: ``"all"``, or ``"embedding"`` for programs that accept only one output.
+        tolerance: maximum differences to accept.
 
     Raises:
         InputError: unknown ``preprocessing`` or ``outputs``.
-        ModelError: a network that takes one image at a time, cannot be written as ONNX, or runs in bfloat16
-            or TF32; a file larger than 2 GiB; differences beyond the tolerance. No file is left behind.
+        ModelError: the network takes one image at a time, cannot be written as ONNX, or runs in bfloat16 or
+            TF32; the file would exceed 2 GiB; or a difference exceeds the tolerance. No file is written.
         StorageError: the folder is not writable or the disk is full; an older file is kept.
 
     Example:
@@ -349,10 +351,10 @@ def export_onnx(
         >>> report.inputs["image"], report.outputs["embedding"], report.parity.log_kappa < 1e-3
         ('uint8 (batch, 112, 112, 3)', 'float32 (batch, 128)', True)
     """
-    _check("preprocessing", preprocessing, get_args(PreprocessingPlace))
-    _check("outputs", outputs, get_args(Outputs))
+    _check_choice("preprocessing", preprocessing, get_args(PreprocessingPlace))
+    _check_choice("outputs", outputs, get_args(Outputs))
     exported = assemble(model, inside=preprocessing == "inside", everything=outputs == "all")
-    _describe(exported, model, preprocessing)
+    _add_metadata(exported, model, preprocessing)
     content = _serialized(exported, model)
     parity = measure(model, content)
     require(parity, tolerance, model.backbone.name)
@@ -361,24 +363,24 @@ def export_onnx(
         written, len(content), hashlib.sha256(content).hexdigest(), preprocessing,
         {value.name: _shape(value) for value in exported.graph.input},
         {value.name: _shape(value) for value in exported.graph.output},
-        opset_of(exported), model.fingerprint(), parity, _missing(model, outputs),
+        opset_of(exported), model.fingerprint(), parity, _missing_outputs(model, outputs),
     )  # fmt: skip
 
 
-def _check(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
-def _missing(model: ConfidenceModel, outputs: str) -> dict[str, str]:
+def _missing_outputs(model: ConfidenceModel, outputs: str) -> dict[str, str]:
     if outputs == "embedding" or (model.calibration is not None and model.calibration.kappa is not None):
         return {}
     reason = "the model is not calibrated: run `spherecf evaluate calibration --save` first"
     return {"kappa_percentile": reason}
 
 
-def _describe(exported: Any, model: ConfidenceModel, preprocessing: str) -> None:
-    """Add metadata with everything that a program needs to use the file on its own."""
+def _add_metadata(exported: Any, model: ConfidenceModel, preprocessing: str) -> None:
+    """Add everything to the metadata that a program needs to use the file by itself."""
     pixels, calibration = model.backbone.preprocessing, model.calibration
     facts = {
         "spherecf.version": __version__,
@@ -405,7 +407,7 @@ def _serialized(exported: Any, model: ConfidenceModel) -> bytes:
     try:
         content: bytes = exported.SerializeToString()
         onnx.checker.check_model(content)
-    except Exception as error:  # protobuf's and onnx' errors have no common base
+    except Exception as error:  # the exceptions of protobuf and onnx have no common base class
         raise ModelError(f"{model.backbone.name}: cannot be written as one ONNX file: {error}") from error
     return content
 

@@ -1,8 +1,8 @@
-"""A resumable pass of a backbone over images, and `embed`, which writes (mu, log_kappa) of each.
+"""A resumable pass of a backbone over images, and `embed`, which writes (mu, log_kappa) of each image.
 
-Every image is decoded once and embedded once per view; threads or processes decode and degrade while the
-backbone computes. A `Recorder` decides what is stored: head summaries for the training cache, (mu, log_kappa)
-for the embeddings file.
+Every image is decoded once and embedded once per view; threads or processes decode and degrade images while
+the backbone computes. A `Recorder` selects what is stored: head summaries for the training cache, (mu,
+log_kappa) for the embeddings file.
 """
 
 import os
@@ -31,20 +31,20 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError, ModelError, SpherecfError
 from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
 
-_AHEAD = 1  # batches that a GPU has begun while the processor takes what is done
-_MAX_READERS = 8  # feed a fast GPU with small crops; more threads would compete for the interpreter
+_AHEAD = 1  # batches queued on a GPU while the CPU stores the results of the previous one
+_MAX_READERS = 8  # enough for a fast GPU and small crops; more threads would contend for Python's lock
 
 
 @dataclass
 class Batch:
-    """Rows of consecutive images: image by image, and for each image view by view.
+    """Rows of consecutive images: all views of the first image, then all views of the second, and so on.
 
     Attributes:
-        keys: of the images.
-        images: (rows, height, width, 3) after the view; black where not valid.
-        valid: (rows,) False for all views of an image that cannot be used.
-        severity, sharpness: (rows,) of the images after the view.
-        skipped: reason by key of every image that cannot be used.
+        keys: key of each image.
+        images: (rows, height, width, 3) uint8, after the view is applied; black where not valid.
+        valid: (rows,) False for all views of an unusable image.
+        severity, sharpness: (rows,) of the images after the view is applied.
+        skipped: reason by key of every unusable image.
     """
 
     keys: list[str]
@@ -56,13 +56,13 @@ class Batch:
 
     @classmethod
     def empty(cls, keys: list[str], views: int, size: tuple[int, int]) -> "Batch":
-        """All valid, all black."""
+        """A batch of black images, all marked valid."""
         rows = len(keys) * views
         severity, sharp = np.zeros((2, rows), np.float32)
         return cls(keys, np.zeros((rows, *size, 3), np.uint8), np.ones(rows, np.bool_), severity, sharp)
 
     def rows(self, position: int) -> slice:
-        """The rows of one image."""
+        """The rows of the image at this position in the batch."""
         views = len(self.valid) // len(self.keys)
         return slice(position * views, (position + 1) * views)
 
@@ -73,7 +73,7 @@ class Batch:
 
 
 def read_batch(source: ImageSource, views: Sequence[View], size: tuple[int, int], indices: range) -> Batch:
-    """Decode the images of ``indices`` and apply every view to each; unreadable ones are skipped."""
+    """Decode the images of ``indices`` and apply every view to each; unreadable images are skipped."""
     batch = Batch.empty([source.keys[index] for index in indices], len(views), size)
     for position, index in enumerate(indices):
         try:
@@ -96,9 +96,9 @@ def iter_batches(
     start: int = 0,
     device: torch.device | None = None,
 ) -> Generator[Batch, None, None]:
-    """Batches in order from image ``start`` on, read ahead in bounded memory.
+    """Yield batches in order, starting at image ``start``, read ahead in bounded memory.
 
-    Threads read; for a ``device`` other than the CPU, and many images, processes (`reading_processes`).
+    Threads read the images; for a GPU and many images, processes do (`reading_processes`).
     """
     end, rows = len(source), images_per_batch * len(views)
     chunks = (
@@ -116,31 +116,32 @@ def iter_batches(
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Selects what a pass stores of a backbone's output, per row.
+    """Selects which values of a backbone's output a pass stores, per row.
 
     Attributes:
-        columns: shape of one row and dtype of each array it returns.
-        identity: JSON-able facts that its columns depend on.
+        columns: shape of one row, and dtype, of each array it returns.
+        identity: JSON-serialisable facts that the columns depend on.
     """
 
     columns: dict[str, Column]
     identity: dict[str, Any]
 
     def __call__(self, output: BackboneOutput) -> dict[str, Tensor]:
-        """The columns for these images, on the backbone's device, which should not be waited for."""
+        """The columns for these images, on the backbone's device and without waiting for it."""
         ...
 
     def check(self, columns: dict[str, NDArray[Any]]) -> None:
-        """Called with the columns once they have arrived on the processor.
+        """Check the columns once they have been copied to the CPU.
 
         Raises:
-            ModelError: some images have no usable result; they are then retried one by one.
+            ModelError: some images have no usable result; the images of the batch are then retried one by
+                one.
         """
         ...
 
 
 FACTS: dict[str, Column] = {"valid": ((), "bool"), "severity": ((), "float32"), "sharpness": ((), "float32")}
-"""Columns of every pass beside the recorder's."""
+"""Columns that every pass stores in addition to the recorder's."""
 
 
 def run_backbone(
@@ -153,23 +154,28 @@ def run_backbone(
     batch_size: int = 32,
     description: str = "embedding",
 ) -> RowStore:
-    """Run the backbone once over every view of every image and store the columns of ``recorder``, on disk.
+    """Run the backbone once over every view of every image and store the recorder's columns on disk.
 
     Rows are image-major: row ``i * len(views) + v`` is view v of image i. After an interruption, by Ctrl-C or
-    kill -9, the same call resumes after the last batch on disk, in batches of the first call's size, so that
-    the result is the same to the bit; a finished store is returned as it is. Images that cannot be read, have
-    another size than the backbone's input, or get an embedding that is not finite, have ``valid`` False in
-    all views; their keys and reasons are in ``store.notes["skipped"]``.
+    kill -9, the same call resumes after the last batch on disk and keeps the first call's batch size, so that
+    the result is bit-identical. A finished store is returned unchanged. Images that cannot be read, are not
+    of the backbone's input size, or whose embedding is not finite have ``valid`` False in all views; their
+    keys and reasons are in ``store.notes["skipped"]``.
 
     Args:
-        folder: of the rows (`RowStore`); rows of other images, views, backbone or recorder are
-            replaced.
-        batch_size: rows per backbone call, rounded down to whole images, at least one image.
+        backbone: frozen.
+        source: the images.
+        views: applied to each image.
+        recorder: selects the columns to store.
+        folder: holds the rows (`RowStore`); existing rows of other images, views, or of another backbone or
+            recorder are replaced.
+        batch_size: rows per backbone call, rounded down to whole images, with a minimum of one image.
+        description: label of the progress bar.
 
     Raises:
-        StorageError: not enough disk space, or another process fills these rows; raised before the first
-            image.
-        InputError: no images, no views, or no image that could be used.
+        StorageError: not enough disk space, or another process writes these rows; raised before the first
+            image is read.
+        InputError: no images, no views, or no usable image.
     """
     with held(folder, ROWS_HELD):
         return _run_backbone(backbone, source, views, recorder, folder, batch_size, description)
@@ -188,11 +194,11 @@ def _run_backbone(
     description: str = "embedding",
     key: Key | None = None,
 ) -> RowStore:
-    """`run_backbone` by whoever holds the folder; with a key its rows are encrypted (`SealedRows`)."""
+    """`run_backbone` for a caller that has locked the folder; ``key`` encrypts the rows (`SealedRows`)."""
     if not len(source) or not views:
         raise InputError(f"{source.name}: nothing to embed ({len(source)} images, {len(views)} views)")
     if batch_size < 1:
-        raise InputError(f"batch_size: expected at least 1, got {batch_size}")
+        raise InputError(f"batch_size: expected 1 or more, got {batch_size}")
     store = open_store(backbone, source, views, recorder, folder, key)
     if not store.complete:
         with progress(description, store.rows, store.done) as advance:
@@ -202,12 +208,12 @@ def _run_backbone(
 
 
 def check_usable(store: RowStore, source: ImageSource) -> None:
-    """Refuse a finished pass that could use no image at all; its rows are deleted.
+    """Reject a finished pass without any usable image, and delete its rows.
 
     Raises:
-        InputError: with the first reason.
+        InputError: no image was usable; the message gives the first reason.
     """
-    # Deleted, so that the next call tries again: the images may have been repaired.
+    # Delete the rows so that the next call tries again: the images may have been repaired.
     skipped = store.notes.get("skipped", {})
     if len(skipped) == len(source):
         store.remove()
@@ -225,8 +231,8 @@ def open_store(
     folder: str | Path,
     key: Key | None = None,
 ) -> RowStore:
-    """The rows of a pass, finished or not; rows of another pass in this folder are replaced."""
-    # Whatever changes a number in the rows is part of the identity; batch size and folder are not.
+    """Open the rows of a pass, finished or not; rows of another pass in this folder are replaced."""
+    # The identity includes everything that affects the stored values; batch size and folder do not.
     identity = {
         "source": source.fingerprint(),
         "views": [view.signature for view in views],
@@ -248,15 +254,15 @@ def fill_store(
     batch_size: int,
     advance: Advance,
 ) -> None:
-    """Complete a store, a pass or a part of one, whose images are exactly those of ``source``."""
-    # Batches of the first call's size: a matrix product may round differently in batches of another size.
+    """Complete a store (a pass or a part of one) whose images are exactly those of ``source``."""
+    # Keep the first call's batch size: with another size, matrix products may round differently.
     per_batch = store.notes.setdefault("images_per_batch", max(1, batch_size // len(views)))
     done, size = store.done // len(views), backbone.preprocessing.size
     skipped = store.notes.setdefault("skipped", {})
     seconds, start = store.notes.setdefault("seconds", 0.0), time.monotonic()
     with closing(iter_batches(source, views, size, per_batch, done, backbone.device)) as batches:
         try:
-            begin, finish = partial(_begin, backbone, recorder), partial(_record, backbone, recorder)
+            begin, finish = partial(_start, backbone, recorder), partial(_record, backbone, recorder)
             ahead = 0 if backbone.device.type == "cpu" else _AHEAD
             for batch, columns in begun_ahead(batches, begin, finish, ahead):
                 skipped.update(batch.skipped)
@@ -275,10 +281,14 @@ def fill_store(
                 store.commit()
 
 
-class _Begun(NamedTuple):
-    """A batch that the backbone is working on: its valid rows, whether each will be usable, and the columns.
+class _PendingBatch(NamedTuple):
+    """A batch in progress on the backbone's device.
 
-    Without columns it could not even begin.
+    Attributes:
+        batch: the images.
+        rows: the valid rows, which were passed to the backbone.
+        usable: whether the result of each of these rows is usable.
+        columns: the recorder's columns; empty if the backbone failed to start.
     """
 
     batch: Batch
@@ -287,47 +297,48 @@ class _Begun(NamedTuple):
     columns: dict[str, HostCopy]
 
 
-def _begin(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> _Begun:
+def _start(backbone: FrozenBackbone, recorder: Recorder, batch: Batch) -> _PendingBatch:
     rows = np.flatnonzero(batch.valid)
     if len(rows):
-        with suppress(SpherecfError):  # `_record` finds out which images are to blame
+        with suppress(SpherecfError):  # `_record` isolates the images that fail
             output, usable = backbone.run(batch.images[rows])
             columns = {name: HostCopy(column) for name, column in recorder(output).items()}
-            return _Begun(batch, rows, HostCopy(usable), columns)
-    return _Begun(batch, rows, HostCopy(torch.zeros(0)), {})
+            return _PendingBatch(batch, rows, HostCopy(usable), columns)
+    return _PendingBatch(batch, rows, HostCopy(torch.zeros(0)), {})
 
 
 def _record(
-    backbone: FrozenBackbone, recorder: Recorder, begun: _Begun
+    backbone: FrozenBackbone, recorder: Recorder, pending: _PendingBatch
 ) -> tuple[Batch, dict[str, NDArray[Any]]]:
-    """The batch and its columns, zeros where not valid; images the backbone cannot take are skipped."""
-    batch, rows = begun.batch, len(begun.batch.valid)
+    """The batch and its columns, zero where not valid; images that the backbone rejects are skipped."""
+    batch, rows = pending.batch, len(pending.batch.valid)
     columns = {name: np.zeros((rows, *shape), dtype) for name, (shape, dtype) in recorder.columns.items()}
     image_of_row = np.repeat(np.arange(len(batch.keys)), rows // len(batch.keys))
 
-    def keep(usable: NDArray[np.int64], found: dict[str, NDArray[Any]]) -> None:
-        recorder.check(found)
-        for name, column in found.items():
-            columns[name][usable] = column
+    def write(usable: NDArray[np.int64], values: dict[str, NDArray[Any]]) -> None:
+        recorder.check(values)
+        for name, value in values.items():
+            columns[name][usable] = value
 
-    def record(images: range) -> None:
+    def embed_again(images: range) -> None:
         usable = np.flatnonzero(batch.valid & np.isin(image_of_row, images))
         if len(usable):
-            found = recorder(backbone(batch.images[usable]))
-            keep(usable, {name: column.cpu().numpy() for name, column in found.items()})
+            values = recorder(backbone(batch.images[usable]))
+            write(usable, {name: value.cpu().numpy() for name, value in values.items()})
 
-    if begun.columns and bool(begun.usable.wait().all()):
-        with suppress(ModelError):  # raised again below, by the images that are to blame
-            keep(begun.rows, {name: column.wait().numpy() for name, column in begun.columns.items()})
+    if pending.columns and bool(pending.usable.wait().all()):
+        with suppress(ModelError):  # raised again below, for the images that cause it
+            write(pending.rows, {name: column.wait().numpy() for name, column in pending.columns.items()})
             return batch, columns
-    for which, failure in isolate_failures(record, range(len(batch.keys)), ModelError):
+    # Something failed: retry one image at a time to isolate the bad ones.
+    for images, failure in isolate_failures(embed_again, range(len(batch.keys)), ModelError):
         if failure is not None:
-            batch.skip(which.start, str(failure))
+            batch.skip(images.start, str(failure))
     return batch, columns
 
 
 def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:
-    """The facts that a backbone's output depends on."""
+    """The facts that determine a backbone's output."""
     return {
         "sha256": backbone.sha256,
         "engine": backbone.engine,
@@ -338,7 +349,7 @@ def backbone_identity(backbone: FrozenBackbone) -> dict[str, Any]:
 
 
 class KeepDirection:
-    """Recorder of directions without a confidence: mu and norm."""
+    """Recorder of directions without confidence: ``mu`` and ``norm``."""
 
     def __init__(self, dim: int) -> None:
         self.columns: dict[str, Column] = {"mu": ((dim,), "float32"), "norm": ((), "float32")}
@@ -352,7 +363,7 @@ class KeepDirection:
 
 
 class _KeepConfidence:
-    """Recorder of an embeddings file."""
+    """Recorder of the columns of an embeddings file."""
 
     def __init__(self, model: ConfidenceModel) -> None:
         self._model = model
@@ -370,7 +381,7 @@ class _KeepConfidence:
     def check(self, columns: dict[str, NDArray[Any]]) -> None:
         if not all(np.isfinite(columns[name]).all() for name in self.columns if name.startswith("log_")):
             raise ModelError(
-                "the confidence head gives a log kappa that is not finite; was its training sound?"
+                "the confidence head gives a log kappa that is not finite; check its training run"
             )
 
 
@@ -385,29 +396,32 @@ def to_embeddings(
     mirrored: int | None = None,
     log_precision: NDArray[Any] | None = None,
 ) -> Embeddings:
-    """One view of a finished pass as `Embeddings`; images that were skipped are left out and listed.
+    """One view of a finished pass as `Embeddings`; skipped images are left out and listed in ``skipped``.
 
     Args:
-        store: with the columns ``mu`` and ``norm`` beside `FACTS`.
-        log_kappa: (rows,) of all rows of the store.
+        store: with the columns ``mu`` and ``norm`` in addition to `FACTS`.
+        source: the images.
+        view: index in ``views`` of the view to return.
+        views: of the pass.
+        log_kappa: (rows,) for all rows of the store.
         provenance: facts to add.
-        mirrored: the view that shows ``views[view]`` mirrored, for test-time flip: the raw embeddings
-            ``norm * mu`` of both are added and then normalised, ``norm`` is half the length of the sum, and
-            log kappa and log precision the means of both.
-        log_precision: (rows, dim) of all rows, of a head that gives one per coordinate.
+        mirrored: for test-time flip, the index of the mirrored counterpart of ``views[view]``. The raw
+            embeddings ``norm * mu`` of both are added and then normalised; ``norm`` is half the length of the
+            sum; log kappa and log precision are the means of the two.
+        log_precision: (rows, dim) for all rows, if the head outputs one per coordinate.
     """
     rows = np.flatnonzero(store.arrays["valid"][view :: len(views)])
 
-    def column(array: NDArray[Any], which: int) -> NDArray[Any]:
-        part = array[which :: len(views)]
-        return part if len(rows) == len(part) else part[rows]  # no copy of a mapped file unless needed
+    def column(array: NDArray[Any], index: int) -> NDArray[Any]:
+        values = array[index :: len(views)]
+        return values if len(rows) == len(values) else values[rows]  # copy a mapped file only if needed
 
     columns = (store.arrays["mu"], store.arrays["norm"], log_kappa)
     mu, norm, kappa = (column(array, view) for array in columns)
     precision = None if log_precision is None else column(log_precision, view)
     if mirrored is not None:
         other_mu, other_norm, other_kappa = (column(array, mirrored) for array in columns)
-        # Raw embeddings are added, not directions: the usual test-time flip.
+        # The usual test-time flip adds raw embeddings, not directions.
         total = mu * norm[:, None] + other_mu * other_norm[:, None]
         length = np.linalg.norm(total, axis=1)
         mu, norm, kappa = total / length[:, None], length / 2, (kappa + other_kappa) / 2
@@ -453,21 +467,21 @@ def embed(
     Args:
         model: from `spherecf.load` or training.
         source: aligned crops of the backbone's input size, or photos as `spherecf.faces.AlignedFaces`.
-        out: the file to write. Until it is complete, rows are in the folder ``OUT.partial`` beside it, from
-            which the same call resumes.
-        view: degradation or mirroring applied to each image; None is the clean image.
-        flip: test-time flip: embed each image mirrored as well, add the two raw embeddings, then normalise;
-            log kappa is the mean of the two.
-        batch_size: images per backbone call.
+        out: the file to write. Until it is complete, its rows are in the folder ``OUT.partial`` next to it;
+            the same call resumes from there.
+        view: degradation or mirroring applied to each image; None for the clean image.
+        flip: test-time flip: also embed each image mirrored, add the two raw embeddings and normalise; log
+            kappa is the mean of the two.
+        batch_size: rows per backbone call; with ``flip`` each image has two.
 
     Returns:
-        The embeddings, memory-mapped from ``out`` unless it is encrypted. Images that could not be used are
-        in ``skipped``.
+        The embeddings, memory-mapped from ``out`` unless the file is encrypted. Unusable images are listed in
+        ``skipped``.
 
     Raises:
-        StorageError: not enough disk space for the rows, raised before the first image, or for the file; the
-            rows remain. Or another process writes this file.
-        InputError: no images, or none that could be used; ``out`` is a folder.
+        StorageError: not enough disk space for the rows (raised before the first image) or for the file (the
+            rows are kept), or another process writes this file.
+        InputError: no images, no usable image, or ``out`` is a folder.
     """
     if Path(out).is_dir():
         raise InputError(f"{out}: expected a file to write, this is a folder")
@@ -485,7 +499,7 @@ def embed(
 def _finish(
     model: ConfidenceModel, store: RowStore, source: ImageSource, views: Sequence[View], out: str | Path
 ) -> None:
-    """Write the file from the rows of one view, or of two for test-time flip, and delete the rows."""
+    """Write the file from the rows of one view, or of two views for test-time flip, and delete the rows."""
     provenance = {
         "model": model.fingerprint(),
         "backbone": model.backbone.sha256,
@@ -497,7 +511,7 @@ def _finish(
         store, source, 0, views, store.arrays["log_kappa"], provenance,
         mirrored=1 if len(views) > 1 else None, log_precision=store.arrays.get("log_precision"),
     )  # fmt: skip
-    # The rows are removed only now that the file is complete; `result` maps them, and must go first.
+    # Remove the rows only when the file is complete. `result` maps them, so it is deleted first.
     result.save(out)
     del result
     store.remove()

@@ -1,4 +1,4 @@
-"""Verification accuracy on pair files while a backbone trains."""
+"""Verification accuracy on pair files during the training of a backbone."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,33 +14,34 @@ _BATCH = 64
 
 
 def verification(files: Sequence[str | Path]) -> Callable[[FrozenBackbone], dict[str, float]]:
-    """A function that gives the ten-fold accuracy of a backbone on pair files, with test-time flip.
+    """Make a function that computes a backbone's ten-fold accuracy on pair files, with test-time flip.
 
-    For ``train_backbone(validate=...)``; the names are those of the files: ``lfw_accuracy`` for ``lfw.bin``.
+    For ``train_backbone(validate=...)``. Each metric is named after its file: ``lfw_accuracy`` for
+    ``lfw.bin``.
 
     Raises:
-        FileFormatError: not a pair file; raised at once, before the training.
+        FileFormatError: not a pair file; raised immediately, before training starts.
     """
-    sets = [PairBin(path) for path in files]
-    for source in sets:
+    pair_sets = [PairBin(path) for path in files]
+    for source in pair_sets:
         for note in source.notes:
             console.print(f"{source.path}: {note}", highlight=False, markup=False)
 
     def validate(backbone: FrozenBackbone) -> dict[str, float]:
-        return {f"{source.name}_accuracy": _accuracy(backbone, source) for source in sets}
+        return {f"{source.name}_accuracy": _accuracy(backbone, source) for source in pair_sets}
 
     return validate
 
 
 def _accuracy(backbone: FrozenBackbone, source: PairBin) -> float:
     size = backbone.preprocessing.size
-    parts = []
+    batches = []
     for start in range(0, len(source), _BATCH):
         images = np.stack([source.image(i, size) for i in range(start, min(start + _BATCH, len(source)))])
-        # Test-time flip: the sum of both raw embeddings, normalised below.
+        # Test-time flip: add the raw embeddings of the image and its mirror image; normalised below.
         mirrored = np.ascontiguousarray(images[:, :, ::-1])
-        parts.append((backbone(images).embedding + backbone(mirrored).embedding).cpu().numpy())
-    mu = np.concatenate(parts)  # (images, dim)
+        batches.append((backbone(images).embedding + backbone(mirrored).embedding).cpu().numpy())
+    mu = np.concatenate(batches)  # (images, dim)
     mu /= np.linalg.norm(mu, axis=1, keepdims=True)
     scores = (mu[::2] * mu[1::2]).sum(1)  # (pairs,): images 2i and 2i + 1 are pair i
     return tenfold(scores, source.pairs.mated, source.pairs.fold).mean

@@ -8,7 +8,7 @@ import torch
 
 from spherecf.errors import InputError
 from spherecf.models import FrozenBackbone, Preprocessing, float32_arithmetic, make_backbone
-from spherecf.models.engines import told
+from spherecf.models.engines import tf32_notes
 
 GPU = torch.device("cuda")
 later = pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9")
@@ -129,8 +129,8 @@ def test_tf32_needs_a_gpu() -> None:
 def test_what_tf32_loses_is_told() -> None:
     truth = torch.tensor([[1.0, 2.0]]), torch.full((1, 1, 1, 1), 4.0)
     rounded = torch.tensor([[1.0, 2.002]]), torch.full((1, 1, 1, 1), 4.002)
-    assert told("tf32", "onnxruntime", rounded, truth) == [
+    assert tf32_notes("tf32", "onnxruntime", rounded, truth) == [
         "runs in TF32: on two images of noise its embedding differs from that of onnxruntime by 1.0e-03 of "
         "its largest value, its map by 5.0e-04"
     ]
-    assert told("float32", "onnxruntime", truth, truth) == []
+    assert tf32_notes("float32", "onnxruntime", truth, truth) == []

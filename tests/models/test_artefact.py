@@ -147,7 +147,10 @@ def test_foreign_headers(saved: Path, tiny: FrozenBackbone, changes: dict, messa
             {"head": {"kind": "conv", "config": {"channels": 10**9, "height": 8, "width": 8}}},
             "not readable as a network",
         ),
-        ({"head": {"kind": "conv", "config": {"channels": 4096, "height": 8, "width": 8}}}, "another shape"),
+        (
+            {"head": {"kind": "conv", "config": {"channels": 4096, "height": 8, "width": 8}}},
+            "the wrong shape",
+        ),
         ({"head": {"kind": "conv", "config": {"channels": "8", "height": 8, "width": 8}}}, "head"),
         ({"version": "2"}, "format version 2"),
         ({"version": True}, "format version True"),
@@ -172,7 +175,7 @@ def test_damaged_tensors(model: ConfidenceModel, saved: Path, tiny: FrozenBackbo
     state = model.head.state_dict()
     bias = state["final.bias"]
     for changes, named in (
-        ({"final.bias": torch.full_like(bias, torch.nan)}, "NaN or infinite numbers in final.bias"),
+        ({"final.bias": torch.full_like(bias, torch.nan)}, "NaN or infinite values in final.bias"),
         ({"final.bias": bias.to(torch.int32)}, "final.bias torch.int32"),
         ({"more": bias.clone()}, "unexpected .more"),
     ):
@@ -199,7 +202,7 @@ def test_files_that_are_none(saved: Path, tiny: FrozenBackbone, tmp_path: Path) 
     (tmp_path / "short.safetensors").write_bytes(saved.read_bytes()[:-100])
     (tmp_path / "text.safetensors").write_text("hello")
     for name, message in (
-        ("foreign", "not one SphereCF wrote"),
+        ("foreign", "not one written by SphereCF"),
         ("short", "Is it complete"),
         ("text", "not readable as a model"),
         ("absent", "no such file"),
@@ -217,7 +220,7 @@ def test_head_and_backbone_must_fit(tiny: FrozenBackbone) -> None:
 
 def test_records_must_be_json(model: ConfidenceModel, tmp_path: Path) -> None:
     model.record["tensor"] = torch.ones(1)
-    with pytest.raises(InputError, match="JSON-able"):
+    with pytest.raises(InputError, match="JSON-serialisable"):
         model.save(tmp_path / "h.safetensors")
     assert not list(tmp_path.glob("*.safetensors"))
 

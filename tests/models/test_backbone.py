@@ -85,7 +85,7 @@ def test_hook_and_tuple_agree(dtype: str) -> None:
 def test_modules_that_do_not_fit() -> None:
     with pytest.raises(ModelError, match="returns the embedding alone, pass features="):
         FrozenBackbone.from_module(Small(both=False), TINY)
-    with pytest.raises(ModelError, match="no submodule 'layer4'; its own are body, dense"):
+    with pytest.raises(ModelError, match="no submodule 'layer4'; it has body, dense"):
         FrozenBackbone.from_module(Small(both=False), TINY, features="layer4")
     with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and, .*, \(2, 32\)"):
         FrozenBackbone.from_module(Small(both=False), TINY, features="dense")
@@ -148,7 +148,7 @@ def test_wrong_requests(tiny_file: Path) -> None:
         FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="tensorrt")
     with pytest.raises(InputError, match="onnxruntime runs float32 on the CPU"):
         FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="onnxruntime", dtype="bfloat16")
-    with pytest.raises(ModelError, match=r"takes images of \(16, 16\), preprocessing gives \(112, 112\)"):
+    with pytest.raises(ModelError, match=r"takes images of \(16, 16\), but preprocessing gives \(112, 112\)"):
         FrozenBackbone.from_onnx(tiny_file, preprocessing="scf")
     with pytest.raises(ModelError, match="pass preprocessing="):
         FrozenBackbone.from_onnx(tiny_file)
@@ -179,7 +179,7 @@ def test_embeddings_without_direction_are_named(value: float) -> None:
 
 def test_default_is_sface_repaired(sface: FrozenBackbone) -> None:
     assert (sface.name, sface.dim, sface.feature_name) == ("sface", 128, "bn1")
-    assert sface.repairs[0].startswith("29 orphan graph inputs dropped")
+    assert sface.repairs[0].startswith("29 unused graph inputs dropped")
 
 
 def test_the_wheels_code_is_not_imported(sface: FrozenBackbone) -> None:

@@ -153,7 +153,7 @@ def test_names_that_wrappers_changed(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"two tensors are called fc\.weight"):
         read_checkpoint(tmp_path / "both.pth")
     torch.save({"_fsdp_wrapped_module._flat_param": WEIGHT}, tmp_path / "shard.pth")
-    with pytest.raises(FileFormatError, match="shard of FSDP"):
+    with pytest.raises(FileFormatError, match="an FSDP shard"):
         read_checkpoint(tmp_path / "shard.pth")
 
 
@@ -177,9 +177,9 @@ STORAGE = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0c
     ("put", "match"),
     [
         (b"c" + WORD + b"\nname\n", "a name of 1,000,00. characters"),
-        (b"X\x40\x42\x0f\0" + WORD + b")R", "calls what is no function"),
-        (STORAGE + b"tQt)R", "calls what is no function"),
-        (STORAGE + b"NtQ)\x81", "calls what is no function"),
+        (b"X\x40\x42\x0f\0" + WORD + b")R", "calls a value that is not a function"),
+        (STORAGE + b"tQt)R", "calls a value that is not a function"),
+        (STORAGE + b"NtQ)\x81", "calls a value that is not a function"),
         (b")" + b"q\xffh\xff\x86" * 60 + b")R", "larger than the file"),
         (b"}(" + b")" + b"q\xffh\xff\x86" * 60 + b"Nu", "larger than the file"),
         (b"})" + b"q\xff(h\xffh\xffh\xfft" * 60 + b"Ns", "larger than the file"),

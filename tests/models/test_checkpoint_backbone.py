@@ -169,7 +169,7 @@ def test_transformers_that_are_none_of_ours(tmp_path: Path) -> None:
     refused(under("net.", key_points), "relative position encodings .*KP-RPE.* ONNX")
     biased = {**table, "blocks.0.attn.qkv.bias": torch.ones(192)}
     refused(biased, r"not the network cvlface_vit_b .*1 keys unexpected \(blocks.0.attn.qkv.bias\)")
-    refused({k: t for k, t in table.items() if k != "pos_embed"}, "no network SphereCF knows; the nearest is")
+    refused({k: t for k, t in table.items() if k != "pos_embed"}, "not a supported network; the nearest is")
     shallow = {k: t for k, t in table.items() if not k.startswith("blocks.23.")}
     refused(shallow, r"VisionTransformer with depth=23, patch=8, ratio=3, .*, which is none of")
 
@@ -250,16 +250,17 @@ def test_what_is_another_architecture(tmp_path: Path) -> None:
     refused({**table, "layer5.x": torch.ones(1)}, r"1 keys unexpected \(layer5.x\)$")
     reshaped = {**table, "layer1.0.conv2.weight": torch.ones(8, 8, 1, 1)}
     refused(
-        reshaped, r"1 keys of another shape \(layer1.0.conv2.weight \(8, 8, 1, 1\) and not \(8, 8, 3, 3\)\)"
+        reshaped,
+        r"1 keys of the wrong shape \(layer1.0.conv2.weight \(8, 8, 1, 1\) instead of \(8, 8, 3, 3\)\)",
     )
     refused(table, r"not the network r34 .*keys missing \(layer1.2.bn1.weight", "r34")
     refused({k: t for k, t in table.items() if "fc." not in k}, "nearest is r18: .*keys missing .*fc.weight")
     extra = {k.replace("layer1.1.", "layer1.2."): t for k, t in table.items() if k.startswith("layer1.1.")}
     refused({**table, **extra}, r"IResNet with depths=\(3, 2, 2, 2\), se=False, which is none of r18")
-    refused({"a": table, "b": table}, "holds 2 networks, under a., b.; save the one you mean alone")
+    refused({"a": table, "b": table}, "contains 2 networks, under a., b.; save the one you mean alone")
     refused({"epoch": 3}, "no tensors in it")
     vision = nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 8) for _ in range(2)]).state_dict()
-    refused(dict(vision), r"no network SphereCF knows: \d+ tensors \(0.self_attn.* known are r18")
+    refused(dict(vision), r"not a supported network: \d+ tensors \(0.self_attn.* known networks are r18")
     resnet = {k.replace("prelu", "relu"): t for k, t in table.items()}
     refused(
         {"state_dict": under("module.", resnet)},
@@ -275,7 +276,7 @@ def test_our_own_files(tmp_path: Path) -> None:
     assert network.name == "mbf" and network.preprocessing == pixels
     backbone = FrozenBackbone.from_checkpoint(path)
     assert torch.equal(backbone(noise(2, 32)).embedding, trained(pixels(noise(2, 32)))[0])
-    with pytest.raises(ModelError, match="expected a network r18, it holds a mbf"):
+    with pytest.raises(ModelError, match="expected a network r18, but it contains a mbf"):
         load_backbone(path, "r18")
 
 
@@ -296,10 +297,10 @@ class TestCheckpoint(BackboneConformance):
 
 def test_nothing_is_guessed(tface_file: Path) -> None:
     with pytest.raises(
-        ModelError, match=r"pass preprocessing= .*adaface .*Its keys say tface-ir-18, which several"
+        ModelError, match=r"pass preprocessing= .*adaface .*Its keys are those of tface-ir-18, which several"
     ):
         FrozenBackbone.from_checkpoint(tface_file)
-    with pytest.raises(ModelError, match=r"takes images of \(32, 32\), preprocessing gives \(112, 112\)"):
+    with pytest.raises(ModelError, match=r"takes images of \(32, 32\), but preprocessing gives \(112, 112\)"):
         FrozenBackbone.from_checkpoint(tface_file, PRESETS["scf"])
     with pytest.raises(InputError, match="engine 'torch' or 'compiled', got 'onnxruntime'"):
         FrozenBackbone.from_checkpoint(tface_file, "scf", engine="onnxruntime")

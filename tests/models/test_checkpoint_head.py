@@ -68,7 +68,7 @@ def test_our_own_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
     loaded = load_confidence_head(path)
     summary = torch.randn(3, *head.summary_shape)
     assert loaded.kind == "light" and torch.equal(loaded(summary), head(summary))
-    with pytest.raises(InputError, match=r"a head for maps .* asked for \(9, 9, 9\)"):
+    with pytest.raises(InputError, match=r"a head for maps .* feature_shape is \(9, 9, 9\)"):
         load_confidence_head(path, feature_shape=(9, 9, 9))
 
 
@@ -78,7 +78,7 @@ def test_what_is_no_head(tmp_path: Path, linear: dict[str, torch.Tensor]) -> Non
     with pytest.raises(FileFormatError, match=r"found 0; its first keys are fc.weight"):
         load_confidence_head(path)
     torch.save(linear, path)
-    with pytest.raises(InputError, match=r"maps of 2048 values, which \(512, 7, 7\) are not"):
+    with pytest.raises(InputError, match=r"maps of 2048 values, which \(512, 7, 7\) does not match"):
         load_confidence_head(path, feature_shape=(512, 7, 7))
     torch.save({k: t for k, t in linear.items() if "4.bias" not in k}, path)
     with pytest.raises(ModelError, match=r"do not fit a linear head: .*final.bias"):

@@ -28,7 +28,7 @@ def test_linear_has_the_reference_shape() -> None:
 
 
 def test_unknown_kind_lists_the_known() -> None:
-    with pytest.raises(ModelError, match=r"'cubic'; there are conv, light, linear"):
+    with pytest.raises(ModelError, match=r"'cubic'; the kinds are conv, light, linear"):
         make_head("cubic")
     assert set(HEADS) >= {"conv", "light", "linear"}
 

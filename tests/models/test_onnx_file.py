@@ -72,7 +72,7 @@ def test_weights_of_other_folders_are_not_opened(tmp_path: Path, location: str) 
     path = outside(tmp_path / "in")
     (tmp_path / "weights").write_bytes((tmp_path / "in" / "weights").read_bytes())
     change(path, "location", location)
-    with pytest.raises(ModelError, match="kept outside the file"):
+    with pytest.raises(ModelError, match="stored outside the file"):
         read_onnx(path)
 
 

@@ -43,9 +43,9 @@ def test_shared_mobilefacenet(shared: Path) -> None:
 def test_both_can_be_named() -> None:
     graph = load_graph(graphs.iresnet())
     assert find_outputs(graph, (16, 16), "fc", "b_prelu") == GraphOutputs("fc", "b_prelu", 48, (8, 16, 16))
-    with pytest.raises(ModelError, match="embedding='nope' is no tensor"):
+    with pytest.raises(ModelError, match="embedding='nope' is not a tensor"):
         find_outputs(graph, (16, 16), embedding="nope")
-    with pytest.raises(ModelError, match="features='conv1_w' is no tensor"):
+    with pytest.raises(ModelError, match="features='conv1_w' is not a tensor"):
         find_outputs(graph, (16, 16), features="conv1_w")
     with pytest.raises(ModelError, match=r"fc should be a map .* or tokens .*, found \(1, 48\)"):
         find_outputs(graph, (16, 16), features="fc")
@@ -148,7 +148,7 @@ def test_tokens_can_be_named() -> None:
     )
     windows = load_graph(transformers.exported(transformers.Swin()))
     inside = [n.output[0] for n in windows.model.graph.node if n.op_type == "Softmax"]
-    with pytest.raises(ModelError, match=r"\(4, 3, 16, 16\) for one image: images must come first"):
+    with pytest.raises(ModelError, match=r"\(4, 3, 16, 16\) for one image: the first dimension must be"):
         find_outputs(windows, (16, 16), features=inside[0])
 
 

@@ -58,7 +58,7 @@ def test_orphan_inputs_are_dropped() -> None:
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [8, 3, 3, 3]))
     graph = load_graph(model)
     assert [i.name for i in graph.model.graph.input] == ["image"]
-    assert graph.repairs == ["1 orphan graph inputs dropped, no node reads them (old_weight)"]
+    assert graph.repairs == ["1 unused graph inputs dropped (old_weight)"]
 
 
 def test_training_mode_is_undone() -> None:
@@ -84,7 +84,7 @@ def test_mxnet_slopes_are_shaped() -> None:
 def test_old_opset_and_new_ir() -> None:
     model = graphs.mobilefacenet(batch="n")
     model.ir_version = 99
-    assert load_graph(model).repairs == ["IR version 99 relabelled 10"]
+    assert load_graph(model).repairs == ["IR version 99 changed to 10"]
     make = graphs.Maker()
     make.node("Relu", ["image"], "relu")
     old = make.model(["relu"], opset=6)

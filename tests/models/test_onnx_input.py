@@ -33,7 +33,7 @@ def channels_last(dims: list[object]) -> onnx.ModelProto:
 @pytest.mark.parametrize("dims", [["n", 16, 16, 3], [1, 16, 16, 3], [4, 16, 16, 3], ["n", "h", "w", 3]])
 def test_channels_last(dims: list[object], tiny: FrozenBackbone) -> None:
     backbone = FrozenBackbone.from_onnx(channels_last(dims), preprocessing=TINY)
-    assert any("channels last" in message for message in backbone.repairs)
+    assert any("channels-last" in message for message in backbone.repairs)
     torch.testing.assert_close(backbone(noise(3)).embedding, tiny(noise(3)).embedding, atol=1e-5, rtol=1e-4)
     assert (backbone.engine, backbone.feature_shape) == ("torch", tiny.feature_shape)
     (image,) = backbone.to_onnx().graph.input
@@ -62,7 +62,7 @@ def test_other_floating_point_types(kind: int, everything: bool, engine: str, ti
     output, expected = backbone(noise(3)), tiny(noise(3))
     assert output.embedding.dtype == output.features.dtype == torch.float32
     assert float((output.mu * expected.mu).sum(1).min()) > (0.9999 if kind != TensorProto.BFLOAT16 else 0.995)
-    assert any("made float32" in message for message in backbone.repairs)
+    assert any("converted to float32" in message for message in backbone.repairs)
     assert backbone.to_onnx().graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
 
 

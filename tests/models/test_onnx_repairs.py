@@ -91,7 +91,7 @@ def test_nodes_out_of_order(tiny: FrozenBackbone) -> None:
 def test_a_circle_is_named() -> None:
     model = graphs.iresnet()
     next(n for n in model.graph.node if n.name == "b_bn1").input[0] = "b_bn3"
-    with pytest.raises(ModelError, match="circle"):
+    with pytest.raises(ModelError, match="has a cycle"):
         load_graph(model)
 
 
@@ -109,7 +109,7 @@ def test_graphs_that_contradict_themselves(fault: str) -> None:
 def test_names_that_are_no_text(tiny_file: object) -> None:
     content = graphs.iresnet().SerializeToString().replace(b"b_conv1", b"b_\xffonv1")
     model = onnx.ModelProto.FromString(content)
-    with pytest.raises(ModelError, match="no text"):
+    with pytest.raises(ModelError, match="not valid UTF-8"):
         load_graph(model)
 
 

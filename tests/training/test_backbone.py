@@ -330,7 +330,7 @@ def test_begins_with_a_checkpoint(tmp_path: Path, whole: tuple[Path, TrainedBack
     )
     assert result.history[0]["train_loss"] < whole[1].history[0]["train_loss"]
     other = {**CONFIG["network"], "dim": 8, "start": start}
-    with pytest.raises(InputError, match=r"network\.start: .* holds r18 of dim 16.*the recipe asks for 8"):
+    with pytest.raises(InputError, match=r"network\.start: .* contains r18 of dim 16.*the recipe asks for 8"):
         train_backbone(images(), tmp_path / "other", config(network=other))
 
 

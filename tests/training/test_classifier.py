@@ -115,7 +115,7 @@ def test_products_in_bfloat16_are_the_same_loss_up_to_their_rounding() -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(InputError, match=r"sample_rate must lie in \(0, 1\], got 0"):
+    with pytest.raises(InputError, match=r"sample_rate must be in \(0, 1\], got 0"):
         ShardedClassifier(IDENTITIES, DIM, make_margin("softmax"), Ranks(), SETTINGS, 0.0)
     with pytest.raises(InputError, match="needs 2 identities or more, got 1"):
         ShardedClassifier(1, DIM, make_margin("softmax"), Ranks(), SETTINGS)

@@ -66,7 +66,7 @@ def test_prototypes_from_a_classifier(tmp_path: Path, recogniser: FrozenBackbone
 def test_people_with_one_image_each(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
     source = IdentityFolder(people)
     first = [source.keys.index(f"p{person}/0.jpg") for person in range(8)]
-    with pytest.raises(InputError, match="of 8 images 0 have no identity and 8 are the only one of theirs"):
+    with pytest.raises(InputError, match="of 8 images 0 have no identity and 8 are the only image of theirs"):
         train_confidence(recogniser, source.subset(first), tmp_path / "run", CONFIG)
 
 

@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_names_the_batch(tmp_path: Path) -> None:
 def test_a_cache_of_another_head(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
     with pytest.raises(
-        InputError, match=r"linear head: expected summaries \(2, 1, 1\), the cache holds \(6,\)"
+        InputError, match=r"linear head: expected summaries \(2, 1, 1\), but the cache contains \(6,\)"
     ):
         fit_head(make_head("linear", channels=2, height=1, width=1), features, CONFIG)
 

@@ -37,7 +37,7 @@ from spherecf.training.backbone import _BackboneTask
 from spherecf.training.checkpoint import CheckpointWriter, load_checkpoint
 from spherecf.training.heads import ConfidenceTask
 from spherecf.training.loop import _compiled
-from spherecf.training.optim import keep_kernels, make_optimizer, step_where
+from spherecf.training.optim import keep_kernels, make_optimizer, step_if_finite
 
 SOURCE = Path(spherecf.__file__).parent
 aten = torch.ops.aten
@@ -218,9 +218,9 @@ def test_a_state_goes_from_plain_kernels_to_fused_ones(name: str) -> None:
     plain.step()
     fused.load_state_dict(keep_kernels(fused, plain.state_dict()))
     before = weight.detach().clone()
-    step_where(torch.tensor(False), fused)
+    step_if_finite(torch.tensor(False), fused)
     assert torch.equal(weight, before)
-    step_where(torch.tensor(True), fused)
+    step_if_finite(torch.tensor(True), fused)
     assert not torch.equal(weight, before) and fused.param_groups[0]["fused"]
 
 

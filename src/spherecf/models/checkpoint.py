@@ -1,4 +1,4 @@
-"""Checkpoint files of many makers as plain tensors by dotted name; nothing in them is executed."""
+"""Read checkpoints of many training codes as plain tensors by dotted name; no code in them is executed."""
 
 import io
 import re
@@ -22,22 +22,22 @@ from spherecf.errors import FileFormatError, InputError, ModelError
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
 CHECKPOINT_SUFFIXES = (".safetensors", *PICKLED)
 DAMAGED = "Is it complete? Download or copy it again."
-_SAVE_TENSORS = "Where you trust it, save its tensors alone: torch.save(model.state_dict(), ...)."
+_SAVE_TENSORS = "If you trust its origin, save its tensors alone: torch.save(model.state_dict(), ...)."
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_MAX_DEPTH, _MAX_ITEMS = 50, 1_000_000  # of nested dictionaries: a pickle can refer to itself
-_MAX_RATIO = 4  # of the bytes in a zip archive to its own
-_LONGEST_NAME = 1_000  # of a class or function in a pickle
-_MAX_VISITS = 100  # of each value in a pickle: two or three are usual
-_OLD_PICKLES = 4  # a file of torch before 1.6 begins with them: magic number, version, system, content
-_COUNTER = "num_batches_tracked"  # absent from files of torch before 0.4.1, and of no use in evaluation
-# What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+_MAX_DEPTH, _MAX_ITEMS = 50, 1_000_000  # limits for nested dictionaries: a pickle can refer to itself
+_MAX_RATIO = 4  # uncompressed size of a zip archive's members over the size of the archive
+_MAX_NAME = 1_000  # characters in the name of a class or function in a pickle
+_MAX_VISITS = 100  # mean number of uses of each value in a pickle; two or three are usual
+_OLD_PICKLES = 4  # pickles at the start of a file of torch < 1.6: magic number, version, system, content
+_COUNTER = "num_batches_tracked"  # missing in files of torch < 0.4.1, and unused in evaluation
+# Prefixes that torch.compile, FSDP and activation checkpointing add to parameter names.
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 class Ignored:
-    """Stands for a pickled object that is no weight: takes any arguments and state, and keeps none."""
+    """Stand-in for a pickled object that is not a weight: accepts any arguments and state, stores none."""
 
     def __init__(self, *args: object) -> None: ...
 
@@ -45,14 +45,14 @@ class Ignored:
 
 
 class Scripted(Ignored):
-    """Stands for a module of a TorchScript archive: keeps what it holds, without its code."""
+    """Stand-in for a module of a TorchScript archive: stores its state, without its code."""
 
     def __setstate__(self, state: object) -> None:
         self.state = state
 
 
-# What trainers put beside the weights: settings, callbacks, paths, numbers of NumPy. A name listed here is
-# not imported but replaced.
+# Objects that training frameworks save next to the weights: settings, callbacks, paths, NumPy scalars.
+# Classes listed here are not imported but replaced by a stand-in.
 _STAND_INS = {
     re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict"): dict,
     re.compile(
@@ -64,19 +64,19 @@ _STAND_INS = {
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file by dotted name, on the CPU; nested dictionaries are joined by dots.
+    """Read all tensors of a file onto the CPU; keys of nested dictionaries are joined by dots.
 
-    What a file is, its first bytes say and not its suffix. What torch.compile and FSDP add to names
-    (``_orig_mod.``, ``_fsdp_wrapped_module.``) is left out.
+    The format is detected from the first bytes, not from the suffix. Prefixes that torch.compile and FSDP add
+    to names (``_orig_mod.``, ``_fsdp_wrapped_module.``) are removed.
 
     Args:
         path: ``.safetensors``, or a torch file (``.pt``, ``.pth``, ``.bin``, ``.ckpt``, ``.tar``), which is
-            read with weights only; settings and callbacks that Lightning and argparse leave are skipped. Of a
-            TorchScript archive the parameters are read, its code is not.
+            read with ``weights_only=True``; settings and callbacks saved by Lightning or argparse are
+            skipped. From a TorchScript archive only the parameters are read, not the code.
 
     Raises:
-        FileFormatError: absent, truncated, of another kind (which is named: a web page, an archive, ...), or
-            it holds objects that only its own code could read (the first class is named).
+        FileFormatError: the file is missing, truncated, or in another format (named in the message: a web
+            page, an archive, ...), or it contains objects other than tensors (the first class is named).
 
     Example:
         >>> import tempfile
@@ -95,54 +95,55 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     content = describe_content(path)
     if content == SAFETENSORS:
         with reading(path, content, DAMAGED):
-            return _named(path, load_file(path))
+            return _flat_tensors(path, load_file(path))
     if content not in (TORCH, OLD_TORCH, TORCHSCRIPT):
         raise FileFormatError(
             path, f"not a checkpoint of plain tensors: expected a torch or safetensors file, it is {content}."
         )
-    return _named(path, _unpickled(path, content))
+    return _flat_tensors(path, _unpickle(path, content))
 
 
-def _unpickled(path: Path, content: str) -> Any:
+def _unpickle(path: Path, content: str) -> Any:
     source: Path | io.BytesIO = path
     stand_ins: list[Any] = []
     try:
-        if content == OLD_TORCH:  # of which torch does not list what it refers to
+        if content == OLD_TORCH:  # torch cannot list the classes used in such a file
             with path.open("rb") as file:
                 _check_pickles(path, file, _OLD_PICKLES)
         else:
             _check_archive(path)
             source = _without_code(path) if content == TORCHSCRIPT else path
-            if path.suffix == ".safetensors":  # by which torch goes
+            if path.suffix == ".safetensors":  # torch would choose its reader by the suffix
                 source = io.BytesIO(path.read_bytes())
             stand_ins = _stand_ins(source)
         with safe_globals(stand_ins):
             return torch.load(source, map_location="cpu", weights_only=True)
     except FileFormatError:
         raise
-    except Exception as error:  # torch.load: pickle and zip errors of many classes
-        # Neither torch's words nor its traceback: they recommend to execute what is in the file.
-        raise FileFormatError(path, *_why(str(error))) from None
+    except Exception as error:  # torch.load raises pickle and zip errors of many classes
+        # Hide torch's message and traceback: they recommend executing the code in the file.
+        raise FileFormatError(path, *_explain(str(error))) from None
 
 
 def _check_archive(path: Path) -> None:
     with ZipFile(path) as archive:
-        claimed = sum(info.file_size for info in archive.infolist())
-        if claimed > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress
-            raise ValueError("a few bytes that claim to be many")
+        unpacked = sum(info.file_size for info in archive.infolist())
+        if unpacked > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress its archives
+            raise ValueError("the archive expands to far more than its size")
         for name in archive.namelist():
             if name.endswith("/data.pkl"):
                 _check_pickles(path, io.BytesIO(archive.read(name)))
 
 
 def _check_pickles(path: Path, file: IO[bytes], pickles: int = 1) -> None:
-    """Refuse at once what torch would refuse in minutes or hours: it searches its own message, which quotes
-    a name that it does not know, and the value of what is called where that is no name (all numbers of a
-    storage, say), in a time that grows with the square of the longest word. And tuples that share parts, so
-    that a few bytes are 2^n values when they become a key.
+    """Reject pickles on which torch would spend minutes or hours before it rejects them.
+
+    torch searches its own error message, which quotes an unknown class name or the value that the pickle
+    calls as a function (all numbers of a storage, say), in time quadratic in the longest word. Tuples that
+    share parts can expand a few bytes to 2^n values when they are hashed.
     """
     problem = ""
-    with suppress(ValueError, IndexError):  # torch stops where this reader does
+    with suppress(ValueError, IndexError):  # malformed: torch stops at the same place
         for _ in range(pickles):
             problem = problem or _problem(file)
     if problem:
@@ -150,49 +151,50 @@ def _check_pickles(path: Path, file: IO[bytes], pickles: int = 1) -> None:
 
 
 def _problem(file: IO[bytes]) -> str:
-    # Of each value how many it consists of, and 0 for what a name stands for; -1 is a mark.
+    # Size of each value on the pickle machine's stack: the number of values in it, 0 for a class or function
+    # name, -1 for a mark.
     stack: list[int] = []
     memo: dict[object, int] = {}
-    others: list[str] = []  # names at which torch stops already, most probably
+    foreign: list[str] = []  # names outside torch, which torch most probably rejects
     visited = 0
     for count, (code, argument, _) in enumerate(genops(file)):
         if code.name == "GLOBAL":
             name = str(argument)
-            if len(name) > _LONGEST_NAME:
-                return f"it holds a name of {len(name):,} characters, which is none of a weight."
+            if len(name) > _MAX_NAME:
+                return f"it contains a name of {len(name):,} characters, which no weight needs."
             if not name.startswith(("torch", "collections ")):
-                others.append(name.replace(" ", "."))
+                foreign.append(name.replace(" ", "."))
         if code.name in ("REDUCE", "NEWOBJ") and stack[-2]:
-            return _unknown(others[0]) if others else "it calls what is no function."
+            return _unknown(foreign[0]) if foreign else "its pickle calls a value that is not a function."
         if code.name.endswith("PUT"):
             memo[argument] = stack[-1]
             continue
-        taken: list[int] = []
+        popped: list[int] = []
         for kind in reversed(code.stack_before):
             while kind is stackslice and stack[-1] >= 0:
-                taken.append(stack.pop())
+                popped.append(stack.pop())
             if kind is not stackslice:
-                taken.append(stack.pop())
-        visited += sum(taken)
+                popped.append(stack.pop())
+        visited += sum(popped)
         if visited > _MAX_VISITS * (count + _MAX_VISITS):
-            return "its tuples share parts so that they are larger than the file."
+            return "its nested tuples expand to a size larger than the file."
         if code.name.endswith("GET"):
             stack.append(memo.get(argument, 1))
         else:
-            size = 0 if code.name == "GLOBAL" else 1 + sum(taken) if "TUPLE" in code.name else 1
+            size = 0 if code.name == "GLOBAL" else 1 + sum(popped) if "TUPLE" in code.name else 1
             stack.extend(-1 if kind is markobject else size for kind in code.stack_after)
     return ""
 
 
 def _without_code(path: Path) -> io.BytesIO:
-    """The parameters of a TorchScript archive as a torch file."""
-    plain = io.BytesIO()
-    with ZipFile(path) as archive, ZipFile(plain, "w") as copy:
+    """Copy a TorchScript archive's parameters, without its code, to a torch file in memory."""
+    parameters = io.BytesIO()
+    with ZipFile(path) as archive, ZipFile(parameters, "w") as copy:
         for name in archive.namelist():
             if re.fullmatch(r"[^/]+/(data\.pkl|data/\d+|version|byteorder)", name):
                 copy.writestr(name, archive.read(name))
-    plain.seek(0)
-    return plain
+    parameters.seek(0)
+    return parameters
 
 
 def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
@@ -208,23 +210,24 @@ def _stand_ins(source: Path | io.BytesIO) -> list[Any]:
 
 
 def _unknown(name: str) -> str:
-    return f"it holds a pickled object of {name}, which is not unpickled."
+    return f"it contains a pickled object of class {name}, which is not unpickled."
 
 
-def _why(message: str) -> tuple[str, str]:
-    if found := re.search(r"GLOBAL ([\w.]+)", message):
-        return _unknown(found[1]), _SAVE_TENSORS
-    return "not a checkpoint of plain tensors: a torch file that is damaged or cut short.", DAMAGED
+def _explain(message: str) -> tuple[str, str]:
+    """Problem and hint for an error message of torch.load."""
+    if match := re.search(r"GLOBAL ([\w.]+)", message):
+        return _unknown(match[1]), _SAVE_TENSORS
+    return "not a checkpoint of plain tensors: a torch file that is damaged or truncated.", DAMAGED
 
 
-def _named(path: Path, content: Any) -> dict[str, Tensor]:
-    """The tensors of nested dictionaries, each with no more values than a file of this size can hold."""
+def _flat_tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    """The tensors of nested dictionaries by dotted name; none may be larger than the file."""
     size = path.stat().st_size
     tensors: dict[str, Tensor] = {}
     for name, tensor in _flatten(path, content):
         if name in tensors:
             raise FileFormatError(
-                path, f"two tensors are called {name}, once with torch.compile's _orig_mod."
+                path, f"two tensors are called {name}, one of them with torch.compile's prefix _orig_mod."
             )
         if tensor.numel() * tensor.element_size() > size:
             raise FileFormatError(path, f"{name} {tuple(tensor.shape)} is larger than the file.", DAMAGED)
@@ -232,7 +235,7 @@ def _named(path: Path, content: Any) -> dict[str, Tensor]:
     if flat := next((name for name in tensors if name.endswith("_flat_param")), ""):
         raise FileFormatError(
             path,
-            f"a shard of FSDP ({flat}), not a whole network.",
+            f"an FSDP shard ({flat}), not a complete network.",
             "Save it with StateDictType.FULL_STATE_DICT.",
         )
     return tensors
@@ -244,7 +247,9 @@ def _flatten(path: Path, content: Any) -> Iterator[tuple[str, Tensor]]:
         name, value, depth = pending.pop()
         items += 1
         if depth > _MAX_DEPTH or items > _MAX_ITEMS:
-            raise FileFormatError(path, f"dictionaries nested more than {_MAX_DEPTH} deep, or without end.")
+            raise FileFormatError(
+                path, f"dictionaries nested more than {_MAX_DEPTH} levels deep, or recursively."
+            )
         if isinstance(value, Scripted):
             value = getattr(value, "state", None)
         if isinstance(value, Mapping):
@@ -263,31 +268,31 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def below(tensors: Mapping[str, Tensor], anchor: str) -> list[str]:
-    """The prefixes under which a key stands: ``["state_dict.model."]`` for ``state_dict.model.<anchor>``."""
+    """All prefixes of a key ``anchor``, such as ``"state_dict.model."`` in ``state_dict.model.<anchor>``."""
     return [name.removesuffix(anchor) for name in tensors if f".{name}".endswith(f".{anchor}")]
 
 
 def stripped(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it."""
+    """The tensors whose names start with a prefix, by their names without it."""
     return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def filled(
     path: str | Path, make: Callable[[], Module], tensors: Mapping[str, Tensor], verdict: str
 ) -> Module:
-    """The module that ``make`` gives with a file's tensors, in its own types and evaluation mode.
+    """Build a module and load a file's tensors into it, converted to its dtypes; in evaluation mode.
 
-    It is first made without memory, so that a size which no tensor has costs nothing.
+    The module is first built on torch's meta device: a size that does not match the file allocates no memory.
 
     Args:
         path: of the file, for messages.
-        make: of any module.
+        make: builds the module.
         tensors: its state dictionary.
-        verdict: what to say where they do not fit: "not the network r18".
+        verdict: start of the message if they do not fit: "not the network r18".
 
     Raises:
-        FileFormatError: NaN or infinite numbers.
-        ModelError: keys, shapes or types that differ (the first are named); or what ``make`` refuses.
+        FileFormatError: NaN or infinite values.
+        ModelError: keys, shapes or types differ (the first ones are named), or ``make`` raises an error.
     """
     try:
         with reading(path, "a network", DAMAGED), without_memory():
@@ -296,24 +301,25 @@ def filled(
         raise ModelError(f"{path}: {error}") from error
     expected = module.state_dict()
     optional = getattr(module, "training_only", ())
-    needed = {name: like for name, like in expected.items() if name in tensors or name not in optional}
+    needed = {name: tensor for name, tensor in expected.items() if name in tensors or name not in optional}
     if problems := differences(needed, tensors):
         raise ModelError(f"{path}: {verdict}: {problems}")
     state = {name: torch.zeros_like(t, device="cpu") for name, t in expected.items() if name not in tensors}
-    for name, like in expected.items():
+    for name, reference in expected.items():
         if name in tensors:
-            state[name] = tensors[name].to(like.dtype)
-            if like.is_floating_point() and not _is_finite(state[name]):
-                raise FileFormatError(path, f"NaN or infinite numbers in {name}.", DAMAGED)
+            state[name] = tensors[name].to(reference.dtype)
+            if reference.is_floating_point() and not _is_finite(state[name]):
+                raise FileFormatError(path, f"NaN or infinite values in {name}.", DAMAGED)
     module.load_state_dict(state, assign=True)
-    if any(buffer.is_meta for buffer in module.buffers()):  # those that no file holds
+    # Buffers outside the state dictionary are still on the meta device: build the module again, with memory.
+    if any(buffer.is_meta for buffer in module.buffers()):
         module = make()
         module.load_state_dict(state)
     return module.eval()
 
 
-class _Unfilled(TorchFunctionMode):
-    """Leaves out first values: torch imports its compiler to draw them for a tensor without memory."""
+class _SkipInitialisation(TorchFunctionMode):
+    """Skips the initialisation of weights: on the meta device torch would import its compiler for it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -324,8 +330,8 @@ class _Unfilled(TorchFunctionMode):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Modules made in here have names, shapes and types, but no values."""
-    with torch.device("meta"), _Unfilled():
+    """Build modules on torch's meta device: with names, shapes and dtypes, but without values or memory."""
+    with torch.device("meta"), _SkipInitialisation():
         yield
 
 
@@ -334,16 +340,16 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    """Which keys are missing, unexpected, of another shape or type, in one line; "" for none."""
+    """One line on keys that are missing, unexpected, or of the wrong shape or type; "" if none are."""
     shared = [(k, expected[k], given[k]) for k in expected if k in given and not k.endswith(_COUNTER)]
     kinds = {
         "missing": [k for k in expected if k not in given and not k.endswith(_COUNTER)],
         "unexpected": [k for k in given if k not in expected and not k.endswith(_COUNTER)],
-        "of another shape": [
-            f"{k} {tuple(b.shape)} and not {tuple(a.shape)}" for k, a, b in shared if a.shape != b.shape
+        "of the wrong shape": [
+            f"{k} {tuple(b.shape)} instead of {tuple(a.shape)}" for k, a, b in shared if a.shape != b.shape
         ],
-        "of another type": [
-            f"{k} {b.dtype} and not {a.dtype}"
+        "of the wrong type": [
+            f"{k} {b.dtype} instead of {a.dtype}"
             for k, a, b in shared
             if a.dtype != b.dtype and not (a.is_floating_point() and b.is_floating_point())
         ],
@@ -352,5 +358,5 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
 
 
 def shorten(keys: list[str], count: int = 3) -> str:
-    """The first few of many names, for messages."""
+    """The first few names of a list, for messages."""
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

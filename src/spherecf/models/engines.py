@@ -1,6 +1,7 @@
-"""Engines that run a recogniser's graph, and the test run that chooses one.
+"""Engines that run a recogniser's network, and the test run that selects one.
 
-Features that come as tokens, or with their channels last, leave every engine as a map, see `as_map`.
+Every engine returns features as a map (n, C, H, W), also if the network outputs tokens or channels last
+(`as_map`).
 """
 
 import copy
@@ -26,23 +27,23 @@ from spherecf.models.preprocessing import Preprocessing
 
 @runtime_checkable
 class Engine(Protocol):
-    """Maps a network's input (n, 3, h, w) to the raw embedding (n, dim) and the map (n, C, H, W), float32."""
+    """Maps the network's input (n, 3, h, w) to raw embedding (n, dim) and map (n, C, H, W), in float32."""
 
     name: str
 
     @property
     def module(self) -> nn.Module | None:
-        """The network, where torch runs it."""
+        """The network, if torch runs it, else None."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs and its results are."""
+        """The device on which it runs and returns its results."""
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class OnnxRuntimeEngine:
-    """onnxruntime on the CPU; its results are the reference for the others."""
+    """onnxruntime on the CPU; its results are the reference for the other engines."""
 
     name = "onnxruntime"
     device = torch.device("cpu")
@@ -50,41 +51,47 @@ class OnnxRuntimeEngine:
 
     def __init__(self, graph: OnnxGraph, outputs: GraphOutputs, threads: int | None = None) -> None:
         self._name, self._dim, self._image = graph.name, outputs.dim, graph.image
-        self._wanted = [outputs.embedding, outputs.features]
+        self._output_names = [outputs.embedding, outputs.features]
         declared = graph.model.graph.output
-        known = [output.name for output in declared]
+        original = [output.name for output in declared]
+        # Declare both tensors as outputs of the graph while the session is created.
         try:
-            declared.extend(onnx.ValueInfoProto(name=name) for name in self._wanted if name not in known)
+            declared.extend(
+                onnx.ValueInfoProto(name=name) for name in self._output_names if name not in original
+            )
             self._session = session(graph.serialized(), graph.name, threads or torch.get_num_threads())
         finally:
-            del declared[len(known) :]
+            del declared[len(original) :]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pixels = np.ascontiguousarray(x.cpu().numpy())
-        results = self._session.run(self._wanted, {self._image: pixels})
-        embedding, features = (self._floating(*pair) for pair in zip(self._wanted, results, strict=True))
+        results = self._session.run(self._output_names, {self._image: pixels})
+        named = zip(self._output_names, results, strict=True)
+        embedding, features = (self._float_tensor(name, result) for name, result in named)
         return embedding.reshape(len(x), self._dim), as_map(features).contiguous()
 
-    def _floating(self, name: str, result: NDArray[Any]) -> Tensor:
+    def _float_tensor(self, name: str, result: NDArray[Any]) -> Tensor:
         if result.dtype.kind != "f":
-            raise ModelError(f"{self._name}: {name} holds {result.dtype}, expected floating point numbers")
+            raise ModelError(
+                f"{self._name}: {name} is of type {result.dtype}, expected floating-point numbers"
+            )
         return torch.from_numpy(result).float()
 
 
 class LoopedEngine:
-    """One image at a time, for graphs whose batch cannot be made dynamic."""
+    """Runs one image at a time, for networks that cannot process a batch."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self.name = engine, engine.name
 
     @property
     def module(self) -> nn.Module | None:
-        """That of its engine."""
+        """The network of the wrapped engine."""
         return self._engine.module
 
     @property
     def device(self) -> torch.device:
-        """That of its engine."""
+        """The device of the wrapped engine."""
         return self._engine.device
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,43 +113,43 @@ class ModuleEngine:
     ) -> None:
         if dtype not in TOLERANCE:
             raise ModelError(f"dtype: expected one of {', '.join(TOLERANCE)}, got {dtype!r}")
-        # Two types give two results: caches and records tell them apart by the name.
+        # Results depend on the dtype: caches and records distinguish them by the engine's name.
         self._suffix = "" if dtype == "float32" else f"-{dtype}"
         self.name = f"torch{self._suffix}"
         self._threads = threads
-        self._device, self._arithmetic = _usable(device), dtype
+        self._device, self._arithmetic = _check_device(device), dtype
         check_arithmetic(dtype, self._device)
         self._dtype = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
         self._hooked: list[Tensor] = []
         self._hooked_output = features is not None
         if self._dtype != torch.float32:
-            module = copy.deepcopy(module)  # the caller's own stays as exact as it is
-        if features is not None:  # after copying: a copied hook would report to a copy of this engine
-            _submodule(module, features).register_forward_hook(self._keep)
+            module = copy.deepcopy(module)  # the caller's module keeps its precision
+        if features is not None:  # after copying: a copied hook would refer to a copy of this engine
+            _submodule(module, features).register_forward_hook(self._save_features)
         self.module = module.eval().requires_grad_(False).to(self._device, self._dtype)
         for tensor in (*module.parameters(), *module.buffers()):
-            if tensor.ndim == 4:  # torch's own conversion fails at five, as masks of windows have
+            if tensor.ndim == 4:  # Module.to(memory_format=...) fails on tensors of five dimensions
                 tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         self._run: Any = self.module
 
     @property
     def device(self) -> torch.device:
-        """Where the module is now."""
+        """The module's current device."""
         tensors = chain(self.module.parameters(), self.module.buffers())
         return next((tensor.device for tensor in tensors), self._device)
 
     def compile(self) -> None:
-        """Let torch.compile write code for it on the first call: needs a C++ compiler and a minute."""
+        """Compile the module on its first call, which needs a C++ compiler and about a minute."""
         self._run, self.name = torch.compile(self.module, dynamic=True), f"compiled{self._suffix}"
 
     def exact(self) -> "ModuleEngine":
-        """The same module in full float32, where this one computes in TF32."""
-        twin = copy.copy(self)
-        twin._arithmetic = "float32"
-        return twin
+        """An engine with the same module that computes in full float32 instead of TF32."""
+        engine = copy.copy(self)
+        engine._arithmetic = "float32"
+        return engine
 
-    def _keep(self, module: nn.Module, args: object, output: Any) -> None:
-        # Blocks of transformers often return a tuple, of which the tokens are the first.
+    def _save_features(self, module: nn.Module, args: object, output: Any) -> None:
+        # Transformer blocks often return a tuple whose first element is the tokens.
         self._hooked[:] = [output[0] if isinstance(output, tuple | list) and output else output]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +160,7 @@ class ModuleEngine:
 
     def plain(self) -> nn.Module:
         """The network as a module that returns (embedding, map) and can be traced."""
-        return _Plain(self)
+        return _Traceable(self)
 
     def _results(self, result: Any) -> tuple[Tensor, Tensor]:
         if self._hooked_output:
@@ -166,22 +173,22 @@ class ModuleEngine:
         ):
             raise ModelError(
                 f"{type(self.module).__name__}: expected a module that returns (embedding, map or tokens), "
-                f"got {type(result).__name__}; if it returns the embedding alone, pass features= with a "
-                f"submodule's name"
+                f"got {type(result).__name__}; if it returns the embedding alone, pass features= with the "
+                f"name of a submodule"
             )
-        embedding, layer = result
-        return embedding.float(), as_map(layer).float().contiguous()
+        embedding, features = result
+        return embedding.float(), as_map(features).float().contiguous()
 
 
-def _usable(device: str) -> torch.device:
+def _check_device(device: str) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises the latter
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {device!r} cannot be used here: {reason}; the CPU is 'cpu'") from error
+        raise InputError(f"device {device!r} cannot be used here: {reason}; use 'cpu' for the CPU") from error
 
 
-class _Plain(nn.Module):
+class _Traceable(nn.Module):
     def __init__(self, engine: ModuleEngine) -> None:
         super().__init__()
         self.network, self._engine = engine.module, engine
@@ -192,14 +199,14 @@ class _Plain(nn.Module):
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     try:
         if count:
             torch.set_num_threads(count)
         yield
     finally:
         if count:
-            torch.set_num_threads(before)
+            torch.set_num_threads(previous)
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:
@@ -208,14 +215,14 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
     except AttributeError as error:
         names = [n for n, _ in module.named_children()]
         raise ModelError(
-            f"{type(module).__name__} has no submodule {name!r}; its own are {', '.join(names)}"
+            f"{type(module).__name__} has no submodule {name!r}; it has {', '.join(names)}"
         ) from error
 
 
 ENGINES = ("auto", "onnxruntime", "torch", "compiled")
 Result = tuple[Tensor, Tensor]  # (embedding, map)
 
-# Largest differences, over the largest value: of batches and engines, and of a second run from the first.
+# Maximum difference relative to the largest value: between batches and engines, and between two runs.
 TOLERANCE = {"float32": 1e-4, "tf32": 2e-2, "bfloat16": 0.2}
 REPEATED = {"float32": 1e-4, "tf32": 1e-3, "bfloat16": 1e-2}
 
@@ -230,31 +237,37 @@ def choose_engine(
     dtype: str = "float32",
     device: str = "cpu",
 ) -> Engine:
-    """The engine asked for; ``"auto"`` is torch where the graph can be imported and agrees, else onnxruntime.
+    """Create an engine; ``"auto"`` is torch if it can import the graph and agrees, else onnxruntime.
 
-    A rule, not a timing, so that the same file is always run the same way and an interrupted run goes on to
-    the identical result; benchmarks/backbone_engines.py measures what the rule rests on.
+    The choice follows a fixed rule instead of a timing: the same file always runs on the same engine, and an
+    interrupted run resumes to the identical result. benchmarks/backbone_engines.py measures the alternatives.
+
+    Args:
+        graph: the repaired graph.
+        outputs: its embedding and feature map.
+        preprocessing: for the test images.
+        engine, threads, dtype, device: as in `FrozenBackbone.from_onnx`.
 
     Raises:
-        InputError: unknown engine or dtype, or a combination onnxruntime cannot do.
+        InputError: unknown engine or dtype, or a combination that onnxruntime does not support.
         ModelError: the graph cannot be run, or torch's result differs from onnxruntime's.
     """
     if engine not in ENGINES or dtype not in TOLERANCE:
         raise InputError(
             f"expected engine in {ENGINES} and dtype in {tuple(TOLERANCE)}, got {engine!r}, {dtype!r}"
         )
-    plain = dtype == "float32" and device == "cpu"
-    if engine == "onnxruntime" and not plain:
+    is_default = dtype == "float32" and device == "cpu"
+    if engine == "onnxruntime" and not is_default:
         raise InputError(
-            f"onnxruntime runs float32 on the CPU here, got {dtype} on {device}; use engine='torch'"
+            f"onnxruntime runs float32 on the CPU only, got {dtype} on {device}; use engine='torch'"
         )
-    check_arithmetic(dtype, _usable(device))
+    check_arithmetic(dtype, _check_device(device))
     x = probe(preprocessing)
     onnx_engine = OnnxRuntimeEngine(graph, outputs, threads)
     reference, expected, warning = check_batches(graph.name, onnx_engine, x)
     if expected[1].shape[1:] != outputs.feature_shape:
         raise ModelError(
-            f"{graph.name}: expected maps {outputs.feature_shape}, onnxruntime gives "
+            f"{graph.name}: expected maps of shape {outputs.feature_shape}, but onnxruntime gives "
             f"{tuple(expected[1].shape[1:])}"
         )
     graph.repairs += [warning] if warning else []
@@ -263,9 +276,9 @@ def choose_engine(
     try:
         module = build_module(graph, outputs).folded()
         runner = ModuleEngine(module, dtype=dtype, device=device, threads=threads)
-        graph.repairs += told(dtype, "onnxruntime", attempt(runner, x), expected)
+        graph.repairs += tf32_notes(dtype, "onnxruntime", attempt(runner, x), expected)
     except ModelError as error:
-        if engine != "auto" or not plain:
+        if engine != "auto" or not is_default:
             raise ModelError(f"{graph.name}: torch cannot run the graph: {error}") from error
         graph.repairs.append(f"run by onnxruntime because torch cannot: {error}")
         return reference
@@ -275,7 +288,7 @@ def choose_engine(
 
 
 def probe(preprocessing: Preprocessing) -> Tensor:
-    """Two images of noise, as the network wants them."""
+    """The network's input (2, 3, h, w) for two images of noise."""
     noise = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, *preprocessing.size, 3), generator=noise).to(torch.uint8)
     return preprocessing(images)
@@ -284,24 +297,24 @@ def probe(preprocessing: Preprocessing) -> Tensor:
 def check_batches(
     name: str, engine: Engine, x: Tensor, dtype: str = "float32", advice: str = ""
 ) -> tuple[Engine, Result, str]:
-    """An engine whose result for an image does not depend on the batch, as tested on two images.
+    """Ensure that the result for an image does not depend on its batch, by a test on two images.
 
-    Each is run alone, then both in a batch; if the results differ, or may because of their type, each is run
-    alone once more, to find out whether the batch is the reason.
+    Each image is run alone, then both in one batch. If the results differ, or the dtype is not float32, the
+    single images are run again, to tell an effect of the batch from a lack of determinism.
 
     Args:
-        name: of the network, for errors.
+        name: of the network, for error messages.
         engine: any.
         x: the network's input (2, 3, h, w).
-        dtype: what it computes in.
-        advice: what to look at, added to the error.
+        dtype: in which the engine computes.
+        advice: added to the error message.
 
     Returns:
-        The engine, in a loop over images if a batch gets other results than each image alone; the results;
-        a warning that states this, or "".
+        The engine, wrapped in a loop over images if a batch gives other results than single images; the
+        results; a warning if it is wrapped, else "".
 
     Raises:
-        ModelError: it cannot run on one image, or gives another result when it is run again.
+        ModelError: it cannot run on a single image, or gives another result when it is run again.
 
     Example:
         >>> engine = ModuleEngine(torch.nn.Identity(), features="")
@@ -310,53 +323,59 @@ def check_batches(
     """
     looped = LoopedEngine(engine)
     try:
-        alone = attempt(looped, x)
+        singly = attempt(looped, x)
     except ModelError as error:
         raise ModelError(f"{name}: cannot be run on one image alone: {error}") from error
     warning = ""
     try:
-        _check_agreement(attempt(engine, x), alone, TOLERANCE[dtype])
+        _check_agreement(attempt(engine, x), singly, TOLERANCE[dtype])
     except ModelError as error:
         warning = f"images are run one by one, because a batch of several gives other results: {error}"
     if not warning and dtype == "float32":
-        return engine, alone, ""
+        return engine, singly, ""
     try:
-        _check_agreement(attempt(looped, x), alone, REPEATED[dtype])
+        _check_agreement(attempt(looped, x), singly, REPEATED[dtype])
     except ModelError as error:
         raise ModelError(
             f"{name}: the same image gives other results when it is run again ({error}): look for "
-            f"dropout that is always on, random noise, or a state that is kept between calls{advice}"
+            f"dropout that is always active, random noise, or state that is kept between calls{advice}"
         ) from error
-    return (looped if warning else engine), alone, warning
+    return (looped if warning else engine), singly, warning
 
 
 def attempt(engine: Engine, x: Tensor) -> Result:
-    """Its result; whatever goes wrong is a `ModelError`."""
+    """Run an engine, turning any exception into a `ModelError`."""
     try:
         return engine(x)
     except ModelError:
         raise
-    except Exception as error:  # of torch, of onnxruntime, or of a module of the caller's
+    except Exception as error:  # from torch, onnxruntime, or the caller's module
         raise ModelError(str(error).strip() or type(error).__name__) from error
 
 
-def told(dtype: str, other: str, got: Result, expected: Result) -> list[str]:
-    """What a result in TF32 loses, as one sentence for `FrozenBackbone.repairs`; none in other types.
+def tf32_notes(dtype: str, reference: str, got: Result, expected: Result) -> list[str]:
+    """Check a result against a reference; for TF32, one sentence on its error for `FrozenBackbone.repairs`.
+
+    Args:
+        dtype: in which ``got`` was computed.
+        reference: name of the reference.
+        got: result of the engine.
+        expected: result of the reference.
 
     Raises:
-        ModelError: it differs by more than the type allows.
+        ModelError: they differ by more than the dtype's tolerance.
     """
     embedding, features = _check_agreement(got, expected, TOLERANCE[dtype])
     if dtype != "tf32":
         return []
     return [
-        f"runs in TF32: on two images of noise its embedding differs from that of {other} by {embedding:.1e} "
-        f"of its largest value, its map by {features:.1e}"
+        f"runs in TF32: on two images of noise its embedding differs from that of {reference} by "
+        f"{embedding:.1e} of its largest value, its map by {features:.1e}"
     ]
 
 
 def _check_agreement(got: Result, expected: Result, tolerance: float) -> list[float]:
-    """The differences of embedding and map over their largest values, none of them above the tolerance."""
+    """Differences of embedding and map relative to their largest values; raises if beyond the tolerance."""
     differences = []
     for role, value, truth in zip(("embedding", "map"), got, expected, strict=True):
         if value.shape != truth.shape:

@@ -1,4 +1,4 @@
-"""Confidence heads: small networks that read the last map, or the last tokens, and emit log kappa."""
+"""Confidence heads: small networks that predict log kappa from the last feature map or the last tokens."""
 
 import math
 from importlib import import_module
@@ -11,23 +11,25 @@ from torch import Tensor, nn
 from spherecf.errors import InputError, ModelError
 from spherecf.models.network import as_map
 
-MAX_PARAMETERS = 2**31  # parameters of a linear head, 8.6 GB: beyond it memory ends before training begins
+MAX_PARAMETERS = 2**31  # of a linear head, 8.6 GB: with more, training would run out of memory
 
 
 class ConfidenceHead(nn.Module):
-    """Base of all heads: ``log_kappa = forward(pool_features(features, embedding))``.
+    """Base class of all heads: ``log_kappa = forward(pool_features(features, embedding))``.
 
-    `pool_features` has no parameters, so its result can be cached once per image and the head trained on the
-    cache. A subclass sets ``kind``, ``summary_shape`` and ``final`` (its last linear layer) and defines
-    `forward`, `config` and, unless the summary is the map itself, `pool_features`.
+    `pool_features` has no parameters: its result, the summary, can be cached once per image to train the head
+    on. A subclass sets ``kind``, ``summary_shape`` and ``final`` (its last linear layer) and defines
+    `forward`, `config` and, unless the summary is the feature map itself, `pool_features`.
 
     Attributes:
         kind: its name in `HEADS` and in saved files.
-        summary_kind: names what `pool_features` computes: heads with the same name and shape share a cache.
-        feature_shape: (C, H, W) it was made for.
+        summary_kind: identifies the computation of `pool_features`; heads with equal ``summary_kind`` and
+            shape share a cache.
+        feature_shape: (C, H, W) of its feature maps.
         summary_shape: shape of one image's summary, (s,) or (C, H, W).
-        outputs: numbers per image: 1, log kappa, or more, log precisions, of which the mean stands for kappa.
-        final: the layer they come from.
+        outputs: numbers per image: 1 is log kappa; more are log precisions, whose mean precision serves as
+            kappa.
+        final: the layer that computes them.
 
     Example:
         >>> class MeanHead(ConfidenceHead):  # register it: HEADS["mean"] = "my_package.heads:MeanHead"
@@ -65,7 +67,7 @@ class ConfidenceHead(nn.Module):
         self.summary_shape = self.feature_shape
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able: ``make_head(head.kind, **head.config())`` is its twin."""
+        """The constructor's arguments: ``make_head(head.kind, **head.config())`` builds a similar head."""
         channels, height, width = self.feature_shape
         config: dict[str, Any] = {"channels": channels, "height": height, "width": width}
         return config | ({"outputs": self.outputs} if self.outputs > 1 else {})
@@ -73,9 +75,9 @@ class ConfidenceHead(nn.Module):
     def pool_features(
         self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n ..."]:
-        """What the head needs of a backbone's output, without parameters: by default the map itself.
+        """Compute the head's input, the summary, from a backbone's output; by default the feature map itself.
 
-        Features may come as tokens (n, T, C); `check_features` makes a map (n, C, T, 1) of them.
+        Tokens (n, T, C) are accepted too; `check_features` converts them to a map (n, C, T, 1).
         """
         return self.check_features(features)
 
@@ -84,43 +86,43 @@ class ConfidenceHead(nn.Module):
         raise NotImplementedError
 
     def read_out(self, hidden: Float[Tensor, "n h"]) -> Float[Tensor, "n ..."]:
-        """The last layer: (n,) for one output, (n, outputs) for several."""
-        with torch.autocast(hidden.device.type, enabled=False):  # sixteen bits are too few for log kappa
+        """Apply the last layer: (n,) for one output, (n, outputs) for several."""
+        with torch.autocast(hidden.device.type, enabled=False):  # 16 bits are too few for log kappa
             output: Tensor = self.final(hidden.to(self.final.weight.dtype))
         return output.squeeze(1) if self.outputs == 1 else output
 
     def to_log_kappa(self, output: Float[Tensor, "n ..."]) -> Float[Tensor, "n"]:
-        """One number per image from what `forward` gives: itself, or the log of the mean precision."""
+        """Log kappa (n,) from the output of `forward`: itself, or the log of the mean precision."""
         return output if output.ndim == 1 else torch.logsumexp(output, 1) - math.log(output.shape[1])
 
     def log_kappa(
         self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n"]:
-        """Both steps: log kappa (n,) from a backbone's output, a map (n, C, H, W) or tokens (n, T, C).
+        """Log kappa (n,) from a backbone's output; ``features`` is a map (n, C, H, W) or tokens (n, T, C).
 
         Raises:
-            InputError: a map of another size, or values that are not finite.
+            InputError: a map of the wrong size, or values that are not finite.
         """
         return self.to_log_kappa(self(self.pool_features(features, embedding)))
 
     def fit_normalisation(self, summaries: Float[Tensor, "n ..."]) -> None:
-        """Take a normalisation from the training summaries before the first step; here there is none."""
+        """Fit the input normalisation to the training summaries before the first step; by default none."""
 
     def check_features(self, features: Tensor) -> Tensor:
-        """The features as a map (n, C, H, W), if it has this head's size and only finite values.
+        """Convert features to a map (n, C, H, W) and check its size and that its values are finite.
 
-        Values are looked at on the CPU only: elsewhere every batch would wait for the device. Those of a
-        `FrozenBackbone` are finite.
+        Values are checked on the CPU only, since on a GPU every batch would have to wait for the result.
+        `FrozenBackbone` has already checked its features.
 
         Raises:
-            InputError: otherwise; the images are counted and named.
+            InputError: wrong size, or values that are not finite; the message lists the images.
         """
         if tuple(features.shape[1:]) != self.feature_shape:
             features = as_map(features)
         if features.ndim != 4 or tuple(features.shape[1:]) != self.feature_shape:
             raise InputError(
                 f"{self.kind} head: expected feature maps (n, {', '.join(map(str, self.feature_shape))}), "
-                f"got {tuple(features.shape)}; was the head made for another backbone?"
+                f"got {tuple(features.shape)}; was the head trained for another backbone?"
             )
         if features.device.type != "cpu":
             return features
@@ -128,13 +130,13 @@ class ConfidenceHead(nn.Module):
         if not bool(finite.all()):
             bad = torch.nonzero(~finite).flatten().tolist()
             raise InputError(
-                f"{self.kind} head: the feature maps of {len(bad)} of {len(features)} images hold NaN or "
+                f"{self.kind} head: the feature maps of {len(bad)} of {len(features)} images contain NaN or "
                 f"infinity (images {', '.join(map(str, bad[:10]))}); leave them out"
             )
         return features
 
     def init_constant(self, kappa: float) -> None:
-        """Make the head constant: log kappa = log(``kappa``) for every image, the start of training.
+        """Make the output constant, log(``kappa``) for every image, as the starting point of training.
 
         Example:
             >>> head = LinearHead(4, 2, 2)
@@ -155,10 +157,10 @@ class ConfidenceHead(nn.Module):
 
 
 class LinearHead(ConfidenceHead):
-    """The paper's head: the flattened map of n values through dense layers n - n/2 - n/4 - 1.
+    """The paper's head: a flattened map of n values, then dense layers n - n/2 - n/4 - 1.
 
     25088-12544-6272-1 (393 M parameters) for the 512x7x7 map of an IResNet (S. Li et al., CVPR 2021). The
-    tokens of a large transformer are three times as many numbers: there it is refused.
+    tokens of a large transformer have three times as many values, which exceeds the limit.
 
     Raises:
         InputError: more than 2^31 parameters (8.6 GB).
@@ -177,7 +179,7 @@ class LinearHead(ConfidenceHead):
         if (count := size * half + half * quarter) > MAX_PARAMETERS:
             raise InputError(
                 f"linear head: {count / 1e9:.1f} billion parameters ({4 * count / 1e9:.0f} GB) for features "
-                f"{self.feature_shape} of {size} numbers; use the light head, which has {3 * channels} "
+                f"{self.feature_shape} of {size} values; use the light head, which has {3 * channels} "
                 "inputs, or the conv head"
             )
         self.hidden = nn.Sequential(
@@ -191,10 +193,10 @@ class LinearHead(ConfidenceHead):
 
 
 class ConvHead(ConfidenceHead):
-    """TFace's shape: three 3x3 convolutions, then dense layers C - C/2 - C/4 - 1 (512-256-128-1, about 7 M).
+    """TFace's head: three 3x3 convolutions, then dense layers C - C/2 - C/4 - 1 (512-256-128-1, about 7 M).
 
-    Without padding three such convolutions turn a 7x7 map into one vector; larger maps are averaged at the
-    end, smaller ones padded.
+    Without padding, three such convolutions reduce a 7x7 map to one vector. Larger maps are averaged at the
+    end; smaller ones are padded.
 
     Example:
         >>> ConvHead(512, 7, 7).parameter_count
@@ -227,7 +229,7 @@ HEADS: dict[str, str] = {
     ConvHead.kind: f"{__name__}:ConvHead",
     "light": "spherecf.models.heads:LightHead",
 }
-"""Where each kind of head lives, as "module:class"; add your own to load files that hold it."""
+"""Class of each kind of head, as "module:class"; add your own to load files with such a head."""
 
 
 def head_class(kind: str) -> type[ConfidenceHead]:
@@ -237,17 +239,17 @@ def head_class(kind: str) -> type[ConfidenceHead]:
         ModelError: no head of that kind is registered.
     """
     if kind not in HEADS:
-        raise ModelError(f"unknown kind of head {kind!r}; there are {', '.join(sorted(HEADS))}")
+        raise ModelError(f"unknown kind of head {kind!r}; the kinds are {', '.join(sorted(HEADS))}")
     module, name = HEADS[kind].split(":")
     head: type[ConfidenceHead] = getattr(import_module(module), name)
     return head
 
 
 def make_head(kind: str, **config: Any) -> ConfidenceHead:
-    """A new head by its kind and its constructor's arguments.
+    """Create a head by its kind, with its constructor's arguments.
 
     Raises:
-        ModelError: unknown kind, or arguments it does not take.
+        ModelError: unknown kind, or unknown arguments.
 
     Example:
         >>> make_head("conv", channels=16, height=7, width=7).kind
@@ -265,11 +267,11 @@ _DROPOUT = 0.2
 
 
 class LightHead(ConfidenceHead):
-    """Mean, standard deviation and maximum of every channel, normalised, then layers 3 C - 64 - 32 - 1.
+    """Mean, standard deviation and maximum of every channel, normalised, then dense layers 3 C - 64 - 32 - 1.
 
-    A poor face shows in how strong and how varied the channels are. On held-out people a 3x3 grid of means,
-    wider layers, and the embedding beside the statistics gained next to nothing (docs/LOG.md). A cache
-    of these 3 C numbers is 16 times smaller than one of 7x7 maps.
+    The strength and variation of the channels depend on image quality. On held-out identities, a 3x3 grid of
+    means, wider layers, or adding the embedding gained next to nothing (docs/LOG.md). A cache of these 3 C
+    values is 16 times smaller than one of 7x7 maps.
 
     Example:
         >>> LightHead(512, 7, 7).parameter_count, LightHead(1024, 7, 7).parameter_count
@@ -296,12 +298,12 @@ class LightHead(ConfidenceHead):
     def pool_features(
         self, features: Float[Tensor, "n ..."], embedding: Float[Tensor, "n dim"]
     ) -> Float[Tensor, "n s"]:
-        """Mean, standard deviation and maximum over the positions of each channel, (n, 3 C)."""
+        """Mean, standard deviation and maximum of each channel over its positions, (n, 3 C)."""
         flat = self.check_features(features).flatten(2)
         return torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1)
 
     def fit_normalisation(self, summaries: Float[Tensor, "n s"]) -> None:
-        """Normalise by the mean and deviation of the training summaries."""
+        """Normalise by the mean and standard deviation of the training summaries."""
         self.shift.copy_(summaries.mean(0))
         self.scale.copy_(1 / summaries.std(0, correction=0).clamp_min(1e-6))
 

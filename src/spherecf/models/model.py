@@ -1,4 +1,4 @@
-"""The confidence model: a trained head with everything needed to use it again, in one file."""
+"""The confidence model: a recogniser and its trained confidence head, saved as one file."""
 
 import copy
 import hashlib
@@ -60,7 +60,7 @@ class _BackboneFacts:
 
 @dataclass(frozen=True)
 class _Header:
-    """What a saved model's header holds beside its format."""
+    """Fields of a saved model's header, apart from its format and version."""
 
     head: _HeadFacts
     backbone: _BackboneFacts
@@ -71,16 +71,20 @@ class _Header:
 
     def __post_init__(self) -> None:
         if self.dim != self.backbone.dim:
-            raise InputError(f"dim {self.dim}, but a backbone of dim {self.backbone.dim}")
+            raise InputError(f"dim {self.dim} differs from the backbone's dim {self.backbone.dim}")
         Preprocessing.from_dict(self.backbone.preprocessing)
 
 
 @dataclass(frozen=True)
 class ConfidentOutput:
-    """Output for n images: unit ``mu`` (n, dim), ``log_kappa`` (n,), ``norm`` (n,) of the raw embedding.
+    """Output for n images.
 
-    ``log_precision`` (n, dim) where the head gives one per coordinate (PFE-G); log kappa is then the log of
-    their mean.
+    Attributes:
+        mu: (n, dim) unit mean directions.
+        log_kappa: (n,) natural logarithm of the concentration.
+        norm: (n,) L2 norm of the raw embedding.
+        log_precision: (n, dim) if the head outputs one per coordinate (PFE-G), else None; ``log_kappa`` is
+            then the logarithm of the mean precision.
     """
 
     mu: Float[Tensor, "n dim"]
@@ -90,25 +94,25 @@ class ConfidentOutput:
 
 
 class ConfidenceModel(nn.Module):
-    """A frozen recogniser with its confidence head: images to von Mises-Fisher embeddings (mu, log kappa).
+    """A frozen recogniser and its confidence head: images to von Mises-Fisher embeddings (mu, log kappa).
 
-    It is a torch module: ``to`` moves both, ``train`` and gradients reach the head alone, and ``state_dict``
-    holds the tensors of both.
+    It is a torch module: ``to`` moves both parts, ``train`` and gradients affect the head only, and
+    ``state_dict`` contains the tensors of both.
 
     Args:
-        backbone: gives the direction and the map.
-        head: gives log kappa from the map; it goes where the backbone is.
+        backbone: provides the direction and the feature map.
+        head: predicts log kappa from the feature map; it is moved to the backbone's device.
         radius: r of the sphere used in training.
-        record: how it was trained; any JSON-able facts. Versions are added when it is saved.
-        calibration: what turns kappa into percent and scores into likelihood ratios and decisions; None until
-            calibrated.
+        record: JSON-serialisable facts about the training. Versions are added when the model is saved.
+        calibration: converts kappa to a percentile, and scores to likelihood ratios and decisions; None until
+            the model is calibrated.
 
     Example:
         >>> from spherecf.models import make_head
         >>> backbone = FrozenBackbone.default()
         >>> channels, height, width = backbone.feature_shape
         >>> head = make_head("light", channels=channels, height=height, width=width)
-        >>> head.init_constant(300.0)  # untrained: every face is equally sure
+        >>> head.init_constant(300.0)  # untrained: the same kappa for every face
         >>> model = ConfidenceModel(backbone, head)
         >>> mu, log_kappa = model.embed(torch.zeros(2, 112, 112, 3, dtype=torch.uint8))
         >>> tuple(mu.shape), log_kappa.exp().round().tolist()
@@ -135,12 +139,12 @@ class ConfidenceModel(nn.Module):
         self.calibration = calibration
         if self.head.feature_shape != self.backbone.feature_shape:
             raise ModelError(
-                f"the head was made for feature maps {self.head.feature_shape}, the backbone "
+                f"the head expects feature maps of shape {self.head.feature_shape}, but the backbone "
                 f"{self.backbone.name} gives {self.backbone.feature_shape}"
             )
 
     def with_calibration(self, calibration: Calibration) -> "ConfidenceModel":
-        """The same model with this calibration, to be saved with it.
+        """The same model with this calibration, which `save` then writes with it.
 
         Raises:
             ModelError: the calibration was made for another model; both fingerprints are named.
@@ -152,17 +156,17 @@ class ConfidenceModel(nn.Module):
         """Directions, log kappas and raw norms of aligned uint8 RGB faces (n, height, width, 3).
 
         Raises:
-            InputError: images of another type, shape or size.
-            ModelError: an embedding that is not finite or zero.
+            InputError: images of the wrong type, shape or size.
+            ModelError: an embedding that is not finite, or zero.
         """
         return self.predict_from_features(self.backbone(images))
 
     def outputs(self, images: NDArray[Any] | Tensor) -> ConfidentOutput:
-        """The same as calling the model."""
+        """Call the model; the same as ``model(images)``."""
         return self(images)
 
     def predict_from_features(self, output: BackboneOutput) -> ConfidentOutput:
-        """The output for a backbone's output; the head runs in evaluation mode, without gradients."""
+        """Apply the head, in evaluation mode and without gradients, to a backbone's output."""
         training = self.head.training
         self.head.eval()
         with torch.no_grad(), float32_arithmetic("float32", output.features.device):
@@ -175,14 +179,14 @@ class ConfidenceModel(nn.Module):
         """(mu (n, dim), log_kappa (n,)) of aligned uint8 RGB faces (n, height, width, 3).
 
         Raises:
-            InputError: images of another type, shape or size.
-            ModelError: an embedding that is not finite or zero.
+            InputError: images of the wrong type, shape or size.
+            ModelError: an embedding that is not finite, or zero.
         """
         result = self.outputs(images)
         return result.mu, result.log_kappa
 
     def fingerprint(self) -> str:
-        """SHA-256 over backbone, head and radius: equal if and only if the outputs are meant to be."""
+        """SHA-256 of backbone, head and radius: models with equal fingerprints give the same outputs."""
         digest = hashlib.sha256()
         facts = [
             self.backbone.sha256,
@@ -208,7 +212,7 @@ class ConfidenceModel(nn.Module):
         }
 
     def header(self) -> dict[str, Any]:
-        """Everything but the tensors, as it stands in the saved file."""
+        """The JSON header of the saved file: everything except the tensors."""
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -221,12 +225,12 @@ class ConfidenceModel(nn.Module):
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file: the head's tensors, a JSON header in its metadata; whole or not at all.
+        """Write one safetensors file atomically: the head's tensors, with a JSON header in its metadata.
 
         Raises:
             InputError: the record or calibration cannot be written as JSON.
-            ModelError: the head has changed since it was calibrated.
-            StorageError: the disk is full or not writable; an older file is intact.
+            ModelError: the head has changed since the model was calibrated.
+            StorageError: the disk is full or not writable; an older file is kept.
         """
         if self.calibration is not None:
             self.calibration.require(self.fingerprint())
@@ -243,25 +247,26 @@ class ConfidenceModel(nn.Module):
         device: str = "cpu",
         migrate: bool = False,
     ) -> "ConfidenceModel":
-        """A saved confidence model, its backbone found by hash; `spherecf.load` is this function.
+        """Load a saved confidence model and its backbone, verified by hash; `spherecf.load` is this function.
 
         Args:
-            path: a file that `save` wrote; nothing in it is executed. None: the calibrated model for SFace
-                that ships with this package (docs/model-card.md).
-            backbone: the recogniser, or its file (ONNX or a torch checkpoint); by default the one from the
-                wheel, if the hash is that one's.
-            engine: of a backbone that is loaded here.
-            dtype: likewise, ``"bfloat16"`` or, on a GPU, ``"tf32"`` with the torch engines; the head is
-                always in full float32 (docs/export.md).
-            device: likewise, where torch runs it; the head goes where the backbone is.
-            migrate: also accept a head that was saved when the hash did not cover weights kept beside the
-                graph; you say that the backbone is the one it was trained on. Save the result: it has the
-                whole hash.
+            path: a file written by `save`; no code in it is executed. None for the calibrated model for SFace
+                that is included in this package (docs/model-card.md).
+            backbone: the recogniser, or its file (ONNX or a torch checkpoint). None for the default one from
+                the wheel, which must have the recorded hash.
+            engine: the backbone's engine, if it is loaded from a file.
+            dtype: the backbone's dtype, if it is loaded from a file: ``"float32"``; with the torch engines
+                also ``"bfloat16"`` and, on a GPU, ``"tf32"``. The head always runs in full float32
+                (docs/export.md).
+            device: where torch runs backbone and head, if the backbone is loaded from a file.
+            migrate: also accept a head saved by an older version, whose hash did not cover weights stored
+                outside the backbone's graph file. You confirm that this is the backbone it was trained on.
+                Save the result to record the complete hash.
 
         Raises:
-            FileFormatError: not such a file, truncated, or of a newer format.
-            ModelError: unknown kind of head, or another backbone than the head was trained on, or another
-                model than the calibration was made for (both hashes are named).
+            FileFormatError: not such a file, truncated, or in a newer format.
+            ModelError: unknown kind of head, a backbone other than the head was trained on, or a calibration
+                of another model (the message names both hashes).
 
         Example:
             >>> import tempfile
@@ -275,18 +280,19 @@ class ConfidenceModel(nn.Module):
         path = Path(path or default_model_path())
         header, tensors = read_saved(path, FORMAT, VERSION, _Header)
         head = _head(path, header["head"], tensors)
-        how: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
-        frozen = _find_backbone(path, header["backbone"], backbone, how, migrate)
+        options: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
+        frozen = _find_backbone(path, header["backbone"], backbone, options, migrate)
         try:
             model = cls(frozen, head, float(header["radius"]), header["record"])
         except (InputError, ModelError) as error:
             raise FileFormatError(path, f"{error}.") from error
         if frozen.sha256 == header["backbone"]["sha256"]:
             return _calibrated(path, model, header["calibration"])
+        # Migration: check the calibration against the model with the former hash, then attach it to this one.
         former = copy.copy(frozen)
         former.identity = Identity(frozen.identity.former)
-        before = cls(former, model.head, model.radius, model.record)
-        calibration = _calibrated(path, before, header["calibration"]).calibration
+        former_model = cls(former, model.head, model.radius, model.record)
+        calibration = _calibrated(path, former_model, header["calibration"]).calibration
         return model if calibration is None else model.with_calibration(
             replace(calibration, model=model.fingerprint())
         )  # fmt: skip
@@ -304,7 +310,7 @@ load = ConfidenceModel.load
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
-    """The JSON header of a saved model, without its tensors or its backbone; errors as in `load`.
+    """Read the JSON header of a saved model, without loading its tensors or backbone; raises as `load`.
 
     Example:
         >>> import tempfile
@@ -336,26 +342,26 @@ def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) ->
 def _head(path: Path, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> ConfidenceHead:
     kind, config = facts["kind"], facts["config"]
     if kind not in HEADS:
-        raise ModelError(f"{path}: unknown kind of head {kind!r}; there are {', '.join(sorted(HEADS))}")
+        raise ModelError(f"{path}: unknown kind of head {kind!r}; the kinds are {', '.join(sorted(HEADS))}")
     try:
         make = partial(make_head, kind, **config)
         return filled(path, make, tensors, f"its tensors do not fit a {kind} head")
     except (TypeError, ModelError) as error:
-        raise FileFormatError(path, f"the head in it cannot be made again: {error}.") from error
+        raise FileFormatError(path, f"its head cannot be rebuilt: {error}.") from error
 
 
 def _find_backbone(
     path: Path,
     facts: Mapping[str, Any],
     given: FrozenBackbone | str | Path | None,
-    how: dict[str, Any],
+    options: dict[str, Any],
     migrate: bool,
 ) -> FrozenBackbone:
     if given is None:
         if facts["sha256"] != SFACE_SHA256:
             raise ModelError(
                 f"{path}: its head belongs to the backbone {facts['name']} (sha256 {facts['sha256']}), "
-                f"which is not the default one; pass backbone= with its file"
+                f"which is not the default one; pass backbone= with that backbone's file"
             )
         given = default_recogniser_path()
     name = given.name if isinstance(given, FrozenBackbone) else str(given)
@@ -366,29 +372,30 @@ def _find_backbone(
 
     if not isinstance(given, FrozenBackbone):
         if not Path(given).is_file():
-            raise ModelError(f"{given}: expected the backbone's file, found no such file")
-        if sha256_file(given) != facts["sha256"]:  # another file, or one with weights beside it
+            raise ModelError(f"{given}: no such file; expected the backbone's file")
+        if sha256_file(given) != facts["sha256"]:  # another file, or one with external weights
             require(file_identity(given))
         pixels = Preprocessing.from_dict(facts["preprocessing"])
         if Path(given).suffix in CHECKPOINT_SUFFIXES:
-            given = FrozenBackbone.from_checkpoint(given, pixels, **how)
+            given = FrozenBackbone.from_checkpoint(given, pixels, **options)
         else:
             given = FrozenBackbone.from_onnx(
-                given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"], **how
+                given, preprocessing=pixels, embedding=facts["embedding"], features=facts["features"],
+                **options
             )  # fmt: skip
     require(given.identity)
     if given.feature_name != facts["features"] or given.preprocessing.to_dict() != facts["preprocessing"]:
         raise ModelError(
-            f"{path}: trained on {facts['features']} with {facts['preprocessing']}, the backbone given uses "
-            f"{given.feature_name} with {given.preprocessing.to_dict()}"
+            f"{path}: trained on {facts['features']} with {facts['preprocessing']}, but the given backbone "
+            f"uses {given.feature_name} with {given.preprocessing.to_dict()}"
         )
     return given
 
 
 _DENSE = "_log_kappa.0.weight"
 _CONVOLUTION = "conv_.0.weight"
-_CHANNELS = 512  # of every map the reference's heads were made for
-# Ours by the original's; convolutions, norms and layers are counted alike, only the names differ.
+_CHANNELS = 512  # channels of the feature maps in the reference implementation
+# Our prefix -> the original's. Layers are numbered identically; only the names differ.
 _LINEAR_NAMES = {"hidden.1.": "_log_kappa.0.", "hidden.3.": "_log_kappa.2.", "final.": "_log_kappa.4."}
 _CONV_NAMES = {
     "convolutions.": "conv_.",
@@ -401,23 +408,24 @@ _CONV_NAMES = {
 def load_confidence_head(
     path: str | Path, *, feature_shape: tuple[int, int, int] | None = None
 ) -> ConfidenceHead:
-    """A trained head: the reference's linear one, TFace's convolutions, or one that SphereCF saved.
+    """Load a trained head: the SCF reference's linear one, TFace's convolutional one, or a SphereCF model's.
 
-    The originals give log(1e-6 + kappa), ours log(kappa) itself: they differ by 1e-6 / kappa.
+    The original heads output log(1e-6 + kappa), ours log(kappa); the two differ by 1e-6 / kappa.
 
     Args:
-        path: a checkpoint (``uncer_net_state_dict`` or ``state_dict`` of the originals, or the bare state
-            dictionary), or a file of `ConfidenceModel.save`.
-        feature_shape: (C, H, W) of the maps. A linear head's file holds only their product, taken as 512
-            channels of a square; convolutions do not say a size at all, taken as 7x7.
+        path: a checkpoint (with the originals' ``uncer_net_state_dict`` or ``state_dict``, or a bare state
+            dictionary), or a file written by `ConfidenceModel.save`.
+        feature_shape: (C, H, W) of the feature maps. By default a linear head, whose file contains only the
+            product C H W, is assumed to have 512 channels and a square map; a convolutional head, whose file
+            contains no map size, is assumed to be for 7x7.
 
     Returns:
-        A `LinearHead`, a `ConvHead` or whatever was saved, in evaluation mode.
+        A `LinearHead`, a `ConvHead` or the saved head, in evaluation mode.
 
     Raises:
-        FileFormatError: unreadable, or no such head in it.
-        ModelError: tensors that do not fit the head (which is said).
-        InputError: maps of another size than the head's.
+        FileFormatError: unreadable, or without such a head.
+        ModelError: the tensors do not fit the head; the message says how they differ.
+        InputError: ``feature_shape`` does not fit the head.
 
     Example:
         >>> import tempfile, torch
@@ -440,15 +448,17 @@ def load_confidence_head(
         )
     head = saved_head(path)
     if feature_shape not in (None, head.feature_shape):
-        raise InputError(f"{path}: a head for maps {head.feature_shape}, asked for {feature_shape}")
+        raise InputError(
+            f"{path}: a head for maps {head.feature_shape}, but feature_shape is {feature_shape}"
+        )
     return head
 
 
 def original_head_state(head: ConfidenceHead) -> dict[str, Tensor]:
-    """The head's tensors by the names the reference and TFace read.
+    """The head's tensors under the names that the SCF reference and TFace use.
 
     Raises:
-        ModelError: a kind that they do not have.
+        ModelError: a kind of head that neither has.
 
     Example:
         >>> list(original_head_state(LinearHead(8, 2, 2)))[:2]
@@ -456,7 +466,9 @@ def original_head_state(head: ConfidenceHead) -> dict[str, Tensor]:
     """
     names = {"linear": _LINEAR_NAMES, "conv": _CONV_NAMES}.get(head.kind)
     if names is None:
-        raise ModelError(f"a {head.kind} head has no original form; those of kind linear and conv have one")
+        raise ModelError(
+            f"a {head.kind} head has no original form; only heads of kind linear and conv have one"
+        )
     return {
         key.replace(ours, theirs, 1): tensor
         for key, tensor in head.state_dict().items()
@@ -479,8 +491,8 @@ def _original(
         channels, height, width = feature_shape or (_CHANNELS, side, side)
         if channels * height * width != size:
             raise InputError(
-                f"{path}: a head for maps of {size} values, which {(channels, height, width)} are not; "
-                f"pass feature_shape="
+                f"{path}: a head for maps of {size} values, which {(channels, height, width)} does not "
+                f"match; pass feature_shape="
             )
         make = partial(LinearHead, channels, height, width)
     with without_memory():

@@ -1,4 +1,4 @@
-"""The base of all trainable backbones: options, exact last layers, and recomputation in the backward pass."""
+"""Base class of all trainable backbones: options, full-precision last layers, activation checkpointing."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +14,13 @@ from torch.utils.checkpoint import checkpoint
 from spherecf.errors import InputError
 from spherecf.models.preprocessing import Preprocessing
 
-STRIDE = 16  # of convolutional networks: a map has 1/16 of the image's side, rounded up
+STRIDE = 16  # of convolutional networks: the map has 1/16 of the image's side, rounded up
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 
 def map_shape(shape: Shape) -> Shape:
-    """Of one image's features as they come, the (C, H, W) that `as_map` makes of them.
+    """The shape (C, H, W) after `as_map`, given the shape of one image's features.
 
     Example:
         >>> map_shape((144, 512)), map_shape((7, 7, 768)), map_shape((512, 7, 7))
@@ -31,54 +31,56 @@ def map_shape(shape: Shape) -> Shape:
 
 
 def as_map(features: Tensor) -> Tensor:
-    """Features of n images as a map (n, C, H, W): the one place that knows in which forms they come.
+    """Convert features of n images to a map (n, C, H, W).
 
-    Tokens (n, T, C) become a map one column wide, (n, C, T, 1), a class token being one of its positions. A
-    map with its channels last, (n, H, H, C) as Swin transformers give it, becomes (n, C, H, H). Any other
-    map stays what it is.
+    Tokens (n, T, C) become a map one column wide, (n, C, T, 1), in which a class token is one position. A map
+    with channels last, (n, H, H, C) as from Swin transformers, becomes (n, C, H, H). Any other map is
+    returned unchanged.
 
     Example:
         >>> tuple(as_map(torch.zeros(2, 144, 512)).shape), tuple(as_map(torch.zeros(2, 512, 7, 7)).shape)
         ((2, 512, 144, 1), (2, 512, 7, 7))
     """
-    order = map_order(tuple(int(side) for side in features.shape[1:]))  # traced, sides are tensors
+    order = map_order(tuple(int(side) for side in features.shape[1:]))  # sides are tensors while tracing
     if not order:
         return features
-    turned = features.permute(0, *(axis + 1 for axis in order))
-    return turned if turned.ndim == 4 else turned[..., None]
+    permuted = features.permute(0, *(axis + 1 for axis in order))
+    return permuted if permuted.ndim == 4 else permuted[..., None]
 
 
 def map_order(shape: Shape) -> tuple[int, ...]:
-    """The axes of one image's features in a map's order; none where they stand so already, see `as_map`."""
+    """The permutation of one image's axes that `as_map` applies; empty if they are already in order."""
     if len(shape) == 2:
         return 1, 0
-    # Square images have square maps, so that equal sides are height and width; a column is one already.
+    # Images are square, so two equal sides are height and width. A last side of 1 is a map (C, T, 1) already.
     return (2, 0, 1) if len(shape) == 3 and shape[0] == shape[1] != shape[2] > 1 else ()
 
 
 class Network(nn.Module):
-    """Base of the trainable backbones: pixels (n, 3, h, w) to (embedding (n, dim), last map (n, C, H, W)).
+    """Base class of trainable backbones: maps pixels (n, 3, h, w) to embedding (n, dim) and map (n, C, H, W).
 
-    A subclass defines `convolve`, `embed` and `measure`, `side` if it is no sixteenth, and names its modules
-    as the original does, so that state dictionaries go both ways.
+    A subclass defines `convolve`, `embed`, `measure` and, if the map is not 1/16 of the image's side, `side`.
+    It names its modules like the original implementation, so that state dictionaries can be exchanged.
 
     Args:
-        dim: length of the embedding.
+        dim: dimension of the embedding.
         size: side of the square images in pixels.
-        width: factor on all numbers of channels; 1 in the originals, less for small experiments. Below 0.25
+        width: factor on all channel counts: 1 in the originals, less for small experiments. Below 0.25 some
             layers have fewer than 16 channels, where torch 2.13 corrupts memory on some CPUs (docs/LOG.md).
-        dropout: probability before the last linear layer (in a transformer all along).
-        checkpointing: recompute the residual blocks in the backward pass: less memory, the same numbers.
+        dropout: probability before the last linear layer; in a transformer, in every block.
+        checkpointing: recompute the residual blocks in the backward pass, which saves memory and gives the
+            same result.
 
     Attributes:
         name: its name in `NETWORKS`.
-        preprocessing: what it was trained with, where a checkpoint tells it.
-        remarks: one sentence each on what a checkpoint holds beside it.
+        preprocessing: the one it was trained with, if a checkpoint states or implies it.
+        remarks: one sentence on each part of a checkpoint that was left out.
         dim, size, width, dropout_rate, checkpointing: as given.
-        feature_shape: (C, H, W) of the map.
-        anchor: a key that only this family's state dictionaries hold.
-        training_only: parameters that training alone uses; a state dictionary may lack them.
-        foreign: parts of keys that tell a relative which this family is not, each with what to say of it.
+        feature_shape: (C, H, W) of the feature map.
+        anchor: a key that occurs only in this family's state dictionaries.
+        training_only: parameters used in training only, which a state dictionary may lack.
+        foreign: substrings of keys that identify a related but unsupported architecture, each with the reason
+            for the error message.
 
     Raises:
         InputError: an option out of range.
@@ -118,20 +120,20 @@ class Network(nn.Module):
 
     @property
     def side(self) -> int:
-        """Height and width of the map."""
+        """Height and width of the feature map."""
         return math.ceil(self.size / STRIDE)
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the last map."""
+        """(C, H, W) of the feature map."""
         return self.map_channels, self.side, self.side
 
     def channels(self, count: int) -> int:
-        """The original's number of channels, scaled by ``width``."""
+        """Scale a channel count of the original by ``width``."""
         return max(1, round(count * self.width))
 
     def config(self) -> dict[str, Any]:
-        """The options, JSON-able: ``make_backbone(network.name, **network.config())`` is its twin."""
+        """The options, JSON-serialisable; ``make_backbone(network.name, **network.config())`` rebuilds it."""
         return {
             "dim": self.dim,
             "size": self.size,
@@ -142,26 +144,26 @@ class Network(nn.Module):
 
     @classmethod
     def measure(cls, shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a state dictionary's shapes say: (the architecture, as in `NETWORKS`; the options).
+        """Infer the architecture, as in `NETWORKS`, and the options from a state dictionary's shapes.
 
         Raises:
-            KeyError: a tensor that tells is missing.
+            KeyError: a required tensor is missing.
         """
         raise NotImplementedError
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The last map."""
+        """The feature map (n, C, H, W) of pixels (n, 3, h, w)."""
         raise NotImplementedError
 
     def embed(self, features: Tensor) -> Tensor:
-        """The embedding from the map."""
+        """The embedding (n, dim) of a feature map."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(embedding (n, dim), features (n, C, H, W)); the types are plain for torch.compile's sake.
+        """Return (embedding (n, dim), features (n, C, H, W)); a plain tuple, as torch.compile requires.
 
-        The embedding is computed in the parameters' own type even under autocast: a linear layer over
-        25,088 inputs and the statistics after it lose too much in sixteen bits.
+        The embedding is computed in the parameters' dtype even under autocast: a linear layer over 25,088
+        inputs and the batch statistics after it lose too much precision in 16 bits.
         """
         features = self.convolve(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -169,9 +171,9 @@ class Network(nn.Module):
         return embedding, features
 
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """One residual block, recomputed in the backward pass if ``checkpointing``."""
+        """Run one residual block; with ``checkpointing`` it is recomputed in the backward pass."""
         if self.checkpointing and torch.is_grad_enabled():
-            # A compiled step has no side effects left to repeat, and its compiler takes no contexts.
+            # A compiled step repeats no side effects, and torch.compile does not support context functions.
             contexts: dict[str, Any] = (
                 {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
             )
@@ -181,28 +183,28 @@ class Network(nn.Module):
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), _statistics_kept(block)
+    return nullcontext(), _freeze_statistics(block)
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """The recomputation normalises by the batch again, but must not count that batch a second time.
+def _freeze_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep the running statistics fixed while a block is recomputed: each batch must count only once.
 
-    With momentum 0 the running statistics stay bit for bit what they are; a copy of the counter counts.
+    Momentum 0 leaves the statistics bit-identical; the batch counter is replaced by a copy in the meantime.
     """
-    kept = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, _BatchNorm)]
-    for norm, _, counter in kept:
+    saved = [(m, m.momentum, m.num_batches_tracked) for m in block.modules() if isinstance(m, _BatchNorm)]
+    for norm, _, counter in saved:
         norm.momentum = 0.0
         norm.num_batches_tracked = None if counter is None else counter.clone()
     try:
         yield
     finally:
-        for norm, momentum, counter in kept:
+        for norm, momentum, counter in saved:
             norm.momentum, norm.num_batches_tracked = momentum, counter
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighted by x * sigmoid(W2 relu(W1 mean(x))) (J. Hu et al., CVPR 2018), W1 to 1/16 of them."""
+    """Weight channels: x * sigmoid(W2 relu(W1 mean(x))), W1 to C / 16 channels (J. Hu et al., CVPR 2018)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -211,18 +213,18 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(inner, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same map, its channels weighted."""
+        """Map (n, C, H, W) to the map with weighted channels."""
         weights = self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(weights)
 
 
 def initialize(network: nn.Module, convolution: Callable[[Tensor], Any]) -> None:
-    """Convolutions by ``convolution``; batch normalisations start as the identity, as torch makes them."""
+    """Initialise the convolutions' weights by ``convolution``; other layers keep torch's initialisation."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             convolution(module.weight)
 
 
 def kaiming(weight: Tensor) -> Tensor:
-    """Normal with variance 2 / fan-out (K. He et al., ICCV 2015)."""
+    """Draw weights from a normal distribution of variance 2 / fan-out (K. He et al., ICCV 2015)."""
     return nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")

@@ -1,4 +1,4 @@
-"""Convolutional backbones as insightface, SCF and TFace name them, and all backbones by name."""
+"""Convolutional backbones with the layouts of insightface, SCF and TFace, and all backbones by name."""
 
 import difflib
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _IRESNET_WIDTHS = (64, 64, 128, 256, 512)  # stem, then the four stages; each st
 
 
 class Block(nn.Module):
-    """norm, 3x3, norm, PReLU, 3x3, norm, and the input added (the "IR" unit; J. Deng et al., CVPR 2019)."""
+    """Residual block: norm, 3x3, norm, PReLU, 3x3, norm (the "IR" unit; J. Deng et al., CVPR 2019)."""
 
     def __init__(self, inputs: int, channels: int, stride: int, se: bool) -> None:
         super().__init__()
@@ -34,17 +34,18 @@ class Block(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """The next map."""
+        """Map (n, C, H, W) to the next map."""
         inner = self.prelu(self.bn2(self.conv1(self.bn1(x))))
         result: Tensor = self.se_block(self.bn3(self.conv2(inner))) + self.downsample(x)
         return result
 
 
 class IResNet(Network):
-    """Four stages of `Block`; the map is normalised (``bn2``), flattened and made an embedding (``fc``).
+    """Four stages of `Block`; the map is normalised (``bn2``), flattened and projected (``fc``).
 
-    State dictionaries are those of arcface_torch's ``iresnet.py`` (and with ``se`` of the repositories that
-    add a ``se_block`` to it). The map is the output of ``bn2``, 512x7x7 for 112x112 images.
+    State dictionaries are compatible with arcface_torch's ``iresnet.py`` and, with ``se``, with the
+    repositories that add a ``se_block`` to it. The feature map is the output of ``bn2``, 512x7x7 for 112x112
+    images.
 
     Args:
         depths: blocks in each stage.
@@ -73,7 +74,7 @@ class IResNet(Network):
         channels, height, width = self.feature_shape
         self.fc = nn.Linear(channels * height * width, self.dim)
         self.features = nn.BatchNorm1d(self.dim)
-        self.features.weight.requires_grad = False  # the scale of an embedding means nothing to the margin
+        self.features.weight.requires_grad = False  # the margin loss ignores the embedding's scale
         initialize(self, partial(nn.init.normal_, std=0.1))
 
     @classmethod
@@ -93,7 +94,7 @@ class IResNet(Network):
         }
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The output of ``bn2``."""
+        """The feature map: the output of ``bn2``."""
         x = self.prelu(self.bn1(self.conv1(x)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
@@ -106,15 +107,20 @@ class IResNet(Network):
 
 
 _IR_WIDTHS = (64, 128, 256, 512)
-EXPANSION = 4  # of a bottleneck
+EXPANSION = 4  # output channels of a bottleneck over its inner channels
 
 
 def residual(kind: str, inputs: int, channels: int, stride: int, se: bool) -> nn.Sequential:
-    """The layers of one block, in the order, and so with the keys, of the original.
+    """The layers of one residual branch, in the original's order, so that the keys agree.
 
-    ``"plain"``: norm, 3x3, PReLU, 3x3, norm (the SCF reference). ``"normed"``: another norm after the first
-    convolution (TFace, AdaFace, CVLface). ``"bottleneck"``: 1x1 to a quarter, 3x3, 1x1 (theirs, 152 layers
-    and up).
+    Args:
+        kind: ``"plain"``: norm, 3x3, PReLU, 3x3, norm (the SCF reference). ``"normed"``: with another norm
+            after the first convolution (TFace, AdaFace, CVLface). ``"bottleneck"``: 1x1 to a quarter of the
+            channels, 3x3, 1x1 (TFace, AdaFace and CVLface with 152 layers or more).
+        inputs: input channels.
+        channels: output channels.
+        stride: of the last convolution.
+        se: add squeeze-and-excitation.
     """
     layers: list[nn.Module] = [nn.BatchNorm2d(inputs)]
     if kind == "bottleneck":
@@ -133,7 +139,7 @@ def residual(kind: str, inputs: int, channels: int, stride: int, se: bool) -> nn
 
 
 class Unit(nn.Module):
-    """One block: `residual` plus the input, subsampled or projected where the map changes."""
+    """Residual block: `residual` plus the input, which is subsampled or projected if the shape changes."""
 
     def __init__(self, kind: str, inputs: int, channels: int, stride: int, se: bool) -> None:
         super().__init__()
@@ -146,13 +152,13 @@ class Unit(nn.Module):
         self.res_layer = residual(kind, inputs, channels, stride, se)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The next map."""
+        """Map (n, C, H, W) to the next map."""
         result: Tensor = self.res_layer(x) + self.shortcut_layer(x)
         return result
 
 
 class IR(Network):
-    """The reference's network: the map is the output of ``body``, before ``output_layer`` normalises it.
+    """The SCF reference's network; the feature map is the output of ``body``, before its normalisation.
 
     Args:
         depths: blocks in each of the four stages.
@@ -206,24 +212,24 @@ class IR(Network):
         return {"depths": depths, "block": block, "se": se}, options
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The output of ``body``."""
+        """The feature map: the output of ``body``."""
         x = self.input_layer(x)
         for unit in self.body:
             x = self.run(unit, x)
         return x
 
     def embed(self, features: Tensor) -> Tensor:
-        """The output layer: norm, dropout, linear layer, norm without scale."""
+        """The output layer: norm, dropout, linear layer, norm without scale or bias."""
         return self.output_layer(features)  # type: ignore[no-any-return]
 
 
-STEM = 64  # channels of the first stages at scale 1; the later ones have twice as many
-EXPANDED = (128, 256, 512, 256)  # inner channels of the stages, whatever the scale
-LAST = 512
+STEM = 64  # channels of the first two stages at scale 1; the other stages have twice as many
+EXPANDED = (128, 256, 512, 256)  # inner channels of the stages at any scale
+LAST = 512  # channels of the feature map
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, and PReLU unless it is ``linear``."""
+    """Convolution without bias, batch normalisation and, unless ``linear``, PReLU."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, *,
@@ -236,12 +242,12 @@ class ConvNorm(nn.Module):
             self.layers.append(nn.PReLU(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The next map."""
+        """Map (n, C, H, W) to the next map."""
         return self.layers(x)  # type: ignore[no-any-return]
 
 
 class InvertedBlock(nn.Module):
-    """1x1 to ``inner`` channels, 3x3 in each, 1x1 back; the input added where the map keeps its size."""
+    """1x1 to ``inner`` channels, depthwise 3x3, 1x1 back; residual if the map keeps its size."""
 
     def __init__(self, inputs: int, outputs: int, inner: int, stride: int) -> None:
         super().__init__()
@@ -253,13 +259,13 @@ class InvertedBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The next map."""
+        """Map (n, C, H, W) to the next map."""
         inner: Tensor = self.layers(x)
         return x + inner if self.added else inner
 
 
 class Repeated(nn.Module):
-    """Several `InvertedBlock` of one size, under the key ``layers`` as in the original."""
+    """Several `InvertedBlock`s of the same size, under the original's key ``layers``."""
 
     def __init__(self, channels: int, inner: int, depth: int) -> None:
         super().__init__()
@@ -267,7 +273,7 @@ class Repeated(nn.Module):
 
 
 class GlobalDepthwise(nn.Module):
-    """One kernel as large as the map for each channel, then the embedding."""
+    """Depthwise convolution with a kernel as large as the map, then the projection to the embedding."""
 
     def __init__(self, channels: int, side: int, dim: int, dropout: float) -> None:
         super().__init__()
@@ -279,17 +285,17 @@ class GlobalDepthwise(nn.Module):
         kaiming(dense.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The embedding."""
+        """Map (n, C, H, W) to embedding (n, dim)."""
         return self.layers(x)  # type: ignore[no-any-return]
 
 
 class MobileFaceNet(Network):
-    """A small network of inverted blocks; the map is what its global depthwise convolution reads, 512x7x7.
+    """A small network of inverted blocks; the feature map is the input of its global depthwise layer.
 
     Args:
-        depths: blocks at 1/2, 1/4, 1/8 and 1/16 of the image's side; a first stage of one is a plain
-            depthwise convolution.
-        scale: 2 in ``mbf``, 4 in ``mbf-large``: multiplies the stages' channels, not the inner ones.
+        depths: number of blocks at 1/2, 1/4, 1/8 and 1/16 of the image's side. A first stage of one block is
+            a plain depthwise convolution.
+        scale: factor on the stages' channels, but not on inner channels: 2 in ``mbf``, 4 in ``mbf-large``.
         options: see `Network`; the original has no dropout.
     """
 
@@ -334,7 +340,7 @@ class MobileFaceNet(Network):
         return {"depths": depths, "scale": scale}, {"dim": dim, "size": STRIDE * side, "width": width}
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The output of ``conv_sep``."""
+        """The feature map: the output of ``conv_sep``."""
         for layer in self.layers:
             for block in layer.layers if isinstance(layer, Repeated) else [layer]:
                 x = self.run(block, x)
@@ -349,7 +355,7 @@ _DEPTHS = {
     18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 152: (3, 8, 36, 3),
     200: (6, 26, 60, 6),
 }  # fmt: skip
-_TFACE = {**_DEPTHS, 101: _DEPTHS[100], 200: (3, 24, 36, 3)}  # it counts the same network as 101
+_TFACE = {**_DEPTHS, 101: _DEPTHS[100], 200: (3, 24, 36, 3)}  # TFace calls the 100-layer network 101
 
 
 def _tface(layers: int, se: bool) -> Callable[..., Network]:
@@ -368,26 +374,26 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     **{f"tface-ir-se-{n}": _tface(n, se=True) for n in (50, 101, 152, 200)},
     **{name: partial(VisionTransformer, **arguments) for name, arguments in TRANSFORMERS.items()},
 }
-"""What makes each network: ``r*``, ``mbf*`` and ``vit_*`` are insightface's arcface_torch, ``ir-*`` the SCF
-reference, ``tface-ir-*`` TFace, AdaFace and CVLface (which write ``ir_*``), ``transface_*`` TransFace, and
-``cvlface_*`` CVLface's transformers."""
+"""Constructor of each network by name: ``r*``, ``mbf*`` and ``vit_*`` are insightface's arcface_torch,
+``ir-*`` the SCF reference, ``tface-ir-*`` TFace, AdaFace and CVLface (where they are called ``ir_*``),
+``transface_*`` TransFace, and ``cvlface_*`` CVLface's transformers."""
 
 
 def make_backbone(name: str, dim: int = 512, **options: Any) -> Network:
-    """A new network by name, with the original's initialisation and names of parameters.
+    """Create a network by name, with the original's initialisation and parameter names.
 
     Args:
         name: one of `NETWORKS`.
-        dim: length of the embedding.
+        dim: dimension of the embedding.
         options: ``dropout``, ``checkpointing``, ``size`` (of the images, 112) and ``width``, see `Network`;
-            of transformers also ``drop_path`` and ``mask``, see `VisionTransformer`.
+            for transformers also ``drop_path`` and ``mask``, see `VisionTransformer`.
 
     Returns:
-        A module in training mode that maps pixels (n, 3, size, size) to (embedding (n, dim), last map (n, C,
-        H, W)).
+        A module in training mode that maps pixels (n, 3, size, size) to (embedding (n, dim), feature map (n,
+        C, H, W)).
 
     Raises:
-        ModelError: unknown name (near ones are told), or options it does not take.
+        ModelError: unknown name (the message suggests similar ones), or unknown options.
         InputError: an option out of range.
 
     Example:
@@ -398,11 +404,11 @@ def make_backbone(name: str, dim: int = 512, **options: Any) -> Network:
         ((2, 64), (2, 64, 2, 2))
     """
     if name not in NETWORKS:
-        known = {n.replace("_", "-"): n for n in NETWORKS}
-        wanted = name.lower().replace("_", "-")
-        alike = [n for n in known if n.endswith(wanted)] or difflib.get_close_matches(wanted, known)
-        near = [known[n] for n in alike]
-        hint = f"did you mean {' or '.join(near)}? All" if near else "there"
+        by_spelling = {n.replace("_", "-"): n for n in NETWORKS}
+        spelling = name.lower().replace("_", "-")
+        suffixed = [n for n in by_spelling if n.endswith(spelling)]
+        similar = [by_spelling[n] for n in suffixed or difflib.get_close_matches(spelling, by_spelling)]
+        hint = f"did you mean {' or '.join(similar)}? All" if similar else "the networks"
         raise ModelError(f"unknown network {name!r}; {hint} are {', '.join(NETWORKS)}")
     try:
         network = NETWORKS[name](dim=dim, **options)

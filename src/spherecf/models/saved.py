@@ -1,4 +1,4 @@
-"""Files that SphereCF writes: tensors by name with a JSON header; trained networks, prototypes."""
+"""Files written by SphereCF: named tensors with a JSON header (models, trained networks, prototypes)."""
 
 import json
 from collections.abc import Sequence
@@ -23,46 +23,49 @@ HEADER_KEY = "spherecf"
 
 
 def write_saved(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
-    """One safetensors file with the header in its metadata, whole or not at all.
+    """Write one safetensors file atomically, with the header in its metadata.
 
     Raises:
         InputError: the header cannot be written as JSON.
-        StorageError: the disk is full or not writable; an older file is intact.
+        StorageError: the disk is full or not writable; an older file is kept.
     """
     try:
         text = json.dumps(header, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: what is saved with the tensors must be JSON-able: {error}") from error
-    arrays = {name: _exact(tensor.detach().cpu()).numpy() for name, tensor in tensors.items()}
+        raise InputError(
+            f"{path}: facts saved with the tensors must be JSON-serialisable: {error}"
+        ) from error
+    arrays = {name: _numpy_compatible(tensor.detach().cpu()).numpy() for name, tensor in tensors.items()}
     return write_tensors(path, arrays, {HEADER_KEY: text})
 
 
-def _exact(tensor: Tensor) -> Tensor:
-    """The same values in a type that NumPy has: it lacks bfloat16 and the types of eight bits."""
-    known = not tensor.is_floating_point() or tensor.dtype in (torch.float16, torch.float32, torch.float64)
-    return tensor if known else tensor.float()
+def _numpy_compatible(tensor: Tensor) -> Tensor:
+    """The same values in a dtype of NumPy: bfloat16 and 8-bit floats, which it lacks, become float32."""
+    numpy_floats = (torch.float16, torch.float32, torch.float64)
+    supported = not tensor.is_floating_point() or tensor.dtype in numpy_floats
+    return tensor if supported else tensor.float()
 
 
 def read_saved(
     path: str | Path, kind: str, version: int, facts: type, *, tensors: bool = True
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file of this kind.
+    """Read the header and the tensors of a file in a given format.
 
     Args:
         path: the file.
-        kind: its format, as the header says it.
-        version: of the format, the newest that can be read.
-        facts: a dataclass of what its header must hold.
-        tensors: False for the header alone.
+        kind: name of the format, which the header must state.
+        version: version of the format, which the header must state.
+        facts: dataclass of the fields that the header must contain.
+        tensors: False to read the header only.
 
     Raises:
-        FileFormatError: another kind, a newer version, damaged, or a header with fields that are missing or
-            of another type.
+        FileFormatError: another format or version, a damaged file, or header fields that are missing or of
+            the wrong type.
     """
     path = Path(path)
     header, values = _read(path, tensors)
     if header is None:
-        raise FileFormatError(path, "a safetensors file, but not one SphereCF wrote (no header in it).")
+        raise FileFormatError(path, "a safetensors file, but not one written by SphereCF (it has no header).")
     if not isinstance(header, dict) or header.get("format") != kind:
         stated = header.get("format") if isinstance(header, dict) else type(header).__name__
         raise FileFormatError(path, f"expected the format {kind}, found {stated}.")
@@ -81,7 +84,7 @@ def read_saved(
 
 
 def saved_format(path: str | Path) -> str | None:
-    """The format that a file's header states; None for a file that SphereCF did not write.
+    """The format stated in a file's header; None if SphereCF did not write the file.
 
     Raises:
         FileFormatError: a safetensors file that is damaged.
@@ -94,7 +97,7 @@ def saved_format(path: str | Path) -> str | None:
 
 
 def _read(path: Path, tensors: bool) -> tuple[Any, dict[str, Tensor]]:
-    """The header, None where there is none, and copies of the tensors."""
+    """The header (None if there is none) and copies of the tensors."""
     with open_tensors(path, "a model of SphereCF", DAMAGED, "pt") as stored:
         text = (stored.metadata() or {}).get(HEADER_KEY)
         names = stored.keys() if tensors else ()
@@ -108,7 +111,7 @@ BACKBONE, PROTOTYPES, VERSION = "spherecf.backbone", "spherecf.prototypes", 1
 
 @dataclass(frozen=True)
 class _Options:
-    """Those of `Network` that a file may state; others are for `make_backbone` to know."""
+    """Options of `Network` whose types are checked; `make_backbone` checks all others."""
 
     dim: int = 512
     size: int = 112
@@ -138,11 +141,11 @@ class _PrototypesFacts:
 def save_backbone(
     path: str | Path, network: Network, preprocessing: Preprocessing, record: dict[str, Any] | None = None
 ) -> Path:
-    """Write a network of `NETWORKS` as one safetensors file that says what it is and what it wants to see.
+    """Write a network of `NETWORKS` as one safetensors file, with its architecture and preprocessing.
 
     Raises:
         InputError: the record cannot be written as JSON.
-        StorageError: the disk is full or not writable; an older file is intact.
+        StorageError: the disk is full or not writable; an older file is kept.
 
     Example:
         >>> import tempfile
@@ -165,7 +168,7 @@ def save_backbone(
 
 
 def load_trained(path: str | Path) -> tuple[Network, Preprocessing, dict[str, Any]]:
-    """Undo `save_backbone`: the network in evaluation mode, its preprocessing, the record of its training.
+    """Load a file of `save_backbone`: the network in evaluation mode, its preprocessing and training record.
 
     Raises:
         FileFormatError: not such a file, or damaged.
@@ -184,15 +187,15 @@ def load_trained(path: str | Path) -> tuple[Network, Preprocessing, dict[str, An
         network = filled(path, make, tensors, f"not the network {name}")
         preprocessing = Preprocessing.from_dict(header["preprocessing"])
     except (TypeError, InputError, ModelError) as error:
-        raise FileFormatError(path, f"the backbone in it cannot be made again: {error}.") from error
+        raise FileFormatError(path, f"its backbone cannot be rebuilt: {error}.") from error
     return network, preprocessing, header["record"]
 
 
 def save_prototypes(path: str | Path, prototypes: Tensor, identities: Sequence[str]) -> Path:
-    """Write one row per identity, with the identities' names, by which other data sets find theirs.
+    """Write one row per identity with the identities' names, so that other data sets can match rows by name.
 
     Raises:
-        StorageError: the disk is full or not writable; an older file is intact.
+        StorageError: the disk is full or not writable; an older file is kept.
 
     Example:
         >>> import tempfile
@@ -206,7 +209,7 @@ def save_prototypes(path: str | Path, prototypes: Tensor, identities: Sequence[s
 
 
 def prototype_identities(path: str | Path) -> list[str] | None:
-    """The names of the rows of a prototype file, None where the file does not say.
+    """Identity of each row of a prototype file; None if the file does not state them.
 
     Raises:
         FileFormatError: damaged.

@@ -1,4 +1,4 @@
-"""Vision transformers for faces as insightface's arcface_torch names them, and those made after them."""
+"""Vision transformers for face recognition: insightface's arcface_torch, and the models derived from them."""
 
 from collections.abc import Mapping
 from math import isqrt
@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from spherecf.errors import InputError
 from spherecf.models.network import Network, Shapes
 
-_STD = 0.02  # of the initial weights
-_SIZE = 112
+_STD = 0.02  # standard deviation of the initial weights
+_SIZE = 112  # side of the images in all original models
 _T, _S = {"depth": 12, "channels": 256}, {"depth": 12, "channels": 512}
 _B, _L, _H = ({"depth": d, "channels": c} for d, c in ((24, 512), (24, 768), (48, 1024)))
 
@@ -26,11 +26,11 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "cvlface_vit_s": {**_S, "patch": 8, "ratio": 5},
     "cvlface_vit_b": {**_B, "patch": 8, "ratio": 3, "heads": 16},
 }  # fmt: skip
-"""Arguments of `VisionTransformer` by name: ``vit_*`` are arcface_torch's (LVFace's too), all for 112x112."""
+"""Arguments of `VisionTransformer` by name, all for 112x112; arcface_torch and LVFace share the ``vit_*``."""
 
 
 class Attention(nn.Module):
-    """Softmax(q k^T / sqrt(d)) v in each head (A. Vaswani et al., 2017), always in float32."""
+    """Multi-head attention, softmax(q k^T / sqrt(d)) v, in float32 (A. Vaswani et al., NeurIPS 2017)."""
 
     def __init__(self, channels: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -45,13 +45,13 @@ class Attention(nn.Module):
         joint = self.qkv(x).reshape(count, tokens, 3, self.heads, channels // self.heads)
         query, key, value = joint.permute(2, 0, 3, 1, 4).unbind()
         with torch.autocast(x.device.type, enabled=False):
-            seen = scaled_dot_product_attention(query.float(), key.float(), value.float())
-        seen = seen.transpose(1, 2).reshape(count, tokens, channels)
-        return self.proj_drop(self.proj(seen.to(joint.dtype)))  # type: ignore[no-any-return]
+            mixed = scaled_dot_product_attention(query.float(), key.float(), value.float())
+        mixed = mixed.transpose(1, 2).reshape(count, tokens, channels)
+        return self.proj_drop(self.proj(mixed.to(joint.dtype)))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
-    """Two dense layers with ReLU6 between them, of each token by itself."""
+    """Two dense layers with ReLU6 in between, applied to each token separately."""
 
     def __init__(self, channels: int, inner: int, dropout: float) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (G. Huang et al., ECCV 2016): ``rate`` of the images go without the branch."""
+    """Stochastic depth (G. Huang et al., ECCV 2016): skip the branch for a share ``rate`` of images."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Unchanged in evaluation; in training zero for some images, and larger for the others."""
+        """Identity in evaluation mode; in training zero for some images and scaled up for the others."""
         if not self.training or not self.rate:
             return branch
         keep = branch.new_empty(len(branch), *[1] * (branch.ndim - 1)).bernoulli_(1 - self.rate)
@@ -79,7 +79,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """Transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, channels: int, heads: int, inner: int, dropout: float, drop_path: float) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Square patches as tokens; what is left over at the right and the bottom is not seen."""
+    """Square patches as tokens; incomplete patches at the right and bottom edges are cut off."""
 
     def __init__(self, channels: int, patch: int) -> None:
         super().__init__()
@@ -108,24 +108,24 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(Network):
-    """Patches as tokens through ``depth`` blocks; all normalised tokens side by side become the embedding.
+    """Patches as tokens through ``depth`` blocks; the concatenated, normalised tokens give the embedding.
 
-    There is no class token. The map is those tokens on the patches' grid, 512x12x12 for ``vit_b``. In
-    training a share ``mask`` of the patches is left out of the blocks, drawn anew for every image, and comes
-    back as one learned token. State dictionaries are those of arcface_torch's ``vit.py``, of CVLface's, and
-    with ``se`` of TransFace's.
+    There is no class token. The feature map is these tokens on the grid of patches, 512x12x12 for ``vit_b``.
+    In training a random fraction ``mask`` of each image's patches skips the blocks and is replaced by a
+    learned token afterwards. State dictionaries are compatible with arcface_torch's ``vit.py``, with CVLface
+    and, with ``se``, with TransFace.
 
     Args:
         depth: number of blocks.
-        channels: of a token, before ``width``, which keeps them a multiple of ``heads``.
-        heads: of the attention; a state dictionary's shapes do not tell them.
+        channels: of a token, before scaling by ``width``; the result is rounded to a multiple of ``heads``.
+        heads: number of attention heads, which the shapes of a state dictionary do not reveal.
         patch: side of a patch in pixels.
-        ratio: inner width of the dense layers over that of a token.
-        se: tokens weighted by sigmoid(W2 relu(W1 all tokens)), as TransFace does.
-        drop_path: largest rate of `DropPath`, that of the last block; it rises from 0 in the first.
-        mask: share of the patches left out in training, in [0, 1).
-        options: see `Network`; ``dropout`` is the original's ``drop_rate``, behind positions, attention and
-            dense layers.
+        ratio: inner width of the dense layers over the width of a token.
+        se: weight tokens by sigmoid(W2 relu(W1 all tokens)), as in TransFace.
+        drop_path: rate of `DropPath` in the last block; it increases linearly from 0 in the first block.
+        mask: fraction of the patches left out in training, in [0, 1).
+        options: see `Network`; ``dropout`` is the original's ``drop_rate``, applied after the position
+            embedding, the attention and the dense layers.
 
     Raises:
         InputError: a rate outside [0, 1), or images smaller than a patch.
@@ -135,7 +135,7 @@ class VisionTransformer(Network):
     training_only = ("mask_token",)
     foreign: ClassVar[Mapping[str, str]] = {
         ".rpe_": "it has relative position encodings (CVLface's KP-RPE and iRPE), which SphereCF does not "
-        "have. KP-RPE also wants key points beside each image; for the others, export an ONNX file with the "
+        "support. KP-RPE also needs key points for each image; for the others, export an ONNX file with the "
         "original code"
     }
 
@@ -173,7 +173,7 @@ class VisionTransformer(Network):
             nn.Linear(tokens * width, width, bias=False), nn.BatchNorm1d(width, eps=2e-5),
             nn.Linear(width, self.dim, bias=False), nn.BatchNorm1d(self.dim, eps=2e-5),
         )  # fmt: skip
-        # Without masking nothing would ever reach it, and ranks would wait for its gradient.
+        # Frozen without masking: it would get no gradient, for which distributed ranks would wait.
         self.mask_token = nn.Parameter(
             nn.init.normal_(torch.empty(1, 1, width), std=_STD), requires_grad=mask > 0
         )
@@ -185,7 +185,7 @@ class VisionTransformer(Network):
 
     @property
     def side(self) -> int:
-        """Patches in a row."""
+        """Number of patches per row and column."""
         return self.size // self.patch
 
     def config(self) -> dict[str, Any]:
@@ -196,46 +196,47 @@ class VisionTransformer(Network):
     def measure(cls, shapes: Shapes) -> tuple[dict[str, Any], dict[str, Any]]:
         """See `Network.measure`.
 
-        A narrower network (``width`` below 1) is taken for the smallest original of its depth.
+        A narrower network (``width`` below 1) is assumed to be a scaled version of the narrowest original.
         """
         _, tokens, width = shapes["pos_embed"]
         patch, side = shapes["patch_embed.proj.weight"][2], isqrt(tokens)
         if side**2 != tokens:
-            raise ValueError(f"{tokens} patches are no square")
+            raise ValueError(f"{tokens} patches do not form a square")
         sizes = {
             "depth": sum(key.endswith(".attn.qkv.weight") for key in shapes),
             "patch": patch,
             "ratio": shapes["blocks.0.mlp.fc1.weight"][0] // width,
             "se": "senet.0.weight" in shapes,
         }
-        like = {"patch": 9, "ratio": 4, "se": False}
+        defaults = {"patch": 9, "ratio": 4, "se": False}
         fitting = [
-            known for known in TRANSFORMERS.values()
-            if known["channels"] >= width and sizes.items() <= {**like, **known}.items()
+            original for original in TRANSFORMERS.values()
+            if original["channels"] >= width and sizes.items() <= {**defaults, **original}.items()
         ]  # fmt: skip
-        architecture = min(fitting, key=lambda known: known["channels"], default={**sizes, "channels": width})
+        scaled = {**sizes, "channels": width}
+        architecture = min(fitting, key=lambda original: original["channels"], default=scaled)
         options = {"dim": shapes["feature.2.weight"][0], "width": width / architecture["channels"]}
         options["size"] = _SIZE if _SIZE // patch == side else patch * side
         return architecture, options if "mask_token" in shapes else {**options, "mask": 0.0}
 
     def convolve(self, x: Tensor) -> Tensor:
-        """The normalised tokens, in training with masked ones among them, as a map (n, C, side, side)."""
+        """The normalised tokens, including masked ones in training, as a map (n, C, side, side)."""
         x = self.pos_drop(self.patch_embed(x) + self.pos_embed)
         masked = self.training and self.mask > 0
         if masked:
             order = torch.rand(x.shape[:2], device=x.device).argsort(1)
-            x = _gathered(x, order[:, : max(1, int(x.shape[1] * (1 - self.mask)))])
+            x = _gather(x, order[:, : max(1, int(x.shape[1] * (1 - self.mask)))])
         for block in self.blocks:
             x = self.run(block, x)
         with torch.autocast(x.device.type, enabled=False):
             x = self.norm(x.to(self.norm.weight.dtype))
         if masked:
-            absent = self.mask_token.expand(len(x), order.shape[1] - x.shape[1], -1)
-            x = _gathered(torch.cat([x, absent], 1), order.argsort(1))
+            masked_tokens = self.mask_token.expand(len(x), order.shape[1] - x.shape[1], -1)
+            x = _gather(torch.cat([x, masked_tokens], 1), order.argsort(1))
         return x.transpose(1, 2).reshape(x.shape[0], -1, self.side, self.side)
 
     def embed(self, features: Tensor) -> Tensor:
-        """All tokens side by side, weighted if TransFace's, through two dense layers with normalisation."""
+        """Concatenate all tokens, weighted with ``se``, and apply two dense layers with normalisation."""
         tokens = features.flatten(2).transpose(1, 2)
         if self.senet is not None:
             tokens = tokens * self.senet(tokens.flatten(1))[:, :, None]
@@ -249,6 +250,6 @@ def _initialize(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _gathered(tokens: Tensor, order: Tensor) -> Tensor:
-    """Tokens (n, T, C) in each image's own order (n, t)."""
+def _gather(tokens: Tensor, order: Tensor) -> Tensor:
+    """Select tokens (n, T, C) in a different order (n, t) for each image."""
     return tokens.gather(1, order[:, :, None].expand(-1, -1, tokens.shape[2]))

@@ -1,4 +1,4 @@
-"""Training: stage 1, a recogniser; stage 2, a confidence head on the features of a frozen one."""
+"""Training: stage 1 trains a recogniser, stage 2 a confidence head on the features of a frozen recogniser."""
 
 from spherecf.training.backbone import (
     BACKBONE_FILE as BACKBONE_FILE,
@@ -52,7 +52,7 @@ from spherecf.training.heads import (
     fit_head as fit_head,
 )
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are used by other subpackages; they are not part of the public interface.
 __all__ = [
     "BackboneConfig",
     "ConfidenceConfig",

@@ -1,4 +1,4 @@
-"""`train_backbone`: stage 1, from images of known people to a recogniser and its prototypes."""
+"""`train_backbone`, stage 1: train a recogniser and its identity prototypes on labelled images."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -28,7 +28,7 @@ from spherecf.models import (
     save_backbone,
     save_prototypes,
 )
-from spherecf.training.batches import TrainingIdentities, on_device, part_of, shuffled_batches
+from spherecf.training.batches import TrainingIdentities, on_device, shuffled_batches, to_part
 from spherecf.training.checkpoint import identity_of, load_sharded
 from spherecf.training.classifier import ShardedClassifier
 from spherecf.training.config import BackboneConfig, MarginSettings
@@ -48,9 +48,9 @@ class TrainedBackbone:
     Attributes:
         network: in evaluation mode.
         preprocessing: of its input.
-        history: metrics by epoch: ``train_loss``, ``train_cosine``, ``lr``, and those of ``validate``.
-        record: config, data, counts, skipped images with reasons, versions.
-        path, prototypes: the files, ``backbone.safetensors`` and ``prototypes.safetensors``.
+        history: metrics of each epoch: ``train_loss``, ``train_cosine``, ``lr``, and those of ``validate``.
+        record: settings, data, counts, skipped images with reasons, versions.
+        path, prototypes: the files ``backbone.safetensors`` and ``prototypes.safetensors``.
     """
 
     network: Network
@@ -70,23 +70,23 @@ def train_backbone(
     validate: Validate | None = None,
     tensorboard: bool = False,
 ) -> TrainedBackbone:
-    """Train a recogniser by margin softmax: stage 1 of the sphere confidence face.
+    """Train a recogniser by margin softmax: stage 1 of Sphere Confidence Face.
 
     Several processes started by ``torchrun`` (`join_ranks`) train one network: batches and prototypes are
-    sharded, the losses are those of one process. After an interruption the same call, with any number of
-    ranks, resumes inside the epoch where it stopped.
+    sharded, and the losses equal those of a single process. After an interruption the same call, with any
+    number of ranks, resumes within the epoch.
 
     Args:
-        source: aligned crops of known people, of the network's input size.
-        folder: gets the two files, ``history.jsonl`` and checkpoints; all ranks must see it.
+        source: labelled, aligned crops of the network's input size.
+        folder: receives the two files, ``history.jsonl`` and checkpoints; all ranks must see it.
         config: settings, by default those of `BackboneConfig`.
         ranks: from `join_ranks`; a single process by default.
-        validate: called on rank 0 after each epoch, with a frozen copy of the network; gives metrics for the
-            history.
-        tensorboard: also write event files.
+        validate: called on rank 0 after each epoch, with a frozen copy of the network; returns metrics for
+            the history.
+        tensorboard: also write TensorBoard event files.
 
     Returns:
-        The network after the last epoch. Its prototypes are in their file, with the names of the identities.
+        The network after the last epoch. Its prototypes are in a file, with the names of the identities.
 
     Raises:
         InputError: fewer than two identities to classify.
@@ -97,8 +97,8 @@ def train_backbone(
     identities = TrainingIdentities.of(source, config.fit.min_images)
     task = _BackboneTask(source, identities, config, ranks, validate)
     settings = config.to_dict()
-    del settings["engine"]  # how it is computed: a run may go on with another
-    # Checkpoints of runs that began when this setting was named `least` are still resumed.
+    del settings["engine"]  # a run may resume with other engine settings
+    # Use the setting's former name, so that earlier checkpoints have the same identity and are resumed.
     settings["fit"]["least"] = settings["fit"].pop("min_images")
     facts = {
         "data": source.fingerprint(),
@@ -139,7 +139,7 @@ def train_backbone(
 
     def save() -> None:
         save_backbone(result.path, task.network, task.preprocessing, record)
-        # From the shards of the last checkpoint: all prototypes together may not fit on a GPU.
+        # Read them from the last checkpoint: the prototypes of all ranks may not fit on one GPU.
         prototypes = load_sharded(folder, run.identity, "weight")
         save_prototypes(result.prototypes, prototypes, identities.names)
 
@@ -148,7 +148,7 @@ def train_backbone(
 
 
 class _BackboneTask:
-    """Images through the network to the sharded margin softmax."""
+    """Stage 1 as a `Task`: images, network, sharded margin softmax."""
 
     def __init__(
         self,
@@ -181,18 +181,18 @@ class _BackboneTask:
         )  # fmt: skip
         self._classes = torch.from_numpy(identities.classes)  # (len(source),)
         reads = config.fit.epochs * len(identities.rows) // ranks.size
-        largest = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
+        max_batch = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
         self._readers = Readers[Shown, ImageBatch](
             partial(load_batch, source, self.preprocessing.size),
             threads=config.engine.workers,
             processes=reading_processes(config.engine.workers, reads, ranks.device),
-            largest=batch_bytes(largest, self.preprocessing.size),
+            largest=batch_bytes(max_batch, self.preprocessing.size),
             device=ranks.device,
             name="decode",
         )
-        self._sampled: Tensor | None = None  # rows of this step's prototypes, None for all
-        self._cosine = [0.0, 0]  # sum and number of steps of the current epoch
-        self._cosines: list[Tensor] = []  # of further steps, on the device
+        self._sampled: Tensor | None = None  # prototype rows of this step, None for all
+        self._cosine = [0.0, 0]  # sum over the steps of this epoch, and their number
+        self._cosines: list[Tensor] = []  # of steps not read yet, on the device
 
     def batches(self, epoch: int) -> list[Rows]:
         fit = self._config.fit
@@ -204,21 +204,21 @@ class _BackboneTask:
         return np.array_split(batch, parts)
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        with closing(self._readers(map(self._shown(epoch), parts))) as loaded:
-            yield from on_device(map(part_of, loaded), self._ranks.device)
+        with closing(self._readers(map(self._views_of(epoch), parts))) as loaded:
+            yield from on_device(map(to_part, loaded), self._ranks.device)
 
-    def _shown(self, epoch: int) -> Callable[[Rows], Shown]:
-        """How each image is shown in this epoch: a function of seed, epoch and image."""
+    def _views_of(self, epoch: int) -> Callable[[Rows], Shown]:
+        """The augmentation of each image in an epoch, a function of seed, epoch and image."""
         settings, seed = self._config.augment, self._config.seed
-        # For all images at once: a draw depends neither on the ranks nor on the order of the batches.
+        # Drawn for all images at once, independently of the ranks and of the order of batches.
         draw = np.random.default_rng([seed, epoch, 1]).random((2, len(self._source)), dtype=np.float32)
         degrade = Degradation(settings.recipe, seed * 1000 + epoch)
-        views = [View(damage, flip) for damage in (None, degrade) for flip in (False, True)]
+        views = [View(degradation, flip) for degradation in (None, degrade) for flip in (False, True)]
         view = 2 * (draw[1] < settings.degraded) + ((draw[0] < 0.5) & settings.flip)  # (len(source),)
         return lambda rows: Shown(rows, rows, views, view[rows])
 
     def close(self) -> None:
-        """End the processes that read."""
+        """End the reader processes."""
         self._readers.close()
 
     def begin(self, rows: Rows, step: int) -> None:
@@ -228,8 +228,8 @@ class _BackboneTask:
         device = self._ranks.device
         images = part.data.to(device, non_blocking=True)  # (n_r, height, width, 3) uint8
         labels = self._classes[part.rows].to(device, non_blocking=True)  # (n_r,)
-        # A rank without a readable image must still take part in the collectives of forward and backward.
-        # Two black images, since batch normalisation cannot take one; their embeddings are dropped.
+        # A rank without a readable image must still take part in the collectives of forward and backward. It
+        # uses two black images, since batch normalisation needs more than one, and drops their embeddings.
         if not len(images):
             images = torch.zeros(2, *self.preprocessing.size, 3, dtype=torch.uint8, device=device)
         embedding = forward(self.preprocessing(images))[0][: len(labels)]  # (n_r, dim)
@@ -258,9 +258,9 @@ class _BackboneTask:
         self._cosines.clear()
 
     def _frozen(self) -> FrozenBackbone:
-        # A copy: freezing turns off gradients, and a validation must not change the network in training.
-        copy = deepcopy(self.network)
-        return FrozenBackbone.from_module(copy, self.preprocessing, device=str(self._ranks.device))
+        # Freeze a copy: validation must not change the network that is being trained.
+        network = deepcopy(self.network)
+        return FrozenBackbone.from_module(network, self.preprocessing, device=str(self._ranks.device))
 
     def state(self) -> dict[str, Any]:
         self._read_cosines()
@@ -274,8 +274,8 @@ def _start_from(network: Network, path: str) -> None:
     start = load_backbone(path, network.name)
     if (start.dim, start.size, start.width) != (network.dim, network.size, network.width):
         raise InputError(
-            f"network.start: {path} holds {start.name} of dim {start.dim}, size {start.size} and width "
-            f"{start.width:g}, the recipe asks for {network.dim}, {network.size} and {network.width:g}"
+            f"network.start: {path} contains {start.name} of dim {start.dim}, size {start.size} and width "
+            f"{start.width:g}, but the recipe asks for {network.dim}, {network.size} and {network.width:g}"
         )
     network.load_state_dict(start.state_dict())
 
@@ -283,7 +283,7 @@ def _start_from(network: Network, path: str) -> None:
 def _margin(settings: MarginSettings, identities: int) -> Margin:
     options = dict(settings.options)
     if settings.kind == "sphereface2":
-        # Its bias depends on the number of identities: with the default the first loss would be huge.
-        known = {name: options[name] for name in ("scale", "margin", "balance", "t") if name in options}
-        options.setdefault("start", sphereface2_bias(identities, **known))
+        # The initial bias depends on the number of identities; the default would give a huge first loss.
+        arguments = {name: options[name] for name in ("scale", "margin", "balance", "t") if name in options}
+        options.setdefault("start", sphereface2_bias(identities, **arguments))
     return make_margin(settings.kind, **options)

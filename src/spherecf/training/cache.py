@@ -1,4 +1,4 @@
-"""The feature cache: the input of a head for every view of every training image, computed once, on disk."""
+"""The feature cache: a head's input for every view of every training image, computed once, on disk."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -31,7 +31,7 @@ from spherecf.extract import (
 from spherecf.models import BackboneOutput, ConfidenceHead, FrozenBackbone, float32_arithmetic
 from spherecf.training.distributed import Ranks
 
-_PIECES = 256  # of a pass, dealt to the ranks in turn: finished ones remain if the number of ranks changes
+_PIECES = 256  # parts of a pass, assigned to ranks in turn; finished ones are kept if the ranks change
 
 
 def run_backbone_on_all(
@@ -45,18 +45,18 @@ def run_backbone_on_all(
     batch_size: int | None = None,
     description: str = "features",
 ) -> RowStore:
-    """`spherecf.extract.run_backbone` on several ranks, which write their rows into the same files.
+    """Run `spherecf.extract.run_backbone` on several ranks, which write their rows into the same files.
 
-    It is resumable too, also with another number of ranks.
+    It can be resumed with any number of ranks.
 
     Raises:
-        StorageError: not enough disk space, or another process fills these rows.
+        StorageError: not enough disk space, or another process writes these rows.
         RankError: another rank failed.
-        InputError: no images, or none that could be used.
+        InputError: no images, or no usable image.
     """
     if batch_size is None:
         batch_size = BATCH if backbone.device.type == "cpu" else GPU_BATCH
-    # A pass that several ranks have begun is in pieces, which a single process goes on with too.
+    # A pass that several ranks have started is in pieces; a single process then resumes it in pieces, too.
     if ranks.size == 1 and not any(folder.glob("rows-*-*.json")):
         return run_backbone(
             backbone, source, views, recorder, folder, batch_size=batch_size, description=description
@@ -76,13 +76,13 @@ def _fill_on_all(
     batch_size: int,
     description: str,
 ) -> RowStore:
-    # Rank 0 reserves the space first: ranks that create the same files at once would destroy each other's.
+    # Rank 0 reserves the disk space first: ranks creating the same files concurrently would corrupt them.
     ranks.run_on_main(lambda: open_store(backbone, source, views, recorder, folder), description)
-    store, each = open_store(backbone, source, views, recorder, folder), len(views)
+    store, n_views = open_store(backbone, source, views, recorder, folder), len(views)
 
     def fill() -> None:
-        own = _pieces(store.rows, each)[ranks.rank :: ranks.size]
-        parts = [(store.part(a, b), range(a // each, b // each)) for a, b in own]
+        pieces = _pieces(store.rows, n_views)[ranks.rank :: ranks.size]
+        parts = [(store.part(a, b), range(a // n_views, b // n_views)) for a, b in pieces]
         done = sum(part.done for part, _ in parts)
         with progress(description, sum(part.rows for part, _ in parts), done) as advance:
             for part, images in parts:
@@ -90,7 +90,7 @@ def _fill_on_all(
                     fill_store(part, backbone, source.subset(images), views, recorder, batch_size, advance)
 
     def join() -> None:
-        store.join([store.part(start, stop) for start, stop in _pieces(store.rows, each)])
+        store.join([store.part(start, stop) for start, stop in _pieces(store.rows, n_views)])
 
     if not store.complete:
         ranks.run_on_all(fill, description)
@@ -101,13 +101,13 @@ def _fill_on_all(
 
 
 def _pieces(rows: int, views: int) -> list[tuple[int, int]]:
-    """Ranges of rows of whole images, the same for any number of ranks."""
+    """Ranges of rows, each of whole images; the same for any number of ranks."""
     images = rows // views
     step = max(1, -(-images // _PIECES)) * views
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-BATCH, GPU_BATCH = 32, 256  # views per call of the backbone: more gain nothing, and take memory
+BATCH, GPU_BATCH = 32, 256  # views per call of the backbone; larger batches are no faster
 _CHUNK = 4096
 
 
@@ -130,13 +130,13 @@ class FeatureCache:
 
     @property
     def summary_shape(self) -> tuple[int, ...]:
-        """Shape of one row's summary."""
+        """Shape of the summary in one row."""
         return tuple(self.store.arrays["summary"].shape[1:])
 
     def summaries(self, rows: NDArray[np.int64]) -> Float[Tensor, "n ..."]:
-        """The head's input for these rows (n, *head.summary_shape), float32."""
+        """The head's input for these rows, (n, *head.summary_shape) float32."""
         stored = torch.from_numpy(self.store.arrays["summary"][rows])
-        # NumPy has no bfloat16: the numbers are stored as integers of the same bits.
+        # NumPy lacks bfloat16, which is stored as int16 with the same bits.
         return (stored.view(torch.bfloat16) if stored.dtype == torch.int16 else stored).float()
 
     @property
@@ -146,17 +146,17 @@ class FeatureCache:
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """(rows,) False if the image could not be used."""
+        """(rows,) False if the image is unusable."""
         return self.store.arrays["valid"]
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """(rows,) identity of each row, -1 unknown."""
+        """(rows,) identity of each row, -1 if unknown."""
         return np.repeat(self.source.labels, len(self.views))
 
     @property
     def skipped(self) -> dict[str, str]:
-        """Reason by key of every image that could not be used."""
+        """Reason by key of every unusable image."""
         return dict(self.store.notes["skipped"])
 
     def keys(self, rows: NDArray[np.int64]) -> list[str]:
@@ -164,17 +164,17 @@ class FeatureCache:
         return [self.source.keys[row // len(self.views)] for row in rows]
 
     def log_kappa(self, head: ConfidenceHead) -> NDArray[np.float32]:
-        """(rows,) log kappa, as `ConfidenceHead.to_log_kappa` computes it from the outputs."""
+        """Log kappa (rows,) of a head, computed by `ConfidenceHead.to_log_kappa`."""
         log_kappa: NDArray[np.float32] = head.to_log_kappa(torch.from_numpy(self.outputs(head))).numpy()
         return log_kappa
 
     def outputs(self, head: ConfidenceHead) -> NDArray[np.float32]:
-        """Output of a head for every row, (rows,) or (rows, outputs); 0 if the image could not be used."""
+        """Output of a head for every row, (rows,) or (rows, outputs); 0 if the image is unusable."""
         shape = (len(self),) if head.outputs == 1 else (len(self), head.outputs)
         outputs, device = np.zeros(shape, np.float32), next(head.parameters()).device
         head.eval()
         rows = np.flatnonzero(self.valid)
-        # In parts: the summaries of a linear head, in float32, may exceed the memory.
+        # In chunks: the float32 summaries of a linear head may exceed the memory.
         with torch.no_grad(), float32_arithmetic("float32", device):
             for part in np.array_split(rows, max(1, len(rows) // _CHUNK)):
                 outputs[part] = head(self.summaries(part).to(device)).cpu().numpy()
@@ -186,7 +186,7 @@ class FeatureCache:
 
 
 class _KeepSummary:
-    """Recorder: the head's parameter-free summary in a smaller type, and the direction."""
+    """Recorder of the head's summary in a compact dtype, and of the direction."""
 
     def __init__(self, head: ConfidenceHead, dim: int, dtype: str) -> None:
         self._head, self._dtype = head, getattr(torch, dtype)
@@ -199,11 +199,11 @@ class _KeepSummary:
         return {"summary": stored, "mu": output.mu, "norm": output.norm}
 
     def check(self, columns: dict[str, NDArray[Any]]) -> None:
-        # float16 ends at 65504, bfloat16 does not, but it has 8 bits instead of 11.
+        # float16 overflows at 65504; bfloat16 has the range of float32, but 8 significant bits instead of 11.
         if not bool(torch.isfinite(torch.from_numpy(columns["summary"]).view(self._dtype)).all()):
             raise ModelError(
-                f"{self._head.kind} head: summaries reach beyond {torch.finfo(self._dtype).max:g}, the "
-                f"largest {str(self._dtype).removeprefix('torch.')}; set features.dtype to bfloat16"
+                f"{self._head.kind} head: summaries exceed {torch.finfo(self._dtype).max:g}, the largest "
+                f"{str(self._dtype).removeprefix('torch.')}; set features.dtype to bfloat16"
             )
 
 
@@ -214,7 +214,7 @@ def cache_columns(head: ConfidenceHead, dim: int, dtype: str = "float16") -> dic
 
 
 def cache_bytes(head: ConfidenceHead, dim: int, rows: int, dtype: str = "float16") -> int:
-    """Size on disk of a cache of so many rows; the maps of a linear head need most."""
+    """Size on disk of a cache with this number of rows; the feature maps of a linear head need the most."""
     return RowStore.bytes_needed(rows, {**FACTS, **cache_columns(head, dim, dtype)})
 
 
@@ -229,14 +229,15 @@ def build_cache(
     dtype: str = "float16",
     ranks: Ranks | None = None,
 ) -> FeatureCache:
-    """One resumable pass of the backbone over every view; a finished cache of the same content is reused.
+    """Run the backbone once over every view, resumably; a finished cache with the same content is reused.
 
     Args:
         backbone: frozen.
-        head: only its parameter-free `pool_features` is used: heads of one kind and size share a cache.
+        head: only its `pool_features`, which has no parameters, is used: heads of one kind and size share a
+            cache.
         source: aligned crops.
-        views: the first one clean, as from `spherecf.data.training_views`.
-        folder: of the cache; its size is reserved before the first image.
+        views: the first one must be clean, as from `spherecf.data.training_views`.
+        folder: of the cache; its disk space is reserved before the first image.
         batch_size: views per call of the backbone; None for 32 on the CPU, 256 on a GPU.
         dtype: of the summaries on disk: "float16", "bfloat16" or "float32".
         ranks: that share the work; all must see ``folder``.

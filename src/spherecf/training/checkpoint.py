@@ -1,4 +1,4 @@
-"""Checkpoints: one folder per saved step, written by all ranks, complete or absent."""
+"""Checkpoints: one folder per saved step, written by all ranks, and atomic: complete or absent."""
 
 import hashlib
 import json
@@ -21,25 +21,25 @@ from spherecf.training.distributed import Ranks
 
 FOLDER = "checkpoints"
 _COMMON = "common.pt"
-_OF_A_RANK = ("own", "shard")
-_PART, _OLD, _GONE = ".part", ".old", ".gone"  # endings of folders that are no checkpoints, yet or any more
-_PATIENCE = 60.0  # seconds, after an error, for the files of other ranks
+_RANK_KEYS = ("own", "shard")
+_PART, _OLD, _DELETED = ".part", ".old", ".gone"  # suffixes of incomplete, replaced and deleted checkpoints
+_MAX_WAIT = 60.0  # seconds to wait, after an error, for the files of other ranks
 
 
 def identity_of(facts: Mapping[str, Any]) -> str:
-    """Hash of the settings and data that a state belongs to."""
+    """Hash of the settings and data that a checkpoint depends on."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as one rank needs it.
+    """A checkpoint as loaded by one rank.
 
     Attributes:
-        step: global step after which it was saved.
+        step: number of steps before it was saved.
         common: state that is the same on all ranks.
-        private: state of this rank alone; None if the number of ranks has changed.
-        shard: this rank's rows of the sharded tensors, by name, whatever the number of ranks that saved them.
+        private: state of this rank; None if the number of ranks has changed.
+        shard: this rank's rows of the sharded tensors, by name, for any number of ranks that saved them.
     """
 
     step: int
@@ -49,17 +49,17 @@ class Checkpoint:
 
 
 class CheckpointWriter:
-    """Writes checkpoints by a thread, from a copy in the processor's memory, while training goes on.
+    """Writes checkpoints in a thread, from a copy in CPU memory, while training continues.
 
-    One is under way at most. All ranks call `save` and `wait` together; the threads use no collectives, which
-    would get between those of the training. At the end of a ``with`` block, also after an error, the
-    checkpoint under way is completed.
+    At most one checkpoint is written at a time. All ranks call `save` and `wait` together. The threads use no
+    collectives, which would interfere with those of the training. At the end of a ``with`` block, also after
+    an error, the pending checkpoint is completed.
 
     Args:
-        folder: of the run, seen by all ranks.
+        folder: of the run, which all ranks must see.
         identity: of the run.
-        ranks: that write it.
-        keep: number of newest checkpoints of this run that remain.
+        ranks: that write together.
+        keep: number of checkpoints of this run to keep.
     """
 
     def __init__(self, folder: Path, identity: str, ranks: Ranks, keep: int = 2) -> None:
@@ -68,7 +68,7 @@ class CheckpointWriter:
         self._abandoned = threading.Event()
         self._written: Future[None] | None = None  # this rank's files
         self._renamed: Future[None] | None = None  # on rank 0: the folder of all ranks' files
-        ranks.run_on_main(lambda: _tidy(folder, identity, keep), "looking for checkpoints")
+        ranks.run_on_main(lambda: _clean_up(folder, identity, keep), "looking for checkpoints")
 
     def save(
         self,
@@ -78,39 +78,40 @@ class CheckpointWriter:
         private: Mapping[str, Any],
         shard: Mapping[str, Tensor],
     ) -> None:
-        """Begin a checkpoint, after the one before it is complete.
+        """Start writing a checkpoint, once the previous one is complete.
 
         Args:
-            common: gives the state that is the same on all ranks; called on rank 0.
+            step: number of steps so far.
+            common: returns the state that is the same on all ranks; called on rank 0.
             private: state of this rank.
             shard: this rank's rows of the sharded tensors, by name, and scalars.
 
         Raises:
-            StorageError, RankError: as in `wait`, of the one before, or the folder cannot be created.
+            StorageError, RankError: as `wait`, for the previous checkpoint, or the folder cannot be created.
         """
         self.wait()
         ranks, target = self._ranks, self._folder / FOLDER / f"{step:09d}-{self._identity[:8]}"
-        # All ranks write into a hidden folder; when all are done, renaming it makes the checkpoint exist.
-        temporary = _aside(target, _PART)
-        ranks.run_on_main(lambda: _new(temporary), "saving a checkpoint")
-        files: dict[str, Any] = {_name(ranks.rank, ranks.size): {"own": private, "shard": shard}}
+        # All ranks write into a hidden folder; renaming it, when all are done, creates the checkpoint.
+        temporary = _hidden_path(target, _PART)
+        ranks.run_on_main(lambda: _create_folder(temporary), "saving a checkpoint")
+        files: dict[str, Any] = {_rank_file_name(ranks.rank, ranks.size): {"own": private, "shard": shard}}
         if ranks.is_main:
             files[_COMMON] = {"identity": self._identity, "step": step, **common()}
-        copies = _copy(files)
+        copies = _copy_to_cpu(files)
         self._written = self._thread.submit(_write_files, temporary, copies)
         if ranks.is_main:
             self._renamed = self._thread.submit(self._rename, self._written, temporary, target)
 
     @property
     def failed(self) -> bool:
-        """Whether this rank could not write; `wait` says why."""
+        """Whether this rank failed to write; `wait` raises the reason."""
         return self._written is not None and self._written.done() and self._written.exception() is not None
 
     def wait(self) -> None:
-        """Until the checkpoint under way, if there is one, is complete.
+        """Wait until the pending checkpoint, if any, is complete.
 
         Raises:
-            StorageError: the disk is full; the checkpoint before this one is intact.
+            StorageError: the disk is full; the previous checkpoint is intact.
             RankError: another rank could not write.
         """
         if self._written is None:
@@ -124,37 +125,37 @@ class CheckpointWriter:
         self._written = self._renamed = None
 
     def _rename(self, written: Future[None], temporary: Path, target: Path) -> None:
-        # Files appear whole, so a checkpoint is complete when those of all ranks are there.
-        names = [_name(rank, self._ranks.size) for rank in range(self._ranks.size)]
+        # Files are written atomically: the checkpoint is complete when the files of all ranks exist.
+        names = [_rank_file_name(rank, self._ranks.size) for rank in range(self._ranks.size)]
         while written.exception() or not all((temporary / name).exists() for name in names):
             if written.exception() or self._abandoned.wait(0.1):
                 shutil.rmtree(temporary, ignore_errors=True)
                 return
-        # No folder is deleted in part under the name of a checkpoint: it is renamed first. Older ones go once
-        # the newest is on the disk.
+        # Rename a folder before deleting it: a partly deleted one must not look like a checkpoint. Delete
+        # older checkpoints once the newest is on the disk.
         try:
             if target.exists():
-                target.rename(_aside(target, _OLD))
+                target.rename(_hidden_path(target, _OLD))
             temporary.rename(target)
             sync_folder(target.parent)
-            _tidy(self._folder, self._identity, self._keep)
+            _clean_up(self._folder, self._identity, self._keep)
         except OSError as error:
             raise StorageError(
-                f"{target}: cannot be written ({error.strerror}); the checkpoint before it is intact"
+                f"{target}: cannot be written ({error.strerror}); the previous checkpoint is intact"
             ) from error
 
     def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._end(_PATIENCE)
+        self._end(_MAX_WAIT)
 
-    def _end(self, patience: float) -> None:
-        """Complete what is under way; ranks that are gone are waited for ``patience`` seconds."""
+    def _end(self, max_wait: float) -> None:
+        """Complete the pending checkpoint, waiting at most ``max_wait`` seconds for other ranks."""
         if self._written is not None:
             self._written.exception()
         if self._renamed is not None:
-            wait([self._renamed], patience)
+            wait([self._renamed], max_wait)
         self._abandoned.set()
         self._thread.shutdown()
 
@@ -162,16 +163,19 @@ class CheckpointWriter:
 def load_checkpoint(
     folder: Path, identity: str, ranks: Ranks, rows: slice | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint of a run, or None if it has none.
+    """Load the newest checkpoint of a run; None if there is none.
 
     Args:
+        folder: of the run.
+        identity: of the run.
+        ranks: that load together.
         rows: this rank's rows of the sharded tensors; None if there are none.
 
     Raises:
         FileFormatError: a file is damaged.
     """
-    newest = next(iter(_saved(folder, identity)), None)
-    # Rank 0 decides: on a network file system others may not see the newest folder yet.
+    newest = next(iter(_checkpoints(folder, identity)), None)
+    # Rank 0 decides for all: on a network file system other ranks may not see the newest folder yet.
     path = ranks.broadcast_object(newest)
     if path is None:
         return None
@@ -179,24 +183,24 @@ def load_checkpoint(
 
 
 def load_sharded(folder: Path, identity: str, name: str) -> Tensor:
-    """All rows of one sharded tensor, from the newest checkpoint of a run.
+    """Load all rows of a sharded tensor from the newest checkpoint of a run.
 
     Raises:
-        FileFormatError: there is no such checkpoint, or it is damaged.
+        FileFormatError: there is no checkpoint, or it is damaged.
     """
-    saved = _saved(folder, identity)
+    saved = _checkpoints(folder, identity)
     if not saved:
         raise FileFormatError(folder / FOLDER, "expected a checkpoint of this run, found none.")
-    return torch.cat([_read(path, *_OF_A_RANK)["shard"][name] for path in _rank_files(saved[0])])
+    return torch.cat([_read(path, *_RANK_KEYS)["shard"][name] for path in _rank_files(saved[0])])
 
 
 def _load(path: Path, identity: str, ranks: Ranks, rows: slice | None) -> Checkpoint | None:
     common = _read(path / _COMMON, "identity", "step")
-    if common.pop("identity") != identity:  # the folder's name has its first eight digits only
+    if common.pop("identity") != identity:  # the folder's name has only its first eight digits
         return None
     files = _rank_files(path)
-    private = _read(files[ranks.rank], *_OF_A_RANK)["own"] if len(files) == ranks.size else None
-    return Checkpoint(common.pop("step"), common, private, _join(files, rows))
+    private = _read(files[ranks.rank], *_RANK_KEYS)["own"] if len(files) == ranks.size else None
+    return Checkpoint(common.pop("step"), common, private, _join_shards(files, rows))
 
 
 def _rank_files(path: Path) -> list[Path]:
@@ -204,33 +208,33 @@ def _rank_files(path: Path) -> list[Path]:
     present = sorted(path.glob("rank-*-of-*.pt"))
     sizes = [int(count) for file in present if (count := file.stem.split("-")[-1]).isdecimal()]
     size = min(sizes[:1], default=1)
-    files = [path / _name(rank, size) for rank in range(size)]
+    files = [path / _rank_file_name(rank, size) for rank in range(size)]
     if missing := [file.name for file in files if file not in present]:
         raise FileFormatError(
             path,
             f"incomplete: {', '.join(missing)} is missing.",
-            "Do all ranks see this folder? Or delete it.",
+            "Check that all ranks see this folder, or delete it.",
         )
     return files
 
 
-def _aside(checkpoint: Path, ending: str) -> Path:
+def _hidden_path(checkpoint: Path, ending: str) -> Path:
     return checkpoint.with_name(f".{checkpoint.name}{ending}")
 
 
-def _tidy(folder: Path, identity: str, keep: int) -> None:
-    """Keep the newest checkpoints; delete what a killed process left, restore what it had set aside."""
+def _clean_up(folder: Path, identity: str, keep: int) -> None:
+    """Delete old checkpoints and the remains of a killed process; restore a checkpoint it was replacing."""
     for hidden in (folder / FOLDER).glob(".*"):
         checkpoint = hidden.with_name(hidden.stem.removeprefix("."))
         if hidden.suffix == _OLD and not checkpoint.exists():
             hidden.rename(checkpoint)
-        elif hidden.suffix in (_PART, _OLD, _GONE):
+        elif hidden.suffix in (_PART, _OLD, _DELETED):
             shutil.rmtree(hidden, ignore_errors=True)
-    for old in _saved(folder, identity)[keep:]:
-        shutil.rmtree(old.rename(_aside(old, _GONE)), ignore_errors=True)
+    for old in _checkpoints(folder, identity)[keep:]:
+        shutil.rmtree(old.rename(_hidden_path(old, _DELETED)), ignore_errors=True)
 
 
-def _new(folder: Path) -> None:
+def _create_folder(folder: Path) -> None:
     try:
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
@@ -240,24 +244,25 @@ def _new(folder: Path) -> None:
         ) from error
 
 
-def _saved(folder: Path, identity: str) -> list[Path]:
+def _checkpoints(folder: Path, identity: str) -> list[Path]:
     """Complete checkpoints of a run, newest first."""
     return sorted((folder / FOLDER).glob(f"[0-9]*-{identity[:8]}"), reverse=True)
 
 
-def _name(rank: int, size: int) -> str:
+def _rank_file_name(rank: int, size: int) -> str:
     return f"rank-{rank}-of-{size}.pt"
 
 
-def _copy(value: Any) -> Any:
-    """A copy that later steps do not change, its tensors in the processor's memory."""
+def _copy_to_cpu(value: Any) -> Any:
+    """A copy that later steps do not modify, with its tensors in CPU memory."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        twin = copy(value) if isinstance(value, dict) else dict(value)  # a state dictionary has attributes
-        twin.update({name: _copy(item) for name, item in value.items()})
-        return twin
-    return type(value)(map(_copy, value)) if isinstance(value, list | tuple) else value
+        # `copy` keeps the attributes of a state dictionary.
+        copied = copy(value) if isinstance(value, dict) else dict(value)
+        copied.update({name: _copy_to_cpu(item) for name, item in value.items()})
+        return copied
+    return type(value)(map(_copy_to_cpu, value)) if isinstance(value, list | tuple) else value
 
 
 def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
@@ -266,33 +271,33 @@ def _write_files(folder: Path, files: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path, *names: str) -> dict[str, Any]:
-    """The content of a file, which must have these names."""
+    """The content of a file, which must have these keys."""
     try:
-        # Not mapped: the file may be deleted while what was read is still in use.
+        # Not memory-mapped: the file may be deleted while its content is still in use.
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch.load: pickle and zip errors of many classes, with advice to execute the file
+    except Exception:  # torch.load raises many classes of pickle and zip errors, with unsafe advice
         content = None
     if not isinstance(content, dict) or not set(names) <= set(content):
         raise FileFormatError(
             path,
-            f"damaged: expected what this run saved, it is {describe_content(path)}.",
-            f"Delete {path.parent} to go on from the previous checkpoint, or from the start.",
+            f"damaged: expected a file saved by this run, it is {describe_content(path)}.",
+            f"Delete {path.parent} to resume from the previous checkpoint, or from the start.",
         )
     return content
 
 
-def _join(files: Sequence[Path], wanted: slice | None) -> dict[str, Tensor]:
-    """The wanted rows of the sharded tensors, as contiguous shards in rank order hold them, and scalars."""
-    if wanted is None:
+def _join_shards(files: Sequence[Path], selected: slice | None) -> dict[str, Tensor]:
+    """Selected rows of the sharded tensors, from contiguous shards in rank order, and scalars."""
+    if selected is None:
         return {}
     pieces: dict[str, list[Tensor]] = {}
     begin = 0  # first row of the current file's shard
     for path in files:
-        shard = _read(path, *_OF_A_RANK)["shard"]
+        shard = _read(path, *_RANK_KEYS)["shard"]
         rows = len(shard["weight"])
         for name, value in shard.items():
             if value.ndim:
-                value = value[max(wanted.start - begin, 0) : max(wanted.stop - begin, 0)]
+                value = value[max(selected.start - begin, 0) : max(selected.stop - begin, 0)]
             pieces.setdefault(name, []).append(value)
         begin += rows
     return {

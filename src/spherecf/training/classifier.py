@@ -1,4 +1,4 @@
-"""The classifier of stage 1: one prototype per identity, sharded over ranks, all or a sample in each step."""
+"""The classifier of stage 1: one prototype per identity, sharded over ranks, with optional sampling."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,11 +13,17 @@ from spherecf.training.config import OptimizerSettings
 from spherecf.training.distributed import Ranks, gather_rows
 from spherecf.training.optim import RowOptimizer, make_optimizer
 
-_BLOCK = 1024  # prototypes per seed: the same numbers for any number of ranks, without drawing them all
+_BLOCK = 1024  # prototypes per seed: a rank draws only its blocks, with values independent of the ranks
 
 
 class MarginLoss(NamedTuple):
-    """``backward``: this rank's share; ``value``: the batch's loss; ``cosine``: mean, to the true class."""
+    """Loss of a batch, as scalars on the device.
+
+    Attributes:
+        backward: this rank's share of the loss.
+        value: the loss over all ranks.
+        cosine: mean cosine to the true class.
+    """
 
     backward: Tensor
     value: Tensor
@@ -25,29 +31,30 @@ class MarginLoss(NamedTuple):
 
 
 class ShardedClassifier:
-    """Margin softmax over any number of identities; rank r holds and updates the r-th part of the prototypes.
+    """Margin softmax over any number of identities; rank r updates the r-th share of the prototypes.
 
-    Every rank gathers the batch's embeddings and computes their cosines to its prototypes; the softmax is
-    normalised over ranks by a maximum and two sums of one number per sample (X. An et al., "Partial FC",
-    ICCV workshops 2021). With ``sample_rate`` q < 1 a step uses the batch's identities, and each other one
-    with probability q. The sample depends on seed, step and identity alone, so it is the same for any number
-    of ranks, and so is the loss.
+    Every rank gathers the batch's embeddings and computes their cosines to its prototypes. The softmax is
+    normalised over ranks with a maximum and two sums of one number per sample (X. An et al., "Partial FC",
+    ICCV workshops 2021). With ``sample_rate`` q < 1, a step uses the identities of the batch and every other
+    identity with probability q. The sample depends only on seed, step and identity, so that sample and loss
+    are the same for any number of ranks.
 
-    On a GPU, and wherever the logits are more than one block, the loss is `blockwise_losses`: the logits are
-    not stored, and no step waits for the device.
+    On a GPU, and if the logits need more than one block, the loss is computed by `blockwise_losses`: logits
+    are not stored, and no step waits for the device.
 
     Args:
-        identities: number, of the whole data set.
-        dim: of the embedding.
-        margin: changes the cosines; its parameters and buffers are replicated.
+        identities: number of identities in the data set.
+        dim: dimension of the embedding.
+        margin: applied to the cosines; its parameters and buffers are replicated.
         ranks: over which the prototypes are sharded.
-        optimizer: settings; the prototypes have their own optimizer, over the rows that a step uses.
+        optimizer: settings; the prototypes have a separate optimizer of the rows used in a step.
         sample_rate: q, in (0, 1].
         seed: of initial prototypes and samples.
-        products: torch.bfloat16 rounds the factors of the products over identities, summed in float32.
+        products: torch.bfloat16 rounds the factors of the products over identities, which are summed in
+            float32.
 
     Raises:
-        InputError: ``sample_rate`` out of range, or fewer identities than ranks, or than two.
+        InputError: ``sample_rate`` out of range, fewer identities than ranks, or fewer than two.
     """
 
     def __init__(
@@ -62,7 +69,7 @@ class ShardedClassifier:
         products: torch.dtype = torch.float32,
     ) -> None:
         if not 0 < sample_rate <= 1:
-            raise InputError(f"sample_rate must lie in (0, 1], got {sample_rate}")
+            raise InputError(f"sample_rate must be in (0, 1], got {sample_rate}")
         if identities < max(2, ranks.size):
             raise InputError(
                 f"a classifier over {ranks.size} ranks needs {max(2, ranks.size)} identities or more, got "
@@ -73,24 +80,24 @@ class ShardedClassifier:
         part = ranks.share(identities)
         self.first, self.last = part.start, part.stop
         weight = initial_prototypes(identities, dim, seed, part).to(ranks.device)
-        # torch's updates that are not fused copy the gradient, which is as large as the prototypes.
-        of_rows = replace(optimizer, fused=optimizer.fused or weight.is_cuda)
-        self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, of_rows))
-        # What a margin learns is a bias or a scale: it must not decay towards 0.
+        # Updates of torch that are not fused copy the gradient, which is as large as the prototypes.
+        row_settings = replace(optimizer, fused=optimizer.fused or weight.is_cuda)
+        self.rows = RowOptimizer(weight, lambda parameters: make_optimizer(parameters, row_settings))
+        # No weight decay for a margin's parameters, which are biases or scales.
         parameters = list(margin.parameters())
         undecayed = replace(optimizer, weight_decay=0.0)
         self.margin_optimizer = make_optimizer(parameters, undecayed) if parameters else None
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of the prototypes, and of the margin if it has parameters."""
+        """The optimizers of the prototypes and, if it has parameters, of the margin."""
         return [self.rows.optimizer, *([self.margin_optimizer] if self.margin_optimizer else [])]
 
     def begin(self, labels: Tensor, step: int) -> Tensor | None:
-        """Select the prototypes of this step, by the labels (n,) of the whole batch.
+        """Select the prototypes of this step, given the labels (n,) of the global batch.
 
         Returns:
-            (m,) this rank's rows, ascending; None for all.
+            This rank's rows (m,), ascending; None for all rows.
         """
         rows = None if self.sample_rate == 1 else self._sample(labels, step)
         self.rows.select_rows(rows)
@@ -98,11 +105,11 @@ class ShardedClassifier:
 
     def _sample(self, labels: Tensor, step: int) -> Tensor:
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
-        # Every rank draws for all identities, so that the sample does not depend on how they are sharded.
+        # Every rank draws for all identities, so that the sample does not depend on the sharding.
         sampled = torch.rand(self.identities, generator=generator) < self.sample_rate
         sampled[labels.cpu()] = True
         rows = torch.nonzero(sampled[self.first : self.last]).flatten()
-        # From pinned memory the copy does not wait for what the GPU has still to do.
+        # A copy from pinned memory does not wait for the work queued on the GPU.
         rows = rows.pin_memory() if self.ranks.device.type == "cuda" else rows
         return rows.to(self.ranks.device, non_blocking=True)
 
@@ -110,37 +117,37 @@ class ShardedClassifier:
         """Loss of a (micro-)batch, averaged over its samples.
 
         Args:
-            embedding: raw, of this rank's samples (n_r, dim).
+            embedding: raw embeddings of this rank's samples (n_r, dim).
             labels: of this rank's samples (n_r,).
-            rows: what `begin` returned.
+            rows: as returned by `begin`.
         """
         ranks, prototypes = self.ranks, self.rows.active  # this rank's c prototypes of the step
         gathered = gather_rows(embedding.float(), ranks, replicated=False)  # (n, dim), of all ranks
         columns = self._columns(ranks.gather(labels), rows)  # (n,)
-        # By sizes that all ranks share, as their collectives must agree.
-        largest = -(-self.identities // ranks.size)
-        few = largest <= rows_per_block(len(gathered), gathered.shape[1], ranks.device)
-        if few and ranks.device.type == "cpu" and self._products == torch.float32:
-            return self._whole(gathered, columns)
+        # Decided by the largest shard, so that all ranks take the same path and their collectives agree.
+        max_shard = -(-self.identities // ranks.size)
+        one_block = max_shard <= rows_per_block(len(gathered), gathered.shape[1], ranks.device)
+        if one_block and ranks.device.type == "cpu" and self._products == torch.float32:
+            return self._single_block_loss(gathered, columns)
         losses, cosine = blockwise_losses(
             gathered, prototypes, columns, self.margin, self._products, ranks.sum_, ranks.max_
         )
         return MarginLoss(losses.mean(), losses.detach().mean(), cosine.mean())
 
     def _columns(self, labels: Tensor, rows: Tensor | None) -> Tensor:
-        """Column of each sample's own prototype among this rank's of the step (n,), -1 on other ranks."""
+        """Column (n,) of each sample's true prototype among this rank's rows of the step, else -1."""
         local = labels - self.first
-        here = (labels >= self.first) & (labels < self.last)
-        return torch.where(here, local if rows is None else torch.searchsorted(rows, local), -1)
+        is_local = (labels >= self.first) & (labels < self.last)
+        return torch.where(is_local, local if rows is None else torch.searchsorted(rows, local), -1)
 
-    def _whole(self, gathered: Tensor, columns: Tensor) -> MarginLoss:
-        """The loss by all logits at once, where they are few: small runs keep the numbers they always had."""
+    def _single_block_loss(self, gathered: Tensor, columns: Tensor) -> MarginLoss:
+        """The loss from all logits at once, if they are few; the numbers of small runs thus never changed."""
         ranks, margin = self.ranks, self.margin
         norm = torch.linalg.vector_norm(gathered, dim=1)  # (n,)
         cosine = normalize(gathered) @ normalize(self.rows.active).T  # (n, c)
 
-        # A sample's own prototype is on one rank; all ranks need that cosine, for the margin's statistics and
-        # for margins that treat the other classes by it. It carries no gradient.
+        # The true prototype of a sample is on one rank, but all ranks need its cosine, for the margin's
+        # statistics and for margins whose other logits depend on it. It carries no gradient.
         samples = torch.nonzero(columns >= 0).flatten()  # (m,)
         columns = columns[samples]  # (m,)
         target_cosine = cosine[samples, columns]  # (m,)
@@ -156,7 +163,7 @@ class ShardedClassifier:
             target = margin.target(target_cosine, norm[samples])  # (m,)
             logits = margin.others(cosine, true_cosine).index_put((samples, columns), target)  # (n, c)
             losses = _cross_entropy(logits, samples, columns, margin.scale, ranks)  # (n,)
-            # The penalty is added on the rank that holds the identity, so that it counts once in the sum.
+            # Only the rank with the true prototype adds the penalty, so that it counts once in the sum.
             penalty = margin.penalty(norm)[samples].sum() / len(gathered)
             backward = losses.mean() + penalty
             value = losses.detach().mean() + ranks.sum_(penalty.detach().clone())
@@ -165,7 +172,7 @@ class ShardedClassifier:
     def _binary(
         self, cosine: Tensor, target_cosine: Tensor, norm: Tensor, samples: Tensor, columns: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # One binary loss per sample and class: a sum over this rank's classes, no softmax to normalise.
+        # One binary loss per sample and class: a sum over this rank's classes, without a softmax.
         negative = self.margin.negative(cosine)  # (n, c)
         negative = negative.index_put((samples, columns), torch.zeros_like(target_cosine))
         part = (negative.sum() + self.margin.positive(target_cosine, norm[samples]).sum()) / len(cosine)
@@ -182,7 +189,7 @@ class ShardedClassifier:
         self.rows.write_back()
 
     def state(self) -> dict[str, Any]:
-        """The replicated state, that of the margin."""
+        """The replicated state, which is that of the margin."""
         optimizer = None if self.margin_optimizer is None else self.margin_optimizer.state_dict()
         return {"margin": self.margin.state_dict(), "margin_optimizer": optimizer}
 
@@ -194,7 +201,7 @@ class ShardedClassifier:
 
 
 def initial_prototypes(identities: int, dim: int, seed: int, part: slice | None = None) -> Tensor:
-    """Normal numbers of deviation 0.01 (identities, dim), or the rows ``part`` of them."""
+    """Normally distributed prototypes (identities, dim) of standard deviation 0.01, or the rows ``part``."""
     part = part or slice(0, identities)
     blocks = []
     for block in range(part.start // _BLOCK, -(-part.stop // _BLOCK)):
@@ -215,8 +222,8 @@ def _cross_entropy(logits: Tensor, samples: Tensor, columns: Tensor, scale: floa
 class _ShardedCrossEntropy(torch.autograd.Function):
     """-log softmax of the true class (n,), from this rank's columns of scale * logits (n, c).
 
-    Sample i's true class is column ``columns[j]`` of the rank that has ``samples[j] == i``. One pass over the
-    logits, in place: the gradient ``softmax - onehot`` is all that is kept for the backward pass.
+    The true class of sample i is column ``columns[j]`` of the rank on which ``samples[j] == i``. The softmax
+    is computed in place; only its gradient ``softmax - onehot`` is saved for the backward pass.
     """
 
     @staticmethod
@@ -224,14 +231,14 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         ctx: Any, logits: Tensor, samples: Tensor, columns: Tensor, scale: float, ranks: Ranks
     ) -> Tensor:
         maximum = logits.new_full((len(logits),), -torch.inf)
-        if logits.shape[1]:  # a rank may have sampled no class
+        if logits.shape[1]:  # a rank's sample may be empty
             maximum = logits.amax(1)
         ranks.max_(maximum)  # (n,), so that exp does not overflow
         p = logits.sub(maximum[:, None]).mul_(scale)  # (n, c)
         true = torch.zeros_like(maximum)
         true[samples] = p[samples, columns]
         p.exp_()
-        # One collective for both sums: the normaliser, and the true logit, which one rank has.
+        # One collective for both sums: the normaliser, and the true logit, which is on one rank.
         total, true = ranks.sum_(torch.stack([p.sum(1), true]))  # (n,), (n,)
         p.div_(total[:, None])
         p[samples, columns] -= 1

@@ -1,4 +1,4 @@
-"""`train_confidence`: stage 2, from a frozen recogniser and images of known people to a confidence model."""
+"""`train_confidence`, stage 2: train a confidence head on a frozen recogniser and labelled images."""
 
 import shutil
 from collections.abc import Sequence
@@ -44,11 +44,12 @@ from spherecf.training.heads import FitResult, Monitor, fit_head, make_objective
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """A finished pass over the training images, ready to fit any number of heads of one kind.
+    """Cached features of the training images, from which any number of heads of one kind can be fitted.
 
     Attributes:
         cache: features of every view.
-        facts: JSON-able facts for the record: data set, hash, views, counts, images left out and why.
+        facts: JSON-serialisable facts for the record: data set, hash, views, counts, and images left out with
+            the reason.
     """
 
     cache: FeatureCache
@@ -56,7 +57,7 @@ class TrainingData:
 
 
 def new_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
-    """A head for this backbone's map and the recipe's objective, the same for the same seed."""
+    """Create a head for a backbone's feature map and the recipe's objective; equal seeds give equal heads."""
     channels, height, width = backbone.feature_shape
     outputs = make_objective(config.loss, backbone.dim).outputs
     # The caller's random state is neither used nor changed.
@@ -68,7 +69,7 @@ def new_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHe
 
 @dataclass(frozen=True, eq=False)
 class TrainingSelection:
-    """The images to train on, their views, and the facts for the record."""
+    """The images to train on, their views, and facts for the record."""
 
     source: ImageSource
     views: Sequence[View]
@@ -76,16 +77,16 @@ class TrainingSelection:
 
     @classmethod
     def of(cls, source: ImageSource, config: ConfidenceConfig) -> "TrainingSelection":
-        """Images of known identity; for class means those of identities with two images or more.
+        """Select images with an identity; for class means, of identities with at least two images.
 
         Raises:
-            InputError: there are none.
+            InputError: no image is left.
         """
         selected = np.flatnonzero(source.labels >= 0)
         unknown = len(source) - len(selected)
         singletons: list[str] = []
         if not config.prototypes.file:
-            # A class mean of one image: without that image it is empty, with it the cosine is 1.
+            # The class mean of a single image is undefined without the image, and has cosine 1 with it.
             counts = np.bincount(source.labels[selected], minlength=1)
             single = counts[source.labels[selected]] < 2
             singletons = [source.keys[row] for row in selected[single].tolist()]
@@ -93,8 +94,8 @@ class TrainingSelection:
         if not len(selected):
             raise InputError(
                 f"{source.name}: nothing to learn from: of {len(source)} images {unknown} have no identity "
-                f"and {len(singletons)} are the only one of theirs; class means need two or more images of a "
-                "person, or give the classifier's weights as prototypes.file"
+                f"and {len(singletons)} are the only image of theirs; class means need two or more images "
+                "per person, or give the classifier's weights as prototypes.file"
             )
         settings = config.views
         views = training_views(
@@ -122,10 +123,18 @@ def prepare(
     batch_size: int | None = None,
     ranks: Ranks | None = None,
 ) -> TrainingData:
-    """The backbone's one pass over every view of every image to train on, into a cache on disk.
+    """Run the backbone once over every view of every training image, into a cache on disk.
 
-    With class means the only image of an identity has nothing to be compared with: such images are not
-    embedded, but counted and listed.
+    With class means, an identity's only image has no prototype: such images are not embedded, but counted and
+    listed in the record.
+
+    Args:
+        backbone: frozen.
+        source: labelled, aligned crops.
+        config: settings.
+        cache: folder of the cache.
+        batch_size: views per call of the backbone; None for 32 on the CPU, 256 on a GPU.
+        ranks: that share the work; a single process by default.
 
     Raises:
         InputError: no identity is known, or none has two images.
@@ -141,7 +150,7 @@ def prepare(
 
 
 def streams(backbone: FrozenBackbone, source: ImageSource, config: ConfidenceConfig, folder: Path) -> bool:
-    """Whether features are streamed rather than cached in ``folder``; reports the size of the cache."""
+    """Whether to stream features instead of caching them in ``folder``; prints the size of a cache."""
     settings = config.features
     if settings.finetune or settings.source == "stream":
         return True
@@ -149,19 +158,19 @@ def streams(backbone: FrozenBackbone, source: ImageSource, config: ConfidenceCon
     needed = cache_bytes(_meta_head(backbone, config), backbone.dim, len(source) * views, settings.dtype)
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
-    # A tenth stays free; a cache that exists has its space already.
+    # Leave a tenth of the disk's free space; an existing cache has its space already.
     fits = (folder / "state.json").exists() or needed < 0.9 * free
-    instead = settings.source == "auto" and not fits
+    stream = settings.source == "auto" and not fits
     console.print(
         f"features: at most {len(source)} images x {views} views, {needed / 2**30:.2f} GiB as a cache in "
-        f"{folder}, {free / 2**30:.1f} GiB are free" + ("; streaming instead" if instead else ""),
+        f"{folder}, {free / 2**30:.1f} GiB are free" + ("; streaming instead" if stream else ""),
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
-    return instead
+    return stream
 
 
 def _meta_head(backbone: FrozenBackbone, config: ConfidenceConfig) -> ConfidenceHead:
-    """A head on torch's meta device: shapes without weights."""
+    """A head on torch's meta device, with shapes but without weights."""
     with without_memory():
         return new_head(backbone, config)
 
@@ -179,7 +188,17 @@ def fit_confidence(
     ranks: Ranks | None = None,
     monitor: Monitor | None = None,
 ) -> ConfidenceModel:
-    """Fit a head on prepared data, and return the model with its record.
+    """Fit a head to prepared data; return the model with its training record.
+
+    Args:
+        backbone: with which the data were prepared.
+        data: from `prepare`.
+        config: settings.
+        folder: for checkpoints and logs; None to write neither.
+        prototypes: (identities, dim), unit, indexed by label; by default from the recipe's file, or class
+            means.
+        ranks: the processes that train together; a single one by default.
+        monitor: writes event files, or is called after each epoch.
 
     Raises:
         InputError: prototypes or identities that do not fit the data.
@@ -208,19 +227,19 @@ def train_confidence(
     ranks: Ranks | None = None,
     monitor: Monitor | None = None,
 ) -> ConfidenceModel:
-    """Train a confidence head for a recogniser: stage 2 of the sphere confidence face.
+    """Train a confidence head for a recogniser: stage 2 of Sphere Confidence Face.
 
-    With a cache the backbone sees every view once, then the head alone learns, in epochs over the cache, by
-    ``dL/dkappa = A_d(kappa) - cos(mu, prototype)`` (S. Li et al., CVPR 2021, section 3). With streaming the
-    backbone runs in every epoch, which needs no disk space, and may be fine-tuned (``features.finetune``).
-    After an interruption the same call resumes where it stopped and ends with the identical model.
+    With a cache, the backbone embeds every view once, and then only the head is trained, in epochs over the
+    cache, with the gradient ``dL/dkappa = A_d(kappa) - cos(mu, prototype)`` (S. Li et al., CVPR 2021, section
+    3). With streaming, the backbone runs in every epoch, which needs no disk space, and can be fine-tuned
+    (``features.finetune``). After an interruption the same call resumes and ends with the identical model.
 
     Args:
         backbone: from `FrozenBackbone.default`, `from_onnx`, `from_checkpoint` or `from_module`.
-        source: aligned crops of known people.
-        folder: gets ``confidence.safetensors``, ``history.jsonl`` and the checkpoints of the fit.
+        source: labelled, aligned crops.
+        folder: receives ``confidence.safetensors``, ``history.jsonl`` and checkpoints.
         config: settings, by default those of `ConfidenceConfig`.
-        cache: folder of the features, by default ``folder/cache``; several runs may share it.
+        cache: folder of the feature cache, by default ``folder/cache``; several runs may share it.
         batch_size: views per call of the backbone, for the cache; None for 32 on the CPU, 256 on a GPU.
         ranks: from `join_ranks`; a single process by default. All must see ``folder``.
         monitor: writes event files, or is called after each epoch.
@@ -230,16 +249,16 @@ def train_confidence(
 
     Raises:
         InputError: no images to train on, or prototypes that do not fit.
-        StorageError: not enough disk space; what is computed is kept.
+        StorageError: not enough disk space; finished work is kept.
         SpherecfError: the loss diverged.
     """
     config, ranks, folder = config or ConfidenceConfig(), ranks or Ranks(), Path(folder)
     cache = Path(cache or folder / "cache")
     prototypes = None
-    if config.prototypes.file:  # checked before the pass over all images, not after it
+    if config.prototypes.file:  # check them before the pass over all images
         prototypes = prototypes_for(source, config.prototypes.file)
         check_fit(prototypes, backbone.dim, source.labels)
-    # Rank 0 decides: the free space that ranks see may differ.
+    # Rank 0 decides for all, since the free disk space may differ between ranks.
     if ranks.broadcast_object(ranks.is_main and streams(backbone, source, config, cache)):
         model = _train_streaming(backbone, source, prototypes, folder, config, cache, ranks, monitor)
     else:
@@ -263,21 +282,21 @@ def _train_streaming(
 ) -> ConfidenceModel:
     selection = TrainingSelection.of(source, config)
     head = new_head(backbone, config)
-    given: Prototypes
+    lookup: Prototypes
     unusable: dict[str, str] = {}
     singletons: list[str] = []
     if prototypes is not None:
-        given = GivenPrototypes(selection.source, prototypes, backbone.dim)
+        lookup = GivenPrototypes(selection.source, prototypes, backbone.dim)
     else:
         leave_one_out = config.prototypes.leave_one_out
         means = mean_prototypes(backbone, selection.source, cache, leave_one_out, ranks)
-        given, unusable, singletons = means, means.skipped, means.singletons(selection.source)
-    tuning = config.features.finetune
-    # Prototypes remain those of the backbone before fine-tuning: targets that move too could collapse.
+        lookup, unusable, singletons = means, means.skipped, means.singletons(selection.source)
+    finetune = config.features.finetune
+    # Prototypes stay those of the backbone before fine-tuning: moving targets could collapse.
     features = StreamedFeatures(
-        backbone, head, selection.source, selection.views, given, config=config, ranks=ranks
+        backbone, head, selection.source, selection.views, lookup, config=config, ranks=ranks
     )
-    network = backbone.trainable() if tuning else None
+    network = backbone.trainable() if finetune else None
     with closing(features):
         result = fit_head(
             head, features, config, folder, ranks=ranks, identity=_identity(backbone, selection.facts),
@@ -288,7 +307,7 @@ def _train_streaming(
     facts = {**selection.facts, "used": used, "skipped": skipped, "single_image_identities": singletons}
     record = _record(config, facts, result, ranks)
     if network is not None:
-        # Reopened from its file, so that the model is that of a later `load`, with the file's hash.
+        # Reload it from its file, so that the model has the file's hash, as after `load`.
         path = folder / BACKBONE_FILE
         tuned = network
         ranks.run_on_main(

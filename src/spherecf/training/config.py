@@ -1,4 +1,4 @@
-"""Settings of both stages, read from a TOML recipe, and the schedule of the learning rate."""
+"""Settings of both stages, read from a TOML recipe, and the learning rate schedule."""
 
 import functools
 import json
@@ -20,8 +20,8 @@ from spherecf.losses import Variant
 T = TypeVar("T")
 Config = TypeVar("Config", bound="Recipe")
 
-_MAX_INTEGER = 2**53  # float64, and so JSON in most readers, holds every integer up to here
-# The wording of pydantic, in messages that begin with the name of a setting.
+_MAX_INTEGER = 2**53  # float64, and hence JSON in most readers, represents every integer up to this
+# Rewording of pydantic's messages, to follow the name of a setting.
 _WORDS = {
     "Input should be": "must be",
     "greater than or equal to": "at least",
@@ -32,10 +32,10 @@ _CONFIG = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def _settings(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose values pydantic checks; its constructor raises `InputError`."""
+    """Decorator: a frozen dataclass whose values pydantic validates; its constructor raises `InputError`."""
     model: Any = pydantic_dataclass(frozen=True, config=_CONFIG)(cls)
-    # Tables inside a mapping are built without this constructor, so that pydantic collects all mistakes of a
-    # recipe, each with its path.
+    # pydantic builds nested tables without this constructor, and so collects all errors of a recipe with
+    # their paths.
     construct = model.__init__
 
     @functools.wraps(construct)
@@ -50,37 +50,37 @@ def _settings(cls: type[T]) -> type[T]:
 
 
 def _problems(error: ValidationError, model: Any) -> str:
-    """Each mistake with the setting's name, what is expected and what came."""
+    """One line listing each error: the setting, the expected value and the given value."""
     texts = []
     for mistake in error.errors(include_url=False, include_context=False):
         *tables, key = mistake["loc"] or ("",)
         name, text = ".".join(map(str, (*tables, key))), mistake["msg"]
         if mistake["type"] == "unexpected_keyword_argument":
-            known = fields(functools.reduce(getattr, map(str, tables), model()))
-            texts.append(f"unknown setting {name}; known: {', '.join(item.name for item in known)}")
+            valid = fields(functools.reduce(getattr, map(str, tables), model()))
+            texts.append(f"unknown setting {name}; known: {', '.join(item.name for item in valid)}")
         elif mistake["type"] == "value_error":
             texts.append(f"{name}: {text}".replace("Value error, ", "").removeprefix(": "))
         else:
-            wanted = "must be a table" if mistake["type"] == "dataclass_type" else text
-            for word, ours in _WORDS.items():
-                wanted = wanted.replace(word, ours)
+            requirement = "must be a table" if mistake["type"] == "dataclass_type" else text
+            for phrase, replacement in _WORDS.items():
+                requirement = requirement.replace(phrase, replacement)
             try:
-                texts.append(f"{name} {wanted}, got {mistake['input']!r}")
-            except ValueError:  # Python prints no integer of more than 4300 digits
-                texts.append(f"{name} {wanted}")
+                texts.append(f"{name} {requirement}, got {mistake['input']!r}")
+            except ValueError:  # Python does not print integers of more than 4300 digits
+                texts.append(f"{name} {requirement}")
     return "; ".join(texts)
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """Options as JSON gives them back, since the record of a run holds them: no dates, no NaN."""
+    """Options after a round trip through JSON, since the run's record stores them: no dates, no NaN."""
     try:
-        plain: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
+        values: dict[str, Any] = json.loads(json.dumps(options, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"expected plain finite values: {error}") from error
-    return plain
+    return values
 
 
-# Strict: "3", 3.0 and true are no integers. A whole table cannot be strict, or it would refuse a mapping.
+# Strict: "3", 3.0 and true are not integers. A whole table cannot be strict: it would reject a mapping.
 _Bool = Annotated[bool, Field(strict=True)]
 _Integer = Annotated[int, Field(strict=True, ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
 _Float = Annotated[float, Field(strict=True)]
@@ -89,7 +89,17 @@ _Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 @_settings
 class ScheduleSettings:
-    """Learning rate over time, see `lr_factor`; ``warmup`` and ``step_size`` in epochs."""
+    """Learning rate schedule, see `lr_factor`.
+
+    Attributes:
+        name: the schedule.
+        warmup: epochs of linear increase to the base rate; may be fractional.
+        power: exponent of "polynomial".
+        step_size: epochs between decreases of "step".
+        milestones: epochs at which "step" decreases the rate, instead of ``step_size``.
+        gamma: factor of each decrease, of "step" and "plateau".
+        patience: epochs without improvement before "plateau" decreases the rate.
+    """
 
     name: Literal["cosine", "polynomial", "step", "plateau", "constant"] = "cosine"
     warmup: Annotated[_Float, Field(ge=0)] = 0.0
@@ -102,11 +112,18 @@ class ScheduleSettings:
 
 @_settings
 class OptimizerSettings:
-    """Which optimizer updates the weights, and what bounds its steps.
+    """Optimizer, weight decay and gradient clipping.
 
-    ``decay_vectors``: weight decay also for biases and normalisations. ``clip_norm``, ``clip_value``: maximum
-    norm of the whole gradient and magnitude of its entries, 0 for no limit. ``fused``: all tensors in one
-    kernel; the same step up to rounding, several times faster for large heads.
+    Attributes:
+        name: the optimizer.
+        lr: base learning rate.
+        weight_decay: of matrices.
+        momentum: of "sgd".
+        decay_vectors: also apply weight decay to biases and normalisations.
+        clip_norm: maximum norm of the gradient of all weights, 0 for no limit.
+        clip_value: maximum magnitude of each gradient entry, 0 for no limit.
+        fused: update all tensors in one kernel; the same step up to rounding, several times faster for large
+            heads.
     """
 
     name: Literal["sgd", "adam", "adamw"] = "adamw"
@@ -121,17 +138,24 @@ class OptimizerSettings:
 
 @_settings
 class EngineSettings:
-    """How it is computed, which changes speed and memory, and what is learnt hardly or not at all.
+    """Speed and memory options, which affect the trained weights hardly or not at all.
 
-    ``precision``: of the network's arithmetic, see `precision_on`; weights and losses stay float32. "tf32",
-    on a GPU, is float32 whose convolutions and products round what they multiply to 10 bits; "bfloat16" and
-    "float16" let stage 1 multiply embeddings and prototypes in bfloat16 there. ``accumulate``: micro-batches
-    a step. ``checkpointing``: activations are computed again in the backward pass instead of stored.
-    ``workers``: that decode for each rank: processes from 100,000 images on that are read in all epochs,
-    threads below; 1 is always a thread; 0 chooses, processes for a GPU only. ``save_minutes``: between
-    checkpoints within an epoch. ``keep``: checkpoints on disk. ``on_nan``: "stop", or "skip" the batch and
-    count it. ``read_every``: steps until losses are read from the device, which waits for it, and a bad one
-    is reported; 0 for 20 on a GPU, 1 on the CPU. ``sync_batch_norm``: batch statistics over all ranks.
+    Attributes:
+        precision: of the network's arithmetic, see `precision_on`; weights and losses stay in float32. "tf32"
+            (GPU only) is float32 with factors rounded to 10 bits in convolutions and matrix products. With
+            "bfloat16" and "float16" on a GPU, stage 1 also multiplies embeddings and prototypes in bfloat16.
+        compile: compile the network with torch.compile.
+        channels_last: memory layout of the network's maps.
+        accumulate: micro-batches per step.
+        checkpointing: recompute activations in the backward pass instead of storing them.
+        workers: decoders per rank. They are processes if 100,000 images or more are read in all epochs, else
+            threads; 1 is always a thread; 0 chooses automatically, with processes for a GPU only.
+        sync_batch_norm: compute batch statistics over all ranks.
+        save_minutes: minutes between checkpoints within an epoch.
+        keep: number of checkpoints on disk.
+        on_nan: "stop" if a loss or gradient is not finite, or "skip" the batch and count it.
+        read_every: steps between reads of the losses, which wait for the device and report bad batches; 0 for
+            20 on a GPU and 1 on the CPU.
     """
 
     precision: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
@@ -147,7 +171,7 @@ class EngineSettings:
     read_every: Annotated[_Integer, Field(ge=0)] = 0
 
     def precision_on(self, device: torch.device) -> str:
-        """What the network computes in: "auto" is bfloat16 on a GPU that has it, else float32.
+        """The precision of the network on a device: "auto" is bfloat16 on GPUs that support it, else float32.
 
         Example:
             >>> EngineSettings().precision_on(torch.device("cpu"))
@@ -155,22 +179,22 @@ class EngineSettings:
         """
         if self.precision != "auto":
             return self.precision
-        has_it = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bfloat16" if has_it else "float32"
+        supported = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+        return "bfloat16" if supported else "float32"
 
 
 class Recipe:
-    """Base of the configurations: one attribute per table of a TOML recipe."""
+    """Base class of the configurations, with one attribute per table of a TOML recipe."""
 
     _renamed: ClassVar[Mapping[str, str]] = {}
-    """Former name of a setting, with its table, to the name of today: old recipes and records are read on."""
+    """Current names of renamed settings by "table.former_name": old recipes and records still load."""
 
     @classmethod
     def load(cls: type[Config], path: str | Path) -> Config:
         """Read a TOML recipe.
 
         Raises:
-            FileFormatError: not TOML, an unknown table or key, or a value of another type or out of range.
+            FileFormatError: not TOML, an unknown table or key, or a value of the wrong type or out of range.
         """
         if not Path(path).exists():
             raise FileFormatError(path, "no such recipe.")
@@ -184,12 +208,12 @@ class Recipe:
 
     @classmethod
     def from_dict(cls: type[Config], content: Mapping[str, Any]) -> Config:
-        """From nested mappings, as `to_dict` gives them; what is absent has its default.
+        """Build from nested mappings, the inverse of `to_dict`; missing settings have their defaults.
 
         Raises:
             InputError: unknown names, wrong types, values out of range.
         """
-        # The defaults of a table differ between recipes (optimizer, schedule), so they are filled in here.
+        # Fill in defaults here, since those of a table (optimizer, schedule) differ between recipes.
         defaults, values = cls().to_dict(), dict(content)
         for table, given in content.items():
             if isinstance(default := defaults.get(table), dict) and isinstance(given, Mapping):
@@ -203,26 +227,35 @@ class Recipe:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values."""
+        """The settings as nested dictionaries."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]
 
     def with_seed(self: Config, seed: int) -> Config:
-        """The same with another seed of initialisation, shuffling and validation split."""
+        """A copy with another seed of initialisation, shuffling and validation split."""
         return replace(self, seed=seed)  # type: ignore[type-var]
 
 
 @_settings
 class HeadSettings:
-    """``kind`` of head (`spherecf.models.HEADS`)."""
+    """The head.
+
+    Attributes:
+        kind: a name in `spherecf.models.HEADS`.
+    """
 
     kind: str = "light"
 
 
 @_settings
 class ViewSettings:
-    """Each image is shown clean and ``degraded`` times degraded by ``recipe``; ``flip``: also mirrored.
+    """Views of each training image: one clean, the others degraded.
 
-    ``per_epoch``: "all" views of each image in every epoch, or "one" drawn at random.
+    Attributes:
+        degraded: number of degraded views per image.
+        recipe: name of the degradation recipe.
+        seed: of the degradations.
+        flip: add a mirrored copy of every view.
+        per_epoch: "all" views of each image in every epoch, or "one" drawn at random.
     """
 
     degraded: Annotated[_Integer, Field(ge=0)] = 3
@@ -234,11 +267,13 @@ class ViewSettings:
 
 @_settings
 class FeatureSettings:
-    """Where the backbone's features come from.
+    """Source of the backbone's features.
 
-    ``source``: "cache" (one pass, kept on disk), "stream" (the backbone runs in every epoch), or "auto": a
-    cache if it fits. ``dtype``: of the numbers in a cache. ``finetune``: train the backbone as well, its
-    batch statistics frozen; streams.
+    Attributes:
+        source: "cache" (computed once, stored on disk), "stream" (the backbone runs in every epoch), or
+            "auto" (a cache if the disk has space for it).
+        dtype: of the cached values.
+        finetune: also train the backbone, with frozen batch statistics; implies streaming.
     """
 
     source: Literal["auto", "cache", "stream"] = "auto"
@@ -247,12 +282,17 @@ class FeatureSettings:
 
     def __post_init__(self) -> None:
         if self.finetune and self.source == "cache":
-            raise ValueError("finetune needs source stream: a cache holds features of the old backbone")
+            raise ValueError("finetune needs source stream: a cache contains features of the old backbone")
 
 
 @_settings
 class PrototypeSettings:
-    """``file``: a classifier's weights; empty: class means, by ``leave_one_out`` without the sample."""
+    """Identity prototypes.
+
+    Attributes:
+        file: a classifier's weights; "" for class means.
+        leave_one_out: leave a sample out of its own class mean.
+    """
 
     file: str = ""
     leave_one_out: _Bool = True
@@ -263,9 +303,12 @@ Objectives = Literal["scf", "scf-gaussian", "pfe-vmf", "pfe-gaussian", "probface
 
 @_settings
 class LossSettings:
-    """``objective`` "scf", or a rival: one of the others in `Objectives`.
+    """The training objective of a head.
 
-    ``variant`` of "scf": "exact" or "released". ``radius`` r of the sphere shifts the loss and the scores.
+    Attributes:
+        objective: "scf", or a competing method in `Objectives`.
+        variant: of "scf": "exact", or "released" for the formula of the published code.
+        radius: r of the sphere, a constant offset of the loss and the scores.
     """
 
     objective: Objectives = "scf"
@@ -275,10 +318,13 @@ class LossSettings:
 
 @_settings
 class FitSettings:
-    """``batch_size`` rows of all ranks together; a ``held_out`` share of the identities validates.
+    """Epochs, batches and validation of stage 2.
 
-    ``held_out`` 0: learn from all, keep the last epoch. ``per_identity``: rows of one identity side by side
-    in a batch, for pairwise objectives.
+    Attributes:
+        epochs: passes over the features.
+        batch_size: rows per step over all ranks.
+        held_out: fraction of the identities used for validation; 0 trains on all and keeps the last epoch.
+        per_identity: consecutive rows of the same identity in a batch, for pairwise objectives.
     """
 
     epochs: Annotated[_Integer, Field(ge=1)] = 6
@@ -304,7 +350,7 @@ class ConfidenceConfig(Recipe):
     prototypes: PrototypeSettings = field(default_factory=PrototypeSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     fit: FitSettings = field(default_factory=FitSettings)
-    # clip_norm: of dL / d log kappa = kappa (A_d - cos), which a few sure and wrong faces dominate
+    # clip_norm: a few faces with large kappa and low cosine dominate dL / d log kappa = kappa (A_d - cos)
     optimizer: OptimizerSettings = field(default_factory=lambda: OptimizerSettings(clip_norm=100.0))
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     engine: EngineSettings = field(default_factory=EngineSettings)
@@ -312,10 +358,15 @@ class ConfidenceConfig(Recipe):
 
 @_settings
 class NetworkSettings:
-    """``name`` in `spherecf.models.NETWORKS`, ``options`` of `spherecf.models.make_backbone` beside ``dim``.
+    """The backbone.
 
-    ``preprocessing``: a preset of `spherecf.models.PRESETS`. ``start``: a checkpoint to begin with (any that
-    `spherecf.models.load_backbone` reads); empty: random initialisation.
+    Attributes:
+        name: a name in `spherecf.models.NETWORKS`.
+        dim: dimension of the embedding.
+        options: further arguments of `spherecf.models.make_backbone`.
+        preprocessing: a preset of `spherecf.models.PRESETS`.
+        start: checkpoint for the initial weights, in any form that `spherecf.models.load_backbone` reads; ""
+            for random initialisation.
     """
 
     name: str = "r50"
@@ -327,9 +378,12 @@ class NetworkSettings:
 
 @_settings
 class MarginSettings:
-    """``kind`` in `spherecf.losses.MARGINS`, and ``options``, its arguments (its own defaults otherwise).
+    """The margin softmax.
 
-    ``sample_rate``: share of the identities outside the batch in each step's softmax (partial FC).
+    Attributes:
+        kind: a name in `spherecf.losses.MARGINS`.
+        options: arguments of the margin; missing ones have the margin's defaults.
+        sample_rate: fraction of the identities outside the batch in each step's softmax (Partial FC).
     """
 
     kind: str = "arcface"
@@ -339,7 +393,13 @@ class MarginSettings:
 
 @_settings
 class AugmentSettings:
-    """``flip``: mirror half of the images. ``degraded``: share of images degraded by ``recipe``."""
+    """Augmentation of stage 1.
+
+    Attributes:
+        flip: mirror half of the images.
+        degraded: fraction of the images that are degraded.
+        recipe: name of the degradation recipe.
+    """
 
     flip: _Bool = True
     degraded: Annotated[_Float, Field(ge=0, le=1)] = 0.0
@@ -348,7 +408,13 @@ class AugmentSettings:
 
 @_settings
 class BackboneFit:
-    """``batch_size`` images of all ranks together; identities with fewer than ``min_images`` are left out."""
+    """Epochs and batches of stage 1.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: images per step over all ranks.
+        min_images: identities with fewer images are left out.
+    """
 
     epochs: Annotated[_Integer, Field(ge=1)] = 20
     batch_size: Annotated[_Integer, Field(ge=2)] = 1024
@@ -359,7 +425,7 @@ class BackboneFit:
 class BackboneConfig(Recipe):
     """Settings of `train_backbone`; the TOML recipe has one table per attribute.
 
-    The defaults are those of arcface_torch for MS1MV2: SGD, rate 0.1 falling by (1 - t)^2, 20 epochs.
+    The defaults are those of arcface_torch for MS1MV2: SGD, rate 0.1 decaying as (1 - t)^2, 20 epochs.
 
     Example:
         >>> config = BackboneConfig.from_dict({"network": {"name": "mbf"}, "optimizer": {"lr": 0.05}})
@@ -386,35 +452,38 @@ class BackboneConfig(Recipe):
 def lr_factor(
     settings: ScheduleSettings, epochs: int, progress: float, history: Sequence[Mapping[str, Any]] = ()
 ) -> float:
-    """What the base learning rate is multiplied by.
+    """Factor on the base learning rate.
 
     Args:
-        settings: name and parameters.
-        epochs: of the whole training.
-        progress: epochs done so far, with fraction: 2.5 in the middle of the third.
-        history: metrics of the finished epochs; ``"plateau"`` uses their loss, on held-out people if any.
+        settings: name and parameters of the schedule.
+        epochs: total number of epochs.
+        progress: finished epochs, including a fraction: 2.5 in the middle of the third epoch.
+        history: metrics of the finished epochs; ``"plateau"`` uses their loss, on held-out identities if any.
 
     Formulas, with t = (progress - warmup) / (epochs - warmup):
         cosine: (1 + cos(pi t)) / 2. polynomial: (1 - t)^power. constant: 1.
-        step: gamma^k, k the finished periods of ``step_size`` epochs, or the ``milestones`` passed.
-        plateau: gamma^k, k how often the loss had not fallen by 1e-4 (relative) for more than ``patience``
-        epochs. Before ``warmup`` epochs, any of them is multiplied by progress / warmup.
+        step: gamma^k, where k is the number of complete periods of ``step_size`` epochs, or of ``milestones``
+        passed.
+        plateau: gamma^k, where k counts how often the loss has not decreased by 1e-4 of its magnitude for
+            more
+        than ``patience`` epochs. During the ``warmup`` epochs every factor is multiplied by progress /
+        warmup.
 
     Example:
         >>> halving = ScheduleSettings("step", step_size=2, gamma=0.5)
         >>> [lr_factor(halving, 30, epoch) for epoch in (0.0, 1.9, 2.0, 4.0)]
         [1.0, 1.0, 0.5, 0.25]
     """
-    warm = settings.warmup
-    ramp = min(1.0, progress / warm) if warm > 0 else 1.0
-    share = min(1.0, max(0.0, (progress - warm) / (epochs - warm))) if epochs > warm else 0.0
+    warmup = settings.warmup
+    ramp = min(1.0, progress / warmup) if warmup > 0 else 1.0
+    t = min(1.0, max(0.0, (progress - warmup) / (epochs - warmup))) if epochs > warmup else 0.0
     if settings.name == "cosine":
-        return ramp * 0.5 * (1 + math.cos(math.pi * share))
+        return ramp * 0.5 * (1 + math.cos(math.pi * t))
     if settings.name == "polynomial":
-        return float(ramp * (1 - share) ** settings.power)
+        return float(ramp * (1 - t) ** settings.power)
     if settings.name == "step":
-        passed = sum(progress >= mile for mile in settings.milestones)
-        periods = passed if settings.milestones else int(progress) // settings.step_size
+        milestones_passed = sum(progress >= milestone for milestone in settings.milestones)
+        periods = milestones_passed if settings.milestones else int(progress) // settings.step_size
         return float(ramp * settings.gamma**periods)
     if settings.name == "plateau":
         return float(ramp * settings.gamma ** _plateaus(history, settings.patience))
@@ -422,10 +491,11 @@ def lr_factor(
 
 
 def _plateaus(history: Sequence[Mapping[str, Any]], patience: int) -> int:
+    """Number of times that the loss has not improved for more than ``patience`` epochs."""
     plateaus, best, waited = 0, math.inf, 0
-    for facts in history:
-        loss = facts.get("held_out_loss", facts["train_loss"])
-        # The loss of a density may be negative, so the required decrease is relative to its magnitude.
+    for metrics in history:
+        loss = metrics.get("held_out_loss", metrics["train_loss"])
+        # A negative log-density may be negative: the required decrease is relative to its magnitude.
         if loss < best - 1e-4 * abs(best) if math.isfinite(best) else True:
             best, waited = loss, 0
         else:

@@ -1,4 +1,4 @@
-"""Ranks, the processes of one training: collectives with and without gradients, batch normalisation."""
+"""Distributed training: ranks, collectives with and without gradients, synchronised batch normalisation."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-# The default arguments of these functions hold the default group of the time of their import. Imported
-# later (the optimisers do, by way of torch's compiler), they would keep the group beyond
-# `destroy_process_group`, and its threads would meet the end of the interpreter, which now and then aborts
-# the process.
+# Import this module before a process group exists: its functions have the current group as default arguments.
+# If it is imported later (the optimizers import it through torch's compiler), it keeps the group alive after
+# `destroy_process_group`, and the group's threads can abort the process when the interpreter exits.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
 
@@ -22,15 +21,15 @@ from spherecf.errors import InputError, RankError
 
 T = TypeVar("T")
 
-_TIMEOUT = timedelta(hours=3)  # the others wait while one rank reads data, or validates after an epoch
+_TIMEOUT = timedelta(hours=3)  # the other ranks wait while one rank reads data or validates
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One of ``size`` processes, each with one device. By default a single process, without communication.
+    """One of ``size`` processes with one device each; by default a single process without communication.
 
     Attributes:
-        rank: 0 .. size - 1; rank 0 logs and writes.
+        rank: index of this process, 0 .. size - 1; rank 0 logs and writes files.
         size: number of processes.
         device: of this process.
 
@@ -48,11 +47,11 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which logs and writes."""
+        """Whether this is rank 0, which logs and writes files."""
         return self.rank == 0
 
     def share(self, count: int, of: int | None = None) -> slice:
-        """The part of ``count`` items that belongs to this rank, or to rank ``of``: contiguous, nearly equal.
+        """The contiguous share of ``count`` items for this rank, or rank ``of``; shares are nearly equal.
 
         Example:
             >>> [Ranks(rank, 3).share(8) for rank in range(3)]
@@ -78,26 +77,26 @@ class Ranks:
         return tensor
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag whether it is set on some rank; the GPUs are not waited for."""
+        """For each flag, whether it is set on any rank; does not wait for GPUs."""
         if self.size == 1:
             return flags
         return tuple(map(bool, self.max_(torch.tensor(flags, dtype=torch.uint8)).tolist()))
 
     def counts(self, count: int) -> list[int]:
-        """The counts of all ranks, in rank order."""
+        """The counts of all ranks, in rank order; does not wait for GPUs."""
         if self.size == 1:
             return [count]
-        counts = torch.zeros(self.size, dtype=torch.int64)  # not on the GPU: nobody waits for it
+        counts = torch.zeros(self.size, dtype=torch.int64)  # on the CPU, to avoid waiting for a GPU
         counts[self.rank] = count
         gathered: list[int] = self.sum_(counts).tolist()
         return gathered
 
     def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
-        """All rows (n, ...) from each rank's (n_r, ...), in rank order, n_r may differ. No gradient."""
+        """Concatenate the rows (n_r, ...) of all ranks in rank order, (n, ...); without gradients."""
         if self.size == 1:
             return rows
         counts = counts or self.counts(len(rows))
-        # all_gather wants tensors of one shape: pad with zeros to the largest n_r.
+        # all_gather needs tensors of equal shape: pad with zeros to the largest n_r.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])  # (max n_r, ...)
         padded[: len(rows)] = rows.detach()
         gathered = [torch.empty_like(padded) for _ in counts]
@@ -106,7 +105,7 @@ class Ranks:
         return torch.cat([part[:count] for part, count in zip(gathered, counts)])  # (sum n_r, ...)
 
     def broadcast_object(self, value: T) -> T:
-        """Rank 0's value, on every rank; any object that can be pickled."""
+        """Send rank 0's value, any picklable object, to every rank."""
         if self.size == 1:
             return value
         values: list[Any] = [value]
@@ -116,7 +115,7 @@ class Ranks:
         return received
 
     def all_gather_object(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order; objects that can be pickled."""
+        """Collect the values of all ranks, any picklable objects, in rank order."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -125,7 +124,7 @@ class Ranks:
         return values
 
     def run_on_all(self, work: Callable[[], T], description: str) -> T:
-        """Run ``work`` on every rank; where it fails on one, raise on all, so that none waits for the others.
+        """Run ``work`` on every rank; if it fails on one, raise on all, so that no rank waits for it.
 
         Raises:
             RankError: another rank failed. The rank that failed raises its own error.
@@ -139,45 +138,43 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise RankError(
-                f"{description}: rank {failed[0]} of {self.size} failed; its own message says why"
-            )
+            raise RankError(f"{description}: rank {failed[0]} of {self.size} failed; see its error message")
         return result
 
     def run_on_main(self, work: Callable[[], object], description: str) -> None:
-        """Run ``work`` on rank 0 while the others wait; errors as in `run_on_all`."""
+        """Run ``work`` on rank 0 while the others wait; raises as `run_on_all`."""
         self.run_on_all(work if self.is_main else lambda: None, description)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # each backend has its own class for a lost peer
+        except RuntimeError as error:  # the exception for a lost rank depends on the backend
             raise self.lost(error) from error
 
     def is_lost(self, error: Exception) -> bool:
-        """Whether an error of the backward pass comes from a collective."""
+        """Whether an exception in the backward pass was raised by a collective."""
         by_name = any(name in str(error) for name in ("gloo", "NCCL", "Connection closed"))
         return self.size > 1 and (by_name or isinstance(error, dist.DistError))
 
     def lost(self, error: Exception) -> RankError:
-        """The error of a collective, with what to do about it."""
+        """Convert the exception of a collective to an error that states the remedy."""
         return RankError(
-            f"rank {self.rank} of {self.size}: another rank is gone or did not answer "
+            f"rank {self.rank} of {self.size}: another rank is gone or did not respond "
             f"({str(error).strip().splitlines()[0][:200]}). See its message. The last checkpoint is intact: "
-            "run the same command again, with any number of ranks, to go on from it."
+            "run the same command again, with any number of ranks, to resume from it."
         )
 
 
 @contextmanager
 def join_ranks(device: str = "auto") -> Iterator[Ranks]:
-    """Join the ranks that ``torchrun`` started, by its environment variables; without them, a single process.
+    """Join the ranks started by ``torchrun``, by its environment variables; without them, a single process.
 
-    Gloo between CPUs, NCCL between GPUs, with gloo beside it for numbers that no GPU has to compute; rank r
-    of a machine takes its GPU number r.
+    CPUs communicate through Gloo, GPUs through NCCL, with Gloo for values in CPU memory. Local rank r of a
+    machine uses GPU r.
 
     Args:
-        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        device: ``"auto"`` (a GPU if there is one), ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
 
     Raises:
         InputError: no such device.
@@ -189,18 +186,18 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
         1
     """
     local, size = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    own_device = _device(device, local)
+    local_device = _device(device, local)
     if size == 1:
-        yield Ranks(device=own_device)
+        yield Ranks(device=local_device)
         return
-    if own_device.type == "cuda":
-        torch.cuda.set_device(own_device)
-    ranks = Ranks(int(os.environ["RANK"]), size, own_device)
+    if local_device.type == "cuda":
+        torch.cuda.set_device(local_device)
+    ranks = Ranks(int(os.environ["RANK"]), size, local_device)
     if not ranks.is_main:
         hide_bars()
     try:
-        # Gloo beside NCCL: counts, flags and objects go from processor to processor and wait for no GPU.
-        backend = "cpu:gloo,cuda:nccl" if own_device.type == "cuda" else "gloo"
+        # Gloo in addition to NCCL: counts, flags and objects are exchanged without waiting for a GPU.
+        backend = "cpu:gloo,cuda:nccl" if local_device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"rank {ranks.rank} of {size} cannot join the others: {error}") from error
@@ -220,7 +217,9 @@ def _device(name: str, local: int) -> torch.device:
     if device.type == "cpu":
         return device
     if device.type != "cuda" or not torch.cuda.is_available():
-        raise InputError(f"device {name!r} is not available: this machine has no GPU, or torch no CUDA")
+        raise InputError(
+            f"device {name!r} is not available: this machine has no GPU, or torch was built without CUDA"
+        )
     index = local if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise InputError(
@@ -230,12 +229,14 @@ def _device(name: str, local: int) -> torch.device:
 
 
 def gather_rows(rows: Tensor, ranks: Ranks, *, replicated: bool) -> Tensor:
-    """All rows (n, ...) from each rank's (n_r, ...), with gradients to each rank's own rows.
+    """Concatenate the rows (n_r, ...) of all ranks, (n, ...), with gradients to each rank's rows.
 
     Args:
-        replicated: True if every rank computes the *same* loss of all rows: the gradient that arrives is then
-            complete. False if each rank computes a *part* of the loss (that of its classes): the gradients
-            are summed over ranks.
+        rows: of this rank.
+        ranks: that gather together.
+        replicated: True if every rank computes the *same* loss of all rows, so that the incoming gradient is
+            complete. False if each rank computes a *part* of the loss (that of its classes), so that
+            gradients must be summed over ranks.
     """
     if ranks.size == 1:
         return rows
@@ -279,9 +280,9 @@ class _Sum(torch.autograd.Function):
 
 
 class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with mean and variance of all ranks' images, which may differ in number.
+    """Batch normalisation with mean and variance over the images of all ranks, which may differ in number.
 
-    For the CPU: torch's `SyncBatchNorm` does the same on GPUs only.
+    For the CPU, which torch's `SyncBatchNorm` does not support.
     """
 
     ranks = Ranks()
@@ -290,12 +291,12 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (n, channels, ...) over all but the channels."""
+        """Normalise (n, channels, ...) over all dimensions except the channels."""
         if not self.training or self.ranks.size == 1:
             return super().forward(x)
         axes = [0, *range(2, x.ndim)]
         per_channel = (1, -1, *[1] * (x.ndim - 2))
-        # float64, since the variance E[x^2] - E[x]^2 cancels. One collective for both sums and the count.
+        # float64, because the variance E[x^2] - E[x]^2 suffers from cancellation. One collective for all.
         wide = x.double()
         count = x.new_tensor([x.numel() / x.shape[1]], dtype=torch.float64)
         sums = torch.cat([wide.sum(axes), wide.square().sum(axes), count])  # (2 channels + 1,)
@@ -303,7 +304,7 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
         channels, total = x.shape[1], sums[-1].detach()
         mean = sums[:channels] / total  # (channels,)
         variance = (sums[channels:-1] / total - mean.square()).clamp_min(0)  # (channels,)
-        # As in torch: the batch is normalised by its biased variance, the running one is unbiased.
+        # As in torch: the batch is normalised by the biased variance; the running variance is unbiased.
         self._update_running(mean.detach(), variance.detach() * total / (total - 1))
         scale = torch.rsqrt(variance + self.eps)
         y = ((wide - mean.view(per_channel)) * scale.view(per_channel)).to(x.dtype)
@@ -322,14 +323,14 @@ class RankBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def synchronize_batch_norm(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """Let every batch normalisation of a module use the whole batch; names and state remain."""
+    """Synchronise every batch normalisation of a module over ranks; names and state are unchanged."""
     if ranks.size == 1:
         return module
     if ranks.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-any-return, no-untyped-call]
     for child in module.modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            # The subclass adds behaviour, no state: changing the class keeps every reference to the module.
+            # The subclass adds no state, so changing the class in place keeps all references to the module.
             child.__class__ = RankBatchNorm
             child.ranks = ranks  # type: ignore[assignment]
     return module

@@ -1,4 +1,4 @@
-"""Training data of a confidence head: features, cached or streamed, and cosines to the prototypes."""
+"""Training data of a confidence head: cached or streamed features, and cosines to the prototypes."""
 
 import hashlib
 import math
@@ -30,7 +30,7 @@ from spherecf.models import (
     load_prototypes,
     prototype_identities,
 )
-from spherecf.training.batches import on_device, part_of
+from spherecf.training.batches import on_device, to_part
 from spherecf.training.cache import FeatureCache, run_backbone_on_all
 from spherecf.training.config import ConfidenceConfig
 from spherecf.training.distributed import Ranks
@@ -45,10 +45,10 @@ class Targets:
 
     Attributes:
         rows: (n,) rows of the cache.
-        cosine: (n,) cos(mu, prototype) of each.
-        identities: (n,) identity of each.
-        singletons: keys of images left out because no other image of their identity could be used.
-        prototypes: what the cosines are to.
+        cosine: (n,) cos(mu, prototype) of each row.
+        identities: (n,) identity of each row.
+        singletons: keys of images left out because their identity has no other usable image.
+        prototypes: with which the cosines are computed.
     """
 
     rows: NDArray[np.int64]
@@ -61,10 +61,10 @@ class Targets:
 def prototype_targets(
     cache: FeatureCache, prototypes: Float[Tensor, "identities dim"] | None = None, leave_one_out: bool = True
 ) -> Targets:
-    """Cosines to given prototypes, or to the class means of the clean views.
+    """Compute the cosines to given prototypes, or to the class means of the clean views.
 
-    With ``leave_one_out`` (class means only) each image, in all its views, is compared with the mean of the
-    *other* images of its identity: a mean that contains the sample inflates the cosine, and so kappa.
+    With ``leave_one_out`` (class means only), all views of an image are compared with the mean of the *other*
+    images of its identity: a mean that includes the image inflates the cosine, and hence kappa.
 
     Args:
         cache: features of the training images.
@@ -72,38 +72,38 @@ def prototype_targets(
         leave_one_out: see above.
 
     Raises:
-        InputError: labels beyond the prototypes, another dimension, or no row with a prototype.
+        InputError: labels without a prototype, prototypes of another dimension, or no row with a prototype.
     """
     views = len(cache.views)
     # Prototypes are means of clean views, and an image is usable if its clean view is.
     if bool((cache.valid.reshape(-1, views) & ~cache.valid[::views, None]).any()):
         raise InputError("the cache lacks the clean view of some images; view 0 must be the clean one")
     source, dim, singletons = cache.source, cache.mu.shape[1], list[str]()
-    given: Prototypes
+    lookup: Prototypes
     if prototypes is not None:
-        given = GivenPrototypes(source, prototypes, dim)
+        lookup = GivenPrototypes(source, prototypes, dim)
     else:
         means = MeanPrototypes(source.labels, cache.mu[::views], cache.valid[::views], leave_one_out)
-        given, singletons = means, means.singletons(source)
-    rows = np.flatnonzero(cache.valid & np.repeat(given.usable, views))
+        lookup, singletons = means, means.singletons(source)
+    rows = np.flatnonzero(cache.valid & np.repeat(lookup.usable, views))
     if not len(rows):
         raise InputError(
             f"nothing to learn from: {len(cache.source)} images, {len(cache.skipped)} unreadable, "
             f"{len(singletons)} the only one of their identity; class means need two or more images of each"
         )
     cosine = np.empty(len(rows), np.float32)
-    for start in range(0, len(rows), _BLOCK):  # the directions are memory-mapped, and may exceed the memory
-        part = rows[start : start + _BLOCK]
-        mu = torch.from_numpy(cache.mu[part])  # (block, dim)
-        cosine[start : start + _BLOCK] = (mu * given.of(part // views)).sum(1).clamp(-1, 1).numpy()
-    return Targets(rows, cosine, source.labels[rows // views], singletons, given)
+    for start in range(0, len(rows), _BLOCK):  # in blocks: the memory-mapped directions may exceed the memory
+        block = rows[start : start + _BLOCK]
+        mu = torch.from_numpy(cache.mu[block])  # (block, dim)
+        cosine[start : start + _BLOCK] = (mu * lookup.of(block // views)).sum(1).clamp(-1, 1).numpy()
+    return Targets(rows, cosine, source.labels[rows // views], singletons, lookup)
 
 
 def check_fit(prototypes: Tensor, dim: int, labels: NDArray[np.int64]) -> None:
-    """Refuse prototypes that cannot belong to a backbone of this dimension, or to these labels.
+    """Check that prototypes fit the backbone's dimension and the labels.
 
     Raises:
-        InputError: another dimension, or labels beyond them.
+        InputError: prototypes of another dimension, or labels without a prototype.
     """
     if dim != prototypes.shape[1]:
         raise InputError(f"prototypes have dimension {prototypes.shape[1]}, the backbone {dim}")
@@ -116,14 +116,14 @@ def check_fit(prototypes: Tensor, dim: int, labels: NDArray[np.int64]) -> None:
 
 
 def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "identities dim"]:
-    """A classifier's prototypes, indexed by this source's labels.
+    """Load a classifier's prototypes, indexed by the labels of a source.
 
-    Files of `train_backbone` name their rows, which are matched by name. In any other file the row is the
-    label; for a list file it is the number in the list, also if some numbers are missing there.
+    Rows in files of `train_backbone` have names and are matched by name. In other files the row index is the
+    label; for a list file it is the number in the list, even if numbers are missing there.
 
     Raises:
         InputError: identities with images but without a prototype; the message counts and names them.
-        FileFormatError: unreadable.
+        FileFormatError: the file is unreadable.
     """
     prototypes = load_prototypes(path)
     names = prototype_identities(path)
@@ -131,7 +131,7 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
         names = [str(row) for row in range(len(prototypes))]
     if names is None:
         return prototypes
-    # Identities without images need no prototype: a subset of the data set may be used.
+    # Identities without images need no prototype: the source may be a subset of the data set.
     row = {name: index for index, name in enumerate(names)}
     present = np.unique(source.labels[source.labels >= 0])
     missing = [source.identities[label] for label in present if source.identities[label] not in row]
@@ -147,7 +147,7 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
 
 
 def _numbered(source: ImageSource) -> bool:
-    """Whether the source is a list file whose labels are all whole numbers."""
+    """Whether the source is a list file whose labels are all integers."""
     while isinstance(source, Subset):
         source = source.parent
     return isinstance(source, ListFile) and all(name.isdecimal() for name in source.identities)
@@ -155,16 +155,20 @@ def _numbered(source: ImageSource) -> bool:
 
 @runtime_checkable
 class Prototypes(Protocol):
-    """One prototype for each image of a source; ``usable`` (images,): False where there is none."""
+    """One prototype for each image of a source.
+
+    Attributes:
+        usable: (images,) False for images without a prototype.
+    """
 
     usable: NDArray[np.bool_]
 
     def of(self, images: NDArray[np.int64]) -> Tensor:
-        """Unit vectors (n, dim)."""
+        """Unit prototypes (n, dim) of these images."""
         ...
 
     def all(self) -> Tensor:
-        """(identities, dim) that of every identity, with all of its images; zeros where it has none."""
+        """Prototypes (identities, dim) from all images of each identity; zeros if it has none."""
         ...
 
     def digest(self) -> str:
@@ -191,14 +195,14 @@ class GivenPrototypes:
 
 
 class MeanPrototypes:
-    """Class means of clean directions, with ``leave_one_out`` without the image itself.
+    """Class means of clean directions; with ``leave_one_out`` each image is left out of its own mean.
 
-    Only the sum of each identity is stored; an image's own direction is subtracted on access.
+    Only the sum over each identity is stored; the direction of an image is subtracted on access.
 
     Args:
-        labels: (images,) identity of each, -1 unknown.
+        labels: (images,) identity of each image, -1 if unknown.
         mu: (images, dim) directions of the clean images; may be memory-mapped.
-        valid: (images,) False where there is no direction.
+        valid: (images,) False for images without a direction.
         leave_one_out: see above.
         skipped: reason by key of images without a direction.
     """
@@ -211,15 +215,15 @@ class MeanPrototypes:
         leave_one_out: bool,
         skipped: dict[str, str] | None = None,
     ) -> None:
-        known = valid & (labels >= 0)
-        counts = np.bincount(labels[known], minlength=int(labels.max(initial=0)) + 1)
-        self.usable = known & (counts[labels] > 1)
+        labelled = valid & (labels >= 0)
+        counts = np.bincount(labels[labelled], minlength=int(labels.max(initial=0)) + 1)
+        self.usable = labelled & (counts[labels] > 1)
         self.skipped = skipped or {}
-        self._singletons = np.flatnonzero(known & (counts[labels] < 2))
+        self._singletons = np.flatnonzero(labelled & (counts[labels] < 2))
         self._mu, self._labels, self._leave_one_out = mu, labels, leave_one_out
-        # float64: subtracting a vector from its identity's sum must not leave a rounding error of the sum.
+        # float64, so that subtracting an image from its identity's sum causes no visible rounding error.
         self._sums = torch.zeros(len(counts), mu.shape[1], dtype=torch.float64)
-        for rows in np.array_split(np.flatnonzero(known), max(1, len(mu) // _BLOCK)):
+        for rows in np.array_split(np.flatnonzero(labelled), max(1, len(mu) // _BLOCK)):
             self._sums.index_add_(0, torch.from_numpy(labels[rows]), torch.from_numpy(mu[rows]).double())
 
     def of(self, images: NDArray[np.int64]) -> Tensor:
@@ -246,7 +250,7 @@ def mean_prototypes(
     leave_one_out: bool = True,
     ranks: Ranks | None = None,
 ) -> MeanPrototypes:
-    """Class means by one resumable pass over the clean images, which stores their directions in ``folder``.
+    """Compute class means by one resumable pass over the clean images; directions are stored in ``folder``.
 
     Raises:
         StorageError: not enough disk space for the directions.
@@ -261,7 +265,13 @@ def mean_prototypes(
 
 
 class Sample(NamedTuple):
-    """``summary`` (n, *shape) of the head's input, ``mu`` (n, dim), ``cosine`` (n,) to the prototypes."""
+    """Input and target of a head for n entries.
+
+    Attributes:
+        summary: (n, *summary_shape) input of the head.
+        mu: (n, dim) directions.
+        cosine: (n,) cosines to the prototypes.
+    """
 
     summary: Tensor
     mu: Tensor
@@ -270,7 +280,7 @@ class Sample(NamedTuple):
 
 @runtime_checkable
 class Features(Protocol):
-    """Training data of a head: entries 0 .. n - 1, each a view of an image with a prototype."""
+    """Training data of a head: entries 0 .. n - 1, each one view of an image that has a prototype."""
 
     @property
     def images(self) -> Rows:
@@ -299,13 +309,13 @@ class Features(Protocol):
 
     @property
     def prototypes(self) -> Prototypes:
-        """What the cosines are to."""
+        """The prototypes with which the cosines are computed."""
         ...
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
-        """The entries of each part, in order; ``Part.data`` is a `Sample`, or images for fine-tuning.
+        """Yield the entries of each part in order; ``Part.data`` is a `Sample`, or images for fine-tuning.
 
-        Without ``directions`` the samples' ``mu`` may be empty.
+        Without ``directions``, the samples' ``mu`` may be empty.
         """
         ...
 
@@ -314,12 +324,12 @@ class Features(Protocol):
         ...
 
     def digest(self) -> str:
-        """Hash of the training data, for the identity of checkpoints."""
+        """Hash of the training data, on which the identity of checkpoints depends."""
         ...
 
 
 class CachedFeatures:
-    """Entries of a finished cache; the backbone is no longer needed."""
+    """Entries of a finished cache; the backbone is not needed any more."""
 
     def __init__(self, cache: FeatureCache, targets: Targets, device: torch.device | None = None) -> None:
         self.cache, self._targets = cache, targets
@@ -337,15 +347,15 @@ class CachedFeatures:
                 torch.from_numpy(self.cache.mu[rows if directions else rows[:0]]),
                 torch.from_numpy(self._targets.cosine[entries]),
             )
-            if self._device.type == "cuda":  # from pinned memory it is copied without the processor
+            if self._device.type == "cuda":  # copies from pinned memory do not block the CPU
                 sample = Sample(*(column.pin_memory() for column in sample))
             return Part(entries, sample, {})
 
-        if self._device.type == "cpu":  # no thread reads ahead: the head itself uses all processors
+        if self._device.type == "cpu":  # without read-ahead: the head uses all cores
             yield from map(read, parts)
         else:
-            with closing(in_order(read, parts, workers=1, name="features")) as ahead:
-                yield from on_device(ahead, self._device)
+            with closing(in_order(read, parts, workers=1, name="features")) as loaded:
+                yield from on_device(loaded, self._device)
 
     def keys(self, entries: Rows) -> list[str]:
         return self.cache.keys(self._targets.rows[entries])
@@ -354,25 +364,25 @@ class CachedFeatures:
         return hashlib.sha256(self._targets.rows.tobytes() + self._targets.cosine.tobytes()).hexdigest()
 
 
-class _Started(NamedTuple):
-    """A batch of images that the backbone is working on; ``result`` None if it could not even begin."""
+class _PendingPart(NamedTuple):
+    """A batch in progress on the backbone's device; ``result`` is None if the backbone failed to start."""
 
     part: Part
     result: tuple[BackboneOutput, HostCopy] | None
 
 
 class StreamedFeatures:
-    """Entries computed on access: for data whose cache would not fit, or a backbone that is fine-tuned.
+    """Entries computed on access, for data whose cache would not fit, or to fine-tune the backbone.
 
     Args:
         backbone: frozen.
-        head: its `pool_features` is used.
+        head: whose `pool_features` is used.
         source: the images; those without an identity or a prototype are left out.
         views: of each image.
         prototypes: of each image.
-        config: to fine-tune, images are loaded instead of samples; the number of workers, of epochs and of
-            images in a batch decide how they are read (`reading_processes`).
-        ranks: that share the work; the samples are on the device of this one.
+        config: ``features.finetune`` loads images instead of samples; the numbers of workers, epochs and
+            images per batch determine how images are read (`reading_processes`).
+        ranks: that share the work; samples are placed on this rank's device.
     """
 
     def __init__(
@@ -388,8 +398,8 @@ class StreamedFeatures:
     ) -> None:
         config, ranks = config or ConfidenceConfig(), ranks or Ranks()
         self._backbone, self._head, self._source, self._views = backbone, head, source, list(views)
-        self.prototypes, self._tuning, self._device = prototypes, config.features.finetune, ranks.device
-        # A GPU computes a batch ahead, and always has work while the processor looks at what is done.
+        self.prototypes, self._finetune, self._device = prototypes, config.features.finetune, ranks.device
+        # Queue one batch ahead on a GPU, so that it has work while the CPU handles the previous results.
         self._ahead = 0 if backbone.device.type == "cpu" else 1
         # Entry i is view i % len(views) of image images[i], as in a cache.
         usable = np.flatnonzero((source.labels >= 0) & prototypes.usable)
@@ -399,62 +409,66 @@ class StreamedFeatures:
         self.cosine: NDArray[np.float32] | None = None
         self.dim, self.summary_shape = backbone.dim, tuple(head.summary_shape)
         workers, size = config.engine.workers, backbone.preprocessing.size
-        each = 1 if config.views.per_epoch == "all" else len(views)  # views of which an epoch shows one
-        reads = config.fit.epochs * len(self.images) // (each * ranks.size)
-        largest = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
-        # Samples are computed where the backbone is; to fine-tune it, images go to the network's device.
-        self._images_to = self._device if self._tuning else backbone.device
+        choices = 1 if config.views.per_epoch == "all" else len(views)  # views from which an epoch uses one
+        reads = config.fit.epochs * len(self.images) // (choices * ranks.size)
+        max_batch = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
+        # Samples are computed on the backbone's device; for fine-tuning, images go to the network's device.
+        self._image_device = self._device if self._finetune else backbone.device
         self._readers = Readers[Shown, ImageBatch](
             partial(load_batch, source, size),
             threads=workers,
-            processes=reading_processes(workers, reads, self._images_to),
-            largest=batch_bytes(largest, size),
-            device=self._images_to,
+            processes=reading_processes(workers, reads, self._image_device),
+            largest=batch_bytes(max_batch, size),
+            device=self._image_device,
             name="decode",
         )
 
     def close(self) -> None:
-        """End the processes that read."""
+        """End the reader processes."""
         self._readers.close()
 
     def frozen(self) -> "StreamedFeatures":
         """The same entries as samples of the backbone before any fine-tuning."""
         frozen = copy(self)
-        frozen._tuning = False
+        frozen._finetune = False
         return frozen
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
-        shown = (Shown(rows, self.images[rows], self._views, self._view[rows]) for rows in parts)
-        with closing(self._readers(shown)) as loaded:
-            images = on_device(map(part_of, loaded), self._images_to)
-            yield from images if self._tuning else begun_ahead(images, self._start, self._finish, self._ahead)
+        requests = (Shown(rows, self.images[rows], self._views, self._view[rows]) for rows in parts)
+        with closing(self._readers(requests)) as loaded:
+            images = on_device(map(to_part, loaded), self._image_device)
+            if self._finetune:
+                yield from images
+            else:
+                yield from begun_ahead(images, self._start, self._finish, self._ahead)
 
-    def _start(self, part: Part) -> "_Started":
-        """Give the backbone its work; whether it could do it is known when the processor has heard of it."""
-        with suppress(ModelError):  # `_finish` finds out which images are to blame
+    def _start(self, part: Part) -> "_PendingPart":
+        """Queue a part on the backbone's device; whether it succeeded is checked in `_finish`."""
+        with suppress(ModelError):  # `_finish` isolates the images that fail
             output, usable = self._backbone.run(part.data)
-            return _Started(part, (output, HostCopy(usable)))
-        return _Started(part, None)
+            return _PendingPart(part, (output, HostCopy(usable)))
+        return _PendingPart(part, None)
 
-    def _finish(self, started: "_Started") -> Part:
-        entries, images, skipped = started.part
-        if started.result is not None and len(entries):
-            output, usable = started.result
+    def _finish(self, pending: "_PendingPart") -> Part:
+        """Wait for a part; if some images failed, retry them one by one."""
+        entries, images, skipped = pending.part
+        if pending.result is not None and len(entries):
+            output, usable = pending.result
             if bool(usable.wait().all()):
                 return Part(entries, self._sample(output, entries), skipped)
         return self._samples(images, entries, skipped)
 
     def _samples(self, images: Tensor, entries: Rows, skipped: dict[str, str]) -> Part:
-        """Samples of the images (n, height, width, 3) that the backbone can embed, one by one if need be."""
+        """Samples of the images (n, height, width, 3) that the backbone can embed; retries one by one."""
         parts = []
-        for which, output in isolate_failures(self._backbone, images, ModelError):
+        for selection, output in isolate_failures(self._backbone, images, ModelError):
             if isinstance(output, Exception):
-                skipped[self.keys(entries[which])[0]] = str(output)
+                skipped[self.keys(entries[selection])[0]] = str(output)
             else:
-                parts.append((entries[which], self._sample(output, entries[which])))
+                parts.append((entries[selection], self._sample(output, entries[selection])))
         if not parts:
-            nothing = Sample(torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0))
-            return Part(entries[:0], _to(self._device, nothing), skipped)
+            empty = Sample(torch.zeros(0, *self.summary_shape), torch.zeros(0, self.dim), torch.zeros(0))
+            return Part(entries[:0], _to(self._device, empty), skipped)
         if len(parts) == 1:
             return Part(*parts[0], skipped)
         rows, samples = zip(*parts)
@@ -468,7 +482,7 @@ class StreamedFeatures:
         return _to(self._device, Sample(summary, output.mu, cosine))
 
     def prototypes_of(self, entries: Rows) -> Tensor:
-        """Prototypes (n, dim) of the entries, for the cosines of a backbone that changes."""
+        """Prototypes (n, dim) of the entries, to compute cosines while the backbone is fine-tuned."""
         return self.prototypes.of(self.images[entries])
 
     def keys(self, entries: Rows) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stage 2 as a task of the training loop: a head, its objective, and the backbone if it is fine-tuned."""
+"""Stage 2 as a task of the training loop: a head, its objective and, for fine-tuning, the backbone."""
 
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -37,16 +37,17 @@ from spherecf.training.optim import make_optimizer
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss of a head's output.
+    """A training objective for a head.
 
     Attributes:
-        loss: of output (n,) or (n, outputs), cos(mu, prototype) (n,), mu (n, dim) and labels (n,): one loss
-            per sample (n,), or per genuine pair (m,).
-        best_constant: of cosines (n,): the constant ``exp(output)`` with the smallest loss, or near it.
-        outputs: numbers that the head gives per image.
-        pairwise: it compares the samples of an identity with each other, by ``mu`` and ``labels``.
-        against_others: it compares a sample with the prototypes of other identities, by the same; the rest
-            use neither.
+        loss: function of output (n,) or (n, outputs), cos(mu, prototype) (n,), mu (n, dim) and labels (n,);
+            it returns one loss per sample (n,), or per genuine pair (m,).
+        best_constant: function of cosines (n,); it returns the constant ``exp(output)`` that minimises the
+            loss, at least approximately.
+        outputs: numbers that the head outputs per image.
+        pairwise: whether the loss compares samples of the same identity, using ``mu`` and ``labels``.
+        against_others: whether the loss compares samples with the prototypes of other identities, using
+            ``mu`` and ``labels``.
     """
 
     loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -57,19 +58,22 @@ class Objective:
 
     @property
     def directions(self) -> bool:
-        """Whether it needs the samples' ``mu``."""
+        """Whether the loss uses the samples' ``mu``."""
         return self.pairwise or self.against_others
 
 
 def make_objective(settings: LossSettings, dim: int, prototypes: Prototypes | None = None) -> Objective:
-    """The objective of a recipe, for embeddings of ``dim`` numbers.
+    """Create the objective of a recipe for embeddings of dimension ``dim``.
 
-    "scf": -log of the vMF density at the prototype, of which the head gives log kappa. "scf-gaussian": the
-    same of an isotropic Gaussian, the head gives its log precision. "pfe-vmf", "pfe-gaussian": minus the
-    mutual likelihood score of genuine pairs; the head gives log kappa, or dim log precisions. "probface": the
-    same with one log precision, regularised. "cr-fiqa": the head gives the certainty ratio itself, which
-    stands where log kappa does. "rts": minus the log variance of a random temperature. The last two compare
-    with ``prototypes``, which only their loss needs.
+    - "scf": -log of the vMF density at the prototype; the head outputs log kappa.
+    - "scf-gaussian": the same for an isotropic Gaussian; the head outputs its log precision.
+    - "pfe-vmf", "pfe-gaussian": minus the mutual likelihood score of genuine pairs; the head outputs log
+      kappa, or ``dim`` log precisions.
+    - "probface": as "pfe-gaussian" with a single log precision, and regularised.
+    - "cr-fiqa": the head outputs the certainty ratio in place of log kappa.
+    - "rts": the head outputs minus the log variance of a random temperature.
+
+    The losses of "cr-fiqa" and "rts" need ``prototypes``.
     """
     radius, variant = settings.radius, settings.variant
 
@@ -89,31 +93,33 @@ def make_objective(settings: LossSettings, dim: int, prototypes: Prototypes | No
         return pfe_vmf_loss(mu, output, labels, radius, "none")
 
     def pfe_gaussian(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        # The head gives log precisions, so that larger is surer for every head; the loss takes log variances.
+        # Larger outputs mean more confidence for every head, so it outputs log precisions; the loss takes log
+        # variances.
         return pfe_gaussian_loss(mu, -output, labels, "none")
 
     def probface(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
         return probface_loss(mu, -output, labels, "none")
 
     @cache
-    def known(device: torch.device) -> Tensor:
-        assert prototypes is not None  # a loss is computed of features, which have them
+    def all_prototypes(device: torch.device) -> Tensor:
+        assert prototypes is not None  # the features from which a loss is computed have prototypes
         return prototypes.all().to(device)  # (identities, dim)
 
-    def others(mu: Tensor, labels: Tensor) -> Tensor:
-        """(n, identities) cosines to the prototypes of all others; -inf for the own and for absent ones."""
-        weights = known(mu.device)
+    def other_cosines(mu: Tensor, labels: Tensor) -> Tensor:
+        """Cosines to other identities' prototypes (n, identities); -inf for the true or absent one."""
+        weights = all_prototypes(mu.device)
         cosine = (mu @ weights.T).masked_fill(~weights.any(1), -torch.inf)
         return cosine.scatter(1, labels.to(mu.device)[:, None], -torch.inf)
 
     def cr_fiqa(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        return certainty_ratio_loss(output, cosine, others(mu, labels).amax(1), "none")
+        return certainty_ratio_loss(output, cosine, other_cosines(mu, labels).amax(1), "none")
 
     def rts(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
-        return random_temperature_loss(-output, cosine, others(mu, labels), "none")
+        return random_temperature_loss(-output, cosine, other_cosines(mu, labels), "none")
 
     def mean_ratio(cosine: Tensor) -> float:
-        return math.exp(float(cosine.double().mean()))  # of the ratio itself, the nearest other at 90 degrees
+        # The mean ratio if the nearest other prototype is at 90 degrees.
+        return math.exp(float(cosine.double().mean()))
 
     return {
         "scf": Objective(scf, best_kappa),
@@ -135,11 +141,11 @@ def _mean_square(cosine: Tensor) -> float:
 
 
 _CHUNK = 4096
-_SAMPLE = 8192  # entries from which a head computes the normalisation of its input
+_SAMPLE = 8192  # number of entries from which a head's input normalisation is fitted
 
 
 class TunedNetwork(nn.Module):
-    """Backbone and head as one network, from pixels to (output, mu); batch statistics are frozen."""
+    """Backbone and head as one network that maps pixels to (output, mu), with frozen batch statistics."""
 
     def __init__(self, backbone: nn.Module, head: ConfidenceHead) -> None:
         super().__init__()
@@ -151,14 +157,14 @@ class TunedNetwork(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Output of the head (n,) or (n, outputs), and unit direction (n, dim), of pixels (n, 3, h, w)."""
+        """Map pixels (n, 3, h, w) to the head's output (n,) or (n, outputs) and directions (n, dim)."""
         embedding, features = self.backbone(x)  # (n, dim), (n, channels, height, width)
         summary = self.head.pool_features(features.float(), embedding.float())
         return self.head(summary), normalize(embedding.float())
 
 
 class ConfidenceTask:
-    """A head, its training data, and its best epoch on held-out identities."""
+    """Stage 2 as a `Task`: a head, its training data, and its best epoch on held-out identities."""
 
     classifier: None = None
 
@@ -173,14 +179,14 @@ class ConfidenceTask:
     ) -> None:
         if tuple(features.summary_shape) != tuple(head.summary_shape):
             raise InputError(
-                f"{head.kind} head: expected summaries {tuple(head.summary_shape)}, the cache holds "
-                f"{tuple(features.summary_shape)}: it was made for another head"
+                f"{head.kind} head: expected summaries {tuple(head.summary_shape)}, but the cache contains "
+                f"{tuple(features.summary_shape)}: it was computed for another head"
             )
         self.head, self.features, self._config, self._ranks = head, features, config, ranks
         self.objective = make_objective(config.loss, features.dim, features.prototypes)
         self._measures = measures
         self._split()
-        if self.objective.pairwise:  # an error where either side has no pairs, before the first epoch
+        if self.objective.pairwise:  # fail before the first epoch if either set has no pairs
             self.batches(0)
             if len(self.held_out):
                 self._grouped(self.held_out, 0)
@@ -189,7 +195,7 @@ class ConfidenceTask:
         self._preprocessing = None if tuned is None else tuned[1]
         self.network: nn.Module = head if tuned is None else TunedNetwork(tuned[0], head).to(ranks.device)
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
-        # Epoch 0 is the constant head: later epochs must be better than it.
+        # Epoch 0 is the constant head, which later epochs must beat.
         weights = self._copy_weights() if len(self.held_out) else {}
         self.best: dict[str, Any] = {"loss": self._constant_loss(), "epoch": 0, "network": weights}
 
@@ -203,11 +209,11 @@ class ConfidenceTask:
             raise InputError(f"expected at least 2 views to train on, got {len(self.train)}")
 
     def _initialise_head(self) -> float:
-        """Normalise the head's input, and let its output be the best constant, which is returned."""
+        """Fit the head's input normalisation, set its output to the best constant, and return that."""
         selected = np.linspace(0, len(self.train) - 1, min(len(self.train), _SAMPLE)).astype(int)
         sample = self._sample(self.train[selected])
         cosine = sample.cosine.cpu()
-        if self.features.cosine is not None:  # known without the backbone, so of all entries
+        if self.features.cosine is not None:  # available without the backbone: use all entries
             cosine = torch.from_numpy(self.features.cosine)[torch.from_numpy(self.train)]
         self.head.fit_normalisation(sample.summary.cpu())
         initial = self.objective.best_constant(cosine)
@@ -215,10 +221,10 @@ class ConfidenceTask:
         return initial
 
     def _sample(self, entries: Rows) -> Sample:
-        """Features of these entries, on every rank; each rank computes a part."""
+        """Samples of these entries on every rank; each rank computes a part of them."""
         parts = np.array_split(entries, max(1, math.ceil(len(entries) / _CHUNK)))
         local = [part[self._ranks.share(len(part))] for part in parts]
-        # Before the first step the backbone is the frozen one, also where it is fine-tuned later.
+        # Before the first step, features come from the frozen backbone even if it is fine-tuned later.
         streamed = isinstance(self.features, StreamedFeatures)
         features = self.features.frozen() if streamed else self.features  # type: ignore[attr-defined]
         with closing(features.load(local)) as loaded:
@@ -226,7 +232,7 @@ class ConfidenceTask:
             return Sample(*(self._ranks.gather(torch.cat(column)) for column in columns))
 
     def _constant_loss(self) -> float:
-        """Held-out loss of the constant head; infinite where there is none to compare with."""
+        """Held-out loss of the constant head; infinite if it cannot be computed."""
         if not len(self.held_out) or self.objective.directions or self.features.cosine is None:
             return math.inf
         cosine = torch.from_numpy(self.features.cosine)[torch.from_numpy(self.held_out)]  # (m,)
@@ -263,7 +269,7 @@ class ConfidenceTask:
         return batches
 
     def _one_view_each(self, rows: Rows, epoch: int) -> Rows:
-        """One random view of each image, a function of seed, epoch and image."""
+        """Select one random view of each image, a function of seed, epoch and image."""
         _, first, count = np.unique(self.features.images[rows], return_index=True, return_counts=True)
         draw = np.random.default_rng([self._config.seed, epoch, 2]).random(len(first))
         return rows[first + (draw * count).astype(np.int64)]
@@ -271,7 +277,7 @@ class ConfidenceTask:
     def cut(self, batch: Rows, parts: int) -> list[Rows]:
         if not self.objective.pairwise:
             return np.array_split(batch, parts)
-        groups = batch.reshape(-1, self._config.fit.per_identity)  # whole groups, so that no pair is cut
+        groups = batch.reshape(-1, self._config.fit.per_identity)  # do not divide groups
         return [part.reshape(-1) for part in np.array_split(groups, parts)]
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
@@ -285,17 +291,17 @@ class ConfidenceTask:
         output, sample = self._outputs(forward, part)  # (n_r,) or (n_r, outputs)
         labels = torch.from_numpy(self.features.identities[part.rows])  # (n_r,), on the CPU
         if self.objective.pairwise:
-            # The samples of a pair may be on two ranks: every rank computes the loss of all pairs, from the
-            # rows of all ranks, n numbers or n x dim.
+            # The samples of a pair may be on different ranks, so every rank computes the loss of all pairs
+            # from the rows of all ranks.
             output, mu = (gather_rows(rows, ranks, replicated=True) for rows in (output, sample.mu))
             labels = ranks.gather(labels)  # (n,)
-            if len(set(labels.tolist())) == len(labels):  # unreadable images have left no pair
+            if len(set(labels.tolist())) == len(labels):  # no pair is left after unreadable images
                 zero = output.sum() * 0
                 return Loss(zero, zero.detach())
             labels = labels.to(ranks.device, non_blocking=True)
             loss = self.objective.loss(output, sample.cosine, mu, labels).mean()
             return Loss(loss, loss.detach())
-        # Divided by the number of samples on all ranks: shares of the ranks add up to the batch's mean.
+        # Divide by the number of samples on all ranks: the ranks' shares add up to the batch's mean.
         losses = self.objective.loss(output, sample.cosine, sample.mu, labels)  # (n_r,)
         count = max(1, sum(ranks.counts(len(losses))))
         loss = losses.sum() / count
@@ -306,10 +312,11 @@ class ConfidenceTask:
 
     @torch.no_grad()
     def _terms(self, loss: Tensor, output: Tensor, cosine: Tensor, count: int) -> dict[str, Tensor]:
-        """Means over the batch of kappa and of the loss and its terms, named as the SCF reference names them.
+        """Batch means of kappa, the loss and its terms, under the names of the SCF reference.
 
-        L = -kappa cos(mu, w) - (d/2 - 1) log kappa + log I_{d/2-1}(kappa) + d/2 log(2 pi r^2) (section 3 of
-        S. Li et al., CVPR 2021); the Bessel term is what the others leave of it, in either variant.
+        The loss is L = -kappa cos(mu, w) - (d/2 - 1) log kappa + log I_{d/2-1}(kappa) + d/2 log(2 pi r^2)
+        (section 3 of S. Li et al., CVPR 2021). The Bessel term is computed as L minus the other terms, in
+        either variant.
         """
         kappa, dim = output.exp(), self.features.dim  # (n_r,)
         sums = torch.stack([kappa.sum(), -(kappa * cosine).sum(), (1 - dim / 2) * output.sum()])
@@ -324,11 +331,11 @@ class ConfidenceTask:
         }
 
     def _outputs(self, forward: Forward, part: Part) -> tuple[Tensor, Sample]:
-        """Output of the head, in float32, and the sample with the cosines to compare it with."""
+        """The head's output in float32, and the sample with the target cosines."""
         if self._preprocessing is None or not isinstance(self.features, StreamedFeatures):
             sample: Sample = part.data
             return forward(sample.summary).float(), sample
-        # Fine-tuning: directions, and so cosines, change in every step; prototypes do not.
+        # Fine-tuning changes directions, and hence cosines, in every step; prototypes are fixed.
         pixels = self._preprocessing(
             part.data.to(self._ranks.device, non_blocking=True)
         )  # (n_r, 3, height, width)
@@ -361,7 +368,8 @@ class ConfidenceTask:
             for part in loaded:
                 output, sample = self._outputs(self.network, part)
                 labels = torch.from_numpy(self.features.identities[part.rows])
-                # All rows on every rank, so that all agree on the best epoch; on the CPU, as before the fit.
+                # Gather all rows on every rank, so that ranks agree on the best epoch; on the CPU, like the
+                # loss of the constant head.
                 output, mu, cosine, labels = (
                     ranks.gather(rows).cpu()
                     for rows in (output, sample.mu, sample.cosine, labels.to(ranks.device))
@@ -378,7 +386,10 @@ class ConfidenceTask:
         return _CHUNK if self.features.cosine is not None else self._config.fit.batch_size
 
     def finish(self) -> int:
-        """Load the best epoch, 0 if none is better than the constant; the last one if nothing is held out."""
+        """Load the weights of the best epoch and return its number, 0 for the constant head.
+
+        Without held-out identities, keep the last epoch and return 0.
+        """
         if len(self.held_out):
             self.network.load_state_dict(self.best["network"])
         self.network.eval()
@@ -396,16 +407,16 @@ class ConfidenceTask:
 
 @dataclass
 class FitResult:
-    """The head with the lowest loss on held-out identities, and the course of the training.
+    """The head with the lowest loss on held-out identities, and the history of its training.
 
     Attributes:
         head: in evaluation mode.
-        initial_kappa: the best constant, at which it started.
-        history: per epoch ``train_loss``, ``lr``, ``held_out_loss``, ``held_out_median_kappa``.
-        best_epoch: from 1; 0 if no epoch was better than the constant head on the held-out identities, or
-            none was held out.
+        initial_kappa: the best constant, with which training started.
+        history: ``train_loss``, ``lr``, ``held_out_loss`` and ``held_out_median_kappa`` of each epoch.
+        best_epoch: counted from 1; 0 if no epoch beat the constant head on the held-out identities, or none
+            were held out.
         counts: ``train_rows``, ``held_out_rows``, ``train_identities``, ``held_out_identities``.
-        skipped: reason by key of images that could not be used while streaming.
+        skipped: reason by key of images that were unusable while streaming.
     """
 
     head: ConfidenceHead
@@ -418,13 +429,13 @@ class FitResult:
 
 @dataclass(frozen=True, eq=False)
 class FitState:
-    """State of `fit_head` after an epoch; training changes it further, so copy what you need later.
+    """State of `fit_head` after an epoch. Training modifies it further, so copy what you need later.
 
     Attributes:
-        epoch: just finished, from 0.
-        step: steps so far.
-        head: after this epoch, not that of the best epoch.
-        optimizer: over the parameters of the head, and of the backbone if it is fine-tuned.
+        epoch: the epoch just finished, counted from 0.
+        step: number of steps so far.
+        head: after this epoch, which need not be the best one.
+        optimizer: of the head's parameters and, if it is fine-tuned, the backbone's.
         backbone: if it is fine-tuned, else None.
     """
 
@@ -437,11 +448,11 @@ class FitState:
 
 @dataclass(frozen=True)
 class Monitor:
-    """What watches a fit, beside its history.
+    """Monitoring of a fit, in addition to its history.
 
     Attributes:
-        tensorboard: also write event files to ``folder/runs``; "reference": with the curves that the SCF
-            reference's ``train.py`` writes, of every step and under its names.
+        tensorboard: True to write event files to ``folder/runs``; "reference" to add the curves of the SCF
+            reference's ``train.py``, for every step and under its names.
         each_epoch: called on rank 0 after each epoch, before its checkpoint is written.
     """
 
@@ -462,22 +473,22 @@ def fit_head(
 ) -> FitResult:
     """Train a head and return its best epoch on held-out identities.
 
-    The order of an epoch depends on (seed, epoch) alone, and the state of dropout is saved: a run that was
-    interrupted, by Ctrl-C or kill -9, resumes from its last checkpoint, on the CPU to the same bits.
+    The order of an epoch depends only on (seed, epoch), and the state of dropout is saved: a run interrupted
+    by Ctrl-C or kill -9 resumes from its last checkpoint, on the CPU bit-identically.
 
     Args:
-        head: new, for the features' summaries; changed in place.
+        head: new, for the features' summaries; modified in place.
         features: `CachedFeatures` or `StreamedFeatures`.
-        config: ``loss``, ``fit``, ``optimizer``, ``schedule``, ``engine`` and ``seed`` are used.
-        folder: for checkpoints and logs; None writes neither and cannot resume.
+        config: of which ``loss``, ``fit``, ``optimizer``, ``schedule``, ``engine`` and ``seed`` are used.
+        folder: for checkpoints and logs; None writes neither, so that the run cannot be resumed.
         ranks: the processes that train together; a single one by default.
-        tuned: a backbone to fine-tune, and its preprocessing; ``features`` must load images (``tuning``).
+        tuned: a backbone to fine-tune, and its preprocessing; ``features`` must then load images.
         identity: further facts that the checkpoints depend on (hashes of data and backbone).
         monitor: writes event files, or is called after each epoch.
 
     Raises:
-        InputError: too few identities to hold some out, or features of another kind of head.
-        SpherecfError: the loss became NaN; the epoch and the keys of the batch are named.
+        InputError: too few identities to hold some out, or features for another kind of head.
+        SpherecfError: the loss became NaN; the message names the epoch and the keys of the batch.
     """
     ranks, monitor = ranks or Ranks(), monitor or Monitor()
     tensorboard, each_epoch = monitor.tensorboard, monitor.each_epoch

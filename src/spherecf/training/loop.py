@@ -1,7 +1,7 @@
-"""The training loop of both stages: steps over all ranks, mixed precision, checkpoints, resuming.
+"""The training loop of both stages: distributed steps, mixed precision, checkpoints, resuming.
 
-A `Task` defines what is learnt: its network, its optimizers, its batches and the loss. Read `_Trainer.train`,
-then `_train_epoch` and `_train_step`: they follow one another as they run.
+A `Task` defines what is trained: network, optimizers, batches and loss. To follow a run, read
+`_Trainer.train`, `_train_epoch` and `_train_step`, in this order.
 """
 
 import contextlib
@@ -39,17 +39,17 @@ from spherecf.training.classifier import ShardedClassifier
 from spherecf.training.config import EngineSettings, OptimizerSettings, ScheduleSettings, lr_factor
 from spherecf.training.distributed import Ranks, synchronize_batch_norm
 from spherecf.training.optim import (
-    bound_gradients,
+    clip_gradients,
     is_fused,
     keep_kernels,
-    prepared,
     set_lr,
-    step_where,
+    step_if_finite,
+    with_momentum,
 )
 
 LOG_FILE = "history.jsonl"
-_READ_EVERY = 20  # steps: a read costs a GPU some milliseconds, a bad batch is reported within seconds
-_VARIANTS = 64  # of one class of blocks: by stage, training or not, one size of batches or several
+_READ_EVERY = 20  # steps between reads: a read costs a GPU milliseconds; bad batches surface within seconds
+_MAX_VARIANTS = 64  # compiled versions per class of blocks: by stage, mode, and fixed or dynamic batch size
 
 
 Rows = NDArray[np.int64]
@@ -60,9 +60,9 @@ class Part(NamedTuple):
     """This rank's part of a (micro-)batch.
 
     Attributes:
-        rows: (n,) of the images that could be used.
-        data: input of the task's loss, for these rows.
-        skipped: reason by key of the images that could not.
+        rows: (n,) rows of the usable images.
+        data: input of the task's loss for these rows.
+        skipped: reason by key of the unusable images.
     """
 
     rows: Rows
@@ -71,12 +71,12 @@ class Part(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Scalars on the device.
+    """Losses of a (micro-)batch, as scalars on the device.
 
     Attributes:
-        backward: this rank's share of the loss, to be summed over ranks.
-        value: the batch's loss.
-        measures: further means over the batch, for the log of every step.
+        backward: this rank's share of the loss; its gradients are summed over ranks.
+        value: the loss over all ranks.
+        measures: further means over the batch, logged in every step.
     """
 
     backward: Tensor
@@ -86,7 +86,7 @@ class Loss(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """What the loop trains."""
+    """A training problem: network, optimizer, batches and loss."""
 
     @property
     def network(self) -> nn.Module:
@@ -95,12 +95,12 @@ class Task(Protocol):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Over the network's parameters."""
+        """The optimizer of the network's parameters."""
         ...
 
     @property
     def classifier(self) -> ShardedClassifier | None:
-        """Sharded over the ranks; None if there is none."""
+        """The classifier, sharded over ranks; None if the task has none."""
         ...
 
     def batches(self, epoch: int) -> list[Rows]:
@@ -108,15 +108,15 @@ class Task(Protocol):
         ...
 
     def cut(self, batch: Rows, parts: int) -> list[Rows]:
-        """A batch as micro-batches."""
+        """Divide a batch into micro-batches."""
         ...
 
     def load(self, epoch: int, parts: Iterable[Rows]) -> Generator[Part, None, None]:
-        """This rank's part of each micro-batch, read ahead."""
+        """Yield this rank's part of each micro-batch, read ahead."""
         ...
 
     def begin(self, rows: Rows, step: int) -> None:
-        """Called before a step, with the rows of the whole batch."""
+        """Prepare a step, given the rows of the global batch."""
         ...
 
     def loss(self, forward: Forward, part: Part) -> Loss:
@@ -124,15 +124,15 @@ class Task(Protocol):
         ...
 
     def keys(self, rows: Rows) -> list[str]:
-        """Keys of the images of these rows."""
+        """Keys of the images in these rows."""
         ...
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Metrics of the network after an epoch, the same on every rank."""
+        """Validate after an epoch; return metrics, the same on every rank."""
         ...
 
     def state(self) -> dict[str, Any]:
-        """State beyond network, optimizer and classifier, for the checkpoint."""
+        """Further state for the checkpoint, besides network, optimizer and classifier."""
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -142,16 +142,16 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of one training.
+    """Settings of a training run.
 
     Attributes:
-        epochs: in total.
-        seed: of dropout and other draws of the network.
-        optimizer, schedule, engine: settings.
-        folder: for checkpoints and logs; None writes neither.
-        identity: hash of settings and data: a checkpoint of another identity is not resumed.
-        name: shown beside the progress bar.
-        tensorboard: also write event files.
+        epochs: total number of epochs.
+        seed: of dropout and other random numbers in the network.
+        optimizer, schedule, engine: settings of the recipe.
+        folder: for checkpoints and logs; None to write neither.
+        identity: hash of settings and data; checkpoints of another identity are ignored.
+        name: label of the progress bar.
+        tensorboard: also write TensorBoard event files.
         each_epoch: called on rank 0 with (epoch from 0, steps so far), before the epoch's checkpoint.
     """
 
@@ -169,22 +169,28 @@ class Run:
 
 @dataclass
 class Outcome:
-    """``history``: metrics by epoch; ``skipped``: reason by key of images that could not be used."""
+    """Result of a run.
+
+    Attributes:
+        history: metrics of each epoch.
+        skipped: reason by key of unusable images.
+    """
 
     history: list[dict[str, float]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
 def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
-    """Train, resuming from the newest checkpoint of the same identity if there is one.
+    """Train a task, resuming from the newest checkpoint of the same identity if there is one.
 
     Raises:
         InputError: precision "tf32" without a GPU, or ``engine.read_every`` above 1 without fused optimizers.
         SpherecfError: the loss is not finite; the keys of the batch are saved.
-        StorageError: a checkpoint could not be written; the previous one is intact. Or another process trains
-            in this folder.
-        RankError: another rank is gone.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once a checkpoint is written; at once after a second one.
+        StorageError: a checkpoint could not be written (the previous one is intact), or another process
+            trains in this folder.
+        RankError: another rank has failed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, raised after a checkpoint is written; a second signal raises it
+            immediately.
     """
     devices = [ranks.device] if ranks.device.type == "cuda" else []
     with ExitStack() as stack:
@@ -198,7 +204,17 @@ def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
 
 @dataclass
 class _Progress:
-    """``step`` of all epochs, ``batch`` of the current one, and the current one's sums so far."""
+    """Position in the run, and sums over the current epoch. Saved in checkpoints.
+
+    Attributes:
+        step: steps in all epochs.
+        batch: batches in this epoch.
+        total: sum of the loss over ``counted`` images.
+        counted: images with a finite loss.
+        seen: images processed.
+        nan: batches whose loss or gradient was not finite.
+        overflows: float16 steps that the gradient scaler skipped.
+    """
 
     step: int = 0
     batch: int = 0
@@ -209,13 +225,13 @@ class _Progress:
     overflows: int = 0
 
 
-class _Numbers(NamedTuple):
-    """What a step leaves on the device to be read later.
+class _StepMetrics(NamedTuple):
+    """Metrics of a step, on the device until they are read.
 
     Attributes:
-        shares: of each micro-batch in the batch; none if no image could be used.
+        shares: fraction of the batch in each micro-batch; empty if no image was usable.
         losses, measures: scalars of each micro-batch.
-        norm: of the gradient before clipping, a scalar; in float16 times the loss scale.
+        norm: norm of the gradient before clipping, a scalar; in float16 multiplied by the loss scale.
     """
 
     shares: list[float]
@@ -224,20 +240,20 @@ class _Numbers(NamedTuple):
     norm: Tensor
 
     def scalars(self) -> list[Tensor]:
-        """Losses, measures and norm."""
+        """All scalars: losses, measures and norm."""
         measures = chain.from_iterable(named.values() for named in self.measures)
         return [*self.losses, *measures, self.norm]
 
 
-class _Step(NamedTuple):
-    """A step that was taken: ``epoch``, ``step`` and ``batch`` from 0, its ``rows`` and rate ``lr``."""
+class _StepRecord(NamedTuple):
+    """A finished step with unread metrics; ``epoch``, ``step`` and ``batch`` count from 0."""
 
     epoch: int
     step: int
     batch: int
     rows: Rows
     lr: float
-    numbers: _Numbers
+    metrics: _StepMetrics
 
 
 class _Trainer:
@@ -251,17 +267,17 @@ class _Trainer:
         if engine.sync_batch_norm:
             synchronize_batch_norm(network, ranks)
         self.network = self._distribute(_compiled(network) if engine.compile else network)
-        # Loss scaling, in float16 only: gradients below 6e-8 would be 0 there; bfloat16 has float32's range.
+        # Loss scaling in float16 only, where gradients below 6e-8 vanish; bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._precision == "float16")
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
         self._resumed_rng = False
         self._buffers_before: list[Tensor] = []
-        # Numbers of steps are read together, since a read waits for all that the device has still to do.
+        # Metrics of several steps are read together: a read waits for all work queued on the device.
         self._read_every = engine.read_every or (1 if ranks.device.type == "cpu" else _READ_EVERY)
-        self._unread: list[_Step] = []
+        self._unread: list[_StepRecord] = []
         if self._read_every > 1 and not all(map(is_fused, self.optimizers)):
             raise InputError(
-                f"engine.read_every = {self._read_every}: only fused optimizers pass over a bad step without "
+                f"engine.read_every = {self._read_every}: only fused optimizers can skip a bad step without "
                 "reading it; set optimizer.fused = true, or engine.read_every = 1"
             )
         self._writer = None if run.folder is None else CheckpointWriter(
@@ -272,10 +288,10 @@ class _Trainer:
         if self.ranks.size == 1:
             return network  # type: ignore[no-any-return]
         device = self.ranks.device
-        # Buffers are not broadcast: batch statistics are synchronised already, or meant to differ. Newer
-        # versions of torch have another name for the option.
-        known = signature(DistributedDataParallel.__init__).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        # Do not broadcast buffers: batch statistics are either synchronised already or meant to differ. The
+        # option has another name in later versions of torch.
+        parameters = signature(DistributedDataParallel.__init__).parameters
+        option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
         wrapped = DistributedDataParallel(
             network,
             [device] if device.type == "cuda" else None,
@@ -286,11 +302,14 @@ class _Trainer:
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizers of the network and of the classifier."""
         classifier = self.task.classifier
         return [self.task.optimizer, *(classifier.optimizers if classifier else [])]
 
     def train(self) -> Outcome:
+        """Run all epochs that remain."""
         run, ranks = self.run, self.ranks
+        # Restore network, optimizers and progress from the newest checkpoint.
         self._resume()
         history = self.outcome.history
         first = len(history)
@@ -306,7 +325,7 @@ class _Trainer:
                 self._train_epoch(epoch, log, stop, advance)
                 rate = (self.progress.seen - seen) / (time.monotonic() - started)
 
-                # Validation, on all ranks; then the caller's hook, on rank 0 alone.
+                # Validate on all ranks; then call the hook on rank 0.
                 self._gather_skipped()
                 metrics = self._epoch_metrics(epoch)
                 history.append(metrics)
@@ -315,8 +334,8 @@ class _Trainer:
                         partial(run.each_epoch, epoch, self.progress.step), "the end of an epoch"
                     )
 
-                # The log may be ahead of the checkpoint, which is still being written: a resumed run rewrites
-                # the log from its checkpoint, not the reverse.
+                # Save a checkpoint in the background, and log. The log may be ahead of the checkpoint; a
+                # resumed run rewrites it from the checkpoint.
                 self.progress = _Progress(step=self.progress.step)
                 self._save()
                 log.epoch(metrics, {"images_per_second": rate}, self.progress.step)
@@ -340,12 +359,12 @@ class _Trainer:
         self, epoch: int, log: "RunLog", stop: threading.Event, advance: Callable[..., None]
     ) -> None:
         task, ranks, progress = self.task, self.ranks, self.progress
-        # The batches depend on seed and epoch alone, so a resumed run skips those it has done.
+        # Batches depend only on seed and epoch, so a resumed run skips the finished ones.
         batches = task.batches(epoch)
         remaining = batches[progress.batch :]
         micro = [task.cut(batch, self.run.engine.accumulate) for batch in remaining]
         local = (rows[ranks.share(len(rows))] for cut in micro for rows in cut)
-        # Dropout: other draws on each rank; a resumed rank goes on with its saved state, if it has one.
+        # Dropout differs between ranks. A resumed rank continues with its saved random state, if any.
         if not self._resumed_rng:
             seed = self.run.seed * 1_000_003 + epoch + progress.batch * 7919 + ranks.rank * 104_729
             torch.manual_seed(seed)
@@ -355,30 +374,33 @@ class _Trainer:
         with closing(task.load(epoch, local)) as parts:
             for batch, cut in zip(remaining, micro):
                 # Learning rate.
-                done = epoch + progress.batch / len(batches)
-                factor = lr_factor(self.run.schedule, self.run.epochs, done, self.outcome.history)
+                epochs_done = epoch + progress.batch / len(batches)
+                factor = lr_factor(self.run.schedule, self.run.epochs, epochs_done, self.outcome.history)
                 lr = set_lr(self.optimizers, factor)
 
-                # Data to optimiser.
+                # Forward, backward, optimizer.
                 task.begin(batch, progress.step)
-                numbers = self._train_step([(next(parts), len(rows)) for rows in cut])
-                self._unread.append(_Step(epoch, progress.step, progress.batch, batch, lr, numbers))
+                metrics = self._train_step([(next(parts), len(rows)) for rows in cut])
+                self._unread.append(_StepRecord(epoch, progress.step, progress.batch, batch, lr, metrics))
                 progress.step, progress.batch = progress.step + 1, progress.batch + 1
                 progress.seen += len(batch)
 
-                # Is a checkpoint due, did a signal come, could one not be written? Ranks see this at
-                # different times, so they agree. The checkpoint at the end of an epoch is `train`'s.
-                last, minutes = progress.batch == len(batches), (time.monotonic() - self._saved) / 60
+                # Agree with the other ranks, which notice these events at different times: whether a
+                # checkpoint is due, a stop signal arrived, or a checkpoint could not be written. `train`
+                # saves the checkpoint at the end of an epoch.
+                last, minutes = progress.batch == len(batches), (time.monotonic() - self._last_save) / 60
                 due = not last and minutes > self.run.engine.save_minutes
                 failed = self._writer is not None and self._writer.failed
                 save, interrupt, failed = ranks.any(due and ranks.is_main, stop.is_set(), failed)
 
-                # Log, read from the device now and then.
+                # Log: read the metrics from the device every few steps.
                 if last or save or interrupt or len(self._unread) >= self._read_every:
-                    loss = self._read(log)
+                    loss = self._read_metrics(log)
                     advance(len(batch), f"epoch {epoch + 1}/{self.run.epochs}, loss {loss:.4g}")
                 else:
                     advance(len(batch))
+
+                # Checkpoint and stop.
                 if save or interrupt:
                     self._save()
                 if self._writer is not None and (failed or interrupt):
@@ -386,90 +408,92 @@ class _Trainer:
                 if interrupt:
                     raise KeyboardInterrupt
 
-    def _train_step(self, parts: Sequence[tuple[Part, int]]) -> _Numbers:
-        """One step of all optimizers; none where loss or gradient is not finite.
+    def _train_step(self, parts: Sequence[tuple[Part, int]]) -> _StepMetrics:
+        """Take one step of all optimizers, unless the loss or the gradient is not finite.
 
         Args:
-            parts: of each micro-batch this rank's part, and its number of rows over all ranks.
+            parts: for each micro-batch, this rank's part and the number of rows over all ranks.
         """
         task, classifier = self.task, self.task.classifier
 
-        # Data: unreadable images are left out, and micro-batches for which no rank has a readable one.
+        # Data: leave out unreadable images, and micro-batches without a readable image on any rank.
         for part, _ in parts:
             self.outcome.skipped.update(part.skipped)
         usable = [(part, rows) for part, rows in parts if sum(self.ranks.counts(len(part.rows)))]
-        rows_in_all = sum(rows for _, rows in usable)
-        numbers = _Numbers([], [], [], torch.zeros((), device=self.ranks.device))
+        total_rows = sum(rows for _, rows in usable)
+        metrics = _StepMetrics([], [], [], torch.zeros((), device=self.ranks.device))
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self._keep_buffers()
+        self._snapshot_buffers()
         if not usable:
-            return numbers
+            return metrics
 
-        for number, (part, rows) in enumerate(usable):
-            # Reduce, of the replicated network: its hooks sum gradients over ranks during the backward pass,
-            # once per step, so only in the last micro-batch.
-            with self._sync_gradients(last=number == len(usable) - 1):
-                # Forward: every rank has the same value, so all of them step, or none.
+        for index, (part, rows) in enumerate(usable):
+            # The network's hooks sum its gradients over ranks during the backward pass of the last
+            # micro-batch, once per step.
+            with self._sync_gradients(last=index == len(usable) - 1):
+                # Forward. The loss is the same on every rank, so all ranks take the step or none does.
                 loss = task.loss(self._forward, part)
-                numbers.shares.append(rows / rows_in_all)
-                numbers.losses.append(loss.value.detach())
-                numbers.measures.append(loss.measures)
+                metrics.shares.append(rows / total_rows)
+                metrics.losses.append(loss.value.detach())
+                metrics.measures.append(loss.measures)
 
-                # Backward: gradients of micro-batches accumulate to that of the batch's mean.
-                self._backward(self.scaler.scale(loss.backward * numbers.shares[-1]))
+                # Backward. Gradients of the micro-batches add up to the gradient of the batch's mean loss.
+                self._backward(self.scaler.scale(loss.backward * metrics.shares[-1]))
 
-        # Reduce, of the margin's parameters. Prototypes are sharded: each rank has its rows' whole gradient.
+        # Sum the gradients of the margin's parameters over ranks. Prototypes are sharded: each rank already
+        # has the complete gradient of its rows.
         if classifier:
             classifier.reduce_gradients()
 
         # Clip by the norm over replicated and sharded parameters.
         replicated = list(task.network.parameters())
         sharded = [classifier.rows.active] if classifier else []
-        finite = torch.isfinite(torch.stack(numbers.losses)).all()
+        finite = torch.isfinite(torch.stack(metrics.losses)).all()
         unclipped = OptimizerSettings(clip_norm=0.0, clip_value=0.0)
         clipping = unclipped if self.scaler.is_enabled() else self.run.optimizer
-        norm = bound_gradients(replicated, sharded, clipping, self.ranks)
-        numbers = numbers._replace(norm=norm)
-        # In float16 an overflow is expected now and then: the scaler skips the step and lowers its scale.
+        norm = clip_gradients(replicated, sharded, clipping, self.ranks)
+        metrics = metrics._replace(norm=norm)
+        # In float16 occasional overflows are expected: the scaler skips the step and lowers its scale.
         if not self.scaler.is_enabled():
             finite &= torch.isfinite(norm)
         if self._read_every == 1 and not bool(finite):
             self._restore_buffers(finite)
-            return numbers
+            return metrics
         if self.scaler.is_enabled():
-            self._share_overflow(norm + sum(numbers.losses))
+            self._share_overflow(norm + sum(metrics.losses))
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
-            bound_gradients(replicated, sharded, self.run.optimizer, self.ranks)
+            clip_gradients(replicated, sharded, self.run.optimizer, self.ranks)
 
-        # Optimiser: where not every step is read, a bad one is passed over on the device.
+        # Optimizer. If not every step is read, a bad step is skipped on the device.
         for optimizer in self.optimizers:
             if self.scaler.is_enabled() or self._read_every == 1:
-                self.scaler.step(prepared(optimizer))
+                self.scaler.step(with_momentum(optimizer))
             else:
-                step_where(finite, optimizer)
+                step_if_finite(finite, optimizer)
         self.scaler.update()
         if self._read_every > 1:
             self._restore_buffers(finite)
         if classifier:
             classifier.end()
-        return numbers
+        return metrics
 
-    def _read(self, log: "RunLog") -> float:
-        """Read the numbers of the steps since the last read, the one place that waits for the device.
+    def _read_metrics(self, log: "RunLog") -> float:
+        """Read and log the metrics of the steps since the last read; this waits for the device.
 
         Returns:
-            The mean loss of the last batch; NaN where no step was taken.
+            The mean loss of the last batch; NaN if no step was taken.
         """
         progress, loss = self.progress, math.nan
         steps, self._unread = self._unread, []
-        read = iter(torch.stack([scalar for step in steps for scalar in step.numbers.scalars()]).tolist())
+        scalars = [scalar for step in steps for scalar in step.metrics.scalars()]
+        values = iter(torch.stack(scalars).tolist())  # one copy for all steps
         for step in steps:
-            shares = step.numbers.shares
-            losses = [next(read) for _ in shares]
-            measures = [{name: next(read) for name in named} for named in step.numbers.measures]
-            norm, problem = next(read), ""
+            shares = step.metrics.shares
+            losses = [next(values) for _ in shares]
+            measures = [{name: next(values) for name in named} for named in step.metrics.measures]
+            norm, problem = next(values), ""
             if bad := [value for value in losses if not math.isfinite(value)]:
                 problem = f"the loss is {bad[0]}"
             elif not math.isfinite(norm) and self.scaler.is_enabled():
@@ -477,8 +501,8 @@ class _Trainer:
             elif not math.isfinite(norm):
                 problem = "the gradient is not finite"
             if problem:
-                self._not_finite(step, problem)
-            # A batch without a finite loss is not part of the epoch's mean.
+                self._handle_not_finite(step, problem)
+            # The epoch's mean loss leaves out batches whose loss is not finite.
             loss = math.nan if problem or not losses else sum(map(mul, shares, losses))
             if math.isfinite(loss):
                 progress.total += loss * len(step.rows)
@@ -499,26 +523,26 @@ class _Trainer:
     def _backward(self, loss: Tensor) -> None:
         try:
             loss.backward()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:  # a peer may die inside the collectives of the backward pass
+        except RuntimeError as error:  # another rank may fail during a collective of the backward pass
             if self.ranks.is_lost(error):
                 raise self.ranks.lost(error) from error
             raise
 
     def _sync_gradients(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Ranks exchange gradients in the last micro-batch of a step only."""
+        """Let ranks exchange gradients only in the last micro-batch of a step."""
         if isinstance(self.network, DistributedDataParallel) and not last:
             return self.network.no_sync()
         return contextlib.nullcontext()
 
     def _share_overflow(self, norm: Tensor) -> None:
-        """Let all optimizers of all ranks skip a step that overflowed in one; a scaler sees each alone."""
+        """Make all optimizers of all ranks skip a step that overflowed in one; a scaler checks each alone."""
         for optimizer in self.optimizers:
             parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
             for parameter in [p for p in parameters if p.grad is not None][:1]:
-                parameter.grad.add_(norm * 0)  # NaN if the norm over all of them is not finite
+                parameter.grad.add_(norm * 0)  # becomes NaN if the norm over all parameters is not finite
 
-    def _not_finite(self, step: _Step, problem: str) -> None:
-        """Save the keys of the batch; then count it, as it was skipped, or stop."""
+    def _handle_not_finite(self, step: _StepRecord, problem: str) -> None:
+        """Save the keys of a bad batch; then count it as skipped, or stop."""
         keys, saved = self.task.keys(step.rows), ""
         if self.run.folder is not None and self.ranks.is_main:
             path = self.run.folder / f"not-finite-{step.step:09d}.json"
@@ -534,14 +558,14 @@ class _Trainer:
             'these images, or set engine.on_nan = "skip".'
         )
 
-    def _keep_buffers(self) -> None:
-        # The forward pass updates batch statistics, also of a batch that is skipped afterwards.
+    def _snapshot_buffers(self) -> None:
+        """Save the batch statistics, which the forward pass updates even if the batch is skipped later."""
         if self.run.engine.on_nan == "skip" and (buffers := self._buffers()):
             self._buffers_before = self._buffers_before or [torch.empty_like(buffer) for buffer in buffers]
             torch._foreach_copy_(self._buffers_before, buffers)
 
     def _restore_buffers(self, finite: Tensor) -> None:
-        """Undo the statistics of the step unless it was ``finite``, a scalar on the device."""
+        """Restore the batch statistics from before the step unless ``finite``, a scalar on the device."""
         if self._buffers_before:
             pairs = zip(self._buffers(), self._buffers_before, strict=True)
             torch._foreach_copy_(self._buffers(), [torch.where(finite, now, before) for now, before in pairs])
@@ -554,8 +578,8 @@ class _Trainer:
         progress = self.progress
         if not progress.counted and progress.nan:
             raise SpherecfError(
-                f"epoch {epoch + 1}: all of its {progress.nan} batches were skipped, "
-                "as loss or gradient was not finite; the last checkpoint is kept. Lower optimizer.lr."
+                f"epoch {epoch + 1}: all of its {progress.nan} batches were skipped, because the loss or the "
+                "gradient was not finite; the last checkpoint is kept. Lower optimizer.lr."
             )
         if not progress.counted:
             key, reason = next(iter(self.outcome.skipped.items()))
@@ -571,7 +595,7 @@ class _Trainer:
         return metrics | self.task.end_epoch(epoch)
 
     def _save(self) -> None:
-        self._saved = time.monotonic()
+        self._last_save = time.monotonic()
         task, ranks = self.task, self.ranks
         if self._writer is None:
             return
@@ -580,9 +604,10 @@ class _Trainer:
         if ranks.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(ranks.device)
         shard = {} if task.classifier is None else task.classifier.rows.state()
-        self._writer.save(self.progress.step, common=self._common, private={"rng": rng}, shard=shard)
+        self._writer.save(self.progress.step, common=self._common_state, private={"rng": rng}, shard=shard)
 
-    def _common(self) -> Mapping[str, Any]:
+    def _common_state(self) -> Mapping[str, Any]:
+        """The state that is the same on all ranks."""
         task = self.task
         return {
             "network": task.network.state_dict(),
@@ -590,7 +615,7 @@ class _Trainer:
             "classifier": None if task.classifier is None else task.classifier.state(),
             "scaler": self.scaler.state_dict(),
             "task": task.state(),
-            "place": vars(self.progress),  # the key of the first checkpoints
+            "place": vars(self.progress),  # this key is part of the checkpoint format
             "history": self.outcome.history,
             "skipped": self.outcome.skipped,
         }
@@ -612,13 +637,13 @@ class _Trainer:
                 keep_kernels(classifier.margin_optimizer, common["classifier"]["margin_optimizer"])
             classifier.load_state(common["classifier"])
             classifier.rows.load({name: value.to(ranks.device) for name, value in saved.shard.items()})
-        # A run may go on in another precision: then there is no state of a scaler, or no use for it.
+        # A run may resume in another precision, without a scaler or without saved state for it.
         if self.scaler.is_enabled() and common["scaler"]:
             self.scaler.load_state_dict(common["scaler"])
         task.load_state(common["task"])
         self.progress = _Progress(**common["place"])
         self.outcome = Outcome(common["history"], common["skipped"])
-        # Inside an epoch, and with as many ranks as before, dropout goes on to the bit.
+        # Within an epoch and with the same number of ranks, dropout continues bit-identically.
         if saved.private is not None and self.progress.batch:
             torch.set_rng_state(saved.private["rng"]["cpu"])
             if "cuda" in saved.private["rng"]:
@@ -631,17 +656,16 @@ class _Trainer:
 
 
 def _compiled(network: nn.Module) -> Any:
-    """The network compiled block by block, in place, or as a whole if no kind of block repeats.
+    """Compile a network block by block, in place, or as a whole if no class of blocks repeats.
 
-    Blocks of one kind and size share their code, so that the compiler's time is that of some blocks, whatever
-    the depth.
+    Blocks of the same class and size share compiled code, so that the compile time does not grow with depth.
     """
     kinds = Counter(type(module) for module in network.modules())
-    blocks = _repeated(network, kinds)
+    blocks = _repeated_blocks(network, kinds)
     if not blocks or any(getattr(module, "checkpointing", False) for module in network.modules()):
         return torch.compile(network)
-    limits = torch._dynamo.config  # torch 2.6 has this name only, later versions as an alias
-    limits.cache_size_limit = max(limits.cache_size_limit, _VARIANTS)
+    limits = torch._dynamo.config  # the name in torch 2.6, an alias in later versions
+    limits.cache_size_limit = max(limits.cache_size_limit, _MAX_VARIANTS)
     for block in blocks:
         block.compile()
         compiled: Any = block._compiled_call_impl
@@ -649,37 +673,37 @@ def _compiled(network: nn.Module) -> Any:
     return network
 
 
-def _repeated(module: nn.Module, kinds: Mapping[type, int]) -> list[nn.Module]:
-    """The outermost modules with layers of their own and a class that occurs more than once."""
+def _repeated_blocks(module: nn.Module, kinds: Mapping[type, int]) -> list[nn.Module]:
+    """The outermost modules that contain layers and whose class occurs more than once."""
     blocks = []
     for child in module.children():
-        block = kinds[type(child)] > 1 and not isinstance(child, nn.Sequential | nn.ModuleList)
-        callable_ = type(child).forward is not nn.Module.forward and any(True for _ in child.children())
-        blocks += [child] if block and callable_ else _repeated(child, kinds)
+        repeats = kinds[type(child)] > 1 and not isinstance(child, nn.Sequential | nn.ModuleList)
+        has_layers = type(child).forward is not nn.Module.forward and any(True for _ in child.children())
+        blocks += [child] if repeats and has_layers else _repeated_blocks(child, kinds)
     return blocks
 
 
 def _call_static(compiled: Callable[..., Any], *arguments: Any) -> Any:
-    # Stages differ in the size of their maps, which must not make the code of all of them general; only the
-    # number of images may vary.
+    # Map sizes differ between stages. Marked static, they give one specialised version per stage instead of a
+    # slower dynamic one for all; only the number of images may vary.
     for x in arguments:
         if isinstance(x, Tensor):
             torch._dynamo.mark_static(x, list(range(1, x.ndim)))
     return compiled(*arguments)
 
 
-def _sum_bucket(  # torch looks at these annotations
+def _sum_bucket(  # torch checks these annotations
     state: object,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[Tensor]:
-    # A sum, where torch has a mean by default: each rank's loss is its share of the batch's mean already.
+    # A sum instead of torch's default mean: each rank's loss is already its share of the batch's mean.
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     summed: torch.futures.Future[Tensor] = work.get_future().then(lambda future: future.value()[0])
     return summed
 
 
 class RunLog:
-    """Appends to ``folder/history.jsonl``, after writing the epochs that a resumed run has done already."""
+    """Writes ``folder/history.jsonl``, starting with the epochs that a resumed run has finished."""
 
     def __init__(
         self, folder: Path | None, tensorboard: bool, history: Sequence[Mapping[str, float]], step: int = 0
@@ -689,7 +713,7 @@ class RunLog:
         self._writer: Any = None
         if tensorboard:
             if folder is None:
-                raise InputError("TensorBoard events need a folder to go to")
+                raise InputError("TensorBoard events need a folder to write to")
             self._writer = _event_writer(folder / "runs", step)
         lines = "".join(self._next(metrics) for metrics in history).encode()
         if self._path is not None:
@@ -698,7 +722,7 @@ class RunLog:
     def step(
         self, step: int, metrics: Mapping[str, float], measures: Mapping[str, float] = MappingProxyType({})
     ) -> None:
-        """Write every tenth step as TensorBoard events; ``measures`` of every step, counted from 0."""
+        """Write TensorBoard events: metrics every tenth step, measures every step (counted from 0)."""
         if self._writer is None:
             return
         if step % 10 == 0:
@@ -706,7 +730,7 @@ class RunLog:
         self._scalars("", measures, step - 1)
 
     def epoch(self, metrics: Mapping[str, float], speed: Mapping[str, float], step: int) -> None:
-        """Write the next epoch; its speed is an event only: the history is the same for every run."""
+        """Write the next epoch; speeds are events only, so that equal runs write equal histories."""
         self._line(metrics)
         if self._writer is not None:
             self._scalars("epoch/", {**metrics, **speed}, step)
@@ -722,7 +746,7 @@ class RunLog:
     def _line(self, metrics: Mapping[str, float]) -> None:
         line = self._next(metrics)
         if self._path is not None:
-            with _storing(self._path), self._path.open("a") as stream:
+            with _storage_errors(self._path), self._path.open("a") as stream:
                 stream.write(line)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -738,7 +762,7 @@ class RunLog:
 
 
 @contextmanager
-def _storing(path: Path) -> Iterator[None]:
+def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -753,25 +777,25 @@ def _event_writer(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependencyError(
-            "TensorBoard is not installed: pip install 'spherecf[train]', or leave --tensorboard out"
+            "TensorBoard is not installed: pip install 'spherecf[train]', or omit --tensorboard"
         ) from error
-    # Events after the checkpoint were written by steps that are now done again.
+    # Discard events of steps after the checkpoint: these steps are repeated.
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
-_SAME_REQUEST = 3.0  # seconds within which a further signal repeats the first one
+_SAME_REQUEST = 3.0  # seconds during which further signals count as the first one
 
 
 @contextmanager
 def stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second signal, some seconds later, interrupts at once."""
+    """An event that Ctrl-C or SIGTERM sets; a second signal, some seconds later, interrupts immediately."""
     stop, requested = threading.Event(), [0.0]
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(number: int, frame: object) -> None:
-        # On Ctrl-C the terminal signals every process, and a launcher forwards the signal once more.
+        # On Ctrl-C the terminal signals every process, and torchrun forwards the signal as well.
         if stop.is_set() and time.monotonic() - requested[0] > _SAME_REQUEST:
             raise KeyboardInterrupt
         if not stop.is_set():

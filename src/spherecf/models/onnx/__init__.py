@@ -1,1 +1,1 @@
-"""ONNX recognisers: read, repaired, searched for embedding and map, and turned into torch modules."""
+"""ONNX recognisers: read, repair, find embedding and feature map, convert to torch modules."""

@@ -1,4 +1,4 @@
-"""An ONNX file with all of its weights, its identity, and questions about its graph."""
+"""Read an ONNX file with all of its weights, compute its hash, and query and edit its graph."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,26 +17,28 @@ from spherecf.common.files import describe_content
 from spherecf.errors import ModelError
 from spherecf.models.network import Shape
 
-Model = Any  # onnx.ModelProto, onnx.NodeProto and onnx.TensorProto are generated classes without usable types
+Model = Any  # the generated classes onnx.ModelProto, onnx.NodeProto and onnx.TensorProto have no usable types
 Node = Any
 StoredTensor = Any
 
-MAX_BYTES = 2**31 - 1  # bytes of one file, a limit of its format
+MAX_BYTES = 2**31 - 1  # of one file, a limit of the format
 TYPE_NAMES: dict[int, str] = {number: name for name, number in TensorProto.DataType.items()}
-PACKED = {"INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2, "FLOAT4": 4, "FLOAT6": 6}  # bits of what shares bytes
+# Bits per value of types that share bytes.
+PACKED = {"INT4": 4, "UINT4": 4, "INT2": 2, "UINT2": 2, "FLOAT4": 4, "FLOAT6": 6}
 
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A model as it came.
+    """An ONNX model before any repair.
 
     Attributes:
-        model: every weight is inside it.
+        model: contains all weights, also those from external files.
         name: the file's stem, or the graph's name.
-        sha256: of the file's bytes. Of a file with weights beside it, of the same model in one file, as
-            ``onnx.save(onnx.load(path), ...)`` writes it: names and layout of the others do not matter.
-        former_sha256: of the graph's file without the weights beside it, by which SphereCF identified such a
-            model before; "" where there are none.
+        sha256: hash of the file's bytes. For a file with external weights, the hash of the same model in one
+            file, as ``onnx.save(onnx.load(path), ...)`` writes it: names and layout of the external files do
+            not matter.
+        former_sha256: hash of the graph's file without external weights, by which earlier versions of
+            SphereCF identified such a model; "" if there are none.
     """
 
     model: Model
@@ -46,29 +48,29 @@ class OnnxFile:
 
 
 def read_onnx(source: str | Path | Model) -> OnnxFile:
-    """Read a model file, or copy an ``onnx.ModelProto``, and check that every tensor holds what it declares.
+    """Read a model file, or copy an ``onnx.ModelProto``, and check the data of every tensor.
 
     Raises:
-        ModelError: no ONNX file, truncated, larger than 2 GiB with its weights; weights beside it that are
-            missing, too short or outside its folder; a tensor whose data do not fit its shape.
+        ModelError: not an ONNX file, truncated, or larger than 2 GiB with its weights; external weights that
+            are missing, too short or outside the file's folder; or a tensor whose data do not fit its shape.
     """
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
         model.CopyFrom(source)
         name, former = source.graph.name or "model", ""
-        outside = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
-        if outside:
+        external = [tensor for tensor in _tensors(model) if tensor.data_location == TensorProto.EXTERNAL]
+        if external:
             raise ModelError(
-                f"{name}: {len(outside)} tensors ({outside[0].name}, ...) are kept in other files, which a "
-                f"loaded model does not know; give the path of the file, or load it with its weights by "
-                f"onnx.load(path)"
+                f"{name}: {len(external)} tensors ({external[0].name}, ...) are stored in other files, whose "
+                f"folder a loaded model does not know; give the path of the file, or load it with its "
+                f"weights by onnx.load(path)"
             )
         _check_names(model, name)
         sha256 = hashlib.sha256(serialized(model, name)).hexdigest()
     else:
         path = Path(source)
         if not path.is_file():
-            raise ModelError(f"{path}: expected an ONNX file, found no such file")
+            raise ModelError(f"{path}: no such file; expected an ONNX file")
         content = path.read_bytes()
         model, name, former = _parse(path, content), path.stem, ""
         sha256 = hashlib.sha256(content).hexdigest()
@@ -81,20 +83,20 @@ def read_onnx(source: str | Path | Model) -> OnnxFile:
 
 
 def serialized(model: Model, name: str) -> bytes:
-    """The model in one piece.
+    """Serialise a model with all of its weights.
 
     Raises:
         ModelError: it is larger than 2 GiB.
     """
     try:
         content: bytes = model.SerializeToString()
-    except Exception as error:  # protobuf's EncodeError, which has no public home in onnx
+    except Exception as error:  # protobuf's EncodeError, which onnx does not export
         raise ModelError(f"{name}: larger than 2 GiB with its weights, which ONNX cannot hold") from error
     return content
 
 
 def as_array(tensor: StoredTensor, owner: str) -> NDArray[Any]:
-    """A stored tensor's values; ``owner`` is named in the error.
+    """The values of a stored tensor; ``owner`` is the model's name for error messages.
 
     Raises:
         ModelError: its data do not fit its type and shape.
@@ -106,14 +108,14 @@ def as_array(tensor: StoredTensor, owner: str) -> NDArray[Any]:
     _check(tensor, owner)
     try:
         return numpy_helper.to_array(tensor)
-    except Exception as error:  # of NumPy, ml_dtypes and onnx: what is stored is no such number
+    except Exception as error:  # from NumPy, ml_dtypes or onnx: the data are invalid for the type
         raise ModelError(f"{owner}: tensor {_label(tensor)} cannot be read: {error}") from error
 
 
 def _parse(path: Path, content: bytes) -> Model:
     try:
         model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's DecodeError, which has no public home in onnx
+    except Exception as error:  # protobuf's DecodeError, which onnx does not export
         raise ModelError(
             f"{path}: not a readable ONNX file ({len(content)} bytes): it is {describe_content(path)}, or "
             f"truncated; download or export it again"
@@ -122,7 +124,7 @@ def _parse(path: Path, content: bytes) -> Model:
 
 
 def _check_names(model: Model, owner: str) -> None:
-    """Refuse names that are no text: protobuf hands them out as bytes, which nothing expects."""
+    """Reject names that are not valid UTF-8, which protobuf returns as bytes."""
     pending: list[Any] = [model]
     while pending:
         for descriptor, value in pending.pop().ListFields():
@@ -133,12 +135,12 @@ def _check_names(model: Model, owner: str) -> None:
                 for text in values:
                     if isinstance(text, bytes):
                         raise ModelError(
-                            f"{owner}: {descriptor.name} {text!r} is no text (UTF-8): the file is damaged"
+                            f"{owner}: {descriptor.name} {text!r} is not valid UTF-8: the file is damaged"
                         )
 
 
 def _tensors(model: Model) -> Iterator[StoredTensor]:
-    """Every stored tensor: weights, constants, those of inner graphs and of functions."""
+    """Yield every stored tensor: weights and constants, also those of subgraphs and functions."""
     pending: list[Any] = [model.graph, *model.functions]
     while pending:
         part = pending.pop()
@@ -157,29 +159,29 @@ def _tensors(model: Model) -> Iterator[StoredTensor]:
 
 
 def _attach_weights(model: Model, path: Path) -> int:
-    """Read the weights kept in other files into the model; how many tensors there were.
+    """Read external weights into the model; return the number of tensors.
 
-    The result is what ``onnx.load`` makes of it, byte for byte. That reads links and checks nothing's size.
+    The result is byte-identical to that of ``onnx.load``, which follows links and does not check sizes.
     """
     count, total = 0, 0
     for tensor in _tensors(model):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
         facts = {entry.key: entry.value for entry in tensor.external_data}
-        where = _beside(path, tensor, facts.get("location", ""))
-        size, needed = where.stat().st_size, _byte_count(tensor, path.name)
-        offset = _number(path, tensor, facts, "offset", 0)
-        length = _number(path, tensor, facts, "length", size - offset)
+        file = _external_file(path, tensor, facts.get("location", ""))
+        size, needed = file.stat().st_size, _byte_count(tensor, path.name)
+        offset = _byte_entry(path, tensor, facts, "offset", 0)
+        length = _byte_entry(path, tensor, facts, "length", size - offset)
         total += needed
         if offset + needed > size or length != needed:
             raise ModelError(
-                f"{path}: tensor {_label(tensor)} of shape {tuple(tensor.dims)} needs {needed} bytes, "
-                f"{where} ({size} bytes) should have {length} of it from byte {offset}: the files do not "
-                f"belong together or one is truncated"
+                f"{path}: tensor {_label(tensor)} of shape {tuple(tensor.dims)} needs {needed} bytes, but "
+                f"{file} ({size} bytes) should have {length} of them from byte {offset}: the files do not "
+                f"belong together, or one is truncated"
             )
         if total > MAX_BYTES:
-            raise ModelError(f"{path}: {total} bytes of weights or more; ONNX holds 2 GiB in one model")
-        with where.open("rb") as stream:
+            raise ModelError(f"{path}: at least {total} bytes of weights; an ONNX model holds 2 GiB at most")
+        with file.open("rb") as stream:
             stream.seek(offset)
             tensor.raw_data = stream.read(needed)
         tensor.data_location = TensorProto.DEFAULT
@@ -188,24 +190,24 @@ def _attach_weights(model: Model, path: Path) -> int:
     return count
 
 
-def _beside(path: Path, tensor: StoredTensor, location: str) -> Path:
-    """The file with a tensor's weights, which must lie in the graph's folder or below it."""
-    outside = f"{path}: the weights of {_label(tensor)} are kept outside the file, in {location!r}"
+def _external_file(path: Path, tensor: StoredTensor, location: str) -> Path:
+    """The file with a tensor's external weights, which must be in the graph's folder or below it."""
+    subject = f"{path}: the weights of {_label(tensor)} are stored outside the file, in {location!r}"
     parts = {part for kind in (PurePosixPath, PureWindowsPath) for part in kind(location).parts}
     rooted = PurePosixPath(location).is_absolute() or PureWindowsPath(location).anchor
     if not location or rooted or ".." in parts or "\0" in location:
-        raise ModelError(f"{outside}, which is no place in its folder: such a file is not opened")
-    where = path.parent / location
+        raise ModelError(f"{subject}, which is not inside its folder: such a file is not opened")
+    file = path.parent / location
     try:
-        regular = where.is_file()
+        regular = file.is_file()
     except OSError:  # a name that is too long
         regular = False
     if not regular:
-        raise ModelError(f"{outside}, which is missing: put that file beside it, under its own name")
-    return where
+        raise ModelError(f"{subject}, which is missing: copy that file next to it, under its original name")
+    return file
 
 
-def _number(path: Path, tensor: StoredTensor, facts: dict[str, str], key: str, default: int) -> int:
+def _byte_entry(path: Path, tensor: StoredTensor, facts: dict[str, str], key: str, default: int) -> int:
     text = facts.get(key, str(default))
     if not text.isdecimal() or len(text) > len(str(2**63)):
         raise ModelError(
@@ -215,7 +217,7 @@ def _number(path: Path, tensor: StoredTensor, facts: dict[str, str], key: str, d
 
 
 def _check(tensor: StoredTensor, owner: str) -> None:
-    """Refuse a tensor whose data are not as many as its shape says; nothing is copied."""
+    """Reject a tensor whose data do not match its shape in size; nothing is copied."""
     needed, count = _byte_count(tensor, owner), prod(tensor.dims)
     if tensor.HasField("raw_data"):
         stored, needed, unit = len(tensor.raw_data), needed, "bytes"
@@ -233,20 +235,20 @@ def _check(tensor: StoredTensor, owner: str) -> None:
 
 
 def _byte_count(tensor: StoredTensor, owner: str) -> int:
-    """Bytes that a tensor of this type and shape takes."""
+    """Number of bytes of a tensor of this type and shape."""
     kind = type_name(tensor.data_type)
     if min(tensor.dims, default=0) < 0 or kind in ("UNDEFINED", "unknown"):
         raise ModelError(
             f"{owner}: tensor {_label(tensor)} has the shape {tuple(tensor.dims)} and the type {kind}: the "
-            f"file is damaged, or made for a newer onnx than {onnx.__version__}"
+            f"file is damaged, or needs a newer onnx than {onnx.__version__}"
         )
-    whole = 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    bits = next((bits for start, bits in PACKED.items() if kind.startswith(start)), whole)
+    unpacked = 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    bits = next((bits for start, bits in PACKED.items() if kind.startswith(start)), unpacked)
     return -(-int(prod(tensor.dims)) * bits // 8)
 
 
 def type_name(kind: int) -> str:
-    """ONNX's name of a tensor's type.
+    """ONNX's name of a tensor type.
 
     Example:
         >>> type_name(TensorProto.FLOAT16), type_name(99)
@@ -262,10 +264,10 @@ def _label(tensor: StoredTensor) -> str:
 OLDEST_OPSET, SAFE_OPSET = 7, 13
 OLDEST_IR, NEWEST_IR = 4, 10
 
-# Of a file with preprocessing inside: the tensor that the network itself reads.
+# Metadata key of a file with preprocessing inside: the tensor that is the network's input.
 ONNX_INPUT_KEY = "spherecf.input"
 
-LONGEST_SHAPE = 64  # numbers in a stored tensor that a shape may be computed from
+MAX_SHAPE_VALUES = 64  # size of a stored tensor from which a shape may be computed
 
 
 @dataclass
@@ -273,12 +275,12 @@ class OnnxGraph:
     """A repaired recogniser graph.
 
     Attributes:
-        model: the ONNX model, batch dimension dynamic, its image float32 (n, 3, height, width).
+        model: the ONNX model, with a dynamic batch size and a float32 input (n, 3, height, width).
         name: the file's stem, or the graph's name.
         sha256, former_sha256: see `OnnxFile`.
         image: name of the image input.
-        size: (height, width) the graph was built for, None where it takes any.
-        takes_bytes: the graph was made for pixels as uint8, so that only whole numbers 0..255 make sense.
+        size: (height, width) of the images, None if the graph takes any size.
+        takes_bytes: whether the original graph takes uint8 pixels, so that only integers 0..255 make sense.
         repairs: one sentence per repair.
     """
 
@@ -293,19 +295,19 @@ class OnnxGraph:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Key-value pairs the file carries about itself."""
+        """The key-value metadata of the file."""
         return {entry.key: entry.value for entry in self.model.metadata_props}
 
     def serialized(self) -> bytes:
-        """The repaired model, as runtimes read it."""
+        """The bytes of the repaired model."""
         return serialized(self.model, self.name)
 
 
 def attributes(node: Node) -> dict[str, Any]:
-    """A node's attributes as Python values (strings decoded, tensors as they are stored).
+    """A node's attributes as Python values (strings decoded, tensors unchanged).
 
     Raises:
-        ModelError: an attribute without a value, or text that is no UTF-8.
+        ModelError: an attribute without a value, or text that is not valid UTF-8.
     """
     try:
         values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -316,35 +318,35 @@ def attributes(node: Node) -> dict[str, Any]:
 
 
 def reads(node: Node) -> list[str]:
-    """Tensors that a node needs: its inputs, and what graphs inside it (of If and Loop) take from outside."""
+    """Tensors that a node reads: its inputs, and outer tensors used by its subgraphs (of If and Loop)."""
     names = list(node.input)
     for attribute in node.attribute:
         for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-            made = {v.name for v in (*inner.input, *inner.initializer)}
-            made.update(name for step in inner.node for name in step.output)
+            local = {v.name for v in (*inner.input, *inner.initializer)}
+            local.update(name for step in inner.node for name in step.output)
             needed = [name for step in inner.node for name in reads(step)] + [o.name for o in inner.output]
-            names += [name for name in needed if name not in made]
+            names += [name for name in needed if name not in local]
     return names
 
 
 def replace_nodes(graph: OnnxGraph, nodes: Sequence[Node]) -> None:
-    """Make these the nodes of the graph."""
-    kept, body = list(nodes), graph.model.graph
+    """Replace all nodes of the graph."""
+    new_nodes, body = list(nodes), graph.model.graph  # a copy, since ``nodes`` may refer to the old ones
     del body.node[:]
-    body.node.extend(kept)
+    body.node.extend(new_nodes)
 
 
 def image_tensors(graph: OnnxGraph) -> set[str]:
     """Names of all tensors that depend on the image (the nodes of a repaired graph are sorted)."""
-    alive = {graph.image}
+    dependent = {graph.image}
     for node in graph.model.graph.node:
-        if alive.intersection(reads(node)):
-            alive.update(name for name in node.output if name)
-    return alive
+        if dependent.intersection(reads(node)):
+            dependent.update(name for name in node.output if name)
+    return dependent
 
 
 def constants(graph: OnnxGraph, names: Collection[str]) -> dict[str, NDArray[Any]]:
-    """Values of those of the tensors that are initialisers or made by Constant nodes."""
+    """Values of the named tensors that are initialisers or outputs of Constant nodes."""
     stored = (tensor for tensor in graph.model.graph.initializer if tensor.name in names)
     values = {tensor.name: as_array(tensor, graph.name) for tensor in stored}
     for node in graph.model.graph.node:
@@ -357,7 +359,7 @@ def constants(graph: OnnxGraph, names: Collection[str]) -> dict[str, NDArray[Any
 
 
 def opset_of(model: Model) -> int:
-    """Version of ONNX's own operators in an ``onnx.ModelProto``.
+    """Version of ONNX's standard operators in an ``onnx.ModelProto``.
 
     Example:
         >>> empty = helper.make_graph([], "empty", [], [])
@@ -368,11 +370,11 @@ def opset_of(model: Model) -> int:
 
 
 def inferred_shapes(graph: OnnxGraph, size: tuple[int, int] | None) -> dict[str, Shape]:
-    """Shapes of all tensors, as far as ONNX can infer them.
+    """Shapes of all tensors that ONNX can infer.
 
     Args:
         graph: any.
-        size: (height, width) of one image; None for the images that the graph's input declares.
+        size: (height, width) of one image; None for the shape that the graph's input declares.
 
     Raises:
         ModelError: operations that contradict each other.
@@ -396,7 +398,7 @@ def inferred_shapes(graph: OnnxGraph, size: tuple[int, int] | None) -> dict[str,
 
 
 def _skeleton(model: Model) -> Model:
-    """The model with the shapes of its weights, but only the values that shapes are computed from."""
+    """The model without the values of its weights, except small tensors from which shapes are computed."""
     bare = onnx.ModelProto(ir_version=model.ir_version)
     bare.opset_import.extend(model.opset_import)
     bare.graph.name = model.graph.name
@@ -404,7 +406,7 @@ def _skeleton(model: Model) -> Model:
     bare.graph.input.extend(model.graph.input)
     bare.graph.output.extend(model.graph.output)
     for tensor in model.graph.initializer:
-        if prod(tensor.dims) <= LONGEST_SHAPE:
+        if prod(tensor.dims) <= MAX_SHAPE_VALUES:
             bare.graph.initializer.append(tensor)
         else:
             bare.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
@@ -414,10 +416,10 @@ def _skeleton(model: Model) -> Model:
 def evaluate(
     graph: OnnxGraph, nodes: Sequence[Node], outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Values of some tensors as onnxruntime computes them by these nodes alone.
+    """Compute the values of some tensors with onnxruntime, from these nodes only.
 
     Raises:
-        ModelError: onnxruntime refuses them.
+        ModelError: onnxruntime cannot run the nodes.
     """
     used = {name for node in nodes for name in reads(node)} | set(outputs)
     body = helper.make_graph(
@@ -426,24 +428,26 @@ def evaluate(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [tensor for tensor in graph.model.graph.initializer if tensor.name in used],
     )  # fmt: skip
-    part = helper.make_model(body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-    runtime = session(serialized(part, graph.name), graph.name)
+    subgraph = helper.make_model(
+        body, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version
+    )
+    runtime = session(serialized(subgraph, graph.name), graph.name)
     try:
         return dict(zip(outputs, runtime.run(list(outputs), dict(feeds)), strict=True))
-    except Exception as error:  # onnxruntime's errors have no common base
+    except Exception as error:  # onnxruntime's exceptions have no common base class
         raise ModelError(f"{graph.name}: onnxruntime cannot run the graph: {str(error).strip()}") from error
 
 
 def session(content: bytes, name: str, threads: int = 0) -> Any:
-    """onnxruntime on the CPU, quiet.
+    """An onnxruntime session on the CPU, without log messages.
 
     Raises:
-        ModelError: it refuses the model.
+        ModelError: onnxruntime rejects the model.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a dozen classes of its own without a common base
-        raise ModelError(f"{name}: onnxruntime refuses the graph: {str(error).strip()}") from error
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        raise ModelError(f"{name}: onnxruntime rejects the graph: {str(error).strip()}") from error

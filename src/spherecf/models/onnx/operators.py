@@ -1,9 +1,8 @@
 """ONNX operators as torch modules and functions, one small builder each.
 
-A builder gets the `Operation` and returns the traced result, a tuple where there are several. What the
-network learned (weights of convolutions, dense layers, normalisations, slopes, added vectors) becomes
-parameters; scalars become buffers.
-Semantics: the operator pages of ONNX, https://onnx.ai/onnx/operators/.
+A builder takes an `Operation` and returns the traced result, or a tuple if there are several. Learned values
+(weights of convolutions, dense layers, normalisations, slopes, added vectors) become parameters; scalars
+become buffers. The operators are specified at https://onnx.ai/onnx/operators/.
 """
 
 import operator
@@ -23,7 +22,7 @@ Value = Any  # an fx.Node, or a Tensor for constants
 
 @runtime_checkable
 class Operation(Protocol):
-    """What a builder sees of a node: inputs are traced values, constant tensors, or None where left out."""
+    """A node to build; its inputs are traced values, constant tensors, or None for omitted inputs."""
 
     kind: str
     name: str
@@ -56,7 +55,7 @@ def operation(*kinds: str) -> Callable[[Builder], Builder]:
 
 
 class BatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation of any rank: ONNX has one operator for rows and maps."""
+    """Batch normalisation of any rank: ONNX uses the same operator for vectors and maps."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -68,7 +67,7 @@ def _parameter(module: nn.Module, name: str, value: Tensor | None) -> None:
 
 
 def _padding(op: Operation, rank: int = 2) -> tuple[int, int] | list[int]:
-    """Symmetric padding as (height, width), otherwise torch's list for `pad` (last dimension first)."""
+    """Padding as (height, width) if symmetric, else as a list for torch's `pad` (last dimension first)."""
     if op.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise op.refuse(f"auto_pad={op.attributes['auto_pad']} is not supported")
     pads = list(op.attributes.get("pads", [0] * (2 * rank)))
@@ -107,7 +106,7 @@ def _batch_norm(op: Operation) -> Value:
     scale, shift, mean, variance = (op.constant(i) for i in range(1, 5))
     if any(value is None or value.ndim != 1 for value in (scale, shift, mean, variance)):
         raise op.refuse("expected constant scale, bias, mean and variance, one number per channel")
-    # ONNX's momentum is the share of the old value, torch's that of the new one.
+    # ONNX's momentum weights the old value, torch's the new one.
     layer = BatchNorm(len(mean), op.attributes.get("epsilon", 1e-5), 1 - op.attributes.get("momentum", 0.9))
     _parameter(layer, "weight", scale)
     _parameter(layer, "bias", shift)
@@ -116,7 +115,7 @@ def _batch_norm(op: Operation) -> Value:
 
 
 def leaky(x: Tensor, slope: Tensor) -> Tensor:
-    """ONNX's PRelu: slopes broadcast to x from the last dimension."""
+    """ONNX's PRelu: the slopes are broadcast to x from the last dimension."""
     return torch.where(x < 0, x * slope, x)
 
 
@@ -157,9 +156,9 @@ def _matmul(op: Operation) -> Value:
 
 
 def divide(x: Tensor, y: Tensor) -> Tensor:
-    """ONNX's Div: of integers it leaves the remainder."""
-    whole = not x.is_floating_point() and not y.is_floating_point()
-    return torch.div(x, y, rounding_mode="trunc" if whole else None)
+    """ONNX's Div: the quotient of integers is truncated."""
+    integers = not x.is_floating_point() and not y.is_floating_point()
+    return torch.div(x, y, rounding_mode="trunc" if integers else None)
 
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -226,7 +225,7 @@ def _layer_norm(op: Operation) -> Value:
     scale, shift = op.constant(1), op.constant(2)
     axis = op.attributes.get("axis", -1)
     if scale is None or (axis < 0 and scale.ndim != -axis) or (len(op.inputs) > 2 and shift is None):
-        raise op.refuse("expected constant scale and bias, of the size of what is normalised")
+        raise op.refuse("expected constant scale and bias of the normalised shape")
     layer = nn.LayerNorm(tuple(scale.shape), op.attributes.get("epsilon", 1e-5), bias=shift is not None)
     _parameter(layer, "weight", scale)
     _parameter(layer, "bias", shift)
@@ -256,7 +255,7 @@ def _einsum(op: Operation) -> Value:
 
 
 def reshape(x: Tensor, shape: Sequence[int] | Tensor) -> Tensor:
-    """ONNX's reshape: 0 keeps a dimension, -1 is what is left."""
+    """ONNX's Reshape: 0 keeps a dimension, -1 is inferred."""
     sizes = [int(v) for v in (shape.tolist() if isinstance(shape, Tensor) else shape)]
     return x.reshape([x.shape[i] if v == 0 else v for i, v in enumerate(sizes)])
 
@@ -298,16 +297,16 @@ def _numbers(value: Tensor | Sequence[int]) -> list[int]:
 
 
 def cut(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Tensor:
-    """ONNX's Slice; bounds beyond the ends are the ends."""
+    """ONNX's Slice; bounds out of range are clipped."""
     starts, ends = _numbers(starts), _numbers(ends)
     axes = range(len(starts)) if axes is None else _numbers(axes)
     steps = [1] * len(starts) if steps is None else _numbers(steps)
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        chosen = range(*slice(start, end, step).indices(x.shape[axis]))
+        indices = range(*slice(start, end, step).indices(x.shape[axis]))
         if step == 1:
-            x = x.narrow(axis, chosen.start, len(chosen))
+            x = x.narrow(axis, indices.start, len(indices))
         else:
-            x = x.index_select(axis, torch.tensor(list(chosen), dtype=torch.int64, device=x.device))
+            x = x.index_select(axis, torch.tensor(list(indices), dtype=torch.int64, device=x.device))
     return x
 
 
@@ -322,7 +321,7 @@ def _slice(op: Operation) -> Value:
 
 
 def split(x: Tensor, axis: int, count: int, sizes: list[int] | None = None) -> Sequence[Tensor]:
-    """ONNX's Split: equal parts, the last one smaller where they cannot be, or parts of these sizes."""
+    """ONNX's Split: parts of these sizes, or equal parts of which the last may be smaller."""
     return torch.split(x, sizes or -(-x.shape[axis] // count), axis)
 
 
@@ -333,15 +332,15 @@ def _split(op: Operation) -> Value:
         raise op.refuse("expected constant sizes")
     axis, sizes = op.attributes.get("axis", 0), None if sizes is None else _numbers(sizes)
     parts = op.call(split, op.inputs[0], axis, op.outputs, sizes)
-    return tuple(op.call(operator.getitem, parts, place) for place in range(op.outputs))
+    return tuple(op.call(operator.getitem, parts, index) for index in range(op.outputs))
 
 
 def expand(x: Tensor, shape: Tensor | Sequence[int]) -> Tensor:
-    """ONNX's Expand: sides of one are repeated, on either side."""
-    wanted = _numbers(shape)
-    wanted = [1] * (x.ndim - len(wanted)) + wanted
-    sides = [1] * (len(wanted) - x.ndim) + list(x.shape)
-    return x.expand([side if side != 1 else new for side, new in zip(sides, wanted, strict=True)])
+    """ONNX's Expand: dimensions of size 1 are broadcast, in the tensor as well as in the shape."""
+    target = _numbers(shape)
+    target = [1] * (x.ndim - len(target)) + target
+    sizes = [1] * (len(target) - x.ndim) + list(x.shape)
+    return x.expand([size if size != 1 else new for size, new in zip(sizes, target, strict=True)])
 
 
 @operation("Expand")
@@ -427,7 +426,7 @@ def _pool(op: Operation) -> Value:
 
 
 def shape_of(x: Tensor, start: int = 0, end: int | None = None) -> Tensor:
-    """ONNX's Shape: sizes as a tensor."""
+    """ONNX's Shape: the sizes as a tensor."""
     return torch.tensor(x.shape[start:end], dtype=torch.int64)
 
 
@@ -440,8 +439,8 @@ def take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     """ONNX's Gather; negative indices and axes count from the end."""
     axis %= x.ndim
     indices = torch.where(indices < 0, indices + x.shape[axis], indices)
-    chosen = x.index_select(axis, indices.flatten())
-    return chosen.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
+    gathered = x.index_select(axis, indices.flatten())
+    return gathered.reshape(x.shape[:axis] + indices.shape + x.shape[axis + 1 :])
 
 
 @operation("Gather")

@@ -1,4 +1,4 @@
-"""Repair what runtimes stumble over in a recogniser's graph, and say what was repaired."""
+"""Repair parts of a recogniser's graph that runtimes reject, and report each repair."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -35,53 +35,56 @@ from spherecf.models.onnx.graph import (
 )
 
 NARROW = {TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16", TensorProto.DOUBLE: "float64"}
-TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # of operations that name the type of their result
+TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # attributes that set the type of an operation's result
 
 
 def accept_image(graph: OnnxGraph) -> str:
-    """Make the graph's input float32 (n, 3, height, width).
+    """Convert the graph's input to float32 (n, 3, height, width).
 
     Raises:
-        ModelError: it is no batch of colour images.
+        ModelError: the input is not a batch of colour images.
     """
     image = graph.model.graph.input[0]
     tensor = image.type.tensor_type
     dims, kind = image_dims(image), tensor.elem_type
-    last = len(dims) == 4 and dims[3] == 3 and dims[1] != 3
-    colours = len(dims) == 4 and (last or dims[1] in (3, None))
-    if not colours or kind not in (TensorProto.FLOAT, TensorProto.UINT8, *NARROW):
+    channels_last = len(dims) == 4 and dims[3] == 3 and dims[1] != 3
+    has_colours = len(dims) == 4 and (channels_last or dims[1] in (3, None))
+    if not has_colours or kind not in (TensorProto.FLOAT, TensorProto.UINT8, *NARROW):
         raise ModelError(
             f"{graph.name}: not a recogniser of colour images: expected an input (n, 3, height, width) or "
-            f"(n, height, width, 3) of floating point numbers or uint8, found {image.name} {dims} of type "
+            f"(n, height, width, 3) of floating-point numbers or uint8, found {image.name} {dims} of type "
             f"{type_name(kind)}"
         )
     graph.image = image.name
-    height, width = dims[1:3] if last else dims[2:]
+    height, width = dims[1:3] if channels_last else dims[2:]
     graph.size = (height, width) if height and width else None
     messages = []
     if kind in NARROW:
         _widen(graph, kind)
-        messages.append(f"{NARROW[kind]} input: all of its {NARROW[kind]} numbers made float32")
+        messages.append(f"{NARROW[kind]} input: all {NARROW[kind]} tensors converted to float32")
     if kind == TensorProto.UINT8:
         graph.takes_bytes = True
-        messages.append("uint8 input: a cast put in front")
-    if last:
-        messages.append("channels last input (n, height, width, 3): a transpose put in front")
-    if last or graph.takes_bytes:
-        _put_in_front(graph, dims, last)
+        messages.append("uint8 input: a cast inserted before it")
+    if channels_last:
+        messages.append("channels-last input (n, height, width, 3): a transpose inserted before it")
+    if channels_last or graph.takes_bytes:
+        _insert_before_input(graph, dims, channels_last)
     return "; ".join(messages)
 
 
 def image_dims(value: Any) -> list[int | None]:
-    """Sizes of a graph's input, None where it takes any."""
+    """Dimensions of a graph's input, None if arbitrary."""
     return [d.dim_value or None for d in value.type.tensor_type.shape.dim]
 
 
-def _put_in_front(graph: OnnxGraph, dims: list[int | None], last: bool) -> None:
-    """A new input; a transpose of the graph's own that follows undoes ours, which runtimes see and drop."""
+def _insert_before_input(graph: OnnxGraph, dims: list[int | None], channels_last: bool) -> None:
+    """Add a float32 (n, 3, h, w) input, with a transpose or a cast to the original one.
+
+    If the graph begins with the inverse transpose, runtimes cancel the two.
+    """
     body, name = graph.model.graph, f"{graph.image}_planes"
     steps, tensor = [], name
-    if last:
+    if channels_last:
         tensor = graph.image if not graph.takes_bytes else f"{name}_last"
         steps.append(helper.make_node("Transpose", [name], [tensor], "channels_last", perm=[0, 2, 3, 1]))
     if graph.takes_bytes:
@@ -95,7 +98,7 @@ def _put_in_front(graph: OnnxGraph, dims: list[int | None], last: bool) -> None:
 
 
 def _widen(graph: OnnxGraph, kind: int) -> None:
-    """Everything of this type becomes float32: weights, casts, constants, inputs and outputs."""
+    """Convert everything of this type to float32: weights, casts, constants, inputs and outputs."""
     pending: list[Any] = [graph.model.graph]
     while pending:
         body = pending.pop()
@@ -122,17 +125,17 @@ def _widen_tensor(graph: OnnxGraph, tensor: Any, kind: int) -> None:
 DEFAULT_SIZE = (112, 112)
 DENSE = ("Gemm", "MatMul", "Flatten")
 
-# Operations on quantised numbers, with the positions of their result's scale and zero point.
+# Quantised operations, with the input positions of their result's scale and zero point.
 QUANTISED = {
     "QLinearConv": (6, 7), "QLinearMatMul": (6, 7), "QLinearAdd": (6, 7), "QLinearMul": (6, 7),
     "QGemm": (7, 8), "QLinearConcat": (0, 1), "QLinearLeakyRelu": (3, 4), "QLinearSigmoid": (3, 4),
     "QLinearAveragePool": (3, 4), "QLinearGlobalAveragePool": (3, 4),
 }  # fmt: skip
-DEQUANTISED = "_dequantised"  # added to the name of a quantised tensor for its floating point form
+DEQUANTISED = "_dequantised"  # suffix of the dequantised copy of a tensor
 
 
 def infer_only(graph: OnnxGraph) -> str:
-    """Dropout and batch normalisation as at test time, whatever mode the file was saved in."""
+    """Set dropout and batch normalisation to inference mode, whatever mode the file was saved in."""
     drops = [node for node in graph.model.graph.node if node.op_type == "Dropout"]
     values = constants(graph, {name for node in drops for name in node.input[2:]})
     changed = 0
@@ -148,12 +151,12 @@ def infer_only(graph: OnnxGraph) -> str:
 
 
 def norms_per_position(graph: OnnxGraph) -> str:
-    """Batch normalisation with ``spatial=0``: statistics (C, H, W), one per position (before opset 9).
+    """Rewrite batch normalisations with ``spatial=0`` (before opset 9), whose statistics are (C, H, W).
 
-    MXNet wrote ``spatial=0`` beside statistics (C,), which are per channel and stay as they are.
+    MXNet also wrote ``spatial=0`` for statistics (C,), which are per channel and need no rewriting.
 
     Raises:
-        ModelError: such statistics that the graph computes.
+        ModelError: the statistics are computed by the graph.
     """
     norms = [node for node in graph.model.graph.node if node.op_type == "BatchNormalization"]
     marked = [node for node in norms if attributes(node).get("spatial", 1) == 0]
@@ -170,11 +173,11 @@ def norms_per_position(graph: OnnxGraph) -> str:
     if not changed:
         return ""
     replace_nodes(graph, nodes)
-    return f"{changed} batch normalisations per position (spatial=0) written as factor and shift"
+    return f"{changed} batch normalisations per position (spatial=0) rewritten as factor and shift"
 
 
 def _per_position(graph: OnnxGraph, node: Node, stored: list[np.ndarray | None]) -> list[Node]:
-    """y = x a + (b - mean a) with a = scale / sqrt(variance + epsilon), all of shape (C, H, W)."""
+    """Nodes for y = x a + (b - mean a) with a = scale / sqrt(variance + epsilon), all of shape (C, H, W)."""
     label = node.name or node.output[0]
     arrays = [value for value in stored if value is not None]
     if len(arrays) != 4 or len({a.shape for a in arrays}) != 1:
@@ -190,56 +193,58 @@ def _per_position(graph: OnnxGraph, node: Node, stored: list[np.ndarray | None])
     for name, value in ((names[0], factor), (names[2], shift - mean * factor)):
         tensor = numpy_helper.from_array(value.astype(arrays[0].dtype), name)
         body.initializer.append(tensor)
-        if graph.model.ir_version < 4:  # which wants stored tensors among the inputs
+        if graph.model.ir_version < 4:  # which requires initialisers among the inputs
             body.input.append(helper.make_tensor_value_info(name, tensor.data_type, value.shape))
-    old: dict[str, Any] = {"broadcast": 1} if opset_of(graph.model) < 7 else {}
+    broadcast: dict[str, Any] = {"broadcast": 1} if opset_of(graph.model) < 7 else {}
     return [
-        helper.make_node("Mul", [node.input[0], names[0]], [names[1]], f"{label}_factor", **old),
-        helper.make_node("Add", [names[1], names[2]], [node.output[0]], label, **old),
+        helper.make_node("Mul", [node.input[0], names[0]], [names[1]], f"{label}_factor", **broadcast),
+        helper.make_node("Add", [names[1], names[2]], [node.output[0]], label, **broadcast),
     ]
 
 
 def shape_slopes(graph: OnnxGraph) -> str:
-    """Slopes of PReLU on maps, one per channel, that lack the shape (C, 1, 1) of ONNX's broadcasting.
+    """Reshape the PReLU slopes of maps, one per channel, to (C, 1, 1), as ONNX's broadcasting requires.
 
-    MXNet, Caffe and others store (C,). ONNX reads it as one slope per column of the map, so where the map is
-    as wide as it has channels both fit: it is taken as one per channel, as no recogniser has the other kind.
+    MXNet, Caffe and others store (C,), which in ONNX means one slope per column of the map. If the map is as
+    wide as it has channels, both readings fit; they are then read as one per channel, since no recogniser has
+    slopes per column.
     """
-    fine = {t.name for t in graph.model.graph.initializer if len(t.dims) > 2}
+    shaped = {t.name for t in graph.model.graph.initializer if len(t.dims) > 2}
     layers = [node for node in graph.model.graph.node if node.op_type == "PRelu"]
-    nodes = [node for node in layers if len(node.input) == 2 and node.input[1] not in fine]
+    nodes = [node for node in layers if len(node.input) == 2 and node.input[1] not in shaped]
     if not nodes:
         return ""
     shapes = inferred_shapes(graph, graph.size or DEFAULT_SIZE)
     dense = {o for n in graph.model.graph.node if n.op_type in DENSE for o in n.output}
-    reshaped, ambiguous, steps = 0, 0, {}
+    reshaped, ambiguous, channels_of = 0, 0, {}
     for node in nodes:
         slope = shapes.get(node.input[1])
-        image = shapes.get(node.input[0], (1, 2) if node.input[0] in dense else None)
+        layer = shapes.get(node.input[0], (1, 2) if node.input[0] in dense else None)
         channels = int(np.prod(slope)) if slope is not None else 1
-        if slope is None or len(slope) > 2 or channels == 1 or (image is not None and len(image) != 4):
+        if slope is None or len(slope) > 2 or channels == 1 or (layer is not None and len(layer) != 4):
             continue
-        if image is not None and image[1] != channels:
-            continue  # one per row or column, as ONNX has it
-        ambiguous += image is not None and all(
-            a in (1, b) for a, b in zip(slope[::-1], image[::-1], strict=False)
+        if layer is not None and layer[1] != channels:
+            continue  # one slope per row or column, as ONNX defines it
+        ambiguous += layer is not None and all(
+            a in (1, b) for a, b in zip(slope[::-1], layer[::-1], strict=False)
         )
         reshaped += 1
-        steps[node.output[0]] = channels
-    _insert_reshapes(graph, steps)
+        channels_of[node.output[0]] = channels
+    _insert_reshapes(graph, channels_of)
     if not reshaped:
         return ""
-    unsure = f", {ambiguous} of them on maps as wide or high as they have channels" if ambiguous else ""
-    return f"{reshaped} PReLU slopes reshaped from (C,) to (C, 1, 1){unsure}"
+    doubt = f", {ambiguous} of them on maps as wide or high as they have channels" if ambiguous else ""
+    return f"{reshaped} PReLU slopes reshaped from (C,) to (C, 1, 1){doubt}"
 
 
-def _insert_reshapes(graph: OnnxGraph, steps: dict[str, int]) -> None:
-    """A reshape of its slopes to (C, 1, 1) before each of the layers that make these tensors."""
+def _insert_reshapes(graph: OnnxGraph, channels_of: dict[str, int]) -> None:
+    """Reshape the slopes of the PReLU layers with these outputs to (C, 1, 1)."""
     body, nodes = graph.model.graph, []
     for node in body.node:
-        if node.op_type == "PRelu" and node.output[0] in steps:
+        if node.op_type == "PRelu" and node.output[0] in channels_of:
             shape, name = f"{node.output[0]}_slope_shape", f"{node.output[0]}_slope_per_channel"
-            body.initializer.append(numpy_helper.from_array(np.array([steps[node.output[0]], 1, 1]), shape))
+            sizes = np.array([channels_of[node.output[0]], 1, 1])
+            body.initializer.append(numpy_helper.from_array(sizes, shape))
             nodes.append(helper.make_node("Reshape", [node.input[1], shape], [name], name))
             node.input[1] = name
         nodes.append(node)
@@ -247,7 +252,7 @@ def _insert_reshapes(graph: OnnxGraph, steps: dict[str, int]) -> None:
 
 
 def quantised_maps(graph: OnnxGraph) -> str:
-    """Give every quantised result (QLinearConv and others) its floating point form beside it."""
+    """Add a dequantised copy of every quantised result (QLinearConv and others)."""
     nodes = []
     for node in graph.model.graph.node:
         nodes.append(node)
@@ -258,7 +263,7 @@ def quantised_maps(graph: OnnxGraph) -> str:
             nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name))
     if len(nodes) > len(graph.model.graph.node):
         replace_nodes(graph, nodes)
-    return ""  # nothing that the file computes has changed
+    return ""  # no repair: the graph's results are unchanged
 
 
 def _drop_attributes(node: Node, *names: str) -> None:
@@ -267,14 +272,14 @@ def _drop_attributes(node: Node, *names: str) -> None:
 
 
 def free_batch(graph: OnnxGraph) -> str:
-    """Let the graph take any number of images: a named batch dimension, and constants that follow it."""
+    """Make the batch size dynamic: name the batch dimension, and adapt constants that depend on it."""
     body = graph.model.graph
     first = body.input[0].type.tensor_type.shape.dim[0]
     fixed = first.dim_value
     try:
         shapes = inferred_shapes(graph, None) if fixed else {}
     except ModelError:
-        shapes = {}  # whoever needs them says what is wrong with them
+        shapes = {}  # an inconsistent graph is reported where shapes are needed
     first.Clear()
     first.dim_param = "batch"
     del body.value_info[:]
@@ -282,17 +287,17 @@ def free_batch(graph: OnnxGraph) -> str:
         output.type.tensor_type.ClearField("shape")
     if not fixed:
         return ""
-    alive = image_tensors(graph)
-    reshapes = _free_reshapes(graph, fixed, alive, shapes)
-    tokens = _repeat_tokens(graph, fixed, alive, shapes)
+    dependent = image_tensors(graph)
+    reshapes = _free_reshapes(graph, fixed, dependent, shapes)
+    tokens = _repeat_tokens(graph, fixed, dependent, shapes)
     repeated = f", {tokens} constant tokens repeated" if tokens else ""
     return f"fixed batch of {fixed} made dynamic ({reshapes} reshapes rewritten{repeated})"
 
 
-def _free_reshapes(graph: OnnxGraph, fixed: int, alive: set[str], shapes: Mapping[str, Shape]) -> int:
-    """Constant shapes that begin with the batch, or with the batch times a number of windows."""
+def _free_reshapes(graph: OnnxGraph, fixed: int, dependent: set[str], shapes: Mapping[str, Shape]) -> int:
+    """Rewrite constant shapes that begin with a multiple of the batch size; return their number."""
     body = graph.model.graph
-    nodes = [n for n in body.node if n.op_type == "Reshape" and len(n.input) == 2 and n.input[0] in alive]
+    nodes = [n for n in body.node if n.op_type == "Reshape" and len(n.input) == 2 and n.input[0] in dependent]
     values, changed = constants(graph, {node.input[1] for node in nodes}), 0
     for number, node in enumerate(nodes):
         value = values.get(node.input[1])
@@ -305,7 +310,7 @@ def _free_reshapes(graph: OnnxGraph, fixed: int, alive: set[str], shapes: Mappin
         if 0 < total <= MAX_BYTES and sizes.count(-1) == 1 and 0 not in sizes:
             sizes[sizes.index(-1)] = total // abs(math.prod(sizes))
         if min(sizes) < 1 and attributes(node).get("allowzero", 0):
-            continue  # where 0 would be no image at all, and there is one -1 already
+            continue  # a 0 would mean an empty batch here, and -1 is taken
         sizes[0] = 0 if min(sizes) < 1 else -1
         name = f"{node.input[1]}_any_batch_{number}"
         body.initializer.append(numpy_helper.from_array(np.array(sizes, np.int64), name))
@@ -314,18 +319,18 @@ def _free_reshapes(graph: OnnxGraph, fixed: int, alive: set[str], shapes: Mappin
     return changed
 
 
-def _repeat_tokens(graph: OnnxGraph, fixed: int, alive: set[str], shapes: Mapping[str, Shape]) -> int:
-    """What a sequence is joined with, a class token for one, gets as many rows as there are images."""
+def _repeat_tokens(graph: OnnxGraph, fixed: int, dependent: set[str], shapes: Mapping[str, Shape]) -> int:
+    """Repeat constants that are joined to a sequence, such as a class token, for each image of the batch."""
     body = graph.model.graph
     joins = [n for n in body.node if n.op_type == "Concat" and attributes(n).get("axis", 0)]
-    values = constants(graph, {name for node in joins for name in node.input if name not in alive})
+    values = constants(graph, {name for node in joins for name in node.input if name not in dependent})
     sources = {n.output[0]: n.input[0] for n in body.node if n.op_type == "Expand" and n.input and n.output}
     nodes: list[Node] = []
     changed = 0
     for node in body.node:
-        sequence = next((name for name in node.input if name in alive), "") if node in joins else ""
+        sequence = next((name for name in node.input if name in dependent), "") if node in joins else ""
         for position, name in enumerate(node.input if sequence else ()):
-            if name in alive:
+            if name in dependent:
                 continue
             row, value, repeated = sources.get(name, name), values.get(name), f"{name}/any_batch_{changed}"
             if value is not None and value.ndim and len(value) == fixed > 1 and (value == value[:1]).all():
@@ -335,7 +340,7 @@ def _repeat_tokens(graph: OnnxGraph, fixed: int, alive: set[str], shapes: Mappin
                 rank = len(shapes.get(name) or shapes[row])
             else:
                 continue
-            nodes += _repeated(graph, row, sequence, repeated, rank)
+            nodes += _repeat_nodes(graph, row, sequence, repeated, rank)
             node.input[position], changed = repeated, changed + 1
         nodes.append(node)
     if changed:
@@ -343,7 +348,7 @@ def _repeat_tokens(graph: OnnxGraph, fixed: int, alive: set[str], shapes: Mappin
     return changed
 
 
-def _repeated(graph: OnnxGraph, row: str, sequence: str, repeated: str, rank: int) -> list[Node]:
+def _repeat_nodes(graph: OnnxGraph, row: str, sequence: str, repeated: str, rank: int) -> list[Node]:
     """Nodes that repeat a tensor of one row for each row of the sequence."""
     sides, zero, rows, ones, shape = (
         f"{repeated}/{part}" for part in ("sides", "zero", "rows", "ones", "shape")
@@ -360,14 +365,15 @@ def _repeated(graph: OnnxGraph, row: str, sequence: str, repeated: str, rank: in
     ]
 
 
-MAX_NODES = 1_000_000  # operations in a graph with its functions written out
+MAX_NODES = 1_000_000  # operations in a graph after its functions are inlined
 
 
 def load_graph(source: str | Path | Model) -> OnnxGraph:
-    """Read, repair and describe a model file (or an ``onnx.ModelProto``, which is left untouched).
+    """Read, repair and describe a model file (or an ``onnx.ModelProto``, which is not modified).
 
     Raises:
-        ModelError: not an ONNX file, truncated, without one image input, or beyond repair; see `read_onnx`.
+        ModelError: not an ONNX file, truncated, without exactly one image input, or impossible to repair; see
+            `read_onnx`.
     """
     file = read_onnx(source)
     if not file.model.graph.node:
@@ -381,22 +387,22 @@ def load_graph(source: str | Path | Model) -> OnnxGraph:
 
 
 def _inline_functions(graph: OnnxGraph) -> str:
-    """Newer exporters of torch keep layers as functions of the model's own."""
+    """Inline local functions, in which newer versions of torch export layers."""
     functions = graph.model.functions
     count, sizes = len(functions), dict[tuple[str, str], int]()
     if not count:
         return ""
-    for _ in functions:  # after as many rounds, functions of functions are counted whole
+    for _ in functions:  # one pass per function resolves any depth of nested functions
         for function in functions:
             calls = (sizes.get((node.domain, node.op_type), 1) for node in function.node)
             sizes[function.domain, function.name] = min(sum(calls), MAX_NODES + 1)
     if sum(sizes.get((node.domain, node.op_type), 1) for node in graph.model.graph.node) > MAX_NODES:
-        raise ModelError(f"{graph.name}: its {count} functions stand for more than {MAX_NODES} operations")
+        raise ModelError(f"{graph.name}: its {count} functions expand to more than {MAX_NODES} operations")
     try:
         graph.model = inliner.inline_local_functions(graph.model, convert_version=True)
-    except Exception as error:  # onnx's own errors have no common base
-        raise ModelError(f"{graph.name}: its {count} functions cannot be written out: {error}") from error
-    return f"{count} functions of the model's own written out"
+    except Exception as error:  # the exceptions of onnx have no common base class
+        raise ModelError(f"{graph.name}: its {count} functions cannot be inlined: {error}") from error
+    return f"{count} local functions inlined"
 
 
 def _dense_weights(graph: OnnxGraph) -> str:
@@ -415,54 +421,53 @@ def _dense_weights(graph: OnnxGraph) -> str:
         dense[flat] = values.ravel()
         body.initializer.append(numpy_helper.from_array(dense.reshape(dims), name))
     del body.sparse_initializer[:]
-    return f"{count} sparse weights made dense" if count else ""
+    return f"{count} sparse weights converted to dense ones" if count else ""
 
 
 def _sort(graph: OnnxGraph) -> str:
-    """Every node behind those it reads from; a tensor that nothing makes, or two nodes make, is an error."""
+    """Sort nodes topologically; a tensor that no node or more than one node computes is an error."""
     body = graph.model.graph
-    known = {"", *(v.name for v in body.input), *(t.name for t in body.initializer)}
+    available = {"", *(v.name for v in body.input), *(t.name for t in body.initializer)}
     pending, ordered = list(body.node), []
     while pending:
         waiting = []
         for node in pending:
-            if known.issuperset(reads(node)):
-                twice = known.intersection(node.output) - {""}
-                if twice:
-                    raise ModelError(f"{graph.name}: tensor {twice.pop()!r} is made twice")
-                known.update(node.output)
+            if available.issuperset(reads(node)):
+                duplicates = available.intersection(node.output) - {""}
+                if duplicates:
+                    raise ModelError(f"{graph.name}: tensor {duplicates.pop()!r} is computed twice")
+                available.update(node.output)
                 ordered.append(node)
             else:
                 waiting.append(node)
         if len(waiting) == len(pending):
-            missing = sorted(set(reads(waiting[0])) - known)
+            missing = sorted(set(reads(waiting[0])) - available)
             raise ModelError(
                 f"{graph.name}: {waiting[0].op_type} (node {waiting[0].name or waiting[0].output[:1]}) reads "
-                f"{missing[0]!r}, which nothing before it makes: the graph is damaged or runs in a circle"
+                f"{missing[0]!r}, which no node before it computes: the graph is damaged or has a cycle"
             )
         pending = waiting
-    absent = [o.name for o in body.output if o.name not in known]
-    if absent:
-        raise ModelError(f"{graph.name}: its output {absent[0]!r} is made by no node")
+    missing = [o.name for o in body.output if o.name not in available]
+    if missing:
+        raise ModelError(f"{graph.name}: no node computes its output {missing[0]!r}")
     if all(a is b for a, b in zip(ordered, body.node, strict=True)):
         return ""
     replace_nodes(graph, ordered)
-    return "nodes put in the order they are computed"
+    return "nodes sorted in the order of computation"
 
 
 def _start_at_network(graph: OnnxGraph) -> str:
-    """Take the preprocessing that `spherecf export onnx` put inside out again: it is applied here."""
+    """Remove the preprocessing that `spherecf export onnx` put inside the file: it is applied outside."""
     body, start = graph.model.graph, graph.metadata.get(ONNX_INPUT_KEY, "")
     producers = {name: node for node in body.node for name in node.output}
     if start not in producers:
         return ""
-    pending, before = [start], set[str]()
+    pending, removed = [start], set[str]()
     while pending:
         name = pending.pop()
-        before.add(name)
-        pending += [i for i in reads(producers[name]) if i in producers and i not in before]
-    kept = [node for node in body.node if not before.intersection(node.output)]
-    replace_nodes(graph, kept)
+        removed.add(name)
+        pending += [i for i in reads(producers[name]) if i in producers and i not in removed]
+    replace_nodes(graph, [node for node in body.node if not removed.intersection(node.output)])
     del body.input[:]
     body.input.append(helper.make_tensor_value_info(start, onnx.TensorProto.FLOAT, ["batch", 3, "h", "w"]))
     return ""
@@ -476,15 +481,15 @@ def _modernise(graph: OnnxGraph) -> str:
         messages.append(f"opset {old} converted to {SAFE_OPSET}")
     if not OLDEST_IR <= model.ir_version <= NEWEST_IR:
         old, model.ir_version = model.ir_version, min(max(model.ir_version, OLDEST_IR), NEWEST_IR)
-        messages.append(f"IR version {old} relabelled {model.ir_version}")
+        messages.append(f"IR version {old} changed to {model.ir_version}")
     return "; ".join(messages)
 
 
 def _converted(graph: OnnxGraph, opset: int) -> Model:
-    """The model in an opset of today; the converter wants to know all sizes, so it gets a batch of one."""
+    """Convert the model to a current opset, with batch size one, as the converter needs all sizes."""
     sizes = {v.name: v.type.tensor_type.shape.dim for v in graph.model.graph.input}
-    free = [name for name, dims in sizes.items() if dims and not dims[0].HasField("dim_value")]
-    for name in free:
+    dynamic = [name for name, dims in sizes.items() if dims and not dims[0].HasField("dim_value")]
+    for name in dynamic:
         sizes[name][0].dim_value = 1
     try:
         model = onnx.version_converter.convert_version(graph.model, SAFE_OPSET)
@@ -493,13 +498,13 @@ def _converted(graph: OnnxGraph, opset: int) -> Model:
             f"{graph.name}: opset {opset} is too old and could not be converted: {error}"
         ) from error
     for value in model.graph.input:
-        if value.name in free:
+        if value.name in dynamic:
             value.type.tensor_type.shape.dim[0].Clear()
     return model
 
 
 def _drop_false_inputs(graph: OnnxGraph) -> str:
-    """Keep the image as the only input: stored weights and tensors that no node reads are none."""
+    """Keep the image as the only input: drop stored weights and tensors that no node reads."""
     body = graph.model.graph
     stored = {t.name for t in body.initializer}
     used = {name for node in body.node for name in reads(node)}
@@ -511,7 +516,7 @@ def _drop_false_inputs(graph: OnnxGraph) -> str:
     del body.input[:]
     body.input.append(images[0])
     names = ", ".join(orphans[:3]) + (", ..." if len(orphans) > 3 else "")
-    return f"{len(orphans)} orphan graph inputs dropped, no node reads them ({names})" if orphans else ""
+    return f"{len(orphans)} unused graph inputs dropped ({names})" if orphans else ""
 
 
 REPAIRS: tuple[Callable[[OnnxGraph], str], ...] = (
