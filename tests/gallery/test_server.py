@@ -57,6 +57,8 @@ def standalone(folder: Path) -> Iterator[Server]:
     started.set_base_dir(str(folder))
     started.start()
     yield f"http://127.0.0.1:{started.listen_port}", started.server_proc
+    started.server_proc.kill()
+    started.server_proc.wait()
     started.stop()
 
 
