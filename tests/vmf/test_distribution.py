@@ -255,5 +255,5 @@ def test_bad_radius_values_and_spheres():
         VonMisesFisher(torch.tensor([1.0, 0.0]), torch.tensor(1.0), radius=-1.0)
     with pytest.raises(ValueError, match="length 2"):
         face.log_prob(torch.tensor([2.0, 0.0]))
-    with pytest.raises(InputError, match="one sphere"):
+    with pytest.raises(InputError, match="same sphere"):
         kl_divergence(face, HypersphericalUniform(2, radius=2.0))
