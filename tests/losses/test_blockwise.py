@@ -197,15 +197,15 @@ for products, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):  # the i
     found = []
     for kernels in (None, blockwise_kernels):
         blockwise._kernels = lambda device: kernels
-        work = blockwise._work(margin, products, embedding[:, 0], embedding[:, 0])
-        assert type(work) is (blockwise._KernelWork if kernels else blockwise._Work)
+        ops = blockwise._make_ops(margin, products, embedding[:, 0], embedding[:, 0])
+        assert type(ops) is (blockwise._KernelOps if kernels else blockwise._ElementwiseOps)
         loss = lambda x, w: blockwise.blockwise_losses(x, w, labels, margin, products).losses.mean()
         found.append(value_and_gradients(loss, embedding, prototypes, margin))
     errors = [float((kernel - plain).norm() / plain.norm()) for plain, kernel in zip(*found)]
     assert errors[0] <= 1e-6 and max(errors) <= bound, (products, errors)
 for kind in ("curricularface", "sphereface2"):
-    work = blockwise._work(make_margin(kind), torch.float32, embedding[:, 0], embedding[:, 0])
-    assert type(work) is blockwise._Work
+    ops = blockwise._make_ops(make_margin(kind), torch.float32, embedding[:, 0], embedding[:, 0])
+    assert type(ops) is blockwise._ElementwiseOps
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(

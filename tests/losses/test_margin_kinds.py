@@ -70,15 +70,15 @@ def test_others_pass_through_without_a_copy_and_penalty_is_nothing_but_where_it_
             assert others is wrong
         expected = 35 * magface_penalty(NORM) if kind == "magface" else torch.zeros(6)
         assert torch.equal(penalty, expected)
-        with pytest.raises(NotImplementedError, match="is a softmax"):
+        with pytest.raises(NotImplementedError, match="is a softmax margin"):
             margin.positive(COSINE, NORM)
-        with pytest.raises(NotImplementedError, match="is a softmax"):
+        with pytest.raises(NotImplementedError, match="is a softmax margin"):
             margin.negative(wrong)
 
 
 def test_bad_arguments():
     for call, message in (
-        (lambda: make_margin("arcfase"), "unknown kind of margin 'arcfase'; there are softmax, arcface"),
+        (lambda: make_margin("arcfase"), "unknown kind of margin 'arcfase'; available: softmax, arcface"),
         (lambda: make_margin("cosface", m=0.4), "cosface margin: arguments {'m': 0.4} do not fit"),
         (lambda: make_margin("arcface", margin=28.6), "0 <= margin < pi, got 28.6"),
         (lambda: make_margin("sphereface2", balance=1.5), "0 < balance < 1"),

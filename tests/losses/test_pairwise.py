@@ -133,9 +133,7 @@ def test_bad_arguments(mu, log_variance):
         lambda: pfe_gaussian_loss(mu, log_variance, alone),
         lambda: pfe_vmf_loss(mu, LOG_KAPPA, alone),
     ):
-        with pytest.raises(
-            InputError, match=r"the 6 labels are all different\. Draw batches of P identities"
-        ):
+        with pytest.raises(InputError, match=r"the 6 labels are all different\. Use batches of P identities"):
             call()
     with pytest.raises(InputError, match=r"mu: .*unit"):
         pfe_vmf_loss(2 * mu, LOG_KAPPA, LABELS)
