@@ -112,9 +112,9 @@ def test_bad_input() -> None:
         score_template_pairs(t, t, [0], [1], "pfe")
     with pytest.raises(InputError, match=r"right_at: expected 0 .. 3, got -1 .. 4"):
         score_template_pairs(t, t, [0, 0], [-1, 4])
-    with pytest.raises(InputError, match="left_at: expected a row of integers"):
+    with pytest.raises(InputError, match="left_at: expected a one-dimensional array of integers"):
         score_template_pairs(t, t, [0.5], [1])
-    with pytest.raises(InputError, match="equally many, got 1 and 2"):
+    with pytest.raises(InputError, match="the same length, got 1 and 2"):
         score_template_pairs(t, t, [0], [1, 2])
     with pytest.raises(InputError, match="left has dimension 32, right 16"):
         score_template_pairs(t, templates(4, 0, dim=16), [0], [1])

@@ -102,7 +102,7 @@ def test_gaussian_pooling_weighs_each_dimension_by_precision(width: int) -> None
     mean = (share * precision * given["mu"]).sum(0) / (share * precision).sum(0)
     np.testing.assert_allclose(found.mu[0], mean / np.linalg.norm(mean), atol=2e-6)
     np.testing.assert_allclose(found.log_precision, np.log((share * precision).sum(0))[None], atol=1e-6)
-    with pytest.raises(InputError, match="leave out one of the two"):
+    with pytest.raises(InputError, match="leave out one of the two arguments"):
         pool_templates(**given, log_precision=log_precision, weights=np.ones(6))
 
 
@@ -176,7 +176,7 @@ def test_bad_input() -> None:
         bad(media=np.arange(3))
     with pytest.raises(InputError, match="260 templates, 200 rows"):
         bad(rows=None)
-    with pytest.raises(InputError, match="templates: expected a row of integers"):
+    with pytest.raises(InputError, match="templates: expected a one-dimensional array of integers"):
         bad(templates=given["templates"] / 2)
     with pytest.raises(InputError, match=r"kappa: expected \(200,\)"):
         bad(kappa=np.ones(199))
