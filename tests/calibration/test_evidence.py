@@ -228,7 +228,7 @@ def test_what_was_never_calibrated_is_refused(known: ConditionalCalibrator) -> N
     calibration = Calibration("m" * 64, "d" * 64, likelihood={"evidence": known})
     with pytest.raises(InputError, match=r"no evidence for the score 'evidence-templates'; .* for evidence"):
         calibration.evidence("evidence-templates", -395.0, 0.2, (1.0, 1.0))
-    with pytest.raises(InputError, match="takes the kappas of both sides"):
+    with pytest.raises(InputError, match="needs the kappas of both sides"):
         calibration.llr("evidence", -395.0)
     with pytest.raises(InputError, match=r"radius 64"):
         calibration.llr("evidence", -395.0, 32.0, kappas=(1.0, 1.0))
@@ -249,7 +249,7 @@ def test_bad_data_are_refused(known: ConditionalCalibrator) -> None:
     ):
         with pytest.raises(InputError, match=message):
             fit({**data, **bad})
-    with pytest.raises(InputError, match=r"2000 of them; there are \d{3}"):
+    with pytest.raises(InputError, match=r"2000 non-mated pairs; there are \d{3}"):
         fit({name: column[..., :900] for name, column in data.items()})
     with pytest.raises(InputError, match="expected numbers >= 0 and finite"):
         known.llr(-400.0, (np.inf, 1.0))
