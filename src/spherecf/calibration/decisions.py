@@ -34,7 +34,7 @@ MinConfidence = Annotated[
 def allowed_errors(rate: Numbers, trials: Numbers) -> NDArray[Any]:
     """The number of errors among ``trials`` that a rate allows: rate * trials, with a tolerance for rounding.
 
-    The tolerance, a relative 1e-12, makes sure that 0.07 of 100 trials allow 7 errors, although the product
+    The tolerance is a relative 1e-12: a rate of 0.29 allows 29 errors in 100 trials, although the product
     rounds to less. Every comparison of a count with a rate uses this function, so that all agree. Trials may
     be weights.
 

@@ -89,7 +89,7 @@ def mutual_likelihood_counts(
     kappa_a: Float[Array, " rows"],
     mu_b: Float[Array, "columns d"],
     kappa_b: Float[Array, " columns"],
-    thresholds: Float[Array, "*own t"],
+    thresholds: Float[Array, "*batch t"],
     radius: float = 64.0,
     *,
     product: Product = "float32",
