@@ -46,8 +46,8 @@ class ConditionalCalibrator:
     The rarity is a peaks-over-threshold model: a share ``tail`` of the non-mated pairs exceeds the threshold
     u at any concentrations, and the excesses have a generalised Pareto distribution (Pickands, Annals of
     Statistics 3, 1975; with covariates: Davison and Smith, JRSS B 52, 1990). A single threshold on the rarity
-    therefore gives the same false match rate at any image quality, which a threshold on the score or on the
-    ratio does not. All three values increase with the cosine. The rarity is limited to 2.5 llr, because
+    therefore gives nearly the same false match rate at any image quality, which a threshold on the score or
+    the ratio does not. All three values increase with the cosine. The rarity is limited to 2.5 llr, because
     images with the same degradation are more similar than their concentrations account for.
 
     Args:

@@ -208,8 +208,7 @@ def probface_loss(
 
         L_ij = d_ij + log (v_i + v_j)                                 minus the fast mutual likelihood score
                + 0.001 mean over both anchors of [3 + d_ij - d_in]_+  n: semi-hard negative, see below
-               + 0.128 mean over the batch of (v / m - 1)^2           m: mean of v, a constant for the
-               gradient
+               + 0.128 mean over the batch of (v / m - 1)^2           m: mean of v, without gradient
 
     (K. Chen et al., arXiv 2102.04075; weights of github.com/KaenChan/ProbFace). The semi-hard negative n of
     anchor i is the image of another identity with the smallest d_in > d_ij or, if there is none, with the

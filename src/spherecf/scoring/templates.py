@@ -188,8 +188,7 @@ def pool_templates(
         templates: (m,) integer id of each entry's template.
         media: (m,) integer id of each entry's medium; the same id in two templates means two media. Default:
             every image is a separate medium.
-        rows: (m,) row of ``mu`` of each entry; an image may be in several templates. Default: entry i is row
-            i.
+        rows: (m,) row of ``mu`` of each entry; an image may be in several templates. Default: 0 .. n - 1.
         weights: (m,) pooling weights of the direction, >= 0, such as ones for the mean, norms or detector
             scores. Default: kappa. The concentration is always |sum kappa_i mu_i|.
         log_precision: (n, dim) or (n, 1) for Gaussian embeddings (Shi & Jain, ICCV 2019): the direction is
@@ -209,8 +208,8 @@ def pool_templates(
     Example:
         >>> import numpy as np
         >>> mu = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
-        >>> one = pool_templates(mu, np.array([3.0, 4.0, 4.0]), [7, 7, 7], media=[0, 1, 1])
-        >>> one.mu.round(3).tolist(), one.kappa.tolist(), one.images.tolist(), one.media.tolist()
+        >>> t = pool_templates(mu, np.array([3.0, 4.0, 4.0]), [7, 7, 7], media=[0, 1, 1])
+        >>> t.mu.round(3).tolist(), t.kappa.tolist(), t.images.tolist(), t.media.tolist()
         ([[0.6..., 0.8...]], [5.0], [3], [2])
     """
     mu = as_array(mu, "mu")
@@ -226,22 +225,21 @@ def pool_templates(
     length, pooled_kappa = np.empty((2, count), np.float32)
     precision = None if log_precision is None else np.empty((count, log_precision.shape[1]), np.float32)
     images = _shared_tensor(mu)
-    for some, block in entries.blocks():  # slices of templates and of their entries
-        row, starts, share = entries.rows[block], entries.starts[some] - block.start, entries.share[block]
-        # Sums of `natural_parameter`: weighted rows go straight into (templates, dim), without storing (m,
-        # dim).
+    for group, block in entries.blocks():  # slices of templates and of their entries
+        row, starts, share = entries.rows[block], entries.starts[group] - block.start, entries.share[block]
+        # Sums of `natural_parameter` as weighted sums of rows, without an array (m, dim) of the summands.
         if log_precision is None or precision is None:
-            direction[some] = _sum_rows(images, row, starts, share * entries.weights[block])
+            direction[group] = _sum_rows(images, row, starts, share * entries.weights[block])
         else:
             entry_precision = np.exp(np.asarray(log_precision[row], np.float32))  # (entries, dim or 1)
-            precision[some] = _sum_rows(entry_precision, None, starts, share)
-            direction[some] = _sum_rows(entry_precision * mu[row], None, starts, share) / precision[some]
-        length[some] = np.linalg.norm(direction[some], axis=1)
+            precision[group] = _sum_rows(entry_precision, None, starts, share)
+            direction[group] = _sum_rows(entry_precision * mu[row], None, starts, share) / precision[group]
+        length[group] = np.linalg.norm(direction[group], axis=1)
         if weights is None and precision is None:
-            pooled_kappa[some] = length[some]
+            pooled_kappa[group] = length[group]
         else:
             eta = _sum_rows(images, row, starts, share * entries.kappa[block])
-            pooled_kappa[some] = np.linalg.norm(eta, axis=1)
+            pooled_kappa[group] = np.linalg.norm(eta, axis=1)
         for mapped in (mu, log_precision, out):
             _release_pages(mapped)
     _check_lengths(entries, length, 1.0 if precision is not None else entries.total_weight())

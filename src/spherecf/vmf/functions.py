@@ -131,9 +131,8 @@ def mean_resultant_length_derivative(kappa: Float[Array, "*batch"], dim: int) ->
         kappa, dim: as in `log_normalizer`, with the same errors.
 
     Example:
-        >>> mean_resultant_length_derivative(
-        ...     torch.tensor([0.0, 1e6]), dim=3
-        ... )  # 1/d at 0, (d-1)/(2 k^2) far out
+        >>> kappa = torch.tensor([0.0, 1e6])
+        >>> mean_resultant_length_derivative(kappa, dim=3)  # 1/d at 0, (d-1)/(2 k^2) for large k
         tensor([3.3333e-01, 1.0000e-12])
     """
     return like(ratio_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim)), kappa)

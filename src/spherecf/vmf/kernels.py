@@ -4,7 +4,7 @@ For large order mu and any argument x, with s = sqrt(mu^2 + x^2) and t = mu / s 
 
     log I_mu(x) = s + mu log(x / (mu + s)) - log(2 pi s) / 2 + F(t),    F(t) = sum_k D_k(t) / mu^k.
 
-The functions here return log g, g(x) = C(x) / C(0) = (x/2)^mu / (Gamma(mu + 1) I_mu(x)), which is 0 at x = 0.
+The functions here return log g with g(x) = C(x) / C(0) = (x/2)^mu / (Gamma(mu + 1) I_mu(x)), so log g(0) = 0.
 With q = (s - mu) / 2 mu = (1 - t) / 2t, its logarithms combine into one and a smooth function of t:
 
     mu log(1 + q) - log(t) / 2 = (mu + 1/2) log(1 + q) - log((1 + t) / 2) / 2,
