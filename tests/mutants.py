@@ -63,7 +63,7 @@ SPEED = {
     "blockwise": "_BLOCK_BYTES",
     "distributions": "_BLOCK",
     "kernels": "_CHUNK _EAGER_ELEMENTS_PER_THREAD _EAGER_ELEMENTS_ON_GPU",
-    "matrix": "_CELLS _LEAST _BLOCK_ELEMENTS _WORTH_COMPILING",
+    "matrix": "_CELLS _MIN_ROWS _BLOCK_ELEMENTS _WORTH_COMPILING",
     "rates": "_TAIL",
     "reductions": "_BLOCK_CELLS _MAXIMA",
     "template_pairs": "_STRIP_CELLS _SPARSE _PAIRS _SHARP_PAIRS _GATHERED",

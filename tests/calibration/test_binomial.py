@@ -1,4 +1,4 @@
-"""Binomial tails and intervals against sums of many digits, and against scipy.stats."""
+"""Binomial tails and intervals against high-precision sums, and against scipy.stats."""
 
 import mpmath
 import numpy as np
@@ -10,7 +10,7 @@ from spherecf.errors import InputError
 
 
 def tail(k: int, n: int, p: float, step: int) -> mpmath.mpf:
-    """P(X <= k) for step -1, P(X >= k) for step 1, term by term from the largest one on."""
+    """P(X <= k) for step -1, P(X >= k) for step 1, summed from the largest term on."""
     rate = mpmath.mpf(p)
     odds, total = rate / (1 - rate), mpmath.mpf(0)
     term = mpmath.binomial(n, k) * rate**k * (1 - rate) ** (n - k)
@@ -40,10 +40,10 @@ def test_tails_equal_scipy() -> None:
     k = np.floor(rng.random(2000) * (n + 1)).astype(int)
     p = rng.random(2000) ** 3
     expected = stats.binom.cdf(k, n, p)
-    found = binomial_cdf(k, n, p)
-    assert np.abs(found - expected).max() < 1e-13
+    tails = binomial_cdf(k, n, p)
+    assert np.abs(tails - expected).max() < 1e-13
     deep = expected > 1e-200
-    assert np.abs(found[deep] / expected[deep] - 1).max() < 1e-11
+    assert np.abs(tails[deep] / expected[deep] - 1).max() < 1e-11
 
 
 def test_tails_at_the_edges() -> None:
@@ -68,7 +68,7 @@ def test_the_bound_is_where_the_tail_is_delta() -> None:
     assert binomial_upper(5, 5, 0.1) == 1 and clopper_pearson(0, 0)[1] == 1 and wilson(0, 0)[1] == 1
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(InputError, match=r"counts within 0 \.\. trials"):
         clopper_pearson(3, 2)
     with pytest.raises(InputError, match=r"within 0 \.\. 1"):

@@ -1,4 +1,4 @@
-"""The container: bound to its model, versioned, through JSON unharmed."""
+"""The calibration as a container: tied to its model, versioned, and unchanged by JSON."""
 
 import json
 import math
@@ -56,7 +56,7 @@ def test_the_best_rule_is_that_of_the_best_score_with_this_bound() -> None:
         every.best_decision(0.1)
 
 
-def test_it_says_what_is_in_it(fitted: Calibration) -> None:
+def test_repr_lists_the_contents(fitted: Calibration) -> None:
     knots = len(fitted.kappa.log_kappa)
     assert repr(fitted) == (
         f"Calibration(kappa: {knots} knots; likelihood: cosine, mls; thresholds: cosine, mls; "
@@ -92,7 +92,7 @@ def test_unknown_or_damaged_files_are_refused(fitted: Calibration) -> None:
 
 
 def leaves(facts: object, path: tuple = ()) -> Iterator[tuple]:
-    """The way to every value that is no container."""
+    """The path to every value that is not a container."""
     parts = facts.items() if isinstance(facts, dict) else enumerate(facts) if isinstance(facts, list) else ()
     if not parts:
         yield path
@@ -100,8 +100,8 @@ def leaves(facts: object, path: tuple = ()) -> Iterator[tuple]:
         yield from leaves(value, (*path, key))
 
 
-def test_no_value_of_another_kind_passes(fitted: Calibration) -> None:
-    """Each is refused, or stands as it was given: a description, an open end."""
+def test_values_of_another_type_are_refused(fitted: Calibration) -> None:
+    """Every replaced value is refused or kept unchanged (a description, an optional value)."""
     text = json.dumps(replace(fitted, kappa=KappaScale(8, "two", 2, (1.0, 2.0), (0.0, 50.0))).to_dict())
     for path in leaves(json.loads(text)):
         for wrong in (None, True, -1, 1.5, 10**30, math.nan, math.inf, "x", [], {}, [["x"]]):
@@ -132,17 +132,17 @@ def test_no_value_of_another_kind_passes(fitted: Calibration) -> None:
     ],
     ids=["another score", "more matches than pairs", "a list", "an object", "a number"],
 )  # fmt: skip
-def test_what_does_not_fit_together_is_refused(fitted: Calibration, changes: dict) -> None:
+def test_inconsistent_parts_are_refused(fitted: Calibration, changes: dict) -> None:
     with pytest.raises(InputError, match="damaged"):
         Calibration.from_dict(fitted.to_dict() | changes)
 
 
-def test_thresholds_for_a_hundredth_to_a_ten_thousandth_unless_asked() -> None:
+def test_default_fmr_targets() -> None:
     made = fit_calibration(model="m", data="d", scores={"s": [0.1, 0.3, 0.2, 0.4]}, mated=[0, 0, 1, 1])
     assert [entry.target for entry in made.thresholds["s"].entries] == [1e-2, 1e-3, 1e-4]
 
 
-def test_what_is_not_there_is_said(fitted: Calibration) -> None:
+def test_messages_list_what_is_available(fitted: Calibration) -> None:
     with pytest.raises(InputError, match="'pfe'; there is one for cosine, mls"):
         fitted.llr("pfe", [1.0])
     with pytest.raises(InputError, match="radius 64, these scores have radius 32"):

@@ -1,4 +1,4 @@
-"""A rule says match, non-match or undecided, and nothing else."""
+"""Decision rules: match, non-match or undecided."""
 
 import json
 import math
@@ -14,17 +14,17 @@ RULE = DecisionRule("mls", 64.0, "kappa", 2.0, 1.0, 30.0, "both", 0.01, 0.05, "d
 NOTHING = DecisionRule("cosine", None, "norm", None, None, -math.inf, "fmr", 0.1, 0.1)
 
 
-def test_the_borders() -> None:
-    said = RULE.decide([2.0, 1.99, 1.0, 0.99, 2.0], [30.0, 99.0, 99.0, 99.0, 29.9])
-    assert said.tolist() == ["match", "undecided", "undecided", "non_match", "undecided"]
-    assert said[0] == Decision.MATCH and RULE.decide(5.0, 40.0) == Decision.MATCH
+def test_decisions_at_the_thresholds() -> None:
+    decisions = RULE.decide([2.0, 1.99, 1.0, 0.99, 2.0], [30.0, 99.0, 99.0, 99.0, 29.9])
+    assert decisions.tolist() == ["match", "undecided", "undecided", "non_match", "undecided"]
+    assert decisions[0] == Decision.MATCH and RULE.decide(5.0, 40.0) == Decision.MATCH
     assert RULE.decide([[5.0], [0.0]], [40.0, 1.0]).tolist() == [
         ["match", "undecided"],
         ["non_match", "undecided"],
     ]
 
 
-def test_no_rule_decides_nothing() -> None:
+def test_a_rule_without_thresholds_leaves_all_undecided() -> None:
     assert not NOTHING.decides and RULE.decides
     assert set(NOTHING.decide([-1e9, 0.0, 1e9], 1e9).tolist()) == {"undecided"}
 
@@ -50,7 +50,7 @@ def test_a_rule_saved_under_the_earlier_name_of_min_confidence() -> None:
         {"extrapolated": (0.0, 1.0)}, {"extrapolated": (0.3, 0.3)}, {"accept": math.inf},
     ],
 )  # fmt: skip
-def test_what_a_rule_may_be(changes: dict) -> None:
+def test_valid_rules(changes: dict) -> None:
     rule = replace(RULE, **changes)
     assert DecisionRule.from_dict(rule.to_dict()) == rule
 
@@ -64,12 +64,12 @@ def test_what_a_rule_may_be(changes: dict) -> None:
         {"extrapolated": (-0.1, 0.5)}, {"extrapolated": (0.5, 1.1)}, {"extrapolated": (0.5, 0.4)},
     ],
 )  # fmt: skip
-def test_what_a_rule_may_not_be(changes: dict) -> None:
+def test_invalid_rules_are_refused(changes: dict) -> None:
     with pytest.raises(InputError):
         replace(RULE, **changes)
 
 
-def test_errors_are_a_part_of_the_trials() -> None:
+def test_there_are_no_more_errors_than_trials() -> None:
     assert ErrorCount("x", 5, 5, 1.0).errors == 5 and ErrorCount("x", 0, 0, 0.0).trials == 0
     for errors, trials, upper in ((6, 5, 1.0), (-1, 5, 0.5), (1, -1, 0.5), (1, 5, 1.1), (1, 5, -0.1)):
         with pytest.raises(InputError, match=r"^x: "):
@@ -94,7 +94,7 @@ ENTRY = ThresholdEntry(0.1, 1.5, 1, 10, 9, 10, 0.1, 0.9, (0.0, 0.3), (0.6, 1.0),
         ),
     ],
 )  # fmt: skip
-def test_what_an_entry_may_be(changes: dict) -> None:
+def test_valid_threshold_entries(changes: dict) -> None:
     entry = replace(ENTRY, **changes)
     table = ThresholdTable("mls", 64.0, (entry,))
     assert ThresholdTable.from_dict(json.loads(json.dumps(table.to_dict(), allow_nan=False))) == table
@@ -111,12 +111,12 @@ def test_what_an_entry_may_be(changes: dict) -> None:
             "threshold", "false_matches", "true_matches", "fmr", "tmr", "fmr_exact", "tmr_exact")),
     ],
 )  # fmt: skip
-def test_what_an_entry_may_not_be(changes: dict) -> None:
+def test_invalid_threshold_entries_are_refused(changes: dict) -> None:
     with pytest.raises(InputError, match=r"^threshold for FMR"):
         replace(ENTRY, **changes)
 
 
-def test_targets_of_a_table_fall_and_its_thresholds_do_not() -> None:
+def test_targets_of_a_table_descend_and_its_thresholds_do_not() -> None:
     first, same, lower = (replace(ENTRY, threshold=threshold) for threshold in (1.5, 1.5, 1.4))
     table = ThresholdTable("mls", None, (first, replace(same, target=0.01)))
     assert table.at(0.01 * (1 + 1e-12)).target == 0.01
@@ -125,7 +125,7 @@ def test_targets_of_a_table_fall_and_its_thresholds_do_not() -> None:
             ThresholdTable("mls", None, entries)
 
 
-def test_nonsense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(InputError, match="reject <= accept"):
         DecisionRule("s", None, "kappa", 1.0, 2.0, 0.0, "both", 0.01, 0.05)
     with pytest.raises(InputError, match="both thresholds or none"):

@@ -1,4 +1,4 @@
-"""Conditional evidence: what it learns, that it rises, its rarity against counts, and what it refuses."""
+"""Conditional evidence: its fit, its monotonicity, its rarity against counts, and refused input."""
 
 import json
 from typing import Any
@@ -13,8 +13,8 @@ from spherecf.errors import InputError
 from spherecf.evaluation import cllr
 
 
-def world(seed: int, n: int = 40_000, roles: bool = False) -> dict[str, Any]:
-    """Pairs whose cosines scatter more and whose mated ones agree less, the less sure both sides are."""
+def make_pairs(seed: int, n: int = 40_000, roles: bool = False) -> dict[str, Any]:
+    """Simulated pairs: lower kappas mean a larger spread of cosines and lower cosines of mated pairs."""
     rng = np.random.default_rng(seed)
     log_kappa = rng.uniform(3, 5.5, (2, n))
     if roles:
@@ -32,22 +32,22 @@ def fit(data: dict[str, Any], **more: Any) -> ConditionalCalibrator:
 
 
 @pytest.fixture(scope="module")
-def known() -> ConditionalCalibrator:
-    return fit(world(0))
+def calibrator() -> ConditionalCalibrator:
+    return fit(make_pairs(0))
 
 
-def test_it_costs_less_than_a_line_on_new_pairs(known: ConditionalCalibrator) -> None:
-    new = world(1)
-    line = LogisticCalibrator.fit(world(0)["scores"], world(0)["mated"], score="mls")
-    own = cllr(known.llr(new["scores"], tuple(new["kappas"])), new["mated"])
-    assert own < cllr(line(new["scores"]), new["mated"]) - 0.02
+def test_its_cllr_is_lower_than_that_of_a_line_on_new_pairs(calibrator: ConditionalCalibrator) -> None:
+    new = make_pairs(1)
+    line = LogisticCalibrator.fit(make_pairs(0)["scores"], make_pairs(0)["mated"], score="mls")
+    cost = cllr(calibrator.llr(new["scores"], tuple(new["kappas"])), new["mated"])
+    assert cost < cllr(line(new["scores"]), new["mated"]) - 0.02
 
 
-def test_one_threshold_lets_as_many_strangers_pass_whatever_the_kappas(known: ConditionalCalibrator) -> None:
-    new = world(2, 400_000)
+def test_one_threshold_has_the_same_fmr_at_all_kappas(calibrator: ConditionalCalibrator) -> None:
+    new = make_pairs(2, 400_000)
     other = ~new["mated"]
     kappas = new["kappas"][:, other]
-    rarity = known.rarity(new["cosines"][other], tuple(kappas))
+    rarity = calibrator.rarity(new["cosines"][other], tuple(kappas))
     level = np.log(kappas).sum(0)
     for rate in (0.05, 0.01, 0.001):
         for low, high in ((6, 7.5), (7.5, 9), (9, 11)):
@@ -61,7 +61,7 @@ def test_the_formula(roles: bool, shape: float) -> None:
     rng = np.random.default_rng(0)
     long, short = (6, 4) if roles else (4, 3)
     offset, slope, start, spread = (rng.normal(size=size) / 9 for size in (long, short, long, short))
-    known = ConditionalCalibrator(
+    calibrator = ConditionalCalibrator(
         "evidence", 64.0, -400.0, roles, (3.0, 6.0), (3.5, 6.5), tuple(offset), tuple(slope), tuple(start),
         tuple(spread), shape, 0.05, 10**9, 10**9,
     )  # fmt: skip
@@ -72,28 +72,30 @@ def test_the_formula(roles: bool, shape: float) -> None:
     of = {name: terms[: len(theta)] @ theta for name, theta in
           {"offset": offset, "slope": slope, "start": start, "spread": spread}.items()}  # fmt: skip
     ratio = of["offset"] + np.log(1 + np.exp(of["slope"])) * (np.array([-7.0, 2.0]))
-    assert known.llr([-407.0, -398.0], (40.0, 600.0)) == pytest.approx(ratio)
+    assert calibrator.llr([-407.0, -398.0], (40.0, 600.0)) == pytest.approx(ratio)
     scale = np.exp(of["spread"])
     above = np.array([0.0, 0.3, 2.0])
-    rarity = known.rarity(of["start"] + above, (40.0, 600.0))
+    rarity = calibrator.rarity(of["start"] + above, (40.0, 600.0))
     assert rarity == pytest.approx(-np.log(0.05) - genpareto.logsf(above, shape, scale=scale))
-    said = known.evidence([-407.0, -398.0, -300.0], of["start"] + 0.3, (40.0, 600.0))
-    ratio = known._ratio([-407.0, -398.0, -300.0], (40.0, 600.0))
-    assert said == pytest.approx([ratio[0], min(rarity[1], 2.5 * ratio[1]), min(rarity[1], 2.5 * ratio[2])])
-    below = known.rarity(of["start"] - 0.3, (40.0, 600.0))  # falls to 0 as steeply as it rises at first
+    evidence = calibrator.evidence([-407.0, -398.0, -300.0], of["start"] + 0.3, (40.0, 600.0))
+    ratio = calibrator._ratio([-407.0, -398.0, -300.0], (40.0, 600.0))
+    assert evidence == pytest.approx(
+        [ratio[0], min(rarity[1], 2.5 * ratio[1]), min(rarity[1], 2.5 * ratio[2])]
+    )
+    below = calibrator.rarity(of["start"] - 0.3, (40.0, 600.0))  # falls to 0 as steeply as it rises at first
     assert below == pytest.approx(-np.log(0.05) * np.exp(-0.3 / scale / -np.log(0.05)))
 
 
-def test_a_bounded_tail_goes_on_as_a_line() -> None:
-    known = ConditionalCalibrator(
+def test_a_bounded_tail_continues_as_a_line() -> None:
+    calibrator = ConditionalCalibrator(
         "evidence", 64.0, 0.0, False, (5.0, 5.0), (5.0, 5.0), (0.0,) * 4, (0.0,) * 3, (0.0,) * 4, (0.0,) * 3,
         -0.25, 0.05, 9, 9,
     )  # fmt: skip
-    above = np.array([1.0, 3.7, 3.8, 4.8, 9.8])  # it would end at 4, and the line begins at 3.8
+    above = np.array([1.0, 3.7, 3.8, 4.8, 9.8])  # the tail would end at 4; the line begins at 3.8
     expected = -np.log(0.05) + np.append(
         -genpareto.logsf(above[:3], -0.25), np.log(0.05) / -0.25 + np.array([1.0, 6.0])
     )
-    assert known.rarity(above, (150.0, 150.0)) == pytest.approx(expected)
+    assert calibrator.rarity(above, (150.0, 150.0)) == pytest.approx(expected)
 
 
 def test_at_one_kappa_it_is_logistic_regression_and_a_pareto_tail() -> None:
@@ -101,7 +103,7 @@ def test_at_one_kappa_it_is_logistic_regression_and_a_pareto_tail() -> None:
     mated = np.arange(20_000) < 50  # so few that the one more counts
     cosines = 0.1 * rng.normal(size=mated.size) + 0.25 * mated
     scores, kappas = 40 * cosines - 400, np.full((2, mated.size), np.exp(5.0))
-    known = fit({"scores": scores, "cosines": cosines, "kappas": kappas, "mated": mated})
+    calibrator = fit({"scores": scores, "cosines": cosines, "kappas": kappas, "mated": mated})
     # Either kind weighs half, and one more pair of it stands on the wrong side.
     target = np.where(mated, 1 - 1 / (mated.sum() + 2), 1 / ((~mated).sum() + 2))
     weight = mated.size * np.where(mated, 0.5 / mated.sum(), 0.5 / (~mated).sum())
@@ -109,19 +111,19 @@ def test_at_one_kappa_it_is_logistic_regression_and_a_pareto_tail() -> None:
         np.tile(scores + 400, 2)[:, None] / 10, np.repeat([1, 0], mated.size),
         sample_weight=np.concatenate([weight * target, weight * (1 - target)]),
     )  # fmt: skip
-    assert known.offset[0] == pytest.approx(slow.intercept_[0], rel=1e-3)
-    assert np.log1p(np.exp(known.slope[0])) == pytest.approx(slow.coef_[0, 0] / 10, rel=1e-3)
+    assert calibrator.offset[0] == pytest.approx(slow.intercept_[0], rel=1e-3)
+    assert np.log1p(np.exp(calibrator.slope[0])) == pytest.approx(slow.coef_[0, 0] / 10, rel=1e-3)
     other = cosines[~mated]
-    above = other[other > known.start[0]] - known.start[0]
+    above = other[other > calibrator.start[0]] - calibrator.start[0]
     assert above.size / other.size == pytest.approx(0.05, abs=1.5e-3)
     shape, _, scale = genpareto.fit(above, floc=0)
-    assert (known.shape, np.exp(known.spread[0])) == (
+    assert (calibrator.shape, np.exp(calibrator.spread[0])) == (
         pytest.approx(shape, abs=2e-3), pytest.approx(scale, rel=2e-3)
     )  # fmt: skip
 
 
-def test_the_rarity_is_that_of_the_kappas_on_either_side() -> None:
-    """Cosines of strangers scatter by the sum of the log concentrations, and by their difference."""
+def test_the_rarity_depends_on_the_kappas_of_both_sides() -> None:
+    """The spread of non-mated cosines depends on the sum and on the difference of the log concentrations."""
     rng = np.random.default_rng(4)
     log_kappa = rng.uniform(4, 6, (2, 60_000))
     mated = np.arange(60_000) % 4 == 0
@@ -131,16 +133,16 @@ def test_the_rarity_is_that_of_the_kappas_on_either_side() -> None:
 
     cosines = sigma(*log_kappa) * rng.normal(size=mated.size) + 0.5 * mated
     data = {"scores": 40 * cosines - 400, "cosines": cosines, "kappas": np.exp(log_kappa), "mated": mated}
-    known = fit(data)
+    calibrator = fit(data)
     for left, right in ((4.3, 4.3), (5.0, 5.0), (5.8, 5.8), (4.3, 5.7), (5.7, 4.3)):
         for times in (2.0, 3.0):
-            rarity = known.rarity(times * sigma(left, right), (np.exp(left), np.exp(right)))
+            rarity = calibrator.rarity(times * sigma(left, right), (np.exp(left), np.exp(right)))
             assert rarity == pytest.approx(-norm.logsf(times), rel=0.15)
 
 
 @pytest.mark.parametrize("roles", [False, True])
-def test_all_rise_with_the_cosine(roles: bool) -> None:
-    calibrator = fit(world(3, roles=roles), roles=roles)
+def test_all_values_increase_with_the_cosine(roles: bool) -> None:
+    calibrator = fit(make_pairs(3, roles=roles), roles=roles)
     cosine = np.linspace(-1, 1, 400)
     for kappas in ((5.0, 400.0), (100.0, 100.0), (30.0, 30.0), (0.0, 1e9)):
         scores = cosine * 10 - 400
@@ -149,22 +151,27 @@ def test_all_rise_with_the_cosine(roles: bool) -> None:
         assert (np.diff(calibrator.evidence(scores, cosine, kappas)) >= 0).all()
 
 
-def test_sides_may_be_swapped_unless_they_have_roles(known: ConditionalCalibrator) -> None:
-    there, back = known.evidence(-395.0, 0.3, (40.0, 200.0)), known.evidence(-395.0, 0.3, (200.0, 40.0))
-    assert there == back
-    template = fit(world(4, roles=True), roles=True)
+def test_sides_may_be_swapped_unless_they_have_roles(calibrator: ConditionalCalibrator) -> None:
+    left_right, right_left = (
+        calibrator.evidence(-395.0, 0.3, (40.0, 200.0)),
+        calibrator.evidence(-395.0, 0.3, (200.0, 40.0)),
+    )
+    assert left_right == right_left
+    template = fit(make_pairs(4, roles=True), roles=True)
     assert template.evidence(-395.0, 0.3, (40.0, 200.0)) != template.evidence(-395.0, 0.3, (200.0, 40.0))
 
 
-def test_rare_is_not_enough_where_the_ratio_is_small(known: ConditionalCalibrator) -> None:
+def test_the_rarity_is_limited_where_the_ratio_is_small(calibrator: ConditionalCalibrator) -> None:
     scores, cosines = np.array([-400.0, -399.0, -380.0]), np.array([0.9, 0.9, 0.9])
-    ratio = known._ratio(scores, (25.0, 25.0))
-    found = known.evidence(scores, cosines, (25.0, 25.0))
-    assert (found <= np.maximum(2.5 * ratio, ratio)).all() and found[0] < 1 < known.rarity(0.9, (25.0, 25.0))
+    ratio = calibrator._ratio(scores, (25.0, 25.0))
+    found = calibrator.evidence(scores, cosines, (25.0, 25.0))
+    assert (found <= np.maximum(2.5 * ratio, ratio)).all() and found[0] < 1 < calibrator.rarity(
+        0.9, (25.0, 25.0)
+    )
 
 
-def test_conditions_count_alike_however_many_pairs_they_have() -> None:
-    data = world(5)
+def test_conditions_have_the_same_weight_for_any_number_of_pairs() -> None:
+    data = make_pairs(5)
     twice = {name: np.concatenate([column, column[..., :20_000]], -1) for name, column in data.items()}
     where = np.arange(40_000) // 20_000
     once, again = (
@@ -175,8 +182,8 @@ def test_conditions_count_alike_however_many_pairs_they_have() -> None:
 
 
 @pytest.mark.parametrize("mated", [False, True])
-def test_a_condition_with_one_kind_of_pairs_does_not_count(mated: bool) -> None:
-    data = world(5, 20_000)
+def test_a_condition_without_mated_or_non_mated_pairs_has_no_weight(mated: bool) -> None:
+    data = make_pairs(5, 20_000)
     strange = {"scores": np.full(200, -390.0), "cosines": np.full(200, 0.9), "mated": np.full(200, mated),
                "kappas": np.full((2, 200), 100.0)}  # fmt: skip
     more = {name: np.concatenate([column, strange[name]], -1) for name, column in data.items()}
@@ -185,34 +192,36 @@ def test_a_condition_with_one_kind_of_pairs_does_not_count(mated: bool) -> None:
     np.testing.assert_allclose(alone.start, again.start, atol=1e-3)
 
 
-def test_kappas_beyond_those_seen_count_as_the_nearest(known: ConditionalCalibrator) -> None:
-    low, high = np.exp(known.left)
-    assert known.llr(-399.0, (0.0, 1e30)) == pytest.approx(known.llr(-399.0, (low, high)), rel=1e-12)
-    data = world(6)
+def test_kappas_are_clipped_to_the_range_of_the_fit(calibrator: ConditionalCalibrator) -> None:
+    low, high = np.exp(calibrator.left)
+    assert calibrator.llr(-399.0, (0.0, 1e30)) == pytest.approx(
+        calibrator.llr(-399.0, (low, high)), rel=1e-12
+    )
+    data = make_pairs(6)
     data["kappas"][0, :5] = 0
     assert np.isfinite(fit(data).left).all()
 
 
 def test_pairs_that_separate_perfectly_stay_finite() -> None:
-    data = world(7)
+    data = make_pairs(7)
     data["scores"] = np.where(data["mated"], -390.0, -410.0) + data["cosines"]
     assert np.isfinite(fit(data).llr([-410.0, -390.0], (50.0, 50.0))).all()
 
 
-def test_through_json_and_a_calibration(known: ConditionalCalibrator) -> None:
-    facts = json.loads(json.dumps(known.to_dict(), allow_nan=False))
-    assert ConditionalCalibrator.from_dict(facts) == known
-    calibration = Calibration("m" * 64, "d" * 64, likelihood={"evidence": known})
-    said = calibration.to_dict()
-    assert said["version"] == 2 and Calibration.from_dict(json.loads(json.dumps(said))) == calibration
+def test_through_json_and_a_calibration(calibrator: ConditionalCalibrator) -> None:
+    facts = json.loads(json.dumps(calibrator.to_dict(), allow_nan=False))
+    assert ConditionalCalibrator.from_dict(facts) == calibrator
+    calibration = Calibration("m" * 64, "d" * 64, likelihood={"evidence": calibrator})
+    saved = calibration.to_dict()
+    assert saved["version"] == 2 and Calibration.from_dict(json.loads(json.dumps(saved))) == calibration
     kappas = (50.0, 90.0)
-    assert calibration.llr("evidence", -395.0, 64.0, kappas=kappas) == known.llr(-395.0, kappas)
-    assert calibration.evidence("evidence", -395.0, 0.2, kappas) == known.evidence(-395.0, 0.2, kappas)
+    assert calibration.llr("evidence", -395.0, 64.0, kappas=kappas) == calibrator.llr(-395.0, kappas)
+    assert calibration.evidence("evidence", -395.0, 0.2, kappas) == calibrator.evidence(-395.0, 0.2, kappas)
     assert calibration.evidence("mls", -395.0, 0.2, kappas) == -395.0
     assert calibration.best_score() == "evidence" and calibration.best_score(1) == "mls"
 
 
-def test_older_calibrations_open_with_their_line_and_are_written_as_before() -> None:
+def test_older_calibrations_can_be_opened_and_are_written_in_the_older_version() -> None:
     line = LogisticCalibrator("mls", 64.0, 0.6, 240.0, 100, 100)
     rule = DecisionRule("mls", 64.0, "kappa", -390.0, -410.0, 20.0, "fmr", 1e-3, 0.05)
     older = Calibration("m" * 64, "d" * 64, likelihood={"mls": line}, decisions=(rule,))
@@ -224,11 +233,11 @@ def test_older_calibrations_open_with_their_line_and_are_written_as_before() -> 
     assert found.evidence("mls", [-395.0], [0.2], (1.0, 1.0)).tolist() == [-395.0]
 
 
-def test_what_was_never_calibrated_is_refused(known: ConditionalCalibrator) -> None:
-    calibration = Calibration("m" * 64, "d" * 64, likelihood={"evidence": known})
+def test_evidence_that_was_not_calibrated_is_refused(calibrator: ConditionalCalibrator) -> None:
+    calibration = Calibration("m" * 64, "d" * 64, likelihood={"evidence": calibrator})
     with pytest.raises(InputError, match=r"no evidence for the score 'evidence-templates'; .* for evidence"):
         calibration.evidence("evidence-templates", -395.0, 0.2, (1.0, 1.0))
-    with pytest.raises(InputError, match="takes the kappas of both sides"):
+    with pytest.raises(InputError, match="needs the kappas of both sides"):
         calibration.llr("evidence", -395.0)
     with pytest.raises(InputError, match=r"radius 64"):
         calibration.llr("evidence", -395.0, 32.0, kappas=(1.0, 1.0))
@@ -236,8 +245,8 @@ def test_what_was_never_calibrated_is_refused(known: ConditionalCalibrator) -> N
         calibration.best_decision(1e-3)
 
 
-def test_bad_data_are_refused(known: ConditionalCalibrator) -> None:
-    data = world(8, 4000)
+def test_bad_data_are_refused(calibrator: ConditionalCalibrator) -> None:
+    data = make_pairs(8, 4000)
     for bad, message in (
         ({"scores": np.full(4000, -400.0)}, "all 4000 scores are equal"),
         ({"scores": -data["scores"]}, "swapped"),
@@ -249,11 +258,11 @@ def test_bad_data_are_refused(known: ConditionalCalibrator) -> None:
     ):
         with pytest.raises(InputError, match=message):
             fit({**data, **bad})
-    with pytest.raises(InputError, match=r"2000 of them; there are \d{3}"):
+    with pytest.raises(InputError, match=r"2000 non-mated pairs; there are \d{3}"):
         fit({name: column[..., :900] for name, column in data.items()})
     with pytest.raises(InputError, match="expected numbers >= 0 and finite"):
-        known.llr(-400.0, (np.inf, 1.0))
-    facts = known.to_dict()
+        calibrator.llr(-400.0, (np.inf, 1.0))
+    facts = calibrator.to_dict()
     for wrong in (
         {"offset": [1.0]}, {"slope": [0.0, 1.0, np.inf]}, {"left": [3.0, 2.0]}, {"left": [3.0, np.inf]},
         {"right": [-np.inf, 3.0]}, {"tail": 0.0}, {"tail": 1.0}, {"mated": 0}, {"non_mated": 0},
@@ -265,9 +274,9 @@ def test_bad_data_are_refused(known: ConditionalCalibrator) -> None:
     assert ConditionalCalibrator.from_dict({**facts, **fine}).left == (3.0, 3.0)
 
 
-def test_scores_of_another_unit_tell_as_much(known: ConditionalCalibrator) -> None:
-    data, new = world(0), world(1)
-    least = cllr(known.llr(new["scores"], tuple(new["kappas"])), new["mated"])
+def test_the_fit_does_not_depend_on_the_unit_of_the_scores(calibrator: ConditionalCalibrator) -> None:
+    data, new = make_pairs(0), make_pairs(1)
+    least = cllr(calibrator.llr(new["scores"], tuple(new["kappas"])), new["mated"])
     for unit in (1e-6, 1e3):
         other = ConditionalCalibrator.fit(
             **{**data, "scores": unit * data["scores"]}, score="evidence", radius=64.0, neutral=-400.0 * unit

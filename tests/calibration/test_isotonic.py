@@ -1,4 +1,4 @@
-"""Pool adjacent violators against scikit-learn, and the rising ratio made of it."""
+"""Pool adjacent violators against scikit-learn, and the calibrator built on it."""
 
 import json
 
@@ -17,9 +17,9 @@ def test_pooling_equals_sklearn(seed: int) -> None:
     totals = rng.integers(1, 5, n)
     hits = rng.binomial(totals, np.clip(np.linspace(-0.3, 1.2, n) + rng.normal(0, 0.4, n), 0, 1))
     starts, rates = pool_adjacent_violators(hits, totals)
-    found = np.repeat(rates, np.diff(np.append(starts, n)))
+    pooled = np.repeat(rates, np.diff(np.append(starts, n)))
     slow = IsotonicRegression().fit_transform(np.arange(n), hits / totals, sample_weight=totals)
-    assert found == pytest.approx(slow, abs=1e-12)
+    assert pooled == pytest.approx(slow, abs=1e-12)
     assert (np.diff(rates) > 0).all()
 
 
@@ -32,7 +32,7 @@ def test_each_end_counts_one_more_pair_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize("levels", [None, 8])
-def test_rises_and_stays_within_the_limits(levels: int | None) -> None:
+def test_increases_and_stays_within_the_limits(levels: int | None) -> None:
     rng = np.random.default_rng(0)
     mated = rng.random(800) < 0.4
     scores = rng.normal(2.0 * mated, 1)

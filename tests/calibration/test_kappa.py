@@ -1,4 +1,4 @@
-"""The scale of kappa: the exact distribution function, inverted, in words and whole numbers."""
+"""The scale of kappa: the empirical distribution function, its inverse, and the ISO integer."""
 
 import json
 
@@ -21,30 +21,32 @@ def test_percentiles_are_those_of_the_population(n: int) -> None:
     assert np.abs(scale(kappa).percentile(asked) - below).max() <= max(0.5, 100 / n)
 
 
-def test_equal_kappas_share_their_middle() -> None:
-    found = scale(np.array([2.0, 2.0, 2.0, 8.0]))
-    assert found.percentile([1.0, 2.0, 4.0, 8.0, 9.0]).tolist() == pytest.approx([0, 37.5, 62.5, 87.5, 100])
+def test_equal_kappas_count_half() -> None:
+    reference = scale(np.array([2.0, 2.0, 2.0, 8.0]))
+    assert reference.percentile([1.0, 2.0, 4.0, 8.0, 9.0]).tolist() == pytest.approx(
+        [0, 37.5, 62.5, 87.5, 100]
+    )
     assert scale(np.full(5, 3.0)).percentile([2.9, 3.0, 3.1]).tolist() == [0, 50, 100]
 
 
 def test_monotone_and_inverted() -> None:
-    found = scale(np.random.default_rng(1).gamma(2, 100, 5000))
-    percent = found.percentile(np.linspace(0, 2000, 5000))
+    reference = scale(np.random.default_rng(1).gamma(2, 100, 5000))
+    percent = reference.percentile(np.linspace(0, 2000, 5000))
     assert (np.diff(percent) >= 0).all() and percent[0] == 0 and percent[-1] == 100
     inner = np.linspace(1, 99, 50)
-    assert found.percentile(found.kappa_at(inner)) == pytest.approx(inner)
+    assert reference.percentile(reference.kappa_at(inner)) == pytest.approx(inner)
 
 
-def test_iso_is_a_whole_number_and_failure_is_none_of_them() -> None:
-    found = scale(np.arange(1.0, 1001.0))
-    quality = found.iso([0.0, 1.0, 500.5, 1e6, float("nan")])
+def test_iso_is_an_integer_and_minus_1_for_a_failure() -> None:
+    reference = scale(np.arange(1.0, 1001.0))
+    quality = reference.iso([0.0, 1.0, 500.5, 1e6, float("nan")])
     assert quality.tolist() == [0, 0, 50, 100, -1] and quality.dtype == np.int64
 
 
 def test_through_json() -> None:
-    found = scale(np.random.default_rng(2).gamma(2, 100, 999))
-    assert KappaScale.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    assert len(found.log_kappa) <= 201
+    reference = scale(np.random.default_rng(2).gamma(2, 100, 999))
+    assert KappaScale.from_dict(json.loads(json.dumps(reference.to_dict()))) == reference
+    assert len(reference.log_kappa) <= 201
 
 
 @pytest.mark.parametrize("kappa", [[], [1.0, -1.0], [np.inf], [np.nan, 2.0], [0.0]])
@@ -53,15 +55,15 @@ def test_bad_populations_are_refused(kappa: list[float]) -> None:
         scale(np.array(kappa))
 
 
-def test_bad_questions_are_refused() -> None:
-    found = scale(np.array([1.0, 2.0]))
+def test_bad_kappas_are_refused() -> None:
+    reference = scale(np.array([1.0, 2.0]))
     for bad in (-1.0, np.inf):
         with pytest.raises(InputError, match=">= 0 and finite"):
-            found.percentile([3.0, bad])
+            reference.percentile([3.0, bad])
     with pytest.raises(InputError, match="ascending"):
         KappaScale(128, "x", 2, (1.0, 1.0), (10.0, 20.0))
-    most = float(np.log(np.finfo(float).max))
-    for knots in ((1.0, most), (-most, 1.0)):  # kappa itself would be infinite, or its inverse
+    limit = float(np.log(np.finfo(float).max))
+    for knots in ((1.0, limit), (-limit, 1.0)):  # kappa itself would be infinite, or its inverse
         with pytest.raises(InputError, match=f"finite log kappa, got {knots[0]:g} to {knots[1]:g}"):
             KappaScale(128, "x", 2, knots, (10.0, 20.0))
     falling, beyond, below = (9.0, 8.0), (0.0, 101.0), (-1.0, 9.0)

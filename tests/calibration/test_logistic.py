@@ -1,4 +1,4 @@
-"""The straight line against scikit-learn, and where it must give up."""
+"""The logistic calibrator against scikit-learn, and refused input."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_recovers_the_true_ratio() -> None:
 
 
 @pytest.mark.parametrize("scores, mated", [([1.0, 2.0, 3.0], [0, 0, 1]), ([1.0, 2.0, 2.0], [0, 0, 1])])
-def test_separated_data_are_regularised_and_say_so(scores: list[float], mated: list[int]) -> None:
+def test_separated_data_are_regularised_and_flagged(scores: list[float], mated: list[int]) -> None:
     line = LogisticCalibrator.fit(scores, mated, score="s")
     assert line.separated and 0 < line.slope < 100
     assert not LogisticCalibrator.fit([*scores, 1.5, 9.0], [*mated, 1, 1], score="s").separated

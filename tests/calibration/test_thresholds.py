@@ -1,4 +1,4 @@
-"""Threshold tables count as the metrics do."""
+"""Threshold tables have the counts of `tmr_at_fmr`."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_counts_are_those_of_tmr_at_fmr(levels: int | None) -> None:
     )
 
 
-def test_intervals_from_outside_and_through_json() -> None:
+def test_intervals_over_subjects_and_json() -> None:
     table = ThresholdTable.fit([3.0, 3.0, 1.0], [0, 0, 1], [0.5, 0.1], score="mls", radius=64.0)
     table = table.with_subject_intervals({0.5: (0.1, 0.9)}, {0.5: (0.0, 1.0)})
     assert table.at(0.5).fmr_subjects == (0.1, 0.9) and table.at(0.1).fmr_subjects is None

@@ -229,7 +229,7 @@ def test_evidence_is_fitted_measured_and_kept() -> None:
 
 
 def test_evidence_of_few_pairs_is_refused(pairs: Any) -> None:
-    with pytest.raises(InputError, match=r"2000 of them; there are \d+"):
+    with pytest.raises(InputError, match=r"2000 non-mated pairs; there are \d+"):
         run(pairs, scores=("evidence",))
     with pytest.raises(InputError, match="at least one score and one alpha"):
         run(pairs, alpha=())

@@ -1,4 +1,4 @@
-"""Margins that look at the norm or at the rivals, against 50 digits."""
+"""Margins that depend on the norm or on the other classes, against 50-digit values."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_adaface_values_and_slopes():
     assert clipped[(COSINE < -0.93) & (NORM < 1)].all() and clipped[(COSINE > 0.93) & (NORM > 80)].all()
 
 
-def test_adaface_lies_between_arcface_and_cosface():
+def test_adaface_is_between_arcface_and_cosface():
     cosine = torch.linspace(-0.9, 0.9, 9).double()
     at = lambda norm: adaface(cosine, torch.full_like(cosine, norm), 20.0, 5.0)  # noqa: E731
     torch.testing.assert_close(at(1.0), arcface(cosine, 0.4))
@@ -43,7 +43,7 @@ def test_adaface_lies_between_arcface_and_cosface():
     torch.testing.assert_close(at(99.0), torch.cos(cosine.acos() - 0.4) - 0.8)
 
 
-def test_adaface_takes_norms_into_its_range_and_bears_no_spread():
+def test_adaface_clamps_norms_and_allows_a_standard_deviation_of_zero():
     one = torch.tensor([0.3])
     assert torch.equal(adaface(one, one * 1e9, 20.0, 800.0), adaface(one, one / one * 100, 20.0, 800.0))
     for norm, margin in ((20.0, 0.4), (21.0, 0.8)):

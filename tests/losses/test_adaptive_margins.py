@@ -1,4 +1,4 @@
-"""Running statistics: what they follow, and what they leave out."""
+"""The running statistics of AdaFace and CurricularFace."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_curricularface_follows_the_cosines():
 
 
 @pytest.mark.parametrize("kind", ["adaface", "curricularface"])
-def test_statistics_leave_out_nan_and_batches_without_any(kind):
+def test_statistics_skip_nan_and_empty_batches(kind):
     margin = make_margin(kind)
     before = {name: value.clone() for name, value in margin.state_dict().items()}
     assert before and not list(margin.parameters())

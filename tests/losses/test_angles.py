@@ -1,11 +1,11 @@
-"""What every margin is made of: values that are not biased, gradients that stay finite."""
+"""The functions of an angle on which all margins are built: unbiased values and finite gradients."""
 
 import mpmath
 import pytest
 import torch
 
 from spherecf.errors import InputError
-from spherecf.losses.margin_functions import apply_margin, multiply, rotate, widen
+from spherecf.losses.margin_functions import apply_margin, multiply_angle, rotate, widen
 
 
 def slope(function, cosine):
@@ -14,7 +14,7 @@ def slope(function, cosine):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_value_is_the_cosine_of_the_sum_to_the_last_digits_even_beside_one(dtype):
+def test_value_is_the_cosine_of_the_sum_to_rounding_also_near_one(dtype):
     eps = torch.finfo(dtype).eps
     cosine = torch.tensor([1, 1 - eps / 2, 1 - 100 * eps, 0.3, -0.7, -1 + eps, -1], dtype=dtype)
     for margin in (0.0, 0.5, -0.4):
@@ -25,10 +25,10 @@ def test_value_is_the_cosine_of_the_sum_to_the_last_digits_even_beside_one(dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_slope_beside_one_is_exact_and_at_one_that_of_the_number_below(dtype):
+def test_slope_near_one_is_exact_and_at_one_that_of_the_float_below(dtype):
     """sin(theta + m) / sin theta; in float32 the largest is 1389 for m = 0.5."""
     below = torch.tensor(1 - torch.finfo(dtype).eps / 2, dtype=dtype)
-    for function in (lambda c: rotate(c, 0.5), lambda c: multiply(c, 1.35, 0.2)):
+    for function in (lambda c: rotate(c, 0.5), lambda c: multiply_angle(c, 1.35, 0.2)):
         factor, margin = (
             (1, mpmath.mpf(0.5)) if function(below) < 0.9 else (mpmath.mpf(1.35), mpmath.mpf(0.2))
         )
@@ -40,27 +40,27 @@ def test_slope_beside_one_is_exact_and_at_one_that_of_the_number_below(dtype):
         assert slope(function, -torch.ones(2, dtype=dtype)).isfinite().all()
 
 
-def test_no_angle_no_change():
+def test_a_zero_margin_changes_nothing():
     cosine = torch.tensor([1.0, 0.5, -1.0])
     assert torch.equal(rotate(cosine, 0.0), cosine)
     assert torch.equal(slope(lambda c: rotate(c, 0.0), cosine), torch.ones(3))
     # The slope of cos(2 theta) in cos theta is 4 cos theta, at the ends too.
-    doubled = slope(lambda c: multiply(c, 2.0, 0.0), torch.tensor([1.0, 0.5, 0.1]).double())
+    doubled = slope(lambda c: multiply_angle(c, 2.0, 0.0), torch.tensor([1.0, 0.5, 0.1]).double())
     torch.testing.assert_close(doubled, torch.tensor([4.0, 2.0, 0.4]).double(), rtol=1e-6, atol=1e-6)
 
 
 def test_first_and_second_derivatives():
     cosine = torch.linspace(-0.95, 0.95, 12, dtype=torch.float64).requires_grad_()
     margin = torch.linspace(0.1, 0.9, 12, dtype=torch.float64).requires_grad_()
-    for function in (lambda c, m: rotate(c, m), lambda c, m: multiply(c, 1.7, 0.1) + m):
+    for function in (lambda c, m: rotate(c, m), lambda c, m: multiply_angle(c, 1.7, 0.1) + m):
         assert torch.autograd.gradcheck(function, (cosine, margin))
         assert torch.autograd.gradgradcheck(function, (cosine, margin))
 
 
-def test_multiple_falls_without_a_jump():
+def test_multiple_angle_decreases_without_a_jump():
     theta = torch.linspace(0, torch.pi, 20001, dtype=torch.float64)
     for factor, margin in ((1.35, 0.0), (4.0, 0.0), (0.9, 0.4)):
-        steps = multiply(theta.cos(), factor, margin).diff()
+        steps = multiply_angle(theta.cos(), factor, margin).diff()
         assert (steps < 1e-12).all() and (steps > -factor * 2e-4).all()
 
 

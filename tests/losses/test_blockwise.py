@@ -1,4 +1,4 @@
-"""Margin softmax in blocks of identities: as exact as all logits at once, in the memory of a block."""
+"""Blockwise margin softmax: as exact as with all logits stored, in the memory of one block."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def case(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings some way from their prototypes, among others."""
+    """Embeddings at some distance from their prototypes, and prototypes of other identities."""
     generator = torch.Generator().manual_seed(0)
     prototypes = 0.01 * torch.randn(IDENTITIES, DIM, generator=generator)
     labels = torch.randint(IDENTITIES, (SAMPLES,), generator=generator)
@@ -67,26 +67,26 @@ def test_error_of_every_margin_against_float64(
     embedding, prototypes, labels = case(torch.float64 if products == torch.float64 else torch.float32)
     margin.to(embedding.dtype)
     blocks = lambda x, w: blockwise_losses(x, w, labels, margin, products).losses.mean()  # noqa: E731
-    found = value_and_gradients(blocks, embedding, prototypes, margin)
+    results = value_and_gradients(blocks, embedding, prototypes, margin)
 
-    errors = [float((a - b).norm() / b.norm()) for a, b in zip(found, expected)]
+    errors = [float((a - b).norm() / b.norm()) for a, b in zip(results, expected)]
     assert errors[0] <= BOUNDS[products][0] and max(errors[1:]) <= BOUNDS[products][1], errors
     for name, buffer in margin.named_buffers():
         torch.testing.assert_close(buffer, exact.get_buffer(name), check_dtype=False)
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_the_cosine_is_that_of_the_own_prototype_and_0_where_another_rank_has_it() -> None:
+def test_the_cosine_is_that_to_the_true_prototype_and_0_if_it_is_on_another_rank() -> None:
     embedding, prototypes, labels = case(torch.float64)
     own = (normalize(embedding) * normalize(prototypes[labels])).sum(1)
     columns = torch.where(torch.arange(SAMPLES) % 3 == 0, -1, labels)
     columns[0] = 0
-    found = blockwise_losses(embedding, prototypes, columns, make_margin("arcface")).cosine
-    torch.testing.assert_close(found, torch.where(columns >= 0, own, 0.0))
+    results = blockwise_losses(embedding, prototypes, columns, make_margin("arcface")).cosine
+    torch.testing.assert_close(results, torch.where(columns >= 0, own, 0.0))
 
 
 class Watch(TorchDispatchMode):
-    """Names of operations, and sizes of the tensors they make; views and results in place are not new."""
+    """Records names of operations and sizes of new tensors; views and in-place results are not new."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", MARGINS)
-def test_one_gradient_is_as_large_as_the_prototypes_the_rest_a_block_and_nothing_is_read(kind: str) -> None:
+def test_only_one_gradient_is_larger_than_a_block_and_no_value_is_read(kind: str) -> None:
     embedding, prototypes, labels = case(torch.float32)
     embedding.requires_grad_(), prototypes.requires_grad_()
     margin = make_margin(kind)
@@ -119,28 +119,28 @@ def test_one_gradient_is_as_large_as_the_prototypes_the_rest_a_block_and_nothing
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_the_loss_takes_blocks_where_logits_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_uses_blocks_if_there_are_many_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, prototypes, labels = case(torch.float32)
     margin = make_margin("magface").eval()
-    found = [
+    results = [
         margin_softmax_loss(embedding, prototypes, labels, margin, how) for how in ("none", "mean", "sum")
     ]
     half = margin_softmax_loss(embedding, prototypes.half(), labels, margin)
     with torch.autocast("cpu"):
         autocast = margin_softmax_loss(embedding, prototypes, labels, margin)
     in_bfloat16 = blockwise_losses(embedding, prototypes, labels, margin, torch.bfloat16).losses.mean()
-    assert torch.equal(found[0], blockwise_losses(embedding, prototypes, labels, margin).losses)
+    assert torch.equal(results[0], blockwise_losses(embedding, prototypes, labels, margin).losses)
     monkeypatch.setitem(blockwise._BLOCK_BYTES, "cpu", 2**24)
     whole = margin_softmax_loss(embedding, prototypes, labels, margin, "none")
-    assert not torch.equal(found[0], whole)  # it was another computation
-    for one, other in zip(found, (whole, whole.mean(), whole.sum())):
+    assert not torch.equal(results[0], whole)  # it was another computation
+    for one, other in zip(results, (whole, whole.mean(), whole.sum())):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(half, whole.mean(), rtol=1e-3, atol=0)
-    assert torch.equal(autocast, in_bfloat16) and not torch.equal(autocast, found[1])
+    assert torch.equal(autocast, in_bfloat16) and not torch.equal(autocast, results[1])
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_prototypes_of_half_precision_get_gradients_of_their_type() -> None:
+def test_half_precision_prototypes_have_gradients_of_their_type() -> None:
     embedding, prototypes, labels = case(torch.float32)
     margin = make_margin("arcface")
     loss = lambda x, w: blockwise_losses(x, w, labels, margin).losses.mean()  # noqa: E731
@@ -151,7 +151,7 @@ def test_prototypes_of_half_precision_get_gradients_of_their_type() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_margin_of_ones_own_may_change_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_custom_margin_may_change_the_other_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     class Cubic(NormFace):
         kind = "cubic"
 
@@ -161,17 +161,17 @@ def test_a_margin_of_ones_own_may_change_the_others(monkeypatch: pytest.MonkeyPa
     assert NormFace().others_are_cosines and not Cubic().others_are_cosines
     embedding, prototypes, labels = case(torch.float64)
     margin = Cubic()
-    found = value_and_gradients(
+    results = value_and_gradients(
         lambda x, w: blockwise_losses(x, w, labels, margin).losses.mean(), embedding, prototypes, margin
     )
     monkeypatch.setitem(blockwise._BLOCK_BYTES, "cpu", 2**24)
     whole = value_and_gradients(
         lambda x, w: margin_softmax_loss(x, w, labels, margin), embedding, prototypes, margin
     )
-    torch.testing.assert_close(found, whole)
+    torch.testing.assert_close(results, whole)
 
 
-def test_without_rivals_nothing_is_lost_and_without_prototypes_there_are_no_cosines() -> None:
+def test_the_loss_is_0_with_one_identity_and_cosines_are_0_without_prototypes() -> None:
     embedding, margin = torch.randn(2, 4).requires_grad_(), make_margin("softmax")
     one = torch.randn(1, 4).requires_grad_()
     losses, _ = blockwise_losses(embedding, one, torch.zeros(2, dtype=torch.int64), margin)
@@ -182,7 +182,7 @@ def test_without_rivals_nothing_is_lost_and_without_prototypes_there_are_no_cosi
 
 
 def test_kernels_are_the_same_in_tritons_interpreter() -> None:
-    """In a process of its own: Triton looks at the variable when a kernel is defined."""
+    """In a separate process, because Triton reads the variable when a kernel is defined."""
     pytest.importorskip("triton")
     code = """
 import torch
@@ -194,18 +194,18 @@ embedding, prototypes, labels = case(torch.float32)
 labels[0] = -1  # as if another rank had it
 margin = make_margin("arcface")
 for products, bound in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):  # the interpreter cuts bfloat16 off
-    found = []
+    results = []
     for kernels in (None, blockwise_kernels):
         blockwise._kernels = lambda device: kernels
-        work = blockwise._work(margin, products, embedding[:, 0], embedding[:, 0])
-        assert type(work) is (blockwise._KernelWork if kernels else blockwise._Work)
+        ops = blockwise._make_ops(margin, products, embedding[:, 0], embedding[:, 0])
+        assert type(ops) is (blockwise._KernelOps if kernels else blockwise._ElementwiseOps)
         loss = lambda x, w: blockwise.blockwise_losses(x, w, labels, margin, products).losses.mean()
-        found.append(value_and_gradients(loss, embedding, prototypes, margin))
-    errors = [float((kernel - plain).norm() / plain.norm()) for plain, kernel in zip(*found)]
+        results.append(value_and_gradients(loss, embedding, prototypes, margin))
+    errors = [float((kernel - plain).norm() / plain.norm()) for plain, kernel in zip(*results)]
     assert errors[0] <= 1e-6 and max(errors) <= bound, (products, errors)
 for kind in ("curricularface", "sphereface2"):
-    work = blockwise._work(make_margin(kind), torch.float32, embedding[:, 0], embedding[:, 0])
-    assert type(work) is blockwise._Work
+    ops = blockwise._make_ops(make_margin(kind), torch.float32, embedding[:, 0], embedding[:, 0])
+    assert type(ops) is blockwise._ElementwiseOps
 """
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(
@@ -217,7 +217,7 @@ for kind in ("curricularface", "sphereface2"):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("products", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kind", MARGINS)
-def test_a_gpu_gives_the_same_and_is_not_waited_for(
+def test_a_gpu_gives_the_same_result_without_synchronisation(
     kind: str, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedding, prototypes, labels = case(torch.float64)
@@ -230,8 +230,8 @@ def test_a_gpu_gives_the_same_and_is_not_waited_for(
     blocks = lambda x, w: blockwise_losses(x, w, labels, margin, products).losses.mean()  # noqa: E731
     torch.cuda.set_sync_debug_mode("error")
     try:
-        found = value_and_gradients(blocks, embedding, prototypes, margin)
+        results = value_and_gradients(blocks, embedding, prototypes, margin)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    errors = [float((a.cpu() - b).norm() / b.norm()) for a, b in zip(found, expected)]
+    errors = [float((a.cpu() - b).norm() / b.norm()) for a, b in zip(results, expected)]
     assert errors[0] <= BOUNDS[products][0] and max(errors[1:]) <= BOUNDS[products][1], errors

@@ -1,4 +1,4 @@
-"""Fixed margins against 50 digits, their seams and their identities."""
+"""Fixed margins against 50-digit values, their jumps and their special cases."""
 
 import math
 
@@ -44,7 +44,7 @@ def test_values_and_exact_slopes(fast, reference):
     assert torch.autograd.gradcheck(fast, cosine, eps=1e-8, atol=1e-5)
 
 
-def test_arcface_jumps_down_at_its_seam_and_falls_everywhere():
+def test_arcface_jumps_down_at_pi_minus_m_and_decreases_everywhere():
     m = 0.5
     seam = torch.tensor([-math.cos(m) + 1e-12, -math.cos(m) - 1e-12], dtype=torch.float64)
     before, after = arcface(seam, m).tolist()
@@ -83,7 +83,7 @@ def test_the_slope_in_the_embedding_stays_bounded_as_the_angle_vanishes():
         assert x.grad.norm().item() == pytest.approx(math.sin(theta + 0.5), rel=1e-4)
 
 
-def test_half_precision_comes_out_in_float32_and_goes_back_in_half():
+def test_half_precision_gives_float32_values_and_half_precision_gradients():
     for dtype in (torch.float16, torch.bfloat16):
         cosine = torch.tensor([0.5, -0.25], dtype=dtype, requires_grad=True)
         out = combined(cosine)
@@ -93,7 +93,7 @@ def test_half_precision_comes_out_in_float32_and_goes_back_in_half():
         assert cosine.grad.dtype == dtype
 
 
-def test_nan_stays_nan_and_rounding_beyond_one_is_no_nan():
+def test_nan_stays_nan_and_a_cosine_rounded_beyond_one_gives_none():
     assert (
         arcface(torch.tensor([math.nan])).isnan().all() and combined(torch.tensor([math.nan])).isnan().all()
     )

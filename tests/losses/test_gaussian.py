@@ -1,4 +1,4 @@
-"""SCF-G: the density it comes from, and where its optimum lies."""
+"""SCF-G: its density and its optimum."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_best_precision_is_dim_over_the_squared_distance(faces):
         assert best == pytest.approx(16 / (2 * (1 - (m @ w).item())), rel=1e-4)
 
 
-def test_far_out_the_sphere_has_one_dimension_less():
+def test_at_large_kappa_the_vmf_optimum_has_one_dimension_less():
     cosine = torch.tensor(0.99).double()
     kappa = inverse_mean_resultant_length(cosine, 128).item()
     assert kappa == pytest.approx(127 / (2 * 0.01), rel=0.01)

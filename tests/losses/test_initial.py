@@ -21,5 +21,5 @@ def test_data_without_a_maximum(cosines: list[float]) -> None:
         initial_kappa(torch.tensor(cosines), 128)
 
 
-def test_a_cosine_that_has_rounded_beyond_one_is_taken() -> None:
+def test_a_cosine_that_has_rounded_beyond_one_is_accepted() -> None:
     assert initial_kappa(torch.tensor([1.00005, 0.2]), 128) > 0

@@ -1,4 +1,4 @@
-"""Every margin as a module: its twin and its formula."""
+"""Every margin as a module: its copy and its formula."""
 
 import json
 
@@ -34,17 +34,17 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("kind", MARGINS)
-def test_twin_by_config_and_state(kind):
+def test_copy_from_config_and_state(kind):
     margin = make_margin(kind, scale=32, gradient="straight")
     margin.update(COSINE, NORM)
     config = json.loads(json.dumps(margin.config()))
-    twin = make_margin(margin.kind, **config)
-    twin.load_state_dict(margin.state_dict())
-    assert (twin.scale, twin.gradient) == (32, "straight") and twin.config() == margin.config()
+    copy = make_margin(margin.kind, **config)
+    copy.load_state_dict(margin.state_dict())
+    assert (copy.scale, copy.gradient) == (32, "straight") and copy.config() == margin.config()
     if margin.binary:
-        assert torch.equal(twin.negative(COSINE[None]), margin.negative(COSINE[None]))
+        assert torch.equal(copy.negative(COSINE[None]), margin.negative(COSINE[None]))
     else:
-        assert torch.equal(twin.target(COSINE, NORM), margin.target(COSINE, NORM))
+        assert torch.equal(copy.target(COSINE, NORM), margin.target(COSINE, NORM))
     assert repr(margin).startswith(type(margin).__name__ + "(") and "scale=32" in repr(margin)
 
 
@@ -60,7 +60,7 @@ def test_target_is_the_formula_with_published_values(kind, gradient):
     assert (gradient == "straight" or kind in ("softmax", "cosface")) == bool((slope == 1).all())
 
 
-def test_others_pass_through_without_a_copy_and_penalty_is_nothing_but_where_it_is_something():
+def test_other_logits_are_not_copied_and_only_magface_has_a_penalty():
     for kind in TARGETS:
         margin, wrong = make_margin(kind), COSINE.repeat(6, 1)
         others, penalty = margin.others(wrong, COSINE), margin.penalty(NORM)
@@ -70,15 +70,15 @@ def test_others_pass_through_without_a_copy_and_penalty_is_nothing_but_where_it_
             assert others is wrong
         expected = 35 * magface_penalty(NORM) if kind == "magface" else torch.zeros(6)
         assert torch.equal(penalty, expected)
-        with pytest.raises(NotImplementedError, match="is a softmax"):
+        with pytest.raises(NotImplementedError, match="is a softmax margin"):
             margin.positive(COSINE, NORM)
-        with pytest.raises(NotImplementedError, match="is a softmax"):
+        with pytest.raises(NotImplementedError, match="is a softmax margin"):
             margin.negative(wrong)
 
 
 def test_bad_arguments():
     for call, message in (
-        (lambda: make_margin("arcfase"), "unknown kind of margin 'arcfase'; there are softmax, arcface"),
+        (lambda: make_margin("arcfase"), "unknown kind of margin 'arcfase'; available: softmax, arcface"),
         (lambda: make_margin("cosface", m=0.4), "cosface margin: arguments {'m': 0.4} do not fit"),
         (lambda: make_margin("arcface", margin=28.6), "0 <= margin < pi, got 28.6"),
         (lambda: make_margin("sphereface2", balance=1.5), "0 < balance < 1"),

@@ -1,4 +1,4 @@
-"""The whole loss, one sample and one class at a time in 50 digits."""
+"""The complete loss against 50-digit values, one sample and one class at a time."""
 
 import subprocess
 import sys
@@ -77,7 +77,7 @@ def test_no_margin_is_cross_entropy_of_cosines(batch):
         )
 
 
-def test_a_margin_costs_and_statistics_move_in_training_mode_only(batch):
+def test_a_margin_increases_the_loss_and_statistics_change_only_in_training_mode(batch):
     embedding, prototypes, labels = batch
     losses = [
         margin_softmax_loss(embedding, prototypes, labels, make_margin("arcface", margin=m)) for m in (0, 0.5)
@@ -106,7 +106,7 @@ def test_learns_to_tell_identities_apart():
 
 
 def test_compiles_in_one_piece():
-    """In a process of its own, without the run-time checks of annotations, which cannot be traced."""
+    """In a separate process without the run-time checks of annotations, which cannot be traced."""
     code = """
 import torch
 from spherecf.losses import make_margin, margin_softmax_loss as loss

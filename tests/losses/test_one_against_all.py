@@ -1,4 +1,4 @@
-"""SphereFace2 against 50 digits, and the start of its bias."""
+"""SphereFace2 against 50-digit values, and its initial bias."""
 
 import pytest
 import torch

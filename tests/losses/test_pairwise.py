@@ -1,4 +1,4 @@
-"""PFE-G and PFE-v against 50 digits, one pair at a time."""
+"""PFE-G and PFE-v against 50-digit values, one pair at a time."""
 
 import inspect
 import math
@@ -56,7 +56,7 @@ def test_gaussian_optimum_is_the_squared_distance():
     assert 2 * best.exp().item() == pytest.approx(0.09, rel=2e-3)
 
 
-def test_gaussian_survives_variances_no_float_can_hold():
+def test_gaussian_is_finite_for_variances_that_overflow():
     mu, labels = torch.ones(2, 3), torch.tensor([0, 0])
     for log_variance in (-150.0, 150.0):  # float32 ends at 88 on either side
         value = torch.full((2, 3), log_variance, requires_grad=True)
@@ -102,7 +102,7 @@ def test_gradients(mu, log_variance):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_vmf_is_finite_at_the_ends(dtype):
-    """Opposite directions with equal kappas (p = 0), the same direction, kappa from nothing to 1e8."""
+    """Opposite directions with equal kappas (p = 0), equal directions, and kappas from 0 to 1e8."""
     e = torch.eye(4, dtype=dtype)
     for other in (-e[0], e[0], e[1]):
         for log_kappa in ((-40.0, -40.0), (2.0, 2.0), (18.4, -40.0), (18.4, 18.4)):
@@ -113,8 +113,8 @@ def test_vmf_is_finite_at_the_ends(dtype):
             assert loss.isfinite() and value.grad.isfinite().all() and mu.grad.isfinite().all()
 
 
-def test_surer_where_alike_and_less_sure_where_not(mu):
-    """The slope in log kappa of a near pair is negative, of a far pair positive."""
+def test_kappa_grows_for_a_similar_pair_and_shrinks_for_a_different_one(mu):
+    """The slope of the loss in log kappa is negative for a similar pair, positive for a different one."""
     near = torch.stack([mu[0], normalize(mu[0] + 0.01 * mu[1], dim=0)])
     for pair, sign in ((near, -1), (torch.stack([mu[0], -mu[0]]), 1)):
         log_kappa = torch.full((2,), 4.0).double().requires_grad_()
@@ -133,9 +133,7 @@ def test_bad_arguments(mu, log_variance):
         lambda: pfe_gaussian_loss(mu, log_variance, alone),
         lambda: pfe_vmf_loss(mu, LOG_KAPPA, alone),
     ):
-        with pytest.raises(
-            InputError, match=r"the 6 labels are all different\. Draw batches of P identities"
-        ):
+        with pytest.raises(InputError, match=r"the 6 labels are all different\. Use batches of P identities"):
             call()
     with pytest.raises(InputError, match=r"mu: .*unit"):
         pfe_vmf_loss(2 * mu, LOG_KAPPA, LABELS)
@@ -160,8 +158,8 @@ def test_bad_arguments(mu, log_variance):
         (sphere_confidence_loss, ((6, 8), (6,), (6, 8))),
     ],
 )
-def test_shapes_that_do_not_fit_are_said_without_annotations_too(loss, shapes):
-    """The annotations, which tests check, are quicker; a user's program has the loss alone."""
+def test_shapes_that_do_not_fit_are_refused_without_annotations_too(loss, shapes):
+    """In tests the annotations are checked first; in a user's program only the loss checks."""
     alone = inspect.unwrap(loss)
     for at in range(len(shapes)):
         wrong = [torch.ones(shape if i != at else (5, *shape[1:])) for i, shape in enumerate(shapes)]

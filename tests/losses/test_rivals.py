@@ -31,9 +31,9 @@ def slow_probface(mu: np.ndarray, variance: np.ndarray, labels: np.ndarray) -> l
         others = [distance(anchor, n) for n in range(len(mu)) if labels[n] != labels[anchor]]
         if not others:
             return 0.0
-        own = distance(anchor, positive)
-        beyond = [d for d in others if d > own]
-        return max(0.0, 3 + own - (min(beyond) if beyond else max(others)))
+        mated = distance(anchor, positive)
+        beyond = [d for d in others if d > mated]
+        return max(0.0, 3 + mated - (min(beyond) if beyond else max(others)))
 
     spread = np.mean((variance / variance.mean() - 1) ** 2)
     pairs = [(i, j) for i in range(len(mu)) for j in range(i + 1, len(mu)) if labels[i] == labels[j]]
@@ -70,7 +70,7 @@ def test_certainty_ratio_value() -> None:
     assert certainty_ratio_loss(ratio, cosine, nearest).item() == pytest.approx(loss.mean().item())
 
 
-def test_the_ratio_is_a_constant_to_the_gradient() -> None:
+def test_the_ratio_is_a_constant_for_the_gradient() -> None:
     cosine, nearest = (torch.tensor([value], requires_grad=True) for value in (0.5, 0.3))
     ratio = torch.tensor([0.2], requires_grad=True)
     certainty_ratio_loss(ratio, cosine, nearest).backward()
@@ -95,8 +95,8 @@ def test_random_temperature_value() -> None:
     torch.testing.assert_close(random_temperature_loss(log_variance, cosine, others), loss.mean())
 
 
-def test_few_quantiles_stand_for_the_random_temperature() -> None:
-    """Against 2,000 quantiles, where the softmax is neither flat nor sure."""
+def test_four_quantiles_are_enough_for_the_random_temperature() -> None:
+    """Compared with 2,000 quantiles, for a softmax that is neither flat nor saturated."""
     others = np.array([0.1, 0.12])
     args = [torch.tensor([x]).double() for x in (0.2, 0.11)], torch.from_numpy(others)[None]
     assert random_temperature_loss(*args[0], args[1]).item() == pytest.approx(
@@ -104,7 +104,7 @@ def test_few_quantiles_stand_for_the_random_temperature() -> None:
     )
 
 
-def test_a_temperature_is_higher_where_the_image_is_wrong() -> None:
+def test_the_temperature_is_higher_for_a_misclassified_image() -> None:
     others, grid = torch.tensor([[0.4]]).double(), torch.linspace(-1, 2, 301).double()
     best = []
     for cosine in (0.6, 0.35, 0.25):

@@ -1,4 +1,4 @@
-"""The loss, exact and released, and every statement the documentation makes about the difference."""
+"""The loss, exact and released, and every statement of the documentation about the difference."""
 
 import math
 import runpy
@@ -67,7 +67,7 @@ def test_released_optimum_is_order_over_one_minus_cosine_while_the_bessel_functi
 
 
 def test_released_gradient_is_wrong_by_more_than_a_percent_below_1892():
-    """Against A_d, the part of the gradient that is the network's business."""
+    """Relative to A_d, the part of the gradient that depends on kappa."""
     kappa = torch.linspace(1, 3000, 12000, dtype=torch.float64)
     exact = mean_resultant_length(kappa, 512)
     wrong = (slope(0.0, kappa, "released") / exact - 1).abs() > 0.01
@@ -80,7 +80,7 @@ def test_released_gradient_has_the_wrong_sign_at_kappa_500_cosine_0_6():
 
 @pytest.mark.parametrize("dim", [8, 128, 512])
 def test_released_variant_is_the_released_code(dim):
-    """Value and gradient, over the whole range, against the formula over scipy's function."""
+    """Value and gradient over the whole range, against the formula with scipy's ive."""
     kappa = torch.logspace(-4, 5, 200, dtype=torch.float64)
     cosine = torch.linspace(-0.2, 0.99, 200, dtype=torch.float64)
     ours, theirs = kappa.clone().requires_grad_(), kappa.clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""Lets the tests of this room import the slow references and the conformance classes by name."""
+"""Makes the slow reference implementations and the conformance classes importable by name."""
 
 import sys
 from pathlib import Path

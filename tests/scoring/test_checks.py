@@ -1,4 +1,4 @@
-"""The door of the scores: only unit directions pass, and arrays are as welcome as tensors."""
+"""Checks of arguments: only unit directions are accepted, as arrays or as tensors."""
 
 import subprocess
 import sys
@@ -30,16 +30,16 @@ from spherecf.scoring.pairs import concentrations, directions as checked_directi
 
 N, DIM = 6, 16
 KAPPA = torch.linspace(10, 600, N)
-WORDS = torch.linspace(-1, 1, N)[:, None]
+LOG_PRECISION = torch.linspace(-1, 1, N)[:, None]
 GROUPS = torch.tensor([4, 4, 9, 9, 9, 2])
 ONES = np.ones(N, np.int64)
 TRUTH = np.arange(N)
 
-# Functions on tensors, which answer arrays with arrays, and functions on arrays, which take tensors.
+# Functions on tensors, which return arrays for arrays, and functions on arrays, which accept tensors.
 IN_KIND: dict[str, Callable[[Any], Any]] = {
     "cosine": lambda mu: cosine_score(mu, mu[:1]),
     "mutual likelihood": lambda mu: mutual_likelihood_score(mu, like(KAPPA, mu), mu[:1], like(KAPPA[:1], mu)),
-    "gaussian": lambda mu: gaussian_score(mu, like(WORDS, mu), mu[:1], like(WORDS[:1], mu)),
+    "gaussian": lambda mu: gaussian_score(mu, like(LOG_PRECISION, mu), mu[:1], like(LOG_PRECISION[:1], mu)),
     "cosine matrix": lambda mu: cosine_matrix(mu, mu[:3]),
     "mutual likelihood matrix": lambda mu: mutual_likelihood_matrix(
         mu, like(KAPPA, mu), mu[:3], like(KAPPA[:3], mu)
@@ -78,7 +78,7 @@ def near(noise: float = 0.1) -> np.ndarray:
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize(
-    ("spoil", "fact"),
+    ("corrupt", "problem"),
     [
         (lambda mu: 22 * mu, "another length"),
         (lambda mu: mu * (torch.arange(N) != 0)[:, None], "1 zero"),
@@ -87,21 +87,21 @@ def near(noise: float = 0.1) -> np.ndarray:
     ],
     ids=["raw", "zero", "NaN", "mean of two views"],
 )
-def test_directions_that_are_none_are_refused(
-    name: str, spoil: Callable[..., torch.Tensor], fact: str
+def test_vectors_that_are_not_unit_directions_are_refused(
+    name: str, corrupt: Callable[..., torch.Tensor], problem: str
 ) -> None:
-    mu = spoil(directions(N, DIM))
-    for given in (mu, mu.numpy()):
-        with pytest.raises(InputError, match=f"row 0|{fact}"):
-            EVERY[name](given)
+    mu = corrupt(directions(N, DIM))
+    for argument in (mu, mu.numpy()):
+        with pytest.raises(InputError, match=f"row 0|{problem}"):
+            EVERY[name](argument)
 
 
 @pytest.mark.parametrize("name", IN_KIND)
-def test_arrays_are_answered_with_arrays_of_the_same_numbers(name: str) -> None:
+def test_arrays_give_arrays_of_the_same_numbers(name: str) -> None:
     mu = directions(N, DIM)
-    expected, answer = IN_KIND[name](mu), IN_KIND[name](mu.numpy())
-    assert isinstance(expected, torch.Tensor) and isinstance(answer, np.ndarray)
-    np.testing.assert_array_equal(answer, expected.numpy())
+    expected, result = IN_KIND[name](mu), IN_KIND[name](mu.numpy())
+    assert isinstance(expected, torch.Tensor) and isinstance(result, np.ndarray)
+    np.testing.assert_array_equal(result, expected.numpy())
 
 
 @pytest.mark.parametrize("name", ON_ARRAYS)
@@ -117,7 +117,7 @@ def test_a_mixture_gives_a_tensor() -> None:
 
 
 def test_other_layouts_of_arrays() -> None:
-    """Read-only, big-endian, reversed and half precision: no warning, no other number."""
+    """Read-only, big-endian, reversed and half precision arrays give the same numbers without a warning."""
     mu = directions(N, DIM).numpy()
     frozen = mu.copy()
     frozen.flags.writeable = False
@@ -137,9 +137,9 @@ def test_an_array_is_filled() -> None:
     np.testing.assert_array_equal(out, mutual_likelihood_matrix(mu, KAPPA.numpy(), mu, KAPPA.numpy()))
     assert cosine_matrix(mu, mu, out) is out
     out.flags.writeable = False
-    for closed in (out, np.empty((N, N), np.float32)[::-1]):
+    for unusable in (out, np.empty((N, N), np.float32)[::-1]):
         with pytest.raises(InputError, match="out: expected an array that torch can write to"):
-            cosine_matrix(mu, mu, closed)
+            cosine_matrix(mu, mu, unusable)
 
 
 def test_one_direction_may_have_many_concentrations() -> None:
@@ -189,8 +189,8 @@ def test_shapes_that_would_broadcast_to_something_else(case: str) -> None:
 
 
 def test_precisions_are_one_or_one_per_coordinate() -> None:
-    wanted = r"expected 1 or 16 per mean, shape \(6, 16\) or \(6, 1\), got \(6, 3\)"
-    with pytest.raises(InputError, match=wanted):
+    expected = r"expected 1 or 16 per mean, shape \(6, 16\) or \(6, 1\), got \(6, 3\)"
+    with pytest.raises(InputError, match=expected):
         gaussian_score(MU, torch.ones(6, 3), MU, torch.ones(6, 3))
 
 
@@ -205,13 +205,13 @@ def test_one_concentration_per_direction() -> None:
             concentrations(kappa, mu, "kappa", exact)
 
 
-def test_axes_that_are_missing_are_named() -> None:
-    for ndim, mu, wanted in (
+def test_a_wrong_number_of_axes_is_refused() -> None:
+    for ndim, mu, expected in (
         (2, MU[0], r"\(n, dim\), one direction per row, got \(16,\)"),
         (2, MU[None], r"\(n, dim\), one direction per row, got \(1, 6, 16\)"),
         (None, MU[0, 0], r"\(..., dim\), got \(\)"),
     ):
-        with pytest.raises(InputError, match=f"mu: expected {wanted}"):
+        with pytest.raises(InputError, match=f"mu: expected {expected}"):
             checked_directions(ndim, mu=mu)
     with pytest.raises(InputError, match="left has dimension 16, right has dimension 8; both must"):
         checked_directions(left=MU, right=torch.nn.functional.normalize(MU[:, :8]))
@@ -312,14 +312,14 @@ assert torch.equal(both, gaussian_score(square, torch.zeros(6, 6), square.flip(0
 """
 
 
-def test_the_same_without_checked_annotations() -> None:
+def test_only_input_errors_without_checked_annotations() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_lengths_off_by_half_a_percent_are_refused(name: str) -> None:
-    """A bfloat16 may round a length by 0.4 %; what is farther off was not normalised."""
+    """bfloat16 rounds a length by up to 0.4 %; a larger difference means missing normalisation."""
     mu = directions(N, DIM).numpy()
     EVERY[name](np.float32(1.003) * mu)
     with pytest.raises(InputError, match=f"{N} of another length"):

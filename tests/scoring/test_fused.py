@@ -1,4 +1,4 @@
-"""The kernels of a GPU, on one where there is one, else in Triton's interpreter; top and counts anywhere."""
+"""The GPU kernels, on a GPU or in Triton's interpreter; top and counts on any device."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @pytest.fixture(params=["fused", "blocks"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """By the kernels, and without them."""
+    """With and without the kernels."""
     if request.param == "fused":
         pytest.importorskip("triton")
     monkeypatch.setattr(matrix_module, "triton_runs_on", lambda *_: request.param == "fused")
@@ -32,7 +32,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def sets(rows: int, columns: int, dim: int) -> tuple[torch.Tensor, ...]:
-    """Pairs of every cosine and kappas from 0.1 to 1e5, and the ends of both."""
+    """Pairs with cosines from -1 to 1 and kappas from 0.1 to 1e5, and kappa 0."""
     generator = torch.Generator().manual_seed(dim)
     mu_a = directions(rows, dim)
     noise = torch.randn(columns, dim, generator=generator) / dim**0.5
@@ -51,7 +51,7 @@ def exact(mu_a: Any, kappa_a: Any, mu_b: Any, kappa_b: Any) -> torch.Tensor:
 
 
 def of_the_cosine(product: str, dim: int) -> float:
-    """What rounding coordinates may do to a cosine."""
+    """The error of a cosine from rounded coordinates."""
     bits = {"float32": 21, "tf32": 11, "bfloat16": 8}[product]
     return 6 * 2.0 ** (-bits) / dim**0.5  # six standard deviations
 
@@ -70,21 +70,21 @@ def test_matrix_against_the_score_in_float64(
     k_a, k_b = inputs[1].double()[:, None], inputs[3].double()[None]
     slack = of_the_cosine(product, dim)
     cos = (inputs[0].double() @ inputs[2].double().T).clamp(-1, 1)
-    least = ((k_a - k_b).square() + 2 * k_a * k_b * (1 + cos - slack).clamp(0)).sqrt()
-    most = ((k_a - k_b).square() + 2 * k_a * k_b * (1 + cos + slack)).sqrt()
-    bound = (most - least) + (3e-7 * truth.abs()).clamp(2e-3)
+    p_min = ((k_a - k_b).square() + 2 * k_a * k_b * (1 + cos - slack).clamp(0)).sqrt()
+    p_max = ((k_a - k_b).square() + 2 * k_a * k_b * (1 + cos + slack)).sqrt()
+    bound = (p_max - p_min) + (3e-7 * truth.abs()).clamp(2e-3)
     assert ((scores - truth).abs() <= bound).all()
     if product == "float32" and dim > 64:
         assert ((scores - truth).abs() <= (2e-6 * truth.abs()).clamp(2e-3))[1:, 1:].all()
 
 
-def test_products_are_as_exact_as_they_say() -> None:
-    """The numbers of the docstring, of the parts that the kernels take."""
+def test_products_have_the_documented_accuracy() -> None:
+    """The errors in the docstring of `mutual_likelihood_matrix`, from the parts that the kernels read."""
     fused = pytest.importorskip("spherecf.scoring.fused")
     a, b = directions(300, 512), directions(300, 512, seed=1)
     b[:100] = torch.nn.functional.normalize(a[:100] + b[:100], dim=1)
     truth, nothing = a.double() @ b.double().T, (torch.zeros(300), torch.zeros(300))
-    for product, least, most in (
+    for product, low, high in (
         ("float32", 0, 2e-8),
         ("tf32", 1.1e-5, 1.5e-5),
         ("bfloat16", 0.9e-4, 1.2e-4),
@@ -97,12 +97,12 @@ def test_products_are_as_exact_as_they_say() -> None:
         if parts == 2:
             cos += left[:, 0] @ right[:, 1].T + left[:, 1] @ right[:, 0].T
         error = (cos * 2.0**-30 - truth).square().mean().sqrt()
-        assert least <= error <= most, product
+        assert low <= error <= high, product
 
 
 def test_every_way_gives_the_same_scores(way: str) -> None:
     mu_a, kappa_a, mu_b, kappa_b = sets(20, 150, 512)
-    kappa_b[0] = 1.0  # two sure and opposite directions: all depends on the last bit of their cosine
+    kappa_b[0] = 1.0  # high kappas and opposite directions would depend on the last bit of the cosine
     out = torch.full((150, 20), torch.nan, device=DEVICE).T  # columns beside each other
     assert mutual_likelihood_matrix(mu_a, kappa_a, mu_b, kappa_b, out=out) is out
     eager = mutual_likelihood_matrix(mu_a, kappa_a, mu_b, kappa_b, compiled=False)
@@ -114,22 +114,22 @@ def test_top_is_that_of_the_whole_matrix(way: str, count: int, monkeypatch: pyte
     monkeypatch.setattr("spherecf.scoring.reductions._BLOCK_CELLS", 4096)
     monkeypatch.setattr("spherecf.scoring.reductions._MAXIMA", 100)
     inputs = sets(37, 300, 64)
-    found = mutual_likelihood_top(*inputs, count)
+    result = mutual_likelihood_top(*inputs, count)
     truth = exact(*inputs)
-    torch.testing.assert_close(found.scores, truth.topk(min(count, 300)).values, rtol=1e-6, atol=2e-3)
-    torch.testing.assert_close(found.scores, truth.gather(1, found.columns), rtol=0, atol=2e-3)
-    assert all(len(set(row)) == len(row) for row in found.columns.tolist())
+    torch.testing.assert_close(result.scores, truth.topk(min(count, 300)).values, rtol=1e-6, atol=2e-3)
+    torch.testing.assert_close(result.scores, truth.gather(1, result.columns), rtol=0, atol=2e-3)
+    assert all(len(set(row)) == len(row) for row in result.columns.tolist())
 
 
-def test_what_top_finds_is_scored_as_a_pair() -> None:
-    """Also where directions are as long as may be, so that their cosine would be beyond 1."""
+def test_scores_of_top_are_those_of_pairs() -> None:
+    """Also for directions of the largest accepted length, whose cosine would exceed 1."""
     mu, kappa = 1.003 * directions(5, 16).to(DEVICE), torch.linspace(1, 500, 5, device=DEVICE)
     both, kappas = torch.cat([mu, -mu]), kappa.repeat(2)
-    found = mutual_likelihood_top(mu, kappa, both, kappas, 10)
+    result = mutual_likelihood_top(mu, kappa, both, kappas, 10)
     pairs = mutual_likelihood_score(
-        mu[:, None], kappa[:, None].double(), both[found.columns], kappas[found.columns].double()
+        mu[:, None], kappa[:, None].double(), both[result.columns], kappas[result.columns].double()
     )
-    torch.testing.assert_close(found.scores, pairs, rtol=1e-13, atol=0)
+    torch.testing.assert_close(result.scores, pairs, rtol=1e-13, atol=0)
     assert (
         mutual_likelihood_counts(mu, kappa, both, kappas, torch.zeros(1, device=DEVICE) - 1e9) == 10
     ).all()
@@ -139,24 +139,26 @@ def test_what_top_finds_is_scored_as_a_pair() -> None:
     assert (mutual_likelihood_counts(mu, kappa, both, kappas, middle) == 5).all()
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_counts_are_those_of_the_whole_matrix(way: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("per_row", [False, True])
+def test_counts_are_those_of_the_whole_matrix(
+    way: str, per_row: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("spherecf.scoring.reductions._BLOCK_CELLS", 4096)
     inputs = sets(37, 300, 64)
     scores = mutual_likelihood_matrix(*inputs)
     thresholds = (
         scores[:, [0, 7, 99]] + 0.01
-        if own
+        if per_row
         else scores.quantile(torch.tensor([0.0, 0.3, 0.9], device=DEVICE)) + 0.01
     )
-    found = mutual_likelihood_counts(*inputs, thresholds)
+    result = mutual_likelihood_counts(*inputs, thresholds)
     expected = (scores[:, :, None] >= thresholds.view(-1, 1, 3)).sum(1)
     near = ((scores[:, :, None] - thresholds.view(-1, 1, 3)).abs() < 3e-3).sum(1)
-    assert ((found - expected).abs() <= near).all() and found.sum() > 0
-    assert found.dtype == torch.int64 and (near == 0).float().mean() > 0.5
+    assert ((result - expected).abs() <= near).all() and result.sum() > 0
+    assert result.dtype == torch.int64 and (near == 0).float().mean() > 0.5
 
 
-def test_nothing_of_nothing(way: str) -> None:
+def test_empty_sides(way: str) -> None:
     mu_a, kappa_a, mu_b, kappa_b = sets(3, 4, 6)
     for a, b in ((0, 4), (3, 0)):
         inputs = mu_a[:a], kappa_a[:a], mu_b[:b], kappa_b[:b]
@@ -165,7 +167,7 @@ def test_nothing_of_nothing(way: str) -> None:
         assert mutual_likelihood_counts(*inputs, torch.zeros(2, device=DEVICE)).tolist() == [[0, 0]] * a
 
 
-def test_arrays_are_answered_with_arrays() -> None:
+def test_arrays_give_arrays() -> None:
     inputs = [each.cpu().numpy() for each in sets(3, 40, 6)]
     top, counts = (
         mutual_likelihood_top(*inputs, 2),
@@ -190,7 +192,7 @@ def test_bad_input() -> None:
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often the program waits for a value of the device, and lets every check pass."""
+    """Counts how often a value is read from the device, and lets every check pass."""
 
     count = 0
 
@@ -202,15 +204,15 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "look",
+    "score",
     [
         mutual_likelihood_score,
         lambda mu, kappa, nu, other: matrix_module.Pairs.of(mu, kappa, nu, other, 64.0, "float32"),
         lambda mu, _, nu, __: cosine_score(mu, nu),
     ],
 )
-def test_a_gpu_is_waited_for_once(look: Any) -> None:
+def test_a_gpu_is_synchronised_once(score: Any) -> None:
     with FakeTensorMode(), Reads() as reads:
         mu, kappa = torch.empty(5, 16, device="cuda"), torch.empty(5, device="cuda")
-        look(mu, kappa, mu, kappa)
+        score(mu, kappa, mu, kappa)
     assert reads.count == 1

@@ -1,4 +1,4 @@
-"""The Gaussian score against the log of the integral it stands for, and the vMF it approximates."""
+"""The Gaussian score against the log of its integral, and against the vMF score that it approximates."""
 
 import math
 
@@ -13,7 +13,7 @@ from spherecf.scoring import gaussian_score, mutual_likelihood_score
 
 
 def test_it_is_the_log_of_the_integral_of_the_product() -> None:
-    """In one dimension per coordinate: the integral of N(x; a, va) N(x; b, vb) dx, its constant put back."""
+    """The integral of N(x; a, va) N(x; b, vb) dx for each coordinate, with the constant added back."""
     a, b, va, vb = [0.6, -0.8], [0.8, 0.6], [0.5, 2.0], [1.5, 0.1]
     total = 0.0
     for i in range(2):

@@ -1,4 +1,4 @@
-"""The matrix against 50-digit truth and against the row-by-row score; eager, compiled, chunked."""
+"""The matrix against 50-digit values and the row-by-row score: eager, compiled and chunked."""
 
 import logging
 
@@ -72,7 +72,7 @@ def test_compiled_equals_eager() -> None:
     torch.testing.assert_close(compiled, eager, rtol=3e-7, atol=2e-3)
 
 
-def test_without_a_compiler_it_says_so_and_works(
+def test_without_a_compiler_it_warns_and_works(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> object:

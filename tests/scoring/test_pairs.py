@@ -1,4 +1,4 @@
-"""Row-by-row scores against 50-digit truth, and their gradients."""
+"""Row-by-row scores against 50-digit values, and their gradients."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pooling against the obvious loop, and the groups that cannot be pooled."""
+"""Pooling against a plain loop, and groups that cannot be pooled."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def slow_pool(mu, kappa, groups, media):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("with_media", [False, True])
-def test_equals_the_obvious_loop(with_media: bool) -> None:
+def test_equals_a_plain_loop(with_media: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     mu, kappa = (
         directions(60, 8, dtype=torch.float64),
@@ -82,7 +82,7 @@ def test_bad_kappa_is_refused() -> None:
 
 @pytest.mark.parametrize("share", [1e-5, 1e-4])
 def test_a_short_sum_is_still_a_direction(share: float) -> None:
-    """Directions that nearly cancel: |sum| over the sum of the lengths is `share`, far above rounding."""
+    """Directions nearly cancel: |sum| over the sum of the norms is `share`, far above rounding."""
     mu = torch.tensor([[1.0, share], [-1.0, share]], dtype=torch.float64)
     pooled = pool(
         mu / mu.norm(dim=1, keepdim=True), torch.ones(2, dtype=torch.float64), torch.zeros(2).long()

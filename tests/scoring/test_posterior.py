@@ -1,4 +1,4 @@
-"""The open-set posterior against 40-digit arithmetic, and what it must be invariant to."""
+"""The open-set posterior against 40-digit arithmetic, and its invariances."""
 
 import dataclasses
 
@@ -21,29 +21,31 @@ def unit(values: np.ndarray) -> np.ndarray:
     return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
-def world(dim: int, people: int, probes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Gallery, probes at all distances from it, their kappas."""
+def gallery_and_probes(
+    dim: int, identities: int, probes: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A gallery, probes at various distances from it, and their kappas."""
     rng = np.random.default_rng(seed)
-    gallery = unit(rng.normal(size=(people, dim)))
+    gallery = unit(rng.normal(size=(identities, dim)))
     noise = rng.uniform(0, 3, (probes, 1)) / dim**0.5
-    near = unit(gallery[rng.integers(people, size=probes)] + noise * rng.normal(size=(probes, dim)))
+    near = unit(gallery[rng.integers(identities, size=probes)] + noise * rng.normal(size=(probes, dim)))
     return gallery, near, np.exp(rng.uniform(-2, 7, probes))
 
 
 @pytest.mark.parametrize(("dim", "kappa"), [(3, 0.5), (3, 40.0), (16, 60.0), (64, 300.0), (512, 700.0)])
 @pytest.mark.parametrize("mutual", [False, True])
 def test_against_arithmetic_with_many_digits(dim: int, kappa: float, mutual: bool) -> None:
-    gallery, probes, own = world(dim, 5, 8)
-    own[:2] = 0.0, 1e6
-    found = open_set_posterior(probes, gallery, kappa, 0.3, probe_kappa=own if mutual else None)
+    gallery, probes, probe_kappa = gallery_and_probes(dim, 5, 8)
+    probe_kappa[:2] = 0.0, 1e6
+    result = open_set_posterior(probes, gallery, kappa, 0.3, probe_kappa=probe_kappa if mutual else None)
     cosines = (probes @ gallery.T).astype(np.float64)
     with mp.workdps(DIGITS):
         for row in range(len(probes)):
-            p, total = posterior(cosines[row], dim, kappa, 0.3, own[row] if mutual else None)
+            p, total = posterior(cosines[row], dim, kappa, 0.3, probe_kappa[row] if mutual else None)
             for name, truth in pieces(p, total, 0.3).items():
                 if name == "best" and max(p[1:]) == sorted(p[1:])[-2]:
                     continue  # all the same for a probe of kappa 0
-                got = getattr(found, name)[row]
+                got = getattr(result, name)[row]
                 tolerance = 1e-4 if mutual else 1e-8
                 assert got == pytest.approx(float(truth), rel=tolerance, abs=tolerance), (name, row)
 
@@ -53,15 +55,15 @@ def test_tiny_probabilities_keep_their_order() -> None:
     angles = np.array([0.1, 0.2, 0.3])
     probes = np.zeros((3, 512), np.float32)
     probes[:, 0], probes[:, 9] = np.cos(angles), np.sin(angles)
-    found = open_set_posterior(probes, gallery, 1500.0)
-    assert (np.exp(found.log_best) == 1).all()
-    assert (np.diff(found.log_unknown) > 1).all() and (found.log_unknown < -100).all()
-    assert (found.entropy > 0).all() and (np.diff(found.entropy) > 0).all()
+    result = open_set_posterior(probes, gallery, 1500.0)
+    assert (np.exp(result.log_best) == 1).all()
+    assert (np.diff(result.log_unknown) > 1).all() and (result.log_unknown < -100).all()
+    assert (result.entropy > 0).all() and (np.diff(result.entropy) > 0).all()
 
 
-def test_two_roads_to_the_same_probabilities() -> None:
-    gallery, probes, own = world(32, 50, 200)
-    for kappa in (None, own):
+def test_probabilities_are_consistent() -> None:
+    gallery, probes, probe_kappa = gallery_and_probes(32, 50, 200)
+    for kappa in (None, probe_kappa):
         p = open_set_posterior(probes, gallery, 80.0, probe_kappa=kappa)
         assert np.exp(p.log_known) + np.exp(p.log_unknown) == pytest.approx(np.ones(200))
         assert np.logaddexp(p.log_best, p.log_others) == pytest.approx(p.log_known, abs=1e-9)
@@ -73,13 +75,13 @@ def test_two_roads_to_the_same_probabilities() -> None:
 
 
 def test_a_gallery_of_one() -> None:
-    found = open_set_posterior(np.eye(3, dtype=np.float32)[:2], np.eye(3, dtype=np.float32)[:1], 5.0)
-    assert (found.log_others == -np.inf).all() and (found.second_cosine == -np.inf).all()
-    assert found.log_best == pytest.approx(found.log_known) and np.isfinite(found.entropy).all()
+    result = open_set_posterior(np.eye(3, dtype=np.float32)[:2], np.eye(3, dtype=np.float32)[:1], 5.0)
+    assert (result.log_others == -np.inf).all() and (result.second_cosine == -np.inf).all()
+    assert result.log_best == pytest.approx(result.log_known) and np.isfinite(result.entropy).all()
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    gallery, probes, own = world(24, 40, 130)
+    gallery, probes, probe_kappa = gallery_and_probes(24, 40, 130)
     cosines = (probes @ gallery.T).astype(np.float32)
 
     def in_blocks(height: int) -> list[posterior_module.OpenSetPosterior]:
@@ -89,7 +91,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
                 yield rows, cosines[rows]
 
         monkeypatch.setattr(posterior_module, "tiles", tiles)
-        return [open_set_posterior(probes, gallery, 50.0, probe_kappa=k) for k in (None, own)]
+        return [open_set_posterior(probes, gallery, 50.0, probe_kappa=k) for k in (None, probe_kappa)]
 
     for one, other in zip(in_blocks(130), in_blocks(7)):
         for field in dataclasses.fields(one):
@@ -97,30 +99,32 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_threads_change_nothing() -> None:
-    gallery, probes, _ = world(24, 40, 130)
+    gallery, probes, _ = gallery_and_probes(24, 40, 130)
     one, two = (open_set_posterior(probes, gallery, 50.0, threads=n) for n in (1, 2))
     assert np.array_equal(one.log_unknown, two.log_unknown) and np.array_equal(one.best, two.best)
 
 
-def test_the_concentration_that_made_the_data_is_found() -> None:
+def test_the_concentration_of_simulated_data_is_estimated() -> None:
     torch.manual_seed(0)
-    dim, people, each, kappa = 24, 60, 12, 50.0
+    dim, identities, each, kappa = 24, 60, 12, 50.0
     rng = np.random.default_rng(1)
-    gallery = unit(rng.normal(size=(people, dim)))
-    who = np.repeat(np.arange(people), each)
-    truth = VonMisesFisher(torch.tensor(gallery[who]), torch.full((who.size,), kappa)).sample()
-    strange = unit(rng.normal(size=(500, dim)))
-    own = np.exp(rng.uniform(3, 6, who.size + 500))
-    seen = VonMisesFisher(torch.cat([truth, torch.tensor(strange)]), torch.tensor(own)).sample().numpy()
-    answer = np.concatenate([who, np.full(500, -1)])
+    gallery = unit(rng.normal(size=(identities, dim)))
+    true_row = np.repeat(np.arange(identities), each)
+    truth = VonMisesFisher(torch.tensor(gallery[true_row]), torch.full((true_row.size,), kappa)).sample()
+    unknown = unit(rng.normal(size=(500, dim)))
+    probe_kappa = np.exp(rng.uniform(3, 6, true_row.size + 500))
+    seen = (
+        VonMisesFisher(torch.cat([truth, torch.tensor(unknown)]), torch.tensor(probe_kappa)).sample().numpy()
+    )
+    answer = np.concatenate([true_row, np.full(500, -1)])
     seen = unit(seen)
-    mutual = fit_gallery_kappa(seen, gallery, answer, probe_kappa=own)
+    mutual = fit_gallery_kappa(seen, gallery, answer, probe_kappa=probe_kappa)
     assert mutual == pytest.approx(kappa, rel=0.1)
     assert fit_gallery_kappa(seen, gallery, answer) < 0.8 * mutual  # noise of the probes looks like spread
-    exact = np.concatenate([truth.numpy(), strange]).astype(np.float32)
+    exact = np.concatenate([truth.numpy(), unknown]).astype(np.float32)
     assert fit_gallery_kappa(exact, gallery, answer) == pytest.approx(kappa, rel=0.1)
     from_cosine = mean_cosine_kappa(exact, gallery, answer)
-    cosine = float((exact[: who.size] * gallery[who]).sum(1).mean())
+    cosine = float((exact[: true_row.size] * gallery[true_row]).sum(1).mean())
     length = mean_resultant_length(torch.tensor(from_cosine, dtype=torch.float64), dim)
     assert float(length) == pytest.approx(cosine, rel=1e-6)
 
@@ -148,7 +152,7 @@ def test_bad_input(change: dict, message: str) -> None:
         open_set_posterior(**given)
 
 
-def test_no_cosine_to_start_from() -> None:
+def test_mean_cosines_without_a_kappa_are_refused() -> None:
     with pytest.raises(InputError, match="got 0 with nan; give kappa_gallery as a number"):
         mean_cosine_kappa(np.eye(3), np.eye(3), np.array([-1, -1, -1]))
     for shift in (0, 1):

@@ -55,44 +55,44 @@ def test_equals_row_by_row(monkeypatch: pytest.MonkeyPatch, score: str, way: str
     a, b = rng.integers(5, 150, 2000), rng.integers(0, len(right) - 9, 2000)
     for name, value in WAYS[way].items():
         monkeypatch.setattr(template_pairs_module, name, value)
-    found = score_template_pairs(left, right, a, b, score)
+    scores = score_template_pairs(left, right, a, b, score)
     expected = slow(score, left, right, a, b)
     atol = {"cosine": 5e-7, "mls": 2e-3, "gaussian": 1e-5}[score]
-    np.testing.assert_allclose(found, expected, atol=atol, rtol=3e-7)
+    np.testing.assert_allclose(scores, expected, atol=atol, rtol=3e-7)
     for threads in (1, 2, 5):
         again = score_template_pairs(
             left, right, a.astype(np.int32), b.astype(np.int32), score, threads=threads
         )
-        np.testing.assert_array_equal(again, found)
+        np.testing.assert_array_equal(again, scores)
 
 
-def test_order_of_pairs_changes_no_bit() -> None:
+def test_results_do_not_depend_on_the_order_of_pairs() -> None:
     t, rng = templates(200, 0), np.random.default_rng(1)
     a, b, order = rng.integers(0, 200, 3000), rng.integers(0, 200, 3000), rng.permutation(3000)
-    found = score_template_pairs(t, t, a, b)
-    np.testing.assert_array_equal(score_template_pairs(t, t, a[order], b[order]), found[order])
+    scores = score_template_pairs(t, t, a, b)
+    np.testing.assert_array_equal(score_template_pairs(t, t, a[order], b[order]), scores[order])
 
 
-def test_sizes_of_parts_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     t, rng = templates(300, 0), np.random.default_rng(1)
     a, b = rng.integers(0, 300, 9000), rng.integers(0, 300, 9000)
-    found = score_template_pairs(t, t, a, b)
+    scores = score_template_pairs(t, t, a, b)
     for pairs in (100, 1000, 100_000):
         monkeypatch.setattr(template_pairs_module, "_PAIRS", pairs)
-        np.testing.assert_array_equal(score_template_pairs(t, t, a, b), found)
+        np.testing.assert_array_equal(score_template_pairs(t, t, a, b), scores)
 
 
 def test_kappa_zero_and_large_kappas() -> None:
     t = templates(60, 0, top=6)
     t.kappa[:3] = 0
     a, b = (x.ravel() for x in np.indices((60, 60)))
-    found = score_template_pairs(t, t, a, b)
+    scores = score_template_pairs(t, t, a, b)
     expected = slow("mls", t, t, a, b)
     assert (t.kappa[a][a == b] > 1e5).any()  # where float32 cosines near 1 would not do
-    np.testing.assert_allclose(found, expected, atol=2e-3, rtol=1e-6)
+    np.testing.assert_allclose(scores, expected, atol=2e-3, rtol=1e-6)
 
 
-def test_radius_shifts_all_scores_alike() -> None:
+def test_radius_shifts_all_scores_equally() -> None:
     t = templates(20, 0)
     a, b = np.arange(19), np.arange(1, 20)
     gap = score_template_pairs(t, t, a, b, radius=1.0) - score_template_pairs(t, t, a, b, radius=64.0)
@@ -112,9 +112,9 @@ def test_bad_input() -> None:
         score_template_pairs(t, t, [0], [1], "pfe")
     with pytest.raises(InputError, match=r"right_at: expected 0 .. 3, got -1 .. 4"):
         score_template_pairs(t, t, [0, 0], [-1, 4])
-    with pytest.raises(InputError, match="left_at: expected a row of integers"):
+    with pytest.raises(InputError, match="left_at: expected a one-dimensional array of integers"):
         score_template_pairs(t, t, [0.5], [1])
-    with pytest.raises(InputError, match="equally many, got 1 and 2"):
+    with pytest.raises(InputError, match="the same length, got 1 and 2"):
         score_template_pairs(t, t, [0], [1, 2])
     with pytest.raises(InputError, match="left has dimension 32, right 16"):
         score_template_pairs(t, templates(4, 0, dim=16), [0], [1])

@@ -1,4 +1,4 @@
-"""Pooling against one image at a time; the same bits for blocks, threads and orders; mapped files."""
+"""Pooling against one image at a time; independence of blocks, threads and order; mapped files."""
 
 import mmap
 import tracemalloc
@@ -44,29 +44,31 @@ def test_equals_one_image_at_a_time(with_media: bool, own_weights: bool) -> None
     kappa, rows = given["kappa"][given["rows"]], given["rows"]
     weights = np.random.default_rng(1).uniform(0, 3, rows.size) if own_weights else None
     media = given.get("media", rows).tolist()
-    found = pool_templates(**given, weights=weights)
+    pooled = pool_templates(**given, weights=weights)
     names = given["templates"].tolist()
     direction = templates_slow.pool(given["mu"], kappa if weights is None else weights, names, media, rows)
     eta = templates_slow.pool(given["mu"], kappa, names, media, rows)
-    assert found.ids.tolist() == list(eta)
-    assert found.images.tolist() == [names.count(name) for name in eta]
-    assert found.media.tolist() == [len({m for m, t in zip(media, names) if t == name}) for name in eta]
-    np.testing.assert_allclose(found.kappa, [np.linalg.norm(x) for x in eta.values()], rtol=2e-6)
+    assert pooled.ids.tolist() == list(eta)
+    assert pooled.images.tolist() == [names.count(name) for name in eta]
+    assert pooled.media.tolist() == [len({m for m, t in zip(media, names) if t == name}) for name in eta]
+    np.testing.assert_allclose(pooled.kappa, [np.linalg.norm(x) for x in eta.values()], rtol=2e-6)
     expected = [x / np.linalg.norm(x) for x in direction.values()]
-    np.testing.assert_allclose(found.mu, expected, atol=2e-6)
+    np.testing.assert_allclose(pooled.mu, expected, atol=2e-6)
 
 
 def test_agrees_with_pool_of_tensors() -> None:
     given = draw(entries=200)
     del given["rows"]
-    found = pool_templates(**given)
+    pooled = pool_templates(**given)
     other = pool(*(torch.from_numpy(given[name]) for name in ("mu", "kappa", "templates", "media")))
-    np.testing.assert_allclose(found.mu, other.mu, atol=1e-6)
-    np.testing.assert_allclose(found.kappa, other.kappa, rtol=1e-6)
+    np.testing.assert_allclose(pooled.mu, other.mu, atol=1e-6)
+    np.testing.assert_allclose(pooled.kappa, other.kappa, rtol=1e-6)
 
 
 @pytest.mark.parametrize("gaussian", [False, True])
-def test_same_bits_for_blocks_threads_and_order(monkeypatch: pytest.MonkeyPatch, gaussian: bool) -> None:
+def test_results_do_not_depend_on_blocks_threads_and_order(
+    monkeypatch: pytest.MonkeyPatch, gaussian: bool
+) -> None:
     given = draw(entries=500)
     extra = {"log_precision": given["mu"] * 3} if gaussian else {"weights": given["rows"] / 100 + 0.1}
     whole = pool_templates(**given, **extra)
@@ -84,7 +86,7 @@ def test_same_bits_for_blocks_threads_and_order(monkeypatch: pytest.MonkeyPatch,
         torch.set_num_threads(threads)
 
 
-def test_other_layouts_give_the_same_bits() -> None:
+def test_other_memory_layouts_give_the_same_result() -> None:
     given = draw()
     whole = pool_templates(**given)
     for mu in (given["mu"].astype(np.float64), given["mu"].astype(">f4"), np.asfortranarray(given["mu"])):
@@ -96,13 +98,13 @@ def test_gaussian_pooling_weighs_each_dimension_by_precision(width: int) -> None
     given = draw(images=6, entries=6, templates=1)
     given |= {"rows": np.arange(6), "media": np.array([0, 0, 1, 2, 2, 2])}
     log_precision = np.random.default_rng(3).normal(size=(6, width)).astype(np.float32)
-    found = pool_templates(**given, log_precision=log_precision)
+    pooled = pool_templates(**given, log_precision=log_precision)
     precision = np.exp(log_precision.astype(np.float64))
     share = np.array([1 / 2, 1 / 2, 1, 1 / 3, 1 / 3, 1 / 3])[:, None]
     mean = (share * precision * given["mu"]).sum(0) / (share * precision).sum(0)
-    np.testing.assert_allclose(found.mu[0], mean / np.linalg.norm(mean), atol=2e-6)
-    np.testing.assert_allclose(found.log_precision, np.log((share * precision).sum(0))[None], atol=1e-6)
-    with pytest.raises(InputError, match="leave out one of the two"):
+    np.testing.assert_allclose(pooled.mu[0], mean / np.linalg.norm(mean), atol=2e-6)
+    np.testing.assert_allclose(pooled.log_precision, np.log((share * precision).sum(0))[None], atol=1e-6)
+    with pytest.raises(InputError, match="leave out one of the two arguments"):
         pool_templates(**given, log_precision=log_precision, weights=np.ones(6))
 
 
@@ -116,11 +118,11 @@ def test_mapped_file_is_neither_copied_nor_changed(tmp_path: Path) -> None:
     expected = pool_templates(np.array(stored), kappa, owner)
     mapped = np.load(tmp_path / "mu.npy", mmap_mode="r")
     tracemalloc.start()
-    found = pool_templates(mapped, kappa, owner)
+    pooled = pool_templates(mapped, kappa, owner)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < mapped.nbytes / 2  # the lists alone: 10 columns of 8 bytes each, against 256 of an image
-    assert same(found, expected)
+    assert same(pooled, expected)
     out = np.lib.format.open_memmap(tmp_path / "out.npy", "w+", np.float32, (100, dim))
     assert pool_templates(mapped, kappa, owner, out=out).mu is out
     np.testing.assert_array_equal(out, expected.mu)
@@ -132,7 +134,7 @@ def test_mapped_file_is_neither_copied_nor_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages are let go on Linux")
-def test_pages_of_embeddings_are_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_of_embeddings_are_released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = draw(images=200, entries=200)
     keys = [str(i) for i in range(200)]
     path = Embeddings(given["mu"], np.log(given["kappa"]), keys).save(tmp_path / "e.safetensors")
@@ -143,18 +145,18 @@ def test_pages_of_embeddings_are_let_go(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(getattr(base, "mode", ""))
         base = base.base
     assert isinstance(base, mmap.mmap) and "r" in seen
-    found = pool_templates(loaded.mu, loaded.kappa, given["templates"])
+    pooled = pool_templates(loaded.mu, loaded.kappa, given["templates"])
     np.testing.assert_allclose(
-        found.mu, pool_templates(given["mu"], given["kappa"], given["templates"]).mu, atol=1e-6
+        pooled.mu, pool_templates(given["mu"], given["kappa"], given["templates"]).mu, atol=1e-6
     )
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(FileFormatError, match="truncated"):
         Embeddings.load(path)
 
 
-def test_nothing_gives_nothing() -> None:
-    found = pool_templates(np.eye(2, 3, dtype=np.float32), np.ones(2), [], rows=[])
-    assert (len(found), found.mu.shape, found.images.size) == (0, (0, 3), 0)
+def test_no_entries_give_no_templates() -> None:
+    pooled = pool_templates(np.eye(2, 3, dtype=np.float32), np.ones(2), [], rows=[])
+    assert (len(pooled), pooled.mu.shape, pooled.images.size) == (0, (0, 3), 0)
 
 
 def bad(**changes: Any) -> None:
@@ -176,7 +178,7 @@ def test_bad_input() -> None:
         bad(media=np.arange(3))
     with pytest.raises(InputError, match="260 templates, 200 rows"):
         bad(rows=None)
-    with pytest.raises(InputError, match="templates: expected a row of integers"):
+    with pytest.raises(InputError, match="templates: expected a one-dimensional array of integers"):
         bad(templates=given["templates"] / 2)
     with pytest.raises(InputError, match=r"kappa: expected \(200,\)"):
         bad(kappa=np.ones(199))
@@ -188,7 +190,7 @@ def test_bad_input() -> None:
         bad(out=np.empty((2, 12), np.float32))
 
 
-def test_nan_direction_is_found() -> None:
+def test_a_nan_direction_is_refused() -> None:
     mu = draw()["mu"]
     row = int(draw()["rows"][5])
     mu[row, 2] = np.nan
@@ -207,8 +209,8 @@ def test_templates_without_a_direction_are_named() -> None:
         pool_templates(np.concatenate([mu, mu, 0 * mu]), np.ones(3), owner)
 
 
-def test_how_short_a_sum_may_be() -> None:
-    """|sum| over the sum of the lengths: 1e-4 is a direction, 3e-7 is rounding."""
+def test_the_shortest_sum_that_has_a_direction() -> None:
+    """|sum| over the sum of the norms: 1e-4 is a direction, 3e-7 is rounding."""
     short = pool_templates(np.array([[1, 1e-4], [-1, 1e-4]], np.float32), np.ones(2), [5, 5])
     assert short.mu == pytest.approx(np.array([[0.0, 1.0]])) and short.kappa == pytest.approx([2e-4])
     with pytest.raises(InputError, match="first template 5: its directions cancel"):

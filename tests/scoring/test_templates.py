@@ -15,7 +15,7 @@ def templates(ids: list[int]) -> Templates:
 
 
 @pytest.mark.parametrize("spread", [1, 10**12])  # by table, by bisection
-def test_positions_in_the_order_asked(spread: int) -> None:
+def test_positions_are_in_the_order_of_the_ids(spread: int) -> None:
     t = templates([spread * i for i in (7, -3, 5, 9)])
     asked = np.array([9, -3, 9, 7]) * spread
     assert t.ids[t.positions(asked)].tolist() == asked.tolist()
@@ -35,12 +35,12 @@ def test_unknown_templates_are_counted_and_named(spread: int) -> None:
             t.positions([far])
 
 
-def test_ids_must_be_whole_numbers() -> None:
+def test_ids_must_be_integers() -> None:
     with pytest.raises(InputError, match="expected integers, got float64"):
         templates([1, 2]).positions(np.array([1.5]))
 
 
-def test_select_keeps_what_belongs_together() -> None:
+def test_select_keeps_the_fields_of_each_template_together() -> None:
     t = templates([3, 1, 2])
     part = t.select([2, 0, 2])
     assert (part.ids.tolist(), len(part), part.dim) == ([1, 3], 2, 8)

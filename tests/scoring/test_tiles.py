@@ -1,4 +1,4 @@
-"""Tiles against the plain product."""
+"""Tiles of cosines against the plain product."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,13 +23,13 @@ def test_all_rows_in_order(monkeypatch: pytest.MonkeyPatch, threads: int) -> Non
     tiles = list(cosine_tiles(a, b, threads=threads))
     assert [rows.start for rows, _ in tiles] == [0, *(rows.stop for rows, _ in tiles[:-1])]
     assert len(tiles) == 4 and tiles[-1][0].stop == 150
-    found = np.concatenate([tile for _, tile in tiles])
-    np.testing.assert_allclose(found, a.astype(np.float64) @ b.T.astype(np.float64), atol=1e-6)
+    cosines = np.concatenate([tile for _, tile in tiles])
+    np.testing.assert_allclose(cosines, a.astype(np.float64) @ b.T.astype(np.float64), atol=1e-6)
     one = np.concatenate([tile for _, tile in cosine_tiles(a, b, threads=1)])
-    np.testing.assert_array_equal(found, one)
+    np.testing.assert_array_equal(cosines, one)
 
 
-def test_torch_keeps_its_threads() -> None:
+def test_torch_keeps_its_number_of_threads() -> None:
     a, b = sides()
     before = torch.get_num_threads()
     tiles = cosine_tiles(a, b, threads=3)

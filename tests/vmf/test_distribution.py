@@ -1,4 +1,4 @@
-"""Von Mises-Fisher and the uniform distribution: densities, draws, divergences, fit, bad arguments."""
+"""Von Mises-Fisher and the uniform distribution: densities, samples, divergences, fit, invalid arguments."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_density_integrates_to_one_on_the_circle_and_the_ball():
 
 
 def test_radius_convention():
-    """1 / r^d, the paper's constant, in log_prob and entropy, also of the uniform; no trace of it in KL."""
+    """log_prob and entropy, also of the uniform distribution, include the paper's 1 / r^d; KL does not."""
     mu, kappa, value = unit(5, 8), torch.tensor([0.0, 1, 10, 100, 1e4]).double(), unit(5, 8, seed=1)
     small, large = VonMisesFisher(mu, kappa), VonMisesFisher(mu, kappa, radius=64.0)
     shift = 8 * math.log(64)
@@ -55,8 +55,8 @@ def test_radius_convention():
 
 @DIMS
 @KAPPAS
-def test_draws_have_the_moments_and_gradients_of_the_distribution(dim, kappa):
-    """1 - cos has mean 1 - A_d and variance A_d', and the paths of the draws give d(mean cos)/dkappa."""
+def test_samples_have_the_moments_and_gradients_of_the_distribution(dim, kappa):
+    """1 - cos has mean 1 - A_d and variance A_d', and pathwise gradients give d(mean cos)/dkappa."""
     torch.manual_seed(dim)
     count = 4000
     kappa = torch.tensor(kappa, dtype=torch.float64, requires_grad=True)
@@ -64,13 +64,13 @@ def test_draws_have_the_moments_and_gradients_of_the_distribution(dim, kappa):
     draws = VonMisesFisher(mu, kappa).rsample((count,))
     assert draws.shape == (count, dim)
     torch.testing.assert_close(draws.norm(dim=-1), torch.ones(count, dtype=torch.float64))
-    apart = 0.5 * (draws - mu).square().sum(-1)
-    (slope,) = torch.autograd.grad(apart.mean(), kappa)
-    draws, apart, kappa = draws.detach(), apart.detach(), kappa.detach()
+    one_minus_cosine = 0.5 * (draws - mu).square().sum(-1)
+    (slope,) = torch.autograd.grad(one_minus_cosine.mean(), kappa)
+    draws, one_minus_cosine, kappa = draws.detach(), one_minus_cosine.detach(), kappa.detach()
     variance = mean_resultant_length_derivative(kappa, dim)
     deviation = (variance / count).sqrt()
-    assert abs(apart.mean() - mean_resultant_complement(kappa, dim)) < 4.5 * deviation
-    assert apart.var() / variance == pytest.approx(1, abs=0.2)
+    assert abs(one_minus_cosine.mean() - mean_resultant_complement(kappa, dim)) < 4.5 * deviation
+    assert one_minus_cosine.var() / variance == pytest.approx(1, abs=0.2)
     assert -slope / variance == pytest.approx(1, abs=0.1)
     # No direction across mu is preferred.
     across = draws - (draws @ mu)[:, None] * mu
@@ -79,7 +79,7 @@ def test_draws_have_the_moments_and_gradients_of_the_distribution(dim, kappa):
 
 
 @pytest.mark.parametrize(("dim", "kappa"), [(2, 0.5), (2, 40.0), (3, 3.0), (5, 1e5), (64, 20.0)])
-def test_draws_follow_the_distribution_function(dim, kappa):
+def test_samples_follow_the_distribution_function(dim, kappa):
     """Kolmogorov-Smirnov against the numerically integrated density of the angle."""
     torch.manual_seed(1)
     mu = unit(dim)
@@ -94,7 +94,7 @@ def test_draws_follow_the_distribution_function(dim, kappa):
     assert (expected - empirical).abs().max() < 1.95 / math.sqrt(5000)  # passes with probability 0.999
 
 
-def test_gradient_in_mu_by_finite_change_of_the_expectation():
+def test_gradient_of_the_expectation_in_mu():
     """d E[a^T z] / d mu along a tangent: A_d times the tangent part of a."""
     torch.manual_seed(2)
     for dim in (2, 3, 16):
@@ -151,7 +151,7 @@ def test_entropy_and_divergences_by_monte_carlo(dim):
 
 @KAPPAS
 def test_divergences_are_accurate_in_float32(kappa):
-    """Small ones near kappa = 0 and between huge concentrations do not drown in rounding."""
+    """Also small ones near kappa = 0, and those between very large concentrations."""
     for dim in (3, 512):
         mu, kappa_ = unit(dim, dtype=torch.float32), torch.tensor(kappa)
         single = VonMisesFisher(mu, kappa_)
@@ -187,7 +187,7 @@ def test_log_density_is_differentiable_twice_in_both_parameters_and_the_value():
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
-def test_half_parameters_give_float32_and_gradients_of_their_own_type(half):
+def test_half_precision_parameters_give_float32_and_gradients_of_their_type(half):
     kappa = torch.tensor([0.5, 300.0], dtype=half, requires_grad=True)
     mu = unit(2, 512, dtype=torch.float32)
     density = VonMisesFisher(mu, kappa).log_prob(mu)
@@ -211,7 +211,7 @@ def test_fit_recovers_parameters(dim):
         assert (moved.log_prob(draws.movedim(1, 0)).mean(0) < at_fit).all()
 
 
-def test_fit_with_weights_is_fit_with_repetitions():
+def test_fit_with_weights_equals_fit_with_repeated_samples():
     value, counts = unit(6, 4), torch.tensor([3, 0, 1, 2, 5, 1])
     weighted = VonMisesFisher.fit(value, counts.double())
     repeated = VonMisesFisher.fit(value.repeat_interleave(counts, 0))
@@ -255,5 +255,5 @@ def test_bad_radius_values_and_spheres():
         VonMisesFisher(torch.tensor([1.0, 0.0]), torch.tensor(1.0), radius=-1.0)
     with pytest.raises(ValueError, match="length 2"):
         face.log_prob(torch.tensor([2.0, 0.0]))
-    with pytest.raises(InputError, match="one sphere"):
+    with pytest.raises(InputError, match="same sphere"):
         kl_divergence(face, HypersphericalUniform(2, radius=2.0))

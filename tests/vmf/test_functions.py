@@ -1,4 +1,4 @@
-"""Special functions against 50-digit truth, their gradients, and what they do at the edges."""
+"""Special functions and their gradients against 50-digit values, and their edge cases."""
 
 import math
 import subprocess
@@ -37,7 +37,7 @@ ALL = pytest.mark.parametrize(
 
 
 def errors(got, truth):
-    """Absolute errors without a rounding of their own."""
+    """Absolute errors, computed exactly."""
     return [
         float(abs(Fraction(value) - Fraction(true))) for value, true in zip(got.tolist(), truth, strict=True)
     ]
@@ -64,7 +64,7 @@ def test_log_normalizer_is_exact(truth_table, dim, dtype):
 
 @BOTH
 @pytest.mark.parametrize("dim", DIMS)
-def test_scaled_log_normalizer_is_exact_on_its_own(truth_table, dim, dtype):
+def test_scaled_log_normalizer_is_exact_relative_to_itself(truth_table, dim, dtype):
     kappa, truth = columns(truth_table, dim, dtype)
     eps = torch.finfo(dtype).eps
     at_zero = abs(float(truth["c"][0]))
@@ -74,7 +74,7 @@ def test_scaled_log_normalizer_is_exact_on_its_own(truth_table, dim, dtype):
         assert error <= 8 * eps * max(4, abs(float(true)), at_zero, min(k, dim)), k
 
 
-def test_scaled_log_normalizer_leaves_room_for_the_mutual_likelihood_score(truth_table):
+def test_scaled_log_normalizer_is_accurate_enough_for_the_mutual_likelihood_score(truth_table):
     kappa, truth = columns(truth_table, 512, torch.float32)
     error = errors(log_normalizer_scaled(kappa, 512), truth["c"])
     assert max(e for e, k in zip(error, kappa.tolist()) if k <= 1e5) < 5e-4
@@ -83,7 +83,7 @@ def test_scaled_log_normalizer_leaves_room_for_the_mutual_likelihood_score(truth
 @BOTH
 @pytest.mark.parametrize("dim", [64, 512, 8192])
 def test_small_values_near_kappa_zero_keep_their_digits(truth_table, dim, dtype):
-    """log C_d(kappa) - log C_d(0), relative to itself: divergences from the uniform distribution need it."""
+    """log C_d(kappa) - log C_d(0) has a small relative error, which divergences from the uniform need."""
     kappa, truth = columns(truth_table, dim, dtype)
     at_zero = Fraction(truth["log_c"][0])
     near = [Fraction(value) - at_zero for value in truth["log_c"]]
@@ -163,7 +163,7 @@ def test_gradients_at_zero_are_finite_to_second_order(function):
 
 @ALL
 @BOTH
-def test_nothing_is_not_finite(function, dtype):
+def test_values_and_gradients_are_finite_everywhere(function, dtype):
     tiny, huge = torch.finfo(dtype).tiny, torch.finfo(dtype).max
     for dim in (2, 3, 20, 512, 8192):
         kappa = torch.tensor(
@@ -175,15 +175,15 @@ def test_nothing_is_not_finite(function, dtype):
 
 
 @ALL
-def test_nan_and_negative_give_nan_and_only_there(function):
+def test_only_nan_and_negative_arguments_give_nan(function):
     kappa = torch.tensor([1.0, math.nan, -1.0, 2.0, -1e-30])
     assert function(kappa, 512).isnan().tolist() == [False, True, True, False, True]
 
 
 @ALL
 @BOTH
-def test_no_seam_where_recurrence_begins_and_no_dependence_on_blocks(function, dtype):
-    """Neighbouring dims on both sides of the shift, and several blocks against single elements."""
+def test_no_jump_where_the_recurrence_begins_and_no_dependence_on_blocks(function, dtype):
+    """Neighbouring dims on both sides of the smallest expanded order; blocks against single elements."""
     kappa = torch.linspace(0, 500, 40001, dtype=dtype)
     whole = function(kappa, 50)
     assert torch.equal(whole[::4000], torch.stack([function(k, 50) for k in kappa[::4000]]))
@@ -197,7 +197,7 @@ def test_no_seam_where_recurrence_begins_and_no_dependence_on_blocks(function, d
 
 @pytest.mark.parametrize("dim", [2, 8, 48, 49, 50, 51, 52, 512])
 def test_smooth_in_kappa(dim):
-    """No regime, so no jump: third differences on a fine grid stay at the level of rounding."""
+    """One expression for all kappas has no jumps: third differences on a fine grid are rounding errors."""
     kappa = torch.linspace(0.5, 300, 60000, dtype=torch.float64)
     for function in (log_normalizer_scaled, mean_resultant_length, mean_resultant_length_derivative):
         value = function(kappa, dim)
@@ -277,7 +277,7 @@ def test_shapes_and_empty():
 @pytest.mark.slow
 @pytest.mark.compiler
 def test_compiles_without_graph_breaks():
-    """In a process of its own: the run-time type checks of the test suite are not traceable."""
+    """In a separate process, because the run-time type checks of the test suite cannot be traced."""
     program = """
         import torch
         from spherecf.losses import sphere_confidence_loss

@@ -1,4 +1,4 @@
-"""The kernel of a GPU, on one where there is one, else in Triton's interpreter, against 50-digit truth."""
+"""The GPU kernel against 50-digit values, on a GPU if there is one, otherwise in Triton's interpreter."""
 
 import math
 from fractions import Fraction
@@ -32,7 +32,7 @@ def errors(got: torch.Tensor, truth: list[str]) -> list[float]:
 @BOTH
 @pytest.mark.parametrize("dim", [2, 3, 8, 64, 512, 8192])
 def test_values_and_gradients_are_exact(truth_table: dict, dim: int, dtype: torch.dtype) -> None:
-    """Within the limits of docs/numerics.md, as `test_functions` has them."""
+    """Within the limits of docs/numerics.md, which `test_functions` uses as well."""
     rows = truth_table[str(dim)]
     truth = {name: [row[name] for row in rows] for name in ("log_c", "c", "mean", "complement")}
     kappa = torch.tensor([row["kappa"] for row in rows], dtype=dtype, device=DEVICE, requires_grad=True)

@@ -12,7 +12,7 @@ DIMS = pytest.mark.parametrize("dim", [2, 3, 8, 64, 512, 8192])
 
 
 @DIMS
-def test_undoes_mean_resultant_length(dim):
+def test_inverts_mean_resultant_length(dim):
     small = torch.logspace(-12, -0.31, 60, dtype=torch.float64)
     for rho in (small, 1 - torch.logspace(-12, -0.31, 60, dtype=torch.float64)):
         kappa = inverse_mean_resultant_length(rho, dim)
@@ -22,7 +22,7 @@ def test_undoes_mean_resultant_length(dim):
 
 @DIMS
 def test_recovers_the_table(truth_table, dim):
-    """kappa itself, wherever the rounding of rho leaves it determined."""
+    """kappa, to the accuracy that the rounding of rho allows."""
     rows = [row for row in truth_table[str(dim)] if row["kappa"] <= 1e4]
     kappa = torch.tensor([row["kappa"] for row in rows], dtype=torch.float64)
     rho = torch.tensor([float(row["mean"]) for row in rows], dtype=torch.float64)
@@ -45,8 +45,8 @@ def test_gradcheck(dim):
 
 
 @DIMS
-def test_the_first_guess_is_near(dim):
-    """Amos' bounds; a poor one would show only where the steps that follow no longer suffice."""
+def test_the_start_value_is_close(dim):
+    """Checked separately, because the Newton steps hide a start value that is only slightly wrong."""
     small = torch.logspace(-8, -0.4, 50, dtype=torch.float64)
     rho = torch.cat([small, 1 - small])
     off = _first_guess(rho, 1 - rho, dim / 2 - 1) / inverse_mean_resultant_length(rho, dim) - 1

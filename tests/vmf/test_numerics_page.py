@@ -1,4 +1,4 @@
-"""docs/numerics.md says what benchmarks/vmf_accuracy.py measures, and both are within the limits."""
+"""The tables of docs/numerics.md are those of benchmarks/vmf_accuracy.py, and within the limits."""
 
 import re
 import runpy
@@ -15,7 +15,7 @@ def benchmark():
 
 
 @pytest.fixture(scope="module")
-def found(benchmark):
+def errors(benchmark):
     return benchmark["errors"]()
 
 
@@ -30,9 +30,9 @@ def unpadded(line):
     return f"| {' | '.join(cells)} |" if line.startswith("|") else line
 
 
-def test_every_error_is_within_its_limit(found):
-    assert len(found) > 3000 and {e.function for e in found} >= {"log C_d", "A_d", "A_d'", "inverse of A_d"}
-    assert [e for e in found if not e.size <= e.limit] == []
+def test_every_error_is_within_its_limit(errors):
+    assert len(errors) > 3000 and {e.function for e in errors} >= {"log C_d", "A_d", "A_d'", "inverse of A_d"}
+    assert [e for e in errors if not e.size <= e.limit] == []
 
 
 def numbers(line):
@@ -40,23 +40,23 @@ def numbers(line):
 
 
 @pytest.mark.parametrize("which", ["dim", "regime"])
-def test_page_has_the_measured_table(benchmark, found, page, which):
+def test_page_has_the_measured_table(benchmark, errors, page, which):
     """The same heads and rows; numbers within a factor of 4, as processors round differently."""
     group = benchmark["regime"] if which == "regime" else lambda e: f"d = {e.dim}"
-    head, rule, *rows = map(unpadded, benchmark["table"](found, group))
+    head, rule, *rows = map(unpadded, benchmark["table"](errors, group))
     start = page.index(head)
     assert page[start + 1] == rule and page[start + 2 + len(rows)] == ""
-    for said, measured in zip(page[start + 2 :], rows):
-        assert said.split(" | ")[:2] == measured.split(" | ")[:2]
-        stated, now = numbers(said), numbers(measured)
+    for stated_row, measured_row in zip(page[start + 2 :], rows):
+        assert stated_row.split(" | ")[:2] == measured_row.split(" | ")[:2]
+        stated, now = numbers(stated_row), numbers(measured_row)
         assert len(stated) == len(now) == head.count("|") - 3
         assert stated[0] == now[0] and max(stated) == stated[0], "above its limit"
-        assert all(a / 4 <= b <= 4 * a for a, b in zip(stated, now)), said
+        assert all(a / 4 <= b <= 4 * a for a, b in zip(stated, now)), stated_row
 
 
 def test_page_says_what_others_reach(benchmark, page):
     lines = [unpadded(line) for line in benchmark["rivals"]()]
     start = page.index(lines[0])
-    for said, measured in zip(page[start + 2 :], lines[2:]):
-        assert said.split(" | ")[:3] == measured.split(" | ")[:3]
-        assert len(numbers(said)) == len(numbers(measured))
+    for stated_row, measured_row in zip(page[start + 2 :], lines[2:]):
+        assert stated_row.split(" | ")[:3] == measured_row.split(" | ")[:3]
+        assert len(numbers(stated_row)) == len(numbers(measured_row))

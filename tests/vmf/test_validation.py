@@ -1,4 +1,4 @@
-"""Values are checked because our argument says so, whatever other libraries do to torch's global switch."""
+"""Values are checked unless validate_args is False, whatever other libraries do to torch's global default."""
 
 import subprocess
 import sys
@@ -105,7 +105,7 @@ def test_shapes_that_do_not_fit(case: str) -> None:
         SHAPES[case]()
 
 
-def test_what_cannot_be_fitted_is_said() -> None:
+def test_samples_that_cannot_be_fitted_are_refused() -> None:
     for value in (torch.empty(0, 3), torch.empty(4, 0, 3)):
         with pytest.raises(InputError, match="n >= 1"):
             VonMisesFisher.fit(value)
@@ -131,7 +131,7 @@ def test_arrays_become_tensors() -> None:
     assert torch.equal(fitted.concentration, VonMisesFisher.fit(torch.eye(3)).concentration)
 
 
-def test_functions_answer_arrays_with_arrays() -> None:
+def test_functions_return_arrays_for_arrays() -> None:
     kappa = np.array([0.0, 5.0, 500.0])
     for function in (log_normalizer, mean_resultant_length):
         answer = function(kappa, 64)

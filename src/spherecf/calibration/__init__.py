@@ -1,6 +1,6 @@
-"""What is saved with a model and applied by it: kappa in percent, likelihood ratios, thresholds, decisions.
+"""The calibration saved with a model: percentiles of kappa, likelihood ratios, thresholds, decision rules.
 
-NumPy and scipy only. The numbers are fitted here; how good they are is measured in `spherecf.evaluation`.
+It needs NumPy and scipy only. Calibrations are fitted here and evaluated in `spherecf.evaluation`.
 """
 
 from spherecf.calibration.calibration import (
@@ -41,7 +41,8 @@ from spherecf.calibration.decisions import (
 )
 from spherecf.calibration.evidence import ConditionalCalibrator
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are for the other packages of spherecf and are not part of the public
+# interface.
 __all__ = [
     "Calibration",
     "Calibrator",

@@ -1,4 +1,4 @@
-"""The calibration that is saved with a model and bound to it, and how it is fitted."""
+"""The calibration that is saved with a model and valid only for it, and its fit."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,22 +17,22 @@ from spherecf.common.parsing import checked
 from spherecf.errors import InputError, ModelError
 
 FORMAT, VERSION = "spherecf.calibration", 2
-_PLAIN_VERSION = 1  # still written where nothing in it is newer, so that older programs read it
+_PLAIN_VERSION = 1  # written if the calibration has nothing newer, so that older programs can read it
 
 PAIR_SCORE, TEMPLATE_SCORE = "mls", "mls-template"
-"""Names of the mutual likelihood score of two images, and of several images pooled against one, of which a
-calibration may know only the first."""
+"""Names of the mutual likelihood score of two images, and of a template against one image. A calibration may
+have only the first."""
 PAIR_EVIDENCE, TEMPLATE_EVIDENCE, TEMPLATES_EVIDENCE = "evidence", "evidence-template", "evidence-templates"
-"""Names of the evidence of two images, of several images pooled against one, and of two such templates."""
+"""Names of the evidence of two images, of a template against one image, and of two templates."""
 GALLERY_SCORES = (
     (PAIR_EVIDENCE, PAIR_SCORE),
     (TEMPLATE_EVIDENCE, TEMPLATE_SCORE, PAIR_EVIDENCE, PAIR_SCORE),
 )
-"""Scores whose rules a search reads, the best first: for templates of one image, and of several."""
+"""Scores whose rules a gallery search may use, the best first: for templates of one image, and of several."""
 
 
 def _kind(facts: Any) -> str | None:
-    """Which calibrator saved facts are of."""
+    """The kind of calibrator that saved data describe, or None if they are damaged."""
     kind = facts.get("kind") if isinstance(facts, dict) else None
     return kind if isinstance(kind, str) else None
 
@@ -52,17 +52,20 @@ CALIBRATORS: dict[str, type[LogisticCalibrator] | type[IsotonicCalibrator]] = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """Scale of kappa, likelihood ratios, thresholds and decision rules of one model.
+    """The scale of kappa, likelihood ratios, thresholds and decision rules of one model.
 
     Args:
-        model: fingerprint of the model (`spherecf.models.ConfidenceModel.fingerprint`) whose kappa and scores
-            it reads; a calibration means nothing for another.
-        data: hash of what it was fitted on.
-        kappa: kappa to percentile and ISO integer.
-        likelihood: score name to its calibrator.
-        thresholds: score name to its table.
-        decisions: rules, in the order of preference.
-        record: JSON-able facts about how it was made: pairs, alignment, flip, view, counts, versions.
+        model: fingerprint of the model (`spherecf.models.ConfidenceModel.fingerprint`). The calibration is
+            valid only for the kappas and scores of that model.
+        data: hash of the data it was fitted on.
+        kappa: maps kappa to a percentile and an ISO integer.
+        likelihood: the calibrator of each score, by name.
+        thresholds: the threshold table of each score, by name.
+        decisions: decision rules, in order of preference.
+        record: provenance as JSON values: pairs, alignment, flip, view, counts, versions.
+
+    Raises:
+        InputError: a calibrator or table is for another score than its name says.
 
     Example:
         >>> scores, mated = [0.1, 0.2, 0.5, 0.4, 0.7, 0.9], [0, 0, 0, 1, 1, 1]
@@ -92,7 +95,7 @@ class Calibration:
     def __post_init__(self) -> None:
         for name, part in (*self.likelihood.items(), *self.thresholds.items()):
             if part.score != name:
-                raise InputError(f"calibration: what stands under {name!r} is for the score {part.score!r}")
+                raise InputError(f"calibration: the entry {name!r} is for the score {part.score!r}")
 
     def __repr__(self) -> str:
         parts = {
@@ -101,75 +104,76 @@ class Calibration:
             "thresholds": ", ".join(self.thresholds) or "none",
             "decisions": f"{len(self.decisions)} rules",
         }
-        facts = "; ".join(f"{name}: {part}" for name, part in parts.items())
-        return f"Calibration({facts}; model={self.model[:12]}..., data={self.data[:12]}...)"
+        summary = "; ".join(f"{name}: {part}" for name, part in parts.items())
+        return f"Calibration({summary}; model={self.model[:12]}..., data={self.data[:12]}...)"
 
     def llr(
         self, score: str, values: Numbers, radius: float | None = None, *, kappas: Sides | None = None
     ) -> NDArray[Any]:
-        """Natural-log likelihood ratio of scores by name.
+        """The natural-log likelihood ratios of scores.
 
         Args:
-            score: "cosine", "mls", "evidence", ...
-            values: the scores; of evidence, the mutual likelihood scores.
-            radius: r they were computed with, if the score has one; refused if it is another than at the fit.
-            kappas: concentrations of the left and of the right sides, which evidence reads as well.
+            score: name of the score: "cosine", "mls", "evidence", ...
+            values: the scores, of any shape; for evidence, the mutual likelihood scores.
+            radius: r of the scores, if they have one; it must be that of the fit.
+            kappas: concentrations of the left and of the right sides, needed for evidence.
 
         Raises:
-            InputError: no calibrator for this score, another radius, or evidence without concentrations.
+            InputError: there is no calibrator for this score, the radius differs, or evidence has no
+                concentrations.
         """
-        calibrator: Calibrator = _named(self.likelihood, score, "likelihood ratio")
+        calibrator: Calibrator = _lookup(self.likelihood, score, "likelihood ratio")
         _check_radius(score, calibrator.radius, radius)
         if not isinstance(calibrator, ConditionalCalibrator):
             return calibrator(values)
         if kappas is None:
-            raise InputError(f"{score}: a likelihood ratio takes the kappas of both sides, too")
+            raise InputError(f"{score}: the likelihood ratio needs the kappas of both sides; pass kappas")
         return calibrator.llr(values, kappas)
 
     def evidence(self, score: str, values: Numbers, cosines: Numbers, kappas: Sides) -> NDArray[Any]:
-        """What the decision rules of a score read: evidence, if that is its name, else the scores themselves.
+        """The values to which the decision rules of a score apply: evidence, or the scores themselves.
 
         Args:
             score: name of the rule's score.
-            values: mutual likelihood scores.
-            cosines: of the same pairs.
-            kappas: of their left and right sides.
+            values: mutual likelihood scores of pairs, of any shape.
+            cosines: cosines of the same pairs.
+            kappas: concentrations of their left and right sides.
 
         Raises:
-            InputError: evidence of a kind of pair that was never calibrated; the message lists those there
-                are.
+            InputError: evidence was not calibrated for this kind of pair; the message lists what is
+                available.
         """
         if score.startswith(PAIR_EVIDENCE) or score in self.likelihood:
-            calibrator: Calibrator = _named(self.likelihood, score, "evidence")
+            calibrator: Calibrator = _lookup(self.likelihood, score, "evidence")
             if isinstance(calibrator, ConditionalCalibrator):
                 return calibrator.evidence(values, cosines, kappas)
         return np.asarray(cosines if score == "cosine" else values, np.float64)
 
     def best_score(self, templates: int = 0, *, evidence: bool = True) -> str:
-        """Name of the score that judges a pair best, of those that have a likelihood ratio here.
+        """The name of the most accurate score of a pair for which there is a likelihood ratio.
 
         Args:
-            templates: how many of the two sides are several images, pooled.
-            evidence: False leaves out evidence, which reads the kappas of both sides, too.
+            templates: number of sides (0, 1 or 2) that are templates of several images.
+            evidence: False excludes evidence, which needs the kappas of both sides.
 
         Example:
             >>> Calibration("f" * 64, "d" * 64).best_score(1)
             'mls'
         """
-        names = _preferred(templates)[not evidence :]
+        names = _scores_by_preference(templates)[not evidence :]
         return next((name for name in names if name in self.likelihood), PAIR_SCORE)
 
     def best_decision(self, alpha: float, templates: int = 0) -> DecisionRule:
-        """The rule with this bound on false matches, of the score that judges a pair best.
+        """The rule with this bound on the false match rate, for the most accurate score of a pair.
 
         Args:
             alpha: bound on the false match rate.
-            templates: how many of the two sides are several images, pooled.
+            templates: number of sides (0, 1 or 2) that are templates of several images.
 
         Raises:
-            InputError: there is none; the message lists those there are.
+            InputError: there is no such rule; the message lists the available ones.
         """
-        for score in _preferred(templates):
+        for score in _scores_by_preference(templates):
             for rule in self.decisions:
                 if (rule.score, rule.error, rule.alpha) == (score, "fmr", alpha):
                     return rule
@@ -179,67 +183,68 @@ class Calibration:
         """The `ThresholdEntry` of a score at an FMR target.
 
         Raises:
-            InputError: no such table or target.
+            InputError: there is no table for the score, or no such target in it.
         """
-        table: ThresholdTable = _named(self.thresholds, score, "threshold table")
+        table: ThresholdTable = _lookup(self.thresholds, score, "threshold table")
         return table.at(target)
 
     def decision(self, score: str, *, error: str | None = None, alpha: float | None = None) -> DecisionRule:
-        """The first rule for a score, of this error and bound where they are named.
+        """The first rule for a score, with this error and bound if they are given.
 
         Raises:
-            InputError: there is none; the message lists those there are.
+            InputError: there is no such rule; the message lists the available ones.
         """
         for rule in self.decisions:
             if rule.score == score and error in (None, rule.error) and alpha in (None, rule.alpha):
                 return rule
-        known = ", ".join(f"{rule.score} {rule.error} <= {rule.alpha:g}" for rule in self.decisions)
+        available = ", ".join(f"{rule.score} {rule.error} <= {rule.alpha:g}" for rule in self.decisions)
         raise InputError(
-            f"no decision rule for {score}, {error or 'any error'}; there are: {known or 'none'}"
+            f"no decision rule for {score}, {error or 'any error'}; there are: {available or 'none'}"
         )
 
     def require(self, model: str) -> "Calibration":
-        """Itself, if it was made for this model.
+        """The calibration itself, if it was made for this model.
 
         Raises:
-            ModelError: it was made for another; both fingerprints are named.
+            ModelError: it was made for another model; the message has both fingerprints.
         """
         if model != self.model:
             raise ModelError(
-                f"the calibration was made for the model {self.model}, this is the model {model}: its kappa "
-                "and scores mean something else; calibrate it with `spherecf evaluate calibration --save`"
+                f"the calibration was made for the model {self.model}, this is the model {model}: their "
+                "kappas and scores differ; calibrate this one with `spherecf evaluate calibration --save`"
             )
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able, with format and version."""
+        """The calibration as JSON values, with format and version."""
         return {
             "format": FORMAT,
             "version": self._version(),
             "model": self.model,
             "data": self.data,
             "kappa": None if self.kappa is None else self.kappa.to_dict(),
-            "likelihood": {name: one.to_dict() for name, one in self.likelihood.items()},
-            "thresholds": {name: one.to_dict() for name, one in self.thresholds.items()},
+            "likelihood": {name: calibrator.to_dict() for name, calibrator in self.likelihood.items()},
+            "thresholds": {name: table.to_dict() for name, table in self.thresholds.items()},
             "decisions": [rule.to_dict() for rule in self.decisions],
             "record": dict(self.record),
         }
 
     def _version(self) -> int:
-        newer = any(isinstance(one, ConditionalCalibrator) for one in self.likelihood.values())
-        newer |= any(rule.extrapolated is not None for rule in self.decisions)
-        return VERSION if newer else _PLAIN_VERSION
+        """The lowest version that can describe this calibration."""
+        needs_newer = any(isinstance(part, ConditionalCalibrator) for part in self.likelihood.values())
+        needs_newer |= any(rule.extrapolated is not None for rule in self.decisions)
+        return VERSION if needs_newer else _PLAIN_VERSION
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any], *, model: str | None = None) -> "Calibration":
         """The inverse of `to_dict`.
 
         Args:
-            facts: from `to_dict`, through JSON or not.
-            model: fingerprint of the model at hand; one that differs is refused.
+            facts: the result of `to_dict`, directly or from JSON.
+            model: fingerprint of the model to use it with, if it is to be checked.
 
         Raises:
-            InputError: not a calibration, of an unknown version, or damaged.
+            InputError: ``facts`` are not a calibration, have an unknown version, or are damaged.
             ModelError: it was made for another model.
         """
         if facts.get("format") != FORMAT:
@@ -252,29 +257,31 @@ class Calibration:
         if missing := sorted({item.name for item in fields(cls)} - set(facts)):
             raise InputError(f"the calibration is damaged (no {', '.join(missing)}); calibrate again")
         try:
-            found = checked(cls, facts, "calibration")
-            json.dumps(found.to_dict(), allow_nan=False)  # what opens can be saved again
+            calibration = checked(cls, facts, "calibration")
+            json.dumps(calibration.to_dict(), allow_nan=False)  # fails now if it could not be saved again
         except ValueError as error:
             raise InputError(f"the calibration is damaged ({error}); calibrate again") from error
-        return found if model is None else found.require(model)
+        return calibration if model is None else calibration.require(model)
 
 
-def _preferred(templates: int) -> tuple[str, ...]:
-    """Names of the scores for a pair of this kind, the best first."""
+def _scores_by_preference(templates: int) -> tuple[str, ...]:
+    """Names of the scores for a pair with this number of templates, the most accurate first."""
     evidence = (PAIR_EVIDENCE, TEMPLATE_EVIDENCE, TEMPLATES_EVIDENCE)[templates]
     return (evidence, TEMPLATE_SCORE, PAIR_SCORE) if templates else (evidence, PAIR_SCORE)
 
 
-def _named(found: Mapping[str, Any], score: str, what: str) -> Any:
-    if score not in found:
-        raise InputError(f"no {what} for the score {score!r}; there is one for {', '.join(found) or 'none'}")
-    return found[score]
+def _lookup(by_score: Mapping[str, Any], score: str, what: str) -> Any:
+    """The entry of a score, or an error that lists the scores that have one."""
+    if score not in by_score:
+        available = ", ".join(by_score) or "none"
+        raise InputError(f"no {what} for the score {score!r}; there is one for {available}")
+    return by_score[score]
 
 
-def _check_radius(score: str, fitted: float | None, given: float | None) -> None:
-    if fitted is not None and given is not None and fitted != given:
+def _check_radius(score: str, fitted: float | None, radius: float | None) -> None:
+    if fitted is not None and radius is not None and fitted != radius:
         raise InputError(
-            f"{score}: calibrated for radius {fitted:g}, these scores have radius {given:g}; use the same r"
+            f"{score}: calibrated for radius {fitted:g}, these scores have radius {radius:g}; use the same r"
         )
 
 
@@ -293,20 +300,23 @@ def fit_calibration(
     method: Method = "logistic",
     targets: Sequence[float] = TARGETS,
 ) -> Calibration:
-    """Fit a calibrator and a threshold table per score; `dataclasses.replace` adds rules and facts.
+    """Fit a calibrator and a threshold table for every score.
+
+    Decision rules and the record can be added to the result with `dataclasses.replace`.
 
     Args:
         model: fingerprint of the model.
         data: hash of the embeddings and pairs.
-        scores: name to (n,) scores of the pairs, larger = more alike.
-        mated: (n,) true where both show one person.
+        scores: (n,) scores of the pairs by name, larger = more similar.
+        mated: (n,) true for mated pairs.
         radius: r of the score "mls".
-        kappa: scale of the reference images, by `KappaScale.fit`.
-        method: "logistic" (two numbers, smooth tails) or "isotonic" (assumes only that it rises).
-        targets: FMR targets.
+        kappa: scale of the reference images, from `KappaScale.fit`.
+        method: "logistic" (two parameters, smooth tails) or "isotonic" (any increasing function).
+        targets: FMR targets of the threshold tables.
 
     Raises:
-        InputError: no scores, NaN, one kind of pair only, or an unknown method.
+        InputError: there are no scores, scores are NaN, mated or non-mated pairs are missing, or the method
+            is unknown.
 
     Example:
         >>> scores, mated = [0.1, 0.2, 0.5, 0.4, 0.7, 0.9], [0, 0, 0, 1, 1, 1]

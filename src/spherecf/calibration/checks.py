@@ -1,7 +1,7 @@
-"""Checks of calibration data, how far it can carry a likelihood ratio, and intervals of counted errors.
+"""Checks of calibration data, limits of likelihood ratios, and exact binomial tails and intervals.
 
-Binomial tails and intervals are exact, on arrays, right in the far tails too. scipy is imported by the
-functions that need it: a quarter of a second that opening a model does not pay.
+The binomial functions work on arrays and are accurate in the far tails as well. scipy is imported inside the
+functions that need it, because importing it takes a quarter of a second, which opening a model should not.
 """
 
 import math
@@ -16,14 +16,17 @@ from spherecf.errors import InputError
 Numbers = ArrayLike | float | int
 """A number or an array of any shape."""
 
-_MAX_COUNT = 2**53  # up to here float64 counts exactly
+_MAX_COUNT = 2**53  # float64 represents all integers up to here
 
 
 def check_mated(mated: ArrayLike) -> NDArray[np.bool_]:
-    """Flags "both show one person" as booleans, from booleans or from 0 and 1.
+    """The flags of mated pairs as booleans.
+
+    Args:
+        mated: booleans, or 0 and 1, true for pairs of the same person.
 
     Raises:
-        InputError: other values, such as the subjects themselves or -1.
+        InputError: other values, such as subject ids or -1.
 
     Example:
         >>> check_mated([1, 0]).tolist()
@@ -31,23 +34,24 @@ def check_mated(mated: ArrayLike) -> NDArray[np.bool_]:
     """
     flags = np.asarray(mated)
     if flags.dtype != np.bool_ and not np.isin(flags, (0, 1)).all():
-        got = flags.reshape(-1)[:3].tolist()
-        raise InputError(f"mated: expected booleans or 0 and 1, got values like {got}")
+        examples = flags.reshape(-1)[:3].tolist()
+        raise InputError(f"mated: expected booleans or 0 and 1, got values like {examples}")
     return flags.astype(bool, copy=False)
 
 
 def check_pairs(
     scores: ArrayLike, mated: ArrayLike, *, keep_type: bool = False
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """(scores (n,), flags (n,)) of pairs of both kinds, ready to be counted; no copy where none is needed.
+    """Scores (n,) and flags (n,) of mated and non-mated pairs, checked; copied only if necessary.
 
     Args:
-        scores: (n,) infinite ones are fine, NaN is not.
-        mated: (n,) true where both show one person.
-        keep_type: leave float32 scores as they are, where there are too many to widen; else float64.
+        scores: (n,) scores; they may be infinite, but not NaN.
+        mated: (n,) true for mated pairs.
+        keep_type: keep float32 scores, to save memory. Otherwise scores become float64.
 
     Raises:
-        InputError: NaN scores, shapes that differ, flags that are none, or only one kind of pair.
+        InputError: scores are NaN, shapes differ, ``mated`` has other values than flags, or mated or
+            non-mated pairs are missing.
 
     Example:
         >>> check_pairs([0.9, 0.1], [1, 0])
@@ -62,18 +66,18 @@ def check_pairs(
     bad = np.flatnonzero(np.isnan(s))
     if bad.size:
         raise InputError(
-            f"scores: {bad.size} of {s.size} are NaN, first pair {bad[0]}; leave out or repair them"
+            f"scores: {bad.size} of {s.size} are NaN, first pair {bad[0]}; leave these pairs out"
         )
     if m.all() or not m.any():
         raise InputError(
             f"mated: {int(m.sum())} mated and {int((~m).sum())} non-mated pairs; "
-            "error rates need both kinds, check the pair list"
+            "error rates need both kinds; check the pair list"
         )
     return s, m
 
 
-def labelled(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(scores of mated pairs, scores of non-mated pairs) as float64, all of them finite."""
+def split_scores(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The scores of mated and of non-mated pairs as float64, checked to be finite."""
     s, m = check_pairs(scores, mated)
     bad = np.flatnonzero(np.isinf(s))
     if bad.size:
@@ -82,18 +86,21 @@ def labelled(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDArray
 
 
 def finite(scores: Numbers, what: str = "scores") -> NDArray[Any]:
-    """Values of any shape as float64, none of them NaN."""
+    """Values of any shape as float64, checked not to be NaN."""
     s = np.asarray(scores, np.float64)
     if np.isnan(s).any():
-        raise InputError(f"{what}: {int(np.isnan(s).sum())} of {s.size} are NaN; a failure has no {what}")
+        raise InputError(
+            f"{what}: {int(np.isnan(s).sum())} of {s.size} are NaN; leave out images that could not be "
+            "assessed"
+        )
     return s
 
 
 def check_counts(what: str, smallest: int = 0, /, **counts: int | None) -> None:
-    """Refuse a number of things, where one is given, that is below ``smallest`` or beyond counting.
+    """Refuse counts below ``smallest`` or above 2^53; None is accepted.
 
     Raises:
-        InputError: it is named.
+        InputError: a count is out of range; the message names it.
     """
     for name, count in counts.items():
         if count is not None and not smallest <= count <= _MAX_COUNT:
@@ -101,10 +108,10 @@ def check_counts(what: str, smallest: int = 0, /, **counts: int | None) -> None:
 
 
 def check_shares(what: str, **shares: float | None) -> None:
-    """Refuse a share, where one is given, that lies outside 0 .. 1.
+    """Refuse shares outside 0 .. 1; None is accepted.
 
     Raises:
-        InputError: it is named.
+        InputError: a share is out of range; the message names it.
     """
     for name, share in shares.items():
         if share is not None and not 0 <= share <= 1:
@@ -112,25 +119,27 @@ def check_shares(what: str, **shares: float | None) -> None:
 
 
 def check_radius(what: str, radius: float | None) -> None:
-    """Refuse what is the radius of no sphere; None stands for a score without one.
+    """Refuse a radius that is not positive and finite; None, for a score without radius, is accepted.
 
     Raises:
-        InputError: it is not positive and finite.
+        InputError: the radius is out of range.
     """
     if radius is not None and not 0 < radius < math.inf:
         raise InputError(f"{what}: expected a positive radius, got {radius:g}")
 
 
 def llr_limits(mated: int, non_mated: int) -> tuple[float, float]:
-    """Smallest and largest log-likelihood ratio that so many pairs can support.
+    """The smallest and the largest natural-log likelihood ratio that a number of pairs can support.
 
-    Rule of succession: one pair of each kind, not yet seen, may lie beyond every score seen. So the ratio of
-    the two tails is at most ``(m + 1) / (m + 2) * (n + 2)`` for m mated and n non-mated pairs, and at least
-    the mirror image. Claims beyond the data are the commonest fault of likelihood ratios: Vergeer et al.,
-    Science & Justice 56, 2016.
+        log((m + 1) / (m + 2) * (n + 2))     is the upper limit for m mated and n non-mated pairs,
+        -log((n + 1) / (n + 2) * (m + 2))    the lower limit.
+
+    By the rule of succession, one unseen pair of each kind may be beyond all observed scores, which limits
+    the ratio of the tails. Ratios that the data do not support are the most common fault of likelihood ratio
+    systems: Vergeer et al., Science & Justice 56, 2016.
 
     Raises:
-        InputError: no pair of one kind.
+        InputError: there are no mated or no non-mated pairs.
 
     Example:
         >>> [round(end, 3) for end in llr_limits(100, 1000)]
@@ -138,23 +147,23 @@ def llr_limits(mated: int, non_mated: int) -> tuple[float, float]:
     """
     if mated < 1 or non_mated < 1:
         raise InputError(f"llr_limits: expected pairs of both kinds, got {mated} and {non_mated}")
-    up = math.log((mated + 1) / (mated + 2) * (non_mated + 2))
-    down = math.log((non_mated + 1) / (non_mated + 2) * (mated + 2))
-    return -down, up
+    upper = math.log((mated + 1) / (mated + 2) * (non_mated + 2))
+    lower = -math.log((non_mated + 1) / (non_mated + 2) * (mated + 2))
+    return lower, upper
 
 
 Array = NDArray[Any]
 
 
 def binomial_cdf(count: Numbers, trials: Numbers, rate: Numbers) -> Array:
-    """P(X <= count) for X binomial: ``trials`` draws, each an error with probability ``rate``.
+    """P(X <= count) for the number X of errors in independent trials with error probability ``rate``.
 
-    Equals the regularised incomplete beta function 1 - I_rate(count + 1, trials - count) (DLMF 8.17.5). The
-    arguments are broadcast. This is the p-value of "the error rate exceeds ``rate``" when ``count`` errors
-    were seen.
+    It equals the regularised incomplete beta function 1 - I_rate(count + 1, trials - count) (DLMF 8.17.5),
+    and is the p-value of the null hypothesis "the error rate is at least ``rate``" if ``count`` errors were
+    observed. The arguments are broadcast.
 
     Raises:
-        InputError: a negative number of trials, or a rate outside 0 .. 1.
+        InputError: a number of trials is negative, or a rate is outside 0 .. 1.
 
     Example:
         >>> binomial_cdf([0, 1, 2], 2, 0.5).round(6).tolist()
@@ -162,21 +171,22 @@ def binomial_cdf(count: Numbers, trials: Numbers, rate: Numbers) -> Array:
     """
     from scipy.special import betaincc
 
-    k, n, p = np.broadcast_arrays(*(np.asarray(part, np.float64) for part in (count, trials, rate)))
+    k, n, p = np.broadcast_arrays(*(np.asarray(values, np.float64) for values in (count, trials, rate)))
     if not (n >= 0).all() or not ((p >= 0) & (p <= 1)).all():
         raise InputError("binomial: expected trials >= 0 and rates within 0 .. 1")
-    within = (k >= 0) & (k < n)  # elsewhere the tail holds nothing, or everything
-    tail = betaincc(np.where(within, k + 1, 1), np.where(within, n - k, 1), p)
-    return np.asarray(np.where(within, tail, k >= n), np.float64)
+    in_range = (k >= 0) & (k < n)  # elsewhere the probability is 0 or 1
+    tail = betaincc(np.where(in_range, k + 1, 1), np.where(in_range, n - k, 1), p)
+    return np.asarray(np.where(in_range, tail, k >= n), np.float64)
 
 
 def binomial_upper(count: Numbers, trials: Numbers, delta: float) -> Array:
-    """One-sided Clopper-Pearson bound: the rate is below it with probability at least 1 - delta.
+    """The one-sided Clopper-Pearson upper bound of a rate, which holds with probability at least 1 - delta.
 
-    The rate at which `binomial_cdf` is ``delta``, to 1e-10 of itself; 1 where every trial was an error.
+    It is the rate at which `binomial_cdf` equals ``delta``, with a relative error of 1e-10, and 1 if every
+    trial was an error.
 
     Raises:
-        InputError: more errors than trials, or ``delta`` outside 0 .. 1.
+        InputError: there are more errors than trials, or ``delta`` is not in (0, 1).
 
     Example:
         >>> bool(np.isclose(binomial_upper(0, 298, 0.05), 1 - 0.05 ** (1 / 298)))  # no error in 298
@@ -191,13 +201,21 @@ def binomial_upper(count: Numbers, trials: Numbers, delta: float) -> Array:
 
 
 def clopper_pearson(count: Numbers, trials: Numbers, level: float = 0.95) -> tuple[Array, Array]:
-    """Exact two-sided interval of a rate (Clopper and Pearson, Biometrika 26, 1934); 0 .. 1 without trials.
+    """The exact two-sided confidence interval of a rate (Clopper and Pearson, Biometrika 26, 1934).
 
-    Exact for independent trials. Pairs that share people are not: their interval is the bootstrap over
-    subjects.
+    It is exact for independent trials. Pairs that share people are not independent; for these use
+    `spherecf.evaluation.bootstrap_subjects`.
+
+    Args:
+        count: number of errors, any shape.
+        trials: number of trials, broadcast.
+        level: confidence level.
+
+    Returns:
+        Lower and upper ends; 0 and 1 without trials.
 
     Raises:
-        InputError: more errors than trials, or ``level`` outside 0 .. 1.
+        InputError: there are more errors than trials, or ``level`` is out of range.
 
     Example:
         >>> low, high = clopper_pearson(0, 10)
@@ -209,16 +227,18 @@ def clopper_pearson(count: Numbers, trials: Numbers, level: float = 0.95) -> tup
     k, n = _counts(count, trials)
     half = (1 - level) / 2
     high = binomial_upper(k, n, half)
-    # Not 1 - binomial_upper(n - k, n, half), which has lost most digits where the rate is small.
+    # Not 1 - binomial_upper(n - k, n, half), which loses most digits if the rate is small.
     low = np.where(k > 0, betaincinv(np.where(k > 0, k, 1), n - k + 1, half), 0.0)
     return np.asarray(low), high
 
 
 def wilson(count: Numbers, trials: Numbers, level: float = 0.95) -> tuple[Array, Array]:
-    """Wilson's score interval of a rate (JASA 22, 1927): close to exact on average; 0 .. 1 without trials.
+    """Wilson's score interval of a rate (JASA 22, 1927), whose coverage is close to ``level`` on average.
+
+    Args and returns are as in `clopper_pearson`.
 
     Raises:
-        InputError: more errors than trials.
+        InputError: there are more errors than trials.
 
     Example:
         >>> [round(float(end), 4) for end in wilson(5, 10)]

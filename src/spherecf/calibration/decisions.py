@@ -1,4 +1,4 @@
-"""Decision rules and thresholds with known error rates: match, non-match or undecided."""
+"""Decision rules (match, non-match or undecided) and thresholds, with their error rates."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from spherecf.calibration.checks import (
     check_shares,
     clopper_pearson,
     finite,
-    labelled,
+    split_scores,
 )
 from spherecf.common.parsing import checked
 from spherecf.errors import InputError
@@ -26,18 +26,17 @@ from spherecf.errors import InputError
 MinConfidence = Annotated[
     float,
     BeforeValidator(lambda value: -math.inf if value is None else value),
-    Field(
-        validation_alias=AliasChoices("min_confidence", "least_confidence")
-    ),  # models saved before it was renamed
+    Field(validation_alias=AliasChoices("min_confidence", "least_confidence")),  # the name in older models
 ]
-"""A minimum; JSON has no infinity, so None stands for -inf, which admits every pair."""
+"""A minimum confidence; as JSON has no infinity, None stands for -inf, which admits every pair."""
 
 
 def allowed_errors(rate: Numbers, trials: Numbers) -> NDArray[Any]:
-    """How many errors among ``trials`` keep to a rate of errors: rate * trials, and a hair more.
+    """The number of errors among ``trials`` that a rate allows: rate * trials, with a tolerance for rounding.
 
-    The hair, far less than an error, is for the rounding of the product: 0.07 of 100 are 7 errors, not 6.
-    Every comparison of a count with a rate uses it, so that all agree on the border. Counts may be weights.
+    The tolerance is a relative 1e-12: a rate of 0.29 allows 29 errors in 100 trials, although the product
+    rounds to less. Every comparison of a count with a rate uses this function, so that all agree. Trials may
+    be weights.
 
     Example:
         >>> float(np.floor(allowed_errors(0.29, 100))), 0.29 * 100 < 29
@@ -48,7 +47,7 @@ def allowed_errors(rate: Numbers, trials: Numbers) -> NDArray[Any]:
 
 
 def unresolved_rate(what: str, rate: float, trials: int, of: str = "non-mated pairs") -> str:
-    """Why no threshold can be told for a rate that asks for less than one error among all trials.
+    """The message for a rate that allows less than one error among all trials, so that it has no threshold.
 
     Example:
         >>> unresolved_rate("FMR", 1e-3, 250)
@@ -60,20 +59,21 @@ def unresolved_rate(what: str, rate: float, trials: int, of: str = "non-mated pa
 def threshold_at_rate(
     mated: NDArray[Any], non_mated: NDArray[Any], rate: float, *, trials: int | None = None
 ) -> Any:
-    """The smallest observed score that at most the share ``rate`` of the non-mated pairs reaches.
+    """The smallest observed score for which the false match rate does not exceed ``rate``.
 
-    Acceptance is score >= threshold and ties are accepted together, so the rate may stay below ``rate``.
+    A pair is accepted if score >= threshold. Tied scores are accepted together, so the false match rate may
+    be lower than ``rate``.
 
     Args:
-        mated: scores, ascending.
-        non_mated: scores, ascending.
+        mated: scores of mated pairs, ascending.
+        non_mated: scores of non-mated pairs, ascending.
         rate: false matches over non-mated pairs, 0 < rate <= 1.
-        trials: number of non-mated pairs where ``non_mated`` holds but the largest: at least one more than
-            the `allowed_errors`.
+        trials: number of non-mated pairs, if ``non_mated`` has only the largest scores. They must be at least
+            one more than the `allowed_errors`.
 
     Returns:
-        A score, of the type of the arrays; infinity where only accepting nothing keeps to the rate; None
-        where the rate asks for less than one error (`unresolved_rate` says so).
+        A score, in the type of the arrays; infinity if the rate is exceeded unless nothing is accepted; None
+        if the rate allows less than one error (see `unresolved_rate`).
 
     Example:
         >>> threshold_at_rate(np.array([0.8, 0.9]), np.array([0.1, 0.8]), 0.5)
@@ -85,13 +85,13 @@ def threshold_at_rate(
         return None
     if allowed >= n:
         return min(side[0] for side in (mated, non_mated) if side.size)
-    out = non_mated[-allowed - 1]  # the largest score that must not be accepted
-    above = ((side, int(np.searchsorted(side, out, side="right"))) for side in (mated, non_mated))
-    return min((side[at] for side, at in above if at < side.size), default=non_mated.dtype.type(np.inf))
+    rejected = non_mated[-allowed - 1]  # the largest score that must not be accepted
+    above = ((side, int(np.searchsorted(side, rejected, side="right"))) for side in (mated, non_mated))
+    return min((side[i] for side, i in above if i < side.size), default=non_mated.dtype.type(np.inf))
 
 
 class Decision(StrEnum):
-    """What is said about a pair."""
+    """The decision about a pair."""
 
     MATCH = "match"
     NON_MATCH = "non_match"
@@ -100,17 +100,17 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """Errors seen on the pairs that tested the rule, which chose nothing.
+    """Errors counted on the pairs that tested a rule; these were not used to choose it.
 
     Raises:
-        InputError: more errors than trials, or a rate outside 0 .. 1.
+        InputError: there are more errors than trials, or a rate is outside 0 .. 1.
     """
 
     error: str
     errors: int
     trials: int
     upper: float
-    """The rate is below it with probability 1 - delta (one-sided Clopper-Pearson)."""
+    """Upper bound of the rate that holds with probability 1 - delta (one-sided Clopper-Pearson)."""
 
     def __post_init__(self) -> None:
         check_counts(self.error, errors=self.errors, trials=self.trials)
@@ -121,30 +121,31 @@ class ErrorCount:
 
 @dataclass(frozen=True)
 class DecisionRule:
-    """Match iff score >= ``accept``, non-match iff score < ``reject``, both only with enough confidence.
+    """A decision rule: match if score >= ``accept``, non-match if score < ``reject``, else undecided.
 
-    The promise: for pairs exchangeable with those it was made from, the rate of ``error`` is at most
-    ``alpha``; the making of the rule fails in this with probability at most ``delta``. See docs/decisions.md.
+    Pairs with too little confidence are undecided as well. For pairs exchangeable with those from which the
+    rule was constructed, the rate of ``error`` is at most ``alpha``; the probability that the construction
+    gives a rule for which this fails is at most ``delta``. See docs/decisions.md.
 
     Args:
-        score: the score it reads: "cosine", "mls", ...
-        radius: r of the mutual likelihood score; None where the score has none.
-        confidence: the confidence of a pair that it reads, e.g. "kappa": the smaller kappa of the two.
-        accept: None where no rule could keep the promise: everything stays undecided.
+        score: name of the score: "cosine", "mls", ...
+        radius: r of the mutual likelihood score; None for other scores.
+        confidence: name of the confidence of a pair, e.g. "kappa", the smaller kappa of the two.
+        accept: None if no rule could guarantee the bound; every pair is then undecided.
         reject: <= accept; scores between the two are undecided.
-        min_confidence: pairs with less are undecided; -inf asks for none.
-        error: what is bounded: "decision", "fmr", "both" or "false-match-share".
+        min_confidence: pairs with less confidence are undecided; -inf admits every pair.
+        error: the bounded error: "decision", "fmr", "both" or "false-match-share".
         alpha: bound on its rate.
         delta: probability that the bound fails.
         tested_on: "pairs", or "disjoint pairs", no two of which share a person.
-        counts: what the test saw.
-        fnmr: bound on the share of mated pairs that are called non-match, where that is promised too; error
-            "fmr" then is a share of all non-mated pairs, the undecided among them.
-        extrapolated: 95 % interval, over people, of the false match rate at ``accept``, where ``alpha`` is
-            smaller than could be counted; None where it was counted.
+        counts: errors counted in the test.
+        fnmr: bound on the share of mated pairs decided as non-match, if the rule guarantees one. The rate of
+            "fmr" is then relative to all non-mated pairs, including undecided ones.
+        extrapolated: 95 % interval, over people, of the false match rate at ``accept`` if ``alpha`` is too
+            small to be counted; None if it was counted.
 
     Raises:
-        InputError: thresholds that are NaN or in the wrong order, rates outside 0 .. 1.
+        InputError: thresholds are NaN or in the wrong order, or rates are outside 0 .. 1.
 
     Example:
         >>> rule = DecisionRule("cosine", None, "kappa", 0.4, 0.2, 30.0, "both", 0.01, 0.05)
@@ -178,31 +179,32 @@ class DecisionRule:
 
     @property
     def decides(self) -> bool:
-        """False where no rule kept the promise on the data at hand; then everything is undecided."""
+        """False if no rule could guarantee the bound on the available data; every pair is then undecided."""
         return self.accept is not None
 
     def decide(self, scores: Numbers, confidences: Numbers) -> NDArray[Any]:
-        """A `Decision` for each pair, as strings, of the shape of the two broadcast together.
+        """The `Decision` for each pair, as an array of strings in the broadcast shape of the arguments.
 
-        A pair without a score, an image having no face, is no pair: say undecided without asking.
+        Pairs without a score, for example because an image has no face, must be left out; treat them as
+        undecided.
 
         Raises:
-            InputError: NaN.
+            InputError: a score or confidence is NaN.
         """
         s, c = np.broadcast_arrays(finite(scores), finite(confidences, "confidences"))
-        found = np.full(s.shape, Decision.UNDECIDED.value, dtype="<U9")
+        decisions = np.full(s.shape, Decision.UNDECIDED.value, dtype="<U9")
         if self.accept is not None and self.reject is not None:
-            sure = c >= self.min_confidence
-            found[sure & (s >= self.accept)] = Decision.MATCH.value
-            found[sure & (s < self.reject)] = Decision.NON_MATCH.value
-        return found
+            is_confident = c >= self.min_confidence
+            decisions[is_confident & (s >= self.accept)] = Decision.MATCH.value
+            decisions[is_confident & (s < self.reject)] = Decision.NON_MATCH.value
+        return decisions
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; a confidence that is not asked for is None."""
+        """The fields as JSON values; None if no minimum confidence is required."""
         facts = asdict(self) | {"counts": [asdict(count) for count in self.counts]}
         if self.extrapolated is None:
-            del facts["extrapolated"]  # as it was before there were such rules
-        return facts | {"min_confidence": _stated(self.min_confidence)}
+            del facts["extrapolated"]  # so that older programs can read the rule
+        return facts | {"min_confidence": None if self.min_confidence == -math.inf else self.min_confidence}
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "DecisionRule":
@@ -210,21 +212,20 @@ class DecisionRule:
         return checked(cls, facts, "decision")
 
 
-def _stated(value: float) -> float | None:
-    return None if value == -math.inf else value
-
-
 Ends = tuple[float, float]
+"""Lower and upper end of an interval."""
 Threshold = Annotated[float, BeforeValidator(lambda value: math.inf if value == "inf" else value)]
-"""Of a score; JSON has no infinity, so "inf" stands for the one that accepts nothing."""
+"""A threshold of a score; as JSON has no infinity, "inf" stands for the one that accepts nothing."""
 
 
 @dataclass(frozen=True)
 class ThresholdEntry:
-    """The smallest threshold seen whose FMR does not exceed ``target``; accept iff score >= threshold.
+    """The smallest observed score whose FMR as a threshold does not exceed ``target``, with its counts.
+
+    A pair is accepted if and only if score >= threshold.
 
     Raises:
-        InputError: rates outside 0 .. 1, more matches than pairs, or a threshold without its counts.
+        InputError: rates are outside 0 .. 1, there are more matches than pairs, or counts are missing.
     """
 
     target: float
@@ -236,18 +237,18 @@ class ThresholdEntry:
     fmr: float | None
     tmr: float | None
     fmr_exact: Ends | None
-    """Clopper-Pearson interval at 95 %, as if pairs were independent."""
+    """95 % Clopper-Pearson interval, which takes pairs as independent."""
     tmr_exact: Ends | None
     fmr_subjects: Ends | None = None
-    """Interval over subjects, from outside (`spherecf.evaluation.bootstrap_subjects`); None if not made."""
+    """Interval over subjects (`spherecf.evaluation.bootstrap_subjects`); None if it was not computed."""
     tmr_subjects: Ends | None = None
     unresolved: str | None = None
-    """Why there is no threshold: the target asks for less than one false match among the non-mated pairs."""
+    """Why there is no threshold: the target allows less than one false match among the non-mated pairs."""
 
     def __post_init__(self) -> None:
         what = f"threshold for FMR {self.target:g}"
         if not 0 < self.target <= 1:
-            raise InputError(f"{what}: expected a target within 0 .. 1")
+            raise InputError(f"{what}: expected 0 < target <= 1")
         if self.threshold is not None and not self.threshold > -math.inf:
             raise InputError(f"{what}: expected a number, got {self.threshold}")
         check_counts(what, 1, mated=self.mated, non_mated=self.non_mated)
@@ -265,15 +266,15 @@ class ThresholdEntry:
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """Thresholds of one score for several FMR targets, with the counts behind them.
+    """The thresholds of one score for several FMR targets, with their counts.
 
     Args:
-        score: which score they are for.
-        radius: r of the mutual likelihood score; None where the score has none.
+        score: name of the score.
+        radius: r of the mutual likelihood score; None for other scores.
         entries: by descending target.
 
     Raises:
-        InputError: targets that do not descend, or thresholds that fall with them.
+        InputError: targets do not descend, or thresholds decrease from one to the next.
 
     Example:
         >>> table = ThresholdTable.fit([0.9, 0.8, 0.8, 0.1], [1, 1, 0, 0], [0.5, 0.1], score="cosine")
@@ -291,7 +292,7 @@ class ThresholdTable:
         thresholds = [entry.threshold for entry in self.entries if entry.threshold is not None]
         if any(a <= b for a, b in pairwise(targets)) or any(a > b for a, b in pairwise(thresholds)):
             raise InputError(
-                f"{self.score}: expected entries by descending target, their thresholds not descending"
+                f"{self.score}: expected entries by descending target, with thresholds that do not decrease"
             )
 
     @classmethod
@@ -304,28 +305,37 @@ class ThresholdTable:
         score: str,
         radius: float | None = None,
     ) -> "ThresholdTable":
-        """Exact thresholds, ties together, as `spherecf.evaluation.tmr_at_fmr` counts them.
+        """The exact thresholds, with ties accepted together, as counted by `spherecf.evaluation.tmr_at_fmr`.
+
+        Args:
+            scores: (n,) scores, larger = more similar.
+            mated: (n,) true for mated pairs.
+            targets: FMR targets, 0 < target <= 1.
+            score: name of the score.
+            radius: r of the mutual likelihood score; None for other scores.
 
         Raises:
-            InputError: a target outside 0 .. 1, none at all, NaN, or one kind of pair only.
+            InputError: there are no targets or one is out of range, scores are NaN or infinite, or mated or
+                non-mated pairs are missing.
         """
-        same, other = (np.sort(side) for side in labelled(scores, mated))
+        mated_scores, non_mated_scores = (np.sort(side) for side in split_scores(scores, mated))
         if not targets or not all(0 < target <= 1 for target in targets):
             raise InputError(f"FMR targets: expected at least one within 0 .. 1, got {list(targets)}")
-        each = sorted(set(map(float, targets)), reverse=True)
-        return cls(score, radius, tuple(_entry(target, same, other) for target in each))
+        descending = sorted(set(map(float, targets)), reverse=True)
+        entries = tuple(_make_entry(target, mated_scores, non_mated_scores) for target in descending)
+        return cls(score, radius, entries)
 
     def at(self, target: float) -> ThresholdEntry:
         """The entry of an FMR target.
 
         Raises:
-            InputError: no such target in the table.
+            InputError: the table has no such target.
         """
         for entry in self.entries:
             if np.isclose(entry.target, target, rtol=1e-9, atol=0):
                 return entry
-        known = ", ".join(f"{entry.target:g}" for entry in self.entries)
-        raise InputError(f"{self.score}: no threshold for FMR {target:g}; the table has {known}")
+        available = ", ".join(f"{entry.target:g}" for entry in self.entries)
+        raise InputError(f"{self.score}: no threshold for FMR {target:g}; the table has {available}")
 
     def with_subject_intervals(
         self, fmr: Mapping[float, Ends], tmr: Mapping[float, Ends]
@@ -338,7 +348,7 @@ class ThresholdTable:
         return replace(self, entries=tuple(entries))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; an infinite threshold, which accepts nothing, is "inf"."""
+        """The fields as JSON values; an infinite threshold, which accepts nothing, is "inf"."""
         entries = [asdict(entry) for entry in self.entries]
         for entry in entries:
             entry["threshold"] = "inf" if entry["threshold"] == float("inf") else entry["threshold"]
@@ -350,20 +360,20 @@ class ThresholdTable:
         return checked(cls, facts, "thresholds")
 
 
-def _entry(target: float, same: NDArray[Any], other: NDArray[Any]) -> ThresholdEntry:
-    threshold = threshold_at_rate(same, other, target)
+def _make_entry(target: float, mated: NDArray[Any], non_mated: NDArray[Any]) -> ThresholdEntry:
+    """The entry of one target, from ascending scores of mated and non-mated pairs."""
+    threshold = threshold_at_rate(mated, non_mated, target)
     if threshold is None:
         return ThresholdEntry(
-            target, None, None, other.size, None, same.size, None, None, None, None,
-            unresolved=unresolved_rate("FMR", target, other.size),
+            target, None, None, non_mated.size, None, mated.size, None, None, None, None,
+            unresolved=unresolved_rate("FMR", target, non_mated.size),
         )  # fmt: skip
-    true = int(same.size - np.searchsorted(same, threshold))
-    false = int(other.size - np.searchsorted(other, threshold))
-    exact = [
-        tuple(float(end) for end in clopper_pearson(hits, of))
-        for hits, of in ((false, other.size), (true, same.size))
-    ]
+    true_matches = int(mated.size - np.searchsorted(mated, threshold))
+    false_matches = int(non_mated.size - np.searchsorted(non_mated, threshold))
+    fmr_low, fmr_high = map(float, clopper_pearson(false_matches, non_mated.size))
+    tmr_low, tmr_high = map(float, clopper_pearson(true_matches, mated.size))
     return ThresholdEntry(
-        target, float(threshold), false, other.size, true, same.size, false / other.size, true / same.size,
-        (exact[0][0], exact[0][1]), (exact[1][0], exact[1][1]),
+        target, float(threshold), false_matches, non_mated.size, true_matches, mated.size,
+        false_matches / non_mated.size, true_matches / mated.size,
+        (fmr_low, fmr_high), (tmr_low, tmr_high),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Evidence that knows how sure both sides of a pair are: likelihood ratio and rarity among strangers."""
+"""Evidence of a pair given the kappas of both sides: a likelihood ratio and the rarity of its cosine."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,74 +13,75 @@ from spherecf.calibration.checks import (
     check_radius,
     check_shares,
     finite,
-    labelled,
     llr_limits,
+    split_scores,
 )
 from spherecf.common.parsing import checked
 from spherecf.errors import InputError
 
 Array = NDArray[Any]
 Sides = tuple[Numbers, Numbers]
-"""Of the left and of the right side of pairs."""
+"""Values for the left and for the right side of pairs."""
 
-_TAIL = 0.05  # share of the non-mated pairs that the tail is fitted on
-_LEAST = 100  # pairs in it, under all conditions together
-_SMOOTH = 0.004  # width, in cosines, within which the loss of the quantile is rounded off
-_SHAPES = (-0.4, 0.4)  # of the tail, far beyond what cosines show
-_IMPOSSIBLE = 1e10  # cost of a tail that ends before the largest cosine
-_STEPS = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-9}
+_TAIL = 0.05  # share of the non-mated pairs on which the tail is fitted
+_MIN_TAIL_PAIRS = 100  # in the tail, all conditions together
+_SMOOTHING = 0.004  # width, in cosines, over which the kink of the quantile loss is smoothed
+_SHAPE_BOUNDS = (-0.4, 0.4)  # of the tail, well beyond the shapes that cosines have
+_IMPOSSIBLE = 1e10  # loss of a tail that ends before the largest cosine
+_OPTIONS = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-9}
 
 
 @dataclass(frozen=True)
 class ConditionalCalibrator:
-    """Likelihood ratio and rarity of a pair, given its scores and the concentrations of both sides.
+    """Likelihood ratio, rarity and evidence of a pair, given its scores and the concentrations of both sides.
 
-    With ``x`` the mutual likelihood score above ``neutral``, c the cosine, and a, b, u, v polynomials in both
-    log concentrations, a and u of second order, b and v
-    without the square of their sum::
+    With x the mutual likelihood score minus ``neutral``, c the cosine, and a, b, u, v polynomials in both log
+    concentrations (a and u of second order, b and v without the square of their sum)::
 
         llr      = a + softplus(b) x
-        rarity   = -log P(two other people, seen as surely, have a cosine of at least c)
-                 = -log(tail) + log(1 + shape (c - u) / exp(v)) / shape      from c = u on
-        evidence = min(rarity, 2.5 llr) where llr > 0, else llr
+        rarity   = -log P(a non-mated pair with the same concentrations has a cosine >= c)
+                 = -log(tail) + log(1 + shape (c - u) / exp(v)) / shape      for c >= u
+        evidence = min(rarity, 2.5 llr) if llr > 0, else llr
 
-    The rarity is that of peaks over the threshold u, which the share ``tail`` of the non-mated pairs exceeds
-    whatever the concentrations, by a generalised Pareto distribution (Pickands, Annals of Statistics 3,
-    1975; regression on covariates: Davison and Smith, JRSS B 52, 1990). So one threshold of it lets as many
-    strangers pass among good pictures as among bad ones, which no threshold of the score or of the ratio
-    does. All three rise with the cosine. Rare is not enough where the ratio is small: pictures of one damage
-    resemble each other more than their concentrations tell.
+    The rarity is a peaks-over-threshold model: a share ``tail`` of the non-mated pairs exceeds the threshold
+    u at any concentrations, and the excesses have a generalised Pareto distribution (Pickands, Annals of
+    Statistics 3, 1975; with covariates: Davison and Smith, JRSS B 52, 1990). A single threshold on the rarity
+    therefore gives nearly the same false match rate at any image quality, which a threshold on the score or
+    the ratio does not. All three values increase with the cosine. The rarity is limited to 2.5 llr, because
+    images with the same degradation are more similar than their concentrations account for.
 
     Args:
-        score: which evidence it is: "evidence", "evidence-template", ...
+        score: name of the evidence: "evidence", "evidence-template", ...
         radius: r of the mutual likelihood score.
-        neutral: mutual likelihood score of two sides that say nothing.
-        roles: left and right are of different kinds, a template and an image; else they may be swapped.
-        left: smallest and largest log concentration that it was fitted on; others count as the nearest.
-        right: likewise.
+        neutral: mutual likelihood score of two sides with kappa = 0, which carry no information.
+        roles: whether left and right are of different kinds, a template and an image. If not, they can be
+            swapped.
+        left: smallest and largest log concentration of the fit on the left; others are clipped to this range.
+        right: the same on the right.
         offset: coefficients of a.
-        slope: of b.
-        start: of u.
-        spread: of v.
-        shape: of the tail: below 0 it ends, above 0 it is heavier than exponential.
+        slope: coefficients of b.
+        start: coefficients of u.
+        spread: coefficients of v.
+        shape: shape of the tail: it is bounded for shape < 0, and heavier than exponential for shape > 0.
         tail: share of the non-mated pairs that exceed u.
-        mated: pairs it was fitted on.
-        non_mated: likewise.
+        mated: number of mated pairs of the fit.
+        non_mated: number of non-mated pairs of the fit.
 
     Raises:
-        InputError: coefficients that do not fit the kind, ranges that do not ascend, no pairs of one kind.
+        InputError: the number of coefficients does not fit ``roles``, ranges do not ascend, parameters are
+            not finite, or mated or non-mated pairs are missing.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> log_kappa, mated = rng.uniform(3, 5, (2, 20000)), np.arange(20000) % 4 == 0
         >>> cosine = 0.1 * rng.normal(size=20000) + mated * 0.1 * log_kappa.sum(0) / 2
         >>> mls = cosine * np.exp(log_kappa.mean(0)) / 10
-        >>> known = ConditionalCalibrator.fit(
+        >>> calibrator = ConditionalCalibrator.fit(
         ...     mls, cosine, np.exp(log_kappa), mated, score="evidence", radius=64.0, neutral=0.0
         ... )
-        >>> known.llr(5.0, (100.0, 100.0)) > known.llr(3.0, (100.0, 100.0)) > 0
+        >>> calibrator.llr(5.0, (100.0, 100.0)) > calibrator.llr(3.0, (100.0, 100.0)) > 0
         np.True_
-        >>> known.rarity([0.164, 0.233], (50.0, 50.0)).round(0).tolist()  # a share of 1 in 20, 1 in 100
+        >>> calibrator.rarity([0.164, 0.233], (50.0, 50.0)).round(0).tolist()  # a share of 1 in 20, 1 in 100
         [3.0, 5.0]
     """
 
@@ -105,15 +106,17 @@ class ConditionalCalibrator:
         check_radius(self.score, self.radius)
         check_counts(self.score, 1, mated=self.mated, non_mated=self.non_mated)
         check_shares(self.score, tail=self.tail)
-        for name, terms in zip(("offset", "slope", "start", "spread"), 2 * _terms(self.roles)):
-            found = getattr(self, name)
-            if len(found) != terms or not np.isfinite(found).all():
+        for name, terms in zip(("offset", "slope", "start", "spread"), 2 * _term_counts(self.roles)):
+            coefficients = getattr(self, name)
+            if len(coefficients) != terms or not np.isfinite(coefficients).all():
                 raise InputError(f"{self.score}: expected {terms} finite coefficients of the {name}")
         for low, high in (self.left, self.right):
             if not -np.inf < low <= high < np.inf:
                 raise InputError(f"{self.score}: expected ascending log concentrations, got {low} to {high}")
         if not (np.isfinite(self.neutral) and abs(self.shape) < 1 and 0 < self.tail < 1):
-            raise InputError(f"{self.score}: expected a finite neutral score, and a tail with |shape| < 1")
+            raise InputError(
+                f"{self.score}: expected a finite neutral score, |shape| < 1 and a tail within (0, 1)"
+            )
 
     @classmethod
     def fit(
@@ -129,29 +132,31 @@ class ConditionalCalibrator:
         roles: bool = False,
         conditions: ArrayLike | None = None,
     ) -> "ConditionalCalibrator":
-        """Ratio by logistic regression, threshold by quantile regression, tail by maximum likelihood.
+        """Fit the ratio by logistic regression, u by quantile regression and the tail by maximum likelihood.
 
-        Under each condition mated and non-mated pairs weigh as if there were one of each. One more pair of
-        either kind stands on the wrong side, so that no ratio is infinite (Platt, 1999).
+        All conditions have the same total weight, half of it for their mated pairs. Targets are regularised
+        as if one more pair of each kind were on the wrong side, so that no ratio is infinite (Platt, 1999).
 
         Args:
             scores: (n,) mutual likelihood scores.
-            cosines: (n,).
-            kappas: (2, n) concentrations of the left and right sides; 0 counts as the smallest above 0.
-            mated: (n,) true where both show one person.
-            score: name.
+            cosines: (n,) cosines.
+            kappas: (2, n) concentrations of the left and right sides; 0 is treated as the smallest value
+                above 0.
+            mated: (n,) true for mated pairs.
+            score: name of the evidence.
             radius: r of the scores.
-            neutral: score of two sides that say nothing.
+            neutral: mutual likelihood score of two sides with kappa = 0.
             roles: whether left and right are of different kinds.
-            conditions: (n,) numbers of the conditions, which count alike; None for one.
+            conditions: (n,) integer id of each pair's condition, such as clean or degraded; None for a single
+                one.
 
         Raises:
-            InputError: NaN, shapes that differ, one kind of pair only, concentrations that are negative or
-                infinite, scores that are all equal or fall with likeness, or too few non-mated pairs for a
-                tail (the message says how many it takes).
+            InputError: values are NaN, shapes differ, mated or non-mated pairs are missing, concentrations
+                are negative or infinite, scores are all equal or not larger for mated pairs, or there are too
+                few non-mated pairs for a tail (the message says how many are needed).
         """
-        x, c, m = (np.asarray(part) for part in (scores, cosines, mated))
-        same, other = labelled(x, m)
+        x, c, m = (np.asarray(values) for values in (scores, cosines, mated))
+        mated_scores, non_mated_scores = split_scores(x, m)
         x, c, m = x.astype(np.float64), finite(c, "cosines"), m.astype(bool)
         if c.shape != x.shape or np.shape(kappas) != (2, x.size):
             raise InputError(
@@ -159,79 +164,92 @@ class ConditionalCalibrator:
                 f"{np.shape(kappas)}"
             )
         if not np.ptp(x) > 0:
-            raise InputError(f"{score}: all {x.size} scores are equal; they tell nothing to calibrate")
-        if not same.mean() > other.mean():
+            raise InputError(f"{score}: all {x.size} scores are equal; there is nothing to calibrate")
+        if not mated_scores.mean() > non_mated_scores.mean():
             raise InputError(
                 f"{score}: mated pairs do not score higher than non-mated ones; are they swapped, or the "
                 "scores distances?"
             )
-        needed = int(np.ceil(_LEAST / _TAIL))
-        if other.size < needed:
+        required = int(np.ceil(_MIN_TAIL_PAIRS / _TAIL))
+        if non_mated_scores.size < required:
             raise InputError(
-                f"{score}: a tail takes at least {_LEAST} of the largest {_TAIL:.0%} of the non-mated "
-                f"pairs, so {needed} of them; there are {other.size}"
+                f"{score}: the tail is fitted on the largest {_TAIL:.0%} of the non-mated pairs and needs "
+                f"{_MIN_TAIL_PAIRS} pairs, so {required} non-mated pairs; there are {non_mated_scores.size}"
             )
-        log_kappa = _log(kappas)
-        ranges = [_range(side) for side in log_kappa] if roles else [_range(log_kappa)] * 2
+        log_kappa = _log_kappas(kappas)  # (2, n)
+        ranges = [_finite_range(side) for side in log_kappa] if roles else [_finite_range(log_kappa)] * 2
         basis = _basis(np.clip(log_kappa[0], *ranges[0]), np.clip(log_kappa[1], *ranges[1]), roles)
-        where = np.zeros(x.size, np.int64) if conditions is None else np.asarray(conditions)
-        weight = _weights(where, m)
-        short = _terms(roles)[1]
-        offset, slope = _ratio(basis, short, x - neutral, m, weight)
-        w = weight[~m] / weight[~m].sum()
-        start, spread, shape = _peaks(basis[~m], short, c[~m], w)
+        condition = np.zeros(x.size, np.int64) if conditions is None else np.asarray(conditions)
+        weight = _condition_weights(condition, m)
+        short = _term_counts(roles)[1]
+        offset, slope = _fit_ratio(basis, short, x - neutral, m, weight)
+        tail_weight = weight[~m] / weight[~m].sum()
+        start, spread, shape = _fit_tail(basis[~m], short, c[~m], tail_weight)
         return cls(
-            score, radius, float(neutral), roles, ranges[0], ranges[1], _plain(offset), _plain(slope),
-            _plain(start), _plain(spread), float(shape), _TAIL, same.size, other.size,
+            score, radius, float(neutral), roles, ranges[0], ranges[1], _as_tuple(offset), _as_tuple(slope),
+            _as_tuple(start), _as_tuple(spread), float(shape), _TAIL,
+            mated_scores.size, non_mated_scores.size,
         )  # fmt: skip
 
     def llr(self, scores: Numbers, kappas: Sides) -> Array:
-        """Natural-log likelihood ratio of mutual likelihood scores, held within `llr_limits`.
+        """The natural-log likelihood ratio of pairs, clipped to `llr_limits`.
 
         Args:
-            scores: of any shape.
-            kappas: of the left and right sides, each of a shape that broadcasts with it.
+            scores: mutual likelihood scores, any shape.
+            kappas: concentrations of the left and right sides, broadcast with the scores.
 
         Raises:
-            InputError: NaN, or a concentration that is negative or infinite.
+            InputError: values are NaN, or a concentration is negative or infinite.
         """
         return np.asarray(np.clip(self._ratio(scores, kappas), *llr_limits(self.mated, self.non_mated)))
 
     def rarity(self, cosines: Numbers, kappas: Sides) -> Array:
-        """-log of the share of non-mated pairs, seen as surely, whose cosine is at least as high; >= 0.
+        """-log of the share of non-mated pairs with these kappas whose cosine is at least as high; >= 0.
 
-        Beyond the pairs it was fitted on it is extrapolated. Below the threshold u, where no rule reads it,
-        it falls to 0 smoothly.
+        It is extrapolated beyond the pairs of the fit. Below the threshold u, where no rule uses it, it
+        decreases smoothly to 0.
+
+        Args:
+            cosines: cosines, any shape.
+            kappas: concentrations of the left and right sides, broadcast with the cosines.
 
         Raises:
-            InputError: as `llr`.
+            InputError: as in `llr`.
         """
-        basis, least = self._basis(kappas), -np.log(self.tail)
-        above = (finite(cosines, "cosines") - _of(basis, self.start)) / np.exp(_of(basis, self.spread))
-        below = least * np.exp(np.minimum(above, 0) / least)
-        return np.asarray(np.where(above > 0, least + _stretched(np.maximum(above, 0), self.shape), below))
+        basis, at_threshold = self._basis(kappas), -np.log(self.tail)
+        scale = np.exp(_polynomial(basis, self.spread))
+        excess = (finite(cosines, "cosines") - _polynomial(basis, self.start)) / scale
+        below = at_threshold * np.exp(np.minimum(excess, 0) / at_threshold)
+        above = at_threshold + _pareto_log_survival(np.maximum(excess, 0), self.shape)
+        return np.asarray(np.where(excess > 0, above, below))
 
     def evidence(self, scores: Numbers, cosines: Numbers, kappas: Sides) -> Array:
-        """What decision rules read: the rarity where the pair speaks for one person, else the ratio.
+        """The value to which decision rules apply: min(rarity, 2.5 llr) if llr > 0, else llr.
+
+        Args:
+            scores: mutual likelihood scores, any shape.
+            cosines: cosines of the same pairs.
+            kappas: concentrations of their left and right sides.
 
         Raises:
-            InputError: as `llr`.
+            InputError: as in `llr`.
         """
         ratio = self._ratio(scores, kappas)
-        rare = np.minimum(self.rarity(cosines, kappas), _GUARD * ratio)
-        return np.asarray(np.where(ratio > 0, rare, ratio))
+        limited_rarity = np.minimum(self.rarity(cosines, kappas), _RARITY_LIMIT * ratio)
+        return np.asarray(np.where(ratio > 0, limited_rarity, ratio))
 
     def _ratio(self, scores: Numbers, kappas: Sides) -> Array:
+        """The log-likelihood ratio without clipping."""
         basis = self._basis(kappas)
-        excess = finite(scores) - self.neutral
-        return np.asarray(_of(basis, self.offset) + _softplus(_of(basis, self.slope)) * excess)
+        x = finite(scores) - self.neutral
+        return np.asarray(_polynomial(basis, self.offset) + _softplus(_polynomial(basis, self.slope)) * x)
 
     def _basis(self, kappas: Sides) -> Array:
-        left, right = _log(kappas[0]), _log(kappas[1])
+        left, right = _log_kappas(kappas[0]), _log_kappas(kappas[1])
         return _basis(np.clip(left, *self.left), np.clip(right, *self.right), self.roles)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """The fields as JSON values."""
         facts = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
         return {"kind": self.kind, **facts}
 
@@ -241,11 +259,12 @@ class ConditionalCalibrator:
         return checked(cls, facts, "conditional")
 
 
-_GUARD = 2.5  # a rarity counts up to so many times the llr; measured, see docs/LOG.md
-_CENTRE = 5.0  # of a log concentration, so that the coefficients are of one size
+_RARITY_LIMIT = 2.5  # maximum of rarity / llr, from measurements in docs/LOG.md
+_CENTRE = 5.0  # subtracted from log concentrations, so that all coefficients have the same order of magnitude
 
 
-def _log(kappas: Any) -> Array:
+def _log_kappas(kappas: Any) -> Array:
+    """log kappa, checked; -inf for 0."""
     values = finite(kappas, "concentrations")
     if (values < 0).any() or np.isinf(values).any():
         raise InputError("concentrations: expected numbers >= 0 and finite")
@@ -253,38 +272,42 @@ def _log(kappas: Any) -> Array:
         return np.asarray(np.log(values))
 
 
-def _range(log_kappa: Array) -> tuple[float, float]:
-    known = log_kappa[np.isfinite(log_kappa)]
-    if not known.size:
+def _finite_range(log_kappa: Array) -> tuple[float, float]:
+    """The smallest and the largest finite value."""
+    finite_values = log_kappa[np.isfinite(log_kappa)]
+    if not finite_values.size:
         raise InputError("concentrations: expected some above 0")
-    return float(known.min()), float(known.max())
+    return float(finite_values.min()), float(finite_values.max())
 
 
-def _terms(roles: bool) -> tuple[int, int]:
-    """How many terms the longer and the shorter polynomials have."""
+def _term_counts(roles: bool) -> tuple[int, int]:
+    """The number of terms of the longer polynomials (a, u) and of the shorter ones (b, v)."""
     return (6, 4) if roles else (4, 3)
 
 
 def _basis(left: Array, right: Array, roles: bool) -> Array:
-    """(..., 4) terms that do not change if the sides are swapped; (..., 6) with roles."""
-    total, apart = left + right - 2 * _CENTRE, left - right
-    short = [np.ones_like(total), total, apart * apart, *([apart] if roles else [])]
-    return np.stack([*short, total * total, *([apart * total] if roles else [])], axis=-1)
+    """The terms of the polynomials, (..., 6); without roles those symmetric in the sides, (..., 4)."""
+    total, difference = left + right - 2 * _CENTRE, left - right
+    short = [np.ones_like(total), total, difference * difference, *([difference] if roles else [])]
+    return np.stack([*short, total * total, *([difference * total] if roles else [])], axis=-1)
 
 
-def _of(basis: Array, coefficients: ArrayLike) -> Array:
-    """(...) value of a polynomial that has the first terms of the basis."""
+def _polynomial(basis: Array, coefficients: ArrayLike) -> Array:
+    """The polynomial with these coefficients of the first terms of the basis, (...)."""
     theta = np.asarray(coefficients)
     return np.asarray(basis[..., : len(theta)] @ theta)
 
 
-def _weights(conditions: Array, mated: NDArray[np.bool_]) -> Array:
-    """(n,) each condition that has both kinds of pairs weighs 1, half of it its mated pairs."""
-    _, place = np.unique(conditions, return_inverse=True)
-    group = 2 * place + mated
-    counts = np.bincount(group, minlength=2 * place.max() + 2)
-    both = (counts[::2] > 0) & (counts[1::2] > 0)
-    return np.asarray(np.where(both[place], 0.5 / counts[group], 0.0))
+def _condition_weights(conditions: Array, mated: NDArray[np.bool_]) -> Array:
+    """The weight of each pair (n,): 1 in total for every condition, half of it for its mated pairs.
+
+    Conditions without mated or without non-mated pairs have weight 0.
+    """
+    _, condition = np.unique(conditions, return_inverse=True)
+    group = 2 * condition + mated
+    counts = np.bincount(group, minlength=2 * condition.max() + 2)
+    has_both = (counts[::2] > 0) & (counts[1::2] > 0)
+    return np.asarray(np.where(has_both[condition], 0.5 / counts[group], 0.0))
 
 
 def _softplus(values: Array) -> Array:
@@ -295,88 +318,107 @@ def _sigmoid(values: Array) -> Array:
     return 0.5 * (1 + np.tanh(values / 2))
 
 
-def _stretched(above: Array, shape: float) -> Array:
-    """-log of the survival of a generalised Pareto distribution of unit scale; short where shape is 0.
+def _pareto_log_survival(excess: Array, shape: float) -> Array:
+    """-log P(X > excess) of a generalised Pareto distribution with unit scale, log(1 + shape excess) / shape.
 
-    With a shape below 0 the distribution ends; from there on a line goes on, so that all rises.
+    For shape = 0 it is the excess itself. For shape < 0 the distribution is bounded; near its end the
+    function continues as a straight line, so that it stays finite and increasing.
     """
     if abs(shape) < 1e-9:
-        return above
-    inside = np.maximum(1 + shape * above, _END)
-    return np.asarray(
-        np.log(inside) / shape + np.where(1 + shape * above < _END, above + (1 - _END) / shape, 0.0)
-    )
+        return excess
+    factor = 1 + shape * excess
+    line = np.where(factor < _END, excess + (1 - _END) / shape, 0.0)
+    return np.asarray(np.log(np.maximum(factor, _END)) / shape + line)
 
 
-_END = 0.05  # share of the way to the end of a bounded tail at which the line begins
+_END = 0.05  # value of 1 + shape * excess, 0 at the end of a bounded tail, at which the line begins
 
 
-def _plain(values: Array) -> tuple[float, ...]:
+def _as_tuple(values: Array) -> tuple[float, ...]:
     return tuple(values.tolist())
 
 
-def _ratio(
-    basis: Array, short: int, excess: Array, mated: NDArray[np.bool_], weight: Array
+def _fit_ratio(
+    basis: Array, short: int, x: Array, mated: NDArray[np.bool_], weight: Array
 ) -> tuple[Array, Array]:
-    """Coefficients of offset and slope that minimise Cllr."""
+    """The coefficients of offset and slope that minimise Cllr.
+
+    Args:
+        basis: (n, terms).
+        short: number of coefficients of the slope.
+        x: (n,) mutual likelihood scores minus the neutral score.
+        mated: (n,) true for mated pairs.
+        weight: (n,) weights of the pairs.
+    """
     terms = basis.shape[1]
-    scale = max(float(np.std(excess)), np.finfo(float).tiny)
-    same = int(mated.sum())
-    target = np.where(mated, 1 - 1 / (same + 2), 1 / (mated.size - same + 2))
+    scale = max(float(np.std(x)), np.finfo(float).tiny)
+    n_mated = int(mated.sum())
+    target = np.where(mated, 1 - 1 / (n_mated + 2), 1 / (mated.size - n_mated + 2))
     total = weight.sum()
 
-    def cost(theta: Array) -> tuple[float, Array]:
-        steep = _of(basis, theta[terms:])
-        llr = _of(basis, theta[:terms]) + _softplus(steep) * excess
-        wrong = weight * (_sigmoid(llr) - target) / total
-        loss = weight @ (np.logaddexp(0, llr) - target * llr) / total
-        by_slope = basis[:, :short].T @ (wrong * excess * _sigmoid(steep))
-        return float(loss), np.concatenate([basis.T @ wrong, by_slope])
+    def loss(theta: Array) -> tuple[float, Array]:
+        """The loss and its gradient."""
+        b = _polynomial(basis, theta[terms:])
+        llr = _polynomial(basis, theta[:terms]) + _softplus(b) * x
+        residual = weight * (_sigmoid(llr) - target) / total
+        value = weight @ (np.logaddexp(0, llr) - target * llr) / total
+        slope_gradient = basis[:, :short].T @ (residual * x * _sigmoid(b))
+        return float(value), np.concatenate([basis.T @ residual, slope_gradient])
 
-    first = np.zeros(terms + short)
-    first[terms] = np.log(np.expm1(1 / scale)) if scale > 2e-3 else 1 / scale
-    theta = _minimum(cost, first, "likelihood ratio")
+    initial = np.zeros(terms + short)
+    initial[terms] = np.log(np.expm1(1 / scale)) if scale > 2e-3 else 1 / scale  # softplus(b) = 1 / scale
+    theta = _minimise(loss, initial, "likelihood ratio")
     return theta[:terms], theta[terms:]
 
 
-def _peaks(basis: Array, short: int, cosine: Array, weight: Array) -> tuple[Array, Array, float]:
-    """(threshold, log scale, shape) of the largest cosines of non-mated pairs."""
+def _fit_tail(basis: Array, short: int, cosine: Array, weight: Array) -> tuple[Array, Array, float]:
+    """The coefficients of the threshold u and of the log scale v, and the shape of the tail.
 
-    def pinball(theta: Array) -> tuple[float, Array]:
-        off = (cosine - basis @ theta) / _SMOOTH
-        loss = weight @ ((1 - _TAIL) * off + _softplus(-off)) * _SMOOTH
-        return float(loss), basis.T @ (weight * (_sigmoid(-off) - (1 - _TAIL)))
+    Args:
+        basis: (n, terms), of the non-mated pairs.
+        short: number of coefficients of the log scale.
+        cosine: (n,) their cosines.
+        weight: (n,) their weights, with sum 1.
+    """
+
+    def quantile_loss(theta: Array) -> tuple[float, Array]:
+        """The smoothed pinball loss of the quantile 1 - _TAIL, and its gradient."""
+        residual = (cosine - basis @ theta) / _SMOOTHING
+        value = weight @ ((1 - _TAIL) * residual + _softplus(-residual)) * _SMOOTHING
+        return float(value), basis.T @ (weight * (_sigmoid(-residual) - (1 - _TAIL)))
 
     root = np.sqrt(weight)
-    first = np.linalg.lstsq(basis * root[:, None], cosine * root, rcond=None)[0]
-    first[0] += 1.6 * np.sqrt(weight @ (cosine - basis @ first) ** 2)
-    start = _minimum(pinball, first, "threshold of the tail")
-    above = cosine - basis @ start
-    rows = above > 0
-    basis, above, weight = basis[rows, :short], above[rows], weight[rows] / weight[rows].sum()
+    initial = np.linalg.lstsq(basis * root[:, None], cosine * root, rcond=None)[0]
+    initial[0] += 1.6 * np.sqrt(weight @ (cosine - basis @ initial) ** 2)  # about the 95 % quantile
+    start = _minimise(quantile_loss, initial, "threshold of the tail")
+    excess = cosine - basis @ start
+    in_tail = excess > 0
+    basis, excess, weight = basis[in_tail, :short], excess[in_tail], weight[in_tail] / weight[in_tail].sum()
 
-    def surprise(theta: Array) -> tuple[float, Array]:
-        scaled, shape = above / np.exp(basis @ theta[:short]), theta[short]
+    def tail_loss(theta: Array) -> tuple[float, Array]:
+        """The mean negative log-likelihood of the generalised Pareto distribution, and its gradient."""
+        scaled, shape = excess / np.exp(basis @ theta[:short]), theta[short]
         shape = shape if abs(shape) > 1e-6 else 1e-6
-        inside = 1 + shape * scaled
-        if not (inside > 1e-6).all():
+        factor = 1 + shape * scaled
+        if not (factor > 1e-6).all():
             return _IMPOSSIBLE, np.zeros_like(theta)
-        log, slope = np.log(inside), (1 + shape) * scaled / inside
-        loss = weight @ (basis @ theta[:short] + (1 + 1 / shape) * log)
-        by_shape = (1 + 1 / shape) * scaled / inside - log / shape**2
-        return float(loss), np.append(basis.T @ (weight * (1 - slope)), weight @ by_shape)
+        log_factor, slope = np.log(factor), (1 + shape) * scaled / factor
+        value = weight @ (basis @ theta[:short] + (1 + 1 / shape) * log_factor)
+        shape_gradient = (1 + 1 / shape) * scaled / factor - log_factor / shape**2
+        return float(value), np.append(basis.T @ (weight * (1 - slope)), weight @ shape_gradient)
 
-    first = np.zeros(short + 1)
-    first[0], first[-1] = np.log(weight @ above), _SHAPES[1] / 8  # above 0, where all is possible
-    bounds = [(None, None)] * short + [_SHAPES]
-    theta = _minimum(surprise, first, "tail", bounds)
+    initial = np.zeros(short + 1)
+    initial[0], initial[-1] = np.log(weight @ excess), _SHAPE_BOUNDS[1] / 8  # > 0: a tail without an end
+    bounds = [(None, None)] * short + [_SHAPE_BOUNDS]
+    theta = _minimise(tail_loss, initial, "tail", bounds)
     return start, theta[:short], float(theta[short])
 
 
-def _minimum(cost: Any, first: Array, what: str, bounds: Any = None) -> Array:
-    from scipy.optimize import minimize  # a third of a second, for those who fit
+def _minimise(loss: Any, initial: Array, what: str, bounds: Any = None) -> Array:
+    """The minimum of a function that returns its value and gradient."""
+    from scipy.optimize import minimize  # imported only to fit: it takes a third of a second
 
-    found = minimize(cost, first, jac=True, method="L-BFGS-B", bounds=bounds, options=_STEPS)
-    if not np.isfinite(found.x).all() or not found.fun < cost(first)[0]:
-        raise InputError(f"conditional calibration: the {what} did not settle; look at the scores")
-    return np.asarray(found.x)
+    result = minimize(loss, initial, jac=True, method="L-BFGS-B", bounds=bounds, options=_OPTIONS)
+    if not np.isfinite(result.x).all() or not result.fun < loss(initial)[0]:
+        raise InputError(f"conditional calibration: the fit of the {what} did not converge; check the scores")
+    return np.asarray(result.x)

@@ -1,8 +1,9 @@
 """Training objectives, as functions and as modules.
 
-Stage 1: `margin_softmax_loss` with a `Margin` (docs/margins.md says which); the formulas are functions of
-the cosine. Stage 2: the sphere confidence loss, exact and as released, and its rivals: with a Gaussian, on
-pairs, and against the prototypes of others.
+Stage 1 trains the backbone: `margin_softmax_loss` with a `Margin`, whose formulas are functions of the cosine
+(docs/margins.md helps to choose one). Stage 2 trains the confidence head: the sphere confidence loss, exact
+and as released, and the objectives it is compared with, which use Gaussians (SCF-G), mated pairs (PFE) or the
+prototypes of the other identities (CR-FIQA, RTS).
 """
 
 from spherecf.losses.baselines import (
@@ -56,7 +57,8 @@ from spherecf.losses.sphere_confidence import (
     sphere_confidence_loss_from_cosine,
 )
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are for the other packages of spherecf and are not part of the public
+# interface.
 __all__ = [
     "AdaFace",
     "ArcFace",

@@ -1,4 +1,4 @@
-"""The objectives that SCF is compared with: SCF-G, PFE-G and PFE-v, ProbFace, CR-FIQA and RTS."""
+"""The objectives that SCF is compared with: SCF-G, PFE-G, PFE-v, ProbFace, CR-FIQA and RTS."""
 
 from functools import cache
 from math import log, pi
@@ -21,13 +21,15 @@ def gaussian_confidence_loss(
     prototypes: Float[Tensor, "batch dim"],
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """KL(delta(z - w) || N(z; mu, I / lambda)): minus the log density of a Gaussian at the prototype,
+    """SCF-G: the sphere confidence loss with an isotropic Gaussian (Li et al., CVPR 2021, section 4).
+
+    KL(delta(z - w) || N(z; mu, I / lambda)) is minus the log density of the Gaussian at the prototype w:
 
         L = lambda |mu - w|^2 / 2 - d/2 log lambda + d/2 log(2 pi),
+        dL/dlambda = (|mu - w|^2 - d / lambda) / 2.
 
-    the baseline SCF-G of Li et al., CVPR 2021, section 4. The precision lambda plays the part of kappa;
-    dL/dlambda = (|mu - w|^2 - d / lambda) / 2, so the best lambda of a sample is d / |mu - w|^2 = d / (2 (1 -
-    cos)). That of the vMF is the same with d - 1 for d where kappa is large.
+    The precision lambda corresponds to kappa. Its optimum for a sample is d / |mu - w|^2 = d / (2 (1 - cos));
+    for large kappa, that of the vMF distribution is the same with d - 1 in place of d.
 
     Args:
         mu: unit mean directions, (batch, dim).
@@ -36,8 +38,8 @@ def gaussian_confidence_loss(
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit, or vectors that are not of unit length within 1e-2 (looked at on the
-            CPU only, as in `sphere_confidence_loss`).
+        InputError: shapes do not fit, or vectors are not of unit length within 1e-2 (checked on the CPU only,
+            as in `sphere_confidence_loss`).
 
     Example:
         >>> import torch
@@ -52,8 +54,8 @@ def gaussian_confidence_loss(
             "prototype per sample: prototypes[labels]."
         )
     check_unit(mu=mu, prototypes=prototypes)
-    half_square = (widen(mu) - widen(prototypes)).square().sum(1) / 2
-    return _loss(half_square, log_precision, mu.shape[1], reduction)
+    half_square = (widen(mu) - widen(prototypes)).square().sum(1) / 2  # (batch,)
+    return _gaussian_loss(half_square, log_precision, mu.shape[1], reduction)
 
 
 def gaussian_confidence_loss_from_cosine(
@@ -62,7 +64,16 @@ def gaussian_confidence_loss_from_cosine(
     dim: int,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """`gaussian_confidence_loss` where the cosine to the prototype is known: |mu - w|^2 = 2 (1 - cos).
+    """`gaussian_confidence_loss` from precomputed cosines to the prototypes: |mu - w|^2 = 2 (1 - cos).
+
+    Args:
+        cosine: cos(mu, w), any shape.
+        log_precision: log lambda, the same shape.
+        dim: dimension d >= 2.
+        reduction: "mean", "sum" or "none" (one loss per sample).
+
+    Raises:
+        InputError: shapes do not fit, or dim is below 2.
 
     Example:
         >>> import torch
@@ -71,15 +82,16 @@ def gaussian_confidence_loss_from_cosine(
     """
     if cosine.shape != log_precision.shape:
         raise InputError(
-            f"expected one log_precision per cosine, got {tuple(log_precision.shape)} and "
-            f"{tuple(cosine.shape)}."
+            "expected one log_precision per cosine, got log_precision "
+            f"{tuple(log_precision.shape)} and cosine {tuple(cosine.shape)}."
         )
     if dim < 2:
         raise InputError(f"expected dim, the number of coordinates, >= 2; got {dim}.")
-    return _loss(1 - widen(cosine), log_precision, dim, reduction)
+    return _gaussian_loss(1 - widen(cosine), log_precision, dim, reduction)
 
 
-def _loss(half_square: Tensor, log_precision: Tensor, dim: int, reduction: Reduction) -> Tensor:
+def _gaussian_loss(half_square: Tensor, log_precision: Tensor, dim: int, reduction: Reduction) -> Tensor:
+    """The loss of SCF-G from |mu - w|^2 / 2."""
     log_precision = widen(log_precision)
     return _reduce(log_precision.exp() * half_square - dim / 2 * (log_precision - log(2 * pi)), reduction)
 
@@ -90,17 +102,18 @@ def pfe_gaussian_loss(
     labels: Int[Tensor, " batch"],
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """Minus the mutual likelihood score of two diagonal Gaussians (Shi & Jain, ICCV 2019, eq. 3), constant
-    left out, over all pairs of one identity in the batch:
+    """PFE-G: minus the mutual likelihood score of diagonal Gaussians, over all mated pairs of a batch.
 
         L_ij = 1/2 sum_l ( (mu_i - mu_j)_l^2 / (v_i + v_j)_l + log (v_i + v_j)_l ),   i < j, label_i = label_j
 
-    Work and memory grow with the genuine pairs, not with all of them.
+    (Shi & Jain, ICCV 2019, eq. 3, without its constant). Time and memory grow with the number of mated pairs,
+    not of all pairs.
 
     Args:
         mu: mean directions, (batch, dim).
         log_variance: log v, one per coordinate, (batch, dim).
-        labels: identities, (batch,). A batch of P identities with K samples each has P K (K-1) / 2 pairs.
+        labels: identities, (batch,). A batch of P identities with K samples each has P K (K-1) / 2 mated
+            pairs.
         reduction: "mean", "sum" or "none" (one loss per pair, ordered by i, then j).
 
     Raises:
@@ -116,10 +129,10 @@ def pfe_gaussian_loss(
             "pfe_gaussian_loss: expected mu and log_variance (batch, dim) and labels (batch,), got "
             f"{tuple(mu.shape)}, {tuple(log_variance.shape)} and {tuple(labels.shape)}."
         )
-    i, j = _genuine_pairs(labels, "pfe_gaussian_loss")
+    i, j = _mated_pairs(labels, "pfe_gaussian_loss")
     mu, log_variance = widen(mu), widen(log_variance)
-    log_sum = torch.logaddexp(log_variance[i], log_variance[j])
-    loss = 0.5 * (((mu[i] - mu[j]) * torch.exp(-log_sum / 2)).square() + log_sum).sum(1)
+    log_sum = torch.logaddexp(log_variance[i], log_variance[j])  # (pairs, dim) log (v_i + v_j)
+    loss = 0.5 * (((mu[i] - mu[j]) * torch.exp(-log_sum / 2)).square() + log_sum).sum(1)  # (pairs,)
     return _reduce(loss, reduction)
 
 
@@ -130,23 +143,22 @@ def pfe_vmf_loss(
     radius: float | int = 64.0,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """Minus the mutual likelihood score of two von Mises-Fisher distributions (Li et al., CVPR 2021, eq. 13)
-    over all pairs of one identity in the batch: PFE-v.
+    """PFE-v: minus the mutual likelihood score of vMF distributions, over all mated pairs of a batch.
+
+    It is the score of Li et al., CVPR 2021, eq. 13, with its large terms combined so that float32 is enough:
 
         L_ij = c(p) - c(k_i) - c(k_j) + 2 k_i k_j (1 - cos) / (k_i + k_j + p) + d log r,
         p = |k_i mu_i + k_j mu_j|,    c(k) = log C_d(k) + k,    1 - cos = |mu_i - mu_j|^2 / 2
-
-    The score of eq. 13 with its large terms combined, so that float32 is enough.
 
     Args:
         mu: unit mean directions, (batch, dim), dim >= 2.
         log_kappa: log concentrations, (batch,).
         labels, reduction: as in `pfe_gaussian_loss`.
-        radius: r > 0; adds a constant, never changes a gradient.
+        radius: r > 0; adds a constant and never changes a gradient.
 
     Raises:
         InputError: shapes do not fit, no two labels are equal, or mu is not of unit length within 1e-2
-            (looked at on the CPU only, as in `sphere_confidence_loss`).
+            (checked on the CPU only, as in `sphere_confidence_loss`).
 
     Example:
         >>> mu = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -160,28 +172,28 @@ def pfe_vmf_loss(
         )
     r = checked_radius(radius)
     check_unit(mu=mu)
-    i, j = _genuine_pairs(labels, "pfe_vmf_loss")
+    i, j = _mated_pairs(labels, "pfe_vmf_loss")
     dim, mu, kappa = mu.shape[1], widen(mu), widen(log_kappa).exp()
-    separate = log_normalizer_scaled(kappa, dim)
-    far = (mu[i] - mu[j]).square().sum(1) / 2  # (pairs,) 1 - cos, with all its digits near cos = 1
-    p, _, apart = product_concentration(kappa[i], kappa[j], 2 - far, far)
-    loss = log_normalizer_scaled(p, dim) - separate[i] - separate[j] + apart
+    c = log_normalizer_scaled(kappa, dim)  # (batch,)
+    one_minus_cosine = (mu[i] - mu[j]).square().sum(1) / 2  # (pairs,), accurate near cos = 1
+    p, _, excess = product_concentration(kappa[i], kappa[j], 2 - one_minus_cosine, one_minus_cosine)
+    loss = log_normalizer_scaled(p, dim) - c[i] - c[j] + excess  # (pairs,); excess is k_i + k_j - p
     return _reduce(loss + dim * log(r), reduction)
 
 
-def _genuine_pairs(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Positions i < j of all pairs with the same label."""
+def _mated_pairs(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Indices i < j of all pairs with the same label, (pairs,) each."""
     i, j = (labels.unsqueeze(1) == labels).triu(1).nonzero(as_tuple=True)
     if not len(i):
         raise InputError(
-            f"{name}: expected at least two samples of one identity in a batch, but the {len(labels)} labels "
-            "are all different. Draw batches of P identities with K >= 2 samples each."
+            f"{name}: expected at least two samples of one identity in the batch, but the {len(labels)} "
+            "labels are all different. Use batches of P identities with K >= 2 samples each."
         )
     return i, j
 
 
-_TRIPLET, _MARGIN = 0.001, 3.0  # as released
-_CONSTRAINT = 0.128  # released: 0.001 times the sum over a batch of 128
+_TRIPLET_WEIGHT, _TRIPLET_MARGIN = 0.001, 3.0  # as in the released code
+_VARIANCE_WEIGHT = 0.128  # the released code has 0.001 times the sum over a batch of 128
 
 
 def probface_loss(
@@ -190,22 +202,22 @@ def probface_loss(
     labels: Int[Tensor, " batch"],
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """ProbFace (K. Chen et al., arXiv 2102.04075, and github.com/KaenChan/ProbFace): PFE with one variance v
-    per image, kept close to its mean, and with the order of the distances preserved.
+    """ProbFace: PFE with one variance per image, regularised towards its mean, and a triplet loss.
 
-        d_ij = 2 (1 - cos_ij) / (v_i + v_j)
-        L_ij = d_ij + log (v_i + v_j)                        the fast mutual likelihood score, i, j genuine
-               + 0.001 mean over both anchors of [3 + d_ij - d_in]_+     n: semi-hard, see below
-               + 0.128 mean over the batch of (v / m - 1)^2              m: mean of v, a constant
+    With the distance d_ij = 2 (1 - cos_ij) / (v_i + v_j), the loss of a mated pair i, j is
 
-    The negative n of anchor i is the image of another person with the smallest d_in > d_ij; where there is
-    none, that with the largest d_in. The weights are those of the released code. Its uncertainty comes from a
-    fusion of several layers; here any head gives it.
+        L_ij = d_ij + log (v_i + v_j)                                 minus the fast mutual likelihood score
+               + 0.001 mean over both anchors of [3 + d_ij - d_in]_+  n: semi-hard negative, see below
+               + 0.128 mean over the batch of (v / m - 1)^2           m: mean of v, without gradient
+
+    (K. Chen et al., arXiv 2102.04075; weights of github.com/KaenChan/ProbFace). The semi-hard negative n of
+    anchor i is the image of another identity with the smallest d_in > d_ij or, if there is none, with the
+    largest d_in. ProbFace predicts v from several fused layers; here any head may predict it.
 
     Args:
         mu: unit mean directions, (batch, dim).
         log_variance: log v, (batch,).
-        labels, reduction: as in `pfe_gaussian_loss`; without a second identity there is no order to preserve.
+        labels, reduction: as in `pfe_gaussian_loss`. If there is only one identity, the triplet term is 0.
 
     Raises:
         InputError: shapes do not fit, or no two labels are equal.
@@ -220,24 +232,27 @@ def probface_loss(
             "probface_loss: expected mu (batch, dim), log_variance and labels (batch,), got "
             f"{tuple(mu.shape)}, {tuple(log_variance.shape)} and {tuple(labels.shape)}."
         )
-    i, j = _genuine_pairs(labels, "probface_loss")
+    i, j = _mated_pairs(labels, "probface_loss")
     mu, log_variance = widen(mu), widen(log_variance)
-    log_sum = torch.logaddexp(log_variance[:, None], log_variance)  # (batch, batch)
+    log_sum = torch.logaddexp(log_variance[:, None], log_variance)  # (batch, batch) log (v_i + v_j)
     distance = (1 - mu @ mu.T).clamp_min(0) * 2 * torch.exp(-log_sum)  # (batch, batch)
-    kept = (_semi_hard(distance, labels, i, j) + _semi_hard(distance, labels, j, i)) / 2
-    relative = torch.exp(log_variance - torch.logsumexp(log_variance.detach(), 0) + log(len(mu)))  # (batch,)
-    loss = distance[i, j] + log_sum[i, j] + _TRIPLET * kept + _CONSTRAINT * (relative - 1).square().mean()
+    triplet = (_triplet_hinge(distance, labels, i, j) + _triplet_hinge(distance, labels, j, i)) / 2
+    # (batch,) v / m
+    relative = torch.exp(log_variance - torch.logsumexp(log_variance.detach(), 0) + log(len(mu)))
+    penalty = (relative - 1).square().mean()
+    loss = distance[i, j] + log_sum[i, j] + _TRIPLET_WEIGHT * triplet + _VARIANCE_WEIGHT * penalty
     return _reduce(loss, reduction)
 
 
-def _semi_hard(distance: Tensor, labels: Tensor, anchor: Tensor, positive: Tensor) -> Tensor:
-    """(pairs,) hinge of each genuine pair against a semi-hard negative of its anchor; 0 without negatives."""
-    own, row = distance[anchor, positive], distance[anchor]  # (pairs,), (pairs, batch)
-    other = labels[anchor, None] != labels  # (pairs, batch)
-    beyond = row.masked_fill(~other | (row <= own[:, None]), torch.inf).amin(1)  # (pairs,)
-    farthest = row.masked_fill(~other, -torch.inf).amax(1)
-    negative = torch.where(beyond.isfinite(), beyond, farthest)
-    return torch.where(other.any(1), _MARGIN + own - negative, 0).clamp_min(0)
+def _triplet_hinge(distance: Tensor, labels: Tensor, anchor: Tensor, positive: Tensor) -> Tensor:
+    """(pairs,) hinge of each mated pair against the semi-hard negative of its anchor; 0 without negatives."""
+    mated, row = distance[anchor, positive], distance[anchor]  # (pairs,), (pairs, batch)
+    is_negative = labels[anchor, None] != labels  # (pairs, batch)
+    # (pairs,): the nearest negative beyond the positive, inf if there is none, and the farthest negative
+    nearest_beyond = row.masked_fill(~is_negative | (row <= mated[:, None]), torch.inf).amin(1)
+    farthest = row.masked_fill(~is_negative, -torch.inf).amax(1)
+    negative = torch.where(nearest_beyond.isfinite(), nearest_beyond, farthest)
+    return torch.where(is_negative.any(1), _TRIPLET_MARGIN + mated - negative, 0).clamp_min(0)
 
 
 def certainty_ratio_loss(
@@ -246,19 +261,20 @@ def certainty_ratio_loss(
     nearest: Float[Tensor, " batch"],
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """CR-FIQA (F. Boutros et al., CVPR 2023, arXiv 2112.06592): smooth L1 to the certainty ratio, beta = 0.5,
+    """CR-FIQA: the smooth L1 loss (beta = 0.5) between the predicted and the true certainty ratio of a face.
 
-        CR = cos(mu, w) / (1 + max over the prototypes w' of others of cos(mu, w')),
-        L = (q - CR)^2 if |q - CR| < 0.5, else |q - CR| - 0.25.
+        CR = cos(mu, w) / (1 + max over the prototypes w' of other identities of cos(mu, w')),
+        L = (q - CR)^2 if |q - CR| < 0.5, else |q - CR| - 0.25
 
-    A face is as good as it is easily told from the nearest other person; CR is a constant to the gradient.
-    The released code (github.com/fdbtrs/CR-FIQA) divides by the maximum itself, without the 1 of the paper,
-    and learns q together with the recogniser; here the recogniser is frozen.
+    (F. Boutros et al., CVPR 2023, arXiv 2112.06592). The ratio is high if a face is much closer to its own
+    identity than to the nearest other one. It is treated as a constant: no gradient flows to the cosines. The
+    released code (github.com/fdbtrs/CR-FIQA) divides by the maximum itself, without the 1 of the paper, and
+    learns q together with the recogniser; here the recogniser is frozen.
 
     Args:
-        ratio: predicted q, (batch,).
-        cosine: to the prototype of the own identity, (batch,).
-        nearest: to the nearest prototype of another one, (batch,).
+        ratio: predicted ratio q, (batch,).
+        cosine: cosine to the prototype of the sample's identity, (batch,).
+        nearest: largest cosine to the prototype of another identity, (batch,).
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
@@ -278,8 +294,8 @@ def certainty_ratio_loss(
     return _reduce(smooth_l1_loss(widen(ratio), target, beta=0.5, reduction="none"), reduction)
 
 
-_SCALE, _FREEDOM, _QUANTILES = 64.0, 16, 4
-_NOBODY = -1e3  # for a cosine of -inf, of which a gradient would be NaN: e^(s cos / t) is 0 all the same
+_SCALE, _DEGREES_OF_FREEDOM, _QUANTILES = 64.0, 16, 4
+_EXCLUDED_COSINE = -1e3  # replaces -inf, whose gradient would be NaN; e^(s cos / t) is 0 with either
 
 
 def random_temperature_loss(
@@ -288,23 +304,24 @@ def random_temperature_loss(
     others: Float[Tensor, "batch identities"],
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """RTS, random temperature scaling (L. Shang et al., AAAI 2023, arXiv 2212.01015): the softmax over the
-    identities has a random temperature t, whose scale is the image's uncertainty v.
+    """RTS: cross-entropy over the identities with a random temperature, scaled by the image's uncertainty v.
 
         L = E_t [ log (e^(s cos / t) + sum over others of e^(s cos' / t)) - s cos / t ]
             + f/2 (v - 1 - log v),        t = v X / f,  X chi-squared with f degrees of freedom
 
-    The second term is KL(N(0, v) || N(0, 1)) of the f normal numbers of whose squares t is the mean: the
-    prior of v is 1. s = 64, f = 16. The expectation is the mean over 4 quantiles of t, so that a loss is a
-    number and not a draw. A large v softens what an image is wrong about, and costs where it is right.
+    (Random temperature scaling, L. Shang et al., AAAI 2023, arXiv 2212.01015). s = 64, f = 16. t is
+    distributed as the mean of the squares of f normal variables with variance v, and the second term is their
+    KL divergence from the prior, variance 1. The expectation is taken over 4 quantiles of t, which makes the
+    loss deterministic. A large v reduces the loss of misclassified images and increases that of correctly
+    classified ones.
 
-    The authors publish the network, not its training: this is the paper's model without their margin, which
-    shapes the embedding and so means nothing to a frozen recogniser.
+    The authors released the network but not its training code. This is the paper's model without the margin,
+    which shapes the embedding and so does not apply to a frozen recogniser.
 
     Args:
         log_variance: log v, (batch,).
-        cosine: to the prototype of the own identity, (batch,).
-        others: to the prototypes of all others, (batch, identities); -inf leaves one out.
+        cosine: cosine to the prototype of the sample's identity, (batch,).
+        others: cosines to the prototypes of the other identities, (batch, identities); -inf excludes one.
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
@@ -322,20 +339,20 @@ def random_temperature_loss(
             f"identities), got {tuple(log_variance.shape)}, {tuple(cosine.shape)} and {tuple(others.shape)}."
         )
     log_variance = widen(log_variance)
-    logits = torch.cat([widen(cosine)[:, None], widen(others).clamp_min(_NOBODY)], 1) * _SCALE
-    losses = [
-        torch.logsumexp(scaled, 1) - scaled[:, 0]
-        for at in _temperatures()
-        for scaled in (logits * torch.exp(-log_variance - log(at))[:, None],)  # (batch, 1 + identities)
-    ]
-    prior = _FREEDOM / 2 * (log_variance.exp() - 1 - log_variance)
-    return _reduce(torch.stack(losses).mean(0) + prior, reduction)
+    # (batch, 1 + identities), the sample's own identity first
+    logits = torch.cat([widen(cosine)[:, None], widen(others).clamp_min(_EXCLUDED_COSINE)], 1) * _SCALE
+    losses = []
+    for temperature in _unit_temperatures():
+        scaled = logits * torch.exp(-log_variance - log(temperature))[:, None]
+        losses.append(torch.logsumexp(scaled, 1) - scaled[:, 0])  # (batch,)
+    divergence = _DEGREES_OF_FREEDOM / 2 * (log_variance.exp() - 1 - log_variance)
+    return _reduce(torch.stack(losses).mean(0) + divergence, reduction)
 
 
 @cache
-def _temperatures() -> tuple[float, ...]:
-    """Quantiles of X / f in the middle of equal shares of chance."""
-    from scipy.special import gammaincinv  # not at the top: importing it takes longer than all the rest here
+def _unit_temperatures() -> tuple[float, ...]:
+    """Temperatures for v = 1: quantiles of X / f at the midpoints of equal intervals of probability."""
+    from scipy.special import gammaincinv  # imported here, because it is slow to import
 
-    middles = [(k + 0.5) / _QUANTILES for k in range(_QUANTILES)]
-    return tuple(float(gammaincinv(_FREEDOM / 2, p)) * 2 / _FREEDOM for p in middles)
+    midpoints = [(k + 0.5) / _QUANTILES for k in range(_QUANTILES)]
+    return tuple(float(gammaincinv(_DEGREES_OF_FREEDOM / 2, p)) * 2 / _DEGREES_OF_FREEDOM for p in midpoints)

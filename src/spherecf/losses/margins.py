@@ -1,4 +1,4 @@
-"""Margins as modules, with the published values as defaults, and the whole classification loss."""
+"""Margins as modules with their published values as defaults, and the classification loss built on them."""
 
 import inspect
 from math import exp, log, sqrt
@@ -30,19 +30,21 @@ Number = float | int
 
 
 class Margin(nn.Module):
-    """Base of all margins: cosines in, unscaled logits out.
+    """Base class of all margins: turns cosines into unscaled logits.
 
-    The loss of a sample is the cross-entropy of ``scale * [target, others]`` plus its `penalty`; of a
-    ``binary`` margin, `positive` of the true class plus the sum of `negative` over the others, plus the
-    penalty. A subclass sets ``kind``, keeps its constructor's arguments as attributes of the same names, and
-    overrides what it changes. Nothing here sees more than some rows and columns of the cosines, so a
-    classifier may be sharded over classes; only `update` wants the whole batch.
+    The loss of a sample is the cross-entropy of ``scale * [target, others]`` plus its `penalty`. For a
+    ``binary`` margin it is `positive` of the true class plus the sum of `negative` over the other classes,
+    plus the penalty.
+
+    A subclass sets ``kind``, stores its constructor's arguments as attributes of the same names, and
+    overrides the methods whose formula differs. Every method works on any subset of the rows and columns of
+    the cosines, so that a classifier can be sharded over classes; only `update` needs the whole batch.
 
     Attributes:
-        kind: its name in `MARGINS`.
-        binary: one logistic loss per class instead of a softmax.
-        scale: s, what logits are multiplied with.
-        gradient: "exact", or "straight": derivative 1 of the target logit in its cosine.
+        kind: the margin's name in `MARGINS`.
+        binary: whether the loss is one logistic loss per class instead of a softmax.
+        scale: s > 0, the factor of the logits.
+        gradient: "exact", or "straight" for a derivative of 1 of the target logit with respect to its cosine.
 
     Example:
         >>> class Squared(Margin):  # register it: MARGINS["squared"] = Squared
@@ -68,55 +70,58 @@ class Margin(nn.Module):
         self.scale, self.gradient = scale, gradient
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able: ``make_margin(m.kind, **m.config())`` is its twin."""
+        """The constructor's arguments as JSON values: ``make_margin(m.kind, **m.config())`` copies ``m``.
+
+        Running statistics and learned parameters are not among them; ``state_dict`` has those.
+        """
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def extra_repr(self) -> str:
-        """The arguments, for printing."""
+        """The constructor's arguments, for ``repr``."""
         return ", ".join(f"{name}={value!r}" for name, value in self.config().items())
 
     def update(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> None:
-        """Renew running statistics: once per step, before the logits; here there are none.
+        """Update running statistics, once per step and before the logits; the base class has none.
 
         Args:
-            cosine: cosines to the true prototypes, of the whole batch of all ranks, so that all ranks keep
-                the same statistics.
-            norm: lengths of the raw embeddings, in the same order.
+            cosine: cosines to the true prototypes (n,). They must cover the whole batch of all ranks, so that
+                all ranks have the same statistics.
+            norm: norms of the raw embeddings, in the same order (n,).
         """
 
     def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Unscaled logit of the true class: here the cosine."""
+        """Unscaled logit of the true class; by default the cosine."""
         return cosine
 
     def others(
         self, cosine: Float[Tensor, "n classes"], target_cosine: Float[Tensor, " n"]
     ) -> Float[Tensor, "n classes"]:
-        """Unscaled logits of other classes, all or some: here the very tensor that came in.
+        """Unscaled logits of some or all of the other classes; by default ``cosine`` itself, not a copy.
 
-        ``target_cosine`` is the cosine to the true prototype, without margin, detached.
+        ``target_cosine`` is the cosine to the true prototype without margin, detached.
         """
         return cosine
 
     @property
     def others_are_cosines(self) -> bool:
-        """Whether this class leaves `others` as it is here."""
+        """Whether `others` is that of the base class."""
         return type(self).others is Margin.others
 
     def penalty(self, norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """What is added to each sample's loss: here zeros."""
+        """The term added to each sample's loss; by default zero."""
         return torch.zeros_like(norm)
 
     def positive(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Loss of the true class; ``binary`` margins only."""
-        raise NotImplementedError(f"{self.kind} is a softmax: take the cross-entropy of target and others")
+        raise NotImplementedError(f"{self.kind} is a softmax margin: use cross-entropy of target and others")
 
     def negative(self, cosine: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
         """Loss of each other class; ``binary`` margins only."""
-        raise NotImplementedError(f"{self.kind} is a softmax: take the cross-entropy of target and others")
+        raise NotImplementedError(f"{self.kind} is a softmax margin: use cross-entropy of target and others")
 
 
 class NormFace(Margin):
-    """Normalised softmax, no margin: F. Wang et al., ACM Multimedia 2017.
+    """The normalised softmax without margin: F. Wang et al., ACM Multimedia 2017.
 
     Example:
         >>> import torch
@@ -128,7 +133,7 @@ class NormFace(Margin):
 
 
 class ArcFace(Margin):
-    """`arcface`, Deng et al., CVPR 2019.
+    """`arcface`: Deng et al., CVPR 2019.
 
     Example:
         >>> import torch
@@ -148,7 +153,7 @@ class ArcFace(Margin):
 
 
 class CosFace(Margin):
-    """`cosface`, H. Wang et al., CVPR 2018. Its two gradients are the same.
+    """`cosface`: H. Wang et al., CVPR 2018. The exact and the straight gradient are the same.
 
     Example:
         >>> import torch
@@ -168,7 +173,7 @@ class CosFace(Margin):
 
 
 class Combined(Margin):
-    """`combined`, with the paper's CM1 as default: Deng et al., CVPR 2019, eq. 4 and section 3.2.
+    """`combined`: Deng et al., CVPR 2019, eq. 4. The defaults are the paper's CM1 (section 3.2).
 
     Example:
         >>> import torch
@@ -197,7 +202,7 @@ class Combined(Margin):
 class SphereFace(Margin):
     """A multiple of the angle, `combined` with (m1, 0, 0): Liu et al., CVPR 2017, on normalised embeddings.
 
-    m1 = 1.35 and the fixed scale as in Deng et al., CVPR 2019.
+    The defaults, m1 = 1.35 and a fixed scale, are those of Deng et al., CVPR 2019.
 
     Example:
         >>> import torch
@@ -212,15 +217,15 @@ class SphereFace(Margin):
         self.factor = factor
 
     def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """cos(m theta), continued."""
+        """cos(m1 theta), continued monotonically as in `combined`."""
         return combined(cosine, self.factor, 0.0, 0.0, self.gradient)
 
 
-_RATE = 0.01  # of the running statistics, as published for both
+_RATE = 0.01  # weight of a new batch in the running statistics, as published for AdaFace and CurricularFace
 
 
 class AdaFace(Margin):
-    """`adaface` with its running norm statistics (Kim et al., CVPR 2022), which start at mean 20, std 100.
+    """`adaface` with running statistics of the norms, which start at mean 20, std 100: Kim et al., CVPR 2022.
 
     Example:
         >>> margin = AdaFace()
@@ -248,11 +253,11 @@ class AdaFace(Margin):
 
     @torch.no_grad()
     def update(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> None:
-        """Move mean and standard deviation towards the batch's, by ``rate``; one sample has no spread."""
-        if len(norm) > 1:
+        """Move mean and standard deviation by ``rate`` towards those of the batch."""
+        if len(norm) > 1:  # one sample has no standard deviation
             norm = widen(norm).clamp(*NORM_RANGE)
-            _move(self.mean, norm.mean(), self.rate)
-            _move(self.std, norm.std(), self.rate)
+            _update_average(self.mean, norm.mean(), self.rate)
+            _update_average(self.std, norm.std(), self.rate)
 
     def target(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """cos(theta + g_angle) - g_add."""
@@ -260,7 +265,7 @@ class AdaFace(Margin):
 
 
 class MagFace(Margin):
-    """`magface`, and lambda_g times `magface_penalty`: Meng et al., CVPR 2021.
+    """`magface` with the penalty lambda_g `magface_penalty`: Meng et al., CVPR 2021.
 
     Example:
         >>> MagFace().penalty(torch.tensor([10.0, 110.0]))
@@ -294,7 +299,7 @@ class MagFace(Margin):
 
 
 class CurricularFace(ArcFace):
-    """`arcface` for the true class, `curricularface_others` for the rest: Huang et al., CVPR 2020.
+    """`arcface` for the true class, `curricularface_others` for the other classes: Huang et al., CVPR 2020.
 
     Example:
         >>> margin = CurricularFace()
@@ -319,19 +324,19 @@ class CurricularFace(ArcFace):
 
     @torch.no_grad()
     def update(self, cosine: Float[Tensor, " n"], norm: Float[Tensor, " n"]) -> None:
-        """Move t towards the batch's mean cosine to the true prototype, by ``rate``."""
+        """Move t by ``rate`` towards the batch's mean cosine to the true prototypes."""
         if len(cosine):
-            _move(self.t, widen(cosine).mean(), self.rate)
+            _update_average(self.t, widen(cosine).mean(), self.rate)
 
     def others(
         self, cosine: Float[Tensor, "n classes"], target_cosine: Float[Tensor, " n"]
     ) -> Float[Tensor, "n classes"]:
-        """Hard rivals times (t + cos)."""
+        """Cosines of hard negatives are multiplied by (t + cos), the others unchanged."""
         return curricularface_others(cosine, target_cosine, self.t, self.margin)
 
 
-def _move(statistic: Tensor, value: Tensor, rate: float) -> None:
-    """One step of a moving average, in place. A value that is not finite is left out: it would never go."""
+def _update_average(statistic: Tensor, value: Tensor, rate: float) -> None:
+    """One step of an exponential moving average, in place; skips NaN and infinity, which would persist."""
     statistic.copy_(torch.where(value.isfinite(), statistic.lerp(value.to(statistic), rate), statistic))
 
 
@@ -342,17 +347,23 @@ def sphereface2_logit(
     t: float | int = 3.0,
     gradient: Gradient = "exact",
 ) -> Float[Tensor, "*batch"]:
-    """g(cos) - m for the true class, g(cos) + m for the others, with g(c) = 2 ((c + 1) / 2)^t - 1.
+    """Unscaled logits of SphereFace2: g(cos) - m for the true class, g(cos) + m for the others.
 
-    g spreads the cosines, most of which are near 0, over more of [-1, 1] (Wen et al., ICLR 2022, section 3;
-    with the additive margin, SphereFace2-C).
+        g(c) = 2 ((c + 1) / 2)^t - 1
+
+    spreads the cosines, most of which are near 0, over more of [-1, 1] (Wen et al., ICLR 2022, section 3;
+    this additive margin is their SphereFace2-C).
 
     Args:
         cosine: cosines to a prototype, any shape.
         genuine: whether it is the prototype of the true class.
         margin: m >= 0, a cosine.
-        t: exponent, >= 1.
-        gradient: "exact", or "straight": derivative 1 instead of t ((c + 1) / 2)^(t-1), as the authors' code.
+        t: exponent >= 1.
+        gradient: "exact", or "straight" for a derivative of 1 instead of t ((c + 1) / 2)^(t-1), as in the
+            authors' code.
+
+    Raises:
+        InputError: the margin or t is out of range.
 
     Example:
         >>> sphereface2_logit(torch.tensor([1.0, 0.0]), genuine=True)
@@ -374,18 +385,23 @@ def sphereface2(
     t: float | int = 3.0,
     gradient: Gradient = "exact",
 ) -> Float[Tensor, "*batch"]:
-    """SphereFace2 of Wen et al., ICLR 2022, section 3: the loss of each cosine; a sample's loss is the sum.
+    """The logistic loss of SphereFace2 for each cosine: Wen et al., ICLR 2022, section 3.
 
         l/r log(1 + exp(-r (g(cos) - m) - b))        for the true class,
-        (1 - l)/r log(1 + exp(r (g(cos) + m) + b))   for each of the others, g as in `sphereface2_logit`.
+        (1 - l)/r log(1 + exp(r (g(cos) + m) + b))   for each other class, g as in `sphereface2_logit`.
+
+    The loss of a sample is the sum over the classes.
 
     Args:
         cosine: cosines to a prototype, any shape.
         genuine: whether it is the prototype of the true class.
-        bias: b, learned; where to start is `sphereface2_bias`.
+        bias: b, learned; `sphereface2_bias` gives its initial value.
         scale: r > 0.
         margin, t, gradient: as in `sphereface2_logit`.
         balance: l in (0, 1), the weight of the true class.
+
+    Raises:
+        InputError: a value is out of range.
 
     Example:
         >>> sphereface2(torch.tensor([0.9, 0.1]), genuine=True)
@@ -405,10 +421,18 @@ def sphereface2_bias(
     balance: float | int = 0.7,
     t: float | int = 3.0,
 ) -> float:
-    """The bias that minimises `sphereface2` while all cosines are 0, as they are when training starts.
+    """The initial bias of SphereFace2, which minimises `sphereface2` if all cosines are 0.
 
-    With z = l / ((1 - l) (identities - 1)) and the logits y and o of the true and the other classes at cosine
-    0, the slope vanishes where u = e^b solves e^(y+o) u^2 + e^o (1 - z) u - z = 0.
+    Before training the cosines are close to 0. With z = l / ((1 - l) (identities - 1)) and the scaled logits
+    y of the true class and o of the others at cosine 0, the derivative in b is zero where u = e^b solves
+    e^(y+o) u^2 + e^o (1 - z) u - z = 0.
+
+    Args:
+        identities: number of classes, >= 2.
+        scale, margin, balance, t: as in `sphereface2`.
+
+    Raises:
+        InputError: fewer than two identities.
 
     Example:
         >>> round(sphereface2_bias(85742), 3)
@@ -417,9 +441,9 @@ def sphereface2_bias(
     if identities < 2:
         raise InputError(f"sphereface2_bias: expected at least 2 identities, got {identities}.")
     z = balance / ((1 - balance) * (identities - 1))
-    middle = 2 * 0.5**t - 1
-    y, o = scale * (middle - margin), scale * (middle + margin)
-    # The positive root, written so that nothing cancels where z is small, nor where it is large.
+    g_at_zero = 2 * 0.5**t - 1
+    y, o = scale * (g_at_zero - margin), scale * (g_at_zero + margin)
+    # The positive root, in the form that does not cancel: one for small z, the other for large z.
     root = sqrt((1 - z) ** 2 + 4 * z * exp(y - o))
     if z <= 1:
         return log(2 * z / (1 - z + root)) - o
@@ -429,8 +453,8 @@ def sphereface2_bias(
 class SphereFace2(Margin):
     """`sphereface2` with its learned bias: Wen et al., ICLR 2022.
 
-    ``weight`` multiplies the loss, whose gradients are far smaller than a softmax's at scale 64; the authors
-    train with 50. The bias starts at ``start``: pass ``sphereface2_bias(identities)``.
+    ``weight`` multiplies the loss, whose gradients are far smaller than those of a softmax at scale 64; the
+    authors train with 50. The bias is initialised to ``start``: pass ``sphereface2_bias(identities)``.
 
     Example:
         >>> SphereFace2(start=sphereface2_bias(1000)).bias
@@ -474,26 +498,30 @@ MARGINS: dict[str, type[Margin]] = {
         NormFace, ArcFace, CosFace, Combined, SphereFace, AdaFace, MagFace, CurricularFace, SphereFace2
     )
 }  # fmt: skip
-"""The class of each kind of margin; add your own."""
+"""The class of each kind of margin. Add a subclass of `Margin` here to use it by name."""
 
 
 def make_margin(kind: str, **config: Any) -> Margin:
-    """A new margin by its kind and its constructor's arguments.
+    """A new margin from its kind and its constructor's arguments.
+
+    Args:
+        kind: a key of `MARGINS`.
+        config: the constructor's arguments; defaults are the published values.
 
     Raises:
-        InputError: unknown kind, arguments it does not take, or values out of range.
+        InputError: the kind is unknown, an argument does not exist, or a value is out of range.
 
     Example:
         >>> make_margin("cosface", margin=0.4)
         CosFace(margin=0.4, scale=64.0, gradient='exact')
     """
     if kind not in MARGINS:
-        raise InputError(f"unknown kind of margin {kind!r}; there are {', '.join(MARGINS)}")
+        raise InputError(f"unknown kind of margin {kind!r}; available: {', '.join(MARGINS)}")
     try:
         margin = MARGINS[kind](**config)
     except TypeError as error:
         raise InputError(f"{kind} margin: arguments {config} do not fit: {error}") from error
-    # Once through the formula, which checks its values: not in the first step of a training run.
+    # The formulas check their parameters: evaluate one now, so that a bad value fails before training starts.
     (margin.positive if margin.binary else margin.target)(torch.zeros(1), torch.ones(1))
     return margin
 
@@ -505,27 +533,29 @@ def margin_softmax_loss(
     margin: Margin,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """Cross-entropy of scaled cosines after a margin, or the sum of a binary margin's losses over classes.
+    """The margin softmax loss: cross-entropy of the scaled cosines after a margin has changed their logits.
 
         L_i = -log( e^(s T(cos_y)) / (e^(s T(cos_y)) + sum_{j != y} e^(s N(cos_j))) ) + penalty(|x_i|)
 
-    cos_j is the cosine of embedding i to prototype j, T the margin's `target`, N its `others`. The margin's
-    running statistics are renewed first if it is in training mode.
+    cos_j is the cosine of embedding x_i to prototype j, y the true identity, T the margin's `target` and N
+    its `others`. For a binary margin the loss is instead the sum over classes of `positive` and `negative`.
+    If the margin is in training mode, its running statistics are updated first.
 
-    Where logits or prototypes take more than 16 MiB (128 MiB on a GPU) the logits are computed in blocks of
-    identities, twice, and never stored whole: beside the gradients a few blocks are all the memory. Then the
-    loss can be differentiated once, and under torch.autocast its products are in bfloat16, summed in
-    float32. Under torch.compile all logits are stored, in one graph.
+    If logits or prototypes take more than 16 MiB (128 MiB on a GPU), the logits are computed in blocks of
+    identities, once in the forward and once in the backward pass, and never stored as a whole; apart from the
+    gradients, memory is needed for a few blocks only. The loss can then be differentiated once, and under
+    torch.autocast its products are in bfloat16, summed in float32. Under torch.compile all logits are stored,
+    in one graph.
 
     Args:
         embedding: raw outputs of the backbone, (batch, dim).
         prototypes: raw rows of the classifier, (identities, dim).
         labels: identities, 0 <= label < identities, (batch,).
-        margin: one of `MARGINS`.
+        margin: an instance of one of `MARGINS`.
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes that do not fit, or labels out of range (not looked at under torch.compile).
+        InputError: shapes do not fit, or labels are out of range (not checked under torch.compile).
 
     Example:
         >>> from spherecf.losses import ArcFace
@@ -541,16 +571,16 @@ def margin_softmax_loss(
     if not torch.compiler.is_compiling():
         _check_labels(labels, len(prototypes))
         if len(prototypes) > rows_per_block(len(labels), prototypes.shape[1], prototypes.device):
-            half = torch.is_autocast_enabled(embedding.device.type)
-            products = torch.bfloat16 if half else None
+            autocast = torch.is_autocast_enabled(embedding.device.type)
+            products = torch.bfloat16 if autocast else None
             losses = blockwise_losses(embedding, prototypes, labels, margin, products).losses
             return _reduce(losses, reduction)
     labels = labels.long()
     embedding = widen(embedding)
-    norm = embedding.norm(dim=1)
-    cosine = widen(normalize(embedding, dim=1) @ normalize(widen(prototypes), dim=1).T)
-    column = labels.unsqueeze(1)
-    target_cosine = cosine.gather(1, column).squeeze(1)
+    norm = embedding.norm(dim=1)  # (batch,)
+    cosine = widen(normalize(embedding, dim=1) @ normalize(widen(prototypes), dim=1).T)  # (batch, identities)
+    column = labels.unsqueeze(1)  # (batch, 1)
+    target_cosine = cosine.gather(1, column).squeeze(1)  # (batch,)
     if margin.training:
         margin.update(target_cosine.detach(), norm.detach())
     if margin.binary:
@@ -568,15 +598,16 @@ class MarginSoftmaxLoss(nn.Module):
 
     Args:
         identities: number of classes.
-        dim: of the embedding.
-        margin: one of `MARGINS`; its running statistics are part of the state.
+        dim: dimension of the embedding.
+        margin: an instance of one of `MARGINS`; its running statistics are part of the module's state.
         reduction: "mean", "sum" or "none".
 
     Attributes:
-        weight: the prototypes, (identities, dim), drawn from a normal distribution of deviation 0.01.
+        weight: the prototypes, (identities, dim), initialised from a normal distribution with standard
+            deviation 0.01.
 
     Raises:
-        InputError: fewer than one identity or dimension; otherwise as `margin_softmax_loss`.
+        InputError: identities or dim is below 1; when called, as `margin_softmax_loss`.
 
     Example:
         >>> from spherecf.losses import ArcFace
@@ -595,7 +626,7 @@ class MarginSoftmaxLoss(nn.Module):
     def forward(
         self, embedding: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
     ) -> Float[Tensor, "*out"]:
-        """The loss of raw embeddings (batch, dim) with their identities (batch,)."""
+        """The loss of raw embeddings (batch, dim) with the identities ``labels`` (batch,)."""
         return margin_softmax_loss(embedding, self.weight, labels, self.margin, self.reduction)
 
 
@@ -605,6 +636,6 @@ def _check_labels(labels: Tensor, identities: int) -> None:
         raise InputError(
             f"margin_softmax_loss: expected labels in 0..{identities - 1}, one per row of prototypes; of "
             f"{len(labels)} labels {int(low.sum())} are negative and {int(high.sum())} too large (from "
-            f"{int(labels.min())} to {int(labels.max())}). Leave unlabelled samples out, and see that "
-            "prototypes and labels are of the same data."
+            f"{int(labels.min())} to {int(labels.max())}). Leave out unlabelled samples, and check that "
+            "prototypes and labels belong to the same data set."
         )

@@ -1,4 +1,4 @@
-"""The sphere confidence loss: the negative log-likelihood of the identity's prototype."""
+"""The sphere confidence loss: minus the log density of a face's distribution at its identity's prototype."""
 
 from math import log, pi
 from typing import Literal, get_args
@@ -15,7 +15,7 @@ Variant = Literal["exact", "released"]
 Reduction = Literal["mean", "sum", "none"]
 
 _RELEASED_EPSILON = 1e-6
-_TOLERANCE = 1e-2  # of a length, in training, where half precision adds up
+_TOLERANCE = 1e-2  # of a unit vector's length: in training, errors of half precision accumulate
 
 
 def sphere_confidence_loss(
@@ -26,26 +26,28 @@ def sphere_confidence_loss(
     variant: Variant = "exact",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """KL(delta(z - r w) || p(z | x)) of Li et al., CVPR 2021, section 3: minus the log density at the
-    prototype,
+    """The sphere confidence loss KL(delta(z - r w) || p(z | x)) of Li et al., CVPR 2021, section 3.
+
+    It is minus the log density of the sample's von Mises-Fisher distribution at its identity's prototype w:
 
         L = -kappa cos(mu, w) - (d/2-1) log kappa + log I_{d/2-1}(kappa) + d/2 log(2 pi r^2),
+        dL/dkappa = A_d(kappa) - cos(mu, w).
 
-    with dL/dkappa = A_d(kappa) - cos, so that the best kappa of a sample has A_d(kappa) = cos.
+    The optimal kappa of a sample therefore has A_d(kappa) = cos(mu, w).
 
     Args:
         mu: unit mean directions, (batch, dim), dim >= 2.
         kappa: concentrations >= 0, (batch,).
         prototypes: the unit prototype of each sample's identity, (batch, dim).
-        radius: r > 0; adds a constant, never changes a gradient.
-        variant: "exact", or "released": the formula of the published code (see
+        radius: r > 0; adds a constant and never changes a gradient.
+        variant: "exact", or "released" for the formula of the published code (see
             `sphere_confidence_loss_from_cosine`).
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit, an unknown variant or reduction, or vectors that are not of unit length
-            within 1e-2. The length is checked on the CPU outside torch.compile only, where it costs no
-            synchronisation.
+        InputError: shapes do not fit, the variant or reduction is unknown, or vectors are not of unit length
+            within 1e-2. Lengths are checked only on the CPU and outside torch.compile, where no device has to
+            be synchronised.
 
     Example:
         >>> mu = torch.tensor([[0.6, 0.8, 0.0]])
@@ -71,13 +73,12 @@ def sphere_confidence_loss_from_cosine(
     variant: Variant = "exact",
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*out"]:
-    """`sphere_confidence_loss` where the cosine to the prototype is known already (a cache of a frozen
-    backbone).
+    """`sphere_confidence_loss` from precomputed cosines to the prototypes, as cached from a frozen backbone.
 
-    The released variant is log(1e-6 + ive) + kappa for log I and log(1e-6 + kappa) for log kappa, where ive =
-    exp(-kappa) I_{d/2-1}(kappa), differentiated exactly as it stands, as the published code does. At d = 512,
-    ive is below 1e-6 for kappa < 3700: the Bessel term is a constant there and the optimum becomes (d/2-1) /
-    (1 - cos).
+    The released variant replaces log I by log(1e-6 + ive) + kappa and log kappa by log(1e-6 + kappa), where
+    ive = exp(-kappa) I_{d/2-1}(kappa), and differentiates these terms, as the published code does. At d =
+    512, ive is below 1e-6 for kappa < 3700, so the Bessel term is nearly constant there and the optimum
+    becomes kappa = (d/2-1) / (1 - cos).
 
     Args:
         cosine: cos(mu, w), any shape.
@@ -85,13 +86,17 @@ def sphere_confidence_loss_from_cosine(
         dim: dimension d >= 2.
         radius, variant, reduction: as in `sphere_confidence_loss`.
 
+    Raises:
+        InputError: shapes do not fit, the dimension or radius is out of range, or the variant or reduction is
+            unknown.
+
     Example:
         >>> sphere_confidence_loss_from_cosine(torch.tensor([0.5]), torch.tensor([340.9]), dim=512)
         tensor(1187.7656)
     """
     if cosine.shape != kappa.shape:
         raise InputError(
-            f"expected one kappa per cosine, got {tuple(kappa.shape)} and {tuple(cosine.shape)}."
+            f"expected one kappa per cosine, got kappa {tuple(kappa.shape)} and cosine {tuple(cosine.shape)}."
         )
     r = checked_radius(radius)
     if variant == "exact":
@@ -108,7 +113,7 @@ class SphereConfidenceLoss(nn.Module):
     """`sphere_confidence_loss` as a module.
 
     Args:
-        radius: r > 0; adds a constant, never changes a gradient.
+        radius: r > 0; adds a constant and never changes a gradient.
         variant: "exact" or "released".
         reduction: "mean", "sum" or "none".
 
@@ -131,9 +136,9 @@ class SphereConfidenceLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.radius, self.variant, self.reduction = checked_radius(radius), variant, reduction
-        for name, given, known in (("variant", variant, Variant), ("reduction", reduction, Reduction)):
-            if given not in get_args(known):
-                raise InputError(f"{name}: expected one of {get_args(known)}, got {given!r}.")
+        for name, value, choices in (("variant", variant, Variant), ("reduction", reduction, Reduction)):
+            if value not in get_args(choices):
+                raise InputError(f"{name}: expected one of {get_args(choices)}, got {value!r}.")
 
     def forward(
         self,
@@ -149,11 +154,12 @@ class SphereConfidenceLoss(nn.Module):
 
 
 def _released(cosine: Tensor, kappa: Tensor, dim: int) -> Tensor:
+    """The loss of the published code, without the constant d/2 log(2 pi r^2)."""
     order = dim / 2 - 1
-    # log I is -inf at 0 for order > 0; its exponential and that one's gradient vanish long before the clamp.
+    # log I is -inf at 0 for order > 0. The clamp changes nothing: ive and its gradient are 0 long before it.
     argument = kappa.clamp(min=1e-30) if order else kappa
-    scaled = log_bessel_i(order, argument, scaled=True).exp()
-    log_bessel = torch.log(_RELEASED_EPSILON + scaled) + kappa
+    ive = log_bessel_i(order, argument, scaled=True).exp()
+    log_bessel = torch.log(_RELEASED_EPSILON + ive) + kappa
     return -kappa * cosine - order * torch.log(_RELEASED_EPSILON + kappa) + log_bessel
 
 
@@ -168,24 +174,27 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
 
 
 def check_unit(**vectors: Tensor) -> None:
-    """Refuse vectors that are not of unit length, on the CPU outside torch.compile only: elsewhere a training
-    step would wait for the device."""
+    """Refuse vectors that are not of unit length within 1e-2, only on the CPU and outside torch.compile.
+
+    On a GPU the check would make every training step wait for the device.
+    """
     for name, rows in vectors.items():
         if rows.device.type == "cpu" and not torch.compiler.is_compiling():
             check_directions(rows, name, _TOLERANCE)
 
 
 def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
-    """The maximum-likelihood constant kappa, A_d^{-1}(mean cosine).
+    """The constant kappa that minimises the mean loss, A_d^{-1}(mean cosine): where a confidence head starts.
 
-    Setting the mean over samples of dL/dkappa = A_d(kappa) - cos to zero (method of S. Li et al., CVPR 2021).
+    At that kappa the mean over samples of dL/dkappa = A_d(kappa) - cos is zero (loss of Li et al., CVPR
+    2021).
 
     Args:
-        cosines: between each sample's direction and its identity's prototype, in [-1, 1].
-        dim: of the embedding.
+        cosines: cosines between each sample's direction and its identity's prototype, in [-1, 1], (n,).
+        dim: dimension d of the embedding.
 
     Raises:
-        InputError: no cosines, NaN, values outside [-1, 1], or a mean that is not positive or is 1.
+        InputError: no cosines, NaN or values outside [-1, 1], or a mean outside (0, 1).
 
     Example:
         >>> import torch
@@ -198,12 +207,13 @@ def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
         or float(cosines.abs().max()) > 1 + 1e-4
     ):
         raise InputError(
-            f"cosines: expected numbers in [-1, 1], got {cosines.numel()} with some outside or NaN"
+            f"cosines: expected at least one, all in [-1, 1]; got {cosines.numel()}"
+            + (", some of them NaN or out of range" if cosines.numel() else "")
         )
     mean = float(cosines.double().mean())
     if not 0 < mean < 1:
         raise InputError(
-            f"the mean cosine to the prototypes is {mean:.4f}, expected within (0, 1): do the prototypes "
-            f"belong to this backbone, and the labels to these images?"
+            f"the mean cosine to the prototypes is {mean:.4f}, expected a value in (0, 1): do the prototypes "
+            "belong to this backbone, and the labels to these images?"
         )
     return float(inverse_mean_resultant_length(torch.tensor(mean, dtype=torch.float64), dim))

@@ -1,6 +1,7 @@
-"""Scores of pairs and matrices, and pooling many images into one (paper equations 13 and 14).
+"""Scores of pairs and of all pairs, and pooling of images into templates (equations 13 and 14 of the paper).
 
-Larger = more alike; accept iff score >= threshold. Everything works on (mu, kappa), from any network.
+A larger score means more similar; a pair is accepted if and only if score >= threshold. All functions work on
+(mu, kappa) from any network.
 """
 
 from spherecf.scoring.matrix import cosine_matrix, cosine_tiles, mutual_likelihood_matrix
@@ -22,7 +23,8 @@ from spherecf.scoring.reductions import Top, mutual_likelihood_counts, mutual_li
 from spherecf.scoring.template_pairs import score_template_pairs
 from spherecf.scoring.templates import Templates, pool_templates
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are for the other packages of spherecf and are not part of the public
+# interface.
 __all__ = [
     "Pooled",
     "Templates",

@@ -1,21 +1,22 @@
-"""The mutual likelihood of a pair as one elementwise pass over its cosine, for float32 and for millions.
+"""The mutual likelihood score of millions of pairs as one elementwise pass over cosines, accurate in float32.
 
-log C_d is needed at ``p = |k_a mu_a + k_b mu_b|`` of every pair. In the manner of the uniform expansion of
-I_nu (DLMF 10.41.3), with ``w = sqrt(m^2 + k^2)`` and ``t = m / w``,
+Every pair needs log C_d at ``p = |k_a mu_a + k_b mu_b|``. As in the uniform expansion of I_nu (DLMF 10.41.3),
+with ``w = sqrt(m^2 + k^2)`` and ``t = m / w``,
 
     log C_d(k) = -w + (d - 1)/2 * log((m + w) / 2m) + R(t) + constant
 
-where R is smooth on the whole of 0 < t <= 1, so one polynomial serves every k from 0 to infinity. It is
-fitted once per dimension, in float64, to the exact function. The choice ``m = max(d/2, 2)`` makes degree 8
-enough for 7e-6 at every dimension (2e-8 from d = 64 on): below what float32 holds. Of the pair w alone is
-needed, no p, and with the sides' c(k) = log C_d(k) + k what is large is the difference of k_a + k_b and w:
+where R is smooth on 0 < t <= 1, so that one polynomial approximates it for every k from 0 to infinity. The
+polynomial is fitted once per dimension, in float64, to the exact function. With ``m = max(d/2, 2)``, degree 8
+gives an error of 7e-6 in every dimension (2e-8 from d = 64 on), below the resolution of float32. For a pair
+only w at k = p is needed, not p itself. With the terms c(k) = log C_d(k) + k of the two sides, the large
+terms of the score combine into the difference of k_a + k_b and w:
 
     w^2 = (k_a - k_b)^2 + 2 k_a k_b (1 + cos) + m^2
     k_a + k_b - w = (2 k_a k_b (1 - cos) - m^2) / (k_a + k_b + w)
 
-On a GPU one kernel makes a tile's product and its scores (`spherecf.scoring.fused`). Elsewhere the formula is
-one function, used two ways: fused by torch.compile into a single pass over memory, or eagerly on chunks that
-stay in the cache (every temporary of a whole matrix would travel to memory and back, ten times slower).
+On a GPU one kernel computes a tile's product and its scores (`spherecf.scoring.fused`). Elsewhere the formula
+is one function, either fused by torch.compile into a single pass over memory, or run eagerly on chunks that
+stay in the cache (temporaries of a whole matrix would go through memory, which is ten times slower).
 """
 
 import logging
@@ -34,12 +35,15 @@ from spherecf.vmf import log_normalizer_scaled
 log = logging.getLogger(__name__)
 
 _DEGREE = 8
-_NODES = 48  # where the polynomial is fitted: far more than its degree, so the fit is as good as the best one
+_NODES = 48  # of the fit: far more than the degree, so the fit is close to the best polynomial
 
 
 @dataclass(frozen=True)
 class NormalizerForm:
-    """log C_d(k) = constant + half * log((m + w) / 2m) - w + sum_i coefficients[i] * (m / w)^i."""
+    """The coefficients of the approximation, with w = sqrt(m^2 + k^2),
+
+    log C_d(k) = constant + half * log((m + w) / 2m) - w + sum_i coefficients[i] * (m / w)^i.
+    """
 
     dim: int
     m: float
@@ -50,55 +54,57 @@ class NormalizerForm:
 
 @lru_cache(maxsize=32)
 def normalizer_form(dim: int) -> NormalizerForm:
-    """The form for one dimension (fitted on first use, a few milliseconds)."""
+    """The form for one dimension, fitted on first use in a few milliseconds."""
     m, half = max(dim / 2, 2.0), (dim - 1) / 2
-    t = (np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES) + 1) / 2  # (nodes,) Chebyshev's, within 0 .. 1
+    t = (np.cos((np.arange(_NODES) + 0.5) * np.pi / _NODES) + 1) / 2  # (nodes,) Chebyshev nodes in (0, 1)
     k = m * np.sqrt((1 - t) * (1 + t)) / t  # the kappa of each t = m / sqrt(m^2 + k^2)
     w = m / t
     exact = log_normalizer_scaled(torch.from_numpy(k), dim).numpy()
-    rest = exact + m * m / (k + w) - half * np.log((m + w) / (2 * m))
-    constant = float(rest.mean())  # kept apart: the polynomial, in float32, then holds small numbers
-    fit = Chebyshev.fit(t, rest - constant, _DEGREE, domain=[0, 1]).convert(kind=Polynomial)
+    # R(t) + constant; m^2 / (k + w) is w - k without cancellation
+    smooth = exact + m * m / (k + w) - half * np.log((m + w) / (2 * m))
+    constant = float(smooth.mean())  # separate, so that the polynomial has small values for float32
+    fit = Chebyshev.fit(t, smooth - constant, _DEGREE, domain=[0, 1]).convert(kind=Polynomial)
     return NormalizerForm(dim, m, half, constant, tuple(float(c) for c in fit.coef))
 
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""``kernel(cos, kappa_a, kappa_b, offset_a, offset_b)`` replaces cosines by scores, in place."""
 
 _EAGER_ELEMENTS_PER_THREAD = 65536
-_EAGER_ELEMENTS_ON_GPU = 1 << 24  # enough work for a launch, at 64 MiB a temporary
+_EAGER_ELEMENTS_ON_GPU = 1 << 24  # enough work per launch; 64 MiB per temporary
 
 
 def elementwise_kernel(form: NormalizerForm) -> Kernel:
-    """The pass itself, on tensors that broadcast; its temporaries are of their size.
+    """The formula at the top of this file, on tensors that broadcast; temporaries have the size of ``cos``.
 
-    `score_at_cosine` in another form: that of the module's docstring.
+    It is equivalent to `spherecf.scoring.pairs.score_at_cosine`. The offsets are c(k) as in `side_terms`.
     """
-    m, half, scale, square = form.m, form.half, 0.5 / form.m, form.m * form.m
-    highest, *others = reversed(form.coefficients)
+    m, half, scale, m_squared = form.m, form.half, 0.5 / form.m, form.m * form.m
+    leading, *lower = reversed(form.coefficients)
 
     def kernel(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
-        # All is (rows, columns), made of kappas and offsets (rows, 1) and (1, columns).
+        # All temporaries are (rows, columns), from kappas and offsets (rows, 1) and (1, columns).
         x, product = cos.clamp(-1, 1), 2 * kappa_a * kappa_b
-        w = (x + 1).mul_(product).add_((kappa_a - kappa_b).square_().add_(square)).sqrt_()
+        w = (x + 1).mul_(product).add_((kappa_a - kappa_b).square_().add_(m_squared)).sqrt_()
         t = m / w
-        rest = t * highest
-        for coefficient in others[:-1]:  # Horner's scheme
-            rest.add_(coefficient).mul_(t)
-        rest.add_(others[-1]).add_((w + m).mul_(scale).log_(), alpha=half)  # log C_d(p) + w, no constant
-        apart = (1 - x).mul_(product).sub_(square).div_(w.add_(kappa_a + kappa_b))  # k_a + k_b - w
-        # In this order the sums stay small, for float32.
-        cos.copy_((offset_a - rest).add_(offset_b).sub_(apart))
+        log_c = t * leading
+        for coefficient in lower[:-1]:  # Horner's scheme
+            log_c.add_(coefficient).mul_(t)
+        log_c.add_(lower[-1]).add_((w + m).mul_(scale).log_(), alpha=half)  # log C_d(p) + w - constant
+        excess = (1 - x).mul_(product).sub_(m_squared).div_(w.add_(kappa_a + kappa_b))  # k_a + k_b - w
+        # In this order the partial sums stay small, which float32 needs.
+        cos.copy_((offset_a - log_c).add_(offset_b).sub_(excess))
 
     return kernel
 
 
 @lru_cache(maxsize=32)
 def eager_kernel(dim: int) -> Kernel:
-    """Chunk by chunk, without a compiler."""
+    """The kernel run chunk by chunk, without a compiler."""
     kernel = elementwise_kernel(normalizer_form(dim))
 
     def chunked(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, offset_a: Tensor, offset_b: Tensor) -> None:
-        # The kernel makes about ten temporaries; of a chunk they fit into the cache of each thread.
+        # The kernel has about ten temporaries; those of a chunk fit into each thread's cache.
         on_cpu = cos.device.type == "cpu"
         elements = _EAGER_ELEMENTS_PER_THREAD * torch.get_num_threads() if on_cpu else _EAGER_ELEMENTS_ON_GPU
         width = min(cos.shape[1], elements)
@@ -120,12 +126,12 @@ def eager_kernel(dim: int) -> Kernel:
 
 @lru_cache(maxsize=32)
 def compiled_kernel(dim: int, device: str) -> Kernel:
-    """Fused by torch.compile; where that is impossible (no C++ compiler) the eager one, and a message."""
+    """The kernel fused by torch.compile, or the eager one with a warning if compilation fails."""
     compiled = torch.compile(elementwise_kernel(normalizer_form(dim)), dynamic=True)
-    try:  # compilation happens at the first call, so here is where it fails
-        wide, tall = torch.ones(1, 96, device=device), torch.ones(64, 1, device=device)
-        compiled(torch.zeros(64, 96, device=device), tall, wide, tall, wide)
-    except Exception as error:  # whatever the tool chain raises: torch wraps it in classes of many modules
+    try:  # compilation happens at the first call, for example without a C++ compiler it fails here
+        row, column = torch.ones(1, 96, device=device), torch.ones(64, 1, device=device)
+        compiled(torch.zeros(64, 96, device=device), column, row, column, row)
+    except Exception as error:  # torch wraps the tool chain's errors in classes of many modules
         reason = str(error).strip().splitlines()[:1]
         log.warning("torch.compile is not available here, scoring eagerly (slower, same results): %s", reason)
         return eager_kernel(dim)
@@ -133,9 +139,10 @@ def compiled_kernel(dim: int, device: str) -> Kernel:
 
 
 def side_terms(kappa: Tensor, dim: int, radius: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(kappa, c(kappa) less half of every constant), (n,) each: what an image brings to all of its scores.
+    """The terms of a score that depend on one side: kappa, and c(kappa) minus half the constants, (n,) each.
 
-    Constants are the polynomial's and d log r: thousands at d = 512, which would cost float32 its digits.
+    The constants are that of the polynomial and d log r. They are thousands at d = 512, so they are
+    subtracted in float64 to save the digits of float32.
     """
     exact = kappa.double()
     shift = (normalizer_form(dim).constant + dim * math.log(radius)) / 2

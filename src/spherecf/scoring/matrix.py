@@ -1,9 +1,8 @@
-"""Scores of all pairs of two sets: products by blocks, then one elementwise pass over each, in place.
+"""Scores of all pairs of two sets: a matrix product per block, then one elementwise pass over it, in place.
 
-Borders of blocks depend on the shapes alone, and every block is one product: the same bits for any number of
-threads.
-
-The formula of a pair is `spherecf.scoring.kernels`, on a GPU `spherecf.scoring.fused`.
+The blocks depend only on the shapes, and every block is one product, so results are bitwise equal for any
+number of threads. The formula of a pair is in `spherecf.scoring.kernels`, or in `spherecf.scoring.fused` on a
+GPU.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -37,26 +36,29 @@ from spherecf.scoring.pairs import check_on_gpu, concentrations, directions
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_CELLS = 1 << 22  # of a block: 16 MiB
-_LEAST = 32  # rows of a block: with fewer, a product is no quicker
+_CELLS = 1 << 22  # scores per block, 16 MiB
+_MIN_ROWS = 32  # per block: products of fewer rows are no faster
 
 
 def cosine_tiles(
     a: AnyArray, b: AnyArray, *, threads: int | None = None
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Row blocks of ``a @ b.T``, in order: all pairs of two sets, in the memory of a few blocks.
+    """The cosines of all pairs of two sets: blocks of rows of ``a @ b.T``, in order.
+
+    Only a few blocks are in memory at a time.
 
     Args:
         a: (rows, dim) unit directions: a NumPy array, which may be mapped from a file, or a tensor.
-        b: (columns, dim).
-        threads: blocks worked on at once, by default as many as torch has threads; the same bits for any.
+        b: (columns, dim) unit directions.
+        threads: number of blocks computed concurrently, by default torch's number of threads. It does not
+            change the result.
 
     Yields:
-        (rows, (rows, columns) cosines).
+        A slice of the rows, and their cosines (rows of the block, columns).
 
     Raises:
-        InputError: shapes that do not fit, or directions that are not of unit length (as in `cosine_score`);
-            those of ``a`` are looked at with their block.
+        InputError: shapes do not fit, or directions are not of unit length (as in `cosine_score`); ``a`` is
+            checked block by block.
 
     Example:
         >>> import numpy as np
@@ -67,14 +69,14 @@ def cosine_tiles(
 
 
 def tiles(threads: int | None, **sides: AnyArray) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """`cosine_tiles` of two sides by the names that messages call them."""
-    (name, rows), (other, columns) = ((name, as_array(side, name)) for name, side in sides.items())
-    if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
-        raise InputError(f"expected (rows, dim) and (columns, dim), got {rows.shape} and {columns.shape}")
-    columns = np.asarray(columns, np.float32)
-    check_directions(columns, other, SCORE_TOLERANCE)
-    blocks = row_blocks(len(rows), len(columns), max(_CELLS, _LEAST * len(columns)))
-    return spread(partial(_tile, name, rows, columns), blocks, threads)
+    """`cosine_tiles` of two arguments, by the names that messages use."""
+    (a_name, a), (b_name, b) = ((name, as_array(side, name)) for name, side in sides.items())
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise InputError(f"expected (rows, dim) and (columns, dim), got {a.shape} and {b.shape}")
+    b = np.asarray(b, np.float32)
+    check_directions(b, b_name, SCORE_TOLERANCE)
+    blocks = row_blocks(len(a), len(b), max(_CELLS, _MIN_ROWS * len(b)))
+    return run_in_threads(partial(_tile, a_name, a, b), blocks, threads)
 
 
 def _tile(
@@ -82,54 +84,59 @@ def _tile(
 ) -> tuple[slice, NDArray[np.float32]]:
     block = np.asarray(a[rows], np.float32)
     if not are_unit(block, SCORE_TOLERANCE):
-        check_directions(a, name, SCORE_TOLERANCE)  # all of them, to count them
+        check_directions(a, name, SCORE_TOLERANCE)  # all rows, for a message that counts them
     return rows, block @ b.T
 
 
 def product_into(
     out: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32], threads: int | None
 ) -> None:
-    """``out[:] = a @ b.T``."""
+    """``out[:] = a @ b.T``, by blocks of rows."""
 
     def fill(rows: slice) -> None:
         np.matmul(a[rows], b.T, out=out[rows])
 
-    for _ in spread(fill, row_blocks(len(a), len(b), max(_CELLS, _LEAST * len(b))), threads):
+    for _ in run_in_threads(fill, row_blocks(len(a), len(b), max(_CELLS, _MIN_ROWS * len(b))), threads):
         pass
 
 
 def row_blocks(rows: int, columns: int, cells: int) -> list[slice]:
-    """Slices of nearly equal height, of about ``cells`` cells each."""
+    """Slices of nearly equal numbers of rows, with about ``cells`` cells each."""
     count = min(rows, -(-rows * columns // cells)) if rows * columns else min(rows, 1)
     borders = [rows * i // count for i in range(count + 1)] if count else []
     return [slice(start, stop) for start, stop in pairwise(borders)]
 
 
-def spread(
+def run_in_threads(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int | None
 ) -> Iterator[Result]:
-    """Results in order, by ``threads`` threads (default: as many as torch has), by none for one."""
-    workers = torch.get_num_threads() if threads is None else threads
-    if workers < 1:
-        raise InputError(f"threads: expected 1 or more, got {workers}")
-    return map(function, items) if workers == 1 else _spread(function, items, workers)
+    """``function(item)`` of all items, in order, by ``threads`` threads (default: torch's number).
+
+    For one thread, the caller's thread computes.
+    """
+    n_threads = torch.get_num_threads() if threads is None else threads
+    if n_threads < 1:
+        raise InputError(f"threads: expected 1 or more, got {n_threads}")
+    return map(function, items) if n_threads == 1 else _run_in_threads(function, items, n_threads)
 
 
-def _spread(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    before = torch.get_num_threads()
+def _run_in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], n_threads: int
+) -> Iterator[Result]:
+    torch_threads = torch.get_num_threads()
 
-    def alone(item: Item) -> Result:
-        torch.set_num_threads(1)  # of this thread: our threads are all there should be
+    def run_one(item: Item) -> Result:
+        torch.set_num_threads(1)  # in this thread: torch must not start threads of its own
         return function(item)
 
     try:
-        yield from in_order(alone, items, workers, "score")
+        yield from in_order(run_one, items, n_threads, "score")
     finally:
-        torch.set_num_threads(before)  # for threads that begin from now on
+        torch.set_num_threads(torch_threads)  # for threads started later
 
 
-_BLOCK_ELEMENTS = 1 << 26
-_WORTH_COMPILING = 1 << 28  # below this many pairs, compiling costs more seconds than it saves
+_BLOCK_ELEMENTS = 1 << 26  # scores per matrix product
+_WORTH_COMPILING = 1 << 28  # pairs: below that number, compiling takes longer than it saves
 
 Product = Literal["float32", "tf32", "bfloat16"]
 
@@ -140,13 +147,18 @@ def cosine_matrix(
     mu_b: Float[Array, "columns d"],
     out: Float[Array, "rows columns"] | None = None,
 ) -> Float[Array, "rows columns"]:
-    """Cosines of all pairs; ``out``, where given, is filled and returned.
+    """The cosines of all pairs of two sets.
 
-    Tensors or NumPy arrays, answered in kind.
+    Args:
+        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays.
+        mu_b: (columns, dim) unit directions of the same type.
+        out: (rows, columns) of the same type, filled and returned; new memory if not given.
+
+    Returns:
+        (rows, columns) cosines: an array if both are arrays, else a tensor.
 
     Raises:
-        InputError: directions that are not of unit length (as in `cosine_score`), different dimensions or
-            types.
+        InputError: directions are not of unit length (as in `cosine_score`), or dimensions or types differ.
 
     Example:
         >>> import torch
@@ -155,9 +167,9 @@ def cosine_matrix(
     """
     a, b = directions(2, mu_a=mu_a, mu_b=mu_b)
     _check_types(a, b)
-    target = _target(a, b, out)
-    torch.mm(a, b.T, out=target)
-    return like(target, mu_a, mu_b) if out is None else out
+    scores = _output_tensor(a, b, out)
+    torch.mm(a, b.T, out=scores)
+    return like(scores, mu_a, mu_b) if out is None else out
 
 
 @torch.no_grad()
@@ -172,36 +184,37 @@ def mutual_likelihood_matrix(
     compiled: bool | None = None,
     product: Product = "float32",
 ) -> Float[Array, "rows columns"]:
-    """Mutual likelihood scores of all pairs (equation 13), the formula of `mutual_likelihood_score`.
+    """The mutual likelihood scores of all pairs of two sets, with the formula of `mutual_likelihood_score`.
 
-    Needs the memory of its result and no more: the product is written into ``out`` block by block and turned
-    into scores where it stands; on NVIDIA GPUs (compute capability 8.0 or more, float32) one kernel makes
-    both, from a copy of the directions. For matrices larger than memory call it on blocks of rows, or pass an
+    It needs no memory beyond its result: the matrix product is written into ``out`` block by block and turned
+    into scores in place. On NVIDIA GPUs (compute capability 8.0 or more, float32) one kernel computes both,
+    from a copy of the directions. For matrices larger than memory, call it on blocks of rows or pass an
     ``out`` that is mapped to a file (``torch.from_file``); `mutual_likelihood_top` and
-    `mutual_likelihood_counts` need no matrix. No gradients.
+    `mutual_likelihood_counts` need no matrix. It has no gradients.
 
     Args:
-        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays, answered in kind.
+        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays.
         kappa_a: (rows,) concentrations, >= 0.
-        mu_b: (columns, dim).
-        kappa_b: (columns,).
+        mu_b: (columns, dim) unit directions of the same type.
+        kappa_b: (columns,) concentrations, >= 0.
         radius: r of the sphere.
-        out: (rows, columns) of the same type, filled and returned; made if not given.
-        compiled: fuse the elementwise pass with torch.compile (needs a C++ compiler; some seconds on first
-            use, then several times faster), or do not. Default: only for a quarter of a billion pairs or
-            more; on a GPU with a kernel of its own, that kernel.
-        product: how exact the cosines are. "float32": to 2e-7. "tf32" rounds coordinates to 11 bits, which
-            moves a cosine by 1.3e-5 (root mean square, dimension 512), and a GPU multiplies once instead of
-            three times; "bfloat16" rounds to 8 bits, 1e-4, in the same time. Without a kernel of its own the
-            same rounding, and no gain.
+        out: (rows, columns) of the same type, filled and returned; new memory if not given.
+        compiled: whether to fuse the elementwise pass with torch.compile (needs a C++ compiler; takes some
+            seconds on first use and is several times faster afterwards). Default: for 2^28 pairs or more; on
+            a GPU with its own kernel, that kernel is used instead.
+        product: precision of the cosines. "float32": 2e-7. "tf32" rounds coordinates to 11 bits, which
+            changes a cosine by 1.3e-5 (root mean square, dimension 512), and needs one multiplication on a
+            GPU instead of three. "bfloat16" rounds to 8 bits (1e-4) in the same time as "tf32". Without a GPU
+            kernel the rounding is the same, but nothing is gained.
 
     Returns:
-        (rows, columns) scores, larger = more alike. In float32 the error is at most 2e-3 where the score is
-        of moderate size, and a few units in the last place where it is large (below about -4000).
+        (rows, columns) scores, larger = more similar: an array if all arguments are arrays, else a tensor. In
+        float32 the error is at most 2e-3 where the score is of moderate size, and a few units in the last
+        place where it is large (below about -4000).
 
     Raises:
-        InputError: NaN, negative or infinite concentrations, directions that are not of unit length (as in
-            `cosine_score`), shapes or types that do not fit.
+        InputError: concentrations are NaN, negative or infinite, directions are not of unit length (as in
+            `cosine_score`), or shapes or types do not fit.
 
     Example:
         >>> import torch
@@ -212,26 +225,30 @@ def mutual_likelihood_matrix(
         (torch.Size([3, 3]), True)
     """
     pairs = Pairs.of(mu_a, kappa_a, mu_b, kappa_b, radius, product)
-    target = _target(pairs.a, pairs.b, out)
-    if target.numel():
-        pairs.scorer(target.numel(), compiled)(slice(None), target)
-    return like(target, mu_a, kappa_a, mu_b, kappa_b) if out is None else out
+    scores = _output_tensor(pairs.a, pairs.b, out)
+    if scores.numel():
+        pairs.scorer(scores.numel(), compiled)(slice(None), scores)
+    return like(scores, mu_a, kappa_a, mu_b, kappa_b) if out is None else out
 
 
 class Pairs(NamedTuple):
-    """Both sides of all pairs, checked."""
+    """Both sides of a matrix of pairs, checked."""
 
     a: Tensor
-    """(rows, dim)."""
+    """(rows, dim) unit directions."""
     kappa_a: Tensor
+    """(rows,)."""
     b: Tensor
+    """(columns, dim) unit directions."""
     kappa_b: Tensor
+    """(columns,)."""
     radius: float
     product: str
+    """The precision of the cosines, see `mutual_likelihood_matrix`."""
 
     @classmethod
     def of(cls, mu_a: Any, kappa_a: Any, mu_b: Any, kappa_b: Any, radius: Any, product: str) -> "Pairs":
-        """From arguments; where they are on a GPU, their values are looked at once."""
+        """From the arguments of a public function; values on a GPU are checked with one synchronisation."""
         r = checked_radius(radius)
         a, b = directions(2, mu_a=mu_a, mu_b=mu_b, on_gpu=False)
         k_a, k_b = (
@@ -247,32 +264,36 @@ class Pairs(NamedTuple):
         return cls(a, k_a, b, k_b, r, product)
 
     def scorer(self, cells: int, compiled: bool | None = None) -> Callable[[slice, Tensor], None]:
-        """What fills (rows, columns), of up to ``cells``, neither side 0, with the scores of some rows.
+        """A function ``fill(rows, out)`` that writes the scores of a slice of rows to ``out`` (h, columns).
 
-        What each side brings to all of its scores is computed here, once.
+        The terms that depend on one side only are computed here, once. Neither side may be empty.
+
+        Args:
+            cells: the number of scores of one call, at most.
+            compiled: as in `mutual_likelihood_matrix`.
         """
         if compiled is None and (gpu := self.on_gpu()):
             kernels, left, right, form = gpu
             return lambda rows, out: kernels.matrix(out, left.rows(rows), right, form)
         a, b, dim = _rounded(self.a, self.product), _rounded(self.b, self.product), self.a.shape[1]
-        tall, tall_offset = (column[:, None] for column in self._terms(self.kappa_a))  # (rows, 1)
-        wide, wide_offset = (column[None, :] for column in self._terms(self.kappa_b))  # (1, columns)
+        kappa_a, offset_a = (terms[:, None] for terms in self._terms(self.kappa_a))  # (rows, 1)
+        kappa_b, offset_b = (terms[None, :] for terms in self._terms(self.kappa_b))  # (1, columns)
         if compiled is None:
             compiled = cells >= _WORTH_COMPILING
         kernel = compiled_kernel(dim, a.device.type) if compiled else eager_kernel(dim)
         height = max(1, _BLOCK_ELEMENTS // len(b))
 
         def fill(rows: slice, out: Tensor) -> None:
-            own, kappa, offset = a[rows], tall[rows], tall_offset[rows]
-            for start in range(0, len(own), height):
+            mu, kappa, offset = a[rows], kappa_a[rows], offset_a[rows]
+            for start in range(0, len(mu), height):
                 block = slice(start, start + height)
-                torch.mm(own[block], b.T, out=out[block])  # cosines; scores take their place
-                kernel(out[block], kappa[block], wide, offset[block], wide_offset)
+                torch.mm(mu[block], b.T, out=out[block])  # cosines, which the kernel replaces by scores
+                kernel(out[block], kappa[block], kappa_b, offset[block], offset_b)
 
         return fill
 
     def on_gpu(self) -> tuple[Any, ...] | None:
-        """`spherecf.scoring.fused`, both sides and the form as it takes them; None where it does not run."""
+        """`spherecf.scoring.fused` with its arguments, both sides and the form; None if it cannot run."""
         if self.a.dtype != torch.float32 or not triton_runs_on(self.a.device, (8, 0)):
             return None
         from spherecf.scoring import fused
@@ -293,25 +314,25 @@ def _check_types(a: Tensor, b: Tensor) -> None:
 
 
 def _rounded(mu: Tensor, product: str) -> Tensor:
-    """Coordinates with as many bits as the product has."""
+    """Coordinates rounded to the bits of the product."""
     if product == "float32":
         return mu
     if product == "bfloat16":
         return mu.bfloat16().float()
-    return (mu * 2.0**15).half().float() * 2.0**-15  # the bits of tf32, by scaling in range of float16
+    return (mu * 2.0**15).half().float() * 2.0**-15  # float16 has the bits of tf32, scaled into its range
 
 
-def _target(a: Tensor, b: Tensor, out: Array | None) -> Tensor:
-    """Where the scores go: ``out``, or new memory."""
+def _output_tensor(a: Tensor, b: Tensor, out: Array | None) -> Tensor:
+    """The tensor for the scores: ``out``, sharing its memory, or new memory."""
     shape = (a.shape[0], b.shape[0])
     if out is None:
         return torch.empty(shape, dtype=a.dtype, device=a.device)
-    target = as_tensor(out, "out")
-    if tuple(target.shape) != shape or target.dtype != a.dtype or target.device != a.device:
+    tensor = as_tensor(out, "out")
+    if tuple(tensor.shape) != shape or tensor.dtype != a.dtype or tensor.device != a.device:
         raise InputError(
-            f"out: expected {shape} of {a.dtype} on {a.device}, got {tuple(target.shape)} of {target.dtype} "
-            f"on {target.device}"
+            f"out: expected {shape} of {a.dtype} on {a.device}, got {tuple(tensor.shape)} of {tensor.dtype} "
+            f"on {tensor.device}"
         )
-    if isinstance(out, np.ndarray) and (not out.flags.writeable or target.data_ptr() != out.ctypes.data):
-        raise InputError("out: expected an array that torch can write to, not read-only, nor reversed")
-    return target
+    if isinstance(out, np.ndarray) and (not out.flags.writeable or tensor.data_ptr() != out.ctypes.data):
+        raise InputError("out: expected an array that torch can write to, neither read-only nor reversed")
+    return tensor

@@ -1,4 +1,4 @@
-"""Many images of one person into one distribution (equation 14 of the paper)."""
+"""Pooling several images of a person into one distribution (equation 14 of the paper)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,24 +12,25 @@ from spherecf.common.arrays import Array, as_tensor, like
 from spherecf.errors import InputError
 from spherecf.scoring.pairs import concentrations, directions
 
-_CANCELLED = 1e-6  # |sum| over sum of lengths below this is rounding noise, not a direction
+_CANCELLED = 1e-6  # |sum| relative to the sum of the norms: below this it is rounding noise, not a direction
 
 
 def natural_parameter(
     mu: Float[Array, "*batch d"], kappa: Float[Array, "*batch"]
 ) -> Float[Array, "*batch d"]:
-    """eta = kappa mu of each image: the summands of a template (equation 14).
+    """The natural parameter eta = kappa mu of each image, whose sum describes a template (equation 14).
 
-    The product of the images' densities has the sum of their eta, so a template's kappa is its length and its
-    direction is the template's. `pool` sums by groups, `pool_templates` millions of images, from a file.
+    The product of the images' densities has the sum of their eta as its natural parameter: the norm of the
+    sum is the template's kappa, its direction the template's mu. `pool` sums by group; `pool_templates` sums
+    millions of images from a file.
 
     Args:
-        mu: (..., dim) directions: tensors, or NumPy arrays.
+        mu: (..., dim) directions: tensors or NumPy arrays.
         kappa: (...) concentrations.
 
     Example:
         >>> import numpy as np
-        >>> natural_parameter(np.eye(2), np.array([3.0, 4.0])).sum(0).tolist()  # of length 5
+        >>> natural_parameter(np.eye(2), np.array([3.0, 4.0])).sum(0).tolist()  # of norm 5
         [3.0, 4.0]
     """
     eta: Array = kappa[..., None] * mu
@@ -39,15 +40,14 @@ def natural_parameter(
 def without_each(
     mu: Float[Tensor, "n d"], kappa: Float[Tensor, " n"], groups: Int64[Tensor, " n"]
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
-    """(directions, kappas): for each image the template of the others of its group.
+    """For each image, the template of the other images of its group, as directions (n, dim) and kappas (n,).
 
-    Where these say nothing (the image is alone, or they cancel) kappa is 0, and the direction, which does not
-    matter then, is the image's own.
+    If there are no other images, or they cancel, kappa is 0 and the direction is that of the image itself.
 
     Args:
         mu: (n, dim) unit directions.
         kappa: (n,) concentrations.
-        groups: (n,) template of each image.
+        groups: (n,) group of each image.
 
     Example:
         >>> import torch
@@ -55,35 +55,36 @@ def without_each(
         [4.0, 3.0]
     """
     eta = natural_parameter(mu, kappa)  # (n, dim)
-    found, slot = torch.unique(groups, return_inverse=True)
-    rest = _sum(eta, slot, len(found))[slot] - eta
-    length = rest.norm(dim=1)
-    return torch.where(length[:, None] > 0, rest / length[:, None], mu), length
+    ids, slot = torch.unique(groups, return_inverse=True)
+    others = _sum_by(eta, slot, len(ids))[slot] - eta  # (n, dim)
+    length = others.norm(dim=1)
+    return torch.where(length[:, None] > 0, others / length[:, None], mu), length
 
 
 def check_sums(what: str, ids: Any, length: Any, weight: Any) -> None:
-    """Refuse groups without a direction.
+    """Refuse groups whose sum has no direction.
 
     Args:
-        what: what messages call them, in the plural.
-        ids, length, weight: (groups,) tensors or arrays: their names, the lengths of their sums of weighted
-            directions, and their sums of weights.
+        what: the plural that messages use for the groups.
+        ids: (groups,) their ids, as a tensor or array like the others.
+        length: (groups,) norms of their sums of weighted directions.
+        weight: (groups,) their sums of weights.
 
     Raises:
-        InputError: a length that is rounding noise beside its weight; the first group is named.
+        InputError: a norm is rounding noise compared with its weight; the first such group is named.
     """
     bad = ~(length > _CANCELLED * weight)
     if bool(bad.any()):
-        why = "all its weights are 0" if float(weight[bad][0]) == 0 else "its directions cancel"
+        reason = "all its weights are 0" if float(weight[bad][0]) == 0 else "its directions cancel"
         raise InputError(
             f"{int(bad.sum())} of {len(ids)} {what} have no direction, first {what[:-1]} "
-            f"{int(ids[bad][0])}: {why}; leave it out, or pool it with other images"
+            f"{int(ids[bad][0])}: {reason}; leave it out, or pool it with other images"
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Pooled(Generic[Array]):
-    """One distribution per group: arrays for arrays, tensors where anything is a tensor.
+    """One distribution per group, as arrays if all arguments of `pool` were arrays, else as tensors.
 
     Unpacks to (mu, kappa, groups).
     """
@@ -93,7 +94,7 @@ class Pooled(Generic[Array]):
     kappa: Array
     """(groups,) pooled concentrations."""
     groups: Array
-    """(groups,) ids, ascending, or as asked for by ``ids``."""
+    """(groups,) ids, ascending, or in the order of ``ids``."""
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.mu, self.kappa, self.groups))
@@ -109,21 +110,22 @@ def pool(
     """Pool images into templates: ``eta = sum kappa_i mu_i``, direction ``eta / |eta|``, kappa ``|eta|``.
 
     The direction is equation 14 of Li et al., CVPR 2021. The concentration is that of the product of the
-    densities (natural parameters add): more images that agree make a surer template. Frames of one video are
-    no independent evidence: with ``media`` the ``kappa_i mu_i`` are averaged in each medium, then summed.
+    densities (natural parameters add), so more images that agree give a higher kappa. Frames of one video are
+    not independent evidence: with ``media``, the ``kappa_i mu_i`` are averaged within each medium, then
+    summed over the media.
 
     Args:
-        mu: (n, dim) unit directions: tensors or NumPy arrays, like the others. For other pooling weights
-            (norm, detector score) give them as ``kappa``; ``mu`` stays of unit length.
-        kappa: (n,) weights, >= 0.
-        groups: (n,) template of each image.
-        media: (n,) medium of each image; the same number in two groups means two media.
-        ids: the groups wanted, in this order, each at most once; default: all, ascending.
+        mu: (n, dim) unit directions: tensors or NumPy arrays, like the other arguments. They have unit length
+            whatever the weights are.
+        kappa: (n,) concentrations, or other pooling weights such as norms or detector scores, >= 0.
+        groups: (n,) integer id of each image's group.
+        media: (n,) integer id of each image's medium; the same id in two groups means two media.
+        ids: the groups to return, in this order, each at most once. Default: all, ascending.
 
     Raises:
-        InputError: directions that are not of unit length (as in `cosine_score`), kappas that are NaN,
-            negative or infinite, columns of other lengths, a wanted group without an image, or one whose
-            directions cancel or all have kappa 0 (it is named).
+        InputError: directions are not of unit length (as in `cosine_score`), kappas are NaN, negative or
+            infinite, lengths do not fit, or a group has no image or no direction, because its directions
+            cancel or all have kappa 0 (the first one is named).
 
     Example:
         >>> import torch
@@ -132,25 +134,27 @@ def pool(
         >>> pooled.mu.tolist(), pooled.kappa.tolist(), pooled.groups.tolist()
         ([[0.6..., 0.8...], [0.0, 1.0]], [5.0, 7.0], [5, 9])
     """
-    (each,) = directions(2, mu=mu)
-    weight = concentrations(kappa, each, "kappa", exact=True)
-    found, slot = torch.unique(_integers(groups, each, "groups"), return_inverse=True)
-    eta = natural_parameter(each, weight)  # (n, dim)
+    (direction,) = directions(2, mu=mu)
+    weight = concentrations(kappa, direction, "kappa", exact=True)
+    group_ids, slot = torch.unique(_integers(groups, direction, "groups"), return_inverse=True)
+    eta = natural_parameter(direction, weight)  # (n, dim)
     if media is not None:
-        frames = _integers(media, each, "media")
-        pairs, medium = torch.unique(torch.stack([slot, frames], 1), dim=0, return_inverse=True)
+        media_ids = _integers(media, direction, "media")
+        pairs, medium = torch.unique(torch.stack([slot, media_ids], 1), dim=0, return_inverse=True)
         slot = pairs[:, 0]
         # (media, dim): the mean over the frames of a video counts as one image.
         eta, weight = (mean_by(values, medium, len(pairs)) for values in (eta, weight))
-    eta, weight = _sum(eta, slot, len(found)), _sum(weight, slot, len(found))  # (groups, dim), (groups,)
+    n_groups = len(group_ids)
+    eta, weight = _sum_by(eta, slot, n_groups), _sum_by(weight, slot, n_groups)  # (groups, dim), (groups,)
     if ids is not None:
-        wanted = as_tensor(ids, "ids", each.device, kinds="i").long()
-        chosen = _choose(found, wanted)
-        found, eta, weight = wanted, eta[chosen], weight[chosen]
-    pooled = eta.norm(dim=1)
-    check_sums("groups", found, pooled, weight)
-    given = [values for values in (mu, kappa, groups, media, ids) if values is not None]
-    return Pooled(*(like(column, *given) for column in (eta / pooled[:, None], pooled, found)))
+        requested = as_tensor(ids, "ids", direction.device, kinds="i").long()
+        rows = _find_groups(group_ids, requested)
+        group_ids, eta, weight = requested, eta[rows], weight[rows]
+    pooled_kappa = eta.norm(dim=1)
+    check_sums("groups", group_ids, pooled_kappa, weight)
+    arguments = [values for values in (mu, kappa, groups, media, ids) if values is not None]
+    results = (eta / pooled_kappa[:, None], pooled_kappa, group_ids)
+    return Pooled(*(like(result, *arguments) for result in results))
 
 
 def _integers(values: Any, mu: Tensor, name: str) -> Tensor:
@@ -161,21 +165,23 @@ def _integers(values: Any, mu: Tensor, name: str) -> Tensor:
 
 
 def mean_by(values: Float[Tensor, "n *rest"], slot: Int64[Tensor, " n"], slots: int) -> Tensor:
-    """(slots, ...) mean of the values in each slot: of the natural parameters of a video's frames."""
+    """The mean of the values of each slot, (slots, ...), for example of a video's natural parameters."""
     count = torch.bincount(slot, minlength=slots).to(values.dtype)
-    return _sum(values, slot, slots) / count.view(-1, *[1] * (values.ndim - 1))
+    return _sum_by(values, slot, slots) / count.view(-1, *[1] * (values.ndim - 1))
 
 
-def _sum(values: Tensor, slot: Tensor, slots: int) -> Tensor:
+def _sum_by(values: Tensor, slot: Tensor, slots: int) -> Tensor:
+    """The sum of the values (n, ...) of each slot, (slots, ...)."""
     return values.new_zeros((slots, *values.shape[1:])).index_add_(0, slot, values)
 
 
-def _choose(found: Tensor, ids: Tensor) -> Tensor:
-    place = torch.searchsorted(found, ids).clamp_max(max(len(found) - 1, 0))
-    missing = ids if len(found) == 0 else ids[found[place] != ids]
+def _find_groups(group_ids: Tensor, requested: Tensor) -> Tensor:
+    """Positions of the requested ids among the ascending ``group_ids``."""
+    rows = torch.searchsorted(group_ids, requested).clamp_max(max(len(group_ids) - 1, 0))
+    missing = requested if len(group_ids) == 0 else requested[group_ids[rows] != requested]
     if len(missing):
         raise InputError(
-            f"{len(missing)} of {len(ids)} groups have no image, first group {int(missing[0])}; "
+            f"{len(missing)} of {len(requested)} groups have no image, first group {int(missing[0])}; "
             "remove them from the protocol's list or embed their images"
         )
-    return place
+    return rows

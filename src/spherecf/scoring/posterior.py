@@ -1,15 +1,15 @@
-"""The posterior of open-set identification: who it is, or nobody in the gallery.
+"""The posterior of open-set identification, over the identities of a gallery and "unknown".
 
-Identity i of K has the density ``vMF(mu_i, kappa_g)`` and the prior ``(1 - beta) / K``, "unknown" the uniform
-density and the prior ``beta``. At the mean direction mu of a probe
+Identity i of K has the density ``vMF(mu_i, kappa_g)`` and the prior ``(1 - beta) / K``; "unknown" has the
+uniform density and the prior ``beta``. At the mean direction mu of a probe
 
     P_i ~ (1 - beta) / K * C_d(kappa_g) exp(kappa_g mu_i^T mu),    P_0 ~ beta * C_d(0)
 
 (Erlygin and Zaytsev, "Holistic uncertainty estimation for open-set recognition", arXiv 2408.14229). With
-``probe_kappa`` the probe is its distribution instead of its mode, and the density is replaced by the evidence
-``C_d(k) C_d(kappa_g) / C_d(|k mu + kappa_g mu_i|)``, the mutual likelihood (Li et al., CVPR 2021, eq. 13);
-both agree as k grows. All is kept as logarithms: at d = 512 a posterior of 1e-40 is an everyday number, and
-the order of such numbers is what rejection looks at.
+``probe_kappa`` the probe is represented by its distribution instead of its mode, and the density is replaced
+by the evidence ``C_d(k) C_d(kappa_g) / C_d(|k mu + kappa_g mu_i|)``, the mutual likelihood (Li et al., CVPR
+2021, eq. 13); the two agree as k grows. All values are logarithms: at d = 512 a posterior of 1e-40 is common,
+and rejection depends on the order of such values.
 """
 
 import math
@@ -30,19 +30,20 @@ from spherecf.vmf import inverse_mean_resultant_length, log_normalizer, log_norm
 Array = NDArray[Any]
 
 _GOLDEN = (math.sqrt(5) - 1) / 2
-_STEPS = 16  # of the golden section: 8 * 8 * 0.618^16 leaves 0.2 % of kappa
-_FACTOR = 8.0  # the likelihood is searched this far on both sides of the first guess
+_STEPS = 16  # of the golden-section search, which leaves an interval of log(64) * 0.618^16: 0.2 % of kappa
+_FACTOR = 8.0  # the search covers this factor on both sides of the start value
 
 
 @dataclass(frozen=True, eq=False)
 class OpenSetPosterior:
-    """What every probe's posterior has to say, (probes,) each; logarithms are natural."""
+    """Quantities of every probe's posterior, (probes,) each; logarithms are natural."""
 
     best: Array
-    """Row of the most similar gallery entry."""
+    """Row of the gallery entry with the largest cosine."""
     best_cosine: Array
+    """Largest cosine to a gallery entry."""
     second_cosine: Array
-    """-inf where the gallery has one entry."""
+    """Second largest cosine; -inf if the gallery has only one entry."""
     log_unknown: Array
     """log P_0."""
     log_known: Array
@@ -50,13 +51,13 @@ class OpenSetPosterior:
     log_best: Array
     """log P_best, the largest of the P_i."""
     log_others: Array
-    """log of the sum of the P_i other than the best; -inf where there are none."""
+    """log of the sum of all P_i but the largest; -inf if there are no others."""
     entropy: Array
-    """-sum P log P over the identities and unknown, in nats."""
+    """-sum P log P over the identities and "unknown", in nats."""
     gallery_divergence: Array
-    """sum over i of P_i log(P_i / prior): the gallery's part of KL(posterior, prior)."""
+    """sum over i of P_i log(P_i / prior), the gallery's part of KL(posterior || prior)."""
     log_evidence: Array
-    """log density of the mean direction under the whole mixture (with ``probe_kappa``: of the probe)."""
+    """log density of the mixture at the mean direction (with ``probe_kappa``: log evidence of the probe)."""
 
 
 def open_set_posterior(
@@ -68,22 +69,26 @@ def open_set_posterior(
     probe_kappa: Float[AnyArray, " n"] | None = None,
     threads: int | None = None,
 ) -> OpenSetPosterior:
-    """Posterior of every probe over the gallery's identities and "unknown".
+    """The posterior of every probe over the gallery's identities and "unknown".
 
-    The matrix of similarities is made tile by tile and never held; sums are float64.
+        P_i ~ (1 - beta) / K * C_d(kappa_g) exp(kappa_g mu_i^T mu),    P_0 ~ beta * C_d(0)
+
+    (Erlygin and Zaytsev, arXiv 2408.14229). The matrix of cosines is computed tile by tile and never stored
+    as a whole; sums are float64.
 
     Args:
-        probes: (n, dim) unit mean directions, like all columns a NumPy array or a tensor.
+        probes: (n, dim) unit mean directions: a NumPy array or a tensor, like the other arguments.
         gallery: (k, dim) unit directions, one per identity.
-        kappa_gallery: concentration of an identity around its gallery direction, > 0; see
+        kappa_gallery: kappa_g > 0, the concentration of an identity around its gallery direction; see
             `fit_gallery_kappa`.
-        beta: prior probability that a probe is of nobody in the gallery.
-        probe_kappa: (n,) the probes' concentrations; default: infinite, the probe is its mean direction.
-        threads: of the matrix products; changes no result.
+        beta: prior probability that the probe's identity is not in the gallery.
+        probe_kappa: (n,) concentrations of the probes. Default: infinite, so that a probe is its mean
+            direction.
+        threads: number of threads of the matrix products; does not change the result.
 
     Raises:
-        InputError: directions that are not of unit length (as in `cosine_score`), NaN, negative or infinite
-            concentrations, an empty gallery, shapes that do not fit, or kappa or beta out of range.
+        InputError: directions are not of unit length (as in `cosine_score`), concentrations are NaN, negative
+            or infinite, the gallery is empty, shapes do not fit, or kappa_gallery or beta is out of range.
 
     Example:
         >>> gallery = np.eye(3)
@@ -92,43 +97,44 @@ def open_set_posterior(
         >>> posterior.best.tolist(), np.exp(posterior.log_unknown).round(3).tolist()
         ([0, 0], [0.07..., 0.99...])
     """
-    world = _World.of(probes, gallery, probe_kappa)
-    _check_rates(kappa_gallery, beta)
-    prior = math.log1p(-beta) - math.log(len(world.gallery))
-    scores = _Scores(world, kappa_gallery)
-    found = {field.name: np.empty(len(world.probes)) for field in fields(OpenSetPosterior)}
-    for rows, cosines in tiles(threads, probes=world.probes, gallery=world.gallery):
-        for name, values in _reduce(cosines, scores(rows, cosines) + prior, math.log(beta), prior).items():
-            found[name][rows] = values
-    found["log_evidence"] += scores.log_uniform
-    return OpenSetPosterior(**{**found, "best": found["best"].astype(np.int64)})
+    search = _Search.of(probes, gallery, probe_kappa)
+    _check_parameters(kappa_gallery, beta)
+    log_prior = math.log1p(-beta) - math.log(len(search.gallery))
+    scores = _LogRatios(search, kappa_gallery)
+    results = {field.name: np.empty(len(search.probes)) for field in fields(OpenSetPosterior)}
+    for rows, cosines in tiles(threads, probes=search.probes, gallery=search.gallery):
+        logits = scores(rows, cosines) + log_prior
+        for name, values in _reduce(cosines, logits, math.log(beta), log_prior).items():
+            results[name][rows] = values
+    results["log_evidence"] += scores.log_uniform
+    return OpenSetPosterior(**{**results, "best": results["best"].astype(np.int64)})
 
 
 @dataclass(frozen=True, eq=False)
-class _World:
-    """Who is searched for and among whom, checked; lengths of directions are looked at tile by tile."""
+class _Search:
+    """Probes and gallery, checked; only the lengths of the directions are checked later, tile by tile."""
 
     probes: Array
     gallery: Array
     probe_kappa: Array | None
 
     @classmethod
-    def of(cls, probes: AnyArray, gallery: AnyArray, probe_kappa: AnyArray | None) -> "_World":
+    def of(cls, probes: AnyArray, gallery: AnyArray, probe_kappa: AnyArray | None) -> "_Search":
         n, k = as_array(probes, "probes"), as_array(gallery, "gallery")
-        own = None if probe_kappa is None else as_array(probe_kappa, "probe_kappa", np.float64)
+        kappa = None if probe_kappa is None else as_array(probe_kappa, "probe_kappa", np.float64)
         if n.ndim != 2 or k.ndim != 2 or not n.shape[0] or not k.shape[0] or n.shape[1] != k.shape[1]:
             raise InputError(
-                f"posterior: expected probes (n, dim) and a gallery (k, dim) of one recogniser, n and k "
+                f"posterior: expected probes (n, dim) and a gallery (k, dim) of the same recogniser, n and k "
                 f">= 1, got {n.shape} and {k.shape}"
             )
-        if own is not None:
-            if own.shape != n.shape[:1]:
-                raise InputError(f"probe_kappa: expected one per probe, ({len(n)},), got {own.shape}")
-            check_kappa(own, "probe_kappa")
-        return cls(n, k, own)
+        if kappa is not None:
+            if kappa.shape != n.shape[:1]:
+                raise InputError(f"probe_kappa: expected one per probe, ({len(n)},), got {kappa.shape}")
+            check_kappa(kappa, "probe_kappa")
+        return cls(n, k, kappa)
 
     def truth(self, rows: AnyArray) -> NDArray[np.int64]:
-        """(n,) gallery row of each probe, checked."""
+        """The true gallery row of each probe (n,), checked; -1 for unknown."""
         truth, count = as_array(rows, "truth"), len(self.gallery)
         if truth.shape != self.probes.shape[:1] or truth.dtype.kind not in "iu":
             raise InputError(
@@ -136,73 +142,84 @@ class _World:
             )
         if truth.min() < -1 or truth.max() >= count:
             raise InputError(
-                f"truth: expected rows of the gallery, 0 .. {count - 1}, or -1 for unknown, got "
-                f"{truth.min()} .. {truth.max()}"
+                f"truth: expected rows of the gallery, 0 .. {count - 1}, or -1 for unknown; got values from "
+                f"{truth.min()} to {truth.max()}"
             )
         return truth.astype(np.int64, copy=False)
 
 
-class _Scores:
-    """log of (density under identity i over uniform density) of every pair of a tile, float64."""
+class _LogRatios:
+    """Log densities of a tile's probes under each identity, relative to the uniform density: (rows, k)."""
 
-    def __init__(self, world: _World, kappa: float) -> None:
-        self.dim = dim = world.probes.shape[1]
+    def __init__(self, search: _Search, kappa: float) -> None:
+        self.dim = dim = search.probes.shape[1]
         self.kappa = torch.tensor([kappa, 0.0], dtype=torch.float64)
         log_c, self.log_uniform = log_normalizer(self.kappa, dim).tolist()
         self.offset = log_c - self.log_uniform
-        self.probes: tuple[torch.Tensor, torch.Tensor] | None = None
-        if world.probe_kappa is not None:
-            k = torch.from_numpy(world.probe_kappa)
-            self.probes = k, log_normalizer_scaled(k, dim) - normalizer_form(dim).constant - self.log_uniform
+        self.probe_terms: tuple[torch.Tensor, torch.Tensor] | None = None
+        if search.probe_kappa is not None:
+            k = torch.from_numpy(search.probe_kappa)
+            offset = log_normalizer_scaled(k, dim) - normalizer_form(dim).constant - self.log_uniform
+            self.probe_terms = k, offset
 
     def __call__(self, rows: slice, cosines: Array) -> Array:
         scores = cosines.astype(np.float64)  # (rows, k)
-        if self.probes is None:
+        if self.probe_terms is None:
             scores *= float(self.kappa[0])
             scores += self.offset
         else:
-            # Equation 13 of a probe and an identity; the constants went into the probes' offsets.
-            tall, tall_offset = (column[rows, None] for column in self.probes)  # (rows, 1)
-            wide = self.kappa[:1].expand(1, scores.shape[1])
-            eager_kernel(self.dim)(
-                torch.from_numpy(scores), tall, wide, tall_offset, log_normalizer_scaled(wide, self.dim)
-            )
+            # Equation 13 for a probe and an identity; its constants are in the probes' offsets.
+            probe_kappa, probe_offset = (terms[rows, None] for terms in self.probe_terms)  # (rows, 1)
+            kappa = self.kappa[:1].expand(1, scores.shape[1])  # (1, k)
+            offset = log_normalizer_scaled(kappa, self.dim)
+            eager_kernel(self.dim)(torch.from_numpy(scores), probe_kappa, kappa, probe_offset, offset)
         return scores
 
 
-def _reduce(cosines: Array, logits: Array, unknown: float, prior: float) -> dict[str, Array]:
-    """Everything of `OpenSetPosterior` from one tile of log(prior * density) relative to the uniform one."""
-    each = np.arange(len(logits))  # (rows,), as everything below but logits and cosines (rows, k)
+def _reduce(cosines: Array, logits: Array, log_beta: float, log_prior: float) -> dict[str, Array]:
+    """All fields of `OpenSetPosterior` from one tile.
+
+    Args:
+        cosines: (rows, k).
+        logits: (rows, k) log(prior * density) relative to the uniform density; overwritten.
+        log_beta: the same of "unknown".
+        log_prior: log prior of one identity.
+    """
+    each = np.arange(len(logits))  # (rows,), like all arrays below
     best = cosines.argmax(1)
     top, best_cosine = logits[each, best], cosines[each, best]
-    second_cosine, others, spread = _without(cosines, logits, each, best)
-    # Sums of logarithms throughout: 1 - P_0 is wanted where P_0 rounds to 1, and the other way round.
+    second_cosine, others, entropy_of_others = _without_best(cosines, logits, each, best)
+    # Logarithms throughout: 1 - P_0 is needed where P_0 rounds to 1, and P_0 where it rounds to 0.
     known = np.logaddexp(top, others)
-    rest = np.logaddexp(others, unknown)
-    total = np.logaddexp(known, unknown)
-    log_best, log_unknown = -np.logaddexp(0, rest - top), -np.logaddexp(0, known - unknown)
+    not_best = np.logaddexp(others, log_beta)
+    total = np.logaddexp(known, log_beta)
+    log_best, log_unknown = -np.logaddexp(0, not_best - top), -np.logaddexp(0, known - log_beta)
     p_best, p_unknown, p_others = np.exp(log_best), np.exp(log_unknown), np.exp(others - total)
-    inner = p_others * (np.where(p_others > 0, others, 0) - total - spread)  # sum of P_j log P_j, j not best
+    # sum of P_j log P_j over all j but the best
+    inner = p_others * (np.where(p_others > 0, others, 0) - total - entropy_of_others)
     return {
         "best": best,
         "best_cosine": best_cosine,
         "second_cosine": second_cosine,
         "log_unknown": log_unknown,
-        "log_known": -np.logaddexp(0, unknown - known),
+        "log_known": -np.logaddexp(0, log_beta - known),
         "log_best": log_best,
         "log_others": others - total,
         "entropy": -(inner + p_best * log_best + p_unknown * log_unknown),
-        "gallery_divergence": inner + p_best * log_best - (p_best + p_others) * prior,
+        "gallery_divergence": inner + p_best * log_best - (p_best + p_others) * log_prior,
         "log_evidence": total,
     }
 
 
-def _without(cosines: Array, logits: Array, each: Array, best: Array) -> tuple[Array, Array, Array]:
-    """Second cosine, log of the summed others, and the entropy among them; ``logits`` are overwritten."""
+def _without_best(cosines: Array, logits: Array, each: Array, best: Array) -> tuple[Array, Array, Array]:
+    """The second cosine, and the log-sum-exp and entropy of the logits without the best, (rows,) each.
+
+    ``logits`` are overwritten.
+    """
     if logits.shape[1] == 1:
-        none = np.full(len(logits), -np.inf)
-        return none, none, np.zeros(len(logits))
-    cosines = cosines.copy()  # the caller's, of a tile
+        no_others = np.full(len(logits), -np.inf)
+        return no_others, no_others, np.zeros(len(logits))
+    cosines = cosines.copy()
     cosines[each, best] = -np.inf
     second = cosines.argmax(1)
     peak = logits[each, second]
@@ -211,8 +228,8 @@ def _without(cosines: Array, logits: Array, each: Array, best: Array) -> tuple[A
     weights = np.exp(logits)
     weights[each, best] = 0.0
     total = weights.sum(1)
-    spread = np.log(total) - np.einsum("nk,nk->n", weights, logits) / total
-    return cosines[each, second], peak + np.log(total), spread
+    entropy = np.log(total) - np.einsum("nk,nk->n", weights, logits) / total
+    return cosines[each, second], peak + np.log(total), entropy
 
 
 def fit_gallery_kappa(
@@ -224,17 +241,18 @@ def fit_gallery_kappa(
     probe_kappa: Float[AnyArray, " n"] | None = None,
     threads: int | None = None,
 ) -> float:
-    """kappa_g that makes the true answers likeliest: the maximum of the mean log P_truth.
+    """The maximum likelihood estimate of kappa_g: it maximises the mean log posterior of the true answers.
 
-    A golden section around `mean_cosine_kappa`, over a factor of 8 on both sides.
+    It is found by a golden-section search in log kappa_g, over a factor of 8 on both sides of
+    `mean_cosine_kappa`.
 
     Args:
         probes: (n, dim) unit mean directions.
         gallery: (k, dim) unit directions.
         truth: (n,) gallery row of each probe's identity, -1 for unknown.
-        beta: prior of unknown.
+        beta: prior probability of "unknown".
         probe_kappa: as in `open_set_posterior`.
-        threads: of the matrix products.
+        threads: as in `open_set_posterior`.
 
     Raises:
         InputError: as in `open_set_posterior` and `mean_cosine_kappa`.
@@ -245,45 +263,51 @@ def fit_gallery_kappa(
         >>> 1 < fit_gallery_kappa(probes, gallery, np.array([0, 3, -1])) < 100
         True
     """
-    world = _World.of(probes, gallery, probe_kappa)
-    answers = world.truth(truth)
-    middle = math.log(mean_cosine_kappa(world.probes, world.gallery, answers))
+    search = _Search.of(probes, gallery, probe_kappa)
+    answers = search.truth(truth)
+    middle = math.log(mean_cosine_kappa(search.probes, search.gallery, answers))
 
-    def miss(log_kappa: float) -> float:
-        return -_log_truth(world, answers, math.exp(log_kappa), beta, threads)
+    def loss(log_kappa: float) -> float:
+        return -_mean_log_truth(search, answers, math.exp(log_kappa), beta, threads)
 
     low, high = middle - math.log(_FACTOR), middle + math.log(_FACTOR)
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    at_left, at_right = miss(left), miss(right)
+    left_loss, right_loss = loss(left), loss(right)
     for _ in range(_STEPS):
-        if at_left < at_right:
-            high, right, at_right = right, left, at_left
+        if left_loss < right_loss:
+            high, right, right_loss = right, left, left_loss
             left = high - _GOLDEN * (high - low)
-            at_left = miss(left)
+            left_loss = loss(left)
         else:
-            low, left, at_left = left, right, at_right
+            low, left, left_loss = left, right, right_loss
             right = low + _GOLDEN * (high - low)
-            at_right = miss(right)
+            right_loss = loss(right)
     return math.exp((low + high) / 2)
 
 
 def mean_cosine_kappa(
     probes: Float[AnyArray, "n d"], gallery: Float[AnyArray, "k d"], truth: Int64[AnyArray, " n"]
 ) -> float:
-    """kappa_g with A_d(kappa_g) = mean cosine of the mated probes to their gallery entries.
+    """The kappa_g for which A_d(kappa_g) is the mean cosine of the mated probes to their gallery entries.
+
+    Args:
+        probes: (n, dim) unit mean directions.
+        gallery: (k, dim) unit directions.
+        truth: (n,) gallery row of each probe's identity, -1 for unknown.
 
     Raises:
-        InputError: no mated probe, or their mean cosine is not in (0, 1); directions that are not of unit
-            length (as in `cosine_score`), shapes that do not fit, or rows that the gallery lacks.
+        InputError: there is no mated probe, the mean cosine is not in (0, 1), directions are not of unit
+            length (as in `cosine_score`), shapes do not fit, or ``truth`` has rows that are not in the
+            gallery.
 
     Example:
         >>> round(mean_cosine_kappa(np.array([[0.9, 0.4359, 0.0]]), np.eye(3), np.array([0])), 2)
         10.0
     """
-    world = _World.of(probes, gallery, None)
-    answers = world.truth(truth)
+    search = _Search.of(probes, gallery, None)
+    answers = search.truth(truth)
     mated = np.flatnonzero(answers >= 0)
-    left, right = world.probes[mated], world.gallery[answers[mated]]
+    left, right = search.probes[mated], search.gallery[answers[mated]]
     for name, mu in (("mated probes", left), ("their gallery entries", right)):
         check_directions(mu, name, SCORE_TOLERANCE)
     cosines = np.einsum("nd,nd->n", left, right, dtype=np.float64)
@@ -296,24 +320,24 @@ def mean_cosine_kappa(
     return float(inverse_mean_resultant_length(rho, left.shape[1]))
 
 
-def _log_truth(
-    world: _World, truth: NDArray[np.int64], kappa: float, beta: float, threads: int | None
+def _mean_log_truth(
+    search: _Search, truth: NDArray[np.int64], kappa: float, beta: float, threads: int | None
 ) -> float:
-    """Mean log P of the true answers."""
-    _check_rates(kappa, beta)
-    prior = math.log1p(-beta) - math.log(len(world.gallery))
-    scores = _Scores(world, kappa)
+    """The mean log posterior of the true answers."""
+    _check_parameters(kappa, beta)
+    log_prior = math.log1p(-beta) - math.log(len(search.gallery))
+    scores = _LogRatios(search, kappa)
     total = 0.0
-    for rows, cosines in tiles(threads, probes=world.probes, gallery=world.gallery):
-        logits, right = scores(rows, cosines) + prior, truth[rows]
-        answer = np.where(right < 0, math.log(beta), logits[np.arange(len(logits)), right])
+    for rows, cosines in tiles(threads, probes=search.probes, gallery=search.gallery):
+        logits, columns = scores(rows, cosines) + log_prior, truth[rows]  # (rows, k), (rows,)
+        true_logit = np.where(columns < 0, math.log(beta), logits[np.arange(len(logits)), columns])
         peak = logits.max(1)
         known = peak + np.log(np.exp(logits - peak[:, None]).sum(1))
-        total += float((answer - np.logaddexp(known, math.log(beta))).sum())
+        total += float((true_logit - np.logaddexp(known, math.log(beta))).sum())
     return total / len(truth)
 
 
-def _check_rates(kappa: float, beta: float) -> None:
+def _check_parameters(kappa: float, beta: float) -> None:
     if not (0 < kappa < math.inf and 0 < beta < 1):
         raise InputError(
             f"posterior: expected 0 < kappa_gallery < inf and 0 < beta < 1, got {kappa} and {beta}"

@@ -1,7 +1,7 @@
-"""What is wanted of a matrix of scores, without the matrix: the best of each row, counts against thresholds.
+"""Reductions of a matrix of scores without storing it: the best scores of each row, and counts at thresholds.
 
-On a GPU with a kernel for it (see `mutual_likelihood_matrix`) scores stay in the registers that made them.
-Elsewhere blocks of rows are scored and let go.
+On a GPU with a kernel for them (see `mutual_likelihood_matrix`) the scores stay in registers. Elsewhere
+blocks of rows are scored, reduced and discarded.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from spherecf.errors import InputError
 from spherecf.scoring.matrix import Pairs, Product, row_blocks
 from spherecf.scoring.pairs import score_at_cosine
 
-_BLOCK_CELLS = 1 << 24  # of scores, 64 MiB, and of what is gathered for candidates
-_MAXIMA = 1 << 27  # held at once, 512 MiB
+_BLOCK_CELLS = 1 << 24  # numbers per block of scores, 64 MiB, and per block of gathered candidates
+_MAXIMA = 1 << 27  # maxima of groups per block, 512 MiB
 
 
 class Top(NamedTuple):
@@ -40,26 +40,29 @@ def mutual_likelihood_top(
     *,
     product: Product = "float32",
 ) -> Top:
-    """The largest scores of every row of `mutual_likelihood_matrix`, in the memory of a block of it.
+    """The largest scores of every row of `mutual_likelihood_matrix`, in the memory of one block of it.
 
-    A GPU notes the best of every 16 columns as they are scored: the ``count`` best of a row stand among the
-    ``count`` best sixteens. What was found is scored anew in float64.
+    A GPU keeps the maximum of every 16 columns as they are scored: the ``count`` best scores of a row are in
+    the ``count`` groups of columns with the largest maxima. The scores of the result are recomputed in
+    float64.
 
     Args:
-        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays, answered in kind.
+        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays.
         kappa_a: (rows,) concentrations, >= 0.
-        mu_b: (columns, dim).
-        kappa_b: (columns,).
-        count: how many of each row, 1 or more; all of them where there are fewer columns.
+        mu_b: (columns, dim) unit directions of the same type.
+        kappa_b: (columns,) concentrations, >= 0.
+        count: number of scores per row, >= 1; all columns if there are fewer.
         radius: r of the sphere.
-        product: as for the matrix; it decides what is found, not how exact its score is.
+        product: as in `mutual_likelihood_matrix`. It affects which columns are found, not the accuracy of
+            their scores.
 
     Returns:
-        Scores in float64, best first, and their columns; of scores that the product's rounding cannot tell
-        apart, any.
+        The scores in float64, largest first, and their columns: arrays if all arguments are arrays, else
+        tensors. Which of several columns is returned is arbitrary if the product's rounding does not separate
+        them.
 
     Raises:
-        InputError: as `mutual_likelihood_matrix`; a count below 1.
+        InputError: as in `mutual_likelihood_matrix`, or the count is below 1.
 
     Example:
         >>> import torch
@@ -71,13 +74,13 @@ def mutual_likelihood_top(
     if not isinstance(count, int) or count < 1:
         raise InputError(f"count: expected 1 or more, got {count!r}")
     count = min(count, len(pairs.b))
-    found = torch.empty(len(pairs.a), count, dtype=torch.int64, device=pairs.a.device)
-    scores = torch.empty_like(found, dtype=torch.float64)
+    top_columns = torch.empty(len(pairs.a), count, dtype=torch.int64, device=pairs.a.device)
+    scores = torch.empty_like(top_columns, dtype=torch.float64)
     for rows, columns in _candidates(pairs, count):
-        exact = _exact(pairs, rows, columns.clamp(max=len(pairs.b) - 1))  # (h, n)
+        exact = _exact_scores(pairs, rows, columns.clamp(max=len(pairs.b) - 1))  # (h, n)
         scores[rows], best = exact.masked_fill_(columns >= len(pairs.b), -torch.inf).topk(count)
-        found[rows] = columns.gather(1, best)
-    return Top(*(like(part, mu_a, kappa_a, mu_b, kappa_b) for part in (scores, found)))
+        top_columns[rows] = columns.gather(1, best)
+    return Top(*(like(result, mu_a, kappa_a, mu_b, kappa_b) for result in (scores, top_columns)))
 
 
 @torch.no_grad()
@@ -86,30 +89,32 @@ def mutual_likelihood_counts(
     kappa_a: Float[Array, " rows"],
     mu_b: Float[Array, "columns d"],
     kappa_b: Float[Array, " columns"],
-    thresholds: Float[Array, "*own t"],
+    thresholds: Float[Array, "*batch t"],
     radius: float = 64.0,
     *,
     product: Product = "float32",
 ) -> Int64[Array, "rows t"]:
-    """How many scores of every row of `mutual_likelihood_matrix` reach each threshold, without the matrix.
+    """The number of scores in every row of `mutual_likelihood_matrix` that reach each threshold.
 
-    Their sum over rows is the number of pairs accepted; with a mate's score as the threshold of its own row
-    it is the rank of the mate. The time grows with the number of thresholds, slowly up to about 30.
+    Summed over the rows, it is the number of accepted pairs. With the score of a row's mate as that row's
+    threshold, it is the rank of the mate. The time grows with the number of thresholds, slowly up to about
+    30.
 
     Args:
-        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays, answered in kind.
+        mu_a: (rows, dim) unit directions, float32 or float64: tensors or NumPy arrays.
         kappa_a: (rows,) concentrations, >= 0.
-        mu_b: (columns, dim).
-        kappa_b: (columns,).
-        thresholds: (t,) for all rows, or (rows, t): of each its own. Nothing reaches NaN.
+        mu_b: (columns, dim) unit directions of the same type.
+        kappa_b: (columns,) concentrations, >= 0.
+        thresholds: (t,) for all rows, or (rows, t) for each row separately. No score reaches NaN.
         radius: r of the sphere.
-        product: as for the matrix.
+        product: as in `mutual_likelihood_matrix`.
 
     Returns:
-        (rows, t) counts. A score within rounding of the threshold may fall on either side.
+        (rows, t) counts: an array if all arguments are arrays, else a tensor. A score within rounding of a
+        threshold may be counted or not.
 
     Raises:
-        InputError: as `mutual_likelihood_matrix`; thresholds of another shape.
+        InputError: as in `mutual_likelihood_matrix`, or thresholds of another shape.
 
     Example:
         >>> import torch
@@ -124,18 +129,18 @@ def mutual_likelihood_counts(
         raise InputError(f"thresholds: expected (t,) or ({rows}, t), got {tuple(limits.shape)}")
     if rows and len(pairs.b) and limits.numel() and (gpu := pairs.on_gpu()):
         kernels, *inputs = gpu
-        found = kernels.counts(*inputs, limits).long()
+        counts = kernels.counts(*inputs, limits).long()
     else:
-        found = torch.zeros(rows, limits.shape[-1], dtype=torch.int64, device=limits.device)
+        counts = torch.zeros(rows, limits.shape[-1], dtype=torch.int64, device=limits.device)
         limits = limits.expand(rows, -1)  # (rows, t)
         for block, scores in _blocks(pairs):
-            for at in range(limits.shape[1]):
-                found[block, at] = (scores >= limits[block, at, None]).sum(1)
-    return like(found, mu_a, kappa_a, mu_b, kappa_b, thresholds)
+            for i in range(limits.shape[1]):
+                counts[block, i] = (scores >= limits[block, i, None]).sum(1)
+    return like(counts, mu_a, kappa_a, mu_b, kappa_b, thresholds)
 
 
 def _blocks(pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows and their scores, all columns."""
+    """Blocks of rows, and their scores with all columns."""
     fill = pairs.scorer(_BLOCK_CELLS) if len(pairs.a) and len(pairs.b) else None
     for rows in row_blocks(len(pairs.a), len(pairs.b), _BLOCK_CELLS):
         scores = pairs.a.new_empty(rows.stop - rows.start, len(pairs.b))
@@ -145,27 +150,30 @@ def _blocks(pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _candidates(pairs: Pairs, count: int) -> Iterator[tuple[slice, Tensor]]:
-    """Blocks of rows and (h, n) columns that hold the ``count`` best of each; some may lie beyond the end."""
+    """Blocks of rows, and columns (h, n) that contain the ``count`` best of each row.
+
+    Some of the columns may be beyond the last one.
+    """
     gpu = pairs.on_gpu() if len(pairs.a) and count else None
     if gpu is None or count * gpu[0].GROUP >= len(pairs.b):
         for rows, scores in _blocks(pairs):
-            yield from _cut(rows, scores.topk(count).indices, pairs)
+            yield from _split_rows(rows, scores.topk(count).indices, pairs)
         return
     kernels, left, right, form = gpu
-    within = torch.arange(kernels.GROUP, device=pairs.a.device)
+    in_group = torch.arange(kernels.GROUP, device=pairs.a.device)
     for rows in row_blocks(len(pairs.a), -(-len(pairs.b) // kernels.GROUP), _MAXIMA):
         groups = kernels.maxima(left.rows(rows), right, form).topk(count).indices  # (h, count)
-        yield from _cut(rows, (groups[..., None] * kernels.GROUP + within).flatten(1), pairs)
+        yield from _split_rows(rows, (groups[..., None] * kernels.GROUP + in_group).flatten(1), pairs)
 
 
-def _cut(rows: slice, columns: Tensor, pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
-    """So many of these rows as gathering their columns has memory for."""
-    for some in row_blocks(len(columns), columns.shape[1], _BLOCK_CELLS // pairs.a.shape[1]):
-        yield slice(rows.start + some.start, rows.start + some.stop), columns[some]
+def _split_rows(rows: slice, columns: Tensor, pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:
+    """The rows in blocks whose candidate directions, gathered by column, fit into memory."""
+    for block in row_blocks(len(columns), columns.shape[1], _BLOCK_CELLS // pairs.a.shape[1]):
+        yield slice(rows.start + block.start, rows.start + block.stop), columns[block]
 
 
-def _exact(pairs: Pairs, rows: slice, columns: Tensor) -> Tensor:
-    """Scores of columns (h, n) of these rows, in float64."""
+def _exact_scores(pairs: Pairs, rows: slice, columns: Tensor) -> Tensor:
+    """Scores of these rows with the columns (h, n) of each, in float64."""
     cos = torch.bmm(pairs.b[columns].double(), pairs.a[rows, :, None].double())[..., 0].clamp(-1, 1)
     return score_at_cosine(
         cos, pairs.kappa_a[rows, None], pairs.kappa_b[columns], pairs.a.shape[1], pairs.radius

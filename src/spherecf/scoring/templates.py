@@ -1,7 +1,7 @@
-"""Templates: many images of one person, of several media, as one distribution each.
+"""Templates: several images of a person, from one or more media, pooled into one distribution.
 
-The sums run in one order, that of template, medium and row, whatever the size of the blocks, the number of
-threads and the order of the entries; so equal input gives equal bits.
+All sums run in the order of template, medium and row, whatever the block size, the number of threads and the
+order of the entries, so that equal input gives bitwise equal results.
 """
 
 import mmap
@@ -27,16 +27,16 @@ from spherecf.scoring.pooling import check_sums
 
 Array = NDArray[Any]
 
-_LOOKUPS = 1 << 15  # ids looked up at once
+_LOOKUPS = 1 << 15  # ids looked up at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Templates:
-    """One von Mises-Fisher distribution per template, made by `pool_templates`.
+    """One von Mises-Fisher distribution per template, as returned by `pool_templates`.
 
     Raises:
-        InputError: columns of other lengths, directions that are not of unit length (as in `cosine_score`),
-            kappas that are NaN, negative or infinite, precisions that are NaN or infinite.
+        InputError: lengths do not fit, directions are not of unit length (as in `cosine_score`), kappas are
+            NaN, negative or infinite, or precisions are NaN or infinite.
 
     Example:
         >>> import numpy as np
@@ -51,13 +51,13 @@ class Templates:
     mu: NDArray[np.float32]
     """(t, dim) unit directions."""
     kappa: NDArray[np.float32]
-    """(t,) concentration, length of the sum over media of the mean kappa_i mu_i; >= 0."""
+    """(t,) concentration >= 0: norm of the sum over media of the mean kappa_i mu_i of each medium."""
     images: NDArray[np.int64]
-    """(t,) how many images."""
+    """(t,) number of images."""
     media: NDArray[np.int64]
-    """(t,) how many media."""
+    """(t,) number of media."""
     log_precision: NDArray[np.float32] | None = None
-    """(t, dim) or (t, 1), of Gaussian embeddings only."""
+    """(t, dim) or (t, 1), for Gaussian embeddings only."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("ids", None), ("mu", np.float32), ("kappa", np.float32)):
@@ -98,66 +98,69 @@ class Templates:
         return int(self.mu.shape[1])
 
     def positions(self, ids: ArrayLike) -> NDArray[np.int64]:
-        """Position of each template id, in the order asked.
+        """The positions of templates by id, in the order and shape of ``ids``.
 
         Raises:
-            InputError: ids without a template, counted, the first ones named.
+            InputError: there is no template for some ids; the message counts them and names the first.
         """
-        asked = np.asarray(ids)
-        if asked.dtype.kind not in "iu" and asked.size:
-            raise InputError(f"template ids: expected integers, got {asked.dtype}")
-        places = np.empty(asked.shape, np.int64)
+        requested = np.asarray(ids)
+        if requested.dtype.kind not in "iu" and requested.size:
+            raise InputError(f"template ids: expected integers, got {requested.dtype}")
+        positions = np.empty(requested.shape, np.int64)
         unknown: list[Array] = []
-        find = _finder(self.ids, asked.size)
-        flat, out = asked.reshape(-1), places.reshape(-1)
+        find = _make_finder(self.ids, requested.size)
+        flat, out = requested.reshape(-1), positions.reshape(-1)
         for start in range(0, flat.size, _LOOKUPS):
             block = slice(start, start + _LOOKUPS)
-            out[block], known = find(flat[block].astype(np.int64, copy=False))
-            if not known.all():
-                unknown.append(flat[block][~known])
+            out[block], is_known = find(flat[block].astype(np.int64, copy=False))
+            if not is_known.all():
+                unknown.append(flat[block][~is_known])
         if unknown:
             entries = np.concatenate(unknown)
-            names = np.unique(entries)
+            missing = np.unique(entries)
             raise InputError(
-                f"{names.size} templates have no image ({entries.size} of {asked.size} entries name them), "
-                f"first {', '.join(map(str, names[:5]))}{', ...' if names.size > 5 else ''}; "
+                f"{missing.size} templates have no image ({entries.size} of {requested.size} entries name "
+                f"them), first {', '.join(map(str, missing[:5]))}{', ...' if missing.size > 5 else ''}; "
                 "remove them from the protocol's list or embed their images"
             )
-        return places
+        return positions
 
     def select(self, positions: ArrayLike) -> "Templates":
-        """The templates at these positions, ascending, each once (a copy)."""
-        at = np.unique(np.asarray(positions, np.int64))
-        precision = None if self.log_precision is None else self.log_precision[at]
+        """A copy of the templates at these positions, in ascending order and without duplicates."""
+        rows = np.unique(np.asarray(positions, np.int64))
+        precision = None if self.log_precision is None else self.log_precision[rows]
         return Templates(
-            self.ids[at], self.mu[at], self.kappa[at], self.images[at], self.media[at], precision
+            self.ids[rows], self.mu[rows], self.kappa[rows], self.images[rows], self.media[rows], precision
         )
 
 
-def _finder(ids: Array, lookups: int) -> Callable[[Array], tuple[Array, Array]]:
-    """Maps ids to (positions, known): by a table where ids lie close together, else by bisection."""
+def _make_finder(ids: Array, lookups: int) -> Callable[[Array], tuple[Array, Array]]:
+    """A function from ids to (positions, whether known), for ascending ``ids``.
+
+    It uses a table if the ids are dense, otherwise binary search.
+    """
     low, high = (int(ids[0]), int(ids[-1])) if ids.size else (0, 0)
     if not ids.size or high - low > 4 * (ids.size + lookups):
 
-        def search(asked: Array) -> tuple[Array, Array]:
-            place = np.searchsorted(ids, asked)
-            known = place < ids.size
-            known[known] = ids[place[known]] == asked[known]
-            return place, known
+        def search(requested: Array) -> tuple[Array, Array]:
+            positions = np.searchsorted(ids, requested)
+            is_known = positions < ids.size
+            is_known[is_known] = ids[positions[is_known]] == requested[is_known]
+            return positions, is_known
 
         return search
-    # One read per id instead of a bisection: 15 million pairs name 30 million templates.
-    table = np.full(high - low + 3, -1, np.int32)  # one more at each end, for what lies beyond
+    # One read per id instead of a binary search: 15 million pairs name 30 million templates.
+    table = np.full(high - low + 3, -1, np.int32)  # with an entry at each end for ids out of range
     table[ids - low + 1] = np.arange(ids.size)
 
-    def look(asked: Array) -> tuple[Array, Array]:
-        place = table.take(asked - (low - 1), mode="clip")
-        return place, place >= 0
+    def look_up(requested: Array) -> tuple[Array, Array]:
+        positions = table.take(requested - (low - 1), mode="clip")
+        return positions, positions >= 0
 
-    return look
+    return look_up
 
 
-_BLOCK = 1 << 14  # images read before the pages of a mapped file are let go
+_BLOCK = 1 << 14  # images read before the pages of a mapped file are released
 
 
 def pool_templates(
@@ -172,39 +175,41 @@ def pool_templates(
     out: NDArray[np.float32] | None = None,
     checked: bool = False,
 ) -> Templates:
-    """Pool images into templates: mean inside a medium, sum over media, direction and length of the sum.
+    """Pool images into templates: the mean within each medium, then the sum over the media.
+
+    The direction of the sum of ``kappa_i mu_i`` is the template's mu (equation 14 of Li et al., CVPR 2021),
+    its norm the template's kappa.
 
     Args:
-        mu: (n, dim) unit directions, like all columns a NumPy array or a tensor; may be mapped from a file,
-            is read in blocks and never copied whole. Of unit length whatever they are weighted by.
+        mu: (n, dim) unit directions: a NumPy array or a tensor, like the other arguments. They have unit
+            length whatever the weights are. An array may be mapped from a file; it is read in blocks and
+            never copied as a whole.
         kappa: (n,) concentrations, >= 0.
-        templates: (m,) integer id of the template of each entry.
-        media: (m,) integer medium of each entry; the same number in two templates means two media. Default:
-            every image is a medium of its own.
-        rows: (m,) row of ``mu`` that an entry stands for; an image may be in several templates. Default:
-            entry i is row i.
-        weights: (m,) pooling weights of the direction, >= 0: ones for the mean, norms, detector scores.
-            Default: kappa (equation 14 of Li et al., CVPR 2021). The concentration is |sum kappa_i mu_i| in
-            any case.
-        log_precision: (n, dim) or (n, 1) of Gaussian embeddings (Shi and Jain, ICCV 2019): the direction is
-            then the mean weighted by precision in each dimension, and precisions add up like kappas.
-        out: (templates, dim) float32 array that takes the directions, e.g. mapped to a file.
-        checked: leave out the look at the lengths, which takes as long as pooling: for directions out of
-            `Embeddings`, where they were looked at.
+        templates: (m,) integer id of each entry's template.
+        media: (m,) integer id of each entry's medium; the same id in two templates means two media. Default:
+            every image is a separate medium.
+        rows: (m,) row of ``mu`` of each entry; an image may be in several templates. Default: 0 .. n - 1.
+        weights: (m,) pooling weights of the direction, >= 0, such as ones for the mean, norms or detector
+            scores. Default: kappa. The concentration is always |sum kappa_i mu_i|.
+        log_precision: (n, dim) or (n, 1) for Gaussian embeddings (Shi & Jain, ICCV 2019): the direction is
+            then that of the precision-weighted mean in each dimension, and precisions add up like kappas.
+        out: (templates, dim) float32 array to which the directions are written, e.g. mapped to a file.
+        checked: skip the check of unit length, which takes as long as pooling, for directions that have been
+            checked already, such as those of `Embeddings`.
 
     Returns:
         The templates, ascending by id.
 
     Raises:
-        InputError: shapes or types that do not fit, rows out of range, directions that are not of unit length
-            (as in `cosine_score`; only those of entries count), NaN, negative or infinite weights, or
-            templates whose directions cancel or have no weight.
+        InputError: shapes or types do not fit, rows are out of range, directions of entries are not of unit
+            length (as in `cosine_score`), weights are NaN, negative or infinite, or a template's directions
+            cancel or have no weight.
 
     Example:
         >>> import numpy as np
         >>> mu = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
-        >>> one = pool_templates(mu, np.array([3.0, 4.0, 4.0]), [7, 7, 7], media=[0, 1, 1])
-        >>> one.mu.round(3).tolist(), one.kappa.tolist(), one.images.tolist(), one.media.tolist()
+        >>> t = pool_templates(mu, np.array([3.0, 4.0, 4.0]), [7, 7, 7], media=[0, 1, 1])
+        >>> t.mu.round(3).tolist(), t.kappa.tolist(), t.images.tolist(), t.media.tolist()
         ([[0.6..., 0.8...]], [5.0], [3], [2])
     """
     mu = as_array(mu, "mu")
@@ -217,65 +222,68 @@ def pool_templates(
     if out is not None and (out.shape != (count, dim) or out.dtype != np.float32):
         raise InputError(f"out: expected {(count, dim)} of float32, got {out.shape} of {out.dtype}")
     direction = np.empty((count, dim), np.float32) if out is None else out
-    length, pooled = np.empty((2, count), np.float32)
+    length, pooled_kappa = np.empty((2, count), np.float32)
     precision = None if log_precision is None else np.empty((count, log_precision.shape[1]), np.float32)
-    images = _tensor(mu)
-    for here, block in entries.blocks():
-        row, starts, share = entries.rows[block], entries.starts[here] - block.start, entries.share[block]
-        # `natural_parameter`s summed without a table of them: weighted rows, straight into (templates, dim).
+    images = _shared_tensor(mu)
+    for group, block in entries.blocks():  # slices of templates and of their entries
+        row, starts, share = entries.rows[block], entries.starts[group] - block.start, entries.share[block]
+        # Sums of `natural_parameter` as weighted sums of rows, without an array (m, dim) of the summands.
         if log_precision is None or precision is None:
-            direction[here] = _bags(images, row, starts, share * entries.weights[block])
+            direction[group] = _sum_rows(images, row, starts, share * entries.weights[block])
         else:
-            each = np.exp(np.asarray(log_precision[row], np.float32))  # (entries, dim or 1)
-            precision[here] = _bags(each, None, starts, share)
-            direction[here] = _bags(each * mu[row], None, starts, share) / precision[here]
-        length[here] = np.linalg.norm(direction[here], axis=1)
+            entry_precision = np.exp(np.asarray(log_precision[row], np.float32))  # (entries, dim or 1)
+            precision[group] = _sum_rows(entry_precision, None, starts, share)
+            direction[group] = _sum_rows(entry_precision * mu[row], None, starts, share) / precision[group]
+        length[group] = np.linalg.norm(direction[group], axis=1)
         if weights is None and precision is None:
-            pooled[here] = length[here]
+            pooled_kappa[group] = length[group]
         else:
-            pooled[here] = np.linalg.norm(_bags(images, row, starts, share * entries.kappa[block]), axis=1)
+            eta = _sum_rows(images, row, starts, share * entries.kappa[block])
+            pooled_kappa[group] = np.linalg.norm(eta, axis=1)
         for mapped in (mu, log_precision, out):
-            _let_go(mapped)
+            _release_pages(mapped)
     _check_lengths(entries, length, 1.0 if precision is not None else entries.total_weight())
     for start in range(0, count, _BLOCK):
         direction[start : start + _BLOCK] /= length[start : start + _BLOCK, None]
-        _let_go(out)
+        _release_pages(out)
     if precision is not None:
         np.log(precision, out=precision)
-    return Templates(entries.ids, direction, pooled, np.diff(entries.starts), entries.media, precision)
+    return Templates(entries.ids, direction, pooled_kappa, np.diff(entries.starts), entries.media, precision)
 
 
 @dataclass(frozen=True, eq=False)
 class _Entries:
-    """Images in the order of their templates, media and rows."""
+    """The entries in the order of template, medium and row."""
 
     ids: Array
-    """(t,) templates, ascending."""
+    """(t,) ids of the templates, ascending."""
     media: Array
-    """(t,) how many media each has."""
+    """(t,) number of media of each template."""
     starts: Array
-    """(t + 1,) first entry of each template, and the end."""
+    """(t + 1,) first entry of each template, and the number of entries."""
     rows: Array
-    """(m,), like all that follow."""
+    """(m,) row of each entry's image."""
     share: Array
-    """1 over the number of images of the medium."""
+    """(m,) 1 over the number of images of the entry's medium."""
     kappa: Array
+    """(m,)."""
     weights: Array
+    """(m,)."""
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """(templates, entries): whole templates, of about ``_BLOCK`` entries together."""
-        cuts = np.searchsorted(self.starts[:-1], np.arange(0, self.rows.size, _BLOCK))
-        for low, high in pairwise(np.unique(np.append(cuts, self.ids.size)).tolist()):
+        """Slices of whole templates and of their entries, with about `_BLOCK` entries each."""
+        boundaries = np.searchsorted(self.starts[:-1], np.arange(0, self.rows.size, _BLOCK))
+        for low, high in pairwise(np.unique(np.append(boundaries, self.ids.size)).tolist()):
             yield slice(low, high), slice(int(self.starts[low]), int(self.starts[high]))
 
     def total_weight(self) -> Array:
-        """(t,) sum over media of the mean weight."""
+        """The sum over media of the mean weight of each medium, (t,)."""
         total: Array = np.add.reduceat(self.share * self.weights, self.starts[:-1])
         return total
 
 
-def _tensor(array: Array) -> Array | torch.Tensor:
-    """The array itself as a tensor, without a copy, where torch can share it; else blocks are converted."""
+def _shared_tensor(array: Array) -> Array | torch.Tensor:
+    """A tensor that shares the array's memory or, if torch cannot, the array, to be converted by blocks."""
     if array.dtype != np.float32 or not array.dtype.isnative or not array.flags.c_contiguous:
         return array
     try:
@@ -284,20 +292,23 @@ def _tensor(array: Array) -> Array | torch.Tensor:
         return array
 
 
-def _bags(images: Array | torch.Tensor, rows: Array | None, starts: Array, weights: Array) -> Array:
-    """Weighted sums of consecutive rows, each bag in order, bags divided among torch's threads."""
+def _sum_rows(images: Array | torch.Tensor, rows: Array | None, starts: Array, weights: Array) -> Array:
+    """Weighted sums of groups of rows, (groups, dim); ``starts`` is the first entry of each group.
+
+    Every sum runs in the order of the entries; the groups are divided among torch's threads.
+    """
     if not isinstance(images, torch.Tensor):
         images = torch.from_numpy(np.asarray(images if rows is None else images[rows], np.float32))
         rows = None
     index = torch.arange(len(weights)) if rows is None else torch.from_numpy(rows)
-    found: Array = torch.nn.functional.embedding_bag(
+    sums: Array = torch.nn.functional.embedding_bag(
         index, images, torch.from_numpy(starts), per_sample_weights=torch.from_numpy(weights), mode="sum"
     ).numpy()
-    return found
+    return sums
 
 
-def _let_go(array: Array | None) -> None:
-    """Unmap the pages of a mapped file, of which there may be more than memory; what was written stays."""
+def _release_pages(array: Array | None) -> None:
+    """Release the pages of a mapped file, which may be larger than memory; written data is kept."""
     base: Any = array
     mode = ""
     while isinstance(base, np.ndarray):
@@ -307,13 +318,14 @@ def _let_go(array: Array | None) -> None:
 
 
 def _check_directions(mu: Array, rows: Array) -> None:
+    """Check the directions of the given rows, block by block."""
     used = np.unique(rows)
-    every = used.size == len(mu)
+    all_used = used.size == len(mu)
     for start in range(0, used.size, _BLOCK):
         block = slice(start, start + _BLOCK)
-        if not are_unit(mu[block] if every else mu[used[block]], SCORE_TOLERANCE):
-            check_directions(mu, "mu", SCORE_TOLERANCE, rows=used)  # all of them, to count them
-        _let_go(mu)
+        if not are_unit(mu[block] if all_used else mu[used[block]], SCORE_TOLERANCE):
+            check_directions(mu, "mu", SCORE_TOLERANCE, rows=used)  # all rows, for a message that counts them
+        _release_pages(mu)
 
 
 def _check_shapes(mu: Array, weights: Any, log_precision: Array | None) -> None:
@@ -324,11 +336,12 @@ def _check_shapes(mu: Array, weights: Any, log_precision: Array | None) -> None:
             f"log_precision: expected {mu.shape} or ({len(mu)}, 1) like mu, got {log_precision.shape}"
         )
     if log_precision is not None and weights is not None:
-        raise InputError("pool_templates: precisions are weights themselves; leave out one of the two")
+        raise InputError("pool_templates: precisions act as weights; leave out one of the two arguments")
 
 
 def _entries(images: int, kappa: Any, templates: Any, media: Any, rows: Any, weights: Any) -> _Entries:
-    owner = _integers("templates", templates)
+    """The entries in their order, from the arguments of `pool_templates`, checked."""
+    template = _integers("templates", templates)
     row = np.arange(images) if rows is None else _integers("rows", rows)
     medium = row if media is None else _integers("media", media)
     k = _non_negative("kappa", kappa)
@@ -337,43 +350,47 @@ def _entries(images: int, kappa: Any, templates: Any, media: Any, rows: Any, wei
         raise InputError(f"kappa: expected ({images},) like mu, got {k.shape}")
     if row.size and not 0 <= row.min() <= row.max() < images:
         raise InputError(f"rows: expected 0 .. {images - 1}, got {row.min()} .. {row.max()}")
-    sizes = {"templates": owner.size, "rows": row.size, "media": medium.size}
+    sizes = {"templates": template.size, "rows": row.size, "media": medium.size}
     sizes |= {} if weights is None else {"weights": w.size}
     if len(set(sizes.values())) > 1:
         counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
-        raise InputError(f"entries: expected equally many, got {counts}")
-    order = np.lexsort((row, medium, owner))  # (m,); the order of all sums, whatever that of the entries
-    owner, medium, row = owner[order], medium[order], row[order]
+        raise InputError(f"entries: expected the same number of each, got {counts}")
+    order = np.lexsort((row, medium, template))  # (m,): sums do not depend on the order of the arguments
+    template, medium, row = template[order], medium[order], row[order]
     k, w = k[row], k[row] if weights is None else w[order]
-    new_owner, new_medium = np.ones((2, owner.size), bool)
-    np.not_equal(owner[1:], owner[:-1], out=new_owner[1:])
-    np.logical_or(new_owner[1:], medium[1:] != medium[:-1], out=new_medium[1:])
-    starts, media_at = (np.append(np.flatnonzero(new), owner.size) for new in (new_owner, new_medium))
-    sizes_of_media = np.diff(media_at)
-    share = np.repeat((1 / sizes_of_media).astype(np.float32), sizes_of_media)
-    media_of = np.diff(np.searchsorted(media_at, starts))
-    return _Entries(owner[new_owner], media_of, starts, row, share, k, w)
+    starts_template, starts_medium = np.ones((2, template.size), bool)  # whether an entry is the first of its
+    np.not_equal(template[1:], template[:-1], out=starts_template[1:])
+    np.logical_or(starts_template[1:], medium[1:] != medium[:-1], out=starts_medium[1:])
+    starts, medium_starts = (
+        np.append(np.flatnonzero(is_first), template.size) for is_first in (starts_template, starts_medium)
+    )
+    images_per_medium = np.diff(medium_starts)
+    share = np.repeat((1 / images_per_medium).astype(np.float32), images_per_medium)
+    media_per_template = np.diff(np.searchsorted(medium_starts, starts))
+    return _Entries(template[starts_template], media_per_template, starts, row, share, k, w)
 
 
 def _integers(name: str, values: Any) -> NDArray[np.int64]:
-    found = as_array(values, name)
-    if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
-        raise InputError(f"{name}: expected a row of integers, got {found.shape} of {found.dtype}")
-    return found.astype(np.int64)
+    array = as_array(values, name)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise InputError(
+            f"{name}: expected a one-dimensional array of integers, got {array.shape} of {array.dtype}"
+        )
+    return array.astype(np.int64)
 
 
 def _non_negative(name: str, values: Any) -> NDArray[np.float32]:
-    found = as_array(values, name, np.float32)
-    check_kappa(found, name)
-    return found
+    array = as_array(values, name, np.float32)
+    check_kappa(array, name)
+    return array
 
 
 def _check_lengths(entries: _Entries, length: Array, weight: Array | float) -> None:
-    """Name templates without a direction."""
-    broken = np.flatnonzero(~np.isfinite(length))
-    if broken.size:
+    """Refuse templates whose sum is not finite or has no direction."""
+    infinite = np.flatnonzero(~np.isfinite(length))
+    if infinite.size:
         raise InputError(
-            f"{broken.size} of {length.size} templates have no sum, first template "
-            f"{entries.ids[broken[0]]}: the weights or precisions are beyond float32"
+            f"{infinite.size} of {length.size} templates have no finite sum, first template "
+            f"{entries.ids[infinite[0]]}: the weights or precisions are out of the range of float32"
         )
     check_sums("templates", entries.ids, length, np.broadcast_to(weight, length.shape))

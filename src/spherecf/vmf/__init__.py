@@ -1,8 +1,8 @@
-"""Von Mises-Fisher: special functions on tensors and the distribution on the sphere. Knows nothing of faces.
+"""The von Mises-Fisher distribution and its special functions on tensors, independent of faces.
 
-`log_normalizer` (log C_d), `log_normalizer_scaled` (log C_d + kappa), `mean_resultant_length` (A_d) with its
-derivative, complement and inverse, `log_bessel_i`, `product_concentration`, and `VonMisesFisher` with
-`HypersphericalUniform`. See docs/numerics.md.
+The functions are `log_normalizer` (log C_d), `log_normalizer_scaled` (log C_d + kappa),
+`mean_resultant_length` (A_d) with its derivative, complement and inverse, and `log_bessel_i`; the
+distributions are `VonMisesFisher` and `HypersphericalUniform`. Accuracy and speed: docs/numerics.md.
 """
 
 from spherecf.vmf.distributions import HypersphericalUniform, VonMisesFisher
@@ -17,7 +17,8 @@ from spherecf.vmf.functions import (
     product_concentration as product_concentration,
 )
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves are for the other packages of spherecf and are not part of the public
+# interface.
 __all__ = [
     "HypersphericalUniform",
     "VonMisesFisher",

@@ -1,9 +1,10 @@
 """The von Mises-Fisher distribution and the uniform distribution on the sphere as torch Distributions.
 
-To sample it, angles to the mean direction are drawn by inverting their distribution function. Density of the
-angle on [0, pi]: proportional to exp(kappa cos a) sin(a)^(d-2). Inversion rather than rejection: every draw
-costs the same few vectorised operations, nothing is redrawn (so no loop that waits for the data), and the
-draw is a smooth function of kappa whose derivative -dF/dkappa / density comes from the same quadrature.
+A sample is drawn as an angle a to the mean direction and a uniform direction orthogonal to it. The density of
+the angle on [0, pi] is proportional to exp(kappa cos a) sin(a)^(d-2); the angle is drawn by inverting its
+distribution function F. Unlike rejection sampling, inversion takes the same few vectorised operations for
+every sample, without a loop whose length depends on the data, and the sample is a smooth function of kappa:
+its derivative, -(dF/dkappa) over the density, comes from the same quadrature as F.
 """
 
 from collections.abc import Callable
@@ -26,21 +27,21 @@ from spherecf.common.arrays import (
 )
 from spherecf.errors import InputError
 from spherecf.vmf.functions import (
-    computable,
+    as_float32_or_float64,
+    bessel_order,
     inverse_mean_resultant_length,
-    log_at_zero,
+    log_normalizer_at_zero,
     log_normalizer_relative,
     log_normalizer_scaled,
     mean_resultant_complement,
     mean_resultant_length,
-    order_of,
 )
 
 broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # untyped in torch
 
 
 class Sphere(constraints.Constraint):
-    """Vectors of length ``radius``, within a relative 1e-3."""
+    """The sphere of a radius: vectors whose length deviates from it by at most a relative 1e-3."""
 
     event_dim = 1
 
@@ -49,22 +50,24 @@ class Sphere(constraints.Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """Which vectors lie on the sphere."""
+        """Whether each vector is on the sphere: (..., dim) -> (...)."""
         length: Tensor = value.norm(dim=-1)
         return (length / self.radius - 1).abs() <= UNIT_TOLERANCE
 
 
 class HypersphericalUniform(Distribution):
-    """Uniform on the sphere of a radius in ``dim`` dimensions, in the density convention of `VonMisesFisher`.
+    """The uniform distribution on the sphere: p(z) = C_d(0) / r^d for |z| = r, `VonMisesFisher` at kappa = 0.
+
+    C_d(0) is one over the surface area of the unit sphere.
 
     Args:
         dim: d >= 2.
         radius: r > 0.
-        batch_shape: how many of it.
-        validate_args: as for `VonMisesFisher`.
+        batch_shape: shape of a batch of identical distributions.
+        validate_args: as in `VonMisesFisher`.
 
     Raises:
-        InputError: a dimension or radius out of range, or values of another dimension or length.
+        InputError: the dimension or radius is out of range, or a value has another dimension or length.
 
     Example:
         >>> HypersphericalUniform(3).entropy()  # log of the area, 4 pi
@@ -81,37 +84,37 @@ class HypersphericalUniform(Distribution):
         batch_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
         validate_args: bool | None = True,
     ) -> None:
-        order_of(dim)
+        bessel_order(dim)
         self.dim, self.radius = int(dim), checked_radius(radius)
         super().__init__(batch_shape, torch.Size([self.dim]), validate_args=False)
         self._validate_args = validate_args is not False
 
     @property
     def support(self) -> Sphere:
-        """The sphere."""
+        """The sphere of this radius."""
         return Sphere(self.radius)
 
     @property
     def mean(self) -> Tensor:
-        """The centre."""
+        """The zero vector."""
         return torch.zeros(self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Float[AnyArray, "*batch dim"]) -> Float[Tensor, "*shape"]:
-        """log C_d(0) - d log r, everywhere."""
+        """The constant log C_d(0) - d log r."""
         z = checked_value(self, as_tensor(value, "value"))
         shape = broadcast_shapes(z.shape[:-1], self.batch_shape)
         return torch.full(shape, -self._entropy, dtype=z.dtype, device=z.device)
 
     def entropy(self) -> Float[Tensor, "*shape"]:
-        """Minus the expected log_prob."""
+        """-E[log_prob] = -log C_d(0) + d log r."""
         return torch.full(self.batch_shape, self._entropy)
 
     @property
     def _entropy(self) -> float:
-        return self.dim * log(self.radius) - log_at_zero(self.dim / 2 - 1)
+        return self.dim * log(self.radius) - log_normalizer_at_zero(self.dim / 2 - 1)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "*shape dim"]:  # noqa: B008
-        """Normalised Gaussian vectors."""
+        """Uniform samples: Gaussian vectors scaled to length r, shape (*sample_shape, *batch_shape, dim)."""
         normal = torch.randn(
             checked_shape(sample_shape, "sample_shape") + self.batch_shape + self.event_shape
         )
@@ -124,12 +127,15 @@ class HypersphericalUniform(Distribution):
 
 
 def checked_value(distribution: Any, value: Tensor) -> Tensor:
-    """A value whose density is asked for: of the distribution's dimension, and on its sphere.
+    """``value`` unchanged, if it has the distribution's dimension and is on its sphere.
 
-    Its length is looked at where the distribution validates, and not while torch.compile traces.
+    Lengths are checked only if the distribution validates its arguments, and not while torch.compile traces.
+
+    Raises:
+        InputError: the shape does not fit, or a vector is not on the sphere.
     """
     try:
-        if value.shape[-1:] != distribution.event_shape:  # 1 would broadcast
+        if value.shape[-1:] != distribution.event_shape:  # a single coordinate would broadcast
             raise RuntimeError
         broadcast_shapes(value.shape[:-1], distribution.batch_shape)
     except RuntimeError as error:
@@ -143,7 +149,11 @@ def checked_value(distribution: Any, value: Tensor) -> Tensor:
 
 
 def checked_shape(shape: Any, name: str) -> torch.Size:
-    """A shape as torch takes it: some integers >= 0."""
+    """``shape`` as a torch.Size.
+
+    Raises:
+        InputError: not a sequence of integers >= 0.
+    """
     try:
         size = torch.Size(shape)
     except (TypeError, RuntimeError) as error:
@@ -158,21 +168,24 @@ _register: Callable[[type, type], Callable[[_Divergence], _Divergence]] = regist
 
 
 class VonMisesFisher(Distribution):
-    """p(z) = C_d(kappa) / r^d exp((kappa / r) mu^T z) for |z| = r (Li et al., CVPR 2021, section 3).
+    """The von Mises-Fisher distribution on the sphere of radius r (Li et al., CVPR 2021, section 3):
 
-    The 1 / r^d is the paper's constant: log_prob and entropy follow it. (With respect to the surface measure
-    of the sphere it would be 1 / r^(d-1); the two agree for r = 1.) Gradients and KL divergences do not
-    depend on r.
+        p(z) = C_d(kappa) / r^d exp((kappa / r) mu^T z),    |z| = r.
+
+    1 / r^d is the paper's constant, and `log_prob` and `entropy` include it. (A density with respect to the
+    surface measure of the sphere has 1 / r^(d-1); the two agree for r = 1.) Gradients and KL divergences do
+    not depend on r.
 
     Args:
         mean_direction: mu, unit vectors, shape (*batch, dim), dim >= 2.
-        concentration: kappa >= 0, finite, any shape that broadcasts with (*batch). 0 is the uniform
+        concentration: kappa >= 0, finite, any shape that broadcasts with (*batch). 0 gives the uniform
             distribution.
         radius: r > 0, one number.
-        validate_args: check values, here and in `log_prob`. Only False switches it off; torch's global
-            default (which importing torch's compiler changes) does not. Not done while compiling.
+        validate_args: check values, here and in `log_prob`. Only False switches the checks off; torch's
+            global default, which importing torch's compiler changes, has no effect. Skipped while compiling.
 
-    NumPy arrays become tensors. float16 and bfloat16 parameters are taken as float32, integers are refused.
+    NumPy arrays become tensors. float16 and bfloat16 parameters are converted to float32, integers are
+    refused.
 
     Raises:
         InputError: mu is not of unit length (within 1e-3), kappa is negative, infinite or NaN, or shapes do
@@ -194,7 +207,8 @@ class VonMisesFisher(Distribution):
         radius: float | int = 1.0,
         validate_args: bool | None = True,
     ) -> None:
-        mu, kappa = computable(mean_direction, "mean_direction"), computable(concentration, "concentration")
+        mu = as_float32_or_float64(mean_direction, "mean_direction")
+        kappa = as_float32_or_float64(concentration, "concentration")
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
@@ -213,18 +227,18 @@ class VonMisesFisher(Distribution):
 
     @property
     def mode(self) -> Tensor:
-        """r mu."""
+        """r mu, shape (*batch, dim)."""
         return self.radius * self.mean_direction
 
     @property
     def mean(self) -> Tensor:
-        """r A_d(kappa) mu: inside the sphere."""
+        """r A_d(kappa) mu, a point inside the sphere, shape (*batch, dim)."""
         return self.mode * mean_resultant_length(self.concentration, self.dim).unsqueeze(-1)
 
     def log_prob(self, value: Float[AnyArray, "*value dim"]) -> Float[Tensor, "*out"]:
-        """log C_d(kappa) + kappa mu^T z / r - d log r."""
+        """log C_d(kappa) + kappa mu^T z / r - d log r; ``value`` broadcasts with the batch."""
         z = checked_value(self, as_tensor(value, "value"))
-        cosine = (self.mean_direction * z).sum(-1) / self.radius
+        cosine = (self.mean_direction * z).sum(-1) / self.radius  # (*out)
         return self._log_peak() - self.concentration * (1 - cosine)
 
     def entropy(self) -> Float[Tensor, "*batch"]:
@@ -232,27 +246,31 @@ class VonMisesFisher(Distribution):
         return self.concentration * mean_resultant_complement(self.concentration, self.dim) - self._log_peak()
 
     def _log_peak(self) -> Tensor:
+        """The log density at the mode, log C_d(kappa) + kappa - d log r."""
         return log_normalizer_scaled(self.concentration, self.dim) - self.dim * log(self.radius)
 
     def rsample(self, sample_shape: Any = torch.Size()) -> Float[Tensor, "*out dim"]:  # noqa: B008
-        """Draws, differentiable (once) in mu and kappa, by inverting the distribution of the angle to mu."""
+        """Samples of shape (*sample_shape, *batch, dim), differentiable once in mu and in kappa.
+
+        The angle to mu is drawn by inverting its distribution function.
+        """
         shape = checked_shape(sample_shape, "sample_shape")
-        angle = draw_angles(self.concentration, self.dim, shape).unsqueeze(-1)
+        angle = draw_angles(self.concentration, self.dim, shape).unsqueeze(-1)  # (*sample_shape, *batch, 1)
         mu = self.mean_direction
-        along, across = angle.cos().to(mu.dtype), angle.sin().to(mu.dtype)
-        return self.radius * (along * mu + across * self._draw_tangent(shape))
+        cosine, sine = angle.cos().to(mu.dtype), angle.sin().to(mu.dtype)
+        return self.radius * (cosine * mu + sine * self._draw_tangent(shape))
 
     def _draw_tangent(self, sample_shape: torch.Size) -> Tensor:
-        """Unit vectors orthogonal to mu, uniformly distributed."""
+        """Uniformly distributed unit vectors orthogonal to mu, shape (*sample_shape, *batch, dim)."""
         mu = self.mean_direction
         normal = torch.randn(sample_shape + mu.shape, dtype=mu.dtype, device=mu.device)
-        if self.dim == 2:  # two choices only: a sign that does not depend on mu keeps the draw smooth in mu
+        if self.dim == 2:  # only two directions: a sign independent of mu keeps the sample smooth in mu
             sign = torch.where(normal[..., :1] < 0, -1.0, 1.0).to(mu.dtype)
             return sign * torch.stack((-mu[..., 1], mu[..., 0]), -1)
         return torch.nn.functional.normalize(normal - (normal * mu).sum(-1, keepdim=True) * mu, dim=-1)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "VonMisesFisher":
-        """The same distribution with a larger batch shape."""
+        """The same distributions, broadcast to a larger batch shape."""
         shape = checked_shape(batch_shape, "batch_shape")
         try:
             mu, kappa = self.mean_direction.expand(*shape, self.dim), self.concentration.expand(shape)
@@ -271,17 +289,18 @@ class VonMisesFisher(Distribution):
         weights: Float[AnyArray, "*batch n"] | None = None,
         radius: float | int = 1.0,
     ) -> "VonMisesFisher":
-        """Maximum likelihood from (weighted) draws: mu = direction of the mean, A_d(kappa) = its length / r.
+        """The maximum likelihood estimate from (weighted) samples.
+
+        mu is the direction of the samples' mean m, and kappa solves A_d(kappa) = |m| / r. If all samples
+        coincide, the likelihood has no maximum; kappa is capped at its value for the largest float below 1.
+        If the mean is exactly zero, kappa is 0 and mu the first axis.
 
         Args:
             value: vectors of length ``radius`` (within a relative 1e-3), shape (*batch, n, dim), n >= 1.
             weights: >= 0, not all 0, shape (*batch, n); all 1 by default.
 
-        Where all draws coincide kappa would be infinite: it stays at what the largest number below 1 gives.
-        Where they cancel exactly (kappa = 0) the direction is the first axis.
-
         Raises:
-            InputError: shapes do not fit, vectors are of another length, or weights are negative, NaN,
+            InputError: shapes do not fit, vectors have another length, or weights are negative, NaN,
                 infinite or sum to 0.
 
         Example:
@@ -289,7 +308,7 @@ class VonMisesFisher(Distribution):
             >>> VonMisesFisher.fit(on_a_circle).mean_direction
             tensor([1., 0.])
         """
-        z, r = computable(value, "value"), checked_radius(radius)
+        z, r = as_float32_or_float64(value, "value"), checked_radius(radius)
         w = z.new_ones(z.shape[:-1]) if weights is None else as_tensor(weights, "weights", kinds="fi").to(z)
         if z.ndim < 2 or z.shape[-2] < 1 or w.shape != z.shape[:-1]:
             raise InputError(
@@ -302,18 +321,18 @@ class VonMisesFisher(Distribution):
         if not bool(((w >= 0).all(-1, keepdim=True) & (total > 0) & (total < torch.inf)).all()):
             raise InputError("fit: weights must be >= 0, finite, not NaN, and not all 0.")
         z = z / r
-        mean = (z * (w / total).unsqueeze(-1)).sum(-2)
-        rho = mean.norm(dim=-1)
+        mean = (z * (w / total).unsqueeze(-1)).sum(-2)  # (*batch, dim)
+        rho = mean.norm(dim=-1)  # (*batch)
         first_axis = torch.eye(1, z.shape[-1], dtype=z.dtype, device=z.device)[0]
         mu = torch.where(
             rho.unsqueeze(-1) > 0, torch.nn.functional.normalize(mean, dim=-1, eps=0), first_axis
         )
-        largest = 1 - torch.finfo(z.dtype).eps / 2
-        return cls(mu, inverse_mean_resultant_length(rho.clamp(max=largest), z.shape[-1]), radius)
+        below_one = 1 - torch.finfo(z.dtype).eps / 2
+        return cls(mu, inverse_mean_resultant_length(rho.clamp(max=below_one), z.shape[-1]), radius)
 
 
 def _batch_shape(directions: torch.Size, kappa: torch.Size) -> torch.Size:
-    """Shape of the distributions; a column (n, 1) of kappas for n directions is not taken for a table."""
+    """The common batch shape; (n, 1) kappas for n directions are refused, not broadcast to (n, n)."""
     try:
         if directions and kappa == (*directions, 1):
             raise RuntimeError
@@ -327,25 +346,30 @@ def _batch_shape(directions: torch.Size, kappa: torch.Size) -> torch.Size:
 
 @_register(VonMisesFisher, VonMisesFisher)
 def _kl_vmf_vmf(p: VonMisesFisher, q: VonMisesFisher) -> Tensor:
+    """log C(k_p) - log C(k_q) + A(k_p) (k_p - k_q cos), by way of c(k) = log C(k) + k, 1 - A and 1 - cos."""
     _check_same_sphere(p, q)
-    complement = mean_resultant_complement(p.concentration, p.dim)
-    apart = 0.5 * (p.mean_direction - q.mean_direction).square().sum(-1)  # 1 - cos, without cancellation
+    complement = mean_resultant_complement(p.concentration, p.dim)  # 1 - A_d(kappa_p)
+    one_minus_cosine = 0.5 * (p.mean_direction - q.mean_direction).square().sum(-1)  # without cancellation
     peaks = [log_normalizer_relative(v.concentration, v.dim, scaled=True) for v in (p, q)]
-    missed = complement + apart - complement * apart  # 1 - A_d(kappa_p) cos
-    return peaks[0] - peaks[1] + q.concentration * missed - p.concentration * complement
+    # 1 - A_d(kappa_p) cos, which is 1 minus the expected cosine of a sample of p to the mode of q
+    expected_deficit = complement + one_minus_cosine - complement * one_minus_cosine
+    return peaks[0] - peaks[1] + q.concentration * expected_deficit - p.concentration * complement
 
 
 @_register(VonMisesFisher, HypersphericalUniform)
 def _kl_vmf_uniform(p: VonMisesFisher, q: HypersphericalUniform) -> Tensor:
+    """log C(k) - log C(0) + k A(k)."""
     _check_same_sphere(p, q)
     kappa, dim = p.concentration, p.dim
-    near = log_normalizer_relative(kappa, dim, False) + kappa * mean_resultant_length(kappa, dim)
-    far = log_normalizer_relative(kappa, dim, True) - kappa * mean_resultant_complement(kappa, dim)
-    return torch.where(kappa < dim, near, far)  # equal; each loses digits at the other's end
+    # Two equal expressions: the first loses digits where kappa is large, the second where it is small.
+    plain = log_normalizer_relative(kappa, dim, False) + kappa * mean_resultant_length(kappa, dim)
+    scaled = log_normalizer_relative(kappa, dim, True) - kappa * mean_resultant_complement(kappa, dim)
+    return torch.where(kappa < dim, plain, scaled)
 
 
 @_register(HypersphericalUniform, VonMisesFisher)
 def _kl_uniform_vmf(p: HypersphericalUniform, q: VonMisesFisher) -> Tensor:
+    """log C(0) - log C(k): the expected cosine of a uniform sample is 0."""
     _check_same_sphere(p, q)
     return -log_normalizer_relative(q.concentration, q.dim, scaled=False).expand(
         broadcast_shapes(p.batch_shape, q.batch_shape)
@@ -363,22 +387,22 @@ def _check_same_sphere(
 ) -> None:
     if (p.dim, p.radius) != (q.dim, q.radius):
         raise InputError(
-            f"kl_divergence: expected two distributions on one sphere, got dim {p.dim}, radius {p.radius} "
-            f"and dim {q.dim}, radius {q.radius}."
+            f"kl_divergence: expected two distributions on the same sphere, got dim {p.dim}, "
+            f"radius {p.radius} and dim {q.dim}, radius {q.radius}."
         )
 
 
-_CELLS = 40  # half a standard deviation each
+_CELLS = 40  # of the quadrature, half a standard deviation each
 _HALF_WIDTH = 10.0  # standard deviations either side of the mode; the mass beyond is below 1e-13
 _NEWTON_STEPS = 6
-_BLOCK = 1 << 19  # density evaluations at once
-# Gauss-Legendre nodes and weights on [0, 1].
+_BLOCK = 1 << 19  # density evaluations per pass, which bounds the memory
+# Nodes and weights of the four-point Gauss-Legendre rule on [0, 1].
 _NODES = (0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.9305681557970262)
 _WEIGHTS = (0.17392742256872692, 0.32607257743127307, 0.32607257743127307, 0.17392742256872692)
 
 
 def draw_angles(kappa: Tensor, dim: int, sample_shape: torch.Size) -> Tensor:
-    """Angles in float64, shape ``sample_shape + kappa.shape``; differentiable once in kappa."""
+    """Random angles to the mean direction, float64 of shape (*sample_shape, *kappa.shape)."""
     count = prod(sample_shape)
     uniform = torch.rand(kappa.numel(), count, dtype=torch.float64, device=kappa.device)
     angles: Tensor = _invert_distribution(kappa.double().reshape(-1), uniform, dim)
@@ -386,11 +410,13 @@ def draw_angles(kappa: Tensor, dim: int, sample_shape: torch.Size) -> Tensor:
 
 
 class _InverseDistribution(torch.autograd.Function):
+    """F^{-1}(uniform; kappa) for kappa (n,) and uniform (n, count), block by block."""
+
     @staticmethod
     def forward(ctx: Any, kappa: Tensor, uniform: Tensor, dim: int) -> Tensor:
         rows = max(1, _BLOCK // (len(_NODES) * max(_CELLS, uniform.shape[1])))
-        parts = zip(torch.split(kappa, rows), torch.split(uniform, rows), strict=True)
-        blocks = [_invert(k, u, dim) for k, u in parts]
+        pairs = zip(torch.split(kappa, rows), torch.split(uniform, rows), strict=True)
+        blocks = [_invert(k, u, dim) for k, u in pairs]
         angles, slopes = (torch.cat(block) for block in zip(*blocks, strict=True))
         ctx.save_for_backward(slopes)
         return angles
@@ -406,55 +432,65 @@ _invert_distribution: Callable[..., Tensor] = _InverseDistribution.apply
 
 
 class _Density:
-    """exp(kappa (cos a - cos mode)) (sin a / sin mode)^(d-2), one kappa per row."""
+    """Density of the angle, scaled to 1 at its mode: exp(kappa (cos a - cos mode)) (sin a / sin mode)^(d-2).
+
+    There is one kappa per row. The log density has slope zero where kappa sin^2 a = (d-2) cos a, which gives
+    the mode; ``width`` is `_HALF_WIDTH` standard deviations of the Gaussian with the curvature at the mode.
+    """
 
     def __init__(self, kappa: Tensor, dim: int) -> None:
         self.kappa, self.power = kappa, dim - 2
-        root = self.power + (self.power**2 + 4 * kappa * kappa).sqrt()
-        cosine = 2 * kappa / root.clamp(min=1e-300)
-        self.sine = (2 * self.power / root.clamp(min=1e-300)).sqrt()
+        root = self.power + (self.power**2 + 4 * kappa * kappa).sqrt()  # (rows,)
+        cosine = 2 * kappa / root.clamp(min=1e-300)  # cos mode
+        self.sine = (2 * self.power / root.clamp(min=1e-300)).sqrt()  # sin mode
         self.mode = torch.atan2(self.sine, cosine)
+        # Minus the second derivative of the log density at the mode.
         curvature = kappa * cosine + (root / 2 if self.power else 0)
         self.width = _HALF_WIDTH * curvature.rsqrt()
 
     def __call__(self, angle: Tensor) -> tuple[Tensor, Tensor]:
-        """The density and cos a - cos mode, at angles of shape (rows, ...)."""
+        """The density and the offset cos a - cos mode, at angles of shape (rows, ...)."""
         kappa, mode, sine = (v.view(-1, *[1] * (angle.ndim - 1)) for v in (self.kappa, self.mode, self.sine))
-        offset = -2 * torch.sin((angle + mode) / 2) * torch.sin((angle - mode) / 2)
+        offset = -2 * torch.sin((angle + mode) / 2) * torch.sin((angle - mode) / 2)  # without cancellation
         exponent = kappa * offset
         if self.power:
             exponent = exponent + self.power * torch.log(torch.sin(angle) / sine)
         return exponent.exp(), offset
 
     def integrate(self, start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """The density, and the density times the offset, integrated over [start, start + length]."""
+        """Integrals over [start, start + length] of the density, and of the density times the offset."""
         nodes, weights = start.new_tensor(_NODES), start.new_tensor(_WEIGHTS)
         density, offset = self(start.unsqueeze(-1) + length.unsqueeze(-1) * nodes)
         return length * (density @ weights), length * ((density * offset) @ weights)
 
 
 def _invert(kappa: Tensor, uniform: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Angles (rows, count) where the distribution function is ``uniform``, and their slopes in kappa."""
-    density = _Density(kappa, dim)
-    low = (density.mode - density.width).clamp(min=0)
-    high = (density.mode + density.width).clamp(max=pi)
-    cell = ((high - low) / _CELLS).unsqueeze(1)
-    starts = low.unsqueeze(1) + cell * torch.arange(_CELLS, dtype=low.dtype, device=low.device)
-    mass, moment = density.integrate(starts, cell.expand_as(starts))
-    below, moment_below = (torch.nn.functional.pad(v.cumsum(1), (1, 0)) for v in (mass, moment))
-    total, mean = below[:, -1:], moment_below[:, -1:] / below[:, -1:]
+    """The angles where the distribution function equals ``uniform``, and their derivatives in kappa.
 
-    target = uniform * total
-    index = torch.searchsorted(below.contiguous(), target, right=True).sub(1).clamp(0, _CELLS - 1)
-    start, rest = starts.gather(1, index), target - below.gather(1, index)
-    step = cell * (rest / mass.gather(1, index)).clamp(0, 1)
+    ``kappa`` is (rows,), ``uniform`` and both results are (rows, count).
+    """
+    density = _Density(kappa, dim)
+    low = (density.mode - density.width).clamp(min=0)  # (rows,)
+    high = (density.mode + density.width).clamp(max=pi)
+    width = ((high - low) / _CELLS).unsqueeze(1)  # of a cell, (rows, 1)
+    starts = low.unsqueeze(1) + width * torch.arange(_CELLS, dtype=low.dtype, device=low.device)
+    mass, moment = density.integrate(starts, width.expand_as(starts))  # (rows, cells)
+    # (rows, cells + 1): integrals from the left end to each boundary between cells
+    mass_below, moment_below = (torch.nn.functional.pad(v.cumsum(1), (1, 0)) for v in (mass, moment))
+    total, mean = mass_below[:, -1:], moment_below[:, -1:] / mass_below[:, -1:]
+
+    target = uniform * total  # (rows, count)
+    cell = torch.searchsorted(mass_below.contiguous(), target, right=True).sub(1).clamp(0, _CELLS - 1)
+    start, target_in_cell = starts.gather(1, cell), target - mass_below.gather(1, cell)
+    step = width * (target_in_cell / mass.gather(1, cell)).clamp(0, 1)
     for _ in range(_NEWTON_STEPS):
-        miss = density.integrate(start, step)[0] - rest
+        residual = density.integrate(start, step)[0] - target_in_cell
         slope = density(start + step)[0].clamp(min=1e-300)
-        step = torch.minimum((step - miss / slope).clamp(min=0), cell)
-    part, part_moment = density.integrate(start, step)
-    # d/dkappa of the distribution function, times `total`: the integral of (cos a - mean cosine) up to the
-    # angle.
-    change = (moment_below.gather(1, index) + part_moment) - mean * (below.gather(1, index) + part)
+        step = torch.minimum((step - residual / slope).clamp(min=0), width)
+    mass_in_cell, moment_in_cell = density.integrate(start, step)
+    # total dF/dkappa: the density times (cos a - mean cosine), integrated up to the angle
+    slope_in_kappa = (moment_below.gather(1, cell) + moment_in_cell) - mean * (
+        mass_below.gather(1, cell) + mass_in_cell
+    )
     angle = start + step
-    return angle, -change / density(angle)[0].clamp(min=1e-300)
+    return angle, -slope_in_kappa / density(angle)[0].clamp(min=1e-300)

@@ -1,10 +1,10 @@
-"""Special functions of the von Mises-Fisher distribution, and an inverse, with gradients in closed form.
+"""Special functions of the von Mises-Fisher distribution, with gradients in closed form.
 
-All take tensors of any shape, elementwise, and NumPy arrays, which they answer with arrays; ``dim`` and
-``order`` are plain numbers. float32 and float64 keep their type; float16 and bfloat16 are computed in float32
-and *return* float32 (log C_d in bfloat16 would be useless), and their gradient comes back in the input's
-type. Integers are refused. NaN and negative arguments give NaN. Everything is finite for every finite
-argument >= 0, gradients included, except log I itself, which is -inf at 0 for order > 0, as it must be.
+All functions are elementwise and take tensors or NumPy arrays of any shape, returning tensors for tensors and
+arrays for arrays; ``dim`` and ``order`` are plain numbers. float32 and float64 keep their type. float16 and
+bfloat16 are computed in float32 and *return* float32, because log C_d would have too few digits in half
+precision; their gradients have the input's type. Integers are refused. NaN and negative arguments give NaN.
+Values and gradients are finite for every finite argument >= 0, except log I_order at 0 for order > 0 (-inf).
 """
 
 from collections.abc import Callable
@@ -20,22 +20,24 @@ from spherecf.common.arrays import AnyArray, Array, as_tensor, like
 from spherecf.errors import InputError
 from spherecf.vmf.kernels import Form, evaluate, ratio_slope
 
-_NUMBERS = (int, float, np.integer)
+_DIM_TYPES = (int, float, np.integer)
 
 
 def log_bessel_i(
     order: float | int, x: Float[Array, "*batch"], scaled: bool = False
 ) -> Float[Array, "*batch"]:
-    """log I_order(x), the modified Bessel function of the first kind; ``scaled``: log(exp(-x) I_order(x)).
+    """log I_order(x), the logarithm of the modified Bessel function of the first kind.
 
-    Uniform expansion for large orders (DLMF 10.41.3), smaller ones by backward recurrence (DLMF 10.29.1).
+    Large orders use the uniform expansion (DLMF 10.41.3), smaller ones a backward recurrence from there (DLMF
+    10.29.1).
 
     Args:
         order: real number >= 0.
         x: >= 0, any shape. At 0 the value is 0 for order 0 and -inf for larger orders.
+        scaled: return log(exp(-x) I_order(x)), which stays accurate for large x.
 
     Raises:
-        InputError: the order is negative or not finite, or x is no tensor or array of floats.
+        InputError: the order is negative or not finite, or x is not a tensor or array of floats.
 
     Example:
         >>> log_bessel_i(0.5, torch.tensor([1.0], dtype=torch.float64))  # log(sqrt(2 / pi) sinh 1)
@@ -45,94 +47,108 @@ def log_bessel_i(
         raise InputError(
             f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d."
         )
-    order, z = float(order), computable(x, "x")
-    rest = -_log_relative(z, order, Form.SCALED if scaled else Form.PLAIN)
-    return like(rest if order == 0 else rest + (order * torch.log(0.5 * z) - lgamma(order + 1)), x)
+    order, z = float(order), as_float32_or_float64(x, "x")
+    # The logarithm of I_order(x) over its leading term (x / 2)^order / Gamma(order + 1) at 0.
+    relative = -_log_relative(z, order, Form.SCALED if scaled else Form.PLAIN)
+    return like(relative if order == 0 else relative + (order * torch.log(0.5 * z) - lgamma(order + 1)), x)
 
 
 def log_normalizer(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
-    """log C_d(kappa), C_d(k) = k^(d/2-1) / ((2 pi)^(d/2) I_{d/2-1}(k)); derivative -A_d(kappa).
+    """The log normaliser log C_d(kappa) of the density C_d(kappa) exp(kappa mu^T z) on the unit sphere.
 
-    The density of the von Mises-Fisher distribution on the unit sphere is C_d(kappa) exp(kappa mu^T z) (Li et
-    al., CVPR 2021, section 3). C_d(0) is one over the surface area of the sphere. With a gradient asked for,
-    value and A_d are computed together in one pass.
+        C_d(k) = k^(d/2-1) / ((2 pi)^(d/2) I_{d/2-1}(k)),    d/dk log C_d(k) = -A_d(k)
+
+    (Li et al., CVPR 2021, section 3). C_d(0) is one over the surface area of the sphere. If kappa requires a
+    gradient, value and A_d are computed together in one pass.
 
     Args:
         kappa: concentration >= 0, any shape.
-        dim: dimension d >= 2 of the space around the sphere.
+        dim: dimension d >= 2 of the space in which the sphere is embedded.
 
     Raises:
-        InputError: ``dim`` is not an integer >= 2, or kappa is no tensor or array of floats.
+        InputError: ``dim`` is not an integer >= 2, or kappa is not a tensor or array of floats.
 
     Example:
         >>> log_normalizer(torch.tensor([0.0, 100.0]), dim=3)  # -log 4 pi at 0
         tensor([ -2.5310, -97.2327])
     """
-    order, k = order_of(dim), computable(kappa, "kappa")
-    return like(_log_relative(k, order, Form.PLAIN) + log_at_zero(order), kappa)
+    order, k = bessel_order(dim), as_float32_or_float64(kappa, "kappa")
+    return like(_log_relative(k, order, Form.PLAIN) + log_normalizer_at_zero(order), kappa)
 
 
 def log_normalizer_scaled(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
     """c(kappa) = log C_d(kappa) + kappa, the slowly varying part of log C_d; derivative 1 - A_d(kappa).
 
-    Computed as such, without the cancellation of the sum: its absolute error is a few roundings of c itself,
-        which is
-    what the mutual likelihood score (Li et al., CVPR 2021, eq. 13) needs in float32. Grows like (d-1)/2 log
-    kappa, up to kappa 1e18 (float32) or 1e150 (float64), beyond which it stays constant.
+    It is computed directly, without the cancellation of the sum, so its absolute error is a few roundings of
+    c itself. The mutual likelihood score (Li et al., CVPR 2021, eq. 13) needs this accuracy in float32. c
+    grows like (d-1)/2 log kappa up to kappa = 1e18 (float32) or 1e150 (float64) and is constant beyond.
+
+    Args:
+        kappa, dim: as in `log_normalizer`, with the same errors.
 
     Example:
         >>> log_normalizer_scaled(torch.tensor([1e8]), dim=3)  # log(kappa / 2 pi) for d = 3
         tensor([16.5828])
     """
-    order, k = order_of(dim), computable(kappa, "kappa")
-    return like(_log_relative(k, order, Form.SCALED) + log_at_zero(order), kappa)
+    order, k = bessel_order(dim), as_float32_or_float64(kappa, "kappa")
+    return like(_log_relative(k, order, Form.SCALED) + log_normalizer_at_zero(order), kappa)
 
 
 def mean_resultant_length(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
-    """A_d(kappa) = I_{d/2}(kappa) / I_{d/2-1}(kappa) in [0, 1]: the expected cosine to the mean direction.
+    """A_d(kappa) = I_{d/2}(kappa) / I_{d/2-1}(kappa), the expected cosine of a sample to the mean direction.
+
+    The values are in [0, 1]. Derivative: `mean_resultant_length_derivative`.
+
+    Args:
+        kappa, dim: as in `log_normalizer`, with the same errors.
 
     Example:
         >>> mean_resultant_length(torch.tensor([0.0, 10.0]), dim=3)  # coth k - 1/k for d = 3
         tensor([0.0000, 0.9000])
     """
-    return like(-_slope(computable(kappa, "kappa"), order_of(dim), Form.PLAIN, None), kappa)
+    return like(-_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.PLAIN, None), kappa)
 
 
 def mean_resultant_complement(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
-    """1 - A_d(kappa), accurate also where A_d rounds to 1: about (d-1) / (2 kappa) for large kappa.
+    """1 - A_d(kappa), accurate even where A_d rounds to 1; about (d-1) / (2 kappa) for large kappa.
+
+    Args:
+        kappa, dim: as in `log_normalizer`, with the same errors.
 
     Example:
         >>> mean_resultant_complement(torch.tensor([1e8]), dim=3)
         tensor([1.0000e-08])
     """
-    return like(_slope(computable(kappa, "kappa"), order_of(dim), Form.SCALED, None), kappa)
+    return like(_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.SCALED, None), kappa)
 
 
 def mean_resultant_length_derivative(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
-    """A_d'(kappa) = 1 - A_d^2 - (d-1)/kappa A_d, the variance of the cosine to the mean direction.
+    """A_d'(kappa) = 1 - A_d^2 - (d-1)/kappa A_d, the variance of a sample's cosine to the mean direction.
 
-    That expression cancels at both ends; here the slope of the expansion itself is summed.
+    That expression cancels for small and for large kappa; the derivative of the expansion is summed instead.
+
+    Args:
+        kappa, dim: as in `log_normalizer`, with the same errors.
 
     Example:
-        >>> mean_resultant_length_derivative(
-        ...     torch.tensor([0.0, 1e6]), dim=3
-        ... )  # 1/d at 0, (d-1)/(2 k^2) far out
+        >>> kappa = torch.tensor([0.0, 1e6])
+        >>> mean_resultant_length_derivative(kappa, dim=3)  # 1/d at 0, (d-1)/(2 k^2) for large k
         tensor([3.3333e-01, 1.0000e-12])
     """
-    return like(ratio_slope(computable(kappa, "kappa"), order_of(dim)), kappa)
+    return like(ratio_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim)), kappa)
 
 
 def product_concentration(
     kappa_a: Float[Tensor, "*#batch"],
     kappa_b: Float[Tensor, "*#batch"],
-    near: Float[Tensor, "*#batch"],
-    far: Float[Tensor, "*#batch"],
+    one_plus_cosine: Float[Tensor, "*#batch"],
+    one_minus_cosine: Float[Tensor, "*#batch"],
     smallest: float = 1e-24,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Concentration p = |k_a mu_a + k_b mu_b| of the product of two densities, p^2, and k_a + k_b - p.
 
-    Natural parameters add, so vMF(mu_a, k_a) times vMF(mu_b, k_b) is a vMF of concentration p but for a
-    factor, the mutual likelihood (Li et al., CVPR 2021, eq. 13); its logarithm is
+    Natural parameters add: the product of vMF(mu_a, k_a) and vMF(mu_b, k_b) is a vMF density of concentration
+    p times a factor, the mutual likelihood (Li et al., CVPR 2021, eq. 13). Its logarithm is, for r = 1,
 
         log C_d(k_a) + log C_d(k_b) - log C_d(p) = c(k_a) + c(k_b) - c(p) - (k_a + k_b - p)
 
@@ -140,36 +156,41 @@ def product_concentration(
 
         p^2 = (k_a - k_b)^2 + 2 k_a k_b (1 + cos),    k_a + k_b - p = 2 k_a k_b (1 - cos) / (k_a + k_b + p)
 
-    so float32 is enough. Every form of that score, its loss and its bounds is made of these three.
+    so float32 is enough. The score, its loss and its bounds are all computed from these three values.
 
     Args:
-        kappa_a, kappa_b: concentrations, broadcast.
-        near: 1 + cos, cos between the two directions.
-        far: 1 - cos; both are asked for, since at cos near 1 or -1 the caller may know one of them better.
-        smallest: p^2 is held above it, which changes no value: the derivative of a root needs p > 0, and so
-            does k_a = k_b = 0. With 0 the caller sees to that, and saves a pass over memory.
+        kappa_a, kappa_b: concentrations >= 0, broadcast.
+        one_plus_cosine: 1 + cos, where cos is the cosine between the two directions.
+        one_minus_cosine: 1 - cos. Both are arguments because the caller may have either to more digits than
+            the cosine itself gives.
+        smallest: p^2 is clamped to this minimum under the root, because the derivative of the root and, for
+            k_a = k_b = 0, the quotient need p > 0. The default changes no value. A caller that guarantees
+            p > 0 passes 0 and saves a pass over memory.
 
     Example:
-        >>> one = torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([1.0]), torch.tensor([1.0])
-        >>> [float(value) for value in product_concentration(*one)]  # at right angles
+        >>> three, four, one = torch.tensor(3.0), torch.tensor(4.0), torch.tensor(1.0)
+        >>> [float(v) for v in product_concentration(three, four, one, one)]  # at right angles
         [5.0, 25.0, 2.0]
     """
     product = 2 * kappa_a * kappa_b
-    square = (kappa_a - kappa_b).square() + product * near
+    square = (kappa_a - kappa_b).square() + product * one_plus_cosine
     p = (square.clamp_min(smallest) if smallest else square).sqrt()
-    return p, square, product * far / (kappa_a + kappa_b + p)
+    return p, square, product * one_minus_cosine / (kappa_a + kappa_b + p)
 
 
 def log_normalizer_relative(
     kappa: Float[Tensor, "*batch"], dim: int, scaled: bool
 ) -> Float[Tensor, "*batch"]:
-    """log C_d(kappa) - log C_d(0) (plus kappa if ``scaled``), with small values accurate near kappa = 0."""
+    """log C_d(kappa) - log C_d(0), plus kappa if ``scaled``; near kappa = 0 the relative error is small."""
     form = Form.SCALED if scaled else Form.PLAIN
-    return _log_relative(computable(kappa, "kappa"), order_of(dim), form)
+    return _log_relative(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), form)
 
 
 class _LogRelative(torch.autograd.Function):
-    """log g or log g + x. The derivative comes out of the same pass and is kept for the backward pass."""
+    """log g(x) or log g(x) + x, with g(x) = C(x) / C(0); see `Form`.
+
+    The derivative is computed in the same pass and saved for the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: float, form: Form) -> Tensor:
@@ -187,13 +208,16 @@ class _LogRelative(torch.autograd.Function):
 
 
 class _Slope(torch.autograd.Function):
-    """-R or 1 - R (already ``known``, or computed here); both have derivative -R'."""
+    """The derivative of `_LogRelative`, -R or 1 - R with R = I_{order+1} / I_order; both have derivative -R'.
+
+    ``precomputed`` is the value from an earlier pass, if there was one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: float, form: Form, known: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: float, form: Form, precomputed: Tensor | None) -> Tensor:
         ctx.save_for_backward(x)
         ctx.order = order
-        return evaluate(x, order, form)[1] if known is None else known.clone()
+        return evaluate(x, order, form)[1] if precomputed is None else precomputed.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -205,20 +229,25 @@ _log_relative: Callable[..., Tensor] = _LogRelative.apply
 _slope: Callable[..., Tensor] = _Slope.apply
 
 
-def log_at_zero(order: float) -> float:
-    """log C_d(0) = -log of the surface area of the unit sphere."""
+def log_normalizer_at_zero(order: float) -> float:
+    """log C_d(0) for d = 2 order + 2: minus the log of the unit sphere's area, 2 pi^(d/2) / Gamma(d/2)."""
     return lgamma(order + 1) - (order + 1) * log(pi) - log(2)
 
 
-def order_of(dim: Any) -> float:
-    number = isinstance(dim, _NUMBERS) and not isinstance(dim, bool)
-    if not (number and 2 <= dim < inf and int(dim) == dim):
+def bessel_order(dim: Any) -> float:
+    """The order d/2 - 1 of the Bessel function in C_d.
+
+    Raises:
+        InputError: ``dim`` is not an integer >= 2; a float such as 512.0 counts as one.
+    """
+    is_number = isinstance(dim, _DIM_TYPES) and not isinstance(dim, bool)
+    if not (is_number and 2 <= dim < inf and int(dim) == dim):
         raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
     return int(dim) / 2 - 1
 
 
-def computable(x: AnyArray, name: str) -> Tensor:
-    """A tensor of float32 or float64."""
+def as_float32_or_float64(x: AnyArray, name: str) -> Tensor:
+    """``x`` as a tensor of float32 or float64; half precision becomes float32."""
     tensor = as_tensor(x, name)
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
@@ -227,35 +256,42 @@ _NEWTON_STEPS = 5
 
 
 def inverse_mean_resultant_length(rho: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
-    """kappa with A_d(kappa) = rho, for rho in [0, 1]; derivative 1 / A_d'(kappa).
+    """The kappa with A_d(kappa) = rho, for rho in [0, 1]; derivative 1 / A_d'(kappa).
 
-    Amos' bounds x / (a + sqrt(x^2 + b^2)) of A_d (1974), inverted with a = (d-1)/2 and b = (d+1)/2, are right
-    at both ends; a fixed number of Newton steps on 1 - A_d, which stays accurate near 1, makes it exact to
-    rounding.
+    The start value inverts the lower bound A_d(kappa) >= kappa / (a + sqrt(kappa^2 + b^2)), a = (d-1)/2 and
+    b = (d+1)/2 (D. E. Amos, Math. Comp. 28, 1974), which is exact in the limits kappa -> 0 and infinity. A
+    fixed number of Newton steps reaches rounding error; for rho >= 1/2 they solve for 1 - A_d, which is
+    accurate near A_d = 1.
 
     Args:
-        rho: any shape. 1 gives inf, values outside [0, 1] and NaN give NaN.
+        rho: any shape. 1 gives inf; values outside [0, 1] and NaN give NaN.
         dim: dimension d >= 2.
+
+    Raises:
+        InputError: as in `log_normalizer`.
 
     Example:
         >>> inverse_mean_resultant_length(torch.tensor([0.0, 0.5, 0.9]), dim=512)
         tensor([   0.0000,  341.0670, 2421.0229])
     """
-    order, r = order_of(dim), computable(rho, "rho")
-    return like(_inverse(r.double(), order).to(r.dtype), rho)  # ill-conditioned near 1, never in a hot loop
+    order, r = bessel_order(dim), as_float32_or_float64(rho, "rho")
+    # In float64, as the inverse is ill-conditioned near 1 and never part of a hot loop.
+    return like(_inverse(r.double(), order).to(r.dtype), rho)
 
 
 class _Inverse(torch.autograd.Function):
+    """A_d^{-1}(rho) by Newton's method, rho in float64."""
+
     @staticmethod
     def forward(ctx: Any, rho: Tensor, order: float) -> Tensor:
-        rest = 1 - rho  # exact for rho >= 1/2
-        kappa = _first_guess(rho, rest, order)
+        complement = 1 - rho  # exact for rho >= 1/2
+        kappa = _first_guess(rho, complement, order)
         for _ in range(_NEWTON_STEPS):
-            plain = evaluate(kappa, order, Form.PLAIN)[1]
-            scaled = evaluate(kappa, order, Form.SCALED)[1]
-            # A - rho from whichever side is the smaller number.
-            miss = torch.where(rho < 0.5, -plain - rho, rest - scaled)
-            kappa = (kappa - miss / ratio_slope(kappa, order)).clamp(min=0)
+            minus_ratio = evaluate(kappa, order, Form.PLAIN)[1]  # -A_d
+            one_minus_ratio = evaluate(kappa, order, Form.SCALED)[1]  # 1 - A_d
+            # A_d - rho, as a difference of whichever of A_d and 1 - A_d is smaller.
+            residual = torch.where(rho < 0.5, -minus_ratio - rho, complement - one_minus_ratio)
+            kappa = (kappa - residual / ratio_slope(kappa, order)).clamp(min=0)
         kappa = torch.where(rho == 1, torch.inf, kappa)
         kappa = torch.where((rho >= 0) & (rho <= 1), kappa, torch.nan)
         ctx.save_for_backward(kappa)
@@ -271,7 +307,8 @@ class _Inverse(torch.autograd.Function):
 _inverse: Callable[..., Tensor] = _Inverse.apply
 
 
-def _first_guess(rho: Tensor, rest: Tensor, order: float) -> Tensor:
+def _first_guess(rho: Tensor, complement: Tensor, order: float) -> Tensor:
+    """The positive root kappa of rho (a + sqrt(kappa^2 + b^2)) = kappa."""
     a, b = order + 0.5, order + 1.5
-    gap = rest * (1 + rho)  # 1 - rho^2
+    gap = complement * (1 + rho)  # 1 - rho^2
     return rho * (a + (a * a + gap * (b * b - a * a)).sqrt()) / gap.clamp(min=torch.finfo(rho.dtype).tiny)
