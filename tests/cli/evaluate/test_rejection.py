@@ -65,7 +65,7 @@ def test_galleries_tables_and_json(folder: Path) -> None:
         "oracle",
     }
     assert "f1" not in facts["G1"]["prr"][0] and facts["G2"]["points"][0]["fpir_target"] == 0.2
-    assert "ijbc/G2: Confidences that these probes do not have: precision, detector_score" in result.stderr
+    assert "ijbc/G2: Confidences missing from these probes: precision, detector_score" in result.stderr
     assert "PRR, mean of ijbc/G1, ijbc/G2" in result.stderr and "no report written" in result.stderr
 
 
