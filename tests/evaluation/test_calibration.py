@@ -191,7 +191,7 @@ def test_bad_input_is_refused(pairs: Any) -> None:
         run(pairs, people(1.0, 2), people(1.0, 2, model="x" * 64))
     with pytest.raises(InputError, match="confidence 'sharpness': not among kappa, norm"):
         run(pairs, confidence="sharpness")
-    with pytest.raises(InputError, match="people cannot make 3 parts"):
+    with pytest.raises(InputError, match="people cannot make 3 disjoint parts"):
         run((left[:1], right[:1], mated[:1]))
     with pytest.raises(InputError, match="both kinds are needed in each part"):
         run((left[::2], right[::2], mated[::2]))

@@ -106,7 +106,7 @@ def test_pair_lists(folder: Path, tmp_path: Path) -> None:
         ),
         (["--meta", "FOLDER/none"], "ijbc_face_tid_mid.txt"),
         (["--meta", "FOLDER/meta", "--kappa-gallery", "mean"], "expected a number or one of"),
-        (["--meta", "FOLDER/meta", "--gallery", "G9"], "gallery 'G9' unknown, expected some of G1, G2"),
+        (["--meta", "FOLDER/meta", "--gallery", "G9"], "gallery 'G9' unknown, expected any of G1, G2"),
         (
             ["--pairs", "FOLDER/pairs.txt", "--beta", "0.1", "--trials", "9"],
             "--beta and --trials can only be used with",
