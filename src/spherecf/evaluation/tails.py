@@ -87,8 +87,8 @@ class TailFit:
     def _rates(self, fits: Array, threshold: float) -> NDArray[np.float64]:
         if not threshold >= self.start:
             raise InputError(
-                f"tail: the threshold {threshold:.4g} is below the start of the tail, {self.start:.4g}; count "
-                "the pairs instead"
+                f"tail: the threshold {threshold:.4g} is below the start of the tail, {self.start:.4g}; "
+                "count the pairs instead"
             )
         share, scale, shape = fits.T
         return np.asarray(share * _survival((threshold - self.start) / scale, shape))
@@ -210,8 +210,8 @@ def extrapolated_rule(
 ) -> DecisionRule:
     """Make a decision rule for a false match rate that is too small to be counted.
 
-    ``accept`` is the smallest threshold, in steps of ``step``, at which the upper end of the interval of every
-    tail is at most ``alpha``. ``reject`` and ``min_confidence`` are those of the counted rule.
+    ``accept`` is the smallest threshold, in steps of ``step``, at which the upper end of the interval of
+    every tail is at most ``alpha``. ``reject`` and ``min_confidence`` are those of the counted rule.
 
     Args:
         counted: the rule with the smallest false match rate that could be counted.
