@@ -22,7 +22,7 @@ MIN_PEOPLE = 50
 _IMAGES = 5000  # maximum number of images, 12.5 million pairs
 _ROWS = 256  # images compared with all others at once
 _DELTA = 0.05  # probability that the bound of a renewed rule fails
-_STEP, _SPAN = 0.05, 60.0  # thresholds to try: their distance, and how far below the current one they begin
+_STEP, _SPAN = 0.05, 60.0  # of the thresholds to try: step, and how far they go below reject
 _TAIL = 1e-3  # share of the non-mated pairs to which a tail is fitted
 _FEW = 100  # expected false non-matches needed to renew the threshold for a non-match
 
