@@ -357,8 +357,11 @@ def _tpir_at_fpir(outcome: SearchResult, targets: Sequence[float], max_rank: int
         if at_fmr.threshold == -np.inf:  # all non-mated probes get a candidate: only the rank matters
             hits = int((outcome.identified(max_rank) > -np.inf).sum())
         rates = hits / n_mated, 1 - hits / n_mated, at_fmr.fmr
-        counts = hits, at_fmr.false_matches, n_mated, n_non_mated
-        entries.append(TpirAtFpir(target, *rates, at_fmr.threshold, *counts))
+        entries.append(
+            TpirAtFpir(
+                target, *rates, at_fmr.threshold, hits, at_fmr.false_matches, n_mated, n_non_mated
+            )
+        )  # fmt: skip
     return entries
 
 

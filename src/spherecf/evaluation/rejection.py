@@ -462,8 +462,8 @@ def _counts(part: _SearchedPart, prefix: str) -> dict[str, int]:
 
 
 def _check_disjoint_subjects(validation: OpenSet, test: OpenSet) -> None:
-    subjects = (np.union1d(part.gallery_subjects, part.probe_subjects) for part in (validation, test))
-    common = np.intersect1d(*subjects)
+    first, second = (np.union1d(part.gallery_subjects, part.probe_subjects) for part in (validation, test))
+    common = np.intersect1d(first, second)
     if common.size:
         raise InputError(
             f"validation: {common.size} subjects are also in the test set, first {common[0]}; the two sets "
