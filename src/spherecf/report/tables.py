@@ -302,7 +302,7 @@ def group_table(report: GroupReport, title: str, signature: str = "") -> Table:
         >>> [row[:2] for row in group_table(report, "toy").rows][:3]
         [['most accurate', 'A'], ['most accurate', 'B'], ['most accurate', 'largest / smallest']]
     """
-    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "With own threshold"]
+    header = ["Threshold", "Group", "Mated", "Non-mated", "FMR", "TMR", "Accuracy", "At own threshold"]
     rows = []
     for group in report.groups:
         counts = [group.group, f"{group.mated:,}", f"{group.non_mated:,}"]
