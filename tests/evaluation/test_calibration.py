@@ -153,7 +153,7 @@ def test_json_and_page(report: CalibrationReport) -> None:
 def test_impossible_promises_leave_all_undecided(pairs: Any) -> None:
     report = run(pairs, alpha=1e-6, scores=("cosine",))
     assert [check.coverage for check in report.scores["cosine"].decisions] == [0] * 4
-    assert "no rule keeps it: all pairs undecided" in [
+    assert "no rule meets the bound; all pairs undecided" in [
         row[2] for row in calibration_section(report).tables[2].rows
     ]
 
@@ -182,7 +182,7 @@ def test_two_files(pairs: Any) -> None:
 def test_unknown_people_are_said_to_break_the_promise(pairs: Any) -> None:
     e = dataclasses.replace(people(1.0, 2), labels=None, identities=())
     report = run(pairs, e, scores=("cosine",))
-    assert report.unit == "image" and "no promise holds" in calibration_section(report).notes[1]
+    assert report.unit == "image" and "no bound holds" in calibration_section(report).notes[1]
 
 
 def test_bad_input_is_refused(pairs: Any) -> None:
@@ -191,7 +191,7 @@ def test_bad_input_is_refused(pairs: Any) -> None:
         run(pairs, people(1.0, 2), people(1.0, 2, model="x" * 64))
     with pytest.raises(InputError, match="confidence 'sharpness': not among kappa, norm"):
         run(pairs, confidence="sharpness")
-    with pytest.raises(InputError, match="people cannot make 3 parts"):
+    with pytest.raises(InputError, match="people cannot make 3 disjoint parts"):
         run((left[:1], right[:1], mated[:1]))
     with pytest.raises(InputError, match="both kinds are needed in each part"):
         run((left[::2], right[::2], mated[::2]))

@@ -5,7 +5,7 @@ import pytest
 
 from spherecf.embeddings import Embeddings
 from spherecf.evaluation import edc, pair_quality, rejection_curve
-from spherecf.evaluation.pairs import Images, discard_everything, kappa_histograms, reject_everything
+from spherecf.evaluation.pairs import Images, edc_curves, kappa_histograms, rejection_curves
 
 
 def file(kappa: list[float], **extras: list[float]) -> Embeddings:
@@ -33,11 +33,11 @@ def test_curves_are_those_of_the_metrics() -> None:
     scores = rng.normal(mated)
     images = Images.of(e, e, left, right, ["kappa", "random"], 3)
     quality = pair_quality(e.kappa[left], e.kappa[right])
-    found = discard_everything({"s": scores}, mated, images, [("fnmr", 0.1), ("fmr", 0.05)])
+    found = edc_curves({"s": scores}, mated, images, [("fnmr", 0.1), ("fmr", 0.05)])
     assert [(d.confidence, d.start) for d in found[:2]] == [("kappa", "fnmr<=0.1"), ("kappa", "fmr<=0.05")]
     assert found[0].edc == edc(scores, mated, quality, start_fnmr=0.1)
     assert found[1].edc == edc(scores, mated, quality, fmr=0.05)
-    curves = reject_everything({"s": scores}, mated, images, [0.1])
+    curves = rejection_curves({"s": scores}, mated, images, [0.1])
     assert [c.confidence for c in curves] == ["kappa", "random"]
     expected = rejection_curve(scores, mated, images.kappa, 0.1, images=(images.left, images.right))
     assert curves[0].curve == expected
@@ -54,15 +54,15 @@ def test_mean_resultant_precision_and_oracle() -> None:
     assert images.confidences["precision"] == pytest.approx(e.log_precision.mean(1))
     order = np.argsort(images.confidences["kappa"])
     assert (np.diff(images.confidences["mean_resultant"][order]) > 0).all()
-    found = {d.confidence: d.edc for d in discard_everything({"s": scores}, mated, images, [("fnmr", 0.1)])}
+    found = {d.confidence: d.edc for d in edc_curves({"s": scores}, mated, images, [("fnmr", 0.1)])}
     assert list(found) == ["kappa", "mean_resultant", "precision", "oracle"]
     assert found["mean_resultant"] == found["kappa"] != found["precision"]
     failing = int((scores[mated] < found["oracle"].threshold).sum())
     expected = [max(failing - k, 0) / (mated.sum() - k) for k in range(mated.sum())]
     assert found["oracle"].fnmr == pytest.approx(expected)  # one error less with every pair discarded
-    curves = {r.confidence: r.curve.tmr for r in reject_everything({"s": scores}, mated, images, [0.1, 1e-4])}
+    curves = {r.confidence: r.curve.tmr for r in rejection_curves({"s": scores}, mated, images, [0.1, 1e-4])}
     assert set(curves["oracle"]) == {None}  # the last target cannot be resolved
-    curves = {r.confidence: r.curve.tmr for r in reject_everything({"s": scores}, mated, images, [0.1])}
+    curves = {r.confidence: r.curve.tmr for r in rejection_curves({"s": scores}, mated, images, [0.1])}
     assert curves["oracle"][0] == curves["kappa"][0] and curves["oracle"][4] > curves["kappa"][4]
 
 

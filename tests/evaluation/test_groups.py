@@ -131,7 +131,7 @@ def test_pair_lists_by_image_person_and_extra(toy: Toy) -> None:
     with pytest.raises(InputError, match=r"no extra 'age' \(they have: severity\)"):
         extra_groups(severity, "age")
     other = dataclasses.replace(e, provenance={**e.provenance, "backbone": "x" * 64})
-    with pytest.raises(InputError, match="scores between two recognisers mean nothing"):
+    with pytest.raises(InputError, match="scores between two recognisers are meaningless"):
         pair_groups(e, other, *arguments[2:], images, "image")
     with pytest.raises(InputError, match="no image has a group; they look like 'p"):
         pair_groups(*arguments, {"x": "A"}, "image")

@@ -227,7 +227,7 @@ def test_failures_are_counted_and_never_searched(toy: TemplateToy) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"galleries": {}}, {}, "galleries and probes are needed, not there: none was given"),
+        ({"galleries": {}}, {}, "galleries and probes are needed but missing: none was given"),
         ({"probes": None}, {}, "galleries and probes are needed"),
         ({}, {"max_rank": 0}, "max_rank: expected at least 1"),
         ({}, {"draws": -1}, "draws: expected 0"),
@@ -255,5 +255,5 @@ def test_probes_that_would_find_themselves_are_refused(toy: TemplateToy) -> None
 def test_a_gallery_that_no_probe_belongs_to(toy: TemplateToy) -> None:
     strangers = TemplateList(toy.meta.probes.templates, np.arange(toy.meta.probes.templates.size))
     meta = dataclasses.replace(toy.meta, probes=strangers)
-    with pytest.raises(InputError, match="gallery G1: no probe has its mate there"):
+    with pytest.raises(InputError, match="no probe has a mate in gallery G1"):
         evaluate_identification(toy.embeddings, meta, TemplateOptions(draws=0))

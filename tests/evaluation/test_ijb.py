@@ -171,7 +171,7 @@ def test_people_come_from_the_lists_or_from_connected_templates(toy: TemplateToy
     notes = evaluate_ijb(
         toy.embeddings, mislabelled, TemplateOptions(modes=["N0"], targets=TARGETS, draws=0)
     ).notes
-    assert notes == ["3 pairs are labelled otherwise than the people of their templates say."]
+    assert notes == ["3 pairs have a label that contradicts the subjects of their templates."]
 
 
 def test_results_do_not_depend_on_the_order_of_pairs_and_entries(toy: TemplateToy) -> None:
@@ -198,7 +198,7 @@ def test_a_template_against_itself_is_said(toy: TemplateToy) -> None:
     left[at] = right[at]
     meta = dataclasses.replace(toy.meta, pairs=TemplatePairs(left, right, mated))
     notes = evaluate_ijb(toy.embeddings, meta, TemplateOptions(modes=["N0"], draws=0)).notes
-    assert notes == ["2 pairs compare a template with itself; they count as they stand in the list."]
+    assert notes == ["2 pairs compare a template with itself; they are counted as labelled."]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_template_against_itself_is_said(toy: TemplateToy) -> None:
         ({"modes": ["N2"]}, "expected a name like N0D0F1K1, or precision, got 'N2'"),
         ({"modes": [""]}, "expected a name like"),
         ({"modes": ["F0"]}, "F0 needs embeddings without the mirrored image, .* embed without --flip"),
-        ({"scores": ["euclid"]}, "score: expected some of cosine, mls, pfe"),
+        ({"scores": ["euclid"]}, "score: expected any of cosine, mls, pfe"),
         ({"modes": ["N0"], "scores": ["pfe"]}, "pfe goes with mode precision, not with N0D0F1K0"),
         ({"draws": -1}, "draws: expected 0"),
         ({"targets": [0.0]}, "FMR target"),
@@ -225,7 +225,7 @@ def test_flip_cannot_be_switched_on_afterwards(toy: TemplateToy) -> None:
         evaluate_ijb(plain, toy.meta, TemplateOptions(modes=["F1"], draws=0))
     assert evaluate_ijb(plain, toy.meta, TemplateOptions(modes=["N0"], draws=0)).results[0].mode == "N0D0F0K0"
     unsaid = changed(toy, provenance={})
-    with pytest.raises(InputError, match="do not say whether mirrored images were added"):
+    with pytest.raises(InputError, match="do not record whether mirrored images were added"):
         evaluate_ijb(unsaid, toy.meta, TemplateOptions(modes=["F1"], draws=0))
     assert (
         evaluate_ijb(unsaid, toy.meta, TemplateOptions(modes=["N0"], draws=0)).results[0].mode == "N0D0F?K0"
@@ -254,11 +254,11 @@ def test_sets_that_cannot_be_verified(toy: TemplateToy) -> None:
         "toy", toy.meta.files, toy.meta.templates, toy.meta.media, absent={"x_pair_label.txt": "gone"}
     )
     with pytest.raises(
-        InputError, match=r"a list of template pairs is needed, not there: x_pair_label.txt \(gone\)"
+        InputError, match=r"a list of template pairs is needed but missing: x_pair_label.txt \(gone\)"
     ):
         evaluate_ijb(toy.embeddings, entries, TemplateOptions(draws=0))
     elsewhere = changed(toy, keys=[f"x/{key}" for key in toy.embeddings.keys])
-    with pytest.raises(InputError, match=r"none of its \d+ images is among .* both must be spelt alike"):
+    with pytest.raises(InputError, match=r"none of its \d+ images is among .* they must match"):
         evaluate_ijb(elsewhere, toy.meta, TemplateOptions(draws=0))
     mated = {int(t) for side in toy.meta.pairs[:2] for t in side[toy.meta.pairs.mated]}
     lost = {f for f, t in zip(toy.meta.files, toy.meta.templates.tolist()) if t in mated}

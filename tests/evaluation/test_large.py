@@ -44,10 +44,10 @@ def test_only_the_tail_is_sorted_until_more_is_asked() -> None:
     split = ScoreSplit.of(s, m)
     split.tmr_at_fmr([0.1, 0.01])
     split.eer()
-    assert split._unsorted > 8000
+    assert split._sorted_from > 8000
     assert split.mated.dtype == split.non_mated.dtype == np.float32
     np.testing.assert_array_equal(split.non_mated, np.sort(s[~m]))
-    assert split._unsorted == 0
+    assert split._sorted_from == 0
 
 
 def test_scores_of_the_caller_stay_as_they_are() -> None:

@@ -106,9 +106,9 @@ def test_bad_input() -> None:
     known, calibration = members([1] * 20), Calibration("m", "d", decisions=rules("mls", 0.0))
     with pytest.raises(InputError, match="at least 20 members, got 19"):
         check_members(members([1] * 19), calibration)
-    with pytest.raises(InputError, match="name no members"):
+    with pytest.raises(InputError, match="have no names of members"):
         check_members(replace(known, labels=None, identities=[]), calibration)
-    with pytest.raises(InputError, match="name no members"):
+    with pytest.raises(InputError, match="have no names of members"):
         check_members(replace(known, labels=known.labels - 1), calibration)
     with pytest.raises(InputError, match="no rule for the false match rate"):
         check_members(known, Calibration("m", "d"))

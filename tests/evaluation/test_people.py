@@ -76,7 +76,7 @@ def test_rates_beyond_the_pairs_come_from_their_tail() -> None:
 def test_what_cannot_be_told_stays_and_is_never_below_a_looser_rule() -> None:
     report = check_people(world(50, 1), rules(0.2, 0.3, 0.31, 0.32, 0.33), one_each=True, draws=0)
     kept = report.rules[-1]
-    assert kept.how.startswith("kept as it was: 1,225 pairs") and kept.verdict == "open"
+    assert kept.how.startswith("unchanged: 1,225 pairs") and kept.verdict == "open"
     accepts = [one.renewed.accept for one in report.rules]
     assert accepts == sorted(accepts)
     assert report.calibration.record["people"]["people"] == 50
@@ -98,7 +98,7 @@ def test_bad_input() -> None:
     e = world(60, 2)
     with pytest.raises(InputError, match="expected at least 50 people, got 49"):
         check_people(world(49, 2), rules(0.5))
-    with pytest.raises(InputError, match="name no people"):
+    with pytest.raises(InputError, match="have no names of people"):
         check_people(replace(e, labels=None, identities=[]), rules(0.5))
     with pytest.raises(InputError, match="no rule for the false match rate"):
         check_people(e, Calibration("m", "d"))

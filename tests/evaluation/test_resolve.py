@@ -23,7 +23,7 @@ def four() -> Embeddings:
 def test_rows_people_and_failures(four: Embeddings) -> None:
     pairs = resolve_pairs(four, four, LEFT, RIGHT, MATED, FOLDS, None)
     assert pairs.left.tolist() == [0, 1, 0] and pairs.right.tolist() == [1, 2, 3]
-    assert pairs.kept.tolist() == [True, True, True, False] and pairs.failed_pairs == 1
+    assert pairs.is_embedded.tolist() == [True, True, True, False] and pairs.failed_pairs == 1
     assert pairs.failures == [("x", "gone")]  # not y: no pair needs it
     assert pairs.unit == "subject" and pairs.subjects[1].tolist() == ["Ann", "Bob", "Cid"]
     assert pairs.mated.dtype == bool and pairs.folds.tolist() == [0, 0, 1]
@@ -47,7 +47,12 @@ def test_names_in_another_spelling_are_the_same_images(four: Embeddings) -> None
     listed = [f"{key}.jpg" for key in ("a", "x", "c", "b")], [f"{key}.jpg" for key in ("b", "c", "d", "a")]
     pairs = resolve_pairs(named, named, *listed, MATED, FOLDS, None)
     assert pairs.left.tolist() == [0, 2, 1] and pairs.right.tolist() == [1, 3, 0]
-    assert pairs.failures == [("faces/x.png", "gone")] and pairs.kept.tolist() == [True, False, True, True]
+    assert pairs.failures == [("faces/x.png", "gone")] and pairs.is_embedded.tolist() == [
+        True,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_one_kind_left_after_failures_says_so(four: Embeddings) -> None:

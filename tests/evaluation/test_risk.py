@@ -160,5 +160,5 @@ def test_bad_input(options: dict, message: str) -> None:
 
 def test_validation_with_the_same_people_is_refused() -> None:
     data = open_world(enrolled=20, strangers=20, each=2)
-    with pytest.raises(InputError, match="40 subjects are also in the test, first 0"):
+    with pytest.raises(InputError, match="40 subjects are also in the test set, first 0"):
         evaluate_rejection(OpenSet(*data), RejectionOptions(draws=0), name="x", validation=OpenSet(*data))

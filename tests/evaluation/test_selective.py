@@ -50,7 +50,7 @@ def test_counts_are_those_of_the_rule_itself() -> None:
     testing.scores[:50] = np.round(testing.scores[:50], 1)
     testing.scores[50:60] = tuning.scores[:10]  # at the borders
     grid = _Grid.of(tuning, (0.0, 0.1, 0.4), (0.3, 0.7))
-    floor, reject, accept = grid.candidates(banded=True)
+    floor, reject, accept = grid.candidates(two_thresholds=True)
     assert len(floor) == 3 * len(grid.thresholds) * (len(grid.thresholds) + 1) // 2
     counts = grid.count(testing, floor, reject, accept)
     for i in range(0, len(floor), 7):
@@ -133,7 +133,7 @@ def simulate(
 
 def best_looking(tuning: ScoredPairs, error: str, alpha: float, options: dict) -> DecisionRule:
     grid = _Grid.of(tuning, options["tails"], options["floors"])
-    places = grid.candidates(banded=error in ("both", "decision"))
+    places = grid.candidates(two_thresholds=error in ("both", "decision"))
     counts = grid.count(tuning, *places)
     good = np.all([e <= alpha * n for _, e, n in errors_of(counts, error)], axis=0)
     gain = np.where(good, _p_and_gain(counts, tuning, error, alpha)[1], -1)

@@ -55,7 +55,7 @@ def test_disjoint_pairs_share_nobody_and_keep_the_mix() -> None:
 
 
 def test_too_few_people_are_refused() -> None:
-    with pytest.raises(InputError, match="2 people cannot make 3 parts"):
+    with pytest.raises(InputError, match="2 people cannot make 3 disjoint parts"):
         split_subjects(["a", "a"], ["a", "b"], [1, 1, 1])
     with pytest.raises(InputError, match=r"two \(n,\) arrays"):
         disjoint_pairs(["a"], ["a", "b"], [1, 0])

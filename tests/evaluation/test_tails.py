@@ -77,16 +77,16 @@ def test_a_rule_beyond_what_was_counted_says_so() -> None:
 
 def test_too_few_exceedances_are_refused() -> None:
     scores, left, right = pairs_of(50, 0)  # 1,225 pairs
-    with pytest.raises(InputError, match=r"takes 100 exceedances, so 10000 pairs"):
+    with pytest.raises(InputError, match=r"at least 100 are needed, so use 10000 pairs"):
         fit_tail(scores, left, right, share=0.01)
     with pytest.raises(InputError, match="scores are above"):
         fit_tail(np.round(scores), left, right, share=0.1)
     with pytest.raises(InputError, match="none NaN"):
         fit_tail(np.append(scores[1:], np.nan), left, right, share=0.1)
     tail = fit_tail(scores, left, right, share=0.1, draws=10)
-    with pytest.raises(InputError, match="count it"):
+    with pytest.raises(InputError, match="count the pairs instead"):
         tail.rate(tail.start - 1)
-    with pytest.raises(InputError, match="where it begins"):
+    with pytest.raises(InputError, match="the share of pairs in the tail"):
         tail.threshold(0.5)
 
 

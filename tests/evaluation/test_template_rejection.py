@@ -9,7 +9,7 @@ from spherecf.data import IjbMeta, TemplateList
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import OpenSet, RejectionOptions, evaluate_rejection, evaluate_template_rejection
-from spherecf.evaluation.rejection import _columns
+from spherecf.evaluation.rejection import _template_confidences
 from spherecf.evaluation.templates import find_images
 from spherecf.scoring import pool_templates
 
@@ -68,11 +68,13 @@ def test_it_is_evaluate_rejection_of_the_pooled_templates(benchmark: tuple[Embed
 
 def test_confidences_are_means_over_media(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
-    norm = _columns(e, find_images(e, meta))["norm"]
+    norm = _template_confidences(e, find_images(e, meta))["norm"]
     one = e.extras["norm"][:3]
     assert norm[0] == pytest.approx(((one[0] + one[1]) / 2 + one[2]) / 2) and norm.shape == (160,)
     scored = dataclasses.replace(meta, detector_score=np.arange(480, dtype=np.float32))
-    assert _columns(e, find_images(e, scored))["detector_score"][1] == pytest.approx((3.5 + 5) / 2)
+    assert _template_confidences(e, find_images(e, scored))["detector_score"][1] == pytest.approx(
+        (3.5 + 5) / 2
+    )
 
 
 def test_failures_to_acquire_are_counted_and_never_searched(benchmark: tuple[Embeddings, IjbMeta]) -> None:
@@ -98,7 +100,7 @@ def test_the_precision_of_the_images_is_a_confidence_too(benchmark: tuple[Embedd
     e, meta = benchmark
     log_precision = np.repeat(np.arange(480.0)[:, None], DIM, 1) / 100
     e = dataclasses.replace(e, log_precision=log_precision)
-    column = _columns(e, find_images(e, meta))["precision"]
+    column = _template_confidences(e, find_images(e, meta))["precision"]
     assert column[1] == pytest.approx(((0.03 + 0.04) / 2 + 0.05) / 2)
     report = evaluate_template_rejection(e, meta, OPTIONS, galleries=["G1"])["G1"]
     assert "precision" not in report.absent_confidences and report.at("precision", 0.2) is not None
@@ -106,7 +108,7 @@ def test_the_precision_of_the_images_is_a_confidence_too(benchmark: tuple[Embedd
 
 def test_what_is_missing_is_said(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
-    with pytest.raises(InputError, match=r"galleries and probes are needed, .*1N_probe.csv"):
+    with pytest.raises(InputError, match=r"galleries and probes are needed but missing: .*1N_probe.csv"):
         evaluate_template_rejection(
             e, dataclasses.replace(meta, probes=None, absent={"1N_probe.csv": "no such file"})
         )

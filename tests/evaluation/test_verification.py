@@ -120,9 +120,9 @@ def test_plain_data_for_json(toy: Toy) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scores": ["cosine", "euclid"]}, "'euclid'.*unknown, expected some of"),
-        ({"scores": []}, "none asked for"),
-        ({"extra_scores": {"mls": np.zeros(400)}}, "'mls': the name is taken"),
+        ({"scores": ["cosine", "euclid"]}, "'euclid'.*unknown, expected any of"),
+        ({"scores": []}, "none requested"),
+        ({"extra_scores": {"mls": np.zeros(400)}}, "'mls': this name is already used"),
         ({"extra_scores": {"mine": np.zeros(399)}}, r"'mine': expected \(400,\), got \(399,\)"),
         ({"extra_scores": {"mine": np.full(400, np.nan)}}, "'mine': 400 of 400 pairs are NaN"),
         ({"targets": [0.0]}, "FMR target"),

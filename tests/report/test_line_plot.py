@@ -71,7 +71,9 @@ def test_histograms_are_shares() -> None:
 def test_bad_input() -> None:
     with pytest.raises(InputError, match="'p': nothing to draw"):
         plot()
-    with pytest.raises(InputError, match="'one': expected as many x as y and at least one, got 2 and 1"):
+    with pytest.raises(
+        InputError, match="'one': expected equally many x and y values, at least one, got 2 and 1"
+    ):
         Series("one", [1, 2], [1])
     with pytest.raises(InputError, match="got 0 and 0"):
         Series("one", [], [])

@@ -8,8 +8,8 @@ from tests.evaluation.conftest import Toy
 
 from spherecf.evaluation import PairReport
 from spherecf.report.figures import (
+    _edc_steps,
     _log_ticks,
-    _steps,
     det_plot,
     edc_plot,
     kappa_plot,
@@ -70,7 +70,7 @@ def test_cosine_and_the_first_other_score_are_drawn(report: PairReport) -> None:
 
 def test_drawn_steps_are_steps_of_the_curve(report: PairReport) -> None:
     curve = report.edc[0].edc
-    x, y = _steps(curve)
+    x, y = _edc_steps(curve)
     assert x[0] == 0 and x[-1] == 1 and len(x) == len(y) <= 202
     held = dict(zip(curve.discard_fraction, curve.fnmr))
     assert all(held[a] == b for a, b in zip(x[:-1], y[:-1]))

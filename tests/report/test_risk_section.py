@@ -23,7 +23,7 @@ def test_rows_carry_their_values_and_signatures(report: RejectionReport) -> None
         report.points[1].counts["identified"]
     )
     assert any("FPIR 0.01 needs at least 100 non-mated probes" in note for note in section.notes)
-    assert any("do not have: norm, precision" in note for note in section.notes)
+    assert any("missing from these probes: norm, precision" in note for note in section.notes)
     assert [row[0] for row in prr.rows] == [entry.confidence for entry in report.prr]
     row = prr.rows[[entry.confidence for entry in report.prr].index("mprisk")]
     entry = report.at("mprisk", 0.2)

@@ -1,4 +1,4 @@
-"""Corrupt images, unusual sizes and duplicates in one pass over the pixels; all checks in one report."""
+"""Check the images of a data set for corrupt files, unusual sizes and duplicates, and run all checks."""
 
 import os
 import tempfile
@@ -22,7 +22,7 @@ from spherecf.errors import FileFormatError
 from spherecf.extract import KeepDirection, run_backbone, to_embeddings
 from spherecf.models import FrozenBackbone
 
-_CHUNK = 64  # images per task of a thread
+_CHUNK = 64  # images per task of a decoding thread
 _COLUMNS: dict[str, Column] = {"size": ((2,), "int64"), "file": ((2,), "uint64"), "pixels": ((2,), "uint64")}
 
 
@@ -34,7 +34,7 @@ class Corrupt(NamedTuple):
 
 
 class OddSize(NamedTuple):
-    """An image whose size differs from most; ``size`` is height x width."""
+    """An image whose size differs from the most common one; ``size`` is height x width."""
 
     key: str
     size: str
@@ -45,10 +45,10 @@ class ImageScan:
     """Result of one pass over all images.
 
     Attributes:
-        source: the images.
-        size: (n, 2) height and width, 0 where an image cannot be decoded.
+        source: the scanned images.
+        size: (n, 2) height and width; 0 for images that cannot be decoded.
         file, pixels: (n, 2) 128-bit hashes of the stored bytes and of the decoded pixels.
-        reasons: by key, why an image cannot be decoded.
+        reasons: key -> reason, for images that cannot be decoded.
     """
 
     source: ImageSource
@@ -60,12 +60,12 @@ class ImageScan:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Images that show the same picture.
+    """Images with equal pixels.
 
     Attributes:
-        keys: of the first set.
-        against: keys of the second set, if there is one.
-        identities: distinct names of these images in both sets; "" is unknown.
+        keys: keys of the images in the first set.
+        against: keys of the images in the second set, if there is one.
+        identities: distinct identities of these images in both sets; "" is unknown.
         same: ``"bytes"`` if the files are equal, ``"pixels"`` if only the decoded pixels are.
     """
 
@@ -76,22 +76,23 @@ class DuplicateGroup:
 
     @property
     def across_identities(self) -> bool:
-        """The picture has several names, of which at least one is wrong."""
+        """Whether the images have several identities, of which at least one is wrong."""
         return len(self.identities) > 1
 
 
 def scan_images(
     source: ImageSource, folder: str | Path | None = None, *, workers: int | None = None
 ) -> ImageScan:
-    """Decode every image once and keep its size and hashes (BLAKE2b, 128 bits).
+    """Decode every image once and record its size and hashes (BLAKE2b, 128 bits).
 
     Args:
-        folder: cache of the pass; an interrupted call continues from it, and a finished pass of the same data
-            is reused. None keeps nothing.
-        workers: decoding threads, by default one per processor.
+        source: the images.
+        folder: cache folder; an interrupted scan continues from it, and a finished scan of the same data is
+            reused. None: no cache.
+        workers: decoding threads; default: one per processor.
 
     Raises:
-        StorageError: not enough disk space; 48 bytes per image are needed.
+        StorageError: there is not enough disk space; 48 bytes per image are needed.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -139,7 +140,7 @@ def _hash(data: Any) -> np.ndarray:
 
 
 def find_corrupt(scan: ImageScan) -> list[Corrupt]:
-    """The images that cannot be decoded.
+    """Find images that cannot be decoded.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -150,24 +151,28 @@ def find_corrupt(scan: ImageScan) -> list[Corrupt]:
 
 
 def find_odd_sizes(scan: ImageScan) -> list[OddSize]:
-    """The images whose size is not the most common one.
+    """Find images whose size differs from the most common one.
 
     Example:
         >>> from spherecf.data import orl_faces
         >>> find_odd_sizes(scan_images(orl_faces().subset(range(3))))
         []
     """
-    good = np.flatnonzero(scan.size[:, 0])
-    counts = Counter(map(tuple, scan.size[good].tolist()))
+    decodable = np.flatnonzero(scan.size[:, 0])
+    counts = Counter(map(tuple, scan.size[decodable].tolist()))
     if len(counts) < 2:
         return []
-    usual = counts.most_common(1)[0][0]
-    odd = good[(scan.size[good] != usual).any(1)].tolist()
-    return [OddSize(scan.source.keys[row], f"{scan.size[row, 0]}x{scan.size[row, 1]}") for row in odd]
+    common_size = counts.most_common(1)[0][0]
+    rows = decodable[(scan.size[decodable] != common_size).any(1)].tolist()
+    return [OddSize(scan.source.keys[row], f"{scan.size[row, 0]}x{scan.size[row, 1]}") for row in rows]
 
 
 def find_duplicates(scan: ImageScan, against: ImageScan | None = None) -> list[DuplicateGroup]:
-    """Groups of images with equal pixels: within one set, or with ``against`` those in both sets.
+    """Find groups of images with equal pixels.
+
+    Args:
+        scan: scan of a data set.
+        against: scan of a second data set; if given, only groups with images of both sets are returned.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -177,32 +182,33 @@ def find_duplicates(scan: ImageScan, against: ImageScan | None = None) -> list[D
     """
     scans = [scan] if against is None else [scan, against]
     pixels, file = (np.concatenate([getattr(each, name) for each in scans]) for name in ("pixels", "file"))
-    good = np.flatnonzero(np.concatenate([each.size[:, 0] for each in scans]))
-    order = good[np.lexsort((good, pixels[good, 1], pixels[good, 0]))]
-    begins = np.flatnonzero(np.r_[True, (pixels[order[1:]] != pixels[order[:-1]]).any(1)])
+    decodable = np.flatnonzero(np.concatenate([each.size[:, 0] for each in scans]))
+    order = decodable[np.lexsort((decodable, pixels[decodable, 1], pixels[decodable, 0]))]
+    starts = np.flatnonzero(np.r_[True, (pixels[order[1:]] != pixels[order[:-1]]).any(1)])
     groups = []
-    for start, end in zip(begins.tolist(), [*begins[1:].tolist(), len(order)]):
+    for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)]):
         if end - start < 2:
             continue
         rows = order[start:end]
         first, second = rows[rows < len(scan.source)], rows[rows >= len(scan.source)] - len(scan.source)
         if against is None or (len(first) and len(second)):
             same = "bytes" if (file[rows] == file[rows[0]]).all() else "pixels"
-            groups.append(_group(scan.source, first, against.source if against else None, second, same))
+            second_source = against.source if against else None
+            groups.append(_duplicate_group(scan.source, first, second_source, second, same))
     return groups
 
 
-def _group(
-    source: ImageSource, rows: np.ndarray, against: ImageSource | None, others: np.ndarray, same: str
+def _duplicate_group(
+    source: ImageSource, rows: np.ndarray, against: ImageSource | None, against_rows: np.ndarray, same: str
 ) -> DuplicateGroup:
-    names = [_name(source, row) for row in rows.tolist()]
+    names = [_identity(source, row) for row in rows.tolist()]
     keys = [source.keys[row] for row in rows.tolist()]
-    other_keys = [] if against is None else [against.keys[row] for row in others.tolist()]
-    names += [] if against is None else [_name(against, row) for row in others.tolist()]
-    return DuplicateGroup(keys, other_keys, list(dict.fromkeys(names)), same)
+    against_keys = [] if against is None else [against.keys[row] for row in against_rows.tolist()]
+    names += [] if against is None else [_identity(against, row) for row in against_rows.tolist()]
+    return DuplicateGroup(keys, against_keys, list(dict.fromkeys(names)), same)
 
 
-def _name(source: ImageSource, row: int) -> str:
+def _identity(source: ImageSource, row: int) -> str:
     label = int(source.labels[row])
     return source.identities[label] if label >= 0 else ""
 
@@ -210,14 +216,16 @@ def _name(source: ImageSource, row: int) -> str:
 def embed_directions(
     backbone: FrozenBackbone, source: ImageSource, folder: str | Path | None = None, *, batch_size: int = 32
 ) -> Embeddings:
-    """The direction of every image. Without a head there is no confidence: log kappa is 0.
+    """Embed all images with a recogniser alone; without a confidence head, log kappa is 0.
 
     Args:
-        folder: cache of the pass; an interrupted call continues from it. None keeps nothing.
+        backbone: the recogniser.
+        source: the images.
+        folder: cache folder; an interrupted call continues from it. None: no cache.
         batch_size: images per call of the recogniser.
 
     Raises:
-        StorageError: not enough disk space.
+        StorageError: there is not enough disk space.
         InputError: no image could be used.
 
     Example:
@@ -228,7 +236,7 @@ def embed_directions(
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
             embedded = embed_directions(backbone, source, temporary, batch_size=batch_size)
-            return embedded.select(range(len(embedded)))  # a copy, since the files are deleted
+            return embedded.select(range(len(embedded)))  # copies, because the files will be deleted
     recorder, views = KeepDirection(backbone.dim), [View()]
     store = run_backbone(backbone, source, views, recorder, folder, batch_size=batch_size)
     log_kappa = np.zeros(store.rows, np.float32)
@@ -245,24 +253,26 @@ def check(
     fpir: float = 1e-2,
     workers: int | None = None,
 ) -> dict[str, Any]:
-    """Check a data set, alone or against another one; returns a JSON-able report.
+    """Run all checks on a data set, alone or against another one.
 
     Args:
         source: data set to check, usually the training set.
-        against: second data set, usually a test set, to find what it shares with ``source``.
-        backbone: recogniser for the checks of labels and people; None checks only pixels and names.
-        folder: cache of the passes; an interrupted call continues from it. None keeps nothing.
-        fmr, fpir: see `find_suspects`.
-        workers: decoding threads.
+        against: second data set, usually a test set, to find images and people that both sets share.
+        backbone: recogniser for the checks of labels and people; None: only images and names are checked.
+        folder: cache folder; an interrupted call continues from it. None: no cache.
+        fmr: see `find_suspects`.
+        fpir: see `find_suspects`.
+        workers: decoding threads; default: one per processor.
 
     Returns:
-        ``source`` and ``against`` (name, size and fingerprint), ``corrupt``, ``odd_sizes``, ``duplicates``,
-        ``duplicates_against``, ``shared_names`` and ``faces``: None without recogniser, else ``thresholds``,
-        ``judged``, ``suspects``, ``same_person`` and ``overlap``.
+        A JSON-able report: ``source`` and ``against`` (name, size and fingerprint), ``corrupt``,
+        ``odd_sizes``, ``duplicates``, ``duplicates_against``, ``shared_names`` and ``faces``, which is None
+        without a recogniser, else has ``backbone``, ``unusable``, ``thresholds``, ``judged``, ``suspects``,
+        ``same_person`` and ``overlap``.
 
     Raises:
         InputError: as `find_suspects`.
-        StorageError: not enough disk space.
+        StorageError: there is not enough disk space.
 
     Example:
         >>> from spherecf.data import orl_faces

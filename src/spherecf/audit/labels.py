@@ -1,10 +1,11 @@
 """Find images that are probably mislabelled, and people who occur under two names or in two data sets.
 
 Let c be the cosine of an image to the mean of its identity without that image, and o the highest cosine to
-the mean of any other identity. A suspect has c below a threshold that 1 in 1000 comparisons with a random
-stranger exceeds (a false match rate), and o above a threshold that the best match of 1 in 100 searches among
-strangers exceeds (a false positive identification rate). Both thresholds are quantiles of this data set,
-taken over the images with undisputed labels: those with c > o, for which all other identities are strangers.
+the mean of any other identity. An image is suspect if c is below a threshold that 1 in 1000 non-mated
+comparisons exceeds (a false match rate), and o is above a threshold that the best match in 1 in 100 non-mated
+searches exceeds (a false positive identification rate). Both thresholds are quantiles over the images of this
+data set whose labels are undisputed: those with c > o, for which comparisons with all other identities count
+as non-mated.
 """
 
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ class Prototypes:
         mu: (k, dim) unit class means.
         labels: (k,) index into the embeddings' identities.
         counts: (k,) number of images per identity.
-        names: of the identities.
-        totals: (k, dim) sums of the directions.
+        names: names of the identities.
+        totals: (k, dim) sums of the directions of each identity's images.
     """
 
     mu: Float32[np.ndarray, "k dim"]
@@ -43,7 +44,7 @@ class Prototypes:
 
 
 def class_means(embeddings: Embeddings) -> tuple[Prototypes, Int64[np.ndarray, " n"]]:
-    """The prototypes, and for every image the index of its own prototype (-1: none).
+    """The prototypes, and for every image the index of its identity's prototype (-1: none).
 
     Raises:
         InputError: no image has an identity.
@@ -51,9 +52,9 @@ def class_means(embeddings: Embeddings) -> tuple[Prototypes, Int64[np.ndarray, "
     labels = embeddings.labels
     if labels is None or not (labels >= 0).any():
         raise InputError("these embeddings have no identities; labels cannot be checked without them")
-    known, counts = np.unique(labels[labels >= 0], return_counts=True)
-    own = np.where(labels >= 0, np.searchsorted(known, labels), -1)
-    totals = np.zeros((len(known), embeddings.dim))
+    class_labels, counts = np.unique(labels[labels >= 0], return_counts=True)
+    own = np.where(labels >= 0, np.searchsorted(class_labels, labels), -1)
+    totals = np.zeros((len(class_labels), embeddings.dim))
     for start in range(0, len(own), _ROWS):
         part = own[start : start + _ROWS]
         order = np.argsort(part, kind="stable")[(part < 0).sum() :]
@@ -64,9 +65,10 @@ def class_means(embeddings: Embeddings) -> tuple[Prototypes, Int64[np.ndarray, "
     length = np.linalg.norm(totals, axis=1, keepdims=True)
     mu = np.divide(totals, length, out=np.zeros_like(totals), where=length > 0).astype(np.float32)
     names = [
-        embeddings.identities[label] if embeddings.identities else str(label) for label in known.tolist()
+        embeddings.identities[label] if embeddings.identities else str(label)
+        for label in class_labels.tolist()
     ]
-    return Prototypes(mu, known, counts, names, totals), own
+    return Prototypes(mu, class_labels, counts, names, totals), own
 
 
 def own_cosines(
@@ -74,27 +76,27 @@ def own_cosines(
 ) -> Float64[np.ndarray, " n"]:
     """Cosine of every image to its identity's mean without that image; NaN if there is no other image.
 
-    With s the sum over the identity: cos(mu, s - mu) = (s.mu - 1) / sqrt(|s|^2 - 2 s.mu + 1).
+    With s the sum of the directions of the identity: cos(mu, s - mu) = (s.mu - 1) / sqrt(|s|^2 - 2 s.mu + 1).
     """
     cosines = np.full(len(own), np.nan)
-    squares = (prototypes.totals**2).sum(1)
-    several = np.flatnonzero((own >= 0) & (prototypes.counts[own] > 1))
-    for start in range(0, len(several), _ROWS):
-        rows = several[start : start + _ROWS]
-        mine = own[rows]
-        dot = np.einsum("nd,nd->n", prototypes.totals[mine], embeddings.mu[rows])
-        rest = squares[mine] - 2 * dot + 1
+    squared_norms = (prototypes.totals**2).sum(1)
+    with_others = np.flatnonzero((own >= 0) & (prototypes.counts[own] > 1))
+    for start in range(0, len(with_others), _ROWS):
+        rows = with_others[start : start + _ROWS]
+        identity = own[rows]
+        dot = np.einsum("nd,nd->n", prototypes.totals[identity], embeddings.mu[rows])
+        rest = squared_norms[identity] - 2 * dot + 1  # |s - mu|^2
         cosines[rows] = np.divide(dot - 1, np.sqrt(rest), out=np.full(len(rows), np.nan), where=rest > 1e-12)
     return cosines.clip(-1, 1)
 
 
 def blocks(count: int, width: int) -> Iterator[slice]:
-    """Split rows 0 .. count into slices whose matrix with ``width`` columns fits the memory bound."""
+    """Split rows 0 .. count - 1 into slices whose matrix with ``width`` columns fits the memory limit."""
     step = max(1, _CELLS // max(width, 1))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
-_COMPARISONS = 1 << 24  # comparisons with strangers for the first threshold
+_COMPARISONS = 1 << 24  # non-mated comparisons for the first threshold
 
 
 class Suspect(NamedTuple):
@@ -109,14 +111,14 @@ class Suspect(NamedTuple):
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds from comparisons with strangers in this data set.
+    """Thresholds from non-mated comparisons in this data set.
 
     Attributes:
-        own: cosine that a share ``fmr`` of the comparisons with strangers exceeds.
-        other: cosine that the nearest stranger exceeds for a share ``fpir`` of the images.
-        fmr, fpir: the rates.
-        images: number of images with undisputed labels that the thresholds are taken from.
-        comparisons: number of comparisons with strangers that ``own`` is taken from.
+        own: cosine that a share ``fmr`` of the non-mated comparisons exceeds.
+        other: cosine that the nearest other identity exceeds for a share ``fpir`` of the images.
+        fmr, fpir: the two rates.
+        images: number of images with undisputed labels, from which the thresholds are computed.
+        comparisons: number of non-mated comparisons from which ``own`` is computed.
     """
 
     own: float
@@ -129,12 +131,12 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Suspects:
-    """The suspects, most certain first, and how they were found.
+    """Images with a suspect label, most certain first, and the thresholds used.
 
     Attributes:
         suspects: by decreasing ``other_cosine - own_cosine``.
         thresholds: the two thresholds.
-        judged: number of images whose identity has another image; the others cannot be checked.
+        judged: number of images that could be checked: those whose identity has another image.
     """
 
     suspects: list[Suspect]
@@ -143,15 +145,21 @@ class Suspects:
 
 
 def find_suspects(embeddings: Embeddings, *, fmr: float = 1e-3, fpir: float = 1e-2) -> Suspects:
-    """The images whose label is probably wrong; see the module's docstring for the rule.
+    """Find images whose label is probably wrong.
+
+    An image is suspect if it is dissimilar to the other images of its identity and similar to another
+    identity. Let c be its cosine to the mean of its identity without the image, and o the highest cosine to
+    the mean of another identity. Then c is below a threshold with false match rate ``fmr``, and o is above a
+    threshold with false positive identification rate ``fpir``. Both thresholds are quantiles of non-mated
+    comparisons in this data set.
 
     Args:
-        embeddings: with labels.
-        fmr: false match rate of the threshold for the own identity.
+        embeddings: embeddings with labels.
+        fmr: false match rate of the threshold for the labelled identity.
         fpir: false positive identification rate of the threshold for other identities.
 
     Raises:
-        InputError: rates out of range, fewer than two identities, or no identity with two images.
+        InputError: a rate is out of range, there are fewer than two identities, or none has two images.
 
     Example:
         >>> import numpy as np
@@ -173,45 +181,46 @@ def find_suspects(embeddings: Embeddings, *, fmr: float = 1e-3, fpir: float = 1e
     prototypes, own = class_means(embeddings)
     if len(prototypes.mu) < 2:
         raise InputError("expected at least two identities with images")
-    mine = own_cosines(embeddings, prototypes, own)
-    cosine, nearest = _nearest_other(embeddings, prototypes, own)
-    thresholds = _thresholds(embeddings, prototypes, own, mine > cosine, cosine, fmr, fpir)
-    rows = np.flatnonzero((mine < thresholds.own) & (cosine >= thresholds.other))
-    rows = rows[np.argsort(mine[rows] - cosine[rows], kind="stable")]
+    own_cosine = own_cosines(embeddings, prototypes, own)
+    other_cosine, nearest = _nearest_other(embeddings, prototypes, own)
+    undisputed = own_cosine > other_cosine
+    thresholds = _thresholds(embeddings, prototypes, own, undisputed, other_cosine, fmr, fpir)
+    rows = np.flatnonzero((own_cosine < thresholds.own) & (other_cosine >= thresholds.other))
+    rows = rows[np.argsort(own_cosine[rows] - other_cosine[rows], kind="stable")]
     suspects = [
         Suspect(
             embeddings.keys[row],
             prototypes.names[own[row]],
-            round(float(mine[row]), 4),
+            round(float(own_cosine[row]), 4),
             prototypes.names[nearest[row]],
-            round(float(cosine[row]), 4),
+            round(float(other_cosine[row]), 4),
         )
         for row in rows.tolist()
     ]
-    return Suspects(suspects, thresholds, int(np.isfinite(mine).sum()))
+    return Suspects(suspects, thresholds, int(np.isfinite(own_cosine).sum()))
 
 
 def _nearest_other(
     embeddings: Embeddings, prototypes: Prototypes, own: Int64[np.ndarray, " n"]
 ) -> tuple[Float32[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Highest cosine to another identity's mean, and the index of that identity."""
-    best, which = np.empty(len(own), np.float32), np.empty(len(own), np.int64)
+    """Highest cosine to the mean of another identity, and the index of that identity."""
+    cosine, nearest = np.empty(len(own), np.float32), np.empty(len(own), np.int64)
     with progress("comparing identities", len(own)) as advance:
         for part in blocks(len(own), len(prototypes.mu)):
-            cosines = _strangers(embeddings, prototypes, own, np.arange(part.start, part.stop))
-            which[part] = cosines.argmax(1)
-            best[part] = cosines.max(1)
+            cosines = _non_mated_cosines(embeddings, prototypes, own, np.arange(part.start, part.stop))
+            nearest[part] = cosines.argmax(1)
+            cosine[part] = cosines.max(1)
             advance(len(cosines))
-    return best, which
+    return cosine, nearest
 
 
-def _strangers(
+def _non_mated_cosines(
     embeddings: Embeddings, prototypes: Prototypes, own: Int64[np.ndarray, " n"], rows: np.ndarray
 ) -> Float32[np.ndarray, "rows k"]:
-    """Cosines to all means, minus infinity for the own one."""
+    """Cosines to the means of all identities; -inf for the image's own identity."""
     cosines = embeddings.mu[rows] @ prototypes.mu.T
-    known = np.flatnonzero(own[rows] >= 0)
-    cosines[known, own[rows][known]] = -np.inf
+    labelled = np.flatnonzero(own[rows] >= 0)
+    cosines[labelled, own[rows][labelled]] = -np.inf
     return np.asarray(cosines, np.float32)
 
 
@@ -220,7 +229,7 @@ def _thresholds(
     prototypes: Prototypes,
     own: Int64[np.ndarray, " n"],
     undisputed: np.ndarray,
-    cosine: Float32[np.ndarray, " n"],
+    other_cosine: Float32[np.ndarray, " n"],
     fmr: float,
     fpir: float,
 ) -> Thresholds:
@@ -230,22 +239,22 @@ def _thresholds(
             "no image is closer to its own identity than to all others: either no identity has two images, "
             "or the labels do not match the faces"
         )
-    wanted = max(1, _COMPARISONS // len(prototypes.mu))
-    drawn = rows if len(rows) <= wanted else np.random.default_rng(0).choice(rows, wanted, replace=False)
-    strangers = _strangers(embeddings, prototypes, own, np.sort(drawn))
-    compared: Float64[np.ndarray, " m"] = strangers[np.isfinite(strangers)].astype(np.float64)
+    max_rows = max(1, _COMPARISONS // len(prototypes.mu))
+    sample = rows if len(rows) <= max_rows else np.random.default_rng(0).choice(rows, max_rows, replace=False)
+    cosines = _non_mated_cosines(embeddings, prototypes, own, np.sort(sample))
+    finite: Float64[np.ndarray, " m"] = cosines[np.isfinite(cosines)].astype(np.float64)
     return Thresholds(
-        own=float(np.quantile(compared, 1 - fmr)),
-        other=float(np.quantile(cosine[rows], 1 - fpir)),
+        own=float(np.quantile(finite, 1 - fmr)),
+        other=float(np.quantile(other_cosine[rows], 1 - fpir)),
         fmr=fmr,
         fpir=fpir,
         images=len(rows),
-        comparisons=len(compared),
+        comparisons=len(finite),
     )
 
 
 class IdentityPair(NamedTuple):
-    """Two identities that look alike, with the cosine of their class means."""
+    """Two similar identities, with the cosine of their class means."""
 
     left: str
     right: str
@@ -253,10 +262,14 @@ class IdentityPair(NamedTuple):
 
 
 def find_same_person(embeddings: Embeddings, threshold: float) -> list[IdentityPair]:
-    """Pairs of identities whose class means have at least this cosine, highest first.
+    """Find pairs of identities that are probably the same person.
 
     Args:
-        threshold: e.g. ``find_suspects(embeddings).thresholds.other``.
+        embeddings: embeddings with labels.
+        threshold: minimum cosine of the class means, e.g. ``find_suspects(embeddings).thresholds.other``.
+
+    Returns:
+        The pairs, highest cosine first.
 
     Example:
         >>> import numpy as np
@@ -287,16 +300,20 @@ def find_same_person(embeddings: Embeddings, threshold: float) -> list[IdentityP
 
 
 def find_overlap(train: Embeddings, test: Embeddings, threshold: float) -> list[IdentityPair]:
-    """Identities of ``test`` whose nearest identity of ``train`` has at least this cosine of class means.
+    """Find people who are probably in two data sets, by comparing the class means of their identities.
 
-    Class means are compared in blocks, so the matrix (85,742 by 5,749 for MS1MV2 and LFW) is never in memory.
+    Class means are compared in blocks, so the full matrix (85,742 by 5,749 for MS1MV2 and LFW) is never in
+    memory.
 
     Args:
-        threshold: e.g. ``find_suspects(train).thresholds.other``, which 1 in 100 searches of the training set
-            reaches by chance.
+        train: embeddings of the training set, with labels.
+        test: embeddings of the test set, with labels.
+        threshold: minimum cosine of the class means, e.g. ``find_suspects(train).thresholds.other``, which
+            1 in 100 non-mated searches of the training set reaches by chance.
 
     Returns:
-        ``left`` in train, ``right`` in test, highest cosine first.
+        Each identity of ``test`` above the threshold (``right``) with the nearest identity of ``train``
+        (``left``), highest cosine first.
 
     Raises:
         InputError: the embeddings differ in dimension, or have no identities.
@@ -335,22 +352,25 @@ def find_overlap(train: Embeddings, test: Embeddings, threshold: float) -> list[
 
 
 def find_shared_names(train: ImageSource, test: ImageSource) -> list[str] | None:
-    """Names of ``test`` that are also in ``train``, ignoring case and ``_``; only of identities with images.
+    """Find names of identities of ``test`` that also occur in ``train``, ignoring case and ``_``.
+
+    Identities without images are ignored.
 
     Returns:
-        The names, or None if those of one set are only numbers.
+        The names as written in ``test``; None if all names of one of the sets are numbers.
 
     Example:
         >>> from spherecf.data import orl_faces
         >>> find_shared_names(orl_faces().subset(range(20)), orl_faces().subset(range(10, 30)))
         ['s10']
     """
-    one, two = (_names(source) for source in (train, test))
-    if any(all(name.isdecimal() for name in names) for names in (one, two)):
+    train_names, test_names = (_normalised_names(source) for source in (train, test))
+    if any(all(name.isdecimal() for name in names) for names in (train_names, test_names)):
         return None
-    return sorted(two[name] for name in one.keys() & two.keys())
+    return sorted(test_names[name] for name in train_names.keys() & test_names.keys())
 
 
-def _names(source: ImageSource) -> dict[str, str]:
-    present = [source.identities[label] for label in np.unique(source.labels[source.labels >= 0]).tolist()]
-    return {name.casefold().replace("_", " ").strip(): name for name in present}
+def _normalised_names(source: ImageSource) -> dict[str, str]:
+    """Normalised name -> name of every identity that has images."""
+    names = [source.identities[label] for label in np.unique(source.labels[source.labels >= 0]).tolist()]
+    return {name.casefold().replace("_", " ").strip(): name for name in names}

@@ -123,7 +123,7 @@ from spherecf.evaluation.tails import (
 from spherecf.evaluation.templates import TemplateOptions, TemplateSet as TemplateSet
 from spherecf.evaluation.verification import TemplateReport, TemplateResult as TemplateResult, evaluate_ijb
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves serve other sub-packages; they are not part of the public interface.
 __all__ = [
     "CalibrationOptions",
     "CalibrationReport",

@@ -6,12 +6,13 @@ rates in 1:1 matching tasks", IJCV 2024 (arXiv 2306.01198). Subjects are drawn w
 two subjects counts as often as the product of their draws, a pair within one subject as often as that
 subject was drawn.
 
-A pair weighs the product of its two subjects' counts. The weight of many pairs under all draws is a sum of
-rows of the (subjects, draws) counts, or a quadratic form. All weights are whole numbers, and exact.
+`bootstrap_subjects` computes the weights of all pairs, in blocks of draws. For many millions of pairs,
+`SubjectRates` and `bootstrap_tmr` compute the summed weights of many pairs under all draws at once, from sums
+of rows of the (subjects, draws) counts or a quadratic form. All sums are integers and exact.
 
-A draw gives every pair a weight, the product of its two subjects' counts. Its threshold lies among the
-largest non-mated scores, so only those are sorted, into buckets, and each bucket is weighed under all draws
-at once. Inside the one bucket in which a draw crosses its target, pairs are weighed one by one.
+In `bootstrap_tmr` the threshold of each draw is among the largest non-mated scores. Only these are sorted, in
+buckets, and each bucket is weighted under all draws at once. Pairs are weighted one by one only in the bucket
+in which a draw reaches its target.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from spherecf.evaluation.rates import check_targets
 
 Statistic = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
 
-_BLOCK_WEIGHTS = 1 << 18  # weights held at once: 2 MB, so that all passes over a block stay in the cache
+_BLOCK_WEIGHTS = 1 << 18  # weights in memory at once: 2 MB, so that a block stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -40,28 +41,34 @@ class Interval:
     low: float
     high: float
     below_zero: float
-    """Fraction of draws below 0 (for differences)."""
+    """Fraction of draws below 0, for differences."""
     undefined: int = 0
-    """Draws without a value, e.g. because no mated pair was drawn."""
+    """Number of draws without a value, e.g. because no mated pair was drawn."""
 
 
 def bootstrap_subjects(
     statistic: Statistic, left: ArrayLike, right: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, NDArray[Any]]:
-    """Values of a statistic under ``draws`` resamplings of the subjects.
+    """Bootstrap a statistic of pairs by resampling their subjects (vertex bootstrap).
+
+    Subjects are drawn with replacement. The weight of a pair is the product of the counts of its two
+    subjects, or the count of its subject if both are the same.
+
+    Source: T. Snijders and S. Borgatti, Connections 22(2), 1999; R. Fogliato, P. Patil and P. Perona, IJCV
+    2024 (arXiv 2306.01198).
 
     Args:
-        statistic: maps pair weights (block, n) to named values (block,); called on blocks of draws.
-        left: (n,) subject (any hashable dtype) of each pair's left image.
-        right: (n,) subject of the right image.
+        statistic: function from pair weights (block, n) to named values (block,); called for blocks of draws.
+        left: (n,) subject of each pair's left image, of any dtype that can be sorted.
+        right: (n,) subject of each pair's right image.
         draws: number of resamplings.
-        seed: of NumPy's PCG64; the result does not depend on how the draws are blocked.
+        seed: seed of NumPy's PCG64; the result does not depend on the size of the blocks.
 
     Returns:
-        name -> (draws,) float64.
+        Values of the statistic by name, (draws,) float64 each.
 
     Raises:
-        InputError: shapes differ, fewer than two subjects, or no draws.
+        InputError: the shapes differ, there are fewer than two subjects, or ``draws`` is less than 1.
 
     Example:
         >>> values = bootstrap_subjects(lambda w: {"pairs": w.sum(1)}, ["a", "b"], ["b", "b"], draws=4)
@@ -77,21 +84,25 @@ def bootstrap_subjects(
     a, b = codes[: a.size], codes[a.size :]
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
     counts = counts.astype(np.float64)
-    same = a == b
-    found: dict[str, list[NDArray[Any]]] = {}
+    same_subject = a == b
+    parts: dict[str, list[NDArray[Any]]] = {}
     block = max(1, _BLOCK_WEIGHTS // a.size)
     for start in range(0, draws, block):
         drawn = counts[start : start + block]
         weights = drawn[:, a]
-        weights[:, ~same] *= drawn[:, b[~same]]
-        with np.errstate(invalid="ignore", divide="ignore"):  # a draw may lack a kind of pair: NaN, counted
+        weights[:, ~same_subject] *= drawn[:, b[~same_subject]]
+        with np.errstate(invalid="ignore", divide="ignore"):  # draws without a kind of pair give NaN
             for name, values in statistic(weights).items():
-                found.setdefault(name, []).append(np.asarray(values, np.float64))
-    return {name: np.concatenate(parts) for name, parts in found.items()}
+                parts.setdefault(name, []).append(np.asarray(values, np.float64))
+    return {name: np.concatenate(blocks) for name, blocks in parts.items()}
 
 
 def interval(values: NDArray[Any], level: float = 0.95) -> Interval:
-    """Percentile interval, undefined draws left out and counted.
+    """Percentile interval of the defined draws; the others are counted in ``undefined``.
+
+    Args:
+        values: (draws,) values of a statistic; NaN or infinite if undefined.
+        level: confidence level.
 
     Example:
         >>> round(interval(np.arange(-10, 91) / 1.0).low, 6)
@@ -106,94 +117,102 @@ def interval(values: NDArray[Any], level: float = 0.95) -> Interval:
 
 Array = NDArray[Any]
 
-_EXACT = 1 << 24  # float32 holds all whole numbers up to this
-_BAGS = 256  # sums of rows held at once, so that they stay in the cache
-_PAIRS = 1 << 16  # looked up at once
+_EXACT = 1 << 24  # float32 represents all integers up to this
+_BAGS = 256  # sums of rows computed at once, so that they stay in the processor's cache
+_PAIRS = 1 << 16  # pairs looked up at once
 
 
 class Draws:
-    """Counts of the subjects under several draws; one subject more, drawn once each, stands for nobody."""
+    """Counts of the subjects under several draws.
+
+    An extra column of ones is the second "subject" of pairs whose two images show the same subject.
+    """
 
     def __init__(self, counts: Array) -> None:
         self.counts = np.append(counts, np.ones((len(counts), 1)), 1).astype(np.int32)
         """(draws, subjects + 1)."""
         self.rows = torch.from_numpy(np.ascontiguousarray(self.counts.T, np.float32))
-        self.code = np.uint16 if counts.shape[1] < 1 << 16 else np.int32  # NumPy sorts the first in one pass
-        self.largest = int(self.counts.max())
-        self.piece = max(1, _EXACT // self.largest**2)
-        """Pairs whose weights surely add up exactly in float32."""
+        """(subjects + 1, draws)."""
+        # NumPy has a radix sort, in linear time, for 16-bit integers.
+        self.code_dtype = np.uint16 if counts.shape[1] < 1 << 16 else np.int32
+        self.max_count = int(self.counts.max())
+        self.max_pairs = max(1, _EXACT // self.max_count**2)
+        """Number of pairs whose weights certainly add up exactly in float32."""
 
     def weigh(self, a: Array, b: Array) -> NDArray[np.float64]:
-        """(draws,) summed weight of pairs: for each left subject, its count times the counts it meets."""
+        """(draws,) summed weight of pairs of subjects a and b.
+
+        For each left subject its count is multiplied by the sum of the counts of its right subjects.
+        """
         total = np.zeros(len(self.counts))
-        for start in range(0, a.size, self.piece):
-            left = a[start : start + self.piece]
-            order = np.argsort(left.astype(self.code), kind="stable")
-            left, right = left[order], b[start : start + self.piece][order]
+        for start in range(0, a.size, self.max_pairs):
+            left = a[start : start + self.max_pairs]
+            order = np.argsort(left.astype(self.code_dtype), kind="stable")
+            left, right = left[order], b[start : start + self.max_pairs][order]
             first = np.flatnonzero(np.append(True, left[1:] != left[:-1]))
-            for bags in range(0, first.size, _BAGS):
-                starts = first[bags : bags + _BAGS]
-                end = first[bags + _BAGS] if bags + _BAGS < first.size else left.size
-                met = torch.nn.functional.embedding_bag(
+            for bag in range(0, first.size, _BAGS):
+                starts = first[bag : bag + _BAGS]
+                end = first[bag + _BAGS] if bag + _BAGS < first.size else left.size
+                right_sums = torch.nn.functional.embedding_bag(
                     torch.from_numpy(right[starts[0] : end]), self.rows,
                     torch.from_numpy((starts - starts[0]).astype(right.dtype)), mode="sum",
                 )  # fmt: skip
-                own = self.rows.index_select(0, torch.from_numpy(left[starts]))
-                total += met.mul_(own).sum(0).double().numpy()
+                left_counts = self.rows.index_select(0, torch.from_numpy(left[starts]))
+                total += right_sums.mul_(left_counts).sum(0).double().numpy()
         return total
 
     def weigh_table(self, table: torch.Tensor) -> NDArray[np.float64]:
-        """`weigh` for pairs given as counts by (left, right)."""
-        exact = float(table.sum(1).max()) * self.largest < _EXACT
-        kind = torch.float32 if exact else torch.float64
-        met = table.to(kind) @ self.rows.to(kind)
-        total: NDArray[np.float64] = met.double().mul_(self.rows[: len(table)]).sum(0).numpy()
+        """`weigh` for pairs given as a table of their numbers by (left, right) subject."""
+        is_exact = float(table.sum(1).max()) * self.max_count < _EXACT
+        dtype = torch.float32 if is_exact else torch.float64
+        right_sums = table.to(dtype) @ self.rows.to(dtype)
+        total: NDArray[np.float64] = right_sums.double().mul_(self.rows[: len(table)]).sum(0).numpy()
         return total
 
 
 class Subjects:
-    """Subjects of each side as 0, 1, ... in ascending order, as `bootstrap_subjects` draws them."""
+    """Subjects of both sides as integers 0, 1, ... in ascending order, as `bootstrap_subjects` draws them."""
 
     def __init__(self, left: ArrayLike, right: ArrayLike, pairs: int) -> None:
         self._sides: Sequence[Array] = (np.asarray(left), np.asarray(right))
         shapes = [side.shape for side in self._sides]
         if shapes != [(pairs,), (pairs,)]:
             raise InputError(f"subjects: expected two ({pairs},) arrays, got {shapes[0]} and {shapes[1]}")
-        whole = pairs > 0 and all(side.dtype.kind in "iu" for side in self._sides)
-        self._low = min(int(side.min()) for side in self._sides) if whole else 0
-        span = max(int(side.max()) for side in self._sides) - self._low + 1 if whole else 0
-        # Names, and numbers far apart, are numbered by sorting; numbers close together by a table.
+        are_integers = pairs > 0 and all(side.dtype.kind in "iu" for side in self._sides)
+        self._low = min(int(side.min()) for side in self._sides) if are_integers else 0
+        span = max(int(side.max()) for side in self._sides) - self._low + 1 if are_integers else 0
+        # Integers in a small range are numbered by a table, all other subjects by sorting.
         if not 0 < span <= 4 * pairs + _PAIRS:
             names, codes = np.unique(np.concatenate(self._sides), return_inverse=True)
             self._sides, self._low, span = (codes[:pairs], codes[pairs:]), 0, names.size
-        seen = np.zeros(span, np.bool_)
+        occurs = np.zeros(span, np.bool_)
         for side, start in product(self._sides, range(0, pairs, _PAIRS)):
-            seen[self._place(side[start : start + _PAIRS])] = True
-        self._code = np.cumsum(seen, dtype=np.int32) - 1
-        self.count = int(seen.sum())
+            occurs[self._table_index(side[start : start + _PAIRS])] = True
+        self._code = np.cumsum(occurs, dtype=np.int32) - 1
+        self.count = int(occurs.sum())
 
     def __getitem__(self, pairs: slice | Array) -> tuple[Array, Array]:
-        """(a, b): where both are one subject, b is nobody: the pair weighs as much as that subject once."""
-        a, b = (self._code[self._place(side[pairs])] for side in self._sides)
+        """(a, b) subjects of pairs; if both are the same, b is the extra column of ones of `Draws`."""
+        a, b = (self._code[self._table_index(side[pairs])] for side in self._sides)
         return a, np.where(a == b, np.int32(self.count), b)
 
-    def _place(self, subjects: Array) -> Array:
-        found: Array = subjects.astype(np.int64) - self._low
-        return found
+    def _table_index(self, subjects: Array) -> Array:
+        index: Array = subjects.astype(np.int64) - self._low
+        return index
 
 
-_TABLE = 8  # subjects squared per pair up to which pairs are counted by their two subjects
+_TABLE = 8  # pairs are counted in a table of subjects if it has at most this many cells per pair
 
 
 @dataclass(frozen=True, eq=False)
 class SubjectRates:
-    """How many pairs reach each threshold, and how uncertain their share is.
+    """Share of the pairs that reach each threshold, with its uncertainty over people.
 
     Attributes:
-        thresholds: (k,) ascending; a pair reaches one if its score is not below.
-        reached: (k,) number of pairs.
-        pairs: all of them.
-        drawn: (draws, k) the share under each draw of the subjects; draws without any pair are left out.
+        thresholds: (k,) ascending; a pair reaches a threshold if score >= threshold.
+        reached: (k,) number of pairs that reach each threshold.
+        pairs: number of all pairs.
+        drawn: (draws, k) the share in each bootstrap draw of the subjects, without draws that have no pair.
 
     Example:
         >>> rates = SubjectRates.of([0.1, 0.5, 0.9], [0, 0, 1], [1, 2, 2], [0.5, 0.8], draws=200)
@@ -217,18 +236,20 @@ class SubjectRates:
         draws: int = 1000,
         seed: int = 0,
     ) -> "SubjectRates":
-        """Count, and draw subjects as `bootstrap_subjects` does.
+        """Count the pairs that reach each threshold, with draws of the subjects as in `bootstrap_subjects`.
 
         Args:
-            scores: (n,) of pairs of one kind, mated or not; infinite for pairs that a rule leaves out.
-            left: (n,) subject of each pair's left image; whole numbers are fastest.
-            right: (n,) of its right image.
+            scores: (n,) scores of pairs of one kind, mated or non-mated; for pairs that a rule leaves
+                undecided, -inf to count them as below all thresholds or inf to count them as above.
+            left: (n,) subject of each pair's left image; integers are fastest.
+            right: (n,) subject of each pair's right image.
             thresholds: (k,) ascending.
             draws: number of resamplings; 0 for none.
-            seed: of NumPy's PCG64.
+            seed: seed of NumPy's PCG64.
 
         Raises:
-            InputError: NaN, no pairs, shapes that differ, or thresholds that do not ascend.
+            InputError: a score is NaN, there are no pairs, the shapes differ, or the thresholds do not
+                ascend.
         """
         s, t = np.asarray(scores), np.asarray(thresholds, np.float64)
         if s.ndim != 1 or not s.size or np.isnan(s).any():
@@ -236,28 +257,29 @@ class SubjectRates:
         if t.ndim != 1 or not t.size or not (np.diff(t) > 0).all():
             raise InputError("thresholds: expected (k,) ascending numbers, k >= 1")
         people = Subjects(left, right, s.size)
-        # Pairs in groups by the highest threshold they reach: every draw weighs each pair once, and the sum
-        # over the groups above a threshold is what reaches it.
-        inside = np.flatnonzero(s >= t[0])
-        level = np.searchsorted(t, s[inside], side="right") - 1  # the highest threshold it reaches
+        # Group pairs by the highest threshold they reach, so that each pair is weighted once per draw: the
+        # pairs that reach a threshold are those of its group and of all higher groups.
+        rows = np.flatnonzero(s >= t[0])
+        level = np.searchsorted(t, s[rows], side="right") - 1  # the highest threshold that a pair reaches
         order = np.argsort(level, kind="stable")
-        inside, ends = inside[order], np.cumsum(np.bincount(level, minlength=t.size))
-        reached = inside.size - ends + np.diff(np.append(0, ends))
+        rows, ends = rows[order], np.cumsum(np.bincount(level, minlength=t.size))
+        reached = rows.size - ends + np.diff(np.append(0, ends))
         if not draws:
             return cls(t, reached, s.size, np.empty((0, t.size)))
-        share = np.full(people.count, 1 / people.count)
-        drawn = Draws(np.random.default_rng(seed).multinomial(people.count, share, draws))
-        own = np.zeros((t.size, draws))
-        for place in np.flatnonzero(np.diff(np.append(0, ends))).tolist():
-            own[place] = drawn.weigh(*people[inside[ends[place - 1] if place else 0 : ends[place]]])
+        probabilities = np.full(people.count, 1 / people.count)
+        drawn = Draws(np.random.default_rng(seed).multinomial(people.count, probabilities, draws))
+        group_weights = np.zeros((t.size, draws))
+        for group in np.flatnonzero(np.diff(np.append(0, ends))).tolist():
+            group_rows = rows[ends[group - 1] if group else 0 : ends[group]]
+            group_weights[group] = drawn.weigh(*people[group_rows])
         total = total_weight(drawn, people, s.size)
-        some = total > 0  # a draw may lack any pair; it says nothing
-        rates = np.cumsum(own[::-1], axis=0)[::-1, some] / total[some]
+        is_defined = total > 0  # a draw may have no pair at all
+        rates = np.cumsum(group_weights[::-1], axis=0)[::-1, is_defined] / total[is_defined]
         return cls(t, reached, s.size, np.ascontiguousarray(rates.T))
 
     @property
     def rates(self) -> NDArray[np.float64]:
-        """(k,) shares."""
+        """(k,) share of the pairs that reach each threshold."""
         return np.asarray(self.reached / self.pairs)
 
     def interval(self, place: int, level: float = 0.95) -> tuple[float, float]:
@@ -266,14 +288,14 @@ class SubjectRates:
         return float(low), float(high)
 
     def upper(self, delta: float, *, below: bool = False) -> NDArray[np.float64]:
-        """(k,) bounds that the shares exceed with a chance of about delta.
+        """(k,) upper confidence bounds of the shares.
 
-        The larger one of the bootstrap over subjects, which knows that pairs share people, and of Clopper and
-        Pearson, which knows that no error seen is not no error.
+        Each bound is the larger of two: the bootstrap over subjects, which accounts for pairs that share
+        people, and Clopper-Pearson, which is above 0 even if no pair reaches the threshold.
 
         Args:
-            delta: that chance.
-            below: of the share that does *not* reach the threshold.
+            delta: probability that a bound fails, approximately.
+            below: bound the share of pairs that do *not* reach the threshold.
         """
         errors = self.pairs - self.reached if below else self.reached
         exact = binomial_upper(errors, np.full(errors.shape, self.pairs), delta)
@@ -284,7 +306,7 @@ class SubjectRates:
 
 
 def total_weight(drawn: Draws, people: Subjects, pairs: int) -> NDArray[np.float64]:
-    """Summed weight of all pairs, by draw."""
+    """(draws,) summed weight of all pairs."""
     blocks = [slice(start, start + _PAIRS) for start in range(0, pairs, _PAIRS)]
     width = people.count + 1
     if people.count * width > _TABLE * pairs:
@@ -296,12 +318,12 @@ def total_weight(drawn: Draws, people: Subjects, pairs: int) -> NDArray[np.float
     return drawn.weigh_table(torch.from_numpy(table.reshape(-1, width)))
 
 
-_COUNTS = 1 << 25  # counts held at once, 128 MiB: more subjects or draws are taken in blocks of draws
-_BUCKET = 256  # pairs at least in a bucket
-_FINE = 32  # a bucket has at most this fraction of the pairs above it, so that few are weighed one by one
-_DENSE = 8  # subjects squared per pair up to which all pairs are weighed as one quadratic form
-_SAMPLE = 1 << 18  # pairs that tell how far down to sort
-_MORE = 1.25  # times as many pairs are sorted, where some draws have not crossed their target
+_COUNTS = 1 << 25  # counts in memory at once, 128 MiB; beyond that, draws are processed in blocks
+_BUCKET = 256  # minimum number of pairs in a bucket
+_FINE = 32  # a bucket has at most 1 / _FINE as many pairs as are above it, so few are weighted one by one
+_DENSE = 8  # all pairs are weighted by a quadratic form if its table has at most this many cells per pair
+_SAMPLE = 1 << 18  # pairs used to estimate how far down to sort
+_MORE = 1.25  # growth of the number of sorted pairs if some draws have not reached their target
 
 
 def bootstrap_tmr(
@@ -313,22 +335,26 @@ def bootstrap_tmr(
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, NDArray[np.float64]]:
-    """TMR at FMR <= target of every draw; draws and numbers are those of `bootstrap_subjects`.
+    """Bootstrap TMR at FMR <= target over subjects, for many millions of pairs.
+
+    The draws and results are those of `bootstrap_subjects`.
 
     Args:
         scores: (n,) larger = more alike; ties are accepted together.
-        mated: (n,) true where both show one person.
-        left_subject: (n,) subject of each pair's left side; whole numbers are fastest.
-        right_subject: (n,) of its right side.
-        targets: FMR targets.
+        mated: (n,) true where both images show the same person.
+        left_subject: (n,) subject of each pair's left side; integers are fastest.
+        right_subject: (n,) subject of each pair's right side.
+        targets: FMR targets, 0 < target <= 1.
         draws: number of resamplings.
-        seed: of NumPy's PCG64.
+        seed: seed of NumPy's PCG64.
 
     Returns:
-        "tmr@TARGET" -> (draws,) for every target that all pairs resolve; NaN where no mated pair was drawn.
+        "tmr@TARGET" -> (draws,) for every target that all pairs together can resolve; NaN for draws without
+        mated pairs.
 
     Raises:
-        InputError: NaN scores, shapes that differ, one kind of pair, fewer than two subjects, or no draws.
+        InputError: a score is NaN, the shapes differ, the pairs are of one kind only, there are fewer than
+            two subjects, or ``draws`` is less than 1.
 
     Example:
         >>> drawn = bootstrap_tmr([3, 2, 1, 0], [1, 0, 1, 0], [0, 0, 1, 1], [0, 1, 1, 0], [0.5], draws=5)
@@ -337,71 +363,73 @@ def bootstrap_tmr(
     """
     s, m = check_pairs(scores, mated, keep_type=True)
     people = Subjects(left_subject, right_subject, s.size)
-    subjects = people.count
-    if subjects < 2 or draws < 1:
-        raise InputError(f"bootstrap: expected at least 2 subjects and 1 draw, got {subjects} and {draws}")
-    non_mated = s.size - int(m.sum())
-    resolved = [target for target in check_targets(targets) if allowed_errors(target, non_mated) >= 1]
-    found = {f"tmr@{target:g}": np.empty(draws) for target in resolved}
+    n_subjects = people.count
+    if n_subjects < 2 or draws < 1:
+        raise InputError(f"bootstrap: expected at least 2 subjects and 1 draw, got {n_subjects} and {draws}")
+    n_non_mated = s.size - int(m.sum())
+    resolved = [target for target in check_targets(targets) if allowed_errors(target, n_non_mated) >= 1]
+    tmr = {f"tmr@{target:g}": np.empty(draws) for target in resolved}
     if not resolved:
-        return found
+        return tmr
     pairs = _Pairs(s, m, people)
-    start = int(int(allowed_errors(max(resolved), non_mated)) * 1.15)
-    rng, share = np.random.default_rng(seed), np.full(subjects, 1 / subjects)
-    block = min(draws, max(1, _COUNTS // subjects))
-    for at in range(0, draws, block):
-        drawn = Draws(rng.multinomial(subjects, share, min(block, draws - at)))
-        rates = _rates(pairs, drawn, np.asarray(resolved), start)
-        for values, column in zip(found.values(), rates):
-            values[at : at + block] = column
-    return found
+    n_sorted = int(int(allowed_errors(max(resolved), n_non_mated)) * 1.15)
+    rng, probabilities = np.random.default_rng(seed), np.full(n_subjects, 1 / n_subjects)
+    block = min(draws, max(1, _COUNTS // n_subjects))
+    for start in range(0, draws, block):
+        drawn = Draws(rng.multinomial(n_subjects, probabilities, min(block, draws - start)))
+        rates = _tmr_of_draws(pairs, drawn, np.asarray(resolved), n_sorted)
+        for values, column in zip(tmr.values(), rates):
+            values[start : start + block] = column
+    return tmr
 
 
 @dataclass(frozen=True, eq=False)
-class _Ordered:
-    """Some pairs by descending score."""
+class _SortedRun:
+    """A run of pairs in descending order of score."""
 
     scores: Array
     a: Array
+    """(n,) left subjects."""
     b: Array
+    """(n,) right subjects."""
 
     @classmethod
-    def of(cls, pairs: "_Pairs", at: Array) -> "_Ordered":
-        order = at[np.argsort(-pairs.scores[at])]
+    def of(cls, pairs: "_Pairs", rows: Array) -> "_SortedRun":
+        order = rows[np.argsort(-pairs.scores[rows])]
         return cls(pairs.scores[order], *pairs.people[order])
 
     @cached_property
     def ends(self) -> Array:
-        """Where the next score begins, for every score."""
+        """End (exclusive) of each group of tied scores."""
         return np.append(np.flatnonzero(self.scores[1:] != self.scores[:-1]) + 1, self.scores.size)
 
-    def buckets(self, before: int) -> Iterator["_Ordered"]:
-        """Pieces that end where a score ends; ``before`` pairs are above."""
+    def buckets(self, n_above: int) -> Iterator["_SortedRun"]:
+        """Split into buckets without splitting ties; ``n_above`` pairs have larger scores than this run."""
         start = 0
         while start < self.scores.size:
-            stop = min(self.scores.size, start + max(_BUCKET, (before + start) // _FINE))
+            stop = min(self.scores.size, start + max(_BUCKET, (n_above + start) // _FINE))
             stop = int(self.ends[np.searchsorted(self.ends, stop)])
-            yield _Ordered(self.scores[start:stop], self.a[start:stop], self.b[start:stop])
+            yield _SortedRun(self.scores[start:stop], self.a[start:stop], self.b[start:stop])
             start = stop
 
-    def crossing(self, counts: Array, above: float, limit: float) -> Any:
-        """The score whose acceptance takes the summed weight beyond the limit."""
-        total = above + np.cumsum(counts[self.a] * counts[self.b], dtype=np.int64)
+    def crossing(self, counts: Array, weight_above: float, limit: float) -> Any:
+        """The largest score at which the summed weight of accepted pairs exceeds the limit."""
+        total = weight_above + np.cumsum(counts[self.a] * counts[self.b], dtype=np.int64)
         last = self.ends - 1
         return self.scores[last[np.searchsorted(total[last], limit, "right")]]
 
 
 class _Pairs:
-    """All pairs, sorted as far as asked for."""
+    """All pairs; the non-mated ones are sorted only as far down as needed."""
 
     def __init__(self, scores: Array, mated: Array, people: Subjects) -> None:
-        self.scores, self.others, self.people = scores, ~mated, people
-        self.mated = _Ordered.of(self, np.flatnonzero(mated))
+        self.scores, self.is_non_mated, self.people = scores, ~mated, people
+        self.mated = _SortedRun.of(self, np.flatnonzero(mated))
         self._tails: list[_Tail] = []
         self._table: torch.Tensor | None = None
 
     def weigh(self, drawn: Draws) -> NDArray[np.float64]:
-        """Of all pairs, mated or not."""
+        """(draws,) summed weight of all pairs, mated and non-mated."""
         blocks = [slice(start, start + _PAIRS) for start in range(0, self.scores.size, _PAIRS)]
         width = self.people.count + 1
         if self.people.count * width > _DENSE * self.scores.size:
@@ -410,61 +438,63 @@ class _Pairs:
             table = np.zeros(width * (width - 1), np.float32)
             for block in blocks:
                 a, b = self.people[block]
-                np.add.at(table, a.astype(np.int64) * width + b, np.float32(1))  # a plain 1 is 5 times slower
+                # np.float32(1), because a Python int is 5 times slower.
+                np.add.at(table, a.astype(np.int64) * width + b, np.float32(1))
             self._table = torch.from_numpy(table.reshape(-1, width))
         return drawn.weigh_table(self._table)
 
-    def buckets(self, first: int) -> Iterator[_Ordered]:
-        """Of the non-mated pairs from the largest score down; about ``first`` are sorted, then more."""
-        number, before = 0, 0
+    def buckets(self, n_sorted: int) -> Iterator[_SortedRun]:
+        """Buckets of non-mated pairs by descending score; about ``n_sorted`` are sorted first, then more."""
+        number, n_above = 0, 0
         while number < len(self._tails) or not self._tails or self._tails[-1].low > -np.inf:
             if number == len(self._tails):
-                low = self._low(int(first * _MORE**number))
-                here = self.others & (self.scores >= low)
+                low = self._score_at(int(n_sorted * _MORE**number))
+                in_tail = self.is_non_mated & (self.scores >= low)
                 if self._tails:
-                    here &= self.scores < self._tails[-1].low
-                self._tails.append(_Tail(low, _Ordered.of(self, np.flatnonzero(here))))
+                    in_tail &= self.scores < self._tails[-1].low
+                self._tails.append(_Tail(low, _SortedRun.of(self, np.flatnonzero(in_tail))))
             tail = self._tails[number].pairs
-            yield from tail.buckets(before)
-            number, before = number + 1, before + tail.scores.size
+            yield from tail.buckets(n_above)
+            number, n_above = number + 1, n_above + tail.scores.size
 
-    def _low(self, count: int) -> Any:
-        """A score that about so many non-mated pairs reach, judged by a sample of them."""
-        every = max(1, self.scores.size // _SAMPLE)
-        values = self.scores[::every][self.others[::every]]
-        at = values.size - count // every
-        return np.partition(values, at)[at] if 0 < at < values.size else -np.inf
+    def _score_at(self, count: int) -> Any:
+        """A score that about ``count`` non-mated pairs reach, estimated from a sample."""
+        step = max(1, self.scores.size // _SAMPLE)
+        values = self.scores[::step][self.is_non_mated[::step]]
+        index = values.size - count // step
+        return np.partition(values, index)[index] if 0 < index < values.size else -np.inf
 
 
 class _Tail(NamedTuple):
     low: Any
-    """All non-mated pairs with at least this score are in this tail or in one before."""
-    pairs: _Ordered
+    """All non-mated pairs with at least this score are in this tail or an earlier one."""
+    pairs: _SortedRun
 
 
-def _rates(pairs: _Pairs, drawn: Draws, targets: Array, first: int) -> Array:
-    """(targets, draws) TMR."""
-    # Mated pairs by descending score: their summed weight after every piece, so that the weight above any
-    # threshold needs only the pairs of one piece.
-    mated, cumulative = pairs.mated, [np.zeros(len(drawn.counts))]  # each (draws,)
+def _tmr_of_draws(pairs: _Pairs, drawn: Draws, targets: Array, n_sorted: int) -> Array:
+    """(targets, draws) TMR at FMR <= target."""
+    # Cumulative weights of the mated pairs, by descending score in pieces: the weight above a threshold then
+    # needs a sum over the pairs of one piece only.
+    mated, cumulative = pairs.mated, [np.zeros(len(drawn.counts))]  # (draws,) each
     size = max(_BUCKET, mated.a.size // 256)
     for start in range(0, mated.a.size, size):
         piece = slice(start, start + size)
         cumulative.append(cumulative[-1] + drawn.weigh(mated.a[piece], mated.b[piece]))
     non_mated = pairs.weigh(drawn) - cumulative[-1]
     limits = allowed_errors(targets[:, None], non_mated)  # (targets, draws)
-    # Non-mated pairs from the top, a bucket at a time for all draws: a draw's threshold is in the bucket in
-    # which its weight passes its limit, and only there are pairs weighed one by one.
+    # Go through the non-mated pairs from the largest score down, one bucket at a time for all draws. The
+    # threshold of a draw is in the bucket in which its weight exceeds its limit, and only in this bucket are
+    # pairs weighted one by one.
     thresholds = np.full(limits.shape, -np.inf, pairs.scores.dtype)
     above = np.zeros(len(drawn.counts))
-    for bucket in pairs.buckets(first):
+    for bucket in pairs.buckets(n_sorted):
         after = above + drawn.weigh(bucket.a, bucket.b)
         for t, d in zip(*np.nonzero((above <= limits) & (limits < after))):
             thresholds[t, d] = bucket.crossing(drawn.counts[d], above[d], limits[t, d])
         above = after
         if ((limits < above) | (limits >= non_mated)).all():
             break
-    # True matches: the scores strictly above the one that must not be accepted.
+    # True matches: scores strictly above the largest score that must not be accepted.
     accepted = mated.a.size - np.searchsorted(mated.scores[::-1], thresholds, "right")
     true = np.empty(limits.shape)
     for (t, d), count in np.ndenumerate(accepted):

@@ -1,4 +1,4 @@
-"""The calibration protocol: fitted on some people, measured on others, nobody in both."""
+"""The calibration protocol: fit a calibration on some people and measure it on other people."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -47,44 +47,46 @@ from spherecf.vmf import mean_resultant_length
 
 @dataclass(frozen=True)
 class Cost:
-    """Cllr of one calibrator on people it was not fitted on."""
+    """Cllr of one calibrator on held-out people."""
 
     method: str
     cllr: float
     interval: Interval | None
-    """Over people; None without draws."""
+    """Bootstrap interval over people; None without draws."""
     loss: float
-    """Above the smallest Cllr of any rising function on the same pairs."""
+    """Calibration loss: Cllr minus the minimum Cllr of any rising function on the same pairs."""
     reliability: Reliability
     separated: bool = False
-    """The straight line was regularised, see `spherecf.calibration.LogisticCalibrator`."""
+    """The logistic fit had to be regularised, see `spherecf.calibration.LogisticCalibrator`."""
 
 
 @dataclass(frozen=True)
 class ThresholdCheck:
-    """A threshold fitted on some people, and what it does on others."""
+    """A fitted threshold, with its error rates on held-out people."""
 
     fitted: ThresholdEntry
     checked: ThresholdEntry | None
-    """Counts and intervals of the same threshold on the other people; None where none was fitted."""
+    """Counts and intervals of the same threshold on held-out people; None if no threshold was fitted."""
 
 
 @dataclass(frozen=True)
 class RuleCheck:
-    """A decision rule, and what it does on people who had no part in making it."""
+    """A decision rule, with its coverage and errors on held-out people."""
 
     rule: DecisionRule
     coverage: float
     """Share of the pairs decided."""
     coverage_mated: float
+    """Share of the mated pairs decided."""
     coverage_non_mated: float
+    """Share of the non-mated pairs decided."""
     errors: list[ErrorCount]
-    """Found there; ``upper`` is again the one-sided bound at delta."""
+    """Errors on held-out people; ``upper`` is the one-sided bound at level delta, as in the rule."""
 
 
 @dataclass(frozen=True)
 class CoverageCurve:
-    """Share of the other people's pairs that is decided, for several bounds on both errors."""
+    """Share of held-out pairs decided, for several bounds on both error rates."""
 
     abstain: str
     """What leaves pairs undecided: "score", "confidence" or "both"."""
@@ -94,42 +96,42 @@ class CoverageCurve:
 
 @dataclass(frozen=True)
 class ConfidenceCell:
-    """The likelihood ratios of the pairs within a range of the confidence, on people who had no part."""
+    """Quality of the likelihood ratios of held-out pairs within a range of confidence."""
 
     low: float
+    """Lower end of the range; the confidence of a pair is by default the smaller kappa of its images."""
     high: float
-    """Confidence of a pair, by default the smaller kappa of its images."""
     pairs: int
     cllr: float
     error: float
-    """Mean gap between stated and found, as `Reliability.error`."""
+    """Mean absolute difference of predicted and observed shares, as `Reliability.error`."""
 
 
 @dataclass(frozen=True)
 class ScoreCalibration:
-    """Everything about one score."""
+    """All results of one score."""
 
     score: str
     signature: str
     min_cllr: float
     costs: list[Cost]
-    """Of the method asked for, then of the other one."""
+    """Cost of the requested calibrator, then of the other one."""
     tippett: dict[str, list[float]]
     thresholds: list[ThresholdCheck]
     decisions: list[RuleCheck]
     curves: list[CoverageCurve]
     cells: list[ConfidenceCell] = field(default_factory=list)
-    """By thirds of the confidence; without a third that has pairs of one kind only."""
+    """By thirds of the confidence, without those that have pairs of only one kind."""
 
 
 @dataclass(frozen=True)
 class KappaLevel:
-    """A percentile of the reference images."""
+    """A percentile of kappa among the reference images."""
 
     percent: float
     kappa: float
     cosine: float
-    """A_d(kappa): the expected cosine to the person's prototype."""
+    """A_d(kappa), the expected cosine to the person's prototype."""
     iso: int
 
 
@@ -142,9 +144,9 @@ class CalibrationReport:
     counts: dict[str, int]
     failures: list[tuple[str, str]]
     split: str
-    """What was drawn into the parts: "groups" of linked people, or "people"."""
+    """Unit that was assigned to the parts: "groups" of linked people, or "people"."""
     unit: str
-    """"subject", or "image" where people are unknown: then parts may share people, and no promise holds."""
+    """"subject", or "image" if people are unknown: then the parts may share people, and no bound holds."""
     confidence: str
     resampling: str
     kappa: list[KappaLevel]
@@ -153,15 +155,15 @@ class CalibrationReport:
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` the points of plots and the calibration are left out."""
-        bare = asdict(replace(self, calibration=Calibration("", "")))
-        del bare["calibration"]
+        report = asdict(replace(self, calibration=Calibration("", "")))
+        del report["calibration"]
         if curves:
-            bare["calibration"] = self.calibration.to_dict()
+            report["calibration"] = self.calibration.to_dict()
         else:
-            for score in bare["scores"].values():
+            for score in report["scores"].values():
                 del score["tippett"], score["curves"]
-        found: dict[str, Any] = plain(bare)
-        return found
+        plain_report: dict[str, Any] = plain(report)
+        return plain_report
 
 
 Array = NDArray[Any]
@@ -172,115 +174,129 @@ ABSTAIN: tuple[Abstain, ...] = ("both", "score", "confidence")
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
-    """Pairs of one score, and which part of the people each belongs to."""
+class CalibrationSplit:
+    """All pairs with one score, and the part that each pair belongs to."""
 
     score: str
     radius: float | None
     scores: Array
-    sure: Array
+    confidences: Array
     mated: Array
     subjects: tuple[Array, Array]
     part: Array
     """(n,) 0 tuning, 1 testing, 2 measuring, -1 none."""
-    fit: Array
-    """(n,) true for the first two."""
+    is_fit: Array
+    """(n,) true in the parts for fitting: tuning and testing."""
     confidence: str
     disjoint: bool
     seed: int
     draws: int
     llr: Array | None = None
-    """(n,) log-likelihood ratios, of a score that does not give them alone: evidence reads kappas as well."""
+    """(n,) log-likelihood ratios of a score whose calibrator needs more than the score (evidence)."""
 
-    def judged(self, part: int) -> ScoredPairs:
-        """The pairs of a part; those that test, disjoint if asked for."""
+    def scored_pairs(self, part: int) -> ScoredPairs:
+        """The pairs of a part; of the testing part only disjoint pairs, if requested."""
         rows = np.flatnonzero(self.part == part)
         if part == 1 and self.disjoint:
             a, b = (side[rows] for side in self.subjects)
             rows = rows[disjoint_pairs(a, b, self.mated[rows], seed=self.seed)]
         return ScoredPairs(
-            self.scores[rows], self.sure[rows], self.mated[rows], self.score, self.radius, self.confidence,
-            "disjoint pairs" if self.disjoint else "pairs",
+            self.scores[rows], self.confidences[rows], self.mated[rows], self.score, self.radius,
+            self.confidence, "disjoint pairs" if self.disjoint else "pairs",
         )  # fmt: skip
 
-    def bootstrap(self, rows: Array, values: Array, numbers: int) -> list[tuple[Interval, Interval]]:
-        """Intervals of the means of ``values`` (numbers, rows): over mated, and over non-mated pairs."""
-        mated = self.mated[rows]
+    def bootstrap_means(self, rows: Array, values: Array) -> list[tuple[Interval, Interval]]:
+        """Intervals of the means of each row of ``values`` (k, rows): over mated and over non-mated pairs."""
+        mated, k = self.mated[rows], len(values)
 
         def statistic(weights: Array) -> dict[str, Array]:
-            found: dict[str, Array] = {}
+            named_means: dict[str, Array] = {}
             for name, kind in (("mated", mated), ("non_mated", ~mated)):
-                own = weights * kind
-                means = own @ values.T / own.sum(1, keepdims=True)
-                found |= {f"{name}:{i}": means[:, i] for i in range(numbers)}
-            return found
+                kind_weights = weights * kind
+                means = kind_weights @ values.T / kind_weights.sum(1, keepdims=True)
+                named_means |= {f"{name}:{i}": means[:, i] for i in range(k)}
+            return named_means
 
         a, b = (side[rows] for side in self.subjects)
         drawn = bootstrap_subjects(statistic, a, b, draws=self.draws, seed=self.seed)
-        return [(interval(drawn[f"mated:{i}"]), interval(drawn[f"non_mated:{i}"])) for i in range(numbers)]
+        return [(interval(drawn[f"mated:{i}"]), interval(drawn[f"non_mated:{i}"])) for i in range(k)]
 
 
 def calibrate_score(
-    line: str, parts: Parts, calibration: Calibration, alphas: Sequence[float], delta: float
+    signature_line: str,
+    split: CalibrationSplit,
+    calibration: Calibration,
+    alphas: Sequence[float],
+    delta: float,
 ) -> tuple[ScoreCalibration, Calibration]:
-    """Measure what was fitted on the people who measure; add intervals and rules to the calibration."""
-    score, radius, fitted = parts.score, parts.radius, calibration.likelihood[parts.score]
-    fit, new = np.flatnonzero(parts.fit), np.flatnonzero(parts.part == 2)
-    kinds = IsotonicCalibrator if isinstance(fitted, LogisticCalibrator) else LogisticCalibrator
-    other = kinds.fit(parts.scores[fit], parts.mated[fit], score=score, radius=radius)
-    best = min_cllr(parts.scores[new], parts.mated[new])
-    table = _with_intervals(calibration.thresholds[score], parts, fit)
-    tuning, testing, measuring = (parts.judged(part) for part in range(3))
+    """Measure the fitted calibration of one score on the measuring part.
+
+    Returns:
+        The results, and the calibration with intervals and decision rules added.
+    """
+    score, radius, fitted = split.score, split.radius, calibration.likelihood[split.score]
+    fit_rows, new_rows = np.flatnonzero(split.is_fit), np.flatnonzero(split.part == 2)
+    other_kind = IsotonicCalibrator if isinstance(fitted, LogisticCalibrator) else LogisticCalibrator
+    other = other_kind.fit(split.scores[fit_rows], split.mated[fit_rows], score=score, radius=radius)
+    minimum = min_cllr(split.scores[new_rows], split.mated[new_rows])
+    table = _with_intervals(calibration.thresholds[score], split, fit_rows)
+    tuning, testing, measuring = (split.scored_pairs(part) for part in range(3))
     rules = [
         choose_decision(tuning, testing, alpha=alpha, delta=delta, error=error)
         for alpha in alphas
         for error in ERRORS
     ]
     if isinstance(fitted, ConditionalCalibrator):
-        assert parts.llr is not None
-        llr = parts.llr[new]
+        assert split.llr is not None
+        llr = split.llr[new_rows]
     else:
-        llr = fitted(parts.scores[new])
-    found = ScoreCalibration(
+        llr = fitted(split.scores[new_rows])
+    result = ScoreCalibration(
         score,
-        line,
-        best,
-        [_cost(fitted, llr, best, parts, new), _cost(other, other(parts.scores[new]), best, parts, new)],
-        tippett(llr, parts.mated[new]),
-        _check_thresholds(table, parts, new),
+        signature_line,
+        minimum,
+        [
+            _cost(fitted, llr, minimum, split, new_rows),
+            _cost(other, other(split.scores[new_rows]), minimum, split, new_rows),
+        ],
+        tippett(llr, split.mated[new_rows]),
+        _check_thresholds(table, split, new_rows),
         [check_rule(rule, measuring) for rule in rules],
-        [_curve(abstain, tuning, testing, measuring, delta) for abstain in ABSTAIN],
-        _cells(llr, parts.mated[new], parts.sure[new]),
+        [_coverage_curve(abstain, tuning, testing, measuring, delta) for abstain in ABSTAIN],
+        _confidence_cells(llr, split.mated[new_rows], split.confidences[new_rows]),
     )
-    kept = replace(
+    extended = replace(
         calibration,
         thresholds={**calibration.thresholds, score: table},
         decisions=(*calibration.decisions, *rules),
     )
-    return found, kept
+    return result, extended
 
 
 def check_rule(rule: DecisionRule, pairs: ScoredPairs) -> RuleCheck:
-    """What a rule does on pairs that had no part in making it.
+    """Coverage and errors of a decision rule on pairs that were not used to make it.
+
+    Args:
+        rule: the decision rule.
+        pairs: pairs of held-out people, with the score and confidence of the rule.
 
     Example:
         >>> rule = DecisionRule("cosine", None, "kappa", 0.4, 0.2, 30.0, "fmr", 0.01, 0.05)
         >>> pairs = ScoredPairs(np.array([0.5, 0.3, 0.1]), np.full(3, 40.0), np.array([True, True, False]))
-        >>> found = check_rule(rule, pairs)
-        >>> found.coverage_mated, [(e.errors, e.trials) for e in found.errors]
+        >>> check = check_rule(rule, pairs)
+        >>> check.coverage_mated, [(e.errors, e.trials) for e in check.errors]
         (0.5, [(0, 1)])
     """
-    said, same = rule.decide(pairs.scores, pairs.confidences), pairs.mated
-    match, other = said == Decision.MATCH, said == Decision.NON_MATCH
-    counts = Counts(
-        *(np.asarray([rows.sum()]) for rows in (match & same, match & ~same, other & same, other & ~same))
-    )
-    decided = match | other
+    decisions, mated = rule.decide(pairs.scores, pairs.confidences), pairs.mated
+    match, non_match = decisions == Decision.MATCH, decisions == Decision.NON_MATCH
+    masks = match & mated, match & ~mated, non_match & mated, non_match & ~mated
+    counts = Counts(*(np.asarray([mask.sum()]) for mask in masks))
+    decided = match | non_match
     return RuleCheck(
         rule,
         float(decided.mean()),
-        float(decided[same].mean()),
-        float(decided[~same].mean()),
+        float(decided[mated].mean()),
+        float(decided[~mated].mean()),
         [
             ErrorCount(name, int(e[0]), int(n[0]), float(binomial_upper(e, n, rule.delta)[0]))
             for name, e, n in errors_of(counts, rule.error)
@@ -288,52 +304,53 @@ def check_rule(rule: DecisionRule, pairs: ScoredPairs) -> RuleCheck:
     )
 
 
-def _cost(calibrator: Calibrator, llr: Array, best: float, parts: Parts, rows: Array) -> Cost:
-    mated = parts.mated[rows]
+def _cost(calibrator: Calibrator, llr: Array, minimum: float, split: CalibrationSplit, rows: Array) -> Cost:
+    mated = split.mated[rows]
     value = cllr(llr, mated)
     around = None
-    if parts.draws:
-        bits = np.logaddexp(0, np.where(mated, -llr, llr)) / np.log(2)
+    if split.draws:
+        bits = np.logaddexp(0, np.where(mated, -llr, llr)) / np.log(2)  # cost of each pair
 
         def statistic(weights: Array) -> dict[str, Array]:
-            sides = [(weights * kind) @ bits / (weights * kind).sum(1) for kind in (mated, ~mated)]
-            return {"cllr": (sides[0] + sides[1]) / 2}
+            means = [(weights * kind) @ bits / (weights * kind).sum(1) for kind in (mated, ~mated)]
+            return {"cllr": (means[0] + means[1]) / 2}
 
-        a, b = (side[rows] for side in parts.subjects)
-        drawn = bootstrap_subjects(statistic, a, b, draws=parts.draws, seed=parts.seed)
+        a, b = (side[rows] for side in split.subjects)
+        drawn = bootstrap_subjects(statistic, a, b, draws=split.draws, seed=split.seed)
         around = interval(drawn["cllr"])
     separated = isinstance(calibrator, LogisticCalibrator) and calibrator.separated
-    return Cost(calibrator.kind, value, around, value - best, reliability(llr, mated), separated)
+    return Cost(calibrator.kind, value, around, value - minimum, reliability(llr, mated), separated)
 
 
-def _cells(llr: Array, mated: Array, sure: Array) -> list[ConfidenceCell]:
-    edges = np.quantile(sure, np.linspace(0, 1, _CELLS + 1))
-    found = []
-    for place, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist())):
-        rows = (sure >= low) & ((sure < high) | (place == _CELLS - 1))
+_N_CELLS = 3
+
+
+def _confidence_cells(llr: Array, mated: Array, confidences: Array) -> list[ConfidenceCell]:
+    edges = np.quantile(confidences, np.linspace(0, 1, _N_CELLS + 1))
+    cells = []
+    for index, (low, high) in enumerate(zip(edges[:-1].tolist(), edges[1:].tolist())):
+        rows = (confidences >= low) & ((confidences < high) | (index == _N_CELLS - 1))
         if mated[rows].any() and not mated[rows].all():
-            own = llr[rows], mated[rows]
-            found.append(ConfidenceCell(low, high, int(rows.sum()), cllr(*own), reliability(*own).error))
-    return found
+            pairs = llr[rows], mated[rows]
+            cells.append(ConfidenceCell(low, high, int(rows.sum()), cllr(*pairs), reliability(*pairs).error))
+    return cells
 
 
-_CELLS = 3
-
-
-def _with_intervals(table: ThresholdTable, parts: Parts, rows: Array) -> ThresholdTable:
-    known = [entry for entry in table.entries if entry.threshold is not None]
-    if not parts.draws or not known:
+def _with_intervals(table: ThresholdTable, split: CalibrationSplit, rows: Array) -> ThresholdTable:
+    """The table with bootstrap intervals over people for its resolved entries."""
+    resolved = [entry for entry in table.entries if entry.threshold is not None]
+    if not split.draws or not resolved:
         return table
-    accepted = np.stack([parts.scores[rows] >= entry.threshold for entry in known]).astype(float)
-    around = parts.bootstrap(rows, accepted, len(known))
-    fmr = {entry.target: (other.low, other.high) for entry, (_, other) in zip(known, around)}
-    tmr = {entry.target: (same.low, same.high) for entry, (same, _) in zip(known, around)}
+    accepted = np.stack([split.scores[rows] >= entry.threshold for entry in resolved]).astype(float)
+    intervals = split.bootstrap_means(rows, accepted)
+    fmr = {entry.target: (around.low, around.high) for entry, (_, around) in zip(resolved, intervals)}
+    tmr = {entry.target: (around.low, around.high) for entry, (around, _) in zip(resolved, intervals)}
     return table.with_subject_intervals(fmr, tmr)
 
 
-def _check_thresholds(table: ThresholdTable, parts: Parts, rows: Array) -> list[ThresholdCheck]:
-    scores, mated = parts.scores[rows], parts.mated[rows]
-    same, other = int(mated.sum()), int((~mated).sum())
+def _check_thresholds(table: ThresholdTable, split: CalibrationSplit, rows: Array) -> list[ThresholdCheck]:
+    scores, mated = split.scores[rows], split.mated[rows]
+    n_mated, n_non_mated = int(mated.sum()), int((~mated).sum())
     entries = []
     for entry in table.entries:
         if entry.threshold is None:
@@ -341,22 +358,23 @@ def _check_thresholds(table: ThresholdTable, parts: Parts, rows: Array) -> list[
             continue
         accepted = scores >= entry.threshold
         true, false = int((accepted & mated).sum()), int((accepted & ~mated).sum())
-        exact = [[float(end) for end in clopper_pearson(k, n)] for k, n in ((false, other), (true, same))]
+        counts = (false, n_non_mated), (true, n_mated)
+        exact = [[float(end) for end in clopper_pearson(k, n)] for k, n in counts]
         entries.append(
             replace(
-                entry, false_matches=false, non_mated=other, true_matches=true, mated=same,
-                fmr=false / other, tmr=true / same, fmr_exact=(exact[0][0], exact[0][1]),
+                entry, false_matches=false, non_mated=n_non_mated, true_matches=true, mated=n_mated,
+                fmr=false / n_non_mated, tmr=true / n_mated, fmr_exact=(exact[0][0], exact[0][1]),
                 tmr_exact=(exact[1][0], exact[1][1]), fmr_subjects=None, tmr_subjects=None,
             )
         )  # fmt: skip
-    counted = _with_intervals(ThresholdTable(table.score, table.radius, tuple(entries)), parts, rows)
+    checked_table = _with_intervals(ThresholdTable(table.score, table.radius, tuple(entries)), split, rows)
     return [
         ThresholdCheck(fitted, checked if fitted.threshold is not None else None)
-        for fitted, checked in zip(table.entries, counted.entries)
+        for fitted, checked in zip(table.entries, checked_table.entries)
     ]
 
 
-def _curve(
+def _coverage_curve(
     abstain: Abstain, tuning: ScoredPairs, testing: ScoredPairs, measuring: ScoredPairs, delta: float
 ) -> CoverageCurve:
     rules = [choose_decision(tuning, testing, alpha=alpha, delta=delta, abstain=abstain) for alpha in ALPHAS]
@@ -368,24 +386,25 @@ Method = Literal["logistic", "isotonic"]
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 LEVELS = (1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0)
 SHARES = (1, 1, 2)
-"""Of the pairs: tuning, testing, and measuring; the first two together fit everything but decisions."""
+"""Relative sizes of tuning, testing and measuring parts; calibrators are fitted on the first two together."""
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What `evaluate_calibration` fits and measures.
+    """Options of `evaluate_calibration`.
 
     Attributes:
-        radius: r of the mutual likelihood score; default: the one of the left embeddings, else 64.
-        scores: of "cosine", "mls" and "evidence".
-        confidence: "kappa" or the name of an extra; of a pair, the smaller one of its images.
-        method: of the calibrator that is kept, "logistic" or "isotonic"; both are measured.
-        alpha: bound on the errors of decisions; several make rules for each.
-        delta: probability that the bound fails.
-        disjoint: test decisions on pairs of which no two share a person: fewer, but exact.
+        radius: r of the mutual likelihood score; default: that of the left embeddings, else 64.
+        scores: any of "cosine", "mls" and "evidence".
+        confidence: "kappa" or the name of an extra; the confidence of a pair is the smaller of its images'.
+        method: calibrator of the result, "logistic" or "isotonic"; both are measured.
+        alpha: bound on the error rates of decisions; several bounds give rules for each.
+        delta: probability that a bound fails.
+        disjoint: whether to test decision rules only on pairs of which no two share a person; this leaves
+            fewer pairs, but the guarantee is exact.
         targets: FMR targets.
         draws: bootstrap draws of people; 0 for no intervals.
-        seed: of the split and the bootstrap.
+        seed: seed of the split and the bootstrap.
     """
 
     radius: float | None = None
@@ -410,18 +429,18 @@ def evaluate_calibration(
 ) -> CalibrationReport:
     """Fit a calibration on half of the people and measure it on the other half.
 
-    The half that fits is divided once more for the decisions: one part puts the rules in order, the other one
-    tests them. Pairs of people from two parts are left out and counted (`split_subjects`).
+    For decision rules, the half for fitting is divided again: candidate rules are ordered on one part and
+    tested on the other. Pairs of people from two parts are left out and counted (`split_subjects`).
 
     Args:
         left: embeddings of the left images.
-        right: of the right ones; the same object, or another file.
-        pairs: the list; where it does not tell persons, the labels of the embeddings do.
-        options: what is fitted and measured.
+        right: embeddings of the right images: the same object, or others.
+        pairs: the pair list; if it has no people, the labels of the embeddings are used.
+        options: what to fit and measure.
         condition: "clean/clean", ...
 
     Raises:
-        InputError: unknown keys, an absent confidence, left and right from different models, or too few
+        InputError: unknown keys, a missing confidence, left and right from different models, or too few
             people or pairs to fit and measure.
 
     Example:
@@ -452,135 +471,140 @@ def evaluate_calibration(
     resolved = resolve_pairs(
         left, right, pairs.left, pairs.right, pairs.mated, np.zeros(len(pairs.left), int), pairs.subjects
     )
-    part, drawn = split_subjects(*resolved.subjects, SHARES, seed=seed)
+    part, split_unit = split_subjects(*resolved.subjects, SHARES, seed=seed)
     _check_parts(part, resolved.mated)
-    given = "evidence" in options.scores
-    wanted = ("cosine", "mls") if given else options.scores
-    values = score_listed(left, right, resolved, wanted, radius)
-    sure = pair_quality(
-        _confidence(left, confidence)[resolved.left], _confidence(right, confidence)[resolved.right]
+    with_evidence = "evidence" in options.scores
+    score_names = ("cosine", "mls") if with_evidence else options.scores  # evidence is computed from both
+    values = score_listed(left, right, resolved, score_names, radius)
+    confidences = pair_quality(
+        _image_confidences(left, confidence)[resolved.left],
+        _image_confidences(right, confidence)[resolved.right],
     )
-    fit = (part == 0) | (part == 1)
+    is_fit = (part == 0) | (part == 1)
     hashes = left.fingerprint(), right.fingerprint()
     facts = input_facts(left.provenance, right.provenance, *hashes, pairs_hash)
-    kappa = _kappa_of(left, right, resolved.left[fit], resolved.right[fit])
+    kappa = _image_kappas(left, right, resolved.left[is_fit], resolved.right[is_fit])
     calibration = fit_calibration(
         model=model,
         data=hashlib.sha256("".join([*hashes, str(pairs_hash), str(seed)]).encode()).hexdigest(),
-        scores={score: column[fit] for score, column in values.items()},
-        mated=resolved.mated[fit],
+        scores={score: column[is_fit] for score, column in values.items()},
+        mated=resolved.mated[is_fit],
         radius=radius,
         kappa=KappaScale.fit(kappa, dim=left.dim, population=f"{kappa.size} images of {name}, {condition}"),
         method=method,
         targets=options.targets,
     )
-    told = {key: value for key, value in facts.items() if value is not None}
+    known_facts = {key: value for key, value in facts.items() if value is not None}
     calibration = replace(
         calibration,
-        record={**told, "name": name, "condition": condition, "seed": seed, "split": drawn},
+        record={**known_facts, "name": name, "condition": condition, "seed": seed, "split": split_unit},
     )
     llr: dict[str, Array] = {}
-    if given:
+    if with_evidence:
         kappas = left.kappa[resolved.left], right.kappa[resolved.right]
-        calibration, values["evidence"], llr["evidence"] = _evidence(
-            calibration, values, kappas, resolved.mated, fit, left.dim, options.targets
+        calibration, values["evidence"], llr["evidence"] = _add_evidence(
+            calibration, values, kappas, resolved.mated, is_fit, left.dim, options.targets
         )
     resampling = f"{resolved.unit}-{draws}/{seed}" if draws else "none"
-    found: dict[str, ScoreCalibration] = {}
+    results: dict[str, ScoreCalibration] = {}
     for score in options.scores:
         line = signature(
             f"{name}/calibration", condition=condition, **facts, score=score,
-            r=f"{radius:g}" if score == "mls" else None, split=f"{drawn}-1+1+2/{seed}", confidence=confidence,
-            llr=method, fmr="at-most", alpha="+".join(f"{alpha:g}" for alpha in alphas), delta=f"{delta:g}",
+            r=f"{radius:g}" if score == "mls" else None, split=f"{split_unit}-1+1+2/{seed}",
+            confidence=confidence, llr=method, fmr="at-most",
+            alpha="+".join(f"{alpha:g}" for alpha in alphas), delta=f"{delta:g}",
             tested="disjoint" if disjoint else "pairs", ci=resampling,
         )  # fmt: skip
-        parts = Parts(
-            score, calibration.likelihood[score].radius, values[score], sure, resolved.mated,
-            resolved.subjects, part, fit, confidence, disjoint, seed, draws, llr.get(score),
+        split = CalibrationSplit(
+            score, calibration.likelihood[score].radius, values[score], confidences, resolved.mated,
+            resolved.subjects, part, is_fit, confidence, disjoint, seed, draws, llr.get(score),
         )  # fmt: skip
-        found[score], calibration = calibrate_score(line, parts, calibration, alphas, delta)
+        results[score], calibration = calibrate_score(line, split, calibration, alphas, delta)
     return CalibrationReport(
-        name, condition, _counts(resolved, part, kappa.size), resolved.failures, drawn, resolved.unit,
-        confidence, resampling, _levels(calibration.kappa), found, calibration,
+        name, condition, _counts(resolved, part, kappa.size), resolved.failures, split_unit, resolved.unit,
+        confidence, resampling, _kappa_levels(calibration.kappa), results, calibration,
     )  # fmt: skip
 
 
-def _evidence(
+def _add_evidence(
     calibration: Calibration,
     values: Mapping[str, Array],
     kappas: tuple[Array, Array],
     mated: Array,
-    fit: Array,
+    is_fit: Array,
     dim: int,
     targets: Sequence[float],
 ) -> tuple[Calibration, Array, Array]:
-    """(the calibration with evidence and its thresholds, evidence of all pairs, their likelihood ratios)."""
+    """(calibration extended by evidence, evidence of all pairs, their log-likelihood ratios)."""
     mls, cosine = values["mls"], values["cosine"]
     radius = calibration.likelihood["mls"].radius
-    known = ConditionalCalibrator.fit(
-        mls[fit], cosine[fit], np.stack(kappas)[:, fit], mated[fit], score=PAIR_EVIDENCE, radius=radius,
-        neutral=neutral_score(dim, radius or 1.0),
+    calibrator = ConditionalCalibrator.fit(
+        mls[is_fit], cosine[is_fit], np.stack(kappas)[:, is_fit], mated[is_fit], score=PAIR_EVIDENCE,
+        radius=radius, neutral=neutral_score(dim, radius or 1.0),
     )  # fmt: skip
-    evidence = known.evidence(mls, cosine, kappas)
-    table = ThresholdTable.fit(evidence[fit], mated[fit], targets, score=PAIR_EVIDENCE, radius=radius)
+    evidence = calibrator.evidence(mls, cosine, kappas)
+    table = ThresholdTable.fit(evidence[is_fit], mated[is_fit], targets, score=PAIR_EVIDENCE, radius=radius)
     calibration = replace(
         calibration,
-        likelihood={**calibration.likelihood, PAIR_EVIDENCE: known},
+        likelihood={**calibration.likelihood, PAIR_EVIDENCE: calibrator},
         thresholds={**calibration.thresholds, PAIR_EVIDENCE: table},
     )
-    return calibration, evidence, known.llr(mls, kappas)
+    return calibration, evidence, calibrator.llr(mls, kappas)
 
 
 def neutral_score(dim: int, radius: float) -> float:
-    """Mutual likelihood score of two sides that say nothing: for and against weigh the same.
+    """Mutual likelihood score of two uninformative sides, which is evidence neither for nor against a match.
 
     Example:
         >>> round(neutral_score(128, 64.0), 2)
         -405.28
     """
-    mu, nothing = torch.eye(dim, dtype=torch.float64)[:1], torch.full((1,), _NOTHING, dtype=torch.float64)
-    return float(mutual_likelihood_score(mu, nothing, mu, nothing, radius=radius))
+    mu = torch.eye(dim, dtype=torch.float64)[:1]
+    kappa = torch.full((1,), _UNINFORMATIVE_KAPPA, dtype=torch.float64)
+    return float(mutual_likelihood_score(mu, kappa, mu, kappa, radius=radius))
 
 
-_NOTHING = 1e-6  # a concentration that says nothing
+_UNINFORMATIVE_KAPPA = 1e-6
 
 
 def _model(left: Embeddings, right: Embeddings) -> str:
-    one, other = (str(side.provenance.get("model", "")) for side in (left, right))
-    if one != other:
+    left_model, right_model = (str(side.provenance.get("model", "")) for side in (left, right))
+    if left_model != right_model:
         raise InputError(
-            f"left embeddings are of the model {one or '(unstated)'}, right of {other or '(unstated)'}: "
-            "their kappas do not mean the same; embed both sides with one model"
+            f"left embeddings are of the model {left_model or '(unknown)'}, right of "
+            f"{right_model or '(unknown)'}: their kappas are not comparable; embed both sides with one model"
         )
-    return one
+    return left_model
 
 
 def _check_parts(part: Array, mated: Array) -> None:
-    for index, what in enumerate(("tuning", "testing", "measuring")):
-        own = mated[part == index]
-        if not own.any() or own.all():
+    for index, name in enumerate(("tuning", "testing", "measuring")):
+        in_part = mated[part == index]
+        if not in_part.any() or in_part.all():
             raise InputError(
-                f"calibration: the people for {what} have {int(own.sum())} mated and {int((~own).sum())} "
-                "non-mated pairs among them; both kinds are needed in each part: give a longer pair list"
+                f"calibration: the people for {name} have {int(in_part.sum())} mated and "
+                f"{int((~in_part).sum())} non-mated pairs among them; both kinds are needed in each part: "
+                "give a longer pair list"
             )
 
 
-def _confidence(side: Embeddings, name: str) -> Array:
+def _image_confidences(embeddings: Embeddings, name: str) -> Array:
     if name == "kappa":
-        return side.kappa
-    if name not in side.extras:
-        raise InputError(f"confidence {name!r}: not among kappa, {', '.join(side.extras) or '(no extras)'}")
-    return side.extras[name]
+        return embeddings.kappa
+    if name not in embeddings.extras:
+        available = ", ".join(embeddings.extras) or "(no extras)"
+        raise InputError(f"confidence {name!r}: not among kappa, {available}")
+    return embeddings.extras[name]
 
 
-def _kappa_of(left: Embeddings, right: Embeddings, rows_left: Array, rows_right: Array) -> Array:
-    """kappa of every image of these pairs, once; a key in two files is two images."""
+def _image_kappas(left: Embeddings, right: Embeddings, rows_left: Array, rows_right: Array) -> Array:
+    """kappa of each distinct image of these pairs; the same key in two files is two images."""
     if left is right:
         return np.asarray(left.kappa[np.union1d(rows_left, rows_right)])
     return np.concatenate([left.kappa[np.unique(rows_left)], right.kappa[np.unique(rows_right)]])
 
 
-def _levels(scale: KappaScale | None) -> list[KappaLevel]:
+def _kappa_levels(scale: KappaScale | None) -> list[KappaLevel]:
     if scale is None:
         return []
     kappa = scale.kappa_at(np.array(LEVELS))
@@ -590,12 +614,12 @@ def _levels(scale: KappaScale | None) -> list[KappaLevel]:
     ]
 
 
-def _counts(pairs: ResolvedPairs, part: Array, images: int) -> dict[str, int]:
+def _counts(pairs: ResolvedPairs, part: Array, n_images: int) -> dict[str, int]:
     names = {0: "tuning", 1: "testing", 2: "measuring", -1: "left_out"}
     return {
         "pairs": int(part.size),
         "people": int(np.unique(np.concatenate(pairs.subjects)).size),
-        "reference_images": images,
+        "reference_images": n_images,
         **{f"{name}_mated": int((pairs.mated & (part == i)).sum()) for i, name in names.items()},
         **{f"{name}_non_mated": int((~pairs.mated & (part == i)).sum()) for i, name in names.items()},
         "failed_images": len(pairs.failures),

@@ -1,12 +1,13 @@
-"""Decision rules whose errors stay below a bound with high probability, under every condition tested.
+"""Decision rules whose error rates are below a bound with high probability.
 
-Learn then test (Angelopoulos, Bates, Candès, Jordan and Lei, arXiv 2110.01052): candidate rules are put in
-order on one part of the data and tested in that order on another, each at level delta, until the first one
-fails (fixed-sequence testing: no correction for their number). The order is that of Pareto testing
-(Laufer-Goldshtein et al., ICLR 2023, arXiv 2210.07913): from the safest rule on, only those that decide more.
+`choose_decision` follows "learn then test" (Angelopoulos, Bates, Candès, Jordan and Lei, arXiv 2110.01052):
+candidate rules are ordered on one part of the data and tested in this order on another part, each at level
+delta, until one fails (fixed-sequence testing, which needs no correction for the number of candidates). The
+order is that of Pareto testing (Laufer-Goldshtein et al., ICLR 2023, arXiv 2210.07913): it begins with the
+safest rule and continues with rules that decide more pairs.
 
-`bounded_rule` tests in sequence as well: its order is from the strictest threshold on, which is known
-before any data are seen, so nothing is spent on finding it and all pairs can test.
+`bounded_rule` also tests in a fixed sequence, beginning with the strictest threshold. This order is known
+before the data are seen, so no data are needed to find it and all pairs can be used for testing.
 """
 
 from collections.abc import Sequence
@@ -32,19 +33,20 @@ FLOORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, eq=False)
 class ScoredPairs:
-    """Pairs with what a rule reads and what is true.
+    """Pairs with their scores, confidences and labels, to make and check decision rules.
 
     Args:
         scores: (n,) larger = more alike.
-        confidences: (n,) of the pairs, larger = surer, e.g. the smaller kappa of the two; see `pair_quality`.
-        mated: (n,) true where both images show one person.
-        score: name of the score, for rules made on these pairs, as are the next three.
+        confidences: (n,) confidences of the pairs, larger = more confident, e.g. the smaller kappa of the two
+            images; see `pair_quality`.
+        mated: (n,) true where both images show the same person.
+        score: name of the score. This and the following fields are recorded in rules made from these pairs.
         radius: r of the score "mls".
         confidence: name of the confidence.
-        kind: what the pairs are.
+        kind: description of the pairs.
 
     Raises:
-        InputError: NaN, shapes that differ, or only one kind of pair.
+        InputError: a value is NaN, the shapes differ, or the pairs are of one kind only.
     """
 
     scores: Array
@@ -64,10 +66,10 @@ class ScoredPairs:
             object.__setattr__(self, name, column)
 
     def select(self, rows: ArrayLike) -> "ScoredPairs":
-        """These pairs only."""
-        at = np.asarray(rows)
+        """Select pairs by index or mask."""
+        index = np.asarray(rows)
         return replace(
-            self, scores=self.scores[at], confidences=self.confidences[at], mated=self.mated[at]
+            self, scores=self.scores[index], confidences=self.confidences[index], mated=self.mated[index]
         )  # fmt: skip
 
 
@@ -82,39 +84,44 @@ def choose_decision(
     tails: Sequence[float] = TAILS,
     floors: Sequence[float] = FLOORS,
 ) -> DecisionRule:
-    """The rule that decides most, among those shown to err at most ``alpha``; or one that decides nothing.
+    """Find the rule that decides the most pairs among those whose error rate is at most ``alpha``.
 
-    With probability at least 1 - delta over the testing pairs, the rate of ``error`` of the rule on further
-    pairs exchangeable with them is at most alpha; exactly so if the testing pairs are independent of each
-    other (`disjoint_pairs`) and of the tuning pairs (`split_subjects`).
+    With probability at least 1 - delta over the testing pairs, the error rate of the rule on further pairs
+    exchangeable with them is at most alpha. The guarantee is exact if the testing pairs are independent of
+    each other (`disjoint_pairs`) and of the tuning pairs (`split_subjects`). If no candidate passes its test,
+    the result is a rule that leaves all pairs undecided.
 
-    What ``error`` bounds:
+    The bounded error rate is chosen by ``error``:
 
-    - ``"both"``: the share of false matches among the non-mated pairs decided, and the share of false
-      non-matches among the mated pairs decided. Holds for any mix of mated and non-mated pairs.
-    - ``"decision"``: the share of wrong decisions. Holds for the mix in the data only.
-    - ``"fmr"``: the share of false matches among the non-mated pairs decided. Any mix.
-    - ``"false-match-share"``: the share of non-mated pairs among the matches. The mix in the data only.
+    - ``"both"``: the share of false matches among decided non-mated pairs, and the share of false non-matches
+      among decided mated pairs. The bound holds for any mix of mated and non-mated pairs.
+    - ``"decision"``: the share of wrong decisions. It holds only for the mix in the data.
+    - ``"fmr"``: the share of false matches among decided non-mated pairs. It holds for any mix.
+    - ``"false-match-share"``: the share of non-mated pairs among the matches. It holds only for the mix
+      in the data.
 
     Args:
-        tuning: chooses the candidates and their order.
-        testing: tests them, and names the rule's score; nobody of ``tuning`` should be in it.
-        alpha: bound on the error.
-        delta: chance that the promise is not kept.
-        error: see above.
-        abstain: by "score" (a band between two thresholds), by "confidence" (a floor), or by both.
-        tails: candidates for thresholds: the scores that so large a share of the mated tuning pairs falls
-            below, and of the non-mated ones reaches; parts of alpha are added.
-        floors: candidates for the confidence: shares of the tuning pairs that fall below.
+        tuning: pairs that determine the candidates and their order.
+        testing: pairs on which the candidates are tested; they should share no person with ``tuning``. The
+            rule records their score and confidence.
+        alpha: bound on the error rate.
+        delta: probability that the bound fails.
+        error: the bounded error rate, see above.
+        abstain: how pairs may be left undecided: by "score" (between two thresholds), by "confidence" (below
+            a floor), or by "both".
+        tails: tail shares for candidate thresholds, at which that share of the mated tuning pairs is below,
+            or that share of the non-mated ones is above; fractions of alpha are added.
+        floors: shares of the tuning pairs whose confidence is below a candidate floor.
 
     Raises:
-        InputError: alpha or delta outside 0 .. 1, or an unknown name.
+        InputError: alpha or delta is outside 0 .. 1, or a name is unknown.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> mated = np.arange(4000) % 2 == 0
-        >>> sure = rng.uniform(0.1, 3, 4000)
-        >>> pairs = ScoredPairs(rng.normal(size=4000) + 2 * sure * mated, sure, mated)
+        >>> confidence = rng.uniform(0.1, 3, 4000)
+        >>> scores = rng.normal(size=4000) + 2 * confidence * mated
+        >>> pairs = ScoredPairs(scores, confidence, mated)
         >>> rows = np.arange(4000)
         >>> rule = choose_decision(pairs.select(rows < 2000), pairs.select(rows >= 2000), alpha=0.02)
         >>> rule.decides, bool(rule.reject < rule.accept), max(c.upper for c in rule.counts) <= 0.02
@@ -125,36 +132,36 @@ def choose_decision(
     if error not in ERRORS or abstain not in ("both", "score", "confidence"):
         raise InputError(f"unknown error {error!r} or abstain {abstain!r}; errors are {', '.join(ERRORS)}")
     grid = _Grid.of(tuning, [*tails, *(alpha * part for part in PARTS)], floors if abstain != "score" else ())
-    banded = abstain != "confidence" and error in ("both", "decision")
-    floor, reject, accept = grid.candidates(banded)
+    two_thresholds = abstain != "confidence" and error in ("both", "decision")
+    floor, reject, accept = grid.candidates(two_thresholds)
     counts = grid.count(tuning, floor, reject, accept)
     path = _path(*_p_and_gain(counts, tuning, error, alpha))
     floor, reject, accept = floor[path], reject[path], accept[path]
-    seen = grid.count(testing, floor, reject, accept)
-    p = _p_and_gain(seen, testing, error, alpha)[0]
-    passed = int(np.argmax(np.append(p > delta, True)))
-    nothing = DecisionRule(
+    test_counts = grid.count(testing, floor, reject, accept)
+    p = _p_and_gain(test_counts, testing, error, alpha)[0]
+    n_passed = int(np.argmax(np.append(p > delta, True)))
+    undecided = DecisionRule(
         testing.score, testing.radius, testing.confidence, None, None, -np.inf, error, alpha, delta,
         testing.kind,
     )  # fmt: skip
-    if not passed:
-        return nothing
-    last = passed - 1
+    if not n_passed:
+        return undecided
+    last = n_passed - 1
     return replace(
-        nothing,
+        undecided,
         accept=float(grid.thresholds[accept[last]]),
         reject=float(grid.thresholds[reject[last]]),
         min_confidence=float(grid.floors[floor[last]]),
         counts=tuple(
             ErrorCount(name, int(e[last]), int(n[last]), float(binomial_upper(e[last], n[last], delta)))
-            for name, e, n in errors_of(seen, error)
+            for name, e, n in errors_of(test_counts, error)
         ),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Of each candidate: mated and non-mated pairs matched, and not matched; the rest is undecided."""
+    """(candidates,) numbers of decided pairs by decision and truth."""
 
     true_match: Array
     false_match: Array
@@ -164,48 +171,54 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
+    """Candidate rules: all combinations of thresholds on the score and floors on the confidence."""
+
     thresholds: Array
+    """(t,) ascending."""
     floors: Array
+    """(f,) ascending; the first is -inf."""
 
     @classmethod
     def of(cls, pairs: ScoredPairs, tails: Sequence[float], floors: Sequence[float]) -> "_Grid":
-        same, other = pairs.scores[pairs.mated], pairs.scores[~pairs.mated]
+        mated, non_mated = pairs.scores[pairs.mated], pairs.scores[~pairs.mated]
         shares = np.asarray(tails, np.float64)
-        ends = np.concatenate(
-            [np.quantile(same, shares), np.quantile(other, 1 - shares), [pairs.scores.max()]]
+        thresholds = np.concatenate(
+            [np.quantile(mated, shares), np.quantile(non_mated, 1 - shares), [pairs.scores.max()]]
         )
-        least: Array = np.quantile(pairs.confidences, np.asarray(floors, np.float64))
-        return cls(np.unique(ends), np.unique(np.append(-np.inf, least)))
+        confidences: Array = np.quantile(pairs.confidences, np.asarray(floors, np.float64))
+        return cls(np.unique(thresholds), np.unique(np.append(-np.inf, confidences)))
 
-    def candidates(self, banded: bool) -> tuple[Array, Array, Array]:
-        """(floor, reject, accept) of every candidate, as places in the grid."""
+    def candidates(self, two_thresholds: bool) -> tuple[Array, Array, Array]:
+        """(floor, reject, accept) of all candidates, as indices into the grid."""
         t = self.thresholds.size
-        low, high = np.triu_indices(t) if banded else (np.arange(t), np.arange(t))
+        low, high = np.triu_indices(t) if two_thresholds else (np.arange(t), np.arange(t))
         floor = np.repeat(np.arange(self.floors.size), low.size)
         return floor, np.tile(low, self.floors.size), np.tile(high, self.floors.size)
 
     def count(self, pairs: ScoredPairs, floor: Array, reject: Array, accept: Array) -> Counts:
-        """By one histogram and its running sums, however many candidates there are."""
+        """Count the decisions of all candidates, from a two-dimensional histogram and its cumulative sums."""
         f, t = self.floors.size, self.thresholds.size + 1
-        level = np.searchsorted(self.floors, pairs.confidences, side="right") - 1  # highest floor it passes
-        above = np.searchsorted(self.thresholds, pairs.scores, side="right")  # thresholds it reaches
+        # Index of the highest floor that a pair reaches, and number of thresholds that it reaches.
+        level = np.searchsorted(self.floors, pairs.confidences, side="right") - 1
+        n_reached = np.searchsorted(self.thresholds, pairs.scores, side="right")
         tables = []
         for kind in (pairs.mated, ~pairs.mated):
-            cells = np.bincount(level[kind] * t + above[kind], minlength=f * t).reshape(f, t)
-            sure = cells[::-1].cumsum(0)[::-1]
-            below = np.concatenate([np.zeros((f, 1), int), sure.cumsum(1)], axis=1)
-            tables.append((below[:, -1:] - below[:, 1:], below[:, 1:]))  # reaches threshold i; does not
-        (same_up, same_down), (other_up, other_down) = tables
+            cells = np.bincount(level[kind] * t + n_reached[kind], minlength=f * t).reshape(f, t)
+            above_floor = cells[::-1].cumsum(0)[::-1]
+            below = np.concatenate([np.zeros((f, 1), int), above_floor.cumsum(1)], axis=1)
+            # (f, t) pairs above floor i whose score reaches threshold j, and pairs whose score does not.
+            tables.append((below[:, -1:] - below[:, 1:], below[:, 1:]))
+        (mated_above, mated_below), (non_mated_above, non_mated_below) = tables
         return Counts(
-            same_up[floor, accept],
-            other_up[floor, accept],
-            same_down[floor, reject],
-            other_down[floor, reject],
+            mated_above[floor, accept],
+            non_mated_above[floor, accept],
+            mated_below[floor, reject],
+            non_mated_below[floor, reject],
         )
 
 
 def errors_of(c: Counts, error: str) -> list[tuple[str, Array, Array]]:
-    """(name, errors, trials) of what has to stay below alpha."""
+    """(name, errors, trials) of every bounded error rate."""
     non_mated, mated = c.false_match + c.true_non_match, c.true_match + c.false_non_match
     fmr = ("false matches of non-mated pairs decided", c.false_match, non_mated)
     if error == "fmr":
@@ -218,20 +231,23 @@ def errors_of(c: Counts, error: str) -> list[tuple[str, Array, Array]]:
 
 
 def _p_and_gain(c: Counts, pairs: ScoredPairs, error: str, alpha: float) -> tuple[Array, Array]:
-    """p-value of "some error exceeds alpha" per candidate, and what it is good for: the more, the better."""
+    """(candidates,) p-value of the hypothesis that an error rate exceeds alpha, and share of pairs gained.
+
+    The gain is the share of pairs decided or, if only matches are bounded, the share of mated pairs matched.
+    """
     p = np.zeros(c.true_match.shape)
     for _, errors, trials in errors_of(c, error):
-        hopeless = errors > alpha * trials
-        own = np.ones_like(p)
-        own[~hopeless] = binomial_cdf(errors[~hopeless], trials[~hopeless], alpha)
-        p = np.maximum(p, np.where(trials > 0, own, 1.0))
+        exceeds = errors > alpha * trials  # the p-value need not be computed
+        p_error = np.ones_like(p)
+        p_error[~exceeds] = binomial_cdf(errors[~exceeds], trials[~exceeds], alpha)
+        p = np.maximum(p, np.where(trials > 0, p_error, 1.0))
     if error in ("fmr", "false-match-share"):
         return p, c.true_match / pairs.mated.sum()
     return p, (c.true_match + c.false_match + c.true_non_match + c.false_non_match) / pairs.mated.size
 
 
 def _path(p: Array, gain: Array) -> Array:
-    """From the smallest p-value on, the candidates that gain more than all before them."""
+    """Candidates in order of increasing p-value, without those that gain no more than an earlier one."""
     order = np.lexsort((-gain, p))
     order = order[p[order] < 1]
     best = np.maximum.accumulate(np.append(-1.0, gain[order]))
@@ -249,63 +265,67 @@ def bounded_rule(
     radius: float | None = None,
     confidence: str = "kappa",
 ) -> DecisionRule:
-    """Match above, non-match below, undecided between: the most decisive rule that the tests support.
+    """Make a rule with bounded FMR and FNMR under several conditions, leaving scores in between undecided.
 
-    ``accept`` is the smallest threshold for which it and all larger ones keep false matches, as a share of
-    *all* non-mated pairs, below ``alpha`` under every condition; ``reject`` the largest one for which it and
-    all smaller ones keep the mated pairs below it at a share of at most ``fnmr``. Each is tested by
-    `SubjectRates.upper` at level delta. A floor on the confidence only withholds decisions, so both promises
-    hold with it.
+    Scores from ``accept`` on are matches, scores below ``reject`` non-matches. ``accept`` is the smallest
+    threshold such that, for it and all larger ones, false matches are at most a share ``alpha`` of *all*
+    non-mated pairs under every condition. ``reject`` is the largest threshold such that, for it and all
+    smaller ones, at most a share ``fnmr`` of all mated pairs is below it under every condition. Each bound is
+    tested by `SubjectRates.upper` at level delta. A floor on the confidence only withholds decisions, so both
+    bounds still hold with a floor.
 
     Args:
-        non_mated: of non-mated pairs, one per condition, on the same thresholds.
-        mated: of mated pairs, likewise, on thresholds of their own.
+        non_mated: counts of non-mated pairs, one per condition, on the same thresholds.
+        mated: counts of mated pairs, one per condition, on the same thresholds (not those of ``non_mated``).
         alpha: bound on the false match rate.
         fnmr: bound on the share of mated pairs that are called non-match.
-        delta: chance that a promise is not kept.
-        score: name of the score, for the rule.
-        radius: of the score, for the rule.
-        confidence: name of the confidence, for the rule.
+        delta: probability that a bound fails.
+        score: name of the score, recorded in the rule.
+        radius: r of the score, recorded in the rule.
+        confidence: name of the confidence, recorded in the rule.
 
     Returns:
-        The rule; one that decides nothing where no threshold passes.
+        The rule; it leaves all pairs undecided if no threshold passes.
 
     Raises:
-        InputError: no conditions, or other thresholds in one than in another.
+        InputError: there are no conditions, or their thresholds differ.
 
     Example:
         >>> rng, people = np.random.default_rng(0), np.arange(4000) % 100
-        >>> other = SubjectRates.of(rng.normal(0, 1, 4000), people, (people + 1) % 100, np.arange(0, 5, 0.1))
-        >>> same = SubjectRates.of(rng.normal(4, 1, 4000), people, people, np.arange(0, 5, 0.1))
-        >>> rule = bounded_rule([other], [same], alpha=0.01, fnmr=0.01)
+        >>> thresholds = np.arange(0, 5, 0.1)
+        >>> non_mated = SubjectRates.of(rng.normal(0, 1, 4000), people, (people + 1) % 100, thresholds)
+        >>> mated = SubjectRates.of(rng.normal(4, 1, 4000), people, people, thresholds)
+        >>> rule = bounded_rule([non_mated], [mated], alpha=0.01, fnmr=0.01)
         >>> bool(2.3 < rule.accept < 2.8), bool(1.3 < rule.reject < 1.7), rule.counts[0].upper <= 0.01
         (True, True, True)
     """
-    for name, side in (("non_mated", non_mated), ("mated", mated)):
-        if not side or any(not np.array_equal(side[0].thresholds, one.thresholds) for one in side):
+    for name, rates in (("non_mated", non_mated), ("mated", mated)):
+        if not rates or any(not np.array_equal(rates[0].thresholds, r.thresholds) for r in rates):
             raise InputError(f"bounded_rule: {name}: expected conditions with the same thresholds")
-    false_matches = np.array([one.upper(delta) for one in non_mated])
-    misses = np.array([one.upper(delta, below=True) for one in mated])
-    accepted = non_mated[0].thresholds.size - _passed(false_matches.max(0)[::-1] <= alpha)
-    rejected = _passed(misses.max(0) <= fnmr) - 1
+    max_fmr = np.array([rates.upper(delta) for rates in non_mated])  # (conditions, thresholds)
+    max_fnmr = np.array([rates.upper(delta, below=True) for rates in mated])
+    # Test from the strictest threshold on: from the top for accept, from the bottom for reject.
+    accept_index = non_mated[0].thresholds.size - _count_leading_true(max_fmr.max(0)[::-1] <= alpha)
+    reject_index = _count_leading_true(max_fnmr.max(0) <= fnmr) - 1
     rule = DecisionRule(score, radius, confidence, None, None, -np.inf, "fmr", alpha, delta, fnmr=fnmr)
-    if accepted == non_mated[0].thresholds.size or rejected < 0:
+    if accept_index == non_mated[0].thresholds.size or reject_index < 0:
         return rule
-    accept = float(non_mated[0].thresholds[accepted])
-    worst, missed = int(false_matches[:, accepted].argmax()), int(misses[:, rejected].argmax())
-    others, own = non_mated[worst], mated[missed]
+    accept = float(non_mated[0].thresholds[accept_index])
+    worst_fmr = int(max_fmr[:, accept_index].argmax())
+    worst_fnmr = int(max_fnmr[:, reject_index].argmax())
+    false, missed = non_mated[worst_fmr], mated[worst_fnmr]
     return replace(
-        rule, accept=accept, reject=min(accept, float(mated[0].thresholds[rejected])),
+        rule, accept=accept, reject=min(accept, float(mated[0].thresholds[reject_index])),
         tested_on="all pairs of the worst condition",
         counts=(
-            ErrorCount("false matches of non-mated pairs", int(others.reached[accepted]), others.pairs,
-                       float(false_matches[worst, accepted])),
-            ErrorCount("false non-matches of mated pairs", own.pairs - int(own.reached[rejected]), own.pairs,
-                       float(misses[missed, rejected])),
+            ErrorCount("false matches of non-mated pairs", int(false.reached[accept_index]), false.pairs,
+                       float(max_fmr[worst_fmr, accept_index])),
+            ErrorCount("false non-matches of mated pairs", missed.pairs - int(missed.reached[reject_index]),
+                       missed.pairs, float(max_fnmr[worst_fnmr, reject_index])),
         ),
     )  # fmt: skip
 
 
-def _passed(passes: NDArray[Any]) -> int:
-    """How many pass before the first that fails."""
-    return int(np.argmin(np.append(passes, False)))
+def _count_leading_true(values: NDArray[Any]) -> int:
+    """Number of true values before the first false one."""
+    return int(np.argmin(np.append(values, False)))

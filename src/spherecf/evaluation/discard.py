@@ -1,4 +1,4 @@
-"""Error versus discard, and rejection curves: what discarding images of low confidence gains."""
+"""Error versus discard (EDC) and rejection curves: the benefit of discarding images of low confidence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,23 +17,24 @@ FRACTIONS = tuple(round(0.05 * i, 2) for i in range(20))
 
 @dataclass(frozen=True)
 class Edc:
-    """FNMR of the mated pairs that remain, as a step function of the discarded fraction."""
+    """FNMR of the remaining mated pairs as a step function of the discarded fraction."""
 
     threshold: float | None
     start: float | None
-    """FNMR with nothing discarded."""
+    """FNMR before discarding."""
     discard_fraction: list[float]
     fnmr: list[float]
-    """``fnmr[i]`` holds from ``discard_fraction[i]`` up to the next one."""
+    """``fnmr[i]`` holds from ``discard_fraction[i]`` up to the next fraction."""
     pauc: dict[str, float]
-    """Area under the steps from 0 to each limit ("0.2", "0.3")."""
+    """Area under the step function from 0 to each limit ("0.2", "0.3")."""
     pauc_normalised: dict[str, float]
-    """The same over limit * start: 1 is a confidence that tells nothing, smaller is better."""
+    """``pauc`` / (limit * start): 1 is an uninformative confidence, smaller is better."""
     unresolved: str | None = None
+    """Why there is no curve or no normalised area."""
 
 
 def pair_quality(left: ArrayLike, right: ArrayLike) -> NDArray[Any]:
-    """Quality of a pair: the smaller of its two images'.
+    """(n,) quality of pairs: the smaller quality of the two images.
 
     Example:
         >>> pair_quality([1.0, 5.0], [3.0, 2.0]).tolist()
@@ -51,21 +52,25 @@ def edc(
     fmr: float | None = None,
     limits: Sequence[float] = PAUC_LIMITS,
 ) -> Edc:
-    """Error versus discard (Schlett et al., arXiv 2303.13294): does discarding by quality remove the errors?
+    """Error versus discard characteristic: FNMR as pairs of low quality are discarded.
 
-    The threshold is fixed on all pairs, and stays; mated pairs are then discarded in order of quality,
-    those of equal quality together, and FNMR is taken over what remains.
+    The threshold is set on all pairs and then kept fixed. Mated pairs are discarded in order of increasing
+    quality, pairs of equal quality together, and the FNMR of the remaining pairs is measured.
+
+    Source: T. Schlett et al., "Considerations on the Evaluation of Biometric Quality Assessment Algorithms",
+    arXiv 2303.13294.
 
     Args:
         scores: (n,) larger = more alike.
-        mated: (n,) true where both images show one person.
+        mated: (n,) true where both images show the same person.
         quality: (n,) quality of each pair, larger = better; see `pair_quality`.
-        start_fnmr: fix the largest threshold whose FNMR on all pairs is at most this; or
-        fmr: fix the threshold of the largest TMR with FMR at most this.
-        limits: largest discarded fractions for the partial areas.
+        start_fnmr: use the largest threshold whose FNMR on all pairs is at most this rate; or
+        fmr: use the threshold with the highest TMR among those whose FMR on all pairs is at most this rate.
+        limits: upper limits of the discarded fraction for the partial areas.
 
     Raises:
-        InputError: NaN scores or qualities, one kind of pair only, or not exactly one of the two starts.
+        InputError: a score or quality is NaN, the pairs are of one kind only, or not exactly one of
+            ``start_fnmr`` and ``fmr`` is given.
 
     Example:
         >>> result = edc([0.9, 0.8, 0.2, 0.1], [1, 1, 1, 0], [3, 2, 1, 9], start_fnmr=0.4, limits=[0.5])
@@ -83,26 +88,28 @@ def edc(
         threshold = point.threshold
     else:
         threshold = _threshold_at_fnmr(s[m], start_fnmr or 0.0)
-    fractions, rates = _steps(s[m] < threshold, q[m])
+    fractions, rates = _edc_steps(s[m] < threshold, q[m])
     start = float(rates[0])
     areas = {f"{limit:g}": _area(fractions, rates, limit) for limit in limits}
-    relative = {f"{limit:g}": areas[f"{limit:g}"] / (limit * start) for limit in limits} if start else {}
-    why = None if start else "no mated pair fails at this threshold: there is no error to discard"
-    return Edc(threshold, start, fractions.tolist(), rates.tolist(), areas, relative, why)
+    normalised = {f"{limit:g}": areas[f"{limit:g}"] / (limit * start) for limit in limits} if start else {}
+    reason = None if start else "no mated pair fails at this threshold: there is no error to discard"
+    return Edc(threshold, start, fractions.tolist(), rates.tolist(), areas, normalised, reason)
 
 
-def _threshold_at_fnmr(genuine: NDArray[Any], fnmr: float) -> float:
+def _threshold_at_fnmr(mated_scores: NDArray[Any], fnmr: float) -> float:
     if not 0 <= fnmr < 1:
         raise InputError(f"start_fnmr: expected 0 <= start_fnmr < 1, got {fnmr}")
-    return float(np.sort(genuine)[int(allowed_errors(fnmr, genuine.size))])
+    return float(np.sort(mated_scores)[int(allowed_errors(fnmr, mated_scores.size))])
 
 
-def _steps(wrong: NDArray[Any], quality: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _edc_steps(is_error: NDArray[Any], quality: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """(discarded fraction, FNMR of the remaining pairs) at the start of each step."""
     order = np.argsort(quality, kind="stable")
-    wrong, quality = wrong[order], quality[order]
-    gone = np.concatenate([[0], np.flatnonzero(np.diff(quality)) + 1])  # discarded so far, ties whole
-    errors_gone = np.concatenate([[0], np.cumsum(wrong)])[gone]
-    return gone / wrong.size, (wrong.sum() - errors_gone) / (wrong.size - gone)
+    is_error, quality = is_error[order], quality[order]
+    n_discarded = np.concatenate([[0], np.flatnonzero(np.diff(quality)) + 1])  # ties go together
+    errors_discarded = np.concatenate([[0], np.cumsum(is_error)])[n_discarded]
+    fnmr = (is_error.sum() - errors_discarded) / (is_error.size - n_discarded)
+    return n_discarded / is_error.size, fnmr
 
 
 def _area(fractions: NDArray[Any], values: NDArray[Any], limit: float) -> float:
@@ -113,13 +120,14 @@ def _area(fractions: NDArray[Any], values: NDArray[Any], limit: float) -> float:
 
 @dataclass(frozen=True)
 class RejectionCurve:
-    """TMR at FMR <= target among the pairs that remain, per rejected fraction; None where not resolved."""
+    """TMR at FMR <= target of the remaining pairs, by rejected fraction."""
 
     target: float
     fractions: list[float]
     tmr: list[float | None]
+    """None where the target is unresolved."""
     pairs: list[int]
-    """Pairs that remain."""
+    """Number of remaining pairs."""
 
 
 def rejection_curve(
@@ -131,22 +139,22 @@ def rejection_curve(
     images: tuple[ArrayLike, ArrayLike] | None = None,
     fractions: Sequence[float] = FRACTIONS,
 ) -> RejectionCurve:
-    """TMR at FMR, measured anew after rejecting the fraction with the lowest confidence (the paper's figure).
+    """TMR at FMR after rejecting each fraction of lowest confidence (the paper's rejection figure).
 
-    Units of equal quality stay or go together (they go as soon as the fraction exceeds the share of worse
-    ones).
+    The threshold is set again for each fraction. Units (pairs or images) of equal quality are rejected
+    together, as soon as the fraction exceeds the share of units with lower quality.
 
     Args:
         scores: (n,) larger = more alike.
-        mated: (n,) true where both images show one person.
-        quality: (n,) of pairs, larger = better; with ``images``, (images,) of images.
-        target: FMR.
-        images: (left, right) index of the images of each pair into ``quality``; a pair stays
-            if both its images do.
-        fractions: rejected fractions, 0 .. below 1.
+        mated: (n,) true where both images show the same person.
+        quality: (n,) quality of pairs, larger = better; with ``images``, (images,) quality of images.
+        target: FMR target.
+        images: (left, right) indices into ``quality`` of the images of each pair, (n,) each; a pair remains
+            if both images do.
+        fractions: rejected fractions, 0 <= fraction < 1.
 
     Raises:
-        InputError: NaN, shapes that do not fit, or only one kind of pair at the start.
+        InputError: a score or quality is NaN, the shapes differ, or the pairs are of one kind only.
 
     Example:
         >>> rejection_curve([3, 1, 2, 0], [1, 1, 0, 0], [2, 1, 2, 2], 0.5, fractions=[0.0, 0.5]).tmr
@@ -154,28 +162,28 @@ def rejection_curve(
     """
     s, m = check_pairs(scores, mated)
     q = _check_quality(quality, None if images else s.size)
-    level = np.searchsorted(np.sort(q), q, side="left") / q.size  # share of units that are worse
+    share_below = np.searchsorted(np.sort(q), q, side="left") / q.size  # share of units of lower quality
     if images is not None:
         left, right = (np.asarray(index, np.int64) for index in images)
-        level = np.minimum(level[left], level[right])
+        share_below = np.minimum(share_below[left], share_below[right])
     tmr: list[float | None] = []
-    remain: list[int] = []
+    n_remaining: list[int] = []
     pairs = sort_pairs(s, m)
     for fraction in fractions:
-        kept = level >= fraction
-        remain.append(int(kept.sum()))
-        if not (kept & m).any() or not (kept & ~m).any():
+        remains = share_below >= fraction
+        n_remaining.append(int(remains.sum()))
+        if not (remains & m).any() or not (remains & ~m).any():
             tmr.append(None)
             continue
-        tmr.append(tmr_of_curve(pairs.curve(kept.astype(np.int64)), target)[0].tmr)
-    return RejectionCurve(float(target), [float(f) for f in fractions], tmr, remain)
+        tmr.append(tmr_of_curve(pairs.curve(remains.astype(np.int64)), target)[0].tmr)
+    return RejectionCurve(float(target), [float(f) for f in fractions], tmr, n_remaining)
 
 
 def _check_quality(quality: ArrayLike, n: int | None) -> NDArray[Any]:
     q = np.asarray(quality, np.float64)
     if q.ndim != 1 or (n is not None and q.size != n):
         raise InputError(f"quality: expected one per {'pair' if n else 'image'} ({n or 'n'},), got {q.shape}")
-    bad = np.flatnonzero(np.isnan(q))
-    if bad.size:
-        raise InputError(f"quality: {bad.size} of {q.size} are NaN, first at {bad[0]}")
+    nan_indices = np.flatnonzero(np.isnan(q))
+    if nan_indices.size:
+        raise InputError(f"quality: {nan_indices.size} of {q.size} are NaN, first at {nan_indices[0]}")
     return q

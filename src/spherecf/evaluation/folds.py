@@ -1,4 +1,4 @@
-"""People in lists of pairs and templates: parts without a common person, and ten-fold accuracy."""
+"""Ten-fold accuracy, splits of pairs by person, and the people of template pairs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,21 +14,21 @@ from spherecf.evaluation.rates import SortedPairs, sort_pairs
 
 @dataclass(frozen=True)
 class TenFold:
-    """Accuracy over folds."""
+    """Cross-validated accuracy over folds."""
 
     mean: float
     std: float
-    """Population standard deviation over folds, as the field prints it."""
+    """Population standard deviation over folds, as is customary for these benchmarks."""
     accuracies: list[float]
     thresholds: list[float]
-    """The threshold used for each fold, a score of the other folds (inf: accept nothing)."""
+    """The threshold applied to each fold: a score of the other folds, or inf (accept nothing)."""
     folds: list[int]
     pairs: int
     one_sided: list[int] = field(default_factory=list)
-    """Folds of mated pairs alone or non-mated pairs alone: their accuracy is one kind of error only."""
+    """Folds with only mated or only non-mated pairs, whose accuracy measures only one kind of error."""
 
     def log_line(self, name: str, step: int | str = 0) -> str:
-        """The line people grep for.
+        """The customary log line.
 
         >>> TenFold(0.99817, 0.00241, [], [], [], 6000).log_line("lfw", 12)
         '[lfw][12]Accuracy-Flip: 0.99817+-0.00241'
@@ -38,36 +38,35 @@ class TenFold:
 
     @property
     def warning(self) -> str:
-        """What to know before the accuracy is believed; empty if there is nothing.
+        """A warning if the accuracy is misleading, else an empty string.
 
         >>> TenFold(0.9, 0.1, [], [], [0, 1], 4, one_sided=[0]).warning
-        '1 of 2 folds: mated pairs alone or non-mated pairs alone, where accuracy is one kind of error only'
+        '1 of 2 folds with pairs of only one kind, whose accuracy measures only one kind of error'
         """
         if not self.one_sided:
             return ""
         return (
-            f"{len(self.one_sided)} of {len(self.folds)} folds: mated pairs alone or non-mated pairs alone, "
-            "where accuracy is one kind of error only"
+            f"{len(self.one_sided)} of {len(self.folds)} folds with pairs of only one kind, whose accuracy "
+            "measures only one kind of error"
         )
 
 
 def tenfold(scores: ArrayLike, mated: ArrayLike, folds: ArrayLike) -> TenFold:
-    """Cross-validated accuracy; the name keeps the usual number, any number of folds from two will do.
+    """Cross-validated verification accuracy over ten folds, or any number from two.
 
-    For each fold the threshold is the observed score (or +inf) of the *other* folds with the highest
-    accuracy on them; of several equally good ones the largest, i.e. the one with fewest false matches.
-    Choosing among observed scores makes the result exact, free of a grid, and the same under any increasing
-    transform of the scores.
+    For each fold the threshold is the observed score (or +inf) of the *other* folds with the highest accuracy
+    on them; among equally accurate thresholds it is the largest, which has the fewest false matches. Since
+    only observed scores are considered, the result is exact, needs no grid and is invariant under increasing
+    transformations of the scores. Folds with only one kind of pair are counted like the others, and listed in
+    ``one_sided``.
 
     Args:
         scores: (n,) larger = more alike.
-        mated: (n,) true where both images show one person.
+        mated: (n,) true where both images show the same person.
         folds: (n,) fold number of each pair.
 
-    Folds of one kind of pairs are counted like the others, and listed in ``one_sided``.
-
     Raises:
-        InputError: NaN scores, only one kind of pair, or fewer than two folds.
+        InputError: a score is NaN, the pairs are of one kind only, or there are fewer than two folds.
 
     Example:
         >>> result = tenfold([0.9, 0.2, 0.8, 0.1], [True, False, True, False], [0, 0, 1, 1])
@@ -76,10 +75,10 @@ def tenfold(scores: ArrayLike, mated: ArrayLike, folds: ArrayLike) -> TenFold:
     """
     pairs = sort_pairs(scores, mated)
     names, fold = check_folds(folds, pairs)
-    correct, total, at = fold_counts(pairs, fold, len(names), None)
+    correct, total, threshold_index = fold_counts(pairs, fold, len(names), None)
     one_sided = np.setxor1d(fold[pairs.mated], fold[~pairs.mated])
     accuracy = correct[0] / total[0]
-    thresholds = np.concatenate([[np.inf], pairs.scores[pairs.ends]])[at[0]]
+    thresholds = np.concatenate([[np.inf], pairs.scores[pairs.ends]])[threshold_index[0]]
     return TenFold(
         float(accuracy.mean()), float(accuracy.std()), accuracy.tolist(), thresholds.tolist(),
         names.tolist(), pairs.scores.size, names[one_sided].tolist(),
@@ -88,10 +87,10 @@ def tenfold(scores: ArrayLike, mated: ArrayLike, folds: ArrayLike) -> TenFold:
 
 def check_folds(folds: ArrayLike, pairs: SortedPairs) -> tuple[NDArray[Any], NDArray[Any]]:
     """(names of the folds, index of each pair's fold in the sorted order of the pairs)."""
-    given = np.asarray(folds)
-    if given.shape != pairs.scores.shape:
-        raise InputError(f"folds: expected one per pair, shape {pairs.scores.shape}, got {given.shape}")
-    names, index = np.unique(given, return_inverse=True)
+    fold_names = np.asarray(folds)
+    if fold_names.shape != pairs.scores.shape:
+        raise InputError(f"folds: expected one per pair, shape {pairs.scores.shape}, got {fold_names.shape}")
+    names, index = np.unique(fold_names, return_inverse=True)
     if len(names) < 2:
         raise InputError(f"folds: expected at least 2 different folds, got {len(names)}; check the pair list")
     return names, index[pairs.order]
@@ -100,99 +99,107 @@ def check_folds(folds: ArrayLike, pairs: SortedPairs) -> tuple[NDArray[Any], NDA
 def fold_counts(
     pairs: SortedPairs, fold: NDArray[Any], folds: int, weights: NDArray[Any] | None
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """(correct, total, threshold index), each (draws, folds): threshold chosen without the fold.
+    """(correct, total, threshold index), each (draws, folds), with the threshold chosen on the other folds.
 
-    Accepting one more pair changes the number of correct decisions by +1 (mated) or -1 (non-mated), so
-    accuracy at every threshold is a cumulative sum. ``weights`` (draws, n) are in the original order of the
-    pairs.
+    Accepting one more pair changes the number of correct decisions by +1 (mated) or -1 (non-mated), so the
+    accuracies at all thresholds follow from a cumulative sum. ``weights`` (draws, n) are in the original
+    order of the pairs.
 
-    The *first* maximum in descending order of threshold is always a score of the other folds: at a score that
-    only the left-out fold has, the others' accuracy does not change, so it cannot be the first.
+    The *first* maximum in descending order of thresholds is always a score of the other folds: at a score
+    that only the left-out fold has, the accuracy on the others does not change, so it cannot be the first.
     """
     gain = np.where(pairs.mated, 1.0, -1.0)[None, :]
     weight = np.ones_like(gain) if weights is None else weights[..., pairs.order]
-    gain = gain * weight
-    everything = np.cumsum(gain, -1)[:, pairs.ends]
+    gain = gain * weight  # (draws, n)
+    total_gain = np.cumsum(gain, -1)[:, pairs.ends]  # (draws, thresholds)
     shape = (len(gain), folds)
-    correct, total, chosen = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
+    correct, total, threshold_index = np.zeros(shape), np.zeros(shape), np.zeros(shape, np.int64)
     for f in range(folds):
-        here = np.flatnonzero(fold == f)
-        own = np.cumsum(gain[:, here], -1)
-        own = np.concatenate([np.zeros((len(gain), 1)), own], 1)
-        accepted = np.searchsorted(here, pairs.ends, side="right")  # of this fold, at each threshold
-        others = everything - own[:, accepted]
-        best = others.argmax(-1)
-        none = np.take_along_axis(others, best[:, None], 1)[:, 0] <= 0  # accepting nothing is as good
-        chosen[:, f] = np.where(none, 0, best + 1)
-        taken = np.where(none, 0, accepted[best])
-        rejected_right = (weight[:, here] * ~pairs.mated[here]).sum(-1)
-        correct[:, f] = np.take_along_axis(own, taken[:, None], 1)[:, 0] + rejected_right
-        total[:, f] = weight[:, here].sum(-1)
-    return correct, total, chosen
+        in_fold = np.flatnonzero(fold == f)
+        fold_gain = np.cumsum(gain[:, in_fold], -1)
+        fold_gain = np.concatenate([np.zeros((len(gain), 1)), fold_gain], 1)
+        n_accepted = np.searchsorted(in_fold, pairs.ends, side="right")  # in this fold, by threshold
+        other_gain = total_gain - fold_gain[:, n_accepted]
+        best = other_gain.argmax(-1)
+        accept_none = np.take_along_axis(other_gain, best[:, None], 1)[:, 0] <= 0  # at least as accurate
+        threshold_index[:, f] = np.where(accept_none, 0, best + 1)
+        n_accepted_best = np.where(accept_none, 0, n_accepted[best])
+        n_non_mated = (weight[:, in_fold] * ~pairs.mated[in_fold]).sum(-1)  # correct if nothing is accepted
+        correct[:, f] = np.take_along_axis(fold_gain, n_accepted_best[:, None], 1)[:, 0] + n_non_mated
+        total[:, f] = weight[:, in_fold].sum(-1)
+    return correct, total, threshold_index
 
 
 Array = NDArray[Any]
 
-_PER_PART = 3  # groups of linked people wanted per part, so that parts come out near their sizes
+_MIN_GROUPS_PER_PART = 3  # with fewer groups of linked people per part, part sizes would be far off
 
 
 def split_subjects(
     left: ArrayLike, right: ArrayLike, shares: Sequence[float | int], *, seed: int = 0
 ) -> tuple[NDArray[np.int64], str]:
-    """Put people into parts; a pair belongs to a part if both its people do.
+    """Divide people into disjoint parts; a pair belongs to a part if both its people do.
 
-    People whom pairs link, directly or over others, stay together where that leaves enough groups (the folds
-    of most lists are such groups); no pair is lost then. Otherwise each person is drawn alone, and pairs
-    across parts belong nowhere.
+    People who are linked by pairs, directly or through others, stay together if that leaves enough groups
+    (the folds of most lists are such groups); then no pair is lost. Otherwise people are assigned one by one,
+    and pairs of people from two parts belong to no part.
 
     Args:
         left: (n,) person of each pair's left image.
-        right: (n,) of the right image.
-        shares: (parts,) sizes wanted, of any sum.
-        seed: of the draw.
+        right: (n,) person of each pair's right image.
+        shares: (parts,) relative sizes of the parts.
+        seed: seed of the random assignment.
 
     Returns:
-        (part (n,), -1 for pairs across parts; "groups" or "people", what was drawn).
+        (part of each pair (n,), -1 for none; "groups" or "people", the unit that was assigned).
 
     Raises:
-        InputError: shapes that differ, or fewer people than parts.
+        InputError: the shapes differ, or there are fewer people than parts.
 
     Example:
-        >>> part, drawn = split_subjects(["a", "b", "b"], ["a", "b", "a"], [1, 1])
-        >>> sorted(part.tolist()), drawn  # with a and b apart, the pair of both is lost
+        >>> part, unit = split_subjects(["a", "b", "b"], ["a", "b", "a"], [1, 1])
+        >>> sorted(part.tolist()), unit  # a and b are in different parts, so their pair is lost
         ([-1, 0, 1], 'people')
     """
-    a, b, people = _codes(left, right)
-    wanted = np.asarray(shares, np.float64)
-    if people < wanted.size:
-        raise InputError(f"split: {people} people cannot make {wanted.size} parts with nobody in common")
+    a, b, people = _subject_codes(left, right)
+    sizes = np.asarray(shares, np.float64)
+    if people < sizes.size:
+        raise InputError(f"split: {people} people cannot make {sizes.size} disjoint parts")
     group = linked(a, b, people)
-    grouped = np.unique(group).size >= _PER_PART * wanted.size
-    unit = group if grouped else np.arange(people)
-    load = np.bincount(unit[a], minlength=people) + np.bincount(unit[b], minlength=people)
-    units = np.unique(unit)
-    order = np.random.default_rng(seed).permutation(units)
-    order = order[np.argsort(-load[order], kind="stable")]  # the largest first, each to where most is missing
+    use_groups = np.unique(group).size >= _MIN_GROUPS_PER_PART * sizes.size
+    unit = group if use_groups else np.arange(people)
+    n_images = np.bincount(unit[a], minlength=people) + np.bincount(unit[b], minlength=people)
+    order = np.random.default_rng(seed).permutation(np.unique(unit))
+    order = order[np.argsort(-n_images[order], kind="stable")]  # large units first
     part = np.empty(people, np.int64)
-    filled = np.zeros(wanted.size)
-    for one in order.tolist():
-        emptiest = int(np.argmin(filled / wanted))
-        part[one] = emptiest
-        filled[emptiest] += load[one]
-    mine, other = part[unit[a]], part[unit[b]]
-    return np.where(mine == other, mine, -1), "groups" if grouped else "people"
+    filled = np.zeros(sizes.size)
+    for u in order.tolist():
+        emptiest = int(np.argmin(filled / sizes))
+        part[u] = emptiest
+        filled[emptiest] += n_images[u]
+    part_left, part_right = part[unit[a]], part[unit[b]]
+    return np.where(part_left == part_right, part_left, -1), "groups" if use_groups else "people"
 
 
 def disjoint_pairs(
     left: ArrayLike, right: ArrayLike, mated: ArrayLike, *, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Rows of pairs of which no two share a person, in random order, with the list's share of mated pairs.
+    """Choose pairs of which no two share a person, keeping the list's share of mated pairs.
 
-    Where people are drawn independently, so are these pairs: what exact binomial tests ask for. A mated pair
-    takes one person, a non-mated one two.
+    If people are independent, so are these pairs, as exact binomial tests require. A mated pair uses up one
+    person, a non-mated pair two.
+
+    Args:
+        left: (n,) person of each pair's left image.
+        right: (n,) person of each pair's right image.
+        mated: (n,) true where both images show the same person.
+        seed: seed of the random choice.
+
+    Returns:
+        Row indices of the chosen pairs, ascending.
 
     Raises:
-        InputError: shapes that differ.
+        InputError: the shapes differ.
 
     Example:
         >>> left, right, mated = list("aabcd"), list("abbcc"), [1, 0, 1, 1, 0]
@@ -201,24 +208,25 @@ def disjoint_pairs(
         >>> sum(map(len, people)) == len(set.union(*people))
         True
     """
-    a, b, people = _codes(left, right)
-    kind = check_mated(mated)
-    sides = [side for side in (np.flatnonzero(kind), np.flatnonzero(~kind)) if side.size]
+    a, b, people = _subject_codes(left, right)
+    is_mated = check_mated(mated)
+    kinds = [rows for rows in (np.flatnonzero(is_mated), np.flatnonzero(~is_mated)) if rows.size]
     rng = np.random.default_rng(seed)
-    waiting = [iter(rng.permutation(side).tolist()) for side in sides]
-    taken: list[list[int]] = [[] for _ in sides]
-    free = np.ones(people, bool)
-    while sides:
-        behind = min(range(len(sides)), key=lambda i: len(taken[i]) / sides[i].size)
-        row = next((row for row in waiting[behind] if free[a[row]] and free[b[row]]), None)
-        if row is None:  # one more of the other kind alone would change the share
+    candidates = [iter(rng.permutation(rows).tolist()) for rows in kinds]
+    chosen: list[list[int]] = [[] for _ in kinds]
+    is_free = np.ones(people, bool)
+    while kinds:
+        kind = min(range(len(kinds)), key=lambda i: len(chosen[i]) / kinds[i].size)  # the one behind
+        row = next((row for row in candidates[kind] if is_free[a[row]] and is_free[b[row]]), None)
+        if row is None:  # pairs of the other kind alone would change the share of mated pairs
             break
-        free[a[row]] = free[b[row]] = False
-        taken[behind].append(row)
-    return np.sort(np.asarray([row for side in taken for row in side], np.int64))
+        is_free[a[row]] = is_free[b[row]] = False
+        chosen[kind].append(row)
+    return np.sort(np.asarray([row for rows in chosen for row in rows], np.int64))
 
 
-def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Array, Array, int]:
+def _subject_codes(left: ArrayLike, right: ArrayLike) -> tuple[Array, Array, int]:
+    """(left, right) people as integers 0, 1, ..., and their number."""
     a, b = np.asarray(left), np.asarray(right)
     if a.ndim != 1 or a.shape != b.shape:
         raise InputError(f"subjects: expected two (n,) arrays, got {a.shape} and {b.shape}")
@@ -227,7 +235,7 @@ def _codes(left: ArrayLike, right: ArrayLike) -> tuple[Array, Array, int]:
 
 
 def linked(a: Array, b: Array, people: int) -> Array:
-    """For each of 0 .. people - 1 the smallest number among all that pairs link it with, over others too."""
+    """(people,) for each person the smallest number of all people linked with them, directly or not."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -240,18 +248,21 @@ def linked(a: Array, b: Array, people: int) -> Array:
 def template_people(
     ids: Array, known: Mapping[int, int], left: Array, right: Array, mated: Array
 ) -> tuple[str, Array]:
-    """(unit, person of each template).
+    """Person of each template.
 
-    The lists of subjects where they name every template of a pair. Else the templates that mated pairs
-    connect are one person, and the others one each: "component" instead of "subject", since a person's
-    templates need not be connected.
+    If every template of a pair has a known subject, that subject is the person. Otherwise templates connected
+    by mated pairs count as one person, and every other template as a person: "component" instead of
+    "subject", since the templates of a person need not be connected.
 
     Args:
         ids: (t,) templates.
-        known: template to subject.
-        left: (p,) position among ``ids`` of each pair's left template.
-        right: (p,) of the right one.
-        mated: (p,) true where both show one person.
+        known: template -> subject.
+        left: (p,) position in ``ids`` of each pair's left template.
+        right: (p,) position in ``ids`` of each pair's right template.
+        mated: (p,) true where both templates show the same person.
+
+    Returns:
+        ("subject" or "component", (t,) persons).
 
     Example:
         >>> ids, mated = np.array([5, 6, 7]), np.array([True, False])
@@ -266,5 +277,5 @@ def template_people(
 
 
 def contradictions(people: Array, left: Array, right: Array, mated: Array) -> int:
-    """Pairs whose label says otherwise than the people do."""
+    """Number of pairs whose label contradicts the people."""
     return int(((people[left] == people[right]) != mated).sum())

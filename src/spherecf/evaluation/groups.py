@@ -1,8 +1,8 @@
-"""One threshold for everybody, and its error rates in each group of people or images.
+"""Error rates of each group of people or images at thresholds common to all groups.
 
-In the manner of M. Wang, W. Deng, J. Hu, X. Tao, Y. Huang, "Racial Faces in the Wild", ICCV 2019 (accuracy
-per group) and of P. Grother, M. Ngan, K. Hanaoka, "Face Recognition Vendor Test Part 3: Demographic Effects",
-NISTIR 8280 (FMR of each group at a threshold set on everybody).
+Accuracy per group follows M. Wang, W. Deng, J. Hu, X. Tao, Y. Huang, "Racial Faces in the Wild", ICCV 2019;
+FMR of each group at a common threshold follows P. Grother, M. Ngan, K. Hanaoka, "Face Recognition Vendor Test
+Part 3: Demographic Effects", NISTIR 8280.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,52 +34,54 @@ BETWEEN = "(between groups)"
 
 @dataclass(frozen=True)
 class AtThreshold:
-    """One group at the threshold that gives everybody an FMR of at most ``target``."""
+    """Rates of one group at the common threshold, at which the FMR of all pairs is at most ``target``."""
 
     target: float
     threshold: float
     fmr: float | None
     """None without non-mated pairs."""
     tmr: float | None
+    """None without mated pairs."""
     false_matches: int
     true_matches: int
 
 
 @dataclass(frozen=True)
 class GroupResult:
-    """The pairs of which both sides are of one group."""
+    """Results of the pairs whose sides are both in one group."""
 
     group: str
     mated: int
     non_mated: int
     accuracy: float
-    """At the threshold that is most accurate on the pairs of all groups."""
+    """Accuracy at the common threshold, the most accurate one on the pairs of all groups."""
     own_accuracy: float | None
-    """At its own: over folds where there are folds, else at the most accurate threshold of this group."""
+    """Accuracy with thresholds of the group: cross-validated with folds, else at its best threshold."""
     at: list[AtThreshold]
+    """Rates at the common thresholds."""
     own: list[TmrAtFmr]
-    """TMR at FMR with the group's own thresholds; empty if one kind of pair is missing."""
+    """TMR at FMR with thresholds of the group; empty if one kind of pair is missing."""
 
 
 @dataclass(frozen=True)
 class GroupReport:
-    """Every group, and how far they are apart."""
+    """Results of all groups, and the ratios between them."""
 
     overall: list[TmrAtFmr]
-    """The thresholds: of all pairs of which both sides are of a known group."""
+    """The common thresholds, set on all pairs whose sides both have a known group."""
     accuracy_threshold: float
     groups: list[GroupResult]
-    """In the order of their names; the pairs between two groups come last, as a group of their own."""
+    """In the order of their names, followed by the pairs between two groups."""
     spread: dict[str, float | None]
-    """"fmr@0.001", "fnmr@0.001", "error": largest over smallest of the groups (not of the pairs between);
-    infinite where the smallest is 0, None where a group has no such number."""
+    """"fmr@0.001", "fnmr@0.001", "error": ratio of the largest to the smallest rate of the groups, without
+    pairs between groups; infinite if the smallest rate is 0, None if a group has no such rate."""
     ungrouped: int
-    """Pairs of which a side is of no known group; they take no part."""
+    """Number of pairs with a side of unknown group, which are left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts and lists."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        report: dict[str, Any] = plain(asdict(self))
+        return report
 
 
 def by_group(
@@ -91,18 +93,19 @@ def by_group(
     *,
     folds: ArrayLike | None = None,
 ) -> GroupReport:
-    """Error rates of each group at thresholds that are set on everybody, and at its own.
+    """Error rates of each group at common thresholds, and at thresholds of the group.
 
     Args:
         scores: (n,) larger = more alike.
-        mated: (n,) true where both show one person.
-        left: (n,) group of the left side, "" where unknown.
-        right: (n,) of the right side.
-        targets: FMR targets; those that all pairs together cannot resolve have a reason in ``overall``.
-        folds: (n,) for the groups' own accuracy.
+        mated: (n,) true where both images show the same person.
+        left: (n,) group of each pair's left side, "" if unknown.
+        right: (n,) group of each pair's right side.
+        targets: FMR targets; for targets that all pairs together cannot resolve, ``overall`` has a reason.
+        folds: (n,) folds for the accuracy with thresholds of the group.
 
     Raises:
-        InputError: shapes differ, NaN scores, one kind of pair only, or fewer than two groups.
+        InputError: the shapes differ, a score is NaN, the pairs are of one kind only, or there are fewer than
+            two groups.
 
     Example:
         >>> report = by_group(
@@ -125,15 +128,15 @@ def by_group(
     if len(names) < 2:
         raise InputError(f"groups: expected at least two, the pairs are of {names}")
     overall = ScoreSplit.of(s, m).tmr_at_fmr(targets)
-    best = _most_accurate(s, m)
-    members = {name: (a == name) & (b == name) for name in names} | {BETWEEN: a != b}
+    best = _most_accurate_threshold(s, m)
+    masks = {name: (a == name) & (b == name) for name in names} | {BETWEEN: a != b}
     groups = [
-        _measure(name, s[rows], m[rows], None if fold is None else fold[rows], overall, best, targets)
-        for name, rows in members.items()
-        if rows.any()
+        _measure(name, s[mask], m[mask], None if fold is None else fold[mask], overall, best, targets)
+        for name, mask in masks.items()
+        if mask.any()
     ]
-    inside = [group for group in groups if group.group != BETWEEN]
-    return GroupReport(overall, best, groups, _spread(inside, overall), int((~known).sum()))
+    named_results = [group for group in groups if group.group != BETWEEN]
+    return GroupReport(overall, best, groups, _spread(named_results, overall), int((~known).sum()))
 
 
 def _measure(
@@ -142,44 +145,52 @@ def _measure(
     mated: Array,
     folds: Array | None,
     overall: Sequence[TmrAtFmr],
-    best: float,
+    accuracy_threshold: float,
     targets: Targets,
 ) -> GroupResult:
-    true, false = int(mated.sum()), int((~mated).sum())
-    at = []
+    n_mated, n_non_mated = int(mated.sum()), int((~mated).sum())
+    rates_at_thresholds = []
     for entry in overall:
         if entry.threshold is None:
             continue
         accepted = scores >= entry.threshold
         hits, errors = int((accepted & mated).sum()), int((accepted & ~mated).sum())
-        rates = errors / false if false else None, hits / true if true else None
-        at.append(AtThreshold(entry.target, entry.threshold, *rates, errors, hits))
-    both = bool(true and false)
-    own: float | None = None
-    if both and folds is not None and np.unique(folds).size > 1:
-        own = tenfold(scores, mated, folds).mean
-    elif both and folds is None:
-        own = float(((scores >= _most_accurate(scores, mated)) == mated).mean())
-    own_tmr = ScoreSplit.of(scores, mated).tmr_at_fmr(targets) if both else []
-    return GroupResult(name, true, false, float(((scores >= best) == mated).mean()), own, at, own_tmr)
+        rates = errors / n_non_mated if n_non_mated else None, hits / n_mated if n_mated else None
+        rates_at_thresholds.append(AtThreshold(entry.target, entry.threshold, *rates, errors, hits))
+    has_both_kinds = bool(n_mated and n_non_mated)
+    own_accuracy: float | None = None
+    if has_both_kinds and folds is not None and np.unique(folds).size > 1:
+        own_accuracy = tenfold(scores, mated, folds).mean
+    elif has_both_kinds and folds is None:
+        own_accuracy = _accuracy(scores, mated, _most_accurate_threshold(scores, mated))
+    own_tmr = ScoreSplit.of(scores, mated).tmr_at_fmr(targets) if has_both_kinds else []
+    accuracy = _accuracy(scores, mated, accuracy_threshold)
+    return GroupResult(
+        name, n_mated, n_non_mated, accuracy, own_accuracy, rates_at_thresholds, own_tmr
+    )  # fmt: skip
 
 
-def _most_accurate(scores: Array, mated: Array) -> float:
-    """The largest of the thresholds with the highest accuracy."""
+def _accuracy(scores: Array, mated: Array, threshold: float) -> float:
+    return float(((scores >= threshold) == mated).mean())
+
+
+def _most_accurate_threshold(scores: Array, mated: Array) -> float:
+    """The threshold with the highest accuracy; the largest one if there are several."""
     curve = sort_pairs(scores, mated).curve()
     return float(curve.thresholds[int((curve.true - curve.false).argmax())])
 
 
 def _spread(groups: Sequence[GroupResult], overall: Sequence[TmrAtFmr]) -> dict[str, float | None]:
-    found: dict[str, float | None] = {"error": _over([1 - group.accuracy for group in groups])}
-    for place, entry in enumerate(one for one in overall if one.threshold is not None):
-        ones = [group.at[place] for group in groups]
-        found[f"fmr@{entry.target:g}"] = _over([one.fmr for one in ones])
-        found[f"fnmr@{entry.target:g}"] = _over([None if one.tmr is None else 1 - one.tmr for one in ones])
-    return found
+    ratios: dict[str, float | None] = {"error": _ratio([1 - group.accuracy for group in groups])}
+    for index, entry in enumerate(e for e in overall if e.threshold is not None):
+        rates = [group.at[index] for group in groups]
+        ratios[f"fmr@{entry.target:g}"] = _ratio([r.fmr for r in rates])
+        ratios[f"fnmr@{entry.target:g}"] = _ratio([None if r.tmr is None else 1 - r.tmr for r in rates])
+    return ratios
 
 
-def _over(rates: Sequence[float | None]) -> float | None:
+def _ratio(rates: Sequence[float | None]) -> float | None:
+    """Ratio of the largest to the smallest rate; None if a rate is missing or there is only one."""
     known = [rate for rate in rates if rate is not None]
     if len(known) < len(rates) or len(known) < 2:
         return None
@@ -187,31 +198,31 @@ def _over(rates: Sequence[float | None]) -> float | None:
     return high / low if low > 0 else float("inf") if high > 0 else 1.0
 
 
-def named_groups(names: Sequence[str], groups: Mapping[str, str], what: str) -> list[str]:
-    """Group of each name, "" where it has none.
+def named_groups(names: Sequence[str], groups: Mapping[str, str], kind: str) -> list[str]:
+    """Group of each name, "" if it has none; ``kind`` says in the error message what the names are of.
 
     Raises:
-        InputError: none of the names has a group: they are spelt differently.
+        InputError: none of the names has a group, e.g. because they are written differently.
 
     Example:
         >>> named_groups(["a", "b"], {"a": "A"}, "image")
         ['A', '']
     """
-    found = [groups.get(name) or groups.get(spelt(name), "") for name in names]
-    if not any(found):
-        shown, given = ", ".join(map(repr, names[:2])), ", ".join(map(repr, list(groups)[:2]))
+    name_groups = [groups.get(name) or groups.get(spelt(name), "") for name in names]
+    if not any(name_groups):
+        examples, group_examples = (", ".join(map(repr, column[:2])) for column in (names, list(groups)))
         raise InputError(
-            f"groups: no {what} has a group; they look like {shown} here and {given} in the groups; both "
-            "must be spelt alike"
+            f"groups: no {kind} has a group; they look like {examples} here and like {group_examples} in the "
+            "groups; they must match"
         )
-    return found
+    return name_groups
 
 
 def extra_groups(embeddings: Embeddings, name: str) -> dict[str, str]:
-    """Key to group by the values of an extra column, e.g. ``severity``.
+    """Group of each key by the values of an extra column, e.g. ``severity``.
 
     Raises:
-        InputError: no such column.
+        InputError: the embeddings have no such column.
 
     Example:
         >>> e = Embeddings(np.eye(2), np.zeros(2), ["a", "b"], extras={"severity": np.array([0, 2.5])})
@@ -219,22 +230,22 @@ def extra_groups(embeddings: Embeddings, name: str) -> dict[str, str]:
         {'a': '0', 'b': '2.5'}
     """
     if name not in embeddings.extras:
-        known = ", ".join(sorted(embeddings.extras)) or "none"
-        raise InputError(f"groups: these embeddings have no extra {name!r} (they have: {known})")
-    shown = (np.format_float_positional(value, trim="-") for value in embeddings.extras[name])
-    return dict(zip(embeddings.keys, shown))
+        available = ", ".join(sorted(embeddings.extras)) or "none"
+        raise InputError(f"groups: these embeddings have no extra {name!r} (they have: {available})")
+    texts = (np.format_float_positional(value, trim="-") for value in embeddings.extras[name])
+    return dict(zip(embeddings.keys, texts))
 
 
 def template_groups(templates: TemplateSet, groups: Mapping[str, str], of: str) -> dict[int, str]:
-    """Template to group; a template whose images are of several groups has none.
+    """Group of each template; a template with images of several groups has none.
 
     Args:
-        templates: the set.
-        groups: name to group.
-        of: what the names are of: "template", "subject" (of the galleries and probes) or "image".
+        templates: the template set.
+        groups: name -> group.
+        of: what the names refer to: "template", "subject" (of the galleries and probes) or "image".
 
     Raises:
-        InputError: another kind, or no name that occurs in the set.
+        InputError: ``of`` is none of these, or none of the names occurs in the set.
 
     Example:
         >>> from spherecf.data import IjbMeta
@@ -245,11 +256,13 @@ def template_groups(templates: TemplateSet, groups: Mapping[str, str], of: str) 
     if of not in ("template", "subject", "image"):
         raise InputError(f"groups of {of!r}: expected template, subject or image")
     if of == "image":
-        found: dict[int, set[str]] = {}
-        names = named_groups(templates.files, groups, of)
-        for template, group in zip(templates.templates.tolist(), names):
-            found.setdefault(template, set()).add(group)
-        return {template: ones.pop() if len(ones) == 1 else "" for template, ones in found.items()}
+        image_groups: dict[int, set[str]] = {}
+        for template, group in zip(templates.templates.tolist(), named_groups(templates.files, groups, of)):
+            image_groups.setdefault(template, set()).add(group)
+        return {
+            template: distinct.pop() if len(distinct) == 1 else ""
+            for template, distinct in image_groups.items()
+        }
     people = templates.subjects() if of == "subject" else {}
     ids = list(people) if of == "subject" else np.unique(templates.templates).tolist()
     return dict(zip(ids, named_groups([str(people.get(t, t)) for t in ids], groups, of)))
@@ -263,19 +276,20 @@ def pair_groups(
     of: str,
     options: PairOptions = PairOptions(),
 ) -> dict[str, GroupReport]:
-    """Error rates of a pair list by group, for each score; pairs are resolved as by `evaluate_pairs`.
+    """Error rates of a pair list by group, for each score.
+
+    Pairs with an image that could not be embedded are left out, as by `evaluate_pairs`.
 
     Args:
         left: embeddings of the left images.
-        right: of the right ones.
-        pairs: the list.
-        groups: name to group.
-        of: what the names are of: "image" or "subject".
-        options: radius, scores and targets; the rest is not used.
+        right: embeddings of the right images.
+        pairs: the pair list.
+        groups: name -> group.
+        of: what the names refer to: "image" or "subject".
+        options: radius, scores and targets; the other options are not used.
 
     Raises:
-        InputError: as `evaluate_pairs` and `by_group`, two recognisers among them; groups of people where
-            nobody is known.
+        InputError: as `evaluate_pairs` and `by_group`; or ``of`` is "subject" and people are unknown.
 
     Example:
         >>> from spherecf.data import PairList
@@ -300,13 +314,15 @@ def pair_groups(
         sides = [[str(person) for person in people.tolist()] for people in resolved.subjects]
     else:
         raise InputError(
-            f"groups of {of!r}: a pair list has images, and people where they are known; not this"
+            f"groups of {of!r}: expected image, or subject if the pair list or the embeddings name people"
         )
-    names = named_groups([*sides[0], *sides[1]], groups, of)
-    one, other = names[: len(sides[0])], names[len(sides[0]) :]
+    side_groups = named_groups([*sides[0], *sides[1]], groups, of)
+    left_groups, right_groups = side_groups[: len(sides[0])], side_groups[len(sides[0]) :]
     radius = left.radius if options.radius is None else options.radius
     columns = score_listed(left, right, resolved, options.scores, radius)
     return {
-        score: by_group(values, resolved.mated, one, other, options.targets, folds=resolved.folds)
+        score: by_group(
+            values, resolved.mated, left_groups, right_groups, options.targets, folds=resolved.folds
+        )
         for score, values in columns.items()
     }

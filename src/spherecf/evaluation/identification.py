@@ -1,8 +1,9 @@
-"""1:N: who it is (closed set), and whether it is anybody in the gallery (open set).
+"""1:N identification: rank of the mate (closed set), and TPIR at FPIR (open set).
 
-Rates as in NIST's evaluations (P. Grother, M. Ngan, K. Hanaoka, "Face Recognition Vendor Test Part 2:
-Identification", NISTIR 8271): FPIR is the share of probes without a mate in the gallery that get any
-candidate at the threshold; FNIR the share of probes with a mate that do not get it, at rank and threshold.
+Rates are defined as in NIST's evaluations (P. Grother, M. Ngan, K. Hanaoka, "Face Recognition Vendor Test
+Part 2: Identification", NISTIR 8271). FPIR is the share of non-mated probes for which any candidate reaches
+the threshold. FNIR is the share of mated probes whose mate does not reach the threshold or is not within the
+given rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from spherecf.evaluation.templates import (
     TemplateImages,
     TemplateOptions,
     TemplateSet,
-    check_apart,
+    check_disjoint,
     conditions,
     find_images,
     missing_file,
@@ -41,15 +42,15 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """What searching a gallery gave, one entry per probe."""
+class SearchResult:
+    """Result of searching a gallery, one entry per probe."""
 
     best: Array
     """(p,) highest score of any gallery template."""
-    own: Array
-    """(p,) score of the mate; -inf where the gallery lacks it."""
+    mate_score: Array
+    """(p,) score of the mate; -inf for non-mated probes."""
     rank: Array
-    """(p,) place of the mate, 1 = first; 0 where the gallery lacks it. Ties count against the mate."""
+    """(p,) rank of the mate, 1 = first; 0 for non-mated probes. Ties count against the mate."""
 
     @property
     def mated(self) -> NDArray[np.bool_]:
@@ -57,30 +58,29 @@ class Found:
         return np.asarray(self.rank > 0)
 
     def identified(self, max_rank: int) -> NDArray[np.float32]:
-        """(mated,) score of the mate where its rank is good enough, else -inf."""
-        scores: NDArray[np.float32] = np.where(self.rank <= max_rank, self.own, -np.inf)[self.mated]
+        """(mated,) score of the mate if its rank is at most ``max_rank``, else -inf."""
+        scores: NDArray[np.float32] = np.where(self.rank <= max_rank, self.mate_score, -np.inf)[self.mated]
         return scores
 
 
 def search(
     probes: Templates, gallery: Templates, mate: Array, score: str, radius: float, threads: int | None = None
-) -> Found:
-    """Search every probe; ``mate`` (p,) is the position of its mate in the gallery, -1 if there is none."""
-    best, own = np.empty(len(probes), np.float32), np.full(len(probes), -np.inf, np.float32)
+) -> SearchResult:
+    """Search every probe; ``mate`` (p,) is the position of its mate in the gallery, -1 if it has none."""
+    best, mate_score = np.empty(len(probes), np.float32), np.full(len(probes), -np.inf, np.float32)
     rank = np.zeros(len(probes), np.int64)
     for rows, tile in score_tiles(probes, gallery, score, radius, threads):
         best[rows] = tile.max(1)
-        known = np.flatnonzero(mate[rows] >= 0)
-        scores = tile[known, mate[rows][known]]
-        at = rows.start + known
-        own[at] = scores
-        rank[at] = (tile[known] >= scores[:, None]).sum(1)  # the mate itself is one of them
-    return Found(best, own, rank)
+        mated = np.flatnonzero(mate[rows] >= 0)
+        scores = tile[mated, mate[rows][mated]]
+        mate_score[rows.start + mated] = scores
+        rank[rows.start + mated] = (tile[mated] >= scores[:, None]).sum(1)  # counts the mate itself
+    return SearchResult(best, mate_score, rank)
 
 
 @dataclass(frozen=True)
 class TpirAtFpir:
-    """The largest TPIR whose FPIR does not exceed ``target``, with the counts behind it."""
+    """The highest TPIR whose FPIR does not exceed ``target``, with the underlying counts."""
 
     target: float
     tpir: float | None
@@ -92,12 +92,12 @@ class TpirAtFpir:
     mated: int
     non_mated: int
     unresolved: str | None = None
-    """Why there is no number."""
+    """Why there is no rate."""
 
 
 @dataclass(frozen=True)
 class GalleryResult:
-    """One gallery, for one way to pool and to score."""
+    """Results of one gallery for one pooling mode and score."""
 
     gallery: str
     enrolled: int
@@ -105,9 +105,9 @@ class GalleryResult:
     """Probes whose subject is enrolled."""
     non_mated: int
     ranks: dict[str, Measure]
-    """"1", "5", "10" to the share of mated probes whose mate is among the first so many."""
+    """Rank ("1", "5", "10") -> share of mated probes whose mate is within this rank."""
     cmc: list[float]
-    """The same for every rank from 1, up to 100."""
+    """The same share for every rank from 1 to 100, or to the size of the gallery."""
     tpir: list[TpirAtFpir]
     tpir_intervals: dict[str, Interval]
     det: dict[str, list[float]]
@@ -116,7 +116,7 @@ class GalleryResult:
 
 @dataclass(frozen=True)
 class IdentificationResult:
-    """One way to pool and to score: every gallery, and their mean."""
+    """Results of one pooling mode and score: each gallery, and the mean over galleries."""
 
     mode: str
     pooling: str
@@ -124,21 +124,21 @@ class IdentificationResult:
     signature: str
     galleries: list[GalleryResult]
     mean: dict[str, Measure]
-    """"rank-1", "tpir@0.01", ...: mean over galleries; absent where one gallery has no number."""
+    """Means over galleries of "rank-1", "tpir@0.01", ...; absent if any gallery has no value."""
 
     @property
     def name(self) -> str:
-        """Of the row and its line: "kappa, mls"."""
+        """Name in tables and plots, e.g. "kappa, mls"."""
         return f"{self.pooling}, {self.score}"
 
 
 @dataclass(frozen=True)
 class IdentificationReport:
-    """Result of 1:N search; `to_dict` is JSON-able."""
+    """Result of `evaluate_identification`; `to_dict` is JSON-able."""
 
     name: str
     max_rank: int
-    """A mate counts as identified in the open set if its rank is at most this."""
+    """In the open set, a probe counts as identified only if its mate is within this rank."""
     counts: dict[str, int]
     """``images``, ``probes``, ``gallery_templates``, ``people``, ``failed_images``, ``failed_probes``,
     ``failed_gallery_templates``"""
@@ -148,16 +148,16 @@ class IdentificationReport:
     results: list[IdentificationResult]
     notes: list[str] = field(default_factory=list)
     resampled: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
-    """Bootstrap draws of the means by "kappa, mls:tpir@0.01" and so on; not in the JSON."""
+    """Means per bootstrap draw, keyed like "kappa, mls:tpir@0.01"; not in the JSON."""
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` CMC and DET are left out."""
-        found: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del found["resampled"]
+        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
+        del report["resampled"]
         if not curves:
-            for gallery in (gallery for result in found["results"] for gallery in result["galleries"]):
+            for gallery in (gallery for result in report["results"] for gallery in result["galleries"]):
                 del gallery["cmc"], gallery["det"]
-        return found
+        return report
 
 
 FPIR_TARGETS = (1e-1, 1e-2, 1e-3)
@@ -173,22 +173,24 @@ def evaluate_identification(
     *,
     max_rank: int = 1,
 ) -> IdentificationReport:
-    """Search every probe in every gallery: rank-k and CMC, TPIR at FPIR and DET, for every mode and score.
+    """Search all probes in all galleries: rank-k and CMC, TPIR at FPIR, and DET, for every mode and score.
 
-    The threshold for an FPIR comes from the probes searched against the gallery that lacks them: the smallest
-    at which at most that share gets any candidate (score >= threshold, ties together). Ties in rank count
-    against the mate. Probes without an embedded image are failures to acquire: counted, never searched.
-    Where an enrolment failed, its subject's probes have neither a mate nor none: they are left out there.
+    The threshold for an FPIR target is set on the non-mated probes of each gallery: the smallest threshold
+    that a candidate (score >= threshold, ties together) reaches for at most that share of them. Ties in rank
+    count against the mate. Probes without an embedded image are failures to acquire: they are counted, but
+    not searched. Probes of a subject whose enrolment failed are neither mated nor non-mated, and are left out
+    of the search in that gallery.
 
     Args:
-        embeddings: of the set's images, keys spelt as its file names.
-        templates: from `spherecf.data.read_ijb`, with galleries and probes.
-        options: modes, scores, FPIR targets and the rest; the bootstrap draws the probes' people.
-        max_rank: a mate counts as identified in the open set if its rank is at most this.
+        embeddings: embeddings of the set's images; the keys are its file names.
+        templates: template set with galleries and probes, from `spherecf.data.read_ijb`.
+        options: pooling modes, scores, FPIR targets and bootstrap settings; the bootstrap draws the subjects
+            of the probes.
+        max_rank: in the open set, a probe counts as identified only if its mate is within this rank.
 
     Raises:
-        InputError: no galleries or probes, no image found, no probe with a mate, a mode that the embeddings
-            lack.
+        InputError: the set has no galleries or probes, no image is embedded, no probe has a mate, or the
+            embeddings lack what a mode needs.
 
     Example:
         >>> from spherecf.data import TemplateList, IjbMeta
@@ -207,181 +209,202 @@ def evaluate_identification(
         >>> gallery.ranks["1"].value, gallery.tpir[0].tpir, gallery.non_mated
         (1.0, 1.0, 1)
     """
-    _check(templates, max_rank)
+    _check_arguments(templates, max_rank)
     targets, draws, seed = options.targets or FPIR_TARGETS, options.draws, options.seed
     images = find_images(embeddings, templates)
-    chosen, notes = conditions(options.modes, options.scores, embeddings, images)
-    tasks, people, counts = _tasks(templates, images)
+    rows, notes = conditions(options.modes, options.scores, embeddings, images)
+    searches, people, counts = _gallery_searches(templates, images)
     r = embeddings.radius if options.radius is None else options.radius
-    ci = f"probe-subject-{draws}/{seed}" if draws else "none"
+    resampling = f"probe-subject-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     results: list[IdentificationResult] = []
     resampled: dict[str, Array] = {}
-    for mode in dict.fromkeys(mode for mode, _ in chosen):
+    for mode in dict.fromkeys(mode for mode, _ in rows):
         pooled = mode.pool(embeddings, images)
-        for score in (score for one, score in chosen if one == mode):
-            found = {task.name: task.search(pooled, score, r, options.threads) for task in tasks}
-            drawn = _resample(tasks, found, people, targets, max_rank, draws, seed) if draws else {}
-            galleries = [_measure(task, found[task.name], targets, max_rank, drawn) for task in tasks]
-            stated = {**facts, "mode": mode, "pool": f"media-mean+{mode.pooling}", "score": score,
-                      "r": f"{r:g}" if score == "mls" else None, "fpir": "at-most", "rank": f"<={max_rank}",
-                      "ties": "against", "ci": ci}  # fmt: skip
-            line = signature(f"{templates.name}/1:N", **stated)
-            mean = _mean(galleries, drawn)
+        for score in (score for row_mode, score in rows if row_mode == mode):
+            outcomes = {s.gallery: s.run(pooled, score, r, options.threads) for s in searches}
+            drawn = _resample(searches, outcomes, people, targets, max_rank, draws, seed) if draws else {}
+            galleries = [_measure(s, outcomes[s.gallery], targets, max_rank, drawn) for s in searches]
+            result_facts = {**facts, "mode": mode, "pool": f"media-mean+{mode.pooling}", "score": score,
+                            "r": f"{r:g}" if score == "mls" else None, "fpir": "at-most",
+                            "rank": f"<={max_rank}", "ties": "against", "ci": resampling}  # fmt: skip
+            line = signature(f"{templates.name}/1:N", **result_facts)
+            mean = _mean_over_galleries(galleries, drawn)
             results.append(IdentificationResult(str(mode), mode.pooling, score, line, galleries, mean))
-            names = mean if draws else ()
-            resampled |= {f"{results[-1].name}:{name}": _mean_draws(tasks, drawn, name) for name in names}
+            metrics = mean if draws else ()
+            resampled |= {
+                f"{results[-1].name}:{name}": _mean_draws(searches, drawn, name) for name in metrics
+            }
     return IdentificationReport(
-        templates.name, max_rank, {"images": images.images, **counts}, images.failures, images.lost.tolist(),
-        ci, results, notes, resampled,
+        templates.name, max_rank, {"images": images.images, **counts}, images.failures,
+        images.empty_templates.tolist(), resampling, results, notes, resampled,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
-class _Task:
-    """Search of one gallery."""
+class _GallerySearch:
+    """The probes to search in one gallery."""
 
-    name: str
+    gallery: str
     enrolled: Array
     """(g,) template ids."""
     probes: Array
     """(p,) template ids."""
-    places: Array
-    """(p,) which of all probes these are."""
+    probe_indices: Array
+    """(p,) position of each probe among all probes of the set."""
     mate: Array
-    """(p,) position among the enrolled, -1 where there is none."""
+    """(p,) position of the mate in ``enrolled``, -1 for non-mated probes."""
 
-    def search(self, pooled: Templates, score: str, radius: float, threads: int | None) -> Found:
+    def run(self, pooled: Templates, score: str, radius: float, threads: int | None) -> SearchResult:
         gallery, probes = (pooled.select(pooled.positions(ids)) for ids in (self.enrolled, self.probes))
         return search(probes, gallery, self.mate, score, radius, threads)
 
 
-def _check(templates: TemplateSet, max_rank: int) -> None:
+def _check_arguments(templates: TemplateSet, max_rank: int) -> None:
     if not templates.galleries or templates.probes is None:
         raise missing_file(templates, "galleries and probes are", "1N_")
     if max_rank < 1:
         raise InputError(f"max_rank: expected at least 1, got {max_rank}")
 
 
-def _tasks(templates: TemplateSet, images: TemplateImages) -> tuple[list[_Task], Array, dict[str, int]]:
+def _gallery_searches(
+    templates: TemplateSet, images: TemplateImages
+) -> tuple[list[_GallerySearch], Array, dict[str, int]]:
     """(searches, subject of every probe, counts)."""
     if templates.probes is None:
         raise missing_file(templates, "probes are", "1N_probe")
-    probes, people, lost = images.split(templates.probes)
-    tasks, failed = [], 0
+    probes, people, failed_probes = images.split(templates.probes)
+    searches, n_failed = [], 0
     for name, listed in templates.galleries.items():
-        enrolled, subjects, gone = images.split(listed)
-        check_apart(f"{templates.name}: gallery {name}", enrolled, probes)
-        failed += gone.size
-        # A subject whose enrolment failed (-2) is neither there nor absent: its probes are left out.
-        place = {s: i for i, s in enumerate(subjects.tolist())} | dict.fromkeys(gone.tolist(), -2)
-        mate = np.array([place.get(subject, -1) for subject in people.tolist()], np.int64)
-        kept = np.flatnonzero(mate != -2)
+        enrolled, subjects, failed_subjects = images.split(listed)
+        check_disjoint(f"{templates.name}: gallery {name}", enrolled, probes)
+        n_failed += failed_subjects.size
+        # Probes of a subject whose enrolment failed (-2) are neither mated nor non-mated: leave them out.
+        position = {s: i for i, s in enumerate(subjects.tolist())}
+        position |= dict.fromkeys(failed_subjects.tolist(), -2)
+        mate = np.array([position.get(subject, -1) for subject in people.tolist()], np.int64)
+        searched = np.flatnonzero(mate != -2)
         if not (mate >= 0).any():
             raise InputError(
-                f"{templates.name}: gallery {name}: no probe has its mate there; are the lists of one set?"
+                f"{templates.name}: no probe has a mate in gallery {name}; do the lists belong together?"
             )
-        tasks.append(_Task(name, enrolled, probes[kept], kept, mate[kept]))
+        searches.append(_GallerySearch(name, enrolled, probes[searched], searched, mate[searched]))
     counts = {
         "probes": int(probes.size),
-        "gallery_templates": sum(task.enrolled.size for task in tasks),
+        "gallery_templates": sum(s.enrolled.size for s in searches),
         "people": int(np.unique(people).size),
         "failed_images": len(images.failures),
-        "failed_probes": int(lost.size),
-        "failed_gallery_templates": failed,
+        "failed_probes": int(failed_probes.size),
+        "failed_gallery_templates": n_failed,
     }
-    return tasks, people, counts
+    return searches, people, counts
 
 
 def _measure(
-    task: _Task, found: Found, targets: Sequence[float], max_rank: int, drawn: Mapping[str, Array]
+    gallery_search: _GallerySearch,
+    outcome: SearchResult,
+    targets: Sequence[float],
+    max_rank: int,
+    drawn: Mapping[str, Array],
 ) -> GalleryResult:
-    mated, alone = int(found.mated.sum()), int((~found.mated).sum())
-    ranks = found.rank[found.mated]
-    cmc = np.cumsum(np.bincount(np.minimum(ranks, _CMC_RANKS + 1), minlength=_CMC_RANKS + 2))[1:-1] / mated
+    n_mated, n_non_mated = int(outcome.mated.sum()), int((~outcome.mated).sum())
+    n_enrolled = int(gallery_search.enrolled.size)
+    ranks = outcome.rank[outcome.mated]
+    counts = np.bincount(np.minimum(ranks, _CMC_RANKS + 1), minlength=_CMC_RANKS + 2)  # index 0 is unused
+    cmc = np.cumsum(counts)[1:-1] / n_mated
 
-    def around(name: str) -> Interval | None:
-        values = drawn.get(f"{task.name}:{name}")
+    def interval_of(metric: str) -> Interval | None:
+        values = drawn.get(f"{gallery_search.gallery}:{metric}")
         return None if values is None else interval(values)
 
-    tpir = _tpir(found, targets, max_rank)
-    between = {f"{entry.target:g}": around(f"tpir@{entry.target:g}") for entry in tpir}
+    tpir = _tpir_at_fpir(outcome, targets, max_rank)
+    intervals = {f"{entry.target:g}": interval_of(f"tpir@{entry.target:g}") for entry in tpir}
     det: dict[str, list[float]] = {"fpir": [], "fnir": []}
-    if alone:
-        scores, kind = _open_set(found, max_rank)
-        fpir, fnir, thresholds = ScoreSplit.of(scores, kind).det(_DET_POINTS)
-        real = thresholds > -np.inf
-        det = {"fpir": fpir[real].tolist(), "fnir": fnir[real].tolist()}
+    if n_non_mated:
+        fpir, fnir, thresholds = ScoreSplit.of(*_open_set_scores(outcome, max_rank)).det(_DET_POINTS)
+        is_finite = thresholds > -np.inf
+        det = {"fpir": fpir[is_finite].tolist(), "fnir": fnir[is_finite].tolist()}
     return GalleryResult(
-        task.name, int(task.enrolled.size), mated, alone,
-        {str(rank): Measure(float((ranks <= rank).mean()), around(f"rank-{rank}")) for rank in RANKS},
-        cmc[: task.enrolled.size].tolist(), tpir,
-        {target: one for target, one in between.items() if one is not None}, det,
+        gallery_search.gallery, n_enrolled, n_mated, n_non_mated,
+        {str(rank): Measure(float((ranks <= rank).mean()), interval_of(f"rank-{rank}")) for rank in RANKS},
+        cmc[:n_enrolled].tolist(), tpir,
+        {target: around for target, around in intervals.items() if around is not None}, det,
     )  # fmt: skip
 
 
-def _open_set(found: Found, max_rank: int) -> tuple[Array, Array]:
-    """(scores, mated) whose "TMR at FMR" is TPIR at FPIR: mates' scores, and best ones of those alone."""
-    scores = np.concatenate([found.identified(max_rank), found.best[~found.mated]])
-    return scores, np.arange(scores.size) < int(found.mated.sum())
+def _open_set_scores(outcome: SearchResult, max_rank: int) -> tuple[Array, Array]:
+    """(scores, mated) for which TMR at FMR equals TPIR at FPIR.
+
+    The scores are those of the mates (mated probes) and the best scores (non-mated probes).
+    """
+    scores = np.concatenate([outcome.identified(max_rank), outcome.best[~outcome.mated]])
+    return scores, np.arange(scores.size) < int(outcome.mated.sum())
 
 
-def _tpir(found: Found, targets: Sequence[float], max_rank: int) -> list[TpirAtFpir]:
-    mated, alone = int(found.mated.sum()), int((~found.mated).sum())
-    if not alone:
-        why = "every probe has a mate in this gallery: a closed set"
-        return [TpirAtFpir(t, None, None, None, None, None, None, mated, 0, why) for t in targets]
-    scores, kind = _open_set(found, max_rank)
+def _tpir_at_fpir(outcome: SearchResult, targets: Sequence[float], max_rank: int) -> list[TpirAtFpir]:
+    n_mated, n_non_mated = int(outcome.mated.sum()), int((~outcome.mated).sum())
+    if not n_non_mated:
+        reason = "every probe has a mate in this gallery: a closed set"
+        return [TpirAtFpir(t, None, None, None, None, None, None, n_mated, 0, reason) for t in targets]
     entries = []
-    for one in tmr_of_curve(sort_pairs(scores, kind).curve(), targets):
-        if one.tmr is None or one.true_matches is None:
-            why = unresolved_rate("FPIR", one.target, alone, "probes without a mate")
-            entries.append(TpirAtFpir(one.target, *(None,) * 6, mated, alone, why))
+    for at_fmr in tmr_of_curve(sort_pairs(*_open_set_scores(outcome, max_rank)).curve(), targets):
+        target = at_fmr.target
+        if at_fmr.tmr is None or at_fmr.true_matches is None:
+            reason = unresolved_rate("FPIR", target, n_non_mated, "probes without a mate")
+            entries.append(TpirAtFpir(target, *(None,) * 6, n_mated, n_non_mated, reason))
             continue
-        hits = one.true_matches
-        if one.threshold == -np.inf:  # every probe alone is accepted, and then only rank decides
-            hits = int((found.identified(max_rank) > -np.inf).sum())
-        rates = hits / mated, 1 - hits / mated, one.fmr
-        entries.append(TpirAtFpir(one.target, *rates, one.threshold, hits, one.false_matches, mated, alone))
+        hits = at_fmr.true_matches
+        if at_fmr.threshold == -np.inf:  # all non-mated probes get a candidate: only the rank matters
+            hits = int((outcome.identified(max_rank) > -np.inf).sum())
+        rates = hits / n_mated, 1 - hits / n_mated, at_fmr.fmr
+        entries.append(
+            TpirAtFpir(
+                target, *rates, at_fmr.threshold, hits, at_fmr.false_matches, n_mated, n_non_mated
+            )
+        )  # fmt: skip
     return entries
 
 
 def _resample(
-    tasks: Sequence[_Task],
-    found: Mapping[str, Found],
+    searches: Sequence[_GallerySearch],
+    outcomes: Mapping[str, SearchResult],
     people: Array,
     targets: Sequence[float],
     max_rank: int,
     draws: int,
     seed: int,
 ) -> dict[str, Array]:
-    """ "G1:rank-1", "G1:tpir@0.01", ... -> (draws,): the probes' people are drawn, the galleries stay."""
-    prepared: list[tuple[_Task, Found, SortedPairs | None]] = []
-    for task in tasks:
-        one = found[task.name]
-        prepared.append((task, one, None if one.mated.all() else sort_pairs(*_open_set(one, max_rank))))
+    """ "G1:rank-1", "G1:tpir@0.01", ... -> (draws,). Subjects of probes are drawn; galleries are fixed."""
+    prepared: list[tuple[_GallerySearch, SearchResult, SortedPairs | None]] = []
+    for s in searches:
+        outcome = outcomes[s.gallery]
+        pairs = None if outcome.mated.all() else sort_pairs(*_open_set_scores(outcome, max_rank))
+        prepared.append((s, outcome, pairs))
 
     def statistic(weights: Array) -> dict[str, Array]:
         values = {}
-        for task, one, pairs in prepared:
-            own = weights[:, task.places]
-            mated, alone = own[:, one.mated], own[:, ~one.mated]
+        for s, outcome, pairs in prepared:
+            probe_weights = weights[:, s.probe_indices]
+            mated, non_mated = probe_weights[:, outcome.mated], probe_weights[:, ~outcome.mated]
+            ranks = outcome.rank[outcome.mated]
             for rank in RANKS:
-                values[f"{task.name}:rank-{rank}"] = mated @ (one.rank[one.mated] <= rank) / mated.sum(1)
+                values[f"{s.gallery}:rank-{rank}"] = mated @ (ranks <= rank) / mated.sum(1)
             if pairs is None:
                 continue
-            most = mated @ (one.rank[one.mated] <= max_rank) / mated.sum(1)  # at FPIR 1 rank alone decides
-            curve = pairs.curve(np.concatenate([mated, alone], 1))
+            max_tpir = mated @ (ranks <= max_rank) / mated.sum(1)  # reached at FPIR 1
+            curve = pairs.curve(np.concatenate([mated, non_mated], 1))
             for target in targets:
-                if allowed_errors(target, int((~one.mated).sum())) >= 1:
-                    values[f"{task.name}:tpir@{target:g}"] = np.minimum(tmr_rates(curve, target), most)
+                if allowed_errors(target, int((~outcome.mated).sum())) >= 1:
+                    values[f"{s.gallery}:tpir@{target:g}"] = np.minimum(tmr_rates(curve, target), max_tpir)
         return values
 
     return bootstrap_subjects(statistic, people, people, draws=draws, seed=seed)
 
 
-def _mean(galleries: Sequence[GalleryResult], drawn: Mapping[str, Array]) -> dict[str, Measure]:
-    """Over galleries, of what all of them have."""
+def _mean_over_galleries(
+    galleries: Sequence[GalleryResult], drawn: Mapping[str, Array]
+) -> dict[str, Measure]:
+    """Mean over galleries of each metric that all galleries have."""
     values: dict[str, list[float]] = {}
     for gallery in galleries:
         for rank, measure in gallery.ranks.items():
@@ -399,6 +422,6 @@ def _mean(galleries: Sequence[GalleryResult], drawn: Mapping[str, Array]) -> dic
     }
 
 
-def _mean_draws(tasks: Sequence[_Task], drawn: Mapping[str, Array], name: str) -> Array:
-    mean: Array = np.mean([drawn[f"{task.name}:{name}"] for task in tasks], axis=0)
+def _mean_draws(searches: Sequence[_GallerySearch], drawn: Mapping[str, Array], metric: str) -> Array:
+    mean: Array = np.mean([drawn[f"{s.gallery}:{metric}"] for s in searches], axis=0)
     return mean

@@ -1,8 +1,8 @@
-"""The pair protocol: embeddings and a pair list in, every number of the report out.
+"""The pair protocol: computes all results of a report from embeddings and a pair list.
 
-Beside the columns of the embeddings file these names are known: "kappa"; "mean_resultant", A_d(kappa), which
-increases with kappa and so gives exactly the curves of kappa; "precision", the mean log precision of
-probabilistic embeddings (PFE, Shi and Jain, ICCV 2019); "random"; and "oracle", which sees the errors.
+Confidences are the extra columns of the embeddings file and these: "kappa"; "mean_resultant", A_d(kappa), a
+rising function of kappa whose curves therefore equal those of kappa; "precision", the mean log precision of
+probabilistic embeddings (PFE, Shi and Jain, ICCV 2019); "random"; and "oracle", which knows the errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,20 +53,22 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class ResolvedPairs:
-    """The pairs that can be compared."""
+    """The pairs of a list whose images are both embedded."""
 
     left: Array
-    """(pairs,) row of the left image in its file."""
+    """(pairs,) row of the left image in its embeddings."""
     right: Array
+    """(pairs,) row of the right image in its embeddings."""
     mated: Array
     folds: Array
     subjects: tuple[Array, Array]
-    """Who is drawn by the bootstrap: people, or images where people are unknown."""
+    """Units resampled by the bootstrap: people, or images where people are unknown."""
     unit: str
     """"subject" or "image"."""
-    kept: Array
-    """(listed,) false where an image could not be embedded."""
+    is_embedded: Array
+    """(listed pairs,) false where an image could not be embedded."""
     failures: list[tuple[str, str]]
+    """(key, reason) of the images that could not be embedded."""
     failed_pairs: int
 
 
@@ -79,101 +81,111 @@ def resolve_pairs(
     folds: ArrayLike,
     subjects: tuple[ArrayLike, ArrayLike] | None,
 ) -> ResolvedPairs:
-    """Find the rows; a pair with a skipped image is a failure to acquire, an unknown key an `InputError`."""
-    kind, fold = _columns(len(left_keys), len(right_keys), mated, folds)
-    rows_left, reasons_left = _find(left, left_keys)
-    rows_right, reasons_right = _find(right, right_keys)
-    kept = (rows_left >= 0) & (rows_right >= 0)
-    rows_left, rows_right = rows_left[kept], rows_right[kept]
-    failures, failed = reasons_left | reasons_right, int((~kept).sum())
-    kind, fold = kind[kept], fold[kept]
-    if failed and (kind.all() or not kind.any()):
+    """Find the embeddings of all pairs; pairs with a skipped image are counted as failures to acquire.
+
+    Raises:
+        InputError: unknown keys, columns of different lengths, or pairs of one kind only are left.
+    """
+    is_mated, fold = _columns(len(left_keys), len(right_keys), mated, folds)
+    rows_left, failures_left = _find_rows(left, left_keys)
+    rows_right, failures_right = _find_rows(right, right_keys)
+    is_embedded = (rows_left >= 0) & (rows_right >= 0)
+    rows_left, rows_right = rows_left[is_embedded], rows_right[is_embedded]
+    failures, n_failed = failures_left | failures_right, int((~is_embedded).sum())
+    is_mated, fold = is_mated[is_embedded], fold[is_embedded]
+    if n_failed and (is_mated.all() or not is_mated.any()):
         raise InputError(
-            f"pairs: {failed} of {kept.size} have an image that could not be embedded; the rest are "
-            f"{int(kind.sum())} mated and {int((~kind).sum())} non-mated pairs; error rates need both kinds. "
-            f"First reason: {min(failures)[1]}"
+            f"pairs: {n_failed} of {is_embedded.size} have an image that could not be embedded; the rest are "
+            f"{int(is_mated.sum())} mated and {int((~is_mated).sum())} non-mated pairs; error rates need "
+            f"both kinds. First reason: {min(failures)[1]}"
         )
-    unit, people = _people(left, right, rows_left, rows_right, subjects, kept)
+    unit, people = _resampling_units(left, right, rows_left, rows_right, subjects, is_embedded)
     return ResolvedPairs(
-        rows_left, rows_right, kind, fold, people, unit, kept, sorted(failures), failed
+        rows_left, rows_right, is_mated, fold, people, unit, is_embedded, sorted(failures), n_failed
     )  # fmt: skip
 
 
-def _find(side: Embeddings, listed: Sequence[str]) -> tuple[Array, set[tuple[str, str]]]:
-    """Row of every listed image, -1 where it could not be embedded; key and reason of those."""
-    matched = match_keys(listed, [*side.keys, *(key for key, _ in side.skipped)], "pairs")
-    missing = [key for key in listed if key not in matched]
+def _find_rows(embeddings: Embeddings, keys: Sequence[str]) -> tuple[Array, set[tuple[str, str]]]:
+    """Row of every key, -1 if its image could not be embedded; and (key, reason) of those images."""
+    matched = match_keys(keys, [*embeddings.keys, *(key for key, _ in embeddings.skipped)], "pairs")
+    missing = [key for key in keys if key not in matched]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(listed)} keys are not in these embeddings of {len(side)} images: "
+            f"{len(missing)} of {len(keys)} keys are not in these embeddings of {len(embeddings)} images: "
             f"{', '.join(map(repr, missing[:5]))}. Keys here look like "
-            f"{', '.join(map(repr, side.keys[:2])) or '(none)'}; embed the missing images or use the "
+            f"{', '.join(map(repr, embeddings.keys[:2])) or '(none)'}; embed the missing images or use the "
             "matching list."
         )
-    rows = np.fromiter((matched[key] for key in listed), np.int64, len(listed))
-    failed = np.unique(rows[rows >= len(side)]) - len(side)
-    return np.where(rows < len(side), rows, -1), {side.skipped[row] for row in failed.tolist()}
+    rows = np.fromiter((matched[key] for key in keys), np.int64, len(keys))
+    n = len(embeddings)  # indices from n on refer to skipped images
+    failed = np.unique(rows[rows >= n]) - n
+    return np.where(rows < n, rows, -1), {embeddings.skipped[row] for row in failed.tolist()}
 
 
-def _columns(left: int, right: int, mated: ArrayLike, folds: ArrayLike) -> tuple[Array, Array]:
-    kind, fold = np.asarray(mated), np.asarray(folds)
-    if not left == right == kind.size == fold.size:
+def _columns(n_left: int, n_right: int, mated: ArrayLike, folds: ArrayLike) -> tuple[Array, Array]:
+    is_mated, fold = np.asarray(mated), np.asarray(folds)
+    if not n_left == n_right == is_mated.size == fold.size:
         raise InputError(
-            f"pairs: {left} left keys, {right} right keys, {kind.size} mated flags and {fold.size} folds; "
-            "expected equally many"
+            f"pairs: {n_left} left keys, {n_right} right keys, {is_mated.size} mated flags and {fold.size} "
+            "folds; expected equally many"
         )
-    return check_mated(kind).reshape(-1), fold.reshape(-1)
+    return check_mated(is_mated).reshape(-1), fold.reshape(-1)
 
 
-def _people(
+def _resampling_units(
     left: Embeddings,
     right: Embeddings,
     rows_left: Array,
     rows_right: Array,
     subjects: tuple[ArrayLike, ArrayLike] | None,
-    kept: Array,
+    is_embedded: Array,
 ) -> tuple[str, tuple[Array, Array]]:
-    """Who is drawn: the people of the pair list, else those of the embeddings, else the images."""
+    """Units that the bootstrap draws: people of the pair list, else of the embeddings, else images."""
     if subjects is not None:
-        named = np.asarray(subjects[0]), np.asarray(subjects[1])
-        if not named[0].shape == named[1].shape == kept.shape:
+        listed = np.asarray(subjects[0]), np.asarray(subjects[1])
+        if not listed[0].shape == listed[1].shape == is_embedded.shape:
             raise InputError(
-                f"subjects: expected two ({kept.size},), got {named[0].shape} and {named[1].shape}"
+                f"subjects: expected two ({is_embedded.size},), got {listed[0].shape} and {listed[1].shape}"
             )
-        return "subject", (named[0][kept], named[1][kept])
-    people = _labelled(left, rows_left), _labelled(right, rows_right)
+        return "subject", (listed[0][is_embedded], listed[1][is_embedded])
+    people = _subject_names(left, rows_left), _subject_names(right, rows_right)
     if people[0] is not None and people[1] is not None:
         return "subject", (people[0], people[1])
     return "image", (np.asarray(left.keys)[rows_left], np.asarray(right.keys)[rows_right])
 
 
-def _labelled(embeddings: Embeddings, rows: Array) -> Array | None:
-    """Names of the rows' people; None as soon as one is unknown (no labels, or label -1)."""
-    names = embeddings.subjects()
-    if names is None or embeddings.labels is None or (embeddings.labels[rows] < 0).any():
+def _subject_names(embeddings: Embeddings, rows: Array) -> Array | None:
+    """Names of the people of these rows; None if any of them is unknown (no labels, or label -1)."""
+    all_names = embeddings.subjects()
+    if all_names is None or embeddings.labels is None or (embeddings.labels[rows] < 0).any():
         return None
-    found: Array = names[rows]
-    return found
+    names: Array = all_names[rows]
+    return names
 
 
 EDC_STARTS = (("fnmr", 0.05), ("fmr", 1e-3), ("fmr", 1e-4))
 _BINS = 30
-_MANY = 6  # more distinct severities than this are shown as quartiles of the degraded ones
+_MAX_SEVERITIES = 6  # with more distinct severities, degraded images are grouped by quartile
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """All distinct images of a pair list; a key in two files is two images."""
+    """The distinct images of a pair list, with their confidences; the same key in two files is two images."""
 
     left: Array
     """(pairs,) index of each pair's left image."""
     right: Array
+    """(pairs,) index of each pair's right image."""
     kappa: Array
+    """(images,)"""
     confidences: dict[str, Array]
+    """(images,) each, by name."""
     severity: Array | None
+    """(images,) severity of the degradation, 0 for undegraded images."""
     absent: list[str]
+    """Requested confidences that the embeddings do not have."""
     oracle: bool = False
-    """Asked for; it is made from the scores."""
+    """Whether the oracle is requested; it is computed from the scores."""
 
     @classmethod
     def of(
@@ -185,15 +197,15 @@ class Images:
         names: Sequence[str],
         seed: int,
     ) -> "Images":
-        """Collect them from the rows of one or two files."""
+        """Collect the images from rows of one or two sets of embeddings."""
         offset = 0 if left is right else len(left)
         rows, index = np.unique(np.concatenate([rows_left, rows_right + offset]), return_inverse=True)
 
-        def column(of: Mapping[str, Array], other: Mapping[str, Array], name: str) -> Array:
-            both = of[name] if left is right else np.concatenate([of[name], other[name]])
-            return np.asarray(both[rows], np.float64)
+        def column(left_values: Array, right_values: Array) -> Array:
+            values = left_values if left is right else np.concatenate([left_values, right_values])
+            return np.asarray(values[rows], np.float64)
 
-        kappa = column({"kappa": left.kappa}, {"kappa": right.kappa}, "kappa")
+        kappa = column(left.kappa, right.kappa)
         confidences: dict[str, Array] = {}
         absent = []
         for name in names:
@@ -204,75 +216,77 @@ class Images:
             elif name == "mean_resultant":
                 confidences[name] = mean_resultant_length(torch.from_numpy(kappa), left.dim).numpy()
             elif name == "precision" and left.log_precision is not None and right.log_precision is not None:
-                of, other = ({name: values.mean(1)} for values in (left.log_precision, right.log_precision))
-                confidences[name] = column(of, other, name)
+                confidences[name] = column(left.log_precision.mean(1), right.log_precision.mean(1))
             elif name == "random":
                 confidences[name] = np.random.default_rng(seed).random(rows.size)
             elif name in left.extras and name in right.extras:
-                confidences[name] = column(left.extras, right.extras, name)
+                confidences[name] = column(left.extras[name], right.extras[name])
             else:
                 absent.append(name)
         severity = None
-        if "severity" in left.extras or "severity" in right.extras:  # a file without it is undegraded
-            graded = [{"severity": np.zeros(len(side)), **side.extras} for side in (left, right)]
-            severity = column(graded[0], graded[1], "severity")
+        if "severity" in left.extras or "severity" in right.extras:  # without it, images are undegraded
+            left_severity, right_severity = (
+                side.extras.get("severity", np.zeros(len(side))) for side in (left, right)
+            )
+            severity = column(left_severity, right_severity)
         return cls(
             index[: rows_left.size], index[rows_left.size :], kappa, confidences, severity, absent,
             "oracle" in names,
         )  # fmt: skip
 
 
-def discard_everything(
+def edc_curves(
     scores: Mapping[str, Array], mated: Array, images: Images, starts: Sequence[tuple[str, float]]
 ) -> list[Discarding]:
-    """EDC of every score, confidence and starting point; the oracle discards failing pairs first."""
-    found = []
+    """EDC of every score, confidence and starting point; the oracle discards false non-matches first."""
+    curves = []
     for score, values in scores.items():
-        of_pairs = {
+        qualities = {
             confidence: pair_quality(quality[images.left], quality[images.right])
             for confidence, quality in images.confidences.items()
         }
         if images.oracle:
-            of_pairs["oracle"] = values
-        for confidence, quality in of_pairs.items():
-            for kind, at in starts:
-                start: Any = {"start_fnmr": at} if kind == "fnmr" else {"fmr": at}
-                found.append(
-                    Discarding(score, confidence, f"{kind}<={at:g}", edc(values, mated, quality, **start))
+            qualities["oracle"] = values
+        for confidence, quality in qualities.items():
+            for kind, rate in starts:
+                start: Any = {"start_fnmr": rate} if kind == "fnmr" else {"fmr": rate}
+                curves.append(
+                    Discarding(score, confidence, f"{kind}<={rate:g}", edc(values, mated, quality, **start))
                 )
-    return found
+    return curves
 
 
-def reject_everything(
+def rejection_curves(
     scores: Mapping[str, Array], mated: Array, images: Images, targets: Sequence[float]
 ) -> list[Rejection]:
-    """Rejection curve, by images, of every score, confidence and target."""
-    found = []
+    """Rejection curve, by images, of every score, confidence and FMR target."""
+    curves = []
     for score, values in scores.items():
         for confidence in [*images.confidences, *(["oracle"] if images.oracle else [])]:
             for target in targets:
                 quality = images.confidences.get(confidence)
                 if quality is None:
-                    quality = _oracle_of_images(values, mated, images, target)
+                    quality = _oracle_quality(values, mated, images, target)
                 curve = rejection_curve(values, mated, quality, target, images=(images.left, images.right))
-                found.append(Rejection(score, confidence, curve))
-    return found
+                curves.append(Rejection(score, confidence, curve))
+    return curves
 
 
-def _oracle_of_images(scores: Array, mated: Array, images: Images, target: float) -> Array:
-    """Rank of each image: most wrong per pair first, then by the worst margin of its pairs.
+def _oracle_quality(scores: Array, mated: Array, images: Images, target: float) -> Array:
+    """(images,) rank by mean shortfall over the image's pairs, largest first, then by its smallest margin.
 
-    Wrong is by the threshold of all pairs, as much as the score misses it. It sees the errors, but to find
-    the best images to reject is a harder problem, which it does not solve.
+    The margin of a pair is the distance of its score from the threshold for ``target``, negative on the wrong
+    side; the shortfall is the size of a negative margin. This oracle knows the errors, but it does not search
+    for the optimal set of images to reject, which is a harder problem.
     """
-    threshold = tmr_at_fmr(scores, mated, target)[0].threshold or 0.0  # unresolved: no curve in any case
+    threshold = tmr_at_fmr(scores, mated, target)[0].threshold or 0.0  # if unresolved, there is no curve
     margin = np.tile(np.where(mated, scores - threshold, threshold - scores), 2)
     image = np.concatenate([images.left, images.right])
-    missed = np.bincount(image, np.maximum(-margin, 0)) / np.bincount(image)
-    worst = np.full(images.kappa.size, np.inf)
-    np.minimum.at(worst, image, margin)
+    shortfall = np.bincount(image, np.maximum(-margin, 0)) / np.bincount(image)
+    min_margin = np.full(images.kappa.size, np.inf)
+    np.minimum.at(min_margin, image, margin)
     rank = np.empty(images.kappa.size)
-    rank[np.lexsort((worst, -missed))] = np.arange(rank.size)
+    rank[np.lexsort((min_margin, -shortfall))] = np.arange(rank.size)
     return rank
 
 
@@ -281,32 +295,33 @@ def kappa_histograms(images: Images) -> list[KappaHistogram]:
     log_kappa = np.log10(images.kappa)
     low, high = float(log_kappa.min()), float(log_kappa.max())
     edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
-    found = []
-    for label, chosen in _levels(images):
-        values = log_kappa[chosen]
+    histograms = []
+    for label, selection in _severity_levels(images):
+        values = log_kappa[selection]
         if values.size:
             quartiles = 10 ** np.quantile(values, [0.25, 0.5, 0.75])
             counts = np.histogram(values, edges)[0]
-            found.append(
+            histograms.append(
                 KappaHistogram(label, int(values.size), edges.tolist(), counts.tolist(), quartiles.tolist())
             )
-    return found
+    return histograms
 
 
-def _levels(images: Images) -> list[tuple[str, Array]]:
+def _severity_levels(images: Images) -> list[tuple[str, Array]]:
+    """(label, mask of the images) of each severity or quartile of severities."""
     severity = images.severity
     if severity is None:
         return [("all images", np.ones(images.kappa.size, bool))]
     distinct = np.unique(severity)
-    if distinct.size <= _MANY:
+    if distinct.size <= _MAX_SEVERITIES:
         return [("clean" if level == 0 else f"severity {level:g}", severity == level) for level in distinct]
     degraded = severity > 0
     edges = np.quantile(severity[degraded], [0, 0.25, 0.5, 0.75, 1])
     levels = [("clean", ~degraded)]
     for i in range(4):
-        upper = severity <= edges[i + 1] if i == 3 else severity < edges[i + 1]
+        below_end = severity <= edges[i + 1] if i == 3 else severity < edges[i + 1]
         label = f"severity {edges[i]:.2f} to {edges[i + 1]:.2f}"
-        levels.append((label, degraded & (severity >= edges[i]) & upper))
+        levels.append((label, degraded & (severity >= edges[i]) & below_end))
     return levels
 
 
@@ -317,23 +332,23 @@ def resample(
     draws: int,
     seed: int,
 ) -> dict[str, Array]:
-    """Bootstrap of all measures at once: "score:metric" -> (draws,). All scores see the same draws."""
+    """Bootstrap all metrics at once: "score:metric" -> (draws,). All scores use the same draws."""
     non_mated = int((~pairs.mated).sum())
 
     def statistic(weights: Array) -> dict[str, Array]:
-        found = {}
+        values = {}
         for score, sp in sorted_pairs.items():
             curve = sp.curve(weights)
             names, fold = check_folds(pairs.folds, sp)
             correct, total, _ = fold_counts(sp, fold, len(names), weights)
-            drawn = total > 0  # a fold of which no pair was drawn does not count
+            drawn = total > 0  # folds without a drawn pair are left out of the mean
             accuracy = np.where(drawn, correct / np.where(drawn, total, 1), 0).sum(-1) / drawn.sum(-1)
-            found[f"{score}:accuracy"] = accuracy
-            found[f"{score}:eer"], found[f"{score}:auc"] = eer_rates(curve), auc_rates(curve)
+            values[f"{score}:accuracy"] = accuracy
+            values[f"{score}:eer"], values[f"{score}:auc"] = eer_rates(curve), auc_rates(curve)
             for target in targets:
                 if allowed_errors(target, non_mated) >= 1:
-                    found[f"{score}:tmr@{target:g}"] = tmr_rates(curve, target)
-        return found
+                    values[f"{score}:tmr@{target:g}"] = tmr_rates(curve, target)
+        return values
 
     return bootstrap_subjects(statistic, *pairs.subjects, draws=draws, seed=seed)
 
@@ -348,28 +363,32 @@ def measure(
     resampled: Mapping[str, Array],
     facts: Mapping[str, object],
 ) -> ScoreResult:
-    """Everything about one score; ``facts`` go into its signature."""
+    """All metrics of one score; ``facts`` go into its signature."""
     curve = sp.curve()
     accuracy = tenfold(sp.scores, sp.mated, pairs.folds[sp.order])
     tmr = tmr_of_curve(curve, options.targets)
     fmr, fnmr, _ = det_curve(sp.scores, sp.mated)
     thin = spread(fmr, fnmr)
 
-    def around(metric: str) -> Interval | None:
-        found = resampled.get(f"{score}:{metric}")
-        return None if found is None else interval(found)
+    def interval_of(metric: str) -> Interval | None:
+        values = resampled.get(f"{score}:{metric}")
+        return None if values is None else interval(values)
 
-    between = {f"{entry.target:g}": around(f"tmr@{entry.target:g}") for entry in tmr if entry.tmr is not None}
+    tmr_intervals = {}
+    for entry in tmr:
+        around = None if entry.tmr is None else interval_of(f"tmr@{entry.target:g}")
+        if around is not None:
+            tmr_intervals[f"{entry.target:g}"] = around
     return ScoreResult(
         score=score,
         signature=signature(f"{name}/tenfold", **facts),
         log_line=accuracy.log_line(name if score == "cosine" else f"{name}:{score}", step),
         tenfold=accuracy,
-        accuracy=Measure(accuracy.mean, around("accuracy")),
+        accuracy=Measure(accuracy.mean, interval_of("accuracy")),
         tmr=tmr,
-        tmr_intervals={target: found for target, found in between.items() if found is not None},
-        eer=Measure(float(eer_rates(curve)), around("eer")),
-        auc=Measure(float(auc_rates(curve)), around("auc")),
+        tmr_intervals=tmr_intervals,
+        eer=Measure(float(eer_rates(curve)), interval_of("eer")),
+        auc=Measure(float(auc_rates(curve)), interval_of("auc")),
         det={"fmr": fmr[thin].tolist(), "fnmr": fnmr[thin].tolist()},
         nearest=nearest_of_curve(curve, options.targets) if options.nearest else [],
     )
@@ -378,21 +397,21 @@ def measure(
 def differences_to_cosine(
     results: Mapping[str, ScoreResult], resampled: Mapping[str, Array]
 ) -> dict[str, Measure]:
-    """Each score minus cosine, the interval from draws that both saw."""
-    found: dict[str, Measure] = {}
-    base = results.get("cosine")
-    if base is None:
-        return found
-    metrics = ["accuracy", *(f"tmr@{entry.target:g}" for entry in base.tmr), "eer", "auc"]
+    """Each score minus cosine, with intervals from the bootstrap draws that both share."""
+    differences: dict[str, Measure] = {}
+    cosine = results.get("cosine")
+    if cosine is None:
+        return differences
+    metrics = ["accuracy", *(f"tmr@{entry.target:g}" for entry in cosine.tmr), "eer", "auc"]
     for score, result in results.items():
         for metric in metrics if score != "cosine" else []:
-            one, other = result.measure(metric), base.measure(metric)
-            if one is None or other is None:
+            measured, reference = result.measure(metric), cosine.measure(metric)
+            if measured is None or reference is None:
                 continue
             draws = resampled.get(f"{score}:{metric}")
-            between = None if draws is None else interval(draws - resampled[f"cosine:{metric}"])
-            found[f"{score}-cosine:{metric}"] = Measure(one.value - other.value, between)
-    return found
+            around = None if draws is None else interval(draws - resampled[f"cosine:{metric}"])
+            differences[f"{score}-cosine:{metric}"] = Measure(measured.value - reference.value, around)
+    return differences
 
 
 FMR_TARGETS = (1e-1, 1e-2, 1e-3)
@@ -400,14 +419,15 @@ CONFIDENCES = ("kappa", "norm", "detector_score", "sharpness", "random")
 
 
 class Pairs(Protocol):
-    """A list of pairs, as `spherecf.data.PairList` is one.
+    """Interface of a pair list, e.g. `spherecf.data.PairList`.
 
     Attributes:
-        name: of the list, for reports and signatures.
+        name: name of the list, for reports and signatures.
         left, right: (n,) keys of the images.
-        mated: (n,) true where both show one person.
+        mated: (n,) true where both images show the same person.
         fold: (n,) fold of each pair, from 0.
-        subjects: (left, right) persons, (n,) each, for intervals over people; None where they are not known.
+        subjects: people of the left and of the right images, (n,) each, for intervals over people; None if
+            unknown.
     """
 
     @property
@@ -428,19 +448,20 @@ class Pairs(Protocol):
 
 @dataclass(frozen=True)
 class PairOptions:
-    """What `evaluate_pairs` measures, and how.
+    """Options of `evaluate_pairs`.
 
     Attributes:
-        radius: r of the mutual likelihood score; default: the one of the left embeddings, else 64.
-        scores: of "cosine" and "mls".
-        confidences: "kappa", "random", or names of extras; those absent are listed in the report.
+        radius: r of the mutual likelihood score; default: that of the left embeddings, else 64.
+        scores: any of "cosine" and "mls".
+        confidences: "kappa", "mean_resultant", "precision", "random", "oracle", or names of extras; the
+            report lists those that are not available.
         targets: FMR targets.
-        draws: of the bootstrap; 0 for no intervals.
-        seed: of the bootstrap and of the random confidence.
-        nearest: count as old papers do as well, see `tmr_at_nearest_fmr`.
+        draws: bootstrap draws; 0 for no intervals.
+        seed: seed of the bootstrap and of the random confidence.
+        nearest: whether to also report TMR as old papers count it, see `tmr_at_nearest_fmr`.
 
     Raises:
-        InputError: fewer than 0 draws.
+        InputError: ``draws`` is negative.
     """
 
     radius: float | None = None
@@ -467,26 +488,27 @@ def evaluate_pairs(
     label: str = "",
     step: int | str = 0,
 ) -> PairReport:
-    """Evaluate a pair list: accuracy, error rates, intervals, and what each confidence gains.
+    """Evaluate a pair list: accuracy, error rates, intervals, and the benefit of each confidence.
 
-    Pairs with an image that could not be embedded (listed in ``skipped``) are failures to acquire: counted
-    and listed, never scored. A key that is nowhere is an error.
+    Pairs with an image that could not be embedded (listed in ``skipped``) are failures to acquire: they are
+    counted and listed, but not scored. A key that is neither embedded nor skipped is an error.
 
     Args:
         left: embeddings of the left images.
-        right: of the right ones; the same object, or another file (e.g. degraded views under the same keys).
-        pairs: the list. Where it names no persons, the labels of the embeddings do; where neither is known,
-            images are drawn instead of people, and the signature says so.
-        options: what is measured.
+        right: embeddings of the right images: the same object, or others (e.g. degraded views under the same
+            keys).
+        pairs: the pair list. People are those of the list or else the labels of the embeddings. If they are
+            unknown, the bootstrap draws images instead of people, which the signature records.
+        options: scores, confidences, FMR targets and bootstrap settings.
         extra_scores: further scores by name, (n,) each, larger = more alike; values of pairs that failed to
-            acquire are not looked at.
+            acquire are ignored.
         condition: "clean/clean", "clean/degraded", ...
-        label: what tells this run from others of the same list and condition, e.g. "seed 1".
-        step: for the log line.
+        label: distinguishes this run from others of the same list and condition, e.g. "seed 1".
+        step: training step for the log line.
 
     Raises:
-        InputError: unknown keys, one kind of pair only, left and right from different recognisers, NaN or
-            misshapen extra scores, unknown score names.
+        InputError: unknown keys, pairs of one kind only, left and right from different recognisers, extra
+            scores with NaN or of the wrong shape, or unknown score names.
 
     Example:
         >>> from spherecf.data import PairList
@@ -505,9 +527,9 @@ def evaluate_pairs(
     radius = left.radius if options.radius is None else options.radius
     resolved = resolve_pairs(left, right, pairs.left, pairs.right, pairs.mated, pairs.fold, pairs.subjects)
     values = score_listed(left, right, resolved, options.scores, radius)
-    values |= _extra(extra_scores or {}, resolved, options.scores)
+    values |= _extra_scores(extra_scores or {}, resolved, options.scores)
     if not values:
-        raise InputError("scores: none asked for; name at least one of cosine, mls or an extra score")
+        raise InputError("scores: none requested; name at least one of cosine, mls or an extra score")
     resampling = f"{resolved.unit}-{draws}/{seed}" if draws else "none"
     sorted_pairs = {score: sort_pairs(column, resolved.mated) for score, column in values.items()}
     resampled = resample(sorted_pairs, resolved, targets, draws, seed) if draws else {}
@@ -532,8 +554,8 @@ def evaluate_pairs(
         resampling=resampling,
         scores=results,
         differences=differences_to_cosine(results, resampled),
-        edc=discard_everything(values, resolved.mated, images, EDC_STARTS),
-        rejection=reject_everything(values, resolved.mated, images, [t for t in targets if t < 0.1]),
+        edc=edc_curves(values, resolved.mated, images, EDC_STARTS),
+        rejection=rejection_curves(values, resolved.mated, images, [t for t in targets if t < 0.1]),
         kappa_histograms=kappa_histograms(images),
         mistakes=_mistakes(left, right, resolved, values),
         resampled=resampled,
@@ -542,52 +564,54 @@ def evaluate_pairs(
 
 
 def check_same_recogniser(left: Embeddings, right: Embeddings) -> None:
-    """Refuse two sides whose scores mean nothing."""
+    """Raise `InputError` if two sets of embeddings come from different recognisers."""
     if left.dim != right.dim:
         raise InputError(
             f"left embeddings have dimension {left.dim}, right {right.dim}: not the same recogniser"
         )
-    one, other = left.provenance.get("backbone"), right.provenance.get("backbone")
-    if one is not None and other is not None and one != other:
+    a, b = left.provenance.get("backbone"), right.provenance.get("backbone")
+    if a is not None and b is not None and a != b:
         raise InputError(
-            f"left embeddings are of backbone {short_hash(str(one))}, right of {short_hash(str(other))}: "
-            "scores between two recognisers mean nothing; embed both sides with one"
+            f"left embeddings are of backbone {short_hash(str(a))}, right of {short_hash(str(b))}: scores "
+            "between two recognisers are meaningless; embed both sides with the same one"
         )
 
 
-def _extra(given: Mapping[str, ArrayLike], pairs: ResolvedPairs, taken: Sequence[str]) -> dict[str, Array]:
-    found = {}
-    for name, column in given.items():
+def _extra_scores(
+    columns: Mapping[str, ArrayLike], pairs: ResolvedPairs, used_names: Sequence[str]
+) -> dict[str, Array]:
+    scores = {}
+    for name, column in columns.items():
         values = np.asarray(column, np.float64)
-        if name in taken:
-            raise InputError(f"extra score {name!r}: the name is taken, call it otherwise")
-        if values.shape != pairs.kept.shape:
-            raise InputError(f"extra score {name!r}: expected {pairs.kept.shape}, got {values.shape}")
-        found[name] = values[pairs.kept]
-        if bad := int(np.isnan(found[name]).sum()):
+        if name in used_names:
+            raise InputError(f"extra score {name!r}: this name is already used; choose another")
+        if values.shape != pairs.is_embedded.shape:
+            raise InputError(f"extra score {name!r}: expected {pairs.is_embedded.shape}, got {values.shape}")
+        scores[name] = values[pairs.is_embedded]
+        if n_nan := int(np.isnan(scores[name]).sum()):
             raise InputError(
-                f"extra score {name!r}: {bad} of {found[name].size} pairs are NaN; leave them out"
+                f"extra score {name!r}: {n_nan} of {scores[name].size} pairs are NaN; leave them out"
             )
-    return found
+    return scores
 
 
 def score_listed(
     left: Embeddings, right: Embeddings, pairs: ResolvedPairs, names: Sequence[str], radius: float
 ) -> dict[str, Array]:
-    """Scores of the pairs by name, in float64, so that no two pairs tie by rounding."""
+    """Scores of the pairs by name, in float64 to avoid ties from rounding."""
     mu_a, kappa_a, mu_b, kappa_b = (
         torch.from_numpy(np.asarray(column[rows], np.float64))
         for side, rows in ((left, pairs.left), (right, pairs.right))
         for column in (side.mu, side.kappa)
     )
-    known: dict[str, Callable[[], torch.Tensor]] = {
+    functions: dict[str, Callable[[], torch.Tensor]] = {
         "cosine": lambda: cosine_score(mu_a, mu_b),
         "mls": lambda: mutual_likelihood_score(mu_a, kappa_a, mu_b, kappa_b, radius),
     }
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in functions]
     if unknown:
-        raise InputError(f"scores: {unknown} unknown, expected some of {sorted(known)}")
-    return {name: known[name]().numpy() for name in names}
+        raise InputError(f"scores: {unknown} unknown, expected any of {sorted(functions)}")
+    return {name: functions[name]().numpy() for name in names}
 
 
 def _mistakes(

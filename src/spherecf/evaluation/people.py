@@ -1,4 +1,4 @@
-"""Whether decision rules hold for the people at hand, and the same rules made anew for them."""
+"""Check decision rules on a set of people, and renew the rules for them."""
 
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, replace
@@ -19,28 +19,28 @@ from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
 Array = NDArray[Any]
 
 MIN_PEOPLE = 50
-_IMAGES = 5000  # 12.5 million pairs
+_IMAGES = 5000  # maximum number of images, 12.5 million pairs
 _ROWS = 256  # images compared with all others at once
-_DELTA = 0.05  # chance that a renewed rule was made on lucky people
-_STEP, _SPAN = 0.05, 60.0  # of the thresholds tried, around the one there is
-_TAIL = 1e-3  # share of the pairs of two people that a tail is fitted on
-_FEW = 100  # pairs of one person below which the threshold for a non-match stays as it is
+_DELTA = 0.05  # probability that the bound of a renewed rule fails
+_STEP, _SPAN = 0.05, 60.0  # of the thresholds to try: step, and how far they go below reject
+_TAIL = 1e-3  # share of the non-mated pairs to which a tail is fitted
+_FEW = 100  # expected false non-matches needed to renew the threshold for a non-match
 
 Verdict = Literal["kept", "broken", "open"]
 
 
 @dataclass(frozen=True)
 class RuleCount:
-    """What a rule does with these people.
+    """Decisions of a rule on a set of people.
 
     Attributes:
-        rule: that was counted.
-        false_matches: pairs of two people that it calls a match.
-        interval: 95 % interval of their share, over people.
-        matches: pairs of one person that it calls a match.
-        false_non_matches: pairs of one person that it calls a non-match.
-        verdict: "kept": the share is below the promised rate with 95 % confidence; "broken": the whole
-            interval is above it; "open": these people cannot tell.
+        rule: the decision rule.
+        false_matches: number of non-mated pairs that the rule calls a match.
+        interval: 95 % bootstrap interval, over people, of the share of false matches.
+        matches: number of mated pairs that the rule calls a match.
+        false_non_matches: number of mated pairs that the rule calls a non-match.
+        verdict: "kept" if the share of false matches is below the rule's bound with 95 % confidence, "broken"
+            if the whole interval is above the bound, "open" if neither can be shown with these people.
     """
 
     rule: DecisionRule
@@ -57,11 +57,11 @@ class RuleCount:
 
 @dataclass(frozen=True)
 class RuleOnPeople(RuleCount):
-    """What a rule does with these people, and the rule made for them.
+    """Decisions of a rule on a set of people, and the rule renewed for them.
 
     Attributes:
-        renewed: the rule for these people; one that decides nothing where a broken one cannot be renewed.
-        how: how it was made: "counted", "extrapolated", or "kept as it was", with the reason.
+        renewed: the renewed rule; if a broken rule cannot be renewed, a rule that leaves all pairs undecided.
+        how: how the rule was renewed: "counted", "extrapolated", or "unchanged" with the reason.
     """
 
     renewed: DecisionRule
@@ -78,8 +78,8 @@ class PeopleReport:
 
     Attributes:
         counts: ``people``, ``images``, ``mated``, ``non_mated``, ``left_out`` (images not compared).
-        rules: of two images each, in the order of the calibration.
-        calibration: the same, with the renewed rules.
+        rules: results of each rule for two images, in the order of the calibration.
+        calibration: the given calibration with the renewed rules.
     """
 
     counts: dict[str, int]
@@ -101,25 +101,27 @@ def check_people(
     seed: int = 0,
     min_people: int = MIN_PEOPLE,
 ) -> PeopleReport:
-    """Count what the rules for two images do with known people, and make them anew.
+    """Check the decision rules for two images on known people, and renew the rules for them.
 
-    All images of different people are compared, and all of one person. A renewed rule has the score of the
-    old one. Its ``accept`` is the smallest threshold for which it and all larger ones keep the share of false
-    matches below the promised rate (`SubjectRates.upper`, so over people); where that share is too small to
-    be counted, by the tail of these pairs (`extrapolated_rule`). ``reject`` is made alike from the pairs of
-    one person, if there are enough.
+    All pairs of images are compared. A renewed rule has the score of the old one. Its ``accept`` is the
+    smallest threshold such that, for it and all larger ones, the share of false matches is below the rule's
+    bound (with `SubjectRates.upper`, so over people). If that share is too small to be counted, the threshold
+    is extrapolated from the tail of the non-mated scores (`extrapolated_rule`). ``reject`` is set in the same
+    way on the mated pairs, if there are enough.
 
     Args:
-        embeddings: with the names of people; unnamed images are not used.
-        calibration: of the model that made them.
-        one_each: every image shows somebody else, whatever the names.
-        name: of these people, for the record.
-        draws: of people, for the intervals.
-        seed: of the draws, and of the images drawn where there are more than can be compared.
-        min_people: that it takes. Rules made on 20 were found not to hold (docs/decisions.md).
+        embeddings: embeddings with the names of people; unnamed images are not used.
+        calibration: calibration of the model that made the embeddings.
+        one_each: every image shows a different person, regardless of the names.
+        name: name of this set of people, for the record.
+        draws: bootstrap draws of people, for the intervals.
+        seed: seed of the draws, and of the choice of images if there are too many to compare.
+        min_people: minimum number of people. Rules made on 20 people were found not to hold
+            (docs/decisions.md).
 
     Raises:
-        InputError: fewer people than it takes, no names, no rule to check, or embeddings of another radius.
+        InputError: there are too few people, no names or no rule to check, or the radius of the embeddings
+            differs from that of the rules.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -127,57 +129,63 @@ def check_people(
         >>> mu /= np.linalg.norm(mu, axis=1, keepdims=True)
         >>> e = Embeddings(mu, np.full(120, 5.0), [str(i) for i in range(120)])
         >>> rule = DecisionRule("cosine", None, "kappa", 0.2, 0.0, 0.0, "fmr", 0.01, 0.05)
-        >>> found = check_people(e, Calibration("m", "d", decisions=(rule,)), one_each=True, draws=100)
-        >>> found.rules[0].verdict, bool(found.rules[0].renewed.accept > 0.25)
+        >>> report = check_people(e, Calibration("m", "d", decisions=(rule,)), one_each=True, draws=100)
+        >>> report.rules[0].verdict, bool(report.rules[0].renewed.accept > 0.25)
         ('broken', True)
     """
-    person, rows, left_out = _chosen(embeddings, one_each, seed, min_people)
-    own = embeddings.select(rows)
-    found = [rule for rule in calibration.decisions if "template" not in rule.score and rule.error == "fmr"]
-    if not found:
+    person, rows, left_out = _choose_images(embeddings, one_each, seed, min_people)
+    images = embeddings.select(rows)
+    rules = [rule for rule in calibration.decisions if "template" not in rule.score and rule.error == "fmr"]
+    if not rules:
         raise InputError("check_people: the calibration has no rule for the false match rate of two images")
-    radii = {rule.radius for rule in found} - {None, own.radius}
-    if radii:
+    other_radii = {rule.radius for rule in rules} - {None, images.radius}
+    if other_radii:
         raise InputError(
-            f"check_people: the rules are for radius {radii.pop():g}, the embeddings have {own.radius:g}"
+            f"check_people: the rules are for radius {other_radii.pop():g}, the embeddings have "
+            f"{images.radius:g}"
         )
-    pairs = PeoplePairs.of(own, person, {rule.score for rule in found}, calibration)
+    pairs = PeoplePairs.of(images, person, {rule.score for rule in rules}, calibration)
     counts = {
         "people": int(np.unique(person).size), "images": rows.size, **pairs.counts, "left_out": left_out,
     }  # fmt: skip
-    of = f"{counts['people']} people" + (f" of {name}" if name else "")
-    counter = RuleCounter(pairs, found, draws, seed)
-    checked: list[RuleOnPeople] = []
-    for rule in found:
-        before = [one for one in checked if one.rule.score == rule.score and one.rule.alpha > rule.alpha]
-        checked.append(_check(rule, counter, before, of))
-    renewed = {id(one.rule): one.renewed for one in checked}
-    record = {**calibration.record, "people": {"name": name, **counts, "images_sha256": own.fingerprint()}}
+    tested_on = f"{counts['people']} people" + (f" of {name}" if name else "")
+    counter = RuleCounter(pairs, rules, draws, seed)
+    results: list[RuleOnPeople] = []
+    for rule in rules:
+        larger = [r for r in results if r.rule.score == rule.score and r.rule.alpha > rule.alpha]
+        results.append(_check_rule(rule, counter, larger, tested_on))
+    renewed = {id(result.rule): result.renewed for result in results}
+    people_record = {"name": name, **counts, "images_sha256": images.fingerprint()}
+    record = {**calibration.record, "people": people_record}
     decisions = tuple(renewed.get(id(rule), rule) for rule in calibration.decisions)
-    return PeopleReport(counts, tuple(checked), replace(calibration, decisions=decisions, record=record))
+    return PeopleReport(counts, tuple(results), replace(calibration, decisions=decisions, record=record))
 
 
-def _chosen(embeddings: Embeddings, one_each: bool, seed: int, least: int) -> tuple[Array, Array, int]:
-    """(person, row) of the images to compare, and how many were left out."""
+def _choose_images(
+    embeddings: Embeddings, one_each: bool, seed: int, min_people: int
+) -> tuple[Array, Array, int]:
+    """(person, row) of the images to compare, and the number of images left out."""
     if one_each:
         person = np.arange(len(embeddings))
     elif embeddings.labels is None:
         raise InputError(
-            "check_people: the embeddings name no people; embed folders of people, or say that each image "
-            "shows somebody else"
+            "check_people: the embeddings have no names of people; embed folders of people, or state that "
+            "every image shows a different person (one_each)"
         )
     else:
         person = np.asarray(embeddings.labels)
-    known = np.random.default_rng(seed).permutation(np.flatnonzero(person >= 0))
-    people = np.unique(person[known]).size
-    if people < least:
-        raise InputError(f"check_people: expected at least {least} people, got {people}")
-    rows = np.sort(known[in_turns(person[known])[:_IMAGES]])
-    return person[rows], rows, int(known.size - rows.size)
+    named = np.random.default_rng(seed).permutation(np.flatnonzero(person >= 0))
+    n_people = np.unique(person[named]).size
+    if n_people < min_people:
+        raise InputError(f"check_people: expected at least {min_people} people, got {n_people}")
+    rows = np.sort(named[in_turns(person[named])[:_IMAGES]])
+    return person[rows], rows, int(named.size - rows.size)
 
 
 def in_turns(person: Array) -> NDArray[np.int64]:
-    """(n,) rows: the first of everybody, then the second, and so on: many people tell more than many images.
+    """(n,) rows in round-robin order: the first image of every person, then the second, and so on.
+
+    The first k rows then have as many people as possible, which matter more than images.
 
     Example:
         >>> in_turns(np.array([7, 7, 7, 3, 3])).tolist()
@@ -191,22 +199,25 @@ def in_turns(person: Array) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class PeoplePairs:
-    """All pairs of the images."""
+    """All pairs of a set of images."""
 
     values: dict[str, Array]
-    """(n,) what the rules of each score read."""
+    """Name of a score -> (n,) values that rules of this score read."""
     confidence: Array
-    """(n,) smaller kappa."""
+    """(n,) the smaller kappa of the two images."""
     left: Array
-    """(n,) person."""
+    """(n,) person of the left image."""
     right: Array
+    """(n,) person of the right image."""
     mated: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, own: Embeddings, person: Array, scores: Set[str], calibration: Calibration) -> "PeoplePairs":
-        blocks = list(_blocks(own, scores, calibration))
+    def of(
+        cls, images: Embeddings, person: Array, scores: Set[str], calibration: Calibration
+    ) -> "PeoplePairs":
+        blocks = list(_blocks(images, scores, calibration))
         confidence, left, right = (np.concatenate(part) for part in zip(*(columns for _, columns in blocks)))
-        values = {score: np.concatenate([found[score] for found, _ in blocks]) for score in scores}
+        values = {score: np.concatenate([block[score] for block, _ in blocks]) for score in scores}
         left, right = (person[rows].astype(np.int32) for rows in (left, right))
         return cls(values, confidence, left, right, left == right)
 
@@ -217,66 +228,67 @@ class PeoplePairs:
 
 
 def _blocks(
-    own: Embeddings, scores: Set[str], calibration: Calibration
+    images: Embeddings, scores: Set[str], calibration: Calibration
 ) -> Iterator[tuple[dict[str, Array], tuple[Array, Array, Array]]]:
-    """(values by score, (smaller kappa, left row, right row)) of every image with every later one."""
-    mu, kappa = torch.from_numpy(np.asarray(own.mu)), torch.from_numpy(np.asarray(own.kappa))
-    for start in range(0, len(own), _ROWS):
-        rows, later = slice(start, min(start + _ROWS, len(own))), slice(start, None)
-        at = np.nonzero(np.arange(len(own) - start) > np.arange(rows.stop - start)[:, None])
-        cosines = cosine_matrix(mu[rows], mu[later]).numpy()[at]
+    """(values by score, (smaller kappa, left row, right row)) of each image with all later ones."""
+    mu, kappa = torch.from_numpy(np.asarray(images.mu)), torch.from_numpy(np.asarray(images.kappa))
+    n = len(images)
+    for start in range(0, n, _ROWS):
+        rows, later = slice(start, min(start + _ROWS, n)), slice(start, None)
+        cells = np.nonzero(np.arange(n - start) > np.arange(rows.stop - start)[:, None])
+        cosines = cosine_matrix(mu[rows], mu[later]).numpy()[cells]
         likelihoods = cosines
         if scores - {"cosine"}:
-            matrix = mutual_likelihood_matrix(mu[rows], kappa[rows], mu[later], kappa[later], own.radius)
-            likelihoods = matrix.numpy()[at]
-        left, right = at[0] + start, at[1] + start
-        sides = np.asarray(own.kappa)[left], np.asarray(own.kappa)[right]
+            matrix = mutual_likelihood_matrix(mu[rows], kappa[rows], mu[later], kappa[later], images.radius)
+            likelihoods = matrix.numpy()[cells]
+        left, right = cells[0] + start, cells[1] + start
+        kappas = np.asarray(images.kappa)[left], np.asarray(images.kappa)[right]
         values = {
-            score: calibration.evidence(score, likelihoods, cosines, sides).astype(np.float32)
+            score: calibration.evidence(score, likelihoods, cosines, kappas).astype(np.float32)
             for score in scores
         }
-        yield values, (np.minimum(*sides).astype(np.float32), left, right)
+        yield values, (np.minimum(*kappas).astype(np.float32), left, right)
 
 
 class RuleCounter:
-    """What rules do with pairs. What rules of one score and floor share is counted, and drawn, once."""
+    """Counts the decisions of rules on pairs; counts shared by rules of one score and floor are cached."""
 
     def __init__(self, pairs: PeoplePairs, rules: Sequence[DecisionRule], draws: int, seed: int) -> None:
         self.pairs, self.draws, self.seed, self._rules = pairs, draws, seed, rules
-        self.accepted, self.tried = cache(self._accepted), cache(self._tried)
+        self.accepted, self.on_grid = cache(self._accepted), cache(self._on_grid)
         self.grid, self.tail = cache(self._grid), cache(self._tail)
 
     def _reach(self, score: str, floor: float, thresholds: Array, mated: bool) -> SubjectRates:
-        """How many pairs of one kind reach the thresholds; those below the floor reach none."""
-        own = self.pairs.mated == mated
-        values = np.where(self.pairs.confidence[own] >= floor, self.pairs.values[score][own], -np.inf)
-        left, right = self.pairs.left[own], self.pairs.right[own]
+        """Pairs of one kind that reach the thresholds; pairs below the floor reach none."""
+        mask = self.pairs.mated == mated
+        values = np.where(self.pairs.confidence[mask] >= floor, self.pairs.values[score][mask], -np.inf)
+        left, right = self.pairs.left[mask], self.pairs.right[mask]
         return SubjectRates.of(values, left, right, thresholds, draws=self.draws, seed=self.seed)
 
     def _accepted(self, score: str, floor: float) -> SubjectRates:
-        """Non-mated pairs at the thresholds of all rules of this score and floor."""
-        own = [rule for rule in self._rules if (rule.score, rule.min_confidence) == (score, floor)]
-        return self._reach(score, floor, np.unique([_accept(rule) for rule in own]), mated=False)
+        """Non-mated pairs that reach the ``accept`` thresholds of all rules with this score and floor."""
+        rules = [rule for rule in self._rules if (rule.score, rule.min_confidence) == (score, floor)]
+        return self._reach(score, floor, np.unique([_accept(rule) for rule in rules]), mated=False)
 
     def _grid(self, score: str) -> Array:
-        """Thresholds to try: steps of a nat, or of a cosine, as far as there are scores."""
+        """Thresholds to try, in equal steps (in nats, or of the cosine) over the range of the scores."""
         values = self.pairs.values[score]
         step = _STEP if score != "cosine" else _STEP / 50
         low, high = float(values[np.isfinite(values)].min()), float(values[np.isfinite(values)].max())
-        lowest = min(float(rule.reject or 0.0) for rule in self._rules if rule.score == score)
-        low, high = max(low, lowest - _SPAN), high + 2 * step
+        min_reject = min(float(rule.reject or 0.0) for rule in self._rules if rule.score == score)
+        low, high = max(low, min_reject - _SPAN), high + 2 * step
         return np.asarray(low + step * np.arange(int((high - low) / step) + 1))
 
-    def _tried(self, score: str, floor: float, mated: bool) -> SubjectRates:
-        """Pairs of one kind at the thresholds of the grid."""
+    def _on_grid(self, score: str, floor: float, mated: bool) -> SubjectRates:
+        """Pairs of one kind that reach the thresholds of the grid."""
         return self._reach(score, floor, self.grid(score), mated)
 
     def _tail(self, score: str) -> TailFit:
-        """Of the non-mated pairs."""
-        own = ~self.pairs.mated
-        share = max(_TAIL, 1.01 * LEAST_EXCEEDANCES / int(own.sum()))
+        """Tail of the scores of the non-mated pairs."""
+        mask = ~self.pairs.mated
+        share = max(_TAIL, 1.01 * LEAST_EXCEEDANCES / int(mask.sum()))
         return fit_tail(
-            self.pairs.values[score][own], self.pairs.left[own], self.pairs.right[own], share=share,
+            self.pairs.values[score][mask], self.pairs.left[mask], self.pairs.right[mask], share=share,
             draws=self.draws, seed=self.seed,
         )  # fmt: skip
 
@@ -286,66 +298,72 @@ def _accept(rule: DecisionRule) -> float:
 
 
 def count_rule(rule: DecisionRule, counter: RuleCounter) -> RuleCount:
-    """What a rule, one of the counter's, does with the counter's pairs."""
+    """Count the decisions of a rule, which must be one of the counter's rules, on the counter's pairs."""
     floor, pairs = rule.min_confidence, counter.pairs
     accept, reject = _accept(rule), -np.inf if rule.reject is None else rule.reject
-    false = counter.accepted(rule.score, floor)
-    at = int(np.searchsorted(false.thresholds, accept))
-    interval = false.interval(at) if counter.draws else (0.0, 1.0)
-    kept, broken = float(false.upper(_DELTA)[at]) <= rule.alpha, interval[0] > rule.alpha
-    sure, values = pairs.mated & (pairs.confidence >= floor), pairs.values[rule.score]
-    matches, missed = (int((sure & part).sum()) for part in (values >= accept, values < reject))
+    false_matches = counter.accepted(rule.score, floor)
+    index = int(np.searchsorted(false_matches.thresholds, accept))
+    interval = false_matches.interval(index) if counter.draws else (0.0, 1.0)
+    kept, broken = float(false_matches.upper(_DELTA)[index]) <= rule.alpha, interval[0] > rule.alpha
+    is_decidable, values = pairs.mated & (pairs.confidence >= floor), pairs.values[rule.score]
+    matches, misses = (int((is_decidable & mask).sum()) for mask in (values >= accept, values < reject))
     verdict: Verdict = "kept" if kept else "broken" if broken else "open"
-    return RuleCount(rule, int(false.reached[at]), interval, matches, missed, verdict)
+    return RuleCount(rule, int(false_matches.reached[index]), interval, matches, misses, verdict)
 
 
-def _check(rule: DecisionRule, counter: RuleCounter, before: list[RuleOnPeople], of: str) -> RuleOnPeople:
-    found = count_rule(rule, counter)
-    counted = [one.renewed for one in before if one.how == "counted"]
-    renewed, how = _renew(rule, counter, counted, of)
+def _check_rule(
+    rule: DecisionRule, counter: RuleCounter, larger: list[RuleOnPeople], tested_on: str
+) -> RuleOnPeople:
+    """Count and renew a rule; ``larger`` has the results of rules of the same score with a larger alpha."""
+    count = count_rule(rule, counter)
+    counted_rules = [result.renewed for result in larger if result.how == "counted"]
+    renewed, how = _renew(rule, counter, counted_rules, tested_on)
     if renewed is None:
-        broken = found.verdict == "broken"
+        broken = count.verdict == "broken"
         renewed = replace(rule, accept=None, reject=None, extrapolated=None) if broken else rule
-        # A smaller rate never has the lower threshold.
-        least = max((one.renewed.accept or -np.inf for one in before), default=-np.inf)
-        if renewed.accept is not None and renewed.accept < least:
-            renewed = replace(renewed, accept=least)
-    return RuleOnPeople(**vars(found), renewed=renewed, how=how)
+        # The threshold for a smaller rate must not be below that for a larger one.
+        min_accept = max((result.renewed.accept or -np.inf for result in larger), default=-np.inf)
+        if renewed.accept is not None and renewed.accept < min_accept:
+            renewed = replace(renewed, accept=min_accept)
+    return RuleOnPeople(**vars(count), renewed=renewed, how=how)
 
 
 def _renew(
-    rule: DecisionRule, counter: RuleCounter, counted: list[DecisionRule], of: str
+    rule: DecisionRule, counter: RuleCounter, counted_rules: list[DecisionRule], tested_on: str
 ) -> tuple[DecisionRule | None, str]:
-    """The rule for these people, or None; and how it was made."""
+    """The renewed rule, or None; and how it was renewed, or why not."""
     if rule.accept is None or rule.reject is None:
-        return None, "kept as it was: it decides nothing"
-    grid, false = counter.grid(rule.score), counter.tried(rule.score, rule.min_confidence, False)
-    upper = false.upper(_DELTA)
-    at = grid.size - int(np.argmin(np.append((upper <= rule.alpha)[::-1], False)))
-    if at < grid.size:
-        accept = float(grid[at])
-        seen = ErrorCount(
-            "false matches of non-mated pairs", int(false.reached[at]), false.pairs, float(upper[at])
-        )
-        made = replace(
-            rule, accept=accept, reject=min(accept, _rejected(rule, counter)), delta=_DELTA, tested_on=of,
-            extrapolated=None, counts=(seen, *rule.counts[1:]),
+        return None, "unchanged: the rule leaves all pairs undecided"
+    grid = counter.grid(rule.score)
+    false_matches = counter.on_grid(rule.score, rule.min_confidence, False)
+    upper = false_matches.upper(_DELTA)
+    index = grid.size - int(np.argmin(np.append((upper <= rule.alpha)[::-1], False)))
+    if index < grid.size:
+        accept = float(grid[index])
+        count = ErrorCount(
+            "false matches of non-mated pairs", int(false_matches.reached[index]), false_matches.pairs,
+            float(upper[index]),
         )  # fmt: skip
-        return made, "counted"
-    if not counted or not counter.draws:
-        return None, f"kept as it was: {false.pairs:,} pairs of two people cannot tell {rule.alpha:g}"
+        renewed = replace(
+            rule, accept=accept, reject=min(accept, _renewed_reject(rule, counter)), delta=_DELTA,
+            tested_on=tested_on, extrapolated=None, counts=(count, *rule.counts[1:]),
+        )  # fmt: skip
+        return renewed, "counted"
+    if not counted_rules or not counter.draws:
+        n = false_matches.pairs
+        return None, f"unchanged: {n:,} pairs of two people are too few for the rate {rule.alpha:g}"
     try:
-        beyond = extrapolated_rule(counted[-1], [counter.tail(rule.score)], rule.alpha)
+        extrapolated = extrapolated_rule(counted_rules[-1], [counter.tail(rule.score)], rule.alpha)
     except InputError as error:
-        return None, f"kept as it was: {error}"
-    return replace(beyond, tested_on=f"the tail of {of}"), "extrapolated"
+        return None, f"unchanged: {error}"
+    return replace(extrapolated, tested_on=f"the tail of {tested_on}"), "extrapolated"
 
 
-def _rejected(rule: DecisionRule, counter: RuleCounter) -> float:
-    """The largest threshold that few enough pairs of one person miss; the rule's own if there are few."""
-    own = float(rule.reject or 0.0)
+def _renewed_reject(rule: DecisionRule, counter: RuleCounter) -> float:
+    """The largest threshold that keeps the rule's FNMR; with few mated pairs, the current threshold."""
+    current = float(rule.reject or 0.0)
     if rule.fnmr is None or counter.pairs.counts["mated"] < _FEW / rule.fnmr:
-        return own
-    misses = counter.tried(rule.score, -np.inf, True).upper(_DELTA, below=True)
-    at = int(np.argmin(np.append(misses <= rule.fnmr, False))) - 1
-    return own if at < 0 else float(counter.grid(rule.score)[at])
+        return current
+    max_fnmr = counter.on_grid(rule.score, -np.inf, True).upper(_DELTA, below=True)
+    index = int(np.argmin(np.append(max_fnmr <= rule.fnmr, False))) - 1
+    return current if index < 0 else float(counter.grid(rule.score)[index])

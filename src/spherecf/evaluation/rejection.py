@@ -1,4 +1,4 @@
-"""Risk-controlled recognition: which confidence removes the errors of open-set identification."""
+"""Rejection in open-set identification: how well each confidence finds the wrong decisions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +30,7 @@ from spherecf.evaluation.results import Measure, plain, signature
 from spherecf.evaluation.templates import (
     TemplateImages,
     TemplateSet,
-    check_apart,
+    check_disjoint,
     find_images,
     missing_file,
     parse_mode,
@@ -40,20 +40,21 @@ from spherecf.evaluation.templates import (
 Array = NDArray[Any]
 
 _RIDGE = 1.0  # a prior of standard deviation 1 on the standardised coefficients
-_NEWTON = 50
-_ABSENT = 1 / 8  # chance that a trial leaves a risk out
+_NEWTON_STEPS = 50
+_OMIT_PROBABILITY = 1 / 8  # probability that a trial sets the weight of a risk to 0
 
 
 @dataclass(frozen=True, eq=False)
 class RiskWeights:
-    """Weights of the four risks, as natural logarithms (-inf for 0), the largest 0."""
+    """Weights of the four risks of MPRisk."""
 
     log_weights: Array
+    """(4,) natural logarithms, -inf for weight 0; the maximum is 0."""
     prr: float
-    """On the probes they were chosen on."""
+    """PRR on the probes on which the weights were chosen."""
 
     def confidence(self, log_risks: Array) -> Array:
-        """Minus log of the weighted sum of risks."""
+        """(n,) minus the logarithm of the weighted sum of risks."""
         with np.errstate(divide="ignore"):  # log 0: no risk at all
             terms = log_risks + self.log_weights
             peak = terms.max(1)
@@ -68,55 +69,57 @@ class RiskWeights:
 def fit_risk_weights(
     log_risks: Array, decisions: Decisions, *, limit: float, trials: int, seed: int
 ) -> RiskWeights | None:
-    """Weights of the best PRR on these probes by random search; None where PRR is undefined.
+    """Find the weights with the highest PRR on these probes by random search; None if PRR is undefined.
 
-    A weight is tried at the inverse of its risk in a random probe: only weights that bring two risks to one
-    scale change their order, and these scales differ by hundreds of decades. The second half of the trials
-    goes around the best of the first.
+    The scales of the risks differ by hundreds of decades, and weights change the order of two probes only if
+    they bring two risks to a common scale. Each candidate weight is therefore the inverse of its risk for a
+    random probe. The second half of the trials perturbs the best candidate so far.
 
     Args:
         log_risks: (n, 4), see `log_risks`.
-        decisions: of the n probes.
-        limit: of the PRR.
-        trials: number of weights tried.
-        seed: of the search; the same seed, the same weights.
+        decisions: decisions on the n probes.
+        limit: maximum rejected share of the PRR.
+        trials: number of candidates.
+        seed: seed of the search, which is deterministic.
     """
     rng = np.random.default_rng(seed)
     shares = prr_shares(len(log_risks), limit)
-    seen = [column[np.isfinite(column)] for column in log_risks.T]
+    finite_risks = [column[np.isfinite(column)] for column in log_risks.T]
     best: RiskWeights | None = None
     for trial in range(trials):
         if trial < 2:
             candidate = np.array([0.0, 0.0, 0.0, -np.inf if trial else 0.0])
         elif trial < trials // 2 or best is None:
-            candidate = np.array([-rng.choice(values) if values.size else 0.0 for values in seen])
-            candidate[rng.random(4) < _ABSENT] = -np.inf
+            candidate = np.array([-rng.choice(values) if values.size else 0.0 for values in finite_risks])
+            candidate[rng.random(4) < _OMIT_PROBABILITY] = -np.inf
         else:
             candidate = best.log_weights + rng.normal(size=4)
         if not np.isfinite(candidate).any():
             continue
-        made = RiskWeights(candidate - candidate.max(), np.nan)
-        prr = prr_of(RejectionOrder.of(made.confidence(log_risks)), decisions, shares)
+        weights = RiskWeights(candidate - candidate.max(), np.nan)
+        prr = prr_of(RejectionOrder.of(weights.confidence(log_risks)), decisions, shares)
         if prr > (best.prr if best else -np.inf):
-            best = RiskWeights(made.log_weights, prr)
+            best = RiskWeights(weights.log_weights, prr)
     return best
 
 
 @dataclass(frozen=True, eq=False)
 class Calibrator:
-    """Logistic regression of "the decision is right" on a quadratic form of both divergences."""
+    """HolUE's logistic regression of the decision being right on a quadratic form of both divergences."""
 
     mean: Array
+    """(2,) means, used for standardisation."""
     scale: Array
+    """(2,) standard deviations."""
     coefficients: Array
-    """Of 1, a, b, a^2, a b, b^2, a and b standardised."""
+    """(6,) coefficients of 1, a, b, a^2, a b, b^2 for the standardised divergences a and b."""
 
     def to_dict(self) -> dict[str, list[float]]:
         """Plain lists."""
         return {name: values.tolist() for name, values in vars(self).items()}
 
     def confidence(self, divergences: Array) -> Array:
-        """Log odds that the decision is right."""
+        """(n,) log odds that the decision is right."""
         return np.asarray(self._terms(divergences) @ self.coefficients)
 
     def _terms(self, divergences: Array) -> Array:
@@ -125,66 +128,69 @@ class Calibrator:
 
 
 def fit_calibrator(divergences: Array, wrong: Array) -> Calibrator | None:
-    """Maximum a posteriori by Newton steps; None where all decisions are right, or all wrong.
+    """Fit the calibrator by maximum a posteriori with Newton steps.
 
     Args:
         divergences: (n, 2), see `divergences`.
-        wrong: (n,) true where the decision was an error.
+        wrong: (n,) true where the decision is an error.
+
+    Returns:
+        The calibrator; None if all decisions are right or all are wrong.
     """
     if wrong.all() or not wrong.any():
         return None
     scale = divergences.std(0)
-    made = Calibrator(divergences.mean(0), np.where(scale > 0, scale, 1.0), np.zeros(6))
-    x, right = made._terms(divergences), (~wrong).astype(np.float64)
+    initial = Calibrator(divergences.mean(0), np.where(scale > 0, scale, 1.0), np.zeros(6))
+    x, right = initial._terms(divergences), (~wrong).astype(np.float64)
     penalty = np.full(6, _RIDGE)
-    penalty[0] = 1e-9  # of the constant: only enough to keep the system solvable
-    w = made.coefficients
-    for _ in range(_NEWTON):
+    penalty[0] = 1e-9  # the constant term: just enough to keep the system solvable
+    w = initial.coefficients
+    for _ in range(_NEWTON_STEPS):
         p = 1 / (1 + np.exp(-np.clip(x @ w, -500, 500)))
         curvature = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
         step = np.linalg.solve(curvature, x.T @ (right - p) - penalty * w)
         w = w + step
         if np.abs(step).max() < 1e-10:
             break
-    return Calibrator(made.mean, made.scale, w)
+    return Calibrator(initial.mean, initial.scale, w)
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """The decisions at one FPIR, and what was fitted for it on the validation subjects."""
+    """The decisions at one FPIR, and the parameters fitted for it on the validation subjects."""
 
     fpir_target: float
     threshold: float | None
     fpir: float | None
     f1: float | None
-    """With nothing rejected."""
+    """F1 without rejection."""
     counts: dict[str, int]
     """``identified``, ``misidentified``, ``false_rejects``, ``false_accepts``, ``true_rejects``"""
     validation_errors: int
     log_weights: dict[str, float] | None
     """Natural logarithms of the four weights of MPRisk."""
     calibrator: dict[str, list[float]] | None
-    """``mean``, ``scale``, ``coefficients`` of HolUE's."""
+    """``mean``, ``scale`` and ``coefficients`` of HolUE's calibrator."""
     unresolved: str | None = None
-    """Why there are no ratios."""
+    """Why there is no PRR."""
 
     @classmethod
     def without(cls, fpir: float, reason: str) -> "OperatingPoint":
-        """No threshold."""
+        """An unresolved operating point, without a threshold."""
         return cls(fpir, None, None, None, {}, 0, None, None, reason)
 
 
 @dataclass(frozen=True)
 class ConfidencePrr:
-    """One confidence at one operating point."""
+    """PRR of one confidence at one operating point."""
 
     confidence: str
     fpir_target: float
     prr: Measure
     minus_kappa: Measure
-    """PRR minus that of kappa, on the same draws."""
+    """PRR minus that of kappa, on the same bootstrap draws."""
     f1: list[float]
-    """After rejecting each of ``RejectionReport.shares``."""
+    """F1 after rejecting each of ``RejectionReport.shares``."""
     signature: str
 
 
@@ -194,9 +200,9 @@ class RejectionReport:
 
     name: str
     counts: dict[str, int]
-    """``gallery``, ``probes``, ``mated``, ``non_mated``, ``subjects``, and with ``validation_`` in front."""
+    """``gallery``, ``probes``, ``mated``, ``non_mated``, ``subjects``; also with prefix ``validation_``."""
     kappa_gallery: dict[str, float]
-    """``posterior``: at the mean direction; ``mutual``: over the probe's distribution."""
+    """Gallery concentration for the probes' mean directions (``posterior``) or distributions (``mutual``)."""
     beta: float
     limit: float
     resampling: str
@@ -204,46 +210,47 @@ class RejectionReport:
     shares: list[float]
     prr: list[ConfidencePrr]
     absent_confidences: list[str]
-    """Known confidences that these probes lack."""
+    """Standard confidences that these probes do not have."""
 
     def at(self, confidence: str, fpir: float) -> ConfidencePrr | None:
-        """By confidence and FPIR target; None where unresolved or absent."""
+        """The entry of a confidence at an FPIR target; None if unresolved or absent."""
         for entry in self.prr:
             if entry.confidence == confidence and entry.fpir_target == fpir:
                 return entry
         return None
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
-        """Plain dicts and lists; without ``curves`` the F1 after each share is left out."""
-        found: dict[str, Any] = plain(asdict(self))
+        """Plain dicts and lists; without ``curves`` the F1 curves are left out."""
+        report: dict[str, Any] = plain(asdict(self))
         if not curves:
-            del found["shares"]
-            for entry in found["prr"]:
+            del report["shares"]
+            for entry in report["prr"]:
                 del entry["f1"]
-        return found
+        return report
 
 
 FPIR_TARGETS = (0.05, 0.1, 0.2)
 SHARES = tuple(round(0.01 * i, 2) for i in range(96))
-_BASE = "kappa"  # what the others are compared with
+_REFERENCE = "kappa"  # the confidence with which all others are compared
 
 
 @dataclass(frozen=True)
 class RejectionOptions:
-    """What `evaluate_rejection` fits and measures.
+    """Options of `evaluate_rejection`.
 
     Attributes:
-        fpirs: targets of the operating points; thresholds accept at most this share of the non-mated.
-        validation_share: of the subjects, set apart to fit on, where no validation set is given.
-        kappa_gallery: "likelihood" (fitted), "cosine" (A_d of it is the mean mated cosine), or a number.
-        beta: prior probability that a probe is of nobody in the gallery.
-        limit: largest rejected share of the PRR.
-        trials: weights tried for MPRisk.
+        fpirs: FPIR targets of the operating points; at most this share of the non-mated probes is accepted.
+        validation_share: share of the subjects to fit on, if there is no validation set.
+        kappa_gallery: gallery concentration: "likelihood" (maximum likelihood), "cosine" (the kappa whose
+            A_d(kappa) is the mean mated cosine), or a number.
+        beta: prior probability that a probe's subject is not enrolled.
+        limit: maximum rejected share of the PRR.
+        trials: candidates in the search for MPRisk's weights.
         draws: bootstrap draws; 0 for no intervals.
-        seed: of the division, the search, the bootstrap and the random confidence.
+        seed: seed of the division of subjects, the search, the bootstrap and the random confidence.
 
     Raises:
-        InputError: fewer than 0 draws or 2 trials.
+        InputError: ``draws`` is negative, or ``trials`` is less than 2.
     """
 
     fpirs: Sequence[float] = FPIR_TARGETS
@@ -268,45 +275,47 @@ def evaluate_rejection(
     validation: OpenSet | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> RejectionReport:
-    """PRR on F1 of every confidence, at every FPIR.
+    """PRR of F1 for every confidence at every FPIR target.
 
-    kappa_g, the calibrator of HolUE and the weights of MPRisk are fitted on validation subjects, each part
-    with its own gallery and thresholds; no subject is in both. Thresholds, kappa_g and fits are held in the
-    bootstrap, which draws the subjects of the test probes.
+    The gallery concentration, HolUE's calibrator and MPRisk's weights are fitted on validation subjects. The
+    validation and test parts have separate galleries and thresholds and no subject in common. The bootstrap
+    draws the subjects of the test probes; thresholds and fitted parameters are fixed.
 
     Args:
-        test: gallery and probes, with further confidences of the probes where there are any.
-        options: what is fitted and measured.
-        name: of the protocol, e.g. "ijbc/G1".
-        validation: gallery and probes of other people, with the same confidences, to fit on; the test is then
-            of all probes. Default: a share of the subjects is set apart.
-        facts: for the signature: hashes, pooling, alignment, ...
+        test: gallery and probes, optionally with further confidences of the probes.
+        options: FPIR targets and settings of fits and bootstrap.
+        name: name of the protocol, e.g. "ijbc/G1".
+        validation: gallery and probes of other people with the same confidences, to fit on; all of ``test``
+            is then used for testing. Default: a share of the subjects of ``test``.
+        facts: facts for the signature: hashes, pooling, alignment, ...
 
     Raises:
-        InputError: see `OpenSet`; validation and test with a common subject; parameters out of range.
+        InputError: see `OpenSet`; validation and test have a common subject; a parameter is out of range.
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> people = rng.normal(size=(60, 16))
-        >>> who = np.repeat(np.arange(60), 3)
-        >>> mu = people[who] + 0.5 * rng.normal(size=(180, 16))
+        >>> centres = rng.normal(size=(60, 16))
+        >>> subject = np.repeat(np.arange(60), 3)
+        >>> mu = centres[subject] + 0.5 * rng.normal(size=(180, 16))
         >>> mu = (mu / np.linalg.norm(mu, axis=1, keepdims=True)).astype(np.float32)
         >>> from spherecf.scoring import pool_templates
         >>> t = pool_templates(mu, rng.uniform(20, 60, 180), np.arange(180))
-        >>> enrolled, searched = np.arange(0, 120, 3), np.flatnonzero(np.arange(180) % 3 > 0)
-        >>> test = OpenSet(t.select(enrolled), who[enrolled], t.select(searched), who[searched])
+        >>> enrolled, probes = np.arange(0, 120, 3), np.flatnonzero(np.arange(180) % 3 > 0)
+        >>> test = OpenSet(t.select(enrolled), subject[enrolled], t.select(probes), subject[probes])
         >>> report = evaluate_rejection(test, RejectionOptions([0.1], draws=0, trials=20), name="toy")
         >>> report.at("oracle", 0.1).prr.value, report.counts["mated"]
         (1.0, 40)
     """
     seed, draws, beta, limit = options.seed, options.draws, options.beta, options.limit
     kappa_gallery, share, trials = options.kappa_gallery, options.validation_share, options.trials
-    fit, test = (validation, test) if validation else test.divide(share, seed)
-    _check_apart(fit, test)
-    kappas = fit.gallery_kappas(kappa_gallery, beta)
-    learning, tested = (_Side(part, part.search(kappas, beta, seed)) for part in (fit, test))
+    validation_set, test = (validation, test) if validation else test.divide(share, seed)
+    _check_disjoint_subjects(validation_set, test)
+    kappas = validation_set.gallery_kappas(kappa_gallery, beta)
+    validation_part, test_part = (
+        _SearchedPart(part, part.search(kappas, beta, seed)) for part in (validation_set, test)
+    )
     resampling = f"subject-{draws}/{seed}" if draws else "none"
-    signed = {
+    signature_facts = {
         **(facts or {}), "search": "cosine",
         "kappa_g": kappa_gallery if isinstance(kappa_gallery, str) else f"{kappa_gallery:g}",
         "beta": f"{beta:g}", "fit": "other-people" if validation else f"subjects-{share:g}/{seed}",
@@ -314,29 +323,31 @@ def evaluate_rejection(
     }  # fmt: skip
     points, entries = [], []
     for fpir in options.fpirs:
-        learned, why = learning.decide(fpir)
-        made, also = tested.decide(fpir)
-        if learned is None or made is None:
-            points.append(OperatingPoint.without(fpir, also or f"{why} of the validation subjects"))
+        validation_decisions, validation_reason = validation_part.decide(fpir)
+        decisions, reason = test_part.decide(fpir)
+        if validation_decisions is None or decisions is None:
+            unresolved = reason or f"{validation_reason} of the validation subjects"
+            points.append(OperatingPoint.without(fpir, unresolved))
             continue
-        weights = fit_risk_weights(
-            log_risks(learning.search, learned.accepted), learned, limit=limit, trials=trials, seed=seed
-        )
-        calibrator = fit_calibrator(divergences(learning.search), learned.wrong)
-        point = _summary(fpir, made, tested, int(learned.wrong.sum()), weights, calibrator)
+        risks = log_risks(validation_part.search, validation_decisions.accepted)
+        weights = fit_risk_weights(risks, validation_decisions, limit=limit, trials=trials, seed=seed)
+        calibrator = fit_calibrator(divergences(validation_part.search), validation_decisions.wrong)
+        n_errors = int(validation_decisions.wrong.sum())
+        point = _operating_point(fpir, decisions, test_part, n_errors, weights, calibrator)
         points.append(point)
         if point.unresolved is None:
-            line = {**signed, "fpir": f"at-most-{fpir:g}", "ci": resampling}
-            compared = _compare(
-                tested.confidences(made, weights, calibrator), made, tested, limit, draws, seed
-            )
+            point_facts = {**signature_facts, "fpir": f"at-most-{fpir:g}", "ci": resampling}
+            confidences = test_part.confidences(decisions, weights, calibrator)
+            compared = _compare(confidences, decisions, test_part, limit, draws, seed)
             entries += [
-                ConfidencePrr(label, fpir, *found, signature(f"{name}/open-set", **line, confidence=label))
-                for label, found in compared.items()
+                ConfidencePrr(
+                    label, fpir, *results, signature(f"{name}/open-set", **point_facts, confidence=label)
+                )
+                for label, results in compared.items()
             ]
     return RejectionReport(
         name=name,
-        counts=_counts(tested, "") | _counts(learning, "validation_"),
+        counts=_counts(test_part, "") | _counts(validation_part, "validation_"),
         kappa_gallery={"posterior": kappas[0], "mutual": kappas[1]},
         beta=beta,
         limit=limit,
@@ -344,111 +355,119 @@ def evaluate_rejection(
         points=points,
         shares=list(SHARES),
         prr=entries,
-        absent_confidences=[known for known in PROBE_CONFIDENCES if known not in tested.search.own],
+        absent_confidences=[c for c in PROBE_CONFIDENCES if c not in test_part.search.confidences],
     )
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """The validation or the test subjects, after their search."""
+class _SearchedPart:
+    """The validation or the test part, with the results of its search."""
 
     data: OpenSet
     search: Searched
 
     def decide(self, fpir: float) -> tuple[Decisions | None, str | None]:
-        """At the threshold of this side's own probes, or why there is none."""
-        best, truth = self.search.posterior, self.data.truth
-        threshold, why = fpir_threshold(best.best_cosine, truth >= 0, fpir)
+        """Decisions at the threshold set on the probes of this part, or the reason why there is none."""
+        posterior, truth = self.search.posterior, self.data.truth
+        threshold, reason = fpir_threshold(posterior.best_cosine, truth >= 0, fpir)
         if threshold is None:
-            return None, why
-        first = (best.best == truth) & (best.best_cosine > best.second_cosine)  # a tie counts against it
-        return decide(best.best_cosine, first, truth >= 0, threshold), None
+            return None, reason
+        # A mate that ties with another entry does not count as found.
+        right = (posterior.best == truth) & (posterior.best_cosine > posterior.second_cosine)
+        return decide(posterior.best_cosine, right, truth >= 0, threshold), None
 
     def confidences(
-        self, made: Decisions, weights: RiskWeights | None, calibrator: Calibrator | None
+        self, decisions: Decisions, weights: RiskWeights | None, calibrator: Calibrator | None
     ) -> dict[str, Array]:
-        """All of them, larger = surer; the oracle last."""
-        found = {**self.search.own, **gallery_confidences(self.search, made)}
+        """All confidences by name, larger = more confident, with the oracle last."""
+        confidences = {**self.search.confidences, **gallery_confidences(self.search, decisions)}
         if calibrator is not None:
-            found["holue"] = calibrator.confidence(divergences(self.search))
+            confidences["holue"] = calibrator.confidence(divergences(self.search))
         if weights is not None:
-            found["mprisk"] = weights.confidence(log_risks(self.search, made.accepted))
-        return found | {"oracle": (~made.wrong).astype(np.float64)}
+            confidences["mprisk"] = weights.confidence(log_risks(self.search, decisions.accepted))
+        return confidences | {"oracle": (~decisions.wrong).astype(np.float64)}
 
 
-def _summary(
-    fpir: float, made: Decisions, side: _Side, errors: int,
+def _operating_point(
+    fpir: float, decisions: Decisions, part: _SearchedPart, validation_errors: int,
     weights: RiskWeights | None, calibrator: Calibrator | None,
 ) -> OperatingPoint:  # fmt: skip
-    mated = side.data.truth >= 0
-    identified, wrong = int(made.identified.sum()), int(made.wrong.sum())
-    false_accepts = int((~mated & made.accepted).sum())
+    mated = part.data.truth >= 0
+    identified, wrong = int(decisions.identified.sum()), int(decisions.wrong.sum())
+    false_accepts = int((~mated & decisions.accepted).sum())
     return OperatingPoint(
         fpir_target=fpir,
-        threshold=made.threshold,
+        threshold=decisions.threshold,
         fpir=false_accepts / int((~mated).sum()),
         f1=2 * identified / (2 * identified + wrong) if identified else 0.0,
         counts={
             "identified": identified,
-            "misidentified": int(made.misidentified.sum()),
-            "false_rejects": int((mated & ~made.accepted).sum()),
+            "misidentified": int(decisions.misidentified.sum()),
+            "false_rejects": int((mated & ~decisions.accepted).sum()),
             "false_accepts": false_accepts,
-            "true_rejects": int((~mated & ~made.accepted).sum()),
+            "true_rejects": int((~mated & ~decisions.accepted).sum()),
         },
-        validation_errors=errors,
+        validation_errors=validation_errors,
         log_weights=None if weights is None else weights.by_name(),
         calibrator=None if calibrator is None else calibrator.to_dict(),
         unresolved=None if identified and wrong else
-        f"{identified} probes identified and {wrong} decided wrongly: rejecting cannot move F1",
+        f"{identified} probes identified and {wrong} wrong decisions: rejection cannot change F1",
     )  # fmt: skip
 
 
 def _compare(
-    confidences: Mapping[str, Array], made: Decisions, side: _Side, limit: float, draws: int, seed: int
+    confidences: Mapping[str, Array],
+    decisions: Decisions,
+    part: _SearchedPart,
+    limit: float,
+    draws: int,
+    seed: int,
 ) -> dict[str, tuple[Measure, Measure, list[float]]]:
-    """PRR, PRR minus that of kappa on the same draws, and the curve, by confidence."""
+    """For each confidence: PRR, PRR minus that of kappa on the same draws, and the F1 curve."""
     orders = {label: RejectionOrder.of(values) for label, values in confidences.items()}
-    shares = prr_shares(made.wrong.size, limit)
-    values = {label: prr_of(order, made, shares) for label, order in orders.items()}
+    shares = prr_shares(decisions.wrong.size, limit)
+    values = {label: prr_of(order, decisions, shares) for label, order in orders.items()}
 
     def statistic(weights: Array) -> dict[str, Array]:
         return {
-            label: np.array([prr_of(order, made, shares, w) for w in weights])
+            label: np.array([prr_of(order, decisions, shares, w) for w in weights])
             for label, order in orders.items()
         }
 
-    subjects = np.asarray(side.data.probe_subjects)
+    subjects = np.asarray(part.data.probe_subjects)
     drawn = bootstrap_subjects(statistic, subjects, subjects, draws=draws, seed=seed) if draws else {}
 
     def measure(label: str, minus: str | None) -> Measure:
         value = values[label] - (values[minus] if minus else 0.0)
         return Measure(value, interval(drawn[label] - (drawn[minus] if minus else 0.0)) if draws else None)
 
-    at = np.asarray(SHARES)
+    plotted_shares = np.asarray(SHARES)
     return {
-        label: (measure(label, None), measure(label, _BASE), order.f1(made, at).tolist())
+        label: (
+            measure(label, None), measure(label, _REFERENCE), order.f1(decisions, plotted_shares).tolist()
+        )
         for label, order in orders.items()
-    }
+    }  # fmt: skip
 
 
-def _counts(side: _Side, mark: str) -> dict[str, int]:
-    data, mated = side.data, int((side.data.truth >= 0).sum())
+def _counts(part: _SearchedPart, prefix: str) -> dict[str, int]:
+    data, n_mated = part.data, int((part.data.truth >= 0).sum())
     return {
-        f"{mark}gallery": len(data.gallery),
-        f"{mark}probes": len(data.probes),
-        f"{mark}mated": mated,
-        f"{mark}non_mated": len(data.probes) - mated,
-        f"{mark}subjects": int(np.unique(data.probe_subjects).size),
+        f"{prefix}gallery": len(data.gallery),
+        f"{prefix}probes": len(data.probes),
+        f"{prefix}mated": n_mated,
+        f"{prefix}non_mated": len(data.probes) - n_mated,
+        f"{prefix}subjects": int(np.unique(data.probe_subjects).size),
     }
 
 
-def _check_apart(fit: OpenSet, test: OpenSet) -> None:
-    first, second = (np.union1d(part.gallery_subjects, part.probe_subjects) for part in (fit, test))
+def _check_disjoint_subjects(validation: OpenSet, test: OpenSet) -> None:
+    first, second = (np.union1d(part.gallery_subjects, part.probe_subjects) for part in (validation, test))
     common = np.intersect1d(first, second)
     if common.size:
         raise InputError(
-            f"validation: {common.size} subjects are also in the test, first {common[0]}; "
-            "fits would see the people they are tested on"
+            f"validation: {common.size} subjects are also in the test set, first {common[0]}; the two sets "
+            "must have no subject in common"
         )
 
 
@@ -463,38 +482,38 @@ def evaluate_template_rejection(
     mode: str = "K1",
     galleries: Sequence[str] = (),
 ) -> dict[str, RejectionReport]:
-    """`evaluate_rejection` of every gallery: probes whose subject is in another gallery are non-mated.
+    """Apply `evaluate_rejection` to each gallery; probes of subjects in other galleries are non-mated.
 
-    Confidences of images (norm, sharpness, detector score, precision) become those of templates by the mean
-    inside a medium, then over media. Templates without an embedded image are failures to acquire: counted,
-    never searched; so are the probes of a subject whose gallery template failed.
+    Confidences of images (norm, sharpness, detector score, precision) are averaged within each medium, then
+    over the media of a template. Templates without an embedded image are failures to acquire: they are
+    counted, but not searched. The same holds for probes of a subject whose gallery template failed.
 
     Args:
-        embeddings: of the images, keys spelt as the set's file names.
-        templates: from `spherecf.data.read_ijb`, with galleries and probes.
+        embeddings: embeddings of the images; the keys are the set's file names.
+        templates: template set with galleries and probes, from `spherecf.data.read_ijb`.
         options: as in `evaluate_rejection`.
-        mode: how images become templates, e.g. "N0D0K1"; see docs/ijb.md.
-        galleries: names; default: all.
+        mode: pooling mode, e.g. "N0D0K1"; see docs/ijb.md.
+        galleries: names of the galleries; default: all.
 
     Returns:
         Report by name of the gallery.
 
     Raises:
-        InputError: no galleries or probes, no image found, a mode that the embeddings lack, or as in
-            `evaluate_rejection`.
+        InputError: the set has no galleries or probes, no image is embedded, the embeddings lack what the
+            mode needs, or as in `evaluate_rejection`.
 
     Example:
         >>> from spherecf.data import TemplateList, IjbMeta
         >>> rng = np.random.default_rng(0)
-        >>> who = np.repeat(np.arange(40), 3)
-        >>> mu = rng.normal(size=(40, 8))[who] + 0.6 * rng.normal(size=(120, 8))
+        >>> subject = np.repeat(np.arange(40), 3)
+        >>> mu = rng.normal(size=(40, 8))[subject] + 0.6 * rng.normal(size=(120, 8))
         >>> names = [f"{i}.jpg" for i in range(120)]
         >>> e = Embeddings(mu / np.linalg.norm(mu, axis=1, keepdims=True), rng.uniform(1, 4, 120), names)
         >>> ids = np.arange(120)
         >>> gallery, probes = ids[::3][:20], ids[ids % 3 > 0]
         >>> meta = IjbMeta(
-        ...     "toy", names, ids, ids, galleries={"G1": TemplateList(gallery, who[gallery])},
-        ...     probes=TemplateList(probes, who[probes]),
+        ...     "toy", names, ids, ids, galleries={"G1": TemplateList(gallery, subject[gallery])},
+        ...     probes=TemplateList(probes, subject[probes]),
         ... )
         >>> reports = evaluate_template_rejection(e, meta, RejectionOptions([0.2], draws=0, trials=10))
         >>> reports["G1"].counts["mated"], reports["G1"].at("oracle", 0.2).prr.value
@@ -504,44 +523,49 @@ def evaluate_template_rejection(
         raise missing_file(templates, "galleries and probes are", "1N")
     unknown = [name for name in galleries if name not in templates.galleries]
     if unknown:
-        raise InputError(f"gallery {unknown[0]!r} unknown, expected some of {', '.join(templates.galleries)}")
+        raise InputError(f"gallery {unknown[0]!r} unknown, expected any of {', '.join(templates.galleries)}")
     images = find_images(embeddings, templates)
     pooling = parse_mode(mode, embeddings, images)
     pooled = pooling.pool(embeddings, images)
-    columns = _columns(embeddings, images)
+    columns = _template_confidences(embeddings, images)
     if pooling.precision:
-        del columns["precision"]  # the templates have their own
+        del columns["precision"]  # the pooled templates have a precision
     facts = {**set_facts(embeddings, templates), "mode": pooling, "pool": f"media-mean+{pooling.pooling}"}
-    found = {}
+    reports = {}
     for name in galleries or templates.galleries:
-        enrolled, gallery_subjects, gone = images.split(templates.galleries[name])
-        probes, searched, lost = images.split(templates.probes)
-        check_apart(f"{templates.name}: gallery {name}", enrolled, probes)
-        kept = ~np.isin(searched, gone)
-        at = pooled.positions(probes[kept])
+        enrolled, gallery_subjects, failed_subjects = images.split(templates.galleries[name])
+        probes, probe_subjects, failed_probes = images.split(templates.probes)
+        check_disjoint(f"{templates.name}: gallery {name}", enrolled, probes)
+        is_searched = ~np.isin(probe_subjects, failed_subjects)
+        positions = pooled.positions(probes[is_searched])
         test = OpenSet(
-            pooled.select(pooled.positions(enrolled)), gallery_subjects, pooled.select(at), searched[kept],
-            {key: column[at] for key, column in columns.items()},
+            pooled.select(pooled.positions(enrolled)), gallery_subjects,
+            pooled.select(positions), probe_subjects[is_searched],
+            {key: column[positions] for key, column in columns.items()},
         )  # fmt: skip
         report = evaluate_rejection(test, options, name=f"{templates.name}/{name}", facts=facts)
-        failed = {"failed_gallery": int(gone.size), "failed_probes": int(lost.size + (~kept).sum())}
-        found[name] = replace(report, counts=report.counts | failed)
-    return found
+        failures = {
+            "failed_gallery": int(failed_subjects.size),
+            "failed_probes": int(failed_probes.size + (~is_searched).sum()),
+        }
+        reports[name] = replace(report, counts=report.counts | failures)
+    return reports
 
 
-def _columns(embeddings: Embeddings, images: TemplateImages) -> dict[str, Array]:
-    """Confidences of the templates, in ascending order of id."""
-    known = {
+def _template_confidences(embeddings: Embeddings, images: TemplateImages) -> dict[str, Array]:
+    """Confidences of the templates by name, (templates,) each in ascending order of template id."""
+    image_values = {
         name: embeddings.extras[name][images.rows] for name in _IMAGE_CONFIDENCES if name in embeddings.extras
     }
     if embeddings.log_precision is not None:
-        known["precision"] = embeddings.log_precision.mean(1)[images.rows]
+        image_values["precision"] = embeddings.log_precision.mean(1)[images.rows]
     if images.detector_score is not None:
-        known["detector_score"] = images.detector_score
-    pairs, medium = np.unique(np.stack([images.templates, images.media]), axis=1, return_inverse=True)
-    _, owner = np.unique(pairs[0], return_inverse=True)
-    found = {}
-    for name, values in known.items():
-        of_media = np.bincount(medium, values) / np.bincount(medium)
-        found[name] = np.bincount(owner, of_media) / np.bincount(owner)
-    return found
+        image_values["detector_score"] = images.detector_score
+    # Rows: template and medium; columns: the distinct media of each template.
+    media, medium = np.unique(np.stack([images.templates, images.media]), axis=1, return_inverse=True)
+    _, template = np.unique(media[0], return_inverse=True)
+    confidences = {}
+    for name, values in image_values.items():
+        medium_means = np.bincount(medium, values) / np.bincount(medium)
+        confidences[name] = np.bincount(template, medium_means) / np.bincount(template)
+    return confidences

@@ -1,4 +1,4 @@
-"""Results of the pair protocol as plain data, ready for JSON, and the signature of every number."""
+"""Results of the pair protocol as plain data, and signatures that state what a number depends on."""
 
 import math
 from bisect import bisect_right
@@ -19,7 +19,11 @@ from spherecf.evaluation.rates import NearestPoint, TmrAtFmr
 
 
 def signature(protocol: str, **facts: object) -> str:
-    """``protocol|name:value|...|spherecf:version``; facts in the order given, absent ones (None) left out.
+    """Signature of a result: ``protocol|name:value|...|spherecf:version``.
+
+    Args:
+        protocol: name of the protocol, e.g. "cfp-fp/tenfold".
+        facts: what the result depends on, in the order to show it; facts that are None are left out.
 
     Example:
         >>> signature("cfp-fp/tenfold", pairs="sha256:3f1a", flip="none", score="mls").rsplit("|", 1)[0]
@@ -32,7 +36,7 @@ def signature(protocol: str, **facts: object) -> str:
 
 
 def short_hash(digest: str) -> str:
-    """The first 12 hex digits of a SHA-256, marked as such."""
+    """The first 12 hex digits of a SHA-256, with prefix ``sha256:``."""
     return f"sha256:{digest.removeprefix('sha256:')[:12]}"
 
 
@@ -43,15 +47,15 @@ def _plain(value: object) -> str:
 def input_facts(
     left: Mapping[str, Any], right: Mapping[str, Any], left_hash: str, right_hash: str, pairs_hash: str | None
 ) -> dict[str, object]:
-    """What a result owes to its inputs, from the provenance of the embeddings; equal sides are named once.
+    """The inputs that a result depends on, for its signature; equal values of both sides are given once.
 
     Args:
-        left: provenance of the left embeddings: ``data`` (hash), ``view``, ``backbone``, ``model``, and where
-            stated ``alignment`` and ``flip``.
-        right: of the right ones.
+        left: provenance of the left embeddings: ``data`` (hash), ``view``, ``backbone``, ``model``, and, if
+            recorded, ``alignment`` and ``flip``.
+        right: provenance of the right embeddings.
         left_hash: fingerprint of the left embeddings.
-        right_hash: of the right ones.
-        pairs_hash: of the pair list, if known.
+        right_hash: fingerprint of the right embeddings.
+        pairs_hash: fingerprint of the pair list, if known.
 
     Example:
         >>> facts = input_facts({"view": "clean"}, {"view": "cross-v1/0"}, "aa", "bb", None)
@@ -60,13 +64,13 @@ def input_facts(
     """
 
     def both(name: str, shorten: bool = False) -> str | None:
-        stated = [side.get(name) for side in (left, right)]
-        if stated == [None, None]:
+        values = [side.get(name) for side in (left, right)]
+        if values == [None, None]:
             return None
-        text = [
-            "?" if value is None else short_hash(str(value)) if shorten else str(value) for value in stated
+        texts = [
+            "?" if value is None else short_hash(str(value)) if shorten else str(value) for value in values
         ]
-        return text[0] if text[0] == text[1] else "+".join(text)
+        return texts[0] if texts[0] == texts[1] else "+".join(texts)
 
     hashes = [short_hash(left_hash), short_hash(right_hash)]
     return {
@@ -83,18 +87,19 @@ def input_facts(
 
 @dataclass(frozen=True)
 class Mistake:
-    """A pair near the wrong end: who, which images, and how sure the recogniser was of each."""
+    """A mated pair with a low score, or a non-mated pair with a high score."""
 
     score: str
     """Name of the score."""
     mated: bool
     value: float
+    """Score of the pair."""
     left: str
     """Key of the left image, or name of the template."""
     right: str
     kappa: tuple[float, float]
     subjects: tuple[str, str]
-    """Empty where people are unknown."""
+    """Names of the two people; empty if unknown."""
 
 
 def worst_mistakes(
@@ -107,44 +112,45 @@ def worst_mistakes(
     *,
     count: int = 8,
 ) -> list[Mistake]:
-    """The ``count`` mated pairs with the lowest scores, then as many non-mated ones with the highest.
+    """The mated pairs with the lowest scores, then the non-mated pairs with the highest scores.
 
-    Pairs are taken from the ends whether or not a threshold would get them wrong. Of equal scores the pair
-    that is listed first comes first.
+    The pairs are those at the ends of the score distributions, whether or not they would be wrong at a
+    threshold. Pairs with equal scores are in the order of the list.
 
     Args:
-        name: of the score.
+        name: name of the score.
         scores: (n,) larger = more alike.
-        mated: (n,) true where both show one person.
-        keys: n left and n right keys.
-        kappa: (n,) of the left and of the right images.
-        subjects: n left and n right people.
-        count: of each kind, at most.
+        mated: (n,) true where both images show the same person.
+        keys: keys of the left and of the right images, n each.
+        kappa: kappas of the left and of the right images, (n,) each.
+        subjects: people of the left and of the right images, n each.
+        count: maximum number of pairs of each kind.
 
     Raises:
-        InputError: NaN scores, one kind of pair only, or columns of different lengths.
+        InputError: a score is NaN, the pairs are of one kind only, or the columns differ in length.
 
     Example:
         >>> keys = ["a", "b", "c"], ["d", "e", "f"]
         >>> kappa = [9.0, 8.0, 7.0], [6.0, 5.0, 4.0]
-        >>> found = worst_mistakes("cosine", [0.9, 0.2, 0.4], [1, 1, 0], keys, kappa, count=1)
-        >>> [(one.left, one.mated, one.value, one.kappa) for one in found]
+        >>> mistakes = worst_mistakes("cosine", [0.9, 0.2, 0.4], [1, 1, 0], keys, kappa, count=1)
+        >>> [(m.left, m.mated, m.value, m.kappa) for m in mistakes]
         [('b', True, 0.2, (8.0, 5.0)), ('c', False, 0.4, (7.0, 4.0))]
     """
     s, m = check_pairs(scores, mated)
-    sure = [np.asarray(side, np.float64) for side in kappa]
+    kappas = [np.asarray(side, np.float64) for side in kappa]
     people = [np.asarray(side).astype(str) for side in subjects or ([""] * s.size, [""] * s.size)]
-    sizes = [*map(len, keys), *map(len, sure), *map(len, people)]
+    sizes = [*map(len, keys), *map(len, kappas), *map(len, people)]
     if any(size != s.size for size in sizes):
         raise InputError(
-            f"mistakes: {s.size} scores, but keys, kappas and subjects of {sizes}; expected as many of each"
+            f"mistakes: {s.size} scores, but {sizes} keys, kappas and subjects of each side; expected "
+            "equally many"
         )
     order = np.argsort(s, kind="stable")
     highest = np.argsort(-s, kind="stable")
     return [
         Mistake(
             name, bool(m[i]), float(s[i]), keys[0][i], keys[1][i],
-            (float(sure[0][i]), float(sure[1][i])), (str(people[0][i]), str(people[1][i])),
+            (float(kappas[0][i]), float(kappas[1][i])), (str(people[0][i]), str(people[1][i])),
         )
         for i in [*order[m[order]][:count].tolist(), *highest[~m[highest]][:count].tolist()]
     ]  # fmt: skip
@@ -155,15 +161,16 @@ _STEPS = 200
 
 @dataclass(frozen=True)
 class Measure:
-    """A number with its interval over what ``PairReport.resampling`` says; None without draws."""
+    """A measured value with its bootstrap interval."""
 
     value: float
     interval: Interval | None
+    """None without draws."""
 
 
 @dataclass(frozen=True)
 class ScoreResult:
-    """Everything measured for one score."""
+    """All results of one score."""
 
     score: str
     signature: str
@@ -172,34 +179,34 @@ class ScoreResult:
     accuracy: Measure
     tmr: list[TmrAtFmr]
     tmr_intervals: dict[str, Interval]
-    """FMR target ("0.001") to the interval of its TMR; unresolved targets are absent."""
+    """FMR target ("0.001") -> interval of its TMR; unresolved targets are absent."""
     eer: Measure
     auc: Measure
     det: dict[str, list[float]]
     """``fmr`` and ``fnmr`` of the DET curve, thinned for plotting."""
     nearest: list[NearestPoint] = field(default_factory=list)
-    """The targets at the nearest points of the ROC, if asked for."""
+    """TMR at the ROC points nearest to the targets, if requested."""
 
     def measure(self, name: str) -> Measure | None:
-        """By the name used in tables: "accuracy", "eer", "auc", "tmr@0.001"; None where unresolved."""
+        """The metric "accuracy", "eer", "auc" or "tmr@0.001"; None if it is unresolved."""
         if name.startswith("tmr@"):
             target = name.removeprefix("tmr@")
             for entry in self.tmr:
                 if f"{entry.target:g}" == target and entry.tmr is not None:
                     return Measure(entry.tmr, self.tmr_intervals.get(target))
             return None
-        found: Measure = getattr(self, name)
-        return found
+        measure: Measure = getattr(self, name)
+        return measure
 
 
 @dataclass(frozen=True)
 class Discarding:
-    """EDC of one score and confidence from one starting point."""
+    """EDC of one score and confidence for one threshold."""
 
     score: str
     confidence: str
     start: str
-    """The operating point: "fnmr<=0.05", "fmr<=0.001", ..."""
+    """The operating point that sets the threshold: "fnmr<=0.05", "fmr<=0.001", ..."""
     edc: Edc
 
 
@@ -219,73 +226,73 @@ class KappaHistogram:
     label: str
     images: int
     edges: list[float]
-    """Of log10 kappa, the same for all severities."""
+    """Bin edges of log10 kappa, the same for all severities."""
     counts: list[int]
     quartiles: list[float]
-    """kappa at 25, 50 and 75 %."""
+    """Quartiles of kappa (25, 50 and 75 %)."""
 
 
 @dataclass(frozen=True)
 class PairReport:
-    """Result of one pair list under one condition; `to_dict` is JSON-able."""
+    """Result of `evaluate_pairs`: one pair list under one condition; `to_dict` is JSON-able."""
 
     name: str
     condition: str
     counts: dict[str, int]
     """``images``, ``pairs``, ``mated``, ``non_mated``, ``subjects``, ``failed_images``, ``failed_pairs``"""
     failures: list[tuple[str, str]]
-    """(key, reason) of the images this list needs and that could not be embedded."""
+    """(key, reason) of the images of this list that could not be embedded."""
     resampling: str
-    """What the intervals draw: "subject-1000/0", or "image-..." where subjects are unknown, or "none"."""
+    """Unit, draws and seed of the bootstrap: "subject-1000/0", "image-..." without subjects, or "none"."""
     scores: dict[str, ScoreResult]
     differences: dict[str, Measure]
-    """Score minus cosine on the same draws, by "mls-cosine:accuracy" and so on."""
+    """Each score minus the cosine on the same draws, keyed like "mls-cosine:accuracy"."""
     edc: list[Discarding]
     rejection: list[Rejection]
     kappa_histograms: list[KappaHistogram] = field(default_factory=list)
     absent_confidences: list[str] = field(default_factory=list)
-    """Asked for, but not among the extras of the embeddings."""
+    """Requested confidences that these embeddings do not have."""
     mistakes: list[Mistake] = field(default_factory=list)
-    """The worst of every score, see `worst_mistakes`."""
+    """The worst pairs of every score, see `worst_mistakes`."""
     label: str = ""
-    """What tells this run from others of the same list and condition, e.g. "seed 1"."""
+    """Distinguishes this run from others of the same list and condition, e.g. "seed 1"."""
     resampled: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
-    """Bootstrap draws by "mls:accuracy" and so on, for statistics over several reports; not in the JSON."""
+    """Values per bootstrap draw, keyed like "mls:accuracy", for statistics over reports; not in the JSON."""
 
     def log_lines(self) -> list[str]:
-        """One line per score, in the form the field greps for."""
+        """One line per score in the customary form, see `TenFold.log_line`."""
         return [result.log_line for result in self.scores.values()]
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
-        """Plain dicts and lists; numbers that do not exist are None, an infinite threshold is "inf".
+        """Plain dicts and lists; missing numbers are None, an infinite threshold is "inf".
 
-        EDC steps are read at every 0.5 % discarded, exact there; the areas are of all steps. Without
-        ``curves`` the points of DET, EDC, rejection and histograms are left out.
+        Long EDC curves are sampled at every 0.5 % discarded, where they are exact; the areas are those of the
+        full curves. Without ``curves`` the points of DET, EDC, rejection and histograms are left out.
         """
-        found: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del found["resampled"]
-        for entry in found["edc"]:
+        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
+        del report["resampled"]
+        for entry in report["edc"]:
             entry["edc"] |= _thin_steps(entry["edc"])
         if not curves:
-            for result in found["scores"].values():
+            for result in report["scores"].values():
                 del result["det"]
-            for entry in found["edc"]:
+            for entry in report["edc"]:
                 del entry["edc"]["discard_fraction"], entry["edc"]["fnmr"]
-            del found["rejection"], found["kappa_histograms"]
-        return found
+            del report["rejection"], report["kappa_histograms"]
+        return report
 
 
 def _thin_steps(edc: dict[str, Any]) -> dict[str, list[float]]:
     fractions, fnmr = edc["discard_fraction"], edc["fnmr"]
     if len(fractions) <= _STEPS:
         return {}
-    at = [i / _STEPS for i in range(_STEPS)]
-    held = [bisect_right(fractions, fraction) - 1 for fraction in at]
-    return {"discard_fraction": at, "fnmr": [fnmr[i] for i in held]}
+    sampled = [i / _STEPS for i in range(_STEPS)]
+    steps = [bisect_right(fractions, fraction) - 1 for fraction in sampled]
+    return {"discard_fraction": sampled, "fnmr": [fnmr[i] for i in steps]}
 
 
 def plain(value: Any) -> Any:
-    """Dicts, lists and numbers that JSON knows: NaN becomes None, an infinity "inf" or "-inf".
+    """Convert to JSON-able dicts, lists and numbers; NaN becomes None, an infinity "inf" or "-inf".
 
     >>> plain({"rank": np.int64(1), "rates": np.array([0.5, np.inf, np.nan])})
     {'rank': 1, 'rates': [0.5, 'inf', None]}

@@ -1,9 +1,10 @@
-"""Template sets: file names to rows, images to templates by the field's modes, and scores of templates.
+"""Template sets: find the embeddings of their images, pool them into templates, and score templates.
 
-The direction of a template is the weighted sum of its images' directions, averaged inside a medium first. The
-weights are the product of what is switched on: N the length of the raw feature, D the detector's score, K the
-concentration (equation 14 of Li et al., CVPR 2021). F says whether mirrored images were added when the images
-were embedded. "precision" pools Gaussian embeddings by precision (Shi and Jain, ICCV 2019).
+The direction of a template is the weighted sum of its images' directions, which are first averaged within
+each medium. The weight of an image is the product of the factors that the mode switches on: N, the norm of
+the raw feature; D, the detector score; K, the concentration (equation 14 of Li et al., CVPR 2021). F states
+whether mirrored images were added when the images were embedded. The mode "precision" pools Gaussian
+embeddings by precision (Shi and Jain, ICCV 2019).
 """
 
 import re
@@ -33,21 +34,21 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class TemplateOptions:
-    """What `evaluate_ijb` and `evaluate_identification` measure, and how.
+    """Options of `evaluate_ijb` and `evaluate_identification`.
 
     Attributes:
-        modes: like "N1D1F1K0" (see ``docs/ijb.md``), or "precision"; default: mean, norm, detector score,
-            kappa and precision, as far as the embeddings know them.
-        scores: of "cosine", "mls" and "pfe"; default: the cosine, for kappa pooling the mutual likelihood
-            as well, for precision PFE's own.
-        targets: of FMR (1:1) or FPIR (1:N); default: those of the protocol.
-        radius: r of the mutual likelihood score; default: the one in the provenance, else 64.
+        modes: pooling modes like "N1D1F1K0" (see ``docs/ijb.md``), or "precision"; default: mean, norm,
+            detector score, kappa and precision, as far as the embeddings have them.
+        scores: any of "cosine", "mls" and "pfe"; default: the cosine; for kappa pooling also the mutual
+            likelihood score; for precision pooling the PFE score.
+        targets: FMR targets (1:1) or FPIR targets (1:N); default: those of the protocol.
+        radius: r of the mutual likelihood score; default: that in the provenance, else 64.
         draws: bootstrap draws of people; 0 for no intervals.
-        seed: of the bootstrap.
-        threads: of the scoring.
+        seed: seed of the bootstrap.
+        threads: threads for scoring.
 
     Raises:
-        InputError: fewer than 0 draws.
+        InputError: ``draws`` is negative.
     """
 
     modes: Sequence[str] = ()
@@ -63,16 +64,16 @@ class TemplateOptions:
             raise InputError(f"draws: expected 0 (no intervals) or more, got {self.draws}")
 
 
-_LARGEST_TABLE = 1 << 24  # ids this far apart are looked up by bisection, others in a table, which is faster
+_MAX_ID_SPAN = 1 << 24  # ids are looked up in a table, or by bisection if their range is larger than this
 
 
 @runtime_checkable
 class TemplateSet(Protocol):
-    """What template protocols need to know; `spherecf.data.read_ijb` gives it."""
+    """Interface of a template set, e.g. from `spherecf.data.read_ijb`."""
 
     @property
     def name(self) -> str:
-        """For reports, e.g. "ijbc"."""
+        """Name in reports, e.g. "ijbc"."""
 
     @property
     def files(self) -> Sequence[str]:
@@ -88,143 +89,154 @@ class TemplateSet(Protocol):
 
     @property
     def detector_score(self) -> Array | None:
-        """(m,) of each entry's image."""
+        """(m,) detector score of each entry's image."""
 
     @property
     def pairs(self) -> tuple[Array, Array, Array] | None:
-        """(left, right, mated) of 1:1."""
+        """(left templates, right templates, mated) of the 1:1 protocol."""
 
     @property
     def galleries(self) -> Mapping[str, tuple[Array, Array]]:
-        """(templates, subjects) by name."""
+        """(templates, subjects) of each gallery, by name."""
 
     @property
     def probes(self) -> tuple[Array, Array] | None:
-        """(templates, subjects)."""
+        """(templates, subjects) of the probes."""
 
     @property
     def absent(self) -> Mapping[str, str]:
-        """File that was not there to the reason."""
+        """File of the set that is missing -> reason."""
 
     def subjects(self) -> dict[int, int]:
-        """Template to subject, as far as known."""
+        """Template -> subject, for templates of a known subject."""
 
     def repeated_pairs(self) -> int:
-        """Pairs that stand in the list more than once."""
+        """Number of pairs that repeat an earlier pair of the list."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of the whole set."""
 
 
 @dataclass(frozen=True, eq=False)
 class TemplateImages:
-    """The entries whose image is embedded."""
+    """The entries of a template set whose image is embedded."""
 
     rows: Array
     """(m,) row of the entry's image in the embeddings."""
     templates: Array
+    """(m,)"""
     media: Array
+    """(m,)"""
     detector_score: Array | None
+    """(m,)"""
     failures: list[tuple[str, str]]
-    """(file, reason) of every image that is not there."""
-    lost: Array
-    """Templates without any image left."""
+    """(file, reason) of every image without an embedding."""
+    empty_templates: Array
+    """Templates without an embedded image."""
 
     @property
     def images(self) -> int:
         """Number of distinct images."""
         return int(np.unique(self.rows).size)
 
-    def known(self, templates: Array) -> NDArray[np.bool_]:
-        """Which of these templates have an image."""
-        return np.isin(templates, self.lost, invert=True)
+    def have_images(self, templates: Array) -> NDArray[np.bool_]:
+        """Which of these templates have an image, elementwise."""
+        return np.isin(templates, self.empty_templates, invert=True)
 
     def split(self, listed: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        """(templates, subjects) of a list that have an image, ascending as in `Templates`, each once.
+        """Split a list of (templates, subjects) by whether a template has an image.
 
-        And the subjects of those that have none.
+        Returns:
+            The distinct templates with an image, ascending as in `Templates`; their subjects; and the
+            subjects of the templates without an image.
         """
         ids, first = np.unique(listed[0], return_index=True)
-        subjects, there = listed[1][first], self.known(ids)
-        return ids[there], subjects[there], subjects[~there]
+        subjects, has_image = listed[1][first], self.have_images(ids)
+        return ids[has_image], subjects[has_image], subjects[~has_image]
 
 
 def find_images(embeddings: Embeddings, templates: TemplateSet) -> TemplateImages:
-    """Find the rows; an image that is skipped or not there is a failure to acquire.
+    """Find the embeddings of a set's images; images that are skipped or missing are failures to acquire.
 
     Raises:
-        InputError: none of the images is there: the names are spelt differently.
+        InputError: none of the images is embedded, e.g. because the names are written differently.
     """
     index = {key: row for row, key in enumerate(embeddings.keys)}
     rows = np.array([index.get(name, -1) for name in templates.files], np.int64)
-    there = rows >= 0
-    if not there.any():
+    is_embedded = rows >= 0
+    if not is_embedded.any():
         raise InputError(
             f"{templates.name}: none of its {len(rows)} images is among the {len(embeddings)} embeddings. "
-            f"They look like {_some(templates.files)} there and {_some(embeddings.keys)} here; "
-            "both must be spelt alike."
+            f"The file names look like {_examples(templates.files)}, the keys of the embeddings like "
+            f"{_examples(embeddings.keys)}; they must match."
         )
     reasons = dict(embeddings.skipped)
-    missing = dict.fromkeys(templates.files[place] for place in np.flatnonzero(~there).tolist())
+    missing = dict.fromkeys(templates.files[entry] for entry in np.flatnonzero(~is_embedded).tolist())
     scores = templates.detector_score
-    # Meta files without detector scores: the embeddings may have their own, of the same images.
+    # If the meta files have no detector scores, use those of the embeddings.
     if scores is None and "detector_score" in embeddings.extras:
-        scores = embeddings.extras["detector_score"][np.where(there, rows, 0)]
+        scores = embeddings.extras["detector_score"][np.where(is_embedded, rows, 0)]
     return TemplateImages(
-        rows[there],
-        templates.templates[there],
-        templates.media[there],
-        None if scores is None else scores[there],
+        rows[is_embedded],
+        templates.templates[is_embedded],
+        templates.media[is_embedded],
+        None if scores is None else scores[is_embedded],
         [(name, reasons.get(name, "not among the embeddings")) for name in missing],
-        np.setdiff1d(templates.templates, templates.templates[there]),
+        np.setdiff1d(templates.templates, templates.templates[is_embedded]),
     )
 
 
-def positions(ids: Array, wanted: Array) -> Array:
-    """Where among ``ids`` (ascending, unique, all wanted ones are there) each of millions of ids stands.
+def positions(ids: Array, queries: Array) -> Array:
+    """Position in ``ids`` of each query; fast for millions of queries.
+
+    Args:
+        ids: (k,) distinct ids, ascending.
+        queries: (n,) ids, all among ``ids``.
 
     >>> positions(np.array([3, 5, 9]), np.array([9, 3, 3])).tolist()
     [2, 0, 0]
     """
     span = int(ids[-1] - ids[0]) + 1
-    if span > _LARGEST_TABLE:
-        return np.searchsorted(ids, wanted)
+    if span > _MAX_ID_SPAN:
+        return np.searchsorted(ids, queries)
     table = np.zeros(span, np.int64)
     table[ids - ids[0]] = np.arange(ids.size)
-    found: Array = table[wanted - ids[0]]
-    return found
+    indices: Array = table[queries - ids[0]]
+    return indices
 
 
-def check_apart(name: str, enrolled: Array, probes: Array) -> None:
-    """Refuse probes that would find themselves in the gallery."""
+def check_disjoint(name: str, enrolled: Array, probes: Array) -> None:
+    """Raise `InputError` if a template is enrolled and also a probe."""
     both = np.intersect1d(enrolled, probes)
     if both.size:
         raise InputError(
             f"{name}: {both.size} templates are in the gallery and among the probes, first {both[0]}; each "
-            "would find itself. Take them out of one of the two lists."
+            "would match itself. Remove them from one of the two lists."
         )
 
 
 def set_facts(embeddings: Embeddings, templates: TemplateSet) -> dict[str, object]:
-    """What a result owes to its inputs, for the signature."""
-    own, digest = embeddings.provenance, embeddings.fingerprint()
-    facts = input_facts(own, own, digest, digest, None)
-    kappa = "constant" if own.get("log_kappa") == "constant" else None
+    """The inputs that a result depends on, for its signature."""
+    provenance, digest = embeddings.provenance, embeddings.fingerprint()
+    facts = input_facts(provenance, provenance, digest, digest, None)
+    kappa = "constant" if provenance.get("log_kappa") == "constant" else None
     return {"meta": short_hash(templates.fingerprint()), **facts, "kappa": kappa}
 
 
-def missing_file(templates: TemplateSet, what: str, part: str) -> InputError:
-    """Why a protocol cannot run."""
-    known = [f"{name} ({reason})" for name, reason in templates.absent.items() if part in name]
-    return InputError(f"{templates.name}: {what} needed, not there: {', '.join(known) or 'none was given'}")
+def missing_file(templates: TemplateSet, requirement: str, name_part: str) -> InputError:
+    """The error of a protocol that lacks a file; ``name_part`` selects missing files by name."""
+    missing = [f"{name} ({reason})" for name, reason in templates.absent.items() if name_part in name]
+    return InputError(
+        f"{templates.name}: {requirement} needed but missing: {', '.join(missing) or 'none was given'}"
+    )
 
 
-def _some(names: Sequence[str]) -> str:
+def _examples(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:2]) or "(none)"
 
 
-_TILE_CELLS = 1 << 22
-_GAUSSIAN_NUMBERS = 1 << 22  # held at once: pairs times dimensions
+_TILE_CELLS = 1 << 22  # scores in memory at once
+_GAUSSIAN_NUMBERS = 1 << 22  # numbers in memory at once for PFE: pairs times dimensions
 
 
 def score_pairs(
@@ -236,7 +248,7 @@ def score_pairs(
     radius: float,
     threads: int | None = None,
 ) -> NDArray[np.float32]:
-    """(pairs,) scores by "cosine", "mls" or "pfe" of templates at these positions, larger = more alike."""
+    """(pairs,) scores ("cosine", "mls" or "pfe") of the templates at these positions, larger = more alike."""
     name = "gaussian" if score == "pfe" else score
     return score_template_pairs(left, right, left_at, right_at, name, radius, threads=threads)
 
@@ -244,7 +256,11 @@ def score_pairs(
 def score_tiles(
     left: Templates, right: Templates, score: str, radius: float, threads: int | None = None
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """Row blocks of all scores of ``left`` against ``right``; a tile holds until the next is asked for."""
+    """Scores of all ``left`` against all ``right`` templates, in blocks of rows.
+
+    Yields:
+        (rows, scores); the array of scores may be overwritten by the next block.
+    """
     if score == "cosine":
         yield from cosine_tiles(left.mu, right.mu, threads=threads)
         return
@@ -256,13 +272,13 @@ def score_tiles(
     mu, kappa = torch.from_numpy(right.mu), torch.from_numpy(right.kappa)
     for start in range(0, len(left), height):
         rows = slice(start, min(start + height, len(left)))
-        own = torch.from_numpy(left.mu[rows])
+        mu_left = torch.from_numpy(left.mu[rows])
         if p is None or q is None or score == "mls":
             k = torch.from_numpy(left.kappa[rows])
-            yield rows, mutual_likelihood_matrix(own, k, mu, kappa, radius, compiled=False).numpy()
+            yield rows, mutual_likelihood_matrix(mu_left, k, mu, kappa, radius, compiled=False).numpy()
         else:
             tau, tau_right = torch.from_numpy(p[rows]), torch.from_numpy(q)
-            yield rows, gaussian_score(own[:, None], tau[:, None], mu[None], tau_right[None]).numpy()
+            yield rows, gaussian_score(mu_left[:, None], tau[:, None], mu[None], tau_right[None]).numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,34 +286,34 @@ class Side:
     """The left or the right templates of all pairs."""
 
     used: Array
-    """(s,) positions among all templates with images, ascending."""
+    """(s,) positions, among all templates with images, of the templates on this side, ascending."""
     ids: Array
-    """(s,) their ids."""
+    """(s,) ids of these templates."""
     people: Array
-    """(s,) whom they show."""
+    """(s,) their subjects."""
     at: Array
-    """(pairs,) position of each pair's template among ``used``."""
+    """(pairs,) position of each pair's template in ``used``."""
 
     @classmethod
-    def of(cls, ids: Array, people: Array, place: Array) -> "Side":
-        """``place`` (pairs,) is among all templates."""
-        here = np.zeros(ids.size, bool)
-        here[place] = True
-        used = np.flatnonzero(here)
-        return cls(used, ids[used], people[used], (np.cumsum(here) - 1)[place])
+    def of(cls, ids: Array, people: Array, positions: Array) -> "Side":
+        """Collect one side of the pairs from ``positions`` (pairs,) among all templates."""
+        is_used = np.zeros(ids.size, bool)
+        is_used[positions] = True
+        used = np.flatnonzero(is_used)
+        return cls(used, ids[used], people[used], (np.cumsum(is_used) - 1)[positions])
 
 
 @dataclass(frozen=True, eq=False)
 class ComparedTemplates:
-    """The pairs whose templates have images."""
+    """The pairs of templates that both have images."""
 
     left: Side
     right: Side
     mated: Array
     unit: str
-    """What an interval draws: "subject" or "component", see `template_people`."""
+    """Unit resampled by the bootstrap: "subject" or "component", see `template_people`."""
     failed: int
-    """Pairs left out: a template has no image."""
+    """Number of pairs left out because a template has no image."""
     notes: list[str]
 
     def people(self) -> tuple[Array, Array]:
@@ -316,40 +332,40 @@ class ComparedTemplates:
 def compare_templates(
     listed: tuple[Array, Array, Array], templates: TemplateSet, images: TemplateImages
 ) -> ComparedTemplates:
-    """Find the templates of the pairs.
+    """Resolve a list of template pairs (left, right, mated), leaving out templates without images.
 
     Raises:
-        InputError: of the pairs whose templates have images only one kind is left.
+        InputError: only mated or only non-mated pairs are left.
     """
     left, right, mated = listed
-    if images.lost.size:
-        kept = images.known(left) & images.known(right)
-        left, right, mated = left[kept], right[kept], mated[kept]
-    failed, true = listed[2].size - mated.size, int(mated.sum())
-    if true in (0, mated.size):
+    if images.empty_templates.size:
+        complete = images.have_images(left) & images.have_images(right)
+        left, right, mated = left[complete], right[complete], mated[complete]
+    failed, n_mated = listed[2].size - mated.size, int(mated.sum())
+    if n_mated in (0, mated.size):
         raise InputError(
             f"{templates.name}: {failed} of {listed[2].size} pairs have a template without images; the rest "
-            f"are {true} mated and {mated.size - true} non-mated; error rates need both kinds. Embed the "
-            "missing images."
+            f"are {n_mated} mated and {mated.size - n_mated} non-mated; error rates need both kinds. Embed "
+            "the missing images."
         )
     ids = np.unique(images.templates)
     a, b = positions(ids, left), positions(ids, right)
     unit, people = template_people(ids, templates.subjects(), a, b, mated)
     notes = []
-    if wrong := contradictions(people, a, b, mated):
-        notes.append(f"{wrong:,} pairs are labelled otherwise than the people of their templates say.")
-    if alike := int((a == b).sum()):
-        notes.append(f"{alike:,} pairs compare a template with itself; they count as they stand in the list.")
+    if n_wrong := contradictions(people, a, b, mated):
+        notes.append(f"{n_wrong:,} pairs have a label that contradicts the subjects of their templates.")
+    if n_same := int((a == b).sum()):
+        notes.append(f"{n_same:,} pairs compare a template with itself; they are counted as labelled.")
     return ComparedTemplates(Side.of(ids, people, a), Side.of(ids, people, b), mated, unit, failed, notes)
 
 
 SCORES = ("cosine", "mls", "pfe")
-_FORM = re.compile(r"(?:N([01]))?(?:D([01]))?(?:F([01]))?(?:K([01]))?")
+_MODE_PATTERN = re.compile(r"(?:N([01]))?(?:D([01]))?(?:F([01]))?(?:K([01]))?")
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to pool, checked against the embeddings.
+    """A pooling mode.
 
     >>> str(Mode(kappa=True, flip="1")), Mode(norm=True, detector=True).pooling, Mode().pooling
     ('N0D0F1K1', 'norm*detector', 'mean')
@@ -359,7 +375,7 @@ class Mode:
     detector: bool = False
     kappa: bool = False
     flip: str = "?"
-    """"1" or "0", "?" where the embeddings do not say."""
+    """"1" or "0", "?" if the embeddings do not record it."""
     precision: bool = False
 
     def __str__(self) -> str:
@@ -369,14 +385,14 @@ class Mode:
 
     @property
     def pooling(self) -> str:
-        """In words: what the images are weighted by."""
+        """The weights of the images in words, e.g. "norm*detector"; "mean" without weights."""
         if self.precision:
             return "precision"
-        parts = {"norm": self.norm, "detector": self.detector, "kappa": self.kappa}
-        return "*".join(name for name, on in parts.items() if on) or "mean"
+        factors = {"norm": self.norm, "detector": self.detector, "kappa": self.kappa}
+        return "*".join(name for name, is_on in factors.items() if is_on) or "mean"
 
     def pool(self, embeddings: Embeddings, images: TemplateImages) -> Templates:
-        """The templates. kappa is always pooled from ``kappa_i mu_i``, whatever weighs the directions."""
+        """Pool images into templates. In every mode, kappa is pooled from ``kappa_i mu_i``."""
         precision = embeddings.log_precision if self.precision else None
         weights = None if self.pooling in ("kappa", "precision") else self._weights(embeddings, images)
         return pool_templates(
@@ -396,48 +412,51 @@ class Mode:
 
 
 def parse_mode(text: str, embeddings: Embeddings, images: TemplateImages) -> Mode:
-    """A mode by its name: "N0D0F1K1", letters left out are 0 (F: as the embeddings are), or "precision".
+    """Parse a mode like "N0D0F1K1" or "precision", and check that the embeddings support it.
+
+    Factors that are left out are 0, except F, which is taken from the embeddings.
 
     Raises:
-        InputError: another form, or something the embeddings do not have; F cannot be switched afterwards.
+        InputError: the name has another form, the embeddings lack what the mode needs, or F differs from how
+            the images were embedded.
     """
     flip = {"sum": "1", "none": "0"}.get(str(embeddings.provenance.get("flip")), "?")
     if text == "precision":
         mode = Mode(precision=True, flip=flip)
     else:
-        found = _FORM.fullmatch(text)
-        if not text or found is None:
+        match = _MODE_PATTERN.fullmatch(text)
+        if not text or match is None:
             raise InputError(f"mode: expected a name like N0D0F1K1, or precision, got {text!r}")
-        n, d, f, k = found.groups()
+        n, d, f, k = match.groups()
         if f is not None and f != flip:
-            raise InputError(f"mode {text}: {_flip_text(f, flip)}")
+            raise InputError(f"mode {text}: {_flip_problem(f, flip)}")
         mode = Mode(n == "1", d == "1", k == "1", flip)
-    if lacking := _lacking(mode, embeddings, images):
-        raise InputError(f"mode {text}: {lacking}")
+    if problem := _missing_data(mode, embeddings, images):
+        raise InputError(f"mode {text}: {problem}")
     return mode
 
 
-def _flip_text(asked: str, flip: str) -> str:
+def _flip_problem(requested: str, flip: str) -> str:
     if flip == "?":
         return (
-            "the embeddings do not say whether mirrored images were added; leave F out of the mode, or "
+            "the embeddings do not record whether mirrored images were added; leave F out of the mode, or "
             "import the features again with `spherecf data import ... --flip sum` (or none)"
         )
-    if asked == "1":
+    if requested == "1":
         return (
-            "F1 needs embeddings with the mirrored image added, these are without (provenance: flip none); "
-            "it cannot be switched on afterwards: embed with `spherecf embed ... --flip`"
+            "F1 needs embeddings with the mirrored image added, but these are without (provenance: flip "
+            "none); mirrored images cannot be added afterwards: embed with `spherecf embed ... --flip`"
         )
     return (
-        "F0 needs embeddings without the mirrored image, in these it was added (provenance: flip sum); it "
-        "cannot be taken out afterwards: embed without --flip"
+        "F0 needs embeddings without the mirrored image, but in these it was added (provenance: flip sum); "
+        "it cannot be removed afterwards: embed without --flip"
     )
 
 
-def _lacking(mode: Mode, embeddings: Embeddings, images: TemplateImages) -> str:
-    """What the embeddings lack for this mode, empty if nothing."""
+def _missing_data(mode: Mode, embeddings: Embeddings, images: TemplateImages) -> str:
+    """What the mode needs and the embeddings lack; empty if nothing is missing."""
     if mode.norm and "norm" not in embeddings.extras:
-        return "N1 needs the extra `norm` (length of the raw feature), which these embeddings lack"
+        return "N1 needs the extra `norm` (norm of the raw feature), which these embeddings lack"
     if mode.detector and images.detector_score is None:
         return "D1 needs detector scores: the file *_name_5pts_score.txt, or the extra `detector_score`"
     if mode.precision and embeddings.log_precision is None:
@@ -448,26 +467,25 @@ def _lacking(mode: Mode, embeddings: Embeddings, images: TemplateImages) -> str:
 def conditions(
     modes: Sequence[str], scores: Sequence[str], embeddings: Embeddings, images: TemplateImages
 ) -> tuple[list[tuple[Mode, str]], list[str]]:
-    """What is evaluated side by side: (mode, score) of each row, and notes on what had to be left out.
+    """The combinations of mode and score to evaluate, and notes on modes that had to be left out.
 
-    Without ``modes``: mean, norm, detector and kappa pooling and precision, as far as the embeddings know
-    them. Without ``scores``: the cosine, for kappa also the mutual likelihood, for precision PFE's own.
+    The defaults are those of `TemplateOptions`.
 
     Raises:
         InputError: unknown modes or scores, or a score that does not fit a mode.
     """
     if unknown := [score for score in scores if score not in SCORES]:
-        raise InputError(f"score: expected some of {', '.join(SCORES)}, got {unknown}")
+        raise InputError(f"score: expected any of {', '.join(SCORES)}, got {unknown}")
     notes: list[str] = []
     if modes:
-        chosen = [parse_mode(mode, embeddings, images) for mode in modes]
-        if _constant(embeddings) and any(mode.kappa for mode in chosen):
-            notes.append("kappa is constant (these features came without one): pooling by it is the mean.")
+        parsed_modes = [parse_mode(mode, embeddings, images) for mode in modes]
+        if _has_constant_kappa(embeddings) and any(mode.kappa for mode in parsed_modes):
+            notes.append("kappa is constant (the features have none): pooling by kappa equals the mean.")
     else:
-        chosen, notes = _every_mode(embeddings, images)
+        parsed_modes, notes = _available_modes(embeddings, images)
     rows = []
-    for mode in chosen:
-        for score in scores or _own_scores(mode):
+    for mode in parsed_modes:
+        for score in scores or _default_scores(mode):
             if score == "pfe" and not mode.precision:
                 if modes:
                     raise InputError(f"score pfe goes with mode precision, not with {mode}")
@@ -478,8 +496,9 @@ def conditions(
     return list(dict.fromkeys(rows)), notes
 
 
-def _every_mode(embeddings: Embeddings, images: TemplateImages) -> tuple[list[Mode], list[str]]:
-    kept, notes = [], []
+def _available_modes(embeddings: Embeddings, images: TemplateImages) -> tuple[list[Mode], list[str]]:
+    """All default modes that the embeddings support, and notes on the others."""
+    modes, notes = [], []
     for text in ("N0", "N1", "D1", "K1", "precision"):
         try:
             mode = parse_mode(text, embeddings, images)
@@ -487,16 +506,16 @@ def _every_mode(embeddings: Embeddings, images: TemplateImages) -> tuple[list[Mo
             if text != "precision":
                 notes.append(f"Left out: {error}.")
             continue
-        if mode.kappa and _constant(embeddings):
-            notes.append("Left out: pooling by kappa, which is constant (these features came without one).")
+        if mode.kappa and _has_constant_kappa(embeddings):
+            notes.append("Left out: pooling by kappa, which is constant (the features have none).")
         else:
-            kept.append(mode)
-    return kept, notes
+            modes.append(mode)
+    return modes, notes
 
 
-def _constant(embeddings: Embeddings) -> bool:
+def _has_constant_kappa(embeddings: Embeddings) -> bool:
     return embeddings.provenance.get("log_kappa") == "constant"
 
 
-def _own_scores(mode: Mode) -> tuple[str, ...]:
+def _default_scores(mode: Mode) -> tuple[str, ...]:
     return ("pfe",) if mode.precision else ("cosine", "mls") if mode.kappa else ("cosine",)

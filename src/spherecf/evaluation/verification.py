@@ -1,4 +1,4 @@
-"""IJB 1:1: templates from images, millions of pairs, TMR at FMR for every way to pool and to score."""
+"""IJB 1:1 verification: pool images into templates and compute TMR at FMR for every mode and score."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +35,7 @@ _DET_POINTS = 400
 
 @dataclass(frozen=True)
 class TemplateResult:
-    """Everything measured for one way to pool and to score."""
+    """All results of one pooling mode and score."""
 
     mode: str
     """E.g. "N0D0F1K1"."""
@@ -45,22 +45,22 @@ class TemplateResult:
     signature: str
     tmr: list[TmrAtFmr]
     tmr_intervals: dict[str, Interval]
-    """FMR target ("0.001") to the interval of its TMR; unresolved targets are absent."""
+    """FMR target ("0.001") -> interval of its TMR; unresolved targets are absent."""
     eer: float
     det: dict[str, list[float]]
     """``fmr`` and ``fnmr`` of the DET curve, thinned for plotting."""
     groups: GroupReport | None = None
-    """Error rates of each group, where groups were given."""
+    """Error rates of each group, if groups were given."""
 
     @property
     def name(self) -> str:
-        """Of the row and its line: "kappa, mls"."""
+        """Name in tables and plots, e.g. "kappa, mls"."""
         return f"{self.pooling}, {self.score}"
 
 
 @dataclass(frozen=True)
 class TemplateReport:
-    """Result of a template set's pairs; `to_dict` is JSON-able."""
+    """Result of `evaluate_ijb`; `to_dict` is JSON-able."""
 
     name: str
     counts: dict[str, int]
@@ -69,24 +69,24 @@ class TemplateReport:
     failures: list[tuple[str, str]]
     """(file, reason) of the images that could not be embedded."""
     failed_templates: list[int]
-    """Templates without any image left."""
+    """Templates without an embedded image."""
     resampling: str
-    """What the intervals draw: "subject-1000/0", "component-...", or "none"."""
+    """Unit, draws and seed of the bootstrap: "subject-1000/0", "component-...", or "none"."""
     results: list[TemplateResult]
     differences: dict[str, Measure]
-    """Each row minus the first on the same draws, by "kappa, mls:tmr@0.001" and so on."""
+    """Each result minus the first on the same draws, keyed like "kappa, mls:tmr@0.001"."""
     notes: list[str] = field(default_factory=list)
     resampled: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
-    """Bootstrap draws by "kappa, mls:tmr@0.001" and so on; not in the JSON."""
+    """Values per bootstrap draw, keyed like "kappa, mls:tmr@0.001"; not in the JSON."""
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` the DET points are left out."""
-        found: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del found["resampled"]
+        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
+        del report["resampled"]
         if not curves:
-            for result in found["results"]:
+            for result in report["results"]:
                 del result["det"]
-        return found
+        return report
 
 
 def evaluate_ijb(
@@ -96,20 +96,21 @@ def evaluate_ijb(
     *,
     groups: Mapping[int, str] | None = None,
 ) -> TemplateReport:
-    """Verify the pairs of a template set: TMR at FMR, EER and DET for every mode and score.
+    """Evaluate the pairs of a template set: TMR at FMR, EER and DET for every pooling mode and score.
 
-    Images that are not among the embeddings are failures to acquire: counted and listed; a template is pooled
-    from those that are there, and the pairs of a template without any are left out and counted. The result
-    does not depend on batch sizes, chunks or threads.
+    Images without an embedding are failures to acquire: they are counted and listed, and templates are
+    pooled from the remaining images. Pairs with a template without any embedded image are left out and
+    counted. The result does not depend on batch sizes, chunks or threads.
 
     Args:
-        embeddings: of the set's images, keys spelt as its file names.
-        templates: from `spherecf.data.read_ijb`, with pairs.
-        options: modes, scores, FMR targets and the rest.
-        groups: template to group, see `template_groups`: adds error rates of each group.
+        embeddings: embeddings of the set's images; the keys are its file names.
+        templates: template set with pairs, from `spherecf.data.read_ijb`.
+        options: pooling modes, scores, FMR targets and bootstrap settings.
+        groups: template -> group, see `template_groups`; if given, error rates of each group are added.
 
     Raises:
-        InputError: no pairs, no image found, one kind of pair left, a mode that the embeddings lack.
+        InputError: the set has no pairs, no image is embedded, only one kind of pair is left, or the
+            embeddings lack what a mode needs.
 
     Example:
         >>> from spherecf.data import IjbMeta, TemplatePairs
@@ -124,32 +125,33 @@ def evaluate_ijb(
     if templates.pairs is None:
         raise missing_file(templates, "a list of template pairs is", "pair_label")
     images = find_images(embeddings, templates)
-    chosen, notes = conditions(options.modes, options.scores, embeddings, images)
+    rows, notes = conditions(options.modes, options.scores, embeddings, images)
     pairs = compare_templates(templates.pairs, templates, images)
     targets, draws, seed = options.targets or IJB_TARGETS, options.draws, options.seed
-    unit = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
+    resampling = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     r = embeddings.radius if options.radius is None else options.radius
     results: list[TemplateResult] = []
     resampled: dict[str, Array] = {}
-    for mode in dict.fromkeys(mode for mode, _ in chosen):
+    for mode in dict.fromkeys(mode for mode, _ in rows):
         pooled = mode.pool(embeddings, images)
         left, right = (pooled.select(side.used) for side in (pairs.left, pairs.right))
-        for score in (score for one, score in chosen if one == mode):
+        for score in (score for row_mode, score in rows if row_mode == mode):
             values = score_pairs(left, right, pairs.left.at, pairs.right.at, score, r, options.threads)
             drawn = bootstrap_tmr(values, pairs.mated, *pairs.people(), targets, draws, seed) if draws else {}
             grouped = by_group(values, pairs.mated, *pairs.groups(groups), targets) if groups else None
-            stated = {**facts, "mode": mode, "pool": f"media-mean+{mode.pooling}", "score": score,
-                      "r": f"{r:g}" if score == "mls" else None, "fmr": "at-most", "ci": unit}  # fmt: skip
-            line = signature(f"{templates.name}/1:1", **stated)
+            result_facts = {**facts, "mode": mode, "pool": f"media-mean+{mode.pooling}", "score": score,
+                            "r": f"{r:g}" if score == "mls" else None, "fmr": "at-most",
+                            "ci": resampling}  # fmt: skip
+            line = signature(f"{templates.name}/1:1", **result_facts)
             results.append(_measure(mode, score, line, values, pairs.mated, targets, drawn, grouped))
-            resampled |= {f"{results[-1].name}:{metric}": found for metric, found in drawn.items()}
+            resampled |= {f"{results[-1].name}:{metric}": column for metric, column in drawn.items()}
     return TemplateReport(
         templates.name,
         _counts(pairs, images, pooled, templates),
         images.failures,
-        images.lost.tolist(),
-        unit,
+        images.empty_templates.tolist(),
+        resampling,
         results,
         _differences(results, resampled),
         [*notes, *pairs.notes],
@@ -170,7 +172,7 @@ def _counts(
         "non_mated": int(pairs.mated.size) - mated,
         "people": int(np.unique(np.concatenate([side.people for side in (pairs.left, pairs.right)])).size),
         "failed_images": len(images.failures),
-        "failed_templates": int(images.lost.size),
+        "failed_templates": int(images.empty_templates.size),
         "failed_pairs": pairs.failed,
         "repeated_pairs": templates.repeated_pairs(),
     }
@@ -179,7 +181,7 @@ def _counts(
 def _measure(
     mode: Mode,
     score: str,
-    line: str,
+    signature_line: str,
     values: Array,
     mated: Array,
     targets: Sequence[float],
@@ -188,22 +190,29 @@ def _measure(
 ) -> TemplateResult:
     split = ScoreSplit.of(values, mated)
     fmr, fnmr, _ = split.det(_DET_POINTS)
-    between = {metric.removeprefix("tmr@"): interval(found) for metric, found in drawn.items()}
-    det = {"fmr": fmr.tolist(), "fnmr": fnmr.tolist()}
-    tmr = split.tmr_at_fmr(targets)
-    return TemplateResult(str(mode), mode.pooling, score, line, tmr, between, split.eer(), det, groups)
+    return TemplateResult(
+        mode=str(mode),
+        pooling=mode.pooling,
+        score=score,
+        signature=signature_line,
+        tmr=split.tmr_at_fmr(targets),
+        tmr_intervals={metric.removeprefix("tmr@"): interval(column) for metric, column in drawn.items()},
+        eer=split.eer(),
+        det={"fmr": fmr.tolist(), "fnmr": fnmr.tolist()},
+        groups=groups,
+    )
 
 
 def _differences(results: Sequence[TemplateResult], resampled: Mapping[str, Array]) -> dict[str, Measure]:
-    """Each row minus the first, the interval from draws that both saw."""
-    found: dict[str, Measure] = {}
+    """Each result minus the first, with intervals from the bootstrap draws that both share."""
+    differences: dict[str, Measure] = {}
     base = results[0]
     for result in results[1:]:
-        for one, other in zip(result.tmr, base.tmr):
-            if one.tmr is None or other.tmr is None:
+        for entry, base_entry in zip(result.tmr, base.tmr):
+            if entry.tmr is None or base_entry.tmr is None:
                 continue
-            metric = f"tmr@{one.target:g}"
+            metric = f"tmr@{entry.target:g}"
             draws = resampled.get(f"{result.name}:{metric}")
-            between = None if draws is None else interval(draws - resampled[f"{base.name}:{metric}"])
-            found[f"{result.name}:{metric}"] = Measure(one.tmr - other.tmr, between)
-    return found
+            around = None if draws is None else interval(draws - resampled[f"{base.name}:{metric}"])
+            differences[f"{result.name}:{metric}"] = Measure(entry.tmr - base_entry.tmr, around)
+    return differences

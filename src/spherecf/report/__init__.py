@@ -1,4 +1,4 @@
-"""Reports: results of the evaluation as one HTML page, Markdown, JSON, and tables for a terminal."""
+"""Reports of evaluation results: an HTML page, Markdown, JSON, and tables for a terminal."""
 
 from spherecf.report.figures import (
     Axis,
@@ -31,7 +31,7 @@ from spherecf.report.tables import (
 )
 from spherecf.report.write import ReportFiles as ReportFiles, render_html as render_html, write_report
 
-# Names imported `as` themselves serve other rooms of this package; they are no part of its public interface.
+# Names imported `as` themselves serve other sub-packages; they are not part of the public interface.
 __all__ = [
     "Axis",
     "Plot",

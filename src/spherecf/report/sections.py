@@ -1,4 +1,4 @@
-"""What one protocol found, as a section of a report: verification, identification, calibration, rejection."""
+"""Report sections of one protocol each: verification, identification, calibration, rejection."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,14 +26,14 @@ from spherecf.report.tables import Table, difference_cell, group_table, interval
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: what one protocol found.
+    """The results of one protocol as part of a report.
 
     Args:
-        title: of the section.
+        title: heading of the section.
         notes: sentences at its top.
-        tables: of results.
+        tables: tables of results.
         plots: from `line_plot`, `det_lines` or `histogram_plot`.
-        strips: rows of pictures.
+        strips: rows of faces.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Section:
     strips: Sequence[Strip] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts and lists: plots as their words, strips as their captions."""
+        """Plain dicts and lists; of plots only the text, of strips only the captions."""
         return {
             "title": self.title,
             "notes": list(self.notes),
@@ -54,13 +54,13 @@ class Section:
 
 
 def nearest_section(
-    found: Mapping[str, tuple[Sequence[TmrAtFmr], Sequence[NearestPoint], str]],
+    results: Mapping[str, tuple[Sequence[TmrAtFmr], Sequence[NearestPoint], str]],
 ) -> Section:
-    """Both ways of counting side by side, for the report.
+    """Compare TMR at FMR <= target with TMR at the ROC point nearest to the target, as old papers count it.
 
     Args:
-        found: name of a score -> what `tmr_at_fmr` and `tmr_at_nearest_fmr` found for the same targets, and
-            the signature of the first.
+        results: name of each score -> results of `tmr_at_fmr` and of `tmr_at_nearest_fmr` for the same
+            targets, and the signature of the former.
 
     Example:
         >>> from spherecf.evaluation import tmr_at_fmr, tmr_at_nearest_fmr
@@ -71,19 +71,28 @@ def nearest_section(
         ([['cosine', '0.5', '1.0000', '1.0000', '0.5', '+0.0 %']], ['toy|fmr:nearest'])
     """
     rows, signatures = [], []
-    for name, (exact, nearest, signature) in found.items():
-        for one, point in zip(exact, nearest):
-            tmr = "unresolved" if one.tmr is None else f"{one.tmr:.4f}"
+    for name, (exact, nearest, signature) in results.items():
+        for entry, point in zip(exact, nearest):
+            tmr = "unresolved" if entry.tmr is None else f"{entry.tmr:.4f}"
             excess = f"{100 * point.excess / point.target:+.1f} %"
-            rows.append([name, f"{one.target:g}", tmr, f"{point.tmr:.4f}", f"{point.fmr:.3g}", excess])
+            rows.append([name, f"{entry.target:g}", tmr, f"{point.tmr:.4f}", f"{point.fmr:.3g}", excess])
             signatures.append(signature.replace("|fmr:at-most", "|fmr:nearest"))
-    header = ["Score", "Target", "TMR at FMR ≤ target", "TMR at the nearest point", "FMR there", "Off by"]
-    note = "Many papers take the point of the ROC nearest to the target, on either side of it."
+    header = [
+        "Score",
+        "Target",
+        "TMR at FMR ≤ target",
+        "TMR at nearest point",
+        "FMR at nearest point",
+        "Excess",
+    ]
+    note = (
+        "Many papers report the ROC point nearest to the target, whose FMR may be above or below the target."
+    )
     return Section("Comparing with old papers", tables=[Table("", header, rows, note, signatures)])
 
 
-def _table(report: TemplateReport) -> Table:
-    """A row per way to pool and to score: TMR at every FMR with its interval, EER."""
+def _verification_table(report: TemplateReport) -> Table:
+    """A row per pooling mode and score: TMR at each FMR with its interval, and EER."""
     targets = [entry.target for entry in report.results[0].tmr] if report.results else []
     header = [
         "Pooling",
@@ -93,23 +102,23 @@ def _table(report: TemplateReport) -> Table:
         "EER",
     ]
     rows = [
-        [result.pooling, result.mode, result.score, *_rates(result), f"{result.eer:.4f}"]
+        [result.pooling, result.mode, result.score, *_tmr_cells(result), f"{result.eer:.4f}"]
         for result in report.results
     ]
     reasons = [e.unresolved for result in report.results for e in result.tmr if e.unresolved]
-    note = " ".join(f"Unresolved (–): {why}." for why in dict.fromkeys(reasons))
+    note = " ".join(f"Unresolved (–): {reason}." for reason in dict.fromkeys(reasons))
     signatures = [result.signature for result in report.results]
     return Table(f"{report.name}, 1:1: TMR (TAR) at FMR (FAR) ≤ target", header, rows, note, signatures)
 
 
 def ijb_section(report: TemplateReport, plots: bool = True) -> Section:
-    """One `evaluate_ijb`: TMR of every row, by group where asked, differences to the first row, DET.
+    """Section of a 1:1 template protocol: TMR of every row, rates by group, differences, DET curves.
 
-    See ``docs/ijb.md`` for what the modes mean.
+    The differences are relative to the first row. ``docs/ijb.md`` explains the pooling modes.
 
     Args:
         report: from `evaluate_ijb`.
-        plots: draw them, too; without, matplotlib is not needed.
+        plots: whether to draw plots, which needs matplotlib.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -128,18 +137,18 @@ def ijb_section(report: TemplateReport, plots: bool = True) -> Section:
         for result in report.results
         if result.groups
     ]
-    tables = [_table(report), *groups, *filter(None, [_differences(report)])]
-    drawn = []
+    tables = [_verification_table(report), *groups, *filter(None, [_template_differences(report)])]
+    det_plots = []
     if plots:
         lines = [Series(result.name, result.det["fmr"], result.det["fnmr"]) for result in report.results]
-        drawn = [
+        det_plots = [
             det_lines(
                 f"{report.name}-1-1-det", lines, caption="DET of template pairs; lower is better.",
                 alt="; ".join(f"{result.name}: EER {result.eer:.4f}" for result in report.results),
                 low=0.5 / max(2, report.counts["non_mated"]),
             )
         ]  # fmt: skip
-    return Section(f"{report.name} 1:1", _ijb_notes(report), tables, drawn)
+    return Section(f"{report.name} 1:1", _ijb_notes(report), tables, det_plots)
 
 
 def _ijb_notes(report: TemplateReport) -> list[str]:
@@ -150,50 +159,53 @@ def _ijb_notes(report: TemplateReport) -> list[str]:
     ]
     notes += _failure_notes(report.failures, report.failed_templates)
     if c["failed_pairs"]:
-        notes.append(f"{c['failed_pairs']:,} pairs left out: a template of theirs has no image left.")
+        notes.append(f"{c['failed_pairs']:,} pairs are left out because a template has no usable image.")
     if c["repeated_pairs"]:
-        notes.append(f"{c['repeated_pairs']:,} pairs are listed more than once and count as often.")
+        notes.append(
+            f"{c['repeated_pairs']:,} pairs repeat an earlier pair of the list; every occurrence counts."
+        )
     return notes + report.notes
 
 
 def _failure_notes(failures: list[tuple[str, str]], templates: list[int]) -> list[str]:
-    """What could not be embedded: how many, and the first of them."""
+    """Numbers of images and templates that could not be embedded, with examples."""
     notes = []
     if images := len(failures):
         key, reason = failures[0]
         notes.append(
-            f"{images:,} image{'s' * (images > 1)} could not be embedded (failures to acquire, never "
-            f"scored), first {key}: {reason}."
+            f"{images:,} image{'s' * (images > 1)} could not be embedded (failures to acquire, not "
+            f"scored); the first is {key}: {reason}."
         )
     if templates:
-        named = ", ".join(map(str, templates[:5])) + (", ..." if len(templates) > 5 else "")
-        notes.append(f"{len(templates):,} template{'s' * (len(templates) > 1)} without any image: {named}.")
+        ids = ", ".join(map(str, templates[:5])) + (", ..." if len(templates) > 5 else "")
+        notes.append(f"{len(templates):,} template{'s' * (len(templates) > 1)} without any image: {ids}.")
     return notes
 
 
-def _rates(result: TemplateResult) -> list[str]:
+def _tmr_cells(result: TemplateResult) -> list[str]:
     cells = []
     for entry in result.tmr:
-        between = interval_text(result.tmr_intervals.get(f"{entry.target:g}"))
-        cells.append("–" if entry.tmr is None else f"{entry.tmr:.4f} {between}".rstrip())
+        interval = interval_text(result.tmr_intervals.get(f"{entry.target:g}"))
+        cells.append("–" if entry.tmr is None else f"{entry.tmr:.4f} {interval}".rstrip())
     return cells
 
 
-def _differences(report: TemplateReport) -> Table | None:
+def _template_differences(report: TemplateReport) -> Table | None:
     if not report.differences:
         return None
     metrics = list(dict.fromkeys(name.rsplit(":", 1)[1] for name in report.differences))
     rows = []
     for result in report.results[1:]:
-        found = [report.differences.get(f"{result.name}:{metric}") for metric in metrics]
-        cells = [str(difference_cell(measure, "tmr")) for measure in found]
+        measures = [report.differences.get(f"{result.name}:{metric}") for metric in metrics]
+        cells = [str(difference_cell(measure, "tmr")) for measure in measures]
         rows.append([result.pooling, result.score, *cells])
     header = ["Pooling", "Score", *(f"≤ {metric.removeprefix('tmr@')}" for metric in metrics)]
-    return Table(f"TMR minus that of {report.results[0].name}", header, rows, "On the same bootstrap draws.")
+    note = "All rows use the same bootstrap draws."
+    return Table(f"TMR minus that of {report.results[0].name}", header, rows, note)
 
 
 def _identification_table(report: IdentificationReport) -> Table:
-    """A row per way to pool and to score, for each gallery and for their mean: ranks, TPIR at FPIR."""
+    """A row per pooling mode and score, for each gallery and for their mean: ranks and TPIR at FPIR."""
     first = report.results[0].galleries[0] if report.results else None
     ranks = [] if first is None else list(first.ranks)
     targets = [] if first is None else [f"{entry.target:g}" for entry in first.tpir]
@@ -201,27 +213,28 @@ def _identification_table(report: IdentificationReport) -> Table:
     header += [f"TPIR ≤ {target}" for target in targets]
     rows, signatures = [], []
     for result in report.results:
-        named = [result.pooling, result.mode, result.score]
+        condition = [result.pooling, result.mode, result.score]
         for gallery in result.galleries:
-            rows.append([*named, gallery.gallery, *_cells(gallery)])
-        mean = [*(f"rank-{rank}" for rank in ranks), *(f"tpir@{target}" for target in targets)]
-        rows.append([*named, "mean", *(_text(result.mean.get(name)) for name in mean)])
+            rows.append([*condition, gallery.gallery, *_gallery_cells(gallery)])
+        metrics = [*(f"rank-{rank}" for rank in ranks), *(f"tpir@{target}" for target in targets)]
+        rows.append([*condition, "mean", *(_measure_text(result.mean.get(metric)) for metric in metrics)])
         signatures += [result.signature] * (len(result.galleries) + 1)
     entries = [e for result in report.results for gallery in result.galleries for e in gallery.tpir]
     reasons = dict.fromkeys(e.unresolved for e in entries if e.unresolved)
-    note = "".join(f"Unresolved (–): {why}. " for why in reasons)
+    note = "".join(f"Unresolved (–): {reason}. " for reason in reasons)
     note += (
-        f"Open set: a mate counts if its rank is at most {report.max_rank}; ties in rank count against it."
+        f"Open set: a probe counts as identified only if its mate is within rank {report.max_rank}; "
+        "ties in rank count against the mate."
     )
     return Table(f"{report.name}, 1:N identification", header, rows, note, signatures)
 
 
 def identification_section(report: IdentificationReport, plots: bool = True) -> Section:
-    """One `evaluate_identification`: ranks and TPIR, and CMC and open-set DET of every gallery.
+    """Section of a 1:N protocol: ranks and TPIR, with CMC and open-set DET curves of every gallery.
 
     Args:
         report: from `evaluate_identification`.
-        plots: draw them, too; without, matplotlib is not needed.
+        plots: whether to draw plots, which needs matplotlib.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -236,12 +249,12 @@ def identification_section(report: IdentificationReport, plots: bool = True) -> 
         >>> len(identification_section(IdentificationReport("toy", 1, counts, [], [], "none", [row])).plots)
         1
     """
-    drawn: list[Plot] = []
-    for place, gallery in enumerate(report.results[0].galleries if plots else []):
-        ones = [(result.name, result.galleries[place]) for result in report.results]
-        drawn += _plots(f"{report.name}-1-n-{gallery.gallery}", gallery.gallery, ones)
+    gallery_plots: list[Plot] = []
+    for index, gallery in enumerate(report.results[0].galleries if plots else []):
+        results = [(result.name, result.galleries[index]) for result in report.results]
+        gallery_plots += _gallery_plots(f"{report.name}-1-n-{gallery.gallery}", gallery.gallery, results)
     return Section(
-        f"{report.name} 1:N", _identification_notes(report), [_identification_table(report)], drawn
+        f"{report.name} 1:N", _identification_notes(report), [_identification_table(report)], gallery_plots
     )
 
 
@@ -260,15 +273,15 @@ def _identification_notes(report: IdentificationReport) -> list[str]:
     notes += _failure_notes(report.failures, report.failed_templates)
     if c["failed_probes"] or c["failed_gallery_templates"]:
         notes.append(
-            f"{c['failed_probes']:,} probes and {c['failed_gallery_templates']:,} enrolled templates had no "
-            "image left; the probes of such an enrolment are left out of its gallery."
+            f"{c['failed_probes']:,} probes and {c['failed_gallery_templates']:,} enrolled templates have no "
+            "usable image; probes whose mate is such a template are not searched in its gallery."
         )
     return notes + report.notes
 
 
-def _plots(name: str, gallery: str, results: list[tuple[str, GalleryResult]]) -> list[Plot]:
-    ranks = "; ".join(f"{label}: rank 1 {one.ranks['1'].value:.4f}" for label, one in results)
-    cmc = [Series(label, range(1, len(one.cmc) + 1), one.cmc) for label, one in results]
+def _gallery_plots(name: str, gallery: str, results: list[tuple[str, GalleryResult]]) -> list[Plot]:
+    ranks = "; ".join(f"{label}: rank 1 {result.ranks['1'].value:.4f}" for label, result in results)
+    cmc = [Series(label, range(1, len(result.cmc) + 1), result.cmc) for label, result in results]
     plots = [
         line_plot(
             f"{name}-cmc",
@@ -279,9 +292,9 @@ def _plots(name: str, gallery: str, results: list[tuple[str, GalleryResult]]) ->
             caption=f"CMC, gallery {gallery}; higher is better.",
         )
     ]
-    if any(one.det["fpir"] for _, one in results):
+    if any(result.det["fpir"] for _, result in results):
         low = 0.5 / max(2, results[0][1].non_mated)
-        det = [Series(label, one.det["fpir"], one.det["fnir"]) for label, one in results]
+        det = [Series(label, result.det["fpir"], result.det["fnir"]) for label, result in results]
         caption = f"Open-set DET, gallery {gallery}; lower is better."
         plots.append(
             det_lines(f"{name}-det", det, caption=caption, alt=ranks, low=low, xlabel="FPIR", ylabel="FNIR")
@@ -289,26 +302,26 @@ def _plots(name: str, gallery: str, results: list[tuple[str, GalleryResult]]) ->
     return plots
 
 
-def _cells(gallery: GalleryResult) -> list[str]:
-    cells = [_text(measure) for measure in gallery.ranks.values()]
+def _gallery_cells(gallery: GalleryResult) -> list[str]:
+    cells = [_measure_text(measure) for measure in gallery.ranks.values()]
     for entry in gallery.tpir:
-        between = gallery.tpir_intervals.get(f"{entry.target:g}")
-        cells.append(_text(None if entry.tpir is None else Measure(entry.tpir, between)))
+        interval = gallery.tpir_intervals.get(f"{entry.target:g}")
+        cells.append(_measure_text(None if entry.tpir is None else Measure(entry.tpir, interval)))
     return cells
 
 
-def _text(measure: Measure | None) -> str:
+def _measure_text(measure: Measure | None) -> str:
     if measure is None:
         return "–"
     return f"{measure.value:.4f} {interval_text(measure.interval)}".rstrip()
 
 
 def calibration_section(report: CalibrationReport, plots: bool = True) -> Section:
-    """One `evaluate_calibration`: costs, thresholds, decisions, the scale of kappa, and their plots.
+    """Section of the calibration protocol: costs, thresholds, decision rules, the kappa scale, and plots.
 
     Args:
         report: from `evaluate_calibration`.
-        plots: draw them, too; without, matplotlib is not needed.
+        plots: whether to draw plots, which needs matplotlib.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -319,84 +332,85 @@ def calibration_section(report: CalibrationReport, plots: bool = True) -> Sectio
         >>> calibration_section(empty).title
         'toy: calibration, clean'
     """
-    drawn: list[Plot] = []
+    plot_list: list[Plot] = []
     if report.scores and plots:
-        drawn = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
-    tables = [_costs(report), _thresholds(report), _decisions(report)] if report.scores else []
-    tables += [_by_confidence(report)] if any(one.cells for one in report.scores.values()) else []
-    tables += [_kappa(report)] if report.kappa else []
-    return Section(f"{report.name}: calibration, {report.condition}", _notes(report), tables, drawn)
+        plot_list = [_reliability_plot(report), *_tippett_plots(report), *_coverage_plots(report)]
+    tables = [_cost_table(report), _threshold_table(report), _rule_table(report)] if report.scores else []
+    tables += [_confidence_table(report)] if any(score.cells for score in report.scores.values()) else []
+    tables += [_kappa_table(report)] if report.kappa else []
+    title = f"{report.name}: calibration, {report.condition}"
+    return Section(title, _calibration_notes(report), tables, plot_list)
 
 
-def _notes(report: CalibrationReport) -> list[str]:
+def _calibration_notes(report: CalibrationReport) -> list[str]:
     c = report.counts
     notes = []
     if c:
-        tuned, tested, new, lost = (
+        tuning, testing, measuring, left_out = (
             c[f"{part}_mated"] + c[f"{part}_non_mated"]
             for part in ("tuning", "testing", "measuring", "left_out")
         )
         notes.append(
-            f"{c['people']:,} people, divided into disjoint parts: {tuned + tested:,} pairs for "
-            f"fitting ({tuned:,} to order the decision rules, {tested:,} to test them), {new:,} pairs for "
-            f"measuring. Left out: {lost:,} pairs of people from two parts, {c['failed_pairs']:,} pairs with "
-            "a failed image."
+            f"{c['people']:,} people, divided into disjoint parts: {tuning + testing:,} pairs for fitting "
+            f"({tuning:,} to order the decision rules, {testing:,} to test them), {measuring:,} pairs for "
+            f"measuring. Left out: {left_out:,} pairs of people from two parts, {c['failed_pairs']:,} pairs "
+            "with a failed image."
         )
     if report.unit == "image":
-        notes.append("Identities are unknown: parts may share people, and then no promise holds.")
+        notes.append("Identities are unknown: the parts may share people, and then no bound holds.")
     return notes
 
 
-def _costs(report: CalibrationReport) -> Table:
+def _cost_table(report: CalibrationReport) -> Table:
     rows, signatures = [], []
-    for one in report.scores.values():
-        for cost in one.costs:
-            mark = " (regularised: the classes are separable)" if cost.separated else ""
+    for score in report.scores.values():
+        for cost in score.costs:
+            suffix = " (regularised: the classes are separable)" if cost.separated else ""
             value = f"{cost.cllr:.4f} {interval_text(cost.interval)}".strip()
-            numbers = [value, f"{one.min_cllr:.4f}", f"{cost.loss:+.4f}", f"{cost.reliability.error:.4f}"]
-            rows.append([one.score, cost.method + mark, *numbers])
-            signatures.append(one.signature)
+            numbers = [value, f"{score.min_cllr:.4f}", f"{cost.loss:+.4f}", f"{cost.reliability.error:.4f}"]
+            rows.append([score.score, cost.method + suffix, *numbers])
+            signatures.append(score.signature)
     return Table(
-        "Log-likelihood ratios of held-out people",
+        "Log-likelihood ratios on held-out people",
         ["Score", "Calibrator", "Cllr, bits", "Minimum Cllr", "Loss", "Calibration error"],
         rows,
-        "Cllr: 0 is perfect, 1 is uninformative. The minimum is that of the best monotone function on these "
-        "pairs. Calibration error: mean difference of predicted probability and observed share of matches. "
-        "The first calibrator of a score is the one that is saved.",
+        "Cllr: 0 is perfect, 1 is uninformative. Minimum Cllr: after the best monotone transformation on "
+        "these pairs. Calibration error: mean difference between predicted probability and observed share of "
+        "matches. The first calibrator of each score is the one that is saved.",
         signatures,
     )
 
 
-def _by_confidence(report: CalibrationReport) -> Table:
+def _confidence_table(report: CalibrationReport) -> Table:
     rows, signatures = [], []
-    for one in report.scores.values():
-        for cell in one.cells:
+    for score in report.scores.values():
+        for cell in score.cells:
             span = f"{cell.low:.4g} to {cell.high:.4g}"
             numbers = [f"{cell.pairs}", f"{cell.cllr:.4f}", f"{cell.error:.4f}"]
-            rows.append([one.score, span, *numbers])
-            signatures.append(one.signature)
+            rows.append([score.score, span, *numbers])
+            signatures.append(score.signature)
     return Table(
         f"Log-likelihood ratios by {report.confidence} of the pair",
         ["Score", f"{report.confidence} of the pair", "Pairs", "Cllr, bits", "Calibration error"],
         rows,
-        "Held-out people, by thirds of the confidence. One line through a score is right on average only; "
-        "evidence reads the kappas of both sides.",
+        "Pairs of held-out people in three equal parts by confidence. A calibrator that only reads the score "
+        "is right only on average over all confidences; `evidence` also reads the kappas of both sides.",
         signatures,
     )
 
 
-def _thresholds(report: CalibrationReport) -> Table:
-    rows, signatures, why = [], [], []
-    for one in report.scores.values():
-        for check in one.thresholds:
+def _threshold_table(report: CalibrationReport) -> Table:
+    rows, signatures, reasons = [], [], []
+    for score in report.scores.values():
+        for check in score.thresholds:
             fitted, checked = check.fitted, check.checked
             if checked is None or fitted.threshold is None:
-                rows.append([one.score, f"{fitted.target:g}", "unresolved", "", "", ""])
-                why.append(f" {fitted.unresolved}.")
+                rows.append([score.score, f"{fitted.target:g}", "unresolved", "", "", ""])
+                reasons.append(f" {fitted.unresolved}.")
             else:
-                found = [_rate(fitted), _rate(checked), _rate(checked, mated=True)]
-                rows.append([one.score, f"{fitted.target:g}", f"{fitted.threshold:.5g}", *found])
-            signatures.append(one.signature)
+                rates = [_rate_text(fitted), _rate_text(checked), _rate_text(checked, mated=True)]
+                rows.append([score.score, f"{fitted.target:g}", f"{fitted.threshold:.5g}", *rates])
+            signatures.append(score.signature)
     return Table(
         "Thresholds",
         [
@@ -408,36 +422,37 @@ def _thresholds(report: CalibrationReport) -> Table:
             "TMR, held out",
         ],
         rows,
-        "Rates with counts and 95 % intervals: bootstrap over people, or Clopper-Pearson without bootstrap."
-        + "".join(dict.fromkeys(why)),
+        "Rates with counts and 95 % intervals, from the bootstrap over people or, without it, "
+        "Clopper-Pearson." + "".join(dict.fromkeys(reasons)),
         signatures,
     )
 
 
-def _rate(entry: ThresholdEntry, mated: bool = False) -> str:
-    rate, hits, of = (
+def _rate_text(entry: ThresholdEntry, mated: bool = False) -> str:
+    """The FMR at a threshold, or the TMR, with its counts and interval."""
+    rate, matches, n_pairs = (
         (entry.tmr, entry.true_matches, entry.mated)
         if mated
         else (entry.fmr, entry.false_matches, entry.non_mated)
     )
-    ends = (
+    low, high = (
         (entry.tmr_subjects or entry.tmr_exact) if mated else (entry.fmr_subjects or entry.fmr_exact)
     ) or (math.nan, math.nan)
-    return f"{rate:.3g} ({hits}/{of}) [{ends[0]:.2g}, {ends[1]:.2g}]"
+    return f"{rate:.3g} ({matches}/{n_pairs}) [{low:.2g}, {high:.2g}]"
 
 
-def _decisions(report: CalibrationReport) -> Table:
+def _rule_table(report: CalibrationReport) -> Table:
     rows, signatures = [], []
-    for one in report.scores.values():
-        for check in one.decisions:
-            rows.append([one.score, *_rule_cells(check, report.confidence)])
-            signatures.append(one.signature)
+    for score in report.scores.values():
+        for check in score.decisions:
+            rows.append([score.score, *_rule_cells(check, report.confidence)])
+            signatures.append(score.signature)
     first = next(iter(report.scores.values())).decisions[0].rule
     return Table(
-        "Decisions with a promised error rate",
-        ["Score", "Promise", "Rule", "Errors, tested", "Decided, held out", "Errors, held out"],
+        "Decisions with a bounded error rate",
+        ["Score", "Bound", "Rule", "Errors, tested", "Decided, held out", "Errors, held out"],
         rows,
-        f"Each promise holds by itself with probability {1 - first.delta:g} over the draw of the testing "
+        f"Each bound on its own holds with probability {1 - first.delta:g} over the draw of the testing "
         f"{first.tested_on}, for pairs exchangeable with them. Decided: share of all, of mated and of "
         "non-mated pairs.",
         signatures,
@@ -446,16 +461,16 @@ def _decisions(report: CalibrationReport) -> Table:
 
 def _rule_cells(check: RuleCheck, confidence: str) -> list[str]:
     rule = check.rule
-    promise = f"{rule.error} ≤ {rule.alpha:g}"
+    bound = f"{rule.error} ≤ {rule.alpha:g}"
     if rule.accept is None or rule.reject is None:
-        return [promise, "no rule keeps it: all pairs undecided", "", "0", ""]
-    apart = f"non-match < {rule.reject:.4g}" if rule.reject < rule.accept else "else non-match"
-    text = f"match ≥ {rule.accept:.4g}, {apart}"
+        return [bound, "no rule meets the bound; all pairs undecided", "", "0", ""]
+    non_match = f"non-match < {rule.reject:.4g}" if rule.reject < rule.accept else "otherwise non-match"
+    text = f"match ≥ {rule.accept:.4g}, {non_match}"
     if rule.min_confidence > -math.inf:
         text += f", {confidence} ≥ {rule.min_confidence:.4g}"
     shares = (check.coverage, check.coverage_mated, check.coverage_non_mated)
     return [
-        promise, text, _errors_text(rule.counts, upper=True), ", ".join(f"{share:.3f}" for share in shares),
+        bound, text, _errors_text(rule.counts, upper=True), ", ".join(f"{share:.3f}" for share in shares),
         _errors_text(check.errors),
     ]  # fmt: skip
 
@@ -467,91 +482,91 @@ def _errors_text(counts: Sequence[ErrorCount], upper: bool = False) -> str:
     )
 
 
-def _kappa(report: CalibrationReport) -> Table:
+def _kappa_table(report: CalibrationReport) -> Table:
     scale = report.calibration.kappa
     return Table(
         "Scale of kappa",
         ["Percentile", "κ", "Expected cosine A(κ)", "ISO 0 .. 100"],
         [[f"{row.percent:g}", f"{row.kappa:.4g}", f"{row.cosine:.4f}", str(row.iso)] for row in report.kappa],
-        "" if scale is None else f"Among {scale.population}.",
+        "" if scale is None else f"Reference population: {scale.population}.",
     )
 
 
 def _reliability_plot(report: CalibrationReport) -> Plot:
     lines = [Series("perfect", [0, 1], [0, 1])]
-    for one in report.scores.values():
-        bins = [b for b in one.costs[0].reliability.bins if b.stated is not None and b.found is not None]
-        stated, found = [b.stated or 0.0 for b in bins], [b.found or 0.0 for b in bins]
-        lines.append(Series(one.score, stated, found))
-    gaps = ", ".join(f"{s} {one.costs[0].reliability.error:.4f}" for s, one in report.scores.items())
+    for score in report.scores.values():
+        bins = [b for b in score.costs[0].reliability.bins if b.stated is not None and b.found is not None]
+        predicted, observed = [b.stated or 0.0 for b in bins], [b.found or 0.0 for b in bins]
+        lines.append(Series(score.score, predicted, observed))
+    errors = ", ".join(f"{s} {result.costs[0].reliability.error:.4f}" for s, result in report.scores.items())
     return line_plot(
         f"reliability-{report.name}-{report.condition}",
         lines,
         Axis("predicted probability of a match"),
         Axis("share of mated pairs"),
         markers=True,
-        caption="Reliability diagram, held-out people. The diagonal is perfect.",
-        alt=f"Calibration error: {gaps}",
+        caption="Reliability diagram, held-out people. A perfect calibration follows the diagonal.",
+        alt=f"Calibration error: {errors}",
     )
 
 
 def _tippett_plots(report: CalibrationReport) -> list[Plot]:
     plots = []
-    for one in report.scores.values():
-        t = one.tippett
+    for score in report.scores.values():
+        t = score.tippett
         lines = [
             Series("mated", t["llr"], t["mated"], steps=True),
             Series("non-mated", t["llr"], t["non_mated"], steps=True),
         ]
-        misled = [_at_zero(t["llr"], t[kind]) for kind in ("mated", "non_mated")]
+        shares = [_share_at_zero(t["llr"], t[kind]) for kind in ("mated", "non_mated")]
         plots.append(
             line_plot(
-                f"tippett-{one.score}-{report.name}-{report.condition}",
+                f"tippett-{score.score}-{report.name}-{report.condition}",
                 lines,
                 Axis("log-likelihood ratio (natural)"),
                 Axis("share of pairs at or above it"),
-                caption=f"Tippett plot, {one.score}, held-out people. Mated pairs belong right of 0, "
-                "non-mated pairs left.",
-                alt=f"LLR at least 0: {misled[0]:.3f} of the mated, {misled[1]:.4f} of the non-mated pairs",
+                caption=f"Tippett plot, {score.score}, held-out people. Mated pairs belong to the right of "
+                "0, non-mated pairs to the left.",
+                alt=f"LLR ≥ 0: {shares[0]:.3f} of the mated and {shares[1]:.4f} of the non-mated pairs",
             )
         )
     return plots
 
 
-def _at_zero(llr: Sequence[float], shares: Sequence[float]) -> float:
+def _share_at_zero(llr: Sequence[float], shares: Sequence[float]) -> float:
     return next((share for x, share in zip(llr, shares) if x >= 0), 0.0)
 
 
 def _coverage_plots(report: CalibrationReport) -> list[Plot]:
     names = {"both": "score and confidence", "score": "score alone", "confidence": "confidence alone"}
     plots = []
-    for one in report.scores.values():
-        lines = [Series(names[curve.abstain], curve.alphas, curve.coverage) for curve in one.curves]
-        ends = ", ".join(f"{names[c.abstain]} {c.coverage[-1]:.3f}" for c in one.curves)
+    for score in report.scores.values():
+        lines = [Series(names[curve.abstain], curve.alphas, curve.coverage) for curve in score.curves]
+        coverages = ", ".join(f"{names[c.abstain]} {c.coverage[-1]:.3f}" for c in score.curves)
         plots.append(
             line_plot(
-                f"coverage-{one.score}-{report.name}-{report.condition}",
+                f"coverage-{score.score}-{report.name}-{report.condition}",
                 lines,
                 Axis("bound on false matches and on false non-matches", log=True),
                 Axis("share of pairs decided"),
                 markers=True,
-                caption=f"Share of held-out pairs decided, {one.score}, for each criterion of abstention. "
+                caption=f"Share of held-out pairs decided, {score.score}, for each criterion of abstention. "
                 "Higher is better.",
-                alt=f"At {one.curves[0].alphas[-1]:g}: {ends}",
+                alt=f"At {score.curves[0].alphas[-1]:g}: {coverages}",
             )
         )
     return plots
 
 
-_SAME_AS_KAPPA = "mean_resultant"
+_SAME_AS_KAPPA = "mean_resultant"  # a rising function of kappa: the curves of both coincide
 
 
 def rejection_section(report: RejectionReport, plots: bool = True) -> Section:
-    """One `evaluate_rejection`: the operating points, then PRR of every confidence at each of them.
+    """Section of rejection in open-set identification: operating points, and PRR of every confidence.
 
     Args:
         report: from `evaluate_rejection`.
-        plots: draw them, too; without, matplotlib is not needed.
+        plots: whether to draw plots, which needs matplotlib.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
@@ -560,19 +575,19 @@ def rejection_section(report: RejectionReport, plots: bool = True) -> Section:
         >>> kappas = {"posterior": 9.0, "mutual": 9.0}
         >>> empty = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
         >>> rejection_section(empty).notes[-1]
-        'Confidences that these probes do not have: norm.'
+        'Confidences missing from these probes: norm.'
     """
     resolved = [point for point in report.points if _entries(report, point)]
     return Section(
         title=f"{report.name}: rejection in open-set identification",
         notes=_rejection_notes(report),
-        tables=[_operating_points(report), *(_prr(report, point) for point in resolved)],
-        plots=[_plot(report, point) for point in resolved] if plots else [],
+        tables=[_operating_point_table(report), *(_prr_table(report, point) for point in resolved)],
+        plots=[_f1_plot(report, point) for point in resolved] if plots else [],
     )
 
 
 def mean_prr_table(reports: Sequence[RejectionReport]) -> Table:
-    """PRR of every confidence, the mean over galleries, a column per FPIR; blank where one is unresolved.
+    """Mean PRR of every confidence over the galleries, a column per FPIR; blank if any is unresolved.
 
     Example:
         >>> mean_prr_table([]).rows
@@ -584,12 +599,12 @@ def mean_prr_table(reports: Sequence[RejectionReport]) -> Table:
     for name in names:
         cells = []
         for fpir in fpirs:
-            found = [report.at(name, fpir) for report in reports]
-            values = [entry.prr.value for entry in found if entry is not None]
+            entries = [report.at(name, fpir) for report in reports]
+            values = [entry.prr.value for entry in entries if entry is not None]
             cells.append(f"{sum(values) / len(values):.3f}" if len(values) == len(reports) else "")
         rows.append([name, *cells])
-    over = ", ".join(report.name for report in reports)
-    return Table(f"PRR, mean of {over}", ["confidence", *(f"FPIR ≤ {fpir:g}" for fpir in fpirs)], rows)
+    galleries = ", ".join(report.name for report in reports)
+    return Table(f"PRR, mean of {galleries}", ["confidence", *(f"FPIR ≤ {fpir:g}" for fpir in fpirs)], rows)
 
 
 def _entries(report: RejectionReport, point: OperatingPoint) -> list[ConfidencePrr]:
@@ -602,28 +617,29 @@ def _rejection_notes(report: RejectionReport) -> list[str]:
     if c:
         notes.append(
             f"{c['probes']:,} probes ({c['mated']:,} mated, {c['non_mated']:,} non-mated) of "
-            f"{c['subjects']:,} people searched in a gallery of {c['gallery']:,}; gallery concentration, "
+            f"{c['subjects']:,} people, searched in a gallery of {c['gallery']:,}. Gallery concentration, "
             f"calibrator and weights are fitted on {c['validation_probes']:,} probes of "
             f"{c['validation_subjects']:,} other people with a gallery of {c['validation_gallery']:,}."
         )
     notes.append(
-        f"Gallery concentration {report.kappa_gallery['posterior']:.4g} at mean directions, "
-        f"{report.kappa_gallery['mutual']:.4g} over the probes' distributions; prior of unknown "
-        f"{report.beta:g}. PRR up to {100 * report.limit:g} % rejected; intervals: {report.resampling}."
+        f"Gallery concentration: {report.kappa_gallery['posterior']:.4g} for the probes' mean directions, "
+        f"{report.kappa_gallery['mutual']:.4g} for their distributions. Prior probability that a probe is "
+        f"unknown: {report.beta:g}. PRR up to {100 * report.limit:g} % rejected; intervals: "
+        f"{report.resampling}."
     )
     notes += [f"FPIR {p.fpir_target:g}: {p.unresolved}" for p in report.points if p.unresolved]
-    lost = c.get("failed_gallery", 0), c.get("failed_probes", 0)
-    if any(lost):
+    failed_gallery, failed_probes = c.get("failed_gallery", 0), c.get("failed_probes", 0)
+    if failed_gallery or failed_probes:
         notes.append(
-            f"{lost[0]:,} gallery templates have no embedded image; {lost[1]:,} probes were not searched, "
-            "because they have none or their subject's gallery template has none."
+            f"{failed_gallery:,} gallery templates have no embedded image; {failed_probes:,} probes were not "
+            "searched because they, or the gallery template of their subject, have none."
         )
     if report.absent_confidences:
-        notes.append(f"Confidences that these probes do not have: {', '.join(report.absent_confidences)}.")
+        notes.append(f"Confidences missing from these probes: {', '.join(report.absent_confidences)}.")
     return notes
 
 
-def _operating_points(report: RejectionReport) -> Table:
+def _operating_point_table(report: RejectionReport) -> Table:
     header = [
         "FPIR ≤", "FPIR", "threshold", "F1", "identified", "misidentified", "false rejects", "false accepts",
         "true rejects",
@@ -633,12 +649,12 @@ def _operating_points(report: RejectionReport) -> Table:
         if p.threshold is None or p.fpir is None or p.f1 is None:
             rows.append([f"{p.fpir_target:g}", "unresolved", *[""] * (len(header) - 2)])
             continue
-        counted = [f"{value:,}" for value in p.counts.values()]
-        rows.append([f"{p.fpir_target:g}", f"{p.fpir:.4f}", f"{p.threshold:.4f}", f"{p.f1:.4f}", *counted])
+        counts = [f"{count:,}" for count in p.counts.values()]
+        rows.append([f"{p.fpir_target:g}", f"{p.fpir:.4f}", f"{p.threshold:.4f}", f"{p.f1:.4f}", *counts])
     return Table(f"{report.name}: operating points without rejection", header, rows)
 
 
-def _prr(report: RejectionReport, point: OperatingPoint) -> Table:
+def _prr_table(report: RejectionReport, point: OperatingPoint) -> Table:
     entries = _entries(report, point)
     rows = [
         [
@@ -651,27 +667,27 @@ def _prr(report: RejectionReport, point: OperatingPoint) -> Table:
         ]
         for entry in entries
     ]
-    share = f"F1, {100 * report.shares[10]:g} % rejected"
+    f1_heading = f"F1, {100 * report.shares[10]:g} % rejected"
     return Table(
         f"{report.name}: PRR at FPIR ≤ {point.fpir_target:g}",
-        ["confidence", "PRR", "95 %", "minus kappa", "95 %", share],
+        ["confidence", "PRR", "95 %", "minus kappa", "95 %", f1_heading],
         rows,
-        note="1: errors are rejected first. 0: no better than random. Below 0: worse than random.",
+        note="1: all errors are rejected first. 0: no better than random. Below 0: worse than random.",
         signatures=[entry.signature for entry in entries],
     )
 
 
-def _plot(report: RejectionReport, point: OperatingPoint) -> Plot:
+def _f1_plot(report: RejectionReport, point: OperatingPoint) -> Plot:
     entries = [entry for entry in _entries(report, point) if entry.confidence != _SAME_AS_KAPPA]
     best = max((e for e in entries if e.confidence != "oracle"), key=lambda e: e.prr.value)
-    at = f"FPIR ≤ {point.fpir_target:g}"
+    operating_point = f"FPIR ≤ {point.fpir_target:g}"
     return line_plot(
         f"prr-{report.name}-{point.fpir_target:g}",
         [Series(entry.confidence, report.shares, entry.f1) for entry in entries],
         Axis("share of probes rejected"),
-        Axis("F1 of the rest"),
-        caption=f"F1 against the rejected share at {at}: the earlier a line rises, the better. "
-        "The oracle rejects errors first; an uninformative confidence stays flat.",
-        alt=f"At {at} F1 is {point.f1:.3f} without rejection; {best.confidence} has the largest PRR, "
-        f"{best.prr.value:.3f}, and F1 {best.f1[10]:.3f} with 10 % rejected.",
+        Axis("F1 of the remaining probes"),
+        caption=f"F1 against the share of probes rejected, at {operating_point}: the earlier a line rises, "
+        "the better. The oracle rejects errors first; an uninformative confidence stays flat.",
+        alt=f"At {operating_point} F1 is {point.f1:.3f} without rejection; {best.confidence} has the largest "
+        f"PRR, {best.prr.value:.3f}, and F1 {best.f1[10]:.3f} with 10 % rejected.",
     )

@@ -1,4 +1,4 @@
-"""The report as files: an HTML page that needs nothing else, the same in Markdown, every number as JSON."""
+"""Write a report: a self-contained HTML page, the same content in Markdown, and every number as JSON."""
 
 import base64
 import json
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """Paths of the files of a report."""
+    """Paths of a written report."""
 
     html: Path
     json: Path
@@ -50,28 +50,30 @@ def write_report(
     strips: Sequence[Strip] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> ReportFiles:
-    """Write ``report.html``, ``report.md`` and ``report.json``; an earlier report in the folder is replaced.
+    """Write ``report.html``, ``report.md`` and ``report.json``, replacing an earlier report in the folder.
 
-    The page is self-contained (inline SVG, pictures as data), follows the reader's light or dark setting and
-    fits a phone. It has a section per pair list and in it one per condition; several reports of the same list
-    and condition (seeds) share tables and plots. The Markdown has the same content without pictures: plots
-    and strips as text, signatures below their tables. ``docs/evaluation.md`` explains how to read it.
+    The page is self-contained (inline SVG, images as data URIs), follows the reader's light or dark setting
+    and fits a phone screen. Each pair list has a section with a subsection per condition; several reports of
+    the same list and condition (seeds) share tables and plots. The Markdown has the same content without
+    images: plots and strips are described in text, and signatures are listed below their tables.
+    ``docs/evaluation.md`` explains how to read a report.
 
     Args:
-        folder: created if missing.
-        reports: from `evaluate_pairs`, in the order to show them.
-        title: of the page.
+        folder: output folder, created if missing.
+        reports: results of `evaluate_pairs`, in the order to show them.
+        title: title of the page.
         sections: results of other protocols, shown after the pair lists.
-        results: JSON-able numbers of the sections, written to ``report.json``.
-        summary: sentences for the top, what the data can and cannot show, and summary tables below them.
-        strips: rows of pictures, e.g. sorted by kappa; see `strip_by_kappa`.
-        provenance: JSON-able facts about how the numbers were computed, shown at the end.
+        results: numbers of the sections, JSON-able, written to ``report.json``.
+        summary: sentences for the top of the page, e.g. what the data can and cannot show, and summary
+            tables, shown below the sentences.
+        strips: rows of faces, e.g. sorted by kappa; see `strip_by_kappa`.
+        provenance: how the numbers were computed, JSON-able, shown at the end.
 
     Returns:
-        Paths of the files.
+        Paths of the three files.
 
     Raises:
-        InputError: neither reports nor sections.
+        InputError: there are neither reports nor sections.
         MissingDependencyError: matplotlib is not installed.
         StorageError: the folder is not writable or the disk is full.
 
@@ -91,10 +93,10 @@ def write_report(
     require_matplotlib()
     if not reports and not sections:
         raise InputError("write_report: expected at least one report or section, got none")
-    facts = plain(dict(provenance or {}))
-    notes = [part for part in summary if isinstance(part, str)]
-    tables = [part for part in summary if isinstance(part, Table)]
-    shown = {
+    provenance_dict = plain(dict(provenance or {}))
+    notes = [item for item in summary if isinstance(item, str)]
+    tables = [item for item in summary if isinstance(item, Table)]
+    context = {
         "title": title,
         "version": __version__,
         "summary": notes,
@@ -102,11 +104,11 @@ def write_report(
         "lists": _pair_lists(reports),
         "sections": sections,
         "strips": strips,
-        "provenance": json.dumps(facts, indent=2, ensure_ascii=False, default=str),
+        "provenance": json.dumps(provenance_dict, indent=2, ensure_ascii=False, default=str),
     }
-    counts = {"pair list": len(shown["lists"]), "result": len(reports), "section": len(sections)}
-    shown["counted"] = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items() if n)
-    kept = {
+    counts = {"pair list": len(context["lists"]), "result": len(reports), "section": len(sections)}
+    context["contents"] = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in counts.items() if n)
+    record = {
         "title": title,
         "spherecf": __version__,
         "notes": notes,
@@ -115,16 +117,16 @@ def write_report(
         "sections": [section.to_dict() for section in sections],
         "results": plain(dict(results or {})),
         "strips": [strip.to_dict() for strip in strips],
-        "provenance": facts,
+        "provenance": provenance_dict,
     }
-    numbers = json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    page = _environment().get_template("page.html.jinja").render(shown)
-    text = _environment(markdown=True).get_template("report.md.jinja").render(shown)
+    json_text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    page = _environment().get_template("page.html.jinja").render(context)
+    markdown = _environment(markdown=True).get_template("report.md.jinja").render(context)
     folder = Path(folder)
     return ReportFiles(
         html=_write(folder / "report.html", page.lstrip()),
-        json=_write(folder / "report.json", numbers),
-        markdown=_write(folder / "report.md", re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"),
+        json=_write(folder / "report.json", json_text),
+        markdown=_write(folder / "report.md", re.sub(r"\n{3,}", "\n\n", markdown).strip() + "\n"),
     )
 
 
@@ -133,12 +135,12 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _pair_lists(reports: Sequence[PairReport]) -> list[dict[str, Any]]:
-    """What the templates show of each pair list and condition; ids hold no name from outside."""
-    shown = []
+    """Template values of each pair list and its conditions; ids are numbers, since names are arbitrary."""
+    pair_lists = []
     for i, (name, conditions) in enumerate(grouped(reports).items()):
-        below = []
+        subsections = []
         for j, (condition, runs) in enumerate(conditions.items()):
-            below.append(
+            subsections.append(
                 {
                     "id": f"list-{i}-{j}",
                     "name": condition,
@@ -152,37 +154,43 @@ def _pair_lists(reports: Sequence[PairReport]) -> list[dict[str, Any]]:
             )
         unresolved = unresolved_text([run for runs in conditions.values() for run in runs])
         table = score_table(conditions)
-        shown.append(
-            {"id": f"list-{i}", "name": name, "table": table, "unresolved": unresolved, "conditions": below}
+        pair_lists.append(
+            {
+                "id": f"list-{i}",
+                "name": name,
+                "table": table,
+                "unresolved": unresolved,
+                "conditions": subsections,
+            }
         )
-    return shown
+    return pair_lists
 
 
 @lru_cache
 def _environment(markdown: bool = False) -> "Environment":
-    """Jinja2 with our templates and filters; every value is escaped, for HTML or for Markdown."""
+    """A Jinja2 environment with the report's templates and filters; it escapes values (HTML or Markdown)."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    def escaped(value: Any) -> Any:
-        return value if isinstance(value, Markup) else Markup(words(str(value)))
+    def escape_value(value: Any) -> Any:
+        return value if isinstance(value, Markup) else Markup(escape_markdown(str(value)))
 
-    made = Environment(
+    environment = Environment(
         loader=PackageLoader("spherecf.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, finalize=escaped if markdown else None,
+        trim_blocks=True, lstrip_blocks=True, finalize=escape_value if markdown else None,
     )  # fmt: skip
-    made.filters["data_uri"] = _data_uri
-    made.filters["without_pictures"] = lambda page: re.sub(r'base64,[^"]*', "", page)
-    made.filters["code"] = lambda text: Markup(f"`{' '.join(text.replace('`', chr(39)).split())}`")
-    return made
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["without_images"] = lambda page: re.sub(r'base64,[^"]*', "", page)
+    environment.filters["code"] = lambda text: Markup(f"`{' '.join(text.replace('`', chr(39)).split())}`")
+    return environment
 
 
 def render_html(template: str, **values: Any) -> str:
-    """An HTML page from a Jinja2 template, with the filters of the report; every value is escaped.
+    """Render a Jinja2 template to HTML with the filters of the report, escaping every value.
 
     Args:
-        template: its text. ``data_uri`` makes a PNG or JPEG a picture inside the page.
-        values: that it names.
+        template: text of the template. The filter ``data_uri`` embeds a PNG or JPEG in the page.
+        values: variables of the template.
 
     Example:
         >>> render_html("<p>{{ name }}</p>", name="a<b")
@@ -192,15 +200,15 @@ def render_html(template: str, **values: Any) -> str:
 
 
 def _data_uri(image: bytes) -> str:
-    return f"data:{media_type(image, 'picture')};base64,{base64.b64encode(image).decode()}"
+    return f"data:{media_type(image, 'image')};base64,{base64.b64encode(image).decode()}"
 
 
-def words(text: str) -> str:
-    r"""Text escaped for Markdown and HTML, on one line.
+def escape_markdown(text: str) -> str:
+    r"""Escape text for Markdown and HTML and join its lines.
 
-    >>> print(words("<b> a|b\n*c* _d_ e_f [0.1, 0.2]"), words("1. first"))
+    >>> print(escape_markdown("<b> a|b\n*c* _d_ e_f [0.1, 0.2]"), escape_markdown("1. first"))
     &lt;b&gt; a\|b \*c\* \_d\_ e_f \[0.1, 0.2] 1\. first
     """
-    flat = " ".join(escape(text, quote=False).split())
-    marked = re.sub(r"([\\`*\[|#~$]|(?<!\w)_|_(?!\w))", r"\\\1", flat)
-    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", marked)  # would begin a list
+    line = " ".join(escape(text, quote=False).split())
+    escaped = re.sub(r"([\\`*\[|#~$]|(?<!\w)_|_(?!\w))", r"\\\1", line)
+    return re.sub(r"^(\d*)([-+.)])(?= |$)", r"\1\\\2", escaped)  # unescaped, these would start a list

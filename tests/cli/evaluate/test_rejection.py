@@ -65,7 +65,7 @@ def test_galleries_tables_and_json(folder: Path) -> None:
         "oracle",
     }
     assert "f1" not in facts["G1"]["prr"][0] and facts["G2"]["points"][0]["fpir_target"] == 0.2
-    assert "ijbc/G2: Confidences that these probes do not have: precision, detector_score" in result.stderr
+    assert "ijbc/G2: Confidences missing from these probes: precision, detector_score" in result.stderr
     assert "PRR, mean of ijbc/G1, ijbc/G2" in result.stderr and "no report written" in result.stderr
 
 
@@ -106,7 +106,7 @@ def test_pair_lists(folder: Path, tmp_path: Path) -> None:
         ),
         (["--meta", "FOLDER/none"], "ijbc_face_tid_mid.txt"),
         (["--meta", "FOLDER/meta", "--kappa-gallery", "mean"], "expected a number or one of"),
-        (["--meta", "FOLDER/meta", "--gallery", "G9"], "gallery 'G9' unknown, expected some of G1, G2"),
+        (["--meta", "FOLDER/meta", "--gallery", "G9"], "gallery 'G9' unknown, expected any of G1, G2"),
         (
             ["--pairs", "FOLDER/pairs.txt", "--beta", "0.1", "--trials", "9"],
             "--beta and --trials can only be used with",
