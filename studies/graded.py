@@ -258,7 +258,7 @@ class Division:
         held_out: (images,) images of the people for the template tests: people who may also be in the test
             set, and a share of the rest. All other people are used for training.
         shared: pairs of identities that look like one person in both sets.
-        facts: JSON-able counts.
+        facts: JSON-serialisable counts.
     """
 
     held_out: NDArray[np.bool_]

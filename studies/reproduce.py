@@ -103,7 +103,7 @@ class Reproduction:
         strips: of the first seed: faces by increasing kappa, and the worst errors.
         templates: one per backbone, plan and seed.
         models: by (backbone, seed, score).
-        facts: about data, backbones and fits, JSON-able.
+        facts: about data, backbones and fits, JSON-serialisable.
     """
 
     reports: list[PairReport] = field(default_factory=list)

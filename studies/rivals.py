@@ -112,7 +112,7 @@ class Rivals:
         measured: by (people, measure) and confidence; the measures are in the order of the columns.
         base: by (people, measure), the rate without any confidence: FNMR, TMR of the mean, F1.
         seconds: CPU time per image by confidence, in addition to the recogniser's pass.
-        facts: JSON-able counts.
+        facts: JSON-serialisable counts.
     """
 
     measured: dict[tuple[str, str], Runs] = field(default_factory=dict)

@@ -28,7 +28,7 @@ from spherecf.demo.trial import BATCH
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import (
-    LEAST_EXCEEDANCES,
+    MIN_EXCEEDANCES,
     SubjectRates,
     TailFit,
     bounded_rule,
@@ -169,10 +169,16 @@ def gather(
 def tail_of(pairs: ScoredPairs, draws: int, seed: int = 0, share: float = _TAIL_SHARE) -> TailFit:
     """Fit the tail of the evidence of the non-mated pairs."""
     non_mated = ~pairs.mated
-    share = max(share, 1.01 * LEAST_EXCEEDANCES / int(non_mated.sum()))
+    share = max(share, 1.01 * MIN_EXCEEDANCES / int(non_mated.sum()))
     values = pairs.scores["evidence"][non_mated]
     return fit_tail(
-        values, pairs.left[non_mated], pairs.right[non_mated], share=share, least=0.0, draws=draws, seed=seed
+        values,
+        pairs.left[non_mated],
+        pairs.right[non_mated],
+        share=share,
+        min_start=0.0,
+        draws=draws,
+        seed=seed,
     )
 
 
@@ -636,7 +642,7 @@ class Shipped:
             undamaged images.
         kappas: by grade and group, the percentiles `PERCENTS` of kappa.
         foreign: results on other sets.
-        facts: about data and people, JSON-able.
+        facts: about data and people, JSON-serialisable.
     """
 
     model: ConfidenceModel

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.arrays import as_array, check_directions
 from spherecf.common.parsing import checked, parse_json
-from spherecf.common.sealing import Key, current_key, fitting, refuse_plain, reseal, sealed_with
+from spherecf.common.sealing import Key, current_key, matching_key, reject_plain, reseal, sealed_with
 from spherecf.common.tensorfile import map_tensors, open_tensors, sealed_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError
 
@@ -262,11 +262,13 @@ _AGAIN = "Write it again with `spherecf embed`, or with Embeddings(...).save(pat
 def _read(path: Path, key: Key | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """The tensors, as views of the mapped file or of its decrypted copy in memory, and the metadata."""
     if (key_id := sealed_with(path)) is not None:
-        tensors, metadata = sealed_tensors(path, fitting(key, path, key_id), "an embeddings file", _AGAIN)
+        tensors, metadata = sealed_tensors(
+            path, matching_key(key, path, key_id), "an embeddings file", _AGAIN
+        )
     else:
         with open_tensors(path, "an embeddings file", _AGAIN) as file:
             metadata = dict(file.metadata() or {})
-        refuse_plain(path, key)
+        reject_plain(path, key)
         tensors = map_tensors(path)
     if metadata.get("spherecf") != _FORMAT:
         got = metadata.get("spherecf", "no format name")[:80]

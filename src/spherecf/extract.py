@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spherecf.common.arrays import HostCopy
-from spherecf.common.files import held
+from spherecf.common.files import locked
 from spherecf.common.progress import Advance, begun_ahead, isolate_failures, progress
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.rowstore import Column, RowStore, SealedRows
@@ -177,7 +177,7 @@ def run_backbone(
             image is read.
         InputError: no images, no views, or no usable image.
     """
-    with held(folder, ROWS_HELD):
+    with locked(folder, ROWS_HELD):
         return _run_backbone(backbone, source, views, recorder, folder, batch_size, description)
 
 
@@ -487,7 +487,7 @@ def embed(
         raise InputError(f"{out}: expected a file to write, this is a folder")
     first = view or View()
     views = [first, View(first.degradation, not first.flip)] if flip else [first]
-    with held(f"{out}.partial", ROWS_HELD):
+    with locked(f"{out}.partial", ROWS_HELD):
         store = _run_backbone(
             model.backbone, source, views, _KeepConfidence(model), f"{out}.partial", batch_size,
             key=current_key(),

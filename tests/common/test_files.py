@@ -22,7 +22,6 @@ from spherecf.common.files import (
     check_destination,
     check_folder,
     describe_content,
-    held,
     sha256_file,
     write_atomically,
 )
@@ -99,12 +98,12 @@ def test_names_are_brought_to_the_disk_after_the_content(
 def test_the_second_process_is_told_who_holds_the_work(tmp_path: Path) -> None:
     (tmp_path / "rows-lock").write_text("4711")  # of a process that was killed
     with (
-        held(tmp_path / "rows", "this folder"),
+        locked(tmp_path / "rows", "this folder"),
         pytest.raises(StorageError, match=rf"rows: this folder is in use by process {os.getpid()}; wait"),
     ):
-        held(tmp_path / "rows", "this folder").__enter__()
+        locked(tmp_path / "rows", "this folder").__enter__()
     assert not list(tmp_path.iterdir())
-    with held(tmp_path / "new" / "rows", "this folder"):
+    with locked(tmp_path / "new" / "rows", "this folder"):
         assert (tmp_path / "new" / "rows-lock").exists()
     assert not list(tmp_path.iterdir())
 
@@ -113,7 +112,7 @@ def test_where_nothing_can_be_written_nothing_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with held(tmp_path / "rows", "this folder"):
+    with locked(tmp_path / "rows", "this folder"):
         assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from spherecf.common.parsing import match_keys, spelt
+from spherecf.common.parsing import match_keys, normalised_path
 from spherecf.errors import InputError
 
 NFC, NFD = (unicodedata.normalize(form, "Jos\u00e9/1.jpg") for form in ("NFC", "NFD"))
@@ -63,4 +63,7 @@ def test_what_is_not_there_is_left_out(wanted: list[str], keys: list[str], left:
 
 
 def test_one_spelling() -> None:
-    assert spelt(NFD) == spelt(NFC.replace("/", "\\")) == NFC and spelt("/a//./b.jpg") == "/a/b.jpg"
+    assert (
+        normalised_path(NFD) == normalised_path(NFC.replace("/", "\\")) == NFC
+        and normalised_path("/a//./b.jpg") == "/a/b.jpg"
+    )

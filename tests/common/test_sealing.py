@@ -14,10 +14,10 @@ from spherecf.common.sealing import (
     KEY_FILE,
     Key,
     current_key,
-    fitting,
     make_key,
+    matching_key,
     read_key,
-    refuse_plain,
+    reject_plain,
     reseal,
     sealed_with,
     sealing,
@@ -69,7 +69,7 @@ def test_every_alteration_is_refused(key: Key, tmp_path: Path) -> None:
     for data in wrong:
         (tmp_path / "a").write_bytes(data)
         with pytest.raises(SpherecfError) as refusal:
-            unsealed(tmp_path / "a", fitting(key, tmp_path / "a", sealed_with(tmp_path / "a") or ""))
+            unsealed(tmp_path / "a", matching_key(key, tmp_path / "a", sealed_with(tmp_path / "a") or ""))
         assert isinstance(refusal.value, FileFormatError | InputError)
     (tmp_path / "a").write_bytes(whole)
     assert len(unsealed(tmp_path / "a", key)) == 3 * CHUNK + 9
@@ -133,13 +133,13 @@ def test_the_key_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_which_key_a_file_needs(key: Key) -> None:
     with pytest.raises(InputError, match=r"encrypted with the key 0123.*SPHERECF_KEY_FILE"):
-        fitting(None, "f", "0123")
+        matching_key(None, "f", "0123")
     with pytest.raises(InputError, match=f"0123, but the test is the key {key.id}"):
-        fitting(key, "f", "0123")
+        matching_key(key, "f", "0123")
     with pytest.raises(InputError, match="`spherecf key encrypt f`, or unset"):
-        refuse_plain("f", key)
-    refuse_plain("f", None)
-    assert fitting(key, "f", key.id) is key
+        reject_plain("f", key)
+    reject_plain("f", None)
+    assert matching_key(key, "f", key.id) is key
 
 
 def test_sealed_anew_whole_or_not_at_all(key: Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,9 +95,11 @@ def test_a_tail_begins_where_it_may_if_that_leaves_enough() -> None:
     rng = np.random.default_rng(0)
     scores = np.where(rng.random(100_000) < 3e-3, rng.exponential(size=100_000), rng.normal(-8, 1.5, 100_000))
     who = rng.integers(0, 300, (2, scores.size))
-    across, above = (fit_tail(scores, *who, share=0.01, least=least, draws=100) for least in (-np.inf, 0.0))
+    across, above = (
+        fit_tail(scores, *who, share=0.01, min_start=least, draws=100) for least in (-np.inf, 0.0)
+    )
     assert across.start < 0 == above.start and above.exceedances == (scores > 0).sum()
     truth = float(-np.log(1e-6 / 3e-3))
     assert truth < above.threshold(1e-6) < truth + 2 < 100 < across.threshold(1e-6)
-    few = fit_tail(scores, *who, share=0.01, least=1e9, draws=0)
+    few = fit_tail(scores, *who, share=0.01, min_start=1e9, draws=0)
     assert few.exceedances == 100 and few.start == np.sort(scores)[-101]

@@ -265,7 +265,7 @@ def check(
         workers: decoding threads; default: one per processor.
 
     Returns:
-        A JSON-able report: ``source`` and ``against`` (name, size and fingerprint), ``corrupt``,
+        A JSON-serialisable report: ``source`` and ``against`` (name, size and fingerprint), ``corrupt``,
         ``odd_sizes``, ``duplicates``, ``duplicates_against``, ``shared_names`` and ``faces``, which is None
         without a recogniser, else has ``backbone``, ``unusable``, ``thresholds``, ``judged``, ``suspects``,
         ``same_person`` and ``overlap``.

@@ -49,7 +49,7 @@ def as_tensor(values: Any, name: str, device: torch.device | None = None, *, kin
     return tensor
 
 
-def like(result: Tensor, *arguments: Array) -> Array:
+def match_input_type(result: Tensor, *arguments: Array) -> Array:
     """Return a result as a NumPy array if all arguments are arrays, otherwise as a tensor."""
     converted: Any = result
     if not any(isinstance(values, Tensor) for values in arguments):

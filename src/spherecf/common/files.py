@@ -284,7 +284,7 @@ class Lock:
 
 
 @contextmanager
-def held(path: str | Path, work: str) -> Iterator[None]:
+def locked(path: str | Path, work: str) -> Iterator[None]:
     """Lock the work on a file or folder against other processes, by a `Lock` next to it.
 
     Nothing is locked where nothing can be written, e.g. on a read-only disk.
@@ -294,7 +294,7 @@ def held(path: str | Path, work: str) -> Iterator[None]:
 
     Example:
         >>> import tempfile
-        >>> with held(Path(tempfile.mkdtemp()) / "rows", "the example"):
+        >>> with locked(Path(tempfile.mkdtemp()) / "rows", "the example"):
         ...     pass
     """
     real = Path(path).resolve()

@@ -136,11 +136,11 @@ def composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def spelt(name: str) -> str:
+def normalised_path(name: str) -> str:
     r"""A path in normal form: composed (NFC), with slashes, without ``.`` parts and double slashes.
 
     Example:
-        >>> spelt(r".\ann\1.jpg")
+        >>> normalised_path(r".\ann\1.jpg")
         'ann/1.jpg'
     """
     text = composed(name).replace("\\", "/")
@@ -234,12 +234,16 @@ def match_keys(wanted: Iterable[str], keys: Sequence[str], name: str) -> dict[st
 
 
 def _normal_form(name: str) -> str:
-    return _SUFFIX.sub("", spelt(name))
+    return _SUFFIX.sub("", normalised_path(name))
 
 
 def _single_match(wanted_name: str, rows: list[int], keys: Sequence[str], name: str) -> int:
     """The single matching row, of several that differ in extension or spelling."""
-    matches = [row for row in rows if spelt(keys[row]) == spelt(wanted_name)] if len(rows) > 1 else rows
+    matches = (
+        [row for row in rows if normalised_path(keys[row]) == normalised_path(wanted_name)]
+        if len(rows) > 1
+        else rows
+    )
     if len(matches) == 1:
         return matches[0]
     candidates = ", ".join(repr(keys[row]) for row in rows[:_NAMED])
@@ -252,7 +256,7 @@ def _single_match(wanted_name: str, rows: list[int], keys: Sequence[str], name: 
 def _check_one_to_one(rows: dict[str, int], keys: Sequence[str], name: str) -> None:
     first_names: dict[int, str] = {}
     for wanted_name, row in rows.items():
-        if spelt(first_names.setdefault(row, wanted_name)) != spelt(wanted_name):
+        if normalised_path(first_names.setdefault(row, wanted_name)) != normalised_path(wanted_name):
             raise InputError(
                 f"{name}: {first_names[row]!r} and {wanted_name!r} are two images in the list, but both "
                 f"match the one image {keys[row]!r}. Add the other image, or remove its lines from the list."

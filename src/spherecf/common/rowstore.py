@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.files import make_folder, sync_folder, write_atomically
 from spherecf.common.parsing import checked, parse_json
-from spherecf.common.sealing import Key, fitting, sealed_with
+from spherecf.common.sealing import Key, matching_key, sealed_with
 from spherecf.common.tensorfile import sealed_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError, StorageError
 
@@ -338,7 +338,7 @@ class SealedRows(RowStore):
         if plain is not None:  # rows of a run without a key
             self._clear(name for name in plain.identity.get("columns", ()) if Path(name).name == name)
         while (file := self._sealed(self.done)).exists():
-            key = fitting(self._key, file, sealed_with(file) or "none")
+            key = matching_key(self._key, file, sealed_with(file) or "none")
             try:
                 rows, metadata = sealed_tensors(file, key, "rows of an earlier run")
                 state = checked(_State, parse_json(metadata["state"], file, "a state"), "state")

@@ -148,7 +148,7 @@ def _parse_key(text: str, origin: str) -> Key:
     return Key(secret, origin)
 
 
-def fitting(key: Key | None, path: str | Path, sealed_with: str) -> Key:
+def matching_key(key: Key | None, path: str | Path, sealed_with: str) -> Key:
     """Return the key in use, after checking that a file is encrypted with it.
 
     Args:
@@ -172,7 +172,7 @@ def fitting(key: Key | None, path: str | Path, sealed_with: str) -> Key:
     return key
 
 
-def refuse_plain(path: str | Path, key: Key | None) -> None:
+def reject_plain(path: str | Path, key: Key | None) -> None:
     """Reject a file that is not encrypted if a key is set: it may have been put in place of the real one.
 
     Raises:
@@ -185,7 +185,7 @@ def refuse_plain(path: str | Path, key: Key | None) -> None:
         )
 
 
-def opened(cipher: "AESGCM", nonce: bytes, content: bytes, bound: bytes) -> bytes | None:
+def decrypted(cipher: "AESGCM", nonce: bytes, content: bytes, bound: bytes) -> bytes | None:
     """Decrypt; None if the content, nonce or associated data ``bound`` differ from what was sealed."""
     from cryptography.exceptions import InvalidTag
 
@@ -267,7 +267,7 @@ def unsealed(path: str | Path, key: Key) -> NDArray[np.uint8]:
         plain = np.empty(size - count * TAG, np.uint8)
         for number in range(count):
             chunk = stream.read(_CHUNK + TAG)
-            content = opened(key_of_file, _nonce(number, number == count - 1), chunk, head)
+            content = decrypted(key_of_file, _nonce(number, number == count - 1), chunk, head)
             if content is None:
                 where = _HEAD.size + number * (_CHUNK + TAG)
                 raise FileFormatError(

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from spherecf.common.files import held, make_folder, sync_folder, write_atomically
+from spherecf.common.files import locked, make_folder, sync_folder, write_atomically
 from spherecf.common.progress import progress
 from spherecf.data.folder import IdentityFolder
 from spherecf.data.image import IMAGE_SUFFIXES, encode_image, image_suffix
@@ -293,7 +293,7 @@ def _new_folder(folder: str | Path) -> Iterator[Path]:
             "name."
         )
     temporary = folder.parent / f".{folder.name}.part"
-    with held(folder, "this folder"):
+    with locked(folder, "this folder"):
         shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process
         try:
             make_folder(temporary)

@@ -115,7 +115,7 @@ from spherecf.evaluation.results import (
     worst_mistakes as worst_mistakes,
 )
 from spherecf.evaluation.tails import (
-    LEAST_EXCEEDANCES as LEAST_EXCEEDANCES,
+    MIN_EXCEEDANCES as MIN_EXCEEDANCES,
     TailFit,
     extrapolated_rule,
     fit_tail,

@@ -137,7 +137,7 @@ class KappaLevel:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """Result of `evaluate_calibration`; `to_dict` is JSON-able."""
+    """Result of `evaluate_calibration`; `to_dict` is JSON-serialisable."""
 
     name: str
     condition: str

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.common.parsing import spelt
+from spherecf.common.parsing import normalised_path
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.folds import tenfold
@@ -208,7 +208,7 @@ def named_groups(names: Sequence[str], groups: Mapping[str, str], kind: str) -> 
         >>> named_groups(["a", "b"], {"a": "A"}, "image")
         ['A', '']
     """
-    name_groups = [groups.get(name) or groups.get(spelt(name), "") for name in names]
+    name_groups = [groups.get(name) or groups.get(normalised_path(name), "") for name in names]
     if not any(name_groups):
         examples, group_examples = (", ".join(map(repr, column[:2])) for column in (names, list(groups)))
         raise InputError(

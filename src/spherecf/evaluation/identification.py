@@ -134,7 +134,7 @@ class IdentificationResult:
 
 @dataclass(frozen=True)
 class IdentificationReport:
-    """Result of `evaluate_identification`; `to_dict` is JSON-able."""
+    """Result of `evaluate_identification`; `to_dict` is JSON-serialisable."""
 
     name: str
     max_rank: int

@@ -31,7 +31,7 @@ _ALIKE = 5  # maximum number of pairs of similar members in the report
 
 @dataclass(frozen=True)
 class MembersReport:
-    """Result of `check_members`; `to_dict` is JSON-able.
+    """Result of `check_members`; `to_dict` is JSON-serialisable.
 
     Attributes:
         counts: ``members``, searched ``images``, ``mated`` and ``non_mated`` comparisons.

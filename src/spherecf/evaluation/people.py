@@ -13,7 +13,7 @@ from spherecf.calibration import Calibration, DecisionRule, ErrorCount
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import SubjectRates
-from spherecf.evaluation.tails import LEAST_EXCEEDANCES, TailFit, extrapolated_rule, fit_tail
+from spherecf.evaluation.tails import MIN_EXCEEDANCES, TailFit, extrapolated_rule, fit_tail
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
 
 Array = NDArray[Any]
@@ -74,7 +74,7 @@ class RuleOnPeople(RuleCount):
 
 @dataclass(frozen=True)
 class PeopleReport:
-    """Result of `check_people`; `to_dict` is JSON-able.
+    """Result of `check_people`; `to_dict` is JSON-serialisable.
 
     Attributes:
         counts: ``people``, ``images``, ``mated``, ``non_mated``, ``left_out`` (images not compared).
@@ -286,7 +286,7 @@ class RuleCounter:
     def _tail(self, score: str) -> TailFit:
         """Tail of the scores of the non-mated pairs."""
         mask = ~self.pairs.mated
-        share = max(_TAIL, 1.01 * LEAST_EXCEEDANCES / int(mask.sum()))
+        share = max(_TAIL, 1.01 * MIN_EXCEEDANCES / int(mask.sum()))
         return fit_tail(
             self.pairs.values[score][mask], self.pairs.left[mask], self.pairs.right[mask], share=share,
             draws=self.draws, seed=self.seed,

@@ -196,7 +196,7 @@ class ConfidencePrr:
 
 @dataclass(frozen=True)
 class RejectionReport:
-    """Result of `evaluate_rejection`; `to_dict` is JSON-able."""
+    """Result of `evaluate_rejection`; `to_dict` is JSON-serialisable."""
 
     name: str
     counts: dict[str, int]

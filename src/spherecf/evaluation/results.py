@@ -234,7 +234,7 @@ class KappaHistogram:
 
 @dataclass(frozen=True)
 class PairReport:
-    """Result of `evaluate_pairs`: one pair list under one condition; `to_dict` is JSON-able."""
+    """Result of `evaluate_pairs`: one pair list under one condition; `to_dict` is JSON-serialisable."""
 
     name: str
     condition: str
@@ -292,7 +292,7 @@ def _thin_steps(edc: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def plain(value: Any) -> Any:
-    """Convert to JSON-able dicts, lists and numbers; NaN becomes None, an infinity "inf" or "-inf".
+    """Convert to JSON-serialisable dicts, lists and numbers; NaN becomes None, an infinity "inf" or "-inf".
 
     >>> plain({"rank": np.int64(1), "rates": np.array([0.5, np.inf, np.nan])})
     {'rank': 1, 'rates': [0.5, 'inf', None]}

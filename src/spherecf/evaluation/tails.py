@@ -16,7 +16,7 @@ from spherecf.evaluation.bootstrap import Draws, Subjects, total_weight
 
 Array = NDArray[Any]
 
-LEAST_EXCEEDANCES = 100
+MIN_EXCEEDANCES = 100
 """Minimum number of exceedances to fit a tail."""
 _STEPS = 400  # number of values of shape / scale to try
 _MAX_RATIO = 2.0  # maximum of shape / scale, in units of 1 / mean
@@ -109,7 +109,7 @@ def fit_tail(
     right: ArrayLike,
     *,
     share: float = 1e-3,
-    least: float = -np.inf,
+    min_start: float = -np.inf,
     draws: int = 1000,
     seed: int = 0,
 ) -> TailFit:
@@ -120,8 +120,8 @@ def fit_tail(
         left: (n,) subject of each pair's left image.
         right: (n,) subject of each pair's right image.
         share: share of the pairs to fit; the tail begins at the corresponding quantile.
-        least: minimum of the threshold at which the tail begins, if 100 exceedances remain. For evidence use
-            0: below 0 it is a likelihood ratio and above 0 a rarity, so a tail across 0 has the shape of
+        min_start: minimum of the threshold at which the tail begins, if 100 exceedances remain. For evidence
+            use 0: below 0 it is a likelihood ratio and above 0 a rarity, so a tail across 0 has the shape of
             neither.
         draws: resamplings of the people, as in `bootstrap_subjects`; 0 for none.
         seed: seed of the draws.
@@ -141,21 +141,21 @@ def fit_tail(
     if s.ndim != 1 or not s.size or np.isnan(s).any() or not 0 < share < 1:
         raise InputError(f"tail: expected (n,) scores, none NaN, and a share within 0 .. 1, got {s.shape}")
     n_fitted = int(share * s.size)
-    if n_fitted < LEAST_EXCEEDANCES:
+    if n_fitted < MIN_EXCEEDANCES:
         raise InputError(
-            f"tail: a share of {share:g} is {n_fitted} of {s.size} pairs; at least {LEAST_EXCEEDANCES} are "
-            f"needed, so use {int(np.ceil(LEAST_EXCEEDANCES / share))} pairs or a larger share"
+            f"tail: a share of {share:g} is {n_fitted} of {s.size} pairs; at least {MIN_EXCEEDANCES} are "
+            f"needed, so use {int(np.ceil(MIN_EXCEEDANCES / share))} pairs or a larger share"
         )
     # `start` must leave the minimum number of exceedances above it.
-    max_start_index = s.size - LEAST_EXCEEDANCES - 1
+    max_start_index = s.size - MIN_EXCEEDANCES - 1
     ordered = np.partition(s, (s.size - n_fitted - 1, max_start_index))
-    start = float(max(ordered[s.size - n_fitted - 1], min(least, ordered[max_start_index])))
+    start = float(max(ordered[s.size - n_fitted - 1], min(min_start, ordered[max_start_index])))
     rows = np.flatnonzero(s > start)
     above = s[rows] - start
-    if rows.size < LEAST_EXCEEDANCES or not np.isfinite(above).all():
+    if rows.size < MIN_EXCEEDANCES or not np.isfinite(above).all():
         raise InputError(
             f"tail: {rows.size} scores are above {start:g}, where the tail begins; at least "
-            f"{LEAST_EXCEEDANCES} are needed, all of them finite"
+            f"{MIN_EXCEEDANCES} are needed, all of them finite"
         )
     scale, shape = (float(part[0]) for part in _maximum_likelihood(above, np.ones((1, above.size))))
     ascending = np.sort(above)

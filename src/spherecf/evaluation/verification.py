@@ -60,7 +60,7 @@ class TemplateResult:
 
 @dataclass(frozen=True)
 class TemplateReport:
-    """Result of `evaluate_ijb`; `to_dict` is JSON-able."""
+    """Result of `evaluate_ijb`; `to_dict` is JSON-serialisable."""
 
     name: str
     counts: dict[str, int]

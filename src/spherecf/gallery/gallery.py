@@ -13,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import Calibration
-from spherecf.common.sealing import current_key, refuse_plain
+from spherecf.common.sealing import current_key, reject_plain
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, weigh
@@ -126,7 +126,7 @@ class Gallery:
             calibration.require(model)
         store: Store
         if on_server:
-            refuse_plain(location, key)
+            reject_plain(location, key)
             store = Server(location, dim, **options)
         else:
             store = open_store(location, dim, key, options["timeout"])

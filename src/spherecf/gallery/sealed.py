@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.sealing import NONCE, SALT, Key, fitting, opened, refuse_plain
+from spherecf.common.sealing import NONCE, SALT, Key, decrypted, matching_key, reject_plain
 from spherecf.errors import InputError, StorageError
 from spherecf.gallery.rows import FORMAT, Header, Images, Template
 from spherecf.gallery.store import APPLICATION, People, Store, blob
@@ -277,7 +277,7 @@ class SealedStore(Store):
         plain = None
         if isinstance(nonce, bytes) and isinstance(content, bytes) and len(nonce) == NONCE:
             assert self._cipher is not None
-            plain = opened(self._cipher, nonce, content, associated_data)
+            plain = decrypted(self._cipher, nonce, content, associated_data)
         if plain is None:
             raise self.damaged("a part of it was altered or moved")
         return plain
@@ -303,9 +303,9 @@ def open_store(uri: str, dim: int, key: Key | None, timeout: float = 10.0) -> St
         header = plain.header()
         key_id = _key_id(header)
         if key_id is None and (header is not None or key is None):
-            refuse_plain(uri, key)
+            reject_plain(uri, key)
             return plain
-        key = fitting(key, uri, key_id or (key and key.id) or "")
+        key = matching_key(key, uri, key_id or (key and key.id) or "")
     except BaseException:
         plain.close()
         raise

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from spherecf.common.files import held, make_folder, sync_folder
+from spherecf.common.files import locked, make_folder, sync_folder
 from spherecf.common.parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError, StorageError
 
@@ -221,7 +221,7 @@ class Journal:
         self._records[key] = record
 
     def __enter__(self) -> "Journal":
-        self._lock.enter_context(held(self.path, "the file of finished assessments"))
+        self._lock.enter_context(locked(self.path, "the file of finished assessments"))
         if self.path.exists() and self.path.stat().st_size != self._size_when_read:
             self._end = self._read()  # another process has written to it since
         return self

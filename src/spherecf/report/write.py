@@ -63,11 +63,11 @@ def write_report(
         reports: results of `evaluate_pairs`, in the order to show them.
         title: title of the page.
         sections: results of other protocols, shown after the pair lists.
-        results: numbers of the sections, JSON-able, written to ``report.json``.
+        results: numbers of the sections, JSON-serialisable, written to ``report.json``.
         summary: sentences for the top of the page, e.g. what the data can and cannot show, and summary
             tables, shown below the sentences.
         strips: rows of faces, e.g. sorted by kappa; see `strip_by_kappa`.
-        provenance: how the numbers were computed, JSON-able, shown at the end.
+        provenance: how the numbers were computed, JSON-serialisable, shown at the end.
 
     Returns:
         Paths of the three files.

@@ -25,7 +25,7 @@ from spherecf.common.arrays import (
     as_tensor,
     check_directions,
     checked_radius,
-    like,
+    match_input_type,
     triton_runs_on,
 )
 from spherecf.common.progress import in_order
@@ -169,7 +169,7 @@ def cosine_matrix(
     _check_types(a, b)
     scores = _output_tensor(a, b, out)
     torch.mm(a, b.T, out=scores)
-    return like(scores, mu_a, mu_b) if out is None else out
+    return match_input_type(scores, mu_a, mu_b) if out is None else out
 
 
 @torch.no_grad()
@@ -228,7 +228,7 @@ def mutual_likelihood_matrix(
     scores = _output_tensor(pairs.a, pairs.b, out)
     if scores.numel():
         pairs.scorer(scores.numel(), compiled)(slice(None), scores)
-    return like(scores, mu_a, kappa_a, mu_b, kappa_b) if out is None else out
+    return match_input_type(scores, mu_a, kappa_a, mu_b, kappa_b) if out is None else out
 
 
 class Pairs(NamedTuple):

@@ -15,7 +15,7 @@ from spherecf.common.arrays import (
     check_directions,
     check_kappa,
     checked_radius,
-    like,
+    match_input_type,
     unit_rows,
 )
 from spherecf.errors import InputError
@@ -139,7 +139,7 @@ def cosine_score(mu_a: Float[Array, "*#batch d"], mu_b: Float[Array, "*#batch d"
         tensor([0.6000, 0.8000])
     """
     a, b = pair_directions(mu_a, mu_b)
-    return like(_cosine(a, b).to(_result_type(a, b)), mu_a, mu_b)
+    return match_input_type(_cosine(a, b).to(_result_type(a, b)), mu_a, mu_b)
 
 
 def mutual_likelihood_score(
@@ -193,7 +193,7 @@ def mutual_likelihood_score(
     )
     check_on_gpu({"mu_a": a, "mu_b": b}, {"kappa_a": k_a, "kappa_b": k_b})
     score = score_at_cosine(_cosine(a, b), k_a, k_b, a.shape[-1], r)
-    return like(score.to(_result_type(a, k_a, b, k_b)), mu_a, kappa_a, mu_b, kappa_b)
+    return match_input_type(score.to(_result_type(a, k_a, b, k_b)), mu_a, kappa_a, mu_b, kappa_b)
 
 
 def score_at_cosine(cos: Tensor, kappa_a: Tensor, kappa_b: Tensor, dim: int, radius: float) -> Tensor:
@@ -265,7 +265,7 @@ def gaussian_score(
     distance = (a.double() - b.double()).square() * torch.exp(-log_sum)  # (..., dim)
     # An isotropic variance counts once per dimension.
     score = -0.5 * (distance.sum(-1) + log_sum.sum(-1) * (a.shape[-1] / log_sum.shape[-1]))
-    return like(
+    return match_input_type(
         score.to(torch.promote_types(a.dtype, torch.float32)), mu_a, log_precision_a, mu_b, log_precision_b
     )
 

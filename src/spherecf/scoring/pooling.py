@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from spherecf.common.arrays import Array, as_tensor, like
+from spherecf.common.arrays import Array, as_tensor, match_input_type
 from spherecf.errors import InputError
 from spherecf.scoring.pairs import concentrations, directions
 
@@ -154,7 +154,7 @@ def pool(
     check_sums("groups", group_ids, pooled_kappa, weight)
     arguments = [values for values in (mu, kappa, groups, media, ids) if values is not None]
     results = (eta / pooled_kappa[:, None], pooled_kappa, group_ids)
-    return Pooled(*(like(result, *arguments) for result in results))
+    return Pooled(*(match_input_type(result, *arguments) for result in results))
 
 
 def _integers(values: Any, mu: Tensor, name: str) -> Tensor:

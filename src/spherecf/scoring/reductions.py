@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from spherecf.common.arrays import Array, as_tensor, like
+from spherecf.common.arrays import Array, as_tensor, match_input_type
 from spherecf.errors import InputError
 from spherecf.scoring.matrix import Pairs, Product, row_blocks
 from spherecf.scoring.pairs import score_at_cosine
@@ -80,7 +80,7 @@ def mutual_likelihood_top(
         exact = _exact_scores(pairs, rows, columns.clamp(max=len(pairs.b) - 1))  # (h, n)
         scores[rows], best = exact.masked_fill_(columns >= len(pairs.b), -torch.inf).topk(count)
         top_columns[rows] = columns.gather(1, best)
-    return Top(*(like(result, mu_a, kappa_a, mu_b, kappa_b) for result in (scores, top_columns)))
+    return Top(*(match_input_type(result, mu_a, kappa_a, mu_b, kappa_b) for result in (scores, top_columns)))
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def mutual_likelihood_counts(
         for block, scores in _blocks(pairs):
             for i in range(limits.shape[1]):
                 counts[block, i] = (scores >= limits[block, i, None]).sum(1)
-    return like(counts, mu_a, kappa_a, mu_b, kappa_b, thresholds)
+    return match_input_type(counts, mu_a, kappa_a, mu_b, kappa_b, thresholds)
 
 
 def _blocks(pairs: Pairs) -> Iterator[tuple[slice, Tensor]]:

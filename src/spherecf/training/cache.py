@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spherecf.common.files import held
+from spherecf.common.files import locked
 from spherecf.common.progress import progress
 from spherecf.common.rowstore import Column, RowStore
 from spherecf.data import ImageSource, View
@@ -62,7 +62,7 @@ def run_backbone_on_all(
             backbone, source, views, recorder, folder, batch_size=batch_size, description=description
         )
     with ExitStack() as stack:
-        ranks.run_on_main(lambda: stack.enter_context(held(folder, ROWS_HELD)), description)
+        ranks.run_on_main(lambda: stack.enter_context(locked(folder, ROWS_HELD)), description)
         return _fill_on_all(ranks, backbone, source, views, recorder, folder, batch_size, description)
 
 

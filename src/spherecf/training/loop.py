@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from spherecf.common.files import held, write_atomically
+from spherecf.common.files import locked, write_atomically
 from spherecf.common.progress import progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
 from spherecf.models import float32_arithmetic
@@ -196,7 +196,7 @@ def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
     with ExitStack() as stack:
         if run.folder is not None:
             folder = run.folder
-            ranks.run_on_main(lambda: stack.enter_context(held(folder, "this folder")), run.name)
+            ranks.run_on_main(lambda: stack.enter_context(locked(folder, "this folder")), run.name)
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(float32_arithmetic(run.engine.precision, ranks.device))
         return _Trainer(task, run, ranks).train()

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherecf.common.arrays import AnyArray, Array, as_tensor, like
+from spherecf.common.arrays import AnyArray, Array, as_tensor, match_input_type
 from spherecf.errors import InputError
 from spherecf.vmf.kernels import Form, evaluate, ratio_slope
 
@@ -50,7 +50,9 @@ def log_bessel_i(
     order, z = float(order), as_float32_or_float64(x, "x")
     # The logarithm of I_order(x) over its leading term (x / 2)^order / Gamma(order + 1) at 0.
     relative = -_log_relative(z, order, Form.SCALED if scaled else Form.PLAIN)
-    return like(relative if order == 0 else relative + (order * torch.log(0.5 * z) - lgamma(order + 1)), x)
+    return match_input_type(
+        relative if order == 0 else relative + (order * torch.log(0.5 * z) - lgamma(order + 1)), x
+    )
 
 
 def log_normalizer(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -73,7 +75,7 @@ def log_normalizer(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*ba
         tensor([ -2.5310, -97.2327])
     """
     order, k = bessel_order(dim), as_float32_or_float64(kappa, "kappa")
-    return like(_log_relative(k, order, Form.PLAIN) + log_normalizer_at_zero(order), kappa)
+    return match_input_type(_log_relative(k, order, Form.PLAIN) + log_normalizer_at_zero(order), kappa)
 
 
 def log_normalizer_scaled(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -91,7 +93,7 @@ def log_normalizer_scaled(kappa: Float[Array, "*batch"], dim: int) -> Float[Arra
         tensor([16.5828])
     """
     order, k = bessel_order(dim), as_float32_or_float64(kappa, "kappa")
-    return like(_log_relative(k, order, Form.SCALED) + log_normalizer_at_zero(order), kappa)
+    return match_input_type(_log_relative(k, order, Form.SCALED) + log_normalizer_at_zero(order), kappa)
 
 
 def mean_resultant_length(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -106,7 +108,9 @@ def mean_resultant_length(kappa: Float[Array, "*batch"], dim: int) -> Float[Arra
         >>> mean_resultant_length(torch.tensor([0.0, 10.0]), dim=3)  # coth k - 1/k for d = 3
         tensor([0.0000, 0.9000])
     """
-    return like(-_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.PLAIN, None), kappa)
+    return match_input_type(
+        -_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.PLAIN, None), kappa
+    )
 
 
 def mean_resultant_complement(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -119,7 +123,9 @@ def mean_resultant_complement(kappa: Float[Array, "*batch"], dim: int) -> Float[
         >>> mean_resultant_complement(torch.tensor([1e8]), dim=3)
         tensor([1.0000e-08])
     """
-    return like(_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.SCALED, None), kappa)
+    return match_input_type(
+        _slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.SCALED, None), kappa
+    )
 
 
 def mean_resultant_length_derivative(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -135,7 +141,7 @@ def mean_resultant_length_derivative(kappa: Float[Array, "*batch"], dim: int) ->
         >>> mean_resultant_length_derivative(kappa, dim=3)  # 1/d at 0, (d-1)/(2 k^2) for large k
         tensor([3.3333e-01, 1.0000e-12])
     """
-    return like(ratio_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim)), kappa)
+    return match_input_type(ratio_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim)), kappa)
 
 
 def product_concentration(
@@ -276,7 +282,7 @@ def inverse_mean_resultant_length(rho: Float[Array, "*batch"], dim: int) -> Floa
     """
     order, r = bessel_order(dim), as_float32_or_float64(rho, "rho")
     # In float64, as the inverse is ill-conditioned near 1 and never part of a hot loop.
-    return like(_inverse(r.double(), order).to(r.dtype), rho)
+    return match_input_type(_inverse(r.double(), order).to(r.dtype), rho)
 
 
 class _Inverse(torch.autograd.Function):
