@@ -466,7 +466,7 @@ class Gallery:
         rows = self._store.rows()
         if not len(rows) or limit < 1:
             raise InputError(
-                f"{self._store.uri}: expected members and a limit >= 1, got {len(rows)} members and limit {limit}"
+                f"{self._store.uri}: expected members, and limit >= 1: {len(rows)} members, limit {limit}"
             )
         chosen = np.random.default_rng(seed).choice(rows, min(limit, len(rows)), replace=False)
         people = self._store.people(np.sort(chosen))
