@@ -187,10 +187,10 @@ def written_files() -> set[Path]:
     return {path for path in files if "cache" not in path.parts and path.parts[0] != "g"}
 
 
-def call(words: list[str]) -> tuple[Any, str, str]:
+def call(arguments: list[str]) -> tuple[Any, str, str]:
     """Run a command in this process: exit code, stdout, stderr."""
     torch.manual_seed(0)
-    sys.argv, code = ["spherecf", *words], None
+    sys.argv, code = ["spherecf", *arguments], None
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -200,14 +200,14 @@ def call(words: list[str]) -> tuple[Any, str, str]:
     return code, *(stream.buffer.getvalue().decode() for stream in (out, err))
 
 
-def call_ranks(words: list[str]) -> tuple[Any, str, str]:
+def call_ranks(arguments: list[str]) -> tuple[Any, str, str]:
     """Run a command on two ranks: the larger exit code, and stdout and stderr of rank 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     variables["PYTHONPATH"] = str(Path(spherecf.__file__).parents[1])
-    command = [sys.executable, "-m", "spherecf", *words]
+    command = [sys.executable, "-m", "spherecf", *arguments]
     processes = []
     for rank in ("0", "1"):
         environment = os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank}
@@ -219,8 +219,8 @@ def call_ranks(words: list[str]) -> tuple[Any, str, str]:
 def entries(commands: str) -> Iterator[tuple[str, Any]]:
     for line in filter(None, commands.replace("\\\n", "").splitlines()):
         name, command = line.split(": ", 1)
-        before, words = written_files(), shlex.split(command)
-        code, out, err = call_ranks(words[1:]) if words[0] == "ranks" else call(words)
+        before, arguments = written_files(), shlex.split(command)
+        code, out, err = call_ranks(arguments[1:]) if arguments[0] == "ranks" else call(arguments)
         yield f"{name}/stdout", stdout_lines(out)
         yield f"{name}/stderr", lines_of(err)
         if code:
@@ -231,10 +231,10 @@ def entries(commands: str) -> Iterator[tuple[str, Any]]:
         yield from ((f"{name}/{path}", content(path)) for path in new_files if path.suffix != ".png")
 
 
-def help_texts(command: Any, *words: str) -> Iterator[tuple[str, Any]]:
-    yield f"{' '.join(('spherecf', *words))} --help", lines_of(call([*words, "--help"])[1])
+def help_texts(command: Any, *arguments: str) -> Iterator[tuple[str, Any]]:
+    yield f"{' '.join(('spherecf', *arguments))} --help", lines_of(call([*arguments, "--help"])[1])
     for name, subcommand in sorted(getattr(command, "commands", {}).items()):
-        yield from help_texts(subcommand, *words, name)
+        yield from help_texts(subcommand, *arguments, name)
 
 
 def public_names() -> Iterator[tuple[str, Any]]:

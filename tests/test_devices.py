@@ -66,8 +66,8 @@ def test_vmf_functions_and_gradients_match_float64(device: str, function, dim: i
         value = function(kappa, dim)
         return [value.detach(), torch.autograd.grad(value.sum(), kappa)[0]]
 
-    truth = value_and_gradient(kappas(torch.float64))
-    for actual, expected in zip(value_and_gradient(kappas().to(device)), truth):
+    reference = value_and_gradient(kappas(torch.float64))
+    for actual, expected in zip(value_and_gradient(kappas().to(device)), reference):
         assert actual.device.type == device
         error = (actual.cpu().double() - expected).abs()
         assert bool((error <= 2e-5 * expected.abs() + 2e-6 * expected.abs().max()).all())

@@ -90,7 +90,7 @@ source = scf.data.open_source("faces/")
 @pytest.mark.parametrize(
     "text", ["see /" + "work/x", "cd /" + "tmp", "pip install --index https://pypi" + ".org/simple"]
 )
-def test_what_only_one_machine_knows_is_found(check: ModuleType, tmp_path: Path, text: str) -> None:
+def test_machine_specific_paths_and_hosts_are_reported(check: ModuleType, tmp_path: Path, text: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"fine: a/work/b, https://example.com/tmp.html\n{text}\n")
     (problem,) = check.check_foreign(page)

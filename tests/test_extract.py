@@ -239,8 +239,8 @@ def test_pass_resumes_after_kill_9(model: ConfidenceModel, people: Path, tmp_pat
     """)
     completed = subprocess.run([sys.executable, "-c", script], timeout=600, check=False)
     assert completed.returncode == -signal.SIGKILL and not out.exists()
-    done = RowStore(*_store_arguments(tmp_path / "out.safetensors.partial")).done
-    assert done == 6  # three batches
+    n_done = RowStore(*_store_arguments(tmp_path / "out.safetensors.partial")).done
+    assert n_done == 6  # three batches
     resumed = embed(model, IdentityFolder(people), out, batch_size=2)
     assert resumed.fingerprint() == expected.fingerprint() and resumed.skipped == expected.skipped
     for name, column in expected.extras.items():
@@ -281,11 +281,11 @@ def _store_arguments(folder: Path) -> tuple[Path, int, dict[str, Any], dict[str,
 def test_rows_do_not_depend_on_the_batch_size(backbone: FrozenBackbone, people: Path, tmp_path: Path) -> None:
     spoil(people)
     source = IdentityFolder(people)
-    single, sevens, whole = (
+    single, sevens, one_batch = (
         run_backbone(backbone, source, VIEWS, Recorder(), tmp_path / str(size), batch_size=size)
         for size in (1, 7, 500)
     )
-    for other in (sevens, whole):
+    for other in (sevens, one_batch):
         assert single.notes["skipped"] == other.notes["skipped"]
         for name, column in single.arrays.items():
             assert np.allclose(column, other.arrays[name], rtol=1e-5, atol=1e-6)

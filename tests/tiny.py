@@ -47,8 +47,8 @@ def write_people(folder: Path, people: int = 4, pictures: int = 3) -> Path:
 
 def spoil(root: Path) -> dict[str, str]:
     """Make three images unusable, each in a different way; returns the expected reason by key."""
-    whole = (root / "p0" / "1.png").read_bytes()
-    (root / "p0" / "1.png").write_bytes(whole[: len(whole) // 2])
+    content = (root / "p0" / "1.png").read_bytes()
+    (root / "p0" / "1.png").write_bytes(content[: len(content) // 2])
     (root / "p1" / "0.png").write_text("this is text")
     (root / "p3" / "2.png").write_bytes(cv2.imencode(".png", picture(1, 20))[1].tobytes())
     return {

@@ -103,7 +103,9 @@ def test_approximate_search_finds_the_exact_candidates(
     exact, approximate = (
         gallery.identify(people[7], 300.0, exact=is_exact, top=3).candidates for is_exact in (True, False)
     )
-    exact_names, approximate_names = ([match.identity for match in found] for found in (exact, approximate))
+    exact_names, approximate_names = (
+        [match.identity for match in candidates] for candidates in (exact, approximate)
+    )
     assert exact_names == approximate_names and exact_names[0] == "07"
 
 
