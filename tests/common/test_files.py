@@ -22,6 +22,7 @@ from spherecf.common.files import (
     check_destination,
     check_folder,
     describe_content,
+    locked,
     sha256_file,
     write_atomically,
 )

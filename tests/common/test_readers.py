@@ -100,7 +100,7 @@ def gone(processes: list[int], seconds: float = 30) -> bool:
 def test_the_same_in_order_by_processes_from_pass_to_pass(make: Callable[..., Any], rows: int) -> None:
     function = partial(table, np.arange(100_000))
     counts = [3, 0, 45, 1, 17, 44, 2, 8, 9, 10]
-    reader = make(function, largest=rows * (ROW + 8))
+    reader = make(function, max_result_bytes=rows * (ROW + 8))
     state = torch.get_rng_state()
     for _ in range(2):
         found = []
@@ -114,7 +114,7 @@ def test_the_same_in_order_by_processes_from_pass_to_pass(make: Callable[..., An
 
 
 def test_memory_is_used_again_when_nothing_of_a_result_is_kept(make: Callable[..., Any]) -> None:
-    reader = make(partial(table, np.arange(ROW)), largest=20 * (ROW + 8))
+    reader = make(partial(table, np.arange(ROW)), max_result_bytes=20 * (ROW + 8))
     free, slots = reader._items.free, len(reader._items.free)
     found = list(reader([11] * 2 * slots))  # more than there is memory for: the rest comes through the pipe
     assert not free and all(the_same(result, 11) for result in found)
@@ -129,7 +129,7 @@ def test_memory_is_used_again_when_nothing_of_a_result_is_kept(make: Callable[..
 
 
 def test_a_pass_that_is_left_early_is_dropped(make: Callable[..., Any]) -> None:
-    reader = make(partial(table, np.arange(ROW)), largest=20 * (ROW + 8))
+    reader = make(partial(table, np.arange(ROW)), max_result_bytes=20 * (ROW + 8))
     slots = len(reader._items.free)
     left = reader([5] * 100)
     assert the_same(next(left), 5)
@@ -190,7 +190,7 @@ def test_close_ends_the_processes_and_memory_goes_with_the_readers(make: Callabl
         return {line.split()[4] for line in lines if "memfd:spherecf" in line}  # their inodes
 
     before = mapped()  # readers of other tests, which may be collected at any time
-    reader = Readers(slow, processes=2, largest=100)
+    reader = Readers(slow, processes=2, max_result_bytes=100)
     assert list(reader([1])) == [1] and mapped() - before
     processes = reader.pids
     reader.close()
@@ -308,10 +308,10 @@ class Runtime:
 def test_memory_is_pinned_for_cuda_and_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(0)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    reader = Readers(slow, processes=2, largest=10_000, device=torch.device("cuda"))
+    reader = Readers(slow, processes=2, max_result_bytes=10_000, device=torch.device("cuda"))
     assert list(runtime.pinned.values()) == [7 * 3 * 4096]
     del reader
     assert not runtime.pinned
     runtime.code = 2
     with pytest.raises(SpherecfError, match=r"cannot pin 0 MiB for reading \(error 2\)"):
-        Readers(slow, processes=2, largest=10_000, device=torch.device("cuda"))
+        Readers(slow, processes=2, max_result_bytes=10_000, device=torch.device("cuda"))

@@ -262,7 +262,7 @@ def test_calibration_of_another_model_is_refused(
         model.head.final.bias += 1
     with pytest.raises(ModelError, match=f"{before}, this is the model {model.fingerprint()}"):
         calibrated.save(tmp_path / "changed.safetensors")  # its head has been trained on
-    with pytest.raises(ModelError, match="calibrate it with"):
+    with pytest.raises(ModelError, match="calibrate this one with"):
         model.with_calibration(calibrated.calibration)
     with safe_open(path, "pt") as stored:
         header, tensors = json.loads(stored.metadata()["spherecf"]), model.head.state_dict()

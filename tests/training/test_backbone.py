@@ -348,7 +348,7 @@ def test_identities_without_images_have_no_prototype(tmp_path: Path) -> None:
 
 def test_images_of_another_size(tmp_path: Path) -> None:
     source = SyntheticImages(48, 6, size=(40, 40))
-    with pytest.raises(InputError, match=r"none of its 48 images could be used.*expected a picture"):
+    with pytest.raises(InputError, match=r"none of its 48 images could be used.*expected an image"):
         train_backbone(source, tmp_path, config())
 
 
