@@ -1,17 +1,17 @@
-"""Claim: an hour of training, of embedding, of enrolment and removal needs no more memory than its beginning.
+"""Claim: memory, open files and threads do not grow during an hour of training, embedding or gallery changes.
 
     python benchmarks/long_runs.py [stage1 stage2 embedding gallery] [--minutes 60] [--every 5]
                                    [--out runs/long.json] [--plot runs/long.png]
 
-Each section is a process of its own, one after the other, on synthetic data: the training of a recogniser;
-that of a head, for which SFace runs in every epoch; `embed` with the shipped model, file after file; and a
-gallery of 5,000 people in which one is enrolled, enrolled again with a second image, identified and removed,
-over and over. From the first piece of work on, /proc (Linux) is asked every few seconds for the resident
-memory, the open files and the threads of the process and its children. Medians of the first and of the last
-quarter of the time are compared: exit code 1 if memory grew by more than 5 % and 16 MiB, or files or threads
-by more than 4. The rate is only told: other work on the machine changes it. Results of other sections that
-are in the file already stay there, and are judged as well. ``leak`` is a section that must fail; it runs only
-where it is named.
+The sections run one after the other, each in its own process, on synthetic data: training of a recogniser;
+training of a head, with SFace as backbone in every epoch; `embed` with the shipped model, file after file;
+and a gallery of 5,000 people in which one person after another is enrolled, enrolled again with a second
+image, identified and removed. From the first unit of work on, the resident memory, open files and threads of
+the process and its children are read from /proc (Linux) every few seconds. The medians of the first and the
+last quarter of the run are compared: the exit code is 1 if memory grew by more than 5 % and 16 MiB, or files
+or threads by more than 4. The rate is reported but not checked, because other work on the machine affects it.
+Results of other sections in an existing output file are kept, and checked too. The section ``leak`` must
+fail; it runs only if it is named.
 """
 
 import argparse
@@ -30,16 +30,17 @@ import numpy as np
 
 from spherecf.data import SyntheticImages
 
-SHARE, MIB, COUNT = 1.05, 16, 4  # growth that is tolerated: of memory (both), of files and threads
-PAGE = 4096 / 2**20
+# Tolerated growth: factor and MiB of memory (both must be exceeded), number of files or threads.
+MAX_FACTOR, MAX_MIB, MAX_COUNT = 1.05, 16, 4
+PAGE_MIB = 4096 / 2**20
 DIM, PEOPLE = 512, 5_000
 
-Count = Callable[[int], None]  # is told how much work was done
+Count = Callable[[int], None]  # called with the number of finished units of work
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A process and its children, ``seconds`` after their first piece of work; ``done`` is what they did."""
+    """Resources of a process and its children, ``seconds`` after the first of ``done`` units of work."""
 
     seconds: float
     done: int
@@ -49,7 +50,7 @@ class Sample:
 
 
 class CountedImages(SyntheticImages):
-    """Synthetic images that tell when one is read."""
+    """Synthetic images that count each read."""
 
     def __init__(self, count: Count, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -61,7 +62,7 @@ class CountedImages(SyntheticImages):
 
 
 def stage1(folder: Path, count: Count) -> None:
-    """Images read by the training of a small recogniser, with a checkpoint every minute."""
+    """Training of a small recogniser, with a checkpoint every minute; counts images read."""
     from spherecf.training import BackboneConfig, train_backbone
 
     settings: dict[str, Any] = {
@@ -74,7 +75,7 @@ def stage1(folder: Path, count: Count) -> None:
 
 
 def stage2(folder: Path, count: Count) -> None:
-    """Views in the steps of the training of a head, with a checkpoint every minute."""
+    """Training of a head, with a checkpoint every minute; counts the views of each step."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     from spherecf.models import FrozenBackbone
@@ -85,13 +86,14 @@ def stage2(folder: Path, count: Count) -> None:
         "fit": {"epochs": 100_000, "batch_size": 32},
         "engine": {"save_minutes": 1.0},
     }
-    register_optimizer_step_post_hook(lambda *_: count(32))  # the head's start needs many images
+    # Count steps rather than reads: images are also read to initialise the head.
+    register_optimizer_step_post_hook(lambda *_: count(32))
     config = ConfidenceConfig.from_dict(settings)
     train_confidence(FrozenBackbone.default(), SyntheticImages(200, 20), folder / "run", config)
 
 
 def embedding(folder: Path, count: Count) -> None:
-    """Images embedded, 256 a file; each file takes the place of the one before."""
+    """Embedding of 256 images per file, each file replacing the one before; counts images."""
     import spherecf
     from spherecf.extract import embed
 
@@ -101,7 +103,7 @@ def embedding(folder: Path, count: Count) -> None:
 
 
 def gallery(folder: Path, count: Count) -> None:
-    """People enrolled, enrolled again, identified and removed; the gallery is opened anew for every 100."""
+    """Enrolment, second enrolment, identification and removal; reopens the gallery for every 100 people."""
     from spherecf.gallery import Gallery
 
     rng = np.random.default_rng(0)
@@ -126,10 +128,10 @@ def gallery(folder: Path, count: Count) -> None:
 
 
 def leak(folder: Path, count: Count) -> None:
-    """What every section must not do."""
-    kept = []
+    """Leaks memory and files, which the check must detect."""
+    leaked = []
     for number in itertools.count():
-        kept.append((bytearray(b"x" * 2**18), (folder / f"{number % 4}").open("w")))
+        leaked.append((bytearray(b"x" * 2**18), (folder / f"{number % 4}").open("w")))
         count(1)
         time.sleep(0.01)
 
@@ -138,35 +140,35 @@ SECTIONS = (stage1, stage2, embedding, gallery)
 
 
 def _work(section: Callable[[Path, Count], None], folder: str, counter: Any) -> None:
-    def count(more: int) -> None:
+    def count(n_units: int) -> None:
         with counter.get_lock():
-            counter.value += more
+            counter.value += n_units
 
     section(Path(folder), count)
 
 
-def look(process: int, seconds: float, done: int) -> Sample:
-    """What /proc says of a process and its children; one that ends meanwhile does not count."""
+def sample_resources(process: int, seconds: float, done: int) -> Sample:
+    """Read the resources of a process and its children from /proc; those that end meanwhile are ignored."""
     memory, files, threads = 0, 0, 0
     pending = [process]
-    for one in pending:  # grows on the way
-        place = Path(f"/proc/{one}")
+    for process_id in pending:  # grows during the loop
+        folder = Path(f"/proc/{process_id}")
         try:
-            tasks = list((place / "task").iterdir())
+            tasks = list((folder / "task").iterdir())
             pending += [int(child) for task in tasks for child in (task / "children").read_text().split()]
-            pages = int((place / "statm").read_text().split()[1])
-            opened = len(list((place / "fd").iterdir()))
+            pages = int((folder / "statm").read_text().split()[1])
+            open_files = len(list((folder / "fd").iterdir()))
         except OSError:
             continue
-        memory, files, threads = memory + pages, files + opened, threads + len(tasks)
-    return Sample(round(seconds, 2), done, round(memory * PAGE, 1), files, threads)
+        memory, files, threads = memory + pages, files + open_files, threads + len(tasks)
+    return Sample(round(seconds, 2), done, round(memory * PAGE_MIB, 1), files, threads)
 
 
 def watch(section: Callable[[Path, Count], None], minutes: float, every: float) -> list[Sample]:
-    """Run a section for some minutes from its first piece of work on.
+    """Run a section for some minutes after its first unit of work, and sample its resources.
 
     Raises:
-        RuntimeError: it ended by itself.
+        RuntimeError: if the section ended by itself.
     """
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
@@ -177,9 +179,9 @@ def watch(section: Callable[[Path, Count], None], minutes: float, every: float) 
         try:
             while child.is_alive() and not counter.value:
                 child.join(0.05)
-            begun, first = time.monotonic(), counter.value
-            while child.is_alive() and (passed := time.monotonic() - begun) < 60 * minutes:
-                samples.append(look(child.pid or 0, passed, counter.value - first))
+            start, first = time.monotonic(), counter.value
+            while child.is_alive() and (elapsed := time.monotonic() - start) < 60 * minutes:
+                samples.append(sample_resources(child.pid or 0, elapsed, counter.value - first))
                 child.join(every)
             if not child.is_alive():
                 raise RuntimeError(f"{section.__name__} ended by itself, with exit code {child.exitcode}")
@@ -189,35 +191,35 @@ def watch(section: Callable[[Path, Count], None], minutes: float, every: float) 
     return samples
 
 
-def judge(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Medians of the first and last quarter of the samples, rates per second, and what ``grew`` too much.
+def summarise(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Medians and rates per second of the first and last quarter, and the resources that ``grew`` too much.
 
     Raises:
-        ValueError: there are fewer than 8 samples.
+        ValueError: if there are fewer than 8 samples.
     """
     if len(samples) < 8:
-        raise ValueError(f"expected 8 samples or more, got {len(samples)}: run longer, or look more often")
+        raise ValueError(f"expected 8 samples or more, got {len(samples)}: run longer, or sample more often")
     quarter = len(samples) // 4
     parts = samples[: quarter + 1], samples[-quarter - 1 :]
     facts: dict[str, Any] = {"minutes": round(samples[-1].seconds / 60, 1), "done": samples[-1].done}
     for name in ("memory_mib", "files", "threads"):
-        facts[name] = [float(np.median([getattr(one, name) for one in part])) for part in parts]
+        facts[name] = [float(np.median([getattr(sample, name) for sample in part])) for part in parts]
     facts["per_second"] = [
         round((part[-1].done - part[0].done) / (part[-1].seconds - part[0].seconds), 1) for part in parts
     ]
     before, after = facts["memory_mib"]
-    facts["grew"] = ["memory_mib"] if after > max(SHARE * before, before + MIB) else []
-    facts["grew"] += [name for name in ("files", "threads") if facts[name][1] > facts[name][0] + COUNT]
+    facts["grew"] = ["memory_mib"] if after > max(MAX_FACTOR * before, before + MAX_MIB) else []
+    facts["grew"] += [name for name in ("files", "threads") if facts[name][1] > facts[name][0] + MAX_COUNT]
     return facts
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """A Markdown row for each section: the first quarter and the last."""
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table with a row for each section: first quarter → last quarter."""
     lines = [
         "| section | minutes | done | a second | memory, MiB | open files | threads | grew |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, facts in found.items():
+    for name, facts in results.items():
         pairs = [
             " → ".join(f"{value:,g}" for value in facts[key])
             for key in ("per_second", "memory_mib", "files", "threads")
@@ -227,19 +229,20 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
-    """Memory and rate of each section over time."""
+def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """Plot the memory and rate of each section over time."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.7 * len(found)), layout="constrained")
-    for (memory, rate), (name, facts) in zip(figure.subplots(len(found), 2, squeeze=False), found.items()):
-        samples = [Sample(**one) for one in facts["samples"]]
-        times = np.array([one.seconds for one in samples]) / 60
-        used = [one.memory_mib for one in samples]
-        memory.plot(times, used, linewidth=0.8)
-        memory.set(title=f"{name}: memory, MiB", ylim=(0, 1.1 * max(used)), xlabel="minutes")
+    figure = Figure(figsize=(8, 1.7 * len(results)), layout="constrained")
+    axes = figure.subplots(len(results), 2, squeeze=False)
+    for (memory, rate), (name, facts) in zip(axes, results.items()):
+        samples = [Sample(**record) for record in facts["samples"]]
+        times = np.array([sample.seconds for sample in samples]) / 60
+        memory_mib = [sample.memory_mib for sample in samples]
+        memory.plot(times, memory_mib, linewidth=0.8)
+        memory.set(title=f"{name}: memory, MiB", ylim=(0, 1.1 * max(memory_mib)), xlabel="minutes")
         step = max(1, len(samples) // 60)
-        done = np.array([one.done for one in samples])[::step]
+        done = np.array([sample.done for sample in samples])[::step]
         rate.plot(times[::step][1:], np.diff(done) / np.diff(times[::step]) / 60, linewidth=0.8)
         rate.set(title=f"{name}: done a second", ylim=(0, None), xlabel="minutes")
     figure.savefig(path, dpi=56)
@@ -251,21 +254,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("sections", nargs="*", choices=sections)
-    parser.add_argument("--minutes", type=float, default=60, help="of each section")
+    parser.add_argument("--minutes", type=float, default=60, help="duration of each section")
     parser.add_argument("--every", type=float, default=5, help="seconds between samples")
     parser.add_argument("--out", type=Path, default="runs/long.json")
     parser.add_argument("--plot", type=Path, default="runs/long.png")
-    asked = parser.parse_args(arguments)
-    for path in (asked.out, asked.plot):
+    options = parser.parse_args(arguments)
+    for path in (options.out, options.plot):
         path.parent.mkdir(parents=True, exist_ok=True)
-    for name in asked.sections or [section.__name__ for section in SECTIONS]:
-        samples = watch(sections[name], asked.minutes, asked.every)
-        found = json.loads(asked.out.read_text()) if asked.out.exists() else {}
-        found[name] = judge(samples) | {"samples": [asdict(one) for one in samples]}
-        asked.out.write_text(json.dumps(found))
-        plot(found, asked.plot)
-    print(table(found))
-    return int(any(facts["grew"] for facts in found.values()))
+    for name in options.sections or [section.__name__ for section in SECTIONS]:
+        samples = watch(sections[name], options.minutes, options.every)
+        results = json.loads(options.out.read_text()) if options.out.exists() else {}
+        results[name] = summarise(samples) | {"samples": [asdict(sample) for sample in samples]}
+        options.out.write_text(json.dumps(results))
+        plot(results, options.plot)
+    print(table(results))
+    return int(any(facts["grew"] for facts in results.values()))
 
 
 if __name__ == "__main__":

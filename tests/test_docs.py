@@ -1,4 +1,4 @@
-"""The pages of the repository pass docs/check.py, and a broken page does not."""
+"""The documentation pages pass docs/check.py, and faulty pages fail."""
 
 import importlib.util
 import sys
@@ -51,9 +51,11 @@ def problems(check: ModuleType, folder: Path, text: str) -> list[str]:
         ("text\n```bash\nls", "1: the code block opened in line 2 is never closed"),
     ],
 )  # fmt: skip
-def test_every_kind_of_mistake_is_found(check: ModuleType, tmp_path: Path, text: str, expected: str) -> None:
-    found = problems(check, tmp_path, text)
-    assert len(found) == 1 and found[0].startswith(expected), found
+def test_each_kind_of_mistake_is_reported(
+    check: ModuleType, tmp_path: Path, text: str, expected: str
+) -> None:
+    messages = problems(check, tmp_path, text)
+    assert len(messages) == 1 and messages[0].startswith(expected), messages
 
 
 def test_a_page_without_mistakes_passes(check: ModuleType, tmp_path: Path) -> None:
@@ -88,14 +90,14 @@ source = scf.data.open_source("faces/")
 @pytest.mark.parametrize(
     "text", ["see /" + "work/x", "cd /" + "tmp", "pip install --index https://pypi" + ".org/simple"]
 )
-def test_what_only_one_machine_knows_is_found(check: ModuleType, tmp_path: Path, text: str) -> None:
+def test_machine_specific_paths_and_hosts_are_reported(check: ModuleType, tmp_path: Path, text: str) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"fine: a/work/b, https://example.com/tmp.html\n{text}\n")
     (problem,) = check.check_foreign(page)
     assert problem.line == 2 and str(problem).startswith(f"{page}:2: ")
 
 
-def test_every_page_is_reached_from_the_index(check: ModuleType, tmp_path: Path) -> None:
+def test_pages_without_a_link_from_the_index_are_reported(check: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "index.md").write_text("[a](a.md#part)")
     (tmp_path / "a.md").touch()
     assert check.check_index(tmp_path) == []

@@ -1,4 +1,4 @@
-"""The embeddings file: round trip, mapping, and every way it can be wrong."""
+"""Embeddings files: round trip, memory mapping, encryption, and refusal of invalid files."""
 
 from pathlib import Path
 
@@ -42,15 +42,15 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
     assert after.subjects().tolist() == [["ann", "bob", "çem"][i % 3] for i in range(7)]
 
 
-def test_precisions_per_coordinate_travel_along(tmp_path: Path) -> None:
-    precise = np.random.default_rng(1).normal(size=(7, 5)).astype(np.float32)
-    before = make(log_precision=precise)
+def test_round_trip_keeps_per_coordinate_precisions(tmp_path: Path) -> None:
+    log_precisions = np.random.default_rng(1).normal(size=(7, 5)).astype(np.float32)
+    before = make(log_precision=log_precisions)
     after = Embeddings.load(before.save(tmp_path / "e.safetensors"))
     assert isinstance(after.log_precision, np.memmap) or isinstance(after.log_precision.base, np.memmap)
-    np.testing.assert_array_equal(after.log_precision, precise)
-    np.testing.assert_array_equal(after.select([4, 1]).log_precision, precise[[4, 1]])
+    np.testing.assert_array_equal(after.log_precision, log_precisions)
+    np.testing.assert_array_equal(after.select([4, 1]).log_precision, log_precisions[[4, 1]])
     assert after.fingerprint() == before.fingerprint() != make().fingerprint()
-    assert make(log_precision=precise + 1).fingerprint() != before.fingerprint()
+    assert make(log_precision=log_precisions + 1).fingerprint() != before.fingerprint()
 
 
 def test_any_safetensors_reader_opens_it(tmp_path: Path) -> None:
@@ -68,21 +68,21 @@ def test_mu_is_mapped_and_not_copied(tmp_path: Path) -> None:
     assert not mu.flags.writeable and mu.flags.aligned
 
 
-def test_rows_and_select_follow_the_order_asked() -> None:
+def test_rows_and_select_keep_the_requested_order() -> None:
     e = make()
     rows = e.rows([e.keys[4], e.keys[1]])
-    chosen = e.select(rows)
+    selection = e.select(rows)
     assert rows.tolist() == [4, 1]
-    np.testing.assert_array_equal(chosen.mu, e.mu[[4, 1]])
-    assert chosen.keys == [e.keys[4], e.keys[1]] and chosen.extras["norm"].shape == (2,)
+    np.testing.assert_array_equal(selection.mu, e.mu[[4, 1]])
+    assert selection.keys == [e.keys[4], e.keys[1]] and selection.extras["norm"].shape == (2,)
 
 
-def test_unknown_keys_are_counted_and_skips_explained() -> None:
+def test_unknown_keys_are_counted_and_skipped_ones_explained() -> None:
     with pytest.raises(InputError, match=r"2 of 3 keys .*'bad.jpg' \(not a JPEG\), 'nowhere'"):
         make().rows([make().keys[0], "bad.jpg", "nowhere"])
 
 
-def test_fingerprint_follows_content() -> None:
+def test_fingerprint_depends_on_the_content() -> None:
     e = make()
     assert make(provenance={}).fingerprint() == e.fingerprint()
     assert make(seed=1).fingerprint() != e.fingerprint()
@@ -91,8 +91,8 @@ def test_fingerprint_follows_content() -> None:
 
 def test_empty_file_is_allowed(tmp_path: Path) -> None:
     e = Embeddings(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), [], skipped=[("a", "dark")])
-    again = Embeddings.load(e.save(tmp_path / "e.safetensors"))
-    assert len(again) == 0 and again.dim == 4 and again.skipped == [("a", "dark")]
+    reloaded = Embeddings.load(e.save(tmp_path / "e.safetensors"))
+    assert len(reloaded) == 0 and reloaded.dim == 4 and reloaded.skipped == [("a", "dark")]
 
 
 def _nan(row: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def _nan(row: int) -> np.ndarray:
         ({"log_precision": np.full((7, 5), np.inf)}, "7 of 7 rows contain NaN or infinity, .*000/"),
     ],
 )
-def test_wrong_content_is_refused(changes: dict[str, object], message: str) -> None:
+def test_invalid_content_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         make(**changes)
 
@@ -145,11 +145,11 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         Embeddings.load(tmp_path / "absent")
 
 
-def test_content_is_checked_on_load_too(tmp_path: Path) -> None:
+def test_content_is_validated_on_load(tmp_path: Path) -> None:
     path = make().save(tmp_path / "e.safetensors")
     raw = bytearray(path.read_bytes())
-    at = raw.find(make().mu.tobytes())
-    raw[at : at + 4] = np.float32(np.nan).tobytes()
+    offset = raw.find(make().mu.tobytes())
+    raw[offset : offset + 4] = np.float32(np.nan).tobytes()
     path.write_bytes(raw)
     with pytest.raises(FileFormatError, match=r"1 of 7 .* NaN"):
         Embeddings.load(path)
@@ -158,10 +158,10 @@ def test_content_is_checked_on_load_too(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make().save(tmp_path / "e.safetensors")
 
-    def full(*_: object) -> None:
+    def raise_disk_full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spherecf.common.tensorfile._write", full)
+    monkeypatch.setattr("spherecf.common.tensorfile._write", raise_disk_full)
     with pytest.raises(StorageError, match="No space left"):
         make(seed=1).save(path)
     assert Embeddings.load(path).fingerprint() == make().fingerprint()
@@ -171,24 +171,29 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_some_identities_may_be_unknown(tmp_path: Path) -> None:
     mu = np.eye(3, 4, dtype=np.float32)
     e = Embeddings(mu, np.zeros(3), ["a", "b", "c"], labels=np.array([1, -1, 0]), identities=["ann", "bob"])
-    again = Embeddings.load(e.save(tmp_path / "e.safetensors"))
-    assert again.subjects().tolist() == ["bob", "", "ann"]
+    reloaded = Embeddings.load(e.save(tmp_path / "e.safetensors"))
+    assert reloaded.subjects().tolist() == ["bob", "", "ann"]
     with pytest.raises(InputError, match=r"expected -1 \(unknown\) \.\. 1"):
         Embeddings(mu, np.zeros(3), ["a", "b", "c"], labels=np.array([1, -2, 0]), identities=["ann", "bob"])
 
 
-def test_names_of_files_that_are_no_utf8_travel(tmp_path: Path) -> None:
-    odd = b"caf\xe9/1.jpg".decode("utf-8", "surrogateescape")
+def test_round_trip_keeps_names_that_are_not_utf8(tmp_path: Path) -> None:
+    invalid_utf8 = b"caf\xe9/1.jpg".decode("utf-8", "surrogateescape")
     before = make(
-        n=2, keys=[odd, "b"], labels=None, skipped=[(odd, "dark")], provenance={"data": odd}, identities=[odd]
+        n=2,
+        keys=[invalid_utf8, "b"],
+        labels=None,
+        skipped=[(invalid_utf8, "dark")],
+        provenance={"data": invalid_utf8},
+        identities=[invalid_utf8],
     )
     after = Embeddings.load(before.save(tmp_path / "e.safetensors"))
-    assert after.keys == [odd, "b"] and after.fingerprint() == before.fingerprint()
+    assert after.keys == [invalid_utf8, "b"] and after.fingerprint() == before.fingerprint()
     assert (after.skipped, after.identities) == (before.skipped, before.identities)
     assert after.provenance == before.provenance
 
 
-def test_what_could_not_be_read_again_is_not_written() -> None:
+def test_content_that_could_not_be_read_again_is_refused() -> None:
     for changes in (
         {"provenance": {"x": float("nan")}},
         {"provenance": {"x": {1, 2}}},
@@ -205,7 +210,7 @@ def test_large_label_numbers_without_names() -> None:
     assert subjects is not None and subjects.tolist()[:3] == [str(2**62), "", "0"]
 
 
-def damaged(folder: Path, tensors: dict[str, np.ndarray] | None = None, **facts: str) -> Path:
+def write_damaged(folder: Path, tensors: dict[str, np.ndarray] | None = None, **facts: str) -> Path:
     tensors = {
         "mu": np.eye(2, dtype=np.float32), "log_kappa": np.zeros(2, np.float32),
         "keys": np.frombuffer(b"ab", np.uint8), "key_ends": np.array([1, 2]), **(tensors or {}),
@@ -236,39 +241,39 @@ def damaged(folder: Path, tensors: dict[str, np.ndarray] | None = None, **facts:
         ({"extra.norm": np.ones((2, 2), np.float32)}, {}, "norm"),
     ],
 )
-def test_damaged_metadata_are_refused(
+def test_damaged_metadata_is_refused(
     tmp_path: Path, tensors: dict[str, np.ndarray], facts: dict[str, str], message: str
 ) -> None:
-    assert len(Embeddings.load(damaged(tmp_path))) == 2
+    assert len(Embeddings.load(write_damaged(tmp_path))) == 2
     with pytest.raises(FileFormatError, match=message):
-        Embeddings.load(damaged(tmp_path, tensors, **facts))
+        Embeddings.load(write_damaged(tmp_path, tensors, **facts))
 
 
-def test_a_name_that_no_file_can_have() -> None:
+def test_too_long_file_names_are_reported_as_missing() -> None:
     with pytest.raises(FileFormatError, match="no such file"):
         Embeddings.load("x" * 300)
 
 
-def test_stored_directions_may_miss_their_length_by_a_thousandth() -> None:
+def test_stored_directions_need_unit_length_within_a_thousandth() -> None:
     mu = make().mu
     assert len(make(mu=mu * np.float32(1.0009))) == 7
     with pytest.raises(InputError, match="7 of another length"):
         make(mu=mu * np.float32(1.0015))
 
 
-def test_printed_on_one_line() -> None:
+def test_repr_is_one_short_line() -> None:
     text = repr(make())
     assert text.startswith("Embeddings(7 images of ") and "skipped)" in text and len(text) < 120
 
 
 @pytest.fixture
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Key:
-    """The key in use."""
+    """An encryption key, configured through the environment."""
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "key"))
     return make_key(tmp_path / "key")
 
 
-def test_encrypted_files_keep_everything_and_show_nothing(tmp_path: Path, key: Key) -> None:
+def test_encrypted_round_trip_keeps_everything_and_reveals_nothing(tmp_path: Path, key: Key) -> None:
     before = make(200, log_precision=np.zeros((200, 5), np.float32))
     after = Embeddings.load(before.save(tmp_path / "e.safetensors"))
     assert after.fingerprint() == before.fingerprint() and after.keys == before.keys
@@ -281,37 +286,38 @@ def test_encrypted_files_keep_everything_and_show_nothing(tmp_path: Path, key: K
     assert len(Embeddings.load(make(0, identities=[], labels=None).save(tmp_path / "empty"))) == 0
 
 
-def test_a_key_changes_nothing_of_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resealing_encrypts_and_restores_plain_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make().save(tmp_path / "plain").read_bytes()
-    one, two = make_key(tmp_path / "1"), make_key(tmp_path / "2")
-    assert reseal_embeddings(tmp_path / "plain", None, one)
-    assert reseal_embeddings(tmp_path / "plain", one, two)
-    assert not reseal_embeddings(tmp_path / "plain", one, two)
-    with pytest.raises(InputError, match=f"encrypted with the key {two.id}, but"):
-        reseal_embeddings(tmp_path / "plain", one, None)
-    with pytest.raises(InputError, match=f"encrypted with the key {two.id}, but no key is set"):
+    first_key, second_key = make_key(tmp_path / "1"), make_key(tmp_path / "2")
+    assert reseal_embeddings(tmp_path / "plain", None, first_key)
+    assert reseal_embeddings(tmp_path / "plain", first_key, second_key)
+    assert not reseal_embeddings(tmp_path / "plain", first_key, second_key)
+    with pytest.raises(InputError, match=f"encrypted with the key {second_key.id}, but"):
+        reseal_embeddings(tmp_path / "plain", first_key, None)
+    with pytest.raises(InputError, match=f"encrypted with the key {second_key.id}, but no key is set"):
         Embeddings.load(tmp_path / "plain")
-    assert reseal_embeddings(tmp_path / "plain", two, None)
+    assert reseal_embeddings(tmp_path / "plain", second_key, None)
     assert (tmp_path / "plain").read_bytes() == plain
-    monkeypatch.setenv(KEY_FILE, one.origin)
+    monkeypatch.setenv(KEY_FILE, first_key.origin)
     with pytest.raises(InputError, match="is not encrypted, but a key is set"):
         Embeddings.load(tmp_path / "plain")
     (tmp_path / "other").write_bytes(b"\x89PNG....")
     with pytest.raises(FileFormatError, match="it is a PNG image"):
-        reseal_embeddings(tmp_path / "other", None, one)
+        reseal_embeddings(tmp_path / "other", None, first_key)
     assert (tmp_path / "other").read_bytes() == b"\x89PNG...."
     with pytest.raises(FileFormatError, match="no such file"):
         Embeddings.load(tmp_path / "none")
 
 
 def test_altered_encrypted_files_are_refused(tmp_path: Path, key: Key) -> None:
-    whole = make().save(tmp_path / "e").read_bytes()
-    for at in range(0, len(whole), 7):
-        (tmp_path / "e").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    content = make().save(tmp_path / "e").read_bytes()
+    for position in range(0, len(content), 7):
+        changed = bytes([content[position] ^ 1])
+        (tmp_path / "e").write_bytes(content[:position] + changed + content[position + 1 :])
         with pytest.raises((FileFormatError, InputError)):
             Embeddings.load(tmp_path / "e")
-    for size in range(0, len(whole), 17):
-        (tmp_path / "e").write_bytes(whole[:size])
+    for size in range(0, len(content), 17):
+        (tmp_path / "e").write_bytes(content[:size])
         with pytest.raises((FileFormatError, InputError)):
             Embeddings.load(tmp_path / "e")
 

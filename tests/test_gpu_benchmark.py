@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py: every section runs on the CPU with toy sizes, and its parts do what they say."""
+"""benchmarks/gpu.py: every section runs on the CPU with toy sizes, and its helpers work as documented."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from spherecf.training import join_ranks
 
 ROOT = Path(__file__).parents[1]
-# What a section must have measured: a part of its work, and the unit.
+# For each section, a measurement that it must report: part of its name, and the unit.
 MEASURED = {
     "correct": ("stage 2, streamed: first loss", ""),
     "ceilings": ("copy within the device", "GB/s"),
@@ -39,34 +39,34 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[gpu.Bench]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("section", gpu.SECTIONS)
-def test_section(section: str, bench: gpu.Bench) -> None:
+def test_section_reports_finite_measurements(section: str, bench: gpu.Bench) -> None:
     rows = list(gpu.run_section(section, bench))
     assert [row.note for row in rows if row.failed] == []
     assert rows[-1].work == "time of this section" and rows[-1].value > 0
     work, unit = MEASURED[section]
-    found = [row for row in rows if work in row.work]
-    assert found and all(
-        row.unit == unit and math.isfinite(row.value) for row in found if ":" not in row.work
+    matches = [row for row in rows if work in row.work]
+    assert matches and all(
+        row.unit == unit and math.isfinite(row.value) for row in matches if ":" not in row.work
     )
 
 
-def test_a_section_that_fails_says_why(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_section_reports_its_error(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(bench: gpu.Bench) -> Iterator[gpu.Row]:
         yield gpu.Row("broken", "first", 1.0)
         raise ValueError("no such card")
 
     monkeypatch.setitem(gpu.SECTIONS, "broken", broken)
-    first, failed, time = gpu.run_section("broken", bench)
-    assert first.value == 1 and time.unit == "s"
+    first, failed, duration = gpu.run_section("broken", bench)
+    assert first.value == 1 and duration.unit == "s"
     assert failed.failed and failed.note == "ValueError: no such card"
 
 
-def test_busy_counts_every_moment_once() -> None:
+def test_busy_time_counts_overlapping_kernels_once() -> None:
     kind = torch.autograd.DeviceType
 
-    def event(start: int, length: int, name: str = "kernel", where: object = kind.CUDA) -> object:
+    def event(start: int, length: int, name: str = "kernel", device: object = kind.CUDA) -> object:
         return SimpleNamespace(
-            start_ns=lambda: start, duration_ns=lambda: length, name=lambda: name, device_type=lambda: where
+            start_ns=lambda: start, duration_ns=lambda: length, name=lambda: name, device_type=lambda: device
         )
 
     def profiler(*events: object) -> object:
@@ -74,13 +74,15 @@ def test_busy_counts_every_moment_once() -> None:
         return SimpleNamespace(profiler=SimpleNamespace(kineto_results=results))
 
     overlapping = event(0, 10), event(5, 10), event(7, 1), event(30, 10)  # 15 and 10 of 40
-    elsewhere = event(15, 10, where=kind.CPU), event(0, 40, "Optimizer.step#SGD.step")
+    elsewhere = event(15, 10, device=kind.CPU), event(0, 40, "Optimizer.step#SGD.step")
     assert gpu.busy(profiler(*overlapping, *elsewhere), cuda=True) == 25 / 40
     assert math.isnan(gpu.busy(profiler(*elsewhere), cuda=True))
 
 
-def test_steps_are_watched_from_outside(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: waits are warnings of torch while it is asked to warn, and only then."""
+def test_steps_are_observed_through_optimizer_hooks(
+    bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: waits are torch's synchronisation warnings, counted only while this debug mode is on."""
     modes = []
     for name in ("synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda: None)
@@ -88,7 +90,7 @@ def test_steps_are_watched_from_outside(bench: gpu.Bench, monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     monkeypatch.setattr(bench, "cuda", True)
     first, second = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=1.0) for _ in range(2))
-    taken = 0
+    n_steps = 0
     with gpu.Steps(bench, gpu.SMALL.first, finish=False) as steps:
         while True:
             if modes[-1:] == ["warn"]:
@@ -96,12 +98,13 @@ def test_steps_are_watched_from_outside(bench: gpu.Bench, monkeypatch: pytest.Mo
                 warnings.warn("something else", stacklevel=1)
             first.step()
             second.step()
-            taken += 1
-    assert taken == gpu.SMALL.first.steps - 1  # the last one ended the training
+            n_steps += 1
+    assert n_steps == gpu.SMALL.first.steps - 1  # the last step ended the training
     assert steps.waits.total() == gpu.SMALL.first.traced and next(iter(steps.waits)).startswith(
         Path(__file__).name
     )
-    assert modes == ["warn", "default"] and steps.peak == 7 and steps.trouble  # no profile without a GPU
+    assert modes == ["warn", "default"] and steps.peak == 7
+    assert steps.trouble  # without a GPU there is no profile
     assert all(seconds >= 0 for seconds in steps.seconds)
 
 
@@ -114,17 +117,19 @@ def test_too_few_steps_are_an_error(bench: gpu.Bench) -> None:
 
 
 @pytest.mark.slow
-def test_command(tmp_path: Path) -> None:
-    """By itself, from another folder, as somebody with a card runs it."""
-    words = ["--device", "cpu", "--small", "--only", "ceilings", "--json", str(tmp_path / "rows.json")]
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+def test_command_runs_from_another_folder(tmp_path: Path) -> None:
+    """In its own process and from another folder, as a user with a GPU would run it."""
+    options = ["--device", "cpu", "--small", "--only", "ceilings", "--json", str(tmp_path / "rows.json")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), *options]
+    completed = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
     content = json.loads((tmp_path / "rows.json").read_text())
     assert content["card"] == "cpu" and content["environment"]["torch"] == torch.__version__
     assert {row["section"] for row in content["rows"]} == {"ceilings"}
     assert all(isinstance(row["value"], float) for row in content["rows"])
-    assert "copy within the device" in done.stdout
+    assert "copy within the device" in completed.stdout
 
 
 def test_unknown_sections_are_refused() -> None:
@@ -132,5 +137,5 @@ def test_unknown_sections_are_refused() -> None:
 
     app = typer.Typer()
     app.command()(gpu.main)
-    done = CliRunner().invoke(app, ["--only", "ceilings,everything"])
-    assert done.exit_code == 2 and "everything: the sections are correct, ceilings" in done.output
+    result = CliRunner().invoke(app, ["--only", "ceilings,everything"])
+    assert result.exit_code == 2 and "everything: the sections are correct, ceilings" in result.output

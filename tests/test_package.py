@@ -1,4 +1,4 @@
-"""The house itself: light imports, rooms that keep to themselves, public names that explain themselves."""
+"""The package itself: light imports, import contracts between rooms, documented public names."""
 
 import dataclasses
 import enum
@@ -22,15 +22,15 @@ ROOMS = sorted(
 )
 HEAVY = ("torch", "onnx", "onnxruntime", "cv2", "scipy", "matplotlib", "tensorboard")
 
-# Whole runs: their example is a command (docs/index.md), not three lines in a docstring.
+# Their examples are whole commands (docs/index.md) rather than lines in a docstring.
 RUNS = ("demo", "extract", "training")
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run code in a fresh interpreter and return what it prints."""
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 def public(room: str) -> list[tuple[str, Any]]:
@@ -38,24 +38,24 @@ def public(room: str) -> list[tuple[str, Any]]:
     return [(name, getattr(module, name)) for name in getattr(module, "__all__", [])]
 
 
-def needs_example(thing: Any) -> bool:
-    """Functions and classes do; errors, protocols and records that functions return explain themselves."""
-    if inspect.isclass(thing):
-        record = dataclasses.is_dataclass(thing) or issubclass(thing, (tuple, enum.Enum))
-        return not (record or issubclass(thing, Exception) or Protocol in thing.__mro__)
-    return inspect.isfunction(thing)
+def needs_example(member: Any) -> bool:
+    """True for functions and classes, except errors, protocols, enumerations and records."""
+    if inspect.isclass(member):
+        record = dataclasses.is_dataclass(member) or issubclass(member, (tuple, enum.Enum))
+        return not (record or issubclass(member, Exception) or Protocol in member.__mro__)
+    return inspect.isfunction(member)
 
 
 @pytest.mark.parametrize(
     "start", ["import spherecf", "from typer.testing import CliRunner; from spherecf.cli import app; "
               "assert CliRunner().invoke(app, ['--help']).exit_code == 0"]
 )  # fmt: skip
-def test_import_and_help_stay_light(start: str) -> None:
+def test_import_and_help_load_no_heavy_library(start: str) -> None:
     loaded = python(f"import sys; {start}; print([name for name in {HEAVY} if name in sys.modules])")
     assert loaded.strip() == "[]"
 
 
-def test_rooms_come_on_first_use() -> None:
+def test_rooms_are_imported_on_first_use() -> None:
     assert set(spherecf.__all__) == set(ROOMS) - {"cli"} | {"__version__", "load"} == set(dir(spherecf))
     assert python("import spherecf as scf; print(scf.errors.InputError.__name__)").strip() == "InputError"
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
@@ -65,22 +65,22 @@ def test_rooms_come_on_first_use() -> None:
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_exists_and_has_a_docstring(room: str) -> None:
     assert (importlib.import_module(f"spherecf.{room}").__doc__ or "").strip()
-    for name, thing in public(room):
-        if inspect.isclass(thing) or inspect.isfunction(thing):
-            own = vars(thing).get("__doc__") if inspect.isclass(thing) else thing.__doc__
-            generated = dataclasses.is_dataclass(thing) and (own or "").startswith(f"{name}(")
-            assert own and not generated, f"spherecf.{room}.{name} has no docstring"
+    for name, member in public(room):
+        if inspect.isclass(member) or inspect.isfunction(member):
+            docstring = vars(member).get("__doc__") if inspect.isclass(member) else member.__doc__
+            generated = dataclasses.is_dataclass(member) and (docstring or "").startswith(f"{name}(")
+            assert docstring and not generated, f"spherecf.{room}.{name} has no docstring"
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room not in RUNS])
-def test_functions_and_classes_show_an_example(room: str) -> None:
-    public_names = [(name, thing) for name, thing in public(room) if needs_example(thing)]
-    missing = [f"{room}.{name}" for name, thing in public_names if ">>> " not in (thing.__doc__ or "")]
+def test_functions_and_classes_have_an_example(room: str) -> None:
+    public_names = [(name, member) for name, member in public(room) if needs_example(member)]
+    missing = [f"{room}.{name}" for name, member in public_names if ">>> " not in (member.__doc__ or "")]
     assert not missing, f"no example in the docstring of {', '.join(missing)}"
 
 
 def test_contract_covers_every_room() -> None:
-    """Every module at the top stands in the layers; of every room others may import the __init__ alone."""
+    """Every top-level module is in a layer; other rooms may import only the __init__ of a room."""
     config = tomllib.loads((SOURCE.parents[1] / "pyproject.toml").read_text())["tool"]["importlinter"]
     layered = {
         name for layer in config["contracts"][0]["layers"] for name in layer.replace("|", ":").split(":")
@@ -105,32 +105,32 @@ def test_contract_covers_every_room() -> None:
         ("calibration/calibration.py", "from spherecf.evaluation import tmr_at_fmr"),
     ],
 )
-def test_contract_fails_on_an_arrow_that_goes_the_wrong_way(tmp_path: Path, file: str, line: str) -> None:
+def test_contract_forbids_imports_against_the_layers(tmp_path: Path, file: str, line: str) -> None:
     root = SOURCE.parents[1]
     shutil.copytree(SOURCE, tmp_path / "spherecf", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(root / "pyproject.toml", tmp_path)
-    broken = tmp_path / "spherecf" / file
-    broken.write_text(f"{broken.read_text()}\n\n{line}\n")
+    changed_file = tmp_path / "spherecf" / file
+    changed_file.write_text(f"{changed_file.read_text()}\n\n{line}\n")
     code = (
         "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; "
         "sys.exit(lint_imports(no_cache=True))"
     )
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1 and " BROKEN" in done.stdout, done.stdout + done.stderr
-    assert f"spherecf.{file.split('/')[0]}" in done.stdout
+    assert completed.returncode == 1 and " BROKEN" in completed.stdout, completed.stdout + completed.stderr
+    assert f"spherecf.{file.split('/')[0]}" in completed.stdout
 
 
-def test_nothing_is_fetched(tmp_path: Path) -> None:
-    """From photo to embeddings, head and decision with every connection forbidden."""
+def test_no_command_opens_a_connection(tmp_path: Path) -> None:
+    """Run the commands from photos to decisions while every connection raises an error."""
     script = """
 import socket, sys
 from pathlib import Path
 from typer.testing import CliRunner
 
 def refuse(*arguments, **options):
-    raise AssertionError(f"a connection was asked for: {arguments}")
+    raise AssertionError(f"a connection was requested: {arguments}")
 
 socket.getaddrinfo = socket.create_connection = socket.socket.connect = socket.socket.connect_ex = refuse
 from spherecf.cli import app
@@ -152,16 +152,16 @@ for words in (
     result = CliRunner().invoke(app, words)
     print(words[0], result.exit_code, result.exception)
 """
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["quality", "compare", "embed", "data"], done.stdout
+    assert completed.returncode == 0, completed.stderr
+    lines = completed.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["quality", "compare", "embed", "data"], completed.stdout
     assert all(line.endswith(" 0 None") for line in lines), lines
 
 
-def test_the_commit_of_a_checkout_is_recorded() -> None:
+def test_environment_records_the_commit_of_a_checkout() -> None:
     if shutil.which("git") is None or not (SOURCE.parents[1] / ".git").exists():
         pytest.skip("no git, or no checkout")
     command = ["git", "-C", str(SOURCE), "rev-parse", "--short=12", "HEAD"]

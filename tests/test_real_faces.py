@@ -1,4 +1,4 @@
-"""The main job on real faces, by the commands a user types: train, embed, evaluate. Needs `shared`."""
+"""The main workflow on real faces, through the command line: train, embed, evaluate. Needs `shared`."""
 
 import json
 from pathlib import Path
@@ -14,30 +14,31 @@ from spherecf.embeddings import Embeddings
 pytestmark = pytest.mark.slow
 
 RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 8\nbatch_size = 64\nheld_out = 0.2\n"
-FOLDS, PAIRS = 2, 60  # of LFW's ten folds, and of the 300 pairs of each kind in each
+FOLDS, PAIRS = 2, 60  # out of LFW's ten folds with 300 mated and 300 non-mated pairs each
 
 
 def spherecf(*arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert done.exit_code == 0
-    return done.stdout
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def files(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """LFW as .rec: the images of two folds of pairs, and some people who are in none of them."""
+    """LFW as .rec: test images of the pairs of two folds, and training images of other people."""
     folder = tmp_path_factory.mktemp("lfw")
     lfw = open_source(shared / "data" / "lfw")
     header, *lines = (shared / "data" / "lfw" / "pairs.txt").read_text().splitlines()
     half = int(header.split()[1])
     starts = [fold * 2 * half + kind * half for fold in range(FOLDS) for kind in range(2)]
-    kept = [line for start in starts for line in lines[start : start + PAIRS]]
-    (folder / "pairs.txt").write_text("\n".join([f"{FOLDS}\t{PAIRS}", *kept]) + "\n")
+    pair_lines = [line for start in starts for line in lines[start : start + PAIRS]]
+    (folder / "pairs.txt").write_text("\n".join([f"{FOLDS}\t{PAIRS}", *pair_lines]) + "\n")
     rows = np.unique(np.concatenate(open_pairs(folder / "pairs.txt").rows(lfw.keys)))
-    busy = np.unique(lfw.labels[rows])
+    test_labels = np.unique(lfw.labels[rows])
     counts = np.bincount(lfw.labels)
-    free = [label for label in np.flatnonzero((counts >= 2) & (counts <= 6)) if label not in busy][:60]
-    write_records(lfw.subset(np.flatnonzero(np.isin(lfw.labels, free))), folder / "train")
+    candidates = np.flatnonzero((counts >= 2) & (counts <= 6))
+    train_labels = [label for label in candidates if label not in test_labels][:60]
+    write_records(lfw.subset(np.flatnonzero(np.isin(lfw.labels, train_labels))), folder / "train")
     write_records(lfw.subset(rows), folder / "test")
     (folder / "recipe.toml").write_text(RECIPE)
     return {name: folder / name for name in ("train", "test", "pairs.txt", "recipe.toml", "run")}
@@ -59,7 +60,7 @@ def clean(model: Path, files: dict[str, Path]) -> Path:
     return out
 
 
-def test_sface_on_lfw(clean: Path, files: dict[str, Path]) -> None:
+def test_accuracy_of_sface_on_lfw(clean: Path, files: dict[str, Path]) -> None:
     options = (clean, "--pairs", files["pairs.txt"])
     report = json.loads(spherecf("evaluate", "tenfold", *options, "--json", "--draws", 20))
     assert report["counts"]["pairs"] == 2 * FOLDS * PAIRS and report["counts"]["failed_images"] == 0
@@ -69,12 +70,12 @@ def test_sface_on_lfw(clean: Path, files: dict[str, Path]) -> None:
     assert "Accuracy-Flip: 0.99" in line
 
 
-def test_kappa_sees_the_damage(model: Path, clean: Path, files: dict[str, Path]) -> None:
+def test_kappa_falls_with_degradation(model: Path, clean: Path, files: dict[str, Path]) -> None:
     out = files["run"] / "cross.safetensors"
     spherecf("embed", model, files["test"], out, "--degrade", "cross", "--seed", 5)
     before, after = Embeddings.load(clean), Embeddings.load(out)
     assert before.keys == after.keys
     assert (after.log_kappa < before.log_kappa).mean() > 0.9
     severity = after.extras["severity"]
-    worst, mild = severity > np.quantile(severity, 0.8), severity < np.quantile(severity, 0.2)
-    assert np.median(after.log_kappa[worst]) < np.median(after.log_kappa[mild]) - 0.5
+    severe, mild = severity > np.quantile(severity, 0.8), severity < np.quantile(severity, 0.2)
+    assert np.median(after.log_kappa[severe]) < np.median(after.log_kappa[mild]) - 0.5

@@ -1,4 +1,4 @@
-"""tests/versions.py: what is installed, what is counted, and what is not run twice."""
+"""tests/versions.py: installation, counting of results, and reuse of completed suites."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def test_error(broken): pass
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of four tests, in this environment."""
+    """A project with four tests; its suites run in the current environment."""
 
     def install(python: str, torch: str, numpy: str, folder: Path) -> str:
         folder.mkdir()
@@ -37,7 +37,7 @@ def main(folder: Path, *combinations: str) -> int:
 
 
 @pytest.mark.slow
-def test_counts_stand_in_the_table_and_are_not_made_twice(
+def test_table_has_the_counts_and_suites_are_not_run_twice(
     suite: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import numpy
@@ -53,35 +53,35 @@ def test_counts_stand_in_the_table_and_are_not_made_twice(
 
 
 @pytest.mark.slow
-def test_a_suite_that_passes(suite: Path) -> None:
+def test_exit_code_is_0_if_all_tests_pass(suite: Path) -> None:
     (suite / "test_small.py").write_text("def test_good(): pass")
     assert main(suite, "python3,newest,newest") == 0
 
 
 @pytest.mark.slow
-def test_a_suite_that_cannot_run_is_no_success(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_code_is_1_if_a_suite_cannot_run(suite: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (suite / "test_small.py").write_text("")
     assert main(suite, "python3,newest,newest") == 1
     assert "| pytest ended with 5: see " in capsys.readouterr().out
     (suite / "test_small.py").write_text("def test_good(): pass")
     (suite / "runs" / "python3-newest-newest").rename(suite / "gone")
-    assert main(suite, "python3,newest,newest") == 0  # it is tried again
+    assert main(suite, "python3,newest,newest") == 0  # the suite is tried again
 
 
-def test_what_cannot_be_installed_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_installation_errors_are_in_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(tmp_path, "python0.1,newest,newest") == 1
     assert "| python0.1 | newest | newest | [Errno 2] No such file or directory" in capsys.readouterr().out
-    (found,) = json.loads((tmp_path / "runs" / "results.json").read_text())
-    assert set(found) == {"asked", "error"}
+    (result,) = json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert set(result) == {"asked", "error"}
 
 
-def test_the_line_of_pip_that_says_error_is_the_reason() -> None:
-    words = "import sys; sys.exit('WARNING: cap\\nERROR: No matching distribution\\n[notice] new pip')"
+def test_the_error_line_of_pip_is_the_reason() -> None:
+    script = "import sys; sys.exit('WARNING: cap\\nERROR: No matching distribution\\n[notice] new pip')"
     with pytest.raises(versions.NotInstalled, match=r"^ERROR: No matching distribution$"):
-        versions.ordered([sys.executable, "-c", words])
+        versions.run_step([sys.executable, "-c", script])
 
 
-def test_requirements_are_those_of_the_project_without_the_pinned() -> None:
+def test_requirements_exclude_the_pinned_packages() -> None:
     project = {
         "dependencies": ["torch>=2.6,<2.14", "numpy>=2.0", "scipy>=1.14"],
         "optional-dependencies": {
@@ -96,7 +96,7 @@ def test_requirements_are_those_of_the_project_without_the_pinned() -> None:
 
 
 @pytest.mark.parametrize("text", ["python3", "python3,2.6.0", "python3,,2.0.*", "a,b,c,d"])
-def test_an_argument_that_is_no_combination(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_combinations_are_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         versions.main([text])
     assert "expected PYTHON,TORCH,NUMPY" in capsys.readouterr().err

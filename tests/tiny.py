@@ -1,4 +1,4 @@
-"""A recogniser, a model and people small enough for every test of the way from images to embeddings."""
+"""A recogniser, a model and images small enough for tests of the whole path from images to embeddings."""
 
 from pathlib import Path
 
@@ -15,27 +15,27 @@ TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 
 
 def tiny_file(folder: Path) -> Path:
-    """An ONNX recogniser: 16x16 images, 48-d."""
+    """An ONNX recogniser for 16x16 images, with 48-d embeddings."""
     path = folder / "tiny.onnx"
     onnx.save(graphs.iresnet(), path)
     return path
 
 
 def tiny_model(folder: Path, seed: int = 0) -> ConfidenceModel:
-    """The recogniser with an untrained head that nevertheless tells images apart."""
+    """The recogniser with an untrained head, whose kappa still differs between images."""
     torch.manual_seed(seed)
     backbone = FrozenBackbone.from_onnx(tiny_file(folder), preprocessing=TINY)
     return ConfidenceModel(backbone, LinearHead(*backbone.feature_shape))
 
 
 def picture(seed: int, size: int = 16) -> np.ndarray:
-    """A smooth random picture."""
+    """A smooth random image."""
     noise = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     return np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.5), np.uint8)
 
 
 def write_people(folder: Path, people: int = 4, pictures: int = 3) -> Path:
-    """``people/pN/M.png``, all good."""
+    """Write ``people/pN/M.png``; all images are usable."""
     root = folder / "people"
     for person in range(people):
         for number in range(pictures):
@@ -46,9 +46,9 @@ def write_people(folder: Path, people: int = 4, pictures: int = 3) -> Path:
 
 
 def spoil(root: Path) -> dict[str, str]:
-    """Make three pictures unusable, each in its own way; what the reason must say, by key."""
-    whole = (root / "p0" / "1.png").read_bytes()
-    (root / "p0" / "1.png").write_bytes(whole[: len(whole) // 2])
+    """Make three images unusable, each in a different way; returns the expected reason by key."""
+    content = (root / "p0" / "1.png").read_bytes()
+    (root / "p0" / "1.png").write_bytes(content[: len(content) // 2])
     (root / "p1" / "0.png").write_text("this is text")
     (root / "p3" / "2.png").write_bytes(cv2.imencode(".png", picture(1, 20))[1].tobytes())
     return {

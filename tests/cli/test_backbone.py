@@ -1,3 +1,5 @@
+"""The option --backbone accepts checkpoints of known networks."""
+
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from spherecf.errors import ModelError
 from spherecf.models import make_backbone
 
 
-def test_a_checkpoint_is_a_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_is_accepted_as_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("r18", "tface-ir-18"):
         state = make_backbone(name, dim=16, size=32, width=0.125).state_dict()
         torch.save(state, tmp_path / f"{name}.pth")

@@ -1,3 +1,5 @@
+"""`spherecf data`: inspect, convert, check and index."""
+
 import json
 import pickle
 import subprocess
@@ -34,12 +36,12 @@ def test_inspect_prints_json(faces: Path) -> None:
 
 def test_inspect_shows_a_table_on_stderr(faces: Path) -> None:
     (faces / "p0/0.jpg").write_text("text")
-    done = spherecf("data", "inspect", str(faces), "--decode")
-    assert done.returncode == 0 and done.stdout == ""
-    assert "IdentityFolder" in done.stderr and "p0/0.jpg" in done.stderr
+    completed = spherecf("data", "inspect", str(faces), "--decode")
+    assert completed.returncode == 0 and completed.stdout == ""
+    assert "IdentityFolder" in completed.stderr and "p0/0.jpg" in completed.stderr
 
 
-def test_convert_there_and_back(faces: Path, tmp_path: Path) -> None:
+def test_convert_to_records_and_back(faces: Path, tmp_path: Path) -> None:
     (faces / "p1/4.jpg").write_text("text")
     result = runner.invoke(data.app, ["convert", str(faces), str(tmp_path / "rec")])
     report = json.loads(result.stdout)
@@ -66,15 +68,15 @@ def test_convert_to_a_pair_file(faces: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [["--to", "zip"], ["--to", "bin"], ["--to", "rec", "--pairs", "x.txt"]])
-def test_convert_refuses_what_makes_no_sense(faces: Path, tmp_path: Path, options: list[str]) -> None:
+def test_convert_refuses_contradictory_options(faces: Path, tmp_path: Path, options: list[str]) -> None:
     result = runner.invoke(data.app, ["convert", str(faces), str(tmp_path / "out"), *options])
     assert isinstance(result.exception, InputError) and not (tmp_path / "out").exists()
 
 
 def test_failure_is_one_message_and_exit_code_1(tmp_path: Path) -> None:
-    done = spherecf("data", "inspect", str(tmp_path / "none"))
-    assert done.returncode == 1 and done.stdout == ""
-    assert "no such file or folder" in done.stderr and "Traceback" not in done.stderr
+    completed = spherecf("data", "inspect", str(tmp_path / "none"))
+    assert completed.returncode == 1 and completed.stdout == ""
+    assert "no such file or folder" in completed.stderr and "Traceback" not in completed.stderr
 
 
 def test_convert_to_a_list(faces: Path, tmp_path: Path) -> None:
@@ -99,13 +101,13 @@ def test_check_reports_as_json_and_to_a_file(faces: Path, tmp_path: Path) -> Non
 
 def test_check_shows_a_summary_on_stderr(faces: Path, tmp_path: Path) -> None:
     (faces / "p1/again.jpg").write_bytes((faces / "p2/8.jpg").read_bytes())
-    done = spherecf("data", "check", str(faces), "--pixels-only", "--against", str(faces))
-    assert done.returncode == 0 and done.stdout == ""
-    assert "several identities: 1" in done.stderr and "p1/again.jpg, p2/8.jpg" in done.stderr
-    assert "names in both sets: 5" in done.stderr
+    completed = spherecf("data", "check", str(faces), "--pixels-only", "--against", str(faces))
+    assert completed.returncode == 0 and completed.stdout == ""
+    assert "several identities: 1" in completed.stderr and "p1/again.jpg, p2/8.jpg" in completed.stderr
+    assert "names in both sets: 5" in completed.stderr
 
 
-def test_a_synthetic_set_is_a_source_too() -> None:
+def test_inspect_accepts_a_synthetic_set() -> None:
     result = runner.invoke(data.app, ["inspect", "synthetic:images=9,identities=2,size=8", "--json"])
     assert json.loads(result.stdout)["identities"] == 2
 
@@ -117,23 +119,23 @@ def test_help_ends_with_an_example(verb: str) -> None:
 
 
 def spherecf(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command as installed."""
+    """Run the command in its own process."""
     command = [sys.executable, "-c", "from spherecf.cli import main; main()", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_index_makes_a_missing_index(faces: Path, tmp_path: Path) -> None:
+def test_index_creates_only_a_missing_index(faces: Path, tmp_path: Path) -> None:
     runner.invoke(data.app, ["convert", str(faces), str(tmp_path / "rec")])
     index = tmp_path / "rec/train.idx"
     before = index.read_text()
     refused = runner.invoke(data.app, ["index", str(tmp_path / "rec")])
     assert isinstance(refused.exception, InputError) and index.read_text() == before
     index.unlink()
-    made = runner.invoke(data.app, ["index", str(tmp_path / "rec/train.rec")])
-    assert made.exit_code == 0 and made.stdout.strip() == str(index) and index.read_text() == before
+    created = runner.invoke(data.app, ["index", str(tmp_path / "rec/train.rec")])
+    assert created.exit_code == 0 and created.stdout.strip() == str(index) and index.read_text() == before
 
 
-def test_inspect_tells_of_folds_of_one_kind(faces: Path, tmp_path: Path) -> None:
+def test_inspect_reports_folds_with_one_kind_of_pairs(faces: Path, tmp_path: Path) -> None:
     images = [path.read_bytes() for path in sorted(faces.rglob("*.jpg"))]
     (tmp_path / "own.bin").write_bytes(pickle.dumps((images, [True] * 5 + [False] * 5)))
     result = runner.invoke(data.app, ["inspect", str(tmp_path / "own.bin")])

@@ -1,3 +1,5 @@
+"""`spherecf demo` on the user's own photos."""
+
 import json
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from spherecf.models import FrozenBackbone
 
 @pytest.fixture
 def quick(tiny: FrozenBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command as it is, on a recogniser that takes a millisecond."""
+    """Use a recogniser that takes a millisecond, and a small configuration."""
     monkeypatch.setattr(FrozenBackbone, "default", classmethod(lambda cls, **options: tiny))
     monkeypatch.setattr(run_module, "CONFIG", CONFIG)
 
@@ -28,11 +30,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> FrozenBackbone:
     return FrozenBackbone.from_onnx(path, preprocessing=TINY)
 
 
-def test_own_photos(quick: None, tmp_path: Path) -> None:
+def test_demo_on_own_photos_writes_a_report(quick: None, tmp_path: Path) -> None:
     data = make_people(tmp_path / "mine", 8, 3, 0)
     options = ["demo", "--data", str(data), "--out", str(tmp_path / "out"), "--draws", "5"]
-    done = CliRunner().invoke(app, options, catch_exceptions=False)
-    assert done.exit_code == 0 and done.stdout == f"report: {tmp_path / 'out' / 'report' / 'report.html'}\n"
-    assert "small data set" in done.stderr
+    result = CliRunner().invoke(app, options, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout == f"report: {tmp_path / 'out' / 'report' / 'report.html'}\n"
+    assert "small data set" in result.stderr
     tables = json.loads(CliRunner().invoke(app, [*options, "--json"], catch_exceptions=False).stdout)
     assert {row[1] for row in tables[0]["rows"]} == {"clean/clean", "clean/cross", "cross/cross"}

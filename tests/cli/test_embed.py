@@ -1,3 +1,5 @@
+"""`spherecf embed`: options, report, and refusals."""
+
 import json
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from spherecf.extract import embed
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """``model.safetensors`` for ``tiny.onnx``, and ``people/`` with nine good images of twelve."""
+    """``model.safetensors`` for ``tiny.onnx``, and ``people/`` with nine usable images out of twelve."""
     tiny_model(tmp_path).save(tmp_path / "model.safetensors")
     spoil(write_people(tmp_path))
     return tmp_path
@@ -43,33 +45,33 @@ def test_writes_the_file_and_reports_as_json(folder: Path) -> None:
     assert "9 of 12 images" in result.stderr and "p3/2.png: expected an image of 16x16" in result.stderr
 
 
-def test_is_the_python_function(folder: Path) -> None:
+def test_command_equals_the_python_function(folder: Path) -> None:
     model, source = tiny_model(folder), IdentityFolder(folder / "people")
     expected = embed(model, source, folder / "python.safetensors")
     call(folder)
     assert Embeddings.load(folder / "out.safetensors").fingerprint() == expected.fingerprint()
 
 
-def test_options_change_what_they_say(folder: Path) -> None:
-    prints, facts = [], []
+def test_options_change_view_and_flip(folder: Path) -> None:
+    fingerprints, views = [], []
     for options in ([], ["--flip"], ["--degrade", "cross"], ["--degrade", "cross", "--seed", "3"]):
         report = json.loads(call(folder, *options).stdout)
-        prints.append(report["fingerprint"])
-        facts.append((report["view"], report["flip"]))
-    assert len(set(prints)) == 4
-    assert facts == [("clean", "none"), ("clean", "sum"), ("cross-v1/0", "none"), ("cross-v1/3", "none")]
+        fingerprints.append(report["fingerprint"])
+        views.append((report["view"], report["flip"]))
+    assert len(set(fingerprints)) == 4
+    assert views == [("clean", "none"), ("clean", "sum"), ("cross-v1/0", "none"), ("cross-v1/3", "none")]
     with_one, with_many = (call(folder, "--batch-size", size).stdout for size in ("1", "64"))
     assert json.loads(with_one)["images"] == json.loads(with_many)["images"] == 9
     assert json.loads(call(folder, "--engine", "onnxruntime").stdout)["images"] == 9
 
 
-def test_align_takes_photos(folder: Path) -> None:
+def test_align_accepts_photos(folder: Path) -> None:
     photos = folder / "photos" / "s1"
     photos.mkdir(parents=True)
     for index in range(3):
         cv2.imwrite(str(photos / f"{index}.png"), orl_faces().image(index))
     cv2.imwrite(str(photos / "wall.png"), np.full((120, 120, 3), 90, np.uint8))
-    assert isinstance(call(folder, source="photos").exception, InputError)  # none has the right size
+    assert isinstance(call(folder, source="photos").exception, InputError)  # no image has the right size
     report = json.loads(call(folder, "--align", source="photos").stdout)
     assert report["images"] == 3 and report["alignment"].startswith("arcface16+yunet-")
     assert [(item["key"], item["reason"][:13]) for item in report["skipped"]] == [
@@ -77,7 +79,7 @@ def test_align_takes_photos(folder: Path) -> None:
     ]
 
 
-def test_root_is_where_the_paths_of_a_list_start(folder: Path) -> None:
+def test_paths_of_a_list_are_relative_to_the_root(folder: Path) -> None:
     (folder / "list.txt").write_text("p0/0.png ann\np2/1.png bob\n")
     report = json.loads(call(folder, "--root", str(folder / "people"), source="list.txt").stdout)
     assert report["images"] == 2
@@ -94,7 +96,7 @@ def test_root_is_where_the_paths_of_a_list_start(folder: Path) -> None:
         ([], "nobody", FileFormatError),
     ],
 )
-def test_what_makes_no_sense_is_refused(folder: Path, options: list[str], source: str, error: type) -> None:
+def test_invalid_options_are_refused(folder: Path, options: list[str], source: str, error: type) -> None:
     result = call(folder, *options, source=source)
     assert isinstance(result.exception, error) and result.stdout == ""
     assert not list(folder.glob("out*"))
@@ -107,15 +109,15 @@ def test_another_backbone_is_refused(folder: Path) -> None:
 
 def test_failure_is_one_message_and_exit_code_1(folder: Path) -> None:
     command = [sys.executable, "-c", "from spherecf.cli import main; main()", "embed"]
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, str(folder / "none"), str(folder / "people"), str(folder / "out.safetensors")],
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
-    assert done.returncode == 1 and done.stdout == ""
-    assert "no such file" in done.stderr and "Traceback" not in done.stderr
+    assert completed.returncode == 1 and completed.stdout == ""
+    assert "no such file" in completed.stderr and "Traceback" not in completed.stderr
 
 
 def test_help_ends_with_an_example() -> None:
@@ -123,14 +125,14 @@ def test_help_ends_with_an_example() -> None:
     assert help_text.splitlines()[-1].strip().startswith("Example: spherecf embed model.safetensors")
 
 
-def test_view_is_what_the_options_say() -> None:
+def test_options_select_the_view() -> None:
     from spherecf.cli.embed import _view
 
     assert _view("", 0) is None
-    assert isinstance(shown := _view("cross", 2), View) and shown.signature == "cross-v1/2"
+    assert isinstance(view := _view("cross", 2), View) and view.signature == "cross-v1/2"
 
 
-def test_loose_crops_of_ijb_are_aligned_by_the_meta_files(folder: Path) -> None:
+def test_loose_crops_of_ijb_are_aligned_with_the_meta_files(folder: Path) -> None:
     names = [f"people/p{person}/{image}.png" for person, image in ((0, 0), (1, 1), (1, 1), (2, 0))]
     lines = [f"{name} {row // 2 + 1} {row}" for row, name in enumerate(names)]
     (folder / "ijbb_face_tid_mid.txt").write_text("\n".join([*lines[:2], lines[3]]))

@@ -1,3 +1,5 @@
+"""`spherecf export onnx`: options, report, and refusals."""
+
 import json
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from spherecf.errors import FileFormatError, InputError, ModelError, StorageErro
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """``model.safetensors`` for ``tiny.onnx``."""
+    """A folder with ``tiny.onnx`` and the model ``model.safetensors`` for it."""
     tiny_model(tmp_path).save(tmp_path / "model.safetensors")
     return tmp_path
 
@@ -34,7 +36,7 @@ def test_writes_the_file_and_reports_as_json(folder: Path) -> None:
     assert "without kappa_percentile: the model is not calibrated" in result.stderr
 
 
-def test_options(folder: Path) -> None:
+def test_options_select_inputs_and_outputs(folder: Path) -> None:
     report = json.loads(
         call(folder, "out.onnx", "--preprocessing", "outside", "--outputs", "embedding").stdout
     )
@@ -42,21 +44,21 @@ def test_options(folder: Path) -> None:
     assert list(report["outputs"]) == ["embedding"] and report["missing"] == {}
 
 
-def test_the_shipped_model(tmp_path: Path) -> None:
+def test_the_shipped_model_can_be_exported(tmp_path: Path) -> None:
     out = tmp_path / "sface.onnx"
     report = json.loads(CliRunner().invoke(app, ["export", "onnx", str(out)]).stdout)
     assert list(report["outputs"]) == ["embedding", "log_kappa", "kappa_percentile"]
-    assert [o.name for o in onnx.load(out).graph.output] == list(report["outputs"])
+    assert [output.name for output in onnx.load(out).graph.output] == list(report["outputs"])
 
 
-def test_what_is_read_is_never_written_over(folder: Path) -> None:
+def test_input_files_are_never_overwritten(folder: Path) -> None:
     before = (folder / "tiny.onnx").read_bytes()
     result = call(folder, "tiny.onnx")
     assert isinstance(result.exception, InputError) and "choose another output file" in str(result.exception)
     assert (folder / "tiny.onnx").read_bytes() == before
 
 
-def test_files_that_are_no_model(folder: Path) -> None:
+def test_files_that_are_not_models_are_refused(folder: Path) -> None:
     (folder / "short").write_bytes((folder / "model.safetensors").read_bytes()[:-50])
     for name, kind in (("short", FileFormatError), ("absent", FileFormatError)):
         assert isinstance(call(folder, "out.onnx", model=name).exception, kind)
@@ -65,11 +67,11 @@ def test_files_that_are_no_model(folder: Path) -> None:
     assert not (folder / "out.onnx").exists()
 
 
-def test_a_place_that_cannot_be_written(folder: Path) -> None:
+def test_an_output_path_that_cannot_be_written_is_refused(folder: Path) -> None:
     (folder / "file").write_text("no folder")
     assert isinstance(call(folder, "file/out.onnx").exception, StorageError)
 
 
-def test_usage(folder: Path) -> None:
+def test_wrong_usage_and_help(folder: Path) -> None:
     assert call(folder, "out.onnx", "--preprocessing", "both").exit_code == 2
     assert "Example: spherecf export onnx" in CliRunner().invoke(app, ["export", "onnx", "--help"]).stdout

@@ -1,4 +1,4 @@
-"""`spherecf data import`: other tools' features as an embeddings file."""
+"""`spherecf data import`: features of other tools as an embeddings file."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ RAW = np.random.default_rng(0).normal(size=(3, 8))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Features in halves, keys, and meta files in another order than the keys."""
+    """Features (each a pair of halves), keys, and meta files in a different order from the keys."""
     np.save(tmp_path / "feats.npy", np.vstack([RAW, np.zeros((1, 8))]))
     (tmp_path / "keys.txt").write_text("a.jpg\nb.jpg\nc.jpg\nd.jpg\n")
     (tmp_path / "ijbb_face_tid_mid.txt").write_text("4.jpg 1 1\n3.jpg 1 1\n2.jpg 2 2\n1.jpg 3 3\n")
@@ -70,7 +70,9 @@ def test_keys_and_detector_scores_from_the_meta_files(folder: Path) -> None:
         (["--meta", "FOLDER"], FileFormatError, "no such file, neither here nor in"),
     ],
 )
-def test_bad_options(folder: Path, options: list[str], error: type[Exception], message: str) -> None:
+def test_invalid_options_are_refused(
+    folder: Path, options: list[str], error: type[Exception], message: str
+) -> None:
     result = run(folder, *options)
     assert result.exit_code == 1 and not (folder / "out.safetensors").exists()
     with pytest.raises(error, match=message):

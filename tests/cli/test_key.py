@@ -1,4 +1,4 @@
-"""`spherecf key`, and the option --key-file of all commands."""
+"""`spherecf key`, and the global option --key-file."""
 
 import json
 from pathlib import Path
@@ -17,19 +17,21 @@ from spherecf.models import load
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What --key-file sets goes with the test."""
+    """Remove the environment variables that --key-file sets after each test."""
     for name in (KEY_FILE, KEY):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
 
-def run(*words: str | Path) -> Result:
-    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
 
 
-def test_encrypt_use_change_and_decrypt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_can_be_encrypted_used_rekeyed_and_decrypted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, mu = load(), np.eye(128, dtype=np.float32)
     hashes = {"model": model.fingerprint(), "backbone": model.backbone.sha256}
     with Gallery.open(tmp_path / "g", dim=128, radius=model.radius, **hashes) as gallery:
@@ -37,26 +39,26 @@ def test_encrypt_use_change_and_decrypt(tmp_path: Path, monkeypatch: pytest.Monk
     Embeddings(mu[:2], np.full(2, 5.0), ["ann.jpg", "bob.jpg"]).save(tmp_path / "e")
     for name in ("1", "2"):
         assert f"{tmp_path / name}: created the key " in run("key", "make", tmp_path / name).stderr
-    both = tmp_path / "g", tmp_path / "e"
-    for said in (": encrypted", ": already encrypted"):
-        assert run("--key-file", tmp_path / "1", "key", "encrypt", *both).stderr.count(said) == 2
-    assert not any(b"Ann" in file.read_bytes() or b"ann.jpg" in file.read_bytes() for file in both)
-    listed = run("--key-file", tmp_path / "1", "gallery", "list", tmp_path / "g", "--json")
-    assert json.loads(listed.stdout)["identity"] == "Ann"
-    run("--key-file", tmp_path / "1", "key", "change", *both, "--to", tmp_path / "2")
+    files = tmp_path / "g", tmp_path / "e"
+    for message in (": encrypted", ": already encrypted"):
+        assert run("--key-file", tmp_path / "1", "key", "encrypt", *files).stderr.count(message) == 2
+    assert not any(b"Ann" in file.read_bytes() or b"ann.jpg" in file.read_bytes() for file in files)
+    listing = run("--key-file", tmp_path / "1", "gallery", "list", tmp_path / "g", "--json")
+    assert json.loads(listing.stdout)["identity"] == "Ann"
+    run("--key-file", tmp_path / "1", "key", "change", *files, "--to", tmp_path / "2")
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "1"))
     with pytest.raises(InputError, match="encrypted with the key"):
         run("gallery", "list", tmp_path / "g")
     monkeypatch.delenv(KEY_FILE)
     monkeypatch.setenv(KEY, (tmp_path / "2").read_text())
     assert json.loads(run("gallery", "list", tmp_path / "g", "--json").stdout)["identity"] == "Ann"
-    run("key", "decrypt", *both)
+    run("key", "decrypt", *files)
     monkeypatch.delenv(KEY)
     assert json.loads(run("gallery", "list", tmp_path / "g", "--json").stdout)["identity"] == "Ann"
     assert sealed_with(tmp_path / "e") is None
     assert Embeddings.load(tmp_path / "e").keys == ["ann.jpg", "bob.jpg"]
 
 
-def test_without_a_key(tmp_path: Path) -> None:
+def test_encryption_needs_a_key_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no key file given"):
         run("key", "encrypt", tmp_path / "e")

@@ -1,3 +1,5 @@
+"""`spherecf quality`: ranking, output files, resumption, and refusals."""
+
 import io
 import json
 import subprocess
@@ -10,7 +12,7 @@ from rich.console import Console
 from tests.faces.pictures import jpeg, portrait
 from typer.testing import CliRunner, Result
 
-from spherecf import photos as rooms
+from spherecf import photos as photos_room
 from spherecf.cli import app, main, quality
 from spherecf.data import encode_image
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
@@ -19,7 +21,7 @@ from spherecf.photos import FaceAssessor, rank_photos
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """``photos/`` with two portraits, one of two people, one without a face, and files that are no photos."""
+    """``photos/`` with two portraits, a photo of two people, one without a face, and unusable files."""
     monkeypatch.chdir(tmp_path)
     below = tmp_path / "photos" / "old"
     below.mkdir(parents=True)
@@ -41,7 +43,7 @@ def lines(result: Result) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_ranks_every_face_and_lists_what_has_none(folder: Path) -> None:
+def test_ranks_every_face_and_lists_photos_without_one(folder: Path) -> None:
     result = call("photos")
     rows = lines(result)
     assert [row["rank"] for row in rows] == [1, 2, 3, 4, None, None]
@@ -58,16 +60,16 @@ def test_ranks_every_face_and_lists_what_has_none(folder: Path) -> None:
     assert "no face found in 120x90 px" in result.stderr and "photos/notes.txt" in result.stderr
 
 
-def test_is_the_python_function(folder: Path) -> None:
+def test_command_equals_the_python_function(folder: Path) -> None:
     assert lines(call("photos")) == json.loads(json.dumps(rank_photos(["photos"])))
 
 
-def test_main_faces_by_name(folder: Path) -> None:
+def test_main_faces_can_be_sorted_by_name(folder: Path) -> None:
     rows = lines(call("photos", "--faces", "main", "--sort", "name"))
     assert [row["photo"] for row in rows] == sorted({row["photo"] for row in rows}) and len(rows) == 5
 
 
-def test_files_beside_the_lines(folder: Path) -> None:
+def test_csv_scores_and_sheet_are_written(folder: Path) -> None:
     result = call(
         "photos", "--csv", "t.csv", "--scores", "s.txt", "--scores-of", "quality", "--sheet", "s.html"
     )
@@ -80,13 +82,13 @@ def test_files_beside_the_lines(folder: Path) -> None:
     assert (folder / "s.html").read_text().count("<img") == 4 and "written: s.html" in result.stderr
 
 
-def test_an_archive_is_thinned_by_copies_and_lists(folder: Path) -> None:
+def test_good_photos_are_copied_and_listed(folder: Path) -> None:
     rows = [row for row in lines(call("photos", "--faces", "main")) if row["rank"]]
-    least = rows[1]["quality"]
+    min_quality = rows[1]["quality"]
     options = (
         "photos",
         "--min-quality",
-        str(least),
+        str(min_quality),
         "--copy-to",
         "kept",
         "--keep-list",
@@ -96,38 +98,40 @@ def test_an_archive_is_thinned_by_copies_and_lists(folder: Path) -> None:
     )
     result = call(*options)
     assert len(lines(result)) == 6
-    kept = (folder / "k").read_text().split()
-    assert kept and set(kept) | set((folder / "r").read_text().split()) == {row["photo"] for row in rows}
-    assert {str(path.relative_to("kept")) for path in Path("kept").rglob("*.*")} == set(kept)
-    assert f"{len(kept)} photos copied" in result.stderr and "0 photos copied" in call(*options).stderr
+    kept_names = (folder / "k").read_text().split()
+    rejected_names = (folder / "r").read_text().split()
+    assert kept_names and {*kept_names, *rejected_names} == {row["photo"] for row in rows}
+    assert {str(path.relative_to("kept")) for path in Path("kept").rglob("*.*")} == set(kept_names)
+    assert f"{len(kept_names)} photos copied" in result.stderr and "0 photos copied" in call(*options).stderr
 
 
-def test_resumes_where_it_was_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_is_resumed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = lines(call("photos"))
-    real = rooms.assess_files
+    assess_files = photos_room.assess_files
 
-    def stopped(*args: object, **more: object):  # type: ignore[no-untyped-def]
-        for place, photo in enumerate(real(*args, **more)):  # type: ignore[arg-type]
+    def interrupted_after_2(*args: object, **options: object):  # type: ignore[no-untyped-def]
+        for index, photo in enumerate(assess_files(*args, **options)):  # type: ignore[arg-type]
             yield photo
-            if place == 1:
+            if index == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(rooms, "assess_files", stopped)
-    cut = call("photos", "--resume", "done.jsonl")
-    assert cut.exit_code == 130 and len(cut.stdout.splitlines()) >= 2
-    assert "interrupted after 2 of 5 photos: run the same command again" in cut.stderr.replace("\n", " ")
+    monkeypatch.setattr(photos_room, "assess_files", interrupted_after_2)
+    interrupted = call("photos", "--resume", "done.jsonl")
+    assert interrupted.exit_code == 130 and len(interrupted.stdout.splitlines()) >= 2
+    message = interrupted.stderr.replace("\n", " ")
+    assert "interrupted after 2 of 5 photos: run the same command again" in message
     assert "--resume FILE" in call("photos").stderr
-    monkeypatch.setattr(rooms, "assess_files", real)
-    done = Path("done.jsonl").read_text().count("\n")
-    asked = []
+    monkeypatch.setattr(photos_room, "assess_files", assess_files)
+    n_recorded = Path("done.jsonl").read_text().count("\n")
+    acquired = []
     acquire = FaceAssessor._acquire
     monkeypatch.setattr(
-        FaceAssessor, "_acquire", lambda self, photo: asked.append(photo) or acquire(self, photo)
+        FaceAssessor, "_acquire", lambda self, photo: acquired.append(photo) or acquire(self, photo)
     )
-    assert lines(call("photos", "--resume", "done.jsonl")) == expected and len(asked) == 5 - done
+    assert lines(call("photos", "--resume", "done.jsonl")) == expected and len(acquired) == 5 - n_recorded
 
 
-def test_the_options_of_the_model(folder: Path) -> None:
+def test_invalid_model_options_are_refused(folder: Path) -> None:
     assert isinstance(call("photos", "--model", "none.safetensors").exception, FileFormatError)
     assert isinstance(call("photos", "--backbone", "none.onnx").exception, ModelError)
     assert isinstance(call("photos", "--detector", "none.onnx").exception, ModelError)
@@ -136,17 +140,17 @@ def test_the_options_of_the_model(folder: Path) -> None:
     assert rows[0]["failure"] == "too_large" and "0.02" in rows[0]["reason"]
 
 
-def test_a_named_file_that_is_not_there_is_an_outcome(folder: Path) -> None:
+def test_a_missing_file_is_reported_as_a_failure(folder: Path) -> None:
     (row,) = lines(call("none.jpg"))
     assert row["failure"] == "unreadable" and row["quality"] == -1
 
 
-def test_what_cannot_be_done_is_said_before_the_work(folder: Path) -> None:
+def test_invalid_options_are_refused_before_the_work(folder: Path) -> None:
     (folder / "empty").mkdir()
     (folder / "empty" / "notes.txt").touch()
-    nothing = call("empty")
-    assert isinstance(nothing.exception, InputError) and "no photos in empty" in str(nothing.exception)
-    assert "notes.txt" in nothing.stderr
+    empty = call("empty")
+    assert isinstance(empty.exception, InputError) and "no photos in empty" in str(empty.exception)
+    assert "notes.txt" in empty.stderr
     for options in (["--copy-to", "x"], ["--keep-list", "x"], ["--sheet", "s.pdf"]):
         assert isinstance(call("photos", *options).exception, InputError), options
     assert call("photos", "--min-quality", "101").exit_code == 2 and call().exit_code == 2
@@ -162,33 +166,33 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(folder: Path) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_failed_file_loses_no_line(folder: Path) -> None:
+def test_a_failed_output_file_loses_no_line_on_stdout(folder: Path) -> None:
     result = call("photos", "--csv", "/dev/full")
     assert isinstance(result.exception, StorageError) and len(result.stdout.splitlines()) == 6
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_stdout_loses_no_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_stdout_loses_no_output_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
-        words = ["spherecf", "quality", "photos", "--csv", "t.csv", "--keep-list", "k", "--min-quality", "0"]
-        monkeypatch.setattr(sys, "argv", words)
-        with pytest.raises(SystemExit) as ended:
+        options = ["--csv", "t.csv", "--keep-list", "k", "--min-quality", "0"]
+        monkeypatch.setattr(sys, "argv", ["spherecf", "quality", "photos", *options])
+        with pytest.raises(SystemExit) as error:
             main()
-    assert ended.value.code == 1 and len(Path("t.csv").read_text().splitlines()) == 7 and Path("k").exists()
+    assert error.value.code == 1 and len(Path("t.csv").read_text().splitlines()) == 7 and Path("k").exists()
 
 
-def test_the_command_itself(folder: Path) -> None:
-    done = subprocess.run(
+def test_command_runs_as_a_module(folder: Path) -> None:
+    completed = subprocess.run(
         [sys.executable, "-m", "spherecf", "quality", "photos/wall.png"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout)["failure"] == "no_face" and "OpenCV" not in done.stderr
+    assert json.loads(completed.stdout)["failure"] == "no_face" and "OpenCV" not in completed.stderr
 
 
-def test_a_name_is_no_markup() -> None:
+def test_names_are_not_parsed_as_markup() -> None:
     row = {"photo": "a\\[/x].jpg", "face": 0, "kappa": 9.0, "quality": 5, "rank": 1, "reasons": []}
     table = quality._table([row])
     console = Console(file=io.StringIO(), width=80)

@@ -1,3 +1,5 @@
+"""train.py accepts the command line of the reference implementation, and writes its files."""
+
 import json
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from spherecf.models import FrozenBackbone, load_backbone, load_confidence_head,
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE, EACH = 4, 3
-# As its README writes them; the rest, which depends on the world, is in `command`.
+# Options as in the README of the reference; paths are added by `command`.
 VERBATIM = (
     "--dataset ms1m --seed 777 --num_workers 8 --lr 3e-5 --lr_scheduler StepLR --step_size 2 --gamma 0.5 "
     "--z_dim 512 --radius 64 --max_grad_clip 0 --max_grad_norm 0 --tensorboard"
@@ -33,14 +35,14 @@ SMALL = (
 
 
 def build_world(folder: Path, size: int, dim: int) -> Path:
-    """Pictures, the list of them, a recogniser and its classifier, as the reference keeps them."""
+    """Write images, their list, a recogniser and its classifier, in the layout of the reference."""
     lines = []
     for row in range(PEOPLE * EACH):
         path = folder / "images" / f"{row}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(row, ".png", size, size))
-        shown = path if row % 2 else path.relative_to(folder)  # absolute paths and relative ones
-        lines.append(f"{shown} {row // EACH}\n")
+        listed_path = path if row % 2 else path.relative_to(folder)  # absolute and relative paths
+        lines.append(f"{listed_path} {row // EACH}\n")
     (folder / "list").mkdir()
     (folder / "list" / "ms1m_list.txt").write_text("".join(lines))
     source = ListFile(folder / "list" / "ms1m_list.txt", folder)
@@ -53,7 +55,7 @@ def build_world(folder: Path, size: int, dim: int) -> Path:
 
 
 def recogniser(images: torch.Tensor, dim: int) -> nn.Module:
-    """Untrained, but its statistics fit the images, as they do after training."""
+    """An untrained network whose batch statistics match the images, as after training."""
     torch.manual_seed(0)
     network = make_backbone("ir-50", dim=dim, size=images.shape[1], width=0.125)
     for module in network.modules():
@@ -69,9 +71,9 @@ def world(tmp_path: Path) -> Path:
     return build_world(tmp_path, 32, 16)
 
 
-def command(world: Path, *more: str, out: str = "out") -> list[str]:
+def command(world: Path, *options: str, out: str = "out") -> list[str]:
     files = ("--saved_bkb", str(world / "bkb.pth"), "--saved_fc", str(world / "fc.pt"))
-    return [*SMALL.split(), "--dataroot", str(world), "--output_dir", str(world / out), *files, *more]
+    return [*SMALL.split(), "--dataroot", str(world), "--output_dir", str(world / out), *files, *options]
 
 
 def last_error(capsys: pytest.CaptureFixture[str]) -> str:
@@ -83,7 +85,7 @@ def checkpoint(world: Path, epoch: int, out: str = "out") -> dict:
     return content
 
 
-def test_writes_what_the_reference_writes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_writes_the_files_of_the_reference(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     assert main(command(world, "--tensorboard")) == 0
     report = json.loads(capsys.readouterr().out)
@@ -99,25 +101,25 @@ def test_writes_what_the_reference_writes(world: Path, capsys: pytest.CaptureFix
     assert (hparams["lr"], hparams["loss"], hparams["weight_decay"]) == (1e-3, "exact", 5e-4)
     first, second = checkpoint(world, 1), checkpoint(world, 2)
     assert list(first) == ["epoch", "global_step", "uncer_net_state_dict", "opt_state"]
-    # 12 pictures in batches of 4: steps 0, 1, 2 and 3, 4, 5.
+    # 12 images in batches of 4: steps 0, 1, 2 and 3, 4, 5.
     assert [(c["epoch"], c["global_step"]) for c in (first, second)] == [(0, 2), (1, 5)]
     assert list(first["uncer_net_state_dict"]) == list(linear_table(256))
 
 
-def test_the_reference_can_go_on_from_its_checkpoint(world: Path) -> None:
+def test_the_reference_can_continue_from_a_checkpoint(world: Path) -> None:
     assert main(command(world)) == 0
     saved = checkpoint(world, 2)
-    theirs = [nn.Parameter(tensor) for tensor in linear_table(256).values()]
-    optimizer = torch.optim.Adam(theirs, lr=1.0, weight_decay=1.0)
+    parameters = [nn.Parameter(tensor) for tensor in linear_table(256).values()]
+    optimizer = torch.optim.Adam(parameters, lr=1.0, weight_decay=1.0)
     optimizer.load_state_dict(saved["opt_state"])
     assert [group["lr"] for group in optimizer.param_groups] == [5e-4]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [5e-4]
-    for parameter in theirs:
+    for parameter in parameters:
         assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape
         assert float(optimizer.state[parameter]["step"]) == 6
 
 
-def test_its_checkpoint_holds_the_head_of_the_model(world: Path) -> None:
+def test_a_checkpoint_contains_the_head_of_the_model(world: Path) -> None:
     assert main(command(world)) == 0
     model = load(world / "out" / "confidence.safetensors", world / "bkb.pth")
     assert model.backbone.preprocessing.std == 128.0
@@ -125,41 +127,41 @@ def test_its_checkpoint_holds_the_head_of_the_model(world: Path) -> None:
     head = load_confidence_head(path, feature_shape=model.backbone.feature_shape)
     source = find_data("ms1m", world)
     output = model.backbone(torch.stack([torch.from_numpy(source.image(row)) for row in range(4)]))
-    given = (output.features, output.embedding)
+    inputs = (output.features, output.embedding)
     with torch.no_grad():
-        kappas = model.head.log_kappa(*given)
-        assert torch.equal(head.log_kappa(*given), kappas)
+        kappas = model.head.log_kappa(*inputs)
+        assert torch.equal(head.log_kappa(*inputs), kappas)
         original = log_kappa(checkpoint(world, 2)["uncer_net_state_dict"], output.features.flatten(1))
     torch.testing.assert_close(original.flatten(), kappas)
     assert float(kappas.std()) > 0
 
 
-def test_goes_on_where_it_stopped(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert main(command(world, out="whole")) == 0
-    make = reference_run.epoch_saver
+    epoch_saver = reference_run.epoch_saver
 
-    def stopping(folder: Path) -> Callable:
-        save = make(folder)
+    def interrupting_saver(folder: Path) -> Callable:
+        save = epoch_saver(folder)
 
-        def show(state: object) -> None:
+        def interrupt_or_save(state: object) -> None:
             if state.epoch == 1:
                 raise KeyboardInterrupt
             save(state)
 
-        return show
+        return interrupt_or_save
 
     with monkeypatch.context() as patch:
-        patch.setattr(reference_run, "epoch_saver", stopping)
+        patch.setattr(reference_run, "epoch_saver", interrupting_saver)
         assert main(command(world)) == 130
     before = (world / "out" / "ckpts" / "ckpt_e1.pt").stat().st_mtime_ns
     assert not (world / "out" / "confidence.safetensors").exists()
     assert main(command(world)) == 0
     assert (world / "out" / "ckpts" / "ckpt_e1.pt").stat().st_mtime_ns == before
-    ours, whole = (checkpoint(world, 2, out)["uncer_net_state_dict"] for out in ("out", "whole"))
-    assert all(torch.equal(ours[key], whole[key]) for key in whole)
+    resumed, uninterrupted = (checkpoint(world, 2, out)["uncer_net_state_dict"] for out in ("out", "whole"))
+    assert all(torch.equal(resumed[key], uninterrupted[key]) for key in uninterrupted)
 
 
-def test_a_recogniser_that_learns_is_in_the_checkpoint(world: Path) -> None:
+def test_a_finetuned_recogniser_is_in_the_checkpoint(world: Path) -> None:
     assert main(command(world, "--finetune_bkb", "--epochs", "1")) == 0
     saved = checkpoint(world, 1)
     before = torch.load(world / "bkb.pth", weights_only=True)
@@ -169,15 +171,15 @@ def test_a_recogniser_that_learns_is_in_the_checkpoint(world: Path) -> None:
     assert not torch.equal(tuned["output_layer.3.weight"], before["output_layer.3.weight"])
 
 
-@pytest.mark.parametrize("place", ["ms1m", "."])
-def test_a_record_set_is_found(world: Path, place: str) -> None:
-    write_records(find_data("ms1m", world), world / "records" / place)
+@pytest.mark.parametrize("folder", ["ms1m", "."])
+def test_a_record_set_is_found(world: Path, folder: str) -> None:
+    write_records(find_data("ms1m", world), world / "records" / folder)
     source = find_data("ms1m", world / "records")
     assert isinstance(source, RecordFile) and source.labels.tolist() == [r // EACH for r in range(12)]
     assert main(command(world, "--dataroot", str(world / "records"), "--epochs", "1")) == 0
 
 
-def test_labels_of_a_list_are_rows_of_the_classifier(world: Path) -> None:
+def test_labels_of_a_list_are_class_indices(world: Path) -> None:
     path = world / "list" / "some_list.txt"
     path.write_text("images/0.png 7\nimages/1.png -1\nimages/2.png 2\n")
     assert open_source(path, world).labels.tolist() == [1, -1, 0]
@@ -188,11 +190,11 @@ def test_labels_of_a_list_are_rows_of_the_classifier(world: Path) -> None:
         find_data("some", world)
 
 
-def test_no_data(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_data_sets_are_explained(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(world, "--dataset", "webface")) == 1
     error = last_error(capsys)
-    for place in ("list/webface_list.txt", "webface/train.rec", "train.rec"):
-        assert str(world / place) in error
+    for path in ("list/webface_list.txt", "webface/train.rec", "train.rec"):
+        assert str(world / path) in error
     assert not (world / "out" / "hparams.json").exists()
 
 
@@ -209,14 +211,16 @@ def test_no_data(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("--batch_size", "0", "fit.batch_size must be at least 2, got 0"),
     ],
 )
-def test_numbers_that_do_not_fit(
+def test_numbers_that_do_not_fit_are_refused(
     world: Path, capsys: pytest.CaptureFixture[str], option: str, number: str, message: str
 ) -> None:
     assert main(command(world, option, number)) == 1
     assert message.format(bkb=world / "bkb.pth") in last_error(capsys)
 
 
-def test_too_few_prototypes_are_told_before_the_pass(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_prototypes_are_reported_before_the_pass(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"arc_face_state_dict": {"weight": torch.ones(2, 16)}}, world / "fc.pt")
     assert main(command(world)) == 1
     assert "2 of 4 identities of ms1m have no prototype there (2, 3" in last_error(capsys)
@@ -224,7 +228,7 @@ def test_too_few_prototypes_are_told_before_the_pass(world: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "arguments, message",
     [
         (["--radius", "64"], "required: --dataset"),
         (["--worker_num", "2"], "unrecognized arguments"),
@@ -233,20 +237,22 @@ def test_too_few_prototypes_are_told_before_the_pass(world: Path, capsys: pytest
         (["--max_grad", "0"], "ambiguous option"),
     ],
 )
-def test_usage(world: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
-    with pytest.raises(SystemExit) as ended:
-        parse(words if "--radius" in words else command(world, *words))
-    assert ended.value.code == 2 and message in last_error(capsys)
+def test_wrong_usage_is_exit_code_2(
+    world: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        parse(arguments if "--radius" in arguments else command(world, *arguments))
+    assert error.value.code == 2 and message in last_error(capsys)
 
 
-def test_step_lr_needs_its_numbers(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [word for word in command(world) if word not in ("--gamma", "0.5")]
+def test_step_lr_needs_step_size_and_gamma(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [argument for argument in command(world) if argument not in ("--gamma", "0.5")]
     with pytest.raises(SystemExit):
-        parse(words)
+        parse(arguments)
     assert "StepLR needs --step_size and --gamma" in last_error(capsys)
 
 
-def test_what_the_options_become(world: Path) -> None:
+def test_options_become_a_config(world: Path) -> None:
     options = parse(command(world, *VERBATIM.split(), "--epochs", "30", "--gpu_ids", "0", "1"))
     assert options.gpu_ids == "0,1" == parse(command(world, "--gpu_ids", "0,1")).gpu_ids
     config = to_config(options, 12, 2)
@@ -263,17 +269,17 @@ def test_what_the_options_become(world: Path) -> None:
         to_config(parse(command(world, "--radius", "0")), 12, 1)
 
 
-def run(world: Path, *more: str, cwd: Path = ROOT) -> None:
-    words = [sys.executable, str(ROOT / "train.py"), *more]
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def run(world: Path, *arguments: str, cwd: Path = ROOT) -> None:
+    command_line = [sys.executable, str(ROOT / "train.py"), *arguments]
+    completed = subprocess.run(command_line, cwd=cwd, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
 
 
 @pytest.mark.slow
-def test_the_command_of_its_readme(tmp_path: Path) -> None:
+def test_the_readme_command_of_the_reference_runs(tmp_path: Path) -> None:
     world = build_world(tmp_path, 112, 512)
-    more = "--gpu_ids 0 --batch_size 1024 --output_dir out --saved_bkb bkb.pth --saved_fc fc.pt --epochs 2"
-    run(world, *VERBATIM.split(), *more.split(), "--convf_dim", "3136", cwd=world)
+    options = "--gpu_ids 0 --batch_size 1024 --output_dir out --saved_bkb bkb.pth --saved_fc fc.pt --epochs 2"
+    run(world, *VERBATIM.split(), *options.split(), "--convf_dim", "3136", cwd=world)
     assert {"runs", "ckpts", "hparams.json", "confidence.safetensors"} <= {
         path.name for path in (world / "out").iterdir()
     }
@@ -281,15 +287,15 @@ def test_the_command_of_its_readme(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_process_for_each_id(world: Path) -> None:
+def test_each_gpu_id_is_one_process(world: Path) -> None:
     run(world, *command(world, out="one"))
     run(world, *command(world, "--gpu_ids", "0,1", out="two"))
-    one, two = (
+    one_rank, two_ranks = (
         [json.loads(line) for line in (world / out / "history.jsonl").read_text().splitlines()]
         for out in ("one", "two")
     )
-    assert [facts["train_loss"] for facts in two] == pytest.approx(
-        [facts["train_loss"] for facts in one], rel=1e-5
+    assert [facts["train_loss"] for facts in two_ranks] == pytest.approx(
+        [facts["train_loss"] for facts in one_rank], rel=1e-5
     )
     model = load(world / "two" / "confidence.safetensors", world / "bkb.pth")
     assert model.record["ranks"] == 2

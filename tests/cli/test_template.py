@@ -1,3 +1,5 @@
+"""`spherecf template`: strangers, the saved template, and refusals."""
+
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +18,7 @@ PEOPLE = orl_faces().root
 
 @pytest.fixture
 def anna(tmp_path: Path) -> Path:
-    """Four photos of one person, one of another, and a file that is no photo."""
+    """Four photos of one person, one of another, and a file that is not a photo."""
     folder = tmp_path / "anna"
     folder.mkdir()
     for number in range(1, 5):
@@ -26,16 +28,16 @@ def anna(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*words: str) -> tuple[dict, str]:
-    done = RUNNER.invoke(app, ["template", *words], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return json.loads(done.stdout), done.stderr
+def run(*arguments: str) -> tuple[dict, str]:
+    result = RUNNER.invoke(app, ["template", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout), result.stderr
 
 
-def test_finds_the_stranger_and_leaves_it_out(anna: Path, tmp_path: Path) -> None:
-    line, shown = run(str(anna))
+def test_a_stranger_is_reported_and_excluded(anna: Path, tmp_path: Path) -> None:
+    line, messages = run(str(anna))
     assert [photo["stranger"] for photo in line["photos"]] == [False] * 4 + [True]
-    assert "different person?" in shown and "not photos: 1" in shown
+    assert "different person?" in messages and "not photos: 1" in messages
     out = tmp_path / "anna.safetensors"
     line, _ = run(str(anna), "--exclude-strangers", "--out", str(out))
     assert len(line["pooled"]) == 4 and line["written"] == str(out)
@@ -44,8 +46,8 @@ def test_finds_the_stranger_and_leaves_it_out(anna: Path, tmp_path: Path) -> Non
     assert set(saved.provenance) >= {"model", "backbone", "radius", "pooled", "environment"}
 
 
-def test_wrong_use(anna: Path, tmp_path: Path) -> None:
-    done = RUNNER.invoke(app, ["template", str(anna), "--name", "anna"])
-    assert done.exit_code == 2
+def test_wrong_usage_is_refused(anna: Path, tmp_path: Path) -> None:
+    result = RUNNER.invoke(app, ["template", str(anna), "--name", "anna"])
+    assert result.exit_code == 2
     with pytest.raises(InputError, match=r"none of the 1 photos has a usable face. The first, .*gone.jpg: "):
         run(str(tmp_path / "gone.jpg"))

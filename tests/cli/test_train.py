@@ -1,3 +1,5 @@
+"""`spherecf train`: both stages, from a recipe to a model."""
+
 import json
 import subprocess
 import sys
@@ -29,17 +31,17 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def arguments(world: Path, *more: str) -> list[str]:
+def arguments(world: Path, *options: str) -> list[str]:
     return [
         "train", "confidence", str(world / "recipe.toml"), "--data", str(world / "people"),
-        "--out", str(world / "run"), "--backbone", str(world / "tiny.onnx"), *more,
+        "--out", str(world / "run"), "--backbone", str(world / "tiny.onnx"), *options,
     ]  # fmt: skip
 
 
-def test_trains_and_reports(world: Path) -> None:
-    done = CliRunner().invoke(app, arguments(world, "--seed", "3"), catch_exceptions=False)
-    assert done.exit_code == 0
-    report = json.loads(done.stdout)
+def test_train_confidence_writes_a_model_and_reports(world: Path) -> None:
+    result = CliRunner().invoke(app, arguments(world, "--seed", "3"), catch_exceptions=False)
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
     model = load(report["model"], world / "tiny.onnx")
     assert model.record["config"]["seed"] == 3 and report["fingerprint"] == model.fingerprint()
     assert report["data"]["used"] == 15 and np.isfinite(report["last"]["held_out_loss"])
@@ -72,8 +74,8 @@ def backbone_arguments(folder: Path, out: str = "backbone") -> list[str]:
     ]
 
 
-def test_both_stages_from_nothing(tmp_path: Path) -> None:
-    """A recogniser verified after each epoch, then a head on it with its own prototypes."""
+def test_both_stages_from_scratch(tmp_path: Path) -> None:
+    """Train a recogniser with verification after each epoch, then a head on it with its own prototypes."""
     source = open_source(SYNTHETIC)
     rng = np.random.default_rng(0)
     left, right = rng.permutation(48)[:40].reshape(2, 20)
@@ -83,53 +85,53 @@ def test_both_stages_from_nothing(tmp_path: Path) -> None:
         source.labels[left] == source.labels[right], np.arange(20) // 2,
     )  # fmt: skip
     write_pair_bin(source, pairs, tmp_path / "few.bin")
-    words = [*backbone_arguments(tmp_path), "--validate", str(tmp_path / "few.bin"), "--device", "cpu"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    first = json.loads(done.stdout)
-    assert done.exit_code == 0 and 0 <= first["last"]["few_accuracy"] <= 1
+    command = [*backbone_arguments(tmp_path), "--validate", str(tmp_path / "few.bin"), "--device", "cpu"]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    first = json.loads(result.stdout)
+    assert result.exit_code == 0 and 0 <= first["last"]["few_accuracy"] <= 1
     assert first["data"]["used"] == 48 and first["data"]["identities"] == 6
     (tmp_path / "head.toml").write_text("[views]\ndegraded = 1\n[fit]\nepochs = 2\nheld_out = 0.3\n")
-    words = ["train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC]
-    words += ["--out", str(tmp_path / "head"), "--backbone", first["backbone"]]
-    words += ["--prototypes", first["prototypes"], "--device", "cpu"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    second = json.loads(done.stdout)
-    assert done.exit_code == 0
+    command = ["train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC]
+    command += ["--out", str(tmp_path / "head"), "--backbone", first["backbone"]]
+    command += ["--prototypes", first["prototypes"], "--device", "cpu"]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    second = json.loads(result.stdout)
+    assert result.exit_code == 0
     model = load(second["model"], first["backbone"])
     assert model.record["config"]["prototypes"]["file"] == first["prototypes"]
 
 
-def test_a_transformer_from_nothing_to_one_file(tmp_path: Path) -> None:
-    """Stage 1 with masks and dropped branches, stage 2 on its tokens, and the export of both."""
+def test_a_transformer_from_scratch_to_onnx(tmp_path: Path) -> None:
+    """Stage 1 with masking and stochastic depth, stage 2 on the tokens, and export of both."""
     network = BACKBONE.replace("r18", "vit_t").replace("width = 0.25", "width = 0.0625")
     arguments = backbone_arguments(tmp_path)
     (tmp_path / "backbone.toml").write_text(network.replace("lr = 0.01", 'name = "adamw"\nlr = 0.001'))
     (tmp_path / "head.toml").write_text("[views]\ndegraded = 1\n[fit]\nepochs = 2\nheld_out = 0.3\n")
-    run = CliRunner().invoke(app, [*arguments, "--device", "cpu"], catch_exceptions=False)
-    first = json.loads(run.stdout)
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"], catch_exceptions=False)
+    first = json.loads(result.stdout)
     backbone = ["--backbone", first["backbone"]]
-    words = ["train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC, *backbone]
-    words += ["--out", str(tmp_path / "head"), "--prototypes", first["prototypes"], "--device", "cpu"]
-    second = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    command = ["train", "confidence", str(tmp_path / "head.toml"), "--data", SYNTHETIC, *backbone]
+    command += ["--out", str(tmp_path / "head"), "--prototypes", first["prototypes"], "--device", "cpu"]
+    second = json.loads(CliRunner().invoke(app, command, catch_exceptions=False).stdout)
     model = load(second["model"], first["backbone"])
     assert model.backbone.name == "vit_t" and model.backbone.feature_shape == (16, 3, 3)
-    words = ["export", "onnx", str(tmp_path / "both.onnx"), "--model", second["model"], *backbone]
-    report = CliRunner().invoke(app, words, catch_exceptions=False)
+    command = ["export", "onnx", str(tmp_path / "both.onnx"), "--model", second["model"], *backbone]
+    report = CliRunner().invoke(app, command, catch_exceptions=False)
     assert report.exit_code == 0 and (tmp_path / "both.onnx").exists()
 
 
 @pytest.mark.slow
 def test_torchrun_trains_one_network(tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    words = [*run, "spherecf", *backbone_arguments(tmp_path, "two"), "--device", "cpu"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    two = json.loads(done.stdout)["last"]["train_loss"]
-    one = CliRunner().invoke(app, [*backbone_arguments(tmp_path, "one"), "--device", "cpu"])
-    assert json.loads(one.stdout)["last"]["train_loss"] == pytest.approx(two, rel=5e-3)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*launcher, "spherecf", *backbone_arguments(tmp_path, "two"), "--device", "cpu"]
+    completed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr
+    two_ranks = json.loads(completed.stdout)["last"]["train_loss"]
+    one_rank = CliRunner().invoke(app, [*backbone_arguments(tmp_path, "one"), "--device", "cpu"])
+    assert json.loads(one_rank.stdout)["last"]["train_loss"] == pytest.approx(two_ranks, rel=5e-3)
 
 
-def test_a_mistake_in_the_recipe(world: Path) -> None:
+def test_an_unknown_setting_in_a_recipe_is_refused(world: Path) -> None:
     (world / "recipe.toml").write_text("[fit]\nepoks = 3\n")
     with pytest.raises(FileFormatError, match=r"unknown setting fit\.epoks"):
         CliRunner().invoke(app, arguments(world), catch_exceptions=False)

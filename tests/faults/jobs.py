@@ -1,4 +1,4 @@
-"""The work that is attacked: the function of each command, on tiny data, and what it must leave."""
+"""The attacked jobs: the function behind each command, on tiny data, and the result it must leave."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch._dynamo  # imported by the first optimizer: here once, not in every trial
+import torch._dynamo  # the first optimiser imports it: once here rather than in every trial
 import torch.distributed.nn.functional  # noqa: F401
 from tests.photos.conftest import DIM, RADIUS, face, photo
 from tests.tiny import tiny_model, write_people
@@ -54,7 +54,7 @@ from spherecf.training.confidence import new_head
 
 Facts = dict[str, Any]
 CARELESS = "careless"
-PATIENCE = 10.0  # seconds that ranks have to end when one has ended badly; torchrun gives them 30
+PATIENCE = 10.0  # seconds that ranks have to end after one has failed; torchrun gives them 30
 Acknowledge = Callable[[str], None]
 
 
@@ -63,32 +63,32 @@ class Job:
     """A command.
 
     Attributes:
-        run: does the work in a folder, with a function to tell what is acknowledged; called again, goes on.
-        result: what a finished run leaves, without times.
-        start: puts what the work begins with into the folder.
-        shown: what of the acknowledged can be seen in a folder, through the public door; None if nothing but
-            the whole result.
-        ranks: processes that do it together.
-        weight: trials in relation to other jobs, for slow ones.
+        run: works in a folder and reports completed steps to the function given; continues if run again.
+        result: the result of a finished run, without times.
+        start: prepares the folder.
+        surviving: lists the acknowledged texts whose effect can be seen in a folder through the public API;
+            None if only the whole result can be checked.
+        ranks: number of processes that share the work.
+        weight: number of trials relative to other jobs; below 1 for slow jobs.
     """
 
     run: Callable[[Path, Acknowledge], None]
     result: Callable[[Path], Facts]
     start: Callable[[Path], None] = lambda folder: None
-    shown: Callable[[Path], set[str]] | None = None
+    surviving: Callable[[Path], set[str]] | None = None
     ranks: int = 1
     weight: float = 1.0
 
 
 def small_batches() -> None:
-    """Every batch is a commit, every small gallery has an index; and the checkout's state is asked once."""
+    """Commit every batch, index even small galleries, and read the state of the checkout once."""
     environment()
     rowstore._COMMIT_BYTES, gallery_module._BATCH, index._TAIL = 0, 8, 16
 
 
 @dataclass
 class World:
-    """The inputs, made once; jobs only read them."""
+    """The inputs, created once; jobs only read them."""
 
     folder: Path
     model: ConfidenceModel = field(init=False)
@@ -108,16 +108,16 @@ class World:
         return IdentityFolder(self.folder / "people")
 
 
-class Pretender(FaceAssessor):
-    """A file of digits is a face in a direction of their own; beyond that it is the real one's protocol."""
+class SeededAssessor(FaceAssessor):
+    """Assessor without a network: each photo is a text file with a number, the seed of its face direction."""
 
     def __init__(self, model: ConfidenceModel) -> None:
         self.model, self.which, self.max_pixels, self.detector = model, "main", 10**6, None
 
     def stream(self, photos: Any, **_: Any) -> Iterator[Any]:
         for name, path in photos:
-            number = int(path.read_text())
-            yield photo(name, face(np.random.default_rng(number).standard_normal(DIM), 100.0 + number))
+            seed = int(path.read_text())
+            yield photo(name, face(np.random.default_rng(seed).standard_normal(DIM), 100.0 + seed))
 
 
 def sha(path: Path) -> str:
@@ -125,7 +125,7 @@ def sha(path: Path) -> str:
 
 
 def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
-    """The work on ranks that are forks of this process; where one ends badly, the others are ended."""
+    """Run the work on ranks that are forks of this process; if one fails, the others are killed."""
     if size == 1:
         work(Ranks())
         return
@@ -136,8 +136,9 @@ def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
     for rank in range(size):
         child = os.fork()
         if not child:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-            os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+            os.environ |= {name: str(value) for name, value in variables.items()}
+            os.environ["MASTER_ADDR"] = "127.0.0.1"
             code = 1
             try:
                 with join_ranks("cpu") as ranks:
@@ -149,16 +150,16 @@ def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
                 os._exit(code)
         children.append(child)
     codes: list[int] = []
-    limit = math.inf
+    deadline = math.inf
     while children:
         for child in [*children]:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
+            finished_pid, status = os.waitpid(child, os.WNOHANG)
+            if finished_pid:
                 children.remove(child)
                 codes.append(os.waitstatus_to_exitcode(status))
-        if any(codes):  # now and then the destructor of an interrupted rank's group waits for the others
-            limit = min(limit, time.monotonic() + PATIENCE)
-            if time.monotonic() > limit:
+        if any(codes):  # the destructor of an interrupted rank's process group sometimes waits for the others
+            deadline = min(deadline, time.monotonic() + PATIENCE)
+            if time.monotonic() > deadline:
                 for child in children:
                     os.kill(child, signal.SIGKILL)
                     os.waitpid(child, 0)
@@ -176,7 +177,7 @@ REFUSED, INTERRUPTED, BROKEN = 3, 130, 99
 
 
 def code_of(error: BaseException) -> int:
-    """Exit code of a trial: an error of ours, an interruption, ranks that ended, or anything else."""
+    """Exit code of a trial: SphereCF's own error, an interruption, failed ranks, or anything else."""
     from spherecf.errors import SpherecfError
 
     if isinstance(error, RanksFailed):
@@ -192,14 +193,14 @@ def code_of(error: BaseException) -> int:
 
 
 def _embed(world: World) -> Job:
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         embed(world.model, world.source, folder / "out.safetensors", batch_size=2, flip=True)
-        say("written")
+        acknowledge("written")
 
     def result(folder: Path) -> Facts:
-        found = Embeddings.load(folder / "out.safetensors")
-        facts = {name: value for name, value in found.provenance.items() if name != "seconds"}
-        return {"print": found.fingerprint(), "extras": sorted(found.extras), "facts": facts}
+        embeddings = Embeddings.load(folder / "out.safetensors")
+        facts = {name: value for name, value in embeddings.provenance.items() if name != "seconds"}
+        return {"print": embeddings.fingerprint(), "extras": sorted(embeddings.extras), "facts": facts}
 
     return Job(run, result)
 
@@ -207,14 +208,14 @@ def _embed(world: World) -> Job:
 def _cache(world: World, ranks: int) -> Job:
     views, head = training_views(1), new_head(world.model.backbone, ConfidenceConfig())
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         def fill(ranks: Ranks) -> None:
             build_cache(
                 world.model.backbone, head, world.source, views, folder / "cache", batch_size=4, ranks=ranks
             )
 
         on_ranks(ranks, fill)
-        say("filled")
+        acknowledge("filled")
 
     def result(folder: Path) -> Facts:
         state = json.loads((folder / "cache" / "state.json").read_bytes())
@@ -228,11 +229,11 @@ def _backbone(ranks: int) -> Job:
         engine={"save_minutes": 1e-9}, network={"options": {"size": 32, "width": 0.125}}
     )
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         on_ranks(
             ranks, lambda ranks: train_backbone(images(), folder / "run", settings, ranks=ranks) and None
         )
-        say("trained")
+        acknowledge("trained")
 
     return Job(run, _files("run"), ranks=ranks, weight=1 / ranks)
 
@@ -243,7 +244,7 @@ def _confidence(world: World, ranks: int) -> Job:
         {"views": {"degraded": 1}, "fit": fit, "engine": {"save_minutes": 1e-9}}
     )
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         on_ranks(
             ranks,
             lambda ranks: (
@@ -253,7 +254,7 @@ def _confidence(world: World, ranks: int) -> Job:
                 and None
             ),
         )
-        say("trained")
+        acknowledge("trained")
 
     return Job(run, _files("run"), ranks=ranks, weight=1 / ranks)
 
@@ -274,117 +275,120 @@ def opened(folder: Path, create: bool = True) -> Iterator[Gallery]:
         yield gallery
 
 
-def _listed(folder: Path, gone: range = range(0)) -> Facts:
-    """The gallery without times; and those of ``gone`` whose direction a file still holds."""
+def _listed(folder: Path, removed: range = range(0)) -> Facts:
+    """The gallery without times, and the numbers of removed people whose direction a file still contains."""
     with opened(folder, create=False) as gallery:
-        lines = [one.to_dict() for one in gallery.list()]
-        for line in lines:
-            del line["enrolled"], line["changed"]  # times
-        found = gallery.search(crowd()[:4], np.full(4, 200.0), top=3)
+        people = [entry.to_dict() for entry in gallery.list()]
+        for person in people:
+            del person["enrolled"], person["changed"]  # times
+        candidate_lists = gallery.search(directions()[:4], np.full(4, 200.0), top=3)
         facts: Facts = {
-            "people": lines,
-            "media": [gallery.sources(line["identity"]) for line in lines],
-            "found": [[(one.identity, one.score) for one in each] for each in found],
+            "people": people,
+            "media": [gallery.sources(person["identity"]) for person in people],
+            "found": [[(match.identity, match.score) for match in matches] for matches in candidate_lists],
         }
     files = [path.read_bytes() for path in folder.iterdir() if path.is_file()]
-    facts["left"] = [number for number in gone if any(crowd()[number].tobytes() in data for data in files)]
+    facts["left"] = [
+        number for number in removed if any(directions()[number].tobytes() in data for data in files)
+    ]
     return facts
 
 
 @cache
-def crowd() -> np.ndarray:
+def directions() -> np.ndarray:
     """(40, DIM) unit directions."""
     mu = np.random.default_rng(3).standard_normal((40, DIM)).astype(np.float32)
     unit: np.ndarray = mu / np.linalg.norm(mu, axis=1, keepdims=True)
     return unit
 
 
-GONE = range(0, 40, 2)  # the people that a job removes
+REMOVED = range(0, 40, 2)  # numbers of the people that a job removes
 
 
 def _names(folder: Path) -> set[str]:
     if not (folder / "g").exists():
         return set()
     with opened(folder) as gallery:
-        return {one.identity for one in gallery.list()}
+        return {person.identity for person in gallery.list()}
 
 
 def _folders(world: World) -> Job:
-    assessor = Pretender(world.model)
+    assessor = SeededAssessor(world.model)
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         with opened(folder) as gallery:
-            for done in enrol_folders(gallery, assessor, people_of(world.folder / "photos")):
-                say(done.identity)
+            for result in enrol_folders(gallery, assessor, people_of(world.folder / "photos")):
+                acknowledge(result.identity)
 
-    return Job(run, _listed, shown=_names)
+    return Job(run, _listed, surviving=_names)
 
 
 def _bulk() -> Job:
-    def run(folder: Path, say: Acknowledge) -> None:
-        names = [f"person {number}" for number in range(len(crowd()))]
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
+        names = [f"person {number}" for number in range(len(directions()))]
         with opened(folder) as gallery:
-            gallery.enrol_many(names, crowd(), np.full(len(names), 300.0), sources=names)
-        say("person 39")
+            gallery.enrol_many(names, directions(), np.full(len(names), 300.0), sources=names)
+        acknowledge("person 39")
 
-    return Job(run, _listed, shown=_names)
+    return Job(run, _listed, surviving=_names)
 
 
 def _compact() -> Job:
     def start(folder: Path) -> None:
         _bulk().run(folder, lambda text: None)
         with opened(folder) as gallery:
-            for number in GONE:
+            for number in REMOVED:
                 gallery.remove(f"person {number}", erase=False)
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         with opened(folder) as gallery:
             gallery.compact()
-        say("person 1")
+        acknowledge("person 1")
 
-    return Job(run, partial(_listed, gone=GONE), start, _names)
+    return Job(run, partial(_listed, removed=REMOVED), start, _names)
 
 
 def _remove() -> Job:
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         with opened(folder) as gallery:
-            for number in GONE:
+            for number in REMOVED:
                 gallery.remove(f"person {number}")
-                say(f"-person {number}")
+                acknowledge(f"-person {number}")
 
-    def shown(folder: Path) -> set[str]:
+    def surviving(folder: Path) -> set[str]:
         return {f"-person {number}" for number in range(40)} - {f"-{name}" for name in _names(folder)}
 
     bulk = _bulk()
-    return Job(run, partial(_listed, gone=GONE), lambda folder: bulk.run(folder, lambda text: None), shown)
+    result = partial(_listed, removed=REMOVED)
+    return Job(run, result, lambda folder: bulk.run(folder, lambda text: None), surviving)
 
 
 def _quality(world: World) -> Job:
-    assessor = Pretender(world.model)
+    assessor = SeededAssessor(world.model)
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         photos = find_photos([world.folder / "photos"]).photos
         rows = []
         for record in assess_files(photos, assessor, resume=folder / "done.jsonl"):
             rows.append(record)
         for record in rows:
-            say(record["photo"])
+            acknowledge(record["photo"])
         ranked = ranked_faces(rows)
         write_csv(folder / "faces.csv", ranked)
         write_list(folder / "kept.txt", [row["photo"] for row in ranked])
         copy_photos(photos[:4], folder / "kept")
-        say("written")
+        acknowledge("written")
 
-    def shown(folder: Path) -> set[str]:
+    def surviving(folder: Path) -> set[str]:
         journal, csv = folder / "done.jsonl", folder / "faces.csv"
-        whole = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
-        found = {json.loads(line)["record"]["photo"] for line in whole if b"\0" not in line}
-        return found | ({"written"} if csv.exists() else set())
+        complete_lines = journal.read_bytes().split(b"\n")[:-1] if journal.exists() else []
+        names = {json.loads(line)["record"]["photo"] for line in complete_lines if b"\0" not in line}
+        return names | ({"written"} if csv.exists() else set())
 
     def result(folder: Path) -> Facts:
         return {str(path.relative_to(folder)): sha(path) for path in folder.rglob("*") if path.is_file()}
 
-    return Job(run, result, shown=shown)
+    return Job(run, result, surviving=surviving)
 
 
 def _report() -> Job:
@@ -393,32 +397,33 @@ def _report() -> Job:
     pairs = PairList("toy", list("abcd"), list("efgh"), mated, fold)
     report = evaluate_pairs(e, e, pairs, PairOptions(draws=0))
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         write_report(folder / "report", [report], title="Toy")
-        say("written")
+        acknowledge("written")
 
     return Job(run, _files("report"), weight=0.25)
 
 
 def _careless() -> Job:
-    """What no command may do; the harness must find it out."""
+    """Appends to a file without sync or check for earlier lines; the harness must detect this."""
 
-    def run(folder: Path, say: Acknowledge) -> None:
+    def run(folder: Path, acknowledge: Acknowledge) -> None:
         for number in range(4):
             with (folder / "lines").open("a") as stream:
                 stream.write(f"{number}\n")
-            say(str(number))
+            acknowledge(str(number))
 
-    def shown(folder: Path) -> set[str]:
+    def surviving(folder: Path) -> set[str]:
         return set((folder / "lines").read_text().split()) if (folder / "lines").exists() else set()
 
-    return Job(
-        run, lambda folder: {"lines": sorted(shown(folder)), "size": sha(folder / "lines")}, shown=shown
-    )
+    def result(folder: Path) -> Facts:
+        return {"lines": sorted(surviving(folder)), "size": sha(folder / "lines")}
+
+    return Job(run, result, surviving=surviving)
 
 
 def make_jobs(world: World) -> dict[str, Job]:
-    """All jobs by name; the careless one only if it is asked for by its name."""
+    """All jobs by name, including the careless one."""
     return {
         CARELESS: _careless(),
         "embed": _embed(world),

@@ -1,6 +1,6 @@
-// Preloaded into a process: counts what it does to files below one folder, and at a chosen moment kills it, tears a
-// write, signals it, or lets calls fail. harness.py compiles it. Calls are those of Python, SQLite and NumPy; the C
-// library's own (stdio) are not seen.
+// Preloaded into a process: counts the calls that change files below one folder. At a chosen call it kills the
+// process, tears a write, sends a signal, or makes the call fail. harness.py compiles it. It covers the calls that
+// Python, SQLite and NumPy make; the C library's internal calls (stdio) are not intercepted.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -18,13 +18,13 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { COUNT, KILL, TEAR, SIGNAL, FAIL, FULL }; // FAIL: one call; FULL: from there on every call that takes space
-enum { SMALL, GROWS, WRITES };                  // what a call does: needs no space, needs space, is a write
+enum { COUNT, KILL, TEAR, SIGNAL, FAIL, FULL }; // FAIL: one call; FULL: every call from there on that needs space
+enum { SMALL, GROWS, WRITES };                  // kind of call: needs no space, needs space, is a write
 
 static struct { long at, action, error, log, *count, jump; char root[PATH_MAX]; } armed;
 static struct { char *start; size_t length; off_t offset; char path[PATH_MAX]; } maps[256];
 
-// From now on; count is in memory that the processes of one trial share.
+// Start counting; count is in memory that the processes of one trial share.
 void faults_arm(const char *root, long at, long action, long error, long log, long *count, long jump) {
   armed.jump = jump;
   strncpy(armed.root, root, PATH_MAX - 1);
@@ -64,19 +64,19 @@ static int moment(const char *path, int kind) {
   return -1;
 }
 
-// One record: letter, lengths of two paths, offset, length of the data; then these.
+// One record: letter, lengths of both paths, offset, length of the data; then both paths and the data.
 static void record(char what, const char *path, const char *other, int64_t offset, const void *data, int64_t size) {
   if (!armed.count || !armed.log || !below(path)) return;
-  int kept = errno;
+  int saved_errno = errno;
   struct __attribute__((packed)) { char what; int32_t path, other; int64_t offset, size; } head = {
     what, (int32_t)strlen(path), (int32_t)strlen(other), offset, data ? size : 0};
   struct iovec parts[] = {{&head, sizeof head}, {(void *)path, head.path}, {(void *)other, head.other},
                           {(void *)data, (size_t)head.size}};
   syscall(SYS_writev, (int)armed.log, parts, 4);
-  errno = kept;
+  errno = saved_errno;
 }
 
-// What the program tells its user: the log has it between the calls.
+// Log an acknowledgement to the user, in order with the calls.
 void faults_acknowledge(const char *text) {
   record('A', armed.root, text, 0, NULL, 0);
 }
@@ -194,7 +194,7 @@ int rename(const char *from, const char *to) {
 void *mmap(void *hint, size_t length, int prot, int flags, int fd, off_t offset) { MAP(mmap) }
 void *mmap64(void *hint, size_t length, int prot, int flags, int fd, off_t offset) { MAP(mmap64) }
 
-// A clock that jumps: every other reading is so many seconds ahead, the others behind.
+// A jumping clock: readings are alternately `jump` seconds ahead and behind.
 int clock_gettime(clockid_t clock, struct timespec *now) {
   REAL(clock_gettime);
   static long readings;

@@ -1,22 +1,22 @@
-"""Mutated inputs for every format that comes from outside: only our own errors, in time and in bounds.
+"""Fuzzing of every external format: mutated inputs may only raise SphereCF's own errors, within limits.
 
-    pytest tests/fuzz                              some hundred inputs for each format, as in CI
-    SPHERECF_FUZZ=100000 pytest tests/fuzz         as many as asked for; `make fuzz` also prints a table
+    pytest tests/fuzz                              about a hundred inputs for each format, as in CI
+    SPHERECF_FUZZ=100000 pytest tests/fuzz         as many inputs as given; `make fuzz` also prints a table
 
-A target is a function of bytes under `fuzz`: it opens them through the public door, uses what it gets as a
-caller would, and asserts what must hold of an accepted input:
+A target is a function of bytes, decorated with `fuzz`. It opens the bytes through the public API, uses the
+result as a caller would, and asserts what must hold for an accepted input:
 
     @fuzz({"lfw": b"1\\t1\\nAnn\\t1\\t2\\nAnn\\t1\\tBo\\t3\\n"}, name="pair lists")
     def test_pair_lists(data: bytes) -> None:
         pairs = open_pairs(write("pairs.txt", data))
         assert pairs.folds <= len(pairs)
 
-A `SpherecfError` is a refusal, which is fine. Everything else fails: another exception, more than 10 s of
-the processor or a minute of the clock, more than 1 GB of memory (also where the request for it was answered
-by a `MemoryError`), a crash.
+A `SpherecfError` refuses the input, which is correct. Everything else fails the test: another exception, more
+than 10 s of processor time or 60 s of wall-clock time, more than 1 GB of memory (also if the allocation ended
+in a `MemoryError`), or a crash.
 
-Bytes with a checksum or a length in front are best mutated before these are computed: let the seeds be the
-inner bytes, and put the container around them in the target.
+Formats with a checksum or a length prefix are best mutated before these are computed: use the inner bytes as
+seeds, and wrap them in the container in the target.
 """
 
 import atexit
@@ -40,8 +40,8 @@ from spherecf.errors import SpherecfError
 
 INPUTS = int(os.environ.get("SPHERECF_FUZZ", "100"))
 RESULTS = os.environ.get("SPHERECF_FUZZ_RESULTS")
-SECONDS, MEMORY, QUICK = 10, 1 << 30, 0.05
-CEILING = 8 << 30  # of address space beyond what the process has: protects the machine, not the product
+MAX_SECONDS, MAX_MEMORY, QUICK_SECONDS = 10, 1 << 30, 0.05
+MAX_ADDRESS_SPACE = 8 << 30  # beyond the process's own: protects the machine rather than tests the product
 
 NUMBERS = [
     0, 1, 2, 127, 128, 255, 65535, 2**24 + 1, 2**29, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1,
@@ -55,17 +55,17 @@ TOKENS = [
     b'{"a":' * 2000, b"#", b"\\",
 ]  # fmt: skip
 _WORD = re.compile(rb"[\w.+\-]+")
-_memory = "/dev/shm"  # no disk: an input takes a millisecond
-_scratch = Path(tempfile.mkdtemp(prefix="spherecf-fuzz-", dir=_memory if Path(_memory).is_dir() else None))
+_RAM_DISK = Path("/dev/shm")  # since an input takes only a millisecond
+_scratch = Path(tempfile.mkdtemp(prefix="spherecf-fuzz-", dir=_RAM_DISK if _RAM_DISK.is_dir() else None))
 atexit.register(shutil.rmtree, _scratch, ignore_errors=True)
 
 
 class Overrun(BaseException):
-    """Ten seconds are over; no `except Exception` may swallow it."""
+    """The time limit is exceeded; a BaseException, so that no `except Exception` can swallow it."""
 
 
 def write(name: str, data: bytes) -> Path:
-    """The bytes as a file of this name in a scratch folder of this process."""
+    """Write the bytes to a file of this name in the scratch folder of this process."""
     path = _scratch / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -79,14 +79,14 @@ def fuzz(
     tokens: Sequence[bytes] = (),
     share: float = 1.0,
 ) -> Callable[[Callable[[bytes], object]], Callable[[], None]]:
-    """A test that feeds mutations of the seeds to the decorated function; see the head of this file.
+    """Turn a target into a test that feeds it mutations of the seeds; see the top of this file.
 
     Args:
-        seeds: valid inputs by variant, or a function that makes them when the test starts. Each is first
-            tried as it is, and must be accepted.
-        name: of the format, in the table.
-        tokens: words of the format that mutations put in, besides `TOKENS`.
-        share: of the usual number of inputs in a short run, for slow formats.
+        seeds: valid inputs by variant, or a function that creates them when the test starts. Each must first
+            be accepted unchanged.
+        name: name of the format in the table.
+        tokens: words of the format that mutations insert, in addition to `TOKENS`.
+        share: fraction of the usual number of inputs in a short run; below 1 for slow formats.
     """
 
     def decorate(attempt: Callable[[bytes], object]) -> Callable[[], None]:
@@ -97,7 +97,7 @@ def fuzz(
                     attempt(data)
                 except SpherecfError as error:
                     raise AssertionError(f"the seed {variant!r} is refused: {error}") from error
-            count = {"accepted": 0, "refused": 0}
+            counts = {"accepted": 0, "refused": 0}
             inputs = max(20, round(INPUTS * share)) if INPUTS < 1000 else INPUTS
 
             @seed(int(os.environ.get("SPHERECF_FUZZ_SEED", "0")))
@@ -109,13 +109,13 @@ def fuzz(
             def run(program: bytes) -> None:
                 data = mutated([*valid.values()], [*TOKENS, *tokens], program)
                 note(f"input: {data[:2000]!r}")
-                count["accepted" if _accepted(attempt, data) else "refused"] += 1
+                counts["accepted" if _accepted(attempt, data) else "refused"] += 1
 
             start = time.monotonic()
-            with _watch.on():
+            with _shared_limits.set():
                 run()
             if RESULTS:
-                row = {"format": name, "seeds": len(valid), **count, "seconds": time.monotonic() - start}
+                row = {"format": name, "seeds": len(valid), **counts, "seconds": time.monotonic() - start}
                 with Path(RESULTS).open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
 
@@ -126,68 +126,72 @@ def fuzz(
 
 
 def _accepted(attempt: Callable[[bytes], object], data: bytes) -> bool:
-    with _limits():
+    with _limited():
         try:
             attempt(data)
         except SpherecfError as error:
             cause: BaseException | None = error
             while cause is not None:
-                assert not isinstance(cause, MemoryError), f"asks for {CEILING >> 30} GiB: {error}"
+                assert not isinstance(cause, MemoryError), (
+                    f"requests over {MAX_ADDRESS_SPACE >> 30} GiB: {error}"
+                )
                 cause = cause.__cause__
             return False
     return True
 
 
 @contextmanager
-def _limits() -> Iterator[None]:
-    """Time by an alarm, memory by the high-water mark, which only inputs that take their time can raise."""
+def _limited() -> Iterator[None]:
+    """Limit time with an alarm, and memory by its high-water mark, which is read only after slow inputs."""
     start = time.monotonic()
-    # Of the processor, since other work on the machine is not the input's; and of the clock, for what waits.
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.setitimer(signal.ITIMER_REAL, 6 * SECONDS)
+    # Processor time, which other work on the machine does not affect; wall-clock time for code that waits.
+    signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 6 * MAX_SECONDS)
     try:
         yield
     except Overrun:
-        raise AssertionError(f"more than {SECONDS} s") from None
+        raise AssertionError(f"more than {MAX_SECONDS} s") from None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-    _watch.inputs += 1
-    if _watch.inputs % 64 == 0:  # hypothesis itself remembers every input
-        _watch.peak = max(_watch.peak, _peak())
-    elif time.monotonic() - start > QUICK:
-        grown = _peak() - _watch.peak
-        _watch.peak = max(_watch.peak, _peak())
-        assert grown < MEMORY, f"memory grew by {grown >> 20} MiB"
-        # C code that does not return hears no alarm: then the process ends, with a traceback.
-        faulthandler.dump_traceback_later(30 * SECONDS, exit=True)
+    _shared_limits.inputs += 1
+    if _shared_limits.inputs % 64 == 0:  # hypothesis itself keeps every input in memory
+        _shared_limits.peak = max(_shared_limits.peak, _peak())
+    elif time.monotonic() - start > QUICK_SECONDS:
+        growth = _peak() - _shared_limits.peak
+        _shared_limits.peak = max(_shared_limits.peak, _peak())
+        assert growth < MAX_MEMORY, f"memory grew by {growth >> 20} MiB"
+        # C code that does not return cannot be interrupted by an alarm: end the process with a traceback.
+        faulthandler.dump_traceback_later(30 * MAX_SECONDS, exit=True)
 
 
-class _Watch:
-    """What is set once for all inputs of a test, since each of these calls costs more than a small file."""
+class _Limits:
+    """Limits set once for all inputs of a test: each of these system calls costs more than a small file."""
 
     def __init__(self) -> None:
         self.peak = self.inputs = 0
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        def ring(*_: object) -> None:
+    def set(self) -> Iterator[None]:
+        def raise_overrun(*_: object) -> None:
             raise Overrun
 
         self.peak = _peak()
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        before = {number: signal.signal(number, ring) for number in (signal.SIGALRM, signal.SIGPROF)}
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + CEILING, hard))
+        old_handlers = {
+            number: signal.signal(number, raise_overrun) for number in (signal.SIGALRM, signal.SIGPROF)
+        }
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MAX_ADDRESS_SPACE, hard))
         try:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-            for number, handler in before.items():
+            for number, handler in old_handlers.items():
                 signal.signal(number, handler)
 
 
-_watch = _Watch()
+_shared_limits = _Limits()
 
 
 def _peak() -> int:
@@ -199,21 +203,22 @@ def _address_space() -> int:
 
 
 def mutated(seeds: Sequence[bytes], tokens: Sequence[bytes], program: bytes) -> bytes:
-    """One to four mutations of one of the seeds; which ones, a string of random bytes says.
+    """Apply one to four mutations to one of the seeds.
 
-    One string is a fifth of the cost of drawing each choice from hypothesis, and shrinks as well.
+    Each choice is taken from ``program``, a string of random bytes. One string costs a fifth of drawing each
+    choice from hypothesis, and also shrinks.
     """
     choices = iter(program)
 
     def choose(count: int) -> int:
         return next(choices, 0) % count
 
-    def place(data: bytes) -> int:
+    def draw_position(data: bytes) -> int:
         return int.from_bytes([next(choices, 0) for _ in range(3)], "big") % (len(data) + 1)
 
     data = seeds[choose(len(seeds))]
     for _ in range(1 + choose(4)):
-        at = place(data)
+        at = draw_position(data)
         match choose(9):
             case 0:
                 data = data[:at] + bytes([choose(256)]) + data[at + 1 :]
@@ -227,7 +232,7 @@ def mutated(seeds: Sequence[bytes], tokens: Sequence[bytes], program: bytes) -> 
                 start, end = _word(data, at)
                 data = data[:start] + tokens[choose(len(tokens))] + data[end:]
             case 4:
-                (a, b), (c, d) = sorted((_word(data, at), _word(data, place(data))))
+                (a, b), (c, d) = sorted((_word(data, at), _word(data, draw_position(data))))
                 data = data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:] if b <= c else data
             case 5:
                 data = data[:at] + data[at + 1 + choose(64) :]
@@ -237,26 +242,26 @@ def mutated(seeds: Sequence[bytes], tokens: Sequence[bytes], program: bytes) -> 
                 data = data[:at]
             case 8:
                 tail = seeds[choose(len(seeds))]
-                data = data[:at] + tail[place(tail) :]
+                data = data[:at] + tail[draw_position(tail) :]
     return data
 
 
 def _word(data: bytes, at: int) -> tuple[int, int]:
-    """The word at this place or the next one after it."""
+    """Start and end of the word at this position, or of the next word after it."""
     match = _WORD.search(data, at)
     return match.span() if match else (len(data), len(data))
 
 
 def table(results: Path) -> str:
-    """The Markdown table of docs/reliability.md from the results of one run."""
+    """Format the results of one run as the Markdown table of docs/reliability.md."""
     lines = [
         "| format | valid seeds | mutated inputs | accepted | refused | anything else |",
         "|---" * 6 + "|",
     ]
     for row in sorted(map(json.loads, results.read_text().splitlines()), key=lambda row: row["format"]):
         counts = (row["accepted"] + row["refused"], row["accepted"], row["refused"])
-        shown = " | ".join(f"{count:,}" for count in counts)
-        lines.append(f"| {row['format']} | {row['seeds']} | {shown} | 0 |")
+        cells = " | ".join(f"{count:,}" for count in counts)
+        lines.append(f"| {row['format']} | {row['seeds']} | {cells} | 0 |")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Calibrations as JSON: what opens computes, and is saved again as it is."""
+"""Calibrations as JSON: an accepted one can be evaluated, and is unchanged after saving and loading."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def seeds() -> dict[str, bytes]:
         DecisionRule("cosine", None, "norm", None, None, -math.inf, "fmr", 0.1, 0.1),
     ]
 
-    def fitted(method: Literal["logistic", "isotonic"]) -> Calibration:
+    def fit(method: Literal["logistic", "isotonic"]) -> Calibration:
         calibration = fit_calibration(
             model="m" * 64, data="d" * 64, mated=mated, radius=64.0,
             kappa=KappaScale.fit(rng.gamma(2, 50, 5), dim=128, population="5 images"),
@@ -32,23 +32,23 @@ def seeds() -> dict[str, bytes]:
         record = {"flip": "none", "counts": [1, None, True]}
         return replace(calibration, decisions=tuple(rules), record=record)
 
-    line = fitted("logistic")
-    entry = line.thresholds["cosine"].entries[1]
-    infinite = replace(line.thresholds["cosine"], entries=(replace(entry, threshold=math.inf),))
+    logistic = fit("logistic")
+    entry = logistic.thresholds["cosine"].entries[1]
+    infinite = replace(logistic.thresholds["cosine"], entries=(replace(entry, threshold=math.inf),))
     variants = {
-        "logistic": line,
-        "isotonic": fitted("isotonic"),
-        "an infinite threshold": replace(line, thresholds={"cosine": infinite}),
+        "logistic": logistic,
+        "isotonic": fit("isotonic"),
+        "an infinite threshold": replace(logistic, thresholds={"cosine": infinite}),
         "empty": Calibration("m", "d"),
     }
-    return {name: json.dumps(one.to_dict()).encode() for name, one in variants.items()}
+    return {name: json.dumps(calibration.to_dict()).encode() for name, calibration in variants.items()}
 
 
 @fuzz(seeds, name="calibrations", tokens=[b'"inf"', b"null", b"64.0", b'"isotonic"', b"-0.0"])
 def test_calibrations(data: bytes) -> None:
     facts = parse_json(data, "c.json", "a calibration")
     if not isinstance(facts, dict):
-        raise InputError("a calibration is an object")  # as every header is
+        raise InputError("a calibration is an object")  # as for every header
     calibration = Calibration.from_dict(facts)
     assert (
         Calibration.from_dict(json.loads(json.dumps(calibration.to_dict(), allow_nan=False))) == calibration
@@ -62,6 +62,6 @@ def test_calibrations(data: bytes) -> None:
     for rule in calibration.decisions:
         assert set(rule.decide([0.0, 3.0], 40.0)) <= {"match", "undecided", "non_match"}
     if calibration.kappa is not None:
-        percent = calibration.kappa.percentile([0.0, 1.0, 1e3])
-        assert ((percent >= 0) & (percent <= 100)).all() and (np.diff(percent) >= 0).all()
+        percentiles = calibration.kappa.percentile([0.0, 1.0, 1e3])
+        assert ((percentiles >= 0) & (percentiles <= 100)).all() and (np.diff(percentiles) >= 0).all()
         assert np.isfinite(calibration.kappa.kappa_at(50.0))

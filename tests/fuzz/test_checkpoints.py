@@ -1,4 +1,4 @@
-"""Torch files, new and old, and TorchScript: what opens is plain tensors of the stated sizes."""
+"""Torch files, new and old, and TorchScript: an accepted one yields plain tensors of the stated sizes."""
 
 import io
 import zipfile
@@ -42,9 +42,9 @@ def contents() -> dict[str, object]:
     }
 
 
-def saved(content: object, new: bool = True) -> bytes:
+def saved(content: object, zipped: bool = True) -> bytes:
     stream = io.BytesIO()
-    torch.save(content, stream, _use_new_zipfile_serialization=new)
+    torch.save(content, stream, _use_new_zipfile_serialization=zipped)
     return stream.getvalue()
 
 
@@ -55,7 +55,7 @@ def script() -> bytes:
 
 
 def use(data: bytes) -> None:
-    """Whatever is in it: each door opens it or refuses it, and none of them breaks."""
+    """Each loader must open or refuse the file, whatever it contains."""
     path = write("checkpoint.pth", data)
     refusal: SpherecfError | None = None
     try:
@@ -64,9 +64,9 @@ def use(data: bytes) -> None:
         refusal, tensors = error, {}
     for tensor in tensors.values():
         assert tensor.numel() * tensor.element_size() <= len(data)
-    for door in (load_backbone, load_confidence_head, load_prototypes):
+    for loader in (load_backbone, load_confidence_head, load_prototypes):
         try:
-            value = door(path)
+            value = loader(path)
         except SpherecfError as error:
             assert "weights_only" not in str(error) and "arbitrary code" not in str(error)
         else:
@@ -88,7 +88,7 @@ def test_files(data: bytes) -> None:
 
 
 @fuzz(
-    lambda: {k: saved(v, new=False) for k, v in contents().items()},
+    lambda: {k: saved(v, zipped=False) for k, v in contents().items()},
     name="torch files before 1.6",
     tokens=TOKENS,
     share=0.25,
@@ -99,16 +99,16 @@ def test_old_files(data: bytes) -> None:
 
 @cache
 def archives() -> list[dict[str, bytes]]:
-    """The members of some torch files."""
+    """The zip members of several torch files."""
     members = []
     for data in (*map(saved, contents().values()), script()):
-        with zipfile.ZipFile(io.BytesIO(data)) as stored:
-            members.append({name: stored.read(name) for name in stored.namelist()})
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members.append({name: archive.read(name) for name in archive.namelist()})
     return members
 
 
 def pickles() -> dict[str, bytes]:
-    """A byte for the number of the file, then its pickle."""
+    """For each file its number as one byte, then its pickle."""
     return {
         str(number): bytes([number]) + content
         for number, members in enumerate(archives())
@@ -119,10 +119,10 @@ def pickles() -> dict[str, bytes]:
 
 @fuzz(pickles, name="pickles in torch files", tokens=TOKENS, share=0.25)
 def test_pickles(data: bytes) -> None:
-    """With a right checksum around them, and the storage that they refer to."""
+    """Mutated pickles in an archive with correct checksums and the storages that they refer to."""
     members = archives()[data[0] % len(archives())] if data else {}
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as whole:
+    with zipfile.ZipFile(stream, "w") as archive:
         for name, content in members.items():
-            whole.writestr(name, data[1:] if name.endswith("/data.pkl") else content)
+            archive.writestr(name, data[1:] if name.endswith("/data.pkl") else content)
     use(stream.getvalue())

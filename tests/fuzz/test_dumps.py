@@ -1,4 +1,4 @@
-"""Features of other tools: .npy, .npz and text give unit directions with a key each, or are refused."""
+"""Feature dumps of other tools (.npy, .npz, text): unit directions with one key each, or a refusal."""
 
 import io
 
@@ -30,10 +30,10 @@ def _text(separator: str, header: str = "") -> bytes:
 
 def _use(name: str, data: bytes, keys: list[str] | None) -> None:
     embeddings = read_features(write(name, data), keys)
-    again = type(embeddings).load(embeddings.save(write("dump.safetensors", b"")))
-    assert again.fingerprint() == embeddings.fingerprint() and len(again.keys) == len(again.mu)
-    assert np.allclose(np.linalg.norm(again.mu, axis=1), 1, atol=1e-3)
-    assert keys is None or {*again.keys, *(key for key, _ in again.skipped)} == {*keys}
+    reloaded = type(embeddings).load(embeddings.save(write("dump.safetensors", b"")))
+    assert reloaded.fingerprint() == embeddings.fingerprint() and len(reloaded.keys) == len(reloaded.mu)
+    assert np.allclose(np.linalg.norm(reloaded.mu, axis=1), 1, atol=1e-3)
+    assert keys is None or {*reloaded.keys, *(key for key, _ in reloaded.skipped)} == {*keys}
 
 
 @fuzz(

@@ -1,4 +1,4 @@
-"""Embeddings files: an accepted one is whole, and can be saved again equal."""
+"""Embeddings files: an accepted one is complete, and is equal after saving and loading."""
 
 import io
 import json
@@ -15,8 +15,8 @@ from spherecf.embeddings import Embeddings
 
 def _saved(**fields: object) -> bytes:
     mu = np.eye(4, dtype=np.float32)[:3]
-    made = Embeddings(**{"mu": mu, "log_kappa": np.zeros(3), "keys": ["a", "b/\u00e9", "c"], **fields})  # type: ignore[arg-type]
-    return made.save(write("seed.safetensors", b"")).read_bytes()
+    embeddings = Embeddings(**{"mu": mu, "log_kappa": np.zeros(3), "keys": ["a", "b/\u00e9", "c"], **fields})  # type: ignore[arg-type]
+    return embeddings.save(write("seed.safetensors", b"")).read_bytes()
 
 
 def _seeds() -> dict[str, bytes]:
@@ -31,10 +31,10 @@ def _seeds() -> dict[str, bytes]:
 
 def _use(data: bytes) -> None:
     embeddings = Embeddings.load(write("e.safetensors", data))
-    again = Embeddings.load(embeddings.save(write("again.safetensors", b"")))
-    assert again.fingerprint() == embeddings.fingerprint() and again.keys == embeddings.keys
-    assert (again.skipped, again.provenance) == (embeddings.skipped, embeddings.provenance)
-    assert (again.identities, {*again.extras}) == (embeddings.identities, {*embeddings.extras})
+    reloaded = Embeddings.load(embeddings.save(write("again.safetensors", b"")))
+    assert reloaded.fingerprint() == embeddings.fingerprint() and reloaded.keys == embeddings.keys
+    assert (reloaded.skipped, reloaded.provenance) == (embeddings.skipped, embeddings.provenance)
+    assert (reloaded.identities, {*reloaded.extras}) == (embeddings.identities, {*embeddings.extras})
     subjects = embeddings.subjects()
     assert subjects is None or len(subjects) == len(embeddings)
     assert embeddings.rows(embeddings.keys).tolist() == [*range(len(embeddings))]
@@ -54,7 +54,7 @@ _SECRET = bytes(range(32))
 
 @fuzz(_seeds, name="embeddings, encrypted", tokens=[b"F32", b"F64", b"I64", b"U8", b"key_ends", b"[0,8]"])
 def test_sealed(data: bytes) -> None:
-    """Sealed after the mutation, so that it reaches what reads the content."""
+    """Encrypt after the mutation, so that the mutation reaches the code that reads the content."""
     stream = io.BytesIO()
     with sealing(stream, Key(_SECRET, "fuzz")) as target:
         target.write(data)
@@ -71,7 +71,7 @@ def _headers() -> dict[str, bytes]:
     _headers, name="embeddings, header", tokens=[b"F32", b"F64", b"I64", b"U8", b"key_ends", b'\\"', b"[0,8]"]
 )
 def test_header(data: bytes) -> None:
-    """The length in front always fits, so that mutations reach the header."""
+    """Keep the length prefix correct, so that mutations reach the code that reads the header."""
     length = max((end for entry in _entries(data) for end in entry), default=0)
     _use(struct.pack("<Q", len(data)) + data + _CONTENT[:length].ljust(length, b"\0"))
 
@@ -83,9 +83,9 @@ def _entries(data: bytes) -> list[list[int]]:
     except (ValueError, AttributeError, RecursionError):
         return []
     return [
-        [end for end in one if isinstance(end, int) and 0 < end < 4096]
-        for one in offsets
-        if isinstance(one, list)
+        [end for end in ends if isinstance(end, int) and 0 < end < 4096]
+        for ends in offsets
+        if isinstance(ends, list)
     ]
 
 

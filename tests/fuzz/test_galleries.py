@@ -1,4 +1,4 @@
-"""Files of galleries: an accepted one lists, finds, enrols and removes people."""
+"""Gallery files: an accepted one can list, identify, enrol and remove people."""
 
 import os
 from pathlib import Path
@@ -32,13 +32,13 @@ def _seeds() -> dict[str, bytes]:
 )
 def test_galleries(data: bytes) -> None:
     path = write("mutated.gallery", data)
-    for left in path.parent.glob("mutated.gallery-*"):
-        left.unlink()
+    for leftover in path.parent.glob("mutated.gallery-*"):
+        leftover.unlink()
     with _open(path) as gallery:
         people = gallery.list()
         assert all(person.kappa >= 0 and person.images > 0 for person in people)
-        found = gallery.identify(np.eye(4, dtype=np.float32)[0], 40.0)
-        assert all(np.isfinite(candidate.score) for candidate in found.candidates)
+        result = gallery.identify(np.eye(4, dtype=np.float32)[0], 40.0)
+        assert all(np.isfinite(candidate.score) for candidate in result.candidates)
         gallery.enrol("new", np.eye(4, dtype=np.float32)[:1], np.array([10.0]), media=["q"], sources=["z"])
         assert gallery.remove("new") == 1
 
@@ -53,11 +53,11 @@ def _sealed_seeds() -> dict[str, bytes]:
 
 @fuzz(_sealed_seeds, name="galleries, encrypted", tokens=[b"sealed", b"\x00" * 8, b"\xff" * 8], share=0.2)
 def test_sealed_galleries(data: bytes) -> None:
-    """An accepted one is what it was: no mutation alters, adds or removes anybody."""
+    """An accepted gallery is unchanged: no mutation can alter, add or remove a person."""
     path = write("sealed.gallery", data)
-    for left in path.parent.glob("sealed.gallery-*"):
-        left.unlink()
+    for leftover in path.parent.glob("sealed.gallery-*"):
+        leftover.unlink()
     with patch.dict(os.environ, _KEY), _open(path) as gallery:
-        people = [(one.identity, one.kappa > 0, one.images) for one in gallery.list()]
+        people = [(person.identity, person.kappa > 0, person.images) for person in gallery.list()]
         assert people == [(f"person {person}", True, 1 + person % 2) for person in range(4)]
         assert all(len(gallery.sources(name)) == images for name, _, images in people)

@@ -1,4 +1,4 @@
-"""JSON headers: what is read can be written again."""
+"""JSON headers: an accepted one can be written again."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""List files and .lst: every line is an image or the list is refused."""
+"""Image lists and .lst files: every line is an image, or the list is refused."""
 
 import cv2
 import numpy as np
@@ -6,12 +6,12 @@ from tests.fuzz.harness import fuzz, write
 
 from spherecf.data import ImageError, describe, open_source
 
-_PICTURE = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
+_IMAGE = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 _NAMES = ("a/1.png", "a/2.png", "b/1.png", "b c/1.png", "Jos\u00e9/1.png")
 
 
-def _lines(form: str) -> bytes:
-    return "".join(form.format(name, row // 2, row) + "\n" for row, name in enumerate(_NAMES)).encode()
+def _lines(template: str) -> bytes:
+    return "".join(template.format(name, row // 2, row) + "\n" for row, name in enumerate(_NAMES)).encode()
 
 
 _SEEDS = {
@@ -30,7 +30,7 @@ _SEEDS = {
 @fuzz(_SEEDS, name="image lists", tokens=[b"a/1.png", b"a\\1.png", b"-1.000000", b"C:\\a\\1.png", b'"', b";"])
 def test_lists(data: bytes) -> None:
     for name in _NAMES:
-        write(f"lists/{name}", _PICTURE)
+        write(f"lists/{name}", _IMAGE)
     source = open_source(write("lists/list.txt", data))
     text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     lines = [line for line in text.split("\n") if line.strip() and not line.strip().startswith("#")]

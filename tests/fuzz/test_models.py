@@ -1,4 +1,4 @@
-"""Saved models, backbones and prototypes: what opens can be used, and is saved again to an equal file."""
+"""Saved models, backbones and prototypes: an accepted one can be used, and is saved to an equal file."""
 
 import json
 from functools import cache
@@ -40,11 +40,12 @@ def backbone() -> FrozenBackbone:
 def model(kind: str, calibrated: bool = False) -> Path:
     channels, height, width = backbone().feature_shape
     head = make_head(kind, channels=channels, height=height, width=width)
-    made = ConfidenceModel(backbone(), head, record={"epochs": 3, "loss": [1.5, None]})
+    confidence_model = ConfidenceModel(backbone(), head, record={"epochs": 3, "loss": [1.5, None]})
     if calibrated:
         scale = KappaScale.fit([10.0, 20.0], dim=48, population="two")
-        made = made.with_calibration(Calibration(made.fingerprint(), "d", scale))
-    return made.save(FOLDER / f"{kind}-{calibrated}.safetensors")
+        calibration = Calibration(confidence_model.fingerprint(), "d", scale)
+        confidence_model = confidence_model.with_calibration(calibration)
+    return confidence_model.save(FOLDER / f"{kind}-{calibrated}.safetensors")
 
 
 def models() -> dict[str, bytes]:
@@ -53,11 +54,11 @@ def models() -> dict[str, bytes]:
 
 
 def trained() -> dict[str, bytes]:
-    made = {"mbf": 0.125, "vit_t": 0.03125}
-    for name, width in made.items():
+    widths = {"mbf": 0.125, "vit_t": 0.03125}
+    for name, width in widths.items():
         network = make_backbone(name, dim=4, size=16, width=width)
         save_backbone(FOLDER / f"{name}.safetensors", network, Preprocessing(size=(16, 16)), {"epochs": 1})
-    return {name: (FOLDER / f"{name}.safetensors").read_bytes() for name in made}
+    return {name: (FOLDER / f"{name}.safetensors").read_bytes() for name in widths}
 
 
 def prototypes() -> dict[str, bytes]:
@@ -68,9 +69,9 @@ def prototypes() -> dict[str, bytes]:
 def use_model(path: Path) -> None:
     opened = load(path, backbone())
     opened.embed(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
-    again = opened.save(FOLDER / "again.safetensors")
-    assert load(again, backbone()).fingerprint() == opened.fingerprint()
-    assert load(again, backbone()).save(FOLDER / "third.safetensors").read_bytes() == again.read_bytes()
+    resaved = opened.save(FOLDER / "again.safetensors")
+    assert load(resaved, backbone()).fingerprint() == opened.fingerprint()
+    assert load(resaved, backbone()).save(FOLDER / "third.safetensors").read_bytes() == resaved.read_bytes()
     assert load_confidence_head(path).feature_shape == opened.head.feature_shape
 
 
@@ -79,10 +80,10 @@ def use_backbone(path: Path) -> None:
     with torch.no_grad():
         network(torch.zeros(1, 3, network.size, network.size))
     if path.name.startswith("own"):
-        again = save_backbone(FOLDER / "again.safetensors", *load_trained(path))
+        resaved = save_backbone(FOLDER / "again.safetensors", *load_trained(path))
         assert (
-            save_backbone(FOLDER / "third.safetensors", *load_trained(again)).read_bytes()
-            == again.read_bytes()
+            save_backbone(FOLDER / "third.safetensors", *load_trained(resaved)).read_bytes()
+            == resaved.read_bytes()
         )
 
 
@@ -110,22 +111,22 @@ def test_prototypes(data: bytes) -> None:
 
 
 def header_of(data: bytes) -> bytes:
-    with safe_open(write("header.safetensors", data), "pt") as stored:
-        return str(stored.metadata()["spherecf"]).encode()
+    with safe_open(write("header.safetensors", data), "pt") as file:
+        return str(file.metadata()["spherecf"]).encode()
 
 
 @cache
-def _without_header(kind: bytes) -> tuple[str, bytes]:
-    """The table of a file's tensors as JSON without its first brace, and their bytes."""
-    start = 8 + int.from_bytes(kind[:8], "little")
-    table = json.loads(kind[8:start])
+def _without_header(file: bytes) -> tuple[str, bytes]:
+    """The JSON table of a file's tensors without its first brace, and the bytes of the tensors."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    table = json.loads(file[8:start])
     del table["__metadata__"]
-    return json.dumps(table)[1:], kind[start:]
+    return json.dumps(table)[1:], file[start:]
 
 
-def with_header(kind: bytes, header: bytes) -> bytes:
-    """The tensors of a file under a header that may be anything."""
-    table, tensors = _without_header(kind)
+def with_header(file: bytes, header: bytes) -> bytes:
+    """The tensors of a file under an arbitrary header."""
+    table, tensors = _without_header(file)
     metadata = json.dumps({"__metadata__": {"spherecf": header.decode(errors="replace")}})
     text = f"{metadata[:-1]}, {table}".encode()
     text += b" " * (-len(text) % 8)

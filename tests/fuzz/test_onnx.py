@@ -1,4 +1,4 @@
-"""Recognisers as ONNX files: read, repaired, run and written again, or refused."""
+"""Recognisers as ONNX files: each is read, repaired and run, or refused."""
 
 import json
 import tempfile
@@ -19,7 +19,7 @@ FACES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8
 
 
 def small(kind: str) -> onnx.ModelProto:
-    """conv - norm - PReLU - flatten - dense, in few bytes, so that mutations meet the structure."""
+    """conv - norm - PReLU - flatten - dense, with few weights, so that mutations hit the graph itself."""
     make = graphs.Maker(30)
     x = make.conv("image", "c", 3, 4, strides=[4, 4])
     if kind != "quantised":
@@ -31,7 +31,7 @@ def small(kind: str) -> onnx.ModelProto:
 
 
 def tokens() -> onnx.ModelProto:
-    """Patches and a class token, one attention over them, for one image and no more."""
+    """One attention layer over patches and a class token; the batch size is fixed at one."""
     make = graphs.Maker(30)
     x = make.conv("image", "c", 3, 4, strides=[4, 4])
     x = make.node("Reshape", [x, make.stored("s", np.array([1, 4, -1]))], "r")
@@ -41,8 +41,9 @@ def tokens() -> onnx.ModelProto:
     y = make.node("MatMul", [y, make.weight("w", 4, 12)], "m")
     thirds = make.stored("h", np.array([4, 4, 4]))
     make.nodes.append(helper.make_node("Split", [y, thirds], ["q", "k", "v"], axis=2))
-    seen = make.node("Softmax", [make.node("Einsum", ["q", "k"], "i", equation="nac,nbc->nab")], "a", axis=-1)
-    x = make.node("Add", [x, make.node("MatMul", [seen, "v"], "o")], "u")
+    products = make.node("Einsum", ["q", "k"], "i", equation="nac,nbc->nab")
+    attention = make.node("Softmax", [products], "a", axis=-1)
+    x = make.node("Add", [x, make.node("MatMul", [attention, "v"], "o")], "u")
     make.dense(make.node("Gather", [x, make.stored("z", np.array(0))], "f", axis=1), "e", 4, 32)
     return make.model(["e"], batch=1, opset=17)
 
@@ -83,28 +84,28 @@ def test_onnx(data: bytes) -> None:
     output = backbone(FACES)
     assert output.embedding.shape == (3, backbone.dim)
     assert output.features.shape == (3, *backbone.feature_shape)
-    alone = torch.cat([backbone(face[None]).embedding for face in FACES])
-    scale = alone.abs().max()
-    assert float((output.embedding - alone).abs().max() / scale) < 1e-3
+    single = torch.cat([backbone(face[None]).embedding for face in FACES])
+    scale = single.abs().max()
+    assert float((output.embedding - single).abs().max() / scale) < 1e-3
 
 
 @cache
-def outside() -> tuple[bytes, bytes]:
-    """(graph, weights kept beside it)."""
+def external() -> tuple[bytes, bytes]:
+    """(graph, weights in an external file)."""
     folder = Path(tempfile.mkdtemp())
-    how = {"save_as_external_data": True, "size_threshold": 0, "location": "w"}
-    onnx.save(small("plain"), folder / "r.onnx", **how)
+    options = {"save_as_external_data": True, "size_threshold": 0, "location": "w"}
+    onnx.save(small("plain"), folder / "r.onnx", **options)
     return (folder / "r.onnx").read_bytes(), (folder / "w").read_bytes()
 
 
 @fuzz(
-    lambda: {"graph": outside()[0]},
+    lambda: {"graph": external()[0]},
     name="ONNX files, weights outside",
     tokens=[b"location", b"offset"],
     share=0.2,
 )
-def test_onnx_outside(data: bytes) -> None:
-    write("outside/w", outside()[1])
-    backbone = FrozenBackbone.from_onnx(write("outside/r.onnx", data), preprocessing=TINY)
+def test_onnx_with_external_weights(data: bytes) -> None:
+    write("external/w", external()[1])
+    backbone = FrozenBackbone.from_onnx(write("external/r.onnx", data), preprocessing=TINY)
     assert backbone(FACES).embedding.shape == (3, backbone.dim)
     json.dumps(backbone.repairs)

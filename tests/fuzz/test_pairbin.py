@@ -1,4 +1,4 @@
-"""Pair files: pickles of all protocols, of Python 2 and 3, with images as bytes, arrays and text."""
+"""Pair files (.bin): pickles of all protocols, of Python 2 and 3, with images as bytes, arrays or text."""
 
 import io
 import pickle
@@ -12,7 +12,7 @@ from spherecf.data import PairBin
 from spherecf.errors import FileFormatError
 
 
-def _picture(seed: int) -> bytes:
+def _image(seed: int) -> bytes:
     grey = np.full((6, 6, 3), 40 * seed, np.uint8)
     return cv2.imencode(".png", grey)[1].tobytes()
 
@@ -27,7 +27,7 @@ def _python2(images: list[bytes]) -> bytes:
 
 
 def _seeds() -> dict[str, bytes]:
-    images = [_picture(seed) for seed in range(4)]
+    images = [_image(seed) for seed in range(4)]
     arrays = [np.frombuffer(data, np.uint8) for data in images]
     contents: dict[str, Any] = {
         "bytes": (images, [True, False]),
@@ -36,12 +36,12 @@ def _seeds() -> dict[str, bytes]:
         "objects": (np.array([*arrays, None], object)[:-1], list(np.array([True, False]))),
         "text": ([data.decode("latin-1") for data in images], [1.0, 0.0]),
     }
-    found = {
+    pickles = {
         f"{kind} {protocol}": pickle.dumps(content, protocol)
         for kind, content in contents.items()
         for protocol in (0, 2, 4, 5)
     }
-    return found | {"python 2": _python2(images)}
+    return pickles | {"python 2": _python2(images)}
 
 
 _TOKENS = [

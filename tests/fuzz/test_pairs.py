@@ -1,4 +1,4 @@
-"""Pair lists of all layouts: every line is a pair, folds are without gap, no image is taken for another."""
+"""Pair lists of all layouts: every line is a pair, folds have no gaps, and names match the right images."""
 
 import re
 
@@ -44,21 +44,22 @@ def test_pairs(data: bytes) -> None:
     assert np.array_equal(np.unique(pairs.fold), np.arange(pairs.folds)) and len(pairs.left) == len(pairs)
     pairs.fingerprint()
     if pairs.subjects is not None:
-        assert [one == other for one, other in zip(*pairs.subjects)] == pairs.mated.tolist()
+        assert [left == right for left, right in zip(*pairs.subjects)] == pairs.mated.tolist()
     for keys in (_KEYS, _OTHERS, _ROOTED, [*_OTHERS, *_ROOTED], [*_KEYS, *_OTHERS]):
         try:
             rows = pairs.rows(keys)
         except InputError:
             continue
-        for names, places in zip((pairs.left, pairs.right), rows):
-            for name, place in zip(names, places):
-                assert _bare(keys[place]).endswith(_bare(name)) or _bare(name).endswith(_bare(keys[place]))
+        for names, indices in zip((pairs.left, pairs.right), rows):
+            for name, index in zip(names, indices):
+                key, name = _normalised(keys[index]), _normalised(name)
+                assert key.endswith(name) or name.endswith(key)
 
 
-def _bare(name: str) -> str:
+def _normalised(name: str) -> str:
     return re.sub(r"\.\w+$", "", "/".join(part for part in name.split("/") if part not in ("", ".")))
 
 
-def test_pairs_keep_their_names() -> None:
+def test_pair_names_keep_their_folder() -> None:
     pairs = PairList("toy", ["a/1.jpg"], ["b/1.jpg"], np.array([True]), np.array([0]))
-    assert _bare(pairs.left[0]) == "a/1"
+    assert _normalised(pairs.left[0]) == "a/1"

@@ -1,4 +1,4 @@
-"""Photos: whatever the bytes promise, upright RGB pixels of the size that is told, or a reason."""
+"""Photos: arbitrary bytes give upright RGB pixels of the reported size, or a failure with a reason."""
 
 import struct
 from collections.abc import Sequence
@@ -11,41 +11,41 @@ from tests.fuzz.harness import fuzz
 from spherecf.data import encode_image
 from spherecf.faces import Face, Failure, acquire, read_photo
 
-_PICTURE = cv2.resize(np.arange(36, dtype=np.uint8).reshape(3, 4, 3) * 7, (48, 40))
-_TURNED = bytes.fromhex("49492a000800000001001201030001000000060000000000")  # an Exif block: orientation 6
+_IMAGE = cv2.resize(np.arange(36, dtype=np.uint8).reshape(3, 4, 3) * 7, (48, 40))
+_ROTATED = bytes.fromhex("49492a000800000001001201030001000000060000000000")  # an Exif block: orientation 6
 
 
 def photos() -> dict[str, bytes]:
-    """One small picture as everything that phones and cameras save."""
-    deep = _PICTURE.astype(np.uint16) * 257
+    """One small image in every format that phones and cameras save."""
+    deep = _IMAGE.astype(np.uint16) * 257
     seeds = {
-        "JPEG": jpeg(_PICTURE),
-        "JPEG, progressive": _encoded(".jpg", _PICTURE, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
-        "JPEG with Exif": lying_jpeg(_PICTURE),
-        "PNG": encode_image(_PICTURE),
+        "JPEG": jpeg(_IMAGE),
+        "JPEG, progressive": _encoded(".jpg", _IMAGE, cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
+        "JPEG with Exif": lying_jpeg(_IMAGE),
+        "PNG": encode_image(_IMAGE),
         "PNG, 16 bits": _encoded(".png", deep),
-        "PNG with Exif": _with_chunk(encode_image(_PICTURE), b"eXIf", _TURNED),
-        "PNG, moving": animation(".png", _PICTURE, _PICTURE[::-1]),
-        "WebP": encode_image(_PICTURE, ".webp", 80),
-        "WebP, lossless": _encoded(".webp", _PICTURE, cv2.IMWRITE_WEBP_QUALITY, 101),
-        "WebP, moving": animation(".webp", _PICTURE, _PICTURE[::-1]),
-        "TIFF": encode_image(_PICTURE, ".tif"),
+        "PNG with Exif": _with_chunk(encode_image(_IMAGE), b"eXIf", _ROTATED),
+        "PNG, animated": animation(".png", _IMAGE, _IMAGE[::-1]),
+        "WebP": encode_image(_IMAGE, ".webp", 80),
+        "WebP, lossless": _encoded(".webp", _IMAGE, cv2.IMWRITE_WEBP_QUALITY, 101),
+        "WebP, animated": animation(".webp", _IMAGE, _IMAGE[::-1]),
+        "TIFF": encode_image(_IMAGE, ".tif"),
         "TIFF, 16 bits": _encoded(".tif", deep),
-        "BMP": encode_image(_PICTURE, ".bmp"),
-        "GIF": encode_image(_PICTURE, ".gif"),
-        "GIF, moving": animation(".gif", _PICTURE, _PICTURE[::-1]),
-        "PPM": encode_image(_PICTURE, ".ppm"),
+        "BMP": encode_image(_IMAGE, ".bmp"),
+        "GIF": encode_image(_IMAGE, ".gif"),
+        "GIF, animated": animation(".gif", _IMAGE, _IMAGE[::-1]),
+        "PPM": encode_image(_IMAGE, ".ppm"),
         "PGM": b"P5 # grey\n4 3 255\n" + bytes(range(12)),
         "PBM": b"P1\n3 2\n1 0 1\n0 1 0\n",
-        "JPEG 2000": encode_image(_PICTURE, ".jp2"),
-        "AVIF": _encoded(".avif", _PICTURE),
+        "JPEG 2000": encode_image(_IMAGE, ".jp2"),
+        "AVIF": _encoded(".avif", _IMAGE),
     }
     return seeds | _heic()
 
 
-def _encoded(suffix: str, picture: np.ndarray, *settings: int) -> bytes:
-    done, data = cv2.imencode(suffix, picture, settings)
-    assert done
+def _encoded(suffix: str, image: np.ndarray, *settings: int) -> bytes:
+    encoded, data = cv2.imencode(suffix, image, settings)
+    assert encoded
     return data.tobytes()
 
 
@@ -53,7 +53,7 @@ def _with_chunk(png: bytes, name: bytes, body: bytes) -> bytes:
     import zlib
 
     chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-    return png[:33] + chunk + png[33:]  # behind the header
+    return png[:33] + chunk + png[33:]  # after the header
 
 
 def _heic() -> dict[str, bytes]:
@@ -63,9 +63,9 @@ def _heic() -> dict[str, bytes]:
         return {}
     import io
 
-    out = io.BytesIO()
-    pillow_heif.from_bytes("RGB", (48, 40), _PICTURE.tobytes()).save(out, quality=50)
-    return {"HEIC": out.getvalue()}
+    stream = io.BytesIO()
+    pillow_heif.from_bytes("RGB", (48, 40), _IMAGE.tobytes()).save(stream, quality=50)
+    return {"HEIC": stream.getvalue()}
 
 
 def _no_face(pixels: np.ndarray) -> Sequence[Face]:
@@ -74,7 +74,7 @@ def _no_face(pixels: np.ndarray) -> Sequence[Face]:
 
 @fuzz(photos, name="photos")
 def test_photos(data: bytes) -> None:
-    acquired = acquire(data, _no_face, name="it")  # a bad photo is an outcome, never an error
+    acquired = acquire(data, _no_face, name="it")  # a bad photo is a result, never an exception
     assert acquired.failure is not None and acquired.reason
     photo = read_photo(data, name="it")
     assert acquired.failure is Failure.NO_FACE and photo.pixels.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""TOML recipes of both stages: what opens is whole, and opens again from its own words."""
+"""TOML recipes of both stages: an accepted one is equal after conversion to a dictionary and back."""
 
 from pathlib import Path
 

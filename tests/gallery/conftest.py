@@ -1,4 +1,4 @@
-"""People of the tests: directions and kappas without faces behind them."""
+"""Synthetic people for the gallery tests: random directions and kappas, without faces."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,32 +24,32 @@ def unit(rng: np.random.Generator, n: int) -> np.ndarray:
     return (mu / np.linalg.norm(mu, axis=1, keepdims=True)).astype(np.float32)
 
 
-def near(mu: np.ndarray, seed: int, apart: float = 0.1) -> np.ndarray:
-    """Other pictures of the same people."""
-    found = mu + apart * unit(np.random.default_rng(seed), len(mu))
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+def near(mu: np.ndarray, seed: int, noise: float = 0.1) -> np.ndarray:
+    """Directions of other images of the same people."""
+    shifted = mu + noise * unit(np.random.default_rng(seed), len(mu))
+    return (shifted / np.linalg.norm(shifted, axis=1, keepdims=True)).astype(np.float32)
 
 
-def calibration(**more: Any) -> Calibration:
-    """Rules at FMR 1e-2, 1e-4 and 1e-6; with these people scores of strangers are far below 0."""
+def calibration(**changes: Any) -> Calibration:
+    """Decision rules at FMR 1e-2, 1e-4 and 1e-6; non-mated scores of the synthetic people are far below 0."""
     rules = tuple(
         DecisionRule("mls", RADIUS, "kappa", accept, -20.0, 50.0, "fmr", alpha, 0.05)
         for alpha, accept in ((1e-2, 0.0), (1e-4, 10.0), (1e-6, 15.0))
     )
-    facts = {"model": MODEL, "data": "d" * 64, "decisions": rules} | more
+    facts = {"model": MODEL, "data": "d" * 64, "decisions": rules} | changes
     return Calibration(**facts)
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Callable[..., Gallery]]:
-    """Opens galleries under one path; closes them."""
-    made: list[Gallery] = []
+    """A function that opens galleries, by default at one path; all are closed after the test."""
+    galleries: list[Gallery] = []
 
-    def open_gallery(where: str | Path = "", **options: Any) -> Gallery:
+    def open_gallery(path: str | Path = "", **options: Any) -> Gallery:
         facts = {"model": MODEL, "backbone": BACKBONE, "dim": DIM, "radius": RADIUS} | options
-        made.append(Gallery.open(where or tmp_path / "people", **facts))
-        return made[-1]
+        galleries.append(Gallery.open(path or tmp_path / "people", **facts))
+        return galleries[-1]
 
     yield open_gallery
-    for one in made:
-        one.close()
+    for gallery in galleries:
+        gallery.close()

@@ -1,4 +1,4 @@
-"""Killed, out of space, half written: what was acknowledged is there, what was not is not seen in part."""
+"""After kill -9, a full disk or a truncated log, acknowledged changes are kept and others fully absent."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ from spherecf.errors import StorageError
 from spherecf.gallery import Gallery
 from spherecf.gallery.store import Store
 
-pytestmark = pytest.mark.slow  # every case is a process of its own
+pytestmark = pytest.mark.slow  # every test starts processes
 
 START = f"""
 import os, resource, signal, sys
@@ -38,46 +38,46 @@ def reopened(folder: Path) -> Gallery:
     return Gallery.open(folder, model=MODEL, backbone=BACKBONE, dim=DIM, radius=RADIUS, create=False)
 
 
-def test_kill_9_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    done = run(
+def test_kill_9_loses_no_acknowledged_enrolment(tmp_path: Path) -> None:
+    completed = run(
         "for i in range(6):\n    enrol(i)\n    print(i, flush=True)\nos.kill(os.getpid(), 9)", tmp_path / "g"
     )
-    assert done.returncode == -9 and done.stdout.split() == list("012345")
+    assert completed.returncode == -9 and completed.stdout.split() == list("012345")
     with reopened(tmp_path / "g") as gallery:
-        assert [one.identity for one in gallery.list()] == [f"person {i}" for i in range(6)]
-        assert {one.images for one in gallery.list()} == {3}
-        whole = gallery.enrol("person 0", np.eye(DIM)[:1], [300.0], media=["x"], sources=["x"], add=True)
-        assert whole.images == 4
+        assert [person.identity for person in gallery.list()] == [f"person {i}" for i in range(6)]
+        assert {person.images for person in gallery.list()} == {3}
+        enrolment = gallery.enrol("person 0", np.eye(DIM)[:1], [300.0], media=["x"], sources=["x"], add=True)
+        assert enrolment.images == 4
 
 
-def test_an_enrolment_cut_short_on_the_disk_is_not_seen_at_all(tmp_path: Path) -> None:
+def test_an_enrolment_truncated_in_the_log_is_absent(tmp_path: Path) -> None:
     run("enrol(0)\nenrol(1, 8)\nos.kill(os.getpid(), 9)", tmp_path / "g")
     log = tmp_path / "g-wal"
     content = log.read_bytes()
     log.write_bytes(content[: len(content) - 900])
     with reopened(tmp_path / "g") as gallery:
-        assert [one.identity for one in gallery.list()] == ["person 0"]
+        assert [person.identity for person in gallery.list()] == ["person 0"]
 
 
 @pytest.mark.parametrize("statement", ["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"])
-def test_killed_while_compacting(tmp_path: Path, statement: str) -> None:
-    done = run(
+def test_kill_9_during_compaction(tmp_path: Path, statement: str) -> None:
+    completed = run(
         "enrol(0)\nenrol(1)\nask = gallery._store._ask\n"
-        "def stop(said, values=()):\n"
-        f"    if said == '{statement}':\n        os.kill(os.getpid(), 9)\n    return ask(said, values)\n"
+        "def stop(sql, values=()):\n"
+        f"    if sql == '{statement}':\n        os.kill(os.getpid(), 9)\n    return ask(sql, values)\n"
         "gallery.remove('person 1', erase=False)\ngallery._store._ask = stop\ngallery.compact()",
         tmp_path / "g",
     )
-    assert done.returncode == -9, done.stderr
+    assert completed.returncode == -9, completed.stderr
     with reopened(tmp_path / "g") as gallery:
-        assert [one.identity for one in gallery.list()] == ["person 0"]
+        assert [person.identity for person in gallery.list()] == ["person 0"]
         gallery.compact()
     assert {file.name for file in tmp_path.iterdir()} <= {"g", "g-search"}
     assert not any(b"person 1" in file.read_bytes() for file in tmp_path.iterdir())
 
 
-def test_no_space_left(tmp_path: Path) -> None:
-    done = run(
+def test_a_full_disk_refuses_one_enrolment_and_keeps_the_others(tmp_path: Path) -> None:
+    completed = run(
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "enrol(0)\n"
         "limit = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
@@ -88,23 +88,23 @@ def test_no_space_left(tmp_path: Path) -> None:
         "gallery.close()",
         tmp_path / "g",
     )
-    (refused,) = done.stdout.splitlines()
-    assert "the gallery cannot be read or written" in refused and "Traceback" not in done.stderr
+    (refused,) = completed.stdout.splitlines()
+    assert "the gallery cannot be read or written" in refused and "Traceback" not in completed.stderr
     with reopened(tmp_path / "g") as gallery:
-        assert [one.identity for one in gallery.list()] == ["person 0", "person 2"]
+        assert [person.identity for person in gallery.list()] == ["person 0", "person 2"]
 
 
-def test_nothing_but_the_answer_is_printed(tmp_path: Path) -> None:
-    done = run("enrol(0)\ngallery.remove('person 0')\ngallery.close()", tmp_path / "g")
-    assert (done.stdout, done.stderr) == ("", "")
+def test_normal_use_prints_nothing(tmp_path: Path) -> None:
+    completed = run("enrol(0)\ngallery.remove('person 0')\ngallery.close()", tmp_path / "g")
+    assert (completed.stdout, completed.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("statement", ["PRAGMA journal_mode = WAL", "COMMIT"])
-def test_killed_while_being_made(tmp_path: Path, statement: str) -> None:
+def test_kill_9_during_creation(tmp_path: Path, statement: str) -> None:
     script = (
         "import os, sys\nfrom spherecf.gallery.store import Store\nstore = Store(sys.argv[1], 2)\n"
-        "ask = store._ask\ndef stop(said, values=()):\n"
-        f"    if said == '{statement}':\n        os.kill(os.getpid(), 9)\n    return ask(said, values)\n"
+        "ask = store._ask\ndef stop(sql, values=()):\n"
+        f"    if sql == '{statement}':\n        os.kill(os.getpid(), 9)\n    return ask(sql, values)\n"
         "store._ask = stop\nstore.create({})"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "g")]).returncode == -9
@@ -112,7 +112,7 @@ def test_killed_while_being_made(tmp_path: Path, statement: str) -> None:
         assert len(gallery) == 0
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "g").write_text("")
     with pytest.raises(StorageError, match="cannot be opened"):
         Store(str(tmp_path / "g" / "inside"), DIM)

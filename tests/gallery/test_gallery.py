@@ -1,4 +1,4 @@
-"""Enrolling, finding, listing and removing, in an embedded gallery."""
+"""Enrolment, identification, listing and removal in an embedded gallery."""
 
 import sqlite3
 import subprocess
@@ -18,31 +18,31 @@ from spherecf.scoring import pool_templates
 Open = Callable[..., Gallery]
 
 
-def enrol(gallery: Gallery, name: str, mu: np.ndarray, kappa: float = 400.0, **how: bool) -> object:
+def enrol(gallery: Gallery, name: str, mu: np.ndarray, kappa: float = 400.0, **options: bool) -> object:
     names = [f"{name}-{mu[i, :3]}" for i in range(len(mu))]
-    return gallery.enrol(name, mu, np.full(len(mu), kappa), media=names, sources=names, **how)
+    return gallery.enrol(name, mu, np.full(len(mu), kappa), media=names, sources=names, **options)
 
 
 def stored_bytes(folder: Path) -> bytes:
-    """Of the gallery, its log, and whatever lies beside it."""
+    """Contents of all files in the folder: the gallery, its log and its search file."""
     return b"".join(file.read_bytes() for file in folder.rglob("*") if file.is_file())
 
 
-def test_who_is_enrolled_is_found_and_others_are_not(opened: Open, people: np.ndarray) -> None:
+def test_enrolled_people_are_identified_and_others_are_unknown(opened: Open, people: np.ndarray) -> None:
     gallery = opened(calibration=calibration())
     for name, mu in zip(("Ann", "Bob", "Zoë 山田"), people):
-        done = enrol(gallery, name, mu[None])
-        assert (done.identity, done.images, done.media, done.kappa) == (name, 1, 1, 400.0)
-    found = gallery.identify(near(people[2:3], 1)[0], 300.0, top=2)
-    assert (found.answer, found.identity, found.gallery) == ("identified", "Zoë 山田", 3)
-    assert found.candidates[0].identity == "Zoë 山田" and len(found.candidates) == 2
-    assert found.fmr == pytest.approx(0.01 / 3) and found.fmr_used == 1e-4 and found.min_kappa == 50.0
-    stranger = gallery.identify(people[10], 300.0)
-    assert (stranger.answer, stranger.identity) == ("unknown", None)
+        enrolment = enrol(gallery, name, mu[None])
+        assert (enrolment.identity, enrolment.images, enrolment.media, enrolment.kappa) == (name, 1, 1, 400.0)
+    result = gallery.identify(near(people[2:3], 1)[0], 300.0, top=2)
+    assert (result.answer, result.identity, result.gallery) == ("identified", "Zoë 山田", 3)
+    assert result.candidates[0].identity == "Zoë 山田" and len(result.candidates) == 2
+    assert result.fmr == pytest.approx(0.01 / 3) and result.fmr_used == 1e-4 and result.min_kappa == 50.0
+    unknown = gallery.identify(people[10], 300.0)
+    assert (unknown.answer, unknown.identity) == ("unknown", None)
     assert gallery.identify(near(people[2:3], 1)[0], 30.0).answer == "undecided"
 
 
-def test_everything_is_there_after_reopening(opened: Open, people: np.ndarray) -> None:
+def test_a_reopened_gallery_is_unchanged(opened: Open, people: np.ndarray) -> None:
     first = opened(calibration=calibration())
     several = np.concatenate([people[:1], near(people[:1], 1), near(people[:1], 2)])
     enrol(first, "Ann", several)
@@ -56,7 +56,7 @@ def test_everything_is_there_after_reopening(opened: Open, people: np.ndarray) -
     assert facts["model"] == MODEL and facts["identities"] == 2 and facts["images"] == 4
 
 
-def test_photos_added_later_pool_as_if_they_had_come_at_once(opened: Open, people: np.ndarray) -> None:
+def test_photos_added_later_are_pooled_like_photos_added_at_once(opened: Open, people: np.ndarray) -> None:
     mu = np.concatenate([near(people[:1], seed) for seed in range(5)])
     kappa, media = np.array([100.0, 200, 300, 400, 500]), ["a", "film", "film", "b", "c"]
     gallery = opened()
@@ -65,51 +65,49 @@ def test_photos_added_later_pool_as_if_they_had_come_at_once(opened: Open, peopl
         gallery.enrol("Ann", mu[1:2], kappa[1:2], media=["x"], sources=["x"])
     gallery.enrol("Ann", mu[1:3], kappa[1:3], media=media[1:3], sources=["2", "3"], add=True)
     gallery.close()
-    again = opened()
-    done = again.enrol("Ann", mu[1:], kappa[1:], media=media[1:], sources=list("2345"), add=True)
-    whole = pool_templates(mu, kappa, np.zeros(5, np.int64), [0, 1, 1, 2, 3])
-    assert done.kappa == pytest.approx(float(whole.kappa[0]), rel=1e-6) and (done.images, done.media) == (
-        5,
-        4,
-    )
-    (candidate,) = again.search(whole.mu, [300.0], top=1)[0]
+    reopened = opened()
+    enrolment = reopened.enrol("Ann", mu[1:], kappa[1:], media=media[1:], sources=list("2345"), add=True)
+    expected = pool_templates(mu, kappa, np.zeros(5, np.int64), [0, 1, 1, 2, 3])
+    assert enrolment.kappa == pytest.approx(float(expected.kappa[0]), rel=1e-6)
+    assert (enrolment.images, enrolment.media) == (5, 4)
+    (candidate,) = reopened.search(expected.mu, [300.0], top=1)[0]
     assert candidate.cosine == pytest.approx(1, abs=1e-6)
-    assert again.enrol("Ann", mu[:1], kappa[:1], media=["a"], sources=["1"], add=True) == done
+    assert reopened.enrol("Ann", mu[:1], kappa[:1], media=["a"], sources=["1"], add=True) == enrolment
 
 
-def test_replacing_forgets_the_former_photos(opened: Open, people: np.ndarray) -> None:
+def test_replacing_discards_the_old_photos(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
     enrol(gallery, "Ann", np.concatenate([people[:1], near(people[:1], 1)]))
-    done = enrol(gallery, "Ann", people[1:4], replace=True)
-    assert done.images == 3 and len(gallery) == 1
+    enrolment = enrol(gallery, "Ann", people[1:4], replace=True)
+    assert enrolment.images == 3 and len(gallery) == 1
     enrol(gallery, "Ann", people[4:5], add=True)
     gallery.close()
-    (one,) = opened().list()
-    whole = pool_templates(people[1:5], np.full(4, 400.0), np.zeros(4, np.int64))
-    assert one.images == 4 and one.kappa == pytest.approx(float(whole.kappa[0]), rel=1e-6)
+    (person,) = opened().list()
+    expected = pool_templates(people[1:5], np.full(4, 400.0), np.zeros(4, np.int64))
+    assert person.images == 4 and person.kappa == pytest.approx(float(expected.kappa[0]), rel=1e-6)
 
 
-def test_images_that_are_not_kept_leave_the_template(opened: Open, people: np.ndarray) -> None:
+def test_images_missing_from_keep_leave_the_template(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
     media, kappa = ["a", "b", "c"], np.full(3, 400.0)
     first = gallery.enrol("Ann", people[:3], kappa, media=media, sources=media)
-    none = np.empty((0, DIM), np.float32)
-    same = gallery.enrol("Ann", none, [], media=[], sources=[], add=True, keep=media)
-    assert same == first and gallery.sources("Ann") == {"a": "a", "b": "b", "c": "c"}
+    no_images = np.empty((0, DIM), np.float32)
+    unchanged = gallery.enrol("Ann", no_images, [], media=[], sources=[], add=True, keep=media)
+    assert unchanged == first and gallery.sources("Ann") == {"a": "a", "b": "b", "c": "c"}
     gallery.enrol("Ann", people[3:4], [400.0], media=["d"], sources=["d"], add=True, keep=["a", "c"])
     assert list(gallery.sources("Ann")) == ["a", "c", "d"]
     with pytest.raises(InputError, match="no image would be left"):
-        gallery.enrol("Ann", none, [], media=[], sources=[], add=True, keep=["x"])
-    done = gallery.enrol("Ann", none, [], media=[], sources=[], add=True, keep=["c"])
-    assert (done.images, done.kappa, done.enrolled) == (1, 400.0, first.enrolled)
+        gallery.enrol("Ann", no_images, [], media=[], sources=[], add=True, keep=["x"])
+    enrolment = gallery.enrol("Ann", no_images, [], media=[], sources=[], add=True, keep=["c"])
+    assert (enrolment.images, enrolment.kappa, enrolment.enrolled) == (1, 400.0, first.enrolled)
     gallery.enrol("Ann", people[4:5], [400.0], media=["e"], sources=["e"], add=True)
     gallery.close()
-    again = opened()
-    assert list(again.sources("Ann")) == ["c", "e"] and again.sources("Bob") == {}
-    (candidate,) = again.search(people[2:3], [300.0], top=1)[0]
-    assert candidate.identity == "Ann" and again.info()["images"] == 2
+    reopened = opened()
+    assert list(reopened.sources("Ann")) == ["c", "e"] and reopened.sources("Bob") == {}
+    (candidate,) = reopened.search(people[2:3], [300.0], top=1)[0]
+    assert candidate.identity == "Ann" and reopened.info()["images"] == 2
     with pytest.raises(InputError):
-        again.enrol("Bob", none, [], media=[], sources=[], add=True)
+        reopened.enrol("Bob", no_images, [], media=[], sources=[], add=True)
 
 
 @pytest.mark.parametrize("log_emptied", [True, False])
@@ -127,43 +125,43 @@ def test_removal_leaves_neither_name_nor_direction_in_any_file(
         gallery = opened()
     assert all(trace in stored_bytes(tmp_path) for trace in traces)
     assert gallery.remove("Nobody") == 0 and gallery.remove("Quetzalcoatl") == 1
-    assert len(gallery) == 1 and [one.identity for one in gallery.list()] == ["Bob"]
+    assert len(gallery) == 1 and [person.identity for person in gallery.list()] == ["Bob"]
     assert not any(trace in stored_bytes(tmp_path) for trace in traces)
     gallery.close()
-    again = opened()
-    assert [one.identity for one in again.list()] == ["Bob"] and "Quetzalcoatl" not in again
+    reopened = opened()
+    assert [person.identity for person in reopened.list()] == ["Bob"] and "Quetzalcoatl" not in reopened
     assert not any(trace in stored_bytes(tmp_path) for trace in traces)
     assert b"Bob" in stored_bytes(tmp_path)
 
 
-def test_of_half_a_gallery_nothing_is_left_once_compacted(opened: Open, tmp_path: Path) -> None:
+def test_compaction_erases_all_removed_people(opened: Open, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     gallery, names = opened(), [f"person {i:04d}" for i in range(600)]
     gallery.enrol_many(names, unit(rng, 600), np.full(600, 300.0))
-    mu = [one.mu for page in gallery._store.templates() for one in page]
-    gone = [i for i in range(600) if rng.random() < 0.5]
-    for i in gone:
+    mu = [entry.mu for page in gallery._store.templates() for entry in page]
+    removed = [i for i in range(600) if rng.random() < 0.5]
+    for i in removed:
         gallery.remove(names[i], erase=False)
     gallery.compact()
-    everything = stored_bytes(tmp_path)
-    assert not any(names[i].encode() in everything or mu[i].tobytes() in everything for i in gone)
-    kept = sorted(set(range(600)) - set(gone))
-    assert all(mu[i].tobytes() in everything for i in kept)
-    assert [one.identity for one in gallery.list()] == [names[i] for i in kept]
+    content = stored_bytes(tmp_path)
+    assert not any(names[i].encode() in content or mu[i].tobytes() in content for i in removed)
+    remaining = sorted(set(range(600)) - set(removed))
+    assert all(mu[i].tobytes() in content for i in remaining)
+    assert [entry.identity for entry in gallery.list()] == [names[i] for i in remaining]
 
 
-def test_removal_without_erasing_counts_at_once_and_for_good(opened: Open, people: np.ndarray) -> None:
+def test_removal_without_erasure_is_immediate_and_lasting(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
     enrol(gallery, "Ann", people[:2])
     enrol(gallery, "Bob", people[2:3])
     gallery.remove("Ann", erase=False)
     gallery.close()
-    again = opened()
-    assert [one.identity for one in again.list()] == ["Bob"]
-    assert [one.identity for one in again.search(people[:1], [300.0])[0]] == ["Bob"]
+    reopened = opened()
+    assert [entry.identity for entry in reopened.list()] == ["Bob"]
+    assert [entry.identity for entry in reopened.search(people[:1], [300.0])[0]] == ["Bob"]
 
 
-def test_many_at_once_and_again_after_an_interruption(opened: Open, people: np.ndarray) -> None:
+def test_enrol_many_skips_enrolled_people(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
     names = [f"person {i}" for i in range(40)]
     assert gallery.enrol_many(names[:25], people[:25], np.full(25, 300.0)) == 25
@@ -192,13 +190,13 @@ import sys, numpy as np
 from spherecf.gallery import Gallery
 gallery = Gallery.open(sys.argv[1], model="{MODEL}", backbone="{BACKBONE}", dim={DIM}, radius={RADIUS})
 for line in sys.stdin:
-    name, place = line.split()
-    gallery.enrol(name, np.eye({DIM})[int(place)][None], [300.0], media=["a"], sources=["a"])
+    name, axis = line.split()
+    gallery.enrol(name, np.eye({DIM})[int(axis)][None], [300.0], media=["a"], sources=["a"])
     print(name, flush=True)
 """
 
 
-def test_one_process_writes_and_others_read_and_are_told_who_writes(
+def test_readers_follow_a_writer_and_other_writers_learn_its_process_id(
     opened: Open, people: np.ndarray, tmp_path: Path
 ) -> None:
     reader = opened()
@@ -211,12 +209,12 @@ def test_one_process_writes_and_others_read_and_are_told_who_writes(
     )  # fmt: skip
     try:
         assert writer.stdin is not None and writer.stdout is not None
-        for name, place in (("Bob", 0), ("Zoe", 1)):
-            writer.stdin.write(f"{name} {place}\n")
+        for name, axis in (("Bob", 0), ("Zoe", 1)):
+            writer.stdin.write(f"{name} {axis}\n")
             writer.stdin.flush()
             assert writer.stdout.readline() == f"{name}\n"
-            found = reader.identify(np.eye(DIM)[place], 300.0, threshold=0.0)
-            assert (found.identity, found.gallery) == (name, 2 + place)
+            result = reader.identify(np.eye(DIM)[axis], 300.0, threshold=0.0)
+            assert (result.identity, result.gallery) == (name, 2 + axis)
         with pytest.raises(StorageError, match=f"in use by process {writer.pid}"):
             enrol(reader, "Eve", people[1:2])
         with pytest.raises(StorageError, match=f"in use by process {writer.pid}"):
@@ -227,35 +225,35 @@ def test_one_process_writes_and_others_read_and_are_told_who_writes(
     enrol(reader, "Eve", people[1:2])
     reader.close()
     assert [file.name for file in tmp_path.iterdir() if file.name.endswith(("-lock", "-wal"))] == []
-    assert [one.identity for one in opened().list()] == ["Ann", "Bob", "Eve", "Zoe"]
+    assert [entry.identity for entry in opened().list()] == ["Ann", "Bob", "Eve", "Zoe"]
 
 
-def test_damage_is_noticed(opened: Open, people: np.ndarray, tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(opened: Open, people: np.ndarray, tmp_path: Path) -> None:
     gallery, file = opened(), tmp_path / "people"
     enrol(gallery, "Ann", np.concatenate([people[:1], people[1:2]]))
     gallery.close()
-    whole = file.read_bytes()
+    content = file.read_bytes()
     for damaged in (
-        whole[: len(whole) // 2],
-        b"X" * 100 + whole[100:],
-        whole.replace(b'"warnings"', b"x" * 10),
+        content[: len(content) // 2],
+        b"X" * 100 + content[100:],
+        content.replace(b'"warnings"', b"x" * 10),
     ):
         file.write_bytes(damaged)
         with pytest.raises((StorageError, FileFormatError), match="people"):
             opened().list()
-    file.write_bytes(whole)
+    file.write_bytes(content)
     assert len(opened()) == 1
 
 
-def test_what_is_no_gallery(opened: Open, tmp_path: Path) -> None:
+def test_files_that_are_not_galleries_are_refused(opened: Open, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x" * 200)
     with pytest.raises(FileFormatError, match="expected the file of a gallery"):
         opened(tmp_path / "file")
     with pytest.raises(FileFormatError, match="got a folder"):
         opened(tmp_path)
-    with sqlite3.connect(tmp_path / "other") as other:
-        other.execute("CREATE TABLE facts (x)")
-    other.close()
+    with sqlite3.connect(tmp_path / "other") as connection:
+        connection.execute("CREATE TABLE facts (x)")
+    connection.close()
     with pytest.raises(FileFormatError, match="another SQLite database"):
         opened(tmp_path / "other")
     with pytest.raises(InputError, match="no gallery"):
@@ -263,10 +261,10 @@ def test_what_is_no_gallery(opened: Open, tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-def test_equal_input_gives_an_equal_gallery_but_for_times(
+def test_equal_input_gives_an_equal_gallery_except_for_times(
     opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spherecf.gallery.rows.datetime", Clock)
+    monkeypatch.setattr("spherecf.gallery.rows.datetime", FixedClock)
     for name in "ab":
         gallery = opened(tmp_path / name)
         enrol(gallery, "Ann", people[:2])
@@ -275,50 +273,51 @@ def test_equal_input_gives_an_equal_gallery_but_for_times(
         gallery.search(people[:1], [300.0])
         gallery.close()
     first, second = (opened(tmp_path / name).list() for name in "ab")
-    assert first == second and len({one.template for one in first}) == 2
+    assert first == second and len({entry.template for entry in first}) == 2
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     third = opened(tmp_path / "c")
     enrol(third, "Bob", people[3:4])
-    assert third.list()[0].template not in {one.template for one in first}
+    assert third.list()[0].template not in {entry.template for entry in first}
 
 
-class Clock(datetime):
+class FixedClock(datetime):
     @classmethod
     def now(cls, zone: tzinfo | None = None) -> datetime:
         return datetime(2026, 1, 1, tzinfo=zone)
 
 
-def test_a_change_that_was_interrupted_counts_once_it_is_written(
+def test_an_interrupted_change_is_kept_once_it_is_written(
     opened: Open, people: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery = opened()
     enrol(gallery, "Ann", people[:1])
 
-    def stop(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     actions = (lambda: enrol(gallery, "Bob", people[1:2]), lambda: gallery.remove("Ann"))
-    for action, left in zip(actions, (["Ann", "Bob"], ["Bob"])):
+    for action, remaining in zip(actions, (["Ann", "Bob"], ["Bob"])):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(gallery._index, "add", stop)
-            patch.setattr(gallery._index, "drop", stop)
+            patch.setattr(gallery._index, "add", interrupt)
+            patch.setattr(gallery._index, "drop", interrupt)
             action()
-        found = sorted(one.identity for one in gallery.search(people[:1], [300.0])[0])
-        assert found == [one.identity for one in gallery.list()] == left and len(gallery) == len(left)
+        identities = sorted(entry.identity for entry in gallery.search(people[:1], [300.0])[0])
+        assert identities == [entry.identity for entry in gallery.list()] == remaining
+        assert len(gallery) == len(remaining)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31m", "x" * 257])
-def test_names_that_are_refused(opened: Open, people: np.ndarray, name: str) -> None:
+def test_invalid_names_are_refused(opened: Open, people: np.ndarray, name: str) -> None:
     with pytest.raises(InputError, match="identity"):
         enrol(opened(), name, people[:1])
 
 
-def test_long_and_strange_names_and_one_spelling_of_each(opened: Open, people: np.ndarray) -> None:
+def test_names_may_be_long_and_are_unicode_normalised(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
     names = ["山" * 256, 'O"Neill \\ %', "Zoë"]
     for name, mu in zip(names, people):
         enrol(gallery, name, mu[None])
-    assert sorted(names) == [one.identity for one in gallery.list()]
+    assert sorted(names) == [entry.identity for entry in gallery.list()]
     assert "Zoe\u0308" in gallery and gallery.remove('O"Neill \\ %', erase=False) == 1
 
 
@@ -334,23 +333,23 @@ def test_long_and_strange_names_and_one_spelling_of_each(opened: Open, people: n
         (np.eye(DIM)[:1], [1.0, 2.0], "kappa, medium and source"),
     ],
 )
-def test_arrays_that_are_refused(opened: Open, mu: np.ndarray, kappa: list[float], match: str) -> None:
+def test_invalid_arrays_are_refused(opened: Open, mu: np.ndarray, kappa: list[float], match: str) -> None:
     with pytest.raises(InputError, match=match):
         opened().enrol("Ann", mu, kappa, media=["a"] * len(mu), sources=["a"] * len(mu))
 
 
-def test_a_model_without_calibration_decides_nothing(opened: Open, people: np.ndarray) -> None:
+def test_without_calibration_identification_is_undecided(opened: Open, people: np.ndarray) -> None:
     gallery = opened()
     assert gallery.identify(people[0], 300.0).reason == "the gallery is empty"
     enrol(gallery, "Ann", people[:1])
-    found = gallery.identify(people[0], 300.0)
-    assert found.answer == "undecided" and "not calibrated" in found.reason
+    result = gallery.identify(people[0], 300.0)
+    assert result.answer == "undecided" and "not calibrated" in result.reason
     assert gallery.identify(people[0], 300.0, threshold=0.0).identity == "Ann"
     with pytest.raises(InputError, match="max_fpir"):
         gallery.identify(people[0], 300.0, max_fpir=0.0)
 
 
-def test_enrolments_are_reviewed(opened: Open, people: np.ndarray) -> None:
+def test_enrolments_have_quality_warnings(opened: Open, people: np.ndarray) -> None:
     gallery = opened(calibration=calibration())
     assert enrol(gallery, "Ann", people[:1]).warnings == ()
     assert enrol(gallery, "Ann again", near(people[:1], 1)).warnings[0].startswith("resembles Ann ")
@@ -359,4 +358,4 @@ def test_enrolments_are_reviewed(opened: Open, people: np.ndarray) -> None:
     mixed = np.concatenate([near(people[5:6], seed) for seed in range(3)] + [people[6:7]])
     (warning,) = enrol(gallery, "Mixed", mixed).warnings
     assert warning == f"photos that do not look like the others: Mixed-{mixed[3, :3]}"
-    assert [one.warnings[0] for one in gallery.list() if one.identity == "Mixed"] == [warning]
+    assert [entry.warnings[0] for entry in gallery.list() if entry.identity == "Mixed"] == [warning]

@@ -1,4 +1,4 @@
-"""The file that a search reads: it goes by the gallery, and is made anew whenever it does not fit."""
+"""The search file: it follows the gallery, and is rebuilt whenever it does not match."""
 
 import shutil
 from collections.abc import Callable
@@ -23,8 +23,8 @@ def mu() -> np.ndarray:
 
 
 @pytest.fixture
-def place(opened: Open, mu: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A gallery with a file for searches, closed."""
+def path(opened: Open, mu: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Path of a closed gallery with a search file."""
     monkeypatch.setattr(index_module, "_TAIL", 50)
     gallery = opened()
     names = [f"{i:03d}" for i in range(PEOPLE)]
@@ -35,30 +35,30 @@ def place(opened: Open, mu: np.ndarray, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def check(gallery: Gallery, mu: np.ndarray) -> None:
-    found = gallery.search(near(mu[:8], 1), np.full(8, 300.0), top=6)
-    for probe, candidates in zip(near(mu[:8], 1), found):
+    results = gallery.search(near(mu[:8], 1), np.full(8, 300.0), top=6)
+    for probe, candidates in zip(near(mu[:8], 1), results):
         probe = probe / np.linalg.norm(probe.astype(np.float64))
         ids, _ = brute_force(gallery._store, probe.astype(np.float32), 300.0, 6, 1.0)
-        assert [one.template for one in candidates] == ids
+        assert [candidate.template for candidate in candidates] == ids
 
 
-def mapped(gallery: Gallery) -> bool:
+def is_mapped(gallery: Gallery) -> bool:
     return isinstance(gallery._index._main.codes, np.memmap)
 
 
-def test_it_is_read_again_and_followed(
-    opened: Open, place: Path, mu: np.ndarray, caplog: pytest.LogCaptureFixture
+def test_the_search_file_is_reused_and_follows_changes(
+    opened: Open, path: Path, mu: np.ndarray, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written = Path(f"{place}-search").read_bytes()
+    written = Path(f"{path}-search").read_bytes()
     reader, writer = opened(), opened()
-    assert mapped(reader) and len(reader) == PEOPLE
+    assert is_mapped(reader) and len(reader) == PEOPLE
     check(reader, mu)
     writer.enrol("new", near(mu[:1], 1), [300.0], media=["a"], sources=["a"])
     writer.remove("005")
     for gallery in (reader, writer):
         check(gallery, mu)
-        assert len(gallery) == PEOPLE and mapped(gallery)
-    assert Path(f"{place}-search").read_bytes() != written
+        assert len(gallery) == PEOPLE and is_mapped(gallery)
+    assert Path(f"{path}-search").read_bytes() != written
     writer.enrol_many([f"more {i}" for i in range(60)], unit(np.random.default_rng(9), 60), np.ones(60))
     check(writer, mu)
     check(reader, mu)
@@ -67,42 +67,42 @@ def test_it_is_read_again_and_followed(
     assert len(opened()) == PEOPLE + 60 and not caplog.records
 
 
-def flip(position: int) -> Callable[[bytes], bytes]:
-    return lambda whole: whole[:position] + bytes([whole[position] ^ 16]) + whole[position + 1 :]
+def flip_bit(position: int) -> Callable[[bytes], bytes]:
+    return lambda content: content[:position] + bytes([content[position] ^ 16]) + content[position + 1 :]
 
 
 @pytest.mark.parametrize(
-    ("damage", "word"),
+    ("damage", "reason"),
     [
-        (flip(0), "does not belong"), (flip(20), "does not belong"), (flip(70), "damaged"),
-        (flip(64 + 32 * 512 + 5 * DIM), "damaged"), (lambda whole: whole[:-1], "truncated"),
-        (lambda whole: whole[:30], "does not belong"), (lambda whole: b"", "does not belong"),
+        (flip_bit(0), "does not belong"), (flip_bit(20), "does not belong"), (flip_bit(70), "damaged"),
+        (flip_bit(64 + 32 * 512 + 5 * DIM), "damaged"), (lambda content: content[:-1], "truncated"),
+        (lambda content: content[:30], "does not belong"), (lambda content: b"", "does not belong"),
     ],
 )  # fmt: skip
-def test_a_damaged_one_is_made_anew_with_a_word(
-    opened: Open, place: Path, mu: np.ndarray, caplog: pytest.LogCaptureFixture, damage: Any, word: str
+def test_a_damaged_search_file_is_rebuilt_with_a_warning(
+    opened: Open, path: Path, mu: np.ndarray, caplog: pytest.LogCaptureFixture, damage: Any, reason: str
 ) -> None:
-    file = Path(f"{place}-search")
-    whole = file.read_bytes()
-    file.write_bytes(damage(whole))
+    file = Path(f"{path}-search")
+    content = file.read_bytes()
+    file.write_bytes(damage(content))
     gallery = opened()
     check(gallery, mu)
     (record,) = caplog.records
-    assert word in record.message and "rebuilding it" in record.message
+    assert reason in record.message and "rebuilding it" in record.message
     gallery.close()
-    assert file.read_bytes() == whole
+    assert file.read_bytes() == content
     check(opened(), mu)
     assert len(caplog.records) == 1
 
 
-def test_that_of_another_time_is_made_anew(opened: Open, place: Path, mu: np.ndarray) -> None:
-    file = Path(f"{place}-search")
-    for part in (place, file):
+def test_a_search_file_of_another_state_is_rebuilt(opened: Open, path: Path, mu: np.ndarray) -> None:
+    file = Path(f"{path}-search")
+    for part in (path, file):
         shutil.copy(part, f"{part}.old")
     gallery = opened()
     gallery.enrol_many([f"x{i}" for i in range(200)], unit(np.random.default_rng(8), 200), np.full(200, 99.0))
     gallery.close()
-    shutil.copy(f"{place}.old", place)  # a backup of the gallery with the newer file, and the other way round
+    shutil.copy(f"{path}.old", path)  # an old gallery with a newer search file
     gallery = opened()
     assert len(gallery) == PEOPLE
     check(gallery, mu)
@@ -114,8 +114,8 @@ def test_that_of_another_time_is_made_anew(opened: Open, place: Path, mu: np.nda
     assert file.read_bytes() == Path(f"{file}.old").read_bytes()
 
 
-def test_a_removal_that_did_not_reach_it_does_so_later(opened: Open, place: Path, mu: np.ndarray) -> None:
-    file = Path(f"{place}-search")
+def test_an_interrupted_removal_is_applied_later(opened: Open, path: Path, mu: np.ndarray) -> None:
+    file = Path(f"{path}-search")
     before = file.read_bytes()
     gallery = opened()
     gallery.remove("001")
@@ -136,25 +136,23 @@ def test_a_removal_that_did_not_reach_it_does_so_later(opened: Open, place: Path
     check(opened(), mu)
 
 
-def test_of_people_removed_at_the_end_of_it_the_codes_go_too(
-    opened: Open, place: Path, mu: np.ndarray
-) -> None:
+def test_codes_of_people_removed_at_the_end_are_erased(opened: Open, path: Path, mu: np.ndarray) -> None:
     gallery = opened()
     people = gallery._store.people(gallery._store.rows())
-    for i in np.argsort(people.kappa)[::-1][:60].tolist():  # more than fit into one group of rows
+    for i in np.argsort(people.kappa)[::-1][:60].tolist():  # more than one group of rows
         gallery.remove(people.names[i])
         gallery.close()
         gallery = opened()
     check(gallery, mu)
-    (left,) = gallery._index.parts
-    whole = np.fromfile(f"{place}-search", np.int8)[-len(left.rows) * DIM :].reshape(-1, DIM)
-    assert int(whole.any(1).sum()) == PEOPLE - 60 == len(gallery)
+    (part,) = gallery._index.parts
+    codes = np.fromfile(f"{path}-search", np.int8)[-len(part.rows) * DIM :].reshape(-1, DIM)
+    assert int(codes.any(1).sum()) == PEOPLE - 60 == len(gallery)
 
 
-def test_readers_that_cannot_write_it_search_all_the_same(opened: Open, place: Path, mu: np.ndarray) -> None:
-    file = Path(f"{place}-search")
+def test_readers_search_without_writing_the_search_file(opened: Open, path: Path, mu: np.ndarray) -> None:
+    file = Path(f"{path}-search")
     file.unlink()
     writer, reader = opened(), opened()
     writer._store.claim()
     check(reader, mu)
-    assert not file.exists() and not mapped(reader)
+    assert not file.exists() and not is_mapped(reader)

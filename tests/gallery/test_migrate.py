@@ -1,4 +1,4 @@
-"""Folders of Milvus Lite, as earlier versions wrote them, become files."""
+"""Migration of Milvus Lite folders, the format of earlier versions, to gallery files."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ WHEN = "2026-01-01T00:00:00+00:00"
 
 @pytest.fixture
 def old(tmp_path: Path, people: np.ndarray) -> Path:
-    """Ann of three images in two media, nine others of one image; and leftovers of a crash."""
+    """An old folder: Ann with three images in two media, nine others with one, stale rows of a crash."""
     from milvus_lite import CollectionSchema, DataType, FieldSchema, MilvusLite
 
     text, number = DataType.VARCHAR, DataType.INT32
@@ -52,38 +52,39 @@ def old(tmp_path: Path, people: np.ndarray) -> Path:
         images = 1 if i else 3
         name = f"person {i}" if i else "Ann"
         rows.append(row(key, "template", key, name, mu, 300.0 + i, images, min(images, 2), facts(i)))
-    for place in range(3):
-        own = {"generation": "cafe", "place": place, "medium": "ab"[place // 2], "source": f"{place}.jpg"}
-        mu = people[20 + place]
-        rows.append(row(f"{keys[0]}-cafe-{place}", "image", keys[0], "", mu, 100.0, 1, 1, own))
+    for position in range(3):
+        image_facts = {"generation": "cafe", "place": position, "medium": "ab"[position // 2]}
+        image_facts["source"] = f"{position}.jpg"
+        mu = people[20 + position]
+        rows.append(row(f"{keys[0]}-cafe-{position}", "image", keys[0], "", mu, 100.0, 1, 1, image_facts))
     stale = {"generation": "dead", "place": 0, "medium": "z", "source": "z.jpg"}
     rows.append(row(f"{keys[0]}-dead-0", "image", keys[0], "", people[30], 1.0, 1, 1, stale))
     with MilvusLite(str(tmp_path / "old")) as lite:
         for name, content in (("spherecf_3", rows), ("spherecf_4", rows[1:3])):
             collection = lite.create_collection(name, CollectionSchema(fields=fields))
-            sent = [one | {n: json.dumps(one[n]) for n in ("facts", "direction")} for one in content]
-            collection.insert(sent)
+            encoded = [row | {n: json.dumps(row[n]) for n in ("facts", "direction")} for row in content]
+            collection.insert(encoded)
     return tmp_path / "old"
 
 
-def test_everything_arrives(old: Path, opened: Open, tmp_path: Path, people: np.ndarray) -> None:
+def test_everything_is_migrated(old: Path, opened: Open, tmp_path: Path, people: np.ndarray) -> None:
     with pytest.raises(FileFormatError, match=f"spherecf gallery migrate {old}"):
         opened(old)
     assert migrate(old, tmp_path / "new") == 10 and not (tmp_path / "new-part").exists()
     gallery = opened(tmp_path / "new", calibration=calibration(), create=False)
-    listed = gallery.list()
-    assert [one.identity for one in listed] == ["Ann", *(f"person {i}" for i in range(1, 10))]
-    assert [one.template for one in listed] == [f"{i * 16**31 + i:032x}" for i in range(1, 11)]
-    assert {(one.enrolled, one.changed) for one in listed} == {(WHEN, WHEN)}
-    assert gallery.sources("Ann") == {"a": "0.jpg", "b": "2.jpg"} and listed[0].images == 3
+    people_listed = gallery.list()
+    assert [person.identity for person in people_listed] == ["Ann", *(f"person {i}" for i in range(1, 10))]
+    assert [person.template for person in people_listed] == [f"{i * 16**31 + i:032x}" for i in range(1, 11)]
+    assert {(person.enrolled, person.changed) for person in people_listed} == {(WHEN, WHEN)}
+    assert gallery.sources("Ann") == {"a": "0.jpg", "b": "2.jpg"} and people_listed[0].images == 3
     assert gallery.identify(people[5], 300.0).identity == "person 5"
-    more = gallery.enrol("Ann", people[25:26], [100.0], media=["c"], sources=["c"], add=True)
-    assert more.images == 4 and more.enrolled == WHEN
+    enrolment = gallery.enrol("Ann", people[25:26], [100.0], media=["c"], sources=["c"], add=True)
+    assert enrolment.images == 4 and enrolment.enrolled == WHEN
     with pytest.raises(InputError, match="exists already"):
         migrate(old, tmp_path / "new")
 
 
-def test_with_a_key_the_copy_is_encrypted(
+def test_with_a_key_the_new_gallery_is_encrypted(
     old: Path, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = make_key(tmp_path / "key")
@@ -100,31 +101,33 @@ def test_with_a_key_the_copy_is_encrypted(
     assert plain.info()["encrypted_with"] is None and plain.list() == listed
 
 
-def test_an_interrupted_copy_goes_on_and_is_no_gallery_before(
+def test_an_interrupted_migration_continues(
     old: Path, opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(milvus, "_LITE_PAGE", 2)
-    put, calls = milvus.Store.insert, []
+    insert, calls = milvus.Store.insert, []
 
-    def stop(store: milvus.Store, templates: list[Any]) -> list[int]:
+    def interrupt_after_3(store: milvus.Store, templates: list[Any]) -> list[int]:
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(len(templates))
-        return put(store, templates)
+        return insert(store, templates)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(milvus.Store, "insert", stop)
+        patch.setattr(milvus.Store, "insert", interrupt_after_3)
         migrate(old, tmp_path / "new")
     assert sum(calls) and not (tmp_path / "new").exists()
     with pytest.raises(InputError, match="no gallery"):
         opened(tmp_path / "new", create=False)
     calls[:] = []
-    monkeypatch.setattr(milvus.Store, "insert", lambda store, new: calls.append(len(new)) or put(store, new))
+    monkeypatch.setattr(
+        milvus.Store, "insert", lambda store, new: calls.append(len(new)) or insert(store, new)
+    )
     assert migrate(old, tmp_path / "new") == 10 and sum(calls) < 9
     assert len(opened(tmp_path / "new").list()) == 10
 
 
-def test_what_is_no_folder_of_milvus_lite(tmp_path: Path) -> None:
+def test_other_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Milvus Lite"):
         migrate(tmp_path, tmp_path / "new")
     (tmp_path / "collections").mkdir()

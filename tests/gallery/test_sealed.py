@@ -1,4 +1,4 @@
-"""Encrypted galleries: the same answers, nothing readable on the disk, every alteration refused."""
+"""Encrypted galleries: same answers, no readable data on disk, and refusal of every alteration."""
 
 import shutil
 import sqlite3
@@ -28,14 +28,14 @@ NAMES = ["Quetzalcoatl", "Rumpelstilzchen", "Schneewittchen"]
 
 @pytest.fixture
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Key:
-    """The key in use."""
+    """An encryption key, configured through the environment."""
     (tmp_path / "keys").mkdir()
     monkeypatch.setenv(KEY_FILE, str(tmp_path / "keys" / "key"))
     return make_key(tmp_path / "keys" / "key")
 
 
 def fill(gallery: Gallery, people: np.ndarray) -> None:
-    """The first two have two images each, the third has one."""
+    """Enrol three people: the first two have two images each, the third has one."""
     for i, name in enumerate(NAMES):
         mu = np.concatenate([near(people[i : i + 1], seed) for seed in range(1 + (i < 2))])
         media = [f"medium-{name}-{j}" for j in range(len(mu))]
@@ -49,31 +49,31 @@ def secrets_of(people: np.ndarray) -> list[bytes]:
     return [*(name.encode() for name in NAMES), *directions, MODEL.encode(), b".jpg"]
 
 
-def seen(folder: Path, secrets: list[bytes]) -> int:
-    """How many of these are in the files of a folder."""
-    everything = b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
-    return sum(secret in everything for secret in secrets)
+def count_visible(folder: Path, secrets: list[bytes]) -> int:
+    """Number of these secrets that occur in the files of a folder."""
+    content = b"".join(file.read_bytes() for file in folder.iterdir() if file.is_file())
+    return sum(secret in content for secret in secrets)
 
 
 @pytest.fixture
 def watched(tmp_path: Path, people: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """What can be read in the folder after each statement."""
-    found: list[int] = []
+    """Number of readable secrets in the folder after each SQL statement."""
+    counts: list[int] = []
 
-    def watching(plain: Callable[..., Any]) -> Callable[..., Any]:
-        def watch(self: Store, *what: Any) -> Any:
-            done = plain(self, *what)
-            found.append(seen(tmp_path, secrets_of(people)))
-            return done
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(self: Store, *arguments: Any) -> Any:
+            result = original(self, *arguments)
+            counts.append(count_visible(tmp_path, secrets_of(people)))
+            return result
 
-        return watch
+        return counted
 
     for name in ("_ask", "_many"):
-        monkeypatch.setattr(Store, name, watching(getattr(Store, name)))
-    yield found
+        monkeypatch.setattr(Store, name, wrap(getattr(Store, name)))
+    yield counts
 
 
-def life(opened: Open, people: np.ndarray) -> None:
+def use_gallery(opened: Open, people: np.ndarray) -> None:
     gallery = opened(calibration=calibration())
     fill(gallery, people)
     gallery.enrol(NAMES[2], people[2:3], [200.0], media=["new"], sources=["x.jpg"], add=True)
@@ -83,21 +83,19 @@ def life(opened: Open, people: np.ndarray) -> None:
     gallery.close()
 
 
-def test_nothing_can_be_read_at_any_time(
+def test_no_secret_is_readable_at_any_time(
     opened: Open, people: np.ndarray, key: Key, watched: list[int]
 ) -> None:
-    life(opened, people)
+    use_gallery(opened, people)
     assert len(watched) > 50 and max(watched) == 0
 
 
-def test_the_same_life_without_a_key_can_be_read(
-    opened: Open, people: np.ndarray, watched: list[int]
-) -> None:
-    life(opened, people)
+def test_without_a_key_all_secrets_are_readable(opened: Open, people: np.ndarray, watched: list[int]) -> None:
+    use_gallery(opened, people)
     assert max(watched) == len(secrets_of(people)) == 10
 
 
-def test_answers_are_those_of_a_plain_gallery(
+def test_answers_equal_those_of_a_plain_gallery(
     opened: Open, people: np.ndarray, key: Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "_TAIL", 20)
@@ -110,9 +108,9 @@ def test_answers_are_those_of_a_plain_gallery(
         gallery.enrol_many([f"person {i}" for i in range(30)], people[:30], np.linspace(50, 400, 30))
         gallery.remove("person 7")
         gallery.enrol("person 8", people[8:9], [10.0], media=["m"], sources=["s"], replace=True)
-    assert [one.identity for one in sealed.list()] == [one.identity for one in plain.list()]
-    for mine, other in zip(sealed.list(), plain.list()):
-        assert replace(mine, enrolled="", changed="") == replace(other, enrolled="", changed="")
+    assert [entry.identity for entry in sealed.list()] == [entry.identity for entry in plain.list()]
+    for sealed_entry, plain_entry in zip(sealed.list(), plain.list()):
+        assert replace(sealed_entry, enrolled="", changed="") == replace(plain_entry, enrolled="", changed="")
     assert sealed.search(probes, kappa, top=4) == plain.search(probes, kappa, top=4)
     assert sealed.identify(people[0], 100.0, threshold=0.0) == plain.identify(people[0], 100.0, threshold=0.0)
     assert sealed.sources(NAMES[0]) == plain.sources(NAMES[0]) and len(sealed.sources(NAMES[0])) == 2
@@ -128,7 +126,7 @@ def test_answers_are_those_of_a_plain_gallery(
 def test_readers_follow_a_writer(opened: Open, people: np.ndarray, key: Key) -> None:
     writer, reader = opened(), opened()
     fill(writer, people)
-    assert [one.identity for one in reader.list()] == NAMES and len(reader) == 3
+    assert [entry.identity for entry in reader.list()] == NAMES and len(reader) == 3
     writer.remove(NAMES[0])
     assert reader.search(people[:1], [300.0])[0][0].identity != NAMES[0] and len(reader) == 2
 
@@ -142,7 +140,7 @@ def closed(opened: Open, people: np.ndarray, key: Key, tmp_path: Path) -> Path:
 
 
 def use(path: Path, **options: Any) -> list[Any]:
-    """Everything in a gallery."""
+    """Read everything in a gallery."""
     with Gallery.open(path, model=MODEL, backbone=BACKBONE, dim=DIM, radius=RADIUS, **options) as gallery:
         sources = [gallery.sources(name) for name in NAMES if name in gallery]
         return [gallery.list(), sources, gallery.search(np.eye(DIM)[:2], [100.0, 200.0])]
@@ -177,13 +175,13 @@ def use(path: Path, **options: Any) -> list[Any]:
         "UPDATE facts SET value = json_set(value, '$.header', 5) WHERE name = 'header'",
     ],
 )  # fmt: skip
-def test_what_was_altered_is_refused(closed: Path, statement: str) -> None:
+def test_altered_galleries_are_refused(closed: Path, statement: str) -> None:
     with sqlite3.connect(closed) as connection:
-        connection.execute("PRAGMA writable_schema = ON")  # constraints of ours are no protection
+        connection.execute("PRAGMA writable_schema = ON")  # an attacker is not bound by our constraints
         connection.execute("PRAGMA ignore_check_constraints = ON")
         try:
             changed = connection.execute(statement).rowcount
-        except sqlite3.IntegrityError:  # a second step, as an attacker can take
+        except sqlite3.IntegrityError:  # do it in two steps, as an attacker could
             connection.execute("UPDATE sealed SET row = row + 100")
             changed = connection.execute("UPDATE sealed SET row = 103 - row + 1 WHERE row > 100").rowcount
     connection.close()
@@ -192,43 +190,44 @@ def test_what_was_altered_is_refused(closed: Path, statement: str) -> None:
         use(closed)
 
 
-def test_what_was_removed_cannot_be_put_back(closed: Path, tmp_path: Path, opened: Open) -> None:
-    """Neither its row, nor its row and the sum of that time, which fits no later row."""
+def test_removed_rows_cannot_be_restored(closed: Path, tmp_path: Path, opened: Open) -> None:
+    """Neither the rows alone nor the rows together with the old checksum are accepted."""
     shutil.copy(closed, tmp_path / "before")
     with opened() as gallery:
         gallery.remove(NAMES[1])
         gallery.enrol("later", np.eye(DIM)[:1], [100.0], media=["a"], sources=["b"])
     later = closed.read_bytes()
-    for more in ("", "REPLACE INTO facts SELECT * FROM old.facts WHERE name = 'state';"):
+    for statement in ("", "REPLACE INTO facts SELECT * FROM old.facts WHERE name = 'state';"):
         closed.write_bytes(later)
         connection = sqlite3.connect(closed)
         connection.executescript(
-            f"ATTACH '{tmp_path}/before' AS old;INSERT OR IGNORE INTO sealed SELECT * FROM old.sealed; {more}"
+            f"ATTACH '{tmp_path}/before' AS old;"
+            f"INSERT OR IGNORE INTO sealed SELECT * FROM old.sealed; {statement}"
         )
         connection.close()
         with pytest.raises(FileFormatError, match="deleted or restored"):
             use(closed)
     closed.write_bytes(later)
-    assert [one.identity for one in use(closed)[0]] == [NAMES[0], NAMES[2], "later"]
+    assert [entry.identity for entry in use(closed)[0]] == [NAMES[0], NAMES[2], "later"]
 
 
-def test_flipped_bytes_and_lost_ends(closed: Path) -> None:
-    whole, expected = closed.read_bytes(), use(closed)
-    refused = 0
-    for at in range(0, len(whole), 631):
-        closed.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+def test_flipped_bytes_and_truncation_are_refused(closed: Path) -> None:
+    content, expected = closed.read_bytes(), use(closed)
+    n_refused = 0
+    for position in range(0, len(content), 631):
+        closed.write_bytes(content[:position] + bytes([content[position] ^ 0x55]) + content[position + 1 :])
         try:
-            assert use(closed) == expected  # nobody's byte
+            assert use(closed) == expected  # the byte is unused
         except SpherecfError:
-            refused += 1
-    assert refused > 5
-    for size in range(100, len(whole), 8192):
-        closed.write_bytes(whole[:size])
+            n_refused += 1
+    assert n_refused > 5
+    for size in range(100, len(content), 8192):
+        closed.write_bytes(content[:size])
         with pytest.raises(SpherecfError):
             use(closed)
 
 
-def test_compact_looks_at_every_image(closed: Path, opened: Open) -> None:
+def test_compaction_verifies_every_image(closed: Path, opened: Open) -> None:
     connection = sqlite3.connect(closed)
     connection.execute("UPDATE sealed_images SET content = randomblob(length(content)) WHERE row = 2")
     connection.commit()
@@ -238,7 +237,7 @@ def test_compact_looks_at_every_image(closed: Path, opened: Open) -> None:
         gallery.compact()
 
 
-def test_no_key_another_key_or_a_server(
+def test_missing_and_wrong_keys_and_servers_are_refused(
     closed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: Key, opened: Open
 ) -> None:
     with pytest.raises(InputError, match="is not encrypted"):
@@ -250,7 +249,7 @@ def test_no_key_another_key_or_a_server(
     monkeypatch.delenv(KEY_FILE)
     with pytest.raises(InputError, match=f"encrypted with the key {key.id}, but no key is set"):
         use(closed)
-    Path(key.origin).unlink()  # nothing is left of the gallery
+    Path(key.origin).unlink()  # without its key, the gallery is lost
     monkeypatch.setenv(KEY_FILE, key.origin)
     with pytest.raises(InputError, match="cannot be read"):
         use(closed)
@@ -260,97 +259,98 @@ def test_nonces_never_repeat_and_are_counted(
     opened: Open, people: np.ndarray, key: Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gallery = opened()
-    used: list[bytes] = []
+    nonces: list[bytes] = []
     seal = sealed_module.SealedStore._seal
 
     def count(self: Any, plain: bytes, bound: bytes) -> tuple[bytes, bytes]:
-        made = seal(self, plain, bound)
-        used.append(made[0])
-        return made
+        sealed = seal(self, plain, bound)
+        nonces.append(sealed[0])
+        return sealed
 
     monkeypatch.setattr(sealed_module.SealedStore, "_seal", count)
     fill(gallery, people)
-    assert len(set(used)) == len(used) == 3 + 4 + 3  # templates, images, sums
+    assert len(set(nonces)) == len(nonces) == 3 + 4 + 3  # templates, images, checksums
     gallery._store.rows()
-    assert gallery._store._seals == len(used) + 2  # type: ignore[attr-defined]  # header and first sum
+    assert gallery._store._seals == len(nonces) + 2  # type: ignore[attr-defined]  # header and first checksum
     monkeypatch.setattr(sealed_module, "_MAX_ENCRYPTIONS", 14)
     gallery.remove(NAMES[0])
     with pytest.raises(StorageError, match="needs another key"):
         gallery.enrol("x", people[9:10], [10.0], media=["a"], sources=["b"])
-    assert [one.identity for one in gallery.list()] == NAMES[1:]
+    assert [entry.identity for entry in gallery.list()] == NAMES[1:]
 
 
-def schema_of(place: Path) -> list[Any]:
-    with closing(sqlite3.connect(place)) as connection:
+def schema_of(path: Path) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
         return sorted(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql <> ''"))
 
 
-def test_encrypted_changed_and_decrypted(
+def test_resealing_encrypts_changes_the_key_and_decrypts(
     opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "_TAIL", 2)
     (tmp_path / "keys").mkdir()
-    one, two = (make_key(tmp_path / "keys" / name) for name in ("1", "2"))
-    place, secrets = tmp_path / "people", secrets_of(people)
+    first_key, second_key = (make_key(tmp_path / "keys" / name) for name in ("1", "2"))
+    path, secrets = tmp_path / "people", secrets_of(people)
     with opened() as gallery:
         fill(gallery, people)
         gallery.remove(NAMES[0], erase=False)
     assert (tmp_path / "people-search").exists()
-    expected, schema = use(place), schema_of(place)
+    expected, schema = use(path), schema_of(path)
     with pytest.raises(InputError, match="no gallery"):
-        reseal_gallery(tmp_path / "none", None, one)
+        reseal_gallery(tmp_path / "none", None, first_key)
     with opened(), pytest.raises(StorageError, match="another process has the gallery open"):
-        reseal_gallery(place, None, one)
-    for key, new in ((None, one), (one, two), (two, None)):
-        assert reseal_gallery(place, key, new) and not reseal_gallery(place, key, new)
+        reseal_gallery(path, None, first_key)
+    for key, new_key in ((None, first_key), (first_key, second_key), (second_key, None)):
+        assert reseal_gallery(path, key, new_key) and not reseal_gallery(path, key, new_key)
         assert {file.name for file in tmp_path.iterdir()} == {"keys", "people"}
-        assert seen(tmp_path, secrets) == 0 if new else seen(tmp_path, secrets) > 4
-        if new:
-            monkeypatch.setenv(KEY_FILE, new.origin)
+        assert count_visible(tmp_path, secrets) == 0 if new_key else count_visible(tmp_path, secrets) > 4
+        if new_key:
+            monkeypatch.setenv(KEY_FILE, new_key.origin)
         else:
             monkeypatch.delenv(KEY_FILE)
-        assert use(place) == expected
-        if new:
+        assert use(path) == expected
+        if new_key:
             (tmp_path / "people-search").unlink(missing_ok=True)
             with pytest.raises(InputError, match="encrypted with the key"):
-                reseal_gallery(place, None if key else two, two if new is one else one)
-    assert schema_of(place) == schema and not (tmp_path / "none").exists()
+                wrong_key = second_key if new_key is first_key else first_key
+                reseal_gallery(path, None if key else second_key, wrong_key)
+    assert schema_of(path) == schema and not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow
-def test_interrupted_anywhere_the_same_call_finishes(
+def test_interrupted_resealing_can_be_repeated(
     opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "keys").mkdir()
-    key, place = make_key(tmp_path / "keys" / "key"), tmp_path / "people"
+    key, path = make_key(tmp_path / "keys" / "key"), tmp_path / "people"
     with opened() as gallery:
         fill(gallery, people)
-    whole, expected, ask = place.read_bytes(), use(place), Store._ask
-    statements = 0
+    content, expected, ask = path.read_bytes(), use(path), Store._ask
+    n_interruptions = 0
     for limit in range(1, 200):
-        place.write_bytes(whole)
+        path.write_bytes(content)
         count = 0
 
-        def stop(self: Store, *what: Any, limit: int = limit) -> list[Any]:
+        def interrupt(self: Store, *arguments: Any, limit: int = limit) -> list[Any]:
             nonlocal count
             count += 1
             if count == limit:
                 raise KeyboardInterrupt
-            return ask(self, *what)
+            return ask(self, *arguments)
 
         with monkeypatch.context() as patched:
-            patched.setattr(Store, "_ask", stop)
+            patched.setattr(Store, "_ask", interrupt)
             try:
-                reseal_gallery(place, None, key)
+                reseal_gallery(path, None, key)
                 break
             except KeyboardInterrupt:
-                statements += 1
-        reseal_gallery(place, None, key)
-        assert seen(tmp_path, secrets_of(people)) == 0
+                n_interruptions += 1
+        reseal_gallery(path, None, key)
+        assert count_visible(tmp_path, secrets_of(people)) == 0
         with monkeypatch.context() as patched:
             patched.setenv(KEY_FILE, key.origin)
-            assert use(place) == expected
-    assert statements > 20 and limit < 199
+            assert use(path) == expected
+    assert n_interruptions > 20 and limit < 199
 
 
 START = """
@@ -375,35 +375,35 @@ Store._ask = stop
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [15, 25, 35, 45, 55, 70])
-def test_killed_while_enrolling(people: np.ndarray, key: Key, tmp_path: Path, limit: int) -> None:
+def test_kill_9_during_enrolment(people: np.ndarray, key: Key, tmp_path: Path, limit: int) -> None:
     script = f"""
 with Gallery.open(sys.argv[1], model="{MODEL}", backbone="{BACKBONE}", dim={DIM}, radius={RADIUS}) as gallery:
     fill(gallery, people)
     gallery.remove("{NAMES[0]}", erase=False)
     gallery.compact()
 """
-    place = tmp_path / "people"
-    done = subprocess.run([sys.executable, "-c", START + script, str(place), str(limit)])
-    assert done.returncode == -9
-    assert seen(tmp_path, secrets_of(people)) == 0
-    names = [one.identity for one in use(place)[0]]
+    path = tmp_path / "people"
+    completed = subprocess.run([sys.executable, "-c", START + script, str(path), str(limit)])
+    assert completed.returncode == -9
+    assert count_visible(tmp_path, secrets_of(people)) == 0
+    names = [entry.identity for entry in use(path)[0]]
     assert names in (NAMES[:0], NAMES[:1], NAMES[:2], NAMES, NAMES[1:])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [25, 30, 35, 40, 45, 50])
-def test_killed_while_being_encrypted(
+def test_kill_9_during_encryption(
     opened: Open, people: np.ndarray, tmp_path: Path, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "keys").mkdir()
-    key, place = make_key(tmp_path / "keys" / "key"), tmp_path / "people"
+    key, path = make_key(tmp_path / "keys" / "key"), tmp_path / "people"
     with opened() as gallery:
         fill(gallery, people)
-    expected = use(place)
+    expected = use(path)
     script = f"reseal_gallery(sys.argv[1], None, read_key('{key.origin}'))"
-    done = subprocess.run([sys.executable, "-c", START + script, str(place), str(limit)])
-    assert done.returncode == -9
-    reseal_gallery(place, None, read_key(key.origin))
-    assert seen(tmp_path, secrets_of(people)) == 0
+    completed = subprocess.run([sys.executable, "-c", START + script, str(path), str(limit)])
+    assert completed.returncode == -9
+    reseal_gallery(path, None, read_key(key.origin))
+    assert count_visible(tmp_path, secrets_of(people)) == 0
     monkeypatch.setenv(KEY_FILE, key.origin)
-    assert use(place) == expected
+    assert use(path) == expected

@@ -1,4 +1,4 @@
-"""Exact search against scoring everything."""
+"""Exact search, compared with brute force."""
 
 import numpy as np
 import pytest
@@ -29,8 +29,8 @@ def unit(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:
 FACTS = {"warnings": [], "sources": [], "enrolled": "", "changed": "", "medium": "", "source": ""}
 
 
-class World:
-    """A gallery in memory and its index."""
+class MemoryGallery:
+    """A store in memory and its index."""
 
     def __init__(self, mu: np.ndarray, kappa: np.ndarray) -> None:
         self.store = Store(":memory:", mu.shape[1])
@@ -39,23 +39,23 @@ class World:
         self.index = Index(self.store, mu.shape[1])
 
     def put(self, mu: np.ndarray, kappa: np.ndarray, names: list[str]) -> list[int]:
-        return self.store.insert(
-            [Template(name, name, one, float(k), 1, 1, FACTS) for name, one, k in zip(names, mu, kappa)]
-        )
+        rows = zip(names, mu, kappa)
+        return self.store.insert([Template(name, name, m, float(k), 1, 1, FACTS) for name, m, k in rows])
 
     def search(self, mu: np.ndarray, kappa: np.ndarray, top: int) -> list[Hits]:
         return search(self.index, self.store, mu, kappa, top, RADIUS)
 
     def check(self, mu: np.ndarray, kappa: np.ndarray, top: int) -> None:
-        for hits, probe, own in zip(self.search(mu, kappa, top), mu, kappa):
-            ids, scores = brute_force(self.store, probe, own, top, RADIUS)
+        for hits, probe, probe_kappa in zip(self.search(mu, kappa, top), mu, kappa):
+            ids, scores = brute_force(self.store, probe, probe_kappa, top, RADIUS)
             assert [hit.id for hit in hits.best] == ids
-            np.testing.assert_allclose([-h.negative_score for h in hits.best], scores, rtol=1e-12, atol=1e-9)
+            actual = [-hit.negative_score for hit in hits.best]
+            np.testing.assert_allclose(actual, scores, rtol=1e-12, atol=1e-9)
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups, bins and chunks so small that some hundred rows have many."""
+    """Make groups, bins and chunks so small that a few hundred rows fill many of them."""
     for name, size in (("SUB", 8), ("BIN", 64), ("_CHUNK", 192), ("_TAIL", 32)):
         monkeypatch.setattr(index_module, name, size)
     monkeypatch.setattr(search_module, "SUB", 8)
@@ -66,65 +66,65 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", KAPPAS)
 @pytest.mark.parametrize("dim", [3, 64])
 @pytest.mark.usefixtures("small")
-def test_finds_what_scoring_everything_finds(name: str, dim: int) -> None:
+def test_search_matches_brute_force(name: str, dim: int) -> None:
     rng = np.random.default_rng(0)
     mu, kappa = unit(rng, 1500, dim), KAPPAS[name](rng, 1500)
-    world = World(mu, kappa)
+    gallery = MemoryGallery(mu, kappa)
     probes = np.concatenate([mu[:3], unit(rng, 5, dim), -mu[:1]])
-    for own in (0.0, 1e-3, 200.0, 1e5, 1e9):
-        world.check(probes, np.full(len(probes), own), 7)
-    world.check(probes[:2], np.array([200.0, 500.0]), 1)
-    world.check(probes[:2], np.array([200.0, 500.0]), 5000)
+    for probe_kappa in (0.0, 1e-3, 200.0, 1e5, 1e9):
+        gallery.check(probes, np.full(len(probes), probe_kappa), 7)
+    gallery.check(probes[:2], np.array([200.0, 500.0]), 1)
+    gallery.check(probes[:2], np.array([200.0, 500.0]), 5000)
 
 
-def test_ties_go_by_id() -> None:
+def test_ties_are_ordered_by_id() -> None:
     mu = np.repeat(np.eye(4, dtype=np.float32)[:1], 300, 0)
-    World(mu, np.full(300, 100.0)).check(mu[:1], np.array([50.0]), 5)
+    MemoryGallery(mu, np.full(300, 100.0)).check(mu[:1], np.array([50.0]), 5)
 
 
 @pytest.mark.usefixtures("small")
-def test_newcomers_and_removals_count_at_once() -> None:
+def test_enrolments_and_removals_take_effect_at_once() -> None:
     rng = np.random.default_rng(1)
     mu, kappa = unit(rng, 400, 16), rng.uniform(1, 1000, 400)
-    world = World(mu, kappa)
-    world.check(mu[:2], np.array([300.0, 20.0]), 5)
-    best = world.search(mu[:1], np.array([300.0]), 1)[0].best[0].identity
-    world.index.drop(np.array([world.store.find(best).row]))
-    world.store.remove(best)
-    rows = world.put(mu[1:2], np.array([77.0]), ["new"])
-    world.index.add(np.array(rows), mu[1:2], np.array([77.0]))
-    world.check(mu[:2], np.array([300.0, 20.0]), 5)
-    assert len(world.index) == 400
-    world.store.remove("00007")
-    world.put(mu[:40], kappa[:40] / 2, [f"late {i}" for i in range(40)])
-    world.index.follow()
-    world.check(mu[:2], np.array([300.0, 20.0]), 5)
-    assert len(world.index) == 439
+    gallery = MemoryGallery(mu, kappa)
+    gallery.check(mu[:2], np.array([300.0, 20.0]), 5)
+    best = gallery.search(mu[:1], np.array([300.0]), 1)[0].best[0].identity
+    gallery.index.drop(np.array([gallery.store.find(best).row]))
+    gallery.store.remove(best)
+    rows = gallery.put(mu[1:2], np.array([77.0]), ["new"])
+    gallery.index.add(np.array(rows), mu[1:2], np.array([77.0]))
+    gallery.check(mu[:2], np.array([300.0, 20.0]), 5)
+    assert len(gallery.index) == 400
+    gallery.store.remove("00007")
+    gallery.put(mu[:40], kappa[:40] / 2, [f"late {i}" for i in range(40)])
+    gallery.index.follow()
+    gallery.check(mu[:2], np.array([300.0, 20.0]), 5)
+    assert len(gallery.index) == 439
 
 
-def test_an_empty_gallery_and_one_emptied_have_no_hits() -> None:
+def test_empty_galleries_have_no_hits() -> None:
     probe = np.eye(3, dtype=np.float32)[:1]
-    world = World(np.empty((0, 3), np.float32), np.empty(0))
-    assert not world.search(probe, np.ones(1), 3)[0].best
-    world.put(probe, np.ones(1), ["a"])
-    world.index.follow()
-    assert len(world.search(probe, np.ones(1), 3)[0].best) == 1
-    world.store.remove("a")
-    world.index.follow()
-    assert not world.search(probe, np.ones(1), 3)[0].best
+    gallery = MemoryGallery(np.empty((0, 3), np.float32), np.empty(0))
+    assert not gallery.search(probe, np.ones(1), 3)[0].best
+    gallery.put(probe, np.ones(1), ["a"])
+    gallery.index.follow()
+    assert len(gallery.search(probe, np.ones(1), 3)[0].best) == 1
+    gallery.store.remove("a")
+    gallery.index.follow()
+    assert not gallery.search(probe, np.ones(1), 3)[0].best
 
 
 @pytest.mark.usefixtures("small")
-def test_few_are_scored_where_kappa_tells_little() -> None:
+def test_few_rows_are_scored_if_kappas_are_similar() -> None:
     rng = np.random.default_rng(2)
     mu, kappa = unit(rng, 8000, 64), rng.uniform(300, 600, 8000)
-    assert World(mu, kappa).search(mu[:1], np.array([400.0]), 1)[0].scored < 50
+    assert MemoryGallery(mu, kappa).search(mu[:1], np.array([400.0]), 1)[0].scored < 50
 
 
 @pytest.mark.parametrize("dim", [1, 3, 512])
-def test_the_bound_on_the_error_of_codes_holds(dim: int) -> None:
+def test_quantisation_errors_are_within_their_bound(dim: int) -> None:
     rng = np.random.default_rng(3)
     mu = np.concatenate([unit(rng, 500, dim), np.eye(dim, dtype=np.float32)[:1]])
     codes, scale, error = quantise(mu)
-    rest = mu.astype(np.float64) - scale[:, None].astype(np.float64) * codes
-    assert (np.linalg.norm(rest, axis=1) <= error).all() and (error < 0.015).all()
+    residual = mu.astype(np.float64) - scale[:, None].astype(np.float64) * codes
+    assert (np.linalg.norm(residual, axis=1) <= error).all() and (error < 0.015).all()

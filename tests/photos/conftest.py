@@ -1,4 +1,4 @@
-"""ORL's photos, assessed once, and made-up faces with the direction and kappa that a test wants."""
+"""ORL photos, assessed once, and synthetic faces with a given direction and kappa."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from spherecf.photos import AssessedFace, AssessedPhoto, FaceAssessor
 from spherecf.scoring import mutual_likelihood_score
 
 RADIUS = 64.0
-SEEN = ErrorCount("false matches of non-mated pairs", 1, 1000, 0.009)
+OBSERVED = ErrorCount("false matches of non-mated pairs", 1, 1000, 0.009)
 DIM = 16
 MakePhoto = Callable[..., AssessedPhoto]
 
@@ -31,18 +31,18 @@ def assessor() -> FaceAssessor:
 
 @pytest.fixture(scope="session")
 def photos(assessor: FaceAssessor) -> dict[str, AssessedPhoto]:
-    """Two people, five photos each, by ORL's names."""
+    """Five photos each of two people, by their names in ORL."""
     source = orl_faces()
-    wanted = [name for name in source.keys if name.split("/")[0] in ("s1", "s2") and int(name[3]) < 6]
-    rows = [source.keys.index(name) for name in wanted if name[4] == "."]
+    names = [name for name in source.keys if name.split("/")[0] in ("s1", "s2") and int(name[3]) < 6]
+    rows = [source.keys.index(name) for name in names if name[4] == "."]
     return {source.keys[row]: assessor(source.image(row), source.keys[row]) for row in rows}
 
 
 def face(mu: np.ndarray, kappa: float, crop: int = 0) -> AssessedFace:
-    """One with this direction and confidence; ``crop`` numbers its picture."""
+    """A face with this direction and confidence; faces with the same number ``crop`` have equal images."""
     facts = CaptureFacts(40.0, 0.0, 0.0, 0.0, 300.0, 120.0, 50.0, 1.0, (60, 80))
-    picture = np.full((4, 4, 3), crop, np.uint8)
-    captured = CapturedFace(picture, (0.0, 0.0, 60.0, 80.0), np.zeros((5, 2)), 0.9, facts)
+    image = np.full((4, 4, 3), crop, np.uint8)
+    captured = CapturedFace(image, (0.0, 0.0, 60.0, 80.0), np.zeros((5, 2)), 0.9, facts)
     unit = (mu / np.linalg.norm(mu)).astype(np.float32)
     return AssessedFace(captured, unit, kappa, 50.0, 50, 0.5, ())
 
@@ -63,19 +63,19 @@ def score(a: AssessedFace, b: AssessedFace) -> float:
 
 @pytest.fixture
 def calibration() -> Calibration:
-    """Accepts what equal directions with kappa 100 reach, rejects what right angles reach."""
+    """Accepts two equal directions with kappa 100, and rejects two orthogonal ones."""
     e = np.eye(DIM)
     near, far = score(face(e[0], 100.0), face(e[0], 100.0)), score(face(e[0], 100.0), face(e[1], 100.0))
     middle, half = (near + far) / 2, (near - far) / 4
     rules = [
         DecisionRule(
-            "mls", RADIUS, "kappa", middle + half, middle - half, 20.0, "fmr", alpha, 0.05, counts=(SEEN,)
+            "mls", RADIUS, "kappa", middle + half, middle - half, 20.0, "fmr", alpha, 0.05, counts=(OBSERVED,)
         )
         for alpha in (1e-2, 1e-4)
     ]
     scores = np.array([near, near - 1, far, far + 1])
     table = ThresholdTable.fit(scores, [1, 1, 0, 0], [0.5, 1e-4], score="mls", radius=RADIUS)
     overlapping = [*scores, middle - 1, middle + 1]
-    line = LogisticCalibrator.fit(overlapping, [1, 1, 0, 0, 1, 0], score="mls", radius=RADIUS)
+    calibrator = LogisticCalibrator.fit(overlapping, [1, 1, 0, 0, 1, 0], score="mls", radius=RADIUS)
     scale = KappaScale.fit([10.0, 100.0], dim=DIM, population="two")
-    return Calibration("m" * 64, "d" * 64, scale, {"mls": line}, {"mls": table}, tuple(rules))
+    return Calibration("m" * 64, "d" * 64, scale, {"mls": calibrator}, {"mls": table}, tuple(rules))

@@ -1,3 +1,5 @@
+"""Comparison of two photos: decision, score, evidence, reasons, and refusals."""
+
 import json
 from dataclasses import replace
 
@@ -13,44 +15,44 @@ E = np.eye(DIM)
 
 
 def test_match_non_match_and_undecided(calibration: Calibration) -> None:
-    anna, again = photo("a", face(E[0], 100.0, 1)), photo("b", face(E[0], 100.0, 2))
+    anna, same = photo("a", face(E[0], 100.0, 1)), photo("b", face(E[0], 100.0, 2))
     other, between = photo("c", face(E[1], 100.0, 3)), photo("d", face(E[0] + 1.5 * E[1], 100.0, 4))
-    found = [compare(anna, right, calibration, radius=RADIUS) for right in (again, other, between)]
-    assert [one.decision for one in found] == [Decision.MATCH, Decision.NON_MATCH, Decision.UNDECIDED]
-    assert found[0].score == pytest.approx(score(anna.faces[0], again.faces[0]))
-    assert found[0].cosine == pytest.approx(1) and found[1].cosine == pytest.approx(0)
-    assert "1 in 10,000" in found[0].reason and found[0].notes == ()
-    assert found[0].llr is not None and found[1].llr is not None and found[0].llr > 0 > found[1].llr
+    results = [compare(anna, right, calibration, radius=RADIUS) for right in (same, other, between)]
+    assert [result.decision for result in results] == [Decision.MATCH, Decision.NON_MATCH, Decision.UNDECIDED]
+    assert results[0].score == pytest.approx(score(anna.faces[0], same.faces[0]))
+    assert results[0].cosine == pytest.approx(1) and results[1].cosine == pytest.approx(0)
+    assert "1 in 10,000" in results[0].reason and results[0].notes == ()
+    assert results[0].llr is not None and results[1].llr is not None and results[0].llr > 0 > results[1].llr
 
 
-def test_a_poor_face_decides_nothing(calibration: Calibration) -> None:
-    sure, poor = photo("sure", face(E[0], 100.0)), photo("poor", face(E[0], 19.9, 1))
-    found = compare(sure, poor, calibration, radius=RADIUS)
-    assert found.decision is Decision.UNDECIDED
-    assert found.reason == "the quality of poor is too low: kappa 19.9, required 20.0"
+def test_a_face_of_low_quality_is_undecided(calibration: Calibration) -> None:
+    good, poor = photo("good", face(E[0], 100.0)), photo("poor", face(E[0], 19.9, 1))
+    result = compare(good, poor, calibration, radius=RADIUS)
+    assert result.decision is Decision.UNDECIDED
+    assert result.reason == "the quality of poor is too low: kappa 19.9, required 20.0"
 
 
-def test_no_face_is_undecided_and_not_a_non_match(calibration: Calibration) -> None:
-    found = compare(photo("a", face(E[0], 100.0)), photo("wall"), calibration, radius=RADIUS)
-    assert found.decision is Decision.UNDECIDED and found.score is None and found.llr is None
-    assert found.reason == "wall: no face found."
+def test_a_photo_without_a_face_is_undecided(calibration: Calibration) -> None:
+    result = compare(photo("a", face(E[0], 100.0)), photo("wall"), calibration, radius=RADIUS)
+    assert result.decision is Decision.UNDECIDED and result.score is None and result.llr is None
+    assert result.reason == "wall: no face found."
     broken = photo("b", replace(face(E[0], 100.0), kappa=float("nan")))
-    found = compare(broken, broken, calibration, radius=RADIUS)
-    assert found.decision is Decision.UNDECIDED and "no direction" in found.reason
+    result = compare(broken, broken, calibration, radius=RADIUS)
+    assert result.decision is Decision.UNDECIDED and "no direction" in result.reason
 
 
-def test_says_which_face_was_taken_and_that_pictures_are_the_same(calibration: Calibration) -> None:
-    two = photo("two", face(E[0], 100.0, 1), face(E[1], 100.0, 2))
-    one = photo("one", face(E[1], 100.0, 2))
-    assert compare(two, one, calibration, radius=RADIUS).decision is Decision.NON_MATCH
-    found = compare(two, one, calibration, radius=RADIUS, faces=(1, 0))
-    assert found.decision is Decision.MATCH
-    assert "two has 2 faces; face 1 was compared" in found.notes[0] and "same image" in found.notes[1]
+def test_notes_report_the_compared_face_and_equal_images(calibration: Calibration) -> None:
+    two_faces = photo("two", face(E[0], 100.0, 1), face(E[1], 100.0, 2))
+    one_face = photo("one", face(E[1], 100.0, 2))
+    assert compare(two_faces, one_face, calibration, radius=RADIUS).decision is Decision.NON_MATCH
+    result = compare(two_faces, one_face, calibration, radius=RADIUS, faces=(1, 0))
+    assert result.decision is Decision.MATCH
+    assert "two has 2 faces; face 1 was compared" in result.notes[0] and "same image" in result.notes[1]
     with pytest.raises(InputError, match="one: has no face 1; it has 1"):
-        compare(two, one, calibration, radius=RADIUS, faces=(0, 1))
+        compare(two_faces, one_face, calibration, radius=RADIUS, faces=(0, 1))
 
 
-def test_refuses_what_it_cannot_promise(calibration: Calibration) -> None:
+def test_rates_without_a_rule_are_refused(calibration: Calibration) -> None:
     a = photo("a", face(E[0], 100.0))
     with pytest.raises(ModelError, match="not calibrated"):
         compare(a, a, None, radius=RADIUS)
@@ -59,11 +61,11 @@ def test_refuses_what_it_cannot_promise(calibration: Calibration) -> None:
     with pytest.raises(InputError, match="radius 64, but the model has radius 32"):
         compare(a, a, calibration, radius=32.0)
     rule = replace(calibration.decisions[1], accept=None, reject=None)
-    found = compare(a, a, replace(calibration, decisions=(rule,)), radius=RADIUS)
-    assert found.decision is Decision.UNDECIDED and "no threshold guarantees FMR" in found.reason
+    result = compare(a, a, replace(calibration, decisions=(rule,)), radius=RADIUS)
+    assert result.decision is Decision.UNDECIDED and "no threshold guarantees FMR" in result.reason
 
 
-def test_the_json_has_the_grounds(calibration: Calibration) -> None:
+def test_json_has_the_error_rates_and_faces(calibration: Calibration) -> None:
     left, right = photo("a", face(E[0], 100.0)), photo("wall")
     facts = compare(left, right, calibration, radius=RADIUS, max_fmr=1e-2).to_dict()
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
@@ -72,27 +74,28 @@ def test_the_json_has_the_grounds(calibration: Calibration) -> None:
     assert facts["photos"][0]["face"]["quality"] == 50 and facts["photos"][1]["face"] is None
 
 
-def test_evidence_decides_where_the_calibration_has_it(calibration: Calibration) -> None:
-    known = evidence()
+def test_evidence_decides_if_the_calibration_has_it(calibration: Calibration) -> None:
+    calibrator = evidence()
     rule = replace(calibration.decisions[1], score="evidence", accept=1.0, reject=-1.0, alpha=1e-6)
     rule = replace(rule, extrapolated=(1e-8, 1e-6))
-    better = replace(
+    with_evidence = replace(
         calibration,
-        likelihood={**calibration.likelihood, "evidence": known},
+        likelihood={**calibration.likelihood, "evidence": calibrator},
         decisions=(rule, *calibration.decisions),
     )
-    anna, again = photo("a", face(E[0], 100.0, 1)), photo("b", face(E[0], 40.0, 2))
-    found = compare(anna, again, better, radius=RADIUS, max_fmr=1e-6)
-    assert found.rule == rule and found.decision is Decision.MATCH and "extrapolated" in found.reason
+    anna, same = photo("a", face(E[0], 100.0, 1)), photo("b", face(E[0], 40.0, 2))
+    result = compare(anna, same, with_evidence, radius=RADIUS, max_fmr=1e-6)
+    assert result.rule == rule and result.decision is Decision.MATCH and "extrapolated" in result.reason
     kappas = (100.0, 40.0)
-    assert found.evidence == known.evidence(found.score, found.cosine, kappas)
-    assert found.llr == known.llr(found.score, kappas)
-    facts = found.to_dict()
+    assert result.evidence == calibrator.evidence(result.score, result.cosine, kappas)
+    assert result.llr == calibrator.llr(result.score, kappas)
+    facts = result.to_dict()
     assert json.loads(json.dumps(facts)) == facts and facts["fmr_extrapolated"] == [1e-8, 1e-6]
-    other = compare(anna, photo("c", face(E[1], 100.0, 3)), better, radius=RADIUS, max_fmr=1e-6)
+    other = compare(anna, photo("c", face(E[1], 100.0, 3)), with_evidence, radius=RADIUS, max_fmr=1e-6)
     assert other.decision is Decision.NON_MATCH
-    plain = compare(anna, again, better, radius=RADIUS, max_fmr=1e-2)  # only the score has a rule for it
-    assert plain.rule.score == "mls" and plain.evidence == plain.score
+    # At FMR 1e-2, only the score has a rule.
+    by_score = compare(anna, same, with_evidence, radius=RADIUS, max_fmr=1e-2)
+    assert by_score.rule.score == "mls" and by_score.evidence == by_score.score
 
 
 def evidence() -> ConditionalCalibrator:
@@ -103,15 +106,17 @@ def evidence() -> ConditionalCalibrator:
     )  # fmt: skip
 
 
-def test_real_faces(assessor: FaceAssessor, photos: dict[str, AssessedPhoto]) -> None:
+def test_decisions_on_real_faces_are_correct(
+    assessor: FaceAssessor, photos: dict[str, AssessedPhoto]
+) -> None:
     model = assessor.model
     names = list(photos)
-    matches = strangers = 0
-    for place, left in enumerate(names):
-        for right in names[place + 1 :]:
-            found = compare(photos[left], photos[right], model.calibration, radius=model.radius)
-            same = left.split("/")[0] == right.split("/")[0]
-            assert found.decision is not (Decision.NON_MATCH if same else Decision.MATCH)
-            matches += same and found.decision is Decision.MATCH
-            strangers += not same and found.decision is Decision.NON_MATCH
-    assert matches >= 15 and strangers >= 5  # of 20 and 25; the others are undecided
+    matches = non_matches = 0
+    for index, left in enumerate(names):
+        for right in names[index + 1 :]:
+            result = compare(photos[left], photos[right], model.calibration, radius=model.radius)
+            mated = left.split("/")[0] == right.split("/")[0]
+            assert result.decision is not (Decision.NON_MATCH if mated else Decision.MATCH)
+            matches += mated and result.decision is Decision.MATCH
+            non_matches += not mated and result.decision is Decision.NON_MATCH
+    assert matches >= 15 and non_matches >= 5  # of 20 and 25; the others are undecided

@@ -1,4 +1,4 @@
-"""A gallery that follows folders: made-up faces, whose direction is in the file."""
+"""Galleries that follow folders; each photo is a text file with the seed of its face direction."""
 
 import hashlib
 import os
@@ -17,8 +17,8 @@ from spherecf.gallery import Gallery
 from spherecf.photos import FaceAssessor, PhotoEnrolment, enrol_folders, enrol_photos, people_of
 
 
-class Assessor(FaceAssessor):
-    """A file of digits is a face in a direction of their own, any other has none."""
+class SeededAssessor(FaceAssessor):
+    """A file of digits is a face whose direction has this seed; any other file has no face."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -34,18 +34,18 @@ class Assessor(FaceAssessor):
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[Any]:
     """A gallery, an assessor, and ``people/`` with Ann (1, 2) and Bob (3)."""
-    assessor = Assessor()
+    assessor = SeededAssessor()
     put(tmp_path, "Ann/1.jpg", "1")
     put(tmp_path, "Ann/2.jpg", "2")
     put(tmp_path, "Bob/1.jpg", "3")
     with Gallery.open(tmp_path / "gallery", model="m" * 64, dim=DIM, radius=RADIUS) as gallery:
 
-        def follow(how: Any = "follow") -> dict[str, PhotoEnrolment]:
+        def follow(mode: Any = "follow") -> dict[str, PhotoEnrolment]:
             assessor.seen.clear()
             people = people_of(tmp_path / "people")
-            done = list(enrol_folders(gallery, assessor, people, how))
-            assert len({one.identity for one in done}) == len(done)
-            return {one.identity: one for one in done}
+            results = list(enrol_folders(gallery, assessor, people, mode))
+            assert len({result.identity for result in results}) == len(results)
+            return {result.identity: result for result in results}
 
         yield SimpleNamespace(
             gallery=gallery, follow=follow, root=tmp_path / "people", seen=assessor.seen, assessor=assessor
@@ -59,80 +59,81 @@ def put(root: Path, name: str, content: str) -> Path:
     return path
 
 
-def statuses(done: dict[str, PhotoEnrolment]) -> dict[str, str]:
-    return {name: one.status for name, one in done.items()}
+def statuses(results: dict[str, PhotoEnrolment]) -> dict[str, str]:
+    return {name: result.status for name, result in results.items()}
 
 
 def holds(gallery: Gallery, name: str, *contents: str) -> bool:
-    """Whether the template is made of exactly these faces."""
+    """True if the template consists of exactly these faces."""
     mu = [np.random.default_rng(int(content)).standard_normal(DIM) for content in contents]
-    total = sum(100.0 * one / np.linalg.norm(one) for one in mu)
-    (found,) = [one for one in gallery.list() if one.identity == name]
-    return found.images == len(contents) and bool(np.isclose(found.kappa, np.linalg.norm(total), rtol=1e-5))
+    total = sum(100.0 * direction / np.linalg.norm(direction) for direction in mu)
+    (person,) = [entry for entry in gallery.list() if entry.identity == name]
+    return person.images == len(contents) and bool(np.isclose(person.kappa, np.linalg.norm(total), rtol=1e-5))
 
 
-def test_what_did_not_change_is_said_so_and_costs_nothing(world: Any) -> None:
+def test_unchanged_folders_are_reported_and_not_assessed(world: Any) -> None:
     assert statuses(world.follow()) == {"Ann": "enrolled", "Bob": "enrolled"}
     before = world.gallery.list()
     assert statuses(world.follow()) == {"Ann": "unchanged", "Bob": "unchanged"}
     assert not world.seen and world.gallery.list() == before
 
 
-def test_new_photos_come_in_and_only_they_are_assessed(world: Any) -> None:
+def test_only_new_photos_are_assessed(world: Any) -> None:
     world.follow()
     put(world.root, "Ann/3.jpg", "4")
     put(world.root, "Eve/1.jpg", "5")
-    done = world.follow()
-    assert statuses(done) == {"Ann": "added", "Bob": "unchanged", "Eve": "enrolled"}
-    assert world.seen == ["3.jpg", "1.jpg"] and [Path(name).name for name in done["Ann"].added] == ["3.jpg"]
+    results = world.follow()
+    assert statuses(results) == {"Ann": "added", "Bob": "unchanged", "Eve": "enrolled"}
+    assert world.seen == ["3.jpg", "1.jpg"]
+    assert [Path(name).name for name in results["Ann"].added] == ["3.jpg"]
     assert holds(world.gallery, "Ann", "1", "2", "4")
 
 
-def test_a_file_with_other_content_renews_the_template(world: Any) -> None:
+def test_a_file_with_new_content_renews_the_template(world: Any) -> None:
     world.follow()
-    (enrolled,) = [one.enrolled for one in world.gallery.list() if one.identity == "Bob"]
+    (enrolled,) = [entry.enrolled for entry in world.gallery.list() if entry.identity == "Bob"]
     path = put(world.root, "Bob/1.jpg", "6")
-    os.utime(path, (0, 0))  # the content counts, not the time
-    done = world.follow()["Bob"]
-    assert done.status == "renewed" and (len(done.added), len(done.removed)) == (1, 1)
+    os.utime(path, (0, 0))  # the content decides, not the modification time
+    result = world.follow()["Bob"]
+    assert result.status == "renewed" and (len(result.added), len(result.removed)) == (1, 1)
     assert holds(world.gallery, "Bob", "6")
-    assert done.enrolled is not None and done.enrolled.enrolled == enrolled
+    assert result.enrolled is not None and result.enrolled.enrolled == enrolled
     assert world.follow()["Bob"].status == "unchanged"
 
 
-def test_photos_that_are_gone_leave_the_template_and_its_rows(world: Any) -> None:
+def test_deleted_photos_leave_the_template_and_its_rows(world: Any) -> None:
     put(world.root, "Ann/3.jpg", "4")
     world.follow()
     (world.root / "Ann" / "1.jpg").unlink()
-    done = world.follow()["Ann"]
-    assert done.status == "renewed" and [Path(name).name for name in done.removed] == ["1.jpg"]
+    result = world.follow()["Ann"]
+    assert result.status == "renewed" and [Path(name).name for name in result.removed] == ["1.jpg"]
     assert holds(world.gallery, "Ann", "2", "4") and len(world.gallery.sources("Ann")) == 2
     put(world.root, "Ann/5.jpg", "5")
     assert world.follow()["Ann"].status == "added" and holds(world.gallery, "Ann", "2", "4", "5")
 
 
-def test_with_add_nothing_leaves(world: Any) -> None:
+def test_with_add_deleted_photos_stay_in_the_template(world: Any) -> None:
     world.follow()
     (world.root / "Ann" / "1.jpg").unlink()
     put(world.root, "Ann/3.jpg", "4")
-    done = world.follow("add")
-    assert statuses(done) == {"Ann": "added", "Bob": "unchanged"} and not done["Ann"].removed
+    results = world.follow("add")
+    assert statuses(results) == {"Ann": "added", "Bob": "unchanged"} and not results["Ann"].removed
     assert holds(world.gallery, "Ann", "1", "2", "4")
 
 
-def test_other_names_for_the_same_files_change_nothing(world: Any) -> None:
+def test_renamed_and_copied_files_change_nothing(world: Any) -> None:
     world.follow()
     (world.root / "Ann" / "1.jpg").rename(world.root / "Ann" / "first.jpg")
     put(world.root, "Ann/copy.jpg", "2")
     assert statuses(world.follow()) == {"Ann": "unchanged", "Bob": "unchanged"}
 
 
-def test_who_has_no_folder_any_more_stays_and_is_named(world: Any) -> None:
+def test_people_without_a_folder_stay_and_are_reported(world: Any) -> None:
     world.follow()
     (world.root / "Bob").rename(world.root / "Robert")
-    done = world.follow()
-    assert statuses(done) == {"Ann": "unchanged", "Robert": "enrolled", "Bob": "no folder"}
-    assert "Robert" in done["Bob"].reason and "Bob" in world.gallery
+    results = world.follow()
+    assert statuses(results) == {"Ann": "unchanged", "Robert": "enrolled", "Bob": "no folder"}
+    assert "Robert" in results["Bob"].reason and "Bob" in world.gallery
     assert world.follow()["Bob"].status == "no folder"
 
 
@@ -141,27 +142,27 @@ def test_a_template_is_never_left_without_a_photo(world: Any) -> None:
     (world.root / "Bob" / "1.jpg").unlink()
     assert world.follow()["Bob"].status == "kept" and holds(world.gallery, "Bob", "3")
     put(world.root, "Bob/wall.jpg", "no face")
-    done = world.follow()["Bob"]
-    assert done.status == "kept" and done.reason and len(done.left_out) == 1
+    result = world.follow()["Bob"]
+    assert result.status == "kept" and result.reason and len(result.left_out) == 1
     assert holds(world.gallery, "Bob", "3")
     assert world.follow("replace")["Bob"].status == "kept" and holds(world.gallery, "Bob", "3")
 
 
-def test_nothing_leaves_while_a_file_cannot_be_read(world: Any) -> None:
+def test_no_photo_is_removed_while_a_file_cannot_be_read(world: Any) -> None:
     world.follow()
     (world.root / "Ann" / "1.jpg").unlink()
     (world.root / "Ann" / "gone.jpg").symlink_to(world.root / "nowhere")
     put(world.root, "Ann/3.jpg", "4")
-    done = world.follow()["Ann"]
-    assert done.status == "added" and done.reason and not done.removed
+    result = world.follow()["Ann"]
+    assert result.status == "added" and result.reason and not result.removed
     assert holds(world.gallery, "Ann", "1", "2", "4")
 
 
-def test_people_enrolled_without_hashes_are_left_alone_until_replaced(world: Any) -> None:
+def test_people_enrolled_without_hashes_are_unchanged_until_replaced(world: Any) -> None:
     mu = np.eye(DIM, dtype=np.float32)[:2]
     world.gallery.enrol("Ann", mu, [100.0, 100.0], media=["film", "photo"], sources=["a", "b"])
-    done = world.follow()["Ann"]
-    assert done.status == "kept" and "hashes" in done.reason and not world.seen.count("2.jpg")
+    result = world.follow()["Ann"]
+    assert result.status == "kept" and "hashes" in result.reason and not world.seen.count("2.jpg")
     assert world.follow("replace")["Ann"].status == "renewed" and holds(world.gallery, "Ann", "1", "2")
     assert world.follow()["Ann"].status == "unchanged"
 
@@ -174,18 +175,18 @@ def test_one_name_in_two_spellings_is_one_person(world: Any) -> None:
     assert world.follow()["Zoë"].status == "unchanged"
 
 
-def test_a_folder_that_nobody_can_be_called_after_stops_nobody_else(world: Any) -> None:
+def test_a_folder_with_an_invalid_name_does_not_stop_others(world: Any) -> None:
     put(world.root, "A\nnn/1.jpg", "7")
     put(world.root, os.fsdecode(b"caf\xe9") + "/1.jpg", "8")
     (world.root / "Nil").mkdir()
-    done = world.follow()
-    assert statuses(done) == {
+    results = world.follow()
+    assert statuses(results) == {
         "A\\nnn": "bad name", "Ann": "enrolled", "Bob": "enrolled", "Nil": "no face", "caf\\xe9": "bad name",
     }  # fmt: skip
-    assert done["A\\nnn"].to_dict()["reason"]
+    assert results["A\\nnn"].to_dict()["reason"]
 
 
-def test_an_interrupted_run_goes_on(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_continues(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     people = people_of(world.root)
     steps = enrol_folders(world.gallery, world.assessor, people)
     assert next(steps).identity == "Ann"
@@ -193,10 +194,10 @@ def test_an_interrupted_run_goes_on(world: Any, monkeypatch: pytest.MonkeyPatch)
     assert statuses(world.follow()) == {"Ann": "unchanged", "Bob": "enrolled"}
 
 
-def test_photos_of_one_person(world: Any) -> None:
+def test_enrol_photos_of_one_person(world: Any) -> None:
     first = put(world.root, "Ann/1.jpg", "1")
-    done = enrol_photos(world.gallery, world.assessor, "Ann", [first])
-    assert done.status == "enrolled" and done.enrolled is not None
+    result = enrol_photos(world.gallery, world.assessor, "Ann", [first])
+    assert result.status == "enrolled" and result.enrolled is not None
     medium = hashlib.sha256(first.read_bytes()).hexdigest()[:16]
     assert world.gallery.sources("Ann") == {medium: str(first)} and world.gallery.sources("Bob") == {}
     with pytest.raises(InputError, match="already enrolled"):
@@ -207,7 +208,7 @@ def test_photos_of_one_person(world: Any) -> None:
     assert holds(world.gallery, "Ann", "2")
 
 
-def test_no_folders(tmp_path: Path) -> None:
+def test_a_root_without_folders_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(InputError):
             people_of(path)

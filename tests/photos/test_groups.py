@@ -1,10 +1,12 @@
+"""Grouping of photos by likelihood ratios, compared with a simple implementation."""
+
 import numpy as np
 
 from spherecf.photos.template import group_by_likelihood
 
 
-def slow(llr: np.ndarray) -> list[list[int]]:
-    """The definition: join the two groups with the highest mean over all pairs between them."""
+def reference_groups(llr: np.ndarray) -> list[list[int]]:
+    """By definition: join the two groups with the highest mean over their pairs, while it is positive."""
     groups = [[row] for row in range(len(llr))]
     while len(groups) > 1:
         means = {
@@ -19,16 +21,16 @@ def slow(llr: np.ndarray) -> list[list[int]]:
     return sorted(groups, key=lambda rows: (-len(rows), rows[0]))
 
 
-def test_joins_as_the_definition_says() -> None:
+def test_groups_match_the_reference() -> None:
     rng = np.random.default_rng(0)
     for n in (1, 2, 5, 9):
         for shift in (-1.0, 0.0, 0.6):
             half = rng.normal(shift, 1, (n, n))
             llr = half + half.T
-            assert group_by_likelihood(llr) == slow(llr)
+            assert group_by_likelihood(llr) == reference_groups(llr)
 
 
-def test_nobody_is_lost_and_the_diagonal_is_not_looked_at() -> None:
+def test_every_row_is_in_a_group_and_the_diagonal_is_ignored() -> None:
     llr = np.full((4, 4), -1.0)
     np.fill_diagonal(llr, 99.0)
     assert group_by_likelihood(llr) == [[0], [1], [2], [3]]

@@ -1,3 +1,5 @@
+"""The journal of `spherecf quality --resume`: growth, damage, concurrent use and full disks."""
+
 import os
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def add(path: Path, *sizes: int, maker: str = "m") -> None:
             journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", size, 1))
 
 
-def test_grows_over_runs_and_knows_its_maker(tmp_path: Path) -> None:
+def test_journal_grows_over_runs_and_separates_models(tmp_path: Path) -> None:
     path = tmp_path / "new" / "done.jsonl"
     add(path, 1, 2)
     add(path, 3)
@@ -30,12 +32,12 @@ def test_grows_over_runs_and_knows_its_maker(tmp_path: Path) -> None:
     assert Journal(path, "m").find(("a.jpg", 1, 1)) == {"photo": "ä"}
 
 
-def test_every_line_is_on_disk_at_once(tmp_path: Path) -> None:
+def test_every_line_is_written_at_once(tmp_path: Path) -> None:
     path = tmp_path / "done.jsonl"
     journal = Journal(path, "m")
     journal.add(PHOTO, {}, ("a.jpg", 1, 1))
     journal.add(PHOTO, {"photo": "a.jpg"}, ("a.jpg", 2, 1))
-    assert path.read_text().count("\n") == 2  # not closed yet
+    assert path.read_text().count("\n") == 2  # the journal is still open
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])
@@ -51,7 +53,7 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
 @pytest.mark.parametrize(
     "tail", [b"\0" * 40, b'{"path": "a\0\0\0', b"\0" * 9 + b'rd": {}}\n', b'{"path"\0\0\n']
 )
-def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path: Path, tail: bytes) -> None:
+def test_zeros_left_by_a_power_cut_are_dropped(tmp_path: Path, tail: bytes) -> None:
     path = tmp_path / "done.jsonl"
     add(path, 1, 2)
     path.write_bytes(path.read_bytes() + tail)
@@ -60,7 +62,7 @@ def test_zeros_that_a_power_cut_leaves_are_dropped(tmp_path: Path, tail: bytes) 
     assert keys(path) == [1, 2, 3] and b"\0" not in path.read_bytes()
 
 
-def test_zeros_in_the_middle_are_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeros_in_the_middle_are_refused_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_MAX_UNSYNCED_BYTES", 100)
     path = tmp_path / "done.jsonl"
     add(path, 1, 2, 3)
@@ -70,16 +72,16 @@ def test_zeros_in_the_middle_are_damage(tmp_path: Path, monkeypatch: pytest.Monk
         Journal(path, "m")
 
 
-def test_a_second_process_is_told(tmp_path: Path) -> None:
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "done.jsonl"
     with Journal(path, "m") as journal:
         with pytest.raises(StorageError, match=rf"in use by process {os.getpid()}"):
             Journal(path, "m").__enter__()
         journal.add(PHOTO, {}, ("a.jpg", 1, 1))
-    assert [one.name for one in tmp_path.iterdir()] == ["done.jsonl"]
+    assert [file.name for file in tmp_path.iterdir()] == ["done.jsonl"]
 
 
-def test_what_another_process_added_before_it_ended_is_kept(tmp_path: Path) -> None:
+def test_lines_added_by_another_process_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "done.jsonl"
     add(path, 1)
     journal = Journal(path, "m")
@@ -89,9 +91,7 @@ def test_what_another_process_added_before_it_ended_is_kept(tmp_path: Path) -> N
     assert keys(path) == [1, 2, 3]
 
 
-def test_after_a_failure_nothing_written_before_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_loses_no_earlier_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "done.jsonl"
     with Journal(path, "m") as journal:
         journal.add(PHOTO, {"photo": "ä"}, ("a.jpg", 1, 1))
@@ -103,10 +103,10 @@ def test_after_a_failure_nothing_written_before_is_lost(
     assert keys(path) == [1, 3]
 
 
-def test_another_file_is_not_touched(tmp_path: Path) -> None:
+def test_other_files_are_refused_and_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "diary.txt"
-    whole = '{"path": "a", "bytes": 1, "mtime_ns": 2, "maker": "m", "record": {}}\n'
-    odd = [
+    record = '{"path": "a", "bytes": 1, "mtime_ns": 2, "maker": "m", "record": {}}\n'
+    replacements = [
         ("1,", "1.5,"),
         ("1,", "true,"),
         ('"a"', "1"),
@@ -114,22 +114,23 @@ def test_another_file_is_not_touched(tmp_path: Path) -> None:
         ("{}", '{"x": NaN}'),
         ("{}", "[" * 3000),
     ]
-    for text in ("Dear diary,\n", '{"a": 1}\n', "[]\n", *(whole.replace(*change) for change in odd)):
+    invalid = [record.replace(*change) for change in replacements]
+    for text in ("Dear diary,\n", '{"a": 1}\n', "[]\n", *invalid):
         path.write_text(text)
         with pytest.raises(FileFormatError, match="line 1 is not a record"):
             Journal(path, "m")
         assert path.read_text() == text
 
 
-def test_a_text_without_an_end_of_line_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_text_without_a_newline_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "diary.txt"
     path.write_text("Dear diary")
     with pytest.raises(FileFormatError, match="line 1 is not a record"):
         Journal(path, "m")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_said(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "done.jsonl"
     journal = Journal(path, "m")
     journal._stream = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115

@@ -1,3 +1,5 @@
+"""Ranking of photos by quality, and resumed assessment."""
+
 import os
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def record(name: str, *kappas: float | None) -> dict:
     return {"photo": name, "size_px": None, "notes": [], "failure": None, "reason": "why", "faces": faces}
 
 
-def test_faces_by_kappa_and_failures_last() -> None:
+def test_faces_are_ranked_by_kappa_with_failures_last() -> None:
     rows = ranked_faces([record("b", 5.0, 9.0), record("none"), record("a", 9.0), record("nan", None)])
     assert [(row["photo"], row["face"], row["rank"]) for row in rows] == [
         ("a", 0, 1), ("b", 1, 2), ("b", 0, 3), ("nan", 0, None), ("none", None, None),
@@ -37,7 +39,7 @@ def test_faces_by_kappa_and_failures_last() -> None:
     assert rows[-1]["quality"] == -1 and rows[-1]["reason"] == "why" and rows[0]["reason"] == ""
 
 
-def test_ranks_what_the_assessor_says(folder: Path, assessor: FaceAssessor) -> None:
+def test_ranking_uses_the_kappas_of_the_assessor(folder: Path, assessor: FaceAssessor) -> None:
     rows = rank_photos([folder], assessor)
     assert len(rows) == 6 and [row["rank"] for row in rows] == [1, 2, 3, 4, 5, None]
     for row in rows[:5]:
@@ -46,48 +48,50 @@ def test_ranks_what_the_assessor_says(folder: Path, assessor: FaceAssessor) -> N
     assert rows[5]["failure"] == "not_an_image"
 
 
-def test_an_interrupted_pass_goes_on(folder: Path, assessor: FaceAssessor, tmp_path: Path) -> None:
+def test_an_interrupted_pass_continues(folder: Path, assessor: FaceAssessor, tmp_path: Path) -> None:
     expected = list(assess_files(find_photos([folder]).photos, assessor))
-    asked: list[str] = []
+    calls: list[str] = []
 
-    def watched(pixels: object) -> object:
-        asked.append("photo")
+    def counting_detector(pixels: object) -> object:
+        calls.append("photo")
         return assessor.detector(pixels)  # type: ignore[arg-type]
 
-    counted = FaceAssessor(assessor.model, watched)  # type: ignore[arg-type]
-    monkey = tmp_path / "done.jsonl"
+    counted = FaceAssessor(assessor.model, counting_detector)  # type: ignore[arg-type]
+    journal = tmp_path / "done.jsonl"
     photos = find_photos([folder]).photos
-    first = list(assess_files(photos[1:3], counted, resume=monkey))
-    assert first == expected[1:3] and len(asked) == 2
-    assert list(assess_files(photos, counted, resume=monkey)) == expected and len(asked) == 5
-    assert list(assess_files(photos, counted, resume=monkey)) == expected and len(asked) == 5
-    assert list(assess_files(photos[::-1], counted, resume=monkey)) == expected[::-1] and len(asked) == 5
+    first = list(assess_files(photos[1:3], counted, resume=journal))
+    assert first == expected[1:3] and len(calls) == 2
+    assert list(assess_files(photos, counted, resume=journal)) == expected and len(calls) == 5
+    assert list(assess_files(photos, counted, resume=journal)) == expected and len(calls) == 5
+    assert list(assess_files(photos[::-1], counted, resume=journal)) == expected[::-1] and len(calls) == 5
 
 
-def test_a_changed_photo_or_another_detector_is_assessed_anew(
+def test_changed_photos_and_other_detectors_are_assessed_again(
     folder: Path, assessor: FaceAssessor, tmp_path: Path
 ) -> None:
-    done, photos = tmp_path / "done.jsonl", find_photos([folder]).photos[:2]
-    before = list(assess_files(photos, assessor, resume=done))
+    journal, photos = tmp_path / "done.jsonl", find_photos([folder]).photos[:2]
+    before = list(assess_files(photos, assessor, resume=journal))
     photos[0].path.write_bytes(jpeg(portrait(200)))
     os.utime(photos[0].path, ns=(1, 1))
-    after = list(assess_files(photos, assessor, resume=done))
+    after = list(assess_files(photos, assessor, resume=journal))
     assert after[0] != before[0] and after[1] == before[1]
-    lines = len(done.read_text().splitlines())
+    lines = len(journal.read_text().splitlines())
     strict = FaceAssessor(assessor.model, FaceDetector(min_score=0.99))
-    assert all(photo["failure"] == "no_face" for photo in assess_files(photos, strict, resume=done))
-    assert len(done.read_text().splitlines()) == lines + 2
+    assert all(photo["failure"] == "no_face" for photo in assess_files(photos, strict, resume=journal))
+    assert len(journal.read_text().splitlines()) == lines + 2
 
 
-def test_what_may_pass_is_asked_again(assessor: FaceAssessor, tmp_path: Path) -> None:
-    done, photos = tmp_path / "done.jsonl", find_photos([tmp_path / "later.jpg"]).photos
-    assert next(assess_files(photos, assessor, resume=done))["failure"] == "unreadable"
+def test_unreadable_photos_are_tried_again(assessor: FaceAssessor, tmp_path: Path) -> None:
+    journal, photos = tmp_path / "done.jsonl", find_photos([tmp_path / "later.jpg"]).photos
+    assert next(assess_files(photos, assessor, resume=journal))["failure"] == "unreadable"
     (tmp_path / "later.jpg").write_bytes(jpeg(portrait()))
-    assert next(assess_files(photos, assessor, resume=done))["failure"] is None
+    assert next(assess_files(photos, assessor, resume=journal))["failure"] is None
 
 
-def test_names_that_read_alike_are_not_mixed(folder: Path, assessor: FaceAssessor, tmp_path: Path) -> None:
-    twins = [PhotoFile("same", folder / f"{place}.jpg", Path("same")) for place in (0, 1)]
+def test_photos_with_equal_names_are_not_confused(
+    folder: Path, assessor: FaceAssessor, tmp_path: Path
+) -> None:
+    twins = [PhotoFile("same", folder / f"{index}.jpg", Path("same")) for index in (0, 1)]
     first = list(assess_files(twins, assessor, resume=tmp_path / "done.jsonl"))
     assert first[0]["faces"] != first[1]["faces"]
     assert list(assess_files(twins, assessor, resume=tmp_path / "done.jsonl")) == first

@@ -1,3 +1,5 @@
+"""The reasons that explain a low quality, from measurements of the face."""
+
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ from spherecf.photos.assessment import explain
 GOOD = CaptureFacts(60.0, 5.0, -4.0, 2.0, 300.0, 120.0, 45.0, 1.0, (90, 120))
 
 
-def test_a_good_face_needs_no_explanation() -> None:
+def test_a_good_face_has_no_reason() -> None:
     assert explain(GOOD) == ()
 
 
@@ -27,11 +29,11 @@ def test_a_good_face_needs_no_explanation() -> None:
         ({"inside": 0.6}, "cut off by the image border"),
     ],
 )
-def test_each_fact_has_its_words(change: dict[str, float], reason: str) -> None:
+def test_each_measurement_has_a_reason(change: dict[str, float], reason: str) -> None:
     assert explain(replace(GOOD, **change)) == (reason,)
 
 
-def test_turned_eyes_are_near_each_other_and_not_small() -> None:
+def test_eye_distance_is_corrected_for_yaw() -> None:
     assert explain(replace(GOOD, eye_distance_px=18.0, yaw_degrees=60.0)) == ("turned 60 degrees",)
     assert explain(replace(GOOD, eye_distance_px=9.0, yaw_degrees=60.0))[0] == "eyes 9 px apart"
 
@@ -41,12 +43,12 @@ def test_an_unknown_pose_is_no_reason() -> None:
     assert explain(replace(GOOD, yaw_degrees=nan, pitch_degrees=nan, roll_degrees=nan)) == ()
 
 
-def test_small_eyes_are_small_whatever_the_pose() -> None:
+def test_small_eye_distance_is_reported_without_a_pose() -> None:
     nan = float("nan")
     assert explain(CaptureFacts(5.0, nan, nan, nan, 100.0, 100.0, 50.0, 1.0, (9, 9))) == ("eyes 5 px apart",)
 
 
-def test_turned_is_said_beyond_35_degrees() -> None:
+def test_turned_is_reported_beyond_35_degrees() -> None:
     """Profiles start at 42 degrees; 31 degrees are common among frontal photos."""
     assert explain(replace(GOOD, yaw_degrees=34.0)) == ()
     assert explain(replace(GOOD, yaw_degrees=-36.0)) == ("turned 36 degrees",)

@@ -1,3 +1,5 @@
+"""The contact sheet of ranked faces, as HTML page and as image."""
+
 import base64
 import re
 from pathlib import Path
@@ -31,7 +33,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], dict[str
     return rows, files
 
 
-def test_the_page_holds_everything(rows: tuple[list[dict], dict[str, Path]], tmp_path: Path) -> None:
+def test_page_has_all_faces_and_failures(rows: tuple[list[dict], dict[str, Path]], tmp_path: Path) -> None:
     page = write_sheet(tmp_path / "s.html", *rows).read_text()
     assert page.index("best&lt;b&gt;.jpg") < page.index("worst.jpg") < page.index("wall.jpg")
     assert "90 %" in page and "45 %" in page and "blurred" in page and "in &lt;1x1&gt; px" in page
@@ -43,22 +45,22 @@ def test_the_page_holds_everything(rows: tuple[list[dict], dict[str, Path]], tmp
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_the_picture_shows_the_same(
+def test_image_has_all_faces_and_failures(
     rows: tuple[list[dict], dict[str, Path]], tmp_path: Path, suffix: str
 ) -> None:
     sheet = decode_image(write_sheet(tmp_path / f"s{suffix}", *rows).read_bytes())
     expected = acquire(rows[1]["best<b>.jpg"], FaceDetector()).faces[0].crop
     assert np.abs(sheet[8:120, 8:120].astype(int) - expected).mean() < 4
     assert sheet[:, 400:].min() > 200 or sheet.shape[1] > 400
-    assert (sheet[-30:] < 100).any()  # the failure is written below
+    assert (sheet[-30:] < 100).any()  # the failure is listed at the bottom
 
 
-def test_a_photo_that_has_gone_is_grey(rows: tuple[list[dict], dict[str, Path]], tmp_path: Path) -> None:
+def test_a_missing_photo_is_grey(rows: tuple[list[dict], dict[str, Path]], tmp_path: Path) -> None:
     sheet = decode_image(write_sheet(tmp_path / "s.png", rows[0], {}).read_bytes())
     assert (sheet[8:120, 8:120] == 128).all()
 
 
-def test_of_too_many_faces_both_ends(
+def test_too_many_faces_are_reduced_to_both_ends(
     rows: tuple[list[dict], dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outputs_module, "MAX_FACES", 4)
@@ -70,7 +72,7 @@ def test_of_too_many_faces_both_ends(
     )
 
 
-def test_nothing_but_failures_and_wrong_endings(
+def test_only_failures_are_accepted_and_unknown_suffixes_refused(
     rows: tuple[list[dict], dict[str, Path]], tmp_path: Path
 ) -> None:
     for suffix in ("html", "png"):

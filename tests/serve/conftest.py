@@ -1,4 +1,4 @@
-"""The service with the real model, and a gallery in memory for the tests of everything around it."""
+"""The service with the shipped model and a gallery in memory."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Person:
 
 
 class MemoryGallery:
-    """The interface of `spherecf.gallery.Gallery` over a dict; the nearest cosine decides."""
+    """The interface of `spherecf.gallery.Gallery` on a dictionary; the highest cosine decides."""
 
     def __init__(self) -> None:
         self.people: dict[str, Person] = {}
@@ -58,14 +58,14 @@ class MemoryGallery:
         return person
 
     def identify(self, mu: NDArray[Any], kappa: float, *, top: int, max_fpir: float) -> Identification:
-        found = [
-            Candidate(one.identity, one.identity, 10 * float(one.mu @ mu), float(one.mu @ mu), one.kappa)
-            for one in self.people.values()
+        candidates = [
+            Candidate(p.identity, p.identity, 10 * float(p.mu @ mu), float(p.mu @ mu), p.kappa)
+            for p in self.people.values()
         ]
-        found = sorted(found, key=lambda one: -one.score)[:top]
-        answer = "identified" if found and found[0].cosine > 0.4 else "unknown"
-        who = found[0].identity if answer == "identified" else None
-        return Identification(answer, who, "as it looks", tuple(found), max_fpir, len(self.people))
+        candidates = sorted(candidates, key=lambda candidate: -candidate.score)[:top]
+        answer = "identified" if candidates and candidates[0].cosine > 0.4 else "unknown"
+        name = candidates[0].identity if answer == "identified" else None
+        return Identification(answer, name, "as it looks", tuple(candidates), max_fpir, len(self.people))
 
     def remove(self, identity: str) -> int:
         return int(self.people.pop(identity, None) is not None)
@@ -74,8 +74,8 @@ class MemoryGallery:
         return list(self.people.values())
 
     def info(self) -> dict[str, Any]:
-        images = sum(len(one.sources) for one in self.people.values())
-        facts = {"model": "m", "dim": 128, "radius": 64.0, "created": "2026-01-01", "uri": "secret://place"}
+        images = sum(len(person.sources) for person in self.people.values())
+        facts = {"model": "m", "dim": 128, "radius": 64.0, "created": "2026-01-01", "uri": "secret://path"}
         return facts | {"identities": len(self.people), "images": images}
 
 
@@ -91,23 +91,23 @@ def people() -> IdentityFolder:
 
 @pytest.fixture
 def client(assessor: FaceAssessor) -> Iterator[TestClient]:
-    """The whole service, a fresh gallery in it, and a caller who knows the token."""
+    """A client with the token, of the whole service with an empty gallery."""
     limits = Limits(burst=1000, max_files=4, max_file_bytes=2_000_000)
     app = create_app(assessor, MemoryGallery(), token=TOKEN, limits=limits)
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    with TestClient(app, base_url=HERE, headers=headers, raise_server_exceptions=False) as one:
-        yield one
+    with TestClient(app, base_url=HERE, headers=headers, raise_server_exceptions=False) as test_client:
+        yield test_client
 
 
 def png(pixels: NDArray[np.uint8], scale: float = 1.0) -> bytes:
-    """RGB pixels as a PNG, larger if asked."""
-    larger = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    return cv2.imencode(".png", larger[..., ::-1])[1].tobytes()
+    """RGB pixels as a PNG file, optionally enlarged."""
+    resized = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(".png", resized[..., ::-1])[1].tobytes()
 
 
 @pytest.fixture
 def assessed(assessor: FaceAssessor, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the photos that were assessed, as they come."""
+    """Names of the assessed photos, in order."""
     names: list[str] = []
 
     def stream(photos: Any, real: Any = assessor.stream) -> Any:

@@ -1,4 +1,4 @@
-"""The service as a caller meets it: answers, refusals, and what is kept."""
+"""The HTTP interface of the service: answers, refusals, and stored data."""
 
 import logging
 import re
@@ -21,21 +21,21 @@ from spherecf.models import ConfidenceModel
 from spherecf.photos import FaceAssessor
 from spherecf.serve import create_app
 from spherecf.serve.schemas import (
-    Candidate as Nearby,
+    Candidate as CandidateOut,
     Compared,
-    Enrolled as Listed,
+    Enrolled as EnrolledOut,
     Face,
     Identified,
     Photo,
     Template,
 )
 
-Shown = dict[str, Any]
+Json = dict[str, Any]
 
 
 def send(client: TestClient, path: str, files: list[tuple[str, bytes]], **fields: Any) -> Any:
-    named = [(name, (f"{name} {place}.png", content)) for place, (name, content) in enumerate(files)]
-    return client.post(f"/api/{path}", files=named, data=fields)
+    uploads = [(name, (f"{name} {index}.png", content)) for index, (name, content) in enumerate(files)]
+    return client.post(f"/api/{path}", files=uploads, data=fields)
 
 
 def test_health_and_info(client: TestClient, assessor: FaceAssessor) -> None:
@@ -46,7 +46,7 @@ def test_health_and_info(client: TestClient, assessor: FaceAssessor) -> None:
     assert client.get("/api/info", headers={"Authorization": ""}).status_code == 401
 
 
-def test_quality(client: TestClient, people: IdentityFolder) -> None:
+def test_quality_reports_all_faces(client: TestClient, people: IdentityFolder) -> None:
     photo = send(client, "quality", [("photo", people.read(0))]).json()
     (face,) = photo["faces"]
     assert photo["size_px"] == [92, 112] and photo["failure"] is None
@@ -64,7 +64,7 @@ def test_quality(client: TestClient, people: IdentityFolder) -> None:
         (png(np.zeros((300, 300, 3), np.uint8))[:150], "truncated"),
     ],
 )  # fmt: skip
-def test_a_bad_photo_is_an_answer(client: TestClient, content: bytes, failure: str) -> None:
+def test_a_bad_photo_is_reported_as_a_failure(client: TestClient, content: bytes, failure: str) -> None:
     answer = send(client, "quality", [("photo", content)])
     assert answer.status_code == 200
     assert answer.json()["failure"] == failure and answer.json()["reason"] and answer.json()["faces"] == []
@@ -83,66 +83,66 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(client: TestClient
     assert photo["failure"] == "too_large" and photo["faces"] == []
 
 
-def test_compare(client: TestClient, people: IdentityFolder) -> None:
+def test_compare_decides_and_explains(client: TestClient, people: IdentityFolder) -> None:
     a, b, other = (people.read(i) for i in (0, 3, 25))
     same = send(client, "compare", [("left", a), ("right", b)], max_fmr="0.01").json()
     assert same["decision"] in ("match", "undecided") and same["max_fmr"] == 0.01
     assert same["left"]["photo"] == "left 0.png" and same["right"]["faces"][0]["kappa"] > 0
     different = send(client, "compare", [("left", a), ("right", other)], max_fmr="0.01").json()
     assert different["decision"] != "match" and different["score"] < same["score"] and different["reason"]
-    nothing = send(client, "compare", [("left", a), ("right", b"nothing")]).json()
-    assert (
-        nothing["decision"] == "undecided" and nothing["score"] is None and "right 1.png" in nothing["reason"]
-    )
+    failed = send(client, "compare", [("left", a), ("right", b"nothing")]).json()
+    assert failed["decision"] == "undecided" and failed["score"] is None and "right 1.png" in failed["reason"]
 
 
-def test_a_template_grows(client: TestClient, people: IdentityFolder) -> None:
+def test_template_reports_growth_and_duplicates(client: TestClient, people: IdentityFolder) -> None:
     photos = [("photos", people.read(i)) for i in (0, 2, 3)]
-    found = send(client, "template", photos).json()
-    assert found["grown"] == sorted(found["grown"]) and found["kappa"] == pytest.approx(found["grown"][-1])
-    assert [one["name"] for one in found["photos"]] == [f"photos {i}.png" for i in range(3)]
-    assert sum(one["weight"] for one in found["photos"]) == pytest.approx(1)
-    again = send(client, "template", [*photos, photos[0]]).json()
-    assert again["photos"][3]["same_as"] == "photos 0.png" and again["kappa"] == pytest.approx(found["kappa"])
-    nothing = send(client, "template", [("photos", b"x"), ("photos", b"")]).json()
-    assert nothing["kappa"] is None and all(one["reason"] for one in nothing["photos"])
+    template = send(client, "template", photos).json()
+    assert template["grown"] == sorted(template["grown"])
+    assert template["kappa"] == pytest.approx(template["grown"][-1])
+    assert [photo["name"] for photo in template["photos"]] == [f"photos {i}.png" for i in range(3)]
+    assert sum(photo["weight"] for photo in template["photos"]) == pytest.approx(1)
+    with_copy = send(client, "template", [*photos, photos[0]]).json()
+    assert with_copy["photos"][3]["same_as"] == "photos 0.png"
+    assert with_copy["kappa"] == pytest.approx(template["kappa"])
+    failed = send(client, "template", [("photos", b"x"), ("photos", b"")]).json()
+    assert failed["kappa"] is None and all(photo["reason"] for photo in failed["photos"])
 
 
 def test_enrol_identify_and_remove(client: TestClient, people: IdentityFolder) -> None:
     for name, first in (("Ada", 0), ("Émilie O'Neill-2", 10)):
         photos = [("photos", people.read(first + i)) for i in (0, 1, 2)] + [("photos", b"no picture")]
-        done = send(client, "gallery/identities", photos, identity=f" {name} ", consent="true")
-        assert done.status_code == 200 and done.json()["identity"] == name and done.json()["media"] == 3
-    listed = client.get("/api/gallery/identities").json()["identities"]
-    assert [one["identity"] for one in listed] == ["Ada", "Émilie O'Neill-2"]
-    found = send(client, "gallery/identify", [("photo", people.read(13))], top="1").json()
-    assert found["answer"] == "identified" and [one["identity"] for one in found["candidates"]] == [
-        listed[1]["identity"]
-    ]
-    assert found["photo"]["faces"]
+        enrolment = send(client, "gallery/identities", photos, identity=f" {name} ", consent="true")
+        assert enrolment.status_code == 200
+        assert (enrolment.json()["identity"], enrolment.json()["media"]) == (name, 3)
+    listed_people = client.get("/api/gallery/identities").json()["identities"]
+    assert [person["identity"] for person in listed_people] == ["Ada", "Émilie O'Neill-2"]
+    result = send(client, "gallery/identify", [("photo", people.read(13))], top="1").json()
+    assert result["answer"] == "identified"
+    assert [person["identity"] for person in result["candidates"]] == [listed_people[1]["identity"]]
+    assert result["photo"]["faces"]
     assert send(client, "gallery/identify", [("photo", people.read(200))]).json()["answer"] == "unknown"
     assert send(client, "gallery/identify", [("photo", b"x")]).json()["answer"] == "undecided"
-    facts = client.get("/api/gallery").json()
-    assert (facts["identities"], facts["images"]) == (2, 6) and "secret" not in str(facts)
-    gone = client.delete("/api/gallery/identities/%C3%89milie%20O'Neill-2")
-    assert gone.json() == {"identity": "Émilie O'Neill-2", "removed": 1}
-    nobody = client.delete("/api/gallery/identities/Nobody")
-    assert nobody.status_code == 404 and nobody.json() == {"error": "No person with this name is enrolled."}
+    info = client.get("/api/gallery").json()
+    assert (info["identities"], info["images"]) == (2, 6) and "secret" not in str(info)
+    removed = client.delete("/api/gallery/identities/%C3%89milie%20O'Neill-2")
+    assert removed.json() == {"identity": "Émilie O'Neill-2", "removed": 1}
+    missing = client.delete("/api/gallery/identities/Nobody")
+    assert missing.status_code == 404 and missing.json() == {"error": "No person with this name is enrolled."}
     assert len(client.get("/api/gallery/identities").json()["identities"]) == 1
 
 
-def test_nobody_is_enrolled_without_consent(client: TestClient, people: IdentityFolder) -> None:
+def test_enrolment_needs_consent(client: TestClient, people: IdentityFolder) -> None:
     photos = [("photos", people.read(0))]
     for consent in ({}, {"consent": "false"}, {"consent": ""}, {"consent": "perhaps"}):
         refused = send(client, "gallery/identities", photos, identity="Ada", **consent)
         assert refused.status_code == 422 and "consent" in refused.json()["error"]
     assert send(client, "gallery/identities", photos, identity="Ada", consent="true").status_code == 200
-    again = send(client, "gallery/identities", photos, identity="Ada", consent="true")
-    assert again.status_code == 422 and "already" in again.json()["error"]
-    more = send(client, "gallery/identities", photos, identity="Ada", consent="true", replace="true")
-    assert more.status_code == 200
-    none = send(client, "gallery/identities", [("photos", b"x")], identity="Bob", consent="true")
-    assert none.status_code == 422 and "No photo shows a usable face" in none.json()["error"]
+    repeated = send(client, "gallery/identities", photos, identity="Ada", consent="true")
+    assert repeated.status_code == 422 and "already" in repeated.json()["error"]
+    replaced = send(client, "gallery/identities", photos, identity="Ada", consent="true", replace="true")
+    assert replaced.status_code == 200
+    faceless = send(client, "gallery/identities", [("photos", b"x")], identity="Bob", consent="true")
+    assert faceless.status_code == 422 and "No photo shows a usable face" in faceless.json()["error"]
     assert len(client.get("/api/gallery/identities").json()["identities"]) == 1
 
 
@@ -164,13 +164,13 @@ def test_nobody_is_enrolled_without_consent(client: TestClient, people: Identity
         "\u202eAda",
     ],
 )
-def test_names_that_nobody_has(client: TestClient, people: IdentityFolder, name: str) -> None:
+def test_invalid_names_are_refused(client: TestClient, people: IdentityFolder, name: str) -> None:
     refused = send(client, "gallery/identities", [("photos", people.read(0))], identity=name, consent="true")
     assert refused.status_code == 422 and "identity" in refused.json()["error"]
 
 
 @pytest.mark.parametrize(
-    ("path", "files", "fields", "says"),
+    ("path", "files", "fields", "message"),
     [
         ("quality", [], {"x": "1"}, "'photo' is missing"),
         ("compare", ["left"], {}, "'right' is missing"),
@@ -182,12 +182,12 @@ def test_names_that_nobody_has(client: TestClient, people: IdentityFolder, name:
         ("template", ["photos"] * 5, {}, "at most 4"),
     ],
 )
-def test_clear_refusals(
-    client: TestClient, people: IdentityFolder, path: str, files: list[str], fields: Shown, says: str
+def test_invalid_requests_are_explained(
+    client: TestClient, people: IdentityFolder, path: str, files: list[str], fields: Json, message: str
 ) -> None:
     refused = send(client, path, [(name, people.read(0)) for name in files], **fields)
     assert refused.status_code in (413, 415, 422) and list(refused.json()) == ["error"]
-    assert says in refused.json()["error"] or (not files and "form" in refused.json()["error"])
+    assert message in refused.json()["error"] or (not files and "form" in refused.json()["error"])
 
 
 @pytest.mark.parametrize(
@@ -198,49 +198,49 @@ def test_clear_refusals(
         "/api/gallery/identities/..%2f..%2fx",
     ],
 )  # fmt: skip
-def test_no_path_leads_anywhere_else(client: TestClient, path: str) -> None:
+def test_other_paths_are_refused(client: TestClient, path: str) -> None:
     answer = client.get(path)
     assert answer.status_code in (404, 405) and list(answer.json()) == ["error"]
     assert client.delete("/api/gallery/identities/..%2fx").status_code in (404, 405, 422)
 
 
-def test_a_wrong_method_is_told_the_right_ones(client: TestClient) -> None:
+def test_a_wrong_method_lists_the_allowed_ones(client: TestClient) -> None:
     allowed = {"/api/gallery/identities": {"GET", "POST"}, "/api/quality": {"POST"}, "/": {"GET"}}
     for path, methods in allowed.items():
         answer = client.put(path)
         assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == methods
 
 
-def test_the_page_fetches_nothing_from_elsewhere(client: TestClient) -> None:
+def test_pages_fetch_nothing_from_other_sites(client: TestClient) -> None:
     for path in ("/", "/style.css", "/app.js", "/service.js", "/faces.js", "/views.js", "/icon.svg", "/docs"):
         answer = client.get(path, headers={"Authorization": ""})
         assert answer.status_code == 200, path
-        named = set(re.findall(r"(?:https?:)?//[\w.-]+", re.sub(r"(?m)^\s*//.*| // .*", "", answer.text)))
-        assert named <= {"http://www.w3.org"}, path
+        urls = set(re.findall(r"(?:https?:)?//[\w.-]+", re.sub(r"(?m)^\s*//.*| // .*", "", answer.text)))
+        assert urls <= {"http://www.w3.org"}, path
         assert "style=" not in answer.text.replace("--", "") and "onclick=" not in answer.text
     assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
 
 
-def test_the_documentation_is_whole(client: TestClient) -> None:
+def test_the_api_documentation_is_complete(client: TestClient) -> None:
     api = client.get("/api/openapi.json").json()
     page = client.get("/docs").text
     assert len(api["paths"]) == 9 and 'href="/api/openapi.json"' in page and "<script" not in page
     for path, verbs in api["paths"].items():
-        for one in verbs.values():
-            assert one["description"] and "200" in one["responses"]
+        for operation in verbs.values():
+            assert operation["description"] and "200" in operation["responses"]
             if path != "/api/health":
-                shape = one["responses"]["401"]["content"]["application/json"]["schema"]
+                shape = operation["responses"]["401"]["content"]["application/json"]["schema"]
                 assert shape == {"$ref": "#/components/schemas/Problem"}
-                assert one["security"] == [{"HTTPBearer": []}]
-                assert {"400", "403", "408", "413", "415", "421", "422", "429", "503"} <= one[
-                    "responses"
-                ].keys()
+                assert operation["security"] == [{"HTTPBearer": []}]
+                assert {"400", "403", "408", "413", "415", "421", "422", "429", "503"} <= set(
+                    operation["responses"]
+                )
     form = api["paths"]["/api/compare"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["required"] == ["left", "right"] and list(form["properties"]) == ["left", "right", "max_fmr"]
 
 
-def test_answers_leave_nothing_out(assessor: FaceAssessor, people: IdentityFolder) -> None:
-    """What the Python API says is what the service says."""
+def test_schemas_have_all_fields_of_the_python_api(assessor: FaceAssessor, people: IdentityFolder) -> None:
+    """The response schemas have the same fields as the results of the Python functions."""
     from spherecf.photos import build_template, compare
 
     a, b = assessor(people.image(0), "a"), assessor(people.image(1), "b")
@@ -253,18 +253,18 @@ def test_answers_leave_nothing_out(assessor: FaceAssessor, people: IdentityFolde
     assert compared.keys() - {"photos"} == Compared.model_fields.keys() - {"left", "right"}
     template = build_template([a, b], calibration, radius=radius).to_dict()
     assert template.keys() == Template.model_fields.keys()
-    assert {one.name for one in fields(Identification)} == Identified.model_fields.keys() - {"photo"}
-    assert {one.name for one in fields(Candidate)} == Nearby.model_fields.keys()
-    assert {one.name for one in fields(Enrolled)} == Listed.model_fields.keys()
+    assert {field.name for field in fields(Identification)} == Identified.model_fields.keys() - {"photo"}
+    assert {field.name for field in fields(Candidate)} == CandidateOut.model_fields.keys()
+    assert {field.name for field in fields(Enrolled)} == EnrolledOut.model_fields.keys()
     member = Template.model_fields["photos"].annotation.__args__[0]  # type: ignore[union-attr]
     assert template["photos"][0].keys() == member.model_fields.keys() - {"ticket"}
 
 
-class Broken(MemoryGallery):
-    """Fails as storage and as code do."""
+class BrokenGallery(MemoryGallery):
+    """Fails with a storage error and with a bug."""
 
     def list(self) -> Any:
-        raise StorageError("/secret/place: disk full")
+        raise StorageError("/secret/path: disk full")
 
     def info(self) -> Any:
         raise RuntimeError("secret detail")
@@ -272,29 +272,29 @@ class Broken(MemoryGallery):
 
 @pytest.fixture
 def broken(assessor: FaceAssessor) -> Iterator[TestClient]:
-    app = create_app(assessor, Broken())
-    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as one:
-        yield one
+    app = create_app(assessor, BrokenGallery())
+    with TestClient(app, base_url=HERE, raise_server_exceptions=False) as client:
+        yield client
 
 
-def test_failures_say_little_to_callers(broken: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_reveal_no_details_to_callers(broken: TestClient, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR):
         storage = broken.get("/api/gallery/identities")
-        code = broken.get("/api/gallery")
+        bug = broken.get("/api/gallery")
     assert (
         storage.status_code == 503 and "secret" not in storage.text and "gallery" in storage.json()["error"]
     )
-    assert code.status_code == 500 and "secret" not in code.text and "Traceback" not in code.text
-    reference = re.search(r"under (\w+)", code.json()["error"])
+    assert bug.status_code == 500 and "secret" not in bug.text and "Traceback" not in bug.text
+    reference = re.search(r"under (\w+)", bug.json()["error"])
     assert reference and reference[1] in caplog.text and "secret detail" in caplog.text
-    assert code.headers["x-content-type-options"] == "nosniff"
+    assert bug.headers["x-content-type-options"] == "nosniff"
 
 
-def test_without_a_gallery(assessor: FaceAssessor) -> None:
-    with TestClient(create_app(assessor), base_url=HERE) as one:
-        answer = one.get("/api/gallery")
+def test_gallery_requests_without_a_gallery_are_refused(assessor: FaceAssessor) -> None:
+    with TestClient(create_app(assessor), base_url=HERE) as client:
+        answer = client.get("/api/gallery")
         assert answer.status_code == 409 and "--gallery" in answer.json()["error"]
-        assert one.get("/api/info").json()["gallery"] is False
+        assert client.get("/api/info").json()["gallery"] is False
 
 
 def test_a_model_without_calibration_is_refused(assessor: FaceAssessor) -> None:
@@ -304,29 +304,31 @@ def test_a_model_without_calibration_is_refused(assessor: FaceAssessor) -> None:
         create_app(FaceAssessor(bare, assessor.detector))
 
 
-def test_nothing_is_written_and_nothing_logged(
+def test_photos_are_neither_written_to_disk_nor_logged(
     client: TestClient, people: IdentityFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     import builtins
     import tempfile
 
-    written: list[Any] = []
+    opened: list[Any] = []
 
-    def watch(file: Any, mode: str = "r", *more: Any, real: Any = builtins.open, **options: Any) -> Any:
-        if any(sign in mode for sign in "wax+"):
-            written.append(file)
-        return real(file, mode, *more, **options)
+    def recording_open(
+        file: Any, mode: str = "r", *arguments: Any, real: Any = builtins.open, **options: Any
+    ) -> Any:
+        if any(flag in mode for flag in "wax+"):
+            opened.append(file)
+        return real(file, mode, *arguments, **options)
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(builtins, "open", watch)
+    monkeypatch.setattr(builtins, "open", recording_open)
     large = png(people.image(0), 8.0)
     noisy = people.image(0).repeat(8, 0).repeat(8, 1)
     noisy = (noisy + np.random.default_rng(0).integers(0, 20, noisy.shape)).clip(0, 255).astype(np.uint8)
-    assert len(png(noisy)) > 1 << 20  # beyond what is spooled in memory elsewhere
+    assert len(png(noisy)) > 1 << 20  # larger than the usual in-memory buffer of uploads
     with caplog.at_level(logging.DEBUG):
         assert send(client, "quality", [("photo", png(noisy))]).json()["faces"]
-        done = send(client, "gallery/identities", [("photos", large)], identity="Ada", consent="true")
-        assert done.status_code == 200
-    assert written == [] and list(tmp_path.iterdir()) == []
+        enrolment = send(client, "gallery/identities", [("photos", large)], identity="Ada", consent="true")
+        assert enrolment.status_code == 200
+    assert opened == [] and list(tmp_path.iterdir()) == []
     assert TOKEN not in caplog.text and "Ada" not in caplog.text

@@ -1,4 +1,4 @@
-"""Connections that ask nothing, or never end asking, are closed; a proxy is believed where it is named."""
+"""Idle and endless requests are closed, ambiguous ones refused, and only named proxies trusted."""
 
 import contextlib
 import socket
@@ -57,12 +57,12 @@ served.listen(guard, "127.0.0.1", int(sys.argv[1]), sys.argv[3:])
 
 
 def serve(*proxies: str, connections: int = 20) -> Iterator[int]:
-    """Its port. Whatever callers do, it says nothing: they could fill a disk."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    words = [sys.executable, "-c", SCRIPT, str(port), str(connections), *proxies]
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(words, stderr=said)
+    """Run the service; yields its port. It must print nothing, or callers could fill the disk."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    command = [sys.executable, "-c", SCRIPT, str(port), str(connections), *proxies]
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(command, stderr=stderr)
         try:
             for _ in range(600):
                 try:
@@ -74,8 +74,8 @@ def serve(*proxies: str, connections: int = 20) -> Iterator[int]:
         finally:
             process.terminate()
             process.wait()
-        said.seek(0)
-        assert said.read().decode() == ""
+        stderr.seek(0)
+        assert stderr.read().decode() == ""
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def port() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def roomy() -> Iterator[int]:
+def large_port() -> Iterator[int]:
     yield from serve(connections=512)
 
 
@@ -93,17 +93,17 @@ def behind_proxy() -> Iterator[int]:
     yield from serve("127.0.0.0/8")
 
 
-def closed_after(port: int, first: bytes, more: bytes = b"") -> float:
-    """Seconds until a connection that sends ``first``, then ``more`` ten times a second, is closed."""
+def closed_after(port: int, first: bytes, repeated: bytes = b"") -> float:
+    """Seconds until a connection is closed that sends ``first``, then ``repeated`` ten times a second."""
     start = time.monotonic()
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as one:
-        one.sendall(first)
-        one.settimeout(0.1)
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+        connection.sendall(first)
+        connection.settimeout(0.1)
         while time.monotonic() - start < 15:
             try:
-                if more:
-                    one.sendall(more)
-                if not one.recv(4096):
+                if repeated:
+                    connection.sendall(repeated)
+                if not connection.recv(4096):
                     break
             except TimeoutError:
                 continue
@@ -113,38 +113,39 @@ def closed_after(port: int, first: bytes, more: bytes = b"") -> float:
 
 
 @pytest.mark.parametrize(
-    ("first", "more"),
+    ("first", "repeated"),
     [
         (b"", b""),
         (b"GET / HT", b""),
-        (b"GET / HTTP/1.1\r\nHost: here\r\nX: ", b"x"),  # a header without end
-        (b"GET / HTTP/1.1\r\nHost: here\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x"),  # the second one
-        (b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000\r\n\r\n", b"x"),  # answered long ago
+        (b"GET / HTTP/1.1\r\nHost: here\r\nX: ", b"x"),  # an endless header
+        (b"GET / HTTP/1.1\r\nHost: here\r\n\r\nGET / HTTP/1.1\r\nX: ", b"x"),  # an endless second request
+        # The answer to this one was sent long before:
+        (b"POST / HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000\r\n\r\n", b"x"),
     ],
 )
-def test_nothing_is_held_open_without_a_request(port: int, first: bytes, more: bytes) -> None:
-    assert 0.4 < closed_after(port, first, more) < 14
+def test_connections_without_a_complete_request_are_closed(port: int, first: bytes, repeated: bytes) -> None:
+    assert 0.4 < closed_after(port, first, repeated) < 14
 
 
-def test_a_request_in_work_is_not_cut(port: int) -> None:
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as one:
-        assert [one.get("/slow").text, one.get("/").text] == ["done", "127.0.0.1"]
+def test_a_slow_answer_is_not_cut_off(port: int) -> None:
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30) as client:
+        assert [client.get("/slow").text, client.get("/").text] == ["done", "127.0.0.1"]
 
 
-def test_connections_are_bounded(port: int) -> None:
-    held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(60)]
+def test_number_of_connections_is_limited(port: int) -> None:
+    connections = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(60)]
     time.sleep(0.3)
-    closed = 0
-    for one in held:
-        one.settimeout(0.01)
+    n_closed = 0
+    for connection in connections:
+        connection.settimeout(0.01)
         try:
-            closed += not one.recv(1)
+            n_closed += not connection.recv(1)
         except TimeoutError:
             pass
         except OSError:
-            closed += 1
-        one.close()
-    assert closed >= 40
+            n_closed += 1
+        connection.close()
+    assert n_closed >= 40
     for _ in range(100):
         try:
             assert httpx.get(f"http://127.0.0.1:{port}/", trust_env=False).status_code == 200
@@ -156,31 +157,33 @@ def test_connections_are_bounded(port: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_slow_callers_hold_up_nobody(roomy: int) -> None:
-    held = [socket.create_connection(("127.0.0.1", roomy), timeout=5) for _ in range(200)]
+def test_two_hundred_slow_callers_do_not_block_others(large_port: int) -> None:
+    connections = [socket.create_connection(("127.0.0.1", large_port), timeout=5) for _ in range(200)]
     try:
         for turn in range(5):
-            for one in held:
-                with contextlib.suppress(OSError):  # closed after its half second
-                    one.sendall(b"GET / HTTP/1.1\r\nHost: here\r\nX: " if not turn else b"x")
-            assert httpx.get(f"http://127.0.0.1:{roomy}/", trust_env=False, timeout=10).status_code == 200
-        assert all(map(is_closed, held))
+            for connection in connections:
+                with contextlib.suppress(OSError):  # already closed after half a second
+                    connection.sendall(b"GET / HTTP/1.1\r\nHost: here\r\nX: " if not turn else b"x")
+            answer = httpx.get(f"http://127.0.0.1:{large_port}/", trust_env=False, timeout=10)
+            assert answer.status_code == 200
+        assert all(map(is_closed, connections))
     finally:
-        for one in held:
-            one.close()
+        for connection in connections:
+            connection.close()
 
 
-def test_who_does_not_read_is_not_waited_for(port: int) -> None:
-    with socket.create_connection(("127.0.0.1", port), timeout=5) as one:
-        one.sendall(2 * b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n")  # the second waits for the first
-        assert is_closed(one)
+def test_callers_that_do_not_read_are_disconnected(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        # Two requests: the second answer waits for the first.
+        connection.sendall(2 * b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n")
+        assert is_closed(connection)
 
 
-def is_closed(one: socket.socket) -> bool:
-    """Whether the other side closes it within some seconds, nothing of what it sent being read."""
+def is_closed(connection: socket.socket) -> bool:
+    """True if the other side closes the connection within ten seconds although its data are not read."""
     for _ in range(100):
         try:
-            one.sendall(b"x")
+            connection.sendall(b"x")
         except OSError:
             return True
         time.sleep(0.1)
@@ -188,7 +191,7 @@ def is_closed(one: socket.socket) -> bool:
 
 
 def test_answers_are_sent_without_delay(port: int) -> None:
-    """Else each one waits 40 ms for the caller to acknowledge the packet before."""
+    """Otherwise each answer waits 40 ms until the caller acknowledges the previous packet."""
     assert httpx.get(f"http://127.0.0.1:{port}/delay", trust_env=False).text == "1"
 
 
@@ -198,7 +201,7 @@ SMUGGLED = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
 @pytest.mark.parametrize(
-    "sent",
+    "message",
     [
         HEAD + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
@@ -224,23 +227,24 @@ SMUGGLED = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
         b"GET / HTTP/1.1\r\nHost: here\r\nHost: there\r\n\r\n",
     ],
 )
-def test_no_request_hides_in_another(port: int, sent: bytes) -> None:
-    """Where two servers could see its end at different places, it is refused and the connection closed."""
-    found = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as one, contextlib.suppress(OSError):
-        one.sendall(sent + SMUGGLED)
-        while more := one.recv(4096):
-            found += more
-    assert found.startswith(b"HTTP/1.1 400 ") and found.count(b"HTTP/1.1") == 1
+def test_ambiguous_requests_are_refused(port: int, message: bytes) -> None:
+    """A request whose end two servers could place differently is refused, and the connection is closed."""
+    received = b""
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+        contextlib.suppress(OSError),
+    ):
+        connection.sendall(message + SMUGGLED)
+        while chunk := connection.recv(4096):
+            received += chunk
+    assert received.startswith(b"HTTP/1.1 400 ") and received.count(b"HTTP/1.1") == 1
 
 
-def test_a_proxy_is_believed_only_where_it_is_named(port: int, behind_proxy: int) -> None:
-    claimed = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9"}
-    seen = [
-        httpx.get(f"http://127.0.0.1:{at}/", headers=claimed, trust_env=False).text
-        for at in (port, behind_proxy)
+def test_forwarded_addresses_are_trusted_only_from_named_proxies(port: int, behind_proxy: int) -> None:
+    headers = {"X-Forwarded-For": "198.51.100.7, 203.0.113.9"}
+    addresses = [
+        httpx.get(f"http://127.0.0.1:{service_port}/", headers=headers, trust_env=False).text
+        for service_port in (port, behind_proxy)
     ]
-    assert seen == [
-        "127.0.0.1",
-        "203.0.113.9",
-    ]  # what stands left of the proxy's own entry is the client's claim
+    # Entries to the left of the proxy's own are only claims of the client.
+    assert addresses == ["127.0.0.1", "203.0.113.9"]

@@ -1,4 +1,4 @@
-"""Forms with photos: bounded, in memory, and told apart."""
+"""Upload forms: parsed in memory, with limits and clear errors."""
 
 import asyncio
 import os
@@ -20,17 +20,19 @@ PART = b'--b\r\nContent-Disposition: form-data; name="photos"; filename="a"\r\n\
 LIMITS = Limits(max_files=3, max_file_bytes=1000, max_request_bytes=5000)
 
 
-def client(limits: Limits = LIMITS, most: int = 100) -> TestClient:
+def client(limits: Limits = LIMITS, max_photos: int = 100) -> TestClient:
     app = FastAPI()
     install(app)
 
     @app.post("/")
     async def read(request: Request) -> dict[str, Any]:
-        form = await read_form(request, limits, {"photos": (1, most)})
+        form = await read_form(request, limits, {"photos": (1, max_photos)})
         return {
             "fields": form.fields,
-            "photos": [[one.name, one.content[:1000].decode("latin-1")] for one in form.photos["photos"]],
-            "sizes": [len(one.content) for one in form.photos["photos"]],
+            "photos": [
+                [upload.name, upload.content[:1000].decode("latin-1")] for upload in form.photos["photos"]
+            ],
+            "sizes": [len(upload.content) for upload in form.photos["photos"]],
         }
 
     return TestClient(app, raise_server_exceptions=False)
@@ -40,7 +42,7 @@ def photo(content: bytes = b"xyz", name: str = "a.jpg") -> tuple[str, tuple[str,
     return "photos", (name, content)
 
 
-def test_fields_and_photos() -> None:
+def test_fields_and_photos_are_parsed() -> None:
     binary = bytes(range(256)) * 3 + b"\r\n--"
     answer = client().post(
         "/", files=[photo(binary), photo(b"", "ü 2.png")], data={"name": " Ada ", "x": "1"}
@@ -53,18 +55,18 @@ def test_fields_and_photos() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("name", "expected"),
     [
         ("../../etc/passwd", "passwd"), ("C:\\Users\\x\\me.jpg", "me.jpg"), ("a\x00b\n.jpg", "ab.jpg"),
         ("x" * 500 + ".jpg", "x" * 116 + ".jpg"), ("..", ".."), ("/", ""), ("\u202egpj.exe", "gpj.exe"),
     ],
 )  # fmt: skip
-def test_file_names_are_only_names(given: str, kept: str) -> None:
-    assert _file_name(given.encode()) == kept
+def test_file_names_are_sanitised(name: str, expected: str) -> None:
+    assert _file_name(name.encode()) == expected
 
 
 @pytest.mark.parametrize(
-    ("files", "data", "status", "says"),
+    ("files", "data", "status", "message"),
     [
         ([photo(b"x" * 1001)], {}, 413, "The photo 'a.jpg' is too large: expected at most 1,000 bytes."),
         ([photo(b"x" * 900)] * 3 + [photo()], {}, 413, "expected at most 3"),
@@ -77,14 +79,14 @@ def test_file_names_are_only_names(given: str, kept: str) -> None:
         ([photo(), ("a", (None, b"1")), ("a", (None, b"2"))], {}, 422, "The field 'a' occurs twice"),
     ],
 )  # fmt: skip
-def test_refused(files: Any, data: dict[str, str], status: int, says: str) -> None:
+def test_invalid_forms_are_refused(files: Any, data: dict[str, str], status: int, message: str) -> None:
     answer = client().post("/", files=files, data=data)
-    assert answer.status_code == status and says in answer.json()["error"]
+    assert answer.status_code == status and message in answer.json()["error"]
     assert list(answer.json()) == ["error"]
 
 
-def test_more_photos_than_the_address_takes() -> None:
-    answer = client(most=1).post("/", files=[photo()] * 2)
+def test_too_many_photos_are_refused() -> None:
+    answer = client(max_photos=1).post("/", files=[photo()] * 2)
     assert answer.status_code == 422 and "has 2 photos: expected at most 1" in answer.json()["error"]
 
 
@@ -103,26 +105,28 @@ def test_more_photos_than_the_address_takes() -> None:
         (b"x", "multipart/form-data; boundary=" + "b" * 5000, 400),
     ],
 )  # fmt: skip
-def test_damaged(body: bytes, kind: str, status: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_forms_are_refused(
+    body: bytes, kind: str, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = client(Limits()).post("/", content=body, headers={"Content-Type": kind})
-    assert caplog.records == []  # whoever can send it could fill a disk
+    assert caplog.records == []  # otherwise callers could fill the disk with logs
     assert answer.status_code == status and answer.json()["error"].endswith(".")
 
 
 def test_a_body_of_unknown_length_is_cut_off_while_it_arrives() -> None:
-    sent = 0
+    n_sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
-        nonlocal sent
+        nonlocal n_sent
         yield PART
         while True:
-            sent += 500
+            n_sent += 500
             yield b"x" * 500
 
-    generous = Limits(max_file_bytes=10**9, max_request_bytes=100_000)
-    with pytest.raises(HTTPException) as caught:
-        asyncio.run(_feed(_Parts(generous, frozenset({"photos"})), b"b", endless(), generous))
-    assert caught.value.status_code == 413 and sent <= 100_500
+    limits = Limits(max_file_bytes=10**9, max_request_bytes=100_000)
+    with pytest.raises(HTTPException) as error:
+        asyncio.run(_feed(_Parts(limits, frozenset({"photos"})), b"b", endless(), limits))
+    assert error.value.status_code == 413 and n_sent <= 100_500
 
 
 def test_a_declared_length_is_refused_before_anything_is_read() -> None:
@@ -132,7 +136,7 @@ def test_a_declared_length_is_refused_before_anything_is_read() -> None:
 
     headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Length": "5001"}
     app = client().app
-    said: list[Any] = []
+    messages: list[Any] = []
 
     async def call() -> None:
         scope = {
@@ -144,23 +148,23 @@ def test_a_declared_length_is_refused_before_anything_is_read() -> None:
             raise AssertionError("the body was read")
 
         async def send(message: Any) -> None:
-            said.append(message)
+            messages.append(message)
 
         await app(scope, receive, send)
 
     asyncio.run(call())
-    assert said[0]["status"] == 413 and b"5,000 bytes" in said[1]["body"]
+    assert messages[0]["status"] == 413 and b"5,000 bytes" in messages[1]["body"]
 
 
-def test_a_slow_body() -> None:
+def test_a_slow_upload_is_refused() -> None:
     async def receive() -> Any:
         await asyncio.sleep(60)
 
     headers = [(b"content-type", b"multipart/form-data; boundary=b")]
     slow = Request({"type": "http", "method": "POST", "headers": headers}, receive)
-    with pytest.raises(HTTPException) as caught:
+    with pytest.raises(HTTPException) as error:
         asyncio.run(read_form(slow, Limits(upload_seconds=0.05), {"photos": (1, 1)}))
-    assert caught.value.status_code == 408 and "0.05 s" in caught.value.detail
+    assert error.value.status_code == 408 and "0.05 s" in error.value.detail
 
 
 def test_large_photos_never_touch_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,9 +181,9 @@ def test_large_photos_never_touch_the_disk(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == [] and opened == []
 
 
-def test_an_unfinished_form_is_an_error() -> None:
-    async def cut() -> AsyncIterator[bytes]:
+def test_a_truncated_form_is_an_error() -> None:
+    async def truncated() -> AsyncIterator[bytes]:
         yield PART + b"ab"
 
     with pytest.raises(FormParserError):
-        asyncio.run(_feed(_Parts(LIMITS, frozenset({"photos"})), b"b", cut(), LIMITS))
+        asyncio.run(_feed(_Parts(LIMITS, frozenset({"photos"})), b"b", truncated(), LIMITS))

@@ -1,4 +1,4 @@
-"""Work on two threads: batches, failures, people who gave up."""
+"""The worker threads: batches, failures, and callers that have given up."""
 
 import asyncio
 import threading
@@ -15,14 +15,14 @@ from spherecf.serve.worker import Worker
 
 
 class Echo:
-    """Says the name of every photo; remembers the batches; waits or fails where the name asks for it."""
+    """Returns the name of each photo and records the batches; waits for "wait" and fails for "bad"."""
 
     model: Any = None
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.threads: set[int] = set()
-        self.go = threading.Event()
+        self.release = threading.Event()
 
     def stream(self, photos: Iterable[Any]) -> Iterator[Any]:
         names = [name for name, _ in photos]
@@ -30,7 +30,7 @@ class Echo:
         self.threads.add(threading.get_ident())
         for name in names:
             if name == "wait":
-                self.go.wait(10)
+                self.release.wait(10)
             if name == "bad":
                 raise ValueError("bad photo")
             yield name
@@ -49,24 +49,24 @@ def run(work: Any, limits: Limits | None = None, gallery: Any = None) -> tuple[A
         try:
             return await work(worker, echo)
         finally:
-            echo.go.set()
+            echo.release.set()
             await asyncio.to_thread(worker.stop)
 
     return asyncio.run(main()), echo
 
 
-def test_those_who_wait_are_one_batch() -> None:
+def test_waiting_requests_share_batches() -> None:
     async def work(worker: Worker, echo: Echo) -> Any:
         first = asyncio.create_task(worker.assess(uploads("wait")))
         while not echo.batches:
             await asyncio.sleep(0.001)
         others = [asyncio.create_task(worker.assess(uploads(f"{i}a", f"{i}b"))) for i in range(20)]
         await asyncio.sleep(0.01)
-        echo.go.set()
+        echo.release.set()
         return await asyncio.gather(first, *others)
 
-    found, echo = run(work)
-    assert found == [["wait"], *([f"{i}a", f"{i}b"] for i in range(20))]
+    results, echo = run(work)
+    assert results == [["wait"], *([f"{i}a", f"{i}b"] for i in range(20))]
     assert [len(batch) for batch in echo.batches] == [1, 32, 8]
     assert len(echo.threads) == 1 and threading.get_ident() not in echo.threads
 
@@ -75,44 +75,44 @@ def test_one_bad_request_fails_alone() -> None:
     async def work(worker: Worker, echo: Echo) -> Any:
         tasks = [asyncio.create_task(worker.assess(uploads(name))) for name in ("wait", "x", "bad", "y")]
         await asyncio.sleep(0.01)
-        echo.go.set()
+        echo.release.set()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     (first, x, bad, y), _ = run(work)
     assert (first, x, y) == (["wait"], ["x"], ["y"]) and isinstance(bad, ValueError)
 
 
-def test_too_slow_and_given_up() -> None:
+def test_slow_requests_time_out_and_abandoned_ones_are_skipped() -> None:
     async def work(worker: Worker, echo: Echo) -> Any:
-        with pytest.raises(HTTPException) as caught:
+        with pytest.raises(HTTPException) as error:
             await worker.assess(uploads("wait"))
-        assert caught.value.status_code == 503 and caught.value.headers == {"Retry-After": "10"}
+        assert error.value.status_code == 503 and error.value.headers == {"Retry-After": "10"}
         with pytest.raises(HTTPException):
             await worker.assess(uploads("given up"))
-        echo.go.set()
+        echo.release.set()
         return await worker.assess(uploads("next"))
 
-    found, echo = run(work, Limits(work_seconds=0.05))
-    assert found == ["next"] and ["given up"] not in echo.batches
+    result, echo = run(work, Limits(work_seconds=0.05))
+    assert result == ["next"] and ["given up"] not in echo.batches
 
 
-def test_the_loop_runs_on_while_the_gallery_works() -> None:
+def test_the_event_loop_runs_while_the_gallery_works() -> None:
     running: list[int] = []
 
     def slow(value: int) -> int:
         running.append(value)
-        assert len(running) == 1  # one question at a time
+        assert len(running) == 1  # one call at a time
         time.sleep(0.02)
         running.remove(value)
         return value * 2
 
     async def work(worker: Worker, echo: Echo) -> Any:
-        asked = [asyncio.create_task(worker.call_gallery(slow, i)) for i in range(4)]
+        tasks = [asyncio.create_task(worker.call_gallery(slow, i)) for i in range(4)]
         ticks = 0
-        while not all(task.done() for task in asked):
+        while not all(task.done() for task in tasks):
             ticks += 1
             await asyncio.sleep(0.001)
-        return [task.result() for task in asked], ticks
+        return [task.result() for task in tasks], ticks
 
     (answers, ticks), _ = run(work)
     assert answers == [0, 2, 4, 6] and ticks > 10

@@ -1,4 +1,4 @@
-"""`spherecf evaluate calibration`, from files to a model that says what its numbers mean."""
+"""`spherecf evaluate calibration`: from files to a calibrated model."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ PEOPLE, EACH, PAIRS = 60, 4, 1200
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, embeddings that say they are of it, and a pair list."""
+    """A model, embeddings attributed to it, and a pair list."""
     root = tmp_path_factory.mktemp("calibration")
     model = tiny_model(root)
     model.save(root / "head.safetensors")
@@ -56,7 +56,7 @@ def calibrate(folder: Path, *options: str, embeddings: str = "e.safetensors"):
     return runner.invoke(evaluate.app, ["calibration", *files, *options])
 
 
-def test_json_and_report(folder: Path, tmp_path: Path) -> None:
+def test_json_and_report_are_written(folder: Path, tmp_path: Path) -> None:
     result = calibrate(folder, "--json", "--out", str(tmp_path / "report"))
     assert result.exit_code == 0, result.exception
     facts = json.loads(result.stdout)
@@ -68,14 +68,14 @@ def test_json_and_report(folder: Path, tmp_path: Path) -> None:
     assert content["results"]["calibration"]["calibration"]["format"] == "spherecf.calibration"
 
 
-def test_rules_for_several_rates(folder: Path) -> None:
-    result = calibrate(folder, "--json", "--score", "mls", "--alpha", "0.3")  # beside 0.2
+def test_rules_are_fitted_for_several_rates(folder: Path) -> None:
+    result = calibrate(folder, "--json", "--score", "mls", "--alpha", "0.3")  # in addition to 0.2
     assert result.exit_code == 0, result.exception
     rules = [check["rule"] for check in json.loads(result.stdout)["scores"]["mls"]["decisions"]]
     assert [rule["alpha"] for rule in rules] == [0.2] * 4 + [0.3] * 4
 
 
-def test_saved_with_the_model_and_applied_by_it(folder: Path, tmp_path: Path) -> None:
+def test_calibration_is_saved_with_the_model(folder: Path, tmp_path: Path) -> None:
     saved = tmp_path / "calibrated.safetensors"
     result = calibrate(
         folder, "--model", str(folder / "head.safetensors"), "--save", str(saved), "--score", "cosine",
@@ -104,7 +104,7 @@ def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_options_that_do_not_fit(folder: Path) -> None:
+def test_invalid_options_are_refused(folder: Path) -> None:
     for options, match in (
         (["--save", "x"], "must be given together"),
         (["--method", "magic"], "expected logistic or isotonic"),

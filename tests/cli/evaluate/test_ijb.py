@@ -1,4 +1,4 @@
-"""`spherecf evaluate ijb` and `identification`, from files to report."""
+"""`spherecf evaluate ijb` and `identification`: from files to a report."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Meta files and embeddings of a small set; the detector's scores are an extra."""
+    """Meta files and embeddings of a small set, with detector scores as an extra."""
     path = tmp_path_factory.mktemp("ijb")
     toy = template_toy(pairs=1500)
     write_ijb(path / "IJBC/meta", dataclasses.replace(toy.meta, detector_score=None))
@@ -49,7 +49,7 @@ def test_prints_a_line_per_row_and_target(folder: Path) -> None:
     result = run(folder, "ijb", "--draws", "10")
     assert result.exit_code == 0, result.exception
     lines = result.stdout.splitlines()
-    assert len(lines) == 6 * 2  # 1e-1 and 1e-2 of six rows; the others are not resolved
+    assert len(lines) == 6 * 2  # FMR 1e-1 and 1e-2 for six rows; lower rates are not resolved
     assert lines[0].startswith("[ijbc][N0D0F1K0:cosine]TAR@FAR<=0.1: 0.")
     assert lines[-1].startswith("[ijbc][F1-precision:pfe]TAR@FAR<=0.01: ")
     assert "no report written" in result.stderr and "intervals: subject-10/0" in result.stderr
@@ -82,10 +82,9 @@ def test_groups_from_a_file_and_from_an_extra(folder: Path, tmp_path: Path) -> N
     assert result.exit_code == 0, result.exception
     assert [g["group"] for g in json.loads(result.stdout)["results"][0]["groups"]["groups"]][:2] == ["A", "B"]
     assert "By group: mean, cosine" in result.stderr
-    same = run(folder, "ijb", *options, "extras:detector_score")
-    assert isinstance(same.exception, InputError) and "at least two, the pairs are of ['1']" in str(
-        same.exception
-    )
+    refused = run(folder, "ijb", *options, "extras:detector_score")
+    assert isinstance(refused.exception, InputError)
+    assert "at least two, the pairs are of ['1']" in str(refused.exception)
 
 
 def test_identification_table_json_and_report(folder: Path, tmp_path: Path) -> None:
@@ -130,7 +129,7 @@ def test_identification_table_json_and_report(folder: Path, tmp_path: Path) -> N
         ("identification", ["--max-rank", "0"], True, InputError, "max_rank: expected at least 1"),
     ],
 )
-def test_bad_options(
+def test_invalid_options_are_refused(
     folder: Path, verb: str, options: list[str], meta: bool, error: type[Exception], message: str
 ) -> None:
     result = run(folder, verb, *options, meta=meta)
@@ -139,7 +138,7 @@ def test_bad_options(
         raise result.exception
 
 
-def test_a_truncated_embeddings_file(folder: Path, tmp_path: Path) -> None:
+def test_a_truncated_embeddings_file_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "e.safetensors").write_bytes((folder / "e.safetensors").read_bytes()[:-100])
     result = runner.invoke(
         evaluate.app, ["ijb", str(tmp_path / "e.safetensors"), "--meta", str(folder / "IJBC")]
@@ -147,7 +146,9 @@ def test_a_truncated_embeddings_file(folder: Path, tmp_path: Path) -> None:
     assert isinstance(result.exception, FileFormatError) and "truncated" in str(result.exception)
 
 
-def test_missing_matplotlib_is_said_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_reported_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     for verb in ("ijb", "identification"):
         result = runner.invoke(
@@ -164,14 +165,14 @@ def test_help_ends_with_an_example(verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["ijb", "identification"])
-def test_json_goes_into_a_file(folder: Path, verb: str) -> None:
+def test_json_can_be_written_to_a_file(folder: Path, verb: str) -> None:
     file = folder / "numbers" / f"{verb}.json"
     printed = run(folder, verb, "--draws", "0", "--json")
-    kept = run(folder, verb, "--draws", "0", "--json", str(file))
-    assert kept.stdout == "" and json.loads(file.read_text()) == json.loads(printed.stdout)
+    saved = run(folder, verb, "--draws", "0", "--json", str(file))
+    assert saved.stdout == "" and json.loads(file.read_text()) == json.loads(printed.stdout)
 
 
-def test_a_file_without_json_is_asked_about(folder: Path) -> None:
+def test_a_file_without_json_has_a_hint(folder: Path) -> None:
     result = run(folder, "ijb", "numbers.json")
     assert result.exit_code == 1
     assert "use --json numbers.json" in str(result.exception)

@@ -1,4 +1,4 @@
-"""`spherecf evaluate rejection`, from files to report."""
+"""`spherecf evaluate rejection`: from files to a report."""
 
 import json
 from pathlib import Path
@@ -20,21 +20,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Meta files of a small IJB-C, a pair list, and embeddings for both."""
     path = tmp_path_factory.mktemp("rejection")
     rng = np.random.default_rng(0)
-    who = np.repeat(np.arange(PEOPLE), EACH)
-    names = [f"p{i // EACH}/{i % EACH}.jpg" for i in range(who.size)]
-    noise = rng.uniform(0.2, 1.2, who.size)
-    mu = rng.normal(size=(PEOPLE, 10))[who] + noise[:, None] * rng.normal(size=(who.size, 10))
+    subjects = np.repeat(np.arange(PEOPLE), EACH)
+    names = [f"p{i // EACH}/{i % EACH}.jpg" for i in range(subjects.size)]
+    noise = rng.uniform(0.2, 1.2, subjects.size)
+    mu = rng.normal(size=(PEOPLE, 10))[subjects] + noise[:, None] * rng.normal(size=(subjects.size, 10))
     Embeddings(
-        mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(30 / noise**2), names, who,
-        [f"p{i}" for i in range(PEOPLE)], {"norm": rng.uniform(1, 2, who.size)},
+        mu / np.linalg.norm(mu, axis=1, keepdims=True), np.log(30 / noise**2), names, subjects,
+        [f"p{i}" for i in range(PEOPLE)], {"norm": rng.uniform(1, 2, subjects.size)},
     ).save(path / "e.safetensors")  # fmt: skip
-    ids = np.arange(who.size)
+    ids = np.arange(subjects.size)
     first = ids[::EACH]
     galleries = {
-        "G1": TemplateList(first[:24], who[first[:24]]),
-        "G2": TemplateList(first[24:], who[first[24:]]),
+        "G1": TemplateList(first[:24], subjects[first[:24]]),
+        "G2": TemplateList(first[24:], subjects[first[24:]]),
     }
-    probes = TemplateList(ids[ids % EACH > 0], who[ids % EACH > 0])
+    probes = TemplateList(ids[ids % EACH > 0], subjects[ids % EACH > 0])
     pairs = TemplatePairs(np.array([0, 0]), np.array([1, 3]), np.array([True, False]))
     write_ijb(path / "meta", IjbMeta("ijbc", names, ids, ids, pairs, galleries=galleries, probes=probes))
     lines = ["fold\tleft\tright\tmated"]
@@ -52,7 +52,7 @@ def rejection(folder: Path, *options: str):
     return runner.invoke(evaluate.app, command, env={"COLUMNS": "150"})
 
 
-def test_galleries_tables_and_json(folder: Path) -> None:
+def test_galleries_have_tables_and_json(folder: Path) -> None:
     result = rejection(folder, "--meta", str(folder / "meta"), "--fpir", "0.2", "--trials", "6", "--json")
     assert result.exit_code == 0, result.exception
     facts = json.loads(result.stdout)["galleries"]
@@ -69,7 +69,7 @@ def test_galleries_tables_and_json(folder: Path) -> None:
     assert "PRR, mean of ijbc/G1, ijbc/G2" in result.stderr and "no report written" in result.stderr
 
 
-def test_options_reach_the_protocol_and_the_page(folder: Path, tmp_path: Path) -> None:
+def test_options_reach_the_protocol_and_the_report(folder: Path, tmp_path: Path) -> None:
     result = rejection(
         folder, "--meta", str(folder / "meta"), "--gallery", "G2", "--fpir", "0.2", "--fpir", "0.01",
         "--mode", "N1", "--kappa-gallery", "35", "--beta", "0.3", "--limit", "0.4", "--trials", "4",
@@ -84,7 +84,7 @@ def test_options_reach_the_protocol_and_the_page(folder: Path, tmp_path: Path) -
     assert "ijbc/G2: PRR at FPIR ≤ 0.2" in (tmp_path / "report.html").read_text("utf-8")
 
 
-def test_pair_lists(folder: Path, tmp_path: Path) -> None:
+def test_pair_lists_have_json_and_report(folder: Path, tmp_path: Path) -> None:
     result = rejection(folder, "--pairs", str(folder / "pairs.txt"), "--json", "--out", str(tmp_path))
     assert result.exit_code == 0, result.exception
     facts = json.loads(result.stdout)
@@ -115,7 +115,7 @@ def test_pair_lists(folder: Path, tmp_path: Path) -> None:
         (["--pairs", "FOLDER/pairs.txt", "--fpir", "0.1"], "--fpir can only be used with --meta"),
     ],
 )
-def test_bad_options(folder: Path, options: list[str], message: str) -> None:
+def test_invalid_options_are_refused(folder: Path, options: list[str], message: str) -> None:
     result = rejection(folder, *(option.replace("FOLDER", str(folder)) for option in options))
     assert result.exit_code == 1
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""`spherecf evaluate tenfold`, from files to report."""
+"""`spherecf evaluate tenfold`: from files to a report."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ def tenfold(folder: Path, *options: str):
     return runner.invoke(evaluate.app, command)
 
 
-def test_prints_the_lines_that_people_grep_for(folder: Path) -> None:
+def test_prints_accuracy_lines_in_the_usual_format(folder: Path) -> None:
     result = tenfold(folder, "--draws", "10")
     assert result.exit_code == 0, result.exception
     lines = result.stdout.splitlines()
@@ -93,7 +93,7 @@ def test_json_and_the_cross_quality_report_with_faces(folder: Path) -> None:
     assert content["provenance"]["right"]["view"] == "cross-v1/0"
 
 
-def test_nearest_counts_as_old_papers_do(folder: Path) -> None:
+def test_nearest_adds_the_rates_of_old_papers(folder: Path) -> None:
     options = ["--draws", "0", "--json", "--out", str(folder / "report")]
     result = tenfold(folder, *options, "--nearest")
     facts = json.loads(result.stdout)
@@ -107,17 +107,17 @@ def test_nearest_counts_as_old_papers_do(folder: Path) -> None:
     assert "Comparing" not in (folder / "report/report.md").read_text("utf-8")
 
 
-def test_pairs_whose_pictures_are_gone_are_passed_over(folder: Path) -> None:
+def test_pairs_with_missing_images_are_skipped_in_the_report(folder: Path) -> None:
     (folder / "faces/003/0.png").unlink()
     options = ["--faces", str(folder / "faces"), "--out", str(folder / "report"), "--draws", "0"]
     assert tenfold(folder, *options).exit_code == 0
 
 
 def test_photos_are_aligned_again_for_the_strips(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    aligned_names = []
 
     def aligned(source: ImageSource) -> ImageSource:
-        seen.append(source.name)
+        aligned_names.append(source.name)
         return source
 
     monkeypatch.setattr("spherecf.faces.AlignedFaces", aligned)
@@ -126,13 +126,13 @@ def test_photos_are_aligned_again_for_the_strips(folder: Path, monkeypatch: pyte
     (folder / "clean.safetensors").unlink()
     e.save(folder / "clean.safetensors")
     options = ["--faces", str(folder / "faces"), "--out", str(folder / "report"), "--draws", "0"]
-    assert tenfold(folder, *options).exit_code == 0 and seen == ["faces"]
+    assert tenfold(folder, *options).exit_code == 0 and aligned_names == ["faces"]
     assert tenfold(folder, "--draws", "0", "--json").stdout.count("align:yunet") == 2
 
 
-def test_the_same_file_twice_is_one_file(folder: Path) -> None:
-    one = str(folder / "clean.safetensors")
-    result = tenfold(folder, "--right", one, "--draws", "0", "--json", "--radius", "8")
+def test_the_same_file_on_both_sides_is_read_as_one(folder: Path) -> None:
+    path = str(folder / "clean.safetensors")
+    result = tenfold(folder, "--right", path, "--draws", "0", "--json", "--radius", "8")
     facts = json.loads(result.stdout)
     assert facts["condition"] == "clean/clean" and facts["counts"]["images"] <= PEOPLE * EACH
     assert (
@@ -140,19 +140,19 @@ def test_the_same_file_twice_is_one_file(folder: Path) -> None:
     )
 
 
-def test_rates_by_group(folder: Path) -> None:
+def test_rates_are_reported_by_group(folder: Path) -> None:
     lines = [f"{person:03d},{'AB'[person % 2]}" for person in range(PEOPLE)]
     (folder / "groups.csv").write_text("\n".join(["subject,group", *lines]))
     options = ["--groups", str(folder / "groups.csv"), "--draws", "0", "--json", "--out", str(folder)]
     result = tenfold(folder, *options)
     assert result.exit_code == 0, result.exception
-    found = json.loads(result.stdout)["groups"]["mls"]
-    assert [group["group"] for group in found["groups"]] == ["A", "B", "(between groups)"]
+    groups = json.loads(result.stdout)["groups"]["mls"]
+    assert [group["group"] for group in groups["groups"]] == ["A", "B", "(between groups)"]
     assert "By group: cosine" in (folder / "report.html").read_text("utf-8")
     assert "By group: mls" in result.stderr
 
 
-def test_a_column_of_one_file_is_no_group_of_two(folder: Path) -> None:
+def test_groups_from_an_extra_need_a_single_file(folder: Path) -> None:
     result = tenfold(
         folder, "--right", str(folder / "degraded.safetensors"), "--groups", "extras:age", "--draws", "0"
     )
@@ -164,9 +164,9 @@ def test_a_column_of_one_file_is_no_group_of_two(folder: Path) -> None:
 def test_failures_to_acquire_are_counted(folder: Path) -> None:
     path = folder / "clean.safetensors"
     e = Embeddings.load(path)
-    part = dataclasses.replace(e.select(np.arange(1, len(e))), skipped=[(e.keys[0], "truncated")])
+    remaining = dataclasses.replace(e.select(np.arange(1, len(e))), skipped=[(e.keys[0], "truncated")])
     path.unlink()
-    part.save(path)
+    remaining.save(path)
     facts = json.loads(tenfold(folder, "--draws", "0", "--json").stdout)
     assert facts["failures"] == [[e.keys[0], "truncated"]] and facts["counts"]["failed_pairs"] > 0
     assert facts["counts"]["pairs"] + facts["counts"]["failed_pairs"] == 80
@@ -182,7 +182,7 @@ def test_failures_to_acquire_are_counted(folder: Path) -> None:
         (["--radius", "0"], "radius"),
     ],
 )
-def test_bad_options(folder: Path, options: list[str], message: str) -> None:
+def test_invalid_options_are_refused(folder: Path, options: list[str], message: str) -> None:
     (folder / "other/x").mkdir(parents=True)
     (folder / "other/x/1.png").write_bytes((folder / "faces/000/0.png").read_bytes())
     result = tenfold(folder, *(option.replace("FOLDER", str(folder)) for option in options))
@@ -191,7 +191,9 @@ def test_bad_options(folder: Path, options: list[str], message: str) -> None:
         raise result.exception
 
 
-def test_missing_matplotlib_is_said_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_reported_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     result = runner.invoke(
         evaluate.app, ["tenfold", "none.safetensors", "--pairs", "none.txt", "--out", str(folder / "report")]
@@ -208,9 +210,11 @@ def test_missing_matplotlib_is_said_before_the_work(folder: Path, monkeypatch: p
         ("lfw", "x/lfw.bin", "lfw"),
     ],
 )
-def test_names_of_lists(tmp_path: Path, stem: str, path: str, name: str) -> None:
-    listed = PairList(stem, ["a"], ["b"], np.array([True]), np.array([0]))
-    assert _list_name(listed, tmp_path / path) == name
+def test_pair_lists_are_named_after_their_file_or_folder(
+    tmp_path: Path, stem: str, path: str, name: str
+) -> None:
+    pairs = PairList(stem, ["a"], ["b"], np.array([True]), np.array([0]))
+    assert _list_name(pairs, tmp_path / path) == name
 
 
 def test_help_ends_with_an_example() -> None:
@@ -219,7 +223,7 @@ def test_help_ends_with_an_example() -> None:
 
 
 @pytest.mark.slow
-def test_lfw_pairs_with_made_up_embeddings(shared: Path, tmp_path: Path) -> None:
+def test_lfw_pairs_with_random_embeddings(shared: Path, tmp_path: Path) -> None:
     from spherecf.data import open_pairs
 
     pairs = open_pairs(shared / "data/lfw/pairs.txt")
