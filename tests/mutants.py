@@ -362,7 +362,7 @@ class Session:
         gc.freeze()  # so that forks do not copy unchanged memory
         rows = [self._room(Room(name, session.items), functions) for name in self.options.rooms]
         gc.unfreeze()
-        say("\n| room | mutants | tried | killed | survived | run by no test |")
+        say("\n| package | mutants | tried | killed | survived | not run by any test |")
         say("| --- | --- | --- | --- | --- | --- |", *rows, sep="\n")
         return True
 

@@ -366,7 +366,7 @@ def main() -> int:
     scratch = Path(os.environ["SPHERECF_FAULTS"])
     small_batches()
     jobs, broken = make_jobs(World(scratch / "world")), []
-    sys.stdout.write("| command | attack | trials | calls | broken | ends |\n|---|---|---|---|---|---|\n")
+    sys.stdout.write("| command | attack | trials | calls | failed | ends |\n|---|---|---|---|---|---|\n")
     for name in options.job or [name for name in jobs if name != CARELESS]:
         folder = scratch / name.replace(" ", "-")
         folder.mkdir()
@@ -380,7 +380,7 @@ def main() -> int:
             sys.stdout.write(
                 f"| {name} | {attack} | {tally.trials} | {tally.moments} | {len(tally.broken)} | {ends} |\n"
             )
-            sys.stdout.writelines(f"BROKEN {text}\n" for text in tally.broken)
+            sys.stdout.writelines(f"FAILED {text}\n" for text in tally.broken)
             sys.stdout.flush()
         shutil.rmtree(folder)
     return bool(broken)

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import math
 import os
-import signal
 import socket
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +51,6 @@ from spherecf.training.confidence import new_head
 
 Facts = dict[str, Any]
 CARELESS = "careless"
-PATIENCE = 10.0  # seconds that ranks have to end after one has failed; torchrun gives them 30
 Acknowledge = Callable[[str], None]
 
 
@@ -125,7 +121,7 @@ def sha(path: Path) -> str:
 
 
 def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
-    """Run the work on ranks that are forks of this process; if one fails, the others are killed."""
+    """Run the work on ranks that are forks of this process."""
     if size == 1:
         work(Ranks())
         return
@@ -139,32 +135,14 @@ def on_ranks(size: int, work: Callable[[Ranks], None]) -> None:
             variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
             os.environ |= {name: str(value) for name, value in variables.items()}
             os.environ["MASTER_ADDR"] = "127.0.0.1"
-            code = 1
             try:
                 with join_ranks("cpu") as ranks:
                     work(ranks)
-                code = 0
-            except BaseException as error:
-                code = code_of(error)
-            finally:
-                os._exit(code)
+            except BaseException as error:  # while the exception is held, as in `run_command`
+                os._exit(code_of(error))
+            os._exit(0)
         children.append(child)
-    codes: list[int] = []
-    deadline = math.inf
-    while children:
-        for child in [*children]:
-            finished_pid, status = os.waitpid(child, os.WNOHANG)
-            if finished_pid:
-                children.remove(child)
-                codes.append(os.waitstatus_to_exitcode(status))
-        if any(codes):  # the destructor of an interrupted rank's process group sometimes waits for the others
-            deadline = min(deadline, time.monotonic() + PATIENCE)
-            if time.monotonic() > deadline:
-                for child in children:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
-                break
-        time.sleep(0.002)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if any(codes):
         raise RanksFailed(codes)
 

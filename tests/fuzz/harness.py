@@ -255,7 +255,7 @@ def _word(data: bytes, at: int) -> tuple[int, int]:
 def table(results: Path) -> str:
     """Format the results of one run as the Markdown table of docs/reliability.md."""
     lines = [
-        "| format | valid seeds | mutated inputs | accepted | refused | anything else |",
+        "| format | valid seeds | mutated inputs | accepted | refused | other |",
         "|---" * 6 + "|",
     ]
     for row in sorted(map(json.loads, results.read_text().splitlines()), key=lambda row: row["format"]):

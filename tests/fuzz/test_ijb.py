@@ -39,7 +39,7 @@ def test_ijb(data: bytes) -> None:
 
 @fuzz(
     {"people": b"subject,group\nAnn_Lee,A\nBo, Ray,B\n", "images": b"image,group\r\na/1.jpg,A\r\n"},
-    name="groups",
+    name="group tables",
 )
 def test_groups(data: bytes) -> None:
     groups = read_groups(write("groups.csv", data))
@@ -59,7 +59,7 @@ def _journal() -> dict[str, bytes]:
     return {"journal": path.read_bytes()}
 
 
-@fuzz(_journal, name="journals of quality")
+@fuzz(_journal, name="quality journals")
 def test_journals(data: bytes) -> None:
     path = write("journal.jsonl", data)
     photo, key = PhotoFile("new.jpg", path, Path("new.jpg")), ("new.jpg", 1, 2)

@@ -135,7 +135,7 @@ def with_header(file: bytes, header: bytes) -> bytes:
 
 @fuzz(
     lambda: {k: header_of(v) for k, v in models().items() if k != "conv"},
-    name="headers of models",
+    name="model headers",
     tokens=TOKENS,
     share=0.25,
 )
@@ -145,7 +145,7 @@ def test_headers_of_models(data: bytes) -> None:
 
 @fuzz(
     lambda: {k: header_of(v) for k, v in trained().items()},
-    name="headers of backbones",
+    name="backbone headers",
     tokens=TOKENS,
     share=0.25,
 )

@@ -100,7 +100,7 @@ def external() -> tuple[bytes, bytes]:
 
 @fuzz(
     lambda: {"graph": external()[0]},
-    name="ONNX files, weights outside",
+    name="ONNX files, external weights",
     tokens=[b"location", b"offset"],
     share=0.2,
 )

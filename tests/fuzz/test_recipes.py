@@ -21,7 +21,7 @@ TOKENS = [
 
 @fuzz(
     {"confidence": (RECIPES / "confidence.toml").read_bytes(), "empty": b""},
-    name="recipes of heads",
+    name="head recipes",
     tokens=TOKENS,
 )
 def test_confidence(data: bytes) -> None:
@@ -31,7 +31,7 @@ def test_confidence(data: bytes) -> None:
 
 @fuzz(
     {path.name: path.read_bytes() for path in RECIPES.glob("backbone*.toml")},
-    name="recipes of backbones",
+    name="backbone recipes",
     tokens=TOKENS,
 )
 def test_backbone(data: bytes) -> None:

@@ -199,8 +199,8 @@ def run_command(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code: 0 success, 1 failure with one line on stderr, 130 interrupted.
 
     The command fails if stdout is closed, full or a broken pipe, even if the failed write was made by a
-    library. Messages that cannot be written to stderr are dropped. An interrupted rank of ``torchrun`` ends
-    its process at once.
+    library. Messages that cannot be written to stderr are dropped. A rank of ``torchrun`` that fails or
+    is interrupted ends its process at once.
     """
     with _guarded_streams() as check_stdout:
         try:
@@ -210,15 +210,22 @@ def run_command(command: Callable[[], int | None]) -> int:
                 check_stdout()
         except SpherecfError as error:
             console.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            return 1
+            return _end_rank(1)
         except KeyboardInterrupt:
             console.print("interrupted: run the same command again to continue", highlight=False)
-            if os.environ.get("WORLD_SIZE", "1") != "1":
-                # A rank of torchrun. Its process group is alive in the frames that the exception holds. Once
-                # they are freed, the group's destructor may wait for a collective that no other rank joins.
-                sys.stdout.flush()
-                os._exit(130)
-            return 130
+            return _end_rank(130)
+
+
+def _end_rank(code: int) -> int:
+    """End the process at once if it is a rank of ``torchrun``; otherwise return the exit code.
+
+    Called while an exception is handled. The frames that it holds keep the rank's process group alive. Once
+    they are freed, the group's destructor may wait for a collective that no other rank joins.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 @contextmanager
