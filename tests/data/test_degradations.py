@@ -161,9 +161,8 @@ def test_half_changes_one_band_at_an_edge_only() -> None:
         changed_mask = changed_pixels("half", 0.6, seed)
         rows, columns = changed_mask.all(1), changed_mask.all(0)
         shares.append(max(rows.mean(), columns.mean()))
-        assert (
-            changed_mask.sum() == max(rows.sum(), columns.sum()) * 112
-        )  # one complete band and nothing else
+        # one complete band and nothing else
+        assert changed_mask.sum() == max(rows.sum(), columns.sum()) * 112
         assert (rows if rows.any() else columns)[[0, -1]].any()  # touching an edge
     np.testing.assert_allclose(shares, 0.4, atol=0.01)
 

@@ -62,9 +62,8 @@ def test_template_landmarks_leave_the_image_unchanged() -> None:
 
 
 def test_a_large_photo_does_not_alias() -> None:
-    checks = (np.indices((1120, 1120)).sum(0) % 2 * 255).astype(
-        np.uint8
-    )  # finer than the resolution of the crop
+    # finer than the resolution of the crop
+    checks = (np.indices((1120, 1120)).sum(0) % 2 * 255).astype(np.uint8)
     photo = np.repeat(checks[..., None], 3, axis=2)
     assert align(photo, ARCFACE_POINTS * 9.3)[2:].std() < 5  # the first rows mix with the border
 

@@ -69,9 +69,8 @@ def test_small_and_large_photos_give_the_same_landmarks(scale: float) -> None:
     )
     face = find_face(photo, FaceDetector())
     assert expected is not None and face is not None
-    assert (
-        np.abs((face.landmarks + 0.5) / scale - 0.5 - expected.landmarks).max() < 7
-    )  # relative to a width of 92 px
+    # relative to a width of 92 px
+    assert np.abs((face.landmarks + 0.5) / scale - 0.5 - expected.landmarks).max() < 7
 
 
 def test_a_small_face_in_a_large_photo_is_found() -> None:
