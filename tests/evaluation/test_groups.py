@@ -115,24 +115,24 @@ def test_pairs_are_grouped_by_image_person_or_extra(toy: Toy) -> None:
     by_person = {name: "odd" if int(name[1:]) % 2 else "even" for name in e.identities}
     images = {key: by_person[key.split("/")[0]] for key in e.keys}
     arguments = (e, e, toy.pairs())
-    one = pair_groups(*arguments, images, "image")
-    other = pair_groups(*arguments, by_person, "subject")
-    assert one == other and set(one) == {"cosine", "mls"}
+    by_image = pair_groups(*arguments, images, "image")
+    by_subject = pair_groups(*arguments, by_person, "subject")
+    assert by_image == by_subject and set(by_image) == {"cosine", "mls"}
     a = np.array([images[key] for key in toy.left])
     b = np.array([images[key] for key in toy.right])
     rows = e.rows(toy.left), e.rows(toy.right)
     cosine = (e.mu[rows[0]].astype(float) * e.mu[rows[1]]).sum(1)
     expected = by_group(cosine, toy.mated, a, b, [1e-1, 1e-2, 1e-3], folds=toy.folds)
-    assert one["cosine"].groups[0].own_accuracy == expected.groups[0].own_accuracy
+    assert by_image["cosine"].groups[0].own_accuracy == expected.groups[0].own_accuracy
     severity = dataclasses.replace(e, extras={"severity": np.arange(len(e)) % 3})
     assert set(extra_groups(severity, "severity").values()) == {"0", "1", "2"}
     cameras = dataclasses.replace(e, extras={"camera": 1234567 + np.arange(len(e)) % 2})
     assert set(extra_groups(cameras, "camera").values()) == {"1234567", "1234568"}
     with pytest.raises(InputError, match=r"no extra 'age' \(they have: severity\)"):
         extra_groups(severity, "age")
-    other = dataclasses.replace(e, provenance={**e.provenance, "backbone": "x" * 64})
+    other_recogniser = dataclasses.replace(e, provenance={**e.provenance, "backbone": "x" * 64})
     with pytest.raises(InputError, match="scores between two recognisers are meaningless"):
-        pair_groups(e, other, *arguments[2:], images, "image")
+        pair_groups(e, other_recogniser, *arguments[2:], images, "image")
     with pytest.raises(InputError, match="no image has a group; they look like 'p"):
         pair_groups(*arguments, {"x": "A"}, "image")
     with pytest.raises(InputError, match="groups of 'template'"):

@@ -53,11 +53,11 @@ def test_counts_equal_a_slow_loop() -> None:
 
 def test_renewed_rules_hold_on_other_people_of_the_same_population() -> None:
     """People who resemble each other: the old thresholds are far too low, the new ones keep the rate."""
-    ours, others = world(120, 4, alike=1.0), world(120, 4, alike=1.0, seed=1)
-    report = check_people(ours, rules(0.4, 0.5, 0.6), draws=200)
+    own_people, other_people = world(120, 4, alike=1.0), world(120, 4, alike=1.0, seed=1)
+    report = check_people(own_people, rules(0.4, 0.5, 0.6), draws=200)
     assert [check.verdict for check in report.rules] == ["broken"] * 3
     assert [check.how for check in report.rules] == ["counted"] * 3
-    report_on_others = check_people(others, report.calibration, draws=200)
+    report_on_others = check_people(other_people, report.calibration, draws=200)
     for check in report_on_others.rules:
         assert check.verdict in ("kept", "open")
         assert check.false_matches <= 1.5 * check.rule.alpha * report_on_others.counts["non_mated"]

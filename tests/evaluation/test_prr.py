@@ -17,10 +17,10 @@ from spherecf.evaluation.open_set import RejectionOrder, prr_of, prr_shares
 
 def make_decisions(n: int, seed: int = 0) -> tuple[Decisions, list[str], np.ndarray]:
     rng = np.random.default_rng(seed)
-    mated, right = rng.random(n) < 0.6, rng.random(n) < 0.8
-    similarity = rng.normal(mated + 0.5 * right).round(1)
-    kinds = outcomes(similarity, right, mated, 1.0)
-    return decide(similarity, right, mated, 1.0), kinds, similarity
+    mated, is_right = rng.random(n) < 0.6, rng.random(n) < 0.8
+    similarity = rng.normal(mated + 0.5 * is_right).round(1)
+    kinds = outcomes(similarity, is_right, mated, 1.0)
+    return decide(similarity, is_right, mated, 1.0), kinds, similarity
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -89,13 +89,13 @@ def test_memory_format_does_not_change_results(name: str) -> None:
 )
 def test_features_are_arranged_as_a_map(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     features = torch.randn(2, *shape)
-    made = as_map(features)
-    assert made.shape[1:] == map_shape(shape) == expected
-    assert torch.equal(as_map(made), made)
+    arranged = as_map(features)
+    assert arranged.shape[1:] == map_shape(shape) == expected
+    assert torch.equal(as_map(arranged), arranged)
     if len(shape) == 2:
-        assert torch.equal(made[:, 3, 5, 0], features[:, 5, 3])
+        assert torch.equal(arranged[:, 3, 5, 0], features[:, 5, 3])
     elif shape != expected:
-        assert torch.equal(made[:, 3, 5, 1], features[:, 5, 1, 3])
+        assert torch.equal(arranged[:, 3, 5, 1], features[:, 5, 1, 3])
 
 
 def test_dropout_is_applied_on_request_only() -> None:
