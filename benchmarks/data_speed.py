@@ -35,8 +35,8 @@ from spherecf.data import (
     ImageBatch,
     ImageSource,
     RecordFile,
-    Shown,
     View,
+    ViewRequest,
     batch_bytes,
     iter_images,
     load_batch,
@@ -84,10 +84,10 @@ def read(source: ImageSource, rows: np.ndarray, batch: int, threads: int) -> Non
     assert count == len(rows)
 
 
-def read_as_training(readers: Readers[Shown, ImageBatch], rows: np.ndarray, batch: int) -> None:
+def read_as_training(readers: Readers[ViewRequest, ImageBatch], rows: np.ndarray, batch: int) -> None:
     """One shuffled epoch, every second image mirrored."""
     parts = (rows[start : start + batch] for start in range(0, len(rows), batch))
-    shown = (Shown(part, part, [View(), View(flip=True)], part % 2) for part in parts)
+    shown = (ViewRequest(part, part, [View(), View(flip=True)], part % 2) for part in parts)
     assert sum(len(images.rows) for images in readers(shown)) == len(rows)
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     encoded = [part.read(row) for row in range(len(part))]
     size = part.image(0).shape[:2]
     load = partial(load_batch, records, size)
-    readers = {"1 thread": Readers[Shown, ImageBatch](load, threads=1)}
+    readers = {"1 thread": Readers[ViewRequest, ImageBatch](load, threads=1)}
     for count in options.processes:
         name = f"{count} process" + "es" * (count > 1)
         readers[name] = Readers(load, processes=count, largest=batch_bytes(options.batch, size))

@@ -15,7 +15,7 @@ from spherecf.calibration import threshold_at_rate
 from spherecf.common.progress import progress
 from spherecf.common.rowstore import RowStore
 from spherecf.common.version import environment
-from spherecf.data import ImageSource, Shown, load_batch
+from spherecf.data import ImageSource, ViewRequest, load_batch
 from spherecf.demo.trial import HeadVariant, fit_variants
 from spherecf.errors import InputError
 from spherecf.evaluation import interval
@@ -261,7 +261,7 @@ def _image(cache: FeatureCache, backbone: FrozenBackbone, row: int) -> Array:
     """(1, height, width, 3) the image of one row of a cache."""
     image, view = divmod(row, len(cache.views))
     zero = np.zeros(1, np.int64)
-    shown = Shown(zero, zero + image, cache.views, zero + view)
+    shown = ViewRequest(zero, zero + image, cache.views, zero + view)
     return load_batch(cache.source, backbone.preprocessing.size, shown, on_error="raise").images
 
 

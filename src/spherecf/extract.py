@@ -108,7 +108,7 @@ def iter_batches(
         partial(read_batch, source, views, size),
         threads=min(_MAX_READERS, os.cpu_count() or 1),
         processes=reading_processes(0, (end - start) * len(views), device or torch.device("cpu")),
-        largest=batch_bytes(rows, size),
+        max_result_bytes=batch_bytes(rows, size),
     )
     with closing(readers), closing(readers(chunks)) as batches:
         yield from batches

@@ -126,3 +126,29 @@ def test_a_closed_pipe_is_one_line_also_at_the_end_of_the_interpreter() -> None:
     )
     os.close(write)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+INTERRUPTED_RANK = """
+import sys, time
+from spherecf.cli.options import run_command
+
+class Group:
+    def __del__(self):
+        time.sleep(60)
+
+def command():
+    group = Group()
+    print("printed before")
+    raise KeyboardInterrupt
+
+sys.exit(run_command(command))
+"""
+
+
+def test_an_interrupted_rank_does_not_wait_in_the_destructor_of_its_process_group() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_RANK], env=os.environ | {"WORLD_SIZE": "2"},
+        capture_output=True, text=True, timeout=50,
+    )  # fmt: skip
+    assert ended.returncode == 130 and ended.stdout == "printed before\n"
+    assert "run the same command again" in ended.stderr

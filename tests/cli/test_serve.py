@@ -24,7 +24,7 @@ pytest.importorskip("fastapi", reason='no FastAPI: pip install "spherecf[serve]"
     ("words", "says"),
     [
         (["--host", "0.0.0.0", "--no-token"], "loopback"),
-        (["--no-token", "--token", "t" * 20], "exclude"),
+        (["--no-token", "--token", "t" * 20], "cannot be used together"),
         (["--token", "short"], "16 ASCII"),
     ],
 )

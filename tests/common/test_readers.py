@@ -100,7 +100,7 @@ def have_ended(processes: list[int], seconds: float = 30) -> bool:
 def test_processes_give_ordered_results_in_every_pass(make_readers: Callable[..., Any], rows: int) -> None:
     function = partial(table, np.arange(100_000))
     counts = [3, 0, 45, 1, 17, 44, 2, 8, 9, 10]
-    reader = make_readers(function, largest=rows * (ROW + 8))
+    reader = make_readers(function, max_result_bytes=rows * (ROW + 8))
     state = torch.get_rng_state()
     for _ in range(2):
         results = []
@@ -114,7 +114,7 @@ def test_processes_give_ordered_results_in_every_pass(make_readers: Callable[...
 
 
 def test_shared_memory_is_reused_once_no_view_of_a_result_remains(make_readers: Callable[..., Any]) -> None:
-    reader = make_readers(partial(table, np.arange(ROW)), largest=20 * (ROW + 8))
+    reader = make_readers(partial(table, np.arange(ROW)), max_result_bytes=20 * (ROW + 8))
     free, slots = reader._items.free, len(reader._items.free)
     results = list(reader([11] * 2 * slots))  # exceeds the memory: the rest uses the pipe
     assert not free and all(is_expected(result, 11) for result in results)
@@ -129,7 +129,7 @@ def test_shared_memory_is_reused_once_no_view_of_a_result_remains(make_readers: 
 
 
 def test_an_abandoned_pass_is_discarded(make_readers: Callable[..., Any]) -> None:
-    reader = make_readers(partial(table, np.arange(ROW)), largest=20 * (ROW + 8))
+    reader = make_readers(partial(table, np.arange(ROW)), max_result_bytes=20 * (ROW + 8))
     slots = len(reader._items.free)
     abandoned = reader([5] * 100)
     assert is_expected(next(abandoned), 5)
@@ -190,7 +190,7 @@ def test_close_ends_the_processes_and_deletion_frees_the_memory(make_readers: Ca
         return {line.split()[4] for line in lines if "memfd:spherecf" in line}  # inodes
 
     existing = mapped()  # memory of other tests' readers
-    reader = Readers(slow, processes=2, largest=100)
+    reader = Readers(slow, processes=2, max_result_bytes=100)
     assert list(reader([1])) == [1] and mapped() - existing
     processes = reader.pids
     reader.close()
@@ -310,10 +310,10 @@ class Runtime:
 def test_memory_is_pinned_for_cuda_and_released(monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = Runtime(0)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
-    reader = Readers(slow, processes=2, largest=10_000, device=torch.device("cuda"))
+    reader = Readers(slow, processes=2, max_result_bytes=10_000, device=torch.device("cuda"))
     assert list(runtime.pinned.values()) == [7 * 3 * 4096]
     del reader
     assert not runtime.pinned
     runtime.code = 2
     with pytest.raises(SpherecfError, match=r"cannot pin 0 MiB for reading \(error 2\)"):
-        Readers(slow, processes=2, largest=10_000, device=torch.device("cuda"))
+        Readers(slow, processes=2, max_result_bytes=10_000, device=torch.device("cuda"))

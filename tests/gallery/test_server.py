@@ -42,7 +42,7 @@ def lite(folder: Path) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-c", LITE, str(folder / "data"), str(port)],
+        [sys.executable, "-u", "-c", LITE, str(folder / "data"), str(port)],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None and b"listening" in process.stdout.readline()

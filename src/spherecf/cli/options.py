@@ -199,7 +199,8 @@ def run_command(command: Callable[[], int | None]) -> int:
     """Run a command and return its exit code: 0 success, 1 failure with one line on stderr, 130 interrupted.
 
     The command fails if stdout is closed, full or a broken pipe, even if the failed write was made by a
-    library. Messages that cannot be written to stderr are dropped.
+    library. Messages that cannot be written to stderr are dropped. An interrupted rank of ``torchrun`` ends
+    its process at once.
     """
     with _guarded_streams() as check_stdout:
         try:
@@ -212,6 +213,11 @@ def run_command(command: Callable[[], int | None]) -> int:
             return 1
         except KeyboardInterrupt:
             console.print("interrupted: run the same command again to continue", highlight=False)
+            if os.environ.get("WORLD_SIZE", "1") != "1":
+                # A rank of torchrun. Its process group is alive in the frames that the exception holds. Once
+                # they are freed, the group's destructor may wait for a collective that no other rank joins.
+                sys.stdout.flush()
+                os._exit(130)
             return 130
 
 

@@ -218,7 +218,7 @@ class Readers(Generic[Item, Result]):
         function: called with one item. An exception that it raises is raised in place of its result.
         threads: number of threads if no processes are used; 0 for one per processor, up to 4.
         processes: number of processes, see `reading_processes`; 0 for threads.
-        largest: bytes of the arrays in the largest result; larger results work, but are slower.
+        max_result_bytes: bytes of the arrays in the largest result; larger results work, but are slower.
         device: device for which the memory is pinned.
         name: name of the threads, also used in messages.
 
@@ -237,7 +237,7 @@ class Readers(Generic[Item, Result]):
         *,
         threads: int = 0,
         processes: int = 0,
-        largest: int = 0,
+        max_result_bytes: int = 0,
         device: torch.device | None = None,
         name: str = "read",
     ) -> None:
@@ -247,7 +247,7 @@ class Readers(Generic[Item, Result]):
         self._iterator: Any = None
         if not processes:
             return
-        self._size = -(-largest // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._size = -(-max_result_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         count = processes * _AHEAD + _KEPT
         self._slots = _Memory(max(1, count * self._size))
         try:

@@ -19,9 +19,9 @@ from spherecf.data.records import RecordFile, write_index
 from spherecf.data.source import (
     ImageBatch as ImageBatch,
     ImageSource,
-    Shown as Shown,
     Skipped as Skipped,
     Subset as Subset,
+    ViewRequest as ViewRequest,
     batch_bytes as batch_bytes,
     iter_images,
     load_batch as load_batch,

@@ -288,7 +288,7 @@ def load_batches(
     return Readers(read, threads=_checked_workers(workers), name="decode")(batches)
 
 
-class Shown(NamedTuple):
+class ViewRequest(NamedTuple):
     """A request for a batch of images, each to be transformed by one of several views.
 
     Attributes:
@@ -307,14 +307,14 @@ class Shown(NamedTuple):
 def load_batch(
     source: ImageSource,
     size: tuple[int, int],
-    request: Shown | Int64[np.ndarray, "_"] | Sequence[int],
+    request: ViewRequest | Int64[np.ndarray, "_"] | Sequence[int],
     *,
     on_error: OnError = "skip",
     encoded: bool = False,
 ) -> ImageBatch:
     """Decode one batch of `load_batches`, for `Readers`; ``request`` may also give a view for each image."""
-    views_request = request if isinstance(request, Shown) else None
-    rows = _rows(source, request.images if isinstance(request, Shown) else request)
+    views_request = request if isinstance(request, ViewRequest) else None
+    rows = _rows(source, request.images if isinstance(request, ViewRequest) else request)
     # Copy each image into the batch while it is in the processor's cache; stacking them all at the end, in
     # the consumer, costs a tenth of the decoding time.
     images = empty((len(rows), *size, 3))

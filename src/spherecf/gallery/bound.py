@@ -149,7 +149,7 @@ class Bound:
         """(p, k + k' - p) for templates with these kappas and cosines."""
         c = torch.from_numpy(cosine)
         p, _, distance = product_concentration(
-            torch.from_numpy(kappa), torch.from_numpy(self.kappa), 1 + c, 1 - c, smallest=_MIN_P**2
+            torch.from_numpy(kappa), torch.from_numpy(self.kappa), 1 + c, 1 - c, min_square=_MIN_P**2
         )
         return p.numpy(), distance.numpy()
 

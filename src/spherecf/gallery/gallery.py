@@ -449,26 +449,26 @@ class Gallery:
         self._calibration = calibration
         self._finder = Finder(self._index, self._store, self._header.radius, calibration, None)
 
-    def members(self, most: int = 1000, *, seed: int = 0) -> Embeddings:
+    def members(self, limit: int = 1000, *, seed: int = 0) -> Embeddings:
         """Embeddings of the images of randomly chosen members, labelled by name.
 
         The images of one medium, such as the frames of a video, are averaged into one.
 
         Args:
-            most: maximum number of members.
+            limit: maximum number of members.
             seed: random seed of the choice.
 
         Raises:
-            InputError: the gallery is empty, or ``most`` is below 1.
+            InputError: the gallery is empty, or ``limit`` is below 1.
             StorageError: the server does not respond.
         """
         self._refresh()
         rows = self._store.rows()
-        if not len(rows) or most < 1:
+        if not len(rows) or limit < 1:
             raise InputError(
-                f"{self._store.uri}: expected members, and most >= 1, got {len(rows)} members and most {most}"
+                f"{self._store.uri}: expected members, and limit >= 1: {len(rows)} members, limit {limit}"
             )
-        chosen = np.random.default_rng(seed).choice(rows, min(most, len(rows)), replace=False)
+        chosen = np.random.default_rng(seed).choice(rows, min(limit, len(rows)), replace=False)
         people = self._store.people(np.sort(chosen))
         parts = [
             (people.mu[i : i + 1], people.kappa[i : i + 1]) if n_images < 2 else self._mean_by_medium(name)

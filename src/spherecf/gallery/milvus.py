@@ -1,7 +1,8 @@
-"""Galleries on a Milvus server or cluster, and the way out of folders of Milvus Lite.
+"""Galleries on a Milvus server or cluster, and migration of Milvus Lite folders.
 
-A direction is stored as base64 of its float32 bytes: exact, and ten times faster through Milvus' Python
-client than a list of numbers. It is in a JSON field, as the client checks every character of a text field.
+A direction is stored as the base64 of its float32 bytes. This is exact, and ten times faster through Milvus'
+Python client than a list of numbers. It is stored in a JSON field because the client checks every character
+of a text field.
 """
 
 import base64
@@ -36,21 +37,21 @@ _LOGGERS = ("pymilvus", "milvus_lite", "grpc")
 
 
 class Server(Store):
-    """A gallery on a server; all templates are held in memory, too.
+    """A gallery on a server. All templates are also kept in memory.
 
-    The row of a template has the number of its images, and the first characters of its id are in the keys of
-    theirs: the images count once the row of their template is written. Each writer counts its changes in a
-    row of its own, by which others see that they must read again.
+    The row of a template has the number of its images, and the keys of the image rows contain the first
+    characters of the template's id, so images are valid only once the row of their template is written. Each
+    writer counts its changes in a separate row, which tells other clients when to read the gallery again.
 
     Args:
         uri: http://, https://, tcp:// or unix: of the server.
         dim: of the directions.
         token: access token, "user:password" or an API key.
         name: of the collection.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for a response.
 
     Raises:
-        StorageError: the server does not answer.
+        StorageError: the server does not respond.
         MissingDependencyError: the extra ``milvus`` is not installed.
     """
 
@@ -91,36 +92,36 @@ class Server(Store):
         if self._call(self._client.has_collection, self._collection):
             if self._call(self._client.get_collection_stats, self._collection)["row_count"]:
                 raise self.damaged("it has no header")
-            self._call(self._client.drop_collection, self._collection)  # a leftover of a crash
+            self._call(self._client.drop_collection, self._collection)  # left over from a crash
         self._make(self._collection)
         self._upsert([_row(_HEADER, _HEADER, _HEADER, facts)])
         self._facts, self._salt = facts, str(facts["salt"])
 
     def refresh(self) -> bool:
-        """Whether others have changed the gallery since the last call; if so, all templates are read anew."""
+        """Read all templates again if another client has changed the gallery; returns whether it has."""
         pages = self._rows(f'kind == "{_WRITER}"', ["id", "facts"])
-        found = {row["id"]: int(row["facts"]["changes"]) for page in pages for row in page}
-        if found == self._seen:
+        changes = {row["id"]: int(row["facts"]["changes"]) for page in pages for row in page}
+        if changes == self._seen:
             return False
         self._ask("DELETE FROM templates")
         for page in self._rows(f'kind == "{_TEMPLATE}"'):
             super().insert([_read(row) for row in page])
-        self._seen = found
+        self._seen = changes
         return True
 
     def images(self, template: Template) -> Images:
-        """The images of a template, by their keys, since a query would scan every row."""
+        """The images of a template, read by their keys because a query would scan every row."""
         if template.images == 1:
             return template.only
-        found: list[Row] = []
+        rows: list[Row] = []
         for start in range(0, template.images, _WRITE):
-            places = range(start, min(start + _WRITE, template.images))
-            keys = [self._image_key(template, place) for place in places]
-            found += self._call(self._client.get, self._collection, ids=keys, output_fields=_FIELDS)
-        return _read_images(template, found, self)
+            positions = range(start, min(start + _WRITE, template.images))
+            keys = [self._image_key(template, position) for position in positions]
+            rows += self._call(self._client.get, self._collection, ids=keys, output_fields=_FIELDS)
+        return _read_images(template, rows, self)
 
     def put(self, template: Template, images: Images) -> int:
-        """Store a template and its images in place of those of the same person; returns its row."""
+        """Store a template and its images, replacing those of the same person; returns the row."""
         key, mark = self._key(template.identity), _mark(template)
         rows = [_template_row(key, template)]
         if len(images) > 1:
@@ -157,19 +158,19 @@ class Server(Store):
         self._changed()
 
     def erase(self) -> None:
-        """Ask the server to erase what was removed; it does so when it sees fit."""
+        """Ask the server to erase removed rows; the server chooses when."""
         self._call(self._client.compact, self._collection)
 
     compact = erase
 
     def near(self, mu: Sequence[float], top: int, effort: int) -> list[int]:
-        """Rows of templates with high cosines, from the index of the server."""
-        (found,) = self._call(
+        """Rows of templates with high cosines, from the server's index."""
+        (hits,) = self._call(
             self._client.search, self._collection, data=[mu], limit=top, filter=f'kind == "{_TEMPLATE}"',
             search_params={"metric_type": "IP", "params": {"ef": effort}}, output_fields=["identity"],
         )  # fmt: skip
-        known = [self.find(hit["entity"]["identity"]) for hit in found]
-        return [one.row for one in known if one is not None]
+        templates = [self.find(hit["entity"]["identity"]) for hit in hits]
+        return [template.row for template in templates if template is not None]
 
     def close(self) -> None:
         """Close the connection; may be called twice."""
@@ -242,8 +243,8 @@ class Server(Store):
             with _silence_logs():
                 return call(*arguments, **options)
         except (MilvusException, ValueError) as error:
-            self._seen = None  # what was written is unknown: read everything at the next refresh
-            message = f"{self.uri}: the Milvus server failed or did not answer: {_short(error)}"
+            self._seen = None  # the write may have happened: read everything at the next refresh
+            message = f"{self.uri}: the Milvus server failed or did not respond: {_short(error)}"
             raise StorageError(message) from error
 
 
@@ -253,15 +254,15 @@ def is_server(uri: str) -> bool:
 
 
 def migrate(old: Path, new: Path) -> int:
-    """Copy a gallery of Milvus Lite, a folder, to a new file; returns the number of people.
+    """Copy a Milvus Lite gallery, a folder, to a new file; returns the number of people.
 
-    Ids, times and images stay. The copy grows in ``new`` with "-part" behind its name; an interrupted call is
-    continued by the next one.
+    Ids, times and images are kept. The copy is written to ``new`` with the suffix "-part"; a call continues
+    an interrupted one.
 
     Raises:
-        InputError: there is no such folder, or ``new`` exists.
-        FileFormatError: the folder is damaged, or no gallery.
-        StorageError: another process uses the folder, or ``new`` cannot be written.
+        InputError: the folder does not exist, or ``new`` exists.
+        FileFormatError: the folder is damaged or is not a gallery.
+        StorageError: another process is using the folder, or ``new`` cannot be written.
         MissingDependencyError: the package ``milvus-lite`` is not installed.
 
     Example:
@@ -293,7 +294,7 @@ def migrate(old: Path, new: Path) -> int:
 
 
 def _copy(lite: Any, old: Path, part: Path, messages: Sequence[str]) -> int:
-    """Copy what is not yet in ``part``; returns the number of people."""
+    """Copy the templates that are not in ``part`` yet; returns the number of people."""
 
     def header(name: str) -> Row | None:
         collection = lite.get_collection(name)
@@ -340,7 +341,7 @@ def _copy(lite: Any, old: Path, part: Path, messages: Sequence[str]) -> int:
 def _newest(
     name: str, collections: Sequence[str], header: Callable[[str], Row | None]
 ) -> tuple[str, Row | None]:
-    """The newest collection with a header, and that; others were left by a crash."""
+    """The newest collection with a header, and its header; other collections are left over from a crash."""
     pattern = re.compile(rf"{re.escape(name)}_(\d+)")
     found = filter(None, map(pattern.fullmatch, collections))
     for one in sorted(found, key=lambda one: -int(one[1])):
@@ -350,7 +351,7 @@ def _newest(
 
 
 def _mark(template: Template) -> str:
-    """Marks the images of a template; others with its key are leftovers and are ignored."""
+    """Mark in the keys of a template's images; images of the person without it are leftovers and ignored."""
     return str(template.facts.get("generation", template.id[:8]))
 
 
@@ -400,7 +401,7 @@ def _read_images(template: Template, rows: Sequence[Row], store: Store) -> Image
 
 @contextmanager
 def _silence_logs() -> Iterator[list[str]]:
-    """Keep the log messages of Milvus, with their tracebacks, off the terminal; yields them as a list."""
+    """Keep Milvus' log messages, which contain tracebacks, off the terminal; yields them as a list."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     collector = _Collector()
     before = [(logger.handlers, logger.propagate) for logger in loggers]

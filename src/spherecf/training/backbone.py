@@ -16,7 +16,7 @@ from torch import Tensor
 from spherecf.common.files import sha256_file
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.version import environment
-from spherecf.data import Degradation, ImageBatch, ImageSource, Shown, View, batch_bytes, load_batch
+from spherecf.data import Degradation, ImageBatch, ImageSource, View, ViewRequest, batch_bytes, load_batch
 from spherecf.errors import InputError
 from spherecf.losses import Margin, make_margin, sphereface2_bias
 from spherecf.models import (
@@ -182,11 +182,11 @@ class _BackboneTask:
         self._classes = torch.from_numpy(identities.classes)  # (len(source),)
         reads = config.fit.epochs * len(identities.rows) // ranks.size
         max_batch = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
-        self._readers = Readers[Shown, ImageBatch](
+        self._readers = Readers[ViewRequest, ImageBatch](
             partial(load_batch, source, self.preprocessing.size),
             threads=config.engine.workers,
             processes=reading_processes(config.engine.workers, reads, ranks.device),
-            largest=batch_bytes(max_batch, self.preprocessing.size),
+            max_result_bytes=batch_bytes(max_batch, self.preprocessing.size),
             device=ranks.device,
             name="decode",
         )
@@ -207,7 +207,7 @@ class _BackboneTask:
         with closing(self._readers(map(self._views_of(epoch), parts))) as loaded:
             yield from on_device(map(to_part, loaded), self._ranks.device)
 
-    def _views_of(self, epoch: int) -> Callable[[Rows], Shown]:
+    def _views_of(self, epoch: int) -> Callable[[Rows], ViewRequest]:
         """The augmentation of each image in an epoch, a function of seed, epoch and image."""
         settings, seed = self._config.augment, self._config.seed
         # Drawn for all images at once, independently of the ranks and of the order of batches.
@@ -215,7 +215,7 @@ class _BackboneTask:
         degrade = Degradation(settings.recipe, seed * 1000 + epoch)
         views = [View(degradation, flip) for degradation in (None, degrade) for flip in (False, True)]
         view = 2 * (draw[1] < settings.degraded) + ((draw[0] < 0.5) & settings.flip)  # (len(source),)
-        return lambda rows: Shown(rows, rows, views, view[rows])
+        return lambda rows: ViewRequest(rows, rows, views, view[rows])
 
     def close(self) -> None:
         """End the reader processes."""

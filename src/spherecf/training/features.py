@@ -20,7 +20,16 @@ from torch.nn.functional import normalize
 from spherecf.common.arrays import HostCopy
 from spherecf.common.progress import begun_ahead, in_order, isolate_failures
 from spherecf.common.readers import Readers, reading_processes
-from spherecf.data import ImageBatch, ImageSource, ListFile, Shown, Subset, View, batch_bytes, load_batch
+from spherecf.data import (
+    ImageBatch,
+    ImageSource,
+    ListFile,
+    Subset,
+    View,
+    ViewRequest,
+    batch_bytes,
+    load_batch,
+)
 from spherecf.errors import InputError, ModelError
 from spherecf.extract import KeepDirection
 from spherecf.models import (
@@ -414,11 +423,11 @@ class StreamedFeatures:
         max_batch = math.ceil(config.fit.batch_size / (ranks.size * config.engine.accumulate))
         # Samples are computed on the backbone's device; for fine-tuning, images go to the network's device.
         self._image_device = self._device if self._finetune else backbone.device
-        self._readers = Readers[Shown, ImageBatch](
+        self._readers = Readers[ViewRequest, ImageBatch](
             partial(load_batch, source, size),
             threads=workers,
             processes=reading_processes(workers, reads, self._image_device),
-            largest=batch_bytes(max_batch, size),
+            max_result_bytes=batch_bytes(max_batch, size),
             device=self._image_device,
             name="decode",
         )
@@ -434,7 +443,7 @@ class StreamedFeatures:
         return frozen
 
     def load(self, parts: Iterable[Rows], directions: bool = False) -> Generator[Part, None, None]:
-        requests = (Shown(rows, self.images[rows], self._views, self._view[rows]) for rows in parts)
+        requests = (ViewRequest(rows, self.images[rows], self._views, self._view[rows]) for rows in parts)
         with closing(self._readers(requests)) as loaded:
             images = on_device(map(to_part, loaded), self._image_device)
             if self._finetune:

@@ -149,7 +149,7 @@ def product_concentration(
     kappa_b: Float[Tensor, "*#batch"],
     one_plus_cosine: Float[Tensor, "*#batch"],
     one_minus_cosine: Float[Tensor, "*#batch"],
-    smallest: float = 1e-24,
+    min_square: float = 1e-24,
 ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
     """Concentration p = |k_a mu_a + k_b mu_b| of the product of two densities, p^2, and k_a + k_b - p.
 
@@ -169,7 +169,7 @@ def product_concentration(
         one_plus_cosine: 1 + cos, where cos is the cosine between the two directions.
         one_minus_cosine: 1 - cos. Both are arguments because the caller may have either to more digits than
             the cosine itself gives.
-        smallest: p^2 is clamped to this minimum under the root, because the derivative of the root and, for
+        min_square: p^2 is clamped to this minimum under the root, because the derivative of the root and, for
             k_a = k_b = 0, the quotient need p > 0. The default changes no value. A caller that guarantees
             p > 0 passes 0 and saves a pass over memory.
 
@@ -180,7 +180,7 @@ def product_concentration(
     """
     product = 2 * kappa_a * kappa_b
     square = (kappa_a - kappa_b).square() + product * one_plus_cosine
-    p = (square.clamp_min(smallest) if smallest else square).sqrt()
+    p = (square.clamp_min(min_square) if min_square else square).sqrt()
     return p, square, product * one_minus_cosine / (kappa_a + kappa_b + p)
 
 
