@@ -7,9 +7,9 @@ from spherecf.audit import check
 from spherecf.data import IdentityFolder
 
 
-def test_the_report_has_every_check_and_is_json(tmp_path: Path) -> None:
+def test_the_report_contains_every_check_and_is_valid_json(tmp_path: Path) -> None:
     root = write_people(tmp_path)
-    bad = spoil(root)
+    bad_images = spoil(root)
     (root / "p2/again.png").write_bytes((root / "p0/0.png").read_bytes())
     test = tmp_path / "test/p0/x.png"
     test.parent.mkdir(parents=True)
@@ -20,7 +20,7 @@ def test_the_report_has_every_check_and_is_json(tmp_path: Path) -> None:
     )
     assert json.loads(json.dumps(report)) == report
     assert report["source"]["images"] == 13 and report["against"]["images"] == 1
-    assert {item["key"] for item in report["corrupt"]} == bad.keys() - {"p3/2.png"}
+    assert {item["key"] for item in report["corrupt"]} == bad_images.keys() - {"p3/2.png"}
     assert report["odd_sizes"] == [{"key": "p3/2.png", "size": "20x20"}]
     (group,) = report["duplicates"]
     assert group["keys"] == ["p0/0.png", "p2/again.png"] and group["across_identities"]
@@ -32,6 +32,6 @@ def test_the_report_has_every_check_and_is_json(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_without_recogniser_only_pixels_and_names(tmp_path: Path) -> None:
+def test_without_recogniser_only_pixels_and_names_are_checked(tmp_path: Path) -> None:
     report = check(IdentityFolder(write_people(tmp_path)))
     assert report["faces"] is None and report["shared_names"] is None and report["duplicates_against"] == []

@@ -1,4 +1,4 @@
-"""The shared check of directions and concentrations, on arrays and tensors."""
+"""Validation of directions and concentrations, given as arrays or tensors."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def unit(n: int = 20, dim: int = 8) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_sort_of_fault_is_counted_and_its_first_row_named(kind: str) -> None:
+def test_each_kind_of_fault_is_counted_and_reported_with_its_first_row(kind: str) -> None:
     mu = unit()
     mu[[3, 7]] = np.nan
     mu[4, 2] = np.inf
@@ -27,12 +27,16 @@ def test_each_sort_of_fault_is_counted_and_its_first_row_named(kind: str) -> Non
         check_directions(KINDS[kind](mu), "mu", keys=[f"{i}.jpg" for i in range(20)])
     message = str(caught.value)
     assert message.startswith("mu: 12 of 20 ")
-    for part in ("3 NaN or infinite (first row 3, '3.jpg')", "1 zero (first row 11, '11.jpg')", "length 22"):
-        assert part in message
+    for fragment in (
+        "3 NaN or infinite (first row 3, '3.jpg')",
+        "1 zero (first row 11, '11.jpg')",
+        "length 22",
+    ):
+        assert fragment in message
     check_directions(KINDS[kind](unit()), "mu")
 
 
-def test_blocks_of_a_large_array_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_are_counted_across_blocks_of_a_large_array(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "_BLOCK", 3)
     mu = unit()
     mu[[5, 19]] *= 2
@@ -43,7 +47,7 @@ def test_blocks_of_a_large_array_are_counted_together(monkeypatch: pytest.Monkey
     check_directions(mu, "mu", rows=np.array([0, 1, 2, 3]))
 
 
-def test_components_whose_squares_overflow_are_no_infinity() -> None:
+def test_components_with_overflowing_squares_are_not_reported_as_infinite() -> None:
     for mu in (np.full((2, 3), 1e30, np.float32), torch.full((2, 3), 1e30)):
         with pytest.raises(InputError, match="2 of another length"):
             check_directions(mu, "mu")
@@ -56,26 +60,26 @@ def test_a_transposed_array_is_recognised() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
-def test_types_of_storage_pass(dtype: str) -> None:
+def test_all_storage_types_are_accepted(dtype: str) -> None:
     check_directions(unit(dim=512).astype(dtype), "mu")
     check_directions(torch.from_numpy(unit(dim=512)).bfloat16(), "mu", arrays.SCORE_TOLERANCE)
 
 
-def test_what_has_no_direction_is_refused_by_its_shape() -> None:
+def test_shapes_without_a_direction_are_refused() -> None:
     for mu in (np.ones((4, 1)), np.ones(()), np.ones((3, 0)), torch.ones(4, 1)):
         with pytest.raises(InputError, match="dim >= 2"):
             check_directions(mu, "mu")
     check_directions(np.ones((0, 4)), "mu")
 
 
-def test_a_radius_other_than_one_is_told() -> None:
+def test_directions_are_checked_against_the_radius() -> None:
     check_directions(64 * unit(), "value", radius=64.0)
     with pytest.raises(InputError, match=r"20 of 20 .*length 64.*row 0, length 1"):
         check_directions(unit(), "value", radius=64.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_concentrations(kind: str) -> None:
+def test_negative_and_non_finite_concentrations_are_refused(kind: str) -> None:
     kappa = np.array([0.0, 3.0, -1.0, np.nan, np.inf])
     check_kappa(KINDS[kind](kappa[:2]), "kappa")
     with pytest.raises(InputError, match=r"kappa: 3 of 5 .*first -1 at 2"):
@@ -85,18 +89,18 @@ def test_concentrations(kind: str) -> None:
 @pytest.mark.parametrize(
     "radius", [0, -1.0, float("nan"), float("inf"), "64", None, [64.0, 64.0], torch.ones(2)]
 )
-def test_radii_that_are_refused(radius: object) -> None:
+def test_invalid_radii_are_refused(radius: object) -> None:
     with pytest.raises(InputError, match="radius"):
         checked_radius(radius)
 
 
-def test_radii_of_other_libraries_are_numbers() -> None:
+def test_numpy_and_torch_scalars_are_valid_radii() -> None:
     assert [checked_radius(r) for r in (64, np.float32(2), torch.tensor(3.0))] == [64.0, 2.0, 3.0]
 
 
-def test_arrays_of_tensors_and_lists() -> None:
+def test_tensors_and_lists_are_converted_to_arrays() -> None:
     leaf = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
     assert as_array(leaf, "mu").dtype == np.float32 and as_array([[1, 2]], "mu", np.float32).shape == (1, 2)
-    for bad in ([[1.0], [1.0, 2.0]], np.ones(3, complex), ["a"], None):
+    for invalid in ([[1.0], [1.0, 2.0]], np.ones(3, complex), ["a"], None):
         with pytest.raises(InputError, match="mu: expected an array"):
-            as_array(bad, "mu", np.float32)
+            as_array(invalid, "mu", np.float32)

@@ -31,7 +31,7 @@ from spherecf.errors import FileFormatError, StorageError
 from spherecf.models import save_prototypes
 
 
-def test_writes_the_whole_file_and_makes_its_folder(tmp_path: Path) -> None:
+def test_a_file_is_written_completely_and_its_folder_created(tmp_path: Path) -> None:
     path = write_atomically(tmp_path / "new" / "file.bin", lambda stream: stream.write(b"content"))
     assert path.read_bytes() == b"content" and [p.name for p in path.parent.iterdir()] == ["file.bin"]
     assert sha256_file(path) == hashlib.sha256(b"content").hexdigest()
@@ -40,64 +40,62 @@ def test_writes_the_whole_file_and_makes_its_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "failure", [OSError(28, "No space left on device"), KeyboardInterrupt(), ValueError("bug")]
 )
-def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: BaseException) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, failure: BaseException) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
 
-    def half(stream: IO[bytes]) -> None:
+    def write_half(stream: IO[bytes]) -> None:
         stream.write(b"ha")
         raise failure
 
-    expected = StorageError if isinstance(failure, OSError) else type(failure)
-    with pytest.raises(expected) as caught:
-        write_atomically(path, half)
+    error_type = StorageError if isinstance(failure, OSError) else type(failure)
+    with pytest.raises(error_type) as caught:
+        write_atomically(path, write_half)
     if isinstance(failure, OSError):
         assert "No space left on device" in str(caught.value) and "unchanged" in str(caught.value)
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
+def test_a_partial_file_of_a_killed_process_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".file.bin.part").write_bytes(b"half of something longer")
     path = write_atomically(tmp_path / "file.bin", lambda stream: stream.write(b"content"))
     assert path.read_bytes() == b"content" and list(tmp_path.iterdir()) == [path]
 
 
-def test_two_write_one_after_the_other(tmp_path: Path) -> None:
-    path, begun, go = tmp_path / "file.bin", threading.Event(), threading.Event()
+def test_concurrent_writers_take_turns(tmp_path: Path) -> None:
+    path, begun, released = tmp_path / "file.bin", threading.Event(), threading.Event()
 
-    def slowly(stream: IO[bytes]) -> None:
+    def write_slowly(stream: IO[bytes]) -> None:
         begun.set()
-        assert go.wait(30)
+        assert released.wait(30)
         stream.write(b"first")
 
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(write_atomically, path, slowly)
+        first = pool.submit(write_atomically, path, write_slowly)
         assert begun.wait(30)
         second = pool.submit(write_atomically, path, lambda stream: stream.write(b"second"))
         assert not wait([second], 0.2).done
-        go.set()
+        released.set()
         first.result(30), second.result(30)
     assert path.read_bytes() == b"second" and list(tmp_path.iterdir()) == [path]
 
 
-def test_names_are_brought_to_the_disk_after_the_content(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_are_synced_after_the_file_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     fsync = os.fsync
 
-    def noted(descriptor: int) -> None:
+    def record_fsync(descriptor: int) -> None:
         synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "fsync", record_fsync)
     write_atomically(tmp_path / "new" / "file", lambda stream: stream.write(b"x"))
-    new = str(tmp_path / "new")
-    assert synced == [str(tmp_path), f"{new}/.file.part", new]
+    folder = str(tmp_path / "new")
+    assert synced == [str(tmp_path), f"{folder}/.file.part", folder]
 
 
-def test_the_second_process_is_told_who_holds_the_work(tmp_path: Path) -> None:
-    (tmp_path / "rows-lock").write_text("4711")  # of a process that was killed
+def test_a_second_process_learns_which_process_holds_the_lock(tmp_path: Path) -> None:
+    (tmp_path / "rows-lock").write_text("4711")  # left by a killed process
     with (
         locked(tmp_path / "rows", "this folder"),
         pytest.raises(StorageError, match=rf"rows: this folder is in use by process {os.getpid()}; wait"),
@@ -109,16 +107,14 @@ def test_the_second_process_is_told_who_holds_the_work(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_where_nothing_can_be_written_nothing_is_held(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_folder_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with locked(tmp_path / "rows", "this folder"):
         assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_torch_does_not_hide_what_the_disk_said(tmp_path: Path, failing: int) -> None:
+def test_disk_errors_within_torch_save_are_reported(tmp_path: Path, failing: int) -> None:
     class Full(io.BytesIO):
         writes = 0
 
@@ -138,14 +134,14 @@ def test_torch_does_not_hide_what_the_disk_said(tmp_path: Path, failing: int) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_the_way_is_one_error(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(StorageError, match="could not be written"):
         write_atomically(tmp_path / "taken" / "file.bin", lambda stream: stream.write(b"x"))
 
 
 @pytest.mark.parametrize("check", [check_destination, lambda path: write_atomically(path, print)])
-def test_what_no_file_can_be_is_refused(tmp_path: Path, check: Callable[[Path], object]) -> None:
+def test_impossible_destinations_are_refused(tmp_path: Path, check: Callable[[Path], object]) -> None:
     (tmp_path / "taken").write_text("a file")
     for path in (tmp_path, tmp_path / "taken" / "below" / "file", tmp_path / ("x" * 300)):
         with pytest.raises(StorageError):
@@ -153,7 +149,7 @@ def test_what_no_file_can_be_is_refused(tmp_path: Path, check: Callable[[Path], 
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_a_destination_that_will_do_is_not_touched(tmp_path: Path) -> None:
+def test_checking_a_valid_destination_writes_nothing(tmp_path: Path) -> None:
     check_destination(tmp_path / "new" / "newer" / "file")
     check_folder(tmp_path / "new")
     check_folder(tmp_path)
@@ -165,8 +161,8 @@ def test_a_destination_that_will_do_is_not_touched(tmp_path: Path) -> None:
             check_folder(folder)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
-def test_a_pipe_is_written_to_as_it_is(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are not supported")
+def test_a_pipe_is_written_directly_and_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     check_destination(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
@@ -175,33 +171,33 @@ def test_a_pipe_is_written_to_as_it_is(tmp_path: Path) -> None:
     os.close(reader)
 
 
-def test_others_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+def test_file_permissions_follow_the_umask(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     path = write_atomically(tmp_path / "file", lambda stream: stream.write(b"content"))
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def written(save: Callable[[IO[bytes]], object]) -> bytes:
+def saved_bytes(save: Callable[[IO[bytes]], object]) -> bytes:
     stream = io.BytesIO()
     save(stream)
     return stream.getvalue()
 
 
-def zipped(*names: str) -> bytes:
+def zip_bytes(*names: str) -> bytes:
     def save(stream: IO[bytes]) -> None:
         with zipfile.ZipFile(stream, "w") as archive:
             for name in names:
                 archive.writestr(name, "content")
 
-    return written(save)
+    return saved_bytes(save)
 
 
-def tarred(mode: str) -> bytes:
+def tar_bytes(mode: str) -> bytes:
     def save(stream: IO[bytes]) -> None:
         with tarfile.open(fileobj=stream, mode=mode) as archive:
             archive.addfile(tarfile.TarInfo("model/weights.bin"), io.BytesIO())
 
-    return written(save)
+    return saved_bytes(save)
 
 
 CONTENTS = {
@@ -214,19 +210,19 @@ CONTENTS = {
         "error message from a file server",
     ),
     "api": (json.dumps({"error": "not found"}).encode(), "JSON"),
-    "gzip": (tarred("w:gz"), "gzip archive: unpack"),
-    "tar": (tarred("w"), "tar archive: unpack"),
-    "zip": (zipped("model/weights.bin"), r"zip archive of 1 files \(model/weights.bin"),
-    "empty zip": (zipped(), "an empty zip"),
-    "cut zip": (zipped("a")[:40], "truncated or damaged zip archive"),
-    "npz": (zipped("a.npy", "b.npy"), "NumPy"),
-    "npy": (written(lambda stream: np.save(stream, np.eye(2))), "NumPy array"),
-    "torch": (written(lambda stream: torch.save({}, stream)), "a torch file$"),
+    "gzip": (tar_bytes("w:gz"), "gzip archive: unpack"),
+    "tar": (tar_bytes("w"), "tar archive: unpack"),
+    "zip": (zip_bytes("model/weights.bin"), r"zip archive of 1 files \(model/weights.bin"),
+    "empty zip": (zip_bytes(), "an empty zip"),
+    "cut zip": (zip_bytes("a")[:40], "truncated or damaged zip archive"),
+    "npz": (zip_bytes("a.npy", "b.npy"), "NumPy"),
+    "npy": (saved_bytes(lambda stream: np.save(stream, np.eye(2))), "NumPy array"),
+    "torch": (saved_bytes(lambda stream: torch.save({}, stream)), "a torch file$"),
     "old torch": (
-        written(lambda stream: torch.save({}, stream, _use_new_zipfile_serialization=False)),
+        saved_bytes(lambda stream: torch.save({}, stream, _use_new_zipfile_serialization=False)),
         "torch file in the format before",
     ),
-    "script": (zipped("net/data.pkl", "net/code/__torch__.py"), "TorchScript"),
+    "script": (zip_bytes("net/data.pkl", "net/code/__torch__.py"), "TorchScript"),
     "pickle": (b"\x80\x04\x95\x00", "pickle"),
     "onnx": (graphs.iresnet().SerializeToString(), "ONNX"),
     "safetensors": (safe_bytes({"a": torch.ones(1)}), "safetensors"),
@@ -238,18 +234,20 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_a_file_is_named_by_its_first_bytes(tmp_path: Path, kind: str) -> None:
+def test_file_types_are_identified_by_their_first_bytes(tmp_path: Path, kind: str) -> None:
     content, name = CONTENTS[kind]
     (tmp_path / "file").write_bytes(content)
     assert re.search(name, describe_content(tmp_path / "file"))
 
 
-def test_what_is_no_file_is_named_too(tmp_path: Path) -> None:
+def test_folders_and_missing_files_are_identified(tmp_path: Path) -> None:
     assert describe_content(tmp_path) == "a folder"
     assert "No such file" in describe_content(tmp_path / "absent")
 
 
-def test_tensors_of_any_shape_travel_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_of_any_shape_and_order_round_trip_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("spherecf.common.tensorfile._BLOCK", 100)
     tensors = {
         "flags": np.array([True, False]), "count": np.array(7), "none": np.zeros((0, 3), np.float32),
@@ -269,7 +267,7 @@ def test_tensors_of_any_shape_travel_in_blocks(tmp_path: Path, monkeypatch: pyte
         assert mapped[name].shape == tensor.shape and mapped[name].flags.aligned
 
 
-def test_sixteen_bit_tensors_keep_their_values(tmp_path: Path) -> None:
+def test_bfloat16_prototypes_are_saved_as_float32(tmp_path: Path) -> None:
     rows = torch.randn(3, 4).bfloat16()
     path = save_prototypes(tmp_path / "p.safetensors", rows, ["a", "b", "c"])
     assert torch.equal(torch.from_numpy(load_file(path)["prototypes"]), rows.float())

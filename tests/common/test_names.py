@@ -1,4 +1,4 @@
-"""Names across spellings: found where they can only mean one image, refused where they could mean two."""
+"""Image names in different spellings: matched if unambiguous, refused if two images could be meant."""
 
 import unicodedata
 
@@ -11,7 +11,7 @@ NFC, NFD = (unicodedata.normalize(form, "Jos\u00e9/1.jpg") for form in ("NFC", "
 
 
 @pytest.mark.parametrize(
-    ("wanted", "keys", "rows"),
+    ("names", "keys", "rows"),
     [
         (["a/1.jpg"], ["a/2.jpg", "a/1.jpg"], [1]),
         (["a/1.jpg"], ["a/2.png", "a/1.png"], [1]),
@@ -29,12 +29,12 @@ NFC, NFD = (unicodedata.normalize(form, "Jos\u00e9/1.jpg") for form in ("NFC", "
         (["a/v1.2", "a/v1.3"], ["a/v1.3", "a/v1.2.png"], [1, 0]),
     ],
 )
-def test_one_image_is_meant(wanted: list[str], keys: list[str], rows: list[int]) -> None:
-    assert [match_keys(wanted, keys, "list")[name] for name in wanted] == rows
+def test_unambiguous_names_are_matched(names: list[str], keys: list[str], rows: list[int]) -> None:
+    assert [match_keys(names, keys, "list")[name] for name in names] == rows
 
 
 @pytest.mark.parametrize(
-    ("wanted", "keys"),
+    ("names", "keys"),
     [
         (["a/1.jpg"], ["a/1.png", "a/1.jpeg"]),
         (["lfw/a/1.jpg"], ["lfw/a/1.png", "lfw\\a\\1.bmp"]),
@@ -43,26 +43,30 @@ def test_one_image_is_meant(wanted: list[str], keys: list[str], rows: list[int])
         (["a/1.jpg", "a/1.png"], ["a/1.bmp"]),
     ],
 )
-def test_two_images_could_be_meant(wanted: list[str], keys: list[str]) -> None:
+def test_ambiguous_names_are_refused(names: list[str], keys: list[str]) -> None:
     with pytest.raises(InputError, match=r"^list: "):
-        match_keys(wanted, keys, "list")
+        match_keys(names, keys, "list")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "keys", "left"),
+    ("names", "keys", "unmatched"),
     [
         (["a/1.jpg"], ["b/1.jpg"], ["a/1.jpg"]),
-        (["a/1.jpg"], ["ba/1.jpg"], ["a/1.jpg"]),  # a folder's name is whole or another's
-        (["a/1.jpg", "b/1.jpg"], ["a/1.jpg", "other/b/1.jpg"], ["b/1.jpg"]),  # b lacks: not another set's b
+        (["a/1.jpg"], ["ba/1.jpg"], ["a/1.jpg"]),  # folder names match as a whole only
+        (
+            ["a/1.jpg", "b/1.jpg"],
+            ["a/1.jpg", "other/b/1.jpg"],
+            ["b/1.jpg"],
+        ),  # the image of another set does not count
         (["a/1.jpg", "b/1.jpg"], ["x/a/1.jpg"], ["b/1.jpg"]),
         (["p/John.Smith"], ["p/John.Brown"], ["p/John.Smith"]),
     ],
 )
-def test_what_is_not_there_is_left_out(wanted: list[str], keys: list[str], left: list[str]) -> None:
-    assert [name for name in wanted if name not in match_keys(wanted, keys, "list")] == left
+def test_names_without_a_match_are_omitted(names: list[str], keys: list[str], unmatched: list[str]) -> None:
+    assert [name for name in names if name not in match_keys(names, keys, "list")] == unmatched
 
 
-def test_one_spelling() -> None:
+def test_paths_are_normalised_to_one_spelling() -> None:
     assert (
         normalised_path(NFD) == normalised_path(NFC.replace("/", "\\")) == NFC
         and normalised_path("/a//./b.jpg") == "/a/b.jpg"

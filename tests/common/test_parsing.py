@@ -1,4 +1,4 @@
-"""The door for files from outside."""
+"""Parsing of files from untrusted sources."""
 
 import json
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Lamp:
 @pytest.mark.parametrize(
     "error", [ValueError("odd"), RecursionError("deep"), KeyError("x"), OSError(5, "io"), MemoryError()]
 )
-def test_surprises_become_one_error(error: Exception) -> None:
+def test_unexpected_errors_become_file_format_errors(error: Exception) -> None:
     with pytest.raises(FileFormatError, match=r"^a\.npy: "), reading("a.npy", "an array"):
         raise error
 
 
-def test_our_own_errors_and_interrupts_pass() -> None:
+def test_spherecf_errors_and_interrupts_pass_through() -> None:
     with pytest.raises(InputError, match=r"^mine$"), reading("a.npy", "an array"):
         raise InputError("mine")
     with pytest.raises(KeyboardInterrupt), reading("a.npy", "an array"):
@@ -45,18 +45,18 @@ def test_our_own_errors_and_interrupts_pass() -> None:
         b"\xff\xfe",
     ],
 )
-def test_json_that_could_not_be_written_again_is_refused(text: str | bytes) -> None:
+def test_json_that_cannot_be_written_back_is_refused(text: str | bytes) -> None:
     with pytest.raises(FileFormatError):
         parse_json(text, "x.json", "a header")
 
 
-def test_json_that_is_read_can_be_written_again() -> None:
+def test_json_round_trips() -> None:
     value = parse_json("[" * 150 + '{"a": [1, 2.5, null, true, "é"]}' + "]" * 150, "x.json", "a header")
     assert parse_json(json.dumps(value, allow_nan=False), "x.json", "a header") == value
 
 
-def test_fields_have_their_declared_types() -> None:
+def test_fields_must_have_their_declared_types() -> None:
     assert checked(Lamp, {"watts": 5, "colours": ["red"]}, "lamp") == Lamp(5.0, ("red",))
-    for wrong in ({"watts": True, "colours": []}, {"watts": "5", "colours": []}, {"watts": 5}, [], None, 3):
+    for invalid in ({"watts": True, "colours": []}, {"watts": "5", "colours": []}, {"watts": 5}, [], None, 3):
         with pytest.raises(InputError, match=r"^lamp: "):
-            checked(Lamp, wrong, "lamp")
+            checked(Lamp, invalid, "lamp")

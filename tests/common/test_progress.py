@@ -10,7 +10,7 @@ def running() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("mine")]
 
 
-def test_results_come_in_order_whoever_is_first() -> None:
+def test_results_keep_the_order_of_items_whatever_finishes_first() -> None:
     first_is_allowed = threading.Event()
 
     def work(item: int) -> int:
@@ -23,22 +23,22 @@ def test_results_come_in_order_whoever_is_first() -> None:
     assert list(in_order(work, range(6), workers=3)) == [0, 1, 4, 9, 16, 25]
 
 
-def test_no_more_is_begun_than_may_wait() -> None:
-    asked = []
+def test_read_ahead_is_bounded() -> None:
+    consumed = []
 
     def items() -> Iterator[int]:
         for item in range(100):
-            asked.append(item)
+            consumed.append(item)
             yield item
 
     results = in_order(str, items(), workers=2, name="mine")
     next(results)
-    assert len(asked) == 3
+    assert len(consumed) == 3
     results.close()
-    assert len(asked) == 3 and running() == []
+    assert len(consumed) == 3 and running() == []
 
 
-def test_an_error_comes_where_its_result_would_have() -> None:
+def test_an_error_is_raised_at_the_position_of_its_result() -> None:
     results = in_order(lambda item: 1 // item, [1, 1, 0, 1], workers=2, name="mine")
     assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):

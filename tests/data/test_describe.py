@@ -7,7 +7,7 @@ from tests.data.conftest import picture
 from spherecf.data import IdentityFolder, PairBin, describe
 
 
-def test_facts_of_a_folder(folder: Path) -> None:
+def test_a_folder_is_described_with_counts_sizes_and_broken_images(folder: Path) -> None:
     (folder / "readme.md").write_text("x")
     (folder / "bob/2.jpg").write_text("text")
     (folder / "cleo/1.jpg").write_bytes(picture(0, height=20))
@@ -29,7 +29,7 @@ def test_facts_of_a_folder(folder: Path) -> None:
     json.dumps(facts)
 
 
-def test_without_decode_some_images_stand_for_all(tmp_path: Path) -> None:
+def test_without_decoding_sizes_are_estimated_from_a_sample(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     for number in range(70):
         (tmp_path / f"a/{number:02d}.jpg").write_bytes(picture(number))
@@ -37,7 +37,7 @@ def test_without_decode_some_images_stand_for_all(tmp_path: Path) -> None:
     assert facts["decoded"] == 64 and facts["picture_sizes"] == {"16x16": 64}
 
 
-def test_facts_of_pairs(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_a_pair_file_is_described_with_its_pairs(tmp_path: Path, pictures: list[bytes]) -> None:
     (tmp_path / "toy.bin").write_bytes(pickle.dumps((pictures, [True, False, True])))
     facts = describe(PairBin(tmp_path / "toy.bin"))
     assert facts["pairs"] == {"pairs": 3, "mated": 2, "folds": 3}

@@ -1,4 +1,4 @@
-"""Dumps by what they are: text of MagFace, arrays of every order, and what is no dump."""
+"""Feature files of other tools: MagFace text, CSV, arrays in any memory order, and files that are refused."""
 
 import io
 import pickle
@@ -43,18 +43,18 @@ def write(folder: Path, content: str | bytes, name: str = "feat.list") -> Path:
         text(" ", names=[name.replace("/", "\\") for name in NAMES]),
     ],
 )
-def test_text_of_magface_and_csv(tmp_path: Path, content: str) -> None:
+def test_magface_text_and_csv_are_read(tmp_path: Path, content: str) -> None:
     e = read_features(write(tmp_path, content))
     assert list(e.keys) == NAMES and e.extras["norm"] == pytest.approx(LENGTHS, rel=1e-6)
     assert e.mu == pytest.approx(FEATURES / LENGTHS[:, None], abs=1e-6)
 
 
-def test_names_with_blanks_or_commas_in_csv(tmp_path: Path) -> None:
+def test_csv_names_may_contain_spaces_and_commas(tmp_path: Path) -> None:
     e = read_features(write(tmp_path, text(",", names=['"Lee, Ann/1.jpg"', "b c.jpg", "d.jpg", "e.jpg"])))
     assert list(e.keys)[:2] == ["Lee, Ann/1.jpg", "b c.jpg"]
 
 
-def test_text_without_names_takes_given_ones(tmp_path: Path) -> None:
+def test_text_without_names_uses_the_keys_given(tmp_path: Path) -> None:
     path = write(tmp_path, text(names=[""] * 4))
     e = read_features(path, NAMES)
     assert e.mu == pytest.approx(FEATURES / LENGTHS[:, None], abs=1e-6) and list(e.keys) == NAMES
@@ -72,7 +72,7 @@ def test_text_without_names_takes_given_ones(tmp_path: Path) -> None:
         (text() + "d.jpg 1 2 3\n", "line 5: expected 7 cells as on line 1, got 4"),
         (text() + "d.jpg 1 2 3 x 5 6\n", "line 5.*'x'"),
         (text() + "d e.jpg 1 2 3 4 5 6\n", "line 5.*spaces"),
-        (text(",", "image,label,f1,f2,f3,f4,f5\n"), "image,label"),  # a label is no feature
+        (text(",", "image,label,f1,f2,f3,f4,f5\n"), "image,label"),  # a label column is not a feature
         (text(",", "image,f0,f2,f4,f6,f8,f10\n"), "image,f0"),
         ("<!DOCTYPE html>\n<html></html>\n", "HTML"),
         ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
@@ -81,7 +81,9 @@ def test_text_without_names_takes_given_ones(tmp_path: Path) -> None:
         (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
     ],
 )
-def test_what_is_no_dump_is_named(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_files_without_features_are_refused_with_their_type(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
     with pytest.raises(FileFormatError, match=message):
         read_features(write(tmp_path, content))
 
@@ -97,7 +99,7 @@ def npy(array: np.ndarray, **options: bool) -> bytes:
     [FEATURES, np.asfortranarray(FEATURES), FEATURES.astype(">f8"), FEATURES[::-1][::-1]],
     ids=["C", "Fortran", "big endian", "strided"],
 )
-def test_arrays_of_any_order(tmp_path: Path, array: np.ndarray) -> None:
+def test_arrays_in_any_memory_order_are_read(tmp_path: Path, array: np.ndarray) -> None:
     e = read_features(write(tmp_path, npy(array)), NAMES)
     assert e.mu == pytest.approx(FEATURES / LENGTHS[:, None], abs=1e-6)
 
@@ -115,13 +117,13 @@ def test_arrays_of_any_order(tmp_path: Path, array: np.ndarray) -> None:
         (npy(FEATURES).replace(b"\x76\0", b"\xff\xff"), "no valid header"),
     ],
 )
-def test_headers_that_lie(tmp_path: Path, content: bytes, message: str) -> None:
+def test_wrong_npy_headers_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(FileFormatError, match=message) as refused:
         read_features(write(tmp_path, content, "x.npy"), NAMES)
     assert "allow_pickle" not in str(refused.value) and "trust" not in str(refused.value)
 
 
-def test_names_that_are_no_text(tmp_path: Path) -> None:
+def test_names_with_invalid_code_points_are_refused(tmp_path: Path) -> None:
     for number in (0x110000, 0xD800):
         names = np.frombuffer(np.full((4, 1), number, "<u4").tobytes(), "<U1")
         np.savez(tmp_path / "x.npz", features=FEATURES, names=names)
@@ -129,7 +131,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
             read_features(tmp_path / "x.npz")
 
 
-def test_whole_numbers_as_floats_are_labels_in_numeric_order(tmp_path: Path) -> None:
+def test_integral_float_labels_are_sorted_numerically(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", features=FEATURES, names=NAMES, labels=np.array([10.0, 9.0, -1.0, 10.0]))
     e = read_features(tmp_path / "x.npz")
     assert e.identities == ["9", "10"] and e.labels is not None and e.labels.tolist() == [1, 0, -1, 1]

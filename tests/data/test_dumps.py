@@ -1,4 +1,4 @@
-"""Features that others dump: every usual shape and name, bad rows listed, bad files refused."""
+"""Feature files of other tools: common shapes and names, invalid rows listed, invalid files refused."""
 
 from pathlib import Path
 from typing import Any
@@ -22,36 +22,36 @@ def dump(folder: Path, **arrays: Any) -> Path:
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_plain_features(tmp_path: Path, dtype: str, suffix: str) -> None:
+def test_plain_features_are_normalised(tmp_path: Path, dtype: str, suffix: str) -> None:
     path = tmp_path / f"dump.{suffix}"
     (np.save if suffix == "npy" else np.savez)(
         path, **{"arr" if suffix == "npy" else "embeddings": RAW.astype(dtype)}
     )
     e = read_features(path, KEYS)
-    given = RAW.astype(dtype).astype(float)
-    length = np.linalg.norm(given, axis=1)
-    assert e.mu == pytest.approx(given / length[:, None], abs=1e-6)
+    features = RAW.astype(dtype).astype(float)
+    length = np.linalg.norm(features, axis=1)
+    assert e.mu == pytest.approx(features / length[:, None], abs=1e-6)
     assert e.extras["norm"] == pytest.approx(length, rel=1e-6) and list(e.keys) == KEYS
     assert not e.log_kappa.any() and e.provenance["log_kappa"] == "constant" and "flip" not in e.provenance
 
 
-def test_halves_are_added_or_the_first_is_taken(tmp_path: Path) -> None:
+def test_halves_are_summed_or_only_the_first_is_used(tmp_path: Path) -> None:
     path = tmp_path / "dump.npy"
     np.save(path, RAW)
     total = RAW[:, :4] + RAW[:, 4:]
     summed = read_features(path, KEYS, halves=True, flip="sum")
     assert summed.mu == pytest.approx(total / np.linalg.norm(total, axis=1, keepdims=True), abs=1e-6)
     assert summed.extras["norm"] == pytest.approx(np.linalg.norm(total, axis=1) / 2, rel=1e-6)
-    one = read_features(path, KEYS, halves=True, flip="none")
-    assert one.extras["norm"] == pytest.approx(np.linalg.norm(RAW[:, :4], axis=1), rel=1e-6)
-    assert summed.provenance["flip"] == "sum" and one.provenance["flip"] == "none"
-    assert read_features(path, KEYS, flip="sum").dim == 8  # a statement about the dump, nothing is added
+    first_half = read_features(path, KEYS, halves=True, flip="none")
+    assert first_half.extras["norm"] == pytest.approx(np.linalg.norm(RAW[:, :4], axis=1), rel=1e-6)
+    assert summed.provenance["flip"] == "sum" and first_half.provenance["flip"] == "none"
+    assert read_features(path, KEYS, flip="sum").dim == 8  # describes the file; nothing is summed
 
 
 @pytest.mark.parametrize("name", ["embeddings", "features", "feats", "img_feats"])
 @pytest.mark.parametrize("keys", ["names", "keys", "paths", "image_names"])
 @pytest.mark.parametrize("score", ["faceness_scores", "detector_score"])
-def test_usual_names(tmp_path: Path, name: str, keys: str, score: str) -> None:
+def test_common_array_names_are_recognised(tmp_path: Path, name: str, keys: str, score: str) -> None:
     path = dump(tmp_path, **{name: RAW, keys: np.array(KEYS), score: np.linspace(0.5, 1, 6)[:, None]})
     e = read_features(path)
     assert list(e.keys) == KEYS and e.extras["detector_score"] == pytest.approx(np.linspace(0.5, 1, 6))
@@ -67,27 +67,29 @@ def test_usual_names(tmp_path: Path, name: str, keys: str, score: str) -> None:
         ("log_sigma_sq", np.full(6, -4.0), 4.0),
     ],
 )
-def test_concentrations(tmp_path: Path, name: str, column: np.ndarray, log_kappa: float) -> None:
+def test_concentrations_are_read_in_every_parametrisation(
+    tmp_path: Path, name: str, column: np.ndarray, log_kappa: float
+) -> None:
     e = read_features(dump(tmp_path, features=RAW, names=KEYS, **{name: column}))
     assert e.log_kappa == pytest.approx(log_kappa) and name in e.provenance["log_kappa"]
     assert e.log_precision is None
 
 
-def test_one_variance_per_dimension_is_the_precision_of_pfe(tmp_path: Path) -> None:
+def test_variances_per_dimension_become_pfe_precisions(tmp_path: Path) -> None:
     variance = RNG.uniform(0.01, 0.1, (6, 8))
     e = read_features(dump(tmp_path, features=RAW, names=KEYS, sigma_sq=variance))
     assert e.log_precision == pytest.approx(-np.log(variance), abs=1e-6)
     assert e.kappa == pytest.approx((1 / variance).mean(1), rel=1e-5)
 
 
-def test_names_as_bytes_and_unknown_people(tmp_path: Path) -> None:
+def test_names_may_be_bytes_and_people_unknown(tmp_path: Path) -> None:
     labels = np.array([b"Ann", b"", b"-1", b"Bo", b"Ann", b"Z\xc3\xbc"])
     e = read_features(dump(tmp_path, features=RAW, names=np.array(KEYS, "S"), labels=labels))
     assert list(e.keys) == KEYS and e.identities == ["Ann", "Bo", "Zü"]
-    assert e.labels.tolist() == [0, -1, -1, 1, 0, 2]  # two strangers are not one person
+    assert e.labels.tolist() == [0, -1, -1, 1, 0, 2]  # two unlabelled images do not share an identity
 
 
-def test_bad_rows_are_skipped_and_listed(tmp_path: Path) -> None:
+def test_invalid_rows_are_skipped_and_listed(tmp_path: Path) -> None:
     features = RAW.copy()
     features[1], features[3, 2], features[4, 0] = 0, np.nan, np.inf
     path = dump(
@@ -130,12 +132,14 @@ def test_bad_rows_are_skipped_and_listed(tmp_path: Path) -> None:
         ({"features": RAW, "names": np.array(KEYS, object)}, {}, FileFormatError, "pickles are not opened"),
     ],
 )  # fmt: skip
-def test_bad_dumps(tmp_path: Path, arrays: dict, options: dict, error: type, message: str) -> None:
+def test_invalid_feature_files_are_refused(
+    tmp_path: Path, arrays: dict, options: dict, error: type, message: str
+) -> None:
     with pytest.raises(error, match=message):
         read_features(dump(tmp_path, **arrays), **options)
 
 
-def test_truncated_pickled_and_missing_files(tmp_path: Path) -> None:
+def test_truncated_pickled_and_missing_files_are_refused(tmp_path: Path) -> None:
     path = dump(tmp_path, features=RAW, names=KEYS)
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(FileFormatError, match=r"not readable as a .np[yz]"):

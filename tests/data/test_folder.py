@@ -22,7 +22,7 @@ def test_order_keys_and_labels(folder: Path) -> None:
     assert source.labels.tolist() == [0, 0, 0, 1, 1, 2]
 
 
-def test_pictures_in_the_root_have_no_identity_and_other_files_are_listed(folder: Path) -> None:
+def test_images_in_the_root_have_no_identity_and_other_files_are_listed(folder: Path) -> None:
     (folder / "loose.PNG").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
     (folder / "bob" / ".hidden.jpg").write_bytes(b"x")
@@ -31,7 +31,7 @@ def test_pictures_in_the_root_have_no_identity_and_other_files_are_listed(folder
     assert source.ignored == ["notes.txt"] and len(source) == 7
 
 
-def test_one_name_in_two_unicode_forms_is_one_person(folder: Path) -> None:
+def test_unicode_forms_of_one_name_are_one_person(folder: Path) -> None:
     nfc, nfd = (unicodedata.normalize(form, "Zo\u00eb") for form in ("NFC", "NFD"))
     for number, name in enumerate((nfc, nfd)):
         (folder / name).mkdir()
@@ -43,12 +43,12 @@ def test_one_name_in_two_unicode_forms_is_one_person(folder: Path) -> None:
     assert all(source.read(row) for row in range(len(source))) and describe(source)["notes"] == source.notes
 
 
-def test_a_link_to_itself_ends(folder: Path) -> None:
+def test_a_recursive_link_adds_no_images(folder: Path) -> None:
     (folder / "ann" / "loop").symlink_to(folder / "ann")
     assert len(IdentityFolder(folder)) == 6
 
 
-def test_no_folder_and_no_pictures(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="expected a folder"):
         IdentityFolder(tmp_path / "none")
     (tmp_path / "a.txt").write_text("x")
@@ -56,7 +56,7 @@ def test_no_folder_and_no_pictures(tmp_path: Path) -> None:
         IdentityFolder(tmp_path)
 
 
-def test_a_vanished_picture_is_an_image_error(folder: Path) -> None:
+def test_a_deleted_image_raises_image_error(folder: Path) -> None:
     source = IdentityFolder(folder)
     source.path(3).unlink()
     with pytest.raises(ImageError, match=r"faces:bob/1\.jpg.*No such file"):
@@ -64,16 +64,16 @@ def test_a_vanished_picture_is_an_image_error(folder: Path) -> None:
     assert source.sizes()[3] == -1
 
 
-def test_fingerprint_sees_content_of_equal_size(folder: Path) -> None:
-    before = IdentityFolder(folder).fingerprint()
+def test_fingerprint_changes_with_content_of_equal_size(folder: Path) -> None:
+    original = IdentityFolder(folder).fingerprint()
     data = bytearray((folder / "bob/1.jpg").read_bytes())
     data[-5] ^= 1
     (folder / "bob/1.jpg").write_bytes(data)
-    assert IdentityFolder(folder).fingerprint() != before
+    assert IdentityFolder(folder).fingerprint() != original
 
 
 @pytest.mark.slow
-def test_cfp(shared: Path) -> None:
+def test_cfp_counts_match_the_published_set(shared: Path) -> None:
     source = IdentityFolder(shared / "data" / "cfp")
     assert (len(source), len(source.identities)) == (7000, 500)
     assert source.keys[0] == "001/frontal/01.jpg" and source.image(0).shape == (112, 112, 3)

@@ -16,41 +16,41 @@ def write(tmp_path: Path, records: list[bytes]) -> tuple[mmap, np.ndarray, Path]
     return data, np.cumsum([0, *map(len, records)])[:-1], path
 
 
-def test_labels_equal_those_of_the_records_read_one_by_one(tmp_path: Path) -> None:
+def test_bulk_labels_equal_labels_read_record_by_record(tmp_path: Path) -> None:
     records = [
         pack_record(0, (7.0,), b"picture"),
         pack_record(1, (3.0, 9.0), b"x" * 50),
         pack_record(2, (5.0,), b"y", as_list=True),
         pack_record(3, (2.0**24,), bytes(4) + MAGIC_BYTES + b"split"),
-        pack_record(4, (1.0,)),  # nothing behind it
+        pack_record(4, (1.0,)),  # the last record of the file
     ]
     data, offsets, path = write(tmp_path, records)
-    alone = [int(read_record(data, offset, path).labels[0]) for offset in offsets.tolist()]
-    assert read_labels(data, offsets, path).tolist() == alone == [7, 3, 5, 2**24, 1]
-    assert read_labels(data, offsets[::-1], path).tolist() == alone[::-1]
+    single_labels = [int(read_record(data, offset, path).labels[0]) for offset in offsets.tolist()]
+    assert read_labels(data, offsets, path).tolist() == single_labels == [7, 3, 5, 2**24, 1]
+    assert read_labels(data, offsets[::-1], path).tolist() == single_labels[::-1]
     assert read_labels(data, offsets[:0], path).tolist() == []
 
 
-def test_a_damaged_record_is_named_by_its_byte(tmp_path: Path) -> None:
+def test_errors_state_the_byte_of_a_damaged_record(tmp_path: Path) -> None:
     records = [pack_record(row, (1.0,), b"x" * 40) for row in range(3)]
-    for at, wrong, message in [
+    for position, bad_bytes, message in [
         (0, b"XXXX", "expected the record magic"),
         (4, b"\xff\xff\x00\x00", "declares"),
     ]:
-        broken = bytearray(records[1])
-        broken[at : at + 4] = wrong
-        data, offsets, path = write(tmp_path, [records[0], bytes(broken), records[2]])
+        damaged = bytearray(records[1])
+        damaged[position : position + 4] = bad_bytes
+        data, offsets, path = write(tmp_path, [records[0], bytes(damaged), records[2]])
         with pytest.raises(FileFormatError, match=rf"byte {offsets[1]}\b.*{message}"):
             read_labels(data, offsets, path)
 
 
 @pytest.mark.parametrize("label", [float("nan"), float("inf"), 0.5, -1.0])
-def test_a_label_that_is_no_count_is_refused(tmp_path: Path, label: float) -> None:
+def test_labels_that_are_not_whole_numbers_are_refused(tmp_path: Path, label: float) -> None:
     data, offsets, path = write(tmp_path, [pack_record(0, (1.0,)), pack_record(1, (label,), b"x" * 40)])
     with pytest.raises(FileFormatError, match=f"byte {offsets[1]}: expected a whole number"):
         read_labels(data, offsets, path)
 
 
-def test_ranges(tmp_path: Path) -> None:
+def test_identity_ranges_are_read(tmp_path: Path) -> None:
     data, offsets, path = write(tmp_path, [pack_record(9, (1.0, 4.0)), pack_record(10, (4.0, 6.0))])
     assert read_ranges(data, offsets, path).tolist() == [[1, 4], [4, 6]]

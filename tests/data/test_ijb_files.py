@@ -1,4 +1,4 @@
-"""The official files: read as they are, refused by line where they are not."""
+"""The official IJB files: read unmodified, and refused with the line number where they are invalid."""
 
 from pathlib import Path
 
@@ -21,18 +21,18 @@ FILES = {
 
 
 def written(folder: Path, name: str = "ijbc", **changed: str) -> Path:
-    """A set of all files; ``changed`` replaces some ("pairs" is short for the pair list, and so on)."""
+    """Write a complete set; ``changed`` replaces file contents ("pairs" is short for the pair list etc.)."""
     short = {"entries": 0, "pairs": 1, "scores": 2, "g1": 3, "g2": 4, "probes": 5}
     names = list(FILES)
     folder.mkdir(exist_ok=True, parents=True)
     for suffix, text in (FILES | {names[short[key]]: text for key, text in changed.items()}).items():
-        shown = suffix if name == "ijbc" else suffix.replace("_G", "_S")
-        (folder / f"{name}_{shown}").write_text(text)
+        file_suffix = suffix if name == "ijbc" else suffix.replace("_G", "_S")
+        (folder / f"{name}_{file_suffix}").write_text(text)
     return folder
 
 
 @pytest.mark.parametrize("where", [".", "meta"])
-def test_everything_is_read(tmp_path: Path, where: str) -> None:
+def test_all_official_files_are_read(tmp_path: Path, where: str) -> None:
     written(tmp_path / where)
     meta = read_ijb(tmp_path, set="ijbc")
     assert meta.name == "ijbc" and len(meta) == 6 and not meta.absent
@@ -45,32 +45,32 @@ def test_everything_is_read(tmp_path: Path, where: str) -> None:
     assert meta.subjects() == {1: 100, 3: 102, 2: 100, 4: 103}
 
 
-def test_ijbb_has_its_own_names(tmp_path: Path) -> None:
+def test_ijbb_file_names_differ_from_ijbc(tmp_path: Path) -> None:
     meta = read_ijb(written(tmp_path, "ijbb"), set="ijbb")
     assert list(meta.galleries) == ["S1", "S2"]
     with pytest.raises(FileFormatError, match="no such file, neither here nor in the sub-folder meta"):
         read_ijb(tmp_path, set="ijbc")
 
 
-def test_what_is_not_there_is_none_with_the_reason(tmp_path: Path) -> None:
+def test_missing_files_give_none_and_a_reason(tmp_path: Path) -> None:
     (tmp_path / "ijbc_face_tid_mid.txt").write_text(ENTRIES)
     meta = read_ijb(tmp_path)
     assert meta.pairs is None and meta.probes is None and meta.detector_score is None and not meta.galleries
     assert set(meta.absent) == {f"ijbc_{name}" for name in FILES if name != "face_tid_mid.txt"}
 
 
-def test_an_image_in_two_templates_has_one_line_of_landmarks(tmp_path: Path) -> None:
+def test_an_image_in_two_templates_needs_one_landmark_line(tmp_path: Path) -> None:
     meta = read_ijb(written(tmp_path, entries=ENTRIES + "1.jpg 4 15\n"))
     assert meta.detector_score is not None and meta.detector_score[-1] == meta.detector_score[0]
 
 
-def test_written_and_read_again(tmp_path: Path) -> None:
+def test_a_written_set_reads_back_unchanged(tmp_path: Path) -> None:
     meta = read_ijb(written(tmp_path / "a", entries=ENTRIES + "1.jpg 4 15\n"))
-    again = read_ijb(write_ijb(tmp_path / "b", meta))
-    assert again.fingerprint() == meta.fingerprint() and not again.absent
-    assert np.array_equal(again.points, meta.points)
-    other = read_ijb(written(tmp_path / "c", pairs="1 2 1\n1 3 0\n4 2 1\n"))
-    assert other.fingerprint() != read_ijb(written(tmp_path / "a")).fingerprint()
+    reread = read_ijb(write_ijb(tmp_path / "b", meta))
+    assert reread.fingerprint() == meta.fingerprint() and not reread.absent
+    assert np.array_equal(reread.points, meta.points)
+    other_pairs = read_ijb(written(tmp_path / "c", pairs="1 2 1\n1 3 0\n4 2 1\n"))
+    assert other_pairs.fingerprint() != read_ijb(written(tmp_path / "a")).fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -100,12 +100,14 @@ def test_written_and_read_again(tmp_path: Path) -> None:
         ({"probes": PROBES + "3,103\n"}, "probe_mixed.csv: line 4: template 3 is of subject 103 here"),
     ],
 )  # fmt: skip
-def test_bad_files_are_refused_by_line(tmp_path: Path, changed: dict[str, str], message: str) -> None:
+def test_invalid_files_are_refused_with_the_line_number(
+    tmp_path: Path, changed: dict[str, str], message: str
+) -> None:
     with pytest.raises(FileFormatError, match=message):
         read_ijb(written(tmp_path, **changed))
 
 
-def test_sets_of_ones_own(tmp_path: Path) -> None:
+def test_sets_that_the_ijb_format_cannot_hold_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected one of ijbb, ijbc"):
         read_ijb(tmp_path, set="ijba")
     ids = np.array([1, 2])
@@ -121,7 +123,7 @@ def test_sets_of_ones_own(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*1N*"))
 
 
-def test_pairs_of_ones_own_are_checked_by_row() -> None:
+def test_errors_in_constructed_pairs_state_the_row() -> None:
     ids = np.array([1, 2, 3])
     pairs = TemplatePairs(ids[:2], np.array([2, 9]), np.array([True, False]))
     with pytest.raises(InputError, match="mine: pairs, row 1: template 9 has no image"):

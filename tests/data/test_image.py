@@ -19,24 +19,24 @@ def encoded(suffix: str, image: np.ndarray = GRADIENT) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".ppm", ".tiff"])
-def test_lossless_formats_come_back_as_rgb(suffix: str) -> None:
+def test_lossless_formats_decode_to_the_same_rgb(suffix: str) -> None:
     assert np.array_equal(decode_image(encoded(suffix)), GRADIENT)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
-def test_lossy_formats_come_back_close(suffix: str) -> None:
+def test_lossy_formats_decode_to_similar_rgb(suffix: str) -> None:
     assert np.abs(decode_image(encoded(suffix)).astype(int) - GRADIENT).mean() < 4
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pgm", ".jpg"])
-def test_grey_becomes_three_equal_channels(suffix: str) -> None:
+def test_grey_images_get_three_equal_channels(suffix: str) -> None:
     image = decode_image(encoded(suffix, GRADIENT[..., 0]))
     assert image.shape == (12, 16, 3)
     assert (image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff"])
-def test_sixteen_bits_become_the_high_eight(suffix: str) -> None:
+def test_sixteen_bit_images_keep_the_high_byte(suffix: str) -> None:
     deep = GRADIENT[..., 0].astype(np.uint16) * 256 + 17
     assert np.array_equal(decode_image(encoded(suffix, deep))[..., 0], GRADIENT[..., 0])
 
@@ -60,7 +60,7 @@ def test_palette_and_cmyk_become_rgb() -> None:
 
 def test_exif_orientation_is_not_applied() -> None:
     jpeg = encoded(".jpg")
-    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # one entry: orientation 6
+    tiff = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # one Exif entry: orientation 6
     segment = b"\xff\xe1" + (len(tiff) + 8).to_bytes(2, "big") + b"Exif\0\0" + tiff
     turned = jpeg[:2] + segment + jpeg[2:]
     assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape[:2] == (16, 12)
@@ -76,7 +76,7 @@ def test_truncated_images_are_refused(suffix: str, part: float) -> None:
         decode_image(data[: int(len(data) * part)], "set:a")
 
 
-def test_jpeg_with_zeros_in_place_of_its_end_is_refused() -> None:
+def test_jpeg_with_a_zeroed_end_is_refused() -> None:
     data = encoded(".jpg")
     with pytest.raises(ImageError, match="end marker"):
         decode_image(data[:-40] + bytes(40))
@@ -87,26 +87,26 @@ def test_jpeg_with_a_trailer_is_accepted() -> None:
     assert np.array_equal(decode_image(data + b"camera notes"), decode_image(data))
 
 
-def test_jpeg_with_a_film_behind_it_is_accepted() -> None:
-    """Phones do it; the film's bytes may look like a start of scan, which tells nothing."""
+def test_jpeg_with_an_appended_video_is_accepted() -> None:
+    """Phones append videos, and a start-of-scan marker within the video must be ignored."""
     data = encoded(".jpg")
     assert np.array_equal(decode_image(data + b"film \xff\xd9 \xff\xda more"), decode_image(data))
 
 
-def test_upright_and_reduced_only_where_asked() -> None:
+def test_images_are_reduced_only_on_request() -> None:
     data = encoded(".jpg", np.repeat(np.repeat(GRADIENT, 4, 0), 4, 1))
-    assert [decode_image(data, reduce=by).shape[:2] for by in (1, 2, 4, 8)] == [
+    assert [decode_image(data, reduce=factor).shape[:2] for factor in (1, 2, 4, 8)] == [
         (48, 64),
         (24, 32),
         (12, 16),
         (6, 8),
     ]
-    for by in (2, 4, 8):
-        colour = decode_image(data, reduce=by).mean((0, 1)) - decode_image(data).mean((0, 1))
-        assert np.abs(colour).max() < 3  # RGB, not BGR
+    for factor in (2, 4, 8):
+        difference = decode_image(data, reduce=factor).mean((0, 1)) - decode_image(data).mean((0, 1))
+        assert np.abs(difference).max() < 3  # the channel order is still RGB
 
 
-def test_truncated_jpeg_with_a_whole_thumbnail_inside_is_refused() -> None:
+def test_truncated_jpeg_with_a_complete_thumbnail_is_refused() -> None:
     jpeg, thumbnail = encoded(".jpg"), encoded(".jpg", GRADIENT[:8, :8])
     segment = b"\xff\xe2" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
     with_thumbnail = jpeg[:2] + segment + jpeg[2:]
@@ -123,23 +123,23 @@ def test_truncated_jpeg_with_a_whole_thumbnail_inside_is_refused() -> None:
         (bytes(500), "not an image"),
     ],
 )
-def test_what_is_no_image_is_refused(data: bytes, message: str) -> None:
+def test_data_that_is_not_an_image_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         decode_image(data, "set:a")
 
 
-def test_absurd_dimensions_are_refused() -> None:
+def test_impossible_dimensions_are_refused() -> None:
     with pytest.raises(ImageError, match="not a"):
         decode_image(b"P5 4000000000 4000000000 255 " + bytes(64))
 
 
-def test_size_is_required_not_made() -> None:
+def test_a_wrong_size_is_refused_rather_than_resized() -> None:
     assert decode_image(encoded(".png"), size=(12, 16)).shape == (12, 16, 3)
     with pytest.raises(ImageError, match=r"expected an image of 16x12.*got 12x16"):
         decode_image(encoded(".png"), size=(16, 12))
 
 
-def test_errors_carry_their_place_and_travel_between_processes() -> None:
+def test_errors_keep_their_location_when_pickled() -> None:
     error = pickle.loads(pickle.dumps(ImageError("set:a", "problem.", "Hint.")))
     assert (
         isinstance(error, FileFormatError)
@@ -148,7 +148,7 @@ def test_errors_carry_their_place_and_travel_between_processes() -> None:
     )
 
 
-def test_encode_knows_its_formats() -> None:
+def test_encoder_writes_known_formats_and_refuses_others() -> None:
     assert image_suffix(encode_image(GRADIENT)) == ".png"
     assert image_suffix(encode_image(GRADIENT, ".jpg")) == ".jpg"
     assert image_suffix(encode_image(GRADIENT, ".bmp")) == ""
@@ -157,7 +157,7 @@ def test_encode_knows_its_formats() -> None:
         encode_image(GRADIENT, ".xyz")
 
 
-def test_a_picture_that_its_bytes_cannot_hold_takes_no_memory() -> None:
+def test_declared_sizes_beyond_the_data_are_refused_before_decoding() -> None:
     grey = np.full((16, 16, 3), 128, np.uint8)
     jpeg, png = bytearray(encode_image(grey, ".jpg")), bytearray(encode_image(grey))
     frame = jpeg.index(b"\xff\xc0")
@@ -170,13 +170,13 @@ def test_a_picture_that_its_bytes_cannot_hold_takes_no_memory() -> None:
 
 
 @pytest.mark.parametrize("settings", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_OPTIMIZE, 1]])
-def test_the_flattest_picture_of_all_is_whole(settings: list[int]) -> None:
+def test_a_highly_compressed_uniform_image_is_accepted(settings: list[int]) -> None:
     flat = np.full((4000, 4000, 3), 128, np.uint8)
     data = cv2.imencode(".jpg", flat, [cv2.IMWRITE_JPEG_QUALITY, 1, *settings])[1].tobytes()
     assert decode_image(data).shape == flat.shape
 
 
-def test_a_png_of_more_pixels_than_its_bytes_can_hold() -> None:
+def test_a_png_declaring_too_many_pixels_is_refused() -> None:
     data = bytearray(encode_image(np.zeros((8, 8, 3), np.uint8), ".png"))
     data[16:24] = (20_000).to_bytes(4, "big") * 2
     with pytest.raises(ImageError, match="20000x20000"):

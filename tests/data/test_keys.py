@@ -18,12 +18,12 @@ NAMES = ["ann/1.jpg", "", "Zoë/ü.jpg", "bad\udcff.jpg", "last"]
         (PickedKeys(NAMES, np.array([], np.int64)), []),
     ],
 )
-def test_lazy_keys_behave_as_the_list(keys: Keys, expected: list[str]) -> None:
+def test_lazy_keys_behave_like_a_list(keys: Keys, expected: list[str]) -> None:
     assert len(keys) == len(expected) and list(keys) == expected
     assert keys == expected and expected == keys and keys == tuple(expected)
     assert keys != [*expected, "more"] and keys != [name + "x" for name in expected] + [""] * (not expected)
-    for cut in (slice(None), slice(1, None), slice(None, None, -1), slice(-2, None), slice(5, 9)):
-        assert keys[cut] == expected[cut]
+    for selection in (slice(None), slice(1, None), slice(None, None, -1), slice(-2, None), slice(5, 9)):
+        assert keys[selection] == expected[selection]
     for row in range(-len(expected), len(expected)):
         assert keys[row] == keys[np.int64(row)] == expected[row]
     for row in (len(expected), -len(expected) - 1):
@@ -39,13 +39,13 @@ def test_lazy_keys_behave_as_the_list(keys: Keys, expected: list[str]) -> None:
     assert shared == keys and shared[:2] == expected[:2]
 
 
-def test_keys_are_no_string_and_have_no_hash() -> None:
+def test_keys_do_not_equal_a_string_and_are_unhashable() -> None:
     assert NumberKeys(np.array([1, 2])) != "12"
     with pytest.raises(TypeError):
         hash(PackedKeys(["a"]))
 
 
-def test_repeats_are_found_also_where_hashes_collide(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeats_are_found_despite_hash_collisions(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ["a", "b", "a", "c", "b", "a"]
     assert repeats(keys) == [(2, 0), (4, 1), (5, 0)] and repeats(["a", "b"]) == []
     monkeypatch.setattr("spherecf.data.text.hash", lambda key: 7, raising=False)

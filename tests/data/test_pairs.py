@@ -24,7 +24,7 @@ def write(folder: Path, lines: list[str]) -> Path:
     return path
 
 
-def test_lfw_format(tmp_path: Path) -> None:
+def test_lfw_format_is_read(tmp_path: Path) -> None:
     pairs = open_pairs(write(tmp_path, LFW))
     assert pairs.left == ["Ann/Ann_0001.jpg", "Ann/Ann_0002.jpg", "Cleo/Cleo_0010.jpg", "Cleo/Cleo_0001.jpg"]
     assert pairs.right[1] == "Bob B/Bob B_0001.jpg"
@@ -49,12 +49,12 @@ def test_lfw_development_list_is_one_fold(tmp_path: Path) -> None:
         (3, "Cleo\tx\t2", "line 4: expected image numbers"),
     ],
 )
-def test_lfw_mistakes_are_named_with_their_line(tmp_path: Path, row: int, line: str, message: str) -> None:
+def test_lfw_errors_state_the_line_number(tmp_path: Path, row: int, line: str, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         read_lfw_pairs(write(tmp_path, [*LFW[:row], line, *LFW[row + 1 :]]))
 
 
-def test_cfp_format(tmp_path: Path) -> None:
+def test_cfp_format_is_read(tmp_path: Path) -> None:
     pairs = open_pairs(write(tmp_path, CFP))
     assert pairs.mated.tolist() == [True, False] and pairs.fold.tolist() == [0, 1]
     assert pairs.subjects_left == ["1", "1"] and pairs.subjects_right == ["1", "2"]
@@ -74,12 +74,12 @@ def test_cfp_format(tmp_path: Path) -> None:
         ([], "line 1: .* an empty file"),
     ],
 )
-def test_cfp_mistakes_are_named_with_their_line(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_cfp_errors_state_the_line_number(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         read_cfp_pairs(write(tmp_path, lines))
 
 
-def test_other_files_are_no_pair_lists(tmp_path: Path) -> None:
+def test_files_that_are_not_pair_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="Supported: LFW's"):
         open_pairs(write(tmp_path, ["ann/1.jpg 0"]))
     with pytest.raises(FileFormatError, match="No such file"):
@@ -96,7 +96,7 @@ def toy(**changes: object) -> PairList:
     return PairList("toy", **(columns | changes))  # type: ignore[arg-type]
 
 
-def test_rows_and_unknown_keys() -> None:
+def test_rows_are_looked_up_and_unknown_keys_reported() -> None:
     left, right = toy().rows(["c", "x", "b", "a"])
     assert left.tolist() == [3, 2] and right.tolist() == [0, 0]
     with pytest.raises(InputError, match=r"toy: 2 images .* among the 2 images given.*b, c.*look like a, x"):
@@ -112,14 +112,14 @@ def test_inconsistent_columns_are_refused(changes: dict[str, object]) -> None:
         toy(**changes)
 
 
-def test_fingerprint_depends_on_everything_scored() -> None:
+def test_fingerprint_depends_on_keys_labels_and_folds() -> None:
     changes = [{}, {"left": ["b", "a"]}, {"mated": np.array([True, True])}, {"fold": np.array([0, 0])}]
     changes.append({"left": ["a", "b\0c"], "right": ["c", "c"]})
     assert len({toy(**change).fingerprint() for change in changes}) == 5
     assert toy().fingerprint() == toy(subjects_left=["p", "q"]).fingerprint()
 
 
-def test_lfw_list_and_bin_are_the_same_pairs(shared: Path) -> None:
+def test_lfw_list_and_bin_contain_the_same_pairs(shared: Path) -> None:
     pairs, records = open_pairs(shared / "data/lfw/pairs.txt"), RecordFile(shared / "data/lfw")
     packed = PairBin(shared / "data/lfw.bin")
     assert (pairs.mated == packed.pairs.mated).all() and (pairs.fold == packed.pairs.fold).all()
@@ -129,7 +129,7 @@ def test_lfw_list_and_bin_are_the_same_pairs(shared: Path) -> None:
         assert records.read(int(right[pair])) == packed.read(2 * pair + 1)
 
 
-def test_cfp_lists_fit_the_folder(shared: Path) -> None:
+def test_cfp_lists_match_the_folder(shared: Path) -> None:
     source = open_source(shared / "data/cfp")
     for kind in ("FP", "FF"):
         pairs = open_pairs(shared / f"data/cfp/pairs_{kind}.txt")
@@ -138,7 +138,7 @@ def test_cfp_lists_fit_the_folder(shared: Path) -> None:
         assert ((source.labels[left] == source.labels[right]) == pairs.mated).all()
 
 
-def test_lfw_names_meet_keys_of_any_suffix_and_root(tmp_path: Path) -> None:
+def test_lfw_names_match_keys_with_any_suffix_and_root(tmp_path: Path) -> None:
     pairs = open_pairs(write(tmp_path, LFW))
     keys = sorted({*pairs.left, *pairs.right})
     expected = [rows.tolist() for rows in pairs.rows(keys)]
@@ -149,8 +149,8 @@ def test_lfw_names_meet_keys_of_any_suffix_and_root(tmp_path: Path) -> None:
         pairs.rows([*(key.replace(".jpg", ".png") for key in keys), "Ann/Ann_0001.bmp"])
 
 
-def test_a_path_is_no_name_of_a_person(tmp_path: Path) -> None:
-    """Its first folder would be taken for the person: Ann and Ann/1 would be one, and not mated."""
+def test_a_path_is_refused_as_the_name_of_a_person(tmp_path: Path) -> None:
+    """Its first folder would be read as the person, so that the non-mated Ann and Ann/1 would coincide."""
     path = tmp_path / "pairs.txt"
     path.write_text("1\t1\nAnn\t1\t2\nAnn\t2\tAnn/1\t1\n")
     with pytest.raises(FileFormatError, match="line 3"):

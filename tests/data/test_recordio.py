@@ -9,7 +9,7 @@ from spherecf.errors import FileFormatError
 PATH = Path("x.rec")
 
 
-def test_layout_is_the_one_of_mxnet() -> None:
+def test_layout_matches_mxnet() -> None:
     header = struct.pack("<IfQQ", 0, 3.0, 9, 0)
     assert pack_record(9, (3.0,), b"abcde") == (
         MAGIC_BYTES + struct.pack("<I", 29) + header + b"abcde" + bytes(3)
@@ -19,7 +19,7 @@ def test_layout_is_the_one_of_mxnet() -> None:
 
 
 @pytest.mark.parametrize("length", range(9))
-def test_every_length_comes_back(length: int) -> None:
+def test_content_of_every_length_round_trips(length: int) -> None:
     content = bytes(range(1, length + 1))
     packed = pack_record(4, (2.0,), content)
     record = read_record(b"pad." + packed + pack_record(5, (0.0,)), 4, PATH)
@@ -31,22 +31,22 @@ def test_every_length_comes_back(length: int) -> None:
     ("content", "parts"),
     [
         (MAGIC_BYTES, 2),
-        (b"ab" + MAGIC_BYTES + b"cd", 1),  # not at a 4-byte boundary: stays as it is
+        (b"ab" + MAGIC_BYTES + b"cd", 1),  # not at a 4-byte boundary: not split
         (b"abcd" + MAGIC_BYTES + b"e", 2),
         (MAGIC_BYTES * 3 + b"tail", 4),
         (b"abcd" + MAGIC_BYTES + b"x" + MAGIC_BYTES + b"yyy" + MAGIC_BYTES, 3),
     ],
 )
-def test_records_with_the_magic_word_inside_are_split_and_joined(content: bytes, parts: int) -> None:
+def test_records_containing_the_magic_word_are_split_and_rejoined(content: bytes, parts: int) -> None:
     packed = pack_record(1, (0.0,), content)
-    aligned = [at for at in range(0, len(packed), 4) if packed[at : at + 4] == MAGIC_BYTES]
+    aligned = [offset for offset in range(0, len(packed), 4) if packed[offset : offset + 4] == MAGIC_BYTES]
     assert len(aligned) == parts
-    flags = [struct.unpack_from("<I", packed, at + 4)[0] >> 29 for at in aligned]
+    flags = [struct.unpack_from("<I", packed, offset + 4)[0] >> 29 for offset in aligned]
     assert flags == ([0] if parts == 1 else [1, *[2] * (parts - 2), 3])
     assert read_record(packed, 0, PATH).content == content
 
 
-def test_label_lists() -> None:
+def test_label_lists_round_trip() -> None:
     record = read_record(pack_record(1, (1.5, 2.0, -3.0), b"xy"), 0, PATH)
     assert record.labels == (1.5, 2.0, -3.0) and record.content == b"xy"
 
@@ -68,6 +68,6 @@ def test_label_lists() -> None:
         (MAGIC_BYTES + struct.pack("<I", 1 << 29), 0, "expected a record at byte 8"),
     ],
 )
-def test_damage_is_named_by_its_byte(data: bytes, offset: int, message: str) -> None:
+def test_errors_state_the_byte_of_the_damage(data: bytes, offset: int, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         read_record(data, offset, PATH)

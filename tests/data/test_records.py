@@ -27,7 +27,7 @@ def records(folder: Path, tmp_path: Path) -> Path:
 
 
 def write_plain(folder: Path, records: list[bytes]) -> Path:
-    """A set from raw records, numbered in order, without header or property."""
+    """Write raw records, numbered in order, without header or property file."""
     folder.mkdir()
     offsets = np.cumsum([0, *map(len, records)])[:-1]
     (folder / "train.rec").write_bytes(b"".join(records))
@@ -64,7 +64,7 @@ def test_names_give_keys_and_identities(records: Path) -> None:
     assert source.identities == ["ann", "bob", "cleo"] and source.picture_size == (16, 16)
 
 
-def test_without_names_record_numbers_are_the_keys(records: Path) -> None:
+def test_without_names_keys_are_record_numbers(records: Path) -> None:
     (records / "names.txt").unlink()
     source = RecordFile(records / "train.rec")
     assert source.keys == ["1", "2", "3", "4", "5", "6"] and source.identities == ["0", "1", "2"]
@@ -78,36 +78,39 @@ def test_without_header_every_record_is_an_image(tmp_path: Path, pictures: list[
     assert [source.read(row) for row in range(6)] == pictures
 
 
-def test_label_lists_count_by_their_first(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_the_first_of_several_labels_is_used(tmp_path: Path, pictures: list[bytes]) -> None:
     packed = [pack_record(0, (4.0, 9.0), pictures[0]), pack_record(1, (2.0,), pictures[1], as_list=True)]
     assert RecordFile(write_plain(tmp_path / "plain", packed)).labels.tolist() == [4, 2]
 
 
-def test_labels_come_from_the_images_where_ranges_disagree(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_image_labels_win_over_contradictory_ranges(tmp_path: Path, pictures: list[bytes]) -> None:
     images = [pack_record(row + 1, (float(row),), data) for row, data in enumerate(pictures[:4])]
-    ranges = [pack_record(5, (1.0, 3.0)), pack_record(6, (3.0, 5.0))]  # claims two people of two images
+    ranges = [
+        pack_record(5, (1.0, 3.0)),
+        pack_record(6, (3.0, 5.0)),
+    ]  # declares two people with two images each
     folder = write_plain(tmp_path / "odd", [pack_record(0, (5.0, 7.0)), *images, *ranges])
     assert RecordFile(folder).labels.tolist() == [0, 1, 2, 3]
 
 
-def test_split_records_are_read(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_split_records_are_rejoined(tmp_path: Path, pictures: list[bytes]) -> None:
     content = b"\xff\xd8\xff\xe0" + bytes.fromhex("0a23d7ce") * 2 + b"tail"
     source = RecordFile(write_plain(tmp_path / "plain", [pack_record(0, (0.0,), content)]))
     assert source.read(0) == content
 
 
 def test_index_order_does_not_matter(records: Path) -> None:
-    before = RecordFile(records).fingerprint()
+    fingerprint = RecordFile(records).fingerprint()
     lines = (records / "train.idx").read_text().splitlines()
     (records / "train.idx").write_text("\n".join(reversed(lines)))
-    assert RecordFile(records).fingerprint() == before
+    assert RecordFile(records).fingerprint() == fingerprint
 
 
-def test_bad_magic_is_named_by_byte_and_can_be_skipped(records: Path) -> None:
-    at = offset_of(records, 2)
-    patch(records / "train.rec", at, b"XXXX")
+def test_bad_magic_is_reported_with_its_byte_and_can_be_skipped(records: Path) -> None:
+    position = offset_of(records, 2)
+    patch(records / "train.rec", position, b"XXXX")
     source = RecordFile(records)
-    with pytest.raises(ImageError, match=rf"ann/2\.jpg.*byte {at}: expected the record magic"):
+    with pytest.raises(ImageError, match=rf"ann/2\.jpg.*byte {position}: expected the record magic"):
         source.read(1)
     skipped: list[Skipped] = []
     rows = [
@@ -117,14 +120,14 @@ def test_bad_magic_is_named_by_byte_and_can_be_skipped(records: Path) -> None:
     assert describe(source, decode=True)["broken"][0]["key"] == "ann/2.jpg"
 
 
-def test_a_short_file_is_refused_at_once(records: Path) -> None:
+def test_a_truncated_file_is_refused_on_opening(records: Path) -> None:
     path = records / "train.rec"
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(FileFormatError, match=r"record 7: expected an offset .* truncated"):
         RecordFile(records)
 
 
-def test_a_file_short_by_half_a_record_is_refused_at_its_last_record(records: Path) -> None:
+def test_a_truncated_last_record_is_refused_on_opening(records: Path) -> None:
     path = records / "train.rec"
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(FileFormatError, match="declares 32 bytes, but only 20 follow"):
@@ -157,7 +160,7 @@ def test_a_wrong_index_is_refused(records: Path, change: Callable[[str], str], m
         RecordFile(records)
 
 
-def test_offsets_into_the_middle_of_a_record_are_noticed(records: Path) -> None:
+def test_offsets_inside_a_record_are_detected(records: Path) -> None:
     path = records / "train.idx"
     lines = path.read_text().splitlines()
     lines[2] = f"2\t{offset_of(records, 2) + 4}"
@@ -196,7 +199,7 @@ def test_wrong_names_are_refused(records: Path, change: Callable[[str], str], me
 
 
 @pytest.mark.parametrize("name", ["train.rec", "train.idx"])
-def test_missing_and_empty_files(records: Path, name: str) -> None:
+def test_missing_and_empty_files_are_refused(records: Path, name: str) -> None:
     (records / name).write_bytes(b"")
     with pytest.raises(FileFormatError, match="empty"):
         RecordFile(records)
@@ -206,13 +209,15 @@ def test_missing_and_empty_files(records: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("label", [float("nan"), 1.5, -2.0])
-def test_labels_that_are_no_class_are_refused(tmp_path: Path, pictures: list[bytes], label: float) -> None:
+def test_labels_that_are_not_whole_numbers_are_refused(
+    tmp_path: Path, pictures: list[bytes], label: float
+) -> None:
     folder = write_plain(tmp_path / "plain", [pack_record(0, (label,), pictures[0])])
     with pytest.raises(FileFormatError, match="expected a whole number as label"):
         RecordFile(folder)
 
 
-def test_lfw(shared: Path) -> None:
+def test_lfw_counts_match_the_published_set(shared: Path) -> None:
     source = RecordFile(shared / "data" / "lfw")
     assert (len(source), len(source.identities), source.picture_size) == (13233, 5749, (112, 112))
     assert source.keys[0] == "AJ_Cook/AJ_Cook_0001.jpg" and source.identities[0] == "AJ_Cook"
@@ -220,7 +225,7 @@ def test_lfw(shared: Path) -> None:
     assert (people == np.array(source.identities)[source.labels]).all()
 
 
-def test_a_range_that_is_no_range_is_refused(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_invalid_identity_ranges_are_refused(tmp_path: Path, pictures: list[bytes]) -> None:
     image = pack_record(1, (0.0,), pictures[0])
     for labels in [(1.0, float("nan")), (1.0,), (0.5, 2.0)]:
         records = [pack_record(0, (2.0, 3.0)), image, pack_record(2, labels, as_list=True)]
@@ -228,14 +233,14 @@ def test_a_range_that_is_no_range_is_refused(tmp_path: Path, pictures: list[byte
             RecordFile(write_plain(tmp_path / str(labels), records))
 
 
-def test_a_header_that_is_none_is_refused(tmp_path: Path, pictures: list[bytes]) -> None:
+def test_an_invalid_header_record_is_refused(tmp_path: Path, pictures: list[bytes]) -> None:
     records = [pack_record(0, (2.5, float("inf"))), pack_record(1, (0.0,), pictures[0])]
     with pytest.raises(FileFormatError, match="header record 0: expected two record numbers"):
         RecordFile(write_plain(tmp_path / "bad", records))
 
 
-def test_a_copy_in_another_process_shares_what_was_read_of_the_index(tmp_path: Path) -> None:
-    """Of a large set the pickle is small, whatever its index: its arrays and names go beside it."""
+def test_pickling_shares_the_index_out_of_band(tmp_path: Path) -> None:
+    """The pickle of a large set stays small: index arrays and names travel as separate buffers."""
     source = RecordFile(write_records(SyntheticImages(300, 5, size=(8, 8)), tmp_path / "many").path.parent)
     assert source.keys[7] == "0/35"
     buffers: list[pickle.PickleBuffer] = []

@@ -5,7 +5,7 @@ import pytest
 from spherecf.data import orl_faces, sharpness
 
 
-def test_is_the_variance_of_the_laplacian() -> None:
+def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float64)
     padded = np.pad(grey, 1, mode="reflect")
@@ -13,13 +13,13 @@ def test_is_the_variance_of_the_laplacian() -> None:
     assert sharpness(image) == pytest.approx(laplacian.var(), rel=1e-5)
 
 
-def test_falls_with_blur() -> None:
+def test_sharpness_falls_with_blur() -> None:
     image = orl_faces().image(0)
     values = [sharpness(image), *(sharpness(cv2.GaussianBlur(image, (0, 0), s)) for s in (0.7, 1.5, 3, 6))]
     assert values == sorted(values, reverse=True) and values[0] > 20 * values[-1]
 
 
-def test_turning_and_mirroring_change_nothing() -> None:
+def test_sharpness_is_invariant_to_rotation_and_mirroring() -> None:
     image = orl_faces().image(0)
-    for other in (image[:, ::-1], image[::-1], np.rot90(image)):
-        assert sharpness(np.ascontiguousarray(other)) == pytest.approx(sharpness(image), rel=1e-6)
+    for transformed in (image[:, ::-1], image[::-1], np.rot90(image)):
+        assert sharpness(np.ascontiguousarray(transformed)) == pytest.approx(sharpness(image), rel=1e-6)

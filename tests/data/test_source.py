@@ -28,12 +28,12 @@ def test_labels_outside_the_identities_are_refused(labels: list[int]) -> None:
 
 
 def test_fingerprint_is_pinned() -> None:
-    """Results carry fingerprints: a change of this value is a change of format and must be on purpose."""
+    """Results store fingerprints: a different value changes the format and must be deliberate."""
     expected = "86922c6e708054e0e26637a5a00265761a28af4fb32a182bb213ba6bcef99322"
     assert Memory([0, 1, -1], ["a", "b"]).fingerprint() == expected
 
 
-def test_duplicates_are_counted_and_named() -> None:
+def test_duplicate_keys_are_counted_and_listed() -> None:
     refuse_duplicates(["a", "b"], "list")
     with pytest.raises(FileFormatError, match="list: 2 keys occur more than once: a, c"):
         refuse_duplicates(["a", "b", "a", "c", "c"], "list")

@@ -8,7 +8,7 @@ from spherecf.errors import InputError
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.2, 0.5, 0.99])
-def test_nobody_is_on_both_sides_and_nothing_is_lost(fraction: float) -> None:
+def test_splits_are_disjoint_by_identity_and_complete(fraction: float) -> None:
     labels = np.random.default_rng(0).integers(-1, 50, 400)
     train, held_out = split_identities(labels, fraction, seed=3)
     assert not set(labels[train]) & set(labels[held_out])
@@ -16,13 +16,13 @@ def test_nobody_is_on_both_sides_and_nothing_is_lost(fraction: float) -> None:
     assert len(set(labels[held_out])) == min(max(round(50 * fraction), 1), 49)
 
 
-def test_the_seed_decides() -> None:
+def test_the_split_depends_on_the_seed_only() -> None:
     labels = np.repeat(np.arange(100), 2)
-    first, again, other = (split_identities(labels, 0.3, seed)[1].tolist() for seed in (1, 1, 2))
-    assert first == again != other
+    first, repeated, other_seed = (split_identities(labels, 0.3, seed)[1].tolist() for seed in (1, 1, 2))
+    assert first == repeated != other_seed
 
 
-def test_zero_holds_out_nobody(folder: Path) -> None:
+def test_a_fraction_of_zero_holds_out_no_identity(folder: Path) -> None:
     train, held_out = split_identities(IdentityFolder(folder), 0.0, seed=1)
     assert train.tolist() == list(range(6)) and len(held_out) == 0
 

@@ -18,18 +18,22 @@ class TestJpeg(ImageSourceConformance):
         return SyntheticImages(12, 5, (24, 20), encoded=".jpg")
 
 
-def test_images_of_one_identity_are_alike_and_others_are_not() -> None:
+def test_images_of_one_identity_are_closer_than_others() -> None:
     source = SyntheticImages(40, 8, (32, 32))
     images = np.stack([source.image(row) for row in range(40)]).astype(float)
-    apart = np.abs(images[:, None] - images).mean((2, 3, 4))
-    same = source.labels[:, None] == source.labels
-    assert apart[same & ~np.eye(40, dtype=bool)].min() > 1, "no two images are equal"
-    assert apart[same].max() < apart[~same].min()
+    distance = np.abs(images[:, None] - images).mean((2, 3, 4))
+    mated = source.labels[:, None] == source.labels
+    assert distance[mated & ~np.eye(40, dtype=bool)].min() > 1, "no two images are equal"
+    assert distance[mated].max() < distance[~mated].min()
 
 
-def test_an_image_depends_on_seed_and_number_alone() -> None:
-    few, many, other = (SyntheticImages(count, 4, seed=seed) for count, seed in ((5, 0), (5000, 0), (5, 1)))
-    assert np.array_equal(few.image(3), many.image(3)) and not np.array_equal(few.image(3), other.image(3))
+def test_an_image_depends_only_on_seed_and_row() -> None:
+    small_set, large_set, other_seed = (
+        SyntheticImages(count, 4, seed=seed) for count, seed in ((5, 0), (5000, 0), (5, 1))
+    )
+    assert np.array_equal(small_set.image(3), large_set.image(3)) and not np.array_equal(
+        small_set.image(3), other_seed.image(3)
+    )
 
 
 def test_labels_are_balanced_and_keys_are_lazy() -> None:
@@ -45,7 +49,7 @@ def test_reading_pixels_never_encodes(monkeypatch: pytest.MonkeyPatch) -> None:
         assert batch.images.shape[1:] == (16, 16, 3)
 
 
-def test_opened_from_a_word() -> None:
+def test_a_synthetic_source_opens_from_its_description() -> None:
     source = open_source("synthetic:images=10,identities=3,size=16,seed=5")
     assert np.array_equal(source.image(7), SyntheticImages(10, 3, (16, 16), 5).image(7))
     assert np.array_equal(decode_image(source.read(7)), source.image(7))
@@ -56,12 +60,12 @@ def test_opened_from_a_word() -> None:
     ["synthetic:", "synthetic:images=3", "synthetic:images=3,identities=x", "synthetic:images=3,identities=0",
      "synthetic:images=3,identities=2,colour=1", "synthetic:images=3,images=4,identities=2"],
 )  # fmt: skip
-def test_words_that_say_nothing_are_refused(text: str) -> None:
+def test_invalid_descriptions_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="expected"):
         open_source(text)
 
 
-def test_another_format_or_seed_is_refused() -> None:
+def test_unsupported_formats_and_seeds_are_refused() -> None:
     with pytest.raises(InputError, match=r"\.png or \.jpg"):
         SyntheticImages(3, 2, encoded=".gif")
     with pytest.raises(InputError, match="a seed >= 0"):

@@ -1,4 +1,4 @@
-"""Text tables: fast where they are right, the line number where they are not."""
+"""Text tables: read in bulk if valid, refused with the line number if not."""
 
 from pathlib import Path
 
@@ -20,17 +20,17 @@ def written(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(
     "text", ["1 2 0\n3 4 1\n", "1\t2\t0\r\n3\t4\t1", "\ufeff1 2 0\n\n  3  4 1 \n\n", "1 2 0\n3 4 1"]
 )
-def test_layouts_of_the_same_table(tmp_path: Path, text: str) -> None:
+def test_layouts_of_one_table_are_read_alike(tmp_path: Path, text: str) -> None:
     rows = read_table(written(tmp_path, text), INTEGERS)
     assert rows["template"].tolist() == [1, 3] and rows["label"].tolist() == [0, 1]
 
 
-def test_names_and_numbers_of_one_row(tmp_path: Path) -> None:
+def test_rows_may_mix_names_and_numbers(tmp_path: Path) -> None:
     rows = read_table(written(tmp_path, "1.jpg 1.5 -2\n"), {"file": "O", "x": "f4", "y": "f4"})
     assert rows["file"].tolist() == ["1.jpg"] and rows["x"].tolist() == [1.5] and rows["y"].tolist() == [-2]
 
 
-def test_comma_separated_with_more_columns(tmp_path: Path) -> None:
+def test_extra_csv_columns_are_ignored(tmp_path: Path) -> None:
     path = written(tmp_path, 'TEMPLATE,SUBJECT,FILE\n1,7,"a, b"\n2,8\n')
     rows = read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
     assert rows["template"].tolist() == [1, 2] and rows["subject"].tolist() == [7, 8]
@@ -49,7 +49,7 @@ def test_comma_separated_with_more_columns(tmp_path: Path) -> None:
         ("\n \n", "the file has none"),
     ],
 )
-def test_the_line_that_does_not_fit(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_state_the_invalid_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(FileFormatError, match=message):
         read_table(written(tmp_path, text), INTEGERS)
 
@@ -61,7 +61,7 @@ def test_numbers_must_be_finite(tmp_path: Path, value: str) -> None:
         read_table(path, {"file": "O", "score": "f4"})
 
 
-def test_a_header_is_expected_where_there_should_be_one(tmp_path: Path) -> None:
+def test_a_missing_header_is_reported(tmp_path: Path) -> None:
     path = written(tmp_path, "1,7\n2,8\n")
     with pytest.raises(FileFormatError, match=r"line 1: expected a header line, then `template,subject,...`"):
         read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
@@ -70,7 +70,7 @@ def test_a_header_is_expected_where_there_should_be_one(tmp_path: Path) -> None:
         read_table(path, {"template": "i4", "subject": "i4"}, delimiter=",", header=True)
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
+def test_binary_and_missing_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "table.txt"
     path.write_bytes(b"1 2 0\n\xff\xfe\n")
     with pytest.raises(FileFormatError, match="UTF-8"):
@@ -79,7 +79,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
         read_table(tmp_path / "none.txt", INTEGERS)
 
 
-def test_a_large_table_is_what_was_written(tmp_path: Path) -> None:
+def test_a_large_table_round_trips(tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).integers(0, 30000, (5000, 3))
     path = written(tmp_path, "\n".join(" ".join(map(str, row)) for row in numbers.tolist()))
     rows = read_table(path, INTEGERS)

@@ -25,7 +25,7 @@ from spherecf.errors import InputError, StorageError
 
 
 def same(one: ImageSource, other: ImageSource) -> bool:
-    """Keys, labels, identities and stored bytes are equal, in order."""
+    """Whether keys, labels, identities and stored bytes are equal, in order."""
     contents = ([source.read(row) for row in range(len(source))] for source in (one, other))
     return (
         one.keys == other.keys
@@ -35,7 +35,7 @@ def same(one: ImageSource, other: ImageSource) -> bool:
     )
 
 
-def test_folder_to_records_to_folder(folder: Path, tmp_path: Path) -> None:
+def test_folder_to_records_and_back_round_trips(folder: Path, tmp_path: Path) -> None:
     source = IdentityFolder(folder)
     records = write_records(source, tmp_path / "rec")
     assert same(source, records) and same(source, write_folder(records, tmp_path / "again"))
@@ -51,7 +51,7 @@ def test_record_layout(folder: Path, tmp_path: Path) -> None:
     assert struct.unpack_from("<IfQ", data, offsets[4] + 8) == (0, 1.0, 4)
 
 
-def test_labels_of_a_subset_keep_their_numbers(folder: Path, tmp_path: Path) -> None:
+def test_a_subset_keeps_its_label_numbers(folder: Path, tmp_path: Path) -> None:
     part = IdentityFolder(folder).subset([5, 0])
     records = write_records(part, tmp_path / "rec")
     assert records.keys == ["ann/1.jpg", "cleo/1.jpg"] and records.labels.tolist() == [0, 2]
@@ -68,7 +68,7 @@ def test_other_formats_are_stored_as_png(tmp_path: Path) -> None:
     assert write_folder(source, tmp_path / "copy").read(0) == source.read(0)
 
 
-def test_broken_images_are_skipped_and_listed_or_stop(folder: Path, tmp_path: Path) -> None:
+def test_broken_images_are_skipped_and_listed_or_raise(folder: Path, tmp_path: Path) -> None:
     (folder / "bob/1.jpg").write_bytes(picture(0)[:-20])
     source = IdentityFolder(folder)
     for write in (write_records, write_folder):
@@ -76,12 +76,12 @@ def test_broken_images_are_skipped_and_listed_or_stop(folder: Path, tmp_path: Pa
             write(source, tmp_path / "new")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["faces"]
         skipped: list[Skipped] = []
-        written = write(source, tmp_path / write.__name__, skipped=skipped)
-        assert len(written) == 5 and [item.key for item in skipped] == ["bob/1.jpg"]
+        result = write(source, tmp_path / write.__name__, skipped=skipped)
+        assert len(result) == 5 and [item.key for item in skipped] == ["bob/1.jpg"]
         (tmp_path / write.__name__).rename(folder.parent.parent / f"{tmp_path.name}-{write.__name__}")
 
 
-def test_nothing_left_to_write(tmp_path: Path) -> None:
+def test_a_set_of_broken_images_only_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad/p").mkdir(parents=True)
     (tmp_path / "bad/p/1.jpg").write_text("text")
     for write in (write_records, write_folder):
@@ -89,7 +89,7 @@ def test_nothing_left_to_write(tmp_path: Path) -> None:
             write(IdentityFolder(tmp_path / "bad"), tmp_path / "new", skipped=[])
 
 
-def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
+def test_existing_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     for write in (write_records, write_folder):
         with pytest.raises(InputError, match="not an empty folder"):
             write(IdentityFolder(folder), folder)
@@ -97,7 +97,9 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     assert len(write_records(IdentityFolder(folder), tmp_path / "empty")) == 6
 
 
-def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_partial_files(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> bytes:
         raise OSError(28, "No space left on device")
 
@@ -107,7 +109,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: p
     assert [path.name for path in tmp_path.iterdir()] == ["faces"]
 
 
-def test_records_need_identities(folder: Path, tmp_path: Path) -> None:
+def test_records_require_identities(folder: Path, tmp_path: Path) -> None:
     (folder / "loose.jpg").write_bytes(picture(9))
     with pytest.raises(InputError, match="1 of 7 have none"):
         write_records(IdentityFolder(folder), tmp_path / "rec")
@@ -115,7 +117,7 @@ def test_records_need_identities(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["ann/../../out.jpg", "../out.jpg", "ann/.hidden.jpg", "ann/a\\b.jpg"])
-def test_keys_cannot_climb_out(folder: Path, tmp_path: Path, key: str) -> None:
+def test_keys_cannot_escape_the_target_folder(folder: Path, tmp_path: Path, key: str) -> None:
     records = write_records(IdentityFolder(folder), tmp_path / "rec").path.parent
     names = (records / "names.txt").read_text()
     (records / "names.txt").write_text(names.replace("ann/1.jpg", key))
@@ -124,7 +126,7 @@ def test_keys_cannot_climb_out(folder: Path, tmp_path: Path, key: str) -> None:
     assert not list(tmp_path.rglob("out.jpg"))
 
 
-def test_two_keys_for_one_path(folder: Path, tmp_path: Path) -> None:
+def test_two_keys_with_the_same_target_path_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("ann/1.jpg -1\nbob/1.jpg b\n")
     (folder / "ann_1.jpg").write_bytes(picture(3))
     (tmp_path / "list.txt").write_text("ann/1.jpg -1\nann_1.jpg -1\n")
@@ -132,19 +134,19 @@ def test_two_keys_for_one_path(folder: Path, tmp_path: Path) -> None:
         write_folder(ListFile(tmp_path / "list.txt", folder), tmp_path / "new")
 
 
-def test_pair_bin_round_trip(folder: Path, tmp_path: Path) -> None:
+def test_pair_bin_round_trips(folder: Path, tmp_path: Path) -> None:
     source = IdentityFolder(folder)
     rows = [(row % 6, (row * 5 + 1) % 6) for row in range(20)]
     mated = np.array([source.labels[left] == source.labels[right] for left, right in rows])
     fold = np.repeat(np.arange(10), 2)[::-1].copy()
     pairs = PairList("toy", [source.keys[a] for a, _ in rows], [source.keys[b] for _, b in rows], mated, fold)
-    written = write_pair_bin(source, pairs, tmp_path / "toy.bin")
-    assert written.pairs.mated.tolist() == mated[np.argsort(fold, kind="stable")].tolist()
-    assert written.read(0) == source.read(rows[18][0]) and written.read(1) == source.read(rows[18][1])
-    assert same(written, write_pair_bin(written, written.pairs, tmp_path / "copy" / "toy.bin"))
+    pair_bin = write_pair_bin(source, pairs, tmp_path / "toy.bin")
+    assert pair_bin.pairs.mated.tolist() == mated[np.argsort(fold, kind="stable")].tolist()
+    assert pair_bin.read(0) == source.read(rows[18][0]) and pair_bin.read(1) == source.read(rows[18][1])
+    assert same(pair_bin, write_pair_bin(pair_bin, pair_bin.pairs, tmp_path / "copy" / "toy.bin"))
 
 
-def test_pair_bin_cannot_hold_other_folds(folder: Path, tmp_path: Path) -> None:
+def test_pair_bin_refuses_folds_other_than_ten_of_equal_size(folder: Path, tmp_path: Path) -> None:
     source = IdentityFolder(folder)
     fold = np.repeat(np.arange(5), 4)
     pairs = PairList("toy", source.keys[:1] * 20, source.keys[1:2] * 20, np.ones(20, bool), fold)
@@ -153,36 +155,36 @@ def test_pair_bin_cannot_hold_other_folds(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_lfw_goes_round(shared: Path, tmp_path: Path) -> None:
+def test_lfw_round_trips(shared: Path, tmp_path: Path) -> None:
     source = RecordFile(shared / "data/lfw")
     part = source.subset(range(1000))
-    again = write_records(write_folder(part, tmp_path / "folder"), tmp_path / "rec")
-    assert again.fingerprint() == part.fingerprint()
+    rewritten = write_records(write_folder(part, tmp_path / "folder"), tmp_path / "rec")
+    assert rewritten.fingerprint() == part.fingerprint()
     packed = write_pair_bin(source, open_pairs(shared / "data/lfw/pairs.txt"), tmp_path / "lfw.bin")
     original = PairBin(shared / "data/lfw.bin")
     assert all(packed.read(row) == original.read(row) for row in range(len(original)))
 
 
-def test_a_list_keeps_names_labels_and_unknowns(folder: Path, tmp_path: Path) -> None:
+def test_a_list_preserves_names_labels_and_unknown_identities(folder: Path, tmp_path: Path) -> None:
     (folder / "loose.jpg").write_bytes((folder / "bob/1.jpg").read_bytes())
     source = IdentityFolder(folder)
-    written = write_list(source, tmp_path / "new")
-    assert written.name == "new" and written.identities == ["ann", "bob", "cleo"]
-    assert written.keys == [f"images/{key}" for key in source.keys]
-    assert written.labels.tolist() == source.labels.tolist() and -1 in written.labels
-    assert all(written.read(row) == source.read(row) for row in range(len(source)))
+    listed = write_list(source, tmp_path / "new")
+    assert listed.name == "new" and listed.identities == ["ann", "bob", "cleo"]
+    assert listed.keys == [f"images/{key}" for key in source.keys]
+    assert listed.labels.tolist() == source.labels.tolist() and -1 in listed.labels
+    assert all(listed.read(row) == source.read(row) for row in range(len(source)))
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["images", "list.txt"]
 
 
-def test_a_name_that_no_list_can_carry_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_names_that_a_list_cannot_represent_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "ann").rename(folder / "-1")
     with pytest.raises(InputError, match=r"1 names of identities cannot be written to a list .*first '-1'"):
         write_list(IdentityFolder(folder), tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_list_leaves_broken_images_out(folder: Path, tmp_path: Path) -> None:
+def test_a_list_omits_broken_images(folder: Path, tmp_path: Path) -> None:
     (folder / "ann/2.jpg").write_text("text")
     skipped: list[Skipped] = []
-    written = write_list(IdentityFolder(folder), tmp_path / "new", skipped=skipped)
-    assert len(written) == 5 and [item.key for item in skipped] == ["ann/2.jpg"]
+    listed = write_list(IdentityFolder(folder), tmp_path / "new", skipped=skipped)
+    assert len(listed) == 5 and [item.key for item in skipped] == ["ann/2.jpg"]

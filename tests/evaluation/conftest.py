@@ -1,4 +1,4 @@
-"""A small data set with everything in it: people, severities, extras, two files under the same keys."""
+"""A small complete data set: people, severities, extras, and two files with the same keys."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ PEOPLE, EACH, DIM = 40, 6, 16
 
 @dataclass(frozen=True)
 class Toy:
-    """Embeddings of clean and degraded images and a pair list."""
+    """Embeddings of clean and degraded images, and a pair list."""
 
     clean: Embeddings
     degraded: Embeddings
@@ -27,23 +27,25 @@ class Toy:
     def report(
         self, left: Embeddings | None = None, right: Embeddings | None = None, **options: Any
     ) -> PairReport:
-        """Evaluate, by default clean/clean without intervals."""
-        chosen = {
+        """Evaluate, by default clean against clean and without intervals."""
+        arguments = {
             name: options.pop(name)
             for name in ("extra_scores", "condition", "label", "step") & options.keys()
         }
         pairs = self.pairs(options.pop("name", "toy"), options.pop("subjects", None))
-        one = left or self.clean
-        return evaluate_pairs(one, right or one, pairs, PairOptions(**{"draws": 0} | options), **chosen)
+        left_file = left or self.clean
+        return evaluate_pairs(
+            left_file, right or left_file, pairs, PairOptions(**{"draws": 0} | options), **arguments
+        )
 
     def pairs(self, name: str = "toy", subjects: Any = None, count: int | None = None) -> PairList:
-        """The list, or its first pairs."""
+        """The pair list, or its first ``count`` pairs."""
         columns = [column[:count] for column in (self.left, self.right, self.mated, self.folds)]
         return PairList(name, *columns, *(subjects or ()))
 
 
 def embeddings(noise: np.ndarray, seed: int, **provenance: object) -> Embeddings:
-    """One person's direction plus noise; kappa and norm fall with the noise."""
+    """The direction of each person plus noise; kappa and norm fall with the noise."""
     rng = np.random.default_rng(seed)
     people = np.random.default_rng(0).normal(size=(PEOPLE, DIM)) / DIM**0.5
     labels = np.repeat(np.arange(PEOPLE), EACH)
@@ -65,8 +67,8 @@ def toy() -> Toy:
     clean = embeddings(noise, 2, view="clean")
     degraded = embeddings(noise + rng.uniform(0.01, 1.2, noise.size), 3, view="cross-v1/0")
     left, right, mated = [], [], np.arange(400) % 2 == 0
-    for same in mated:
-        a, b = (p := rng.integers(PEOPLE), p) if same else rng.choice(PEOPLE, 2, replace=False)
+    for is_mated in mated:
+        a, b = (p := rng.integers(PEOPLE), p) if is_mated else rng.choice(PEOPLE, 2, replace=False)
         i, j = rng.choice(EACH, 2, replace=False)
         left.append(f"p{a}/{i}.jpg")
         right.append(f"p{b}/{j}.jpg")

@@ -1,4 +1,4 @@
-"""Small template sets with everything in them: videos, two galleries, an image in two templates."""
+"""Small complete template sets: videos, two galleries, and an image in two templates."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,26 +13,26 @@ PEOPLE, DIM = 24, 12
 
 @dataclass(frozen=True)
 class TemplateToy:
-    """A set and the embeddings of its images."""
+    """A template set and the embeddings of its images."""
 
     meta: IjbMeta
     embeddings: Embeddings
 
 
 def template_toy(seed: int = 0, pairs: int = 400, **provenance: Any) -> TemplateToy:
-    """Three templates per person: one in a gallery, two probes; ids are far from 0 and out of order."""
+    """Three templates per person, one enrolled and two probes; ids are large and out of order."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(PEOPLE, DIM))
     files, templates, media, owners = [], [], [], []
     subject = 1000 + rng.permutation(3 * PEOPLE) // 3
     ids = 50 + rng.permutation(3 * PEOPLE)
-    for place, template in enumerate(ids.tolist()):
+    for position, template in enumerate(ids.tolist()):
         for medium in range(rng.integers(1, 4)):
             for frame in range(rng.integers(1, 4)):
-                files.append(f"{place}/{medium}_{frame}.jpg")
+                files.append(f"{position}/{medium}_{frame}.jpg")
                 templates.append(template)
-                media.append(100 * place + medium)
-                owners.append(subject[place] - 1000)
+                media.append(100 * position + medium)
+                owners.append(subject[position] - 1000)
     noise = rng.uniform(0.3, 2.0, len(files))
     mu = centres[owners] + noise[:, None] * rng.normal(size=(len(files), DIM))
     e = Embeddings(
@@ -41,22 +41,27 @@ def template_toy(seed: int = 0, pairs: int = 400, **provenance: Any) -> Template
         provenance={"backbone": "b" * 64, "radius": 64.0, "flip": "sum", **provenance},
         log_precision=rng.normal(4, 1, (len(files), DIM)),
     )  # fmt: skip
-    files.append(files[0])  # the same image once more, in another template
+    files.append(files[0])  # the same image in a second template
     templates.append(int(ids[-1]))
     media.append(7)
-    first = {int(s): int(t) for t, s in zip(ids, subject)}  # the last one of each person is enrolled
-    probe = np.sort([t for t, s in zip(ids.tolist(), subject.tolist()) if first[s] != t])
+    enrolled_template = {
+        int(s): int(t) for t, s in zip(ids, subject)
+    }  # the last template of each person is enrolled
+    probe = np.sort([t for t, s in zip(ids.tolist(), subject.tolist()) if enrolled_template[s] != t])
     person = dict(zip(ids.tolist(), subject.tolist()))
-    names = sorted(first)
-    half = {"G1": names[: PEOPLE // 2 + 2], "G2": names[PEOPLE // 2 + 2 : PEOPLE - 3]}  # three are in none
+    names = sorted(enrolled_template)
+    gallery_people = {
+        "G1": names[: PEOPLE // 2 + 2],
+        "G2": names[PEOPLE // 2 + 2 : PEOPLE - 3],
+    }  # three people are in no gallery
     galleries = {}
-    for gallery, people in half.items():
-        enrolled = np.sort([first[name] for name in people])
+    for gallery, people in gallery_people.items():
+        enrolled = np.sort([enrolled_template[name] for name in people])
         galleries[gallery] = TemplateList(enrolled, np.array([person[t] for t in enrolled.tolist()]))
     left = rng.choice([t for g in galleries.values() for t in g.templates.tolist()], pairs)
     right = rng.choice(probe, pairs)
-    _, once = np.unique(left * 10000 + right, return_index=True)
-    left, right = left[np.sort(once)], right[np.sort(once)]
+    _, unique_rows = np.unique(left * 10000 + right, return_index=True)
+    left, right = left[np.sort(unique_rows)], right[np.sort(unique_rows)]
     mated = np.array([person[a] == person[b] for a, b in zip(left.tolist(), right.tolist())])
     meta = IjbMeta(
         "toy", files, np.array(templates), np.array(media), TemplatePairs(left, right, mated),

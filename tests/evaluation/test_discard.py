@@ -1,4 +1,4 @@
-"""Error versus discard and rejection curves against slow counting."""
+"""Error-versus-discard and rejection curves against slow counting."""
 
 import numpy as np
 import pytest
@@ -31,28 +31,27 @@ def test_equals_the_slow_reference(levels: int | None, start: dict[str, float]) 
     assert result.pauc_normalised["0.2"] == pytest.approx(area / 0.2 / result.start, rel=2e-3)
 
 
-def test_starts() -> None:
+def test_curves_start_at_the_requested_error() -> None:
     scores, mated, quality = make()
     result = edc(scores, mated, quality, start_fnmr=0.1)
-    assert (
-        result.start <= 0.1 and ((scores[mated] <= result.threshold).mean()) > 0.1
-    )  # the largest such threshold
-    at = edc(scores, mated, quality, fmr=0.02)
+    # no larger threshold qualifies
+    assert result.start <= 0.1 and ((scores[mated] <= result.threshold).mean()) > 0.1
+    at_fmr = edc(scores, mated, quality, fmr=0.02)
     point = tmr_at_fmr(scores, mated, 0.02)[0]
-    assert at.threshold == point.threshold and at.start == pytest.approx(1 - point.tmr)
+    assert at_fmr.threshold == point.threshold and at_fmr.start == pytest.approx(1 - point.tmr)
 
 
-def test_a_useless_and_a_perfect_quality() -> None:
+def test_uninformative_and_perfect_qualities_span_the_scale() -> None:
     scores, mated, _ = make(4000)
     flat = edc(scores, mated, np.ones(4000), start_fnmr=0.1)
     assert flat.pauc_normalised == pytest.approx({"0.2": 1.0, "0.3": 1.0}) and flat.fnmr == pytest.approx(
         [0.1], abs=1e-3
     )
-    oracle = edc(scores, mated, scores, start_fnmr=0.1)  # every error leaves first
+    oracle = edc(scores, mated, scores, start_fnmr=0.1)  # errors are discarded first
     assert oracle.fnmr[-1] == 0 and oracle.pauc_normalised["0.2"] < 0.3
 
 
-def test_what_cannot_be_said_is_said() -> None:
+def test_unresolved_starts_state_the_reason() -> None:
     scores, mated, quality = make()
     beyond = edc(scores, mated, quality, fmr=1e-4)
     assert beyond.start is None and "needs at least 10000" in beyond.unresolved
@@ -65,13 +64,13 @@ def test_rejection_by_pairs_equals_counting() -> None:
     curve = rejection_curve(scores, mated, quality, 0.05, fractions=[0.0, 0.25, 0.9])
     worst_first = np.argsort(quality)
     for fraction, tmr, pairs in zip(curve.fractions, curve.tmr, curve.pairs):
-        kept = worst_first[int(np.ceil(fraction * 400)) :]
-        assert pairs == kept.size
-        assert tmr == tmr_at_fmr(scores[kept], mated[kept], 0.05)[0].tmr
+        remaining = worst_first[int(np.ceil(fraction * 400)) :]
+        assert pairs == remaining.size
+        assert tmr == tmr_at_fmr(scores[remaining], mated[remaining], 0.05)[0].tmr
     assert curve.tmr[1] > curve.tmr[0]
 
 
-def test_rejection_by_images_drops_pairs_of_either() -> None:
+def test_rejecting_an_image_drops_all_its_pairs() -> None:
     quality = np.array([0.1, 0.5, 0.9, 0.7])
     left, right = np.array([0, 1, 2, 3, 1, 2]), np.array([1, 2, 3, 1, 3, 1])
     mated = np.array([True, True, False, False, True, False])
@@ -81,11 +80,11 @@ def test_rejection_by_images_drops_pairs_of_either() -> None:
     assert curve.pairs == [6, 5, 1] and curve.tmr[2] is None
 
 
-def test_pair_quality_is_the_smaller() -> None:
+def test_pair_quality_is_the_minimum_of_both_images() -> None:
     assert pair_quality([1, 5], [3, 2]).tolist() == [1, 2]
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     scores, mated, quality = make(20)
     with pytest.raises(InputError, match="exactly one of start_fnmr and fmr"):
         edc(scores, mated, quality)

@@ -1,4 +1,4 @@
-"""1:N against the slow reference: ranks with ties, thresholds from the gallery that lacks the probe."""
+"""1:N search against the slow reference: ranks with ties, and thresholds from non-mated probes."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def toy() -> TemplateToy:
 
 
 def slow_search(toy: TemplateToy, gallery: str, score: str) -> list:
-    """With kappa pooling."""
+    """Ranks and scores of every probe by plain loops, with kappa pooling."""
     meta, e = toy.meta, toy.embeddings
     pooled = ijb_slow.pooled(e, meta.files, meta.templates, meta.media, e.kappa[e.rows(meta.files)])
     probes = list(zip(*(column.tolist() for column in meta.probes)))
@@ -42,18 +42,18 @@ def slow_search(toy: TemplateToy, gallery: str, score: str) -> list:
     if score == "mls":
         kappa = kappa.double()
         table = mutual_likelihood_score(mu[:, None], kappa[:, None], mu[None], kappa[None])
-    place = {t: i for i, t in enumerate(ids)}
+    row_of = {t: i for i, t in enumerate(ids)}
     values = table.tolist()
-    return ijb_slow.search(probes, enrolled, lambda a, b: values[place[a]][place[b]])
+    return ijb_slow.search(probes, enrolled, lambda a, b: values[row_of[a]][row_of[b]])
 
 
-def check(found: GalleryResult, slow: list, max_rank: int) -> None:
+def check_gallery(result: GalleryResult, slow: list, max_rank: int) -> None:
     ranks = np.array([rank for rank, _, _ in slow if rank is not None])
-    assert found.mated == ranks.size and found.non_mated == len(slow) - ranks.size
+    assert result.mated == ranks.size and result.non_mated == len(slow) - ranks.size
     for rank in (1, 5, 10):
-        assert found.ranks[str(rank)].value == np.mean(ranks <= rank)
-    assert found.cmc == pytest.approx([np.mean(ranks <= k) for k in range(1, found.enrolled + 1)])
-    for entry in found.tpir:
+        assert result.ranks[str(rank)].value == np.mean(ranks <= rank)
+    assert result.cmc == pytest.approx([np.mean(ranks <= k) for k in range(1, result.enrolled + 1)])
+    for entry in result.tpir:
         expected = ijb_slow.tpir_at(slow, entry.target, max_rank)
         assert entry.tpir == expected and (expected is not None or "needs at least 1000" in entry.unresolved)
         assert expected is None or entry.fnir == 1 - expected
@@ -61,7 +61,7 @@ def check(found: GalleryResult, slow: list, max_rank: int) -> None:
 
 @pytest.mark.parametrize("score", ["cosine", "mls"])
 @pytest.mark.parametrize("max_rank", [1, 3])
-def test_both_galleries_are_what_the_slow_loops_say(toy: TemplateToy, score: str, max_rank: int) -> None:
+def test_both_galleries_equal_the_slow_reference(toy: TemplateToy, score: str, max_rank: int) -> None:
     report = evaluate_identification(
         toy.embeddings,
         toy.meta,
@@ -69,19 +69,21 @@ def test_both_galleries_are_what_the_slow_loops_say(toy: TemplateToy, score: str
         max_rank=max_rank,
     )
     (result,) = report.results
-    for found in result.galleries:
-        check(found, slow_search(toy, found.gallery, score), max_rank)
+    for gallery in result.galleries:
+        check_gallery(gallery, slow_search(toy, gallery.gallery, score), max_rank)
     for name, measure in result.mean.items():
-        kind, at = name.split("@") if "@" in name else name.split("-")
-        each = [
-            g.ranks[at].value if kind == "rank" else next(e.tpir for e in g.tpir if e.target == float(at))
+        kind, level = name.split("@") if "@" in name else name.split("-")
+        values = [
+            g.ranks[level].value
+            if kind == "rank"
+            else next(e.tpir for e in g.tpir if e.target == float(level))
             for g in result.galleries
         ]
-        assert measure.value == pytest.approx(np.mean(each))
+        assert measure.value == pytest.approx(np.mean(values))
     assert "tpir@0.001" not in result.mean and {"rank-1", "tpir@0.1"} <= set(result.mean)
 
 
-def test_rank_one_is_scikit_learns_top_one(toy: TemplateToy) -> None:
+def test_rank_k_equals_the_top_k_accuracy_of_scikit_learn(toy: TemplateToy) -> None:
     e, meta = toy.embeddings, toy.meta
     pooled = ijb_slow.pooled(e, meta.files, meta.templates, meta.media, np.ones(len(meta)))
     enrolled, people = (column.tolist() for column in meta.galleries["G1"])
@@ -94,7 +96,7 @@ def test_rank_one_is_scikit_learns_top_one(toy: TemplateToy) -> None:
         assert report.results[0].galleries[0].ranks[str(k)].value == pytest.approx(expected)
 
 
-def test_ties_in_rank_count_against_us() -> None:
+def test_ties_in_rank_count_as_errors() -> None:
     ids = np.arange(1, 7)
     meta = IjbMeta(
         "toy", list("abcdef"), ids, ids, galleries={"G1": TemplateList(ids[:3], np.array([1, 2, 3]))},
@@ -102,57 +104,60 @@ def test_ties_in_rank_count_against_us() -> None:
     )  # fmt: skip
     mu = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     e = Embeddings(mu, np.zeros(6), list("abcdef"))
-    found = (
+    gallery = (
         evaluate_identification(e, meta, TemplateOptions(modes=["N0"], targets=[1.0], draws=0))
         .results[0]
         .galleries[0]
     )
-    assert found.ranks["1"].value == 0.5 and found.cmc == [0.5, 1.0, 1.0]
-    assert found.tpir[0].tpir == 0.5 and found.tpir[0].fpir == 1.0  # at any threshold the tied one has rank 2
+    assert gallery.ranks["1"].value == 0.5 and gallery.cmc == [0.5, 1.0, 1.0]
+    # the tied probe has rank 2 at any threshold
+    assert gallery.tpir[0].tpir == 0.5 and gallery.tpir[0].fpir == 1.0
 
 
-def test_at_fpir_1_rank_alone_decides_in_every_draw(toy: TemplateToy) -> None:
-    poor = dataclasses.replace(toy.embeddings, mu=np.roll(toy.embeddings.mu, 2, 0))
-    report = evaluate_identification(poor, toy.meta, TemplateOptions(modes=["N0"], targets=[1.0], draws=30))
-    for found in report.results[0].galleries:
-        assert found.tpir[0].tpir == found.ranks["1"].value < 1
-        assert found.tpir_intervals["1"] == found.ranks["1"].interval
+def test_at_fpir_1_only_the_rank_matters(toy: TemplateToy) -> None:
+    weak = dataclasses.replace(toy.embeddings, mu=np.roll(toy.embeddings.mu, 2, 0))
+    report = evaluate_identification(weak, toy.meta, TemplateOptions(modes=["N0"], targets=[1.0], draws=30))
+    for gallery in report.results[0].galleries:
+        assert gallery.tpir[0].tpir == gallery.ranks["1"].value < 1
+        assert gallery.tpir_intervals["1"] == gallery.ranks["1"].interval
 
 
-def test_lists_in_any_order(toy: TemplateToy) -> None:
-    def backwards(listed: TemplateList) -> TemplateList:
+def test_the_order_of_galleries_and_probes_does_not_matter(toy: TemplateToy) -> None:
+    def reversed_list(listed: TemplateList) -> TemplateList:
         return TemplateList(listed.templates[::-1].copy(), listed.subjects[::-1].copy())
 
-    turned = dataclasses.replace(
-        toy.meta, probes=backwards(toy.meta.probes),
-        galleries={name: backwards(listed) for name, listed in toy.meta.galleries.items()},
+    reversed_meta = dataclasses.replace(
+        toy.meta, probes=reversed_list(toy.meta.probes),
+        galleries={name: reversed_list(listed) for name, listed in toy.meta.galleries.items()},
     )  # fmt: skip
-    one, other = (
+    forward, backward = (
         evaluate_identification(toy.embeddings, meta, TemplateOptions(modes=["K1"], draws=20))
-        for meta in (toy.meta, turned)
+        for meta in (toy.meta, reversed_meta)
     )
-    assert one.results[0].galleries == other.results[0].galleries and one.counts == other.counts
+    assert forward.results[0].galleries == backward.results[0].galleries and forward.counts == backward.counts
 
 
-def test_a_closed_set_has_ranks_and_says_why_it_has_no_fpir(toy: TemplateToy) -> None:
+def test_a_closed_set_has_ranks_but_no_fpir(toy: TemplateToy) -> None:
     enrolled = toy.meta.galleries["G1"]
-    inside = np.isin(toy.meta.probes.subjects, enrolled.subjects)
+    is_mated = np.isin(toy.meta.probes.subjects, enrolled.subjects)
     closed = dataclasses.replace(
         toy.meta,
         galleries={"G1": enrolled},
-        probes=TemplateList(*(column[inside] for column in toy.meta.probes)),
+        probes=TemplateList(*(column[is_mated] for column in toy.meta.probes)),
     )
     report = evaluate_identification(toy.embeddings, closed, TemplateOptions(modes=["N0"], draws=10))
-    found = report.results[0].galleries[0]
-    assert found.non_mated == 0 and found.tpir[0].tpir is None and "closed set" in found.tpir[0].unresolved
-    assert found.det == {"fpir": [], "fnir": []} and set(report.results[0].mean) == {
+    gallery = report.results[0].galleries[0]
+    assert (
+        gallery.non_mated == 0 and gallery.tpir[0].tpir is None and "closed set" in gallery.tpir[0].unresolved
+    )
+    assert gallery.det == {"fpir": [], "fnir": []} and set(report.results[0].mean) == {
         "rank-1",
         "rank-5",
         "rank-10",
     }
 
 
-def test_intervals_by_drawing_the_probes_people(toy: TemplateToy) -> None:
+def test_intervals_resample_the_subjects_of_probes(toy: TemplateToy) -> None:
     report = evaluate_identification(
         toy.embeddings, toy.meta, TemplateOptions(modes=["K1"], targets=TARGETS, draws=40, seed=2)
     )
@@ -164,64 +169,64 @@ def test_intervals_by_drawing_the_probes_people(toy: TemplateToy) -> None:
     assert mls.mean["tpir@0.1"].interval.low == pytest.approx(np.quantile(draws, 0.025))
     assert "|fpir:at-most|rank:<=1|ties:against|ci:probe-subject-40/2|" in mls.signature
     assert mls.signature.startswith("toy/1:N|meta:sha256:")
-    # Every subject drawn once gives the value itself.
+    # Recompute one bootstrap draw by hand.
     people = toy.meta.probes.subjects
     counts = np.random.default_rng(2).multinomial(24, np.full(24, 1 / 24), 40)
     slow = slow_search(toy, "G1", "cosine")
     names = np.unique(people).tolist()
     weight = np.array([counts[7][names.index(p)] for p in people.tolist()])
     ranks = np.array([rank or 0 for rank, _, _ in slow])
-    again = evaluate_identification(
+    cosine_only = evaluate_identification(
         toy.embeddings, toy.meta, TemplateOptions(modes=["K1"], scores=["cosine"], draws=40, seed=2)
     )
-    assert again.results[0].galleries[0].ranks["1"] == rank
+    assert cosine_only.results[0].galleries[0].ranks["1"] == rank
     expected = (weight * (ranks == 1)).sum() / (weight * (ranks > 0)).sum()
-    both = again.resampled["kappa, cosine:rank-1"][7]
-    other = np.array([rank or 0 for rank, _, _ in slow_search(toy, "G2", "cosine")])
-    assert both == pytest.approx(
-        (expected + (weight * (other == 1)).sum() / (weight * (other > 0)).sum()) / 2
+    drawn_mean = cosine_only.resampled["kappa, cosine:rank-1"][7]
+    g2_ranks = np.array([rank or 0 for rank, _, _ in slow_search(toy, "G2", "cosine")])
+    assert drawn_mean == pytest.approx(
+        (expected + (weight * (g2_ranks == 1)).sum() / (weight * (g2_ranks > 0)).sum()) / 2
     )
 
 
 @pytest.mark.parametrize("score", ["cosine", "mls", "pfe"])
-def test_nothing_depends_on_the_size_of_the_tiles(
+def test_results_do_not_depend_on_the_tile_size(
     toy: TemplateToy, score: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode = "precision" if score == "pfe" else "K1"
     options = {"modes": [mode], "scores": [score], "targets": TARGETS, "draws": 0}
-    whole = evaluate_identification(toy.embeddings, toy.meta, TemplateOptions(**options)).results
+    expected = evaluate_identification(toy.embeddings, toy.meta, TemplateOptions(**options)).results
     for name in ("_TILE_CELLS", "_GAUSSIAN_NUMBERS"):
         monkeypatch.setattr(templates_module, name, 30 * (toy.embeddings.dim if "GAUSS" in name else 1))
     assert (
         evaluate_identification(toy.embeddings, toy.meta, TemplateOptions(**options, threads=1)).results
-        == whole
+        == expected
     )
 
 
-def test_plain_data_for_json(toy: TemplateToy) -> None:
+def test_the_report_serialises_to_json(toy: TemplateToy) -> None:
     report = evaluate_identification(toy.embeddings, toy.meta, TemplateOptions(draws=5))
-    everything = report.to_dict()
-    assert json.loads(json.dumps(everything, allow_nan=False)) == everything
+    content = report.to_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert "cmc" not in report.to_dict(curves=False)["results"][0]["galleries"][0]
     assert [result.name for result in report.results][-1] == "precision, pfe"
 
 
-def test_failures_are_counted_and_never_searched(toy: TemplateToy) -> None:
+def test_failures_to_acquire_are_counted_and_never_searched(toy: TemplateToy) -> None:
     meta, e = toy.meta, toy.embeddings
     enrolled, subject = int(meta.galleries["G1"].templates[0]), int(meta.galleries["G1"].subjects[0])
     probe = int(meta.probes.templates[meta.probes.subjects != subject][0])
-    gone = {f for f, t in zip(meta.files, meta.templates.tolist()) if t in (enrolled, probe)}
+    lost_files = {f for f, t in zip(meta.files, meta.templates.tolist()) if t in (enrolled, probe)}
     part = dataclasses.replace(
-        e.select([r for r, key in enumerate(e.keys) if key not in gone]),
-        skipped=[(key, "no face") for key in gone],
+        e.select([r for r, key in enumerate(e.keys) if key not in lost_files]),
+        skipped=[(key, "no face") for key in lost_files],
     )
     report = evaluate_identification(part, meta, TemplateOptions(modes=["N0"], draws=0))
-    first, second = report.results[0].galleries
+    g1, g2 = report.results[0].galleries
     assert report.failed_templates == sorted([enrolled, probe]) and report.counts["failed_probes"] == 1
     assert report.counts["failed_gallery_templates"] == 1 and report.counts["probes"] == 47
-    assert first.mated + first.non_mated == 47 - 2  # probes of the failed enrolment: neither mated nor alone
-    assert second.mated + second.non_mated == 47
-    assert sorted(report.failures) == sorted((key, "no face") for key in gone)
+    assert g1.mated + g1.non_mated == 47 - 2  # probes of the failed enrolment are excluded
+    assert g2.mated + g2.non_mated == 47
+    assert sorted(report.failures) == sorted((key, "no face") for key in lost_files)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +240,9 @@ def test_failures_are_counted_and_never_searched(toy: TemplateToy) -> None:
         ({}, {"targets": [0.0]}, "target: expected 0 < target <= 1"),
     ],
 )
-def test_bad_input(toy: TemplateToy, changes: dict[str, Any], options: dict[str, Any], message: str) -> None:
+def test_bad_input_is_refused(
+    toy: TemplateToy, changes: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         evaluate_identification(
             toy.embeddings,
@@ -245,15 +252,17 @@ def test_bad_input(toy: TemplateToy, changes: dict[str, Any], options: dict[str,
         )
 
 
-def test_probes_that_would_find_themselves_are_refused(toy: TemplateToy) -> None:
-    both = TemplateList(*(np.concatenate(two) for two in zip(toy.meta.probes, toy.meta.galleries["G2"])))
-    meta = dataclasses.replace(toy.meta, probes=both)
+def test_templates_in_both_gallery_and_probes_are_refused(toy: TemplateToy) -> None:
+    overlapping = TemplateList(
+        *(np.concatenate(two) for two in zip(toy.meta.probes, toy.meta.galleries["G2"]))
+    )
+    meta = dataclasses.replace(toy.meta, probes=overlapping)
     with pytest.raises(InputError, match=r"gallery G2: 7 templates are in the gallery and among the probes"):
         evaluate_identification(toy.embeddings, meta, TemplateOptions(draws=0))
 
 
-def test_a_gallery_that_no_probe_belongs_to(toy: TemplateToy) -> None:
-    strangers = TemplateList(toy.meta.probes.templates, np.arange(toy.meta.probes.templates.size))
-    meta = dataclasses.replace(toy.meta, probes=strangers)
+def test_a_gallery_without_mated_probes_is_refused(toy: TemplateToy) -> None:
+    non_mated = TemplateList(toy.meta.probes.templates, np.arange(toy.meta.probes.templates.size))
+    meta = dataclasses.replace(toy.meta, probes=non_mated)
     with pytest.raises(InputError, match="no probe has a mate in gallery G1"):
         evaluate_identification(toy.embeddings, meta, TemplateOptions(draws=0))

@@ -1,4 +1,4 @@
-"""IJB 1:1 against the slow reference; failures counted; modes checked; nothing depends on chunks."""
+"""IJB 1:1 against the slow reference: failures, modes, and independence of order and chunks."""
 
 import dataclasses
 import json
@@ -27,8 +27,8 @@ def toy() -> TemplateToy:
 
 def slow_scores(toy: TemplateToy, weights: np.ndarray, score: str) -> np.ndarray:
     meta, e = toy.meta, toy.embeddings
-    found = ijb_slow.pooled(e, meta.files, meta.templates, meta.media, weights)
-    mu, kappa = {t: x[0] for t, x in found.items()}, {t: x[1] for t, x in found.items()}
+    pooled = ijb_slow.pooled(e, meta.files, meta.templates, meta.media, weights)
+    mu, kappa = {t: x[0] for t, x in pooled.items()}, {t: x[1] for t, x in pooled.items()}
     sides = [
         torch.tensor(np.array([column[t] for t in side.tolist()]))
         for side in meta.pairs[:2]
@@ -49,7 +49,7 @@ def weights_of(toy: TemplateToy, mode: str) -> np.ndarray:
 
 @pytest.mark.parametrize("mode", ["N0D0F1K0", "N1D0F1K0", "N0D1F1K0", "N1D1F1K0", "N0D0F1K1", "N0D1F1K1"])
 @pytest.mark.parametrize("score", ["cosine", "mls"])
-def test_every_mode_is_what_the_slow_loops_say(toy: TemplateToy, mode: str, score: str) -> None:
+def test_every_mode_equals_the_slow_reference(toy: TemplateToy, mode: str, score: str) -> None:
     report = evaluate_ijb(
         toy.embeddings, toy.meta, TemplateOptions(modes=[mode], scores=[score], targets=TARGETS, draws=0)
     )
@@ -67,7 +67,7 @@ def test_every_mode_is_what_the_slow_loops_say(toy: TemplateToy, mode: str, scor
     assert result.tmr[-1].unresolved is not None and "needs at least 1000000" in result.tmr[-1].unresolved
 
 
-def test_rows_shown_side_by_side(toy: TemplateToy) -> None:
+def test_all_modes_are_reported_with_their_differences(toy: TemplateToy) -> None:
     report = evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(targets=TARGETS, draws=20))
     names = [
         "mean, cosine",
@@ -79,20 +79,23 @@ def test_rows_shown_side_by_side(toy: TemplateToy) -> None:
     ]
     assert [result.name for result in report.results] == names and not report.notes
     assert report.resampling == "subject-20/0" and report.counts["people"] == 24
-    first, last = report.results[0], report.results[4]
+    mean_cosine, kappa_mls = report.results[0], report.results[4]
     difference = report.differences["kappa, mls:tmr@0.1"]
-    assert difference.value == last.tmr[1].tmr - first.tmr[1].tmr and difference.interval is not None
     assert (
-        set(last.tmr_intervals) == {"0.3", "0.1", "0.02"} and "mean, cosine:tmr@0.1" not in report.differences
+        difference.value == kappa_mls.tmr[1].tmr - mean_cosine.tmr[1].tmr and difference.interval is not None
+    )
+    assert (
+        set(kappa_mls.tmr_intervals) == {"0.3", "0.1", "0.02"}
+        and "mean, cosine:tmr@0.1" not in report.differences
     )
     draws = report.resampled["kappa, mls:tmr@0.1"] - report.resampled["mean, cosine:tmr@0.1"]
     assert difference.interval.low == np.quantile(draws, 0.025)
-    everything = report.to_dict()
-    assert json.loads(json.dumps(everything, allow_nan=False)) == everything
+    content = report.to_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert "det" not in report.to_dict(curves=False)["results"][0]
 
 
-def test_precision_pooling_and_pfe_score(toy: TemplateToy) -> None:
+def test_precision_pooling_and_pfe_score_equal_the_definition(toy: TemplateToy) -> None:
     report = evaluate_ijb(
         toy.embeddings, toy.meta, TemplateOptions(modes=["precision"], targets=TARGETS, draws=0)
     )
@@ -100,8 +103,11 @@ def test_precision_pooling_and_pfe_score(toy: TemplateToy) -> None:
     rows, tau = e.rows(meta.files), np.exp(e.log_precision.astype(np.float64))
     pooled = {}
     for t in np.unique(meta.templates).tolist():
-        own = np.flatnonzero(meta.templates == t)
-        media = [own[meta.media[own] == m] for m in np.unique(meta.media[own])]
+        rows_of_template = np.flatnonzero(meta.templates == t)
+        media = [
+            rows_of_template[meta.media[rows_of_template] == m]
+            for m in np.unique(meta.media[rows_of_template])
+        ]
         total = sum(tau[rows[m]].mean(0) for m in media)
         mean = sum((tau[rows[m]] * e.mu[rows[m]]).mean(0) for m in media) / total
         pooled[t] = mean / np.linalg.norm(mean), 1 / total
@@ -116,7 +122,7 @@ def test_precision_pooling_and_pfe_score(toy: TemplateToy) -> None:
     ]
 
 
-def test_signature_names_meta_mode_pool_and_score(toy: TemplateToy) -> None:
+def test_the_signature_contains_meta_mode_pooling_and_score(toy: TemplateToy) -> None:
     result = evaluate_ijb(
         toy.embeddings, toy.meta, TemplateOptions(modes=["D1K1"], scores=["mls"], draws=0)
     ).results[0]
@@ -132,42 +138,51 @@ def test_signature_names_meta_mode_pool_and_score(toy: TemplateToy) -> None:
     assert "|score:cosine|fmr:at-most|ci:subject-10/3|" in cosine.signature
 
 
-def without(e: Embeddings, gone: set[str], skipped: bool) -> Embeddings:
-    part = e.select([row for row, key in enumerate(e.keys) if key not in gone])
-    return dataclasses.replace(part, skipped=[(key, "truncated JPEG") for key in gone] if skipped else [])
+def without_images(e: Embeddings, lost_files: set[str], skipped: bool) -> Embeddings:
+    part = e.select([row for row, key in enumerate(e.keys) if key not in lost_files])
+    return dataclasses.replace(
+        part, skipped=[(key, "truncated JPEG") for key in lost_files] if skipped else []
+    )
 
 
 @pytest.mark.parametrize("skipped", [True, False])
 def test_missing_images_are_failures_to_acquire(toy: TemplateToy, skipped: bool) -> None:
     meta = toy.meta
     emptied = int(meta.pairs.left[0])
-    gone = {f for f, t in zip(meta.files, meta.templates.tolist()) if t == emptied}
-    partly = next(
+    lost_files = {f for f, t in zip(meta.files, meta.templates.tolist()) if t == emptied}
+    single_loss = next(
         f for f, t in zip(meta.files, meta.templates.tolist()) if t != emptied and f.endswith("_1.jpg")
     )
-    e = without(toy.embeddings, gone | {partly}, skipped)
+    e = without_images(toy.embeddings, lost_files | {single_loss}, skipped)
     report = evaluate_ijb(e, meta, TemplateOptions(modes=["K1"], scores=["cosine"], targets=TARGETS, draws=0))
-    lost = (meta.pairs.left == emptied) | (meta.pairs.right == emptied)
+    failed_pairs = (meta.pairs.left == emptied) | (meta.pairs.right == emptied)
     assert report.failed_templates == [emptied] and report.counts["failed_templates"] == 1
-    assert report.counts["failed_pairs"] == lost.sum() and report.counts["pairs"] == (~lost).sum()
+    assert (
+        report.counts["failed_pairs"] == failed_pairs.sum()
+        and report.counts["pairs"] == (~failed_pairs).sum()
+    )
     reason = "truncated JPEG" if skipped else "not among the embeddings"
-    assert sorted(report.failures) == sorted((key, reason) for key in gone | {partly})
+    assert sorted(report.failures) == sorted((key, reason) for key in lost_files | {single_loss})
     pooled = ijb_slow.pooled(e, meta.files, meta.templates, meta.media, weights_of(toy, "K1"))
-    kept = [(a, b, m) for a, b, m in zip(*(c.tolist() for c in meta.pairs)) if a in pooled and b in pooled]
-    values = [(float(pooled[a][0] @ pooled[b][0]), m) for a, b, m in kept]
+    scored_pairs = [
+        (a, b, m) for a, b, m in zip(*(c.tolist() for c in meta.pairs)) if a in pooled and b in pooled
+    ]
+    values = [(float(pooled[a][0] @ pooled[b][0]), m) for a, b, m in scored_pairs]
     expected = [
         ijb_slow.tmr_at([v for v, m in values if m], [v for v, m in values if not m], t) for t in TARGETS
     ]
     assert [entry.tmr for entry in report.results[0].tmr] == expected
 
 
-def test_people_come_from_the_lists_or_from_connected_templates(toy: TemplateToy) -> None:
-    nobody = dataclasses.replace(toy.meta, galleries={}, probes=None)
-    report = evaluate_ijb(toy.embeddings, nobody, TemplateOptions(modes=["N0"], targets=TARGETS, draws=20))
+def test_subjects_come_from_the_lists_or_from_connected_templates(toy: TemplateToy) -> None:
+    without_lists = dataclasses.replace(toy.meta, galleries={}, probes=None)
+    report = evaluate_ijb(
+        toy.embeddings, without_lists, TemplateOptions(modes=["N0"], targets=TARGETS, draws=20)
+    )
     assert report.resampling == "component-20/0" and "|ci:component-20/0|" in report.results[0].signature
-    wrong = toy.meta.pairs.mated.copy()
-    wrong[:3] ^= True
-    mislabelled = dataclasses.replace(toy.meta, pairs=toy.meta.pairs._replace(mated=wrong))
+    flipped_labels = toy.meta.pairs.mated.copy()
+    flipped_labels[:3] ^= True
+    mislabelled = dataclasses.replace(toy.meta, pairs=toy.meta.pairs._replace(mated=flipped_labels))
     notes = evaluate_ijb(
         toy.embeddings, mislabelled, TemplateOptions(modes=["N0"], targets=TARGETS, draws=0)
     ).notes
@@ -182,20 +197,20 @@ def test_results_do_not_depend_on_the_order_of_pairs_and_entries(toy: TemplateTo
         media=toy.meta.media[entries], detector_score=toy.meta.detector_score[entries],
         pairs=type(toy.meta.pairs)(*(column[pairs] for column in toy.meta.pairs)),
     )  # fmt: skip
-    one = evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(targets=TARGETS, draws=0))
-    other = evaluate_ijb(toy.embeddings, shuffled, TemplateOptions(targets=TARGETS, draws=0))
-    for a, b in zip(one.results, other.results):
+    original = evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(targets=TARGETS, draws=0))
+    reordered = evaluate_ijb(toy.embeddings, shuffled, TemplateOptions(targets=TARGETS, draws=0))
+    for a, b in zip(original.results, reordered.results):
         assert [e.true_matches for e in a.tmr] == [e.true_matches for e in b.tmr]
 
 
-def changed(toy: TemplateToy, **parts: Any) -> Embeddings:
+def with_changes(toy: TemplateToy, **parts: Any) -> Embeddings:
     return dataclasses.replace(toy.embeddings, **parts)
 
 
-def test_a_template_against_itself_is_said(toy: TemplateToy) -> None:
+def test_pairs_of_a_template_with_itself_are_noted(toy: TemplateToy) -> None:
     left, right, mated = (column.copy() for column in toy.meta.pairs)
-    at = np.flatnonzero(mated)[:2]
-    left[at] = right[at]
+    rows = np.flatnonzero(mated)[:2]
+    left[rows] = right[rows]
     meta = dataclasses.replace(toy.meta, pairs=TemplatePairs(left, right, mated))
     notes = evaluate_ijb(toy.embeddings, meta, TemplateOptions(modes=["N0"], draws=0)).notes
     assert notes == ["2 pairs compare a template with itself; they are counted as labelled."]
@@ -214,34 +229,38 @@ def test_a_template_against_itself_is_said(toy: TemplateToy) -> None:
         ({"targets": [2.0]}, "FMR target"),
     ],
 )
-def test_bad_options(toy: TemplateToy, options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused(toy: TemplateToy, options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         evaluate_ijb(toy.embeddings, toy.meta, TemplateOptions(**{"draws": 0} | options))
 
 
-def test_flip_cannot_be_switched_on_afterwards(toy: TemplateToy) -> None:
-    plain = changed(toy, provenance={"flip": "none"})
+def test_flip_modes_must_match_the_embeddings(toy: TemplateToy) -> None:
+    plain = with_changes(toy, provenance={"flip": "none"})
     with pytest.raises(InputError, match=r"F1 needs embeddings with the mirrored image added, .*--flip`"):
         evaluate_ijb(plain, toy.meta, TemplateOptions(modes=["F1"], draws=0))
     assert evaluate_ijb(plain, toy.meta, TemplateOptions(modes=["N0"], draws=0)).results[0].mode == "N0D0F0K0"
-    unsaid = changed(toy, provenance={})
+    unrecorded = with_changes(toy, provenance={})
     with pytest.raises(InputError, match="do not record whether mirrored images were added"):
-        evaluate_ijb(unsaid, toy.meta, TemplateOptions(modes=["F1"], draws=0))
+        evaluate_ijb(unrecorded, toy.meta, TemplateOptions(modes=["F1"], draws=0))
     assert (
-        evaluate_ijb(unsaid, toy.meta, TemplateOptions(modes=["N0"], draws=0)).results[0].mode == "N0D0F?K0"
+        evaluate_ijb(unrecorded, toy.meta, TemplateOptions(modes=["N0"], draws=0)).results[0].mode
+        == "N0D0F?K0"
     )
 
 
-def test_what_the_embeddings_lack_is_said(toy: TemplateToy) -> None:
-    bare = changed(toy, extras={}, log_precision=None, provenance={"log_kappa": "constant"})
+def test_missing_columns_limit_the_modes_and_are_noted(toy: TemplateToy) -> None:
+    bare = with_changes(toy, extras={}, log_precision=None, provenance={"log_kappa": "constant"})
     meta = dataclasses.replace(toy.meta, detector_score=None)
     report = evaluate_ijb(bare, meta, TemplateOptions(targets=TARGETS, draws=0))
     assert [result.name for result in report.results] == ["mean, cosine"]
     assert [note.split(":")[1][:9] for note in report.notes] == [" mode N1", " mode D1", " pooling "]
-    asked = evaluate_ijb(
+    report_of_kappa = evaluate_ijb(
         bare, meta, TemplateOptions(modes=["K1"], scores=["cosine"], targets=TARGETS, draws=0)
     )
-    assert asked.notes[0].startswith("kappa is constant") and "|kappa:constant|" in asked.results[0].signature
+    assert (
+        report_of_kappa.notes[0].startswith("kappa is constant")
+        and "|kappa:constant|" in report_of_kappa.results[0].signature
+    )
     for mode, message in (("N1", "extra `norm`"), ("D1", "name_5pts_score"), ("precision", "log_precision")):
         with pytest.raises(InputError, match=message):
             evaluate_ijb(bare, meta, TemplateOptions(modes=[mode], draws=0))
@@ -249,7 +268,7 @@ def test_what_the_embeddings_lack_is_said(toy: TemplateToy) -> None:
         evaluate_ijb(bare, meta, TemplateOptions(scores=["pfe"], draws=0))
 
 
-def test_sets_that_cannot_be_verified(toy: TemplateToy) -> None:
+def test_sets_without_scorable_pairs_are_refused(toy: TemplateToy) -> None:
     entries = IjbMeta(
         "toy", toy.meta.files, toy.meta.templates, toy.meta.media, absent={"x_pair_label.txt": "gone"}
     )
@@ -257,13 +276,15 @@ def test_sets_that_cannot_be_verified(toy: TemplateToy) -> None:
         InputError, match=r"a list of template pairs is needed but missing: x_pair_label.txt \(gone\)"
     ):
         evaluate_ijb(toy.embeddings, entries, TemplateOptions(draws=0))
-    elsewhere = changed(toy, keys=[f"x/{key}" for key in toy.embeddings.keys])
+    other_keys = with_changes(toy, keys=[f"x/{key}" for key in toy.embeddings.keys])
     with pytest.raises(InputError, match=r"none of its \d+ images is among .* they must match"):
-        evaluate_ijb(elsewhere, toy.meta, TemplateOptions(draws=0))
+        evaluate_ijb(other_keys, toy.meta, TemplateOptions(draws=0))
     mated = {int(t) for side in toy.meta.pairs[:2] for t in side[toy.meta.pairs.mated]}
-    lost = {f for f, t in zip(toy.meta.files, toy.meta.templates.tolist()) if t in mated}
+    lost_files = {f for f, t in zip(toy.meta.files, toy.meta.templates.tolist()) if t in mated}
     with pytest.raises(InputError, match=r"0 mated and .* non-mated; error rates need both kinds"):
-        evaluate_ijb(without(toy.embeddings, lost, True), toy.meta, TemplateOptions(draws=0))
-    silent = changed(toy, extras={"norm": np.where(toy.meta.templates[:-1] == toy.meta.templates[0], 0, 1)})
+        evaluate_ijb(without_images(toy.embeddings, lost_files, True), toy.meta, TemplateOptions(draws=0))
+    zero_norm = with_changes(
+        toy, extras={"norm": np.where(toy.meta.templates[:-1] == toy.meta.templates[0], 0, 1)}
+    )
     with pytest.raises(InputError, match=r"1 of 72 templates have no direction, .*all its weights are 0"):
-        evaluate_ijb(silent, toy.meta, TemplateOptions(modes=["N1"], draws=0))
+        evaluate_ijb(zero_norm, toy.meta, TemplateOptions(modes=["N1"], draws=0))

@@ -1,4 +1,4 @@
-"""Rates from split scores equal those from the whole curve, number for number."""
+"""Rates from split scores equal those from the complete curve exactly."""
 
 import numpy as np
 import pytest
@@ -17,13 +17,13 @@ TARGETS = [1.0, 0.7, 0.5, 0.2, 0.1, 0.03, 1e-6]
 def check(s: np.ndarray, m: np.ndarray) -> None:
     assert ScoreSplit.of(s, m).tmr_at_fmr(TARGETS) == tmr_at_fmr(s, m, TARGETS)
     assert ScoreSplit.of(s, m).eer() == eer(s, m)
-    for found, expected in zip(ScoreSplit.of(s, m).det(), det_curve(s, m)):
-        np.testing.assert_array_equal(found, expected)
+    for actual, expected in zip(ScoreSplit.of(s, m).det(), det_curve(s, m)):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @settings(max_examples=150, deadline=None)
 @given(pairs=items, tail=st.sampled_from([1, 2, 8, 1000]))
-def test_equal_with_ties(pairs: list[tuple[float, bool]], tail: int) -> None:
+def test_split_scores_equal_the_curve_with_ties(pairs: list[tuple[float, bool]], tail: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rates_module, "_TAIL", tail)
         check(np.array([s for s, _ in pairs]), np.array([m for _, m in pairs]))
@@ -31,13 +31,13 @@ def test_equal_with_ties(pairs: list[tuple[float, bool]], tail: int) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shift", [-3.0, 0.0, 2.0, 9.0])
-def test_equal_on_many(dtype: type, shift: float) -> None:
+def test_split_scores_equal_the_curve_for_many_pairs(dtype: type, shift: float) -> None:
     rng = np.random.default_rng(0)
     m = rng.random(5000) < 0.2
     check(rng.normal(m * shift, 1).astype(dtype), m)
 
 
-def test_only_the_tail_is_sorted_until_more_is_asked() -> None:
+def test_only_the_tail_is_sorted_until_more_is_needed() -> None:
     rng = np.random.default_rng(0)
     m = np.arange(10_000) < 100
     s = rng.normal(m * 4.0, 1).astype(np.float32)
@@ -50,11 +50,11 @@ def test_only_the_tail_is_sorted_until_more_is_asked() -> None:
     assert split._sorted_from == 0
 
 
-def test_scores_of_the_caller_stay_as_they_are() -> None:
+def test_input_scores_are_not_modified() -> None:
     s = np.random.default_rng(0).normal(size=100)
-    before = s.copy()
+    original = s.copy()
     ScoreSplit.of(s, np.arange(100) < 10).det()
-    np.testing.assert_array_equal(s, before)
+    np.testing.assert_array_equal(s, original)
 
 
 def test_thinned_det_keeps_its_ends() -> None:
@@ -64,8 +64,8 @@ def test_thinned_det_keeps_its_ends() -> None:
     fmr, fnmr, thresholds = split.det(400)
     assert fmr.size <= 402 < split.det()[0].size
     assert (fmr[0], fnmr[0], fmr[-1], fnmr[-1], thresholds[0]) == (0, 1, 1, 0, np.inf)
-    every = split.det()[0].size
-    assert split.det(every)[0].size == every and split.det(every - 1)[0].size <= 402
+    full_size = split.det()[0].size
+    assert split.det(full_size)[0].size == full_size and split.det(full_size - 1)[0].size <= 402
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_thinned_det_keeps_its_ends() -> None:
         ([1.0, 2.0], [2, 0], "expected booleans or 0 and 1"),
     ],
 )
-def test_bad_input(scores: list[float], mated: list[object], message: str) -> None:
+def test_bad_input_is_refused(scores: list[float], mated: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ScoreSplit.of(np.array(scores), np.array(mated))
 
 
-def test_bad_target() -> None:
+def test_bad_targets_are_refused() -> None:
     with pytest.raises(InputError, match="FMR target"):
         ScoreSplit.of([1.0, 0.0], [True, False]).tmr_at_fmr(0.0)

@@ -1,4 +1,4 @@
-"""The bootstrap of millions of pairs equals the plain weighted curve, draw for draw."""
+"""The bootstrap of millions of pairs equals the plain weighted curve, draw by draw."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ TARGETS = [1.0, 0.5, 0.1, 0.01, 0.001]
 
 
 def plain(s: np.ndarray, m: np.ndarray, a: Any, b: Any, draws: int, seed: int) -> dict[str, np.ndarray]:
-    """Every pair weighed in every draw, the whole curve each time."""
+    """The reference: every pair is weighted in every draw, and the complete curve recomputed."""
     pairs = sort_pairs(s, m)
     resolved = [target for target in TARGETS if allowed_errors(target, int((~m).sum())) >= 1]
 
@@ -28,10 +28,10 @@ def plain(s: np.ndarray, m: np.ndarray, a: Any, b: Any, draws: int, seed: int) -
 
 
 def check(s: np.ndarray, m: np.ndarray, a: Any, b: Any, draws: int = 40, seed: int = 0) -> None:
-    found, expected = bootstrap_tmr(s, m, a, b, TARGETS, draws, seed), plain(s, m, a, b, draws, seed)
-    assert found.keys() == expected.keys()
-    for name in found:
-        np.testing.assert_array_equal(found[name], expected[name])
+    actual, expected = bootstrap_tmr(s, m, a, b, TARGETS, draws, seed), plain(s, m, a, b, draws, seed)
+    assert actual.keys() == expected.keys()
+    for name in actual:
+        np.testing.assert_array_equal(actual[name], expected[name])
 
 
 def draw(pairs: int, subjects: int, seed: int, labels: str = "subjects", digits: int = 9) -> tuple[Any, ...]:
@@ -42,12 +42,10 @@ def draw(pairs: int, subjects: int, seed: int, labels: str = "subjects", digits:
     return np.round(rng.normal(m * 1.5, 1), digits), m, a, b
 
 
-@pytest.mark.parametrize(
-    "labels", ["subjects", "any"]
-)  # mated pairs of two subjects, and the other way round
+@pytest.mark.parametrize("labels", ["subjects", "any"])  # "any": labels independent of subjects
 @pytest.mark.parametrize("digits", [9, 1, 0])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_equal_to_the_plain_curve(labels: str, digits: int, dtype: type) -> None:
+def test_the_bootstrap_equals_the_plain_curve(labels: str, digits: int, dtype: type) -> None:
     s, m, a, b = draw(3000, 25, 0, labels, digits)
     check(s.astype(dtype), m, a, b)
 
@@ -61,54 +59,54 @@ SETTINGS = {"_BUCKET": [1, 7, 256], "_FINE": [1, 32], "_DENSE": [0, 10**6], "_CO
 @given(
     seed=st.integers(0, 10**6), pairs=st.integers(3, 500), subjects=st.integers(2, 30),
     labels=st.sampled_from(["subjects", "any"]), digits=st.integers(0, 3),
-    chosen=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SETTINGS.items()}),
+    sizes=st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SETTINGS.items()}),
 )  # fmt: skip
-def test_equal_whatever_the_sizes_of_parts(
-    seed: int, pairs: int, subjects: int, labels: str, digits: int, chosen: dict[str, float]
+def test_results_do_not_depend_on_internal_sizes(
+    seed: int, pairs: int, subjects: int, labels: str, digits: int, sizes: dict[str, float]
 ) -> None:
     s, m, a, b = draw(pairs, subjects, seed, labels, digits)
     if np.unique([a, b]).size < 2:
         return
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in chosen.items():
+        for name, value in sizes.items():
             patch.setattr(bootstrap_module, name, value)
         check(s, m, a, b, draws=12, seed=seed)
 
 
-def test_subjects_by_name_and_far_apart() -> None:
+def test_subjects_may_be_names_or_any_integers() -> None:
     s, m, a, b = draw(500, 12, 3)
     expected = bootstrap_tmr(s, m, a, b, TARGETS, 30)
     names = np.array([f"{x:02}" for x in a]), np.array([f"{x:02}" for x in b])
-    far, below, small = (
+    large, negative, small = (
         (a * 10**12, b * 10**12),
         (a - 50, b - 50),
         ((a * 20 - 120).astype(np.int8), b * 20 - 120),
     )
-    for one, other in (names, far, below, small, (a.astype(np.uint64), b)):
-        found = bootstrap_tmr(s, m, one, other, TARGETS, 30)
+    for left, right in (names, large, negative, small, (a.astype(np.uint64), b)):
+        actual = bootstrap_tmr(s, m, left, right, TARGETS, 30)
         for name in expected:
-            np.testing.assert_array_equal(found[name], expected[name])
+            np.testing.assert_array_equal(actual[name], expected[name])
 
 
-def test_threads_change_nothing() -> None:
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
     s, m, a, b = draw(4000, 40, 1)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        one = bootstrap_tmr(s, m, a, b, TARGETS)
+        single = bootstrap_tmr(s, m, a, b, TARGETS)
         torch.set_num_threads(2)
-        two = bootstrap_tmr(s, m, a, b, TARGETS)
+        threaded = bootstrap_tmr(s, m, a, b, TARGETS)
     finally:
         torch.set_num_threads(threads)
-    for name in one:
-        np.testing.assert_array_equal(one[name], two[name])
+    for name in single:
+        np.testing.assert_array_equal(single[name], threaded[name])
 
 
-def test_a_draw_without_mated_pairs_has_no_value() -> None:
+def test_a_draw_without_mated_pairs_is_nan() -> None:
     s, m = np.array([3.0, 2.0, 1.0, 0.0]), np.array([True, False, False, False])
     a, b = np.array([0, 1, 2, 3]), np.array([0, 2, 3, 1])
-    drawn = bootstrap_tmr(s, m, a, b, [1.0, 0.5], 200)
-    assert 0 < np.isnan(drawn["tmr@1"]).sum() < 200
+    rates = bootstrap_tmr(s, m, a, b, [1.0, 0.5], 200)
+    assert 0 < np.isnan(rates["tmr@1"]).sum() < 200
     check(s, m, a, b, 200)
 
 
@@ -118,7 +116,7 @@ def test_unresolved_targets_are_absent() -> None:
     assert bootstrap_tmr(s, m, a, b, [1e-6], 5) == {}
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     s, m, a, b = draw(50, 6, 0)
     with pytest.raises(InputError, match=r"subjects: expected two \(50,\)"):
         bootstrap_tmr(s, m, a[:3], b, TARGETS)

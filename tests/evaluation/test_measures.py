@@ -1,4 +1,4 @@
-"""Intervals over people equal those of lists really drawn; DET points are thinned where it hurts least."""
+"""Intervals over subjects equal those of lists that are really resampled; DET points are thinned safely."""
 
 import numpy as np
 import pytest
@@ -17,33 +17,36 @@ def test_intervals_equal_the_slow_reference(toy: Toy) -> None:
     options = PairOptions(scores=[], targets=[0.1], draws=draws, seed=4)
     report = evaluate_pairs(toy.clean, toy.clean, toy.pairs(count=n), options, extra_scores=scores)
     people = [[key.split("/")[0] for key in side] for side in (left, right)]
-    drawn = [
+    resampled = [
         slow.copies(*people, people_drawn)
         for people_drawn in slow.draw_people(people[0] + people[1], draws, 4)
     ]
     mated, folds = toy.mated[:n].tolist(), toy.folds[:n].tolist()
     accuracy = {
-        s: np.array([slow.accuracy(v.tolist(), mated, folds, d) for d in drawn]) for s, v in scores.items()
+        s: np.array([slow.accuracy(v.tolist(), mated, folds, d) for d in resampled])
+        for s, v in scores.items()
     }
-    tmr = {s: np.array([slow.tmr(v.tolist(), mated, 0.1, d) for d in drawn]) for s, v in scores.items()}
+    tmr = {s: np.array([slow.tmr(v.tolist(), mated, 0.1, d) for d in resampled]) for s, v in scores.items()}
     for score in scores:
-        same(report.scores[score].accuracy.interval, interval(accuracy[score]))
-        same(report.scores[score].tmr_intervals["0.1"], interval(tmr[score]))
-    same(
+        assert_same_interval(report.scores[score].accuracy.interval, interval(accuracy[score]))
+        assert_same_interval(report.scores[score].tmr_intervals["0.1"], interval(tmr[score]))
+    assert_same_interval(
         report.differences["other-cosine:accuracy"].interval, interval(accuracy["other"] - accuracy["cosine"])
     )
-    same(report.differences["other-cosine:tmr@0.1"].interval, interval(tmr["other"] - tmr["cosine"]))
+    assert_same_interval(
+        report.differences["other-cosine:tmr@0.1"].interval, interval(tmr["other"] - tmr["cosine"])
+    )
 
 
-def same(found, expected) -> None:
-    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    assert found.below_zero == expected.below_zero and found.undefined == expected.undefined == 0
+def assert_same_interval(actual, expected) -> None:
+    assert (actual.low, actual.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert actual.below_zero == expected.below_zero and actual.undefined == expected.undefined == 0
 
 
 def test_thinned_det_keeps_the_ends_and_the_rare_errors() -> None:
     fmr = np.arange(5001) / 5000
     fnmr = 1 - np.sqrt(fmr)
-    kept = spread(fmr, fnmr)
-    assert kept.size <= 402 and kept[0] == 0 and kept[-1] == 5000
-    assert {1, 2, 3, 4, 5} <= set(kept.tolist())
+    rows = spread(fmr, fnmr)
+    assert rows.size <= 402 and rows[0] == 0 and rows[-1] == 5000
+    assert {1, 2, 3, 4, 5} <= set(rows.tolist())
     assert spread(fmr[:300], fnmr[:300]).size == 300

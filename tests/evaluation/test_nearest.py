@@ -1,4 +1,4 @@
-"""The nearest point is the one that the script of insightface picks, and it is off the target."""
+"""The nearest ROC point is the one that insightface's script selects, and misses the target."""
 
 import numpy as np
 import pytest
@@ -19,39 +19,39 @@ TARGETS = (1e-6, 1e-3, 0.01, 0.05, 0.1, 0.25, 1 / 3, 0.5, 1.0)
         lambda pairs: len({mated for _, mated in pairs}) == 2
     ),
 )
-def test_same_point_as_the_script(pairs: list[tuple[int, bool]]) -> None:
+def test_the_point_equals_that_of_the_script(pairs: list[tuple[int, bool]]) -> None:
     scores, mated = np.array(pairs, np.float64).T
-    found = tmr_at_nearest_fmr(scores, mated, TARGETS)
-    for point, (tar, far) in zip(found, tar_at_nearest_far(scores, mated, TARGETS)):
-        assert (point.tmr, point.fmr) == (tar, far)
-        assert point.excess == far - point.target
+    points = tmr_at_nearest_fmr(scores, mated, TARGETS)
+    for point, (expected_tmr, expected_fmr) in zip(points, tar_at_nearest_far(scores, mated, TARGETS)):
+        assert (point.tmr, point.fmr) == (expected_tmr, expected_fmr)
+        assert point.excess == expected_fmr - point.target
 
 
-def test_many_pairs_without_ties() -> None:
+def test_points_of_many_pairs_equal_those_of_the_script() -> None:
     rng = np.random.default_rng(0)
     mated = np.arange(20000) % 4 == 0
     scores = rng.normal(mated * 2.5, 1)
-    found = tmr_at_nearest_fmr(scores, mated, TARGETS)
-    assert [(p.tmr, p.fmr) for p in found] == tar_at_nearest_far(scores, mated, TARGETS)
+    points = tmr_at_nearest_fmr(scores, mated, TARGETS)
+    assert [(p.tmr, p.fmr) for p in points] == tar_at_nearest_far(scores, mated, TARGETS)
 
 
-def test_points_left_out_of_the_roc_change_the_choice() -> None:
+def test_dropped_roc_points_change_the_selection() -> None:
     scores, mated = -np.arange(12.0), np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0])
-    every = roc_curve(mated, scores, drop_intermediate=False)[0]
-    assert 0.3 in every  # a point lies on the target, but within a straight run
+    all_fmrs = roc_curve(mated, scores, drop_intermediate=False)[0]
+    assert 0.3 in all_fmrs  # a point on the target, but within a straight segment
     point = tmr_at_nearest_fmr(scores, mated, 0.3)[0]
     assert point.fmr == 0.0 and point.excess == -0.3
 
 
-def test_it_exceeds_where_at_most_does_not() -> None:
+def test_the_nearest_point_may_exceed_the_target() -> None:
     scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     mated = [1, 0, 1, 0, 1, 0]
-    nearest, exact = tmr_at_nearest_fmr(scores, mated, 0.6)[0], tmr_at_fmr(scores, mated, 0.6)[0]
+    nearest, at_most = tmr_at_nearest_fmr(scores, mated, 0.6)[0], tmr_at_fmr(scores, mated, 0.6)[0]
     assert nearest.fmr == pytest.approx(2 / 3) and nearest.excess > 0 and nearest.tmr == 1.0
-    assert exact.fmr == pytest.approx(1 / 3) and exact.tmr == pytest.approx(2 / 3)
+    assert at_most.fmr == pytest.approx(1 / 3) and at_most.tmr == pytest.approx(2 / 3)
 
 
-def test_section_says_which_is_unresolved_and_signs_both_ways() -> None:
+def test_the_section_shows_unresolved_targets_and_signed_excess() -> None:
     entry = TmrAtFmr(0.01, None, None, None, None, None, 2, 2, "too few")
     point = tmr_at_nearest_fmr([0.9, 0.1], [1, 0], 0.01)
     table = nearest_section({"mls": ([entry], point, "x|score:mls|fmr:at-most|ci:none")}).tables[0]
@@ -68,6 +68,6 @@ def test_section_says_which_is_unresolved_and_signs_both_ways() -> None:
         ([0.1, float("nan")], [1, 0], 0.1, "1 of 2 are NaN"),
     ],
 )
-def test_bad_input(scores: list[float], mated: list[int], target: float, message: str) -> None:
+def test_bad_input_is_refused(scores: list[float], mated: list[int], target: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
         tmr_at_nearest_fmr(scores, mated, target)

@@ -1,4 +1,4 @@
-"""Galleries and probes: who is mated, division by people, and what is refused."""
+"""Galleries and probes: which probes are mated, division by subject, and invalid input."""
 
 import dataclasses
 
@@ -12,34 +12,34 @@ from spherecf.evaluation import OpenSet
 
 @pytest.fixture
 def world() -> OpenSet:
-    gallery, names, probes, who = open_world(dim=6, enrolled=10, strangers=8, each=3)
-    return OpenSet(gallery, names, probes, who, {"norm": np.arange(54.0)})
+    gallery, names, probes, probe_subjects = open_world(dim=6, enrolled=10, strangers=8, each=3)
+    return OpenSet(gallery, names, probes, probe_subjects, {"norm": np.arange(54.0)})
 
 
-def test_truth_is_found_in_any_order_of_the_gallery(world: OpenSet) -> None:
+def test_truth_does_not_depend_on_the_order_of_the_gallery(world: OpenSet) -> None:
     rng = np.random.default_rng(0)
     names = rng.permutation([f"p{i}" for i in range(10)])
-    who = np.array([f"p{i}" for i in world.probe_subjects])
-    shuffled = OpenSet(world.gallery, names, world.probes, who)
-    expected = [list(names).index(name) if name in names else -1 for name in who]
+    probe_subjects = np.array([f"p{i}" for i in world.probe_subjects])
+    shuffled = OpenSet(world.gallery, names, world.probes, probe_subjects)
+    expected = [list(names).index(name) if name in names else -1 for name in probe_subjects]
     assert shuffled.truth.tolist() == expected
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
-def test_parts_have_nobody_in_common_and_lose_nobody(world: OpenSet, share: float) -> None:
-    one, two = world.divide(share, 4)
-    people = [{*part.gallery_subjects.tolist(), *part.probe_subjects.tolist()} for part in (one, two)]
+def test_parts_are_disjoint_by_subject_and_complete(world: OpenSet, share: float) -> None:
+    first, second = world.divide(share, 4)
+    people = [{*part.gallery_subjects.tolist(), *part.probe_subjects.tolist()} for part in (first, second)]
     assert not people[0] & people[1] and len(people[0] | people[1]) == 18
-    assert len(one.gallery) == round(10 * share) and len(one.probes) + len(two.probes) == 54
-    for part in (one, two):
-        assert (part.extras["norm"] == part.probes.ids).all()  # columns went with their probes
+    assert len(first.gallery) == round(10 * share) and len(first.probes) + len(second.probes) == 54
+    for part in (first, second):
+        assert (part.extras["norm"] == part.probes.ids).all()  # columns follow their probes
         assert (world.probe_subjects[part.probes.ids] == part.probe_subjects).all()
         assert part.gallery_subjects.tolist() == part.gallery.ids.tolist()
-    assert world.divide(share, 4)[0].probes.ids.tolist() == one.probes.ids.tolist()
-    assert world.divide(share, 5)[0].probes.ids.tolist() != one.probes.ids.tolist()
+    assert world.divide(share, 4)[0].probes.ids.tolist() == first.probes.ids.tolist()
+    assert world.divide(share, 5)[0].probes.ids.tolist() != first.probes.ids.tolist()
 
 
-def test_precision_comes_from_the_templates(world: OpenSet) -> None:
+def test_precision_is_computed_from_the_templates(world: OpenSet) -> None:
     precise = dataclasses.replace(
         world.probes, log_precision=np.tile([[1.0, 3.0]], (54, 3)).astype(np.float32)
     )
@@ -47,7 +47,7 @@ def test_precision_comes_from_the_templates(world: OpenSet) -> None:
     assert data.extras["precision"].tolist() == [2.0] * 54
 
 
-def test_choices_of_the_gallery_concentration(world: OpenSet) -> None:
+def test_gallery_kappa_may_be_given_or_estimated(world: OpenSet) -> None:
     assert world.gallery_kappas(12.5, 0.5) == (12.5, 12.5)
     cosine = world.gallery_kappas("cosine", 0.5)
     assert cosine[0] == cosine[1] != world.gallery_kappas("likelihood", 0.5)[0]
@@ -71,12 +71,12 @@ def test_choices_of_the_gallery_concentration(world: OpenSet) -> None:
         ({"gallery": open_world(dim=5, enrolled=10, strangers=1)[0]}, "dimension 5, probes 6"),
     ],
 )
-def test_bad_input(world: OpenSet, change: dict, message: str) -> None:
+def test_bad_input_is_refused(world: OpenSet, change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         dataclasses.replace(world, **change)
 
 
-def test_too_few_people_to_divide() -> None:
+def test_too_few_subjects_to_divide_are_refused() -> None:
     data = OpenSet(*open_world(dim=6, enrolled=1, strangers=1, each=2))
     with pytest.raises(InputError, match="too few subjects to divide"):
         data.divide(0.5, 0)

@@ -1,4 +1,4 @@
-"""PRR against loops, ties, the ends of its scale, and FPIR thresholds."""
+"""PRR against loops, with ties, at the ends of its scale; FPIR thresholds."""
 
 import numpy as np
 import pytest
@@ -15,19 +15,19 @@ from spherecf.evaluation import (
 from spherecf.evaluation.open_set import RejectionOrder, prr_of, prr_shares
 
 
-def made(n: int, seed: int = 0) -> tuple[Decisions, list[str], np.ndarray]:
+def make_decisions(n: int, seed: int = 0) -> tuple[Decisions, list[str], np.ndarray]:
     rng = np.random.default_rng(seed)
-    mated, right = rng.random(n) < 0.6, rng.random(n) < 0.8
-    similarity = rng.normal(mated + 0.5 * right).round(1)
-    kinds = outcomes(similarity, right, mated, 1.0)
-    return decide(similarity, right, mated, 1.0), kinds, similarity
+    mated, is_right = rng.random(n) < 0.6, rng.random(n) < 0.8
+    similarity = rng.normal(mated + 0.5 * is_right).round(1)
+    kinds = outcomes(similarity, is_right, mated, 1.0)
+    return decide(similarity, is_right, mated, 1.0), kinds, similarity
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("decimals", [6, 1, 0])
 @pytest.mark.parametrize("limit", [0.5, 0.33, 0.95])
-def test_against_loops(seed: int, decimals: int, limit: float) -> None:
-    decisions, kinds, similarity = made(70, seed)
+def test_prr_and_f1_equal_a_slow_loop(seed: int, decimals: int, limit: float) -> None:
+    decisions, kinds, similarity = make_decisions(70, seed)
     confidence = (np.abs(similarity - 1) + np.random.default_rng(seed).normal(size=70)).round(decimals)
     shares = [0.0, 0.1, 0.31, 0.5, 0.9]
     expected = [f1_after(confidence.tolist(), kinds, share * 70) for share in shares]
@@ -37,27 +37,29 @@ def test_against_loops(seed: int, decimals: int, limit: float) -> None:
     )
 
 
-def test_counts_are_those_of_the_definition() -> None:
-    decisions, kinds, _ = made(200)
+def test_outcomes_follow_the_definition() -> None:
+    decisions, kinds, _ = make_decisions(200)
     assert decisions.identified.tolist() == [kind == "tp" for kind in kinds]
     assert decisions.wrong.tolist() == [kind == "wrong" for kind in kinds]
     assert (decisions.misidentified & ~decisions.wrong).sum() == 0 < decisions.misidentified.sum()
 
 
-def test_the_ends_of_the_scale() -> None:
-    decisions, _, _ = made(4000)
+def test_perfect_random_and_inverted_confidences_span_the_scale() -> None:
+    decisions, _, _ = make_decisions(4000)
     rng = np.random.default_rng(0)
-    right = (~decisions.wrong).astype(float)
-    assert prediction_rejection_ratio(right, decisions) == pytest.approx(1)
-    assert prediction_rejection_ratio(right * 9 + rng.random(4000), decisions) == pytest.approx(1, abs=0.02)
+    is_right = (~decisions.wrong).astype(float)
+    assert prediction_rejection_ratio(is_right, decisions) == pytest.approx(1)
+    assert prediction_rejection_ratio(is_right * 9 + rng.random(4000), decisions) == pytest.approx(
+        1, abs=0.02
+    )
     assert prediction_rejection_ratio(np.zeros(4000), decisions) == pytest.approx(0, abs=1e-12)
-    drawn = [prediction_rejection_ratio(rng.random(4000), decisions) for _ in range(40)]
-    assert abs(np.mean(drawn)) < 0.02 and np.std(drawn) < 0.1
-    assert prediction_rejection_ratio(-right, decisions) < -0.5
+    random_ratios = [prediction_rejection_ratio(rng.random(4000), decisions) for _ in range(40)]
+    assert abs(np.mean(random_ratios)) < 0.02 and np.std(random_ratios) < 0.1
+    assert prediction_rejection_ratio(-is_right, decisions) < -0.5
 
 
-def test_only_the_order_counts_and_infinities_are_a_tie() -> None:
-    decisions, kinds, similarity = made(150)
+def test_only_the_order_matters_and_infinities_tie() -> None:
+    decisions, kinds, similarity = make_decisions(150)
     value = prediction_rejection_ratio(similarity, decisions)
     assert prediction_rejection_ratio(np.exp(3 * similarity), decisions) == value
     confidence = np.where(similarity > 1.5, np.inf, similarity)
@@ -66,8 +68,8 @@ def test_only_the_order_counts_and_infinities_are_a_tie() -> None:
     )
 
 
-def test_weights_are_repetitions() -> None:
-    decisions, _, _ = made(60)
+def test_integer_weights_equal_repeated_probes() -> None:
+    decisions, _, _ = make_decisions(60)
     rng = np.random.default_rng(3)
     weights = rng.integers(0, 4, 60)
     rows = np.repeat(np.arange(60), weights)
@@ -75,22 +77,22 @@ def test_weights_are_repetitions() -> None:
     repeated = Decisions(1.0, *(column[rows] for column in columns))
     confidence = rng.normal(size=60)
     shares = prr_shares(600, 0.5)
-    one = prr_of(RejectionOrder.of(confidence), decisions, shares, weights.astype(float))
-    other = prr_of(RejectionOrder.of(confidence[rows]), repeated, shares)
-    assert one == pytest.approx(other)
+    weighted = prr_of(RejectionOrder.of(confidence), decisions, shares, weights.astype(float))
+    copied = prr_of(RejectionOrder.of(confidence[rows]), repeated, shares)
+    assert weighted == pytest.approx(copied)
 
 
-def test_nothing_to_reject_has_no_ratio() -> None:
-    fine = decide([0.9, 0.1], [1, 0], [1, 0], 0.5)
-    nobody = decide([0.9, 0.1], [0, 0], [1, 0], 0.5)
+def test_without_errors_or_hits_there_is_no_ratio() -> None:
+    all_right = decide([0.9, 0.1], [1, 0], [1, 0], 0.5)
+    none_right = decide([0.9, 0.1], [0, 0], [1, 0], 0.5)
     assert (
-        prediction_rejection_ratio([1, 2], fine) is None
-        and prediction_rejection_ratio([1, 2], nobody) is None
+        prediction_rejection_ratio([1, 2], all_right) is None
+        and prediction_rejection_ratio([1, 2], none_right) is None
     )
-    assert f1_after_rejection([1, 2], fine, [0.0]) == [1.0] and f1_after_rejection([1, 2], nobody, [0.0]) == [
-        0.0
-    ]
-    assert f1_after_rejection([1, 2], fine, [0.0, 0.5]) == [1.0, 0.0]  # only a true negative is left
+    assert f1_after_rejection([1, 2], all_right, [0.0]) == [1.0] and f1_after_rejection(
+        [1, 2], none_right, [0.0]
+    ) == [0.0]
+    assert f1_after_rejection([1, 2], all_right, [0.0, 0.5]) == [1.0, 0.0]  # only a true negative remains
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -104,7 +106,7 @@ def test_thresholds_accept_at_most_the_target(seed: int, fpir: float) -> None:
     assert (similarity[~mated] >= threshold).mean() <= fpir
 
 
-def test_a_tie_of_all_non_mated_accepts_nobody_or_says_why() -> None:
+def test_tied_non_mated_probes_give_an_infinite_threshold_or_a_reason() -> None:
     assert fpir_threshold([0.5] * 30, [0] * 20 + [1] * 10, 0.1) == (np.inf, None)
     assert (
         fpir_threshold([0.5] * 3, [0, 0, 1], 0.1)[1]
@@ -125,6 +127,6 @@ def test_a_tie_of_all_non_mated_accepts_nobody_or_says_why() -> None:
         (lambda d: fpir_threshold([0.1, 0.2], [0, 1], 0.0), "0 < fpir < 1"),
     ],
 )
-def test_bad_input(call, message: str) -> None:
+def test_bad_input_is_refused(call, message: str) -> None:
     with pytest.raises(InputError, match=message):
         call(decide([0.9, 0.8, 0.1], [1, 0, 0], [1, 1, 0], 0.5))

@@ -26,7 +26,7 @@ pairs = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_s
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(5))
-def test_equal_to_scikit_learn(seed: int, ties: bool) -> None:
+def test_curves_equal_scikit_learn(seed: int, ties: bool) -> None:
     scores, mated = draw(seed=seed, ties=ties)
     fpr, tpr, thresholds = roc_curve(mated, scores, drop_intermediate=False)
     curve = roc(scores, mated)
@@ -58,14 +58,14 @@ def test_tmr_at_fmr_is_the_best_allowed_threshold(items: list[tuple[int, bool]],
     assert (accepted & ~mated).sum() == result.false_matches <= target * count + 1e-9
 
 
-def test_targets_that_are_whole_counts_are_reached() -> None:
+def test_targets_that_are_exact_counts_are_reached() -> None:
     mated = np.array([False] * 1000 + [True])
-    scores = np.arange(1001.0)[::-1]  # the mated pair scores lowest: each allowed false match is used
+    scores = np.arange(1001.0)[::-1]  # the mated pair scores lowest, so every allowed false match is used
     for target in (1e-1, 3e-1, 1e-2, 7e-3, 1e-3):
         assert tmr_at_fmr(scores, mated, target)[0].false_matches == round(target * 1000)
 
 
-def test_beyond_resolution_is_said_and_not_guessed() -> None:
+def test_targets_beyond_the_resolution_are_unresolved() -> None:
     scores, mated = draw()
     fine, beyond = tmr_at_fmr(scores, mated, [1e-2, 1e-6])
     assert fine.tmr is not None and fine.unresolved is None
@@ -77,15 +77,15 @@ def test_beyond_resolution_is_said_and_not_guessed() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(items=pairs)
-def test_increasing_transforms_change_nothing(items: list[tuple[int, bool]]) -> None:
+def test_increasing_transforms_do_not_change_rates(items: list[tuple[int, bool]]) -> None:
     scores, mated = np.array([float(s) for s, _ in items]), np.array([m for _, m in items])
-    bent = np.exp(scores) + 3
-    assert eer(scores, mated) == eer(bent, mated)
-    assert auc(scores, mated) == auc(bent, mated)
-    assert tmr_at_fmr(scores, mated, 0.5)[0].tmr == tmr_at_fmr(bent, mated, 0.5)[0].tmr
+    transformed = np.exp(scores) + 3
+    assert eer(scores, mated) == eer(transformed, mated)
+    assert auc(scores, mated) == auc(transformed, mated)
+    assert tmr_at_fmr(scores, mated, 0.5)[0].tmr == tmr_at_fmr(transformed, mated, 0.5)[0].tmr
 
 
-def test_weights_are_copies_of_pairs() -> None:
+def test_integer_weights_equal_repeated_pairs() -> None:
     scores, mated = draw(80, ties=True)
     weights = np.random.default_rng(1).integers(0, 4, (2, 3, 80))
     curve = sort_pairs(scores, mated).curve(weights)
@@ -93,24 +93,24 @@ def test_weights_are_copies_of_pairs() -> None:
     for row in np.ndindex(2, 3):
         copied = np.repeat(scores, weights[row]), np.repeat(mated, weights[row])
         plain = roc(*copied)
-        at = np.searchsorted(-curve.thresholds, -plain.thresholds)
-        np.testing.assert_array_equal(curve.false[row][at], plain.false)
-        np.testing.assert_array_equal(curve.true[row][at], plain.true)
-        np.testing.assert_array_equal(curve.fnmr[row][at], plain.fnmr)
+        rows = np.searchsorted(-curve.thresholds, -plain.thresholds)
+        np.testing.assert_array_equal(curve.false[row][rows], plain.false)
+        np.testing.assert_array_equal(curve.true[row][rows], plain.true)
+        np.testing.assert_array_equal(curve.fnmr[row][rows], plain.fnmr)
         assert eer_rates(curve)[row] == pytest.approx(eer(*copied))
         assert auc_rates(curve)[row] == pytest.approx(auc(*copied))
         for target in (0.05, 0.3, 1.0):
             assert tmr_rates(curve, target)[row] == tmr_at_fmr(*copied, target)[0].tmr
 
 
-def test_perfect_and_hopeless_scores() -> None:
+def test_perfect_inverted_and_constant_scores() -> None:
     mated = np.array([True, True, False, False])
     assert (eer([4, 3, 2, 1], mated), auc([4, 3, 2, 1], mated)) == (0.0, 1.0)
     assert (eer([1, 2, 3, 4], mated), auc([1, 2, 3, 4], mated)) == (1.0, 0.0)
     assert (eer([1, 1, 1, 1], mated), auc([1, 1, 1, 1], mated)) == (0.5, 0.5)
 
 
-def test_det_corners_hold_the_whole_curve() -> None:
+def test_det_corners_determine_the_curve() -> None:
     scores, mated = draw(ties=True)
     fmr, fnmr, thresholds = det_curve(scores, mated)
     curve = roc(scores, mated)
@@ -120,7 +120,7 @@ def test_det_corners_hold_the_whole_curve() -> None:
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_det_corners_are_where_the_staircase_turns(ties: bool) -> None:
+def test_det_corners_are_the_turns_of_the_staircase(ties: bool) -> None:
     scores, mated = draw(60, ties=ties)
     curve = roc(scores, mated)
     points = list(zip(curve.false.tolist(), curve.true.tolist()))
@@ -138,13 +138,13 @@ def test_det_corners_are_where_the_staircase_turns(ties: bool) -> None:
 
 @pytest.mark.parametrize("size", [399, 400, 401, 3000])
 def test_thinned_points_are_the_first_to_reach_each_rate(size: int) -> None:
-    way = np.arange(size) / (size - 1)
-    fmr, fnmr = np.minimum(1, (1.1 * way) ** 3), np.minimum(1, (1.1 * (1 - way)) ** 2)
-    kept = {0, size - 1}
-    for risen, left in zip(np.geomspace(fmr[1], 1, 200), np.geomspace(fnmr[-2], 1, 200)):
-        kept.add(next(i for i in range(size) if fmr[i] >= risen))
-        kept.add(next(i for i in reversed(range(size)) if fnmr[i] >= left))
-    assert spread(fmr, fnmr).tolist() == (list(range(size)) if size <= 400 else sorted(kept))
+    progress = np.arange(size) / (size - 1)
+    fmr, fnmr = np.minimum(1, (1.1 * progress) ** 3), np.minimum(1, (1.1 * (1 - progress)) ** 2)
+    expected_rows = {0, size - 1}
+    for fmr_level, fnmr_level in zip(np.geomspace(fmr[1], 1, 200), np.geomspace(fnmr[-2], 1, 200)):
+        expected_rows.add(next(i for i in range(size) if fmr[i] >= fmr_level))
+        expected_rows.add(next(i for i in reversed(range(size)) if fnmr[i] >= fnmr_level))
+    assert spread(fmr, fnmr).tolist() == (list(range(size)) if size <= 400 else sorted(expected_rows))
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_thinned_points_are_the_first_to_reach_each_rate(size: int) -> None:
         ([1.0, 2.0], [2, 0], "expected booleans or 0 and 1"),
     ],
 )
-def test_bad_input(scores: list[float], mated: list[object], message: str) -> None:
+def test_bad_input_is_refused(scores: list[float], mated: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         roc(np.array(scores), np.array(mated))
 
 
 @pytest.mark.parametrize("target", [0.0, -0.1, 1.5, float("nan")])
-def test_bad_targets(target: float) -> None:
+def test_bad_targets_are_refused(target: float) -> None:
     with pytest.raises(InputError, match="FMR target"):
         tmr_at_fmr([1.0, 0.0], [True, False], target)

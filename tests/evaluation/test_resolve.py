@@ -1,4 +1,4 @@
-"""Keys to rows: what is unknown is an error, what was skipped is a failure to acquire."""
+"""From keys to rows: unknown keys are an error, skipped images a failure to acquire."""
 
 import dataclasses
 
@@ -20,28 +20,31 @@ def four() -> Embeddings:
     )
 
 
-def test_rows_people_and_failures(four: Embeddings) -> None:
+def test_pairs_are_resolved_with_subjects_and_failures(four: Embeddings) -> None:
     pairs = resolve_pairs(four, four, LEFT, RIGHT, MATED, FOLDS, None)
     assert pairs.left.tolist() == [0, 1, 0] and pairs.right.tolist() == [1, 2, 3]
     assert pairs.is_embedded.tolist() == [True, True, True, False] and pairs.failed_pairs == 1
-    assert pairs.failures == [("x", "gone")]  # not y: no pair needs it
+    assert pairs.failures == [("x", "gone")]  # without y, which no pair uses
     assert pairs.unit == "subject" and pairs.subjects[1].tolist() == ["Ann", "Bob", "Cid"]
     assert pairs.mated.dtype == bool and pairs.folds.tolist() == [0, 0, 1]
 
 
-def test_one_unknown_person_among_the_pairs_means_images_are_drawn(four: Embeddings) -> None:
+def test_images_are_resampled_if_any_subject_is_unknown(four: Embeddings) -> None:
     labels = np.array([0, 0, -1, 2])
-    some = dataclasses.replace(four, labels=labels, identities=())
-    assert resolve_pairs(some, some, LEFT, RIGHT, MATED, FOLDS, None).unit == "image"
-    assert resolve_pairs(some, some, ["a", "a"], ["b", "d"], [1, 0], [0, 1], None).unit == "subject"
+    partly_labelled = dataclasses.replace(four, labels=labels, identities=())
+    assert resolve_pairs(partly_labelled, partly_labelled, LEFT, RIGHT, MATED, FOLDS, None).unit == "image"
+    assert (
+        resolve_pairs(partly_labelled, partly_labelled, ["a", "a"], ["b", "d"], [1, 0], [0, 1], None).unit
+        == "subject"
+    )
 
 
-def test_unknown_keys_are_an_error_with_their_number(four: Embeddings) -> None:
+def test_unknown_keys_are_counted_in_the_error(four: Embeddings) -> None:
     with pytest.raises(InputError, match=r"2 of 4 keys are not in these embeddings of 4 images: 'e', 'f'"):
         resolve_pairs(four, four, list("aefb"), list("bcda"), MATED, FOLDS, None)
 
 
-def test_names_in_another_spelling_are_the_same_images(four: Embeddings) -> None:
+def test_other_spellings_of_keys_are_matched(four: Embeddings) -> None:
     keys = [f"faces/{key}.png" for key in four.keys]
     named = dataclasses.replace(four, keys=keys, skipped=[("faces/x.png", "gone")])
     listed = [f"{key}.jpg" for key in ("a", "x", "c", "b")], [f"{key}.jpg" for key in ("b", "c", "d", "a")]
@@ -55,7 +58,7 @@ def test_names_in_another_spelling_are_the_same_images(four: Embeddings) -> None
     ]
 
 
-def test_one_kind_left_after_failures_says_so(four: Embeddings) -> None:
+def test_failures_that_leave_one_kind_of_pairs_are_refused(four: Embeddings) -> None:
     with pytest.raises(
         InputError, match=r"1 of 2 have an image that could not be embedded; the rest are 0 mated and 1"
     ):
@@ -71,6 +74,6 @@ def test_one_kind_left_after_failures_says_so(four: Embeddings) -> None:
         ([1, 0, np.nan, 1], FOLDS, "booleans or 0 and 1"),
     ],
 )
-def test_misfitting_columns(four: Embeddings, mated: list, folds: list, message: str) -> None:
+def test_inconsistent_columns_are_refused(four: Embeddings, mated: list, folds: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve_pairs(four, four, LEFT, RIGHT, mated, folds, None)

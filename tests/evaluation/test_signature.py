@@ -2,12 +2,12 @@ from spherecf.evaluation import signature
 from spherecf.evaluation.results import input_facts
 
 
-def test_values_cannot_break_the_line() -> None:
+def test_values_cannot_break_the_signature() -> None:
     line = signature("x/tenfold", view="a|b\nc", gone=None)
     assert line.startswith("x/tenfold|view:a/b c|spherecf:") and "gone" not in line
 
 
-def test_sides_that_differ_or_say_nothing() -> None:
+def test_differing_and_missing_facts_are_shown_per_side() -> None:
     left, right = (
         {"view": "clean", "data": "a" * 64, "flip": "sum"},
         {"view": "clean", "data": "sha256:" + "c" * 64},

@@ -1,4 +1,4 @@
-"""Nobody is in two parts, and no two disjoint pairs share a person."""
+"""Parts share no subject, and disjoint pairs share no person."""
 
 import numpy as np
 import pytest
@@ -11,47 +11,49 @@ def pairs(people: int, n: int, groups: int = 1) -> tuple[np.ndarray, np.ndarray,
     """Random pairs within groups of people, 40 % mated."""
     rng = np.random.default_rng(0)
     mated = rng.random(n) < 0.4
-    each = people // groups
+    group_size = people // groups
     group = rng.integers(groups, size=n)
-    left = group * each + rng.integers(each, size=n)
-    other = group * each + (left % each + rng.integers(1, each, size=n)) % each
-    return left, np.where(mated, left, other), mated
+    left = group * group_size + rng.integers(group_size, size=n)
+    non_mated_right = (
+        group * group_size + (left % group_size + rng.integers(1, group_size, size=n)) % group_size
+    )
+    return left, np.where(mated, left, non_mated_right), mated
 
 
-@pytest.mark.parametrize("groups, drawn", [(20, "groups"), (1, "people")])
-def test_parts_have_nobody_in_common(groups: int, drawn: str) -> None:
+@pytest.mark.parametrize("groups, unit", [(20, "groups"), (1, "people")])
+def test_parts_share_no_subject(groups: int, unit: str) -> None:
     left, right, _ = pairs(200, 3000, groups)
-    part, how = split_subjects(left, right, [1, 1, 2], seed=3)
-    assert how == drawn
-    own = [set(left[part == i]) | set(right[part == i]) for i in range(3)]
-    assert not (own[0] & own[1] or own[0] & own[2] or own[1] & own[2])
+    part, split_unit = split_subjects(left, right, [1, 1, 2], seed=3)
+    assert split_unit == unit
+    subjects = [set(left[part == i]) | set(right[part == i]) for i in range(3)]
+    assert not (subjects[0] & subjects[1] or subjects[0] & subjects[2] or subjects[1] & subjects[2])
     sizes = np.array([(part == i).sum() for i in range(3)])
     if groups > 1:
         assert (part >= 0).all() and np.abs(sizes / 3000 - [0.25, 0.25, 0.5]).max() < 0.06
     else:
         across = part < 0
         assert (left[across] != right[across]).all() and 0.3 < across.mean() < 0.5
-        people = np.array([len(one) for one in own])
-        assert np.abs(people / 200 - [0.25, 0.25, 0.5]).max() < 0.06
+        counts = np.array([len(part_subjects) for part_subjects in subjects])
+        assert np.abs(counts / 200 - [0.25, 0.25, 0.5]).max() < 0.06
 
 
-def test_names_do_as_well_as_numbers_and_the_seed_matters() -> None:
+def test_names_are_split_reproducibly_by_seed() -> None:
     left, right, _ = pairs(60, 400)
     names = left.astype(str), right.astype(str)
-    once, again = split_subjects(*names, [1, 1], seed=1), split_subjects(*names, [1, 1], seed=1)
-    assert np.array_equal(once[0], again[0])
-    assert not np.array_equal(once[0], split_subjects(*names, [1, 1], seed=2)[0])
+    first, repeated = split_subjects(*names, [1, 1], seed=1), split_subjects(*names, [1, 1], seed=1)
+    assert np.array_equal(first[0], repeated[0])
+    assert not np.array_equal(first[0], split_subjects(*names, [1, 1], seed=2)[0])
 
 
-def test_disjoint_pairs_share_nobody_and_keep_the_mix() -> None:
+def test_disjoint_pairs_share_no_person_and_keep_the_mated_share() -> None:
     left, right, mated = pairs(900, 5000)
     rows = disjoint_pairs(left, right, mated, seed=1)
     people = [{left[row], right[row]} for row in rows]
     assert len(set.union(*people)) == sum(map(len, people))
     assert len(rows) > 400 and abs(mated[rows].mean() - mated.mean()) < 0.01
     assert not np.array_equal(rows, disjoint_pairs(left, right, mated, seed=2))
-    only = disjoint_pairs(left[mated], right[mated], mated[mated])
-    assert len(only) == np.unique(left[mated]).size
+    mated_only = disjoint_pairs(left[mated], right[mated], mated[mated])
+    assert len(mated_only) == np.unique(left[mated]).size
 
 
 def test_too_few_people_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Shares of millions of pairs at thresholds, against the plain bootstrap of weights per pair."""
+"""Shares of pairs above thresholds against the plain bootstrap of weighted pairs."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def some_pairs(people: int, pairs: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 @pytest.mark.parametrize(("people", "pairs"), [(12, 900), (60, 300)])
-def test_counts_and_draws_are_those_of_the_plain_bootstrap(people: int, pairs: int) -> None:
+def test_counts_and_draws_equal_the_plain_bootstrap(people: int, pairs: int) -> None:
     scores, left, right = some_pairs(people, pairs)
     thresholds = np.array([-0.5, 0.0, 0.7, 9.0])
     rates = SubjectRates.of(scores, left, right, thresholds, draws=50, seed=3)
@@ -27,14 +27,14 @@ def test_counts_and_draws_are_those_of_the_plain_bootstrap(people: int, pairs: i
     np.testing.assert_array_equal(rates.rates, reach.mean(0))
 
     def statistic(weights: np.ndarray) -> dict[str, np.ndarray]:
-        return {str(place): weights @ reach[:, place] / weights.sum(1) for place in range(4)}
+        return {str(column): weights @ reach[:, column] / weights.sum(1) for column in range(4)}
 
     plain = bootstrap_subjects(statistic, left, right, draws=50, seed=3)
     np.testing.assert_allclose(rates.drawn, np.stack(list(plain.values()), 1), rtol=1e-12)
     assert rates.interval(1) == pytest.approx(tuple(np.quantile(plain["1"], [0.025, 0.975])))
 
 
-def test_the_bound_is_never_below_the_exact_binomial_one() -> None:
+def test_the_bound_is_never_below_the_exact_binomial_bound() -> None:
     scores, left, right = some_pairs(40, 2000)
     rates = SubjectRates.of(scores, left, right, np.array([0.0, 9.0]), draws=100)
     plain = SubjectRates.of(scores, left, right, np.array([0.0, 9.0]), draws=0)
@@ -46,7 +46,7 @@ def test_the_bound_is_never_below_the_exact_binomial_one() -> None:
     )
 
 
-def test_what_is_wrong_is_said() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="none NaN"):
         SubjectRates.of([np.nan, 1.0], [0, 1], [1, 0], [0.0])
     with pytest.raises(InputError, match="ascending"):

@@ -1,4 +1,4 @@
-"""Tails against worlds whose tail is known, and the rules that are made of them."""
+"""Tail fits on data with a known tail, and the rules extrapolated from them."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from spherecf.evaluation import TailFit, extrapolated_rule, fit_tail
 
 
 def pairs_of(people: int, seed: int, spread: float = 0.3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of all pairs of some people; some people resemble everybody. All together they are normal."""
+    """All pairs of a few people, some of whom resemble everyone; over all people, scores are normal."""
     rng = np.random.default_rng(seed)
     left, right = np.triu_indices(people, 1)
     likeness = rng.normal(0, spread, people)
@@ -19,42 +19,45 @@ def pairs_of(people: int, seed: int, spread: float = 0.3) -> tuple[np.ndarray, n
 
 
 @pytest.mark.parametrize("shape", [-0.3, 0.0, 0.25])
-def test_the_likeliest_tail_is_found(shape: float) -> None:
+def test_the_fit_maximises_the_likelihood(shape: float) -> None:
     scores = genpareto.rvs(shape, size=50_000, random_state=1)
-    who = np.random.default_rng(0).integers(0, 200, (2, scores.size))
-    tail = fit_tail(scores, *who, share=0.02, draws=0)
+    subjects = np.random.default_rng(0).integers(0, 200, (2, scores.size))
+    tail = fit_tail(scores, *subjects, share=0.02, draws=0)
     assert tail.exceedances == 1000 and tail.fitted[0] == 0.02
     above = scores[scores > tail.start] - tail.start
-    found, _, scale = genpareto.fit(above, floc=0)  # another maximisation of the same likelihood
-    best = genpareto.logpdf(above, found, scale=scale).sum()
-    assert genpareto.logpdf(above, tail.fitted[2], scale=tail.fitted[1]).sum() > best - 0.01
+    shape_fit, _, scale = genpareto.fit(above, floc=0)  # an independent maximisation
+    maximum = genpareto.logpdf(above, shape_fit, scale=scale).sum()
+    assert genpareto.logpdf(above, tail.fitted[2], scale=tail.fitted[1]).sum() > maximum - 0.01
     steps = np.arange(1000) / 1000
-    off = genpareto.cdf(np.sort(above), found, scale=scale) - steps
-    assert tail.gap == pytest.approx(max(off.max(), (0.001 - off).max()), abs=2e-3)
+    deviations = genpareto.cdf(np.sort(above), shape_fit, scale=scale) - steps
+    assert tail.gap == pytest.approx(max(deviations.max(), (0.001 - deviations).max()), abs=2e-3)
     assert tail.rate(tail.threshold(1e-6)) == pytest.approx(1e-6, rel=1e-9)
     assert tail.threshold(1e-6) == pytest.approx(
         tail.start + genpareto.isf(1e-6 / 0.02, tail.fitted[2], scale=tail.fitted[1]), rel=1e-6
     )
 
 
-def test_a_rate_that_few_pairs_cannot_show_lies_within_the_interval() -> None:
-    """Fitted on the pairs of 100 people; the truth is that of all people."""
+def test_the_interval_covers_a_rate_below_the_resolution() -> None:
+    """Fitted on pairs of 100 people; the true rate is that of the population."""
     inside = []
     for seed in range(40):
         tail = fit_tail(*pairs_of(100, seed), share=0.05, draws=200)
         low, high = tail.interval(float(norm.isf(1e-5)))
         inside.append(low <= 1e-5 <= high)
-    assert np.mean(inside) >= 0.8  # 95 % where the tail is what the limit says; a normal one falls faster
+    assert np.mean(inside) >= 0.8  # nominal 95 % needs the limiting tail; a normal one falls faster
 
 
-def test_the_interval_knows_that_pairs_share_people() -> None:
+def test_the_interval_accounts_for_pairs_that_share_people() -> None:
     scores, left, right = pairs_of(100, 0, spread=0.6)
-    apart = np.arange(2 * scores.size).reshape(2, -1)  # as if each pair were two people of its own
-    ends = [fit_tail(scores, *who, share=0.05, draws=200).interval(2.5) for who in ((left, right), apart)]
+    unshared = np.arange(2 * scores.size).reshape(2, -1)  # as if no two pairs shared a person
+    ends = [
+        fit_tail(scores, *subjects, share=0.05, draws=200).interval(2.5)
+        for subjects in ((left, right), unshared)
+    ]
     assert ends[0][1] - ends[0][0] > 1.2 * (ends[1][1] - ends[1][0])
 
 
-def test_a_rule_beyond_what_was_counted_says_so() -> None:
+def test_extrapolated_rules_are_marked_and_bounded() -> None:
     tails = [fit_tail(*pairs_of(300, seed), share=0.01, draws=100, seed=seed) for seed in (1, 2)]
     count = ErrorCount("false non-matches of mated pairs", 1, 100, 0.05)
     counted = DecisionRule(
@@ -90,16 +93,17 @@ def test_too_few_exceedances_are_refused() -> None:
         tail.threshold(0.5)
 
 
-def test_a_tail_begins_where_it_may_if_that_leaves_enough() -> None:
-    """Of a mixture whose larger part has another shape, so that a tail across both is too heavy."""
+def test_a_tail_starts_at_min_start_if_enough_pairs_remain() -> None:
+    """In a mixture, a tail fitted across both parts is too heavy."""
     rng = np.random.default_rng(0)
     scores = np.where(rng.random(100_000) < 3e-3, rng.exponential(size=100_000), rng.normal(-8, 1.5, 100_000))
-    who = rng.integers(0, 300, (2, scores.size))
+    subjects = rng.integers(0, 300, (2, scores.size))
     across, above = (
-        fit_tail(scores, *who, share=0.01, min_start=least, draws=100) for least in (-np.inf, 0.0)
+        fit_tail(scores, *subjects, share=0.01, min_start=min_start, draws=100)
+        for min_start in (-np.inf, 0.0)
     )
     assert across.start < 0 == above.start and above.exceedances == (scores > 0).sum()
     truth = float(-np.log(1e-6 / 3e-3))
     assert truth < above.threshold(1e-6) < truth + 2 < 100 < across.threshold(1e-6)
-    few = fit_tail(scores, *who, share=0.01, min_start=1e9, draws=0)
-    assert few.exceedances == 100 and few.start == np.sort(scores)[-101]
+    smallest = fit_tail(scores, *subjects, share=0.01, min_start=1e9, draws=0)
+    assert smallest.exceedances == 100 and smallest.start == np.sort(scores)[-101]

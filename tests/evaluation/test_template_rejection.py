@@ -1,4 +1,4 @@
-"""A template benchmark's galleries: pooled, searched, failures counted."""
+"""Open-set rejection of a template benchmark: pooled, searched, failures counted."""
 
 import dataclasses
 
@@ -19,13 +19,13 @@ OPTIONS = RejectionOptions([0.2], draws=0, trials=6)
 
 @pytest.fixture
 def benchmark() -> tuple[Embeddings, IjbMeta]:
-    """Template t of person p has two images in one medium and one in another; two galleries of 20 people."""
+    """Each template has two images in one medium and one in another; two galleries of 20 people."""
     rng = np.random.default_rng(0)
-    who = np.repeat(np.arange(PEOPLE), EACH)
+    template_subjects = np.repeat(np.arange(PEOPLE), EACH)
     templates = np.repeat(np.arange(PEOPLE * EACH) * 3 + 5, 3)
     media = np.tile([1, 1, 2], PEOPLE * EACH)
     noise = rng.uniform(0.2, 1.2, templates.size)
-    mu = rng.normal(size=(PEOPLE, DIM))[np.repeat(who, 3)] + noise[:, None] * rng.normal(
+    mu = rng.normal(size=(PEOPLE, DIM))[np.repeat(template_subjects, 3)] + noise[:, None] * rng.normal(
         size=(templates.size, DIM)
     )
     names = [f"{i}.jpg" for i in range(templates.size)]
@@ -34,31 +34,33 @@ def benchmark() -> tuple[Embeddings, IjbMeta]:
         extras={"norm": rng.uniform(5, 20, templates.size)},
     )  # fmt: skip
     ids = np.unique(templates)
-    first, rest = ids[::EACH], np.arange(ids.size) % EACH > 0
+    enrolled, is_probe = ids[::EACH], np.arange(ids.size) % EACH > 0
     galleries = {
-        name: TemplateList(first[part], np.arange(PEOPLE)[part])
+        name: TemplateList(enrolled[part], np.arange(PEOPLE)[part])
         for name, part in (("G1", slice(0, 20)), ("G2", slice(20, 40)))
     }
-    shuffle = rng.permutation(int(rest.sum()))
-    probes = TemplateList(ids[rest][shuffle], who[rest][shuffle])
+    shuffle = rng.permutation(int(is_probe.sum()))
+    probes = TemplateList(ids[is_probe][shuffle], template_subjects[is_probe][shuffle])
     return e, IjbMeta("toy", names, templates, media, galleries=galleries, probes=probes)
 
 
-def test_it_is_evaluate_rejection_of_the_pooled_templates(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+def test_results_equal_evaluate_rejection_on_pooled_templates(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
-    found = evaluate_template_rejection(e, meta, OPTIONS)
-    assert list(found) == ["G1", "G2"] and found["G1"].name == "toy/G1"
-    assert found["G1"].counts["mated"] == found["G1"].counts["non_mated"] == 30
+    reports = evaluate_template_rejection(e, meta, OPTIONS)
+    assert list(reports) == ["G1", "G2"] and reports["G1"].name == "toy/G1"
+    assert reports["G1"].counts["mated"] == reports["G1"].counts["non_mated"] == 30
     pooled = pool_templates(e.mu, e.kappa, meta.templates, meta.media)
     gallery = pooled.select(np.arange(0, 80, EACH))
-    rest = np.flatnonzero(np.arange(160) % EACH > 0)
-    test = OpenSet(gallery, np.arange(20), pooled.select(rest), np.repeat(np.arange(PEOPLE), EACH)[rest])
+    probe_rows = np.flatnonzero(np.arange(160) % EACH > 0)
+    test = OpenSet(
+        gallery, np.arange(20), pooled.select(probe_rows), np.repeat(np.arange(PEOPLE), EACH)[probe_rows]
+    )
     expected = evaluate_rejection(test, OPTIONS, name="toy/G1")
     for entry in expected.prr:
-        assert found["G1"].at(entry.confidence, 0.2).prr == pytest.approx(entry.prr) or entry.prr == (
-            found["G1"].at(entry.confidence, 0.2).prr
+        assert reports["G1"].at(entry.confidence, 0.2).prr == pytest.approx(entry.prr) or entry.prr == (
+            reports["G1"].at(entry.confidence, 0.2).prr
         )
-    line = found["G1"].at("norm", 0.2).signature
+    line = reports["G1"].at("norm", 0.2).signature
     assert (
         "toy/G1/open-set|meta:sha256:" in line
         and "|pool:media-mean+kappa|" in line
@@ -69,8 +71,8 @@ def test_it_is_evaluate_rejection_of_the_pooled_templates(benchmark: tuple[Embed
 def test_confidences_are_means_over_media(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
     norm = _template_confidences(e, find_images(e, meta))["norm"]
-    one = e.extras["norm"][:3]
-    assert norm[0] == pytest.approx(((one[0] + one[1]) / 2 + one[2]) / 2) and norm.shape == (160,)
+    norms = e.extras["norm"][:3]
+    assert norm[0] == pytest.approx(((norms[0] + norms[1]) / 2 + norms[2]) / 2) and norm.shape == (160,)
     scored = dataclasses.replace(meta, detector_score=np.arange(480, dtype=np.float32))
     assert _template_confidences(e, find_images(e, scored))["detector_score"][1] == pytest.approx(
         (3.5 + 5) / 2
@@ -79,11 +81,12 @@ def test_confidences_are_means_over_media(benchmark: tuple[Embeddings, IjbMeta])
 
 def test_failures_to_acquire_are_counted_and_never_searched(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
-    gone = [*range(3), *range(15, 18)]  # gallery template of person 0, first probe of person 1
-    part = e.select([row for row in range(480) if row not in gone])
+    lost_rows = [*range(3), *range(15, 18)]  # gallery template of person 0, first probe of person 1
+    part = e.select([row for row in range(480) if row not in lost_rows])
     counts = evaluate_template_rejection(part, meta, OPTIONS, galleries=["G1"])["G1"].counts
     assert counts["failed_gallery"] == 1
-    assert counts["failed_probes"] == 3 + 1  # all probes of person 0, who cannot be found, and the lost one
+    # all three probes of person 0, who is not enrolled, and the lost one
+    assert counts["failed_probes"] == 3 + 1
     total = counts["probes"] + counts["validation_probes"]
     assert total + counts["failed_probes"] == 120
 
@@ -96,7 +99,7 @@ def test_a_probe_in_the_gallery_is_refused(benchmark: tuple[Embeddings, IjbMeta]
         )
 
 
-def test_the_precision_of_the_images_is_a_confidence_too(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+def test_image_precisions_become_a_template_confidence(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
     log_precision = np.repeat(np.arange(480.0)[:, None], DIM, 1) / 100
     e = dataclasses.replace(e, log_precision=log_precision)
@@ -106,7 +109,7 @@ def test_the_precision_of_the_images_is_a_confidence_too(benchmark: tuple[Embedd
     assert "precision" not in report.absent_confidences and report.at("precision", 0.2) is not None
 
 
-def test_what_is_missing_is_said(benchmark: tuple[Embeddings, IjbMeta]) -> None:
+def test_missing_lists_and_scores_are_reported(benchmark: tuple[Embeddings, IjbMeta]) -> None:
     e, meta = benchmark
     with pytest.raises(InputError, match=r"galleries and probes are needed but missing: .*1N_probe.csv"):
         evaluate_template_rejection(

@@ -1,4 +1,4 @@
-"""Ten-fold accuracy against the slow obvious loop."""
+"""Ten-fold accuracy against a slow, obvious loop."""
 
 import numpy as np
 import pytest
@@ -50,28 +50,34 @@ def test_integer_weights_equal_repeated_pairs() -> None:
     names, fold = check_folds(folds, pairs)
     correct, total, _ = fold_counts(pairs, fold, len(names), weights)
     for draw in range(3):
-        again = np.repeat(np.arange(200), weights[draw].astype(int))
-        result = tenfold(scores[again], mated[again], folds[again])
+        repeated_rows = np.repeat(np.arange(200), weights[draw].astype(int))
+        result = tenfold(scores[repeated_rows], mated[repeated_rows], folds[repeated_rows])
         np.testing.assert_allclose(correct[draw] / total[draw], result.accuracies)
 
 
-def test_log_line() -> None:
+def test_the_log_line_has_the_common_format() -> None:
     line = tenfold(*make(600)).log_line("cfp_fp", 7)
     assert line.startswith("[cfp_fp][7]Accuracy-Flip: 0.") and "+-0." in line
 
 
-def test_bad_folds() -> None:
+def test_bad_folds_are_refused() -> None:
     with pytest.raises(InputError, match="at least 2 different folds, got 1"):
         tenfold([1.0, 0.0], [True, False], [3, 3])
     with pytest.raises(InputError, match=r"one per pair, shape \(2,\), got \(3,\)"):
         tenfold([1.0, 0.0], [True, False], [1, 2, 3])
 
 
-def test_folds_of_one_kind_of_pairs_are_told() -> None:
+def test_folds_with_one_kind_of_pairs_are_reported() -> None:
     scores = np.linspace(0, 1, 20)
     by_kind = tenfold(scores, np.repeat([True, False], 10), np.repeat(np.arange(10), 2))
     assert by_kind.one_sided == list(range(10)) and "10 of 10 folds" in by_kind.log_line("own")
-    in_turn = tenfold(scores, np.tile([True, False], 10), np.repeat(np.arange(10), 2))
-    assert in_turn.one_sided == [] and in_turn.warning == "" and in_turn.log_line("own")[-1].isdigit()
-    one = tenfold(scores, np.array([True, True, *np.tile([True, False], 9)]), np.repeat(np.arange(10), 2))
-    assert one.one_sided == [0]
+    alternating = tenfold(scores, np.tile([True, False], 10), np.repeat(np.arange(10), 2))
+    assert (
+        alternating.one_sided == []
+        and alternating.warning == ""
+        and alternating.log_line("own")[-1].isdigit()
+    )
+    one_sided = tenfold(
+        scores, np.array([True, True, *np.tile([True, False], 9)]), np.repeat(np.arange(10), 2)
+    )
+    assert one_sided.one_sided == [0]

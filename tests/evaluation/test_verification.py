@@ -1,4 +1,4 @@
-"""The pair protocol as a whole: right numbers, failures set apart, bad input named."""
+"""The pair protocol as a whole: correct numbers, separate failures, and bad input reported."""
 
 import dataclasses
 import json
@@ -14,24 +14,26 @@ from spherecf.evaluation import eer, tenfold, tmr_at_fmr
 from spherecf.scoring import mutual_likelihood_score
 
 
-def test_numbers_are_those_of_the_metrics(toy: Toy) -> None:
+def test_reported_numbers_equal_the_metrics(toy: Toy) -> None:
     report = toy.report(right=toy.degraded)
     a, b = toy.clean.rows(toy.left), toy.degraded.rows(toy.right)
     mls = mutual_likelihood_score(
         torch.from_numpy(toy.clean.mu[a]).double(), torch.from_numpy(toy.clean.kappa[a]).double(),
         torch.from_numpy(toy.degraded.mu[b]).double(), torch.from_numpy(toy.degraded.kappa[b]).double(),
     ).numpy()  # fmt: skip
-    found = report.scores["mls"]
+    mls_report = report.scores["mls"]
     expected = tenfold(mls, toy.mated, toy.folds)
-    assert found.tenfold.accuracies == pytest.approx(expected.accuracies)
-    assert found.accuracy.value == expected.mean and found.eer.value == pytest.approx(eer(mls, toy.mated))
-    assert [entry.tmr for entry in found.tmr] == [
+    assert mls_report.tenfold.accuracies == pytest.approx(expected.accuracies)
+    assert mls_report.accuracy.value == expected.mean and mls_report.eer.value == pytest.approx(
+        eer(mls, toy.mated)
+    )
+    assert [entry.tmr for entry in mls_report.tmr] == [
         e.tmr for e in tmr_at_fmr(mls, toy.mated, [0.1, 0.01, 0.001])
     ]
     cosine = (toy.clean.mu[a].astype(float) * toy.degraded.mu[b]).sum(1)
     assert report.scores["cosine"].tenfold.mean == tenfold(cosine, toy.mated, toy.folds).mean
     difference = report.differences["mls-cosine:eer"]
-    assert difference.value == pytest.approx(found.eer.value - report.scores["cosine"].eer.value)
+    assert difference.value == pytest.approx(mls_report.eer.value - report.scores["cosine"].eer.value)
     assert report.counts == {
         "images": len({*a.tolist()}) + len({*b.tolist()}), "pairs": 400, "mated": 200, "non_mated": 200,
         "subjects": 40, "failed_images": 0, "failed_pairs": 0,
@@ -39,7 +41,7 @@ def test_numbers_are_those_of_the_metrics(toy: Toy) -> None:
     assert report.absent_confidences == ["detector_score", "sharpness"]
 
 
-def test_a_target_without_enough_pairs_has_no_number_anywhere(toy: Toy) -> None:
+def test_unresolved_targets_have_no_numbers(toy: Toy) -> None:
     report = toy.report(draws=50)
     mls = report.scores["mls"]
     assert mls.tmr[2].tmr is None and "needs at least 1000 non-mated pairs, there are 200" in str(
@@ -50,14 +52,16 @@ def test_a_target_without_enough_pairs_has_no_number_anywhere(toy: Toy) -> None:
 
 
 def test_skipped_images_are_failures_to_acquire_and_never_scored(toy: Toy) -> None:
-    gone = toy.left[0], toy.right[7]
-    stay = [row for row, key in enumerate(toy.clean.keys) if key not in gone]
-    part = dataclasses.replace(toy.clean.select(stay), skipped=[(key, "truncated JPEG") for key in gone])
-    scored = np.array([not {a, b} & set(gone) for a, b in zip(toy.left, toy.right)])
+    lost_keys = toy.left[0], toy.right[7]
+    kept_rows = [row for row, key in enumerate(toy.clean.keys) if key not in lost_keys]
+    part = dataclasses.replace(
+        toy.clean.select(kept_rows), skipped=[(key, "truncated JPEG") for key in lost_keys]
+    )
+    scored = np.array([not {a, b} & set(lost_keys) for a, b in zip(toy.left, toy.right)])
     report = toy.report(part, extra_scores={"one": np.where(scored, toy.mated, np.nan)})
     assert report.counts["pairs"] == scored.sum() < 400 and report.counts["failed_pairs"] == (~scored).sum()
     assert report.counts["failed_images"] == 2 and report.failures == sorted(
-        (k, "truncated JPEG") for k in gone
+        (k, "truncated JPEG") for k in lost_keys
     )
     assert report.scores["one"].accuracy.value == 1.0
     rows = [toy.clean.rows(np.array(side)[scored]) for side in (toy.left, toy.right)]
@@ -66,7 +70,7 @@ def test_skipped_images_are_failures_to_acquire_and_never_scored(toy: Toy) -> No
     assert report.scores["cosine"].tenfold.accuracies == expected.accuracies
 
 
-def test_the_signature_names_what_the_number_depends_on(toy: Toy) -> None:
+def test_the_signature_contains_all_inputs_and_settings(toy: Toy) -> None:
     report = toy.report(right=toy.degraded, condition="clean/degraded", draws=20, seed=5)
     parts = dict(part.split(":", 1) for part in report.scores["mls"].signature.split("|")[1:])
     assert (
@@ -79,38 +83,38 @@ def test_the_signature_names_what_the_number_depends_on(toy: Toy) -> None:
     assert "|r:" not in report.scores["cosine"].signature
 
 
-def test_radius_comes_from_the_provenance_and_shifts_every_score_alike(toy: Toy) -> None:
+def test_the_radius_comes_from_the_provenance_and_shifts_all_scores_equally(toy: Toy) -> None:
     at_8 = embeddings(np.full(240, 0.5), 2, radius=8.0)
-    default, given = toy.report(at_8), toy.report(at_8, radius=64.0)
-    assert "|r:8|" in default.scores["mls"].signature and "|r:64|" in given.scores["mls"].signature
-    assert default.scores["mls"].eer == given.scores["mls"].eer
+    default, explicit = toy.report(at_8), toy.report(at_8, radius=64.0)
+    assert "|r:8|" in default.scores["mls"].signature and "|r:64|" in explicit.scores["mls"].signature
+    assert default.scores["mls"].eer == explicit.scores["mls"].eer
     bare = Embeddings(at_8.mu, at_8.log_kappa, at_8.keys)
     assert "|r:64|" in toy.report(bare).scores["mls"].signature
 
 
-def test_without_people_images_are_drawn_and_the_signature_says_so(toy: Toy) -> None:
+def test_without_subjects_images_are_resampled(toy: Toy) -> None:
     unknown = dataclasses.replace(toy.clean, labels=np.full(240, -1), identities=())
-    none = dataclasses.replace(toy.clean, labels=None, identities=())
-    for nobody in (unknown, none):
-        report = toy.report(nobody, draws=20)
+    unlabelled = dataclasses.replace(toy.clean, labels=None, identities=())
+    for embeddings_file in (unknown, unlabelled):
+        report = toy.report(embeddings_file, draws=20)
         assert report.resampling == "image-20/0" and report.counts["subjects"] == 0
         assert "|ci:image-20/0|" in report.scores["cosine"].signature
     people = [key.split("/")[0] for key in toy.left], [key.split("/")[0] for key in toy.right]
-    named, by_labels = toy.report(none, draws=20, subjects=people), toy.report(draws=20)
+    named, by_labels = toy.report(unlabelled, draws=20, subjects=people), toy.report(draws=20)
     assert named.resampling == "subject-20/0" and named.scores["mls"].eer == by_labels.scores["mls"].eer
 
 
-def test_log_lines(toy: Toy) -> None:
+def test_log_lines_have_the_common_format(toy: Toy) -> None:
     lines = toy.report(step=7).log_lines()
     assert lines[0].startswith("[toy][7]Accuracy-Flip: 0.") and lines[1].startswith(
         "[toy:mls][7]Accuracy-Flip: "
     )
 
 
-def test_plain_data_for_json(toy: Toy) -> None:
+def test_the_report_serialises_to_json(toy: Toy) -> None:
     report = toy.report(right=toy.degraded, draws=20)
-    everything = report.to_dict()
-    assert json.loads(json.dumps(everything, allow_nan=False)) == everything
+    content = report.to_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
     short = report.to_dict(curves=False)
     assert (
         "rejection" not in short and "det" not in short["scores"]["mls"] and short["counts"] == report.counts
@@ -131,14 +135,14 @@ def test_plain_data_for_json(toy: Toy) -> None:
         ({"draws": -1}, "draws: expected 0"),
     ],
 )
-def test_bad_options(toy: Toy, options: dict, message: str) -> None:
+def test_bad_options_are_refused(toy: Toy, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         toy.report(**options)
 
 
-def test_two_recognisers_are_not_compared(toy: Toy) -> None:
+def test_embeddings_of_two_recognisers_are_refused(toy: Toy) -> None:
     with pytest.raises(InputError, match="dimension 16, right 2"):
         toy.report(right=Embeddings(np.eye(2), np.zeros(2), ["a", "b"]))
-    other = embeddings(np.full(240, 0.5), 2, backbone="c" * 64)
+    other_recogniser = embeddings(np.full(240, 0.5), 2, backbone="c" * 64)
     with pytest.raises(InputError, match=r"backbone sha256:bbbbbbbbbbbb, right of sha256:cccccccccccc"):
-        toy.report(right=other)
+        toy.report(right=other_recogniser)

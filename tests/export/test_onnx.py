@@ -1,4 +1,4 @@
-"""The exported file under plain onnxruntime, compared with the model it was made from."""
+"""The exported file, run by plain onnxruntime, agrees with the model from which it was exported."""
 
 import json
 from collections.abc import Callable
@@ -26,23 +26,23 @@ from spherecf.models import HEADS, ConfidenceHead, ConfidenceModel, FrozenBackbo
 
 
 def calibrated(model: ConfidenceModel) -> ConfidenceModel:
-    """With the percentiles of thirty pictures."""
+    """The model with kappa percentiles of thirty images."""
     kappa = model.embed(noise(30, model.backbone.preprocessing.size[0]))[1].exp().numpy()
     scale = KappaScale.fit(kappa, dim=model.backbone.dim, population="noise")
     return model.with_calibration(Calibration(model.fingerprint(), "d" * 64, scale))
 
 
 def run(path: Path, images: np.ndarray) -> dict[str, np.ndarray]:
-    """What a program does that has nothing but onnxruntime."""
+    """Run the file as a program does that only depends on onnxruntime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(None, {session.get_inputs()[0].name: images}), strict=True))
 
 
-def assert_same(got: dict[str, np.ndarray], model: ConfidenceModel, images: np.ndarray) -> None:
-    said = model.outputs(images)
-    assert (got["embedding"] * said.mu.numpy()).sum(1) == pytest.approx(1.0, abs=1e-6)
-    assert got["log_kappa"] == pytest.approx(said.log_kappa.numpy(), abs=1e-4)
+def assert_same(actual: dict[str, np.ndarray], model: ConfidenceModel, images: np.ndarray) -> None:
+    expected = model.outputs(images)
+    assert (actual["embedding"] * expected.mu.numpy()).sum(1) == pytest.approx(1.0, abs=1e-6)
+    assert actual["log_kappa"] == pytest.approx(expected.log_kappa.numpy(), abs=1e-4)
 
 
 @pytest.fixture
@@ -51,16 +51,18 @@ def model(tmp_path: Path) -> ConfidenceModel:
 
 
 @pytest.mark.parametrize("place", ["inside", "outside"])
-def test_the_file_says_what_the_model_says(model: ConfidenceModel, tmp_path: Path, place: str) -> None:
+def test_the_file_gives_the_outputs_of_the_model(model: ConfidenceModel, tmp_path: Path, place: str) -> None:
     report = export_onnx(model, tmp_path / "out.onnx", preprocessing=place)
     faces = noise(5, 16, seed=9)
     images = faces if place == "inside" else model.backbone.preprocessing(faces).numpy()
     for count in (1, 2, 5):
-        got = run(report.path, images[:count])
-        assert_same(got, model, faces[:count])
+        outputs = run(report.path, images[:count])
+        assert_same(outputs, model, faces[:count])
         assert model.calibration is not None and model.calibration.kappa is not None
-        kappa = np.exp(got["log_kappa"].astype(np.float64))
-        assert got["kappa_percentile"] == pytest.approx(model.calibration.kappa.percentile(kappa), abs=0.01)
+        kappa = np.exp(outputs["log_kappa"].astype(np.float64))
+        assert outputs["kappa_percentile"] == pytest.approx(
+            model.calibration.kappa.percentile(kappa), abs=0.01
+        )
     assert report.outputs == {
         "embedding": "float32 (batch, 48)",
         "log_kappa": "float32 (batch,)",
@@ -73,7 +75,7 @@ def test_the_file_says_what_the_model_says(model: ConfidenceModel, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", sorted(HEADS))
 @pytest.mark.parametrize("outputs", [1, 48])
-def test_every_head(tmp_path: Path, kind: str, outputs: int) -> None:
+def test_every_head_is_exported(tmp_path: Path, kind: str, outputs: int) -> None:
     torch.manual_seed(0)
     backbone = FrozenBackbone.from_onnx(tiny_file(tmp_path), preprocessing=TINY)
     channels, height, width = backbone.feature_shape
@@ -81,16 +83,16 @@ def test_every_head(tmp_path: Path, kind: str, outputs: int) -> None:
     for norm in (m for m in head.modules() if isinstance(m, nn.BatchNorm2d)):
         norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr, operator]
     model = ConfidenceModel(backbone, head)
-    got = run(export_onnx(model, tmp_path / "out.onnx").path, noise(3))
-    assert_same(got, model, noise(3))
+    actual = run(export_onnx(model, tmp_path / "out.onnx").path, noise(3))
+    assert_same(actual, model, noise(3))
     if outputs > 1:
-        said = model.outputs(noise(3)).log_precision
-        assert said is not None and got["log_precision"] == pytest.approx(said.numpy(), abs=1e-4)
+        expected = model.outputs(noise(3)).log_precision
+        assert expected is not None and actual["log_precision"] == pytest.approx(expected.numpy(), abs=1e-4)
     else:
-        assert "log_precision" not in got
+        assert "log_precision" not in actual
 
 
-class _Mine(ConfidenceHead):
+class _CustomHead(ConfidenceHead):
     kind = "mine"
 
     def __init__(self, channels: int, height: int, width: int) -> None:
@@ -101,19 +103,21 @@ class _Mine(ConfidenceHead):
         return self.final(summary.amax((2, 3))).squeeze(1)
 
 
-def test_a_head_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_head_is_exported(tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = FrozenBackbone.from_onnx(tiny_file(tmp_path), preprocessing=TINY)
-    model = ConfidenceModel(backbone, _Mine(*backbone.feature_shape))
+    model = ConfidenceModel(backbone, _CustomHead(*backbone.feature_shape))
     assert_same(run(export_onnx(model, tmp_path / "out.onnx").path, noise(4)), model, noise(4))
 
 
 @pytest.mark.parametrize("graph", ["mobilefacenet", "traced_view", "iresnet"])
-def test_graphs_of_others(tmp_path: Path, graph: str) -> None:
-    """A fixed batch of one, a reshape computed from the image, slopes as MXNet wrote them."""
+def test_graphs_of_other_tools_are_exported(tmp_path: Path, graph: str) -> None:
+    """Graphs with a fixed batch of one, a computed reshape, or slopes as written by MXNet."""
     torch.manual_seed(0)
-    made = graphs.iresnet(batch=1, spatial_slopes=False) if graph == "iresnet" else getattr(graphs, graph)()
-    backbone = FrozenBackbone.from_onnx(made, preprocessing=TINY)
+    model_graph = (
+        graphs.iresnet(batch=1, spatial_slopes=False) if graph == "iresnet" else getattr(graphs, graph)()
+    )
+    backbone = FrozenBackbone.from_onnx(model_graph, preprocessing=TINY)
     model = ConfidenceModel(backbone, make_head("light", **_shape(backbone)))
     assert_same(run(export_onnx(model, tmp_path / "out.onnx").path, noise(3)), model, noise(3))
 
@@ -121,8 +125,8 @@ def test_graphs_of_others(tmp_path: Path, graph: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [transformers.ClassToken, lambda: transformers.Swin("map")])
 @pytest.mark.parametrize("opset", [12, 17])
-def test_graphs_with_tokens(tmp_path: Path, make: Callable[[], nn.Module], opset: int) -> None:
-    """Tokens, and a map with its channels last, become what the head knows inside the file too."""
+def test_graphs_with_tokens_are_exported(tmp_path: Path, make: Callable[[], nn.Module], opset: int) -> None:
+    """Tokens and channels-last maps are arranged for the head within the file as well."""
     torch.manual_seed(0)
     graph = transformers.exported(make(), opset, batch=1)
     backbone = FrozenBackbone.from_onnx(graph, preprocessing=TINY)
@@ -131,8 +135,8 @@ def test_graphs_with_tokens(tmp_path: Path, make: Callable[[], nn.Module], opset
 
 
 @pytest.mark.parametrize("opset", [8, 9, 11, 18, 21])
-def test_opsets(tmp_path: Path, opset: int) -> None:
-    """Written in the network's own, down to 9; older ones are converted."""
+def test_the_opset_of_the_network_is_kept(tmp_path: Path, opset: int) -> None:
+    """The file uses the opset of the network if at least 9; older networks are converted."""
     make = graphs.Maker(1)
     x = make.prelu(make.conv("image", "stem", 3, 8, strides=[2, 2]), "map", 8)
     make.dense(make.node("Flatten", [x], "flat", axis=1), "embedding", 8 * 8 * 8, 32)
@@ -144,17 +148,17 @@ def test_opsets(tmp_path: Path, opset: int) -> None:
     assert_same(run(report.path, noise(3)), model, noise(3))
 
 
-def test_torch_networks(tmp_path: Path) -> None:
-    """Checkpoints that SphereCF knows, and a module with its map behind a name."""
+def test_torch_networks_are_exported(tmp_path: Path) -> None:
+    """Checkpoints of supported networks, and a module whose map is given by name."""
     torch.manual_seed(0)
     path = tmp_path / "r18.pth"
     torch.save(make_backbone("r18", dim=64, size=32, width=0.125).state_dict(), path)
-    known = FrozenBackbone.from_checkpoint(path)
+    checkpoint = FrozenBackbone.from_checkpoint(path)
     module = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(196, 40))
-    foreign = FrozenBackbone.from_module(module, TINY, features="1")
+    module_backbone = FrozenBackbone.from_module(module, TINY, features="1")
     torch.save(make_backbone("vit_t", dim=64, size=27, width=0.125).state_dict(), path)
     transformer = FrozenBackbone.from_checkpoint(path)
-    for backbone in (known, foreign, transformer):
+    for backbone in (checkpoint, module_backbone, transformer):
         model = ConfidenceModel(backbone, make_head("light", **_shape(backbone)))
         faces = noise(3, backbone.preprocessing.size[0])
         assert_same(run(export_onnx(model, tmp_path / "out.onnx").path, faces), model, faces)
@@ -163,23 +167,23 @@ def test_torch_networks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["inside", "outside"])
 @pytest.mark.parametrize("outputs", ["all", "embedding"])
 @pytest.mark.parametrize("engine", ["torch", "onnxruntime"])
-def test_the_file_is_a_recogniser_again(
+def test_the_exported_file_is_itself_a_recogniser(
     model: ConfidenceModel, tmp_path: Path, place: str, outputs: str, engine: str
 ) -> None:
     path = export_onnx(model, tmp_path / "out.onnx", preprocessing=place, outputs=outputs).path
     assert (list(run_names(path)) == ["embedding"]) == (outputs == "embedding")
-    again = FrozenBackbone.from_onnx(path, engine=engine)
-    assert again.preprocessing == TINY and again.dim == 48
-    before, after = model.backbone(noise(4)), again(noise(4))
-    assert torch.allclose(before.mu, after.embedding, atol=1e-5)
-    assert torch.allclose(before.features, after.features, atol=1e-4)
+    reloaded = FrozenBackbone.from_onnx(path, engine=engine)
+    assert reloaded.preprocessing == TINY and reloaded.dim == 48
+    original, exported = model.backbone(noise(4)), reloaded(noise(4))
+    assert torch.allclose(original.mu, exported.embedding, atol=1e-5)
+    assert torch.allclose(original.features, exported.features, atol=1e-4)
 
 
 def run_names(path: Path) -> list[str]:
     return [output.name for output in onnx.load(path).graph.output]
 
 
-def test_bgr_and_numbers_per_channel(tmp_path: Path) -> None:
+def test_bgr_and_per_channel_normalisation_are_exported(tmp_path: Path) -> None:
     pixels = replace(TINY, color="bgr", mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))
     backbone = FrozenBackbone.from_onnx(tiny_file(tmp_path), preprocessing=pixels)
     model = ConfidenceModel(backbone, make_head("light", **_shape(backbone)))
@@ -188,7 +192,7 @@ def test_bgr_and_numbers_per_channel(tmp_path: Path) -> None:
     assert FrozenBackbone.from_onnx(path).preprocessing == pixels
 
 
-def test_metadata(model: ConfidenceModel, tmp_path: Path) -> None:
+def test_metadata_identify_model_backbone_and_calibration(model: ConfidenceModel, tmp_path: Path) -> None:
     path = export_onnx(model, tmp_path / "out.onnx", preprocessing="outside").path
     facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert facts["spherecf.model"] == model.fingerprint()
@@ -202,7 +206,7 @@ def test_metadata(model: ConfidenceModel, tmp_path: Path) -> None:
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 
 
-def test_the_example_of_the_page(
+def test_the_documented_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -219,26 +223,26 @@ def test_the_example_of_the_page(
     assert 0.3 < cosine < 1.0 and len([line for line in code.splitlines() if line]) <= 10
 
 
-def test_without_calibration_there_is_no_percentile(tmp_path: Path) -> None:
+def test_without_calibration_the_file_has_no_percentile(tmp_path: Path) -> None:
     report = export_onnx(tiny_model(tmp_path), tmp_path / "out.onnx")
     assert list(report.outputs) == ["embedding", "log_kappa"]
     assert "not calibrated" in report.missing["kappa_percentile"]
 
 
-def test_the_model_is_left_alone(model: ConfidenceModel, tmp_path: Path) -> None:
+def test_export_does_not_change_the_model(model: ConfidenceModel, tmp_path: Path) -> None:
     model.head.train()
-    before = model.fingerprint()
+    fingerprint = model.fingerprint()
     export_onnx(model, tmp_path / "out.onnx")
-    assert model.head.training and model.fingerprint() == before
+    assert model.head.training and model.fingerprint() == fingerprint
 
 
-def test_what_differs_is_refused(model: ConfidenceModel, tmp_path: Path) -> None:
+def test_a_file_outside_the_tolerance_is_not_written(model: ConfidenceModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"nothing was written.*mu .*log_kappa"):
         export_onnx(model, tmp_path / "out.onnx", tolerance=Parity(mu=-1.0))
     assert not list(tmp_path.glob("*out.onnx*"))
 
 
-def test_a_network_that_takes_one_image_at_a_time_is_refused(tmp_path: Path) -> None:
+def test_a_network_limited_to_single_images_is_refused(tmp_path: Path) -> None:
     make = graphs.Maker(2)
     x = make.node("Relu", [make.conv("image", "stem", 3, 8, strides=[2, 2])], "map")
     flat = make.node("Flatten", [x], "flat", axis=0)  # all images in one row
@@ -257,7 +261,7 @@ def test_a_recogniser_that_changed_on_disk_is_refused(model: ConfidenceModel, tm
         export_onnx(model, tmp_path / "out.onnx")
 
 
-def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
+def test_a_bfloat16_model_is_refused(tmp_path: Path) -> None:
     path = tiny_file(tmp_path)
     backbone = FrozenBackbone.from_onnx(path, preprocessing=TINY, engine="torch", dtype="bfloat16")
     model = ConfidenceModel(backbone, make_head("light", **_shape(backbone)))
@@ -265,30 +269,30 @@ def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
         export_onnx(model, tmp_path / "out.onnx")
 
 
-def test_places_that_cannot_be_written(
+def test_write_errors_keep_the_old_file(
     model: ConfidenceModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StorageError, match="could not be written"):
         export_onnx(model, tmp_path / "file" / "out.onnx")
-    old = export_onnx(model, tmp_path / "new" / "folder" / "out.onnx").path
-    content = old.read_bytes()
+    path = export_onnx(model, tmp_path / "new" / "folder" / "out.onnx").path
+    content = path.read_bytes()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left on device"):
-        export_onnx(model, old, outputs="embedding")
-    assert old.read_bytes() == content and [p.name for p in old.parent.iterdir()] == ["out.onnx"]
+        export_onnx(model, path, outputs="embedding")
+    assert path.read_bytes() == content and [p.name for p in path.parent.iterdir()] == ["out.onnx"]
 
 
-@pytest.mark.parametrize("words", [{"preprocessing": "both"}, {"outputs": "none"}])
-def test_words_it_does_not_know(model: ConfidenceModel, tmp_path: Path, words: dict[str, Any]) -> None:
-    """Also where nobody checks types at run time, as it is outside of tests."""
+@pytest.mark.parametrize("options", [{"preprocessing": "both"}, {"outputs": "none"}])
+def test_unknown_options_are_refused(model: ConfidenceModel, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Even without run-time type checks, as in ordinary use."""
     unchecked = getattr(export_onnx, "__wrapped__", export_onnx)
     with pytest.raises(InputError, match="expected one of"):
-        unchecked(model, tmp_path / "out.onnx", **words)
+        unchecked(model, tmp_path / "out.onnx", **options)
 
 
 def _shape(backbone: FrozenBackbone) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Small real photos of every kind, made from ORL faces."""
+"""Small real photos in many formats, made from ORL faces."""
 
 import struct
 import zlib
@@ -19,7 +19,7 @@ def jpeg(picture: np.ndarray) -> bytes:
 
 
 def lying_jpeg(picture: np.ndarray) -> bytes:
-    """Turned anticlockwise, with the Exif tag that says so."""
+    """A JPEG rotated anticlockwise, with the Exif tag that corrects it."""
     lying = jpeg(cv2.rotate(picture, cv2.ROTATE_90_COUNTERCLOCKWISE))
     tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)
     tag = b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
@@ -27,7 +27,7 @@ def lying_jpeg(picture: np.ndarray) -> bytes:
 
 
 def turned(picture: np.ndarray, degrees: int) -> np.ndarray:
-    """Clockwise, as by a camera that wrote no tag."""
+    """Rotated clockwise, as by a camera that writes no orientation tag."""
     return np.ascontiguousarray(np.rot90(picture, -degrees // 90))
 
 
@@ -39,7 +39,7 @@ def animation(suffix: str, *pictures: np.ndarray) -> bytes:
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """A header that promises a picture, and hardly any data: a decompression bomb is made like this."""
+    """A PNG header declaring a large image, followed by hardly any data: a decompression bomb."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

@@ -17,7 +17,7 @@ def detector() -> FaceDetector:
     return FaceDetector()
 
 
-def test_finds_a_face_and_its_parts(detector: FaceDetector) -> None:
+def test_a_face_and_its_landmarks_are_found(detector: FaceDetector) -> None:
     (face,) = detector(orl_faces().image(0))
     x, y, width, height = face.box
     left_eye, right_eye, nose, left_mouth, right_mouth = face.landmarks
@@ -26,22 +26,22 @@ def test_finds_a_face_and_its_parts(detector: FaceDetector) -> None:
     assert y < left_eye[1] < nose[1] < left_mouth[1] < y + height and left_mouth[0] < right_mouth[0]
 
 
-def test_two_faces_the_surer_first(detector: FaceDetector) -> None:
-    one, other = (orl_faces().image(index) for index in (0, 25))
-    faces = detector(np.concatenate([one, other], axis=1))
+def test_faces_are_sorted_by_score(detector: FaceDetector) -> None:
+    left_face, right_face = (orl_faces().image(index) for index in (0, 25))
+    faces = detector(np.concatenate([left_face, right_face], axis=1))
     assert len(faces) == 2 and faces[0].score >= faces[1].score
     assert {face.landmarks[2, 0] > 92 for face in faces} == {True, False}
 
 
-def test_threads_get_what_one_alone_gets(detector: FaceDetector) -> None:
+def test_threads_get_the_same_results_as_a_single_thread(detector: FaceDetector) -> None:
     images = [orl_faces().image(index) for index in range(12)]
-    alone = [detector(image)[0].landmarks.tolist() for image in images]
+    sequential = [detector(image)[0].landmarks.tolist() for image in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda image: detector(image)[0].landmarks.tolist(), images * 3))
-    assert together == alone * 3
+        threaded = list(pool.map(lambda image: detector(image)[0].landmarks.tolist(), images * 3))
+    assert threaded == sequential * 3
 
 
-def test_pickles_with_its_settings() -> None:
+def test_a_detector_keeps_its_settings_when_pickled() -> None:
     strict = pickle.loads(pickle.dumps(FaceDetector(min_score=0.99)))
     assert strict.min_score == 0.99 and strict(orl_faces().image(0)) == []
 
@@ -49,7 +49,7 @@ def test_pickles_with_its_settings() -> None:
 @pytest.mark.parametrize(
     "image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((9, 9, 4), np.uint8)]
 )
-def test_what_is_no_image_is_refused(detector: FaceDetector, image: np.ndarray) -> None:
+def test_arrays_that_are_not_images_are_refused(detector: FaceDetector, image: np.ndarray) -> None:
     with pytest.raises(InputError, match="expected a uint8 RGB image"):
         detector(image)
 
@@ -60,7 +60,7 @@ def test_scores_out_of_range_are_refused(score: float) -> None:
         FaceDetector(min_score=score)
 
 
-def test_what_is_no_detector_is_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_detectors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         FaceDetector(tmp_path / "none.onnx")
     (tmp_path / "text.onnx").write_text("this is text")

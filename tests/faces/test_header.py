@@ -16,12 +16,12 @@ KINDS = {
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_size_and_kind_of_every_format(suffix: str) -> None:
+def test_every_format_gives_its_kind_and_size(suffix: str) -> None:
     assert read_header(encode_image(PICTURE, suffix)) == Header(KINDS[suffix], 90, 70)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff", ".ppm", ".jp2"])
-def test_sixteen_bits_are_seen(suffix: str) -> None:
+def test_sixteen_bit_images_are_recognised(suffix: str) -> None:
     data = cv2.imencode(suffix, PICTURE.astype(np.uint16) * 257)[1].tobytes()
     header = read_header(data)
     assert header is not None and header.bits == 16
@@ -33,15 +33,15 @@ def test_frames_are_counted(suffix: str) -> None:
     assert header is not None and (header.frames, header.width, header.height) == (3, 90, 70)
 
 
-def test_pages_inks_and_orientation() -> None:
+def test_pages_cmyk_and_orientation_are_read() -> None:
     image = pytest.importorskip("PIL.Image")
     picture, exif = image.fromarray(PICTURE), image.Exif()
     exif[0x0112] = 6
 
-    def saved(kind: str, picture: object = picture, **how: object) -> Header | None:
-        out = io.BytesIO()
-        picture.save(out, kind, **how)  # type: ignore[attr-defined]
-        return read_header(out.getvalue())
+    def saved(kind: str, picture: object = picture, **options: object) -> Header | None:
+        stream = io.BytesIO()
+        picture.save(stream, kind, **options)  # type: ignore[attr-defined]
+        return read_header(stream.getvalue())
 
     assert saved("TIFF", save_all=True, append_images=[picture] * 4) == Header("TIFF", 90, 70, frames=5)
     assert saved("TIFF", picture.convert("CMYK")) == Header("TIFF", 90, 70, cmyk=True)
@@ -54,34 +54,34 @@ def test_pages_inks_and_orientation() -> None:
         assert saved("WEBP", lossless=lossless) == Header("WebP", 90, 70)
 
 
-def test_sizes_that_no_machine_could_hold() -> None:
+def test_huge_declared_sizes_are_read_and_zero_sizes_refused() -> None:
     assert read_header(png_of_size(60_000, 60_000)) == Header("PNG", 60_000, 60_000)
     assert read_header(png_of_size(0, 10)) is None
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_any_cut_and_any_damage_gives_a_header_or_none(suffix: str) -> None:
+def test_truncated_and_damaged_data_never_raise(suffix: str) -> None:
     data = encode_image(PICTURE, suffix)
     rng = np.random.default_rng(1)
     for end in range(0, min(len(data), 700), 7):
         read_header(data[:end])
     for _ in range(300):
         damaged = bytearray(data)
-        for at in rng.integers(0, min(len(data), 400), 3):
-            damaged[at] = rng.integers(256)
+        for position in rng.integers(0, min(len(data), 400), 3):
+            damaged[position] = rng.integers(256)
         read_header(bytes(damaged))
     assert read_header(lying_jpeg(PICTURE)).orientation == 6  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x", b"text that is no picture", b"\0\0\0\x18ftypmp42" + bytes(40), b"BM"]
+    "data", [b"", b"x", b"text that is no image", b"\0\0\0\x18ftypmp42" + bytes(40), b"BM"]
 )
-def test_what_is_no_picture(data: bytes) -> None:
+def test_data_that_is_not_an_image_has_no_header(data: bytes) -> None:
     assert read_header(data) is None
 
 
-def test_blanks_without_end_cost_no_more_than_reading_them() -> None:
-    """Each blank could be split from the next in two ways: 30 of them took longer than anybody waits."""
+def test_long_runs_of_whitespace_are_parsed_in_linear_time() -> None:
+    """A pattern with nested repetition took exponential time: 30 spaces were already too many."""
     assert read_header(b"P5" + b" " * 50_000 + b"x") is None
     assert read_header(b"P5" + b"#\n \n" * 5_000 + b"2 3 255 ") == read_header(b"P5 2 3 255 ")
     assert read_header(b"P5 " + b"9" * 400 + b" 4 255 ") is None

@@ -1,4 +1,4 @@
-"""Loose crops aligned by the landmarks of the meta files."""
+"""Loose crops aligned by the landmarks of the IJB meta files."""
 
 from pathlib import Path
 
@@ -12,13 +12,13 @@ from spherecf.errors import InputError
 from spherecf.faces import ARCFACE_POINTS, IjbFaces, align
 
 
-def made(folder: Path, shift: float = 0.0) -> IjbFaces:
-    """Three pictures; the first stands in two templates."""
+def make_faces(folder: Path, shift: float = 0.0) -> IjbFaces:
+    """Three images, the first of which belongs to two templates."""
     rng = np.random.default_rng(0)
     (folder / "loose_crop").mkdir(exist_ok=True)
     for name in "123":
-        picture = rng.integers(0, 256, (150, 140, 3), np.uint8)
-        (folder / f"loose_crop/{name}.jpg").write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+        image = rng.integers(0, 256, (150, 140, 3), np.uint8)
+        (folder / f"loose_crop/{name}.jpg").write_bytes(cv2.imencode(".png", image[..., ::-1])[1].tobytes())
     points = np.stack([ARCFACE_POINTS * scale + shift for scale in (1, 1.1, 0.8, 1)]).astype(np.float32)
     ids = np.array([1, 2, 3, 4])
     return IjbFaces(folder, IjbMeta("toy", ["1.jpg", "2.jpg", "3.jpg", "1.jpg"], ids, ids, points=points))
@@ -27,20 +27,22 @@ def made(folder: Path, shift: float = 0.0) -> IjbFaces:
 class TestIjbFaces(ImageSourceConformance):
     @pytest.fixture
     def source(self, tmp_path: Path) -> ImageSource:
-        return made(tmp_path)
+        return make_faces(tmp_path)
 
 
-def test_every_image_once_aligned_by_its_points(tmp_path: Path) -> None:
-    source = made(tmp_path)
+def test_each_image_occurs_once_aligned_by_its_landmarks(tmp_path: Path) -> None:
+    source = make_faces(tmp_path)
     assert source.keys == ["1.jpg", "2.jpg", "3.jpg"] and source.alignment == "arcface112+given-points"
     data = np.frombuffer((tmp_path / "loose_crop/2.jpg").read_bytes(), np.uint8)
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    assert np.array_equal(source.image(1), align(picture, np.float32(ARCFACE_POINTS * 1.1)))
-    assert source.fingerprint() == made(tmp_path).fingerprint() != made(tmp_path, 1.0).fingerprint()
+    image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    assert np.array_equal(source.image(1), align(image, np.float32(ARCFACE_POINTS * 1.1)))
+    assert (
+        source.fingerprint() == make_faces(tmp_path).fingerprint() != make_faces(tmp_path, 1.0).fingerprint()
+    )
 
 
-def test_what_cannot_be_aligned_is_skipped(tmp_path: Path) -> None:
-    source = made(tmp_path)
+def test_images_that_cannot_be_aligned_are_skipped(tmp_path: Path) -> None:
+    source = make_faces(tmp_path)
     (tmp_path / "loose_crop/2.jpg").unlink()
     source._points[2] = 5
     skipped: list = []

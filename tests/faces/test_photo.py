@@ -15,29 +15,29 @@ from spherecf.faces import Failure, PhotoError, read_photo
 FACE = portrait()
 
 
-def refused(source: Any, **how: Any) -> PhotoError:
+def refused(source: Any, **options: Any) -> PhotoError:
     with pytest.raises(PhotoError) as caught:
-        read_photo(source, **how)
+        read_photo(source, **options)
     return caught.value
 
 
-def saved(kind: str, mode: str, **how: Any) -> bytes:
-    image, out = pytest.importorskip("PIL.Image"), io.BytesIO()
-    image.fromarray(FACE).convert(mode).save(out, kind, **how)
-    return out.getvalue()
+def saved(kind: str, mode: str, **options: Any) -> bytes:
+    image, stream = pytest.importorskip("PIL.Image"), io.BytesIO()
+    image.fromarray(FACE).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff", ".bmp", ".ppm"])
-def test_lossless_formats_give_the_pixels(suffix: str) -> None:
+def test_lossless_formats_decode_exactly(suffix: str) -> None:
     photo = read_photo(encode_image(FACE, suffix), name="face")
     assert np.array_equal(photo.pixels, FACE)
     assert (photo.name, photo.scale, photo.notes, photo.size) == ("face", 1.0, (), (184, 224))
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".avif", ".jp2", ".gif"])
-def test_lossy_formats_give_nearly_the_pixels(suffix: str) -> None:
+def test_lossy_formats_decode_approximately(suffix: str) -> None:
     difference = np.abs(read_photo(encode_image(FACE, suffix)).pixels.astype(int) - FACE).mean()
-    assert difference < (20 if suffix == ".gif" else 4)  # eight bits per pixel, dithered
+    assert difference < (20 if suffix == ".gif" else 4)  # GIF: eight bits per pixel, dithered
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_lossy_formats_give_nearly_the_pixels(suffix: str) -> None:
     [("JPEG", "L", ()), ("PNG", "LA", ()), ("PNG", "P", ()), ("PNG", "RGBA", ()), ("TIFF", "1", ())]
     + [(kind, "CMYK", ("CMYK",)) for kind in ("JPEG", "TIFF")],
 )  # fmt: skip
-def test_grey_palette_alpha_and_inks_become_rgb(kind: str, mode: str, notes: tuple[str, ...]) -> None:
+def test_grey_palette_alpha_and_cmyk_become_rgb(kind: str, mode: str, notes: tuple[str, ...]) -> None:
     photo = read_photo(saved(kind, mode))
     assert photo.pixels.shape == FACE.shape and photo.notes == notes
     if mode != "1":
@@ -53,7 +53,7 @@ def test_grey_palette_alpha_and_inks_become_rgb(kind: str, mode: str, notes: tup
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tiff", ".ppm"])
-def test_sixteen_bits_become_eight(suffix: str) -> None:
+def test_sixteen_bit_images_are_reduced_to_eight_bits(suffix: str) -> None:
     deep = cv2.imencode(suffix, FACE[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
     photo = read_photo(deep)
     assert np.array_equal(photo.pixels, FACE) and photo.notes == ("16 bits reduced to 8",)
@@ -62,62 +62,62 @@ def test_sixteen_bits_become_eight(suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
-def test_of_an_animation_the_first_frame(suffix: str) -> None:
+def test_animations_give_their_first_frame(suffix: str) -> None:
     photo = read_photo(animation(suffix, FACE, 255 - FACE))
     assert photo.notes == ("first of 2 frames",)
     assert np.abs(photo.pixels.astype(int) - FACE).mean() < (20 if suffix == ".gif" else 4)
 
 
-def test_of_many_pages_the_first() -> None:
+def test_multi_page_files_give_their_first_page() -> None:
     image = pytest.importorskip("PIL.Image")
     photo = read_photo(saved("TIFF", "RGB", save_all=True, append_images=[image.fromarray(255 - FACE)]))
     assert np.array_equal(photo.pixels, FACE) and photo.notes == ("first of 2 pages",)
 
 
-def test_turned_by_its_tag() -> None:
+def test_photos_are_rotated_by_their_exif_tag() -> None:
     photo = read_photo(lying_jpeg(FACE))
     assert photo.size == (184, 224) and photo.notes == ("turned by its Exif tag",)
     assert np.abs(photo.pixels.astype(int) - FACE).mean() < 3
 
 
-def test_heic_with_its_decoder() -> None:
+def test_heic_is_read_with_its_decoder() -> None:
     pillow_heif = pytest.importorskip("pillow_heif")
-    out = io.BytesIO()
-    pillow_heif.from_bytes("RGB", (184, 224), FACE.tobytes()).save(out)
-    photo = read_photo(out.getvalue())
+    stream = io.BytesIO()
+    pillow_heif.from_bytes("RGB", (184, 224), FACE.tobytes()).save(stream)
+    photo = read_photo(stream.getvalue())
     assert np.abs(photo.pixels.astype(int) - FACE).mean() < 4 and photo.size == (184, 224)
-    assert read_photo(out.getvalue(), decoded=20_000).scale == 0.5
-    assert refused(out.getvalue()[:-2000]).kind is Failure.TRUNCATED
-    assert refused(out.getvalue(), max_pixels=1000).kind is Failure.TOO_LARGE
+    assert read_photo(stream.getvalue(), decoded=20_000).scale == 0.5
+    assert refused(stream.getvalue()[:-2000]).kind is Failure.TRUNCATED
+    assert refused(stream.getvalue(), max_pixels=1000).kind is Failure.TOO_LARGE
 
 
 @pytest.mark.parametrize("size", [(64, 48), (300, 201), (1001, 667)])
-def test_the_size_of_a_heic_is_that_of_its_visible_part(size: tuple[int, int]) -> None:
-    """Its header tells the coded size, which is even and at least 64."""
-    pillow_heif, out = pytest.importorskip("pillow_heif"), io.BytesIO()
-    pillow_heif.from_bytes("RGB", size, cv2.resize(FACE, size).tobytes()).save(out)
+def test_the_size_of_a_heic_is_its_visible_size(size: tuple[int, int]) -> None:
+    """The HEIC header states the coded size, which is even and at least 64."""
+    pillow_heif, stream = pytest.importorskip("pillow_heif"), io.BytesIO()
+    pillow_heif.from_bytes("RGB", size, cv2.resize(FACE, size).tobytes()).save(stream)
     for decoded in (10**6, size[0] * size[1] // 2):
-        photo = read_photo(out.getvalue(), decoded=decoded)
+        photo = read_photo(stream.getvalue(), decoded=decoded)
         assert photo.size == size
     assert photo.scale == 0.5 and photo.pixels.shape == (-(-size[1] // 2), -(-size[0] // 2), 3)
 
 
-def test_heic_without_its_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    pillow_heif, out = pytest.importorskip("pillow_heif"), io.BytesIO()
-    pillow_heif.from_bytes("RGB", (184, 224), FACE.tobytes()).save(out)
-    real = builtins.__import__
+def test_heic_without_its_decoder_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    pillow_heif, stream = pytest.importorskip("pillow_heif"), io.BytesIO()
+    pillow_heif.from_bytes("RGB", (184, 224), FACE.tobytes()).save(stream)
+    original_import = builtins.__import__
 
-    def without(name: str, *args: Any, **more: Any) -> Any:
+    def import_without_heif(name: str, *args: Any, **options: Any) -> Any:
         if name == "pillow_heif":
             raise ImportError(name)
-        return real(name, *args, **more)
+        return original_import(name, *args, **options)
 
-    monkeypatch.setattr(builtins, "__import__", without)
-    error = refused(out.getvalue())
+    monkeypatch.setattr(builtins, "__import__", import_without_heif)
+    error = refused(stream.getvalue())
     assert error.kind is Failure.UNSUPPORTED and 'pip install "spherecf[heic]"' in str(error)
 
 
-def test_large_pictures_are_decoded_smaller() -> None:
+def test_large_photos_are_decoded_at_reduced_size() -> None:
     large = cv2.resize(FACE, (736, 896), interpolation=cv2.INTER_CUBIC)
     small = cv2.resize(large, (184, 224), interpolation=cv2.INTER_AREA)
     for data in (jpeg(large), encode_image(large), lying_jpeg(large)):
@@ -128,8 +128,8 @@ def test_large_pictures_are_decoded_smaller() -> None:
     assert read_photo(jpeg(large), decoded=2_000).scale == 0.125
 
 
-def test_a_hundred_megapixels() -> None:
-    """A plain one, so that it is quick: 10,000 x 10,000 come as 5,000 x 5,000."""
+def test_a_photo_of_a_hundred_megapixels_is_decoded_at_half_size() -> None:
+    """A uniform image, for speed: 10,000 x 10,000 pixels are decoded as 5,000 x 5,000."""
     data = cv2.imencode(".jpg", np.full((10_000, 10_000), 90, np.uint8))[1].tobytes()
     photo = read_photo(data)
     assert photo.size == (10_000, 10_000) and photo.pixels.shape == (5_000, 5_000, 3)
@@ -139,11 +139,11 @@ def test_a_hundred_megapixels() -> None:
 
 
 @pytest.mark.parametrize("sides", [(20_000, 20_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
-def test_bombs_are_refused_by_their_header(sides: tuple[int, int]) -> None:
+def test_decompression_bombs_are_refused_by_their_header(sides: tuple[int, int]) -> None:
     assert refused(png_of_size(*sides)).kind is Failure.TOO_LARGE
 
 
-def test_a_header_that_promises_more_than_there_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_header_declaring_more_data_than_the_file_has_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     assert refused(png_of_size(2_000, 2_000)).kind is Failure.TRUNCATED
     assert "WARN" not in capfd.readouterr().err
 
@@ -152,14 +152,14 @@ def test_a_header_that_promises_more_than_there_is(capfd: pytest.CaptureFixture[
     "suffix", [".jpg", ".png", ".webp", ".gif", ".tiff", ".bmp", ".ppm", ".jp2", ".avif"]
 )
 @pytest.mark.parametrize("part", [0.03, 0.5, 0.95])
-def test_truncated_pictures(suffix: str, part: float, capfd: pytest.CaptureFixture[str]) -> None:
+def test_truncated_images_are_refused(suffix: str, part: float, capfd: pytest.CaptureFixture[str]) -> None:
     data = encode_image(FACE, suffix)
     error = refused(data[: int(len(data) * part)], name="holiday.jpg")
     assert error.kind is Failure.TRUNCATED and "holiday.jpg" in str(error)
     assert "OpenCV" not in capfd.readouterr().err
 
 
-def test_what_cannot_be_read(tmp_path: Path) -> None:
+def test_failures_to_read_have_their_kind(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("This is text.")
     assert refused(tmp_path / "empty.jpg").kind is Failure.EMPTY
@@ -170,7 +170,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         assert refused(path).kind is Failure.UNREADABLE, path
 
 
-def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_read_permission_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
@@ -180,15 +180,15 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert error.kind is Failure.UNREADABLE and "Permission denied" in str(error)
 
 
-def test_a_file_too_large_to_be_a_photo(tmp_path: Path) -> None:
+def test_files_above_the_size_limit_are_refused(tmp_path: Path) -> None:
     with (tmp_path / "huge.jpg").open("wb") as stream:
-        stream.truncate(2**30 + 1)  # sparse: it takes no space
+        stream.truncate(2**30 + 1)  # sparse: takes no disk space
     assert refused(tmp_path / "huge.jpg").kind is Failure.TOO_LARGE
 
 
-def test_unicode_and_long_paths(tmp_path: Path) -> None:
+def test_unicode_and_long_paths_are_read(tmp_path: Path) -> None:
     folder = tmp_path
-    for _ in range(9):  # as long as most systems allow: several hundred letters
+    for _ in range(9):  # close to the longest path that most systems allow
         folder = folder / ("тёща 面 🙂 " * 5).strip()
     folder.mkdir(parents=True)
     path = folder / "été [1].jpg"
@@ -196,6 +196,6 @@ def test_unicode_and_long_paths(tmp_path: Path) -> None:
     assert read_photo(path).name == str(path) and read_photo(str(path)).size == (184, 224)
 
 
-def test_errors_travel_between_processes() -> None:
+def test_errors_can_be_pickled() -> None:
     error = pickle.loads(pickle.dumps(refused(b"")))
     assert error.kind is Failure.EMPTY and "photo: the file is empty" in str(error)

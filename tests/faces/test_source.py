@@ -26,25 +26,25 @@ def orl(index: int) -> np.ndarray:
     return orl_faces().image(index)
 
 
-def photos(folder: Path, **pictures: np.ndarray | bytes) -> IdentityFolder:
-    for name, picture in pictures.items():
+def photos(folder: Path, **images: np.ndarray | bytes) -> IdentityFolder:
+    for name, image in images.items():
         path = folder / "photos" / "someone" / f"{name}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(picture, np.ndarray):
-            picture = cv2.imencode(".jpg", picture[..., ::-1])[1].tobytes()
-        path.write_bytes(picture)
+        if isinstance(image, np.ndarray):
+            image = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
+        path.write_bytes(image)
     return IdentityFolder(folder / "photos")
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over the inner face, in grey levels."""
+def difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Mean absolute difference of the inner face, in grey levels."""
     inner = (slice(30, 90), slice(30, 82))
-    return float(np.abs(one[inner].astype(int) - other[inner]).mean())
+    return float(np.abs(first[inner].astype(int) - second[inner]).mean())
 
 
 @pytest.mark.slow
 def test_every_orl_face_is_found() -> None:
-    """They are 92x112: enlarged twice and framed, none is missed, and the eyes lie where they should."""
+    """All 92x112 images are found after enlarging and padding, with the eyes at their place."""
     source, detector = orl_faces(), FaceDetector()
     faces = AlignedFaces(source, detector)
     crops = [batch.images for batch in iter_images(faces)]
@@ -54,7 +54,7 @@ def test_every_orl_face_is_found() -> None:
         assert face is not None and np.abs(face.landmarks - ARCFACE_POINTS).max() < 10
 
 
-def test_a_turned_face_is_left_out_and_named(tmp_path: Path) -> None:
+def test_an_upside_down_face_is_refused_with_the_reason(tmp_path: Path) -> None:
     faces = AlignedFaces(photos(tmp_path, up=orl(0), down=np.rot90(orl(0), 2)))
     assert faces.image(faces.keys.index("someone/up.jpg")).shape == (112, 112, 3)
     with pytest.raises(ImageError, match="upside down"):
@@ -69,7 +69,8 @@ def test_small_and_large_photos_give_the_same_landmarks(scale: float) -> None:
     )
     face = find_face(photo, FaceDetector())
     assert expected is not None and face is not None
-    assert np.abs((face.landmarks + 0.5) / scale - 0.5 - expected.landmarks).max() < 7  # of 92 px
+    # relative to a width of 92 px
+    assert np.abs((face.landmarks + 0.5) / scale - 0.5 - expected.landmarks).max() < 7
 
 
 def test_a_small_face_in_a_large_photo_is_found() -> None:
@@ -80,7 +81,7 @@ def test_a_small_face_in_a_large_photo_is_found() -> None:
 
 
 @pytest.mark.parametrize("sides", [(92, 184), (184, 92)])
-def test_of_several_faces_the_largest_is_taken(sides: tuple[int, int]) -> None:
+def test_the_largest_of_several_faces_is_used(sides: tuple[int, int]) -> None:
     scene = np.full((260, 420, 3), 90, np.uint8)
     for index, left, width in zip((0, 25), (10, 210), sides):
         height = width * 112 // 92
@@ -100,16 +101,16 @@ def test_a_photo_without_a_face_is_a_failure_to_acquire(tmp_path: Path) -> None:
     assert "not an image" in skipped[1].reason
 
 
-def test_exif_turns_the_photo_upright(tmp_path: Path) -> None:
+def test_photos_are_rotated_upright_by_their_exif_tag(tmp_path: Path) -> None:
     photo = cv2.resize(orl(0), (368, 448))
-    lying = cv2.imencode(".jpg", cv2.rotate(photo, cv2.ROTATE_90_COUNTERCLOCKWISE))[1].tobytes()
-    tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)  # orientation 6: turn clockwise
+    rotated = cv2.imencode(".jpg", cv2.rotate(photo, cv2.ROTATE_90_COUNTERCLOCKWISE))[1].tobytes()
+    tiff = b"MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 0x0112, 3, 1, 6, 0, 0)  # orientation 6: rotate clockwise
     tag = b"\xff\xe1" + struct.pack(">H", len(tiff) + 8) + b"Exif\0\0" + tiff
-    faces = AlignedFaces(photos(tmp_path, lying=lying[:2] + tag + lying[2:], upright=photo))
+    faces = AlignedFaces(photos(tmp_path, lying=rotated[:2] + tag + rotated[2:], upright=photo))
     assert difference(faces.image(0), faces.image(1)) < 4
 
 
-def test_crops_have_exactly_the_size_asked_for() -> None:
+def test_crops_have_exactly_the_requested_size() -> None:
     photos = orl_faces().subset([0])
     assert AlignedFaces(photos).image(0).shape == (112, 112, 3)
     assert AlignedFaces(photos).image(0, (112, 112)).shape == (112, 112, 3)
@@ -120,29 +121,29 @@ def test_crops_have_exactly_the_size_asked_for() -> None:
         AlignedFaces(photos, size=0)
 
 
-def test_fingerprint_sees_photos_detector_and_size() -> None:
+def test_fingerprint_depends_on_photos_detector_and_size() -> None:
     source = orl_faces().subset([0, 1])
-    prints = {
+    fingerprints = {
         source.fingerprint(),
         AlignedFaces(source).fingerprint(),
         AlignedFaces(source, FaceDetector(min_score=0.7)).fingerprint(),
         AlignedFaces(source, size=224).fingerprint(),
         AlignedFaces(source.subset([1])).fingerprint(),
     }
-    assert len(prints) == 5
+    assert len(fingerprints) == 5
     assert AlignedFaces(source).fingerprint() == AlignedFaces(source, FaceDetector()).fingerprint()
 
 
 @pytest.mark.slow
-def test_agrees_with_crops_that_others_aligned(shared: Path) -> None:
-    """CFP crops were aligned from other landmarks: detecting again moves frontal ones by a few pixels."""
+def test_landmarks_agree_with_crops_aligned_by_another_tool(shared: Path) -> None:
+    """CFP crops were aligned from other landmarks, so detected ones differ by a few pixels."""
     frontal = [key for key in open_source(shared / "data" / "cfp").keys if "/frontal/" in key][:100:2]
     source = open_source(shared / "data" / "cfp")
     detector = FaceDetector()
-    where = {key: row for row, key in enumerate(source.keys)}
-    moved = []
+    row_of_key = {key: row for row, key in enumerate(source.keys)}
+    shifts = []
     for key in frontal:
-        face = find_face(source.image(where[key]), detector)
+        face = find_face(source.image(row_of_key[key]), detector)
         assert face is not None
-        moved.append(np.abs(face.landmarks - ARCFACE_POINTS).mean())
-    assert np.median(moved) < 3
+        shifts.append(np.abs(face.landmarks - ARCFACE_POINTS).mean())
+    assert np.median(shifts) < 3

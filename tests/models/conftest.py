@@ -1,4 +1,4 @@
-"""Recognisers for the tests of this room."""
+"""Recognisers for the model tests."""
 
 import json
 import pickle
@@ -17,7 +17,7 @@ TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 
 
 def save_described(path: Path) -> Path:
-    """The tiny recogniser as a file that states its own preprocessing, as the command line needs it."""
+    """Save the tiny recogniser with its preprocessing in the metadata, as the command line requires."""
     model = graphs.iresnet()
     onnx.helper.set_model_props(model, {PREPROCESSING_KEY: json.dumps(TINY.to_dict())})
     onnx.save(model, path)
@@ -47,10 +47,12 @@ def sface() -> FrozenBackbone:
 
 @pytest.fixture(scope="session")
 def lfw_pairs(shared: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Twenty real pairs, ten mated and ten not: images (40, 112, 112, 3), flags (20,)."""
-    images, same = pickle.loads((shared / "data" / "lfw.bin").read_bytes(), encoding="bytes")
-    chosen = [*range(10), *range(300, 310)]
+    """Twenty LFW pairs, ten mated and ten non-mated: images (40, 112, 112, 3), labels (20,)."""
+    images, mated = pickle.loads((shared / "data" / "lfw.bin").read_bytes(), encoding="bytes")
+    pair_rows = [*range(10), *range(300, 310)]
     decoded = [
-        cv2.imdecode(np.frombuffer(images[2 * p + k], np.uint8), 1)[..., ::-1] for p in chosen for k in (0, 1)
+        cv2.imdecode(np.frombuffer(images[2 * p + k], np.uint8), 1)[..., ::-1]
+        for p in pair_rows
+        for k in (0, 1)
     ]
-    return np.stack(decoded), np.array([bool(same[p]) for p in chosen])
+    return np.stack(decoded), np.array([bool(mated[p]) for p in pair_rows])

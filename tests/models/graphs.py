@@ -1,4 +1,4 @@
-"""Tiny recognisers and things that are none, as ONNX models, made node by node."""
+"""Tiny recognisers, and graphs that are not recognisers, built node by node as ONNX models."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 
 class Maker:
-    """Collects nodes; every method returns the name of the tensor it made."""
+    """Collects nodes; every method returns the name of its output tensor."""
 
     def __init__(self, seed: int = 0) -> None:
         self.nodes: list[Any] = []
@@ -28,12 +28,19 @@ class Maker:
         return name
 
     def conv(
-        self, x: str, name: str, c_in: int, c_out: int, kernel: int = 3, pad: int | None = None, **more: Any
+        self,
+        x: str,
+        name: str,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        pad: int | None = None,
+        **attributes: Any,
     ) -> str:
-        group = more.get("group", 1)
+        group = attributes.get("group", 1)
         weight = self.weight(f"{name}_w", c_out, c_in // group, kernel, kernel)
         pad = kernel // 2 if pad is None else pad
-        return self.node("Conv", [x, weight], name, kernel_shape=[kernel] * 2, pads=[pad] * 4, **more)
+        return self.node("Conv", [x, weight], name, kernel_shape=[kernel] * 2, pads=[pad] * 4, **attributes)
 
     def norm(self, x: str, name: str, channels: int) -> str:
         parts = [self.weight(f"{name}_{p}", channels, scale=0.1, shift=s) for p, s in zip("gbm", (1, 0, 0))]
@@ -64,7 +71,7 @@ class Maker:
 
 
 def iresnet(*, batch: int | str = "n", spatial_slopes: bool = True) -> onnx.ModelProto:
-    """insightface's layout in small, with squeeze and excitation: bn2 (8, 8, 8), fc, features; 48-d."""
+    """A small insightface network with squeeze and excitation: bn2 (8, 8, 8), fc, features; 48-d."""
     make = Maker()
     x = make.prelu(
         make.norm(make.conv("image", "conv1", 3, 8), "bn1", 8), "prelu1", 8, spatial=spatial_slopes
@@ -85,7 +92,7 @@ def iresnet(*, batch: int | str = "n", spatial_slopes: bool = True) -> onnx.Mode
 
 
 def mobilefacenet(*, batch: int | str = 1) -> onnx.ModelProto:
-    """MobileFaceNet's ending: last map (16, 8, 8), global depthwise and 1x1 convolution, constant reshape."""
+    """A MobileFaceNet head: last map (16, 8, 8), global depthwise and 1x1 convolution, constant reshape."""
     make = Maker(1)
     x = make.prelu(make.conv("image", "stem", 3, 16, strides=[2, 2]), "last_map", 16)
     x = make.conv(make.conv(x, "global", 16, 16, 8, 0, group=16), "project", 16, 40, 1)
@@ -94,13 +101,13 @@ def mobilefacenet(*, batch: int | str = 1) -> onnx.ModelProto:
 
 
 def traced_view(*, batch: int | str = "n") -> onnx.ModelProto:
-    """``x.view(x.size(0), -1)`` as torch exports it: the new shape is computed from the image's."""
+    """``x.view(x.size(0), -1)`` as exported by torch: the new shape is computed from the input's."""
     make = Maker(2)
     x = make.node("Relu", [make.conv("image", "stem", 3, 8, strides=[2, 2])], "last_map")
     size = make.node("Shape", [x], "size")
-    first = make.node("Gather", [size, make.stored("zero", np.array(0))], "first", axis=0)
-    first = make.node("Unsqueeze", [first, make.stored("axes", np.array([0]))], "first_1d")
-    shape = make.node("Concat", [first, make.stored("rest", np.array([-1]))], "shape", axis=0)
+    batch_size = make.node("Gather", [size, make.stored("zero", np.array(0))], "first", axis=0)
+    batch_size = make.node("Unsqueeze", [batch_size, make.stored("axes", np.array([0]))], "first_1d")
+    shape = make.node("Concat", [batch_size, make.stored("rest", np.array([-1]))], "shape", axis=0)
     flat = make.node("Reshape", [x, shape], "flat")
     make.node("MatMul", [flat, make.weight("w", 8 * 8 * 8, 32, scale=0.05)], "out")
     make.node("Add", ["out", make.weight("bias", 32)], "embedding")
@@ -108,7 +115,7 @@ def traced_view(*, batch: int | str = "n") -> onnx.ModelProto:
 
 
 def classifier() -> onnx.ModelProto:
-    """Ends in a softmax."""
+    """A network ending in a softmax."""
     make = Maker(3)
     x = make.node("Flatten", [make.conv("image", "conv", 3, 4)], "flat", axis=1)
     make.node("Softmax", [make.dense(x, "logits", 4 * 256, 100)], "probabilities")
@@ -116,7 +123,7 @@ def classifier() -> onnx.ModelProto:
 
 
 def detector() -> onnx.ModelProto:
-    """Maps of boxes and scores, no row."""
+    """A network with maps of boxes and scores, and no embedding."""
     make = Maker(4)
     x = make.conv("image", "conv", 3, 8)
     make.conv(x, "boxes", 8, 4)
@@ -125,14 +132,14 @@ def detector() -> onnx.ModelProto:
 
 
 def dense_only() -> onnx.ModelProto:
-    """A row of 64 numbers without any convolution."""
+    """An embedding of 64 numbers without any convolution."""
     make = Maker(5)
     make.dense(make.node("Flatten", ["image"], "flat", axis=1), "embedding", 3 * 256, 64)
     return make.model(["embedding"])
 
 
 def two_rows() -> onnx.ModelProto:
-    """Two outputs that could be the embedding."""
+    """A network with two outputs that could be the embedding."""
     make = Maker(6)
     x = make.node("Flatten", [make.conv("image", "map", 3, 4)], "flat", axis=1)
     make.dense(x, "one", 4 * 256, 32)
@@ -141,7 +148,7 @@ def two_rows() -> onnx.ModelProto:
 
 
 def unimportable() -> onnx.ModelProto:
-    """A recogniser with an operation that has no torch twin here."""
+    """A recogniser with an operation that the torch importer does not support."""
     make = Maker(7)
     x = make.node("Celu", [make.conv("image", "conv", 3, 8)], "celu")
     make.dense(make.node("Flatten", [x], "flat", axis=1), "embedding", 8 * 256, 32)

@@ -1,4 +1,4 @@
-"""float32 on a GPU is float32 while a block asks for it; the settings are there without a GPU, too."""
+"""float32 stays float32 on a GPU within a block that requests it; the settings exist without a GPU."""
 
 import threading
 from collections.abc import Iterator
@@ -31,24 +31,26 @@ def _restored() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
 
 
-@pytest.mark.parametrize("before", [(True, "highest"), (False, "highest"), (True, "high"), (True, "medium")])
+@pytest.mark.parametrize("initial", [(True, "highest"), (False, "highest"), (True, "high"), (True, "medium")])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
-def test_a_block_has_what_it_asks_for_and_leaves_what_was(before: tuple[bool, str], precision: str) -> None:
-    torch.backends.cudnn.allow_tf32 = before[0]
-    torch.set_float32_matmul_precision(before[1])
+def test_a_block_sets_its_precision_and_restores_the_previous_one(
+    initial: tuple[bool, str], precision: str
+) -> None:
+    torch.backends.cudnn.allow_tf32 = initial[0]
+    torch.set_float32_matmul_precision(initial[1])
     with float32_arithmetic(precision, GPU):
         allowed = {TF32, (True, "medium")} if precision == "tf32" else {FULL}
         assert settings() in allowed
-    assert settings() == before
+    assert settings() == initial
 
 
-def test_an_error_leaves_what_was() -> None:
+def test_an_error_restores_the_previous_precision() -> None:
     with pytest.raises(ZeroDivisionError), float32_arithmetic("float32", GPU):
         1 / 0  # noqa: B018
     assert settings() == (True, "highest")
 
 
-def test_the_innermost_block_counts() -> None:
+def test_the_innermost_block_wins() -> None:
     with float32_arithmetic("tf32", GPU):
         with float32_arithmetic("float32", GPU):
             assert settings() == FULL
@@ -59,62 +61,66 @@ def test_the_innermost_block_counts() -> None:
     assert settings() == (True, "highest")
 
 
-def test_threads_never_get_less_than_they_ask_for() -> None:
-    inside, go = threading.Event(), threading.Event()
+def test_concurrent_blocks_get_the_highest_requested_precision() -> None:
+    inside, released = threading.Event(), threading.Event()
 
-    def exact() -> None:
+    def compute_in_float32() -> None:
         with float32_arithmetic("float32", GPU):
             inside.set()
-            go.wait(10)
+            released.wait(10)
 
-    thread = threading.Thread(target=exact)
+    thread = threading.Thread(target=compute_in_float32)
     with float32_arithmetic("tf32", GPU):
         thread.start()
         assert inside.wait(10)
         assert settings() == FULL
-        go.set()
+        released.set()
         thread.join()
         assert settings() == TF32
     assert settings() == (True, "highest")
 
 
-def test_many_threads_leave_what_was() -> None:
-    wrong = []
+def test_many_threads_restore_the_previous_precision() -> None:
+    violations = []
 
     def work(precision: str) -> None:
         for _ in range(200):
             with float32_arithmetic(precision, GPU):
                 if precision == "float32" and torch.backends.cudnn.allow_tf32:
-                    wrong.append(settings())
+                    violations.append(settings())
 
     threads = [threading.Thread(target=work, args=[name]) for name in ("float32", "tf32", "float32", "tf32")]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and settings() == (True, "highest")
+    assert violations == [] and settings() == (True, "highest")
 
 
 @later
 @pytest.mark.parametrize(("convolutions", "products"), [("ieee", "ieee"), ("tf32", "tf32"), ("none", "none")])
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_settings_in_their_later_spelling(convolutions: str, products: str, precision: str) -> None:
+def test_settings_of_torch_2_9_are_respected(convolutions: str, products: str, precision: str) -> None:
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     conv.fp32_precision, matmul.fp32_precision = convolutions, products
-    before = conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32"  # "none" is in full, as "ieee"
+    # "none" means full precision, as does "ieee"
+    initial = (
+        conv.fp32_precision == "tf32",
+        matmul.fp32_precision == "tf32",
+    )
     with float32_arithmetic(precision, GPU):
-        wanted = {"tf32"} if precision == "tf32" else {"ieee", "none"}
-        assert {conv.fp32_precision, matmul.fp32_precision} <= wanted
-    assert (conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32") == before
+        allowed = {"tf32"} if precision == "tf32" else {"ieee", "none"}
+        assert {conv.fp32_precision, matmul.fp32_precision} <= allowed
+    assert (conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32") == initial
 
 
-def test_the_cpu_is_left_alone() -> None:
+def test_settings_are_unchanged_on_the_cpu() -> None:
     torch.set_float32_matmul_precision("high")
     with float32_arithmetic("float32", torch.device("cpu")):
         assert settings() == TF32
 
 
-def test_tf32_needs_a_gpu() -> None:
+def test_tf32_requires_a_gpu() -> None:
     refused = pytest.raises(InputError, match="tf32 is arithmetic of GPUs, got the device cpu; use float32")
     with refused, float32_arithmetic("tf32", torch.device("cpu")):
         pass
@@ -126,7 +132,7 @@ def test_tf32_needs_a_gpu() -> None:
         FrozenBackbone.default(dtype="tf32")
 
 
-def test_what_tf32_loses_is_told() -> None:
+def test_the_error_due_to_tf32_is_reported() -> None:
     truth = torch.tensor([[1.0, 2.0]]), torch.full((1, 1, 1, 1), 4.0)
     rounded = torch.tensor([[1.0, 2.002]]), torch.full((1, 1, 1, 1), 4.002)
     assert tf32_notes("tf32", "onnxruntime", rounded, truth) == [

@@ -28,19 +28,19 @@ def saved(model: ConfidenceModel, tmp_path: Path) -> Path:
     return model.save(tmp_path / "heads" / "head.safetensors")
 
 
-def test_saved_and_loaded_is_the_same(model: ConfidenceModel, saved: Path, tiny_file: Path) -> None:
-    again = load(saved, backbone=tiny_file)
-    mu, log_kappa = again.embed(noise(3))
+def test_a_model_round_trips(model: ConfidenceModel, saved: Path, tiny_file: Path) -> None:
+    reloaded = load(saved, backbone=tiny_file)
+    mu, log_kappa = reloaded.embed(noise(3))
     expected = model.outputs(noise(3))
     assert torch.equal(mu, expected.mu) and torch.equal(log_kappa, expected.log_kappa)
     assert torch.equal(expected.norm, model.backbone(noise(3)).norm)
-    assert again.fingerprint() == model.fingerprint()
-    assert (again.radius, again.calibration) == (32.0, None)
-    assert again.record["epochs"] == 3 and again.record["versions"]["spherecf"] == spherecf.__version__
+    assert reloaded.fingerprint() == model.fingerprint()
+    assert (reloaded.radius, reloaded.calibration) == (32.0, None)
+    assert reloaded.record["epochs"] == 3 and reloaded.record["versions"]["spherecf"] == spherecf.__version__
     assert spherecf.load(saved, backbone=model.backbone).fingerprint() == model.fingerprint()
 
 
-def test_one_safetensors_file_with_a_json_header(saved: Path) -> None:
+def test_a_model_is_one_safetensors_file_with_a_json_header(saved: Path) -> None:
     with safe_open(saved, "pt") as stored:
         header = json.loads(stored.metadata()["spherecf"])
     assert header == read_header(saved)
@@ -55,7 +55,9 @@ def test_the_default_backbone_is_found_by_hash(sface: FrozenBackbone, tmp_path: 
     assert load(path).backbone.sha256 == sface.sha256
 
 
-def test_sixteen_bits_on_request(saved: Path, tiny_file: Path, model: ConfidenceModel) -> None:
+def test_the_backbone_runs_in_bfloat16_on_request(
+    saved: Path, tiny_file: Path, model: ConfidenceModel
+) -> None:
     half = load(saved, backbone=tiny_file, dtype="bfloat16")
     assert half.backbone.engine == "torch-bfloat16" and half.fingerprint() == model.fingerprint()
     assert {p.dtype for p in half.head.parameters()} == {torch.float32}
@@ -67,45 +69,45 @@ def test_sixteen_bits_on_request(saved: Path, tiny_file: Path, model: Confidence
     assert (log_kappa - expected.log_kappa).abs().max() < 0.1
 
 
-def test_a_device_that_is_not_there(saved: Path, tiny_file: Path) -> None:
+def test_an_unavailable_device_is_refused(saved: Path, tiny_file: Path) -> None:
     with pytest.raises(InputError, match=r"device 'cuda:99' cannot be used here.*'cpu'"):
         load(saved, backbone=tiny_file, engine="torch", device="cuda:99")
 
 
-def test_fingerprint_sees_every_change(model: ConfidenceModel) -> None:
-    before = model.fingerprint()
-    assert ConfidenceModel(model.backbone, model.head, 64.0).fingerprint() != before
+def test_fingerprint_depends_on_radius_and_weights(model: ConfidenceModel) -> None:
+    original = model.fingerprint()
+    assert ConfidenceModel(model.backbone, model.head, 64.0).fingerprint() != original
     with torch.no_grad():
         model.head.final.bias += 1
-    assert model.fingerprint() != before
+    assert model.fingerprint() != original
 
 
-def test_embedding_leaves_the_mode_alone(model: ConfidenceModel) -> None:
+def test_embedding_is_deterministic_and_keeps_the_training_mode(model: ConfidenceModel) -> None:
     model.head.train()
-    one, two = model.embed(noise(2))[1], model.embed(noise(2))[1]
-    assert torch.equal(one, two) and model.head.training and not one.requires_grad
+    first, second = model.embed(noise(2))[1], model.embed(noise(2))[1]
+    assert torch.equal(first, second) and model.head.training and not first.requires_grad
 
 
 def test_another_backbone_is_refused(
     saved: Path, model: ConfidenceModel, sface: FrozenBackbone, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other.onnx"
-    onnx.save(graphs.mobilefacenet(), other)
-    own = model.backbone.sha256
-    with pytest.raises(ModelError, match=f"{own}.*got sface.*{sface.sha256}"):
+    other_path = tmp_path / "other.onnx"
+    onnx.save(graphs.mobilefacenet(), other_path)
+    expected_hash = model.backbone.sha256
+    with pytest.raises(ModelError, match=f"{expected_hash}.*got sface.*{sface.sha256}"):
         load(saved, backbone=sface)
-    with pytest.raises(ModelError, match=f"{own}.*with sha256 "):
-        load(saved, backbone=other)
-    with pytest.raises(ModelError, match=f"{own}.*not the default one; pass backbone="):
+    with pytest.raises(ModelError, match=f"{expected_hash}.*with sha256 "):
+        load(saved, backbone=other_path)
+    with pytest.raises(ModelError, match=f"{expected_hash}.*not the default one; pass backbone="):
         load(saved)
     with pytest.raises(ModelError, match="no such file"):
         load(saved, backbone=tmp_path / "gone.onnx")
 
 
-def test_same_backbone_used_otherwise_is_refused(saved: Path, tiny_file: Path) -> None:
-    otherwise = FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, features="b_add")
+def test_other_features_of_the_same_backbone_are_refused(saved: Path, tiny_file: Path) -> None:
+    other_features = FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, features="b_add")
     with pytest.raises(ModelError, match=r"trained on bn2 .* uses b_add"):
-        load(saved, backbone=otherwise)
+        load(saved, backbone=other_features)
 
 
 SHAPE = {"channels": 8, "height": 8, "width": 8}
@@ -127,7 +129,9 @@ def rewrite(saved: Path, **changes: object) -> Path:
         ({"head": {"kind": "linear", "config": SHAPE}}, "do not fit a linear head"),
     ],
 )
-def test_foreign_headers(saved: Path, tiny: FrozenBackbone, changes: dict, message: str) -> None:
+def test_headers_of_other_formats_and_versions_are_refused(
+    saved: Path, tiny: FrozenBackbone, changes: dict, message: str
+) -> None:
     with pytest.raises(FileFormatError, match=message):
         load(rewrite(saved, **changes), backbone=tiny)
 
@@ -156,20 +160,24 @@ def test_foreign_headers(saved: Path, tiny: FrozenBackbone, changes: dict, messa
         ({"version": True}, "format version True"),
     ],
 )
-def test_damaged_headers(saved: Path, tiny: FrozenBackbone, changes: dict, named: str) -> None:
+def test_damaged_headers_are_refused_with_the_field(
+    saved: Path, tiny: FrozenBackbone, changes: dict, named: str
+) -> None:
     with pytest.raises(FileFormatError, match=f"{saved.name}.*{named}"):
         load(rewrite(saved, **changes), backbone=tiny)
 
 
 @pytest.mark.parametrize("text", ["[" * 5000, '{"a":' * 5000, '{"radius": NaN}', "[]", "3", ""])
-def test_headers_that_are_none(saved: Path, tiny: FrozenBackbone, text: str) -> None:
+def test_headers_that_are_not_json_objects_are_refused(saved: Path, tiny: FrozenBackbone, text: str) -> None:
     save_file({"w": torch.ones(2)}, saved, {"spherecf": text})
-    for door in (read_header, lambda path: load(path, backbone=tiny), load_confidence_head):
+    for read in (read_header, lambda path: load(path, backbone=tiny), load_confidence_head):
         with pytest.raises(FileFormatError, match=saved.name):
-            door(saved)
+            read(saved)
 
 
-def test_damaged_tensors(model: ConfidenceModel, saved: Path, tiny: FrozenBackbone) -> None:
+def test_damaged_tensors_are_refused_by_name(
+    model: ConfidenceModel, saved: Path, tiny: FrozenBackbone
+) -> None:
     with safe_open(saved, "pt") as stored:
         header = {"spherecf": stored.metadata()["spherecf"]}
     state = model.head.state_dict()
@@ -184,20 +192,20 @@ def test_damaged_tensors(model: ConfidenceModel, saved: Path, tiny: FrozenBackbo
             load(saved, backbone=tiny)
 
 
-def test_what_opens_is_saved_again_to_an_equal_file(
+def test_a_loaded_model_is_saved_to_an_identical_file(
     model: ConfidenceModel, tmp_path: Path, tiny: FrozenBackbone
 ) -> None:
     path = model.with_calibration(calibration(model)).save(tmp_path / "one.safetensors")
-    again = load(path, backbone=tiny).save(tmp_path / "two.safetensors")
-    assert again.read_bytes() == path.read_bytes()
+    resaved = load(path, backbone=tiny).save(tmp_path / "two.safetensors")
+    assert resaved.read_bytes() == path.read_bytes()
 
 
-def test_unknown_kind_of_head(saved: Path, tiny: FrozenBackbone) -> None:
+def test_unknown_kinds_of_head_are_refused(saved: Path, tiny: FrozenBackbone) -> None:
     with pytest.raises(ModelError, match="unknown kind of head 'cubic'"):
         load(rewrite(saved, head={"kind": "cubic", "config": {}}), backbone=tiny)
 
 
-def test_files_that_are_none(saved: Path, tiny: FrozenBackbone, tmp_path: Path) -> None:
+def test_files_that_are_not_models_are_refused(saved: Path, tiny: FrozenBackbone, tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "foreign.safetensors")
     (tmp_path / "short.safetensors").write_bytes(saved.read_bytes()[:-100])
     (tmp_path / "text.safetensors").write_text("hello")
@@ -211,7 +219,7 @@ def test_files_that_are_none(saved: Path, tiny: FrozenBackbone, tmp_path: Path) 
             load(tmp_path / f"{name}.safetensors", backbone=tiny)
 
 
-def test_head_and_backbone_must_fit(tiny: FrozenBackbone) -> None:
+def test_head_and_backbone_must_match(tiny: FrozenBackbone) -> None:
     with pytest.raises(ModelError, match=r"\(8, 7, 7\).*\(8, 8, 8\)"):
         ConfidenceModel(tiny, LinearHead(8, 7, 7))
     with pytest.raises(InputError, match="radius"):
@@ -225,10 +233,10 @@ def test_records_must_be_json(model: ConfidenceModel, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_full_disk_keeps_the_old_file(
+def test_a_full_disk_keeps_the_old_file(
     model: ConfidenceModel, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = saved.read_bytes()
+    content = saved.read_bytes()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -236,7 +244,7 @@ def test_full_disk_keeps_the_old_file(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StorageError, match="No space left"):
         model.save(saved)
-    assert saved.read_bytes() == before
+    assert saved.read_bytes() == content
 
 
 def calibration(model: ConfidenceModel) -> Calibration:
@@ -257,11 +265,11 @@ def test_calibration_of_another_model_is_refused(
 ) -> None:
     calibrated = model.with_calibration(calibration(model))
     path = calibrated.save(tmp_path / "h.safetensors")
-    before = model.fingerprint()
+    fingerprint = model.fingerprint()
     with torch.no_grad():
         model.head.final.bias += 1
-    with pytest.raises(ModelError, match=f"{before}, this is the model {model.fingerprint()}"):
-        calibrated.save(tmp_path / "changed.safetensors")  # its head has been trained on
+    with pytest.raises(ModelError, match=f"{fingerprint}, this is the model {model.fingerprint()}"):
+        calibrated.save(tmp_path / "changed.safetensors")  # its head has been trained further
     with pytest.raises(ModelError, match="calibrate this one with"):
         model.with_calibration(calibrated.calibration)
     with safe_open(path, "pt") as stored:

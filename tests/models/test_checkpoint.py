@@ -20,13 +20,13 @@ WEIGHT = torch.arange(6.0).reshape(2, 3)
 
 
 def invented(module: str, name: str, base: type = object) -> type:
-    """A class of a package that is not installed here."""
+    """A class of a package that is not installed."""
     return type(name, (base,), {"__module__": module, "__qualname__": name})
 
 
 @pytest.fixture
 def lightning(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
-    """What Lightning leaves beside the weights: settings with items, settings with state, classes as keys."""
+    """A Lightning checkpoint: settings as a dict subclass, settings with state, classes as keys."""
     settings = invented("pytorch_lightning.utilities.parsing", "AttributeDict", dict)
     callback = invented("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
     for name in ("", ".utilities", ".callbacks", ".utilities.parsing", ".callbacks.model_checkpoint"):
@@ -41,7 +41,7 @@ def lightning(monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     }
 
 
-def test_lightnings_settings_are_skipped_not_imported(
+def test_lightning_settings_are_skipped_without_import(
     tmp_path: Path, lightning: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(lightning, tmp_path / "last.ckpt")
@@ -54,7 +54,7 @@ def test_lightnings_settings_are_skipped_not_imported(
 
 
 @pytest.mark.parametrize("suffix", CHECKPOINT_SUFFIXES)
-def test_every_suffix(tmp_path: Path, suffix: str) -> None:
+def test_checkpoints_with_every_suffix_are_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"
     if suffix == ".safetensors":
         save_file({"a.weight": WEIGHT}, path)
@@ -64,7 +64,7 @@ def test_every_suffix(tmp_path: Path, suffix: str) -> None:
     assert torch.equal(tensors["a.weight"], WEIGHT) and not tensors["a.weight"].requires_grad
 
 
-def test_the_format_before_torch_1_6(tmp_path: Path) -> None:
+def test_the_format_before_torch_1_6_is_read(tmp_path: Path) -> None:
     torch.save({"weight": WEIGHT}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert torch.equal(read_checkpoint(tmp_path / "old.pth")["weight"], WEIGHT)
 
@@ -75,10 +75,10 @@ class Hostile:
 
 
 class Whole(torch.nn.Module):
-    """Somebody saved the module and not its tensors."""
+    """A module that is pickled as a whole instead of its state dictionary."""
 
 
-def test_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsafe_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Hostile()}, "evil.pt")
     torch.save(Whole(), "whole.pth")
@@ -87,7 +87,7 @@ def test_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     Path("text.pth").write_text("this is text")
     Path("text.safetensors").write_text("this is text")
     Path("empty.pt").touch()
-    for name, why in {
+    for name, message in {
         "evil.pt": "which is not unpickled",
         "whole.pth": r"a pickled object of .*Whole.* save its tensors alone: torch.save\(model.state_dict",
         "short.pt": "not a checkpoint of plain tensors",
@@ -97,7 +97,7 @@ def test_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "absent.pt": "no such file",
         "w.onnx": "no such file",
     }.items():
-        with pytest.raises(FileFormatError, match=f"{name}: .*{why}"):
+        with pytest.raises(FileFormatError, match=f"{name}: .*{message}"):
             read_checkpoint(name)
     Path("w.onnx").touch()
     with pytest.raises(FileFormatError, match=r"expected one of \.safetensors, .*, got \.onnx"):
@@ -105,14 +105,14 @@ def test_what_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not Path("owned").exists()
 
 
-def test_what_a_file_is_its_first_bytes_say(tmp_path: Path) -> None:
+def test_the_format_is_detected_from_content_not_suffix(tmp_path: Path) -> None:
     save_file({"a.weight": WEIGHT}, tmp_path / "safetensors.pth")
     torch.save({"a": {"weight": WEIGHT}}, tmp_path / "torch.safetensors")
     for name in ("safetensors.pth", "torch.safetensors"):
         assert torch.equal(read_checkpoint(tmp_path / name)["a.weight"], WEIGHT)
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_files_that_are_not_checkpoints_are_identified(tmp_path: Path) -> None:
     contents = {
         "HTML page": b"<!DOCTYPE html><html>virus scan warning</html>",
         "git lfs pull": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
@@ -134,18 +134,18 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "folder.pth")
 
 
-def test_no_advice_to_load_unsafely(tmp_path: Path) -> None:
-    """Not in the message, and not in a traceback below it."""
+def test_messages_never_advise_unsafe_loading(tmp_path: Path) -> None:
+    """Checks the message and the chained traceback."""
     path = tmp_path / "whole.pth"
     for content in (Whole(), {"a": Hostile()}, {"f": torch.nn.functional.relu}):
         torch.save(content, path)
         with pytest.raises(FileFormatError) as caught:
             read_checkpoint(path)
-        shown = "".join(traceback.format_exception(caught.value))
-        assert "set to `False`" not in shown and "add_safe_globals" not in shown
+        output = "".join(traceback.format_exception(caught.value))
+        assert "set to `False`" not in output and "add_safe_globals" not in output
 
 
-def test_names_that_wrappers_changed(tmp_path: Path) -> None:
+def test_prefixes_of_wrappers_are_removed(tmp_path: Path) -> None:
     table = {"module._orig_mod.fc._fsdp_wrapped_module.weight": WEIGHT, "_orig_mod_.bias": WEIGHT}
     torch.save(table, tmp_path / "w.pth")
     assert list(read_checkpoint(tmp_path / "w.pth")) == ["module.fc.weight", "_orig_mod_.bias"]
@@ -157,7 +157,7 @@ def test_names_that_wrappers_changed(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "shard.pth")
 
 
-def test_files_without_end(tmp_path: Path) -> None:
+def test_recursive_and_expanded_files_are_refused(tmp_path: Path) -> None:
     loop: dict[str, object] = {}
     loop["again"] = loop
     torch.save(loop, tmp_path / "loop.pt")
@@ -169,12 +169,13 @@ def test_files_without_end(tmp_path: Path) -> None:
 
 
 WORD = b"x" * 1_000_000
-STORAGE = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ\0\0\0\x10"  # 2^28 numbers
+# A storage of 2^28 numbers, declared but not present.
+STORAGE = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuJ\0\0\0\x10"
 
 
-@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize("zip_format", [True, False])
 @pytest.mark.parametrize(
-    ("put", "match"),
+    ("payload", "match"),
     [
         (b"c" + WORD + b"\nname\n", "a name of 1,000,00. characters"),
         (b"X\x40\x42\x0f\0" + WORD + b")R", "calls a value that is not a function"),
@@ -186,21 +187,21 @@ STORAGE = b"((X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0c
     ],
     ids=["name", "word", "storage", "new object", "tuples", "keys", "key"],
 )
-def test_what_torch_would_refuse_for_hours_is_refused_at_once(
-    tmp_path: Path, new: bool, put: bytes, match: str
+def test_pickles_that_would_take_torch_hours_are_refused_quickly(
+    tmp_path: Path, zip_format: bool, payload: bytes, match: str
 ) -> None:
     path, mark = tmp_path / "long.pt", "MARK" * 10
-    torch.save({"note": mark, "weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=new)
+    torch.save({"note": mark, "weight": torch.zeros(2)}, path, _use_new_zipfile_serialization=zip_format)
     text = b"X" + len(mark).to_bytes(4, "little") + mark.encode()
     assert text in path.read_bytes()
-    if new:
+    if zip_format:
         with zipfile.ZipFile(path) as stored:
-            members = {name: stored.read(name).replace(text, put) for name in stored.namelist()}
-        with zipfile.ZipFile(path, "w") as changed:
+            members = {name: stored.read(name).replace(text, payload) for name in stored.namelist()}
+        with zipfile.ZipFile(path, "w") as rewritten:
             for name, content in members.items():
-                changed.writestr(name, content)
+                rewritten.writestr(name, content)
     else:
-        path.write_bytes(path.read_bytes().replace(text, put))
+        path.write_bytes(path.read_bytes().replace(text, payload))
     start = time.process_time()
     with pytest.raises(FileFormatError, match=match):
         read_checkpoint(path)

@@ -30,16 +30,16 @@ def small(name: str, dim: int = 32) -> tuple[Table, object]:
     return original(name, width=0.125, dim=dim, side=2)
 
 
-def under(prefix: str, table: Table) -> Table:
+def with_prefix(prefix: str, table: Table) -> Table:
     return {f"{prefix}{key}": tensor for key, tensor in table.items()}
 
 
 def lightning(table: Table) -> dict[str, object]:
-    state = {**under("model.", table), "head.kernel": torch.randn(32, 5), "head.t": torch.zeros(1)}
+    state = {**with_prefix("model.", table), "head.kernel": torch.randn(32, 5), "head.t": torch.zeros(1)}
     return {"epoch": 1, "state_dict": state}
 
 
-# How each maker wraps a state dictionary, with a network of it, and the preprocessing that this tells.
+# For each publisher: the network, how its state dictionary is wrapped, and the preprocessing this implies.
 LAYOUTS = {
     "SCF reference": ("ir-50", lambda t: t, "scf"),
     "SCF reference, fine-tuned": (
@@ -57,78 +57,80 @@ LAYOUTS = {
         "insightface",
     ),
     "arcface_torch, mbf": ("mbf", lambda t: t, "insightface"),
-    "MagFace": ("r18", lambda t: {"state_dict": under("features.module.", t)}, "magface"),
+    "MagFace": ("r18", lambda t: {"state_dict": with_prefix("features.module.", t)}, "magface"),
     "MagFace, whole model in parallel": (
         "r18",
-        lambda t: {"state_dict": {**under("module.features.", t), "module.fc.weight": torch.randn(32, 5)}},
+        lambda t: {
+            "state_dict": {**with_prefix("module.features.", t), "module.fc.weight": torch.randn(32, 5)}
+        },
         "magface",
     ),
     "MagFace, prefixes stripped": (
         "r18",
-        lambda t: {**under("features.", t), "fc.weight": torch.randn(32, 5)},
+        lambda t: {**with_prefix("features.", t), "fc.weight": torch.randn(32, 5)},
         "magface",
     ),
-    "MagFace, twice in parallel": ("r18", lambda t: under("module.features.module.", t), "magface"),
-    "another trainer's features": ("tface-ir-18", lambda t: under("features.", t), None),
+    "MagFace, twice in parallel": ("r18", lambda t: with_prefix("module.features.module.", t), "magface"),
+    "another trainer's features": ("tface-ir-18", lambda t: with_prefix("features.", t), None),
     "CR-FIQA": (
         "r18",
         lambda t: {**t, "qs.weight": torch.ones(1, 32), "qs.bias": torch.zeros(1)},
         "insightface",
     ),
-    "torch.compile": ("r18", lambda t: under("_orig_mod.", t), "insightface"),
-    "torch.compile of DDP": ("r18", lambda t: under("_orig_mod.module.", t), "insightface"),
-    "DDP of torch.compile": ("ir-50", lambda t: {"model": under("module._orig_mod.", t)}, "scf"),
+    "torch.compile": ("r18", lambda t: with_prefix("_orig_mod.", t), "insightface"),
+    "torch.compile of DDP": ("r18", lambda t: with_prefix("_orig_mod.module.", t), "insightface"),
+    "DDP of torch.compile": ("ir-50", lambda t: {"model": with_prefix("module._orig_mod.", t)}, "scf"),
     "FSDP": (
         "r18",
         lambda t: {
             k.replace("layer1.", "layer1._fsdp_wrapped_module.").replace("conv1.", "_orig_mod.conv1."): v
-            for k, v in under("_fsdp_wrapped_module.", t).items()
+            for k, v in with_prefix("_fsdp_wrapped_module.", t).items()
         },
         "insightface",
     ),
-    "MagFace, torch.compile": ("r18", lambda t: under("_orig_mod.features.module.", t), "magface"),
+    "MagFace, torch.compile": ("r18", lambda t: with_prefix("_orig_mod.features.module.", t), "magface"),
     "AdaFace": ("tface-ir-18", lightning, "adaface"),
-    "CVLface": ("tface-ir-18", lambda t: under("net.", t), None),
+    "CVLface": ("tface-ir-18", lambda t: with_prefix("net.", t), None),
     "TFace": ("tface-ir-18", lambda t: t, None),
-    "DataParallel": ("tface-ir-se-50", lambda t: under("module.", t), None),
+    "DataParallel": ("tface-ir-se-50", lambda t: with_prefix("module.", t), None),
     "arcface_torch, ViT": ("vit_t", lambda t: t, "insightface"),
     "arcface_torch, ViT, all states": (
         "vit_b",
-        lambda t: {"state_dict_backbone": under("module.", t)},
+        lambda t: {"state_dict_backbone": with_prefix("module.", t)},
         "insightface",
     ),
     "TransFace": ("transface_s", lambda t: t, "insightface"),
-    "CVLface, ViT": ("cvlface_vit_b", lambda t: under("net.", t), "insightface"),
+    "CVLface, ViT": ("cvlface_vit_b", lambda t: with_prefix("net.", t), "insightface"),
     "CVLface, ViT, without masking": (
         "cvlface_vit_s",
-        lambda t: {"model": under("net.", {k: v for k, v in t.items() if k != "mask_token"})},
+        lambda t: {"model": with_prefix("net.", {k: v for k, v in t.items() if k != "mask_token"})},
         "insightface",
     ),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_originals_outputs(tmp_path: Path, layout: str) -> None:
+def test_every_layout_reproduces_the_original_outputs(tmp_path: Path, layout: str) -> None:
     name, wrap, preset = LAYOUTS[layout]
     size = 32 if name not in TRANSFORMERS else 2 * (8 if name.startswith("cvl") else 9)
     table, forward = small(name)
     torch.save(wrap(table), tmp_path / "last.ckpt")
     network = load_backbone(tmp_path / "last.ckpt", name if name in TRANSFORMERS else "")
     assert (network.name, network.dim, network.size, network.training) == (name, 32, size, False)
-    known = network.preprocessing
+    preprocessing = network.preprocessing
     assert (
-        (known is None)
+        (preprocessing is None)
         if preset is None
-        else known.to_dict() == {**PRESETS[preset].to_dict(), "size": [size, size]}
+        else preprocessing.to_dict() == {**PRESETS[preset].to_dict(), "size": [size, size]}
     )
     images = torch.randn(2, 3, size, size)
     with torch.no_grad():
-        for got, wanted in zip(network(images), forward(images)):
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+        for output, reference in zip(network(images), forward(images)):
+            torch.testing.assert_close(output, reference, rtol=1e-3, atol=1e-4 * float(reference.abs().max()))
 
 
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in TRANSFORMERS])
-def test_recognises_every_network(tmp_path: Path, name: str) -> None:
+def test_every_network_is_recognised(tmp_path: Path, name: str) -> None:
     table = make_backbone(name, dim=24, size=48, width=0.125).state_dict()
     save_file({key: tensor.contiguous() for key, tensor in table.items()}, tmp_path / "b.safetensors")
     network = load_backbone(tmp_path / "b.safetensors")
@@ -139,15 +141,15 @@ def test_recognises_every_network(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in TRANSFORMERS if "_dp" not in name])
-def test_recognises_every_transformer(name: str) -> None:
-    """By the shapes of the full size, which make no doubt of T and S; 112x112 though 108 pixels are seen."""
+def test_every_transformer_is_recognised(name: str) -> None:
+    """At full size, where shapes distinguish T from S; the size is 112 although patches cover 108 pixels."""
     with torch.device("meta"):
         shapes = {k: tuple(t.shape) for k, t in make_backbone(name, dim=24).state_dict().items()}
     architecture, options = VisionTransformer.measure(shapes)
     assert architecture == TRANSFORMERS[name] and options == {"dim": 24, "size": 112, "width": 1.0}
 
 
-def test_a_narrower_transformer_is_the_smallest_of_its_depth(tmp_path: Path) -> None:
+def test_a_narrow_transformer_is_read_as_the_smallest_of_its_depth(tmp_path: Path) -> None:
     trained = make_backbone("vit_s", dim=24, size=20, width=0.125).eval()
     torch.save(trained.state_dict(), tmp_path / "b.pt")
     network = load_backbone(tmp_path / "b.pt")
@@ -156,7 +158,7 @@ def test_a_narrower_transformer_is_the_smallest_of_its_depth(tmp_path: Path) -> 
     assert torch.equal(network(images)[0], trained(images)[0])
 
 
-def test_transformers_that_are_none_of_ours(tmp_path: Path) -> None:
+def test_unsupported_transformers_are_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "b.pt"
     table, _ = small("cvlface_vit_b")
 
@@ -166,7 +168,7 @@ def test_transformers_that_are_none_of_ours(tmp_path: Path) -> None:
             load_backbone(path)
 
     key_points = {**table, "blocks.0.attn.rpe_k.lookup_table_weight": torch.ones(3, 4)}
-    refused(under("net.", key_points), "relative position encodings .*KP-RPE.* ONNX")
+    refused(with_prefix("net.", key_points), "relative position encodings .*KP-RPE.* ONNX")
     biased = {**table, "blocks.0.attn.qkv.bias": torch.ones(192)}
     refused(biased, r"not the network cvlface_vit_b .*1 keys unexpected \(blocks.0.attn.qkv.bias\)")
     refused({k: t for k, t in table.items() if k != "pos_embed"}, "not a supported network; the nearest is")
@@ -174,32 +176,32 @@ def test_transformers_that_are_none_of_ours(tmp_path: Path) -> None:
     refused(shallow, r"VisionTransformer with depth=23, patch=8, ratio=3, .*, which is none of")
 
 
-def test_a_transformer_is_fine_tuned_without_its_masks(tmp_path: Path) -> None:
+def test_fine_tuning_a_transformer_gives_every_parameter_a_gradient(tmp_path: Path) -> None:
     torch.save(make_backbone("vit_t", dim=24, size=18, width=0.125).state_dict(), tmp_path / "b.pt")
     backbone = FrozenBackbone.from_checkpoint(tmp_path / "b.pt")
     assert backbone.feature_shape == (32, 2, 2) and backbone.preprocessing.size == (18, 18)
-    network = backbone.trainable().eval()  # as stage 2 runs it
+    network = backbone.trainable().eval()  # as in stage 2
     network(torch.randn(2, 3, 18, 18))[0].sum().backward()
     assert [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_the_quality_layer_of_crfiqa_is_said(tmp_path: Path) -> None:
+def test_the_quality_layer_of_crfiqa_is_reported(tmp_path: Path) -> None:
     table, _ = small("r18")
     torch.save({**table, "qs.weight": torch.ones(1, 32), "qs.bias": torch.zeros(1)}, tmp_path / "b.pth")
     pixels = Preprocessing(size=(32, 32))
     assert "CR-FIQA" in " ".join(FrozenBackbone.from_checkpoint(tmp_path / "b.pth", pixels).repairs)
 
 
-def test_a_scripted_network_is_read_without_its_code(tmp_path: Path) -> None:
+def test_a_torchscript_network_is_read_without_running_its_code(tmp_path: Path) -> None:
     network = make_backbone("mbf", dim=8, size=32, width=0.125).eval()
     torch.jit.trace(network, torch.zeros(1, 3, 32, 32)).save(tmp_path / "traced.pt")
-    again = load_backbone(tmp_path / "traced.pt")
-    assert again.name == "mbf" and all(
-        torch.equal(a, b) for a, b in zip(again.state_dict().values(), network.state_dict().values())
+    reloaded = load_backbone(tmp_path / "traced.pt")
+    assert reloaded.name == "mbf" and all(
+        torch.equal(a, b) for a, b in zip(reloaded.state_dict().values(), network.state_dict().values())
     )
 
 
-def test_numbers_that_are_none(tmp_path: Path) -> None:
+def test_nan_and_integer_weights_are_refused(tmp_path: Path) -> None:
     table, _ = small("r18")
     table["fc.weight"] = torch.full_like(table["fc.weight"], torch.nan)
     torch.save(table, tmp_path / "b.pth")
@@ -225,18 +227,18 @@ def test_adafaces_direction_and_norm_are_the_raw_embedding(tmp_path: Path) -> No
     torch.testing.assert_close(output.norm, norm[:, 0], rtol=1e-3, atol=1e-3)
 
 
-def test_old_and_half_files(tmp_path: Path) -> None:
-    """Before torch 0.4.1 nobody counted batches; some save in sixteen bits."""
+def test_old_and_half_precision_files_are_read(tmp_path: Path) -> None:
+    """Files from before torch 0.4.1 have no batch counts; some files are in half precision."""
     table, _ = small("r18")
-    old = {k: t for k, t in table.items() if not k.endswith("num_batches_tracked")}
-    torch.save({k: t.half() for k, t in old.items()}, tmp_path / "half.pth")
+    without_counts = {k: t for k, t in table.items() if not k.endswith("num_batches_tracked")}
+    torch.save({k: t.half() for k, t in without_counts.items()}, tmp_path / "half.pth")
     network = load_backbone(tmp_path / "half.pth")
     assert {t.dtype for t in network.parameters()} == {torch.float32}
     assert torch.equal(network.fc.weight, table["fc.weight"].half().float())
-    assert network.train()(torch.randn(2, 3, 32, 32))[0].shape == (2, 32)  # can be trained on
+    assert network.train()(torch.randn(2, 3, 32, 32))[0].shape == (2, 32)  # can be trained further
 
 
-def test_what_is_another_architecture(tmp_path: Path) -> None:
+def test_other_architectures_are_refused_with_the_difference(tmp_path: Path) -> None:
     path = tmp_path / "b.pth"
     table, _ = small("r18")
 
@@ -245,8 +247,8 @@ def test_what_is_another_architecture(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=match):
             load_backbone(path, network)
 
-    spoiled = {k: t for k, t in table.items() if not k.startswith("layer2.1.bn2")}
-    refused(spoiled, r"not the network r18 .*4 keys missing \(layer2.1.bn2.weight, .*\.\.\.\)$")
+    incomplete = {k: t for k, t in table.items() if not k.startswith("layer2.1.bn2")}
+    refused(incomplete, r"not the network r18 .*4 keys missing \(layer2.1.bn2.weight, .*\.\.\.\)$")
     refused({**table, "layer5.x": torch.ones(1)}, r"1 keys unexpected \(layer5.x\)$")
     reshaped = {**table, "layer1.0.conv2.weight": torch.ones(8, 8, 1, 1)}
     refused(
@@ -263,12 +265,12 @@ def test_what_is_another_architecture(tmp_path: Path) -> None:
     refused(dict(vision), r"not a supported network: \d+ tensors \(0.self_attn.* known networks are r18")
     resnet = {k.replace("prelu", "relu"): t for k, t in table.items()}
     refused(
-        {"state_dict": under("module.", resnet)},
+        {"state_dict": with_prefix("module.", resnet)},
         r"nearest is r18: .*missing \(prelu.weight, .*unexpected .*relu",
     )
 
 
-def test_our_own_files(tmp_path: Path) -> None:
+def test_backbones_saved_by_spherecf_are_read(tmp_path: Path) -> None:
     trained = make_backbone("mbf", dim=16, size=32, width=0.125).eval()
     pixels = Preprocessing("bgr", 100.0, 50.0, (32, 32))
     path = save_backbone(tmp_path / "b.safetensors", trained, pixels)
@@ -295,7 +297,7 @@ class TestCheckpoint(BackboneConformance):
         return backbone
 
 
-def test_nothing_is_guessed(tface_file: Path) -> None:
+def test_preprocessing_size_and_engine_are_never_guessed(tface_file: Path) -> None:
     with pytest.raises(
         ModelError, match=r"pass preprocessing= .*adaface .*Its keys are those of tface-ir-18, which several"
     ):
@@ -306,7 +308,7 @@ def test_nothing_is_guessed(tface_file: Path) -> None:
         FrozenBackbone.from_checkpoint(tface_file, "scf", engine="onnxruntime")
 
 
-def test_its_identity_is_the_files(tface_file: Path) -> None:
+def test_the_identity_of_a_backbone_is_its_file_hash(tface_file: Path) -> None:
     import hashlib
 
     backbone = FrozenBackbone.from_checkpoint(tface_file, "adaface", dtype="bfloat16")
@@ -314,7 +316,7 @@ def test_its_identity_is_the_files(tface_file: Path) -> None:
     assert backbone.engine == "torch-bfloat16"
 
 
-def test_opening_one_does_not_start_torchs_compiler(tmp_path: Path) -> None:
+def test_loading_a_checkpoint_does_not_import_the_torch_compiler(tmp_path: Path) -> None:
     for name in ("r18", "vit_t"):
         torch.save(make_backbone(name, dim=4, width=0.125).state_dict(), tmp_path / f"{name}.pth")
     code = "import sys, spherecf.models as m; [m.load_backbone(p) for p in sys.argv[1:]]; "

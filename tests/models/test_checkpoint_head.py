@@ -25,7 +25,7 @@ def linear() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("container", ["uncer_net_state_dict", "state_dict", None])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_the_references_head(
+def test_heads_of_the_reference_are_read(
     tmp_path: Path, linear: dict[str, torch.Tensor], container: str | None, prefix: str
 ) -> None:
     state = {f"{prefix}{key}": tensor for key, tensor in linear.items()}
@@ -36,7 +36,7 @@ def test_the_references_head(
     torch.testing.assert_close(head.log_kappa(features, torch.randn(5, 8)), log_kappa(linear, features))
 
 
-def test_tfaces_head(tmp_path: Path) -> None:
+def test_heads_of_tface_are_read(tmp_path: Path) -> None:
     torch.manual_seed(0)
     table = conv_table(32)
     torch.save({"state_dict": table}, tmp_path / "head.pth")
@@ -50,7 +50,7 @@ def test_tfaces_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_our_head_by_the_originals_names(tmp_path: Path, kind: str) -> None:
+def test_heads_round_trip_with_the_original_names(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     head = make_head(kind, channels=16, height=7, width=7).eval()
     state = original_head_state(head)
@@ -58,11 +58,11 @@ def test_our_head_by_the_originals_names(tmp_path: Path, kind: str) -> None:
     features = torch.randn(4, 16, 7, 7)
     torch.testing.assert_close(head(features), log_kappa(state, features))
     torch.save({"uncer_net_state_dict": state}, tmp_path / "ours.pt")
-    again = load_confidence_head(tmp_path / "ours.pt", feature_shape=(16, 7, 7))
-    assert torch.equal(again(features), head(features))
+    reloaded = load_confidence_head(tmp_path / "ours.pt", feature_shape=(16, 7, 7))
+    assert torch.equal(reloaded(features), head(features))
 
 
-def test_our_own_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
+def test_heads_of_saved_models_are_read(tmp_path: Path, tiny: FrozenBackbone) -> None:
     head = make_head("light", **dict(zip(("channels", "height", "width"), tiny.feature_shape))).eval()
     path = ConfidenceModel(tiny, head).save(tmp_path / "model.safetensors")
     loaded = load_confidence_head(path)
@@ -72,7 +72,7 @@ def test_our_own_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
         load_confidence_head(path, feature_shape=(9, 9, 9))
 
 
-def test_what_is_no_head(tmp_path: Path, linear: dict[str, torch.Tensor]) -> None:
+def test_files_without_a_matching_head_are_refused(tmp_path: Path, linear: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "head.pt"
     torch.save({"fc.weight": torch.ones(2, 2)}, path)
     with pytest.raises(FileFormatError, match=r"found 0; its first keys are fc.weight"):

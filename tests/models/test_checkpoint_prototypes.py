@@ -27,12 +27,12 @@ def write(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["w.npy", "w.safetensors", "w.pth", "w.pt"])
-def test_loads_what_people_have(tmp_path: Path, name: str) -> None:
+def test_common_files_are_loaded(tmp_path: Path, name: str) -> None:
     prototypes = load_prototypes(write(tmp_path / name))
     torch.testing.assert_close(prototypes, torch.tensor([[0.6, 0.8], [0.0, -1.0], [1.0, 0.0]]))
 
 
-def test_several_matrices_need_a_key(tmp_path: Path) -> None:
+def test_several_matrices_require_a_key(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"a": MATRIX, "b": MATRIX + 1}, path)
     with pytest.raises(FileFormatError, match=r"found a \(3, 2\), b \(3, 2\)"):
@@ -45,7 +45,7 @@ class Hostile:
         return (Path.touch, (Path("owned"),))
 
 
-def test_hostile_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malicious_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Hostile()}, "evil.pt")
     np.save("evil.npy", np.array([{"a": 1}], dtype=object))
@@ -58,7 +58,7 @@ def test_hostile_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not Path("owned").exists()
 
 
-def test_what_is_no_array_is_named(tmp_path: Path) -> None:
+def test_files_without_a_real_array_are_identified(tmp_path: Path) -> None:
     (tmp_path / "page.npy").write_text("<html>sign in</html>")
     with pytest.raises(FileFormatError, match="HTML page"):
         load_prototypes(tmp_path / "page.npy")
@@ -68,7 +68,7 @@ def test_what_is_no_array_is_named(tmp_path: Path) -> None:
 
 
 def network(prefix: str) -> dict[str, Tensor]:
-    """A network that stands beside a classifier: it has a matrix of its own, which is no classifier's."""
+    """A network stored beside a classifier, whose own matrix must not be taken for the classifier."""
     table, _ = original("r18", width=0.125, dim=4, side=1)
     return {f"{prefix}{name}": tensor for name, tensor in table.items()}
 
@@ -98,24 +98,24 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_gives_the_same_rows(tmp_path: Path, layout: str) -> None:
-    """Square, so that only the name can tell which way a matrix lies."""
+    """With a square matrix, only the name of a tensor tells whether it is transposed."""
     square = torch.cat([MATRIX, MATRIX.flip(0)], 1)[:, :3]
     for matrix in (MATRIX, square):
-        content = swapped(LAYOUTS[layout], matrix)
+        content = with_matrix(LAYOUTS[layout], matrix)
         torch.save(content, tmp_path / "w.pth")
         torch.testing.assert_close(load_prototypes(tmp_path / "w.pth"), normalize(matrix, dim=1))
 
 
-def swapped(content: object, matrix: Tensor) -> object:
+def with_matrix(content: object, matrix: Tensor) -> object:
     if isinstance(content, dict):
-        return {name: swapped(value, matrix) for name, value in content.items()}
+        return {name: with_matrix(value, matrix) for name, value in content.items()}
     if content is MATRIX:
         return matrix
     is_transposed = isinstance(content, Tensor) and content.shape == (2, 3) and torch.equal(content, MATRIX.T)
     return matrix.T if is_transposed else content
 
 
-def test_a_recogniser_alone_is_no_classifier(tmp_path: Path) -> None:
+def test_a_recogniser_without_classifier_is_refused(tmp_path: Path) -> None:
     torch.save(network(""), tmp_path / "backbone.pth")
     with pytest.raises(FileFormatError, match=r"expected one matrix .* found none"):
         load_prototypes(tmp_path / "backbone.pth")
@@ -130,16 +130,16 @@ SHARDS = {
 
 
 @pytest.mark.parametrize("pattern", SHARDS)
-def test_shards_are_joined_by_rank(tmp_path: Path, pattern: str) -> None:
-    """Twelve ranks: as text, 10 comes before 2."""
+def test_shards_are_joined_in_rank_order(tmp_path: Path, pattern: str) -> None:
+    """With twelve ranks, 10 would come before 2 in alphabetical order."""
     rows = torch.randn(25, 4, generator=torch.Generator().manual_seed(0))
     parts = torch.tensor_split(rows, 12)
     files = [tmp_path / pattern.format(rank) for rank in range(12)]
     for file, part in zip(files, parts):
         torch.save(SHARDS[pattern](part.clone()), file)
     torch.save(rows, tmp_path / "rank_0_softmax_weight_mom.pt")
-    for given in (tmp_path, files[0], files[7], files[::-1], [str(f) for f in files]):
-        torch.testing.assert_close(load_prototypes(given), normalize(rows, dim=1))
+    for source in (tmp_path, files[0], files[7], files[::-1], [str(f) for f in files]):
+        torch.testing.assert_close(load_prototypes(source), normalize(rows, dim=1))
     files[3].unlink()
     with pytest.raises(FileFormatError, match=r"the file of rank 3 is missing, there are"):
         load_prototypes(tmp_path)
@@ -148,7 +148,7 @@ def test_shards_are_joined_by_rank(tmp_path: Path, pattern: str) -> None:
         load_prototypes(files[0])
 
 
-def test_folders_and_lists_that_do_not_tell(tmp_path: Path) -> None:
+def test_ambiguous_folders_and_empty_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match=r"in files by rank, such as .* found none"):
         load_prototypes(tmp_path)
     torch.save(MATRIX, tmp_path / "rank_0_softmax_weight.pt")
@@ -159,5 +159,5 @@ def test_folders_and_lists_that_do_not_tell(tmp_path: Path) -> None:
         load_prototypes([])
     np.save(tmp_path / "a.npy", MATRIX.numpy())
     np.save(tmp_path / "b.npy", -MATRIX.numpy())
-    both = load_prototypes([tmp_path / "b.npy", tmp_path / "a.npy"])
-    torch.testing.assert_close(both, normalize(torch.cat([-MATRIX, MATRIX]), dim=1))
+    joined = load_prototypes([tmp_path / "b.npy", tmp_path / "a.npy"])
+    torch.testing.assert_close(joined, normalize(torch.cat([-MATRIX, MATRIX]), dim=1))

@@ -1,4 +1,4 @@
-"""The same answer about an image alone, in a batch and again: graphs and modules."""
+"""Graphs and modules must give the same output for an image alone, in a batch, and in a repeated run."""
 
 import numpy as np
 import onnx
@@ -14,7 +14,7 @@ from spherecf.models import FrozenBackbone
 
 
 class Net(nn.Module):
-    """A convolution, a dense layer, and whatever is done to the embedding."""
+    """A convolution and a dense layer, whose output subclasses change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,17 +49,17 @@ class Noisy(Net):
         return embedding + 0.01 * torch.randn_like(embedding)
 
 
-class Remembering(Net):
+class Stateful(Net):
     last: Tensor | float = 0.0
 
     def change(self, embedding: Tensor) -> Tensor:
-        changed = embedding + self.last
+        shifted = embedding + self.last
         self.last = embedding.mean(0)
-        return changed
+        return shifted
 
 
 class AlwaysTraining(Net):
-    """eval() is overridden, so that its statistics go on changing."""
+    """eval() is overridden, so that batch statistics keep changing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,23 +79,23 @@ class AlwaysTraining(Net):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_module_that_depends_on_its_batch_is_looped(dtype: str) -> None:
+def test_a_module_that_depends_on_its_batch_runs_images_one_by_one(dtype: str) -> None:
     backbone = FrozenBackbone.from_module(Centred(), TINY, dtype=dtype)
     assert any("one by one" in message for message in backbone.repairs)
     images = noise(3)
-    alone = torch.cat([backbone(image[None]).mu for image in images])
-    assert torch.equal(backbone(images).mu, alone)
+    single = torch.cat([backbone(image[None]).mu for image in images])
+    assert torch.equal(backbone(images).mu, single)
     with pytest.raises(ModelError):
         backbone.to_onnx()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_sound_module_is_not(dtype: str) -> None:
+def test_an_independent_module_runs_in_batches(dtype: str) -> None:
     assert FrozenBackbone.from_module(Net(), TINY, dtype=dtype).repairs == []
 
 
-@pytest.mark.parametrize("network", [LiveDropout, Noisy, Remembering, AlwaysTraining])
-def test_other_answers_when_asked_again_are_refused(network: type[Net]) -> None:
+@pytest.mark.parametrize("network", [LiveDropout, Noisy, Stateful, AlwaysTraining])
+def test_modules_with_varying_outputs_are_refused(network: type[Net]) -> None:
     with pytest.raises(ModelError, match="run again"):
         FrozenBackbone.from_module(network(), TINY)
 
@@ -110,7 +110,7 @@ def test_a_module_that_needs_a_batch_is_refused() -> None:
         FrozenBackbone.from_module(BatchStatistics(), TINY)
 
 
-def test_what_a_module_raises_becomes_one_error() -> None:
+def test_errors_within_a_module_become_model_errors() -> None:
     class Larger(Net):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(x[:, :, :8])
@@ -130,7 +130,7 @@ def noisy_graph(kind: str) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
-def test_a_graph_with_noise_in_it_is_refused(engine: str) -> None:
+def test_a_graph_with_a_noise_operation_is_refused(engine: str) -> None:
     with pytest.raises(ModelError, match="run again"):
         FrozenBackbone.from_onnx(noisy_graph("noise"), preprocessing=TINY, engine=engine)
     np.testing.assert_array_equal(

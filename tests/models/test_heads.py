@@ -18,7 +18,7 @@ class TestConv(HeadConformance):
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (7, 7), (14, 14), (7, 5)])
-def test_conv_takes_any_map(height: int, width: int) -> None:
+def test_conv_accepts_maps_of_any_size(height: int, width: int) -> None:
     assert ConvHead(8, height, width).eval()(torch.randn(2, 8, height, width)).shape == (2,)
 
 
@@ -27,13 +27,13 @@ def test_linear_has_the_reference_shape() -> None:
     assert widths == [1568, 784, 392]
 
 
-def test_unknown_kind_lists_the_known() -> None:
+def test_unknown_kinds_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ModelError, match=r"'cubic'; the kinds are conv, light, linear"):
         make_head("cubic")
     assert set(HEADS) >= {"conv", "light", "linear"}
 
 
-def test_arguments_that_do_not_fit() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ModelError, match="linear head: arguments"):
         make_head("linear", size=3)
     with pytest.raises(InputError, match="positive size"):
@@ -41,7 +41,7 @@ def test_arguments_that_do_not_fit() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(HEADS))
-def test_tokens_are_a_map_one_column_wide(kind: str) -> None:
+def test_tokens_are_treated_as_a_map_of_width_one(kind: str) -> None:
     torch.manual_seed(0)
     head = make_head(kind, channels=12, height=9, width=1).eval()
     tokens, embedding = torch.randn(3, 9, 12), torch.randn(3, 4)
@@ -51,7 +51,7 @@ def test_tokens_are_a_map_one_column_wide(kind: str) -> None:
         head.log_kappa(tokens[:, 1:], embedding)
 
 
-def test_linear_refuses_before_memory_ends() -> None:
+def test_linear_refuses_sizes_beyond_memory() -> None:
     with pytest.raises(InputError, match=r"3\.4 billion parameters \(14 GB\) .* use the light head"):
         LinearHead(512, 12, 12)
     with torch.device("meta"):

@@ -8,16 +8,16 @@ NAMES = [name for name in NETWORKS if name.startswith("r")]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_keys_are_arcface_torchs(name: str) -> None:
+def test_parameter_names_equal_arcface_torch(name: str) -> None:
     check_keys(name)
 
 
 @pytest.mark.parametrize("name", ["r18", "r50", "r100", "r18-se"])
-def test_outputs_are_arcface_torchs(name: str) -> None:
+def test_outputs_equal_arcface_torch(name: str) -> None:
     check_outputs(name)
 
 
-def test_starts_as_the_original_does() -> None:
+def test_initialisation_equals_the_original() -> None:
     torch.manual_seed(0)
     network = make_backbone("r18", dim=32, size=32, width=0.25)
     deviations = [m.weight.std() for m in network.modules() if isinstance(m, torch.nn.Conv2d)]

@@ -11,7 +11,7 @@ class TestLight(HeadConformance):
         return LightHead(16, 7, 7)
 
 
-def test_the_summary_is_the_statistics_of_each_channel() -> None:
+def test_the_summary_contains_mean_deviation_and_maximum_per_channel() -> None:
     features = torch.randn(3, 5, 4, 6, generator=torch.manual_seed(0))
     summary = LightHead(5, 4, 6).pool_features(features, torch.zeros(3, 8))
     for image in range(3):
@@ -21,7 +21,7 @@ def test_the_summary_is_the_statistics_of_each_channel() -> None:
             torch.testing.assert_close(summary[image, channel::5], torch.stack(expected))
 
 
-def test_adapts_to_the_scale_of_the_backbone() -> None:
+def test_normalisation_is_fitted_to_the_backbone() -> None:
     head = LightHead(4, 2, 2)
     summaries = torch.randn(500, 12, generator=torch.manual_seed(0)) * 40 + 1000
     head.fit_normalisation(summaries)
@@ -31,12 +31,12 @@ def test_adapts_to_the_scale_of_the_backbone() -> None:
     assert make_head("light", channels=4, height=2, width=2).scale.eq(1).all()
 
 
-def test_a_channel_that_never_varies_is_no_division_by_zero() -> None:
+def test_a_constant_channel_gives_finite_outputs() -> None:
     head = LightHead(2, 2, 2).eval()
     head.fit_normalisation(torch.ones(10, 6))
     assert bool(torch.isfinite(head(torch.ones(3, 6))).all())
 
 
 @pytest.mark.parametrize("channels", [64, 512, 1024, 2048])
-def test_stays_under_a_million_parameters(channels: int) -> None:
+def test_the_head_has_fewer_than_a_million_parameters(channels: int) -> None:
     assert LightHead(channels, 7, 7).parameter_count < 1_000_000

@@ -14,7 +14,7 @@ def tiny(name: str, **options: object) -> Network:
 
 
 def step(network: Network, images: Tensor) -> list[Tensor]:
-    """Everything one training step makes: results, gradients, and buffers after it."""
+    """Outputs of one training step: results, gradients, and buffers afterwards."""
     torch.manual_seed(2)
     embedding, features = network(images)
     (embedding.square().sum() + features.mean()).backward()
@@ -24,20 +24,20 @@ def step(network: Network, images: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_checkpointing_changes_nothing(name: str) -> None:
+def test_checkpointing_does_not_change_results(name: str) -> None:
     images = torch.randn(4, 3, 32, 32)
     plain = tiny(name, dropout=0.4)
-    frugal = tiny(name, dropout=0.4, checkpointing=True)
+    checkpointed = tiny(name, dropout=0.4, checkpointing=True)
     for _ in range(2):
-        for expected, got in zip(step(plain, images), step(frugal, images), strict=True):
-            assert torch.equal(got, expected)
-    assert {int(b) for n, b in frugal.named_buffers() if n.endswith("num_batches_tracked")} == {2}
-    norms = [m for m in frugal.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        for expected, actual in zip(step(plain, images), step(checkpointed, images), strict=True):
+            assert torch.equal(actual, expected)
+    assert {int(b) for n, b in checkpointed.named_buffers() if n.endswith("num_batches_tracked")} == {2}
+    norms = [m for m in checkpointed.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert {m.momentum for m in norms} == {0.1}
 
 
 def test_checkpointing_recomputes_the_blocks() -> None:
-    """Each block runs twice, once in each direction: else it saves nothing."""
+    """Each block runs twice, in the forward and in the backward pass."""
     network = tiny("ir-18", checkpointing=True)
     calls: list[nn.Module] = []
     network.body[3].register_forward_pre_hook(lambda module, args: calls.append(module))
@@ -50,7 +50,7 @@ def test_checkpointing_recomputes_the_blocks() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_embedding_stays_exact_under_autocast(name: str) -> None:
+def test_the_embedding_stays_float32_under_autocast(name: str) -> None:
     network = tiny(name).eval()
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -66,50 +66,50 @@ def test_the_embedding_stays_exact_under_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_memory_order_changes_nothing(name: str) -> None:
+def test_memory_format_does_not_change_results(name: str) -> None:
     network = tiny(name).eval()
     images = torch.randn(3, 3, 32, 32)
     expected = network(images)
-    got = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
-    for one, other in zip(got, expected):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    outputs = network.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last))
+    for output, reference in zip(outputs, expected):
+        torch.testing.assert_close(output, reference, rtol=1e-4, atol=1e-5 * float(reference.abs().max()))
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("shape", "expected"),
     [
         ((16, 24), (24, 16, 1)),  # tokens
         ((16, 16), (16, 16, 1)),
-        ((7, 7, 24), (24, 7, 7)),  # a map, its channels last
+        ((7, 7, 24), (24, 7, 7)),  # a map with channels last
         ((24, 7, 7), (24, 7, 7)),
         ((7, 7, 7), (7, 7, 7)),
         ((24, 7, 6), (24, 7, 6)),
-        ((16, 16, 1), (16, 16, 1)),  # tokens that are a map already
+        ((16, 16, 1), (16, 16, 1)),  # tokens that already form a map
     ],
 )
-def test_features_as_a_map(given: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    features = torch.randn(2, *given)
-    made = as_map(features)
-    assert made.shape[1:] == map_shape(given) == expected
-    assert torch.equal(as_map(made), made)
-    if len(given) == 2:
-        assert torch.equal(made[:, 3, 5, 0], features[:, 5, 3])
-    elif given != expected:
-        assert torch.equal(made[:, 3, 5, 1], features[:, 5, 1, 3])
+def test_features_are_arranged_as_a_map(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    features = torch.randn(2, *shape)
+    arranged = as_map(features)
+    assert arranged.shape[1:] == map_shape(shape) == expected
+    assert torch.equal(as_map(arranged), arranged)
+    if len(shape) == 2:
+        assert torch.equal(arranged[:, 3, 5, 0], features[:, 5, 3])
+    elif shape != expected:
+        assert torch.equal(arranged[:, 3, 5, 1], features[:, 5, 1, 3])
 
 
-def test_dropout_is_there_when_asked() -> None:
+def test_dropout_is_applied_on_request_only() -> None:
     images = torch.randn(4, 3, 32, 32)
     network = tiny("r18", dropout=0.5)
     assert not torch.equal(network(images)[0], network(images)[0])
-    sure = tiny("r18")
-    assert torch.equal(sure(images)[0], sure(images)[0])
+    deterministic = tiny("r18")
+    assert torch.equal(deterministic(images)[0], deterministic(images)[0])
 
 
 @pytest.mark.slow
 @pytest.mark.compiler
 @pytest.mark.parametrize(("checkpointing", "backend"), [(False, "inductor"), (True, "aot_eager")])
-def test_compiles(checkpointing: bool, backend: str) -> None:
+def test_compiled_networks_give_the_same_results(checkpointing: bool, backend: str) -> None:
     images = torch.randn(4, 3, 32, 32)
     expected = step(tiny("r18", checkpointing=checkpointing), images)
     network = tiny("r18", checkpointing=checkpointing)
@@ -118,5 +118,7 @@ def test_compiles(checkpointing: bool, backend: str) -> None:
     embedding, features = compiled(images)
     (embedding.square().sum() + features.mean()).backward()
     gradients = [p.grad for p in network.parameters() if p.requires_grad]
-    for got, wanted in zip([embedding, features, *gradients, *network.buffers()], expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+    for actual, reference in zip(
+        [embedding, features, *gradients, *network.buffers()], expected, strict=True
+    ):
+        torch.testing.assert_close(actual, reference, rtol=1e-3, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Graphs made for a fixed batch, which answer for any."""
+"""Graphs exported for a fixed batch, converted to any batch size."""
 
 import numpy as np
 import onnx
@@ -12,7 +12,7 @@ from spherecf.models.onnx.repairs import load_graph
 
 
 def joined(batch: int, *, sizes: tuple[int, ...] = (), **attributes: int) -> onnx.ModelProto:
-    """Tokens (n, 8, 16) of a convolution between the same two constant ones, which every image gets."""
+    """Convolution tokens (n, 8, 16) between two constant tokens, which are the same for every image."""
     make = graphs.Maker(0)
     x = make.conv("image", "patches", 3, 8, strides=[4, 4])
     shape = make.stored("sizes", np.array(sizes or (batch, 8, 16)))
@@ -40,6 +40,6 @@ def test_tokens_and_reshapes_follow_the_batch(
         torch.testing.assert_close(backbone(face[None]).embedding[0], row, rtol=1e-4, atol=1e-5)
 
 
-def test_sizes_beyond_all_memory_are_left_as_they_are() -> None:
-    """Their product is 0 in 64 bits."""
+def test_overflowing_reshape_sizes_are_left_unchanged() -> None:
+    """The product of the sizes is 0 in 64 bits."""
     load_graph(joined(2, sizes=(2, -1, 2**32, 2**32)))

@@ -12,20 +12,22 @@ from spherecf.models import FrozenBackbone
 from spherecf.models.onnx.graph import as_array, read_onnx
 
 
-def outside(folder: Path, seed: int = 0, location: str = "weights", **how: object) -> Path:
-    """A recogniser whose weights lie beside its graph."""
+def save_with_external_weights(
+    folder: Path, seed: int = 0, location: str = "weights", **options: object
+) -> Path:
+    """A recogniser with weights stored beside its graph."""
     model = graphs.iresnet()
     for tensor in model.graph.initializer:
         if seed and tensor.name == "conv1_w":
             tensor.raw_data = (onnx.numpy_helper.to_array(tensor) * np.float32(1 + seed)).tobytes()
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"save_as_external_data": True, "size_threshold": 0, "location": location, **how}
-    onnx.save(model, folder / "r.onnx", **facts)
+    arguments = {"save_as_external_data": True, "size_threshold": 0, "location": location, **options}
+    onnx.save(model, folder / "r.onnx", **arguments)
     return folder / "r.onnx"
 
 
-def change(path: Path, key: str, value: str) -> None:
-    """Another value of every tensor's entry about its outside data."""
+def change_external_entry(path: Path, key: str, value: str) -> None:
+    """Set one entry of every tensor's external data description."""
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
@@ -33,26 +35,28 @@ def change(path: Path, key: str, value: str) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-def test_weights_beside_the_graph_are_part_of_what_it_is(tmp_path: Path) -> None:
-    one, same, other = (outside(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
-    assert one.read_bytes() == other.read_bytes()
-    assert read_onnx(one).sha256 == read_onnx(same).sha256 != read_onnx(other).sha256
-    assert read_onnx(one).former_sha256 == read_onnx(other).former_sha256 != ""
+def test_external_weights_change_the_identity(tmp_path: Path) -> None:
+    first, copied, reweighted = (
+        save_with_external_weights(tmp_path / name, seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    assert first.read_bytes() == reweighted.read_bytes()
+    assert read_onnx(first).sha256 == read_onnx(copied).sha256 != read_onnx(reweighted).sha256
+    assert read_onnx(first).former_sha256 == read_onnx(reweighted).former_sha256 != ""
 
 
-def test_how_weights_are_laid_out_is_not(tmp_path: Path) -> None:
-    one = outside(tmp_path / "a")
+def test_the_layout_of_external_weights_does_not_change_the_identity(tmp_path: Path) -> None:
+    original = save_with_external_weights(tmp_path / "a")
     files = [
-        outside(tmp_path / "b", location="other.data"),
-        outside(tmp_path / "c", all_tensors_to_one_file=False),
+        save_with_external_weights(tmp_path / "b", location="other.data"),
+        save_with_external_weights(tmp_path / "c", all_tensors_to_one_file=False),
     ]
-    onnx.save(onnx.load(one), tmp_path / "whole.onnx")
-    expected = read_onnx(one).sha256
+    onnx.save(onnx.load(original), tmp_path / "whole.onnx")
+    expected = read_onnx(original).sha256
     assert {read_onnx(path).sha256 for path in files} == {expected}
-    assert read_onnx(onnx.load(one)).sha256 == read_onnx(tmp_path / "whole.onnx").sha256 == expected
+    assert read_onnx(onnx.load(original)).sha256 == read_onnx(tmp_path / "whole.onnx").sha256 == expected
 
 
-def test_a_whole_file_is_known_by_its_bytes(tiny_file: Path) -> None:
+def test_the_identity_of_a_single_file_is_its_hash(tiny_file: Path) -> None:
     import hashlib
 
     file = read_onnx(tiny_file)
@@ -62,23 +66,23 @@ def test_a_whole_file_is_known_by_its_bytes(tiny_file: Path) -> None:
 
 def test_a_loaded_model_without_its_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="give the path"):
-        read_onnx(onnx.load(outside(tmp_path), load_external_data=False))
+        read_onnx(onnx.load(save_with_external_weights(tmp_path), load_external_data=False))
 
 
 @pytest.mark.parametrize(
     "location", ["../weights", "/etc/passwd", "a/../../weights", "..\\weights", "C:\\weights", "", "x" * 5000]
 )
-def test_weights_of_other_folders_are_not_opened(tmp_path: Path, location: str) -> None:
-    path = outside(tmp_path / "in")
+def test_weights_in_other_folders_are_not_opened(tmp_path: Path, location: str) -> None:
+    path = save_with_external_weights(tmp_path / "in")
     (tmp_path / "weights").write_bytes((tmp_path / "in" / "weights").read_bytes())
-    change(path, "location", location)
+    change_external_entry(path, "location", location)
     with pytest.raises(ModelError, match="stored outside the file"):
         read_onnx(path)
 
 
-def test_linked_weights_are_read(tmp_path: Path) -> None:
-    """The cache of a model hub keeps files as links."""
-    path = outside(tmp_path / "blobs")
+def test_symlinked_weights_are_read(tmp_path: Path) -> None:
+    """Caches of model hubs store files as symbolic links."""
+    path = save_with_external_weights(tmp_path / "blobs")
     (tmp_path / "snapshot").mkdir()
     for name in ("r.onnx", "weights"):
         (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
@@ -88,15 +92,15 @@ def test_linked_weights_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"), [("offset", "999999999"), ("length", "1"), ("offset", "-1"), ("length", "many")]
 )
-def test_weights_that_do_not_fit(tmp_path: Path, key: str, value: str) -> None:
-    path = outside(tmp_path)
-    change(path, key, value)
+def test_invalid_weight_offsets_are_refused(tmp_path: Path, key: str, value: str) -> None:
+    path = save_with_external_weights(tmp_path)
+    change_external_entry(path, key, value)
     with pytest.raises(ModelError, match="conv1_w"):
         read_onnx(path)
 
 
-def test_short_weights(tmp_path: Path) -> None:
-    path = outside(tmp_path)
+def test_truncated_weights_are_refused(tmp_path: Path) -> None:
+    path = save_with_external_weights(tmp_path)
     content = (tmp_path / "weights").read_bytes()
     (tmp_path / "weights").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="truncated"):
@@ -104,7 +108,7 @@ def test_short_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dims", [[-8, 3, 3, 3], [8, 3, 3, 4], [2**40, 2**40], [8]])
-def test_a_tensor_whose_data_do_not_fit_its_shape_is_named(tmp_path: Path, dims: list[int]) -> None:
+def test_a_tensor_that_contradicts_its_shape_is_refused_by_name(tmp_path: Path, dims: list[int]) -> None:
     model = graphs.iresnet()
     tensor = next(t for t in model.graph.initializer if t.name == "conv1_w")
     del tensor.dims[:]
@@ -129,11 +133,11 @@ def test_tensors_of_every_type_are_read(kind: str, raw: bool) -> None:
         as_array(tensor, "test")
 
 
-def test_results_are_those_of_the_whole_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
-    backbone = FrozenBackbone.from_onnx(outside(tmp_path), preprocessing=TINY)
+def test_external_weights_give_the_same_results_as_one_file(tmp_path: Path, tiny: FrozenBackbone) -> None:
+    backbone = FrozenBackbone.from_onnx(save_with_external_weights(tmp_path), preprocessing=TINY)
     assert backbone.engine == "torch" and backbone.repairs == []
     assert (backbone(noise(2)).embedding == tiny(noise(2)).embedding).all()
     assert backbone.to_onnx().graph.output[0].name == "features"
-    outside(tmp_path, seed=1)
+    save_with_external_weights(tmp_path, seed=1)
     with pytest.raises(ModelError, match="changed since it was loaded"):
         backbone.to_onnx()

@@ -26,21 +26,21 @@ from spherecf.models.preprocessing import default_recogniser_path
         (graphs.traced_view(), GraphOutputs("embedding", "last_map", 32, (8, 8, 8))),
     ],
 )
-def test_finds_both_by_itself(model: onnx.ModelProto, expected: GraphOutputs) -> None:
+def test_embedding_and_features_are_found(model: onnx.ModelProto, expected: GraphOutputs) -> None:
     assert find_outputs(load_graph(model), (16, 16)) == expected
 
 
-def test_sface() -> None:
-    found = find_outputs(load_graph(default_recogniser_path()), (112, 112))
-    assert found == GraphOutputs("fc1", "bn1", 128, (1024, 7, 7))
+def test_outputs_of_sface_are_found() -> None:
+    outputs = find_outputs(load_graph(default_recogniser_path()), (112, 112))
+    assert outputs == GraphOutputs("fc1", "bn1", 128, (1024, 7, 7))
 
 
-def test_shared_mobilefacenet(shared: Path) -> None:
-    found = find_outputs(load_graph(shared / "models" / "mobilefacenet-512.onnx"), (112, 112))
-    assert found == GraphOutputs("output", "507", 512, (512, 7, 7))
+def test_outputs_of_mobilefacenet_are_found(shared: Path) -> None:
+    outputs = find_outputs(load_graph(shared / "models" / "mobilefacenet-512.onnx"), (112, 112))
+    assert outputs == GraphOutputs("output", "507", 512, (512, 7, 7))
 
 
-def test_both_can_be_named() -> None:
+def test_embedding_and_features_can_be_specified() -> None:
     graph = load_graph(graphs.iresnet())
     assert find_outputs(graph, (16, 16), "fc", "b_prelu") == GraphOutputs("fc", "b_prelu", 48, (8, 16, 16))
     with pytest.raises(ModelError, match="embedding='nope' is not a tensor"):
@@ -62,23 +62,25 @@ def test_both_can_be_named() -> None:
         (graphs.two_rows(), r"several outputs could be the embedding \(one, other\); pass embedding="),
     ],
 )
-def test_says_what_is_not_a_recogniser(model: onnx.ModelProto, message: str) -> None:
+def test_graphs_that_are_not_recognisers_are_refused_with_the_reason(
+    model: onnx.ModelProto, message: str
+) -> None:
     with pytest.raises(ModelError, match=message):
         find_outputs(load_graph(model), (16, 16))
 
 
-def test_two_rows_named() -> None:
+def test_one_of_two_embeddings_can_be_specified() -> None:
     assert find_outputs(load_graph(graphs.two_rows()), (16, 16), embedding="other").features == "map"
 
 
-def test_a_real_detector_is_no_recogniser() -> None:
+def test_a_real_detector_is_refused() -> None:
     with pytest.raises(ModelError, match="not a recogniser: expected an output"):
         graph = load_graph(default_detector_path())
         find_outputs(graph, graph.size or (320, 320))
 
 
 class Probe(nn.Module):
-    """Attention pooling: one learned query looks at all tokens, keys and values from one dense layer."""
+    """Attention pooling: one learned query attends to all tokens; keys and values share a dense layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,12 +91,12 @@ class Probe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.trunk.tokens(x)
         key, value = self.joint(tokens).reshape(x.shape[0], -1, 2, 3, 8).permute(2, 0, 3, 1, 4).unbind(0)
-        seen = (self.query @ key.transpose(-2, -1)).softmax(-1) @ value
-        return self.head(seen.transpose(1, 2).reshape(x.shape[0], 24))
+        attended = (self.query @ key.transpose(-2, -1)).softmax(-1) @ value
+        return self.head(attended.transpose(1, 2).reshape(x.shape[0], 24))
 
 
 class SequenceFirst(nn.Module):
-    """torch's own layers, which put the sequence first inside."""
+    """torch's own transformer layers, with the sequence as first dimension inside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +110,7 @@ class SequenceFirst(nn.Module):
 
 
 class BackToAMap(nn.Module):
-    """Tokens between convolutions, as hybrids have them."""
+    """Tokens between convolutions, as in hybrid networks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,25 +124,25 @@ class BackToAMap(nn.Module):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("make", "given", "shape"),
+    ("make", "given_shape", "shape"),
     [
-        (transformers.ClassToken, (17, 24), (24, 17, 1)),  # the class token is one of them
+        (transformers.ClassToken, (17, 24), (24, 17, 1)),  # including the class token
         (transformers.Pooled, (16, 24), (24, 16, 1)),
         (lambda: transformers.Swin("pool"), (4, 4, 24), (24, 4, 4)),
         (lambda: transformers.Swin("map"), (4, 4, 24), (24, 4, 4)),
-        (Probe, (16, 48), (48, 16, 1)),  # keys and values of the pooling are the last to have positions
+        (Probe, (16, 48), (48, 16, 1)),  # keys and values of the pooling are the last tensors with positions
         (SequenceFirst, (16, 24), (24, 16, 1)),
         (BackToAMap, (12, 2, 2), (12, 2, 2)),
     ],
 )
-def test_finds_the_last_tokens(make: Callable[[], nn.Module], given: Shape, shape: Shape) -> None:
+def test_the_last_tokens_are_found(make: Callable[[], nn.Module], given_shape: Shape, shape: Shape) -> None:
     torch.manual_seed(0)
-    found = find_outputs(load_graph(transformers.exported(make())), (16, 16))
-    assert (found.dim, found.given_shape, found.feature_shape) == (32, given, shape)
+    outputs = find_outputs(load_graph(transformers.exported(make())), (16, 16))
+    assert (outputs.dim, outputs.given_shape, outputs.feature_shape) == (32, given_shape, shape)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tokens_can_be_named() -> None:
+def test_tokens_can_be_specified() -> None:
     graph = load_graph(transformers.exported(transformers.ClassToken(), opset=13))
     tokens = [n.output[0] for n in graph.model.graph.node if n.op_type == "Add" and "blocks.0" in n.output[0]]
     assert find_outputs(graph, (16, 16), features=tokens[-1]) == GraphOutputs(
@@ -153,17 +155,17 @@ def test_tokens_can_be_named() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_quantised_and_dequantised_tokens_stand_where_they_stood() -> None:
-    """Behind a transpose to (n, C, T) the pair is passed by with it; it is no map with T for its channels."""
+def test_quantisation_nodes_do_not_move_the_features() -> None:
+    """After a transpose to (n, C, T), the quantise-dequantise pair is skipped rather than read as a map."""
     model = transformers.exported(transformers.Swin())
     expected = find_outputs(load_graph(model), (16, 16)).features
     body = model.graph
-    number, turned = max((i, n.output[0]) for i, n in enumerate(body.node) if n.op_type == "Transpose")
+    number, transposed = max((i, n.output[0]) for i, n in enumerate(body.node) if n.op_type == "Transpose")
     for node in body.node:
-        node.input[:] = ["pair" if name == turned else name for name in node.input]
+        node.input[:] = ["pair" if name == transposed else name for name in node.input]
     body.initializer.append(onnx.numpy_helper.from_array(np.array(0.1, np.float32), "scale"))
     body.initializer.append(onnx.numpy_helper.from_array(np.array(128, np.uint8), "zero"))
-    steps = (("QuantizeLinear", turned, "whole"), ("DequantizeLinear", "whole", "pair"))
-    for place, (kind, source, result) in enumerate(steps, number + 1):
-        body.node.insert(place, onnx.helper.make_node(kind, [source, "scale", "zero"], [result]))
+    steps = (("QuantizeLinear", transposed, "whole"), ("DequantizeLinear", "whole", "pair"))
+    for position, (kind, source, result) in enumerate(steps, number + 1):
+        body.node.insert(position, onnx.helper.make_node(kind, [source, "scale", "zero"], [result]))
     assert find_outputs(load_graph(model), (16, 16)).features == expected

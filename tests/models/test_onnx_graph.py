@@ -11,10 +11,10 @@ from spherecf.models.onnx.graph import ONNX_INPUT_KEY, attributes
 from spherecf.models.onnx.repairs import load_graph
 
 
-def test_a_file_with_preprocessing_inside_starts_at_its_network() -> None:
-    """The chain before the named tensor goes, with what only it reads; the rest stays."""
+def test_preprocessing_before_the_declared_input_is_removed() -> None:
+    """The nodes before the named tensor and their private weights are dropped; the rest stays."""
     model = graphs.iresnet()
-    before = [node.name for node in model.graph.node]
+    node_names = [node.name for node in model.graph.node]
     chain = [
         helper.make_node("Cast", ["bytes"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["floats"], ["planes"], perm=[0, 3, 1, 2]),
@@ -29,15 +29,15 @@ def test_a_file_with_preprocessing_inside_starts_at_its_network() -> None:
     helper.set_model_props(model, {ONNX_INPUT_KEY: "image"})
     graph = load_graph(model)
     assert (graph.image, graph.repairs) == ("image", [])
-    assert [node.name for node in graph.model.graph.node] == before
+    assert [node.name for node in graph.model.graph.node] == node_names
 
 
-def test_a_good_file_needs_no_repair(tiny_file: Path) -> None:
+def test_a_valid_file_needs_no_repair(tiny_file: Path) -> None:
     graph = load_graph(tiny_file)
     assert (graph.repairs, graph.image, graph.size, graph.name) == ([], "image", (16, 16), "tiny")
 
 
-def test_fixed_batch_is_freed() -> None:
+def test_a_fixed_batch_becomes_dynamic() -> None:
     graph = load_graph(graphs.mobilefacenet(batch=1))
     assert graph.repairs == ["fixed batch of 1 made dynamic (1 reshapes rewritten)"]
     shapes = {t.name: numpy_helper.to_array(t) for t in graph.model.graph.initializer}
@@ -45,23 +45,23 @@ def test_fixed_batch_is_freed() -> None:
     assert shapes[reshape.input[1]].tolist() == [-1, 40]
 
 
-def test_the_model_given_is_left_alone() -> None:
+def test_the_given_model_is_not_modified() -> None:
     model = graphs.mobilefacenet()
-    before = model.SerializeToString()
+    content = model.SerializeToString()
     load_graph(model)
-    assert model.SerializeToString() == before
+    assert model.SerializeToString() == content
 
 
-def test_orphan_inputs_are_dropped() -> None:
+def test_unused_inputs_are_dropped() -> None:
     model = graphs.iresnet()
-    for name in ("old_weight", "conv1_w"):  # one that nobody reads, one that is stored: both were no images
+    for name in ("old_weight", "conv1_w"):  # unused, or also an initialiser: neither is an image
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [8, 3, 3, 3]))
     graph = load_graph(model)
     assert [i.name for i in graph.model.graph.input] == ["image"]
     assert graph.repairs == ["1 unused graph inputs dropped (old_weight)"]
 
 
-def test_training_mode_is_undone() -> None:
+def test_layers_in_training_mode_are_set_to_inference() -> None:
     model = graphs.iresnet()
     (drop,) = (n for n in model.graph.node if n.op_type == "Dropout")
     model.graph.initializer.append(numpy_helper.from_array(np.array(0.4, np.float32), "ratio"))
@@ -76,22 +76,22 @@ def test_training_mode_is_undone() -> None:
         assert node.op_type != "Dropout" or len(node.input) == 1
 
 
-def test_mxnet_slopes_are_shaped() -> None:
+def test_mxnet_slopes_are_reshaped() -> None:
     graph = load_graph(graphs.iresnet(spatial_slopes=False))
     assert graph.repairs == ["2 PReLU slopes reshaped from (C,) to (C, 1, 1)"]
 
 
-def test_old_opset_and_new_ir() -> None:
+def test_old_opsets_and_new_ir_versions_are_converted() -> None:
     model = graphs.mobilefacenet(batch="n")
     model.ir_version = 99
     assert load_graph(model).repairs == ["IR version 99 changed to 10"]
     make = graphs.Maker()
     make.node("Relu", ["image"], "relu")
-    old = make.model(["relu"], opset=6)
-    assert load_graph(old).repairs == ["opset 6 converted to 13"]
+    old_model = make.model(["relu"], opset=6)
+    assert load_graph(old_model).repairs == ["opset 6 converted to 13"]
 
 
-def test_not_onnx(tmp_path: Path, tiny_file: Path) -> None:
+def test_files_that_are_not_onnx_are_refused(tmp_path: Path, tiny_file: Path) -> None:
     (tmp_path / "face.onnx").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     (tmp_path / "short.onnx").write_bytes(tiny_file.read_bytes()[:2000])
     (tmp_path / "empty.onnx").write_bytes(b"")
@@ -105,7 +105,7 @@ def test_not_onnx(tmp_path: Path, tiny_file: Path) -> None:
             load_graph(tmp_path / name)
 
 
-def test_missing_outside_weights(tmp_path: Path) -> None:
+def test_missing_external_weights_are_reported(tmp_path: Path) -> None:
     onnx.save(
         graphs.iresnet(), tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=0
     )
@@ -115,15 +115,15 @@ def test_missing_outside_weights(tmp_path: Path) -> None:
         load_graph(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize(("channels", "found"), [(1, r"\[None, 1, 16, 16\]"), (16, r"\[None, 16, 16, 16\]")])
-def test_other_inputs_are_refused(channels: int, found: str) -> None:
+@pytest.mark.parametrize(("channels", "dims"), [(1, r"\[None, 1, 16, 16\]"), (16, r"\[None, 16, 16, 16\]")])
+def test_inputs_that_are_not_colour_images_are_refused(channels: int, dims: str) -> None:
     make = graphs.Maker()
     make.node("Relu", ["image"], "relu")
-    with pytest.raises(ModelError, match=f"not a recogniser of colour images.*{found}"):
+    with pytest.raises(ModelError, match=f"not a recogniser of colour images.*{dims}"):
         load_graph(make.model(["relu"], channels=channels))
 
 
-def test_two_images_are_refused() -> None:
+def test_two_image_inputs_are_refused() -> None:
     model = graphs.iresnet()
     model.graph.input.append(helper.make_tensor_value_info("second", TensorProto.FLOAT, ["n", 3, 16, 16]))
     model.graph.node.append(helper.make_node("Relu", ["second"], ["relu"]))

@@ -21,18 +21,18 @@ from spherecf.models.preprocessing import KNOWN_MODELS, default_recogniser_path
     [graphs.iresnet(), graphs.iresnet(spatial_slopes=False), graphs.mobilefacenet(), graphs.traced_view()],
     ids=["iresnet", "mxnet slopes", "mobilefacenet", "view"],
 )
-def test_equals_onnxruntime(model: onnx.ModelProto) -> None:
+def test_an_imported_graph_equals_onnxruntime(model: onnx.ModelProto) -> None:
     graph = load_graph(model)
     reference = OnnxRuntimeEngine(graph, find_outputs(graph, (16, 16)))
     x = torch.randn(3, 3, 16, 16)
     module = import_onnx(model)
     for network in (module, module.folded()):
-        for got, expected in zip(network(x), reference(x), strict=True):
-            torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        for output, expected in zip(network(x), reference(x), strict=True):
+            torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("which", ["sface", "mobilefacenet-512"])
-def test_equals_onnxruntime_on_real_faces(
+def test_imported_recognisers_equal_onnxruntime_on_real_faces(
     which: str, shared: Path, lfw_pairs: tuple[np.ndarray, np.ndarray]
 ) -> None:
     path = default_recogniser_path() if which == "sface" else shared / "models" / f"{which}.onnx"
@@ -46,7 +46,7 @@ def test_equals_onnxruntime_on_real_faces(
     torch.testing.assert_close(features, expected.features, atol=1e-4, rtol=0)
 
 
-def test_can_be_fine_tuned_with_readable_names() -> None:
+def test_an_imported_graph_can_be_trained_and_has_readable_names() -> None:
     module = import_onnx(graphs.iresnet()).train()
     names = dict(module.named_parameters())
     readable = ("conv1.weight", "bn1.bias", "prelu1.weight", "fc.weight")
@@ -67,22 +67,22 @@ def test_can_be_fine_tuned_with_readable_names() -> None:
 
 def test_folding_leaves_the_original_trainable() -> None:
     module = import_onnx(graphs.iresnet())
-    before = sum(p.numel() for p in module.parameters())
+    parameter_count = sum(p.numel() for p in module.parameters())
     folded = module.folded()
     norms = [m for m in folded.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
-    assert len(norms) == 3  # before a convolution, after the addition, and of the embedding: not foldable
+    assert len(norms) == 3  # not foldable: before a convolution, after the addition, and of the embedding
     folded.requires_grad_(False)
     assert all(p.requires_grad for p in module.parameters())
-    assert sum(p.numel() for p in module.parameters()) == before
+    assert sum(p.numel() for p in module.parameters()) == parameter_count
 
 
-def test_names_what_it_cannot_import() -> None:
+def test_unsupported_operations_are_refused_by_name() -> None:
     with pytest.raises(ModelError, match=r"Celu \(node celu\): .*engine='onnxruntime'"):
         import_onnx(graphs.unimportable())
 
 
 def _operation(kind: str, *constants: np.ndarray, **attributes: object) -> onnx.ModelProto:
-    """conv - the operation - flatten - dense, with the operation's other inputs constant."""
+    """A graph: conv - operation - flatten - dense; the other inputs of the operation are constants."""
     make = graphs.Maker(9)
     x = make.conv("image", "map", 3, 4)
     inputs = [make.stored(f"c{i}", value) for i, value in enumerate(constants)]
@@ -113,13 +113,13 @@ def _operation(kind: str, *constants: np.ndarray, **attributes: object) -> onnx.
 )
 def test_each_operation_equals_onnxruntime(model: onnx.ModelProto) -> None:
     graph = load_graph(model)
-    found = find_outputs(graph, (16, 16), features="map")
+    outputs = find_outputs(graph, (16, 16), features="map")
     x = torch.randn(2, 3, 16, 16)
-    got, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, found)(x)
-    torch.testing.assert_close(got[0], expected[0], atol=1e-5, rtol=1e-5)
+    actual, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, outputs)(x)
+    torch.testing.assert_close(actual[0], expected[0], atol=1e-5, rtol=1e-5)
 
 
-def test_uneven_padding_of_a_convolution() -> None:
+def test_uneven_padding_of_a_convolution_is_imported() -> None:
     make = graphs.Maker(10)
     make.nodes.append(
         onnx.helper.make_node(
@@ -135,7 +135,7 @@ def test_uneven_padding_of_a_convolution() -> None:
 
 
 class Block(torch.nn.Module):
-    """IResNet's stem, one block and ending, written as insightface does."""
+    """The stem, one block and the head of an IResNet, written as in insightface."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Block(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_a_torch_export_comes_back_the_same(tmp_path: Path, dynamic: bool) -> None:
+def test_a_torch_export_is_imported_unchanged(tmp_path: Path, dynamic: bool) -> None:
     module, path = Block().eval(), tmp_path / "exported.onnx"
     axes = {"image": {0: "n"}} if dynamic else None
     x = torch.randn(3, 3, 16, 16)
@@ -178,26 +178,28 @@ def test_a_torch_export_comes_back_the_same(tmp_path: Path, dynamic: bool) -> No
     "make", [transformers.ClassToken, transformers.Pooled, transformers.Swin], ids=lambda make: make.__name__
 )
 @pytest.mark.parametrize(("opset", "batch"), [(12, 1), (17, None), (20, 2)])
-def test_transformers(make: Callable[[], torch.nn.Module], opset: int, batch: int | None) -> None:
-    """In any opset, with normalisation as one operator or as many, whatever batch the file was made for."""
+def test_exported_transformers_are_imported(
+    make: Callable[[], torch.nn.Module], opset: int, batch: int | None
+) -> None:
+    """For any opset, normalisation as one or many operators, and any exported batch size."""
     torch.manual_seed(0)
     network = make().eval()
     model = transformers.exported(network, opset, batch)
     backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY)
     assert backbone.engine == "torch" and not any("one by one" in message for message in backbone.repairs)
     by_onnxruntime = FrozenBackbone.from_onnx(model, preprocessing=TINY, engine="onnxruntime")
-    got, reference = backbone(noise(5)), by_onnxruntime(noise(5))
+    output, reference = backbone(noise(5)), by_onnxruntime(noise(5))
     with torch.no_grad():
-        torch.testing.assert_close(got.embedding, network(TINY(noise(5))), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(got.embedding, reference.embedding, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(got.features, reference.features, atol=1e-4, rtol=1e-4)
-    assert got.features.shape[1:] == backbone.feature_shape
+        torch.testing.assert_close(output.embedding, network(TINY(noise(5))), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.embedding, reference.embedding, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.features, reference.features, atol=1e-4, rtol=1e-4)
+    assert output.features.shape[1:] == backbone.feature_shape
     assert import_onnx(model)(TINY(noise(2)))[1].shape[1:] == backbone.feature_shape
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_transformer_torch_cannot_run_is_run_by_onnxruntime() -> None:
-    """A sequence with a fixed batch in its middle: nothing says which number is the batch."""
+def test_a_transformer_with_an_unchangeable_batch_falls_back_to_onnxruntime() -> None:
+    """A reshape mixes batch and heads, so that the batch dimension cannot be identified."""
 
     class Fixed(transformers.Pooled):
         def tokens(self, x: torch.Tensor) -> torch.Tensor:
@@ -217,7 +219,7 @@ def test_a_transformer_torch_cannot_run_is_run_by_onnxruntime() -> None:
 def _sequence(
     kind: str, *constants: np.ndarray, opset: int = 17, size: int = 1024, **attributes: object
 ) -> onnx.ModelProto:
-    """conv - tokens (n, 256, 4) - the operation - mean - dense."""
+    """A graph: conv - tokens (n, 256, 4) - operation - flatten - dense."""
     make = graphs.Maker(11)
     x = make.node(
         "Reshape", [make.conv("image", "map", 3, 4), make.stored("s", np.array([0, 4, 256]))], "row"
@@ -262,7 +264,7 @@ def test_each_operation_on_tokens_equals_onnxruntime(model: onnx.ModelProto) -> 
         model.graph.node.insert(3, onnx.helper.make_node("Greater", ["tokens", "c0"], ["larger"]))
         node.input[:] = ["larger", "tokens", "c1"]
     graph = load_graph(model)
-    found = find_outputs(graph, (16, 16), features="map")
+    outputs = find_outputs(graph, (16, 16), features="map")
     x = torch.randn(2, 3, 16, 16)
-    got, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, found)(x)
-    torch.testing.assert_close(got[0], expected[0], atol=1e-4, rtol=1e-4)
+    actual, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, outputs)(x)
+    torch.testing.assert_close(actual[0], expected[0], atol=1e-4, rtol=1e-4)

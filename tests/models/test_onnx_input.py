@@ -1,4 +1,4 @@
-"""Layouts and types of a graph's input."""
+"""Layouts and types of the image input of a graph."""
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ BYTES = Preprocessing("rgb", 0.0, 1.0, (16, 16))
 def with_front(
     model: onnx.ModelProto, dims: list[object], kind: int, *steps: onnx.NodeProto
 ) -> onnx.ModelProto:
-    """The same network behind another input; the last step makes ``image``."""
+    """The network behind another input; the last step outputs ``image``."""
     nodes = [*steps, *model.graph.node]
     del model.graph.node[:], model.graph.input[:]
     model.graph.node.extend(nodes)
@@ -31,7 +31,7 @@ def channels_last(dims: list[object]) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("dims", [["n", 16, 16, 3], [1, 16, 16, 3], [4, 16, 16, 3], ["n", "h", "w", 3]])
-def test_channels_last(dims: list[object], tiny: FrozenBackbone) -> None:
+def test_channels_last_inputs_are_accepted(dims: list[object], tiny: FrozenBackbone) -> None:
     backbone = FrozenBackbone.from_onnx(channels_last(dims), preprocessing=TINY)
     assert any("channels-last" in message for message in backbone.repairs)
     torch.testing.assert_close(backbone(noise(3)).embedding, tiny(noise(3)).embedding, atol=1e-5, rtol=1e-4)
@@ -41,7 +41,7 @@ def test_channels_last(dims: list[object], tiny: FrozenBackbone) -> None:
 
 
 def narrow(kind: int, everything: bool) -> onnx.ModelProto:
-    """The tiny recogniser in another floating point type, or only its input in it."""
+    """The tiny recogniser with all tensors, or only its input, in another floating point type."""
     model = graphs.iresnet()
     if not everything:
         step = helper.make_node("Cast", ["x"], ["image"], to=TensorProto.FLOAT)
@@ -57,7 +57,9 @@ def narrow(kind: int, everything: bool) -> onnx.ModelProto:
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
 @pytest.mark.parametrize("everything", [True, False])
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
-def test_other_floating_point_types(kind: int, everything: bool, engine: str, tiny: FrozenBackbone) -> None:
+def test_other_floating_point_types_are_converted_to_float32(
+    kind: int, everything: bool, engine: str, tiny: FrozenBackbone
+) -> None:
     backbone = FrozenBackbone.from_onnx(narrow(kind, everything), preprocessing=TINY, engine=engine)
     output, expected = backbone(noise(3)), tiny(noise(3))
     assert output.embedding.dtype == output.features.dtype == torch.float32
@@ -67,7 +69,7 @@ def test_other_floating_point_types(kind: int, everything: bool, engine: str, ti
 
 
 def bytes_in(dims: list[object]) -> onnx.ModelProto:
-    """uint8 pixels that the graph normalises itself."""
+    """A graph that normalises uint8 pixels itself."""
     model = graphs.iresnet()
     for name, value in (("mean", 127.5), ("std", 127.5)):
         model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
@@ -83,7 +85,7 @@ def bytes_in(dims: list[object]) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("dims", [["n", 16, 16, 3], ["n", 3, 16, 16], [1, 16, 16, 3]])
-def test_bytes(dims: list[object], tiny: FrozenBackbone) -> None:
+def test_uint8_inputs_require_byte_preprocessing(dims: list[object], tiny: FrozenBackbone) -> None:
     backbone = FrozenBackbone.from_onnx(bytes_in(dims), preprocessing=BYTES)
     assert any("uint8" in message for message in backbone.repairs)
     torch.testing.assert_close(backbone(noise(3)).embedding, tiny(noise(3)).embedding, atol=1e-5, rtol=1e-4)
@@ -100,7 +102,7 @@ def test_bytes(dims: list[object], tiny: FrozenBackbone) -> None:
         (["n", 3, 16], 1), ([], 1), (["n", 16, 16, 4], 1), (["n", 3, 16, 16], 0), (["n", 3, 16, 16], 99),
     ],
 )  # fmt: skip
-def test_what_is_no_image_is_named(dims: list[object], kind: int) -> None:
+def test_inputs_that_are_not_images_are_refused_by_name(dims: list[object], kind: int) -> None:
     model = graphs.iresnet()
     with pytest.raises(ModelError, match=r"colour images.*image"):
         value = model.graph.input[0].type.tensor_type
@@ -109,7 +111,7 @@ def test_what_is_no_image_is_named(dims: list[object], kind: int) -> None:
         FrozenBackbone.from_onnx(model, preprocessing=TINY)
 
 
-def test_any_size(tiny: FrozenBackbone) -> None:
+def test_graphs_without_a_fixed_size_use_the_preprocessing_size(tiny: FrozenBackbone) -> None:
     make = graphs.Maker(12)
     x = make.node("GlobalAveragePool", [make.conv("image", "map", 3, 8)], "pooled")
     make.dense(make.node("Flatten", [x], "flat", axis=1), "embedding", 8, 32)

@@ -1,4 +1,4 @@
-"""Layers that runtimes read otherwise than the exporter meant, and integer ones."""
+"""Layers that runtimes interpret differently from their exporter, and integer layers."""
 
 import copy
 from pathlib import Path
@@ -20,12 +20,14 @@ def random(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def with_layer(
-    kind: str, parameters: list[np.ndarray], *, size: int = 16, opset: int = 13, **more: object
+    kind: str, parameters: list[np.ndarray], *, size: int = 16, opset: int = 13, **attributes: object
 ) -> onnx.ModelProto:
-    """conv - the layer on a map (8, size, size) - flatten - dense."""
+    """A graph: conv - layer on a map (8, size, size) - flatten - dense."""
     make = graphs.Maker(20)
     x = make.conv("image", "conv", 3, 8, strides=[16 // size] * 2)
-    x = make.node(kind, [x, *(make.stored(f"p{i}", p) for i, p in enumerate(parameters))], "layer", **more)
+    x = make.node(
+        kind, [x, *(make.stored(f"p{i}", p) for i, p in enumerate(parameters))], "layer", **attributes
+    )
     x = make.node("Flatten", [x], "flat", axis=1) if opset < 9 else make.node("Flatten", [x], "flat")
     make.dense(x, "embedding", 8 * size * size, 32)
     return make.model(["embedding"], opset=opset)
@@ -36,10 +38,10 @@ def features(model: onnx.ModelProto, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("opset", [6, 7, 8])
-def test_statistics_per_position(opset: int) -> None:
+def test_statistics_per_position_are_applied(opset: int) -> None:
     scale, shift, mean, variance = (random(8, 16, 16, seed=i) for i in range(4))
-    more = {"is_test": 1} if opset < 7 else {}
-    model = with_layer("BatchNormalization", [scale, shift, mean, variance], opset=opset, spatial=0, **more)
+    extra = {"is_test": 1} if opset < 7 else {}
+    model = with_layer("BatchNormalization", [scale, shift, mean, variance], opset=opset, spatial=0, **extra)
     backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY, features="layer")
     assert any("spatial=0" in message for message in backbone.repairs)
     x = features(model, "conv").numpy()
@@ -47,8 +49,8 @@ def test_statistics_per_position(opset: int) -> None:
     np.testing.assert_allclose(backbone(noise(3)).features.numpy(), expected, atol=1e-4)
 
 
-def test_statistics_per_channel_marked_as_per_position() -> None:
-    """MXNet's exporter wrote spatial=0 beside statistics of one number per channel."""
+def test_per_channel_statistics_marked_spatial_0_are_read_per_channel() -> None:
+    """MXNet's exporter wrote spatial=0 even for statistics with one number per channel."""
     parameters = [random(8, seed=i) for i in range(4)]
     marked = with_layer("BatchNormalization", parameters, opset=8, spatial=0)
     assert torch.equal(
@@ -56,7 +58,7 @@ def test_statistics_per_channel_marked_as_per_position() -> None:
     )
 
 
-def test_statistics_per_position_that_are_not_stored() -> None:
+def test_computed_statistics_per_position_are_refused() -> None:
     model = with_layer(
         "BatchNormalization", [random(8, 16, 16, seed=i) for i in range(4)], opset=8, spatial=0
     )
@@ -71,10 +73,10 @@ def prelu(x: torch.Tensor, slope: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(8,), (8, 1), (1, 8), (8, 1, 1), (1, 8, 1, 1)])
-@pytest.mark.parametrize("size", [16, 8])  # with 8, the map is as wide as it has channels
+@pytest.mark.parametrize("size", [16, 8])  # 8: the width equals the number of channels
 @pytest.mark.parametrize("origin", ["stored", "Constant", "Identity"])
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
-def test_slopes_per_channel(shape: tuple[int, ...], size: int, origin: str, engine: str) -> None:
+def test_slopes_are_applied_per_channel(shape: tuple[int, ...], size: int, origin: str, engine: str) -> None:
     slope = random(*shape)
     model = with_layer("PRelu", [slope], size=size)
     layer = next(n for n in model.graph.node if n.op_type == "PRelu")
@@ -95,7 +97,7 @@ def test_slopes_per_channel(shape: tuple[int, ...], size: int, origin: str, engi
 
 @pytest.mark.parametrize("shape", [(16,), (16, 1), (16, 16), (8, 16, 16), (1,), ()])
 @pytest.mark.parametrize("engine", ["auto", "onnxruntime"])
-def test_slopes_as_onnx_has_them(shape: tuple[int, ...], engine: str) -> None:
+def test_slopes_broadcast_as_in_the_onnx_standard(shape: tuple[int, ...], engine: str) -> None:
     slope = np.asarray(random(*shape))
     model = with_layer("PRelu", [slope])
     backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY, features="layer", engine=engine)
@@ -103,8 +105,8 @@ def test_slopes_as_onnx_has_them(shape: tuple[int, ...], engine: str) -> None:
     assert backbone.repairs == [] and (engine != "auto" or backbone.engine == "torch")
 
 
-def test_one_slope_for_map_and_row() -> None:
-    """The same stored numbers serve two layers, of which one is a row."""
+def test_one_slope_serves_a_map_and_an_embedding() -> None:
+    """One stored tensor serves two layers, of which only one is a map."""
     make = graphs.Maker(21)
     slope = make.stored("slope", random(32))
     x = make.node("PRelu", [make.conv("image", "conv", 3, 32), slope], "layer")
@@ -115,36 +117,36 @@ def test_one_slope_for_map_and_row() -> None:
 
 
 class Faces:
-    """Calibration data of onnxruntime's quantiser."""
+    """Calibration data for the quantiser of onnxruntime."""
 
     def __init__(self) -> None:
-        self._left = [
+        self._remaining = [
             {"image": np.random.default_rng(i).normal(0, 1, (1, 3, 16, 16)).astype(np.float32)}
             for i in range(4)
         ]
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return self._left.pop() if self._left else None
+        return self._remaining.pop() if self._remaining else None
 
 
-@pytest.mark.parametrize("how", ["dynamic", "operators", "pairs"])
-def test_integer_convolutions(how: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["dynamic", "operators", "pairs"])
+def test_quantised_recognisers_approximate_the_original(method: str, tmp_path: Path) -> None:
     from onnxruntime import quantization
 
     source, target = tmp_path / "float.onnx", tmp_path / "int8.onnx"
     onnx.save(graphs.iresnet(), source)
-    if how == "dynamic":
+    if method == "dynamic":
         quantization.quantize_dynamic(source, target, weight_type=quantization.QuantType.QUInt8)
     else:
-        form = quantization.QuantFormat.QOperator if how == "operators" else quantization.QuantFormat.QDQ
+        form = quantization.QuantFormat.QOperator if method == "operators" else quantization.QuantFormat.QDQ
         quantization.quantize_static(source, target, Faces(), quant_format=form)
     quantised = FrozenBackbone.from_onnx(target, preprocessing=TINY)
-    whole = FrozenBackbone.from_onnx(source, preprocessing=TINY)
-    assert quantised.feature_shape == whole.feature_shape
-    output, expected = quantised(noise(6)), whole(noise(6))
+    original = FrozenBackbone.from_onnx(source, preprocessing=TINY)
+    assert quantised.feature_shape == original.feature_shape
+    output, expected = quantised(noise(6)), original(noise(6))
     assert float((output.mu * expected.mu).sum(1).min()) > 0.9
     a, b = (o.features.flatten() - o.features.mean() for o in (output, expected))
-    assert float(a @ b / (a.norm() * b.norm())) > 0.9  # the same map in the same units
+    assert float(a @ b / (a.norm() * b.norm())) > 0.9  # the same map, on the same scale
     assert float(a.norm() / b.norm()) == pytest.approx(1, abs=0.2)
-    again = FrozenBackbone.from_onnx(target, preprocessing=TINY, features=quantised.feature_name)
-    assert again.feature_name == quantised.feature_name
+    reloaded = FrozenBackbone.from_onnx(target, preprocessing=TINY, features=quantised.feature_name)
+    assert reloaded.feature_name == quantised.feature_name

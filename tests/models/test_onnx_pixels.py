@@ -1,4 +1,4 @@
-"""Normalisation in the graph and in front of it."""
+"""Normalisation within the graph and before it."""
 
 import numpy as np
 import onnx
@@ -54,12 +54,12 @@ GRAPHS = {
 
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("given", [pixels(127.5, 127.5), pixels(127.5, 128.0, "bgr"), pixels(0.0, 255.0)])
-def test_twice_is_refused(name: str, given: Preprocessing) -> None:
+def test_normalising_twice_is_refused(name: str, given: Preprocessing) -> None:
     with pytest.raises(ModelError, match=r"normalised twice.*'raw'"):
         FrozenBackbone.from_onnx(normalising(*GRAPHS[name]), preprocessing=given)
 
 
-def test_twice_is_refused_whoever_says_so() -> None:
+def test_normalising_twice_by_metadata_is_refused() -> None:
     model = normalising(*MXNET)
     helper.set_model_props(
         model, {"spherecf.preprocessing": '{"color":"rgb","mean":127.5,"std":128,"size":[16,16]}'}
@@ -69,32 +69,32 @@ def test_twice_is_refused_whoever_says_so() -> None:
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-def test_once_in_the_graph_is_right(name: str) -> None:
+def test_normalisation_in_the_graph_only_is_accepted(name: str) -> None:
     assert FrozenBackbone.from_onnx(normalising(*GRAPHS[name]), preprocessing=pixels(0.0, 1.0)).repairs == []
 
 
 @pytest.mark.parametrize(
     ("steps", "given"),
     [
-        ([("Sub", 0.5), ("Div", 0.5)], pixels(0.0, 255.0)),  # half outside, half inside
-        ([("BatchNormalization", (-0.05, 0.3))], pixels(127.5, 127.5)),  # trained statistics of its input
-        ([("Sub", [104.0, 117.0, 123.0])], pixels(0.0, 1.0, "bgr")),  # Caffe subtracts the mean only
+        ([("Sub", 0.5), ("Div", 0.5)], pixels(0.0, 255.0)),  # partly before the graph, partly within
+        ([("BatchNormalization", (-0.05, 0.3))], pixels(127.5, 127.5)),  # trained statistics of the input
+        ([("Sub", [104.0, 117.0, 123.0])], pixels(0.0, 1.0, "bgr")),  # Caffe only subtracts the mean
     ],
 )
-def test_sound_pairs_are_not_doubted(steps: list[tuple[str, object]], given: Preprocessing) -> None:
+def test_valid_combinations_give_no_warning(steps: list[tuple[str, object]], given: Preprocessing) -> None:
     assert FrozenBackbone.from_onnx(normalising(*steps), preprocessing=given).repairs == []
 
 
-def test_what_looks_wrong_is_said_in_numbers() -> None:
+def test_implausible_input_ranges_are_reported_with_numbers() -> None:
     backbone = FrozenBackbone.from_onnx(
         normalising(("Sub", 0.5), ("Div", 0.5)), preprocessing=pixels(0.0, 1.0)
     )
-    (doubt,) = backbone.repairs
-    assert "2 x + -1" in doubt and "509" in doubt
-    (doubt,) = FrozenBackbone.from_onnx(graphs.iresnet(), preprocessing=pixels(0.0, 1.0)).repairs
-    assert "0..255" in doubt
+    (warning,) = backbone.repairs
+    assert "2 x + -1" in warning and "509" in warning
+    (warning,) = FrozenBackbone.from_onnx(graphs.iresnet(), preprocessing=pixels(0.0, 1.0)).repairs
+    assert "0..255" in warning
 
 
-def test_a_question_about_preprocessing_says_what_the_graph_does() -> None:
+def test_the_request_for_preprocessing_states_what_the_graph_does() -> None:
     with pytest.raises(ModelError, match=r"0\.007812 x \+ -0\.9961 \(Sub, Mul\).*'raw'"):
         FrozenBackbone.from_onnx(normalising(*MXNET))

@@ -1,4 +1,4 @@
-"""Forms of a file that runtimes or torch do not take as they are."""
+"""Variants of ONNX files that runtimes or torch do not accept unmodified."""
 
 import numpy as np
 import onnx
@@ -14,18 +14,18 @@ from spherecf.models.onnx.repairs import load_graph
 
 
 def opened(model: onnx.ModelProto, tiny: FrozenBackbone, word: str) -> FrozenBackbone:
-    """Its results are the tiny recogniser's, and a repair says this word."""
+    """Load the model; check its results and that a repair message contains ``word``."""
     backbone = FrozenBackbone.from_onnx(model, preprocessing=TINY)
     torch.testing.assert_close(backbone(noise(3)).embedding, tiny(noise(3)).embedding, atol=1e-5, rtol=1e-4)
     assert any(word in message for message in backbone.repairs) or not word
     return backbone
 
 
-def test_functions_of_the_models_own(tiny: FrozenBackbone) -> None:
+def test_local_functions_are_inlined(tiny: FrozenBackbone) -> None:
     model = graphs.iresnet()
     body = [helper.make_node("Relu", ["a"], ["b"]), helper.make_node("Identity", ["b"], ["c"])]
-    made = helper.make_function("own", "Layer", ["a"], ["c"], body, [helper.make_opsetid("", 13)])
-    model.functions.append(made)
+    function = helper.make_function("own", "Layer", ["a"], ["c"], body, [helper.make_opsetid("", 13)])
+    model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("own", 1))
     next(n for n in model.graph.node if n.op_type == "Relu").op_type = "Layer"
     next(n for n in model.graph.node if n.op_type == "Layer").domain = "own"
@@ -33,7 +33,7 @@ def test_functions_of_the_models_own(tiny: FrozenBackbone) -> None:
 
 
 @pytest.mark.parametrize("calls", [["Layer"], [f"Layer{i + 1}" for i in range(40)]], ids=["itself", "tree"])
-def test_functions_without_end(calls: list[str]) -> None:
+def test_recursive_and_exploding_functions_are_refused(calls: list[str]) -> None:
     model = graphs.iresnet()
     model.opset_import.append(helper.make_opsetid("own", 1))
     for name, call in zip(["Layer", *calls], calls, strict=False):
@@ -47,8 +47,8 @@ def test_functions_without_end(calls: list[str]) -> None:
         load_graph(model)
 
 
-def test_a_branch_reads_from_outside_itself(tiny: FrozenBackbone) -> None:
-    """torch writes If around a squeeze; what is in the branches is taken from outside by name."""
+def test_branches_may_use_tensors_of_the_outer_graph(tiny: FrozenBackbone) -> None:
+    """torch exports a squeeze as an If whose branches refer to outer tensors by name."""
     model = graphs.iresnet()
     relu = next(n for n in model.graph.node if n.op_type == "Relu")
     branches = {
@@ -59,14 +59,14 @@ def test_a_branch_reads_from_outside_itself(tiny: FrozenBackbone) -> None:
         for name in ("then_branch", "else_branch")
     }  # fmt: skip
     model.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
-    chosen = helper.make_node("If", ["flag"], [relu.output[0]], **branches)
-    relu.CopyFrom(chosen)
+    condition = helper.make_node("If", ["flag"], [relu.output[0]], **branches)
+    relu.CopyFrom(condition)
     backbone = opened(model, tiny, "run by onnxruntime")
     assert backbone.feature_name == tiny.feature_name
     assert [node.op_type for node in backbone.to_onnx().graph.node].count("If") == 1
 
 
-def test_sparse_weights(tiny: FrozenBackbone) -> None:
+def test_sparse_weights_are_converted(tiny: FrozenBackbone) -> None:
     model = graphs.iresnet()
     tensor = next(t for t in model.graph.initializer if t.name == "fc_w")
     dense = numpy_helper.to_array(tensor)
@@ -80,7 +80,7 @@ def test_sparse_weights(tiny: FrozenBackbone) -> None:
         load_graph(model)
 
 
-def test_nodes_out_of_order(tiny: FrozenBackbone) -> None:
+def test_nodes_out_of_order_are_sorted(tiny: FrozenBackbone) -> None:
     model = graphs.iresnet()
     nodes = list(model.graph.node)[::-1]
     del model.graph.node[:]
@@ -88,7 +88,7 @@ def test_nodes_out_of_order(tiny: FrozenBackbone) -> None:
     assert opened(model, tiny, "order").engine == "torch"
 
 
-def test_a_circle_is_named() -> None:
+def test_a_cycle_is_reported() -> None:
     model = graphs.iresnet()
     next(n for n in model.graph.node if n.name == "b_bn1").input[0] = "b_bn3"
     with pytest.raises(ModelError, match="has a cycle"):
@@ -96,7 +96,7 @@ def test_a_circle_is_named() -> None:
 
 
 @pytest.mark.parametrize("fault", ["absent output", "made twice"])
-def test_graphs_that_contradict_themselves(fault: str) -> None:
+def test_inconsistent_graphs_are_refused(fault: str) -> None:
     model = graphs.iresnet()
     if fault == "absent output":
         model.graph.output[0].name = "nowhere"
@@ -106,7 +106,7 @@ def test_graphs_that_contradict_themselves(fault: str) -> None:
         load_graph(model)
 
 
-def test_names_that_are_no_text(tiny_file: object) -> None:
+def test_names_that_are_not_utf8_are_refused(tiny_file: object) -> None:
     content = graphs.iresnet().SerializeToString().replace(b"b_conv1", b"b_\xffonv1")
     model = onnx.ModelProto.FromString(content)
     with pytest.raises(ModelError, match="not valid UTF-8"):
@@ -114,5 +114,5 @@ def test_names_that_are_no_text(tiny_file: object) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_any_fixed_batch(batch: int, tiny: FrozenBackbone) -> None:
+def test_any_fixed_batch_is_made_dynamic(batch: int, tiny: FrozenBackbone) -> None:
     assert opened(graphs.iresnet(batch=batch), tiny, f"fixed batch of {batch}").engine == "torch"

@@ -21,7 +21,7 @@ def run(model: onnx.ModelProto, *inputs: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("opset", [9, 17, 20, 22])
-def test_any_number_of_rows_in_any_opset(opset: int) -> None:
+def test_traced_modules_accept_any_batch_in_any_opset(opset: int) -> None:
     module = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.9), nn.Softplus())
     model = trace_onnx(module, {"x": torch.zeros(2, 4)}, ["y"], opset)
     assert opset_of(model) == opset
@@ -31,7 +31,7 @@ def test_any_number_of_rows_in_any_opset(opset: int) -> None:
             assert run(model, x.numpy())[0] == pytest.approx(module(x).numpy(), abs=1e-6)
 
 
-def test_what_cannot_be_written() -> None:
+def test_modules_that_onnx_cannot_represent_are_refused() -> None:
     with pytest.raises(ModelError, match="opset 8 is older than 9"):
         trace_onnx(nn.Linear(4, 2), {"x": torch.zeros(2, 4)}, ["y"], 8)
     with torch.device("meta"):
@@ -50,7 +50,7 @@ def test_what_cannot_be_written() -> None:
 
 
 @pytest.mark.parametrize("make", [graphs.iresnet, graphs.mobilefacenet, graphs.traced_view])
-def test_a_backbone_of_onnx_is_its_own_graph(make: object, tmp_path: Path) -> None:
+def test_an_onnx_backbone_exports_its_own_graph(make: object, tmp_path: Path) -> None:
     onnx.save(make(), path := tmp_path / "m.onnx")  # type: ignore[operator]
     backbone = FrozenBackbone.from_onnx(path, preprocessing=TINY, engine="onnxruntime")
     model = backbone.to_onnx()
@@ -61,7 +61,7 @@ def test_a_backbone_of_onnx_is_its_own_graph(make: object, tmp_path: Path) -> No
     assert np.array_equal(features, expected.features.numpy())
 
 
-def test_what_does_not_lead_to_the_two_is_cut_away() -> None:
+def test_nodes_not_needed_for_the_outputs_are_removed() -> None:
     model = graphs.iresnet()
     model.graph.node.append(onnx.helper.make_node("Relu", ["features"], ["more"]))
     model.graph.output.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, None))

@@ -23,7 +23,7 @@ def one_pixel(red: int, green: int, blue: int) -> np.ndarray:
         ("raw", (255.0, 0.0, 10.0)),
     ],
 )
-def test_presets_are_the_conventions_of_the_field(preset: str, expected: tuple[float, ...]) -> None:
+def test_presets_match_the_published_conventions(preset: str, expected: tuple[float, ...]) -> None:
     x = Preprocessing.preset(preset)(one_pixel(255, 0, 10))
     assert x.shape == (1, 3, 112, 112) and x.dtype == torch.float32
     np.testing.assert_allclose(x[0, :, 5, 7], expected, rtol=1e-6)
@@ -34,7 +34,7 @@ def test_mean_per_channel_follows_the_colour_order() -> None:
     assert x[0, :, 0, 0].tolist() == [4.0, 3.0, 2.0]
 
 
-def test_dict_survives_json() -> None:
+def test_preprocessing_round_trips_through_json() -> None:
     for preprocessing in (*PRESETS.values(), Preprocessing("bgr", (1.0, 2.0, 3.0), 5.0, (224, 200))):
         assert Preprocessing.from_dict(json.loads(json.dumps(preprocessing.to_dict()))) == preprocessing
 
@@ -42,12 +42,12 @@ def test_dict_survives_json() -> None:
 @pytest.mark.parametrize(
     "fields", [{"color": "hsv"}, {"std": 0.0}, {"mean": float("nan")}, {"size": (0, 112)}]
 )
-def test_nonsense_is_refused(fields: dict) -> None:
+def test_invalid_fields_are_refused(fields: dict) -> None:
     with pytest.raises(InputError, match=f"Preprocessing.{next(iter(fields))}"):
         Preprocessing(**fields)
 
 
-def test_known_by_hash_then_metadata_then_asks() -> None:
+def test_preprocessing_is_resolved_by_argument_then_hash_then_metadata() -> None:
     (sface,) = (h for h, m in KNOWN_MODELS.items() if m.name == "sface")
     metadata = {PREPROCESSING_KEY: json.dumps(PRESETS["magface"].to_dict())}
     assert resolve_preprocessing("adaface", sface, metadata) == PRESETS["adaface"]
@@ -59,7 +59,7 @@ def test_known_by_hash_then_metadata_then_asks() -> None:
         resolve_preprocessing(None, "0" * 64, {PREPROCESSING_KEY: "{}"})
 
 
-def test_unknown_preset_lists_the_presets() -> None:
+def test_unknown_presets_are_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="insightface"):
         Preprocessing.preset("imagenet")
 
@@ -73,6 +73,6 @@ def test_unknown_preset_lists_the_presets() -> None:
         '{"color":"rgb","mean":0,"std":1,"size":[1000000,1000000]}',
     ],
 )  # fmt: skip
-def test_metadata_that_cannot_be_used(text: str) -> None:
+def test_invalid_metadata_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match="metadata"):
         resolve_preprocessing(None, "0" * 64, {PREPROCESSING_KEY: text})

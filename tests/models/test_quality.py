@@ -1,4 +1,4 @@
-"""SER-FIQ, GraFIQs and FaceQAN against slow ways on tiny networks, and on real faces with SFace."""
+"""SER-FIQ, GraFIQs and FaceQAN against slow implementations on tiny networks, and on real faces."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ METHODS = ("norm", "ser_fiq", "grafiqs", "faceqan")
 
 
 class Small(nn.Module):
-    """1x1 convolution, batch normalisation, one dense layer."""
+    """A 1x1 convolution, batch normalisation and one dense layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,24 +34,24 @@ def small() -> FrozenBackbone:
     return FrozenBackbone.from_module(Small(), TINY)
 
 
-def test_ser_fiq_is_the_spread_under_dropout_of_the_last_layer(small: FrozenBackbone) -> None:
-    images, found = noise(2), []
+def test_ser_fiq_measures_the_spread_under_dropout(small: FrozenBackbone) -> None:
+    images, expected = noise(2), []
     network = small.network
     for image in images:
-        inside = network(TINY(image[None]))[1].flatten(1)
+        activations = network(TINY(image[None]))[1].flatten(1)
         with torch.random.fork_rng():
             torch.manual_seed(7)
-            mask = nn.functional.dropout(torch.ones(5, inside.shape[1]), 0.3)
-        rows = (mask * inside) @ network.fc.weight.T + network.fc.bias
+            mask = nn.functional.dropout(torch.ones(5, activations.shape[1]), 0.3)
+        rows = (mask * activations) @ network.fc.weight.T + network.fc.bias
         rows = (rows / rows.norm(dim=1, keepdim=True)).double().numpy()
-        apart = [np.linalg.norm(rows[a] - rows[b]) for a in range(5) for b in range(a)]
-        found.append(2 / (1 + np.exp(np.mean(apart))))
-    got = RecogniserQuality(small).ser_fiq(images, passes=5, rate=0.3, seed=7)
-    assert got.tolist() == pytest.approx(found, rel=1e-5)
+        distances = [np.linalg.norm(rows[a] - rows[b]) for a in range(5) for b in range(a)]
+        expected.append(2 / (1 + np.exp(np.mean(distances))))
+    qualities = RecogniserQuality(small).ser_fiq(images, passes=5, rate=0.3, seed=7)
+    assert qualities.tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_grafiqs_is_the_inverse_gradient_of_the_gap_to_what_was_learnt(small: FrozenBackbone) -> None:
-    """By central differences in double precision, pixel by pixel."""
+def test_grafiqs_is_the_inverse_gradient_norm_of_the_statistics_gap(small: FrozenBackbone) -> None:
+    """Checked by central differences in double precision, pixel by pixel."""
     network = small.network
     weight, bias = network.conv.weight.double().numpy()[:, :, 0, 0], network.conv.bias.double().numpy()
     mean, variance = (b.double().numpy()[:, None] for b in (network.bn.running_mean, network.bn.running_var))
@@ -65,53 +65,53 @@ def test_grafiqs_is_the_inverse_gradient_of_the_gap_to_what_was_learnt(small: Fr
 
     image = noise(1, seed=4)
     x, total = TINY(image)[0].double().numpy().copy(), 0.0
-    for place in np.ndindex(x.shape):
+    for position in np.ndindex(x.shape):
         ends = []
         for step in (1e-5, -1e-5):
             moved = x.copy()
-            moved[place] += step
+            moved[position] += step
             ends.append(gap(moved))
         total += abs(ends[0] - ends[1]) / 2e-5
     assert RecogniserQuality(small).grafiqs(image).item() == pytest.approx(1 / total, rel=1e-4)
 
 
-def test_faceqan_takes_the_authors_steps_one_copy_at_a_time(small: FrozenBackbone) -> None:
+def test_faceqan_follows_the_published_algorithm(small: FrozenBackbone) -> None:
     image, epsilon = noise(1, seed=5), 0.05
     pixels, network = TINY(image), small.network
-    own, mirrored = (normalize(network(x)[0], dim=1)[0] for x in (pixels, pixels.flip(3)))
+    embedding, mirrored = (normalize(network(x)[0], dim=1)[0] for x in (pixels, pixels.flip(3)))
     with torch.random.fork_rng():
         torch.manual_seed(11)
         start = torch.rand(3, 3, 16, 16) * 2 - 1
     cosines = []
     for copy in range(3):
-        x = (pixels + 2 * epsilon * start[copy]).clamp(-1, 1)  # 255 grey values are 2 here
+        x = (pixels + 2 * epsilon * start[copy]).clamp(-1, 1)  # 255 grey levels correspond to a range of 2
         for _ in range(2):
             x = x.detach().requires_grad_()
-            cosine = (normalize(network(x)[0], dim=1)[0] * own).sum()
+            cosine = (normalize(network(x)[0], dim=1)[0] * embedding).sum()
             (1 - cosine).backward()
             cosines.append(cosine.item())
             x = (x + 2 * epsilon * x.grad.sign()).clamp(-1, 1)
     mean, deviation = np.mean(cosines), np.std(cosines)
-    expected = ((1 + mean) / 2 * (1 - deviation) * (own @ mirrored).item()) ** 5
-    got = RecogniserQuality(small).faceqan(image, copies=3, steps=2, epsilon=epsilon, seed=11)
-    assert got.item() == pytest.approx(expected, rel=1e-4)
+    expected = ((1 + mean) / 2 * (1 - deviation) * (embedding @ mirrored).item()) ** 5
+    quality = RecogniserQuality(small).faceqan(image, copies=3, steps=2, epsilon=epsilon, seed=11)
+    assert quality.item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_image_does_not_depend_on_the_others_nor_change_anything(
+def test_quality_is_independent_of_the_batch_and_free_of_side_effects(
     tiny: FrozenBackbone, method: str
 ) -> None:
     quality, images = RecogniserQuality(tiny), noise(3, seed=9)
-    before, state = tiny(images).mu, torch.random.get_rng_state()
-    together = getattr(quality, method)(images)
-    alone = torch.cat([getattr(quality, method)(image[None]) for image in images])
-    torch.testing.assert_close(together, alone)
-    assert together.shape == (3,) and together.isfinite().all() and len(together.unique()) == 3
-    assert torch.equal(before, tiny(images).mu) and torch.equal(state, torch.random.get_rng_state())
+    embeddings, state = tiny(images).mu, torch.random.get_rng_state()
+    batched = getattr(quality, method)(images)
+    single = torch.cat([getattr(quality, method)(image[None]) for image in images])
+    torch.testing.assert_close(batched, single)
+    assert batched.shape == (3,) and batched.isfinite().all() and len(batched.unique()) == 3
+    assert torch.equal(embeddings, tiny(images).mu) and torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_graph_gets_its_batch_normalisations_back(tiny: FrozenBackbone) -> None:
-    """Folded away for inference, all but the ones that follow no convolution."""
+def test_the_differentiable_network_keeps_its_batch_normalisations(tiny: FrozenBackbone) -> None:
+    """For inference they are folded away, except those that follow no convolution."""
     count = [
         sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules())
         for network in (tiny.network, tiny.differentiable())
@@ -124,19 +124,21 @@ def test_a_graph_gets_its_batch_normalisations_back(tiny: FrozenBackbone) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_faces_half_hidden_by_noise_are_less_sure(
+def test_half_hidden_faces_have_lower_quality(
     sface: FrozenBackbone, lfw_pairs: tuple[np.ndarray, np.ndarray], method: str
 ) -> None:
     faces = lfw_pairs[0][:4]
     hidden = np.where(np.arange(112)[:, None, None] < 64, noise(4, 112), faces)
     options = {"faceqan": {"copies": 2, "steps": 2}, "ser_fiq": {"passes": 20}}.get(method, {})
-    clear, poor = (getattr(RecogniserQuality(sface), method)(images, **options) for images in (faces, hidden))
-    assert clear.median() > poor.median()
+    clear, occluded = (
+        getattr(RecogniserQuality(sface), method)(images, **options) for images in (faces, hidden)
+    )
+    assert clear.median() > occluded.median()
 
 
-def test_what_cannot_be_disturbed_is_refused(tiny: FrozenBackbone, small: FrozenBackbone) -> None:
+def test_invalid_arguments_and_networks_are_refused(tiny: FrozenBackbone, small: FrozenBackbone) -> None:
     quality = RecogniserQuality(small)
-    for how in (
+    for request in (
         lambda: quality.ser_fiq(noise(1), passes=1),
         lambda: quality.ser_fiq(noise(1), rate=1.0),
         lambda: quality.faceqan(noise(1), copies=1),
@@ -145,7 +147,7 @@ def test_what_cannot_be_disturbed_is_refused(tiny: FrozenBackbone, small: Frozen
         lambda: quality.grafiqs(noise(0)),
     ):
         with pytest.raises(InputError):
-            how()
+            request()
     plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4))
 
     class Bare(nn.Module):

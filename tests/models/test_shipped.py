@@ -1,4 +1,4 @@
-"""The model in the package: what it must carry, and that it reads real faces the right way round."""
+"""The packaged model: its contents, and its behaviour on real faces."""
 
 import cv2
 import numpy as np
@@ -18,7 +18,7 @@ def model() -> ConfidenceModel:
     return scf.load()
 
 
-def test_it_is_small_and_says_what_it_is() -> None:
+def test_the_model_is_small_and_describes_itself() -> None:
     assert default_model_path().stat().st_size <= 4 * 2**20
     header = read_header(default_model_path())
     card = header["record"]["card"]
@@ -27,23 +27,25 @@ def test_it_is_small_and_says_what_it_is() -> None:
     assert header["backbone"]["name"] == "sface" and header["head"]["kind"] == "light"
 
 
-def test_the_calibration_has_every_part(model: ConfidenceModel) -> None:
-    found = model.calibration
-    assert found is not None and found.kappa is not None and found.model == model.fingerprint()
-    assert found.kappa.population and found.kappa.dim == 128
+def test_the_calibration_is_complete(model: ConfidenceModel) -> None:
+    calibration = model.calibration
+    assert (
+        calibration is not None and calibration.kappa is not None and calibration.model == model.fingerprint()
+    )
+    assert calibration.kappa.population and calibration.kappa.dim == 128
     for score in ("mls", "cosine", "mls-template"):
-        resolved = [e for e in found.thresholds[score].entries if e.threshold is not None]
+        resolved = [e for e in calibration.thresholds[score].entries if e.threshold is not None]
         assert {entry.target for entry in resolved} >= {1e-1, 1e-2, 1e-3, 1e-4, 1e-5}
         for entry in resolved:
             assert entry.fmr is not None and entry.fmr <= entry.target
             assert entry.fmr_subjects is not None and entry.fmr_subjects[0] <= entry.fmr
         thresholds = [entry.threshold for entry in resolved if entry.threshold is not None]
         assert thresholds == sorted(thresholds)
-        assert found.llr(score, thresholds[-1]) > found.llr(score, thresholds[0])
+        assert calibration.llr(score, thresholds[-1]) > calibration.llr(score, thresholds[0])
 
 
 @pytest.mark.parametrize("score", ["mls", "mls-template"])
-def test_rules_get_stricter_and_stay_within_their_test(model: ConfidenceModel, score: str) -> None:
+def test_rules_are_ordered_and_meet_their_bounds(model: ConfidenceModel, score: str) -> None:
     assert model.calibration is not None
     rules = [model.calibration.decision(score, error="fmr", alpha=alpha) for alpha in (1e-2, 1e-3, 1e-4)]
     accepts = [rule.accept for rule in rules if rule.accept is not None]
@@ -56,24 +58,24 @@ def test_rules_get_stricter_and_stay_within_their_test(model: ConfidenceModel, s
 
 
 @pytest.mark.parametrize("templates", [0, 1, 2])
-def test_evidence_of_every_kind_of_pair(model: ConfidenceModel, templates: int) -> None:
-    known = model.calibration
-    assert known is not None
-    score = known.best_score(templates)
+def test_evidence_is_calibrated_for_images_and_templates(model: ConfidenceModel, templates: int) -> None:
+    calibration = model.calibration
+    assert calibration is not None
+    score = calibration.best_score(templates)
     assert score == ("evidence", "evidence-template", "evidence-templates")[templates]
-    rules = [known.best_decision(10.0**-digits, templates) for digits in range(2, 9)]
+    rules = [calibration.best_decision(10.0**-digits, templates) for digits in range(2, 9)]
     accepts = [rule.accept for rule in rules if rule.accept is not None]
     assert len(accepts) == 7 and accepts == sorted(accepts) and {rule.score for rule in rules} == {score}
     assert [rule.extrapolated is not None for rule in rules] == [False] * 4 + [True] * 3
     kappas = np.full(2, 200.0), np.full(2, 90.0)
-    neutral = known.record["neutral"]
-    low, high = known.evidence(score, [neutral - 9, neutral + 30], [0.0, 0.8], kappas)
+    neutral = calibration.record["neutral"]
+    low, high = calibration.evidence(score, [neutral - 9, neutral + 30], [0.0, 0.8], kappas)
     assert low < 0 < rules[1].accept < high
     for count in (rule.counts[0] for rule in rules):
         assert count.upper <= 1e-2
 
 
-def test_percentiles_rise(model: ConfidenceModel) -> None:
+def test_percentiles_rise_with_kappa(model: ConfidenceModel) -> None:
     assert model.calibration is not None and model.calibration.kappa is not None
     scale = model.calibration.kappa
     percent = scale.percentile(np.geomspace(1, 2000, 200))
@@ -81,17 +83,17 @@ def test_percentiles_rise(model: ConfidenceModel) -> None:
     assert scale.iso(float(scale.kappa_at(50))) == 50
 
 
-def test_a_blurred_face_is_less_sure(model: ConfidenceModel) -> None:
+def test_blurring_lowers_kappa(model: ConfidenceModel) -> None:
     faces = AlignedFaces(orl_faces())
     images = np.stack([faces.image(row) for row in range(0, 400, 50)])
     blurred = np.stack([cv2.GaussianBlur(image, (0, 0), 4) for image in images])
-    sharp, soft = (model.embed(shown)[1].exp().numpy() for shown in (images, blurred))
-    assert (soft < sharp).all() and np.median(soft / sharp) < 0.7
+    sharp_kappa, blurred_kappa = (model.embed(batch)[1].exp().numpy() for batch in (images, blurred))
+    assert (blurred_kappa < sharp_kappa).all() and np.median(blurred_kappa / sharp_kappa) < 0.7
 
 
-def test_its_calibration_is_bound_to_it(model: ConfidenceModel) -> None:
+def test_the_calibration_is_bound_to_the_model(model: ConfidenceModel) -> None:
     assert model.calibration is not None
-    other = ConfidenceModel(model.backbone, model.head, radius=32.0)
+    other_model = ConfidenceModel(model.backbone, model.head, radius=32.0)
     with pytest.raises(ModelError, match=model.fingerprint()):
-        other.with_calibration(model.calibration)
+        other_model.with_calibration(model.calibration)
     assert model.backbone.sha256 == FrozenBackbone.default().sha256

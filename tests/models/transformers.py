@@ -1,4 +1,4 @@
-"""Small transformers of other makers' kinds, as torch modules to export: each gives an embedding of 32."""
+"""Small transformers in the styles of other authors, as torch modules to export; embeddings are 32-d."""
 
 import io
 from typing import Any
@@ -7,11 +7,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-SIZE, SIDE, WIDTH, HEADS = 16, 4, 24, 3  # pixels, patches in a row, channels of a token, heads
+SIZE, SIDE, WIDTH, HEADS = 16, 4, 24, 3  # pixels, patches per row, channels per token, heads
 
 
 class Block(nn.Module):
-    """Pre-norm attention and dense layers, written out as most repositories do."""
+    """Pre-norm attention and dense layers, written out as in most repositories."""
 
     def __init__(self, width: int = WIDTH, activation: nn.Module | None = None) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class ClassToken(nn.Module):
-    """timm's ViT: a class token, of which the embedding is made."""
+    """A ViT as in timm: the embedding is computed from a class token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class ClassToken(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A Face-Transformer: no convolution, patches by reshaping, the tokens' mean, attention by einsum."""
+    """A Face-Transformer: no convolution, patches by reshaping, mean of the tokens, attention by einsum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Pooled(nn.Module):
 
 
 class Swin(nn.Module):
-    """SwinFace's kind: shifted windows with a mask, patch merging, tokens pooled over the sequence."""
+    """A SwinFace: shifted windows with a mask, patch merging, tokens pooled over the sequence."""
 
     def __init__(self, last: str = "pool") -> None:
         super().__init__()
@@ -98,14 +98,14 @@ class Swin(nn.Module):
         x = self.window(self.window(x, self.blocks[0], 0), self.blocks[1], 2)
         corners = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]
         x = self.norm(self.merge(self.norm_merge(torch.cat(corners, -1))))
-        if self.last == "map":  # as timm's and torchvision's: channels last up to the mean
+        if self.last == "map":  # as in timm and torchvision: channels last up to the mean
             return self.feature(x.mean((1, 2)))
         x = nn.functional.adaptive_avg_pool1d(x.flatten(1, 2).transpose(1, 2), 1)
         return self.feature(torch.flatten(x, 1))
 
 
 def exported(module: nn.Module, opset: int = 17, batch: int | None = None) -> onnx.ModelProto:
-    """As torch's exporter writes it; with ``batch``, for that many images and no others."""
+    """The module exported by torch; with ``batch``, for that batch size only."""
     stream: Any = io.BytesIO()
     axes = {"x": {0: "n"}} if batch is None else None
     x = torch.zeros(batch or 2, 3, SIZE, SIZE)

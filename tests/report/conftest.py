@@ -1,4 +1,4 @@
-"""The toy data set of the evaluation's tests."""
+"""Provides the toy data set of the evaluation tests."""
 
 from tests.evaluation.conftest import toy
 

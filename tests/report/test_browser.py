@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing fails, is fetched or overflows, and everything can be seen."""
+"""The report in a real browser: no errors, nothing fetched, no overflow, and everything is readable."""
 
 import json
 import re
@@ -37,7 +37,7 @@ FLAGS = [
     "--enable-logging=stderr",
 ]
 
-# Before the page: whatever it would fetch or run is forbidden and noted, as are errors.
+# Inserted before the page: fetching or running anything is forbidden; violations and errors are recorded.
 WATCH = """<meta http-equiv="Content-Security-Policy"
 content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline'">
 <script>const noted = [];
@@ -69,17 +69,17 @@ const measured = {
 parent.postMessage(JSON.stringify(measured), "*");
 });</script>"""
 
-# A window cannot be as narrow as a phone, so the page is shown in a frame of the width.
+# A window cannot be as narrow as a phone, so the page is shown in a frame of that width.
 FRAME = """<script>addEventListener("message", e => {
-const told = document.createElement("pre"); told.id = "measured"; told.textContent = e.data;
-document.body.append(told); });</script>
+const output = document.createElement("pre"); output.id = "measured"; output.textContent = e.data;
+document.body.append(output); });</script>
 <iframe src="inner.html" style="width:WIDTHpx;height:900px;border:0"></iframe>"""
 
 
 @pytest.fixture(scope="module")
 def page(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Everything that a report can show."""
-    first = toy.report(draws=20, label="seed 0", targets=(0.1, 0.01, 0.001), nearest=True)
+    """A report with every element that it can contain."""
+    clean_report = toy.report(draws=20, label="seed 0", targets=(0.1, 0.01, 0.001), nearest=True)
     crossed = toy.report(right=toy.degraded, condition="clean/degraded", draws=20)
     failed = replace(crossed, failures=[("p1/" + "x" * 200, "truncated")])
     rng = np.random.default_rng(0)
@@ -87,7 +87,10 @@ def page(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> str:
     def picture(key: str) -> bytes:
         return cv2.imencode(".png", rng.integers(0, 256, (8, 8, 3), np.uint8))[1].tobytes()
 
-    near = {name: (found.tmr, found.nearest, found.signature) for name, found in first.scores.items()}
+    nearest = {
+        name: (score_report.tmr, score_report.nearest, score_report.signature)
+        for name, score_report in clean_report.scores.items()
+    }
     long = "ijbc/1:N|meta:sha256:3f1a|" + "pool:media-mean+kappa|" * 12
     names = ["kappa", "norm", "random", "oracle", *(f"confidence_{i}" for i in range(9))]
     section = Section(
@@ -103,8 +106,8 @@ def page(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> str:
         strips_of_mistakes(crossed.mistakes[:4], picture),
     )  # fmt: skip
     files = write_report(
-        tmp_path_factory.mktemp("report"), [first, replace(first, label="seed 1"), failed],
-        title="All that a report can show", sections=[section, nearest_section(near)],
+        tmp_path_factory.mktemp("report"), [clean_report, replace(clean_report, label="seed 1"), failed],
+        title="All that a report can show", sections=[section, nearest_section(nearest)],
         summary=["A note.", Table("Summary", ["pairs", "mls"], [["lfw", "0.99"]], "A note.")],
         strips=[strip_by_kappa("faces", toy.clean, picture), *strips_of_mistakes(crossed.mistakes, picture)],
         provenance={"path": "x" * 300},
@@ -113,7 +116,7 @@ def page(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def browse(text: str, folder: Path, width: int, dark: bool = False) -> dict[str, Any]:
-    """Open a page with a measuring script in it, in a frame of the width; what was found."""
+    """Load a page with a measuring script in a frame of the given width; returns the measurements."""
     watched = text.replace('<meta charset="utf-8">', f'<meta charset="utf-8">{WATCH}', 1)
     (folder / "inner.html").write_text(watched.replace("</body>", f"{MEASURE}</body>"), "utf-8")
     (folder / "outer.html").write_text(FRAME.replace("WIDTH", str(width)), "utf-8")
@@ -122,35 +125,35 @@ def browse(text: str, folder: Path, width: int, dark: bool = False) -> dict[str,
         f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=5000",
         "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", (folder / "outer.html").as_uri(),
     ]  # fmt: skip
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="measured">(.*?)</pre>', ran.stdout, re.DOTALL)
-    assert found, f"the page did not load: {ran.stderr[-2000:]}"
-    measured: dict[str, Any] = json.loads(unescape(found[1]))
-    measured["console"] = [line for line in ran.stderr.splitlines() if "CONSOLE" in line]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    match = re.search(r'<pre id="measured">(.*?)</pre>', process.stdout, re.DOTALL)
+    assert match, f"the page did not load: {process.stderr[-2000:]}"
+    measured: dict[str, Any] = json.loads(unescape(match[1]))
+    measured["console"] = [line for line in process.stderr.splitlines() if "CONSOLE" in line]
     return measured
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_all_is_there_and_can_be_read(page: str, tmp_path: Path, width: int, dark: bool) -> None:
-    found = browse(page, tmp_path, width, dark)
-    assert (found["width"], found["dark"]) == (width, dark)
-    assert found["noted"] == found["console"] == found["fetched"] == []
-    assert found["overflow"] <= 0 and found["outside"] == []
-    assert len(found["plots"]) == 15 and all(w > 250 and h > 150 for w, h in found["plots"])
-    assert all(w <= width for w, _ in found["plots"]) and found["strokes"] > 200
-    assert len(found["images"]) == 14 + 2 * (4 + 32) and set(found["images"]) == {8}
-    assert found["links"] == 9 and found["lost"] == []
-    assert found["written"] > 300 and found["faint"] == []
+def test_every_element_is_present_and_readable(page: str, tmp_path: Path, width: int, dark: bool) -> None:
+    measured = browse(page, tmp_path, width, dark)
+    assert (measured["width"], measured["dark"]) == (width, dark)
+    assert measured["noted"] == measured["console"] == measured["fetched"] == []
+    assert measured["overflow"] <= 0 and measured["outside"] == []
+    assert len(measured["plots"]) == 15 and all(w > 250 and h > 150 for w, h in measured["plots"])
+    assert all(w <= width for w, _ in measured["plots"]) and measured["strokes"] > 200
+    assert len(measured["images"]) == 14 + 2 * (4 + 32) and set(measured["images"]) == {8}
+    assert measured["links"] == 9 and measured["lost"] == []
+    assert measured["written"] > 300 and measured["faint"] == []
 
 
-def test_what_is_wrong_is_found(page: str, tmp_path: Path) -> None:
-    wrong = """<img src="data:image/png;base64,AAAA" alt=""><img src="http://example.invalid/a.png" alt="">
+def test_the_measurements_detect_defects(page: str, tmp_path: Path) -> None:
+    defects = """<img src="data:image/png;base64,AAAA" alt=""><img src="http://example.invalid/a.png" alt="">
     <div style="width:2000px;color:#ccc;background:#ddd">faint</div><a href="#nowhere">lost</a>
     <script>nothing.there()</script></main>"""
-    found = browse(page.replace("</main>", wrong), tmp_path, 390)
-    assert found["overflow"] > 1000 and "DIV." in found["outside"] and 0 in found["images"]
-    assert found["lost"] == ["#nowhere"] and "faint" in found["faint"][0][1]
-    noted = " ".join(found["noted"])
+    measured = browse(page.replace("</main>", defects), tmp_path, 390)
+    assert measured["overflow"] > 1000 and "DIV." in measured["outside"] and 0 in measured["images"]
+    assert measured["lost"] == ["#nowhere"] and "faint" in measured["faint"][0][1]
+    noted = " ".join(measured["noted"])
     assert "fetched: http://example.invalid" in noted and "nothing is not defined" in noted
-    assert any("nothing is not defined" in line for line in found["console"])
+    assert any("nothing is not defined" in line for line in measured["console"])

@@ -1,4 +1,4 @@
-"""Tables of what every confidence buys on a pair list."""
+"""Tables of the effect of each confidence on a pair list."""
 
 import numpy as np
 from tests.evaluation.conftest import Toy
@@ -8,7 +8,7 @@ from spherecf.report import pair_rejection_tables
 NAMES = ["kappa", "mean_resultant", "norm", "random", "oracle", "sharpness"]
 
 
-def test_numbers_are_those_of_the_report(toy: Toy) -> None:
+def test_table_entries_equal_the_report(toy: Toy) -> None:
     report = toy.report(toy.clean, toy.degraded, confidences=NAMES)
     rejected, discarded = pair_rejection_tables(report)
     entry = next(
@@ -16,19 +16,19 @@ def test_numbers_are_those_of_the_report(toy: Toy) -> None:
     )
     row = next(r for r in rejected.rows if r[:3] == ["mls", "norm", "0.01"])
     assert row[3] == f"{entry.curve.tmr[0]:.4f}" and row[5] == f"{entry.curve.tmr[2]:.4f}"
-    assert not any(r[2] == "0.001" for r in rejected.rows)  # 200 non-mated pairs do not reach it
-    found = next(d for d in report.edc if (d.score, d.confidence) == ("cosine", "kappa"))
+    assert not any(r[2] == "0.001" for r in rejected.rows)  # not resolved by 200 non-mated pairs
+    discard = next(d for d in report.edc if (d.score, d.confidence) == ("cosine", "kappa"))
     row = next(r for r in discarded.rows if r[:2] == ["cosine", "kappa"])
     assert row[2:] == [
-        found.start,
-        f"{found.edc.start:.4f}",
-        *(f"{v:.3f}" for v in found.edc.pauc_normalised.values()),
+        discard.start,
+        f"{discard.edc.start:.4f}",
+        *(f"{v:.3f}" for v in discard.edc.pauc_normalised.values()),
     ]
     assert discarded.header[-2:] == ["pAUC to 20%", "pAUC to 30%"]
     assert all("score:" + row[0] in line for row, line in zip(rejected.rows, rejected.signatures))
 
 
-def test_the_oracle_is_the_best_and_mean_resultant_is_kappa(toy: Toy) -> None:
+def test_the_oracle_is_best_and_mean_resultant_equals_kappa(toy: Toy) -> None:
     report = toy.report(toy.clean, toy.degraded, confidences=NAMES)
     assert report.absent_confidences == ["sharpness"]
     for score in report.scores:

@@ -1,4 +1,4 @@
-"""Strips and tables check what they are given."""
+"""Strips and tables validate their input."""
 
 import json
 
@@ -13,19 +13,19 @@ PNG = cv2.imencode(".png", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.zeros((4, 4, 3), np.uint8))[1].tobytes()
 
 
-def test_dictionaries_hold_words_not_pictures() -> None:
+def test_dictionaries_contain_text_but_no_images() -> None:
     strip = Strip("pairs", [PNG], ["κ 1"], [JPEG])
     section = Section(
         "s", ["n"], [Table("t", ["a"], [["1"]], "", ["sig"])], [Plot("<svg>", "c", "w")], [strip]
     )
-    found = section.to_dict()
-    assert found["plots"] == [{"caption": "c", "alt": "w"}] and found["notes"] == ["n"]
-    assert found["strips"] == [{"title": "pairs", "captions": ["κ 1"]}]
-    assert found["tables"][0]["signatures"] == ["sig"]
-    json.dumps(found)
+    content = section.to_dict()
+    assert content["plots"] == [{"caption": "c", "alt": "w"}] and content["notes"] == ["n"]
+    assert content["strips"] == [{"title": "pairs", "captions": ["κ 1"]}]
+    assert content["tables"][0]["signatures"] == ["sig"]
+    json.dumps(content)
 
 
-def test_bad_input() -> None:
+def test_bad_input_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"'faces', image 0: expected an encoded PNG or JPEG, got bytes .*<svg"
     ):

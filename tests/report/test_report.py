@@ -1,4 +1,4 @@
-"""The page stands alone, has every section, and no name becomes markup; the JSON holds it all."""
+"""The page is self-contained and complete, no name becomes markup, and the JSON contains everything."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ HOSTILE = '<script>alert("1")</script> & $x_1^{$'
 
 
 class Page(HTMLParser):
-    """Collects what the browser would see."""
+    """Collects ids, links, tags, images and visible text of a page."""
 
     VOID = frozenset({"meta", "img", "br", "link"})
 
@@ -39,14 +39,16 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
+        attributes = dict(attrs)
         self.tags.append(tag)
-        self.ids += [found["id"]] if found.get("id") else []
-        self.links += [str(found[name]) for name in ("href", "src", "xlink:href", "action") if name in found]
+        self.ids += [attributes["id"]] if attributes.get("id") else []
+        self.links += [
+            str(attributes[name]) for name in ("href", "src", "xlink:href", "action") if name in attributes
+        ]
         if tag == "img":
-            self.images.append(found)
-        if found.get("role") == "img":
-            self.labels.append(str(found.get("aria-label", "")))
+            self.images.append(attributes)
+        if attributes.get("role") == "img":
+            self.labels.append(str(attributes.get("aria-label", "")))
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -65,7 +67,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reports(toy: Toy) -> list[PairReport]:
-    first = toy.report(draws=30, label="seed 0", targets=(0.1, 0.01, 0.001))
+    clean = toy.report(draws=30, label="seed 0", targets=(0.1, 0.01, 0.001))
     crossed = toy.report(right=toy.degraded, condition="clean/degraded", draws=30)
     hostile = dataclasses.replace(
         crossed, name=HOSTILE, condition=HOSTILE, failures=[(HOSTILE, HOSTILE)], absent_confidences=[HOSTILE],
@@ -73,22 +75,24 @@ def reports(toy: Toy) -> list[PairReport]:
         scores={HOSTILE: dataclasses.replace(crossed.scores["mls"], score=HOSTILE, signature=HOSTILE)},
         differences={f"{HOSTILE}-cosine:eer": crossed.differences["mls-cosine:eer"]}, rejection=[],
     )  # fmt: skip
-    return [first, dataclasses.replace(first, label="seed 1"), crossed, hostile]
+    return [clean, dataclasses.replace(clean, label="seed 1"), crossed, hostile]
 
 
 @pytest.fixture(scope="module")
-def written(reports: list[PairReport], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict, str]:
-    picture = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
+def written_report(
+    reports: list[PairReport], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict, str]:
+    png = cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes()
     section = Section(
         HOSTILE, [HOSTILE],
         [Table(HOSTILE, ["score", "rank 1"], [["a", "1"], ["b", HOSTILE]], "", ["s1", HOSTILE])],
         [Plot("<svg></svg>", HOSTILE, HOSTILE)],
-        [Strip(HOSTILE, [picture], [f"{HOSTILE}\nsecond"], [picture])],
+        [Strip(HOSTILE, [png], [f"{HOSTILE}\nsecond"], [png])],
     )  # fmt: skip
     files = write_report(
         tmp_path_factory.mktemp("report"), reports, title=HOSTILE,
         summary=[HOSTILE, Table(HOSTILE, ["a", HOSTILE], [[HOSTILE, "1"]], HOSTILE)],
-        strips=[Strip(HOSTILE, [picture, picture], ["κ 10", HOSTILE])],
+        strips=[Strip(HOSTILE, [png, png], ["κ 10", HOSTILE])],
         sections=[section], results={"rank": np.int64(1), "rates": np.array([0.5, np.nan])},
         provenance={"key": HOSTILE, "nan": float("nan"), "path": Path("x")},
     )  # fmt: skip
@@ -96,16 +100,19 @@ def written(reports: list[PairReport], tmp_path_factory: pytest.TempPathFactory)
     return texts[0], json.loads(texts[1]), texts[2]
 
 
-def test_the_page_needs_nothing_else(written: tuple[str, dict, str]) -> None:
-    page = Page(written[0])
+def test_the_page_is_self_contained(written_report: tuple[str, dict, str]) -> None:
+    page = Page(written_report[0])
     assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     assert all(link.startswith(("#", "data:image/")) for link in page.links)
-    assert "http" not in re.sub(r' xmlns(:xlink)?="[^"]*"', "", written[0]) and "@import" not in written[0]
-    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", written[0]))
+    assert (
+        "http" not in re.sub(r' xmlns(:xlink)?="[^"]*"', "", written_report[0])
+        and "@import" not in written_report[0]
+    )
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", written_report[0]))
 
 
-def test_every_section_and_every_link_is_there(written: tuple[str, dict, str]) -> None:
-    page = Page(written[0])
+def test_every_section_exists_and_every_link_resolves(written_report: tuple[str, dict, str]) -> None:
+    page = Page(written_report[0])
     assert page.open == [] and len(page.ids) == len(set(page.ids))
     expected = {
         "summary",
@@ -134,8 +141,8 @@ def test_every_section_and_every_link_is_there(written: tuple[str, dict, str]) -
     assert "FMR 0.001 needs at least 1000 non-mated pairs, there are 200" in page.words
 
 
-def test_every_picture_has_words(written: tuple[str, dict, str]) -> None:
-    page = Page(written[0])
+def test_every_image_and_plot_has_an_alternative_text(written_report: tuple[str, dict, str]) -> None:
+    page = Page(written_report[0])
     assert len(page.images) == 4 and all(image["alt"] for image in page.images)
     kinds = ("DET", "Rejection", "EDC", "κ by severity", HOSTILE)
     assert len(page.labels) >= 12 and all(label.startswith(kinds) for label in page.labels)
@@ -143,23 +150,25 @@ def test_every_picture_has_words(written: tuple[str, dict, str]) -> None:
         assert any(label.startswith(kind) for label in page.labels)
 
 
-def test_names_from_outside_stay_words(written: tuple[str, dict, str]) -> None:
-    assert "<script" not in written[0].lower()
-    assert Page(written[0]).words.count(HOSTILE) >= 10
+def test_external_names_never_become_markup(written_report: tuple[str, dict, str]) -> None:
+    assert "<script" not in written_report[0].lower()
+    assert Page(written_report[0]).words.count(HOSTILE) >= 10
 
 
-def test_signatures_and_counts_stand_beside_every_row(
-    written: tuple[str, dict, str], reports: list[PairReport]
+def test_every_row_has_its_signature(
+    written_report: tuple[str, dict, str], reports: list[PairReport]
 ) -> None:
-    words = Page(written[0]).words
+    words = Page(written_report[0]).words
     for report in reports:
         for result in report.scores.values():
             assert result.signature in words
             assert f"{result.accuracy.value:.4f} ± {result.tenfold.std:.4f}" in words
 
 
-def test_the_json_holds_everything(written: tuple[str, dict, str], reports: list[PairReport]) -> None:
-    content = written[1]
+def test_the_json_contains_the_complete_report(
+    written_report: tuple[str, dict, str], reports: list[PairReport]
+) -> None:
+    content = written_report[1]
     assert content["reports"] == [report.to_dict() for report in reports]
     assert content["title"] == HOSTILE and content["provenance"] == {"key": HOSTILE, "nan": None, "path": "x"}
     assert content["tables"][0]["rows"] == [[HOSTILE, "1"]] and content["strips"][0]["captions"][0] == "κ 10"
@@ -168,18 +177,20 @@ def test_the_json_holds_everything(written: tuple[str, dict, str], reports: list
     assert section["tables"][0]["signatures"] == ["s1", HOSTILE] and section["plots"][0]["alt"] == HOSTILE
 
 
-def test_rows_of_tables_carry_their_signatures(written: tuple[str, dict, str]) -> None:
-    page = written[0]
+def test_table_rows_have_their_signatures(written_report: tuple[str, dict, str]) -> None:
+    page = written_report[0]
     section = page[page.index('<section id="section-0">') : page.index('<section id="faces">')]
     assert section.count("<summary>signature</summary>") == 2 and "<code>s1</code>" in section
     assert re.search(r'<th scope="row"><span class="name">a</span>.*?</th>\s*<td>1</td>', section)
     assert section.count("<img") == 2 and 'class="strip pairs"' in section
 
 
-def test_markdown_says_the_same_in_words(written: tuple[str, dict, str], reports: list[PairReport]) -> None:
-    text = written[2]
+def test_markdown_contains_the_same_content(
+    written_report: tuple[str, dict, str], reports: list[PairReport]
+) -> None:
+    text = written_report[2]
     for line in text.split("## Provenance")[0].splitlines():
-        assert "<" not in re.sub(r"`[^`]*`", "", line), line  # no markup from outside
+        assert "<" not in re.sub(r"`[^`]*`", "", line), line  # no external markup
     for report in reports[:3]:
         for result in report.scores.values():
             assert f"`{result.signature}`" in text and f"{result.accuracy.value:.4f} ±" in text
@@ -192,31 +203,32 @@ def test_markdown_says_the_same_in_words(written: tuple[str, dict, str], reports
     assert len(tables) >= 7
 
 
-def test_sections_alone_are_a_report(tmp_path: Path) -> None:
+def test_a_report_may_consist_of_sections_only(tmp_path: Path) -> None:
     files = write_report(tmp_path, title="t", sections=[Section("CMC of something", ["one note"])])
     page = files.html.read_text("utf-8")
     assert "1 section<" in page and '<a href="#section-0">CMC of something</a>' in page
-    assert (
-        "<b>CMC, rank-k</b>" in page and "<b>Accuracy</b>" not in page
-    )  # only what the page shows is explained
+    # only metrics on the page are explained
+    assert "<b>CMC, rank-k</b>" in page and "<b>Accuracy</b>" not in page
     assert files.markdown.read_text("utf-8").startswith("# t\n\nspherecf ")
 
 
-def test_names_that_are_no_utf8_are_written_as_escapes(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
     files = write_report(tmp_path, title="t", sections=[Section("s", [name])], results={"key": name})
     assert json.loads(files.json.read_text("utf-8"))["results"] == {"key": name}
     assert "caf\\udce9.jpg" in files.html.read_text("utf-8")
 
 
-def test_the_same_input_gives_the_same_bytes(reports: list[PairReport], tmp_path: Path) -> None:
+def test_reports_are_reproducible_byte_for_byte(reports: list[PairReport], tmp_path: Path) -> None:
     files = [write_report(tmp_path / name, reports[2:3], title="t") for name in "ab"]
     assert files[0].html.read_bytes() == files[1].html.read_bytes()
     assert files[0].json.read_bytes() == files[1].json.read_bytes()
     assert files[0].markdown.read_bytes() == files[1].markdown.read_bytes()
 
 
-def test_bad_input(reports: list[PairReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input_is_refused(
+    reports: list[PairReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="at least one report"):
         write_report(tmp_path / "a", [], title="t")
     (tmp_path / "file").write_text("")

@@ -1,4 +1,4 @@
-"""Tables and plots of risk-controlled recognition say what the report says."""
+"""Tables and plots of risk-controlled recognition show the numbers of the report."""
 
 import pytest
 from tests.reference.open_world import open_world
@@ -16,7 +16,7 @@ def report() -> RejectionReport:
     )
 
 
-def test_rows_carry_their_values_and_signatures(report: RejectionReport) -> None:
+def test_rows_contain_their_values_and_signatures(report: RejectionReport) -> None:
     section = rejection_section(report)
     points, prr = section.tables
     assert points.rows[0][:2] == ["0.01", "unresolved"] and points.rows[1][4] == str(
@@ -38,14 +38,14 @@ def test_one_plot_per_resolved_point_with_a_line_per_confidence(report: Rejectio
     assert f"F1 is {report.points[1].f1:.3f} without rejection" in plot.alt
 
 
-def test_means_are_over_galleries_and_blank_where_one_is_unresolved(report: RejectionReport) -> None:
+def test_means_over_galleries_are_blank_if_one_is_unresolved(report: RejectionReport) -> None:
     table = mean_prr_table([report, report])
     kappa = next(row for row in table.rows if row[0] == "kappa")
     assert kappa == ["kappa", "", f"{report.at('kappa', 0.2).prr.value:.3f}"]
     assert table.title == "PRR, mean of toy/G1, toy/G1"
 
 
-def test_a_page_of_it(report: RejectionReport, tmp_path) -> None:
+def test_the_section_is_part_of_a_page(report: RejectionReport, tmp_path) -> None:
     files = write_report(tmp_path, title="R", sections=[rejection_section(report)], results=report.to_dict())
     page = files.html.read_text("utf-8")
     assert "toy/G1: PRR at FPIR ≤ 0.2" in page and "|confidence:mprisk|" in page

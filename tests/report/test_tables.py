@@ -1,4 +1,4 @@
-"""Numbers as text: never more than is known."""
+"""Numbers as text, with no more digits than are known."""
 
 import dataclasses
 
@@ -20,17 +20,17 @@ from spherecf.report.tables import (
 )
 
 
-def test_grouping_keeps_the_order_given(toy: Toy) -> None:
+def test_grouping_preserves_the_order(toy: Toy) -> None:
     a, b = toy.report(name="b", condition="x/y"), toy.report(name="a")
-    again = dataclasses.replace(a, label="seed 1")
-    assert {n: {c: len(r) for c, r in g.items()} for n, g in grouped([a, b, again]).items()} == {
+    second_run = dataclasses.replace(a, label="seed 1")
+    assert {n: {c: len(r) for c, r in g.items()} for n, g in grouped([a, b, second_run]).items()} == {
         "b": {"x/y": 2}, "a": {"clean/clean": 1},
     }  # fmt: skip
     assert list(grouped([a, b])) == ["b", "a"]
-    assert run_names([a]) == [""] and run_names([a, again]) == ["run 1", "seed 1"]
+    assert run_names([a]) == [""] and run_names([a, second_run]) == ["run 1", "seed 1"]
 
 
-def test_unresolved_targets_say_so(toy: Toy) -> None:
+def test_unresolved_targets_are_marked(toy: Toy) -> None:
     report = toy.report(targets=(0.1, 0.001))
     assert metric_names([report]) == ["accuracy", "tmr@0.1", "tmr@0.001", "eer", "auc"]
     assert score_cell(report.scores["mls"], "tmr@0.001") == Cell("unresolved", mark="missing")
@@ -39,7 +39,7 @@ def test_unresolved_targets_say_so(toy: Toy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "value", "low", "high", "said"),
+    ("metric", "value", "low", "high", "expected"),
     [
         ("accuracy", 0.02, 0.01, 0.03, "better"),
         ("accuracy", -0.02, -0.03, -0.01, "worse"),
@@ -50,18 +50,18 @@ def test_unresolved_targets_say_so(toy: Toy) -> None:
         ("accuracy", 0.02, float("nan"), float("nan"), ""),
     ],
 )
-def test_a_verdict_needs_the_whole_interval(
-    metric: str, value: float, low: float, high: float, said: str
+def test_a_verdict_requires_the_whole_interval(
+    metric: str, value: float, low: float, high: float, expected: str
 ) -> None:
-    assert verdict(metric, Measure(value, Interval(low, high, 0.0))) == said
+    assert verdict(metric, Measure(value, Interval(low, high, 0.0))) == expected
     assert verdict(metric, Measure(value, None)) == ""
 
 
-def test_no_interval_is_no_text() -> None:
+def test_a_missing_interval_gives_no_text() -> None:
     assert interval_text(None) == "" == interval_text(Interval(float("nan"), float("nan"), 0.0, 5))
 
 
-def test_counts_name_failures(toy: Toy) -> None:
+def test_counts_include_failures(toy: Toy) -> None:
     report = toy.report()
     assert "400 pairs (200 mated, 200 non-mated)" in counts_text(report) and "none failed" in counts_text(
         report

@@ -18,9 +18,9 @@ CONFIG = ConfidenceConfig.from_dict(
 )
 
 
-def make_people(root: Path, people: int, pictures: int, first_seed: int) -> Path:
+def make_people(root: Path, people: int, images: int, first_seed: int) -> Path:
     for person in range(people):
-        for number in range(pictures):
+        for number in range(images):
             path = root / f"p{person}" / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture(first_seed + 100 * person + number))
@@ -38,8 +38,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> FrozenBackbone:
 def sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("sets")
     train, test = make_people(root / "train", 6, 3, 0), make_people(root / "test", 5, 4, 5000)
-    whole = (test / "p0" / "0.jpg").read_bytes()
-    (test / "p0" / "0.jpg").write_bytes(whole[: len(whole) // 2])
+    content = (test / "p0" / "0.jpg").read_bytes()
+    (test / "p0" / "0.jpg").write_bytes(content[: len(content) // 2])
     return train, test
 
 

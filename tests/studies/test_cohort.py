@@ -1,4 +1,4 @@
-"""Scores normalised on a gallery, and open-set rates of galleries that are drawn."""
+"""Scores normalised on a gallery, and open-set rates of sampled galleries."""
 
 import numpy as np
 import pytest
@@ -8,34 +8,36 @@ from studies.graded import GradedFaces
 from spherecf.evaluation import fpir_threshold
 
 
-def test_every_way_on_one_score() -> None:
+def test_every_normalisation_equals_a_direct_calculation() -> None:
     rng = np.random.default_rng(0)
     scores, among = rng.normal(size=(5, 30)), rng.normal(size=(30, 30))
-    found = normalised(scores, among)
-    others, own = np.delete(scores[2], 7), np.delete(among[7], 7)
-    z = (scores[2, 7] - others.mean()) / others.std()
-    assert found["z"][2, 7] == pytest.approx(z)
-    assert found["s"][2, 7] == pytest.approx((z + (scores[2, 7] - own.mean()) / own.std()) / 2)
+    results = normalised(scores, among)
+    cohort_scores, gallery_scores = np.delete(scores[2], 7), np.delete(among[7], 7)
+    z = (scores[2, 7] - cohort_scores.mean()) / cohort_scores.std()
+    assert results["z"][2, 7] == pytest.approx(z)
+    assert results["s"][2, 7] == pytest.approx(
+        (z + (scores[2, 7] - gallery_scores.mean()) / gallery_scores.std()) / 2
+    )
     means = np.array([np.delete(among[i], i).mean() for i in range(30)])
-    centred = scores[2, 7] - (others.mean() + own.mean() - means.mean()) / 2
-    assert found["centred"][2, 7] == pytest.approx(centred)
+    centred = scores[2, 7] - (cohort_scores.mean() + gallery_scores.mean() - means.mean()) / 2
+    assert results["centred"][2, 7] == pytest.approx(centred)
     ranked = np.sort(scores[2])[::-1]
-    assert found["top"][2, 7] == pytest.approx(scores[2, 7] - ranked[1:11].mean() / 4)
+    assert results["top"][2, 7] == pytest.approx(scores[2, 7] - ranked[1:11].mean() / 4)
     excess = (ranked[1:11] - ranked[11]).mean()
-    assert found["tail"][2, 7] == pytest.approx((scores[2, 7] - ranked[11]) / excess)
-    assert (found["as it is"] == scores).all()
+    assert results["tail"][2, 7] == pytest.approx((scores[2, 7] - ranked[11]) / excess)
+    assert (results["as it is"] == scores).all()
 
 
-def test_rates_are_those_of_the_library() -> None:
+def test_rates_equal_those_of_the_library() -> None:
     rng = np.random.default_rng(1)
     mated, person = rng.random(2000) < 0.4, rng.integers(0, 50, 2000)
-    best, right = rng.normal(size=2000) + 2 * mated, (rng.random(2000) < 0.9) & mated
-    threshold, _ = fpir_threshold(best, mated, 0.01)
-    found = _Searched(best, right, mated, person).fnir(np.ones(50))
-    assert found == pytest.approx(1 - (right & (best >= threshold))[mated].mean())
+    best_scores, is_right = rng.normal(size=2000) + 2 * mated, (rng.random(2000) < 0.9) & mated
+    threshold, _ = fpir_threshold(best_scores, mated, 0.01)
+    fnir = _Searched(best_scores, is_right, mated, person).fnir(np.ones(50))
+    assert fnir == pytest.approx(1 - (is_right & (best_scores >= threshold))[mated].mean())
 
 
-def test_galleries_and_probes() -> None:
+def test_galleries_and_probes_are_disjoint_and_of_the_right_size() -> None:
     rng = np.random.default_rng(2)
     person = np.repeat(np.arange(10), 4)
     mu = rng.normal(size=(40, 2, 8))
@@ -49,7 +51,7 @@ def test_galleries_and_probes() -> None:
     assert len(mixed[2]) == 25 and mixed[1].min() < 50 < mixed[1].max()
 
 
-def test_differences_have_intervals_over_people() -> None:
+def test_differences_have_intervals_over_subjects() -> None:
     rng = np.random.default_rng(3)
     mated, person = np.arange(1000) % 2 == 0, np.arange(1000) % 20
     worse = rng.normal(size=1000) + 1.5 * mated

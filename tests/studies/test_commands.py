@@ -29,19 +29,19 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def arguments(world: Path, *more: str) -> list[str]:
+def arguments(world: Path, *options: str) -> list[str]:
     return [
         "cross-quality", str(world / "train"), str(world / "test"),
         "--pairs", str(world / "pairs.txt"), "--out", str(world / "out"),
         "--recipe", str(world / "recipe.toml"), "--backbone", str(world / "tiny.onnx"),
-        "--seeds", "1", "--draws", "5", *more,
+        "--seeds", "1", "--draws", "5", *options,
     ]  # fmt: skip
 
 
-def test_tables_as_json_and_a_report(world: Path) -> None:
-    done = CliRunner().invoke(app, arguments(world, "--json"), catch_exceptions=False)
-    assert done.exit_code == 0
-    tables = json.loads(done.stdout)
+def test_the_command_prints_json_and_writes_a_report(world: Path) -> None:
+    result = CliRunner().invoke(app, arguments(world, "--json"), catch_exceptions=False)
+    assert result.exit_code == 0
+    tables = json.loads(result.stdout)
     assert [table["title"] for table in tables][:2] == [
         "Scores", "Mutual likelihood score against the cosine"
     ]  # fmt: skip
@@ -49,12 +49,12 @@ def test_tables_as_json_and_a_report(world: Path) -> None:
     assert (world / "out" / "report" / "report.html").exists()
 
 
-def test_the_path_of_the_report(world: Path) -> None:
-    done = CliRunner().invoke(app, arguments(world), catch_exceptions=False)
-    assert done.stdout.strip() == f"report: {world / 'out' / 'report' / 'report.html'}"
+def test_the_command_prints_the_path_of_the_report(world: Path) -> None:
+    result = CliRunner().invoke(app, arguments(world), catch_exceptions=False)
+    assert result.stdout.strip() == f"report: {world / 'out' / 'report' / 'report.html'}"
 
 
-def test_pairs_of_other_images(world: Path) -> None:
+def test_pairs_of_unknown_images_are_refused(world: Path) -> None:
     text = (world / "pairs.txt").read_text().replace("p1/0.jpg", "p1/77.jpg")
     (world / "pairs.txt").write_text(text)
     with pytest.raises(InputError, match="1 images of the list are not among the 12 images given"):

@@ -13,15 +13,15 @@ from spherecf.scoring import mutual_likelihood_score
 
 
 def test_every_seed_list_and_condition_has_a_report(finished: CrossQuality) -> None:
-    found = [(report.label, report.condition) for report in finished.reports]
+    labels = [(report.label, report.condition) for report in finished.reports]
     conditions = ["clean/clean", "clean/cross", "cross/cross", "clean/unseen", "unseen/unseen"]
-    assert found == [(f"seed {seed}", condition) for seed in (0, 1) for condition in conditions]
+    assert labels == [(f"seed {seed}", condition) for seed in (0, 1) for condition in conditions]
     assert all(list(r.scores) == ["cosine", *(v.score for v in VARIANTS)] for r in finished.reports)
 
 
-def test_views_are_drawn_anew_for_each_seed(finished: CrossQuality) -> None:
+def test_each_seed_draws_its_own_views(finished: CrossQuality) -> None:
     signatures = [view.signature for view in finished.test.views]
-    assert [[signatures[place] for place in finished.views_of(seed)] for seed in (0, 1)] == [
+    assert [[signatures[column] for column in finished.views_of(seed)] for seed in (0, 1)] == [
         ["clean", "cross-v1/0", "unseen-v1/0"],
         ["clean", "cross-v1/1", "unseen-v1/1"],
     ]
@@ -34,24 +34,26 @@ def test_a_broken_image_is_a_failure_to_acquire(finished: CrossQuality) -> None:
     assert report.counts["failed_pairs"] > 0
 
 
-def test_scores_are_those_of_the_heads(finished: CrossQuality, sets: tuple[Path, Path]) -> None:
-    """The released head's score, recomputed from images on a path of its own, gives the reported accuracy."""
+def test_scores_equal_a_direct_calculation(finished: CrossQuality, sets: tuple[Path, Path]) -> None:
+    """Scores of the released head, recomputed from the images, give the reported equal error rate."""
     from spherecf.evaluation import eer
 
     test = open_source(sets[1])
     pairs = draw_pairs(test, max_pairs=20, folds=3)
     model = finished.models[1, "mls_released"]
-    good = [row for row in range(len(pairs)) if "p0/0.jpg" not in (pairs.left[row], pairs.right[row])]
+    readable = [row for row in range(len(pairs)) if "p0/0.jpg" not in (pairs.left[row], pairs.right[row])]
     rows = dict(zip(test.keys, range(len(test))))
     sides = []
-    for keys, place in ((pairs.left, 0), (pairs.right, finished.views_of(1)[1])):
-        view = finished.test.views[place]
-        images = np.stack([view(test.image(rows[keys[row]]), keys[row]).image for row in good])
+    for keys, column in ((pairs.left, 0), (pairs.right, finished.views_of(1)[1])):
+        view = finished.test.views[column]
+        images = np.stack([view(test.image(rows[keys[row]]), keys[row]).image for row in readable])
         sides.append(model.embed(images))
     (mu_a, log_a), (mu_b, log_b) = sides
     scores = mutual_likelihood_score(mu_a, log_a.exp(), mu_b, log_b.exp()).numpy()
     (report,) = (r for r in finished.reports if (r.label, r.condition) == ("seed 1", "clean/cross"))
-    assert report.scores["mls_released"].eer.value == pytest.approx(eer(scores, pairs.mated[good]), abs=0.03)
+    assert report.scores["mls_released"].eer.value == pytest.approx(
+        eer(scores, pairs.mated[readable]), abs=0.03
+    )
 
 
 def test_finished_work_is_not_repeated(
@@ -59,15 +61,17 @@ def test_finished_work_is_not_repeated(
 ) -> None:
     first = run(tiny, sets, tmp_path)
     monkeypatch.setattr(FrozenBackbone, "run", None)
-    again = run(tiny, sets, tmp_path)
-    for one, two in zip(first.reports, again.reports):
-        assert one.to_dict() == two.to_dict()
+    second = run(tiny, sets, tmp_path)
+    for expected, actual in zip(first.reports, second.reports):
+        assert expected.to_dict() == actual.to_dict()
     for name in first.models:
-        a, b = (run.models[name].head.state_dict() for run in (first, again))
+        a, b = (run.models[name].head.state_dict() for run in (first, second))
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_needs_a_seed_and_a_pair_list(tiny: FrozenBackbone, sets: tuple[Path, Path], tmp_path: Path) -> None:
+def test_missing_seeds_or_pair_lists_are_refused(
+    tiny: FrozenBackbone, sets: tuple[Path, Path], tmp_path: Path
+) -> None:
     train, test = map(open_source, sets)
     with pytest.raises(InputError, match="at least one seed and one pair list, got 3 and 0"):
         cross_quality(tiny, train, test, [], tmp_path)

@@ -1,4 +1,4 @@
-"""Kinds left out one by one, and pictures that are no faces, on a tiny recogniser."""
+"""Leaving out one kind of damage, and images that are not faces, on a tiny recogniser."""
 
 from pathlib import Path
 
@@ -50,93 +50,99 @@ def heads(tiny: FrozenBackbone, people: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.slow
-def test_every_kind_is_left_out_once_and_judged_by_three_heads(heads: Heads) -> None:
-    found, fixed = leave_one_out(heads)
-    assert [one.kind for one in found] == ["none", *KINDS] and list(fixed) == [FEW, WIDE]
-    for one in found:
-        assert list(one.loss) == list(one.expected) == [FEW, WITHOUT, ALL]
-        assert all(0 < value < 1 for value in one.expected.values()) and -1 <= one.cosine <= 1
-    clean, *damaged = found
+def test_every_kind_is_left_out_once_and_measured_with_three_heads(heads: Heads) -> None:
+    results, fixed = leave_one_out(heads)
+    assert [result.kind for result in results] == ["none", *KINDS] and list(fixed) == [FEW, WIDE]
+    for result in results:
+        assert list(result.loss) == list(result.expected) == [FEW, WITHOUT, ALL]
+        assert all(0 < value < 1 for value in result.expected.values()) and -1 <= result.cosine <= 1
+    clean, *damaged = results
     assert clean.loss[WITHOUT] == clean.loss[ALL]  # nothing left out
-    assert any(one.loss[WITHOUT] != one.loss[ALL] for one in damaged)
+    assert any(result.loss[WITHOUT] != result.loss[ALL] for result in damaged)
 
 
-def test_nobody_both_teaches_and_tests(heads: Heads) -> None:
+def test_training_and_test_people_are_disjoint(heads: Heads) -> None:
     train = heads._select(heads._train)
     test = heads._select(~heads._train)
     assert not set(train.identities) & set(test.identities)
     assert len(set(train.identities)) == 6 and len(set(test.identities)) == 3
-    shown = 1 + len(KINDS)
-    assert len(train.rows) == 6 * 3 * shown and len(test.rows) == 3 * 3 * shown
+    n_views = 1 + len(KINDS)
+    assert len(train.rows) == 6 * 3 * n_views and len(test.rows) == 3 * 3 * n_views
 
 
-def test_three_pictures_of_as_many_people_as_asked_for(people: Path) -> None:
+def test_three_images_of_each_requested_person_are_sampled(people: Path) -> None:
     source = open_source(people)
-    few = sample_people(source, 4)
-    assert len(few) == 12 and set(np.bincount(few.labels)) <= {0, 3}
-    assert few.keys == sample_people(source, 4).keys != sample_people(source, 4, seed=1).keys
+    sampled = sample_people(source, 4)
+    assert len(sampled) == 12 and set(np.bincount(sampled.labels)) <= {0, 3}
+    assert sampled.keys == sample_people(source, 4).keys != sample_people(source, 4, seed=1).keys
     with pytest.raises(InputError, match="9 people have 3 images or more, 10 were requested"):
         sample_people(source, 10)
 
 
-def test_pictures_that_are_no_faces_are_crops_and_the_same_again(people: Path) -> None:
+def test_non_face_images_are_reproducible_crops(people: Path) -> None:
     source = open_source(people)
-    shown = non_faces(faces(12), source, 8)
-    assert list(shown) == [
+    images_by_kind = non_faces(faces(12), source, 8)
+    assert list(images_by_kind) == [
         "textures", "cartoons", "other pictures", "half faces", "faces upside down", "patches of faces"
     ]  # fmt: skip
-    again = non_faces(faces(12), source, 8)
-    for name, pictures in shown.items():
-        assert len(pictures) == 8
-        assert {(one.shape, one.dtype) for one in pictures} == {((112, 112, 3), np.dtype(np.uint8))}
-        assert all(np.array_equal(one, other) for one, other in zip(pictures, again[name]))
-        assert len({one.tobytes() for one in pictures}) == 8
+    repeated = non_faces(faces(12), source, 8)
+    for name, images in images_by_kind.items():
+        assert len(images) == 8
+        assert {(image.shape, image.dtype) for image in images} == {((112, 112, 3), np.dtype(np.uint8))}
+        assert all(
+            np.array_equal(image, repeated_image) for image, repeated_image in zip(images, repeated[name])
+        )
+        assert len({image.tobytes() for image in images}) == 8
     assert "other pictures" not in non_faces(faces(2), None, 2)
 
 
-def test_half_faces_are_half_grey_and_half_face() -> None:
+def test_half_faces_are_half_grey() -> None:
     face = np.full((112, 112, 3), 7, np.uint8)
-    shown = damage.halves_of([face] * 30, np.random.default_rng(0))
-    assert {int((half == 128).all(2).sum()) for half in shown} == {112 * 56}
-    assert len({half.tobytes() for half in shown}) == 4  # every side
+    half_faces = damage.halves_of([face] * 30, np.random.default_rng(0))
+    assert {int((half == 128).all(2).sum()) for half in half_faces} == {112 * 56}
+    assert len({half.tobytes() for half in half_faces}) == 4  # one per side
 
 
-def test_a_share_above_the_lowest_faces_is_counted(tiny: FrozenBackbone, heads: Heads) -> None:
-    shown = [picture(number) for number in range(40)]
+def test_the_share_above_the_lowest_faces_is_counted(tiny: FrozenBackbone, heads: Heads) -> None:
+    images = [picture(number) for number in range(40)]
     head = heads.fit(["noise"])
-    rows = summarise_kappas(tiny, {"one": head}, shown, {"same": shown, "few": shown[:3]})
-    found = {row.pictures: row for row in rows}
-    assert found["faces"].above == found["same"].above == 0.95
-    assert found["same"].kappa == found["faces"].kappa
-    assert found["few"].above in (0, 1 / 3, 2 / 3, 1)
+    rows = summarise_kappas(tiny, {"one": head}, images, {"same": images, "few": images[:3]})
+    row_of = {row.pictures: row for row in rows}
+    assert row_of["faces"].above == row_of["same"].above == 0.95
+    assert row_of["same"].kappa == row_of["faces"].kappa
+    assert row_of["few"].above in (0, 1 / 3, 2 / 3, 1)
 
 
 @pytest.mark.slow
-def test_three_tables(tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path: Path) -> None:
+def test_the_study_gives_three_tables(
+    tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path: Path
+) -> None:
     test = open_source(make_people(tmp_path / "test", 8, 4, 7000))
-    kinds, pairs, others = study_damage(
+    kind_table, pair_table, non_face_table = study_damage(
         tiny, open_source(people), test, tmp_path / "cache", CONFIG, people=(6, 4),
         heads={"mine": heads.fit([])},
     )  # fmt: skip
-    assert len(kinds.rows) == 1 + len(KINDS)
-    assert pairs.header == ["images", FEW, WIDE, "mine", PERFECT]
-    assert [row[0] for row in pairs.rows] == ["none", "none/cross", "cross", "none/beyond", "beyond"]
-    assert {(row[0], row[1]) for row in others.rows} >= {("faces", "mine"), ("cartoons", FEW)}
+    assert len(kind_table.rows) == 1 + len(KINDS)
+    assert pair_table.header == ["images", FEW, WIDE, "mine", PERFECT]
+    assert [row[0] for row in pair_table.rows] == ["none", "none/cross", "cross", "none/beyond", "beyond"]
+    assert {(row[0], row[1]) for row in non_face_table.rows} >= {("faces", "mine"), ("cartoons", FEW)}
 
 
-def test_pairs_are_of_people_who_calibrate(tmp_path: Path) -> None:
+def test_pairs_use_only_people_of_the_calibration_half(tmp_path: Path) -> None:
     source = open_source(make_people(tmp_path, 8, 2, 0))
     first, second = halves(source.labels)
-    few = sample_calibration_people(source, 3)
-    assert len(few) == 6 and set(few.labels) <= set(source.labels[first])
+    sampled = sample_calibration_people(source, 3)
+    assert len(sampled) == 6 and set(sampled.labels) <= set(source.labels[first])
     assert not set(sample_calibration_people(source, 99).labels) & set(source.labels[second])
 
 
-def test_a_perfect_kappa_knows_who_is_like_whom(
+def test_the_perfect_kappa_is_at_least_as_good(
     tiny: FrozenBackbone, people: Path, heads: Heads, tmp_path: Path
 ) -> None:
-    found = reach(tiny, {"one": heads.fit([])}, open_source(people), tmp_path)
-    assert [one.kappa for one in found] == ["one"] * 5 + [PERFECT] * 5
-    assert all(0 <= b <= a <= 1 for a, b in (one.tmr for one in found))
-    mean = {name: np.mean([one.tmr for one in found if one.kappa == name]) for name in ("one", PERFECT)}
+    results = reach(tiny, {"one": heads.fit([])}, open_source(people), tmp_path)
+    assert [result.kappa for result in results] == ["one"] * 5 + [PERFECT] * 5
+    assert all(0 <= b <= a <= 1 for a, b in (result.tmr for result in results))
+    mean = {
+        name: np.mean([result.tmr for result in results if result.kappa == name]) for name in ("one", PERFECT)
+    }
     assert mean[PERFECT] >= mean["one"]

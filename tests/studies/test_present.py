@@ -23,14 +23,14 @@ def test_cells_are_means_over_seeds(finished: CrossQuality) -> None:
     assert cells["clean/cross", "cosine", "accuracy"].interval is None
 
 
-def test_a_target_the_pairs_cannot_resolve_has_no_number(finished: CrossQuality) -> None:
+def test_unresolved_targets_have_no_number(finished: CrossQuality) -> None:
     cells = {(c.condition, c.score, c.metric): c for c in summarise(finished.reports)}
     assert cells["clean/clean", "mls", "tmr@0.001"].mean is None
     scores = tables(finished)[0]
     assert all(entry.endswith("/ – / –") for row in scores.rows for entry in row[2:])
 
 
-def test_faces_from_the_least_to_the_most_sure(finished: CrossQuality) -> None:
+def test_strips_are_sorted_by_kappa(finished: CrossQuality) -> None:
     strips = kappa_strips(finished, count=4)
     assert [strip.title for strip in strips] == ["clean", "cross-v1/0", "unseen-v1/0"]
     for strip in strips:
@@ -38,7 +38,7 @@ def test_faces_from_the_least_to_the_most_sure(finished: CrossQuality) -> None:
         assert len(kappas) == 4 and kappas == sorted(kappas)
 
 
-def test_the_report_holds_the_tables(finished: CrossQuality, tmp_path: Path) -> None:
+def test_the_report_contains_the_tables(finished: CrossQuality, tmp_path: Path) -> None:
     files = present(finished, tmp_path, title="tiny", notes=["a note"], provenance={"made": "here"})
     content = json.loads(files.json.read_text())
     assert [table["title"] for table in content["tables"]][:1] == ["Scores"]
@@ -50,6 +50,6 @@ def test_the_report_holds_the_tables(finished: CrossQuality, tmp_path: Path) -> 
 def test_the_terminal_shows_every_table(finished: CrossQuality) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
     show_tables(tables(finished), console)
-    text = " ".join(console.export_text().split())  # a title may be broken over lines
+    text = " ".join(console.export_text().split())  # titles may be wrapped
     assert all(table.title in text for table in tables(finished))
     assert all(row[0] in text and row[-1] in text for table in tables(finished) for row in table.rows)

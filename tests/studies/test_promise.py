@@ -1,4 +1,4 @@
-"""Rules are counted on people who had no part in making them."""
+"""Rules are counted on people who had no part in their calibration."""
 
 import numpy as np
 import pytest
@@ -22,16 +22,16 @@ from spherecf.models import load
 
 @pytest.fixture(scope="module")
 def calibration() -> Calibration:
-    known = load().calibration
-    assert known is not None
-    return select_rules(known)
+    shipped = load().calibration
+    assert shipped is not None
+    return select_rules(shipped)
 
 
 def crowd(name: str, people: int, calibration: Calibration, alike: float = 0.0, seed: int = 0) -> Crowd:
-    """Four pictures of everybody; ``alike`` of every direction is one that all share."""
+    """Four images of each person; ``alike`` is the weight of a direction shared by all."""
     rng = np.random.default_rng(seed)
-    own = rng.normal(size=(people, 1, 128)) / np.sqrt(128) + alike * np.eye(128)[0]
-    mu = (own + 0.7 * rng.normal(size=(people, 4, 128)) / np.sqrt(128)).reshape(-1, 128)
+    centres = rng.normal(size=(people, 1, 128)) / np.sqrt(128) + alike * np.eye(128)[0]
+    mu = (centres + 0.7 * rng.normal(size=(people, 4, 128)) / np.sqrt(128)).reshape(-1, 128)
     mu /= np.linalg.norm(mu, axis=1, keepdims=True)
     label = np.repeat(np.arange(people), 4)
     keys, names = [str(i) for i in range(len(mu))], [f"p{i}" for i in range(people)]
@@ -44,53 +44,61 @@ def crowds(calibration: Calibration) -> list[Crowd]:
     return [crowd("apart", 45, calibration), crowd("alike", 60, calibration, alike=0.55, seed=1)]
 
 
-def test_rules_of_the_model_are_counted_on_everybody(crowds: list[Crowd], calibration: Calibration) -> None:
-    found = elsewhere(crowds, calibration, 50, 0)
-    cells = {(one.made_on, one.counted_on, one.alpha): one for one in found}
+def test_rules_of_the_model_are_counted_on_all_people(crowds: list[Crowd], calibration: Calibration) -> None:
+    results = elsewhere(crowds, calibration, 50, 0)
+    cells = {(item.made_on, item.counted_on, item.alpha): item for item in results}
     assert {key[:2] for key in cells} == {
         ("the model", "apart"), ("the model", "alike"), ("apart", "alike"), ("alike", "apart")
     }  # fmt: skip
-    for one in crowds:
-        values, mated = one.pairs.scores["evidence"], one.pairs.mated
+    for item in crowds:
+        values, mated = item.pairs.scores["evidence"], item.pairs.mated
         for rule in calibration.decisions:
-            said = cells["the model", one.name, rule.alpha]
-            sure = one.pairs.confidence >= rule.min_confidence
-            assert said.rate == pytest.approx(
-                (sure & ~mated & (values >= rule.accept)).sum() / (~mated).sum()
+            cell = cells["the model", item.name, rule.alpha]
+            is_confident = item.pairs.confidence >= rule.min_confidence
+            assert cell.rate == pytest.approx(
+                (is_confident & ~mated & (values >= rule.accept)).sum() / (~mated).sum()
             )
-            assert said.matches == pytest.approx((sure & mated & (values >= rule.accept)).sum() / mated.sum())
-            assert said.ends[0] <= said.rate <= said.ends[1] and said.people == 0
-    # Rules of people who resemble each other are stricter, and right for the others too.
+            assert cell.matches == pytest.approx(
+                (is_confident & mated & (values >= rule.accept)).sum() / mated.sum()
+            )
+            assert cell.ends[0] <= cell.rate <= cell.ends[1] and cell.people == 0
+    # Rules from people who look alike are stricter, and also hold for the others.
     assert cells["the model", "alike", 1e-2].rate > 2e-2 > cells["the model", "apart", 1e-2].rate
     assert cells["alike", "apart", 1e-2].rate < cells["the model", "apart", 1e-2].rate
 
 
-def test_rules_made_anew_are_counted_on_the_others(crowds: list[Crowd], calibration: Calibration) -> None:
-    found = at_home(crowds, calibration, repetitions=3, draws=50, seed=0)
-    assert {(one.counted_on, one.people) for one in found} == {("apart", 20), ("alike", 20)}
-    cells = {(one.made_on, one.counted_on, one.alpha): one for one in found}
-    before, after = cells["the model", "alike", 1e-2], cells["its own people", "alike", 1e-2]
-    assert before.kept == 0 and after.kept == 3 == after.repetitions and after.rate < 1e-2 < before.rate
+def test_renewed_rules_are_counted_on_the_remaining_people(
+    crowds: list[Crowd], calibration: Calibration
+) -> None:
+    results = at_home(crowds, calibration, repetitions=3, draws=50, seed=0)
+    assert {(result.counted_on, result.people) for result in results} == {("apart", 20), ("alike", 20)}
+    cells = {(result.made_on, result.counted_on, result.alpha): result for result in results}
+    model_rule, renewed_rule = cells["the model", "alike", 1e-2], cells["its own people", "alike", 1e-2]
+    assert (
+        model_rule.kept == 0
+        and renewed_rule.kept == 3 == renewed_rule.repetitions
+        and renewed_rule.rate < 1e-2 < model_rule.rate
+    )
     tables = promise_tables(
-        Promise([("alike", 60, 240, 28320, 360)], elsewhere(crowds, calibration, 20, 0), found)
+        Promise([("alike", 60, 240, 28320, 360)], elsewhere(crowds, calibration, 20, 0), results)
     )
     assert len(tables) == 5 and tables[0].rows == [["alike", "60", "240", "28,320", "360"]]
     assert tables[-1].rows[1][:2] == ["alike", "20"]
 
 
-def test_local_pictures_and_the_rest_have_nobody_in_common(calibration: Calibration) -> None:
-    one = crowd("apart", 45, calibration)
+def test_local_images_and_the_remaining_pairs_share_no_person(calibration: Calibration) -> None:
+    apart = crowd("apart", 45, calibration)
     local = np.arange(20)
-    some, rest = one.only(local), one.without(local)
-    assert len(some) == 80 and set(some.labels.tolist()) == set(range(20))
-    assert not np.isin(np.concatenate([rest.left, rest.right]), local).any()
-    assert rest.mated.size == 100 * 99 // 2
+    local_images, remaining = apart.only(local), apart.without(local)
+    assert len(local_images) == 80 and set(local_images.labels.tolist()) == set(range(20))
+    assert not np.isin(np.concatenate([remaining.left, remaining.right]), local).any()
+    assert remaining.mated.size == 100 * 99 // 2
 
 
-def test_people_of_one_picture_are_left_out() -> None:
+def test_people_with_one_image_are_left_out() -> None:
     faces = orl_faces()
-    some = sample_images(faces.subset([0, 10, 11, 12, 20, 30, 31]))
-    assert list(some.keys) == [faces.keys[row] for row in (10, 11, 12, 30, 31)]
+    sampled = sample_images(faces.subset([0, 10, 11, 12, 20, 30, 31]))
+    assert list(sampled.keys) == [faces.keys[row] for row in (10, 11, 12, 30, 31)]
 
 
 def test_a_model_without_these_rules_is_refused(calibration: Calibration) -> None:

@@ -1,4 +1,4 @@
-"""The whole reproduction on a tiny recogniser and a handful of people."""
+"""The complete reproduction on a tiny recogniser and a handful of people."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def finished(
     )  # fmt: skip
 
 
-def test_every_head_is_trained_and_scored_by_its_own_rule(finished: Reproduction) -> None:
+def test_every_head_is_trained_and_scored_by_its_own_objective(finished: Reproduction) -> None:
     heads = [variant.score for variant in BASELINES]
     assert {(seed, score) for _, seed, score in finished.models} == {(s, h) for s in (0, 1) for h in heads}
     objectives = [finished.models["tiny", 0, h].record["config"]["loss"]["objective"] for h in heads]
@@ -47,13 +47,13 @@ def test_every_head_is_trained_and_scored_by_its_own_rule(finished: Reproduction
     assert list(report.scores) == ["cosine", *heads]
     trial = finished.templates[0]
     assert list(trial.pairs) == ["", *heads] == list(trial.searches)
-    rows = {head: [result.name for result in found.results] for head, found in trial.pairs.items()}
+    rows = {head: [entry.name for entry in result.results] for head, result in trial.pairs.items()}
     assert rows[""] == ["mean, cosine", "norm, cosine", "detector, cosine"]
     assert rows["pfe_v"] == ["kappa, cosine", "kappa, mls"]
     assert rows["pfe_g"] == rows["scf_g"] == ["precision, cosine", "precision, pfe"]
 
 
-def test_nobody_who_is_tested_learns(finished: Reproduction, people: tuple[Path, Path]) -> None:
+def test_tested_people_are_excluded_from_training(finished: Reproduction, people: tuple[Path, Path]) -> None:
     facts = finished.facts["tiny"]
     assert facts["train_people"] + facts["held_out_people"] == 24
     counts = finished.models["tiny", 0, "mls"].record["counts"]
@@ -64,14 +64,14 @@ def test_nobody_who_is_tested_learns(finished: Reproduction, people: tuple[Path,
     ]
 
 
-def test_tables_are_of_means_and_paired_differences(finished: Reproduction) -> None:
-    found = {table.title: table for table in reproduction_tables(finished)}
-    pairs = next(table for title, table in found.items() if title.startswith("Pairs"))
-    assert len(pairs.rows) == 5 * 6  # conditions and methods
-    templates = found["Templates 1:1: tiny"]
+def test_tables_contain_means_and_paired_differences(finished: Reproduction) -> None:
+    by_title = {table.title: table for table in reproduction_tables(finished)}
+    pairs = next(table for title, table in by_title.items() if title.startswith("Pairs"))
+    assert len(pairs.rows) == 5 * 6  # conditions times methods
+    templates = by_title["Templates 1:1: tiny"]
     assert len(templates.rows) == 2 * (3 + 2 * 5)
     check_means(finished, templates)
-    assert [row[1] for row in found["Rejection in open-set search: tiny"].rows][-1] == "oracle"
+    assert [row[1] for row in by_title["Rejection in open-set search: tiny"].rows][-1] == "oracle"
 
 
 def check_means(finished: Reproduction, table: Table) -> None:
@@ -82,7 +82,7 @@ def check_means(finished: Reproduction, table: Table) -> None:
     assert row[2] == expected
 
 
-def test_the_report_has_every_number_of_every_seed(finished: Reproduction, tmp_path: Path) -> None:
+def test_the_report_contains_the_results_of_every_seed(finished: Reproduction, tmp_path: Path) -> None:
     import json
 
     files = present_reproduction(finished, tmp_path, {})
@@ -98,16 +98,18 @@ def test_the_report_has_every_number_of_every_seed(finished: Reproduction, tmp_p
 def test_people_of_both_sets_are_held_out(
     tiny: FrozenBackbone, people: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The test set is three people of the training set, under other names."""
+    """The test set contains three people of the training set under other names."""
     train = open_source(people[0])
     test = train.subset(np.flatnonzero(np.isin(train.labels, [2, 5, 7])))
     test.identities = [f"stranger {name}" for name in test.identities]
-    one, two = (prepare(tiny, source, CONFIG, tmp_path / source.name) for source in (train, test))
-    division = divide(one.cache, two.cache, share=0.0)
-    held = set(one.cache.source.labels[division.held_out].tolist())
-    assert {2, 5, 7} <= held and len({pair.right for pair in division.shared}) == 3
-    learnt = division.training(one).cache.source.labels
-    assert not held & set(learnt[learnt >= 0].tolist())
+    prepared_train, prepared_test = (
+        prepare(tiny, source, CONFIG, tmp_path / source.name) for source in (train, test)
+    )
+    division = divide(prepared_train.cache, prepared_test.cache, share=0.0)
+    held_labels = set(prepared_train.cache.source.labels[division.held_out].tolist())
+    assert {2, 5, 7} <= held_labels and len({pair.right for pair in division.shared}) == 3
+    training_labels = division.training(prepared_train).cache.source.labels
+    assert not held_labels & set(training_labels[training_labels >= 0].tolist())
 
 
 def test_nothing_to_compare_is_refused(

@@ -1,4 +1,4 @@
-"""The shipped head's whole way on a tiny recogniser and people that are easy to tell apart."""
+"""The training of the shipped head on a tiny recogniser and people who are easy to distinguish."""
 
 import json
 from pathlib import Path
@@ -28,16 +28,16 @@ CONFIG = ConfidenceConfig.from_dict(
 )
 
 
-def look_alikes(root: Path, people: int, pictures: int, first: int) -> Path:
-    """Each person is one picture, a little different every time; in two groups."""
-    rng = np.random.default_rng(first)
+def look_alikes(root: Path, people: int, images: int, first_seed: int) -> Path:
+    """Each person is one base image with noise; the images are in two groups."""
+    rng = np.random.default_rng(first_seed)
     for person in range(people):
-        base = picture(first + person).astype(float)
-        for number in range(pictures):
+        base = picture(first_seed + person).astype(float)
+        for number in range(images):
             path = root / f"p{person:02d}" / ("left", "right")[number % 2] / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            shown = np.clip(base + rng.normal(0, 6, base.shape), 0, 255).astype(np.uint8)
-            path.write_bytes(cv2.imencode(".png", shown)[1].tobytes())
+            noisy = np.clip(base + rng.normal(0, 6, base.shape), 0, 255).astype(np.uint8)
+            path.write_bytes(cv2.imencode(".png", noisy)[1].tobytes())
     return root
 
 
@@ -57,25 +57,37 @@ def finished(
     return run(tiny, people, out), out
 
 
-def run(tiny: FrozenBackbone, people: tuple[Path, Path, Path], out: Path) -> Shipped:
-    train, test, others = map(open_source, people)
+def run(tiny: FrozenBackbone, people: tuple[Path, Path, Path], folder: Path) -> Shipped:
+    train, test, foreign = map(open_source, people)
     return ship(
-        tiny, train, test, out, CONFIG, foreign={"others": others}, realign=lambda source: source, draws=20
+        tiny,
+        train,
+        test,
+        folder,
+        CONFIG,
+        foreign={"others": foreign},
+        realign=lambda source: source,
+        draws=20,
     )
 
 
-def test_the_model_carries_everything_promised(finished: tuple[Shipped, Path], tiny: FrozenBackbone) -> None:
+def test_the_model_contains_every_part_of_the_calibration(
+    finished: tuple[Shipped, Path], tiny: FrozenBackbone
+) -> None:
     model = scf.load(finished[1] / MODEL_FILE, tiny)
-    found = model.calibration
-    assert found is not None and found.model == model.fingerprint()
-    assert list(found.thresholds) == ["mls", "cosine", "mls-template"]
+    calibration = model.calibration
+    assert calibration is not None and calibration.model == model.fingerprint()
+    assert list(calibration.thresholds) == ["mls", "cosine", "mls-template"]
     evidence = ["evidence", "evidence-template", "evidence-templates"]
-    assert list(found.likelihood) == [*found.thresholds, *evidence]
-    assert {rule.score for rule in found.decisions} >= {"evidence", "mls"}
-    assert [entry.target for entry in found.thresholds["mls"].entries] == [10.0**-e for e in range(1, 7)]
-    assert found.kappa is not None and found.kappa.images == 20 * 10 * 4  # a half, in four grades
-    assert "200 pictures of 20 people of test" in found.kappa.population
-    rule = found.decision("mls", error="fmr", alpha=1e-2)
+    assert list(calibration.likelihood) == [*calibration.thresholds, *evidence]
+    assert {rule.score for rule in calibration.decisions} >= {"evidence", "mls"}
+    assert [entry.target for entry in calibration.thresholds["mls"].entries] == [
+        10.0**-e for e in range(1, 7)
+    ]
+    # half of the people, in four grades
+    assert calibration.kappa is not None and calibration.kappa.images == 20 * 10 * 4
+    assert "200 pictures of 20 people of test" in calibration.kappa.population
+    rule = calibration.decision("mls", error="fmr", alpha=1e-2)
     assert rule.fnmr == 0.01 and rule.decides and rule.radius == 64.0
     assert all(count.upper <= 0.01 for count in rule.counts)
     card = model.record["card"]
@@ -83,14 +95,14 @@ def test_the_model_carries_everything_promised(finished: tuple[Shipped, Path], t
     assert card["people"]["train_people"] == 12 - card["people"]["people_of_both"]
 
 
-def test_the_halves_share_nobody() -> None:
+def test_the_halves_share_no_person() -> None:
     person = np.repeat(np.arange(11), 3)
     first, second = halves(person)
     assert (first ^ second).all() and not set(person[first]) & set(person[second])
     assert len(set(person[first])) == 5
 
 
-def test_every_grade_is_checked_on_the_other_half(finished: tuple[Shipped, Path]) -> None:
+def test_every_grade_is_tested_on_the_other_half(finished: tuple[Shipped, Path]) -> None:
     counts = [count for count in finished[0].decisions if count.method == "rule" and count.alpha == 1e-2]
     images = [count for count in counts if count.pairs == "image"]
     assert [count.condition for count in images] == [
@@ -109,36 +121,37 @@ def test_every_grade_is_checked_on_the_other_half(finished: tuple[Shipped, Path]
     assert cosine and all(count.undecided_mated == 0 for count in cosine)
 
 
-def test_other_sets_groups_and_crops_detected_again(finished: tuple[Shipped, Path]) -> None:
-    found = {one.name: one for one in finished[0].foreign}
-    assert list(found) == ["left/left", "left/right", "right/right", "others", "detected again"]
-    assert found["others"].images == 18 and found["left/right"].images == 100 * 100
-    np.testing.assert_allclose(found["detected again"].ratio, 1, rtol=0.02)  # the summaries are float16
+def test_other_sets_groups_and_realigned_crops_are_measured(finished: tuple[Shipped, Path]) -> None:
+    by_name = {entry.name: entry for entry in finished[0].foreign}
+    assert list(by_name) == ["left/left", "left/right", "right/right", "others", "detected again"]
+    assert by_name["others"].images == 18 and by_name["left/right"].images == 100 * 100
+    # summaries are stored as float16
+    np.testing.assert_allclose(by_name["detected again"].ratio, 1, rtol=0.02)
     assert set(finished[0].kappas) >= {"none", "unseen", "none, left"}
 
 
 @pytest.mark.slow
-def test_a_second_run_takes_what_is_there_and_says_the_same(
+def test_a_second_run_reuses_files_and_gives_the_same_results(
     finished: tuple[Shipped, Path], tiny: FrozenBackbone, people: tuple[Path, Path, Path]
 ) -> None:
-    before = (finished[1] / MODEL_FILE).read_bytes()
-    again = run(tiny, people, finished[1])
-    assert (finished[1] / MODEL_FILE).read_bytes() == before
-    assert again.decisions == finished[0].decisions
+    content = (finished[1] / MODEL_FILE).read_bytes()
+    second = run(tiny, people, finished[1])
+    assert (finished[1] / MODEL_FILE).read_bytes() == content
+    assert second.decisions == finished[0].decisions
 
 
-def test_the_report_has_every_number(finished: tuple[Shipped, Path], tmp_path: Path) -> None:
+def test_the_report_contains_every_table(finished: tuple[Shipped, Path], tmp_path: Path) -> None:
     tables = {table.title: table for table in shipped_tables(finished[0])}
     assert len(tables["Image against image, FMR at most 0.01"].rows) == 9
     assert len(tables["Thresholds"].rows) == 18 and tables["Rules"].rows
     assert {row[0] for row in tables["Groups, other data sets, and crops detected again"].rows} >= {"others"}
     files = present_shipped(finished[0], tmp_path, {"config": CONFIG.to_dict()})
-    said = json.loads(files.json.read_text())
-    assert said["results"]["decisions"][0]["condition"] == "none"
+    content = json.loads(files.json.read_text())
+    assert content["results"]["decisions"][0]["condition"] == "none"
     assert "The shipped confidence head" in files.markdown.read_text()
 
 
-def test_rules_say_what_was_counted(finished: tuple[Shipped, Path]) -> None:
+def test_decision_counts_equal_direct_counts(finished: tuple[Shipped, Path]) -> None:
     from studies.graded import Condition, ScoredPairs
     from studies.shipped import count_decisions
 
@@ -150,19 +163,21 @@ def test_rules_say_what_was_counted(finished: tuple[Shipped, Path]) -> None:
     scores = np.append(
         scores, np.float32([rule.reject, np.nextafter(np.float32(rule.reject), np.float32(-1e9))])
     )
-    who = rng.integers(0, 9, (2, scores.size))
+    subjects = rng.integers(0, 9, (2, scores.size))
     confidence = (rule.min_confidence + rng.normal(1, 2, scores.size)).astype(np.float32)
-    pairs = ScoredPairs({"mls": scores}, (confidence, confidence + 1), who[0] == who[1], who[0], who[1])
-    found = count_decisions(pairs, rule, "image", Condition("none", "none"), "rule", draws=0)
-    said = rule.decide(scores, confidence)
-    assert found.wrong_matches == ((said == Decision.MATCH) & ~pairs.mated).sum()
-    assert found.wrong_non_matches == ((said == Decision.NON_MATCH) & pairs.mated).sum()
-    assert found.undecided_non_mated == pytest.approx((said == Decision.UNDECIDED)[~pairs.mated].mean())
+    pairs = ScoredPairs(
+        {"mls": scores}, (confidence, confidence + 1), subjects[0] == subjects[1], subjects[0], subjects[1]
+    )
+    counts = count_decisions(pairs, rule, "image", Condition("none", "none"), "rule", draws=0)
+    decisions = rule.decide(scores, confidence)
+    assert counts.wrong_matches == ((decisions == Decision.MATCH) & ~pairs.mated).sum()
+    assert counts.wrong_non_matches == ((decisions == Decision.NON_MATCH) & pairs.mated).sum()
+    assert counts.undecided_non_mated == pytest.approx((decisions == Decision.UNDECIDED)[~pairs.mated].mean())
 
 
 def test_too_few_people_are_refused(
     tiny: FrozenBackbone, people: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
-    train, _, others = map(open_source, people)
+    train, _, foreign = map(open_source, people)
     with pytest.raises(InputError, match="support no rule"):
-        ship(tiny, train, others, tmp_path, CONFIG, draws=5)
+        ship(tiny, train, foreign, tmp_path, CONFIG, draws=5)

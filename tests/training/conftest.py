@@ -1,4 +1,4 @@
-"""A tiny recogniser, a few people, and caches made of numbers."""
+"""A tiny recogniser, images of a few people, and feature caches built from numbers."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from spherecf.training import FeatureCache
 
 
 class NamedRows(ImageSource):
-    """Labels and keys without images: what a finished cache needs of its source."""
+    """Labels and keys without images: all that a finished cache needs of its source."""
 
     def __init__(self, labels: np.ndarray) -> None:
         super().__init__("rows", labels.astype(np.int64), [str(i) for i in range(int(labels.max()) + 1)])
@@ -51,9 +51,16 @@ def make_cache(
     store = RowStore(folder, len(mu), columns, {})
     store.notes["skipped"] = {}
     zeros = np.zeros(len(mu), np.float32)
-    good = np.ones(len(mu), bool) if valid is None else valid
+    valid_rows = np.ones(len(mu), bool) if valid is None else valid
     store.append(
-        {"valid": good, "severity": zeros, "sharpness": zeros, "summary": summary, "mu": mu, "norm": zeros}
+        {
+            "valid": valid_rows,
+            "severity": zeros,
+            "sharpness": zeros,
+            "summary": summary,
+            "mu": mu,
+            "norm": zeros,
+        }
     )
     return FeatureCache(store, NamedRows(labels), [View()] * views)
 
@@ -72,7 +79,7 @@ def recogniser(recogniser_file: Path) -> FrozenBackbone:
 
 @pytest.fixture
 def people(tmp_path: Path) -> Path:
-    """Eight people with four pictures; `lone` has one; one picture of `p0` is cut short."""
+    """Eight people with four images each, one of `p0` truncated; `lone` has a single image."""
     root = tmp_path / "people"
     for person in range(8):
         for number in range(4):

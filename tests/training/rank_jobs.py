@@ -1,4 +1,4 @@
-"""What a rank of a small training does: ``python -m tests.training.rank_jobs JOB FOLDER``, one process."""
+"""Training jobs of a single rank: ``python -m tests.training.rank_jobs JOB FOLDER`` runs one process."""
 
 import json
 import os
@@ -53,66 +53,66 @@ def config(**changes: dict[str, Any]) -> BackboneConfig:
 
 
 def classifier_case(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings and labels of a whole batch."""
+    """Embeddings and labels of a full batch."""
     generator = torch.Generator().manual_seed(len(kind))
     embedding = 20 * normalize(torch.randn(BATCH, DIM, generator=generator))
     return embedding, torch.randint(IDENTITIES, (BATCH,), generator=generator)
 
 
 def classifier_job(ranks: Ranks, folder: Path) -> None:
-    """A step of a sharded classifier for every margin, with all prototypes and half, whole and in blocks."""
-    found = {}
+    """One step of a sharded classifier for every margin, sample rate (1 and 0.5) and block size."""
+    results = {}
     settings = OptimizerSettings(name="sgd", lr=0.1, weight_decay=0.01, decay_vectors=True)
     for kind, rate, per_block in product(MARGINS, (1.0, 0.5), (IDENTITIES, 3)):
         with patch.dict(blockwise._BLOCK_BYTES, cpu=4 * BATCH * per_block):
             classifier = ShardedClassifier(IDENTITIES, DIM, make_margin(kind), ranks, settings, rate, seed=3)
             embedding, labels = classifier_case(kind)
             part = ranks.share(BATCH)
-            own = embedding[part].clone().requires_grad_()
+            local_embedding = embedding[part].clone().requires_grad_()
             rows = classifier.begin(labels, step=5)
-            loss = classifier.loss(own, labels[part], rows)
+            loss = classifier.loss(local_embedding, labels[part], rows)
             loss.backward.backward()
             classifier.reduce_gradients()
             for optimizer in classifier.optimizers:
                 optimizer.step()
             classifier.end()
-            found[kind, rate, per_block == IDENTITIES] = {
+            results[kind, rate, per_block == IDENTITIES] = {
                 "value": loss.value,
-                "grad": ranks.gather(own.grad),
+                "grad": ranks.gather(local_embedding.grad),
                 "weight": ranks.gather(classifier.rows.weight),
             }
     if ranks.is_main:
-        torch.save(found, folder / "found.pt")
+        torch.save(results, folder / "found.pt")
 
 
 def norm_job(ranks: Ranks, folder: Path) -> None:
-    """Batch normalisation over ranks, forward and backward."""
+    """Forward and backward pass of batch normalisation over ranks."""
     generator = torch.Generator().manual_seed(0)
     x, upstream = torch.randn(2, 7, 3, 4, 4, generator=generator)
     norm = synchronize_batch_norm(nn.Sequential(nn.BatchNorm2d(3)), ranks)
-    own = x[ranks.share(7)].clone().requires_grad_()
-    y = norm(own)
+    local_input = x[ranks.share(7)].clone().requires_grad_()
+    y = norm(local_input)
     y.backward(upstream[ranks.share(7)])
     weight = norm[0].weight.grad
-    found = {
+    results = {
         "y": ranks.gather(y),
-        "grad": ranks.gather(own.grad),
+        "grad": ranks.gather(local_input.grad),
         "weight": ranks.sum_(weight.clone()),
         "state": norm.state_dict(),
     }
     if ranks.is_main:
-        torch.save(found, folder / "found.pt")
+        torch.save(results, folder / "found.pt")
 
 
 def backbone_job(ranks: Ranks, folder: Path) -> None:
-    """A whole small training; settings in ``folder/config.json``, if any."""
+    """A complete small training; ``folder/config.json``, if present, contains its settings."""
     path = folder / "config.json"
     changes = json.loads(path.read_text()) if path.exists() else {}
     train_backbone(images(), folder, config(**changes), ranks=ranks)
 
 
 def confidence_job(ranks: Ranks, folder: Path) -> None:
-    """Stage 2 on synthetic people; recogniser and settings in ``folder/config.json``."""
+    """Stage 2 on synthetic people; ``folder/config.json`` contains recogniser and settings."""
     content = json.loads((folder / "config.json").read_text())
     backbone = FrozenBackbone.from_checkpoint(content.pop("recogniser"))
     source = SyntheticImages(64, 8, size=(32, 32))
@@ -120,7 +120,7 @@ def confidence_job(ranks: Ranks, folder: Path) -> None:
 
 
 def dying_job(ranks: Ranks, folder: Path) -> None:
-    """The same, but the last rank is gone in the second epoch."""
+    """The backbone job, except that the last rank exits in the second epoch."""
     begin = _BackboneTask.begin
 
     def die(task: _BackboneTask, rows: Any, step: int) -> None:
@@ -142,15 +142,15 @@ JOBS: dict[str, Callable[[Ranks, Path], None]] = {
 
 
 def start(job: str, folder: Path, size: int) -> list[tuple[int, str]]:
-    """Run a job on ``size`` gloo ranks; exit code and stderr of each."""
+    """Run a job on ``size`` gloo ranks and return exit code and stderr of each."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     processes = []
     for rank in range(size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
-        environment = os.environ | {name: str(value) for name, value in place.items()}
+        rank_variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+        environment = os.environ | {name: str(value) for name, value in rank_variables.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.training.rank_jobs", job, str(folder)]
         processes.append(
@@ -164,7 +164,7 @@ def start(job: str, folder: Path, size: int) -> list[tuple[int, str]]:
 
 
 def run(job: str, folder: Path, size: int) -> None:
-    """Run a job to its good end."""
+    """Run a job and require that every rank succeeds."""
     for code, errors in start(job, folder, size):
         assert code == 0, errors
 
@@ -172,6 +172,8 @@ def run(job: str, folder: Path, size: int) -> None:
 if __name__ == "__main__":
     with join_ranks("cpu") as joined:
         JOBS[sys.argv[1]](joined, Path(sys.argv[2]))
-    # A thread of the group that lives on here may abort the process at its end.
-    left = [name for task in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := task.read_text())]
-    assert not left, left
+    # A surviving thread of the process group could abort the process on exit.
+    gloo_threads = [
+        name for task in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := task.read_text())
+    ]
+    assert not gloo_threads, gloo_threads

@@ -21,31 +21,33 @@ def history(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
-def same_weights(one: Path, two: Path) -> bool:
-    a, b = (torch.load(sorted(p.glob("checkpoints/*/common.pt"))[-1])["network"] for p in (one, two))
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = (torch.load(sorted(p.glob("checkpoints/*/common.pt"))[-1])["network"] for p in (first, second))
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainedBackbone]:
+def single_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainedBackbone]:
     """An uninterrupted training in one process: 2 epochs of 4 steps."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, train_backbone(images(), folder, config())
 
 
-def interrupt_at(monkeypatch: pytest.MonkeyPatch, wanted: int) -> None:
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, interrupted_step: int) -> None:
     begin = _BackboneTask.begin
 
     def interrupted(task: _BackboneTask, rows: Any, step: int) -> None:
-        if step == wanted:
+        if step == interrupted_step:
             signal.raise_signal(signal.SIGINT)
         begin(task, rows, step)
 
     monkeypatch.setattr(_BackboneTask, "begin", interrupted)
 
 
-def test_learns_and_writes_what_the_next_stage_needs(whole: tuple[Path, TrainedBackbone]) -> None:
-    folder, result = whole
+def test_training_learns_and_saves_backbone_prototypes_and_history(
+    single_run: tuple[Path, TrainedBackbone],
+) -> None:
+    folder, result = single_run
     first, last = result.history
     assert last["train_loss"] < 0.8 * first["train_loss"] and last["train_cosine"] > first["train_cosine"]
     assert [line["train_loss"] for line in history(folder)] == [h["train_loss"] for h in result.history]
@@ -56,32 +58,32 @@ def test_learns_and_writes_what_the_next_stage_needs(whole: tuple[Path, TrainedB
     assert result.record["data"]["used"] == 48 and result.record["config"] == config().to_dict()
 
 
-def test_ranks_give_the_loss_curve_of_one(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
+def test_several_ranks_give_the_loss_curve_of_one(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
+) -> None:
     run("backbone", tmp_path, 3)
-    found = history(tmp_path)
-    for one, other in zip(whole[1].history, found, strict=True):
+    rank_history = history(tmp_path)
+    for expected, actual in zip(single_run[1].history, rank_history, strict=True):
         for name in ("train_loss", "train_cosine"):
-            np.testing.assert_allclose(other[name], one[name], rtol=2e-3)
+            np.testing.assert_allclose(actual[name], expected[name], rtol=2e-3)
     torch.testing.assert_close(
-        load_prototypes(tmp_path / "prototypes.safetensors"), load_prototypes(whole[1].prototypes),
+        load_prototypes(tmp_path / "prototypes.safetensors"), load_prototypes(single_run[1].prototypes),
         rtol=0.02, atol=0.01,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_ctrl_c_inside_an_epoch_costs_nothing(
-    tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch, step: int
+def test_ctrl_c_within_an_epoch_loses_no_step(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, step)
         train_backbone(images(), tmp_path, config())
     saved = sorted((tmp_path / "checkpoints").iterdir())
-    assert int(saved[-1].name.split("-")[0]) == step + 1, (
-        "the step that was under way is finished, then saved"
-    )
+    assert int(saved[-1].name.split("-")[0]) == step + 1, "the step in progress is finished and then saved"
     result = train_backbone(images(), tmp_path, config())
-    assert result.history == whole[1].history and same_weights(tmp_path, whole[0])
-    assert torch.equal(load_prototypes(result.prototypes), load_prototypes(whole[1].prototypes))
+    assert result.history == single_run[1].history and same_weights(tmp_path, single_run[0])
+    assert torch.equal(load_prototypes(result.prototypes), load_prototypes(single_run[1].prototypes))
 
 
 @pytest.mark.parametrize(
@@ -98,17 +100,19 @@ def test_ctrl_c_inside_an_epoch_costs_nothing(
 def test_every_state_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """Sampled rows with Adam's moments, what a margin learns, dropout, its statistics, the loss scale."""
-    whole = train_backbone(images(), tmp_path / "whole", config(**changes))
+    """Sampled rows with Adam moments, margin parameters, dropout, batch statistics and loss scale."""
+    uninterrupted = train_backbone(images(), tmp_path / "whole", config(**changes))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, 5)
         train_backbone(images(), tmp_path / "cut", config(**changes))
-    cut = train_backbone(images(), tmp_path / "cut", config(**changes))
-    assert cut.history == whole.history and same_weights(tmp_path / "cut", tmp_path / "whole")
-    assert torch.equal(load_prototypes(cut.prototypes), load_prototypes(whole.prototypes))
+    resumed = train_backbone(images(), tmp_path / "cut", config(**changes))
+    assert resumed.history == uninterrupted.history and same_weights(tmp_path / "cut", tmp_path / "whole")
+    assert torch.equal(load_prototypes(resumed.prototypes), load_prototypes(uninterrupted.prototypes))
 
 
-def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
+def test_training_resumes_after_sigkill_within_an_epoch(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
+) -> None:
     script = (
         "import os, signal, sys, pathlib; from tests.training import rank_jobs as jobs\n"
         "from spherecf.training import Ranks; from spherecf.training.backbone import _BackboneTask as Task\n"
@@ -120,39 +124,37 @@ def test_kill_minus_nine_inside_an_epoch(tmp_path: Path, whole: tuple[Path, Trai
         "jobs.backbone_job(Ranks(), pathlib.Path(sys.argv[1]))"
     )
     (tmp_path / "config.json").write_text(json.dumps({"engine": {"save_minutes": 1e-9}}))
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
-    assert done.returncode == -signal.SIGKILL
-    # The last but one at least is whole; the last one may be under way.
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    # At least the second-last checkpoint is complete; the last may have been in progress.
     saved = [int(p.name[:9]) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))]
     assert saved in ([4, 5], [5, 6])
-    result = train_backbone(
-        images(), tmp_path, config()
-    )  # how often it is saved is not a setting of the result
-    assert result.history == whole[1].history and same_weights(tmp_path, whole[0])
+    result = train_backbone(images(), tmp_path, config())  # the save interval does not affect the result
+    assert result.history == single_run[1].history and same_weights(tmp_path, single_run[0])
 
 
 @pytest.mark.slow
-def test_goes_on_with_another_number_of_ranks(
-    tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
+def test_training_resumes_with_another_number_of_ranks(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, 2)
         train_backbone(images(), tmp_path, config())
     run("backbone", tmp_path, 2)
-    for one, other in zip(whole[1].history, history(tmp_path), strict=True):
-        np.testing.assert_allclose(other["train_loss"], one["train_loss"], rtol=2e-3)
+    for expected, actual in zip(single_run[1].history, history(tmp_path), strict=True):
+        np.testing.assert_allclose(actual["train_loss"], expected["train_loss"], rtol=2e-3)
 
 
-def test_a_rank_that_dies_is_told_by_the_others_and_nothing_is_lost(
-    tmp_path: Path, whole: tuple[Path, TrainedBackbone]
+def test_the_other_ranks_report_a_dead_rank_and_training_resumes(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
 ) -> None:
     (code, errors), (dead, _) = start("dying", tmp_path, 2)
     assert dead == 9 and code != 0
     assert "RankError: rank 0 of 2: another rank is gone" in errors
     assert "run the same command again, with any number of ranks" in errors
     result = train_backbone(images(), tmp_path, config())
-    for one, other in zip(whole[1].history, result.history, strict=True):
-        np.testing.assert_allclose(other["train_loss"], one["train_loss"], rtol=2e-3)
+    for expected, actual in zip(single_run[1].history, result.history, strict=True):
+        np.testing.assert_allclose(actual["train_loss"], expected["train_loss"], rtol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -165,35 +167,37 @@ def test_a_rank_that_dies_is_told_by_the_others_and_nothing_is_lost(
         {"checkpointing": True},
     ],
 )
-def test_engines_learn_the_same(
-    tmp_path: Path, whole: tuple[Path, TrainedBackbone], engine: dict[str, Any]
+def test_engine_settings_give_similar_loss_curves(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone], engine: dict[str, Any]
 ) -> None:
-    # Half precision starts with steps that overflow, so it needs more of them.
+    # float16 training starts with overflowing steps, so it needs more epochs.
     epochs = 4 if engine.get("precision") == "float16" else 2
     result = train_backbone(images(), tmp_path, config(engine=engine, fit={"epochs": epochs}))
     first, last = result.history[0]["train_loss"], result.history[-1]["train_loss"]
     if engine.get("checkpointing"):
-        assert result.history == whole[1].history
+        assert result.history == single_run[1].history
     elif "channels_last" in engine:
-        np.testing.assert_allclose(last, whole[1].history[-1]["train_loss"], rtol=1e-2)
+        np.testing.assert_allclose(last, single_run[1].history[-1]["train_loss"], rtol=1e-2)
     elif engine.get("precision") == "bfloat16":
-        np.testing.assert_allclose(last, whole[1].history[-1]["train_loss"], rtol=0.1)
-    else:  # statistics of half batches, steps that overflowed: another curve, but it falls
+        np.testing.assert_allclose(last, single_run[1].history[-1]["train_loss"], rtol=0.1)
+    else:  # half-batch statistics or overflowing steps change the curve, but it still falls
         assert last < 0.9 * first
     assert ("overflows" in result.history[0]) == (engine.get("precision") == "float16")
 
 
 @pytest.mark.slow
 @pytest.mark.compiler
-def test_compiled_learns_the_same(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
+def test_compiled_training_gives_the_same_loss(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
+) -> None:
     result = train_backbone(images(), tmp_path, config(engine={"compile": True}))
     np.testing.assert_allclose(
-        result.history[-1]["train_loss"], whole[1].history[-1]["train_loss"], rtol=1e-2
+        result.history[-1]["train_loss"], single_run[1].history[-1]["train_loss"], rtol=1e-2
     )
 
 
-class Spoilt(SyntheticImages):
-    """Every tenth image cannot be read, and the second batch of some runs is poison."""
+class BrokenImages(SyntheticImages):
+    """Synthetic images of which every tenth cannot be read."""
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Any:
         if index % 10 == 3:
@@ -201,8 +205,8 @@ class Spoilt(SyntheticImages):
         return super().image(index, size)
 
 
-def test_broken_images_are_counted_listed_and_passed_over(tmp_path: Path) -> None:
-    source = Spoilt(48, 6, size=(32, 32))
+def test_broken_images_are_skipped_counted_and_listed(tmp_path: Path) -> None:
+    source = BrokenImages(48, 6, size=(32, 32))
     result = train_backbone(source, tmp_path, config())
     expected = {source.keys[index] for index in range(3, 48, 10)}
     assert set(result.record["data"]["skipped"]) == expected
@@ -211,21 +215,23 @@ def test_broken_images_are_counted_listed_and_passed_over(tmp_path: Path) -> Non
     assert result.history[-1]["train_loss"] < result.history[0]["train_loss"]
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    """The network's output is NaN in one step."""
-    real, calls = _BackboneTask.loss, []
+def inject_nan(monkeypatch: pytest.MonkeyPatch, nan_step: int) -> None:
+    """Make the output of the network NaN in one step."""
+    loss, calls = _BackboneTask.loss, []
 
-    def poisoned(task: _BackboneTask, forward: Any, part: Any) -> Any:
+    def loss_with_nan(task: _BackboneTask, forward: Any, part: Any) -> Any:
         calls.append(part)
-        if len(calls) == at:
-            return real(task, lambda x: (forward(x * torch.nan)[0], None), part)
-        return real(task, forward, part)
+        if len(calls) == nan_step:
+            return loss(task, lambda x: (forward(x * torch.nan)[0], None), part)
+        return loss(task, forward, part)
 
-    monkeypatch.setattr(_BackboneTask, "loss", poisoned)
+    monkeypatch.setattr(_BackboneTask, "loss", loss_with_nan)
 
 
-def test_a_loss_that_is_nan_stops_with_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch, at=2)
+def test_a_nan_loss_stops_training_and_lists_the_keys_of_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject_nan(monkeypatch, nan_step=2)
     with pytest.raises(
         SpherecfError, match=r"epoch 1, batch 2: the loss is nan, in a batch of 12 with .*not-finite"
     ):
@@ -235,8 +241,10 @@ def test_a_loss_that_is_nan_stops_with_the_keys(tmp_path: Path, monkeypatch: pyt
     assert len(facts["keys"]) == 12 and set(facts["keys"]) <= set(images().keys) and facts["batch"] == 2
 
 
-def test_or_it_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch, at=2)
+def test_batches_with_a_nan_loss_are_skipped_on_request_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject_nan(monkeypatch, nan_step=2)
     result = train_backbone(images(), tmp_path, config(engine={"on_nan": "skip"}))
     assert result.history[0]["not_finite"] == 1 and "not_finite" not in result.history[1]
     assert all(np.isfinite(value) for facts in result.history for value in facts.values())
@@ -244,18 +252,20 @@ def test_or_it_is_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(list(tmp_path.glob("not-finite-*.json"))) == 1
 
 
-def test_a_run_of_nothing_but_bad_batches_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _BackboneTask.loss
+def test_training_ends_if_all_batches_of_an_epoch_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = _BackboneTask.loss
     monkeypatch.setattr(
         _BackboneTask,
         "loss",
-        lambda task, forward, part: real(task, lambda x: (forward(x)[0] * torch.nan,), part),
+        lambda task, forward, part: loss(task, lambda x: (forward(x)[0] * torch.nan,), part),
     )
     with pytest.raises(SpherecfError, match="all of its 4 batches were skipped"):
         train_backbone(images(), tmp_path, config(engine={"on_nan": "skip"}))
 
 
-def test_goes_on_in_another_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_in_another_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupt_at(patch, 2)
         train_backbone(images(), tmp_path, config())
@@ -263,48 +273,48 @@ def test_goes_on_in_another_precision(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(result.history) == 2
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(
-    tmp_path: Path, whole: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_keeps_the_last_checkpoint(
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = checkpoint.write_atomically, []
+    write_atomically, calls = checkpoint.write_atomically, []
 
     def full(path: Path, write: Any) -> Path:
         calls.append(path)
-        if len(calls) > 3:  # two files of the first epoch's, one of the second's
+        if len(calls) > 3:  # two files of the first epoch and one of the second
             raise StorageError(f"{path}: could not be written (No space left on device)")
-        return real(path, write)
+        return write_atomically(path, write)
 
     with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left"):
         patch.setattr(checkpoint, "write_atomically", full)
         train_backbone(images(), tmp_path, config())
     assert [p.name[:9] for p in (tmp_path / "checkpoints").iterdir()] == ["000000004"]
-    assert train_backbone(images(), tmp_path, config()).history == whole[1].history
+    assert train_backbone(images(), tmp_path, config()).history == single_run[1].history
 
 
 def test_checkpoints_of_other_settings_are_not_resumed(
-    tmp_path: Path, whole: tuple[Path, TrainedBackbone]
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
 ) -> None:
     longer = config(optimizer={"lr": 0.02}, fit={"epochs": 3})
-    first = train_backbone(images(), tmp_path, longer)
-    assert train_backbone(images(), tmp_path, config()).history == whole[1].history
-    # Nor deleted: each run has its own, also where the other has come further.
-    assert train_backbone(images(), tmp_path, longer).history == first.history
+    first_result = train_backbone(images(), tmp_path, longer)
+    assert train_backbone(images(), tmp_path, config()).history == single_run[1].history
+    # Nor are they deleted: each run keeps its own checkpoints, even if the other is further ahead.
+    assert train_backbone(images(), tmp_path, longer).history == first_result.history
 
 
-def test_validation_goes_into_the_history(tmp_path: Path) -> None:
-    seen = []
+def test_validation_results_are_added_to_the_history(tmp_path: Path) -> None:
+    embeddings = []
 
     def validate(backbone: FrozenBackbone) -> dict[str, float]:
-        seen.append(backbone(np.zeros((1, 32, 32, 3), np.uint8)).mu)
-        return {"lfw_accuracy": 0.5 + len(seen) / 10}
+        embeddings.append(backbone(np.zeros((1, 32, 32, 3), np.uint8)).mu)
+        return {"lfw_accuracy": 0.5 + len(embeddings) / 10}
 
     result = train_backbone(images(), tmp_path, config(), validate=validate)
     assert [facts["lfw_accuracy"] for facts in result.history] == [0.6, 0.7]
-    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(embeddings[0], embeddings[1])
 
 
-class Few(ImageSource):
-    """Labels only."""
+class LabelsOnly(ImageSource):
+    """Labels without readable images."""
 
     def __init__(self, labels: list[int], identities: int) -> None:
         super().__init__("few", np.array(labels), [f"p{i}" for i in range(identities)])
@@ -318,20 +328,20 @@ class Few(ImageSource):
         return np.zeros(len(self), np.int64)
 
 
-def test_nobody_to_tell_apart(tmp_path: Path) -> None:
+def test_fewer_than_two_usable_identities_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least two identities with 2 or more images, got 1 \(of 3"):
-        train_backbone(Few([0, 0, 1, -1], 3), tmp_path, config(fit={"min_images": 2}))
+        train_backbone(LabelsOnly([0, 0, 1, -1], 3), tmp_path, config(fit={"min_images": 2}))
 
 
-def test_begins_with_a_checkpoint(tmp_path: Path, whole: tuple[Path, TrainedBackbone]) -> None:
-    start = str(whole[1].path)
+def test_training_starts_from_a_checkpoint(tmp_path: Path, single_run: tuple[Path, TrainedBackbone]) -> None:
+    start = str(single_run[1].path)
     result = train_backbone(
         images(), tmp_path / "more", config(network={**CONFIG["network"], "start": start})
     )
-    assert result.history[0]["train_loss"] < whole[1].history[0]["train_loss"]
-    other = {**CONFIG["network"], "dim": 8, "start": start}
+    assert result.history[0]["train_loss"] < single_run[1].history[0]["train_loss"]
+    other_dim = {**CONFIG["network"], "dim": 8, "start": start}
     with pytest.raises(InputError, match=r"network\.start: .* contains r18 of dim 16.*the recipe asks for 8"):
-        train_backbone(images(), tmp_path / "other", config(network=other))
+        train_backbone(images(), tmp_path / "other", config(network=other_dim))
 
 
 def test_identities_without_images_have_no_prototype(tmp_path: Path) -> None:
@@ -346,13 +356,13 @@ def test_identities_without_images_have_no_prototype(tmp_path: Path) -> None:
     assert prototype_identities(result.prototypes) == [f"p{i}" for i in range(0, 12, 2)]
 
 
-def test_images_of_another_size(tmp_path: Path) -> None:
+def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     source = SyntheticImages(48, 6, size=(40, 40))
-    with pytest.raises(InputError, match=r"none of its 48 images could be used.*expected an image"):
+    with pytest.raises(InputError, match=r"none of its 48 images could be used.*expected an image of"):
         train_backbone(source, tmp_path, config())
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_by_name(tmp_path: Path) -> None:
     train_backbone(images(), tmp_path, config(fit={"epochs": 1}))
     newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
     (newest / "common.pt").write_bytes(b"half")
@@ -362,19 +372,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_transformer_learns_alone_and_on_two_ranks(tmp_path: Path) -> None:
-    """With its own optimizer; masks and dropped branches are drawn by each rank, so here there are none."""
+def test_a_transformer_learns_on_one_and_two_ranks(tmp_path: Path) -> None:
+    """With adamw; masks and drop paths are off, because each rank draws its own."""
     changes: dict[str, Any] = {
         "network": {"name": "vit_t", "options": {"size": 32, "width": 0.0625, "mask": 0.0, "drop_path": 0.0}},
         "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
     }
-    one = train_backbone(images(), tmp_path / "one", config(**changes))
-    assert one.history[1]["train_loss"] < one.history[0]["train_loss"]
+    single = train_backbone(images(), tmp_path / "one", config(**changes))
+    assert single.history[1]["train_loss"] < single.history[0]["train_loss"]
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "config.json").write_text(json.dumps(changes))
     run("backbone", tmp_path / "two", 2)
-    for alone, both in zip(one.history, history(tmp_path / "two"), strict=True):
-        np.testing.assert_allclose(both["train_loss"], alone["train_loss"], rtol=2e-3)
+    for expected, actual in zip(single.history, history(tmp_path / "two"), strict=True):
+        np.testing.assert_allclose(actual["train_loss"], expected["train_loss"], rtol=2e-3)
     frozen = FrozenBackbone.from_checkpoint(tmp_path / "two" / "backbone.safetensors")
     assert (frozen.name, frozen.feature_shape) == ("vit_t", (16, 3, 3))
     with pytest.raises(InputError, match="drop_path and mask in"):

@@ -31,7 +31,9 @@ train_confidence(backbone, open_source(people), folder, ConfidenceConfig.load(co
 """
 
 
-def test_from_photos_to_a_saved_model(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
+def test_training_saves_a_model_with_a_complete_record(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path
+) -> None:
     source = open_source(people)
     model = train_confidence(recogniser, source, tmp_path / "run", CONFIG)
     record = model.record
@@ -40,10 +42,10 @@ def test_from_photos_to_a_saved_model(tmp_path: Path, recogniser: FrozenBackbone
     assert list(record["data"]["skipped"]) == ["p0/3.jpg"]
     assert record["counts"]["train_rows"] + record["counts"]["held_out_rows"] == 31 * 3
     assert record["config"] == CONFIG.to_dict() and "spherecf" in record["versions"]
-    again = load(tmp_path / "run" / MODEL_FILE, recogniser)
+    reloaded = load(tmp_path / "run" / MODEL_FILE, recogniser)
     images = np.stack([source.image(row) for row in (1, 2)])
-    torch.testing.assert_close(again.embed(images)[1], model.embed(images)[1])
-    assert again.fingerprint() == model.fingerprint()
+    torch.testing.assert_close(reloaded.embed(images)[1], model.embed(images)[1])
+    assert reloaded.fingerprint() == model.fingerprint()
 
 
 def test_the_linear_head_trains_on_maps(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
@@ -52,7 +54,9 @@ def test_the_linear_head_trains_on_maps(tmp_path: Path, recogniser: FrozenBackbo
     assert model.head.kind == "linear" and len(model.record["history"]) == 4
 
 
-def test_prototypes_from_a_classifier(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
+def test_classifier_prototypes_also_use_people_with_one_image(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path
+) -> None:
     source = open_source(people)
     rows = np.stack([source.image(row) for row in range(len(source)) if source.keys[row] != "p0/3.jpg"])
     mean = recogniser(rows).mu.mean(0)
@@ -60,17 +64,19 @@ def test_prototypes_from_a_classifier(tmp_path: Path, recogniser: FrozenBackbone
     settings = {"prototypes": {"file": str(tmp_path / "classifier.npy")}}
     config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), **settings})
     record = train_confidence(recogniser, source, tmp_path / "run", config).record
-    assert record["data"]["used"] == 32, "with a classifier, a person with one image counts too"
+    assert record["data"]["used"] == 32, "with a classifier, people with one image are used, too"
 
 
-def test_people_with_one_image_each(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
+def test_data_with_one_image_per_person_is_refused(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path
+) -> None:
     source = IdentityFolder(people)
-    first = [source.keys.index(f"p{person}/0.jpg") for person in range(8)]
+    first_images = [source.keys.index(f"p{person}/0.jpg") for person in range(8)]
     with pytest.raises(InputError, match="of 8 images 0 have no identity and 8 are the only image of theirs"):
-        train_confidence(recogniser, source.subset(first), tmp_path / "run", CONFIG)
+        train_confidence(recogniser, source.subset(first_images), tmp_path / "run", CONFIG)
 
 
-def test_a_full_disk_is_said_before_the_first_image(
+def test_a_full_disk_is_reported_before_the_first_image(
     tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -82,7 +88,7 @@ def test_a_full_disk_is_said_before_the_first_image(
         train_confidence(recogniser, open_source(people), tmp_path / "run", CONFIG)
 
 
-def test_a_shared_cache_is_not_made_twice(
+def test_a_shared_cache_is_reused(
     tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(people)
@@ -93,7 +99,7 @@ def test_a_shared_cache_is_not_made_twice(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds_after_start", [0.0, 0.15])
-def test_kill_minus_nine_loses_nothing(
+def test_training_resumes_after_sigkill(
     tmp_path: Path,
     recogniser: FrozenBackbone,
     recogniser_file: Path,
@@ -103,7 +109,9 @@ def test_kill_minus_nine_loses_nothing(
     config = ConfidenceConfig.from_dict(
         {**CONFIG.to_dict(), "fit": {**CONFIG.to_dict()["fit"], "epochs": 40}}
     )
-    whole = train_confidence(recogniser, open_source(people), tmp_path / "whole", config, batch_size=6)
+    uninterrupted = train_confidence(
+        recogniser, open_source(people), tmp_path / "whole", config, batch_size=6
+    )
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[views]\ndegraded = 2\n[fit]\nepochs = 40\nbatch_size = 16\nheld_out = 0.3\n")
     folder = tmp_path / "killed"
@@ -121,8 +129,8 @@ def test_kill_minus_nine_loses_nothing(
     killed = not (folder / MODEL_FILE).exists()
     subprocess.run([sys.executable, "-c", SCRIPT, *arguments], check=True, stderr=subprocess.DEVNULL)
     resumed = load(folder / MODEL_FILE, recogniser)
-    expected = whole.head.state_dict()
+    expected = uninterrupted.head.state_dict()
     assert all(torch.equal(expected[k], v) for k, v in resumed.head.state_dict().items())
     assert len([json.loads(line) for line in history.read_text().splitlines()]) == 40
     if not killed:
-        pytest.skip("the machine was faster than the kill; the result is right all the same")
+        pytest.skip("training finished before the signal; its result was checked")

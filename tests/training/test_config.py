@@ -15,13 +15,13 @@ def test_the_documented_recipe_is_the_default() -> None:
 def test_every_setting_is_in_the_documented_recipe() -> None:
     import tomllib
 
-    given = tomllib.loads(RECIPE.read_text())
-    assert {k: set(v) if isinstance(v, dict) else None for k, v in given.items()} == {
+    documented = tomllib.loads(RECIPE.read_text())
+    assert {k: set(v) if isinstance(v, dict) else None for k, v in documented.items()} == {
         k: set(v) if isinstance(v, dict) else None for k, v in ConfidenceConfig().to_dict().items()
     }
 
 
-def test_a_dictionary_and_back() -> None:
+def test_a_config_round_trips_as_a_dictionary() -> None:
     config = ConfidenceConfig.from_dict({"seed": 3, "optimizer": {"lr": 1}, "loss": {"variant": "released"}})
     assert ConfidenceConfig.from_dict(config.to_dict()) == config
     assert config.optimizer.lr == 1.0 and isinstance(config.optimizer.lr, float)
@@ -54,14 +54,14 @@ def test_a_dictionary_and_back() -> None:
         ("[fit", r"Expected .* at the end of a table"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_recipes_are_refused_with_the_setting(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(text)
     with pytest.raises(FileFormatError, match=message):
         ConfidenceConfig.load(path)
 
 
-def test_options_can_be_written_into_the_record(tmp_path: Path) -> None:
+def test_options_that_json_cannot_represent_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
     for value in ("1979-05-27", "nan"):
         path.write_text(f"[network]\noptions = {{width = {value}}}")
@@ -72,12 +72,12 @@ def test_options_can_be_written_into_the_record(tmp_path: Path) -> None:
         BackboneConfig.load(path)
 
 
-def test_no_such_recipe(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileFormatError, match="no such recipe"):
         ConfidenceConfig.load(tmp_path / "none.toml")
 
 
-def test_wrong_values_from_python() -> None:
+def test_invalid_values_from_python_are_refused() -> None:
     with pytest.raises(InputError, match=r"loss\.radius must be greater than 0"):
         ConfidenceConfig.from_dict({"loss": {"radius": 0.0}})
     with pytest.raises(InputError, match="epochs must be at least 1, got 0"):
@@ -86,14 +86,14 @@ def test_wrong_values_from_python() -> None:
         ConfidenceConfig().with_seed(-1)
 
 
-def test_settings_are_values() -> None:
+def test_settings_are_hashable_and_immutable() -> None:
     config = ConfidenceConfig.from_dict({"schedule": {"milestones": [1, 2]}})
     assert config.schedule.milestones == (1.0, 2.0) and hash(config) == hash(config.with_seed(0))
     with pytest.raises(AttributeError):
         config.seed = 3  # type: ignore[misc]
 
 
-def test_a_setting_is_read_by_its_former_name() -> None:
+def test_settings_are_also_read_by_their_former_name() -> None:
     config = BackboneConfig.from_dict({"fit": {"least": 5}})
     assert config == BackboneConfig.from_dict({"fit": {"min_images": 5}})
     with pytest.raises(InputError, match=r"former name of fit\.min_images; give one of them"):

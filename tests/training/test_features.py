@@ -1,4 +1,4 @@
-"""Stage 2 on cached, streamed and tuned features: one result, whatever the way."""
+"""Stage 2 on cached, streamed and fine-tuned features: the same result for each source."""
 
 import json
 import shutil
@@ -55,13 +55,13 @@ def settings(**changes: dict[str, Any]) -> ConfidenceConfig:
 
 @pytest.fixture(scope="module")
 def recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network whose embeddings of one synthetic person resemble each other all the same."""
+    """An untrained network, whose embeddings of one synthetic person are similar nevertheless."""
     torch.manual_seed(0)
     network = make_backbone("r18", 32, size=32, width=0.25)
     pixels = Preprocessing(size=SIZE)
     source = images()
     network.train()
-    with torch.no_grad():  # statistics of these images
+    with torch.no_grad():  # adapts the batch statistics to these images
         for _ in range(20):
             network(pixels(np.stack([source.image(row) for row in range(32)])))
     return save_backbone(tmp_path_factory.mktemp("recogniser") / "backbone.safetensors", network, pixels)
@@ -87,7 +87,7 @@ def test_streaming_equals_the_cache_of_both_flips(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_caches_are_close(tmp_path: Path, recogniser: Path, dtype: str) -> None:
+def test_half_precision_caches_give_similar_results(tmp_path: Path, recogniser: Path, dtype: str) -> None:
     backbone = FrozenBackbone.from_checkpoint(recogniser)
     curves = [
         curve(train_confidence(backbone, images(), tmp_path / kind, settings(features={"dtype": kind})))
@@ -98,16 +98,16 @@ def test_half_precision_caches_are_close(tmp_path: Path, recogniser: Path, dtype
     assert summary.stat().st_size * 2 == (tmp_path / "float32" / "cache" / "summary.bin").stat().st_size
 
 
-def test_the_size_said_is_the_size_taken(tmp_path: Path, recogniser: Path, capsys: Any) -> None:
+def test_the_predicted_cache_size_is_exact(tmp_path: Path, recogniser: Path, capsys: Any) -> None:
     backbone = FrozenBackbone.from_checkpoint(recogniser)
     train_confidence(backbone, images(), tmp_path, settings())
-    taken = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.bin"))
+    file_bytes = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.bin"))
     head = make_head("light", **dict(zip(("channels", "height", "width"), backbone.feature_shape)))
-    assert cache_bytes(head, backbone.dim, 128) == taken
+    assert cache_bytes(head, backbone.dim, 128) == file_bytes
     assert "64 images x 2 views, 0.00 GiB as a cache" in " ".join(capsys.readouterr().err.split())
 
 
-def test_data_that_would_not_fit_is_streamed(
+def test_features_that_do_not_fit_on_disk_are_streamed(
     tmp_path: Path, recogniser: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
@@ -120,7 +120,7 @@ def test_data_that_would_not_fit_is_streamed(
 
 
 def classifier(folder: Path, recogniser: Path, names: list[str] | None = None) -> Path:
-    """A file of prototypes that belong to the images: their class means."""
+    """Save prototypes that match the images: their class means."""
     source = images()
     mu = FrozenBackbone.from_checkpoint(recogniser)(np.stack([source.image(row) for row in range(64)])).mu
     labels = torch.from_numpy(source.labels)
@@ -131,7 +131,7 @@ def classifier(folder: Path, recogniser: Path, names: list[str] | None = None) -
 
 @pytest.mark.parametrize("objective", get_args(Objectives))
 @pytest.mark.parametrize("head", ["light", "conv"])
-def test_every_objective_learns_in_the_same_path(
+def test_every_objective_learns_and_round_trips(
     tmp_path: Path, recogniser: Path, objective: str, head: str
 ) -> None:
     backbone = FrozenBackbone.from_checkpoint(recogniser)
@@ -146,14 +146,14 @@ def test_every_objective_learns_in_the_same_path(
     losses = curve(model)
     assert np.isfinite(losses).all() and losses[-1, 0] < losses[0, 0]
     assert model.head.outputs == (32 if objective == "pfe-gaussian" else 1)
-    again = load(tmp_path / MODEL_FILE, recogniser)
-    pictures = np.stack([images().image(row) for row in range(4)])
-    log_kappa = again.embed(pictures)[1]
-    torch.testing.assert_close(log_kappa, model.embed(pictures)[1])
+    reloaded = load(tmp_path / MODEL_FILE, recogniser)
+    batch = np.stack([images().image(row) for row in range(4)])
+    log_kappa = reloaded.embed(batch)[1]
+    torch.testing.assert_close(log_kappa, model.embed(batch)[1])
     assert tuple(log_kappa.shape) == (4,)
 
 
-def test_tuning_moves_the_backbone_and_keeps_its_statistics(tmp_path: Path, recogniser: Path) -> None:
+def test_fine_tuning_changes_weights_but_not_batch_statistics(tmp_path: Path, recogniser: Path) -> None:
     backbone = FrozenBackbone.from_checkpoint(recogniser)
     changes = {
         "features": {"finetune": True},
@@ -167,13 +167,13 @@ def test_tuning_moves_the_backbone_and_keeps_its_statistics(tmp_path: Path, reco
     assert torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
     assert torch.equal(before["features.weight"], after["features.weight"])
     assert load(tmp_path / MODEL_FILE, tmp_path / "backbone.safetensors").fingerprint() == model.fingerprint()
-    # The cosines themselves grow: that is what a frozen backbone cannot do.
+    # The loss falls because the cosines grow, which a frozen backbone does not allow.
     assert curve(model)[-1, 0] < curve(model)[0, 0]
     with pytest.raises(Exception, match="a head means nothing on another backbone"):
         load(tmp_path / MODEL_FILE, recogniser)
 
 
-def test_only_checkpoints_can_be_tuned(tmp_path: Path) -> None:
+def test_only_checkpoints_can_be_fine_tuned(tmp_path: Path) -> None:
     backbone = FrozenBackbone.default()
     source = SyntheticImages(16, 4)
     with pytest.raises(Exception, match="cannot be fine-tuned"):
@@ -184,11 +184,13 @@ def test_only_checkpoints_can_be_tuned(tmp_path: Path) -> None:
     ("way", "size"),
     [("cache", 3), *(pytest.param(way, 2, marks=pytest.mark.slow) for way in ("stream", "pairs"))],
 )
-def test_ranks_give_the_loss_curve_of_one(tmp_path: Path, recogniser: Path, size: int, way: str) -> None:
+def test_several_ranks_give_the_loss_curve_of_one(
+    tmp_path: Path, recogniser: Path, size: int, way: str
+) -> None:
     changes: dict[str, Any] = {"features": {"source": "stream" if way == "stream" else "cache"}}
     if way == "pairs":
         changes |= {"loss": {"objective": "pfe-vmf"}, "views": {"per_epoch": "all"}}
-    one = train_confidence(
+    single = train_confidence(
         FrozenBackbone.from_checkpoint(recogniser), images(), tmp_path / "one", settings(**changes)
     )
     folder = tmp_path / "many"
@@ -196,25 +198,25 @@ def test_ranks_give_the_loss_curve_of_one(tmp_path: Path, recogniser: Path, size
     content = {"recogniser": str(recogniser), **settings(**changes).to_dict()}
     (folder / "config.json").write_text(json.dumps(content))
     run("confidence", folder, size)
-    many = load(folder / MODEL_FILE, recogniser)
-    assert many.record["ranks"] == size
-    # Dropout draws other numbers on other ranks; the head has it, so the curves agree but for that.
-    np.testing.assert_allclose(curve(many), curve(one), rtol=2e-3)
+    distributed = load(folder / MODEL_FILE, recogniser)
+    assert distributed.record["ranks"] == size
+    # Curves differ slightly, because the dropout of the head draws different numbers on each rank.
+    np.testing.assert_allclose(curve(distributed), curve(single), rtol=2e-3)
     assert not list(folder.glob("cache/rows-*"))
 
 
-def test_pairs_stay_together_when_a_batch_is_cut(tmp_path: Path, recogniser: Path) -> None:
+def test_pairs_stay_together_when_a_batch_is_split(tmp_path: Path, recogniser: Path) -> None:
     backbone = FrozenBackbone.from_checkpoint(recogniser)
     changes = {"loss": {"objective": "pfe-vmf"}, "views": {"per_epoch": "all"}, "engine": {"accumulate": 3}}
     model = train_confidence(backbone, images(), tmp_path, settings(**changes))
     assert np.isfinite(curve(model)).all()
-    few = settings(**{**changes, "fit": {"per_identity": 20}})
+    too_many_per_identity = settings(**{**changes, "fit": {"per_identity": 20}})
     with pytest.raises(InputError, match=r"no identity has fit\.per_identity = 20 rows"):
-        train_confidence(backbone, images(), tmp_path / "few", few)
+        train_confidence(backbone, images(), tmp_path / "few", too_many_per_identity)
 
 
-class Spoilt(SyntheticImages):
-    """Three images that cannot be read; of the last person none but one is left."""
+class BrokenImages(SyntheticImages):
+    """Images 0 and 9 cannot be read, nor any but one image of the last person."""
 
     def image(self, index: int, size: tuple[int, int] | None = None) -> Any:
         if index in (0, 9) or (self.labels[index] == 7 and index > 7):
@@ -223,8 +225,8 @@ class Spoilt(SyntheticImages):
 
 
 @pytest.mark.parametrize("way", ["cache", "stream"])
-def test_what_cannot_be_used_is_listed_either_way(tmp_path: Path, recogniser: Path, way: str) -> None:
-    source = Spoilt(64, 8, size=SIZE)
+def test_unusable_images_are_listed_for_cache_and_stream(tmp_path: Path, recogniser: Path, way: str) -> None:
+    source = BrokenImages(64, 8, size=SIZE)
     backbone = FrozenBackbone.from_checkpoint(recogniser)
     data = train_confidence(backbone, source, tmp_path, settings(features={"source": way})).record["data"]
     expected = {0, 9, *(row for row in range(8, 64) if source.labels[row] == 7)}
@@ -232,25 +234,25 @@ def test_what_cannot_be_used_is_listed_either_way(tmp_path: Path, recogniser: Pa
     assert data["single_image_identities"] == [source.keys[7]]
 
 
-def test_one_bad_embedding_does_not_end_a_stream(
+def test_one_invalid_embedding_does_not_stop_a_stream(
     tmp_path: Path, recogniser: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backbone, real = FrozenBackbone.from_checkpoint(recogniser), FrozenBackbone.run
-    bad = images().image(5)
+    backbone, run = FrozenBackbone.from_checkpoint(recogniser), FrozenBackbone.run
+    bad_image = images().image(5)
 
-    def spoil(self: FrozenBackbone, shown: Any) -> Any:
-        if any(np.array_equal(np.asarray(image), bad) for image in shown):
+    def run_or_fail(self: FrozenBackbone, batch: Any) -> Any:
+        if any(np.array_equal(np.asarray(image), bad_image) for image in batch):
             raise ModelError("an embedding is not finite")
-        return real(self, shown)
+        return run(self, batch)
 
     changes = {"features": {"source": "stream"}, "views": {"flip": False, "per_epoch": "all"}}
     config = settings(**changes, prototypes={"file": str(classifier(tmp_path, recogniser))})
-    monkeypatch.setattr(FrozenBackbone, "run", spoil)
+    monkeypatch.setattr(FrozenBackbone, "run", run_or_fail)
     model = train_confidence(backbone, images(), tmp_path / "run", config)
     assert list(model.record["data"]["skipped"]) == [images().keys[5]]
 
 
-def test_another_backbone_type_is_another_run(tmp_path: Path, recogniser: Path) -> None:
+def test_another_backbone_precision_starts_a_new_run(tmp_path: Path, recogniser: Path) -> None:
     config = settings(
         features={"source": "stream"}, prototypes={"file": str(classifier(tmp_path, recogniser))}
     )
@@ -262,17 +264,17 @@ def test_another_backbone_type_is_another_run(tmp_path: Path, recogniser: Path) 
         )
         for dtype in ("float32", "bfloat16")
     ]
-    assert not np.array_equal(curves[0], curves[1]), "the fit of the other type was taken for this one"
+    assert not np.array_equal(curves[0], curves[1]), "the fit of the other precision was reused"
 
 
-def test_a_shared_pass_goes_on_with_another_number_of_ranks(tmp_path: Path, recogniser: Path) -> None:
-    """Pieces that are done stay done, in the same files, and the rows are those of one process."""
+def test_a_distributed_pass_resumes_with_another_number_of_ranks(tmp_path: Path, recogniser: Path) -> None:
+    """Finished pieces are kept in the same files, and the rows equal those of one process."""
     backbone, source = FrozenBackbone.from_checkpoint(recogniser), images()
     recorder = KeepDirection(32)
-    whole = open_store(backbone, source, [View()], recorder, tmp_path)
-    piece = whole.part(0, 1)
+    full_store = open_store(backbone, source, [View()], recorder, tmp_path)
+    piece = full_store.part(0, 1)
     piece.append(
-        {**{n: np.zeros((1, *s), d) for n, (s, d) in whole.columns.items()}, "mu": np.full((1, 32), 7.0)}
+        {**{n: np.zeros((1, *s), d) for n, (s, d) in full_store.columns.items()}, "mu": np.full((1, 32), 7.0)}
     )
     assert piece.complete
     store = run_backbone_on_all(Ranks(), backbone, source, [View()], recorder, tmp_path)
@@ -303,7 +305,7 @@ def test_a_classifier_of_another_data_set_is_refused_before_the_pass(
         train_confidence(backbone, images(), tmp_path / "run", config)
 
 
-def test_streamed_features_are_those_of_the_backbone(tmp_path: Path, recogniser: Path) -> None:
+def test_streamed_features_equal_direct_backbone_outputs(tmp_path: Path, recogniser: Path) -> None:
     backbone, source = FrozenBackbone.from_checkpoint(recogniser), images()
     head = make_head("light", **dict(zip(("channels", "height", "width"), backbone.feature_shape)))
     prototypes = mean_prototypes(backbone, source, tmp_path)
@@ -311,43 +313,43 @@ def test_streamed_features_are_those_of_the_backbone(tmp_path: Path, recogniser:
     entries = np.array([5, 0, 127])
     (part,) = features.load([entries])
     mu = backbone(np.stack([source.image(row) for row in range(64)])).mu.double()
-    for place, entry in enumerate(entries.tolist()):
+    for position, entry in enumerate(entries.tolist()):
         row, mirrored = divmod(entry, 2)
-        shown = View(flip=bool(mirrored))(source.image(row), "").image
-        output = backbone(shown[None])
-        torch.testing.assert_close(part.data.mu[place], output.mu[0], rtol=1e-4, atol=1e-5)
-        others = [i for i in range(64) if source.labels[i] == source.labels[row] and i != row]
-        prototype = mu[others].sum(0) / mu[others].sum(0).norm()
+        image = View(flip=bool(mirrored))(source.image(row), "").image
+        output = backbone(image[None])
+        torch.testing.assert_close(part.data.mu[position], output.mu[0], rtol=1e-4, atol=1e-5)
+        companions = [i for i in range(64) if source.labels[i] == source.labels[row] and i != row]
+        prototype = mu[companions].sum(0) / mu[companions].sum(0).norm()
         expected = float(prototype @ output.mu[0].double())
-        np.testing.assert_allclose(float(part.data.cosine[place]), expected, rtol=1e-4)
+        np.testing.assert_allclose(float(part.data.cosine[position]), expected, rtol=1e-4)
     assert features.keys(entries) == [source.keys[2], source.keys[0], source.keys[63]]
 
 
 @pytest.mark.parametrize("features", ["map", "tokens"])
-def test_tokens_of_a_transformer(tmp_path: Path, features: str) -> None:
-    """Cached or streamed, on a grid or as a column, a head learns the same from them, or both learn."""
+def test_heads_learn_from_transformer_tokens(tmp_path: Path, features: str) -> None:
+    """Cached or streamed, as a grid or a column, the curves agree; a grid can also be fine-tuned."""
     torch.manual_seed(0)
     network = make_backbone("vit_t", dim=16, size=18, width=0.0625)
     torch.save(network.state_dict(), tmp_path / "vit.pt")
     backbone = FrozenBackbone.from_checkpoint(tmp_path / "vit.pt")
     if features == "tokens":
         network = backbone.trainable()
-        alone = torch.nn.Sequential(network, FirstOnly())
-        backbone = FrozenBackbone.from_module(alone, backbone.preprocessing, features="0.norm")
+        embedding_only = torch.nn.Sequential(network, FirstOnly())
+        backbone = FrozenBackbone.from_module(embedding_only, backbone.preprocessing, features="0.norm")
     assert backbone.feature_shape == ((16, 2, 2) if features == "map" else (16, 4, 1))
     source, curves = SyntheticImages(32, 4, size=(18, 18)), {}
     for way in ("cache", "stream"):
-        chosen = settings(features={"source": way, "dtype": "float32"})
-        model = train_confidence(backbone, source, tmp_path / way, chosen)
+        config = settings(features={"source": way, "dtype": "float32"})
+        model = train_confidence(backbone, source, tmp_path / way, config)
         curves[way] = [epoch["train_loss"] for epoch in model.record["history"]]
     np.testing.assert_allclose(curves["stream"], curves["cache"], rtol=2e-4)
     if features == "map":
-        chosen = settings(features={"finetune": True})
-        tuned = train_confidence(backbone, source, tmp_path / "tuned", chosen).backbone
+        config = settings(features={"finetune": True})
+        tuned = train_confidence(backbone, source, tmp_path / "tuned", config).backbone
         before, after = backbone(source.image(0)[None]), tuned(source.image(0)[None])
         assert not torch.equal(before.features, after.features)
-    again = load(tmp_path / "cache" / MODEL_FILE, backbone)
-    assert again.head.feature_shape == backbone.feature_shape
+    reloaded = load(tmp_path / "cache" / MODEL_FILE, backbone)
+    assert reloaded.head.feature_shape == backbone.feature_shape
 
 
 class FirstOnly(torch.nn.Module):

@@ -31,10 +31,10 @@ CONFIG = ConfidenceConfig.from_dict(
 
 
 def problem(folder: Path) -> tuple[CachedFeatures, np.ndarray]:
-    """Summaries that tell the true kappa; cosines drawn around A_d(kappa)."""
+    """Summaries that contain the true kappa, and cosines drawn around A_d(kappa)."""
     rng = np.random.default_rng(0)
     log_kappa = rng.uniform(3, 6, ROWS)
-    # The map of a light head for 2 channels of 1x1: mean and maximum tell, the deviation is 0.
+    # The summary of 2 channels of 1x1: mean, deviation, maximum; only the means carry information.
     summary = np.stack(
         [log_kappa, rng.normal(size=ROWS), 0 * log_kappa, 0 * log_kappa, *rng.normal(size=(2, ROWS))], 1
     )
@@ -47,7 +47,7 @@ def problem(folder: Path) -> tuple[CachedFeatures, np.ndarray]:
 
 
 def targets(cache: FeatureCache, cosine: np.ndarray, labels: np.ndarray) -> Targets:
-    """Cosines from elsewhere; no loss here looks at the prototypes."""
+    """Targets with given cosines; the losses in this file do not use the prototypes."""
     prototypes = GivenPrototypes(cache.source, torch.eye(1, DIM).expand(ROWS // 10, DIM), DIM)
     return Targets(np.arange(ROWS), cosine, labels, [], prototypes)
 
@@ -57,77 +57,77 @@ def light(seed: int = 0) -> ConfidenceHead:
     return make_head("light", channels=2, height=1, width=1)
 
 
-def test_finds_the_true_kappa(tmp_path: Path) -> None:
+def test_the_fit_recovers_the_true_kappa(tmp_path: Path) -> None:
     features, truth = problem(tmp_path)
     config = ConfidenceConfig.from_dict(
         {**CONFIG.to_dict(), "fit": {**CONFIG.to_dict()["fit"], "epochs": 25}}
     )
     result = fit_head(light(), features, config)
-    found = features.cache.log_kappa(result.head)
-    assert np.corrcoef(found, truth)[0, 1] > 0.98
-    assert np.abs(found - truth).mean() < 0.15
+    fitted = features.cache.log_kappa(result.head)
+    assert np.corrcoef(fitted, truth)[0, 1] > 0.98
+    assert np.abs(fitted - truth).mean() < 0.15
     assert result.history[-1]["held_out_loss"] < result.history[0]["held_out_loss"]
     assert 1 <= result.best_epoch <= 25
     assert result.counts["train_identities"] == 240 and result.counts["held_out_identities"] == 60
 
 
-def test_the_released_loss_is_too_sure_of_poor_faces(tmp_path: Path) -> None:
+def test_the_released_loss_overestimates_small_kappas(tmp_path: Path) -> None:
     features, truth = problem(tmp_path)
-    # At d = 64 the released epsilon distorts small kappas; at larger d it distorts nearly all.
+    # At d = 64 the released epsilon distorts small kappas; at larger d, nearly all.
     kappas = {}
     for variant in ("exact", "released"):
         fit = {**CONFIG.to_dict()["fit"], "epochs": 15}
         config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "fit": fit, "loss": {"variant": variant}})
         kappas[variant] = np.exp(features.cache.log_kappa(fit_head(light(), features, config).head))
-    poor = truth < 3.7
-    assert np.median(kappas["released"][poor]) > 1.05 * np.median(kappas["exact"][poor])
+    is_small = truth < 3.7
+    assert np.median(kappas["released"][is_small]) > 1.05 * np.median(kappas["exact"][is_small])
 
 
-def test_same_seed_same_bits_other_seed_others(tmp_path: Path) -> None:
+def test_equal_seeds_give_identical_heads(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
-    one, two = (fit_head(light(), features, CONFIG).head.state_dict() for _ in range(2))
-    other = fit_head(light(), features, CONFIG.with_seed(1)).head.state_dict()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not all(torch.equal(one[name], other[name]) for name in one)
+    first, repeated = (fit_head(light(), features, CONFIG).head.state_dict() for _ in range(2))
+    other_seed = fit_head(light(), features, CONFIG.with_seed(1)).head.state_dict()
+    assert all(torch.equal(first[name], repeated[name]) for name in first)
+    assert not all(torch.equal(first[name], other_seed[name]) for name in first)
 
 
 @pytest.mark.parametrize("stopped_after", [1, 4])
-def test_resumes_to_the_identical_result(
+def test_a_resumed_fit_gives_the_identical_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_after: int
 ) -> None:
     features, _ = problem(tmp_path)
-    whole = fit_head(light(), features, CONFIG, tmp_path / "whole")
-    real, calls = ConfidenceTask.load, []
+    uninterrupted = fit_head(light(), features, CONFIG, tmp_path / "whole")
+    load, calls = ConfidenceTask.load, []
 
     def interrupted(task: ConfidenceTask, epoch: int, parts: Any) -> Any:
         if len(calls) == stopped_after:
             raise KeyboardInterrupt
         calls.append(epoch)
-        return real(task, epoch, parts)
+        return load(task, epoch, parts)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ConfidenceTask, "load", interrupted)
         fit_head(light(), features, CONFIG, tmp_path / "cut")
     resumed = fit_head(light(seed=9), features, CONFIG, tmp_path / "cut")
-    assert resumed.history == whole.history and resumed.best_epoch == whole.best_epoch
-    a, b = whole.head.state_dict(), resumed.head.state_dict()
+    assert resumed.history == uninterrupted.history and resumed.best_epoch == uninterrupted.best_epoch
+    a, b = uninterrupted.head.state_dict(), resumed.head.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
     lines = [(tmp_path / name / "history.jsonl").read_text() for name in ("whole", "cut")]
     assert lines[0] == lines[1] and len(lines[0].splitlines()) == CONFIG.fit.epochs
 
 
-def test_a_finished_fit_is_not_repeated_and_other_settings_are(
+def test_a_finished_fit_is_repeated_only_for_other_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     features, _ = problem(tmp_path)
     fit_head(light(), features, CONFIG, tmp_path / "run")
     monkeypatch.setattr(ConfidenceTask, "load", lambda *_: 1 / 0)
     assert len(fit_head(light(), features, CONFIG, tmp_path / "run").history) == CONFIG.fit.epochs
-    with pytest.raises(ZeroDivisionError):  # an epoch is begun again
+    with pytest.raises(ZeroDivisionError):  # a new fit begins
         fit_head(light(), features, CONFIG.with_seed(5), tmp_path / "run")
 
 
-def test_a_damaged_state_is_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_by_name(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
     fit_head(light(), features, CONFIG, tmp_path / "run")
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
@@ -136,7 +136,7 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
         fit_head(light(), features, CONFIG, tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_names_the_batch(tmp_path: Path) -> None:
+def test_a_non_finite_loss_is_reported_with_its_batch(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
 
     class Broken(type(light())):  # type: ignore[misc]
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_names_the_batch(tmp_path: Path) -> None:
         fit_head(Broken(2, 1, 1), features, CONFIG)
 
 
-def test_a_cache_of_another_head(tmp_path: Path) -> None:
+def test_a_cache_for_another_kind_of_head_is_refused(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
     with pytest.raises(
         InputError, match=r"linear head: expected summaries \(2, 1, 1\), but the cache contains \(6,\)"
@@ -157,9 +157,9 @@ def test_a_cache_of_another_head(tmp_path: Path) -> None:
 
 def test_one_identity_cannot_be_split(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
-    same = targets(features.cache, np.full(ROWS, 0.5, np.float32), np.zeros(ROWS, np.int64))
+    single_identity = targets(features.cache, np.full(ROWS, 0.5, np.float32), np.zeros(ROWS, np.int64))
     with pytest.raises(InputError, match="at least 2 identities to split, got 1"):
-        fit_head(light(), CachedFeatures(features.cache, same), CONFIG)
+        fit_head(light(), CachedFeatures(features.cache, single_identity), CONFIG)
 
 
 def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_tensorboard_events_can_be_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(values, [epoch["held_out_loss"] for epoch in result.history], rtol=1e-6)
 
 
-def test_tensorboard_needs_a_folder(tmp_path: Path) -> None:
+def test_tensorboard_requires_a_folder(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
     with pytest.raises(InputError, match="need a folder"):
         fit_head(light(), features, CONFIG, monitor=Monitor(tensorboard=True))

@@ -6,7 +6,7 @@ from spherecf.errors import StorageError
 from spherecf.training.loop import RunLog
 
 
-def test_a_history_that_cannot_be_written_is_our_error(tmp_path: Path) -> None:
+def test_a_history_that_cannot_be_written_raises_storage_error(tmp_path: Path) -> None:
     with RunLog(tmp_path, False, [{"loss": 1.0}]) as log:
         log.epoch({"loss": 0.5}, {}, 2)
         assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2

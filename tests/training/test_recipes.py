@@ -27,32 +27,32 @@ def load(path: Path) -> BackboneConfig | ConfidenceConfig:
 
 @pytest.fixture(scope="module")
 def scaling() -> ModuleType:
-    found = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules["scaling"] = module  # its dataclasses look themselves up
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("scaling", ROOT / "benchmarks" / "scaling.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scaling"] = module  # required by its dataclasses
+    spec.loader.exec_module(module)
     return module
 
 
-def test_both_stages_are_here() -> None:
+def test_recipes_of_both_stages_are_present() -> None:
     assert {"confidence.toml", "scf-reference.toml", "scf-light.toml", "tiny-confidence.toml"} == SECOND
     pairs = {f"ms1mv2-{net}-{head}.toml" for net in ("r100", "r50", "r34") for head in ("arcface", "cosface")}
     assert pairs <= {path.name for path in RECIPES} - SECOND
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_it_is_read_and_says_how_it_is_run(path: Path) -> None:
+def test_every_recipe_loads_and_states_its_command(path: Path) -> None:
     config, text = load(path), path.read_text()
     assert config.fit.epochs >= 1
     stage = "confidence" if path.name in SECOND else "backbone"
     assert f"spherecf train {stage} recipes/{path.name} " in text and "--data" in text
     named = re.findall(r"recipes/([\w.-]+\.toml)", text)
-    assert set(named) <= {other.name for other in RECIPES}
+    assert set(named) <= {recipe.name for recipe in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_its_cost_follows_from_the_numbers_beside_it(path: Path, scaling: ModuleType) -> None:
+def test_the_stated_cost_follows_from_the_stated_numbers(path: Path, scaling: ModuleType) -> None:
     cost = scaling.Cost.of(path.read_text())
     if cost is None:
         assert path.stem.startswith(("tiny", "lfw")) or path.stem in ("backbone", "confidence")
@@ -68,12 +68,12 @@ def test_its_cost_follows_from_the_numbers_beside_it(path: Path, scaling: Module
         assert [config.network.name, config.margin.kind] == path.stem.split("-")[1:]
 
 
-def test_defaults_are_written_out() -> None:
+def test_the_default_recipes_equal_the_defaults() -> None:
     assert BackboneConfig.load(FOLDER / "backbone.toml") == BackboneConfig()
     assert ConfidenceConfig.load(FOLDER / "confidence.toml") == ConfidenceConfig()
 
 
-def test_every_setting_is_explained() -> None:
+def test_every_setting_is_documented() -> None:
     text = (FOLDER / "README.md").read_text()
     for config in (BackboneConfig(), ConfidenceConfig()):
         for table, settings in config.to_dict().items():
@@ -82,53 +82,54 @@ def test_every_setting_is_explained() -> None:
 
 
 def spherecf(*arguments: object) -> str:
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
-    assert done.exit_code == 0
-    return done.stdout
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0
+    return result.stdout
 
 
-def world(shared: Path, folder: Path) -> None:
-    """Some people of LFW to learn from, and pairs of other people."""
+def write_data(shared: Path, folder: Path) -> None:
+    """Write training images of some LFW people, and test pairs of other people."""
     lfw, pairs = open_source(shared / "data" / "lfw"), open_pairs(shared / "data" / "lfw" / "pairs.txt")
     people = np.argsort(-np.bincount(lfw.labels), kind="stable")[:PEOPLE]
-    known = np.concatenate([np.flatnonzero(lfw.labels == person)[:IMAGES] for person in people])
+    train_rows = np.concatenate([np.flatnonzero(lfw.labels == person)[:IMAGES] for person in people])
     left, right = pairs.rows(lfw.keys)
-    others = ~np.isin(lfw.labels[left], people) & ~np.isin(lfw.labels[right], people)
-    free = [np.flatnonzero(others & (pairs.mated == mated)) for mated in (True, False)]
-    chosen = np.concatenate([rows[:: len(rows) // PAIRS][:PAIRS] for rows in free])
-    write_records(lfw.subset(np.sort(known)), folder / "train")
-    write_records(lfw.subset(np.unique(np.r_[left[chosen], right[chosen]])), folder / "test")
+    no_training_subject = ~np.isin(lfw.labels[left], people) & ~np.isin(lfw.labels[right], people)
+    candidates = [np.flatnonzero(no_training_subject & (pairs.mated == mated)) for mated in (True, False)]
+    pair_rows = np.concatenate([rows[:: len(rows) // PAIRS][:PAIRS] for rows in candidates])
+    write_records(lfw.subset(np.sort(train_rows)), folder / "train")
+    write_records(lfw.subset(np.unique(np.r_[left[pair_rows], right[pair_rows]])), folder / "test")
     lines = [
         f"{number % 10 + 1}\t{pairs.left[pair]}\t{pairs.right[pair]}\t{int(pairs.mated[pair])}"
-        for number, pair in enumerate(chosen)
+        for number, pair in enumerate(pair_rows)
     ]
     (folder / "pairs.txt").write_text("\n".join(["fold\tleft\tright\tmated", *lines]) + "\n")
 
 
 @pytest.mark.slow
-def test_tiny_recipes_from_nothing(shared: Path, tmp_path: Path) -> None:
-    world(shared, tmp_path)
+def test_tiny_recipes_train_and_evaluate_end_to_end(shared: Path, tmp_path: Path) -> None:
+    write_data(shared, tmp_path)
     data, run, test = tmp_path / "train", tmp_path / "run", tmp_path / "test"
-    first, second = FOLDER / "tiny-backbone.toml", FOLDER / "tiny-confidence.toml"
-    spherecf("train", "backbone", first, "--data", data, "--out", run, "--device", "cpu")
+    backbone_recipe, confidence_recipe = FOLDER / "tiny-backbone.toml", FOLDER / "tiny-confidence.toml"
+    spherecf("train", "backbone", backbone_recipe, "--data", data, "--out", run, "--device", "cpu")
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert history[-1]["train_loss"] < 0.3 * history[0]["train_loss"]
     backbone = ("--backbone", run / "backbone.safetensors")
     report = json.loads(
         spherecf(
-            "train", "confidence", second, "--data", data, "--out", tmp_path / "scf", *backbone,
+            "train", "confidence", confidence_recipe, "--data", data, "--out", tmp_path / "scf", *backbone,
             "--prototypes", run / "prototypes.safetensors",
         )
     )  # fmt: skip
     assert report["best_epoch"] > 0 and report["data"]["used"] == PEOPLE * IMAGES
-    clean, poor = tmp_path / "clean.safetensors", tmp_path / "poor.safetensors"
+    clean, degraded = tmp_path / "clean.safetensors", tmp_path / "poor.safetensors"
     spherecf("embed", report["model"], test, clean, *backbone)
-    spherecf("embed", report["model"], test, poor, *backbone, "--degrade", "cross")
+    spherecf("embed", report["model"], test, degraded, *backbone, "--degrade", "cross")
     result = json.loads(
         spherecf("evaluate", "tenfold", clean, "--pairs", tmp_path / "pairs.txt", "--json", "--draws", 0)
     )
     assert result["counts"]["pairs"] == 2 * PAIRS
-    assert result["scores"]["cosine"]["accuracy"]["value"] > 0.65  # chance is 0.5, with a deviation of 0.035
-    before, after = Embeddings.load(clean), Embeddings.load(poor)
-    assert np.median(before.log_kappa) > np.median(after.log_kappa)
-    assert (before.log_kappa > after.log_kappa).mean() > 0.6
+    # chance level: 0.5, with a deviation of 0.035
+    assert result["scores"]["cosine"]["accuracy"]["value"] > 0.65
+    clean_embeddings, degraded_embeddings = Embeddings.load(clean), Embeddings.load(degraded)
+    assert np.median(clean_embeddings.log_kappa) > np.median(degraded_embeddings.log_kappa)
+    assert (clean_embeddings.log_kappa > degraded_embeddings.log_kappa).mean() > 0.6

@@ -1,4 +1,4 @@
-"""Steps that wait for no device: what is read, what a bad step leaves, checkpoints beside the training."""
+"""Training steps that never wait for the device: reads of values, bad steps, background checkpoints."""
 
 import json
 import threading
@@ -41,7 +41,7 @@ from spherecf.training.optim import keep_kernels, make_optimizer, step_if_finite
 
 SOURCE = Path(spherecf.__file__).parent
 aten = torch.ops.aten
-# What a GPU's results must have arrived for: reads of a value, and shapes that depend on values.
+# Operations that wait for the GPU: reads of values, and shapes that depend on values.
 WAITING_OPS = {aten._local_scalar_dense, aten.nonzero, aten.equal, aten.masked_select, aten.is_nonzero}
 WAITING_CALLS = {
     getattr(Tensor, name) for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__")
@@ -49,21 +49,21 @@ WAITING_CALLS = {
 
 
 class Reads:
-    """While on, notes the file of this package, or else this one, in which a value is read from a tensor."""
+    """Context that records the file of this package (or this test) which reads a value from a tensor."""
 
     def __init__(self) -> None:
         self.places: list[str] = []
         self._stack, self._inside = ExitStack(), False
 
-    def note(self, act: Callable[[], Any]) -> Any:
-        """Run a call that waits; what it calls is part of it."""
+    def record(self, call: Callable[[], Any]) -> Any:
+        """Run a call that waits; nested calls are not counted separately."""
         if self._inside:
-            return act()
+            return call()
         files = [Path(frame.filename) for frame in traceback.extract_stack()]
         self.places.append([Path(__file__).name, *(f.name for f in files if SOURCE in f.parents)][-1])
         self._inside = True
         try:
-            return act()
+            return call()
         finally:
             self._inside = False
 
@@ -75,12 +75,12 @@ class Reads:
                 masks = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_)
                 masked = masks and any(t is not None and t.dtype == torch.bool for t in args[1])
                 act = partial(func, *args, **(kwargs or {}))
-                return reads.note(act) if func.overloadpacket in WAITING_OPS or masked else act()
+                return reads.record(act) if func.overloadpacket in WAITING_OPS or masked else act()
 
         class Function(TorchFunctionMode):
             def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 act = partial(func, *args, **(kwargs or {}))
-                return reads.note(act) if func in WAITING_CALLS else act()
+                return reads.record(act) if func in WAITING_CALLS else act()
 
         for mode in (Dispatch(), Function()):
             self._stack.enter_context(mode)
@@ -91,7 +91,7 @@ class Reads:
 
 
 def count_between(monkeypatch: pytest.MonkeyPatch, task: type, first: int, last: int) -> Reads:
-    """Count from the beginning of step ``first`` to that of step ``last``."""
+    """Record reads from the beginning of step ``first`` to the beginning of step ``last``."""
     begin, reads = task.begin, Reads()
 
     def counting(self: Any, rows: Any, step: int) -> None:
@@ -105,21 +105,21 @@ def count_between(monkeypatch: pytest.MonkeyPatch, task: type, first: int, last:
     return reads
 
 
-def test_the_counter_sees_reads() -> None:
+def test_reads_are_recorded() -> None:
     with Reads() as reads:
         x = torch.arange(3.0)
         bool(x.sum() > 1), float(x[0]), x.tolist(), x[x > 1], x.nonzero(), x.cpu()
     assert reads.places == [Path(__file__).name] * 6
 
 
-def test_a_step_of_stage_2_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_2_steps_read_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, _ = problem(tmp_path)
     settings = FIT.to_dict()
     settings["optimizer"] |= {"fused": True, "clip_value": 1.0, "clip_norm": 10.0}
     settings["engine"] |= {"read_every": 30, "on_nan": "skip", "accumulate": 2}
     reads = count_between(monkeypatch, ConfidenceTask, 2, 20)
     fit_head(light(), features, ConfidenceConfig.from_dict(settings), tmp_path / "run")
-    # On the CPU, and there only, the Bessel functions choose their formula by a look at the values.
+    # Only on the CPU do the Bessel functions read values to choose their formula.
     assert set(reads.places) <= {"kernels.py"}
     settings["engine"] |= {"read_every": 1}
     reads = count_between(monkeypatch, ConfidenceTask, 2, 3)
@@ -127,10 +127,10 @@ def test_a_step_of_stage_2_reads_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     assert "loop.py" in reads.places
 
 
-def test_a_step_of_stage_1_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stage_1_steps_read_no_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = count_between(monkeypatch, _BackboneTask, 1, 3)
     train_backbone(images(), tmp_path, config(**deferred(10)))
-    # Its classifier looks for the labels among the prototypes.
+    # The classifier looks up the labels among the prototypes.
     assert set(reads.places) <= {"classifier.py"}
 
 
@@ -140,16 +140,16 @@ def deferred(every: int = 3, **changes: Any) -> dict[str, Any]:
     return changes
 
 
-def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
-    """The network's output is NaN in these calls of the loss, its statistics too."""
-    real, calls = _BackboneTask.loss, []
+def inject_nan(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Make the output of the network, and thus its batch statistics, NaN in these calls of the loss."""
+    loss, calls = _BackboneTask.loss, []
 
-    def poisoned(task: _BackboneTask, forward: Any, part: Any) -> Any:
+    def loss_with_nan(task: _BackboneTask, forward: Any, part: Any) -> Any:
         calls.append(part)
         factor = torch.nan if len(calls) - 1 in steps else 1.0
-        return real(task, lambda x: forward(x * factor), part)
+        return loss(task, lambda x: forward(x * factor), part)
 
-    monkeypatch.setattr(_BackboneTask, "loss", poisoned)
+    monkeypatch.setattr(_BackboneTask, "loss", loss_with_nan)
 
 
 @pytest.mark.parametrize(
@@ -161,29 +161,31 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
         {"engine": {"precision": "float16"}},
     ],
 )
-def test_a_bad_step_is_passed_over_as_if_it_had_been_read(
+def test_skipping_a_bad_step_does_not_depend_on_the_read_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    """The first step too, where an optimizer has no momentum yet."""
+    """Includes the first step, where the optimizer has no momentum yet."""
     results = []
-    for every in (1, 3):
+    for interval in (1, 3):
         with monkeypatch.context() as patch:
-            poison(patch, 0, 5)
-            folder = tmp_path / str(every)
-            results.append(train_backbone(images(), folder, config(**deferred(every, **changes))))
-    one, other = results
-    if changes.get("engine", {}).get("precision") != "float16":  # there the loss scale is lowered, too
-        assert one.history == other.history
-        ours, theirs = one.network.state_dict(), other.network.state_dict()
+            inject_nan(patch, 0, 5)
+            folder = tmp_path / str(interval)
+            results.append(train_backbone(images(), folder, config(**deferred(interval, **changes))))
+    immediate, delayed = results
+    if changes.get("engine", {}).get("precision") != "float16":  # float16 also lowers the loss scale
+        assert immediate.history == delayed.history
+        ours, theirs = immediate.network.state_dict(), delayed.network.state_dict()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert all(bool(torch.isfinite(value).all()) for value in other.network.state_dict().values())
-    bad = [sorted((tmp_path / every).glob("not-finite-*.json")) for every in ("1", "3")]
-    assert [path.read_text() for path in bad[0]] == [path.read_text() for path in bad[1]]
-    assert len(bad[0]) == 2 and sum(facts.get("not_finite", 0) for facts in other.history) == 2
+    assert all(bool(torch.isfinite(value).all()) for value in delayed.network.state_dict().values())
+    reports = [sorted((tmp_path / interval).glob("not-finite-*.json")) for interval in ("1", "3")]
+    assert [path.read_text() for path in reports[0]] == [path.read_text() for path in reports[1]]
+    assert len(reports[0]) == 2 and sum(facts.get("not_finite", 0) for facts in delayed.history) == 2
 
 
-def test_a_run_that_stops_names_the_bad_batch_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    poison(monkeypatch, 4)
+def test_a_stopped_run_reports_the_bad_batch_after_delayed_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject_nan(monkeypatch, 4)
     with pytest.raises(SpherecfError, match=r"epoch 2, batch 1: the loss is nan, in a batch of 12 with"):
         train_backbone(images(), tmp_path, config(**deferred(engine={"on_nan": "stop"})))
     (path,) = tmp_path.glob("not-finite-*.json")
@@ -194,34 +196,34 @@ def test_a_run_that_stops_names_the_bad_batch_later(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_ranks_pass_over_it_together(tmp_path: Path) -> None:
-    alone = train_backbone(images(), tmp_path / "one", config(**deferred()))
+def test_all_ranks_skip_a_bad_step(tmp_path: Path) -> None:
+    single = train_backbone(images(), tmp_path / "one", config(**deferred()))
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "config.json").write_text(json.dumps(deferred()))
     run("backbone", tmp_path / "two", 2)
     lines = (tmp_path / "two" / "history.jsonl").read_text().splitlines()
-    for facts, line in zip(alone.history, lines, strict=True):
+    for facts, line in zip(single.history, lines, strict=True):
         np.testing.assert_allclose(json.loads(line)["train_loss"], facts["train_loss"], rtol=2e-3)
 
 
-def test_only_fused_optimizers_can(tmp_path: Path) -> None:
+def test_delayed_reading_requires_a_fused_optimizer(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"engine\.read_every = 3: only fused.*optimizer\.fused = true"):
         train_backbone(images(), tmp_path, config(engine={"read_every": 3}))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
-def test_a_state_goes_from_plain_kernels_to_fused_ones(name: str) -> None:
+def test_optimizer_state_moves_from_plain_to_fused_kernels(name: str) -> None:
     settings = [config(optimizer={"name": name, "fused": fused}).optimizer for fused in (False, True)]
     weight = nn.Parameter(torch.ones(2, 2))
-    plain, fused = (make_optimizer([weight], one) for one in settings)
+    plain, fused = (make_optimizer([weight], optimizer_settings) for optimizer_settings in settings)
     weight.grad = torch.ones(2, 2)
     plain.step()
     fused.load_state_dict(keep_kernels(fused, plain.state_dict()))
-    before = weight.detach().clone()
+    initial = weight.detach().clone()
     step_if_finite(torch.tensor(False), fused)
-    assert torch.equal(weight, before)
+    assert torch.equal(weight, initial)
     step_if_finite(torch.tensor(True), fused)
-    assert not torch.equal(weight, before) and fused.param_groups[0]["fused"]
+    assert not torch.equal(weight, initial) and fused.param_groups[0]["fused"]
 
 
 def state(value: float) -> dict[str, Any]:
@@ -230,51 +232,51 @@ def state(value: float) -> dict[str, Any]:
 
 @pytest.fixture
 def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Files are written once the event is set."""
-    real, free = checkpoint.write_atomically, threading.Event()
+    """File writes wait until this event is set."""
+    write_atomically, writing_allowed = checkpoint.write_atomically, threading.Event()
 
     def write(path: Path, content: Any) -> Path:
-        free.wait(30)
-        return real(path, content)
+        writing_allowed.wait(30)
+        return write_atomically(path, content)
 
     monkeypatch.setattr(checkpoint, "write_atomically", write)
-    yield free
-    free.set()
+    yield writing_allowed
+    writing_allowed.set()
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, slow_disk: threading.Event) -> None:
+def test_training_continues_while_a_checkpoint_is_written(tmp_path: Path, slow_disk: threading.Event) -> None:
     network = {"weight": torch.zeros(3)}
     with CheckpointWriter(tmp_path, "a" * 64, Ranks()) as writer:
         writer.save(1, common=lambda: {"network": network}, **state(1.0))
         assert load_checkpoint(tmp_path, "a" * 64, Ranks()) is None and not writer.failed
-        network["weight"].fill_(7.0)  # the next step
+        network["weight"].fill_(7.0)  # changed by the next step
         slow_disk.set()
         writer.wait()
         saved = load_checkpoint(tmp_path, "a" * 64, Ranks(), slice(0, 2))
         assert saved is not None and saved.step == 1 and saved.common["network"]["weight"].tolist() == [0] * 3
         writer.save(2, common=lambda: {"network": network}, **state(2.0))
-    # Whoever leaves the block, by an error or not, leaves a whole one.
+    # Leaving the block, even by an exception, completes the checkpoint.
     saved = load_checkpoint(tmp_path, "a" * 64, Ranks(), slice(0, 2))
     assert saved is not None and saved.step == 2 and saved.shard["weight"].tolist() == [[2.0], [2.0]]
 
 
 @pytest.mark.parametrize("failing", [1, 2])
-def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(
+def test_saving_a_step_twice_never_loses_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    """The end of an epoch saves the step at which an interruption has just saved it."""
+    """An interruption may have saved the step that the end of the epoch saves as well."""
     with CheckpointWriter(tmp_path, "a" * 64, Ranks(), keep=1) as writer:
         writer.save(1, common=lambda: {"network": "first"}, **state(1.0))
         writer.wait()
         renames, rename = [], Path.rename
 
-        def dies(path: Path, target: Path) -> Path:
+        def failing_rename(path: Path, target: Path) -> Path:
             renames.append(path)
             if len(renames) == failing:
                 raise OSError(5, "Input/output error")
             return rename(path, target)
 
-        monkeypatch.setattr(Path, "rename", dies)
+        monkeypatch.setattr(Path, "rename", failing_rename)
         writer.save(1, common=lambda: {"network": "second"}, **state(2.0))
         with pytest.raises(StorageError, match="Input/output error"):
             writer.wait()
@@ -285,54 +287,54 @@ def test_a_step_that_is_saved_again_is_never_without_a_checkpoint(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000000001-aaaaaaaa"]
 
 
-def test_a_checkpoint_that_fails_says_so_at_the_next_step(
+def test_a_failed_checkpoint_stops_training_at_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, write: Any) -> Path:
         raise StorageError(f"{path}: could not be written (No space left on device)")
 
     steps, begin = [], _BackboneTask.begin
-    written = threading.Event()
+    attempted = threading.Event()
 
     def begin_once_written(task: _BackboneTask, rows: Any, step: int) -> None:
         steps.append(step)
         if step == 1:
-            written.wait(30)
+            attempted.wait(30)
         begin(task, rows, step)
 
-    def told(path: Path, write: Any) -> Path:
+    def fail_and_signal(path: Path, write: Any) -> Path:
         try:
             return full(path, write)
         finally:
-            threading.Timer(0.1, written.set).start()
+            threading.Timer(0.1, attempted.set).start()
 
     monkeypatch.setattr(_BackboneTask, "begin", begin_once_written)
-    monkeypatch.setattr(checkpoint, "write_atomically", told)
+    monkeypatch.setattr(checkpoint, "write_atomically", fail_and_signal)
     with pytest.raises(StorageError, match="No space left"):
         train_backbone(images(), tmp_path, config(engine={"save_minutes": 1e-9, "keep": 1}))
     assert steps == [0, 1] and not list((tmp_path / "checkpoints").iterdir())
 
 
 class MeanHead(type(light())):  # type: ignore[misc]
-    """A light head whose summaries are means, without a look at the values."""
+    """A light head whose summaries are computed without reading values."""
 
     def pool_features(self, features: Tensor, embedding: Tensor) -> Tensor:
         flat = features.flatten(2)
         return torch.cat([flat.mean(2), flat.std(2, correction=0), flat.amax(2)], 1)
 
 
-def streamed(bad: int | None = None) -> StreamedFeatures:
-    """20 images and a backbone, which makes NaN of one of them."""
+def streamed(bad_row: int | None = None) -> StreamedFeatures:
+    """Features of 20 images; the backbone outputs NaN for one of them."""
     torch.manual_seed(0)
     network = make_backbone("r18", dim=16, size=32, width=0.125)
     backbone = FrozenBackbone.from_module(network, Preprocessing("rgb", 127.5, 127.5, (32, 32)))
     source = SyntheticImages(20, 4, size=(32, 32))
-    if bad is not None:
-        mark = backbone.preprocessing(source.image(bad)[None])[0]
+    if bad_row is not None:
+        mark = backbone.preprocessing(source.image(bad_row)[None])[0]
 
         def convolve(x: Tensor, plain: Any = network.convolve) -> Tensor:
-            same = (x == mark).flatten(1).all(1)
-            return torch.where(same[:, None, None, None], torch.nan, plain(x))
+            is_marked = (x == mark).flatten(1).all(1)
+            return torch.where(is_marked[:, None, None, None], torch.nan, plain(x))
 
         network.convolve = convolve  # type: ignore[method-assign]
     prototypes = torch.nn.functional.normalize(torch.randn(4, 16), dim=1)
@@ -340,30 +342,30 @@ def streamed(bad: int | None = None) -> StreamedFeatures:
     return StreamedFeatures(backbone, head, source, [View()], GivenPrototypes(source, prototypes, 16))
 
 
-@pytest.mark.parametrize("bad", [None, 7])
-def test_a_batch_ahead_gives_the_same_samples(bad: int | None) -> None:
-    features = streamed(bad)
+@pytest.mark.parametrize("bad_row", [None, 7])
+def test_computing_one_batch_ahead_gives_the_same_samples(bad_row: int | None) -> None:
+    features = streamed(bad_row)
     parts = np.array_split(np.arange(20), 4)
     plain = list(features.load(parts))
     features._ahead = 1
-    for part, other in zip(features.load(parts), plain, strict=True):
-        assert part.rows.tolist() == other.rows.tolist() and part.skipped == other.skipped
-        assert all(torch.equal(one, two) for one, two in zip(part.data, other.data))
+    for part, expected in zip(features.load(parts), plain, strict=True):
+        assert part.rows.tolist() == expected.rows.tolist() and part.skipped == expected.skipped
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(part.data, expected.data))
     skipped = {key for part in plain for key in part.skipped}
-    assert skipped == (set() if bad is None else {SyntheticImages(20, 4, size=(32, 32)).keys[bad]})
+    assert skipped == (set() if bad_row is None else {SyntheticImages(20, 4, size=(32, 32)).keys[bad_row]})
 
 
-def test_a_batch_is_asked_for_nothing_but_its_flag() -> None:
+def test_a_streamed_batch_reads_only_its_validity_flags() -> None:
     features = streamed()
     features._ahead = 1
     with Reads() as reads:
         list(features.load(np.array_split(np.arange(20), 4)))
-    # The flag that has arrived on the processor; nothing in the backbone, the head, or the cosines.
+    # Only the flags, already on the CPU, are read; nothing in the backbone, the head or the cosines.
     assert reads.places == ["features.py"] * 4
 
 
 @pytest.mark.parametrize("name", ["r18", "ir-50", "mbf", "vit_t"])
-def test_what_repeats_is_compiled_block_by_block(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_blocks_are_compiled_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
 
     def count(function: Any) -> Any:
@@ -380,39 +382,41 @@ def test_what_repeats_is_compiled_block_by_block(name: str, monkeypatch: pytest.
     monkeypatch.setattr(torch, "compile", count)
     compiled = _compiled(network)
     assert compiled is network and list(network.state_dict()) == names
-    assert all(torch.equal(one, two) for one, two in zip(compiled(x), plain))
+    assert all(torch.equal(actual, expected) for actual, expected in zip(compiled(x), plain))
     depth = {"r18": 8, "ir-50": 24, "mbf": 13, "vit_t": 12}[name]
     assert len(calls) >= depth
 
 
 def test_a_head_is_compiled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = object()
-    monkeypatch.setattr(torch, "compile", lambda network: whole)
-    assert _compiled(make_head("light", channels=2, height=1, width=1)) is whole
+    compiled = object()
+    monkeypatch.setattr(torch, "compile", lambda network: compiled)
+    assert _compiled(make_head("light", channels=2, height=1, width=1)) is compiled
 
 
-def test_the_curves_of_the_reference(tmp_path: Path) -> None:
+def test_tensorboard_curves_match_the_reference(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     features, _ = problem(tmp_path)
     result = fit_head(light(), features, FIT, tmp_path / "run", monitor=Monitor(tensorboard="reference"))
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "runs"), {"scalars": 0})
     events.Reload()
     tags = ["kappa", "neg_kappa_times_cos_theta", "neg_dim_scalar_times_log_kappa", "log_iv_kappa"]
-    read = {
+    curves = {
         tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in [*tags, "total_loss"]
     }
-    steps = [step for step, _ in read["kappa"]]
+    steps = [step for step, _ in curves["kappa"]]
     assert steps == list(range(len(steps))) and len(steps) % FIT.fit.epochs == 0
-    kappa, cosine, log_kappa, bessel = (np.array([value for _, value in read[tag]]) for tag in tags)
-    # The first step sees the constant head.
-    order, first = features.dim / 2 - 1, result.initial_kappa
-    np.testing.assert_allclose(kappa[0], first, rtol=1e-5)
-    np.testing.assert_allclose(log_kappa[0], -order * np.log(first), rtol=1e-5)
-    np.testing.assert_allclose(bessel[0], np.log(ive(order, first)) + first, rtol=1e-4)
-    assert -1 <= cosine[0] / first < 0
+    kappa, cosine, log_kappa, bessel = (np.array([value for _, value in curves[tag]]) for tag in tags)
+    # At the first step the head is still constant.
+    order, initial = features.dim / 2 - 1, result.initial_kappa
+    np.testing.assert_allclose(kappa[0], initial, rtol=1e-5)
+    np.testing.assert_allclose(log_kappa[0], -order * np.log(initial), rtol=1e-5)
+    np.testing.assert_allclose(bessel[0], np.log(ive(order, initial)) + initial, rtol=1e-4)
+    assert -1 <= cosine[0] / initial < 0
     constant = features.dim / 2 * np.log(2 * np.pi * FIT.loss.radius**2)
-    total = np.array([value for _, value in read["total_loss"]])
+    total = np.array([value for _, value in curves["total_loss"]])
     np.testing.assert_allclose(cosine + log_kappa + bessel + constant, total, rtol=1e-4)
     with pytest.raises(InputError, match="objective scf, got scf-gaussian"):
-        other = ConfidenceConfig.from_dict({**FIT.to_dict(), "loss": {"objective": "scf-gaussian"}})
-        fit_head(light(), features, other, tmp_path / "other", monitor=Monitor(tensorboard="reference"))
+        other_objective = ConfidenceConfig.from_dict({**FIT.to_dict(), "loss": {"objective": "scf-gaussian"}})
+        fit_head(
+            light(), features, other_objective, tmp_path / "other", monitor=Monitor(tensorboard="reference")
+        )

@@ -23,22 +23,24 @@ def cache(tmp_path: Path) -> FeatureCache:
 
 
 def slow_targets(cache: FeatureCache, leave_one_out: bool) -> dict[int, float]:
-    """Loops over images and views, as one would explain it."""
+    """The definition as plain loops over images and views."""
     clean = {image: cache.mu[image * VIEWS] for image in range(len(LABELS)) if cache.valid[image * VIEWS]}
-    found = {}
+    cosines = {}
     for row in range(len(cache)):
         image = row // VIEWS
         label = LABELS[image]
-        others = [mu for other, mu in clean.items() if LABELS[other] == label and other != image]
-        if label < 0 or not others or not cache.valid[row]:
+        companions = [
+            mu for companion, mu in clean.items() if LABELS[companion] == label and companion != image
+        ]
+        if label < 0 or not companions or not cache.valid[row]:
             continue
-        mean = np.sum(others if leave_one_out else [*others, clean[image]], 0)
-        found[row] = float(cache.mu[row] @ mean / np.linalg.norm(mean))
-    return found
+        mean = np.sum(companions if leave_one_out else [*companions, clean[image]], 0)
+        cosines[row] = float(cache.mu[row] @ mean / np.linalg.norm(mean))
+    return cosines
 
 
 @pytest.mark.parametrize("leave_one_out", [True, False])
-def test_equals_the_slow_way(cache: FeatureCache, leave_one_out: bool) -> None:
+def test_targets_equal_the_slow_reference(cache: FeatureCache, leave_one_out: bool) -> None:
     targets = prototype_targets(cache, leave_one_out=leave_one_out)
     expected = slow_targets(cache, leave_one_out)
     assert targets.rows.tolist() == list(expected)
@@ -47,13 +49,13 @@ def test_equals_the_slow_way(cache: FeatureCache, leave_one_out: bool) -> None:
     assert targets.identities.tolist() == [0] * 6 + [1] * 4
 
 
-def test_the_sample_in_its_own_prototype_inflates(cache: FeatureCache) -> None:
-    without, within = (prototype_targets(cache, leave_one_out=flag) for flag in (True, False))
-    clean = without.rows % VIEWS == 0
-    assert within.cosine[clean].mean() > without.cosine[clean].mean() + 0.1
+def test_including_the_sample_in_its_prototype_raises_the_cosine(cache: FeatureCache) -> None:
+    excluded, included = (prototype_targets(cache, leave_one_out=flag) for flag in (True, False))
+    clean = excluded.rows % VIEWS == 0
+    assert included.cosine[clean].mean() > excluded.cosine[clean].mean() + 0.1
 
 
-def test_an_unreadable_image_leaves_its_only_companion_alone(tmp_path: Path) -> None:
+def test_an_image_whose_only_companion_is_unreadable_is_a_singleton(tmp_path: Path) -> None:
     mu = np.eye(6, 8, dtype=np.float32)
     valid = np.array([1, 1, 0, 1, 1, 1], bool)
     labels = np.array([0, 0, 1, 1, 2, 2])
@@ -61,40 +63,40 @@ def test_an_unreadable_image_leaves_its_only_companion_alone(tmp_path: Path) -> 
     assert targets.singletons == ["1/3.jpg"] and targets.rows.tolist() == [0, 1, 4, 5]
 
 
-def test_given_prototypes(cache: FeatureCache) -> None:
+def test_cosines_to_given_prototypes_cover_all_labelled_images(cache: FeatureCache) -> None:
     prototypes = torch.eye(3, 8)
     targets = prototype_targets(cache, prototypes)
-    known = np.flatnonzero(cache.labels >= 0)
-    assert targets.rows.tolist() == known.tolist()
-    np.testing.assert_allclose(targets.cosine, cache.mu[known, cache.labels[known]], atol=1e-6)
+    labelled = np.flatnonzero(cache.labels >= 0)
+    assert targets.rows.tolist() == labelled.tolist()
+    np.testing.assert_allclose(targets.cosine, cache.mu[labelled, cache.labels[labelled]], atol=1e-6)
 
 
-def test_prototypes_of_another_data_set(cache: FeatureCache) -> None:
+def test_prototypes_that_do_not_match_the_data_are_refused(cache: FeatureCache) -> None:
     with pytest.raises(InputError, match="labels reach 2, but there are 2 prototypes"):
         prototype_targets(cache, torch.eye(2, 8))
     with pytest.raises(InputError, match="prototypes have dimension 9, the backbone 8"):
         prototype_targets(cache, torch.eye(3, 9))
 
 
-def test_nothing_to_learn_from(tmp_path: Path) -> None:
+def test_data_without_companions_is_refused(tmp_path: Path) -> None:
     cache = make_cache(tmp_path / "c", np.array([0, 1]), np.eye(2, 4, dtype=np.float32), np.zeros((2, 2)))
     with pytest.raises(InputError, match="2 images, 0 unreadable, 2 the only one of their identity"):
         prototype_targets(cache)
 
 
-def test_others_are_all_identities_but_the_own_and_the_absent(tmp_path: Path) -> None:
-    """Identity 3 has no image: its prototype, of length 0, is nobody's nearest."""
+def test_impostors_exclude_the_own_and_absent_identities(tmp_path: Path) -> None:
+    """Identity 3 has no image: its zero prototype must never be the nearest."""
     labels = np.array([0, 0, 1, 1, 2, 4])
     mu = np.zeros((6, 4), np.float32)
-    mu[np.arange(6), [0, 0, 1, 1, 2, 3]] = -1  # every two people at cosine 0
+    mu[np.arange(6), [0, 0, 1, 1, 2, 3]] = -1  # different people have cosine 0
     mu[5] = [-0.6, -0.8, 0, 0]
-    found = prototype_targets(make_cache(tmp_path / "c", labels, mu, np.zeros((6, 2))), leave_one_out=False)
-    whole = found.prototypes.all()
-    assert whole.shape == (5, 4) and not whole[3].any()
+    targets = prototype_targets(make_cache(tmp_path / "c", labels, mu, np.zeros((6, 2))), leave_one_out=False)
+    prototypes = targets.prototypes.all()
+    assert prototypes.shape == (5, 4) and not prototypes[3].any()
     faces = torch.tensor([[-1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.6, 0.8]])
-    objective = make_objective(LossSettings("cr-fiqa"), 4, found.prototypes)
+    objective = make_objective(LossSettings("cr-fiqa"), 4, targets.prototypes)
     loss = objective.loss(torch.zeros(2), torch.tensor([1.0, -0.6]), faces, torch.tensor([0, 2]))
-    # The first is nearest to person 4 (0.6), the second to nobody: 0 to persons 0, 1 and 4.
+    # The first is nearest to person 4 (0.6); the second has cosine 0 to persons 0, 1 and 4.
     expected = certainty_ratio_loss(
         torch.zeros(2), torch.tensor([1.0, -0.6]), torch.tensor([0.6, 0.0]), "none"
     )
