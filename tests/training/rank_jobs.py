@@ -158,7 +158,7 @@ def start(job: str, folder: Path, size: int) -> list[tuple[int, str]]:
         )
     results = []
     for process in processes:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=600)  # against a hang, not a measure of speed
         results.append((process.returncode, errors))
     return results
 
