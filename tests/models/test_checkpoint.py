@@ -53,6 +53,14 @@ def test_lightning_settings_are_skipped_without_import(
     assert not any(n.startswith("pytorch_lightning") for n in sys.modules)
 
 
+def test_paths_pickled_by_python_3_13_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("pathlib._local")  # where that version defines its paths
+    module.PosixPath = invented("pathlib._local", "PosixPath")
+    monkeypatch.setitem(sys.modules, "pathlib._local", module)
+    torch.save({"path": module.PosixPath(), "weight": WEIGHT}, tmp_path / "a.ckpt")
+    assert list(read_checkpoint(tmp_path / "a.ckpt")) == ["weight"]
+
+
 @pytest.mark.parametrize("suffix", CHECKPOINT_SUFFIXES)
 def test_checkpoints_with_every_suffix_are_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"w{suffix}"

@@ -56,7 +56,7 @@ class Scripted(Ignored):
 _STAND_INS = {
     re.compile(r"(pytorch_lightning|lightning|lightning_fabric)\.[\w.]+\.AttributeDict"): dict,
     re.compile(
-        r"argparse\.Namespace|pathlib\.\w*Path|(pytorch_lightning|lightning)\.[\w.]*callbacks\.[\w.]+"
+        r"argparse\.Namespace|pathlib\.(_local\.)?\w*Path|(pytorch_lightning|lightning)\.[\w.]*callbacks\.[\w.]+"
         r"|numpy\.(_?core\.multiarray\.scalar|dtype|dtypes\.\w+)|_codecs\.encode|torch\.jit\._pickle\.\w+"
     ): Ignored,
     re.compile(r"__torch__\.[\w.]+"): Scripted,
