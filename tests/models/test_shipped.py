@@ -1,5 +1,8 @@
 """The packaged model: its contents, and its behaviour on real faces."""
 
+import re
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -55,6 +58,19 @@ def test_rules_are_ordered_and_meet_their_bounds(model: ConfidenceModel, score: 
         assert rule.counts[0].upper <= rule.alpha and rule.counts[1].upper <= 0.01
         assert rule.reject is not None and rule.reject < model.calibration.record["neutral"] < accepts[0]
         assert 0 < rule.min_confidence < 100
+
+
+def test_the_page_of_thresholds_lists_the_rules_of_the_model(model: ConfidenceModel) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "thresholds.md").read_text(encoding="utf-8")
+    table = page.split("| score        | FMR    | match from |", 1)[1].split("\n\n", 1)[0]
+    listed = re.findall(r"^\| ([\w-]+) *\| (\S+) *\| (\S+) *\| (\S+) *\|$", table, re.MULTILINE)
+    assert model.calibration is not None
+    assert {row[0] for row in listed} == {"evidence", "mls", "mls-template"}
+    assert [(name, float(rate), float(accept), float(reject)) for name, rate, accept, reject in listed] == [
+        (rule.score, rule.alpha, pytest.approx(rule.accept, abs=5e-3), pytest.approx(rule.reject, abs=5e-3))
+        for rule in model.calibration.decisions
+        if rule.score in {row[0] for row in listed}
+    ]
 
 
 @pytest.mark.parametrize("templates", [0, 1, 2])
