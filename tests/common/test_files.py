@@ -56,6 +56,21 @@ def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, failure: BaseEx
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_the_folder_may_be_renamed_as_soon_as_it_has_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def replace_and_move(temporary: Path, target: Path) -> Path:  # as rank 0 does with a complete checkpoint
+        replaced = replace(temporary, target)
+        target.parent.rename(tmp_path / "complete")
+        return replaced
+
+    monkeypatch.setattr(Path, "replace", replace_and_move)
+    write_atomically(tmp_path / "part" / "file.bin", lambda stream: stream.write(b"content"))
+    assert [path.name for path in (tmp_path / "complete").iterdir()] == ["file.bin"]
+
+
 def test_a_partial_file_of_a_killed_process_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".file.bin.part").write_bytes(b"half of something longer")
     path = write_atomically(tmp_path / "file.bin", lambda stream: stream.write(b"content"))

@@ -138,12 +138,11 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
         return path
     try:
         make_folder(path.parent)
-        with _temporary_file(path) as (temporary, stream):
+        with _synced_folder(path.parent), _temporary_file(path) as (temporary, stream):
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
             temporary.replace(path)
-        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         raise StorageError(
             f"{path}: could not be written ({_reason(error)}); the previous file, if any, is "
@@ -326,19 +325,32 @@ def sync_folder(folder: str | Path) -> None:
     Raises:
         OSError: the disk failed.
     """
-    if os.name != "posix":  # Windows has no such call; NTFS journals directory entries
-        return
+    with _synced_folder(folder):
+        pass
+
+
+@contextmanager
+def _synced_folder(folder: str | Path) -> Iterator[None]:
+    """Flush a folder's directory entries to disk at the end of the block.
+
+    The folder is opened at the beginning: another process may rename it once it contains the files that the
+    block writes, as rank 0 does with the folder of a complete checkpoint.
+    """
+    descriptor = None
+    if os.name == "posix":  # Windows has no such call; NTFS journals directory entries
+        with suppress(PermissionError):  # the folder is writable but not readable
+            descriptor = os.open(folder, os.O_RDONLY)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # the folder is writable but not readable
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some network drives
-            raise
+        yield
+        try:
+            if descriptor is not None:
+                os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP):  # some network drives
+                raise
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def check_destination(path: str | Path) -> None:

@@ -136,6 +136,7 @@ class CheckpointWriter:
         try:
             if target.exists():
                 target.rename(_hidden_path(target, _OLD))
+            sync_folder(temporary)  # the names of all files, before the checkpoint exists
             temporary.rename(target)
             sync_folder(target.parent)
             _clean_up(self._folder, self._identity, self._keep)
