@@ -157,9 +157,13 @@ def start(job: str, folder: Path, size: int) -> list[tuple[int, str]]:
             subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
         )
     results = []
-    for process in processes:
-        _, errors = process.communicate(timeout=600)  # against a hang, not a measure of speed
-        results.append((process.returncode, errors))
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=600)  # against a hang, not a measure of speed
+            results.append((process.returncode, errors))
+    finally:
+        for process in processes:
+            process.kill()
     return results
 
 
