@@ -17,7 +17,7 @@ from spherecf.common.parsing import checked
 from spherecf.errors import InputError, ModelError
 
 FORMAT, VERSION = "spherecf.calibration", 2
-_PLAIN_VERSION = 1  # written if the calibration has nothing newer, so that older programs can read it
+_PLAIN_VERSION = 1  # written if the calibration has neither evidence nor extrapolated rules
 
 PAIR_SCORE, TEMPLATE_SCORE = "mls", "mls-template"
 """Names of the mutual likelihood score of two images, and of a template against one image. A calibration may

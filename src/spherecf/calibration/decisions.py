@@ -203,7 +203,7 @@ class DecisionRule:
         """The fields as JSON values; None if no minimum confidence is required."""
         facts = asdict(self) | {"counts": [asdict(count) for count in self.counts]}
         if self.extrapolated is None:
-            del facts["extrapolated"]  # so that older programs can read the rule
+            del facts["extrapolated"]  # its rate was counted
         return facts | {"min_confidence": None if self.min_confidence == -math.inf else self.min_confidence}
 
     @classmethod

@@ -167,7 +167,7 @@ def _temporary_file(path: Path) -> Iterator[tuple[Path, IO[bytes]]]:
     temporary, stream = _temporary_path(path), None
     while stream is None:
         stream = _open_for_writing(temporary)
-        if not _locked(stream, wait=True):  # no locks on this file system: use a unique name instead
+        if not _lock(stream, wait=True):  # no locks on this file system: use a unique name instead
             stream.close()
             temporary = path.with_name(f".{path.name}.{uuid4().hex}.part")
             stream = _open_for_writing(temporary)
@@ -189,7 +189,7 @@ def _open_for_writing(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, flags, 0o666), "r+b")
 
 
-def _locked(stream: IO[bytes], *, wait: bool) -> bool:
+def _lock(stream: IO[bytes], *, wait: bool) -> bool:
     """Lock an open file until it is closed; False if the file system has no locks.
 
     Raises:
@@ -253,7 +253,7 @@ class Lock:
     def _try_lock(self, work: str, hint: str) -> bool:
         self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+b", buffering=0)
         try:
-            _locked(self._file, wait=False)
+            _lock(self._file, wait=False)
         except BlockingIOError as error:
             holder = self._file.read().decode(errors="replace").strip() or "unknown"
             self._file.close()
