@@ -125,8 +125,8 @@ def shipped(
     _print(shipped_tables(result), f"model: {out / MODEL_FILE}\nreport: {files.html}", as_json)
 
 
-@app.command("promise", epilog="Example: python -m studies promise cfp/ lfw/ --out runs/shipped")
-def promised(
+@app.command("transfer", epilog="Example: python -m studies transfer cfp/ lfw/ --out runs/shipped")
+def transfer(
     test: Annotated[
         Path, typer.Argument(help="Aligned crops of the people used for calibration and evaluation.")
     ],
@@ -137,7 +137,7 @@ def promised(
     out: Annotated[
         Path,
         typer.Option(
-            help="Output folder of `shipped`, whose cache is used; the report goes to promise/ in it.",
+            help="Output folder of `shipped`, whose cache is used; the report goes to transfer/ in it.",
             callback=folder_to_write,
         ),
     ],
@@ -157,13 +157,13 @@ def promised(
     from spherecf.data import open_source, orl_faces
     from spherecf.faces import AlignedFaces
     from spherecf.models import load
-    from studies.promise import present_promise, promise, promise_tables
+    from studies.transfer import measure_transfer, present_transfer, transfer_tables
 
     loaded, sets = load(model), [open_source(path) for path in others or ()]
     named = {source.name: source for source in sets} | {"orl": AlignedFaces(orl_faces())}
-    result = promise(loaded, open_source(test), named, out, repetitions=repetitions, draws=draws)
-    files = present_promise(result, out / "promise", {"fingerprint": loaded.fingerprint()})
-    _print(promise_tables(result), f"report: {files.html}", as_json)
+    result = measure_transfer(loaded, open_source(test), named, out, repetitions=repetitions, draws=draws)
+    files = present_transfer(result, out / "transfer", {"fingerprint": loaded.fingerprint()})
+    _print(transfer_tables(result), f"report: {files.html}", as_json)
 
 
 @app.command(epilog="Example: python -m studies cohort cfp/ lfw/ --out runs/shipped")

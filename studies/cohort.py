@@ -18,8 +18,8 @@ from spherecf.report import Table
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, pool
 from spherecf.training import build_cache
 from studies.graded import GRADES, GradedFaces
-from studies.promise import sample_images
 from studies.shipped import graded, halves
+from studies.transfer import sample_images
 
 Array = NDArray[Any]
 Side = tuple[Array, Array, Array]
@@ -177,7 +177,7 @@ def cohort(
     """FNIR at FPIR 0.01 with unnormalised scores, and with scores normalised on the gallery.
 
     The people are the second half of TEST, which was not used to calibrate the shipped model, and those of
-    the other sets. Caches are shared with `studies.promise`.
+    the other sets. Caches are shared with `studies.transfer`.
 
     Args:
         model: calibrated.

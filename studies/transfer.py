@@ -35,7 +35,7 @@ _MIN_REST = 20  # people left to measure on
 
 
 @dataclass(frozen=True, eq=False)
-class Crowd:
+class FaceSet:
     """Images of known people, and all pairs of these images.
 
     Attributes:
@@ -49,7 +49,7 @@ class Crowd:
     pairs: ScoredPairs
 
     @classmethod
-    def of(cls, name: str, embeddings: Embeddings, calibration: Calibration) -> "Crowd":
+    def of(cls, name: str, embeddings: Embeddings, calibration: Calibration) -> "FaceSet":
         """Up to 2,000 of these images and all of their pairs, with evidence."""
         sample = embeddings.select(np.sort(in_turns(np.asarray(embeddings.labels))[:_MAX_COMPARED]))
         faces = GradedFaces(
@@ -82,8 +82,8 @@ class Count:
     """Errors of a rule on pairs that were not used to fit it.
 
     Attributes:
-        made_on: the people the rule was fitted on, in words.
-        counted_on: name of the set it was measured on.
+        fitted_on: the people the rule was fitted on, in words.
+        measured_on: name of the set it was measured on.
         people: number of people it was refitted on; 0 for a rule of the model, or of another set.
         alpha: bound on the false match rate.
         rate: measured false match rate, mean over the repetitions.
@@ -94,8 +94,8 @@ class Count:
         look_alikes: number of pairs of people that cause half of the false matches.
     """
 
-    made_on: str
-    counted_on: str
+    fitted_on: str
+    measured_on: str
     people: int
     alpha: float
     rate: float
@@ -121,10 +121,10 @@ class _Tally:
         self.matches.append(matches)
         self.look_alikes.append(look_alikes)
 
-    def count(self, made_on: str, counted_on: str, people: int, alpha: float) -> Count:
+    def count(self, fitted_on: str, measured_on: str, people: int, alpha: float) -> Count:
         low, high = np.quantile(np.concatenate(self.drawn), [0.025, 0.975])
         return Count(
-            made_on, counted_on, people, alpha, float(np.mean(self.rates)), (float(low), float(high)),
+            fitted_on, measured_on, people, alpha, float(np.mean(self.rates)), (float(low), float(high)),
             float(np.mean(self.matches)), sum(rate <= alpha for rate in self.rates), len(self.rates),
             round(np.mean(self.look_alikes)),
         )  # fmt: skip
@@ -138,7 +138,7 @@ def select_rules(calibration: Calibration) -> Calibration:
         if (rule.score, rule.error) == (PAIR_EVIDENCE, "fmr") and rule.alpha in RATES
     )
     if {rule.alpha for rule in rules} != set(RATES):
-        raise InputError(f"promise: the model has no evidence rules for {RATES}; calibrate it again")
+        raise InputError(f"transfer: the model has no evidence rules for {RATES}; calibrate it again")
     return replace(calibration, decisions=rules)
 
 
@@ -165,22 +165,22 @@ def _count_look_alikes(pairs: ScoredPairs, false_matches: NDArray[np.bool_]) -> 
     return int(np.searchsorted(np.cumsum(counts), counts.sum() / 2) + 1) if counts.size else 0
 
 
-def elsewhere(crowds: Sequence[Crowd], calibration: Calibration, draws: int, seed: int) -> list[Count]:
+def across_sets(face_sets: Sequence[FaceSet], calibration: Calibration, draws: int, seed: int) -> list[Count]:
     """Measure the model's rules, and rules refitted on each set, on all other sets."""
     results: list[Count] = []
-    nobody = np.empty(0, np.int64)
-    with progress("rules of one set, measured on another", len(crowds) ** 2) as advance:
-        for source in (None, *crowds):
+    no_people = np.empty(0, np.int64)
+    with progress("rules of one set, measured on another", len(face_sets) ** 2) as advance:
+        for source in (None, *face_sets):
             refitted = calibration
             if source is not None:
                 refitted = _refit(source.only(source.people), calibration, draws, seed)
-            for crowd in crowds:
-                if crowd is not source:
+            for face_set in face_sets:
+                if face_set is not source:
                     tallies = [_Tally() for _ in RATES]
-                    count(crowd.without(nobody), refitted.decisions, tallies, draws)
+                    count(face_set.without(no_people), refitted.decisions, tallies, draws)
                     name = "the model" if source is None else source.name
                     results += [
-                        tally.count(name, crowd.name, 0, rule.alpha)
+                        tally.count(name, face_set.name, 0, rule.alpha)
                         for tally, rule in zip(tallies, refitted.decisions)
                     ]
                     advance()
@@ -191,48 +191,51 @@ def _refit(people: Embeddings, calibration: Calibration, draws: int, seed: int) 
     return check_people(people, calibration, draws=draws, seed=seed, min_people=min(LOCAL)).calibration
 
 
-def at_home(
-    crowds: Sequence[Crowd], calibration: Calibration, *, repetitions: int, draws: int, seed: int
+def within_sets(
+    face_sets: Sequence[FaceSet], calibration: Calibration, *, repetitions: int, draws: int, seed: int
 ) -> list[Count]:
     """Measure the model's rules, and rules refitted on some people of a set, on its other people."""
     cells = [
-        (crowd, people) for crowd in crowds for people in LOCAL if people + _MIN_REST <= crowd.people.size
+        (face_set, people)
+        for face_set in face_sets
+        for people in LOCAL
+        if people + _MIN_REST <= face_set.people.size
     ]
     results: list[Count] = []
     with progress("refitted rules", len(cells) * repetitions) as advance:
-        for crowd, people in cells:
+        for face_set, people in cells:
             before, after = ([_Tally() for _ in RATES] for _ in range(2))
             for repetition in range(repetitions):
                 rng = np.random.default_rng([seed, people, repetition])
-                local = rng.permutation(crowd.people)[:people]
-                refitted = _refit(crowd.only(local), calibration, draws, repetition)
-                rest = crowd.without(local)
+                local = rng.permutation(face_set.people)[:people]
+                refitted = _refit(face_set.only(local), calibration, draws, repetition)
+                rest = face_set.without(local)
                 count(rest, (*calibration.decisions, *refitted.decisions), (*before, *after), draws)
                 advance()
             for name, tallies in (("the model", before), ("its own people", after)):
                 results += [
-                    tally.count(name, crowd.name, people, rule.alpha)
+                    tally.count(name, face_set.name, people, rule.alpha)
                     for tally, rule in zip(tallies, calibration.decisions)
                 ]
     return results
 
 
 @dataclass(frozen=True, eq=False)
-class Promise:
+class Transfer:
     """All results of the study.
 
     Attributes:
-        crowds: (name, people, images, non-mated pairs, mated pairs) of each set.
-        elsewhere: results of the model's rules, and of rules refitted on every other set.
-        at_home: results of the model's rules, and of rules refitted on some people of the same set.
+        face_sets: (name, people, images, non-mated pairs, mated pairs) of each set.
+        across_sets: results of the model's rules, and of rules refitted on every other set.
+        within_sets: results of the model's rules, and of rules refitted on some people of the same set.
     """
 
-    crowds: list[tuple[str, int, int, int, int]]
-    elsewhere: list[Count]
-    at_home: list[Count]
+    face_sets: list[tuple[str, int, int, int, int]]
+    across_sets: list[Count]
+    within_sets: list[Count]
 
 
-def promise(
+def measure_transfer(
     model: ConfidenceModel,
     test: ImageSource,
     others: Mapping[str, ImageSource],
@@ -241,7 +244,7 @@ def promise(
     repetitions: int = 10,
     draws: int = 200,
     seed: int = 0,
-) -> Promise:
+) -> Transfer:
     """Measure the model's rules, and refitted rules, on people that were not used to fit them.
 
     The sets are the second half of the people of ``test``, by pose and under unseen damage, and the people of
@@ -260,42 +263,42 @@ def promise(
         InputError: the model is not calibrated, or has no evidence rules for `RATES`.
     """
     if model.calibration is None:
-        raise InputError("promise: the model is not calibrated")
+        raise InputError("transfer: the model is not calibrated")
     calibration = select_rules(model.calibration)
-    crowds = _crowds(model, test, others, Path(folder))
+    face_sets = _face_sets(model, test, others, Path(folder))
     sizes = [
         (
-            crowd.name, crowd.people.size, len(crowd.embeddings), int((~crowd.pairs.mated).sum()),
-            int(crowd.pairs.mated.sum()),
+            face_set.name, face_set.people.size, len(face_set.embeddings), int((~face_set.pairs.mated).sum()),
+            int(face_set.pairs.mated.sum()),
         )
-        for crowd in crowds
+        for face_set in face_sets
     ]  # fmt: skip
-    return Promise(
+    return Transfer(
         sizes,
-        elsewhere(crowds, calibration, draws, seed),
-        at_home(crowds, calibration, repetitions=repetitions, draws=draws, seed=seed),
+        across_sets(face_sets, calibration, draws, seed),
+        within_sets(face_sets, calibration, repetitions=repetitions, draws=draws, seed=seed),
     )
 
 
-def _crowds(
+def _face_sets(
     model: ConfidenceModel, test: ImageSource, others: Mapping[str, ImageSource], folder: Path
-) -> list[Crowd]:
+) -> list[FaceSet]:
     backbone, head, calibration = model.backbone, model.head, model.calibration
     assert calibration is not None
     test_cache = build_cache(backbone, head, test, list(GRADES.values()), folder / "test-cache")
     clean, damaged = _views(model, test_cache, *(list(GRADES).index(grade) for grade in ("none", "unseen")))
     pose = np.array([key.split("/")[-2] if key.count("/") > 1 else "as it is" for key in clean.keys])
     by_pose = {name: clean.select(np.flatnonzero(pose == name)) for name in np.unique(pose).tolist()}
-    crowds = []
+    face_sets = []
     for name, images in (by_pose | {"unseen damage": damaged}).items():
         _, second = halves(np.asarray(images.labels))
         held_out = images.select(np.flatnonzero(second))
-        crowds.append(Crowd.of(f"{test.name}, {name}", held_out, calibration))
+        face_sets.append(FaceSet.of(f"{test.name}, {name}", held_out, calibration))
     for name, source in others.items():
         cache = build_cache(backbone, head, sample_images(source), [View()], folder / f"{name}-cache")
         (images,) = _views(model, cache, 0)
-        crowds.append(Crowd.of(name, images, calibration))
-    return crowds
+        face_sets.append(FaceSet.of(name, images, calibration))
+    return face_sets
 
 
 def sample_images(source: ImageSource, seed: int = 0) -> ImageSource:
@@ -313,26 +316,29 @@ def _views(model: ConfidenceModel, cache: FeatureCache, *views: int) -> list[Emb
     return [view.select(np.flatnonzero(np.asarray(view.labels) >= 0)) for view in embeddings]
 
 
-def promise_tables(result: Promise) -> list[Table]:
+def transfer_tables(result: Transfer) -> list[Table]:
     """Sizes of the sets; rules of other sets; refitted rules."""
-    crowds = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in result.crowds]
+    face_sets = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in result.face_sets]
     header = ["set", "people", "images", "non-mated pairs", "mated pairs"]
     return [
-        Table("The sets", header, crowds),
-        *(_elsewhere(result, alpha) for alpha in SHOWN),
-        *(_at_home(result, alpha) for alpha in SHOWN),
+        Table("The sets", header, face_sets),
+        *(_across_sets(result, alpha) for alpha in SHOWN),
+        *(_within_sets(result, alpha) for alpha in SHOWN),
     ]
 
 
-def _elsewhere(result: Promise, alpha: float) -> Table:
-    counts = {(c.made_on, c.counted_on): c for c in result.elsewhere if c.alpha == alpha}
-    names = list(dict.fromkeys(counted_on for _, counted_on in counts))
+def _across_sets(result: Transfer, alpha: float) -> Table:
+    counts = {(c.fitted_on, c.measured_on): c for c in result.across_sets if c.alpha == alpha}
+    names = list(dict.fromkeys(measured_on for _, measured_on in counts))
     rows = [
         [
-            made_on,
-            *(_false_matches(counts[made_on, name]) if (made_on, name) in counts else "-" for name in names),
+            fitted_on,
+            *(
+                _false_matches(counts[fitted_on, name]) if (fitted_on, name) in counts else "-"
+                for name in names
+            ),
         ]
-        for made_on in dict.fromkeys(made_on for made_on, _ in counts)
+        for fitted_on in dict.fromkeys(fitted_on for fitted_on, _ in counts)
     ]
     note = (
         "False match rate, its 95 % interval over people, and the number of pairs of people that cause half "
@@ -349,13 +355,13 @@ def _false_matches(count: Count) -> str:
     return f"{count.rate:.1e} [{count.ends[0]:.1e}, {count.ends[1]:.1e}] by {count.look_alikes}{star}"
 
 
-def _at_home(result: Promise, alpha: float) -> Table:
+def _within_sets(result: Transfer, alpha: float) -> Table:
     rows = []
-    cells = {(c.counted_on, c.people, c.made_on): c for c in result.at_home if c.alpha == alpha}
+    cells = {(c.measured_on, c.people, c.fitted_on): c for c in result.within_sets if c.alpha == alpha}
     for name, people in dict.fromkeys((name, people) for name, people, _ in cells):
         row = [name, str(people)]
-        for made_on in ("the model", "its own people"):
-            c = cells[name, people, made_on]
+        for fitted_on in ("the model", "its own people"):
+            c = cells[name, people, fitted_on]
             row += [
                 f"{c.rate:.1e} [{c.ends[0]:.1e}, {c.ends[1]:.1e}]", f"{c.kept} of {c.repetitions}",
                 f"{c.matches:.3f}",
@@ -363,23 +369,22 @@ def _at_home(result: Promise, alpha: float) -> Table:
         rows.append(row)
     note = (
         "Rules are refitted on about four images of each person and measured on the other people of the set. "
-        "Wrong: mean false match rate over the samples of people, and its 95 % interval over the people of "
-        "the fit and of the measurement. Kept: samples in which the rate is within the bound. Right: share "
-        "of the mated pairs that are called a match."
+        "FMR: mean over the samples of people, with its 95 % interval over the people of the fit and of the "
+        "measurement. Kept: samples in which the rate is within the bound."
     )
-    columns = ["wrong", "kept", "right"]
+    columns = ["FMR", "kept", "TMR"]
     header = ["set", "people", *(f"{rule}: {column}" for rule in ("model", "refitted") for column in columns)]
     return Table(f"FMR bound {alpha:g}: rules refitted on some of the people", header, rows, note)
 
 
-def present_promise(result: Promise, folder: str | Path, provenance: dict[str, Any]) -> ReportFiles:
+def present_transfer(result: Transfer, folder: str | Path, provenance: dict[str, Any]) -> ReportFiles:
     """Write ``report.html``, ``report.md`` and ``report.json``."""
-    first, *others = promise_tables(result)
+    first, *others = transfer_tables(result)
     return write_report(
         folder,
         title="Do the rules hold on other people?",
         sections=[Section("Rules of other sets, and refitted rules", tables=others)],
-        results={name: [asdict(c) for c in getattr(result, name)] for name in ("elsewhere", "at_home")},
+        results={name: [asdict(c) for c in getattr(result, name)] for name in ("across_sets", "within_sets")},
         summary=[first],
         provenance={"environment": environment(), **provenance},
     )

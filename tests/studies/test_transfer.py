@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from studies.promise import (
+from studies.transfer import (
     RATES,
-    Crowd,
-    Promise,
-    at_home,
-    elsewhere,
-    promise_tables,
+    FaceSet,
+    Transfer,
+    across_sets,
     sample_images,
     select_rules,
+    transfer_tables,
+    within_sets,
 )
 
 from spherecf.calibration import Calibration
@@ -27,7 +27,7 @@ def calibration() -> Calibration:
     return select_rules(shipped)
 
 
-def crowd(name: str, people: int, calibration: Calibration, alike: float = 0.0, seed: int = 0) -> Crowd:
+def face_set(name: str, people: int, calibration: Calibration, alike: float = 0.0, seed: int = 0) -> FaceSet:
     """Four images of each person; ``alike`` is the weight of a direction shared by all."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(people, 1, 128)) / np.sqrt(128) + alike * np.eye(128)[0]
@@ -36,21 +36,23 @@ def crowd(name: str, people: int, calibration: Calibration, alike: float = 0.0, 
     label = np.repeat(np.arange(people), 4)
     keys, names = [str(i) for i in range(len(mu))], [f"p{i}" for i in range(people)]
     kappa = rng.uniform(4.5, 5.5, len(mu))
-    return Crowd.of(name, Embeddings(mu, kappa, keys, labels=label, identities=names), calibration)
+    return FaceSet.of(name, Embeddings(mu, kappa, keys, labels=label, identities=names), calibration)
 
 
 @pytest.fixture(scope="module")
-def crowds(calibration: Calibration) -> list[Crowd]:
-    return [crowd("apart", 45, calibration), crowd("alike", 60, calibration, alike=0.55, seed=1)]
+def face_sets(calibration: Calibration) -> list[FaceSet]:
+    return [face_set("apart", 45, calibration), face_set("alike", 60, calibration, alike=0.55, seed=1)]
 
 
-def test_rules_of_the_model_are_counted_on_all_people(crowds: list[Crowd], calibration: Calibration) -> None:
-    results = elsewhere(crowds, calibration, 50, 0)
-    cells = {(item.made_on, item.counted_on, item.alpha): item for item in results}
+def test_rules_of_the_model_are_counted_on_all_people(
+    face_sets: list[FaceSet], calibration: Calibration
+) -> None:
+    results = across_sets(face_sets, calibration, 50, 0)
+    cells = {(item.fitted_on, item.measured_on, item.alpha): item for item in results}
     assert {key[:2] for key in cells} == {
         ("the model", "apart"), ("the model", "alike"), ("apart", "alike"), ("alike", "apart")
     }  # fmt: skip
-    for item in crowds:
+    for item in face_sets:
         values, mated = item.pairs.scores["evidence"], item.pairs.mated
         for rule in calibration.decisions:
             cell = cells["the model", item.name, rule.alpha]
@@ -68,26 +70,26 @@ def test_rules_of_the_model_are_counted_on_all_people(crowds: list[Crowd], calib
 
 
 def test_renewed_rules_are_counted_on_the_remaining_people(
-    crowds: list[Crowd], calibration: Calibration
+    face_sets: list[FaceSet], calibration: Calibration
 ) -> None:
-    results = at_home(crowds, calibration, repetitions=3, draws=50, seed=0)
-    assert {(result.counted_on, result.people) for result in results} == {("apart", 20), ("alike", 20)}
-    cells = {(result.made_on, result.counted_on, result.alpha): result for result in results}
+    results = within_sets(face_sets, calibration, repetitions=3, draws=50, seed=0)
+    assert {(result.measured_on, result.people) for result in results} == {("apart", 20), ("alike", 20)}
+    cells = {(result.fitted_on, result.measured_on, result.alpha): result for result in results}
     model_rule, renewed_rule = cells["the model", "alike", 1e-2], cells["its own people", "alike", 1e-2]
     assert (
         model_rule.kept == 0
         and renewed_rule.kept == 3 == renewed_rule.repetitions
         and renewed_rule.rate < 1e-2 < model_rule.rate
     )
-    tables = promise_tables(
-        Promise([("alike", 60, 240, 28320, 360)], elsewhere(crowds, calibration, 20, 0), results)
+    tables = transfer_tables(
+        Transfer([("alike", 60, 240, 28320, 360)], across_sets(face_sets, calibration, 20, 0), results)
     )
     assert len(tables) == 5 and tables[0].rows == [["alike", "60", "240", "28,320", "360"]]
     assert tables[-1].rows[1][:2] == ["alike", "20"]
 
 
 def test_local_images_and_the_remaining_pairs_share_no_person(calibration: Calibration) -> None:
-    apart = crowd("apart", 45, calibration)
+    apart = face_set("apart", 45, calibration)
     local = np.arange(20)
     local_images, remaining = apart.only(local), apart.without(local)
     assert len(local_images) == 80 and set(local_images.labels.tolist()) == set(range(20))
