@@ -26,7 +26,7 @@ def run(*arguments: str) -> tuple[list[dict], str]:
 def test_reports_a_match_with_its_error_rates() -> None:
     (line,), summary = run(ANNA, ANNA_2, "--max-fmr", "1e-2")
     assert line["decision"] == "match" and line["llr"] > 0 and line["evidence"] >= line["accept"]
-    assert 0 < line["fmr_seen"] <= line["fmr_upper"] <= 1e-2
+    assert 0 < line["fmr_measured"] <= line["fmr_upper"] <= 1e-2
     assert [photo["photo"] for photo in line["photos"]] == [ANNA, ANNA_2]
     assert "MATCH: at most 1 in 100 pairs of different people" in summary and "likelihood ratio" in summary
 

@@ -93,9 +93,9 @@ def test_info_tests_the_rules_on_the_members(tmp_path: Path) -> None:
     rules = {(rule["rule"]["score"], rule["rule"]["alpha"]): rule for rule in report["rules"]}
     assert {score for score, _ in rules} == {"evidence", "evidence-template"}
     assert rules["evidence", 1e-2]["matches"] == 22  # eleven people have two photos each
-    assert rules["evidence", 1e-8]["verdict"] == "open" and facts["members_untold"] is None
+    assert rules["evidence", 1e-8]["verdict"] == "open" and facts["members_untested"] is None
     assert "22 of 22 members" in " ".join(messages.split())
     (facts,), messages = run("info", tmp_path / "gallery", "--members", "10")
     assert facts["members"] is None and "at least 20 members, got 10" in messages
     (facts,), messages = run("info", tmp_path / "gallery", "--members", "0")
-    assert facts["members"] is None and facts["members_untold"] is None
+    assert facts["members"] is None and facts["members_untested"] is None

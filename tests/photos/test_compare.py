@@ -69,7 +69,7 @@ def test_json_has_the_error_rates_and_faces(calibration: Calibration) -> None:
     left, right = photo("a", face(E[0], 100.0)), photo("wall")
     facts = compare(left, right, calibration, radius=RADIUS, max_fmr=1e-2).to_dict()
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    assert facts["fmr_seen"] == 1e-3 and facts["fmr_upper"] == 0.009
+    assert facts["fmr_measured"] == 1e-3 and facts["fmr_upper"] == 0.009
     assert facts["decision"] == "undecided" and facts["max_fmr"] == 1e-2 and facts["min_kappa"] == 20.0
     assert facts["photos"][0]["face"]["quality"] == 50 and facts["photos"][1]["face"] is None
 

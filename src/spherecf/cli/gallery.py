@@ -231,7 +231,7 @@ def info(
         report, untested_reason = _test_rules(opened, members)
         rates_in_use = opened.rates_in_use(_MAX_FPIR)
     results = None if report is None else report.to_dict()
-    print_lines([facts | {"members": results, "members_untold": untested_reason}], as_lines)
+    print_lines([facts | {"members": results, "members_untested": untested_reason}], as_lines)
     table = Table(title=escape(gallery), show_header=False)
     for name, value in facts.items():
         table.add_row(name, escape(str(value)))

@@ -66,7 +66,7 @@ class Comparison:
             "accept": self.rule.accept,
             "reject": self.rule.reject,
             "min_kappa": self.rule.to_dict()["min_confidence"],
-            "fmr_seen": (
+            "fmr_measured": (
                 None if measured is None or not measured.trials else measured.errors / measured.trials
             ),
             "fmr_upper": None if measured is None else measured.upper,

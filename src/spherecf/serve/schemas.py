@@ -136,7 +136,7 @@ class Compared(BaseModel):
         "the thresholds."
     )
     min_kappa: float | None = Field(description="Undecided if the kappa of a face is below this value.")
-    fmr_seen: float | None = Field(description="False match rate measured when the rule was tested.")
+    fmr_measured: float | None = Field(description="False match rate measured when the rule was tested.")
     fmr_upper: float | None = Field(description="Upper confidence bound on the measured false match rate.")
     tested_on: str = Field(description="Data on which the rule was tested.")
     fmr_extrapolated: tuple[float, float] | None = Field(
