@@ -111,11 +111,11 @@ def shipped(
     from spherecf.models import FrozenBackbone, load
     from spherecf.report import require_matplotlib
     from spherecf.training import ConfidenceConfig
-    from studies.shipped import MODEL_FILE, ship
+    from studies.shipped import MODEL_FILE, SETTINGS, ship
     from studies.shipped_report import present_shipped, shipped_tables
 
     require_matplotlib()  # fail before the long computation, not after it
-    config = ConfidenceConfig() if recipe is None else ConfidenceConfig.load(recipe)
+    config = SETTINGS if recipe is None else ConfidenceConfig.load(recipe)
     model_or_images = load(train) if train.suffix == ".safetensors" else open_source(train)
     result = ship(
         FrozenBackbone.default(), model_or_images, open_source(test), out, config,

@@ -17,7 +17,7 @@ from spherecf.models import ConfidenceModel
 from spherecf.report import Table
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, pool
 from spherecf.training import build_cache
-from studies.graded import GRADES, GradedFaces
+from studies.graded import GRADES, GradedFaces, directions
 from studies.shipped import graded, halves
 from studies.transfer import sample_images
 
@@ -204,10 +204,11 @@ def cohort(
         cache = build_cache(
             model.backbone, model.head, sample_images(source), [View()], folder / f"{name}-cache"
         )
-        kappa = np.exp(cache.log_kappa(model.head))
+        log_kappa = cache.log_kappa(model.head)
         faces = GradedFaces(
-            ["none"], cache.mu[:, None], kappa[:, None], cache.source.labels, cache.source.keys, model.radius
-        )
+            ["none"], directions(model, cache, log_kappa)[:, None], np.exp(log_kappa)[:, None],
+            cache.source.labels, cache.source.keys, model.radius,
+        )  # fmt: skip
         sets[name] = faces.only(cache.valid)
         worlds.append(World(name, 1, False))
     gains: list[Gain] = []

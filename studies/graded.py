@@ -14,6 +14,7 @@ from spherecf.data import RECIPES, Degradation, DegradationRecipe, ImageSource, 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation import SubjectRates
+from spherecf.models import ConfidenceModel
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, pool
 from spherecf.training import FeatureCache, TrainingData
 
@@ -317,6 +318,13 @@ def divide(
         "held_out_images": int(held_out.sum()),
     }
     return Division(held_out, shared, facts)
+
+
+def directions(model: ConfidenceModel, cache: FeatureCache, log_kappa: Array) -> Array:
+    """The model's directions (rows, dim) of cached features, with the log kappas (rows,) of its head."""
+    if model.centring is None:
+        return cache.mu
+    return model.centring(torch.from_numpy(np.array(cache.mu)), torch.from_numpy(log_kappa)).numpy()
 
 
 def _clean(cache: FeatureCache) -> Embeddings:

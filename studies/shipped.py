@@ -47,10 +47,14 @@ from studies.graded import (
     GradedFaces,
     ScoredPairs,
     conditions,
+    directions,
     divide,
 )
 
 Array = NDArray[Any]
+
+SETTINGS = ConfidenceConfig.from_dict({"features": {"centre": True}})
+"""Settings of the shipped head: the default recipe, with centred directions."""
 
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 ALPHAS = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -675,7 +679,7 @@ def ship(
         train: aligned crops of known people; or a trained model, which is only recalibrated and evaluated.
         test: aligned crops of other people, several images of each.
         folder: output folder for caches, the head and the model.
-        config: settings of the head.
+        config: settings of the head; `SETTINGS` by default.
         foreign: further sets to evaluate, aligned crops of known people each.
         realign: detects and aligns the crops again, to measure the effect on kappa.
         draws: bootstrap samples of subjects; 0 for no intervals.
@@ -683,7 +687,7 @@ def ship(
     Raises:
         InputError: too few people or pairs for a calibration.
     """
-    config, folder = config or ConfidenceConfig(), Path(folder)
+    config, folder = config or SETTINGS, Path(folder)
     cache = build_cache(
         backbone, train.head if isinstance(train, ConfidenceModel) else new_head(backbone, config), test,
         list(GRADES.values()), folder / "test-cache", batch_size=BATCH,
@@ -723,8 +727,10 @@ def graded(model: ConfidenceModel, cache: FeatureCache) -> GradedFaces:
     """The images that are usable in every view, with the kappas of the model's head."""
     shape = len(cache.source), len(cache.views)
     usable = cache.valid.reshape(shape).all(1) & (cache.source.labels >= 0)
+    log_kappa = cache.log_kappa(model.head)
     faces = GradedFaces(
-        list(GRADES), cache.mu.reshape(*shape, -1), np.exp(cache.log_kappa(model.head)).reshape(shape),
+        list(GRADES), directions(model, cache, log_kappa).reshape(*shape, -1),
+        np.exp(log_kappa).reshape(shape),
         cache.source.labels, cache.source.keys, model.radius,
     )  # fmt: skip
     return faces.only(usable)

@@ -25,6 +25,7 @@ from spherecf.errors import InputError, ModelError
 from spherecf.models import (
     ONNX_INPUT_KEY,
     PREPROCESSING_KEY,
+    Centring,
     ConfidenceHead,
     ConfidenceModel,
     Preprocessing,
@@ -95,16 +96,28 @@ class Percentile(nn.Module):
 
 
 class Confidence(nn.Module):
-    """Map (embedding, features) to mu, log kappa and, where available, percentile and log precisions."""
+    """Map (embedding, features) to mu, log kappa and, where available, percentile and log precisions.
 
-    def __init__(self, head: ConfidenceHead, scale: KappaScale | None) -> None:
+    Only to mu if ``everything`` is False.
+    """
+
+    def __init__(
+        self,
+        head: ConfidenceHead,
+        scale: KappaScale | None,
+        centring: Centring | None,
+        everything: bool = True,
+    ) -> None:
         super().__init__()
-        self.head, self.direction = head, Direction()
+        self.head, self.direction, self.centring = head, Direction(), centring
         self.percentile = None if scale is None else Percentile(scale)
+        self.everything = everything
 
     @property
     def names(self) -> list[str]:
         """Names of the outputs, in order."""
+        if not self.everything:
+            return ["embedding"]
         names = ["embedding", "log_kappa"]
         names += [] if self.percentile is None else ["kappa_percentile"]
         return names + (["log_precision"] if self.head.outputs > 1 else [])
@@ -115,7 +128,11 @@ class Confidence(nn.Module):
         """The outputs in the order of `names`."""
         outputs = self.head(self.head.pool_features(features, embedding.flatten(1)))
         log_kappa = self.head.to_log_kappa(outputs)
-        columns = [self.direction(embedding), log_kappa]
+        mu = self.direction(embedding)
+        mu = mu if self.centring is None else self.centring(mu, log_kappa)
+        if not self.everything:
+            return (mu,)
+        columns = [mu, log_kappa]
         columns += [] if self.percentile is None else [self.percentile(log_kappa)]
         return tuple(columns + ([outputs] if outputs.ndim == 2 else []))
 
@@ -173,9 +190,10 @@ def _confidence(model: ConfidenceModel, inputs: list[str], opset: int, everythin
     backbone, calibration = model.backbone, model.calibration
     shapes = (2, backbone.dim), (2, *backbone.feature_shape)
     examples = {name: torch.ones(shape) for name, shape in zip(inputs, shapes, strict=True)}
-    if everything:
-        head = copy.deepcopy(model.head).cpu()  # leaves the caller's device and mode unchanged
-        tail = Confidence(head, None if calibration is None else calibration.kappa)
+    if everything or model.centring is not None:
+        # Copies leave the caller's device and mode unchanged.
+        head, centring = copy.deepcopy(model.head).cpu(), copy.deepcopy(model.centring)
+        tail = Confidence(head, calibration and calibration.kappa, centring and centring.cpu(), everything)
         traced = trace_onnx(tail, examples, tail.names, opset)
     else:
         traced = trace_onnx(Direction(), {inputs[0]: examples[inputs[0]]}, ["embedding"], opset)

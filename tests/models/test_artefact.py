@@ -124,7 +124,8 @@ def rewrite(saved: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "format version 2, this spherecf reads 1. Update spherecf"),
+        ({"version": 3}, "format version 3, this spherecf reads 1 to 2. Update spherecf"),
+        ({"version": 2}, "centring: expected offset, slope and limits"),
         ({"format": "other"}, "expected the format spherecf.confidence, found other"),
         ({"head": {"kind": "linear", "config": SHAPE}}, "do not fit a linear head"),
     ],

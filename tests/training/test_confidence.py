@@ -54,6 +54,29 @@ def test_the_linear_head_trains_on_maps(tmp_path: Path, recogniser: FrozenBackbo
     assert model.head.kind == "linear" and len(model.record["history"]) == 4
 
 
+def test_directions_are_centred_on_the_training_images(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path
+) -> None:
+    source = open_source(people)
+    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": True}})
+    plain = train_confidence(recogniser, source, tmp_path / "plain", CONFIG)
+    model = train_confidence(recogniser, source, tmp_path / "centred", config)
+    images = np.stack([source.image(row) for row in range(len(source)) if source.keys[row] != "p0/3.jpg"])
+    assert torch.equal(model.embed(images)[1], plain.embed(images)[1]), "kappa stays as it is"
+    before, after = (m.embed(images)[0].mean(0).norm() for m in (plain, model))
+    assert after < 0.5 * before
+    assert load(tmp_path / "centred" / MODEL_FILE, recogniser).fingerprint() == model.fingerprint()
+
+
+def test_centring_without_space_for_a_cache_is_refused_before_training(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spherecf.training.confidence.streams", lambda *arguments: True)
+    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": True}})
+    with pytest.raises(InputError, match=r"features\.centre needs a cache"):
+        train_confidence(recogniser, open_source(people), tmp_path / "run", config)
+
+
 def test_classifier_prototypes_also_use_people_with_one_image(
     tmp_path: Path, recogniser: FrozenBackbone, people: Path
 ) -> None:

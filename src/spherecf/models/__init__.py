@@ -2,6 +2,7 @@
 
 from spherecf.models.arithmetic import float32_arithmetic as float32_arithmetic
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone
+from spherecf.models.centring import Centring
 from spherecf.models.checkpoint import (
     CHECKPOINT_SUFFIXES as CHECKPOINT_SUFFIXES,
     read_checkpoint,
@@ -33,6 +34,7 @@ __all__ = [
     "NETWORKS",
     "PRESETS",
     "BackboneOutput",
+    "Centring",
     "ConfidenceHead",
     "ConfidenceModel",
     "FrozenBackbone",

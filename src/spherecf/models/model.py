@@ -21,8 +21,10 @@ from spherecf.common.version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.models.arithmetic import float32_arithmetic
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone, Identity, file_identity
+from spherecf.models.centring import Centring
 from spherecf.models.checkpoint import (
     CHECKPOINT_SUFFIXES,
+    DAMAGED,
     below,
     filled,
     read_checkpoint,
@@ -38,7 +40,9 @@ from spherecf.models.preprocessing import (
 )
 from spherecf.models.saved import read_saved, saved_format, write_saved
 
-FORMAT, VERSION = "spherecf.confidence", 1
+FORMAT, VERSION = "spherecf.confidence", 2
+_UNCENTRED = 1  # version of the format without centring, which older programs read too
+_CENTRING = "centring."  # prefix of its tensors in a saved model
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class ConfidentOutput:
     """Output for n images.
 
     Attributes:
-        mu: (n, dim) unit mean directions.
+        mu: (n, dim) unit mean directions, centred if the model has a `Centring`.
         log_kappa: (n,) natural logarithm of the concentration.
         norm: (n,) L2 norm of the raw embedding.
         log_precision: (n, dim) if the head outputs one per coordinate (PFE-G), else None; ``log_kappa`` is
@@ -106,6 +110,7 @@ class ConfidenceModel(nn.Module):
         record: JSON-serialisable facts about the training. Versions are added when the model is saved.
         calibration: converts kappa to a percentile, and scores to likelihood ratios and decisions; None until
             the model is calibrated.
+        centring: centres the directions; None to give the recogniser's own.
 
     Example:
         >>> from spherecf.models import make_head
@@ -130,6 +135,7 @@ class ConfidenceModel(nn.Module):
         radius: float = 64.0,
         record: dict[str, Any] | None = None,
         calibration: Calibration | None = None,
+        centring: Centring | None = None,
     ) -> None:
         super().__init__()
         if not 0 < radius < math.inf:
@@ -137,6 +143,7 @@ class ConfidenceModel(nn.Module):
         self.backbone, self.head, self.radius = backbone, head.to(backbone.device), radius
         self.record = {} if record is None else record
         self.calibration = calibration
+        self.centring = None if centring is None else centring.to(backbone.device)
         if self.head.feature_shape != self.backbone.feature_shape:
             raise ModelError(
                 f"the head expects feature maps of shape {self.head.feature_shape}, but the backbone "
@@ -150,7 +157,7 @@ class ConfidenceModel(nn.Module):
             ModelError: the calibration was made for another model; both fingerprints are named.
         """
         calibration = calibration.require(self.fingerprint())
-        return ConfidenceModel(self.backbone, self.head, self.radius, self.record, calibration)
+        return ConfidenceModel(self.backbone, self.head, self.radius, self.record, calibration, self.centring)
 
     def forward(self, images: NDArray[Any] | Tensor) -> ConfidentOutput:
         """Directions, log kappas and raw norms of aligned uint8 RGB faces (n, height, width, 3).
@@ -166,14 +173,16 @@ class ConfidenceModel(nn.Module):
         return self(images)
 
     def predict_from_features(self, output: BackboneOutput) -> ConfidentOutput:
-        """Apply the head, in evaluation mode and without gradients, to a backbone's output."""
+        """Apply the head, in evaluation mode and without gradients, to a backbone's output; centre mu."""
         training = self.head.training
         self.head.eval()
         with torch.no_grad(), float32_arithmetic("float32", output.features.device):
             prediction = self.head(self.head.pool_features(output.features, output.embedding))
         self.head.train(training)
         log_precision = prediction if prediction.ndim == 2 else None
-        return ConfidentOutput(output.mu, self.head.to_log_kappa(prediction), output.norm, log_precision)
+        log_kappa = self.head.to_log_kappa(prediction)
+        mu = output.mu if self.centring is None else self.centring(output.mu, log_kappa)
+        return ConfidentOutput(mu, log_kappa, output.norm, log_precision)
 
     def embed(self, images: NDArray[Any] | Tensor) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n"]]:
         """(mu (n, dim), log_kappa (n,)) of aligned uint8 RGB faces (n, height, width, 3).
@@ -186,7 +195,7 @@ class ConfidenceModel(nn.Module):
         return result.mu, result.log_kappa
 
     def fingerprint(self) -> str:
-        """SHA-256 of backbone, head and radius: models with equal fingerprints give the same outputs."""
+        """SHA-256 of backbone, head, radius and centring: models with equal ones give the same outputs."""
         digest = hashlib.sha256()
         facts = [
             self.backbone.sha256,
@@ -196,9 +205,14 @@ class ConfidenceModel(nn.Module):
             float(self.radius),
         ]
         digest.update(json.dumps(facts, sort_keys=True).encode())
-        for name, tensor in sorted(self.head.state_dict().items()):
+        for name, tensor in sorted(self._tensors().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The tensors of head and centring, as in a saved model."""
+        centring = {} if self.centring is None else self.centring.state_dict(prefix=_CENTRING)
+        return {**self.head.state_dict(), **centring}
 
     def _backbone_facts(self) -> dict[str, Any]:
         return {
@@ -215,7 +229,7 @@ class ConfidenceModel(nn.Module):
         """The JSON header of the saved file: everything except the tensors."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": _UNCENTRED if self.centring is None else VERSION,
             "head": {"kind": self.head.kind, "config": self.head.config()},
             "backbone": self._backbone_facts(),
             "dim": self.backbone.dim,
@@ -225,7 +239,7 @@ class ConfidenceModel(nn.Module):
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file atomically: the head's tensors, with a JSON header in its metadata.
+        """Write one safetensors file atomically: tensors of head and centring, with a JSON header.
 
         Raises:
             InputError: the record or calibration cannot be written as JSON.
@@ -234,7 +248,7 @@ class ConfidenceModel(nn.Module):
         """
         if self.calibration is not None:
             self.calibration.require(self.fingerprint())
-        return write_saved(path, dict(self.head.state_dict()), self.header())
+        return write_saved(path, self._tensors(), self.header())
 
     @classmethod
     def load(
@@ -278,12 +292,11 @@ class ConfidenceModel(nn.Module):
             True
         """
         path = Path(path or default_model_path())
-        header, tensors = read_saved(path, FORMAT, VERSION, _Header)
-        head = _head(path, header["head"], tensors)
+        header, head, centring = _read(path)
         options: dict[str, Any] = {"engine": engine, "dtype": dtype, "device": device}
         frozen = _find_backbone(path, header["backbone"], backbone, options, migrate)
         try:
-            model = cls(frozen, head, float(header["radius"]), header["record"])
+            model = cls(frozen, head, float(header["radius"]), header["record"], None, centring)
         except (InputError, ModelError) as error:
             raise FileFormatError(path, f"{error}.") from error
         if frozen.sha256 == header["backbone"]["sha256"]:
@@ -291,7 +304,7 @@ class ConfidenceModel(nn.Module):
         # Migration: check the calibration against the model with the former hash, then attach it to this one.
         former = copy.copy(frozen)
         former.identity = Identity(frozen.identity.former)
-        former_model = cls(former, model.head, model.radius, model.record)
+        former_model = cls(former, model.head, model.radius, model.record, None, model.centring)
         calibration = _calibrated(path, former_model, header["calibration"]).calibration
         return model if calibration is None else model.with_calibration(
             replace(calibration, model=model.fingerprint())
@@ -302,7 +315,8 @@ class ConfidenceModel(nn.Module):
         return (
             f"ConfidenceModel(\n  backbone={self.backbone},\n"
             f"  head={type(self.head).__name__}(maps {shape}, {count:,} parameters),\n"
-            f"  radius={self.radius:g},\n  calibration={self.calibration}\n)"
+            f"  radius={self.radius:g}, centring={'no' if self.centring is None else 'yes'},\n"
+            f"  calibration={self.calibration}\n)"
         )
 
 
@@ -326,8 +340,21 @@ def read_header(path: str | Path) -> dict[str, Any]:
 
 def saved_head(path: str | Path) -> ConfidenceHead:
     """The head of a saved model alone, without its backbone; errors as in `load`."""
+    return _read(Path(path))[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], ConfidenceHead, Centring | None]:
+    """The header, the head and the centring of a saved model."""
     header, tensors = read_saved(path, FORMAT, VERSION, _Header)
-    return _head(Path(path), header["head"], tensors)
+    names = [name for name in tensors if header["version"] > _UNCENTRED and name.startswith(_CENTRING)]
+    parts = {name.removeprefix(_CENTRING): tensors.pop(name) for name in names}
+    head = _head(path, header["head"], tensors)
+    if header["version"] == _UNCENTRED:
+        return header, head, None
+    try:
+        return header, head, Centring.from_tensors(parts, header["dim"])
+    except InputError as error:
+        raise FileFormatError(path, f"{error}.", DAMAGED) from error
 
 
 def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) -> ConfidenceModel:

@@ -54,7 +54,7 @@ def read_saved(
     Args:
         path: the file.
         kind: name of the format, which the header must state.
-        version: version of the format, which the header must state.
+        version: newest version of the format; the header must state this or an older one.
         facts: dataclass of the fields that the header must contain.
         tensors: False to read the header only.
 
@@ -69,11 +69,12 @@ def read_saved(
     if not isinstance(header, dict) or header.get("format") != kind:
         stated = header.get("format") if isinstance(header, dict) else type(header).__name__
         raise FileFormatError(path, f"expected the format {kind}, found {stated}.")
-    if type(header.get("version")) is not int or header["version"] != version:
-        newer = type(header.get("version")) is int and header["version"] > version
+    stated = header.get("version")
+    if type(stated) is not int or not 1 <= stated <= version:
+        newer = type(stated) is int and stated > version
         raise FileFormatError(
             path,
-            f"format version {header.get('version')}, this spherecf reads {version}.",
+            f"format version {stated}, this spherecf reads {'1' if version == 1 else f'1 to {version}'}.",
             "Update spherecf." if newer else "",
         )
     try:

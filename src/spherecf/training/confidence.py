@@ -18,6 +18,7 @@ from spherecf.data import ImageSource, View, training_views
 from spherecf.errors import InputError
 from spherecf.extract import backbone_identity
 from spherecf.models import (
+    Centring,
     ConfidenceHead,
     ConfidenceModel,
     FrozenBackbone,
@@ -213,7 +214,15 @@ def fit_confidence(
     identity = _identity(backbone, data.facts)
     result = fit_head(head, features, config, folder, ranks=ranks, identity=identity, monitor=monitor)
     facts = {**data.facts, "single_image_identities": targets.singletons}
-    return ConfidenceModel(backbone, result.head, config.loss.radius, _record(config, facts, result, ranks))
+    record = _record(config, facts, result, ranks)
+    centring = _fit_centring(data.cache, result.head) if config.features.centre else None
+    return ConfidenceModel(backbone, result.head, config.loss.radius, record, centring=centring)
+
+
+def _fit_centring(cache: FeatureCache, head: ConfidenceHead) -> Centring:
+    """The centring of all usable views of all identities."""
+    identities = np.repeat(cache.source.labels, len(cache.views))
+    return Centring.fit(cache.mu, cache.log_kappa(head), np.where(cache.valid, identities, -1))
 
 
 def train_confidence(
@@ -260,6 +269,11 @@ def train_confidence(
         check_fit(prototypes, backbone.dim, source.labels)
     # Rank 0 decides for all, since the free disk space may differ between ranks.
     if ranks.broadcast_object(ranks.is_main and streams(backbone, source, config, cache)):
+        if config.features.centre:
+            raise InputError(
+                f"features.centre needs a cache, and {cache} has no space for one: free some, pass another "
+                "folder as cache, or switch it off"
+            )
         model = _train_streaming(backbone, source, prototypes, folder, config, cache, ranks, monitor)
     else:
         data = prepare(backbone, source, config, cache, batch_size=batch_size, ranks=ranks)

@@ -274,15 +274,19 @@ class FeatureSettings:
             "auto" (a cache if the disk has space for it).
         dtype: of the cached values.
         finetune: also train the backbone, with frozen batch statistics; implies streaming.
+        centre: fit a `spherecf.models.Centring` to the cached directions after training; needs a cache.
     """
 
     source: Literal["auto", "cache", "stream"] = "auto"
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     finetune: _Bool = False
+    centre: _Bool = False
 
     def __post_init__(self) -> None:
         if self.finetune and self.source == "cache":
             raise ValueError("finetune needs source stream: a cache contains features of the old backbone")
+        if self.centre and (self.finetune or self.source == "stream"):
+            raise ValueError("centre needs a cache: source auto or cache, without finetune")
 
 
 @_settings
