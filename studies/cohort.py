@@ -206,7 +206,7 @@ def cohort(
         )
         log_kappa = cache.log_kappa(model.head)
         faces = GradedFaces(
-            ["none"], directions(model, cache, log_kappa)[:, None], np.exp(log_kappa)[:, None],
+            ["none"], directions(model, cache)[:, None], np.exp(log_kappa)[:, None],
             cache.source.labels, cache.source.keys, model.radius,
         )  # fmt: skip
         sets[name] = faces.only(cache.valid)

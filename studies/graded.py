@@ -320,11 +320,11 @@ def divide(
     return Division(held_out, shared, facts)
 
 
-def directions(model: ConfidenceModel, cache: FeatureCache, log_kappa: Array) -> Array:
-    """The model's directions (rows, dim) of cached features, with the log kappas (rows,) of its head."""
+def directions(model: ConfidenceModel, cache: FeatureCache) -> NDArray[np.float32]:
+    """The model's directions (rows, dim) of cached features."""
     if model.centring is None:
         return cache.mu
-    return model.centring(torch.from_numpy(np.array(cache.mu)), torch.from_numpy(log_kappa)).numpy()
+    return model.centring(torch.from_numpy(np.array(cache.mu))).numpy()
 
 
 def _clean(cache: FeatureCache) -> Embeddings:

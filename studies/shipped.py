@@ -53,7 +53,7 @@ from studies.graded import (
 
 Array = NDArray[Any]
 
-SETTINGS = ConfidenceConfig.from_dict({"features": {"centre": True}})
+SETTINGS = ConfidenceConfig.from_dict({"features": {"centre": 0.3}})
 """Settings of the shipped head: the default recipe, with centred directions."""
 
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -729,7 +729,7 @@ def graded(model: ConfidenceModel, cache: FeatureCache) -> GradedFaces:
     usable = cache.valid.reshape(shape).all(1) & (cache.source.labels >= 0)
     log_kappa = cache.log_kappa(model.head)
     faces = GradedFaces(
-        list(GRADES), directions(model, cache, log_kappa).reshape(*shape, -1),
+        list(GRADES), directions(model, cache).reshape(*shape, -1),
         np.exp(log_kappa).reshape(shape),
         cache.source.labels, cache.source.keys, model.radius,
     )  # fmt: skip

@@ -312,7 +312,7 @@ def sample_images(source: ImageSource, seed: int = 0) -> ImageSource:
 def _views(model: ConfidenceModel, cache: FeatureCache, *views: int) -> list[Embeddings]:
     """Embeddings of the labelled images, one per view."""
     log_kappa, facts = cache.log_kappa(model.head), {"radius": model.radius}
-    mu = directions(model, cache, log_kappa)
+    mu = directions(model, cache)
     embeddings = (cache.embeddings(view, log_kappa, facts, mu) for view in views)
     return [view.select(np.flatnonzero(np.asarray(view.labels) >= 0)) for view in embeddings]
 

@@ -49,13 +49,17 @@ class Pixels(nn.Module):
 
 
 class Direction(nn.Module):
-    """Normalise raw embeddings, (n, dim) or (n, dim, 1, 1), to unit directions ``mu`` (n, dim)."""
+    """Normalise raw embeddings, (n, dim) or (n, dim, 1, 1), to directions ``mu`` (n, dim); centre them."""
+
+    def __init__(self, centring: Centring | None = None) -> None:
+        super().__init__()
+        self.centring = centring
 
     def forward(self, embedding: Float[Tensor, "n dim ..."]) -> Float[Tensor, "n dim"]:
-        """Divide by the L2 norm."""
+        """Divide by the L2 norm, then apply the centring, if any."""
         rows = embedding.flatten(1)
         mu: Tensor = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return mu
+        return mu if self.centring is None else self.centring(mu)
 
 
 class Percentile(nn.Module):
@@ -96,28 +100,16 @@ class Percentile(nn.Module):
 
 
 class Confidence(nn.Module):
-    """Map (embedding, features) to mu, log kappa and, where available, percentile and log precisions.
+    """Map (embedding, features) to mu, log kappa and, where available, percentile and log precisions."""
 
-    Only to mu if ``everything`` is False.
-    """
-
-    def __init__(
-        self,
-        head: ConfidenceHead,
-        scale: KappaScale | None,
-        centring: Centring | None,
-        everything: bool = True,
-    ) -> None:
+    def __init__(self, head: ConfidenceHead, scale: KappaScale | None, direction: Direction) -> None:
         super().__init__()
-        self.head, self.direction, self.centring = head, Direction(), centring
+        self.head, self.direction = head, direction
         self.percentile = None if scale is None else Percentile(scale)
-        self.everything = everything
 
     @property
     def names(self) -> list[str]:
         """Names of the outputs, in order."""
-        if not self.everything:
-            return ["embedding"]
         names = ["embedding", "log_kappa"]
         names += [] if self.percentile is None else ["kappa_percentile"]
         return names + (["log_precision"] if self.head.outputs > 1 else [])
@@ -128,11 +120,7 @@ class Confidence(nn.Module):
         """The outputs in the order of `names`."""
         outputs = self.head(self.head.pool_features(features, embedding.flatten(1)))
         log_kappa = self.head.to_log_kappa(outputs)
-        mu = self.direction(embedding)
-        mu = mu if self.centring is None else self.centring(mu, log_kappa)
-        if not self.everything:
-            return (mu,)
-        columns = [mu, log_kappa]
+        columns = [self.direction(embedding), log_kappa]
         columns += [] if self.percentile is None else [self.percentile(log_kappa)]
         return tuple(columns + ([outputs] if outputs.ndim == 2 else []))
 
@@ -190,13 +178,14 @@ def _confidence(model: ConfidenceModel, inputs: list[str], opset: int, everythin
     backbone, calibration = model.backbone, model.calibration
     shapes = (2, backbone.dim), (2, *backbone.feature_shape)
     examples = {name: torch.ones(shape) for name, shape in zip(inputs, shapes, strict=True)}
-    if everything or model.centring is not None:
-        # Copies leave the caller's device and mode unchanged.
-        head, centring = copy.deepcopy(model.head).cpu(), copy.deepcopy(model.centring)
-        tail = Confidence(head, calibration and calibration.kappa, centring and centring.cpu(), everything)
+    # Copies leave the caller's device and mode unchanged.
+    direction = Direction(copy.deepcopy(model.centring)).cpu()
+    if everything:
+        head = copy.deepcopy(model.head).cpu()
+        tail = Confidence(head, None if calibration is None else calibration.kappa, direction)
         traced = trace_onnx(tail, examples, tail.names, opset)
     else:
-        traced = trace_onnx(Direction(), {inputs[0]: examples[inputs[0]]}, ["embedding"], opset)
+        traced = trace_onnx(direction, {inputs[0]: examples[inputs[0]]}, ["embedding"], opset)
     return _prefixed(traced, "confidence/")
 
 

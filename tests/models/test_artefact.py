@@ -125,7 +125,7 @@ def rewrite(saved: Path, **changes: object) -> Path:
     ("changes", "message"),
     [
         ({"version": 3}, "format version 3, this spherecf reads 1 to 2. Update spherecf"),
-        ({"version": 2}, "centring: expected offset, slope and limits"),
+        ({"version": 2}, r"expected centring\.mean of shape \(48,\)"),
         ({"format": "other"}, "expected the format spherecf.confidence, found other"),
         ({"head": {"kind": "linear", "config": SHAPE}}, "do not fit a linear head"),
     ],

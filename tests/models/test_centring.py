@@ -1,4 +1,4 @@
-"""Directions are centred on the mean of all faces with the same kappa."""
+"""A share of the mean direction of all faces is subtracted from every direction."""
 
 from pathlib import Path
 
@@ -15,110 +15,73 @@ from spherecf.models import Centring, ConfidenceModel, load
 from spherecf.models.model import read_header
 
 DIM = 6
-OFFSET, SLOPE, LIMITS = np.full(DIM, 0.1), np.linspace(-0.1, 0.1, DIM), (2.0, 5.0)
-
-
-@pytest.fixture
-def centring() -> Centring:
-    return Centring(OFFSET, SLOPE, LIMITS)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def faces(n: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Directions whose mean turns with log kappa."""
-    rng = np.random.default_rng(0)
-    log_kappa = rng.uniform(2, 5, n)
-    return unit(rng.normal(size=(n, DIM)) + np.outer(5 - log_kappa, np.eye(DIM)[0])), log_kappa
+def faces(n: int = 400) -> np.ndarray:
+    """Directions with a common component."""
+    return unit(np.random.default_rng(0).normal(size=(n, DIM)) + np.eye(DIM)[0])
 
 
-def test_the_mean_at_the_limits_is_subtracted_beyond_them(centring: Centring) -> None:
-    mu = torch.from_numpy(unit(np.random.default_rng(0).normal(size=(4, DIM))))
-    centred = centring(mu, torch.tensor([2.0, -9.0, 5.0, 40.0], dtype=torch.float64)).numpy()
-    means = OFFSET + np.outer([2.0, 2.0, 5.0, 5.0], SLOPE)
-    np.testing.assert_allclose(centred, unit(mu.numpy() - means), atol=1e-6)
+def test_the_mean_is_subtracted_and_the_length_restored() -> None:
+    mu, mean = faces(5), np.linspace(-0.3, 0.3, DIM)
+    centred = Centring(mean)(torch.from_numpy(mu)).numpy()
+    np.testing.assert_allclose(centred, unit(mu - mean), atol=1e-7)
 
 
-def test_the_fit_is_the_weighted_regression_on_log_kappa() -> None:
-    mu, log_kappa = faces()
-    identities = (
-        np.random.default_rng(1).integers(0, 40, len(mu)) // np.array([1, 39])[np.arange(len(mu)) % 2]
-    )
-    fitted = Centring.fit(mu, log_kappa, identities)
-    root = np.sqrt(1 / np.bincount(identities)[identities])
-    t = np.clip(log_kappa, *fitted.limits.numpy())
-    design = np.stack([np.ones_like(t), t], 1) * root[:, None]
-    offset, slope = np.linalg.lstsq(design, mu * root[:, None], rcond=None)[0]
-    np.testing.assert_allclose(fitted.offset.numpy(), offset, atol=1e-6)
-    np.testing.assert_allclose(fitted.slope.numpy(), slope, atol=1e-6)
+def test_every_identity_has_the_same_weight() -> None:
+    mu = faces()
+    identities = np.where(np.arange(len(mu)) < 300, 0, np.arange(len(mu)) % 4 + 1)
+    fitted = Centring.fit(mu, identities, 0.5).mean.numpy()
+    means = [mu[identities == identity].mean(0) for identity in range(5)]
+    np.testing.assert_allclose(fitted, 0.5 * np.mean(means, axis=0), atol=1e-7)
 
 
-@pytest.mark.parametrize("end", [slice(0, 400), slice(3600, 4000)])
-def test_poor_and_good_faces_of_different_people_are_equally_similar(end: slice) -> None:
-    mu, log_kappa = faces()
-    rows = np.argsort(log_kappa)[end]
-    centring = Centring.fit(mu, log_kappa, np.arange(len(mu)))
-    centred = centring(torch.from_numpy(mu), torch.from_numpy(log_kappa)).numpy()[rows]
-    cosines = (centred @ centred.T)[np.triu_indices(len(rows), 1)]
-    assert abs(cosines.mean()) < 0.02
+def test_different_people_are_less_similar_afterwards() -> None:
+    mu = faces()
+    centred = Centring.fit(mu, np.arange(len(mu)), 1.0)(torch.from_numpy(mu)).numpy()
+    before, after = ((rows @ rows.T)[np.triu_indices(len(mu), 1)].mean() for rows in (mu, centred))
+    assert before > 0.1 and abs(after) < 0.02
 
 
 def test_rows_without_identity_are_not_used() -> None:
-    mu, log_kappa = faces()
-    labels = np.where(np.arange(len(mu)) < 3000, np.arange(len(mu)), -1)
-    partial = Centring.fit(mu[:3000], log_kappa[:3000], labels[:3000])
-    log_kappa[3000:] = np.nan
-    torch.testing.assert_close(Centring.fit(mu, log_kappa, labels).state_dict(), partial.state_dict())
+    mu = faces()
+    labels = np.where(np.arange(len(mu)) < 300, np.arange(len(mu)), -1)
+    torch.testing.assert_close(
+        Centring.fit(mu, labels, 0.3).mean, Centring.fit(mu[:300], labels[:300], 0.3).mean
+    )
 
 
-def test_equal_kappas_have_one_mean() -> None:
-    mu, _ = faces(100)
-    fitted = Centring.fit(mu, np.full(100, 3.0), np.arange(100))
-    assert fitted.slope.abs().max() == 0
-    np.testing.assert_allclose(fitted.offset.numpy(), mu.mean(0), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            (OFFSET, SLOPE[:2], LIMITS),
-            r"offset \(dim,\), slope \(dim,\) and limits \(2,\), got \(6,\), \(2,\)",
-        ),
-        ((OFFSET, SLOPE, (5.0, 2.0)), "ascending limits"),
-        ((OFFSET, SLOPE, (2.0, np.inf)), "ascending limits"),
-        ((OFFSET * np.nan, SLOPE, LIMITS), "length at most"),
-        ((OFFSET * 10, SLOPE, LIMITS), "almost the same direction"),
-    ],
-)
-def test_impossible_centrings_are_refused(arguments: tuple, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        Centring(*arguments)
+@pytest.mark.parametrize("mean", [np.full(DIM, np.nan), np.ones(DIM), np.zeros((2, DIM)), 0.3])
+def test_impossible_means_are_refused(mean: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"expected a mean direction \(dim,\) of length at most 0.999, got"):
+        Centring(np.asarray(mean))
 
 
 @pytest.mark.parametrize(
-    ("mu", "log_kappa", "labels", "message"),
+    ("labels", "share", "message"),
     [
-        (np.eye(3), np.ones(2), np.arange(3), r"got \(3, 3\), \(2,\) and \(3,\)"),
-        (np.eye(3), np.ones(3), -np.ones(3, int), "with an identity"),
-        (np.eye(3), [1.0, np.inf, 1.0], np.arange(3), "finite log kappa"),
+        (np.arange(3), 0.5, r"got \(4, 4\) and \(3,\)"),
+        (-np.ones(4, int), 0.5, "expected images with an identity"),
+        (np.arange(4), 0.0, r"a share within \(0, 1\], got 0.0"),
+        (np.arange(4), 1.1, r"a share within \(0, 1\], got 1.1"),
+        (np.arange(4), float("nan"), "a share within"),
     ],
 )
-def test_rows_that_cannot_be_fitted_are_refused(
-    mu: np.ndarray, log_kappa: np.ndarray, labels: np.ndarray, message: str
-) -> None:
+def test_rows_that_cannot_be_fitted_are_refused(labels: np.ndarray, share: float, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Centring.fit(mu, log_kappa, labels)
+        Centring.fit(np.eye(4), labels, share)
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[ConfidenceModel, ConfidenceModel]:
-    """The same model with and without centring."""
+    """The same model without and with centring."""
     plain = tiny_model(tmp_path)
     dim = plain.backbone.dim
-    centring = Centring(np.full(dim, 0.3 / dim**0.5), np.full(dim, 0.01 / dim**0.5), (0.0, 9.0))
+    centring = Centring(np.linspace(-0.5, 0.5, dim) / dim**0.5)
     return plain, ConfidenceModel(plain.backbone, plain.head, plain.radius, centring=centring)
 
 
@@ -132,31 +95,25 @@ def test_a_model_with_centring_round_trips(
     images = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), np.uint8)
     mu, log_kappa = loaded.embed(images)
     raw, same = plain.embed(images)
-    assert torch.equal(log_kappa, same) and torch.equal(mu, model.centring(raw, log_kappa))
+    assert torch.equal(log_kappa, same) and torch.equal(mu, model.centring(raw))
     assert loaded.fingerprint() == model.fingerprint() != plain.fingerprint()
     assert (read_header(path)["version"], plain.header()["version"]) == (2, 1)
-    assert "centring=yes" in repr(loaded) and "centring.slope" in loaded.state_dict()
+    assert "centring=yes" in repr(loaded) and "centring.mean" in loaded.state_dict()
 
 
-def test_a_saved_centring_that_is_incomplete_is_refused(
-    pair: tuple[ConfidenceModel, ConfidenceModel], tmp_path: Path
+@pytest.mark.parametrize("mean", [None, torch.zeros(3), torch.ones(DIM, 2)])
+def test_a_saved_model_with_an_unusable_mean_is_refused(
+    pair: tuple[ConfidenceModel, ConfidenceModel], tmp_path: Path, mean: torch.Tensor | None
 ) -> None:
     path = pair[1].save(tmp_path / "centred.safetensors")
-    tensors, dim = load_file(path), pair[0].backbone.dim
+    tensors = load_file(path)
     with safe_open(path, "pt") as stored:
         metadata = stored.metadata()
-    for changes, message in (
-        ({"centring.slope": None}, "expected offset, slope and limits, got limits, offset"),
-        ({"centring.more": torch.ones(1)}, "got limits, more, offset, slope"),
-        (
-            {"centring.offset": torch.zeros(3), "centring.slope": torch.zeros(3)},
-            f"expected dimension {dim}, got 3",
-        ),
-    ):
-        changed = {name: value for name, value in {**tensors, **changes}.items() if value is not None}
-        save_file(changed, path, metadata)
-        with pytest.raises(FileFormatError, match=message):
-            load(path, backbone=pair[0].backbone)
+    del tensors["centring.mean"]
+    save_file(tensors if mean is None else {**tensors, "centring.mean": mean}, path, metadata)
+    message = rf"expected centring\.mean of shape \({pair[0].backbone.dim},\)"
+    with pytest.raises(FileFormatError, match=message):
+        load(path, backbone=pair[0].backbone)
 
 
 @pytest.mark.parametrize("outputs", ["all", "embedding"])

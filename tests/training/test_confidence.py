@@ -58,7 +58,7 @@ def test_directions_are_centred_on_the_training_images(
     tmp_path: Path, recogniser: FrozenBackbone, people: Path
 ) -> None:
     source = open_source(people)
-    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": True}})
+    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": 1.0}})
     plain = train_confidence(recogniser, source, tmp_path / "plain", CONFIG)
     model = train_confidence(recogniser, source, tmp_path / "centred", config)
     images = np.stack([source.image(row) for row in range(len(source)) if source.keys[row] != "p0/3.jpg"])
@@ -72,7 +72,7 @@ def test_centring_without_space_for_a_cache_is_refused_before_training(
     tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spherecf.training.confidence.streams", lambda *arguments: True)
-    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": True}})
+    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": 1.0}})
     with pytest.raises(InputError, match=r"features\.centre needs a cache"):
         train_confidence(recogniser, open_source(people), tmp_path / "run", config)
 

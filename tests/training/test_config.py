@@ -49,7 +49,7 @@ def test_a_config_round_trips_as_a_dictionary() -> None:
         ("[optimizer]\nlr = '1'", r"optimizer\.lr must be a valid number, got '1'"),
         ("[engine]\ncompile = 1", r"engine\.compile must be a valid boolean, got 1"),
         ("[features]\nsource = 'cache'\nfinetune = true", "features: finetune needs source stream"),
-        ("[features]\nsource = 'stream'\ncentre = true", "features: centre needs a cache"),
+        ("[features]\nsource = 'stream'\ncentre = 0.3", "features: centre needs a cache"),
         ("[[fit]]\nepochs = 3", "fit must be a table"),
         ("x = " + "[" * 5000, "not readable as a TOML recipe"),
         ("[fit", r"Expected .* at the end of a table"),

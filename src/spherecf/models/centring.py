@@ -1,6 +1,4 @@
-"""Centring: subtract from each direction the mean direction of all faces with the same concentration."""
-
-from collections.abc import Mapping
+"""Centring: subtract from each direction a share of the mean direction of all faces."""
 
 import numpy as np
 import torch
@@ -10,120 +8,77 @@ from torch import Tensor, nn
 
 from spherecf.errors import InputError
 
-_EXTREMES = 0.001  # share of the images at either end of the range of log kappa that do not extend it
 _MAX_LENGTH = 0.999  # of the mean direction; at 1 all faces have the same direction
 _BLOCK = 1 << 16  # rows read at once from a mapped file
 
 
 class Centring(nn.Module):
-    """Subtract the mean direction of faces, a linear function of their log kappa, and normalise again.
+    """Subtract a mean direction from unit directions and normalise again: mu' = (mu - m) / |mu - m|.
 
-    ::
-
-        mu' = (mu - m) / |mu - m|      m = offset + slope * min(max(log kappa, low), high)
-
-    The directions of different people are not spread evenly over the sphere: their mean m is not 0, and what
-    a recogniser cannot see in a face it replaces by this mean. So two poor images of different people are
-    more similar than their concentrations account for, and the false match rate at a threshold depends on
-    image quality. Centring removes this; docs/LOG.md has the measurements. It does not change kappa.
+    The directions of faces are not spread evenly over the sphere: their mean is not 0, and what a recogniser
+    cannot see in a face it replaces by this mean. So two poor images of different people are more similar
+    than their concentrations account for, and the false match rate at a threshold depends on image quality.
+    Centring reduces this. Subtracting the whole mean of one data set makes others less comparable, so a share
+    of it is subtracted (docs/LOG.md has the measurements). Kappa does not change.
 
     Args:
-        offset: (dim,) m at log kappa = 0.
-        slope: (dim,) change of m per unit of log kappa.
-        limits: (low, high), the range of log kappa of the fit.
+        mean: (dim,) m, the share of the mean direction that is subtracted.
 
     Raises:
-        InputError: shapes differ, values are not finite, the limits do not ascend, or m is longer than 0.999
-            within the limits.
+        InputError: not a vector of finite numbers with a length of at most 0.999.
 
     Example:
         >>> mu = torch.nn.functional.normalize(torch.randn(1000, 8) + torch.eye(8)[0], dim=1)
-        >>> centring = Centring.fit(mu, torch.linspace(3, 6, 1000), np.arange(1000) // 10)
-        >>> bool(mu.mean(0).norm() > 0.2), bool(centring(mu, torch.linspace(3, 6, 1000)).mean(0).norm() < 0.1)
+        >>> centring = Centring.fit(mu, np.arange(1000) // 10, share=1.0)
+        >>> bool(mu.mean(0).norm() > 0.2), bool(centring(mu).mean(0).norm() < 0.1)
         (True, True)
     """
 
-    offset: Tensor
-    slope: Tensor
-    limits: Tensor
+    mean: Tensor
 
-    def __init__(
-        self, offset: ArrayLike | Tensor, slope: ArrayLike | Tensor, limits: tuple[float, float] | Tensor
-    ) -> None:
+    def __init__(self, mean: ArrayLike | Tensor) -> None:
         super().__init__()
-        for name, values in (("offset", offset), ("slope", slope), ("limits", limits)):
-            self.register_buffer(name, torch.as_tensor(np.asarray(values), dtype=torch.float32))
-        if self.offset.ndim != 1 or self.slope.shape != self.offset.shape or self.limits.shape != (2,):
+        self.register_buffer("mean", torch.as_tensor(np.asarray(mean), dtype=torch.float32))
+        length = float(self.mean.norm())
+        if self.mean.ndim != 1 or not length <= _MAX_LENGTH:
             raise InputError(
-                "centring: expected offset (dim,), slope (dim,) and limits (2,), got "
-                f"{tuple(self.offset.shape)}, {tuple(self.slope.shape)} and {tuple(self.limits.shape)}"
-            )
-        # m is linear within the limits, so it is longest at one of them.
-        longest = float(self._mean(self.limits).norm(dim=1).max())
-        if not (bool(self.limits.isfinite().all()) and self.limits[0] <= self.limits[1]):
-            raise InputError(f"centring: expected ascending limits of log kappa, got {self.limits.tolist()}")
-        if not longest <= _MAX_LENGTH:
-            raise InputError(
-                f"centring: expected a mean direction of length at most {_MAX_LENGTH}, got {longest:.4g}: "
-                "the recogniser gives all faces almost the same direction"
+                f"centring: expected a mean direction (dim,) of length at most {_MAX_LENGTH}, got shape "
+                f"{tuple(self.mean.shape)} and length {length:.4g}"
             )
 
     @classmethod
-    def fit(cls, mu: ArrayLike | Tensor, log_kappa: ArrayLike | Tensor, identities: ArrayLike) -> "Centring":
-        """Fit the mean by least squares, in which every identity has the same total weight.
+    def fit(cls, mu: ArrayLike | Tensor, identities: ArrayLike, share: float) -> "Centring":
+        """Compute ``share`` times the mean direction, in which every identity has the same weight.
 
         Args:
             mu: (n, dim) unit directions; an array may be mapped from a file, it is read in blocks.
-            log_kappa: (n,) finite.
             identities: (n,) integer labels; rows with a negative one are not used.
+            share: within (0, 1].
 
         Raises:
-            InputError: shapes differ, no row is used, a log kappa is not finite, or as in the constructor.
+            InputError: shapes differ, ``share`` is out of range, or no row is used.
         """
-        directions, t, labels = np.asanyarray(mu), np.asarray(log_kappa, np.float64), np.asarray(identities)
-        if directions.ndim != 2 or not (t.shape == labels.shape == directions.shape[:1]):
+        directions, labels = np.asanyarray(mu), np.asarray(identities)
+        if directions.ndim != 2 or labels.shape != directions.shape[:1]:
             raise InputError(
-                "centring: expected mu (n, dim), log_kappa (n,) and identities (n,), got "
-                f"{directions.shape}, {t.shape} and {labels.shape}"
+                f"centring: expected mu (n, dim) and identities (n,), got {directions.shape} and "
+                f"{labels.shape}"
             )
+        if not 0 < share <= 1:
+            raise InputError(f"centring: expected a share within (0, 1], got {share}")
         rows = np.flatnonzero(labels >= 0)
-        if not rows.size or not np.isfinite(t[rows]).all():
-            raise InputError("centring: expected images with an identity and a finite log kappa")
-        low, high = np.quantile(t[rows], (_EXTREMES, 1 - _EXTREMES)).tolist()
+        if not rows.size:
+            raise InputError("centring: expected images with an identity")
         _, person, images = np.unique(labels[rows], return_inverse=True, return_counts=True)
-        weight = 1 / (images[person] * images.size)  # sum 1
-        t = np.clip(t[rows], low, high)
-        centred = t - weight @ t
-        mean, product = np.zeros((2, directions.shape[1]))
+        weight = share / (images[person] * images.size)  # (rows,), sum share
+        mean = np.zeros(directions.shape[1])
         for start in range(0, rows.size, _BLOCK):
             block = slice(start, start + _BLOCK)
-            part = np.asarray(directions[rows[block]], np.float64)  # (block, dim)
-            mean += weight[block] @ part
-            product += (weight[block] * centred[block]) @ part
-        slope = product / (weight @ centred**2) if low < high else np.zeros_like(product)
-        return cls(mean - slope * (weight @ t), slope, (low, high))
+            mean += weight[block] @ np.asarray(directions[rows[block]], np.float64)  # (dim,)
+        return cls(mean)
 
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], dim: int) -> "Centring":
-        """The inverse of ``state_dict``.
-
-        Raises:
-            InputError: tensors are missing, or do not fit embeddings of this dimension.
-        """
-        if set(tensors) != {"offset", "slope", "limits"}:
-            raise InputError(f"centring: expected offset, slope and limits, got {', '.join(sorted(tensors))}")
-        centring = cls(**tensors)
-        if len(centring.offset) != dim:
-            raise InputError(f"centring: expected dimension {dim}, got {len(centring.offset)}")
-        return centring
-
-    def forward(self, mu: Float[Tensor, "n dim"], log_kappa: Float[Tensor, "n"]) -> Float[Tensor, "n dim"]:
-        """Centred unit directions (n, dim), from unit directions and their log kappas."""
-        difference = mu - self._mean(log_kappa).to(mu.dtype)
+    def forward(self, mu: Float[Tensor, "n dim"]) -> Float[Tensor, "n dim"]:
+        """Centred unit directions (n, dim)."""
+        difference = mu - self.mean.to(mu.dtype)
         centred: Tensor = difference / torch.linalg.vector_norm(difference, dim=1, keepdim=True)
         return centred
-
-    def _mean(self, log_kappa: Tensor) -> Tensor:
-        """m, (n, dim)."""
-        clipped = torch.minimum(torch.maximum(log_kappa, self.limits[0]), self.limits[1])
-        return self.offset + clipped[:, None] * self.slope

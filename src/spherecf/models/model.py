@@ -42,7 +42,7 @@ from spherecf.models.saved import read_saved, saved_format, write_saved
 
 FORMAT, VERSION = "spherecf.confidence", 2
 _UNCENTRED = 1  # version of the format without centring, which older programs read too
-_CENTRING = "centring."  # prefix of its tensors in a saved model
+_CENTRING = "centring.mean"  # name of its tensor in a saved model
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class ConfidenceModel(nn.Module):
         self.head.train(training)
         log_precision = prediction if prediction.ndim == 2 else None
         log_kappa = self.head.to_log_kappa(prediction)
-        mu = output.mu if self.centring is None else self.centring(output.mu, log_kappa)
+        mu = output.mu if self.centring is None else self.centring(output.mu)
         return ConfidentOutput(mu, log_kappa, output.norm, log_precision)
 
     def embed(self, images: NDArray[Any] | Tensor) -> tuple[Float[Tensor, "n dim"], Float[Tensor, "n"]]:
@@ -211,7 +211,7 @@ class ConfidenceModel(nn.Module):
 
     def _tensors(self) -> dict[str, Tensor]:
         """The tensors of head and centring, as in a saved model."""
-        centring = {} if self.centring is None else self.centring.state_dict(prefix=_CENTRING)
+        centring = {} if self.centring is None else {_CENTRING: self.centring.mean}
         return {**self.head.state_dict(), **centring}
 
     def _backbone_facts(self) -> dict[str, Any]:
@@ -346,13 +346,15 @@ def saved_head(path: str | Path) -> ConfidenceHead:
 def _read(path: Path) -> tuple[dict[str, Any], ConfidenceHead, Centring | None]:
     """The header, the head and the centring of a saved model."""
     header, tensors = read_saved(path, FORMAT, VERSION, _Header)
-    names = [name for name in tensors if header["version"] > _UNCENTRED and name.startswith(_CENTRING)]
-    parts = {name.removeprefix(_CENTRING): tensors.pop(name) for name in names}
+    centred = header["version"] > _UNCENTRED
+    mean = tensors.pop(_CENTRING, None) if centred else None
     head = _head(path, header["head"], tensors)
-    if header["version"] == _UNCENTRED:
+    if not centred:
         return header, head, None
     try:
-        return header, head, Centring.from_tensors(parts, header["dim"])
+        if mean is None or mean.shape != (header["dim"],):
+            raise InputError(f"expected {_CENTRING} of shape ({header['dim']},)")
+        return header, head, Centring(mean)
     except InputError as error:
         raise FileFormatError(path, f"{error}.", DAMAGED) from error
 

@@ -215,14 +215,12 @@ def fit_confidence(
     result = fit_head(head, features, config, folder, ranks=ranks, identity=identity, monitor=monitor)
     facts = {**data.facts, "single_image_identities": targets.singletons}
     record = _record(config, facts, result, ranks)
-    centring = _fit_centring(data.cache, result.head) if config.features.centre else None
+    centring = None
+    if config.features.centre:
+        identities = np.repeat(data.cache.source.labels, len(data.cache.views))
+        used = np.where(data.cache.valid, identities, -1)
+        centring = Centring.fit(data.cache.mu, used, config.features.centre)
     return ConfidenceModel(backbone, result.head, config.loss.radius, record, centring=centring)
-
-
-def _fit_centring(cache: FeatureCache, head: ConfidenceHead) -> Centring:
-    """The centring of all usable views of all identities."""
-    identities = np.repeat(cache.source.labels, len(cache.views))
-    return Centring.fit(cache.mu, cache.log_kappa(head), np.where(cache.valid, identities, -1))
 
 
 def train_confidence(

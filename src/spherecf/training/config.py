@@ -274,13 +274,14 @@ class FeatureSettings:
             "auto" (a cache if the disk has space for it).
         dtype: of the cached values.
         finetune: also train the backbone, with frozen batch statistics; implies streaming.
-        centre: fit a `spherecf.models.Centring` to the cached directions after training; needs a cache.
+        centre: share of the mean direction of the training images that the model subtracts from every
+            direction (`spherecf.models.Centring`); needs a cache.
     """
 
     source: Literal["auto", "cache", "stream"] = "auto"
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     finetune: _Bool = False
-    centre: _Bool = False
+    centre: Annotated[_Float, Field(ge=0, le=1)] = 0.0
 
     def __post_init__(self) -> None:
         if self.finetune and self.source == "cache":
