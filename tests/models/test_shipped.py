@@ -25,7 +25,7 @@ def test_the_model_is_small_and_describes_itself() -> None:
     assert default_model_path().stat().st_size <= 4 * 2**20
     header = read_header(default_model_path())
     card = header["record"]["card"]
-    assert "research use" in card["licence"] and card["command"].startswith("spherecf experiment shipped")
+    assert "research use" in card["licence"] and card["command"].startswith("python -m studies shipped")
     assert card["page"] == "docs/model-card.md" and header["record"]["versions"]["spherecf"]
     assert header["backbone"]["name"] == "sface" and header["head"]["kind"] == "light"
 
