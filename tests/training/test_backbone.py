@@ -333,6 +333,21 @@ def test_fewer_than_two_usable_identities_are_refused(tmp_path: Path) -> None:
         train_backbone(LabelsOnly([0, 0, 1, -1], 3), tmp_path, config(fit={"min_images": 2}))
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"fit": {"batch_size": 6}, "engine": {"accumulate": 4}}, "a batch of 6 images in 4 parts"),
+        ({"margin": {"kind": "sphereface2", "options": {"t": "3"}}}, "t: expected a number, got '3'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_training(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_backbone(images(), tmp_path, config(**changes))
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_starts_from_a_checkpoint(tmp_path: Path, single_run: tuple[Path, TrainedBackbone]) -> None:
     start = str(single_run[1].path)
     result = train_backbone(
