@@ -292,13 +292,17 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 
 
 def test_checkpoints_of_other_settings_are_not_resumed(
-    tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone], capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = config(optimizer={"lr": 0.02}, fit={"epochs": 3})
     first_result = train_backbone(images(), tmp_path, longer)
+    assert "checkpoints" not in capsys.readouterr().err
     assert train_backbone(images(), tmp_path, config()).history == single_run[1].history
+    expected = f"starting from the beginning, because the 2 checkpoints in {tmp_path} are of other settings"
+    assert expected in capsys.readouterr().err
     # Nor are they deleted: each run keeps its own checkpoints, even if the other is further ahead.
     assert train_backbone(images(), tmp_path, longer).history == first_result.history
+    assert "resuming at the end, after 12 steps" in capsys.readouterr().err
 
 
 def test_validation_results_are_added_to_the_history(tmp_path: Path) -> None:
