@@ -36,9 +36,21 @@ def test_reported_numbers_equal_the_metrics(toy: Toy) -> None:
     assert difference.value == pytest.approx(mls_report.eer.value - report.scores["cosine"].eer.value)
     assert report.counts == {
         "images": len({*a.tolist()}) + len({*b.tolist()}), "pairs": 400, "mated": 200, "non_mated": 200,
-        "subjects": 40, "failed_images": 0, "failed_pairs": 0,
+        "subjects": 40, "failed_images": 0, "failed_pairs": 0, "contradictions": 0,
     }  # fmt: skip
     assert report.absent_confidences == ["detector_score", "sharpness"]
+
+
+def test_pairs_whose_label_contradicts_the_people_are_counted(toy: Toy) -> None:
+    people = [[key.split("/")[0] for key in keys] for keys in (toy.left, toy.right)]
+    wrong = toy.mated.copy()
+    wrong[:3] ^= True
+    report = dataclasses.replace(toy, mated=wrong).report()
+    assert report.resampling == "none" and report.counts["contradictions"] == 3
+    assert toy.report(subjects=people).counts["contradictions"] == 0
+    # Without people nothing can be said.
+    bare = dataclasses.replace(toy.clean, labels=None, identities=[])
+    assert dataclasses.replace(toy, mated=wrong).report(bare).counts["contradictions"] == 0
 
 
 def test_unresolved_targets_have_no_numbers(toy: Toy) -> None:
