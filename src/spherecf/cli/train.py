@@ -70,7 +70,8 @@ def backbone(
 
     config = BackboneConfig.load(recipe)
     config = config if seed is None else config.with_seed(seed)
-    check = verification(validate) if validate else None
+    size = config.network.options.get("size", 112)
+    check = verification(validate, (size, size)) if validate else None
     with join_ranks(device) as ranks:
         source = open_source(data, root)
         result = train_backbone(source, out, config, ranks=ranks, validate=check, tensorboard=tensorboard)
