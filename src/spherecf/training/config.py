@@ -465,9 +465,8 @@ def lr_factor(
         step: gamma^k, where k is the number of complete periods of ``step_size`` epochs, or of ``milestones``
         passed.
         plateau: gamma^k, where k counts how often the loss has not decreased by 1e-4 of its magnitude for
-            more
-        than ``patience`` epochs. During the ``warmup`` epochs every factor is multiplied by progress /
-        warmup.
+        more than ``patience`` epochs.
+        During the ``warmup`` epochs every factor is multiplied by progress / warmup.
 
     Example:
         >>> halving = ScheduleSettings("step", step_size=2, gamma=0.5)
