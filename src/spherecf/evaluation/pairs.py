@@ -633,6 +633,8 @@ def _counts(pairs: ResolvedPairs, images: Images) -> dict[str, int]:
         left, right = pairs.subjects
         people = np.unique(np.concatenate([left, right])).size
         contradictions = int(((left == right) != pairs.mated).sum())
+    low, high = np.minimum(images.left, images.right), np.maximum(images.left, images.right)
+    distinct = np.unique(low * images.kappa.size + high).size
     return {
         "images": int(images.kappa.size),
         "pairs": int(pairs.mated.size),
@@ -642,4 +644,5 @@ def _counts(pairs: ResolvedPairs, images: Images) -> dict[str, int]:
         "failed_images": len(pairs.failures),
         "failed_pairs": pairs.failed_pairs,
         "contradictions": contradictions,
+        "repeated_pairs": pairs.mated.size - distinct,
     }

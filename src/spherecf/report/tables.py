@@ -163,6 +163,8 @@ def counts_text(report: PairReport) -> str:
     warnings = [r.tenfold.warning for r in report.scores.values() if r.tenfold.one_sided][:1]
     if wrong := c["contradictions"]:
         warnings.append(f"{wrong:,} pairs have a label that contradicts the people of their images")
+    if again := c["repeated_pairs"]:
+        warnings.append(f"{again:,} pairs repeat an earlier one, and count again")
     text = (
         f"{c['pairs']:,} pairs ({c['mated']:,} mated, {c['non_mated']:,} non-mated), "
         f"{c['images']:,} images{people}; {failed}{pairs}"
