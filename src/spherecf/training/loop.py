@@ -784,15 +784,24 @@ def _storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _event_writer(folder: Path, step: int) -> Any:
+def event_writer_class() -> Any:
+    """torch's `SummaryWriter`.
+
+    Raises:
+        MissingDependencyError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependencyError(
             "TensorBoard is not installed: pip install 'spherecf[train]', or omit --tensorboard"
         ) from error
+    return SummaryWriter
+
+
+def _event_writer(folder: Path, step: int) -> Any:
     # Discard events of steps after the checkpoint: these steps are repeated.
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return event_writer_class()(str(folder), purge_step=step + 1 if step else None)
 
 
 _SAME_REQUEST = 3.0  # seconds during which further signals count as the first one
