@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -108,10 +109,11 @@ class Network(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if dim < 1 or size < 1 or not width > 0 or not 0 <= dropout < 1:
+        are_whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (dim, size))
+        if not are_whole or dim < 1 or size < 1 or not width > 0 or not 0 <= dropout < 1:
             raise InputError(
-                f"backbone: expected dim, size and width above 0 and dropout in [0, 1), got dim={dim}, "
-                f"size={size}, width={width}, dropout={dropout}"
+                "backbone: expected whole numbers dim and size above 0, width above 0 and dropout in [0, 1), "
+                f"got dim={dim!r}, size={size!r}, width={width!r}, dropout={dropout!r}"
             )
         self.name = type(self).__name__
         self.remarks: list[str] = []
