@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from numbers import Integral
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -109,8 +109,7 @@ class Network(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        are_whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in (dim, size))
-        if not are_whole or dim < 1 or size < 1 or not width > 0 or not 0 <= dropout < 1:
+        if not (_is_count(dim) and _is_count(size) and width > 0 and 0 <= dropout < 1):
             raise InputError(
                 "backbone: expected whole numbers dim and size above 0, width above 0 and dropout in [0, 1), "
                 f"got dim={dim!r}, size={size!r}, width={width!r}, dropout={dropout!r}"
@@ -218,6 +217,11 @@ class SqueezeExcite(nn.Module):
         """Map (n, C, H, W) to the map with weighted channels."""
         weights = self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(weights)
+
+
+def _is_count(value: Any) -> bool:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and int(value) > 0
 
 
 def initialize(network: nn.Module, convolution: Callable[[Tensor], Any]) -> None:
