@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # pages show the benchmarks too
 ROOMS = r"(?:src|docs|tests|benchmarks|recipes|\.ci)"  # folders whose files a page may name
-SHELL = ("bash", "console", "sh", "shell", "indented")
+SHELL = ("", "bash", "console", "sh", "shell", "indented")  # most pages fence commands without a language
 MACHINE = re.compile(r"(?<![\w.:/-])/(?:work|tmp|opt|root|home/\w+)(?![\w-])|\bC:\\Users")
 REGISTRY = re.compile(
     r"\b(?:pypi|pythonhosted|npmjs|debian|anaconda|conda|download\.pytorch|rubygems)\.(?:org|com)\b"
@@ -138,6 +138,10 @@ def commands(first: int, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 def check_command(page: Path, number: int, words: list[str], app: Any) -> Iterator[Problem]:
     """One command: `spherecf`, `python script.py` and `make` are known, others pass."""
+    for at in range(1, len(words) - 1):
+        if words[at : at + 2] == ["-m", "spherecf"]:  # started by python or torchrun
+            words = words[at + 1 :]
+            break
     program = Path(words[0]).name
     if program == "spherecf":
         for text in unknown_words(words[1:], app):

@@ -11,14 +11,16 @@ import torch
 from tests.data.conftest import picture
 from tests.reference.original_heads import linear_table, log_kappa
 from torch import nn
+from torch.nn.functional import normalize
 
 from spherecf import load
 from spherecf.cli import reference_run
 from spherecf.cli.reference import main, parse
 from spherecf.cli.reference_run import find_data, to_config
-from spherecf.data import ListFile, RecordFile, open_source, write_records
+from spherecf.data import ListFile, RecordFile, write_records
 from spherecf.errors import FileFormatError, InputError
 from spherecf.models import FrozenBackbone, load_backbone, load_confidence_head, make_backbone
+from spherecf.training import prototypes_for
 
 ROOT = Path(__file__).resolve().parents[2]
 PEOPLE, EACH = 4, 3
@@ -181,13 +183,31 @@ def test_a_record_set_is_found(world: Path, folder: str) -> None:
 
 def test_labels_of_a_list_are_class_indices(world: Path) -> None:
     path = world / "list" / "some_list.txt"
-    path.write_text("images/0.png 7\nimages/1.png -1\nimages/2.png 2\n")
-    assert open_source(path, world).labels.tolist() == [1, -1, 0]
-    source = find_data("some", world)
-    assert source.labels.tolist() == [7, -1, 2] and source.identities[7] == "7"
+    path.write_text("images/0.png 007\nimages/1.png -1\nimages/2.png 2\n")
+    source, weight = find_data("some", world), normalize(torch.randn(8, 16))
+    torch.save({"arc_face_state_dict": {"weight": weight}}, world / "fc.pt")
+    prototypes = prototypes_for(source, world / "fc.pt")
+    torch.testing.assert_close(prototypes[source.labels[[0, 2]]], weight[[7, 2]])
     path.write_text("images/0.png Ann\nimages/1.png Bo\n")
     with pytest.raises(FileFormatError, match=r"some_list\.txt: expected labels 0, 1, .* got 'Ann'"):
         find_data("some", world)
+
+
+@pytest.mark.parametrize(
+    "label, message",
+    [
+        ("99999999999999999999", "1 of 2 identities of some have no prototype there (99999999999999999999"),
+        ("3000000000", "1 of 2 identities of some have no prototype there (3000000000"),
+        ("-1", "nothing to learn from"),
+    ],
+)
+def test_labels_out_of_range_are_reported(
+    world: Path, capsys: pytest.CaptureFixture[str], label: str, message: str
+) -> None:
+    first = "-1" if label == "-1" else "0"
+    (world / "list" / "some_list.txt").write_text(f"images/0.png {first}\nimages/1.png {label}\n")
+    assert main(command(world, "--dataset", "some")) == 1
+    assert message in last_error(capsys)
 
 
 def test_missing_data_sets_are_explained(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

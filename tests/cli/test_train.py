@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from spherecf import load
 from spherecf.cli import app
-from spherecf.data import PairList, open_source, write_pair_bin
-from spherecf.errors import FileFormatError
+from spherecf.data import PairList, SyntheticImages, open_source, write_pair_bin
+from spherecf.errors import FileFormatError, InputError
 
 RECIPE = "[views]\ndegraded = 1\n[fit]\nepochs = 2\nbatch_size = 8\nheld_out = 0.3\n"
 
@@ -99,6 +99,30 @@ def test_both_stages_from_scratch(tmp_path: Path) -> None:
     assert result.exit_code == 0
     model = load(second["model"], first["backbone"])
     assert model.record["config"]["prototypes"]["file"] == first["prototypes"]
+
+
+@pytest.mark.parametrize(
+    "size, kinds, files, error, message",
+    [
+        (64, 2, ["few"], FileFormatError, "expected an image of 32x32"),
+        (32, 1, ["few"], InputError, r"few\.bin: mated: 4 mated and 0 non-mated pairs"),
+        (32, 2, ["few", "other/few"], InputError, "another pair file is named few, too"),
+    ],
+)
+def test_pair_files_that_cannot_be_evaluated_are_refused_before_training(
+    tmp_path: Path, size: int, kinds: int, files: list[str], error: type[Exception], message: str
+) -> None:
+    images = SyntheticImages(8, 4, (size, size))
+    mated, keys = np.arange(4) % kinds == 0, list(images.keys)
+    (tmp_path / "other").mkdir()
+    command = [*backbone_arguments(tmp_path), "--device", "cpu"]
+    for name in files:
+        path = tmp_path / f"{name}.bin"
+        write_pair_bin(images, PairList("few", keys[:4], keys[4:], mated, np.arange(4)), path)
+        command += ["--validate", str(path)]
+    with pytest.raises(error, match=message):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    assert not (tmp_path / "backbone" / "history.jsonl").exists()
 
 
 def test_a_transformer_from_scratch_to_onnx(tmp_path: Path) -> None:

@@ -60,18 +60,23 @@ def test_rows_are_committed_automatically(
 
 
 @pytest.mark.parametrize(
-    ("identity", "columns", "count"),
+    ("identity", "columns", "count", "changed"),
     [
-        ({"data": "b"}, COLUMNS, 10),
-        ({"data": "a"}, {**COLUMNS, "y": ((), "float32")}, 10),
-        ({"data": "a"}, {"x": COLUMNS["x"]}, 10),
-        ({"data": "a"}, COLUMNS, 11),
+        ({"data": "b"}, COLUMNS, 10, "data"),
+        ({"data": "a"}, {**COLUMNS, "y": ((), "float32")}, 10, "columns"),
+        ({"data": "a"}, {"x": COLUMNS["x"]}, 10, "columns"),
+        ({"data": "a"}, COLUMNS, 11, "rows"),
     ],
 )
-def test_another_identity_starts_from_zero(tmp_path: Path, identity: dict, columns: dict, count: int) -> None:
+def test_another_identity_starts_from_zero_and_says_so(
+    tmp_path: Path, identity: dict, columns: dict, count: int, changed: str, capsys: pytest.CaptureFixture
+) -> None:
     folder = tmp_path / "store"
     open_store(folder).append(rows(0, 10))
+    open_store(folder)
+    assert capsys.readouterr().err == ""
     store = RowStore(folder, count, columns, identity)
+    assert f"the 10 rows of an earlier run differ in {changed}; they are deleted" in capsys.readouterr().err
     assert store.done == 0 and store.notes == {} and not store.arrays["x"].any()
     assert {path.name for path in folder.iterdir()} == {"state.json", *(f"{name}.bin" for name in columns)}
 

@@ -34,11 +34,40 @@ def test_reported_numbers_equal_the_metrics(toy: Toy) -> None:
     assert report.scores["cosine"].tenfold.mean == tenfold(cosine, toy.mated, toy.folds).mean
     difference = report.differences["mls-cosine:eer"]
     assert difference.value == pytest.approx(mls_report.eer.value - report.scores["cosine"].eer.value)
+    repeated = 400 - len({*zip(toy.left, toy.right)})
     assert report.counts == {
         "images": len({*a.tolist()}) + len({*b.tolist()}), "pairs": 400, "mated": 200, "non_mated": 200,
-        "subjects": 40, "failed_images": 0, "failed_pairs": 0,
+        "subjects": 40, "failed_images": 0, "failed_pairs": 0, "contradictions": 0,
+        "repeated_pairs": repeated,
     }  # fmt: skip
     assert report.absent_confidences == ["detector_score", "sharpness"]
+
+
+def test_pairs_whose_label_contradicts_the_people_are_counted(toy: Toy) -> None:
+    people = [[key.split("/")[0] for key in keys] for keys in (toy.left, toy.right)]
+    wrong = toy.mated.copy()
+    wrong[:3] ^= True
+    report = dataclasses.replace(toy, mated=wrong).report()
+    assert report.resampling == "none" and report.counts["contradictions"] == 3
+    assert toy.report(subjects=people).counts["contradictions"] == 0
+    # Without people nothing can be said.
+    bare = dataclasses.replace(toy.clean, labels=None, identities=[])
+    assert dataclasses.replace(toy, mated=wrong).report(bare).counts["contradictions"] == 0
+
+
+def test_repeated_pairs_are_counted_in_either_order(toy: Toy) -> None:
+    columns = toy.left, toy.right, toy.mated, toy.folds
+    left, right, mated, folds = (list(column[:100]) for column in columns)
+    few = dataclasses.replace(toy, left=left, right=right, mated=np.array(mated), folds=np.array(folds))
+    twice = dataclasses.replace(
+        few, left=left + right[:7], right=right + left[:7], mated=np.array(mated + mated[:7]),
+        folds=np.array(folds + folds[:7]),
+    )  # fmt: skip
+    once = few.report().counts["repeated_pairs"]
+    assert twice.report().counts["repeated_pairs"] == once + 7
+    # Between two files, the same keys in the other order are another pair.
+    across = [case.report(toy.clean, toy.degraded).counts["repeated_pairs"] for case in (few, twice)]
+    assert across[0] == across[1]
 
 
 def test_unresolved_targets_have_no_numbers(toy: Toy) -> None:

@@ -80,6 +80,11 @@ def test_bad_arguments():
     for call, message in (
         (lambda: make_margin("arcfase"), "unknown kind of margin 'arcfase'; available: softmax, arcface"),
         (lambda: make_margin("cosface", m=0.4), "cosface margin: arguments {'m': 0.4} do not fit"),
+        (
+            lambda: make_margin("arcface", margin="0.5"),
+            "margin: expected a number, got '0.5'",
+        ),
+        (lambda: make_margin("sphereface2", t=True), "t: expected a number, got True"),
         (lambda: make_margin("arcface", margin=28.6), "0 <= margin < pi, got 28.6"),
         (lambda: make_margin("sphereface2", balance=1.5), "0 < balance < 1"),
         (lambda: make_margin("arcface", scale=0.0), "arcface: expected a finite scale > 0, got 0.0"),

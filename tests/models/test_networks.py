@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,7 @@ def test_unknown_networks_and_invalid_options_are_refused() -> None:
         make_backbone("ir_101")
     with pytest.raises(ModelError, match=r"options \{'depth': 3\} do not fit"):
         make_backbone("r18", depth=3)
-    for options in ({"dim": 0}, {"dropout": 1.0}, {"size": 0}, {"width": 0.0}):
-        with pytest.raises(InputError, match="expected dim, size and width above 0"):
+    wrong: list[dict[str, Any]] = [{"dim": 0}, {"dropout": 1.0}, {"size": 0}, {"width": 0.0}]
+    for options in [*wrong, {"size": 112.0}, {"size": True}, {"size": "112"}]:
+        with pytest.raises(InputError, match="expected whole numbers dim and size above 0, width above 0"):
             make_backbone("r18", **options)

@@ -68,3 +68,10 @@ def test_counts_include_failures(toy: Toy) -> None:
     )
     failed = dataclasses.replace(report, counts={**report.counts, "failed_images": 2, "failed_pairs": 7})
     assert "2 images could not be embedded, 7 pairs left out" in counts_text(failed)
+
+
+def test_counts_warn_of_contradictions_and_repetitions(toy: Toy) -> None:
+    report = toy.report()
+    wrong = dataclasses.replace(report, counts={**report.counts, "contradictions": 3, "repeated_pairs": 2})
+    text = "; 3 pairs have a label that contradicts the people of their images; 2 pairs repeat an earlier one"
+    assert text in counts_text(wrong) and "contradicts" not in counts_text(report)

@@ -292,13 +292,17 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 
 
 def test_checkpoints_of_other_settings_are_not_resumed(
-    tmp_path: Path, single_run: tuple[Path, TrainedBackbone]
+    tmp_path: Path, single_run: tuple[Path, TrainedBackbone], capsys: pytest.CaptureFixture[str]
 ) -> None:
     longer = config(optimizer={"lr": 0.02}, fit={"epochs": 3})
     first_result = train_backbone(images(), tmp_path, longer)
+    assert "checkpoints" not in capsys.readouterr().err
     assert train_backbone(images(), tmp_path, config()).history == single_run[1].history
+    expected = f"starting from the beginning, because the 2 checkpoints in {tmp_path} are of other settings"
+    assert expected in capsys.readouterr().err
     # Nor are they deleted: each run keeps its own checkpoints, even if the other is further ahead.
     assert train_backbone(images(), tmp_path, longer).history == first_result.history
+    assert "resuming at the end, after 12 steps" in capsys.readouterr().err
 
 
 def test_validation_results_are_added_to_the_history(tmp_path: Path) -> None:
@@ -331,6 +335,21 @@ class LabelsOnly(ImageSource):
 def test_fewer_than_two_usable_identities_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"at least two identities with 2 or more images, got 1 \(of 3"):
         train_backbone(LabelsOnly([0, 0, 1, -1], 3), tmp_path, config(fit={"min_images": 2}))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"fit": {"batch_size": 6}, "engine": {"accumulate": 4}}, "a batch of 6 images in 4 parts"),
+        ({"margin": {"kind": "sphereface2", "options": {"t": "3"}}}, "t: expected a number, got '3'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_training(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_backbone(images(), tmp_path, config(**changes))
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_starts_from_a_checkpoint(tmp_path: Path, single_run: tuple[Path, TrainedBackbone]) -> None:

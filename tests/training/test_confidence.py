@@ -12,9 +12,9 @@ import torch
 
 from spherecf import load
 from spherecf.data import IdentityFolder, open_source
-from spherecf.errors import InputError, StorageError
+from spherecf.errors import InputError, MissingDependencyError, StorageError
 from spherecf.models import FrozenBackbone
-from spherecf.training import MODEL_FILE, ConfidenceConfig, train_confidence
+from spherecf.training import MODEL_FILE, ConfidenceConfig, Monitor, train_confidence
 
 CONFIG = ConfidenceConfig.from_dict(
     {"views": {"degraded": 2}, "fit": {"epochs": 4, "batch_size": 16, "held_out": 0.3}}
@@ -97,6 +97,15 @@ def test_data_with_one_image_per_person_is_refused(
     first_images = [source.keys.index(f"p{person}/0.jpg") for person in range(8)]
     with pytest.raises(InputError, match="of 8 images 0 have no identity and 8 are the only image of theirs"):
         train_confidence(recogniser, source.subset(first_images), tmp_path / "run", CONFIG)
+
+
+def test_missing_tensorboard_is_reported_before_the_first_image(
+    tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # importing it raises ImportError
+    with pytest.raises(MissingDependencyError, match="TensorBoard is not installed"):
+        train_confidence(recogniser, IdentityFolder(people), tmp_path / "run", monitor=Monitor(True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_is_reported_before_the_first_image(

@@ -4,6 +4,7 @@ import pytest
 
 from spherecf.errors import FileFormatError, InputError
 from spherecf.training import BackboneConfig, ConfidenceConfig, FitSettings
+from spherecf.training.classifier import initial_prototypes
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "confidence.toml"
 
@@ -85,6 +86,13 @@ def test_invalid_values_from_python_are_refused() -> None:
         FitSettings(epochs=0)
     with pytest.raises(InputError, match="seed must be at least 0"):
         ConfidenceConfig().with_seed(-1)
+    with pytest.raises(InputError, match="seed must be at most 10000000000000, got 100000000000000"):
+        BackboneConfig().with_seed(10**14)
+
+
+def test_the_largest_seed_fits_into_the_seeds_of_torch() -> None:
+    largest = BackboneConfig().with_seed(10**13).seed
+    assert initial_prototypes(4, 8, largest).shape == (4, 8)
 
 
 def test_settings_are_hashable_and_immutable() -> None:

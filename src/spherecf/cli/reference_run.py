@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from spherecf.common.files import write_atomically
@@ -71,14 +70,14 @@ def train(options: Namespace) -> dict[str, Any]:
 def find_data(name: str, root: Path) -> ImageSource:
     """Open ``ROOT/list/NAME_list.txt``, or else a RecordIO set in ``ROOT/NAME`` or ``ROOT``.
 
-    The labels in a list are row numbers of the classifier. They are used unchanged, even if there are gaps.
+    The labels in a list must be row numbers of the classifier, possibly with gaps (`prototypes_for`).
 
     Raises:
         FileFormatError: neither exists, or the data is damaged.
     """
     listed = root / "list" / f"{name}_list.txt"
     if listed.exists():
-        return _restore_labels(ListFile(listed, root, name))
+        return _check_labels(ListFile(listed, root, name))
     for folder in (root / name, root):
         if (folder / "train.rec").exists():
             return RecordFile(folder)
@@ -88,16 +87,12 @@ def find_data(name: str, root: Path) -> ImageSource:
     )
 
 
-def _restore_labels(source: ListFile) -> ListFile:
-    """Restore the labels written in the list; `ListFile` renumbers them from 0 without gaps."""
+def _check_labels(source: ListFile) -> ListFile:
     invalid = [label for label in source.identities if not label.isdecimal()]
     if invalid:
         raise FileFormatError(
             source.path, f"expected labels 0, 1, ... (rows of the classifier), got {invalid[0]!r}."
         )
-    numbers = np.array(source.identities, np.int64)
-    source.labels = np.where(source.labels < 0, -1, numbers[source.labels])
-    source.identities = [str(number) for number in range(int(numbers.max(initial=-1)) + 1)]
     return source
 
 

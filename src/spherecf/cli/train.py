@@ -70,7 +70,9 @@ def backbone(
 
     config = BackboneConfig.load(recipe)
     config = config if seed is None else config.with_seed(seed)
-    check = verification(validate) if validate else None
+    size = config.network.options.get("size", 112)
+    expected = (size, size) if type(size) is int else None  # any other size is refused with the network
+    check = verification(validate, expected) if validate else None
     with join_ranks(device) as ranks:
         source = open_source(data, root)
         result = train_backbone(source, out, config, ranks=ranks, validate=check, tensorboard=tensorboard)

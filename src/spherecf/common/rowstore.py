@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.files import make_folder, sync_folder, write_atomically
 from spherecf.common.parsing import checked, parse_json
+from spherecf.common.progress import console
 from spherecf.common.sealing import Key, matching_key, sealed_with
 from spherecf.common.tensorfile import sealed_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError, StorageError
@@ -222,9 +223,21 @@ class RowStore:
                 with contextlib.suppress(OSError):
                     self._delete_files(self.folder.glob("rows-*-*.json"))
             return True
+        self._report_replaced(state)
         columns = state.identity.get("columns", ())
         self._clear(name for name in columns if Path(name).name == name)
         return False
+
+    def _report_replaced(self, state: "_State") -> None:
+        """Tell which facts of an earlier run differ, since its rows may have taken hours."""
+        facts = {*self.identity, *state.identity}
+        changed = sorted(name for name in facts if self.identity.get(name) != state.identity.get(name))
+        if state.done > 0 and changed:
+            console.print(
+                f"{self.folder}: the {state.done:,} rows of an earlier run differ in {', '.join(changed)}; "
+                "they are deleted and computed again",
+                highlight=False, markup=False, soft_wrap=True,
+            )  # fmt: skip
 
     def _state(self) -> "_State | None":
         """The content of the state file; None if there is no valid one."""
@@ -345,6 +358,7 @@ class SealedRows(RowStore):
             except (KeyError, FileFormatError):
                 break  # damaged: its rows are computed again
             if state.identity != self.identity:
+                self._report_replaced(state)
                 self._clear(())
                 return False
             if {len(column) for column in rows.values()} != {state.done - self.done}:

@@ -628,7 +628,13 @@ def _mistakes(
 
 
 def _counts(pairs: ResolvedPairs, images: Images) -> dict[str, int]:
-    people = np.unique(np.concatenate(pairs.subjects)).size if pairs.unit == "subject" else 0
+    people = contradictions = 0
+    if pairs.unit == "subject":
+        left, right = pairs.subjects
+        people = np.unique(np.concatenate([left, right])).size
+        contradictions = int(((left == right) != pairs.mated).sum())
+    low, high = np.minimum(images.left, images.right), np.maximum(images.left, images.right)
+    distinct = np.unique(low * images.kappa.size + high).size
     return {
         "images": int(images.kappa.size),
         "pairs": int(pairs.mated.size),
@@ -637,4 +643,6 @@ def _counts(pairs: ResolvedPairs, images: Images) -> dict[str, int]:
         "subjects": people,
         "failed_images": len(pairs.failures),
         "failed_pairs": pairs.failed_pairs,
+        "contradictions": contradictions,
+        "repeated_pairs": pairs.mated.size - distinct,
     }

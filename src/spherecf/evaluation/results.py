@@ -239,7 +239,9 @@ class PairReport:
     name: str
     condition: str
     counts: dict[str, int]
-    """``images``, ``pairs``, ``mated``, ``non_mated``, ``subjects``, ``failed_images``, ``failed_pairs``"""
+    """``images``, ``pairs``, ``mated``, ``non_mated``, ``subjects``, ``failed_images``, ``failed_pairs``,
+    ``contradictions`` (pairs whose label contradicts the people), ``repeated_pairs`` (listed again, in either
+    order)"""
     failures: list[tuple[str, str]]
     """(key, reason) of the images of this list that could not be embedded."""
     resampling: str

@@ -2,6 +2,7 @@
 
 import inspect
 from math import exp, log, sqrt
+from numbers import Real
 from typing import Any, ClassVar, get_args
 
 import torch
@@ -509,7 +510,7 @@ def make_margin(kind: str, **config: Any) -> Margin:
         config: the constructor's arguments; defaults are the published values.
 
     Raises:
-        InputError: the kind is unknown, an argument does not exist, or a value is out of range.
+        InputError: the kind is unknown, an argument does not exist, or a value is no number or out of range.
 
     Example:
         >>> make_margin("cosface", margin=0.4)
@@ -517,6 +518,12 @@ def make_margin(kind: str, **config: Any) -> Margin:
     """
     if kind not in MARGINS:
         raise InputError(f"unknown kind of margin {kind!r}; available: {', '.join(MARGINS)}")
+    parameters = inspect.signature(MARGINS[kind]).parameters
+    for name in config.keys() & parameters.keys():
+        value = config[name]
+        is_number = isinstance(value, Real) and not isinstance(value, bool)
+        if isinstance(parameters[name].default, Real) and not is_number:
+            raise InputError(f"{kind} margin: {name}: expected a number, got {value!r}")
     try:
         margin = MARGINS[kind](**config)
     except TypeError as error:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -108,10 +109,10 @@ class Network(nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        if dim < 1 or size < 1 or not width > 0 or not 0 <= dropout < 1:
+        if not (_is_count(dim) and _is_count(size) and width > 0 and 0 <= dropout < 1):
             raise InputError(
-                f"backbone: expected dim, size and width above 0 and dropout in [0, 1), got dim={dim}, "
-                f"size={size}, width={width}, dropout={dropout}"
+                "backbone: expected whole numbers dim and size above 0, width above 0 and dropout in [0, 1), "
+                f"got dim={dim!r}, size={size!r}, width={width!r}, dropout={dropout!r}"
             )
         self.name = type(self).__name__
         self.remarks: list[str] = []
@@ -216,6 +217,11 @@ class SqueezeExcite(nn.Module):
         """Map (n, C, H, W) to the map with weighted channels."""
         weights = self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True))))
         return x * torch.sigmoid(weights)
+
+
+def _is_count(value: Any) -> bool:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_whole and int(value) > 0
 
 
 def initialize(network: nn.Module, convolution: Callable[[Tensor], Any]) -> None:

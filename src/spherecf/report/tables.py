@@ -160,12 +160,16 @@ def counts_text(report: PairReport) -> str:
     people = f" of {c['subjects']:,} people" if c["subjects"] else ""
     failed = f"{c['failed_images']:,} images could not be embedded" if c["failed_images"] else "none failed"
     pairs = f", {c['failed_pairs']:,} pairs left out" if c["failed_pairs"] else ""
-    warning = next((r.tenfold.warning for r in report.scores.values() if r.tenfold.one_sided), "")
-    one_sided = f"; {warning}" if warning else ""
-    return (
+    warnings = [r.tenfold.warning for r in report.scores.values() if r.tenfold.one_sided][:1]
+    if wrong := c["contradictions"]:
+        warnings.append(f"{wrong:,} pairs have a label that contradicts the people of their images")
+    if again := c["repeated_pairs"]:
+        warnings.append(f"{again:,} pairs repeat an earlier one, and count again")
+    text = (
         f"{c['pairs']:,} pairs ({c['mated']:,} mated, {c['non_mated']:,} non-mated), "
-        f"{c['images']:,} images{people}; {failed}{pairs}{one_sided}"
+        f"{c['images']:,} images{people}; {failed}{pairs}"
     )
+    return "; ".join([text, *warnings])
 
 
 def unresolved_text(reports: Sequence[PairReport]) -> list[str]:

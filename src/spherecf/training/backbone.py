@@ -160,6 +160,7 @@ class _BackboneTask:
     ) -> None:
         self._source, self._identities, self._config, self._ranks = source, identities, config, ranks
         self._validate = validate
+        _check_batch_size(config, len(identities.rows), ranks)
         settings = config.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -270,6 +271,18 @@ class _BackboneTask:
         self._cosine = state["cosine"]
 
 
+def _check_batch_size(config: BackboneConfig, images: int, ranks: Ranks) -> None:
+    """Check that batch normalisation, which the embedding of every network has, gets two images or more."""
+    batch, parts = min(config.fit.batch_size, images), config.engine.accumulate
+    shares = 1 if config.engine.sync_batch_norm else ranks.size
+    if batch // parts // shares < 2:
+        raise InputError(
+            f"fit.batch_size: a batch of {batch} images in {parts} parts (engine.accumulate) on {ranks.size} "
+            "ranks leaves one image or none to a batch normalisation, which needs at least two; use a larger "
+            "batch, or fewer parts or ranks"
+        )
+
+
 def _start_from(network: Network, path: str) -> None:
     start = load_backbone(path, network.name)
     if (start.dim, start.size, start.width) != (network.dim, network.size, network.width):
@@ -281,9 +294,11 @@ def _start_from(network: Network, path: str) -> None:
 
 
 def _margin(settings: MarginSettings, identities: int) -> Margin:
-    options = dict(settings.options)
-    if settings.kind == "sphereface2":
+    margin = make_margin(settings.kind, **settings.options)
+    if settings.kind == "sphereface2" and "start" not in settings.options:
         # The initial bias depends on the number of identities; the default would give a huge first loss.
-        arguments = {name: options[name] for name in ("scale", "margin", "balance", "t") if name in options}
-        options.setdefault("start", sphereface2_bias(identities, **arguments))
-    return make_margin(settings.kind, **options)
+        options = margin.config()
+        names = ("scale", "margin", "balance", "t")
+        options["start"] = sphereface2_bias(identities, **{name: options[name] for name in names})
+        return make_margin(settings.kind, **options)
+    return margin

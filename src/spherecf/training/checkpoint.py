@@ -183,6 +183,11 @@ def load_checkpoint(
     return ranks.run_on_all(lambda: _load(path, identity, ranks, rows), f"reading {path}")
 
 
+def other_checkpoints(folder: Path, identity: str) -> int:
+    """Number of complete checkpoints of other runs in the folder of a run."""
+    return len({*(folder / FOLDER).glob("[0-9]*-*")} - {*_checkpoints(folder, identity)})
+
+
 def load_sharded(folder: Path, identity: str, name: str) -> Tensor:
     """Load all rows of a sharded tensor from the newest checkpoint of a run.
 

@@ -41,6 +41,7 @@ from spherecf.training.features import (
     prototypes_for,
 )
 from spherecf.training.heads import FitResult, Monitor, fit_head, make_objective
+from spherecf.training.loop import event_writer_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,11 +257,14 @@ def train_confidence(
 
     Raises:
         InputError: no images to train on, or prototypes that do not fit.
+        MissingDependencyError: events are requested, but TensorBoard is not installed.
         StorageError: not enough disk space; finished work is kept.
         SpherecfError: the loss diverged.
     """
     config, ranks, folder = config or ConfidenceConfig(), ranks or Ranks(), Path(folder)
     cache = Path(cache or folder / "cache")
+    if monitor is not None and monitor.tensorboard:
+        event_writer_class()  # fail before the pass over all images if it is missing
     prototypes = None
     if config.prototypes.file:  # check them before the pass over all images
         prototypes = prototypes_for(source, config.prototypes.file)

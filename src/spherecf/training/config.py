@@ -21,6 +21,7 @@ T = TypeVar("T")
 Config = TypeVar("Config", bound="Recipe")
 
 _MAX_INTEGER = 2**53  # float64, and hence JSON in most readers, represents every integer up to this
+_MAX_SEED = 10**13  # torch's seeds have 64 bits, and are a million times a run's seed plus step or block
 # Rewording of pydantic's messages, to follow the name of a setting.
 _WORDS = {
     "Input should be": "must be",
@@ -83,6 +84,7 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 # Strict: "3", 3.0 and true are not integers. A whole table cannot be strict: it would reject a mapping.
 _Bool = Annotated[bool, Field(strict=True)]
 _Integer = Annotated[int, Field(strict=True, ge=-_MAX_INTEGER, le=_MAX_INTEGER)]
+_Seed = Annotated[_Integer, Field(ge=0, le=_MAX_SEED)]
 _Float = Annotated[float, Field(strict=True)]
 _Options = Annotated[dict[str, Any], AfterValidator(_plain)]
 
@@ -348,7 +350,7 @@ class ConfidenceConfig(Recipe):
         (3, 1, 'exact')
     """
 
-    seed: Annotated[_Integer, Field(ge=0)] = 0
+    seed: _Seed = 0
     head: HeadSettings = field(default_factory=HeadSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
     features: FeatureSettings = field(default_factory=FeatureSettings)
@@ -440,7 +442,7 @@ class BackboneConfig(Recipe):
 
     _renamed: ClassVar[Mapping[str, str]] = {"fit.least": "min_images"}
 
-    seed: Annotated[_Integer, Field(ge=0)] = 0
+    seed: _Seed = 0
     network: NetworkSettings = field(default_factory=NetworkSettings)
     margin: MarginSettings = field(default_factory=MarginSettings)
     augment: AugmentSettings = field(default_factory=AugmentSettings)
@@ -470,9 +472,8 @@ def lr_factor(
         step: gamma^k, where k is the number of complete periods of ``step_size`` epochs, or of ``milestones``
         passed.
         plateau: gamma^k, where k counts how often the loss has not decreased by 1e-4 of its magnitude for
-            more
-        than ``patience`` epochs. During the ``warmup`` epochs every factor is multiplied by progress /
-        warmup.
+        more than ``patience`` epochs.
+        During the ``warmup`` epochs every factor is multiplied by progress / warmup.
 
     Example:
         >>> halving = ScheduleSettings("step", step_size=2, gamma=0.5)

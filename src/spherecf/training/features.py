@@ -136,14 +136,16 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
     """
     prototypes = load_prototypes(path)
     names = prototype_identities(path)
+    identities = source.identities
     if names is None and _numbered(source):
         names = [str(row) for row in range(len(prototypes))]
+        identities = [number.lstrip("0") or "0" for number in identities]
     if names is None:
         return prototypes
     # Identities without images need no prototype: the source may be a subset of the data set.
     row = {name: index for index, name in enumerate(names)}
     present = np.unique(source.labels[source.labels >= 0])
-    missing = [source.identities[label] for label in present if source.identities[label] not in row]
+    missing = [source.identities[label] for label in present if identities[label] not in row]
     if missing:
         raise InputError(
             f"{path}: {len(missing)} of {len(present)} identities of {source.name} have no prototype there "
@@ -151,7 +153,7 @@ def prototypes_for(source: ImageSource, path: str | Path) -> Float[Tensor, "iden
             "out"
         )
     matched = torch.zeros(len(source.identities), prototypes.shape[1])
-    matched[present] = prototypes[[row[source.identities[label]] for label in present]]
+    matched[present] = prototypes[[row[identities[label]] for label in present]]
     return matched
 
 

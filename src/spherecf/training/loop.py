@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from spherecf.common.files import locked, write_atomically
-from spherecf.common.progress import progress
+from spherecf.common.progress import console, progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
 from spherecf.models import float32_arithmetic
-from spherecf.training.checkpoint import CheckpointWriter, load_checkpoint
+from spherecf.training.checkpoint import CheckpointWriter, load_checkpoint, other_checkpoints
 from spherecf.training.classifier import ShardedClassifier
 from spherecf.training.config import EngineSettings, OptimizerSettings, ScheduleSettings, lr_factor
 from spherecf.training.distributed import Ranks, synchronize_batch_norm
@@ -628,6 +628,11 @@ class _Trainer:
         rows = None if classifier is None else slice(classifier.first, classifier.last)
         saved = load_checkpoint(run.folder, run.identity, ranks, rows)
         if saved is None:
+            if others := ranks.is_main and other_checkpoints(run.folder, run.identity):
+                self._say(
+                    f"{run.name}: starting from the beginning, because the {others} checkpoints in "
+                    f"{run.folder} are of other settings or data; they are kept"
+                )
             return
         common = saved.common
         task.network.load_state_dict(common["network"])
@@ -643,12 +648,19 @@ class _Trainer:
         task.load_state(common["task"])
         self.progress = _Progress(**common["place"])
         self.outcome = Outcome(common["history"], common["skipped"])
+        epoch = len(self.outcome.history)
+        place = "the end" if epoch >= run.epochs else f"epoch {epoch + 1} of {run.epochs}"
+        self._say(f"{run.name}: resuming at {place}, after {saved.step} steps")
         # Within an epoch and with the same number of ranks, dropout continues bit-identically.
         if saved.private is not None and self.progress.batch:
             torch.set_rng_state(saved.private["rng"]["cpu"])
             if "cuda" in saved.private["rng"]:
                 torch.cuda.set_rng_state(saved.private["rng"]["cuda"], ranks.device)
             self._resumed_rng = True
+
+    def _say(self, text: str) -> None:
+        if self.ranks.is_main:
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _gather_skipped(self) -> None:
         for skipped in self.ranks.all_gather_object(self.outcome.skipped):
@@ -772,15 +784,24 @@ def _storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _event_writer(folder: Path, step: int) -> Any:
+def event_writer_class() -> Any:
+    """torch's `SummaryWriter`.
+
+    Raises:
+        MissingDependencyError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingDependencyError(
             "TensorBoard is not installed: pip install 'spherecf[train]', or omit --tensorboard"
         ) from error
+    return SummaryWriter
+
+
+def _event_writer(folder: Path, step: int) -> Any:
     # Discard events of steps after the checkpoint: these steps are repeated.
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+    return event_writer_class()(str(folder), purge_step=step + 1 if step else None)
 
 
 _SAME_REQUEST = 3.0  # seconds during which further signals count as the first one
