@@ -324,7 +324,8 @@ def directions(model: ConfidenceModel, cache: FeatureCache) -> NDArray[np.float3
     """The model's directions (rows, dim) of cached features."""
     if model.centring is None:
         return cache.mu
-    return model.centring(torch.from_numpy(np.array(cache.mu))).numpy()
+    centred: NDArray[np.float32] = model.centring(torch.from_numpy(np.array(cache.mu))).numpy()
+    return centred
 
 
 def _clean(cache: FeatureCache) -> Embeddings:
