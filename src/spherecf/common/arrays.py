@@ -11,6 +11,7 @@ import torch
 from numpy import ndarray
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C import _functorch as functorch  # torch has no public name for this
 
 from spherecf.errors import InputError
 
@@ -82,6 +83,24 @@ def _wrong_type(name: str, kinds: str, dtype: Any) -> InputError:
     return InputError(f"{name}: expected {expected}, got {dtype}.")
 
 
+def values_known(values: Any) -> bool:
+    """Whether Python code may depend on the values of a tensor or array, so that they can be checked.
+
+    It may not while torch.compile traces, under `torch.func.vmap`, and on the meta device.
+
+    Example:
+        >>> values_known(np.ones(2)), values_known(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    if torch.compiler.is_compiling():
+        return False
+    while isinstance(values, Tensor) and functorch.is_functorch_wrapped_tensor(values):
+        if functorch.is_batchedtensor(values):
+            return False
+        values = functorch.get_unwrapped(values)
+    return not (isinstance(values, Tensor) and values.is_meta)
+
+
 UNIT_TOLERANCE = 1e-3
 """Maximum relative error of the length of a stored direction, or of a distribution's."""
 SCORE_TOLERANCE = 2.0**-8
@@ -100,6 +119,8 @@ def check_directions(
     keys: Sequence[Any] | NDArray[Any] = (),
 ) -> None:
     """Reject rows that are NaN, zero, or not of length ``radius``; one message counts them all.
+
+    Values are checked only if they are known (`values_known`).
 
     Args:
         mu: (..., dim) array or tensor of floats, dim >= 2.
@@ -121,7 +142,7 @@ def check_directions(
     """
     if mu.ndim < 1 or mu.shape[-1] < 2:
         raise InputError(f"{name}: expected directions (..., dim) with dim >= 2, got shape {tuple(mu.shape)}")
-    if all(are_unit(block, tolerance, radius) for block in _blocks(mu, rows)):
+    if not values_known(mu) or all(are_unit(block, tolerance, radius) for block in _blocks(mu, rows)):
         return
     lengths = [_as_array(_lengths(block, exact=True)).reshape(-1) for block in _blocks(mu, rows)]
     length = np.concatenate(lengths)
@@ -156,11 +177,13 @@ def unit_rows(mu: Any, tolerance: float = UNIT_TOLERANCE, radius: float = 1.0) -
 
 
 def check_kappa(kappa: Any, name: str) -> None:
-    """Reject NaN, negative and infinite concentrations or weights.
+    """Reject NaN, negative and infinite concentrations or weights, if they are known (`values_known`).
 
     Raises:
         InputError: there are such values; the message has their number, the first one and its position.
     """
+    if not values_known(kappa):
+        return
     bad = ~((kappa >= 0) & (kappa < float("inf")))
     if bad.any():
         flat = _as_array(bad).reshape(-1)
@@ -213,8 +236,11 @@ def _as_array(values: Any) -> NDArray[Any]:
     if not hasattr(values, "detach"):
         return np.asarray(values)
     tensor = values.detach().cpu()
-    widen = tensor.is_floating_point() and tensor.element_size() < 4  # NumPy has no bfloat16
-    array: NDArray[Any] = (tensor.float() if widen else tensor).numpy()
+    if tensor.is_floating_point() and tensor.element_size() < 4:  # NumPy has no bfloat16
+        tensor = tensor.float()
+    if functorch.is_functorch_wrapped_tensor(tensor):  # inside torch.func.grad, where numpy() fails
+        return np.asarray(tensor.tolist())
+    array: NDArray[Any] = tensor.numpy()
     return array
 
 

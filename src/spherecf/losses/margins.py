@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
+from spherecf.common.arrays import values_known
 from spherecf.errors import InputError
 from spherecf.losses.blockwise import blockwise_losses, rows_per_block
 from spherecf.losses.margin_functions import (
@@ -568,13 +569,13 @@ def margin_softmax_loss(
             "margin_softmax_loss: expected embedding (batch, dim), prototypes (identities, dim) and labels "
             f"(batch,), got {tuple(embedding.shape)}, {tuple(prototypes.shape)} and {tuple(labels.shape)}."
         )
-    if not torch.compiler.is_compiling():
-        _check_labels(labels, len(prototypes))
-        if len(prototypes) > rows_per_block(len(labels), prototypes.shape[1], prototypes.device):
-            autocast = torch.is_autocast_enabled(embedding.device.type)
-            products = torch.bfloat16 if autocast else None
-            losses = blockwise_losses(embedding, prototypes, labels, margin, products).losses
-            return _reduce(losses, reduction)
+    _check_labels(labels, len(prototypes))
+    if not torch.compiler.is_compiling() and len(prototypes) > rows_per_block(
+        len(labels), prototypes.shape[1], prototypes.device
+    ):
+        autocast = torch.is_autocast_enabled(embedding.device.type)
+        products = torch.bfloat16 if autocast else None
+        return _reduce(blockwise_losses(embedding, prototypes, labels, margin, products).losses, reduction)
     labels = labels.long()
     embedding = widen(embedding)
     norm = embedding.norm(dim=1)  # (batch,)
@@ -632,7 +633,7 @@ class MarginSoftmaxLoss(nn.Module):
 
 def _check_labels(labels: Tensor, identities: int) -> None:
     low, high = labels < 0, labels >= identities
-    if bool((low | high).any()):
+    if values_known(labels) and bool((low | high).any()):
         raise InputError(
             f"margin_softmax_loss: expected labels in 0..{identities - 1}, one per row of prototypes; of "
             f"{len(labels)} labels {int(low.sum())} are negative and {int(high.sum())} too large (from "

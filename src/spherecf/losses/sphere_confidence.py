@@ -174,12 +174,12 @@ def _reduce(loss: Tensor, reduction: str) -> Tensor:
 
 
 def check_unit(**vectors: Tensor) -> None:
-    """Refuse vectors that are not of unit length within 1e-2, only on the CPU and outside torch.compile.
+    """Refuse vectors that are not of unit length within 1e-2, only on the CPU.
 
     On a GPU the check would make every training step wait for the device.
     """
     for name, rows in vectors.items():
-        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        if rows.device.type == "cpu":
             check_directions(rows, name, _TOLERANCE)
 
 

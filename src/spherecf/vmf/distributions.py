@@ -24,6 +24,7 @@ from spherecf.common.arrays import (
     check_directions,
     check_kappa,
     checked_radius,
+    values_known,
 )
 from spherecf.errors import InputError
 from spherecf.vmf.functions import (
@@ -129,7 +130,7 @@ class HypersphericalUniform(Distribution):
 def checked_value(distribution: Any, value: Tensor) -> Tensor:
     """``value`` unchanged, if it has the distribution's dimension and is on its sphere.
 
-    Lengths are checked only if the distribution validates its arguments, and not while torch.compile traces.
+    Lengths are checked only if the distribution validates its arguments.
 
     Raises:
         InputError: the shape does not fit, or a vector is not on the sphere.
@@ -143,7 +144,7 @@ def checked_value(distribution: Any, value: Tensor) -> Tensor:
             f"value: expected shape (..., {distribution.dim}) that broadcasts with the batch shape "
             f"{tuple(distribution.batch_shape)}, got {tuple(value.shape)}."
         ) from error
-    if distribution._validate_args and not torch.compiler.is_compiling():
+    if distribution._validate_args:
         check_directions(value, "value", radius=distribution.radius)
     return value
 
@@ -182,7 +183,8 @@ class VonMisesFisher(Distribution):
             distribution.
         radius: r > 0, one number.
         validate_args: check values, here and in `log_prob`. Only False switches the checks off; torch's
-            global default, which importing torch's compiler changes, has no effect. Skipped while compiling.
+            global default, which importing torch's compiler changes, has no effect. Values are not checked
+            while torch.compile traces, under `torch.func.vmap`, and on the meta device.
 
     NumPy arrays become tensors. float16 and bfloat16 parameters are converted to float32, integers are
     refused.
@@ -212,7 +214,7 @@ class VonMisesFisher(Distribution):
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
-        if validate_args is not False and not torch.compiler.is_compiling():
+        if validate_args is not False:
             check_directions(mu, "mean_direction")
             check_kappa(kappa, "concentration")
         self.dim, self.radius = mu.shape[-1], checked_radius(radius)
@@ -315,10 +317,10 @@ class VonMisesFisher(Distribution):
                 f"fit: expected value (*batch, n, dim) with n >= 1 and weights (*batch, n), got "
                 f"{tuple(z.shape)} and {tuple(w.shape)}."
             )
-        if not torch.compiler.is_compiling():
-            check_directions(z, "value", radius=r)
+        check_directions(z, "value", radius=r)
         total = w.sum(-1, keepdim=True)
-        if not bool(((w >= 0).all(-1, keepdim=True) & (total > 0) & (total < torch.inf)).all()):
+        valid = (w >= 0).all(-1, keepdim=True) & (total > 0) & (total < torch.inf)
+        if values_known(valid) and not bool(valid.all()):
             raise InputError("fit: weights must be >= 0, finite, not NaN, and not all 0.")
         z = z / r
         mean = (z * (w / total).unsqueeze(-1)).sum(-2)  # (*batch, dim)
@@ -413,13 +415,17 @@ class _InverseDistribution(torch.autograd.Function):
     """F^{-1}(uniform; kappa) for kappa (n,) and uniform (n, count), block by block."""
 
     @staticmethod
-    def forward(ctx: Any, kappa: Tensor, uniform: Tensor, dim: int) -> Tensor:
+    def forward(kappa: Tensor, uniform: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         rows = max(1, _BLOCK // (len(_NODES) * max(_CELLS, uniform.shape[1])))
         pairs = zip(torch.split(kappa, rows), torch.split(uniform, rows), strict=True)
         blocks = [_invert(k, u, dim) for k, u in pairs]
         angles, slopes = (torch.cat(block) for block in zip(*blocks, strict=True))
-        ctx.save_for_backward(slopes)
-        return angles
+        return angles, slopes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
 
     @staticmethod
     @once_differentiable
@@ -427,8 +433,20 @@ class _InverseDistribution(torch.autograd.Function):
         (slopes,) = ctx.saved_tensors
         return (grads[0] * slopes).sum(1), None, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        size, dim = info.batch_size, inputs[2]
+        batched = [
+            v.expand(size, *v.shape) if axis is None else v.movedim(axis, 0)
+            for v, axis in zip(inputs[:2], in_dims)
+        ]
+        results = _InverseDistribution.apply(*(v.flatten(0, 1) for v in batched), dim)
+        return tuple(v.unflatten(0, (size, -1)) for v in results), (0, 0)
 
-_invert_distribution: Callable[..., Tensor] = _InverseDistribution.apply
+
+def _invert_distribution(kappa: Tensor, uniform: Tensor, dim: int) -> Tensor:
+    apply: Callable[..., tuple[Tensor, Tensor]] = _InverseDistribution.apply
+    return apply(kappa, uniform, dim)[0]
 
 
 class _Density:
