@@ -67,6 +67,11 @@ def _shared_tensor(values: Any, name: str, kinds: str) -> Tensor:
     array = np.asarray(values)
     if array.dtype.kind.replace("u", "i") not in kinds:
         raise _wrong_type(name, kinds, array.dtype)
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise InputError(
+            f"{name}: expected integers below 2^63, got {array.max()}. View hashes as signed numbers: "
+            f"{name}.view(np.int64)."
+        )
     widest = np.dtype(np.float64 if array.dtype.kind == "f" else np.int64)
     native = array.dtype.newbyteorder("=")
     array = np.asarray(array, widest if native.itemsize > 8 or native.kind == "u" else native)
