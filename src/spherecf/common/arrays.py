@@ -287,7 +287,8 @@ def _advice(mu: Any, name: str, tolerance: float, radius: float, wrong_length: b
         return f"its columns are unit vectors: pass {name}.T"
     if isinstance(mu, np.ndarray):
         return f"normalise them: {name} / np.linalg.norm({name}, axis=-1, keepdims=True)"
-    return f"normalise them: torch.nn.functional.normalize({name}, dim=-1)"
+    wide = f"{name}.float()" if mu.element_size() < 4 else name  # half precision rounds the length again
+    return f"normalise them: torch.nn.functional.normalize({wide}, dim=-1)"
 
 
 class HostCopy:
