@@ -102,7 +102,7 @@ class Preprocessing:
             )
         if isinstance(images, Tensor):
             return images
-        return torch.from_numpy(np.require(images, requirements="CW"))  # copied only if it must be
+        return torch.from_numpy(np.require(images, requirements=("C", "W")))  # copied only if it must be
 
     @staticmethod
     def _column(value: float | Channels, like: Tensor) -> Tensor:

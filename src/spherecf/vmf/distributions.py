@@ -441,7 +441,7 @@ def draw_angles(kappa: Tensor, dim: int, sample_shape: torch.Size) -> Tensor:
     """Random angles to the mean direction, float64 of shape (*sample_shape, *kappa.shape)."""
     count = prod(sample_shape)
     uniform = torch.rand(kappa.numel(), count, dtype=torch.float64, device=kappa.device)
-    angles: Tensor = _invert_distribution(kappa.double().reshape(-1), uniform, dim)
+    angles, _ = _draw(kappa.double().reshape(-1), uniform, dim)
     return angles.T.reshape(sample_shape + kappa.shape)
 
 
@@ -474,13 +474,11 @@ class _InverseDistribution(torch.autograd.Function):
             v.expand(size, *v.shape) if axis is None else v.movedim(axis, 0)
             for v, axis in zip(inputs[:2], in_dims)
         ]
-        results = _InverseDistribution.apply(*(v.flatten(0, 1) for v in batched), dim)
-        return tuple(v.unflatten(0, (size, -1)) for v in results), (0, 0)
+        results = _draw(*(v.flatten(0, 1) for v in batched), dim)
+        return tuple(v.reshape(size, -1, *v.shape[1:]) for v in results), (0, 0)
 
 
-def _invert_distribution(kappa: Tensor, uniform: Tensor, dim: int) -> Tensor:
-    apply: Callable[..., tuple[Tensor, Tensor]] = _InverseDistribution.apply
-    return apply(kappa, uniform, dim)[0]
+_draw: Callable[..., tuple[Tensor, Tensor]] = _InverseDistribution.apply
 
 
 class _Density:

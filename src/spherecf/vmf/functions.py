@@ -8,7 +8,6 @@ Values and gradients are finite for every finite argument >= 0, except log I_ord
 torch.compile and the transforms of torch.func (vmap, grad, jacfwd, ...) work on all of them.
 """
 
-from collections.abc import Callable
 from math import inf, isfinite, lgamma, log, pi
 from typing import Any
 
@@ -274,10 +273,11 @@ class _SlopeForwardMode(_Slope):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (x,) = ctx.saved_tensors
-        return -tangents[0] * ratio_slope(x, ctx.order)
+        tangent: Tensor = -tangents[0] * ratio_slope(x, ctx.order)
+        return tangent
 
 
-def _apply(plain: type, with_forward_mode: type) -> Callable[..., Any]:
+def _apply(plain: type, with_forward_mode: type) -> Any:
     """The function that computes one of these classes: torch.compile cannot trace those with a `jvp`."""
     cls: Any = plain if torch.compiler.is_compiling() else with_forward_mode
     return cls.apply
@@ -286,11 +286,13 @@ def _apply(plain: type, with_forward_mode: type) -> Callable[..., Any]:
 def _log_relative(x: Tensor, order: float, form: Form) -> Tensor:
     # While compiling always: the compiler removes what is not used.
     with_slope = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
-    return _apply(_LogRelative, _LogRelativeForwardMode)(x, order, form, with_slope)[0]
+    value: Tensor = _apply(_LogRelative, _LogRelativeForwardMode)(x, order, form, with_slope)[0]
+    return value
 
 
 def _slope(x: Tensor, order: float, form: Form, precomputed: Tensor | None) -> Tensor:
-    return _apply(_Slope, _SlopeForwardMode)(x, order, form, precomputed)
+    slope: Tensor = _apply(_Slope, _SlopeForwardMode)(x, order, form, precomputed)
+    return slope
 
 
 def log_normalizer_at_zero(order: float) -> float:
@@ -383,11 +385,13 @@ class _InverseForwardMode(_Inverse):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         (kappa,) = ctx.saved_tensors
-        return tangents[0] / ratio_slope(kappa, ctx.order)
+        tangent: Tensor = tangents[0] / ratio_slope(kappa, ctx.order)
+        return tangent
 
 
 def _inverse(rho: Tensor, order: float) -> Tensor:
-    return _apply(_Inverse, _InverseForwardMode)(rho, order)
+    kappa: Tensor = _apply(_Inverse, _InverseForwardMode)(rho, order)
+    return kappa
 
 
 def _first_guess(rho: Tensor, complement: Tensor, order: float) -> Tensor:
