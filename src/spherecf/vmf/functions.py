@@ -9,6 +9,7 @@ torch.compile and the transforms of torch.func (vmap, grad, jacfwd, ...) work on
 """
 
 from math import inf, isfinite, lgamma, log, pi
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -309,7 +310,7 @@ def bessel_order(dim: Any) -> float:
     is_number = isinstance(dim, _DIM_TYPES) and not isinstance(dim, bool)
     if not (is_number and 2 <= dim < inf and int(dim) == dim):
         raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
-    return int(dim) / 2 - 1
+    return index(int(dim)) / 2 - 1  # torch.compile takes an index as a constant, a new one for each dim
 
 
 def as_float32_or_float64(x: AnyArray, name: str) -> Tensor:
