@@ -75,3 +75,8 @@ def test_invalid_arguments_are_refused() -> None:
         binomial_cdf(1, 2, 1.5)
     with pytest.raises(InputError, match="delta"):
         binomial_upper(1, 2, 0.0)
+
+
+def test_a_level_that_is_no_share_is_refused() -> None:
+    with pytest.raises(InputError, match="level: expected 0 < level < 1, got 95"):
+        clopper_pearson(0, 10, level=95)

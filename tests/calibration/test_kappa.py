@@ -1,9 +1,11 @@
 """The scale of kappa: the empirical distribution function, its inverse, and the ISO integer."""
 
+import inspect
 import json
 
 import numpy as np
 import pytest
+import torch
 
 from spherecf.calibration import KappaScale
 from spherecf.errors import InputError
@@ -74,3 +76,18 @@ def test_bad_kappas_are_refused() -> None:
             KappaScale(dim, "x", images, (1.0, 2.0), percent)
     assert KappaScale(2, "x", 1, (1.0, 2.0), (0.0, 100.0)).percentile(np.exp(1.5)) == pytest.approx(50)
     assert KappaScale(2, "x", 1, (1.0, 2.0), (50.0, 50.0)).percentile(np.exp(1.5)) == 50
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_tensors_of_any_type_and_with_gradients_are_accepted(dtype: torch.dtype) -> None:
+    kappa = torch.tensor([2.0, 4.0, 8.0], dtype=dtype, requires_grad=True)
+    reference = scale(np.array([2.0, 4.0, 8.0]))
+    assert reference == KappaScale.fit(kappa, dim=128, population="a test")
+    assert reference.percentile(kappa).tolist() == reference.percentile([2.0, 4.0, 8.0]).tolist()
+
+
+@pytest.mark.parametrize("kappa", ["a", ["a"], [[1.0], [1.0, 2.0]], np.ones(2, complex)])
+def test_other_values_than_real_numbers_are_refused(kappa: object) -> None:
+    for call in (scale(np.ones(1)).percentile, scale(np.ones(1)).kappa_at, scale):
+        with pytest.raises(InputError, match="expected real numbers"):
+            inspect.unwrap(call)(kappa)

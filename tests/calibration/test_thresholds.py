@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from spherecf.calibration import ThresholdTable, clopper_pearson
+from spherecf.calibration import ThresholdTable, clopper_pearson, threshold_at_rate
 from spherecf.errors import InputError
 from spherecf.evaluation import tmr_at_fmr
 
@@ -47,3 +47,21 @@ def test_bad_input_is_refused() -> None:
         ThresholdTable.fit([1.0, 2.0], [0, 1], [0.0], score="s")
     with pytest.raises(InputError, match=r"no threshold for FMR 0\.2; the table has 0\.5"):
         ThresholdTable.fit([1.0, 2.0], [0, 1], [0.5], score="s").at(0.2)
+
+
+def test_integer_scores_have_thresholds() -> None:
+    assert threshold_at_rate(np.array([70, 90]), np.array([10, 80]), 0.5) == 70
+    assert threshold_at_rate(np.array([1]), np.array([2, 2]), 0.5) == np.inf
+
+
+def test_scores_that_are_not_ascending_are_refused() -> None:
+    for mated, non_mated in (([0.9, 0.8], [0.1, 0.2]), ([0.8, 0.9], [0.2, 0.1]), ([0.1, np.nan], [0.1, 0.2])):
+        with pytest.raises(InputError, match="in ascending order"):
+            threshold_at_rate(np.array(mated), np.array(non_mated), 0.5)
+    with pytest.raises(InputError, match="0 < rate <= 1, got 2"):
+        threshold_at_rate(np.array([0.9]), np.array([0.1]), 2.0)
+
+
+def test_targets_may_be_an_array() -> None:
+    table = ThresholdTable.fit([0.9, 0.1], [1, 0], np.array([1.0]), score="s")  # type: ignore[arg-type]
+    assert table.at(1.0).threshold == 0.1

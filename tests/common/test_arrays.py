@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spherecf.common import arrays
-from spherecf.common.arrays import as_array, check_directions, check_kappa, checked_radius
+from spherecf.common.arrays import as_array, as_tensor, check_directions, check_kappa, checked_radius
 from spherecf.errors import InputError
 
 KINDS = {"array": np.asarray, "tensor": torch.from_numpy}
@@ -104,3 +104,11 @@ def test_tensors_and_lists_are_converted_to_arrays() -> None:
     for invalid in ([[1.0], [1.0, 2.0]], np.ones(3, complex), ["a"], None):
         with pytest.raises(InputError, match="mu: expected an array"):
             as_array(invalid, "mu", np.float32)
+
+
+def test_unsigned_integers_that_do_not_fit_are_refused() -> None:
+    """As signed numbers they would be negative."""
+    largest = np.array([2**63 - 1], np.uint64)
+    assert as_tensor(largest, "groups", kinds="i").tolist() == [2**63 - 1]
+    with pytest.raises(InputError, match=r"groups: expected integers below 2\^63, got 9223372036854775808"):
+        as_tensor(largest + np.uint64(1), "groups", kinds="i")

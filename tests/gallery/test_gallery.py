@@ -13,6 +13,7 @@ from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration, ne
 
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.gallery import Gallery
+from spherecf.gallery.rows import checked_identity
 from spherecf.scoring import pool_templates
 
 Open = Callable[..., Gallery]
@@ -347,6 +348,14 @@ def test_without_calibration_identification_is_undecided(opened: Open, people: n
     assert gallery.identify(people[0], 300.0, threshold=0.0).identity == "Ann"
     with pytest.raises(InputError, match="max_fpir"):
         gallery.identify(people[0], 300.0, max_fpir=0.0)
+    with pytest.raises(InputError, match="threshold: expected a number, got NaN"):
+        gallery.identify(people[0], 300.0, threshold=float("nan"))
+
+
+@pytest.mark.parametrize("identity", [3, None, b"Ann"])
+def test_names_that_are_no_text_are_refused(identity: object) -> None:
+    with pytest.raises(InputError, match="identity: expected a name as text"):
+        checked_identity(identity)
 
 
 def test_enrolments_have_quality_warnings(opened: Open, people: np.ndarray) -> None:

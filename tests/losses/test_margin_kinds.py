@@ -88,6 +88,10 @@ def test_bad_arguments():
         (lambda: make_margin("arcface", margin=28.6), "0 <= margin < pi, got 28.6"),
         (lambda: make_margin("sphereface2", balance=1.5), "0 < balance < 1"),
         (lambda: make_margin("arcface", scale=0.0), "arcface: expected a finite scale > 0, got 0.0"),
+        (lambda: make_margin("adaface", rate=-1.0), "rate: expected a weight of a new batch in"),
+        (lambda: make_margin("curricularface", rate=1.5), "rate: expected a weight of a new batch in"),
+        (lambda: make_margin("magface", lambda_g=float("nan")), "lambda_g >= 0, got nan"),
+        (lambda: make_margin("sphereface2", weight=0.0), "finite start and weight > 0, got 0.0 and 0.0"),
     ):
         with pytest.raises(InputError, match=message):
             call()

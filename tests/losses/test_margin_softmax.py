@@ -1,5 +1,6 @@
 """The complete loss against 50-digit values, one sample and one class at a time."""
 
+import inspect
 import subprocess
 import sys
 
@@ -158,3 +159,28 @@ def test_the_module_holds_the_classifier_and_the_margins_state() -> None:
     torch.testing.assert_close(other(embedding, labels), expected, rtol=0, atol=0)
     with pytest.raises(InputError, match="at least 1"):
         MarginSoftmaxLoss(0, 4, make_margin("arcface"))
+
+
+def test_the_module_checks_its_options() -> None:
+    with pytest.raises((InputError, TypeError), match="reduction"):
+        MarginSoftmaxLoss(10, 4, make_margin("arcface"), reduction="average")  # type: ignore[arg-type]
+    with pytest.raises((InputError, TypeError), match="margin"):
+        MarginSoftmaxLoss(10, 4, "arcface")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([0.7, 1.0]), torch.tensor([True, False]), torch.tensor([[0], [1]])]
+)
+def test_labels_that_are_not_one_integer_per_sample_are_refused(labels: torch.Tensor) -> None:
+    """Without the checks of the test suite, which would refuse them first."""
+    loss = inspect.unwrap(margin_softmax_loss)
+    with pytest.raises(InputError, match="labels"):
+        loss(torch.ones(2, 4), torch.eye(4), labels, make_margin("arcface"))
+
+
+@pytest.mark.parametrize("kind", MARGINS)
+def test_the_prototypes_may_have_another_type(kind: str, batch) -> None:  # type: ignore[no-untyped-def]
+    (embedding, prototypes, labels), margin = batch, make_margin(kind).eval()
+    expected = margin_softmax_loss(embedding, prototypes.float().double(), labels, margin)
+    loss = margin_softmax_loss(embedding, prototypes.float(), labels, margin)
+    assert loss.dtype == torch.float64 and torch.equal(loss, expected)

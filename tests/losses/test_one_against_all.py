@@ -66,6 +66,7 @@ def test_bad_arguments():
         (lambda: sphereface2(one, True, balance=1.0), "balance < 1"),
         (lambda: sphereface2(one, True, t=0.5), "t >= 1"),
         (lambda: sphereface2_bias(1), "at least 2 identities, got 1"),
+        (lambda: sphereface2_bias(10, balance=1.0), "0 < balance < 1, got 40.0 and 1.0"),
     ):
         with pytest.raises(InputError, match=message):
             call()

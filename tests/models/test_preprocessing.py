@@ -76,3 +76,9 @@ def test_unknown_presets_are_refused_with_the_known_ones() -> None:
 def test_invalid_metadata_is_refused(text: str) -> None:
     with pytest.raises(ModelError, match="metadata"):
         resolve_preprocessing(None, "0" * 64, {PREPROCESSING_KEY: text})
+
+
+@pytest.mark.parametrize("images", [[np.zeros((112, 112, 3), np.uint8)], "face.jpg", None])
+def test_only_arrays_and_tensors_are_images(images: object) -> None:
+    with pytest.raises(InputError, match=r"expected uint8 RGB faces .* as one array or tensor"):
+        Preprocessing().check(images)

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 import spherecf as scf
 from spherecf.data import orl_faces
@@ -113,3 +114,27 @@ def test_the_calibration_is_bound_to_the_model(model: ConfidenceModel) -> None:
     with pytest.raises(ModelError, match=model.fingerprint()):
         other_model.with_calibration(model.calibration)
     assert model.backbone.sha256 == FrozenBackbone.default().sha256
+
+
+def test_torchs_defaults_and_autocast_change_nothing(model: ConfidenceModel) -> None:
+    """A default type of float64 once gave another fingerprint, and autocast an embedding in bfloat16."""
+    faces = np.random.default_rng(0).integers(0, 256, (2, 112, 112, 3), np.uint8)
+    expected = model.embed(faces)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16):
+            results = [*scf.load().embed(faces), *model.embed(faces)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for result, tensor in zip(results, expected * 2, strict=True):
+        assert result.dtype == torch.float32 and torch.equal(result, tensor)
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_and_empty_batches_give_no_warning(model: ConfidenceModel) -> None:
+    faces = np.zeros((1, 112, 112, 3), np.uint8)
+    expected = model.embed(faces)[0]
+    faces.flags.writeable = False
+    assert torch.equal(model.embed(faces)[0], expected)
+    mu, log_kappa = model.embed(faces[:0])
+    assert mu.shape == (0, 128) and log_kappa.shape == (0,)

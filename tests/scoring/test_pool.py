@@ -103,3 +103,19 @@ def test_a_sum_of_rounding_errors_is_no_direction() -> None:
     mu = torch.tensor([[1.0, 3e-7], [-1.0, 3e-7]], dtype=torch.float64)
     with pytest.raises(InputError, match="its directions cancel"):
         pool(mu, torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_float32(half: torch.dtype) -> None:
+    """A sum in bfloat16 stops growing at 256 times the summand, one in float16 overflows beyond 65504."""
+    mu, kappa = torch.tensor([[1.0, 0.0]], dtype=half).expand(1000, 2), torch.full((1000,), 200.0, dtype=half)
+    pooled = pool(mu, kappa, torch.zeros(1000, dtype=torch.int64))
+    assert pooled.kappa.dtype == pooled.mu.dtype == torch.float32
+    assert pooled.kappa.tolist() == [200_000.0] and pooled.mu.tolist() == [[1.0, 0.0]]
+
+
+@pytest.mark.parametrize("kappa", [1e-30, 1e30])
+def test_the_norm_of_the_sum_neither_overflows_nor_vanishes(kappa: float) -> None:
+    pooled = pool(torch.eye(2), torch.full((2,), kappa), torch.zeros(2, dtype=torch.int64))
+    torch.testing.assert_close(pooled.mu, torch.full((1, 2), 0.5**0.5))
+    assert float(pooled.kappa) == pytest.approx(kappa * 2**0.5)

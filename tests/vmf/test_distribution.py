@@ -257,3 +257,48 @@ def test_bad_radius_values_and_spheres():
         face.log_prob(torch.tensor([2.0, 0.0]))
     with pytest.raises(InputError, match="same sphere"):
         kl_divergence(face, HypersphericalUniform(2, radius=2.0))
+
+
+@DIMS
+@KAPPAS
+def test_variance_is_that_of_the_samples(dim, kappa):
+    torch.manual_seed(0)
+    face = VonMisesFisher(unit(dim), torch.tensor(kappa).double(), radius=2.0)
+    samples = face.sample((20000,))
+    torch.testing.assert_close(samples.var(0), face.variance, rtol=0.08, atol=0)
+    second_moment = face.variance.sum() + face.mean.square().sum()
+    torch.testing.assert_close(second_moment, torch.tensor(4.0).double(), rtol=1e-12, atol=0)
+
+
+def test_variance_of_the_uniform_is_that_without_concentration():
+    uniform = HypersphericalUniform(5, radius=2.0, batch_shape=(3,))
+    torch.testing.assert_close(
+        uniform.variance, VonMisesFisher(unit(5).float(), torch.zeros(3), 2.0).variance
+    )
+
+
+def test_fit_depends_on_directions_only():
+    """Lengths may be off by 1e-3; at 1e6 that would be more than 1 - A_d."""
+    torch.manual_seed(0)
+    samples = VonMisesFisher(unit(512), torch.tensor(1e6).double()).sample((200,))
+    exact = VonMisesFisher.fit(samples)
+    long = VonMisesFisher.fit(samples * 1.0005)
+    torch.testing.assert_close(long.concentration, exact.concentration, rtol=1e-9, atol=0)
+
+
+def test_directions_in_bfloat16_are_accepted_and_of_unit_length():
+    mu = unit(50, 3).bfloat16()
+    face = VonMisesFisher(mu, torch.ones(50))
+    torch.testing.assert_close(face.mean_direction.norm(dim=-1), torch.ones(50), rtol=1e-6, atol=0)
+    assert VonMisesFisher.fit(mu).concentration.isfinite()
+    with pytest.raises(InputError, match=r"normalize\(value.float\(\), dim=-1\)"):
+        face.log_prob(mu)
+
+
+def test_the_support_describes_itself():
+    assert repr(HypersphericalUniform(3, radius=64.0).support) == "Sphere(radius=64)"
+
+
+def test_a_batch_shape_that_is_none_is_refused():
+    with pytest.raises(InputError, match="batch_shape: expected a tuple of integers"):
+        HypersphericalUniform(3, batch_shape=4)

@@ -311,6 +311,13 @@ def test_compiles_without_graph_breaks():
         torch.testing.assert_close(compiled(k, 512), log_normalizer(kappa, 512), rtol=1e-6, atol=1e-4)
         slope, = torch.autograd.grad(compiled(k, 512).sum(), k)
         torch.testing.assert_close(slope, -mean_resultant_length(kappa, 512), rtol=1e-4, atol=1e-6)
+        # and for another dim, which torch then takes as variable
+        compiled = torch.compile(log_normalizer, fullgraph=True, backend="aot_eager")
+        for dim in (128, 64, 32):
+            torch.testing.assert_close(compiled(k, dim), log_normalizer(kappa, dim), rtol=1e-6, atol=1e-4)
+        # and under the transforms
+        slopes = torch.compile(torch.func.vmap(torch.func.grad(lambda k: log_normalizer(k, 512))))(kappa)
+        torch.testing.assert_close(slopes, -mean_resultant_length(kappa, 512), rtol=1e-4, atol=1e-6)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import Discriminator, Tag
 
 from spherecf.calibration.calibrators import IsotonicCalibrator, KappaScale, LogisticCalibrator
-from spherecf.calibration.checks import Numbers
+from spherecf.calibration.checks import Numbers, real_numbers
 from spherecf.calibration.decisions import DecisionRule, ThresholdEntry, ThresholdTable
 from spherecf.calibration.evidence import ConditionalCalibrator, Sides
 from spherecf.common.parsing import checked
@@ -147,7 +147,7 @@ class Calibration:
             calibrator: Calibrator = _lookup(self.likelihood, score, "evidence")
             if isinstance(calibrator, ConditionalCalibrator):
                 return calibrator.evidence(values, cosines, kappas)
-        return np.asarray(cosines if score == "cosine" else values, np.float64)
+        return real_numbers(cosines if score == "cosine" else values, score).astype(np.float64, copy=False)
 
     def best_score(self, templates: int = 0, *, evidence: bool = True) -> str:
         """The name of the most accurate score of a pair for which there is a likelihood ratio.

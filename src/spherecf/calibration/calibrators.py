@@ -13,6 +13,7 @@ from spherecf.calibration.checks import (
     check_radius,
     finite,
     llr_limits,
+    real_numbers,
     split_scores,
 )
 from spherecf.common.parsing import checked
@@ -235,8 +236,8 @@ class LogisticCalibrator:
             InputError: scores are NaN or infinite, all equal or larger for non-mated pairs, or mated or
                 non-mated pairs are missing.
         """
-        s, m = np.asarray(scores, np.float64), np.asarray(mated)
-        mated_scores, non_mated_scores = split_scores(s, m)
+        s = real_numbers(scores, "scores").astype(np.float64, copy=False)
+        mated_scores, non_mated_scores = split_scores(s, mated)
         counts = n_mated, n_non_mated = mated_scores.size, non_mated_scores.size
         if not 0 < prior < 1:
             raise InputError(f"prior: expected 0 < prior < 1, got {prior}")
@@ -363,7 +364,7 @@ class KappaScale:
         Raises:
             InputError: there are no images, or a kappa is not positive and finite.
         """
-        values = np.asarray(kappa, np.float64).reshape(-1)
+        values = real_numbers(kappa, "kappa").astype(np.float64).reshape(-1)
         bad = ~((values > 0) & np.isfinite(values))
         if not values.size or bad.any():
             raise InputError(
@@ -386,7 +387,7 @@ class KappaScale:
         Raises:
             InputError: a concentration is negative or infinite.
         """
-        values = np.asarray(kappa, np.float64)
+        values = real_numbers(kappa, "kappa").astype(np.float64, copy=False)
         if (values < 0).any() or np.isinf(values).any():
             raise InputError("kappa: expected concentrations >= 0 and finite (NaN for a failure to assess)")
         with np.errstate(divide="ignore"):
@@ -395,7 +396,7 @@ class KappaScale:
 
     def kappa_at(self, percent: Numbers) -> NDArray[Any]:
         """The concentration at a percentile, clipped to the range of the reference images; same shape."""
-        return np.asarray(np.exp(np.interp(np.asarray(percent, np.float64), self.percent, self.log_kappa)))
+        return np.asarray(np.exp(np.interp(real_numbers(percent, "percent"), self.percent, self.log_kappa)))
 
     def iso(self, kappa: Numbers) -> NDArray[np.int64]:
         """A quality score in the style of ISO/IEC 29794-1: the percentile rounded to an integer, 0 .. 100.

@@ -19,6 +19,31 @@ Numbers = ArrayLike | float | int
 _MAX_COUNT = 2**53  # float64 represents all integers up to here
 
 
+def real_numbers(values: Any, what: str) -> NDArray[Any]:
+    """Values of any shape as an array: anything that NumPy accepts, or a tensor of any device and type.
+
+    Numbers other than float32 become float64.
+
+    Raises:
+        InputError: the values are not real numbers, or rows differ in length.
+
+    Example:
+        >>> real_numbers([1, 2], "scores")
+        array([1., 2.])
+    """
+    if hasattr(values, "detach"):  # a tensor, recognised without importing torch
+        values = values.detach().cpu()
+        values = (values if str(values.dtype) == "torch.float32" else values.double()).numpy()
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "fiubO":
+            return array.astype(np.float32 if array.dtype == np.float32 else np.float64, copy=False)
+        problem = f"got {array.dtype}"
+    except (TypeError, ValueError) as error:
+        problem = str(error)
+    raise InputError(f"{what}: expected real numbers: {problem}")
+
+
 def check_mated(mated: ArrayLike) -> NDArray[np.bool_]:
     """The flags of mated pairs as booleans.
 
@@ -57,7 +82,7 @@ def check_pairs(
         >>> check_pairs([0.9, 0.1], [1, 0])
         (array([0.9, 0.1]), array([ True, False]))
     """
-    s = np.asarray(scores)
+    s = real_numbers(scores, "scores")
     if not (keep_type and s.dtype == np.float32):
         s = s.astype(np.float64, copy=False)
     if s.ndim != 1 or s.shape != np.shape(mated):
@@ -87,7 +112,7 @@ def split_scores(scores: ArrayLike, mated: ArrayLike) -> tuple[NDArray[Any], NDA
 
 def finite(scores: Numbers, what: str = "scores") -> NDArray[Any]:
     """Values of any shape as float64, checked not to be NaN."""
-    s = np.asarray(scores, np.float64)
+    s = real_numbers(scores, what).astype(np.float64, copy=False)
     if np.isnan(s).any():
         raise InputError(
             f"{what}: {int(np.isnan(s).sum())} of {s.size} are NaN; leave out images that could not be "
@@ -225,6 +250,8 @@ def clopper_pearson(count: Numbers, trials: Numbers, level: float = 0.95) -> tup
     from scipy.special import betaincinv
 
     k, n = _counts(count, trials)
+    if not 0 < level < 1:
+        raise InputError(f"level: expected 0 < level < 1, got {level}")
     half = (1 - level) / 2
     high = binomial_upper(k, n, half)
     # Not 1 - binomial_upper(n - k, n, half), which loses most digits if the rate is small.

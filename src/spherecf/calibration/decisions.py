@@ -75,10 +75,18 @@ def threshold_at_rate(
         A score, in the type of the arrays; infinity if the rate is exceeded unless nothing is accepted; None
         if the rate allows less than one error (see `unresolved_rate`).
 
+    Raises:
+        InputError: scores are not ascending or NaN, or the rate is out of range.
+
     Example:
         >>> threshold_at_rate(np.array([0.8, 0.9]), np.array([0.1, 0.8]), 0.5)
         np.float64(0.8)
     """
+    for name, scores in (("mated", mated), ("non_mated", non_mated)):
+        if scores.ndim != 1 or not (scores[1:] >= scores[:-1]).all():
+            raise InputError(f"{name}: expected scores (n,) in ascending order and not NaN; use np.sort")
+    if not 0 < rate <= 1:
+        raise InputError(f"rate: expected 0 < rate <= 1, got {rate}")
     n = non_mated.size if trials is None else trials
     allowed = int(allowed_errors(rate, n))
     if allowed < 1:
@@ -87,7 +95,8 @@ def threshold_at_rate(
         return min(side[0] for side in (mated, non_mated) if side.size)
     rejected = non_mated[-allowed - 1]  # the largest score that must not be accepted
     above = ((side, int(np.searchsorted(side, rejected, side="right"))) for side in (mated, non_mated))
-    return min((side[i] for side, i in above if i < side.size), default=non_mated.dtype.type(np.inf))
+    infinity = np.asarray(np.inf, non_mated.dtype if non_mated.dtype.kind == "f" else np.float64)[()]
+    return min((side[i] for side, i in above if i < side.size), default=infinity)
 
 
 class Decision(StrEnum):
@@ -319,8 +328,9 @@ class ThresholdTable:
                 non-mated pairs are missing.
         """
         mated_scores, non_mated_scores = (np.sort(side) for side in split_scores(scores, mated))
+        targets = list(targets)
         if not targets or not all(0 < target <= 1 for target in targets):
-            raise InputError(f"FMR targets: expected at least one within 0 .. 1, got {list(targets)}")
+            raise InputError(f"FMR targets: expected at least one within 0 .. 1, got {targets}")
         descending = sorted(set(map(float, targets)), reverse=True)
         entries = tuple(_make_entry(target, mated_scores, non_mated_scores) for target in descending)
         return cls(score, radius, entries)

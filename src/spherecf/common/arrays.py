@@ -11,6 +11,7 @@ import torch
 from numpy import ndarray
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._C import _functorch as functorch  # torch has no public name for this
 
 from spherecf.errors import InputError
 
@@ -66,6 +67,11 @@ def _shared_tensor(values: Any, name: str, kinds: str) -> Tensor:
     array = np.asarray(values)
     if array.dtype.kind.replace("u", "i") not in kinds:
         raise _wrong_type(name, kinds, array.dtype)
+    if array.dtype.kind == "u" and array.size and array.max() > np.iinfo(np.int64).max:
+        raise InputError(
+            f"{name}: expected integers below 2^63, got {array.max()}. View hashes as signed numbers: "
+            f"{name}.view(np.int64)."
+        )
     widest = np.dtype(np.float64 if array.dtype.kind == "f" else np.int64)
     native = array.dtype.newbyteorder("=")
     array = np.asarray(array, widest if native.itemsize > 8 or native.kind == "u" else native)
@@ -80,6 +86,24 @@ def _shared_tensor(values: Any, name: str, kinds: str) -> Tensor:
 def _wrong_type(name: str, kinds: str, dtype: Any) -> InputError:
     expected = "integers" if kinds == "i" else "floating-point numbers, e.g. float32"
     return InputError(f"{name}: expected {expected}, got {dtype}.")
+
+
+def values_known(values: Any) -> bool:
+    """Whether Python code may depend on the values of a tensor or array, so that they can be checked.
+
+    It may not while torch.compile traces, under `torch.func.vmap`, and on the meta device.
+
+    Example:
+        >>> values_known(np.ones(2)), values_known(torch.ones(2, device="meta"))
+        (True, False)
+    """
+    if torch.compiler.is_compiling():
+        return False
+    while isinstance(values, Tensor) and functorch.is_functorch_wrapped_tensor(values):
+        if functorch.is_batchedtensor(values):
+            return False
+        values = functorch.get_unwrapped(values)
+    return not (isinstance(values, Tensor) and values.is_meta)
 
 
 UNIT_TOLERANCE = 1e-3
@@ -101,6 +125,8 @@ def check_directions(
 ) -> None:
     """Reject rows that are NaN, zero, or not of length ``radius``; one message counts them all.
 
+    Values are checked only if they are known (`values_known`).
+
     Args:
         mu: (..., dim) array or tensor of floats, dim >= 2.
         name: name of the argument in the message.
@@ -121,7 +147,7 @@ def check_directions(
     """
     if mu.ndim < 1 or mu.shape[-1] < 2:
         raise InputError(f"{name}: expected directions (..., dim) with dim >= 2, got shape {tuple(mu.shape)}")
-    if all(are_unit(block, tolerance, radius) for block in _blocks(mu, rows)):
+    if not values_known(mu) or all(are_unit(block, tolerance, radius) for block in _blocks(mu, rows)):
         return
     lengths = [_as_array(_lengths(block, exact=True)).reshape(-1) for block in _blocks(mu, rows)]
     length = np.concatenate(lengths)
@@ -156,11 +182,13 @@ def unit_rows(mu: Any, tolerance: float = UNIT_TOLERANCE, radius: float = 1.0) -
 
 
 def check_kappa(kappa: Any, name: str) -> None:
-    """Reject NaN, negative and infinite concentrations or weights.
+    """Reject NaN, negative and infinite concentrations or weights, if they are known (`values_known`).
 
     Raises:
         InputError: there are such values; the message has their number, the first one and its position.
     """
+    if not values_known(kappa):
+        return
     bad = ~((kappa >= 0) & (kappa < float("inf")))
     if bad.any():
         flat = _as_array(bad).reshape(-1)
@@ -213,8 +241,11 @@ def _as_array(values: Any) -> NDArray[Any]:
     if not hasattr(values, "detach"):
         return np.asarray(values)
     tensor = values.detach().cpu()
-    widen = tensor.is_floating_point() and tensor.element_size() < 4  # NumPy has no bfloat16
-    array: NDArray[Any] = (tensor.float() if widen else tensor).numpy()
+    if tensor.is_floating_point() and tensor.element_size() < 4:  # NumPy has no bfloat16
+        tensor = tensor.float()
+    if functorch.is_functorch_wrapped_tensor(tensor):  # inside torch.func.grad, where numpy() fails
+        return np.asarray(tensor.tolist())
+    array: NDArray[Any] = tensor.numpy()
     return array
 
 
@@ -256,7 +287,8 @@ def _advice(mu: Any, name: str, tolerance: float, radius: float, wrong_length: b
         return f"its columns are unit vectors: pass {name}.T"
     if isinstance(mu, np.ndarray):
         return f"normalise them: {name} / np.linalg.norm({name}, axis=-1, keepdims=True)"
-    return f"normalise them: torch.nn.functional.normalize({name}, dim=-1)"
+    wide = f"{name}.float()" if mu.element_size() < 4 else name  # half precision rounds the length again
+    return f"normalise them: torch.nn.functional.normalize({wide}, dim=-1)"
 
 
 class HostCopy:

@@ -60,10 +60,15 @@ def widen(x: Tensor) -> Tensor:
 class _Sine(torch.autograd.Function):
     """sin theta = sqrt(1 - cos^2), without cancellation; derivative -cos / sin."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, cosine: Tensor) -> Tensor:
-        ctx.save_for_backward(cosine)
+    def forward(cosine: Tensor) -> Tensor:
         return ((1 - cosine) * (1 + cosine)).clamp(min=0).sqrt()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
@@ -75,13 +80,18 @@ class _Sine(torch.autograd.Function):
 class _MultiplyAngle(torch.autograd.Function):
     """`multiply_angle`; its derivative is factor |sin phi| / sin theta."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, cosine: Tensor, factor: float, margin: float) -> Tensor:
-        ctx.save_for_backward(cosine)
-        ctx.factor, ctx.margin = factor, margin
+    def forward(cosine: Tensor, factor: float, margin: float) -> Tensor:
         phi = factor * torch.acos(cosine.clamp(-1, 1)) + margin
         k = torch.floor(phi / torch.pi)
         return (1 - 2 * (k % 2)) * torch.cos(phi) - 2 * k
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        cosine, ctx.factor, ctx.margin = inputs
+        ctx.save_for_backward(cosine)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:

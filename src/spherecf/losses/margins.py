@@ -1,7 +1,7 @@
 """Margins as modules with their published values as defaults, and the classification loss built on them."""
 
 import inspect
-from math import exp, log, sqrt
+from math import exp, inf, isfinite, log, sqrt
 from numbers import Real
 from typing import Any, ClassVar, get_args
 
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
+from spherecf.common.arrays import values_known
 from spherecf.errors import InputError
 from spherecf.losses.blockwise import blockwise_losses, rows_per_block
 from spherecf.losses.margin_functions import (
@@ -25,7 +26,7 @@ from spherecf.losses.margin_functions import (
     magface_penalty,
     widen,
 )
-from spherecf.losses.sphere_confidence import Reduction, _reduce
+from spherecf.losses.sphere_confidence import Reduction, _reduce, check_reduction
 
 Number = float | int
 
@@ -222,6 +223,13 @@ class SphereFace(Margin):
         return combined(cosine, self.factor, 0.0, 0.0, self.gradient)
 
 
+def _checked_rate(rate: Number) -> Number:
+    """The weight of a new batch, unless it is outside (0, 1]: the running statistics would diverge."""
+    if not 0 < rate <= 1:
+        raise InputError(f"rate: expected a weight of a new batch in (0, 1], got {rate}.")
+    return rate
+
+
 _RATE = 0.01  # weight of a new batch in the running statistics, as published for AdaFace and CurricularFace
 
 
@@ -248,7 +256,7 @@ class AdaFace(Margin):
         gradient: Gradient = "exact",
     ) -> None:
         super().__init__(scale, gradient)
-        self.margin, self.h, self.rate = margin, h, rate
+        self.margin, self.h, self.rate = margin, h, _checked_rate(rate)
         self.register_buffer("mean", torch.tensor(20.0))
         self.register_buffer("std", torch.tensor(100.0))
 
@@ -286,6 +294,8 @@ class MagFace(Margin):
         gradient: Gradient = "exact",
     ) -> None:
         super().__init__(scale, gradient)
+        if not 0 <= lambda_g < inf:
+            raise InputError(f"magface: expected a finite lambda_g >= 0, got {lambda_g}.")
         self.lower_margin, self.upper_margin = lower_margin, upper_margin
         self.lower_norm, self.upper_norm, self.lambda_g = lower_norm, upper_norm, lambda_g
 
@@ -320,7 +330,7 @@ class CurricularFace(ArcFace):
         gradient: Gradient = "exact",
     ) -> None:
         super().__init__(margin, scale, gradient)
-        self.rate = rate
+        self.rate = _checked_rate(rate)
         self.register_buffer("t", torch.tensor(0.0))
 
     @torch.no_grad()
@@ -408,11 +418,15 @@ def sphereface2(
         >>> sphereface2(torch.tensor([0.9, 0.1]), genuine=True)
         tensor([5.9603e-08, 7.4708e-01])
     """
-    if not (scale > 0 and 0 < balance < 1):
-        raise InputError(f"sphereface2: expected scale > 0 and 0 < balance < 1, got {scale} and {balance}.")
+    _check_sphereface2(scale, balance)
     logit = scale * sphereface2_logit(cosine, genuine, margin, t, gradient) + bias
     weight = balance if genuine else 1 - balance
     return -weight / scale * logsigmoid(logit if genuine else -logit)
+
+
+def _check_sphereface2(scale: Number, balance: Number) -> None:
+    if not (0 < scale < inf and 0 < balance < 1):
+        raise InputError(f"sphereface2: expected scale > 0 and 0 < balance < 1, got {scale} and {balance}.")
 
 
 def sphereface2_bias(
@@ -433,7 +447,7 @@ def sphereface2_bias(
         scale, margin, balance, t: as in `sphereface2`.
 
     Raises:
-        InputError: fewer than two identities.
+        InputError: fewer than two identities, or another value is out of range.
 
     Example:
         >>> round(sphereface2_bias(85742), 3)
@@ -441,6 +455,7 @@ def sphereface2_bias(
     """
     if identities < 2:
         raise InputError(f"sphereface2_bias: expected at least 2 identities, got {identities}.")
+    _check_sphereface2(scale, balance)
     z = balance / ((1 - balance) * (identities - 1))
     g_at_zero = 2 * 0.5**t - 1
     y, o = scale * (g_at_zero - margin), scale * (g_at_zero + margin)
@@ -477,6 +492,8 @@ class SphereFace2(Margin):
         gradient: Gradient = "exact",
     ) -> None:
         super().__init__(scale, gradient)
+        if not (isfinite(start) and 0 < weight < inf):
+            raise InputError(f"sphereface2: expected finite start and weight > 0, got {start} and {weight}.")
         self.margin, self.balance, self.t, self.start, self.weight = margin, balance, t, start, weight
         self.bias = nn.Parameter(torch.tensor(float(start)))
 
@@ -526,10 +543,10 @@ def make_margin(kind: str, **config: Any) -> Margin:
             raise InputError(f"{kind} margin: {name}: expected a number, got {value!r}")
     try:
         margin = MARGINS[kind](**config)
+        # The formulas check their parameters: evaluate one now, so that a bad value fails before training.
+        (margin.positive if margin.binary else margin.target)(torch.zeros(1), torch.ones(1))
     except TypeError as error:
         raise InputError(f"{kind} margin: arguments {config} do not fit: {error}") from error
-    # The formulas check their parameters: evaluate one now, so that a bad value fails before training starts.
-    (margin.positive if margin.binary else margin.target)(torch.zeros(1), torch.ones(1))
     return margin
 
 
@@ -570,22 +587,27 @@ def margin_softmax_loss(
         >>> margin_softmax_loss(embedding, prototypes, torch.tensor([1]), ArcFace(margin=0.5, scale=8))
         tensor(1.6889)
     """
-    if embedding.ndim != 2 or prototypes.shape[1:] != embedding.shape[1:] or len(labels) != len(embedding):
+    if (
+        embedding.ndim != 2
+        or prototypes.shape[1:] != embedding.shape[1:]
+        or labels.shape != embedding.shape[:1]
+    ):
         raise InputError(
             "margin_softmax_loss: expected embedding (batch, dim), prototypes (identities, dim) and labels "
             f"(batch,), got {tuple(embedding.shape)}, {tuple(prototypes.shape)} and {tuple(labels.shape)}."
         )
-    if not torch.compiler.is_compiling():
-        _check_labels(labels, len(prototypes))
-        if len(prototypes) > rows_per_block(len(labels), prototypes.shape[1], prototypes.device):
-            autocast = torch.is_autocast_enabled(embedding.device.type)
-            products = torch.bfloat16 if autocast else None
-            losses = blockwise_losses(embedding, prototypes, labels, margin, products).losses
-            return _reduce(losses, reduction)
+    _check_labels(labels, len(prototypes))
+    if not torch.compiler.is_compiling() and len(prototypes) > rows_per_block(
+        len(labels), prototypes.shape[1], prototypes.device
+    ):
+        autocast = torch.is_autocast_enabled(embedding.device.type)
+        products = torch.bfloat16 if autocast else None
+        return _reduce(blockwise_losses(embedding, prototypes, labels, margin, products).losses, reduction)
     labels = labels.long()
     embedding = widen(embedding)
     norm = embedding.norm(dim=1)  # (batch,)
-    cosine = widen(normalize(embedding, dim=1) @ normalize(widen(prototypes), dim=1).T)  # (batch, identities)
+    rows = normalize(widen(prototypes).to(embedding.dtype), dim=1)
+    cosine = widen(normalize(embedding, dim=1) @ rows.T)  # (batch, identities)
     column = labels.unsqueeze(1)  # (batch, 1)
     target_cosine = cosine.gather(1, column).squeeze(1)  # (batch,)
     if margin.training:
@@ -614,7 +636,8 @@ class MarginSoftmaxLoss(nn.Module):
             deviation 0.01.
 
     Raises:
-        InputError: identities or dim is below 1; when called, as `margin_softmax_loss`.
+        InputError: identities or dim is below 1, no margin, or an unknown reduction; when called, as
+            `margin_softmax_loss`.
 
     Example:
         >>> from spherecf.losses import ArcFace
@@ -627,6 +650,9 @@ class MarginSoftmaxLoss(nn.Module):
         super().__init__()
         if identities < 1 or dim < 1:
             raise InputError(f"expected identities and dim of at least 1, got {identities} and {dim}")
+        if not isinstance(margin, Margin):
+            raise InputError(f"margin: expected an instance of one of MARGINS, got {margin!r}.")
+        check_reduction(reduction)
         self.margin, self.reduction = margin, reduction
         self.weight = nn.Parameter(torch.empty(identities, dim).normal_(0, 0.01))
 
@@ -638,6 +664,10 @@ class MarginSoftmaxLoss(nn.Module):
 
 
 def _check_labels(labels: Tensor, identities: int) -> None:
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise InputError(f"margin_softmax_loss: expected labels of integers, got {labels.dtype}.")
+    if not values_known(labels):
+        return
     low, high = labels < 0, labels >= identities
     if bool((low | high).any()):
         raise InputError(

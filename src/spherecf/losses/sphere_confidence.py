@@ -1,7 +1,7 @@
 """The sphere confidence loss: minus the log density of a face's distribution at its identity's prototype."""
 
 from math import log, pi
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,7 @@ from spherecf.vmf import inverse_mean_resultant_length, log_bessel_i, log_normal
 
 Variant = Literal["exact", "released"]
 Reduction = Literal["mean", "sum", "none"]
+_REDUCTIONS = get_args(Reduction)
 
 _RELEASED_EPSILON = 1e-6
 _TOLERANCE = 1e-2  # of a unit vector's length: in training, errors of half precision accumulate
@@ -136,9 +137,9 @@ class SphereConfidenceLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.radius, self.variant, self.reduction = checked_radius(radius), variant, reduction
-        for name, value, choices in (("variant", variant, Variant), ("reduction", reduction, Reduction)):
-            if value not in get_args(choices):
-                raise InputError(f"{name}: expected one of {get_args(choices)}, got {value!r}.")
+        if variant not in get_args(Variant):
+            raise InputError(f"variant: expected one of {get_args(Variant)}, got {variant!r}.")
+        check_reduction(reduction)
 
     def forward(
         self,
@@ -164,22 +165,25 @@ def _released(cosine: Tensor, kappa: Tensor, dim: int) -> Tensor:
 
 
 def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return loss.mean()
-    if reduction == "sum":
-        return loss.sum()
+    check_reduction(reduction)
     if reduction == "none":
         return loss
-    raise InputError(f"reduction: expected one of {get_args(Reduction)}, got {reduction!r}.")
+    return loss.mean() if reduction == "mean" else loss.sum()
+
+
+def check_reduction(reduction: Any) -> None:
+    """Refuse an unknown reduction."""
+    if reduction not in _REDUCTIONS:
+        raise InputError(f"reduction: expected one of {_REDUCTIONS}, got {reduction!r}.")
 
 
 def check_unit(**vectors: Tensor) -> None:
-    """Refuse vectors that are not of unit length within 1e-2, only on the CPU and outside torch.compile.
+    """Refuse vectors that are not of unit length within 1e-2, only on the CPU.
 
     On a GPU the check would make every training step wait for the device.
     """
     for name, rows in vectors.items():
-        if rows.device.type == "cpu" and not torch.compiler.is_compiling():
+        if rows.device.type == "cpu":
             check_directions(rows, name, _TOLERANCE)
 
 

@@ -7,7 +7,7 @@ process. A ``with`` block sets the precision it needs and restores the previous 
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -64,6 +64,27 @@ _SETTINGS = (
 _lock = threading.Lock()
 _requests: dict[int, list[str]] = {}  # thread -> precisions requested by its blocks, innermost last
 _previous: list[tuple[_Setting, Any]] = []  # the settings before the first of these blocks
+
+
+@contextmanager
+def independent_of_defaults() -> Iterator[None]:
+    """Ignore autocast and torch's default device inside a block, or in a function that this decorates.
+
+    A recogniser runs in the type and on the device that were chosen when it was loaded. Without such defaults
+    the block changes nothing, so that compiled code stays valid.
+
+    Example:
+        >>> with torch.device("meta"), independent_of_defaults():
+        ...     torch.zeros(2).device
+        device(type='cpu')
+    """
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 def check_arithmetic(precision: str, device: torch.device) -> None:

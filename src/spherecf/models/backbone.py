@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
+from spherecf.models.arithmetic import independent_of_defaults
 from spherecf.models.checkpoint import CHECKPOINT_SUFFIXES
 from spherecf.models.engines import (
     Engine,
@@ -242,6 +243,7 @@ class FrozenBackbone(nn.Module):
         return cls.from_onnx(path, engine=engine, threads=threads, dtype=dtype, device=device)
 
     @classmethod
+    @independent_of_defaults()
     def from_onnx(
         cls,
         path: str | Path | Model,
@@ -291,6 +293,7 @@ class FrozenBackbone(nn.Module):
         return backbone
 
     @classmethod
+    @independent_of_defaults()
     def from_module(
         cls,
         module: nn.Module,
@@ -344,6 +347,7 @@ class FrozenBackbone(nn.Module):
         return cls(engine, outputs, pixels, name, identity, repairs)
 
     @classmethod
+    @independent_of_defaults()
     def from_checkpoint(
         cls,
         path: str | Path,
@@ -452,7 +456,7 @@ class FrozenBackbone(nn.Module):
                 torch.empty(0, *self.feature_shape, device=self.device),
             )
             return empty, torch.empty(0, dtype=torch.bool, device=self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), independent_of_defaults():
             # Copied as uint8, a quarter of the size of the network's float32 input.
             device = self._engine.device
             split = torch.split(images, GPU_CHUNK if device.type == "cuda" else CHUNK)

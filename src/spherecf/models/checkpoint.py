@@ -330,9 +330,17 @@ class _SkipInitialisation(TorchFunctionMode):
 
 @contextmanager
 def without_memory() -> Iterator[None]:
-    """Build modules on torch's meta device: with names, shapes and dtypes, but without values or memory."""
-    with torch.device("meta"), _SkipInitialisation():
-        yield
+    """Build modules on torch's meta device: with names, shapes and dtypes, but without values or memory.
+
+    They are of float32, also if torch's default type is another one.
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("meta"), _SkipInitialisation():
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ from spherecf.calibration import Calibration
 from spherecf.common.files import sha256_file
 from spherecf.common.version import environment
 from spherecf.errors import FileFormatError, InputError, ModelError
-from spherecf.models.arithmetic import float32_arithmetic
+from spherecf.models.arithmetic import float32_arithmetic, independent_of_defaults
 from spherecf.models.backbone import BackboneOutput, FrozenBackbone, Identity, file_identity
 from spherecf.models.centring import Centring
 from spherecf.models.checkpoint import (
@@ -174,9 +174,14 @@ class ConfidenceModel(nn.Module):
 
     def predict_from_features(self, output: BackboneOutput) -> ConfidentOutput:
         """Apply the head, in evaluation mode and without gradients, to a backbone's output; centre mu."""
+        if not len(output.features):  # torch warns about statistics of an empty batch
+            outputs = self.head.outputs
+            log_precision = output.mu.new_empty(0, outputs) if outputs > 1 else None
+            return ConfidentOutput(output.mu, output.mu.new_empty(0), output.norm, log_precision)
         training = self.head.training
         self.head.eval()
-        with torch.no_grad(), float32_arithmetic("float32", output.features.device):
+        arithmetic = float32_arithmetic("float32", output.features.device)
+        with torch.no_grad(), independent_of_defaults(), arithmetic:
             prediction = self.head(self.head.pool_features(output.features, output.embedding))
         self.head.train(training)
         log_precision = prediction if prediction.ndim == 2 else None
@@ -251,6 +256,7 @@ class ConfidenceModel(nn.Module):
         return write_saved(path, self._tensors(), self.header())
 
     @classmethod
+    @independent_of_defaults()
     def load(
         cls,
         path: str | Path | None = None,

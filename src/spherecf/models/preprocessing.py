@@ -83,29 +83,31 @@ class Preprocessing:
             x = x.flip(1)
         return (x - self._column(self.mean, x)) / self._column(self.std, x)
 
-    def check(self, images: NDArray[Any] | Tensor) -> Tensor:
-        """Convert the images to a tensor.
+    def check(self, images: Any) -> Tensor:
+        """Convert the images, an array or a tensor, to a tensor.
 
         Raises:
             InputError: images of the wrong type, shape or size.
         """
-        if isinstance(images, np.ndarray):
-            dtype, shape = str(images.dtype), tuple(images.shape)
-        else:
-            dtype, shape = str(images.dtype).removeprefix("torch."), tuple(images.shape)
+        expected = f"uint8 RGB faces (n, {self.size[0]}, {self.size[1]}, 3)"
+        if not isinstance(images, np.ndarray | Tensor):
+            raise InputError(
+                f"images: expected {expected} as one array or tensor, got {type(images).__name__}; np.stack "
+                "makes one array of a list"
+            )
+        dtype, shape = str(images.dtype).removeprefix("torch."), tuple(images.shape)
         if dtype != "uint8" or len(shape) != 4 or shape[1:] != (*self.size, 3):
-            expected = f"uint8 RGB faces (n, {self.size[0]}, {self.size[1]}, 3)"
             raise InputError(
                 f"images: expected {expected}, got {dtype} {shape}; align or resize the faces first"
             )
         if isinstance(images, Tensor):
             return images
-        return torch.from_numpy(np.ascontiguousarray(images))
+        return torch.from_numpy(np.require(images, requirements=("C", "W")))  # copied only if it must be
 
     @staticmethod
     def _column(value: float | Channels, like: Tensor) -> Tensor:
         if like.device.type == "cpu":
-            return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)
+            return torch.tensor(value, dtype=torch.float32, device="cpu").reshape(-1, 1, 1)
         # Filled on the GPU: a copy from the CPU would wait for all the work queued on it.
         values = value if isinstance(value, tuple) else (value,)
         return torch.cat([torch.full((1, 1, 1), number, device=like.device) for number in values])

@@ -17,6 +17,7 @@ from spherecf.common.arrays import (
     checked_radius,
     match_input_type,
     unit_rows,
+    values_known,
 )
 from spherecf.errors import InputError
 from spherecf.vmf import log_normalizer_scaled, product_concentration
@@ -25,7 +26,7 @@ from spherecf.vmf import log_normalizer_scaled, product_concentration
 def directions(ndim: int | None = None, *, on_gpu: bool = True, **given: Any) -> list[Tensor]:
     """The arguments ``given`` as tensors of unit directions, checked, in their order.
 
-    Values are not checked while torch.compile traces.
+    Values are checked if they are known (`values_known`).
 
     Args:
         ndim: required number of axes, or None for any.
@@ -41,7 +42,7 @@ def directions(ndim: int | None = None, *, on_gpu: bool = True, **given: Any) ->
         if mu.ndim < 1 or mu.ndim != (ndim or mu.ndim):
             expected = "(n, dim), one direction per row" if ndim == 2 else "(..., dim)"
             raise InputError(f"{name}: expected {expected}, got {tuple(mu.shape)}")
-        if not (torch.compiler.is_compiling() or mu.is_cuda):
+        if not mu.is_cuda:
             check_directions(mu, name, SCORE_TOLERANCE)
     dims = {name: mu.shape[-1] for name, mu in tensors.items()}
     if len(set(dims.values())) > 1:
@@ -61,8 +62,10 @@ def check_on_gpu(mu: dict[str, Tensor], kappa: dict[str, Tensor]) -> None:
     Raises:
         InputError: as `directions` and `concentrations`.
     """
-    mu, kappa = ({name: v for name, v in tensors.items() if v.is_cuda} for tensors in (mu, kappa))
-    if torch.compiler.is_compiling() or not (mu or kappa):
+    mu, kappa = (
+        {name: v for name, v in tensors.items() if v.is_cuda and values_known(v)} for tensors in (mu, kappa)
+    )
+    if not (mu or kappa):
         return
     valid = [unit_rows(v, SCORE_TOLERANCE) for v in mu.values()]
     valid += [((v >= 0) & (v < math.inf)).all() for v in kappa.values()]
@@ -104,7 +107,7 @@ def concentrations(kappa: Any, mu: Tensor, name: str, exact: bool = False, on_gp
             f"{name}: expected one per direction, shape {tuple(batch)}, got {tuple(k.shape)}"
             + (" (squeeze the column)" if k.shape == (*batch, 1) else "")
         )
-    if not (torch.compiler.is_compiling() or k.is_cuda):
+    if not k.is_cuda:
         check_kappa(k, name)
     elif on_gpu:
         check_on_gpu({}, {name: k})
@@ -283,7 +286,7 @@ def _log_precisions(log_precision: Any, mu: Tensor, name: str) -> Tensor:
             f"{name}: expected 1 or {mu.shape[-1]} per mean, shape {tuple(mu.shape)} or "
             f"{(*mu.shape[:-1], 1)}, got {tuple(tensor.shape)}"
         )
-    if not torch.compiler.is_compiling():
+    if values_known(tensor):
         bad = ~torch.isfinite(tensor)
         if bool(bad.any()):
             raise InputError(f"{name}: {int(bad.sum())} of {bad.numel()} are NaN or infinite")

@@ -86,7 +86,7 @@ def check_sums(what: str, ids: Any, length: Any, weight: Any) -> None:
 class Pooled(Generic[Array]):
     """One distribution per group, as arrays if all arguments of `pool` were arrays, else as tensors.
 
-    Unpacks to (mu, kappa, groups).
+    Sums of half precision are float32. Unpacks to (mu, kappa, groups).
     """
 
     mu: Array
@@ -137,7 +137,9 @@ def pool(
     (direction,) = directions(2, mu=mu)
     weight = concentrations(kappa, direction, "kappa", exact=True)
     group_ids, slot = torch.unique(_integers(groups, direction, "groups"), return_inverse=True)
-    eta = natural_parameter(direction, weight)  # (n, dim)
+    dtype = torch.promote_types(torch.promote_types(direction.dtype, weight.dtype), torch.float32)
+    weight = weight.to(dtype)
+    eta = natural_parameter(direction.to(dtype), weight)  # (n, dim)
     if media is not None:
         media_ids = _integers(media, direction, "media")
         pairs, medium = torch.unique(torch.stack([slot, media_ids], 1), dim=0, return_inverse=True)
@@ -150,10 +152,10 @@ def pool(
         requested = as_tensor(ids, "ids", direction.device, kinds="i").long()
         rows = _find_groups(group_ids, requested)
         group_ids, eta, weight = requested, eta[rows], weight[rows]
-    pooled_kappa = eta.norm(dim=1)
-    check_sums("groups", group_ids, pooled_kappa, weight)
+    length = torch.linalg.vector_norm(eta, dim=1, dtype=torch.float64)  # squares of float32 may overflow
+    check_sums("groups", group_ids, length, weight)
     arguments = [values for values in (mu, kappa, groups, media, ids) if values is not None]
-    results = (eta / pooled_kappa[:, None], pooled_kappa, group_ids)
+    results = ((eta / length[:, None]).to(dtype), length.to(dtype), group_ids)
     return Pooled(*(match_input_type(result, *arguments) for result in results))
 
 

@@ -7,6 +7,7 @@ blocks of rows are scored, reduced and discarded.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -71,9 +72,9 @@ def mutual_likelihood_top(
         [[0], [1], [2]]
     """
     pairs = Pairs.of(mu_a, kappa_a, mu_b, kappa_b, radius, product)
-    if not isinstance(count, int) or count < 1:
-        raise InputError(f"count: expected 1 or more, got {count!r}")
-    count = min(count, len(pairs.b))
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise InputError(f"count: expected an integer >= 1, got {count!r}")
+    count = min(int(count), len(pairs.b))
     top_columns = torch.empty(len(pairs.a), count, dtype=torch.int64, device=pairs.a.device)
     scores = torch.empty_like(top_columns, dtype=torch.float64)
     for rows, columns in _candidates(pairs, count):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from math import log, pi, prod
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,12 +19,14 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import Distribution, constraints, register_kl
 
 from spherecf.common.arrays import (
+    SCORE_TOLERANCE,
     UNIT_TOLERANCE,
     AnyArray,
     as_tensor,
     check_directions,
     check_kappa,
     checked_radius,
+    values_known,
 )
 from spherecf.errors import InputError
 from spherecf.vmf.functions import (
@@ -35,6 +38,7 @@ from spherecf.vmf.functions import (
     log_normalizer_scaled,
     mean_resultant_complement,
     mean_resultant_length,
+    mean_resultant_length_derivative,
 )
 
 broadcast_shapes: Callable[..., torch.Size] = torch.broadcast_shapes  # untyped in torch
@@ -48,6 +52,9 @@ class Sphere(constraints.Constraint):
     def __init__(self, radius: float | int) -> None:
         self.radius = radius
         super().__init__()
+
+    def __repr__(self) -> str:
+        return f"Sphere(radius={self.radius:g})"
 
     def check(self, value: Tensor) -> Tensor:
         """Whether each vector is on the sphere: (..., dim) -> (...)."""
@@ -67,7 +74,8 @@ class HypersphericalUniform(Distribution):
         validate_args: as in `VonMisesFisher`.
 
     Raises:
-        InputError: the dimension or radius is out of range, or a value has another dimension or length.
+        InputError: the dimension, radius or batch shape is out of range, or a value has another dimension or
+            length.
 
     Example:
         >>> HypersphericalUniform(3).entropy()  # log of the area, 4 pi
@@ -81,12 +89,13 @@ class HypersphericalUniform(Distribution):
         self,
         dim: int,
         radius: float | int = 1.0,
-        batch_shape: torch.Size = torch.Size(),  # noqa: B008 (immutable)
+        batch_shape: Any = torch.Size(),  # noqa: B008 (immutable)
         validate_args: bool | None = True,
     ) -> None:
         bessel_order(dim)
         self.dim, self.radius = int(dim), checked_radius(radius)
-        super().__init__(batch_shape, torch.Size([self.dim]), validate_args=False)
+        shape = checked_shape(batch_shape, "batch_shape")
+        super().__init__(shape, torch.Size([self.dim]), validate_args=False)
         self._validate_args = validate_args is not False
 
     @property
@@ -98,6 +107,11 @@ class HypersphericalUniform(Distribution):
     def mean(self) -> Tensor:
         """The zero vector."""
         return torch.zeros(self.batch_shape + self.event_shape)
+
+    @property
+    def variance(self) -> Tensor:
+        """r^2 / d for each coordinate."""
+        return torch.full(self.batch_shape + self.event_shape, self.radius**2 / self.dim)
 
     def log_prob(self, value: Float[AnyArray, "*batch dim"]) -> Float[Tensor, "*shape"]:
         """The constant log C_d(0) - d log r."""
@@ -129,7 +143,7 @@ class HypersphericalUniform(Distribution):
 def checked_value(distribution: Any, value: Tensor) -> Tensor:
     """``value`` unchanged, if it has the distribution's dimension and is on its sphere.
 
-    Lengths are checked only if the distribution validates its arguments, and not while torch.compile traces.
+    Lengths are checked only if the distribution validates its arguments.
 
     Raises:
         InputError: the shape does not fit, or a vector is not on the sphere.
@@ -143,7 +157,7 @@ def checked_value(distribution: Any, value: Tensor) -> Tensor:
             f"value: expected shape (..., {distribution.dim}) that broadcasts with the batch shape "
             f"{tuple(distribution.batch_shape)}, got {tuple(value.shape)}."
         ) from error
-    if distribution._validate_args and not torch.compiler.is_compiling():
+    if distribution._validate_args:
         check_directions(value, "value", radius=distribution.radius)
     return value
 
@@ -182,10 +196,11 @@ class VonMisesFisher(Distribution):
             distribution.
         radius: r > 0, one number.
         validate_args: check values, here and in `log_prob`. Only False switches the checks off; torch's
-            global default, which importing torch's compiler changes, has no effect. Skipped while compiling.
+            global default, which importing torch's compiler changes, has no effect. Values are not checked
+            while torch.compile traces, under `torch.func.vmap`, and on the meta device.
 
-    NumPy arrays become tensors. float16 and bfloat16 parameters are converted to float32, integers are
-    refused.
+    NumPy arrays become tensors. float16 and bfloat16 parameters are converted to float32, and such directions
+    to unit length again. Integers are refused.
 
     Raises:
         InputError: mu is not of unit length (within 1e-3), kappa is negative, infinite or NaN, or shapes do
@@ -212,9 +227,12 @@ class VonMisesFisher(Distribution):
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
-        if validate_args is not False and not torch.compiler.is_compiling():
-            check_directions(mu, "mean_direction")
+        rounded = _is_half(mean_direction)
+        if validate_args is not False:
+            check_directions(mu, "mean_direction", SCORE_TOLERANCE if rounded else UNIT_TOLERANCE)
             check_kappa(kappa, "concentration")
+        if rounded:  # bfloat16 rounds a length by up to 0.4 %
+            mu = torch.nn.functional.normalize(mu, dim=-1)
         self.dim, self.radius = mu.shape[-1], checked_radius(radius)
         self.mean_direction, self.concentration = mu.expand(*batch_shape, self.dim), kappa.expand(batch_shape)
         super().__init__(batch_shape, mu.shape[-1:], validate_args=False)
@@ -234,6 +252,19 @@ class VonMisesFisher(Distribution):
     def mean(self) -> Tensor:
         """r A_d(kappa) mu, a point inside the sphere, shape (*batch, dim)."""
         return self.mode * mean_resultant_length(self.concentration, self.dim).unsqueeze(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each coordinate, the diagonal of the covariance, shape (*batch, dim):
+
+        r^2 (A_d'(kappa) mu mu^T + A_d(kappa) / kappa (I - mu mu^T))
+        """
+        along = mean_resultant_length_derivative(self.concentration, self.dim)
+        complement = mean_resultant_complement(self.concentration, self.dim)
+        # A_d / kappa, by A_d' = 1 - A_d^2 - (d-1)/kappa A_d, which holds at kappa = 0 too
+        across = (complement * (2 - complement) - along) / (self.dim - 1)
+        square = self.mean_direction.square()
+        return self.radius**2 * (along.unsqueeze(-1) * square + across.unsqueeze(-1) * (1 - square))
 
     def log_prob(self, value: Float[AnyArray, "*value dim"]) -> Float[Tensor, "*out"]:
         """log C_d(kappa) + kappa mu^T z / r - d log r; ``value`` broadcasts with the batch."""
@@ -296,7 +327,8 @@ class VonMisesFisher(Distribution):
         If the mean is exactly zero, kappa is 0 and mu the first axis.
 
         Args:
-            value: vectors of length ``radius`` (within a relative 1e-3), shape (*batch, n, dim), n >= 1.
+            value: vectors of length ``radius`` (within a relative 1e-3), shape (*batch, n, dim), n >= 1; only
+                their directions count.
             weights: >= 0, not all 0, shape (*batch, n); all 1 by default.
 
         Raises:
@@ -315,12 +347,12 @@ class VonMisesFisher(Distribution):
                 f"fit: expected value (*batch, n, dim) with n >= 1 and weights (*batch, n), got "
                 f"{tuple(z.shape)} and {tuple(w.shape)}."
             )
-        if not torch.compiler.is_compiling():
-            check_directions(z, "value", radius=r)
+        check_directions(z, "value", SCORE_TOLERANCE if _is_half(value) else UNIT_TOLERANCE, radius=r)
         total = w.sum(-1, keepdim=True)
-        if not bool(((w >= 0).all(-1, keepdim=True) & (total > 0) & (total < torch.inf)).all()):
+        valid = (w >= 0).all(-1, keepdim=True) & (total > 0) & (total < torch.inf)
+        if values_known(valid) and not bool(valid.all()):
             raise InputError("fit: weights must be >= 0, finite, not NaN, and not all 0.")
-        z = z / r
+        z = torch.nn.functional.normalize(z, dim=-1)  # an error of a length would count as one of 1 - A_d
         mean = (z * (w / total).unsqueeze(-1)).sum(-2)  # (*batch, dim)
         rho = mean.norm(dim=-1)  # (*batch)
         first_axis = torch.eye(1, z.shape[-1], dtype=z.dtype, device=z.device)[0]
@@ -329,6 +361,10 @@ class VonMisesFisher(Distribution):
         )
         below_one = 1 - torch.finfo(z.dtype).eps / 2
         return cls(mu, inverse_mean_resultant_length(rho.clamp(max=below_one), z.shape[-1]), radius)
+
+
+def _is_half(values: AnyArray) -> bool:
+    return values.dtype in (torch.float16, torch.bfloat16, np.float16)
 
 
 def _batch_shape(directions: torch.Size, kappa: torch.Size) -> torch.Size:
@@ -405,7 +441,7 @@ def draw_angles(kappa: Tensor, dim: int, sample_shape: torch.Size) -> Tensor:
     """Random angles to the mean direction, float64 of shape (*sample_shape, *kappa.shape)."""
     count = prod(sample_shape)
     uniform = torch.rand(kappa.numel(), count, dtype=torch.float64, device=kappa.device)
-    angles: Tensor = _invert_distribution(kappa.double().reshape(-1), uniform, dim)
+    angles, _ = _draw(kappa.double().reshape(-1), uniform, dim)
     return angles.T.reshape(sample_shape + kappa.shape)
 
 
@@ -413,13 +449,17 @@ class _InverseDistribution(torch.autograd.Function):
     """F^{-1}(uniform; kappa) for kappa (n,) and uniform (n, count), block by block."""
 
     @staticmethod
-    def forward(ctx: Any, kappa: Tensor, uniform: Tensor, dim: int) -> Tensor:
+    def forward(kappa: Tensor, uniform: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         rows = max(1, _BLOCK // (len(_NODES) * max(_CELLS, uniform.shape[1])))
         pairs = zip(torch.split(kappa, rows), torch.split(uniform, rows), strict=True)
         blocks = [_invert(k, u, dim) for k, u in pairs]
         angles, slopes = (torch.cat(block) for block in zip(*blocks, strict=True))
-        ctx.save_for_backward(slopes)
-        return angles
+        return angles, slopes
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
 
     @staticmethod
     @once_differentiable
@@ -427,8 +467,18 @@ class _InverseDistribution(torch.autograd.Function):
         (slopes,) = ctx.saved_tensors
         return (grads[0] * slopes).sum(1), None, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        size, dim = info.batch_size, inputs[2]
+        batched = [
+            v.expand(size, *v.shape) if axis is None else v.movedim(axis, 0)
+            for v, axis in zip(inputs[:2], in_dims)
+        ]
+        results = _draw(*(v.flatten(0, 1) for v in batched), dim)
+        return tuple(v.reshape(size, -1, *v.shape[1:]) for v in results), (0, 0)
 
-_invert_distribution: Callable[..., Tensor] = _InverseDistribution.apply
+
+_draw: Callable[..., tuple[Tensor, Tensor]] = _InverseDistribution.apply
 
 
 class _Density:

@@ -5,10 +5,11 @@ arrays for arrays; ``dim`` and ``order`` are plain numbers. float32 and float64 
 bfloat16 are computed in float32 and *return* float32, because log C_d would have too few digits in half
 precision; their gradients have the input's type. Integers are refused. NaN and negative arguments give NaN.
 Values and gradients are finite for every finite argument >= 0, except log I_order at 0 for order > 0 (-inf).
+torch.compile and the transforms of torch.func (vmap, grad, jacfwd, ...) work on all of them.
 """
 
-from collections.abc import Callable
 from math import inf, isfinite, lgamma, log, pi
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -192,25 +193,48 @@ def log_normalizer_relative(
     return _log_relative(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), form)
 
 
-class _LogRelative(torch.autograd.Function):
-    """log g(x) or log g(x) + x, with g(x) = C(x) / C(0); see `Form`.
+# The transforms of torch.func need `setup_context`, and `vmap`, which for an elementwise function is the
+# function itself. torch.compile cannot trace `jvp`, so the classes with it are used only outside.
 
-    The derivative is computed in the same pass and saved for the backward pass.
+
+class _LogRelative(torch.autograd.Function):
+    """log g(x) or log g(x) + x, with g(x) = C(x) / C(0); see `Form`. The second result is for internal use.
+
+    If ``with_slope``, it is the derivative, computed in the same pass and saved for the backward pass.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: float, form: Form) -> Tensor:
-        value, slope = evaluate(x, order, form, with_slope=ctx.needs_input_grad[0])
-        ctx.save_for_backward(x, slope)
-        ctx.order, ctx.form = order, form
-        return value
+    def forward(x: Tensor, order: float, form: Form, with_slope: bool) -> tuple[Tensor, Tensor]:
+        return evaluate(x, order, form, with_slope)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, ctx.order, ctx.form, ctx.with_slope = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, output[1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, slope = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            slope = _slope(x, ctx.order, ctx.form, slope)
-        return grads[0] * slope, None, None
+        if not ctx.with_slope or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
+            slope = _slope(x, ctx.order, ctx.form, slope if ctx.with_slope else None)
+        return grads[0] * slope, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, Any]:
+        return _apply(_LogRelative, _LogRelativeForwardMode)(*inputs), (in_dims[0], in_dims[0])
+
+
+class _LogRelativeForwardMode(_LogRelative):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _LogRelative.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return tangents[0] * _slope(x, ctx.order, ctx.form, None), None
 
 
 class _Slope(torch.autograd.Function):
@@ -220,19 +244,56 @@ class _Slope(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: float, form: Form, precomputed: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.order = order
+    def forward(x: Tensor, order: float, form: Form, precomputed: Tensor | None) -> Tensor:
         return evaluate(x, order, form)[1] if precomputed is None else precomputed.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.order = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return -grads[0] * ratio_slope(x, ctx.order), None, None, None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, Any]:
+        x, order, form, precomputed = inputs
+        if in_dims[0] != in_dims[3]:
+            precomputed = None
+        return _slope(x, order, form, precomputed), in_dims[0]
 
-_log_relative: Callable[..., Tensor] = _LogRelative.apply
-_slope: Callable[..., Tensor] = _Slope.apply
+
+class _SlopeForwardMode(_Slope):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Slope.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (x,) = ctx.saved_tensors
+        tangent: Tensor = -tangents[0] * ratio_slope(x, ctx.order)
+        return tangent
+
+
+def _apply(plain: type, with_forward_mode: type) -> Any:
+    """The function that computes one of these classes: torch.compile cannot trace those with a `jvp`."""
+    cls: Any = plain if torch.compiler.is_compiling() else with_forward_mode
+    return cls.apply
+
+
+def _log_relative(x: Tensor, order: float, form: Form) -> Tensor:
+    # While compiling always: the compiler removes what is not used.
+    with_slope = torch.compiler.is_compiling() or (x.requires_grad and torch.is_grad_enabled())
+    value: Tensor = _apply(_LogRelative, _LogRelativeForwardMode)(x, order, form, with_slope)[0]
+    return value
+
+
+def _slope(x: Tensor, order: float, form: Form, precomputed: Tensor | None) -> Tensor:
+    slope: Tensor = _apply(_Slope, _SlopeForwardMode)(x, order, form, precomputed)
+    return slope
 
 
 def log_normalizer_at_zero(order: float) -> float:
@@ -249,7 +310,7 @@ def bessel_order(dim: Any) -> float:
     is_number = isinstance(dim, _DIM_TYPES) and not isinstance(dim, bool)
     if not (is_number and 2 <= dim < inf and int(dim) == dim):
         raise InputError(f"expected dim, the number of coordinates, as an integer >= 2; got {dim!r}.")
-    return int(dim) / 2 - 1
+    return index(int(dim)) / 2 - 1  # torch.compile takes an index as a constant, a new one for each dim
 
 
 def as_float32_or_float64(x: AnyArray, name: str) -> Tensor:
@@ -289,7 +350,7 @@ class _Inverse(torch.autograd.Function):
     """A_d^{-1}(rho) by Newton's method, rho in float64."""
 
     @staticmethod
-    def forward(ctx: Any, rho: Tensor, order: float) -> Tensor:
+    def forward(rho: Tensor, order: float) -> Tensor:
         complement = 1 - rho  # exact for rho >= 1/2
         kappa = _first_guess(rho, complement, order)
         for _ in range(_NEWTON_STEPS):
@@ -299,18 +360,39 @@ class _Inverse(torch.autograd.Function):
             residual = torch.where(rho < 0.5, -minus_ratio - rho, complement - one_minus_ratio)
             kappa = (kappa - residual / ratio_slope(kappa, order)).clamp(min=0)
         kappa = torch.where(rho == 1, torch.inf, kappa)
-        kappa = torch.where((rho >= 0) & (rho <= 1), kappa, torch.nan)
-        ctx.save_for_backward(kappa)
-        ctx.order = order
-        return kappa
+        return torch.where((rho >= 0) & (rho <= 1), kappa, torch.nan)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.order = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (kappa,) = ctx.saved_tensors
         return grads[0] / ratio_slope(kappa, ctx.order), None
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Tensor, Any]:
+        return _inverse(*inputs), in_dims[0]
 
-_inverse: Callable[..., Tensor] = _Inverse.apply
+
+class _InverseForwardMode(_Inverse):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _Inverse.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        (kappa,) = ctx.saved_tensors
+        tangent: Tensor = tangents[0] / ratio_slope(kappa, ctx.order)
+        return tangent
+
+
+def _inverse(rho: Tensor, order: float) -> Tensor:
+    kappa: Tensor = _apply(_Inverse, _InverseForwardMode)(rho, order)
+    return kappa
 
 
 def _first_guess(rho: Tensor, complement: Tensor, order: float) -> Tensor:

@@ -17,9 +17,9 @@ _BLOCK = 512
 
 
 def evaluate(x: Tensor, plan: Plan, scaled: bool, with_slope: bool) -> tuple[Tensor, Tensor]:
-    """`spherecf.vmf.kernels.evaluate` for a plan; without ``with_slope`` the second tensor is ``x``."""
+    """`spherecf.vmf.kernels.evaluate` for a plan; without ``with_slope`` the second tensor is a view of x."""
     x = x.contiguous()
-    value, slope = torch.empty_like(x), torch.empty_like(x) if with_slope else x
+    value, slope = torch.empty_like(x), torch.empty_like(x) if with_slope else x.view_as(x)
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         _evaluate[(triton.cdiv(x.numel(), _BLOCK),)](
             x, value, slope, _constants(plan, x.dtype, x.device), x.numel(),

@@ -240,11 +240,11 @@ def _evaluate(
     half = (t + 1).reciprocal_()  # 1 / (1 + t), 1/2 at x = 0
     r = sine * half
     growth = u * r  # (s - mu) / mu = 2 q
-    log_value = torch.log1p(growth * 0.5).mul_(plan.order + 0.5).sub_(horner(sine * r, plan.log_series))
+    log_value = torch.log1p(growth * 0.5).mul_(plan.order + 0.5).sub_(_fast_horner(sine * r, plan.log_series))
 
     slope = r
     # With this correction, the ratio R is sine (half - correction / mu).
-    correction = horner(t, plan.mean_series).mul_(t) if with_slope or plan.steps else r
+    correction = _fast_horner(t, plan.mean_series).mul_(t) if with_slope or plan.steps else r
     if scaled:
         slope = (half * t) * (1 + t / (1 + sine))  # 1 - r, and x - (s - mu) = x (1 - r)
         log_value.addcmul_(z, slope)
@@ -277,7 +277,7 @@ def ratio_slope(x: Tensor, order: float) -> Tensor:
         # Each step of the recurrence amplifies rounding a little; ten steps are too many for float32.
         return ratio_slope(x.double(), order).float()
     plan = make_plan(order, x.dtype)
-    z, _ = _domain(x)
+    z = torch.where(x >= 0, x, torch.nan).clamp(max=MAX_ARGUMENT[x.dtype])
     s = (z * z + plan.mu**2).sqrt()
     t = plan.mu / s
     total = s + plan.mu
@@ -297,18 +297,23 @@ def _descending_orders(plan: Plan) -> list[float]:
 
 def horner(t: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     """The value of a polynomial at t, in a new tensor; coefficients lowest power first."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or t.device.type != "cpu":
-        total = torch.full_like(t, coefficients[-1])
-        for c in reversed(coefficients[:-1]):
-            total = total * t + c
-        return total
+    total = torch.full_like(t, coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        total = total * t + c
+    return total
+
+
+def _fast_horner(t: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """`horner` without gradients: on the CPU, one pass over memory per coefficient, and no other tensor."""
+    if torch.compiler.is_compiling() or type(t) is not Tensor or t.device.type != "cpu":
+        return horner(t, coefficients)
     constants = _constants(coefficients, t.dtype)
     total = constants[-1].expand_as(t).clone()
     for constant in reversed(constants[:-1]):
-        torch.addcmul(constant, total, t, out=total)  # one pass over memory, no new tensor
+        torch.addcmul(constant, total, t, out=total)
     return total
 
 
 @cache
 def _constants(coefficients: tuple[float, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple(torch.tensor(c, dtype=dtype) for c in coefficients)
+    return tuple(torch.tensor(c, dtype=dtype, device="cpu") for c in coefficients)
