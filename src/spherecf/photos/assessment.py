@@ -384,7 +384,7 @@ def assessor_fingerprint(assessor: FaceAssessor) -> str:
         assessor.model.backbone.engine,
         None if calibration is None else calibration.to_dict(),
         [detector, getattr(assessor.detector, "min_score", None)],
-        [assessor.which, assessor.max_pixels, "spherecf.photos/2"],
+        [assessor.which, assessor.max_pixels, "spherecf.photos/3"],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
