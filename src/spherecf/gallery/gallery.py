@@ -311,6 +311,8 @@ class Gallery:
         probe, probe_kappa = check_probe(mu, kappa, self._header.dim)
         if not (0 < max_fpir < 1 and top >= 1):
             raise InputError(f"expected 0 < max_fpir < 1 and top >= 1, got {max_fpir} and {top}")
+        if threshold is not None and not np.isfinite(threshold):  # with NaN everyone would be unknown
+            raise InputError(f"threshold: expected a finite score, got {threshold}")
         self._refresh()
         exact = exact or self._store.embedded
         count = len(self._index)
