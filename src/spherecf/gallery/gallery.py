@@ -415,6 +415,15 @@ class Gallery:
             "calibrated": self._calibration is not None,
         }
 
+    def require(self, model: str) -> "Gallery":
+        """The gallery itself, if it belongs to this model.
+
+        Raises:
+            ModelError: it belongs to another model; the message has both fingerprints.
+        """
+        self._header.check(self._store.uri, model, "", self._header.dim, self._header.radius)
+        return self
+
     @property
     def calibration(self) -> Calibration | None:
         """The calibration in use: the one stored in the gallery, or that of the model."""

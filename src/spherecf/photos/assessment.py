@@ -130,11 +130,15 @@ class AssessedFace:
 
 @dataclass(frozen=True, eq=False)
 class AssessedPhoto:
-    """A photo and its faces, the main face first, or the reason why it has no face."""
+    """A photo and its faces, the main face first, or the reason why it has no face.
+
+    ``model`` is the fingerprint of the model that assessed it; "" if unknown.
+    """
 
     name: str
     acquisition: Acquisition
     faces: tuple[AssessedFace, ...]
+    model: str = ""
 
     @property
     def main(self) -> AssessedFace | None:
@@ -213,6 +217,7 @@ class FaceAssessor:
         if height != width:
             raise InputError(f"expected a recogniser with square input, got {height}x{width}")
         self.size = height
+        self._fingerprint = self.model.fingerprint()
 
     def __call__(self, photo: PhotoSource, name: str = "") -> AssessedPhoto:
         """Assess one photo. An unusable photo raises no exception; see ``failure`` and ``reason``."""
@@ -255,7 +260,7 @@ class FaceAssessor:
         captured = [photo.faces[:1] if self.which == "main" else photo.faces for photo in acquired]
         assessed = iter(self._assess_faces([face for faces in captured for face in faces]))
         return [
-            AssessedPhoto(photo.name, photo, tuple(next(assessed) for _ in faces))
+            AssessedPhoto(photo.name, photo, tuple(next(assessed) for _ in faces), self._fingerprint)
             for photo, faces in zip(acquired, captured)
         ]
 

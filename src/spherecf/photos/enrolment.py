@@ -84,6 +84,7 @@ def enrol_photos(
 
     Raises:
         InputError: ``how`` is "new" and the name is already enrolled, or the name is not valid.
+        ModelError: the gallery belongs to another model than that of the assessor.
         StorageError: the gallery could not be written; it is unchanged.
 
     Example:
@@ -103,7 +104,7 @@ def enrol_photos(
         return PhotoEnrolment(identity, "kept", left_out=tuple(files.unreadable), reason=_NOT_COMPARABLE)
     unchanged = set() if how == "replace" else enrolled_sources.keys() & files.photos.keys()
     new_photos = {medium: photo for medium, photo in files.photos.items() if medium not in unchanged}
-    faces, faceless = _assess_main_faces(assessor, new_photos)
+    faces, faceless = _assess_main_faces(gallery, assessor, new_photos)
     left_out = (*files.unreadable, *faceless)
     if not faces and not unchanged:
         if enrolled_sources:
@@ -238,13 +239,15 @@ class _PhotosByHash:
 
 
 def _assess_main_faces(
-    assessor: FaceAssessor, photos: Mapping[str, PhotoFile]
+    gallery: Gallery, assessor: FaceAssessor, photos: Mapping[str, PhotoFile]
 ) -> tuple[dict[str, tuple[str, AssessedFace]], list[tuple[str, str]]]:
     """Return (name, main face) by content hash, and the photos without a usable face with the reason."""
     faces: dict[str, tuple[str, AssessedFace]] = {}
     faceless: list[tuple[str, str]] = []
     stream = assessor.stream((photo.name, photo.path) for photo in photos.values())
     for medium, photo in zip(photos, stream):
+        if photo.model:
+            gallery.require(photo.model)
         if photo.usable_face is not None:
             faces[medium] = photo.name, photo.usable_face
         else:
