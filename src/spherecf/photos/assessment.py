@@ -253,6 +253,8 @@ class FaceAssessor:
         yield from self._assess(pending)
 
     def _acquire(self, photo: tuple[str, PhotoSource]) -> Acquisition:
+        if not (isinstance(photo, tuple) and len(photo) == 2):
+            raise InputError(f"photos: expected (name, photo) pairs, got {photo!r}")
         name, source = photo
         return acquire(source, self.detector, name=name, size=self.size, max_pixels=self.max_pixels)
 
@@ -308,7 +310,10 @@ _TRANSIENT_FAILURES = (Failure.UNREADABLE, Failure.UNSUPPORTED)
 
 
 def rank_photos(
-    paths: Sequence[str | Path], assessor: FaceAssessor | None = None, *, resume: str | Path | None = None
+    paths: str | Path | Sequence[str | Path],
+    assessor: FaceAssessor | None = None,
+    *,
+    resume: str | Path | None = None,
 ) -> list[Record]:
     """Assess photos and rank their faces: one row per face, highest kappa first, failures last.
 

@@ -67,7 +67,7 @@ def enrol_photos(
     gallery: Gallery,
     assessor: FaceAssessor,
     identity: str,
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     how: HowToEnrol = "new",
 ) -> PhotoEnrolment:
     """Enrol a person from photos. Photos with the same content count once.
@@ -225,7 +225,7 @@ class _PhotosByHash:
     unreadable: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, paths: Sequence[str | Path]) -> "_PhotosByHash":
+    def of(cls, paths: str | Path | Sequence[str | Path]) -> "_PhotosByHash":
         listing = find_photos(paths)
         files = cls({}, list(listing.unreadable))
         for photo in listing.photos:
