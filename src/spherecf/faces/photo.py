@@ -228,10 +228,10 @@ def _isobmff_header(data: bytes) -> Header | None:
         struct.unpack(">II", data[match.end() + 4 : match.end() + 12])
         for match in re.finditer(b"ispe", data[: 1 << 20])
     ]
-    size = max(sizes, key=lambda size: size[0] * size[1])
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
     frames = _movie_frames(data, *boxes[b"moov"]) if b"moov" in boxes else 1
     orientation = _item_orientation(data, *boxes[b"meta"]) if b"meta" in boxes else 1
-    return Header(kind, *size, frames, orientation=orientation)
+    return Header(kind, width, height, frames, orientation=orientation)
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
