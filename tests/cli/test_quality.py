@@ -43,6 +43,16 @@ def lines(result: Result) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+def test_a_shortened_list_mentions_the_json_output_only_if_it_has_the_rest(folder: Path) -> None:
+    for number in range(21):
+        (folder / "photos" / f"{number}.txt").write_text("none")
+        (folder / "photos" / f"{number}.jpg").touch()
+    result = call("photos")
+    assert len(lines(result)) == 27 and ".txt" not in result.stdout
+    assert "... and 3 more (the JSON output lists all of them)" in result.stderr  # 21 empty and 2 others
+    assert "... and 2 more\n" in result.stderr  # ignored files
+
+
 def test_ranks_every_face_and_lists_photos_without_one(folder: Path) -> None:
     result = call("photos")
     rows = lines(result)

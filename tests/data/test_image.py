@@ -44,6 +44,10 @@ def test_sixteen_bit_images_keep_the_high_byte(suffix: str) -> None:
 def test_alpha_is_dropped() -> None:
     alpha = np.dstack([GRADIENT[..., ::-1], np.full((12, 16), 9, np.uint8)])
     assert np.array_equal(decode_image(cv2.imencode(".png", alpha)[1].tobytes()), GRADIENT)
+    for suffix in (".webp", ".avif"):  # for AVIF, OpenCV's own RGB exchanges red and blue
+        opaque_half = np.dstack([alpha[..., :3], np.full((12, 16), 128, np.uint8)])
+        image = decode_image(cv2.imencode(suffix, opaque_half)[1].tobytes())
+        assert np.abs(image.mean((0, 1)) - GRADIENT.mean((0, 1))).max() < 3, suffix
 
 
 def test_palette_and_cmyk_become_rgb() -> None:
@@ -104,6 +108,18 @@ def test_images_are_reduced_only_on_request() -> None:
     for factor in (2, 4, 8):
         difference = decode_image(data, reduce=factor).mean((0, 1)) - decode_image(data).mean((0, 1))
         assert np.abs(difference).max() < 3  # the channel order is still RGB
+
+
+def test_a_turned_tiff_keeps_its_proportions_when_it_is_reduced() -> None:
+    pil = pytest.importorskip("PIL.Image")
+    import io
+
+    stream = io.BytesIO()
+    pil.fromarray(np.repeat(np.repeat(GRADIENT, 4, 0), 4, 1)).save(stream, "TIFF", tiffinfo={0x0112: 6})
+    whole = decode_image(stream.getvalue(), upright=True)
+    half = decode_image(stream.getvalue(), upright=True, reduce=2)
+    assert whole.shape == (64, 48, 3) and half.shape == (32, 24, 3)
+    assert np.abs(half.astype(int) - whole[::2, ::2]).max() < 12
 
 
 def test_truncated_jpeg_with_a_complete_thumbnail_is_refused() -> None:

@@ -27,7 +27,7 @@ def test_sixteen_bit_images_are_recognised(suffix: str) -> None:
     assert header is not None and header.bits == 16
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".avif"])
 def test_frames_are_counted(suffix: str) -> None:
     header = read_header(animation(suffix, PICTURE, 255 - PICTURE, PICTURE // 2))
     assert header is not None and (header.frames, header.width, header.height) == (3, 90, 70)
@@ -47,7 +47,7 @@ def test_pages_cmyk_and_orientation_are_read() -> None:
     assert saved("TIFF", picture.convert("CMYK")) == Header("TIFF", 90, 70, cmyk=True)
     assert saved("JPEG", picture.convert("CMYK")) == Header("JPEG", 90, 70, cmyk=True)
     assert saved("JPEG", progressive=True) == Header("JPEG", 90, 70)
-    for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF"):
         header = saved(kind, exif=exif)
         assert header is not None and (header.orientation, header.width) == (6, 90), kind
     for lossless in (True, False):

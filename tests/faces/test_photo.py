@@ -61,7 +61,7 @@ def test_sixteen_bit_images_are_reduced_to_eight_bits(suffix: str) -> None:
     assert refused(floats).kind is Failure.UNSUPPORTED
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".avif"])
 def test_animations_give_their_first_frame(suffix: str) -> None:
     photo = read_photo(animation(suffix, FACE, 255 - FACE))
     assert photo.notes == ("first of 2 frames",)
@@ -78,6 +78,24 @@ def test_photos_are_rotated_by_their_exif_tag() -> None:
     photo = read_photo(lying_jpeg(FACE))
     assert photo.size == (184, 224) and photo.notes == ("turned by its Exif tag",)
     assert np.abs(photo.pixels.astype(int) - FACE).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_made_upright(kind: str, orientation: int) -> None:
+    """Against Pillow, which stores the orientation of an AVIF as its rotation and mirroring."""
+    image = pytest.importorskip("PIL.Image")
+    exif = image.Exif()
+    exif[0x0112] = orientation
+    tag = exif.tobytes()  # Pillow takes the orientation out of an object
+    data = saved(kind, "RGB", exif=tag)
+    turned_jpeg = image.open(io.BytesIO(saved("JPEG", "RGB", exif=tag)))
+    expected = np.asarray(pytest.importorskip("PIL.ImageOps").exif_transpose(turned_jpeg))
+    for photo in (read_photo(data), read_photo(data, decoded=20_000)):
+        assert photo.size == expected.shape[1::-1]
+        assert ("turned by its Exif tag" in photo.notes) == (orientation > 1)
+        whole = cv2.resize(photo.pixels, photo.size)
+        assert np.abs(whole.astype(int) - expected).mean() < 6
 
 
 def test_heic_is_read_with_its_decoder() -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, tzinfo
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration, ne
 
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.gallery import Gallery
-from spherecf.gallery.rows import checked_identity
 from spherecf.scoring import pool_templates
 
 Open = Callable[..., Gallery]
@@ -307,10 +307,13 @@ def test_an_interrupted_change_is_kept_once_it_is_written(
         assert len(gallery) == len(remaining)
 
 
-@pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31m", "x" * 257])
-def test_invalid_names_are_refused(opened: Open, people: np.ndarray, name: str) -> None:
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "\x1b[31m", "x" * 257, 17, None])
+def test_invalid_names_are_refused(opened: Open, people: np.ndarray, name: Any) -> None:
+    gallery = opened()
     with pytest.raises(InputError, match="identity"):
-        enrol(opened(), name, people[:1])
+        enrol(gallery, name, people[:1])
+    with pytest.raises(InputError, match="identity"):
+        gallery.enrol_many(["Ann", name], people[:2], [300.0, 300.0])
 
 
 def test_names_may_be_long_and_are_unicode_normalised(opened: Open, people: np.ndarray) -> None:
@@ -348,14 +351,8 @@ def test_without_calibration_identification_is_undecided(opened: Open, people: n
     assert gallery.identify(people[0], 300.0, threshold=0.0).identity == "Ann"
     with pytest.raises(InputError, match="max_fpir"):
         gallery.identify(people[0], 300.0, max_fpir=0.0)
-    with pytest.raises(InputError, match="threshold: expected a number, got NaN"):
+    with pytest.raises(InputError, match="threshold"):
         gallery.identify(people[0], 300.0, threshold=float("nan"))
-
-
-@pytest.mark.parametrize("identity", [3, None, b"Ann"])
-def test_names_that_are_no_text_are_refused(identity: object) -> None:
-    with pytest.raises(InputError, match="identity: expected a name as text"):
-        checked_identity(identity)
 
 
 def test_enrolments_have_quality_warnings(opened: Open, people: np.ndarray) -> None:

@@ -39,6 +39,18 @@ def test_the_table_is_used_only_without_rules() -> None:
     assert limit.strict_enough
 
 
+def test_the_table_does_not_replace_rules_that_the_data_do_not_support() -> None:
+    """`compare` is undecided then, and an identification would state a guarantee that nobody tested."""
+    (first, *_) = calibration().decisions
+    failed = replace(first, accept=None, reject=None)
+    calibrated = Calibration(MODEL, "d" * 64, decisions=(failed,), thresholds={"mls": table()})
+    assert limit_for(calibrated, "mls", 1e-3) is None and limits_for(calibrated, 1e-3, None, RADIUS) is None
+    warnings = limits_for(calibrated, 1e-3, None, RADIUS, evidence=False)
+    assert warnings is not None and warnings[0].accept == 999.0
+    candidate = Candidate("anna", "t1", 2000.0, 0.9, 100.0)
+    assert decide([candidate], None, 100.0, 0.01)[0] == "undecided"
+
+
 def test_a_stricter_rate_never_has_a_lower_threshold() -> None:
     first = calibration().decisions[0]
     rules = (replace(first, alpha=1e-2, accept=5000.0), replace(first, alpha=1e-3, accept=10.0))

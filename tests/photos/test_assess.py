@@ -130,6 +130,11 @@ def test_the_detector_can_be_replaced(assessor: FaceAssessor) -> None:
     assert photo.failure is Failure.NO_FACE and photo.main is None
 
 
+def test_a_stream_of_paths_without_names_is_refused(assessor: FaceAssessor) -> None:
+    with pytest.raises(InputError, match=r"\(name, photo\) pairs, got 'me.jpg'"):
+        list(assessor.stream(["me.jpg"]))  # type: ignore[list-item]
+
+
 def test_batch_size_and_threads_must_be_positive(assessor: FaceAssessor) -> None:
     for options in ({"batch_size": 0}, {"threads": 0}):
         with pytest.raises(InputError, match=">= 1"):

@@ -9,7 +9,7 @@ from tests.photos.conftest import DIM, RADIUS, face, photo, score
 
 from spherecf.calibration import Calibration, ConditionalCalibrator, Decision
 from spherecf.errors import InputError, ModelError
-from spherecf.photos import AssessedPhoto, FaceAssessor, compare
+from spherecf.photos import AssessedPhoto, FaceAssessor, build_template, compare
 
 E = np.eye(DIM)
 
@@ -56,7 +56,13 @@ def test_rates_without_a_rule_are_refused(calibration: Calibration) -> None:
     a = photo("a", face(E[0], 100.0))
     with pytest.raises(ModelError, match="not calibrated"):
         compare(a, a, None, radius=RADIUS)
-    with pytest.raises(InputError, match=r"there are: mls fmr <= 0.01, mls fmr <= 0.0001"):
+    other = replace(photo("b", face(np.eye(DIM + 1)[0], 100.0)), model="f" * 64)
+    for photos in ((a, other), (other, a)):
+        with pytest.raises(ModelError, match="this is the model ffff"):
+            compare(*photos, calibration, radius=RADIUS)
+    with pytest.raises(ModelError, match="this is the model ffff"):
+        build_template([a, other], calibration, radius=RADIUS)
+    with pytest.raises(InputError, match=r"there are rules for 0\.01, 0\.0001$"):
         compare(a, a, calibration, radius=RADIUS, max_fmr=1e-3)
     with pytest.raises(InputError, match="radius 64, but the model has radius 32"):
         compare(a, a, calibration, radius=32.0)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from tests.photos.conftest import DIM, RADIUS, face, photo
 
-from spherecf.errors import InputError
+from spherecf.errors import InputError, ModelError
 from spherecf.gallery import Gallery
 from spherecf.photos import FaceAssessor, PhotoEnrolment, enrol_folders, enrol_photos, people_of
 
@@ -50,6 +51,16 @@ def world(tmp_path: Path) -> Iterator[Any]:
         yield SimpleNamespace(
             gallery=gallery, follow=follow, root=tmp_path / "people", seen=assessor.seen, assessor=assessor
         )
+
+
+def test_photos_of_another_model_are_refused(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(photos: Any, **_: Any) -> Any:
+        return (replace(photo(name, face(np.eye(DIM)[0], 100.0)), model="f" * 64) for name, _ in photos)
+
+    monkeypatch.setattr(world.assessor, "stream", stream)
+    with pytest.raises(ModelError, match="the current model is ffff"):
+        enrol_photos(world.gallery, world.assessor, "Ann", [world.root / "Ann"])
+    assert len(world.gallery) == 0
 
 
 def put(root: Path, name: str, content: str) -> Path:

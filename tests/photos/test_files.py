@@ -24,6 +24,12 @@ def test_folders_are_searched_recursively_in_order(tmp_path: Path) -> None:
     assert result.ignored == [str(tmp_path / "in/notes.txt")] and result.unreadable == []
 
 
+def test_a_single_path_is_not_taken_for_its_characters(tmp_path: Path) -> None:
+    create_files(tmp_path, "in/a.jpg")
+    for path in (tmp_path / "in", str(tmp_path / "in")):
+        assert [photo.path.name for photo in find_photos(path).photos] == ["a.jpg"]
+
+
 def test_files_keep_the_given_order_without_duplicates(tmp_path: Path) -> None:
     create_files(tmp_path, "b.jpg", "a.jpg", "strange.bin", ".dot.jpg")
     paths = [tmp_path / name for name in ("b.jpg", "strange.bin", ".dot.jpg", "none.jpg")]

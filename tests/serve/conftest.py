@@ -45,6 +45,9 @@ class MemoryGallery:
     def __init__(self) -> None:
         self.people: dict[str, Person] = {}
 
+    def require(self, model: str) -> "MemoryGallery":
+        return self
+
     def enrol(
         self, identity: str, mu: NDArray[Any], kappa: NDArray[Any], *, media: Sequence[str],
         sources: Sequence[str], replace: bool = False,

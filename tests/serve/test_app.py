@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from tests.serve.conftest import HERE, TOKEN, MemoryGallery, png
 
 from spherecf.data import IdentityFolder
-from spherecf.errors import InputError, StorageError
-from spherecf.gallery import Candidate, Enrolled, Identification
+from spherecf.errors import InputError, ModelError, StorageError
+from spherecf.gallery import Candidate, Enrolled, Gallery, Identification
 from spherecf.models import ConfidenceModel
 from spherecf.photos import FaceAssessor
 from spherecf.serve import create_app
@@ -302,6 +302,14 @@ def test_a_model_without_calibration_is_refused(assessor: FaceAssessor) -> None:
     bare = ConfidenceModel(model.backbone, model.head, model.radius)
     with pytest.raises(InputError, match="calibrated model"):
         create_app(FaceAssessor(bare, assessor.detector))
+
+
+def test_a_gallery_of_another_model_is_refused(assessor: FaceAssessor, tmp_path: Path) -> None:
+    with (
+        Gallery.open(tmp_path / "people", model="f" * 64, dim=128, radius=64.0) as people,
+        pytest.raises(ModelError, match="belongs to the model ffff"),
+    ):
+        create_app(assessor, people)
 
 
 def test_photos_are_neither_written_to_disk_nor_logged(

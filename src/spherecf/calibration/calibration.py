@@ -171,13 +171,18 @@ class Calibration:
             templates: number of sides (0, 1 or 2) that are templates of several images.
 
         Raises:
-            InputError: there is no such rule; the message lists the available ones.
+            InputError: there is no such rule; the message lists the available rates.
         """
-        for score in _scores_by_preference(templates):
-            for rule in self.decisions:
-                if (rule.score, rule.error, rule.alpha) == (score, "fmr", alpha):
+        scores = _scores_by_preference(templates)
+        rules = [rule for rule in self.decisions if rule.error == "fmr" and rule.score in scores]
+        for score in scores:
+            for rule in rules:
+                if (rule.score, rule.alpha) == (score, alpha):
                     return rule
-        return self.decision(PAIR_SCORE, error="fmr", alpha=alpha)
+        rates = ", ".join(f"{rate:g}" for rate in sorted({rule.alpha for rule in rules}, reverse=True))
+        raise InputError(
+            f"no decision rule for a false match rate of {alpha}; there are rules for {rates or 'no rate'}"
+        )
 
     def threshold(self, score: str, target: float) -> ThresholdEntry:
         """The `ThresholdEntry` of a score at an FMR target.

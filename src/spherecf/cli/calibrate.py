@@ -139,7 +139,7 @@ def _embed_photos(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Em
             keys.append(str(photo.path))
     if failures:
         print_text(f"photos without a usable face: {len(failures)}", "yellow")
-        print_listing(failures, _MAX_LISTED)
+        print_listing(failures, _MAX_LISTED, in_json=False)
     if not faces:
         raise InputError(f"{folder}: no photo shows a usable face")
     identities = sorted(set(names))

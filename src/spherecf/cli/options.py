@@ -173,12 +173,13 @@ def print_text(text: str, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_listing(lines: Sequence[str], limit: int = 20) -> None:
-    """Print the first ``limit`` lines on stderr, indented; the JSON output contains all of them."""
+def print_listing(lines: Sequence[str], limit: int = 20, *, in_json: bool = True) -> None:
+    """Print the first ``limit`` lines on stderr, indented, and whether the JSON output contains all of them."""
     for line in lines[:limit]:
         print_text(f"  {line}")
     if len(lines) > limit:
-        print_text(f"  ... and {len(lines) - limit:,} more (the JSON output lists all of them)")
+        where = " (the JSON output lists all of them)" if in_json else ""
+        print_text(f"  ... and {len(lines) - limit:,} more{where}")
 
 
 def file_to_write(path: Path | None) -> Path | None:

@@ -230,7 +230,8 @@ def _print_summary(rows: Sequence[dict[str, Any]], files: "PhotoFiles") -> None:
 def _print_ignored(files: "PhotoFiles") -> None:
     if files.unreadable:
         print_text(f"folders that cannot be read: {len(files.unreadable)}", "yellow")
-        print_listing([f"{name}: {reason}" for name, reason in files.unreadable], _MAX_LISTED)
+        folders = [f"{name}: {reason}" for name, reason in files.unreadable]
+        print_listing(folders, _MAX_LISTED, in_json=False)
     if files.ignored:
         print_text(f"files ignored because they are not photos: {len(files.ignored)}")
-        print_listing(files.ignored, _MAX_LISTED)
+        print_listing(files.ignored, _MAX_LISTED, in_json=False)

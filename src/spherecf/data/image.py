@@ -12,11 +12,11 @@ from spherecf.errors import FileFormatError, InputError
 # IGNORE_ORIENTATION: an aligned crop is already upright; a left-over Exif tag must not rotate it.
 _AS_STORED = cv2.IMREAD_IGNORE_ORIENTATION
 _REDUCED = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}  # combined with IMREAD_COLOR_RGB these give RGB; IMREAD_REDUCED_COLOR_* would give BGR
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 
 _JPEG_MARKER = re.compile(  # markers followed by a length, and the end marker FF D9
     rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL
@@ -92,18 +92,25 @@ def decode_image(
     if problem:
         raise ImageError(where, f"truncated image ({len(data)} bytes): {problem}.", "Copy the file again.")
     try:
-        flags = cv2.IMREAD_COLOR_RGB | _REDUCED[reduce] | (0 if upright else _AS_STORED)
+        # Only JPEG is decoded at a reduced size. OpenCV would reduce other formats afterwards, and squash a
+        # turned TIFF by using its sides before the rotation.
+        reduced = reduce if data.startswith(_JPEG) else 1
+        flags = _REDUCED[reduced] | (0 if upright else _AS_STORED)
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:  # damaged headers, absurd dimensions
         raise ImageError(where, f"not a decodable image ({len(data)} bytes): {error.err}.") from error
     if image is None or image.size == 0:
         raise ImageError(where, f"not an image: {len(data)} bytes starting with {data[:12]!r}, or damaged.")
+    if reduced != reduce:
+        sides = (max(image.shape[1] // reduce, 1), max(image.shape[0] // reduce, 1))
+        image = cv2.resize(image, sides, interpolation=cv2.INTER_LINEAR_EXACT)
     if size is not None and image.shape[:2] != tuple(size):
         got, expected = f"{image.shape[0]}x{image.shape[1]}", f"{size[0]}x{size[1]}"
         raise ImageError(
             where, f"expected an image of {expected} (height x width), got {got}.", "Align it first."
         )
-    return np.asarray(image, dtype=np.uint8)
+    # IMREAD_COLOR_RGB would be shorter, but returns BGR for an AVIF with an alpha channel.
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
 def encode_image(

@@ -17,6 +17,7 @@ from spherecf.data import ImageError, decode_image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+_MAX_BOXES = 10_000  # of one ISO box: photos have hundreds of tiles
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
 
@@ -222,11 +223,77 @@ def _isobmff_header(data: bytes) -> Header | None:
     if not brands & (_HEIC_BRANDS | {b"avif", b"avis"}):
         return None  # a video
     kind = "AVIF" if brands & {b"avif", b"avis"} else "HEIC"
+    boxes = {name: (start, end) for name, start, end in _boxes(data, 0, len(data))}
     sizes = [  # of the image, its tiles and its thumbnail: the largest is the image
         struct.unpack(">II", data[match.end() + 4 : match.end() + 12])
         for match in re.finditer(b"ispe", data[: 1 << 20])
     ]
-    return Header(kind, *max(sizes, key=lambda size: size[0] * size[1]))
+    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    frames = _movie_frames(data, *boxes[b"moov"]) if b"moov" in boxes else 1
+    orientation = _item_orientation(data, *boxes[b"meta"]) if b"meta" in boxes else 1
+    return Header(kind, width, height, frames, orientation=orientation)
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start and end of the content) of the first ISO boxes between two positions."""
+    for _ in range(_MAX_BOXES):
+        if start + 8 > end:
+            return
+        length, name = struct.unpack(">I4s", data[start : start + 8])
+        head = 8
+        if length == 1:
+            length, head = struct.unpack(">Q", data[start + 8 : start + 16])[0], 16
+        stop = min(start + length, end) if length else end
+        yield name, start + head, stop
+        start = max(stop, start + head)
+
+
+def _movie_frames(data: bytes, start: int, end: int) -> int:
+    """Number of samples of the first track."""
+    position = data.find(b"stsz", start, end)
+    return max(int.from_bytes(data[position + 12 : position + 16]), 1) if position >= 0 else 1
+
+
+# Exif orientation by the anticlockwise quarter turns of `irot`, then the mirror axis of `imir`.
+_ITEM_ORIENTATIONS = {
+    (0, None): 1, (0, 1): 2, (2, None): 3, (0, 0): 4, (1, 0): 5, (3, None): 6, (3, 0): 7, (1, None): 8,
+    (2, 0): 2, (2, 1): 4, (3, 1): 5, (1, 1): 7,
+}  # fmt: skip
+
+
+def _item_orientation(data: bytes, start: int, end: int) -> int:
+    """Orientation by the properties `irot` and `imir` of the primary item, as an Exif tag."""
+    meta = {name: (first, last) for name, first, last in _boxes(data, start + 4, end)}
+    if not {b"pitm", b"iprp"} <= meta.keys():
+        return 1
+    item = data[slice(*meta[b"pitm"])]
+    primary = int.from_bytes(item[4 : 8 if item[0] else 6])
+    properties: list[tuple[bytes, int]] = []
+    quarters, mirror = 0, None
+    for name, first, last in _boxes(data, *meta[b"iprp"]):
+        if name == b"ipco":
+            properties = [(kind, data[at]) for kind, at, _ in _boxes(data, first, last)]
+        elif name == b"ipma":
+            for index in _associations(data[first:last], primary):
+                kind, value = properties[index - 1] if 0 < index <= len(properties) else (b"", 0)
+                quarters = value & 3 if kind == b"irot" else quarters
+                mirror = value & 1 if kind == b"imir" else mirror
+    return _ITEM_ORIENTATIONS[quarters, mirror]
+
+
+def _associations(box: bytes, item: int) -> Iterator[int]:
+    """Numbers of the properties of an item, from the content of an `ipma` box."""
+    id_bytes, index_bytes = (4 if box[0] else 2), (2 if box[3] & 1 else 1)
+    position = 8
+    for _ in range(min(int.from_bytes(box[4:8]), _MAX_BOXES)):
+        owner = int.from_bytes(box[position : position + id_bytes])
+        position += id_bytes + 1
+        stop = position + index_bytes * box[position - 1]
+        if owner == item:
+            mask = 0x7FFF if index_bytes == 2 else 0x7F
+            for at in range(position, stop, index_bytes):
+                yield int.from_bytes(box[at : at + index_bytes]) & mask
+        position = stop
 
 
 # The log level is global to the process: the first block to enter lowers it, the last to leave restores it.
@@ -411,7 +478,11 @@ def _decode(data: bytes, name: str, header: Header, reduce: int) -> tuple[NDArra
         with silence_opencv(), _LARGE_IMAGE_LOCK if full else nullcontext():
             if header.kind == "HEIC":
                 return _decode_heic(data, name, reduce)
-            image = decode_image(data, name, upright=True, reduce=reduce)
+            # OpenCV ignores the rotation and the mirroring of an AVIF.
+            by_item = header.kind == "AVIF" and header.orientation > 1
+            image = decode_image(data, name, upright=not by_item, reduce=reduce)
+            if by_item:
+                image = _upright(image, header.orientation)
     except PhotoError:
         raise
     except ImageError as error:
@@ -422,6 +493,15 @@ def _decode(data: bytes, name: str, header: Header, reduce: int) -> tuple[NDArra
     # The sides of the reduced image are rounded, so use the header's size, swapped if the image was rotated.
     turned = (header.width > header.height) != (width > height)
     return image, (header.height, header.width) if turned else (header.width, header.height)
+
+
+def _upright(image: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Rotate and mirror stored pixels by an Exif orientation, 1 to 8."""
+    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
+    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
+    if orientation > 4:
+        image = image.transpose(1, 0, 2)
+    return np.ascontiguousarray(image[rows, columns])
 
 
 def _decode_heic(data: bytes, name: str, reduce: int) -> tuple[NDArray[np.uint8], tuple[int, int]]:

@@ -311,8 +311,8 @@ class Gallery:
         probe, probe_kappa = check_probe(mu, kappa, self._header.dim)
         if not (0 < max_fpir < 1 and top >= 1):
             raise InputError(f"expected 0 < max_fpir < 1 and top >= 1, got {max_fpir} and {top}")
-        if threshold is not None and np.isnan(threshold):
-            raise InputError("threshold: expected a number, got NaN, which no score reaches")
+        if threshold is not None and not np.isfinite(threshold):  # with NaN everyone would be unknown
+            raise InputError(f"threshold: expected a finite score, got {threshold}")
         self._refresh()
         exact = exact or self._store.embedded
         count = len(self._index)
@@ -414,6 +414,15 @@ class Gallery:
             "images": images,
             "calibrated": self._calibration is not None,
         }
+
+    def require(self, model: str) -> "Gallery":
+        """The gallery itself, if it belongs to this model.
+
+        Raises:
+            ModelError: it belongs to another model; the message has both fingerprints.
+        """
+        self._header.check(self._store.uri, model, "", self._header.dim, self._header.radius)
+        return self
 
     @property
     def calibration(self) -> Calibration | None:

@@ -44,12 +44,13 @@ class Limit:
     tested_on: str | None = None
 
 
-def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
+def limit_for(calibration: Calibration, score: str, fmr: float, *, guaranteed: bool = True) -> Limit | None:
     """Find the lowest threshold with a false match rate of at most ``fmr``.
 
     If no threshold is that strict, the strictest one is returned; None if the calibration has no thresholds.
     Thresholds come from the decision rules, or from the threshold table if there are no rules. (The table
-    need not hold for images of lower quality than those of the calibration.) A lower rate never gets a lower
+    need not hold for images of lower quality than those of the calibration.) If there are rules, but the data
+    supported none of them, the table is used only if ``guaranteed`` is false. A lower rate never gets a lower
     threshold than a higher rate.
 
     Example:
@@ -62,9 +63,10 @@ def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
         >>> limit_for(calibration, "mls", 1e-3).accept, limit_for(calibration, "mls", 1e-6).strict_enough
         (20.0, False)
     """
-    rules = [r for r in calibration.decisions if r.score == score and r.error == "fmr" and r.decides]
+    fitted = [r for r in calibration.decisions if (r.score, r.error) == (score, "fmr")]
+    rules = [r for r in fitted if r.decides]
     table = calibration.thresholds.get(score)
-    entries = () if rules or table is None else table.entries
+    entries = () if rules or table is None or (fitted and guaranteed) else table.entries
     steps: list[tuple[float, float, DecisionRule | None]] = [  # (rate, threshold, rule)
         *((rule.alpha, float(rule.accept or 0.0), rule) for rule in rules),
         *((entry.target, entry.threshold, None) for entry in entries if entry.threshold is not None),
@@ -98,14 +100,17 @@ def limits_for(
         threshold: threshold from the user, which overrides the calibrated one. The minimum kappa of the rules
             still applies.
         radius: radius r of the scores; a calibration for another radius is not used.
-        evidence: prefer limits on the calibrated evidence to limits on the score.
+        evidence: prefer limits on the calibrated evidence to limits on the score. If false, as for warnings,
+            limits need not be guaranteed.
     """
     single = pooled = None
     if calibration is not None and _same_radius(calibration, radius):
         excluded = () if evidence else _EVIDENCE
+        calibrated = {rule.score for rule in calibration.decisions if rule.error == "fmr"}
+        calibrated |= calibration.thresholds.keys()
         single, pooled = (
-            next((limit for name in names if name not in excluded
-                  and (limit := limit_for(calibration, name, fmr))), None)
+            next((limit_for(calibration, name, fmr, guaranteed=evidence)
+                  for name in names if name in calibrated and name not in excluded), None)
             for names in GALLERY_SCORES
         )  # fmt: skip
     if threshold is not None:
@@ -239,7 +244,9 @@ def decide(
     if not candidates:
         return "unknown", None, "the gallery is empty"
     if limits is None:
-        return _undecided("the model is not calibrated, so it has no threshold; set a threshold")
+        return _undecided(
+            "the model is not calibrated, or its calibration guarantees no false match rate; set a threshold"
+        )
     required = min(limit.min_kappa for limit in limits)
     if kappa < required:
         return _undecided(f"the quality of the photo is too low: kappa {kappa:.1f}, required {required:.1f}")

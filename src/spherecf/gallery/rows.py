@@ -141,14 +141,15 @@ def checked_identity(identity: Any) -> str:
     """Check a name, and return it in Unicode form NFC without surrounding white space.
 
     Raises:
-        InputError: no text, or the name is empty, longer than 256 characters, or contains control characters.
+        InputError: the name is not a text, is empty, longer than 256 characters, or contains control
+            characters.
 
     Example:
         >>> checked_identity(" Zoe\u0308 ")
         'Zoë'
     """
     if not isinstance(identity, str):
-        raise InputError(f"identity: expected a name as text, got {identity!r}")
+        raise InputError(f"identity: expected a text, got {identity!r}; use str() for numbers")
     name = composed(identity).strip()
     if not name:
         raise InputError("identity: expected a name, got an empty text")

@@ -130,11 +130,15 @@ class AssessedFace:
 
 @dataclass(frozen=True, eq=False)
 class AssessedPhoto:
-    """A photo and its faces, the main face first, or the reason why it has no face."""
+    """A photo and its faces, the main face first, or the reason why it has no face.
+
+    ``model`` is the fingerprint of the model that assessed it; "" if unknown.
+    """
 
     name: str
     acquisition: Acquisition
     faces: tuple[AssessedFace, ...]
+    model: str = ""
 
     @property
     def main(self) -> AssessedFace | None:
@@ -213,6 +217,7 @@ class FaceAssessor:
         if height != width:
             raise InputError(f"expected a recogniser with square input, got {height}x{width}")
         self.size = height
+        self._fingerprint = self.model.fingerprint()
 
     def __call__(self, photo: PhotoSource, name: str = "") -> AssessedPhoto:
         """Assess one photo. An unusable photo raises no exception; see ``failure`` and ``reason``."""
@@ -248,6 +253,8 @@ class FaceAssessor:
         yield from self._assess(pending)
 
     def _acquire(self, photo: tuple[str, PhotoSource]) -> Acquisition:
+        if not (isinstance(photo, tuple) and len(photo) == 2):
+            raise InputError(f"photos: expected (name, photo) pairs, got {photo!r}")
         name, source = photo
         return acquire(source, self.detector, name=name, size=self.size, max_pixels=self.max_pixels)
 
@@ -255,7 +262,7 @@ class FaceAssessor:
         captured = [photo.faces[:1] if self.which == "main" else photo.faces for photo in acquired]
         assessed = iter(self._assess_faces([face for faces in captured for face in faces]))
         return [
-            AssessedPhoto(photo.name, photo, tuple(next(assessed) for _ in faces))
+            AssessedPhoto(photo.name, photo, tuple(next(assessed) for _ in faces), self._fingerprint)
             for photo, faces in zip(acquired, captured)
         ]
 
@@ -303,7 +310,10 @@ _TRANSIENT_FAILURES = (Failure.UNREADABLE, Failure.UNSUPPORTED)
 
 
 def rank_photos(
-    paths: Sequence[str | Path], assessor: FaceAssessor | None = None, *, resume: str | Path | None = None
+    paths: str | Path | Sequence[str | Path],
+    assessor: FaceAssessor | None = None,
+    *,
+    resume: str | Path | None = None,
 ) -> list[Record]:
     """Assess photos and rank their faces: one row per face, highest kappa first, failures last.
 
@@ -384,7 +394,7 @@ def assessor_fingerprint(assessor: FaceAssessor) -> str:
         assessor.model.backbone.engine,
         None if calibration is None else calibration.to_dict(),
         [detector, getattr(assessor.detector, "min_score", None)],
-        [assessor.which, assessor.max_pixels, "spherecf.photos/2"],
+        [assessor.which, assessor.max_pixels, "spherecf.photos/3"],
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -1,5 +1,6 @@
 """Compare two photos: match or non-match at a guaranteed error rate, or undecided."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -103,7 +104,8 @@ def compare(
         faces: index of the face to compare in each photo; 0 is the main face.
 
     Raises:
-        ModelError: the model is not calibrated.
+        ModelError: the model is not calibrated, or a photo was assessed by another model than that of the
+            calibration.
         InputError: the calibration has no rule for ``max_fmr`` (the message lists the available rates), or a
             photo has no face with the index.
 
@@ -117,7 +119,7 @@ def compare(
         >>> comparison.decision.value, comparison.reason
         ('undecided', 'a wall: no face found in 80x80 px.')
     """
-    calibration = calibrated(calibration)
+    calibration = calibrated(calibration, (left, right))
     rule = rule_for(calibration, max_fmr, radius=radius)
     comparison = partial(Comparison, max_fmr=max_fmr, rule=rule, left=left, right=right)
     if faceless := [photo for photo in (left, right) if photo.main is None]:
@@ -147,17 +149,20 @@ def scores(a: AssessedFace, b: AssessedFace, radius: float) -> tuple[float, floa
     return float(score), float((mu[0] * mu[1]).sum().clamp(-1, 1))
 
 
-def calibrated(calibration: Calibration | None) -> Calibration:
-    """Return the calibration, or raise if it is None.
+def calibrated(calibration: Calibration | None, photos: Sequence[object] = ()) -> Calibration:
+    """Return the calibration, or raise if it is None or not that of the model that assessed the photos.
 
     Raises:
-        ModelError: the model is not calibrated; the message says how to calibrate it.
+        ModelError: the model is not calibrated, and the message says how to calibrate it; or a photo was
+            assessed by another model.
     """
     if calibration is None:
         raise ModelError(
             "this model is not calibrated, so its scores cannot be turned into decisions; calibrate it with "
             "`spherecf evaluate calibration --model MODEL --save OUT` (docs/calibration.md)"
         )
+    for model in {photo.model for photo in photos if isinstance(photo, AssessedPhoto) and photo.model}:
+        calibration.require(model)
     return calibration
 
 

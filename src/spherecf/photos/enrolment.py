@@ -67,7 +67,7 @@ def enrol_photos(
     gallery: Gallery,
     assessor: FaceAssessor,
     identity: str,
-    paths: Sequence[str | Path],
+    paths: str | Path | Sequence[str | Path],
     how: HowToEnrol = "new",
 ) -> PhotoEnrolment:
     """Enrol a person from photos. Photos with the same content count once.
@@ -84,6 +84,7 @@ def enrol_photos(
 
     Raises:
         InputError: ``how`` is "new" and the name is already enrolled, or the name is not valid.
+        ModelError: the gallery belongs to another model than that of the assessor.
         StorageError: the gallery could not be written; it is unchanged.
 
     Example:
@@ -103,7 +104,7 @@ def enrol_photos(
         return PhotoEnrolment(identity, "kept", left_out=tuple(files.unreadable), reason=_NOT_COMPARABLE)
     unchanged = set() if how == "replace" else enrolled_sources.keys() & files.photos.keys()
     new_photos = {medium: photo for medium, photo in files.photos.items() if medium not in unchanged}
-    faces, faceless = _assess_main_faces(assessor, new_photos)
+    faces, faceless = _assess_main_faces(gallery, assessor, new_photos)
     left_out = (*files.unreadable, *faceless)
     if not faces and not unchanged:
         if enrolled_sources:
@@ -224,7 +225,7 @@ class _PhotosByHash:
     unreadable: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, paths: Sequence[str | Path]) -> "_PhotosByHash":
+    def of(cls, paths: str | Path | Sequence[str | Path]) -> "_PhotosByHash":
         listing = find_photos(paths)
         files = cls({}, list(listing.unreadable))
         for photo in listing.photos:
@@ -238,13 +239,15 @@ class _PhotosByHash:
 
 
 def _assess_main_faces(
-    assessor: FaceAssessor, photos: Mapping[str, PhotoFile]
+    gallery: Gallery, assessor: FaceAssessor, photos: Mapping[str, PhotoFile]
 ) -> tuple[dict[str, tuple[str, AssessedFace]], list[tuple[str, str]]]:
     """Return (name, main face) by content hash, and the photos without a usable face with the reason."""
     faces: dict[str, tuple[str, AssessedFace]] = {}
     faceless: list[tuple[str, str]] = []
     stream = assessor.stream((photo.name, photo.path) for photo in photos.values())
     for medium, photo in zip(photos, stream):
+        if photo.model:
+            gallery.require(photo.model)
         if photo.usable_face is not None:
             faces[medium] = photo.name, photo.usable_face
         else:

@@ -64,8 +64,9 @@ class PhotoFiles:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find_photos(paths: Sequence[str | Path]) -> PhotoFiles:
+def find_photos(paths: str | Path | Sequence[str | Path]) -> PhotoFiles:
     """Find the photos among files and in folders, recursively. A file that occurs twice is listed once.
+    A single path need not be in a list.
 
     Hidden entries of folders (with a leading dot) are skipped. Folders that cannot be read are listed with
     the reason. A file that is named explicitly is listed even if it does not exist; reading it then reports
@@ -73,10 +74,12 @@ def find_photos(paths: Sequence[str | Path]) -> PhotoFiles:
 
     Example:
         >>> from spherecf.data import orl_faces
-        >>> files = find_photos([orl_faces().root / "s1"])
+        >>> files = find_photos(orl_faces().root / "s1")
         >>> len(files.photos), files.photos[0].below.as_posix()
         (10, 's1/1.pgm')
     """
+    if isinstance(paths, str | Path):  # its characters would be paths, and "/" the whole disk
+        paths = [paths]
     result, seen = PhotoFiles(), set()
     for argument in map(Path, paths):
         is_folder = os.path.isdir(argument)  # noqa: PTH112, pathlib's raises for a name that is too long

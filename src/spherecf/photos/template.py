@@ -310,7 +310,8 @@ def build_template(
             warning.
 
     Raises:
-        ModelError: the model is not calibrated.
+        ModelError: the model is not calibrated, or a photo was assessed by another model than that of the
+            calibration.
         InputError: no photo has a usable face, or the directions cancel each other.
 
     Example:
@@ -324,7 +325,7 @@ def build_template(
         >>> template.kappa > max(photo.kappa for photo in template.photos)
         True
     """
-    calibration = calibrated(calibration)
+    calibration = calibrated(calibration, photos)
     faces = FaceSet.of(photos)
     groups = faces.groups(calibration, radius)
     is_stranger = faces.strangers(groups, calibration, radius)

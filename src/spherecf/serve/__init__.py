@@ -47,6 +47,7 @@ def create_app(
     Raises:
         MissingDependencyError: the extra ``serve`` is not installed.
         InputError: the token is too short, or the model is not calibrated.
+        ModelError: the gallery belongs to another model.
 
     Example:
         >>> from spherecf.photos import FaceAssessor

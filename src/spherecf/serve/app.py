@@ -171,6 +171,8 @@ def make_app(
         raise InputError(
             "the service needs a calibrated model; calibrate it with `spherecf evaluate calibration --save`"
         )
+    if gallery is not None:
+        gallery.require(assessor.model.fingerprint())
     worker = Worker(assessor, gallery, limits)
 
     @asynccontextmanager
