@@ -174,7 +174,7 @@ def print_text(text: str, style: str | None = None) -> None:
 
 
 def print_listing(lines: Sequence[str], limit: int = 20, *, in_json: bool = True) -> None:
-    """Print the first ``limit`` lines on stderr, indented, and whether the JSON output contains all of them."""
+    """Print the first ``limit`` lines on stderr, indented; ``in_json``: the JSON output has all of them."""
     for line in lines[:limit]:
         print_text(f"  {line}")
     if len(lines) > limit:
