@@ -172,12 +172,9 @@ class _BackboneTask:
         self.preprocessing = Preprocessing(base.color, base.mean, base.std, (self.network.size,) * 2)
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
         margin = config.margin
-        half = (
-            config.engine.precision_on(ranks.device) in ("bfloat16", "float16") and ranks.device.type != "cpu"
-        )
         self.classifier = ShardedClassifier(
             len(identities.names), settings.dim, _margin(margin, len(identities.names)), ranks,
-            config.optimizer, margin.sample_rate, config.seed, torch.bfloat16 if half else torch.float32,
+            config.optimizer, margin.sample_rate, config.seed, config.engine.products_on(ranks.device),
         )  # fmt: skip
         self._classes = torch.from_numpy(identities.classes)  # (len(source),)
         reads = config.fit.epochs * len(identities.rows) // ranks.size
