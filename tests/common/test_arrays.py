@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from spherecf.common import arrays
-from spherecf.common.arrays import as_array, check_directions, check_kappa, checked_radius
+from spherecf.common.arrays import as_array, check_directions, check_kappa, checked_radius, to_device
 from spherecf.errors import InputError
 
 KINDS = {"array": np.asarray, "tensor": torch.from_numpy}
@@ -104,3 +104,23 @@ def test_tensors_and_lists_are_converted_to_arrays() -> None:
     for invalid in ([[1.0], [1.0, 2.0]], np.ones(3, complex), ["a"], None):
         with pytest.raises(InputError, match="mu: expected an array"):
             as_array(invalid, "mu", np.float32)
+
+
+def test_copies_to_a_gpu_go_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From other memory, CUDA would let the CPU wait for the work queued on the GPU."""
+    calls: list[object] = []
+
+    def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        calls.append((device.type, non_blocking))
+        return tensor
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append("pinned")
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    values = torch.ones(3)
+    assert to_device(values, torch.device("cuda")) is values and calls == ["pinned", ("cuda", True)]
+    calls.clear()
+    assert to_device(values, torch.device("cpu")) is values and calls == [("cpu", False)]
