@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from spherecf.training import (
     BackboneConfig,
     ConfidenceConfig,
     GivenPrototypes,
+    TrainedBackbone,
     join_ranks,
     train_backbone,
     train_confidence,
@@ -141,7 +143,7 @@ def test_embeddings_files_match_the_cpu(device: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(actual.log_kappa, expected.log_kappa, atol=1e-3)
 
 
-def test_stage_1_runs_and_its_loss_matches_the_cpu(device: str, tmp_path: Path) -> None:
+def test_stage_1_resumes_and_its_loss_matches_the_cpu(device: str, tmp_path: Path) -> None:
     recipe = {
         "network": {"name": "r18", "dim": 16, "options": OPTIONS},
         "margin": {"sample_rate": 0.5},
@@ -151,18 +153,28 @@ def test_stage_1_runs_and_its_loss_matches_the_cpu(device: str, tmp_path: Path) 
     source = SyntheticImages(16, 8, size=(32, 32))
     losses = {}
     for name in dict.fromkeys(["cpu", device]):
-        folder = tmp_path / name
-        for epochs in (1, 2):  # the second run continues the first
-            recipe["fit"]["epochs"] = epochs
+        norms: list[float] = []
+
+        def validate(backbone: FrozenBackbone, norms: list[float] = norms) -> dict[str, float]:
+            norms.append(float(backbone(np.stack([source.image(0)])).norm))
+            if len(norms) == 2:  # in the second epoch of the first run
+                raise KeyboardInterrupt
+            return {"norm": norms[-1]}
+
+        def train(folder: Path, name: str = name, validate: Any = validate) -> TrainedBackbone:
             with join_ranks(name) as ranks:
-                trained = train_backbone(
-                    source, folder, BackboneConfig.from_dict(recipe), ranks=ranks,
-                    validate=lambda backbone: {"norm": float(backbone(np.stack([source.image(0)])).norm)},
-                )  # fmt: skip
+                config = BackboneConfig.from_dict(recipe)
+                return train_backbone(source, folder, config, ranks=ranks, validate=validate)
+
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / name)
+        trained = train(tmp_path / name)
+        assert len(norms) == 3, "the second run repeated the first epoch"
         losses[name] = [epoch["train_loss"] for epoch in trained.history]
         assert len(losses[name]) == 2 and trained.history[1]["norm"] > 0
         assert FrozenBackbone.from_checkpoint(trained.path, device=name).device.type == name
-    assert losses[device][0] == pytest.approx(losses["cpu"][0], rel=5e-3)
+    # The network may compute in bfloat16, which changes the loss by 2e-3.
+    assert losses[device][0] == pytest.approx(losses["cpu"][0], rel=1e-2)
 
 
 @pytest.mark.parametrize("mode", ["cache", "stream", "finetune"])
