@@ -49,7 +49,9 @@ def test_section_reports_finite_measurements(section: str, bench: gpu.Bench) -> 
     work, unit = MEASURED[section]
     matches = [row for row in rows if work in row.work]
     assert matches and all(
-        row.unit == unit and math.isfinite(row.value) for row in matches if ":" not in row.work
+        row.unit == unit and (0 < row.value < math.inf or section == "correct")
+        for row in matches
+        if ":" not in row.work
     )
 
 
@@ -81,7 +83,7 @@ def test_a_section_ends_with_its_share_of_the_time(bench: gpu.Bench, monkeypatch
 def test_shares_of_the_time_add_up_to_it() -> None:
     assert gpu.ends(["stage1"], 2) == [120]
     every = gpu.ends(list(gpu.SECTIONS), 5.5)
-    assert every == sorted(every) and every[0] == 55 and every[-1] == pytest.approx(330)
+    assert every == sorted(every) and every[0] == 45 and every[-1] == pytest.approx(330)
 
 
 def test_after_a_lost_device_the_other_sections_run_in_a_new_process(
