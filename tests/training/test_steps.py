@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from copy import copy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spherecf
+from spherecf.common import compiling
 from spherecf.common.compiling import compiled as compile_blocks
 from spherecf.data import SyntheticImages, View
 from spherecf.errors import InputError, SpherecfError, StorageError
@@ -414,6 +416,16 @@ def test_a_gpu_compiles_a_frozen_network_block_by_block(
     assert backbone.engine == "compiled" and len(calls) == 2 * 8  # both share one network
     assert backbone.to_onnx().graph.node and backbone.differentiable()
     assert len(calls) == 2 * 8
+
+
+def test_compiling_without_triton_on_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(nn.Linear):
+        def parameters(self, recurse: bool = True) -> Any:
+            return iter([SimpleNamespace(device=torch.device("cuda", 0))])
+
+    monkeypatch.setattr(compiling, "triton_runs_on", lambda device: False)
+    with pytest.raises(InputError, match=r"cannot compile for cuda:0: .*Triton and a C compiler"):
+        compile_blocks(OnGpu(1, 1))
 
 
 def test_a_head_is_compiled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:

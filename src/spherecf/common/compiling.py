@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spherecf.common.arrays import triton_runs_on
+from spherecf.errors import InputError
+
 _MAX_VARIANTS = 64  # compiled versions per class of blocks: by stage, mode, and fixed or dynamic batch size
 
 
@@ -20,7 +23,16 @@ def compiled(network: nn.Module, any_batch: bool = False) -> Any:
         network: to compile; blocks are compiled at their first call.
         any_batch: True for one version that takes any number of images; False for a faster one, which is
             compiled again when the number changes.
+
+    Raises:
+        InputError: the network is on a GPU for which torch cannot compile here.
     """
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    if device.type == "cuda" and not torch.version.hip and not triton_runs_on(device):
+        raise InputError(
+            f"cannot compile for {device}: expected compute capability 7.0 or more, Triton and a C compiler "
+            "(see the log for what Triton says); set engine.compile = false, or use --engine torch"
+        )
     kinds = Counter(type(module) for module in network.modules())
     blocks = _repeated_blocks(network, kinds)
     if not blocks or any(getattr(module, "checkpointing", False) for module in network.modules()):
