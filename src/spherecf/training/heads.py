@@ -299,7 +299,6 @@ class ConfidenceTask:
             if len(set(labels.tolist())) == len(labels):  # no pair is left after unreadable images
                 zero = output.sum() * 0
                 return Loss(zero, zero.detach())
-            labels = to_device(labels, ranks.device)
             loss = self.objective.loss(output, sample.cosine, mu, labels).mean()
             return Loss(loss, loss.detach())
         # Divide by the number of samples on all ranks: the ranks' shares add up to the batch's mean.
