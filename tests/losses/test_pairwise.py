@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -167,3 +168,11 @@ def test_shapes_that_do_not_fit_are_refused_without_annotations_too(loss, shapes
             alone(*wrong)
     with pytest.raises(InputError, match="one kappa per cosine"):
         inspect.unwrap(sphere_confidence_loss_from_cosine)(torch.ones(3), torch.ones(2), 8)
+
+
+@pytest.mark.parametrize("loss", [pfe_gaussian_loss, pfe_vmf_loss, probface_loss])
+def test_labels_may_stay_on_the_cpu(loss: Any) -> None:
+    """The meta device stands in for a GPU: its values cannot be read, and it refuses tensors of the CPU."""
+    mu, labels = torch.empty(4, 8, device="meta"), torch.tensor([1, 0, 1, 0])
+    uncertainty = torch.empty((4, 8) if loss is pfe_gaussian_loss else (4,), device="meta")
+    assert loss(mu, uncertainty, labels, reduction="none").device.type == "meta"

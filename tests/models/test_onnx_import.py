@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from spherecf.models.onnx.repairs import load_graph
 from spherecf.models.preprocessing import KNOWN_MODELS, default_recogniser_path
 
 
+def check_another_device(module: torch.nn.Module, x: torch.Tensor) -> None:
+    """The meta device stands in for a GPU: it refuses tensors of the CPU, and its values cannot be read."""
+    shapes = [output.shape for output in module(x)]
+    outputs = copy.deepcopy(module).to("meta")(x.to("meta"))
+    assert [output.shape for output in outputs] == shapes
+    assert {output.device.type for output in outputs} == {"meta"}
+
+
 @pytest.mark.parametrize(
     "model",
     [graphs.iresnet(), graphs.iresnet(spatial_slopes=False), graphs.mobilefacenet(), graphs.traced_view()],
@@ -29,6 +38,7 @@ def test_an_imported_graph_equals_onnxruntime(model: onnx.ModelProto) -> None:
     for network in (module, module.folded()):
         for output, expected in zip(network(x), reference(x), strict=True):
             torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
+    check_another_device(module, x)
 
 
 @pytest.mark.parametrize("which", ["sface", "mobilefacenet-512"])
@@ -194,7 +204,9 @@ def test_exported_transformers_are_imported(
     torch.testing.assert_close(output.embedding, reference.embedding, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(output.features, reference.features, atol=1e-4, rtol=1e-4)
     assert output.features.shape[1:] == backbone.feature_shape
-    assert import_onnx(model)(TINY(noise(2)))[1].shape[1:] == backbone.feature_shape
+    module = import_onnx(model)
+    assert module(TINY(noise(2)))[1].shape[1:] == backbone.feature_shape
+    check_another_device(module, TINY(noise(2)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -268,3 +280,4 @@ def test_each_operation_on_tokens_equals_onnxruntime(model: onnx.ModelProto) -> 
     x = torch.randn(2, 3, 16, 16)
     actual, expected = import_onnx(model, features="map")(x), OnnxRuntimeEngine(graph, outputs)(x)
     torch.testing.assert_close(actual[0], expected[0], atol=1e-4, rtol=1e-4)
+    check_another_device(import_onnx(model, features="map"), x)

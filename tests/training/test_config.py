@@ -1,10 +1,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from spherecf.errors import FileFormatError, InputError
 from spherecf.training import BackboneConfig, ConfidenceConfig, FitSettings
 from spherecf.training.classifier import initial_prototypes
+from spherecf.training.config import EngineSettings
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "confidence.toml"
 
@@ -108,3 +110,26 @@ def test_settings_are_also_read_by_their_former_name() -> None:
     with pytest.raises(InputError, match=r"former name of fit\.min_images; give one of them"):
         BackboneConfig.from_dict({"fit": {"least": 5, "min_images": 5}})
     assert config.fit.epochs == BackboneConfig().fit.epochs
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision", "products"),
+    [
+        ((6, 1), "float32", torch.float32),
+        ((7, 0), "float16", torch.float32),  # V100: tensor cores of float16 only
+        ((8, 0), "bfloat16", torch.bfloat16),
+        ((12, 0), "bfloat16", torch.bfloat16),
+    ],
+)
+def test_the_automatic_precision_is_the_fastest_that_the_card_supports(
+    capability: tuple[int, int], precision: str, products: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu, automatic = torch.device("cuda", 0), EngineSettings()
+    assert (automatic.precision_on(gpu), automatic.products_on(gpu)) == (precision, products)
+    assert EngineSettings(precision="tf32").products_on(gpu) == torch.float32
+    half = EngineSettings(precision="float16")
+    assert half.precision_on(gpu) == "float16"
+    assert half.products_on(gpu) == (torch.bfloat16 if capability >= (8, 0) else torch.float32)
+    cpu = torch.device("cpu")
+    assert (automatic.precision_on(cpu), half.products_on(cpu)) == ("float32", torch.float32)

@@ -176,3 +176,17 @@ def test_tensorboard_requires_a_folder(tmp_path: Path) -> None:
     features, _ = problem(tmp_path)
     with pytest.raises(InputError, match="need a folder"):
         fit_head(light(), features, CONFIG, monitor=Monitor(tensorboard=True))
+
+
+def test_a_head_fitted_in_16_bits_is_as_good(tmp_path: Path) -> None:
+    """On a GPU the automatic precision is bfloat16, or float16 with a loss scaler."""
+    features, _ = problem(tmp_path)
+    losses = {}
+    for precision in ("float32", "bfloat16", "float16"):
+        settings = CONFIG.to_dict()
+        settings["optimizer"] |= {"fused": True}
+        settings["engine"] |= {"read_every": 20, "precision": precision}
+        result = fit_head(light(), features, ConfidenceConfig.from_dict(settings), tmp_path / precision)
+        losses[precision] = result.history[-1]["held_out_loss"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.02)
+    assert losses["float16"] == pytest.approx(losses["float32"], abs=0.02)

@@ -5,8 +5,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import copy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spherecf
+from spherecf.common import compiling
+from spherecf.common.compiling import compiled as compile_blocks
 from spherecf.data import SyntheticImages, View
 from spherecf.errors import InputError, SpherecfError, StorageError
 from spherecf.models import FrozenBackbone, Preprocessing, make_backbone, make_head
+from spherecf.models.engines import ModuleEngine
 from spherecf.training import (
     ConfidenceConfig,
     GivenPrototypes,
@@ -36,7 +41,6 @@ from spherecf.training import (
 from spherecf.training.backbone import _BackboneTask
 from spherecf.training.checkpoint import CheckpointWriter, load_checkpoint
 from spherecf.training.heads import ConfidenceTask
-from spherecf.training.loop import _compiled
 from spherecf.training.optim import keep_kernels, make_optimizer, step_if_finite
 
 SOURCE = Path(spherecf.__file__).parent
@@ -380,17 +384,54 @@ def test_repeated_blocks_are_compiled_one_by_one(name: str, monkeypatch: pytest.
     plain = network(x)
     names = list(network.state_dict())
     monkeypatch.setattr(torch, "compile", count)
-    compiled = _compiled(network)
+    compiled = compile_blocks(network)
     assert compiled is network and list(network.state_dict()) == names
     assert all(torch.equal(actual, expected) for actual, expected in zip(compiled(x), plain))
     depth = {"r18": 8, "ir-50": 24, "mbf": 13, "vit_t": 12}[name]
     assert len(calls) >= depth
 
 
+def test_a_gpu_compiles_a_frozen_network_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, calls = tmp_path / "r18.pth", []
+
+    def compile_untraced(function: Any, **_: Any) -> Any:
+        def called(*arguments: Any) -> Any:
+            assert not torch.jit.is_tracing()
+            calls.append(function)
+            return function(*arguments)
+
+        return called
+
+    torch.save(make_backbone("r18", dim=16, size=32, width=0.125).state_dict(), path)
+    plain = FrozenBackbone.from_checkpoint(path)
+    monkeypatch.setattr(torch, "compile", compile_untraced)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModuleEngine, "device", property(lambda engine: torch.device("cuda", 0)))
+        patch.setattr(FrozenBackbone, "from_module", lambda *args, **kwargs: copy(plain))
+        backbone = FrozenBackbone.from_checkpoint(path, engine="compiled")
+    images = np.zeros((3, 32, 32, 3), np.uint8)
+    assert torch.equal(backbone(images).embedding, plain(images).embedding)
+    assert backbone.engine == "compiled" and len(calls) == 2 * 8  # both share one network
+    assert backbone.to_onnx().graph.node and backbone.differentiable()
+    assert len(calls) == 2 * 8
+
+
+def test_compiling_without_triton_on_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(nn.Linear):
+        def parameters(self, recurse: bool = True) -> Any:
+            return iter([SimpleNamespace(device=torch.device("cuda", 0))])
+
+    monkeypatch.setattr(compiling, "triton_runs_on", lambda device: False)
+    with pytest.raises(InputError, match=r"cannot compile for cuda:0: .*Triton and a C compiler"):
+        compile_blocks(OnGpu(1, 1))
+
+
 def test_a_head_is_compiled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = object()
-    monkeypatch.setattr(torch, "compile", lambda network: compiled)
-    assert _compiled(make_head("light", channels=2, height=1, width=1)) is compiled
+    monkeypatch.setattr(torch, "compile", lambda network, dynamic: compiled)
+    assert compile_blocks(make_head("light", channels=2, height=1, width=1)) is compiled
 
 
 def test_tensorboard_curves_match_the_reference(tmp_path: Path) -> None:

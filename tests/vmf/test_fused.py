@@ -80,6 +80,9 @@ def test_edges_and_layouts(dtype: torch.dtype) -> None:
             value = function(huge, dim)
             (slope,) = torch.autograd.grad(value.sum(), huge)
             assert value.isfinite().all() and slope.isfinite().all()
+        infinite = torch.tensor([math.inf], dtype=dtype, device=DEVICE)  # as on the CPU
+        assert log_normalizer(infinite, dim).item() == -math.inf
+        assert mean_resultant_length(infinite, dim).item() == pytest.approx(1, rel=1e-6)
         kappa = torch.linspace(0, 500, 5000, dtype=dtype, device=DEVICE).view(50, 100)
         whole = log_normalizer(kappa, dim)
         assert torch.equal(whole.T[::3], log_normalizer(kappa.T[::3], dim))  # not contiguous

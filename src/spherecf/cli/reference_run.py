@@ -152,7 +152,8 @@ def to_config(options: Namespace, images: int, ranks: int) -> ConfidenceConfig:
                 "fused": True,
             },
             "schedule": schedules[options.lr_scheduler],
-            "engine": {"workers": max(1, math.ceil(options.num_workers / ranks))},
+            # The reference trains in float32; `auto` would be bfloat16 on a GPU.
+            "engine": {"workers": max(1, math.ceil(options.num_workers / ranks)), "precision": "float32"},
         }
     )
 

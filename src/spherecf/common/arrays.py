@@ -291,6 +291,17 @@ def _advice(mu: Any, name: str, tolerance: float, radius: float, wrong_length: b
     return f"normalise them: torch.nn.functional.normalize({wide}, dim=-1)"
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, without waiting for the work that is queued on a GPU.
+
+    From memory that is not pinned, CUDA starts a copy of more than 64 KiB only when that work is done, and
+    the CPU waits with it. So the values go through pinned memory, which torch keeps until the copy is over.
+    """
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_cuda else tensor.pin_memory()).to(device, non_blocking=True)
+
+
 class HostCopy:
     """An asynchronous copy from GPU to CPU, which can be awaited without waiting for later GPU work."""
 

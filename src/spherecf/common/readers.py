@@ -13,7 +13,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import forkserver, get_context, parent_process, reduction
 from types import ModuleType
@@ -223,7 +223,7 @@ class Readers(Generic[Item, Result]):
         name: name of the threads, also used in messages.
 
     Raises:
-        SpherecfError: a process was killed, or memory cannot be pinned.
+        SpherecfError: a process was killed.
 
     Example:
         >>> readers = Readers(str.upper, threads=2)
@@ -259,7 +259,7 @@ class Readers(Generic[Item, Result]):
             )  # fmt: skip
             return
         if device is not None and device.type == "cuda":
-            _pin(self._slots)
+            _pin(self._slots, device, name)
         self._items = _Items(list(range(count)) if self._size else [])
         self._loader = DataLoader(
             work, None, sampler=self._items, num_workers=processes, collate_fn=_identity,
@@ -388,14 +388,18 @@ def _blocked_interrupt() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _pin(memory: _Memory) -> None:
-    """Pin the memory, so that a GPU can copy from it without the CPU."""
+def _pin(memory: _Memory, device: torch.device, name: str) -> None:
+    """Pin the memory, so that a GPU can copy from it without the CPU; if that is impossible, print why."""
     start = np.frombuffer(memory.map, np.uint8).ctypes.data
     runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     code = int(runtime.cudaHostRegister(start, memory.size, 0))
-    if code:
-        raise SpherecfError(
-            f"CUDA cannot pin {memory.size / 2**20:.0f} MiB for reading (error {code}); "
-            "use fewer processes (engine.workers)"
-        )
-    weakref.finalize(memory, partial(runtime.cudaHostUnregister, start))
+    if not code:
+        weakref.finalize(memory, partial(runtime.cudaHostUnregister, start))
+        return
+    console.print(
+        f"{name}: CUDA cannot pin {memory.size / 2**20:.0f} MiB (error {code}), so copies to the GPU keep "
+        "the CPU waiting; fewer processes (engine.workers) need less",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    with suppress(RuntimeError):  # CUDA reports the error once more, after the next kernel
+        torch.zeros(1, device=device)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from spherecf.common.arrays import checked_radius
+from spherecf.common.arrays import checked_radius, to_device
 from spherecf.errors import InputError
 from spherecf.losses.margin_functions import widen
 from spherecf.losses.sphere_confidence import Reduction, _reduce, check_unit
@@ -112,8 +112,8 @@ def pfe_gaussian_loss(
     Args:
         mu: mean directions, (batch, dim).
         log_variance: log v, one per coordinate, (batch, dim).
-        labels: identities, (batch,). A batch of P identities with K samples each has P K (K-1) / 2 mated
-            pairs.
+        labels: identities, (batch,), also on the CPU for ``mu`` on a GPU, which then is not waited for. A
+            batch of P identities with K samples each has P K (K-1) / 2 mated pairs.
         reduction: "mean", "sum" or "none" (one loss per pair, ordered by i, then j).
 
     Raises:
@@ -129,7 +129,7 @@ def pfe_gaussian_loss(
             "pfe_gaussian_loss: expected mu and log_variance (batch, dim) and labels (batch,), got "
             f"{tuple(mu.shape)}, {tuple(log_variance.shape)} and {tuple(labels.shape)}."
         )
-    i, j = _mated_pairs(labels, "pfe_gaussian_loss")
+    i, j = _mated_pairs(labels, mu.device, "pfe_gaussian_loss")
     mu, log_variance = widen(mu), widen(log_variance)
     log_sum = torch.logaddexp(log_variance[i], log_variance[j])  # (pairs, dim) log (v_i + v_j)
     loss = 0.5 * (((mu[i] - mu[j]) * torch.exp(-log_sum / 2)).square() + log_sum).sum(1)  # (pairs,)
@@ -172,7 +172,7 @@ def pfe_vmf_loss(
         )
     r = checked_radius(radius)
     check_unit(mu=mu)
-    i, j = _mated_pairs(labels, "pfe_vmf_loss")
+    i, j = _mated_pairs(labels, mu.device, "pfe_vmf_loss")
     dim, mu, kappa = mu.shape[1], widen(mu), widen(log_kappa).exp()
     c = log_normalizer_scaled(kappa, dim)  # (batch,)
     one_minus_cosine = (mu[i] - mu[j]).square().sum(1) / 2  # (pairs,), accurate near cos = 1
@@ -181,15 +181,18 @@ def pfe_vmf_loss(
     return _reduce(loss + dim * log(r), reduction)
 
 
-def _mated_pairs(labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
-    """Indices i < j of all pairs with the same label, (pairs,) each."""
+def _mated_pairs(labels: Tensor, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
+    """Indices i < j of all pairs with the same label, (pairs,) each, on a device.
+
+    Their number is found where the labels are: if these are on the CPU, without waiting for a GPU.
+    """
     i, j = (labels.unsqueeze(1) == labels).triu(1).nonzero(as_tuple=True)
     if not len(i):
         raise InputError(
             f"{name}: expected at least two samples of one identity in the batch, but the {len(labels)} "
             "labels are all different. Use batches of P identities with K >= 2 samples each."
         )
-    return i, j
+    return to_device(i, device), to_device(j, device)
 
 
 _TRIPLET_WEIGHT, _TRIPLET_MARGIN = 0.001, 3.0  # as in the released code
@@ -232,8 +235,8 @@ def probface_loss(
             "probface_loss: expected mu (batch, dim), log_variance and labels (batch,), got "
             f"{tuple(mu.shape)}, {tuple(log_variance.shape)} and {tuple(labels.shape)}."
         )
-    i, j = _mated_pairs(labels, "probface_loss")
-    mu, log_variance = widen(mu), widen(log_variance)
+    i, j = _mated_pairs(labels, mu.device, "probface_loss")
+    mu, log_variance, labels = widen(mu), widen(log_variance), to_device(labels, mu.device)
     log_sum = torch.logaddexp(log_variance[:, None], log_variance)  # (batch, batch) log (v_i + v_j)
     distance = (1 - mu @ mu.T).clamp_min(0) * 2 * torch.exp(-log_sum)  # (batch, batch)
     triplet = (_triplet_hinge(distance, labels, i, j) + _triplet_hinge(distance, labels, j, i)) / 2

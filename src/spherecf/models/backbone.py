@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spherecf.common.arrays import to_device
 from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
 from spherecf.models.arithmetic import independent_of_defaults
@@ -460,7 +461,7 @@ class FrozenBackbone(nn.Module):
             # Copied as uint8, a quarter of the size of the network's float32 input.
             device = self._engine.device
             split = torch.split(images, GPU_CHUNK if device.type == "cuda" else CHUNK)
-            chunks = (chunk.to(device) for chunk in split)
+            chunks = (to_device(chunk, device) for chunk in split)
             parts = [self._engine(self.preprocessing(chunk)) for chunk in chunks]
         # Concatenate outside inference mode, so that a head can be trained on the result.
         embedding, features = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spherecf.common.compiling import compiled
 from spherecf.errors import InputError, ModelError
 from spherecf.models.arithmetic import check_arithmetic, float32_arithmetic
 from spherecf.models.network import as_map
@@ -139,8 +140,15 @@ class ModuleEngine:
         return next((tensor.device for tensor in tensors), self._device)
 
     def compile(self) -> None:
-        """Compile the module on its first call, which needs a C++ compiler and about a minute."""
-        self._run, self.name = torch.compile(self.module, dynamic=True), f"compiled{self._suffix}"
+        """Compile the module on its first call, which needs a C++ compiler and about a minute.
+
+        On a GPU a deep network is compiled block by block; as a whole it would take minutes there.
+        """
+        self.name = f"compiled{self._suffix}"
+        if self.device.type == "cuda":
+            self._run = compiled(self.module, any_batch=True)
+        else:
+            self._run = torch.compile(self.module, dynamic=True)
 
     def exact(self) -> "ModuleEngine":
         """An engine with the same module that computes in full float32 instead of TF32."""
@@ -191,7 +199,9 @@ def _check_device(device: str) -> torch.device:
 class _Traceable(nn.Module):
     def __init__(self, engine: ModuleEngine) -> None:
         super().__init__()
-        self.network, self._engine = engine.module, engine
+        # A copied module has no compiled blocks, which cannot be traced.
+        is_compiled = engine.name.startswith("compiled")
+        self.network, self._engine = copy.deepcopy(engine.module) if is_compiled else engine.module, engine
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._engine._results(self.network(x))

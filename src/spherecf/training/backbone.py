@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spherecf.common.arrays import to_device
 from spherecf.common.files import sha256_file
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.common.version import environment
@@ -173,12 +174,9 @@ class _BackboneTask:
         self.preprocessing = Preprocessing(base.color, base.mean, base.std, (self.network.size,) * 2)
         self.optimizer = make_optimizer(self.network.parameters(), config.optimizer)
         margin = config.margin
-        half = (
-            config.engine.precision_on(ranks.device) in ("bfloat16", "float16") and ranks.device.type != "cpu"
-        )
         self.classifier = ShardedClassifier(
             len(identities.names), settings.dim, _margin(margin, len(identities.names)), ranks,
-            config.optimizer, margin.sample_rate, config.seed, torch.bfloat16 if half else torch.float32,
+            config.optimizer, margin.sample_rate, config.seed, config.engine.products_on(ranks.device),
         )  # fmt: skip
         self._classes = torch.from_numpy(identities.classes)  # (len(source),)
         reads = config.fit.epochs * len(identities.rows) // ranks.size
@@ -227,8 +225,8 @@ class _BackboneTask:
 
     def loss(self, forward: Forward, part: Part) -> Loss:
         device = self._ranks.device
-        images = part.data.to(device, non_blocking=True)  # (n_r, height, width, 3) uint8
-        labels = self._classes[part.rows].to(device, non_blocking=True)  # (n_r,)
+        images = to_device(part.data, device)  # (n_r, height, width, 3) uint8
+        labels = to_device(self._classes[part.rows], device)  # (n_r,)
         # A rank without a readable image must still take part in the collectives of forward and backward. It
         # uses two black images, since batch normalisation needs more than one, and drops their embeddings.
         if not len(images):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from spherecf.common.arrays import to_device
 from spherecf.errors import InputError
 from spherecf.losses import Margin, blockwise_losses, rows_per_block
 from spherecf.training.config import OptimizerSettings
@@ -109,9 +110,7 @@ class ShardedClassifier:
         sampled = torch.rand(self.identities, generator=generator) < self.sample_rate
         sampled[labels.cpu()] = True
         rows = torch.nonzero(sampled[self.first : self.last]).flatten()
-        # A copy from pinned memory does not wait for the work queued on the GPU.
-        rows = rows.pin_memory() if self.ranks.device.type == "cuda" else rows
-        return rows.to(self.ranks.device, non_blocking=True)
+        return to_device(rows, self.ranks.device)
 
     def loss(self, embedding: Tensor, labels: Tensor, rows: Tensor | None) -> MarginLoss:
         """Loss of a (micro-)batch, averaged over its samples.

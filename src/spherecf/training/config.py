@@ -145,7 +145,8 @@ class EngineSettings:
     Attributes:
         precision: of the network's arithmetic, see `precision_on`; weights and losses stay in float32. "tf32"
             (GPU only) is float32 with factors rounded to 10 bits in convolutions and matrix products. With
-            "bfloat16" and "float16" on a GPU, stage 1 also multiplies embeddings and prototypes in bfloat16.
+            "bfloat16" and "float16" on a GPU that supports bfloat16, stage 1 also multiplies embeddings and
+            prototypes in bfloat16.
         compile: compile the network with torch.compile.
         channels_last: memory layout of the network's maps.
         accumulate: micro-batches per step.
@@ -173,7 +174,10 @@ class EngineSettings:
     read_every: Annotated[_Integer, Field(ge=0)] = 0
 
     def precision_on(self, device: torch.device) -> str:
-        """The precision of the network on a device: "auto" is bfloat16 on GPUs that support it, else float32.
+        """The precision of the network on a device.
+
+        "auto" is bfloat16 on GPUs that support it (compute capability 8.0 or more), float16 on those that
+        have tensor cores for it only (7.0 or more), and float32 elsewhere.
 
         Example:
             >>> EngineSettings().precision_on(torch.device("cpu"))
@@ -181,8 +185,23 @@ class EngineSettings:
         """
         if self.precision != "auto":
             return self.precision
-        supported = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-        return "bfloat16" if supported else "float32"
+        capability = _capability(device)
+        return "bfloat16" if capability >= (8, 0) else "float16" if capability >= (7, 0) else "float32"
+
+    def products_on(self, device: torch.device) -> torch.dtype:
+        """The type of the factors of stage 1's products of embeddings and prototypes.
+
+        Example:
+            >>> EngineSettings(precision="bfloat16").products_on(torch.device("cpu"))
+            torch.float32
+        """
+        is_half = self.precision_on(device) in ("bfloat16", "float16")
+        return torch.bfloat16 if is_half and _capability(device) >= (8, 0) else torch.float32
+
+
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a GPU; (0, 0) for other devices."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
 class Recipe:

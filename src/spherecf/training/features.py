@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from spherecf.common.arrays import HostCopy
+from spherecf.common.arrays import HostCopy, to_device
 from spherecf.common.progress import begun_ahead, in_order, isolate_failures
 from spherecf.common.readers import Readers, reading_processes
 from spherecf.data import (
@@ -488,7 +488,7 @@ class StreamedFeatures:
     @torch.no_grad()
     def _sample(self, output: BackboneOutput, entries: Rows) -> Sample:
         summary = self._head.pool_features(output.features, output.embedding)  # (n, *summary_shape)
-        prototypes = self.prototypes_of(entries).to(output.mu.device, non_blocking=True)  # (n, dim)
+        prototypes = to_device(self.prototypes_of(entries), output.mu.device)  # (n, dim)
         cosine = (output.mu * prototypes).sum(1).clamp(-1, 1)  # (n,)
         return _to(self._device, Sample(summary, output.mu, cosine))
 
@@ -504,4 +504,4 @@ class StreamedFeatures:
 
 
 def _to(device: torch.device, sample: Sample) -> Sample:
-    return Sample(*(column.to(device, non_blocking=device.type == "cuda") for column in sample))
+    return Sample(*(to_device(column, device) for column in sample))

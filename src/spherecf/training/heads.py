@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from spherecf.common.arrays import to_device
 from spherecf.data import split_identities
 from spherecf.errors import InputError
 from spherecf.losses import (
@@ -109,7 +110,7 @@ def make_objective(settings: LossSettings, dim: int, prototypes: Prototypes | No
         """Cosines to other identities' prototypes (n, identities); -inf for the true or absent one."""
         weights = all_prototypes(mu.device)
         cosine = (mu @ weights.T).masked_fill(~weights.any(1), -torch.inf)
-        return cosine.scatter(1, labels.to(mu.device)[:, None], -torch.inf)
+        return cosine.scatter(1, to_device(labels, mu.device)[:, None], -torch.inf)
 
     def cr_fiqa(output: Tensor, cosine: Tensor, mu: Tensor, labels: Tensor) -> Tensor:
         return certainty_ratio_loss(output, cosine, other_cosines(mu, labels).amax(1), "none")
@@ -298,7 +299,6 @@ class ConfidenceTask:
             if len(set(labels.tolist())) == len(labels):  # no pair is left after unreadable images
                 zero = output.sum() * 0
                 return Loss(zero, zero.detach())
-            labels = labels.to(ranks.device, non_blocking=True)
             loss = self.objective.loss(output, sample.cosine, mu, labels).mean()
             return Loss(loss, loss.detach())
         # Divide by the number of samples on all ranks: the ranks' shares add up to the batch's mean.
@@ -336,11 +336,9 @@ class ConfidenceTask:
             sample: Sample = part.data
             return forward(sample.summary).float(), sample
         # Fine-tuning changes directions, and hence cosines, in every step; prototypes are fixed.
-        pixels = self._preprocessing(
-            part.data.to(self._ranks.device, non_blocking=True)
-        )  # (n_r, 3, height, width)
+        pixels = self._preprocessing(to_device(part.data, self._ranks.device))  # (n_r, 3, height, width)
         output, mu = forward(pixels)
-        prototypes = self.features.prototypes_of(part.rows).to(mu.device, non_blocking=True)  # (n_r, dim)
+        prototypes = to_device(self.features.prototypes_of(part.rows), mu.device)  # (n_r, dim)
         cosine = (mu * prototypes).sum(1).clamp(-1, 1)  # (n_r,)
         return output.float(), Sample(output.detach(), mu, cosine)
 

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from spherecf.common.compiling import compiled
 from spherecf.common.files import locked, write_atomically
 from spherecf.common.progress import console, progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
@@ -49,7 +49,6 @@ from spherecf.training.optim import (
 
 LOG_FILE = "history.jsonl"
 _READ_EVERY = 20  # steps between reads: a read costs a GPU milliseconds; bad batches surface within seconds
-_MAX_VARIANTS = 64  # compiled versions per class of blocks: by stage, mode, and fixed or dynamic batch size
 
 
 Rows = NDArray[np.int64]
@@ -266,7 +265,7 @@ class _Trainer:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if engine.sync_batch_norm:
             synchronize_batch_norm(network, ranks)
-        self.network = self._distribute(_compiled(network) if engine.compile else network)
+        self.network = self._distribute(compiled(network) if engine.compile else network)
         # Loss scaling in float16 only, where gradients below 6e-8 vanish; bfloat16 has the range of float32.
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._precision == "float16")
         self._last_save = time.monotonic()
@@ -665,43 +664,6 @@ class _Trainer:
     def _gather_skipped(self) -> None:
         for skipped in self.ranks.all_gather_object(self.outcome.skipped):
             self.outcome.skipped.update(skipped)
-
-
-def _compiled(network: nn.Module) -> Any:
-    """Compile a network block by block, in place, or as a whole if no class of blocks repeats.
-
-    Blocks of the same class and size share compiled code, so that the compile time does not grow with depth.
-    """
-    kinds = Counter(type(module) for module in network.modules())
-    blocks = _repeated_blocks(network, kinds)
-    if not blocks or any(getattr(module, "checkpointing", False) for module in network.modules()):
-        return torch.compile(network)
-    limits = torch._dynamo.config  # the name in torch 2.6, an alias in later versions
-    limits.cache_size_limit = max(limits.cache_size_limit, _MAX_VARIANTS)
-    for block in blocks:
-        block.compile()
-        compiled: Any = block._compiled_call_impl
-        block._compiled_call_impl = partial(_call_static, compiled)
-    return network
-
-
-def _repeated_blocks(module: nn.Module, kinds: Mapping[type, int]) -> list[nn.Module]:
-    """The outermost modules that contain layers and whose class occurs more than once."""
-    blocks = []
-    for child in module.children():
-        repeats = kinds[type(child)] > 1 and not isinstance(child, nn.Sequential | nn.ModuleList)
-        has_layers = type(child).forward is not nn.Module.forward and any(True for _ in child.children())
-        blocks += [child] if repeats and has_layers else _repeated_blocks(child, kinds)
-    return blocks
-
-
-def _call_static(compiled: Callable[..., Any], *arguments: Any) -> Any:
-    # Map sizes differ between stages. Marked static, they give one specialised version per stage instead of a
-    # slower dynamic one for all; only the number of images may vary.
-    for x in arguments:
-        if isinstance(x, Tensor):
-            torch._dynamo.mark_static(x, list(range(1, x.ndim)))
-    return compiled(*arguments)
 
 
 def _sum_bucket(  # torch checks these annotations

@@ -69,7 +69,7 @@ def _evaluate(  # type: ignore[no-untyped-def]
     argument = tl.load(x + offsets, mask=mask, other=0.0)
     order, mu, inverse_mu = tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
     log_series, mean_series = constants + 3, constants + 3 + LOG
-    one = argument * 0.0 + 1.0
+    one = tl.full(argument.shape, 1.0, argument.dtype)
     z = tl.minimum(argument, one * MAX)
     u = _divide(z, mu)
     t = _divide(one, _root(u * u + 1.0))

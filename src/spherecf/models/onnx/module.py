@@ -32,7 +32,7 @@ from spherecf.models.onnx.graph import (
     opset_of,
     reads,
 )
-from spherecf.models.onnx.operators import OPERATIONS, Value
+from spherecf.models.onnx.operators import OPERATIONS, READING_SIZES, Value, moved_to, shape_of
 from spherecf.models.onnx.outputs import GraphOutputs, find_outputs, needed_nodes
 from spherecf.models.onnx.repairs import load_graph
 
@@ -189,14 +189,30 @@ class _Operation:
         return self._traced.call_module(name, inputs)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """Apply a function; constant tensors among its arguments become parameters or buffers."""
-        return self._traced.call_function(function, tuple(self._register(arg) for arg in args), kwargs)
+        """Apply a function; constant tensors among its arguments become parameters or buffers.
 
-    def _register(self, value: Any) -> Any:
+        Shapes, and values computed from shapes and constants alone, stay on the CPU wherever the network is:
+        Python reads them, and would have to wait for a GPU. Other operations that use them get a copy.
+        """
+        nodes = [item for item in _flat(args) if isinstance(item, fx.Node)]
+        on_cpu = bool(nodes) and all(_is_on_cpu(node) for node in nodes)
+        like = next((node for node in nodes if not _is_on_cpu(node)), None)
+        like = None if function in READING_SIZES else like
+        result = self._traced.call_function(
+            function, tuple(self._register(arg, on_cpu, like) for arg in args), kwargs
+        )
+        result.meta[_ON_CPU] = on_cpu or function is shape_of
+        return result
+
+    def _register(self, value: Any, on_cpu: bool, like: fx.Node | None) -> Any:
         if isinstance(value, list) and any(isinstance(item, Tensor | fx.Node) for item in value):
-            return [self._register(item) for item in value]
+            return [self._register(item, on_cpu, like) for item in value]
+        if like is not None and _is_on_cpu(value):
+            return self._traced.call_function(moved_to, (value, like))
         if not isinstance(value, Tensor):
             return value
+        if on_cpu:  # not a buffer, which would move with the network
+            return self._traced.call_function(torch.tensor, (value.tolist(),), {"dtype": value.dtype})
         name = self._unique(f"{self.name}_constant")
         if value.numel() > 1 and value.is_floating_point():
             self._root.register_parameter(name, nn.Parameter(value))
@@ -213,6 +229,18 @@ class _Operation:
     def refuse(self, reason: str) -> ModelError:
         """An error with the reason why this node cannot be imported."""
         return ModelError(_error_message(self._graph, self._node, reason))
+
+
+_ON_CPU = "on_cpu"  # key in the metadata of a traced value
+
+
+def _is_on_cpu(value: Any) -> bool:
+    return isinstance(value, fx.Node) and bool(value.meta.get(_ON_CPU))
+
+
+def _flat(args: Sequence[Any]) -> list[Any]:
+    """The arguments of a call, and the items of lists among them."""
+    return [item for arg in args for item in (arg if isinstance(arg, list) else [arg])]
 
 
 def _to_identifier(name: str) -> str:

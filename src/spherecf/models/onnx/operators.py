@@ -446,3 +446,12 @@ def take(x: Tensor, indices: Tensor, axis: int) -> Tensor:
 @operation("Gather")
 def _gather(op: Operation) -> Value:
     return op.call(take, *op.inputs, op.attributes.get("axis", 0))
+
+
+READING_SIZES: tuple[Callable[..., Any], ...] = (reshape, expand, cut)
+"""Functions that read sizes or bounds from tensors, best on the CPU."""
+
+
+def moved_to(value: Tensor, like: Tensor) -> Tensor:
+    """A value computed on the CPU, on the device of another; a few numbers are copied without waiting."""
+    return value.to(like.device, non_blocking=True)
