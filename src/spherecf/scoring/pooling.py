@@ -13,6 +13,7 @@ from spherecf.errors import InputError
 from spherecf.scoring.pairs import concentrations, directions
 
 _CANCELLED = 1e-6  # |sum| relative to the sum of the norms: below this it is rounding noise, not a direction
+_SMALL = 1e-15  # a length below which squares of float32 lose digits
 
 
 def natural_parameter(
@@ -152,10 +153,14 @@ def pool(
         requested = as_tensor(ids, "ids", direction.device, kinds="i").long()
         rows = _find_groups(group_ids, requested)
         group_ids, eta, weight = requested, eta[rows], weight[rows]
-    length = torch.linalg.vector_norm(eta, dim=1, dtype=torch.float64)  # squares of float32 may overflow
+    length = eta.norm(dim=1)  # (groups,)
+    if not bool(
+        ((length > _SMALL) & (length < torch.inf)).all()
+    ):  # squares of float32 may over- or underflow
+        length = torch.linalg.vector_norm(eta, dim=1, dtype=torch.float64).to(dtype)
     check_sums("groups", group_ids, length, weight)
     arguments = [values for values in (mu, kappa, groups, media, ids) if values is not None]
-    results = ((eta / length[:, None]).to(dtype), length.to(dtype), group_ids)
+    results = (eta / length[:, None], length, group_ids)
     return Pooled(*(match_input_type(result, *arguments) for result in results))
 
 
