@@ -231,3 +231,18 @@ def test_a_file_in_place_of_the_store_is_reported_and_kept(tmp_path: Path) -> No
     with pytest.raises(StorageError, match="store: cannot reserve"):
         open_store(tmp_path / "store")
     assert (tmp_path / "store").read_text() == "a file"
+
+
+def test_rows_that_cannot_be_deleted_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RowStore(tmp_path / "rows", 2, {"a": ((), "float32")}, {})
+    store.append({"a": np.zeros(2, np.float32)})
+
+    def fail(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(StorageError, match=r"state\.json: could not be deleted \(Input/output error\)"):
+            store.remove()
+    store.remove()
+    assert not store.folder.exists()

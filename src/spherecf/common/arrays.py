@@ -11,7 +11,8 @@ import torch
 from numpy import ndarray
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._C import _functorch as functorch  # torch has no public name for this
+from torch._C import _functorch as functorch  # torch has no public names for these
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from spherecf.errors import InputError
 
@@ -240,11 +241,14 @@ def _as_array(values: Any) -> NDArray[Any]:
         return values  # keep the subclass, which marks the array as memory-mapped
     if not hasattr(values, "detach"):
         return np.asarray(values)
+    if functorch.is_functorch_wrapped_tensor(values):  # inside torch.func.grad, where numpy() fails
+        while functorch.is_functorch_wrapped_tensor(values):
+            values = functorch.get_unwrapped(values)
+        with temporarily_clear_interpreter_stack():
+            return _as_array(values)
     tensor = values.detach().cpu()
     if tensor.is_floating_point() and tensor.element_size() < 4:  # NumPy has no bfloat16
         tensor = tensor.float()
-    if functorch.is_functorch_wrapped_tensor(tensor):  # inside torch.func.grad, where numpy() fails
-        return np.asarray(tensor.tolist())
     array: NDArray[Any] = tensor.numpy()
     return array
 

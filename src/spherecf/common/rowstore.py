@@ -177,8 +177,7 @@ class RowStore:
             self.notes.setdefault("skipped", {}).update(part.notes.get("skipped", {}))
         self.done = self.rows
         self._save_state()
-        for part in parts:
-            part.state_file.unlink(missing_ok=True)
+        self._delete_files(part.state_file for part in parts)
 
     def remove(self) -> None:
         """Delete the arrays, and the folder if it is then empty."""
@@ -258,7 +257,12 @@ class RowStore:
     def _delete_files(files: Iterable[Path]) -> None:
         """Delete files that may exist."""
         for path in files:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise StorageError(
+                    f"{path}: could not be deleted ({error.strerror}); run the same command again"
+                ) from error
 
     def _reserve(self) -> None:
         """Create files of the final size, or raise an error and leave nothing behind."""
