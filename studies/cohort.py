@@ -17,7 +17,7 @@ from spherecf.models import ConfidenceModel
 from spherecf.report import Table
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix, pool
 from spherecf.training import build_cache
-from studies.graded import GRADES, GradedFaces, directions
+from studies.graded import GRADES, GradedFaces, centred
 from studies.shipped import graded, halves
 from studies.transfer import sample_images
 
@@ -206,7 +206,7 @@ def cohort(
         )
         log_kappa = cache.log_kappa(model.head)
         faces = GradedFaces(
-            ["none"], directions(model, cache)[:, None], np.exp(log_kappa)[:, None],
+            ["none"], centred(model, cache.mu)[:, None], np.exp(log_kappa)[:, None],
             cache.source.labels, cache.source.keys, model.radius,
         )  # fmt: skip
         sets[name] = faces.only(cache.valid)

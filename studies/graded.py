@@ -320,12 +320,12 @@ def divide(
     return Division(held_out, shared, facts)
 
 
-def directions(model: ConfidenceModel, cache: FeatureCache) -> NDArray[np.float32]:
-    """The model's directions (rows, dim) of cached features."""
+def centred(model: ConfidenceModel, mu: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The model's directions (n, dim), from the recogniser's, as a cache has them."""
     if model.centring is None:
-        return cache.mu
-    centred: NDArray[np.float32] = model.centring(torch.from_numpy(np.array(cache.mu))).numpy()
-    return centred
+        return mu
+    directions: NDArray[np.float32] = model.centring(torch.from_numpy(np.array(mu))).numpy()
+    return directions
 
 
 def _clean(cache: FeatureCache) -> Embeddings:

@@ -46,8 +46,8 @@ from studies.graded import (
     Condition,
     GradedFaces,
     ScoredPairs,
+    centred,
     conditions,
-    directions,
     divide,
 )
 
@@ -729,7 +729,7 @@ def graded(model: ConfidenceModel, cache: FeatureCache) -> GradedFaces:
     usable = cache.valid.reshape(shape).all(1) & (cache.source.labels >= 0)
     log_kappa = cache.log_kappa(model.head)
     faces = GradedFaces(
-        list(GRADES), directions(model, cache).reshape(*shape, -1),
+        list(GRADES), centred(model, cache.mu).reshape(*shape, -1),
         np.exp(log_kappa).reshape(shape),
         cache.source.labels, cache.source.keys, model.radius,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from spherecf.evaluation import SubjectRates, check_people, in_turns
 from spherecf.models import ConfidenceModel
 from spherecf.report import ReportFiles, Section, Table, write_report
 from spherecf.training import FeatureCache, build_cache
-from studies.graded import GRADES, Condition, GradedFaces, ScoredPairs, directions
+from studies.graded import GRADES, Condition, GradedFaces, ScoredPairs, centred
 from studies.shipped import add_evidence, halves
 
 Array = NDArray[Any]
@@ -311,9 +311,9 @@ def sample_images(source: ImageSource, seed: int = 0) -> ImageSource:
 
 def _views(model: ConfidenceModel, cache: FeatureCache, *views: int) -> list[Embeddings]:
     """Embeddings of the labelled images, one per view."""
-    log_kappa, facts = cache.log_kappa(model.head), {"radius": model.radius}
-    mu = directions(model, cache)
-    embeddings = (cache.embeddings(view, log_kappa, facts, mu) for view in views)
+    log_kappa = cache.log_kappa(model.head)
+    embeddings = (cache.embeddings(view, log_kappa, {"radius": model.radius}) for view in views)
+    embeddings = (replace(view, mu=centred(model, view.mu)) for view in embeddings)
     return [view.select(np.flatnonzero(np.asarray(view.labels) >= 0)) for view in embeddings]
 
 

@@ -395,7 +395,6 @@ def to_embeddings(
     *,
     mirrored: int | None = None,
     log_precision: NDArray[Any] | None = None,
-    mu: NDArray[Any] | None = None,
 ) -> Embeddings:
     """One view of a finished pass as `Embeddings`; skipped images are left out and listed in ``skipped``.
 
@@ -410,7 +409,6 @@ def to_embeddings(
             embeddings ``norm * mu`` of both are added and then normalised; ``norm`` is half the length of the
             sum; log kappa and log precision are the means of the two.
         log_precision: (rows, dim) for all rows, if the head outputs one per coordinate.
-        mu: (rows, dim) for all rows; by default the column ``mu`` of the store.
     """
     rows = np.flatnonzero(store.arrays["valid"][view :: len(views)])
 
@@ -418,20 +416,20 @@ def to_embeddings(
         values = array[index :: len(views)]
         return values if len(rows) == len(values) else values[rows]  # copy a mapped file only if needed
 
-    columns = (store.arrays["mu"] if mu is None else mu, store.arrays["norm"], log_kappa)
-    direction, norm, kappa = (column(array, view) for array in columns)
+    columns = (store.arrays["mu"], store.arrays["norm"], log_kappa)
+    mu, norm, kappa = (column(array, view) for array in columns)
     precision = None if log_precision is None else column(log_precision, view)
     if mirrored is not None:
-        other_direction, other_norm, other_kappa = (column(array, mirrored) for array in columns)
+        other_mu, other_norm, other_kappa = (column(array, mirrored) for array in columns)
         # The usual test-time flip adds raw embeddings, not directions.
-        total = direction * norm[:, None] + other_direction * other_norm[:, None]
+        total = mu * norm[:, None] + other_mu * other_norm[:, None]
         length = np.linalg.norm(total, axis=1)
-        direction, norm, kappa = total / length[:, None], length / 2, (kappa + other_kappa) / 2
+        mu, norm, kappa = total / length[:, None], length / 2, (kappa + other_kappa) / 2
         if precision is not None and log_precision is not None:
             precision = (precision + column(log_precision, mirrored)) / 2
     applied = views[view]
     return Embeddings(
-        mu=direction,
+        mu=mu,
         log_kappa=kappa,
         keys=[source.keys[row] for row in rows.tolist()],
         labels=source.labels[rows],

@@ -352,17 +352,16 @@ def saved_head(path: str | Path) -> ConfidenceHead:
 def _read(path: Path) -> tuple[dict[str, Any], ConfidenceHead, Centring | None]:
     """The header, the head and the centring of a saved model."""
     header, tensors = read_saved(path, FORMAT, VERSION, _Header)
-    centred = header["version"] > _UNCENTRED
-    mean = tensors.pop(_CENTRING, None) if centred else None
-    head = _head(path, header["head"], tensors)
-    if not centred:
-        return header, head, None
-    try:
-        if mean is None or mean.shape != (header["dim"],):
-            raise InputError(f"expected {_CENTRING} of shape ({header['dim']},)")
-        return header, head, Centring(mean)
-    except InputError as error:
-        raise FileFormatError(path, f"{error}.", DAMAGED) from error
+    centring = None
+    if header["version"] > _UNCENTRED:
+        mean = tensors.pop(_CENTRING, None)
+        try:
+            if mean is None or mean.shape != (header["dim"],):
+                raise InputError(f"expected {_CENTRING} of shape ({header['dim']},)")
+            centring = Centring(mean)
+        except InputError as error:
+            raise FileFormatError(path, f"{error}.", DAMAGED) from error
+    return header, _head(path, header["head"], tensors), centring
 
 
 def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) -> ConfidenceModel:

@@ -154,9 +154,8 @@ def pool(
         rows = _find_groups(group_ids, requested)
         group_ids, eta, weight = requested, eta[rows], weight[rows]
     length = eta.norm(dim=1)  # (groups,)
-    if not bool(
-        ((length > _SMALL) & (length < torch.inf)).all()
-    ):  # squares of float32 may over- or underflow
+    # Squares of float32 may overflow or underflow.
+    if not bool(((length > _SMALL) & (length < torch.inf)).all()):
         length = torch.linalg.vector_norm(eta, dim=1, dtype=torch.float64).to(dtype)
     check_sums("groups", group_ids, length, weight)
     arguments = [values for values in (mu, kappa, groups, media, ids) if values is not None]

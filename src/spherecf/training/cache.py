@@ -180,22 +180,9 @@ class FeatureCache:
                 outputs[part] = head(self.summaries(part).to(device)).cpu().numpy()
         return outputs
 
-    def embeddings(
-        self,
-        view: int,
-        log_kappa: NDArray[np.float32],
-        provenance: dict[str, Any],
-        mu: NDArray[np.float32] | None = None,
-    ) -> Embeddings:
-        """One view of every image as `Embeddings`; unusable images are left out and listed.
-
-        Args:
-            view: index of the view.
-            log_kappa: (rows,) for all rows of the cache.
-            provenance: facts to add.
-            mu: (rows, dim) directions in place of the recogniser's own.
-        """
-        return to_embeddings(self.store, self.source, view, self.views, log_kappa, provenance, mu=mu)
+    def embeddings(self, view: int, log_kappa: NDArray[np.float32], provenance: dict[str, Any]) -> Embeddings:
+        """One view of every image as `Embeddings`; unusable images are left out and listed."""
+        return to_embeddings(self.store, self.source, view, self.views, log_kappa, provenance)
 
 
 class _KeepSummary:
