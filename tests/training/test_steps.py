@@ -1,6 +1,9 @@
 """Training steps that never wait for the device: reads of values, bad steps, background checkpoints."""
 
 import json
+import platform
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -432,6 +435,30 @@ def test_a_head_is_compiled_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = object()
     monkeypatch.setattr(torch, "compile", lambda network, dynamic: compiled)
     assert compile_blocks(make_head("light", channels=2, height=1, width=1)) is compiled
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns freed blocks at once")
+def test_memory_freed_by_a_step_is_kept_until_training_ends() -> None:
+    code = """
+import resource, torch
+from spherecf.training.loop import freed_memory_kept
+
+def page_faults():
+    start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.ones(16 << 20)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+page_faults()
+before = page_faults()
+with freed_memory_kept():
+    page_faults()
+    inside = page_faults()
+print(before, inside, page_faults())
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, inside, after = map(int, printed.split())
+    assert inside * 10 < before < after * 2
 
 
 def test_tensorboard_curves_match_the_reference(tmp_path: Path) -> None:

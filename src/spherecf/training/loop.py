@@ -5,6 +5,7 @@ A `Task` defines what is trained: network, optimizers, batches and loss. To foll
 """
 
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -48,6 +49,7 @@ from spherecf.training.optim import (
 )
 
 LOG_FILE = "history.jsonl"
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of mallopt(3)
 _READ_EVERY = 20  # steps between reads: a read costs a GPU milliseconds; bad batches surface within seconds
 
 
@@ -198,6 +200,8 @@ def run_training(task: Task, run: Run, ranks: Ranks) -> Outcome:
             ranks.run_on_main(lambda: stack.enter_context(locked(folder, "this folder")), run.name)
         stack.enter_context(torch.random.fork_rng(devices))
         stack.enter_context(float32_arithmetic(run.engine.precision, ranks.device))
+        if ranks.device.type == "cpu":
+            stack.enter_context(freed_memory_kept())
         return _Trainer(task, run, ranks).train()
 
 
@@ -792,3 +796,26 @@ def stop_requested() -> Iterator[threading.Event]:
         for number, handler in before.items():
             with contextlib.suppress(ValueError, TypeError):
                 signal.signal(number, handler)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep the memory that a step frees, for the next step; with glibc, on the CPU.
+
+    By default glibc returns large blocks to the system, which clears every page again at the next step: a
+    sixth of the time of a MobileFaceNet.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, trim = libc.mallopt, libc.malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library
+        yield
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        mallopt(_M_MMAP_MAX, 65536)  # glibc's default
+        mallopt(_M_TRIM_THRESHOLD, 1 << 26)  # the largest that glibc chooses itself
+        trim(0)
