@@ -4,19 +4,23 @@
 
 - relative links and their anchors resolve, and docs/index.md leads to every page beside it;
 - each `spherecf ...` names an existing verb and only options it has; so do make, and scripts behind `python`;
-- Python blocks compile, the names they take from spherecf exist, and blocks with `>>>` run as doctests;
+- Python blocks compile, the names they take from spherecf are public, and blocks with `>>>` run as doctests;
 - files named as `src/...`, `docs/...`, `benchmarks/...` and the like exist;
 - docs/commands.md and docs/reference/ are what their scripts write, and every command has an example;
+  examples of the reference take nothing but public names, and need no name that they do not import;
   THIRD_PARTY.md names the packages that pyproject.toml names;
 - no path of somebody's machine and no address of a package registry stands in pages, code or recipes.
 """
 
 import ast
+import builtins
 import doctest
 import importlib
+import inspect
 import re
 import shlex
 import subprocess
+import symtable
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,9 +187,11 @@ def unknown_words(words: list[str], command: Any) -> Iterator[str]:
 
 
 def check_python(page: Path, block: Block, names: dict[str, Any]) -> Iterator[Problem]:
-    """A Python block compiles and takes only names that exist; with `>>>` it is run as a doctest."""
+    """A Python block compiles and takes only public names; with `>>>` it is run as a doctest."""
     source = "\n".join(block.lines) + "\n"
     if ">>> " in source:
+        for example in doctest.DocTestParser().get_examples(source):
+            yield from check_names(page, block.line + example.lineno, ast.parse(example.source))
         test = doctest.DocTestParser().get_doctest(source, names, page.name, str(page), block.line - 1)
         runner = doctest.DocTestRunner(
             optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE, verbose=False
@@ -203,6 +209,11 @@ def check_python(page: Path, block: Block, names: dict[str, Any]) -> Iterator[Pr
             page, block.line + (error.lineno or 1) - 1, f"this Python does not compile: {error.msg}"
         )
         return
+    yield from check_names(page, block.line, tree)
+
+
+def check_names(page: Path, first: int, tree: ast.AST) -> Iterator[Problem]:
+    """Names taken from spherecf are public; ``first`` is the number of the code's first line."""
     inner = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for node in ast.walk(tree):
         if id(node) in inner:
@@ -216,19 +227,49 @@ def check_python(page: Path, block: Block, names: dict[str, Any]) -> Iterator[Pr
         else:
             continue
         for name in wanted:
-            if not exists(name):
-                yield Problem(page, block.line + node.lineno - 1, f"there is no {name}")
+            if problem := not_public(name):
+                yield Problem(page, first + node.lineno - 1, problem)
 
 
-def exists(name: str) -> bool:
-    """Whether a dotted name can be imported or reached; what lies behind a call is not looked at."""
+def check_reference(page: Path) -> Iterator[Problem]:
+    """Examples of the reference need no name beside those of their page, numpy as np and torch."""
+    text = page.read_text()
+    known = {*vars(builtins), *re.findall(r"(?m)^## (\w+)$", text), "np", "torch"}
+    for block in split_page(text)[1]:
+        examples = doctest.DocTestParser().get_examples("\n".join(block.lines) + "\n")
+        source = "".join(example.source for example in examples)
+        for name in sorted(free_names(symtable.symtable(source, page.name, "exec")) - known):
+            yield Problem(page, block.line, f"the example does not import {name}")
+        for example in examples:
+            yield from check_names(page, block.line + example.lineno, ast.parse(example.source))
+
+
+def free_names(table: symtable.SymbolTable) -> set[str]:
+    """Global names that code uses and does not define."""
+    defined = {
+        symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()
+    }
+    used = {
+        symbol.get_name()
+        for symbol in table.get_symbols()
+        if symbol.is_global() or table.get_type() == "module"
+    }
+    return used.union(*map(free_names, table.get_children())) - (
+        defined if table.get_type() == "module" else set()
+    )
+
+
+def not_public(name: str) -> str:
+    """Why a dotted name is not a public one, or ""; what lies behind a call is not looked at."""
     thing: Any = importlib.import_module("spherecf")
     for part in name.split("(")[0].split(".")[1:]:
         try:
-            thing = getattr(thing, part)
+            outer, thing = thing, getattr(thing, part)
         except (AttributeError, ImportError):
-            return False
-    return True
+            return f"there is no {name}"
+        if part not in getattr(outer, "__all__", [part]) and not inspect.ismodule(thing):
+            return f"{name} is not public"
+    return ""
 
 
 def check_page(page: Path, app: Any) -> list[Problem]:
@@ -296,15 +337,16 @@ def main(arguments: list[str]) -> int:
 
     pages = [Path(name).resolve() for name in arguments] or [
         *ROOT.glob("*.md"),
-        *(ROOT / "docs").glob(
-            "*.md"
-        ),  # examples of the reference run as those of the docstrings that they are
+        *(ROOT / "docs").glob("*.md"),
     ]
     root = typer.main.get_command(app)
     problems = [problem for page in sorted(pages) for problem in check_page(page, root)]
     files = list(pages)
     if not arguments:
         problems += [*check_index(ROOT / "docs"), *check_generated()]
+        problems += [
+            problem for page in (ROOT / "docs/reference").glob("*.md") for problem in check_reference(page)
+        ]
         folders = ("src", "tests", "benchmarks", "recipes", "docs")
         files += [
             file for folder in folders for end in ("py", "toml") for file in ROOT.glob(f"{folder}/**/*.{end}")

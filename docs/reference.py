@@ -1,15 +1,19 @@
-"""Write docs/reference/, one page for each room with its public names, from their docstrings.
+"""Write docs/reference/, one page for each room with its public names and its results, from their docstrings.
 
 python docs/reference.py            writes the pages
 python docs/reference.py --check    says which page is not what it would write (docs/check.py does so)
 """
 
+import dataclasses
 import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args, get_type_hints
 
 import spherecf
 
@@ -31,10 +35,50 @@ def public(room: Any) -> dict[str, Any]:
     return {name: own[name] for name in sorted(own) if getattr(own[name], "__module__", "") == room.__name__}
 
 
+@cache
+def results() -> list[type]:
+    """Types that callers get and do not construct: what public names return, and what it contains."""
+    waiting = [thing for name in rooms() for thing in public(getattr(spherecf, name)).values()]
+    listed = {thing for thing in waiting if inspect.isclass(thing)}
+    known: set[type] = set()
+    while waiting:
+        returned = {kind for thing in waiting for hint in contents(thing) for kind in classes(hint)}
+        waiting = list(returned - listed - known)
+        known.update(waiting)
+    return sorted(known, key=attrgetter("__module__", "__name__"))
+
+
+def contents(thing: Any) -> Iterator[Any]:
+    """Type hints of what a function returns, and of the attributes, properties and methods of a class."""
+    if inspect.isclass(thing):
+        if dataclasses.is_dataclass(thing) or issubclass(thing, tuple):
+            yield from get_type_hints(thing).values()
+        for _, method in methods(thing):
+            yield from contents(method.fget if isinstance(method, property) else method)
+    elif inspect.isroutine(thing):
+        function = inspect.unwrap(getattr(thing, "__func__", thing))
+        hints = SimpleNamespace(__annotations__={"returns": function.__annotations__.get("return")})
+        yield get_type_hints(hints, function.__globals__)["returns"]
+
+
+def classes(hint: Any) -> Iterator[type]:
+    """Classes of this package in a type hint."""
+    if inspect.isclass(hint) and hint.__module__.startswith("spherecf.") and hint.__doc__:
+        yield hint
+    for inner in get_args(hint):
+        yield from classes(inner)
+
+
 def page(name: str) -> str:
     room = getattr(spherecf, name)
     text = f"{HEAD}# spherecf.{name}\n\n{markdown(inspect.getdoc(room) or '')}\n"
-    return text + "".join(f"\n{entry(key, thing)}" for key, thing in public(room).items())
+    text += "".join(f"\n{entry(key, thing)}" for key, thing in public(room).items())
+    own = [kind for kind in results() if kind.__module__.split(".")[1] == name]
+    if own:
+        text += (
+            "\n# Results\n\nTypes of what the names above return or contain; callers do not construct them.\n"
+        )
+    return text + "".join(f"\n{entry(kind.__name__, kind)}" for kind in own)
 
 
 def entry(name: str, thing: Any) -> str:

@@ -49,6 +49,8 @@ def problems(check: ModuleType, folder: Path, text: str) -> list[str]:
         ("```python\n\nx = (\n```", "3: this Python does not compile"),
         ("```python\nfrom spherecf.data import open_sauce\n```", "2: there is no spherecf.data.open_sauce"),
         ("```python\nimport spherecf as scf\nscf.data.Bin.pears\n```", "3: there is no spherecf.data.Bin"),
+        ("```python\nfrom spherecf.data import Subset\n```", "2: spherecf.data.Subset is not public"),
+        ("```python\n>>> import spherecf\n>>> _ = spherecf.data.Subset\n```", "3: spherecf.data.Subset is"),
         ("```python\n>>> 1 + 1\n3\n```", "2: this doctest fails"),
         ("text\n```bash\nls", "1: the code block opened in line 2 is never closed"),
     ],
@@ -97,6 +99,15 @@ def test_machine_specific_paths_and_hosts_are_reported(check: ModuleType, tmp_pa
     page.write_text(f"fine: a/work/b, https://example.com/tmp.html\n{text}\n")
     (problem,) = check.check_foreign(page)
     assert problem.line == 2 and str(problem).startswith(f"{page}:2: ")
+
+
+def test_examples_that_need_more_than_their_page_are_reported(check: ModuleType, tmp_path: Path) -> None:
+    (page := tmp_path / "data.md").write_text(
+        "## first\n\n```python\n>>> from math import pi\n>>> def area(r):\n...     return pi * np.ones(r)\n"
+        ">>> [first(area(r)) for r in range(3)]\n>>> lambda: second(Path())\n```\n"
+    )
+    messages = [problem.text for problem in check.check_reference(page)]
+    assert messages == [f"the example does not import {name}" for name in ("Path", "second")]
 
 
 def test_pages_without_a_link_from_the_index_are_reported(check: ModuleType, tmp_path: Path) -> None:

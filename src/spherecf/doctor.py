@@ -16,7 +16,7 @@ import numpy as np
 from spherecf.common.version import __version__
 from spherecf.errors import SpherecfError
 
-__all__ = ["EXTRAS", "Finding", "diagnose"]
+__all__ = ["diagnose"]
 
 EXTRAS = {
     "serve": ("fastapi", "uvicorn", "python_multipart"),

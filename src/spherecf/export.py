@@ -353,6 +353,7 @@ def export_onnx(
         StorageError: the folder is not writable or the disk is full; an older file is kept.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile, spherecf
         >>> report = export_onnx(spherecf.load(), Path(tempfile.mkdtemp()) / "sface.onnx")
         >>> report.inputs["image"], report.outputs["embedding"], report.parity.log_kappa < 1e-3
@@ -426,4 +427,4 @@ def _shape(value: Any) -> str:
     return f"{kind} ({', '.join(dims)}{',' if len(dims) == 1 else ''})"
 
 
-__all__ = ["ExportReport", "export_onnx"]
+__all__ = ["export_onnx"]

@@ -31,6 +31,8 @@ from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError, ModelError, SpherecfError
 from spherecf.models import BackboneOutput, ConfidenceModel, FrozenBackbone
 
+__all__ = ["embed"]
+
 _AHEAD = 1  # batches queued on a GPU while the CPU stores the results of the previous one
 _MAX_READERS = 8  # enough for a fast GPU and small crops; more threads would contend for Python's lock
 

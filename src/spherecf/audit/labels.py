@@ -162,6 +162,7 @@ def find_suspects(embeddings: Embeddings, *, fmr: float = 1e-3, fpir: float = 1e
         InputError: a rate is out of range, there are fewer than two identities, or none has two images.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> import numpy as np
         >>> mu = np.repeat(np.eye(4, dtype=np.float32), 5, axis=0)
         >>> labels = np.repeat(np.arange(4), 5)
@@ -272,6 +273,7 @@ def find_same_person(embeddings: Embeddings, threshold: float) -> list[IdentityP
         The pairs, highest cosine first.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> import numpy as np
         >>> mu = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
         >>> e = Embeddings(
@@ -319,6 +321,7 @@ def find_overlap(train: Embeddings, test: Embeddings, threshold: float) -> list[
         InputError: the embeddings differ in dimension, or have no identities.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> import numpy as np
         >>> one, two = (
         ...     Embeddings(

@@ -11,13 +11,13 @@ from spherecf.calibration.calibration import (
     TEMPLATE_SCORE as TEMPLATE_SCORE,
     TEMPLATES_EVIDENCE as TEMPLATES_EVIDENCE,
     Calibration,
-    Calibrator,
+    Calibrator as Calibrator,
     fit_calibration,
 )
 from spherecf.calibration.calibrators import (
-    IsotonicCalibrator,
+    IsotonicCalibrator as IsotonicCalibrator,
     KappaScale,
-    LogisticCalibrator,
+    LogisticCalibrator as LogisticCalibrator,
     pool_adjacent_violators as pool_adjacent_violators,
 )
 from spherecf.calibration.checks import (
@@ -34,7 +34,7 @@ from spherecf.calibration.decisions import (
     DecisionRule,
     ErrorCount as ErrorCount,
     ThresholdEntry as ThresholdEntry,
-    ThresholdTable,
+    ThresholdTable as ThresholdTable,
     allowed_errors as allowed_errors,
     threshold_at_rate,
     unresolved_rate as unresolved_rate,
@@ -45,14 +45,10 @@ from spherecf.calibration.evidence import ConditionalCalibrator
 # interface.
 __all__ = [
     "Calibration",
-    "Calibrator",
     "ConditionalCalibrator",
     "Decision",
     "DecisionRule",
-    "IsotonicCalibrator",
     "KappaScale",
-    "LogisticCalibrator",
-    "ThresholdTable",
     "clopper_pearson",
     "fit_calibration",
     "threshold_at_rate",

@@ -240,6 +240,7 @@ def read_features(
             too few or too many, or a concentration that is not positive and finite.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "dump.npz"
         >>> np.savez(path, img_feats=np.array([[3.0, 4.0, 3.0, 0.0], [0.0] * 4]), names=["a.jpg", "b.jpg"])

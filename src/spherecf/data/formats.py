@@ -200,6 +200,7 @@ def open_pairs(path: str | Path) -> PairList:
         FileFormatError: the file is in none of these formats, or contains a mistake (with its line number).
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
         >>> _ = path.write_text("1\\t1\\nAnn_Lee\\t1\\t2\\nAnn_Lee\\t1\\tBo_Ray\\t3\\n")

@@ -239,6 +239,7 @@ def read_ijb(folder: str | Path, set: str = "ijbc") -> IjbMeta:
             file and line number).
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "ijbc_face_tid_mid.txt").write_text("1.jpg 1 1\\n2.jpg 2 2\\n3.jpg 3 3\\n")

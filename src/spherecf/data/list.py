@@ -69,6 +69,7 @@ class ListFile(ImageSource):
             the first image is missing.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> from spherecf.data import orl_faces
         >>> path = Path(tempfile.mkdtemp()) / "list.txt"

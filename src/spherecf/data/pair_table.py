@@ -71,6 +71,7 @@ def read_pair_table(path: str | Path) -> PairList:
         FileFormatError: a line does not fit (with its number), or the columns are ambiguous.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "own.txt"
         >>> _ = path.write_text("Ann/1.jpg Ann/2.jpg 1\\nAnn/1.jpg Bo/1.jpg 0\\n")
@@ -94,6 +95,7 @@ def read_cfp_pairs(path: str | Path) -> PairList:
         FileFormatError: a line does not fit (with its number), or the folds differ in size.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
         >>> _ = path.write_text("fold\\tleft\\tright\\tmated\\n1\\t1/front/1.jpg\\t1/side/2.jpg\\t1\\n")

@@ -381,6 +381,7 @@ class PairBin(ImageSource):
         FileFormatError: the file is not such a pickle; the message states what it contains instead.
 
     Example:
+        >>> from pathlib import Path
         >>> import pickle, tempfile
         >>> from spherecf.data import orl_faces
         >>> images = [orl_faces().read(index) for index in range(20)]

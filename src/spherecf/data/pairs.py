@@ -113,6 +113,7 @@ def read_lfw_pairs(path: str | Path) -> PairList:
         FileFormatError: with the line number.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "pairs.txt"
         >>> _ = path.write_text("1\\t1\\nAnn_Lee\\t1\\t2\\nAnn_Lee\\t1\\tBo_Ray\\t3\\n")

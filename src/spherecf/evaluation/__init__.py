@@ -18,7 +18,7 @@ from spherecf.evaluation.bootstrap import (
 )
 from spherecf.evaluation.calibration import (
     CalibrationOptions,
-    CalibrationReport,
+    CalibrationReport as CalibrationReport,
     RuleCheck as RuleCheck,
     ScoreCalibration as ScoreCalibration,
     check_rule,
@@ -30,7 +30,7 @@ from spherecf.evaluation.discard import (
     Edc as Edc,
     RejectionCurve as RejectionCurve,
     edc,
-    pair_quality as pair_quality,
+    pair_quality,
     rejection_curve as rejection_curve,
 )
 from spherecf.evaluation.folds import (
@@ -43,14 +43,14 @@ from spherecf.evaluation.groups import (
     AtThreshold as AtThreshold,
     GroupReport as GroupReport,
     GroupResult as GroupResult,
-    by_group,
+    by_group as by_group,
     extra_groups as extra_groups,
-    pair_groups,
+    pair_groups as pair_groups,
     template_groups as template_groups,
 )
 from spherecf.evaluation.identification import (
     GalleryResult as GalleryResult,
-    IdentificationReport,
+    IdentificationReport as IdentificationReport,
     IdentificationResult as IdentificationResult,
     TpirAtFpir as TpirAtFpir,
     evaluate_identification,
@@ -64,7 +64,7 @@ from spherecf.evaluation.llr import (
 )
 from spherecf.evaluation.members import (
     MIN_MEMBERS as MIN_MEMBERS,
-    MembersReport,
+    MembersReport as MembersReport,
     check_members,
 )
 from spherecf.evaluation.open_set import (
@@ -78,7 +78,7 @@ from spherecf.evaluation.open_set import (
 from spherecf.evaluation.pairs import PairOptions, Pairs as Pairs, evaluate_pairs
 from spherecf.evaluation.people import (
     MIN_PEOPLE as MIN_PEOPLE,
-    PeopleReport,
+    PeopleReport as PeopleReport,
     RuleCount as RuleCount,
     RuleOnPeople as RuleOnPeople,
     check_people,
@@ -88,7 +88,7 @@ from spherecf.evaluation.rates import (
     Curve as Curve,
     NearestPoint as NearestPoint,
     ScoreSplit,
-    TmrAtFmr,
+    TmrAtFmr as TmrAtFmr,
     auc,
     det_curve,
     eer,
@@ -100,7 +100,7 @@ from spherecf.evaluation.rejection import (
     ConfidencePrr as ConfidencePrr,
     OperatingPoint as OperatingPoint,
     RejectionOptions,
-    RejectionReport,
+    RejectionReport as RejectionReport,
     evaluate_rejection,
     evaluate_template_rejection,
 )
@@ -108,45 +108,39 @@ from spherecf.evaluation.results import (
     KappaHistogram as KappaHistogram,
     Measure as Measure,
     Mistake as Mistake,
-    PairReport,
+    PairReport as PairReport,
     ScoreResult as ScoreResult,
     plain as plain,
     signature as signature,
-    worst_mistakes as worst_mistakes,
+    worst_mistakes,
 )
 from spherecf.evaluation.tails import (
     MIN_EXCEEDANCES as MIN_EXCEEDANCES,
-    TailFit,
+    TailFit as TailFit,
     extrapolated_rule,
     fit_tail,
 )
 from spherecf.evaluation.templates import TemplateOptions, TemplateSet as TemplateSet
-from spherecf.evaluation.verification import TemplateReport, TemplateResult as TemplateResult, evaluate_ijb
+from spherecf.evaluation.verification import (
+    TemplateReport as TemplateReport,
+    TemplateResult as TemplateResult,
+    evaluate_ijb,
+)
 
 # Names imported `as` themselves serve other sub-packages; they are not part of the public interface.
 __all__ = [
     "CalibrationOptions",
-    "CalibrationReport",
-    "IdentificationReport",
     "ScoredPairs",
-    "MembersReport",
     "OpenSet",
     "PairOptions",
-    "PairReport",
-    "PeopleReport",
     "RejectionOptions",
-    "RejectionReport",
     "ScoreSplit",
     "SubjectRates",
-    "TailFit",
     "TemplateOptions",
-    "TemplateReport",
-    "TmrAtFmr",
     "auc",
     "bootstrap_subjects",
     "bootstrap_tmr",
     "bounded_rule",
-    "by_group",
     "check_members",
     "check_people",
     "check_rule",
@@ -165,7 +159,7 @@ __all__ = [
     "extrapolated_rule",
     "fit_tail",
     "min_cllr",
-    "pair_groups",
+    "pair_quality",
     "prediction_rejection_ratio",
     "reliability",
     "roc",
@@ -173,4 +167,5 @@ __all__ = [
     "tenfold",
     "tmr_at_fmr",
     "tmr_at_nearest_fmr",
+    "worst_mistakes",
 ]

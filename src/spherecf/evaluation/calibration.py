@@ -281,6 +281,7 @@ def check_rule(rule: DecisionRule, pairs: ScoredPairs) -> RuleCheck:
         pairs: pairs of held-out people, with the score and confidence of the rule.
 
     Example:
+        >>> from spherecf.calibration import DecisionRule
         >>> rule = DecisionRule("cosine", None, "kappa", 0.4, 0.2, 30.0, "fmr", 0.01, 0.05)
         >>> pairs = ScoredPairs(np.array([0.5, 0.3, 0.1]), np.full(3, 40.0), np.array([True, True, False]))
         >>> check = check_rule(rule, pairs)
@@ -444,6 +445,7 @@ def evaluate_calibration(
             people or pairs to fit and measure.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> from spherecf.data import PairList
         >>> rng = np.random.default_rng(0)
         >>> people = rng.normal(size=(60, 8))

@@ -193,6 +193,7 @@ def evaluate_identification(
             embeddings lack what a mode needs.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> from spherecf.data import TemplateList, IjbMeta
         >>> ids = np.array([1, 2, 3, 4])
         >>> meta = IjbMeta(

@@ -72,6 +72,8 @@ def check_members(
             differs from that of the embeddings.
 
     Example:
+        >>> from spherecf.calibration import Calibration, DecisionRule
+        >>> from spherecf.embeddings import Embeddings
         >>> rng = np.random.default_rng(0)
         >>> mu = rng.normal(size=(60, 64))
         >>> mu /= np.linalg.norm(mu, axis=1, keepdims=True)

@@ -511,6 +511,7 @@ def evaluate_pairs(
             scores with NaN or of the wrong shape, or unknown score names.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> from spherecf.data import PairList
         >>> rng = np.random.default_rng(0)
         >>> mu = rng.normal(size=(8, 4))

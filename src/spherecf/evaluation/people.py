@@ -124,6 +124,8 @@ def check_people(
             differs from that of the rules.
 
     Example:
+        >>> from spherecf.calibration import Calibration, DecisionRule
+        >>> from spherecf.embeddings import Embeddings
         >>> rng = np.random.default_rng(0)
         >>> mu = rng.normal(size=(120, 64))
         >>> mu /= np.linalg.norm(mu, axis=1, keepdims=True)

@@ -503,6 +503,7 @@ def evaluate_template_rejection(
             mode needs, or as in `evaluate_rejection`.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> from spherecf.data import TemplateList, IjbMeta
         >>> rng = np.random.default_rng(0)
         >>> subject = np.repeat(np.arange(40), 3)

@@ -225,6 +225,7 @@ def extrapolated_rule(
             draws, or a tail does not fall to the rate within 10,000 steps.
 
     Example:
+        >>> from spherecf.calibration import DecisionRule
         >>> rng = np.random.default_rng(0)
         >>> left, right = rng.integers(0, 300, (2, 100_000))
         >>> tail = fit_tail(rng.exponential(size=100_000), left, right, share=0.01, draws=100)

@@ -113,6 +113,7 @@ def evaluate_ijb(
             embeddings lack what a mode needs.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> from spherecf.data import IjbMeta, TemplatePairs
         >>> ids = np.array([1, 2, 3])
         >>> pairs = TemplatePairs(ids[:2], ids[[1, 2]], np.array([True, False]))

@@ -1,10 +1,10 @@
 """From photos to aligned face crops: detection, alignment, and measurements of the capture conditions."""
 
 from spherecf.faces.acquisition import (
-    Acquisition,
+    Acquisition as Acquisition,
     AlignedFaces,
     CapturedFace as CapturedFace,
-    IjbFaces,
+    IjbFaces as IjbFaces,
     acquire,
 )
 from spherecf.faces.alignment import ARCFACE_POINTS, CaptureFacts as CaptureFacts, align
@@ -14,11 +14,9 @@ from spherecf.faces.photo import MAX_PIXELS as MAX_PIXELS, Failure as Failure, P
 # Names imported `as` themselves are used by other sub-packages; they are not part of the public interface.
 __all__ = [
     "ARCFACE_POINTS",
-    "Acquisition",
     "AlignedFaces",
     "Face",
     "FaceDetector",
-    "IjbFaces",
     "PhotoError",
     "acquire",
     "align",

@@ -4,16 +4,10 @@ The gallery works on directions and concentrations; it needs neither images nor 
 """
 
 from spherecf.gallery.gallery import Gallery
-from spherecf.gallery.identification import Candidate, Identification
+from spherecf.gallery.identification import Candidate as Candidate, Identification as Identification
 from spherecf.gallery.milvus import migrate
-from spherecf.gallery.rows import Enrolled, checked_identity as checked_identity
+from spherecf.gallery.rows import Enrolled as Enrolled, checked_identity as checked_identity
 from spherecf.gallery.sealed import reseal_gallery as reseal_gallery
 
 # Names imported `as` themselves are used by other packages of SphereCF; they are not public.
-__all__ = [
-    "Candidate",
-    "Enrolled",
-    "Gallery",
-    "Identification",
-    "migrate",
-]
+__all__ = ["Gallery", "migrate"]

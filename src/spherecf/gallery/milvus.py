@@ -266,6 +266,7 @@ def migrate(old: Path, new: Path) -> int:
         MissingDependencyError: the package ``milvus-lite`` is not installed.
 
     Example:
+        >>> from pathlib import Path
         >>> migrate(Path("people"), Path("people.gallery"))
         Traceback (most recent call last):
             ...

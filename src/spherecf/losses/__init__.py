@@ -30,10 +30,10 @@ from spherecf.losses.margin_functions import (
     magface_penalty as magface_penalty,
 )
 from spherecf.losses.margins import (
-    MARGINS,
+    MARGINS as MARGINS,
     AdaFace,
     ArcFace,
-    Combined,
+    Combined as Combined,
     CosFace,
     CurricularFace,
     MagFace,
@@ -62,10 +62,8 @@ from spherecf.losses.sphere_confidence import (
 __all__ = [
     "AdaFace",
     "ArcFace",
-    "Combined",
     "CosFace",
     "CurricularFace",
-    "MARGINS",
     "MagFace",
     "Margin",
     "MarginSoftmaxLoss",

@@ -49,6 +49,7 @@ class Margin(nn.Module):
         gradient: "exact", or "straight" for a derivative of 1 of the target logit with respect to its cosine.
 
     Example:
+        >>> from torch import Tensor
         >>> class Squared(Margin):  # register it: MARGINS["squared"] = Squared
         ...     kind = "squared"
         ...

@@ -374,6 +374,7 @@ class FrozenBackbone(nn.Module):
             InputError: another engine.
 
         Example:
+            >>> from pathlib import Path
             >>> import tempfile
             >>> from spherecf.models import make_backbone
             >>> path = Path(tempfile.mkdtemp()) / "backbone.pth"

@@ -79,6 +79,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             page, an archive, ...), or it contains objects other than tensors (the first class is named).
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "last.pt"
         >>> torch.save({"epoch": 3, "state_dict": {"fc.weight": torch.zeros(2, 4)}}, path)

@@ -32,6 +32,7 @@ class ConfidenceHead(nn.Module):
         final: the layer that computes them.
 
     Example:
+        >>> from torch import Tensor, nn
         >>> class MeanHead(ConfidenceHead):  # register it: HEADS["mean"] = "my_package.heads:MeanHead"
         ...     kind = "mean"
         ...
@@ -139,7 +140,7 @@ class ConfidenceHead(nn.Module):
         """Make the output constant, log(``kappa``) for every image, as the starting point of training.
 
         Example:
-            >>> head = LinearHead(4, 2, 2)
+            >>> head = make_head("linear", channels=4, height=2, width=2)
             >>> head.init_constant(300.0)
             >>> head(torch.randn(2, 4, 2, 2)).exp().round().tolist()
             [300.0, 300.0]

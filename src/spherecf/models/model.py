@@ -289,6 +289,7 @@ class ConfidenceModel(nn.Module):
                 of another model (the message names both hashes).
 
         Example:
+            >>> from pathlib import Path
             >>> import tempfile
             >>> from spherecf.models import make_head
             >>> head = make_head("light", channels=1024, height=7, width=7)
@@ -462,8 +463,9 @@ def load_confidence_head(
         InputError: ``feature_shape`` does not fit the head.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile, torch
-        >>> head = LinearHead(512, 1, 1)
+        >>> head = make_head("linear", channels=512, height=1, width=1)
         >>> path = Path(tempfile.mkdtemp()) / "ckpt_e30.pt"
         >>> torch.save({"epoch": 29, "uncer_net_state_dict": original_head_state(head)}, path)
         >>> load_confidence_head(path).feature_shape
@@ -495,7 +497,7 @@ def original_head_state(head: ConfidenceHead) -> dict[str, Tensor]:
         ModelError: a kind of head that neither has.
 
     Example:
-        >>> list(original_head_state(LinearHead(8, 2, 2)))[:2]
+        >>> list(original_head_state(make_head("linear", channels=8, height=2, width=2)))[:2]
         ['_log_kappa.0.weight', '_log_kappa.0.bias']
     """
     names = {"linear": _LINEAR_NAMES, "conv": _CONV_NAMES}.get(head.kind)

@@ -66,6 +66,7 @@ def load_backbone(
             differ), or none or several networks in the file.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> trained = make_backbone("ir-50", dim=64, size=32, width=0.125)
         >>> path = Path(tempfile.mkdtemp()) / "backbone.pth"
@@ -225,6 +226,7 @@ def load_prototypes(
         InputError: an empty list.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "classifier.npy"
         >>> np.save(path, np.array([[3.0, 4.0], [0.0, 2.0]]))

@@ -149,14 +149,16 @@ def save_backbone(
         StorageError: the disk is full or not writable; an older file is kept.
 
     Example:
+        >>> from pathlib import Path
         >>> import tempfile
+        >>> from spherecf.models import load_backbone
         >>> network = make_backbone("r18", dim=64, size=32, width=0.125)
         >>> path = save_backbone(
         ...     Path(tempfile.mkdtemp()) / "b.safetensors", network, Preprocessing(size=(32, 32))
         ... )
-        >>> again, preprocessing, record = load_trained(path)
-        >>> again.name, preprocessing.size, record
-        ('r18', (32, 32), {})
+        >>> again = load_backbone(path)
+        >>> again.name, again.preprocessing.size
+        ('r18', (32, 32))
     """
     header = {
         "format": BACKBONE,

@@ -1,20 +1,20 @@
 """Work on whole photos: assess faces, compare two photos, build templates, enrol people."""
 
 from spherecf.photos.assessment import (
-    AssessedFace,
-    AssessedPhoto,
+    AssessedFace as AssessedFace,
+    AssessedPhoto as AssessedPhoto,
     FaceAssessor,
     assess_files as assess_files,
     rank_photos,
     ranked_faces as ranked_faces,
 )
-from spherecf.photos.comparison import Comparison, compare, rule_for as rule_for
+from spherecf.photos.comparison import Comparison as Comparison, compare, rule_for as rule_for
 from spherecf.photos.enrolment import (
     HowToEnrol as HowToEnrol,
-    PhotoEnrolment,
+    PhotoEnrolment as PhotoEnrolment,
     enrol_folders,
     enrol_photos,
-    people_of,
+    people_of as people_of,
 )
 from spherecf.photos.files import (
     PHOTO_SUFFIXES as PHOTO_SUFFIXES,
@@ -30,21 +30,19 @@ from spherecf.photos.outputs import (
     write_scores as write_scores,
     write_sheet as write_sheet,
 )
-from spherecf.photos.template import PhotoTemplate, TemplatePhoto as TemplatePhoto, build_template
+from spherecf.photos.template import (
+    PhotoTemplate as PhotoTemplate,
+    TemplatePhoto as TemplatePhoto,
+    build_template,
+)
 
 # Names imported `as` themselves are used by the commands and the service; they are not public.
 __all__ = [
-    "AssessedFace",
-    "AssessedPhoto",
-    "Comparison",
     "FaceAssessor",
-    "PhotoEnrolment",
-    "PhotoTemplate",
     "build_template",
     "compare",
     "enrol_folders",
     "enrol_photos",
     "find_photos",
-    "people_of",
     "rank_photos",
 ]

@@ -88,6 +88,7 @@ def enrol_photos(
         StorageError: the gallery could not be written; it is unchanged.
 
     Example:
+        >>> from spherecf.gallery import Gallery
         >>> import tempfile
         >>> from spherecf.data import orl_faces
         >>> assess = FaceAssessor(faces="main")
@@ -187,6 +188,7 @@ def enrol_folders(
         StorageError: the gallery could not be written; the people before are enrolled.
 
     Example:
+        >>> from spherecf.gallery import Gallery
         >>> import tempfile
         >>> from spherecf.data import orl_faces
         >>> assess = FaceAssessor(faces="main")

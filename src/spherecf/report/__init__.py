@@ -2,8 +2,8 @@
 
 from spherecf.report.figures import (
     Axis,
-    Histogram as Histogram,
-    Plot,
+    Histogram,
+    Plot as Plot,
     Series,
     Strip as Strip,
     det_lines,
@@ -27,14 +27,14 @@ from spherecf.report.tables import (
     group_table as group_table,
     pair_rejection_tables as pair_rejection_tables,
     rich_table as rich_table,
-    terminal_table,
+    terminal_table as terminal_table,
 )
 from spherecf.report.write import ReportFiles as ReportFiles, render_html as render_html, write_report
 
 # Names imported `as` themselves serve other sub-packages; they are not part of the public interface.
 __all__ = [
     "Axis",
-    "Plot",
+    "Histogram",
     "Section",
     "Series",
     "Table",
@@ -47,6 +47,5 @@ __all__ = [
     "rejection_section",
     "strip_by_kappa",
     "strips_of_mistakes",
-    "terminal_table",
     "write_report",
 ]

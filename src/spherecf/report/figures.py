@@ -598,6 +598,7 @@ def strip_by_kappa(
         InputError: there is nothing to show, or an image is neither PNG nor JPEG.
 
     Example:
+        >>> from spherecf.embeddings import Embeddings
         >>> e = Embeddings(np.eye(3), np.log([30.0, 10.0, 20.0]), ["a", "b", "c"])
         >>> strip_by_kappa("faces", e, lambda key: b"\\xff\\xd8\\xff", count=2).captions
         ['κ 10', 'κ 30']
@@ -637,7 +638,10 @@ def strips_of_mistakes(
         InputError: an image is neither PNG nor JPEG.
 
     Example:
-        >>> mistakes = [Mistake("mls", True, -3.2, "a", "b", (50.0, 12.0), ("ann", "ann"))]
+        >>> from spherecf.evaluation import worst_mistakes
+        >>> keys, kappas = (["a", "c"], ["b", "d"]), ([50.0, 40.0], [12.0, 41.0])
+        >>> people = ["ann", "bob"], ["ann", "eve"]
+        >>> mistakes = worst_mistakes("mls", [-3.2, 7.0], [True, False], keys, kappas, people)
         >>> strips = strips_of_mistakes(mistakes, lambda key: b"\\xff\\xd8\\xff")
         >>> strips[0].title, strips[0].captions
         ('mls: the mated pairs with the lowest scores', ['-3.2\\nκ 50 | 12\\nann'])

@@ -124,12 +124,17 @@ def ijb_section(report: TemplateReport, plots: bool = True) -> Section:
         MissingDependencyError: matplotlib is not installed.
 
     Example:
-        >>> counts = {"images": 3, "templates": 3, "media": 3, "people": 2, "pairs": 2, "mated": 1}
-        >>> counts |= {"non_mated": 1, "failed_images": 1, "failed_templates": 0, "failed_pairs": 0}
-        >>> counts |= {"repeated_pairs": 0}
-        >>> det = {"fmr": [1.0, 0.0], "fnmr": [0.0, 0.5]}
-        >>> row = TemplateResult("N0D0F1K0", "mean", "cosine", "", [], {}, 0.1, det)
-        >>> ijb_section(TemplateReport("toy", counts, [], [], "none", [row], {})).title
+        >>> import numpy as np
+        >>> from spherecf.data import IjbMeta, TemplatePairs
+        >>> from spherecf.embeddings import Embeddings
+        >>> from spherecf.evaluation import TemplateOptions, evaluate_ijb
+        >>> ids = np.array([1, 2, 3])
+        >>> pairs = TemplatePairs(ids[:2], ids[1:], np.array([True, False]))
+        >>> e = Embeddings(np.array([[1, 0], [0.8, 0.6], [-1, 0]]), np.zeros(3), list("abc"))
+        >>> report = evaluate_ijb(
+        ...     e, IjbMeta("toy", list("abc"), ids, ids, pairs), TemplateOptions(["N0"], draws=0)
+        ... )
+        >>> ijb_section(report).title
         'toy 1:1'
     """
     groups = [
@@ -240,14 +245,18 @@ def identification_section(report: IdentificationReport, plots: bool = True) -> 
         MissingDependencyError: matplotlib is not installed.
 
     Example:
-        >>> from spherecf.evaluation import IdentificationResult
-        >>> counts = {"images": 9, "probes": 4, "gallery_templates": 5, "people": 2, "failed_images": 0}
-        >>> counts |= {"failed_probes": 0, "failed_gallery_templates": 0}
-        >>> det = {"fpir": [], "fnir": []}
-        >>> gallery = GalleryResult("G1", 3, 2, 0, {"1": Measure(1.0, None)}, [1.0], [], {}, det)
-        >>> row = IdentificationResult("N0D0F1K0", "mean", "cosine", "", [gallery], {})
-        >>> len(identification_section(IdentificationReport("toy", 1, counts, [], [], "none", [row])).plots)
-        1
+        >>> import numpy as np
+        >>> from spherecf.data import IjbMeta, TemplateList
+        >>> from spherecf.embeddings import Embeddings
+        >>> from spherecf.evaluation import TemplateOptions, evaluate_identification
+        >>> ids = np.array([1, 2, 3, 4])
+        >>> gallery, probes = TemplateList(ids[:2], ids[:2]), TemplateList(ids[2:], np.array([1, 9]))
+        >>> meta = IjbMeta("toy", list("abcd"), ids, ids, galleries={"G1": gallery}, probes=probes)
+        >>> e = Embeddings(np.array([[1, 0], [0, 1], [0.8, 0.6], [-1, 0]]), np.zeros(4), list("abcd"))
+        >>> report = evaluate_identification(e, meta, TemplateOptions(modes=["N0"], targets=[1.0], draws=0))
+        >>> section = identification_section(report)
+        >>> section.title, len(section.plots)
+        ('toy 1:N', 2)
     """
     gallery_plots: list[Plot] = []
     for index, gallery in enumerate(report.results[0].galleries if plots else []):
@@ -327,10 +336,22 @@ def calibration_section(report: CalibrationReport, plots: bool = True) -> Sectio
         MissingDependencyError: matplotlib is not installed.
 
     Example:
-        >>> from spherecf.calibration import Calibration
-        >>> empty = CalibrationReport("toy", "clean", {}, [], *["none"] * 4, [], {}, Calibration("", ""))
-        >>> calibration_section(empty).title
-        'toy: calibration, clean'
+        >>> import numpy as np
+        >>> from spherecf.data import PairList
+        >>> from spherecf.embeddings import Embeddings
+        >>> from spherecf.evaluation import CalibrationOptions, evaluate_calibration
+        >>> rng, person = np.random.default_rng(0), np.repeat(np.arange(60), 4)
+        >>> mu = rng.normal(size=(60, 8))[person] + rng.normal(size=(240, 8)) / 2
+        >>> keys = [str(image) for image in range(240)]
+        >>> e = Embeddings(
+        ...     mu / np.linalg.norm(mu, axis=1, keepdims=True), rng.normal(3, 1, 240), keys, person
+        ... )
+        >>> a = rng.integers(0, 240, 3000)
+        >>> b = np.where(np.arange(3000) % 2, rng.integers(0, 240, 3000), a ^ 1)
+        >>> pairs = PairList("toy", [keys[i] for i in a], [keys[i] for i in b], a // 4 == b // 4, a * 0)
+        >>> report = evaluate_calibration(e, e, pairs, CalibrationOptions(draws=0, alpha=0.2))
+        >>> calibration_section(report).title
+        'toy: calibration, clean/clean'
     """
     plot_list: list[Plot] = []
     if report.scores and plots:
@@ -572,10 +593,18 @@ def rejection_section(report: RejectionReport, plots: bool = True) -> Section:
         MissingDependencyError: matplotlib is not installed.
 
     Example:
-        >>> kappas = {"posterior": 9.0, "mutual": 9.0}
-        >>> empty = RejectionReport("toy", {}, kappas, 0.5, 0.5, "none", [], [], [], ["norm"])
-        >>> rejection_section(empty).notes[-1]
-        'Confidences missing from these probes: norm.'
+        >>> import numpy as np
+        >>> from spherecf.evaluation import OpenSet, RejectionOptions, evaluate_rejection
+        >>> from spherecf.scoring import pool_templates
+        >>> rng, subject = np.random.default_rng(0), np.repeat(np.arange(60), 3)
+        >>> mu = rng.normal(size=(60, 16))[subject] + 0.5 * rng.normal(size=(180, 16))
+        >>> mu = mu / np.linalg.norm(mu, axis=1, keepdims=True)
+        >>> t = pool_templates(mu, rng.uniform(20, 60, 180), np.arange(180))
+        >>> enrolled, probes = np.arange(0, 120, 3), np.flatnonzero(np.arange(180) % 3 > 0)
+        >>> test = OpenSet(t.select(enrolled), subject[enrolled], t.select(probes), subject[probes])
+        >>> report = evaluate_rejection(test, RejectionOptions([0.1], draws=0, trials=20), name="toy")
+        >>> rejection_section(report).title
+        'toy: rejection in open-set identification'
     """
     resolved = [point for point in report.points if _entries(report, point)]
     return Section(

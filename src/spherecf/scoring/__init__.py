@@ -4,10 +4,10 @@ A larger score means more similar; a pair is accepted if and only if score >= th
 (mu, kappa) from any network.
 """
 
-from spherecf.scoring.matrix import cosine_matrix, cosine_tiles, mutual_likelihood_matrix
+from spherecf.scoring.matrix import cosine_matrix, cosine_tiles as cosine_tiles, mutual_likelihood_matrix
 from spherecf.scoring.pairs import cosine_score, gaussian_score, mutual_likelihood_score
 from spherecf.scoring.pooling import (
-    Pooled,
+    Pooled as Pooled,
     mean_by as mean_by,
     natural_parameter as natural_parameter,
     pool,
@@ -19,19 +19,16 @@ from spherecf.scoring.posterior import (
     mean_cosine_kappa as mean_cosine_kappa,
     open_set_posterior,
 )
-from spherecf.scoring.reductions import Top, mutual_likelihood_counts, mutual_likelihood_top
+from spherecf.scoring.reductions import Top as Top, mutual_likelihood_counts, mutual_likelihood_top
 from spherecf.scoring.template_pairs import score_template_pairs
 from spherecf.scoring.templates import Templates, pool_templates
 
 # Names imported `as` themselves are for the other packages of spherecf and are not part of the public
 # interface.
 __all__ = [
-    "Pooled",
     "Templates",
-    "Top",
     "cosine_matrix",
     "cosine_score",
-    "cosine_tiles",
     "gaussian_score",
     "mutual_likelihood_counts",
     "mutual_likelihood_matrix",

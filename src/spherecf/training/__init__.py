@@ -3,15 +3,15 @@
 from spherecf.training.backbone import (
     BACKBONE_FILE as BACKBONE_FILE,
     PROTOTYPE_FILE as PROTOTYPE_FILE,
-    TrainedBackbone,
+    TrainedBackbone as TrainedBackbone,
     train_backbone,
 )
-from spherecf.training.cache import FeatureCache, build_cache, cache_bytes
+from spherecf.training.cache import FeatureCache as FeatureCache, build_cache as build_cache, cache_bytes
 from spherecf.training.classifier import ShardedClassifier as ShardedClassifier
 from spherecf.training.confidence import (
     MODEL_FILE as MODEL_FILE,
     TrainingData as TrainingData,
-    fit_confidence,
+    fit_confidence as fit_confidence,
     new_head as new_head,
     prepare as prepare,
     train_confidence,
@@ -35,7 +35,7 @@ from spherecf.training.config import (
     ViewSettings as ViewSettings,
     lr_factor as lr_factor,
 )
-from spherecf.training.distributed import Ranks, join_ranks
+from spherecf.training.distributed import Ranks as Ranks, join_ranks
 from spherecf.training.features import (
     CachedFeatures as CachedFeatures,
     GivenPrototypes as GivenPrototypes,
@@ -43,7 +43,7 @@ from spherecf.training.features import (
     StreamedFeatures as StreamedFeatures,
     Targets as Targets,
     prototype_targets as prototype_targets,
-    prototypes_for,
+    prototypes_for as prototypes_for,
 )
 from spherecf.training.heads import (
     FitResult as FitResult,
@@ -56,15 +56,9 @@ from spherecf.training.heads import (
 __all__ = [
     "BackboneConfig",
     "ConfidenceConfig",
-    "FeatureCache",
     "Monitor",
-    "Ranks",
-    "TrainedBackbone",
-    "build_cache",
     "cache_bytes",
-    "fit_confidence",
     "join_ranks",
-    "prototypes_for",
     "train_backbone",
     "train_confidence",
 ]
