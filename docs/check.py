@@ -23,6 +23,7 @@ import subprocess
 import symtable
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,14 +142,14 @@ def commands(first: int, lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def check_command(page: Path, number: int, words: list[str], app: Any) -> Iterator[Problem]:
-    """One command: `spherecf`, `python script.py` and `make` are known, others pass."""
+    """One command: `spherecf`, `python -m studies`, `python script.py` and `make` are known, others pass."""
     for at in range(1, len(words) - 1):
-        if words[at : at + 2] == ["-m", "spherecf"]:  # started by python or torchrun
+        if words[at] == "-m" and words[at + 1] in ("spherecf", "studies"):  # started by python or torchrun
             words = words[at + 1 :]
             break
     program = Path(words[0]).name
-    if program == "spherecf":
-        for text in unknown_words(words[1:], app):
+    if program in ("spherecf", "studies"):
+        for text in unknown_words(words[1:], app if program == "spherecf" else studies(), program):
             yield Problem(page, number, text)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -164,9 +165,16 @@ def check_command(page: Path, number: int, words: list[str], app: Any) -> Iterat
                 yield Problem(page, number, f"{words[1]} has no option {option}")
 
 
-def unknown_words(words: list[str], command: Any) -> Iterator[str]:
-    """Verbs and options of a `spherecf` command line that do not exist."""
-    verb = "spherecf"
+@cache
+def studies() -> Any:
+    """The commands of `python -m studies`."""
+    import typer.main
+
+    return typer.main.get_command(importlib.import_module("studies.__main__").app)
+
+
+def unknown_words(words: list[str], command: Any, verb: str) -> Iterator[str]:
+    """Verbs and options of a command line that ``verb`` does not have."""
     for word in words:
         options = {
             name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)

@@ -42,6 +42,7 @@ def problems(check: ModuleType, folder: Path, text: str) -> list[str]:
         ("```bash\npip list && spherecf date\n```", "2: `spherecf` has no verb 'date'"),
         ("```\nspherecf --key-file=k evaluate pairs e\n```", "2: `spherecf evaluate` has no verb 'pairs'"),
         ("```\ntorchrun --nproc-per-node 2 -m spherecf train heads\n```", "2: `spherecf train` has no verb"),
+        ("```\npython -m studies promise LFW\n```", "2: `studies` has no verb 'promise' (it has cohort"),
         ("```bash\npython benchmarks/tenfold.py --faster\n```", "2: benchmarks/tenfold.py has no option"),
         ("```bash\nmake sandwich\n```", "2: Makefile has no target 'sandwich'"),
         ("Look into `src/spherecf/gone.py`.", "1: there is no src/spherecf/gone.py in the repository"),
