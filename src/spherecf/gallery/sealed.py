@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.common.files import sync_folder
 from spherecf.common.sealing import NONCE, SALT, Key, decrypted, matching_key, reject_plain
 from spherecf.errors import InputError, StorageError
 from spherecf.gallery.rows import FORMAT, Header, Images, Template
@@ -350,14 +351,26 @@ def reseal_gallery(path: str | Path, key: Key | None, new: Key | None) -> bool:
         target.claim_alone()
         with closing(open_store(uri, dim, key)) as old:
             old.header()
+            if new is not None:
+                _delete_search_file(uri)  # also if done: a power cut may have restored it
             if not done:
-                for name in (f"{uri}-search", f"{uri}-search-part"):
-                    Path(name).unlink(missing_ok=True)
                 target.replace(facts, old)
         target.header()
         target.erase()
         target.compact()
     return not done
+
+
+def _delete_search_file(uri: str) -> None:
+    try:
+        for name in (f"{uri}-search", f"{uri}-search-part"):
+            Path(name).unlink(missing_ok=True)
+        sync_folder(Path(uri).parent)
+    except OSError as error:
+        raise StorageError(
+            f"{uri}-search: the file contains unencrypted directions, and could not be deleted "
+            f"({error.strerror}); delete it, then run the same command again"
+        ) from error
 
 
 def _key_id(header: dict[str, Any] | None) -> str | None:
