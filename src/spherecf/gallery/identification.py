@@ -207,7 +207,7 @@ class Identification:
             was given by the user.
         min_kappa: minimum kappa of a probe for a decision; None if there is no minimum.
         exact: whether the search was exact.
-        scored: number of templates that were scored. In an exact search, the others provably have lower
+        scored: number of templates that were scored. In an exact search, the others provably have no higher
             scores; in an approximate search, they were not considered.
         tested_on: data on which the rule was tested; None if no rule was used.
     """

@@ -217,6 +217,11 @@ class Store:
         result = self._ask("SELECT row FROM templates INDEXED BY by_images")
         return np.sort(np.fromiter((row for (row,) in result), np.int64, len(result)))
 
+    def first_rows(self, count: int) -> NDArray[np.int64]:
+        """(count,) row numbers of the first templates by id, increasing; fewer if there are not so many."""
+        result = self._ask("SELECT row FROM templates ORDER BY id LIMIT ?", (count,))
+        return np.sort(np.array([row for (row,) in result], np.int64))
+
     def people(self, rows: NDArray[np.int64]) -> "People":
         """Templates by row number, in order, without their facts. Removed templates are left out."""
         result = self._people_rows(json.dumps(rows.tolist()))
