@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spherecf.calibration import Calibration
 from spherecf.gallery.bound import Array, Bound
-from spherecf.gallery.identification import Candidate, Limit
+from spherecf.gallery.identification import Candidate, Limit, weigh
 from spherecf.gallery.index import SUB, Damaged, Index, quantise
 from spherecf.gallery.store import People, Store
 from spherecf.scoring import mutual_likelihood_score
@@ -277,9 +277,15 @@ class Finder:
         """Hits as candidates, with thresholds and likelihood ratios if available."""
         return tuple(self._candidate(hit, limits) for hit in hits.best)
 
-    def limits_of(self, hits: Hits, limits: Limits) -> list[Limit]:
-        """The limit of each hit, which depends on whether its template has several images."""
-        return [limits[int(hit.images > 1)] for hit in hits.best]
+    def weighed(
+        self, hits: Hits, limits: Limits | None, kappa: float
+    ) -> tuple[tuple[Candidate, ...], list[Limit] | None]:
+        """Hits as candidates with their evidence, and their limits; see `weigh`."""
+        candidates = self.candidates(hits, limits)
+        if limits is None:
+            return candidates, None
+        hit_limits = [limits[int(hit.images > 1)] for hit in hits.best]
+        return weigh(candidates, hit_limits, self._calibration, kappa), hit_limits
 
     def _candidate(self, hit: Hit, limits: Limits | None) -> Candidate:
         pooled, value = hit.images > 1, -hit.negative_score
