@@ -59,7 +59,7 @@ def test_enrol_identify_list_and_remove(people: Path, tmp_path: Path) -> None:
     assert results[2]["answer"] == "undecided" and results[2]["candidates"] == [] and "s2" in messages
     enrolments, _ = run("enrol", path, "s2", PEOPLE / "s2", "--add")
     assert enrolments[0]["images"] == 10
-    assert run("remove", path, "s1")[0] == [{"identity": "s1", "removed": 1}]
+    assert run("remove", path, "s1", " s1")[0] == [{"identity": "s1", "removed": 1}]
     people_listed, _ = run("list", path)
     assert [(line["identity"], line["images"]) for line in people_listed] == [("s2", 10), ("s3", 3)]
     info, _ = run("info", path)

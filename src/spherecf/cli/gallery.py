@@ -171,7 +171,9 @@ def remove(
     token: GalleryToken = "",
 ) -> None:
     """Remove people. Their templates, images and names are overwritten with zeros."""
-    lines = []
+    from spherecf.gallery import checked_identity
+
+    lines, names = [], list(dict.fromkeys(map(checked_identity, names)))
     with _open_existing(gallery, model, backbone, token) as opened:
         if unknown := [name for name in names if name not in opened]:
             raise InputError(f"{gallery}: not enrolled: {', '.join(unknown)}; nothing was removed")

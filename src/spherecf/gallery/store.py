@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.files import Lock
+from spherecf.common.files import Lock, check_destination, make_folder
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.gallery.rows import Images, Template
 
@@ -106,6 +106,8 @@ class Store:
             )
         except sqlite3.Error as error:
             raise self._failure(error) from error
+        except StorageError:  # a StorageError is also an OSError
+            raise
         except OSError as error:
             raise StorageError(f"{uri}: cannot be opened ({error.strerror})") from error
         try:
@@ -458,7 +460,10 @@ class Store:
             return FileFormatError(self.uri, "expected the file of a gallery, got another kind of file.")
         if isinstance(error, UnicodeError) or (code or 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
             return self.damaged(str(error))
-        return StorageError(f"{self.uri}: the gallery cannot be read or written ({error})")
+        return StorageError(
+            f"{self.uri}: the gallery cannot be read or written ({error}); completed changes are kept. Check "
+            "the free space and the permissions of its folder, then run the same command again"
+        )
 
 
 def _check_file(path: Path) -> None:
@@ -471,7 +476,8 @@ def _check_file(path: Path) -> None:
             )  # fmt: skip
         raise FileFormatError(path, "expected the file of a gallery, got a folder.")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_destination(path)
+        make_folder(path.parent)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
