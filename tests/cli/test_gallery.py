@@ -65,6 +65,12 @@ def test_enrol_identify_list_and_remove(people: Path, tmp_path: Path) -> None:
     info, _ = run("info", path)
     assert info[0]["identities"] == 2 and info[0]["images"] == 13
     run("compact", path)
+    (people / "s3" / "notes.txt").write_text("not a photo")
+    results, messages = run("identify", path, people / "s3")
+    assert len(results) == 4 and "not photos: 1" in messages and "notes.txt" in messages
+    (tmp_path / "no photos").mkdir()
+    with pytest.raises(InputError, match="found no photos in"):
+        run("identify", path, tmp_path / "no photos")
 
 
 def test_wrong_usage_is_refused(people: Path, tmp_path: Path) -> None:
