@@ -358,7 +358,7 @@ def reseal_gallery(path: str | Path, key: Key | None, new: Key | None) -> bool:
         with closing(open_store(uri, dim, key)) as old:
             old.header()
             if new is not None:
-                _delete_search_file(uri)  # also if done: a power cut may have restored it
+                _delete_search_file(Path(uri).resolve())  # also if done: a power cut may have restored it
             if not done:
                 target.replace(facts, old)
         target.header()
@@ -367,14 +367,14 @@ def reseal_gallery(path: str | Path, key: Key | None, new: Key | None) -> bool:
     return not done
 
 
-def _delete_search_file(uri: str) -> None:
+def _delete_search_file(path: Path) -> None:
     try:
-        for name in (f"{uri}-search", f"{uri}-search-part"):
-            Path(name).unlink(missing_ok=True)
-        sync_folder(Path(uri).parent)
+        for ending in ("-search", "-search-part"):
+            Path(f"{path}{ending}").unlink(missing_ok=True)
+        sync_folder(path.parent)
     except OSError as error:
         raise StorageError(
-            f"{uri}-search: the file contains unencrypted directions, and could not be deleted "
+            f"{path}-search: the file contains unencrypted directions, and could not be deleted "
             f"({error.strerror}); delete it, then run the same command again"
         ) from error
 

@@ -99,8 +99,9 @@ class Store:
         try:
             if self._lockable:
                 _check_file(Path(uri))
-            read_only = self._lockable and _is_on_read_only_disk(Path(uri))
-            location = f"{Path(uri).resolve().as_uri()}?immutable=1" if read_only else uri
+            path = self._path = Path(uri).resolve()  # one lock and search file, whatever links lead here
+            read_only = self._lockable and _is_on_read_only_disk(path)
+            location = f"{path.as_uri()}?immutable=1" if read_only else uri
             self._db = sqlite3.connect(
                 location, timeout, isolation_level=None, check_same_thread=False, uri=read_only
             )
@@ -121,7 +122,7 @@ class Store:
     @property
     def search_file(self) -> Path | None:
         """File of the search index, next to the gallery; None if the index is held in memory only."""
-        return Path(f"{self.uri}-search") if self._lockable else None
+        return Path(f"{self._path}-search") if self._lockable else None
 
     def header(self) -> dict[str, Any] | None:
         """Facts about the gallery; None if it does not exist yet."""
@@ -157,7 +158,7 @@ class Store:
         """
         if self._held is None and self._lockable:
             self._held = Lock(
-                f"{self.uri}-lock", f"{self.uri}: the gallery",
+                f"{self._path}-lock", f"{self.uri}: the gallery",
                 "only one process at a time can write to it. Wait for that process, or use a Milvus server "
                 "for several writers",
             )  # fmt: skip
@@ -317,7 +318,7 @@ class Store:
         (result,), *_ = self._ask("PRAGMA integrity_check(1)")
         if result != "ok":
             raise self.damaged(result)
-        folder = str(Path(self.uri).resolve().parent).replace("'", "''")
+        folder = str(self._path.parent).replace("'", "''")
         self._ask(f"PRAGMA temp_store_directory = '{folder}'")  # keeps templates on the disk of the gallery
         try:
             self._ask("VACUUM")
@@ -484,7 +485,7 @@ def _check_file(path: Path) -> None:
 
 def _is_on_read_only_disk(path: Path) -> bool:
     """Whether a gallery is on a read-only disk. SQLite must then be told that no process writes to it."""
-    if os.name != "posix" or not os.statvfs(path.resolve().parent).f_flag & os.ST_RDONLY:
+    if os.name != "posix" or not os.statvfs(path.parent).f_flag & os.ST_RDONLY:
         return False
     log = Path(f"{path}-wal")
     return not (log.exists() and log.stat().st_size)
