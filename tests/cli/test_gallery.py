@@ -59,12 +59,18 @@ def test_enrol_identify_list_and_remove(people: Path, tmp_path: Path) -> None:
     assert results[2]["answer"] == "undecided" and results[2]["candidates"] == [] and "s2" in messages
     enrolments, _ = run("enrol", path, "s2", PEOPLE / "s2", "--add")
     assert enrolments[0]["images"] == 10
-    assert run("remove", path, "s1")[0] == [{"identity": "s1", "removed": 1}]
+    assert run("remove", path, "s1", " s1")[0] == [{"identity": "s1", "removed": 1}]
     people_listed, _ = run("list", path)
     assert [(line["identity"], line["images"]) for line in people_listed] == [("s2", 10), ("s3", 3)]
     info, _ = run("info", path)
     assert info[0]["identities"] == 2 and info[0]["images"] == 13
     run("compact", path)
+    (people / "s3" / "notes.txt").write_text("not a photo")
+    results, messages = run("identify", path, people / "s3")
+    assert len(results) == 4 and "not photos: 1" in messages and "notes.txt" in messages
+    (tmp_path / "no photos").mkdir()
+    with pytest.raises(InputError, match="found no photos in"):
+        run("identify", path, tmp_path / "no photos")
 
 
 def test_wrong_usage_is_refused(people: Path, tmp_path: Path) -> None:

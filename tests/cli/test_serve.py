@@ -52,8 +52,9 @@ def test_the_room_can_be_imported_without_fastapi() -> None:
 
 
 @pytest.mark.slow
-def test_service_starts_answers_and_stops(tmp_path: Path) -> None:
-    """Start the service, use it at the printed URL, and interrupt it; the token is printed only once."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_service_starts_answers_and_stops(tmp_path: Path, number: signal.Signals) -> None:
+    """Start the service, use it at the printed URL, and end it; the token is printed only once."""
     with socket.create_server(("127.0.0.1", 0)) as probe_socket:
         port = probe_socket.getsockname()[1]
     gallery = str(tmp_path / "people")
@@ -98,6 +99,8 @@ def test_service_starts_answers_and_stops(tmp_path: Path) -> None:
         form = {"Content-Type": "multipart/form-data; boundary=b"}
         large = client.post("/api/quality", headers=form, content=body)
         assert large.status_code == 413 and "too large" in large.json()["error"]
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=30)
+    assert process.returncode == (130 if number == signal.SIGINT else 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["people"]  # closed: nothing is left in SQLite's log
     assert token not in out + err and "Traceback" not in err and out == ""

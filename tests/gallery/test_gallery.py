@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration, near, unit
 
+from spherecf.calibration import LogisticCalibrator
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
 from spherecf.gallery import Gallery
 from spherecf.scoring import pool_templates
@@ -356,7 +357,9 @@ def test_without_calibration_identification_is_undecided(opened: Open, people: n
 
 
 def test_enrolments_have_quality_warnings(opened: Open, people: np.ndarray) -> None:
-    gallery = opened(calibration=calibration())
+    scores, mated = [-30.0, -20.0, -10.0, 5.0, -5.0, 10.0, 20.0, 30.0], [0, 0, 0, 0, 1, 1, 1, 1]
+    ratio = LogisticCalibrator.fit(scores, mated, score="mls", radius=RADIUS)
+    gallery = opened(calibration=calibration(likelihood={"mls": ratio}))
     assert enrol(gallery, "Ann", people[:1]).warnings == ()
     assert enrol(gallery, "Ann again", near(people[:1], 1)).warnings[0].startswith("resembles Ann ")
     assert enrol(gallery, "Poor", people[1:2], 20.0).warnings[0].startswith("low quality: kappa 20.0")

@@ -11,7 +11,9 @@ from tests.gallery.conftest import DIM, near, unit
 from tests.reference.gallery import brute_force
 
 import spherecf.gallery.index as index_module
+from spherecf.errors import StorageError
 from spherecf.gallery import Gallery
+from spherecf.gallery.index import quantise
 
 Open = Callable[..., Gallery]
 PEOPLE = 300
@@ -156,3 +158,29 @@ def test_readers_search_without_writing_the_search_file(opened: Open, path: Path
     writer._store.claim()
     check(reader, mu)
     assert not file.exists() and not is_mapped(reader)
+
+
+def test_a_link_has_the_same_lock_and_search_file(
+    opened: Open, path: Path, mu: np.ndarray, tmp_path: Path
+) -> None:
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "gallery"
+    link.symlink_to(path)
+    codes = quantise(mu[:1])[0].tobytes()
+    assert codes in Path(f"{path}-search").read_bytes()
+    with opened(link) as gallery:
+        assert is_mapped(gallery)
+        gallery.remove("000")
+        with opened() as other, pytest.raises(StorageError, match="in use by process"):
+            other.remove("001")
+    assert codes not in Path(f"{path}-search").read_bytes()
+    assert [file.name for file in link.parent.iterdir()] == ["gallery"]
+
+
+def test_people_are_removed_although_the_search_file_is_gone(
+    opened: Open, path: Path, mu: np.ndarray
+) -> None:
+    gallery = opened()
+    Path(f"{path}-search").unlink()
+    assert gallery.remove("000") == 1 and "000" not in gallery
+    check(gallery, mu)

@@ -45,8 +45,6 @@ def test_the_table_does_not_replace_rules_that_the_data_do_not_support() -> None
     failed = replace(first, accept=None, reject=None)
     calibrated = Calibration(MODEL, "d" * 64, decisions=(failed,), thresholds={"mls": table()})
     assert limit_for(calibrated, "mls", 1e-3) is None and limits_for(calibrated, 1e-3, None, RADIUS) is None
-    warnings = limits_for(calibrated, 1e-3, None, RADIUS, evidence=False)
-    assert warnings is not None and warnings[0].accept == 999.0
     candidate = Candidate("anna", "t1", 2000.0, 0.9, 100.0)
     assert decide([candidate], None, 100.0, 0.01)[0] == "undecided"
 
@@ -92,7 +90,7 @@ def test_evidence_is_preferred_and_its_extrapolation_reported() -> None:
     limits = limits_for(calibrated, 0.01 / 1e6, None, RADIUS)
     assert limits is not None and limits[0].score == "evidence" and limits[0].strict_enough
     assert limits[1].score == "mls" or limits[1] == limits[0]
-    scores = limits_for(calibrated, 0.01 / 1e6, None, RADIUS, evidence=False)
+    scores = limits_for(calibration(), 0.01 / 1e6, None, RADIUS)
     assert scores is not None and {limit.score for limit in scores} == {"mls"}
     candidate = Candidate("anna", "t1", 12.0, 0.8, 100.0, accept=4.0, reject=-1.0)
     (weighed,) = weigh([candidate], limits[:1], calibrated, 60.0)

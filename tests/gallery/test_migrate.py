@@ -1,5 +1,6 @@
 """Migration of Milvus Lite folders, the format of earlier versions, to gallery files."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from tests.gallery.conftest import BACKBONE, DIM, MODEL, RADIUS, calibration
 
 from spherecf.common.sealing import KEY_FILE, make_key
-from spherecf.errors import FileFormatError, InputError
+from spherecf.errors import FileFormatError, InputError, StorageError
 from spherecf.gallery import Gallery, migrate, milvus
 
 milvus_lite = pytest.importorskip("milvus_lite", reason="no Milvus Lite")
@@ -82,6 +83,19 @@ def test_everything_is_migrated(old: Path, opened: Open, tmp_path: Path, people:
     assert enrolment.images == 4 and enrolment.enrolled == WHEN
     with pytest.raises(InputError, match="exists already"):
         migrate(old, tmp_path / "new")
+
+
+def test_a_failed_rename_is_reported_and_can_be_repeated(
+    old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, target: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", fail)
+        with pytest.raises(StorageError, match=r"new: .* could not be renamed \(Input"):
+            migrate(old, tmp_path / "new")
+    assert migrate(old, tmp_path / "new") == 10
 
 
 def test_with_a_key_the_new_gallery_is_encrypted(

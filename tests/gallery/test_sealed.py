@@ -1,5 +1,6 @@
 """Encrypted galleries: same answers, no readable data on disk, and refusal of every alteration."""
 
+import errno
 import shutil
 import sqlite3
 import subprocess
@@ -315,6 +316,32 @@ def test_resealing_encrypts_changes_the_key_and_decrypts(
                 wrong_key = second_key if new_key is first_key else first_key
                 reseal_gallery(path, None if key else second_key, wrong_key)
     assert schema_of(path) == schema and not (tmp_path / "none").exists()
+
+
+def test_encryption_stops_if_the_plain_search_file_cannot_be_deleted(
+    opened: Open, people: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "_TAIL", 2)
+    (tmp_path / "keys").mkdir()
+    key, path = make_key(tmp_path / "keys" / "key"), tmp_path / "people"
+    with opened() as gallery:
+        fill(gallery, people)
+    expected, search_file = use(path), tmp_path / "people-search"
+    plain, unlink = search_file.read_bytes(), Path.unlink
+
+    def fail(file: Path, *arguments: Any, **options: Any) -> None:
+        if file == search_file:
+            raise OSError(errno.EIO, "Input/output error")
+        unlink(file, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", fail)
+        with pytest.raises(StorageError, match=r"people-search: .* could not be deleted \(Input"):
+            reseal_gallery(path, None, key)
+    assert use(path) == expected and reseal_gallery(path, None, key)
+    search_file.write_bytes(plain)  # the deletion did not survive a power cut
+    assert not reseal_gallery(path, None, key) and count_visible(tmp_path, secrets_of(people)) == 0
+    assert not search_file.exists()
 
 
 @pytest.mark.slow

@@ -6,8 +6,10 @@ from tests.reference.gallery import brute_force
 
 import spherecf.gallery.index as index_module
 import spherecf.gallery.search as search_module
+from spherecf.common.sealing import Key
 from spherecf.gallery.index import Index, quantise
 from spherecf.gallery.rows import Template
+from spherecf.gallery.sealed import SealedStore
 from spherecf.gallery.search import Hits, search
 from spherecf.gallery.store import Store
 
@@ -32,8 +34,9 @@ FACTS = {"warnings": [], "sources": [], "enrolled": "", "changed": "", "medium":
 class MemoryGallery:
     """A store in memory and its index."""
 
-    def __init__(self, mu: np.ndarray, kappa: np.ndarray) -> None:
-        self.store = Store(":memory:", mu.shape[1])
+    def __init__(self, mu: np.ndarray, kappa: np.ndarray, key: Key | None = None) -> None:
+        dim = mu.shape[1]
+        self.store = Store(":memory:", dim) if key is None else SealedStore(":memory:", dim, key)
         self.store.create({})
         self.put(mu, kappa, [f"{i:05d}" for i in range(len(mu))])
         self.index = Index(self.store, mu.shape[1])
@@ -75,6 +78,22 @@ def test_search_matches_brute_force(name: str, dim: int) -> None:
         gallery.check(probes, np.full(len(probes), probe_kappa), 7)
     gallery.check(probes[:2], np.array([200.0, 500.0]), 1)
     gallery.check(probes[:2], np.array([200.0, 500.0]), 5000)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("key", [None, Key(bytes(32), "a test")])
+def test_a_probe_with_kappa_0_is_answered_with_the_first_ids(key: Key | None) -> None:
+    rng = np.random.default_rng(4)
+    mu, kappa = unit(rng, 600, 64), KAPPAS["any size"](rng, 600)
+    gallery = MemoryGallery(mu, kappa, key)
+    gallery.store.remove("00001")
+    gallery.index.follow()
+    gallery.check(mu[:3], np.array([0.0, 300.0, 0.0]), 4)
+    (hits,) = gallery.search(mu[:1], np.zeros(1), 4)
+    assert [hit.id for hit in hits.best] == ["00000", "00002", "00003", "00004"] and hits.scored == 4
+    cosines = np.clip(mu[[0, 2, 3, 4]].astype(np.float64) @ mu[0], -1, 1)
+    np.testing.assert_allclose([hit.cosine for hit in hits.best], cosines, rtol=0, atol=1e-12)
+    assert [hit.kappa for hit in hits.best] == kappa[[0, 2, 3, 4]].tolist()
 
 
 def test_ties_are_ordered_by_id() -> None:

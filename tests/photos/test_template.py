@@ -11,6 +11,7 @@ from tests.photos.conftest import DIM, RADIUS, face, photo
 from spherecf.calibration import Calibration
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError, ModelError
+from spherecf.gallery import Gallery
 from spherecf.photos import AssessedPhoto, FaceAssessor, build_template
 
 E = np.eye(DIM)
@@ -125,6 +126,34 @@ def test_a_stranger_is_found_among_real_faces(
     template = build_template([*own_photos, bob], model.calibration, radius=model.radius)
     assert [result.stranger for result in template.photos] == [False] * len(own_photos) + [True]
     assert list(template.grown) == sorted(template.grown)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["s1/1", "s1/2", "s2/1", "s2/2"],
+        ["s2/1", "s1/1", "s1/2", "s1/3"],
+        ["s1/1", "s1/2", "s1/3"],
+        ["s1/1", "s2/1"],
+    ],
+)
+def test_a_gallery_warns_of_the_same_photos(
+    assessor: FaceAssessor, photos: dict[str, AssessedPhoto], tmp_path: Path, names: list[str]
+) -> None:
+    model, chosen = assessor.model, [photos[f"{name}.pgm"] for name in names]
+    template = build_template(chosen, model.calibration, radius=model.radius)
+    strangers = [result.name for result in template.photos if result.stranger]
+    expected = [warning for warning in template.warnings if "several people" in warning]
+    if strangers:
+        expected.insert(0, f"photos that do not look like the others: {', '.join(strangers)}")
+    facts = {"model": model.fingerprint(), "dim": model.backbone.dim, "radius": model.radius}
+    with Gallery.open(tmp_path / "people", calibration=model.calibration, **facts) as gallery:
+        faces = [result.faces[0] for result in chosen]
+        enrolled = gallery.enrol(
+            "Ann", np.stack([face.mu for face in faces]), [face.kappa for face in faces], media=names,
+            sources=[result.name for result in chosen],
+        )  # fmt: skip
+    assert list(enrolled.warnings) == expected
 
 
 @pytest.mark.parametrize(("share", "helps"), [(0.22, False), (0.28, True)])

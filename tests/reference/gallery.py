@@ -1,5 +1,6 @@
 """Search of a gallery by scoring every template, and sorting."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,11 @@ from spherecf.scoring import mutual_likelihood_score
 def brute_force(
     store: Any, mu: np.ndarray, kappa: float, top: int, radius: float
 ) -> tuple[list[str], np.ndarray]:
-    """(ids, scores) of the best: higher scores first, then smaller ids."""
+    """(ids, scores) of the best: higher scores first, then smaller ids.
+
+    With kappa 0 the density of the probe is one over the area of the sphere, and so are all likelihoods: the
+    scores then differ by rounding noise only, which must not order them.
+    """
     people = store.people(store.rows())
     scores = mutual_likelihood_score(
         torch.from_numpy(mu).double()[None],
@@ -20,6 +25,11 @@ def brute_force(
         torch.from_numpy(people.kappa),
         radius=radius,
     ).numpy()
+    if kappa == 0:
+        dim = len(mu)
+        uniform = math.lgamma(dim / 2) - math.log(2) - dim / 2 * math.log(math.pi) - dim * math.log(radius)
+        np.testing.assert_allclose(scores, uniform, rtol=1e-9)
+        scores[:] = uniform
     found = sorted(zip((-scores).tolist(), people.ids))[:top]
     return [key for _, key in found], -np.array([score for score, _ in found])
 

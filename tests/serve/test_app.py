@@ -177,7 +177,7 @@ def test_invalid_names_are_refused(client: TestClient, people: IdentityFolder, n
         ("compare", ["left", "right"], {"max_fmr": "2"}, "max_fmr"),
         ("compare", ["left", "right"], {"max_fmr": "0.5"}, "there are"),
         ("compare", ["left", "right"], {"max_fmr": "lots"}, "max_fmr"),
-        ("compare", ["left", "right"], {"fmr": "0.01"}, "fmr"),
+        ("compare", ["left", "right"], {"fmr": "0.01"}, "fmr: is not a field of this form: expected max_fmr"),
         ("gallery/identify", ["photo"], {"top": "0"}, "top"),
         ("template", ["photos"] * 5, {}, "at most 4"),
     ],
@@ -209,6 +209,21 @@ def test_a_wrong_method_lists_the_allowed_ones(client: TestClient) -> None:
     for path, methods in allowed.items():
         answer = client.put(path)
         assert answer.status_code == 405 and set(answer.headers["allow"].split(", ")) == methods
+
+
+def test_head_is_answered_as_get_without_the_body(client: TestClient) -> None:
+    for path in (
+        "/",
+        "/docs",
+        "/api/health",
+        "/api/info",
+        "/api/gallery/identities",
+        "/missing",
+        "/api/quality",
+    ):
+        head, get = client.head(path), client.get(path)
+        assert head.status_code == get.status_code and not head.content and get.content, path
+        assert head.headers == get.headers
 
 
 def test_pages_fetch_nothing_from_other_sites(client: TestClient) -> None:

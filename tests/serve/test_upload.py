@@ -75,7 +75,7 @@ def test_file_names_are_sanitised(name: str, expected: str) -> None:
         ([photo()], {f"f{i}": "1" for i in range(30)}, 413, "too many parts"),
         ([("other", ("a.jpg", b"x"))], {}, 422, "The field 'other' is not expected here"),
         ([("other", (None, b"x"))], {}, 422, "The field 'photos' is missing: expected at least 1 photo"),
-        ([("photos", (None, b"no file"))], {}, 422, "The field 'photos' is not expected here"),
+        ([("photos", (None, b"no file"))], {}, 422, "The field 'photos' is a text: expected a photo"),
         ([photo(), ("a", (None, b"1")), ("a", (None, b"2"))], {}, 422, "The field 'a' occurs twice"),
     ],
 )  # fmt: skip

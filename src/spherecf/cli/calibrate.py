@@ -17,6 +17,7 @@ from spherecf.cli.options import (
     file_to_write,
     open_assessor,
     open_gallery,
+    print_ignored,
     print_listing,
     print_text,
 )
@@ -121,12 +122,20 @@ def _embed_photos(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Em
     import numpy as np
 
     from spherecf.embeddings import Embeddings
-    from spherecf.photos import find_photos, people_of
+    from spherecf.evaluation import MIN_PEOPLE
+    from spherecf.photos import PhotoFiles, find_photos, people_of
 
     people = {"": [folder]} if one_each else people_of(folder)
-    photos = [(name, photo) for name, paths in people.items() for photo in find_photos(paths).photos]
-    if not photos:
-        raise InputError(f"{folder}: contains no photos")
+    photos, left_out = [], PhotoFiles()
+    for name, paths in people.items():
+        files = find_photos(paths)
+        photos += [(name, photo) for photo in files.photos]
+        left_out.unreadable.extend(files.unreadable)
+        left_out.ignored.extend(files.ignored)
+    print_ignored(left_out)
+    n_people = len(photos) if one_each else len({name for name, _ in photos})
+    if n_people < MIN_PEOPLE:
+        raise InputError(f"{folder}: expected at least {MIN_PEOPLE} people, got {n_people}")
     faces, names, keys, failures = [], [], [], []
     stream = assessor.stream((photo.name, photo.path) for _, photo in photos)
     for assessed, (name, photo) in zip(track(stream, "photos", len(photos)), photos):

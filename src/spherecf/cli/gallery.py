@@ -18,6 +18,8 @@ from spherecf.cli.options import (
     PhotoPaths,
     open_assessor,
     open_gallery,
+    photos_in,
+    print_ignored,
     print_lines,
     print_text,
 )
@@ -141,9 +143,7 @@ def identify(
     Prints one JSON line per face: answer, identity, reason, thresholds, and the candidates with score,
     cosine, kappa and likelihood ratio. A photo without a face is undecided.
     """
-    from spherecf.photos import find_photos
-
-    files = find_photos(photos)
+    files = photos_in(photos)
     assessor = open_assessor(model, backbone, detector, faces="all" if every_face else "main")
     lines: list[dict[str, Any]] = []
     options: dict[str, Any] = {"top": top, "max_fpir": max_fpir, "threshold": threshold}
@@ -153,6 +153,7 @@ def identify(
             lines.extend(_identified(opened, photo, options | {"exact": not approximate}))
     print_lines(lines, as_lines)
     console.print(_answers(lines))
+    print_ignored(files)
 
 
 @app.command(epilog="Example: spherecf gallery remove people.gallery Anna")
@@ -171,7 +172,9 @@ def remove(
     token: GalleryToken = "",
 ) -> None:
     """Remove people. Their templates, images and names are overwritten with zeros."""
-    lines = []
+    from spherecf.gallery import checked_identity
+
+    lines, names = [], list(dict.fromkeys(map(checked_identity, names)))
     with _open_existing(gallery, model, backbone, token) as opened:
         if unknown := [name for name in names if name not in opened]:
             raise InputError(f"{gallery}: not enrolled: {', '.join(unknown)}; nothing was removed")

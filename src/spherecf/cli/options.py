@@ -14,12 +14,12 @@ from rich.markup import escape
 
 from spherecf.common.files import check_destination, check_folder
 from spherecf.common.progress import console
-from spherecf.errors import SpherecfError, StorageError
+from spherecf.errors import InputError, SpherecfError, StorageError
 
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
     from spherecf.models import ConfidenceModel, FrozenBackbone
-    from spherecf.photos import FaceAssessor
+    from spherecf.photos import FaceAssessor, PhotoFiles
 
 BackboneFile = Annotated[
     Path | None,
@@ -180,6 +180,31 @@ def print_listing(lines: Sequence[str], limit: int = 20, *, in_json: bool = True
     if len(lines) > limit:
         where = " (the JSON output lists all of them)" if in_json else ""
         print_text(f"  ... and {len(lines) - limit:,} more{where}")
+
+
+def photos_in(paths: Sequence[Path]) -> "PhotoFiles":
+    """The photos among files and in folders.
+
+    Raises:
+        InputError: there is none.
+    """
+    from spherecf.photos import find_photos
+
+    files = find_photos(paths)
+    if not files.photos:
+        print_ignored(files)
+        raise InputError(f"found no photos in {', '.join(map(str, paths))}")
+    return files
+
+
+def print_ignored(files: "PhotoFiles") -> None:
+    """Report folders that cannot be read, and files that are not photos, on stderr."""
+    if files.unreadable:
+        print_text(f"folders that cannot be read: {len(files.unreadable)}", "yellow")
+        print_listing([f"{name}: {reason}" for name, reason in files.unreadable], in_json=False)
+    if files.ignored:
+        print_text(f"files ignored because they are not photos: {len(files.ignored)}")
+        print_listing(files.ignored, in_json=False)
 
 
 def file_to_write(path: Path | None) -> Path | None:

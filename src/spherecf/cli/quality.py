@@ -20,6 +20,8 @@ from spherecf.cli.options import (
     folder_to_write,
     lines_wanted,
     open_assessor,
+    photos_in,
+    print_ignored,
     print_lines,
     print_listing,
     print_text,
@@ -104,16 +106,13 @@ def quality(
     kappa), kappa, reasons, bounding box and capture measurements. Photos without a face are listed with
     quality -1 and the reason. The photos are never changed.
     """
-    from spherecf.photos import find_photos, ranked_faces
+    from spherecf.photos import ranked_faces
 
     selection = (copy_to, keep_list, reject_list)
     if min_quality is None and any(selection):
         raise InputError("--copy-to, --keep-list and --reject-list need --min-quality")
     _check_sheet(sheet)
-    files = find_photos(paths)
-    if not files.photos:
-        _print_ignored(files)
-        raise InputError(f"found no photos in {', '.join(map(str, paths))}")
+    files = photos_in(paths)
     assessor = open_assessor(
         model, backbone, detector, faces=faces, engine=engine, device=device,
         max_pixels=round(max_megapixels * 1e6),
@@ -224,14 +223,4 @@ def _print_summary(rows: Sequence[dict[str, Any]], files: "PhotoFiles") -> None:
     if failures:
         print_text(f"photos without a usable face: {len(failures)}", "yellow")
         print_listing(failures, _MAX_LISTED)
-    _print_ignored(files)
-
-
-def _print_ignored(files: "PhotoFiles") -> None:
-    if files.unreadable:
-        print_text(f"folders that cannot be read: {len(files.unreadable)}", "yellow")
-        folders = [f"{name}: {reason}" for name, reason in files.unreadable]
-        print_listing(folders, _MAX_LISTED, in_json=False)
-    if files.ignored:
-        print_text(f"files ignored because they are not photos: {len(files.ignored)}")
-        print_listing(files.ignored, _MAX_LISTED, in_json=False)
+    print_ignored(files)

@@ -16,9 +16,10 @@ from spherecf.calibration import Calibration
 from spherecf.common.sealing import current_key, reject_plain
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, weigh
+from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, matches
 from spherecf.gallery.index import Index
 from spherecf.gallery.milvus import Server, is_server
+from spherecf.gallery.review import review
 from spherecf.gallery.rows import (
     Enrolled,
     Header,
@@ -29,7 +30,6 @@ from spherecf.gallery.rows import (
     checked_identity,
     no_images,
     pooled_template,
-    review,
 )
 from spherecf.gallery.sealed import open_store
 from spherecf.gallery.search import Finder
@@ -37,7 +37,7 @@ from spherecf.gallery.store import Store
 from spherecf.scoring import mean_by, natural_parameter
 
 _MIN_CANDIDATES = 16  # minimum number of candidates that a decision considers
-_REVIEW_FMR = 1e-3  # false match rate of the rules behind the warnings at enrolment
+_REVIEW_FPIR = 0.01  # for the warnings at enrolment: the default of `Gallery.identify`
 _BATCH = 10_000  # people per write of `Gallery.enrol_many`
 _RULES = "calibration"  # name of the fact under which the store has the rules
 _MIN_KAPPA = 1e-20  # replaces 0, whose logarithm is not finite
@@ -319,9 +319,7 @@ class Gallery:
         fmr = max_fpir / max(count, 1)
         limits = limits_for(self._calibration, fmr, threshold, self._header.radius)
         hits = self._finder.find(probe, probe_kappa, max(top, _MIN_CANDIDATES), exact)
-        candidates = self._finder.candidates(hits, limits)
-        hit_limits = None if limits is None else self._finder.limits_of(hits, limits)
-        candidates = weigh(candidates, hit_limits or (), self._calibration, probe_kappa) or candidates
+        candidates, hit_limits = self._finder.weighed(hits, limits, probe_kappa)
         answer, identity, reason = decide(candidates, hit_limits, probe_kappa, max_fpir)
         if not exact and answer != "identified":
             reason += " (the search was approximate and may have missed a person)"
@@ -516,10 +514,15 @@ class Gallery:
         self._interrupted = False
 
     def _review(self, name: str, images: Images, mu: NDArray[np.float32], kappa: float) -> tuple[str, ...]:
-        limits = limits_for(self._calibration, _REVIEW_FMR, None, self._header.radius, evidence=False)
-        candidates = self._finder.candidates(self._finder.find(mu, kappa, 2))
-        others = [candidate for candidate in candidates if candidate.identity != name]
-        return review(images, kappa, others, limits, self._header.radius)
+        calibration, radius = self._calibration, self._header.radius
+        limits = limits_for(calibration, _REVIEW_FPIR / max(len(self._index), 1), None, radius)
+        if calibration is None or limits is None:
+            return ()
+        candidates, hit_limits = self._finder.weighed(
+            self._finder.find(mu, kappa, _MIN_CANDIDATES), limits, kappa
+        )
+        alike = [other for other, _ in matches(candidates, hit_limits or (), kappa) if other.identity != name]
+        return review(images, kappa, limits[0].min_kappa, alike, calibration, radius)
 
     def _enrolled(self, template: Template) -> Enrolled:
         scale = None if self._calibration is None else self._calibration.kappa

@@ -44,14 +44,14 @@ class Limit:
     tested_on: str | None = None
 
 
-def limit_for(calibration: Calibration, score: str, fmr: float, *, guaranteed: bool = True) -> Limit | None:
+def limit_for(calibration: Calibration, score: str, fmr: float) -> Limit | None:
     """Find the lowest threshold with a false match rate of at most ``fmr``.
 
     If no threshold is that strict, the strictest one is returned; None if the calibration has no thresholds.
     Thresholds come from the decision rules, or from the threshold table if there are no rules. (The table
     need not hold for images of lower quality than those of the calibration.) If there are rules, but the data
-    supported none of them, the table is used only if ``guaranteed`` is false. A lower rate never gets a lower
-    threshold than a higher rate.
+    supported none of them, there are no thresholds. A lower rate never gets a lower threshold than a higher
+    rate.
 
     Example:
         >>> from spherecf.calibration import DecisionRule
@@ -66,7 +66,7 @@ def limit_for(calibration: Calibration, score: str, fmr: float, *, guaranteed: b
     fitted = [r for r in calibration.decisions if (r.score, r.error) == (score, "fmr")]
     rules = [r for r in fitted if r.decides]
     table = calibration.thresholds.get(score)
-    entries = () if rules or table is None or (fitted and guaranteed) else table.entries
+    entries = () if fitted or table is None else table.entries
     steps: list[tuple[float, float, DecisionRule | None]] = [  # (rate, threshold, rule)
         *((rule.alpha, float(rule.accept or 0.0), rule) for rule in rules),
         *((entry.target, entry.threshold, None) for entry in entries if entry.threshold is not None),
@@ -89,8 +89,6 @@ def limits_for(
     fmr: float,
     threshold: float | None,
     radius: float,
-    *,
-    evidence: bool = True,
 ) -> tuple[Limit, Limit] | None:
     """Limits for templates of one image and for templates of several; None if there are no thresholds.
 
@@ -100,19 +98,15 @@ def limits_for(
         threshold: threshold from the user, which overrides the calibrated one. The minimum kappa of the rules
             still applies.
         radius: radius r of the scores; a calibration for another radius is not used.
-        evidence: prefer limits on the calibrated evidence to limits on the score. If false, as for warnings,
-            limits need not be guaranteed.
     """
     single = pooled = None
     if calibration is not None and _same_radius(calibration, radius):
-        excluded = () if evidence else _EVIDENCE
         calibrated = {rule.score for rule in calibration.decisions if rule.error == "fmr"}
         calibrated |= calibration.thresholds.keys()
         single, pooled = (
-            next((limit_for(calibration, name, fmr, guaranteed=evidence)
-                  for name in names if name in calibrated and name not in excluded), None)
+            next((limit_for(calibration, name, fmr) for name in names if name in calibrated), None)
             for names in GALLERY_SCORES
-        )  # fmt: skip
+        )
     if threshold is not None:
         min_kappas = [-math.inf if limit is None else limit.min_kappa for limit in (single, pooled)]
         return (
@@ -207,7 +201,7 @@ class Identification:
             was given by the user.
         min_kappa: minimum kappa of a probe for a decision; None if there is no minimum.
         exact: whether the search was exact.
-        scored: number of templates that were scored. In an exact search, the others provably have lower
+        scored: number of templates that were scored. In an exact search, the others provably have no higher
             scores; in an approximate search, they were not considered.
         tested_on: data on which the rule was tested; None if no rule was used.
     """
@@ -228,6 +222,17 @@ class Identification:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dictionary."""
         return asdict(self) | {"candidates": [asdict(candidate) for candidate in self.candidates]}
+
+
+def matches(
+    candidates: Sequence[Candidate], limits: Sequence[Limit], kappa: float
+) -> list[tuple[Candidate, Limit]]:
+    """The candidates that reach their match threshold, if both kappas suffice for a decision."""
+    return [
+        (candidate, limit)
+        for candidate, limit in zip(candidates, limits)
+        if min(candidate.kappa, kappa) >= limit.min_kappa and candidate.measure >= limit.accept
+    ]
 
 
 def decide(
@@ -251,12 +256,7 @@ def decide(
     if kappa < required:
         return _undecided(f"the quality of the photo is too low: kappa {kappa:.1f}, required {required:.1f}")
     pairs = list(zip(candidates, limits))
-    above = [
-        (candidate, limit)
-        for candidate, limit in pairs
-        if min(candidate.kappa, kappa) >= limit.min_kappa and candidate.measure >= limit.accept
-    ]
-    if above:
+    if above := matches(candidates, limits, kappa):
         best = max(candidate.measure for candidate, _ in above)
         low_quality = [
             candidate

@@ -263,6 +263,8 @@ class Index:
                     stream.write(bytes(self._dim))
                 stream.flush()
                 os.fsync(stream.fileno())
+        except FileNotFoundError:  # somebody deleted it: nothing is left to erase
+            return
         except OSError as error:
             raise StorageError(
                 f"{self._file}: removed people could not be erased from it ({error.strerror})"

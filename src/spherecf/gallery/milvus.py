@@ -290,7 +290,13 @@ def migrate(old: Path, new: Path) -> int:
             count = _copy(lite, old, part, messages)
         finally:
             lite.close()
-    part.replace(new)
+    try:
+        part.replace(new)
+    except OSError as error:
+        raise StorageError(
+            f"{new}: the complete copy, {part}, could not be renamed ({error.strerror}); run the same "
+            "command again"
+        ) from error
     return count
 
 

@@ -1,4 +1,4 @@
-"""Contents of a gallery: header, templates and images. Checks, pools and reviews images."""
+"""Contents of a gallery: header, templates and images. Checks and pools images."""
 
 import hashlib
 import json
@@ -9,15 +9,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.common.arrays import as_array, check_directions, check_kappa
 from spherecf.common.parsing import composed
 from spherecf.common.version import __version__
 from spherecf.errors import FileFormatError, InputError, ModelError
-from spherecf.gallery.identification import Candidate, Limit
-from spherecf.scoring import mutual_likelihood_score, pool_templates, without_each
+from spherecf.scoring import pool_templates
 
 FORMAT, VERSION = "spherecf.gallery", 1
 
@@ -336,53 +334,3 @@ def pooled_template(
 def no_images(dim: int) -> Images:
     """An empty set of images."""
     return Images(np.empty((0, dim), np.float32), np.empty(0, np.float32), (), ())
-
-
-_MAX_NAMED = 5  # photos named in a warning
-
-
-def review(
-    images: Images, kappa: float, others: Sequence[Candidate], limits: tuple[Limit, Limit] | None,
-    radius: float,
-) -> tuple[str, ...]:  # fmt: skip
-    """Warnings about a template: low quality, photos of different people, resemblance to another member.
-
-    Args:
-        images: images of the template.
-        kappa: concentration of the template.
-        others: most similar templates of other people.
-        limits: limits for templates of one image and of several; None without a calibration, which gives no
-            warnings.
-        radius: radius r of the scores.
-    """
-    if limits is None:
-        return ()
-    single, pooled = limits
-    warnings = []
-    if kappa < single.min_kappa:
-        warnings.append(f"low quality: kappa {kappa:.1f}, identification requires {single.min_kappa:.1f}")
-    if len(images) > 1:
-        scores = leave_one_out_scores(images, radius)
-        limit = single if len(images) == 2 else pooled
-        outliers = np.flatnonzero(scores < limit.reject)
-        if len(images) == 2 and outliers.size:
-            warnings.append("the two photos look like different people")
-        elif outliers.size:
-            names = [images.sources[i] or f"photo {i + 1}" for i in outliers[:_MAX_NAMED]]
-            more = f" and {outliers.size - _MAX_NAMED} more" if outliers.size > _MAX_NAMED else ""
-            warnings.append(f"photos that do not look like the others: {', '.join(names)}{more}")
-    lookalikes = [other for other in others if other.score >= max(single.accept, pooled.accept)]
-    if lookalikes:
-        first = lookalikes[0]
-        warnings.append(
-            f"resembles {first.identity} (score {first.score:.1f}); is this one person under two names?"
-        )
-    return tuple(warnings)
-
-
-def leave_one_out_scores(images: Images, radius: float) -> NDArray[np.float64]:
-    """(n,) score of each image against the template pooled from the other images."""
-    mu, kappa = (torch.from_numpy(column).double() for column in (images.mu, images.kappa))
-    rest = without_each(mu, kappa, torch.zeros(len(images), dtype=torch.int64))
-    scores: NDArray[np.float64] = mutual_likelihood_score(mu, kappa, *rest, radius=radius).numpy()
-    return scores

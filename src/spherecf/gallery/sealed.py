@@ -11,6 +11,7 @@ hash: Clarke, Devadas, van Dijk, Gassend and Suh, ASIACRYPT 2003). An older copy
 detected.
 """
 
+import heapq
 import hmac
 import json
 import secrets
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.common.files import sync_folder
 from spherecf.common.sealing import NONCE, SALT, Key, decrypted, matching_key, reject_plain
 from spherecf.errors import InputError, StorageError
 from spherecf.gallery.rows import FORMAT, Header, Images, Template
@@ -116,6 +118,11 @@ class SealedStore(Store):
         if any(first[0] >= second[0] for first, second in pairwise(rows)):
             raise self.damaged("its index is not in order")
         return np.sort(np.fromiter((row for _, row, _ in rows), np.int64, len(rows)))
+
+    def first_rows(self, count: int) -> NDArray[np.int64]:
+        """(count,) row numbers of the first templates by id, increasing. Decrypts all templates."""
+        rows_by_id = ((template.id, template.row) for page in self.templates() for template in page)
+        return np.sort(np.array([row for _, row in heapq.nsmallest(count, rows_by_id)], np.int64))
 
     def people(self, rows: NDArray[np.int64]) -> People:
         """Templates by row number, in order, without their facts. Removed templates are left out."""
@@ -350,14 +357,26 @@ def reseal_gallery(path: str | Path, key: Key | None, new: Key | None) -> bool:
         target.claim_alone()
         with closing(open_store(uri, dim, key)) as old:
             old.header()
+            if new is not None:
+                _delete_search_file(Path(uri).resolve())  # also if done: a power cut may have restored it
             if not done:
-                for name in (f"{uri}-search", f"{uri}-search-part"):
-                    Path(name).unlink(missing_ok=True)
                 target.replace(facts, old)
         target.header()
         target.erase()
         target.compact()
     return not done
+
+
+def _delete_search_file(path: Path) -> None:
+    try:
+        for ending in ("-search", "-search-part"):
+            Path(f"{path}{ending}").unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"{path}-search: the file contains unencrypted directions, and could not be deleted "
+            f"({error.strerror}); delete it, then run the same command again"
+        ) from error
 
 
 def _key_id(header: dict[str, Any] | None) -> str | None:

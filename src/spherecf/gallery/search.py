@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from spherecf.calibration import Calibration
 from spherecf.gallery.bound import Array, Bound
-from spherecf.gallery.identification import Candidate, Limit
+from spherecf.gallery.identification import Candidate, Limit, weigh
 from spherecf.gallery.index import SUB, Damaged, Index, quantise
-from spherecf.gallery.store import Store
+from spherecf.gallery.store import People, Store
 from spherecf.scoring import mutual_likelihood_score
 
 _CELLS = 1 << 25  # maximum number of cosines in memory: 128 MiB
@@ -43,7 +43,7 @@ class Hits:
 
     best: Sequence[Hit]
     scored: int
-    """Number of templates that were scored. The bound proves that all others have lower scores."""
+    """Number of templates that were scored. No other template has a higher score."""
 
 
 def search(
@@ -61,6 +61,9 @@ def search(
        kappa.
     4. The remaining rows are scored in float64, with the directions in the gallery.
 
+    A probe with kappa 0 has the same score log C_d(0) - d log r with every template, so its best templates
+    are the first by id.
+
     Args:
         index: index of the gallery.
         store: store of the gallery.
@@ -72,18 +75,22 @@ def search(
     index.settle()
     if not index.parts:
         return [Hits((), 0) for _ in mu]
+    kappa, results = np.asarray(kappa, np.float64), dict[int, Hits]()
+    if len(uniform := np.flatnonzero(kappa == 0)):
+        first = store.people(store.first_rows(top))
+        results = {probe: _best_of(first, mu[probe], 0.0, top, radius) for probe in uniform.tolist()}
+    probes = np.flatnonzero(kappa)
     batch_size = max(1, _CELLS // sum(part.size for part in index.parts))
-    results: list[Hits] = []
-    for start in range(0, len(mu), batch_size):
-        batch = slice(start, start + batch_size)
+    for start in range(0, len(probes), batch_size):
+        batch = probes[start : start + batch_size]
         try:
-            tile = _Tile(index, store, mu[batch], np.asarray(kappa[batch], np.float64), top, radius)
+            tile = _Tile(index, store, mu[batch], kappa[batch], top, radius)
         except Damaged:
             index.rebuild()
             index.settle()
-            tile = _Tile(index, store, mu[batch], np.asarray(kappa[batch], np.float64), top, radius)
-        results.extend(tile.hits())
-    return results
+            tile = _Tile(index, store, mu[batch], kappa[batch], top, radius)
+        results |= zip(batch.tolist(), tile.hits())
+    return [results[probe] for probe in range(len(mu))]
 
 
 class _Tile:
@@ -208,11 +215,21 @@ def score(
     mu_a: NDArray[np.float32], kappa_a: Array, mu_b: NDArray[np.float32], kappa_b: Array, radius: float
 ) -> tuple[Array, Array]:
     """(n,) mutual likelihood scores and cosines of n pairs, in float64."""
+    # If kappa_a is 0, kappa_b cancels in the score; without it, ties have no rounding noise.
+    kappa_b = np.where(kappa_a == 0, 0.0, kappa_b)
     a, b = torch.from_numpy(mu_a).double(), torch.from_numpy(mu_b).double()
     scores = mutual_likelihood_score(
         a, torch.from_numpy(kappa_a), b, torch.from_numpy(kappa_b), radius=radius
     )
     return scores.numpy(), (a * b).sum(1).clamp(-1, 1).numpy()
+
+
+def _best_of(people: People, mu: NDArray[np.float32], kappa: float, top: int, radius: float) -> Hits:
+    """The best of a few templates for one probe, by scoring all of them."""
+    n = len(people.rows)
+    scores, cosines = score(np.tile(mu, (n, 1)), np.full(n, kappa), people.mu, people.kappa, radius)
+    columns = (-scores).tolist(), people.ids, people.names, cosines.tolist(), people.kappa.tolist()
+    return Hits(heapq.nsmallest(top, map(Hit, *columns, people.images)), n)
 
 
 MIN_APPROXIMATE = 20_000  # templates; below this number, the exact search is as fast
@@ -250,12 +267,7 @@ class Finder:
             return self.find_all(mu[None], np.array([kappa]), top)[0]
         count = _MIN_APPROXIMATE_CANDIDATES + top
         people = self._store.people(np.unique(self._server_search(mu.tolist(), count, 2 * count)))
-        n = len(people.rows)
-        scores, cosines = score(
-            np.broadcast_to(mu, (n, len(mu))).copy(), np.full(n, kappa), people.mu, people.kappa, self._radius
-        )
-        columns = (-scores).tolist(), people.ids, people.names, cosines.tolist(), people.kappa.tolist()
-        return Hits(sorted(map(Hit, *columns, people.images))[:top], n)
+        return _best_of(people, mu, kappa, top, self._radius)
 
     def find_all(self, mu: NDArray[np.float32], kappa: NDArray[Any], top: int) -> list[Hits]:
         """The best templates for each probe, exactly."""
@@ -265,9 +277,15 @@ class Finder:
         """Hits as candidates, with thresholds and likelihood ratios if available."""
         return tuple(self._candidate(hit, limits) for hit in hits.best)
 
-    def limits_of(self, hits: Hits, limits: Limits) -> list[Limit]:
-        """The limit of each hit, which depends on whether its template has several images."""
-        return [limits[int(hit.images > 1)] for hit in hits.best]
+    def weighed(
+        self, hits: Hits, limits: Limits | None, kappa: float
+    ) -> tuple[tuple[Candidate, ...], list[Limit] | None]:
+        """Hits as candidates with their evidence, and their limits; see `weigh`."""
+        candidates = self.candidates(hits, limits)
+        if limits is None:
+            return candidates, None
+        hit_limits = [limits[int(hit.images > 1)] for hit in hits.best]
+        return weigh(candidates, hit_limits, self._calibration, kappa), hit_limits
 
     def _candidate(self, hit: Hit, limits: Limits | None) -> Candidate:
         pooled, value = hit.images > 1, -hit.negative_score

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.files import Lock
+from spherecf.common.files import Lock, check_destination, make_folder
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.gallery.rows import Images, Template
 
@@ -99,13 +99,16 @@ class Store:
         try:
             if self._lockable:
                 _check_file(Path(uri))
-            read_only = self._lockable and _is_on_read_only_disk(Path(uri))
-            location = f"{Path(uri).resolve().as_uri()}?immutable=1" if read_only else uri
+            path = self._path = Path(uri).resolve()  # one lock and search file, whatever links lead here
+            read_only = self._lockable and _is_on_read_only_disk(path)
+            location = f"{path.as_uri()}?immutable=1" if read_only else uri
             self._db = sqlite3.connect(
                 location, timeout, isolation_level=None, check_same_thread=False, uri=read_only
             )
         except sqlite3.Error as error:
             raise self._failure(error) from error
+        except StorageError:  # a StorageError is also an OSError
+            raise
         except OSError as error:
             raise StorageError(f"{uri}: cannot be opened ({error.strerror})") from error
         try:
@@ -119,7 +122,7 @@ class Store:
     @property
     def search_file(self) -> Path | None:
         """File of the search index, next to the gallery; None if the index is held in memory only."""
-        return Path(f"{self.uri}-search") if self._lockable else None
+        return Path(f"{self._path}-search") if self._lockable else None
 
     def header(self) -> dict[str, Any] | None:
         """Facts about the gallery; None if it does not exist yet."""
@@ -155,7 +158,7 @@ class Store:
         """
         if self._held is None and self._lockable:
             self._held = Lock(
-                f"{self.uri}-lock", f"{self.uri}: the gallery",
+                f"{self._path}-lock", f"{self.uri}: the gallery",
                 "only one process at a time can write to it. Wait for that process, or use a Milvus server "
                 "for several writers",
             )  # fmt: skip
@@ -216,6 +219,11 @@ class Store:
         """(n,) row numbers of all templates, increasing."""
         result = self._ask("SELECT row FROM templates INDEXED BY by_images")
         return np.sort(np.fromiter((row for (row,) in result), np.int64, len(result)))
+
+    def first_rows(self, count: int) -> NDArray[np.int64]:
+        """(count,) row numbers of the first templates by id, increasing; fewer if there are not so many."""
+        result = self._ask("SELECT row FROM templates ORDER BY id LIMIT ?", (count,))
+        return np.sort(np.array([row for (row,) in result], np.int64))
 
     def people(self, rows: NDArray[np.int64]) -> "People":
         """Templates by row number, in order, without their facts. Removed templates are left out."""
@@ -310,7 +318,7 @@ class Store:
         (result,), *_ = self._ask("PRAGMA integrity_check(1)")
         if result != "ok":
             raise self.damaged(result)
-        folder = str(Path(self.uri).resolve().parent).replace("'", "''")
+        folder = str(self._path.parent).replace("'", "''")
         self._ask(f"PRAGMA temp_store_directory = '{folder}'")  # keeps templates on the disk of the gallery
         try:
             self._ask("VACUUM")
@@ -453,7 +461,10 @@ class Store:
             return FileFormatError(self.uri, "expected the file of a gallery, got another kind of file.")
         if isinstance(error, UnicodeError) or (code or 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
             return self.damaged(str(error))
-        return StorageError(f"{self.uri}: the gallery cannot be read or written ({error})")
+        return StorageError(
+            f"{self.uri}: the gallery cannot be read or written ({error}); completed changes are kept. Check "
+            "the free space and the permissions of its folder, then run the same command again"
+        )
 
 
 def _check_file(path: Path) -> None:
@@ -466,14 +477,15 @@ def _check_file(path: Path) -> None:
             )  # fmt: skip
         raise FileFormatError(path, "expected the file of a gallery, got a folder.")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        check_destination(path)
+        make_folder(path.parent)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
 def _is_on_read_only_disk(path: Path) -> bool:
     """Whether a gallery is on a read-only disk. SQLite must then be told that no process writes to it."""
-    if os.name != "posix" or not os.statvfs(path.resolve().parent).f_flag & os.ST_RDONLY:
+    if os.name != "posix" or not os.statvfs(path.parent).f_flag & os.ST_RDONLY:
         return False
     log = Path(f"{path}-wal")
     return not (log.exists() and log.stat().st_size)

@@ -6,45 +6,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from spherecf.calibration import Calibration, Decision, DecisionRule
+from spherecf.calibration import Calibration
 from spherecf.common.version import environment
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
+from spherecf.gallery import find_strangers, group_by_person, pooled, several_people
 from spherecf.photos.comparison import calibrated
-from spherecf.scoring import mutual_likelihood_matrix, mutual_likelihood_score, natural_parameter, pool
-
-
-def group_by_likelihood(llr: NDArray[np.floating]) -> list[list[int]]:
-    """Group faces by person with average linkage; returns lists of rows, largest group first.
-
-    The two groups with the highest mean log-likelihood ratio between them are merged, as long as this mean is
-    above 0.
-
-    Args:
-        llr: (n, n) symmetric log-likelihood ratios; the diagonal is ignored.
-
-    Example:
-        >>> llr = np.full((3, 3), -4.0)
-        >>> llr[0, 2] = llr[2, 0] = 3.0
-        >>> group_by_likelihood(llr)
-        [[0, 2], [1]]
-    """
-    from scipy.cluster.hierarchy import linkage
-
-    n = len(llr)
-    groups = {row: [row] for row in range(n)}
-    distances = -np.asarray(llr, np.float64)[np.triu_indices(n, 1)]  # (n (n - 1) / 2,)
-    for step, (a, b, distance, _) in enumerate(linkage(distances, "average") if n > 1 else ()):
-        if not distance < 0:  # distances never decrease from one merge to the next
-            break
-        groups[n + step] = groups.pop(int(a)) + groups.pop(int(b))
-    return sorted(map(sorted, groups.values()), key=lambda rows: (-len(rows), rows[0]))
-
-
-STRANGER_FMR = 1e-2  # false match rate of the rule that decides whether a photo is a non-match with the rest
+from spherecf.scoring import natural_parameter
 
 Array = NDArray[Any]
 
@@ -113,42 +83,6 @@ class FaceSet:
         kappa = np.array([face.kappa for face in faces], np.float64)
         return cls([index for index, _ in usable], faces, mu, kappa, np.array(media, np.int64))
 
-    def pooled(self, rows: Sequence[int] | Array) -> tuple[Array, float]:
-        """Pool these faces, counting duplicate images once; returns (direction (dim,), kappa)."""
-        indices = np.asarray(rows)
-        group = torch.zeros(len(indices), dtype=torch.int64)
-        mu, kappa, media = (torch.from_numpy(column[indices]) for column in (self.mu, self.kappa, self.media))
-        template = pool(mu, kappa, group, media)
-        return template.mu[0].numpy(), float(template.kappa[0])
-
-    def groups(self, calibration: Calibration, radius: float) -> list[list[int]]:
-        """Group the faces by person; the group with the most distinct images comes first."""
-        mu, kappa = torch.from_numpy(self.mu), torch.from_numpy(self.kappa)
-        score = mutual_likelihood_matrix(mu, kappa, mu, kappa, radius=radius).double().numpy()
-        kappas = self.kappa[:, None], self.kappa[None]
-        groups = group_by_likelihood(calibration.llr(calibration.best_score(), score, radius, kappas=kappas))
-        return sorted(groups, key=lambda rows: -len(np.unique(self.media[rows])))
-
-    def strangers(
-        self, groups: Sequence[Sequence[int]], calibration: Calibration, radius: float
-    ) -> NDArray[np.bool_]:
-        """(n,) mask of the faces outside the first group that are a non-match with its pooled template."""
-        is_stranger = np.zeros(len(self.kappa), np.bool_)
-        others = np.setdiff1d(np.arange(len(is_stranger)), groups[0])
-        if len(others):
-            direction, pooled_kappa = self.pooled(groups[0])
-            kappa = torch.from_numpy(self.kappa[others])
-            score = mutual_likelihood_score(
-                torch.from_numpy(direction)[None], torch.full_like(kappa[:1], pooled_kappa),
-                torch.from_numpy(self.mu[others]), kappa, radius=radius,
-            )  # fmt: skip
-            rule = stranger_rule(calibration, pooled=len(np.unique(self.media[groups[0]])) > 1)
-            kappas = pooled_kappa, self.kappa[others]
-            evidence = calibration.evidence(rule.score, score.numpy(), self.mu[others] @ direction, kappas)
-            decisions = rule.decide(evidence, np.minimum(*kappas))
-            is_stranger[others] = decisions == Decision.NON_MATCH.value
-        return is_stranger
-
     def _is_first(self) -> NDArray[np.bool_]:
         """(n,) mask of the faces that are not duplicates of an earlier face."""
         return np.asarray(self.media == np.arange(len(self.media)))
@@ -178,19 +112,6 @@ class FaceSet:
         """Pooled kappa after each included face."""
         lengths: Array = np.linalg.norm(np.cumsum(self._summands(included), axis=0), axis=1)[included]
         return tuple(lengths.tolist())
-
-
-def stranger_rule(calibration: Calibration, *, pooled: bool) -> DecisionRule:
-    """The rule for a template against one image.
-
-    Args:
-        calibration: calibration of the model.
-        pooled: whether the template has several images.
-
-    Raises:
-        InputError: the calibration has no rule for `STRANGER_FMR`.
-    """
-    return calibration.best_decision(STRANGER_FMR, int(pooled))
 
 
 _MIN_GAIN_RATIO = 0.25  # a photo helps if its gain is at least this fraction of the mean gain
@@ -327,8 +248,9 @@ def build_template(
     """
     calibration = calibrated(calibration, photos)
     faces = FaceSet.of(photos)
-    groups = faces.groups(calibration, radius)
-    is_stranger = faces.strangers(groups, calibration, radius)
+    columns = faces.mu, faces.kappa, faces.media
+    groups = group_by_person(*columns, calibration, radius)
+    is_stranger = find_strangers(*columns, groups[0], calibration, radius)
     included = ~is_stranger if exclude_strangers else np.ones(len(is_stranger), np.bool_)
     gain, weight = faces.gains(included), faces.weights(included)
     contributions = [TemplatePhoto(photo.name, reason=photo.problem) for photo in photos]
@@ -342,7 +264,7 @@ def build_template(
             photos[faces.photo_indices[faces.media[row]]].name if duplicate else None,
             "looks like a different person from most of the photos" if stranger else "", face.reasons,
         )  # fmt: skip
-    direction, kappa = faces.pooled(np.flatnonzero(included))
+    direction, kappa = pooled(*(column[included] for column in columns))
     return PhotoTemplate(
         direction.astype(np.float32), kappa, tuple(contributions), faces.grown(included), len(groups),
         tuple(photos[faces.photo_indices[row]].name for row in np.flatnonzero(included)),
@@ -365,12 +287,7 @@ def _warnings(photos: Sequence[TemplatePhoto], group_sizes: Sequence[int], exclu
         status = "left out" if excluded else "still in the template: exclude them if they are strangers"
         verb = "looks" if count == 1 else "look"
         warnings.append(f"{count} of {total} photos {verb} like a different person; {status}")
-    if len(group_sizes) > 1 and 2 * group_sizes[1] >= group_sizes[0]:
-        listing = ", ".join(map(str, group_sizes))
-        warnings.append(
-            f"the photos seem to show several people (groups of {listing} images); check which person is "
-            "meant"
-        )
+    warnings += several_people(group_sizes)
     if count := sum(photo.kappa is None for photo in photos):
         warnings.append(f"{count} of {total} photos {'has' if count == 1 else 'have'} no usable face")
     if count := sum(photo.same_as is not None for photo in photos):

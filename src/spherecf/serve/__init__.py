@@ -63,7 +63,9 @@ def create_app(
 
 
 def run(app: Any, host: str, port: int, *, trusted_proxies: Sequence[str] = ()) -> None:
-    """Serve the application until interrupted. Errors are logged to stderr; requests are not logged.
+    """Serve the application until SIGTERM, or until Ctrl-C, which raises `KeyboardInterrupt`.
+
+    Errors are logged to stderr; requests are not logged.
 
     Args:
         app: application from `create_app`.

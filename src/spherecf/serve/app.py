@@ -1,10 +1,13 @@
 """The application, its static files and the server process."""
 
 import asyncio
+import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib.resources import files
+from types import FrameType
 from typing import Any
 
 import h11
@@ -142,7 +145,26 @@ def listen(app: Any, host: str, port: int, trusted_proxies: Sequence[str] = ()) 
             limit_concurrency=256,
             h11_max_incomplete_event_size=32_768,
         )
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        with _handled(signal.SIGTERM, server.handle_exit):
+            server.run(sockets=[listener])
+
+
+@contextmanager
+def _handled(number: signal.Signals, handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle a signal until the end of the block.
+
+    uvicorn shuts down on SIGTERM, and then raises the signal again. The default handler would then end the
+    process before the caller can close the gallery.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
+        yield
+        return
+    previous = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, previous)
 
 
 OPENAPI = "/api/openapi.json"

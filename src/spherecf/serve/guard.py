@@ -101,7 +101,8 @@ HEADERS = {
 class Guard:
     """ASGI middleware that checks every request and adds security headers to every response.
 
-    It checks framing, host name, origin, rate, token and pending requests, in this order.
+    It checks framing, host name, origin, rate, token and pending requests, in this order. HEAD is answered as
+    GET without the body, which the framework does not do.
 
     Args:
         app: application to protect.
@@ -125,7 +126,7 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response_started = False
+        response_started, is_head = False, scope["method"] == "HEAD"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal response_started
@@ -134,6 +135,8 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
+            elif is_head:
+                message = {**message, "body": b""}
             await send(message)
 
         refusal = self._check(scope)
@@ -147,7 +150,7 @@ class Guard:
             return
         self._pending += is_post
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app({**scope, "method": "GET"} if is_head else scope, receive, send_with_headers)
         except Exception as error:
             response = unexpected(scope["path"], error)
             if not response_started:

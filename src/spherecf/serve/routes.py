@@ -5,7 +5,7 @@ import unicodedata
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, Depends, HTTPException, Path, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.security import HTTPBearer
 from pydantic import ValidationError
 
@@ -65,6 +65,9 @@ def parse(kind: type[FieldsT], form: Form) -> FieldsT:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the form"
+        if first["type"] == "extra_forbidden":
+            expected = ", ".join(kind.model_fields) or "none but photos"
+            raise HTTPException(422, f"{field}: is not a field of this form: expected {expected}.") from error
         raise HTTPException(422, f"{field}: {first['msg']}.") from error
 
 
@@ -270,7 +273,7 @@ async def identify(request: Request, worker: GalleryWorker) -> Identified:
 
 
 @gallery_routes.delete("/identities/{identity:path}")
-async def remove(identity: Annotated[str, Path(max_length=200)], worker: GalleryWorker) -> Removed:
+async def remove(identity: str, worker: GalleryWorker) -> Removed:
     """Remove a person: delete all templates of this name."""
     count: int = await worker.call_gallery(worker.gallery.remove, identity)
     if not count:

@@ -225,7 +225,7 @@ class Identified(BaseModel):
     fmr_used: float | None = Field(description="False match rate of the threshold that was used.")
     min_kappa: float | None = Field(description="Undecided if the kappa of the face is below this value.")
     exact: bool = Field(description="Whether the search was exact.")
-    scored: int = Field(description="Number of templates scored; the others provably have lower scores.")
+    scored: int = Field(description="Number of templates scored; no other has a higher score.")
     tested_on: str | None = Field(description="Data on which the rule was tested; null without a rule.")
     photo: Photo
 

@@ -131,7 +131,9 @@ class _Parts:
             raise HTTPException(400, "A part of the form has no name.")
         self._name = options[b"name"].decode("utf-8", "replace")
         self._file = _file_name(options[b"filename"]) if b"filename" in options else None
-        if (self._file is not None) != (self._name in self._photo_fields):
+        if self._file is None and self._name in self._photo_fields:
+            raise HTTPException(422, f"The field {self._name!r} is a text: expected a photo, sent as a file.")
+        if self._file is not None and self._name not in self._photo_fields:
             expected = "photos in " + " and ".join(sorted(self._photo_fields))
             raise HTTPException(422, f"The field {self._name!r} is not expected here: expected {expected}.")
 

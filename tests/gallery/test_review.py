@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from spherecf.photos.template import group_by_likelihood
+from spherecf.gallery.review import group_by_likelihood
 
 
 def reference_groups(llr: np.ndarray) -> list[list[int]]:
