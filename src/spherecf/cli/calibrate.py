@@ -15,8 +15,10 @@ from spherecf.cli.options import (
     Draws,
     ModelFile,
     file_to_write,
+    folders_of_people,
     open_assessor,
     open_gallery,
+    print_left_out,
     print_listing,
     print_text,
 )
@@ -117,14 +119,16 @@ def calibrate(
 
 
 def _embed_photos(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Embeddings":
-    """Embed the main face of every photo, labelled by person; photos without a face are reported."""
+    """Embed the main face of every photo, labelled by person; what cannot be used is reported."""
     import numpy as np
 
     from spherecf.embeddings import Embeddings
-    from spherecf.photos import find_photos, people_of
+    from spherecf.photos import find_photos
 
-    people = {"": [folder]} if one_each else people_of(folder)
-    photos = [(name, photo) for name, paths in people.items() for photo in find_photos(paths).photos]
+    people = {"": [folder]} if one_each else folders_of_people(folder)
+    files = {name: find_photos(paths) for name, paths in people.items()}
+    print_left_out(*files.values())
+    photos = [(name, photo) for name, found in files.items() for photo in found.photos]
     if not photos:
         raise InputError(f"{folder}: contains no photos")
     faces, names, keys, failures = [], [], [], []

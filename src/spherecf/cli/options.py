@@ -19,7 +19,7 @@ from spherecf.errors import SpherecfError, StorageError
 if TYPE_CHECKING:
     from spherecf.gallery import Gallery
     from spherecf.models import ConfidenceModel, FrozenBackbone
-    from spherecf.photos import FaceAssessor
+    from spherecf.photos import FaceAssessor, PhotoFiles
 
 BackboneFile = Annotated[
     Path | None,
@@ -180,6 +180,26 @@ def print_listing(lines: Sequence[str], limit: int = 20, *, in_json: bool = True
     if len(lines) > limit:
         where = " (the JSON output lists all of them)" if in_json else ""
         print_text(f"  ... and {len(lines) - limit:,} more{where}")
+
+
+def print_left_out(*found: "PhotoFiles") -> None:
+    """Count and list on stderr the folders that cannot be read, and the files that are not photos."""
+    if unreadable := [f"{name}: {reason}" for files in found for name, reason in files.unreadable]:
+        print_text(f"folders that cannot be read: {len(unreadable)}", "yellow")
+        print_listing(unreadable, in_json=False)
+    if ignored := [name for files in found for name in files.ignored]:
+        print_text(f"files ignored because they are not photos: {len(ignored)}")
+        print_listing(ignored, in_json=False)
+
+
+def folders_of_people(folder: Path) -> dict[str, list[Path]]:
+    """Sub-folders of photos by person; photos that are in none of them are counted on stderr."""
+    from spherecf.photos import PHOTO_SUFFIXES, people_of
+
+    people = people_of(folder)
+    if loose := [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]:
+        print_text(f"photos ignored because they are in no sub-folder of {folder}: {len(loose)}", "yellow")
+    return people
 
 
 def file_to_write(path: Path | None) -> Path | None:

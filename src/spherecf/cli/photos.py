@@ -18,6 +18,7 @@ from spherecf.cli.options import (
     PhotoPaths,
     file_to_write,
     open_assessor,
+    print_left_out,
     print_lines,
     print_text,
 )
@@ -195,11 +196,9 @@ def template(
         line["written"] = str(pooled.save(out, name or out.stem, provenance=facts))
     print_lines([line], as_lines)
     console.print(_template_table(pooled))
-    unreadable = [f"{folder}: cannot be read ({reason})" for folder, reason in files.unreadable]
-    for warning in (*pooled.warnings, *unreadable):
+    for warning in pooled.warnings:
         print_text(warning, "yellow")
-    if files.ignored:
-        print_text(f"files ignored because they are not photos: {len(files.ignored)}")
+    print_left_out(files)
 
 
 def _template_table(pooled: "PhotoTemplate") -> Table:

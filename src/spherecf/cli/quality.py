@@ -20,6 +20,7 @@ from spherecf.cli.options import (
     folder_to_write,
     lines_wanted,
     open_assessor,
+    print_left_out,
     print_lines,
     print_listing,
     print_text,
@@ -112,7 +113,7 @@ def quality(
     _check_sheet(sheet)
     files = find_photos(paths)
     if not files.photos:
-        _print_ignored(files)
+        print_left_out(files)
         raise InputError(f"found no photos in {', '.join(map(str, paths))}")
     assessor = open_assessor(
         model, backbone, detector, faces=faces, engine=engine, device=device,
@@ -224,14 +225,4 @@ def _print_summary(rows: Sequence[dict[str, Any]], files: "PhotoFiles") -> None:
     if failures:
         print_text(f"photos without a usable face: {len(failures)}", "yellow")
         print_listing(failures, _MAX_LISTED)
-    _print_ignored(files)
-
-
-def _print_ignored(files: "PhotoFiles") -> None:
-    if files.unreadable:
-        print_text(f"folders that cannot be read: {len(files.unreadable)}", "yellow")
-        folders = [f"{name}: {reason}" for name, reason in files.unreadable]
-        print_listing(folders, _MAX_LISTED, in_json=False)
-    if files.ignored:
-        print_text(f"files ignored because they are not photos: {len(files.ignored)}")
-        print_listing(files.ignored, _MAX_LISTED, in_json=False)
+    print_left_out(files)
