@@ -196,13 +196,16 @@ _ALIASES = {
 }
 _CONCENTRATIONS = ("log_kappa", "kappa", "sigma", "sigma_sq", "log_sigma_sq")
 _BLOCK = 1 << 16
+_MIN_WIDTH = 128  # columns in which halves are compared: in fewer they can agree by chance
+_SAMPLE = 1000  # rows whose halves are compared
+_AGREE, _DISAGREE = 0.5, 0.2  # median cosine of halves: about 0.98 with a mirror image, 0.01 without
 
 
 def read_features(
     path: str | Path,
     keys: Sequence[str] | None = None,
     *,
-    halves: bool = False,
+    halves: bool | None = None,
     flip: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Embeddings:
@@ -227,7 +230,8 @@ def read_features(
     Args:
         path: the dump; nothing in it is unpickled.
         keys: (n,) key of each row; by default those in the file.
-        halves: each row is (2 d,): the features of the image, then those of its mirror image.
+        halves: whether each row is (2 d,): the features of the image, then those of its mirror image. By
+            default it is not, which is checked: from 128 columns on, rows whose halves agree are refused.
         flip: with ``halves``, how to combine the two: "sum" adds them (``norm`` is then half the length of
             the sum), "none" uses the original image only. Without ``halves``, what was done before the dump,
             for the provenance; None if unknown.
@@ -236,8 +240,8 @@ def read_features(
     Raises:
         FileFormatError: the file is damaged, truncated or pickled, has no features or no keys, its rows
             differ in length, or its keys or labels are neither names nor whole numbers.
-        InputError: ``halves`` with an odd number of columns or without ``flip``, keys that are repeated or
-            too few or too many, or a concentration that is not positive and finite.
+        InputError: ``halves`` with an odd number of columns, without ``flip`` or contradicted by the rows;
+            keys that are repeated or too few or too many; or a concentration that is not positive and finite.
 
     Example:
         >>> import tempfile
@@ -254,10 +258,7 @@ def read_features(
     if halves and flip is None:
         raise InputError("halves: pass flip='sum' or flip='none' to say how the two halves are combined")
     features = arrays["features"]
-    if halves and features.shape[1] % 2:
-        raise InputError(
-            f"{path}: halves: expected an even number of features per row, got {features.shape[1]}"
-        )
+    _check_halves(path, features, halves)
     names = _keys(path, keys, arrays, len(features))
     mu, norm, reasons = _directions(features, flip if halves else None)
     valid_rows = np.flatnonzero([not reason for reason in reasons])
@@ -333,6 +334,38 @@ def _keys(path: Path, keys: Sequence[str] | None, arrays: Mapping[str, NDArray[A
     if len(names) != n:
         raise InputError(f"{path}: expected one key per row, got {len(names)} keys for {n} rows of features")
     return names
+
+
+def _check_halves(path: Path, features: NDArray[Any], halves: bool | None) -> None:
+    """Check that rows are an image and its mirror image, (n, 2 d), if and only if ``halves`` says so.
+
+    The features of an image and of its mirror image are nearly equal; the halves of one embedding are as
+    unrelated as those of two images. The mean row is subtracted first, because features may share a sign.
+    """
+    n, width = features.shape
+    if halves and width % 2:
+        raise InputError(f"{path}: halves: expected an even number of features per row, got {width}")
+    if halves is False or width % 2 or width < _MIN_WIDTH:
+        return
+    rows = np.asarray(features[:: -(-n // _SAMPLE)], np.float64)
+    rows = rows[np.isfinite(rows).all(1)]
+    rows -= rows.mean(0) if len(rows) else 0
+    left, right = np.hsplit(rows, 2)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines = np.vecdot(left, right)[lengths > 0] / lengths[lengths > 0]
+    agreement = float(np.median(cosines)) if cosines.size else np.nan  # of one row nothing can be said
+    if halves is None and agreement > _AGREE:
+        raise InputError(
+            f"{path}: the two halves of its rows of {width} features agree (median cosine {agreement:.2f}), "
+            "as those of an image and of its mirror image do. If they are, pass halves=True and flip='sum' "
+            "(--halves --flip sum); if not, pass halves=False (--no-halves)"
+        )
+    if halves and agreement < _DISAGREE:
+        raise InputError(
+            f"{path}: halves: expected the features of an image, then of its mirror image, but the two "
+            f"halves of its rows of {width} features are unrelated (median cosine {agreement:.2f}); they are "
+            "one embedding: leave out halves (--halves)"
+        )
 
 
 def _directions(
