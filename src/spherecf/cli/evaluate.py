@@ -272,6 +272,11 @@ def tenfold(
         PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest),
         condition=f"{_quality(files.left)}/{_quality(files.right)}",
     )  # fmt: skip
+    if not report.log_lines():
+        raise InputError(
+            f"{pairs}: its pairs are in one fold, but each fold needs a threshold from the others; number "
+            "the folds in the list, or use `spherecf evaluate rejection --pairs`, which needs no folds"
+        )
     console.print(terminal_table([report]))
     sections = []
     if nearest:

@@ -174,9 +174,10 @@ class ScoreResult:
 
     score: str
     signature: str
-    log_line: str
-    tenfold: TenFold
-    accuracy: Measure
+    log_line: str | None
+    tenfold: TenFold | None
+    """Cross-validated accuracy; like ``accuracy`` and ``log_line`` None if all pairs are in one fold."""
+    accuracy: Measure | None
     tmr: list[TmrAtFmr]
     tmr_intervals: dict[str, Interval]
     """FMR target ("0.001") -> interval of its TMR; unresolved targets are absent."""
@@ -188,14 +189,14 @@ class ScoreResult:
     """TMR at the ROC points nearest to the targets, if requested."""
 
     def measure(self, name: str) -> Measure | None:
-        """The metric "accuracy", "eer", "auc" or "tmr@0.001"; None if it is unresolved."""
+        """The metric "accuracy", "eer", "auc" or "tmr@0.001"; None if it has no value."""
         if name.startswith("tmr@"):
             target = name.removeprefix("tmr@")
             for entry in self.tmr:
                 if f"{entry.target:g}" == target and entry.tmr is not None:
                     return Measure(entry.tmr, self.tmr_intervals.get(target))
             return None
-        measure: Measure = getattr(self, name)
+        measure: Measure | None = getattr(self, name)
         return measure
 
 
@@ -263,7 +264,7 @@ class PairReport:
 
     def log_lines(self) -> list[str]:
         """One line per score in the customary form, see `TenFold.log_line`."""
-        return [result.log_line for result in self.scores.values()]
+        return [result.log_line for result in self.scores.values() if result.log_line]
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; missing numbers are None, an infinite threshold is "inf".
