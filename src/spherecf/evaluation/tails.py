@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import DecisionRule, ErrorCount
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Draws, Subjects, total_weight
+from spherecf.evaluation.bootstrap import Draws, Subjects
 
 Array = NDArray[Any]
 
@@ -170,7 +170,7 @@ def fit_tail(
         a, b = people[rows]
         weights = np.empty((draws, rows.size), np.float32)
         np.multiply(counts.counts[:, a], counts.counts[:, b], out=weights, casting="unsafe")
-        total, tail_weight = total_weight(counts, people, s.size), weights.sum(1, dtype=np.float64)
+        total, tail_weight = counts.weigh_all(people), weights.sum(1, dtype=np.float64)
         is_defined = (tail_weight > 0) & (total > 0)
         drawn_share = tail_weight[is_defined] / total[is_defined]
         drawn = np.stack([drawn_share, *_maximum_likelihood(above, weights[is_defined])], axis=1)
