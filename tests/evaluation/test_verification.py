@@ -162,6 +162,7 @@ def test_the_report_serialises_to_json(toy: Toy) -> None:
         ({"subjects": (["a"], ["b"])}, "toy: expected columns of equal length"),
         ({"draws": 10, "subjects": (["a"] * 400, ["a"] * 400)}, "at least 2 subjects"),
         ({"draws": -1}, "draws: expected 0"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )
 def test_bad_options_are_refused(toy: Toy, options: dict, message: str) -> None:

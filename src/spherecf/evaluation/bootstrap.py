@@ -46,6 +46,13 @@ class Interval:
     """Number of draws without a value, e.g. because no mated pair was drawn."""
 
 
+def check_draws(draws: int, seed: int) -> None:
+    """Raise `InputError` if the number of draws or the seed of a bootstrap is negative."""
+    for name, value in (("draws", draws), ("seed", seed)):
+        if value < 0:
+            raise InputError(f"{name}: expected 0 or more, got {value}")
+
+
 def bootstrap_subjects(
     statistic: Statistic, left: ArrayLike, right: ArrayLike, *, draws: int = 1000, seed: int = 0
 ) -> dict[str, NDArray[Any]]:
@@ -81,6 +88,7 @@ def bootstrap_subjects(
     names, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
     if len(names) < 2 or draws < 1:
         raise InputError(f"bootstrap: expected at least 2 subjects and 1 draw, got {len(names)} and {draws}")
+    check_draws(draws, seed)
     a, b = codes[: a.size], codes[a.size :]
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
     counts = counts.astype(np.float64)
@@ -196,6 +204,10 @@ class Subjects:
         self._code = np.cumsum(occurs, dtype=np.int32) - 1
         self.count = int(occurs.sum())
 
+    def draw(self, draws: int, rng: np.random.Generator) -> Draws:
+        """Draw as many subjects as there are, with replacement, several times."""
+        return Draws(rng.multinomial(self.count, np.full(self.count, 1 / self.count), draws))
+
     def blocks(self) -> Iterator[slice]:
         """All pairs, in blocks."""
         return (slice(start, start + _PAIRS) for start in range(0, self._pairs, _PAIRS))
@@ -274,6 +286,7 @@ class SubjectRates:
             raise InputError(f"scores: expected (n,) numbers, n >= 1 and none NaN, got shape {s.shape}")
         if t.ndim != 1 or not t.size or not (np.diff(t) > 0).all():
             raise InputError("thresholds: expected (k,) ascending numbers, k >= 1")
+        check_draws(draws, seed)
         people = Subjects(left, right, s.size)
         # Group pairs by the highest threshold they reach, so that each pair is weighted once per draw: the
         # pairs that reach a threshold are those of its group and of all higher groups.
@@ -284,8 +297,7 @@ class SubjectRates:
         reached = rows.size - ends + np.diff(np.append(0, ends))
         if not draws:
             return cls(t, reached, s.size, np.empty((0, t.size)))
-        probabilities = np.full(people.count, 1 / people.count)
-        drawn = Draws(np.random.default_rng(seed).multinomial(people.count, probabilities, draws))
+        drawn = people.draw(draws, np.random.default_rng(seed))
         group_weights = np.zeros((t.size, draws))
         for group in np.flatnonzero(np.diff(np.append(0, ends))).tolist():
             group_rows = rows[ends[group - 1] if group else 0 : ends[group]]
@@ -377,10 +389,11 @@ def bootstrap_tmr(
         return tmr
     pairs = _Pairs(s, m, people)
     n_sorted = int(int(allowed_errors(max(resolved), n_non_mated)) * 1.15)
-    rng, probabilities = np.random.default_rng(seed), np.full(n_subjects, 1 / n_subjects)
+    check_draws(draws, seed)
+    rng = np.random.default_rng(seed)
     block = min(draws, max(1, _COUNTS // n_subjects))
     for start in range(0, draws, block):
-        drawn = Draws(rng.multinomial(n_subjects, probabilities, min(block, draws - start)))
+        drawn = people.draw(min(block, draws - start), rng)
         rates = _tmr_of_draws(pairs, drawn, np.asarray(resolved), n_sorted)
         for values, column in zip(tmr.values(), rates):
             values[start : start + block] = column

@@ -28,7 +28,7 @@ from spherecf.calibration import (
 )
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, check_draws, interval
 from spherecf.evaluation.decisions import ERRORS, Abstain, Counts, ScoredPairs, choose_decision, errors_of
 from spherecf.evaluation.discard import pair_quality
 from spherecf.evaluation.folds import disjoint_pairs, split_subjects
@@ -405,6 +405,9 @@ class CalibrationOptions:
         targets: FMR targets.
         draws: bootstrap draws of people; 0 for no intervals.
         seed: seed of the split and the bootstrap.
+
+    Raises:
+        InputError: ``draws`` or ``seed`` is negative.
     """
 
     radius: float | None = None
@@ -417,6 +420,9 @@ class CalibrationOptions:
     targets: Sequence[float] = TARGETS
     draws: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_draws(self.draws, self.seed)
 
 
 def evaluate_calibration(

@@ -20,6 +20,7 @@ from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
 from spherecf.evaluation.rates import (
     ScoreSplit,
     SortedPairs,
+    check_targets,
     sort_pairs,
     tmr_of_curve,
     tmr_rates,
@@ -210,7 +211,7 @@ def evaluate_identification(
         (1.0, 1.0, 1)
     """
     _check_arguments(templates, max_rank)
-    targets, draws, seed = options.targets or FPIR_TARGETS, options.draws, options.seed
+    targets, draws, seed = check_targets(options.targets or FPIR_TARGETS, "FPIR"), options.draws, options.seed
     images = find_images(embeddings, templates)
     rows, notes = conditions(options.modes, options.scores, embeddings, images)
     searches, people, counts = _gallery_searches(templates, images)

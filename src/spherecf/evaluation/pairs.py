@@ -17,7 +17,7 @@ from spherecf.calibration import allowed_errors, check_mated
 from spherecf.common.parsing import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, check_draws, interval
 from spherecf.evaluation.discard import edc, pair_quality, rejection_curve
 from spherecf.evaluation.folds import fold_counts, tenfold
 from spherecf.evaluation.rates import (
@@ -465,7 +465,7 @@ class PairOptions:
         nearest: whether to also report TMR as old papers count it, see `tmr_at_nearest_fmr`.
 
     Raises:
-        InputError: ``draws`` is negative.
+        InputError: ``draws`` or ``seed`` is negative.
     """
 
     radius: float | None = None
@@ -477,8 +477,7 @@ class PairOptions:
     nearest: bool = False
 
     def __post_init__(self) -> None:
-        if self.draws < 0:
-            raise InputError(f"draws: expected 0 (no intervals) or more, got {self.draws}")
+        check_draws(self.draws, self.seed)
 
 
 def evaluate_pairs(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from spherecf.embeddings import Embeddings
 from spherecf.evaluation.bootstrap import Interval, bootstrap_tmr, interval
 from spherecf.evaluation.groups import GroupReport, by_group
-from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr
+from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr, check_targets
 from spherecf.evaluation.results import Measure, plain, signature
 from spherecf.evaluation.templates import (
     ComparedTemplates,
@@ -124,10 +124,10 @@ def evaluate_ijb(
     """
     if templates.pairs is None:
         raise missing_file(templates, "a list of template pairs is", "pair_label")
+    targets, draws, seed = check_targets(options.targets or IJB_TARGETS), options.draws, options.seed
     images = find_images(embeddings, templates)
     rows, notes = conditions(options.modes, options.scores, embeddings, images)
     pairs = compare_templates(templates.pairs, templates, images)
-    targets, draws, seed = options.targets or IJB_TARGETS, options.draws, options.seed
     resampling = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     r = embeddings.radius if options.radius is None else options.radius
