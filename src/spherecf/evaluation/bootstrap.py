@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration import allowed_errors, binomial_upper, check_pairs
+from spherecf.calibration import allowed_errors, binomial_upper, check_pairs, clopper_pearson
 from spherecf.errors import InputError
 from spherecf.evaluation.rates import check_targets
 
@@ -313,8 +313,11 @@ class SubjectRates:
         return np.asarray(self.reached / self.pairs)
 
     def interval(self, place: int, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval of the share at ``thresholds[place]``."""
-        low, high = np.quantile(self.drawn[:, place], [(1 - level) / 2, (1 + level) / 2])
+        """Percentile interval of the share at ``thresholds[place]``; Clopper-Pearson if it is 0 or 1."""
+        if self.reached[place] in (0, self.pairs):  # the same in all draws: they have no spread
+            low, high = clopper_pearson(self.reached[place], self.pairs, level)
+        else:
+            low, high = np.quantile(self.drawn[:, place], [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
     def upper(self, delta: float, *, below: bool = False) -> NDArray[np.float64]:
