@@ -157,6 +157,7 @@ def test_the_report_serialises_to_json(toy: Toy) -> None:
         ({"scores": []}, "none requested"),
         ({"extra_scores": {"mls": np.zeros(400)}}, "'mls': this name is already used"),
         ({"extra_scores": {"mine": np.zeros(399)}}, r"'mine': expected \(400,\), got \(399,\)"),
+        ({"extra_scores": {"mine": ["x"] * 400}}, "extra score 'mine': expected real numbers"),
         ({"extra_scores": {"mine": np.full(400, np.nan)}}, "'mine': 400 of 400 pairs are NaN"),
         ({"targets": [0.0]}, "FMR target"),
         ({"subjects": (["a"], ["b"])}, "toy: expected columns of equal length"),

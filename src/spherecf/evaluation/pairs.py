@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration import allowed_errors, check_mated
+from spherecf.calibration import allowed_errors, check_mated, real_numbers
 from spherecf.common.parsing import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
@@ -586,7 +586,7 @@ def _extra_scores(
 ) -> dict[str, Array]:
     scores = {}
     for name, column in columns.items():
-        values = np.asarray(column, np.float64)
+        values = real_numbers(column, f"extra score {name!r}").astype(np.float64, copy=False)
         if name in used_names:
             raise InputError(f"extra score {name!r}: this name is already used; choose another")
         if values.shape != pairs.is_embedded.shape:

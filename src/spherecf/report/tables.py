@@ -162,6 +162,11 @@ def counts_text(report: PairReport) -> str:
     pairs = f", {c['failed_pairs']:,} pairs left out" if c["failed_pairs"] else ""
     folds = next(iter(report.scores.values())).tenfold  # the same for all scores
     warnings = ["no accuracy, because all pairs are in one fold"] if folds is None else [folds.warning]
+    if reverse := [name for name, result in report.scores.items() if result.auc.value < 0.5]:
+        warnings.append(
+            f"mated pairs have lower scores ({', '.join(reverse)}) than non-mated ones: are the labels "
+            "swapped, or the scores distances?"
+        )
     if wrong := c["contradictions"]:
         warnings.append(f"{wrong:,} pairs have a label that contradicts the people of their images")
     if again := c["repeated_pairs"]:
