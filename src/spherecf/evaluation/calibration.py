@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +40,7 @@ from spherecf.evaluation.pairs import (
     resolve_pairs,
     score_listed,
 )
-from spherecf.evaluation.results import input_facts, plain, signature
+from spherecf.evaluation.results import input_facts, plain, plain_report, signature
 from spherecf.scoring import mutual_likelihood_score
 from spherecf.vmf import mean_resultant_length
 
@@ -155,15 +155,13 @@ class CalibrationReport:
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` the points of plots and the calibration are left out."""
-        report = asdict(replace(self, calibration=Calibration("", "")))
-        del report["calibration"]
+        report = plain_report(self, without="calibration")
         if curves:
-            report["calibration"] = self.calibration.to_dict()
+            report["calibration"] = plain(self.calibration.to_dict())
         else:
             for score in report["scores"].values():
                 del score["tippett"], score["curves"]
-        plain_report: dict[str, Any] = plain(report)
-        return plain_report
+        return report
 
 
 Array = NDArray[Any]

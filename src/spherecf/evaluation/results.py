@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,9 @@ from spherecf.evaluation.bootstrap import Interval
 from spherecf.evaluation.discard import Edc, RejectionCurve
 from spherecf.evaluation.folds import TenFold
 from spherecf.evaluation.rates import NearestPoint, TmrAtFmr
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def signature(protocol: str, **facts: object) -> str:
@@ -272,8 +275,7 @@ class PairReport:
         Long EDC curves are sampled at every 0.5 % discarded, where they are exact; the areas are those of the
         full curves. Without ``curves`` the points of DET, EDC, rejection and histograms are left out.
         """
-        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del report["resampled"]
+        report = plain_report(self, without="resampled")
         for entry in report["edc"]:
             entry["edc"] |= _thin_steps(entry["edc"])
         if not curves:
@@ -292,6 +294,12 @@ def _thin_steps(edc: dict[str, Any]) -> dict[str, list[float]]:
     sampled = [i / _STEPS for i in range(_STEPS)]
     steps = [bisect_right(fractions, fraction) - 1 for fraction in sampled]
     return {"discard_fraction": sampled, "fnmr": [fnmr[i] for i in steps]}
+
+
+def plain_report(report: "DataclassInstance", *, without: str) -> dict[str, Any]:
+    """The fields of a report as `plain` values, except the field ``without``."""
+    fields = asdict(replace(report, **{without: None}))
+    return {name: plain(value) for name, value in fields.items() if name != without}
 
 
 def plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """IJB 1:1 verification: pool images into templates and compute TMR at FMR for every mode and score."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from spherecf.embeddings import Embeddings
 from spherecf.evaluation.bootstrap import Interval, bootstrap_tmr, interval
 from spherecf.evaluation.groups import GroupReport, by_group
 from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr, check_targets
-from spherecf.evaluation.results import Measure, plain, signature
+from spherecf.evaluation.results import Measure, plain_report, signature
 from spherecf.evaluation.templates import (
     ComparedTemplates,
     Mode,
@@ -81,8 +81,7 @@ class TemplateReport:
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` the DET points are left out."""
-        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del report["resampled"]
+        report = plain_report(self, without="resampled")
         if not curves:
             for result in report["results"]:
                 del result["det"]

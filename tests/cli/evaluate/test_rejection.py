@@ -93,7 +93,10 @@ def test_pair_lists_have_json_and_report(folder: Path, tmp_path: Path) -> None:
         "kappa", "mean_resultant", "norm", "random", "oracle",
     }  # fmt: skip
     assert facts["absent_confidences"] == ["precision", "detector_score", "sharpness"]
-    assert Path(facts["report"]).exists() and "pairs: area under error versus discard" in result.stderr
+    assert Path(facts["report"]).exists() and "area under error versus discard" in result.stderr
+    assert facts["name"] == folder.name and facts["condition"] == "unstated/unstated"  # as in `tenfold`
+    provenance = json.loads((tmp_path / "report.json").read_text("utf-8"))["provenance"]
+    assert {"left", "right", "pairs"} < set(provenance)
 
 
 def test_pairs_in_one_fold_have_everything_but_an_accuracy(folder: Path, tmp_path: Path) -> None:
