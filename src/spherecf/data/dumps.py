@@ -204,7 +204,7 @@ _ALIASES = {
     "log_sigma_sq": ("log_sigma_sq", "log_variance", "log_var"),
 }
 _CONCENTRATIONS = ("log_kappa", "kappa", "sigma", "sigma_sq", "log_sigma_sq")
-_BLOCK = 1 << 16
+_BLOCK = 1 << 12  # rows converted at once
 _MIN_WIDTH = 128  # columns in which halves are compared: in fewer they can agree by chance
 _SAMPLE = 1000  # rows whose halves are compared
 _AGREE, _DISAGREE = 0.5, 0.2  # median cosine of halves: about 0.98 with a mirror image, 0.01 without
