@@ -1,6 +1,7 @@
 """`spherecf calibrate`: photos or embeddings of known people, the table of rules, and the saved model."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import app
+from spherecf.cli.calibrate import calibrate
 from spherecf.cli.options import open_gallery
 from spherecf.data import orl_faces
 from spherecf.embeddings import Embeddings
@@ -44,6 +46,31 @@ def test_rules_broken_by_mislabelled_photos_are_made_stricter(
     monkeypatch.setattr(FaceAssessor, "stream", None)  # refused before the photos are assessed
     with pytest.raises(InputError, match="expected at least 50 people, got 6"):
         run(str(photos))
+
+
+def test_what_the_folder_has_besides_photos_of_people_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for person in ("s1", "s2"):
+        (tmp_path / person).mkdir()
+        shutil.copy(orl_faces().root / person / "1.pgm", tmp_path / person)
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "s1" / "notes.txt").write_text("?")
+    shutil.copy(orl_faces().root / "s3" / "1.pgm", tmp_path / "loose.pgm")
+
+    def scandir(folder: Path) -> object:  # tests may run as root, who can read every folder
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real_scandir(folder)
+
+    real_scandir = os.scandir
+    monkeypatch.setattr("spherecf.photos.files.os.scandir", scandir)
+    with pytest.raises(InputError, match="expected at least 50 people, got 2"):
+        calibrate(tmp_path)
+    messages = capsys.readouterr().err
+    assert f"folders that cannot be read: 1\n  {tmp_path / 'locked'}: Permission denied\n" in messages
+    assert f"files ignored because they are not photos: 1\n  {tmp_path / 's1/notes.txt'}\n" in messages
+    assert f"in no sub-folder of {tmp_path}: 1\n" in messages
 
 
 def test_embeddings_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_keys_and_detector_scores_from_the_meta_files(folder: Path) -> None:
     [
         ([], FileFormatError, "rows have no keys"),
         (["--keys", "FOLDER/none"], FileFormatError, "cannot read"),
-        (["--keys", "FOLDER/feats.npy"], FileFormatError, "expected UTF-8 text"),
+        (["--keys", "FOLDER/feats.npy"], FileFormatError, "expected text, but this is a NumPy array"),
         (["--keys", "FOLDER/keys.txt", "--meta", "FOLDER"], InputError, "not both"),
         (["--keys", "FOLDER/keys.txt", "--halves"], InputError, "to say how the two halves are combined"),
         (["--keys", "FOLDER/keys.txt", "--flip", "max"], InputError, "expected 'none' or 'sum'"),

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from spherecf.data import read_features
-from spherecf.errors import FileFormatError, SpherecfError
+from spherecf.errors import FileFormatError, InputError, SpherecfError
 
 FEATURES = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
 NAMES = ["a/1.jpg", "a/2.jpg", "b/1.jpg", "c.jpg"]
@@ -79,6 +80,11 @@ def test_text_without_names_uses_the_keys_given(tmp_path: Path) -> None:
         (pickle.dumps({"a": [1.0, 2.0]}), "a pickle.*not opened"),
         (b"", "empty"),
         (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
+        (b"MATLAB 7.3 MAT-file, Platform: GLNXA64" + bytes(50), "a MATLAB file"),
+        (("\ufeff" + text(",")).encode("utf-16-le"), "this is UTF-16"),
+        (text(names=["a b.jpg"]), r"line 1: .* but cell 2 of 8 is 'b\.jpg'"),
+        (text(",").replace("\n", ",\n"), "line 1: .* but cell 8 of 8 is ''"),
+        (text(";").replace("0.", "0,").replace("1.", "1,"), "with decimal points"),
     ],
 )
 def test_files_without_features_are_refused_with_their_type(
@@ -121,6 +127,19 @@ def test_wrong_npy_headers_are_refused(tmp_path: Path, content: bytes, message: 
     with pytest.raises(FileFormatError, match=message) as refused:
         read_features(write(tmp_path, content, "x.npy"), NAMES)
     assert "allow_pickle" not in str(refused.value) and "trust" not in str(refused.value)
+
+
+def test_torch_files_are_named_as_such(tmp_path: Path) -> None:
+    torch.save(torch.zeros(4, 6), tmp_path / "feats.pt")
+    with pytest.raises(FileFormatError, match="this is a torch file"):
+        read_features(tmp_path / "feats.pt")
+
+
+def test_keys_that_contradict_the_names_in_the_file_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, text())
+    assert list(read_features(path, ["x/1.png", "x/2.png", "y/1.png", "x/c.png"]).keys)[3] == "x/c.png"
+    with pytest.raises(InputError, match=r"row 2 is of 'a/2\.jpg', but the key passed for it is '3\.jpg'"):
+        read_features(path, ["1.jpg", "3.jpg", "2.jpg", "c.jpg"])
 
 
 def test_names_with_invalid_code_points_are_refused(tmp_path: Path) -> None:

@@ -48,6 +48,23 @@ def test_halves_are_summed_or_only_the_first_is_used(tmp_path: Path) -> None:
     assert read_features(path, KEYS, flip="sum").dim == 8  # describes the file; nothing is summed
 
 
+@pytest.mark.parametrize("shift", [0.0, 5.0])  # features that are all positive agree in sign, no more
+def test_halves_that_contradict_the_option_are_refused(tmp_path: Path, shift: float) -> None:
+    rng, path = np.random.default_rng(1), tmp_path / "dump.npy"
+    image = rng.normal(size=(6, 128)) + shift
+    np.save(path, np.concatenate([image, image + 0.3 * rng.normal(size=image.shape)], axis=1))
+    with pytest.raises(InputError, match=r"median cosine 0\.9.*--halves --flip sum.*--no-halves"):
+        read_features(path, KEYS)
+    assert read_features(path, KEYS, halves=False).dim == 256
+    assert read_features(path, KEYS, halves=True, flip="sum").dim == 128
+    np.save(path, image)
+    assert read_features(path, KEYS).dim == 128
+    with pytest.raises(InputError, match="rows of 128 features are unrelated"):
+        read_features(path, KEYS, halves=True, flip="sum")
+    np.save(path, np.tile(image[:1], 2))
+    assert read_features(path, KEYS[:1]).dim == 256  # of one row nothing can be said
+
+
 @pytest.mark.parametrize("name", ["embeddings", "features", "feats", "img_feats"])
 @pytest.mark.parametrize("keys", ["names", "keys", "paths", "image_names"])
 @pytest.mark.parametrize("score", ["faceness_scores", "detector_score"])

@@ -149,6 +149,12 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path) -> None:
             open_pairs(write(tmp_path, "Jos\u00e9/1.jpg Bo/1.jpg 0\n".encode(encoding)))
 
 
+def test_binary_files_given_as_a_list_are_identified(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_bytes((80).to_bytes(8, "little") + b'{"mu": {"dtype": "F32"}}\xff\n')
+    with pytest.raises(FileFormatError, match="expected text, but this is a safetensors file"):
+        open_pairs(tmp_path / "pairs.txt")
+
+
 def test_a_pair_table_opened_as_images_is_identified(tmp_path: Path) -> None:
     for text in (table("{0} {1} {2}"), table("{0},{1},{2}", header="path1,path2,same\n")):
         with pytest.raises(FileFormatError, match="list of pairs"):

@@ -158,6 +158,16 @@ def test_the_report_is_complete_as_json_and_as_a_page(report: CalibrationReport)
     )
 
 
+def test_the_intervals_of_thresholds_contain_their_rate_and_have_a_width(pairs: Any) -> None:
+    report = run(pairs, left=people(0.2, 2), draws=50)
+    cells = [cell for row in calibration_section(report).tables[1].rows for cell in row[3:] if cell]
+    intervals = [[float(end) for end in cell.split("[")[1].rstrip("]").split(",")] for cell in cells]
+    assert any(cell.startswith("1 (") for cell in cells)  # all mated pairs are accepted, in every draw
+    assert all(
+        low <= float(cell.split()[0]) <= high and low < high for cell, (low, high) in zip(cells, intervals)
+    )
+
+
 def test_impossible_bounds_leave_all_pairs_undecided(pairs: Any) -> None:
     report = run(pairs, alpha=1e-6, scores=("cosine",))
     assert [check.coverage for check in report.scores["cosine"].decisions] == [0] * 4

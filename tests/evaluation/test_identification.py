@@ -237,7 +237,7 @@ def test_failures_to_acquire_are_counted_and_never_searched(toy: TemplateToy) ->
         ({}, {"max_rank": 0}, "max_rank: expected at least 1"),
         ({}, {"draws": -1}, "draws: expected 0"),
         ({}, {"modes": ["x"]}, "expected a name like N0D0F1K1"),
-        ({}, {"targets": [0.0]}, "target: expected 0 < target <= 1"),
+        ({}, {"targets": [0.0]}, "FPIR target: expected 0 < target <= 1"),
     ],
 )
 def test_bad_input_is_refused(

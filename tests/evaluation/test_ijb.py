@@ -225,6 +225,7 @@ def test_pairs_of_a_template_with_itself_are_noted(toy: TemplateToy) -> None:
         ({"scores": ["euclid"]}, "score: expected any of cosine, mls, pfe"),
         ({"modes": ["N0"], "scores": ["pfe"]}, "pfe goes with mode precision, not with N0D0F1K0"),
         ({"draws": -1}, "draws: expected 0"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"targets": [0.0]}, "FMR target"),
         ({"targets": [2.0]}, "FMR target"),
     ],

@@ -50,7 +50,7 @@ def test_the_bootstrap_equals_the_plain_curve(labels: str, digits: int, dtype: t
     check(s.astype(dtype), m, a, b)
 
 
-SETTINGS = {"_BUCKET": [1, 7, 256], "_FINE": [1, 32], "_DENSE": [0, 10**6], "_COUNTS": [1, 100, 10**6],
+SETTINGS = {"_BUCKET": [1, 7, 256], "_FINE": [1, 32], "_TABLE": [0, 10**6], "_COUNTS": [1, 100, 10**6],
             "_EXACT": [300, 1 << 24], "_BAGS": [2, 256], "_PAIRS": [13, 1 << 20],
             "_SAMPLE": [1, 20, 1 << 18], "_MORE": [1.25, 4]}  # fmt: skip
 

@@ -103,6 +103,8 @@ def test_bad_input_is_refused() -> None:
         check_people(replace(e, labels=None, identities=[]), rules(0.5))
     with pytest.raises(InputError, match="no rule for the false match rate"):
         check_people(e, Calibration("m", "d"))
+    with pytest.raises(InputError, match="seed: expected 0 or more, got -1"):
+        check_people(e, rules(0.5), seed=-1)
     other_radius = replace(rules(0.5).decisions[0], score="mls", radius=32.0)
     with pytest.raises(InputError, match="radius 32, the embeddings have 64"):
         check_people(e, Calibration("m", "d", decisions=(other_radius,)))

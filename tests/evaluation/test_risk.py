@@ -147,8 +147,9 @@ def test_unresolved_operating_points_state_the_reason() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"draws": -1}, "draws >= 0"),
-        ({"trials": 1}, "trials >= 2"),
+        ({"draws": -1}, "draws: expected 0 or more, got -1"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
+        ({"trials": 1}, "trials: expected 2 or more, got 1"),
         ({"fpirs": [0.0]}, "0 < fpir < 1"),
         ({"beta": 0.0}, "0 < beta < 1"),
         ({"limit": 1.0}, "0 < limit < 1"),

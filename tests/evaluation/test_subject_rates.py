@@ -46,6 +46,14 @@ def test_the_bound_is_never_below_the_exact_binomial_bound() -> None:
     )
 
 
+def test_a_share_of_none_or_all_has_an_exact_interval() -> None:
+    a, b, _ = some_pairs(20, 300)
+    rates = SubjectRates.of(np.full(300, 0.5), a, b, [0.0, 1.0], draws=50)
+    assert rates.drawn.std(axis=0).tolist() == [0, 0]
+    assert rates.interval(1) == pytest.approx((0, 1 - 0.025 ** (1 / 300)))
+    assert rates.interval(0) == pytest.approx((0.025 ** (1 / 300), 1))
+
+
 def test_bad_input_is_refused() -> None:
     with pytest.raises(InputError, match="none NaN"):
         SubjectRates.of([np.nan, 1.0], [0, 1], [1, 0], [0.0])

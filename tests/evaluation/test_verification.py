@@ -157,11 +157,13 @@ def test_the_report_serialises_to_json(toy: Toy) -> None:
         ({"scores": []}, "none requested"),
         ({"extra_scores": {"mls": np.zeros(400)}}, "'mls': this name is already used"),
         ({"extra_scores": {"mine": np.zeros(399)}}, r"'mine': expected \(400,\), got \(399,\)"),
+        ({"extra_scores": {"mine": ["x"] * 400}}, "extra score 'mine': expected real numbers"),
         ({"extra_scores": {"mine": np.full(400, np.nan)}}, "'mine': 400 of 400 pairs are NaN"),
         ({"targets": [0.0]}, "FMR target"),
         ({"subjects": (["a"], ["b"])}, "toy: expected columns of equal length"),
         ({"draws": 10, "subjects": (["a"] * 400, ["a"] * 400)}, "at least 2 subjects"),
         ({"draws": -1}, "draws: expected 0"),
+        ({"seed": -1}, "seed: expected 0 or more, got -1"),
     ],
 )
 def test_bad_options_are_refused(toy: Toy, options: dict, message: str) -> None:

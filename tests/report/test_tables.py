@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from tests.evaluation.conftest import Toy
 
@@ -68,6 +69,15 @@ def test_counts_include_failures(toy: Toy) -> None:
     )
     failed = dataclasses.replace(report, counts={**report.counts, "failed_images": 2, "failed_pairs": 7})
     assert "2 images could not be embedded, 7 pairs left out" in counts_text(failed)
+
+
+def test_counts_warn_of_distances_and_swapped_labels(toy: Toy) -> None:
+    distance = np.where(toy.mated, 0.0, 1.0) + np.arange(toy.mated.size) % 3
+    report = toy.report(extra_scores={"distance": distance})
+    assert "have lower scores (distance) than" in counts_text(report)
+    assert "lower scores" not in counts_text(toy.report(extra_scores={"same for all": distance * 0}))
+    swapped = dataclasses.replace(toy, mated=~toy.mated).report()
+    assert "have lower scores (cosine, mls) than" in counts_text(swapped)
 
 
 def test_counts_warn_of_contradictions_and_repetitions(toy: Toy) -> None:

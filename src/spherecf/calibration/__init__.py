@@ -27,6 +27,7 @@ from spherecf.calibration.checks import (
     check_pairs as check_pairs,
     clopper_pearson,
     llr_limits as llr_limits,
+    real_numbers as real_numbers,
     wilson as wilson,
 )
 from spherecf.calibration.decisions import (

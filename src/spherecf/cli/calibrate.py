@@ -15,9 +15,10 @@ from spherecf.cli.options import (
     Draws,
     ModelFile,
     file_to_write,
+    folders_of_people,
     open_assessor,
     open_gallery,
-    print_ignored,
+    print_left_out,
     print_listing,
     print_text,
 )
@@ -118,22 +119,18 @@ def calibrate(
 
 
 def _embed_photos(assessor: "FaceAssessor", folder: Path, one_each: bool) -> "Embeddings":
-    """Embed the main face of every photo, labelled by person; photos without a face are reported."""
+    """Embed the main face of every photo, labelled by person; what cannot be used is reported."""
     import numpy as np
 
     from spherecf.embeddings import Embeddings
     from spherecf.evaluation import MIN_PEOPLE
-    from spherecf.photos import PhotoFiles, find_photos, people_of
+    from spherecf.photos import find_photos
 
-    people = {"": [folder]} if one_each else people_of(folder)
-    photos, left_out = [], PhotoFiles()
-    for name, paths in people.items():
-        files = find_photos(paths)
-        photos += [(name, photo) for photo in files.photos]
-        left_out.unreadable.extend(files.unreadable)
-        left_out.ignored.extend(files.ignored)
-    print_ignored(left_out)
-    n_people = len(photos) if one_each else len({name for name, _ in photos})
+    people = {"": [folder]} if one_each else folders_of_people(folder)
+    files = {name: find_photos(paths) for name, paths in people.items()}
+    print_left_out(*files.values())
+    photos = [(name, photo) for name, found in files.items() for photo in found.photos]
+    n_people = len(photos) if one_each else sum(bool(found.photos) for found in files.values())
     if n_people < MIN_PEOPLE:
         raise InputError(f"{folder}: expected at least {MIN_PEOPLE} people, got {n_people}")
     faces, names, keys, failures = [], [], [], []

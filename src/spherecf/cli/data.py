@@ -109,12 +109,13 @@ def import_features(
     ] = None,
     set_: IjbSet = "ijbc",
     halves: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--halves",
-            help="Split each row into the features of the image and the features of its mirror image.",
+            "--halves/--no-halves",
+            help="Split each row into the features of the image and the features of its mirror image, or "
+            "not, even if both look alike (default: not, and refuse rows that look alike).",
         ),
-    ] = False,
+    ] = None,
     flip: Annotated[
         str,
         typer.Option(

@@ -109,15 +109,28 @@ class PairFiles(NamedTuple):
     right: "Embeddings"
 
     @classmethod
-    def open(cls, pairs: Path, left: Path, right: Path | None) -> "PairFiles":
-        """Read the files. A file given for both sides is read once."""
+    def open(cls, pairs: Path, left: Path, right: Path | None, name: str = "") -> "PairFiles":
+        """Read the files. A file given for both sides is read once; the default name is `_list_name`."""
         from spherecf.data import open_pairs
         from spherecf.embeddings import Embeddings
 
         pair_list, left_embeddings = open_pairs(pairs), Embeddings.load(left)
+        pair_list = replace(pair_list, name=name or _list_name(pair_list, pairs))
         if right is None or right.resolve() == left.resolve():
             return cls(pair_list, left_embeddings, left_embeddings)
         return cls(pair_list, left_embeddings, Embeddings.load(right))
+
+    @property
+    def condition(self) -> str:
+        """Quality of the left and of the right images, e.g. "clean/degraded"."""
+        return f"{_quality(self.left)}/{_quality(self.right)}"
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the embeddings and the pairs come from, for a report."""
+        return {
+            "left": self.left.provenance, "right": self.right.provenance,
+            "pairs": {"name": self.pairs.name, "sha256": self.pairs.fingerprint()},
+        }  # fmt: skip
 
 
 class FaceImages:
@@ -265,13 +278,17 @@ def tenfold(
     if faces is not None and out is None:
         raise InputError("--faces needs --out FOLDER, because faces are shown only in the report")
     source = None if faces is None else open_source(faces)
-    files = PairFiles.open(pairs, embeddings, right)
-    pair_list = files.pairs
+    files = PairFiles.open(pairs, embeddings, right, name)
     report = evaluate_pairs(
-        files.left, files.right, replace(pair_list, name=name or _list_name(pair_list, pairs)),
+        files.left, files.right, files.pairs,
         PairOptions(radius=radius, draws=draws, seed=seed, nearest=nearest),
-        condition=f"{_quality(files.left)}/{_quality(files.right)}",
+        condition=files.condition,
     )  # fmt: skip
+    if not report.log_lines():
+        raise InputError(
+            f"{pairs}: its pairs are in one fold, but each fold needs a threshold from the others; number "
+            "the folds in the list, or use `spherecf evaluate rejection --pairs`, which needs no folds"
+        )
     console.print(terminal_table([report]))
     sections = []
     if nearest:
@@ -284,10 +301,7 @@ def tenfold(
     written = write_page(
         out, [report], title=f"{report.name}: ten-fold verification, {report.condition}", sections=sections,
         strips=[] if source is None else _strips(report, files, source),
-        provenance={
-            "left": files.left.provenance, "right": files.right.provenance,
-            "pairs": {"name": pair_list.name, "sha256": pair_list.fingerprint()},
-        },
+        provenance=files.provenance(),
     )  # fmt: skip
     if as_json:
         results = report.to_dict(curves=False)
@@ -427,7 +441,7 @@ def calibration(
         disjoint=disjoint, draws=draws, seed=seed,
     )  # fmt: skip
     report = evaluate_calibration(
-        files.left, files.right, replace(files.pairs, name=_list_name(files.pairs, pairs)), options,
+        files.left, files.right, files.pairs, options,
         condition="+".join(dict.fromkeys(views)),
     )  # fmt: skip
     section = calibration_section(report, plots=out is not None)
@@ -700,9 +714,8 @@ def _pair_rejection(
     from spherecf.report import Section, pair_rejection_tables
 
     options = PairOptions(confidences=_PAIR_CONFIDENCES, draws=draws, seed=seed)
-    condition = "given" if files.right is files.left else "left/right"
-    report = evaluate_pairs(files.left, files.right, files.pairs, options, condition=condition)
+    report = evaluate_pairs(files.left, files.right, files.pairs, options, condition=files.condition)
     tables = pair_rejection_tables(report)
     title = f"{report.name}: effect of rejecting by confidence"
-    written = write_page(out, [report], title=title, summary=tables)
+    written = write_page(out, [report], title=title, summary=tables, provenance=files.provenance())
     return Section(report.name, tables=tables), report.to_dict(), written

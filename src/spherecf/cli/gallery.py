@@ -16,10 +16,11 @@ from spherecf.cli.options import (
     GalleryToken,
     ModelFile,
     PhotoPaths,
+    folders_of_people,
     open_assessor,
     open_gallery,
     photos_in,
-    print_ignored,
+    print_left_out,
     print_lines,
     print_text,
 )
@@ -82,7 +83,7 @@ def enrol(
             "expected either NAME and PHOTOS, or --folders, and not both --add and --replace"
         )
     how: HowToEnrol = "add" if add else "replace" if replace else "new" if folders is None else "follow"
-    people = {} if folders is None else _people(folders)
+    people = {} if folders is None else folders_of_people(folders)
     assessor = open_assessor(model, backbone, detector, faces="main")
     done: list[PhotoEnrolment] = []
     try:
@@ -153,7 +154,7 @@ def identify(
             lines.extend(_identified(opened, photo, options | {"exact": not approximate}))
     print_lines(lines, as_lines)
     console.print(_answers(lines))
-    print_ignored(files)
+    print_left_out(files)
 
 
 @app.command(epilog="Example: spherecf gallery remove people.gallery Anna")
@@ -324,15 +325,6 @@ def migrate(
     from spherecf.gallery import migrate as copy_gallery
 
     print_text(f"{new}: {copy_gallery(old, new)} people")
-
-
-def _people(folder: Path) -> dict[str, list[Path]]:
-    from spherecf.photos import PHOTO_SUFFIXES, people_of
-
-    people = people_of(folder)
-    if loose := [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]:
-        print_text(f"photos ignored because they are in no sub-folder of {folder}: {len(loose)}", "yellow")
-    return people
 
 
 def _open_existing(uri: str, model: Path | None, backbone: Path | None, token: str) -> "Gallery":

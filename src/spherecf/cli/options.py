@@ -192,19 +192,29 @@ def photos_in(paths: Sequence[Path]) -> "PhotoFiles":
 
     files = find_photos(paths)
     if not files.photos:
-        print_ignored(files)
+        print_left_out(files)
         raise InputError(f"found no photos in {', '.join(map(str, paths))}")
     return files
 
 
-def print_ignored(files: "PhotoFiles") -> None:
-    """Report folders that cannot be read, and files that are not photos, on stderr."""
-    if files.unreadable:
-        print_text(f"folders that cannot be read: {len(files.unreadable)}", "yellow")
-        print_listing([f"{name}: {reason}" for name, reason in files.unreadable], in_json=False)
-    if files.ignored:
-        print_text(f"files ignored because they are not photos: {len(files.ignored)}")
-        print_listing(files.ignored, in_json=False)
+def print_left_out(*found: "PhotoFiles") -> None:
+    """Count and list on stderr the folders that cannot be read, and the files that are not photos."""
+    if unreadable := [f"{name}: {reason}" for files in found for name, reason in files.unreadable]:
+        print_text(f"folders that cannot be read: {len(unreadable)}", "yellow")
+        print_listing(unreadable, in_json=False)
+    if ignored := [name for files in found for name in files.ignored]:
+        print_text(f"files ignored because they are not photos: {len(ignored)}")
+        print_listing(ignored, in_json=False)
+
+
+def folders_of_people(folder: Path) -> dict[str, list[Path]]:
+    """Sub-folders of photos by person; photos that are in none of them are counted on stderr."""
+    from spherecf.photos import PHOTO_SUFFIXES, people_of
+
+    people = people_of(folder)
+    if loose := [path for path in folder.iterdir() if path.suffix.lower() in PHOTO_SUFFIXES]:
+        print_text(f"photos ignored because they are in no sub-folder of {folder}: {len(loose)}", "yellow")
+    return people
 
 
 def file_to_write(path: Path | None) -> Path | None:

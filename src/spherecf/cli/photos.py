@@ -18,7 +18,7 @@ from spherecf.cli.options import (
     PhotoPaths,
     file_to_write,
     open_assessor,
-    print_ignored,
+    print_left_out,
     print_lines,
     print_text,
 )
@@ -198,7 +198,7 @@ def template(
     console.print(_template_table(pooled))
     for warning in pooled.warnings:
         print_text(warning, "yellow")
-    print_ignored(files)
+    print_left_out(files)
 
 
 def _template_table(pooled: "PhotoTemplate") -> Table:

@@ -21,7 +21,7 @@ from spherecf.cli.options import (
     lines_wanted,
     open_assessor,
     photos_in,
-    print_ignored,
+    print_left_out,
     print_lines,
     print_listing,
     print_text,
@@ -223,4 +223,4 @@ def _print_summary(rows: Sequence[dict[str, Any]], files: "PhotoFiles") -> None:
     if failures:
         print_text(f"photos without a usable face: {len(failures)}", "yellow")
         print_listing(failures, _MAX_LISTED)
-    print_ignored(files)
+    print_left_out(files)

@@ -44,7 +44,7 @@ _CONTENTS = {
     rb".{257}ustar": "a tar archive: unpack it first",
     rb"\x93NUMPY": NUMPY,
     rb"\x89HDF\r\n": "an HDF5 file (Keras or MATLAB)",
-    rb"MATLAB 5": "a MATLAB file",
+    rb"MATLAB [57]": "a MATLAB file",
     rb".{4}TFL3": "a TensorFlow Lite model",
     rb"\x12\x01\x00{6}": "an MXNet parameter file (.params): convert the model to ONNX",
     rb"\x0a\x23\xd7\xce": "a RecordIO file (.rec)",

@@ -5,7 +5,7 @@ import math
 import re
 from array import array
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from zipfile import ZipFile
 
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from spherecf.common.files import describe_content, sha256_file
 from spherecf.common.parsing import composed, has_image_suffix, identity_order, is_number, is_whole, reading
-from spherecf.data.text import SEPARATORS, iter_lines, split_cells
+from spherecf.data.text import SEPARATORS, UTF16, iter_lines, split_cells
 from spherecf.embeddings import Embeddings
 from spherecf.errors import FileFormatError, InputError
 
 _SUPPORTED = (
-    "Supported: .npy, .npz, and text lines `image f1 f2 ...` (MagFace's feat.list, .csv); pickles are not "
-    "opened."
+    "Supported: .npy, .npz, and text lines `image f1 f2 ...` with decimal points (MagFace's feat.list; .csv, "
+    "also with a header image,f1,f2,...); pickles are not opened."
 )
 _MAX_HEADER = 10_000  # bytes: NumPy's limit for a header
 
@@ -33,9 +33,7 @@ def load_npy(path: Path) -> NDArray[Any]:
         FileFormatError: the file is damaged or truncated, holds several arrays, or is pickled.
     """
     with path.open("rb") as stream:
-        shape, order, dtype, start = _array_header(
-            path, stream.read(_MAX_HEADER), path.name, path.stat().st_size
-        )
+        shape, order, dtype, start = _array_header(path, stream.read(_MAX_HEADER), "", path.stat().st_size)
     if not math.prod(shape):
         return np.zeros(shape, dtype)
     with reading(path, "an array"):
@@ -65,12 +63,13 @@ def load_npz(path: Path, names: Mapping[str, Sequence[str]]) -> dict[str, NDArra
                 with reading(path, f"a .npz (array {member!r})", "Write it again, with numpy.savez."):
                     arrays[name] = _read_member(path, archive, member)
     if "features" not in arrays:
+        present = sorted(member.removesuffix(".npy") for member in members if member.endswith(".npy"))
+        if not present:
+            raise describe_dump(path)
         expected = " or ".join(names["features"])
-        present = sorted(member.removesuffix(".npy") for member in members)
         raise FileFormatError(
             path,
-            f"expected an array named {expected}, but the file has only "
-            f"{', '.join(present[:20]) or 'other files'}.",
+            f"expected an array named {expected}, but the file has only {', '.join(present[:20])}.",
             "Save the features under one of these names.",
         )
     return arrays
@@ -124,15 +123,25 @@ def describe_dump(path: Path) -> FileFormatError:
 def _text_layout(path: Path) -> tuple[str | None, int, int]:
     """(separator, number of the first line after a header, number of cells)."""
     number, line = next(iter_lines(path), (0, ""))
-    for separator in SEPARATORS:
-        cells = split_cells(line, separator)
+    rows = [(separator, split_cells(line, separator)) for separator in SEPARATORS]
+    for separator, cells in rows:
         if len(cells) < 3:
             continue
         if _is_header(cells):
             return separator, number + 1, len(cells)
         if all(map(is_number, cells[1:])):
             return separator, number, len(cells)
-    raise describe_dump(path)
+    # A wrong line of features still has many cells, most of them numbers, with the right separator.
+    cells = max((cells for _, cells in rows), key=lambda cells: sum(map(is_number, cells[1:])))
+    if sum(map(is_number, cells[1:])) < 2:
+        raise describe_dump(path)
+    column, cell = next((i, cell) for i, cell in enumerate(cells[1:], 2) if not is_number(cell))
+    raise FileFormatError(
+        path,
+        f"line {number}: expected `image f1 f2 ...` or a header that numbers the features, but cell {column} "
+        f"of {len(cells)} is {cell[:40]!r}.",
+        "Cells are separated by tabs, commas, semicolons or spaces; numbers have a decimal point.",
+    )
 
 
 def _is_header(cells: Sequence[str]) -> bool:
@@ -146,7 +155,7 @@ def _is_header(cells: Sequence[str]) -> bool:
 
 def _read_member(path: Path, archive: ZipFile, member: str) -> NDArray[Any]:
     content = archive.read(member)
-    shape, order, dtype, start = _array_header(path, content[:_MAX_HEADER], member, len(content))
+    shape, order, dtype, start = _array_header(path, content[:_MAX_HEADER], f"{member}: ", len(content))
     return np.frombuffer(content, dtype, offset=start).reshape(shape, order=order)
 
 
@@ -158,8 +167,8 @@ def _array_header(
     start = 8 + width + int.from_bytes(start_bytes[8 : 8 + width], "little")
     # A longer header is rejected here: NumPy's own error would advise the user to trust the file.
     if start_bytes[:6] != b"\x93NUMPY" or start > len(start_bytes):
-        raise FileFormatError(path, f"{name}: not readable as a .npy: it has no valid header.", _SUPPORTED)
-    with reading(path, f"a .npy ({name})", "Write it again, with numpy.save."):
+        raise FileFormatError(path, f"{name}not readable as a .npy: it has no valid header.", _SUPPORTED)
+    with reading(path, f"{name}a .npy", "Write it again, with numpy.save."):
         header = io.BytesIO(start_bytes)
         version = np.lib.format.read_magic(header)
         read = (
@@ -168,14 +177,14 @@ def _array_header(
         shape, fortran, dtype = read(header)
     if dtype.hasobject:
         raise FileFormatError(
-            path, f"{name}: an array of Python objects is stored as a pickle, and pickles are not opened.",
-            "Save names as strings: numpy.savez(..., names=numpy.array(names, dtype=str)).",
+            path, f"{name}an array of Python objects is stored as a pickle, and pickles are not opened.",
+            "Save features as numbers, numpy.array(features, dtype=float), and names as strings, dtype=str.",
         )  # fmt: skip
     expected, available = math.prod(shape) * dtype.itemsize, size - start
     if expected != available or min(shape, default=0) < 0:
         raise FileFormatError(
             path,
-            f"{name}: not readable as a .npy: {dtype} of shape {shape} takes {expected} bytes, but it has "
+            f"{name}not readable as a .npy: {dtype} of shape {shape} takes {expected} bytes, but it has "
             f"{available}.",
             "It is truncated, or several arrays were saved into one file.",
         )
@@ -195,14 +204,17 @@ _ALIASES = {
     "log_sigma_sq": ("log_sigma_sq", "log_variance", "log_var"),
 }
 _CONCENTRATIONS = ("log_kappa", "kappa", "sigma", "sigma_sq", "log_sigma_sq")
-_BLOCK = 1 << 16
+_BLOCK = 1 << 12  # rows converted at once
+_MIN_WIDTH = 128  # columns in which halves are compared: in fewer they can agree by chance
+_SAMPLE = 1000  # rows whose halves are compared
+_AGREE, _DISAGREE = 0.5, 0.2  # median cosine of halves: about 0.98 with a mirror image, 0.01 without
 
 
 def read_features(
     path: str | Path,
     keys: Sequence[str] | None = None,
     *,
-    halves: bool = False,
+    halves: bool | None = None,
     flip: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Embeddings:
@@ -226,8 +238,10 @@ def read_features(
 
     Args:
         path: the dump; nothing in it is unpickled.
-        keys: (n,) key of each row; by default those in the file.
-        halves: each row is (2 d,): the features of the image, then those of its mirror image.
+        keys: (n,) key of each row; by default those in the file. If it has names, they may differ in folder
+            and extension only.
+        halves: whether each row is (2 d,): the features of the image, then those of its mirror image. By
+            default it is not, which is checked: from 128 columns on, rows whose halves agree are refused.
         flip: with ``halves``, how to combine the two: "sum" adds them (``norm`` is then half the length of
             the sum), "none" uses the original image only. Without ``halves``, what was done before the dump,
             for the provenance; None if unknown.
@@ -236,8 +250,9 @@ def read_features(
     Raises:
         FileFormatError: the file is damaged, truncated or pickled, has no features or no keys, its rows
             differ in length, or its keys or labels are neither names nor whole numbers.
-        InputError: ``halves`` with an odd number of columns or without ``flip``, keys that are repeated or
-            too few or too many, or a concentration that is not positive and finite.
+        InputError: ``halves`` with an odd number of columns, without ``flip`` or contradicted by the rows;
+            keys that are repeated, too few, too many or those of other images; or a concentration that is not
+            positive and finite.
 
     Example:
         >>> from pathlib import Path
@@ -255,10 +270,7 @@ def read_features(
     if halves and flip is None:
         raise InputError("halves: pass flip='sum' or flip='none' to say how the two halves are combined")
     features = arrays["features"]
-    if halves and features.shape[1] % 2:
-        raise InputError(
-            f"{path}: halves: expected an even number of features per row, got {features.shape[1]}"
-        )
+    _check_halves(path, features, halves)
     names = _keys(path, keys, arrays, len(features))
     mu, norm, reasons = _directions(features, flip if halves else None)
     valid_rows = np.flatnonzero([not reason for reason in reasons])
@@ -302,7 +314,7 @@ def _load(path: Path, keyed: bool) -> dict[str, NDArray[Any]]:
         arrays = {"features": load_npy(path)}
     elif start.startswith(b"PK\x03\x04"):
         arrays = load_npz(path, _ALIASES)
-    elif b"\0" in start:
+    elif b"\0" in start and not start.startswith(UTF16):
         raise describe_dump(path)
     else:
         arrays = load_text(path, keyed)
@@ -327,13 +339,54 @@ def _keys(path: Path, keys: Sequence[str] | None, arrays: Mapping[str, NDArray[A
             f"its {n} rows have no keys (names of the images).",
             "Pass the keys (a file with one per line), in the order of the rows.",
         )
-    if keys is None:  # slashes separate folders, as in all keys
-        names = [word.replace("\\", "/") for word in _text_column(path, arrays, "keys", n)]
-    else:
-        names = list(keys)
+    # Slashes separate folders, as in all keys.
+    stored = _text_column(path, arrays, "keys", n) if "keys" in arrays else []
+    stored = [word.replace("\\", "/") for word in stored]
+    if keys is None:
+        return stored
+    names = list(keys)
     if len(names) != n:
         raise InputError(f"{path}: expected one key per row, got {len(names)} keys for {n} rows of features")
+    if stored and arrays["keys"].dtype.kind in "US":
+        for row, (name, key) in enumerate(zip(stored, names), 1):
+            if PurePosixPath(name).stem != PurePosixPath(key).stem:
+                raise InputError(
+                    f"{path}: row {row} is of {name!r}, but the key passed for it is {key!r}; leave out the "
+                    "keys (--keys, --meta) to use the names in the file, or pass them in its order"
+                )
     return names
+
+
+def _check_halves(path: Path, features: NDArray[Any], halves: bool | None) -> None:
+    """Check that rows are an image and its mirror image, (n, 2 d), if and only if ``halves`` says so.
+
+    The features of an image and of its mirror image are nearly equal; the halves of one embedding are as
+    unrelated as those of two images. The mean row is subtracted first, because features may share a sign.
+    """
+    n, width = features.shape
+    if halves and width % 2:
+        raise InputError(f"{path}: halves: expected an even number of features per row, got {width}")
+    if halves is False or width % 2 or width < _MIN_WIDTH:
+        return
+    rows = np.asarray(features[:: -(-n // _SAMPLE)], np.float64)
+    rows = rows[np.isfinite(rows).all(1)]
+    rows -= rows.mean(0) if len(rows) else 0
+    left, right = np.hsplit(rows, 2)
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    cosines = np.vecdot(left, right)[lengths > 0] / lengths[lengths > 0]
+    agreement = float(np.median(cosines)) if cosines.size else np.nan  # of one row nothing can be said
+    if halves is None and agreement > _AGREE:
+        raise InputError(
+            f"{path}: the two halves of its rows of {width} features agree (median cosine {agreement:.2f}), "
+            "as those of an image and of its mirror image do. If they are, pass halves=True and flip='sum' "
+            "(--halves --flip sum); if not, pass halves=False (--no-halves)"
+        )
+    if halves and agreement < _DISAGREE:
+        raise InputError(
+            f"{path}: halves: expected the features of an image, then of its mirror image, but the two "
+            f"halves of its rows of {width} features are unrelated (median cosine {agreement:.2f}); they are "
+            "one embedding: leave out halves (--halves)"
+        )
 
 
 def _directions(

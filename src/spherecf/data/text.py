@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 from numpy.typing import NDArray
 
+from spherecf.common.files import describe_content
 from spherecf.common.parsing import composed
 from spherecf.errors import FileFormatError
 
@@ -98,6 +99,8 @@ def _encoding_error(path: Path) -> FileFormatError:
         for line in stream:
             if not position and line.startswith(UTF16):
                 return FileFormatError(path, "expected UTF-8 text, but this is UTF-16.", "Save it as UTF-8.")
+            if b"\0" in line:
+                return FileFormatError(path, f"expected text, but this is {describe_content(path)}.")
             try:
                 line.decode()
             except UnicodeDecodeError as error:

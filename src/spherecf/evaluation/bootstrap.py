@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration import allowed_errors, binomial_upper, check_pairs
+from spherecf.calibration import allowed_errors, binomial_upper, check_pairs, clopper_pearson
 from spherecf.errors import InputError
 from spherecf.evaluation.rates import check_targets
 
@@ -44,6 +44,13 @@ class Interval:
     """Fraction of draws below 0, for differences."""
     undefined: int = 0
     """Number of draws without a value, e.g. because no mated pair was drawn."""
+
+
+def check_draws(draws: int, seed: int) -> None:
+    """Raise `InputError` if the number of draws or the seed of a bootstrap is negative."""
+    for name, value in (("draws", draws), ("seed", seed)):
+        if value < 0:
+            raise InputError(f"{name}: expected 0 or more, got {value}")
 
 
 def bootstrap_subjects(
@@ -81,6 +88,7 @@ def bootstrap_subjects(
     names, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
     if len(names) < 2 or draws < 1:
         raise InputError(f"bootstrap: expected at least 2 subjects and 1 draw, got {len(names)} and {draws}")
+    check_draws(draws, seed)
     a, b = codes[: a.size], codes[a.size :]
     counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
     counts = counts.astype(np.float64)
@@ -120,6 +128,7 @@ Array = NDArray[Any]
 _EXACT = 1 << 24  # float32 represents all integers up to this
 _BAGS = 256  # sums of rows computed at once, so that they stay in the processor's cache
 _PAIRS = 1 << 16  # pairs looked up at once
+_TABLE = 8  # pairs are counted in a table of subjects if it has at most this many cells per pair
 
 
 class Draws:
@@ -161,8 +170,11 @@ class Draws:
                 total += right_sums.mul_(left_counts).sum(0).double().numpy()
         return total
 
-    def weigh_table(self, table: torch.Tensor) -> NDArray[np.float64]:
-        """`weigh` for pairs given as a table of their numbers by (left, right) subject."""
+    def weigh_all(self, people: "Subjects") -> NDArray[np.float64]:
+        """(draws,) summed weight of all pairs: a quadratic form, or `weigh` if people have few pairs."""
+        table = people.table
+        if table is None:
+            return np.asarray(np.sum([self.weigh(*people[block]) for block in people.blocks()], axis=0))
         is_exact = float(table.sum(1).max()) * self.max_count < _EXACT
         dtype = torch.float32 if is_exact else torch.float64
         right_sums = table.to(dtype) @ self.rows.to(dtype)
@@ -186,10 +198,31 @@ class Subjects:
             names, codes = np.unique(np.concatenate(self._sides), return_inverse=True)
             self._sides, self._low, span = (codes[:pairs], codes[pairs:]), 0, names.size
         occurs = np.zeros(span, np.bool_)
-        for side, start in product(self._sides, range(0, pairs, _PAIRS)):
-            occurs[self._table_index(side[start : start + _PAIRS])] = True
+        self._pairs = pairs
+        for side, block in product(self._sides, self.blocks()):
+            occurs[self._table_index(side[block])] = True
         self._code = np.cumsum(occurs, dtype=np.int32) - 1
         self.count = int(occurs.sum())
+
+    def draw(self, draws: int, rng: np.random.Generator) -> Draws:
+        """Draw as many subjects as there are, with replacement, several times."""
+        return Draws(rng.multinomial(self.count, np.full(self.count, 1 / self.count), draws))
+
+    def blocks(self) -> Iterator[slice]:
+        """All pairs, in blocks."""
+        return (slice(start, start + _PAIRS) for start in range(0, self._pairs, _PAIRS))
+
+    @cached_property
+    def table(self) -> torch.Tensor | None:
+        """(count, count + 1) number of pairs by left and right subject; None if it would be mostly empty."""
+        width = self.count + 1
+        if self.count * width > _TABLE * self._pairs:
+            return None
+        table = np.zeros(self.count * width, np.float32)
+        for block in self.blocks():
+            a, b = self[block]
+            np.add.at(table, a.astype(np.int64) * width + b, np.float32(1))  # a Python int is 5 times slower
+        return torch.from_numpy(table.reshape(-1, width))
 
     def __getitem__(self, pairs: slice | Array) -> tuple[Array, Array]:
         """(a, b) subjects of pairs; if both are the same, b is the extra column of ones of `Draws`."""
@@ -199,9 +232,6 @@ class Subjects:
     def _table_index(self, subjects: Array) -> Array:
         index: Array = subjects.astype(np.int64) - self._low
         return index
-
-
-_TABLE = 8  # pairs are counted in a table of subjects if it has at most this many cells per pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,6 +286,7 @@ class SubjectRates:
             raise InputError(f"scores: expected (n,) numbers, n >= 1 and none NaN, got shape {s.shape}")
         if t.ndim != 1 or not t.size or not (np.diff(t) > 0).all():
             raise InputError("thresholds: expected (k,) ascending numbers, k >= 1")
+        check_draws(draws, seed)
         people = Subjects(left, right, s.size)
         # Group pairs by the highest threshold they reach, so that each pair is weighted once per draw: the
         # pairs that reach a threshold are those of its group and of all higher groups.
@@ -266,13 +297,12 @@ class SubjectRates:
         reached = rows.size - ends + np.diff(np.append(0, ends))
         if not draws:
             return cls(t, reached, s.size, np.empty((0, t.size)))
-        probabilities = np.full(people.count, 1 / people.count)
-        drawn = Draws(np.random.default_rng(seed).multinomial(people.count, probabilities, draws))
+        drawn = people.draw(draws, np.random.default_rng(seed))
         group_weights = np.zeros((t.size, draws))
         for group in np.flatnonzero(np.diff(np.append(0, ends))).tolist():
             group_rows = rows[ends[group - 1] if group else 0 : ends[group]]
             group_weights[group] = drawn.weigh(*people[group_rows])
-        total = total_weight(drawn, people, s.size)
+        total = drawn.weigh_all(people)
         is_defined = total > 0  # a draw may have no pair at all
         rates = np.cumsum(group_weights[::-1], axis=0)[::-1, is_defined] / total[is_defined]
         return cls(t, reached, s.size, np.ascontiguousarray(rates.T))
@@ -283,8 +313,11 @@ class SubjectRates:
         return np.asarray(self.reached / self.pairs)
 
     def interval(self, place: int, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval of the share at ``thresholds[place]``."""
-        low, high = np.quantile(self.drawn[:, place], [(1 - level) / 2, (1 + level) / 2])
+        """Percentile interval of the share at ``thresholds[place]``; Clopper-Pearson if it is 0 or 1."""
+        if self.reached[place] in (0, self.pairs):  # the same in all draws: they have no spread
+            low, high = clopper_pearson(self.reached[place], self.pairs, level)
+        else:
+            low, high = np.quantile(self.drawn[:, place], [(1 - level) / 2, (1 + level) / 2])
         return float(low), float(high)
 
     def upper(self, delta: float, *, below: bool = False) -> NDArray[np.float64]:
@@ -305,23 +338,9 @@ class SubjectRates:
         return np.maximum(exact, np.quantile(drawn, 1 - delta, axis=0))
 
 
-def total_weight(drawn: Draws, people: Subjects, pairs: int) -> NDArray[np.float64]:
-    """(draws,) summed weight of all pairs."""
-    blocks = [slice(start, start + _PAIRS) for start in range(0, pairs, _PAIRS)]
-    width = people.count + 1
-    if people.count * width > _TABLE * pairs:
-        return np.asarray(np.sum([drawn.weigh(*people[block]) for block in blocks], axis=0))
-    table = np.zeros(people.count * width, np.float32)
-    for block in blocks:
-        a, b = people[block]
-        table += np.bincount(a.astype(np.int64) * width + b, minlength=table.size)
-    return drawn.weigh_table(torch.from_numpy(table.reshape(-1, width)))
-
-
 _COUNTS = 1 << 25  # counts in memory at once, 128 MiB; beyond that, draws are processed in blocks
 _BUCKET = 256  # minimum number of pairs in a bucket
 _FINE = 32  # a bucket has at most 1 / _FINE as many pairs as are above it, so few are weighted one by one
-_DENSE = 8  # all pairs are weighted by a quadratic form if its table has at most this many cells per pair
 _SAMPLE = 1 << 18  # pairs used to estimate how far down to sort
 _MORE = 1.25  # growth of the number of sorted pairs if some draws have not reached their target
 
@@ -373,10 +392,11 @@ def bootstrap_tmr(
         return tmr
     pairs = _Pairs(s, m, people)
     n_sorted = int(int(allowed_errors(max(resolved), n_non_mated)) * 1.15)
-    rng, probabilities = np.random.default_rng(seed), np.full(n_subjects, 1 / n_subjects)
+    check_draws(draws, seed)
+    rng = np.random.default_rng(seed)
     block = min(draws, max(1, _COUNTS // n_subjects))
     for start in range(0, draws, block):
-        drawn = Draws(rng.multinomial(n_subjects, probabilities, min(block, draws - start)))
+        drawn = people.draw(min(block, draws - start), rng)
         rates = _tmr_of_draws(pairs, drawn, np.asarray(resolved), n_sorted)
         for values, column in zip(tmr.values(), rates):
             values[start : start + block] = column
@@ -426,22 +446,6 @@ class _Pairs:
         self.scores, self.is_non_mated, self.people = scores, ~mated, people
         self.mated = _SortedRun.of(self, np.flatnonzero(mated))
         self._tails: list[_Tail] = []
-        self._table: torch.Tensor | None = None
-
-    def weigh(self, drawn: Draws) -> NDArray[np.float64]:
-        """(draws,) summed weight of all pairs, mated and non-mated."""
-        blocks = [slice(start, start + _PAIRS) for start in range(0, self.scores.size, _PAIRS)]
-        width = self.people.count + 1
-        if self.people.count * width > _DENSE * self.scores.size:
-            return np.asarray(np.sum([drawn.weigh(*self.people[block]) for block in blocks], axis=0))
-        if self._table is None:
-            table = np.zeros(width * (width - 1), np.float32)
-            for block in blocks:
-                a, b = self.people[block]
-                # np.float32(1), because a Python int is 5 times slower.
-                np.add.at(table, a.astype(np.int64) * width + b, np.float32(1))
-            self._table = torch.from_numpy(table.reshape(-1, width))
-        return drawn.weigh_table(self._table)
 
     def buckets(self, n_sorted: int) -> Iterator[_SortedRun]:
         """Buckets of non-mated pairs by descending score; about ``n_sorted`` are sorted first, then more."""
@@ -480,7 +484,7 @@ def _tmr_of_draws(pairs: _Pairs, drawn: Draws, targets: Array, n_sorted: int) ->
     for start in range(0, mated.a.size, size):
         piece = slice(start, start + size)
         cumulative.append(cumulative[-1] + drawn.weigh(mated.a[piece], mated.b[piece]))
-    non_mated = pairs.weigh(drawn) - cumulative[-1]
+    non_mated = drawn.weigh_all(pairs.people) - cumulative[-1]
     limits = allowed_errors(targets[:, None], non_mated)  # (targets, draws)
     # Go through the non-mated pairs from the largest score down, one bucket at a time for all draws. The
     # threshold of a draw is in the bucket in which its weight exceeds its limit, and only in this bucket are

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,7 +28,7 @@ from spherecf.calibration import (
 )
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, check_draws, interval
 from spherecf.evaluation.decisions import ERRORS, Abstain, Counts, ScoredPairs, choose_decision, errors_of
 from spherecf.evaluation.discard import pair_quality
 from spherecf.evaluation.folds import disjoint_pairs, split_subjects
@@ -40,7 +40,7 @@ from spherecf.evaluation.pairs import (
     resolve_pairs,
     score_listed,
 )
-from spherecf.evaluation.results import input_facts, plain, signature
+from spherecf.evaluation.results import input_facts, plain, plain_report, signature
 from spherecf.scoring import mutual_likelihood_score
 from spherecf.vmf import mean_resultant_length
 
@@ -155,15 +155,13 @@ class CalibrationReport:
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` the points of plots and the calibration are left out."""
-        report = asdict(replace(self, calibration=Calibration("", "")))
-        del report["calibration"]
+        report = plain_report(self, without="calibration")
         if curves:
-            report["calibration"] = self.calibration.to_dict()
+            report["calibration"] = plain(self.calibration.to_dict())
         else:
             for score in report["scores"].values():
                 del score["tippett"], score["curves"]
-        plain_report: dict[str, Any] = plain(report)
-        return plain_report
+        return report
 
 
 Array = NDArray[Any]
@@ -406,6 +404,9 @@ class CalibrationOptions:
         targets: FMR targets.
         draws: bootstrap draws of people; 0 for no intervals.
         seed: seed of the split and the bootstrap.
+
+    Raises:
+        InputError: ``draws`` or ``seed`` is negative.
     """
 
     radius: float | None = None
@@ -418,6 +419,9 @@ class CalibrationOptions:
     targets: Sequence[float] = TARGETS
     draws: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_draws(self.draws, self.seed)
 
 
 def evaluate_calibration(

@@ -7,7 +7,7 @@ given rank.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,12 @@ from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
 from spherecf.evaluation.rates import (
     ScoreSplit,
     SortedPairs,
+    check_targets,
     sort_pairs,
     tmr_of_curve,
     tmr_rates,
 )
-from spherecf.evaluation.results import Measure, plain, signature
+from spherecf.evaluation.results import Measure, plain_report, signature
 from spherecf.evaluation.templates import (
     TemplateImages,
     TemplateOptions,
@@ -152,8 +153,7 @@ class IdentificationReport:
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` CMC and DET are left out."""
-        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del report["resampled"]
+        report = plain_report(self, without="resampled")
         if not curves:
             for gallery in (gallery for result in report["results"] for gallery in result["galleries"]):
                 del gallery["cmc"], gallery["det"]
@@ -211,7 +211,7 @@ def evaluate_identification(
         (1.0, 1.0, 1)
     """
     _check_arguments(templates, max_rank)
-    targets, draws, seed = options.targets or FPIR_TARGETS, options.draws, options.seed
+    targets, draws, seed = check_targets(options.targets or FPIR_TARGETS, "FPIR"), options.draws, options.seed
     images = find_images(embeddings, templates)
     rows, notes = conditions(options.modes, options.scores, embeddings, images)
     searches, people, counts = _gallery_searches(templates, images)
@@ -230,12 +230,9 @@ def evaluate_identification(
                             "r": f"{r:g}" if score == "mls" else None, "fpir": "at-most",
                             "rank": f"<={max_rank}", "ties": "against", "ci": resampling}  # fmt: skip
             line = signature(f"{templates.name}/1:N", **result_facts)
-            mean = _mean_over_galleries(galleries, drawn)
+            mean, mean_drawn = _mean_over_galleries(galleries, drawn)
             results.append(IdentificationResult(str(mode), mode.pooling, score, line, galleries, mean))
-            metrics = mean if draws else ()
-            resampled |= {
-                f"{results[-1].name}:{name}": _mean_draws(searches, drawn, name) for name in metrics
-            }
+            resampled |= {f"{results[-1].name}:{name}": column for name, column in mean_drawn.items()}
     return IdentificationReport(
         templates.name, max_rank, {"images": images.images, **counts}, images.failures,
         images.empty_templates.tolist(), resampling, results, notes, resampled,
@@ -404,8 +401,8 @@ def _resample(
 
 def _mean_over_galleries(
     galleries: Sequence[GalleryResult], drawn: Mapping[str, Array]
-) -> dict[str, Measure]:
-    """Mean over galleries of each metric that all galleries have."""
+) -> tuple[dict[str, Measure], dict[str, Array]]:
+    """Mean over galleries of each metric that all galleries have, and its values in the bootstrap draws."""
     values: dict[str, list[float]] = {}
     for gallery in galleries:
         for rank, measure in gallery.ranks.items():
@@ -413,16 +410,9 @@ def _mean_over_galleries(
         for entry in gallery.tpir:
             if entry.tpir is not None:
                 values.setdefault(f"tpir@{entry.target:g}", []).append(entry.tpir)
-    return {
-        name: Measure(
-            float(np.mean(column)),
-            interval(np.mean([drawn[f"{g.gallery}:{name}"] for g in galleries], 0)) if drawn else None,
-        )
-        for name, column in values.items()
-        if len(column) == len(galleries)
-    }
-
-
-def _mean_draws(searches: Sequence[_GallerySearch], drawn: Mapping[str, Array], metric: str) -> Array:
-    mean: Array = np.mean([drawn[f"{s.gallery}:{metric}"] for s in searches], axis=0)
-    return mean
+    means = {name: float(np.mean(column)) for name, column in values.items() if len(column) == len(galleries)}
+    mean_drawn: dict[str, Array] = {}
+    if drawn:
+        mean_drawn = {name: np.mean([drawn[f"{g.gallery}:{name}"] for g in galleries], 0) for name in means}
+    intervals = {name: interval(column) for name, column in mean_drawn.items()}
+    return {name: Measure(mean, intervals.get(name)) for name, mean in means.items()}, mean_drawn

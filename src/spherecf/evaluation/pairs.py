@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from spherecf.calibration import allowed_errors, check_mated
+from spherecf.calibration import allowed_errors, check_mated, real_numbers
 from spherecf.common.parsing import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, check_draws, interval
 from spherecf.evaluation.discard import edc, pair_quality, rejection_curve
-from spherecf.evaluation.folds import check_folds, fold_counts, tenfold
+from spherecf.evaluation.folds import fold_counts, tenfold
 from spherecf.evaluation.rates import (
     SortedPairs,
     auc_rates,
@@ -334,16 +334,17 @@ def resample(
 ) -> dict[str, Array]:
     """Bootstrap all metrics at once: "score:metric" -> (draws,). All scores use the same draws."""
     non_mated = int((~pairs.mated).sum())
+    names, fold = np.unique(pairs.folds, return_inverse=True)
 
     def statistic(weights: Array) -> dict[str, Array]:
         values = {}
         for score, sp in sorted_pairs.items():
             curve = sp.curve(weights)
-            names, fold = check_folds(pairs.folds, sp)
-            correct, total, _ = fold_counts(sp, fold, len(names), weights)
-            drawn = total > 0  # folds without a drawn pair are left out of the mean
-            accuracy = np.where(drawn, correct / np.where(drawn, total, 1), 0).sum(-1) / drawn.sum(-1)
-            values[f"{score}:accuracy"] = accuracy
+            if names.size > 1:
+                correct, total, _ = fold_counts(sp, fold[sp.order], names.size, weights)
+                drawn = total > 0  # folds without a drawn pair are left out of the mean
+                accuracy = np.where(drawn, correct / np.where(drawn, total, 1), 0).sum(-1) / drawn.sum(-1)
+                values[f"{score}:accuracy"] = accuracy
             values[f"{score}:eer"], values[f"{score}:auc"] = eer_rates(curve), auc_rates(curve)
             for target in targets:
                 if allowed_errors(target, non_mated) >= 1:
@@ -365,7 +366,8 @@ def measure(
 ) -> ScoreResult:
     """All metrics of one score; ``facts`` go into its signature."""
     curve = sp.curve()
-    accuracy = tenfold(sp.scores, sp.mated, pairs.folds[sp.order])
+    folds = pairs.folds[sp.order]
+    accuracy = tenfold(sp.scores, sp.mated, folds) if np.unique(folds).size > 1 else None
     tmr = tmr_of_curve(curve, options.targets)
     fmr, fnmr, _ = det_curve(sp.scores, sp.mated)
     thin = spread(fmr, fnmr)
@@ -382,9 +384,11 @@ def measure(
     return ScoreResult(
         score=score,
         signature=signature(f"{name}/tenfold", **facts),
-        log_line=accuracy.log_line(name if score == "cosine" else f"{name}:{score}", step),
+        log_line=accuracy.log_line(name if score == "cosine" else f"{name}:{score}", step)
+        if accuracy
+        else None,
         tenfold=accuracy,
-        accuracy=Measure(accuracy.mean, interval_of("accuracy")),
+        accuracy=Measure(accuracy.mean, interval_of("accuracy")) if accuracy else None,
         tmr=tmr,
         tmr_intervals=tmr_intervals,
         eer=Measure(float(eer_rates(curve)), interval_of("eer")),
@@ -461,7 +465,7 @@ class PairOptions:
         nearest: whether to also report TMR as old papers count it, see `tmr_at_nearest_fmr`.
 
     Raises:
-        InputError: ``draws`` is negative.
+        InputError: ``draws`` or ``seed`` is negative.
     """
 
     radius: float | None = None
@@ -473,8 +477,7 @@ class PairOptions:
     nearest: bool = False
 
     def __post_init__(self) -> None:
-        if self.draws < 0:
-            raise InputError(f"draws: expected 0 (no intervals) or more, got {self.draws}")
+        check_draws(self.draws, self.seed)
 
 
 def evaluate_pairs(
@@ -491,7 +494,8 @@ def evaluate_pairs(
     """Evaluate a pair list: accuracy, error rates, intervals, and the benefit of each confidence.
 
     Pairs with an image that could not be embedded (listed in ``skipped``) are failures to acquire: they are
-    counted and listed, but not scored. A key that is neither embedded nor skipped is an error.
+    counted and listed, but not scored. A key that is neither embedded nor skipped is an error. If all pairs
+    are in one fold, there is no cross-validated accuracy; all other results are the same.
 
     Args:
         left: embeddings of the left images.
@@ -583,7 +587,7 @@ def _extra_scores(
 ) -> dict[str, Array]:
     scores = {}
     for name, column in columns.items():
-        values = np.asarray(column, np.float64)
+        values = real_numbers(column, f"extra score {name!r}").astype(np.float64, copy=False)
         if name in used_names:
             raise InputError(f"extra score {name!r}: this name is already used; choose another")
         if values.shape != pairs.is_embedded.shape:

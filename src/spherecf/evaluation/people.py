@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spherecf.calibration import Calibration, DecisionRule, ErrorCount
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import SubjectRates
+from spherecf.evaluation.bootstrap import SubjectRates, check_draws
 from spherecf.evaluation.tails import MIN_EXCEEDANCES, TailFit, extrapolated_rule, fit_tail
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
 
@@ -121,7 +121,7 @@ def check_people(
 
     Raises:
         InputError: there are too few people, no names or no rule to check, or the radius of the embeddings
-            differs from that of the rules.
+            differs from that of the rules; or ``draws`` or ``seed`` is negative.
 
     Example:
         >>> from spherecf.calibration import Calibration, DecisionRule
@@ -135,6 +135,7 @@ def check_people(
         >>> report.rules[0].verdict, bool(report.rules[0].renewed.accept > 0.25)
         ('broken', True)
     """
+    check_draws(draws, seed)
     person, rows, left_out = _choose_images(embeddings, one_each, seed, min_people)
     images = embeddings.select(rows)
     rules = [rule for rule in calibration.decisions if "template" not in rule.score and rule.error == "fmr"]

@@ -199,12 +199,12 @@ def unresolved(target: float, mated: int, non_mated: int) -> TmrAtFmr:
     return TmrAtFmr(target, None, None, None, None, None, mated, non_mated, reason)
 
 
-def check_targets(targets: Targets) -> list[float]:
-    """Convert FMR targets to a list of floats, and check that 0 < target <= 1."""
+def check_targets(targets: Targets, rate: str = "FMR") -> list[float]:
+    """Convert targets of a rate to a list of floats, and check that 0 < target <= 1."""
     checked: list[float] = np.atleast_1d(np.asarray(targets, np.float64)).tolist()
     for target in checked:
         if not 0 < target <= 1:
-            raise InputError(f"FMR target: expected 0 < target <= 1, got {target}")
+            raise InputError(f"{rate} target: expected 0 < target <= 1, got {target}")
     return checked
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import bootstrap_subjects, interval
+from spherecf.evaluation.bootstrap import bootstrap_subjects, check_draws, interval
 from spherecf.evaluation.open_set import (
     PROBE_CONFIDENCES,
     PRR_LIMIT,
@@ -250,7 +250,7 @@ class RejectionOptions:
         seed: seed of the division of subjects, the search, the bootstrap and the random confidence.
 
     Raises:
-        InputError: ``draws`` is negative, or ``trials`` is less than 2.
+        InputError: ``draws`` or ``seed`` is negative, or ``trials`` is less than 2.
     """
 
     fpirs: Sequence[float] = FPIR_TARGETS
@@ -263,8 +263,9 @@ class RejectionOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.draws < 0 or self.trials < 2:
-            raise InputError(f"expected draws >= 0 and trials >= 2, got {self.draws} and {self.trials}")
+        check_draws(self.draws, self.seed)
+        if self.trials < 2:
+            raise InputError(f"trials: expected 2 or more, got {self.trials}")
 
 
 def evaluate_rejection(

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +16,9 @@ from spherecf.evaluation.bootstrap import Interval
 from spherecf.evaluation.discard import Edc, RejectionCurve
 from spherecf.evaluation.folds import TenFold
 from spherecf.evaluation.rates import NearestPoint, TmrAtFmr
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 def signature(protocol: str, **facts: object) -> str:
@@ -174,9 +177,10 @@ class ScoreResult:
 
     score: str
     signature: str
-    log_line: str
-    tenfold: TenFold
-    accuracy: Measure
+    log_line: str | None
+    tenfold: TenFold | None
+    """Cross-validated accuracy; like ``accuracy`` and ``log_line`` None if all pairs are in one fold."""
+    accuracy: Measure | None
     tmr: list[TmrAtFmr]
     tmr_intervals: dict[str, Interval]
     """FMR target ("0.001") -> interval of its TMR; unresolved targets are absent."""
@@ -188,14 +192,14 @@ class ScoreResult:
     """TMR at the ROC points nearest to the targets, if requested."""
 
     def measure(self, name: str) -> Measure | None:
-        """The metric "accuracy", "eer", "auc" or "tmr@0.001"; None if it is unresolved."""
+        """The metric "accuracy", "eer", "auc" or "tmr@0.001"; None if it has no value."""
         if name.startswith("tmr@"):
             target = name.removeprefix("tmr@")
             for entry in self.tmr:
                 if f"{entry.target:g}" == target and entry.tmr is not None:
                     return Measure(entry.tmr, self.tmr_intervals.get(target))
             return None
-        measure: Measure = getattr(self, name)
+        measure: Measure | None = getattr(self, name)
         return measure
 
 
@@ -263,7 +267,7 @@ class PairReport:
 
     def log_lines(self) -> list[str]:
         """One line per score in the customary form, see `TenFold.log_line`."""
-        return [result.log_line for result in self.scores.values()]
+        return [result.log_line for result in self.scores.values() if result.log_line]
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; missing numbers are None, an infinite threshold is "inf".
@@ -271,8 +275,7 @@ class PairReport:
         Long EDC curves are sampled at every 0.5 % discarded, where they are exact; the areas are those of the
         full curves. Without ``curves`` the points of DET, EDC, rejection and histograms are left out.
         """
-        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del report["resampled"]
+        report = plain_report(self, without="resampled")
         for entry in report["edc"]:
             entry["edc"] |= _thin_steps(entry["edc"])
         if not curves:
@@ -291,6 +294,12 @@ def _thin_steps(edc: dict[str, Any]) -> dict[str, list[float]]:
     sampled = [i / _STEPS for i in range(_STEPS)]
     steps = [bisect_right(fractions, fraction) - 1 for fraction in sampled]
     return {"discard_fraction": sampled, "fnmr": [fnmr[i] for i in steps]}
+
+
+def plain_report(report: "DataclassInstance", *, without: str) -> dict[str, Any]:
+    """The fields of a report as `plain` values, except the field ``without``."""
+    fields = asdict(replace(report, **{without: None}))
+    return {name: plain(value) for name, value in fields.items() if name != without}
 
 
 def plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import DecisionRule, ErrorCount
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Draws, Subjects, total_weight
+from spherecf.evaluation.bootstrap import Subjects, check_draws
 
 Array = NDArray[Any]
 
@@ -140,6 +140,7 @@ def fit_tail(
     s = np.asarray(scores, np.float64)
     if s.ndim != 1 or not s.size or np.isnan(s).any() or not 0 < share < 1:
         raise InputError(f"tail: expected (n,) scores, none NaN, and a share within 0 .. 1, got {s.shape}")
+    check_draws(draws, seed)
     n_fitted = int(share * s.size)
     if n_fitted < MIN_EXCEEDANCES:
         raise InputError(
@@ -165,12 +166,11 @@ def fit_tail(
     drawn = np.empty((0, 3))
     if draws:
         people = Subjects(left, right, s.size)
-        probabilities = np.full(people.count, 1 / people.count)
-        counts = Draws(np.random.default_rng(seed).multinomial(people.count, probabilities, draws))
+        counts = people.draw(draws, np.random.default_rng(seed))
         a, b = people[rows]
         weights = np.empty((draws, rows.size), np.float32)
         np.multiply(counts.counts[:, a], counts.counts[:, b], out=weights, casting="unsafe")
-        total, tail_weight = total_weight(counts, people, s.size), weights.sum(1, dtype=np.float64)
+        total, tail_weight = counts.weigh_all(people), weights.sum(1, dtype=np.float64)
         is_defined = (tail_weight > 0) & (total > 0)
         drawn_share = tail_weight[is_defined] / total[is_defined]
         drawn = np.stack([drawn_share, *_maximum_likelihood(above, weights[is_defined])], axis=1)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
+from spherecf.evaluation.bootstrap import check_draws
 from spherecf.evaluation.folds import contradictions, template_people
 from spherecf.evaluation.results import input_facts, short_hash
 from spherecf.scoring import (
@@ -48,7 +49,7 @@ class TemplateOptions:
         threads: threads for scoring.
 
     Raises:
-        InputError: ``draws`` is negative.
+        InputError: ``draws`` or ``seed`` is negative.
     """
 
     modes: Sequence[str] = ()
@@ -60,8 +61,7 @@ class TemplateOptions:
     threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.draws < 0:
-            raise InputError(f"draws: expected 0 (no intervals) or more, got {self.draws}")
+        check_draws(self.draws, self.seed)
 
 
 _MAX_ID_SPAN = 1 << 24  # ids are looked up in a table, or by bisection if their range is larger than this

@@ -1,7 +1,7 @@
 """IJB 1:1 verification: pool images into templates and compute TMR at FMR for every mode and score."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from spherecf.embeddings import Embeddings
 from spherecf.evaluation.bootstrap import Interval, bootstrap_tmr, interval
 from spherecf.evaluation.groups import GroupReport, by_group
-from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr
-from spherecf.evaluation.results import Measure, plain, signature
+from spherecf.evaluation.rates import ScoreSplit, TmrAtFmr, check_targets
+from spherecf.evaluation.results import Measure, plain_report, signature
 from spherecf.evaluation.templates import (
     ComparedTemplates,
     Mode,
@@ -81,8 +81,7 @@ class TemplateReport:
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain dicts and lists; without ``curves`` the DET points are left out."""
-        report: dict[str, Any] = plain(asdict(replace(self, resampled={})))
-        del report["resampled"]
+        report = plain_report(self, without="resampled")
         if not curves:
             for result in report["results"]:
                 del result["det"]
@@ -125,10 +124,10 @@ def evaluate_ijb(
     """
     if templates.pairs is None:
         raise missing_file(templates, "a list of template pairs is", "pair_label")
+    targets, draws, seed = check_targets(options.targets or IJB_TARGETS), options.draws, options.seed
     images = find_images(embeddings, templates)
     rows, notes = conditions(options.modes, options.scores, embeddings, images)
     pairs = compare_templates(templates.pairs, templates, images)
-    targets, draws, seed = options.targets or IJB_TARGETS, options.draws, options.seed
     resampling = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     r = embeddings.radius if options.radius is None else options.radius

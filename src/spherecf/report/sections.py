@@ -443,23 +443,23 @@ def _threshold_table(report: CalibrationReport) -> Table:
             "TMR, held out",
         ],
         rows,
-        "Rates with counts and 95 % intervals, from the bootstrap over people or, without it, "
-        "Clopper-Pearson." + "".join(dict.fromkeys(reasons)),
+        "Rates with counts and 95 % intervals: from the bootstrap over people or, without it or if no pair "
+        "or every pair is accepted, Clopper-Pearson." + "".join(dict.fromkeys(reasons)),
         signatures,
     )
 
 
 def _rate_text(entry: ThresholdEntry, mated: bool = False) -> str:
     """The FMR at a threshold, or the TMR, with its counts and interval."""
-    rate, matches, n_pairs = (
-        (entry.tmr, entry.true_matches, entry.mated)
+    rate, matches, n_pairs, subjects, exact = (
+        (entry.tmr, entry.true_matches, entry.mated, entry.tmr_subjects, entry.tmr_exact)
         if mated
-        else (entry.fmr, entry.false_matches, entry.non_mated)
+        else (entry.fmr, entry.false_matches, entry.non_mated, entry.fmr_subjects, entry.fmr_exact)
     )
-    low, high = (
-        (entry.tmr_subjects or entry.tmr_exact) if mated else (entry.fmr_subjects or entry.fmr_exact)
-    ) or (math.nan, math.nan)
-    return f"{rate:.3g} ({matches}/{n_pairs}) [{low:.2g}, {high:.2g}]"
+    low, high = subjects or (math.nan, math.nan)
+    if not low < high:
+        low, high = exact or (math.nan, math.nan)
+    return f"{rate:.3g} ({matches}/{n_pairs}) [{low:.3g}, {high:.3g}]"
 
 
 def _rule_table(report: CalibrationReport) -> Table:

@@ -129,7 +129,7 @@ def score_cell(result: ScoreResult, metric: str) -> Cell:
     if measure is None:
         requested = any(metric == f"tmr@{entry.target:g}" for entry in result.tmr)
         return Cell("unresolved" if requested else "–", mark="missing")
-    deviation = f" ± {result.tenfold.std:.4f}" if metric == "accuracy" else ""
+    deviation = f" ± {result.tenfold.std:.4f}" if metric == "accuracy" and result.tenfold else ""
     return Cell(f"{measure.value:.4f}{deviation}", interval_text(measure.interval))
 
 
@@ -160,7 +160,13 @@ def counts_text(report: PairReport) -> str:
     people = f" of {c['subjects']:,} people" if c["subjects"] else ""
     failed = f"{c['failed_images']:,} images could not be embedded" if c["failed_images"] else "none failed"
     pairs = f", {c['failed_pairs']:,} pairs left out" if c["failed_pairs"] else ""
-    warnings = [r.tenfold.warning for r in report.scores.values() if r.tenfold.one_sided][:1]
+    folds = next(iter(report.scores.values())).tenfold  # the same for all scores
+    warnings = ["no accuracy, because all pairs are in one fold"] if folds is None else [folds.warning]
+    if reverse := [name for name, result in report.scores.items() if result.auc.value < 0.5]:
+        warnings.append(
+            f"mated pairs have lower scores ({', '.join(reverse)}) than non-mated ones: are the labels "
+            "swapped, or the scores distances?"
+        )
     if wrong := c["contradictions"]:
         warnings.append(f"{wrong:,} pairs have a label that contradicts the people of their images")
     if again := c["repeated_pairs"]:
@@ -169,7 +175,7 @@ def counts_text(report: PairReport) -> str:
         f"{c['pairs']:,} pairs ({c['mated']:,} mated, {c['non_mated']:,} non-mated), "
         f"{c['images']:,} images{people}; {failed}{pairs}"
     )
-    return "; ".join([text, *warnings])
+    return "; ".join(filter(None, [text, *warnings]))
 
 
 def unresolved_text(reports: Sequence[PairReport]) -> list[str]:

@@ -110,6 +110,8 @@ def test_invalid_options_are_refused(folder: Path) -> None:
         (["--method", "magic"], "expected logistic or isotonic"),
         (["--score", "pfe"], "pfe"),
         (["--alpha", "2"], "alpha"),
+        (["--seed", "-1"], "seed: expected 0 or more, got -1"),
+        (["--draws", "-1"], "draws: expected 0 or more, got -1"),
     ):
         result = calibrate(folder, *options)
         assert isinstance(result.exception, InputError) and match in str(result.exception)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from spherecf.cli import evaluate
 from spherecf.data import IjbMeta, TemplateList, TemplatePairs, write_ijb
 from spherecf.embeddings import Embeddings
+from spherecf.errors import InputError
 
 runner = CliRunner()
 PEOPLE, EACH = 48, 3
@@ -92,7 +93,32 @@ def test_pair_lists_have_json_and_report(folder: Path, tmp_path: Path) -> None:
         "kappa", "mean_resultant", "norm", "random", "oracle",
     }  # fmt: skip
     assert facts["absent_confidences"] == ["precision", "detector_score", "sharpness"]
-    assert Path(facts["report"]).exists() and "pairs: area under error versus discard" in result.stderr
+    assert Path(facts["report"]).exists() and "area under error versus discard" in result.stderr
+    assert facts["name"] == folder.name and facts["condition"] == "unstated/unstated"  # as in `tenfold`
+    provenance = json.loads((tmp_path / "report.json").read_text("utf-8"))["provenance"]
+    assert {"left", "right", "pairs"} < set(provenance)
+
+
+def test_pairs_in_one_fold_have_everything_but_an_accuracy(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "pairs.txt").read_text().splitlines()
+    one_fold = tmp_path / "one.txt"
+    one_fold.write_text("\n".join([lines[0], *(f"1\t{line.split(chr(9), 1)[1]}" for line in lines[1:])]))
+    results = [
+        rejection(folder, "--pairs", str(path), "--json", "--draws", "5", "--out", str(tmp_path / path.stem))
+        for path in (folder / "pairs.txt", one_fold)
+    ]
+    many, one = (json.loads(result.stdout) for result in results)
+    assert one["scores"]["mls"]["accuracy"] is None is one["scores"]["mls"]["tenfold"]
+    assert one["edc"] == many["edc"] and "mls-cosine:accuracy" not in one["differences"]
+    assert {metric: one["scores"]["mls"][metric] for metric in ("tmr", "eer", "auc")} == {
+        metric: many["scores"]["mls"][metric] for metric in ("tmr", "eer", "auc")
+    }
+    assert "no accuracy, because all pairs are in one fold" in (tmp_path / "one/report.md").read_text("utf-8")
+    refused = runner.invoke(
+        evaluate.app, ["tenfold", str(folder / "e.safetensors"), "--pairs", str(one_fold), "--draws", "0"]
+    )
+    with pytest.raises(InputError, match="its pairs are in one fold"):
+        raise refused.exception
 
 
 @pytest.mark.parametrize(
