@@ -391,8 +391,8 @@ def read_photo(
 
     The size is read from the header and checked before anything is decoded. Images of more than ``decoded``
     pixels are reduced to 1/2, 1/4 or 1/8 of their size (a JPEG is never decoded in full). Exif orientation is
-    applied; grey, CMYK, palettes and 16 bits are converted to 8-bit RGB; transparency is dropped; of an
-    animation or a file of several pages the first one is used. ``notes`` lists these adjustments.
+    applied; grey, CMYK, CIELAB, palettes and 16 bits are converted to 8-bit RGB; transparency is dropped; of
+    an animation or a file of several pages the first one is used. ``notes`` lists these adjustments.
 
     Args:
         source: a path, or the bytes of the file.
