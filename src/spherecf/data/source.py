@@ -125,7 +125,7 @@ class ImageSource(ABC):
         Raises:
             InputError: an index is out of range or occurs twice.
         """
-        return Subset(self, row_numbers(indices, len(self), f"{self.name}: indices of the subset"))
+        return Subset(self, row_numbers(indices, len(self), f"{self.name}: subset index"))
 
 
 class Subset(ImageSource):
