@@ -73,6 +73,11 @@ def test_cielab_becomes_srgb() -> None:
     assert decode_image(stream.getvalue(), reduce=2).shape == (6, 8, 3)
 
 
+def test_the_quality_applies_to_every_suffix_of_jpeg() -> None:
+    sizes = [len(encode_image(GRADIENT, suffix, 5)) for suffix in (".jpg", ".jpeg", ".jpe", ".JPG")]
+    assert len(set(sizes)) == 1 and sizes[0] < len(encode_image(GRADIENT, ".jpeg", 100))
+
+
 def test_palette_and_cmyk_become_rgb() -> None:
     pil = pytest.importorskip("PIL.Image")
     for mode, kind in (("P", "PNG"), ("CMYK", "JPEG")):

@@ -19,6 +19,11 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 
+_QUALITY_OPTIONS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe"), cv2.IMWRITE_JPEG_QUALITY),
+    ".webp": cv2.IMWRITE_WEBP_QUALITY,
+}
+
 _JPEG_MARKER = re.compile(  # markers followed by a length, and the end marker FF D9
     rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL
 )
@@ -125,21 +130,22 @@ def decode_image(
 def encode_image(
     image: UInt8[np.ndarray, "height width 3"], suffix: str = ".png", quality: int = 95
 ) -> bytes:
-    """Encode an RGB image; ``.png`` is lossless, ``quality`` (0 to 100) applies to ``.jpg`` and ``.webp``.
+    """Encode an RGB image; ``.png`` is lossless, ``quality`` (0 to 100) applies to JPEG and ``.webp``.
 
     Raises:
-        InputError: OpenCV has no encoder for ``suffix``.
+        InputError: the image is not uint8 RGB, or OpenCV has no encoder for ``suffix``.
 
     Example:
         >>> grey = np.full((4, 4, 3), 128, np.uint8)
         >>> np.array_equal(decode_image(encode_image(grey)), grey)
         True
     """
-    settings = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality], ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality]}
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
+    option = _QUALITY_OPTIONS.get(suffix.lower())
+    settings = [] if option is None else [option, quality]
     try:
-        succeeded, data = cv2.imencode(
-            suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings.get(suffix, [])
-        )
+        succeeded, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     except cv2.error as error:
         raise InputError(f"cannot encode as {suffix!r} ({error.err}); use .png or .jpg") from error
     if not succeeded:  # e.g. JPEG 2000 for a very small image

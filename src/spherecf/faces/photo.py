@@ -1,5 +1,6 @@
 """Read one photo of any common format into upright RGB pixels, or state why it cannot be used."""
 
+import os
 import re
 import struct
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.data import ImageError, decode_image
+from spherecf.errors import InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -450,12 +452,15 @@ def read_photo(
 
     Raises:
         PhotoError: unreadable, empty, not an image, unsupported, truncated or too large; see ``kind``.
+        InputError: ``source`` is neither a path nor bytes.
 
     Example:
         >>> photo = read_photo(b"P5 2 1 255 " + bytes([0, 255]), name="dots")
         >>> photo.pixels.tolist(), photo.size, photo.notes
         ([[[0, 0, 0], [255, 255, 255]]], (2, 1), ())
     """
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise InputError(f"expected a path, or a file's content as bytes, got {type(source).__name__}")
     name = name or ("photo" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else _read_bytes(Path(source), name)
     if not data:
