@@ -34,24 +34,10 @@ _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
 _UNASSOCIATED_ALPHA, _CIELAB = (338, 2), (262, 8)
 _AS_STORED_VALUES = {_UNASSOCIATED_ALPHA: 0, _CIELAB: 2}
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".pgm",
-        ".ppm",
-        ".pbm",
-        ".pnm",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".jp2",
-    )
-)
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".pgm", ".ppm", ".pbm", ".pnm", ".webp", ".tif", ".tiff",
+    ".jp2",
+))  # fmt: skip
 
 
 class ImageError(FileFormatError):
