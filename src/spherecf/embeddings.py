@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.arrays import as_array, check_directions
+from spherecf.common.arrays import as_array, check_directions, checked_radius, row_numbers
 from spherecf.common.parsing import checked, parse_json
 from spherecf.common.sealing import Key, current_key, matching_key, reject_plain, reseal, sealed_with
 from spherecf.common.tensorfile import map_tensors, open_tensors, sealed_tensors, write_tensors
@@ -108,7 +108,7 @@ class Embeddings:
     @property
     def radius(self) -> float:
         """Radius r of the mutual likelihood score, as recorded by the model; 64 if not recorded."""
-        return float(self.provenance.get("radius", 64.0))
+        return checked_radius(self.provenance.get("radius", 64.0), "provenance: radius")
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -134,9 +134,13 @@ class Embeddings:
             )
         return np.asarray(rows, np.int64)
 
-    def select(self, rows: NDArray[np.integer[Any]] | Sequence[int]) -> "Embeddings":
-        """A copy with these rows only, in this order."""
-        row_indices = np.asarray(rows, np.int64)
+    def select(self, rows: NDArray[Any] | Iterable[int]) -> "Embeddings":
+        """A copy with these rows only, in this order: their numbers, or a mask of n booleans.
+
+        Raises:
+            InputError: a row is not in 0..n-1 or occurs twice.
+        """
+        row_indices = row_numbers(rows, len(self))
         return Embeddings(
             mu=self.mu[row_indices],
             log_kappa=self.log_kappa[row_indices],

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from spherecf.calibration import ThresholdTable, clopper_pearson, threshold_at_rate
 from spherecf.errors import InputError
@@ -52,6 +53,9 @@ def test_bad_input_is_refused() -> None:
 def test_integer_scores_have_thresholds() -> None:
     assert threshold_at_rate(np.array([70, 90]), np.array([10, 80]), 0.5) == 70
     assert threshold_at_rate(np.array([1]), np.array([2, 2]), 0.5) == np.inf
+    assert threshold_at_rate([70, 90], torch.tensor([10, 80]), 0.5) == 70
+    with pytest.raises(InputError, match="non_mated: expected real numbers"):
+        threshold_at_rate([0.5], ["0.1"], 0.5)
 
 
 def test_scores_that_are_not_ascending_are_refused() -> None:

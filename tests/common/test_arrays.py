@@ -11,6 +11,7 @@ from spherecf.common.arrays import (
     check_directions,
     check_kappa,
     checked_radius,
+    row_numbers,
     to_device,
 )
 from spherecf.errors import InputError
@@ -111,6 +112,23 @@ def test_tensors_and_lists_are_converted_to_arrays() -> None:
     for invalid in ([[1.0], [1.0, 2.0]], np.ones(3, complex), ["a"], None):
         with pytest.raises(InputError, match="mu: expected an array"):
             as_array(invalid, "mu", np.float32)
+
+
+def test_fractions_do_not_become_integers() -> None:
+    assert as_array([1.0, -1.0], "labels", np.int64).tolist() == [1, -1]
+    for invalid in ([0.0, 0.5], [float("nan")], [float("inf")], torch.tensor([1.5])):
+        with pytest.raises(InputError, match="labels: expected integers"):
+            as_array(invalid, "labels", np.int64)
+
+
+def test_rows_are_selected_by_their_numbers_or_by_a_mask() -> None:
+    mask = np.array([False, True, False, True])
+    for rows in (mask, torch.from_numpy(mask), mask.tolist(), (1, 3), range(1, 4, 2), np.int32([1, 3])):
+        assert row_numbers(rows, 4).tolist() == [1, 3]
+    assert row_numbers((i for i in (3, 0)), 4).tolist() == [3, 0] and row_numbers([], 4).tolist() == []
+    for invalid in (mask[:3], [4], [-1], 2, [[1]], None, ["a"], [0.5]):
+        with pytest.raises(InputError, match="rows: expected"):
+            row_numbers(invalid, 4)
 
 
 def test_unsigned_integers_that_do_not_fit_are_refused() -> None:

@@ -1,3 +1,4 @@
+import io
 import pickle
 import struct
 
@@ -50,10 +51,35 @@ def test_alpha_is_dropped() -> None:
         assert np.abs(image.mean((0, 1)) - GRADIENT.mean((0, 1))).max() < 3, suffix
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_colours_of_a_tiff_do_not_depend_on_its_alpha(mode: str) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    picture = pil.fromarray(GRADIENT).convert(mode)
+    expected = np.asarray(picture.convert("RGB"))
+    picture.putalpha(100)
+    stream = io.BytesIO()
+    picture.save(stream, "TIFF")
+    assert np.array_equal(decode_image(stream.getvalue()), expected)
+
+
+def test_cielab_becomes_srgb() -> None:
+    """Against the conversion of LittleCMS; a face must not turn greenish."""
+    pil, cms = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageCms")
+    srgb, lab = cms.createProfile("sRGB"), cms.createProfile("LAB")
+    skin = np.tile(np.array([[120, 80, 60], [230, 190, 170]], np.uint8), (12, 8, 1))
+    stream = io.BytesIO()
+    cms.profileToProfile(pil.fromarray(skin), srgb, lab, outputMode="LAB").save(stream, "TIFF")
+    assert np.abs(decode_image(stream.getvalue()).astype(int) - skin).max() < 4
+    assert decode_image(stream.getvalue(), reduce=2).shape == (6, 8, 3)
+
+
+def test_the_quality_applies_to_every_suffix_of_jpeg() -> None:
+    sizes = [len(encode_image(GRADIENT, suffix, 5)) for suffix in (".jpg", ".jpeg", ".jpe", ".JPG")]
+    assert len(set(sizes)) == 1 and sizes[0] < len(encode_image(GRADIENT, ".jpeg", 100))
+
+
 def test_palette_and_cmyk_become_rgb() -> None:
     pil = pytest.importorskip("PIL.Image")
-    import io
-
     for mode, kind in (("P", "PNG"), ("CMYK", "JPEG")):
         stream = io.BytesIO()
         picture = pil.fromarray(GRADIENT).convert(mode)
@@ -112,8 +138,6 @@ def test_images_are_reduced_only_on_request() -> None:
 
 def test_a_turned_tiff_keeps_its_proportions_when_it_is_reduced() -> None:
     pil = pytest.importorskip("PIL.Image")
-    import io
-
     stream = io.BytesIO()
     pil.fromarray(np.repeat(np.repeat(GRADIENT, 4, 0), 4, 1)).save(stream, "TIFF", tiffinfo={0x0112: 6})
     whole = decode_image(stream.getvalue(), upright=True)

@@ -47,3 +47,49 @@ def png_of_size(width: int, height: int) -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = zlib.compress(bytes(1000))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def iso_box(name: bytes, *content: bytes) -> bytes:
+    body = b"".join(content)
+    return struct.pack(">I4s", 8 + len(body), name) + body
+
+
+def derived_heic(
+    kind: bytes, canvas: tuple[int, int], coded: bytes = b"", setup: bytes = b"", in_idat: bool = True
+) -> bytes:
+    """A HEIC whose image is one 64x64 tile on a canvas: a grid ("grid") or an overlay ("iovl").
+
+    The file declares 64x64 pixels; only the content of the item has the size of the canvas. To be decodable,
+    it needs a coded image with its decoder set-up, the box `hvcC`.
+    """
+    full = bytes(4)  # version and flags
+    layout = bytes([0, 1, 0, 0]) if kind == b"grid" else bytes([0, 1, *[0] * 6, 255, 255])
+    content = layout + struct.pack(">II", *canvas) + bytes(8 if kind == b"iovl" else 0)
+    item = b"\2\0\0\0\0%c\0\0%s\0"
+    size = iso_box(b"ispe", full, struct.pack(">II", 64, 64))
+
+    def file(media: int) -> bytes:
+        """The file, with the coded image at this position."""
+        method, derived = (1, 0) if in_idat else (0, media + len(coded))
+        places = [
+            struct.pack(">HHHHII", 1, 0, 0, 1, media, len(coded)),
+            struct.pack(">HHHHII", 2, method, 0, 1, derived, len(content)),
+        ]
+        meta = iso_box(
+            b"meta",
+            full,
+            iso_box(b"hdlr", full, bytes(4), b"pict", bytes(13)),
+            iso_box(b"pitm", full, b"\0\2"),
+            iso_box(b"iinf", full, b"\0\2", *(iso_box(b"infe", item % i) for i in ((1, b"hvc1"), (2, kind)))),
+            iso_box(b"iref", full, iso_box(b"dimg", b"\0\2\0\1\0\1")),
+            iso_box(
+                b"iprp",
+                iso_box(b"ipco", size, setup or iso_box(b"hvcC")),
+                iso_box(b"ipma", full, struct.pack(">I", 2), b"\0\1\2\1\x82", b"\0\2\1\1"),
+            ),
+            iso_box(b"iloc", b"\1\0\0\0\x44\0\0\2", *places),
+            iso_box(b"idat", content),
+        )
+        return iso_box(b"ftyp", b"heic", bytes(4), b"mif1heic") + meta + iso_box(b"mdat", coded, content)
+
+    return file(len(file(0)) - len(coded) - len(content))

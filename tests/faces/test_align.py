@@ -1,9 +1,12 @@
+import inspect
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 
 from spherecf.errors import InputError
-from spherecf.faces import ARCFACE_POINTS, align
+from spherecf.faces import ARCFACE_POINTS, acquire, align
 from spherecf.faces.alignment import similarity_transform
 
 
@@ -74,6 +77,23 @@ def test_a_large_photo_does_not_alias() -> None:
 def test_bad_landmarks_are_refused(landmarks: np.ndarray) -> None:
     with pytest.raises(InputError, match="five distinct finite landmarks"):
         align(np.zeros((112, 112, 3), np.uint8), landmarks)
+
+
+@pytest.mark.parametrize("outside", [ARCFACE_POINTS + 1e6, ARCFACE_POINTS * 1e5, ARCFACE_POINTS * 1e300])
+def test_landmarks_outside_the_photo_are_refused(outside: np.ndarray) -> None:
+    photo = np.zeros((112, 112, 3), np.uint8)
+    for landmarks in (outside, np.vstack([[[50, 50]], outside[1:]])):
+        with pytest.raises(InputError, match="within the photo of 112x112 px"):
+            align(photo, landmarks)
+
+
+@pytest.mark.parametrize("size", [0, -5, 112.0, "112"])
+def test_a_size_that_is_no_number_of_pixels_is_refused(size: Any) -> None:
+    photo = np.zeros((112, 112, 3), np.uint8)
+    with pytest.raises(InputError, match="size: expected"):
+        align(photo, ARCFACE_POINTS, size)
+    with pytest.raises(InputError, match="size: expected"):  # not "no face found"
+        inspect.unwrap(acquire)(photo, lambda _: [], size=size)
 
 
 def test_pixels_far_from_the_face_do_not_change_the_crop() -> None:

@@ -3,7 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from tests.faces.pictures import animation, lying_jpeg, png_of_size
+from tests.faces.pictures import animation, derived_heic, lying_jpeg, png_of_size
 
 from spherecf.data import encode_image
 from spherecf.faces.photo import Header, read_header
@@ -57,6 +57,18 @@ def test_pages_cmyk_and_orientation_are_read() -> None:
 def test_huge_declared_sizes_are_read_and_zero_sizes_refused() -> None:
     assert read_header(png_of_size(60_000, 60_000)) == Header("PNG", 60_000, 60_000)
     assert read_header(png_of_size(0, 10)) is None
+
+
+@pytest.mark.parametrize("kind", [b"grid", b"iovl"])
+@pytest.mark.parametrize("in_idat", [True, False])
+def test_the_canvas_of_a_heic_counts_whatever_size_the_file_declares(kind: bytes, in_idat: bool) -> None:
+    """A decoder allocates the canvas: one of 30,000 x 30,000 took 2.6 GB for a file of 600 bytes."""
+    assert read_header(derived_heic(kind, (60, 50), in_idat=in_idat)) == Header("HEIC", 64, 64)
+    bomb = derived_heic(kind, (30_000, 20_000), in_idat=in_idat)
+    assert read_header(bomb) == Header("HEIC", 30_000, 20_000)
+    one_piece, two_pieces = b"\0\0\0\1" + bytes(4), b"\0\0\0\2" + bytes(4)
+    if in_idat:  # content in several pieces is not followed, so the file is refused
+        assert read_header(bomb.replace(one_piece, two_pieces)) is None
 
 
 @pytest.mark.parametrize("suffix", KINDS)

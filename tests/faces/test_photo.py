@@ -1,4 +1,5 @@
 import builtins
+import inspect
 import io
 import pickle
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from tests.faces.pictures import animation, jpeg, lying_jpeg, png_of_size, portrait
 
 from spherecf.data import encode_image
+from spherecf.errors import InputError
 from spherecf.faces import Failure, PhotoError, read_photo
 
 FACE = portrait()
@@ -96,6 +98,12 @@ def test_every_orientation_is_made_upright(kind: str, orientation: int) -> None:
         assert ("turned by its Exif tag" in photo.notes) == (orientation > 1)
         whole = cv2.resize(photo.pixels, photo.size)
         assert np.abs(whole.astype(int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("source", [None, 3, bytearray(b"P5"), io.BytesIO(b"P5"), FACE.tolist()])
+def test_sources_that_are_neither_paths_nor_bytes_are_refused(source: Any) -> None:
+    with pytest.raises(InputError, match="expected a path"):
+        inspect.unwrap(read_photo)(source)
 
 
 def test_heic_is_read_with_its_decoder() -> None:

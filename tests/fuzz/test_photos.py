@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from tests.faces.pictures import animation, jpeg, lying_jpeg
+from tests.faces.pictures import animation, derived_heic, jpeg, lying_jpeg
 from tests.fuzz.harness import fuzz
 
 from spherecf.data import encode_image
@@ -63,9 +63,17 @@ def _heic() -> dict[str, bytes]:
         return {}
     import io
 
-    stream = io.BytesIO()
+    stream, tile = io.BytesIO(), io.BytesIO()
     pillow_heif.from_bytes("RGB", (48, 40), _IMAGE.tobytes()).save(stream, quality=50)
-    return {"HEIC": stream.getvalue()}
+    pillow_heif.from_bytes("RGB", (64, 64), bytes(64 * 64 * 3)).save(tile, quality=50)
+    data = tile.getvalue()
+    start, media = data.index(b"hvcC") - 4, data.index(b"mdat") + 4
+    setup = data[start : start + int.from_bytes(data[start : start + 4])]
+    derived = {
+        f"HEIC, {kind.decode()}": derived_heic(kind, (64, 64), data[media:], setup)
+        for kind in (b"grid", b"iovl")
+    }
+    return {"HEIC": stream.getvalue(), **derived}
 
 
 def _no_face(pixels: np.ndarray) -> Sequence[Face]:

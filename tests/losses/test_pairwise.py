@@ -164,6 +164,8 @@ def test_shapes_that_do_not_fit_are_refused_without_annotations_too(loss, shapes
     alone = inspect.unwrap(loss)
     for at in range(len(shapes)):
         wrong = [torch.ones(shape if i != at else (5, *shape[1:])) for i, shape in enumerate(shapes)]
+        if loss in (pfe_gaussian_loss, pfe_vmf_loss, probface_loss):
+            wrong[2] = wrong[2].long()  # labels
         with pytest.raises(InputError, match=f"{loss.__name__}: expected"):
             alone(*wrong)
     with pytest.raises(InputError, match="one kappa per cosine"):

@@ -74,6 +74,14 @@ class TestHookedModule(BackboneConformance):
         return FrozenBackbone.from_module(Small(with_features=False), TINY, features="body", name="small")
 
 
+def test_damaged_weights_are_not_taken_for_noise_between_runs() -> None:
+    network = Small(with_features=True)
+    for parameter in network.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ModelError, match="embedding of an image of noise is not finite: the weights are"):
+        FrozenBackbone.from_module(network, TINY)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_features_from_a_hook_and_from_a_tuple_agree(dtype: str) -> None:
     from_tuple = FrozenBackbone.from_module(Small(with_features=True), TINY, dtype=dtype)

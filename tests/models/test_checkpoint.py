@@ -113,6 +113,29 @@ def test_unsafe_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytes
     assert not Path("owned").exists()
 
 
+def test_one_wrong_bit_in_a_weight_is_found(tmp_path: Path) -> None:
+    """Torch does not check the checksums that it writes."""
+    path, weight = tmp_path / "net.pt", torch.linspace(0, 1, 1000)
+    torch.save({"weight": weight}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(weight.numpy().tobytes()) + 4 * 500 + 3] ^= 0x40
+    path.write_bytes(data)
+    assert torch.load(path)["weight"][500] > 1e30
+    with pytest.raises(FileFormatError, match="damaged"):
+        read_checkpoint(path)
+
+
+def test_files_saved_without_checksums_are_read(tmp_path: Path) -> None:
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this torch always writes checksums")
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.ones(3)}, tmp_path / "net.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "net.pt")["weight"].tolist() == [1, 1, 1]
+
+
 def test_the_format_is_detected_from_content_not_suffix(tmp_path: Path) -> None:
     save_file({"a.weight": WEIGHT}, tmp_path / "safetensors.pth")
     torch.save({"a": {"weight": WEIGHT}}, tmp_path / "torch.safetensors")

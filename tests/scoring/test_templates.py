@@ -40,6 +40,12 @@ def test_ids_must_be_integers() -> None:
         templates([1, 2]).positions(np.array([1.5]))
 
 
+def test_a_mask_selects_where_it_is_true() -> None:
+    """As row numbers, its booleans would always select the first two templates."""
+    t = templates([1, 2, 3, 4])
+    assert t.select(t.ids > 2).ids.tolist() == [3, 4]
+
+
 def test_select_keeps_the_fields_of_each_template_together() -> None:
     t = templates([3, 1, 2])
     part = t.select([2, 0, 2])

@@ -280,7 +280,7 @@ def wilson(count: Numbers, trials: Numbers, level: float = 0.95) -> tuple[Array,
 
 
 def _counts(count: Numbers, trials: Numbers) -> tuple[Array, Array]:
-    k, n = np.broadcast_arrays(np.asarray(count, np.float64), np.asarray(trials, np.float64))
+    k, n = np.broadcast_arrays(*(real_numbers(given, "binomial") for given in (count, trials)))
     if not ((k >= 0) & (k <= n)).all():
         raise InputError("binomial: expected counts within 0 .. trials")
     return k, n

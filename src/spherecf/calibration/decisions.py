@@ -18,6 +18,7 @@ from spherecf.calibration.checks import (
     check_shares,
     clopper_pearson,
     finite,
+    real_numbers,
     split_scores,
 )
 from spherecf.common.parsing import checked
@@ -57,7 +58,7 @@ def unresolved_rate(what: str, rate: float, trials: int, of: str = "non-mated pa
 
 
 def threshold_at_rate(
-    mated: NDArray[Any], non_mated: NDArray[Any], rate: float, *, trials: int | None = None
+    mated: ArrayLike, non_mated: ArrayLike, rate: float, *, trials: int | None = None
 ) -> Any:
     """The smallest observed score for which the false match rate does not exceed ``rate``.
 
@@ -72,31 +73,31 @@ def threshold_at_rate(
             one more than the `allowed_errors`.
 
     Returns:
-        A score, in the type of the arrays; infinity if the rate is exceeded unless nothing is accepted; None
-        if the rate allows less than one error (see `unresolved_rate`).
+        A score, in float32 or float64 as the arrays; infinity if the rate is exceeded unless nothing is
+        accepted; None if the rate allows less than one error (see `unresolved_rate`).
 
     Raises:
-        InputError: scores are not ascending or NaN, or the rate is out of range.
+        InputError: scores are no numbers, not ascending or NaN, or the rate is out of range.
 
     Example:
         >>> threshold_at_rate(np.array([0.8, 0.9]), np.array([0.1, 0.8]), 0.5)
         np.float64(0.8)
     """
-    for name, scores in (("mated", mated), ("non_mated", non_mated)):
+    sides = real_numbers(mated, "mated"), real_numbers(non_mated, "non_mated")
+    for name, scores in zip(("mated", "non_mated"), sides):
         if scores.ndim != 1 or not (scores[1:] >= scores[:-1]).all():
             raise InputError(f"{name}: expected scores (n,) in ascending order and not NaN; use np.sort")
     if not 0 < rate <= 1:
         raise InputError(f"rate: expected 0 < rate <= 1, got {rate}")
-    n = non_mated.size if trials is None else trials
+    n = sides[1].size if trials is None else trials
     allowed = int(allowed_errors(rate, n))
     if allowed < 1:
         return None
     if allowed >= n:
-        return min(side[0] for side in (mated, non_mated) if side.size)
-    rejected = non_mated[-allowed - 1]  # the largest score that must not be accepted
-    above = ((side, int(np.searchsorted(side, rejected, side="right"))) for side in (mated, non_mated))
-    infinity = np.asarray(np.inf, non_mated.dtype if non_mated.dtype.kind == "f" else np.float64)[()]
-    return min((side[i] for side, i in above if i < side.size), default=infinity)
+        return min(side[0] for side in sides if side.size)
+    rejected = sides[1][-allowed - 1]  # the largest score that must not be accepted
+    above = ((side, int(np.searchsorted(side, rejected, side="right"))) for side in sides)
+    return min((side[i] for side, i in above if i < side.size), default=sides[1].dtype.type(np.inf))
 
 
 class Decision(StrEnum):

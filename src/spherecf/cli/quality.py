@@ -106,13 +106,15 @@ def quality(
     kappa), kappa, reasons, bounding box and capture measurements. Photos without a face are listed with
     quality -1 and the reason. The photos are never changed.
     """
-    from spherecf.photos import ranked_faces
+    from spherecf.photos import check_outside, ranked_faces
 
     selection = (copy_to, keep_list, reject_list)
     if min_quality is None and any(selection):
         raise InputError("--copy-to, --keep-list and --reject-list need --min-quality")
     _check_sheet(sheet)
     files = photos_in(paths)
+    if copy_to is not None:  # before the photos are assessed, which may take hours
+        check_outside(files.photos, copy_to)
     assessor = open_assessor(
         model, backbone, detector, faces=faces, engine=engine, device=device,
         max_pixels=round(max_megapixels * 1e6),

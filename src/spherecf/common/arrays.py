@@ -1,7 +1,7 @@
 """Convert and check arguments that are tensors or NumPy arrays, and find out whether Triton kernels run."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from math import isfinite
 from typing import Any, TypeVar, cast
@@ -51,11 +51,31 @@ def as_tensor(values: Any, name: str, device: torch.device | None = None, *, kin
     return tensor
 
 
+def as_tensors(**given: Any) -> list[Tensor]:
+    """`as_tensor` of arguments of floats, by their names in messages; arrays go to the device of the tensors.
+
+    Raises:
+        InputError: as `as_tensor`, or tensors are on different devices.
+    """
+    device = next((values.device for values in given.values() if isinstance(values, Tensor)), None)
+    tensors = [as_tensor(values, name, device) for name, values in given.items()]
+    if any(tensor.device != tensors[0].device for tensor in tensors):
+        listed = ", ".join(f"{name} is on {tensor.device}" for name, tensor in zip(given, tensors))
+        raise InputError(f"{listed}; move them to the same device")
+    return tensors
+
+
+def widen(values: Any, name: str = "values") -> Tensor:
+    """`as_tensor` in float32 or float64; half precision becomes float32."""
+    tensor = as_tensor(values, name)
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
 def match_input_type(result: Tensor, *arguments: Array) -> Array:
     """Return a result as a NumPy array if all arguments are arrays, otherwise as a tensor."""
     converted: Any = result
     if not any(isinstance(values, Tensor) for values in arguments):
-        converted = result.numpy()
+        converted = result.detach().numpy()
     return cast(Array, converted)
 
 
@@ -220,7 +240,8 @@ def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
     """Convert anything that NumPy accepts, or a tensor of any device and type, to a NumPy array of numbers.
 
     Raises:
-        InputError: the values are not real numbers, or rows differ in length.
+        InputError: the values are not real numbers, rows differ in length, or ``dtype`` is an integer type
+            and some values are not integers.
 
     Example:
         >>> as_array([[1, 0], [0, 1]], "mu", np.float32).dtype
@@ -228,12 +249,39 @@ def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
     """
     try:
         array = _as_array(values)
-        if array.dtype.kind in "fiub":
-            return array if dtype in (None, array.dtype) else np.asarray(array, dtype)
-        problem = f"got {array.dtype}"
     except (TypeError, ValueError) as error:
-        problem = str(error)
-    raise InputError(f"{name}: expected an array of real numbers: {problem}")
+        raise InputError(f"{name}: expected an array of real numbers: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name}: expected an array of real numbers: got {array.dtype}")
+    if dtype in (None, array.dtype):
+        return array
+    with np.errstate(invalid="ignore"):  # NaN as an integer
+        converted = np.asarray(array, dtype)
+    if array.dtype.kind == "f" and converted.dtype.kind == "i" and (fractions := converted != array).any():
+        raise InputError(f"{name}: expected integers, got {array[fractions][0]}")
+    return converted
+
+
+def row_numbers(rows: Any, count: int, name: str = "rows") -> NDArray[np.int64]:
+    """Numbers of selected rows, from integers or from a mask of ``count`` booleans.
+
+    Raises:
+        InputError: neither of these, or there are only ``count`` rows.
+
+    Example:
+        >>> row_numbers([True, False, True], 3), row_numbers([2, 0], 3)
+        (array([0, 2]), array([2, 0]))
+    """
+    is_iterable = isinstance(rows, Iterable) and not hasattr(rows, "shape")
+    given = as_array(list(rows) if is_iterable else rows, name)
+    if given.dtype.kind == "b" and given.shape == (count,):
+        return np.flatnonzero(given)
+    numbers = as_array(given, name, np.int64)
+    outside = (numbers < 0) | (numbers >= count)
+    if given.dtype.kind == "b" or numbers.ndim != 1 or outside.any():
+        got = f"{numbers[outside][0]}" if outside.any() else f"{given.dtype} of shape {given.shape}"
+        raise InputError(f"{name}: expected numbers in 0..{count - 1} or {count} booleans, got {got}")
+    return numbers
 
 
 def _as_array(values: Any) -> NDArray[Any]:

@@ -1,6 +1,7 @@
 """Decode one image file to an array: always RGB, always uint8, never partly decoded."""
 
 import re
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -18,30 +19,25 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
 
+_QUALITY_OPTIONS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe"), cv2.IMWRITE_JPEG_QUALITY),
+    ".webp": cv2.IMWRITE_WEBP_QUALITY,
+}
+
 _JPEG_MARKER = re.compile(  # markers followed by a length, and the end marker FF D9
     rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL
 )
 _JPEG_FRAME = re.compile(rb"\xff[\xc0-\xc2]\x00[\x0b\x11\x14]\x08(..)(..)", re.DOTALL)
 _JPEG, _PNG, _BMP = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM"
+# (tag, value) of a TIFF for which libtiff changes the stored colours, and the value for which it does not: it
+# multiplies them by alpha, and converts CIELAB for a display that is not sRGB.
+_UNASSOCIATED_ALPHA, _CIELAB = (338, 2), (262, 8)
+_AS_STORED_VALUES = {_UNASSOCIATED_ALPHA: 0, _CIELAB: 2}
 
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".pgm",
-        ".ppm",
-        ".pbm",
-        ".pnm",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".jp2",
-    )
-)
+IMAGE_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".dib", ".pgm", ".ppm", ".pbm", ".pnm", ".webp", ".tif", ".tiff",
+    ".jp2",
+))  # fmt: skip
 
 
 class ImageError(FileFormatError):
@@ -69,8 +65,9 @@ def decode_image(
     """Decode JPEG, PNG, BMP, PGM/PPM, WebP, TIFF and any other format that OpenCV reads to RGB uint8.
 
     Grey images become three equal channels, CMYK and palettes become RGB, 16 bits are reduced to the high 8,
-    alpha is dropped. A truncated file is rejected: decoders may fill the missing part with grey, and a
-    half-grey face is worse than none. Damage in the middle of a JPEG of full length cannot be detected.
+    alpha is dropped (colours that a TIFF stores multiplied by alpha stay so). A truncated file is rejected:
+    decoders may fill the missing part with grey, and a half-grey face is worse than none. Damage in the
+    middle of a JPEG of full length cannot be detected.
 
     Args:
         data: the encoded file.
@@ -96,11 +93,14 @@ def decode_image(
         # turned TIFF by using its sides before the rotation.
         reduced = reduce if data.startswith(_JPEG) else 1
         flags = _REDUCED[reduced] | (0 if upright else _AS_STORED)
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        stored, replaced = _with_stored_colours(data)
+        image = cv2.imdecode(np.frombuffer(stored, np.uint8), flags)
     except cv2.error as error:  # damaged headers, absurd dimensions
         raise ImageError(where, f"not a decodable image ({len(data)} bytes): {error.err}.") from error
     if image is None or image.size == 0:
         raise ImageError(where, f"not an image: {len(data)} bytes starting with {data[:12]!r}, or damaged.")
+    if _CIELAB in replaced:  # a and b are signed in a TIFF, and have an offset of 128 in OpenCV
+        image = cv2.cvtColor(image[..., ::-1] ^ np.array([0, 128, 128], np.uint8), cv2.COLOR_LAB2BGR)
     if reduced != reduce:
         sides = (max(image.shape[1] // reduce, 1), max(image.shape[0] // reduce, 1))
         image = cv2.resize(image, sides, interpolation=cv2.INTER_LINEAR_EXACT)
@@ -116,21 +116,22 @@ def decode_image(
 def encode_image(
     image: UInt8[np.ndarray, "height width 3"], suffix: str = ".png", quality: int = 95
 ) -> bytes:
-    """Encode an RGB image; ``.png`` is lossless, ``quality`` (0 to 100) applies to ``.jpg`` and ``.webp``.
+    """Encode an RGB image; ``.png`` is lossless, ``quality`` (0 to 100) applies to JPEG and ``.webp``.
 
     Raises:
-        InputError: OpenCV has no encoder for ``suffix``.
+        InputError: the image is not uint8 RGB, or OpenCV has no encoder for ``suffix``.
 
     Example:
         >>> grey = np.full((4, 4, 3), 128, np.uint8)
         >>> np.array_equal(decode_image(encode_image(grey)), grey)
         True
     """
-    settings = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, quality], ".webp": [cv2.IMWRITE_WEBP_QUALITY, quality]}
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
+    option = _QUALITY_OPTIONS.get(suffix.lower())
+    settings = [] if option is None else [option, quality]
     try:
-        succeeded, data = cv2.imencode(
-            suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings.get(suffix, [])
-        )
+        succeeded, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
     except cv2.error as error:
         raise InputError(f"cannot encode as {suffix!r} ({error.err}); use .png or .jpg") from error
     if not succeeded:  # e.g. JPEG 2000 for a very small image
@@ -150,6 +151,25 @@ def image_suffix(data: bytes) -> str:
     if data.startswith(_JPEG):
         return ".jpg"
     return ".png" if data.startswith(_PNG) else ""
+
+
+def _with_stored_colours(data: bytes) -> tuple[bytes, set[tuple[int, int]]]:
+    """(a TIFF that libtiff decodes to its stored colours, the tags replaced for that); others unchanged."""
+    replaced: set[tuple[int, int]] = set()
+    if data[:4] not in (b"II*\0", b"MM\0*"):
+        return data, replaced
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(data[start : start + size], order)
+
+    directory = number(4, 4)
+    for entry in range(directory + 2, directory + 2 + 12 * number(directory, 2), 12):
+        tag = (number(entry, 2), number(entry + 8, 2))
+        if tag in _AS_STORED_VALUES and tag not in replaced:
+            replaced.add(tag)
+            data = data[: entry + 8] + _AS_STORED_VALUES[tag].to_bytes(2, order) + data[entry + 10 :]
+    return data, replaced
 
 
 def _truncation(data: bytes) -> str:

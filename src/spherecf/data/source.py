@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from spherecf.common.arrays import row_numbers
 from spherecf.common.readers import Readers, empty
 from spherecf.data.degradations import View
 from spherecf.data.image import ImageError, decode_image
@@ -118,10 +119,13 @@ class ImageSource(ABC):
     def subset(self, indices: Iterable[int] | Int64[np.ndarray, " m"]) -> "ImageSource":
         """The images at ``indices``, in that order; labels still refer to this source's ``identities``.
 
+        Args:
+            indices: 0 <= index < n, or a mask of n booleans.
+
         Raises:
             InputError: an index is out of range or occurs twice.
         """
-        return Subset(self, np.fromiter(indices, np.int64))
+        return Subset(self, row_numbers(indices, len(self), f"{self.name}: subset index"))
 
 
 class Subset(ImageSource):
@@ -135,9 +139,6 @@ class Subset(ImageSource):
     """
 
     def __init__(self, parent: ImageSource, indices: Int64[np.ndarray, " m"]) -> None:
-        outside = indices[(indices < 0) | (indices >= len(parent))]
-        if len(outside):
-            raise InputError(f"{parent.name}: subset index {outside[0]} is outside 0..{len(parent) - 1}")
         if len(np.unique(indices)) < len(indices):
             raise InputError(f"{parent.name}: an index occurs twice in the subset; keys must be unique")
         super().__init__(f"{parent.name}[{len(indices)}]", parent.labels[indices], parent.identities)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from spherecf.data import IjbMeta, ImageError, ImageSource, decode_image, encode_image
 from spherecf.errors import InputError
-from spherecf.faces.alignment import CaptureFacts, align, capture_facts
+from spherecf.faces.alignment import CaptureFacts, align, capture_facts, check_size
 from spherecf.faces.detection import (
     ATTEMPTS,
     SMALL,
@@ -85,7 +85,8 @@ def acquire(
         max_pixels: larger images are rejected before they are decoded.
 
     Raises:
-        InputError: ``source`` is an array, but not of uint8 RGB pixels.
+        InputError: ``source`` is an array, but not of uint8 RGB pixels, or none of the above; or the size is
+            below 1.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -97,6 +98,7 @@ def acquire(
         >>> acquire("no/such.jpg", detector).reason
         'cannot be read: no such file.'
     """
+    check_size(size)
     try:
         photo = _photo(source, name, max_pixels)
     except PhotoError as error:

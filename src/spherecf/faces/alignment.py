@@ -17,6 +17,9 @@ ARCFACE_POINTS = np.array(
 """Left eye, right eye, nose, left and right mouth corner (left in the image) as (x, y) in a 112x112 crop."""
 
 
+_MAX_EXTENT = 1e9  # of landmarks in pixels, beyond which their transform cannot be computed
+
+
 def similarity_transform(source: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least-squares rotation, uniform scale and shift from ``source`` to ``target`` points: a (2, 3) matrix.
 
@@ -49,7 +52,8 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int =
         size: side of the crop in pixels.
 
     Raises:
-        InputError: the landmarks have another shape, are not finite, or coincide.
+        InputError: the landmarks have another shape, are not finite, coincide, or lie outside the photo; or
+            the size is below 1.
 
     Example:
         >>> photo = np.zeros((300, 300, 3), np.uint8)
@@ -59,11 +63,19 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int =
     points = np.asarray(landmarks, np.float64)
     if points.shape != (5, 2) or not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1:
         raise InputError(f"expected five distinct finite landmarks (5, 2) in pixels, got {points.tolist()}")
+    check_size(size)
+    height, width = image.shape[:2]
+    if not ((points >= 0) & (points < (width, height))).all(1).any() or np.ptp(points) > _MAX_EXTENT:
+        raise InputError(f"expected landmarks within the photo of {width}x{height} px, got {points.tolist()}")
     target = ARCFACE_POINTS * (size / 112)
     matrix = similarity_transform(points, target)
     shrink = 2 * float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     if shrink < 1:
         image, corner = _face_region(image, matrix, size)
+        if round(shrink * min(image.shape[:2])) < 1:
+            raise InputError(
+                f"expected landmarks of a face within the photo of {width}x{height} px, got {points.tolist()}"
+            )
         points = points - corner
         image = np.asarray(
             cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA), np.uint8
@@ -71,6 +83,12 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int =
         points = (points + 0.5) * shrink - 0.5  # coordinates refer to pixel centres
         matrix = similarity_transform(points, target)
     return np.asarray(cv2.warpAffine(image, matrix, (size, size)), np.uint8)
+
+
+def check_size(size: Any) -> None:
+    """Refuse the side of a crop that is not a positive number of pixels."""
+    if not isinstance(size, int | np.integer) or size < 1:
+        raise InputError(f"size: expected an integer of at least 1 pixel, got {size!r}")
 
 
 def _face_region(

@@ -1,5 +1,6 @@
 """Read one photo of any common format into upright RGB pixels, or state why it cannot be used."""
 
+import os
 import re
 import struct
 import threading
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spherecf.data import ImageError, decode_image
+from spherecf.errors import InputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -224,14 +226,15 @@ def _isobmff_header(data: bytes) -> Header | None:
         return None  # a video
     kind = "AVIF" if brands & {b"avif", b"avis"} else "HEIC"
     boxes = {name: (start, end) for name, start, end in _boxes(data, 0, len(data))}
+    start, end = boxes.get(b"meta", (0, min(len(data), 1 << 20)))  # a sequence may have none
     sizes = [  # of the image, its tiles and its thumbnail: the largest is the image
-        struct.unpack(">II", data[match.end() + 4 : match.end() + 12])
-        for match in re.finditer(b"ispe", data[: 1 << 20])
+        struct.unpack(">II", data[start + match.end() + 4 : start + match.end() + 12])
+        for match in re.finditer(b"ispe", data[start:end])
     ]
-    width, height = max(sizes, key=lambda size: size[0] * size[1])
+    meta = {name: (first, last) for name, first, last in _boxes(data, start + 4, end)}
+    width, height = max([*sizes, *_canvas_sizes(data, meta)], key=lambda size: size[0] * size[1])
     frames = _movie_frames(data, *boxes[b"moov"]) if b"moov" in boxes else 1
-    orientation = _item_orientation(data, *boxes[b"meta"]) if b"meta" in boxes else 1
-    return Header(kind, width, height, frames, orientation=orientation)
+    return Header(kind, width, height, frames, orientation=_item_orientation(data, meta))
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -248,6 +251,54 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
         start = max(stop, start + head)
 
 
+_Ranges = dict[bytes, tuple[int, int]]
+"""Start and end of the content of ISO boxes, by name."""
+
+
+def _canvas_sizes(data: bytes, meta: _Ranges) -> Iterator[tuple[int, int]]:
+    """Sizes of grids and overlays of items: a decoder allocates them, whatever size `ispe` declares."""
+    if not {b"iinf", b"iloc"} <= meta.keys():
+        return
+    kinds: dict[int, bytes] = {}
+    first, last = meta[b"iinf"]
+    for _, at, _ in _boxes(data, first + (8 if data[first] else 6), last):
+        id_end = at + (6 if data[at] < 3 else 8)
+        kind = data[id_end + 2 : id_end + 6]
+        if kind in (b"grid", b"iovl"):
+            kinds[int.from_bytes(data[at + 4 : id_end])] = kind
+    positions = [(item, at) for item, at in _item_positions(data, meta) if item in kinds]
+    if kinds.keys() - dict(positions).keys():
+        raise ValueError("a grid or an overlay without content")
+    for item, at in positions:
+        start = at + (4 if kinds[item] == b"grid" else 10)  # after rows and columns, or the background
+        form = ">II" if data[at + 1] & 1 else ">HH"
+        yield struct.unpack(form, data[start : start + struct.calcsize(form)])
+
+
+def _item_positions(data: bytes, meta: _Ranges) -> Iterator[tuple[int, int]]:
+    """(number, position in the file) of all items whose content is in one piece, from the `iloc` box."""
+    at, end = meta[b"iloc"]
+    version, sizes = data[at], (data[at + 4] >> 4, data[at + 4] & 15, data[at + 5] >> 4, data[at + 5] & 15)
+    offset_bytes, length_bytes, base_bytes, index_bytes = sizes if version else (*sizes[:3], 0)
+    at += 6
+
+    def number(size: int) -> int:
+        nonlocal at
+        at += size
+        return int.from_bytes(data[at - size : at])
+
+    for _ in range(min(number(2 if version < 2 else 4), _MAX_BOXES)):
+        item = number(2 if version < 2 else 4)
+        method = number(2) & 15 if version else 0
+        number(2)  # the file, always this one
+        position, pieces = number(base_bytes), number(2)
+        number(index_bytes)
+        position += number(offset_bytes) + (meta[b"idat"][0] if method == 1 else 0)
+        at += length_bytes + (pieces - 1) * (index_bytes + offset_bytes + length_bytes)
+        if pieces == 1 and at <= end:
+            yield item, position
+
+
 def _movie_frames(data: bytes, start: int, end: int) -> int:
     """Number of samples of the first track."""
     position = data.find(b"stsz", start, end)
@@ -261,9 +312,8 @@ _ITEM_ORIENTATIONS = {
 }  # fmt: skip
 
 
-def _item_orientation(data: bytes, start: int, end: int) -> int:
+def _item_orientation(data: bytes, meta: _Ranges) -> int:
     """Orientation by the properties `irot` and `imir` of the primary item, as an Exif tag."""
-    meta = {name: (first, last) for name, first, last in _boxes(data, start + 4, end)}
     if not {b"pitm", b"iprp"} <= meta.keys():
         return 1
     item = data[slice(*meta[b"pitm"])]
@@ -391,8 +441,8 @@ def read_photo(
 
     The size is read from the header and checked before anything is decoded. Images of more than ``decoded``
     pixels are reduced to 1/2, 1/4 or 1/8 of their size (a JPEG is never decoded in full). Exif orientation is
-    applied; grey, CMYK, palettes and 16 bits are converted to 8-bit RGB; transparency is dropped; of an
-    animation or a file of several pages the first one is used. ``notes`` lists these adjustments.
+    applied; grey, CMYK, CIELAB, palettes and 16 bits are converted to 8-bit RGB; transparency is dropped; of
+    an animation or a file of several pages the first one is used. ``notes`` lists these adjustments.
 
     Args:
         source: a path, or the bytes of the file.
@@ -402,12 +452,15 @@ def read_photo(
 
     Raises:
         PhotoError: unreadable, empty, not an image, unsupported, truncated or too large; see ``kind``.
+        InputError: ``source`` is neither a path nor bytes.
 
     Example:
         >>> photo = read_photo(b"P5 2 1 255 " + bytes([0, 255]), name="dots")
         >>> photo.pixels.tolist(), photo.size, photo.notes
         ([[[0, 0, 0], [255, 255, 255]]], (2, 1), ())
     """
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise InputError(f"expected a path, or a file's content as bytes, got {type(source).__name__}")
     name = name or ("photo" if isinstance(source, bytes) else str(source))
     data = source if isinstance(source, bytes) else _read_bytes(Path(source), name)
     if not data:

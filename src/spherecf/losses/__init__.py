@@ -1,4 +1,4 @@
-"""Training objectives, as functions and as modules.
+"""Training objectives, as functions and as modules; NumPy arrays give arrays, without a gradient.
 
 Stage 1 trains the backbone: `margin_softmax_loss` with a `Margin`, whose formulas are functions of the cosine
 (docs/margins.md helps to choose one). Stage 2 trains the confidence head: the sphere confidence loss, exact

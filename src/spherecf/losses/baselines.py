@@ -8,19 +8,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from spherecf.common.arrays import checked_radius, to_device
+from spherecf.common.arrays import (
+    AnyArray,
+    Array,
+    as_tensor,
+    as_tensors,
+    checked_radius,
+    match_input_type,
+    to_device,
+    widen,
+)  # fmt: skip
 from spherecf.errors import InputError
-from spherecf.losses.margin_functions import widen
 from spherecf.losses.sphere_confidence import Reduction, _reduce, check_unit
 from spherecf.vmf import log_normalizer_scaled, product_concentration
 
 
 def gaussian_confidence_loss(
-    mu: Float[Tensor, "batch dim"],
-    log_precision: Float[Tensor, " batch"],
-    prototypes: Float[Tensor, "batch dim"],
+    mu: Float[Array, "batch dim"],
+    log_precision: Float[Array, " batch"],
+    prototypes: Float[Array, "batch dim"],
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """SCF-G: the sphere confidence loss with an isotropic Gaussian (Li et al., CVPR 2021, section 4).
 
     KL(delta(z - w) || N(z; mu, I / lambda)) is minus the log density of the Gaussian at the prototype w:
@@ -38,8 +46,8 @@ def gaussian_confidence_loss(
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit, or vectors are not of unit length within 1e-2 (checked on the CPU only,
-            as in `sphere_confidence_loss`).
+        InputError: types, shapes or devices do not fit, or vectors are not of unit length within 1e-2
+            (checked on the CPU only, as in `sphere_confidence_loss`).
 
     Example:
         >>> import torch
@@ -47,23 +55,25 @@ def gaussian_confidence_loss(
         >>> gaussian_confidence_loss(mu, torch.tensor([2.0]), torch.tensor([[0.0, 1.0, 0.0]]))
         tensor(1.2346)
     """
-    if mu.ndim != 2 or mu.shape != prototypes.shape or log_precision.shape != mu.shape[:1]:
+    z, log_p, w = as_tensors(mu=mu, log_precision=log_precision, prototypes=prototypes)
+    if z.ndim != 2 or z.shape != w.shape or log_p.shape != z.shape[:1]:
         raise InputError(
             "gaussian_confidence_loss: expected mu and prototypes (batch, dim) and log_precision (batch,), "
-            f"got {tuple(mu.shape)}, {tuple(prototypes.shape)} and {tuple(log_precision.shape)}. Pass one "
-            "prototype per sample: prototypes[labels]."
+            f"got {tuple(z.shape)}, {tuple(w.shape)} and {tuple(log_p.shape)}. Pass one prototype per "
+            "sample: prototypes[labels]."
         )
-    check_unit(mu=mu, prototypes=prototypes)
-    half_square = (widen(mu) - widen(prototypes)).square().sum(1) / 2  # (batch,)
-    return _gaussian_loss(half_square, log_precision, mu.shape[1], reduction)
+    check_unit(mu=z, prototypes=w)
+    half_square = (widen(z) - widen(w)).square().sum(1) / 2  # (batch,)
+    loss = _gaussian_loss(half_square, log_p, z.shape[1], reduction)
+    return match_input_type(loss, mu, log_precision, prototypes)
 
 
 def gaussian_confidence_loss_from_cosine(
-    cosine: Float[Tensor, "*batch"],
-    log_precision: Float[Tensor, "*batch"],
+    cosine: Float[Array, "*batch"],
+    log_precision: Float[Array, "*batch"],
     dim: int,
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """`gaussian_confidence_loss` from precomputed cosines to the prototypes: |mu - w|^2 = 2 (1 - cos).
 
     Args:
@@ -73,21 +83,22 @@ def gaussian_confidence_loss_from_cosine(
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit, or dim is below 2.
+        InputError: types, shapes or devices do not fit, or dim is below 2.
 
     Example:
         >>> import torch
         >>> gaussian_confidence_loss_from_cosine(torch.tensor([0.5]), torch.tensor([6.2383]), dim=512)
         tensor(-870.5146)
     """
-    if cosine.shape != log_precision.shape:
+    c, log_p = as_tensors(cosine=cosine, log_precision=log_precision)
+    if c.shape != log_p.shape:
         raise InputError(
             "expected one log_precision per cosine, got log_precision "
-            f"{tuple(log_precision.shape)} and cosine {tuple(cosine.shape)}."
+            f"{tuple(log_p.shape)} and cosine {tuple(c.shape)}."
         )
     if dim < 2:
         raise InputError(f"expected dim, the number of coordinates, >= 2; got {dim}.")
-    return _gaussian_loss(1 - widen(cosine), log_precision, dim, reduction)
+    return match_input_type(_gaussian_loss(1 - widen(c), log_p, dim, reduction), cosine, log_precision)
 
 
 def _gaussian_loss(half_square: Tensor, log_precision: Tensor, dim: int, reduction: Reduction) -> Tensor:
@@ -97,11 +108,11 @@ def _gaussian_loss(half_square: Tensor, log_precision: Tensor, dim: int, reducti
 
 
 def pfe_gaussian_loss(
-    mu: Float[Tensor, "batch dim"],
-    log_variance: Float[Tensor, "batch dim"],
-    labels: Int[Tensor, " batch"],
+    mu: Float[Array, "batch dim"],
+    log_variance: Float[Array, "batch dim"],
+    labels: Int[AnyArray, " batch"],
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """PFE-G: minus the mutual likelihood score of diagonal Gaussians, over all mated pairs of a batch.
 
         L_ij = 1/2 sum_l ( (mu_i - mu_j)_l^2 / (v_i + v_j)_l + log (v_i + v_j)_l ),   i < j, label_i = label_j
@@ -117,32 +128,33 @@ def pfe_gaussian_loss(
         reduction: "mean", "sum" or "none" (one loss per pair, ordered by i, then j).
 
     Raises:
-        InputError: shapes do not fit, or no two labels are equal.
+        InputError: types, shapes or devices do not fit, or no two labels are equal.
 
     Example:
         >>> mu = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
         >>> pfe_gaussian_loss(mu, torch.zeros(3, 2), torch.tensor([4, 4, 7]))
         tensor(0.8931)
     """
-    if mu.ndim != 2 or log_variance.shape != mu.shape or labels.shape != mu.shape[:1]:
+    z, log_v = map(widen, as_tensors(mu=mu, log_variance=log_variance))
+    identity = as_tensor(labels, "labels", kinds="i")
+    if z.ndim != 2 or log_v.shape != z.shape or identity.shape != z.shape[:1]:
         raise InputError(
             "pfe_gaussian_loss: expected mu and log_variance (batch, dim) and labels (batch,), got "
-            f"{tuple(mu.shape)}, {tuple(log_variance.shape)} and {tuple(labels.shape)}."
+            f"{tuple(z.shape)}, {tuple(log_v.shape)} and {tuple(identity.shape)}."
         )
-    i, j = _mated_pairs(labels, mu.device, "pfe_gaussian_loss")
-    mu, log_variance = widen(mu), widen(log_variance)
-    log_sum = torch.logaddexp(log_variance[i], log_variance[j])  # (pairs, dim) log (v_i + v_j)
-    loss = 0.5 * (((mu[i] - mu[j]) * torch.exp(-log_sum / 2)).square() + log_sum).sum(1)  # (pairs,)
-    return _reduce(loss, reduction)
+    i, j = _mated_pairs(identity, z.device, "pfe_gaussian_loss")
+    log_sum = torch.logaddexp(log_v[i], log_v[j])  # (pairs, dim) log (v_i + v_j)
+    loss = 0.5 * (((z[i] - z[j]) * torch.exp(-log_sum / 2)).square() + log_sum).sum(1)  # (pairs,)
+    return match_input_type(_reduce(loss, reduction), mu, log_variance)
 
 
 def pfe_vmf_loss(
-    mu: Float[Tensor, "batch dim"],
-    log_kappa: Float[Tensor, " batch"],
-    labels: Int[Tensor, " batch"],
+    mu: Float[Array, "batch dim"],
+    log_kappa: Float[Array, " batch"],
+    labels: Int[AnyArray, " batch"],
     radius: float | int = 64.0,
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """PFE-v: minus the mutual likelihood score of vMF distributions, over all mated pairs of a batch.
 
     It is the score of Li et al., CVPR 2021, eq. 13, with its large terms combined so that float32 is enough:
@@ -157,28 +169,30 @@ def pfe_vmf_loss(
         radius: r > 0; adds a constant and never changes a gradient.
 
     Raises:
-        InputError: shapes do not fit, no two labels are equal, or mu is not of unit length within 1e-2
-            (checked on the CPU only, as in `sphere_confidence_loss`).
+        InputError: types, shapes or devices do not fit, no two labels are equal, or mu is not of unit length
+            within 1e-2 (checked on the CPU only, as in `sphere_confidence_loss`).
 
     Example:
         >>> mu = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
         >>> pfe_vmf_loss(mu, torch.tensor([2.0, 3.0, 2.0]), torch.tensor([4, 4, 7]), radius=1.0)
         tensor(2.3055)
     """
-    if mu.ndim != 2 or log_kappa.shape != mu.shape[:1] or labels.shape != mu.shape[:1]:
+    z, log_k = as_tensors(mu=mu, log_kappa=log_kappa)
+    identity = as_tensor(labels, "labels", kinds="i")
+    if z.ndim != 2 or log_k.shape != z.shape[:1] or identity.shape != z.shape[:1]:
         raise InputError(
             "pfe_vmf_loss: expected mu (batch, dim), log_kappa and labels (batch,), got "
-            f"{tuple(mu.shape)}, {tuple(log_kappa.shape)} and {tuple(labels.shape)}."
+            f"{tuple(z.shape)}, {tuple(log_k.shape)} and {tuple(identity.shape)}."
         )
     r = checked_radius(radius)
-    check_unit(mu=mu)
-    i, j = _mated_pairs(labels, mu.device, "pfe_vmf_loss")
-    dim, mu, kappa = mu.shape[1], widen(mu), widen(log_kappa).exp()
+    check_unit(mu=z)
+    i, j = _mated_pairs(identity, z.device, "pfe_vmf_loss")
+    dim, z, kappa = z.shape[1], widen(z), widen(log_k).exp()
     c = log_normalizer_scaled(kappa, dim)  # (batch,)
-    one_minus_cosine = (mu[i] - mu[j]).square().sum(1) / 2  # (pairs,), accurate near cos = 1
+    one_minus_cosine = (z[i] - z[j]).square().sum(1) / 2  # (pairs,), accurate near cos = 1
     p, _, excess = product_concentration(kappa[i], kappa[j], 2 - one_minus_cosine, one_minus_cosine)
     loss = log_normalizer_scaled(p, dim) - c[i] - c[j] + excess  # (pairs,); excess is k_i + k_j - p
-    return _reduce(loss + dim * log(r), reduction)
+    return match_input_type(_reduce(loss + dim * log(r), reduction), mu, log_kappa)
 
 
 def _mated_pairs(labels: Tensor, device: torch.device, name: str) -> tuple[Tensor, Tensor]:
@@ -200,11 +214,11 @@ _VARIANCE_WEIGHT = 0.128  # the released code has 0.001 times the sum over a bat
 
 
 def probface_loss(
-    mu: Float[Tensor, "batch dim"],
-    log_variance: Float[Tensor, " batch"],
-    labels: Int[Tensor, " batch"],
+    mu: Float[Array, "batch dim"],
+    log_variance: Float[Array, " batch"],
+    labels: Int[AnyArray, " batch"],
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """ProbFace: PFE with one variance per image, regularised towards its mean, and a triplet loss.
 
     With the distance d_ij = 2 (1 - cos_ij) / (v_i + v_j), the loss of a mated pair i, j is
@@ -223,28 +237,30 @@ def probface_loss(
         labels, reduction: as in `pfe_gaussian_loss`. If there is only one identity, the triplet term is 0.
 
     Raises:
-        InputError: shapes do not fit, or no two labels are equal.
+        InputError: types, shapes or devices do not fit, or no two labels are equal.
 
     Example:
         >>> mu = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
         >>> probface_loss(mu, torch.zeros(3), torch.tensor([4, 4, 7]))
         tensor(1.0959)
     """
-    if mu.ndim != 2 or log_variance.shape != mu.shape[:1] or labels.shape != mu.shape[:1]:
+    z, log_v = map(widen, as_tensors(mu=mu, log_variance=log_variance))
+    identity = as_tensor(labels, "labels", kinds="i")
+    if z.ndim != 2 or log_v.shape != z.shape[:1] or identity.shape != z.shape[:1]:
         raise InputError(
             "probface_loss: expected mu (batch, dim), log_variance and labels (batch,), got "
-            f"{tuple(mu.shape)}, {tuple(log_variance.shape)} and {tuple(labels.shape)}."
+            f"{tuple(z.shape)}, {tuple(log_v.shape)} and {tuple(identity.shape)}."
         )
-    i, j = _mated_pairs(labels, mu.device, "probface_loss")
-    mu, log_variance, labels = widen(mu), widen(log_variance), to_device(labels, mu.device)
-    log_sum = torch.logaddexp(log_variance[:, None], log_variance)  # (batch, batch) log (v_i + v_j)
-    distance = (1 - mu @ mu.T).clamp_min(0) * 2 * torch.exp(-log_sum)  # (batch, batch)
-    triplet = (_triplet_hinge(distance, labels, i, j) + _triplet_hinge(distance, labels, j, i)) / 2
+    i, j = _mated_pairs(identity, z.device, "probface_loss")
+    identity = to_device(identity, z.device)
+    log_sum = torch.logaddexp(log_v[:, None], log_v)  # (batch, batch) log (v_i + v_j)
+    distance = (1 - z @ z.T).clamp_min(0) * 2 * torch.exp(-log_sum)  # (batch, batch)
+    triplet = (_triplet_hinge(distance, identity, i, j) + _triplet_hinge(distance, identity, j, i)) / 2
     # (batch,) v / m
-    relative = torch.exp(log_variance - torch.logsumexp(log_variance.detach(), 0) + log(len(mu)))
+    relative = torch.exp(log_v - torch.logsumexp(log_v.detach(), 0) + log(len(z)))
     penalty = (relative - 1).square().mean()
     loss = distance[i, j] + log_sum[i, j] + _TRIPLET_WEIGHT * triplet + _VARIANCE_WEIGHT * penalty
-    return _reduce(loss, reduction)
+    return match_input_type(_reduce(loss, reduction), mu, log_variance)
 
 
 def _triplet_hinge(distance: Tensor, labels: Tensor, anchor: Tensor, positive: Tensor) -> Tensor:
@@ -259,11 +275,11 @@ def _triplet_hinge(distance: Tensor, labels: Tensor, anchor: Tensor, positive: T
 
 
 def certainty_ratio_loss(
-    ratio: Float[Tensor, " batch"],
-    cosine: Float[Tensor, " batch"],
-    nearest: Float[Tensor, " batch"],
+    ratio: Float[Array, " batch"],
+    cosine: Float[Array, " batch"],
+    nearest: Float[Array, " batch"],
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """CR-FIQA: the smooth L1 loss (beta = 0.5) between the predicted and the true certainty ratio of a face.
 
         CR = cos(mu, w) / (1 + max over the prototypes w' of other identities of cos(mu, w')),
@@ -281,20 +297,22 @@ def certainty_ratio_loss(
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit.
+        InputError: types, shapes or devices do not fit.
 
     Example:
         >>> import torch
         >>> certainty_ratio_loss(torch.tensor([0.4]), torch.tensor([0.65]), torch.tensor([0.3]))
         tensor(0.0100)
     """
-    if not ratio.shape == cosine.shape == nearest.shape:
+    q, c, c_nearest = map(widen, as_tensors(ratio=ratio, cosine=cosine, nearest=nearest))
+    if not q.shape == c.shape == c_nearest.shape:
         raise InputError(
             "certainty_ratio_loss: expected one ratio, cosine and nearest per sample, got "
-            f"{tuple(ratio.shape)}, {tuple(cosine.shape)} and {tuple(nearest.shape)}."
+            f"{tuple(q.shape)}, {tuple(c.shape)} and {tuple(c_nearest.shape)}."
         )
-    target = (widen(cosine) / (1 + widen(nearest))).detach()
-    return _reduce(smooth_l1_loss(widen(ratio), target, beta=0.5, reduction="none"), reduction)
+    target = (c / (1 + c_nearest)).detach()
+    loss = smooth_l1_loss(q, target, beta=0.5, reduction="none")
+    return match_input_type(_reduce(loss, reduction), ratio, cosine, nearest)
 
 
 _SCALE, _DEGREES_OF_FREEDOM, _QUANTILES = 64.0, 16, 4
@@ -302,11 +320,11 @@ _EXCLUDED_COSINE = -1e3  # replaces -inf, whose gradient would be NaN; e^(s cos 
 
 
 def random_temperature_loss(
-    log_variance: Float[Tensor, " batch"],
-    cosine: Float[Tensor, " batch"],
-    others: Float[Tensor, "batch identities"],
+    log_variance: Float[Array, " batch"],
+    cosine: Float[Array, " batch"],
+    others: Float[Array, "batch identities"],
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """RTS: cross-entropy over the identities with a random temperature, scaled by the image's uncertainty v.
 
         L = E_t [ log (e^(s cos / t) + sum over others of e^(s cos' / t)) - s cos / t ]
@@ -328,7 +346,7 @@ def random_temperature_loss(
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit.
+        InputError: types, shapes or devices do not fit.
 
     Example:
         >>> import torch
@@ -336,20 +354,21 @@ def random_temperature_loss(
         >>> random_temperature_loss(torch.tensor([0.0]), torch.tensor([0.25]), others)
         tensor(3.5987)
     """
-    if not log_variance.shape == cosine.shape == others.shape[:1] or others.ndim != 2:
+    log_v, c, c_others = map(widen, as_tensors(log_variance=log_variance, cosine=cosine, others=others))
+    if not log_v.shape == c.shape == c_others.shape[:1] or c_others.ndim != 2:
         raise InputError(
             "random_temperature_loss: expected log_variance and cosine (batch,) and others (batch, "
-            f"identities), got {tuple(log_variance.shape)}, {tuple(cosine.shape)} and {tuple(others.shape)}."
+            f"identities), got {tuple(log_v.shape)}, {tuple(c.shape)} and {tuple(c_others.shape)}."
         )
-    log_variance = widen(log_variance)
     # (batch, 1 + identities), the sample's own identity first
-    logits = torch.cat([widen(cosine)[:, None], widen(others).clamp_min(_EXCLUDED_COSINE)], 1) * _SCALE
+    logits = torch.cat([c[:, None], c_others.clamp_min(_EXCLUDED_COSINE)], 1) * _SCALE
     losses = []
     for temperature in _unit_temperatures():
-        scaled = logits * torch.exp(-log_variance - log(temperature))[:, None]
+        scaled = logits * torch.exp(-log_v - log(temperature))[:, None]
         losses.append(torch.logsumexp(scaled, 1) - scaled[:, 0])  # (batch,)
-    divergence = _DEGREES_OF_FREEDOM / 2 * (log_variance.exp() - 1 - log_variance)
-    return _reduce(torch.stack(losses).mean(0) + divergence, reduction)
+    divergence = _DEGREES_OF_FREEDOM / 2 * (log_v.exp() - 1 - log_v)
+    loss = _reduce(torch.stack(losses).mean(0) + divergence, reduction)
+    return match_input_type(loss, log_variance, cosine, others)
 
 
 @cache

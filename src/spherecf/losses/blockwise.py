@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from spherecf.common.arrays import triton_runs_on
-from spherecf.losses.margin_functions import widen
+from spherecf.common.arrays import triton_runs_on, widen
 
 if TYPE_CHECKING:
     from spherecf.losses.margins import Margin

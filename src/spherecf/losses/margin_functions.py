@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from spherecf.common.arrays import Array, match_input_type, widen
 from spherecf.errors import InputError
 
 Gradient = Literal["exact", "straight"]
@@ -41,20 +42,13 @@ def apply_margin(function: Callable[[Tensor], Tensor], cosine: Tensor, gradient:
 
     Derivatives in other variables of the function are unchanged. Half precision is widened to float32.
     """
-    cosine = widen(cosine)
+    cosine = widen(cosine, "cosine")
     if gradient == "exact":
         return function(cosine)
     if gradient == "straight":
         constant = cosine.detach()
         return function(constant) + (cosine - constant)  # the bracket is 0 and has derivative 1
     raise InputError(f"gradient: expected one of {get_args(Gradient)}, got {gradient!r}.")
-
-
-def widen(x: Tensor) -> Tensor:
-    """``x`` itself in float32 or float64; half precision is converted to float32."""
-    if not x.is_floating_point():
-        raise InputError(f"expected a floating-point tensor, got {x.dtype}. Convert it with .float().")
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 class _Sine(torch.autograd.Function):
@@ -108,8 +102,8 @@ _multiply_angle: Callable[[Tensor, float, float], Tensor] = _MultiplyAngle.apply
 
 
 def arcface(
-    cosine: Float[Tensor, "*batch"], margin: float | int = 0.5, gradient: Gradient = "exact"
-) -> Float[Tensor, "*batch"]:
+    cosine: Float[Array, "*batch"], margin: float | int = 0.5, gradient: Gradient = "exact"
+) -> Float[Array, "*batch"]:
     """The target logit of ArcFace, a margin added to the angle (Deng et al., CVPR 2019, eq. 3):
 
         cos(theta + m)         for theta < pi - m,
@@ -122,13 +116,14 @@ def arcface(
     rounded to 1 or more has the derivative of the largest float below 1.
 
     Args:
-        cosine: cosine to the true prototype, any shape. Half precision is computed in float32.
+        cosine: cosine to the true prototype, any shape, a tensor or a NumPy array. Half precision is computed
+            in float32.
         margin: m in radians, 0 <= m < pi.
         gradient: "exact", or "straight": the same values with derivative 1, as in code that changes the
             cosine in place without recording the change for autograd.
 
     Raises:
-        InputError: the margin is out of range, the gradient is unknown, or the cosines are integers.
+        InputError: the margin is out of range, the gradient is unknown, or the cosines are no floats.
 
     Example:
         >>> arcface(torch.tensor([1.0, 0.5, -0.9]))
@@ -136,7 +131,8 @@ def arcface(
     """
     if not 0 <= margin < pi:
         raise InputError(f"arcface: expected a margin in radians, 0 <= margin < pi, got {margin}.")
-    return apply_margin(lambda c: add_angle(c, float(margin)), cosine, gradient)
+    c = widen(cosine, "cosine")
+    return match_input_type(apply_margin(lambda c: add_angle(c, float(margin)), c, gradient), cosine)
 
 
 def cosface(cosine: Float[Tensor, "*batch"], margin: float | int = 0.35) -> Float[Tensor, "*batch"]:
@@ -155,7 +151,7 @@ def cosface(cosine: Float[Tensor, "*batch"], margin: float | int = 0.35) -> Floa
     """
     if not 0 <= margin < inf:
         raise InputError(f"cosface: expected a margin >= 0, got {margin}.")
-    return widen(cosine) - margin
+    return widen(cosine, "cosine") - margin
 
 
 def combined(
@@ -244,7 +240,7 @@ def adaface(
     """
     if not (0 <= margin < torch.pi and h > 0):
         raise InputError(f"adaface: expected 0 <= margin < pi and h > 0, got {margin} and {h}.")
-    deviation = (widen(norm.detach()).clamp(*NORM_RANGE) - mean) * h
+    deviation = (widen(norm, "norm").detach().clamp(*NORM_RANGE) - mean) * h
     tiny = torch.finfo(deviation.dtype).tiny
     z = (deviation / torch.as_tensor(std).clamp(min=tiny).to(deviation)).clamp(-1, 1)
     return apply_margin(lambda c: _clipped_angle(c, -margin * z) - margin * (z + 1), cosine, gradient)
@@ -295,7 +291,7 @@ def magface(
             f"{lower_margin}, {upper_margin}, {lower_norm}, {upper_norm}."
         )
     slope = (upper_margin - lower_margin) / (upper_norm - lower_norm)
-    margin = lower_margin + slope * (widen(norm).clamp(lower_norm, upper_norm) - lower_norm)
+    margin = lower_margin + slope * (widen(norm, "norm").clamp(lower_norm, upper_norm) - lower_norm)
     return apply_margin(lambda c: add_angle(c, margin), cosine, gradient)
 
 
@@ -314,7 +310,7 @@ def magface_penalty(
         >>> magface_penalty(torch.tensor([10.0, 110.0]))
         tensor([0.1008, 0.0182])
     """
-    a = widen(norm).clamp(lower_norm, upper_norm)
+    a = widen(norm, "norm").clamp(lower_norm, upper_norm)
     return 1 / a + a / upper_norm**2
 
 
@@ -342,6 +338,6 @@ def curricularface_others(
         >>> curricularface_others(torch.tensor([[0.1, 0.4]]), torch.tensor([0.6]), t=0.3)
         tensor([[0.1000, 0.2800]])
     """
-    cosine = widen(cosine)
-    hard = cosine > arcface(target_cosine.detach(), margin).unsqueeze(-1)
+    cosine = widen(cosine, "cosine")
+    hard = cosine > arcface(widen(target_cosine, "target_cosine").detach(), margin).unsqueeze(-1)
     return torch.where(hard, cosine * (t + cosine), cosine)

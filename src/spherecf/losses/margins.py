@@ -10,7 +10,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
-from spherecf.common.arrays import values_known
+from spherecf.common.arrays import (
+    AnyArray,
+    Array,
+    as_tensor,
+    as_tensors,
+    match_input_type,
+    to_device,
+    values_known,
+    widen,
+)
 from spherecf.errors import InputError
 from spherecf.losses.blockwise import blockwise_losses, rows_per_block
 from spherecf.losses.margin_functions import (
@@ -24,7 +33,6 @@ from spherecf.losses.margin_functions import (
     curricularface_others,
     magface,
     magface_penalty,
-    widen,
 )
 from spherecf.losses.sphere_confidence import Reduction, _reduce, check_reduction
 
@@ -552,12 +560,12 @@ def make_margin(kind: str, **config: Any) -> Margin:
 
 
 def margin_softmax_loss(
-    embedding: Float[Tensor, "batch dim"],
-    prototypes: Float[Tensor, "identities dim"],
-    labels: Int[Tensor, " batch"],
+    embedding: Float[Array, "batch dim"],
+    prototypes: Float[Array, "identities dim"],
+    labels: Int[AnyArray, " batch"],
     margin: Margin,
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """The margin softmax loss: cross-entropy of the scaled cosines after a margin has changed their logits.
 
         L_i = -log( e^(s T(cos_y)) / (e^(s T(cos_y)) + sum_{j != y} e^(s N(cos_j))) ) + penalty(|x_i|)
@@ -580,7 +588,8 @@ def margin_softmax_loss(
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit, or labels are out of range (not checked under torch.compile).
+        InputError: types, shapes or devices do not fit, the margin is none, or labels are out of range (not
+            checked under torch.compile).
 
     Example:
         >>> from spherecf.losses import ArcFace
@@ -588,27 +597,27 @@ def margin_softmax_loss(
         >>> margin_softmax_loss(embedding, prototypes, torch.tensor([1]), ArcFace(margin=0.5, scale=8))
         tensor(1.6889)
     """
-    if (
-        embedding.ndim != 2
-        or prototypes.shape[1:] != embedding.shape[1:]
-        or labels.shape != embedding.shape[:1]
-    ):
+    x, w = as_tensors(embedding=embedding, prototypes=prototypes)
+    y = to_device(as_tensor(labels, "labels", kinds="i"), x.device)
+    if x.ndim != 2 or w.shape[1:] != x.shape[1:] or y.shape != x.shape[:1]:
         raise InputError(
             "margin_softmax_loss: expected embedding (batch, dim), prototypes (identities, dim) and labels "
-            f"(batch,), got {tuple(embedding.shape)}, {tuple(prototypes.shape)} and {tuple(labels.shape)}."
+            f"(batch,), got {tuple(x.shape)}, {tuple(w.shape)} and {tuple(y.shape)}."
         )
-    _check_labels(labels, len(prototypes))
-    if not torch.compiler.is_compiling() and len(prototypes) > rows_per_block(
-        len(labels), prototypes.shape[1], prototypes.device
-    ):
-        autocast = torch.is_autocast_enabled(embedding.device.type)
-        products = torch.bfloat16 if autocast else None
-        return _reduce(blockwise_losses(embedding, prototypes, labels, margin, products).losses, reduction)
-    labels = labels.long()
-    embedding = widen(embedding)
-    norm = embedding.norm(dim=1)  # (batch,)
-    rows = normalize(widen(prototypes).to(embedding.dtype), dim=1)
-    cosine = widen(normalize(embedding, dim=1) @ rows.T)  # (batch, identities)
+    _check_labels(y, len(w))
+    if not torch.compiler.is_compiling() and len(w) > rows_per_block(len(y), w.shape[1], w.device):
+        products = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else None
+        loss = blockwise_losses(x, w, y, margin, products).losses
+    else:
+        loss = _dense_losses(widen(x), w, y.long(), margin)
+    return match_input_type(_reduce(loss, reduction), embedding, prototypes)
+
+
+def _dense_losses(x: Tensor, prototypes: Tensor, labels: Tensor, margin: Margin) -> Tensor:
+    """The losses (batch,) of raw embeddings x (batch, dim), from all logits at once."""
+    norm = x.norm(dim=1)  # (batch,)
+    rows = normalize(widen(prototypes).to(x.dtype), dim=1)
+    cosine = widen(normalize(x, dim=1) @ rows.T)  # (batch, identities)
     column = labels.unsqueeze(1)  # (batch, 1)
     target_cosine = cosine.gather(1, column).squeeze(1)  # (batch,)
     if margin.training:
@@ -620,7 +629,7 @@ def margin_softmax_loss(
         others = margin.others(cosine, target_cosine.detach())
         logits = others.scatter(1, column, margin.target(target_cosine, norm).unsqueeze(1))
         loss = cross_entropy(margin.scale * logits, labels, reduction="none")
-    return _reduce(loss + margin.penalty(norm), reduction)
+    return loss + margin.penalty(norm)
 
 
 class MarginSoftmaxLoss(nn.Module):
@@ -658,15 +667,14 @@ class MarginSoftmaxLoss(nn.Module):
         self.weight = nn.Parameter(torch.empty(identities, dim).normal_(0, 0.01))
 
     def forward(
-        self, embedding: Float[Tensor, "batch dim"], labels: Int[Tensor, " batch"]
+        self, embedding: Float[AnyArray, "batch dim"], labels: Int[AnyArray, " batch"]
     ) -> Float[Tensor, "*out"]:
         """The loss of raw embeddings (batch, dim) with the identities ``labels`` (batch,)."""
-        return margin_softmax_loss(embedding, self.weight, labels, self.margin, self.reduction)
+        x = as_tensor(embedding, "embedding", self.weight.device)
+        return margin_softmax_loss(x, self.weight, labels, self.margin, self.reduction)
 
 
 def _check_labels(labels: Tensor, identities: int) -> None:
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise InputError(f"margin_softmax_loss: expected labels of integers, got {labels.dtype}.")
     if not values_known(labels):
         return
     low, high = labels < 0, labels >= identities

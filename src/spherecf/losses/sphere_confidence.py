@@ -7,7 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from spherecf.common.arrays import check_directions, checked_radius
+from spherecf.common.arrays import (
+    AnyArray,
+    Array,
+    as_tensor,
+    as_tensors,
+    check_directions,
+    checked_radius,
+    match_input_type,
+)
 from spherecf.errors import InputError
 from spherecf.vmf import inverse_mean_resultant_length, log_bessel_i, log_normalizer_scaled
 
@@ -20,13 +28,13 @@ _TOLERANCE = 1e-2  # of a unit vector's length: in training, errors of half prec
 
 
 def sphere_confidence_loss(
-    mu: Float[Tensor, "batch dim"],
-    kappa: Float[Tensor, " batch"],
-    prototypes: Float[Tensor, "batch dim"],
+    mu: Float[Array, "batch dim"],
+    kappa: Float[Array, " batch"],
+    prototypes: Float[Array, "batch dim"],
     radius: float | int = 64.0,
     variant: Variant = "exact",
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """The sphere confidence loss KL(delta(z - r w) || p(z | x)) of Li et al., CVPR 2021, section 3.
 
     It is minus the log density of the sample's von Mises-Fisher distribution at its identity's prototype w:
@@ -46,34 +54,36 @@ def sphere_confidence_loss(
         reduction: "mean", "sum" or "none" (one loss per sample).
 
     Raises:
-        InputError: shapes do not fit, the variant or reduction is unknown, or vectors are not of unit length
-            within 1e-2. Lengths are checked only on the CPU and outside torch.compile, where no device has to
-            be synchronised.
+        InputError: types, shapes or devices do not fit, the variant or reduction is unknown, or vectors are
+            not of unit length within 1e-2. Lengths are checked only on the CPU and outside torch.compile,
+            where no device has to be synchronised.
 
     Example:
         >>> mu = torch.tensor([[0.6, 0.8, 0.0]])
         >>> sphere_confidence_loss(mu, torch.tensor([10.0]), torch.tensor([[0.0, 1.0, 0.0]]), radius=1.0)
         tensor(1.5353)
     """
-    if mu.ndim != 2 or mu.shape != prototypes.shape or kappa.shape != mu.shape[:1]:
+    z, k, w = as_tensors(mu=mu, kappa=kappa, prototypes=prototypes)
+    if z.ndim != 2 or z.shape != w.shape or k.shape != z.shape[:1]:
         raise InputError(
             "sphere_confidence_loss: expected mu and prototypes (batch, dim) and kappa (batch,), got "
-            f"{tuple(mu.shape)}, {tuple(prototypes.shape)} and {tuple(kappa.shape)}. Pass one prototype per "
-            "sample: prototypes[labels]."
+            f"{tuple(z.shape)}, {tuple(w.shape)} and {tuple(k.shape)}. Pass one prototype per sample: "
+            "prototypes[labels]."
         )
-    check_unit(mu=mu, prototypes=prototypes)
-    cosine = (mu * prototypes).sum(-1, dtype=torch.promote_types(kappa.dtype, torch.float32))
-    return sphere_confidence_loss_from_cosine(cosine, kappa, mu.shape[1], radius, variant, reduction)
+    check_unit(mu=z, prototypes=w)
+    cosine = (z * w).sum(-1, dtype=torch.promote_types(k.dtype, torch.float32))
+    loss = sphere_confidence_loss_from_cosine(cosine, k, z.shape[1], radius, variant, reduction)
+    return match_input_type(loss, mu, kappa, prototypes)
 
 
 def sphere_confidence_loss_from_cosine(
-    cosine: Float[Tensor, "*batch"],
-    kappa: Float[Tensor, "*batch"],
+    cosine: Float[Array, "*batch"],
+    kappa: Float[Array, "*batch"],
     dim: int,
     radius: float | int = 64.0,
     variant: Variant = "exact",
     reduction: Reduction = "mean",
-) -> Float[Tensor, "*out"]:
+) -> Float[Array, "*out"]:
     """`sphere_confidence_loss` from precomputed cosines to the prototypes, as cached from a frozen backbone.
 
     The released variant replaces log I by log(1e-6 + ive) + kappa and log kappa by log(1e-6 + kappa), where
@@ -95,19 +105,20 @@ def sphere_confidence_loss_from_cosine(
         >>> sphere_confidence_loss_from_cosine(torch.tensor([0.5]), torch.tensor([340.9]), dim=512)
         tensor(1187.7656)
     """
-    if cosine.shape != kappa.shape:
+    c, k = as_tensors(cosine=cosine, kappa=kappa)
+    if c.shape != k.shape:
         raise InputError(
-            f"expected one kappa per cosine, got kappa {tuple(kappa.shape)} and cosine {tuple(cosine.shape)}."
+            f"expected one kappa per cosine, got kappa {tuple(k.shape)} and cosine {tuple(c.shape)}."
         )
     r = checked_radius(radius)
     if variant == "exact":
         # (*batch): -log C_d(kappa) - kappa cos + d log r, with log_normalizer_scaled = log C_d + kappa.
-        loss = kappa * (1 - cosine) - log_normalizer_scaled(kappa, dim) + dim * log(r)
+        loss = k * (1 - c) - log_normalizer_scaled(k, dim) + dim * log(r)
     elif variant == "released":
-        loss = _released(cosine, kappa, dim) + dim / 2 * log(2 * pi * r**2)
+        loss = _released(c, k, dim) + dim / 2 * log(2 * pi * r**2)
     else:
         raise InputError(f"variant: expected one of {get_args(Variant)}, got {variant!r}.")
-    return _reduce(loss, reduction)
+    return match_input_type(_reduce(loss, reduction), cosine, kappa)
 
 
 class SphereConfidenceLoss(nn.Module):
@@ -143,10 +154,10 @@ class SphereConfidenceLoss(nn.Module):
 
     def forward(
         self,
-        mu: Float[Tensor, "batch dim"],
-        kappa: Float[Tensor, " batch"],
-        prototypes: Float[Tensor, "batch dim"],
-    ) -> Float[Tensor, "*out"]:
+        mu: Float[Array, "batch dim"],
+        kappa: Float[Array, " batch"],
+        prototypes: Float[Array, "batch dim"],
+    ) -> Float[Array, "*out"]:
         """The loss of each sample against the prototype of its identity."""
         return sphere_confidence_loss(mu, kappa, prototypes, self.radius, self.variant, self.reduction)
 
@@ -187,7 +198,7 @@ def check_unit(**vectors: Tensor) -> None:
             check_directions(rows, name, _TOLERANCE)
 
 
-def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
+def initial_kappa(cosines: Float[AnyArray, "n"], dim: int) -> float:
     """The constant kappa that minimises the mean loss, A_d^{-1}(mean cosine): where a confidence head starts.
 
     At that kappa the mean over samples of dL/dkappa = A_d(kappa) - cos is zero (loss of Li et al., CVPR
@@ -205,16 +216,13 @@ def initial_kappa(cosines: Float[Tensor, "n"], dim: int) -> float:
         >>> round(initial_kappa(torch.tensor([0.4, 0.6]), dim=512))
         341
     """
-    if (
-        not cosines.numel()
-        or not bool(torch.isfinite(cosines).all())
-        or float(cosines.abs().max()) > 1 + 1e-4
-    ):
+    c = as_tensor(cosines, "cosines").double()
+    if not c.numel() or not bool((c.abs() <= 1 + 1e-4).all()):
         raise InputError(
-            f"cosines: expected at least one, all in [-1, 1]; got {cosines.numel()}"
-            + (", some of them NaN or out of range" if cosines.numel() else "")
+            f"cosines: expected at least one, all in [-1, 1]; got {c.numel()}"
+            + (", some of them NaN or out of range" if c.numel() else "")
         )
-    mean = float(cosines.double().mean())
+    mean = float(c.mean())
     if not 0 < mean < 1:
         raise InputError(
             f"the mean cosine to the prototypes is {mean:.4f}, expected a value in (0, 1): do the prototypes "

@@ -28,6 +28,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _MAX_DEPTH, _MAX_ITEMS = 50, 1_000_000  # limits for nested dictionaries: a pickle can refer to itself
 _MAX_RATIO = 4  # uncompressed size of a zip archive's members over the size of the archive
+_BLOCK = 1 << 24  # bytes of an archive read at once
 _MAX_NAME = 1_000  # characters in the name of a class or function in a pickle
 _MAX_VISITS = 100  # mean number of uses of each value in a pickle; two or three are usual
 _OLD_PICKLES = 4  # pickles at the start of a file of torch < 1.6: magic number, version, system, content
@@ -131,9 +132,16 @@ def _check_archive(path: Path) -> None:
         unpacked = sum(info.file_size for info in archive.infolist())
         if unpacked > _MAX_RATIO * path.stat().st_size + 2**20:  # torch does not compress its archives
             raise ValueError("the archive expands to far more than its size")
-        for name in archive.namelist():
-            if name.endswith("/data.pkl"):
-                _check_pickles(path, io.BytesIO(archive.read(name)))
+        for info in archive.infolist():
+            has_checksum = info.CRC != 0  # torch writes 0 if it was told not to compute checksums
+            if not has_checksum:
+                del info.CRC  # the module zipfile then does not check it either
+            if info.filename.endswith("/data.pkl"):
+                _check_pickles(path, io.BytesIO(archive.read(info)))
+            elif has_checksum:  # torch does not check it: damaged weights would load
+                with archive.open(info) as member:
+                    while member.read(_BLOCK):
+                        pass
 
 
 def _check_pickles(path: Path, file: IO[bytes], pickles: int = 1) -> None:

@@ -324,7 +324,8 @@ def check_batches(
         results; a warning if it is wrapped, else "".
 
     Raises:
-        ModelError: it cannot run on a single image, or gives another result when it is run again.
+        ModelError: it cannot run on a single image, or gives results that are not finite, or other ones when
+            it is run again.
 
     Example:
         >>> engine = ModuleEngine(torch.nn.Identity(), features="")
@@ -336,6 +337,12 @@ def check_batches(
         singly = attempt(looped, x)
     except ModelError as error:
         raise ModelError(f"{name}: cannot be run on one image alone: {error}") from error
+    for role, value in zip(("embedding", "map"), singly, strict=True):
+        if not torch.isfinite(value).all():
+            raise ModelError(
+                f"{name}: the {role} of an image of noise is not finite: the weights are damaged, or values "
+                f"overflow{advice}"
+            )
     warning = ""
     try:
         _check_agreement(attempt(engine, x), singly, TOLERANCE[dtype])

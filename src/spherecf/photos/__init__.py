@@ -23,6 +23,7 @@ from spherecf.photos.files import (
     printable as printable,
 )
 from spherecf.photos.outputs import (
+    check_outside as check_outside,
     copy_photos as copy_photos,
     split_by_quality as split_by_quality,
     write_csv as write_csv,

@@ -16,25 +16,10 @@ from spherecf.common.files import locked, make_folder, sync_folder
 from spherecf.common.parsing import checked, parse_json
 from spherecf.errors import FileFormatError, InputError, StorageError
 
-PHOTO_SUFFIXES = frozenset(
-    (
-        *(
-            ".jpg",
-            ".jpeg",
-            ".jpe",
-            ".jfif",
-            ".png",
-            ".apng",
-            ".webp",
-            ".tif",
-            ".tiff",
-            ".bmp",
-            ".dib",
-            ".gif",
-        ),
-        *(".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif"),
-    )
-)
+PHOTO_SUFFIXES = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif",
+    ".pgm", ".ppm", ".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif",
+))  # fmt: skip
 """File extensions of photos in folders. A file that is named explicitly may have any extension."""
 
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

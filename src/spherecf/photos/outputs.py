@@ -140,14 +140,12 @@ def copy_photos(photos: Sequence[PhotoFile], folder: str | Path) -> int:
         >>> copy_photos(photos, folder), copy_photos(photos, folder)
         (10, 0)
     """
+    check_outside(photos, folder)
     targets: dict[Path, PhotoFile] = {}
-    resolved_folder = Path(folder).resolve()
     for photo in photos:
         other = targets.setdefault(Path(folder) / photo.below, photo)
         if other is not photo:
             raise InputError(f"{other.name} and {photo.name} would both be copied to {folder}/{photo.below}")
-        if resolved_folder in photo.path.resolve().parents:
-            raise InputError(f"{photo.name} is already in {folder}; copy to another folder")
     n_copied = 0
     for target, photo in targets.items():
         try:
@@ -157,6 +155,18 @@ def copy_photos(photos: Sequence[PhotoFile], folder: str | Path) -> int:
         except OSError as error:
             raise StorageError(f"{photo.name}: could not be copied ({error.strerror or error})") from error
     return n_copied
+
+
+def check_outside(photos: Iterable[PhotoFile], folder: str | Path) -> None:
+    """Refuse a folder to copy to that contains some of the photos.
+
+    Raises:
+        InputError: it does; the message names the first photo.
+    """
+    resolved_folder = Path(folder).resolve()
+    for photo in photos:
+        if resolved_folder in photo.path.resolve().parents:
+            raise InputError(f"{photo.name} is already in {folder}; copy to another folder")
 
 
 def _escape_formula(name: str) -> str:

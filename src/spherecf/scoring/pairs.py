@@ -12,6 +12,7 @@ from spherecf.common.arrays import (
     SCORE_TOLERANCE,
     Array,
     as_tensor,
+    as_tensors,
     check_directions,
     check_kappa,
     checked_radius,
@@ -36,8 +37,7 @@ def directions(ndim: int | None = None, *, on_gpu: bool = True, **given: Any) ->
     Raises:
         InputError: the vectors are not of unit length, or shapes, dimensions or devices do not fit.
     """
-    device = next((mu.device for mu in given.values() if isinstance(mu, Tensor)), None)
-    tensors = {name: as_tensor(mu, name, device) for name, mu in given.items()}
+    tensors = dict(zip(given, as_tensors(**given)))
     for name, mu in tensors.items():
         if mu.ndim < 1 or mu.ndim != (ndim or mu.ndim):
             expected = "(n, dim), one direction per row" if ndim == 2 else "(..., dim)"
@@ -48,9 +48,6 @@ def directions(ndim: int | None = None, *, on_gpu: bool = True, **given: Any) ->
     if len(set(dims.values())) > 1:
         listed = ", ".join(f"{name} has dimension {dim}" for name, dim in dims.items())
         raise InputError(f"{listed}; both must come from the same recogniser")
-    if len({mu.device for mu in tensors.values()}) > 1:
-        listed = ", ".join(f"{name} is on {mu.device}" for name, mu in tensors.items())
-        raise InputError(f"{listed}; move them to the same device")
     if on_gpu:
         check_on_gpu(tensors, {})
     return list(tensors.values())

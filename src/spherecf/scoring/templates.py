@@ -21,6 +21,7 @@ from spherecf.common.arrays import (
     as_array,
     check_directions,
     check_kappa,
+    row_numbers,
 )
 from spherecf.errors import InputError
 from spherecf.scoring.pooling import check_sums
@@ -126,8 +127,15 @@ class Templates:
         return positions
 
     def select(self, positions: ArrayLike) -> "Templates":
-        """A copy of the templates at these positions, in ascending order and without duplicates."""
-        rows = np.unique(np.asarray(positions, np.int64))
+        """A copy of the templates at these positions, in ascending order and without duplicates.
+
+        Args:
+            positions: 0 <= position < n, or a mask of n booleans.
+
+        Raises:
+            InputError: a position is out of range.
+        """
+        rows = np.unique(row_numbers(positions, len(self), "positions"))
         precision = None if self.log_precision is None else self.log_precision[rows]
         return Templates(
             self.ids[rows], self.mu[rows], self.kappa[rows], self.images[rows], self.media[rows], precision

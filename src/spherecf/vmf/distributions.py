@@ -27,10 +27,10 @@ from spherecf.common.arrays import (
     check_kappa,
     checked_radius,
     values_known,
+    widen,
 )
 from spherecf.errors import InputError
 from spherecf.vmf.functions import (
-    as_float32_or_float64,
     bessel_order,
     inverse_mean_resultant_length,
     log_normalizer_at_zero,
@@ -222,8 +222,8 @@ class VonMisesFisher(Distribution):
         radius: float | int = 1.0,
         validate_args: bool | None = True,
     ) -> None:
-        mu = as_float32_or_float64(mean_direction, "mean_direction")
-        kappa = as_float32_or_float64(concentration, "concentration")
+        mu = widen(mean_direction, "mean_direction")
+        kappa = widen(concentration, "concentration")
         if mu.ndim < 1 or mu.shape[-1] < 2:
             raise InputError(f"mean_direction: expected (*batch, dim) with dim >= 2, got {tuple(mu.shape)}.")
         batch_shape = _batch_shape(mu.shape[:-1], kappa.shape)
@@ -340,7 +340,7 @@ class VonMisesFisher(Distribution):
             >>> VonMisesFisher.fit(on_a_circle).mean_direction
             tensor([1., 0.])
         """
-        z, r = as_float32_or_float64(value, "value"), checked_radius(radius)
+        z, r = widen(value, "value"), checked_radius(radius)
         w = z.new_ones(z.shape[:-1]) if weights is None else as_tensor(weights, "weights", kinds="fi").to(z)
         if z.ndim < 2 or z.shape[-2] < 1 or w.shape != z.shape[:-1]:
             raise InputError(

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherecf.common.arrays import AnyArray, Array, as_tensor, match_input_type
+from spherecf.common.arrays import Array, match_input_type, widen
 from spherecf.errors import InputError
 from spherecf.vmf.kernels import Form, evaluate, ratio_slope
 
@@ -48,7 +48,7 @@ def log_bessel_i(
         raise InputError(
             f"log_bessel_i: expected a finite order >= 0, got {order}. Pass dim / 2 - 1 for log C_d."
         )
-    order, z = float(order), as_float32_or_float64(x, "x")
+    order, z = float(order), widen(x, "x")
     # The logarithm of I_order(x) over its leading term (x / 2)^order / Gamma(order + 1) at 0.
     relative = -_log_relative(z, order, Form.SCALED if scaled else Form.PLAIN)
     return match_input_type(
@@ -75,7 +75,7 @@ def log_normalizer(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*ba
         >>> log_normalizer(torch.tensor([0.0, 100.0]), dim=3)  # -log 4 pi at 0
         tensor([ -2.5310, -97.2327])
     """
-    order, k = bessel_order(dim), as_float32_or_float64(kappa, "kappa")
+    order, k = bessel_order(dim), widen(kappa, "kappa")
     return match_input_type(_log_relative(k, order, Form.PLAIN) + log_normalizer_at_zero(order), kappa)
 
 
@@ -93,7 +93,7 @@ def log_normalizer_scaled(kappa: Float[Array, "*batch"], dim: int) -> Float[Arra
         >>> log_normalizer_scaled(torch.tensor([1e8]), dim=3)  # log(kappa / 2 pi) for d = 3
         tensor([16.5828])
     """
-    order, k = bessel_order(dim), as_float32_or_float64(kappa, "kappa")
+    order, k = bessel_order(dim), widen(kappa, "kappa")
     return match_input_type(_log_relative(k, order, Form.SCALED) + log_normalizer_at_zero(order), kappa)
 
 
@@ -109,9 +109,7 @@ def mean_resultant_length(kappa: Float[Array, "*batch"], dim: int) -> Float[Arra
         >>> mean_resultant_length(torch.tensor([0.0, 10.0]), dim=3)  # coth k - 1/k for d = 3
         tensor([0.0000, 0.9000])
     """
-    return match_input_type(
-        -_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.PLAIN, None), kappa
-    )
+    return match_input_type(-_slope(widen(kappa, "kappa"), bessel_order(dim), Form.PLAIN, None), kappa)
 
 
 def mean_resultant_complement(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -124,9 +122,7 @@ def mean_resultant_complement(kappa: Float[Array, "*batch"], dim: int) -> Float[
         >>> mean_resultant_complement(torch.tensor([1e8]), dim=3)
         tensor([1.0000e-08])
     """
-    return match_input_type(
-        _slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), Form.SCALED, None), kappa
-    )
+    return match_input_type(_slope(widen(kappa, "kappa"), bessel_order(dim), Form.SCALED, None), kappa)
 
 
 def mean_resultant_length_derivative(kappa: Float[Array, "*batch"], dim: int) -> Float[Array, "*batch"]:
@@ -142,7 +138,7 @@ def mean_resultant_length_derivative(kappa: Float[Array, "*batch"], dim: int) ->
         >>> mean_resultant_length_derivative(kappa, dim=3)  # 1/d at 0, (d-1)/(2 k^2) for large k
         tensor([3.3333e-01, 1.0000e-12])
     """
-    return match_input_type(ratio_slope(as_float32_or_float64(kappa, "kappa"), bessel_order(dim)), kappa)
+    return match_input_type(ratio_slope(widen(kappa, "kappa"), bessel_order(dim)), kappa)
 
 
 def product_concentration(
@@ -190,7 +186,7 @@ def log_normalizer_relative(
 ) -> Float[Tensor, "*batch"]:
     """log C_d(kappa) - log C_d(0), plus kappa if ``scaled``; near kappa = 0 the relative error is small."""
     form = Form.SCALED if scaled else Form.PLAIN
-    return _log_relative(as_float32_or_float64(kappa, "kappa"), bessel_order(dim), form)
+    return _log_relative(widen(kappa, "kappa"), bessel_order(dim), form)
 
 
 # The transforms of torch.func need `setup_context`, and `vmap`, which for an elementwise function is the
@@ -313,12 +309,6 @@ def bessel_order(dim: Any) -> float:
     return index(int(dim)) / 2 - 1  # torch.compile takes an index as a constant, a new one for each dim
 
 
-def as_float32_or_float64(x: AnyArray, name: str) -> Tensor:
-    """``x`` as a tensor of float32 or float64; half precision becomes float32."""
-    tensor = as_tensor(x, name)
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
 _NEWTON_STEPS = 5
 
 
@@ -341,7 +331,7 @@ def inverse_mean_resultant_length(rho: Float[Array, "*batch"], dim: int) -> Floa
         >>> inverse_mean_resultant_length(torch.tensor([0.0, 0.5, 0.9]), dim=512)
         tensor([   0.0000,  341.0670, 2421.0229])
     """
-    order, r = bessel_order(dim), as_float32_or_float64(rho, "rho")
+    order, r = bessel_order(dim), widen(rho, "rho")
     # In float64, as the inverse is ill-conditioned near 1 and never part of a hot loop.
     return match_input_type(_inverse(r.double(), order).to(r.dtype), rho)
 
