@@ -273,6 +273,22 @@ class ThresholdEntry:
         if any((value is None) != (self.threshold is None) for value in measured):
             raise InputError(f"{what}: expected a threshold with all its counts and rates, or none of them")
 
+    @classmethod
+    def counted(
+        cls, target: float, threshold: float, mated: NDArray[Any], non_mated: NDArray[Any]
+    ) -> "ThresholdEntry":
+        """Count the pairs that a threshold accepts, from ascending scores of mated and of non-mated pairs."""
+        true_matches, false_matches = (
+            int(side.size - np.searchsorted(side, threshold)) for side in (mated, non_mated)
+        )
+        fmr_low, fmr_high = map(float, clopper_pearson(false_matches, non_mated.size))
+        tmr_low, tmr_high = map(float, clopper_pearson(true_matches, mated.size))
+        return cls(
+            target, float(threshold), false_matches, non_mated.size, true_matches, mated.size,
+            false_matches / non_mated.size, true_matches / mated.size,
+            (fmr_low, fmr_high), (tmr_low, tmr_high),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ThresholdTable:
@@ -374,17 +390,9 @@ class ThresholdTable:
 def _make_entry(target: float, mated: NDArray[Any], non_mated: NDArray[Any]) -> ThresholdEntry:
     """The entry of one target, from ascending scores of mated and non-mated pairs."""
     threshold = threshold_at_rate(mated, non_mated, target)
-    if threshold is None:
-        return ThresholdEntry(
-            target, None, None, non_mated.size, None, mated.size, None, None, None, None,
-            unresolved=unresolved_rate("FMR", target, non_mated.size),
-        )  # fmt: skip
-    true_matches = int(mated.size - np.searchsorted(mated, threshold))
-    false_matches = int(non_mated.size - np.searchsorted(non_mated, threshold))
-    fmr_low, fmr_high = map(float, clopper_pearson(false_matches, non_mated.size))
-    tmr_low, tmr_high = map(float, clopper_pearson(true_matches, mated.size))
+    if threshold is not None:
+        return ThresholdEntry.counted(target, threshold, mated, non_mated)
     return ThresholdEntry(
-        target, float(threshold), false_matches, non_mated.size, true_matches, mated.size,
-        false_matches / non_mated.size, true_matches / mated.size,
-        (fmr_low, fmr_high), (tmr_low, tmr_high),
+        target, None, None, non_mated.size, None, mated.size, None, None, None, None,
+        unresolved=unresolved_rate("FMR", target, non_mated.size),
     )  # fmt: skip

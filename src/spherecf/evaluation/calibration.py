@@ -23,23 +23,16 @@ from spherecf.calibration import (
     ThresholdEntry,
     ThresholdTable,
     binomial_upper,
-    clopper_pearson,
     fit_calibration,
 )
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, check_draws, interval
+from spherecf.evaluation.bootstrap import Interval, Statistic, bootstrap_subjects, check_draws, interval
 from spherecf.evaluation.decisions import ERRORS, Abstain, Counts, ScoredPairs, choose_decision, errors_of
 from spherecf.evaluation.discard import pair_quality
 from spherecf.evaluation.folds import disjoint_pairs, split_subjects
 from spherecf.evaluation.llr import Reliability, cllr, min_cllr, reliability, tippett
-from spherecf.evaluation.pairs import (
-    Pairs,
-    ResolvedPairs,
-    check_same_recogniser,
-    resolve_pairs,
-    score_listed,
-)
+from spherecf.evaluation.pairs import Pairs, ResolvedPairs, check_same_recogniser, resolve_pairs, score_listed
 from spherecf.evaluation.results import input_facts, plain, plain_report, signature
 from spherecf.scoring import mutual_likelihood_score
 from spherecf.vmf import mean_resultant_length
@@ -165,8 +158,8 @@ class CalibrationReport:
 
 
 Array = NDArray[Any]
-Ends = tuple[float, float]
 
+_FIT_PARTS = (0, 1)  # tuning and testing
 ALPHAS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 ABSTAIN: tuple[Abstain, ...] = ("both", "score", "confidence")
 
@@ -183,41 +176,25 @@ class CalibrationSplit:
     subjects: tuple[Array, Array]
     part: Array
     """(n,) 0 tuning, 1 testing, 2 measuring, -1 none."""
-    is_fit: Array
-    """(n,) true in the parts for fitting: tuning and testing."""
-    confidence: str
-    disjoint: bool
-    seed: int
-    draws: int
+    options: "CalibrationOptions"
     llr: Array | None = None
     """(n,) log-likelihood ratios of a score whose calibrator needs more than the score (evidence)."""
 
     def scored_pairs(self, part: int) -> ScoredPairs:
         """The pairs of a part; of the testing part only disjoint pairs, if requested."""
         rows = np.flatnonzero(self.part == part)
-        if part == 1 and self.disjoint:
+        if part == 1 and self.options.disjoint:
             a, b = (side[rows] for side in self.subjects)
-            rows = rows[disjoint_pairs(a, b, self.mated[rows], seed=self.seed)]
+            rows = rows[disjoint_pairs(a, b, self.mated[rows], seed=self.options.seed)]
         return ScoredPairs(
             self.scores[rows], self.confidences[rows], self.mated[rows], self.score, self.radius,
-            self.confidence, "disjoint pairs" if self.disjoint else "pairs",
+            self.options.confidence, "disjoint pairs" if self.options.disjoint else "pairs",
         )  # fmt: skip
 
-    def bootstrap_means(self, rows: Array, values: Array) -> list[tuple[Interval, Interval]]:
-        """Intervals of the means of each row of ``values`` (k, rows): over mated and over non-mated pairs."""
-        mated, k = self.mated[rows], len(values)
-
-        def statistic(weights: Array) -> dict[str, Array]:
-            named_means: dict[str, Array] = {}
-            for name, kind in (("mated", mated), ("non_mated", ~mated)):
-                kind_weights = weights * kind
-                means = kind_weights @ values.T / kind_weights.sum(1, keepdims=True)
-                named_means |= {f"{name}:{i}": means[:, i] for i in range(k)}
-            return named_means
-
-        a, b = (side[rows] for side in self.subjects)
-        drawn = bootstrap_subjects(statistic, a, b, draws=self.draws, seed=self.seed)
-        return [(interval(drawn[f"mated:{i}"]), interval(drawn[f"non_mated:{i}"])) for i in range(k)]
+    def bootstrap(self, statistic: Statistic, rows: Array) -> dict[str, Array]:
+        """Bootstrap a statistic of the pairs in ``rows`` over people."""
+        left, right = (side[rows] for side in self.subjects)
+        return bootstrap_subjects(statistic, left, right, draws=self.options.draws, seed=self.options.seed)
 
 
 def calibrate_score(
@@ -225,7 +202,6 @@ def calibrate_score(
     split: CalibrationSplit,
     calibration: Calibration,
     alphas: Sequence[float],
-    delta: float,
 ) -> tuple[ScoreCalibration, Calibration]:
     """Measure the fitted calibration of one score on the measuring part.
 
@@ -233,7 +209,8 @@ def calibrate_score(
         The results, and the calibration with intervals and decision rules added.
     """
     score, radius, fitted = split.score, split.radius, calibration.likelihood[split.score]
-    fit_rows, new_rows = np.flatnonzero(split.is_fit), np.flatnonzero(split.part == 2)
+    delta, new_rows = split.options.delta, np.flatnonzero(split.part == 2)
+    fit_rows = np.flatnonzero(np.isin(split.part, _FIT_PARTS))
     other_kind = IsotonicCalibrator if isinstance(fitted, LogisticCalibrator) else LogisticCalibrator
     other = other_kind.fit(split.scores[fit_rows], split.mated[fit_rows], score=score, radius=radius)
     minimum = min_cllr(split.scores[new_rows], split.mated[new_rows])
@@ -307,16 +284,14 @@ def _cost(calibrator: Calibrator, llr: Array, minimum: float, split: Calibration
     mated = split.mated[rows]
     value = cllr(llr, mated)
     around = None
-    if split.draws:
+    if split.options.draws:
         bits = np.logaddexp(0, np.where(mated, -llr, llr)) / np.log(2)  # cost of each pair
 
         def statistic(weights: Array) -> dict[str, Array]:
             means = [(weights * kind) @ bits / (weights * kind).sum(1) for kind in (mated, ~mated)]
             return {"cllr": (means[0] + means[1]) / 2}
 
-        a, b = (side[rows] for side in split.subjects)
-        drawn = bootstrap_subjects(statistic, a, b, draws=split.draws, seed=split.seed)
-        around = interval(drawn["cllr"])
+        around = interval(split.bootstrap(statistic, rows)["cllr"])
     separated = isinstance(calibrator, LogisticCalibrator) and calibrator.separated
     return Cost(calibrator.kind, value, around, value - minimum, reliability(llr, mated), separated)
 
@@ -338,39 +313,36 @@ def _confidence_cells(llr: Array, mated: Array, confidences: Array) -> list[Conf
 def _with_intervals(table: ThresholdTable, split: CalibrationSplit, rows: Array) -> ThresholdTable:
     """The table with bootstrap intervals over people for its resolved entries."""
     resolved = [entry for entry in table.entries if entry.threshold is not None]
-    if not split.draws or not resolved:
+    if not split.options.draws or not resolved:
         return table
     accepted = np.stack([split.scores[rows] >= entry.threshold for entry in resolved]).astype(float)
-    intervals = split.bootstrap_means(rows, accepted)
-    fmr = {entry.target: (around.low, around.high) for entry, (_, around) in zip(resolved, intervals)}
-    tmr = {entry.target: (around.low, around.high) for entry, (around, _) in zip(resolved, intervals)}
+    mated = split.mated[rows]
+
+    def statistic(weights: Array) -> dict[str, Array]:
+        rates: dict[str, Array] = {}
+        for rate, kind in (("tmr", mated), ("fmr", ~mated)):
+            kind_weights = weights * kind
+            shares = kind_weights @ accepted.T / kind_weights.sum(1, keepdims=True)  # (draws, resolved)
+            rates |= {f"{rate}@{entry.target}": column for entry, column in zip(resolved, shares.T)}
+        return rates
+
+    intervals = {name: interval(values) for name, values in split.bootstrap(statistic, rows).items()}
+    ends = {name: (around.low, around.high) for name, around in intervals.items()}
+    fmr, tmr = ({e.target: ends[f"{rate}@{e.target}"] for e in resolved} for rate in ("fmr", "tmr"))
     return table.with_subject_intervals(fmr, tmr)
 
 
 def _check_thresholds(table: ThresholdTable, split: CalibrationSplit, rows: Array) -> list[ThresholdCheck]:
-    scores, mated = split.scores[rows], split.mated[rows]
-    n_mated, n_non_mated = int(mated.sum()), int((~mated).sum())
-    entries = []
-    for entry in table.entries:
-        if entry.threshold is None:
-            entries.append(entry)
-            continue
-        accepted = scores >= entry.threshold
-        true, false = int((accepted & mated).sum()), int((accepted & ~mated).sum())
-        counts = (false, n_non_mated), (true, n_mated)
-        exact = [[float(end) for end in clopper_pearson(k, n)] for k, n in counts]
-        entries.append(
-            replace(
-                entry, false_matches=false, non_mated=n_non_mated, true_matches=true, mated=n_mated,
-                fmr=false / n_non_mated, tmr=true / n_mated, fmr_exact=(exact[0][0], exact[0][1]),
-                tmr_exact=(exact[1][0], exact[1][1]), fmr_subjects=None, tmr_subjects=None,
-            )
-        )  # fmt: skip
-    checked_table = _with_intervals(ThresholdTable(table.score, table.radius, tuple(entries)), split, rows)
-    return [
-        ThresholdCheck(fitted, checked if fitted.threshold is not None else None)
-        for fitted, checked in zip(table.entries, checked_table.entries)
-    ]
+    scores, is_mated = split.scores[rows], split.mated[rows]
+    sides = np.sort(scores[is_mated]), np.sort(scores[~is_mated])
+    entries = (
+        ThresholdEntry.counted(entry.target, entry.threshold, *sides)
+        for entry in table.entries
+        if entry.threshold is not None
+    )
+    checked = _with_intervals(replace(table, entries=tuple(entries)), split, rows)
+    by_target = {entry.target: entry for entry in checked.entries}
+    return [ThresholdCheck(entry, by_target.get(entry.target)) for entry in table.entries]
 
 
 def _coverage_curve(
@@ -466,14 +438,11 @@ def evaluate_calibration(
     """
     check_same_recogniser(left, right)
     model = _model(left, right)
-    name, radius, seed, draws = pairs.name, options.radius, options.seed, options.draws
-    method, delta, disjoint = options.method, options.delta, options.disjoint
+    name, seed, draws, confidence = pairs.name, options.seed, options.draws, options.confidence
     alphas = [options.alpha] if isinstance(options.alpha, int | float) else list(options.alpha)
     if not alphas or not options.scores:
         raise InputError("calibration: expected at least one score and one alpha")
-    confidence, pairs_hash = options.confidence, pairs.fingerprint()
-    if radius is None:
-        radius = left.radius
+    radius, pairs_hash = left.radius if options.radius is None else options.radius, pairs.fingerprint()
     resolved = resolve_pairs(
         left, right, pairs.left, pairs.right, pairs.mated, np.zeros(len(pairs.left), int), pairs.subjects
     )
@@ -486,7 +455,7 @@ def evaluate_calibration(
         _image_confidences(left, confidence)[resolved.left],
         _image_confidences(right, confidence)[resolved.right],
     )
-    is_fit = (part == 0) | (part == 1)
+    is_fit = np.isin(part, _FIT_PARTS)
     hashes = left.fingerprint(), right.fingerprint()
     facts = input_facts(left.provenance, right.provenance, *hashes, pairs_hash)
     kappa = _image_kappas(left, right, resolved.left[is_fit], resolved.right[is_fit])
@@ -497,7 +466,7 @@ def evaluate_calibration(
         mated=resolved.mated[is_fit],
         radius=radius,
         kappa=KappaScale.fit(kappa, dim=left.dim, population=f"{kappa.size} images of {name}, {condition}"),
-        method=method,
+        method=options.method,
         targets=options.targets,
     )
     known_facts = {key: value for key, value in facts.items() if value is not None}
@@ -517,15 +486,15 @@ def evaluate_calibration(
         line = signature(
             f"{name}/calibration", condition=condition, **facts, score=score,
             r=f"{radius:g}" if score == "mls" else None, split=f"{split_unit}-1+1+2/{seed}",
-            confidence=confidence, llr=method, fmr="at-most",
-            alpha="+".join(f"{alpha:g}" for alpha in alphas), delta=f"{delta:g}",
-            tested="disjoint" if disjoint else "pairs", ci=resampling,
+            confidence=confidence, llr=options.method, fmr="at-most",
+            alpha="+".join(f"{alpha:g}" for alpha in alphas), delta=f"{options.delta:g}",
+            tested="disjoint" if options.disjoint else "pairs", ci=resampling,
         )  # fmt: skip
         split = CalibrationSplit(
             score, calibration.likelihood[score].radius, values[score], confidences, resolved.mated,
-            resolved.subjects, part, is_fit, confidence, disjoint, seed, draws, llr.get(score),
+            resolved.subjects, part, options, llr.get(score),
         )  # fmt: skip
-        results[score], calibration = calibrate_score(line, split, calibration, alphas, delta)
+        results[score], calibration = calibrate_score(line, split, calibration, alphas)
     return CalibrationReport(
         name, condition, _counts(resolved, part, kappa.size), resolved.failures, split_unit, resolved.unit,
         confidence, resampling, _kappa_levels(calibration.kappa), results, calibration,
