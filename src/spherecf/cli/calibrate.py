@@ -44,8 +44,7 @@ def calibrate(
         ),
     ],
     one_each: Annotated[
-        bool,
-        typer.Option("--one-each", help="Treat every photo in the folder as a different person."),
+        bool, typer.Option("--one-each", help="Treat every photo in the folder as a different person.")
     ] = False,
     save: Annotated[
         Path | None,

@@ -16,13 +16,7 @@ from spherecf.common.parsing import normalised_path
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.folds import tenfold
-from spherecf.evaluation.pairs import (
-    PairOptions,
-    Pairs,
-    check_same_recogniser,
-    resolve_pairs,
-    score_listed,
-)
+from spherecf.evaluation.pairs import PairOptions, Pairs, check_same_recogniser, resolve_pairs, score_listed
 from spherecf.evaluation.rates import ScoreSplit, Targets, TmrAtFmr, sort_pairs
 from spherecf.evaluation.results import plain
 from spherecf.evaluation.templates import TemplateSet

@@ -53,9 +53,7 @@ class Section:
         }
 
 
-def nearest_section(
-    results: Mapping[str, tuple[Sequence[TmrAtFmr], Sequence[NearestPoint], str]],
-) -> Section:
+def nearest_section(results: Mapping[str, tuple[Sequence[TmrAtFmr], Sequence[NearestPoint], str]]) -> Section:
     """Compare TMR at FMR <= target with TMR at the ROC point nearest to the target, as old papers count it.
 
     Args:
@@ -78,13 +76,8 @@ def nearest_section(
             rows.append([name, f"{entry.target:g}", tmr, f"{point.tmr:.4f}", f"{point.fmr:.3g}", excess])
             signatures.append(signature.replace("|fmr:at-most", "|fmr:nearest"))
     header = [
-        "Score",
-        "Target",
-        "TMR at FMR ≤ target",
-        "TMR at nearest point",
-        "FMR at nearest point",
-        "Excess",
-    ]
+        "Score", "Target", "TMR at FMR ≤ target", "TMR at nearest point", "FMR at nearest point", "Excess",
+    ]  # fmt: skip
     note = (
         "Many papers report the ROC point nearest to the target, whose FMR may be above or below the target."
     )
@@ -94,13 +87,7 @@ def nearest_section(
 def _verification_table(report: TemplateReport) -> Table:
     """A row per pooling mode and score: TMR at each FMR with its interval, and EER."""
     targets = [entry.target for entry in report.results[0].tmr] if report.results else []
-    header = [
-        "Pooling",
-        "Mode",
-        "Score",
-        *(f"≤ {target:g}" for target in targets),
-        "EER",
-    ]
+    header = ["Pooling", "Mode", "Score", *(f"≤ {target:g}" for target in targets), "EER"]
     rows = [
         [result.pooling, result.mode, result.score, *_tmr_cells(result), f"{result.eer:.4f}"]
         for result in report.results
@@ -434,14 +421,7 @@ def _threshold_table(report: CalibrationReport) -> Table:
             signatures.append(score.signature)
     return Table(
         "Thresholds",
-        [
-            "Score",
-            "FMR target",
-            "Threshold",
-            "FMR, fitted",
-            "FMR, held out",
-            "TMR, held out",
-        ],
+        ["Score", "FMR target", "Threshold", "FMR, fitted", "FMR, held out", "TMR, held out"],
         rows,
         "Rates with counts and 95 % intervals: from the bootstrap over people or, without it or if no pair "
         "or every pair is accepted, Clopper-Pearson." + "".join(dict.fromkeys(reasons)),
