@@ -8,7 +8,7 @@ millions of pairs: it needs no array of counts, and sorts only the largest non-m
 the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,25 +178,28 @@ def tmr_at_fmr(scores: ArrayLike, mated: ArrayLike, targets: Targets) -> list[Tm
 
 def tmr_of_curve(curve: Curve, targets: Targets) -> list[TmrAtFmr]:
     """`tmr_at_fmr` from counts."""
-    results = []
-    mated, non_mated = int(curve.mated), int(curve.non_mated)
+
+    def accept(target: float) -> tuple[Any, Any, Any]:
+        index = int(curve.at_rate(target))
+        return curve.thresholds[index], curve.false[index], curve.true[index]
+
+    return _tmr_entries(targets, int(curve.mated), int(curve.non_mated), accept)
+
+
+def _tmr_entries(
+    targets: Targets, mated: int, non_mated: int, accept: Callable[[float], tuple[Any, Any, Any]]
+) -> list[TmrAtFmr]:
+    """An entry per target; ``accept`` gives (threshold, false, true matches) where the target is resolved."""
+    entries = []
     for target in check_targets(targets):
         if allowed_errors(target, non_mated) < 1:
-            results.append(unresolved(target, mated, non_mated))
+            reason = unresolved_rate("FMR", target, non_mated)
+            entries.append(TmrAtFmr(target, *(None,) * 5, mated, non_mated, reason))
             continue
-        index = int(curve.at_rate(target))
-        true, false = int(curve.true[index]), int(curve.false[index])
-        threshold = float(curve.thresholds[index])
-        results.append(
-            TmrAtFmr(target, true / mated, false / non_mated, threshold, true, false, mated, non_mated)
-        )
-    return results
-
-
-def unresolved(target: float, mated: int, non_mated: int) -> TmrAtFmr:
-    """The entry of a target that allows less than one false match."""
-    reason = unresolved_rate("FMR", target, non_mated)
-    return TmrAtFmr(target, None, None, None, None, None, mated, non_mated, reason)
+        threshold, false, true = accept(target)
+        rates = int(true) / mated, int(false) / non_mated
+        entries.append(TmrAtFmr(target, *rates, float(threshold), int(true), int(false), mated, non_mated))
+    return entries
 
 
 def check_targets(targets: Targets, rate: str = "FMR") -> list[float]:
@@ -404,23 +407,16 @@ class ScoreSplit:
 
     def tmr_at_fmr(self, targets: Targets) -> list[TmrAtFmr]:
         """The same as `spherecf.evaluation.tmr_at_fmr`."""
-        results = []
-        mated, non_mated = self.mated.size, self._non_mated.size
-        for target in check_targets(targets):
+        non_mated = self._non_mated.size
+
+        def accept(target: float) -> tuple[Any, Any, Any]:
             # The sorted tail must hold one score more than may be accepted, which is the usual case.
             is_enough = allowed_errors(target, non_mated) < non_mated - self._sorted_from
             tail = self._non_mated[self._sorted_from :] if is_enough else self.non_mated
             threshold = threshold_at_rate(self.mated, tail, target, trials=non_mated)
-            if threshold is None:
-                results.append(unresolved(target, mated, non_mated))
-                continue
-            false, true = (int(count) for count in self._accepted(threshold))
-            results.append(
-                TmrAtFmr(
-                    target, true / mated, false / non_mated, float(threshold), true, false, mated, non_mated
-                )
-            )
-        return results
+            return threshold, *self._accepted(threshold)
+
+        return _tmr_entries(targets, self.mated.size, non_mated, accept)
 
     def eer(self) -> float:
         """The same as `spherecf.evaluation.eer`."""
