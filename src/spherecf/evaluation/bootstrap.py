@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spherecf.calibration import allowed_errors, binomial_upper, check_pairs, clopper_pearson
 from spherecf.errors import InputError
+from spherecf.evaluation.folds import subject_codes
 from spherecf.evaluation.rates import check_targets
 
 Statistic = Callable[[NDArray[Any]], Mapping[str, NDArray[Any]]]
@@ -82,15 +83,11 @@ def bootstrap_subjects(
         >>> values["pairs"].shape
         (4,)
     """
-    a, b = np.asarray(left), np.asarray(right)
-    if a.ndim != 1 or a.shape != b.shape:
-        raise InputError(f"subjects: expected two (n,) arrays, got {a.shape} and {b.shape}")
-    names, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
-    if len(names) < 2 or draws < 1:
-        raise InputError(f"bootstrap: expected at least 2 subjects and 1 draw, got {len(names)} and {draws}")
+    a, b, people = subject_codes(left, right)
+    if people < 2 or draws < 1:
+        raise InputError(f"bootstrap: expected at least 2 subjects and 1 draw, got {people} and {draws}")
     check_draws(draws, seed)
-    a, b = codes[: a.size], codes[a.size :]
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
+    counts = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), draws)
     counts = counts.astype(np.float64)
     same_subject = a == b
     parts: dict[str, list[NDArray[Any]]] = {}
@@ -121,6 +118,11 @@ def interval(values: NDArray[Any], level: float = 0.95) -> Interval:
         return Interval(float("nan"), float("nan"), float("nan"), int(values.size))
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), float((defined < 0).mean()), int(values.size - defined.size))
+
+
+def interval_of(drawn: Mapping[str, NDArray[Any]], name: str) -> Interval | None:
+    """Interval of a statistic by name; None if it was not drawn."""
+    return interval(drawn[name]) if name in drawn else None
 
 
 Array = NDArray[Any]

@@ -161,7 +161,7 @@ def split_subjects(
         >>> sorted(part.tolist()), unit  # a and b are in different parts, so their pair is lost
         ([-1, 0, 1], 'people')
     """
-    a, b, people = _subject_codes(left, right)
+    a, b, people = subject_codes(left, right)
     sizes = np.asarray(shares, np.float64)
     if people < sizes.size:
         raise InputError(f"split: {people} people cannot make {sizes.size} disjoint parts")
@@ -208,7 +208,7 @@ def disjoint_pairs(
         >>> sum(map(len, people)) == len(set.union(*people))
         True
     """
-    a, b, people = _subject_codes(left, right)
+    a, b, people = subject_codes(left, right)
     is_mated = check_mated(mated)
     kinds = [rows for rows in (np.flatnonzero(is_mated), np.flatnonzero(~is_mated)) if rows.size]
     rng = np.random.default_rng(seed)
@@ -225,7 +225,7 @@ def disjoint_pairs(
     return np.sort(np.asarray([row for rows in chosen for row in rows], np.int64))
 
 
-def _subject_codes(left: ArrayLike, right: ArrayLike) -> tuple[Array, Array, int]:
+def subject_codes(left: ArrayLike, right: ArrayLike) -> tuple[Array, Array, int]:
     """(left, right) people as integers 0, 1, ..., and their number."""
     a, b = np.asarray(left), np.asarray(right)
     if a.ndim != 1 or a.shape != b.shape:

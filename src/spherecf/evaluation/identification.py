@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from spherecf.calibration import allowed_errors, unresolved_rate
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval
+from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, interval, interval_of
 from spherecf.evaluation.rates import (
     ScoreSplit,
     SortedPairs,
@@ -210,19 +210,22 @@ def evaluate_identification(
         >>> gallery.ranks["1"].value, gallery.tpir[0].tpir, gallery.non_mated
         (1.0, 1.0, 1)
     """
-    _check_arguments(templates, max_rank)
+    if not templates.galleries or templates.probes is None:
+        raise missing_file(templates, "galleries and probes are", "1N_")
+    if max_rank < 1:
+        raise InputError(f"max_rank: expected at least 1, got {max_rank}")
     targets, draws, seed = check_targets(options.targets or FPIR_TARGETS, "FPIR"), options.draws, options.seed
     images = find_images(embeddings, templates)
-    rows, notes = conditions(options.modes, options.scores, embeddings, images)
-    searches, people, counts = _gallery_searches(templates, images)
+    scores_of, notes = conditions(options.modes, options.scores, embeddings, images)
+    searches, people, counts = _gallery_searches(templates, templates.probes, images)
     r = embeddings.radius if options.radius is None else options.radius
     resampling = f"probe-subject-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     results: list[IdentificationResult] = []
     resampled: dict[str, Array] = {}
-    for mode in dict.fromkeys(mode for mode, _ in rows):
+    for mode, scores in scores_of.items():
         pooled = mode.pool(embeddings, images)
-        for score in (score for row_mode, score in rows if row_mode == mode):
+        for score in scores:
             outcomes = {s.gallery: s.run(pooled, score, r, options.threads) for s in searches}
             drawn = _resample(searches, outcomes, people, targets, max_rank, draws, seed) if draws else {}
             galleries = [_measure(s, outcomes[s.gallery], targets, max_rank, drawn) for s in searches]
@@ -258,20 +261,11 @@ class _GallerySearch:
         return search(probes, gallery, self.mate, score, radius, threads)
 
 
-def _check_arguments(templates: TemplateSet, max_rank: int) -> None:
-    if not templates.galleries or templates.probes is None:
-        raise missing_file(templates, "galleries and probes are", "1N_")
-    if max_rank < 1:
-        raise InputError(f"max_rank: expected at least 1, got {max_rank}")
-
-
 def _gallery_searches(
-    templates: TemplateSet, images: TemplateImages
+    templates: TemplateSet, listed_probes: tuple[Array, Array], images: TemplateImages
 ) -> tuple[list[_GallerySearch], Array, dict[str, int]]:
     """(searches, subject of every probe, counts)."""
-    if templates.probes is None:
-        raise missing_file(templates, "probes are", "1N_probe")
-    probes, people, failed_probes = images.split(templates.probes)
+    probes, people, failed_probes = images.split(listed_probes)
     searches, n_failed = [], 0
     for name, listed in templates.galleries.items():
         enrolled, subjects, failed_subjects = images.split(listed)
@@ -310,21 +304,19 @@ def _measure(
     ranks = outcome.rank[outcome.mated]
     counts = np.bincount(np.minimum(ranks, _CMC_RANKS + 1), minlength=_CMC_RANKS + 2)  # index 0 is unused
     cmc = np.cumsum(counts)[1:-1] / n_mated
-
-    def interval_of(metric: str) -> Interval | None:
-        values = drawn.get(f"{gallery_search.gallery}:{metric}")
-        return None if values is None else interval(values)
-
-    tpir = _tpir_at_fpir(outcome, targets, max_rank)
-    intervals = {f"{entry.target:g}": interval_of(f"tpir@{entry.target:g}") for entry in tpir}
+    name, tpir = gallery_search.gallery, _tpir_at_fpir(outcome, targets, max_rank)
+    intervals = {f"{e.target:g}": interval_of(drawn, f"{name}:tpir@{e.target:g}") for e in tpir}
     det: dict[str, list[float]] = {"fpir": [], "fnir": []}
     if n_non_mated:
         fpir, fnir, thresholds = ScoreSplit.of(*_open_set_scores(outcome, max_rank)).det(_DET_POINTS)
         is_finite = thresholds > -np.inf
         det = {"fpir": fpir[is_finite].tolist(), "fnir": fnir[is_finite].tolist()}
     return GalleryResult(
-        gallery_search.gallery, n_enrolled, n_mated, n_non_mated,
-        {str(rank): Measure(float((ranks <= rank).mean()), interval_of(f"rank-{rank}")) for rank in RANKS},
+        name, n_enrolled, n_mated, n_non_mated,
+        {
+            str(rank): Measure(float((ranks <= rank).mean()), interval_of(drawn, f"{name}:rank-{rank}"))
+            for rank in RANKS
+        },
         cmc[:n_enrolled].tolist(), tpir,
         {target: around for target, around in intervals.items() if around is not None}, det,
     )  # fmt: skip

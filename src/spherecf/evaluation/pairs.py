@@ -17,7 +17,7 @@ from spherecf.calibration import allowed_errors, check_mated, real_numbers
 from spherecf.common.parsing import match_keys
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.bootstrap import Interval, bootstrap_subjects, check_draws, interval
+from spherecf.evaluation.bootstrap import bootstrap_subjects, check_draws, interval, interval_of
 from spherecf.evaluation.discard import edc, pair_quality, rejection_curve
 from spherecf.evaluation.folds import fold_counts, tenfold
 from spherecf.evaluation.rates import (
@@ -206,23 +206,16 @@ class Images:
             return np.asarray(values[rows], np.float64)
 
         kappa = column(left.kappa, right.kappa)
-        confidences: dict[str, Array] = {}
-        absent = []
-        for name in names:
-            if name == "oracle":
-                continue
-            if name == "kappa":
-                confidences[name] = kappa
-            elif name == "mean_resultant":
-                confidences[name] = mean_resultant_length(torch.from_numpy(kappa), left.dim).numpy()
-            elif name == "precision" and left.log_precision is not None and right.log_precision is not None:
-                confidences[name] = column(left.log_precision.mean(1), right.log_precision.mean(1))
-            elif name == "random":
-                confidences[name] = np.random.default_rng(seed).random(rows.size)
-            elif name in left.extras and name in right.extras:
-                confidences[name] = column(left.extras[name], right.extras[name])
-            else:
-                absent.append(name)
+        available = {
+            name: column(values, right.extras[name])
+            for name, values in left.extras.items()
+            if name in right.extras and name in names
+        }
+        available |= {"kappa": kappa, "random": np.random.default_rng(seed).random(rows.size)}
+        available["mean_resultant"] = mean_resultant_length(torch.from_numpy(kappa), left.dim).numpy()
+        if left.log_precision is not None and right.log_precision is not None:
+            available["precision"] = column(left.log_precision.mean(1), right.log_precision.mean(1))
+        requested = [name for name in names if name != "oracle"]
         severity = None
         if "severity" in left.extras or "severity" in right.extras:  # without it, images are undegraded
             left_severity, right_severity = (
@@ -230,8 +223,9 @@ class Images:
             )
             severity = column(left_severity, right_severity)
         return cls(
-            index[: rows_left.size], index[rows_left.size :], kappa, confidences, severity, absent,
-            "oracle" in names,
+            index[: rows_left.size], index[rows_left.size :], kappa,
+            {name: available[name] for name in requested if name in available}, severity,
+            [name for name in requested if name not in available], "oracle" in names,
         )  # fmt: skip
 
 
@@ -371,16 +365,7 @@ def measure(
     tmr = tmr_of_curve(curve, options.targets)
     fmr, fnmr, _ = det_curve(sp.scores, sp.mated)
     thin = spread(fmr, fnmr)
-
-    def interval_of(metric: str) -> Interval | None:
-        values = resampled.get(f"{score}:{metric}")
-        return None if values is None else interval(values)
-
-    tmr_intervals = {}
-    for entry in tmr:
-        around = None if entry.tmr is None else interval_of(f"tmr@{entry.target:g}")
-        if around is not None:
-            tmr_intervals[f"{entry.target:g}"] = around
+    tmr_intervals = {f"{e.target:g}": interval_of(resampled, f"{score}:tmr@{e.target:g}") for e in tmr}
     return ScoreResult(
         score=score,
         signature=signature(f"{name}/tenfold", **facts),
@@ -388,11 +373,11 @@ def measure(
         if accuracy
         else None,
         tenfold=accuracy,
-        accuracy=Measure(accuracy.mean, interval_of("accuracy")) if accuracy else None,
+        accuracy=Measure(accuracy.mean, interval_of(resampled, f"{score}:accuracy")) if accuracy else None,
         tmr=tmr,
-        tmr_intervals=tmr_intervals,
-        eer=Measure(float(eer_rates(curve)), interval_of("eer")),
-        auc=Measure(float(auc_rates(curve)), interval_of("auc")),
+        tmr_intervals={target: around for target, around in tmr_intervals.items() if around is not None},
+        eer=Measure(float(eer_rates(curve)), interval_of(resampled, f"{score}:eer")),
+        auc=Measure(float(auc_rates(curve)), interval_of(resampled, f"{score}:auc")),
         det={"fmr": fmr[thin].tolist(), "fnmr": fnmr[thin].tolist()},
         nearest=nearest_of_curve(curve, options.targets) if options.nearest else [],
     )

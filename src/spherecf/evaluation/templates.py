@@ -466,8 +466,8 @@ def _missing_data(mode: Mode, embeddings: Embeddings, images: TemplateImages) ->
 
 def conditions(
     modes: Sequence[str], scores: Sequence[str], embeddings: Embeddings, images: TemplateImages
-) -> tuple[list[tuple[Mode, str]], list[str]]:
-    """The combinations of mode and score to evaluate, and notes on modes that had to be left out.
+) -> tuple[dict[Mode, list[str]], list[str]]:
+    """The scores to evaluate in each mode, and notes on modes that had to be left out.
 
     The defaults are those of `TemplateOptions`.
 
@@ -483,17 +483,17 @@ def conditions(
             notes.append("kappa is constant (the features have none): pooling by kappa equals the mean.")
     else:
         parsed_modes, notes = _available_modes(embeddings, images)
-    rows = []
-    for mode in parsed_modes:
-        for score in scores or _default_scores(mode):
+    scores_of: dict[Mode, list[str]] = {}
+    for mode in dict.fromkeys(parsed_modes):
+        for score in dict.fromkeys(scores or _default_scores(mode)):
             if score == "pfe" and not mode.precision:
                 if modes:
                     raise InputError(f"score pfe goes with mode precision, not with {mode}")
                 continue
-            rows.append((mode, score))
-    if not rows:
+            scores_of.setdefault(mode, []).append(score)
+    if not scores_of:
         raise InputError("score pfe needs embeddings with log_precision (a PFE-G head), these have none")
-    return list(dict.fromkeys(rows)), notes
+    return scores_of, notes
 
 
 def _available_modes(embeddings: Embeddings, images: TemplateImages) -> tuple[list[Mode], list[str]]:

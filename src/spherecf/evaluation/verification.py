@@ -126,17 +126,17 @@ def evaluate_ijb(
         raise missing_file(templates, "a list of template pairs is", "pair_label")
     targets, draws, seed = check_targets(options.targets or IJB_TARGETS), options.draws, options.seed
     images = find_images(embeddings, templates)
-    rows, notes = conditions(options.modes, options.scores, embeddings, images)
+    scores_of, notes = conditions(options.modes, options.scores, embeddings, images)
     pairs = compare_templates(templates.pairs, templates, images)
     resampling = f"{pairs.unit}-{draws}/{seed}" if draws else "none"
     facts = set_facts(embeddings, templates)
     r = embeddings.radius if options.radius is None else options.radius
     results: list[TemplateResult] = []
     resampled: dict[str, Array] = {}
-    for mode in dict.fromkeys(mode for mode, _ in rows):
+    for mode, scores in scores_of.items():
         pooled = mode.pool(embeddings, images)
         left, right = (pooled.select(side.used) for side in (pairs.left, pairs.right))
-        for score in (score for row_mode, score in rows if row_mode == mode):
+        for score in scores:
             values = score_pairs(left, right, pairs.left.at, pairs.right.at, score, r, options.threads)
             drawn = bootstrap_tmr(values, pairs.mated, *pairs.people(), targets, draws, seed) if draws else {}
             grouped = by_group(values, pairs.mated, *pairs.groups(groups), targets) if groups else None
