@@ -305,8 +305,8 @@ def bounded_rule(
     max_fmr = np.array([rates.upper(delta) for rates in non_mated])  # (conditions, thresholds)
     max_fnmr = np.array([rates.upper(delta, below=True) for rates in mated])
     # Test from the strictest threshold on: from the top for accept, from the bottom for reject.
-    accept_index = non_mated[0].thresholds.size - _count_leading_true(max_fmr.max(0)[::-1] <= alpha)
-    reject_index = _count_leading_true(max_fnmr.max(0) <= fnmr) - 1
+    accept_index = non_mated[0].thresholds.size - count_leading_true(max_fmr.max(0)[::-1] <= alpha)
+    reject_index = count_leading_true(max_fnmr.max(0) <= fnmr) - 1
     rule = DecisionRule(score, radius, confidence, None, None, -np.inf, "fmr", alpha, delta, fnmr=fnmr)
     if accept_index == non_mated[0].thresholds.size or reject_index < 0:
         return rule
@@ -326,6 +326,6 @@ def bounded_rule(
     )  # fmt: skip
 
 
-def _count_leading_true(values: NDArray[Any]) -> int:
+def count_leading_true(values: NDArray[Any]) -> int:
     """Number of true values before the first false one."""
     return int(np.argmin(np.append(values, False)))

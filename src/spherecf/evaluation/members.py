@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from spherecf.calibration import GALLERY_SCORES, Calibration, DecisionRule
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
-from spherecf.evaluation.people import PeoplePairs, RuleCount, RuleCounter, count_rule, in_turns
+from spherecf.evaluation.people import (
+    PeoplePairs,
+    RuleCount,
+    RuleCounter,
+    check_rules,
+    count_rule,
+    in_turns,
+)
 from spherecf.scoring import (
     cosine_matrix,
     cosine_score,
@@ -96,14 +103,8 @@ def check_members(
         raise InputError(f"check_members: expected at least {MIN_MEMBERS} members, got {n_members}")
     # Rules for templates of one image, and for templates of several images.
     rules = [_rules_of_best_score(calibration, names) for names in GALLERY_SCORES]
-    if not rules[0]:
-        raise InputError("check_members: the calibration has no rule for the false match rate of two images")
-    other_radii = {rule.radius for rule in (*rules[0], *rules[1])} - {None, members.radius}
-    if other_radii:
-        raise InputError(
-            f"check_members: the rules are for radius {other_radii.pop():g}, the gallery has "
-            f"{members.radius:g}"
-        )
+    for kind_rules in rules:
+        check_rules("check_members", kind_rules, members.radius, "the gallery has")
     search = _GallerySearch.of(members)
     rule_counts: list[RuleCount] = []
     pairs_by_kind: list[PeoplePairs] = []

@@ -13,6 +13,7 @@ from spherecf.calibration import Calibration, DecisionRule, ErrorCount
 from spherecf.embeddings import Embeddings
 from spherecf.errors import InputError
 from spherecf.evaluation.bootstrap import SubjectRates, check_draws
+from spherecf.evaluation.decisions import count_leading_true
 from spherecf.evaluation.tails import MIN_EXCEEDANCES, TailFit, extrapolated_rule, fit_tail
 from spherecf.scoring import cosine_matrix, mutual_likelihood_matrix
 
@@ -139,14 +140,7 @@ def check_people(
     person, rows, left_out = _choose_images(embeddings, one_each, seed, min_people)
     images = embeddings.select(rows)
     rules = [rule for rule in calibration.decisions if "template" not in rule.score and rule.error == "fmr"]
-    if not rules:
-        raise InputError("check_people: the calibration has no rule for the false match rate of two images")
-    other_radii = {rule.radius for rule in rules} - {None, images.radius}
-    if other_radii:
-        raise InputError(
-            f"check_people: the rules are for radius {other_radii.pop():g}, the embeddings have "
-            f"{images.radius:g}"
-        )
+    check_rules("check_people", rules, images.radius, "the embeddings have")
     pairs = PeoplePairs.of(images, person, {rule.score for rule in rules}, calibration)
     counts = {
         "people": int(np.unique(person).size), "images": rows.size, **pairs.counts, "left_out": left_out,
@@ -162,6 +156,15 @@ def check_people(
     record = {**calibration.record, "people": people_record}
     decisions = tuple(renewed.get(id(rule), rule) for rule in calibration.decisions)
     return PeopleReport(counts, tuple(results), replace(calibration, decisions=decisions, record=record))
+
+
+def check_rules(caller: str, rules: Sequence[DecisionRule], radius: float, holder: str) -> None:
+    """Refuse no rules, and rules for another radius; ``caller`` and ``holder`` begin the messages' parts."""
+    if not rules:
+        raise InputError(f"{caller}: the calibration has no rule for the false match rate of two images")
+    other_radii = {rule.radius for rule in rules} - {None, radius}
+    if other_radii:
+        raise InputError(f"{caller}: the rules are for radius {other_radii.pop():g}, {holder} {radius:g}")
 
 
 def _choose_images(
@@ -340,7 +343,7 @@ def _renew(
     grid = counter.grid(rule.score)
     false_matches = counter.on_grid(rule.score, rule.min_confidence, False)
     upper = false_matches.upper(_DELTA)
-    index = grid.size - int(np.argmin(np.append((upper <= rule.alpha)[::-1], False)))
+    index = grid.size - count_leading_true((upper <= rule.alpha)[::-1])
     if index < grid.size:
         accept = float(grid[index])
         count = ErrorCount(
@@ -368,5 +371,5 @@ def _renewed_reject(rule: DecisionRule, counter: RuleCounter) -> float:
     if rule.fnmr is None or counter.pairs.counts["mated"] < _FEW / rule.fnmr:
         return current
     max_fnmr = counter.on_grid(rule.score, -np.inf, True).upper(_DELTA, below=True)
-    index = int(np.argmin(np.append(max_fnmr <= rule.fnmr, False))) - 1
+    index = count_leading_true(max_fnmr <= rule.fnmr) - 1
     return current if index < 0 else float(counter.grid(rule.score)[index])
