@@ -11,13 +11,13 @@ from spherecf.evaluation import (
     ConfidencePrr,
     GalleryResult,
     IdentificationReport,
+    Interval,
     Measure,
     NearestPoint,
     OperatingPoint,
     RejectionReport,
     RuleCheck,
     TemplateReport,
-    TemplateResult,
     TmrAtFmr,
 )
 from spherecf.report.figures import Axis, Plot, Series, Strip, det_lines, line_plot
@@ -89,9 +89,13 @@ def _verification_table(report: TemplateReport) -> Table:
     targets = [entry.target for entry in report.results[0].tmr] if report.results else []
     header = ["Pooling", "Mode", "Score", *(f"≤ {target:g}" for target in targets), "EER"]
     rows = [
-        [result.pooling, result.mode, result.score, *_tmr_cells(result), f"{result.eer:.4f}"]
+        [
+            result.pooling, result.mode, result.score,
+            *(_rate_text(entry.target, entry.tmr, result.tmr_intervals) for entry in result.tmr),
+            f"{result.eer:.4f}",
+        ]
         for result in report.results
-    ]
+    ]  # fmt: skip
     reasons = [e.unresolved for result in report.results for e in result.tmr if e.unresolved]
     note = " ".join(f"Unresolved (–): {reason}." for reason in dict.fromkeys(reasons))
     signatures = [result.signature for result in report.results]
@@ -172,14 +176,6 @@ def _failure_notes(failures: list[tuple[str, str]], templates: list[int]) -> lis
         ids = ", ".join(map(str, templates[:5])) + (", ..." if len(templates) > 5 else "")
         notes.append(f"{len(templates):,} template{'s' * (len(templates) > 1)} without any image: {ids}.")
     return notes
-
-
-def _tmr_cells(result: TemplateResult) -> list[str]:
-    cells = []
-    for entry in result.tmr:
-        interval = interval_text(result.tmr_intervals.get(f"{entry.target:g}"))
-        cells.append("–" if entry.tmr is None else f"{entry.tmr:.4f} {interval}".rstrip())
-    return cells
 
 
 def _template_differences(report: TemplateReport) -> Table | None:
@@ -299,11 +295,12 @@ def _gallery_plots(name: str, gallery: str, results: list[tuple[str, GalleryResu
 
 
 def _gallery_cells(gallery: GalleryResult) -> list[str]:
-    cells = [_measure_text(measure) for measure in gallery.ranks.values()]
-    for entry in gallery.tpir:
-        interval = gallery.tpir_intervals.get(f"{entry.target:g}")
-        cells.append(_measure_text(None if entry.tpir is None else Measure(entry.tpir, interval)))
-    return cells
+    rates = [_rate_text(entry.target, entry.tpir, gallery.tpir_intervals) for entry in gallery.tpir]
+    return [*map(_measure_text, gallery.ranks.values()), *rates]
+
+
+def _rate_text(target: float, rate: float | None, intervals: Mapping[str, Interval]) -> str:
+    return _measure_text(None if rate is None else Measure(rate, intervals.get(f"{target:g}")))
 
 
 def _measure_text(measure: Measure | None) -> str:
@@ -416,7 +413,7 @@ def _threshold_table(report: CalibrationReport) -> Table:
                 rows.append([score.score, f"{fitted.target:g}", "unresolved", "", "", ""])
                 reasons.append(f" {fitted.unresolved}.")
             else:
-                rates = [_rate_text(fitted), _rate_text(checked), _rate_text(checked, mated=True)]
+                rates = [_entry_text(fitted), _entry_text(checked), _entry_text(checked, mated=True)]
                 rows.append([score.score, f"{fitted.target:g}", f"{fitted.threshold:.5g}", *rates])
             signatures.append(score.signature)
     return Table(
@@ -429,7 +426,7 @@ def _threshold_table(report: CalibrationReport) -> Table:
     )
 
 
-def _rate_text(entry: ThresholdEntry, mated: bool = False) -> str:
+def _entry_text(entry: ThresholdEntry, mated: bool = False) -> str:
     """The FMR at a threshold, or the TMR, with its counts and interval."""
     rate, matches, n_pairs, subjects, exact = (
         (entry.tmr, entry.true_matches, entry.mated, entry.tmr_subjects, entry.tmr_exact)

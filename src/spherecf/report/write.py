@@ -136,11 +136,13 @@ def _write(path: Path, text: str) -> Path:
 
 def _pair_lists(reports: Sequence[PairReport]) -> list[dict[str, Any]]:
     """Template values of each pair list and its conditions; ids are numbers, since names are arbitrary."""
-    pair_lists = []
-    for i, (name, conditions) in enumerate(grouped(reports).items()):
-        subsections = []
-        for j, (condition, runs) in enumerate(conditions.items()):
-            subsections.append(
+    return [
+        {
+            "id": f"list-{i}",
+            "name": name,
+            "table": score_table(conditions),
+            "unresolved": unresolved_text([run for runs in conditions.values() for run in runs]),
+            "conditions": [
                 {
                     "id": f"list-{i}-{j}",
                     "name": condition,
@@ -151,19 +153,11 @@ def _pair_lists(reports: Sequence[PairReport]) -> list[dict[str, Any]]:
                     "absent": list(dict.fromkeys(name for run in runs for name in run.absent_confidences)),
                     "failures": runs[0].failures,
                 }
-            )
-        unresolved = unresolved_text([run for runs in conditions.values() for run in runs])
-        table = score_table(conditions)
-        pair_lists.append(
-            {
-                "id": f"list-{i}",
-                "name": name,
-                "table": table,
-                "unresolved": unresolved,
-                "conditions": subsections,
-            }
-        )
-    return pair_lists
+                for j, (condition, runs) in enumerate(conditions.items())
+            ],
+        }
+        for i, (name, conditions) in enumerate(grouped(reports).items())
+    ]
 
 
 @lru_cache
