@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -24,20 +24,6 @@ from spherecf.models import FrozenBackbone
 
 _CHUNK = 64  # images per task of a decoding thread
 _COLUMNS: dict[str, Column] = {"size": ((2,), "int64"), "file": ((2,), "uint64"), "pixels": ((2,), "uint64")}
-
-
-class Corrupt(NamedTuple):
-    """An image that cannot be decoded, and the reason."""
-
-    key: str
-    reason: str
-
-
-class OddSize(NamedTuple):
-    """An image whose size differs from the most common one; ``size`` is height x width."""
-
-    key: str
-    size: str
 
 
 @dataclass(frozen=True)
@@ -139,19 +125,8 @@ def _hash(data: Any) -> np.ndarray:
     return np.frombuffer(blake2b(data, digest_size=16).digest(), "<u8")
 
 
-def find_corrupt(scan: ImageScan) -> list[Corrupt]:
-    """Find images that cannot be decoded.
-
-    Example:
-        >>> from spherecf.data import orl_faces
-        >>> find_corrupt(scan_images(orl_faces().subset(range(3))))
-        []
-    """
-    return [Corrupt(key, reason) for key, reason in scan.reasons.items()]
-
-
-def find_odd_sizes(scan: ImageScan) -> list[OddSize]:
-    """Find images whose size differs from the most common one.
+def find_odd_sizes(scan: ImageScan) -> list[tuple[str, str]]:
+    """(key, size as "height x width") of the images whose size differs from the most common one.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -164,7 +139,7 @@ def find_odd_sizes(scan: ImageScan) -> list[OddSize]:
         return []
     common_size = counts.most_common(1)[0][0]
     rows = decodable[(scan.size[decodable] != common_size).any(1)].tolist()
-    return [OddSize(scan.source.keys[row], f"{scan.size[row, 0]}x{scan.size[row, 1]}") for row in rows]
+    return [(scan.source.keys[row], f"{scan.size[row, 0]}x{scan.size[row, 1]}") for row in rows]
 
 
 def find_duplicates(scan: ImageScan, against: ImageScan | None = None) -> list[DuplicateGroup]:
@@ -289,8 +264,8 @@ def check(
     report: dict[str, Any] = {
         "source": _facts(source),
         "against": None if against is None else _facts(against),
-        "corrupt": [item._asdict() for item in find_corrupt(scan)],
-        "odd_sizes": [item._asdict() for item in find_odd_sizes(scan)],
+        "corrupt": [{"key": key, "reason": reason} for key, reason in scan.reasons.items()],
+        "odd_sizes": [{"key": key, "size": size} for key, size in find_odd_sizes(scan)],
         "duplicates": [_as_dict(group) for group in find_duplicates(scan)],
         "duplicates_against": [_as_dict(group) for group in find_duplicates(scan, other)] if other else [],
         "shared_names": None if against is None else find_shared_names(source, against),
