@@ -136,17 +136,17 @@ def import_features(
     Rows that contain NaN or only zeros are failures to acquire: they are skipped and listed. Prints a JSON
     report on stdout: the file written, the source of the concentration, and every skipped row.
     """
-    from spherecf.data import read_features, read_keys
+    from spherecf.data import read_features, read_ijb, read_keys
 
     if keys is not None and meta is not None:
         raise InputError("data import: give --keys FILE or --meta FOLDER, not both")
-    extras, names = _of_meta(meta, set_) if meta is not None else ({}, None)
-    if keys is not None:
-        names = read_keys(keys)
+    entries = None if meta is None else read_ijb(meta, set_)
+    names = read_keys(keys) if keys is not None else None if entries is None else list(entries.files)
     facts = {"alignment": alignment} if alignment else {}
     imported = read_features(features, names, halves=halves, flip=flip or None, provenance=facts)
-    if extras and "detector_score" not in imported.extras:
-        imported.extras |= {name: column[_rows(imported.keys, names)] for name, column in extras.items()}
+    if entries is not None and entries.detector_score is not None and "detector_score" not in imported.extras:
+        row = {name: index for index, name in enumerate(entries.files)}
+        imported.extras["detector_score"] = entries.detector_score[[row[key] for key in imported.keys]]
     imported.save(out)
     report = {
         "written": str(out), "images": len(imported), "dim": imported.dim,
@@ -160,31 +160,12 @@ def import_features(
     print_text(f"{len(imported)} of {rows} rows imported: {out}")
 
 
-def _of_meta(meta: Path, name: str) -> tuple[dict[str, Any], list[str]]:
-    """(extra columns, file names) of the entries in the meta files."""
-    from spherecf.data import read_ijb
-
-    entries = read_ijb(meta, name)
-    scores = entries.detector_score
-    return ({} if scores is None else {"detector_score": scores}), list(entries.files)
-
-
-def _rows(keys: Any, names: list[str] | None) -> list[int]:
-    index = {name: row for row, name in enumerate(names or [])}
-    return [index[key] for key in keys]
-
-
 app = typer.Typer(help="Inspect, convert and check data sets.", no_args_is_help=True)
 
 _TO_HELP = (
     "Target layout: rec, folder, list or bin (default: bin for a .bin target, folder for a RecordIO source, "
     "otherwise rec)."
 )
-
-
-@app.callback()
-def _root() -> None:
-    pass
 
 
 @app.command(epilog="Example: spherecf data inspect faces/ --decode --json > faces.json")

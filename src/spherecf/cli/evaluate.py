@@ -27,11 +27,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Evaluate embeddings with standard protocols.", no_args_is_help=True)
 
 
-@app.callback()
-def _root() -> None:
-    pass
-
-
 def report_folder(path: Path | None) -> Path | None:
     """Callback of --out: check early that the report can be written."""
     if path is not None:
