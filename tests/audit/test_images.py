@@ -4,7 +4,7 @@ import pytest
 from tests.data.conftest import picture
 
 from spherecf.audit import find_duplicates, scan_images
-from spherecf.audit.checks import find_corrupt, find_odd_sizes
+from spherecf.audit.checks import find_odd_sizes
 from spherecf.data import IdentityFolder, ImageSource, SyntheticImages, decode_image, encode_image
 
 
@@ -34,13 +34,13 @@ def source(tmp_path: Path) -> IdentityFolder:
 
 
 def test_corrupt_images_are_listed_with_reasons(source: IdentityFolder) -> None:
-    corrupt = find_corrupt(scan_images(source))
-    assert [item.key for item in corrupt] == ["cleo/broken.png", "cleo/text.jpg"]
-    assert "truncated" in corrupt[0].reason and "not an image" in corrupt[1].reason
+    reasons = scan_images(source).reasons
+    assert list(reasons) == ["cleo/broken.png", "cleo/text.jpg"]
+    assert "truncated" in reasons["cleo/broken.png"] and "not an image" in reasons["cleo/text.jpg"]
 
 
 def test_images_of_an_unusual_size_are_listed(source: IdentityFolder) -> None:
-    assert [tuple(item) for item in find_odd_sizes(scan_images(source))] == [("bob/large.png", "20x16")]
+    assert find_odd_sizes(scan_images(source)) == [("bob/large.png", "20x16")]
 
 
 def test_duplicates_are_found_by_bytes_and_by_pixels(source: IdentityFolder) -> None:
