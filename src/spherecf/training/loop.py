@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spherecf.common.compiling import compiled
 from spherecf.common.files import locked, write_atomically
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import print_text, progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
 from spherecf.models import float32_arithmetic
 from spherecf.training.checkpoint import CheckpointWriter, load_checkpoint, other_checkpoints
@@ -663,7 +663,7 @@ class _Trainer:
 
     def _say(self, text: str) -> None:
         if self.ranks.is_main:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            print_text(text)
 
     def _gather_skipped(self) -> None:
         for skipped in self.ranks.all_gather_object(self.outcome.skipped):
