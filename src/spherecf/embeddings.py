@@ -167,12 +167,10 @@ class Embeddings:
         digest = hashlib.sha256(f"{_FORMAT} {self.mu.shape}".encode())
         for key in self.keys:
             digest.update(key.encode("utf-8", "surrogateescape") + b"\0")
-        for start in range(0, len(self), _BLOCK):
-            digest.update(np.ascontiguousarray(self.mu[start : start + _BLOCK], "<f4").data)
-        digest.update(np.ascontiguousarray(self.log_kappa, "<f4").data)
-        if self.log_precision is not None:
+        precision = () if self.log_precision is None else (self.log_precision,)
+        for column in (self.mu, self.log_kappa, *precision):
             for start in range(0, len(self), _BLOCK):
-                digest.update(np.ascontiguousarray(self.log_precision[start : start + _BLOCK], "<f4").data)
+                digest.update(np.ascontiguousarray(column[start : start + _BLOCK], "<f4").data)
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:

@@ -56,13 +56,6 @@ class Batch:
     sharpness: NDArray[np.float32]
     skipped: dict[str, str] = field(default_factory=dict)
 
-    @classmethod
-    def empty(cls, keys: list[str], views: int, size: tuple[int, int]) -> "Batch":
-        """A batch of black images, all marked valid."""
-        rows = len(keys) * views
-        severity, sharp = np.zeros((2, rows), np.float32)
-        return cls(keys, np.zeros((rows, *size, 3), np.uint8), np.ones(rows, np.bool_), severity, sharp)
-
     def rows(self, position: int) -> slice:
         """The rows of the image at this position in the batch."""
         views = len(self.valid) // len(self.keys)
@@ -76,7 +69,9 @@ class Batch:
 
 def read_batch(source: ImageSource, views: Sequence[View], size: tuple[int, int], indices: range) -> Batch:
     """Decode the images of ``indices`` and apply every view to each; unreadable images are skipped."""
-    batch = Batch.empty([source.keys[index] for index in indices], len(views), size)
+    keys, rows = [source.keys[index] for index in indices], len(indices) * len(views)
+    black, valid = np.zeros((rows, *size, 3), np.uint8), np.ones(rows, np.bool_)
+    batch = Batch(keys, black, valid, *np.zeros((2, rows), np.float32))
     for position, index in enumerate(indices):
         try:
             image = source.image(index, size)

@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 import torch
 from safetensors import safe_open
 from tests.fuzz.harness import fuzz, write
-from tests.tiny import tiny_file
+from tests.tiny import TINY, tiny_file
 
 from spherecf.calibration import Calibration, KappaScale
 from spherecf.models import (
@@ -33,7 +33,7 @@ TOKENS = [b'"channels"', b"1000000000", b'"light"', b'"linear"', b'"cubic"', b'"
 
 @cache
 def backbone() -> FrozenBackbone:
-    return FrozenBackbone.from_onnx(tiny_file(FOLDER), preprocessing=Preprocessing(size=(16, 16)))
+    return FrozenBackbone.from_onnx(tiny_file(FOLDER), preprocessing=TINY)
 
 
 @cache

@@ -11,10 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from tests.fuzz.harness import fuzz, write
 from tests.models import graphs
+from tests.tiny import TINY
 
-from spherecf.models import FrozenBackbone, Preprocessing
+from spherecf.models import FrozenBackbone
 
-TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 FACES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 
 

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from tests.models import graphs
+from tests.tiny import TINY, tiny_file as save_tiny
 
-from spherecf.models import FrozenBackbone, Preprocessing
+from spherecf.models import FrozenBackbone
 from spherecf.models.preprocessing import PREPROCESSING_KEY
-
-TINY = Preprocessing("rgb", 127.5, 127.5, (16, 16))
 
 
 def save_described(path: Path) -> Path:
@@ -30,9 +29,7 @@ def noise(count: int, size: int = 16, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def tiny_file(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.onnx"
-    onnx.save(graphs.iresnet(), path)
-    return path
+    return save_tiny(tmp_path)
 
 
 @pytest.fixture

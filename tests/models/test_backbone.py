@@ -15,9 +15,9 @@ from spherecf.models import (
     ConfidenceModel,
     FrozenBackbone,
     Preprocessing,
-    make_head,
     preprocessing as preprocessing_module,
 )
+from spherecf.models.heads import LightHead
 from spherecf.models.preprocessing import default_recogniser_path
 
 
@@ -282,7 +282,7 @@ def test_a_module_may_output_tokens(form: str, features: str | None, shape: tupl
         expected = module.block(module.patches(TINY(noise(3))).flatten(2).transpose(1, 2))
     features_out = backbone(noise(3)).features
     torch.testing.assert_close(features_out.flatten(2), expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
-    model = ConfidenceModel(backbone, make_head("light", **dict(zip(("channels", "height", "width"), shape))))
+    model = ConfidenceModel(backbone, LightHead(*shape))
     assert model.embed(noise(3))[1].shape == (3,)
 
 

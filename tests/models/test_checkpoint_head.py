@@ -12,7 +12,7 @@ from spherecf.models import (
     make_head,
     original_head_state,
 )
-from spherecf.models.heads import ConvHead, LinearHead
+from spherecf.models.heads import ConvHead, LightHead, LinearHead
 
 SHAPE = (512, 2, 2)
 
@@ -63,7 +63,7 @@ def test_heads_round_trip_with_the_original_names(tmp_path: Path, kind: str) -> 
 
 
 def test_heads_of_saved_models_are_read(tmp_path: Path, tiny: FrozenBackbone) -> None:
-    head = make_head("light", **dict(zip(("channels", "height", "width"), tiny.feature_shape))).eval()
+    head = LightHead(*tiny.feature_shape).eval()
     path = ConfidenceModel(tiny, head).save(tmp_path / "model.safetensors")
     loaded = load_confidence_head(path)
     summary = torch.randn(3, *head.summary_shape)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.models.test_checkpoint import Hostile
 from tests.reference.original_networks import original
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -40,11 +41,6 @@ def test_several_matrices_require_a_key(tmp_path: Path) -> None:
     torch.testing.assert_close(load_prototypes(path, key="b"), normalize(MATRIX + 1, dim=1))
 
 
-class Hostile:
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (Path("owned"),))
-
-
 def test_malicious_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"weight": Hostile()}, "evil.pt")
@@ -67,20 +63,17 @@ def test_files_without_a_real_array_are_identified(tmp_path: Path) -> None:
         load_prototypes(tmp_path / "complex.npy")
 
 
-def network(prefix: str) -> dict[str, Tensor]:
+def network(prefix: str, name: str = "r18") -> dict[str, Tensor]:
     """A network stored beside a classifier, whose own matrix must not be taken for the classifier."""
-    table, _ = original("r18", width=0.125, dim=4, side=1)
-    return {f"{prefix}{name}": tensor for name, tensor in table.items()}
-
-
-def ir_network(prefix: str) -> dict[str, Tensor]:
-    table, _ = original("tface-ir-18", width=0.125, dim=4, side=1)
-    return {f"{prefix}{name}": tensor for name, tensor in table.items()}
+    table, _ = original(name, width=0.125, dim=4, side=1)
+    return {f"{prefix}{key}": tensor for key, tensor in table.items()}
 
 
 LAYOUTS = {
     "the reference": {"arc_face_state_dict": {"weight": MATRIX}, "head": {"other": torch.ones(3, 3)}},
-    "AdaFace": {"state_dict": {**ir_network("model."), "head.kernel": MATRIX.T, "head.t": torch.zeros(1)}},
+    "AdaFace": {
+        "state_dict": {**network("model.", "tface-ir-18"), "head.kernel": MATRIX.T, "head.t": torch.zeros(1)}
+    },
     "MagFace": {"state_dict": {**network("module.features.module."), "module.fc.weight": MATRIX.T}},
     "MagFace, features in parallel": {
         "state_dict": {**network("features.module."), "module.fc.weight": MATRIX.T}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,12 @@ from spherecf.training import MODEL_FILE, ConfidenceConfig, Monitor, train_confi
 CONFIG = ConfidenceConfig.from_dict(
     {"views": {"degraded": 2}, "fit": {"epochs": 4, "batch_size": 16, "held_out": 0.3}}
 )
+
+
+def settings(**tables: dict[str, Any]) -> ConfidenceConfig:
+    """The configuration of these tests with other tables."""
+    return ConfidenceConfig.from_dict({**CONFIG.to_dict(), **tables})
+
 
 SCRIPT = """
 import sys
@@ -49,7 +56,7 @@ def test_training_saves_a_model_with_a_complete_record(
 
 
 def test_the_linear_head_trains_on_maps(tmp_path: Path, recogniser: FrozenBackbone, people: Path) -> None:
-    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "head": {"kind": "linear"}})
+    config = settings(head={"kind": "linear"})
     model = train_confidence(recogniser, open_source(people), tmp_path / "run", config)
     assert model.head.kind == "linear" and len(model.record["history"]) == 4
 
@@ -58,7 +65,7 @@ def test_directions_are_centred_on_the_training_images(
     tmp_path: Path, recogniser: FrozenBackbone, people: Path
 ) -> None:
     source = open_source(people)
-    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": 1.0}})
+    config = settings(features={"centre": 1.0})
     plain = train_confidence(recogniser, source, tmp_path / "plain", CONFIG)
     model = train_confidence(recogniser, source, tmp_path / "centred", config)
     images = np.stack([source.image(row) for row in range(len(source)) if source.keys[row] != "p0/3.jpg"])
@@ -72,7 +79,7 @@ def test_centring_without_space_for_a_cache_is_refused_before_training(
     tmp_path: Path, recogniser: FrozenBackbone, people: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("spherecf.training.confidence.streams", lambda *arguments: True)
-    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "features": {"centre": 1.0}})
+    config = settings(features={"centre": 1.0})
     with pytest.raises(InputError, match=r"features\.centre needs a cache"):
         train_confidence(recogniser, open_source(people), tmp_path / "run", config)
 
@@ -84,8 +91,7 @@ def test_classifier_prototypes_also_use_people_with_one_image(
     rows = np.stack([source.image(row) for row in range(len(source)) if source.keys[row] != "p0/3.jpg"])
     mean = recogniser(rows).mu.mean(0)
     np.save(tmp_path / "classifier.npy", mean.repeat(len(source.identities), 1).numpy())
-    settings = {"prototypes": {"file": str(tmp_path / "classifier.npy")}}
-    config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), **settings})
+    config = settings(prototypes={"file": str(tmp_path / "classifier.npy")})
     record = train_confidence(recogniser, source, tmp_path / "run", config).record
     assert record["data"]["used"] == 32, "with a classifier, people with one image are used, too"
 
@@ -138,9 +144,7 @@ def test_training_resumes_after_sigkill(
     people: Path,
     seconds_after_start: float,
 ) -> None:
-    config = ConfidenceConfig.from_dict(
-        {**CONFIG.to_dict(), "fit": {**CONFIG.to_dict()["fit"], "epochs": 40}}
-    )
+    config = settings(fit={**CONFIG.to_dict()["fit"], "epochs": 40})
     uninterrupted = train_confidence(
         recogniser, open_source(people), tmp_path / "whole", config, batch_size=6
     )

@@ -19,10 +19,10 @@ from spherecf.models import (
     Preprocessing,
     load_prototypes,
     make_backbone,
-    make_head,
     save_backbone,
     save_prototypes,
 )
+from spherecf.models.heads import LightHead
 from spherecf.training import (
     MODEL_FILE,
     ConfidenceConfig,
@@ -102,7 +102,7 @@ def test_the_predicted_cache_size_is_exact(tmp_path: Path, recogniser: Path, cap
     backbone = FrozenBackbone.from_checkpoint(recogniser)
     train_confidence(backbone, images(), tmp_path, settings())
     file_bytes = sum(path.stat().st_size for path in (tmp_path / "cache").glob("*.bin"))
-    head = make_head("light", **dict(zip(("channels", "height", "width"), backbone.feature_shape)))
+    head = LightHead(*backbone.feature_shape)
     assert cache_bytes(head, backbone.dim, 128) == file_bytes
     assert "64 images x 2 views, 0.00 GiB as a cache" in " ".join(capsys.readouterr().err.split())
 
@@ -307,7 +307,7 @@ def test_a_classifier_of_another_data_set_is_refused_before_the_pass(
 
 def test_streamed_features_equal_direct_backbone_outputs(tmp_path: Path, recogniser: Path) -> None:
     backbone, source = FrozenBackbone.from_checkpoint(recogniser), images()
-    head = make_head("light", **dict(zip(("channels", "height", "width"), backbone.feature_shape)))
+    head = LightHead(*backbone.feature_shape)
     prototypes = mean_prototypes(backbone, source, tmp_path)
     features = StreamedFeatures(backbone, head, source, training_views(0, flip=True), prototypes)
     entries = np.array([5, 0, 127])

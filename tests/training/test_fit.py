@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,7 @@ def light(seed: int = 0) -> ConfidenceHead:
 
 def test_the_fit_recovers_the_true_kappa(tmp_path: Path) -> None:
     features, truth = problem(tmp_path)
-    config = ConfidenceConfig.from_dict(
-        {**CONFIG.to_dict(), "fit": {**CONFIG.to_dict()["fit"], "epochs": 25}}
-    )
+    config = replace(CONFIG, fit=replace(CONFIG.fit, epochs=25))
     result = fit_head(light(), features, config)
     fitted = features.cache.log_kappa(result.head)
     assert np.corrcoef(fitted, truth)[0, 1] > 0.98
@@ -76,8 +75,8 @@ def test_the_released_loss_overestimates_small_kappas(tmp_path: Path) -> None:
     # At d = 64 the released epsilon distorts small kappas; at larger d, nearly all.
     kappas = {}
     for variant in ("exact", "released"):
-        fit = {**CONFIG.to_dict()["fit"], "epochs": 15}
-        config = ConfidenceConfig.from_dict({**CONFIG.to_dict(), "fit": fit, "loss": {"variant": variant}})
+        fit, loss = replace(CONFIG.fit, epochs=15), replace(CONFIG.loss, variant=variant)
+        config = replace(CONFIG, fit=fit, loss=loss)
         kappas[variant] = np.exp(features.cache.log_kappa(fit_head(light(), features, config).head))
     is_small = truth < 3.7
     assert np.median(kappas["released"][is_small]) > 1.05 * np.median(kappas["exact"][is_small])

@@ -8,27 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.training.conftest import BrokenImages
 from tests.training.rank_jobs import config, images
 
 from spherecf.common import readers
 from spherecf.common.progress import begun_ahead
-from spherecf.data import Degradation, ImageError, SyntheticImages, View, training_views
+from spherecf.data import Degradation, View, training_views
 from spherecf.extract import iter_batches
-from spherecf.models import FrozenBackbone, Preprocessing, make_backbone, make_head
+from spherecf.models import FrozenBackbone, Preprocessing, make_backbone
+from spherecf.models.heads import LightHead
 from spherecf.training import ConfidenceConfig, Ranks, StreamedFeatures, train_backbone
 from spherecf.training.backbone import _BackboneTask
 from spherecf.training.batches import SideStream, TrainingIdentities, on_device
 from spherecf.training.features import GivenPrototypes
 from spherecf.training.loop import Part
-
-
-class BrokenImages(SyntheticImages):
-    """Synthetic images of which every tenth cannot be read."""
-
-    def image(self, index: int, size: tuple[int, int] | None = None) -> Any:
-        if index % 10 == 3:
-            raise ImageError(self.where(index), "truncated image.")
-        return super().image(index, size)
 
 
 @pytest.fixture
@@ -100,7 +93,7 @@ def streamed(workers: int, finetune: bool) -> StreamedFeatures:
     torch.manual_seed(0)
     network = make_backbone("r18", 16, size=32, width=0.25)
     backbone = FrozenBackbone.from_module(network, Preprocessing(size=(32, 32)))
-    head = make_head("light", **dict(zip(("channels", "height", "width"), backbone.feature_shape)))
+    head = LightHead(*backbone.feature_shape)
     source = BrokenImages(48, 6, size=(32, 32))
     settings = {"engine": {"workers": workers}, "features": {"source": "stream", "finetune": finetune}}
     prototypes = GivenPrototypes(source, torch.eye(16)[:6], 16)

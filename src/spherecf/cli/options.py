@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from spherecf.common.files import check_destination, check_folder
-from spherecf.common.progress import console
+from spherecf.common.progress import console, print_text as print_text
 from spherecf.errors import InputError, SpherecfError, StorageError
 
 if TYPE_CHECKING:
@@ -166,11 +166,6 @@ def print_lines(rows: Iterable[Mapping[str, Any]], as_lines: bool = True) -> Non
 def lines_wanted(as_lines: bool) -> bool:
     """True if JSON lines were requested, or if stdout is not a terminal."""
     return as_lines or not sys.stdout.isatty()
-
-
-def print_text(text: str, style: str | None = None) -> None:
-    """Print a message on stderr verbatim: without markup, highlighting or inserted line breaks."""
-    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_listing(lines: Sequence[str], limit: int = 20, *, in_json: bool = True) -> None:

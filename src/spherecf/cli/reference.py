@@ -56,18 +56,10 @@ def parser() -> argparse.ArgumentParser:
         help="number of values in the recogniser's last feature map (default: 25088)")  # fmt: skip
     add("--z_dim", type=int, default=512, help="dimension of the recogniser's embedding (default: 512)")
     add("--radius", type=float, required=True, help="radius r of the loss")
-    add(
-        "--max_grad_clip",
-        type=float,
-        default=0.0,
-        help="clip gradient values to this; 0 for none (default: 0)",
-    )
-    add(
-        "--max_grad_norm",
-        type=float,
-        default=0.0,
-        help="clip the gradient norm to this; 0 for none (default: 0)",
-    )
+    add("--max_grad_clip", type=float, default=0.0,
+        help="clip gradient values to this; 0 for none (default: 0)")  # fmt: skip
+    add("--max_grad_norm", type=float, default=0.0,
+        help="clip the gradient norm to this; 0 for none (default: 0)")  # fmt: skip
     add("--tensorboard", action="store_true", help="write TensorBoard events to OUTPUT_DIR/runs")
     add("--finetune_bkb", action="store_true", help="also train the recogniser")
     add("--loss", choices=("exact", "released"), default="exact",

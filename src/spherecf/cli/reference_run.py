@@ -77,7 +77,12 @@ def find_data(name: str, root: Path) -> ImageSource:
     """
     listed = root / "list" / f"{name}_list.txt"
     if listed.exists():
-        return _check_labels(ListFile(listed, root, name))
+        source = ListFile(listed, root, name)
+        if invalid := [label for label in source.identities if not label.isdecimal()]:
+            raise FileFormatError(
+                listed, f"expected labels 0, 1, ... (rows of the classifier), got {invalid[0]!r}."
+            )
+        return source
     for folder in (root / name, root):
         if (folder / "train.rec").exists():
             return RecordFile(folder)
@@ -85,15 +90,6 @@ def find_data(name: str, root: Path) -> ImageSource:
     raise FileFormatError(
         root, f"no data set {name!r}: looked for {tried}.", "Pass the folder that contains it as --dataroot."
     )
-
-
-def _check_labels(source: ListFile) -> ListFile:
-    invalid = [label for label in source.identities if not label.isdecimal()]
-    if invalid:
-        raise FileFormatError(
-            source.path, f"expected labels 0, 1, ... (rows of the classifier), got {invalid[0]!r}."
-        )
-    return source
 
 
 def open_backbone(options: Namespace, device: str) -> FrozenBackbone:

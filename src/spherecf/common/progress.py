@@ -24,6 +24,11 @@ console = Console(stderr=True)
 _bars_shown = True
 
 
+def print_text(text: str, style: str | None = None) -> None:
+    """Print a message on stderr verbatim: without markup, highlighting or inserted line breaks."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 def hide_bars() -> None:
     """Hide progress bars in this process, e.g. because another rank of the same job shows them."""
     global _bars_shown

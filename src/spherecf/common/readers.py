@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from spherecf.common.progress import console, in_order
+from spherecf.common.progress import in_order, print_text
 from spherecf.errors import SpherecfError
 
 Item = TypeVar("Item")
@@ -253,10 +253,7 @@ class Readers(Generic[Item, Result]):
         try:
             work = _Work(function, self._slots, self._size)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            console.print(
-                f"{name}: using threads, because the work cannot be sent to processes ({error})",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
+            print_text(f"{name}: using threads, because the work cannot be sent to processes ({error})")
             return
         if device is not None and device.type == "cuda":
             _pin(self._slots, device, name)
@@ -396,10 +393,9 @@ def _pin(memory: _Memory, device: torch.device, name: str) -> None:
     if not code:
         weakref.finalize(memory, partial(runtime.cudaHostUnregister, start))
         return
-    console.print(
+    print_text(
         f"{name}: CUDA cannot pin {memory.size / 2**20:.0f} MiB (error {code}), so copies to the GPU keep "
-        "the CPU waiting; fewer processes (engine.workers) need less",
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        "the CPU waiting; fewer processes (engine.workers) need less"
+    )
     with suppress(RuntimeError):  # CUDA reports the error once more, after the next kernel
         torch.zeros(1, device=device)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.files import make_folder, sync_folder, write_atomically
 from spherecf.common.parsing import checked, parse_json
-from spherecf.common.progress import console
+from spherecf.common.progress import print_text
 from spherecf.common.sealing import Key, matching_key, sealed_with
 from spherecf.common.tensorfile import sealed_tensors, write_tensors
 from spherecf.errors import FileFormatError, InputError, StorageError
@@ -232,11 +232,10 @@ class RowStore:
         facts = {*self.identity, *state.identity}
         changed = sorted(name for name in facts if self.identity.get(name) != state.identity.get(name))
         if state.done > 0 and changed:
-            console.print(
+            print_text(
                 f"{self.folder}: the {state.done:,} rows of an earlier run differ in {', '.join(changed)}; "
-                "they are deleted and computed again",
-                highlight=False, markup=False, soft_wrap=True,
-            )  # fmt: skip
+                "they are deleted and computed again"
+            )
 
     def _state(self) -> "_State | None":
         """The content of the state file; None if there is no valid one."""

@@ -348,37 +348,14 @@ def _ghost(image: Image, strength: float, rng: np.random.Generator) -> Image:
     return _pixels(cv2.addWeighted(image, 0.5, twin, 0.5, 0))
 
 
+# A kind has the name of its function: renaming one changes recipes and what they draw.
 KINDS: dict[str, Operation] = {
-    "resolution": _resolution,
-    "gaussian_blur": _gaussian_blur,
-    "motion_blur": _motion_blur,
-    "noise": _noise,
-    "jpeg": _jpeg,
-    "occlusion": _occlusion,
-    "exposure": _exposure,
-    "gamma": _gamma,
-    "pixelate": _pixelate,
-    "defocus": _defocus,
-    "salt_pepper": _salt_pepper,
-    "haze": _haze,
-    "shift": _shift,
-    "mask": _mask,
-    "glasses": _glasses,
-    "rain": _rain,
-    "low_light": _low_light,
-    "halftone": _halftone,
-    "moire": _moire,
-    "turn_head": _turn_head,
-    "half": _half,
-    "zoom": _zoom,
-    "rotate": _rotate,
-    "shadow": _shadow,
-    "colour_cast": _colour_cast,
-    "copies": _copies,
-    "texture": _texture,
-    "shuffle": _shuffle,
-    "posterise": _posterise,
-    "stripes": _stripes,
-    "ghost": _ghost,
-}
+    operation.__name__.removeprefix("_"): operation
+    for operation in (
+        _resolution, _gaussian_blur, _motion_blur, _noise, _jpeg, _occlusion, _exposure, _gamma, _pixelate,
+        _defocus, _salt_pepper, _haze, _shift, _mask, _glasses, _rain, _low_light, _halftone, _moire,
+        _turn_head, _half, _zoom, _rotate, _shadow, _colour_cast, _copies, _texture, _shuffle, _posterise,
+        _stripes, _ghost,
+    )
+}  # fmt: skip
 """Operation by kind: ``operation(image, strength in [0, 1], rng)``; the effect grows with strength."""

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -317,14 +318,12 @@ def _decode(
 
 def _per_identity(counts: np.ndarray) -> dict[str, Any]:
     counts = counts[counts > 0]
-    histogram = {}
-    for low, high in zip(_EDGES, (*_EDGES[1:], np.inf)):
-        name = f"{low}+" if high == np.inf else str(low) if high == low + 1 else f"{low}-{int(high) - 1}"
-        histogram[name] = int(((counts >= low) & (counts < high)).sum())
+    names = [str(low) if high == low + 1 else f"{low}-{high - 1}" for low, high in pairwise(_EDGES)]
+    histogram = np.histogram(counts, (*_EDGES, np.inf))[0].tolist()
     return {
         "least": int(counts.min()),
         "median": float(np.median(counts)),
         "mean": round(float(counts.mean()), 3),
         "most": int(counts.max()),
-        "histogram": histogram,
+        "histogram": dict(zip((*names, f"{_EDGES[-1]}+"), histogram)),
     }

@@ -7,9 +7,9 @@ et al., "IARPA Janus Benchmark - C", ICB 2018. The files are those used by insig
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
@@ -398,17 +398,13 @@ def write_ijb(folder: str | Path, meta: IjbMeta, set: str = "ijbc") -> Path:
         tables["1N_probe_mixed.csv"] = _list_lines(meta.probes)
     for name, lines in tables.items():
         encoded = (f"{line}\n".encode() for line in lines)
-        write_atomically(folder / f"{set}_{name}", partial(_write_lines, encoded))
+        write_atomically(folder / f"{set}_{name}", methodcaller("writelines", encoded))
     return folder
 
 
 def _check_set(name: str) -> None:
     if name not in GALLERIES:
         raise InputError(f"set: expected one of {', '.join(GALLERIES)}, got {name!r}")
-
-
-def _write_lines(lines: Iterator[bytes], stream: IO[bytes]) -> None:
-    stream.writelines(lines)
 
 
 def _score_lines(meta: IjbMeta, points: NDArray[Any], scores: NDArray[Any]) -> Iterator[str]:

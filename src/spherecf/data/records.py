@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from mmap import mmap
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -118,12 +118,8 @@ def write_index(path: str | Path) -> Path:
         raise FileFormatError(path, "expected records, but the file has none.")
     if len(np.unique(numbers)) < len(numbers) or max(numbers) >= _MAX_NUMBER:
         numbers = array("Q", range(len(offsets)))
-
-    def write(stream: IO[bytes]) -> None:
-        stream.writelines(b"%d\t%d\n" % line for line in zip(numbers, offsets))
-
-    write_atomically(index, write)
-    return index
+    lines = (b"%d\t%d\n" % line for line in zip(numbers, offsets))
+    return write_atomically(index, lambda stream: stream.writelines(lines))
 
 
 def _is_increasing(column: Int64[np.ndarray, " n"]) -> bool:

@@ -145,7 +145,7 @@ def read_table(
         finite = all(np.isfinite(rows[name]).all() for name in columns if dtype[name].kind == "f")
     except (ValueError, OSError):
         finite = False
-    if not finite or (header and _is_row(_line(path, 0)[1], dtype, delimiter)):
+    if not finite or (header and not _mismatch(_line(path, 0)[1], dtype, delimiter)):
         raise _table_error(path, dtype, delimiter, header)
     if not len(rows):
         raise FileFormatError(
@@ -170,7 +170,7 @@ def _table_error(path: Path, dtype: np.dtype[Any], delimiter: str | None, header
     """The error for the first line that does not fit, found line by line."""
     for position, (number, line) in enumerate(iter_lines(path)):
         if header and position == 0:
-            if _is_row(line, dtype, delimiter):
+            if not _mismatch(line, dtype, delimiter):
                 expected = f"a header line, then `{_format_text(dtype, delimiter)}`"
                 return FileFormatError(path, f"line {number}: expected {expected}, got {line[:80]!r}.")
         elif reason := _mismatch(line, dtype, delimiter):
@@ -179,10 +179,6 @@ def _table_error(path: Path, dtype: np.dtype[Any], delimiter: str | None, header
                 f"line {number}: expected `{_format_text(dtype, delimiter)}`, got {line[:80]!r}: {reason}.",
             )
     return FileFormatError(path, "could not be parsed as a table.", "Is it plain text?")
-
-
-def _is_row(line: str, dtype: np.dtype[Any], delimiter: str | None) -> bool:
-    return not _mismatch(line, dtype, delimiter)
 
 
 def _mismatch(line: str, dtype: np.dtype[Any], delimiter: str | None) -> str:

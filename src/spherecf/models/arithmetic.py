@@ -16,48 +16,30 @@ import torch
 from spherecf.errors import InputError
 
 
-class _Products:
-    """torch's precision of matrix products, as an attribute."""
-
-    @property
-    def precision(self) -> str:
-        return torch.get_float32_matmul_precision()
-
-    @precision.setter
-    def precision(self, value: str) -> None:
-        torch.set_float32_matmul_precision(value)
-
-
 class _Setting(NamedTuple):
     """One of torch's settings, and its values for full float32 and for TF32."""
 
-    owner: Callable[[], Any]
-    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
     full: bool | str
     tf32: bool | str
 
-    def read(self) -> Any:
-        return getattr(self.owner(), self.name)
 
-    def write(self, value: Any) -> None:
-        setattr(self.owner(), self.name, value)
+def _attribute(owner: Callable[[], Any], name: str, full: bool | str, tf32: bool | str) -> _Setting:
+    """A setting that is an attribute; its owner may be missing in this version of torch."""
+    return _Setting(lambda: getattr(owner(), name), lambda value: setattr(owner(), name, value), full, tf32)
 
 
 # Settings for convolutions and for matrix products: first the name that every version of torch has, then the
 # name added in torch 2.9. Once the new name has been written, reading the old one is an error.
 _SETTINGS = (
     (
-        _Setting(lambda: torch.backends.cudnn, "allow_tf32", False, True),
-        _Setting(
-            lambda: torch.backends.cudnn.conv,  # type: ignore[attr-defined]
-            "fp32_precision",
-            "ieee",
-            "tf32",
-        ),
+        _attribute(lambda: torch.backends.cudnn, "allow_tf32", False, True),
+        _attribute(lambda: torch.backends.cudnn.conv, "fp32_precision", "ieee", "tf32"),  # type: ignore[attr-defined]
     ),
     (
-        _Setting(_Products, "precision", "highest", "high"),
-        _Setting(lambda: torch.backends.cuda.matmul, "fp32_precision", "ieee", "tf32"),
+        _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest", "high"),
+        _attribute(lambda: torch.backends.cuda.matmul, "fp32_precision", "ieee", "tf32"),
     ),
 )
 

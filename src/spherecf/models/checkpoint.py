@@ -374,6 +374,6 @@ def differences(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> 
     return "; ".join(f"{len(keys)} keys {kind} ({shorten(keys)})" for kind, keys in kinds.items() if keys)
 
 
-def shorten(keys: list[str], count: int = 3) -> str:
+def shorten(keys: list[str]) -> str:
     """The first few names of a list, for messages."""
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

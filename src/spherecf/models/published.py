@@ -113,7 +113,7 @@ def _identify(
         if relatives := [key for key in state if part in key]:
             raise ModelError(f"{path}: not a supported network: {relatives[0]} shows that {reason}")
     try:
-        architecture, options = family.measure(_shapes(state))
+        architecture, options = family.measure({key: tuple(t.shape) for key, t in state.items()})
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{path}: {_unknown(state)}") from error
     fitting = [name for name, make in NETWORKS.items() if _makes(make, family, architecture)]
@@ -158,10 +158,6 @@ def is_magface(prefix: str) -> bool:
     """
     names = [name for name in prefix.split(".") if name not in ("", "module")]
     return names[-1:] == ["features"]
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
 @cache

@@ -246,7 +246,10 @@ class _BackboneTask:
         if self._validate is not None:
             validation: dict[str, float] = {}
             if self._ranks.is_main:
-                validation = {name: float(value) for name, value in self._validate(self._frozen()).items()}
+                # Freeze a copy: validation must not change the network that is being trained.
+                network, device = deepcopy(self.network), str(self._ranks.device)
+                frozen = FrozenBackbone.from_module(network, self.preprocessing, device=device)
+                validation = {name: float(value) for name, value in self._validate(frozen).items()}
             metrics |= self._ranks.broadcast_object(validation)
         return metrics
 
@@ -255,11 +258,6 @@ class _BackboneTask:
             if math.isfinite(cosine):
                 self._cosine = [self._cosine[0] + cosine, self._cosine[1] + 1]
         self._cosines.clear()
-
-    def _frozen(self) -> FrozenBackbone:
-        # Freeze a copy: validation must not change the network that is being trained.
-        network = deepcopy(self.network)
-        return FrozenBackbone.from_module(network, self.preprocessing, device=str(self._ranks.device))
 
     def state(self) -> dict[str, Any]:
         self._read_cosines()

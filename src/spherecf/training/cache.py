@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,43 +62,30 @@ def run_backbone_on_all(
         return run_backbone(
             backbone, source, views, recorder, folder, batch_size=batch_size, description=description
         )
+    open_rows = partial(open_store, backbone, source, views, recorder, folder)
     with ExitStack() as stack:
         ranks.run_on_main(lambda: stack.enter_context(locked(folder, ROWS_HELD)), description)
-        return _fill_on_all(ranks, backbone, source, views, recorder, folder, batch_size, description)
+        # Rank 0 reserves the disk space first: ranks creating the same files concurrently would corrupt them.
+        ranks.run_on_main(open_rows, description)
+        store, n_views = open_rows(), len(views)
+        pieces = _pieces(store.rows, n_views)
 
+        def fill() -> None:
+            local = pieces[ranks.rank :: ranks.size]
+            parts = [(store.part(a, b), range(a // n_views, b // n_views)) for a, b in local]
+            done = sum(part.done for part, _ in parts)
+            with progress(description, sum(part.rows for part, _ in parts), done) as advance:
+                for part, images in parts:
+                    if not part.complete:
+                        subset = source.subset(images)
+                        fill_store(part, backbone, subset, views, recorder, batch_size, advance)
 
-def _fill_on_all(
-    ranks: Ranks,
-    backbone: FrozenBackbone,
-    source: ImageSource,
-    views: Sequence[View],
-    recorder: Recorder,
-    folder: Path,
-    batch_size: int,
-    description: str,
-) -> RowStore:
-    # Rank 0 reserves the disk space first: ranks creating the same files concurrently would corrupt them.
-    ranks.run_on_main(lambda: open_store(backbone, source, views, recorder, folder), description)
-    store, n_views = open_store(backbone, source, views, recorder, folder), len(views)
-
-    def fill() -> None:
-        pieces = _pieces(store.rows, n_views)[ranks.rank :: ranks.size]
-        parts = [(store.part(a, b), range(a // n_views, b // n_views)) for a, b in pieces]
-        done = sum(part.done for part, _ in parts)
-        with progress(description, sum(part.rows for part, _ in parts), done) as advance:
-            for part, images in parts:
-                if not part.complete:
-                    fill_store(part, backbone, source.subset(images), views, recorder, batch_size, advance)
-
-    def join() -> None:
-        store.join([store.part(start, stop) for start, stop in _pieces(store.rows, n_views)])
-
-    if not store.complete:
-        ranks.run_on_all(fill, description)
-        ranks.run_on_main(join, description)
-        store = open_store(backbone, source, views, recorder, folder)
-    ranks.run_on_main(lambda: check_usable(store, source), description)
-    return store
+        if not store.complete:
+            ranks.run_on_all(fill, description)
+            ranks.run_on_main(lambda: store.join([store.part(*piece) for piece in pieces]), description)
+            store = open_rows()
+        ranks.run_on_main(lambda: check_usable(store, source), description)
+        return store
 
 
 def _pieces(rows: int, views: int) -> list[tuple[int, int]]:

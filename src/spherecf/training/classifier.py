@@ -161,7 +161,9 @@ class ShardedClassifier:
         else:
             target = margin.target(target_cosine, norm[samples])  # (m,)
             logits = margin.others(cosine, true_cosine).index_put((samples, columns), target)  # (n, c)
-            losses = _cross_entropy(logits, samples, columns, margin.scale, ranks)  # (n,)
+            losses = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                logits, samples, columns, margin.scale, ranks
+            )  # (n,)
             # Only the rank with the true prototype adds the penalty, so that it counts once in the sum.
             penalty = margin.penalty(norm)[samples].sum() / len(gathered)
             backward = losses.mean() + penalty
@@ -209,13 +211,6 @@ def initial_prototypes(identities: int, dim: int, seed: int, part: slice | None 
         begin = block * _BLOCK
         blocks.append(rows[max(part.start - begin, 0) : part.stop - begin].clone())
     return torch.cat(blocks)
-
-
-def _cross_entropy(logits: Tensor, samples: Tensor, columns: Tensor, scale: float, ranks: Ranks) -> Tensor:
-    losses: Tensor = _ShardedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits, samples, columns, scale, ranks
-    )
-    return losses
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from spherecf.common.progress import console
+from spherecf.common.progress import print_text
 from spherecf.common.version import environment
 from spherecf.data import ImageSource, View, training_views
 from spherecf.errors import InputError
@@ -163,11 +163,10 @@ def streams(backbone: FrozenBackbone, source: ImageSource, config: ConfidenceCon
     # Leave a tenth of the disk's free space; an existing cache has its space already.
     fits = (folder / "state.json").exists() or needed < 0.9 * free
     stream = settings.source == "auto" and not fits
-    console.print(
+    print_text(
         f"features: at most {len(source)} images x {views} views, {needed / 2**30:.2f} GiB as a cache in "
-        f"{folder}, {free / 2**30:.1f} GiB are free" + ("; streaming instead" if stream else ""),
-        highlight=False, markup=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{folder}, {free / 2**30:.1f} GiB are free" + ("; streaming instead" if stream else "")
+    )
     return stream
 
 

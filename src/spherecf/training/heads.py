@@ -359,7 +359,8 @@ class ConfidenceTask:
         if self.objective.pairwise:
             parts = self._grouped(self.held_out, 0)
         else:
-            parts = np.array_split(self.held_out, max(1, math.ceil(len(self.held_out) / self._chunk())))
+            chunk = _CHUNK if self.features.cosine is not None else self._config.fit.batch_size
+            parts = np.array_split(self.held_out, max(1, math.ceil(len(self.held_out) / chunk)))
         local = [part[ranks.share(len(part))] for part in parts]
         losses, kappas = [], []
         with closing(self.features.load(local, self.objective.directions)) as loaded:
@@ -379,9 +380,6 @@ class ConfidenceTask:
             "held_out_loss": float(torch.cat(losses).mean()),
             "held_out_median_kappa": float(kappa.median()),
         }
-
-    def _chunk(self) -> int:
-        return _CHUNK if self.features.cosine is not None else self._config.fit.batch_size
 
     def finish(self) -> int:
         """Load the weights of the best epoch and return its number, 0 for the constant head.

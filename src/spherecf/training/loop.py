@@ -20,7 +20,7 @@ from inspect import signature
 from itertools import chain
 from operator import mul
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spherecf.common.compiling import compiled
 from spherecf.common.files import locked, write_atomically
-from spherecf.common.progress import console, progress
+from spherecf.common.progress import print_text, progress
 from spherecf.errors import InputError, MissingDependencyError, SpherecfError, StorageError
 from spherecf.models import float32_arithmetic
 from spherecf.training.checkpoint import CheckpointWriter, load_checkpoint, other_checkpoints
@@ -663,7 +663,7 @@ class _Trainer:
 
     def _say(self, text: str) -> None:
         if self.ranks.is_main:
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
+            print_text(text)
 
     def _gather_skipped(self) -> None:
         for skipped in self.ranks.all_gather_object(self.outcome.skipped):
@@ -692,7 +692,9 @@ class RunLog:
         if tensorboard:
             if folder is None:
                 raise InputError("TensorBoard events need a folder to write to")
-            self._writer = _event_writer(folder / "runs", step)
+            # Discard events of steps after the checkpoint: these steps are repeated.
+            purge_step = step + 1 if step else None
+            self._writer = event_writer_class()(str(folder / "runs"), purge_step=purge_step)
         lines = "".join(self._next(metrics) for metrics in history).encode()
         if self._path is not None:
             write_atomically(self._path, lambda stream: stream.write(lines))
@@ -709,7 +711,18 @@ class RunLog:
 
     def epoch(self, metrics: Mapping[str, float], speed: Mapping[str, float], step: int) -> None:
         """Write the next epoch; speeds are events only, so that equal runs write equal histories."""
-        self._line(metrics)
+        line = self._next(metrics)
+        if self._path is not None:
+            try:
+                with self._path.open("a") as stream:
+                    stream.write(line)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except OSError as error:
+                raise StorageError(
+                    f"{self._path}: could not be written ({error.strerror or error}); the last checkpoint is "
+                    "intact. Free some space, then run the same command again"
+                ) from error
         if self._writer is not None:
             self._scalars("epoch/", {**metrics, **speed}, step)
 
@@ -721,33 +734,12 @@ class RunLog:
         self._epochs += 1
         return json.dumps({"epoch": self._epochs, **metrics}) + "\n"
 
-    def _line(self, metrics: Mapping[str, float]) -> None:
-        line = self._next(metrics)
-        if self._path is not None:
-            with _storage_errors(self._path), self._path.open("a") as stream:
-                stream.write(line)
-                stream.flush()
-                os.fsync(stream.fileno())
-
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-@contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path}: could not be written ({error.strerror or error}); the last checkpoint is intact. "
-            "Free some space, then run the same command again"
-        ) from error
 
 
 def event_writer_class() -> Any:
@@ -763,11 +755,6 @@ def event_writer_class() -> Any:
             "TensorBoard is not installed: pip install 'spherecf[train]', or omit --tensorboard"
         ) from error
     return SummaryWriter
-
-
-def _event_writer(folder: Path, step: int) -> Any:
-    # Discard events of steps after the checkpoint: these steps are repeated.
-    return event_writer_class()(str(folder), purge_step=step + 1 if step else None)
 
 
 _SAME_REQUEST = 3.0  # seconds during which further signals count as the first one

@@ -155,7 +155,7 @@ def _tensors(model: Model) -> Iterator[StoredTensor]:
                     yield attribute.t
                 if attribute.HasField("sparse_tensor"):
                     yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
-                pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
+            pending += subgraphs(node)
 
 
 def _attach_weights(model: Model, path: Path) -> int:
@@ -320,13 +320,17 @@ def attributes(node: Node) -> dict[str, Any]:
 def reads(node: Node) -> list[str]:
     """Tensors that a node reads: its inputs, and outer tensors used by its subgraphs (of If and Loop)."""
     names = list(node.input)
-    for attribute in node.attribute:
-        for inner in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
-            local = {v.name for v in (*inner.input, *inner.initializer)}
-            local.update(name for step in inner.node for name in step.output)
-            needed = [name for step in inner.node for name in reads(step)] + [o.name for o in inner.output]
-            names += [name for name in needed if name not in local]
+    for inner in subgraphs(node):
+        local = {v.name for v in (*inner.input, *inner.initializer)}
+        local.update(name for step in inner.node for name in step.output)
+        needed = [name for step in inner.node for name in reads(step)] + [o.name for o in inner.output]
+        names += [name for name in needed if name not in local]
     return names
+
+
+def subgraphs(node: Node) -> list[Any]:
+    """The graphs inside a node (of If and Loop)."""
+    return [graph for a in node.attribute for graph in (*a.graphs, *([a.g] if a.HasField("g") else ()))]
 
 
 def replace_nodes(graph: OnnxGraph, nodes: Sequence[Node]) -> None:

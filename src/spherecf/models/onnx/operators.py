@@ -66,12 +66,12 @@ def _parameter(module: nn.Module, name: str, value: Tensor | None) -> None:
         setattr(module, name, nn.Parameter(value.clone(), requires_grad=value.is_floating_point()))
 
 
-def _padding(op: Operation, rank: int = 2) -> tuple[int, int] | list[int]:
+def _padding(op: Operation) -> tuple[int, int] | list[int]:
     """Padding as (height, width) if symmetric, else as a list for torch's `pad` (last dimension first)."""
     if op.attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise op.refuse(f"auto_pad={op.attributes['auto_pad']} is not supported")
-    pads = list(op.attributes.get("pads", [0] * (2 * rank)))
-    if pads[:rank] == pads[rank:]:
+    pads = list(op.attributes.get("pads", [0] * 4))
+    if pads[:2] == pads[2:]:
         return pads[0], pads[1]
     return [pads[1], pads[3], pads[0], pads[2]]
 

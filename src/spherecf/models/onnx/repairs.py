@@ -31,6 +31,7 @@ from spherecf.models.onnx.graph import (
     read_onnx,
     reads,
     replace_nodes,
+    subgraphs,
     type_name,
 )
 
@@ -113,7 +114,7 @@ def _widen(graph: OnnxGraph, kind: int) -> None:
                     attribute.i = TensorProto.FLOAT
                 for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else ())):
                     _widen_tensor(graph, tensor, kind)
-                pending += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())]
+            pending += subgraphs(node)
 
 
 def _widen_tensor(graph: OnnxGraph, tensor: Any, kind: int) -> None:
