@@ -197,6 +197,12 @@ def test_encoder_writes_known_formats_and_refuses_others() -> None:
         encode_image(GRADIENT, ".xyz")
 
 
+@pytest.mark.parametrize("options", [{"reduce": 3}, {"reduce": [2]}, {"size": 112}, {"size": (1, 2, 3)}])
+def test_options_without_a_meaning_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(options))}: expected "):
+        decode_image(encode_image(GRADIENT), **options)
+
+
 def test_declared_sizes_beyond_the_data_are_refused_before_decoding() -> None:
     grey = np.full((16, 16, 3), 128, np.uint8)
     jpeg, png = bytearray(encode_image(grey, ".jpg")), bytearray(encode_image(grey))

@@ -54,8 +54,8 @@ def test_arrays_that_are_not_images_are_refused(detector: FaceDetector, image: n
         detector(image)
 
 
-@pytest.mark.parametrize("score", [0.0, 1.0, float("nan")])
-def test_scores_out_of_range_are_refused(score: float) -> None:
+@pytest.mark.parametrize("score", [0.0, 1.0, float("nan"), "0.5", None])
+def test_scores_out_of_range_are_refused(score: object) -> None:
     with pytest.raises(InputError, match="min_score"):
         FaceDetector(min_score=score)
 
