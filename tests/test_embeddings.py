@@ -113,6 +113,10 @@ def _nan(row: int) -> np.ndarray:
         ({"log_kappa": np.full(7, 400.0)}, "is this kappa itself"),
         ({"log_kappa": np.zeros(6)}, r"log_kappa: expected shape \(7,\)"),
         ({"keys": ["a"] * 7}, "6 duplicates, first 'a'"),
+        ({"keys": "abcdefg"}, "keys: expected a list of strings, got str"),
+        ({"identities": None}, "identities: expected a list of strings, got NoneType"),
+        ({"extras": ["norm"]}, "extras: expected a dict of columns by name, got list"),
+        ({"skipped": ["a.jpg"]}, "skipped: expected pairs .key, reason."),
         ({"labels": np.full(7, 3)}, r"expected -1 .unknown. .. 2 .*got 3 .. 3"),
         ({"extras": {"norm": np.full(7, np.nan)}}, "norm: 7 of 7"),
         ({"log_precision": np.zeros((7, 4))}, r"one value per coordinate, shape \(7, 5\), got \(7, 4\)"),
@@ -137,6 +141,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"mu": np.eye(3, dtype=np.float32)}, path)
     with pytest.raises(FileFormatError, match="not embeddings/1"):
+        Embeddings.load(path)
+    save_file({"mu": np.eye(3, dtype=np.float32)}, path, metadata={"spherecf": "embeddings/2"})
+    with pytest.raises(FileFormatError, match=r"\(got embeddings/2\)\. Update spherecf\."):
         Embeddings.load(path)
     save_file({"mu": np.eye(3, dtype=np.float32)}, path, metadata={"spherecf": "embeddings/1"})
     with pytest.raises(FileFormatError, match="lacks 'keys'"):

@@ -9,6 +9,7 @@ memory.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -73,14 +74,19 @@ class Embeddings:
     def __post_init__(self) -> None:
         self.mu = as_array(self.mu, "mu", np.float32)
         self.log_kappa = as_array(self.log_kappa, "log_kappa", np.float32)
-        self.keys = [str(key) for key in self.keys]
-        self.identities = [_plain(str(name)) for name in self.identities]
+        self.keys = _strings(self.keys, "keys")
+        self.identities = [_plain(name) for name in _strings(self.identities, "identities")]
         if self.labels is not None:
             self.labels = as_array(self.labels, "labels", np.int64)
         if self.log_precision is not None:
             self.log_precision = as_array(self.log_precision, "log_precision", np.float32)
+        if not isinstance(self.extras, Mapping):
+            raise InputError(f"extras: expected a dict of columns by name, got {type(self.extras).__name__}")
         self.extras = {name: as_array(column, name, np.float32) for name, column in self.extras.items()}
-        self.skipped = [(_plain(str(key)), _plain(str(reason))) for key, reason in self.skipped]
+        try:
+            self.skipped = [(_plain(str(key)), _plain(str(reason))) for key, reason in self.skipped]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"skipped: expected pairs (key, reason): {error}") from error
         self.provenance = _plain(self.provenance)
         _check(self)
 
@@ -120,7 +126,7 @@ class Embeddings:
         Raises:
             InputError: unknown keys; the message counts them and gives the reason of those that were skipped.
         """
-        requested = list(keys)
+        requested = _strings(keys, "keys")
         rows = [self._index.get(key, -1) for key in requested]
         missing = [key for key, row in zip(requested, rows) if row < 0]
         if missing:
@@ -274,7 +280,8 @@ def _read(path: Path, key: Key | None) -> tuple[dict[str, NDArray[Any]], dict[st
         tensors = map_tensors(path)
     if metadata.get("spherecf") != _FORMAT:
         got = metadata.get("spherecf", "no format name")[:80]
-        raise FileFormatError(path, f"a safetensors file, but not {_FORMAT} (got {got}).", _AGAIN)
+        hint = "Update spherecf." if re.fullmatch(r"embeddings/\d+", got) else _AGAIN
+        raise FileFormatError(path, f"a safetensors file, but not {_FORMAT} (got {got}).", hint)
     for name, tensor in tensors.items():
         types = [_TYPES[name]] if name in _TYPES else _FLOATS
         if tensor.dtype not in map(np.dtype, types):
@@ -313,6 +320,12 @@ def _facts(path: Path, metadata: Mapping[str, str]) -> _Facts:
     names = ("identities", "skipped", "provenance")
     facts = {name: parse_json(metadata[name], path, name, _AGAIN) for name in names}
     return checked(_Facts, facts, "metadata")
+
+
+def _strings(values: Iterable[Any], name: str) -> list[str]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InputError(f"{name}: expected a list of strings, got {type(values).__name__}")
+    return [str(value) for value in values]
 
 
 def _plain(value: Any) -> Any:

@@ -79,7 +79,7 @@ def test_another_model_is_refused(fitted: Calibration) -> None:
 
 def test_unknown_or_damaged_files_are_refused(fitted: Calibration) -> None:
     facts = fitted.to_dict()
-    with pytest.raises(InputError, match="version 3, this spherecf reads 2"):
+    with pytest.raises(InputError, match="version 3, this spherecf reads 1 to 2"):
         Calibration.from_dict(facts | {"version": 3})
     with pytest.raises(InputError, match="got the format None"):
         Calibration.from_dict({})

@@ -14,7 +14,7 @@ from spherecf.cli.calibrate import calibrate
 from spherecf.cli.options import open_gallery
 from spherecf.data import orl_faces
 from spherecf.embeddings import Embeddings
-from spherecf.errors import InputError
+from spherecf.errors import InputError, StorageError
 from spherecf.models import load
 from spherecf.photos import FaceAssessor
 
@@ -94,6 +94,8 @@ def test_a_gallery_stores_the_rules_and_their_test_set(tmp_path: Path) -> None:
         run(str(path), "--one-each", "--gallery", str(gallery_path))
     with open_gallery(str(gallery_path), model) as gallery:
         gallery.enrol_many(["Ann"], np.eye(1, 128), [150.0])
+        with pytest.raises(StorageError, match=f"in use by process {os.getpid()}"):  # at once
+            run(str(tmp_path / "nobody"), "--gallery", str(gallery_path))
     options = ["--one-each", "--gallery", str(gallery_path), "--draws", "50", "--json"]
     report = json.loads(run(str(path), *options))
     assert report["gallery"] == str(gallery_path) and report["saved"] is None

@@ -29,6 +29,12 @@ CHUNK = 64
 HEAD = 56
 
 
+def test_files_of_a_newer_format_are_not_taken_for_plain_ones(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"spherecf.sealed2" + bytes(100))
+    with pytest.raises(FileFormatError, match="Update spherecf"):
+        sealed_with(tmp_path / "a")
+
+
 @pytest.fixture
 def key(monkeypatch: pytest.MonkeyPatch) -> Key:
     monkeypatch.setattr(sealing_module, "_CHUNK", CHUNK)

@@ -266,5 +266,5 @@ def test_bad_recipes_are_refused(recipe: str | DegradationRecipe, message: str) 
     "image", [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((9, 9, 4), np.uint8)]
 )
 def test_arrays_that_are_not_images_are_refused(image: np.ndarray) -> None:
-    with pytest.raises(InputError, match="person/1: expected uint8"):
+    with pytest.raises(InputError, match="person/1: expected a uint8"):
         Degradation("train")(image, "person/1")

@@ -56,6 +56,18 @@ def test_missing_and_empty_folders_are_refused(tmp_path: Path) -> None:
         IdentityFolder(tmp_path)
 
 
+def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def iterdir(path: Path) -> object:  # tests may run as root, who can read every folder
+        if path.name == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_iterdir(path)
+
+    real_iterdir, locked = Path.iterdir, IdentityFolder(folder).identities[0]
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(FileFormatError, match=rf"{locked}: cannot read the folder \(Permission denied\)"):
+        IdentityFolder(folder)
+
+
 def test_a_deleted_image_raises_image_error(folder: Path) -> None:
     source = IdentityFolder(folder)
     source.path(3).unlink()

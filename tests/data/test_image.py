@@ -1,6 +1,7 @@
 import io
 import pickle
 import struct
+from inspect import unwrap
 
 import cv2
 import numpy as np
@@ -195,6 +196,12 @@ def test_encoder_writes_known_formats_and_refuses_others() -> None:
     assert len(encode_image(GRADIENT, ".jpg", 20)) < len(encode_image(GRADIENT, ".jpg", 95))
     with pytest.raises(InputError, match="xyz"):
         encode_image(GRADIENT, ".xyz")
+
+
+@pytest.mark.parametrize("options", [{"reduce": 3}, {"reduce": [2]}, {"size": 112}, {"size": (1, 2, 3)}])
+def test_options_without_a_meaning_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(options))}: expected "):
+        unwrap(decode_image)(encode_image(GRADIENT), **options)  # without the type checks of the tests
 
 
 def test_declared_sizes_beyond_the_data_are_refused_before_decoding() -> None:

@@ -117,6 +117,18 @@ def test_the_index_may_omit_records_that_are_not_images(
     assert source.labels.tolist() == [0, 0, 1, 1, 2, 2]
 
 
+def test_the_labels_of_a_shuffled_index_are_those_of_the_images(tmp_path: Path) -> None:
+    """Two images that are not at the ends of their identities' ranges are exchanged."""
+    records = record_set(people=2, each=3)
+
+    def exchange(lines: Lines) -> Lines:
+        offsets = dict(lines)
+        return list((offsets | {2: offsets[5], 5: offsets[2]}).items())
+
+    assert RecordFile(save(tmp_path / "set", records)).labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert RecordFile(save(tmp_path / "other", records, exchange)).labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
 def test_two_concatenated_sets_are_refused(tmp_path: Path) -> None:
     concatenated = record_set() + record_set()
     renumbered = [(row, data) for row, (_, data) in enumerate(concatenated)]

@@ -183,6 +183,13 @@ def test_a_wrong_property_is_refused(records: Path, text: str, message: str) -> 
         RecordFile(records)
 
 
+def test_a_folder_in_place_of_a_property_file_is_refused(records: Path) -> None:
+    (records / "property").unlink(missing_ok=True)
+    (records / "property").mkdir()
+    with pytest.raises(FileFormatError, match="property: cannot read the file"):
+        RecordFile(records)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,8 +1,11 @@
+from inspect import unwrap
+
 import cv2
 import numpy as np
 import pytest
 
 from spherecf.data import orl_faces, sharpness
+from spherecf.errors import InputError
 
 
 def test_sharpness_is_the_variance_of_the_laplacian() -> None:
@@ -11,6 +14,12 @@ def test_sharpness_is_the_variance_of_the_laplacian() -> None:
     padded = np.pad(grey, 1, mode="reflect")
     laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * grey
     assert sharpness(image) == pytest.approx(laplacian.var(), rel=1e-5)
+
+
+@pytest.mark.parametrize("image", [None, np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), [[[0, 0, 0]]]])
+def test_only_rgb_images_are_accepted(image: object) -> None:
+    with pytest.raises(InputError, match=r"expected a uint8 RGB image .* got"):
+        unwrap(sharpness)(image)  # without the type checks of the tests
 
 
 def test_sharpness_falls_with_blur() -> None:

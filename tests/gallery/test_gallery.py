@@ -247,6 +247,25 @@ def test_a_damaged_file_is_refused(opened: Open, people: np.ndarray, tmp_path: P
     assert len(opened()) == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("json_set(value, '$.version', 3)", r"of version 1, got spherecf.gallery 3\. Update spherecf"),
+        ("json_set(value, '$.dim', '8')", r"header of the gallery: dim: .*valid integer.* Restore it"),
+        ("json_remove(value, '$.radius')", r"header of the gallery: radius: Field required.* Restore it"),
+    ],
+)
+def test_headers_of_newer_versions_and_damaged_ones_are_refused(
+    opened: Open, tmp_path: Path, value: str, message: str
+) -> None:
+    opened().close()
+    with sqlite3.connect(tmp_path / "people") as connection:
+        connection.execute(f"UPDATE facts SET value = {value} WHERE name = 'header'")
+    connection.close()
+    with pytest.raises(FileFormatError, match=message):
+        opened()
+
+
 def test_files_that_are_not_galleries_are_refused(opened: Open, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x" * 200)
     with pytest.raises(FileFormatError, match="expected the file of a gallery"):

@@ -191,6 +191,14 @@ def test_altered_galleries_are_refused(closed: Path, statement: str) -> None:
         use(closed)
 
 
+def test_a_newer_format_is_not_taken_for_an_unencrypted_gallery(closed: Path) -> None:
+    with sqlite3.connect(closed) as connection:
+        connection.execute("UPDATE facts SET value = json_set(value, '$.version', 3) WHERE name = 'header'")
+    connection.close()
+    with pytest.raises(FileFormatError, match=r"encrypted gallery of version 2, got 3\. Update spherecf"):
+        use(closed)
+
+
 def test_removed_rows_cannot_be_restored(closed: Path, tmp_path: Path, opened: Open) -> None:
     """Neither the rows alone nor the rows together with the old checksum are accepted."""
     shutil.copy(closed, tmp_path / "before")

@@ -108,7 +108,9 @@ def test_unsafe_and_damaged_files_are_refused(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(FileFormatError, match=f"{name}: .*{message}"):
             read_checkpoint(name)
     Path("w.onnx").touch()
-    with pytest.raises(FileFormatError, match=r"expected one of \.safetensors, .*, got \.onnx"):
+    with pytest.raises(
+        FileFormatError, match=r"expected one of \.safetensors, .*, got \.onnx\. Open .*from_onnx"
+    ):
         read_checkpoint("w.onnx")
     assert not Path("owned").exists()
 

@@ -105,11 +105,20 @@ def test_files_that_are_not_onnx_are_refused(tmp_path: Path, tiny_file: Path) ->
             load_graph(tmp_path / name)
 
 
-def test_missing_external_weights_are_reported(tmp_path: Path) -> None:
+def test_missing_external_weights_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path, *args: object, **options: object) -> object:
+        if path.name == "w":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real_open(path, *args, **options)
+
+    real_open = Path.open
     onnx.save(
         graphs.iresnet(), tmp_path / "m.onnx", save_as_external_data=True, location="w", size_threshold=0
     )
     assert load_graph(tmp_path / "m.onnx").repairs == []
+    with monkeypatch.context() as patch, pytest.raises(ModelError, match=r"w: cannot be read .Permission"):
+        patch.setattr(Path, "open", deny)  # tests may run as root, who can read every file
+        load_graph(tmp_path / "m.onnx")
     (tmp_path / "w").unlink()
     with pytest.raises(ModelError, match="outside the file"):
         load_graph(tmp_path / "m.onnx")

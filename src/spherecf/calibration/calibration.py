@@ -256,7 +256,7 @@ class Calibration:
             raise InputError(f"expected a calibration ({FORMAT}), got the format {facts.get('format')!r}")
         if facts.get("version") not in (_PLAIN_VERSION, VERSION):
             raise InputError(
-                f"calibration of version {facts.get('version')}, this spherecf reads {VERSION}; update "
+                f"calibration of version {facts.get('version')}, this spherecf reads 1 to {VERSION}; update "
                 "spherecf, or calibrate again with `spherecf evaluate calibration --save`"
             )
         if missing := sorted({item.name for item in fields(cls)} - set(facts)):

@@ -81,8 +81,9 @@ def calibrate(
 
     assessor = open_assessor(model, backbone, detector, faces="main", device=device)
     loaded = assessor.model
-    if gallery is not None:  # fail before the images are embedded
-        open_gallery(str(gallery), loaded, create=False).close()
+    if gallery is not None:  # fail before the images are embedded; others may write to it meanwhile
+        with open_gallery(str(gallery), loaded, create=False) as opened:
+            opened.claim()
     if loaded.calibration is None:
         raise InputError(
             "the model has no decision rules to test; create them with `spherecf evaluate calibration --save`"

@@ -236,6 +236,14 @@ def checked_radius(radius: Any, name: str = "radius") -> float:
     return value
 
 
+def check_rgb(image: Any, where: str = "") -> None:
+    """Refuse what is not a uint8 RGB image (height, width, 3); ``where`` begins the message."""
+    is_array = isinstance(image, ndarray)
+    if not is_array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        given = f"{image.dtype} {image.shape}" if is_array else type(image).__name__
+        raise InputError(f"{where}expected a uint8 RGB image (height, width, 3), got {given}")
+
+
 def as_array(values: Any, name: str, dtype: Any = None) -> NDArray[Any]:
     """Convert anything that NumPy accepts, or a tensor of any device and type, to a NumPy array of numbers.
 

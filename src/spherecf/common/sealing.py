@@ -202,6 +202,10 @@ def sealed_with(path: str | Path) -> str | None:
             head = stream.read(_HEAD.size)
     except OSError:
         return None
+    if head.startswith(_MAGIC[:-1]) and not head.startswith(_MAGIC):
+        raise FileFormatError(
+            path, "encrypted in a format that this spherecf does not know.", "Update spherecf."
+        )
     if not head.startswith(_MAGIC):
         return None
     if len(head) < _HEAD.size:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.common.arrays import check_rgb
 from spherecf.data.damage import KINDS, Image
 from spherecf.errors import InputError
 
@@ -120,8 +121,7 @@ class Degradation:
 
     def __call__(self, image: NDArray[Any], key: str) -> Degraded:
         """Degrade one uint8 RGB image (height, width, 3); the input is not modified."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"{key}: expected uint8 (height, width, 3), got {image.dtype} {image.shape}")
+        check_rgb(image, f"{key}: ")
         recipe = self.recipe
         text = f"{recipe.name}-v{recipe.version}|{recipe.salt}|{self.seed}|{key}"
         rng = np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))

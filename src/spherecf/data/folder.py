@@ -31,7 +31,7 @@ class IdentityFolder(ImageSource):
         suffixes: file name extensions of images, in lower case.
 
     Raises:
-        FileFormatError: the folder does not exist, or holds no image.
+        FileFormatError: the folder does not exist, holds no image, or has a folder that cannot be read.
 
     Example:
         >>> from spherecf.data import orl_faces
@@ -42,11 +42,18 @@ class IdentityFolder(ImageSource):
 
     def __init__(self, root: str | Path, name: str = "", suffixes: frozenset[str] = IMAGE_SUFFIXES) -> None:
         self.root = Path(root)
-        if not self.root.is_dir():
+        try:
+            if not self.root.is_dir():
+                raise FileFormatError(
+                    root, "expected a folder with one sub-folder per identity, but this is not a folder."
+                )
+            paths = sorted(path.relative_to(self.root).parts for path in _walk_files(self.root, ()))
+        except OSError as error:
             raise FileFormatError(
-                root, "expected a folder with one sub-folder per identity, but this is not a folder."
-            )
-        paths = sorted(path.relative_to(self.root).parts for path in _walk_files(self.root, ()))
+                error.filename or root,
+                f"cannot read the folder ({error.strerror}).",
+                "Allow reading it, or move it elsewhere.",
+            ) from error
         images = [parts for parts in paths if Path(parts[-1]).suffix.lower() in suffixes]
         if not images:
             raise FileFormatError(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
 
+from spherecf.common.arrays import check_rgb
 from spherecf.errors import FileFormatError, InputError
 
 # IGNORE_ORIENTATION: an aligned crop is already upright; a left-over Exif tag must not rotate it.
@@ -78,11 +79,16 @@ def decode_image(
 
     Raises:
         ImageError: the file is empty, truncated, not an image, or of another size.
+        InputError: ``size`` or ``reduce`` is none of the values above.
 
     Example:
         >>> decode_image(b"P5 2 1 255 " + bytes([0, 255])).tolist()
         [[[0, 0, 0], [255, 255, 255]]]
     """
+    if reduce not in tuple(_REDUCED):
+        raise InputError(f"reduce: expected 1, 2, 4 or 8, got {reduce!r}")
+    if size is not None and np.shape(size) != (2,):
+        raise InputError(f"size: expected (height, width), got {size!r}")
     if not data:
         raise ImageError(where, "expected an encoded image, but it is empty (0 bytes).")
     problem = _truncation(data)
@@ -126,8 +132,7 @@ def encode_image(
         >>> np.array_equal(decode_image(encode_image(grey)), grey)
         True
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}")
+    check_rgb(image)
     option = _QUALITY_OPTIONS.get(suffix.lower())
     settings = [] if option is None else [option, quality]
     try:
@@ -241,10 +246,14 @@ def sharpness(image: NDArray[np.uint8]) -> float:
     Args:
         image: uint8 RGB (height, width, 3).
 
+    Raises:
+        InputError: it is not such an image.
+
     Example:
         >>> flat = np.full((112, 112, 3), 90, np.uint8)
         >>> sharpness(flat)
         0.0
     """
+    check_rgb(image)
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(grey, cv2.CV_32F).var())

@@ -171,9 +171,12 @@ def _bad_line(path: Path) -> FileFormatError:
 
 def read_property(path: Path) -> tuple[tuple[int, int] | None, int | None]:
     """((height, width), number of identities) from the ``property`` file; (None, None) if there is none."""
-    if not path.exists():
+    try:
+        text = path.read_bytes()[:200].decode("latin-1").strip()
+    except FileNotFoundError:
         return None, None
-    text = path.read_bytes()[:200].decode("latin-1").strip()
+    except OSError as error:
+        raise FileFormatError(path, f"cannot read the file ({error.strerror}).") from error
     fields = [field.strip() for field in text.split(",")]
     if len(fields) != 3 or not all(field.isdecimal() and int(field) > 0 for field in fields):
         raise FileFormatError(
@@ -304,7 +307,7 @@ def image_labels(
     """The label of each image, taken from its identity's range if the first and last image there agree.
 
     The label is read from the image's own header if it is in no range, if the range is rounded or its ends
-    disagree, and for all images if ranges overlap.
+    disagree, and for all images if ranges overlap or the index does not list them in the order of the file.
 
     Args:
         data: the records.
@@ -333,7 +336,7 @@ def image_labels(
         rows = np.searchsorted(numbers, ranges + rounding * (1, -1))
     rows = rows[rows[:, 0] < rows[:, 1]]
     rows = rows[rows[:, 0].argsort(kind="stable")]
-    if (rows[1:, 0] < rows[:-1, 1]).any():
+    if (rows[1:, 0] < rows[:-1, 1]).any() or not _is_increasing(offsets):
         rows = rows[:0]
     first, last = (read_labels(data, offsets[column], path) for column in (rows[:, 0], rows[:, 1] - 1))
     values = np.full(2 * len(rows) + 1, -1, np.int64)
@@ -420,10 +423,11 @@ class RecordFile(ImageSource):
 
     Labels are those in the images' own headers. If there are identity records, opening the set need not read
     every image: the label of a range is that of its first and last image. If these disagree, all images of
-    the range are read, as are those at the ends of ranges that float32 rounds (numbers beyond 2^24). Header,
-    index and records are checked against each other, so a missing image is an error. Identities are named by
-    the label numbers or, with a names file, by the folder part of the images' names, provided that it is the
-    same for all images of an identity and differs between identities.
+    the range are read, as are those at the ends of ranges that float32 rounds (numbers beyond 2^24), and all
+    images of the set if the index is not in the order of the file. Header, index and records are checked
+    against each other, so a missing image is an error. Identities are named by the label numbers or, with a
+    names file, by the folder part of the images' names, provided that it is the same for all images of an
+    identity and differs between identities.
 
     Args:
         path: the folder with ``train.rec``, or a ``.rec`` file with its ``.idx`` next to it.

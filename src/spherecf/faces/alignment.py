@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.common.arrays import check_rgb
 from spherecf.data import sharpness
 from spherecf.errors import InputError
 from spherecf.faces.detection import Face
@@ -52,8 +53,8 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int =
         size: side of the crop in pixels.
 
     Raises:
-        InputError: the landmarks have another shape, are not finite, coincide, or lie outside the photo; or
-            the size is below 1.
+        InputError: the landmarks have another shape, are not finite, coincide, or lie outside the photo;
+            the size is below 1; or the photo is not such an image.
 
     Example:
         >>> photo = np.zeros((300, 300, 3), np.uint8)
@@ -63,6 +64,7 @@ def align(image: NDArray[np.uint8], landmarks: NDArray[np.floating], size: int =
     points = np.asarray(landmarks, np.float64)
     if points.shape != (5, 2) or not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1:
         raise InputError(f"expected five distinct finite landmarks (5, 2) in pixels, got {points.tolist()}")
+    check_rgb(image)
     check_size(size)
     height, width = image.shape[:2]
     if not ((points >= 0) & (points < (width, height))).all(1).any() or np.ptp(points) > _MAX_EXTENT:

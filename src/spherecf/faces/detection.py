@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from spherecf.common.arrays import check_rgb
 from spherecf.common.files import sha256_file
 from spherecf.errors import InputError, ModelError
 from spherecf.faces.photo import silence_opencv
@@ -47,8 +48,8 @@ class FaceDetector:
     """
 
     def __init__(self, path: str | Path | None = None, *, min_score: float = 0.6) -> None:
-        if not 0 < min_score < 1:
-            raise InputError(f"min_score: expected a number between 0 and 1, got {min_score}")
+        if not isinstance(min_score, int | float | np.floating) or not 0 < min_score < 1:
+            raise InputError(f"min_score: expected a number between 0 and 1, got {min_score!r}")
         self.path, self.min_score = Path(path or default_detector_path()), min_score
         if not self.path.is_file():
             raise ModelError(f"{self.path}: expected a YuNet ONNX file, but there is no such file")
@@ -62,10 +63,7 @@ class FaceDetector:
 
     def __call__(self, image: NDArray[Any]) -> list[Face]:
         """Faces in a uint8 RGB image (height, width, 3), highest score first."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(
-                f"expected a uint8 RGB image (height, width, 3), got {image.dtype} {image.shape}"
-            )
+        check_rgb(image)
         try:
             net = self._take()
             net.setInputSize((image.shape[1], image.shape[0]))

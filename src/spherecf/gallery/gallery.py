@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from spherecf.calibration import Calibration
 from spherecf.common.sealing import current_key, reject_plain
 from spherecf.embeddings import Embeddings
-from spherecf.errors import InputError
+from spherecf.errors import FileFormatError, InputError
 from spherecf.gallery.identification import Candidate, Identification, decide, limits_for, matches
 from spherecf.gallery.index import Index
 from spherecf.gallery.milvus import Server, is_server
@@ -437,6 +437,14 @@ class Gallery:
         limits = limits_for(self._calibration, fmr, None, self._header.radius)
         return {limit.score: limit.fmr for limit in limits or ()}
 
+    def claim(self) -> None:
+        """Lock the gallery against changes by other processes until it is closed, as every change does.
+
+        Raises:
+            StorageError: another process holds the lock, or the folder is not writable.
+        """
+        self._store.claim()
+
     def keep_rules(self, calibration: Calibration | None) -> None:
         """Store a calibration in the gallery. All users of the gallery then use it instead of the model's.
 
@@ -541,5 +549,7 @@ def _stored_rules(store: Store, model: str) -> Calibration | None:
         return None
     try:
         return Calibration.from_dict(json.loads(text), model=model)
+    except InputError as error:  # a newer version may have written them
+        raise FileFormatError(store.uri, f"its rules cannot be used: {error}.") from error
     except (ValueError, AttributeError) as error:
         raise store.damaged(f"its rules ({error})") from error

@@ -4,7 +4,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spherecf.common.arrays import as_array, check_directions, check_kappa
-from spherecf.common.parsing import composed
+from spherecf.common.parsing import checked, composed
 from spherecf.common.version import __version__
 from spherecf.errors import FileFormatError, InputError, ModelError
 from spherecf.scoring import pool_templates
@@ -60,14 +60,15 @@ class Header:
             FileFormatError: the facts are not the header of a gallery, or it has another version.
         """
         if facts.get("format") != FORMAT or facts.get("version") != VERSION:
+            newer = isinstance(facts.get("version"), int) and facts["version"] > VERSION
             raise FileFormatError(
                 uri, f"expected a gallery of version {VERSION}, got {facts.get('format')} "
-                f"{facts.get('version')}.", "Use the version of spherecf that created it, or a newer one."
+                f"{facts.get('version')}.", "Update spherecf." if newer else "",
             )  # fmt: skip
         try:
-            return cls(**{field.name: facts[field.name] for field in fields(cls)})
-        except KeyError as error:
-            raise FileFormatError(uri, f"the header of the gallery has no {error}.") from error
+            return checked(cls, facts, "the header of the gallery")
+        except InputError as error:
+            raise FileFormatError(uri, f"{error}.", "Restore it from a backup.") from error
 
     def check(self, uri: str, model: str, backbone: str, dim: int, radius: float) -> None:
         """Check that the gallery belongs to the model. Directions of different models cannot be compared.

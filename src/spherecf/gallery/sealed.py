@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from spherecf.common.files import sync_folder
 from spherecf.common.sealing import NONCE, SALT, Key, decrypted, matching_key, reject_plain
-from spherecf.errors import InputError, StorageError
+from spherecf.errors import FileFormatError, InputError, StorageError
 from spherecf.gallery.rows import FORMAT, Header, Images, Template
 from spherecf.gallery.store import APPLICATION, People, Store, blob
 
@@ -88,6 +88,10 @@ class SealedStore(Store):
         plain_header = super().header()
         if plain_header is None:
             return None
+        version = plain_header.get("version")
+        if version != _VERSION:
+            problem = f"expected an encrypted gallery of version {_VERSION}, got {version}."
+            raise FileFormatError(self.uri, problem, "Update spherecf.")
         try:
             salt, sealed = (bytes.fromhex(plain_header[name]) for name in ("salt", "header"))
         except (KeyError, TypeError, ValueError) as error:
@@ -381,8 +385,7 @@ def _delete_search_file(path: Path) -> None:
 
 def _key_id(header: dict[str, Any] | None) -> str | None:
     """Id of the key of a gallery; None if it is not encrypted."""
-    encrypted = header is not None and header.get("version") == _VERSION
-    return str(header.get("key")) if header and encrypted else None
+    return str(header["key"]) if header and "key" in header else None
 
 
 def _associated_data(*parts: object) -> bytes:

@@ -92,7 +92,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise FileFormatError(path, "no such file.")
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise FileFormatError(
-            path, f"expected one of {', '.join(CHECKPOINT_SUFFIXES)}, got {path.suffix or 'no suffix'}."
+            path,
+            f"expected one of {', '.join(CHECKPOINT_SUFFIXES)}, got {path.suffix or 'no suffix'}.",
+            "Open an ONNX file with FrozenBackbone.from_onnx." if path.suffix == ".onnx" else "",
         )
     content = describe_content(path)
     if content == SAFETENSORS:

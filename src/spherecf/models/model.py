@@ -372,6 +372,8 @@ def _calibrated(path: Path, model: ConfidenceModel, facts: Mapping[str, Any]) ->
         return model.with_calibration(Calibration.from_dict(facts))
     except InputError as error:
         raise FileFormatError(path, f"its calibration cannot be used: {error}.") from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _head(path: Path, facts: Mapping[str, Any], tensors: dict[str, Tensor]) -> ConfidenceHead:

@@ -103,6 +103,8 @@ def _read(path: Path, tensors: bool) -> tuple[Any, dict[str, Tensor]]:
         text = (stored.metadata() or {}).get(HEADER_KEY)
         names = stored.keys() if tensors else ()
         values = {name: stored.get_tensor(name).clone() for name in names}
+    if text is not None and text.startswith("embeddings/"):
+        raise FileFormatError(path, f"expected a model of SphereCF, found {text[:80]}, an embeddings file.")
     header = None if text is None else parse_json(text, path, "a model of SphereCF", DAMAGED)
     return header, values
 

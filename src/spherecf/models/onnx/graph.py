@@ -51,8 +51,9 @@ def read_onnx(source: str | Path | Model) -> OnnxFile:
     """Read a model file, or copy an ``onnx.ModelProto``, and check the data of every tensor.
 
     Raises:
-        ModelError: not an ONNX file, truncated, or larger than 2 GiB with its weights; external weights that
-            are missing, too short or outside the file's folder; or a tensor whose data do not fit its shape.
+        ModelError: not an ONNX file, unreadable, truncated, or larger than 2 GiB with its weights; external
+            weights that are missing, too short or outside the file's folder; or a tensor whose data do not
+            fit its shape.
     """
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
@@ -68,14 +69,17 @@ def read_onnx(source: str | Path | Model) -> OnnxFile:
         _check_names(model, name)
         sha256 = hashlib.sha256(serialized(model, name)).hexdigest()
     else:
-        path = Path(source)
-        if not path.is_file():
-            raise ModelError(f"{path}: no such file; expected an ONNX file")
-        content = path.read_bytes()
-        model, name, former = _parse(path, content), path.stem, ""
-        sha256 = hashlib.sha256(content).hexdigest()
-        _check_names(model, name)
-        if _attach_weights(model, path):
+        path, name, former = Path(source), Path(source).stem, ""
+        try:
+            if not path.is_file():
+                raise ModelError(f"{path}: no such file; expected an ONNX file")
+            content = path.read_bytes()
+            model, sha256 = _parse(path, content), hashlib.sha256(content).hexdigest()
+            _check_names(model, name)
+            n_attached = _attach_weights(model, path)
+        except OSError as error:
+            raise ModelError(f"{error.filename or path}: cannot be read ({error.strerror})") from error
+        if n_attached:
             sha256, former = hashlib.sha256(serialized(model, name)).hexdigest(), sha256
     for tensor in _tensors(model):
         _check(tensor, name)
