@@ -54,7 +54,7 @@ sbom:  ## what is installed as CycloneDX, in sbom.json; needs the extra `audit`
 bench:  ## the benchmarks that need no data; their options are in their first lines
 	for script in benchmarks/vmf_accuracy.py benchmarks/vmf_speed.py benchmarks/tenfold.py \
 	    benchmarks/score_matrix.py benchmarks/backbone_engines.py benchmarks/confidence_fit.py \
-	    benchmarks/extract_overhead.py benchmarks/confidence_step.py benchmarks/scaling.py \
+	    benchmarks/kept_memory.py benchmarks/extract_overhead.py benchmarks/confidence_step.py benchmarks/scaling.py \
 	    benchmarks/record_memory.py benchmarks/demo.py benchmarks/nearest_point.py; do \
 	    echo "== $$script"; $(PYTHON) $$script || exit 1; done
 

@@ -223,7 +223,7 @@ import warnings
 import numpy as np, torch
 from spherecf.errors import InputError
 from spherecf.scoring import *
-from spherecf.scoring import fit_gallery_kappa, mean_cosine_kappa, natural_parameter
+from spherecf.scoring import cosine_tiles, fit_gallery_kappa, mean_cosine_kappa, natural_parameter
 from spherecf.vmf import VonMisesFisher, HypersphericalUniform, log_normalizer, inverse_mean_resultant_length
 
 warnings.simplefilter("error")

@@ -446,7 +446,7 @@ print(before, inside, page_faults())
 """
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before, inside, after = map(int, printed.split())
-    assert inside * 10 < before < after * 2
+    assert inside * 10 < min(before, after)
 
 
 def test_tensorboard_curves_match_the_reference(tmp_path: Path) -> None:

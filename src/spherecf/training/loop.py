@@ -789,8 +789,8 @@ def stop_requested() -> Iterator[threading.Event]:
 def freed_memory_kept() -> Iterator[None]:
     """Keep the memory that a step frees, for the next step; with glibc, on the CPU.
 
-    By default glibc returns large blocks to the system, which clears every page again at the next step: a
-    sixth of the time of a MobileFaceNet.
+    By default glibc returns large blocks to the system, which clears every page again at the next step
+    (benchmarks/kept_memory.py).
     """
     try:
         libc = ctypes.CDLL(None)
