@@ -12,8 +12,6 @@ work on the machine does not count. On a GPU it is wall time, and scipy is left 
 """
 
 import argparse
-import contextlib
-import ctypes
 import statistics
 import sys
 import time
@@ -24,6 +22,7 @@ import scipy
 import torch
 from torch import Tensor
 
+from spherecf.training.loop import freed_memory_kept
 from spherecf.vmf import log_normalizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "reference"))
@@ -32,16 +31,6 @@ from released_loss import released_log_normalizer
 DIM = 512
 FLOOR, RIVAL = "one torch.log, no gradient", "scipy-based, as released"
 BOTH = "one torch.log and its gradient"
-
-
-def keep_memory() -> None:
-    """Stop glibc from returning freed memory to the system after every call.
-
-    Getting it back page by page takes as long as these functions, and would be charged to the next method.
-    """
-    with contextlib.suppress(AttributeError, OSError, TypeError):  # other systems
-        ctypes.CDLL(None).mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
-        ctypes.CDLL(None).mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD
 
 
 def with_gradient(function: Callable[[Tensor, int], Tensor], kappa: Tensor) -> Callable[[], object]:
@@ -95,7 +84,9 @@ def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device
             "scipy ive, forward only": (lambda: scipy.special.ive(DIM / 2 - 1, few.numpy()), len(few)),
             RIVAL: (with_gradient(released_log_normalizer, few), len(few)),
         }
-    times = nanoseconds(methods, rounds, clock_of(gpu))
+    # To clear the pages of returned memory takes as long as these functions, and the next one would pay for it.
+    with freed_memory_kept():
+        times = nanoseconds(methods, rounds, clock_of(gpu))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
@@ -108,7 +99,6 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    keep_memory()
     gpu = arguments.device.type == "cuda"
     where = torch.cuda.get_device_name() if gpu else f"one thread, {torch.backends.cpu.get_cpu_capability()}"
     print(
