@@ -84,7 +84,7 @@ def measure(dtype: torch.dtype, elements: int, rounds: int, device: torch.device
             "scipy ive, forward only": (lambda: scipy.special.ive(DIM / 2 - 1, few.numpy()), len(few)),
             RIVAL: (with_gradient(released_log_normalizer, few), len(few)),
         }
-    # To clear the pages of returned memory takes as long as these functions, and the next one would pay for it.
+    # Clearing pages of returned memory takes as long as these functions, and the next one would pay for it.
     with freed_memory_kept():
         times = nanoseconds(methods, rounds, clock_of(gpu))
     return {name: statistics.median(each) for name, each in times.items()}

@@ -365,7 +365,7 @@ def check_destination(path: str | Path) -> None:
     if _is_device(path):
         return
     try:
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):  # `_check_folder` names the parent
             _temporary_path(path).stat()
         _check_folder(path.absolute().parent)
     except OSError as error:
@@ -394,7 +394,14 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
+        if is_on_read_only_disk(folder):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         raise PermissionError(errno.EACCES, f"no permission to write in {folder}")
+
+
+def is_on_read_only_disk(folder: Path) -> bool:
+    """Whether the disk of an existing folder is mounted read-only; False where the system does not say."""
+    return os.name == "posix" and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def _is_device(path: Path) -> bool:

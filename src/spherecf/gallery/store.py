@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from spherecf.common.files import Lock, check_destination, make_folder
+from spherecf.common.files import Lock, check_destination, is_on_read_only_disk, make_folder
 from spherecf.errors import FileFormatError, StorageError
 from spherecf.gallery.rows import Images, Template
 
@@ -100,7 +100,7 @@ class Store:
             if self._lockable:
                 _check_file(Path(uri))
             path = self._path = Path(uri).resolve()  # one lock and search file, whatever links lead here
-            read_only = self._lockable and _is_on_read_only_disk(path)
+            read_only = self._lockable and _is_read_only(path)
             location = f"{path.as_uri()}?immutable=1" if read_only else uri
             self._db = sqlite3.connect(
                 location, timeout, isolation_level=None, check_same_thread=False, uri=read_only
@@ -483,9 +483,9 @@ def _check_file(path: Path) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 
-def _is_on_read_only_disk(path: Path) -> bool:
+def _is_read_only(path: Path) -> bool:
     """Whether a gallery is on a read-only disk. SQLite must then be told that no process writes to it."""
-    if os.name != "posix" or not os.statvfs(path.parent).f_flag & os.ST_RDONLY:
+    if not is_on_read_only_disk(path.parent):
         return False
     log = Path(f"{path}-wal")
     return not (log.exists() and log.stat().st_size)
