@@ -34,6 +34,8 @@ def test_intervals_over_subjects_and_json() -> None:
     table = ThresholdTable.fit([3.0, 3.0, 1.0], [0, 0, 1], [0.5, 0.1], score="mls", radius=64.0)
     table = table.with_subject_intervals({0.5: (0.1, 0.9)}, {0.5: (0.0, 1.0)})
     assert table.at(0.5).fmr_subjects == (0.1, 0.9) and table.at(0.1).fmr_subjects is None
+    # An interval without width, from a bootstrap in which no pair was ever accepted, is left out.
+    assert table.with_subject_intervals({0.5: (0.0, 0.0)}, {0.5: (1.0, 1.0)}).at(0.5).tmr_subjects is None
     assert (
         table.at(0.5).threshold == float("inf") and table.at(0.5).false_matches == 0
     )  # ties stay out together

@@ -367,9 +367,18 @@ class ThresholdTable:
     def with_subject_intervals(
         self, fmr: Mapping[float, Ends], tmr: Mapping[float, Ends]
     ) -> "ThresholdTable":
-        """The same table with intervals over subjects, by target."""
+        """The same table with intervals over subjects, by target, where these have a width.
+
+        If no pair or every pair is accepted, so it is in every bootstrap sample, and the interval of the
+        bootstrap says nothing about other people.
+        """
+
+        def ends(intervals: Mapping[float, Ends], entry: ThresholdEntry) -> Ends | None:
+            low, high = intervals.get(entry.target, (0.0, 0.0))
+            return (low, high) if low < high else None
+
         entries = (
-            replace(entry, fmr_subjects=fmr.get(entry.target), tmr_subjects=tmr.get(entry.target))
+            replace(entry, fmr_subjects=ends(fmr, entry), tmr_subjects=ends(tmr, entry))
             for entry in self.entries
         )
         return replace(self, entries=tuple(entries))

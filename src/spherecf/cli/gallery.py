@@ -40,11 +40,6 @@ GalleryUri = Annotated[
 _MAX_ROWS = 50  # printed rows of a table; the JSON output contains all rows
 
 
-@app.callback()
-def _root() -> None:
-    pass
-
-
 @app.command(epilog="Example: spherecf gallery enrol people.gallery Anna anna/*.jpg")
 def enrol(
     gallery: GalleryUri,

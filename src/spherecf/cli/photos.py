@@ -18,6 +18,7 @@ from spherecf.cli.options import (
     PhotoPaths,
     file_to_write,
     open_assessor,
+    photos_in,
     print_left_out,
     print_lines,
     print_text,
@@ -178,11 +179,11 @@ def template(
     Prints one JSON line: the pooled kappa, the pooled kappa after each photo, and for each photo its weight,
     its gain, whether it helps, whether it looks like a different person, and which photo it duplicates.
     """
-    from spherecf.photos import build_template, find_photos
+    from spherecf.photos import build_template
 
     if name and out is None:
         raise typer.BadParameter("has no effect without --out", param_hint="--name")
-    files = find_photos(paths)
+    files = photos_in(paths)
     assessor = open_assessor(model, backbone, detector, faces="main")
     stream = assessor.stream((file.name, file.path) for file in files.photos)
     photos = list(track(stream, "photos", len(files.photos)))

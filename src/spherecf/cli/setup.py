@@ -95,11 +95,6 @@ key_app = typer.Typer(help="Encrypt galleries and embeddings files.", no_args_is
 Paths = Annotated[list[Path], typer.Argument(help="Galleries and embeddings files.")]
 
 
-@key_app.callback()
-def _root() -> None:
-    pass
-
-
 @key_app.command(epilog="Example: spherecf key make people.key")
 def make(file: Annotated[Path, typer.Argument(help="Key file to create.")]) -> None:
     """Create a random key in a new file that only its owner can read.

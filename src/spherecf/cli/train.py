@@ -31,11 +31,6 @@ Device = Annotated[str, typer.Option(help="Device to train on: auto, cpu, cuda o
 Events = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard event files.")]
 
 
-@app.callback()
-def _root() -> None:
-    pass
-
-
 @app.command(
     epilog="Example: spherecf train backbone recipes/backbone.toml --data faces/ --out runs/backbone"
 )

@@ -433,9 +433,7 @@ def _entry_text(entry: ThresholdEntry, mated: bool = False) -> str:
         if mated
         else (entry.fmr, entry.false_matches, entry.non_mated, entry.fmr_subjects, entry.fmr_exact)
     )
-    low, high = subjects or (math.nan, math.nan)
-    if not low < high:
-        low, high = exact or (math.nan, math.nan)
+    low, high = subjects or exact or (math.nan, math.nan)
     return f"{rate:.3g} ({matches}/{n_pairs}) [{low:.3g}, {high:.3g}]"
 
 

@@ -50,17 +50,16 @@ class Ranks:
         """Whether this is rank 0, which logs and writes files."""
         return self.rank == 0
 
-    def share(self, count: int, of: int | None = None) -> slice:
-        """The contiguous share of ``count`` items for this rank, or rank ``of``; shares are nearly equal.
+    def share(self, count: int) -> slice:
+        """The contiguous share of ``count`` items for this rank; the shares of all ranks are nearly equal.
 
         Example:
             >>> [Ranks(rank, 3).share(8) for rank in range(3)]
             [slice(0, 3, None), slice(3, 6, None), slice(6, 8, None)]
         """
-        rank = self.rank if of is None else of
         items, remainder = divmod(count, self.size)
-        start = rank * items + min(rank, remainder)
-        return slice(start, start + items + (rank < remainder))
+        start = self.rank * items + min(self.rank, remainder)
+        return slice(start, start + items + (self.rank < remainder))
 
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
