@@ -10,14 +10,13 @@ RUN /opt/spherecf/bin/pip install --index-url "$TORCH_INDEX" "torch>=2.6,<2.14"
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN /opt/spherecf/bin/pip install ".[serve,encryption]" \
-    && /opt/spherecf/bin/python -m compileall -q /opt/spherecf \
     && /opt/spherecf/bin/spherecf --version
 
 FROM python:3.13-slim
 LABEL org.opencontainers.image.title="SphereCF" \
       org.opencontainers.image.licenses="Apache-2.0"
 RUN groupadd --system --gid 10001 spherecf \
-    && useradd --system --uid 10001 --gid spherecf --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin spherecf \
+    && useradd --uid 10001 --gid spherecf --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin spherecf \
     && install --directory --owner=spherecf --group=spherecf --mode=0700 /data
 COPY --from=build /opt/spherecf /opt/spherecf
 ENV PATH=/opt/spherecf/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1

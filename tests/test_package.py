@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import importlib
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,22 @@ def needs_example(member: Any) -> bool:
 def test_import_and_help_load_no_heavy_library(start: str) -> None:
     loaded = python(f"import sys; {start}; print([name for name in {HEAVY} if name in sys.modules])")
     assert loaded.strip() == "[]"
+
+
+@pytest.mark.parametrize("use", ["load()", "export"])
+def test_onnxruntime_reports_nothing(tmp_path: Path, use: str) -> None:
+    """Its telemetry starts with its import: it leaves an identifier and a queue of events below HOME."""
+    code = (
+        f"import os, spherecf; spherecf.{use}; import onnxruntime; assert not os.listdir({str(tmp_path)!r})"
+    )
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=120)
+
+
+def test_an_own_choice_about_telemetry_is_kept() -> None:
+    name = "ORT_DISABLE_TELEMETRY"
+    code = f"import os; os.environ['{name}'] = '0'; import spherecf; print(os.environ['{name}'])"
+    assert python(code).strip() == "0"
 
 
 def test_rooms_are_imported_on_first_use() -> None:

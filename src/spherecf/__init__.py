@@ -11,10 +11,15 @@ Subpackages (each imported on first use): `vmf`, `losses`, `models`, `data`, `fa
 `report`, `demo`, `validation`, `doctor`, `errors`.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from spherecf.common.version import __version__
+
+# onnxruntime 1.29 and later report their use to Microsoft and keep an identifier below HOME, once they are
+# imported. Only this variable prevents both; a value that is already set is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from spherecf import (

@@ -39,6 +39,16 @@ def test_a_port_in_use_is_reported() -> None:
     assert isinstance(result.exception, SpherecfError) and "choose another --port" in str(result.exception)
 
 
+@pytest.mark.parametrize("given", ["a-token-of-the-administrator", ""])
+def test_a_given_token_is_not_printed(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """In a container, stderr is a log that is kept. A random token is printed: nobody else knows it."""
+    monkeypatch.setattr("spherecf.serve.run", lambda *_, **__: None)
+    result = CliRunner().invoke(app, ["serve"], env={"SPHERECF_TOKEN": given})
+    assert result.exit_code == 0 and "http://127.0.0.1:8080/" in result.output
+    assert ("asks for your token" in result.output) == bool(given) != ("#token=" in result.output)
+    assert not given or given not in result.output
+
+
 def test_the_room_can_be_imported_without_fastapi() -> None:
     script = "import sys, spherecf.serve; assert not {'fastapi', 'uvicorn', 'starlette'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)

@@ -75,17 +75,22 @@ def serve(
         limits = Limits(requests_per_minute=per_minute)
         hosts = hosts_of(host, tuple(allow_host or ()))
         app = create_app(assessor, people, token=secret, hosts=hosts, limits=limits)
-        print_text(_welcome(host, port, secret, gallery))
+        print_text(_welcome(host, port, secret, gallery, given=bool(token)))
         run(app, host, port, trusted_proxies=tuple(trust_proxy or ()))
     finally:
         if people is not None:
             people.close()
 
 
-def _welcome(host: str, port: int, token: str, gallery: str) -> str:
-    """Start-up message with the addresses to open. Browsers do not send the fragment after #."""
+def _welcome(host: str, port: int, token: str, gallery: str, *, given: bool) -> str:
+    """Start-up message with the addresses to open. Browsers do not send the fragment after #.
+
+    A token that the user has given is not printed: in a container, stderr is a log that is kept.
+    """
     url_host = f"[{host}]" if ":" in host else host
-    address = f"http://{url_host}:{port}/" + (f"#token={token}" if token else "")
+    address = f"http://{url_host}:{port}/"
+    if token:
+        address += " (the page asks for your token)" if given else f"#token={token}"
     people = f"gallery: {gallery}" if gallery else "no gallery (open one with --gallery PATH)"
     return f"SphereCF is running at {address}\n{people}; API: http://{url_host}:{port}/docs; stop with Ctrl-C"
 
