@@ -1,7 +1,7 @@
 # The one task runner. PYTHON is the environment that `pip install -e ".[dev]"` went into.
 PYTHON ?= python
 
-.PHONY: help check unit test fuzz faults lint format docs bench audit sbom versions long mutants
+.PHONY: help check unit test fuzz faults lint format docs bench audit sbom versions long mutants coverage
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
@@ -60,3 +60,9 @@ bench:  ## the benchmarks that need no data; their options are in their first li
 
 mutants:  ## small changes of the mathematics, each of which a test must notice (hours); pip install cosmic-ray coverage
 	$(PYTHON) -m tests.mutants
+
+coverage:  ## lines that the fast tests do not run, also those of other processes (half an hour); pip install coverage
+	$(PYTHON) -m coverage erase
+	$(PYTHON) -m coverage run -m pytest -n0
+	$(PYTHON) -m coverage combine -q
+	$(PYTHON) -m coverage report
