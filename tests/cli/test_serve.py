@@ -39,6 +39,13 @@ def test_a_port_in_use_is_reported() -> None:
     assert isinstance(result.exception, SpherecfError) and "choose another --port" in str(result.exception)
 
 
+def test_the_printed_address_can_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spherecf.serve.run", lambda *_, **__: None)
+    for host, address in (("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("192.0.2.1", "192.0.2.1")):
+        output = CliRunner().invoke(app, ["serve", "--host", host, "--port", "8088"]).output
+        assert f"http://{address}:8088/#token=" in output and f"http://{address}:8088/docs" in output
+
+
 @pytest.mark.parametrize("given", ["a-token-of-the-administrator", ""])
 def test_a_given_token_is_not_printed(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     """In a container, stderr is a log that is kept. A random token is printed: nobody else knows it."""

@@ -87,7 +87,8 @@ def _welcome(host: str, port: int, token: str, gallery: str, *, given: bool) -> 
 
     A token that the user has given is not printed: in a container, stderr is a log that is kept.
     """
-    url_host = f"[{host}]" if ":" in host else host
+    opened = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # not every browser opens the former
+    url_host = f"[{opened}]" if ":" in opened else opened
     address = f"http://{url_host}:{port}/"
     if token:
         address += " (the page asks for your token)" if given else f"#token={token}"
