@@ -13,8 +13,10 @@ import pytest
 from typer.testing import CliRunner
 
 from spherecf.cli import app
+from spherecf.cli.options import open_gallery
 from spherecf.data import orl_faces
 from spherecf.errors import SpherecfError
+from spherecf.models import load
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi", reason='no FastAPI: pip install "spherecf[serve]"')
@@ -26,6 +28,10 @@ pytest.importorskip("fastapi", reason='no FastAPI: pip install "spherecf[serve]"
         (["--host", "0.0.0.0", "--no-token"], "loopback"),
         (["--no-token", "--token", "t" * 20], "cannot be used together"),
         (["--token", "short"], "16 ASCII"),
+        (
+            ["--trust-proxy", "::1", "--trust-proxy", "10.0.0/8"],
+            "'10.0.0/8': expected an IP address or a net",
+        ),
     ],
 )
 def test_unsafe_settings_are_refused(arguments: list[str], message: str) -> None:
@@ -33,10 +39,16 @@ def test_unsafe_settings_are_refused(arguments: list[str], message: str) -> None
     assert isinstance(result.exception, SpherecfError) and message in str(result.exception)
 
 
-def test_a_port_in_use_is_reported() -> None:
+def test_a_port_in_use_is_reported_and_the_gallery_closed(tmp_path: Path) -> None:
+    path = tmp_path / "people.gallery"
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        result = CliRunner().invoke(app, ["serve", "--port", str(listener.getsockname()[1])])
-    assert isinstance(result.exception, SpherecfError) and "choose another --port" in str(result.exception)
+        port = str(listener.getsockname()[1])
+        for options in ([], ["--gallery", str(path)]):
+            result = CliRunner().invoke(app, ["serve", "--port", port, *options])
+            assert isinstance(result.exception, SpherecfError)
+            assert "choose another --port" in str(result.exception)
+    with open_gallery(str(path), load(), create=False) as gallery:
+        gallery.claim()  # refused if the command still held it
 
 
 @pytest.mark.parametrize("given", ["a-token-of-the-administrator", ""])
