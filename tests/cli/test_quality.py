@@ -9,16 +9,20 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from rich.console import Console
 from tests.faces.pictures import jpeg, portrait
+from tests.models import graphs
+from tests.tiny import TINY
 from typer.testing import CliRunner, Result
 
 from spherecf import photos as photos_room
 from spherecf.cli import app, main, quality
 from spherecf.data import encode_image
 from spherecf.errors import FileFormatError, InputError, ModelError, StorageError
-from spherecf.models import ConfidenceModel, load
+from spherecf.models import ConfidenceModel, FrozenBackbone, load
+from spherecf.models.heads import LinearHead
 from spherecf.photos import FaceAssessor, rank_photos
 
 
@@ -155,6 +159,14 @@ def test_invalid_model_options_are_refused(folder: Path) -> None:
     assert str(result.exception) == "--min-quality needs a calibrated model; this one is not calibrated"
     rows = lines(call("photos/one.png", "--max-megapixels", "0.02", "--engine", "torch"))
     assert rows[0]["failure"] == "too_large" and "0.02" in rows[0]["reason"]
+
+
+def test_repairs_of_the_recogniser_are_reported(folder: Path) -> None:
+    onnx.save(graphs.iresnet(batch=1), "fixed.onnx")
+    backbone = FrozenBackbone.from_onnx("fixed.onnx", preprocessing=TINY)
+    ConfidenceModel(backbone, LinearHead(*backbone.feature_shape)).save("fixed.safetensors")
+    result = call("photos/one.png", "--model", "fixed.safetensors", "--backbone", "fixed.onnx")
+    assert lines(result)[0]["kappa"] > 0 and "fixed: fixed batch of 1 made dynamic" in result.stderr
 
 
 def test_a_missing_file_is_reported_as_a_failure(folder: Path) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from spherecf import serve
 from spherecf.cli import app
 from spherecf.cli.options import open_gallery
 from spherecf.data import orl_faces
-from spherecf.errors import SpherecfError
+from spherecf.errors import MissingDependencyError, SpherecfError
 from spherecf.models import load
 
 httpx = pytest.importorskip("httpx")
@@ -61,7 +62,7 @@ def test_a_given_token_is_not_printed(monkeypatch: pytest.MonkeyPatch, given: st
     assert not given or given not in result.output
 
 
-def test_the_room_can_be_imported_without_fastapi() -> None:
+def test_the_room_can_be_imported_without_fastapi(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import sys, spherecf.serve; assert not {'fastapi', 'uvicorn', 'starlette'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
     script_without_fastapi = (
@@ -71,6 +72,9 @@ def test_the_room_can_be_imported_without_fastapi() -> None:
         [sys.executable, "-c", script_without_fastapi], capture_output=True, text=True, timeout=60
     )
     assert "MissingDependencyError" in completed.stderr and "spherecf[serve]" in completed.stderr
+    monkeypatch.setitem(sys.modules, "spherecf.serve.app", None)  # as if an import in it failed
+    with pytest.raises(MissingDependencyError, match=r"spherecf\[serve\]"):
+        serve.run(None, "127.0.0.1", 0)
 
 
 @pytest.mark.slow
